@@ -1,0 +1,398 @@
+"""Recipes: everything a run was told, as frozen dataclasses read strictly from TOML.
+
+The one idea: a recipe is a value. A file and its overrides become one `Recipe`, checked whole before any work
+starts, and `dump_toml` writes the very same value into the run directory, where it can be loaded again.
+
+What it is not: it derives nothing. A field that is `None` is filled in by the dial (`fledgling.plan.horizon`)
+or by the stage that reads it; this file only knows names, types and ranges. Floor 0: imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Union
+
+STAGES = ("pretrain", "midtrain", "sft", "rl")
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one line: what was given, what was expected, what to do.
+
+    The command line prints it as `error: ...` and exits with 1; anything else that escapes is a bug of ours.
+    """
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return ` - did you mean "x"?` for the closest of `known`, or the empty string when none is close."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f' - did you mean "{close[0]}"?' if close else ""
+
+
+# ---- fields: a default together with the range it must lie in ------------------------------------
+
+
+def _count(default: int | None, low: int = 1) -> Any:
+    """A whole number of at least `low`."""
+    return field(default=default, metadata={"low": low})
+
+
+def _number(default: float, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> Any:
+    """A finite number in [low, high], or in (low, high] with `above`."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above})
+
+
+def _share(default: float) -> Any:
+    """A share of a whole: a number in [0, 1]."""
+    return _number(default, 0.0, 1.0)
+
+
+def _choice(default: str, *others: str) -> Any:
+    """One of a few words."""
+    return field(default=default, metadata={"choices": (default, *others)})
+
+
+# Names with weights of at least 0; relative, so they need not add up to 1. Empty: the stage's own default.
+_WEIGHTS = {"low": 0.0}
+
+
+# ---- the tables ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenizerTable:
+    """[tokenizer]: what the byte-level BPE vocabulary is trained on and how it splits."""
+
+    vocab_size: int = _count(1024, 256)  # entries, the special tokens included
+    characters: int = _count(2_000_000_000)  # at most so many characters of text are read
+    digits: int = _count(1)  # longest group of digits that may become one token
+    letters: bool = True  # each ASCII letter, and each after a space, has its own token
+    sources: tuple[str, ...] = ("embedded",)  # names of corpora, or paths
+
+
+@dataclass(frozen=True)
+class ModelTable:
+    """[model]: the architecture. `None` is derived from depth: width 64 x depth, a head for every 128 of it."""
+
+    depth: int = _count(4)  # layers
+    width: int | None = _count(None)  # C
+    heads: int | None = _count(None)  # H, query heads
+    kv_heads: int | None = _count(None)  # key/value heads; None: as many as heads
+    context: int = _count(256)  # T, tokens a row
+    family: str = _choice("fledgling", "gpt2", "llama")
+    softcap: float = _number(15.0)  # logits are softcap * tanh(logits / softcap); 0: none
+
+
+@dataclass(frozen=True)
+class OptimizerTable:
+    """[optimizer]: rates by role; Muon for the matrices, AdamW for embedding, head and scalars."""
+
+    matrix_rate: float = _number(0.02, above=True)
+    embedding_rate: float = _number(0.3, above=True)
+    head_rate: float = _number(0.004, above=True)
+    scalar_rate: float = _number(0.04, above=True)
+    adam_betas: tuple[float, float] = field(default=(0.8, 0.95), metadata={"low": 0.0, "high": 0.9999})
+    adam_eps: float = _number(1e-10, above=True)
+    momentum: float = _number(0.95, 0.0, 0.9999)
+    weight_decay: float = _number(0.0)
+    newton_schulz_steps: int = _count(5)
+
+
+@dataclass(frozen=True)
+class StageTable:
+    """[pretrain], [midtrain], [sft]: one stage's length, schedule, data and evaluations."""
+
+    steps: int | None = _count(
+        None
+    )  # optimizer steps; None: the dial for pretraining, one pass for the others
+    batch_tokens: int | None = _count(None)  # tokens of one step over all ranks; None: the dial
+    micro_batch: int | None = _count(None)  # rows of one forward/backward on one rank; None: what fits
+    rate: float = _number(1.0, above=True)  # multiplies every rate of [optimizer]
+    warmup: int = _count(20, 0)  # steps from 0 to the full rate
+    decay: float = _share(0.4)  # the last share of the steps, over which the rate falls
+    final: float = _share(0.0)  # the multiplier the fall ends at
+    mixture: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # source -> weight
+    target: str = _choice("all", "assistant")  # which tokens are learned
+    eval_every: int = _count(0, 0)  # steps; 0: only at the end
+    eval_questions: int = _count(200)  # questions a task
+    sample_every: int = _count(0, 0)  # steps; 0: only at the end
+    save_every: int = _count(0, 0)  # steps; 0: only at the end
+    keep: int = _count(2)  # checkpoints kept
+
+
+@dataclass(frozen=True)
+class RLTable:
+    """[rl]: a stage whose batches are rollouts of the live weights, scored by tasks (GRPO)."""
+
+    steps: int | None = _count(None)
+    batch_tokens: int | None = _count(None)
+    micro_batch: int | None = _count(None)
+    rate: float = _number(0.2, above=True)
+    warmup: int = _count(0, 0)
+    decay: float = _share(1.0)
+    final: float = _share(0.0)
+    mixture: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)
+    target: str = _choice("assistant", "all")
+    eval_every: int = _count(0, 0)
+    eval_questions: int = _count(200)
+    sample_every: int = _count(0, 0)
+    save_every: int = _count(0, 0)
+    keep: int = _count(2)
+    tasks: dict[str, float] = field(
+        default_factory=dict, metadata=_WEIGHTS
+    )  # task -> weight among the prompts
+    prompts: int = _count(16)  # different prompts a step
+    group: int = _count(16, 2)  # rollouts a prompt, compared with each other
+    epochs: int = _count(1)  # passes over one step's rollouts
+    clip: float = _number(0.2, above=True)  # the ratio stays in [1 - clip, 1 + clip_high]
+    clip_high: float | None = _number(None, above=True)  # type: ignore[arg-type]  # None: clip
+    kl: float = _number(0.0)  # weight of the divergence from the stage's first weights
+    temperature: float = _number(1.0, above=True)
+    max_tokens: int = _count(64)  # longest rollout, tool output included
+    advantage: str = _choice("centred", "zscore")
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """[run]: where it runs and where it writes. Nothing here changes what is learned, except `dtype`."""
+
+    out: str = "runs/quickstart"  # the run directory
+    device: str = _choice("auto", "cpu", "cuda", "mps")
+    dtype: str = _choice("auto", "float32", "bfloat16")
+    compile: str = _choice("auto", "on", "off")
+    threads: int = _count(0, 0)  # 0: as many as there are cores
+    data_dir: str | None = None  # None: FLEDGLING_DATA, or ./data
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run: four stages' worth of settings, and which of the stages take place."""
+
+    name: str = "quickstart"
+    description: str = ""
+    seed: int = _count(0, 0)
+    stages: tuple[str, ...] = STAGES
+    tokenizer: TokenizerTable = field(default_factory=TokenizerTable)
+    model: ModelTable = field(default_factory=ModelTable)
+    optimizer: OptimizerTable = field(default_factory=OptimizerTable)
+    pretrain: StageTable = field(default_factory=StageTable)
+    midtrain: StageTable = field(default_factory=StageTable)
+    sft: StageTable = field(default_factory=lambda: StageTable(target="assistant"))
+    rl: RLTable = field(default_factory=RLTable)
+    run: RunTable = field(default_factory=RunTable)
+
+    def stage(self, name: str) -> StageTable | RLTable:
+        """Return the table of one of the four stages."""
+        if name not in STAGES:
+            known = ", ".join(STAGES)
+            raise UserError(f'unknown stage "{name}": expected one of {known}{did_you_mean(name, STAGES)}')
+        return getattr(self, name)
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the package, sorted."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str] = ()) -> Recipe:
+    """Return the recipe of that name, TOML file or run directory, with `table.key=value` overrides in order.
+
+    Raises UserError for anything unknown, mistyped or out of range, naming the key.
+    """
+    path = _find(str(name_or_path))
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a recipe: {error}") from error
+    table.setdefault("name", path.stem)
+    for override in overrides:
+        _override(table, override)
+    recipe = _read(Recipe, table, "")
+    _check_whole(recipe)
+    return recipe
+
+
+def _find(given: str) -> Path:
+    """Return the file that a recipe's name, path or run directory means."""
+    path = Path(given)
+    if path.is_dir() and (path / "recipe.toml").is_file():
+        return path / "recipe.toml"
+    if path.is_file():
+        return path
+    shipped = RECIPES / f"{given}.toml"
+    if path.name == given and shipped.is_file():
+        return shipped
+    if given.endswith(".toml") or path.name != given:
+        raise UserError(f"no recipe at {given}: expected a TOML file, or one of {', '.join(recipe_names())}")
+    names = recipe_names()
+    raise UserError(f'no recipe "{given}": there are {", ".join(names)}{did_you_mean(given, names)}')
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    """Set `table.key=value` in the nested dictionary; the value is TOML, and a bare word is a string."""
+    dotted, sign, text = override.partition("=")
+    keys = [key.strip().strip('"') for key in dotted.split(".")]
+    if not sign or not all(keys):
+        raise UserError(f'override "{override}": expected table.key=value, for example model.depth=6')
+    *above, last = keys
+    for key in above:
+        inner = table.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UserError(f'override "{override}": {key} is a value, not a table')
+        table = inner
+    text = text.strip()
+    if text.lower() == "none":  # the one value TOML cannot write: back to derived, or to the default
+        table.pop(last, None)
+        return
+    try:
+        table[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if re.match(r"""[\[{"']""", text):
+            raise UserError(f'override "{override}": the value is not TOML: {error}') from error
+        table[last] = text
+
+
+def _read(kind: type, table: Mapping[str, Any], where: str) -> Any:
+    """Build the dataclass `kind` from a TOML table; `where` is the dotted path that errors name."""
+    known = {entry.name: entry for entry in fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        name = f"{where}{key}"
+        if key not in known:
+            what = "table" if isinstance(value, dict) else "key"
+            place = f"[{where[:-1]}] has" if where else "a recipe has"
+            hint = did_you_mean(key, known) or f": {place} {', '.join(known)}"
+            raise UserError(f'unknown {what} "{name}"{hint}')
+        if isinstance(hints[key], type) and hasattr(hints[key], "__dataclass_fields__"):
+            if not isinstance(value, dict):
+                raise UserError(f"{name}: expected a table [{name}], got {value!r}")
+            value = {**_changed_defaults(known[key], hints[key]), **value}
+            values[key] = _read(hints[key], value, f"{name}.")
+        else:
+            values[key] = _typed(name, hints[key], value)
+            _check_range(name, known[key], values[key])
+    return kind(**values)
+
+
+def _changed_defaults(entry: Field[Any], kind: type) -> dict[str, Any]:
+    """Return the fields whose default here differs from the table's own: [sft] learns assistant tokens."""
+    if entry.default_factory is MISSING:
+        return {}
+    here, own = entry.default_factory(), kind()
+    return {
+        f.name: getattr(here, f.name) for f in fields(kind) if getattr(here, f.name) != getattr(own, f.name)
+    }
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    """Return `value` as the field's type; only a whole number for a number is converted."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, Union):
+        return _typed(name, next(a for a in arguments if a is not type(None)), value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{name}: expected a table of names and weights, got {value!r}")
+        return {key: _typed(f"{name}.{key}", arguments[1], inner) for key, inner in value.items()}
+    if origin is tuple:
+        open_ended = arguments[-1] is Ellipsis
+        if not isinstance(value, list) or not (open_ended or len(value) == len(arguments)):
+            size = "a list" if open_ended else f"a list of {len(arguments)}"
+            raise UserError(f"{name}: expected {size}, got {value!r}")
+        return tuple(_typed(f"{name}[{i}]", arguments[0], inner) for i, inner in enumerate(value))
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise UserError(f"{name}: expected {_WORDS[hint]}, got {value!r}")
+    return value
+
+
+def _check_range(name: str, entry: Field[Any], value: Any) -> None:
+    """Raise UserError when a value, or an element of it, is outside the range its field was declared with."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_range(f"{name}.{key}", entry, inner)
+        if value and not any(value.values()):
+            raise UserError(f"{name}: every weight is 0; give at least one a weight above 0")
+        return
+    if isinstance(value, tuple):
+        for i, inner in enumerate(value):
+            _check_range(f"{name}[{i}]", entry, inner)
+        return
+    limits = entry.metadata
+    if "choices" in limits and value not in limits["choices"]:
+        known = ", ".join(limits["choices"])
+        raise UserError(
+            f'{name}: got "{value}", expected one of {known}{did_you_mean(value, limits["choices"])}'
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: got {value}, expected a finite number")
+    if "low" not in limits or isinstance(value, str):
+        return
+    low, high, above = limits["low"], limits.get("high", math.inf), limits.get("above", False)
+    if value < low or value > high or (above and value == low):
+        bound = f"above {low:g}" if above else f"at least {low:g}"
+        raise UserError(
+            f"{name}: got {value}, expected {bound}" + (f" and at most {high:g}" * (high < math.inf))
+        )
+
+
+def _check_whole(recipe: Recipe) -> None:
+    """Check what spans fields: the stages are named once each, in their order."""
+    for name in recipe.stages:
+        recipe.stage(name)
+    if list(recipe.stages) != [name for name in STAGES if name in recipe.stages] or not recipe.stages:
+        raise UserError(
+            f"stages: got {list(recipe.stages)}, expected some of {list(STAGES)}, each once, in this order"
+        )
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def dump_toml(recipe: Recipe) -> str:
+    """Return the recipe as TOML that `load_recipe` reads back to an equal value; None fields are left out."""
+    top, tables = [], []
+    for entry in fields(recipe):
+        value = getattr(recipe, entry.name)
+        if hasattr(value, "__dataclass_fields__"):
+            pairs = ((inner.name, getattr(value, inner.name)) for inner in fields(value))
+            lines = [f"{key} = {_toml(inner)}" for key, inner in pairs if inner is not None]
+            tables.append("\n".join([f"[{entry.name}]", *lines]))
+        else:
+            top.append(f"{entry.name} = {_toml(value)}")
+    return "\n\n".join(["\n".join(top), *tables]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """Return one value in TOML's notation."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):  # a JSON string is a TOML string, once DEL is escaped too
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(inner) for inner in value) + "]"
+    if isinstance(value, dict):
+        pairs = (f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    return repr(value)
+
+
+def _toml_key(key: str) -> str:
+    """Return a key bare where TOML allows it, quoted otherwise."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
