@@ -81,7 +81,7 @@ class TokenizerTable:
 
 @dataclass(frozen=True)
 class ModelTable:
-    """[model]: the architecture. `None` is derived from depth: width 64 x depth, a head for every 128 of it."""
+    """[model]: the architecture. `None` is derived from depth: width 64 x depth, heads width / 128."""
 
     depth: int = _count(4)  # layers
     width: int | None = _count(None)  # C

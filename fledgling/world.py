@@ -33,7 +33,7 @@ class World:
     def start(cls, device: str = "auto") -> World:
         """Read torchrun's variables, choose the device and, when there is more than one rank, join the group.
 
-        `device` is auto (cuda, then mps, then cpu), cpu, cuda or mps. Groups speak nccl on cuda, gloo elsewhere.
+        `device` is auto (cuda, then mps, then cpu), cpu, cuda or mps. Groups speak nccl on cuda, else gloo.
         Raises UserError for a device this machine lacks, or for variables that do not make sense together.
         """
         import torch
@@ -42,7 +42,7 @@ class World:
         rank, size, local_rank = _variable("RANK", 0), _variable("WORLD_SIZE", 1), _variable("LOCAL_RANK", 0)
         if size < 1 or not 0 <= rank < size:
             raise UserError(
-                f"RANK={rank} with WORLD_SIZE={size}: expected 0 <= RANK < WORLD_SIZE; use torchrun, or unset both"
+                f"RANK={rank} with WORLD_SIZE={size}: expected 0 <= RANK < WORLD_SIZE, as torchrun sets"
             )
         kind = choose_device(device)
         if kind == "mps" and size > 1:

@@ -1,0 +1,87 @@
+"""The command: one file a verb, each imported only when it is called.
+
+Start reading at `VERBS`, then open the file of the verb you care about. A verb reads its arguments, calls one
+function of a lower floor and prints: results on stdout, progress on stderr. Nothing here computes anything.
+
+What it promises: `fledgling --help` imports no torch; exit codes are 0 done, 1 failed, 2 usage, 130 interrupted,
+141 reader gone; a user's mistake is one line on stderr, never a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fledgling.config import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+# verb: (attribute of fledgling.cli.<verb>, one line for the overview). A group of verbs exports `app`, a single
+# verb a function of its own name.
+VERBS = {
+    "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to go on where it stopped."),
+    "plan": ("plan", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
+    "data": ("app", "Look at, fetch and prepare training text: info, fetch, prepare."),
+    "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
+    "train": ("train", "One stage of a recipe: pretrain, midtrain, sft or rl."),
+    "eval": ("app", "Measure a checkpoint: bpb, core, chat, passk."),
+    "chat": ("chat", "Talk with a checkpoint."),
+    "report": ("report", "A run directory as one self-contained page."),
+    "bench": ("app", "Speed, each figure beside its physical limit on this machine."),
+    "config": ("app", "List recipes, and show one with everything resolved: list, show."),
+    "doctor": ("doctor", "What this machine has for training, and what to do about the rest."),
+}
+
+
+def build(called: str | None = None) -> App:
+    """Return the command-line app. The verb that is `called` tells its own help, the others get their one line."""
+    from cyclopts import App, Parameter
+
+    from fledgling import __version__
+
+    app = App(
+        name="fledgling",
+        version=__version__,
+        help="Raise a chat model of your own, from raw text to conversation.",
+        help_epilogue=None if called else "Start with: fledgling speedrun quickstart",
+        default_parameter=Parameter(negative_iterable=()),
+    )
+    for place, (verb, (attribute, line)) in enumerate(VERBS.items()):
+        help_line = None if verb == called else line
+        app.command(f"fledgling.cli.{verb}:{attribute}", name=verb, help=help_line, sort_key=place)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own) and return its exit code."""
+    from cyclopts import CycloptsError
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    called = argv[0] if argv and not argv[0].startswith("-") else None
+    if called and called not in VERBS:
+        hint = did_you_mean(called, VERBS) or f": there are {', '.join(VERBS)}"
+        return _complain(f'unknown command "{called}"{hint}', 2)
+    try:
+        app = build(called)
+        result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return result if type(result) is int else 0
+    except CycloptsError as error:
+        message = " ".join(str(error).split())
+        return _complain(f"{message} (see fledgling {f'{called} ' if called else ''}--help)", 2)
+    except UserError as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # `fledgling plan | head -1`: nobody reads on, and that is no fault of anyone's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _complain(message: str, code: int) -> int:
+    """Print one line on stderr and return the exit code."""
+    print(f"error: {message}", file=sys.stderr)
+    return code

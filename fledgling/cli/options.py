@@ -1,0 +1,13 @@
+"""Options that several verbs share, so that they are spelt and explained the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Overrides = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", negative=(), help="table.key=value, as often as needed; none: back to derived."),
+]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON for programs instead.")]
