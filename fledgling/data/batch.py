@@ -1,0 +1,66 @@
+"""What one forward and backward needs, and nothing else.
+
+The one idea: every stage hands the same value to the same loop. Pretraining, midtraining and SFT fill the
+first three fields; reinforcement learning fills the rest, so that no stage needs a loop of its own.
+
+Not here: how rows are chosen and packed (`stream.py`, `pack.py`), and the loss that reads these fields.
+
+B rows (batch), T positions (time).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+IGNORE = -1  # a target that is not learned: it adds nothing to the loss and nothing to the count
+
+
+@dataclass
+class Batch:
+    """One micro-batch; every field that is present has the shape (B, T).
+
+    `documents` numbers the segment a position belongs to, per row: attention does not cross from one number
+    to another. `advantages`, `old_logprobs`, `reference_logprobs`, `returns` and `old_values` belong to the
+    target of their position, and mean nothing where that target is IGNORE.
+    """
+
+    tokens: Tensor  #                             (B, T) int64
+    targets: Tensor  #                            (B, T) int64, IGNORE where nothing is learned
+    documents: Tensor | None = None  #            (B, T) int32
+    advantages: Tensor | None = None  #           (B, T) float
+    old_logprobs: Tensor | None = None  #         (B, T) float, nats, of the policy that sampled
+    reference_logprobs: Tensor | None = None  #   (B, T) float, nats, of the frozen reference (KL)
+    returns: Tensor | None = None  #              (B, T) float (PPO)
+    old_values: Tensor | None = None  #           (B, T) float (PPO)
+
+    def __post_init__(self) -> None:
+        shape = self.tokens.shape
+        assert len(shape) == 2, f"tokens are (B, T), not {tuple(shape)}"
+        for name, value in self._present():
+            assert value.shape == shape, f"{name} is {tuple(value.shape)}, tokens are {tuple(shape)}"
+
+    def _present(self) -> list[tuple[str, Tensor]]:
+        """The fields that are not None, by name."""
+        pairs = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(name, value) for name, value in pairs if value is not None]
+
+    @property
+    def target_count(self) -> int:
+        """Positions that are learned: what the summed loss is divided by, after summing over all ranks."""
+        return int((self.targets != IGNORE).sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`; copies do not block where the memory is pinned."""
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in self._present()})
+
+    def split(self, rows: int) -> list[Batch]:
+        """Cuts the batch into consecutive batches of at most `rows` rows; the last may have fewer."""
+        assert rows >= 1, f"cannot split into batches of {rows} rows"
+        parts = [
+            {name: value[start : start + rows] for name, value in self._present()}
+            for start in range(0, self.tokens.shape[0], rows)
+        ]
+        return [Batch(**part) for part in parts]
