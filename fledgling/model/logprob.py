@@ -1,0 +1,134 @@
+"""Log-probabilities of targets without ever holding the logits of a batch.
+
+One idea: the logits are soft-capped, so |logit| <= cap and exp needs no maximum. For a chunk of tokens the head's
+product z gives, in one fused pass, e = exp(cap t) with t = tanh(z / cap), the row sums S, and G = e (1 - t^2), which
+is S times the gradient of log S by z. S divides rows only: it is applied to the (chunk, C) results, so G is never
+rescaled. Three matrix products a chunk, no recomputation (6 V C FLOPs a token) where the weight of every token is
+known beforehand (`cross_entropy_sum`); a fourth where it is not (`target_logprobs`, as RL needs).
+
+N tokens, C width, V vocabulary. Sums are fp32; products run in hidden's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+IGNORE = -1
+CHUNK_VALUES = 1 << 25  # logits of one chunk: 64 MiB in bf16, whatever the vocabulary
+
+
+def capped_exp(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """z (n, V) -> row sums (n,) of e = exp(cap tanh(z / cap)) in fp32, and G = e (1 - tanh^2) (n, V) in z's dtype."""
+    t = torch.tanh(z.float() / cap)
+    e = torch.exp(cap * t)
+    return e.sum(-1), (e * (1 - t * t)).to(z.dtype)
+
+
+_fused: dict[str, Callable] = {"capped_exp": capped_exp}
+
+
+def compile_kernels() -> None:
+    """Fuse the pass over a chunk into one kernel; called once where a compiler is at hand."""
+    if _fused["capped_exp"] is capped_exp:
+        _fused["capped_exp"] = torch.compile(capped_exp, dynamic=None)
+
+
+def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One chunk: log-probabilities (n,), sums (n,), and G with the target's column already subtracted (n, V).
+
+    d log p(target) / dz = (1 - t_y^2) [v = y] - G / S, so G - S (1 - t_y^2) [v = y] is -S times it.
+    """
+    z = hidden @ weight.T  # (n, V)
+    y = targets.clamp(min=0)[:, None]
+    t = torch.tanh(z.gather(1, y).float() / cap)  # (n, 1)
+    sums, g = _fused["capped_exp"](z, cap)
+    logprobs = cap * t[:, 0] - sums.log()
+    slope = 1 - t * t
+    g.scatter_(1, y, ((torch.exp(cap * t) - sums[:, None]) * slope).to(g.dtype))
+    return logprobs, sums, g
+
+
+def _chunks(count: int, vocabulary: int) -> range:
+    return range(0, count, max(1, CHUNK_VALUES // vocabulary))
+
+
+def _backward_chunk(
+    hidden: Tensor, weight: Tensor, g: Tensor, scale: Tensor, hidden_grad: Tensor, weight_grad: Tensor
+) -> None:
+    """Write d(hidden) and add to d(weight) for a chunk: rows of -S dlogp, scaled by scale = coefficient / S (n, 1)."""
+    torch.mul((g @ weight), scale, out=hidden_grad)
+    weight_grad.add_(g.T @ (hidden * scale).to(g.dtype))
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+        cast = weight.to(hidden.dtype)
+        learn = hidden.requires_grad or weight.requires_grad
+        hidden_grad = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device) if learn else None
+        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learn else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        step = _chunks(len(hidden), len(weight)).step
+        for start in range(0, len(hidden), step):
+            part = slice(start, start + step)
+            kept = (targets[part] != IGNORE).float()
+            logprobs, sums, g = _chunk(hidden[part], cast, targets[part], cap)
+            total -= (logprobs * kept).sum()
+            if learn:
+                scale = (kept / sums)[:, None]
+                _backward_chunk(hidden[part], cast, g, scale, hidden_grad[part], weight_grad)
+        if learn:
+            ctx.save_for_backward(hidden_grad.to(hidden.dtype), weight_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return hidden_grad * grad.to(hidden_grad.dtype), weight_grad.mul_(grad), None, None
+
+
+class _TargetLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+        cast = weight.to(hidden.dtype)
+        step = _chunks(len(hidden), len(weight)).step
+        parts = []
+        for start in range(0, len(hidden), step):
+            part = slice(start, start + step)
+            logprobs, _, _ = _chunk(hidden[part], cast, targets[part], cap)
+            parts.append(torch.where(targets[part] != IGNORE, logprobs, 0.0))
+        ctx.cap = cap
+        ctx.save_for_backward(hidden, weight, targets)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        hidden, weight, targets = ctx.saved_tensors
+        cast = weight.to(hidden.dtype)
+        hidden_grad = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        step = _chunks(len(hidden), len(weight)).step
+        for start in range(0, len(hidden), step):
+            part = slice(start, start + step)
+            _, sums, g = _chunk(hidden[part], cast, targets[part], ctx.cap)
+            kept = torch.where(targets[part] != IGNORE, grad[part], 0.0)
+            scale = (-kept / sums)[:, None]
+            _backward_chunk(hidden[part], cast, g, scale, hidden_grad[part], weight_grad)
+        return hidden_grad.to(hidden.dtype), weight_grad, None, None
+
+
+def cross_entropy_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """Sum over targets of -log p(target) in nats, a scalar; targets equal to IGNORE count nothing.
+
+    hidden (..., C), head_weight (V, C) fp32, targets (...) int64. Gradients are formed in the forward pass.
+    """
+    return _CrossEntropySum.apply(hidden.flatten(0, -2), head_weight, targets.flatten(), softcap)
+
+
+def target_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
+    """log p(target) in nats, shaped like targets (...), 0 at IGNORE; differentiable with any weight a token."""
+    flat = _TargetLogprobs.apply(hidden.flatten(0, -2), head_weight, targets.flatten(), softcap)
+    return flat.view(targets.shape)
