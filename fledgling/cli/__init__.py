@@ -3,8 +3,8 @@
 Start reading at `VERBS`, then open the file of the verb you care about. A verb reads its arguments, calls one
 function of a lower floor and prints: results on stdout, progress on stderr. Nothing here computes anything.
 
-What it promises: `fledgling --help` imports no torch; exit codes are 0 done, 1 failed, 2 usage, 130 interrupted,
-141 reader gone; a user's mistake is one line on stderr, never a traceback.
+What it promises: `fledgling --help` imports no torch; exit codes are 0 done, 1 failed, 2 usage, 130 interrupted
+and 141 reader gone; a user's mistake is one line on stderr, never a traceback.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fledgling.config import UserError, did_you_mean
 if TYPE_CHECKING:
     from cyclopts import App
 
-# verb: (attribute of fledgling.cli.<verb>, one line for the overview). A group of verbs exports `app`, a single
-# verb a function of its own name.
+# verb: (attribute of fledgling.cli.<verb>, one line for the overview). A group exports `app`, a single verb a
+# function of its own name.
 VERBS = {
     "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to go on where it stopped."),
     "plan": ("plan", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
@@ -37,7 +37,7 @@ VERBS = {
 
 
 def build(called: str | None = None) -> App:
-    """Return the command-line app. The verb that is `called` tells its own help, the others get their one line."""
+    """Return the command-line app. The verb `called` tells its own help, the others get their one line."""
     from cyclopts import App, Parameter
 
     from fledgling import __version__
@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cyclopts import CycloptsError
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    called = argv[0] if argv and not argv[0].startswith("-") else None
-    if called and called not in VERBS:
+    called = argv[0] if argv and argv[0] not in ("--help", "-h", "--version") else None
+    if called and called not in VERBS:  # asked here, because cyclopts would import every verb to find out
         hint = did_you_mean(called, VERBS) or f": there are {', '.join(VERBS)}"
         return _complain(f'unknown command "{called}"{hint}', 2)
     try:

@@ -8,6 +8,13 @@ from cyclopts import Parameter
 
 Overrides = Annotated[
     tuple[str, ...],
-    Parameter(name="--set", negative=(), help="table.key=value, as often as needed; none: back to derived."),
+    Parameter(
+        name="--set",
+        negative=(),
+        show_default=False,
+        help="table.key=value, as often as needed; the value none goes back to derived.",
+    ),
 ]
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON for programs instead.")]
+Json = Annotated[
+    bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON for programs instead.")
+]
