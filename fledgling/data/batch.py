@@ -53,8 +53,9 @@ class Batch:
         return int((self.targets != IGNORE).sum())
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`; copies do not block where the memory is pinned."""
-        return Batch(**{name: value.to(device, non_blocking=True) for name, value in self._present()})
+        """The same batch on `device`; the copy to a GPU does not wait where the memory is pinned."""
+        ahead = torch.device(device).type == "cuda"  # from a GPU it must wait: the host would read too early
+        return Batch(**{name: value.to(device, non_blocking=ahead) for name, value in self._present()})
 
     def split(self, rows: int) -> list[Batch]:
         """Cuts the batch into consecutive batches of at most `rows` rows; the last may have fewer."""

@@ -1,0 +1,365 @@
+"""Tokens on disk: documents one after another in a flat file, memory-mapped when read.
+
+The one idea: a shard is a directory that exists whole or not at all. It is written beside its final name; the
+manifest, with the size and hash of every file, comes last; one rename makes it real. A process killed at any
+moment, or a full disk, leaves nothing that could be taken for data.
+
+    tokens.bin     every token of every document, uint16 (vocabularies up to 65,536) or uint32, little-endian
+    offsets.npy    (N + 1,) int64: document i is tokens[offsets[i] : offsets[i + 1]]
+    mask.bin       one byte a token, 1 where it may be learned; only for conversations
+    manifest.json  counts, sizes, hashes, vocabulary, tokenizer, and what the caller wants remembered
+
+Plain documents are stored without BOS (the packer adds one to each piece), conversations as rendered, BOS
+included.
+
+Not here: where documents come from (`sources.py`), and how they become rows (`pack.py`).
+
+N documents, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fledgling.config import UserError
+
+FORMAT = "fledgling-tokens-1"
+MANIFEST = "manifest.json"
+FILES = ("tokens.bin", "offsets.npy", "mask.bin", MANIFEST)
+AGAIN = "delete it and prepare the data again"
+
+
+class Encoder(Protocol):
+    """What `tokenize_documents` asks of a tokenizer."""
+
+    def encode_batch(self, texts: list[str], /) -> list[list[int]]:
+        """Return the token ids of each text, without BOS."""
+        ...
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest of the two stored types that holds every id below `vocab_size`."""
+    return np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+class _HashedFile:
+    """A file that knows its size and SHA-256 while it is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by finish or abandon
+        self.hash = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.hash.update(data)
+        self.bytes += len(data)
+        self.file.write(data)
+
+    def finish(self) -> dict[str, int | str]:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        return {"bytes": self.bytes, "sha256": self.hash.hexdigest()}
+
+    def abandon(self) -> None:
+        with suppress(OSError):  # closing flushes, which fails again where the disk is full
+            self.file.close()
+
+
+class ShardWriter:
+    """Writes one shard; nothing stands at `directory` before `close()` has returned.
+
+    directory   where the shard will stand. A finished shard that is already there stays readable until
+                `close()` replaces it; a directory that holds anything else is refused. One writer a directory
+                at a time.
+    vocab_size  V; every id must be below it.
+    with_mask   each document comes with a mask.
+    tokenizer   fingerprint of the tokenizer that made the ids, compared when the shard is opened.
+    metadata    JSON values to remember with the data (kind, source, revision, ...).
+
+    As a context manager it closes at the end of the block, or removes what it wrote if the block raises.
+    Raises UserError when the disk is full or the directory cannot be written; what was written is removed.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        vocab_size: int,
+        with_mask: bool = False,
+        *,
+        tokenizer: str = "",
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.vocab_size = vocab_size
+        self.dtype = token_dtype(vocab_size)
+        self.tokenizer = tokenizer
+        self.metadata = dict(metadata or {})
+        self.offsets = array("q", [0])
+        self._partial = self.directory.with_name(f".{self.directory.name}.partial")
+        self._files: dict[str, _HashedFile] = {}
+        _refuse_foreign(self.directory)
+        with self._or_nothing():
+            shutil.rmtree(self._partial, ignore_errors=True)  # left by a process that was killed
+            self._partial.mkdir(parents=True)
+            for name in ("tokens.bin", "mask.bin") if with_mask else ("tokens.bin",):
+                self._files[name] = _HashedFile(self._partial / name)
+
+    @property
+    def documents(self) -> int:
+        """Documents added so far."""
+        return len(self.offsets) - 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens added so far."""
+        return self.offsets[-1]
+
+    def add(
+        self, tokens: Sequence[int] | np.ndarray, mask: Sequence[bool] | np.ndarray | None = None
+    ) -> None:
+        """Appends one document: tokens (L,) ids, mask (L,) bool where the shard has one. L may be zero."""
+        ids = np.asarray(tokens)
+        assert ids.ndim == 1, f"a document is one row of ids, not {ids.shape}"
+        if ids.size:
+            low, high = int(ids.min()), int(ids.max())
+            assert low >= 0 and high < self.vocab_size, f"ids {low} to {high}, vocabulary {self.vocab_size}"
+        assert (mask is not None) == ("mask.bin" in self._files), "a mask where the shard was made for one"
+        with self._or_nothing():
+            self._files["tokens.bin"].write(ids.astype(self.dtype).tobytes())
+            if mask is not None:
+                flags = np.asarray(mask, dtype=np.bool_)
+                assert flags.shape == ids.shape, f"mask {flags.shape}, tokens {ids.shape}"
+                self._files["mask.bin"].write(flags.astype(np.uint8).tobytes())
+        self.offsets.append(self.offsets[-1] + ids.size)
+
+    def close(self) -> None:
+        """Writes offsets and manifest, makes everything durable, and renames the directory into place."""
+        with self._or_nothing():
+            buffer = io.BytesIO()
+            np.save(buffer, np.frombuffer(self.offsets, dtype=np.int64))
+            self._files["offsets.npy"] = _HashedFile(self._partial / "offsets.npy")
+            self._files["offsets.npy"].write(buffer.getbuffer())
+            manifest = {
+                "format": FORMAT,
+                "documents": self.documents,
+                "tokens": self.tokens,
+                "dtype": self.dtype.str,
+                "vocab_size": self.vocab_size,
+                "tokenizer": self.tokenizer,
+                "metadata": self.metadata,
+                "files": {name: file.finish() for name, file in self._files.items()},
+            }
+            last = _HashedFile(self._partial / MANIFEST)
+            self._files[MANIFEST] = last
+            last.write(json.dumps(manifest, indent=2).encode())
+            last.finish()
+            _sync_directory(self._partial)
+            if self.directory.exists():
+                shutil.rmtree(self.directory)
+            self._partial.rename(self.directory)
+            _sync_directory(self.directory.parent)
+
+    def abort(self) -> None:
+        """Removes what was written; the final directory is as it was before."""
+        for file in self._files.values():
+            file.abandon()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    @contextmanager
+    def _or_nothing(self) -> Iterator[None]:
+        """Removes everything written if the block fails, and says in one line what the disk had to say."""
+        try:
+            yield
+        except OSError as error:
+            self.abort()
+            written = sum(file.bytes for file in self._files.values())
+            raise _disk_error(error, self.directory, written) from error
+        except BaseException:
+            self.abort()
+            raise
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Raises UserError if `directory` holds something that is not a shard: it would be deleted on `close`."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file: expected a directory for tokens; choose another name")
+    foreign = sorted(entry.name for entry in directory.iterdir() if entry.name not in FILES)
+    if foreign:
+        raise UserError(
+            f'{directory} holds "{foreign[0]}", which is not part of a shard: choose an empty directory'
+        )
+
+
+def _disk_error(error: OSError, directory: Path, written: int) -> UserError:
+    """The UserError for what the operating system said while `directory` was being written."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        reason = error.strerror or str(error)
+        return UserError(f"{directory} cannot be written: {reason}; choose another directory")
+    parent = directory.parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    return UserError(
+        f"{directory}: the disk is full after {written / 1e6:,.1f} MB of tokens, {free / 1e6:,.1f} MB free "
+        "now; nothing was kept. Free some space or choose another data directory"
+    )
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes the names in `directory` durable: without it a rename may be lost with the power."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def tokenize_documents(
+    texts: Iterable[str],
+    tokenizer: Encoder,
+    writer: ShardWriter,
+    batch: int = 1000,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Encodes plain documents into `writer`, without BOS, `batch` texts at a time on all cores.
+
+    `progress(documents, tokens)` is called after each batch with the totals so far. Texts of no token are
+    left out. Returns the number of documents written; the caller closes the writer.
+    """
+    before = writer.documents
+    stream = iter(texts)
+    while group := list(islice(stream, batch)):
+        for ids in tokenizer.encode_batch(group):
+            if len(ids):
+                writer.add(ids)
+        if progress is not None:
+            progress(writer.documents - before, writer.tokens)
+    return writer.documents - before
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """A finished shard, memory-mapped: opening costs nothing, reading touches only the pages asked for."""
+
+    directory: Path
+    tokens: np.ndarray  #         (tokens,) uint16 or uint32
+    offsets: np.ndarray  #        (N + 1,) int64
+    mask: np.ndarray | None  #    (tokens,) uint8, or None for plain documents
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: str | Path, tokenizer: str | None = None) -> TokenShard:
+        """Opens a shard after comparing every file with the size in the manifest (hashes: `verify`).
+
+        tokenizer   fingerprint the ids must have been made with; None accepts any.
+
+        Raises UserError, with the path and what to do, for a directory that is missing, unfinished or
+        changed, and for ids of another tokenizer.
+        """
+        directory = Path(directory)
+        manifest = _read_manifest(directory)
+        for name, entry in manifest["files"].items():
+            path = directory / name
+            size = path.stat().st_size if path.exists() else None
+            if size != entry["bytes"]:
+                found = "is missing" if size is None else f"has {size:,} bytes"
+                raise UserError(f"{path} {found}, its manifest says {entry['bytes']:,}: {AGAIN}")
+        if tokenizer is not None and manifest["tokenizer"] != tokenizer:
+            raise UserError(
+                f"{directory} was made with another tokenizer ({manifest['tokenizer'][:12] or 'unnamed'}, "
+                f"expected {tokenizer[:12]}): {AGAIN}"
+            )
+        has_mask = "mask.bin" in manifest["files"]
+        return cls(
+            directory,
+            _map(directory / "tokens.bin", np.dtype(manifest["dtype"])),
+            np.load(directory / "offsets.npy", mmap_mode="r", allow_pickle=False),
+            _map(directory / "mask.bin", np.dtype(np.uint8)) if has_mask else None,
+            manifest,
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: tokens of each document."""
+        return np.diff(self.offsets)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the writer was asked to remember."""
+        return self.manifest["metadata"]
+
+    def read(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Part of a document: tokens (length,), and mask (length,) uint8 where the shard has one."""
+        first = int(self.offsets[document]) + start
+        assert first + length <= self.offsets[document + 1], "a piece ends with its document"
+        part = slice(first, first + length)
+        return self.tokens[part], None if self.mask is None else self.mask[part]
+
+    def verify(self) -> None:
+        """Reads every file and compares its SHA-256; raises UserError naming the first that was changed."""
+        for name, entry in self.manifest["files"].items():
+            with open(self.directory / name, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != entry["sha256"]:
+                raise UserError(
+                    f"{self.directory / name} was changed: sha256 {found[:12]}..., "
+                    f"its manifest says {entry['sha256'][:12]}...: {AGAIN}"
+                )
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a finished shard; raises UserError where there is none that can be trusted."""
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise UserError(f"{directory} does not exist: expected a directory of tokens; prepare the data first")
+    if not path.exists():
+        raise UserError(f"{directory} has no {MANIFEST}, so it was never finished: {AGAIN}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        known = manifest["format"] == FORMAT
+        complete = {"tokens.bin", "offsets.npy"} <= manifest["files"].keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as the manifest of a shard: {AGAIN}") from error
+    if not (known and complete):
+        raise UserError(f'{path} is not the manifest of a shard of format "{FORMAT}": {AGAIN}')
+    return manifest
+
+
+def _map(path: Path, dtype: np.dtype) -> np.ndarray:
+    """The file as an array in place; an empty file, which cannot be mapped, as an empty array."""
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)

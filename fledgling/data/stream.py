@@ -1,0 +1,304 @@
+"""The micro-batches of a step, from rows, from sources, from a seed.
+
+The one idea: the data is one endless list of rows, and row g of it is a pure function of (sources, weights,
+seed, g). Step n takes rows n * R to (n + 1) * R, dealt to the ranks in blocks. So the order does not depend
+on the number of ranks or the size of a micro-batch, and the state of the stream is one number: to resume is
+to go on counting.
+
+Not here: how a row is filled (`pack.py`), and which source it comes from (`mixture.py`).
+
+B rows of a micro-batch, T positions (context), R rows of a step over all ranks.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fledgling.config import UserError
+from fledgling.data.batch import IGNORE, Batch
+from fledgling.data.mixture import Cycle
+from fledgling.data.pack import crop_plan, cut_lengths, fill, whole_plan
+from fledgling.data.shards import TokenShard
+
+Supervise = Literal["all", "assistant"]
+AHEAD = 2  # steps prepared while the one before is trained on
+
+
+def permutation(seed: int, key: int, size: int) -> np.ndarray:
+    """A permutation (size,) int64 of 0 to size - 1, a pure function of (seed, key).
+
+    It sorts the raw words of a counter-based generator, whose stream numpy keeps the same for ever; it does
+    not promise that of `Generator.permutation`.
+    """
+    bits = np.random.Philox(np.random.SeedSequence([seed, key]))
+    return np.argsort(bits.random_raw(size), kind="stable")
+
+
+class RowSource:
+    """An endless sequence of rows from one or more shards; each epoch gives every row once, in its own order.
+
+    shards    one TokenShard, or several, taken as one.
+    kind      "crop": documents stored without BOS, laid end to end, every row full;
+              "whole": conversations stored as rendered, never crossing a row.
+    context   T; a row has T + 1 tokens, so that it has T inputs and T targets.
+    seed      decides which documents share a row, and the order of rows in each epoch.
+    bos       id that begins a document or conversation; it is the padding too, so padding is a document by
+              itself.
+    turn_end  id that ends an assistant's turn: where conversations longer than the row are cut (`.cut` of
+    them).
+
+    Raises UserError if the shards hold no token.
+    """
+
+    def __init__(
+        self,
+        shards: TokenShard | Sequence[TokenShard],
+        kind: Literal["crop", "whole"],
+        context: int,
+        seed: int,
+        bos: int,
+        turn_end: int | None = None,
+    ) -> None:
+        self.shards = (shards,) if isinstance(shards, TokenShard) else tuple(shards)
+        assert self.shards, "a source needs a shard"
+        self.kind, self.context, self.seed, self.bos = kind, context, seed, bos
+        self._first = np.cumsum([0] + [len(shard) for shard in self.shards])
+        row = context + 1
+        if kind == "whole":
+            cuts = [cut_lengths(shard.tokens, shard.offsets, row, turn_end) for shard in self.shards]
+            lengths, self.cut = (
+                np.concatenate([length for length, _ in cuts]),
+                sum(count for _, count in cuts),
+            )
+        else:
+            lengths, self.cut = np.concatenate([shard.lengths for shard in self.shards]), 0
+        order = permutation(seed, 0, len(lengths))
+        plan = crop_plan(lengths[order], row) if kind == "crop" else whole_plan(lengths[order], row)
+        self.plan = replace(plan, piece_document=order[plan.piece_document])
+        if not self.plan.rows:
+            raise UserError(f"{self.shards[0].directory} holds no tokens: prepare it with some text")
+        self._epoch = (-1, np.empty(0, dtype=np.int64))  # replaced whole: two threads may read it
+
+    def __len__(self) -> int:
+        """Rows of one epoch."""
+        return self.plan.rows
+
+    @property
+    def efficiency(self) -> float:
+        """Share of row positions that are not padding."""
+        return self.plan.efficiency
+
+    def read(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Part of a document, counted through all shards: tokens (length,), mask (length,) or None."""
+        shard = int(np.searchsorted(self._first, document, side="right")) - 1
+        return self.shards[shard].read(document - int(self._first[shard]), start, length)
+
+    def row(self, index: int, supervise: Supervise = "all") -> tuple[np.ndarray, np.ndarray]:
+        """Row `index` of the endless sequence: tokens (T + 1,) int64, mask (T + 1,) bool.
+
+        The mask is True where a token may be learned as a target. "all": everything but padding; for crop
+        rows that includes the BOS after a document, which is how the model learns that documents end.
+        "assistant": what the shard's own mask allows, and never the BOS between conversations; documents
+        without a mask stay whole.
+        """
+        epoch, position = divmod(index, len(self))
+        cached, order = self._epoch
+        if cached != epoch:
+            order = permutation(self.seed, epoch + 1, len(self))  # 0 ordered the documents
+            self._epoch = (epoch, order)
+        return fill(
+            self.plan, self, int(order[position]), self.bos, pad=self.bos, masked=supervise == "assistant"
+        )
+
+
+def segments(tokens: np.ndarray, bos: int) -> np.ndarray:
+    """Numbers the documents of rows: tokens (B, T) to (B, T) int32, growing by one at each BOS.
+
+    BOS after BOS does not begin another document, so that padding is one document and not one for each
+    position.
+    """
+    starts = tokens == bos
+    starts[:, 1:] &= ~starts[:, :-1]
+    return np.cumsum(starts, axis=1, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Which micro-batches a rank makes of a step: a pure function, shared by the stream and its thread."""
+
+    sources: tuple[RowSource, ...]
+    cycle: Cycle
+    rows_per_step: int
+    micro_rows: int
+    supervise: Supervise
+    rank: int
+    size: int
+
+    def rows(self, step: int) -> list[tuple[int, int]]:
+        """The (source, row of that source) of this rank's block of step `step`."""
+        first = self.rows_per_step * self.rank // self.size
+        last = self.rows_per_step * (self.rank + 1) // self.size
+        return [self.cycle.locate(step * self.rows_per_step + k) for k in range(first, last)]
+
+    def batches(self, step: int) -> list[Batch]:
+        """The micro-batches of this rank: ceil(rows / micro_rows) of them, the last perhaps smaller."""
+        mine = self.rows(step)
+        return [
+            self._batch(mine[start : start + self.micro_rows])
+            for start in range(0, len(mine), self.micro_rows)
+        ]
+
+    def _batch(self, rows: list[tuple[int, int]]) -> Batch:
+        pairs = [self.sources[source].row(index, self.supervise) for source, index in rows]
+        tokens = np.stack([tokens for tokens, _ in pairs])  # (B, T + 1)
+        learned = np.stack([mask for _, mask in pairs])[:, 1:]  # (B, T)
+        inputs = tokens[:, :-1]
+        return Batch(
+            tokens=torch.from_numpy(np.ascontiguousarray(inputs)),
+            targets=torch.from_numpy(np.where(learned, tokens[:, 1:], IGNORE)),
+            documents=torch.from_numpy(segments(inputs, self.sources[0].bos)),
+        )
+
+
+class MixtureStream:
+    """`next()` gives the micro-batches of one step for this rank, rows of several sources mixed by weight.
+
+    sources        (source, weight) pairs; weights in any unit, all sources of one context and one BOS.
+    rows_per_step  R, over all ranks and micro-batches; at least one a rank.
+    micro_rows     rows of one micro-batch at most.
+    steps          steps of the stage; after that StopIteration. None never ends.
+    seed           where the cycle of sources begins; the rows of a source have the source's own seed.
+    look_ahead     prepare the next steps in a thread while this one is trained on.
+
+    The state is the number of steps consumed; what was prepared and not consumed is made again after a
+    resume. Close it, or let it go: either stops the thread.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[RowSource, float]],
+        rows_per_step: int,
+        micro_rows: int,
+        steps: int | None,
+        seed: int,
+        rank: int = 0,
+        size: int = 1,
+        look_ahead: bool = True,
+        supervise: Supervise = "all",
+    ) -> None:
+        assert 0 <= rank < size, f"rank {rank} of {size}"
+        assert micro_rows >= 1, f"micro-batches of {micro_rows} rows"
+        if rows_per_step < size:
+            raise UserError(
+                f"a step of {rows_per_step} rows cannot be dealt to {size} ranks: enlarge batch_tokens"
+            )
+        kept = [(source, weight) for source, weight in sources if weight != 0]
+        cycle = Cycle.of([weight for _, weight in kept], turn=seed)
+        rows = tuple(source for source, _ in kept)
+        assert len({(source.context, source.bos) for source in rows}) == 1, "sources of one context and BOS"
+        self.steps = steps
+        self.step = 0
+        self.deal = Deal(rows, cycle, rows_per_step, micro_rows, supervise, rank, size)
+        self._look_ahead = look_ahead
+        self._ahead: LookAhead | None = None
+
+    def next(self) -> list[Batch]:
+        """The micro-batches of the next step.
+
+        Raises StopIteration after the last step, and whatever the look-ahead thread ran into.
+        """
+        if self.steps is not None and self.step >= self.steps:
+            self.close()
+            raise StopIteration
+        if self._look_ahead and self._ahead is None:
+            self._ahead = LookAhead(self.deal.batches, self.step, self.steps)
+            self._release = weakref.finalize(self, self._ahead.close)
+        try:
+            batches = self._ahead.take() if self._ahead else self.deal.batches(self.step)
+        except BaseException:
+            self.close()
+            raise
+        self.step += 1
+        return batches
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        return self.next()
+
+    def state_dict(self) -> dict[str, int]:
+        """The number of steps consumed."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on after `state["step"]` steps, forwards or backwards, without replay."""
+        self.close()
+        self.step = int(state["step"])
+
+    def close(self) -> None:
+        """Stops the thread, if there is one; the stream can go on afterwards."""
+        if self._ahead is not None:
+            self._release()
+            self._ahead = None
+
+
+class LookAhead:
+    """Calls `produce(first)`, `produce(first + 1)`, ... up to `last` in one thread, at most AHEAD results
+    ahead.
+
+    An exception in `produce` is raised by the `take` that would have had its result; the thread then ends.
+    The thread holds no reference to who takes, so a forgotten stream can be collected and closed.
+    """
+
+    def __init__(self, produce: Callable[[int], list[Batch]], first: int, last: int | None) -> None:
+        self._produce = produce
+        self._next, self._last = first, last
+        self._ready: deque[tuple[list[Batch] | None, BaseException | None]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="fledgling-data", daemon=True)
+        self._thread.start()
+
+    def take(self) -> list[Batch]:
+        """Waits for the next result; raises what `produce` raised."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._closed)
+            assert self._ready, "taken after close"
+            result, error = self._ready.popleft()
+            self._changed.notify_all()
+        if error is not None:
+            raise error
+        assert result is not None
+        return result
+
+    def close(self) -> None:
+        """Stops the thread after the step it is at, and waits for it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not threading.current_thread():  # a finalizer may run anywhere
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed:
+            try:
+                made = (self._produce(self._next), None)
+            except BaseException as error:
+                made = (None, error)
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._ready) < AHEAD or self._closed)
+                if self._closed:
+                    return
+                self._ready.append(made)
+                self._next += 1
+                self._closed = made[1] is not None or self._next == self._last
+                self._changed.notify_all()

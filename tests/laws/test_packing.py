@@ -1,0 +1,160 @@
+"""Laws of the data: packing progresses and loses nothing; hardware does not choose it; resume is exact."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fledgling.data.batch import IGNORE
+from fledgling.data.pack import crop_plan, cut_lengths, fill, whole_plan
+from fledgling.data.shards import TokenShard
+from fledgling.data.stream import MixtureStream, RowSource
+
+BOS, TURN_END = 0, 1
+LENGTHS = st.lists(st.integers(0, 40), max_size=60)
+QUICK = settings(max_examples=60, deadline=None)
+
+
+def shard_of(lengths, first_id=2, mask=False, conversations=False) -> TokenShard:
+    """A shard in memory in which every token is another id, so that one lost or doubled is seen."""
+    offsets = np.cumsum([0, *lengths]).astype(np.int64)
+    tokens = np.arange(first_id, first_id + offsets[-1], dtype=np.uint32)
+    if conversations:
+        tokens[offsets[:-1][np.diff(offsets) > 0]] = BOS
+    flags = (np.arange(offsets[-1]) % 3 > 0).astype(np.uint8) if mask else None
+    return TokenShard(Path("memory"), tokens, offsets, flags, {})
+
+
+def documents_in(rows) -> list[list[int]]:
+    """Cuts rows at each BOS: the pieces, without their BOS, padding (a BOS too) dropped."""
+    pieces = []
+    for tokens, _ in rows:
+        for token in tokens.tolist():
+            if token == BOS:
+                pieces.append([])
+            else:
+                pieces[-1].append(token)
+    return [piece for piece in pieces if piece]
+
+
+@QUICK
+@given(LENGTHS, st.integers(2, 30))
+def test_crop_rows_give_every_document_back_in_order(lengths, row):
+    shard = shard_of(lengths)
+    plan = crop_plan(shard.lengths, row)
+    rows = [fill(plan, shard, i, BOS, BOS) for i in range(plan.rows)]
+    assert [token for piece in documents_in(rows) for token in piece] == shard.tokens.tolist()
+    for i, (tokens, mask) in enumerate(rows):
+        assert tokens[0] == BOS  # every row begins at a boundary
+        assert mask.all() or i == plan.rows - 1  # only the last row may be padded
+        assert (tokens != BOS).any()  # and none is empty
+    owner = np.repeat(np.arange(len(lengths)), lengths) if lengths else []
+    for piece in documents_in(rows):  # no piece runs from one document into another
+        assert len({owner[token - 2] for token in piece}) == 1
+
+
+@QUICK
+@given(LENGTHS, st.integers(2, 60), st.integers(1, 8))
+def test_whole_rows_hold_every_conversation_once_and_uncut(lengths, row, window):
+    shard = shard_of(lengths, conversations=True)
+    lengths, cut = cut_lengths(shard.tokens, shard.offsets, row, TURN_END)
+    assert cut == sum(shard.lengths > row)
+    plan = whole_plan(lengths, row, window)
+    assert plan.rows <= np.count_nonzero(lengths)  # each row takes at least one
+    assert sorted(plan.piece_document) == np.flatnonzero(lengths).tolist()
+    for i in range(plan.rows):
+        tokens, mask = fill(plan, shard, i, BOS, BOS)
+        at = 0
+        for piece in range(plan.row_start[i], plan.row_start[i + 1]):
+            document, length = plan.piece_document[piece], plan.piece_length[piece]
+            expected = shard.tokens[shard.offsets[document] : shard.offsets[document] + length]
+            assert tokens[at : at + length].tolist() == expected.tolist()
+            at += length
+        assert mask[:at].all() and not mask[at:].any()
+
+
+@dataclass
+class Mixed:
+    """Two small sources: documents to crop, and conversations with a mask."""
+
+    seed: int
+    context: int = 12
+
+    def stream(self, rows_per_step=6, micro_rows=4, steps=9, **more) -> MixtureStream:
+        rng = np.random.default_rng(self.seed)
+        documents = shard_of(rng.integers(0, 30, 20), first_id=10)
+        chats = shard_of(rng.integers(2, 20, 9), first_id=5000, mask=True, conversations=True)
+        sources = [
+            (RowSource(documents, "crop", self.context, self.seed, BOS), 0.7),
+            (RowSource(chats, "whole", self.context, self.seed, BOS, TURN_END), 0.3),
+        ]
+        more = {"look_ahead": False, "supervise": "assistant", **more}
+        return MixtureStream(sources, rows_per_step, micro_rows, steps, self.seed, **more)
+
+
+def rows_of(batches) -> Counter:
+    """What a step trains on, whatever the order: its rows, with targets and boundaries."""
+    parts = [torch.cat([b.tokens, b.targets, b.documents.long()], dim=1) for b in batches]
+    return Counter(tuple(row) for part in parts for row in part.tolist())
+
+
+def same(left, right) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a.tokens, b.tokens)
+        and torch.equal(a.targets, b.targets)
+        and torch.equal(a.documents, b.documents)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+@QUICK
+@given(st.integers(0, 9), st.integers(1, 7), st.integers(1, 6), st.integers(7, 12))
+def test_ranks_and_micro_batches_do_not_choose_the_data(seed, size, micro_rows, rows_per_step):
+    mixed = Mixed(seed)
+    alone = mixed.stream(rows_per_step, rows_per_step)
+    ranks = [mixed.stream(rows_per_step, micro_rows, rank=rank, size=size) for rank in range(size)]
+    for step in alone:
+        dealt = [batch for rank in ranks for batch in rank.next()]
+        assert rows_of(dealt) == rows_of(step)
+        assert sum(batch.target_count for batch in dealt) == step[0].target_count
+        assert all(1 <= batch.tokens.shape[0] <= micro_rows for batch in dealt)
+
+
+@QUICK
+@given(st.integers(0, 9), st.integers(0, 8), st.booleans())
+def test_resume_equals_never_stopping(seed, stop, look_ahead):
+    mixed = Mixed(seed)
+    expected = list(mixed.stream())
+    stopped = mixed.stream(look_ahead=look_ahead)
+    for _ in range(stop):
+        stopped.next()
+    state = stopped.state_dict()  # what was consumed, whatever the thread has prepared since
+    stopped.close()
+    resumed = mixed.stream(look_ahead=look_ahead)
+    resumed.load_state_dict(state)
+    rest = list(resumed)
+    assert len(rest) == len(expected) - stop
+    assert all(same(a, b) for a, b in zip(rest, expected[stop:], strict=True))
+
+
+@QUICK
+@given(LENGTHS.filter(any), st.integers(1, 20), st.integers(0, 99), st.integers(0, 3))
+def test_each_epoch_gives_every_row_once(lengths, context, seed, epoch):
+    source = RowSource(shard_of(lengths), "crop", context, seed, BOS)
+    rows = [source.row(epoch * len(source) + i) for i in range(len(source))]
+    tokens = sorted(token for piece in documents_in(rows) for token in piece)
+    assert tokens == list(range(2, 2 + sum(lengths)))
+
+
+@QUICK
+@given(LENGTHS.filter(any), st.integers(1, 20), st.integers(0, 99))
+def test_each_document_token_is_a_target_once_an_epoch(lengths, context, seed):
+    source = RowSource(shard_of(lengths), "crop", context, seed, BOS)
+    stream = MixtureStream([(source, 1.0)], len(source), 3, 1, seed, look_ahead=False)
+    targets = torch.cat([batch.targets.flatten() for batch in stream.next()])
+    learned = targets[(targets != IGNORE) & (targets != BOS)]
+    assert sorted(learned.tolist()) == list(range(2, 2 + sum(lengths)))
