@@ -34,10 +34,10 @@ class Cycle:
     def of(cls, weights: Sequence[float], turn: int = 0) -> Cycle:
         """The cycle for weights in any unit, begun `turn` slots late; a weight of zero is never drawn.
 
-        At every slot of the cycle a source has given its share of the rows so far to within one row (two, from
-        a turned beginning). Slots are jobs with a release and a deadline: share j of a source of weight w is
-        due between slots j / w and (j + 1) / w, and the earliest deadline first meets them all (Tijdeman, "The
-        chairman assignment problem", 1980; Baruah et al., "Proportionate progress", 1996).
+        At every slot of the cycle a source has given its share of the rows so far to within one row (two,
+        from a turned beginning). Slots are jobs with a release and a deadline: share j of a source of weight
+        w is due between slots j / w and (j + 1) / w, and the earliest deadline first meets them all
+        (Tijdeman, "The chairman assignment problem", 1980; Baruah et al., "Proportionate progress", 1996).
 
         Raises UserError for a weight that is negative or not finite, or if all are zero.
         """
