@@ -114,6 +114,7 @@ class ShardWriter:
         self.metadata = dict(metadata or {})
         self.offsets = array("q", [0])
         self._partial = self.directory.with_name(f".{self.directory.name}.partial")
+        self._retired = self.directory.with_name(f".{self.directory.name}.retired")
         self._files: dict[str, _HashedFile] = {}
         _refuse_foreign(self.directory)
         with self._or_nothing():
@@ -172,10 +173,14 @@ class ShardWriter:
             last.write(json.dumps(manifest, indent=2).encode())
             last.finish()
             _sync_directory(self._partial)
+            shutil.rmtree(self._retired, ignore_errors=True)
             if self.directory.exists():
-                shutil.rmtree(self.directory)
+                self.directory.rename(
+                    self._retired
+                )  # aside and not deleted: half a deletion looks like damage
             self._partial.rename(self.directory)
             _sync_directory(self.directory.parent)
+            shutil.rmtree(self._retired, ignore_errors=True)
 
     def abort(self) -> None:
         """Removes what was written; the final directory is as it was before."""
@@ -352,7 +357,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest["format"] == FORMAT
-        complete = {"tokens.bin", "offsets.npy"} <= manifest["files"].keys()
+        complete = manifest.keys() >= {"dtype", "vocab_size", "tokenizer", "metadata"}
+        complete &= manifest["files"].keys() >= {"tokens.bin", "offsets.npy"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as the manifest of a shard: {AGAIN}") from error
     if not (known and complete):

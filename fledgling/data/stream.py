@@ -244,6 +244,28 @@ class MixtureStream:
         self.close()
         self.step = int(state["step"])
 
+    def summary(self, steps: int | None = None) -> list[dict[str, object]]:
+        """What each source gives in `steps` steps (None: those of the stage), one dict a source.
+
+        directory of its first shard, kind, rows of one epoch, rows_taken, epochs (rows_taken / rows),
+        efficiency (share of positions that are not padding), cut (conversations longer than a row).
+        """
+        steps = self.steps if steps is None else steps
+        assert steps is not None, "a stream without an end gives no sum"
+        taken = self.deal.cycle.counts(steps * self.deal.rows_per_step).tolist()
+        return [
+            {
+                "directory": str(source.shards[0].directory),
+                "kind": source.kind,
+                "rows": len(source),
+                "rows_taken": rows,
+                "epochs": rows / len(source),
+                "efficiency": source.efficiency,
+                "cut": source.cut,
+            }
+            for source, rows in zip(self.deal.sources, taken, strict=True)
+        ]
+
     def close(self) -> None:
         """Stops the thread, if there is one; the stream can go on afterwards."""
         if self._ahead is not None:

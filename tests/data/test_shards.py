@@ -103,7 +103,19 @@ def test_a_missing_or_unfinished_directory_is_named(tmp_path):
         TokenShard.open(tmp_path / "half")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "other", "files": {}}', "null", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format": "other", "files": {}}',
+        '{"format": "fledgling-tokens-1", "files": {}}',
+        "null",
+        "\xff",
+    ],
+)
 def test_a_manifest_that_is_not_one_is_refused(tmp_path, text):
     write(tmp_path / "a")
     (tmp_path / "a" / MANIFEST).write_text(text, encoding="latin-1")

@@ -169,6 +169,14 @@ def test_fewer_rows_than_ranks_are_refused():
         stream_of(rank=7, size=8)
 
 
+def test_the_summary_counts_what_the_stage_takes():
+    sources = [(numbered(documents=50), 3), (numbered(documents=20), 1)]
+    (first, second) = MixtureStream(sources, 4, 2, 30, 0).summary()
+    assert (first["rows_taken"], second["rows_taken"]) == (90, 30)
+    assert first["epochs"] == 90 / len(sources[0][0])
+    assert second["directory"] == "memory" and second["kind"] == "crop" and second["cut"] == 0
+
+
 # ---- the thread ----------------------------------------------------------------------------------
 
 
