@@ -88,8 +88,8 @@ class ModelTable:
     heads: int | None = _count(None)  # H, query heads
     kv_heads: int | None = _count(None)  # key/value heads; None: as many as heads
     context: int = _count(256)  # T, tokens a row
-    family: str = _choice("fledgling", "gpt2", "llama")
-    softcap: float = _number(15.0)  # logits are softcap * tanh(logits / softcap); 0: none
+    family: str = _choice("fledgling")
+    softcap: float = _number(15.0, above=True)  # logits are softcap * tanh(logits / softcap)
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ class RunTable:
     compile: str = _choice("auto", "on", "off")
     threads: int = _count(0, 0)  # 0: as many as there are cores
     data_dir: str | None = None  # None: FLEDGLING_DATA, or ./data
+    hardware: str = "cpu"  # what `plan` reckons with (fledgling.plan.hardware); training takes what it finds
+    ranks: int = _count(1)  # how many of them `plan` reckons with
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Start reading at `VERBS`, then open the file of the verb you care about. A verb reads its arguments, calls one
 function of a lower floor and prints: results on stdout, progress on stderr. Nothing here computes anything.
 
-What it promises: `fledgling --help` imports no torch; exit codes are 0 done, 1 failed, 2 usage, 130 interrupted
-and 141 reader gone; a user's mistake is one line on stderr, never a traceback.
+What it promises: `--help` imports no torch; exit codes are 0 done, 1 failed, 2 usage, 130 interrupted,
+141 reader gone; a user's mistake is one line on stderr, never a traceback.
 """
 
 from __future__ import annotations

@@ -1,0 +1,30 @@
+# A fresh machine needs Python 3.11 or newer and git. Everything is installed into .venv, once: the stamp's name
+# carries what pyproject.toml and constraints.txt say, so that a second run installs nothing.
+PYTHON ?= python3
+RECIPE ?= quickstart
+BIN    := .venv/bin
+STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: quickstart test lint format clean
+
+quickstart: $(STAMP)  ## a chat model of your own, from raw text to conversation
+	$(BIN)/fledgling speedrun $(RECIPE)
+
+test: $(STAMP)  ## every test that this machine can run
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is `$(PYTHON) -V 2>&1`, expected Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@rm -f .venv/.installed-* && touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

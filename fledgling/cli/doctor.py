@@ -1,0 +1,138 @@
+"""`fledgling doctor`: what this machine has for training, one line a finding, and what to do about the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fledgling.cli.options import Json
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: its name, whether it is fine, what was found and, where it is not, what to do."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def doctor(*, as_json: Json = False) -> int:
+    """Check Python, torch, compiler, processor, memory, disk and GPUs, and measure a matrix product.
+
+    A line is `ok`, or `warn` with what to do. Exits with 1 only when training cannot work at all.
+    """
+    findings = [python(), *memory_and_disk()]
+    try:
+        import torch
+    except ImportError as error:
+        findings.append(Finding("torch", False, f"not importable: {error}", "run make quickstart, or pip
+        install torch")) usable = False
+    else:
+        findings += [torch_version(torch), compiler(), processor(), gpus(torch), *peaks(torch)]
+        usable = True
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            tail = f" - {finding.advice}" if finding.advice else ""
+            print(f"{'ok  ' if finding.ok else 'warn'}  {finding.name:<{width}}  {finding.found}{tail}")
+    return 0 if usable else 1
+
+
+def python() -> Finding:
+    """Return which Python runs this."""
+    fine = sys.version_info >= (3, 11)
+    return Finding("python", fine, platform.python_version(), "" if fine else "install Python 3.11 or newer")
+
+
+def torch_version(torch: Any) -> Finding:
+    """Return which torch there is; 2.11 is the oldest that is supported."""
+    fine = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 11)
+    return Finding("torch", fine, torch.__version__, "" if fine else "pip install 'torch>=2.11'")
+
+
+def compiler() -> Finding:
+    """Return the C++ compiler that torch.compile would call."""
+    found = next((name for name in (os.environ.get("CXX"), "g++", "clang++") if name and
+    shutil.which(name)), None) if found:
+        return Finding("compiler", True, str(shutil.which(found)))
+    return Finding("compiler", False, "no C++ compiler", "install g++ or clang: without one, torch.compile is off")
+
+
+def processor() -> Finding:
+    """Return the cores this process may use and whether they multiply bfloat16 in hardware."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    flags = set()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
+    fast = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 BF16")) if flag in flags]
+    if fast:
+        return Finding("processor", True, f"{cores} cores, bfloat16 in hardware ({', '.join(fast)})")
+    return Finding("processor", True, f"{cores} cores, no bfloat16 in hardware: float32 is used")
+
+
+def memory_and_disk() -> list[Finding]:
+    """Return free memory and free disk space here; the quickstart needs about 2 GiB of each."""
+    findings = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        free = int(entries["MemAvailable"].split()[0]) * 1024
+        advice = "" if free >= 2 * GIB else "close other programs, or lower pretrain.micro_batch"
+        findings.append(Finding("memory", free >= 2 * GIB, f"{free / GIB:.1f} GiB available", advice))
+    free = shutil.disk_usage(".").free
+    advice = "" if free >= 2 * GIB else "make room, or set run.out to another disk"
+    return [*findings, Finding("disk", free >= 2 * GIB, f"{free / GIB:.1f} GiB free here", advice)]
+
+
+def gpus(torch: Any) -> Finding:
+    """Return the GPUs that torch sees."""
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return Finding("gpu", True, ", ".join(f"{card.name} ({card.total_memory / GIB:.0f} GiB)" for card in cards))
+    if torch.backends.mps.is_available():
+        return Finding("gpu", True, "Apple GPU (mps)")
+    if Path("/proc/driver/nvidia").exists():
+        return Finding("gpu", False, "an NVIDIA driver, but no CUDA in torch", "install a CUDA build of torch")
+    return Finding("gpu", True, "none: training runs on the processor")
+
+
+def peaks(torch: Any) -> list[Finding]:
+    """Measure a square matrix product in float32 and bfloat16 on the device that training would choose."""
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    size = 1024 if device == "cpu" else 8192
+    return [
+        Finding(f"{device} {name}", True, f"{matmul_flops(torch, device, dtype, size) / 1e9:,.0f} GFLOP/s,
+        {size} x {size}") for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    ]
+
+
+def matmul_flops(torch: Any, device: str, dtype: Any, size: int, seconds: float = 0.3) -> float:
+    """Return the FLOP/s of the fastest of the (size, size) products that fit into `seconds`, after one to warm up."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def once() -> float:
+        start = time.perf_counter()
+        product = a @ b
+        product[0, 0].item()  # waits for the device
+        return time.perf_counter() - start
+
+    once()
+    best, spent = float("inf"), 0.0
+    while spent < seconds:
+        took = once()
+        best, spent = min(best, took), spent + took
+    return 2 * size**3 / best
