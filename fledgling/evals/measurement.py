@@ -1,0 +1,29 @@
+"""A measured figure with what is needed to trust it: interval, number of cases, and the best constant answer's score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+Z95 = 1.959964  # two-sided 95 % of the normal distribution
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """value with its 95 % interval [low, high] over n cases; baseline: what the best constant answer would score."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    baseline: float | None = None
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927): inside [0, 1] and honest at 0 and n successes."""
+    assert n > 0 and 0 <= successes <= n, f"{successes} of {n}"
+    p, z2 = successes / n, Z95 * Z95
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

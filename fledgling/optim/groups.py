@@ -1,0 +1,36 @@
+"""Which parameter is moved by which rule: every parameter has exactly one role, every role exactly one rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fledgling.config import OptimizerTable
+
+ROLES = ("embedding", "matrix", "head", "scalar")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What moves a role: the function's name and its rate at full schedule."""
+
+    name: str  # "adamw" or "muon"
+    rate: float
+
+
+def role_of(name: str, shape: tuple[int, ...]) -> str:
+    """The role of the parameter called `name` in `fledgling.model.transformer`."""
+    if name.startswith("embedding."):
+        return "embedding"
+    if name.startswith("head."):
+        return "head"
+    return "matrix" if len(shape) == 2 else "scalar"
+
+
+def rules(table: OptimizerTable) -> dict[str, Rule]:
+    """The rule of every role, at the rates of a recipe's [optimizer] table."""
+    return {
+        "embedding": Rule("adamw", table.embedding_rate),
+        "matrix": Rule("muon", table.matrix_rate),
+        "head": Rule("adamw", table.head_rate),
+        "scalar": Rule("adamw", table.scalar_rate),
+    }

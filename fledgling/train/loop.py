@@ -1,0 +1,108 @@
+"""The one training loop: forward, backward, step - for pretraining, midtraining, fine-tuning and RL alike.
+
+One idea: a stage hands over batches, a summed loss, a schedule and evals; the loop divides by the number of targets over
+all ranks and micro-batches, so the update does not depend on how the batch was split. No other place in this package
+calls backward; a test says so.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fledgling.config import UserError
+from fledgling.data.batch import Batch
+from fledgling.evals.measurement import Measurement
+from fledgling.model.transformer import Transformer
+from fledgling.optim.optimizer import Optimizer
+from fledgling.record import Recorder
+from fledgling.train.stage import Eval, Stage
+from fledgling.world import World
+
+SMOOTHING = 0.9  # of the loss shown on the progress line; metrics.jsonl has the raw one
+PATIENCE = 3  # steps in a row whose gradient is not finite before the run gives up
+
+
+class Stopped(Exception):
+    """The run was asked to stop; everything up to `step` is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Around:
+    """What surrounds a step: where to record, how to save, when to stop, and what counts as full speed."""
+
+    world: World
+    recorder: Recorder
+    save: Callable[[int], None]  # called with the number of finished steps
+    stop: Callable[[], bool]  # asked after every step
+    flops_per_token: float = 0.0
+    peak_flops: float = 0.0  # of one rank; 0: not measured
+
+
+def update(stage: Stage, model: Transformer, optimizer: Optimizer, batches: list[Batch], world: World) -> tuple[float, float]:
+    """One optimizer step over micro-batches: returns the mean loss (nats a target) and the gradient's norm.
+
+    A batch without any target moves nothing by itself and divides by one.
+    """
+    count = max(1.0, world.sum(float(sum(batch.target_count for batch in batches))))
+    total = 0.0
+    for batch in batches:
+        loss = stage.loss(model, batch.to(world.device)) / count
+        loss.backward()
+        total += float(loss.detach())
+    return world.sum(total), optimizer.step()
+
+
+def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, start: int = 0) -> None:
+    """Run a stage from step `start` to its end; raises Stopped when asked to stop, after saving."""
+    recorder, world = around.recorder, around.world
+    shown, tokens, bad = None, 0, 0
+    if start == 0:
+        evaluate(stage.evals, recorder, 0, last=False)
+    for step in range(start, stage.steps):
+        began = time.perf_counter()
+        batches = stage.batches.next()
+        multiplier = stage.schedule(step / stage.steps)
+        optimizer.schedule(multiplier)
+        loss, norm = update(stage, model, optimizer, batches, world)
+        bad = bad + 1 if not math.isfinite(norm) else 0
+        if bad >= PATIENCE:
+            raise UserError(f"{stage.name}: the gradient was not finite for {bad} steps up to {step + 1}; lower the rates")
+        seconds = time.perf_counter() - began
+        here = int(world.sum(float(sum(batch.tokens.numel() for batch in batches))))
+        tokens, finished = tokens + here, step + 1
+        shown = loss if shown is None else SMOOTHING * shown + (1 - SMOOTHING) * loss
+        speed = {"tokens_per_second": here / seconds}
+        if around.peak_flops:
+            speed["mfu"] = around.flops_per_token * here / seconds / around.peak_flops / world.size
+        extra = stage.extra()
+        recorder.metric(
+            finished, loss=loss, tokens=finished * here, gradient_norm=norm, rate=multiplier, seconds=seconds, **speed, **extra
+        )
+        recorder.progress(finished, loss=shown, **speed, **extra)
+        last = finished == stage.steps
+        evaluate(stage.evals, recorder, finished, last)
+        stopping = bool(world.sum(float(around.stop())))
+        if last or stopping or (stage.save_every and finished % stage.save_every == 0):
+            around.save(finished)
+        if stopping and not last:
+            raise Stopped(finished)
+
+
+def evaluate(evals: tuple[Eval, ...], recorder: Recorder, step: int, last: bool) -> None:
+    """Measure what is due after `step` steps and record it."""
+    for one in evals:
+        if not (step == 0 or last or (one.every and step % one.every == 0)):
+            continue
+        with torch.no_grad():
+            measured: list[Measurement] = one.measure(step, last)
+        for m in measured:
+            recorder.evaluation(step, m.name, m.value, m.low, m.high, m.n, m.baseline)
