@@ -1,0 +1,22 @@
+"""The run directory: what a run leaves behind, and the line it shows while it works.
+
+    RUN/recipe.toml  RUN/environment.json
+    RUN/<stage>/metrics.jsonl   {"step", "time", "elapsed", "loss", "tokens", "tokens_per_second", "mfu", ...}
+    RUN/<stage>/evals.jsonl     {"stage", "step", "name", "value", "low", "high", "n", "baseline"}
+    RUN/<stage>/samples.jsonl   {"stage", "step", "prompt", "text"}
+    RUN/<stage>/notices.jsonl   {"step", "text"}
+    RUN/<stage>/done.json       written once, when the stage has finished
+
+The one idea: everything that leaves a run is a file that only ever grows by whole lines, so that whoever
+reads (the report, a dashboard, `tail -f`) needs no running process and no account. `step` counts finished
+updates: 0 is before the first one. Nothing here knows about models, and nothing imports torch.
+
+Start with recorder.py; lines.py is the files, progress.py the line on stderr, sinks.py the optional
+dashboards.
+"""
+
+from fledgling.record.environment import environment
+from fledgling.record.lines import cannot_write, read_lines, write_json
+from fledgling.record.recorder import Recorder
+
+__all__ = ["Recorder", "cannot_write", "environment", "read_lines", "write_json"]

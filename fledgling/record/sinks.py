@@ -1,0 +1,55 @@
+"""Optional dashboards that receive the metrics besides the files: chosen by name, imported only then."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fledgling.config import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where metrics go besides the files: write(values, step) and close()."""
+
+    write: Callable[[dict[str, float], int], None]
+    close: Callable[[], None]
+
+
+def _tensorboard(stage_dir: Path, stage: str) -> Sink:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(stage_dir / "tensorboard")
+
+    def write(values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return Sink(write, writer.close)
+
+
+def _hosted(package: str, stage_dir: Path, stage: str) -> Sink:
+    """wandb and trackio share one interface."""
+    module = importlib.import_module(package)
+    run = module.init(project="fledgling", name=f"{stage_dir.absolute().parent.name}-{stage}")
+    return Sink(lambda values, step: run.log(values, step=step), run.finish)
+
+
+SINKS: dict[str, Callable[[Path, str], Sink]] = {
+    "tensorboard": _tensorboard,
+    "wandb": functools.partial(_hosted, "wandb"),
+    "trackio": functools.partial(_hosted, "trackio"),
+}
+
+
+def open_sink(name: str, stage_dir: Path, stage: str) -> Sink:
+    """The sink called `name`. Raises UserError when there is none or its package is not installed."""
+    if name not in SINKS:
+        raise UserError(
+            f'unknown sink "{name}": expected one of {", ".join(SINKS)}{did_you_mean(name, SINKS)}'
+        )
+    try:
+        return SINKS[name](stage_dir, stage)
+    except ImportError:
+        raise UserError(f'the sink "{name}" needs a package that is missing: pip install {name}') from None
