@@ -1,0 +1,111 @@
+"""The command: results on stdout, one line on stderr for a mistake, and the exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fledgling.cli import VERBS, main
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    """Run the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "fledgling", *words], capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert "Usage:" in capsys.readouterr().out
+
+
+def test_help_lists_every_verb(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f" {verb} " in out for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["confg"], 2, 'did you mean "config"'),
+        (["--nope"], 2, '"--nope"'),
+        (["config", "shw"], 2, "show"),
+        (["config", "show", "--sett", "a"], 2, "--set"),
+        (["plan", "--depth", "deep"], 2, "deep"),
+        (["plan", "nope"], 1, 'no recipe "nope"'),
+        (["plan", "--gpu", "h10"], 1, 'did you mean "h100"'),
+        (["config", "show", "--set", "model.dept=3"], 1, 'did you mean "depth"'),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code(words, code, told, capsys):
+    assert main(words) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and told in err
+    assert err.count("\n") == 1
+
+
+def test_plan_speaks_to_people_and_to_programs(capsys):
+    assert main(["plan", "--depth", "20", "--gpus", "8", "--gpu", "h100"]) == 0
+    assert "560,988,160" in capsys.readouterr().out
+    assert (
+        main(["plan", "--depth", "20", "--vocab-size", "65536", "--gpus", "8", "--gpu", "h100", "--json"])
+        == 0
+    )
+    result = json.loads(capsys.readouterr().out)
+    assert result["parameters"]["total"] == 560_988_160
+    assert result["horizon"]["steps"] == 21_400
+
+
+def test_a_depth_alone_pins_nothing_else(capsys):
+    assert main(["plan", "--depth", "12", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["model"]["width"], result["model"]["heads"], result["recipe"]) == (768, 6, "d12")
+    assert result["horizon"]["tokens_per_parameter"] == pytest.approx(20, rel=1e-3)
+
+
+def test_config_show_is_a_recipe(capsys, tmp_path):
+    assert main(["config", "show", "d12-1gpu", "--set", "seed=7"]) == 0
+    (tmp_path / "mine.toml").write_text(capsys.readouterr().out)
+    assert main(["config", "show", str(tmp_path / "mine.toml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == 7
+
+
+def test_doctor_finds_something(capsys):
+    assert main(["doctor", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert {"python", "torch", "disk", "processor"} <= {finding["name"] for finding in findings}
+    assert all(finding["ok"] or finding["advice"] for finding in findings)
+
+
+def test_an_interrupt_is_130(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fledgling.cli.build", interrupted)
+    assert main(["plan"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_a_reader_that_leaves_causes_no_traceback():
+    writer = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import time, sys; time.sleep(.3); from fledgling.cli import main; sys.exit(main(['plan']))",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    writer.stdout.close()
+    assert writer.stderr.read() == b""
+    assert writer.wait(30) == 141
+
+
+def test_python_dash_m_is_the_same_command():
+    result = run("config", "list")
+    assert result.returncode == 0 and "quickstart" in result.stdout
+    assert run("plan", "nope").returncode == 1

@@ -1,0 +1,157 @@
+"""Recipes: what is read, what is refused and how, and that writing one loses nothing."""
+
+import tomllib
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fledgling.config import (
+    Recipe,
+    RunTable,
+    StageTable,
+    UserError,
+    dump_toml,
+    load_recipe,
+    recipe_names,
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a recipe file and return its path."""
+
+    def write(text: str):
+        path = tmp_path / "own.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_loads_and_survives_writing(name, write):
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.description
+    assert load_recipe(write(dump_toml(recipe))) == recipe
+
+
+def test_the_published_run():
+    recipe = load_recipe("d20-8xh100")
+    assert recipe.pretrain.steps * recipe.pretrain.batch_tokens == 11_219_763_200
+    assert (recipe.tokenizer.vocab_size, recipe.model.context, recipe.pretrain.micro_batch) == (
+        65_536,
+        2_048,
+        32,
+    )
+
+
+def test_an_empty_file_is_all_defaults(write):
+    recipe = load_recipe(write(""))
+    assert recipe == Recipe(name="own")
+    assert recipe.sft.target == "assistant" and recipe.pretrain.target == "all"
+
+
+def test_a_partial_sft_table_keeps_its_own_default(write):
+    assert load_recipe(write("[sft]\nsteps = 3")).sft == StageTable(steps=3, target="assistant")
+
+
+def test_recipes_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        load_recipe("quickstart").model.depth = 5
+
+
+def test_overrides_are_toml_and_bare_words_are_text():
+    given = [
+        "model.depth=6",
+        "run.out=runs/mine",
+        "sft.mixture.spelling=1",
+        "optimizer.adam_betas=[0.9, 0.95]",
+    ]
+    recipe = load_recipe("quickstart", [*given, "model.depth = 7"])
+    assert recipe.model.depth == 7  # the last one wins
+    assert recipe.run.out == "runs/mine"
+    assert recipe.sft.mixture["spelling"] == 1.0 and "arithmetic" in recipe.sft.mixture
+    assert recipe.optimizer.adam_betas == (0.9, 0.95)
+
+
+def test_none_goes_back_to_derived():
+    assert load_recipe("quickstart", ["model.width=none"]).model.width is None
+
+
+def test_a_run_directory_is_a_recipe(tmp_path):
+    recipe = load_recipe("quickstart", ["seed=9"])
+    (tmp_path / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
+    assert load_recipe(tmp_path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.dept=3", ['"model.dept"', 'did you mean "depth"']),
+        ("modl.depth=3", ['"modl"', 'did you mean "model"']),
+        ("model.depth=0", ["model.depth", "got 0", "at least 1"]),
+        ("model.depth=-2", ["model.depth", "got -2"]),
+        ("model.depth=4.5", ["model.depth", "whole number", "4.5"]),
+        ("model.depth=true", ["model.depth", "whole number", "True"]),
+        ("model.depth=deep", ["model.depth", "whole number", "'deep'"]),
+        ("model=3", ["model", "table"]),
+        ("model.depth", ["table.key=value"]),
+        ("=3", ["table.key=value"]),
+        ("seed.x=3", ["seed is a value"]),
+        ("pretrain.decay=1.5", ["pretrain.decay", "at most 1"]),
+        ("pretrain.rate=0", ["pretrain.rate", "above 0"]),
+        ("pretrain.rate=nan", ["pretrain.rate", "finite"]),
+        ("sft.target=assistent", ["sft.target", 'did you mean "assistant"']),
+        ("sft.mixture.spelling=-1", ["sft.mixture.spelling", "at least 0"]),
+        ("rl.tasks={arithmetic = 0}", ["rl.tasks", "every weight is 0"]),
+        ("rl.group=1", ["rl.group", "at least 2"]),
+        ("optimizer.adam_betas=[0.9]", ["optimizer.adam_betas", "a list of 2"]),
+        ("optimizer.adam_betas=[0.9, 1.0]", ["optimizer.adam_betas[1]"]),
+        ("tokenizer.sources=text", ["tokenizer.sources", "a list"]),
+        ("tokenizer.letters=1", ["tokenizer.letters", "true or false"]),
+        ('stages=["sft", "pretrain"]', ["stages", "in this order"]),
+        ('stages=["sff"]', ['"sff"', 'did you mean "sft"']),
+        ("stages=[]", ["stages"]),
+        ("stages=[1", ["not TOML"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(override, words):
+    with pytest.raises(UserError) as caught:
+        load_recipe("quickstart", [override])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("quikstart", ["quikstart", 'did you mean "quickstart"']),
+        ("nowhere/own.toml", ["nowhere/own.toml", "TOML file"]),
+        ("", ["no recipe"]),
+    ],
+)
+def test_a_recipe_that_is_not_there(name, words):
+    with pytest.raises(UserError) as caught:
+        load_recipe(name)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_broken_toml_names_the_file(write):
+    with pytest.raises(UserError, match=r"own\.toml cannot be read"):
+        load_recipe(write("model = ["))
+
+
+@given(
+    out=st.text(st.characters(codec="utf-8"), max_size=20),
+    names=st.dictionaries(
+        st.text(st.characters(codec="utf-8"), max_size=8), st.floats(0.01, 1e300), max_size=3
+    ),
+)
+def test_any_text_survives_writing(out, names):
+    recipe = replace(Recipe(), run=RunTable(out=out), pretrain=StageTable(mixture=names))
+    read = tomllib.loads(dump_toml(recipe))
+    assert read["run"]["out"] == out and read["pretrain"]["mixture"] == names
