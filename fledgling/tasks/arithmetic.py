@@ -1,0 +1,253 @@
+"""Arithmetic: a sum, a difference or a product in words, answered through the calculator.
+
+The one idea: the model need not add. It finds two numbers and an operation in the sentence, writes the
+expression between python_start and python_end, and repeats what comes back, so the skill is reading.
+
+What it is not: no word problems with hidden steps, no division. The expression keeps the order of the numbers in
+the sentence, but for turns like "take 4 from 9", where order is what is asked.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from functools import lru_cache
+
+from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, held_out
+from fledgling.tasks.wording import dress, expand
+
+# In a template the expression is always {a} op {b}; a template with {b} before {a} is a reversal.
+_NOUN_PHRASES = {
+    "+": (
+        "[the sum of|the total of|the sum total of|the addition of|the sum you get from] {a} and {b}",
+        "{a} [plus|+|added to|and then plus|increased by|with an added] {b}",
+        "[the result of|the outcome of] [adding {a} and {b}|adding {a} to {b}|summing {a} and {b}|{a} + {b}]",
+        "[the value of|the answer to|the answer of] [{a} + {b}|{a} plus {b}]",
+        "{a} and {b} [added|added up|added together|put together|summed|combined|in total|together|in all]",
+        "{a}+{b}",
+        "the sum [|of the numbers|of the two numbers] {a} and {b}",
+        "the [combined|added] [amount|value] of {a} and {b}",
+        "{a} with {b} [more|added|on top]",
+    ),
+    "-": (
+        "[the difference of|the difference between] {a} and {b}",
+        "{a} [minus|-|take away|less|decreased by|reduced by|with a loss of] {b}",
+        "[the result of|the outcome of] [{a} minus {b}|{a} - {b}|subtracting {b} from {a}|taking {b} from {a}]",
+        "[the value of|the answer to|the answer of] [{a} - {b}|{a} minus {b}]",
+        "{a} [with {b} taken away|with {b} removed|with {b} subtracted|without {b}|after losing {b}]",
+        "{a}-{b}",
+        "what remains of {a} [without|minus|less] {b}",
+        "the difference [|of the numbers|when you go] from {a} to {b}",
+        "[what is left of|the rest of] {a} [minus|after taking away] {b}",
+        "{b} [less than|subtracted from|taken from|taken away from] {a}",
+        "the subtraction [of {b} from {a}|{a} minus {b}|{a} - {b}]",
+    ),
+    "*": (
+        "[the product of|the multiplication of|the product you get from] {a} and {b}",
+        "{a} [times|*|x|multiplied by|multiplied with] {b}",
+        "[the result of|the outcome of] [multiplying {a} and {b}|multiplying {a} by {b}|{a} times {b}|{a} * {b}]",
+        "[the value of|the answer to|the answer of] [{a} * {b}|{a} times {b}]",
+        "{a} and {b} [multiplied|multiplied together]",
+        "{a}*{b}",
+        "the product [|of the numbers|of the two numbers] {a} and {b}",
+        "{a} [groups|rows|bags|boxes|sets|lots] of {b}",
+        "{a} [copies|repeats] of {b} [added up|in all]",
+        "{a} by {b} [multiplied|as a product]",
+    ),
+}
+_ABOUT_NOUN_PHRASE = (
+    "[what is|what's|whats|how much is|what do you get for|what number is|do you know|what would be] #?",
+    "[what does|how much does] # [equal|make|give|come to|amount to]?",
+    "[calculate|compute|work out|find|find out|give|give me|tell me|evaluate|determine|figure out|solve|show me] #",
+    "[can you|could you|would you|will you|can i ask you to] [calculate|compute|work out|find|tell me|give me] #?",
+    "[i need|i want|i would like|i am looking for|let me have|state|write down|report|say] #",
+    "[i want to|i have to|help me|help me to|try to|you should] [know|calculate|find|work out|compute] #",
+    "# [is what|is how much|equals what|makes what|gives what|=|= ?|is|equals]",
+    "#[|?| = ?|, how much is that?|, what is it?|, what does that make?|, what is the result?|: the answer?]",
+    "[use|take|run|open] [the|your|a] [calculator|python|tool] [for|to get|to find|and give me] #",
+)
+_VERB_PHRASES = {
+    "+": (
+        "[add|sum|add up|sum up|total|combine|add together] {a} and {b}",
+        "[add|join] {a} [to|with|onto] {b}",
+        "[put|take] {a} and {b} together",
+        "[increase|raise] {a} by {b}",
+        "[start with|take|begin with|start at|start from|write] {a} and add {b}",
+        "do {a} [plus|+] {b}",
+        "do the [sum|addition] {a} [plus|+|and] {b}",
+    ),
+    "-": (
+        "[subtract|take|take away|remove|deduct] {b} from {a}",
+        "[decrease|reduce|lower] {a} by {b}",
+        "[start with|take|begin with|start at|start from|write] {a} and [subtract|take away|remove|deduct] {b}",
+        "do {a} [minus|-] {b}",
+        "do the [difference|subtraction] {a} [minus|-|and] {b}",
+        "subtract from {a} the number {b}",
+    ),
+    "*": (
+        "multiply {a} [by|and|with|times] {b}",
+        "[start with|take|begin with|start at|start from|write] {a} and multiply [|it] by {b}",
+        "[take|do|count] {a} times {b}",
+        "do {a} [times|*|x] {b}",
+        "do the [product|multiplication] {a} [times|*|and] {b}",
+        "multiply together {a} and {b}",
+    ),
+}
+_ABOUT_VERB_PHRASE = (
+    "[|please|now|just|quickly|kindly|let us|let's] #",
+    "[can|could|would|will] you # [|for me|and tell me the answer]?",
+    "[i want you to|i would like you to|you have to|help me|try to|i need you to|we have to|i must] #",
+    "# and [tell me the result|give me the answer|show me the result|say what you get|write the answer]",
+    "[what do i get|what do you get|what happens|what is the answer|what comes out] [if i|if you|when i|when you] #?",
+    "[if i|if you|when you|suppose i|when we|say you|suppose we] #, [what do i get|what is the result|what is it]?",
+    "#[, what is the result?|. what is it?|: what do you get?|. what is the answer?|. the answer is]",
+    "[how do i|how do you|what is it to] #?",
+)
+_THINGS = "[apples|books|coins|marbles|eggs|cards|stamps|pens|cookies|dollars|points|stones]"
+_STORIES = {
+    "+": (
+        f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} {_THINGS} and "
+        "[get|buy|find|receive] {b} more. [how many in total|how many now|how many are there]?",
+        f"{{a}} {_THINGS} and {{b}} more, [how many in all|how many together|what is the total]?",
+    ),
+    "-": (
+        f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} {_THINGS} and "
+        "[lose|give away|sell|eat|spend] {b}. [how many are left|how many remain|what is left]?",
+        f"{{b}} of {{a}} {_THINGS} are [gone|sold|lost], [how many are left|how many remain]?",
+    ),
+    "*": (
+        f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} [bags|boxes] with {{b}} {_THINGS} "
+        "each. [how many in total|how many in all|how many are there]?",
+        f"{{a}} [people|children] with {{b}} {_THINGS} each, [how many in all|how many together]?",
+    ),
+}
+_PRACTICE = {
+    "+": (
+        "We are at {a} now; another {b} gets added, so we are at?",
+        "Let the calculator handle {a} plus {b} and read me its display.",
+        "The two numbers on the board are {a} and {b}. State their sum.",
+        "Is there a quick way to total up {a} and {b}? Show the number.",
+        "Addition exercise: first number {a}, second number {b}.",
+        "Whatever {a} + {b} may be, I need that figure.",
+    ),
+    "-": (
+        "We are at {a} now; then {b} gets subtracted, so we are at?",
+        "Let the calculator handle {a} minus {b} and read me its display.",
+        "The two numbers on the board are {a} and {b}. State their difference.",
+        "Out of {a} tickets {b} were taken away. Which number is left over?",
+        "Subtraction exercise: first number {a}, second number {b}.",
+        "Whatever {a} - {b} may be, I need that figure.",
+    ),
+    "*": (
+        "We are at {a} now; this is multiplied by {b}, so we are at?",
+        "Let the calculator handle {a} times {b} and read me its display.",
+        "The two numbers on the board are {a} and {b}. State their product.",
+        "A wall is {a} tiles wide and {b} tiles high. Multiply to get all tiles.",
+        "Multiplication exercise: first number {a}, second number {b}.",
+        "Whatever {a} * {b} may be, I need that figure.",
+    ),
+}
+_UNSEEN = {
+    "+": (
+        "My bill lists two items, one at {a} and one at {b}. What would the total be?",
+        "Somebody wrote {a} + {b} on a napkin. What should stand after the equals sign?",
+        "Which number do I reach when {b} is added to a pile of {a}?",
+        "Imagine adding {a} sheep and {b} sheep; the farmer counts how many?",
+        "If the first score was {a} and the second {b}, their sum must be",
+        "Would you mind summing these for me: {a}, {b}",
+        "I keep getting {a} plus {b} wrong, so please do it properly.",
+        "The library owned {a} novels before {b} more arrived. Total now?",
+    ),
+    "-": (
+        "A tank held {a} litres until {b} were taken away. How much stays inside?",
+        "Somebody wrote {a} - {b} on a napkin. What should stand after the equals sign?",
+        "By how much is {a} bigger than {b}? I mean the difference.",
+        "From a salary of {a} they subtract {b} for rent; the remainder is?",
+        "Could the difference be given, where the first is {a} and the second is {b}?",
+        "I keep getting {a} minus {b} wrong, so please do it properly.",
+        "Remove {b} sheep out of the {a} we own and say how many we keep.",
+        "Between {a} and {b} lies what difference?",
+    ),
+    "*": (
+        "Every one of the {a} buses carries {b} passengers. Multiply them out for us.",
+        "Somebody wrote {a} * {b} on a napkin. What should stand after the equals sign?",
+        "Which product belongs to the factors {a} and {b}?",
+        "Repeating {a} exactly {b} times brings us to what number?",
+        "With {a} as one factor and {b} as another, multiplication yields",
+        "I keep getting {a} times {b} wrong, so please do it properly.",
+        "Would you mind multiplying these for me: {a}, {b}",
+        "Each side measures {a} and {b}; their product is the area, namely?",
+    ),
+}
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_VALUE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+
+
+@lru_cache(maxsize=1)
+def _families() -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Return the training cores of each operation, in families that are drawn with equal weight."""
+    families = {}
+    for sign in _VALUE:
+        nouns, verbs = expand(*_NOUN_PHRASES[sign]), expand(*_VERB_PHRASES[sign])
+        about = [frame.replace("#", noun) for frame in expand(*_ABOUT_NOUN_PHRASE) for noun in nouns]
+        told = [frame.replace("#", verb) for frame in expand(*_ABOUT_VERB_PHRASE) for verb in verbs]
+        short = (*nouns, *verbs)
+        families[sign] = (
+            tuple(about),
+            tuple(about),
+            tuple(told),
+            tuple(told),
+            short,
+            expand(*_STORIES[sign]),
+        )
+    return families
+
+
+def wordings(which: str) -> tuple[str, ...]:
+    """Return all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
+    if which == TRAIN:
+        return tuple({core: None for groups in _families().values() for group in groups for core in group})
+    return tuple(t for group in (_PRACTICE if which == PRACTICE else _UNSEEN).values() for t in group)
+
+
+def _number(rng: random.Random, sign: str) -> int:
+    """Return a number whose count of digits is drawn first, so that short and long ones mix."""
+    digits = rng.choice((1, 2, 2, 2) if sign == "*" else (1, 2, 2, 2, 3, 3))
+    return rng.randint(0 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)
+
+
+def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
+    sign = rng.choice("+-*")
+    while True:
+        a, b = _number(rng, sign), _number(rng, sign)
+        if held_out("pair", sign, min(a, b), max(a, b)) == evaluation:
+            break
+    if sign == "-" and a < b and rng.random() < 0.8:  # mostly answers above zero, as people ask
+        a, b = b, a
+    if which == TRAIN:
+        core = rng.choice(rng.choice(_families()[sign]))
+        template = dress(core, rng)
+    else:
+        core = template = rng.choice((_PRACTICE if which == PRACTICE else _UNSEEN)[sign])
+    facts = {"wording": core, "sign": sign, "a": a, "b": b}
+    return Question("arithmetic", template.format(a=a, b=b), str(_VALUE[sign](a, b)), facts)
+
+
+def _reply(question: Question) -> list[dict]:
+    facts = question.facts
+    return [
+        {"type": "python", "text": f"{facts['a']}{facts['sign']}{facts['b']}"},
+        {"type": "output", "text": question.answer},
+        {"type": "text", "text": question.answer},
+    ]
+
+
+def score(question: Question, answer: str) -> float:
+    """Return 1.0 when the last number in `answer` equals the expected one; `1,234.` equals `1234`."""
+    numbers = _NUMBER.findall(re.sub(r"(?<=\d),(?=\d{3})", "", answer))
+    return float(bool(numbers) and float(numbers[-1]) == float(question.answer))
+
+
+def task() -> Generated:
+    """Return the task."""
+    return Generated("arithmetic", _draw, _reply, score)
