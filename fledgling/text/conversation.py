@@ -1,0 +1,189 @@
+"""Conversations as tokens: where each turn begins and ends, and which tokens the assistant learns from.
+
+The one idea: a conversation is first a list of segments, each either one control token or one stretch of
+ordinary text, marked learned or not; tokens and mask are both read off that list, so they cannot disagree.
+Text reaches its ids by `Tokenizer.encode` alone, so what a user, a system message or a tool writes is never
+a control token.
+
+    bos user_start QUESTION user_end assistant_start ANSWER assistant_end user_start ...
+                                                     ~~~~~~~~~~~~~~~~~~~~ learned
+    in an answer:  TEXT python_start EXPRESSION python_end output_start RESULT output_end TEXT
+                   ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~                               ~~~~ learned
+
+What it is not: a template language. There is one layout, and `export` writes it down for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from fledgling.config import UserError
+from fledgling.text.tokenizer import Tokenizer
+
+ROLES = ("system", "user", "assistant")
+PARTS = ("text", "python", "output")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation in tokens.
+
+    tokens: (T,) int32. mask: (T,) bool, True where the token is the assistant's own and is to be learned.
+    turn_ends: for every assistant turn the number of tokens up to and including its end: where to cut one
+    too long.
+    """
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    turn_ends: list[int]
+
+
+# A control token by name, or ordinary text; and whether it is learned.
+@dataclass(frozen=True)
+class _Segment:
+    text: str
+    control: bool
+    learned: bool
+
+
+def check(conversation: Mapping[str, Any]) -> None:
+    """Raise UserError, naming the message, unless `conversation` is one that can be rendered.
+
+    Expected: {"messages": [{"role", "content"}, ...]}, at most one system message and that first, then user
+    and assistant by turns, user first. Content is text, or a list of parts {"type":
+    "text"|"python"|"output", "text"}; a user's and a system's parts are text; an output follows the python
+    it answers.
+    """
+    messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise UserError(
+            'a conversation has no messages; expected {"messages": [{"role": ..., "content": ...}, ...]}'
+        )
+    expected = "user"
+    for number, message in enumerate(messages, start=1):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in ROLES:
+            raise UserError(f"message {number} has the role {role!r}; expected one of {', '.join(ROLES)}")
+        _check_content(number, role, message.get("content"))
+        if role == "system":
+            if number > 1:
+                raise UserError(f"message {number} is a system message; it can only come first")
+            continue
+        if role != expected:
+            turn = "first turn is" if expected == "user" and number <= 2 else "turn before it is also"
+            why = "the user's" if turn.startswith("first") else f"the {role}'s"
+            hint = (
+                "begin with the user"
+                if turn.startswith("first")
+                else "join the two, or put an answer between"
+            )
+            raise UserError(f"message {number} is the {role}'s and the {turn} {why}: {hint}")
+        expected = "assistant" if role == "user" else "user"
+    if len(messages) == 1 and messages[0]["role"] == "system":
+        raise UserError("a conversation has only a system message; add what the user says")
+
+
+def render(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> Rendered:
+    """Tokens, mask and turn ends of one conversation. Raises UserError as `check` does."""
+    segments = _segments(conversation)
+    return _join(tokenizer, segments, (tokenizer.encode(s.text) for s in segments if not s.control))
+
+
+def render_all(tokenizer: Tokenizer, conversations: Iterable[Mapping[str, Any]]) -> list[Rendered]:
+    """`render` for many conversations, their text encoded in one batch on all cores."""
+    segments = [_segments(conversation) for conversation in conversations]
+    encoded = iter(tokenizer.encode_batch([s.text for s in chain.from_iterable(segments) if not s.control]))
+    return [_join(tokenizer, each, encoded) for each in segments]
+
+
+def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list[int]:
+    """The ids to sample an answer after: the conversation, then assistant_start.
+
+    Raises UserError as `check` does, and when the last turn is not the user's.
+    """
+    segments = _segments(conversation)
+    if conversation["messages"][-1]["role"] != "user":
+        raise UserError("the last message is the assistant's; a prompt ends with what the user says")
+    encoded = (tokenizer.encode(s.text) for s in segments if not s.control)
+    return [*_join(tokenizer, segments, encoded).tokens.tolist(), tokenizer.assistant_start]
+
+
+def _check_content(number: int, role: str, content: Any) -> None:
+    where = f"message {number} ({role})"
+    if isinstance(content, str):
+        if not content:
+            raise UserError(f"{where} is empty; leave it out or say something")
+        return
+    if not isinstance(content, list):
+        raise UserError(
+            f"{where} has content of type {type(content).__name__}; expected text or a list of parts"
+        )
+    if not content:
+        raise UserError(f"{where} is empty; leave it out or say something")
+    allowed = PARTS if role == "assistant" else PARTS[:1]
+    before = None
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in allowed:
+            raise UserError(f"{where} has a part of type {kind!r}; expected {' or '.join(allowed)}")
+        if not isinstance(part.get("text"), str):
+            raise UserError(f"{where} has a {kind} part whose text is not a string")
+        if kind == "output" and before != "python":
+            raise UserError(
+                f"{where} has an output that follows no python part; put the expression before it"
+            )
+        before = kind
+
+
+def _segments(conversation: Mapping[str, Any]) -> list[_Segment]:
+    """Check `conversation` and lay it out."""
+    check(conversation)
+    segments = [_Segment("<|bos|>", True, False)]
+    system = ""
+    for message in conversation["messages"]:
+        if message["role"] == "system":
+            system = _text(message["content"]) + "\n\n"
+        elif message["role"] == "user":
+            segments.append(_Segment("<|user_start|>", True, False))
+            segments.append(_Segment(system + _text(message["content"]), False, False))
+            segments.append(_Segment("<|user_end|>", True, False))
+            system = ""
+        else:
+            segments.append(_Segment("<|assistant_start|>", True, False))
+            segments.extend(_answer(message["content"]))
+            segments.append(_Segment("<|assistant_end|>", True, True))
+    return segments
+
+
+def _answer(content: str | list[Mapping[str, str]]) -> Iterator[_Segment]:
+    """The segments of what an assistant says: tool calls are learned, what the tool answered is not."""
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        kind, learned = part["type"], part["type"] != "output"
+        if kind != "text":
+            yield _Segment(f"<|{kind}_start|>", True, learned)
+        yield _Segment(part["text"], False, learned)
+        if kind != "text":
+            yield _Segment(f"<|{kind}_end|>", True, learned)
+
+
+def _text(content: str | list[Mapping[str, str]]) -> str:
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _join(tokenizer: Tokenizer, segments: list[_Segment], encoded: Iterator[list[int]]) -> Rendered:
+    """Put the segments in a row; `encoded` gives the ids of each segment of text in turn."""
+    tokens: list[int] = []
+    mask: list[bool] = []
+    turn_ends: list[int] = []
+    for segment in segments:
+        ids = [tokenizer.special[segment.text]] if segment.control else next(encoded)
+        tokens += ids
+        mask += [segment.learned] * len(ids)
+        if segment.control and segment.text == "<|assistant_end|>":
+            turn_ends.append(len(tokens))
+    return Rendered(np.array(tokens, dtype=np.int32), np.array(mask, dtype=bool), turn_ends)
