@@ -1,4 +1,4 @@
-"""`fledgling doctor`: what this machine has for training, one line a finding, and what to do about the rest."""
+"""`fledgling doctor`: what this machine has for training, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def doctor(*, as_json: Json = False) -> int:
     try:
         import torch
     except ImportError as error:
-        findings.append(Finding("torch", False, f"not importable: {error}", "run make quickstart, or pip
-        install torch")) usable = False
+        findings.append(Finding("torch", False, f"not importable: {error}", "pip install torch"))
+        usable = False
     else:
         findings += [torch_version(torch), compiler(), processor(), gpus(torch), *peaks(torch)]
         usable = True
@@ -65,10 +65,10 @@ def torch_version(torch: Any) -> Finding:
 
 def compiler() -> Finding:
     """Return the C++ compiler that torch.compile would call."""
-    found = next((name for name in (os.environ.get("CXX"), "g++", "clang++") if name and
-    shutil.which(name)), None) if found:
-        return Finding("compiler", True, str(shutil.which(found)))
-    return Finding("compiler", False, "no C++ compiler", "install g++ or clang: without one, torch.compile is off")
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and shutil.which(name):
+            return Finding("compiler", True, str(shutil.which(name)))
+    return Finding("compiler", False, "no C++ compiler", "install g++ or clang, or nothing is compiled")
 
 
 def processor() -> Finding:
@@ -102,11 +102,14 @@ def gpus(torch: Any) -> Finding:
     """Return the GPUs that torch sees."""
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return Finding("gpu", True, ", ".join(f"{card.name} ({card.total_memory / GIB:.0f} GiB)" for card in cards))
+        names = ", ".join(f"{card.name} ({card.total_memory / GIB:.0f} GiB)" for card in cards)
+        return Finding("gpu", True, names)
     if torch.backends.mps.is_available():
         return Finding("gpu", True, "Apple GPU (mps)")
     if Path("/proc/driver/nvidia").exists():
-        return Finding("gpu", False, "an NVIDIA driver, but no CUDA in torch", "install a CUDA build of torch")
+        return Finding(
+            "gpu", False, "an NVIDIA driver, but no CUDA in torch", "install a CUDA build of torch"
+        )
     return Finding("gpu", True, "none: training runs on the processor")
 
 
@@ -114,14 +117,15 @@ def peaks(torch: Any) -> list[Finding]:
     """Measure a square matrix product in float32 and bfloat16 on the device that training would choose."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     size = 1024 if device == "cpu" else 8192
-    return [
-        Finding(f"{device} {name}", True, f"{matmul_flops(torch, device, dtype, size) / 1e9:,.0f} GFLOP/s,
-        {size} x {size}") for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    ]
+    findings = []
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        speed = matmul_flops(torch, device, dtype, size)
+        findings.append(Finding(f"{device} {name}", True, f"{speed / 1e9:,.0f} GFLOP/s, {size} x {size}"))
+    return findings
 
 
 def matmul_flops(torch: Any, device: str, dtype: Any, size: int, seconds: float = 0.3) -> float:
-    """Return the FLOP/s of the fastest of the (size, size) products that fit into `seconds`, after one to warm up."""
+    """Return the FLOP/s of the fastest (size, size) product within `seconds`, after one to warm up."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def once() -> float:

@@ -89,8 +89,8 @@ def _split(
     rows, left = divmod(batch_tokens // config.context, ranks)
     if left or not rows:
         raise UserError(
-            f"{batch_tokens // config.context} rows a step do not divide by {ranks} ranks: choose a number of "
-            "ranks that divides them, or another pretrain.batch_tokens"
+            f"{batch_tokens // config.context} rows a step do not divide by {ranks} ranks: choose a divisor, "
+            "or another pretrain.batch_tokens"
         )
     micro = recipe.pretrain.micro_batch or memory.micro_batch(config, rows, device.memory, dtype, ranks)
     if rows % micro:

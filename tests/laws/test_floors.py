@@ -1,6 +1,6 @@
 """The floors of the house, read from the source: imports only go down, and every file stays readable.
 
-Each law is a function from the package's sources to a list of breaches, so that a test can show it a broken house.
+Each law is a function from the package's sources to a list of breaches, so a test can show it broken ones.
 """
 
 import ast
@@ -34,7 +34,7 @@ LONGEST = 400
 
 
 def sources(package: Path = PACKAGE) -> dict[str, str]:
-    """Return dotted module name (without `fledgling.`) -> source text; a room's own name is its `__init__`."""
+    """Return module name (without `fledgling.`) -> source; a room's own name is its `__init__`."""
     found = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
@@ -43,7 +43,7 @@ def sources(package: Path = PACKAGE) -> dict[str, str]:
 
 
 def named(node: ast.AST, home: str) -> list[str]:
-    """Return the dotted names that an import statement brings in; `home` is the package relative ones start from."""
+    """Return the dotted names that an import brings in; `home` is where relative ones start."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -59,7 +59,7 @@ def home(module: str, modules: dict[str, str]) -> str:
 
 
 def at_import(tree: ast.Module, home: str) -> list[str]:
-    """Return what is imported as soon as the module is: not in functions, and not under TYPE_CHECKING."""
+    """Return what importing the module imports: not in functions, not under TYPE_CHECKING."""
     found, waiting = [], list(tree.body)
     while waiting:
         node = waiting.pop()
