@@ -1,0 +1,167 @@
+"""From text to token shards: what a stage reads, prepared once into the run directory.
+
+One idea: a mixture's names are of two kinds. Names of tasks become conversations, packed whole; everything else is a
+source of documents ("embedded" or a path), packed by cropping. A finished shard is found again by the fingerprint of
+what it was made from, so running again prepares nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fledgling.config import Recipe, UserError
+from fledgling.data.corpus import harvest
+from fledgling.data.document import Document
+from fledgling.data.public import data_root
+from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
+from fledgling.data.sources import documents as read_documents
+from fledgling.data.split import split
+from fledgling.record import write_json
+from fledgling.tasks import NAMES, mixture_example
+from fledgling.tasks.user_jsonl import conversations as read_conversations
+from fledgling.text.conversation import render
+from fledgling.text.tokenizer import Tokenizer
+
+Say = Callable[[str], None]
+CHAT = "chat:"  # prefix of a path to the user's own conversations
+TASK_TEXTS = 4000  # conversations shown to the tokenizer, so that their words are its words
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A mixture's weights by kind: document sources, generated tasks, and the user's conversations."""
+
+    documents: dict[str, float]
+    tasks: dict[str, float]
+    chats: dict[str, float]
+
+
+def parts(mixture: dict[str, float]) -> Parts:
+    """Sort a mixture's names; weights of zero are left out. Raises UserError when nothing is left."""
+    used = {name: weight for name, weight in mixture.items() if weight > 0}
+    if not used:
+        raise UserError('the stage\'s mixture is empty: name at least one source, such as {embedded = 1.0}')
+    tasks = {n: w for n, w in used.items() if n in NAMES}
+    chats = {n.removeprefix(CHAT): w for n, w in used.items() if n.startswith(CHAT)}
+    documents = {n: w for n, w in used.items() if n not in tasks and not n.startswith(CHAT)}
+    return Parts(documents, tasks, chats)
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+class Preparer:
+    """Prepares tokenizer and shards of one recipe under RUN, and remembers the texts it had to read for that."""
+
+    def __init__(self, recipe: Recipe, run_dir: Path, say: Say = lambda text: None) -> None:
+        self.recipe, self.run_dir, self.say = recipe, run_dir, say
+        self._texts: dict[str, tuple[list[Document], list[Document]]] = {}
+
+    def texts(self, source: str) -> tuple[list[Document], list[Document]]:
+        """(training, validation) documents of a source; validation is chosen by content alone."""
+        if source not in self._texts:
+            if source == "embedded":
+                self.say("reading the documentation and source of the installed Python")
+                found = harvest()
+            else:
+                found = list(read_documents(self._path(source), progress=None))
+            self._texts[source] = split(found)
+        return self._texts[source]
+
+    def _path(self, source: str) -> Path:
+        here, there = Path(source), data_root(self.recipe.run.data_dir) / source
+        if here.exists() or there.exists():
+            return here if here.exists() else there
+        raise UserError(f'source "{source}": expected "embedded", a task, a file or a folder; neither {here} nor {there} exists')
+
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer: loaded when it stands in RUN/tokenizer, else trained there."""
+        table, path = self.recipe.tokenizer, self.run_dir / "tokenizer" / "tokenizer.json"
+        if path.exists():
+            return Tokenizer.load(path)
+        self.say(f"training a tokenizer of {table.vocab_size:,} entries")
+        tokenizer = Tokenizer.train(
+            self._tokenizer_texts(), table.vocab_size, digits=table.digits, letters=table.letters
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path)
+        sizes = {source: sum(d.size for d in self.texts(source)[0]) for source in table.sources}
+        write_json(path.parent / "training.json", {**asdict(table), "bytes": sizes, "fingerprint": tokenizer.fingerprint()})
+        return tokenizer
+
+    def _tokenizer_texts(self) -> Iterator[str]:
+        left = self.recipe.tokenizer.characters
+        for source in self.recipe.tokenizer.sources:
+            for document in self.texts(source)[0]:
+                if left <= 0:
+                    return
+                left -= len(document.text)
+                yield document.text
+        tasks = parts(self.recipe.sft.mixture).tasks if self.recipe.sft.mixture else {}
+        if tasks:
+            for index in range(TASK_TEXTS):
+                example = mixture_example(tasks, index, self.recipe.seed)
+                yield from (text for message in example["messages"] for text in _texts_of(message["content"]))
+
+    def documents(self, source: str, tokenizer: Tokenizer) -> tuple[TokenShard, TokenShard]:
+        """(training, validation) token shards of a document source."""
+        shards = []
+        for index, name in enumerate(("train", "validation")):
+            key = _digest(source, tokenizer.fingerprint())
+            directory = self.run_dir / "data" / f"{Path(source).stem}-{name}-{key}"
+            if not (directory / "manifest.json").exists():
+                self.say(f"tokenizing {source} ({name})")
+                chosen = self.texts(source)[index]
+                meta = {"source": source, "split": name, "bytes": sum(d.size for d in chosen), "documents": len(chosen)}
+                with ShardWriter(
+                    directory, tokenizer.vocab_size, tokenizer=tokenizer.fingerprint(), metadata=meta
+                ) as writer:
+                    tokenize_documents((d.text for d in chosen), tokenizer, writer)
+            shards.append(TokenShard.open(directory, tokenizer.fingerprint()))
+        return shards[0], shards[1]
+
+    def conversations(self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer) -> TokenShard:
+        """A shard of at least `tokens` tokens of generated conversations, each different."""
+        seed = self.recipe.seed * 10 + len(stage)
+        examples = _examples(tasks, seed)
+        key = _digest(stage, tasks, tokens, seed, tokenizer.fingerprint())
+        return self._rendered(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
+
+    def chat(self, path: str, tokenizer: Tokenizer) -> TokenShard:
+        """A shard of the user's own conversations."""
+        file = self._path(path)
+        key = _digest(str(file), file.stat().st_mtime_ns, file.stat().st_size, tokenizer.fingerprint())
+        return self._rendered(f"chat-{file.stem}-{key}", read_conversations(file), None, tokenizer)
+
+    def _rendered(
+        self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer
+    ) -> TokenShard:
+        directory = self.run_dir / "data" / name
+        if not (directory / "manifest.json").exists():
+            self.say(f"writing conversations ({name.rsplit('-', 1)[0]})")
+            with ShardWriter(
+                directory, tokenizer.vocab_size, with_mask=True, tokenizer=tokenizer.fingerprint(), metadata={"kind": name}
+            ) as writer:
+                for example in examples:
+                    rendered = render(tokenizer, example)
+                    writer.add(rendered.tokens, rendered.mask)
+                    if tokens is not None and writer.tokens >= tokens:
+                        break
+        return TokenShard.open(directory, tokenizer.fingerprint())
+
+
+def _examples(tasks: dict[str, float], seed: int) -> Iterator[dict]:
+    index = 0
+    while True:
+        yield mixture_example(tasks, index, seed)
+        index += 1
+
+
+def _texts_of(content: str | list[dict]) -> list[str]:
+    return [content] if isinstance(content, str) else [part["text"] for part in content]
+

@@ -1,0 +1,182 @@
+"""Rollouts: groups of answers by the live weights, scored by their task, packed into the batches the one loop reads.
+
+One idea: the group is its own baseline. Every prompt is answered `group` times; an answer's advantage is its reward
+minus the group's mean (GRPO, arXiv 2402.03300). Only sampled tokens are targets: never the prompt, never what a tool
+wrote. Rollouts are packed with other rollouts into rows, so their batches have the shapes of fine-tuning.
+
+N rollouts, T context.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fledgling.config import RLTable
+from fledgling.data.batch import IGNORE, Batch
+from fledgling.data.mixture import Cycle
+from fledgling.data.pack import whole_plan
+from fledgling.data.stream import segments
+from fledgling.evals.chat import prompt_ids
+from fledgling.infer.batch import Completion
+from fledgling.infer.engine import Engine
+from fledgling.infer.sample import Sampling
+from fledgling.infer.stream import final_text
+from fledgling.model.logprob import target_logprobs
+from fledgling.model.transformer import Transformer
+from fledgling.tasks import get
+from fledgling.tasks.task import Question
+from fledgling.world import World
+
+
+def advantages(rewards: np.ndarray, kind: str) -> np.ndarray:
+    """Rewards (prompts, group) -> advantages of the same shape: centred, or divided by the group's deviation too."""
+    centred = rewards - rewards.mean(1, keepdims=True)
+    return centred if kind == "centred" else centred / (rewards.std(1, keepdims=True) + 1e-6)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer with its prompt: tokens (L,), whether each was sampled, its log-probability, and the advantage."""
+
+    tokens: np.ndarray
+    sampled: np.ndarray
+    logprobs: np.ndarray
+    advantage: float
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], answer: Completion, advantage: float) -> Rollout:
+        """Put prompt and answer together; what a tool forced is not sampled."""
+        silent = len(prompt)
+        return cls(
+            np.array([*prompt, *answer.tokens], dtype=np.int64),
+            np.array([False] * silent + [not forced for forced in answer.forced]),
+            np.array([0.0] * silent + answer.logprobs, dtype=np.float32),
+            advantage,
+        )
+
+
+def to_batches(rollouts: Sequence[Rollout], context: int, micro_rows: int, bos: int) -> list[Batch]:
+    """Pack rollouts whole into rows of `context` targets and cut them into micro-batches of exactly `micro_rows` rows.
+
+    Rollouts longer than a row are cut at its end; rows are padded with BOS, micro-batches with rows of BOS.
+    """
+    width = context + 1
+    plan = whole_plan(np.array([min(len(r.tokens), width) for r in rollouts]), width)
+    rows = -(-plan.rows // micro_rows) * micro_rows
+    tokens = np.full((rows, width), bos, dtype=np.int64)
+    sampled = np.zeros((rows, width), dtype=bool)
+    logprobs, advantage = np.zeros((2, rows, width), dtype=np.float32)
+    for row in range(plan.rows):
+        at = 0
+        for piece in range(plan.row_start[row], plan.row_start[row + 1]):
+            one, length = rollouts[plan.piece_document[piece]], int(plan.piece_length[piece])
+            place = slice(at, at + length)
+            tokens[row, place], sampled[row, place] = one.tokens[:length], one.sampled[:length]
+            logprobs[row, place], advantage[row, place] = one.logprobs[:length], one.advantage
+            at += length
+    whole = Batch(
+        tokens=torch.from_numpy(tokens[:, :-1].copy()),
+        targets=torch.from_numpy(np.where(sampled, tokens, IGNORE)[:, 1:].copy()),
+        documents=torch.from_numpy(segments(tokens[:, :-1], bos)),
+        advantages=torch.from_numpy(advantage[:, 1:].copy()),
+        old_logprobs=torch.from_numpy(logprobs[:, 1:].copy()),
+    )
+    return whole.split(micro_rows)
+
+
+class Rollouts:
+    """The stream of an RL stage: `next()` asks, answers, scores and packs, with the weights as they are now.
+
+    Prompts are a pure function of (seed, global index), noise of (seed, step); with `epochs` above 1 a step's rollouts
+    are learned from that many times. `last` holds what to record of the newest rollouts.
+    """
+
+    def __init__(self, engine: Engine, table: RLTable, seed: int, micro_rows: int, world: World) -> None:
+        self.engine, self.table, self.seed, self.world = engine, table, seed, world
+        self.micro_rows, self.step = micro_rows, 0
+        self.names = sorted(name for name, weight in table.tasks.items() if weight > 0)
+        self.cycle = Cycle.of([table.tasks[name] for name in self.names])
+        self.held: list[Batch] = []
+        self.last: dict[str, float] = {}
+        self.reference: Transformer | None = copy.deepcopy(engine.source) if table.kl > 0 else None
+
+    def question(self, index: int) -> Question:
+        """Prompt number `index` of the stage."""
+        source, place = self.cycle.locate(index)
+        return get(self.names[source]).practice(place, self.seed)
+
+    def next(self) -> list[Batch]:
+        """The micro-batches of the next step."""
+        if self.step % self.table.epochs == 0:
+            self.held = self._sample(self.step // self.table.epochs)
+        self.step += 1
+        return self.held
+
+    def _sample(self, round_: int) -> list[Batch]:
+        table, tokenizer = self.table, self.engine.tokenizer
+        first = round_ * table.prompts
+        mine = range(first + self.world.rank, first + table.prompts, self.world.size)
+        questions = [self.question(index) for index in mine]
+        prompts = [prompt_ids(tokenizer, q) for q in questions for _ in range(table.group)]
+        noise = (self.seed * 1_000_003 + round_) * 4099 + self.world.rank
+        sampling = Sampling(temperature=table.temperature, max_tokens=table.max_tokens, seed=noise)
+        self.engine.refresh()
+        answers = self.engine.generate(prompts, sampling, rows=len(prompts))
+        rewards = np.array(
+            [
+                get(q.task).score(q, final_text(tokenizer, answers[i * table.group + k].tokens))
+                for i, q in enumerate(questions)
+                for k in range(table.group)
+            ],
+            dtype=np.float32,
+        ).reshape(len(questions), table.group)
+        worth = advantages(rewards, table.advantage).reshape(-1)
+        rollouts = [
+            Rollout.of(p, a, float(w)) for p, a, w in zip(prompts, answers, worth, strict=True) if w != 0 and a.tokens
+        ]
+        self.last = {
+            "reward": float(rewards.mean()),
+            "pass_at_group": float((rewards.max(1) > 0).mean()),
+            "groups_with_signal": float((rewards.std(1) > 0).mean()),
+            "length": float(np.mean([len(a.tokens) for a in answers])),
+        }
+        context = self.engine.source.config.context
+        batches = to_batches(rollouts, context, self.micro_rows, tokenizer.bos) if rollouts else [self._empty(context)]
+        return [self._with_reference(batch) for batch in batches]
+
+    def _empty(self, context: int) -> Batch:
+        """A micro-batch without targets: every group agreed, there is nothing to learn from."""
+        nothing = Rollout(np.full(2, self.engine.tokenizer.bos), np.zeros(2, bool), np.zeros(2, np.float32), 0.0)
+        return to_batches([nothing], context, self.micro_rows, self.engine.tokenizer.bos)[0]
+
+    @torch.no_grad()
+    def _with_reference(self, batch: Batch) -> Batch:
+        if self.reference is not None:
+            model = self.reference
+            batch = batch.to(model.head.weight.device)
+            hidden = model(batch.tokens, batch.documents)
+            batch.reference_logprobs = target_logprobs(hidden, model.head.weight, batch.targets, model.config.softcap)
+        return batch
+
+    def state_dict(self) -> dict:
+        """The step; between the passes over one set of rollouts also the rollouts, whose weights are gone."""
+        held = self.held if self.step % self.table.epochs else []
+        return {"step": self.step, "held": [{k: v.tolist() for k, v in vars(b).items() if v is not None} for b in held]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state_dict` was taken."""
+        self.step = int(state["step"])
+        self.held = [_batch_of(fields) for fields in state["held"]]
+
+    def close(self) -> None:
+        """Nothing runs in the background."""
+
+
+def _batch_of(fields: dict[str, list]) -> Batch:
+    kinds = {"tokens": torch.int64, "targets": torch.int64, "documents": torch.int32}
+    return Batch(**{name: torch.tensor(value, dtype=kinds.get(name, torch.float32)) for name, value in fields.items()})

@@ -1,0 +1,151 @@
+"""One stage of a recipe, put together and run: tokenizer, model, optimizer, stream, checkpoint, loop.
+
+A stage lives in RUN/<stage>. It starts from the last checkpoint of the stage before it (pretraining from the seed), goes on
+from its own newest checkpoint, and is left alone once it is done.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fledgling.config import STAGES, Recipe, UserError, dump_toml
+from fledgling.infer.engine import Engine
+from fledgling.model.config import ModelConfig, from_table
+from fledgling.optim.optimizer import Optimizer
+from fledgling.plan.flops import per_token
+from fledgling.record import Recorder, environment, write_json
+from fledgling.train import checkpoint, loop, rl, supervised
+from fledgling.train.prepare import Preparer
+from fledgling.train.setup import make_model, set_up
+from fledgling.train.stage import Stage
+from fledgling.train.supervised import Context
+from fledgling.world import World
+
+BUILDERS = {"pretrain": supervised.build, "midtrain": supervised.build, "sft": supervised.build, "rl": rl.build}
+
+
+def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = False) -> bool:
+    """Run stage `name`; returns False if it was already done. Raises loop.Stopped after a signal, once all is saved.
+
+    resume: "auto" goes on from the newest checkpoint, "never" begins the stage anew.
+    """
+    run_dir, stage_dir = Path(recipe.run.out), Path(recipe.run.out) / name
+    if resume == "auto" and (stage_dir / "done.json").exists():
+        return False
+    world = World.start(recipe.run.device)
+    setup = set_up(recipe.run, world.device)
+    begin_run(recipe, run_dir, world)
+    saved = checkpoint.latest(stage_dir / "checkpoints") if resume == "auto" else None
+    with Recorder(stage_dir, name, 0, quiet=quiet, active=world.is_main) as recorder:
+        recorder.notice(f"{name}: {setup.sentence}")
+        preparer = Preparer(recipe, run_dir, recorder.notice)
+        tokenizer = preparer.tokenizer()
+        source = saved or parent(recipe, name, run_dir)
+        loaded = checkpoint.load(source) if source else None
+        config = ModelConfig.from_dict(loaded.state["model"]) if loaded else from_table(recipe.model, tokenizer.vocab_size)
+        model = make_model(config, setup, world.device)
+        if loaded:
+            model.load_state_dict(loaded.tensors["model"])
+        else:
+            model.initialize(recipe.seed)
+        engine = Engine(model, tokenizer, dtype=setup.dtype)
+        context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer)
+        stage = BUILDERS[name](name, context)
+        optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled)
+        start = 0
+        if saved:
+            start = restore(loaded, stage, optimizer)
+            recorder.notice(f"{name}: going on after step {start} of {stage.steps}")
+        recorder.rewind(start)
+        recorder.total_steps = stage.steps
+        save = saver(stage, optimizer, context)
+        with stop_requests() as stop:
+            around = loop.Around(world, recorder, save, stop, per_token(config), setup.peak_flops)
+            try:
+                loop.run(stage, model, optimizer, around, start)
+            finally:
+                stage.batches.close()
+        recorder.done(tokens=stage.steps * (recipe.stage(name).batch_tokens or 0))
+    return True
+
+
+def begin_run(recipe: Recipe, run_dir: Path, world: World) -> None:
+    """Write the resolved recipe and the environment into the run directory, once."""
+    if not world.is_main:
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
+    write_json(run_dir / "environment.json", environment())
+
+
+def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
+    """The checkpoint a stage starts from: that of the stage before it in the recipe; None for the first."""
+    before = [stage for stage in recipe.stages if STAGES.index(stage) < STAGES.index(name)]
+    if name == "pretrain" or not before:
+        return None
+    found = checkpoint.latest(run_dir / before[-1] / "checkpoints")
+    if found is None:
+        raise UserError(f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first")
+    return found
+
+
+def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer) -> int:
+    """Bring stream, optimizer and random numbers to where the checkpoint was taken; returns its step."""
+    optimizer.load_tensors(loaded.tensors["optimizer"])
+    stage.batches.load_state_dict(loaded.state["stream"])
+    torch.set_rng_state(loaded.tensors["random"]["torch"])
+    return int(loaded.state["step"])
+
+
+def saver(stage: Stage, optimizer: Optimizer, context: Context):
+    """The function that saves everything needed to go on after `step` finished steps."""
+    directory = context.run_dir / stage.name / "checkpoints"
+
+    def save(step: int) -> None:
+        if not context.world.is_main:
+            return
+        state = {
+            "stage": stage.name,
+            "step": step,
+            "stream": stage.batches.state_dict(),
+            "model": context.model.config.to_dict(),
+            "recipe": dump_toml(context.recipe),
+            "tokenizer": context.tokenizer.fingerprint(),
+        }
+        tensors = {
+            "model": context.model.state_dict(),
+            "optimizer": optimizer.tensors(),
+            "random": {"torch": torch.get_rng_state()},
+        }
+        files = {"tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json"}
+        checkpoint.save(directory, step, tensors, state, files)
+        checkpoint.retain(directory, context.recipe.stage(stage.name).keep)
+
+    return save
+
+
+@contextmanager
+def stop_requests() -> Iterator:
+    """Within it, SIGINT and SIGTERM ask the run to save and leave after the step; a second one leaves at once."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

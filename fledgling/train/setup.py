@@ -1,0 +1,101 @@
+"""What a stage runs on: threads, dtype, compiler, and how fast this machine multiplies.
+
+Each choice is made once and said once. Nothing here knows of data or losses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import time
+from dataclasses import dataclass
+
+import torch
+
+from fledgling.config import RunTable, UserError
+from fledgling.model.config import ModelConfig
+from fledgling.model.logprob import compile_kernels
+from fledgling.model.transformer import Transformer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How this process computes: dtype of the products, whether kernels are compiled, and measured peak FLOP/s."""
+
+    dtype: torch.dtype
+    compiled: bool
+    peak_flops: float
+
+    @property
+    def sentence(self) -> str:
+        """The choices in one line."""
+        how = "compiled" if self.compiled else "not compiled (no C++ compiler found, or switched off)"
+        return f"{str(self.dtype).removeprefix('torch.')}, {how}, peak {self.peak_flops / 1e9:,.0f} GFLOP/s measured"
+
+
+def set_up(table: RunTable, device: torch.device) -> Setup:
+    """Fix threads and allocator, choose dtype and compiler as [run] says, and measure the peak."""
+    if device.type == "cpu":
+        torch.set_num_threads(table.threads or os.cpu_count() or 1)
+        keep_freed_memory()
+    dtype = DTYPES[table.dtype] if table.dtype != "auto" else fastest_dtype(device)
+    compiled = can_compile(table.compile, device)
+    return Setup(dtype, compiled, measure_peak(device, dtype))
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it, fp32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def can_compile(wish: str, device: torch.device) -> bool:
+    """Whether torch.compile will be used: on CPU it needs a C++ compiler."""
+    if wish == "off":
+        return False
+    found = device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++"))
+    if wish == "on" and not found:
+        raise UserError('run.compile is "on" but no C++ compiler (g++, clang++) was found; install one or use "off"')
+    return bool(found)
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep large freed blocks: activations of one step are those of the next (elsewhere: nothing)."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    except (OSError, AttributeError):
+        return
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.3) -> float:
+    """FLOP/s of the best of several size x size matrix products, what MFU is a share of."""
+    size = size if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    best, began = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def make_model(config: ModelConfig, setup: Setup, device: torch.device) -> Transformer:
+    """An uninitialised model on `device`; with a compiler, its blocks are compiled once for all layers."""
+    with torch.device(device):
+        model = Transformer(config, setup.dtype)
+    if setup.compiled:
+        compile_kernels()
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    return model

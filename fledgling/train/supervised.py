@@ -1,0 +1,148 @@
+"""Builders of the three stages that learn from text: pretrain, midtrain and sft differ in their mixture and targets.
+
+One function builds all three: the sources of the mixture become row sources, their rows one stream; the loss is
+`next_token`. Evals: bits per byte on held-out documents, chat tasks where the stage has seen conversations, samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fledgling.config import Recipe, StageTable, UserError
+from fledgling.data.batch import Batch
+from fledgling.data.shards import TokenShard
+from fledgling.data.stream import MixtureStream, RowSource
+from fledgling.evals import chat, samples
+from fledgling.evals.bpb import bits_per_byte
+from fledgling.evals.measurement import Measurement
+from fledgling.infer.engine import Engine
+from fledgling.model.transformer import Transformer
+from fledgling.optim.schedule import trapezoid
+from fledgling.plan.horizon import stretch
+from fledgling.record import Recorder
+from fledgling.tasks import NAMES
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.loss import next_token
+from fledgling.train.prepare import Preparer, parts
+from fledgling.train.stage import Eval, Stage
+from fledgling.world import World
+
+VALIDATION_ROWS = 512  # of held-out text at the end of a stage; an eighth of it in between
+MICRO_TOKENS = 8192  # of one forward/backward where the recipe leaves it open
+SPARE = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every builder needs."""
+
+    recipe: Recipe
+    run_dir: Path
+    world: World
+    model: Transformer
+    tokenizer: Tokenizer
+    engine: Engine
+    recorder: Recorder
+    preparer: Preparer
+
+
+def build(name: str, context: Context) -> Stage:
+    """The stage `name` (pretrain, midtrain or sft) as its table in the recipe describes it."""
+    table: StageTable = context.recipe.stage(name)
+    batch_tokens, steps = _length(name, table, context)
+    row = context.recipe.model.context
+    rows = batch_tokens // row
+    micro = min(table.micro_batch or max(1, MICRO_TOKENS // row), rows // context.world.size or 1)
+    sources, validation = _sources(name, table, context, batch_tokens * steps)
+    stream = MixtureStream(
+        sources,
+        rows_per_step=rows,
+        micro_rows=micro,
+        steps=steps,
+        seed=context.recipe.seed,
+        rank=context.world.rank,
+        size=context.world.size,
+        supervise=table.target,
+    )
+    return Stage(
+        name=name,
+        steps=steps,
+        batches=stream,
+        loss=next_token,
+        schedule=partial(trapezoid, steps=steps, warmup=table.warmup, decay=table.decay, final=table.final),
+        evals=evals(table, context, validation, micro),
+        save_every=table.save_every,
+    )
+
+
+def _length(name: str, table: StageTable, context: Context) -> tuple[int, int]:
+    """(tokens a step, steps): pinned by the table, or by the dial for pretraining."""
+    if name != "pretrain" and table.steps is None:
+        raise UserError(f"{name}.steps is not set: expected the number of optimizer steps, such as {name}.steps=300")
+    horizon = stretch(context.model.config, table.batch_tokens, table.steps)
+    return horizon.batch_tokens, horizon.steps
+
+
+def _sources(
+    name: str, table: StageTable, context: Context, tokens: int
+) -> tuple[list[tuple[RowSource, float]], TokenShard | None]:
+    """The mixture as row sources with weights, and the held-out documents of its first document source."""
+    recipe, tokenizer, preparer = context.recipe, context.tokenizer, context.preparer
+    mixed = parts(table.mixture)
+    source = partial(
+        RowSource, context=recipe.model.context, seed=recipe.seed, bos=tokenizer.bos, turn_end=tokenizer.assistant_end
+    )
+    total = sum(table.mixture.values())
+    sources, validation = [], None
+    for path, weight in mixed.documents.items():
+        train, held_out = preparer.documents(path, tokenizer)
+        validation = validation or held_out
+        sources.append((source(train, "crop"), weight))
+    if mixed.tasks:
+        weight = sum(mixed.tasks.values())
+        shard = preparer.conversations(name, mixed.tasks, int(tokens * weight / total * SPARE) + 1, tokenizer)
+        sources.append((source(shard, "whole"), weight))
+    for path, weight in mixed.chats.items():
+        sources.append((source(preparer.chat(path, tokenizer), "whole"), weight))
+    return sources, validation
+
+
+def evals(table, context: Context, validation: TokenShard | None, micro_rows: int) -> tuple[Eval, ...]:
+    """Bits per byte (where held-out documents exist), chat tasks (where the mixture has tasks), and samples."""
+    made = []
+    if validation is not None and len(validation):
+        rows = RowSource(validation, "crop", context.recipe.model.context, seed=0, bos=context.tokenizer.bos)
+        batches = partial(_validation, rows, micro_rows)
+        made.append(Eval("bits_per_byte", table.eval_every, partial(_bits, context, batches)))
+    names = [n for n in NAMES if n in table.mixture]
+    if names or context.recipe.sft.mixture:
+        names = names or [n for n in NAMES if n in context.recipe.sft.mixture]
+        made.append(Eval("chat", table.eval_every, partial(_chat, context, names, table.eval_questions)))
+    made.append(Eval("samples", table.sample_every, partial(_samples, context, bool(names))))
+    return tuple(made)
+
+
+def _validation(rows: RowSource, micro_rows: int, last: bool) -> list[Batch]:
+    count = min(len(rows), VALIDATION_ROWS if last else VALIDATION_ROWS // 8)
+    stream = MixtureStream([(rows, 1.0)], count, min(micro_rows, count), 1, seed=0, look_ahead=False)
+    return stream.next()
+
+
+def _bits(context: Context, batches: Callable[[bool], list[Batch]], step: int, last: bool) -> list[Measurement]:
+    return [bits_per_byte(context.model, batches(last), context.tokenizer.byte_lengths())]
+
+
+def _chat(context: Context, names: list[str], count: int, step: int, last: bool) -> list[Measurement]:
+    context.engine.refresh()
+    return chat.take(context.engine, chat.exams(names, count if last else max(1, count // 4)))
+
+
+def _samples(context: Context, chats: bool, step: int, last: bool) -> list[Measurement]:
+    context.engine.refresh()
+    shown = samples.continuations(context.engine) + (samples.answers(context.engine) if chats else [])
+    for prompt, text in shown:
+        context.recorder.sample(step, prompt, text)
+    return []
