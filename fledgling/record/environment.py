@@ -7,11 +7,13 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from fledgling import __version__
+
 
 def environment() -> dict:
     """Versions, platform, processor, cores, memory (bytes), graphics cards and git commit."""
     return {
-        "fledgling": _version("fledgling"),
+        "fledgling": __version__,
         "python": platform.python_version(),
         "torch": _version("torch"),
         "platform": platform.platform(),

@@ -1,0 +1,397 @@
+"""Checkpoints: directories that are whole or do not exist.
+
+    step-00000100/model.safetensors  optimizer.safetensors  state.json  tokenizer.json  manifest.json
+
+The one idea: everything is written into a temporary neighbour and flushed to the disk, the manifest (size
+and SHA-256 of every file) last; then one rename gives it its name. A kill at any instant leaves the
+previous checkpoint as it was, and a changed bit is found before it is trained on. Only safetensors and JSON
+are written or read, never a pickle. What the tensors and the state mean is the caller's business.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fledgling.config import STAGES, UserError
+from fledgling.record import cannot_write
+
+if TYPE_CHECKING:
+    from fledgling.model.transformer import Transformer
+    from fledgling.text.tokenizer import Tokenizer
+
+FORMAT = "fledgling checkpoint 1"
+MANIFEST = "manifest.json"
+LARGEST_JSON = 256 * 2**20  # bytes; a state this long is no state of ours
+_STEP = re.compile(r"step-(\d{8,})(\.old)?")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: groups of tensors by name (on the CPU), and the JSON state."""
+
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def save(
+    directory: Path | str,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    files: Mapping[str, Path | str] | None = None,
+) -> Path:
+    """Write directory/step-XXXXXXXX and return its path; it appears whole, in one rename.
+
+    tensors: one safetensors file a group, e.g. {"model": {...}, "optimizer": {...}}; state: what JSON holds
+    without loss (no tuples, text keys); files: copied under the names given, e.g. {"tokenizer.json": path}.
+    Saving a step again replaces it. Raises UserError when the disk is full, with the bytes needed and free;
+    what was there before is then untouched and nothing half-written stays.
+    """
+    directory, files = Path(directory), {name: Path(path) for name, path in (files or {}).items()}
+    assert all(_NAME.fullmatch(name) for name in (*tensors, *files)), (
+        "names of groups and files are plain names"
+    )
+    final = directory / f"step-{step:08d}"
+    temporary = directory / f".tmp-{final.name}-{os.getpid()}"
+    content = (json.dumps(dict(state), indent=1) + "\n").encode()
+    needed = len(content) + sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
+    try:
+        needed += sum(path.stat().st_size for path in files.values())
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        if shutil.disk_usage(directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        for name, group in tensors.items():
+            _write_group(temporary / f"{name}.safetensors", group)
+        (temporary / "state.json").write_bytes(content)
+        for name, path in files.items():
+            shutil.copyfile(path, temporary / name)
+        _seal(temporary)
+        _publish(temporary, final)
+    except OSError as problem:
+        raise cannot_write(final, problem, needed) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def _write_group(path: Path, group: Mapping[str, Tensor]) -> None:
+    """Write one group; tensors that share memory (tied weights) are stored once each."""
+    seen: set[int] = set()
+    ready = {}
+    for name, tensor in group.items():
+        tensor = tensor.detach().to("cpu").contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        ready[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    try:
+        save_file(ready, path)
+    except SafetensorError as problem:  # the library reports a failed write as text
+        code = re.search(r"os error (\d+)", str(problem))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
+
+
+def _seal(directory: Path) -> None:
+    """Flush every file to the disk, then write the manifest and flush it and the directory."""
+    files = {}
+    for path in sorted(directory.iterdir()):
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        _flush(path)
+    manifest = directory / MANIFEST
+    manifest.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
+    _flush(manifest)
+    _flush(directory)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Rename; an older directory of that name stays loadable as NAME.old until the new one has its place."""
+    old = final.with_name(f"{final.name}.old")
+    if final.exists():
+        _remove(old)
+        os.replace(final, old)
+    os.replace(temporary, final)
+    _flush(final.parent)
+    _remove(old)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(directory: Path) -> None:
+    """Delete a directory: first it loses its name, so that a kill leaves no half of it under that name."""
+    if directory.exists():
+        doomed = directory.with_name(f".tmp-removed-{directory.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(directory, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- checking and reading ------------------------------------------------------------------------
+
+
+def verify(path: Path | str, hashes: bool = True) -> dict[str, dict]:
+    """Check a checkpoint against its manifest, and return {file name: {"bytes", "sha256"}}.
+
+    hashes=False compares sizes only. Raises UserError that names the first bad file.
+    """
+    path = Path(path)
+    files = _manifest(path)
+    for name, expected in files.items():
+        file = path / name
+        if file.is_symlink() or not file.is_file():
+            raise UserError(
+                f"checkpoint {path} is not whole: {name} is missing or no plain file; use another one"
+            )
+        size = file.stat().st_size
+        if size != expected["bytes"]:
+            sizes = f"{size} bytes, the manifest says {expected['bytes']}"
+            raise UserError(f"checkpoint {path} is damaged: {name} has {sizes}; use another one")
+        if hashes and _sha256(file) != expected["sha256"]:
+            raise UserError(
+                f"checkpoint {path} is damaged: {name} does not match its SHA-256; use another one"
+            )
+    return files
+
+
+def _manifest(path: Path) -> dict[str, dict]:
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise UserError(
+            f"checkpoint {path} {what}; expected a directory with a {MANIFEST}, such as step-00000100"
+        )
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{path} has no {MANIFEST}, so it is no whole checkpoint; use one that step-* names")
+    manifest = _read_json(path / MANIFEST)
+    files = manifest.get("files")
+    sound = set(manifest) == {"format", "files"} and manifest["format"] == FORMAT
+    if (
+        not sound
+        or not isinstance(files, dict)
+        or "state.json" not in files
+        or not all(map(_entry, files.items()))
+    ):
+        raise UserError(f"checkpoint {path}: {MANIFEST} is damaged or of another format than {FORMAT!r}")
+    return files
+
+
+def _entry(item: tuple[str, Any]) -> bool:
+    """Whether one entry of a manifest is a plain file name with a size and a hash, and nothing else."""
+    name, value = item
+    return (
+        _NAME.fullmatch(name) is not None
+        and isinstance(value, dict)
+        and set(value) == {"bytes", "sha256"}
+        and type(value["bytes"]) is int
+        and isinstance(value["sha256"], str)
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{path} is larger than {LARGEST_JSON} bytes; it is not a checkpoint's file")
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as problem:
+        raise UserError(
+            f"cannot read {path} ({type(problem).__name__}): it is damaged or no checkpoint's file"
+        ) from None
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {path}: expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+def load(path: Path | str, groups: tuple[str, ...] | None = None, hashes: bool = True) -> Checkpoint:
+    """Read a checkpoint after checking it; groups=None reads every group, ("model",) only the weights.
+
+    Raises UserError on anything missing, torn, changed or foreign, naming the file.
+    """
+    path = Path(path)
+    stored = [
+        name.removesuffix(".safetensors") for name in verify(path, hashes) if name.endswith(".safetensors")
+    ]
+    absent = [name for name in groups or () if name not in stored]
+    if absent:
+        raise UserError(
+            f"checkpoint {path} has no {absent[0]}.safetensors; it has {', '.join(stored) or 'no tensors'}"
+        )
+    tensors = {name: _read_group(path / f"{name}.safetensors") for name in groups or stored}
+    return Checkpoint(path, tensors, _read_json(path / "state.json"))
+
+
+def _read_group(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise UserError(f"cannot read {path}: not a safetensors file ({reason[:120]})") from None
+
+
+# ---- which checkpoint ----------------------------------------------------------------------------
+
+
+def _steps(directory: Path) -> Iterator[Path]:
+    """The directories of a checkpoints directory that bear a checkpoint's name, newest first."""
+    if not directory.is_dir():
+        return
+    found = [(_STEP.fullmatch(path.name), path) for path in directory.iterdir() if path.is_dir()]
+    named = [(int(match[1]), match[2] is None, path) for match, path in found if match]
+    yield from (path for *_, path in sorted(named, reverse=True))
+
+
+def latest(
+    directory: Path | str, hashes: bool = True, warn: Callable[[str], None] = warnings.warn
+) -> Path | None:
+    """The newest whole checkpoint of RUN/<stage>/checkpoints, or None.
+
+    warn: receives one line for each newer one that was passed over because it is torn or damaged.
+    """
+    for path in _steps(Path(directory)):
+        try:
+            verify(path, hashes)
+        except UserError as problem:
+            warn(f"passed over: {problem}")
+        else:
+            return path
+    return None
+
+
+def retain(directory: Path | str, keep: int) -> list[Path]:
+    """Keep the newest `keep` whole checkpoints (at least one) and return them, newest first.
+
+    Everything older than those goes, and every leftover of a save that was killed. The newest is checked by
+    its hashes, so that a damaged one never costs the last good one; with none whole, nothing is deleted.
+    """
+    directory = Path(directory)
+    kept: list[Path] = []
+    older: list[Path] = []
+    for path in _steps(directory):
+        if len(kept) >= max(keep, 1):
+            older.append(path)
+            continue
+        with contextlib.suppress(UserError):
+            verify(path, hashes=not kept)
+            kept.append(path)
+    for path in older:
+        _remove(path)
+    if directory.is_dir():
+        for path in directory.glob(".tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+    return kept
+
+
+def resolve(path: Path | str) -> Path:
+    """The checkpoint directory meant by a checkpoint, a stage or a run directory.
+
+    A stage means its newest whole checkpoint; a run means that of its last finished stage, in the order rl,
+    sft, midtrain, pretrain. Raises UserError that names what was looked for.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; expected a checkpoint, a stage or a run directory")
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is a file; expected a checkpoint, a stage or a run directory (no pickle is ever read)"
+        )
+    if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
+        return path
+    for directory in (path, path / "checkpoints"):
+        if next(_steps(directory), None) is not None:
+            return _newest(directory)
+    started = [stage for stage in STAGES if (path / stage).is_dir()]
+    finished = [stage for stage in started if (path / stage / "done.json").is_file()]
+    if finished:
+        return _newest(path / finished[-1] / "checkpoints")
+    if started:
+        stage = path / started[-1]
+        raise UserError(
+            f"no stage of {path} has finished: looked for done.json; {stage} may hold a checkpoint so far"
+        )
+    looked = ", ".join((MANIFEST, "step-*", "checkpoints/step-*", *STAGES[::-1]))
+    raise UserError(f"no checkpoint in {path}: looked for {looked}")
+
+
+def _newest(directory: Path) -> Path:
+    passed: list[str] = []
+    found = latest(directory, hashes=False, warn=passed.append)
+    if found is None:
+        raise UserError(passed[0] if passed else f"no checkpoint in {directory}: looked for step-*")
+    return found
+
+
+# ---- a model out of a checkpoint, and the random state -------------------------------------------
+
+
+def load_model(
+    path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple["Transformer", "Tokenizer", dict[str, Any]]:
+    """The model (in eval mode on `device`), the tokenizer and the state of what `resolve` finds at `path`.
+
+    dtype: None leaves the model's own. Raises UserError when the weights do not fit the model described in
+    the state.
+    """
+    from fledgling.model.config import ModelConfig
+    from fledgling.model.transformer import Transformer
+    from fledgling.text.tokenizer import Tokenizer
+
+    checkpoint = load(resolve(path), groups=("model",))
+    tokenizer = checkpoint.path / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise UserError(f"checkpoint {checkpoint.path} has no tokenizer.json, so it cannot be talked to")
+    weights = checkpoint.tensors["model"]
+    try:
+        config = ModelConfig(**checkpoint.state["model"])
+        if config.depth > len(weights):
+            raise ValueError(f"{config.depth} layers, {len(weights)} tensors")
+        model = Transformer(config)
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+        reason = " ".join(str(problem).split())[:200]
+        raise UserError(f"checkpoint {checkpoint.path}: model and weights do not fit: {reason}") from None
+    return model.to(device=device, dtype=dtype).eval(), Tokenizer.load(tokenizer), checkpoint.state
+
+
+def random_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """torch's random state as a group of uint8 tensors: "cpu", and "cuda" when `device` is one."""
+    group = {"cpu": torch.get_rng_state()}
+    if torch.device(device).type == "cuda":
+        group["cuda"] = torch.cuda.get_rng_state(device)
+    return group
+
+
+def restore_random_state(group: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+    """Set what `random_state` gave. A state of another kind of device is left out: it would not fit."""
+    torch.set_rng_state(group["cpu"].cpu())
+    if torch.device(device).type == "cuda" and "cuda" in group:
+        torch.cuda.set_rng_state(group["cuda"].cpu(), device)
