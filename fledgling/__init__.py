@@ -1,7 +1,7 @@
 """fledgling raises a chat model of your own from raw text to conversation.
 
-One package, one command, one training loop: pretraining, midtraining, supervised fine-tuning and reinforcement
-learning are four values handed to the same function. To know how a chat model is made, read in this order:
+One package, one command, one training loop: pretraining, midtraining, fine-tuning and reinforcement
+learning are four values of one function. To know how a chat model is made, read in this order:
 
      1  config.py                 what a run is told
      2  text/tokenizer.py         text becomes tokens
@@ -14,8 +14,8 @@ learning are four values handed to the same function. To know how a chat model i
      9  infer/engine.py           the model writes
     10  evals/                    what it has learned, with intervals
 
-Imports only go down: 0 config world record, 1 text model optim, 2 data tasks infer plan, 3 evals export, 4 train,
-5 serve report speedrun bench lab, 6 cli. docs/architecture.md shows the house; tests/laws hold it to its word.
+Imports only go down: 0 config world record, 1 text model optim, 2 data tasks infer plan, 3 evals export,
+4 train, 5 serve report speedrun bench lab, 6 cli. docs/architecture.md shows the house; tests/laws keep it.
 """
 
 __version__ = "0.1.0"
