@@ -136,11 +136,14 @@ class Fact:
 
 def _first_sentence(thing: object) -> str:
     """Return the first sentence of the docstring when it is one short ASCII line, else the empty string."""
-    lines = (getattr(thing, "__doc__", None) or "").strip().splitlines()
+    documentation = getattr(thing, "__doc__", None)
+    lines = documentation.strip().splitlines() if isinstance(documentation, str) else []
     while lines and re.match(r"[\w.]+\(.*\)(\s*->.*)?$", lines[0].strip()):  # a signature first
         lines = [line for line in lines[1:] if line.strip()]
-    first = lines[0].strip() if lines else ""
-    ends = len(lines) == 1 or not lines[1].strip() or first.endswith(".")
+    if not lines:
+        return ""
+    first = lines[0].strip()
+    ends = len(lines) < 2 or not lines[1].strip() or first.endswith(".")
     sentence = first.split(". ")[0].rstrip(".")
     fits = 12 <= len(sentence) < LONGEST and sentence.isascii() and sentence[:1].isupper() and " " in sentence
     return f"{sentence}." if fits and ends else ""
