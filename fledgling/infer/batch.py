@@ -55,7 +55,7 @@ class Ticket:
         self.logprobs: list[float] = []
         self.forced: list[bool] = []
         self.pending: deque[int] = deque()  # tokens that must come next
-        self.tools = ToolState(engine.tokenizer) if tools else None
+        self.tools = ToolState(engine.tokenizer) if tools and engine.can_call else None
         self.stops = engine.stops.union(sampling.stop)
         room = engine.context - len(self.prompt)
         self.limit = min(sampling.max_tokens, room)
@@ -98,9 +98,8 @@ def draw(logits: Tensor, tickets: Sequence[Ticket]) -> None:
     for rows in kinds.values():
         part = slice(None) if len(rows) == len(tickets) else torch.tensor(rows, device=logits.device)
         ids, logprobs = sample(logits[part], tickets[rows[0]].sampling, noise[part])
-        both = torch.stack((ids.double(), logprobs.double())).tolist()  # ids below 2^53 are exact
-        for row, token, logprob in zip(rows, *both, strict=True):
-            tickets[row].take(int(token), logprob)
+        for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
+            tickets[row].take(token, logprob)
 
 
 class Decoder:

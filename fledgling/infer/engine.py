@@ -57,9 +57,10 @@ class Prefix:
 class Engine:
     """Runs a model on prompts of token ids.
 
-    With a `device` or `dtype` other than the model's own, the engine works on a cast copy of the weights;
-    `refresh()` brings it up to date after training has moved them. A copy in the model's compute dtype
-    answers exactly as the model itself, and spares casting the weights at every step.
+    Products run in `dtype`, by default the model's own compute dtype. Where the weights are of another dtype
+    or on another device, the engine keeps a cast copy of them, which answers exactly as the model does and
+    spares a cast at every step. `generate` brings the copy up to date by itself; whoever trains in between
+    and streams calls `refresh`. Otherwise it reads the model's live weights.
     """
 
     def __init__(
@@ -75,18 +76,19 @@ class Engine:
         self.device = torch.device(device) if device else weight.device
         self.dtype = dtype or model.compute_dtype
         self.context = model.config.context
-        self.stops = frozenset((tokenizer.assistant_end, tokenizer.bos))
-        live = self.device == weight.device and dtype in (None, model.compute_dtype)
-        live = live and (dtype is None or dtype == weight.dtype)
+        special = tokenizer.special
+        self.stops = frozenset(special[name] for name in ("<|assistant_end|>", "<|bos|>") if name in special)
+        self.can_call = "<|python_start|>" in special
+        live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the source model's weights as they are now; nothing to do when they are read live."""
         if self.model is not self.source:
-            fresh = self.source.state_dict()
-            for name, tensor in self.model.state_dict().items():
-                tensor.copy_(fresh[name])
+            pairs = zip(self.model.parameters(), self.source.parameters(), strict=True)
+            for ours, theirs in pairs:
+                ours.copy_(theirs)
 
     def generate(
         self,
@@ -103,6 +105,7 @@ class Engine:
         `assistant_end`, `bos` or one of `sampling.stop`; at `max_tokens`; or when the context is full.
         `tools` lets the model use the calculator. `progress(done, total)` is called as answers finish.
         """
+        self.refresh()
         sampling = sampling or Sampling()
         decoder = Decoder(self, rows)
         tickets: dict[int, Ticket] = {}
@@ -201,9 +204,11 @@ class Engine:
 
 
 def _cast_copy(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """A copy of a model for inference; the tables of the rotary embedding keep their precision."""
-    twin = copy.deepcopy(model).requires_grad_(False).to(device)
-    for parameter in twin.parameters():
-        parameter.data = parameter.data.to(dtype)
+    """A copy of a model for inference: parameters cast, buffers (the rotary tables) in their own precision."""
+    cast = {
+        id(weight): torch.nn.Parameter(weight.detach().to(device, dtype, copy=True), requires_grad=False)
+        for weight in model.parameters()
+    }
+    twin = copy.deepcopy(model, cast).to(device)
     twin.compute_dtype = dtype
     return twin

@@ -172,6 +172,7 @@ class ToolState:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self.start, self.end = tokenizer.python_start, tokenizer.python_end
         self.expression: list[int] | None = None  # None: outside a call
 
     @property
@@ -179,9 +180,9 @@ class ToolState:
         return self.expression is not None
 
     def feed(self, token: int) -> list[int]:
-        if token == self.tokenizer.python_start:
+        if token == self.start:
             self.expression = []
-        elif self.expression is not None and token == self.tokenizer.python_end:
+        elif self.expression is not None and token == self.end:
             expression = self.tokenizer.decode_bytes(self.expression).decode("utf-8", "replace")
             self.expression = None
             result = self.tokenizer.encode(calculate(expression))

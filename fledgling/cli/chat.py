@@ -1,0 +1,187 @@
+"""`fledgling chat`: talk with a checkpoint in the terminal.
+
+With -p, or with text on standard input, one answer goes to stdout and the program ends. Otherwise it is a
+conversation: /help, /clear, /exit; Ctrl-C stops an answer, and a second one at the prompt leaves.
+What a model writes is never sent to the terminal as it is: control characters are shown, not obeyed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+from cyclopts import Parameter
+
+from fledgling.config import UserError
+
+if TYPE_CHECKING:
+    from fledgling.infer.sample import Sampling
+    from fledgling.infer.session import ChatSession
+
+HELP = """/help   this
+/clear  begin a new conversation
+/exit   leave (so does Ctrl-D)
+Ctrl-C  stop the answer"""
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+def chat(
+    checkpoint: Path,
+    /,
+    *,
+    prompt: Annotated[str | None, Parameter(name=("--prompt", "-p"))] = None,
+    system: str = "",
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int = 0,
+    max_tokens: int = 256,
+    device: str = "auto",
+) -> int:
+    """Talk with a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory; of a run, what its last finished stage left.
+    prompt
+        Answer this and leave; "-" reads it from standard input, as does text piped there.
+    system
+        What the model is told before the conversation.
+    temperature
+        0 always takes the likeliest token; 1 draws as the model believes.
+    top_k
+        Draw from so many likeliest tokens; 0: from all.
+    top_p
+        Draw from the fewest tokens that hold this probability.
+    min_p
+        Draw from tokens at least this share as likely as the likeliest.
+    seed
+        The same seed and the same words give the same answers.
+    max_tokens
+        Longest answer.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from fledgling.infer.sample import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, max_tokens, seed)  # complains before anything loads
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        prompt = sys.stdin.read()
+        if not prompt.strip():
+            raise UserError("standard input is empty; expected the text to answer (or give it with -p)")
+    session = _session(checkpoint, system, device)
+    if prompt is not None:
+        reason = say(session, prompt, sampling, sys.stdout, sys.stderr)
+        return 130 if reason == "interrupted" else 0 if session.turns else 1
+    return converse(session, sampling, sys.stdout)
+
+
+def _session(checkpoint: Path, system: str, device: str) -> ChatSession:
+    import torch
+
+    from fledgling.infer.engine import Engine
+    from fledgling.infer.session import ChatSession
+    from fledgling.train.checkpoint import load_model
+    from fledgling.world import choose_device
+
+    place = torch.device(choose_device(device))
+    model, tokenizer, _ = load_model(checkpoint, place)
+    missing = [name for name in ("<|user_start|>", "<|assistant_end|>") if name not in tokenizer.special]
+    if missing:
+        raise UserError(
+            f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation"
+        )
+    return ChatSession(
+        Engine(model, tokenizer, dtype=torch.bfloat16 if place.type == "cuda" else None), system=system
+    )
+
+
+def converse(session: ChatSession, sampling: Sampling, out: TextIO) -> int:
+    """Read turns from the terminal until the person leaves; return the exit code."""
+    with contextlib.suppress(ImportError):  # line editing, where the platform has it
+        import readline  # noqa: F401
+    print("Say something, or /help.", file=sys.stderr)
+    while True:
+        try:
+            text = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print(file=out)
+            return 0
+        if text in ("/exit", "/quit"):
+            return 0
+        if text == "/help":
+            print(HELP, file=out)
+        elif text == "/clear":
+            session.clear()
+            print("A new conversation.", file=out)
+        elif text.startswith("/"):
+            print(f"no such command: {printable(text)} (there are /help, /clear and /exit)", file=out)
+        elif text:
+            say(session, text, sampling, out, out)
+
+
+def say(session: ChatSession, text: str, sampling: Sampling, out: TextIO, notices: TextIO) -> str:
+    """Print the answer to one text as it is drawn; return why it ended. Ctrl-C ends the answer alone."""
+    from fledgling.infer.engine import Finish
+    from fledgling.infer.session import Notice
+
+    styled = out.isatty()
+    kind, reason = "text", "stop"
+    reply = session.reply(text, sampling)
+    try:
+        for event in reply:
+            if isinstance(event, Notice):
+                print(f"({event.text})", file=notices)
+            elif isinstance(event, Finish):
+                reason = event.reason
+            else:
+                shown = _turn_to(kind, event.kind, styled) + printable(event.text)
+                kind = event.kind
+                print(shown, end="", file=out, flush=True)
+    except KeyboardInterrupt:
+        reason = "interrupted"
+    finally:
+        reply.close()
+    print(_turn_to(kind, "text", styled), file=out, flush=True)
+    if reason in ("length", "context") and session.turns:
+        print(f"(cut short: {'--max-tokens' if reason == 'length' else 'the context is full'})", file=notices)
+    return reason
+
+
+def _turn_to(before: str, after: str, styled: bool) -> str:
+    """What to print between two kinds of pieces, so that a tool's call reads [2+3 = 5]."""
+    if before == after:
+        return ""
+    if (before, after) == ("python", "output"):
+        return " = "
+    closing = "" if before == "text" else f"]{PLAIN if styled else ''}"
+    opening = "" if after == "text" else f"{DIM if styled else ''}["
+    return closing + opening
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows but does not obey: control characters and those that reorder text are named.
+
+    Line ends and tabs stay. C0 controls become their pictures (U+2400 and on), the others \\x.. or \\u.... .
+    """
+    return "".join(_shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return character
+    if character in "\u200c\u200d":  # joiners: words and emoji are written with them
+        return character
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 0x7F else f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
