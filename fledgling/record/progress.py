@@ -41,11 +41,10 @@ def shown_as(name: str, value: Any) -> str:
 class Display:
     """Shows where a stage stands. The time left is judged from the steps of this session alone."""
 
-    def __init__(self, stage: str, total_steps: int):
+    def __init__(self, stage: str):
         from rich.console import Console
 
         self.stage = stage
-        self.total = total_steps
         self.console = Console(stderr=True, highlight=False)
         self._bar = self._task = None
         self._first: tuple[int, float] | None = (
@@ -53,20 +52,20 @@ class Display:
         )
         self._printed = -math.inf
 
-    def show(self, step: int, shown: dict, elapsed: float) -> None:
+    def show(self, step: int, total: int, shown: dict, elapsed: float) -> None:
         now = time.monotonic()
         self._first = self._first or (step, now)
         made, spent = step - self._first[0], now - self._first[1]
-        left = f", {clock(spent / made * (self.total - step))} left" if made > 0 and step < self.total else ""
+        left = f", {clock(spent / made * (total - step))} left" if made > 0 and step < total else ""
         values = "  ".join(shown_as(name, value) for name, value in finite(shown).items())
         text = f"{values}  {clock(elapsed)}{left}"
         if self.console.is_terminal:
-            self._move(step, text)
-        elif now - self._printed >= PLAIN_EVERY or step >= self.total:
+            self._move(step, total, text)
+        elif now - self._printed >= PLAIN_EVERY or step >= total:
             self._printed = now
-            self.say(f"{self.stage} {step}/{self.total}  {text}")
+            self.say(f"{self.stage} {step}/{total}  {text}")
 
-    def _move(self, step: int, text: str) -> None:
+    def _move(self, step: int, total: int, text: str) -> None:
         if self._bar is None:
             from rich.progress import BarColumn, Progress, TextColumn
 
@@ -77,9 +76,9 @@ class Display:
                 TextColumn("{task.fields[shown]}", markup=False),
             ]
             self._bar = Progress(*columns, console=self.console, refresh_per_second=4)
-            self._task = self._bar.add_task(f"{self.stage:<8}", total=self.total, shown="")
+            self._task = self._bar.add_task(f"{self.stage:<8}", total=total, shown="")
             self._bar.start()
-        self._bar.update(self._task, completed=step, shown=text)
+        self._bar.update(self._task, completed=step, total=total, shown=text)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

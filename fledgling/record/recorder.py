@@ -39,7 +39,7 @@ class Recorder:
         self.active = active
         self._files = {name: Lines(self.stage_dir / f"{name}.jsonl") for name in FILES}
         self._sinks = [open_sink(name, self.stage_dir, stage) for name in sinks] if active else []
-        self._display = Display(stage, total_steps) if active and not quiet else None
+        self._display = Display(stage) if active and not quiet else None
         self._step = 0
         self._continue_clock()
 
@@ -91,7 +91,7 @@ class Recorder:
         """Move the progress line to `step` with the values shown: loss, bits, reward, mfu, ..."""
         self._step = step
         if self._display:
-            self._display.show(step, shown, self.elapsed)
+            self._display.show(step, self.total_steps, shown, self.elapsed)
 
     def rewind(self, step: int) -> None:
         """On resume: drop every line after `step`, so that the work done again is not counted twice."""

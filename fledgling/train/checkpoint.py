@@ -371,7 +371,7 @@ def load_model(
         raise UserError(f"checkpoint {checkpoint.path} has no tokenizer.json, so it cannot be talked to")
     weights = checkpoint.tensors["model"]
     try:
-        config = ModelConfig(**checkpoint.state["model"])
+        config = ModelConfig.from_dict(checkpoint.state["model"])
         if config.depth > len(weights):
             raise ValueError(f"{config.depth} layers, {len(weights)} tensors")
         model = Transformer(config)

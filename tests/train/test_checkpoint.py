@@ -1,0 +1,464 @@
+"""Checkpoints: whole or absent, whatever happens during a save; every flipped bit is found."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fledgling.config import UserError
+from fledgling.train import checkpoint
+
+
+def write(directory, step=100, size=64, **groups):
+    torch.manual_seed(step)
+    groups = groups or {
+        "model": {"w": torch.randn(size, size)},
+        "optimizer": {"w.momentum": torch.randn(size)},
+    }
+    extra = directory.parent / "tokenizer.json"
+    extra.parent.mkdir(parents=True, exist_ok=True)
+    extra.write_text('{"vocab": {}}')
+    return checkpoint.save(directory, step, groups, {"step": step, "rate": 0.1}, {"tokenizer.json": extra})
+
+
+def seal(path: Path) -> None:
+    """Make the manifest agree with what lies there: what somebody hostile would do."""
+    files = {
+        p.name: {"bytes": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
+        for p in path.iterdir()
+        if p.is_file() and p.name != "manifest.json"
+    }
+    (path / "manifest.json").write_text(json.dumps({"format": checkpoint.FORMAT, "files": files}))
+
+
+def refused(path, match):
+    with pytest.raises(UserError, match=match) as error:
+        checkpoint.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
+    w = torch.randn(6, 4)
+    model = {
+        "w": w,
+        "tied": w,
+        "transposed": w.T,
+        "view": w[1:3],
+        "half": torch.randn(3).bfloat16(),
+        "step": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+    }
+    state = {"step": 3, "loss": 0.1 + 0.2, "best": float("inf"), "words": ["火", "\x00", "é"], "none": None}
+    path = checkpoint.save(
+        tmp_path / "checkpoints", 3, {"model": model, "random": checkpoint.random_state()}, state
+    )
+    assert path == tmp_path / "checkpoints/step-00000003"
+    loaded = checkpoint.load(path)
+    assert loaded.state == state and loaded.path == path
+    assert set(loaded.tensors) == {"model", "random"}
+    for name, tensor in model.items():
+        back = loaded.tensors["model"][name]
+        assert back.dtype == tensor.dtype and torch.equal(back, tensor), name
+    assert set(checkpoint.load(path, groups=("model",)).tensors) == {"model"}
+    with pytest.raises(UserError, match=r"no critic\.safetensors; it has model, random"):
+        checkpoint.load(path, groups=("critic",))
+
+
+def test_the_random_state_goes_on_where_it_was(tmp_path):
+    path = checkpoint.save(tmp_path, 1, {"random": checkpoint.random_state()}, {})
+    expected = torch.randn(5)
+    checkpoint.restore_random_state(checkpoint.load(path).tensors["random"])
+    assert torch.equal(torch.randn(5), expected)
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    write(tmp_path / "c", model={"w": torch.zeros(2)})
+    path = write(tmp_path / "c", model={"w": torch.ones(2)})
+    assert checkpoint.load(path).tensors["model"]["w"].tolist() == [1, 1]
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["step-00000100"]
+
+
+KILLED_WHILE_SAVING = """if True:
+    import os, signal, sys, time, torch
+    from pathlib import Path
+    from fledgling.train import checkpoint
+    torch.set_num_threads(1)
+    root = Path(sys.argv[1])
+
+    def save(directory, step):
+        model = {"w": torch.full((300, 300), float(step))}
+        checkpoint.save(directory, step, {"model": model, "optimizer": {"m": model["w"]}}, {"step": step})
+
+    def count_calls(limit):
+        left = [limit]
+        def counted(real):
+            def call(*args, **more):
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+                return real(*args, **more)
+            return call
+        for name in ("fsync", "replace", "open", "mkdir"):
+            setattr(os, name, counted(getattr(os, name)))
+        checkpoint.save_file = counted(checkpoint.save_file)
+        checkpoint.shutil.rmtree = counted(checkpoint.shutil.rmtree)
+
+    limit, code = 0, 1
+    while code:  # each instant between two effects of a save, until one comes through
+        directory = root / f"at-{limit:03}"
+        save(directory, 1)
+        save(directory, 2)
+        child = os.fork()
+        if not child:
+            count_calls(limit)
+            save(directory, 2 if limit % 2 else 3)
+            os._exit(0)
+        code = os.waitpid(child, 0)[1]
+        limit += 1
+
+    for instant in range(12):  # and a dozen instants on the clock, while saves follow each other
+        directory = root / f"clock-{instant:03}"
+        save(directory, 1)
+        child = os.fork()
+        if not child:
+            step = 2
+            while True:
+                save(directory, step)
+                checkpoint.retain(directory, 2)
+                step += 1
+        time.sleep(0.02 + 0.011 * instant)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+"""
+
+
+def test_killed_at_any_instant_a_whole_checkpoint_stays(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], check=True, timeout=120)
+    directories = sorted(tmp_path.iterdir())
+    assert len([d for d in directories if d.name.startswith("at-")]) > 15
+    for directory in directories:
+        torn = []
+        newest = checkpoint.latest(directory, warn=torn.append)
+        assert newest is not None and torn == [], (directory, torn)
+        loaded = checkpoint.load(newest)
+        step = loaded.state["step"]
+        assert newest.name.startswith(f"step-{step:08d}")
+        assert loaded.tensors["model"]["w"].eq(step).all()
+        if directory.name.startswith("at-"):
+            assert step >= 2, "what had been saved before is still there"
+        write(directory, step=0, size=4)
+        checkpoint.retain(directory, 1)
+        assert [p.name for p in directory.iterdir()] == [newest.name], "leftovers of the kill are swept"
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = write(tmp_path / "c", size=4)
+    for file in sorted(path.iterdir()):
+        content = file.read_bytes()
+        for at in range(0, len(content), max(1, len(content) // 40)):
+            changed = bytearray(content)
+            changed[at] ^= 1 << (at % 8)
+            file.write_bytes(changed)
+            with pytest.raises(UserError) as error:
+                checkpoint.load(path)
+            assert file.name in str(error.value) or file.name == "manifest.json", (at, str(error.value))
+            assert checkpoint.latest(path.parent, warn=lambda _: None) is None
+        file.write_bytes(content)
+    checkpoint.verify(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "tokenizer.json", "manifest.json"])
+def test_a_missing_or_short_file_is_named(tmp_path, name):
+    path = write(tmp_path / "c")
+    content = (path / name).read_bytes()
+    (path / name).write_bytes(content[:-1] if name != "manifest.json" else content[:40])
+    refused(path, name)
+    (path / name).unlink()
+    refused(path, name)
+
+
+def test_the_newest_whole_one_is_taken_and_torn_ones_are_told(tmp_path):
+    for step in (1, 2, 3, 4):
+        write(tmp_path / "c", step)
+    (tmp_path / "c/step-00000004/manifest.json").unlink()
+    (tmp_path / "c/step-00000003/model.safetensors").write_bytes(b"short")
+    told = []
+    assert checkpoint.latest(tmp_path / "c", warn=told.append).name == "step-00000002"
+    assert len(told) == 2 and "step-00000004" in told[0] and "step-00000003" in told[1]
+    with pytest.warns(UserWarning, match="passed over"):
+        checkpoint.latest(tmp_path / "c")
+    assert checkpoint.latest(tmp_path / "nowhere") is None
+
+
+def test_retention_never_costs_the_last_good_one(tmp_path):
+    c = tmp_path / "c"
+    for step in (1, 2, 3, 4):
+        write(c, step)
+    (c / ".tmp-step-00000009-1").mkdir()
+    (c / "notes.txt").write_text("mine")
+    assert [p.name for p in checkpoint.retain(c, 2)] == ["step-00000004", "step-00000003"]
+    assert sorted(p.name for p in c.iterdir()) == ["notes.txt", "step-00000003", "step-00000004"]
+    weights = c / "step-00000004/model.safetensors"
+    flipped = bytearray(weights.read_bytes())
+    flipped[-1] ^= 1
+    weights.write_bytes(flipped)
+    assert [p.name for p in checkpoint.retain(c, 1)] == ["step-00000003"], "the damaged one does not count"
+    assert [p.name for p in checkpoint.retain(c, 0)] == ["step-00000003"], "one always stays"
+    (c / "step-00000003/state.json").unlink()
+    assert checkpoint.retain(c, 1) == [] and (c / "step-00000003").is_dir(), (
+        "with none whole, nothing is deleted"
+    )
+
+
+# ---- foreign and hostile -------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["FLEDGLING_BOMB"],)
+
+
+def test_a_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEDGLING_BOMB", str(tmp_path / "exploded"))
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(Bomb()))
+    for look in (checkpoint.load, checkpoint.resolve, checkpoint.verify):
+        with pytest.raises(UserError, match="is a file"):
+            look(tmp_path / "model.pt")
+    path = write(tmp_path / "c")
+    (path / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    seal(path)
+    refused(path, "model.safetensors: not a safetensors file")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"\xff" * 8,
+        struct.pack("<Q", 2**40) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 2) + b"{x",
+        struct.pack("<Q", 71)
+        + b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}     '
+        + b"\0" * 4,
+        struct.pack("<Q", 71)
+        + b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}                '
+        + b"\0" * 4,
+        struct.pack("<Q", 71)
+        + b'{"w":{"dtype":"XYZ","shape":[1],"data_offsets":[0,4]}}                 '
+        + b"\0" * 4,
+        struct.pack("<Q", 71)
+        + b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,400]}}               '
+        + b"\0" * 4,
+    ],
+)
+def test_a_hostile_safetensors_header_is_refused(tmp_path, header):
+    path = write(tmp_path / "c")
+    (path / "model.safetensors").write_bytes(header)
+    seal(path)
+    refused(path, r"model\.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.json", "/etc/hostname", "a/b", "..", ".hidden", "", "a\\b", "a\nb", "manifest.json/../x"],
+)
+def test_a_manifest_cannot_point_outside(tmp_path, name):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/secret.json").write_text("secret")
+    path = write(tmp_path / "c")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    refused(path, "manifest.json is damaged")
+
+
+def test_a_link_to_elsewhere_is_refused(tmp_path):
+    path = write(tmp_path / "c")
+    shutil.move(path / "model.safetensors", tmp_path / "elsewhere")
+    (path / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    refused(path, "no plain file")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"[" * 100_000, b"\xff", b'{"a": ' + b"9" * 5000 + b"}"])
+def test_a_foreign_state_or_manifest_is_refused(tmp_path, content):
+    path = write(tmp_path / "c")
+    (path / "state.json").write_bytes(content)
+    seal(path)
+    refused(path, "state.json")
+    (path / "manifest.json").write_bytes(content)
+    refused(path, "manifest.json")
+
+
+# ---- no room -------------------------------------------------------------------------------------
+
+
+def no_trace(directory, before):
+    assert sorted(p.name for p in directory.iterdir()) == before
+    checkpoint.load(checkpoint.latest(directory))
+
+
+LIMITED = """if True:
+    import resource, sys, torch
+    from pathlib import Path
+    from fledgling.config import UserError
+    from fledgling.train import checkpoint
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    large, small = {"w": torch.zeros(1000, 10)}, {"w": torch.zeros(2)}
+    for tensors, state in (({"model": large}, {}), ({"model": small}, {"text": "x" * 30_000})):
+        try:
+            checkpoint.save(Path(sys.argv[1]), 2, tensors, state)
+        except UserError as error:
+            print(error)
+"""
+
+
+def test_a_write_that_really_fails_is_one_line_and_leaves_no_trace(tmp_path):
+    write(tmp_path / "c", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "c")], capture_output=True, text=True, check=True
+    )
+    for line, needed in zip(done.stdout.splitlines(), ("40.0 kB needed", "30.0 kB needed"), strict=True):
+        assert "cannot write" in line and "step-00000002" in line and needed in line and "free" in line
+    no_trace(tmp_path / "c", ["step-00000001"])
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """A one-megabyte file system of our own, where the kernel lets us have one."""
+    script = (
+        "mount -t tmpfs -o size=1m tmpfs $1 && exec $2 -c '"
+        "import sys, torch; from pathlib import Path; from fledgling.train import checkpoint as c\n"
+        "from fledgling.config import UserError\n"
+        "d = Path(sys.argv[1]); group = lambda n: {chr(109): {chr(119): torch.zeros(n)}}\n"
+        "c.save(d, 1, group(10), {})\n"
+        "c.shutil.disk_usage = lambda p, real=c.shutil.disk_usage: real(p)._replace(free=10**9)\n"
+        "try: c.save(d, 2, group(400_000), {})\n"
+        "except UserError as e: print(e)\n"
+        "print([p.name for p in d.iterdir()], c.load(c.latest(d)).path.name)' $1"
+    )
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
+    ):
+        pytest.skip("no user namespaces here")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "mount" in done.stderr and done.returncode:
+        pytest.skip("no mounting here")
+    error, left = done.stdout.splitlines()
+    assert "No space left on device" in error and "step-00000002" in error and "1.6 MB needed" in error
+    assert left == "['step-00000001'] step-00000001"
+
+
+@pytest.mark.parametrize("call", ["copyfile", "fsync", "replace", "write_bytes", "write_text"])
+def test_no_room_at_any_write(tmp_path, monkeypatch, call):
+    write(tmp_path / "c", 1)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    home = {"copyfile": shutil, "fsync": os, "replace": os}.get(call, Path)
+    with monkeypatch.context() as patch:
+        patch.setattr(home, call, full)
+        source = tmp_path / "tokenizer.json"
+        with pytest.raises(UserError, match=r"step-00000002: No space left .* needed, .* free"):
+            checkpoint.save(
+                tmp_path / "c", 2, {"model": {"w": torch.zeros(3)}}, {}, {"tokenizer.json": source}
+            )
+    no_trace(tmp_path / "c", ["step-00000001"])
+
+
+def test_no_room_is_known_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match="needed, 1 bytes free"):
+        write(tmp_path / "c")
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_an_interrupted_save_leaves_no_trace(tmp_path, monkeypatch):
+    write(tmp_path / "c", 1)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "c", 2)
+    no_trace(tmp_path / "c", ["step-00000001"])
+
+
+# ---- which checkpoint ----------------------------------------------------------------------------
+
+
+def test_a_run_a_stage_and_a_checkpoint_resolve(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.resolve(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"looked for manifest\.json, step-.*, rl, sft, midtrain, pretrain"):
+        checkpoint.resolve(tmp_path)
+    first = write(tmp_path / "pretrain/checkpoints", 1)
+    with pytest.raises(UserError, match=r"no stage .* has finished"):
+        checkpoint.resolve(tmp_path)
+    last = write(tmp_path / "sft/checkpoints", 7)
+    (tmp_path / "pretrain/done.json").write_text("{}")
+    assert checkpoint.resolve(tmp_path) == first, "sft has not finished"
+    (tmp_path / "sft/done.json").write_text("{}")
+    for meant in (tmp_path, tmp_path / "sft", tmp_path / "sft/checkpoints", last):
+        assert checkpoint.resolve(meant) == last
+    (last / "manifest.json").unlink()
+    with pytest.raises(UserError, match="manifest"):
+        checkpoint.resolve(tmp_path)
+
+
+def test_a_model_comes_out_ready_to_talk(tmp_path):
+    from fledgling.model.config import ModelConfig
+    from fledgling.model.transformer import Transformer
+    from fledgling.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.train(["some text to learn letters from"] * 20, 320)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        depth=2,
+        width=32,
+        heads=2,
+        kv_heads=2,
+        context=16,
+        family="fledgling",
+    )
+    model = Transformer(config)
+    model.initialize(0)
+    files = {"tokenizer.json": tmp_path / "tokenizer.json"}
+
+    def saved(state):
+        return checkpoint.save(tmp_path / "sft/checkpoints", 1, {"model": model.state_dict()}, state, files)
+
+    saved({"model": config.to_dict()})
+    loaded, words, state = checkpoint.load_model(tmp_path / "sft")
+    assert not loaded.training and state["model"]["depth"] == 2
+    assert words.fingerprint() == tokenizer.fingerprint()
+    tokens = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens), model(tokens))
+    assert (
+        next(checkpoint.load_model(tmp_path / "sft", dtype=torch.bfloat16)[0].parameters()).dtype
+        == torch.bfloat16
+    )
+    for wrong in ({"depth": 3}, {"depth": 10**12}, {"width": 64}, {"depth": "x"}, {"nonsense": 1}):
+        saved({"model": config.to_dict() | wrong})
+        with pytest.raises(UserError) as error:
+            checkpoint.load_model(tmp_path / "sft")
+        assert "\n" not in str(error.value)
+    saved({})
+    with pytest.raises(UserError, match="do not fit"):
+        checkpoint.load_model(tmp_path / "sft")
