@@ -131,7 +131,8 @@ class Decoder:
         if ticket in self.waiting:
             self.waiting.remove(ticket)
         if ticket in self.seats:
-            self._leave(self.seats.index(ticket))
+            with torch.inference_mode():
+                self._leave(self.seats.index(ticket))
 
     def step(self) -> list[Ticket]:
         """Seat who can be seated, then decode one token for every row; return the tickets now finished."""

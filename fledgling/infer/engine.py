@@ -204,7 +204,7 @@ class Engine:
 
 
 def _cast_copy(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """A copy of a model for inference: parameters cast, buffers (the rotary tables) in their own precision."""
+    """A copy of a model for inference: parameters cast, buffers (the rotary tables) as they are."""
     cast = {
         id(weight): torch.nn.Parameter(weight.detach().to(device, dtype, copy=True), requires_grad=False)
         for weight in model.parameters()

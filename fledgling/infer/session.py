@@ -40,7 +40,7 @@ class Turn:
 
 
 class ChatSession:
-    """Talks with a model: `reply` to each text in turn. `system` is said before the first turn that is kept."""
+    """Talks with a model: `reply` to each text in turn. `system` goes before the first turn that is kept."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None = None, system: str = "") -> None:
         self.engine = engine

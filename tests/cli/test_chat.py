@@ -1,0 +1,109 @@
+"""`fledgling chat` on a real checkpoint of a model whose every answer is known."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+from fledgling.cli import main
+from fledgling.cli.chat import converse, printable, say
+from fledgling.infer.engine import Engine
+from fledgling.infer.sample import Sampling
+from fledgling.infer.session import ChatSession
+from fledgling.model.config import ModelConfig
+from fledgling.model.transformer import Transformer
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.checkpoint import save
+
+GREEDY = Sampling(temperature=0, max_tokens=32)
+ANSWER = "=[2+3 = 5]!\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(
+        ["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Transformer:
+    """Answers anything with "=", a call of the calculator, "!" (blocks that add nothing around a table)."""
+    t = tokenizer
+    steps = [t.assistant_start, *map(ord, "="), t.python_start, *map(ord, "2+3"), t.python_end]
+    successors = dict(zip(steps, steps[1:], strict=False)) | {t.output_end: ord("!")}  # noqa: RUF007
+    model = Transformer(ModelConfig(t.vocab_size, 1, 336, 4, 4, context=64))
+    model.initialize(0)
+    model.embedding.weight.data = torch.eye(t.vocab_size, 336)
+    for token in range(t.vocab_size):
+        model.head.weight.data[successors.get(token, t.assistant_end), token] = 1.0
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer, model, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("run") / "sft"
+    files = {"tokenizer.json": tokenizer.save(place / "made" / "tokenizer.json")}
+    return save(
+        place / "checkpoints", 3, {"model": model.state_dict()}, {"model": model.config.to_dict()}, files
+    )
+
+
+@pytest.fixture
+def session(tokenizer, model) -> ChatSession:
+    return ChatSession(Engine(model, tokenizer))
+
+
+def test_one_shot(checkpoint, capsys) -> None:
+    assert main(["chat", str(checkpoint), "-p", "add", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == ANSWER
+
+
+def test_standard_input(checkpoint, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("add\n"))
+    assert main(["chat", str(checkpoint), "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == ANSWER
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["chat", str(checkpoint)]) == 1
+    assert "standard input is empty" in capsys.readouterr().err
+
+
+def test_mistakes_are_one_line(checkpoint, capsys, tmp_path) -> None:
+    assert main(["chat", str(tmp_path / "nowhere"), "-p", "x"]) == 1
+    assert main(["chat", str(checkpoint), "-p", "x", "--top-p", "3"]) == 1
+    assert main(["chat", str(checkpoint), "-p", "long " * 200, "--temperature", "0"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.strip() == "" and captured.err.count("\n") == 3 and "Traceback" not in captured.err
+
+
+def test_a_conversation(session, capsys, monkeypatch) -> None:
+    typed = iter(["add", "/clear", "/what\x1b[2J", "/help", "", "add", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    assert converse(session, GREEDY, out := io.StringIO()) == 0
+    assert out.getvalue().count(ANSWER) == 2 and "/clear" in out.getvalue() and "\x1b" not in out.getvalue()
+    assert len(session.turns) == 1
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch) -> None:
+    calls, plain = [0], Engine.logits
+
+    def interrupted(self, *arguments):
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Engine, "logits", interrupted)
+    assert say(session, "add", GREEDY, out := io.StringIO(), out) == "interrupted"
+    assert out.getvalue() == "=[2]\n"
+    assert say(session, "add", GREEDY, out := io.StringIO(), out) == "stop"
+    assert out.getvalue() == ANSWER and len(session.turns) == 2
+
+
+def test_a_terminal_is_shown_control_sequences_and_obeys_none() -> None:
+    hostile = "\x1b[2J\x1b]0;title\x07 a\rb\x9b1m \u202eabc\u2066 \x7f\n\tok é 漢 👩‍💻"
+    shown = printable(hostile)
+    assert shown == "␛[2J␛]0;title␇ a␍b\\x9b1m \\u202eabc\\u2066 ␡\n\tok é 漢 👩‍💻"

@@ -1,0 +1,67 @@
+"""Pieces of text: whatever the bytes and however they are cut, joined they are the text."""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fledgling.infer.stream import AnswerStream, Piece, TextStream, answer_parts, final_text
+
+BYTES = [bytes([byte]) for byte in range(256)]
+
+
+@given(st.text())
+def test_every_byte_alone_gives_the_text_and_no_half_character(text: str) -> None:
+    stream = TextStream(BYTES)
+    pieces = [stream.push(byte) for byte in text.encode()]
+    assert stream.finish() == "" and "".join(pieces) == text
+    assert all(len(piece) <= 1 for piece in pieces)
+
+
+@given(st.binary(), st.lists(st.integers(0, 40)))
+def test_any_bytes_in_any_pieces_are_decoded_as_if_at_once(data: bytes, cuts: list[int]) -> None:
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    table = [data[start:end] for start, end in itertools.pairwise(edges)]
+    stream = TextStream(table)
+    text = "".join(stream.push(token) for token in range(len(table))) + stream.finish()
+    assert text == data.decode("utf-8", "replace")
+
+
+@given(st.text())
+def test_a_real_tokenizer(tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    stream = AnswerStream(tokenizer)
+    pieces = [piece for token in ids for piece in stream.push(token)] + stream.finish()
+    assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids)
+    assert unicodedata.normalize("NFC", final_text(tokenizer, ids)) == unicodedata.normalize(
+        "NFC", tokenizer.decode(ids)
+    )
+
+
+def test_half_a_character_at_the_end_becomes_a_mark() -> None:
+    stream = TextStream(BYTES)
+    assert [stream.push(byte) for byte in "é€".encode()[:-1]] == ["", "é", "", ""]
+    assert stream.finish() == "\ufffd"
+    assert stream.push(ord("a")) == "a"
+
+
+def test_parts_of_an_answer(tokenizer) -> None:
+    t = tokenizer
+    call = [t.python_start, *t.encode("2+3"), t.python_end, t.output_start, *t.encode("5"), t.output_end]
+    tokens = [*t.encode("so "), *call, *t.encode("five"), t.assistant_end]
+    assert answer_parts(t, tokens) == [
+        {"type": "text", "text": "so "},
+        {"type": "python", "text": "2+3"},
+        {"type": "output", "text": "5"},
+        {"type": "text", "text": "five"},
+    ]
+    assert final_text(t, tokens) == "five" and final_text(t, tokens[:3]) == t.decode(tokens[:3])
+
+
+def test_a_control_token_ends_a_broken_character(tokenizer) -> None:
+    stream = AnswerStream(tokenizer)
+    assert stream.push(0xC3) == []
+    assert stream.push(tokenizer.python_start) == [Piece("text", "\ufffd")]
