@@ -1,12 +1,12 @@
 """Tasks: what the model is taught to do in conversation, and how we know that it can.
 
 Start with `task.py` (what a task is) and `spelling.py` (the shortest whole one). `wording.py` composes the
-wordings, `words.py` finds the words. One file a task: `arithmetic` through the calculator, `spelling`, `counting`
-letters, `identity`, `stdlib` from docstrings; `user_jsonl` reads conversations of your own.
+wordings, `words.py` finds the words. One file a task: `arithmetic` through the calculator, `spelling`,
+`counting` letters, `identity`, `stdlib` from docstrings; `user_jsonl` reads conversations of your own.
 
-Everything is a pure function of (seed, index), in three sets of wordings that share none: one to train on, one
-to practise on (reinforcement learning), one that only evaluations use. Words and number pairs are kept apart by a
-stable hash. No torch, no network.
+Everything is a pure function of (seed, index), in three sets of wordings that share none: one to train on,
+one to practise on (reinforcement learning), one that only evaluations use. Words and number pairs are kept
+apart by a stable hash. No torch, no network.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def get(name: str) -> Task:
 
 
 def mixture_example(weights: Mapping[str, float], index: int, seed: int) -> dict:
-    """Return conversation `index` of `seed` from a mixture of tasks, in proportion to `weights` (name: weight).
+    """Return conversation `index` of `seed` from a mixture of tasks, in proportion to `weights`, by name.
 
-    A pure function of its arguments; the order of `weights` does not matter. Now and then two examples are joined
-    into one conversation of several turns.
+    A pure function of its arguments; the order of `weights` does not matter. Now and then two examples are
+    joined into one conversation of several turns.
     """
     names = sorted(name for name, weight in weights.items() if weight > 0)
     if not names:

@@ -1,7 +1,8 @@
 """Counting letters: `How many r are in strawberry?` gives ` s t r1 a w b e r2 r3 y:3`.
 
-The one idea: a small model cannot count at a glance, but it can spell and keep a tally. Every step is local: after
-a letter comes the next letter or, when it is the one asked for, the tally so far; after the colon, the last tally.
+The one idea: a small model cannot count at a glance, but it can spell and keep a tally. Every step is
+local: after a letter comes the next letter or, when it is the one asked for, the tally so far; after the
+colon, the last tally.
 
 What it is not: no counting of words or vowels. Answers are balanced on purpose (drawn before the word is), so
 that always saying "1" is right in two questions of five only.
@@ -18,29 +19,39 @@ from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, held_out
 from fledgling.tasks.wording import dress, expand
 from fledgling.tasks.words import LONGEST, made_up_word, real_words
 
-# Here {c} is the letter (r, "r", the letter r), {cs} the letter in the plural (r, r's, letters r), {w} the word.
+# Here {c} is the letter (r, "r", the letter r), {cs} its plural (r, r's, letters r), {w} the word.
 _IN = "in [{w}|{w}|the word {w}|this word: {w}]"
 _WORD = "[{w}|the word {w}]"
 _PATTERNS = (
     (
-        f"how many {{cs}} [are|are there|do you see|can you find|do you count|appear|occur|can you count] {_IN}?",
+        f"how many {{cs}} [are|are there|do you see|can you find|do you count|appear|occur|"
+        f"can you count] {_IN}?",
         f"how many {{cs}} does {_WORD} [have|contain|include|hold]?",
         f"how many {{cs}} {_IN}?",
-        f"how many times [does {{c}} appear|does {{c}} occur|is {{c}} used|do you see {{c}}|do you find {{c}}|"
+        f"how many times [does {{c}} appear|does {{c}} occur|is {{c}} used|do you see {{c}}|"
+        f"do you find {{c}}|"
         f"is there {{c}}|can i find {{c}}] {_IN}?",
-        f"how often [does {{c}} appear|does {{c}} occur|is {{c}} used|do you see {{c}}|is {{c}} written] {_IN}?",
-        f"{_IN}, how [many {{cs}} are there|many {{cs}} do you see|often is {{c}} used|often does {{c}} appear]?",
+        f"how often [does {{c}} appear|does {{c}} occur|is {{c}} used|do you see {{c}}|"
+        f"is {{c}} written] {_IN}?",
+        f"{_IN}, how [many {{cs}} are there|many {{cs}} do you see|often is {{c}} used|"
+        f"often does {{c}} appear]?",
         f"[what is|do you know|can you tell me|what would be] the [number|count] of {{cs}} {_IN}?",
         f"do you know how [many {{cs}} are|often {{c}} appears|many times {{c}} occurs] {_IN}?",
         f"{_WORD} [has|contains|includes] how many {{cs}}?",
+        f"how many [letters|of the letters|of all letters] {_IN} are {{c}}?",
+        f"[do you see|is there|can you find|are there] any {{c}} {_IN}, [how many|and how many|how often]?",
+        f"when [i|you|we] [spell|write|type|read] {_WORD}, how [often do i see {{c}}|many {{cs}} are there|"
+        f"many times does {{c}} come]?",
     ),
     (
         f"[count|count up|please count|now count] [|all|all the|the|every|each] {{cs}} {_IN}",
-        f"count [how many {{cs}} are|how often {{c}} appears|how many times {{c}} occurs|how often you see {{c}}] "
+        f"count [how many {{cs}} are|how often {{c}} appears|how many times {{c}} occurs|"
+        f"how often you see {{c}}] "
         f"{_IN}",
         f"[find|give|give me|tell me|report|state|work out|determine|write|find out] the "
         f"[number|count|total number] of {{cs}} {_IN}",
-        f"[tell me|find out|check|say|work out|i want to know|show me] how [many {{cs}} are|often {{c}} occurs|"
+        f"[tell me|find out|check|say|work out|i want to know|show me] how [many {{cs}} are|"
+        f"often {{c}} occurs|"
         f"many times {{c}} appears|often you find {{c}}] {_IN}",
         f"[can|could|would|will] you count the {{cs}} {_IN}?",
         f"[i need|i want|let me have|show me] the [number|count] of {{cs}} {_IN}",
@@ -49,13 +60,17 @@ _PATTERNS = (
         "[{cs}|number of {cs}]",
     ),
     (
-        "[{w}|the word is {w}|here is a word: {w}|i have the word {w}|my word is {w}|take the word {w}|consider {w}|"
+        "[{w}|the word is {w}|here is a word: {w}|i have the word {w}|my word is {w}|"
+        "take the word {w}|consider {w}|"
         "look at {w}|next word: {w}|think of {w}|the word {w}][. |: |, |; | - ]"
-        "[how many {cs}?|how many {cs} are there?|how many {cs} does it have?|count the {cs}|how often is {c} used?|"
-        "how many {cs} are in it?|how many times does {c} appear?|count {c}|the number of {cs}?|how often {c}?|"
+        "[how many {cs}?|how many {cs} are there?|how many {cs} does it have?|count the {cs}|"
+        "how often is {c} used?|"
+        "how many {cs} are in it?|how many times does {c} appear?|count {c}|the number of {cs}?|"
+        "how often {c}?|"
         "how many {cs} do you see?|tell me how many {cs}|find the count of {cs}]",
         "[the letter is {c}, the word is {w}|letter {c}, word {w}|letter: {c}, word: {w}|{c} in {w}]"
-        "[: how many?|, how many?|, how often?|. how many times?|: count it|. count it|: count|, what is the count?]",
+        "[: how many?|, how many?|, how often?|. how many times?|: count it|. count it|: count|"
+        ", what is the count?]",
         "[number of|count of|total of|count] {cs} in {w}",
     ),
 )

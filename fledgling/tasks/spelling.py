@@ -1,7 +1,7 @@
 """Spelling: a word in, its letters out, one token each: `apple` gives ` a p p l e`.
 
-The one idea: a model that reads pieces of words never sees letters, and this teaches it what its pieces are made
-of. With a space before each letter the answer is one known token a letter.
+The one idea: a model that reads pieces of words never sees letters, and this teaches it what its pieces are
+made of. With a space before each letter the answer is one known token a letter.
 
 What it is not: no dictionary, no phonetics, no capitals. Made-up words are for training only.
 """
@@ -24,7 +24,8 @@ _MANNER = "[letter by letter|one letter at a time|one by one|with spaces|in orde
 _REQUESTS = (
     f"[spell|spell out|please spell|now spell] {_WORD}",
     f"[spell|spell out|write|write out|type|print|say|read|recite|give|show] {_WORD} {_MANNER}",
-    f"[list|write|write down|give|give me|show|show me|tell me|name|say|print|type|enumerate|read] the {_LETTERS} "
+    f"[list|write|write down|give|give me|show|show me|tell me|name|say|print|type|enumerate|"
+    f"read] the {_LETTERS} "
     f"[of|in] {_WORD}",
     f"[list|name|write|say|give me|show] [each|every|all] [letter|letters] [of|in] {_WORD}",
     f"[break|split|cut|divide|take|pull|chop] {_WORD} [into|apart into] [|its|separate|single] letters",
@@ -48,15 +49,23 @@ _QUESTIONS = (
     f"[of|from] [what|which] letters is {_WORD} made?",
     f"what is {_WORD} [letter by letter|in letters|spelled out|when spelled out]?",
     f"{_WORD} is spelled how?",
+    f"[what|which] letters do [i|you|we] [write|type|see|use|need] [for|in|to spell|to write] {_WORD}?",
+    f"if [i|you|we] [spell|write|type] {_WORD}, [what|which] letters [come|are there|do you get|are used]?",
     f"[what does|how does] {_WORD} look [letter by letter|in letters|with spaces between the letters]?",
 )
 _AFTER = (
-    "[{w}|the word {w}|the word is {w}|here is a word: {w}|i have the word {w}|my word is {w}|take the word {w}|"
+    "[{w}|the word {w}|the word is {w}|here is a word: {w}|i have the word {w}|my word is {w}|"
+    "take the word {w}|"
     "consider {w}|look at {w}|next word: {w}|think of {w}|i read {w}|i heard {w}][. |: |, |; | - ]"
     "[spell it|spell this|spell this word|spell it out|spell that|how is it spelled?|how do you spell it?|"
-    "what are its letters?|list its letters|which letters?|give its letters|write its letters|letter by letter|"
+    "what are its letters?|list its letters|which letters?|give its letters|write its letters|"
+    "letter by letter|"
     "now its letters|split it into letters|what letters are in it?|tell me the letters|name each letter]",
-    "[spelling|spell|letters|letter by letter|spell this|spell the word|in letters][: | - |, ]{w}",
+    "[spelling|spell|letters|letter by letter|spell this|spell the word|in letters|all letters|each letter|"
+    "every letter|the single letters][: | - |, | please: | of: ]{w}",
+    "[i|you|we|they|children|people] [cannot|must|want to|have to|learn to] [spell|write] {w}[. |, |: ]"
+    "[spell it|show me|how is it spelled?|show the letters|help|letters please|what letters?|"
+    "tell the letters]",
 )
 _PRACTICE = (
     "I want to see the word {w} with a gap after each letter.",

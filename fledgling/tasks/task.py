@@ -1,8 +1,8 @@
-"""What a task is: questions without end, each a pure function of (seed, index), and an exact way to score them.
+"""What a task is: endless questions, each a pure function of (seed, index), and an exact way to score them.
 
 The one idea: a task is five values. `Generated` holds a way to draw a question, a way to write its reference
-reply and a way to score an answer; training, practice and evaluation are the same draw with other wordings and
-with the words or numbers that a stable hash keeps apart.
+reply and a way to score an answer; training, practice and evaluation are the same draw with other wordings
+and with the words or numbers that a stable hash keeps apart.
 
 What it is not: it knows no tokenizer, no model and no loss; it imports no torch.
 """
@@ -24,7 +24,8 @@ HELD_OUT = 10  # one word or number pair in this many is asked in evaluations on
 class Question:
     """One question: the user's words, the expected answer, and what it was made of.
 
-    `facts["wording"]` is the template; the other keys are the task's own (`word`, `letter`, `a`, `b`, `kind`, ...).
+    `facts["wording"]` is the template; the other keys are the task's own (`word`, `letter`, `a`, `b`,
+    `kind`, ...).
     """
 
     task: str
@@ -55,8 +56,8 @@ class Task(Protocol):
 class Generated:
     """A task whose questions are drawn by a generator.
 
-    draw   (rng, wordings, held_out) -> Question; `wordings` is TRAIN, PRACTICE or UNSEEN, `held_out` says which
-           side of the hash the words or numbers come from.
+    draw   (rng, wordings, held_out) -> Question; `wordings` is TRAIN, PRACTICE or UNSEEN, `held_out` says
+           which side of the hash the words or numbers come from.
     reply  question -> the content of the reference reply: a string, or parts when a tool is called.
     score  (question, answer) -> 1.0 or 0.0.
     """

@@ -1,7 +1,7 @@
 """Your own conversations: a JSONL file, one `{"messages": [...]}` a line, as a source of training examples.
 
-The one idea: the file is read whole and checked before training starts, so a bad line is one clear message with
-its line number, not a crash an hour later.
+The one idea: the file is read whole and checked before training starts, so a bad line is one clear message
+with its line number, not a crash an hour later.
 
 What it is not: no evaluation and no practice; nobody but you knows what a right answer would be.
 """
@@ -30,21 +30,21 @@ class UserConversations:
     def train(self, index: int, seed: int) -> dict:
         """Return conversation `index` of `seed`; every conversation comes once an epoch."""
         epoch, position = divmod(index, len(self.conversations))
-        return self.conversations[_order(len(self.conversations), self.name, seed, epoch)[position]]
+        return self.conversations[_order(len(self.conversations), seed, epoch)[position]]
 
 
 @lru_cache(maxsize=8)
-def _order(count: int, name: str, seed: int, epoch: int) -> tuple[int, ...]:
+def _order(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     order = list(range(count))
-    stream(name, TRAIN, seed, epoch).shuffle(order)
+    stream("user_jsonl", TRAIN, seed, epoch).shuffle(order)
     return tuple(order)
 
 
 def load(path: str | Path) -> UserConversations:
     """Return the conversations of the JSONL file at `path`; empty lines are passed over.
 
-    Raises UserError naming file, line and what was expected, for a file that is missing, empty or not UTF-8 and
-    for a line that is not a conversation.
+    Raises UserError naming file, line and what was expected, for a file that is missing, empty or not UTF-8
+    and for a line that is not a conversation.
     """
     path = Path(path)
     try:

@@ -1,11 +1,11 @@
 """Wordings: thousands of ways to ask the same thing, composed from small grammars.
 
-The one idea: a wording is (lead) + core + (closing). Cores are written as patterns, `[what is|give me] the sum`,
-and expanded; leads and closings are shared by all tasks and say nothing about the question, so that a small
-model learns to look for the operands and the verb wherever they stand, and to step over the rest.
+The one idea: a wording is (lead) + core + (closing). Cores are written as patterns, `[what is|give me] the
+sum`, and expanded; leads and closings are shared by all tasks and say nothing about the question, so that a
+small model learns to look for the operands and the verb wherever they stand, and to step over the rest.
 
-What it is not: no language model, no synonyms from outside. `composes` tells whether a template could have come
-out of a grammar; the tests use it to prove that unseen wordings are unseen.
+What it is not: no language model, no synonyms from outside. `composes` tells whether a template could have
+come out of a grammar; the tests use it to prove that unseen wordings are unseen.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Set
 from functools import lru_cache
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
@@ -22,11 +22,15 @@ _ASKS = re.compile(
     r"(what|which|who|whose|where|when|why|how|is|are|can|could|would|will|do|does|did|may|have|has)\b|.*\?$"
 )
 
-NOUNS = (
-    "garden river train teacher bread piano bicycle window market winter letter kitchen forest camera doctor "
-    "island coffee jacket mountain pencil rabbit school engine candle bottle village museum ticket guitar farm "
-    "bridge story clock puppy ladder movie castle sandwich planet hammer picnic library tomato ocean blanket"
-).split()
+_NOUNS_TEXT = """
+garden river train teacher bread piano bicycle window market winter letter kitchen forest camera doctor
+island coffee jacket mountain pencil rabbit school engine candle bottle village museum ticket guitar farm
+bridge story clock puppy ladder movie castle sandwich planet hammer picnic library tomato ocean blanket
+"""
+NOUNS = tuple(_NOUNS_TEXT.split())
+# Words that people put anywhere; they mean nothing here, and `plain_words` drops them.
+_FILLERS_TEXT = "just really exactly actually maybe perhaps again today here now um quickly simply kindly"
+FILLERS = tuple(_FILLERS_TEXT.split())
 
 # Openings that fit before a question and before a request alike.
 _LEADS = (
@@ -34,14 +38,18 @@ _LEADS = (
     "[ok|okay|so|now|well|right|alright|next|and|again|once more|finally|first]",
     "[excuse me|sorry|one moment|listen|look|help|help me|help me please|i need help|be quick|no rush]",
     "[|a |one |one more |another |my |my next |here is a |here is my |quick |an easy |a new ][question|task]",
-    "[for|this is for|i need this for] [school|my homework|work|a quiz|a game|a test|my son|my daughter|a friend]",
-    "my [teacher|friend|sister|brother|boss|son|daughter|neighbour|uncle] [asks|asked me|wants to know|needs this]",
+    "[for|this is for|i need this for] [school|my homework|work|a quiz|a game|a test|my son|"
+    "my daughter|a friend]",
+    "my [teacher|friend|sister|brother|boss|son|daughter|neighbour|uncle] [asks|asked me|"
+    "wants to know|needs this]",
     "[i was wondering|i am curious|i would like to know|i want to know|i have to know|i am stuck|i forgot]",
-    "[tell me|tell me please|please tell me|can you tell me|could you tell me|answer this|answer me|please answer]",
+    "[tell me|tell me please|please tell me|can you tell me|could you tell me|answer this|answer me|"
+    "please answer]",
     "[as a warm-up|while you are here|before i go|when you have time|if you can|if possible|just checking]",
 )
 _STORIES = (
-    "[i|we|she|he|they|my friend|the boy|our teacher] [saw|like|found|sold|lost|drew|made|wanted|talked about] "
+    "[i|we|she|he|they|my friend|the boy|our teacher] [saw|like|found|sold|lost|drew|made|wanted|"
+    "talked about] "
     "[the|a|my|some|that] {noun}",
     "[there is|here is|look at|think of] [the|a|my] {noun}",
     "[i am|we are|they are] [in|at|near|behind] [the|a] {noun}",
@@ -51,7 +59,8 @@ _CLOSINGS = (
     "thanks[| a lot| in advance| so much]",
     "thank you[| very much| in advance]",
     "[i forgot|i am curious|i am not sure|i need to know|i cannot remember|i want to be sure|no idea]",
-    "[just the answer|only the answer|short answer|be careful|take your time|be quick|no hurry|tell me|answer me]",
+    "[just the answer|only the answer|short answer|be careful|take your time|be quick|no hurry|"
+    "tell me|answer me]",
     "[it is|this is] for [school|work|my homework|a quiz|a game|a friend]",
     "[cheers|hurry up|my friend|fledgling|good luck|have fun|that is all]",
     "[can you help|will you help|do you know|do you know it|can you do it|any idea]",
@@ -59,7 +68,7 @@ _CLOSINGS = (
 
 
 def expand(*patterns: str) -> tuple[str, ...]:
-    """Return every reading of `patterns`, in order and without repeats; `[a|b|]` is a choice, and may nest."""
+    """Return every reading of `patterns`, in order, without repeats; `[a|b|]` is a choice, and may nest."""
     readings: dict[str, None] = {}
     waiting = list(reversed(patterns))
     while waiting:
@@ -97,9 +106,9 @@ def capital(template: str) -> str:
 
 
 def dress(core: str, rng: random.Random) -> str:
-    """Return `core` as somebody might type it: perhaps an opening, a closing, capitals and punctuation.
+    """Return `core` as somebody might type it: perhaps an opening, a closing, a filler word.
 
-    Slots such as `{a}` stay; nothing of the core's own words is changed.
+    Slots such as `{a}` stay, and so do the core's own words and their order.
     """
     chance = rng.random()
     opening = ""
@@ -111,6 +120,8 @@ def dress(core: str, rng: random.Random) -> str:
     tidy = rng.random() < 0.8  # the others type without capitals
     asks = bool(_ASKS.match(core))
     core = core.rstrip("?")
+    if rng.random() < 0.15:
+        core = _hesitate(core, rng)
     end = rng.choice(("?", "?", "?", "?", "", ".") if asks else (".", ".", ".", "", "", "!"))
     if opening:
         gap = rng.choice((", ", ", ", ": ", ". ", ". ", "! ", " - ", " "))
@@ -126,25 +137,40 @@ def dress(core: str, rng: random.Random) -> str:
     return f"{opening}{core}{end or '.'} {capital(closing) if tidy else closing}{rng.choice(('.', '!', ''))}"
 
 
+def _hesitate(core: str, rng: random.Random) -> str:
+    """Return `core` with a filler between two of its words, never beside a sign or a slot."""
+    words = core.split(" ")
+    gaps = [i for i in range(1, len(words)) if words[i - 1].isalpha() and words[i].isalpha()]
+    if gaps:
+        words.insert(rng.choice(gaps), rng.choice(FILLERS))
+    return " ".join(words)
+
+
 def plain_words(template: str) -> str:
-    """Return the words and slots of `template` in lower case, one space apart: what two equal wordings share."""
-    return " ".join(re.findall(r"\{\w+\}|[a-z0-9]+|[-+*/=×]", template.lower().replace("'", "")))
+    """Return the words, slots and signs of `template` in lower case, one space apart, fillers left out."""
+    words = re.findall(r"\{\w+\}|[a-z0-9]+|[+*=]", template.lower().replace("'", ""))
+    return " ".join(word for word in words if word not in FILLERS)
 
 
-def composes(template: str, cores: Iterable[str]) -> bool:
-    """Return whether `template` could be an opening, one of `cores` and a closing, punctuation and case aside."""
-    known = {plain_words(core) for core in cores}
+@lru_cache(maxsize=1)
+def _around() -> tuple[frozenset[str], re.Pattern[str], frozenset[str]]:
+    """Return the plain words of the openings, a pattern of the stories, and those of the closings."""
     nouns = "|".join(NOUNS)
-    story = "|".join(
-        re.escape(plain_words(s)).replace(re.escape("{noun}"), f"(?:{nouns})") for s in stories()
-    )
-    before = {""} | {plain_words(lead) for lead in leads()}
-    after = {""} | {plain_words(closing) for closing in closings()}
-    is_story = re.compile(story)
+    story = "|".join(plain_words(story).replace("{noun}", f"(?:{nouns})") for story in stories())
+    openings = frozenset({""} | {plain_words(lead) for lead in leads()})
+    return openings, re.compile(story), frozenset({""} | {plain_words(closing) for closing in closings()})
+
+
+def composes(template: str, cores: Set[str]) -> bool:
+    """Return whether an opening, one of `cores` and a closing could give `template`.
+
+    `cores` are plain words (`plain_words`); case, punctuation and fillers make no difference.
+    """
+    openings, story, endings = _around()
     words = plain_words(template).split()
     for start, stop in itertools.combinations(range(len(words) + 1), 2):
-        if " ".join(words[start:stop]) in known and " ".join(words[stop:]) in after:
+        if " ".join(words[start:stop]) in cores and " ".join(words[stop:]) in endings:
             opening = " ".join(words[:start])
-            if opening in before or is_story.fullmatch(opening):
+            if opening in openings or story.fullmatch(opening):
                 return True
     return False

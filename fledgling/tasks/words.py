@@ -1,8 +1,8 @@
 """Words to spell and to count in: harvested from the documentation of the Python that runs this.
 
-The one idea: every interpreter carries thousands of English words in its docstrings and topic pages, so no word
-list is shipped and nothing is downloaded. Source files are parsed, never imported. Made-up words, joined from
-halves of real ones or from syllables, give training more letters and pieces than the docs have.
+The one idea: every interpreter carries thousands of English words in its docstrings and topic pages, so no
+word list is shipped and nothing is downloaded. Source files are parsed, never imported. Made-up words,
+joined from halves of real ones or from syllables, give training more letters and pieces than the docs have.
 
 What it is not: no dictionary. A few of the words are names that only programmers use, and another version of
 Python knows slightly others.
@@ -22,21 +22,22 @@ from fledgling.tasks.task import held_out
 
 SHORTEST, LONGEST = 3, 12
 _MODULES = """
-argparse ast asyncio/base_events asyncio/events asyncio/locks asyncio/streams base64 bdb bisect calendar cmd codecs
-collections/__init__ _collections_abc compileall concurrent/futures/_base configparser contextlib copy csv
-dataclasses datetime _pydatetime decimal _pydecimal difflib dis doctest email/charset email/header email/message
-email/policy enum filecmp fileinput fractions ftplib functools getopt getpass gettext glob graphlib gzip heapq hmac
-html/parser http/client http/cookiejar http/cookies http/server imaplib importlib/abc importlib/_bootstrap inspect
-_pyio io ipaddress json/__init__ json/encoder keyword linecache locale logging/__init__ logging/config
-logging/handlers mailbox mimetypes multiprocessing/managers multiprocessing/pool netrc numbers optparse os pathlib
-pathlib/__init__ pdb pickle pickletools pkgutil platform plistlib poplib posixpath pprint profile pstats pydoc
-pydoc_data/topics queue quopri random reprlib rlcompleter runpy sched secrets selectors shelve shlex shutil
-smtplib socket socketserver sqlite3/dump ssl stat statistics string stringprep subprocess symtable tarfile tempfile
-textwrap threading timeit tkinter/__init__ tkinter/ttk tkinter/font token tokenize trace traceback tracemalloc
-turtle turtledemo/__main__ types typing unittest/case unittest/mock unittest/suite urllib/error urllib/parse
+argparse ast asyncio/base_events asyncio/events asyncio/locks asyncio/streams base64 bdb bisect calendar cmd
+codecs collections/__init__ _collections_abc compileall concurrent/futures/_base configparser contextlib
+copy csv dataclasses datetime _pydatetime decimal _pydecimal difflib dis doctest email/charset email/header
+email/message email/policy enum filecmp fileinput fractions ftplib functools getopt getpass gettext glob
+graphlib gzip heapq hmac html/parser http/client http/cookiejar http/cookies http/server imaplib
+importlib/abc importlib/_bootstrap inspect _pyio io ipaddress json/__init__ json/encoder keyword linecache
+locale logging/__init__ logging/config logging/handlers mailbox mimetypes multiprocessing/managers
+multiprocessing/pool netrc numbers optparse os pathlib pathlib/__init__ pdb pickle pickletools pkgutil
+platform plistlib poplib posixpath pprint profile pstats pydoc pydoc_data/topics queue quopri random reprlib
+rlcompleter runpy sched secrets selectors shelve shlex shutil smtplib socket socketserver sqlite3/dump ssl
+stat statistics string stringprep subprocess symtable tarfile tempfile textwrap threading timeit
+tkinter/__init__ tkinter/ttk tkinter/font token tokenize trace traceback tracemalloc turtle
+turtledemo/__main__ types typing unittest/case unittest/mock unittest/suite urllib/error urllib/parse
 urllib/request urllib/robotparser uuid venv/__init__ warnings wave weakref webbrowser wsgiref/handlers
-wsgiref/headers xml/dom/minidom xml/dom/pulldom xml/etree/ElementTree xml/sax/handler xmlrpc/client xmlrpc/server
-zipapp zipfile zipfile/__init__ zipimport zoneinfo/_zoneinfo
+wsgiref/headers xml/dom/minidom xml/dom/pulldom xml/etree/ElementTree xml/sax/handler xmlrpc/client
+xmlrpc/server zipapp zipfile zipfile/__init__ zipimport zoneinfo/_zoneinfo
 """
 # A word of prose: nothing glued to it that code or markup would glue.
 _WORD = re.compile(r"(?<![\w.'`/\\<%:*@=-])[a-z]{3,12}(?=[\s,;]|[.:)?!](?:\s|$))")
@@ -96,6 +97,6 @@ def made_up_word(rng: random.Random, longest: int) -> str:
 
 
 def _syllable(rng: random.Random) -> str:
-    """Return a consonant group, a vowel and perhaps a consonant; rare letters are as likely as common ones."""
+    """Return a consonant group, a vowel and perhaps a consonant; rare letters as likely as common ones."""
     onset = rng.choice("bcdfghjklmnpqrstvwxyz") + rng.choice(("", "", "", "r", "l", "h"))
     return onset + rng.choice("aeiouy") + rng.choice(("", "", *"bcdfgklmnprstxz"))
