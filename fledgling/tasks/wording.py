@@ -16,6 +16,8 @@ import re
 from collections.abc import Set
 from functools import lru_cache
 
+from fledgling.tasks.words import real_words
+
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SPACES = re.compile(r"\s+")
 _ASKS = re.compile(
@@ -90,7 +92,7 @@ def leads() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def stories() -> tuple[str, ...]:
-    """Return the openings that are small sentences of their own; `{noun}` stands for any of `NOUNS`."""
+    """Return the openings that are small sentences of their own; `{noun}` stands for any word."""
     return expand(*_STORIES)
 
 
@@ -115,8 +117,9 @@ def dress(core: str, rng: random.Random) -> str:
     if chance < 0.30:
         opening = rng.choice(leads())
     elif chance < 0.42:
-        opening = rng.choice(stories()).replace("{noun}", rng.choice(NOUNS))
-    closing = rng.choice(closings()) if rng.random() < 0.22 else ""
+        opening = _story(rng)
+    chance = rng.random()
+    closing = rng.choice(closings()) if chance < 0.22 else _story(rng) if chance < 0.28 else ""
     tidy = rng.random() < 0.8  # the others type without capitals
     asks = bool(_ASKS.match(core))
     core = core.rstrip("?")
@@ -137,6 +140,12 @@ def dress(core: str, rng: random.Random) -> str:
     return f"{opening}{core}{end or '.'} {capital(closing) if tidy else closing}{rng.choice(('.', '!', ''))}"
 
 
+def _story(rng: random.Random) -> str:
+    """Return a small sentence about something; the something is a noun, or any word, which makes no sense."""
+    noun = rng.choice(NOUNS) if rng.random() < 0.5 else rng.choice(real_words(False, 10))
+    return rng.choice(stories()).replace("{noun}", noun)
+
+
 def _hesitate(core: str, rng: random.Random) -> str:
     """Return `core` with a filler between two of its words, never beside a sign or a slot."""
     words = core.split(" ")
@@ -155,8 +164,7 @@ def plain_words(template: str) -> str:
 @lru_cache(maxsize=1)
 def _around() -> tuple[frozenset[str], re.Pattern[str], frozenset[str]]:
     """Return the plain words of the openings, a pattern of the stories, and those of the closings."""
-    nouns = "|".join(NOUNS)
-    story = "|".join(plain_words(story).replace("{noun}", f"(?:{nouns})") for story in stories())
+    story = "|".join(plain_words(story).replace("{noun}", r"\w+") for story in stories())
     openings = frozenset({""} | {plain_words(lead) for lead in leads()})
     return openings, re.compile(story), frozenset({""} | {plain_words(closing) for closing in closings()})
 
@@ -169,8 +177,10 @@ def composes(template: str, cores: Set[str]) -> bool:
     openings, story, endings = _around()
     words = plain_words(template).split()
     for start, stop in itertools.combinations(range(len(words) + 1), 2):
-        if " ".join(words[start:stop]) in cores and " ".join(words[stop:]) in endings:
-            opening = " ".join(words[:start])
-            if opening in openings or story.fullmatch(opening):
-                return True
+        if " ".join(words[start:stop]) not in cores:
+            continue
+        opening, ending = " ".join(words[:start]), " ".join(words[stop:])
+        opens = opening in openings or story.fullmatch(opening)
+        if opens and (ending in endings or story.fullmatch(ending)):
+            return True
     return False
