@@ -12,13 +12,10 @@ times faster, where it is installed and knows the split. The ids are the same (a
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
-import importlib.util
 import json
 import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +26,7 @@ import numpy as np
 
 from fledgling.config import UserError
 from fledgling.text import bpe
+from fledgling.text.batch import Encode, batch_encoder
 from fledgling.text.bpe import byte_alphabet, well_formed
 
 SPECIAL = (
@@ -42,10 +40,6 @@ SPECIAL = (
     "<|output_start|>",
     "<|output_end|>",
 )
-
-# gigatoken remembers every piece it has met and forgets none; a fresh copy after so many characters bounds
-# that.
-_FRESH_AFTER = 200_000_000
 
 
 class Tokenizer:
@@ -184,13 +178,8 @@ class Tokenizer:
         return Library.from_str(self._plain)
 
     @cached_property
-    def _batch(self) -> tuple[str, Callable[[list[str]], list[list[int]]]]:
-        if importlib.util.find_spec("gigatoken") is not None:
-            with contextlib.suppress(RuntimeError):  # a split it has no scanner for, such as digits in pairs
-                return "gigatoken", _Gigatoken(self._plain)
-        return "tokenizers", lambda texts: [
-            encoding.ids for encoding in self._single.encode_batch_fast(texts, add_special_tokens=False)
-        ]
+    def _batch(self) -> tuple[str, Encode]:
+        return batch_encoder(self._plain, self._single)
 
     # ---- ids to text -----------------------------------------------------------------------------
 
@@ -232,7 +221,7 @@ class Tokenizer:
     def _control(self, name: str) -> int:
         if name not in self.special:
             raise UserError(
-                f"this tokenizer has no control token {name}; chat needs one that `fledgling tokenizer` trained"
+                f"this tokenizer has no control token {name}; chat needs one that `fledgling tokenizer` made"
             )
         return self.special[name]
 
@@ -282,25 +271,6 @@ class Tokenizer:
         return self._control("<|output_end|>")
 
 
-class _Gigatoken:
-    """Batches through gigatoken: one caller at a time (it refuses two); memory is bounded by starting afresh."""
-
-    def __init__(self, plain: str) -> None:
-        from gigatoken import Tokenizer as Library
-
-        self._new = lambda: Library.from_json(plain)
-        self._library = self._new()
-        self._lock = threading.Lock()
-        self._characters = 0
-
-    def __call__(self, texts: list[str]) -> list[list[int]]:
-        with self._lock:
-            if self._characters > _FRESH_AFTER:
-                self._library, self._characters = self._new(), 0
-            self._characters += sum(map(len, texts))
-            return self._library.encode_batch_list(texts)
-
-
 def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:
     """The contents of a tokenizer.json: ids are bytes, then merges in the order learned, then SPECIAL."""
     vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
@@ -336,7 +306,7 @@ def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:
 
 
 def _plain(document: dict[str, Any]) -> str:
-    """The tokenizer.json of the road for ordinary text: control tokens neither registered nor in its entries."""
+    """The tokenizer.json of the road for ordinary text: control tokens neither known nor entries."""
     names = {token["content"] for token in document.get("added_tokens") or []}
     plain = copy.copy(document)
     plain["added_tokens"], plain["post_processor"] = [], None
