@@ -245,7 +245,7 @@ _UNSEEN = {
         "Are you allowed to search the web?",
         "Do you get your answers from the internet?",
         "Is it possible for you to go online and look it up?",
-        "While we talk, are you connected to the web?",
+        "While we talk, is the web within your reach?",
         "Please search online for me, if you have internet.",
     ),
     "mistakes": (
