@@ -64,7 +64,7 @@ def check(conversation: Mapping[str, Any]) -> None:
         raise UserError(
             'a conversation has no messages; expected {"messages": [{"role": ..., "content": ...}, ...]}'
         )
-    expected = "user"
+    expected, begun = "user", False
     for number, message in enumerate(messages, start=1):
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
@@ -75,14 +75,13 @@ def check(conversation: Mapping[str, Any]) -> None:
                 raise UserError(f"message {number} is a system message; it can only come first")
             continue
         if role != expected:
-            turn = "first turn is" if expected == "user" and number <= 2 else "turn before it is also"
-            why = "the user's" if turn.startswith("first") else f"the {role}'s"
-            hint = (
-                "begin with the user"
-                if turn.startswith("first")
-                else "join the two, or put an answer between"
+            if not begun:
+                raise UserError(f"message {number} is the {role}'s; a conversation begins with the user's")
+            raise UserError(
+                f"message {number} is the {role}'s and so is the one before it; join the two, or put the "
+                f"{expected}'s between"
             )
-            raise UserError(f"message {number} is the {role}'s and the {turn} {why}: {hint}")
+        begun = True
         expected = "assistant" if role == "user" else "user"
     if len(messages) == 1 and messages[0]["role"] == "system":
         raise UserError("a conversation has only a system message; add what the user says")

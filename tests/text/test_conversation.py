@@ -1,0 +1,142 @@
+"""Conversations: tokens, masks and turn ends worked out by hand, and what is refused."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fledgling.config import UserError
+from fledgling.text.conversation import check, render, render_all, render_prompt
+from fledgling.text.tokenizer import SPECIAL, Tokenizer
+
+
+@pytest.fixture(scope="module")
+def bytewise() -> Tokenizer:
+    """Nothing but bytes and control tokens: the ids of a text can be written down."""
+    return Tokenizer.train([], 256 + len(SPECIAL), letters=False)
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def talk(*messages):
+    return {"messages": list(messages)}
+
+
+def spell(tokenizer, rendered):
+    """(token, learned) with control tokens by name and bytes as characters."""
+    return [
+        (tokenizer.decode([index]), bool(learned))
+        for index, learned in zip(rendered.tokens, rendered.mask, strict=True)
+    ]
+
+
+def test_two_turns_by_hand(bytewise):
+    rendered = render(bytewise, talk(user("Hi"), assistant("yo"), user("?"), assistant("!")))
+    assert spell(bytewise, rendered) == [
+        ("<|bos|>", False),
+        ("<|user_start|>", False), ("H", False), ("i", False), ("<|user_end|>", False),
+        ("<|assistant_start|>", False), ("y", True), ("o", True), ("<|assistant_end|>", True),
+        ("<|user_start|>", False), ("?", False), ("<|user_end|>", False),
+        ("<|assistant_start|>", False), ("!", True), ("<|assistant_end|>", True),
+    ]  # fmt: skip
+    assert rendered.turn_ends == [9, 15]
+    assert rendered.tokens.dtype == "int32"
+    assert rendered.mask.dtype == bool
+
+
+def test_a_tool_call_is_learned_and_its_output_is_not(bytewise):
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "python", "text": "1+1"},
+        {"type": "output", "text": "2"},
+        {"type": "text", "text": "b"},
+    ]
+    rendered = render(bytewise, talk(user("q"), assistant(parts)))
+    assert spell(bytewise, rendered)[4:] == [
+        ("<|assistant_start|>", False), ("a", True),
+        ("<|python_start|>", True), ("1", True), ("+", True), ("1", True), ("<|python_end|>", True),
+        ("<|output_start|>", False), ("2", False), ("<|output_end|>", False),
+        ("b", True), ("<|assistant_end|>", True),
+    ]  # fmt: skip
+    assert rendered.turn_ends == [16]
+
+
+def test_a_system_message_opens_the_first_user_turn_only(bytewise):
+    conversation = talk({"role": "system", "content": "S"}, user("a"), assistant("b"), user("c"))
+    text = bytewise.decode(render(bytewise, conversation).tokens)
+    assert text == (
+        "<|bos|><|user_start|>S\n\na<|user_end|><|assistant_start|>b<|assistant_end|><|user_start|>c<|user_end|>"
+    )
+
+
+def test_a_prompt_is_the_beginning_of_the_whole(bytewise):
+    asked = talk(user("Hi"), assistant("yo"), user("?"))
+    prompt = render_prompt(bytewise, asked)
+    whole = render(bytewise, talk(*asked["messages"], assistant("!")))
+    assert prompt == whole.tokens[: len(prompt)].tolist()
+    assert prompt[-1] == bytewise.assistant_start
+    with pytest.raises(UserError, match="last message is the assistant's"):
+        render_prompt(bytewise, talk(user("a"), assistant("b")))
+
+
+names = st.lists(st.sampled_from([*SPECIAL, "<|", "|>", "x", " "]), min_size=1, max_size=5).map("".join)
+
+
+@given(said=names, tool=names, answered=names)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_names_of_control_tokens_in_text_stay_text(tokenizer, said, tool, answered):
+    kinds = {"python": tool, "output": answered, "text": said}
+    parts = [{"type": kind, "text": text} for kind, text in kinds.items()]
+    conversation = talk({"role": "system", "content": said}, user(said), assistant(parts))
+    rendered = render(tokenizer, conversation)
+    controls = [int(index) for index in rendered.tokens if index in set(tokenizer.special.values())]
+    layout = "bos user_start user_end assistant_start python_start python_end output_start output_end"
+    assert controls == [tokenizer.special[f"<|{name}|>"] for name in [*layout.split(), "assistant_end"]]
+
+
+def test_many_at_once_are_as_one_by_one(tokenizer):
+    parts = [{"type": "python", "text": "1"}, {"type": "output", "text": "1"}]
+    conversations = [talk(user(f"{number} is?"), assistant(parts)) for number in range(5)]
+    conversations.append(
+        talk({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
+    )
+    for conversation, many in zip(conversations, render_all(tokenizer, conversations), strict=True):
+        one = render(tokenizer, conversation)
+        assert one.tokens.tolist() == many.tokens.tolist()
+        assert one.mask.tolist() == many.mask.tolist()
+        assert one.turn_ends == many.turn_ends
+
+
+@pytest.mark.parametrize(
+    ("conversation", "complaint"),
+    (
+        ({}, "has no messages"),
+        ([], "has no messages"),
+        ({"messages": []}, "has no messages"),
+        (talk(user("a"), user("b")), "message 2 is the user's and so is the one before it"),
+        (talk(user("a"), assistant("b"), assistant("c")), "message 3 is the assistant's and so is the one"),
+        (talk(assistant("a")), "message 1 is the assistant's; a conversation begins with the user's"),
+        (talk({"role": "system", "content": "a"}, assistant("b")), "2 is the assistant's; a conversation"),
+        (talk({"role": "system", "content": "a"}), "only a system message"),
+        (talk(user("a"), {"role": "system", "content": "b"}), "message 2 is a system message"),
+        (talk({"role": "tool", "content": "a"}), "role 'tool'"),
+        (talk("hello"), "role None"),
+        (talk(user("")), r"message 1 \(user\) is empty"),
+        (talk(user("a"), assistant([])), r"message 2 \(assistant\) is empty"),
+        (talk(user(None)), "content of type NoneType"),
+        (talk(user(7)), "content of type int"),
+        (talk(user([{"type": "python", "text": "1"}])), "part of type 'python'; expected text"),
+        (talk(user("a"), assistant([{"type": "image", "text": "1"}])), "expected text or python or output"),
+        (talk(user("a"), assistant([{"type": "text", "text": 1}])), "whose text is not a string"),
+        (talk(user("a"), assistant([{"type": "output", "text": "1"}])), "follows no python part"),
+    ),
+)  # fmt: skip
+def test_what_cannot_be_rendered_is_named_in_one_line(conversation, complaint):
+    with pytest.raises(UserError, match=complaint) as caught:
+        check(conversation)
+    assert "\n" not in str(caught.value)
