@@ -4,6 +4,7 @@ The one idea: a line is written with one write, so the worst a kill can leave is
 readers leave it out and the next writer cuts it off.
 """
 
+import contextlib
 import errno
 import json
 import math
@@ -56,11 +57,12 @@ def read_lines(path: Path | str) -> list[dict]:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as JSON under its final name in one rename: readers see the old file or the new one."""
-    text = json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
-    _replace(Path(path), text.encode("utf-8", "backslashreplace"))
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_text(path: Path | str, text: str) -> None:
+    """Write a whole file in one rename. Raises UserError when it cannot be written."""
+    path, content = Path(path), text.encode("utf-8", "backslashreplace")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,8 @@ def _replace(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as problem:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise cannot_write(path, problem, len(content)) from None
 
 
@@ -130,7 +133,7 @@ class Lines:
         kept = [line for line in lines if not isinstance(line.get("step"), int) or line["step"] <= step]
         if len(kept) != len(lines):
             self.close()
-            _replace(self.path, b"".join(map(_line, kept)))
+            write_text(self.path, b"".join(map(_line, kept)).decode())
 
     def close(self) -> None:
         if self._file is not None:

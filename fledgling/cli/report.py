@@ -1,0 +1,28 @@
+"""`fledgling report`: a run directory as one self-contained page, and its evaluations in the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fledgling.cli.options import Json
+
+
+def report(run: Path, /, *, as_json: Json = False) -> None:
+    """Write RUN/report.html and print the evaluations of each stage.
+
+    Parameters
+    ----------
+    run
+        A run directory, finished or not.
+    """
+    from fledgling.report import build, evals_table, summary
+
+    if as_json:
+        print(json.dumps(summary(run), indent=2))
+        return
+    from rich.console import Console
+
+    page = build(run)
+    Console().print(evals_table(run))
+    print(f"report: {page}")

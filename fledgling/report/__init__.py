@@ -1,0 +1,13 @@
+"""The report: a run directory becomes one page that stands alone.
+
+Everything here reads files and nothing else: no torch, no running process, no network. What stands in those
+files is untrusted (samples are whatever a model said), so numbers are checked and text is escaped.
+
+Reading order: gather.py (files -> values), summary.py (values -> the tables), chart.py (numbers -> drawings),
+page.py with page.html and page.css (the page).
+"""
+
+from fledgling.report.page import build
+from fledgling.report.summary import evals_table, summary
+
+__all__ = ["build", "evals_table", "summary"]

@@ -1,0 +1,162 @@
+"""The run in numbers: what `fledgling report --json`, the table in the terminal and the page all show.
+
+The one idea: of every evaluation the last value of each stage stands beside the best constant answer,
+because a share that "always 1" reaches too says nothing.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from fledgling.report.gather import Evaluation, Run, Stage, gather, number, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WARM_STEPS = 3  # the first steps compile: they are left out of the median speed when there are more
+_LEADING = ("bits_per_byte", "core")
+_NO_SHARES = ("bits", "loss", "perplexity", "length", "tokens", "seconds")
+
+
+def summary(run_dir: Path | str) -> dict[str, Any]:
+    """The run as JSON: {"run", "name", "stages", "evals", "history", "predicted", "measured"}.
+
+    evals: the last value of every evaluation in each stage, {stage, step, name, value, low, high, n,
+    baseline}; history: all of them. predicted and measured have the same keys (RUN/plan.json against the
+    files). Raises UserError when there is nothing to report.
+    """
+    run = gather(run_dir)
+    predicted, measured = pairs(run)
+    return {
+        "run": str(run.path),
+        "name": title(run),
+        "stages": {stage.name: pace(stage) for stage in run.stages},
+        "evals": [asdict(one) for one in finals(run)],
+        "history": [asdict(one) for stage in run.stages for one in stage.evals],
+        "predicted": predicted,
+        "measured": measured,
+    }
+
+
+def title(run: Run) -> str:
+    """The recipe's name, or the directory's."""
+    name = run.recipe.get("name")
+    return name if isinstance(name, str) and name else run.path.absolute().name
+
+
+def names(run: Run) -> list[str]:
+    """The evaluations: bits per byte first, then by the alphabet, each task before its unseen wordings."""
+    found = {one.name for stage in run.stages for one in stage.evals}
+    return sorted(found, key=lambda name: (not name.startswith(_LEADING), name.removesuffix("_unseen"), name))
+
+
+def finals(run: Run) -> list[Evaluation]:
+    """The last value of every evaluation in each stage, by stage and name."""
+    last = {(one.stage, one.name): one for stage in run.stages for one in stage.evals}
+    order = names(run)
+    return [last[stage.name, name] for stage in run.stages for name in order if (stage.name, name) in last]
+
+
+def is_share(name: str, values: list[float]) -> bool:
+    """Whether an evaluation is a share that reads well in percent."""
+    return not any(word in name for word in _NO_SHARES) and all(-1 <= value <= 1 for value in values)
+
+
+def shown(value: float | None, share: bool) -> str:
+    """A value of an evaluation: 81.5 % or 1.493."""
+    return "" if value is None else f"{100 * value:.1f} %" if share else f"{value:.3f}"
+
+
+def steady(stage: Stage, name: str) -> float | None:
+    """The median of a metric without the first steps, in which compiling is counted."""
+    values = stage.column(name)[1]
+    values = values[WARM_STEPS:] or values
+    return median(values) if values else None
+
+
+def pace(stage: Stage) -> dict[str, Any]:
+    """What one stage did: steps, tokens, hours, speed, the last loss, whether it has finished."""
+    seconds = stage.seconds
+    return {
+        "finished": bool(stage.done),
+        "steps": stage.steps,
+        "tokens": stage.last("tokens"),
+        "hours": None if seconds is None else seconds / 3600,
+        "tokens_per_second": steady(stage, "tokens_per_second"),
+        "mfu": steady(stage, "mfu"),
+        "loss": stage.last("loss"),
+    }
+
+
+def hourly(run: Run) -> float | None:
+    """US dollars an hour for all devices together, as the plan has it."""
+    hours, dollars = number(table(run.plan, "time").get("hours")), number(table(run.plan, "cost").get("usd"))
+    return dollars / hours if hours and dollars is not None else None
+
+
+def pairs(run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """(predicted, measured): the figures that RUN/plan.json foretold and the files can confirm, same keys."""
+    stages = {stage.name: stage for stage in run.stages}
+    plans = table(run.plan, "stages")
+    foretold: dict[str, Any] = {"parameters": table(run.plan, "parameters").get("total")}
+    found: dict[str, Any] = {"parameters": next((s.weights for s in run.stages[::-1] if s.weights), None)}
+    for name, stage in stages.items():
+        planned = table(plans, name)
+        if name == "pretrain":
+            planned = {**planned, **table(run.plan, "horizon"), **table(run.plan, "time")}
+        now = pace(stage)
+        for key in ("steps", "tokens", "hours", "mfu"):
+            foretold[f"{name}.{key}"] = planned.get(key)
+            found[f"{name}.{key}"] = now[key] if stage.done or key == "mfu" else None
+    price = hourly(run)
+    first = stages.get("pretrain")
+    if price is not None and first and first.done and first.seconds:
+        foretold["pretrain.usd"], found["pretrain.usd"] = (
+            run.plan["cost"]["usd"],
+            price * first.seconds / 3600,
+        )
+    memory = [value for stage in run.stages for value in stage.column("memory")[1]]
+    foretold["memory_per_rank"] = table(run.plan, "memory", "per_rank").get("total")
+    found["memory_per_rank"] = max(memory, default=None)
+    both = [key for key in foretold if number(foretold[key]) is not None and number(found[key]) is not None]
+    return {key: foretold[key] for key in both}, {key: found[key] for key in both}
+
+
+def evals_table(run_dir: Path | str) -> "Table":
+    """The last evaluations of each stage as a table for the terminal, intervals below one another."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    run = gather(run_dir)
+    rows = {(one.stage, one.name): one for one in finals(run)}
+    stages = [stage.name for stage in run.stages if stage.evals]
+    made = Table(
+        box=SIMPLE_HEAD, title=Text(f"{title(run)}: evaluations, 95 % intervals"), title_justify="left"
+    )
+    made.add_column("")
+    for stage in stages:
+        made.add_column(stage, justify="right")
+    made.add_column("best constant", justify="right", style="dim")
+    made.add_column("n", justify="right", style="dim")
+    for name in names(run):
+        found = [rows.get((stage, name)) for stage in stages]
+        share = is_share(name, [one.value for one in found if one])
+        last = next(one for one in found[::-1] if one)
+        cells = [_cell(one, share) for one in found]
+        constant = shown(last.baseline, share) or "-"
+        made.add_row(
+            *map(Text, (name.replace("_", " "), *cells, constant, "-" if last.n is None else f"{last.n:,}"))
+        )
+    return made
+
+
+def _cell(one: Evaluation | None, share: bool) -> str:
+    if one is None:
+        return "-"
+    if one.low is None or one.high is None:
+        return shown(one.value, share)
+    if share:
+        return f"{100 * one.value:.1f} % ({100 * one.low:.0f}-{100 * one.high:.0f})"
+    return f"{one.value:.3f} ± {(one.high - one.low) / 2:.3f}"
