@@ -22,6 +22,7 @@ from .document import Document
 from .prose import paragraphs, sentences
 
 HELD_LINE = 8  # characters from which a line of the validation text may not occur in training
+HELD_FILE_LINE = 40  # the same for a user's text, where short lines are names, refrains, fields of a form
 CAP = 16_000_000  # bytes of training text a compressor is shown: the last ones
 WINDOW_LOG = 27  # zstd --long: matches up to 128 MiB back
 
@@ -29,11 +30,11 @@ WINDOW_LOG = 27  # zstd --long: matches up to 128 MiB back
 def split(documents: Iterable[Document], share: float = 0.02) -> tuple[list[Document], list[Document]]:
     """Return (training, validation) documents; `share` of all documents is held out.
 
-    A document is held out when the hash of its own text says so, whatever else was harvested. Every
-    training paragraph that shares a sentence or line of `HELD_LINE` characters or more with the validation
-    text is then removed from training, and a training document of which less than `SMALLEST` characters
-    remain is dropped. What overlap is left are short lines such as `Returns:` or `else:`; `line_overlap`
-    measures it.
+    A document is held out when the hash of its own text says so, whatever else was read. Every training
+    paragraph that shares a sentence or line of `HELD_LINE` characters or more (`HELD_FILE_LINE` for documents
+    of kind "file") with the validation text is then removed from training, and a training document of which
+    less than `SMALLEST` characters then remain is dropped. What overlap is left are short lines such as
+    `Returns:` or `else:`; `line_overlap` measures it. Few documents may leave nothing to hold out.
     """
     training, validation = [], []
     for document in documents:
@@ -43,12 +44,13 @@ def split(documents: Iterable[Document], share: float = 0.02) -> tuple[list[Docu
     }
     kept = []
     for document in training:
+        at_least = HELD_FILE_LINE if document.kind == "file" else HELD_LINE
         parts = paragraphs(document.text)
-        disjoint = [part for part in parts if held.isdisjoint(sentences(part, HELD_LINE))]
-        if len(disjoint) < len(parts):
-            document = Document("\n\n".join(disjoint), document.kind, document.origin)
-        if len(document.text) >= SMALLEST:
+        disjoint = [part for part in parts if held.isdisjoint(sentences(part, at_least))]
+        if len(disjoint) == len(parts):
             kept.append(document)
+        elif sum(map(len, disjoint)) >= SMALLEST:
+            kept.append(Document("\n\n".join(disjoint), document.kind, document.origin))
     return kept, validation
 
 

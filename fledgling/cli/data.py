@@ -1,0 +1,152 @@
+"""`fledgling data`: what training text there is, and how to get more of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from fledgling.cli.options import Json
+
+app = App(name="data", help="Look at, fetch and prepare training text.")
+
+DataDir = Annotated[
+    Path | None,
+    Parameter(name="--data-dir", help="Where data lies; else FLEDGLING_DATA, else ~/.cache/fledgling."),
+]
+
+
+@app.command
+def info(
+    source: str | None = None,
+    /,
+    *,
+    column: str | None = None,
+    compress: Annotated[bool, Parameter(negative=())] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Without a source: the public sets and what of them is here. With one: its documents, bytes and split.
+
+    Parameters
+    ----------
+    source
+        "embedded", the name of a public set that was fetched, a file or a folder.
+    column
+        The column of JSON lines or parquet that holds the text.
+    compress
+        Also measure what xz and zstd make of the held-out text once they have seen the rest (slow).
+    """
+    found = _sets(data_dir) if source is None else _source(source, column, compress, data_dir)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    elif source is None:
+        print(f"data root  {found['root']}\n")
+        for entry in found["sets"]:
+            here = (
+                f"{entry['files']} files, {entry['bytes'] / 1e9:.2f} GB here"
+                if entry["files"]
+                else "not fetched"
+            )
+            print(f"{entry['name']:<17} {here}\n  {entry['about']}\n  {entry['size']}; {entry['licence']}")
+            print(f"  {entry['repository']} at {entry['revision'][:12]}")
+    else:
+        for key, value in found.items():
+            print(f"{key.replace('_', ' '):<22} {_shown(value)}")
+
+
+@app.command
+def fetch(
+    name: str,
+    /,
+    *,
+    shards: Annotated[
+        int, Parameter(help="How many of its files; those already here are not fetched again.")
+    ] = 1,
+    endpoint: Annotated[str | None, Parameter(help="A mirror of the hub; else HF_ENDPOINT.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Download files of a public set, resumed where they broke off and checked against the hub's checksums.
+
+    Parameters
+    ----------
+    name
+        A name that `fledgling data info` lists.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from fledgling.data.public import fetch as fetch_set
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(file: str, there: int, size: int) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file, total=size)
+            bar.update(tasks[file], completed=there)
+
+        paths = fetch_set(name, data_dir, shards, endpoint, told)
+    for path in paths:
+        print(path)
+
+
+def _sets(data_dir: Path | None) -> dict[str, Any]:
+    """Return the table of public sets with what lies in the data root."""
+    from dataclasses import asdict
+
+    from fledgling.data.public import SETS, data_root, present, read_lock
+
+    root = data_root(data_dir)
+    lock = read_lock(root)
+    sets = []
+    for name, entry in SETS.items():
+        files, size = present(name, data_dir)
+        revision = lock.get(name, {}).get("revision", entry.revision)
+        sets.append({**asdict(entry), "revision": revision, "files": files, "bytes": size})
+    return {"root": str(root), "sets": sets}
+
+
+def _source(source: str, column: str | None, compress: bool, data_dir: Path | None) -> dict[str, Any]:
+    """Return the documents and bytes of one source, by kind and by split."""
+    from fledgling.data.corpus import harvest, sizes
+    from fledgling.data.public import data_root
+    from fledgling.data.sources import Skipped, documents
+    from fledgling.data.split import compressed_bits_per_byte, line_overlap, split
+
+    skipped = Skipped()
+    if source == "embedded":
+        found = harvest()
+    else:
+        fetched = data_root(data_dir) / source
+        path = fetched if fetched.exists() and not Path(source).exists() else Path(source)
+        found = list(documents(path, column, skipped=skipped))
+    if skipped.total:
+        print(skipped, file=sys.stderr)
+    training, validation = split(found)
+    result = {
+        "documents": len(found),
+        "bytes": sizes(found),
+        "training_bytes": sum(sizes(training).values()),
+        "validation_bytes": sum(sizes(validation).values()),
+        "validation_documents": len(validation),
+        "line_overlap": line_overlap(training, validation),
+        "skipped": skipped.total,
+    }
+    if compress:
+        result["bits_per_byte"] = compressed_bits_per_byte(
+            training, validation, progress=lambda text: print(text, file=sys.stderr)
+        )
+    return result
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items() if part != "")
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
+    )
