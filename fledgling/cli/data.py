@@ -82,15 +82,20 @@ def fetch(
     from fledgling.data.public import fetch as fetch_set
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        tasks: dict[str, Any] = {}
+    bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    tasks: dict[str, Any] = {}
 
-        def told(file: str, there: int, size: int) -> None:
-            if file not in tasks:
-                tasks[file] = bar.add_task(file, total=size)
-            bar.update(tasks[file], completed=there)
+    def told(file: str, there: int, size: int) -> None:
+        if file not in tasks:
+            bar.start()  # not before there is something to show; starting twice does nothing
+            tasks[file] = bar.add_task(file, total=size)
+        bar.update(tasks[file], completed=there)
 
+    try:
         paths = fetch_set(name, data_dir, shards, endpoint, told)
+    finally:
+        if tasks:
+            bar.stop()
     for path in paths:
         print(path)
 
