@@ -1,0 +1,86 @@
+"""Bytes per token, GPT-2's files read by hand, and the command."""
+
+import json
+import zipfile
+
+import pytest
+
+from fledgling.cli import main
+from fledgling.text.bpe import byte_alphabet
+from fledgling.text.compression import bytes_per_token, declaration, gpt2
+from fledgling.text.samples import SAMPLES
+from fledgling.text.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data directory with a GPT-2 of 257 entries (bytes and "ab") and the Declaration in two languages."""
+    place = tmp_path / "data" / "tokenizers" / "gpt2"
+    place.mkdir(parents=True)
+    vocabulary = {token: index for index, token in enumerate([*byte_alphabet(), "ab", "<|endoftext|>"])}
+    (place / "encoder.json").write_text(json.dumps(vocabulary))
+    (place / "vocab.bpe").write_text("#version: 0.2\na b\n")
+    with zipfile.ZipFile(place.parent / "udhr2.zip", "w") as archive:
+        archive.writestr("udhr2/eng.txt", "All human beings are born free")
+        archive.writestr("udhr2/kor.txt", "모든 인간은")
+    return tmp_path / "data"
+
+
+def test_bytes_per_token_by_hand():
+    bytewise = Tokenizer.train([], 256 + 9, letters=False)
+    assert bytes_per_token(bytewise, {"ascii": "abc", "korean": "서", "empty": ""}) == {
+        "ascii": 1.0,
+        "korean": 1.0,
+        "empty": 0.0,
+    }
+
+
+def test_gpt2_is_read_from_its_two_files(data, tmp_path):
+    tokenizer = gpt2(data / "tokenizers" / "gpt2")
+    assert tokenizer.encode("abba") == [256, ord("b"), ord("a")]
+    assert 257 not in tokenizer.encode("<|endoftext|>")
+    assert gpt2(tmp_path) is None
+
+
+def test_the_declaration_comes_by_language(data, tmp_path):
+    assert list(declaration(data / "tokenizers" / "udhr2.zip")) == [
+        "declaration, English",
+        "declaration, Korean",
+    ]
+    assert declaration(tmp_path / "none.zip") == {}
+
+
+def test_train_eval_and_show(data, tmp_path, texts, capsys):
+    (tmp_path / "words.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    out = str(tmp_path / "made")
+    assert (
+        main(["tokenizer", "train", str(tmp_path / "words.jsonl"), "--out", out, "--vocab-size", "512"]) == 0
+    )
+    assert "512 entries" in capsys.readouterr().out
+    assert json.loads((tmp_path / "made" / "training.json").read_text())["vocab_size"] == 512
+
+    assert main(["tokenizer", "eval", out, "--data-dir", str(data), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    kinds = {row["kind"]: row for row in result["bytes_per_token"]}
+    assert [*kinds] == [*SAMPLES, "declaration, English", "declaration, Korean"]
+    assert kinds["news"]["gpt2"] == pytest.approx(1.0, abs=0.01)
+    assert kinds["news"]["ours"] > 1.2
+    assert result["left_out"] is None
+    assert result["seconds"] >= 0
+
+    assert main(["tokenizer", "eval", out, str(tmp_path / "words.jsonl"), "--data-dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "words.jsonl" in printed
+    assert "GPT-2 left out: no encoder.json" in printed
+
+    assert main(["tokenizer", "show", out, "in the <|bos|>", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert "".join(piece["text"] for piece in shown) == "in the <|bos|>"
+    assert max(piece["id"] for piece in shown) < 512 - 9
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    assert main(["tokenizer", "show", str(tmp_path), "x"]) == 1
+    assert capsys.readouterr().err.startswith("error: no tokenizer at")
+    assert main(["tokenizer", "train", str(tmp_path / "none.txt"), "--out", str(tmp_path)]) == 1
+    assert "no such file or folder" in capsys.readouterr().err.splitlines()[-1]
