@@ -132,9 +132,8 @@ def evaluate(
     for row in rows:
         theirs = f"{row['gpt2']:6.2f}" if gpt2 else ""
         print(f"{row['kind']:<{width}} {row['bytes']:>11,} {row['ours']:6.2f} {theirs}".rstrip())
-    print(
-        f"ours: {ours.vocab_size:,} entries{', trained in ' + str(made['seconds']) + ' s' if 'seconds' in made else ''}"
-    )
+    time = f", trained in {made['seconds']} s" if "seconds" in made else ""
+    print(f"ours: {ours.vocab_size:,} entries{time}")
     if why:
         print(why)
 
@@ -156,7 +155,11 @@ def show(tokenizer: Path, text: str, /, *, as_json: Json = False) -> None:
     ids = loaded.encode(text)
     pieces = [loaded.decode_bytes([index]) for index in ids]
     if as_json:
-        print(json.dumps([{"id": i, "bytes": list(p), "text": p.decode(errors="replace")} for i, p in zip(ids, pieces, strict=True)]))  # fmt: skip
+        named = [
+            {"id": index, "bytes": list(piece), "text": piece.decode(errors="replace")}
+            for index, piece in zip(ids, pieces, strict=True)
+        ]
+        print(json.dumps(named, ensure_ascii=False))
         return
     print("|".join(repr(piece.decode(errors="backslashreplace"))[1:-1] for piece in pieces))
     print(" ".join(map(str, ids)))
@@ -165,7 +168,7 @@ def show(tokenizer: Path, text: str, /, *, as_json: Json = False) -> None:
 
 
 def _texts(sources: tuple[str, ...], data_dir: Path | None, say: Any) -> Iterator[str]:
-    """The texts of the sources in turn; of the embedded corpus the part that is not held out for validation."""
+    """The texts of the sources in turn; of the embedded corpus what is not held out for validation."""
     for source in sources:
         say(f"reading {source}")
         if source == "embedded":
