@@ -18,7 +18,7 @@ MOST_POINTS = 320  # a line of more is averaged in equal groups
 
 @dataclass(frozen=True)
 class Line:
-    """One line: xs and ys of equal length; lows and highs make a band around it; colour is 0 to 5."""
+    """One line: xs and ys of equal length; lows and highs make a band; points say in words where an x is."""
 
     label: str
     xs: Sequence[float]
@@ -29,11 +29,13 @@ class Line:
     dots: bool = False
     faint: bool = False
     dashed: bool = False
+    points: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw. marks: (x, text) of vertical lines; top: the words for an x on a second axis above."""
+    """What to draw. marks: (x, text) of vertical lines; x_ticks: (x, text) instead of round numbers;
+    above: a second axis at the top, (its name, words for an x)."""
 
     title: str
     lines: Sequence[Line]
@@ -44,7 +46,8 @@ class Chart:
     floor: float | None = None  # the y-axis shows at least these
     ceiling: float | None = None
     marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
-    top: Callable[[float], str] | None = None
+    x_ticks: Sequence[tuple[float, str]] = field(default_factory=tuple)
+    above: tuple[str, Callable[[float], str]] | None = None
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -55,7 +58,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * unit for unit in (1, 2, 5, 10) if power * unit >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{n * step:.12g}") for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -128,7 +131,7 @@ def draw(chart: Chart) -> Markup:
 
 def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
     """The plane that holds every point, and the ticks of its y-axis."""
-    xs = [x for line in lines for x in line.xs] + [x for x, _ in chart.marks]
+    xs = [x for line in lines for x in line.xs] + [x for x, _ in (*chart.marks, *chart.x_ticks)]
     ys = [y for line in lines for y in (*line.ys, *line.lows, *line.highs) if y is not None]
     ys += [y for y in (chart.floor, chart.ceiling) if y is not None]
     logarithmic = chart.logarithmic and min(ys) > 0
@@ -137,12 +140,18 @@ def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
         low, high = low / 1.04, high * 1.04
         marks = log_ticks(low, high)
     else:
-        pad = 0.05 * (high - low) or 0.5 * abs(high) or 1.0
+        low, high = _apart(low, high)
+        pad = 0.05 * (high - low)
         low = low if low == chart.floor else low - pad
         high = high if high == chart.ceiling else high + pad
         marks = ticks(low, high)
-    right = max(xs) if max(xs) > min(xs) else min(xs) + 1
-    return _Plane((min(xs), right), (low, high), logarithmic), marks
+    return _Plane(_apart(min(xs), max(xs)), (low, high), logarithmic), marks
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """The interval, made wider where it is too narrow to divide by."""
+    least = 1e-9 * max(abs(low), abs(high)) or 1e-9
+    return (low, high) if high - low > least else (low, high + max(1.0, 1e3 * least))
 
 
 _TEXT = Markup('<text x="{}" y="{}" class="{}">{}</text>')
@@ -158,11 +167,13 @@ def _axes(chart: Chart, plane: _Plane, y_ticks: Sequence[float]) -> Markup:
     for x, text in chart.marks:
         parts.append(_RULE.format(plane.across(x), TOP, plane.across(x), bottom, "mark"))
         parts.append(_TEXT.format(plane.across(x) + 3, TOP - 6, "start stage", text))
-    for x in ticks(*plane.x):
+    for x, text in chart.x_ticks or [(x, chart.x_words(x)) for x in ticks(*plane.x)]:
         parts.append(_RULE.format(plane.across(x), bottom, plane.across(x), bottom + 4, "axis"))
-        parts.append(_TEXT.format(plane.across(x), bottom + 15, "middle", chart.x_words(x)))
-        if chart.top:
-            parts.append(_TEXT.format(plane.across(x), TOP - 8, "middle", chart.top(x)))
+        parts.append(_TEXT.format(plane.across(x), bottom + 15, "middle", text))
+        if chart.above:
+            parts.append(_TEXT.format(plane.across(x), TOP - 8, "middle", chart.above[1](x)))
+    if chart.above:
+        parts.append(_TEXT.format(LEFT - 6, TOP - 8, "end", chart.above[0]))
     parts.append(_RULE.format(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"))
     parts.append(_TEXT.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle label", chart.x_label))
     return Markup("").join(parts)
@@ -189,7 +200,8 @@ def _band(line: Line, plane: _Plane) -> Markup:
 def _dots(line: Line, plane: _Plane, chart: Chart) -> Markup:
     made = []
     for i, (x, y) in enumerate(zip(line.xs, line.ys, strict=True)):
-        words = f"{line.label}: {chart.y_words(y)} at {chart.x_label} {chart.x_words(x)}"
+        where = line.points[i] if line.points else f"{chart.x_label} {chart.x_words(x)}"
+        words = f"{line.label}: {chart.y_words(y)} at {where}"
         if line.lows and line.lows[i] is not None and line.highs[i] is not None:
             words += f" (95 %: {chart.y_words(line.lows[i])} to {chart.y_words(line.highs[i])})"
         across, down = plane.at(x, y)

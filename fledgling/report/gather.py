@@ -6,6 +6,7 @@ only place that meets them; behind it every number is finite and every text is a
 
 import json
 import math
+import re
 import struct
 import tomllib
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 from fledgling.config import STAGES, UserError
 from fledgling.record import read_lines
 
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 LARGEST = 16 * 2**20  # bytes of a recipe, plan or manifest
 
 
@@ -114,14 +116,24 @@ def gather(run_dir: Path | str) -> Run:
 
 
 def number(value: Any) -> float | None:
-    """`value` if it is a finite number, else None."""
+    """`value` if it is a number of a sensible size, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         value = float(value)
     except OverflowError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < 1e100 else None  # beyond, differences overflow; NaN compares false
+
+
+def clean(text: Any) -> str | None:
+    """`text` as it can be printed: no lone surrogates, control or direction characters; None if no string."""
+    if not isinstance(text, str):
+        return None
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf") else "\ufffd" for c in text
+    )
 
 
 def table(values: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -139,8 +151,8 @@ def _stage(path: Path) -> Stage:
             evals[one.step, one.name] = one
     samples = {}
     for line in read_lines(path / "samples.jsonl"):
-        step, prompt, text = _step(line), line.get("prompt"), line.get("text")
-        if step is not None and isinstance(prompt, str) and isinstance(text, str):
+        step, prompt, text = _step(line), clean(line.get("prompt")), clean(line.get("text"))
+        if step is not None and prompt is not None and text is not None:
             samples[step, prompt] = Sample(path.name, step, prompt, text)
     notices = [
         line["text"] for line in read_lines(path / "notices.jsonl") if isinstance(line.get("text"), str)
@@ -150,7 +162,7 @@ def _stage(path: Path) -> Stage:
         metrics=[metrics[step] for step in sorted(metrics)],
         evals=sorted(evals.values(), key=lambda one: one.step),
         samples=sorted(samples.values(), key=lambda one: one.step),
-        notices=list(dict.fromkeys(notices)),
+        notices=list(dict.fromkeys(filter(None, notices))),
         done=_json(path / "done.json"),
         weights=_weights(path / "checkpoints"),
     )
@@ -162,8 +174,8 @@ def _step(line: dict) -> int | None:
 
 
 def _evaluation(stage: str, line: dict) -> Evaluation | None:
-    step, name, value = _step(line), line.get("name"), number(line.get("value"))
-    if step is None or value is None or not isinstance(name, str) or not name:
+    step, name, value = _step(line), clean(line.get("name")), number(line.get("value"))
+    if step is None or value is None or not name:
         return None
     n = number(line.get("n"))
     low, high, baseline = (number(line.get(key)) for key in ("low", "high", "baseline"))

@@ -3,6 +3,7 @@
 The one idea: the template gets finished values and escapes every one of them; only chart.py makes markup.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -176,11 +177,13 @@ def pair_rows(run: Run) -> list[tuple[str, str, str, str]]:
     for key, plan in predicted.items():
         say = _unit(key)
         ratio = f"{measured[key] / plan:.2f}" if plan else "–"
-        rows.append((key.replace(".", " ").replace("_", " "), say(plan), say(measured[key]), ratio))
+        *stage, what = key.split(".")
+        label = {"hours": "time", "mfu": "MFU", "usd": "cost"}.get(what, what.replace("_", " "))
+        rows.append((" ".join([*stage, label]), say(plan), say(measured[key]), ratio))
     return rows
 
 
-def _unit(key: str):
+def _unit(key: str) -> Callable[[float], str]:
     if key.endswith("hours"):
         return lambda value: hours(3600 * value)
     if key.endswith("mfu"):
@@ -240,17 +243,17 @@ def loss_charts(run: Run) -> list[tuple[str, Markup]]:
             Line("running mean", steps, smooth(losses), colour=COLOUR[stage.name]),
         ]
         wide = min(losses) > 0 and max(losses) / min(losses) > 1.5
-        chart = Chart(stage.name, lines, logarithmic=wide, top=_tokens_at(stage))
+        chart = Chart(stage.name, lines, logarithmic=wide, above=_tokens_at(stage))
         made.append((stage.name, draw(chart)))
     return made
 
 
-def _tokens_at(stage: Stage):
-    """Words for the tokens seen at a step, by the last line's rate; None where tokens were not recorded."""
+def _tokens_at(stage: Stage) -> tuple[str, Callable[[float], str]] | None:
+    """The axis of the tokens seen at a step, by the last line's rate; None where they were not recorded."""
     steps, tokens = stage.column("tokens")
     if not tokens or not steps[-1]:
         return None
-    return lambda step: short(tokens[-1] * step / steps[-1]) + (" tokens" if step == 0 else "")
+    return "tokens", lambda step: short(tokens[-1] * step / steps[-1])
 
 
 def extra_charts(run: Run) -> list[tuple[str, Markup]]:
@@ -274,31 +277,43 @@ def extra_charts(run: Run) -> list[tuple[str, Markup]]:
 def speed_charts(run: Run) -> list[tuple[str, Markup]]:
     """Tokens a second of each stage, and MFU where it is known."""
     made = []
-    offsets = _offsets(run)
+    place = _places(run)
     for name, label, say in (("tokens_per_second", "tokens a second", short), ("mfu", "MFU", percent)):
         lines = []
         for stage in run.stages:
-            steps, values = stage.column(name)
-            xs = [offsets[stage.name] + step for step in steps]
+            steps, values = numbers.warm(*stage.column(name))
+            xs = [place(stage.name, step) for step in steps]
             lines.append(Line(stage.name, xs, smooth(values), colour=COLOUR[stage.name]))
-        drawn = draw(Chart(label, lines, y_words=say, floor=0.0, marks=_marks(run)))
-        if drawn:
-            made.append((label, drawn))
+        made.append((label, draw(Chart(label, lines, y_words=say, floor=0.0, **_stage_axis(run)))))
     return made
 
 
-def _offsets(run: Run) -> dict[str, int]:
-    """Where each stage begins when all are laid end to end."""
-    offsets, total = {}, 0
-    for stage in run.stages:
-        offsets[stage.name] = total
-        total += max([stage.steps, *(one.step for one in stage.evals)])
-    return offsets
+def _lengths(run: Run) -> dict[str, int]:
+    """The steps of each stage."""
+    return {stage.name: max([1, stage.steps, *(one.step for one in stage.evals)]) for stage in run.stages}
 
 
-def _marks(run: Run) -> list[tuple[float, str]]:
-    offsets = _offsets(run)
-    return [(offsets[stage.name], stage.name) for stage in run.stages] if len(run.stages) > 1 else []
+def _places(run: Run) -> Callable[[str, int], float]:
+    """Where a step of a stage lies when the stages stand side by side, each one unit wide.
+
+    Equal widths: the last stage is often a hundredth of the first, and the one people look at.
+    """
+    lengths = _lengths(run)
+    order = list(lengths)
+    return lambda stage, step: order.index(stage) + step / lengths[stage]
+
+
+def _stage_axis(run: Run) -> dict[str, Any]:
+    """The axis that goes with `_places`: a line where each stage begins, its last step where it ends."""
+    lengths = _lengths(run)
+    return {
+        "x_label": "steps of each stage",
+        "marks": [(place, name) for place, name in enumerate(lengths)],
+        "x_ticks": [
+            (0.0, "0"),
+            *((place + 1.0, f"{steps:,}") for place, steps in enumerate(lengths.values())),
+        ],
+    }
 
 
 def eval_charts(run: Run) -> list[tuple[str, Markup]]:
@@ -312,37 +327,37 @@ def eval_charts(run: Run) -> list[tuple[str, Markup]]:
         both = [name for name in (task, f"{task}_unseen") if name in found]
         values = [one.value for stage in run.stages for one in stage.evals if one.name in both]
         share = numbers.is_share(task, values)
-        lines = [line for i, name in enumerate(both) for line in _eval_lines(run, name, i)]
+        lines = [line for name in both for line in _eval_lines(run, name, unseen=name != task)]
         chart = Chart(
             task,
             lines,
             y_words=percent if share else lambda value: f"{value:.3g}",
             floor=0.0 if share else None,
             ceiling=1.0 if share else None,
-            marks=_marks(run),
+            **_stage_axis(run),
         )
         made.append((words(task), draw(chart)))
     return made
 
 
-def _eval_lines(run: Run, name: str, place: int) -> list[Line]:
-    offsets = _offsets(run)
-    points = [
-        (offsets[one.stage] + one.step, one)
-        for stage in run.stages
-        for one in stage.evals
-        if one.name == name
-    ]
-    xs = [x for x, _ in points]
-    ones = [one for _, one in points]
-    label, colour = ("new wordings", 5) if place else ("value", 4)
-    lows, highs = [one.low for one in ones], [one.high for one in ones]
-    lines = [Line(label, xs, [one.value for one in ones], lows, highs, colour, dots=True)]
-    constant = [(x, one.baseline) for x, one in points if one.baseline is not None]
-    if constant and not place:
-        xs, ys = zip(*constant, strict=True)
-        lines.append(Line("best constant answer", xs, ys, colour=6, dashed=True))
-    return lines
+def _eval_lines(run: Run, name: str, unseen: bool) -> list[Line]:
+    place = _places(run)
+    ones = [one for stage in run.stages for one in stage.evals if one.name == name]
+    xs = [place(one.stage, one.step) for one in ones]
+    line = Line(
+        "new wordings" if unseen else "value",
+        xs,
+        [one.value for one in ones],
+        lows=[one.low for one in ones],
+        highs=[one.high for one in ones],
+        colour=5 if unseen else 4,
+        dots=True,
+        points=[f"{one.stage} step {one.step:,}" for one in ones],
+    )
+    constant = [(x, one.baseline) for x, one in zip(xs, ones, strict=True) if one.baseline is not None]
+    if unseen or not constant:
+        return [line]
+    return [line, Line("best constant answer", *zip(*constant, strict=True), colour=6, dashed=True)]
 
 
 # ---- samples ----------------------------------------------------------------------------------------

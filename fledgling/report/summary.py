@@ -14,7 +14,7 @@ from fledgling.report.gather import Evaluation, Run, Stage, gather, number, tabl
 if TYPE_CHECKING:
     from rich.table import Table
 
-WARM_STEPS = 3  # the first steps compile: they are left out of the median speed when there are more
+WARM_STEPS = 3  # the first steps compile: speeds leave them out when there are more
 _LEADING = ("bits_per_byte", "core")
 _NO_SHARES = ("bits", "loss", "perplexity", "length", "tokens", "seconds")
 
@@ -68,10 +68,15 @@ def shown(value: float | None, share: bool) -> str:
     return "" if value is None else f"{100 * value:.1f} %" if share else f"{value:.3f}"
 
 
+def warm(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """A metric without its first steps, in which compiling is counted."""
+    first = WARM_STEPS if len(steps) > WARM_STEPS else 0
+    return steps[first:], values[first:]
+
+
 def steady(stage: Stage, name: str) -> float | None:
-    """The median of a metric without the first steps, in which compiling is counted."""
-    values = stage.column(name)[1]
-    values = values[WARM_STEPS:] or values
+    """The median of a metric once the stage runs warm."""
+    values = warm(*stage.column(name))[1]
     return median(values) if values else None
 
 
