@@ -131,9 +131,7 @@ def clean(text: Any) -> str | None:
     if not isinstance(text, str):
         return None
     text = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf") else "\ufffd" for c in text
-    )
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def table(values: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from conftest import make_run
+from made_up_run import make_run
 
 from fledgling.cli import main
 from fledgling.config import UserError
