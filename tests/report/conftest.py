@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from made_up_run import make_run
+
+from .made_up_run import make_run
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from made_up_run import make_run
 
 from fledgling.cli import main
 from fledgling.config import UserError
 from fledgling.report import build, evals_table, summary
+
+from .made_up_run import make_run
 
 VOID = {"meta", "br"}
 
