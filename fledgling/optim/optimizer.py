@@ -23,10 +23,19 @@ class Optimizer:
     """AdamW and Muon over the parameters of a model, by role.
 
     compiled: fuse the rules with torch.compile (needs a C++ compiler on CPU); the result is the same up to rounding.
+    dtype: of Muon's products; bf16 is enough for the update, fp32 keeps splits of a batch equal to fp32's precision.
     """
 
-    def __init__(self, model: nn.Module, table: OptimizerTable, world: World, rate: float = 1.0, compiled: bool = False):
-        self.table, self.world, self.rate = table, world, rate
+    def __init__(
+        self,
+        model: nn.Module,
+        table: OptimizerTable,
+        world: World,
+        rate: float = 1.0,
+        compiled: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.table, self.world, self.rate, self.dtype = table, world, rate, dtype
         self.parameters = dict(model.named_parameters())
         self.rules = rules(table)
         self.multiplier, self.count = 1.0, 0
@@ -90,6 +99,7 @@ class Optimizer:
                 table.momentum,
                 table.weight_decay,
                 table.newton_schulz_steps,
+                self.dtype,
             )
             for name, value in zip(names, moved.unbind(), strict=True):
                 self.parameters[name].copy_(value)

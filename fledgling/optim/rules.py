@@ -35,18 +35,18 @@ def adamw(
     return parameter * (1 - rate * decay) - rate * update, mean, square
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """An approximation of the polar factor U V^T of each matrix U S V^T, by Newton-Schulz iteration.
 
-    matrices (n, rows, columns). Computed in bf16. The singular values of the result lie near 1, not at it: about 0.7
+    matrices (n, rows, columns). Computed in `dtype`. The singular values of the result lie near 1, not at it: about 0.7
     to 1.2 after 5 steps (Jordan et al. 2024, "Muon"), which training does not notice.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (x.float().square().sum((-2, -1), keepdim=True).sqrt() + 1e-7).bfloat16()
+    x = x / (x.float().square().sum((-2, -1), keepdim=True).sqrt() + 1e-7).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -62,6 +62,7 @@ def muon(
     momentum: float,
     decay: float,
     steps: int,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, Tensor]:
     """One step of Muon with Nesterov momentum on a stack of equal-shaped matrices (n, rows, columns).
 
@@ -69,7 +70,7 @@ def muon(
     does not depend on the shape. Returns parameter, velocity.
     """
     velocity = velocity.lerp(gradient, 1 - momentum)
-    direction = orthogonalize(gradient.lerp(velocity, momentum), steps)
+    direction = orthogonalize(gradient.lerp(velocity, momentum), steps, dtype)
     rows, columns = parameter.shape[-2:]
     scale = max(1.0, rows / columns) ** 0.5
     return parameter * (1 - rate * decay) - rate * scale * direction, velocity

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 from fledgling.config import Recipe, UserError
@@ -18,16 +19,18 @@ from fledgling.data.corpus import harvest
 from fledgling.data.document import Document
 from fledgling.data.public import data_root
 from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
+from fledgling.data.sources import Skipped
 from fledgling.data.sources import documents as read_documents
 from fledgling.data.split import split
 from fledgling.record import write_json
 from fledgling.tasks import NAMES, mixture_example
-from fledgling.tasks.user_jsonl import conversations as read_conversations
-from fledgling.text.conversation import render
+from fledgling.tasks.user_jsonl import load as read_conversations
+from fledgling.text.conversation import render_all
 from fledgling.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
 CHAT = "chat:"  # prefix of a path to the user's own conversations
+GROUP = 2000  # conversations rendered at a time, on all cores
 TASK_TEXTS = 4000  # conversations shown to the tokenizer, so that their words are its words
 
 
@@ -69,8 +72,13 @@ class Preparer:
                 self.say("reading the documentation and source of the installed Python")
                 found = harvest()
             else:
-                found = list(read_documents(self._path(source), progress=None))
+                skipped = Skipped()
+                found = list(read_documents(self._path(source), skipped=skipped))
+                if str(skipped):
+                    self.say(str(skipped))
             self._texts[source] = split(found)
+            if not self._texts[source][1]:
+                self.say(f"{source} is too small to hold anything out: no bits per byte will be measured on it")
         return self._texts[source]
 
     def _path(self, source: str) -> Path:
@@ -91,7 +99,9 @@ class Preparer:
         path.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
         sizes = {source: sum(d.size for d in self.texts(source)[0]) for source in table.sources}
-        write_json(path.parent / "training.json", {**asdict(table), "bytes": sizes, "fingerprint": tokenizer.fingerprint()})
+        facts = {**asdict(table), **(tokenizer.training or {}), "bytes": sizes, "fingerprint": tokenizer.fingerprint()}
+        write_json(path.parent / "training.json", facts)
+        self.say(f"tokenizer: trained by {facts.get('trainer')} in {facts.get('seconds')} s, encodes by {tokenizer.engine}")
         return tokenizer
 
     def _tokenizer_texts(self) -> Iterator[str]:
@@ -126,17 +136,18 @@ class Preparer:
         return shards[0], shards[1]
 
     def conversations(self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer) -> TokenShard:
-        """A shard of at least `tokens` tokens of generated conversations, each different."""
+        """A shard of at least `tokens` tokens of generated conversations."""
         seed = self.recipe.seed * 10 + len(stage)
         examples = _examples(tasks, seed)
-        key = _digest(stage, tasks, tokens, seed, tokenizer.fingerprint())
+        grammar = [mixture_example(tasks, index, seed) for index in range(64)]  # another grammar, another shard
+        key = _digest(stage, tasks, tokens, grammar, tokenizer.fingerprint())
         return self._rendered(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
 
     def chat(self, path: str, tokenizer: Tokenizer) -> TokenShard:
         """A shard of the user's own conversations."""
         file = self._path(path)
         key = _digest(str(file), file.stat().st_mtime_ns, file.stat().st_size, tokenizer.fingerprint())
-        return self._rendered(f"chat-{file.stem}-{key}", read_conversations(file), None, tokenizer)
+        return self._rendered(f"chat-{file.stem}-{key}", read_conversations(file).conversations, None, tokenizer)
 
     def _rendered(
         self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer
@@ -147,11 +158,10 @@ class Preparer:
             with ShardWriter(
                 directory, tokenizer.vocab_size, with_mask=True, tokenizer=tokenizer.fingerprint(), metadata={"kind": name}
             ) as writer:
-                for example in examples:
-                    rendered = render(tokenizer, example)
-                    writer.add(rendered.tokens, rendered.mask)
-                    if tokens is not None and writer.tokens >= tokens:
-                        break
+                remaining = iter(examples)
+                while (tokens is None or writer.tokens < tokens) and (group := list(islice(remaining, GROUP))):
+                    for rendered in render_all(tokenizer, group):
+                        writer.add(rendered.tokens, rendered.mask)
         return TokenShard.open(directory, tokenizer.fingerprint())
 
 

@@ -6,19 +6,19 @@ from its own newest checkpoint, and is left alone once it is done.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from fledgling.config import STAGES, Recipe, UserError, dump_toml
 from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.flops import per_token
+from fledgling.plan.plan import plan
 from fledgling.record import Recorder, environment, write_json
 from fledgling.train import checkpoint, loop, rl, supervised
 from fledgling.train.prepare import Preparer
@@ -41,9 +41,13 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
     world = World.start(recipe.run.device)
     setup = set_up(recipe.run, world.device)
     begin_run(recipe, run_dir, world)
-    saved = checkpoint.latest(stage_dir / "checkpoints") if resume == "auto" else None
+    if resume == "never" and world.is_main:
+        shutil.rmtree(stage_dir, ignore_errors=True)
+    passed_over: list[str] = []
+    saved = checkpoint.latest(stage_dir / "checkpoints", warn=passed_over.append) if resume == "auto" else None
     with Recorder(stage_dir, name, 0, quiet=quiet, active=world.is_main) as recorder:
-        recorder.notice(f"{name}: {setup.sentence}")
+        for line in (*passed_over, f"{name}: {setup.sentence}"):
+            recorder.notice(line)
         preparer = Preparer(recipe, run_dir, recorder.notice)
         tokenizer = preparer.tokenizer()
         source = saved or parent(recipe, name, run_dir)
@@ -57,12 +61,12 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
         engine = Engine(model, tokenizer, dtype=setup.dtype)
         context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer)
         stage = BUILDERS[name](name, context)
-        optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled)
+        optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
         start = 0
         if saved:
             start = restore(loaded, stage, optimizer)
             recorder.notice(f"{name}: going on after step {start} of {stage.steps}")
-        recorder.rewind(start)
+        recorder.rewind(start if saved else -1)
         recorder.total_steps = stage.steps
         save = saver(stage, optimizer, context)
         with stop_requests() as stop:
@@ -82,6 +86,7 @@ def begin_run(recipe: Recipe, run_dir: Path, world: World) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
     write_json(run_dir / "environment.json", environment())
+    write_json(run_dir / "plan.json", plan(recipe))
 
 
 def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
@@ -99,7 +104,7 @@ def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer) -
     """Bring stream, optimizer and random numbers to where the checkpoint was taken; returns its step."""
     optimizer.load_tensors(loaded.tensors["optimizer"])
     stage.batches.load_state_dict(loaded.state["stream"])
-    torch.set_rng_state(loaded.tensors["random"]["torch"])
+    checkpoint.restore_random_state(loaded.tensors["random"])
     return int(loaded.state["step"])
 
 
@@ -121,7 +126,7 @@ def saver(stage: Stage, optimizer: Optimizer, context: Context):
         tensors = {
             "model": context.model.state_dict(),
             "optimizer": optimizer.tensors(),
-            "random": {"torch": torch.get_rng_state()},
+            "random": checkpoint.random_state(context.world.device),
         }
         files = {"tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json"}
         checkpoint.save(directory, step, tensors, state, files)

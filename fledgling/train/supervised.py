@@ -14,6 +14,7 @@ from pathlib import Path
 from fledgling.config import Recipe, StageTable, UserError
 from fledgling.data.batch import Batch
 from fledgling.data.shards import TokenShard
+from fledgling.data.split import compressed_bits_per_byte
 from fledgling.data.stream import MixtureStream, RowSource
 from fledgling.evals import chat, samples
 from fledgling.evals.bpb import bits_per_byte
@@ -32,6 +33,7 @@ from fledgling.world import World
 
 VALIDATION_ROWS = 512  # of held-out text at the end of a stage; an eighth of it in between
 MICRO_TOKENS = 8192  # of one forward/backward where the recipe leaves it open
+COMPRESSIBLE = 64_000_000  # bytes of training text up to which compressors are run for comparison
 SPARE = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
 
 
@@ -67,15 +69,23 @@ def build(name: str, context: Context) -> Stage:
         size=context.world.size,
         supervise=table.target,
     )
+    measured = evals(table, context, validation, micro)
+    if name == "pretrain" and mixed_with(table):
+        measured += (Eval("compression", 0, partial(_compression, context, mixed_with(table))),)
     return Stage(
         name=name,
         steps=steps,
         batches=stream,
         loss=next_token,
         schedule=partial(trapezoid, steps=steps, warmup=table.warmup, decay=table.decay, final=table.final),
-        evals=evals(table, context, validation, micro),
+        evals=measured,
         save_every=table.save_every,
     )
+
+
+def mixed_with(table: StageTable) -> str | None:
+    """The mixture's first document source, whose held-out part measures bits per byte."""
+    return next(iter(parts(table.mixture).documents), None)
 
 
 def _length(name: str, table: StageTable, context: Context) -> tuple[int, int]:
@@ -117,9 +127,9 @@ def evals(table, context: Context, validation: TokenShard | None, micro_rows: in
         rows = RowSource(validation, "crop", context.recipe.model.context, seed=0, bos=context.tokenizer.bos)
         batches = partial(_validation, rows, micro_rows)
         made.append(Eval("bits_per_byte", table.eval_every, partial(_bits, context, batches)))
-    names = [n for n in NAMES if n in table.mixture]
-    if names or context.recipe.sft.mixture:
-        names = names or [n for n in NAMES if n in context.recipe.sft.mixture]
+    mixture = table.mixture or context.recipe.sft.mixture  # RL has none of its own: it is examined in all of SFT's
+    names = [n for n in NAMES if n in mixture]
+    if names:
         made.append(Eval("chat", table.eval_every, partial(_chat, context, names, table.eval_questions)))
     made.append(Eval("samples", table.sample_every, partial(_samples, context, bool(names))))
     return tuple(made)
@@ -133,6 +143,21 @@ def _validation(rows: RowSource, micro_rows: int, last: bool) -> list[Batch]:
 
 def _bits(context: Context, batches: Callable[[bool], list[Batch]], step: int, last: bool) -> list[Measurement]:
     return [bits_per_byte(context.model, batches(last), context.tokenizer.byte_lengths())]
+
+
+def _compression(context: Context, source: str, step: int, last: bool) -> list[Measurement]:
+    """What xz and zstd need for the same held-out text when they have seen the training text: the bar for the model."""
+    train, held_out = context.preparer.texts(source)
+    if not (last and held_out and sum(d.size for d in train) < COMPRESSIBLE):
+        return []
+    context.recorder.notice("compressing the held-out text with xz and zstd, for comparison")
+    found = compressed_bits_per_byte(train, held_out)
+    size = sum(d.size for d in held_out)
+    return [
+        Measurement(f"bits_per_byte of {name}", value, n=size)
+        for name, value in found.items()
+        if isinstance(value, float)
+    ]
 
 
 def _chat(context: Context, names: list[str], count: int, step: int, last: bool) -> list[Measurement]:

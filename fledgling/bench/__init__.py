@@ -1,0 +1,4 @@
+"""What `fledgling bench` measures: each figure beside its physical limit, measured in the same run.
+
+`train.py` times the real training step, `tokenizer.py` training and encoding beside other libraries.
+"""

@@ -1,0 +1,127 @@
+"""How fast a training step is: tokens per second, its parts, its memory, and its share of this machine's peak.
+
+The step is the real one (`train.loop.update` with the real loss and optimizer), on random rows of tokens: random, because
+a benchmark on zeros would flatter every cache. Forward and optimizer are timed from outside, backward is what is left.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fledgling.config import Recipe
+from fledgling.data.batch import Batch
+from fledgling.model.config import from_table
+from fledgling.model.transformer import Transformer
+from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.schedule import trapezoid
+from fledgling.plan.flops import per_token
+from fledgling.train import loop
+from fledgling.train.loss import next_token
+from fledgling.train.setup import make_model, measure_peak, set_up
+from fledgling.train.stage import Stage
+from fledgling.world import World
+
+
+class Clock:
+    """Adds up the seconds spent inside the functions it wraps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, 0.0
+
+    def now(self) -> float:
+        """Seconds, after everything queued on the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def wrap(self, function: Callable) -> Callable:
+        """`function`, timed."""
+
+        def timed(*args, **kwargs):
+            began = self.now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += self.now() - began
+
+        return timed
+
+
+class RandomRows:
+    """An endless stream of one random micro-batch: tokens (rows, T) uniform over the vocabulary."""
+
+    def __init__(self, vocabulary: int, rows: int, context: int, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(vocabulary, (rows, context + 1), generator=generator)
+        documents = (torch.arange(context) * 3 // context).int().expand(rows, -1)  # three documents a row
+        self.batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), documents.contiguous())
+
+    def next(self) -> list[Batch]:
+        """The micro-batches of a step: one."""
+        return [self.batch]
+
+
+def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:
+    """Time `steps` training steps of `rows` rows after `warmup`; medians, peak measured before and after, best taken.
+
+    Returns tokens_per_second, seconds {step, forward, backward, optimizer}, gflops achieved and peak, share, and
+    peak_memory in bytes (of the process on CPU, of the allocator on a GPU).
+    """
+    world = World.start(recipe.run.device)
+    setup = set_up(recipe.run, world.device)
+    config = from_table(recipe.model, recipe.tokenizer.vocab_size)
+    model = make_model(config, setup, world.device)
+    model.initialize(recipe.seed)
+    optimizer = Optimizer(model, recipe.optimizer, world, compiled=setup.compiled, dtype=setup.dtype)
+    forward, moving, whole = (Clock(world.device) for _ in range(3))
+    optimizer.step = moving.wrap(optimizer.step)  # type: ignore[method-assign]
+    loss: Callable[[Transformer, Batch], Tensor] = forward.wrap(next_token)
+    stream = RandomRows(config.vocab_size, rows, config.context)
+    stage = Stage("bench", steps, stream, loss, partial(trapezoid, steps=steps))  # type: ignore[arg-type]
+    samples: dict[str, list[float]] = {"forward": [], "optimizer": [], "step": []}
+    for index in range(warmup + steps):
+        forward.seconds = moving.seconds = whole.seconds = 0.0
+        whole.wrap(loop.update)(stage, model, optimizer, stream.next(), world)
+        print(f"\rstep {index + 1}/{warmup + steps}", end="", file=sys.stderr)
+        if index >= warmup:
+            for name, clock in (("forward", forward), ("optimizer", moving), ("step", whole)):
+                samples[name].append(clock.seconds)
+    print(file=sys.stderr)
+    seconds = {name: statistics.median(values) for name, values in samples.items()}
+    seconds["backward"] = seconds["step"] - seconds["forward"] - seconds["optimizer"]
+    peak = max(setup.peak_flops, measure_peak(world.device, setup.dtype))
+    tokens = rows * config.context
+    achieved = per_token(config) * tokens / seconds["step"]
+    return {
+        "parameters": model.parameter_count(),
+        "dtype": str(setup.dtype).removeprefix("torch."),
+        "compiled": setup.compiled,
+        "tokens_per_second": tokens / seconds["step"],
+        "seconds": seconds,
+        "gflops": {"achieved": achieved / 1e9, "peak": peak / 1e9},
+        "share_of_peak": achieved / peak,
+        "peak_memory": peak_memory(world.device),
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most this process (CPU) or the allocator (CUDA) ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    factor = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor
+
+
+def shaped(recipe: Recipe, depth: int, vocab_size: int, context: int) -> Recipe:
+    """The recipe with another model: what the benchmark's options ask for."""
+    tokenizer = replace(recipe.tokenizer, vocab_size=vocab_size)
+    return replace(recipe, tokenizer=tokenizer, model=replace(recipe.model, depth=depth, width=None, heads=None, context=context))

@@ -1,0 +1,39 @@
+"""`fledgling speedrun`: from nothing to a model to talk to, one recipe's stages in order."""
+
+from __future__ import annotations
+
+import sys
+
+from fledgling.cli.options import Overrides
+from fledgling.config import load_recipe
+
+
+def speedrun(recipe: str = "quickstart", /, *, overrides: Overrides = ()) -> int:
+    """Run every stage of a recipe that is not done yet, evaluate after each, and write the report.
+
+    Run it again after an interruption: it goes on from the last checkpoint.
+
+    Parameters
+    ----------
+    recipe
+        A recipe's name, a TOML file or a run directory.
+    """
+    chosen = load_recipe(recipe, overrides)
+    from rich.console import Console
+
+    from fledgling.report import build, evals_table
+    from fledgling.speedrun import speedrun as run
+    from fledgling.train.loop import Stopped
+
+    out = chosen.run.out
+    try:
+        worked = run(chosen)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        return 130
+    if not worked:
+        print(f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to begin anew", file=sys.stderr)
+    page = build(out)
+    Console().print(evals_table(out))
+    print(f"report: {page}\ntalk to it: fledgling chat {out}")
+    return 0

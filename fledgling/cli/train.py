@@ -1,0 +1,44 @@
+"""`fledgling train`: one stage of a recipe."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from fledgling.cli.options import Overrides
+from fledgling.config import UserError, load_recipe
+
+
+def train(
+    stage: Literal["pretrain", "midtrain", "sft", "rl"],
+    recipe: str = "quickstart",
+    /,
+    *,
+    resume: Literal["auto", "never"] = "auto",
+    overrides: Overrides = (),
+) -> int:
+    """Run one stage; it starts from the stage before it and goes on from its own newest checkpoint.
+
+    Parameters
+    ----------
+    stage
+        pretrain, midtrain, sft or rl.
+    recipe
+        A recipe's name, a TOML file or a run directory.
+    resume
+        auto: go on from the newest checkpoint; never: begin the stage anew.
+    """
+    chosen = load_recipe(recipe, overrides)
+    if stage not in chosen.stages:
+        raise UserError(f"{stage} is not among the stages of {chosen.name}: {', '.join(chosen.stages)}")
+    from fledgling.train.loop import Stopped
+    from fledgling.train.run import run_stage
+
+    try:
+        worked = run_stage(chosen, stage, resume)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        return 130
+    where = f"{chosen.run.out}/{stage}"
+    print(f"{stage} done: {where}" if worked else f"{stage} was done already: {where}")
+    return 0

@@ -1,0 +1,37 @@
+"""The sampler's log-probabilities are the trainer's: what RL divides by is what it was drawn with."""
+
+import torch
+
+from fledgling.config import RLTable
+from fledgling.data.batch import IGNORE
+from fledgling.infer.engine import Engine
+from fledgling.infer.sample import Sampling
+from fledgling.model.config import ModelConfig
+from fledgling.model.logprob import target_logprobs
+from fledgling.model.transformer import Transformer
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.loss import policy_gradient
+from fledgling.train.rollout import Rollout, to_batches
+
+
+def test_log_probabilities_agree_over_packed_rollouts():
+    tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog " * 20], 330, letters=True)
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 2, 64, 2, 2, 96))
+    model.initialize(0)
+    torch.nn.init.normal_(model.head.weight, std=0.05)
+    for block in model.blocks:
+        torch.nn.init.normal_(block.attention.o_proj.weight, std=0.1)
+        torch.nn.init.normal_(block.mlp.fc2.weight, std=0.1)
+    prompts = [[tokenizer.bos, *tokenizer.encode("fox " * n)] for n in (1, 3, 7, 2, 5)]
+    answers = Engine(model, tokenizer).generate(prompts, Sampling(max_tokens=20, seed=5))
+    rollouts = [Rollout.of(p, a, 1.0) for p, a in zip(prompts, answers, strict=True)]
+    compared = 0
+    for batch in to_batches(rollouts, 95, 2, tokenizer.bos):
+        hidden = model(batch.tokens, batch.documents)
+        trained = target_logprobs(hidden, model.head.weight, batch.targets, 15.0)
+        kept = batch.targets != IGNORE
+        compared += int(kept.sum())
+        torch.testing.assert_close(trained[kept], batch.old_logprobs[kept], rtol=0, atol=1e-4)
+        # with ratio 1 everywhere the loss is minus the number of sampled tokens times the advantage
+        assert abs(float(policy_gradient(model, batch, RLTable())) + int(kept.sum())) < 1e-2
+    assert compared == sum(not f for a in answers for f in a.forced)

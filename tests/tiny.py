@@ -1,0 +1,36 @@
+"""The smallest run that has everything: real text (this package's own source), real tasks, all four stages."""
+
+from pathlib import Path
+
+import fledgling
+from fledgling.config import Recipe, load_recipe
+
+TASKS = "arithmetic = 0.2, counting = 0.1, spelling = 0.1, identity = 0.1"
+
+
+def text_file(folder: Path) -> Path:
+    """The package's source as many small documents."""
+    target = folder / "text"
+    target.mkdir(parents=True, exist_ok=True)
+    for index, path in enumerate(sorted(Path(fledgling.__file__).parent.rglob("*.py"))):
+        source = path.read_text(encoding="utf-8")
+        for part, start in enumerate(range(0, len(source), 1500)):
+            (target / f"{index:03}-{part:02}.txt").write_text(source[start : start + 1500], encoding="utf-8")
+    return target
+
+
+def tiny(folder: Path, **overrides: object) -> Recipe:
+    """A recipe of a few seconds that runs in `folder`/run."""
+    text = text_file(folder)
+    file = folder / "tiny.toml"
+    stage = "steps = 4\nbatch_tokens = 512\nmicro_batch = 2\neval_questions = 3\nwarmup = 1\nsave_every = 2\n"
+    mixed = f'mixture = {{"{text}" = 0.5, {TASKS}}}\n'
+    file.write_text(
+        f'name = "tiny"\nseed = 3\n[tokenizer]\nvocab_size = 420\nsources = ["{text}"]\n'
+        f"[model]\ndepth = 2\nwidth = 32\nheads = 2\ncontext = 128\n"
+        f"[pretrain]\n{stage}{mixed}[midtrain]\n{stage}{mixed}[sft]\n{stage}target = \"assistant\"\n{mixed}"
+        f"[rl]\nsteps = 4\nmicro_batch = 2\neval_questions = 3\nsave_every = 2\nprompts = 3\ngroup = 4\nmax_tokens = 16\n"
+        f"rate = 0.1\ntasks = {{counting = 1.0}}\n"
+        f'[run]\nout = "{folder / "run"}"\ndevice = "cpu"\ndtype = "float32"\ncompile = "off"\nthreads = 1\n'
+    )
+    return load_recipe(file, [f"{key}={value}" for key, value in overrides.items()])
