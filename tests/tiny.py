@@ -28,7 +28,7 @@ def tiny(folder: Path, **overrides: object) -> Recipe:
     file.write_text(
         f'name = "tiny"\nseed = 3\n[tokenizer]\nvocab_size = 420\nsources = ["{text}"]\n'
         f"[model]\ndepth = 2\nwidth = 32\nheads = 2\ncontext = 128\n"
-        f"[pretrain]\n{stage}{mixed}[midtrain]\n{stage}{mixed}[sft]\n{stage}target = \"assistant\"\n{mixed}"
+        f'[pretrain]\n{stage}{mixed}[midtrain]\n{stage}{mixed}[sft]\n{stage}target = "assistant"\n{mixed}'
         f"[rl]\nsteps = 4\nmicro_batch = 2\neval_questions = 3\nsave_every = 2\nprompts = 3\ngroup = 4\nmax_tokens = 16\n"
         f"rate = 0.1\ntasks = {{counting = 1.0}}\n"
         f'[run]\nout = "{folder / "run"}"\ndevice = "cpu"\ndtype = "float32"\ncompile = "off"\nthreads = 1\n'

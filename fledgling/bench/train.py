@@ -124,4 +124,8 @@ def peak_memory(device: torch.device) -> int:
 def shaped(recipe: Recipe, depth: int, vocab_size: int, context: int) -> Recipe:
     """The recipe with another model: what the benchmark's options ask for."""
     tokenizer = replace(recipe.tokenizer, vocab_size=vocab_size)
-    return replace(recipe, tokenizer=tokenizer, model=replace(recipe.model, depth=depth, width=None, heads=None, context=context))
+    return replace(
+        recipe,
+        tokenizer=tokenizer,
+        model=replace(recipe.model, depth=depth, width=None, heads=None, context=context),
+    )

@@ -32,7 +32,10 @@ def speedrun(recipe: str = "quickstart", /, *, overrides: Overrides = ()) -> int
         print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         return 130
     if not worked:
-        print(f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to begin anew", file=sys.stderr)
+        print(
+            f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to begin anew",
+            file=sys.stderr,
+        )
     page = build(out)
     Console().print(evals_table(out))
     print(f"report: {page}\ntalk to it: fledgling chat {out}")

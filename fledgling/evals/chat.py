@@ -24,8 +24,12 @@ class Exam:
     questions: tuple[Question, ...]
 
 
-def exams(tasks: Sequence[str], count: int) -> list[Exam]:
-    """The project's exams: held-out words and numbers in known wordings, and `_unseen` in new wordings."""
+def exams(tasks: Sequence[str], count: int, practised: Sequence[str] = ()) -> list[Exam]:
+    """The project's exams: held-out words and numbers in known wordings, and `_unseen` in new wordings.
+
+    For the tasks in `practised` also `_practised`: held-out words and numbers in the wordings that RL's prompts use and
+    no demonstration does.
+    """
     made = []
     for name in tasks:
         task = get(name)
@@ -33,11 +37,16 @@ def exams(tasks: Sequence[str], count: int) -> list[Exam]:
             made.append(Exam(name, tuple(task.question(i, unseen=False) for i in range(count))))
         label = name if name in UNSEEN_ALWAYS else f"{name}_unseen"
         made.append(Exam(label, tuple(task.question(i, unseen=True) for i in range(count))))
+        if name in practised:
+            made.append(Exam(f"{name}_practised", tuple(task.practised(i) for i in range(count))))
     return made
 
 
 def take(
-    engine: Engine, papers: Sequence[Exam], max_tokens: int = 96, log: Callable[[Question, str, float], None] | None = None
+    engine: Engine,
+    papers: Sequence[Exam],
+    max_tokens: int = 96,
+    log: Callable[[Question, str, float], None] | None = None,
 ) -> list[Measurement]:
     """Greedy answers to all questions of all exams, and for each exam its accuracy with a Wilson interval.
 

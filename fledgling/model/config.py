@@ -46,7 +46,9 @@ class ModelConfig:
                 f"model.width {self.width} is not divisible by model.heads {self.heads}; try heads = {fit}"
             )
         if self.head_width % 2:
-            raise UserError(f"model head width {self.head_width} is odd; RoPE rotates pairs: choose an even width / heads")
+            raise UserError(
+                f"model head width {self.head_width} is odd; RoPE rotates pairs: choose an even width / heads"
+            )
         if self.heads % self.kv_heads:
             raise UserError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.family != "fledgling":

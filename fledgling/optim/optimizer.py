@@ -84,7 +84,15 @@ class Optimizer:
             parameter = self.parameters[name]
             mean, square = self.state[f"{name}.mean"], self.state[f"{name}.square"]
             moved = self._adamw(
-                parameter, parameter.grad, mean, square, step, self._rate(role), table.adam_betas, table.adam_eps, 0.0
+                parameter,
+                parameter.grad,
+                mean,
+                square,
+                step,
+                self._rate(role),
+                table.adam_betas,
+                table.adam_eps,
+                0.0,
             )
             for old, new in zip((parameter, mean, square), moved, strict=True):
                 old.copy_(new)

@@ -48,6 +48,9 @@ class Task(Protocol):
     def question(self, index: int, unseen: bool) -> Question:
         """Return a held-out question; with `unseen`, in a held-out wording too."""
 
+    def practised(self, index: int) -> Question:
+        """Return a held-out question in the wordings of practice: what reinforcement learning is to improve."""
+
     def score(self, question: Question, answer: str) -> float:
         """Return 1.0 when `answer`, the visible text of a reply, is right, else 0.0."""
 
@@ -79,6 +82,10 @@ class Generated:
         """Return evaluation question `index`: held-out words or numbers, wordings known or `unseen`."""
         wordings = UNSEEN if unseen else TRAIN
         return self.draw(stream(self.name, "question", wordings, index), wordings, True)
+
+    def practised(self, index: int) -> Question:
+        """Return question `index` with held-out words or numbers in the wordings of practice."""
+        return self.draw(stream(self.name, "question", PRACTICE, index), PRACTICE, True)
 
     def conversation(self, question: Question) -> dict:
         """Return `question` with its reference reply, as a conversation."""

@@ -47,7 +47,9 @@ class Around:
     peak_flops: float = 0.0  # of one rank; 0: not measured
 
 
-def update(stage: Stage, model: Transformer, optimizer: Optimizer, batches: list[Batch], world: World) -> tuple[float, float]:
+def update(
+    stage: Stage, model: Transformer, optimizer: Optimizer, batches: list[Batch], world: World
+) -> tuple[float, float]:
     """One optimizer step over micro-batches: returns the mean loss (nats a target) and the gradient's norm.
 
     A batch without any target moves nothing by itself and divides by one.
@@ -75,7 +77,9 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
         loss, norm = update(stage, model, optimizer, batches, world)
         bad = bad + 1 if not math.isfinite(norm) else 0
         if bad >= PATIENCE:
-            raise UserError(f"{stage.name}: the gradient was not finite for {bad} steps up to {step + 1}; lower the rates")
+            raise UserError(
+                f"{stage.name}: the gradient was not finite for {bad} steps up to {step + 1}; lower the rates"
+            )
         seconds = time.perf_counter() - began
         here = int(world.sum(float(sum(batch.tokens.numel() for batch in batches))))
         tokens, finished = tokens + here, step + 1
@@ -85,7 +89,14 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
             speed["mfu"] = around.flops_per_token * here / seconds / around.peak_flops / world.size
         extra = stage.extra()
         recorder.metric(
-            finished, loss=loss, tokens=finished * here, gradient_norm=norm, rate=multiplier, seconds=seconds, **speed, **extra
+            finished,
+            loss=loss,
+            tokens=finished * here,
+            gradient_norm=norm,
+            rate=multiplier,
+            seconds=seconds,
+            **speed,
+            **extra,
         )
         recorder.progress(finished, loss=shown, **speed, **extra)
         last = finished == stage.steps

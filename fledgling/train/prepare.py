@@ -47,7 +47,7 @@ def parts(mixture: dict[str, float]) -> Parts:
     """Sort a mixture's names; weights of zero are left out. Raises UserError when nothing is left."""
     used = {name: weight for name, weight in mixture.items() if weight > 0}
     if not used:
-        raise UserError('the stage\'s mixture is empty: name at least one source, such as {embedded = 1.0}')
+        raise UserError("the stage's mixture is empty: name at least one source, such as {embedded = 1.0}")
     tasks = {n: w for n, w in used.items() if n in NAMES}
     chats = {n.removeprefix(CHAT): w for n, w in used.items() if n.startswith(CHAT)}
     documents = {n: w for n, w in used.items() if n not in tasks and not n.startswith(CHAT)}
@@ -78,14 +78,18 @@ class Preparer:
                     self.say(str(skipped))
             self._texts[source] = split(found)
             if not self._texts[source][1]:
-                self.say(f"{source} is too small to hold anything out: no bits per byte will be measured on it")
+                self.say(
+                    f"{source} is too small to hold anything out: no bits per byte will be measured on it"
+                )
         return self._texts[source]
 
     def _path(self, source: str) -> Path:
         here, there = Path(source), data_root(self.recipe.run.data_dir) / source
         if here.exists() or there.exists():
             return here if here.exists() else there
-        raise UserError(f'source "{source}": expected "embedded", a task, a file or a folder; neither {here} nor {there} exists')
+        raise UserError(
+            f'source "{source}": expected "embedded", a task, a file or a folder; neither {here} nor {there} exists'
+        )
 
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer: loaded when it stands in RUN/tokenizer, else trained there."""
@@ -99,9 +103,16 @@ class Preparer:
         path.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
         sizes = {source: sum(d.size for d in self.texts(source)[0]) for source in table.sources}
-        facts = {**asdict(table), **(tokenizer.training or {}), "bytes": sizes, "fingerprint": tokenizer.fingerprint()}
+        facts = {
+            **asdict(table),
+            **(tokenizer.training or {}),
+            "bytes": sizes,
+            "fingerprint": tokenizer.fingerprint(),
+        }
         write_json(path.parent / "training.json", facts)
-        self.say(f"tokenizer: trained by {facts.get('trainer')} in {facts.get('seconds')} s, encodes by {tokenizer.engine}")
+        self.say(
+            f"tokenizer: trained by {facts.get('trainer')} in {facts.get('seconds')} s, encodes by {tokenizer.engine}"
+        )
         return tokenizer
 
     def _tokenizer_texts(self) -> Iterator[str]:
@@ -127,7 +138,12 @@ class Preparer:
             if not (directory / "manifest.json").exists():
                 self.say(f"tokenizing {source} ({name})")
                 chosen = self.texts(source)[index]
-                meta = {"source": source, "split": name, "bytes": sum(d.size for d in chosen), "documents": len(chosen)}
+                meta = {
+                    "source": source,
+                    "split": name,
+                    "bytes": sum(d.size for d in chosen),
+                    "documents": len(chosen),
+                }
                 with ShardWriter(
                     directory, tokenizer.vocab_size, tokenizer=tokenizer.fingerprint(), metadata=meta
                 ) as writer:
@@ -135,11 +151,15 @@ class Preparer:
             shards.append(TokenShard.open(directory, tokenizer.fingerprint()))
         return shards[0], shards[1]
 
-    def conversations(self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer) -> TokenShard:
+    def conversations(
+        self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer
+    ) -> TokenShard:
         """A shard of at least `tokens` tokens of generated conversations."""
         seed = self.recipe.seed * 10 + len(stage)
         examples = _examples(tasks, seed)
-        grammar = [mixture_example(tasks, index, seed) for index in range(64)]  # another grammar, another shard
+        grammar = [
+            mixture_example(tasks, index, seed) for index in range(64)
+        ]  # another grammar, another shard
         key = _digest(stage, tasks, tokens, grammar, tokenizer.fingerprint())
         return self._rendered(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
 
@@ -147,7 +167,9 @@ class Preparer:
         """A shard of the user's own conversations."""
         file = self._path(path)
         key = _digest(str(file), file.stat().st_mtime_ns, file.stat().st_size, tokenizer.fingerprint())
-        return self._rendered(f"chat-{file.stem}-{key}", read_conversations(file).conversations, None, tokenizer)
+        return self._rendered(
+            f"chat-{file.stem}-{key}", read_conversations(file).conversations, None, tokenizer
+        )
 
     def _rendered(
         self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer
@@ -156,10 +178,16 @@ class Preparer:
         if not (directory / "manifest.json").exists():
             self.say(f"writing conversations ({name.rsplit('-', 1)[0]})")
             with ShardWriter(
-                directory, tokenizer.vocab_size, with_mask=True, tokenizer=tokenizer.fingerprint(), metadata={"kind": name}
+                directory,
+                tokenizer.vocab_size,
+                with_mask=True,
+                tokenizer=tokenizer.fingerprint(),
+                metadata={"kind": name},
             ) as writer:
                 remaining = iter(examples)
-                while (tokens is None or writer.tokens < tokens) and (group := list(islice(remaining, GROUP))):
+                while (tokens is None or writer.tokens < tokens) and (
+                    group := list(islice(remaining, GROUP))
+                ):
                     for rendered in render_all(tokenizer, group):
                         writer.add(rendered.tokens, rendered.mask)
         return TokenShard.open(directory, tokenizer.fingerprint())
@@ -174,4 +202,3 @@ def _examples(tasks: dict[str, float], seed: int) -> Iterator[dict]:
 
 def _texts_of(content: str | list[dict]) -> list[str]:
     return [content] if isinstance(content, str) else [part["text"] for part in content]
-

@@ -27,7 +27,12 @@ from fledgling.train.stage import Stage
 from fledgling.train.supervised import Context
 from fledgling.world import World
 
-BUILDERS = {"pretrain": supervised.build, "midtrain": supervised.build, "sft": supervised.build, "rl": rl.build}
+BUILDERS = {
+    "pretrain": supervised.build,
+    "midtrain": supervised.build,
+    "sft": supervised.build,
+    "rl": rl.build,
+}
 
 
 def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = False) -> bool:
@@ -44,7 +49,9 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
     if resume == "never" and world.is_main:
         shutil.rmtree(stage_dir, ignore_errors=True)
     passed_over: list[str] = []
-    saved = checkpoint.latest(stage_dir / "checkpoints", warn=passed_over.append) if resume == "auto" else None
+    saved = (
+        checkpoint.latest(stage_dir / "checkpoints", warn=passed_over.append) if resume == "auto" else None
+    )
     with Recorder(stage_dir, name, 0, quiet=quiet, active=world.is_main) as recorder:
         for line in (*passed_over, f"{name}: {setup.sentence}"):
             recorder.notice(line)
@@ -52,7 +59,11 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
         tokenizer = preparer.tokenizer()
         source = saved or parent(recipe, name, run_dir)
         loaded = checkpoint.load(source) if source else None
-        config = ModelConfig.from_dict(loaded.state["model"]) if loaded else from_table(recipe.model, tokenizer.vocab_size)
+        config = (
+            ModelConfig.from_dict(loaded.state["model"])
+            if loaded
+            else from_table(recipe.model, tokenizer.vocab_size)
+        )
         model = make_model(config, setup, world.device)
         if loaded:
             model.load_state_dict(loaded.tensors["model"])
@@ -61,7 +72,9 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
         engine = Engine(model, tokenizer, dtype=setup.dtype)
         context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer)
         stage = BUILDERS[name](name, context)
-        optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
+        optimizer = Optimizer(
+            model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype
+        )
         start = 0
         if saved:
             start = restore(loaded, stage, optimizer)
@@ -96,7 +109,9 @@ def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
         return None
     found = checkpoint.latest(run_dir / before[-1] / "checkpoints")
     if found is None:
-        raise UserError(f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first")
+        raise UserError(
+            f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first"
+        )
     return found
 
 

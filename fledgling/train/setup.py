@@ -61,7 +61,9 @@ def can_compile(wish: str, device: torch.device) -> bool:
         return False
     found = device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++"))
     if wish == "on" and not found:
-        raise UserError('run.compile is "on" but no C++ compiler (g++, clang++) was found; install one or use "off"')
+        raise UserError(
+            'run.compile is "on" but no C++ compiler (g++, clang++) was found; install one or use "off"'
+        )
     return bool(found)
 
 

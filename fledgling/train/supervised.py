@@ -91,7 +91,9 @@ def mixed_with(table: StageTable) -> str | None:
 def _length(name: str, table: StageTable, context: Context) -> tuple[int, int]:
     """(tokens a step, steps): pinned by the table, or by the dial for pretraining."""
     if name != "pretrain" and table.steps is None:
-        raise UserError(f"{name}.steps is not set: expected the number of optimizer steps, such as {name}.steps=300")
+        raise UserError(
+            f"{name}.steps is not set: expected the number of optimizer steps, such as {name}.steps=300"
+        )
     horizon = stretch(context.model.config, table.batch_tokens, table.steps)
     return horizon.batch_tokens, horizon.steps
 
@@ -103,7 +105,11 @@ def _sources(
     recipe, tokenizer, preparer = context.recipe, context.tokenizer, context.preparer
     mixed = parts(table.mixture)
     source = partial(
-        RowSource, context=recipe.model.context, seed=recipe.seed, bos=tokenizer.bos, turn_end=tokenizer.assistant_end
+        RowSource,
+        context=recipe.model.context,
+        seed=recipe.seed,
+        bos=tokenizer.bos,
+        turn_end=tokenizer.assistant_end,
     )
     total = sum(table.mixture.values())
     sources, validation = [], None
@@ -127,7 +133,9 @@ def evals(table, context: Context, validation: TokenShard | None, micro_rows: in
         rows = RowSource(validation, "crop", context.recipe.model.context, seed=0, bos=context.tokenizer.bos)
         batches = partial(_validation, rows, micro_rows)
         made.append(Eval("bits_per_byte", table.eval_every, partial(_bits, context, batches)))
-    mixture = table.mixture or context.recipe.sft.mixture  # RL has none of its own: it is examined in all of SFT's
+    mixture = (
+        table.mixture or context.recipe.sft.mixture
+    )  # RL has none of its own: it is examined in all of SFT's
     names = [n for n in NAMES if n in mixture]
     if names:
         made.append(Eval("chat", table.eval_every, partial(_chat, context, names, table.eval_questions)))
@@ -141,7 +149,9 @@ def _validation(rows: RowSource, micro_rows: int, last: bool) -> list[Batch]:
     return stream.next()
 
 
-def _bits(context: Context, batches: Callable[[bool], list[Batch]], step: int, last: bool) -> list[Measurement]:
+def _bits(
+    context: Context, batches: Callable[[bool], list[Batch]], step: int, last: bool
+) -> list[Measurement]:
     return [bits_per_byte(context.model, batches(last), context.tokenizer.byte_lengths())]
 
 
@@ -161,8 +171,8 @@ def _compression(context: Context, source: str, step: int, last: bool) -> list[M
 
 
 def _chat(context: Context, names: list[str], count: int, step: int, last: bool) -> list[Measurement]:
-    context.engine.refresh()
-    return chat.take(context.engine, chat.exams(names, count if last else max(1, count // 4)))
+    practised = tuple(context.recipe.rl.tasks) if "rl" in context.recipe.stages else ()
+    return chat.take(context.engine, chat.exams(names, count if last else max(1, count // 4), practised))
 
 
 def _samples(context: Context, chats: bool, step: int, last: bool) -> list[Measurement]:

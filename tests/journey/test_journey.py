@@ -13,7 +13,11 @@ from tests.tiny import tiny
 
 def fledgling(*arguments, stdin=None):
     return subprocess.run(
-        [sys.executable, "-m", "fledgling", *map(str, arguments)], capture_output=True, text=True, input=stdin, timeout=90
+        [sys.executable, "-m", "fledgling", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=90,
     )
 
 

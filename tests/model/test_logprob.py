@@ -20,7 +20,9 @@ def case():
 
 def plain(hidden, weight, targets):
     logits = 15 * torch.tanh((hidden @ weight.T) / 15)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none").view(targets.shape)
+    return F.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
+    ).view(targets.shape)
 
 
 @pytest.mark.parametrize("values", [1 << 24, 350])  # one chunk, and chunks of seven tokens
@@ -31,7 +33,9 @@ def test_sum_and_gradients(case, values, monkeypatch):
     found = cross_entropy_sum(hidden, weight, targets, 15.0)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     for got, want in zip(
-        torch.autograd.grad(found * 0.37, [hidden, weight]), torch.autograd.grad(expected * 0.37, [hidden, weight]), strict=True
+        torch.autograd.grad(found * 0.37, [hidden, weight]),
+        torch.autograd.grad(expected * 0.37, [hidden, weight]),
+        strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 

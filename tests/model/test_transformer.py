@@ -90,7 +90,12 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 @pytest.mark.parametrize(
-    "sizes, word", [((50, 1, 100, 3, 3, 8), "heads"), ((50, 1, 96, 4, 3, 8), "kv_heads"), ((0, 1, 64, 2, 2, 8), "vocab_size")]
+    "sizes, word",
+    [
+        ((50, 1, 100, 3, 3, 8), "heads"),
+        ((50, 1, 96, 4, 3, 8), "kv_heads"),
+        ((0, 1, 64, 2, 2, 8), "vocab_size"),
+    ],
 )
 def test_sizes_that_do_not_fit_are_named(sizes, word):
     with pytest.raises(UserError, match=word):
