@@ -111,9 +111,7 @@ class OptimizerTable:
 class StageTable:
     """[pretrain], [midtrain], [sft]: one stage's length, schedule, data and evaluations."""
 
-    steps: int | None = _count(
-        None
-    )  # optimizer steps; None: the dial for pretraining, one pass for the others
+    steps: int | None = _count(None)  # optimizer steps; None: the dial for pretraining, one pass for the others
     batch_tokens: int | None = _count(None)  # tokens of one step over all ranks; None: the dial
     micro_batch: int | None = _count(None)  # rows of one forward/backward on one rank; None: what fits
     rate: float = _number(1.0, above=True)  # multiplies every rate of [optimizer]
@@ -147,9 +145,7 @@ class RLTable:
     sample_every: int = _count(0, 0)
     save_every: int = _count(0, 0)
     keep: int = _count(2)
-    tasks: dict[str, float] = field(
-        default_factory=dict, metadata=_WEIGHTS
-    )  # task -> weight among the prompts
+    tasks: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # task -> weight among the prompts
     prompts: int = _count(16)  # different prompts a step
     group: int = _count(16, 2)  # rollouts a prompt, compared with each other
     epochs: int = _count(1)  # passes over one step's rollouts
@@ -294,9 +290,7 @@ def _changed_defaults(entry: Field[Any], kind: type) -> dict[str, Any]:
     if entry.default_factory is MISSING:
         return {}
     here, own = entry.default_factory(), kind()
-    return {
-        f.name: getattr(here, f.name) for f in fields(kind) if getattr(here, f.name) != getattr(own, f.name)
-    }
+    return {f.name: getattr(here, f.name) for f in fields(kind) if getattr(here, f.name) != getattr(own, f.name)}
 
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -339,9 +333,7 @@ def _check_range(name: str, entry: Field[Any], value: Any) -> None:
     limits = entry.metadata
     if "choices" in limits and value not in limits["choices"]:
         known = ", ".join(limits["choices"])
-        raise UserError(
-            f'{name}: got "{value}", expected one of {known}{did_you_mean(value, limits["choices"])}'
-        )
+        raise UserError(f'{name}: got "{value}", expected one of {known}{did_you_mean(value, limits["choices"])}')
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: got {value}, expected a finite number")
     if "low" not in limits or isinstance(value, str):
@@ -349,9 +341,7 @@ def _check_range(name: str, entry: Field[Any], value: Any) -> None:
     low, high, above = limits["low"], limits.get("high", math.inf), limits.get("above", False)
     if value < low or value > high or (above and value == low):
         bound = f"above {low:g}" if above else f"at least {low:g}"
-        raise UserError(
-            f"{name}: got {value}, expected {bound}" + (f" and at most {high:g}" * (high < math.inf))
-        )
+        raise UserError(f"{name}: got {value}, expected {bound}" + (f" and at most {high:g}" * (high < math.inf)))
 
 
 def _check_whole(recipe: Recipe) -> None:
@@ -359,9 +349,7 @@ def _check_whole(recipe: Recipe) -> None:
     for name in recipe.stages:
         recipe.stage(name)
     if list(recipe.stages) != [name for name in STAGES if name in recipe.stages] or not recipe.stages:
-        raise UserError(
-            f"stages: got {list(recipe.stages)}, expected some of {list(STAGES)}, each once, in this order"
-        )
+        raise UserError(f"stages: got {list(recipe.stages)}, expected some of {list(STAGES)}, each once, in this order")
 
 
 # ---- writing -------------------------------------------------------------------------------------

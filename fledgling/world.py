@@ -41,18 +41,14 @@ class World:
 
         rank, size, local_rank = _variable("RANK", 0), _variable("WORLD_SIZE", 1), _variable("LOCAL_RANK", 0)
         if size < 1 or not 0 <= rank < size:
-            raise UserError(
-                f"RANK={rank} with WORLD_SIZE={size}: expected 0 <= RANK < WORLD_SIZE, as torchrun sets"
-            )
+            raise UserError(f"RANK={rank} with WORLD_SIZE={size}: expected 0 <= RANK < WORLD_SIZE, as torchrun sets")
         kind = choose_device(device)
         if kind == "mps" and size > 1:
             raise UserError(f"{size} ranks on mps: Apple GPUs train alone; use --device cpu, or one rank")
         if kind == "cuda":
             gpus = torch.cuda.device_count()
             if local_rank >= gpus:
-                raise UserError(
-                    f"LOCAL_RANK={local_rank}, but this machine shows {gpus} GPU(s): start fewer ranks"
-                )
+                raise UserError(f"LOCAL_RANK={local_rank}, but this machine shows {gpus} GPU(s): start fewer ranks")
             torch.cuda.set_device(local_rank)
         place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
         if size > 1 and not dist.is_initialized():
@@ -79,9 +75,7 @@ class World:
             return value.clone() if tensor else float(value)
         import torch.distributed as dist
 
-        total = (
-            value.clone() if tensor else torch.tensor(float(value), dtype=torch.float64, device=self.device)
-        )
+        total = value.clone() if tensor else torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total if tensor else total.item()
 
@@ -136,6 +130,4 @@ def _variable(name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError(
-            f"{name}={text}: expected a whole number, as torchrun sets it; unset it to run alone"
-        ) from None
+        raise UserError(f"{name}={text}: expected a whole number, as torchrun sets it; unset it to run alone") from None

@@ -147,9 +147,7 @@ def test_broken_toml_names_the_file(write):
 
 @given(
     out=st.text(st.characters(codec="utf-8"), max_size=20),
-    names=st.dictionaries(
-        st.text(st.characters(codec="utf-8"), max_size=8), st.floats(0.01, 1e300), max_size=3
-    ),
+    names=st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), st.floats(0.01, 1e300), max_size=3),
 )
 def test_any_text_survives_writing(out, names):
     recipe = replace(Recipe(), run=RunTable(out=out), pretrain=StageTable(mixture=names))

@@ -186,9 +186,7 @@ def test_a_full_disk_is_one_line_and_the_lines_before_stay(tmp_path):
         except UserError as error:
             print(error)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
     assert "metrics.jsonl" in first and "needed" in first and "free" in first
     assert "done.json" in second

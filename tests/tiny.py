@@ -1,4 +1,4 @@
-"""The smallest run that has everything: real text (this package's own source), real tasks, all four stages."""
+"""The smallest run that has everything: real text (this package's source), real tasks, all four stages."""
 
 from pathlib import Path
 
@@ -29,8 +29,8 @@ def tiny(folder: Path, **overrides: object) -> Recipe:
         f'name = "tiny"\nseed = 3\n[tokenizer]\nvocab_size = 420\nsources = ["{text}"]\n'
         f"[model]\ndepth = 2\nwidth = 32\nheads = 2\ncontext = 128\n"
         f'[pretrain]\n{stage}{mixed}[midtrain]\n{stage}{mixed}[sft]\n{stage}target = "assistant"\n{mixed}'
-        f"[rl]\nsteps = 4\nmicro_batch = 2\neval_questions = 3\nsave_every = 2\nprompts = 3\ngroup = 4\nmax_tokens = 16\n"
-        f"rate = 0.1\ntasks = {{counting = 1.0}}\n"
+        f"[rl]\nsteps = 4\nmicro_batch = 2\neval_questions = 3\nsave_every = 2\nprompts = 3\ngroup = 4\n"
+        f"max_tokens = 16\nrate = 0.1\ntasks = {{counting = 1.0}}\n"
         f'[run]\nout = "{folder / "run"}"\ndevice = "cpu"\ndtype = "float32"\ncompile = "off"\nthreads = 1\n'
     )
     return load_recipe(file, [f"{key}={value}" for key, value in overrides.items()])

@@ -87,9 +87,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(f"{'encoding, MB/s':<24} {'1 thread':>15} {'all cores':>15}")
     lines.append(f"{'':<24} {'cold':>7} {'warm':>7} {'cold':>7} {'warm':>7}")
     for name, row in result["encode"].items():
-        speeds = [
-            row[threads][state] for threads in ("one_thread", "all_cores") for state in ("cold", "warm")
-        ]
+        speeds = [row[threads][state] for threads in ("one_thread", "all_cores") for state in ("cold", "warm")]
         lines.append(f"{name:<24} " + " ".join(f"{speed:7.1f}" for speed in speeds))
     lines.append("ids agree" if result["agree"] else "IDS DO NOT AGREE")
     return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""How fast a training step is: tokens per second, its parts, its memory, and its share of this machine's peak.
+"""How fast a training step is: tokens per second, its parts, its memory, its share of this machine's peak.
 
-The step is the real one (`train.loop.update` with the real loss and optimizer), on random rows of tokens: random, because
-a benchmark on zeros would flatter every cache. Forward and optimizer are timed from outside, backward is what is left.
+The step is the real one (`train.loop.update` with the real loss and optimizer), on random rows of tokens:
+random, because a benchmark on zeros would flatter every cache. Forward and optimizer are timed from outside,
+backward is what is left.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class RandomRows:
 
 
 def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:
-    """Time `steps` training steps of `rows` rows after `warmup`; medians, peak measured before and after, best taken.
+    """Time `steps` training steps of `rows` rows after `warmup`: medians, and the best of two measured peaks.
 
     Returns tokens_per_second, seconds {step, forward, backward, optimizer}, gflops achieved and peak, share, and
     peak_memory in bytes (of the process on CPU, of the allocator on a GPU).

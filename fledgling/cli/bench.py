@@ -45,15 +45,11 @@ def train(
         print(json.dumps(result, indent=2))
         return
     seconds, gflops = result["seconds"], result["gflops"]
-    print(
-        f"{result['parameters']:,} parameters, {result['dtype']}, {'compiled' if result['compiled'] else 'eager'}"
-    )
+    print(f"{result['parameters']:,} parameters, {result['dtype']}, {'compiled' if result['compiled'] else 'eager'}")
     print(f"{result['tokens_per_second']:,.0f} tokens/s, {seconds['step'] * 1e3:,.0f} ms a step")
     for part in ("forward", "backward", "optimizer"):
         print(f"  {part:9} {seconds[part] * 1e3:7,.0f} ms  {seconds[part] / seconds['step']:4.0%}")
-    print(
-        f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}"
-    )
+    print(f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}")
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
 
 

@@ -97,12 +97,8 @@ def _session(checkpoint: Path, system: str, device: str) -> ChatSession:
     model, tokenizer, _ = load_model(checkpoint, place)
     missing = [name for name in ("<|user_start|>", "<|assistant_end|>") if name not in tokenizer.special]
     if missing:
-        raise UserError(
-            f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation"
-        )
-    return ChatSession(
-        Engine(model, tokenizer, dtype=torch.bfloat16 if place.type == "cuda" else None), system=system
-    )
+        raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
+    return ChatSession(Engine(model, tokenizer, dtype=torch.bfloat16 if place.type == "cuda" else None), system=system)
 
 
 def converse(session: ChatSession, sampling: Sampling, out: TextIO) -> int:

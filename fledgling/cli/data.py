@@ -46,11 +46,7 @@ def info(
     elif source is None:
         print(f"data root  {found['root']}\n")
         for entry in found["sets"]:
-            here = (
-                f"{entry['files']} files, {entry['bytes'] / 1e9:.2f} GB here"
-                if entry["files"]
-                else "not fetched"
-            )
+            here = f"{entry['files']} files, {entry['bytes'] / 1e9:.2f} GB here" if entry["files"] else "not fetched"
             print(f"{entry['name']:<17} {here}\n  {entry['about']}\n  {entry['size']}; {entry['licence']}")
             print(f"  {entry['repository']} at {entry['revision'][:12]}")
     else:
@@ -63,9 +59,7 @@ def fetch(
     name: str,
     /,
     *,
-    shards: Annotated[
-        int, Parameter(help="How many of its files; those already here are not fetched again.")
-    ] = 1,
+    shards: Annotated[int, Parameter(help="How many of its files; those already here are not fetched again.")] = 1,
     endpoint: Annotated[str | None, Parameter(help="A mirror of the hub; else HF_ENDPOINT.")] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -152,6 +146,4 @@ def _source(source: str, column: str | None, compress: bool, data_dir: Path | No
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(part)}" for key, part in value.items() if part != "")
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
-    )
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)

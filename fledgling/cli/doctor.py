@@ -107,9 +107,7 @@ def gpus(torch: Any) -> Finding:
     if torch.backends.mps.is_available():
         return Finding("gpu", True, "Apple GPU (mps)")
     if Path("/proc/driver/nvidia").exists():
-        return Finding(
-            "gpu", False, "an NVIDIA driver, but no CUDA in torch", "install a CUDA build of torch"
-        )
+        return Finding("gpu", False, "an NVIDIA driver, but no CUDA in torch", "install a CUDA build of torch")
     return Finding("gpu", True, "none: training runs on the processor")
 
 

@@ -89,9 +89,7 @@ def chat(
         engine,
         exams(tasks or NAMES, questions),
         log=lambda q, answer, score: lines.append(
-            json.dumps(
-                {"task": q.task, "prompt": q.prompt, "expected": q.answer, "answer": answer, "score": score}
-            )
+            json.dumps({"task": q.task, "prompt": q.prompt, "expected": q.answer, "answer": answer, "score": score})
         ),
     )
     if log:

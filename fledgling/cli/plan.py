@@ -88,11 +88,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         ),
         ("tokenized data", size(result["data"]["bytes_tokenized"])),
         ("memory a rank", f"{size(peak['total'])} of {size(result['memory']['device'])} (estimate)"),
-        *(
-            (f"  {name.replace('_', ' ')}", size(count))
-            for name, count in peak.items()
-            if name != "total" and count
-        ),
+        *((f"  {name.replace('_', ' ')}", size(count)) for name, count in peak.items() if name != "total" and count),
         ("hardware", f"{device['ranks']} x {device['name']}"),
         ("time", f"{span(time['hours'])} of pretraining at {time['mfu']:.0%} MFU (estimate)"),
         *(
@@ -102,9 +98,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         ("cost", "unknown: give --price" if usd is None else f"${usd:,.2f} (estimate)"),
     ]
     if not result["memory"]["fits"]:
-        rows.append(
-            ("warning", "it probably does not fit: a smaller depth, context or micro-batch, or more ranks")
-        )
+        rows.append(("warning", "it probably does not fit: a smaller depth, context or micro-batch, or more ranks"))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
 

@@ -53,9 +53,7 @@ def source_files() -> list[tuple[str, Path]]:
         inside = ((path.relative_to(root), path) for path in root.rglob("*.py"))
         kept = [(part.as_posix(), path) for part, path in inside if SKIPPED.isdisjoint(part.parts)]
         for part, path in sorted(kept):
-            dotted = (
-                f"{name}/{part}".removesuffix(".py").removesuffix("/__init__").strip("/").replace("/", ".")
-            )
+            dotted = f"{name}/{part}".removesuffix(".py").removesuffix("/__init__").strip("/").replace("/", ".")
             found.append((dotted, path))
     return [(module, path) for module, path in found if not module.startswith("_sysconfigdata")]
 

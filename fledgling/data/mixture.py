@@ -74,9 +74,7 @@ def _quotas(weights: Sequence[float]) -> list[int]:
     """Whole numbers in the proportions of `weights`, at least 1 for any weight above zero, reduced."""
     weight = np.asarray(weights, dtype=np.float64)
     if not len(weight) or not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
-        raise UserError(
-            f"mixture weights {list(map(float, weights))}: expected numbers >= 0, at least one above"
-        )
+        raise UserError(f"mixture weights {list(map(float, weights))}: expected numbers >= 0, at least one above")
     exact = weight / weight.sum() * SLOTS
     # Rounding may miss SLOTS by a few; the cycle is as long as the quotas come to.
     quota = [max(1, round(share)) if share > 0 else 0 for share in exact.tolist()]

@@ -156,9 +156,7 @@ def _best_fit(lengths: list[int], row: int, window: int) -> Iterator[list[int]]:
         yield one
 
 
-def cut_lengths(
-    tokens: np.ndarray, offsets: np.ndarray, row: int, turn_end: int | None
-) -> tuple[np.ndarray, int]:
+def cut_lengths(tokens: np.ndarray, offsets: np.ndarray, row: int, turn_end: int | None) -> tuple[np.ndarray, int]:
     """Shortens conversations longer than `row` to the last turn that fits.
 
     tokens, offsets   of a shard; turn_end is the id that closes an assistant's turn. A conversation whose

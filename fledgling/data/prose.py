@@ -15,9 +15,7 @@ import string
 LETTERS = string.ascii_letters.encode()
 WRAP = 64  # a line is taken as wrapped when the next word would have made it longer than this
 BULLET = re.compile(r"(?:[-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+\S")
-ITEM = re.compile(
-    r"[*`\w.\[\]]+ *(?:\([^)]*\)+ *)?(?::|--?) +\S|[*`\w.]+(?:, \w+)* : "
-)  # a documented parameter
+ITEM = re.compile(r"[*`\w.\[\]]+ *(?:\([^)]*\)+ *)?(?::|--?) +\S|[*`\w.]+(?:, \w+)* : ")  # a documented parameter
 CONTINUES = re.compile(r"[\w(\"'`*]")
 EXAMPLE = (">>>", "...", "In [", "$ ")
 ROLE = re.compile(r":[a-z]+(?::[a-z]+)?:`[~.!]*([^`<]+?)(?:\s*<[^>`]*>)?`")
@@ -34,9 +32,7 @@ LEGAL = (
 
 
 # Typographic characters as the ASCII a small vocabulary spends one token on.
-PLAIN = str.maketrans(
-    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "...", "\xa0": " ", "•": "*"}
-)
+PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "--", "…": "...", "\xa0": " ", "•": "*"})
 
 
 def paragraphs(text: str) -> list[str]:
@@ -72,11 +68,7 @@ def _is_wrapped(start: str, previous: str, line: str) -> bool:
     if not CONTINUES.match(text) or "   " in previous.strip() or "   " in text:
         return False
     further = _indent(line) - _indent(previous)
-    hangs = (
-        previous is start
-        and 2 <= further <= 8
-        and (BULLET.match(start.lstrip()) or ITEM.match(start.lstrip()))
-    )
+    hangs = previous is start and 2 <= further <= 8 and (BULLET.match(start.lstrip()) or ITEM.match(start.lstrip()))
     return (further == 0 or bool(hangs)) and len(previous) + 1 + len(text.split()[0]) > WRAP
 
 
@@ -138,18 +130,10 @@ def clean(text: str, strict: bool = False) -> list[str]:
 def is_heading(paragraph: str) -> bool:
     """Whether a paragraph only announces the next one: `Examples`, `See Also`, `Args:`."""
     text = paragraph.strip()
-    return (
-        "\n" not in text
-        and len(text) < 30
-        and (text.endswith(":") or (text.istitle() and text[-1].isalpha()))
-    )
+    return "\n" not in text and len(text) < 30 and (text.endswith(":") or (text.istitle() and text[-1].isalpha()))
 
 
 def without_empty_headings(parts: list[str]) -> list[str]:
     """Return the paragraphs without those headings that no text follows any more."""
     following = [*parts[1:], "x:"]  # the end counts as another heading
-    return [
-        part
-        for part, after in zip(parts, following, strict=False)
-        if not (is_heading(part) and is_heading(after))
-    ]
+    return [part for part, after in zip(parts, following, strict=False) if not (is_heading(part) and is_heading(after))]

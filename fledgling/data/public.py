@@ -117,9 +117,7 @@ def read_lock(root: Path) -> dict[str, Any]:
     try:
         lock = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(
-            f"{path}: damaged; delete it, the files are checked again at the next fetch"
-        ) from None
+        raise UserError(f"{path}: damaged; delete it, the files are checked again at the next fetch") from None
     return lock
 
 
@@ -209,9 +207,7 @@ def _listing(chosen: PublicSet, hub: str) -> dict[str, Any]:
         found = [item for item in tree if hasattr(item, "blob_id")]
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
-        raise UserError(
-            f"{chosen.name}: {hub} has no {where} (status {status}); check the name, try later"
-        ) from None
+        raise UserError(f"{chosen.name}: {hub} has no {where} (status {status}); check the name, try later") from None
     except (OfflineModeIsEnabled, OSError, _http_error()) as error:
         raise _offline(chosen.name, hub, error) from None
     listing = [
@@ -224,9 +220,7 @@ def _listing(chosen: PublicSet, hub: str) -> dict[str, Any]:
         if fnmatch(Path(item.path).name, chosen.pattern)
     ]
     if not listing:
-        raise UserError(
-            f"{chosen.name}: no {chosen.pattern} in {where}; the set has changed, update fledgling"
-        )
+        raise UserError(f"{chosen.name}: no {chosen.pattern} in {where}; the set has changed, update fledgling")
     listing.sort(key=lambda file: file["path"])
     return {**asdict(chosen), "revision": commit, "listing": listing}
 
@@ -235,9 +229,7 @@ def _http_error() -> type[Exception]:
     """Return the base of the network errors that the hub's client lets through."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return next(
-        base for base in HfHubHTTPError.__mro__[1:] if base.__name__ in ("HTTPError", "RequestException")
-    )
+    return next(base for base in HfHubHTTPError.__mro__[1:] if base.__name__ in ("HTTPError", "RequestException"))
 
 
 def _offline(name: str, hub: str, error: BaseException) -> UserError:
@@ -261,9 +253,7 @@ def _download(url: str, path: Path, file: dict[str, Any], progress: Progress | N
         free = shutil.disk_usage(path.parent).free
     if free < file["size"] - there:
         need = (file["size"] - there) / 1e9
-        raise UserError(
-            f"{path.parent}: {need:.1f} GB needed, {free / 1e9:.1f} GB free; free some or use --data-dir"
-        )
+        raise UserError(f"{path.parent}: {need:.1f} GB needed, {free / 1e9:.1f} GB free; free some or use --data-dir")
     failure: BaseException | None = None
     for attempt in range(ATTEMPTS):
         if part.exists() and part.stat().st_size == file["size"]:
@@ -273,9 +263,7 @@ def _download(url: str, path: Path, file: dict[str, Any], progress: Progress | N
         except urllib.error.HTTPError as error:
             failure = error
             if error.code not in (408, 429) and error.code < 500:
-                raise UserError(
-                    f"{url}: status {error.code}; expected the file, try later or another set"
-                ) from None
+                raise UserError(f"{url}: status {error.code}; expected the file, try later or another set") from None
         except (urllib.error.URLError, HTTPException, ConnectionError, TimeoutError) as error:
             failure = error
         if attempt + 1 < ATTEMPTS and failure:

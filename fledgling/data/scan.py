@@ -27,9 +27,7 @@ LEXEME = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 OPENING = re.compile(r"[ \t]*[rRuU]?$")  # what may stand before a docstring on its line
-MACHINE_COMMENT = re.compile(
-    r"#\s*(?:!|type:|noqa|pylint|pragma|mypy|pyre|flake8|fmt:|isort|ruff|-\*-|vim?:|lint)"
-)
+MACHINE_COMMENT = re.compile(r"#\s*(?:!|type:|noqa|pylint|pragma|mypy|pyre|flake8|fmt:|isort|ruff|-\*-|vim?:|lint)")
 
 
 @dataclass

@@ -133,9 +133,7 @@ class ShardWriter:
         """Tokens added so far."""
         return self.offsets[-1]
 
-    def add(
-        self, tokens: Sequence[int] | np.ndarray, mask: Sequence[bool] | np.ndarray | None = None
-    ) -> None:
+    def add(self, tokens: Sequence[int] | np.ndarray, mask: Sequence[bool] | np.ndarray | None = None) -> None:
         """Appends one document: tokens (L,) ids, mask (L,) bool where the shard has one. L may be zero."""
         ids = np.asarray(tokens)
         assert ids.ndim == 1, f"a document is one row of ids, not {ids.shape}"
@@ -175,9 +173,7 @@ class ShardWriter:
             _sync_directory(self._partial)
             shutil.rmtree(self._retired, ignore_errors=True)
             if self.directory.exists():
-                self.directory.rename(
-                    self._retired
-                )  # aside and not deleted: half a deletion looks like damage
+                self.directory.rename(self._retired)  # aside and not deleted: half a deletion looks like damage
             self._partial.rename(self.directory)
             _sync_directory(self.directory.parent)
             shutil.rmtree(self._retired, ignore_errors=True)
@@ -219,9 +215,7 @@ def _refuse_foreign(directory: Path) -> None:
         raise UserError(f"{directory} is a file: expected a directory for tokens; choose another name")
     foreign = sorted(entry.name for entry in directory.iterdir() if entry.name not in FILES)
     if foreign:
-        raise UserError(
-            f'{directory} holds "{foreign[0]}", which is not part of a shard: choose an empty directory'
-        )
+        raise UserError(f'{directory} holds "{foreign[0]}", which is not part of a shard: choose an empty directory')
 
 
 def _disk_error(error: OSError, directory: Path, written: int) -> UserError:

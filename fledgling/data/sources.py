@@ -92,9 +92,7 @@ def source_files(path: Path) -> list[Path]:
     """Return the readable files under `path`, sorted. Raises UserError when there are none."""
     kinds = " ".join((*TEXT[:2], LINES[0], *TABLE))
     if not path.exists():
-        raise UserError(
-            f"{path}: no such file or folder; expected {kinds}, these with .gz, or a folder of them"
-        )
+        raise UserError(f"{path}: no such file or folder; expected {kinds}, these with .gz, or a folder of them")
     if path.is_file():
         if _kind(path) is None:
             raise UserError(f"{path}: cannot read this kind of file; expected {kinds}, or text with .gz")
@@ -114,9 +112,7 @@ def _kind(path: Path) -> tuple[str, ...] | None:
     name = path.name.lower()
     packed = name.endswith(".gz")
     suffix = Path(name.removesuffix(".gz")).suffix
-    return next(
-        (kind for kind in (TEXT, LINES, TABLE) if suffix in kind and not (packed and kind is TABLE)), None
-    )
+    return next((kind for kind in (TEXT, LINES, TABLE) if suffix in kind and not (packed and kind is TABLE)), None)
 
 
 def _stream(
@@ -156,13 +152,9 @@ def _raw(file: Path, name: str, column: str | None, skipped: Skipped) -> Iterato
             else:
                 yield from _text_pieces(handle, name)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(
-            f"{file}: damaged or cut short ({error}); expected gzip, fetch or pack it again"
-        ) from None
+        raise UserError(f"{file}: damaged or cut short ({error}); expected gzip, fetch or pack it again") from None
     except OSError as error:
-        raise UserError(
-            f"{file}: cannot be read ({error.strerror or error}); check the file and its rights"
-        ) from None
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}); check the file and its rights") from None
 
 
 def _decoded(raw: bytes) -> str | None:
@@ -187,9 +179,7 @@ def _lines(handle: BinaryIO) -> Iterator[bytes]:
         line = rest + line
         cut = len(line)
         if not line.endswith(b"\n"):
-            for back in range(
-                1, min(4, len(line)) + 1
-            ):  # a lead byte among the last four bytes begins a character
+            for back in range(1, min(4, len(line)) + 1):  # a lead byte among the last four bytes begins a character
                 if line[-back] >= 0xC0:
                     length = 2 + (line[-back] >= 0xE0) + (line[-back] >= 0xF0)
                     cut = len(line) - back if back < length else len(line)

@@ -39,9 +39,7 @@ def split(documents: Iterable[Document], share: float = 0.02) -> tuple[list[Docu
     training, validation = [], []
     for document in documents:
         (validation if document.place() < share else training).append(document)
-    held = {
-        line for doc in validation for part in paragraphs(doc.text) for line in sentences(part, HELD_LINE)
-    }
+    held = {line for doc in validation for part in paragraphs(doc.text) for line in sentences(part, HELD_LINE)}
     kept = []
     for document in training:
         at_least = HELD_FILE_LINE if document.kind == "file" else HELD_LINE

@@ -114,9 +114,7 @@ class RowSource:
         if cached != epoch:
             order = permutation(self.seed, epoch + 1, len(self))  # 0 ordered the documents
             self._epoch = (epoch, order)
-        return fill(
-            self.plan, self, int(order[position]), self.bos, pad=self.bos, masked=supervise == "assistant"
-        )
+        return fill(self.plan, self, int(order[position]), self.bos, pad=self.bos, masked=supervise == "assistant")
 
 
 def segments(tokens: np.ndarray, bos: int) -> np.ndarray:
@@ -151,10 +149,7 @@ class Deal:
     def batches(self, step: int) -> list[Batch]:
         """The micro-batches of this rank: ceil(rows / micro_rows) of them, the last perhaps smaller."""
         mine = self.rows(step)
-        return [
-            self._batch(mine[start : start + self.micro_rows])
-            for start in range(0, len(mine), self.micro_rows)
-        ]
+        return [self._batch(mine[start : start + self.micro_rows]) for start in range(0, len(mine), self.micro_rows)]
 
     def _batch(self, rows: list[tuple[int, int]]) -> Batch:
         pairs = [self.sources[source].row(index, self.supervise) for source, index in rows]
@@ -197,9 +192,7 @@ class MixtureStream:
         assert 0 <= rank < size, f"rank {rank} of {size}"
         assert micro_rows >= 1, f"micro-batches of {micro_rows} rows"
         if rows_per_step < size:
-            raise UserError(
-                f"a step of {rows_per_step} rows cannot be dealt to {size} ranks: enlarge batch_tokens"
-            )
+            raise UserError(f"a step of {rows_per_step} rows cannot be dealt to {size} ranks: enlarge batch_tokens")
         kept = [(source, weight) for source, weight in sources if weight != 0]
         cycle = Cycle.of([weight for _, weight in kept], turn=seed)
         rows = tuple(source for source, _ in kept)

@@ -44,9 +44,7 @@ class Completion:
 class Ticket:
     """One request on its way to a completion: its prompt, and what has been said so far."""
 
-    def __init__(
-        self, engine: Engine, prompt: Sequence[int], sampling: Sampling, index: int, tools: bool
-    ) -> None:
+    def __init__(self, engine: Engine, prompt: Sequence[int], sampling: Sampling, index: int, tools: bool) -> None:
         assert len(prompt), "a prompt has at least one token: bos"
         self.prompt = list(prompt)
         self.sampling = sampling

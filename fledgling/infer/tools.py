@@ -24,9 +24,7 @@ MAX_BITS = 1024  # of a numerator or denominator on the way
 MAX_DIGITS = 40  # before the point, as printed
 DECIMALS = 6  # after the point, as printed
 
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+)|(?P<sign>\*\*|[-+*/()]))", re.ASCII
-)
+_TOKEN = re.compile(r"\s*(?:(?P<number>[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+)|(?P<sign>\*\*|[-+*/()]))", re.ASCII)
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?", re.ASCII)
 
 

@@ -106,9 +106,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         batch, time, width = x.shape
-        q = (
-            project(x, self.q_proj).view(batch, time, self.heads, self.head_width).transpose(1, 2)
-        )  # (B, H, T, D)
+        q = project(x, self.q_proj).view(batch, time, self.heads, self.head_width).transpose(1, 2)  # (B, H, T, D)
         k = project(x, self.k_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
         v = project(x, self.v_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
         q = rms_norm(rotate(q, *rotary), self.eps)

@@ -42,9 +42,7 @@ class ModelConfig:
         if self.width % self.heads:
             near = [h for h in range(1, self.width + 1) if self.width % h == 0]
             fit = min(near, key=lambda h: abs(h - self.heads))
-            raise UserError(
-                f"model.width {self.width} is not divisible by model.heads {self.heads}; try heads = {fit}"
-            )
+            raise UserError(f"model.width {self.width} is not divisible by model.heads {self.heads}; try heads = {fit}")
         if self.head_width % 2:
             raise UserError(
                 f"model head width {self.head_width} is odd; RoPE rotates pairs: choose an even width / heads"

@@ -85,9 +85,7 @@ class Transformer(nn.Module):
             block.attention.o_proj.weight.zero_()
             block.mlp.fc2.weight.zero_()
 
-    def forward(
-        self, tokens: Tensor, documents: Tensor | None = None, cache: KVCache | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Hidden states after the final norm.
 
         tokens (B, T) int64; documents (B, T): attention stays where the number is the same; cache: keys and values of
@@ -103,9 +101,7 @@ class Transformer(nn.Module):
             cache.reserve(tokens.shape[1])
             positions = cache.positions(tokens.shape[1])
             rotary = self._rotary(positions.clamp(max=self.config.context - 1))
-        training = (
-            torch.is_grad_enabled() and cache is None
-        )  # only then is a compiled block worth its compilation
+        training = torch.is_grad_enabled() and cache is None  # only then is a compiled block worth its compilation
         for block in self.blocks:
             x = (block if training else block.forward)(x, rotary, documents, cache, positions)
         return rms_norm(x, self.config.norm_eps)

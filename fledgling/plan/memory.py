@@ -42,9 +42,7 @@ def per_rank(
         "parameters": 4 * N,
         "gradients": 4 * N,
         "optimizer": (4 * M + 8 * (N - M)) // ranks,  # Muon: one momentum; AdamW: two moments
-        "cast_weights": 0
-        if dtype == "float32"
-        else width * (N - V * C),  # the embedding is looked up, not cast
+        "cast_weights": 0 if dtype == "float32" else width * (N - V * C),  # the embedding is looked up, not cast
         "activations": tokens * C * (config.depth * KEPT_PER_BLOCK * width + 8),
         "logits": logits,
     }

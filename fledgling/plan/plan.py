@@ -94,9 +94,7 @@ def _split(
         )
     micro = recipe.pretrain.micro_batch or memory.micro_batch(config, rows, device.memory, dtype, ranks)
     if rows % micro:
-        raise UserError(
-            f"pretrain.micro_batch: got {micro}, expected a divisor of a rank's {rows} rows a step"
-        )
+        raise UserError(f"pretrain.micro_batch: got {micro}, expected a divisor of a rank's {rows} rows a step")
     return {"micro_batch": micro, "grad_accumulation": rows // micro, "dtype": dtype}
 
 

@@ -47,9 +47,7 @@ class Display:
         self.stage = stage
         self.console = Console(stderr=True, highlight=False)
         self._bar = self._task = None
-        self._first: tuple[int, float] | None = (
-            None  # (step, time) of the first call: compiling does not count
-        )
+        self._first: tuple[int, float] | None = None  # (step, time) of the first call: compiling does not count
         self._printed = -math.inf
 
     def show(self, step: int, total: int, shown: dict, elapsed: float) -> None:

@@ -105,9 +105,7 @@ class Recorder:
         """Mark the stage as finished: done.json with the step, the seconds worked and `values`."""
         if self.active:
             spent = {"seconds": round(self.elapsed, 3), "time": round(time.time(), 3)}
-            write_json(
-                self.stage_dir / "done.json", {"stage": self.stage, "step": self._step, **spent, **values}
-            )
+            write_json(self.stage_dir / "done.json", {"stage": self.stage, "step": self._step, **spent, **values})
 
     def close(self) -> None:
         """Leave the progress line standing and close files and sinks. May be called twice."""

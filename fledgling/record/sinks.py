@@ -46,9 +46,7 @@ SINKS: dict[str, Callable[[Path, str], Sink]] = {
 def open_sink(name: str, stage_dir: Path, stage: str) -> Sink:
     """The sink called `name`. Raises UserError when there is none or its package is not installed."""
     if name not in SINKS:
-        raise UserError(
-            f'unknown sink "{name}": expected one of {", ".join(SINKS)}{did_you_mean(name, SINKS)}'
-        )
+        raise UserError(f'unknown sink "{name}": expected one of {", ".join(SINKS)}{did_you_mean(name, SINKS)}')
     try:
         return SINKS[name](stage_dir, stage)
     except ImportError:

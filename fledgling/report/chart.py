@@ -65,9 +65,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers of a logarithmic axis; of a short one, those of an even axis."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for units in ((1,), (1, 3), (1, 2, 5)):
-        found = [
-            unit * 10.0**power for power in powers for unit in units if low <= unit * 10.0**power <= high
-        ]
+        found = [unit * 10.0**power for power in powers for unit in units if low <= unit * 10.0**power <= high]
         if len(found) >= 4:
             return found
     return ticks(low, high)
@@ -225,7 +223,5 @@ def bar(value: float, low: float | None, high: float | None, baseline: float | N
         parts.append(_RULE.format(at(low), 5, at(high), 5, "whisker"))
     if baseline is not None:
         parts.append(_RULE.format(at(baseline), 0, at(baseline), 10, "constant"))
-    drawing = Markup(
-        '<svg viewBox="0 0 100 10" preserveAspectRatio="none" class="bar" aria-hidden="true">{}</svg>'
-    )
+    drawing = Markup('<svg viewBox="0 0 100 10" preserveAspectRatio="none" class="bar" aria-hidden="true">{}</svg>')
     return drawing.format(Markup("").join(parts))

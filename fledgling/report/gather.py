@@ -152,9 +152,7 @@ def _stage(path: Path) -> Stage:
         step, prompt, text = _step(line), clean(line.get("prompt")), clean(line.get("text"))
         if step is not None and prompt is not None and text is not None:
             samples[step, prompt] = Sample(path.name, step, prompt, text)
-    notices = [
-        line["text"] for line in read_lines(path / "notices.jsonl") if isinstance(line.get("text"), str)
-    ]
+    notices = [line["text"] for line in read_lines(path / "notices.jsonl") if isinstance(line.get("text"), str)]
     return Stage(
         name=path.name,
         metrics=[metrics[step] for step in sorted(metrics)],

@@ -130,9 +130,7 @@ def eval_rows(run: Run) -> list[dict[str, Any]]:
                 continue
             span = ""
             if one.low is not None and one.high is not None:
-                span = (
-                    f"{100 * one.low:.0f}–{100 * one.high:.0f}" if share else f"{one.low:.3f}–{one.high:.3f}"
-                )
+                span = f"{100 * one.low:.0f}–{100 * one.high:.0f}" if share else f"{one.low:.3f}–{one.high:.3f}"
             drawn = bar(one.value, one.low, one.high, one.baseline, COLOUR[one.stage]) if share else ""
             cells.append({"value": numbers.shown(one.value, share), "span": span, "bar": drawn})
         end = known[-1]
@@ -319,9 +317,7 @@ def _stage_axis(run: Run) -> dict[str, Any]:
 def eval_charts(run: Run) -> list[tuple[str, Markup]]:
     """One chart a task over all stages: seen and new wordings, 95 % bands, the best constant answer."""
     found = numbers.names(run)[:MOST_EVALS]
-    tasks = [
-        name for name in found if name.removesuffix("_unseen") not in found or not name.endswith("_unseen")
-    ]
+    tasks = [name for name in found if name.removesuffix("_unseen") not in found or not name.endswith("_unseen")]
     made = []
     for task in tasks:
         both = [name for name in (task, f"{task}_unseen") if name in found]

@@ -137,9 +137,7 @@ def evals_table(run_dir: Path | str) -> "Table":
     run = gather(run_dir)
     rows = {(one.stage, one.name): one for one in finals(run)}
     stages = [stage.name for stage in run.stages if stage.evals]
-    made = Table(
-        box=SIMPLE_HEAD, title=Text(f"{title(run)}: evaluations, 95 % intervals"), title_justify="left"
-    )
+    made = Table(box=SIMPLE_HEAD, title=Text(f"{title(run)}: evaluations, 95 % intervals"), title_justify="left")
     made.add_column("")
     for stage in stages:
         made.add_column(stage, justify="right")
@@ -151,9 +149,7 @@ def evals_table(run_dir: Path | str) -> "Table":
         last = next(one for one in found[::-1] if one)
         cells = [_cell(one, share) for one in found]
         constant = shown(last.baseline, share) or "-"
-        made.add_row(
-            *map(Text, (name.replace("_", " "), *cells, constant, "-" if last.n is None else f"{last.n:,}"))
-        )
+        made.add_row(*map(Text, (name.replace("_", " "), *cells, constant, "-" if last.n is None else f"{last.n:,}")))
     return made
 
 

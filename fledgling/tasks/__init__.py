@@ -35,9 +35,7 @@ def get(name: str) -> Task:
     if kind == "user_jsonl" and path:
         return load(path)
     if name not in NAMES:
-        raise UserError(
-            f'no task "{name}"{did_you_mean(name, NAMES)}; known: {", ".join(NAMES)}, user_jsonl:PATH'
-        )
+        raise UserError(f'no task "{name}"{did_you_mean(name, NAMES)}; known: {", ".join(NAMES)}, user_jsonl:PATH')
     return importlib.import_module(f"fledgling.tasks.{name}").task()
 
 

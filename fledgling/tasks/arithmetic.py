@@ -32,8 +32,7 @@ _NOUN_PHRASES = {
     "-": (
         "[the difference of|the difference between] {a} and {b}",
         "{a} [minus|-|take away|less|decreased by|reduced by|with a loss of] {b}",
-        "[the result of|the outcome of] [{a} minus {b}|{a} - {b}|subtracting {b} from {a}|"
-        "taking {b} from {a}]",
+        "[the result of|the outcome of] [{a} minus {b}|{a} - {b}|subtracting {b} from {a}|taking {b} from {a}]",
         "[the value of|the answer to|the answer of] [{a} - {b}|{a} minus {b}]",
         "{a} [with {b} taken away|with {b} removed|with {b} subtracted|without {b}|after losing {b}]",
         "{a}-{b}",
@@ -46,8 +45,7 @@ _NOUN_PHRASES = {
     "*": (
         "[the product of|the multiplication of|the product you get from] {a} and {b}",
         "{a} [times|*|x|multiplied by|multiplied with] {b}",
-        "[the result of|the outcome of] [multiplying {a} and {b}|multiplying {a} by {b}|"
-        "{a} times {b}|{a} * {b}]",
+        "[the result of|the outcome of] [multiplying {a} and {b}|multiplying {a} by {b}|{a} times {b}|{a} * {b}]",
         "[the value of|the answer to|the answer of] [{a} * {b}|{a} times {b}]",
         "{a} and {b} [multiplied|multiplied together]",
         "{a}*{b}",
@@ -61,10 +59,8 @@ _ABOUT_NOUN_PHRASE = (
     "[what is|what's|whats|how much is|which number is|what do you get for|what number is|"
     "do you know|what would be] #?",
     "[what does|how much does] # [equal|make|give|come to|amount to]?",
-    "[calculate|compute|work out|find|find out|give|give me|tell me|evaluate|determine|figure out|"
-    "solve|show me] #",
-    "[can you|could you|would you|will you|can i ask you to] [calculate|compute|work out|find|"
-    "tell me|give me] #?",
+    "[calculate|compute|work out|find|find out|give|give me|tell me|evaluate|determine|figure out|solve|show me] #",
+    "[can you|could you|would you|will you|can i ask you to] [calculate|compute|work out|find|tell me|give me] #?",
     "[i need|i want|i would like|i am looking for|let me have|state|write down|report|say] #",
     "[i want to|i have to|help me|help me to|try to|you should] [know|calculate|find|work out|compute] #",
     "# [is what|is how much|equals what|makes what|gives what|=|= ?|is|equals]",
@@ -84,8 +80,7 @@ _VERB_PHRASES = {
     "-": (
         "[subtract|take|take away|remove|deduct] {b} from {a}",
         "[decrease|reduce|lower] {a} by {b}",
-        "[start with|take|begin with|start at|start from|write] {a} and [subtract|take away|remove|"
-        "deduct] {b}",
+        "[start with|take|begin with|start at|start from|write] {a} and [subtract|take away|remove|deduct] {b}",
         "do {a} [minus|-] {b}",
         "do the [difference|subtraction] {a} [minus|-|and] {b}",
         "subtract from {a} the number {b}",
@@ -104,10 +99,8 @@ _ABOUT_VERB_PHRASE = (
     "[can|could|would|will] you # [|for me|and tell me the answer]?",
     "[i want you to|i would like you to|you have to|help me|try to|i need you to|we have to|i must] #",
     "# and [tell me the result|give me the answer|show me the result|say what you get|write the answer]",
-    "[what do i get|what do you get|what happens|what is the answer|what comes out] [if i|if you|"
-    "when i|when you] #?",
-    "[if i|if you|when you|suppose i|when we|say you|suppose we] #, [what do i get|"
-    "what is the result|what is it]?",
+    "[what do i get|what do you get|what happens|what is the answer|what comes out] [if i|if you|when i|when you] #?",
+    "[if i|if you|when you|suppose i|when we|say you|suppose we] #, [what do i get|what is the result|what is it]?",
     "#[, what is the result?|. what is it?|: what do you get?|. what is the answer?|. the answer is]",
     "[how do i|how do you|what is it to] #?",
 )
@@ -132,10 +125,8 @@ _THEM = {
     "multiply the first by the second]",
 }
 _OPERATION_FIRST = (
-    "#[: |, | - | these: | these two: | these numbers: | of these: | for the numbers ]"
-    "{a}[, | and | then |; ]{b}",
-    "[do|try|i need|make|show me|give me|work out|find] [a|an|the|this] #[: |, | with | for | using | on ]"
-    "{a} and {b}",
+    "#[: |, | - | these: | these two: | these numbers: | of these: | for the numbers ]{a}[, | and | then |; ]{b}",
+    "[do|try|i need|make|show me|give me|work out|find] [a|an|the|this] #[: |, | with | for | using | on ]{a} and {b}",
 )
 _OPERATION = {
     "+": ("[add|sum|sum up|addition|adding|summing|total|plus]", "[sum|addition|total]"),
@@ -150,8 +141,7 @@ _GERUNDS = {
 }
 _ABOUT_GERUND = (
     "[by|after|when|upon|from] # [i get what|we get|you find|what comes out|what is the result]?",
-    "[i am|we are|they are|she is|try|start] #[, what is the result|, what do i get|"
-    ". what is it|. the answer]?",
+    "[i am|we are|they are|she is|try|start] #[, what is the result|, what do i get|. what is it|. the answer]?",
     "[what does|what will|how much does] # [give|make|yield]?",
     "# [gives|yields|makes|brings|leads to|means] [|what|which number]?",
 )
@@ -160,8 +150,7 @@ _STORIES = {
     "+": (
         f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} {_THINGS} and "
         "[get|buy|find|receive] {b} more. [how many in total|how many now|how many are there]?",
-        f"{{a}} {_THINGS} [and|plus|with] {{b}} [more|others], [how many in all|"
-        f"how many together|what is the total]?",
+        f"{{a}} {_THINGS} [and|plus|with] {{b}} [more|others], [how many in all|how many together|what is the total]?",
     ),
     "-": (
         f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} {_THINGS} and "
@@ -247,10 +236,7 @@ def _families() -> dict[str, tuple[tuple[str, ...], ...]]:
         gerunds = expand(*(frame.replace("#", _GERUNDS[sign]) for frame in _ABOUT_GERUND))
         split = expand(
             *(frame.replace("#", _THEM[sign]) for frame in _NUMBERS_FIRST),
-            *(
-                frame.replace("#", word)
-                for frame, word in zip(_OPERATION_FIRST, _OPERATION[sign], strict=True)
-            ),
+            *(frame.replace("#", word) for frame, word in zip(_OPERATION_FIRST, _OPERATION[sign], strict=True)),
         )
         short, stories = (*nouns, *verbs), expand(*_STORIES[sign])
         families[sign] = (tuple(about), tuple(about), tuple(told), gerunds, split, split, short, stories)

@@ -24,17 +24,14 @@ _IN = "in [{w}|{w}|the word {w}|this word: {w}]"
 _WORD = "[{w}|the word {w}]"
 _PATTERNS = (
     (
-        f"how many {{cs}} [are|are there|do you see|can you find|do you count|appear|occur|"
-        f"can you count] {_IN}?",
+        f"how many {{cs}} [are|are there|do you see|can you find|do you count|appear|occur|can you count] {_IN}?",
         f"how many {{cs}} does {_WORD} [have|contain|include|hold]?",
         f"how many {{cs}} {_IN}?",
         f"how many times [does {{c}} appear|does {{c}} occur|is {{c}} used|do you see {{c}}|"
         f"do you find {{c}}|"
         f"is there {{c}}|can i find {{c}}] {_IN}?",
-        f"how often [does {{c}} appear|does {{c}} occur|is {{c}} used|do you see {{c}}|"
-        f"is {{c}} written] {_IN}?",
-        f"{_IN}, how [many {{cs}} are there|many {{cs}} do you see|often is {{c}} used|"
-        f"often does {{c}} appear]?",
+        f"how often [does {{c}} appear|does {{c}} occur|is {{c}} used|do you see {{c}}|is {{c}} written] {_IN}?",
+        f"{_IN}, how [many {{cs}} are there|many {{cs}} do you see|often is {{c}} used|often does {{c}} appear]?",
         f"[what is|do you know|can you tell me|what would be] the [number|count] of {{cs}} {_IN}?",
         f"do you know how [many {{cs}} are|often {{c}} appears|many times {{c}} occurs] {_IN}?",
         f"{_WORD} [has|contains|includes] how many {{cs}}?",
@@ -56,8 +53,7 @@ _PATTERNS = (
         f"[can|could|would|will] you count the {{cs}} {_IN}?",
         f"[i need|i want|let me have|show me] the [number|count] of {{cs}} {_IN}",
         f"[help me|i want to|i have to|i need you to|let us|try to] count the {{cs}} {_IN}",
-        f"[go through|look through|read|check|look at|take] {_WORD} and [count|tell me] the "
-        "[{cs}|number of {cs}]",
+        f"[go through|look through|read|check|look at|take] {_WORD} and [count|tell me] the [{{cs}}|number of {{cs}}]",
     ),
     (
         "[{w}|the word is {w}|here is a word: {w}|i have the word {w}|my word is {w}|"
@@ -129,9 +125,7 @@ _ONE = ("{}",) * 4 + (
     "a {}",
 )
 _MANY = (
-    ("{}",) * 4
-    + ("{}'s",) * 4
-    + ("'{}'", '"{}"', '"{}"', "letters {}", "letter {}", "letter {}'s", "'{}'s", '"{}"s')
+    ("{}",) * 4 + ("{}'s",) * 4 + ("'{}'", '"{}"', '"{}"', "letters {}", "letter {}", "letter {}'s", "'{}'s", '"{}"s')
 )
 _SHARES = ((0, 0.15), (1, 0.40), (2, 0.30), (3, 0.15))  # the last stands for "three or more"
 _COMMON = "aaabcddeeefghiiiklmnnnoooprrrsssttttuvwy"
@@ -195,9 +189,7 @@ def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
     else:
         core = rng.choice(wordings(which))
         prompt = core.format(c=letter, w=word)
-    return Question(
-        "counting", prompt, str(word.count(letter)), {"wording": core, "word": word, "letter": letter}
-    )
+    return Question("counting", prompt, str(word.count(letter)), {"wording": core, "word": word, "letter": letter})
 
 
 def score(question: Question, answer: str) -> float:

@@ -30,8 +30,7 @@ ANSWERS = {
 }
 _TRAIN = {
     "who": (
-        "who [are you|are you really|am i talking to|am i speaking with|am i chatting with|is this|"
-        "is there]?",
+        "who [are you|are you really|am i talking to|am i speaking with|am i chatting with|is this|is there]?",
         "[tell me|say|explain] [who|what] you are",
         "what [are you|are you exactly|kind of model are you|sort of thing are you|kind of program are you]?",
         "[introduce yourself|describe yourself|present yourself|say something about yourself]",
@@ -46,8 +45,7 @@ _TRAIN = {
         "what [are you called|do people call you|should i call you|can i call you|do they call you]?",
         "[do you have|have you got] a name?",
         "how [are you called|do i call you|should i address you]?",
-        "[your name|your name please|name|what name do you have|which name do you have|"
-        "what name did you get]?",
+        "[your name|your name please|name|what name do you have|which name do you have|what name did you get]?",
         "[by what name|under what name] do you go?",
         "[i want to know|i forgot|i do not know|write] your name",
         "[is there a name for you|what is your first name|what is the name you go by]?",
@@ -66,16 +64,14 @@ _TRAIN = {
         "what [can you do|are you able to do|can you do for me|do you do|are you good at|are your skills]?",
         "what can i [ask|ask you|use you for|do with you|expect from you]?",
         "how can you [help|help me|assist me|be useful]?",
-        "[tell me|show me|say|explain|list] [what you can do|your skills|your abilities|"
-        "what you are good at]",
+        "[tell me|show me|say|explain|list] [what you can do|your skills|your abilities|what you are good at]",
         "[what are|which are] your [abilities|skills|talents|strong points|functions|capabilities]?",
         "what [tasks|things|questions|work] can you [do|handle|answer|manage]?",
         "[what are you for|what is your purpose|what is your job|what do you know|what use are you]?",
         "[do you have skills|do you have any skills]?",
     ),
     "human": (
-        "are you [human|a human|a human being|a person|a real person|a man or a woman|alive|"
-        "a living being|real]?",
+        "are you [human|a human|a human being|a person|a real person|a man or a woman|alive|a living being|real]?",
         "are you [a robot|a machine|a program|a computer|an ai|a bot|artificial]?",
         "am i [talking|speaking|chatting|writing] [to|with] a [human|person|real person|machine|robot|bot]?",
         "is this a [human|person|real person|bot|machine]?",
@@ -90,8 +86,7 @@ _TRAIN = {
         "what [do you consist of|is inside you|are you inside|is your architecture|are you built from]?",
         "[tell me|explain|say] what you are made of",
         "how [are you built|do you work|do you work inside|do you function|does your mind work]?",
-        "what [kind of|sort of|type of] [network|architecture|neural network] [are you|do you use|"
-        "do you have]?",
+        "what [kind of|sort of|type of] [network|architecture|neural network] [are you|do you use|do you have]?",
         "[are you a transformer|are you a neural network|do you use pytorch|are you made of weights]?",
         "[explain|describe|show me] [how you work|your architecture|your inside|your structure]",
         "[which|what] [framework|library|software|language] are you written in?",
@@ -108,8 +103,7 @@ _TRAIN = {
         "[how much memory do you take|how much space do you need|how many bytes are you]?",
     ),
     "place": (
-        "where [do you run|are you running|are you|do you live|are you right now|is your home|"
-        "are you located]?",
+        "where [do you run|are you running|are you|do you live|are you right now|is your home|are you located]?",
         "on [what|which] [computer|machine|hardware|device|server] [do you run|are you running|do you live]?",
         "[tell me|say|explain] where you [run|live|are]",
         "[what|which] [computer|machine|hardware] [do you run on|are you on|do you use|do you need]?",
@@ -119,14 +113,12 @@ _TRAIN = {
         "[do you need a gpu|can you run on a laptop|can you run on my computer]?",
     ),
     "training": (
-        "how [were you trained|did you learn|were you taught|did they train you|do you learn|"
-        "were you raised]?",
+        "how [were you trained|did you learn|were you taught|did they train you|do you learn|were you raised]?",
         "what [were you trained on|did you learn from|data did you see|was your training|did you read]?",
         "[tell me|explain|describe|say] [how you were trained|how you learned|your training]",
         "[from|on] what [data|text|texts|books] [were you trained|did you learn]?",
         "where did you [learn this|learn that|learn to talk|go to school|get your knowledge|study]?",
-        "[which|what] [data|stages|steps|lessons] [were in your training|made you|did you train on|"
-        "did you have]?",
+        "[which|what] [data|stages|steps|lessons] [were in your training|made you|did you train on|did you have]?",
         "how do you know [things|all this|so much|that]?",
         "what [is your training data|does your training look like|taught you]?",
     ),
@@ -134,16 +126,14 @@ _TRAIN = {
         "[can you|do you|are you able to] [use|search|browse|access|reach|read] the [internet|web|net]?",
         "[are you|is this] [online|connected|connected to the internet|connected to the web]?",
         "do you have [internet|web|internet access|access to the internet|a connection to the web]?",
-        "can you [look things up|look it up online|google|search online|open a web page|visit a site|"
-        "go online]?",
+        "can you [look things up|look it up online|google|search online|open a web page|visit a site|go online]?",
         "[do you know the news|what is the news|what is the weather|what day is it|can you read the news]?",
         "[search|browse] the [web|internet] for me",
         "[look something up|look it up] [online|on the internet|on the web]",
         "do you [see|read|know] [web pages|websites|the web|what is on the internet]?",
     ),
     "mistakes": (
-        "[are you|can you be|could you be] [wrong|mistaken|ever wrong|sometimes wrong|often wrong|"
-        "unreliable]?",
+        "[are you|can you be|could you be] [wrong|mistaken|ever wrong|sometimes wrong|often wrong|unreliable]?",
         "do you [make mistakes|make errors|ever make mistakes|ever fail|get things wrong|sometimes fail]?",
         "can i [trust you|trust your answers|rely on you|believe you|depend on you|trust what you say]?",
         "are you [always right|reliable|ever right|perfect|sure|always correct|correct|trustworthy]?",
@@ -153,14 +143,11 @@ _TRAIN = {
         "[is what you say true|do you ever lie|do you make things up|do you invent things]?",
     ),
     "greeting": (
-        "[hi|hello|hey|hello there|hi there|hey there|good morning|good evening|good afternoon|"
-        "good day|greetings]",
+        "[hi|hello|hey|hello there|hi there|hey there|good morning|good evening|good afternoon|good day|greetings]",
         "[hi|hello|hey|good morning|good evening] [fledgling|friend|to you|you|again|my friend|everyone]",
-        "[how are you|how do you do|how is it going|how are things|what is up|are you there|"
-        "how are you today]?",
+        "[how are you|how do you do|how is it going|how are things|what is up|are you there|how are you today]?",
         "[hi|hello|hey], [how are you|how do you do|how is it going|nice to meet you|are you there]?",
-        "[nice to meet you|pleased to meet you|welcome|good to see you|glad to see you|let us start|"
-        "let us talk]",
+        "[nice to meet you|pleased to meet you|welcome|good to see you|glad to see you|let us start|let us talk]",
     ),
 }
 _PRACTICE = {

@@ -56,17 +56,14 @@ _TRAIN = {
         f"what is {_NAME} [for|good for|used for|meant to do|there for|supposed to do]?",
         f"what is [the purpose|the job|the use|the task|the role] of {_NAME}?",
         f"[explain|describe|document|define|summarize|describe briefly|explain in short] {_NAME}",
-        f"[tell me|explain|say|describe|i want to know|do you know|show me] what {_NAME} [does|is for|"
-        f"is used for]",
+        f"[tell me|explain|say|describe|i want to know|do you know|show me] what {_NAME} [does|is for|is used for]",
         f"what [can i do with|do i use|do people use|happens when i call|happens in|is done by] {_NAME}?",
         f"[why would i use|when do i use|why is there|how does] {_NAME} [help|work|come in]?",
-        f"{_NAME} [does what|is for what|is used for what|: what does it do|: what is it for|"
-        f", what is that]?",
+        f"{_NAME} [does what|is for what|is used for what|: what does it do|: what is it for|, what is that]?",
         f"[give me|show|show me|what is|quote] the [docstring|description|documentation|meaning] of {_NAME}",
         f"[what is|what's|whats|help on|help with|help for|docs for|about] {_NAME}",
         f"[can|could|would] you [explain|describe|tell me about|document] {_NAME}?",
-        f"i [found|saw|read|met|use] {_NAME}[, what does it do|. what is it for|. what does it do|"
-        f", explain it]?",
+        f"i [found|saw|read|met|use] {_NAME}[, what does it do|. what is it for|. what does it do|, explain it]?",
         "in {module}, what does {name} [do|mean]?",
         "[python|the library] has {full}[, what does it do|, what is it for|. explain it|. describe it]",
         f"[how|in what way] does python [describe|document|explain] {_NAME}?",
@@ -78,15 +75,11 @@ _TRAIN = {
         "[in|from] [which|what] module [is|comes|do i find|do i get|can i find] {name}?",
         "where [is|do i find|can i find|does python keep|do i get|can i get] {name}[| in python]?",
         "where does {name} [live|come from|belong]?",
-        "[tell me|name|give me|find|say|show me] the module [of|for|with|that has|that contains|"
-        "behind] {name}",
-        "[what do i import|what must i import|what should i import|which import do i need] [for|"
-        "to use|to get] {name}?",
+        "[tell me|name|give me|find|say|show me] the module [of|for|with|that has|that contains|behind] {name}",
+        "[what do i import|what must i import|what should i import|which import do i need] [for|to use|to get] {name}?",
         "{name} [is in|comes from|belongs to|lives in|is part of|is found in] [which|what] module?",
-        "[i need|i want|i want to use|i look for] {name}[, which module?|, what do i import?|"
-        ". which module has it?]",
-        "[tell me|do you know|i forgot|say] [which module has|where to find|where to import|"
-        "the home of] {name}",
+        "[i need|i want|i want to use|i look for] {name}[, which module?|, what do i import?|. which module has it?]",
+        "[tell me|do you know|i forgot|say] [which module has|where to find|where to import|the home of] {name}",
         "[from which module|from what module|from where] [do i import|can i import|is] {name}?",
         "[module of|the module for|import for|home of] {name}?",
         "the function {name}[: which module|, where is it|: what module has it|, from what module]?",

@@ -50,9 +50,7 @@ def load(path: str | Path) -> UserConversations:
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; expected a JSONL file of conversations"
-        ) from None
+        raise UserError(f"cannot read {path}: {error.strerror}; expected a JSONL file of conversations") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     found = [_conversation(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line.strip()]

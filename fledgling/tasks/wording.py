@@ -40,13 +40,10 @@ _LEADS = (
     "[ok|okay|so|now|well|right|alright|next|and|again|once more|finally|first]",
     "[excuse me|sorry|one moment|listen|look|help|help me|help me please|i need help|be quick|no rush]",
     "[|a |one |one more |another |my |my next |here is a |here is my |quick |an easy |a new ][question|task]",
-    "[for|this is for|i need this for] [school|my homework|work|a quiz|a game|a test|my son|"
-    "my daughter|a friend]",
-    "my [teacher|friend|sister|brother|boss|son|daughter|neighbour|uncle] [asks|asked me|"
-    "wants to know|needs this]",
+    "[for|this is for|i need this for] [school|my homework|work|a quiz|a game|a test|my son|my daughter|a friend]",
+    "my [teacher|friend|sister|brother|boss|son|daughter|neighbour|uncle] [asks|asked me|wants to know|needs this]",
     "[i was wondering|i am curious|i would like to know|i want to know|i have to know|i am stuck|i forgot]",
-    "[tell me|tell me please|please tell me|can you tell me|could you tell me|answer this|answer me|"
-    "please answer]",
+    "[tell me|tell me please|please tell me|can you tell me|could you tell me|answer this|answer me|please answer]",
     "[as a warm-up|while you are here|before i go|when you have time|if you can|if possible|just checking]",
 )
 _STORIES = (
@@ -61,8 +58,7 @@ _CLOSINGS = (
     "thanks[| a lot| in advance| so much]",
     "thank you[| very much| in advance]",
     "[i forgot|i am curious|i am not sure|i need to know|i cannot remember|i want to be sure|no idea]",
-    "[just the answer|only the answer|short answer|be careful|take your time|be quick|no hurry|"
-    "tell me|answer me]",
+    "[just the answer|only the answer|short answer|be careful|take your time|be quick|no hurry|tell me|answer me]",
     "[it is|this is] for [school|work|my homework|a quiz|a game|a friend]",
     "[cheers|hurry up|my friend|fledgling|good luck|have fun|that is all]",
     "[can you help|will you help|do you know|do you know it|can you do it|any idea]",

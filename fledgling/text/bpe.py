@@ -133,9 +133,7 @@ def fit(merges: list[Merge], entries: int, letters: bool) -> list[Merge]:
     return kept + [(space, token[1]) for token in missing]
 
 
-def _clean(
-    texts: Iterable[str], characters: int | None, progress: Callable[[int], None] | None
-) -> Iterator[str]:
+def _clean(texts: Iterable[str], characters: int | None, progress: Callable[[int], None] | None) -> Iterator[str]:
     """Documents as the trainers read them: valid UTF-8, no white space at the end, `characters` at most."""
     read = 0
     for text in texts:
@@ -161,9 +159,7 @@ def _learn_tokenizers(texts: Iterator[str], entries: int, digits: int) -> list[M
         ]
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=entries, min_frequency=2, show_progress=False, initial_alphabet=alphabet
-    )
+    trainer = trainers.BpeTrainer(vocab_size=entries, min_frequency=2, show_progress=False, initial_alphabet=alphabet)
     model.train_from_iterator(texts, trainer)
     return [(left, right) for left, right in json.loads(model.to_str())["model"]["merges"]]
 
@@ -173,9 +169,7 @@ def _learn_ffbpe(texts: Iterator[str], entries: int, digits: int) -> list[Merge]
 
     counter = ffbpe.PreTokenizer([], pat_str=_SCANNED).word_counter()
     counter.add_source(map(mark_pairs, texts) if digits == 2 else texts)
-    trainer = ffbpe.BpeTrainer(
-        [], initial_alphabet="byte_level", tie_break="smallest_pair_id", bigram_cutoff_freq=2
-    )
+    trainer = ffbpe.BpeTrainer([], initial_alphabet="byte_level", tie_break="smallest_pair_id", bigram_cutoff_freq=2)
     if digits == 1:
         trainer.add_words(_single_digits(counter.words()))
     else:
@@ -186,9 +180,7 @@ def _learn_ffbpe(texts: Iterator[str], entries: int, digits: int) -> list[Merge]
         trainer.validate_model().save_files(Path(folder) / "vocab.json", file, format="gpt2")
         lines = file.read_text(encoding="utf-8").split("\n")
     # "left right => count" a line; no character of the byte alphabet is a space.
-    return [
-        (left, right) for left, right, *_ in (line.split(" ") for line in lines if line and "#v" not in line)
-    ]
+    return [(left, right) for left, right, *_ in (line.split(" ") for line in lines if line and "#v" not in line)]
 
 
 def _single_digits(words: dict[str, int]) -> list[tuple[str, int]]:

@@ -24,10 +24,7 @@ DECLARATION = {"eng": "English", "deu": "German", "kor": "Korean", "cmn_hans": "
 def bytes_per_token(tokenizer: Tokenizer, texts: Mapping[str, str]) -> dict[str, float]:
     """Bytes of UTF-8 a token holds, for each of the named texts; 0 for an empty one."""
     rows = tokenizer.encode_batch(list(texts.values()))
-    return {
-        name: len(text.encode()) / max(1, len(ids))
-        for (name, text), ids in zip(texts.items(), rows, strict=True)
-    }
+    return {name: len(text.encode()) / max(1, len(ids)) for (name, text), ids in zip(texts.items(), rows, strict=True)}
 
 
 def gpt2(directory: Path) -> Tokenizer | None:

@@ -61,9 +61,7 @@ def check(conversation: Mapping[str, Any]) -> None:
     """
     messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise UserError(
-            'a conversation has no messages; expected {"messages": [{"role": ..., "content": ...}, ...]}'
-        )
+        raise UserError('a conversation has no messages; expected {"messages": [{"role": ..., "content": ...}, ...]}')
     expected, begun = "user", False
     for number, message in enumerate(messages, start=1):
         role = message.get("role") if isinstance(message, Mapping) else None
@@ -119,9 +117,7 @@ def _check_content(number: int, role: str, content: Any) -> None:
             raise UserError(f"{where} is empty; leave it out or say something")
         return
     if not isinstance(content, list):
-        raise UserError(
-            f"{where} has content of type {type(content).__name__}; expected text or a list of parts"
-        )
+        raise UserError(f"{where} has content of type {type(content).__name__}; expected text or a list of parts")
     if not content:
         raise UserError(f"{where} is empty; leave it out or say something")
     allowed = PARTS if role == "assistant" else PARTS[:1]
@@ -133,9 +129,7 @@ def _check_content(number: int, role: str, content: Any) -> None:
         if not isinstance(part.get("text"), str):
             raise UserError(f"{where} has a {kind} part whose text is not a string")
         if kind == "output" and before != "python":
-            raise UserError(
-                f"{where} has an output that follows no python part; put the expression before it"
-            )
+            raise UserError(f"{where} has an output that follows no python part; put the expression before it")
         before = kind
 
 

@@ -129,9 +129,7 @@ class Tokenizer:
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(
-                f"no tokenizer at {file}; expected a tokenizer.json or a directory with one"
-            ) from None
+            raise UserError(f"no tokenizer at {file}; expected a tokenizer.json or a directory with one") from None
         except (ValueError, OSError) as error:
             raise UserError(f"{file} is not a readable tokenizer.json: {error}") from None
         if not isinstance(document, dict):

@@ -67,9 +67,7 @@ def save(
     what was there before is then untouched and nothing half-written stays.
     """
     directory, files = Path(directory), {name: Path(path) for name, path in (files or {}).items()}
-    assert all(_NAME.fullmatch(name) for name in (*tensors, *files)), (
-        "names of groups and files are plain names"
-    )
+    assert all(_NAME.fullmatch(name) for name in (*tensors, *files)), "names of groups and files are plain names"
     final = directory / f"step-{step:08d}"
     temporary = directory / f".tmp-{final.name}-{os.getpid()}"
     content = (json.dumps(dict(state), indent=1) + "\n").encode()
@@ -171,37 +169,26 @@ def verify(path: Path | str, hashes: bool = True) -> dict[str, dict]:
     for name, expected in files.items():
         file = path / name
         if file.is_symlink() or not file.is_file():
-            raise UserError(
-                f"checkpoint {path} is not whole: {name} is missing or no plain file; use another one"
-            )
+            raise UserError(f"checkpoint {path} is not whole: {name} is missing or no plain file; use another one")
         size = file.stat().st_size
         if size != expected["bytes"]:
             sizes = f"{size} bytes, the manifest says {expected['bytes']}"
             raise UserError(f"checkpoint {path} is damaged: {name} has {sizes}; use another one")
         if hashes and _sha256(file) != expected["sha256"]:
-            raise UserError(
-                f"checkpoint {path} is damaged: {name} does not match its SHA-256; use another one"
-            )
+            raise UserError(f"checkpoint {path} is damaged: {name} does not match its SHA-256; use another one")
     return files
 
 
 def _manifest(path: Path) -> dict[str, dict]:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise UserError(
-            f"checkpoint {path} {what}; expected a directory with a {MANIFEST}, such as step-00000100"
-        )
+        raise UserError(f"checkpoint {path} {what}; expected a directory with a {MANIFEST}, such as step-00000100")
     if not (path / MANIFEST).is_file():
         raise UserError(f"{path} has no {MANIFEST}, so it is no whole checkpoint; use one that step-* names")
     manifest = _read_json(path / MANIFEST)
     files = manifest.get("files")
     sound = set(manifest) == {"format", "files"} and manifest["format"] == FORMAT
-    if (
-        not sound
-        or not isinstance(files, dict)
-        or "state.json" not in files
-        or not all(map(_entry, files.items()))
-    ):
+    if not sound or not isinstance(files, dict) or "state.json" not in files or not all(map(_entry, files.items())):
         raise UserError(f"checkpoint {path}: {MANIFEST} is damaged or of another format than {FORMAT!r}")
     return files
 
@@ -238,14 +225,10 @@ def load(path: Path | str, groups: tuple[str, ...] | None = None, hashes: bool =
     Raises UserError on anything missing, torn, changed or foreign, naming the file.
     """
     path = Path(path)
-    stored = [
-        name.removesuffix(".safetensors") for name in verify(path, hashes) if name.endswith(".safetensors")
-    ]
+    stored = [name.removesuffix(".safetensors") for name in verify(path, hashes) if name.endswith(".safetensors")]
     absent = [name for name in groups or () if name not in stored]
     if absent:
-        raise UserError(
-            f"checkpoint {path} has no {absent[0]}.safetensors; it has {', '.join(stored) or 'no tensors'}"
-        )
+        raise UserError(f"checkpoint {path} has no {absent[0]}.safetensors; it has {', '.join(stored) or 'no tensors'}")
     tensors = {name: _read_group(path / f"{name}.safetensors") for name in groups or stored}
     return Checkpoint(path, tensors, _read_json(path / "state.json"))
 
@@ -270,9 +253,7 @@ def _steps(directory: Path) -> Iterator[Path]:
     yield from (path for *_, path in sorted(named, reverse=True))
 
 
-def latest(
-    directory: Path | str, hashes: bool = True, warn: Callable[[str], None] = warnings.warn
-) -> Path | None:
+def latest(directory: Path | str, hashes: bool = True, warn: Callable[[str], None] = warnings.warn) -> Path | None:
     """The newest whole checkpoint of RUN/<stage>/checkpoints, or None.
 
     warn: receives one line for each newer one that was passed over because it is torn or damaged.
@@ -321,9 +302,7 @@ def resolve(path: Path | str) -> Path:
     if not path.exists():
         raise UserError(f"{path} does not exist; expected a checkpoint, a stage or a run directory")
     if not path.is_dir():
-        raise UserError(
-            f"{path} is a file; expected a checkpoint, a stage or a run directory (no pickle is ever read)"
-        )
+        raise UserError(f"{path} is a file; expected a checkpoint, a stage or a run directory (no pickle is ever read)")
     if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
         return path
     for directory in (path, path / "checkpoints"):
@@ -335,9 +314,7 @@ def resolve(path: Path | str) -> Path:
         return _newest(path / finished[-1] / "checkpoints")
     if started:
         stage = path / started[-1]
-        raise UserError(
-            f"no stage of {path} has finished: looked for done.json; {stage} may hold a checkpoint so far"
-        )
+        raise UserError(f"no stage of {path} has finished: looked for done.json; {stage} may hold a checkpoint so far")
     looked = ", ".join((MANIFEST, "step-*", "checkpoints/step-*", *STAGES[::-1]))
     raise UserError(f"no checkpoint in {path}: looked for {looked}")
 

@@ -78,9 +78,7 @@ class Preparer:
                     self.say(str(skipped))
             self._texts[source] = split(found)
             if not self._texts[source][1]:
-                self.say(
-                    f"{source} is too small to hold anything out: no bits per byte will be measured on it"
-                )
+                self.say(f"{source} is too small to hold anything out: no bits per byte will be measured on it")
         return self._texts[source]
 
     def _path(self, source: str) -> Path:
@@ -151,15 +149,11 @@ class Preparer:
             shards.append(TokenShard.open(directory, tokenizer.fingerprint()))
         return shards[0], shards[1]
 
-    def conversations(
-        self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer
-    ) -> TokenShard:
+    def conversations(self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer) -> TokenShard:
         """A shard of at least `tokens` tokens of generated conversations."""
         seed = self.recipe.seed * 10 + len(stage)
         examples = _examples(tasks, seed)
-        grammar = [
-            mixture_example(tasks, index, seed) for index in range(64)
-        ]  # another grammar, another shard
+        grammar = [mixture_example(tasks, index, seed) for index in range(64)]  # another grammar, another shard
         key = _digest(stage, tasks, tokens, grammar, tokenizer.fingerprint())
         return self._rendered(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
 
@@ -167,13 +161,9 @@ class Preparer:
         """A shard of the user's own conversations."""
         file = self._path(path)
         key = _digest(str(file), file.stat().st_mtime_ns, file.stat().st_size, tokenizer.fingerprint())
-        return self._rendered(
-            f"chat-{file.stem}-{key}", read_conversations(file).conversations, None, tokenizer
-        )
+        return self._rendered(f"chat-{file.stem}-{key}", read_conversations(file).conversations, None, tokenizer)
 
-    def _rendered(
-        self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer
-    ) -> TokenShard:
+    def _rendered(self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
         directory = self.run_dir / "data" / name
         if not (directory / "manifest.json").exists():
             self.say(f"writing conversations ({name.rsplit('-', 1)[0]})")
@@ -185,9 +175,7 @@ class Preparer:
                 metadata={"kind": name},
             ) as writer:
                 remaining = iter(examples)
-                while (tokens is None or writer.tokens < tokens) and (
-                    group := list(islice(remaining, GROUP))
-                ):
+                while (tokens is None or writer.tokens < tokens) and (group := list(islice(remaining, GROUP))):
                     for rendered in render_all(tokenizer, group):
                         writer.add(rendered.tokens, rendered.mask)
         return TokenShard.open(directory, tokenizer.fingerprint())

@@ -29,9 +29,7 @@ def build(name: str, context: Context) -> Stage:
         steps=table.steps,
         batches=rollouts,
         loss=partial(policy_gradient, table=table),
-        schedule=partial(
-            trapezoid, steps=table.steps, warmup=table.warmup, decay=table.decay, final=table.final
-        ),
+        schedule=partial(trapezoid, steps=table.steps, warmup=table.warmup, decay=table.decay, final=table.final),
         evals=evals(table, context, _held_out(context), micro),
         save_every=table.save_every,
         extra=lambda: rollouts.last,

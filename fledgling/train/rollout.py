@@ -137,9 +137,7 @@ class Rollouts:
         ).reshape(len(questions), table.group)
         worth = advantages(rewards, table.advantage).reshape(-1)
         rollouts = [
-            Rollout.of(p, a, float(w))
-            for p, a, w in zip(prompts, answers, worth, strict=True)
-            if w != 0 and a.tokens
+            Rollout.of(p, a, float(w)) for p, a, w in zip(prompts, answers, worth, strict=True) if w != 0 and a.tokens
         ]
         self.last = {
             "reward": float(rewards.mean()),
@@ -148,18 +146,12 @@ class Rollouts:
             "length": float(np.mean([len(a.tokens) for a in answers])),
         }
         context = self.engine.source.config.context
-        batches = (
-            to_batches(rollouts, context, self.micro_rows, tokenizer.bos)
-            if rollouts
-            else [self._empty(context)]
-        )
+        batches = to_batches(rollouts, context, self.micro_rows, tokenizer.bos) if rollouts else [self._empty(context)]
         return [self._with_reference(batch) for batch in batches]
 
     def _empty(self, context: int) -> Batch:
         """A micro-batch without targets: every group agreed, there is nothing to learn from."""
-        nothing = Rollout(
-            np.full(2, self.engine.tokenizer.bos), np.zeros(2, bool), np.zeros(2, np.float32), 0.0
-        )
+        nothing = Rollout(np.full(2, self.engine.tokenizer.bos), np.zeros(2, bool), np.zeros(2, np.float32), 0.0)
         return to_batches([nothing], context, self.micro_rows, self.engine.tokenizer.bos)[0]
 
     @torch.no_grad()
@@ -168,9 +160,7 @@ class Rollouts:
             model = self.reference
             batch = batch.to(model.head.weight.device)
             hidden = model(batch.tokens, batch.documents)
-            batch.reference_logprobs = target_logprobs(
-                hidden, model.head.weight, batch.targets, model.config.softcap
-            )
+            batch.reference_logprobs = target_logprobs(hidden, model.head.weight, batch.targets, model.config.softcap)
         return batch
 
     def state_dict(self) -> dict:
@@ -192,6 +182,4 @@ class Rollouts:
 
 def _batch_of(fields: dict[str, list]) -> Batch:
     kinds = {"tokens": torch.int64, "targets": torch.int64, "documents": torch.int32}
-    return Batch(
-        **{name: torch.tensor(value, dtype=kinds.get(name, torch.float32)) for name, value in fields.items()}
-    )
+    return Batch(**{name: torch.tensor(value, dtype=kinds.get(name, torch.float32)) for name, value in fields.items()})

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from fledgling.config import STAGES, Recipe, UserError, dump_toml
 from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
@@ -43,26 +45,23 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
     run_dir, stage_dir = Path(recipe.run.out), Path(recipe.run.out) / name
     if resume == "auto" and (stage_dir / "done.json").exists():
         return False
+    before = parent(recipe, name, run_dir)
     world = World.start(recipe.run.device)
     setup = set_up(recipe.run, world.device)
     begin_run(recipe, run_dir, world)
     if resume == "never" and world.is_main:
         shutil.rmtree(stage_dir, ignore_errors=True)
     passed_over: list[str] = []
-    saved = (
-        checkpoint.latest(stage_dir / "checkpoints", warn=passed_over.append) if resume == "auto" else None
-    )
+    saved = checkpoint.latest(stage_dir / "checkpoints", warn=passed_over.append) if resume == "auto" else None
     with Recorder(stage_dir, name, 0, quiet=quiet, active=world.is_main) as recorder:
         for line in (*passed_over, f"{name}: {setup.sentence}"):
             recorder.notice(line)
         preparer = Preparer(recipe, run_dir, recorder.notice)
         tokenizer = preparer.tokenizer()
-        source = saved or parent(recipe, name, run_dir)
+        source = saved or before
         loaded = checkpoint.load(source) if source else None
         config = (
-            ModelConfig.from_dict(loaded.state["model"])
-            if loaded
-            else from_table(recipe.model, tokenizer.vocab_size)
+            ModelConfig.from_dict(loaded.state["model"]) if loaded else from_table(recipe.model, tokenizer.vocab_size)
         )
         model = make_model(config, setup, world.device)
         if loaded:
@@ -72,10 +71,9 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
         engine = Engine(model, tokenizer, dtype=setup.dtype)
         context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer)
         stage = BUILDERS[name](name, context)
-        optimizer = Optimizer(
-            model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype
-        )
+        optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
         start = 0
+        torch.manual_seed(recipe.seed)
         if saved:
             start = restore(loaded, stage, optimizer)
             recorder.notice(f"{name}: going on after step {start} of {stage.steps}")

@@ -91,9 +91,7 @@ def mixed_with(table: StageTable) -> str | None:
 def _length(name: str, table: StageTable, context: Context) -> tuple[int, int]:
     """(tokens a step, steps): pinned by the table, or by the dial for pretraining."""
     if name != "pretrain" and table.steps is None:
-        raise UserError(
-            f"{name}.steps is not set: expected the number of optimizer steps, such as {name}.steps=300"
-        )
+        raise UserError(f"{name}.steps is not set: expected the number of optimizer steps, such as {name}.steps=300")
     horizon = stretch(context.model.config, table.batch_tokens, table.steps)
     return horizon.batch_tokens, horizon.steps
 
@@ -133,9 +131,7 @@ def evals(table, context: Context, validation: TokenShard | None, micro_rows: in
         rows = RowSource(validation, "crop", context.recipe.model.context, seed=0, bos=context.tokenizer.bos)
         batches = partial(_validation, rows, micro_rows)
         made.append(Eval("bits_per_byte", table.eval_every, partial(_bits, context, batches)))
-    mixture = (
-        table.mixture or context.recipe.sft.mixture
-    )  # RL has none of its own: it is examined in all of SFT's
+    mixture = table.mixture or context.recipe.sft.mixture  # RL has none of its own: it is examined in all of SFT's
     names = [n for n in NAMES if n in mixture]
     if names:
         made.append(Eval("chat", table.eval_every, partial(_chat, context, names, table.eval_questions)))
@@ -149,9 +145,7 @@ def _validation(rows: RowSource, micro_rows: int, last: bool) -> list[Batch]:
     return stream.next()
 
 
-def _bits(
-    context: Context, batches: Callable[[bool], list[Batch]], step: int, last: bool
-) -> list[Measurement]:
+def _bits(context: Context, batches: Callable[[bool], list[Batch]], step: int, last: bool) -> list[Measurement]:
     return [bits_per_byte(context.model, batches(last), context.tokenizer.byte_lengths())]
 
 

@@ -24,9 +24,7 @@ ANSWER = "=[2+3 = 5]!\n"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(
-        ["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330
-    )
+    return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +45,7 @@ def model(tokenizer: Tokenizer) -> Transformer:
 def checkpoint(tokenizer, model, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("run") / "sft"
     files = {"tokenizer.json": tokenizer.save(place / "made" / "tokenizer.json")}
-    return save(
-        place / "checkpoints", 3, {"model": model.state_dict()}, {"model": model.config.to_dict()}, files
-    )
+    return save(place / "checkpoints", 3, {"model": model.state_dict()}, {"model": model.config.to_dict()}, files)
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ from fledgling.cli import VERBS, main
 
 def run(*words: str) -> subprocess.CompletedProcess:
     """Run the command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "fledgling", *words], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([sys.executable, "-m", "fledgling", *words], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -51,10 +49,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(words, code, told, capsys):
 def test_plan_speaks_to_people_and_to_programs(capsys):
     assert main(["plan", "--depth", "20", "--gpus", "8", "--gpu", "h100"]) == 0
     assert "560,988,160" in capsys.readouterr().out
-    assert (
-        main(["plan", "--depth", "20", "--vocab-size", "65536", "--gpus", "8", "--gpu", "h100", "--json"])
-        == 0
-    )
+    assert main(["plan", "--depth", "20", "--vocab-size", "65536", "--gpus", "8", "--gpu", "h100", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["parameters"]["total"] == 560_988_160
     assert result["horizon"]["steps"] == 21_400

@@ -173,9 +173,7 @@ def test_what_is_held_out_depends_on_the_document_alone():
     held = {document.text for document in split.split(documents, 0.1)[1]}
     assert 20 <= len(held) <= 60
     assert {d.text for d in split.split(documents[::-3], 0.1)[1]} == held & {d.text for d in documents[::-3]}
-    assert held <= {
-        document.text for document in split.split(documents, 0.2)[1]
-    }  # a larger share holds out more
+    assert held <= {document.text for document in split.split(documents, 0.2)[1]}  # a larger share holds out more
 
 
 def test_lines_of_the_held_out_part_are_taken_from_training():
@@ -231,6 +229,4 @@ def test_a_cap_on_the_training_text_is_told(monkeypatch):
     monkeypatch.setattr(split, "zstd_compressor", lambda: None)
     result = compressed_bits_per_byte(made(60), made(2))
     assert result["training bytes"] == 1_000 and result["zstd -19 --long"] is None
-    assert (
-        "the last 1,000 of" in result["note"] and "no compression.zstd, zstandard or zstd" in result["note"]
-    )
+    assert "the last 1,000 of" in result["note"] and "no compression.zstd, zstandard or zstd" in result["note"]

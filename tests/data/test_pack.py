@@ -43,10 +43,7 @@ def test_a_bos_alone_ends_the_row_and_the_document_begins_in_the_next():
 
 def test_whole_takes_the_oldest_then_the_largest_that_fits():
     plan = whole_plan(np.array([5, 9, 2, 3, 4]), 10)
-    rows = [
-        plan.piece_document[a:b].tolist()
-        for a, b in zip(plan.row_start[:-1], plan.row_start[1:], strict=True)
-    ]
+    rows = [plan.piece_document[a:b].tolist() for a, b in zip(plan.row_start[:-1], plan.row_start[1:], strict=True)]
     assert rows == [[0, 4], [1], [2, 3]]
 
 

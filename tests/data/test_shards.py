@@ -31,9 +31,7 @@ class Letters:
 @pytest.mark.parametrize("vocab_size, dtype", [(1024, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
 def test_reads_back_what_was_added(tmp_path, vocab_size, dtype):
     top = vocab_size - 1
-    shard = write(
-        tmp_path / "a", [*DOCUMENTS, [top]], vocab_size, tokenizer="abc", metadata={"kind": "prose"}
-    )
+    shard = write(tmp_path / "a", [*DOCUMENTS, [top]], vocab_size, tokenizer="abc", metadata={"kind": "prose"})
     assert shard.tokens.dtype == dtype and isinstance(shard.tokens, np.memmap)
     assert [shard.read(i, 0, n)[0].tolist() for i, n in enumerate(shard.lengths)] == [*DOCUMENTS, [top]]
     assert len(shard) == 5 and shard.offsets.dtype == np.int64 and shard.mask is None

@@ -80,9 +80,7 @@ def test_parquet_in_row_groups_and_with_dictionaries(tmp_path):
 
 def test_unusable_documents_are_skipped_counted_and_named_once(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(
-        b'{"text": "good"}\n{"text": "  "}\n\n{"text": "\xff\xfe"}\n[1]\n{"text": null}\n{"text": "t'
-    )
+    path.write_bytes(b'{"text": "good"}\n{"text": "  "}\n\n{"text": "\xff\xfe"}\n[1]\n{"text": null}\n{"text": "t')
     skipped = Skipped()
     assert [document.text for document in documents(path, skipped=skipped)] == ["good"]
     assert (skipped.empty, skipped.undecodable, skipped.broken, skipped.total) == (3, 1, 2, 6)

@@ -56,10 +56,7 @@ def test_epochs_hold_the_same_rows_in_another_order():
 
 
 def test_the_seed_decides_which_documents_share_a_row():
-    rows = [
-        {tuple(source.row(i)[0]) for i in range(len(source))}
-        for source in (numbered(seed=1), numbered(seed=2))
-    ]
+    rows = [{tuple(source.row(i)[0]) for i in range(len(source))} for source in (numbered(seed=1), numbered(seed=2))]
     assert rows[0] != rows[1]
 
 
@@ -113,9 +110,7 @@ def test_conversations_learn_the_assistants_tokens_and_never_the_next_beginning(
     _ = IGNORE
     assert batch.targets.tolist() == [[_, _, 2, END, _, _, _, 2, END, _, _]]
     (batch,) = MixtureStream([(source, 1.0)], 1, 1, 1, 0, look_ahead=False, supervise="all").next()
-    assert batch.targets.tolist() == [
-        [USER, 1, 2, END, BOS, USER, 1, 2, END, _, _]
-    ]  # padding is never learned
+    assert batch.targets.tolist() == [[USER, 1, 2, END, BOS, USER, 1, 2, END, _, _]]  # padding is never learned
 
 
 def test_padding_is_one_document():
@@ -126,9 +121,7 @@ def test_padding_is_one_document():
 # ---- mixtures ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "weights", [[1], [1, 1], [0.7, 0.3], [0.25, 0.25, 0.3, 0.2, 0.07, 0.14], [1000, 1], [1, 2, 4]]
-)
+@pytest.mark.parametrize("weights", [[1], [1, 1], [0.7, 0.3], [0.25, 0.25, 0.3, 0.2, 0.07, 0.14], [1000, 1], [1, 2, 4]])
 def test_every_source_has_its_share_at_every_row(weights):
     cycle = Cycle.of(weights)
     share = np.array(weights) / sum(weights)

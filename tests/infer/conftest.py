@@ -18,9 +18,7 @@ CONTEXT = 64
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(
-        ["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330
-    )
+    return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
 
 
 @pytest.fixture(scope="session")

@@ -110,14 +110,10 @@ def test_a_turn_reads_only_what_is_new(adder, tokenizer, monkeypatch) -> None:
     held = len(session.prefix.tokens)
     read: list[int] = []
     plain = Engine.logits
-    monkeypatch.setattr(
-        Engine, "logits", lambda s, c, t, n, r=None: read.append(n[0]) or plain(s, c, t, n, r)
-    )
+    monkeypatch.setattr(Engine, "logits", lambda s, c, t, n, r=None: read.append(n[0]) or plain(s, c, t, n, r))
     list(session.reply("more", GREEDY))
     assert held + read[0] == len(session._prompt(session.turns)) - len(session.turns[-1].answer)
-    assert (
-        read[0] == 1 + len(prompt(tokenizer, "more")) - 1
-    )  # the end of the answer, and the turn without bos
+    assert read[0] == 1 + len(prompt(tokenizer, "more")) - 1  # the end of the answer, and the turn without bos
 
 
 def test_the_conversation_is_the_one_that_training_renders(adder, tokenizer) -> None:

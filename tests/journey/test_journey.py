@@ -54,7 +54,7 @@ def test_from_nothing_to_a_model_to_talk_to(tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("chat", "nowhere"), "nowhere does not exist"),
+        (("chat", "nowhere", "-p", "hello"), "nowhere does not exist"),
         (("train", "sft", "quickstart", "--set", "run.out=/nonexistent/x"), "/nonexistent"),
         (("train", "pretrain", "quickstart", "--set", "model.dept=3"), "did you mean"),
     ],

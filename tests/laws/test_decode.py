@@ -22,9 +22,7 @@ TOLERANCE = 1e-4  # fp32
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(
-        ["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330
-    )
+    return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
 
 
 def random_model(vocab_size: int) -> Transformer:
@@ -156,9 +154,7 @@ def test_a_prefix_is_read_once_and_survives_being_left(engine, prompts, monkeypa
     longer = [*prefix.tokens, 1, 2, 3]
     read: list[int] = []
     plain = Engine.logits
-    monkeypatch.setattr(
-        Engine, "logits", lambda s, c, t, n, r=None: read.append(n[0]) or plain(s, c, t, n, r)
-    )
+    monkeypatch.setattr(Engine, "logits", lambda s, c, t, n, r=None: read.append(n[0]) or plain(s, c, t, n, r))
     assert ids(engine.stream(longer, sampling, prefix=prefix)) == ids(engine.stream(longer, sampling))
     assert read[0] == 3  # only what is new
     other = [9, *longer]  # nothing in common

@@ -91,9 +91,7 @@ def climbing(modules: dict[str, str]) -> list[str]:
             if room not in FLOOR or other not in FLOOR:
                 breaches.append(f"{module}:{line}: a room without a floor: {room} -> {other}")
             elif FLOOR[other] > FLOOR[room] or (FLOOR[other] == FLOOR[room] != 0 and room != other):
-                breaches.append(
-                    f"{module}:{line}: {room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})"
-                )
+                breaches.append(f"{module}:{line}: {room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})")
     return breaches
 
 
@@ -128,9 +126,7 @@ def backward_calls(modules: dict[str, str]) -> list[str]:
         for module, text in modules.items()
         if module != "train.loop"
         for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "backward"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "backward"
     ]
 
 
@@ -143,16 +139,10 @@ def test_the_law_sees_a_broken_house():
     assert climbing({"model.a": "def f():\n    import fledgling.optim.rules"})
     assert climbing({"model.a": "from ..train import loop"}) and not climbing({"model.a": "from . import b"})
     assert climbing({"attic": "from fledgling.config import UserError"})
-    assert not climbing(
-        {"train.a": "from fledgling.model.config import ModelConfig\nfrom fledgling.train import loop"}
-    )
-    assert torch_at_import({"plan.a": "from fledgling.model.b import x", "model.b": "import torch.nn"}) == [
-        "plan.a"
-    ]
+    assert not climbing({"train.a": "from fledgling.model.config import ModelConfig\nfrom fledgling.train import loop"})
+    assert torch_at_import({"plan.a": "from fledgling.model.b import x", "model.b": "import torch.nn"}) == ["plan.a"]
     assert not torch_at_import({"plan.a": "def f():\n    import torch"})
-    assert backward_calls({"train.sft": "loss.backward()", "train.loop": "loss.backward()"}) == [
-        "train.sft:1"
-    ]
+    assert backward_calls({"train.sft": "loss.backward()", "train.loop": "loss.backward()"}) == ["train.sft:1"]
 
 
 def test_every_room_has_a_floor_and_says_what_it_holds():
@@ -161,9 +151,7 @@ def test_every_room_has_a_floor_and_says_what_it_holds():
         assert room.name in FLOOR, f"{room.name} has no floor"
         assert (room / "__init__.py").is_file(), f"{room.name} has no __init__.py"
         docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
-        assert docstring and len(docstring.split()) > 10, (
-            f"{room.name}: say what the room holds and where to start"
-        )
+        assert docstring and len(docstring.split()) > 10, f"{room.name}: say what the room holds and where to start"
 
 
 @pytest.mark.parametrize("module", sources())

@@ -24,9 +24,7 @@ def test_nothing_slow_is_imported(words):
         "import sys; from fledgling.cli import main; code = main(sys.argv[1:]); "
         f"print([name for name in {SLOW!r} if name in sys.modules], file=sys.stderr); sys.exit(code)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     assert result.stderr.strip() == "[]"
 

@@ -104,9 +104,7 @@ def rows_of(batches) -> Counter:
 
 def same(left, right) -> bool:
     return len(left) == len(right) and all(
-        torch.equal(a.tokens, b.tokens)
-        and torch.equal(a.targets, b.targets)
-        and torch.equal(a.documents, b.documents)
+        torch.equal(a.tokens, b.tokens) and torch.equal(a.targets, b.targets) and torch.equal(a.documents, b.documents)
         for a, b in zip(left, right, strict=True)
     )
 

@@ -20,9 +20,9 @@ def case():
 
 def plain(hidden, weight, targets):
     logits = 15 * torch.tanh((hidden @ weight.T) / 15)
-    return F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
-    ).view(targets.shape)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none").view(
+        targets.shape
+    )
 
 
 @pytest.mark.parametrize("values", [1 << 24, 350])  # one chunk, and chunks of seven tokens

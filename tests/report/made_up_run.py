@@ -41,16 +41,12 @@ def interval(share: float, n: int) -> tuple[float, float]:
     return max(0.0, share - half), min(1.0, share + half)
 
 
-def _work(
-    recorder: Recorder, name: str, steps: int, least: float, most: float, chance: random.Random
-) -> None:
+def _work(recorder: Recorder, name: str, steps: int, least: float, most: float, chance: random.Random) -> None:
     for step in range(1, steps + 1):
         loss = least + (most - least) * math.exp(-5 * step / steps) + chance.gauss(0, 0.05)
         extra = {"reward": 0.45 + 0.3 * step / steps + chance.gauss(0, 0.05)} if name == "rl" else {}
         speed = chance.gauss(18_000, 250) * (0.2 if name == "rl" else 1) * (0.1 if step == 1 else 1)
-        recorder.metric(
-            step, loss=loss, tokens=4096 * step, tokens_per_second=speed, mfu=speed / 47_000, **extra
-        )
+        recorder.metric(step, loss=loss, tokens=4096 * step, tokens_per_second=speed, mfu=speed / 47_000, **extra)
 
 
 def _measure(recorder: Recorder, name: str, place: int, steps: int) -> None:

@@ -50,9 +50,7 @@ def page(run) -> Page:
 
 
 def stands_alone(found: Page) -> None:
-    assert not {"script", "img", "image", "iframe", "object", "embed", "link", "a", "form", "use"} & set(
-        found.tags
-    )
+    assert not {"script", "img", "image", "iframe", "object", "embed", "link", "a", "form", "use"} & set(found.tags)
     for name, value in found.attributes:
         assert not name.startswith("on") and name not in ("href", "src", "xlink:href"), (name, value)
     assert "url(" not in "".join(found.text)
@@ -84,11 +82,7 @@ def test_the_last_value_of_each_stage_with_its_baseline(run):
 
 def test_predicted_and_measured_have_the_same_keys(run, tmp_path):
     found = summary(run)
-    assert (
-        set(found["predicted"])
-        == set(found["measured"])
-        >= {"pretrain.hours", "pretrain.tokens", "pretrain.usd"}
-    )
+    assert set(found["predicted"]) == set(found["measured"]) >= {"pretrain.hours", "pretrain.tokens", "pretrain.usd"}
     bare = summary(make_run(tmp_path / "bare", scale=0.05, planned=False))
     assert bare["predicted"] == bare["measured"] == {}
 
@@ -112,9 +106,7 @@ def test_the_page_shows_everything_and_stands_alone(run):
     assert "prefers-color-scheme: dark" in text
 
 
-BAD = (
-    "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 191 }}{% raw %}&lt;[red]\x00\ud83d\u202e"
-)
+BAD = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 191 }}{% raw %}&lt;[red]\x00\ud83d\u202e"
 
 
 def test_nothing_in_a_run_is_markup(tmp_path):
@@ -135,9 +127,7 @@ def test_nothing_in_a_run_is_markup(tmp_path):
     (run / "environment.json").write_text(json.dumps({BAD: BAD, "gpus": [BAD], "memory": BAD}))
     (run / "tokenizer/training.json").write_text(json.dumps({"vocab_size": BAD, "fingerprint": BAD}))
     (run / "data/<b>x").mkdir()
-    (run / "data/<b>x/manifest.json").write_text(
-        json.dumps({"tokens": BAD, "files": {"tokens.bin": {"sha256": BAD}}})
-    )
+    (run / "data/<b>x/manifest.json").write_text(json.dumps({"tokens": BAD, "files": {"tokens.bin": {"sha256": BAD}}}))
     found = page(run)
     stands_alone(found)
     text = "".join(found.text)
@@ -218,9 +208,7 @@ def test_weights_are_counted_from_the_checkpoint(tmp_path):
     assert summary(run)["measured"]["parameters"] == 17
 
 
-@pytest.mark.parametrize(
-    "make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")]
-)
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
 def test_no_run_is_one_line(tmp_path, make, capsys):
     make(tmp_path / "run")
     for look in (build, summary, evals_table):

@@ -26,8 +26,7 @@ CONCEPTS = {
     "spelling": "spell spelled spelling letters letter word write list name separate type say",
     "counting": "how many often times count number letter letters find appear contains total",
     "identity": "who what name made trained human machine big small weights run learn internet wrong hello",
-    "stdlib": "what does do purpose used for explain describe documentation module import which "
-    "where defined",
+    "stdlib": "what does do purpose used for explain describe documentation module import which where defined",
 }
 
 
@@ -127,9 +126,7 @@ def test_the_reference_reply_scores_one_and_is_a_conversation(name):
 def test_no_slot_is_left_open_and_no_prompt_is_long(name):
     task = get(name)
     prompts = [task.train(i, 1)["messages"][0]["content"] for i in range(3_000)]
-    prompts += [task.practice(i, 1).prompt for i in range(300)] + [
-        task.question(i, True).prompt for i in range(300)
-    ]
+    prompts += [task.practice(i, 1).prompt for i in range(300)] + [task.question(i, True).prompt for i in range(300)]
     assert not [p for p in prompts if "{" in p or "}" in p or "[" in p or "  " in p]
     assert max(map(len, prompts)) < 200
 
@@ -198,9 +195,7 @@ def test_identity_has_one_answer_a_kind():
             for template in templates:
                 kinds.setdefault(plain_words(template), set()).add(kind)
     assert [text for text, found in kinds.items() if len(found) > 1] == []
-    question = next(
-        q for q in (get("identity").question(i, True) for i in range(99)) if q.facts["kind"] == "name"
-    )
+    question = next(q for q in (get("identity").question(i, True) for i in range(99)) if q.facts["kind"] == "name")
     assert get("identity").score(question, "my name is Fledgling") == 1.0
     assert get("identity").score(question, identity.ANSWERS["who"]) == 0.0
 
@@ -228,9 +223,7 @@ def test_a_module_is_asked_for_only_where_one_has_the_name():
 def test_the_harvest_is_large_sorted_and_clean():
     words = harvest()
     assert len(words) >= 5_000 and list(words) == sorted(set(words))
-    assert all(
-        word.isascii() and word.islower() and word.isalpha() and 3 <= len(word) <= 12 for word in words
-    )
+    assert all(word.isascii() and word.islower() and word.isalpha() and 3 <= len(word) <= 12 for word in words)
     assert not set(real_words(True, 12)) & set(real_words(False, 12))
     assert 0.07 < len(real_words(True, 12)) / len(words) < 0.13
     rng = random.Random(1)

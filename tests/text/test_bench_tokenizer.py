@@ -20,9 +20,7 @@ def test_every_library_encodes_to_the_same_ids(tmp_path, texts, digits):
     assert result["documents"] == len(texts)
     assert "tokenizers" in result["train"]
     for row in result["encode"].values():
-        assert all(
-            row[threads][state] > 0 for threads in ("one_thread", "all_cores") for state in ("cold", "warm")
-        )
+        assert all(row[threads][state] > 0 for threads in ("one_thread", "all_cores") for state in ("cold", "warm"))
     assert "ids agree" in table(result)
 
 

@@ -53,9 +53,7 @@ def test_the_declaration_comes_by_language(data, tmp_path):
 def test_train_eval_and_show(data, tmp_path, texts, capsys):
     (tmp_path / "words.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     out = str(tmp_path / "made")
-    assert (
-        main(["tokenizer", "train", str(tmp_path / "words.jsonl"), "--out", out, "--vocab-size", "512"]) == 0
-    )
+    assert main(["tokenizer", "train", str(tmp_path / "words.jsonl"), "--out", out, "--vocab-size", "512"]) == 0
     assert "512 entries" in capsys.readouterr().out
     assert json.loads((tmp_path / "made" / "training.json").read_text())["vocab_size"] == 512
 

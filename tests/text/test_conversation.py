@@ -102,9 +102,7 @@ def test_names_of_control_tokens_in_text_stay_text(tokenizer, said, tool, answer
 def test_many_at_once_are_as_one_by_one(tokenizer):
     parts = [{"type": "python", "text": "1"}, {"type": "output", "text": "1"}]
     conversations = [talk(user(f"{number} is?"), assistant(parts)) for number in range(5)]
-    conversations.append(
-        talk({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
-    )
+    conversations.append(talk({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")))
     for conversation, many in zip(conversations, render_all(tokenizer, conversations), strict=True):
         one = render(tokenizer, conversation)
         assert one.tokens.tolist() == many.tokens.tolist()

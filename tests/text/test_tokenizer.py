@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from fledgling.config import UserError
 from fledgling.text.tokenizer import SPECIAL, Tokenizer
 
-relaxed = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+relaxed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 whole_text = st.text(st.characters(exclude_categories=("Cs",)))
 # Control tokens' names whole, in pieces and run together, and the white space and digits that splits turn on.
 fragments = ("<|", "|>", "<", "|", "bos", "user_start", "_", ">", "'s", "a", " B", "é")
@@ -63,9 +61,7 @@ def test_memory_of_the_fast_engine_is_bounded_by_fresh_copies(tokenizer, texts, 
 @pytest.mark.parametrize("digits", (1, 2, 3))
 def test_both_trainers_give_the_same_tokenizer(texts, digits):
     pytest.importorskip("ffbpe")
-    made = [
-        Tokenizer.train(texts, 700, digits=digits, trainer=trainer) for trainer in ("ffbpe", "tokenizers")
-    ]
+    made = [Tokenizer.train(texts, 700, digits=digits, trainer=trainer) for trainer in ("ffbpe", "tokenizers")]
     assert made[0].fingerprint() == made[1].fingerprint()
     assert [each.training["trainer"] for each in made] == ["ffbpe", "tokenizers"]
 
@@ -164,9 +160,7 @@ def test_threads_share_a_tokenizer(tokenizer, texts):
 
 def test_a_vocabulary_larger_than_the_text_supports_says_what_was_reached(texts):
     for trainer in ("tokenizers", "auto"):
-        with pytest.raises(
-            UserError, match=r"vocab_size is 50000, but .* support only (\d+): ask for at most"
-        ):
+        with pytest.raises(UserError, match=r"vocab_size is 50000, but .* support only (\d+): ask for at most"):
             Tokenizer.train(texts, 50_000, trainer=trainer)
     with pytest.raises(UserError, match="support only 317"):
         Tokenizer.train([], 500)

@@ -58,9 +58,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
         "empty": torch.zeros(0, 3),
     }
     state = {"step": 3, "loss": 0.1 + 0.2, "best": float("inf"), "words": ["火", "\x00", "é"], "none": None}
-    path = checkpoint.save(
-        tmp_path / "checkpoints", 3, {"model": model, "random": checkpoint.random_state()}, state
-    )
+    path = checkpoint.save(tmp_path / "checkpoints", 3, {"model": model, "random": checkpoint.random_state()}, state)
     assert path == tmp_path / "checkpoints/step-00000003"
     loaded = checkpoint.load(path)
     assert loaded.state == state and loaded.path == path
@@ -214,9 +212,7 @@ def test_retention_never_costs_the_last_good_one(tmp_path):
     assert [p.name for p in checkpoint.retain(c, 1)] == ["step-00000003"], "the damaged one does not count"
     assert [p.name for p in checkpoint.retain(c, 0)] == ["step-00000003"], "one always stays"
     (c / "step-00000003/state.json").unlink()
-    assert checkpoint.retain(c, 1) == [] and (c / "step-00000003").is_dir(), (
-        "with none whole, nothing is deleted"
-    )
+    assert checkpoint.retain(c, 1) == [] and (c / "step-00000003").is_dir(), "with none whole, nothing is deleted"
 
 
 # ---- foreign and hostile -------------------------------------------------------------------------
@@ -248,18 +244,10 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
         struct.pack("<Q", 2**40) + b"{}",
         struct.pack("<Q", 2) + b"[]",
         struct.pack("<Q", 2) + b"{x",
-        struct.pack("<Q", 71)
-        + b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}     '
-        + b"\0" * 4,
-        struct.pack("<Q", 71)
-        + b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}                '
-        + b"\0" * 4,
-        struct.pack("<Q", 71)
-        + b'{"w":{"dtype":"XYZ","shape":[1],"data_offsets":[0,4]}}                 '
-        + b"\0" * 4,
-        struct.pack("<Q", 71)
-        + b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,400]}}               '
-        + b"\0" * 4,
+        struct.pack("<Q", 71) + b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4]}}     ' + b"\0" * 4,
+        struct.pack("<Q", 71) + b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[-4,0]}}                ' + b"\0" * 4,
+        struct.pack("<Q", 71) + b'{"w":{"dtype":"XYZ","shape":[1],"data_offsets":[0,4]}}                 ' + b"\0" * 4,
+        struct.pack("<Q", 71) + b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,400]}}               ' + b"\0" * 4,
     ],
 )
 def test_a_hostile_safetensors_header_is_refused(tmp_path, header):
@@ -347,10 +335,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         "print([p.name for p in d.iterdir()], c.load(c.latest(d)).path.name)' $1"
     )
     command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable]
-    if (
-        not shutil.which("unshare")
-        or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
-    ):
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here")
     done = subprocess.run(command, capture_output=True, text=True)
     if "mount" in done.stderr and done.returncode:
@@ -372,9 +357,7 @@ def test_no_room_at_any_write(tmp_path, monkeypatch, call):
         patch.setattr(home, call, full)
         source = tmp_path / "tokenizer.json"
         with pytest.raises(UserError, match=r"step-00000002: No space left .* needed, .* free"):
-            checkpoint.save(
-                tmp_path / "c", 2, {"model": {"w": torch.zeros(3)}}, {}, {"tokenizer.json": source}
-            )
+            checkpoint.save(tmp_path / "c", 2, {"model": {"w": torch.zeros(3)}}, {}, {"tokenizer.json": source})
     no_trace(tmp_path / "c", ["step-00000001"])
 
 
@@ -450,10 +433,7 @@ def test_a_model_comes_out_ready_to_talk(tmp_path):
     tokens = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         assert torch.equal(loaded(tokens), model(tokens))
-    assert (
-        next(checkpoint.load_model(tmp_path / "sft", dtype=torch.bfloat16)[0].parameters()).dtype
-        == torch.bfloat16
-    )
+    assert next(checkpoint.load_model(tmp_path / "sft", dtype=torch.bfloat16)[0].parameters()).dtype == torch.bfloat16
     for wrong in ({"depth": 3}, {"depth": 10**12}, {"width": 64}, {"depth": "x"}, {"nonsense": 1}):
         saved({"model": config.to_dict() | wrong})
         with pytest.raises(UserError) as error:
