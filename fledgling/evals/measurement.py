@@ -1,4 +1,4 @@
-"""A measured figure with what is needed to trust it: interval, number of cases, and the best constant answer's score."""
+"""A measured figure and what is needed to trust it: interval, number of cases, the best constant answer's score."""
 
 from __future__ import annotations
 

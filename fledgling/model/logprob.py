@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -1
-CHUNK_VALUES = 1 << 24  # logits of one chunk: 32 MiB in bf16, whatever the vocabulary
+CHUNK_VALUES = 1 << 22  # logits of one chunk: 8 MiB in bf16, whatever the vocabulary
 TANH_TOP = (
     -2.76076847742355e-16,
     2.00018790482477e-13,

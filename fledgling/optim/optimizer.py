@@ -1,7 +1,7 @@
 """The optimizer: state by parameter name, one update for all ranks.
 
-One idea: equal-shaped matrices are moved as one stack, everything else tensor by tensor, and state is saved whole and by
-parameter name, so that it can be loaded into any other arrangement. Gradients are summed over ranks (the loss was
+One idea: equal-shaped matrices are moved as one stack, everything else tensor by tensor, and state is saved whole and
+by parameter name, so that it can be loaded into any other arrangement. Gradients are summed over ranks (the loss was
 divided by the global count of targets). The update of every rank is the same: this is ZeRO stage 0.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fledgling.config import OptimizerTable, UserError
 from fledgling.optim.groups import role_of, rules
-from fledgling.optim.rules import adamw, muon
+from fledgling.optim.rules import adamw_, muon
 from fledgling.world import World
 
 
@@ -39,7 +39,7 @@ class Optimizer:
         self.parameters = dict(model.named_parameters())
         self.rules = rules(table)
         self.multiplier, self.count = 1.0, 0
-        self._adamw: Callable = torch.compile(adamw, dynamic=False) if compiled else adamw
+        self._adamw: Callable = torch.compile(adamw_, dynamic=False) if compiled else adamw_
         self.single: dict[str, str] = {}  # name -> role
         self.stacks: dict[tuple[int, ...], list[str]] = defaultdict(list)  # shape -> names
         self.state: dict[str, Tensor] = {}
@@ -83,7 +83,7 @@ class Optimizer:
         for name, role in self.single.items():
             parameter = self.parameters[name]
             mean, square = self.state[f"{name}.mean"], self.state[f"{name}.square"]
-            moved = self._adamw(
+            self._adamw(
                 parameter,
                 parameter.grad,
                 mean,
@@ -94,8 +94,6 @@ class Optimizer:
                 table.adam_eps,
                 0.0,
             )
-            for old, new in zip((parameter, mean, square), moved, strict=True):
-                old.copy_(new)
         for shape, names in self.stacks.items():
             stack = torch.stack([self.parameters[name] for name in names])
             gradient = torch.stack([self.parameters[name].grad for name in names])

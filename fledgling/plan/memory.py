@@ -19,7 +19,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 # What a block keeps for backward, in units of C a token: two normed inputs 2, queries, keys and values 3,
 # queries and keys normed and rotated 2, attention's output 1, the hidden layer before and after ReLU^2 8.
 KEPT_PER_BLOCK = 16
-CHUNK_VALUES = 1 << 24  # logits of one chunk, as in fledgling.model.logprob
+CHUNK_VALUES = 1 << 22  # logits of one chunk, as in fledgling.model.logprob
 HEADROOM = 0.85  # share of a device's memory that an automatic micro-batch may fill
 
 

@@ -138,10 +138,10 @@ def evals_table(run_dir: Path | str) -> "Table":
     rows = {(one.stage, one.name): one for one in finals(run)}
     stages = [stage.name for stage in run.stages if stage.evals]
     made = Table(box=SIMPLE_HEAD, title=Text(f"{title(run)}: evaluations, 95 % intervals"), title_justify="left")
-    made.add_column("")
+    made.add_column("", min_width=10)
     for stage in stages:
         made.add_column(stage, justify="right")
-    made.add_column("best constant", justify="right", style="dim")
+    made.add_column("best\nconst.", justify="right", style="dim")
     made.add_column("n", justify="right", style="dim")
     for name in names(run):
         found = [rows.get((stage, name)) for stage in stages]

@@ -1,4 +1,4 @@
-"""Builder of the rl stage: rollouts as batches, the clipped policy gradient as loss, the same loop as everything else."""
+"""Builder of the rl stage: rollouts as batches, the clipped policy gradient as loss, the same loop."""
 
 from __future__ import annotations
 

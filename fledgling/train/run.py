@@ -1,7 +1,7 @@
 """One stage of a recipe, put together and run: tokenizer, model, optimizer, stream, checkpoint, loop.
 
-A stage lives in RUN/<stage>. It starts from the last checkpoint of the stage before it (pretraining from the seed), goes on
-from its own newest checkpoint, and is left alone once it is done.
+A stage lives in RUN/<stage>. It starts from the last checkpoint of the stage before it (pretraining from the seed),
+goes on from its own newest checkpoint, and is left alone once it is done.
 """
 
 from __future__ import annotations
