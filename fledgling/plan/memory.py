@@ -34,10 +34,9 @@ def per_rank(
     """
     N, M, V, C = parameters(config)["total"], matrices(config), config.vocab_size, config.width
     width, tokens = BYTES[dtype], rows * config.context
-    if whole_logits:
-        logits = tokens * V * (4 + width)
-    else:  # the product and its gradient, two float32 steps between them, and the head's own gradient
-        logits = min(tokens * V, CHUNK_VALUES) * (2 * width + 8) + V * C * 4
+    # the product and its gradient, two float32 steps between them, and the head's own gradient
+    chunked = min(tokens * V, CHUNK_VALUES) * (2 * width + 8) + V * C * 4
+    logits = tokens * V * (4 + width) if whole_logits else chunked
     counts = {
         "parameters": 4 * N,
         "gradients": 4 * N,

@@ -1,8 +1,8 @@
 """The one training loop: forward, backward, step - for pretraining, midtraining, fine-tuning and RL alike.
 
-One idea: a stage hands over batches, a summed loss, a schedule and evals; the loop divides by the number of targets
-over all ranks and micro-batches, so the update does not depend on how the batch was split. No other place in this package
-calls backward; a test says so.
+One idea: a stage hands over batches, a summed loss, a schedule and evals; the loop divides by the number of
+targets over all ranks and micro-batches, so the update does not depend on how the batch was split. No other place in
+this package calls backward; a test says so.
 """
 
 from __future__ import annotations
