@@ -166,6 +166,7 @@ class RunTable:
     dtype: str = _choice("auto", "float32", "bfloat16")
     compile: str = _choice("auto", "on", "off")
     threads: int = _count(0, 0)  # 0: as many as there are cores
+    sinks: tuple[str, ...] = ()  # tensorboard, wandb, trackio: told of every metric, beside the files
     data_dir: str | None = None  # None: FLEDGLING_DATA, or ./data
     hardware: str = "cpu"  # what `plan` reckons with (fledgling.plan.hardware); training takes what it finds
     ranks: int = _count(1)  # how many of them `plan` reckons with

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from fledgling.cli.options import Json
+from fledgling.cli.options import Json, Overrides
+from fledgling.config import load_recipe
 
 app = App(name="data", help="Look at, fetch and prepare training text.")
 
@@ -147,3 +148,23 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(part)}" for key, part in value.items() if part != "")
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+@app.command
+def prepare(recipe: str = "quickstart", /, *, overrides: Overrides = ()) -> None:
+    """Train a recipe's tokenizer and write the token shards of its documents, so that training starts at once.
+
+    Parameters
+    ----------
+    recipe
+        A recipe's name, a TOML file or a run directory.
+    """
+    chosen = load_recipe(recipe, overrides)
+    from fledgling.train.prepare import Preparer, parts
+
+    preparer = Preparer(chosen, Path(chosen.run.out), lambda text: print(text, file=sys.stderr))
+    tokenizer = preparer.tokenizer()
+    mixtures = [chosen.stage(stage).mixture for stage in chosen.stages if chosen.stage(stage).mixture]
+    for source in dict.fromkeys(name for mixture in mixtures for name in parts(mixture).documents):
+        for shard in preparer.documents(source, tokenizer):
+            print(f"{shard.directory}: {len(shard):,} documents, {len(shard.tokens):,} tokens")

@@ -53,7 +53,7 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
         shutil.rmtree(stage_dir, ignore_errors=True)
     passed_over: list[str] = []
     saved = checkpoint.latest(stage_dir / "checkpoints", warn=passed_over.append) if resume == "auto" else None
-    with Recorder(stage_dir, name, 0, quiet=quiet, active=world.is_main) as recorder:
+    with Recorder(stage_dir, name, 0, quiet=quiet, sinks=recipe.run.sinks, active=world.is_main) as recorder:
         for line in (*passed_over, f"{name}: {setup.sentence}"):
             recorder.notice(line)
         preparer = Preparer(recipe, run_dir, recorder.notice)
