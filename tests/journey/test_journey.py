@@ -45,7 +45,7 @@ def test_from_nothing_to_a_model_to_talk_to(tmp_path):
     measured = fledgling("eval", "chat", out, "--questions", "2", "--json")
     assert measured.returncode == 0, measured.stderr
     assert {"n", "low", "high", "baseline"} <= set(json.loads(measured.stdout)[0])
-    bits = fledgling("eval", "bpb", out, recipe, "--json")
+    bits = fledgling("eval", "bpb", out, tmp_path / "text", "--json")
     assert bits.returncode == 0, bits.stderr
     assert 0 < json.loads(bits.stdout)[0]["value"] < 20
     assert time.monotonic() - began < 90

@@ -71,5 +71,5 @@ def test_every_role_has_a_rule():
 def test_trapezoid_rises_stays_and_falls():
     values = [trapezoid(step / 100, 100, warmup=10, decay=0.4) for step in range(100)]
     assert values[0] == pytest.approx(0.1) and values[9] == 1.0 and values[59] == 1.0
-    assert values[99] == pytest.approx(0.025) and all(a >= b for a, b in itertools.pairwise(values))
+    assert values[99] == pytest.approx(0.025) and all(a >= b for a, b in itertools.pairwise(values[9:]))
     assert trapezoid(0.999, 1000, decay=0.5, final=0.2) == pytest.approx(0.2, abs=2e-3)
