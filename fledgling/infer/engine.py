@@ -97,20 +97,22 @@ class Engine:
         rows: int = 256,
         tools: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Answer every prompt, at most `rows` at a time; completions come in the order of the prompts.
 
-        Answer i is drawn with the noise of request i of `sampling.seed`: it depends on no other prompt (up to
-        rounding: a matrix product may round differently in another batch). An answer ends at
-        `assistant_end`, `bos` or one of `sampling.stop`; at `max_tokens`; or when the context is full.
-        `tools` lets the model use the calculator. `progress(done, total)` is called as answers finish.
+        Answer i is drawn with the noise of request `numbers[i]` (else i) of `sampling.seed`: it depends on no other
+        prompt (up to rounding: a matrix product may round differently in another batch). An answer ends at
+        `assistant_end`, `bos` or one of `sampling.stop`; at `max_tokens`; or when the context is full. `tools` lets
+        the model use the calculator. `progress(done, total)` is called as answers finish.
         """
         self.refresh()
         sampling = sampling or Sampling()
         decoder = Decoder(self, rows)
         tickets: dict[int, Ticket] = {}
         for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):  # little padding
-            tickets[index] = decoder.add(prompts[index], sampling, index, tools)
+            number = numbers[index] if numbers is not None else index
+            tickets[index] = decoder.add(prompts[index], sampling, number, tools)
         done = sum(1 for ticket in tickets.values() if ticket.finish)
         while decoder.busy:
             finished = len(decoder.step())

@@ -23,6 +23,8 @@ MOST_EVALS = 60
 COLOUR = {name: colour for colour, name in enumerate(STAGES)}
 _EXTRAS = ("reward", "pass_at_group", "length", "entropy", "kl")
 
+COMPARED = "bits_per_byte of "  # evaluations of this name say what a compressor needs: levels, not curves
+
 
 def build(run_dir: Path | str) -> Path:
     """Write RUN/report.html and return its path. Raises UserError when there is nothing to report."""
@@ -318,12 +320,14 @@ def eval_charts(run: Run) -> list[tuple[str, Markup]]:
     """One chart a task over all stages: seen and new wordings, 95 % bands, the best constant answer."""
     found = numbers.names(run)[:MOST_EVALS]
     tasks = [name for name in found if name.removesuffix("_unseen") not in found or not name.endswith("_unseen")]
+    tasks = [name for name in tasks if not name.startswith(COMPARED)]
     made = []
     for task in tasks:
         both = [name for name in (task, f"{task}_unseen") if name in found]
         values = [one.value for stage in run.stages for one in stage.evals if one.name in both]
         share = numbers.is_share(task, values)
         lines = [line for name in both for line in _eval_lines(run, name, unseen=name != task)]
+        lines += _compared_lines(run) if task == COMPARED.split()[0] else []
         chart = Chart(
             task,
             lines,
@@ -334,6 +338,17 @@ def eval_charts(run: Run) -> list[tuple[str, Markup]]:
         )
         made.append((words(task), draw(chart)))
     return made
+
+
+def _compared_lines(run: Run) -> list[Line]:
+    """What each compressor needs for the same text, as a level line across all stages."""
+    place = _places(run)
+    every = [place(one.stage, one.step) for stage in run.stages for one in stage.evals]
+    levels = [one for stage in run.stages for one in stage.evals if one.name.startswith(COMPARED)]
+    ends = [min(every), max(every)] if every else []
+    return [
+        Line(one.name.removeprefix(COMPARED), ends, [one.value] * 2, colour=6, dashed=True) for one in levels if ends
+    ]
 
 
 def _eval_lines(run: Run, name: str, unseen: bool) -> list[Line]:

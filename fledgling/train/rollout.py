@@ -92,8 +92,9 @@ def to_batches(rollouts: Sequence[Rollout], context: int, micro_rows: int, bos: 
 class Rollouts:
     """The stream of an RL stage: `next()` asks, answers, scores and packs, with the weights as they are now.
 
-    Prompts are a pure function of (seed, global index), noise of (seed, step); with `epochs` above 1 a step's rollouts
-    are learned from that many times. `last` holds what to record of the newest rollouts.
+    Prompts are a pure function of (seed, global index), noise of (seed, number of the rollout), so that any number
+    of ranks asks and answers the same; with `epochs` above 1 a step's rollouts are learned from that many times. `last`
+    holds what to record of the newest rollouts.
     """
 
     def __init__(self, engine: Engine, table: RLTable, seed: int, micro_rows: int, world: World) -> None:
@@ -123,10 +124,12 @@ class Rollouts:
         mine = range(first + self.world.rank, first + table.prompts, self.world.size)
         questions = [self.question(index) for index in mine]
         prompts = [prompt_ids(tokenizer, q) for q in questions for _ in range(table.group)]
-        noise = (self.seed * 1_000_003 + round_) * 4099 + self.world.rank
-        sampling = Sampling(temperature=table.temperature, max_tokens=table.max_tokens, seed=noise)
+        numbers = [
+            index * table.group + k for index in mine for k in range(table.group)
+        ]  # the same on any number of ranks
+        sampling = Sampling(temperature=table.temperature, max_tokens=table.max_tokens, seed=self.seed)
         self.engine.refresh()
-        answers = self.engine.generate(prompts, sampling, rows=len(prompts))
+        answers = self.engine.generate(prompts, sampling, rows=len(prompts), numbers=numbers)
         rewards = np.array(
             [
                 get(q.task).score(q, final_text(tokenizer, answers[i * table.group + k].tokens))
