@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+SMALLEST = 1e-200  # of a logarithmic axis; beneath it, quotients of neighbours leave the range of a float
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 34
 MOST_POINTS = 320  # a line of more is averaged in equal groups
@@ -132,7 +133,7 @@ def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
     xs = [x for line in lines for x in line.xs] + [x for x, _ in (*chart.marks, *chart.x_ticks)]
     ys = [y for line in lines for y in (*line.ys, *line.lows, *line.highs) if y is not None]
     ys += [y for y in (chart.floor, chart.ceiling) if y is not None]
-    logarithmic = chart.logarithmic and min(ys) > 0
+    logarithmic = chart.logarithmic and min(ys) > SMALLEST
     low, high = min(ys), max(ys)
     if logarithmic:
         low, high = low / 1.04, high * 1.04
@@ -148,7 +149,7 @@ def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
 
 def _apart(low: float, high: float) -> tuple[float, float]:
     """The interval, made wider where it is too narrow to divide by."""
-    least = 1e-9 * max(abs(low), abs(high)) or 1e-9
+    least = max(1e-9 * max(abs(low), abs(high)), SMALLEST)
     return (low, high) if high - low > least else (low, high + max(1.0, 1e3 * least))
 
 
