@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,27 +113,10 @@ def gpus(torch: Any) -> Finding:
 def peaks(torch: Any) -> list[Finding]:
     """Measure a square matrix product in float32 and bfloat16 on the device that training would choose."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    size = 1024 if device == "cpu" else 8192
+    from fledgling.train.setup import measure_peak
+
     findings = []
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        speed = matmul_flops(torch, device, dtype, size)
-        findings.append(Finding(f"{device} {name}", True, f"{speed / 1e9:,.0f} GFLOP/s, {size} x {size}"))
+        speed = measure_peak(torch.device(device), dtype)
+        findings.append(Finding(f"{device} {name}", True, f"{speed / 1e9:,.0f} GFLOP/s in a matrix product"))
     return findings
-
-
-def matmul_flops(torch: Any, device: str, dtype: Any, size: int, seconds: float = 0.3) -> float:
-    """Return the FLOP/s of the fastest (size, size) product within `seconds`, after one to warm up."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-
-    def once() -> float:
-        start = time.perf_counter()
-        product = a @ b
-        product[0, 0].item()  # waits for the device
-        return time.perf_counter() - start
-
-    once()
-    best, spent = float("inf"), 0.0
-    while spent < seconds:
-        took = once()
-        best, spent = min(best, took), spent + took
-    return 2 * size**3 / best
