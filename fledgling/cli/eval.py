@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from cyclopts import App
@@ -31,19 +32,19 @@ def bpb(checkpoint: str, text: str, /, *, device: str = "auto", as_json: Json = 
     device
         auto, cpu, cuda or mps.
     """
-    import numpy as np
-
-    from fledgling.data.pack import crop_plan, fill
+    from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
     from fledgling.data.sources import documents
-    from fledgling.evals.bpb import bits_per_byte
+    from fledgling.data.stream import RowSource
+    from fledgling.evals.bpb import bits_per_byte, first_rows
     from fledgling.train.checkpoint import load_model
 
     model, tokenizer, _ = load_model(checkpoint, device=_device(device))
-    ids = tokenizer.encode_batch([document.text for document in documents(text)])
-    rows = _Flat(ids)
-    plan = crop_plan(rows.lengths, model.config.context + 1)
-    packed = [fill(plan, rows, i, tokenizer.bos, pad=tokenizer.bos) for i in range(plan.rows)]
-    batches = _batches(np.stack([t for t, _ in packed]), np.stack([m for _, m in packed]), tokenizer.bos)
+    with TemporaryDirectory() as folder:
+        shard = Path(folder) / "text"
+        with ShardWriter(shard, tokenizer.vocab_size) as writer:
+            tokenize_documents((document.text for document in documents(text)), tokenizer, writer)
+        rows = RowSource(TokenShard.open(shard), "crop", model.config.context, seed=0, bos=tokenizer.bos)
+        batches = first_rows(rows, len(rows), micro_rows=16)
     _show([bits_per_byte(model, batches, tokenizer.byte_lengths())], as_json)
 
 
@@ -95,35 +96,6 @@ def chat(
     if log:
         log.write_text("\n".join(lines) + "\n", encoding="utf-8")
     _show(measured, as_json)
-
-
-class _Flat:
-    """Documents in memory, read like a shard."""
-
-    def __init__(self, ids: list[list[int]]) -> None:
-        import numpy as np
-
-        self.ids = [np.asarray(one, dtype=np.int64) for one in ids]
-        self.lengths = np.array([len(one) for one in ids])
-
-    def read(self, document: int, start: int, length: int, /):
-        """Part of a document, and no mask."""
-        return self.ids[document][start : start + length], None
-
-
-def _batches(tokens, mask, bos: int, rows: int = 16):
-    import numpy as np
-    import torch
-
-    from fledgling.data.batch import IGNORE, Batch
-    from fledgling.data.stream import segments
-
-    whole = Batch(
-        torch.from_numpy(tokens[:, :-1].copy()),
-        torch.from_numpy(np.where(mask, tokens, IGNORE)[:, 1:].copy()),
-        torch.from_numpy(segments(tokens[:, :-1], bos)),
-    )
-    return whole.split(rows)
 
 
 def _device(wish: str):

@@ -12,9 +12,16 @@ import numpy as np
 import torch
 
 from fledgling.data.batch import IGNORE, Batch
+from fledgling.data.stream import MixtureStream, RowSource
 from fledgling.evals.measurement import Measurement
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
+
+
+def first_rows(rows: RowSource, count: int, micro_rows: int) -> list[Batch]:
+    """The first `count` rows of a source (at most one epoch), always the same, in batches of `micro_rows`."""
+    count = min(len(rows), count)
+    return MixtureStream([(rows, 1.0)], count, min(micro_rows, count), 1, seed=0, look_ahead=False).next()
 
 
 @torch.no_grad()

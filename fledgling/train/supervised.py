@@ -6,18 +6,16 @@ One function builds all three: the sources of the mixture become row sources, th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from fledgling.config import Recipe, StageTable, UserError
-from fledgling.data.batch import Batch
 from fledgling.data.shards import TokenShard
 from fledgling.data.split import compressed_bits_per_byte
 from fledgling.data.stream import MixtureStream, RowSource
 from fledgling.evals import chat, samples
-from fledgling.evals.bpb import bits_per_byte
+from fledgling.evals.bpb import bits_per_byte, first_rows
 from fledgling.evals.measurement import Measurement
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
@@ -129,8 +127,7 @@ def evals(table, context: Context, validation: TokenShard | None, micro_rows: in
     made = []
     if validation is not None and len(validation):
         rows = RowSource(validation, "crop", context.recipe.model.context, seed=0, bos=context.tokenizer.bos)
-        batches = partial(_validation, rows, micro_rows)
-        made.append(Eval("bits_per_byte", table.eval_every, partial(_bits, context, batches)))
+        made.append(Eval("bits_per_byte", table.eval_every, partial(_bits, context, rows, micro_rows)))
     mixture = table.mixture or context.recipe.sft.mixture  # RL has none of its own: it is examined in all of SFT's
     names = [n for n in NAMES if n in mixture]
     if names:
@@ -139,14 +136,9 @@ def evals(table, context: Context, validation: TokenShard | None, micro_rows: in
     return tuple(made)
 
 
-def _validation(rows: RowSource, micro_rows: int, last: bool) -> list[Batch]:
-    count = min(len(rows), VALIDATION_ROWS if last else VALIDATION_ROWS // 8)
-    stream = MixtureStream([(rows, 1.0)], count, min(micro_rows, count), 1, seed=0, look_ahead=False)
-    return stream.next()
-
-
-def _bits(context: Context, batches: Callable[[bool], list[Batch]], step: int, last: bool) -> list[Measurement]:
-    return [bits_per_byte(context.model, batches(last), context.tokenizer.byte_lengths())]
+def _bits(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:
+    batches = first_rows(rows, VALIDATION_ROWS if last else VALIDATION_ROWS // 8, micro_rows)
+    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths())]
 
 
 def _compression(context: Context, source: str, step: int, last: bool) -> list[Measurement]:
