@@ -27,7 +27,7 @@ VERBS = {
     "data": ("app", "Look at, fetch and prepare training text: info, fetch, prepare."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft or rl."),
-    "eval": ("app", "Measure a checkpoint: bpb, chat."),
+    "eval": ("app", "Measure a checkpoint: bpb, core, chat; compare two."),
     "chat": ("chat", "Talk with a checkpoint."),
     "report": ("report", "A run directory as one self-contained page."),
     "bench": ("app", "Speed, each figure beside its physical limit on this machine."),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
+from fledgling.cli.eval_core import compare, core
 from fledgling.cli.options import Json
 from fledgling.config import UserError
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from fledgling.evals.measurement import Measurement
 
 app = App(name="eval", help="Measure a checkpoint, each figure with its 95 % interval.")
+app.command(core)
+app.command(compare)
 
 
 @app.command

@@ -9,6 +9,8 @@ B batch, T queries, S keys, H heads, G key/value heads, D head width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,23 @@ from fledgling.model.norm import rms_norm
 
 BLOCK = 128  # queries a block: keys beyond a block's end are never multiplied
 LONGEST_PLAIN = 1024  # beyond it (T, T) scores no longer stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Rows that fork: a trunk, then branches side by side that see the trunk and themselves, never each other.
+
+    branches (B, T) int64: 0 on the trunk, else the branch's number; positions (B, T) int64: how far a token stands from
+    the row's beginning along its own branch. Padding behind a row may have any number of its own.
+    """
+
+    branches: Tensor
+    positions: Tensor
+
+    def seen(self, queries: slice) -> Tensor:
+        """(B, queries, queries.stop): whether a query sees a key, causality aside."""
+        keys = self.branches[:, None, : queries.stop]
+        return (keys == 0) | (keys == self.branches[:, queries, None])
 
 
 def rotary_table(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -35,8 +54,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
 
-def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
-    """Causal attention of q (B, H, T, D) over k, v (B, H, T, D), inside documents (B, T) where given.
+def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, tree: Tree | None = None) -> Tensor:
+    """Causal attention of q (B, H, T, D) over k, v (B, H, T, D), inside documents (B, T) or along a tree where given.
 
     No maximum is subtracted: q and k have root mean square 1, so scores stay below sqrt(D) (11.3 for D = 128) and
     their exponentials far inside fp32. Exact up to rounding.
@@ -51,20 +70,26 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tens
         if documents is not None:
             same = documents[:, start:end, None] == documents[:, None, :end]
             seen = (seen & same)[:, None]  # (B, 1, block, end)
+        if tree is not None and tree.branches[:, start:end].any():
+            seen = (seen & tree.seen(slice(start, end)))[:, None]
         weights = torch.where(seen, scores.exp(), 0.0)
         total = weights.sum(-1, keepdim=True)  # (B, H, block, 1)
         outputs.append((weights.to(v.dtype) @ v[:, :, :end]) / total.to(v.dtype))
     return torch.cat(outputs, dim=2)
 
 
-def library(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+def library(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, tree: Tree | None = None) -> Tensor:
     """The same sum by PyTorch's scaled_dot_product_attention; k, v (B, G, T, D)."""
     grouped = q.shape[1] != k.shape[1]
-    if documents is None:
+    if documents is None and tree is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     time = q.shape[2]
     seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
-    seen = (seen & (documents[:, :, None] == documents[:, None, :]))[:, None]
+    if documents is not None:
+        seen = seen & (documents[:, :, None] == documents[:, None, :])
+    if tree is not None:
+        seen = seen & tree.seen(slice(0, time))
+    seen = seen[:, None]  # (B, 1, T, T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
 
 
@@ -103,6 +128,7 @@ class Attention(nn.Module):
         documents: Tensor | None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        tree: Tree | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         batch, time, width = x.shape
@@ -118,9 +144,9 @@ class Attention(nn.Module):
             repeats = self.heads // self.kv_heads
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-            y = blockwise(q, k, v, documents)
+            y = blockwise(q, k, v, documents, tree)
         else:
-            y = library(q, k, v, documents)
+            y = library(q, k, v, documents, tree)
         return project(y.transpose(1, 2).reshape(batch, time, width), self.o_proj)
 
 

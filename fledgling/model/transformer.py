@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fledgling.model.attention import Attention, project, rotary_table
+from fledgling.model.attention import Attention, Tree, project, rotary_table
 from fledgling.model.cache import KVCache
 from fledgling.model.config import ModelConfig
 from fledgling.model.norm import rms_norm
@@ -47,9 +47,10 @@ class Block(nn.Module):
         documents: Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        tree: Tree | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attention(rms_norm(x, self.eps), rotary, documents, cache, positions)
+        x = x + self.attention(rms_norm(x, self.eps), rotary, documents, cache, positions, tree)
         return x + self.mlp(rms_norm(x, self.eps))
 
 
@@ -85,17 +86,27 @@ class Transformer(nn.Module):
             block.attention.o_proj.weight.zero_()
             block.mlp.fc2.weight.zero_()
 
-    def forward(self, tokens: Tensor, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+        tree: Tree | None = None,
+    ) -> Tensor:
         """Hidden states after the final norm.
 
         tokens (B, T) int64; documents (B, T): attention stays where the number is the same; cache: keys and values of
-        the tokens before, extended by these at each row's own length (the caller then calls `cache.advance`).
+        the tokens before, extended by these at each row's own length (the caller then calls `cache.advance`); tree: rows
+        that fork (without a cache).
         Returns (B, T, C) in compute_dtype.
         """
         x = self.embedding(tokens).to(self.compute_dtype)
         x = rms_norm(x, self.config.norm_eps)
         positions = None
-        if cache is None:
+        if tree is not None:
+            assert cache is None, "a row that forks is read at once"
+            rotary = self._rotary(tree.positions)
+        elif cache is None:
             rotary = self._rotary(slice(0, tokens.shape[1]))
         else:
             cache.reserve(tokens.shape[1])
@@ -103,7 +114,7 @@ class Transformer(nn.Module):
             rotary = self._rotary(positions.clamp(max=self.config.context - 1))
         training = torch.is_grad_enabled() and cache is None  # only then is a compiled block worth its compilation
         for block in self.blocks:
-            x = (block if training else block.forward)(x, rotary, documents, cache, positions)
+            x = (block if training else block.forward)(x, rotary, documents, cache, positions, tree)
         return rms_norm(x, self.config.norm_eps)
 
     def _rotary(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:

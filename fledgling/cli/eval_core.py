@@ -1,0 +1,196 @@
+"""`fledgling eval core` and `fledgling eval compare`: the 22 tasks of CORE, and two models item by item."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from fledgling.cli.options import Json
+from fledgling.config import UserError
+
+if TYPE_CHECKING:
+    from fledgling.evals.core import Settings, TaskResult
+    from fledgling.evals.likelihood import Scorer
+    from fledgling.record.progress import Display
+
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+
+
+def core(
+    checkpoint: str | None = None,
+    /,
+    *,
+    tasks: Names = (),
+    max_per_task: int | None = None,
+    convention: Literal["nanochat", "foundry"] = "nanochat",
+    data_dir: Path | None = None,
+    out: Path | None = None,
+    log: Path | None = None,
+    replay: Path | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    as_json: Json = False,
+) -> None:
+    """CORE, DCLM's 22 tasks: accuracy by likelihood, centred on guessing. Stopped, it goes on where it was.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory.
+    tasks
+        Which of the 22; all where none is named.
+    max_per_task
+        So many items of each task, chosen as the published evaluator does; all where none is given.
+    convention
+        How prompts are laid out: nanochat, or foundry as for DCLM's own table (see docs/evaluation.md).
+    data_dir
+        Where the bundle lies; else FLEDGLING_DATA, else ~/.cache/fledgling.
+    out
+        The file that keeps finished tasks; beside the checkpoint where none is given.
+    log
+        A file for every prompt and what the model made of it, as JSON lines.
+    replay
+        Compute the scores of a log again, without a model.
+    device
+        auto, cpu, cuda or mps.
+    dtype
+        Of the products; auto is bfloat16 where the hardware multiplies it.
+    """
+    from fledgling.evals.core import Settings
+
+    if max_per_task is not None and max_per_task < 1:
+        raise UserError(f"--max-per-task is {max_per_task}; expected at least 1")
+    if replay:
+        from fledgling.evals.logged import replay as replayed
+
+        _show(replayed(replay), as_json, False, {})
+        return
+    if checkpoint is None:
+        raise UserError("eval core needs a checkpoint, or --replay with a log")
+    settings = Settings(max_per_task, convention)
+    _evaluate(checkpoint, tasks, settings, data_dir, out, log, device, dtype, as_json)
+
+
+def _evaluate(
+    checkpoint: str,
+    names: Sequence[str],
+    settings: Settings,
+    data_dir: Path | None,
+    out: Path | None,
+    log_path: Path | None,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    from fledgling.data.public import data_root
+    from fledgling.evals.core import run
+    from fledgling.evals.likelihood import Scorer
+    from fledgling.evals.logged import Log
+    from fledgling.infer.engine import Engine
+    from fledgling.record.progress import Display
+    from fledgling.tasks.core import read_tasks
+    from fledgling.train.checkpoint import load_model, resolve
+    from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
+    from fledgling.world import World
+
+    chosen = read_tasks(data_root(data_dir), names)
+    world = World.start(device)
+    keep_freed_memory()
+    path = resolve(checkpoint)
+    model, tokenizer, state = load_model(path, device=world.device)
+    kind = fastest_dtype(world.device) if dtype == "auto" else DTYPES[dtype]
+    scorer = Scorer(Engine(model, tokenizer, dtype=kind), world)
+    finished = out or path.with_name(f"{path.name}.core.jsonl")
+    display, began = Display("core") if world.is_main else None, time.monotonic()
+
+    def told(label: str, done: float, whole: float) -> None:
+        if display:
+            display.show(int(done), max(1, int(whole)), {"task": label}, time.monotonic() - began)
+
+    log = Log(log_path) if log_path and world.is_main else None
+    try:
+        results = run(scorer, chosen, settings, f"{model_hash(path)} {kind}", finished, log, told)
+    finally:
+        for open_thing in (display, log):
+            if open_thing:
+                open_thing.close()
+    if world.is_main:
+        whole = not names
+        record(path, state, results, whole)
+        _show(results, as_json, whole, {"checkpoint": str(path), "settings": asdict(settings), "dtype": str(kind)})
+    world.close()
+
+
+def model_hash(path: Path) -> str:
+    """SHA-256 over a checkpoint's manifest, which has the hash of every file of it."""
+    import hashlib
+
+    from fledgling.train.checkpoint import MANIFEST
+
+    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+
+
+def record(path: Path, state: dict, results: Sequence[TaskResult], whole: bool) -> None:
+    """Add the scores to the evaluations of the stage that the checkpoint belongs to, where it lies in one."""
+    from fledgling.evals.core import measurements
+    from fledgling.record.lines import Lines
+
+    stage = path.parent.parent
+    if path.parent.name != "checkpoints" or stage.name != state.get("stage") or not (stage / "metrics.jsonl").is_file():
+        return
+    lines = Lines(stage / "evals.jsonl")
+    for m in measurements(results, whole):
+        lines.append({"stage": stage.name, "step": state["step"], **asdict(m)})
+    lines.close()
+
+
+def _show(results: Sequence[TaskResult], as_json: bool, whole: bool, facts: dict) -> None:
+    from fledgling.evals.core import core as mean
+
+    total = mean(results)
+    if as_json:
+        tasks = [{**asdict(r), "centred": r.centred[0]} for r in results]
+        print(json.dumps({**facts, "core": asdict(total) if whole else None, "tasks": tasks}, indent=2))
+        return
+    print(f"{'task':34} {'accuracy':>8}  {'95 %':15} {'guessing':>8} {'centred':>8} {'n':>6} {'cropped':>8}")
+    for r in results:
+        print(
+            f"{r.label:34} {r.accuracy:8.4f}  [{r.low:.4f}, {r.high:.4f}] {r.baseline:8.3f} {r.centred[0]:8.4f} "
+            f"{r.n:6,} {r.cropped:8,}"
+        )
+    name = "CORE" if whole else f"mean of {len(results)}"
+    print(f"{name:34} {total.value:8.4f}  [{total.low:.4f}, {total.high:.4f}]  centred, n {total.n:,}")
+    seconds, tokens, fed = (sum(getattr(r, key) for r in results) for key in ("seconds", "tokens", "fed"))
+    if seconds:
+        speed = f"{tokens / seconds:,.0f} tokens/s scored, {fed / seconds:,.0f} computed"
+        print(f"{seconds:,.0f} s, {tokens:,} tokens of choices, {fed:,} computed: {speed}")
+
+
+def compare(a: Path, b: Path, /, *, as_json: Json = False) -> None:
+    """Two logs of `eval core --log` item by item: is B better than A, and could that be chance?
+
+    Parameters
+    ----------
+    a
+        The log of one model.
+    b
+        The log of another one, of the same items.
+    """
+    from fledgling.evals.logged import compare as compared
+
+    found = compared(a, b)
+    if as_json:
+        print(json.dumps([{**asdict(d), "value": d.value} for d in found], indent=2))
+        return
+    print(f"{'':34} {'A':>8} {'B':>8} {'B - A':>8}  {'95 %':17} {'only A':>6} {'only B':>6} {'p':>7}")
+    for d in found:
+        print(
+            f"{d.name:34} {d.a:8.4f} {d.b:8.4f} {d.value:+8.4f}  [{d.low:+.4f}, {d.high:+.4f}] "
+            f"{d.only_a:6,} {d.only_b:6,} {d.p:7.4f}"
+        )
