@@ -16,8 +16,6 @@ from fledgling.config import UserError
 
 if TYPE_CHECKING:
     from fledgling.evals.core import Settings, TaskResult
-    from fledgling.evals.likelihood import Scorer
-    from fledgling.record.progress import Display
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 

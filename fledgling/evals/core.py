@@ -2,7 +2,7 @@
 
 The one idea: a choice is as good as the mean log-probability of its tokens, and a language-modelling item is right when
 every token of its continuation is the most likely one there. Which tokens those are is found as the published
-evaluators find them (see `rows`); the text comes from fledgling/tasks/core.py, the log-probabilities from likelihood.py.
+evaluators find them (see `rows`); the text comes from fledgling/tasks/core.py, log-probabilities from likelihood.py.
 
 A finished task is a line in a file, keyed by the checkpoint, the task's file and the settings: it is not run again.
 """
@@ -179,7 +179,7 @@ def correct(kind: str, one: Answer) -> bool:
 
 
 def core(results: Sequence[TaskResult]) -> Measurement:
-    """The mean centred accuracy. Interval: tasks are independent, half a task's width is that of its Wilson interval."""
+    """The mean centred accuracy. Interval: of independent tasks, each as wide as its Wilson interval."""
     values = [result.centred for result in results]
     mean = sum(value for value, _, _ in values) / len(values)
     half = sqrt(sum(((high - low) / 2) ** 2 for _, low, high in values)) / len(values)
@@ -257,11 +257,11 @@ def _whole_rows(tokenizer: Tokenizer, kind: str, made: Sequence[Prompt]) -> list
 def _pieced_rows(tokenizer: Tokenizer, made: Sequence[Prompt]) -> list[list[Row]]:
     space = " " if len(tokenizer.encode(" a")) == 1 else ""
     first = begin(tokenizer)
-    pieces: dict[str, list[int]] = {}
+    texts: dict[str, None] = {}
     answers = [[c if c.startswith(" ") else space + c for _, c in prompt.choices] for prompt in made]
     for prompt, continuations in zip(made, answers, strict=True):
-        pieces |= dict.fromkeys([prompt.shots, *continuations, *(context for context, _ in prompt.choices)], [])
-    pieces = dict(zip(pieces, tokenizer.encode_batch(list(pieces)), strict=True))
+        texts |= dict.fromkeys([prompt.shots, *continuations, *(context for context, _ in prompt.choices)])
+    pieces = dict(zip(texts, tokenizer.encode_batch(list(texts)), strict=True))
     found = []
     for prompt, continuations in zip(made, answers, strict=True):
         shots = [*first, *pieces[prompt.shots]]

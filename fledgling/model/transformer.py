@@ -96,8 +96,8 @@ class Transformer(nn.Module):
         """Hidden states after the final norm.
 
         tokens (B, T) int64; documents (B, T): attention stays where the number is the same; cache: keys and values of
-        the tokens before, extended by these at each row's own length (the caller then calls `cache.advance`); tree: rows
-        that fork (without a cache).
+        the tokens before, extended by these at each row's own length (the caller then calls `cache.advance`); tree:
+        rows that fork (without a cache).
         Returns (B, T, C) in compute_dtype.
         """
         x = self.embedding(tokens).to(self.compute_dtype)

@@ -174,7 +174,7 @@ def _item(task: Task, line: str, place: str) -> Item:
 
 
 def chosen(items: Sequence[Item], most: int | None, convention: str) -> list[Item]:
-    """The items in the order they are asked in, cut to `most`: shuffled, but for all items of the foundry convention."""
+    """The items in the order they are asked in, cut to `most`. Shuffled, but for foundry's whole tasks."""
     ordered = list(items)
     if convention == "nanochat" or most is not None:
         random.Random(ORDER_SEED).shuffle(ordered)
