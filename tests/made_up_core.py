@@ -1,4 +1,4 @@
-"""A CORE bundle of a few items a task, laid out as the published one: one task of each kind, with and without examples."""
+"""A CORE bundle of a few items a task, laid out as the published one: every kind, with and without examples."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,10 @@ LETTERS = [
 ]
 SCHEMA = [
     {
-        "context_options": ["The cup fell off the table because the cup", "The cup fell off the table because the table"],
+        "context_options": [
+            "The cup fell off the table because the cup",
+            "The cup fell off the table because the table",
+        ],
         "continuation": "was round.",
         "gold": 0,
     },

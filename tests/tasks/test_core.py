@@ -1,4 +1,4 @@
-"""CORE's prompts as text, worked out by hand for each kind of task and convention; files that are not as they should be.
+"""CORE's prompts as text, worked out by hand for each kind of task and convention; files that are damaged.
 
 Random(1234 + i).sample(range(3), 2) is [1, 0], [2, 1], [2, 1], [0, 1] for i = 0 to 3: places among the other items.
 """
@@ -169,11 +169,11 @@ def test_parts_that_are_missing_or_unknown_are_named(tmp_path):
     assert [task.label for task in read_tasks(root, ["schema", "choice"])] == ["choice", "schema"]
     (root / "core" / "eval_data" / "facts" / "letters.jsonl").unlink()
     letters = read_tasks(root, ["letters"])[0]
-    with pytest.raises(UserError, match="letters.jsonl: cannot be read"):
+    with pytest.raises(UserError, match=r"letters\.jsonl: cannot be read"):
         read_items(letters)
     (root / "core" / "eval_meta_data.csv").write_text("Task,Baseline\nchoice,25\n")
-    with pytest.raises(UserError, match="eval_meta_data.csv"):
+    with pytest.raises(UserError, match=r"eval_meta_data\.csv"):
         read_tasks(root)
     (root / "core" / "core.yaml").write_text("icl_tasks: 5")
-    with pytest.raises(UserError, match="core.yaml"):
+    with pytest.raises(UserError, match=r"core\.yaml"):
         read_tasks(root)
