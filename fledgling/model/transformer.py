@@ -23,8 +23,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp_ratio * config.width, bias=False)
-        self.fc2 = nn.Linear(config.mlp_ratio * config.width, config.width, bias=False)
+        self.fc1 = nn.Linear(config.width, config.hidden, bias=False)
+        self.fc2 = nn.Linear(config.hidden, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
