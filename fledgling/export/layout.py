@@ -186,7 +186,7 @@ def describe(config: ModelConfig) -> dict[str, Any]:
 def understand(said: Mapping[str, Any]) -> ModelConfig:
     """The model that somebody's config.json means. Raises UserError that names the key it cannot follow."""
     kind = said.get("model_type")
-    if kind not in MODEL_TYPES:
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise UserError(f"config.json: model_type is {kind!r}; expected one of {', '.join(MODEL_TYPES)}")
     family = MODEL_TYPES[kind]
     values: dict[str, Any] = {}
@@ -201,7 +201,11 @@ def understand(said: Mapping[str, Any]) -> ModelConfig:
     values.setdefault("kv_heads", values["heads"])
     activation = said.get("activation_function" if family == "gpt2" else "hidden_act", _USUAL[family])
     known = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
-    if activation not in known or (known[activation] == "swiglu") != (family == "llama"):
+    if (
+        not isinstance(activation, str)
+        or activation not in known
+        or (known[activation] == "swiglu") != (family == "llama")
+    ):
         raise UserError(f"config.json: the activation {activation!r} is not built; expected {_USUAL[family]}")
     config = preset(family, **values, activation=known[activation], **_rest(family, said))
     allowed = {**MUST_BE, "head_dim": (None, config.head_width)}

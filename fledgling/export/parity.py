@@ -92,7 +92,10 @@ def gguf_file(model: Transformer, path: Path, start: int | None) -> Iterator[Par
         import llama_cpp
 
         size = min(model.config.context, PROMPT + GREEDY)
-        theirs = llama_cpp.Llama(str(path), n_ctx=size, n_batch=size, logits_all=True, verbose=False)
+        whole = llama_cpp.GGML_TYPE_F32  # keys and values as they are, so that only the file is judged
+        theirs = llama_cpp.Llama(
+            str(path), n_ctx=size, n_batch=size, logits_all=True, type_k=whole, type_v=whole, verbose=False
+        )
 
         def logits(tokens: list[int]) -> Tensor:
             theirs.reset()
