@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,7 +16,11 @@ from fledgling.cli.options import Json
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from fledgling.evals.core import Settings, TaskResult
+    from fledgling.model.transformer import Transformer
+    from fledgling.text.tokenizer import Tokenizer
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 
@@ -40,7 +45,7 @@ def core(
     Parameters
     ----------
     checkpoint
-        A checkpoint, a stage or a run directory.
+        A checkpoint, a stage or a run directory, or a Hugging Face directory.
     tasks
         Which of the 22; all where none is named.
     max_per_task
@@ -93,15 +98,13 @@ def _evaluate(
     from fledgling.infer.engine import Engine
     from fledgling.record.progress import Display
     from fledgling.tasks.core import read_tasks
-    from fledgling.train.checkpoint import load_model, resolve
     from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
     from fledgling.world import World
 
     chosen = read_tasks(data_root(data_dir), names)
     world = World.start(device)
     keep_freed_memory()
-    path = resolve(checkpoint)
-    model, tokenizer, state = load_model(path, device=world.device)
+    path, model, tokenizer, state = opened(checkpoint, world.device)
     kind = fastest_dtype(world.device) if dtype == "auto" else DTYPES[dtype]
     scorer = Scorer(Engine(model, tokenizer, dtype=kind), world)
     finished = out or path.with_name(f"{path.name}.core.jsonl")
@@ -113,7 +116,7 @@ def _evaluate(
 
     log = Log(log_path) if log_path and world.is_main else None
     try:
-        results = run(scorer, chosen, settings, f"{model_hash(path)} {kind}", finished, log, told)
+        results = run(scorer, chosen, settings, f"{model_hash(model, tokenizer)} {kind}", finished, log, told)
     finally:
         for open_thing in (display, log):
             if open_thing:
@@ -125,13 +128,33 @@ def _evaluate(
     world.close()
 
 
-def model_hash(path: Path) -> str:
-    """SHA-256 over a checkpoint's manifest, which has the hash of every file of it."""
-    import hashlib
+def opened(given: str, device: torch.device) -> tuple[Path, Transformer, Tokenizer, dict]:
+    """The path, model, tokenizer and state of a checkpoint, a stage, a run, or a Hugging Face directory."""
+    from fledgling.export.read import read
+    from fledgling.infer.load import load_model
+    from fledgling.model.transformer import Transformer
+    from fledgling.record.checkpoint import resolve
 
-    from fledgling.train.checkpoint import MANIFEST
+    path = Path(given)
+    if (path / "config.json").is_file():
+        source = read(path)
+        model = Transformer(source.config)
+        model.load_state_dict(source.state)
+        return path, model.to(device).eval(), source.tokenizer, {}
+    path = resolve(path)
+    return path, *load_model(path, device=device)
 
-    return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+
+def model_hash(model: Transformer, tokenizer: Tokenizer) -> str:
+    """SHA-256 over the weights, the model's description and the tokenizer: what decides the scores."""
+    from torch import uint8
+
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    digest.update(tokenizer.fingerprint().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(uint8).numpy())
+    return digest.hexdigest()
 
 
 def record(path: Path, state: dict, results: Sequence[TaskResult], whole: bool) -> None:

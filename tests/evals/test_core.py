@@ -28,12 +28,13 @@ from fledgling.evals.core import (
 from fledgling.evals.likelihood import Scorer
 from fledgling.evals.logged import Log, compare, mcnemar, paired, read, replay
 from fledgling.evals.measurement import wilson
+from fledgling.export import hugging_face
 from fledgling.infer.engine import Engine
-from fledgling.model.config import ModelConfig
-from fledgling.model.transformer import Transformer, hf_names
+from fledgling.model.config import preset
+from fledgling.model.transformer import Transformer
+from fledgling.record import checkpoint
 from fledgling.tasks.core import Item, Task, chosen, find_bundle, read_items, read_tasks
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train import checkpoint
 from tests.made_up_core import bundle
 
 SETTINGS = Settings()
@@ -45,8 +46,10 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
 
 
-def random_model(vocab_size: int, seed: int = 1, context: int = 256) -> Transformer:
-    model = Transformer(ModelConfig(vocab_size, 2, 64, 4, 2, context))
+def random_model(vocab_size: int, seed: int = 1, context: int = 256, family: str = "fledgling") -> Transformer:
+    kv_heads = 4 if family == "gpt2" else 2
+    sizes = {"vocab_size": vocab_size, "depth": 2, "width": 64, "heads": 4, "kv_heads": kv_heads, "context": context}
+    model = Transformer(preset(family, **sizes))
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
@@ -373,23 +376,11 @@ def test_mistakes_get_one_line(saved, tmp_path, capsys, options, word):
 # ---- an independent witness ----------------------------------------------------------------------
 
 
-def witness(model: Transformer):
-    """`NanoChatForCausalLM` of transformers with the same weights."""
+def witness(engine: Engine, folder: Path):
+    """The model as transformers loads it from a Hugging Face directory."""
     transformers = pytest.importorskip("transformers")
-    config = model.config
-    theirs = transformers.NanoChatForCausalLM(
-        transformers.NanoChatConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            intermediate_size=4 * config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            max_position_embeddings=config.context,
-        )
-    )
-    theirs.load_state_dict({hf_names(name): value for name, value in model.state_dict().items()}, strict=True)
-    return theirs.eval()
+    path = hugging_face.write(folder / "hf", engine.model.config, engine.model.state_dict(), engine.tokenizer, "")
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 def straight(theirs, tokenizer, text: str, start: int) -> float:
@@ -410,15 +401,28 @@ def agree(engine, theirs, task: Task, items: list[Item]) -> int:
     return sum(len(row) for row in rowed)
 
 
-def test_log_likelihoods_equal_those_of_transformers(engine, tasks):
-    theirs = witness(engine.model)
+@pytest.mark.parametrize("family", ["fledgling", "gpt2", "llama"])
+def test_log_likelihoods_equal_those_of_transformers(tokenizer, tasks, tmp_path, family):
+    engine = Engine(random_model(tokenizer.vocab_size, family=family), tokenizer)
+    theirs = witness(engine, tmp_path)
     assert sum(agree(engine, theirs, task, read_items(task)) for task in tasks.values()) == 12 + 12 + 12 + 6 + 6 + 4 + 4
 
 
 @pytest.mark.parametrize("label", ["arc_easy", "arc_challenge", "hellaswag_zeroshot", "piqa"])
-def test_log_likelihoods_of_real_items_equal_those_of_transformers(tokenizer, label):
+def test_log_likelihoods_of_real_items_equal_those_of_transformers(tokenizer, tmp_path, label):
     if not os.environ.get("FLEDGLING_DATA") or find_bundle(data_root()) is None:
         pytest.skip("FLEDGLING_DATA has no CORE bundle")
     task = read_tasks(data_root(), [label])[0]
     engine = Engine(random_model(tokenizer.vocab_size, context=8192), tokenizer)
-    agree(engine, witness(engine.model), task, chosen(read_items(task), 6, "nanochat"))
+    agree(engine, witness(engine, tmp_path), task, chosen(read_items(task), 6, "nanochat"))
+
+
+def test_a_hugging_face_directory_scores_as_the_checkpoint_does(saved, tokenizer, tmp_path, capsys):
+    model = random_model(tokenizer.vocab_size)
+    directory = hugging_face.write(tmp_path / "hf", model.config, model.state_dict(), tokenizer, "")
+    options = ["--data-dir", str(bundle(tmp_path)), "--device", "cpu", "--dtype", "float32", "--json"]
+    shown = []
+    for path in (saved, directory):
+        assert main(["eval", "core", str(path), *options]) == 0
+        shown.append([(t["label"], t["right"]) for t in json.loads(capsys.readouterr().out)["tasks"]])
+    assert shown[0] == shown[1] and directory.with_name("hf.core.jsonl").is_file()
