@@ -32,7 +32,7 @@ class Unjudged(BaseException):
 def short(error: BaseException) -> str:
     """Return an exception as one short line; its own `__str__` may do what it likes."""
     try:
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}"[: 4 * LONGEST_TEXT]
     except BaseException:
         text = type(error).__name__
     return " ".join(text.split())[:LONGEST_TEXT].removesuffix(":").strip()

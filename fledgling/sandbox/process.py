@@ -22,14 +22,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fledgling.config import UserError
 
+Result = TypeVar("Result")
 LAYERS = ("landlock", "seccomp", "rlimits")
 MIB = 2**20
 LONGEST_JOB = 4 * MIB  # bytes of a program and its tests
@@ -39,12 +40,12 @@ sys.path.insert(0, sys.argv[1])
 from fledgling.sandbox.zygote import main
 sys.path.remove(sys.argv[1])
 main(int(sys.argv[2]), sys.argv[3])"""
-PROBE = """import os, socket
+PROBE = """import mmap, os, socket
 held = []
 for name, attempt in (
     ("landlock", lambda: os.listdir("/")),
     ("seccomp", lambda: socket.socket()),
-    ("rlimits", lambda: bytearray(2 ** 42)),
+    ("rlimits", lambda: mmap.mmap(-1, 2 ** 30)),
 ):
     try:
         attempt()
@@ -84,27 +85,27 @@ def run(code: str, limits: Limits = Limits(), stdin: str = "", without: frozense
 
     What it prints beyond `limits.output` ends it. Raises `UserError` when a layer is missing.
     """
-    start = time.monotonic()
-    deadline = start + limits.seconds
-    with server(without) as zygote, contextlib.ExitStack() as stack:
-        printed, writer = (stack.enter_context(end) for end in socket.socketpair())
-        child = stack.enter_context(zygote.child("run", limits, writer))
-        writer.close()
-        output, error = b"", child.send({"code": code, "stdin": stdin}, deadline)
-        if not error:
-            output, report, error = _listen(printed, child.channel, deadline, limits)
-            if isinstance(report, dict) and not error:
-                value, error = report.get("value"), report.get("error")
-                value = value if value is None else str(value)
-                return Outcome(value, _text(output), _line(error or ""), time.monotonic() - start)
-        error = error or child.end()
-    return Outcome(None, _text(output), error, time.monotonic() - start)
+    return attempt(lambda zygote: _run(zygote, code, limits, stdin), without)
+
+
+def attempt(job: Callable[[Server], Result], without: frozenset[str] = frozenset()) -> Result:
+    """Return what `job` makes of a fork server; once more with a new one when that got lost on the way."""
+    for last in (False, True):
+        try:
+            with server(without) as zygote:
+                return job(zygote)
+        except ServerLost as error:
+            _servers(os.getpid(), without).close()  # whoever killed one may have killed the idle ones too
+            if last:
+                raise UserError(
+                    f"sandbox: its fork server is gone ({error}): is something killing processes?"
+                ) from None
+    raise AssertionError("unreachable")
 
 
 def layers(without: frozenset[str] = frozenset()) -> dict[str, str]:
     """Return which layers are on here: name -> version, "on" or "off". Raises `UserError` as `run` does."""
-    with server(without) as zygote:
-        return dict(zygote.layers)
+    return attempt(lambda zygote: dict(zygote.layers), without)
 
 
 class Child:
@@ -235,6 +236,7 @@ class Servers:
         self.without = without
         self.idle: list[Server] = []
         self.lock = threading.Lock()
+        self.proving = threading.RLock()  # of one thread, which runs the probe; the others wait
         self.proved = False
         atexit.register(self.close)
 
@@ -252,12 +254,43 @@ class Servers:
         with self.lock:
             self.idle.append(server)
 
+    def prove(self) -> None:
+        """See that every layer that should hold does; raises `UserError` when one does not."""
+        self.proved = True  # the probe is a run like any other
+        try:
+            held = run(PROBE, Limits(10.0), without=self.without)
+            missing = [layer for layer in LAYERS if layer not in self.without and layer not in held.output.split()]
+            if missing:
+                why = f" ({held.error})" if held.error else ""
+                raise UserError(f"sandbox: {', '.join(missing)} does not hold on this kernel{why}: nothing is run")
+        except BaseException:
+            self.proved = False
+            raise
+
     def close(self) -> None:
         """End the idle servers."""
         with self.lock:
             servers, self.idle = self.idle, []
         for server in servers:
             server.close()
+
+
+def _run(zygote: Server, code: str, limits: Limits, stdin: str) -> Outcome:
+    start = time.monotonic()
+    deadline = start + limits.seconds
+    with contextlib.ExitStack() as stack:
+        printed, writer = (stack.enter_context(end) for end in socket.socketpair())
+        child = stack.enter_context(zygote.child("run", limits, writer))
+        writer.close()
+        output, error = b"", child.send({"code": code, "stdin": stdin}, deadline)
+        if not error:
+            output, report, error = _listen(printed, child.channel, deadline, limits)
+            if isinstance(report, dict) and not error:
+                value, error = report.get("value"), report.get("error")
+                value = value if value is None else str(value)
+                return Outcome(value, _text(output), _line(error or ""), time.monotonic() - start)
+        error = error or child.end()
+    return Outcome(None, _text(output), error, time.monotonic() - start)
 
 
 @contextlib.contextmanager
@@ -269,13 +302,9 @@ def server(without: frozenset[str] = frozenset()) -> Iterator[Server]:
     if unknown:
         raise UserError(f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(LAYERS)}")
     servers = _servers(os.getpid(), without)
-    if not servers.proved:
-        servers.proved = True  # the probe is a run like any other
-        held = set(run(PROBE, Limits(10.0), without=without).output.split())
-        if held & set(LAYERS) != set(LAYERS) - without:
-            servers.proved = False
-            missing = ", ".join(sorted(set(LAYERS) - without - held))
-            raise UserError(f"sandbox: {missing} does not hold on this kernel; nothing is run without it")
+    with servers.proving:
+        if not servers.proved:
+            servers.prove()
     with servers.one() as lent:
         yield lent
 

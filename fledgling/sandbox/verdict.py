@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from fledgling.sandbox.process import Limits, Server, ServerLost, server
+from fledgling.sandbox.process import Limits, Server, attempt
 
 SECONDS = 3.0
 
@@ -76,15 +76,7 @@ def check_all(checks: Iterable[Check], seconds: float = SECONDS, workers: int | 
 
 def _judge(check: Check, seconds: float) -> Verdict:
     start = time.monotonic()
-    for attempt in (1, 2):
-        try:
-            with server() as zygote:
-                reason = _reason(check, zygote, Limits(seconds), time.monotonic() + seconds)
-            break
-        except ServerLost as error:  # killed from outside, or out of memory: once more with a new one
-            reason = f"the sandbox's server was lost: {error}"
-            if attempt == 2:
-                break
+    reason = attempt(lambda zygote: _reason(check, zygote, Limits(seconds), time.monotonic() + seconds))
     return Verdict(not reason, reason, time.monotonic() - start)
 
 
