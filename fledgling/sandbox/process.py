@@ -116,7 +116,15 @@ class Child:
         self.ended: str | None = None
 
     def send(self, job: dict, deadline: float) -> str:
-        """Hand over the job; return "" or why that failed."""
+        """Hand over the job, once the child says that its locks are closed; return "" or why that failed.
+
+        Raises `UserError` when a lock did not close: the child has not seen the job then.
+        """
+        opening = self.receive(time.monotonic() + STARTING)
+        if not isinstance(opening, dict):
+            return self.end()
+        if not opening.get("locked"):
+            raise UserError(f"sandbox: {opening.get('error')}: nothing was run")
         body = json.dumps(job).encode()
         if len(body) > LONGEST_JOB:
             return f"too long: {len(body)} bytes of code"
@@ -145,17 +153,13 @@ class Child:
                 return _message(data)
 
     def end(self) -> str:
-        """Kill and reap the child, once; return how it ended. Raises `UserError` when a lock had not closed."""
+        """Kill and reap the child, once; return how it ended."""
         if self.ended is None:
             status = self.zygote.ask({"reap": self.pid})["status"]
             if os.WIFSIGNALED(status):
                 number = os.WTERMSIG(status)
                 why = {signal.SIGXCPU: "CPU time used up", signal.SIGKILL: "killed: time or memory used up"}
                 self.ended = why.get(number) or f"crashed: {signal.Signals(number).name}"
-            elif os.WEXITSTATUS(status) == 97:
-                raise UserError(
-                    "sandbox: a lock did not close on this kernel, and nothing was run: see fledgling doctor"
-                )
             else:
                 self.ended = f"exited with {os.WEXITSTATUS(status)} before its end"
         return self.ended
@@ -185,7 +189,7 @@ class Server:
         hello = self._answer()
         if "error" in hello:
             self.close()
-            raise UserError(f"sandbox: {hello['error']}; use a kernel that has it, or name it in `without`")
+            raise UserError(f"sandbox: {hello['error']}: nothing is run without it, unless named in `without`")
         self.layers: dict[str, str] = hello["layers"]
 
     @contextlib.contextmanager

@@ -12,9 +12,9 @@ cannot read the tests: they are never in its process, nor in the one it was fork
 
 Not guaranteed: that the tests are good. A function that returns the right values for the arguments it is asked passes
 whatever it does otherwise (it may keep state between calls, and learns all arguments before the one it is asked); a
-test that catches every exception accepts every exception. A test that only compares the function with itself
-(HumanEval/33 does) is passed by anything that agrees with itself. Arguments and values are copies: a test of
-what a function does to its argument, of identity, or of a returned function or object fails honest programs too.
+test that catches every exception accepts every exception; one that compares the function with itself (some
+lines of HumanEval/33 do) accepts whatever agrees with itself. Arguments and values are copies: a test of what a
+function does to its argument, of identity, or of a returned function or object fails honest programs too.
 """
 
 from __future__ import annotations

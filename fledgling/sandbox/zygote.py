@@ -12,6 +12,7 @@ goes, so do the children and this process.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import importlib
@@ -24,7 +25,7 @@ import sysconfig
 from collections.abc import Callable
 
 from fledgling.sandbox import inside, kernel
-from fledgling.sandbox.values import Gone
+from fledgling.sandbox.values import Gone, send
 
 # imported before the first fork, so that a program need not: what short programs use, and what loads libraries
 COMMON = (
@@ -32,7 +33,6 @@ COMMON = (
     "fractions functools hashlib heapq io itertools json lzma math numbers operator queue random re secrets "
     "statistics string struct textwrap threading time traceback typing unicodedata uuid zlib"
 )
-UNLOCKED = 97  # exit status of a child on which a lock did not close; it has not seen its job
 PATIENCE = 5.0  # seconds between two looks at whether the harness still lives
 ROLES: dict[str, Callable[..., None]] = {"run": inside.run, "candidate": inside.candidate, "check": inside.check}
 
@@ -69,6 +69,8 @@ def main(descriptor: int, without: str) -> None:
         order = json.loads(message)
         if "reap" in order:
             os.kill(order["reap"], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # with its group: it has one only where seccomp is off
+                os.killpg(order["reap"], signal.SIGKILL)
             control.send(json.dumps({"status": os.waitpid(order["reap"], 0)[1]}).encode())
             continue
         parent = os.getpid()
@@ -127,7 +129,7 @@ def readable() -> tuple[list[str], list[str]]:
 
 
 def _live(order: dict, descriptors: list[int], locks: Locks, parent: int) -> None:
-    """Be the child: arrange the descriptors, lock up, do the job, end. Never returns."""
+    """Be the child: arrange the descriptors, lock up and say so, do the job, end. Never returns."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         rules = [] if locks.rules < 0 else [locks.rules]
@@ -142,10 +144,12 @@ def _live(order: dict, descriptors: list[int], locks: Locks, parent: int) -> Non
             os.dup2(4, 1)
             os.dup2(4, 2)
             os.close(4)
-        locks.put_on(order["memory"], order["seconds"], parent)
+        try:
+            locks.put_on(order["memory"], order["seconds"], parent)
+        except kernel.LockError as error:
+            return send(3, {"error": str(error)})
+        send(3, {"locked": True})
         ROLES[role](*((3,) if role == "run" else (3, 4)))
-    except kernel.LockError:
-        os._exit(UNLOCKED)
     except Gone:
         pass
     finally:
