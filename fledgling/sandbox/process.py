@@ -1,7 +1,8 @@
 """CPython behind the kernel's locks: run a program, or keep the processes of a check. Linux only.
 
 The one idea: fail closed. Every layer of `LAYERS` is on, or nothing runs: where the kernel lacks one, or a probe
-shows that it does not hold, the caller gets one line and has to name that layer in `without` to go on.
+shows that it does not hold, the caller gets one line and has to name that layer in `without` to go on. Those of
+`MORE` come on top where they can be had.
 
 A call costs a fork of a Python that is ready (`zygote.py`); the wall clock is kept here, by waiting on the child's
 channel, so it holds from any thread and needs no signal. Every child is killed and reaped before a call returns.
@@ -32,6 +33,7 @@ from fledgling.config import UserError
 
 Result = TypeVar("Result")
 LAYERS = ("landlock", "seccomp", "rlimits")
+MORE = ("namespaces",)  # on where the machine lets a process make them
 MIB = 2**20
 LONGEST_JOB = 4 * MIB  # bytes of a program and its tests
 STARTING = 20.0  # seconds a fork server may take to start, or to answer
@@ -104,7 +106,7 @@ def attempt(job: Callable[[Server], Result], without: frozenset[str] = frozenset
 
 
 def layers(without: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Return which layers are on here: name -> version, "on" or "off". Raises `UserError` as `run` does."""
+    """Return which layers are on here: name -> version, "on", "off" or "not here". Raises `UserError` as `run` does."""
     return attempt(lambda zygote: dict(zygote.layers), without)
 
 
@@ -158,7 +160,7 @@ class Child:
             status = self.zygote.ask({"reap": self.pid})["status"]
             if os.WIFSIGNALED(status):
                 number = os.WTERMSIG(status)
-                why = {signal.SIGXCPU: "CPU time used up", signal.SIGKILL: "killed: time or memory used up"}
+                why = {signal.SIGXCPU: "CPU time used up", signal.SIGKILL: "ended without a report"}
                 self.ended = why.get(number) or f"crashed: {signal.Signals(number).name}"
             else:
                 self.ended = f"exited with {os.WEXITSTATUS(status)} before its end"
@@ -169,6 +171,17 @@ class Server:
     """One fork server and its control socket; one caller at a time."""
 
     def __init__(self, without: frozenset[str]) -> None:
+        hello = self._start(without)
+        if "no namespaces" in hello:
+            self.close()
+            hello = self._start(without | {"namespaces"})
+            hello.get("layers", {})["namespaces"] = "not here"
+        if "error" in hello:
+            self.close()
+            raise UserError(f"sandbox: {hello['error']}: nothing is run without it, unless named in `without`")
+        self.layers: dict[str, str] = hello["layers"]
+
+    def _start(self, without: frozenset[str]) -> dict:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).parents[2])
         python = getattr(sys, "_base_executable", None) or sys.executable
@@ -186,11 +199,7 @@ class Server:
             )
         self.control = ours
         self.control.settimeout(STARTING)
-        hello = self._answer()
-        if "error" in hello:
-            self.close()
-            raise UserError(f"sandbox: {hello['error']}: nothing is run without it, unless named in `without`")
-        self.layers: dict[str, str] = hello["layers"]
+        return self._answer()
 
     @contextlib.contextmanager
     def child(self, role: str, limits: Limits, second: socket.socket) -> Iterator[Child]:
@@ -302,9 +311,9 @@ def server(without: frozenset[str] = frozenset()) -> Iterator[Server]:
     """Lend a fork server of this process whose layers have been probed; raises `UserError` when one does not hold."""
     if sys.platform != "linux":
         raise UserError(f"sandbox: {sys.platform} has no Landlock and no seccomp: only the interpreter runs code here")
-    unknown = without - set(LAYERS)
+    unknown = without - {*LAYERS, *MORE}
     if unknown:
-        raise UserError(f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(LAYERS)}")
+        raise UserError(f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(LAYERS + MORE)}")
     servers = _servers(os.getpid(), without)
     with servers.proving:
         if not servers.proved:

@@ -24,7 +24,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 
-from fledgling.sandbox import inside, kernel
+from fledgling.sandbox import inside, kernel, namespaces
 from fledgling.sandbox.values import Gone, send
 
 # imported before the first fork, so that a program need not: what short programs use, and what loads libraries
@@ -44,13 +44,26 @@ def main(descriptor: int, without: str) -> None:
         importlib.import_module(name)
     os.environ.clear()
     sys.argv = [""]
-    harness = os.getppid()
+    _first_to_go()
+    harness, off = os.getppid(), frozenset(filter(None, without.split(",")))
+    files, listable = readable()
+    if "namespaces" not in off:
+        try:
+            namespaces.enter([*files, *listable, *sys.path])
+        except OSError as error:
+            control.send(json.dumps({"no namespaces": str(error)}).encode())
+            return
+        first = os.fork()
+        if first:
+            control.close()
+            return namespaces.mind(first, harness, PATIENCE)
+        kernel.die_with_parent()
+        harness = os.getppid()
     try:
-        locks = Locks(frozenset(filter(None, without.split(","))))
+        locks = Locks(off, files, listable)
     except kernel.LockError as error:
         control.send(json.dumps({"error": str(error)}).encode())
         return
-    _first_to_go()
     control.send(json.dumps({"layers": locks.layers}).encode())
     control.settimeout(PATIENCE)
     gc.collect()
@@ -85,9 +98,9 @@ def main(descriptor: int, without: str) -> None:
 class Locks:
     """The layers of this kernel, prepared once so that a child only has to put them on."""
 
-    def __init__(self, without: frozenset[str]) -> None:
+    def __init__(self, without: frozenset[str], files: list[str], listable: list[str]) -> None:
         self.without = without
-        self.rules = -1 if "landlock" in without else kernel.landlock_rules(*readable())
+        self.rules = -1 if "landlock" in without else kernel.landlock_rules(files, listable)
         if "seccomp" not in without and not kernel.has_seccomp():
             raise kernel.LockError("seccomp: not in this kernel, or not known for this processor")
         self.filter = b"" if "seccomp" in without else kernel.filter_program(os.uname().machine)
@@ -95,6 +108,7 @@ class Locks:
             "landlock": "off" if "landlock" in without else f"version {kernel.landlock_version()}",
             "seccomp": "off" if "seccomp" in without else "on",
             "rlimits": "off" if "rlimits" in without else "on",
+            "namespaces": "off" if "namespaces" in without else "on",
         }
 
     def put_on(self, memory: int, seconds: int, parent: int) -> None:

@@ -117,22 +117,32 @@ def descendants(pid: int) -> set[int]:
 def orphans(before: set[int]) -> set[int]:
     """Processes below this one that were not there `before` and are no fork servers."""
     servers = {
-        server.process.pid
+        pid
         for without in WITHOUT
         for server in process._servers(os.getpid(), without).idle  # a test may look: nothing else knows them
+        for pid in (server.process.pid, *process_one(server))
     }
     workers = {pid for pid in descendants(os.getpid()) if Path(f"/proc/{pid}/comm").read_text().strip() == "monty"}
     return descendants(os.getpid()) - before - servers - workers
 
 
+def process_one(server: process.Server) -> list[int]:
+    """The process inside a server's namespaces, where it has them."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    return [int(child) for child in children] if server.layers["namespaces"] == "on" else []
+
+
+def off(names: str) -> frozenset[str]:
+    """The layers that are off in a run that is to show something: namespaces would hide what the others refuse."""
+    return frozenset(names.split("+")) | {"namespaces"}
+
+
 WITHOUT = {
-    frozenset(attack.shown.removeprefix("without ").split()[0].split("+"))
-    for attack in ATTACKS
-    if attack.shown.startswith("without ")
+    off(attack.shown.removeprefix("without ").split()[0]) for attack in ATTACKS if attack.shown.startswith("without ")
 } | {frozenset()}
 
 
-def outcome(attack: Attack, stage: str) -> str:
+def outcome(attack: Attack, stage: str, without: frozenset[str]) -> str:
     """Everything that is known of an attack's end, as one text."""
     if attack.way == "verdict":
         verdict = check(attack.code, attack.tests, "double", LIMITS.seconds, GIVEN)
@@ -141,23 +151,35 @@ def outcome(attack: Attack, stage: str) -> str:
     if attack.way == "interpreter":
         end = evaluate(stage + attack.code, Limits(0.3, 16 * MIB, 4096))
     else:
-        end = run(stage + attack.code, LIMITS)
+        end = run(stage + attack.code, LIMITS, without=without)
     return f"{end.output} {end.value} {end.error}"
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_an_attack_fails(attack, stage, layers):
-    run("'MARK-OF-AN-EARLIER-JOB'")
-    evaluate("left_over = 1")
-    before = descendants(os.getpid())
-    start = time.monotonic()
-    found = outcome(attack, stage)
-    assert time.monotonic() - start < 3.0
-    assert "ESCAPED" not in found
-    assert any(right in found for right in attack.right), found[:500]
-    assert not orphans(before)
-    assert run("1 + 1").value == "2" and evaluate("1 + 1").value == "2"
-    assert check("def double(number):\n    return 2 * number", TESTS[""], "double").passed
+    """With the layers that must be on alone, and once more with namespaces, where a file may simply not be there."""
+    spaced = layers["namespaces"] == "on"
+    ways = {"bare": frozenset({"namespaces"}), "spaced": frozenset()}
+    if attack.way != "process" or not spaced or "timed out" in attack.right:
+        del ways["bare" if spaced else "spaced"]  # once is enough, or all there is
+    if attack.shown.startswith("without namespaces"):
+        ways.pop("bare", None)
+    if not ways:
+        pytest.skip("needs namespaces, which this machine does not give")
+    for name, without in ways.items():
+        run("'MARK-OF-AN-EARLIER-JOB'", without=without)
+        evaluate("left_over = 1")
+        before = descendants(os.getpid())
+        start = time.monotonic()
+        found = outcome(attack, stage, without)
+        assert time.monotonic() - start < 3.0
+        assert "ESCAPED" not in found
+        right = [*attack.right, "FileNotFoundError"] if name == "spaced" else attack.right
+        assert any(words in found for words in right), found[:500]
+        assert not orphans(before)
+        assert run("1 + 1", without=without).value == "2" and evaluate("1 + 1").value == "2"
+        if attack.way == "verdict":
+            assert check("def double(number):\n    return 2 * number", TESTS[""], "double").passed
 
 
 @pytest.mark.parametrize("attack", SHOWN, ids=lambda attack: attack.name)
@@ -174,7 +196,7 @@ def test_the_same_program_succeeds_without(attack, stage, plain, layers):
     names, _, condition = attack.shown.removeprefix("without ").partition(" ")
     if condition == "as root" and not has_all_capabilities():
         pytest.skip("only root may do this without a sandbox")
-    end = run(stage + attack.code, Limits(5.0, LIMITS.memory, LIMITS.output), without=frozenset(names.split("+")))
+    end = run(stage + attack.code, Limits(5.0, LIMITS.memory, LIMITS.output), without=off(names))
     if condition == "if the kernel has it" and "ESCAPED" not in end.output:
         pytest.skip("this kernel refuses it to everybody")
     assert "ESCAPED" in end.output, end

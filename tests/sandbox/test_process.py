@@ -94,6 +94,21 @@ def test_it_refuses_where_the_kernel_lacks_a_layer(layer, number, first):
     assert ran == "ran 2"
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
+def test_it_does_without_namespaces_where_a_machine_gives_none():
+    script = LACKING.replace("run(", "str(layers()), run(").replace("import run", "import layers, run")
+    end = subprocess.run(
+        [sys.executable, "-c", script, "272", str(0x7C020000), "namespaces"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    ran = end.stdout.splitlines()
+    assert len(ran) == 2 and all(line.endswith(" 2") for line in ran)
+    assert "'namespaces': 'not here'" in ran[0] and "'seccomp': 'on'" in ran[0]
+
+
 HARNESS = """
 import os, threading, time
 from fledgling.sandbox.process import Limits, run, _servers
