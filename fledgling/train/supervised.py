@@ -138,7 +138,7 @@ def evals(table, context: Context, validation: TokenShard | None, micro_rows: in
 
 def _bits(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:
     batches = first_rows(rows, VALIDATION_ROWS if last else VALIDATION_ROWS // 8, micro_rows)
-    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths())]
+    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths(), world=context.world)]
 
 
 def _compression(context: Context, source: str, step: int, last: bool) -> list[Measurement]:
