@@ -132,6 +132,8 @@ class StageTable:
     target: str = _choice("all", "assistant")  # which tokens are learned
     eval_every: int = _count(0, 0)  # steps; 0: only at the end
     eval_questions: int = _count(200)  # questions a task
+    core_every: int = _count(0, 0)  # steps between evaluations of CORE, and one at the end; 0: none
+    core_max_per_task: int = _count(500)  # items of each of its tasks
     sample_every: int = _count(0, 0)  # steps; 0: only at the end
     save_every: int = _count(0, 0)  # steps; 0: only at the end
     keep: int = _count(2)  # checkpoints kept

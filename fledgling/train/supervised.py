@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from fledgling.config import Recipe, StageTable, UserError
+from fledgling.data.public import data_root
 from fledgling.data.shards import TokenShard
 from fledgling.data.split import compressed_bits_per_byte
 from fledgling.data.stream import MixtureStream, RowSource
-from fledgling.evals import chat, samples
+from fledgling.evals import chat, core, samples
 from fledgling.evals.bpb import bits_per_byte, first_rows
+from fledgling.evals.likelihood import Scorer
 from fledgling.evals.measurement import Measurement
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
@@ -23,6 +25,7 @@ from fledgling.optim.schedule import trapezoid
 from fledgling.plan.horizon import stretch
 from fledgling.record import Recorder
 from fledgling.tasks import NAMES
+from fledgling.tasks.core import Task, find_bundle, read_tasks
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import next_token
 from fledgling.train.prepare import Preparer, parts
@@ -70,6 +73,7 @@ def build(name: str, context: Context) -> Stage:
     measured = evals(table, context, validation, micro)
     if name == "pretrain" and mixed_with(table):
         measured += (Eval("compression", 0, partial(_compression, context, mixed_with(table))),)
+    measured += core_evals(table, context)
     return Stage(
         name=name,
         steps=steps,
@@ -134,6 +138,29 @@ def evals(table, context: Context, validation: TokenShard | None, micro_rows: in
         made.append(Eval("chat", table.eval_every, partial(_chat, context, names, table.eval_questions)))
     made.append(Eval("samples", table.sample_every, partial(_samples, context, bool(names))))
     return tuple(made)
+
+
+def core_evals(table: StageTable, context: Context) -> tuple[Eval, ...]:
+    """CORE where the stage asks for it; without its files, a notice and none."""
+    if not table.core_every:
+        return ()
+    root = data_root(context.recipe.run.data_dir)
+    if find_bundle(root) is None:
+        context.recorder.notice(
+            f"CORE will not be measured: no bundle under {root}; `fledgling data fetch core` brings it there"
+        )
+        return ()
+    tasks, scorer = read_tasks(root), Scorer(context.engine, context.world)
+    settings = core.Settings(table.core_max_per_task)
+    return (Eval("core", table.core_every, partial(_core, scorer, tasks, settings)),)
+
+
+def _core(scorer: Scorer, tasks: list[Task], settings: core.Settings, step: int, last: bool) -> list[Measurement]:
+    """CORE after some training; its tasks one by one at the end. An untrained model is not worth the wait."""
+    if step == 0:
+        return []
+    results = core.run(scorer, tasks, settings)
+    return core.measurements(results, whole=True) if last else [core.core(results)]
 
 
 def _bits(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:
