@@ -26,10 +26,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line: what was given, what was expected, what to do.
-
-    The command line prints it as `error: ...` and exits with 1; anything else that escapes is a bug of ours.
-    """
+    """A mistake of the user's in one line: given, expected, what to do. All else that escapes is a bug of ours."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from fledgling.optim.schedule import trapezoid
 from fledgling.plan.horizon import stretch
 from fledgling.record import Recorder
 from fledgling.tasks import NAMES
-from fledgling.tasks.core import Task, find_bundle, read_tasks
+from fledgling.tasks.core import find_bundle, read_tasks
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import next_token
 from fledgling.train.prepare import Preparer, parts
@@ -145,22 +145,21 @@ def core_evals(table: StageTable, context: Context) -> tuple[Eval, ...]:
     if not table.core_every:
         return ()
     root = data_root(context.recipe.run.data_dir)
-    if find_bundle(root) is None:
-        context.recorder.notice(
-            f"CORE will not be measured: no bundle under {root}; `fledgling data fetch core` brings it there"
-        )
-        return ()
-    tasks, scorer = read_tasks(root), Scorer(context.engine, context.world)
-    settings = core.Settings(table.core_max_per_task)
-    return (Eval("core", table.core_every, partial(_core, scorer, tasks, settings)),)
+    tasks = read_tasks(root) if find_bundle(root) else []
+    scorer, settings = Scorer(context.engine, context.world), core.Settings(table.core_max_per_task)
 
+    def measure(step: int, last: bool) -> list[Measurement]:
+        if step == 0:  # an untrained model is not worth the wait
+            if not tasks:
+                how = "`fledgling data fetch core` brings it there"
+                context.recorder.notice(f"CORE will not be measured: no bundle under {root}; {how}")
+            return []
+        if not tasks:
+            return []
+        results = core.run(scorer, tasks, settings)
+        return core.measurements(results, whole=True) if last else [core.core(results)]
 
-def _core(scorer: Scorer, tasks: list[Task], settings: core.Settings, step: int, last: bool) -> list[Measurement]:
-    """CORE after some training; its tasks one by one at the end. An untrained model is not worth the wait."""
-    if step == 0:
-        return []
-    results = core.run(scorer, tasks, settings)
-    return core.measurements(results, whole=True) if last else [core.core(results)]
+    return (Eval("core", table.core_every, measure),)
 
 
 def _bits(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:

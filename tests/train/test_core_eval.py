@@ -14,9 +14,7 @@ def lines(path):
 
 def test_core_is_measured_every_so_often_and_its_tasks_at_the_end(tmp_path):
     root = bundle(tmp_path / "data")
-    recipe = tiny(
-        tmp_path, **{"pretrain.core_every": 3, "pretrain.core_max_per_task": 3, "run.data_dir": f'"{root}"'}
-    )
+    recipe = tiny(tmp_path, **{"pretrain.core_every": 3, "pretrain.core_max_per_task": 3, "run.data_dir": f'"{root}"'})
     run_stage(recipe, "pretrain", quiet=True)
     found = lines(tmp_path / "run" / "pretrain" / "evals.jsonl")
     core = [(line["step"], line["n"]) for line in found if line["name"] == "core"]
