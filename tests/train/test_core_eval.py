@@ -1,4 +1,4 @@
-"""CORE beside training: measured when due and at the end where its files are, one notice and none where they are not."""
+"""CORE beside training: measured when due and at the end where its files are, else one notice and none."""
 
 import json
 
