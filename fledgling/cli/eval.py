@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App
 
-from fledgling.cli.eval_core import compare, core, opened
+from fledgling.cli.eval_core import compare, core, lm_eval, opened
 from fledgling.cli.options import Json
 from fledgling.config import UserError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 app = App(name="eval", help="Measure a checkpoint, each figure with its 95 % interval.")
 app.command(core)
 app.command(compare)
+app.command(lm_eval, name="lm-eval")
 
 
 @app.command

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from fledgling.evals.core import Settings, TaskResult
+    from fledgling.evals.likelihood import Scorer
     from fledgling.model.transformer import Transformer
     from fledgling.text.tokenizer import Tokenizer
 
@@ -93,20 +94,13 @@ def _evaluate(
 ) -> None:
     from fledgling.data.public import data_root
     from fledgling.evals.core import run
-    from fledgling.evals.likelihood import Scorer
     from fledgling.evals.logged import Log
-    from fledgling.infer.engine import Engine
     from fledgling.record.progress import Display
     from fledgling.tasks.core import read_tasks
-    from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
-    from fledgling.world import World
 
     chosen = read_tasks(data_root(data_dir), names)
-    world = World.start(device)
-    keep_freed_memory()
-    path, model, tokenizer, state = opened(checkpoint, world.device)
-    kind = fastest_dtype(world.device) if dtype == "auto" else DTYPES[dtype]
-    scorer = Scorer(Engine(model, tokenizer, dtype=kind), world)
+    path, state, scorer, key = _scorer(checkpoint, device, dtype)
+    world, kind = scorer.world, str(scorer.engine.dtype)
     finished = out or path.with_name(f"{path.name}.core.jsonl")
     display, began = Display("core") if world.is_main else None, time.monotonic()
 
@@ -116,7 +110,7 @@ def _evaluate(
 
     log = Log(log_path) if log_path and world.is_main else None
     try:
-        results = run(scorer, chosen, settings, f"{model_hash(model, tokenizer)} {kind}", finished, log, told)
+        results = run(scorer, chosen, settings, key, finished, log, told)
     finally:
         for open_thing in (display, log):
             if open_thing:
@@ -124,8 +118,22 @@ def _evaluate(
     if world.is_main:
         whole = not names
         record(path, state, results, whole)
-        _show(results, as_json, whole, {"checkpoint": str(path), "settings": asdict(settings), "dtype": str(kind)})
+        _show(results, as_json, whole, {"checkpoint": str(path), "settings": asdict(settings), "dtype": kind})
     world.close()
+
+
+def _scorer(checkpoint: str, device: str, dtype: str) -> tuple[Path, dict, Scorer, str]:
+    """The path and state of what is to be scored, its scorer, and the key that its scores are kept under."""
+    from fledgling.evals.likelihood import Scorer
+    from fledgling.infer.engine import Engine
+    from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
+    from fledgling.world import World
+
+    world = World.start(device)
+    keep_freed_memory()
+    path, model, tokenizer, state = opened(checkpoint, world.device)
+    kind = fastest_dtype(world.device) if dtype == "auto" else DTYPES[dtype]
+    return path, state, Scorer(Engine(model, tokenizer, dtype=kind), world), f"{model_hash(model, tokenizer)} {kind}"
 
 
 def opened(given: str, device: torch.device) -> tuple[Path, Transformer, Tokenizer, dict]:
@@ -215,3 +223,49 @@ def compare(a: Path, b: Path, /, *, as_json: Json = False) -> None:
             f"{d.name:34} {d.a:8.4f} {d.b:8.4f} {d.value:+8.4f}  [{d.low:+.4f}, {d.high:+.4f}] "
             f"{d.only_a:6,} {d.only_b:6,} {d.p:7.4f}"
         )
+
+
+def lm_eval(
+    checkpoint: str,
+    /,
+    *,
+    tasks: Names,
+    limit: int | None = None,
+    shots: int | None = None,
+    include: Path | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Tasks of lm-evaluation-harness on a checkpoint (extra lm-eval).
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory, or a Hugging Face directory.
+    tasks
+        Names of the harness's tasks, or of those in --include.
+    limit
+        So many items of each.
+    shots
+        Examples before each item; the task's own number where none is given.
+    include
+        A folder of task files of your own.
+    device
+        auto, cpu, cuda or mps.
+    dtype
+        Of the products; auto is bfloat16 where the hardware multiplies it.
+    """
+    from fledgling.evals.harness import evaluate
+
+    _, _, scorer, _ = _scorer(checkpoint, device, dtype)
+    results = evaluate(scorer, tasks, limit, shots, include)
+    if scorer.world.is_main:
+        if as_json:
+            print(json.dumps(results, indent=2, default=str))
+        else:
+            for name, figures in results.items():
+                for metric, value in figures.items():
+                    if isinstance(value, float):
+                        print(f"{name:24} {metric:24} {value:.4f}")
+    scorer.world.close()
