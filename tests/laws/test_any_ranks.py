@@ -25,7 +25,8 @@ STAGES = ("pretrain", "midtrain", "sft", "rl")
 STEPS = 3
 CASES = [  # stage, zero, exact, rows of a micro-batch
     *((stage, zero, "on", 1) for stage in STAGES for zero in (0, 1, 2)),
-    *((stage, zero, "off", 1) for stage in STAGES for zero in (0, 1, 2)),
+    *((stage, 2, "off", 1) for stage in STAGES),
+    *(("sft", zero, "off", 1) for zero in (0, 1)),
     *(("sft", zero, "on", 4) for zero in (0, 1, 2)),  # 2 micro-batches of 4 and 2 rows: with 4 ranks two have none
     ("sft", 2, "off", 4),
 ]
@@ -106,7 +107,7 @@ def test_any_number_of_ranks_gives_the_same_weights(alone, size):
 
 def test_the_stage_of_zero_changes_no_bit(alone):
     for index, (stage, zero, exact, rows) in enumerate(CASES):
-        same = CASES.index((stage, 0, exact, rows))
-        if exact == "on" and zero:
+        if exact == "on":
+            same = CASES.index((stage, 0, exact, rows))
             for name, value in alone[same]["weights"].items():
                 assert torch.equal(alone[index]["weights"][name], value)
