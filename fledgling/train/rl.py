@@ -25,7 +25,12 @@ def build(name: str, context: Context) -> Stage:
         raise UserError("rl.steps is not set: expected the number of optimizer steps, such as rl.steps=50")
     micro = micro_batch(table, context)
     rollouts = Rollouts(
-        context.engine, table, context.recipe.seed, micro, context.world, is_exact(context.recipe.optimizer, context.world)
+        context.engine,
+        table,
+        context.recipe.seed,
+        micro,
+        context.world,
+        is_exact(context.recipe.optimizer, context.world),
     )
     return Stage(
         name=name,
