@@ -30,7 +30,7 @@ STEPS = 4  # the least of their peaks counts: gloo's threads let go of a buffer 
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation makes within it, until nobody holds it; `peak` is the most."""
+    """Counts the bytes of every storage that an operation makes within it, while it is held; `peak` is the most."""
 
     def __init__(self) -> None:
         super().__init__()
