@@ -30,7 +30,8 @@ from fledgling.serve.service import Asked, Service
 from fledgling.serve.worker import Done, Event, Full, Handle
 
 PAGE = Path(__file__).parent / "page"
-FILES = {"/": "index.html", "/page.js": "page.js", "/markdown.js": "markdown.js", "/page.css": "page.css"}
+FILES = ("index.html", "page.css", "page.js", "store.js", "api.js", "message.js", "markdown.js")
+ROUTES = {"/": "index.html", **{f"/{name}": name for name in FILES}}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -48,10 +49,10 @@ def make_app(service: Service) -> Gate:
         Route("/health", _json(lambda request: service.health())),
         Route("/metrics", _metrics(service)),
         Route("/openapi.json", _json(lambda request: describe())),
-        *(Route(path, _file(name)) for path, name in FILES.items()),
+        *(Route(path, _file(name)) for path, name in ROUTES.items()),
     ]
     handlers = {404: _wrong_address, 405: _wrong_address, 500: _broken}
-    return Gate(Starlette(routes=routes, exception_handlers=handlers), service, public=("/health", *FILES))
+    return Gate(Starlette(routes=routes, exception_handlers=handlers), service, public=("/health", *ROUTES))
 
 
 def _json(answer: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
