@@ -192,7 +192,7 @@ def test_an_error_of_the_server_is_shown_as_text(page):
 
 
 def test_no_text_runs_whoever_wrote_it(browser, talking):
-    """Every payload as user, model, tool, title and error: none runs, none makes an element, a handler, a foreign link."""
+    """Every payload as user, model, tool, title and error: none runs, none makes an element or a handler."""
     node = "{id, parent, role, text, parts, tokens: [], reason: null, failed: role === 'assistant' ? text : undefined}"
     stored = f"""(payloads) => {{
         const all = payloads.map((text, number) => {{
