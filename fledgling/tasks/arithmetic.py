@@ -14,7 +14,7 @@ import re
 from functools import lru_cache
 
 from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, held_out
-from fledgling.tasks.wording import dress, expand
+from fledgling.tasks.wording import dress, expand, thing
 
 # In a template the expression is always {a} op {b}; a template with {b} before {a} is a reversal.
 _NOUN_PHRASES = {
@@ -145,22 +145,44 @@ _ABOUT_GERUND = (
     "[what does|what will|how much does] # [give|make|yield]?",
     "# [gives|yields|makes|brings|leads to|means] [|what|which number]?",
 )
-_THINGS = "[apples|books|coins|marbles|eggs|cards|stamps|pens|cookies|dollars|points|stones]"
+# Small stories; {thing} stands for whatever is counted.
+_HAS = "[i have|we have|you have|tom has|anna has|she has|he has|there are|the shop has|our team has]"
+_HOW_MANY = "[how many in total|how many in all|how many are there|how many together|what is the total]"
+_FIRST = "[there were|we saw|he counted|it had|the jar had|a box had] {a} {thing}[, then|; later|. then|. after that]"
+_HOW_MANY_LEFT = "[how many are left|how many remain|what is left|what remains|how many now]"
 _STORIES = {
     "+": (
-        f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} {_THINGS} and "
-        "[get|buy|find|receive] {b} more. [how many in total|how many now|how many are there]?",
-        f"{{a}} {_THINGS} [and|plus|with] {{b}} [more|others], [how many in all|how many together|what is the total]?",
+        f"{_HAS} {{a}} {{thing}} and [get|buy|find|receive|make|collect|win] {{b}} more. {_HOW_MANY}?",
+        f"{{a}} {{thing}} [and|plus|with] {{b}} [more|others|{{thing}}], {_HOW_MANY}?",
+        f"{_FIRST} {{b}} "
+        "[more came|more were added|were put in|joined|came on top|were brought]. [how many now|how many are there]?",
+        f"[one|the first] [box|bag|team|day] [has|had|gives] {{a}} {{thing}}, [the other|the next] {{b}}. {_HOW_MANY}?",
+        f"[after|when] [putting|throwing|pouring|joining] {{a}} {{thing}} [to|in with] the {{b}}, {_HOW_MANY}?",
+        f"[suppose|say|think] [i|you|we|somebody] [put|lay] {{a}} {{thing}} and {{b}} {{thing}} together, {_HOW_MANY}?",
+        "[it grows|it goes up|it rises|he climbs|she moves up] from {a} by {b}, [what is it now|where does it end]?",
     ),
     "-": (
-        f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} {_THINGS} and "
-        "[lose|give away|sell|eat|spend] {b}. [how many are left|how many remain|what is left]?",
-        f"{{b}} of {{a}} {_THINGS} are [gone|sold|lost], [how many are left|how many remain]?",
+        f"{_HAS} {{a}} {{thing}} and [lose|give away|sell|eat|spend|drop|break] {{b}}. {_HOW_MANY_LEFT}?",
+        f"{{b}} of [|the |my |our ]{{a}} {{thing}} are [gone|sold|lost|taken|broken|eaten], {_HOW_MANY_LEFT}?",
+        f"{_FIRST} {{b}} [left|went away|were taken out|were removed|were sold|fell out]. {_HOW_MANY_LEFT}?",
+        f"[take|pick|carry|throw] {{b}} {{thing}} [away from|off|from] [the|my|these] {{a}}, {_HOW_MANY_LEFT}?",
+        f"[pay|spend|use|give away] {{b}} [of|from] [|the |my |our ]{{a}} {{thing}}, {_HOW_MANY_LEFT}?",
+        f"from {{a}} {{thing}} {{b}} [are|were] [sold|used|lost|taken], {_HOW_MANY_LEFT}?",
+        "[i have|tom has|she has|one team has] {a} {thing}, [you have|anna has|the other has] {b}. "
+        "how many more [is that|are there|do i have]?",
+        "how much [more|larger|greater|higher|longer|older|heavier] is {a} than {b}?",
+        "{a} is how much [more|larger|greater|higher|longer|older|heavier] than {b}?",
+        "how [many|much] more [|{thing} ][are|is|makes] {a} than {b}?",
+        "[it sinks|it goes down|it falls|he climbs down] from {a} by {b}, [what is it now|where does it end]?",
     ),
     "*": (
-        f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} "
-        f"[bags|boxes] with {{b}} {_THINGS} each. [how many in total|how many in all|how many are there]?",
-        f"{{a}} [people|children] with {{b}} {_THINGS} each, [how many in all|how many together]?",
+        f"{_HAS} {{a}} [bags|boxes|packs|rows|shelves] [with|of] {{b}} {{thing}} each. {_HOW_MANY}?",
+        f"{{a}} [people|children|players|workers] with {{b}} {{thing}} each, {_HOW_MANY}?",
+        f"each of [|the ]{{a}} [boxes|rooms|tables|cars|trees] [has|holds|gets|takes] {{b}} {{thing}}. {_HOW_MANY}?",
+        f"{{a}} times [i|we|you|she] [get|buy|find|add|take] {{b}} {{thing}}, {_HOW_MANY}?",
+        f"[count|take|lay down|add up] {{a}} {{thing}} {{b}} times, {_HOW_MANY}?",
+        "[one|a] [book|ball|cake] costs {a} {thing}, [what do|how much do|how many do] {b} [cost|make|come to]?",
+        "[a|the] [wall|floor|sheet|yard] [is|measures] {a} by {b}, [what is the area|how large is it]?",
     ),
 }
 _PRACTICE = {
@@ -171,6 +193,15 @@ _PRACTICE = {
         "Is there a quick way to total up {a} and {b}? Show the number.",
         "Addition exercise: first number {a}, second number {b}.",
         "Whatever {a} + {b} may be, I need that figure.",
+        "[Yesterday|Last week|In May] the [shop|club|team] had {a} [members|visitors|orders], [today|since then] "
+        "{b} joined them. [What is the count|How big is it] now?",
+        "[My|Our] [meter|counter|clock] showed {a} and went up by {b}; what does it show?",
+        "Which [figure|result] do {a} plus {b} [produce|lead to|end in]?",
+        "A [rope|road|train] of {a} metres grows by {b} metres and is then how long?",
+        "[Two|Both] [parcels|bags] weigh {a} and {b} kilos; [on the scale together they show|jointly they weigh]?",
+        "[Please |]fill the blank: {a} + {b} = ___",
+        "To {a} somebody [adds|joins|puts] {b}, which makes",
+        "Sum wanted! Numbers: {a} as well as {b}",
     ),
     "-": (
         "We are at {a} now; then {b} gets subtracted, so we are at?",
@@ -179,6 +210,16 @@ _PRACTICE = {
         "Out of {a} tickets {b} were taken away. Which number is left over?",
         "Subtraction exercise: first number {a}, second number {b}.",
         "Whatever {a} - {b} may be, I need that figure.",
+        "[Yesterday|Last week|In May] the [shop|club|team] had {a} [members|visitors|orders], [today|since then] "
+        "{b} left it. [What is the count|How big is it] now?",
+        "[My|Our] [meter|counter|clock] showed {a} and went down by {b}; what does it show?",
+        "Which [figure|result] do {a} minus {b} [produce|lead to|end in]?",
+        "[Cut|Saw|Tear] {b} metres off [the|a] [rope|board|ribbon] of {a} metres; its length is then?",
+        "[They|The guests|We] ate {b} of the {a} [grapes|plums|buns] on the table, which leaves",
+        "[Please |]fill the blank: {a} - {b} = ___",
+        "[Ann|The red team] has {a} points, [Ben|the blue team] {b}. How many points [lie between them|ahead]?",
+        "Difference wanted! Numbers: {a} as well as {b}",
+        "How many [years|days|pages] more are {a} than {b}?",
     ),
     "*": (
         "We are at {a} now; this is multiplied by {b}, so we are at?",
@@ -187,6 +228,14 @@ _PRACTICE = {
         "A wall is {a} tiles wide and {b} tiles high. Multiply to get all tiles.",
         "Multiplication exercise: first number {a}, second number {b}.",
         "Whatever {a} * {b} may be, I need that figure.",
+        "[My|Our] [meter|counter|clock] showed {a} and now shows that {b} times over; what does it show?",
+        "Which [figure|result] do {a} times {b} [produce|lead to|end in]?",
+        "A [ticket|chair|lamp] costs {a}; somebody buys {b} of them and pays?",
+        "[There are|We count] {a} [shelves|trays|pages] holding {b} [cups|rolls|lines] apiece, so altogether?",
+        "[Please |]fill the blank: {a} * {b} = ___",
+        "The [field|garden|hall] is {a} metres long, {b} metres wide. Its area?",
+        "Product wanted! Numbers: {a} as well as {b}",
+        "{a} [workers|machines] make {b} [shoes|screws] every day; what does [a|one] day bring?",
     ),
 }
 _UNSEEN = {
@@ -227,7 +276,7 @@ _VALUE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a 
 
 @lru_cache(maxsize=1)
 def _families() -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Return the training cores of each operation, in families that are drawn with equal weight."""
+    """Return the training cores of each operation, in families of equal weight: a third or so of them stories."""
     families = {}
     for sign in _VALUE:
         nouns, verbs = expand(*_NOUN_PHRASES[sign]), expand(*_VERB_PHRASES[sign])
@@ -238,16 +287,26 @@ def _families() -> dict[str, tuple[tuple[str, ...], ...]]:
             *(frame.replace("#", _THEM[sign]) for frame in _NUMBERS_FIRST),
             *(frame.replace("#", word) for frame, word in zip(_OPERATION_FIRST, _OPERATION[sign], strict=True)),
         )
-        short, stories = (*nouns, *verbs), expand(*_STORIES[sign])
-        families[sign] = (tuple(about), tuple(about), tuple(told), gerunds, split, split, short, stories)
+        short = (*nouns, *verbs)
+        stories = tuple(expand(story) for story in _STORIES[sign])
+        plain = (tuple(about), tuple(about), tuple(told), gerunds, split, split, short)
+        families[sign] = (*plain, *plain, *stories)
     return families
+
+
+@lru_cache(maxsize=1)
+def _practice() -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Return the practice templates of each operation, grouped by pattern: a pattern is drawn first, then a reading."""
+    return {sign: tuple(expand(pattern) for pattern in patterns) for sign, patterns in _PRACTICE.items()}
 
 
 def wordings(which: str) -> tuple[str, ...]:
     """Return all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
     if which == TRAIN:
         return tuple({core: None for groups in _families().values() for group in groups for core in group})
-    return tuple(t for group in (_PRACTICE if which == PRACTICE else _UNSEEN).values() for t in group)
+    if which == PRACTICE:
+        return tuple(core for groups in _practice().values() for group in groups for core in group)
+    return tuple(core for group in _UNSEEN.values() for core in group)
 
 
 def _number(rng: random.Random, sign: str) -> int:
@@ -268,9 +327,10 @@ def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
         core = rng.choice(rng.choice(_families()[sign]))
         template = dress(core, rng)
     else:
-        core = template = rng.choice((_PRACTICE if which == PRACTICE else _UNSEEN)[sign])
+        core = template = rng.choice(rng.choice(_practice()[sign]) if which == PRACTICE else _UNSEEN[sign])
     facts = {"wording": core, "sign": sign, "a": a, "b": b}
-    return Question("arithmetic", template.format(a=a, b=b), str(_VALUE[sign](a, b)), facts)
+    prompt = template.format(a=a, b=b, thing=thing(rng))
+    return Question("arithmetic", prompt, str(_VALUE[sign](a, b)), facts)
 
 
 def _reply(question: Question) -> list[dict]:
