@@ -99,7 +99,8 @@ def _sets(data_dir: Path | None) -> dict[str, Any]:
     """Return the table of public sets with what lies in the data root."""
     from dataclasses import asdict
 
-    from fledgling.data.public import SETS, data_root, present, read_lock
+    from fledgling.data.public import SETS, present, read_lock
+    from fledgling.files import data_root
 
     root = data_root(data_dir)
     lock = read_lock(root)
@@ -114,9 +115,9 @@ def _sets(data_dir: Path | None) -> dict[str, Any]:
 def _source(source: str, column: str | None, compress: bool, data_dir: Path | None) -> dict[str, Any]:
     """Return the documents and bytes of one source, by kind and by split."""
     from fledgling.data.corpus import harvest, sizes
-    from fledgling.data.public import data_root
     from fledgling.data.sources import Skipped, documents
     from fledgling.data.split import compressed_bits_per_byte, line_overlap, split
+    from fledgling.files import data_root
 
     skipped = Skipped()
     if source == "embedded":

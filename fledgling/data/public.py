@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fledgling.config import UserError, did_you_mean
+from fledgling.files import data_root
 
 LOCK = "public.lock.json"
 HUB = "https://huggingface.co"
@@ -93,12 +94,6 @@ SETS = {
         ),
     )
 }  # fmt: skip
-
-
-def data_root(explicit: str | Path | None = None) -> Path:
-    """Return the folder that data lies in: the one given, else `FLEDGLING_DATA`, else ~/.cache/fledgling."""
-    chosen = explicit or os.environ.get("FLEDGLING_DATA") or Path.home() / ".cache" / "fledgling"
-    return Path(chosen).expanduser()
 
 
 def find(name: str) -> PublicSet:
