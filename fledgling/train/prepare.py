@@ -18,6 +18,7 @@ from pathlib import Path
 from fledgling.config import Recipe, UserError
 from fledgling.data.corpus import harvest
 from fledgling.data.document import Document
+from fledgling.data.public import SETS
 from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
 from fledgling.data.sources import Skipped
 from fledgling.data.sources import documents as read_documents
@@ -88,10 +89,9 @@ class Preparer:
         here, there = Path(source), data_root(self.recipe.run.data_dir) / source
         if here.exists() or there.exists():
             return here if here.exists() else there
+        expected = 'expected "embedded", a task, a file or a folder'
         fetch = f"; get it with `fledgling data fetch {source}`" if source in SETS else ""
-        raise UserError(
-            f'source "{source}": expected "embedded", a task, a file or a folder; neither {here} nor {there} exists{fetch}'
-        )
+        raise UserError(f'source "{source}": {expected}; neither {here} nor {there} exists{fetch}')
 
     def check(self, documents: Iterable[str], rows: Iterable[str]) -> None:
         """Raise UserError, saying how to get it, for a source of documents or rows that is not there."""

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
     {"config", "files", "world", "record"},
-    {"text", "model", "optim"},
+    {"text", "model", "optim", "sandbox"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
     {"train"},
@@ -26,6 +26,7 @@ TORCH_FREE = (
     "plan",
     "report",
     "tasks",
+    "sandbox",
     "cli",
     "model.config",
     "data.corpus",
