@@ -60,11 +60,13 @@ def fetch(
     name: str,
     /,
     *,
-    shards: Annotated[int, Parameter(help="How many of its files; those already here are not fetched again.")] = 1,
+    shards: Annotated[int | None, Parameter(help="How many of its files; else one, but all of a task's.")] = None,
     endpoint: Annotated[str | None, Parameter(help="A mirror of the hub; else HF_ENDPOINT.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Download files of a public set, resumed where they broke off and checked against the hub's checksums.
+
+    Files that are already here are not fetched again.
 
     Parameters
     ----------
@@ -75,7 +77,10 @@ def fetch(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from fledgling.data.public import fetch as fetch_set
+    from fledgling.data.public import find
 
+    if shards is None and not find(name).is_task:
+        shards = 1
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
     tasks: dict[str, Any] = {}

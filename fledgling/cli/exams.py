@@ -2,7 +2,7 @@
 
 What is finished is kept beside the checkpoint's stage, RUN/<stage>/exams/step-N/, a file an exam with every
 question, answer and score; the same command goes on from there. The accuracies go into the stage's
-evals.jsonl, where the report reads them.
+evals.jsonl, where the report reads them. With --out nothing is written into the run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def chat(
     log
         A file for every question, answer and score, as JSON lines.
     out
-        A folder for what is finished; else one beside the checkpoint.
+        A folder for what is finished, and nothing is written into the run; else RUN/<stage>/exams.
     fresh
         Ask again what was asked before.
     device
@@ -128,7 +128,7 @@ def passk(
     temperature
         Of the draws.
     out
-        A folder for what is finished; else one beside the checkpoint.
+        A folder for what is finished, and nothing is written into the run; else RUN/<stage>/exams.
     device
         auto, cpu, cuda or mps.
     """
@@ -187,8 +187,7 @@ class Desk:
 
     engine: Engine
     identity: str  # of the checkpoint's files
-    stage_dir: Path | None  # RUN/<stage>, where the checkpoint lies in a run
-    stage: str
+    stage_dir: Path | None  # RUN/<stage>, whose evals.jsonl learns of the accuracies; None: nobody does
     step: int
     folder: Path | None
 
@@ -206,9 +205,9 @@ class Desk:
         identity = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()[:16]
         stage_dir = path.parent.parent if path.parent.name == "checkpoints" else None
         step = int(state.get("step", 0))
-        folder = out or (stage_dir / "exams" / f"step-{step:07}" if stage_dir else None)
+        folder = out or (stage_dir / "exams" / path.name if stage_dir else None)
         engine = Engine(model, tokenizer, dtype=fastest_dtype(place))
-        return cls(engine, identity, stage_dir, str(state.get("stage", "")), step, folder)
+        return cls(engine, identity, None if out else stage_dir, step, folder)
 
     def key(self, paper: Exam) -> dict[str, Any]:
         """What an exam's answers are a function of: the weights and the questions."""
@@ -277,7 +276,7 @@ class Desk:
             for line in read_lines(self.stage_dir / "evals.jsonl")
             if line.get("step") == self.step
         }
-        with Recorder(self.stage_dir, self.stage or self.stage_dir.name, self.step, quiet=True) as recorder:
+        with Recorder(self.stage_dir, self.stage_dir.name, self.step, quiet=True) as recorder:
             for m in found:
                 if "/" not in m.name and (m.n or 0) >= there.get(m.name, 0):
                     recorder.evaluation(self.step, m.name, m.value, m.low, m.high, m.n, m.baseline)

@@ -27,6 +27,7 @@ from fledgling.tasks.task import Question, Task, constant_baseline
 from fledgling.text.conversation import render_prompt
 
 DRAWS = 2000  # of the bootstrap
+FEW = 10  # questions of a subject, below which its accuracy says nothing
 
 Progress = Callable[[int, int], None]  # (questions answered, questions in all)
 
@@ -160,7 +161,7 @@ def prompt_ids(tokenizer, question: Question) -> list[int]:
 def measure(name: str, answers: Sequence[Answer]) -> list[Measurement]:
     """The exam's accuracy with its Wilson interval, the best constant answer and chance.
 
-    Questions of several subjects give the accuracy of each subject too, NAME/SUBJECT, and their mean,
+    Questions of several subjects, at least `FEW` of each, give the accuracy of each subject too, NAME/SUBJECT, and their mean,
     NAME_subjects, with a bootstrap interval over the questions of each.
     """
     found = [_accuracy(name, answers)]
@@ -168,7 +169,7 @@ def measure(name: str, answers: Sequence[Answer]) -> list[Measurement]:
     for one in answers:
         if "subject" in one.question.facts:
             subjects.setdefault(one.question.facts["subject"], []).append(one)
-    if len(subjects) > 1:
+    if len(subjects) > 1 and min(map(len, subjects.values())) >= FEW:
         parts = [_accuracy(f"{name}/{subject}", subjects[subject]) for subject in sorted(subjects)]
         low, high = bootstrap([(p.value, p.n, 0.0) for p in parts])
         mean = float(np.mean([p.value for p in parts]))
