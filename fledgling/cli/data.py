@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from fledgling.cli.options import Json, Overrides
+from fledgling.cli.overlap import overlap
 from fledgling.config import load_recipe
 
 app = App(name="data", help="Look at, fetch and prepare training text.")
@@ -174,3 +175,6 @@ def prepare(recipe: str = "quickstart", /, *, overrides: Overrides = ()) -> None
     for source in dict.fromkeys(name for mixture in mixtures for name in parts(mixture).documents):
         for shard in preparer.documents(source, tokenizer):
             print(f"{shard.directory}: {len(shard):,} documents, {len(shard.tokens):,} tokens")
+
+
+app.command(overlap)

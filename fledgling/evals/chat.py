@@ -161,8 +161,8 @@ def prompt_ids(tokenizer, question: Question) -> list[int]:
 def measure(name: str, answers: Sequence[Answer]) -> list[Measurement]:
     """The exam's accuracy with its Wilson interval, the best constant answer and chance.
 
-    Questions of several subjects, at least `FEW` of each, give the accuracy of each subject too, NAME/SUBJECT, and their mean,
-    NAME_subjects, with a bootstrap interval over the questions of each.
+    Questions of several subjects, at least `FEW` of each, give the accuracy of each subject too, NAME/SUBJECT, and
+    their mean, NAME_subjects, with a bootstrap interval over the questions of each.
     """
     found = [_accuracy(name, answers)]
     subjects: dict[str, list[Answer]] = {}

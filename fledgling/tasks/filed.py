@@ -26,10 +26,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """A row understood: its question and the reference reply, a text or parts."""
+    """A row understood: its question, the reference reply (a text or parts), and its own words.
+
+    `words` are the row's, without what a prompt adds: what must not stand in training text.
+    """
 
     question: Question
     reply: str | list[dict]
+    words: str
 
 
 @dataclass(frozen=True)

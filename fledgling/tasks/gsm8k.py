@@ -67,7 +67,7 @@ def read(name: str, row: Row, where: str) -> Item:
     answer = final(solution)
     if answer is None:
         raise UserError(f'{where}: "answer" has no final number; expected a solution that ends with #### NUMBER')
-    return Item(Question(name, question, answer), parts(solution))
+    return Item(Question(name, question, answer), parts(solution), f"{question}\n{MARK.sub('', solution)}")
 
 
 def task(name: str, root: Path) -> Filed:

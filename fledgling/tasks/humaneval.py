@@ -50,7 +50,7 @@ def read(name: str, row: Row, where: str) -> Item:
     prompt = text_of(row, "prompt", where)
     solution = text_of(row, "canonical_solution", where)
     facts = {key: text_of(row, key, where) for key in ("task_id", "test", "entry_point")}
-    return Item(Question(name, prompt, solution, facts), f"```python\n{prompt}{solution}```")
+    return Item(Question(name, prompt, solution, facts), f"```python\n{prompt}{solution}```", prompt + solution)
 
 
 def task(name: str, root: Path) -> Filed:

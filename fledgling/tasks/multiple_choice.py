@@ -38,7 +38,8 @@ def read(name: str, row: Row, where: str) -> Item:
     index = _index(row, labels, where)
     letters = tuple(ascii_uppercase[: len(choices)])
     facts = {"choice": choices[index], **({"subject": row["subject"]} if row.get("subject") else {})}
-    return Item(Question(name, prompt(question, choices), letters[index], facts, letters), letters[index])
+    asked = Question(name, prompt(question, choices), letters[index], facts, letters)
+    return Item(asked, letters[index], "\n".join([question, *choices]))
 
 
 def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:

@@ -23,8 +23,8 @@ def read(name: str, row: Row, where: str) -> Item:
     """Return a row as an item. Raises UserError naming its place for one without a question or an answer."""
     if "choices" in row:
         return multiple_choice.read(name, row, where)
-    answer = text_of(row, "answer", where)
-    return Item(Question(name, text_of(row, "question", where), answer), answer)
+    question, answer = text_of(row, "question", where), text_of(row, "answer", where)
+    return Item(Question(name, question, answer), answer, f"{question}\n{answer}")
 
 
 def score(question: Question, answer: str) -> float:
