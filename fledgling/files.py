@@ -12,7 +12,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +28,11 @@ def data_root(explicit: str | Path | None = None) -> Path:
     """Return the folder that data lies in: the one given, else `FLEDGLING_DATA`, else ~/.cache/fledgling."""
     chosen = explicit or os.environ.get("FLEDGLING_DATA") or Path.home() / ".cache" / "fledgling"
     return Path(chosen).expanduser()
+
+
+def stamps(paths: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
+    """Return (path, nanosecond of the last change, bytes) of each file: a key under which its content may be kept."""
+    return tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
 
 
 @dataclass(frozen=True)

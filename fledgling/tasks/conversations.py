@@ -12,16 +12,17 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.files import KINDS, Block, blocks
+from fledgling.files import KINDS, Block, blocks, stamps
 from fledgling.tasks.task import TRAIN, order
 
 EXPECTED = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
+Stamps = tuple[tuple[Path, int, int], ...]
 _ROLES = ("system", "user", "assistant")
 
 
@@ -34,7 +35,7 @@ class Conversations:
 
     def __len__(self) -> int:
         """Return the conversations of one epoch."""
-        return sum(block.count for block in _blocks(tuple(self.files())))
+        return sum(block.count for block in _blocks(self._stamps))
 
     def files(self) -> list[Path]:
         """Return the files. Raises UserError where there are none."""
@@ -42,31 +43,34 @@ class Conversations:
 
     def train(self, index: int, seed: int) -> dict:
         """Return conversation `index` of `seed`. Raises UserError, naming its place, if the row is none."""
-        paths = tuple(self.files())
         epoch, position = divmod(index, len(self))
-        sequence, ends = _epoch(paths, self.name, seed, epoch)
+        sequence, ends = _epoch(self._stamps, self.name, seed, epoch)
         turn = bisect_right(ends, position)
         number = sequence[turn]
-        rows = _rows(paths, number)
+        rows = _rows(self._stamps, number)
         inside = order(len(rows), self.name, TRAIN, seed, epoch, number)
         value, where = rows[inside[position - (ends[turn - 1] if turn else 0)]]
         return conversation(value, where)
 
+    @cached_property
+    def _stamps(self) -> Stamps:
+        return stamps(self.files())
+
 
 @lru_cache(maxsize=8)
-def _blocks(paths: tuple[Path, ...]) -> tuple[Block, ...]:
-    return tuple(block for path in paths for block in blocks(path))
+def _blocks(files: Stamps) -> tuple[Block, ...]:
+    return tuple(block for path, *_ in files for block in blocks(path))
 
 
 @lru_cache(maxsize=4)
-def _rows(paths: tuple[Path, ...], number: int) -> tuple[tuple[dict[str, Any], str], ...]:
-    return tuple(_blocks(paths)[number].rows())
+def _rows(files: Stamps, number: int) -> tuple[tuple[dict[str, Any], str], ...]:
+    return tuple(_blocks(files)[number].rows())
 
 
 @lru_cache(maxsize=8)
-def _epoch(paths: tuple[Path, ...], name: str, seed: int, epoch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _epoch(files: Stamps, name: str, seed: int, epoch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The blocks in the order of an epoch, and the number of rows up to and with each."""
-    counts = [block.count for block in _blocks(paths)]
+    counts = [block.count for block in _blocks(files)]
     sequence = order(len(counts), name, TRAIN, seed, epoch, "blocks")
     return sequence, tuple(accumulate(counts[number] for number in sequence))
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.files import rows
+from fledgling.files import rows, stamps
 from fledgling.tasks.task import PRACTICE, TRAIN, Question, conversation, order
 
 TEST = "test"
@@ -89,7 +89,15 @@ class Filed:
 
     def items(self, split: str) -> tuple[Item, ...]:
         """Return all rows of a split, in the order of its files. Raises UserError for a bad row, naming its place."""
-        return _items(self.name, tuple(self.places.find(split)), self.read)
+        return self._train if split == TRAIN else self._test
+
+    @cached_property
+    def _train(self) -> tuple[Item, ...]:
+        return _items(self.name, stamps(self.places.find(TRAIN)), self.read)
+
+    @cached_property
+    def _test(self) -> tuple[Item, ...]:
+        return _items(self.name, stamps(self.places.find(TEST)), self.read)
 
     def train(self, index: int, seed: int) -> dict:
         """Return conversation `index` of `seed`, from the training split."""
@@ -119,11 +127,13 @@ class Filed:
         return items[order(len(items), self.name, purpose, seed, epoch)[position]]
 
 
-@lru_cache(maxsize=32)
-def _items(name: str, paths: tuple[Path, ...], read: Callable[[str, Row, str], Item]) -> tuple[Item, ...]:
-    found = tuple(read(name, row, where) for path in paths for row, where in rows(path))
+@lru_cache(maxsize=16)
+def _items(
+    name: str, files: tuple[tuple[Path, int, int], ...], read: Callable[[str, Row, str], Item]
+) -> tuple[Item, ...]:
+    found = tuple(read(name, row, where) for path, *_ in files for row, where in rows(path))
     if not found:
-        raise UserError(f"{name}: {paths[0]} holds no row; it was cut off, fetch or copy it again")
+        raise UserError(f"{name}: {files[0][0]} holds no row; it was cut off, fetch or copy it again")
     return found
 
 

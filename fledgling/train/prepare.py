@@ -23,7 +23,7 @@ from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
 from fledgling.data.sources import Skipped
 from fledgling.data.sources import documents as read_documents
 from fledgling.data.split import split
-from fledgling.files import data_root
+from fledgling.files import data_root, stamps
 from fledgling.record import write_json
 from fledgling.tasks import NAMES, is_read, mixture_example
 from fledgling.tasks import source as read_source
@@ -176,10 +176,9 @@ class Preparer:
     def rows(self, name: str, tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
         """A shard of one epoch of a set's conversations; of a large set no more than about `tokens` tokens."""
         source = self.source(name)
-        files = source.files()
-        facts = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-        cap = tokens if sum(size for *_, size in facts) > SMALL else None
-        key = _digest(name, facts, cap, self.recipe.seed, tokenizer.fingerprint())
+        files = stamps(source.files())
+        cap = tokens if sum(size for *_, size in files) > SMALL else None
+        key = _digest(name, files, cap, self.recipe.seed, tokenizer.fingerprint())
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
         return self._rendered(f"{stem}-rows-{key}", self._epoch(source), cap, tokenizer)
 
