@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fledgling.config import UserError
+from fledgling.files import KINDS
 from fledgling.tasks import multiple_choice
 from fledgling.tasks.filed import TEST, Filed, Item, Places, Row, text_of
 from fledgling.tasks.task import TRAIN, Question, same_text
@@ -33,7 +35,9 @@ def score(question: Question, answer: str) -> float:
 
 
 def load(path: Path, name: str) -> Filed:
-    """Return the task in a file, whose rows are both its splits. Raises UserError for a bad row."""
+    """Return the task in a file, whose rows are both its splits. Raises UserError for no file or a bad row."""
+    if not path.is_file():
+        raise UserError(f"cannot read {path}: no such file; expected {' or '.join(KINDS)} of questions with answers")
     task = Filed(name, Places(name, path.parent, {TRAIN: (path.name,), TEST: (path.name,)}), read, score)
     task.items(TEST)
     return task
