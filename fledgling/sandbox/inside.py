@@ -32,7 +32,7 @@ class Unjudged(BaseException):
 def short(error: BaseException) -> str:
     """Return an exception as one short line; its own `__str__` may do what it likes."""
     try:
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {error}"[: 4 * LONGEST_TEXT]
     except BaseException:
         text = type(error).__name__
     return " ".join(text.split())[:LONGEST_TEXT].removesuffix(":").strip()
@@ -136,7 +136,7 @@ class Stub:
         if "value" in answer:
             try:
                 return unpack(answer["value"])
-            except (Gone, RecursionError):
+            except (Gone, RecursionError, MemoryError):
                 self._break("the program sent no value")
         if "raised" in answer:
             raise _alike(str(answer["raised"]), str(answer.get("text", "")))
@@ -149,7 +149,7 @@ class Stub:
             if request is not None:
                 send(self.link, request)
             answer = receive(self.link)
-        except Gone:
+        except (Gone, MemoryError):
             self._break("the program ended before it answered")
         if not isinstance(answer, dict):
             self._break("the program sent no value")

@@ -108,9 +108,16 @@ def no_new_privileges() -> None:
 def detach(parent: int) -> None:
     """Start a session and process group of one's own, die with `parent`, and be closed to other processes."""
     os.setsid()
-    if _libc.prctl(_SET_PDEATHSIG, 9, None, 0, 0) or os.getppid() != parent:
-        raise LockError("parent death signal: refused, or the parent is gone")
+    die_with_parent()
+    if os.getppid() != parent:
+        raise LockError("parent death signal: the parent is gone")
     _libc.prctl(_SET_DUMPABLE, 0, None, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill the calling process when its parent ends."""
+    if _libc.prctl(_SET_PDEATHSIG, 9, None, 0, 0):
+        raise LockError("parent death signal: refused")
 
 
 def drop_capabilities() -> None:

@@ -1,7 +1,8 @@
 """CPython behind the kernel's locks: run a program, or keep the processes of a check. Linux only.
 
 The one idea: fail closed. Every layer of `LAYERS` is on, or nothing runs: where the kernel lacks one, or a probe
-shows that it does not hold, the caller gets one line and has to name that layer in `without` to go on.
+shows that it does not hold, the caller gets one line and has to name that layer in `without` to go on. Those of
+`MORE` come on top where they can be had.
 
 A call costs a fork of a Python that is ready (`zygote.py`); the wall clock is kept here, by waiting on the child's
 channel, so it holds from any thread and needs no signal. Every child is killed and reaped before a call returns.
@@ -22,15 +23,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fledgling.config import UserError
 
+Result = TypeVar("Result")
 LAYERS = ("landlock", "seccomp", "rlimits")
+MORE = ("namespaces",)  # on where the machine lets a process make them
 MIB = 2**20
 LONGEST_JOB = 4 * MIB  # bytes of a program and its tests
 STARTING = 20.0  # seconds a fork server may take to start, or to answer
@@ -39,12 +42,12 @@ sys.path.insert(0, sys.argv[1])
 from fledgling.sandbox.zygote import main
 sys.path.remove(sys.argv[1])
 main(int(sys.argv[2]), sys.argv[3])"""
-PROBE = """import os, socket
+PROBE = """import mmap, os, socket
 held = []
 for name, attempt in (
     ("landlock", lambda: os.listdir("/")),
     ("seccomp", lambda: socket.socket()),
-    ("rlimits", lambda: bytearray(2 ** 42)),
+    ("rlimits", lambda: mmap.mmap(-1, 2 ** 30)),
 ):
     try:
         attempt()
@@ -84,27 +87,27 @@ def run(code: str, limits: Limits = Limits(), stdin: str = "", without: frozense
 
     What it prints beyond `limits.output` ends it. Raises `UserError` when a layer is missing.
     """
-    start = time.monotonic()
-    deadline = start + limits.seconds
-    with server(without) as zygote, contextlib.ExitStack() as stack:
-        printed, writer = (stack.enter_context(end) for end in socket.socketpair())
-        child = stack.enter_context(zygote.child("run", limits, writer))
-        writer.close()
-        output, error = b"", child.send({"code": code, "stdin": stdin}, deadline)
-        if not error:
-            output, report, error = _listen(printed, child.channel, deadline, limits)
-            if isinstance(report, dict) and not error:
-                value, error = report.get("value"), report.get("error")
-                value = value if value is None else str(value)
-                return Outcome(value, _text(output), _line(error or ""), time.monotonic() - start)
-        error = error or child.end()
-    return Outcome(None, _text(output), error, time.monotonic() - start)
+    return attempt(lambda zygote: _run(zygote, code, limits, stdin), without)
+
+
+def attempt(job: Callable[[Server], Result], without: frozenset[str] = frozenset()) -> Result:
+    """Return what `job` makes of a fork server; once more with a new one when that got lost on the way."""
+    for last in (False, True):
+        try:
+            with server(without) as zygote:
+                return job(zygote)
+        except ServerLost as error:
+            _servers(os.getpid(), without).close()  # whoever killed one may have killed the idle ones too
+            if last:
+                raise UserError(
+                    f"sandbox: its fork server is gone ({error}): is something killing processes?"
+                ) from None
+    raise AssertionError("unreachable")
 
 
 def layers(without: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Return which layers are on here: name -> version, "on" or "off". Raises `UserError` as `run` does."""
-    with server(without) as zygote:
-        return dict(zygote.layers)
+    """Return which layers are on here: name -> version, "on", "off" or "not here". Raises `UserError` as `run` does."""
+    return attempt(lambda zygote: dict(zygote.layers), without)
 
 
 class Child:
@@ -115,7 +118,15 @@ class Child:
         self.ended: str | None = None
 
     def send(self, job: dict, deadline: float) -> str:
-        """Hand over the job; return "" or why that failed."""
+        """Hand over the job, once the child says that its locks are closed; return "" or why that failed.
+
+        Raises `UserError` when a lock did not close: the child has not seen the job then.
+        """
+        opening = self.receive(time.monotonic() + STARTING)
+        if not isinstance(opening, dict):
+            return self.end()
+        if not opening.get("locked"):
+            raise UserError(f"sandbox: {opening.get('error')}: nothing was run")
         body = json.dumps(job).encode()
         if len(body) > LONGEST_JOB:
             return f"too long: {len(body)} bytes of code"
@@ -144,17 +155,13 @@ class Child:
                 return _message(data)
 
     def end(self) -> str:
-        """Kill and reap the child, once; return how it ended. Raises `UserError` when a lock had not closed."""
+        """Kill and reap the child, once; return how it ended."""
         if self.ended is None:
             status = self.zygote.ask({"reap": self.pid})["status"]
             if os.WIFSIGNALED(status):
                 number = os.WTERMSIG(status)
-                why = {signal.SIGXCPU: "CPU time used up", signal.SIGKILL: "killed: time or memory used up"}
+                why = {signal.SIGXCPU: "CPU time used up", signal.SIGKILL: "ended without a report"}
                 self.ended = why.get(number) or f"crashed: {signal.Signals(number).name}"
-            elif os.WEXITSTATUS(status) == 97:
-                raise UserError(
-                    "sandbox: a lock did not close on this kernel, and nothing was run: see fledgling doctor"
-                )
             else:
                 self.ended = f"exited with {os.WEXITSTATUS(status)} before its end"
         return self.ended
@@ -164,6 +171,17 @@ class Server:
     """One fork server and its control socket; one caller at a time."""
 
     def __init__(self, without: frozenset[str]) -> None:
+        hello = self._start(without)
+        if "no namespaces" in hello:
+            self.close()
+            hello = self._start(without | {"namespaces"})
+            hello.get("layers", {})["namespaces"] = "not here"
+        if "error" in hello:
+            self.close()
+            raise UserError(f"sandbox: {hello['error']}: nothing is run without it, unless named in `without`")
+        self.layers: dict[str, str] = hello["layers"]
+
+    def _start(self, without: frozenset[str]) -> dict:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).parents[2])
         python = getattr(sys, "_base_executable", None) or sys.executable
@@ -181,11 +199,7 @@ class Server:
             )
         self.control = ours
         self.control.settimeout(STARTING)
-        hello = self._answer()
-        if "error" in hello:
-            self.close()
-            raise UserError(f"sandbox: {hello['error']}; use a kernel that has it, or name it in `without`")
-        self.layers: dict[str, str] = hello["layers"]
+        return self._answer()
 
     @contextlib.contextmanager
     def child(self, role: str, limits: Limits, second: socket.socket) -> Iterator[Child]:
@@ -235,6 +249,7 @@ class Servers:
         self.without = without
         self.idle: list[Server] = []
         self.lock = threading.Lock()
+        self.proving = threading.RLock()  # of one thread, which runs the probe; the others wait
         self.proved = False
         atexit.register(self.close)
 
@@ -252,6 +267,19 @@ class Servers:
         with self.lock:
             self.idle.append(server)
 
+    def prove(self) -> None:
+        """See that every layer that should hold does; raises `UserError` when one does not."""
+        self.proved = True  # the probe is a run like any other
+        try:
+            held = run(PROBE, Limits(10.0), without=self.without)
+            missing = [layer for layer in LAYERS if layer not in self.without and layer not in held.output.split()]
+            if missing:
+                why = f" ({held.error})" if held.error else ""
+                raise UserError(f"sandbox: {', '.join(missing)} does not hold on this kernel{why}: nothing is run")
+        except BaseException:
+            self.proved = False
+            raise
+
     def close(self) -> None:
         """End the idle servers."""
         with self.lock:
@@ -260,22 +288,36 @@ class Servers:
             server.close()
 
 
+def _run(zygote: Server, code: str, limits: Limits, stdin: str) -> Outcome:
+    start = time.monotonic()
+    deadline = start + limits.seconds
+    with contextlib.ExitStack() as stack:
+        printed, writer = (stack.enter_context(end) for end in socket.socketpair())
+        child = stack.enter_context(zygote.child("run", limits, writer))
+        writer.close()
+        output, error = b"", child.send({"code": code, "stdin": stdin}, deadline)
+        if not error:
+            output, report, error = _listen(printed, child.channel, deadline, limits)
+            if isinstance(report, dict) and not error:
+                value, error = report.get("value"), report.get("error")
+                value = value if value is None else str(value)
+                return Outcome(value, _text(output), _line(error or ""), time.monotonic() - start)
+        error = error or child.end()
+    return Outcome(None, _text(output), error, time.monotonic() - start)
+
+
 @contextlib.contextmanager
 def server(without: frozenset[str] = frozenset()) -> Iterator[Server]:
     """Lend a fork server of this process whose layers have been probed; raises `UserError` when one does not hold."""
     if sys.platform != "linux":
         raise UserError(f"sandbox: {sys.platform} has no Landlock and no seccomp: only the interpreter runs code here")
-    unknown = without - set(LAYERS)
+    unknown = without - {*LAYERS, *MORE}
     if unknown:
-        raise UserError(f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(LAYERS)}")
+        raise UserError(f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(LAYERS + MORE)}")
     servers = _servers(os.getpid(), without)
-    if not servers.proved:
-        servers.proved = True  # the probe is a run like any other
-        held = set(run(PROBE, Limits(10.0), without=without).output.split())
-        if held & set(LAYERS) != set(LAYERS) - without:
-            servers.proved = False
-            missing = ", ".join(sorted(set(LAYERS) - without - held))
-            raise UserError(f"sandbox: {missing} does not hold on this kernel; nothing is run without it")
+    with servers.proving:
+        if not servers.proved:
+            servers.prove()
     with servers.one() as lent:
         yield lent
 

@@ -12,9 +12,9 @@ cannot read the tests: they are never in its process, nor in the one it was fork
 
 Not guaranteed: that the tests are good. A function that returns the right values for the arguments it is asked passes
 whatever it does otherwise (it may keep state between calls, and learns all arguments before the one it is asked); a
-test that catches every exception accepts every exception. A test that only compares the function with itself
-(HumanEval/33 does) is passed by anything that agrees with itself. Arguments and values are copies: a test of
-what a function does to its argument, of identity, or of a returned function or object fails honest programs too.
+test that catches every exception accepts every exception; one that compares the function with itself (some
+lines of HumanEval/33 do) accepts whatever agrees with itself. Arguments and values are copies: a test of what a
+function does to its argument, of identity, or of a returned function or object fails honest programs too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from fledgling.sandbox.process import Limits, Server, ServerLost, server
+from fledgling.sandbox.process import Limits, Server, attempt
 
 SECONDS = 3.0
 
@@ -76,15 +76,7 @@ def check_all(checks: Iterable[Check], seconds: float = SECONDS, workers: int | 
 
 def _judge(check: Check, seconds: float) -> Verdict:
     start = time.monotonic()
-    for attempt in (1, 2):
-        try:
-            with server() as zygote:
-                reason = _reason(check, zygote, Limits(seconds), time.monotonic() + seconds)
-            break
-        except ServerLost as error:  # killed from outside, or out of memory: once more with a new one
-            reason = f"the sandbox's server was lost: {error}"
-            if attempt == 2:
-                break
+    reason = attempt(lambda zygote: _reason(check, zygote, Limits(seconds), time.monotonic() + seconds))
     return Verdict(not reason, reason, time.monotonic() - start)
 
 

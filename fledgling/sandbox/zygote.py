@@ -12,6 +12,7 @@ goes, so do the children and this process.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import importlib
@@ -23,8 +24,8 @@ import sys
 import sysconfig
 from collections.abc import Callable
 
-from fledgling.sandbox import inside, kernel
-from fledgling.sandbox.values import Gone
+from fledgling.sandbox import inside, kernel, namespaces
+from fledgling.sandbox.values import Gone, send
 
 # imported before the first fork, so that a program need not: what short programs use, and what loads libraries
 COMMON = (
@@ -32,7 +33,6 @@ COMMON = (
     "fractions functools hashlib heapq io itertools json lzma math numbers operator queue random re secrets "
     "statistics string struct textwrap threading time traceback typing unicodedata uuid zlib"
 )
-UNLOCKED = 97  # exit status of a child on which a lock did not close; it has not seen its job
 PATIENCE = 5.0  # seconds between two looks at whether the harness still lives
 ROLES: dict[str, Callable[..., None]] = {"run": inside.run, "candidate": inside.candidate, "check": inside.check}
 
@@ -44,13 +44,26 @@ def main(descriptor: int, without: str) -> None:
         importlib.import_module(name)
     os.environ.clear()
     sys.argv = [""]
-    harness = os.getppid()
+    _first_to_go()
+    harness, off = os.getppid(), frozenset(filter(None, without.split(",")))
+    files, listable = readable()
+    if "namespaces" not in off:
+        try:
+            namespaces.enter([*files, *listable, *sys.path])
+        except OSError as error:
+            control.send(json.dumps({"no namespaces": str(error)}).encode())
+            return
+        first = os.fork()
+        if first:
+            control.close()
+            return namespaces.mind(first, harness, PATIENCE)
+        kernel.die_with_parent()
+        harness = os.getppid()
     try:
-        locks = Locks(frozenset(filter(None, without.split(","))))
+        locks = Locks(off, files, listable)
     except kernel.LockError as error:
         control.send(json.dumps({"error": str(error)}).encode())
         return
-    _first_to_go()
     control.send(json.dumps({"layers": locks.layers}).encode())
     control.settimeout(PATIENCE)
     gc.collect()
@@ -69,6 +82,8 @@ def main(descriptor: int, without: str) -> None:
         order = json.loads(message)
         if "reap" in order:
             os.kill(order["reap"], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # with its group: it has one only where seccomp is off
+                os.killpg(order["reap"], signal.SIGKILL)
             control.send(json.dumps({"status": os.waitpid(order["reap"], 0)[1]}).encode())
             continue
         parent = os.getpid()
@@ -83,9 +98,9 @@ def main(descriptor: int, without: str) -> None:
 class Locks:
     """The layers of this kernel, prepared once so that a child only has to put them on."""
 
-    def __init__(self, without: frozenset[str]) -> None:
+    def __init__(self, without: frozenset[str], files: list[str], listable: list[str]) -> None:
         self.without = without
-        self.rules = -1 if "landlock" in without else kernel.landlock_rules(*readable())
+        self.rules = -1 if "landlock" in without else kernel.landlock_rules(files, listable)
         if "seccomp" not in without and not kernel.has_seccomp():
             raise kernel.LockError("seccomp: not in this kernel, or not known for this processor")
         self.filter = b"" if "seccomp" in without else kernel.filter_program(os.uname().machine)
@@ -93,6 +108,7 @@ class Locks:
             "landlock": "off" if "landlock" in without else f"version {kernel.landlock_version()}",
             "seccomp": "off" if "seccomp" in without else "on",
             "rlimits": "off" if "rlimits" in without else "on",
+            "namespaces": "off" if "namespaces" in without else "on",
         }
 
     def put_on(self, memory: int, seconds: int, parent: int) -> None:
@@ -127,7 +143,7 @@ def readable() -> tuple[list[str], list[str]]:
 
 
 def _live(order: dict, descriptors: list[int], locks: Locks, parent: int) -> None:
-    """Be the child: arrange the descriptors, lock up, do the job, end. Never returns."""
+    """Be the child: arrange the descriptors, lock up and say so, do the job, end. Never returns."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         rules = [] if locks.rules < 0 else [locks.rules]
@@ -142,10 +158,12 @@ def _live(order: dict, descriptors: list[int], locks: Locks, parent: int) -> Non
             os.dup2(4, 1)
             os.dup2(4, 2)
             os.close(4)
-        locks.put_on(order["memory"], order["seconds"], parent)
+        try:
+            locks.put_on(order["memory"], order["seconds"], parent)
+        except kernel.LockError as error:
+            return send(3, {"error": str(error)})
+        send(3, {"locked": True})
         ROLES[role](*((3,) if role == "run" else (3, 4)))
-    except kernel.LockError:
-        os._exit(UNLOCKED)
     except Gone:
         pass
     finally:
