@@ -5,5 +5,6 @@ for small expressions, any platform. `process.py` is CPython behind the kernel's
 `verdict.py` stands on it and says whether a program passes its tests, in a way that the program cannot forge.
 
 Start with verdict.py; process.py keeps the fork servers, zygote.py is one, kernel.py holds the locks (Landlock,
-seccomp, rlimits), inside.py is what runs behind them, values.py how plain values cross. Nothing imports torch.
+seccomp, rlimits), namespaces.py one more, inside.py is what runs behind them, values.py how plain values cross.
+Nothing imports torch.
 """
