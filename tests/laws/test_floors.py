@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
-    {"config", "world", "record"},
+    {"config", "world", "record", "draw"},
     {"text", "model", "optim"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
@@ -24,6 +24,12 @@ TORCH_FREE = (
     "text",
     "plan",
     "report",
+    "draw",
+    "lab.results",
+    "lab.fit",
+    "lab.bowls",
+    "lab.analysis",
+    "lab.page",
     "tasks",
     "cli",
     "model.config",
