@@ -86,7 +86,9 @@ class _Group:
         """(log N, log D, log L) of a parabola's minimum, followed at most `OUTSIDE` the sizes run, and `inside`."""
         opens = curve[0] > 0
         low, high = self.n.min(), self.n.max()
-        best = -curve[1] / (2 * curve[0]) if opens else (low if np.polyval(curve, low) < np.polyval(curve, high) else high)
+        best = (
+            -curve[1] / (2 * curve[0]) if opens else (low if np.polyval(curve, low) < np.polyval(curve, high) else high)
+        )
         at = float(np.clip(best, low - OUTSIDE, high + OUTSIDE))
         tokens = np.polyval(np.polyfit(self.n, self.d, 2), at)  # no noise in it: at a budget D follows from N
         return at + self.middle, float(tokens), float(np.polyval(curve, at)), bool(opens and low <= best <= high)
@@ -130,9 +132,7 @@ def fit(
     return Bowls(tuple(made), *trends)
 
 
-def _groups(
-    N: Sequence[float], D: Sequence[float], budgets: Sequence[float], loss: Sequence[float]
-) -> list[_Group]:
+def _groups(N: Sequence[float], D: Sequence[float], budgets: Sequence[float], loss: Sequence[float]) -> list[_Group]:
     """The budgets with enough sizes, in rising order."""
     rows = np.array([budgets, np.log(N), np.log(D), np.log(loss)]).T
     made = []

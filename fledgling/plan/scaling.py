@@ -22,9 +22,12 @@ from fledgling.config import UserError, did_you_mean
 PF_DAY = 1e15 * 86_400  # FLOPs; Kaplan's unit of compute
 BYTES_PER_TOKEN = 4.8  # English web text with 65,536 entries, where nothing else is known
 
+# The usual ways of counting N. Kaplan's 12 L C^2 are the matrices; with an untied head and neither positions nor norm
+# weights, `WITHOUT_EMBEDDINGS` and `WITH_HEAD` are the same number.
 ALL = "all parameters"
-BLOCKS = "without embeddings and head"
-WITH_HEAD = "matrices and head, without the embedding"
+WITHOUT_EMBEDDINGS = "without embeddings"
+WITH_HEAD = "matrices + head"
+MATRICES = "matrices"
 
 
 def bits_per_byte(nats: float, bytes_per_token: float) -> float:
@@ -171,7 +174,7 @@ KAPLAN_C = Power((3.1e8 * PF_DAY) ** 0.050, -0.050)  # L(C_min): compute used at
 _KAPLAN = Law(
     "kaplan",
     "Kaplan et al. 2020, tables 2 and 6",
-    BLOCKS,
+    MATRICES,
     Frontier(Power(1.3e9 / PF_DAY**0.73, 0.73), Power(2e10 / PF_DAY**0.27, 0.27), KAPLAN_C),
     Joint(Nc=6.4e13, alpha_N=0.076, Dc=1.8e13, alpha_D=0.103),
 )
@@ -224,3 +227,15 @@ def law(name: str) -> Law:
         hint = did_you_mean(name, LAWS) or f": there are {', '.join(LAWS)}"
         raise UserError(f'unknown scaling law "{name}"{hint}')
     return LAWS[name]
+
+
+def counts(parameters: dict[str, int]) -> dict[str, int]:
+    """Return N in each of the usual ways from the planner's components (`fledgling.plan.size.parameters`)."""
+    embeddings = parameters["embedding"] + parameters.get("positions", 0)
+    matrices = parameters["attention"] + parameters["feed_forward"]
+    return {
+        ALL: parameters["total"],
+        WITHOUT_EMBEDDINGS: parameters["total"] - embeddings,
+        WITH_HEAD: matrices + parameters["head"],
+        MATRICES: matrices,
+    }
