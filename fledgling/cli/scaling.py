@@ -117,27 +117,16 @@ def print_fits(analysis: Analysis) -> None:
     from rich.table import Table
 
     from fledgling.lab.analysis import KEY
-    from fledgling.lab.fit import NAMES
-    from fledgling.lab.page import bowl_row, fit_row
+    from fledgling.lab.page import bowl_row, fit_rows
 
     shown, console = analysis.of(KEY), Console()
-    rows = [fit_row(one) for one in analysis.fits]
-    table = Table(
-        "", *(row["counts"] for row in rows), title="L = E + A / N^alpha + B / D^beta, bits per byte, by which N"
-    )
-    for i, name in enumerate(NAMES):
-        table.add_row(name, *(row["surface"][i] for row in rows))
-    for label, key in (
-        ("noise of a run", "noise"),
-        ("N ~ C^a, surface", "a_surface"),
-        ("N ~ C^a, bowls", "a_bowls"),
-        ("held-out error", "error"),
-    ):
-        table.add_row(label, *(row[key] for row in rows))
+    head, *rows = fit_rows(analysis.fits)
+    table = Table(*head, title="L = E + A / N^alpha + B / D^beta, bits per byte, by which N")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
-    bowls = Table(
-        "budget", "best N", "best D", "D / N", "bits per byte", "minimum", title=f"isoFLOP bowls, N: {shown.counts}"
-    )
+    head = ("budget", "best N", "best D", "D / N", "bits per byte", "minimum")
+    bowls = Table(*head, title=f"isoFLOP bowls, N: {shown.counts}")
     for bowl in shown.bowls.bowls:
         bowls.add_row(*bowl_row(bowl))
     console.print(bowls)
@@ -161,8 +150,8 @@ def outcome_line(one: Outcome) -> str:
     interval = f" ({said['low']:.4f} to {said['high']:.4f})" if said["low"] is not None else ""
     kept = "inside" if one.held else "outside"
     return (
-        f"check {one.run.name}: predicted {said['value']:.4f}{interval}, measured {one.run.bits_per_byte:.4f} bits per byte, "
-        f"error {100 * one.error:+.2f} %, {kept} the interval"
+        f"check {one.run.name}: predicted {said['value']:.4f}{interval} bits per byte, "
+        f"measured {one.run.bits_per_byte:.4f}, error {100 * one.error:+.2f} %, {kept} the interval"
     )
 
 
@@ -173,13 +162,12 @@ def check(
     *,
     times: float = 4.0,
     depth: int | None = None,
-    recipe: str = "scaling",
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> int:
     """Predict a budget beyond the sweep's largest, write the prediction down, make that run and compare.
 
-    Give the recipe and overrides that the sweep was run with.
+    The run has the sweep's settings; overrides are for what changes no result, such as run.threads.
 
     Parameters
     ----------
@@ -189,14 +177,12 @@ def check(
         The budget, in units of the sweep's largest.
     depth
         Layers of the run; default: those nearest to the predicted best size.
-    recipe
-        The sweep's recipe.
     """
     from fledgling.lab.analysis import analyse
-    from fledgling.lab.results import load
+    from fledgling.lab.results import SETTINGS, load
 
-    chosen = load_recipe(recipe, overrides)
     analysis = analyse(load(out))
+    chosen = load_recipe(out / SETTINGS, overrides)
     from fledgling.lab.check import check as make
     from fledgling.train.loop import Stopped
 
@@ -256,8 +242,8 @@ def predict(
         return
     print_predictions(found, C, size)
     print(
-        f"Kaplan's learning curves at the critical batch: {run.N:.3g} parameters, {run.S:,.0f} steps of {run.B:,.0f} tokens, "
-        f"{run.loss:.3f} nats"
+        f"Kaplan's learning curves at the critical batch: {run.N:.3g} parameters, {run.S:,.0f} steps of "
+        f"{run.B:,.0f} tokens, {run.loss:.3f} nats"
     )
 
 

@@ -21,7 +21,7 @@ from fledgling.lab import bowls as isoflop
 from fledgling.lab import fit
 from fledgling.lab.bowls import Bowls
 from fledgling.lab.fit import Estimate, Surface
-from fledgling.lab.results import Run, Sweep, finite
+from fledgling.lab.results import Run, Sweep, amount, finite
 from fledgling.plan.scaling import WITH_HEAD, Additive, Law
 
 KEY = WITH_HEAD  # the count that FLOPs follow most closely: what is shown first and predicted with
@@ -131,10 +131,11 @@ def enough(sweep: Sweep) -> None:
     more_budgets = (budgets + [budgets[-1] * 2 ** (i + 1) for i in range(LEAST_BUDGETS)])[
         : max(LEAST_BUDGETS, len(budgets))
     ]
-    command = f"--depths {','.join(map(str, sorted(more_depths)))} --budgets {','.join(f'{b:g}' for b in more_budgets)}"
+    command = f"--depths {','.join(map(str, sorted(more_depths)))} --budgets {','.join(map(amount, more_budgets))}"
     raise UserError(
-        f"{sweep.path} has {len(sweep.runs)} finished runs, {len(full)} budgets with {LEAST_SIZES} sizes or more; a fit "
-        f"needs {LEAST_BUDGETS} budgets of {LEAST_SIZES} sizes each: fledgling scaling run {command} --out {sweep.path}"
+        f"{sweep.path} has {len(sweep.runs)} finished runs, {len(full)} budgets with {LEAST_SIZES} sizes or more; "
+        f"a fit needs {LEAST_BUDGETS} budgets of {LEAST_SIZES} sizes each: "
+        f"fledgling scaling run {command} --out {sweep.path}"
     )
 
 

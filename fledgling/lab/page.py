@@ -7,7 +7,7 @@ and the numbers of all ways in a table. Drawings are made by `fledgling.draw`, t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fledgling.draw.page import render
 from fledgling.lab.analysis import KEY, Analysis, Fits
 from fledgling.lab.bowls import Bowl
 from fledgling.lab.fit import NAMES, Estimate
-from fledgling.lab.results import Outcome, Run, outcomes
+from fledgling.lab.results import Outcome, Run, amount, outcomes
 from fledgling.plan.scaling import LAWS
 from fledgling.record import write_text
 from fledgling.record.progress import short
@@ -41,7 +41,7 @@ def contents(analysis: Analysis) -> dict[str, Any]:
         "title": sweep.path.name,
         "counts": shown.counts,
         "tiles": tiles(analysis, checked),
-        "budgets": [(i % COLOURS, f"{bowl.budget:.3g}") for i, bowl in enumerate(shown.bowls.bowls)],
+        "budgets": [(i % COLOURS, amount(bowl.budget)) for i, bowl in enumerate(shown.bowls.bowls)],
         "bowls": [
             ("isoFLOP bowls: bits per byte against N", bowls(shown, sweep.runs)),
             ("The surface on the same runs", surface(shown, sweep.runs)),
@@ -49,10 +49,9 @@ def contents(analysis: Analysis) -> dict[str, Any]:
         "frontier": frontier(shown, sweep.runs, checked),
         "residuals": [
             ("Surface: measured / fitted - 1", residuals(shown, sweep.runs)),
-            (f"Held out: predicted / measured - 1 at {shown.held_out.budget:.3g}", held_out(analysis)),
+            (f"Held out: predicted / measured - 1 at {amount(shown.held_out.budget)}", held_out(analysis)),
         ],
-        "names": NAMES,
-        "fits": [fit_row(one) for one in analysis.fits],
+        "fits": fit_rows(analysis.fits),
         "bowl_rows": [bowl_row(bowl) for bowl in shown.bowls.bowls],
         "runs": [run_row(run) for run in sweep.runs],
         "checks": [check_row(one) for one in checked],
@@ -96,30 +95,33 @@ def tiles(analysis: Analysis, checked: Sequence[Outcome]) -> list[tuple[str, str
     return made
 
 
-def fit_row(one: Fits) -> dict[str, Any]:
-    """One way of counting N: its surface, exponents and held-out error."""
-    a, _ = one.exponents()
-    return {
-        "counts": one.counts,
-        "surface": [words(one.surface.intervals[name]) for name in NAMES],
-        "noise": f"{100 * one.surface.noise:.2f} %",
-        "a_surface": words(a, "{:.2f}"),
-        "a_bowls": words(one.bowls.N.exponent, "{:.2f}") if one.bowls.N else "–",
-        "error": f"{100 * one.held_out.mean_error:.2f} %",
-    }
+def fit_rows(fits: Sequence[Fits]) -> list[tuple[str, ...]]:
+    """The surface, exponents and held-out error as rows, a column for each way of counting N; the first is the head."""
+    rows = [("", *(one.counts for one in fits))]
+    rows += [(name, *(words(one.surface.intervals[name]) for one in fits)) for name in NAMES]
+    bowls = (one.bowls.N for one in fits)
+    errors = (max(map(abs, one.held_out.errors)) for one in fits)
+    return [
+        *rows,
+        ("noise of a run", *(f"{100 * one.surface.noise:.2f} %" for one in fits)),
+        ("N ~ C^a, surface", *(words(one.exponents()[0], "{:.2f}") for one in fits)),
+        ("N ~ C^a, bowls", *(words(trend.exponent, "{:.2f}") if trend else "–" for trend in bowls)),
+        ("held out, mean error", *(f"{100 * one.held_out.mean_error:.2f} %" for one in fits)),
+        ("held out, worst", *(f"{100 * error:.2f} %" for error in errors)),
+    ]
 
 
 def bowl_row(bowl: Bowl) -> tuple[str, ...]:
     """One budget: its minimum."""
     where = "between the sizes run" if bowl.inside else "beyond the sizes run"
     ratio = f"{bowl.D.value / bowl.N.value:.3g}"
-    return f"{bowl.budget:.3g}", counted(bowl.N), counted(bowl.D), ratio, words(bowl.loss, "{:.3f}"), where
+    return amount(bowl.budget), counted(bowl.N), counted(bowl.D), ratio, words(bowl.loss, "{:.3f}"), where
 
 
 def run_row(run: Run) -> tuple[str, ...]:
     """One run."""
     measured = f"{run.bits_per_byte:.4f}"
-    return run.name, short(run.parameters[KEY]), short(run.tokens), f"{run.flops:.3g}", measured, f"{run.seconds:.0f} s"
+    return run.name, short(run.parameters[KEY]), short(run.tokens), amount(run.flops), measured, f"{run.seconds:.0f} s"
 
 
 def check_row(one: Outcome) -> tuple[str, ...]:
@@ -145,23 +147,23 @@ def law_rows(analysis: Analysis, budgets: Sequence[float]) -> list[tuple[str, ..
         rows.append(("this sweep, bowls", shown.counts, *(short(shown.bowls.N.law(C)) for C in budgets)))
     for law in LAWS.values():
         rows.append((law.name, law.counts, *(short(law.optimum(C)[0]) for C in budgets)))
-    return [("", "N", *(f"{C:.3g}" for C in budgets)), *rows]
+    return [("", "N", *map(amount, budgets)), *rows]
 
 
 # ---- drawings ------------------------------------------------------------------------------------
 
 
-def powers(values: Sequence[float]) -> list[tuple[float, str]]:
+def powers(values: Sequence[float], say: Callable[[float], str]) -> list[tuple[float, str]]:
     """Ticks of an axis of log10: 1, 2 and 5 times the powers of ten that the values span."""
     low, high = math.log10(min(values)), math.log10(max(values))
     units = (1, 2, 5) if high - low < 2.5 else (1,)
     places = [math.log10(unit) + power for power in range(math.floor(low), math.ceil(high) + 1) for unit in units]
-    return [(place, short(10**place)) for place in places if low - 0.05 <= place <= high + 0.05]
+    return [(place, say(10**place)) for place in places if low - 0.05 <= place <= high + 0.05]
 
 
-def axis(values: Sequence[float], label: str) -> dict[str, Any]:
+def axis(values: Sequence[float], label: str, say: Callable[[float], str] = short) -> dict[str, Any]:
     """The x-axis of a chart over log10."""
-    return {"x_label": label, "x_ticks": powers(values), "x_words": lambda x: short(10**x)}
+    return {"x_label": label, "x_ticks": powers(values, say), "x_words": lambda x: say(10**x)}
 
 
 def between(low: float, high: float) -> list[float]:
@@ -176,7 +178,7 @@ def bowls(one: Fits, runs: Sequence[Run]) -> Any:
         there = [run for run in runs if run.budget == bowl.budget]
         ns = [run.parameters[one.key] for run in there]
         curve = between(min(*ns, bowl.N.value), max(*ns, bowl.N.value))
-        name = f"{bowl.budget:.3g} FLOPs"
+        name = f"{amount(bowl.budget)} FLOPs"
         lines.append(Line(name, list(map(math.log10, curve)), list(map(bowl.at, curve)), colour=i % COLOURS))
         lines.append(_dots(name, ns, [run.bits_per_byte for run in there], i % COLOURS, [run.name for run in there]))
         at = f"minimum, N {short(bowl.N.value)}"
@@ -194,7 +196,7 @@ def surface(one: Fits, runs: Sequence[Run]) -> Any:
         ns = [run.parameters[one.key] for run in there]
         curve = between(min(ns), max(ns))
         ys = [one.surface.law.loss(N, bowl.budget / (math.exp(first) * N**second)) for N in curve]
-        name = f"{bowl.budget:.3g} FLOPs"
+        name = f"{amount(bowl.budget)} FLOPs"
         lines.append(Line(name, list(map(math.log10, curve)), ys, colour=i % COLOURS))
         lines.append(_dots(name, ns, [run.bits_per_byte for run in there], i % COLOURS, [run.name for run in there]))
     return draw(Chart("fitted surface", lines, y_words=lambda y: f"{y:.2f}", **axis(sizes, "N, parameters")))
@@ -205,7 +207,7 @@ def frontier(one: Fits, runs: Sequence[Run], checked: Sequence[Outcome]) -> list
     budgets = [bowl.budget for bowl in one.bowls.bowls]
     reach = between(min(budgets), max([*budgets, *(outcome.run.budget for outcome in checked)]) * 1.5)
     logs, xs = list(map(math.log10, reach)), [math.log10(budget) for budget in budgets]
-    where = axis(reach, "C, FLOPs")
+    where = axis(reach, "C, FLOPs", amount)
     best = [one.best(C) for C in reach]
     losses = [
         _band("surface", logs, [loss for _, loss in best], 0),
@@ -238,7 +240,7 @@ def residuals(one: Fits, runs: Sequence[Run]) -> Any:
         there = [run for run in runs if run.budget == bowl.budget]
         ys = [run.bits_per_byte / one.surface.law.loss(run.parameters[one.key], run.tokens) - 1 for run in there]
         ns = [run.parameters[one.key] for run in there]
-        lines.append(_dots(f"{bowl.budget:.3g} FLOPs", ns, ys, i % COLOURS, [run.name for run in there]))
+        lines.append(_dots(f"{amount(bowl.budget)} FLOPs", ns, ys, i % COLOURS, [run.name for run in there]))
     return _errors("residuals", lines, [run.parameters[one.key] for run in runs])
 
 

@@ -22,7 +22,7 @@ NOISE = 0.003  # standard deviation of log loss; between seeds of one recipe it 
 
 @dataclass(frozen=True)
 class Recovery:
-    """How many of `seeds` sweeps were fitted with the truth inside: each coefficient's interval, and all five at once."""
+    """How many of `seeds` sweeps had the truth inside: in each coefficient's interval, and in all five at once."""
 
     seeds: int
     all_five: int

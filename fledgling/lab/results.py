@@ -15,7 +15,8 @@ from fledgling.config import UserError
 from fledgling.plan.scaling import counts
 from fledgling.record import read_lines
 
-CELL = "cell.json"
+SETTINGS = "sweep.toml"  # of the sweep: a recipe that all its runs share
+CELL = "cell.json"  # of a run: its depth and budget
 CHECK = "check"  # OUT/check: runs beyond the sweep's budgets, held against the prediction
 
 
@@ -137,6 +138,11 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def amount(C: float) -> str:
+    """Return FLOPs as people type them: 2e13."""
+    return f"{C:.4g}".replace("e+", "e")
 
 
 def finite(value: float) -> float | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from fledgling.config import Recipe, UserError, dump_toml
-from fledgling.lab.results import CELL, Run, read
+from fledgling.lab.results import CELL, SETTINGS, Run, amount, read
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.plan.flops import per_token
 from fledgling.plan.scaling import budget as checked
@@ -66,9 +66,9 @@ def grid(recipe: Recipe, depths: Sequence[int], budgets: Sequence[float], out: s
             steps = round(budget / flops)
             if steps < LEAST_STEPS:
                 raise UserError(
-                    f"budget {budget:g} FLOPs: depth {depth} gets {steps} steps of {batch:,} tokens, expected at least "
-                    f"{LEAST_STEPS}; give {LEAST_STEPS * flops:.1e} or more, leave depth {depth} out, or lower "
-                    "pretrain.batch_tokens"
+                    f"budget {amount(budget)} FLOPs: depth {depth} gets {steps} steps of {batch:,} tokens, expected "
+                    f"at least {LEAST_STEPS}; give {amount(1.01 * LEAST_STEPS * flops)} or more, leave depth {depth} "
+                    "out, or lower pretrain.batch_tokens"
                 )
             name = cell_name(depth, budget)
             cells.append(Cell(name, cell(recipe, depth, steps, batch, out / name), depth, budget, steps * flops))
@@ -77,7 +77,7 @@ def grid(recipe: Recipe, depths: Sequence[int], budgets: Sequence[float], out: s
 
 def cell_name(depth: int, budget: float) -> str:
     """Return the directory's name of a run: d4-2e13."""
-    return f"d{depth}-{budget:g}".replace("e+", "e")
+    return f"d{depth}-{amount(budget)}"
 
 
 def model(recipe: Recipe, depth: int) -> ModelConfig:
@@ -165,20 +165,17 @@ def at_the_end(evals: tuple[Eval, ...]) -> tuple[Eval, ...]:
 
 def claim(recipe: Recipe, out: Path) -> None:
     """Write the settings that all runs share into OUT/sweep.toml, or hold them against those that stand there."""
-    shared = dump_toml(cell(recipe, recipe.model.depth, 1, recipe.pretrain.batch_tokens or BATCH_TOKENS, Path("run")))
-    wanted = [
-        line for line in shared.splitlines() if not line.startswith(("depth =", "steps =", "warmup =", "threads"))
-    ]
-    wanted.append(f"# warmup = {recipe.pretrain.warmup}")
-    path = out / "sweep.toml"
-    if path.exists():
-        there = path.read_text(encoding="utf-8").splitlines()
-        for line in (*wanted, *there):
-            if (line in wanted) != (line in there):
-                where = "now" if line in wanted else "there"
-                raise UserError(f"{out} holds a sweep with other settings ({line} {where}); choose another --out")
+    one = cell(recipe, 1, 1, recipe.pretrain.batch_tokens or BATCH_TOKENS, Path("run"))
+    text = dump_toml(replace(one, pretrain=replace(one.pretrain, warmup=recipe.pretrain.warmup)))
+    path = out / SETTINGS
+    if not path.exists():
+        write_text(path, text)
         return
-    write_text(path, "\n".join(wanted) + "\n")
+    wanted, there = (set(told.splitlines()) for told in (text, path.read_text(encoding="utf-8")))
+    differing = [line for line in sorted(wanted ^ there) if not line.startswith("threads")]
+    if differing:
+        where = "now" if differing[0] in wanted else "there"
+        raise UserError(f"{out} holds a sweep with other settings ({differing[0]} {where}); choose another --out")
 
 
 def prepare(recipe: Recipe, out: Path, say: Say) -> None:
@@ -216,9 +213,8 @@ def time_left(cells: Sequence[Cell], out: Path) -> str:
     rates = {depth: _rate([run for run in done if run.depth == depth]) for depth in {run.depth for run in done}}
     if not rates:
         return ""
-    seconds = sum(
-        one.flops * rates.get(one.depth, _rate(done)) for one in cells if read(Path(one.recipe.run.out)) is None
-    )
+    waiting = [one for one in cells if read(Path(one.recipe.run.out)) is None]
+    seconds = sum(one.flops * rates.get(one.depth, _rate(done)) for one in waiting)
     return f", about {clock(seconds)} left ({time.strftime('%H:%M', time.localtime(time.time() + seconds))})"
 
 
