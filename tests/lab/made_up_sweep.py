@@ -25,12 +25,17 @@ def loss(depth: int, tokens: int) -> float:
     return LAW.loss(counts(parameters(config))[WITH_HEAD], tokens)
 
 
-def make_run(path: Path, depth: int, budget: float, noise: float = 0.0) -> Path:
+def make_run(path: Path, depth: int, budget: float, noise: float = 0.0, batch: int = BATCH) -> Path:
     """Write one finished run whose log loss is off by `noise`."""
     config = from_table(ModelTable(depth=depth, context=CONTEXT), VOCABULARY)
-    steps = round(budget / (per_token(config) * BATCH))
-    pinned = [f"model.depth={depth}", f"pretrain.steps={steps}", f"run.out={json.dumps(str(path))}"]
-    value = loss(depth, steps * BATCH) * float(np.exp(noise))
+    steps = round(budget / (per_token(config) * batch))
+    pinned = [
+        f"model.depth={depth}",
+        f"pretrain.steps={steps}",
+        f"pretrain.batch_tokens={batch}",
+        f"run.out={json.dumps(str(path))}",
+    ]
+    value = loss(depth, steps * batch) * float(np.exp(noise))
     write_json(path / "cell.json", {"depth": depth, "budget": budget})
     write_json(path / "plan.json", plan(load_recipe("scaling", pinned)))
     write_json(path / "pretrain/done.json", {"stage": "pretrain", "step": steps, "seconds": budget / 2e11})
@@ -40,13 +45,13 @@ def make_run(path: Path, depth: int, budget: float, noise: float = 0.0) -> Path:
 
 
 def make_sweep(
-    path: Path, depths=(1, 2, 3, 4), budgets=(1e13, 2e13, 4e13), noise: float = 0.003, seed: int = 0
+    path: Path, depths=(1, 2, 3, 4), budgets=(1e13, 2e13, 4e13), noise: float = 0.003, seed: int = 0, batch: int = BATCH
 ) -> Path:
     """Write the runs of every depth at every budget, and the shards' manifests."""
     chance = np.random.default_rng(seed)
     for budget in budgets:
         for depth in depths:
-            make_run(path / f"d{depth}-{amount(budget)}", depth, budget, noise * chance.standard_normal())
+            make_run(path / f"d{depth}-{amount(budget)}", depth, budget, noise * chance.standard_normal(), batch)
     for split, tokens in (("train", 40_000_000), ("validation", 800_000)):
         manifest = {"documents": 1000, "tokens": tokens, "metadata": {"split": split, "bytes": 3.5 * (tokens - 1000)}}
         write_json(path / "shared/data" / f"text-{split}-0" / "manifest.json", manifest)
