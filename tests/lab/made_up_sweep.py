@@ -33,6 +33,7 @@ def make_run(path: Path, depth: int, budget: float, noise: float = 0.0, batch: i
         f"model.depth={depth}",
         f"pretrain.steps={steps}",
         f"pretrain.batch_tokens={batch}",
+        "pretrain.micro_batch=1",
         f"run.out={json.dumps(str(path))}",
     ]
     value = loss(depth, steps * batch) * float(np.exp(noise))

@@ -112,7 +112,7 @@ def test_of_the_evaluations_the_last_bits_per_byte_are_kept():
 def test_a_budget_beyond_the_sweep_is_foretold_and_then_run(tmp_path, capsys):
     """The sweep's own runs are made up; the run that checks them is real."""
     chosen = recipe(tmp_path)
-    out = make_sweep(tmp_path / "made-up", (1, 2, 3), (2.5e10, 3e10, 4e10), batch=128)
+    out = make_sweep(tmp_path / "made-up", (1, 2, 3), (2.5e10, 3e10, 4e10), batch=256)
     claim(chosen, out)
     with pytest.raises(UserError, match="more than 1"):
         check.check(chosen, analyse(load(out)), 0.5, None, print)
