@@ -53,7 +53,7 @@ class Ticket:
         self.logprobs: list[float] = []
         self.forced: list[bool] = []
         self.pending: deque[int] = deque()  # tokens that must come next
-        self.tools = ToolState(engine.tokenizer) if tools and engine.can_call else None
+        self.tools = ToolState(engine.tokenizer, engine.tool) if tools and engine.can_call else None
         self.stops = engine.stops.union(sampling.stop)
         room = engine.context - len(self.prompt)
         self.limit = min(sampling.max_tokens, room)

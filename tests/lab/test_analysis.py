@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -65,6 +66,16 @@ def test_the_largest_budget_is_foretold_from_the_others(analysis):
     assert held.mean_error < 0.01
     assert sum(value.holds(run.bits_per_byte) for run, value in held.runs) >= 3
     assert held.predicted_N.holds(held.measured_N)
+
+
+def test_what_is_held_out_has_no_part_in_its_prediction(analysis):
+    def worse(run):
+        return replace(run, bits_per_byte=1.3 * run.bits_per_byte) if run.budget == 4e13 else run
+
+    others = replace(analysis.sweep, runs=tuple(map(worse, analysis.sweep.runs)))
+    before, after = (one.of(KEY).held_out for one in (analysis, analyse(others)))
+    assert [value for _, value in after.runs] == [value for _, value in before.runs]
+    assert after.predicted_N == before.predicted_N and after.mean_error > 0.2
 
 
 def test_the_page_stands_alone(made, analysis):

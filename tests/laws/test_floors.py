@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
     {"config", "world", "record", "draw"},
-    {"text", "model", "optim"},
+    {"text", "model", "optim", "sandbox"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
     {"train"},
@@ -31,6 +31,7 @@ TORCH_FREE = (
     "lab.analysis",
     "lab.page",
     "tasks",
+    "sandbox",
     "cli",
     "model.config",
     "data.corpus",
