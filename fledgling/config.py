@@ -112,6 +112,8 @@ class OptimizerTable:
     momentum: float = _number(0.95, 0.0, 0.9999)
     weight_decay: float = _number(0.0)
     newton_schulz_steps: int = _count(5)
+    zero: int | None = field(default=None, metadata={"low": 0, "high": 2})  # ZeRO stage; None: 1 with several ranks
+    exact: str = _choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class RunTable:
     compile: str = _choice("auto", "on", "off")
     threads: int = _count(0, 0)  # 0: as many as there are cores
     sinks: tuple[str, ...] = ()  # tensorboard, wandb, trackio: told of every metric, beside the files
-    data_dir: str | None = None  # None: FLEDGLING_DATA, or ./data
+    data_dir: str | None = None  # None: FLEDGLING_DATA, or ~/.cache/fledgling
     hardware: str = "cpu"  # what `plan` reckons with (fledgling.plan.hardware); training takes what it finds
     ranks: int = _count(1)  # how many of them `plan` reckons with
 

@@ -92,9 +92,9 @@ def _evaluate(
     dtype: str,
     as_json: bool,
 ) -> None:
-    from fledgling.data.public import data_root
     from fledgling.evals.core import run
     from fledgling.evals.logged import Log
+    from fledgling.files import data_root
     from fledgling.record.progress import Display
     from fledgling.tasks.core import read_tasks
 

@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from fledgling.config import UserError
 from fledgling.data import public
-from fledgling.data.public import Progress, PublicSet, data_root
+from fledgling.data.public import Progress, PublicSet
+from fledgling.files import data_root
 
 ADDRESS = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 CORE = PublicSet(

@@ -11,7 +11,6 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import UserError
-from fledgling.data.public import data_root
 from fledgling.evals import core as evals_core
 from fledgling.evals.core import (
     Answer,
@@ -29,6 +28,7 @@ from fledgling.evals.likelihood import Scorer
 from fledgling.evals.logged import Log, compare, mcnemar, paired, read, replay
 from fledgling.evals.measurement import wilson
 from fledgling.export import hugging_face
+from fledgling.files import data_root
 from fledgling.infer.engine import Engine
 from fledgling.model.config import preset
 from fledgling.model.transformer import Transformer
