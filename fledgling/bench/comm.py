@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fledgling.bench.ranks import Job, run_ranks
@@ -26,7 +27,26 @@ from fledgling.plan import comm
 MOST_RANKS = 8
 MOST_HEADERS = 1000  # that a rank sends beside the payload of one library collective
 LARGEST = 1024  # megabytes of one rank's vector
+STATISTICS: dict[str, Callable] = {"median": statistics.median, "least": min}  # least: without the neighbours
+TOGETHER = ("around", "crowded")
 PING_SIZES = [4, 1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 22, 1 << 24]  # bytes
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What seconds are predicted from, all measured in the same run: link, sums, and the pings of the link's fit."""
+
+    link: comm.Link
+    adding: comm.Rate
+    pings: tuple[float, ...]  # seconds, one way
+
+    def to_dict(self, sizes: tuple[int, ...]) -> dict[str, Any]:
+        """As plain values; sizes: bytes of the pings."""
+        return {
+            "link": {"alpha": self.link.latency, "beta": self.link.rate.one, "together": self.link.rate.together},
+            "adding": {"one": self.adding.one, "together": self.adding.together},
+            "pings": [{"bytes": size, "seconds": time} for size, time in zip(sizes, self.pings, strict=True)],
+        }
 
 
 def predictions(job: Job) -> dict[str, comm.Traffic]:
@@ -53,29 +73,28 @@ def measure(ranks: int = 2, megabytes: float = 16, servers: int | None = None, r
     """
     job = _job(ranks, megabytes, servers, repeats)
     told = run_ranks(job)
-    size = comm.ITEM * job.values
-    link = comm.fit(job.pings, told[0]["ping"], "loopback")
-    piece = size // ranks
-    around = statistics.median(one["around"] for one in told)
-    link = replace(link, rate=replace(link.rate, together=ranks * piece / around))
-    alone, crowded = told[0]["alone"], max(one["crowded"] for one in told)
-    sums = comm.Rate(piece / alone, together=ranks * piece / crowded)
-    rows = {name: _row(name, traffic, told, link, sums) for name, traffic in predictions(job).items()}
+    calibrations = {name: _calibration(job, told, of) for name, of in STATISTICS.items()}
+    rows = {}
+    for name, traffic in predictions(job).items():
+        own = [one["rows"][name] for one in told]
+        rows[name] = {
+            "sum_is_exact": all(row["exact"] for row in own),
+            "bytes": _bytes(traffic, own, inside=name.startswith("library")),
+            "seconds": {key: _seconds(traffic, own, calibrations[key], of) for key, of in STATISTICS.items()},
+        }
     wrong = [name for name, row in rows.items() if not row["sum_is_exact"]]
     if wrong:
         raise UserError(f"not the sum of all ranks after: {', '.join(wrong)}")
     return {
         "ranks": ranks,
-        "bytes": size,
+        "bytes": comm.ITEM * job.values,
         "servers": list(job.servers),
         "repeats": repeats,
         "cores": os.cpu_count() or 1,
         "load": os.getloadavg()[0],
-        "link": {"alpha": link.latency, "beta": link.rate.one, "beta_together": link.rate.together},
-        "ping_pong": [{"bytes": n, "seconds": t} for n, t in zip(job.pings, told[0]["ping"], strict=True)],
-        "adding": {"one": sums.one, "together": sums.together},
+        "calibration": {key: calibration.to_dict(job.pings) for key, calibration in calibrations.items()},
+        "bytes_equal": all(row["bytes"]["equal"] for row in rows.values()),
         "topologies": rows,
-        "bytes_equal": all(row["bytes_equal"] for row in rows.values()),
     }
 
 
@@ -97,65 +116,71 @@ def _job(ranks: int, megabytes: float, servers: int | None, repeats: int) -> Job
     return Job(ranks, values, tuple(sorted({1, sharded, ranks})), repeats, pings)
 
 
-def _row(
-    name: str, traffic: comm.Traffic, told: list[dict[str, Any]], link: comm.Link, sums: comm.Rate
-) -> dict[str, Any]:
-    """Measured beside predicted for one topology."""
-    rows = [one["rows"][name] for one in told]
+def _calibration(job: Job, told: list[dict[str, Any]], of: Callable) -> Calibration:
+    """What the same run says of loopback and of adding; `of` is the statistic taken over its repeats."""
+    size = comm.ITEM * (job.values // job.ranks)
+    pings = tuple(of(times) for times in zip(*told[0]["ping"], strict=True))
+    link = comm.fit(job.pings, pings, "loopback")
+    around, crowded = (of([max(every) for every in zip(*(o[k] for o in told), strict=True)]) for k in TOGETHER)
+    return Calibration(
+        replace(link, rate=replace(link.rate, together=job.ranks * size / around)),
+        comm.Rate(size / of(told[0]["alone"]), together=job.ranks * size / crowded),
+        pings,
+    )
+
+
+def _bytes(traffic: comm.Traffic, rows: list[dict[str, Any]], inside: bool) -> dict[str, Any]:
+    """Predicted bytes by rank beside those counted at our send calls and those that the sockets carried.
+
+    inside: the calls are inside the library. Then only the sockets count, and equal means: the predicted payload and
+    whole headers of gloo, nothing else.
+    """
+    predicted = {"sent": list(traffic.sent), "received": list(traffic.received), "messages": traffic.messages}
+    sockets = None
+    if rows[0]["sockets"] is not None:
+        went, came = zip(*(row["sockets"] for row in rows), strict=True)
+        sockets = {"sent": list(went), "received": list(came)}
+    headers = [w - s for w, s in zip(sockets["sent"], traffic.sent, strict=True)] if sockets else []
+    framed = all(0 <= over <= MOST_HEADERS * HEADER and over % HEADER == 0 for over in headers)
+    if inside:
+        return {"predicted": predicted, "counted": None, "sockets": sockets, "equal": framed}
+    sent, received, messages = (list(column) for column in zip(*(row["counted"] for row in rows), strict=True))
+    counted = {"sent": sent, "received": received, "messages": sum(messages)}
+    return {"predicted": predicted, "counted": counted, "sockets": sockets, "equal": counted == predicted and framed}
+
+
+def _seconds(traffic: comm.Traffic, rows: list[dict[str, Any]], by: Calibration, of: Callable) -> dict[str, float]:
+    """Measured seconds, from the last rank's start to the last rank's end, beside the predicted ones."""
     spans = zip(*(row["times"] for row in rows), strict=True)  # of one repeat: (began, ended) by rank
-    times = [max(end for _, end in span) - max(start for start, _ in span) for span in spans]
-    seconds, predicted = statistics.median(times), traffic.seconds(link, sums)
-    sockets = None if rows[0]["sockets"] is None else [row["sockets"] for row in rows]
-    row: dict[str, Any] = {
-        "sum_is_exact": all(row["exact"] for row in rows),
-        "predicted": {
-            "sent": list(traffic.sent),
-            "received": list(traffic.received),
-            "messages": traffic.messages,
-            "busiest_link": traffic.busiest,
-            "seconds": predicted,
-            "seconds_ports_only": traffic.seconds(replace(link, rate=comm.Rate(link.rate.one)), comm.Rate(sums.one)),
-        },
-        "seconds": {"median": seconds, "least": min(times), "most": max(times)},
-        "error": predicted / seconds - 1,
-    }
-    if name.startswith("library"):  # nobody counts inside it but the sockets: payload and whole headers
-        row["counted"] = None
-        row["bytes_equal"] = sockets is None or all(
-            0 <= went - sent <= MOST_HEADERS * HEADER and (went - sent) % HEADER == 0
-            for (went, _), sent in zip(sockets, traffic.sent, strict=True)
-        )
-    else:
-        sent, received, messages = (list(column) for column in zip(*(row["counted"] for row in rows), strict=True))
-        row["counted"] = {"sent": sent, "received": received, "messages": sum(messages)}
-        row["bytes_equal"] = (sent, received, sum(messages)) == (
-            list(traffic.sent),
-            list(traffic.received),
-            traffic.messages,
-        )
-    row["sockets"] = sockets and {"sent": [went for went, _ in sockets], "received": [came for _, came in sockets]}
-    return row
+    measured = of([max(end for _, end in span) - max(start for start, _ in span) for span in spans])
+    predicted = traffic.seconds(by.link, by.adding)
+    return {"measured": measured, "predicted": predicted, "error": predicted / measured - 1}
 
 
 def table(result: dict[str, Any]) -> str:
     """The result of `measure` as lines for people: bytes of the busiest rank, milliseconds, errors."""
-    link, sums = result["link"], result["adding"]
     lines = [
         f"{result['ranks']} ranks on {result['cores']} cores, {result['bytes']:,} bytes of gradients a rank, "
-        f"median of {result['repeats']}, load {result['load']:.1f}",
-        f"loopback: alpha {link['alpha'] * 1e6:.0f} us, beta {link['beta'] / 1e9:.2f} GB/s, "
-        f"all ranks together {link['beta_together'] / 1e9:.2f} GB/s",
-        f"adding: {sums['one'] / 1e9:.2f} GB/s alone, {sums['together'] / 1e9:.2f} GB/s all ranks together",
-        f"{'':<26} {'bytes sent by the busiest rank':^44} {'milliseconds':^26}",
-        f"{'':<26} {'predicted':>14} {'counted':>14} {'sockets':>14} {'predicted':>10} {'measured':>9} {'error':>6}",
+        f"{result['repeats']} repeats, load {result['load']:.1f}"
+    ]
+    for name, by in result["calibration"].items():
+        link, adding = by["link"], by["adding"]
+        lines.append(
+            f"{name}: alpha {link['alpha'] * 1e6:.0f} us, beta {link['beta'] / 1e9:.2f} GB/s, all ranks together "
+            f"{link['together'] / 1e9:.2f} GB/s; "
+            f"adding {adding['one'] / 1e9:.0f} GB/s, all ranks together {adding['together'] / 1e9:.0f} GB/s"
+        )
+    moved = "".join(f"{kind:>13}" for kind in ("predicted", "counted", "sockets"))
+    lines += [
+        f"{'':<23}{'bytes sent by the busiest rank':^39}{'median, ms':^23}{'least, ms':^23}",
+        f"{'':<23}{moved}" + f"{'model':>8}{'measured':>9}{'error':>6}" * 2,
     ]
     for name, row in result["topologies"].items():
-        counted = f"{max(row['counted']['sent']):,}" if row["counted"] else "-"
-        carried = f"{max(row['sockets']['sent']):,}" if row["sockets"] else "-"
-        lines.append(
-            f"{name:<26} {max(row['predicted']['sent']):>14,} {counted:>14} {carried:>14} "
-            f"{row['predicted']['seconds'] * 1e3:10.1f} {row['seconds']['median'] * 1e3:9.1f} {row['error']:>+6.0%}"
-        )
-    different = [name for name, row in result["topologies"].items() if not row["bytes_equal"]]
+        kinds = [row["bytes"][kind] for kind in ("predicted", "counted", "sockets")]
+        told = [f"{name:<23}", *(f"{format(max(kind['sent']), ',') if kind else '-':>13}" for kind in kinds)]
+        for one in row["seconds"].values():
+            told.append(f"{one['predicted'] * 1e3:8.1f}{one['measured'] * 1e3:9.1f}{one['error']:>+6.0%}")
+        lines.append("".join(told))
+    different = [name for name, row in result["topologies"].items() if not row["bytes"]["equal"]]
     lines.append("every sum is exact; " + (f"BYTES DIFFER: {', '.join(different)}" if different else "bytes are equal"))
     return "\n".join(lines)

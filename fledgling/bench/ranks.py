@@ -23,12 +23,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fledgling.config import UserError
-from fledgling.plan.comm import ITEM
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fledgling.bench.topologies import Wire
+    from fledgling.bench.wire import GlooWire
 
 SETTLE = 0.02  # seconds after which the sockets' counters have everything
 
@@ -122,48 +121,69 @@ def _rank(rank: int, job: Job, store: str, parent: Connection, barrier: Any) -> 
 
 
 def _measure(job: Job, say: Callable[[str], None], meet: Callable) -> dict[str, Any]:
-    """Calibrate, then run every topology: once to count its bytes, and `repeats` times, in turn, for its seconds."""
+    """Run every topology once to count its bytes, then `repeats` times, in turn with the calibration, to time it."""
     import torch
 
-    from fledgling.bench.wire import GlooWire, adding, around, ping_pong, socket_bytes
+    from fledgling.bench.wire import GlooWire
 
-    wire, piece = GlooWire(), ITEM * job.values // job.ranks
-    say("ping-pong")
-    told: dict[str, Any] = {
-        "ping": ping_pong(wire, job.pings, meet),
-        "around": around(wire, piece, meet),
-        "alone": adding(piece, meet, wire.rank == 0),
-        "crowded": adding(piece, meet, True),
-        "rows": {},
-    }
+    wire = GlooWire()
     own, total = gradients(wire.rank, job.values), sum(gradients(rank, job.values) for rank in range(job.ranks))
     vector = torch.empty_like(own)
-    every = programs(wire, job, own, total)
+    every, rows = programs(wire, job, own, total), {}
     for name, program in every.items():
         say(f"{name}, bytes")
-        program.prepare(vector)
-        meet()
-        time.sleep(SETTLE)
-        before = socket_bytes()
-        meet()
-        program.run(vector)
-        meet()
-        time.sleep(SETTLE)
-        after = socket_bytes()
-        carried = None if before is None or after is None else (after[0] - before[0], after[1] - before[1])
-        exact = torch.equal(program.part(vector), program.part(total))
-        told["rows"][name] = {"counted": wire.counted(), "sockets": carried, "exact": exact, "times": []}
+        rows[name] = {**_count(wire, program, vector, meet), "exact": True, "times": []}
+    calibration: dict[str, list[Any]] = {"ping": [], "around": [], "alone": [], "crowded": []}
     for repeat in range(job.repeats):
+        say(f"calibration, {repeat + 1} of {job.repeats}")
+        for kind, seconds in _calibrate(wire, job, meet).items():
+            calibration[kind].append(seconds)
         for name, program in every.items():
             say(f"{name}, {repeat + 1} of {job.repeats}")
-            row = told["rows"][name]
             program.prepare(vector)
             meet()
             began = perf_counter()
             program.run(vector)
-            row["times"].append((began, perf_counter()))
-            row["exact"] &= torch.equal(program.part(vector), program.part(total))
-    return told
+            rows[name]["times"].append((began, perf_counter()))
+            rows[name]["exact"] &= torch.equal(program.part(vector), program.part(total))
+    return {**calibration, "rows": rows}
+
+
+def _count(wire: GlooWire, program: Program, vector: Tensor, meet: Callable) -> dict[str, Any]:
+    """Run a topology in a quiet moment: what was sent by our calls, and what the sockets carried."""
+    from fledgling.bench.wire import socket_bytes
+
+    wire.counted()
+    program.prepare(vector)
+    meet()
+    time.sleep(SETTLE)
+    before = socket_bytes()
+    meet()
+    program.run(vector)
+    meet()
+    time.sleep(SETTLE)
+    after = socket_bytes()
+    carried = None if before is None or after is None else (after[0] - before[0], after[1] - before[1])
+    return {"counted": wire.counted(), "sockets": carried}
+
+
+def _calibrate(wire: GlooWire, job: Job, meet: Callable) -> dict[str, Any]:
+    """Seconds of: pings of each size, one message from every rank at once, adding on rank 0 alone, on all ranks."""
+    import torch
+
+    from fledgling.bench.wire import adding, around, ping
+
+    pings = []
+    for size in job.pings:
+        meet()
+        pings.append(min(ping(wire, size) for _ in range(3)))  # the first warms up
+    one, two = torch.ones(job.values // job.ranks), torch.zeros(job.values // job.ranks)  # (n / p,)
+    meet()
+    passing = around(wire, one, two)
+    meet()
+    alone = adding(two, one) if wire.rank == 0 else 0.0
+    meet()
+    return {"ping": pings, "around": passing, "alone": alone, "crowded": adding(two, one)}
 
 
 def gradients(rank: int, values: int) -> Tensor:
@@ -173,7 +193,7 @@ def gradients(rank: int, values: int) -> Tensor:
     return (torch.arange(values) * (2 * rank + 3) % 1009).float()
 
 
-def programs(wire: Wire, job: Job, own: Tensor, total: Tensor) -> dict[str, Program]:
+def programs(wire: GlooWire, job: Job, own: Tensor, total: Tensor) -> dict[str, Program]:
     """Every topology by name. own (n,): this rank's gradients; total (n,): their sum over all ranks."""
     import torch.distributed as dist
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-import statistics
 import struct
-from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import torch
@@ -22,7 +20,6 @@ from torch import Tensor
 HEADER = 48  # bytes of gloo before each message, and of each notice that a side is ready
 BYTES_RECEIVED, BYTES_SENT = 128, 200  # where Linux's struct tcp_info holds these (and, next, the retransmitted) as u64
 TCP_INFO = 11
-SMALL = 1 << 17  # bytes: shorter messages are timed more often
 
 
 class GlooWire:
@@ -73,49 +70,29 @@ def socket_bytes() -> tuple[int, int] | None:
     return sent, received
 
 
-def ping_pong(wire: GlooWire, sizes: Sequence[int], meet: Callable) -> list[float]:
-    """One-way seconds of messages of `sizes` bytes between ranks 0 and 1: half a round trip, medians.
-
-    The other ranks keep still meanwhile and return nothing.
-    """
-    medians = []
-    for size in sizes:
-        ball, times = torch.zeros(size // 4), []
-        meet()
-        if wire.rank > 1:
-            continue
-        for _ in range(41 if size < SMALL else 9):
-            began = perf_counter()
-            if wire.rank == 0:
-                wire.exchange(ball, 1, None, 1)
-            wire.exchange(None, 1 - wire.rank, ball, 1 - wire.rank)
-            if wire.rank == 1:
-                wire.exchange(ball, 0, None, 0)
-            times.append((perf_counter() - began) / 2)
-        medians.append(statistics.median(times[1:]))
-    wire.counted()
-    return medians
+def ping(wire: GlooWire, size: int) -> float:
+    """Seconds of one message of `size` bytes between ranks 0 and 1: half of one there and back. 0 on other ranks."""
+    if wire.rank > 1:
+        return 0.0
+    ball = torch.zeros(size // 4)
+    began = perf_counter()
+    if wire.rank == 0:
+        wire.exchange(ball, 1, None, 1)
+    wire.exchange(None, 1 - wire.rank, ball, 1 - wire.rank)
+    if wire.rank == 1:
+        wire.exchange(ball, 0, None, 0)
+    return (perf_counter() - began) / 2
 
 
-def around(wire: GlooWire, size: int, meet: Callable, repeats: int = 7) -> float:
-    """Seconds in which every rank passes `size` bytes to its neighbour, all at once: the median."""
-    outgoing, incoming, times = torch.zeros(size // 4), torch.empty(size // 4), []
-    for _ in range(repeats):
-        meet()
-        began = perf_counter()
-        wire.exchange(outgoing, (wire.rank + 1) % wire.ranks, incoming, (wire.rank - 1) % wire.ranks)
-        times.append(perf_counter() - began)
-    wire.counted()
-    return statistics.median(times[1:])
+def around(wire: GlooWire, outgoing: Tensor, incoming: Tensor) -> float:
+    """Seconds in which this rank passes a vector to its neighbour and takes its other neighbour's."""
+    began = perf_counter()
+    wire.exchange(outgoing, (wire.rank + 1) % wire.ranks, incoming, (wire.rank - 1) % wire.ranks)
+    return perf_counter() - began
 
 
-def adding(size: int, meet: Callable, taking_part: bool, repeats: int = 7) -> float:
-    """Seconds in which this rank adds one vector of `size` bytes to another, while others do too: the median."""
-    total, one, times = torch.zeros(size // 4), torch.ones(size // 4), []
-    for _ in range(repeats):
-        meet()
-        began = perf_counter()
-        if taking_part:
-            total += one
-        times.append(perf_counter() - began)
-    return statistics.median(times[1:])
+def adding(total: Tensor, one: Tensor) -> float:
+    """Seconds in which this rank adds one vector to another."""
+    began = perf_counter()
+    total += one
+    return perf_counter() - began

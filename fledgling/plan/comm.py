@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fledgling.config import UserError, did_you_mean
+from fledgling.plan.hardware import Device
 
 ITEM = 4  # bytes of one gradient or parameter: both are float32
 BACKWARD = 2 / 3  # share of a step's compute that gradients can be sent behind
@@ -262,16 +263,17 @@ def slowest_bandwidth(traffic: Traffic, compute: float, latency: float) -> float
 
 
 def communication(
-    parameters: int, step_flops: float, device: Any, mfu: float, split: dict[str, Any], ranks: int, name: str | None
+    parameters: int, step_flops: float, device: Device, mfu: float, accumulation: int, ranks: int, name: str | None
 ) -> dict[str, Any]:
     """The plan's section: what a training step says over the wire, by topology, and whether that holds it up.
 
-    parameters: of the model, counted; step_flops: of one step over all ranks; device: with `name` and `peak_flops`;
-    split: with `grad_accumulation`; name: of the link, else the usual one. Gradients and parameters are float32.
+    parameters: of the model, counted; step_flops: of one step over all ranks; mfu: utilization in (0, 1];
+    accumulation: micro-batches of a rank's step; name: of the link, else the device's usual one. Gradients and
+    parameters are float32. Raises UserError for an unknown link.
     """
     wire, size = link(name or usual_link(device.name)), ITEM * parameters
-    alone = step_flops / (device.peak_flops * mfu)
-    compute, accumulation = alone / ranks, split["grad_accumulation"]
+    alone = step_flops / (device.peak_flops * mfu)  # seconds of the whole step on one rank
+    compute = alone / ranks
     found = {}
     for topology, traffic in topologies(size, ranks, accumulation).items() if ranks > 1 else ():
         seconds = traffic.seconds(wire)
