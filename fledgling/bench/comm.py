@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fledgling.bench.ranks import Job, run_ranks
+from fledgling.bench.ranks import ADDS, Job, run_ranks
 from fledgling.bench.wire import HEADER
 from fledgling.config import UserError
 from fledgling.plan import comm
@@ -28,7 +28,6 @@ MOST_RANKS = 8
 MOST_HEADERS = 1000  # that a rank sends beside the payload of one library collective
 LARGEST = 1024  # megabytes of one rank's vector
 STATISTICS: dict[str, Callable] = {"median": statistics.median, "least": min}  # least: without the neighbours
-TOGETHER = ("around", "crowded")
 PING_SIZES = [4, 1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 22, 1 << 24]  # bytes
 
 
@@ -121,12 +120,18 @@ def _calibration(job: Job, told: list[dict[str, Any]], of: Callable) -> Calibrat
     size = comm.ITEM * (job.values // job.ranks)
     pings = tuple(of(times) for times in zip(*told[0]["ping"], strict=True))
     link = comm.fit(job.pings, pings, "loopback")
-    around, crowded = (of([max(every) for every in zip(*(o[k] for o in told), strict=True)]) for k in TOGETHER)
+    around, crowded = (of(_together([one[kind] for one in told])) for kind in ("around", "crowded"))
+    alone = of(_together([told[0]["alone"]]))
     return Calibration(
         replace(link, rate=replace(link.rate, together=job.ranks * size / around)),
-        comm.Rate(size / of(told[0]["alone"]), together=job.ranks * size / crowded),
+        comm.Rate(ADDS * size / alone, together=job.ranks * ADDS * size / crowded),
         pings,
     )
+
+
+def _together(ranks: list[list[tuple[float, float]]]) -> list[float]:
+    """Seconds of each repeat from the last rank's start to the last rank's end; of each rank: its (began, ended)."""
+    return [max(end for _, end in spans) - max(start for start, _ in spans) for spans in zip(*ranks, strict=True)]
 
 
 def _bytes(traffic: comm.Traffic, rows: list[dict[str, Any]], inside: bool) -> dict[str, Any]:
@@ -150,9 +155,8 @@ def _bytes(traffic: comm.Traffic, rows: list[dict[str, Any]], inside: bool) -> d
 
 
 def _seconds(traffic: comm.Traffic, rows: list[dict[str, Any]], by: Calibration, of: Callable) -> dict[str, float]:
-    """Measured seconds, from the last rank's start to the last rank's end, beside the predicted ones."""
-    spans = zip(*(row["times"] for row in rows), strict=True)  # of one repeat: (began, ended) by rank
-    measured = of([max(end for _, end in span) - max(start for start, _ in span) for span in spans])
+    """Measured seconds of a topology beside the predicted ones."""
+    measured = of(_together([row["times"] for row in rows]))
     predicted = traffic.seconds(by.link, by.adding)
     return {"measured": measured, "predicted": predicted, "error": predicted / measured - 1}
 

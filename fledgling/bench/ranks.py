@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import perf_counter
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from fledgling.bench.wire import GlooWire
 
+ADDS = 8  # times that a vector is added while the clock runs: once is shorter than the ranks' start is uneven
 SETTLE = 0.02  # seconds after which the sockets' counters have everything
 
 
@@ -141,10 +143,7 @@ def _measure(job: Job, say: Callable[[str], None], meet: Callable) -> dict[str, 
         for name, program in every.items():
             say(f"{name}, {repeat + 1} of {job.repeats}")
             program.prepare(vector)
-            meet()
-            began = perf_counter()
-            program.run(vector)
-            rows[name]["times"].append((began, perf_counter()))
+            rows[name]["times"].append(_span(meet, partial(program.run, vector)))
             rows[name]["exact"] &= torch.equal(program.part(vector), program.part(total))
     return {**calibration, "rows": rows}
 
@@ -168,22 +167,34 @@ def _count(wire: GlooWire, program: Program, vector: Tensor, meet: Callable) -> 
 
 
 def _calibrate(wire: GlooWire, job: Job, meet: Callable) -> dict[str, Any]:
-    """Seconds of: pings of each size, one message from every rank at once, adding on rank 0 alone, on all ranks."""
+    """Seconds of a ping of each size, and (began, ended) of: passing a chunk around, adding on rank 0, on all ranks."""
     import torch
 
-    from fledgling.bench.wire import adding, around, ping
+    from fledgling.bench.wire import pass_around, ping
+
+    def add(taking_part: bool = True) -> None:
+        for _ in range(ADDS if taking_part else 0):
+            two.add_(one)
 
     pings = []
     for size in job.pings:
         meet()
         pings.append(min(ping(wire, size) for _ in range(3)))  # the first warms up
     one, two = torch.ones(job.values // job.ranks), torch.zeros(job.values // job.ranks)  # (n / p,)
+    return {
+        "ping": pings,
+        "around": _span(meet, lambda: pass_around(wire, one, two)),
+        "alone": _span(meet, lambda: add(wire.rank == 0)),
+        "crowded": _span(meet, add),
+    }
+
+
+def _span(meet: Callable, do: Callable[[], object]) -> tuple[float, float]:
+    """When this rank began and ended, all having begun together; the clock is the machine's, the same for all ranks."""
     meet()
-    passing = around(wire, one, two)
-    meet()
-    alone = adding(two, one) if wire.rank == 0 else 0.0
-    meet()
-    return {"ping": pings, "around": passing, "alone": alone, "crowded": adding(two, one)}
+    began = perf_counter()
+    do()
+    return began, perf_counter()
 
 
 def gradients(rank: int, values: int) -> Tensor:

@@ -84,15 +84,6 @@ def ping(wire: GlooWire, size: int) -> float:
     return (perf_counter() - began) / 2
 
 
-def around(wire: GlooWire, outgoing: Tensor, incoming: Tensor) -> float:
-    """Seconds in which this rank passes a vector to its neighbour and takes its other neighbour's."""
-    began = perf_counter()
+def pass_around(wire: GlooWire, outgoing: Tensor, incoming: Tensor) -> None:
+    """Pass a vector to the next rank while taking the one before's: what one step of a ring does."""
     wire.exchange(outgoing, (wire.rank + 1) % wire.ranks, incoming, (wire.rank - 1) % wire.ranks)
-    return perf_counter() - began
-
-
-def adding(total: Tensor, one: Tensor) -> float:
-    """Seconds in which this rank adds one vector to another."""
-    began = perf_counter()
-    total += one
-    return perf_counter() - began
