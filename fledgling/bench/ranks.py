@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from fledgling.bench.wire import GlooWire
 
-ADDS = 8  # times that a vector is added while the clock runs: once is shorter than the ranks' start is uneven
+TIMES = 8  # that a chunk is passed or added while the clock runs: once is shorter than the ranks' start is uneven
 SETTLE = 0.02  # seconds after which the sockets' counters have everything
 
 
@@ -135,7 +135,7 @@ def _measure(job: Job, say: Callable[[str], None], meet: Callable) -> dict[str, 
     for name, program in every.items():
         say(f"{name}, bytes")
         rows[name] = {**_count(wire, program, vector, meet), "exact": True, "times": []}
-    calibration: dict[str, list[Any]] = {"ping": [], "around": [], "alone": [], "crowded": []}
+    calibration: dict[str, list[Any]] = {"ping": [], "around": [], "alone": []}
     for repeat in range(job.repeats):
         say(f"calibration, {repeat + 1} of {job.repeats}")
         for kind, seconds in _calibrate(wire, job, meet).items():
@@ -167,14 +167,18 @@ def _count(wire: GlooWire, program: Program, vector: Tensor, meet: Callable) -> 
 
 
 def _calibrate(wire: GlooWire, job: Job, meet: Callable) -> dict[str, Any]:
-    """Seconds of a ping of each size, and (began, ended) of: passing a chunk around, adding on rank 0, on all ranks."""
+    """Seconds of a ping of each size, and (began, ended) of passing a chunk around and of adding it on rank 0."""
     import torch
 
     from fledgling.bench.wire import pass_around, ping
 
-    def add(taking_part: bool = True) -> None:
-        for _ in range(ADDS if taking_part else 0):
+    def add() -> None:
+        for _ in range(TIMES):
             two.add_(one)
+
+    def send() -> None:
+        for _ in range(TIMES):
+            pass_around(wire, one, two)
 
     pings = []
     for size in job.pings:
@@ -183,9 +187,8 @@ def _calibrate(wire: GlooWire, job: Job, meet: Callable) -> dict[str, Any]:
     one, two = torch.ones(job.values // job.ranks), torch.zeros(job.values // job.ranks)  # (n / p,)
     return {
         "ping": pings,
-        "around": _span(meet, lambda: pass_around(wire, one, two)),
-        "alone": _span(meet, lambda: add(wire.rank == 0)),
-        "crowded": _span(meet, add),
+        "around": _span(meet, send),
+        "alone": _span(meet, add if wire.rank == 0 else lambda: None),
     }
 
 

@@ -154,6 +154,7 @@ def test_a_fit_finds_the_link(alpha, beta):
     assert found.latency == pytest.approx(alpha, rel=1e-3)
     if 1e9 / beta > 1e-3 * alpha:  # else no message is long enough to tell
         assert found.rate.one == pytest.approx(beta, rel=1e-2)
+    assert comm.fit([4, 1_000, 2_000], [3.0, 2.0, 1.0]).rate.one == 2_000  # a busy machine's nonsense stays finite
 
 
 def test_when_the_network_is_the_bottleneck():
