@@ -53,8 +53,8 @@ def plan(
     price
         US dollars an hour for one device.
     link
-        Between the devices: nvlink-h100, nvlink-a100, pcie5, pcie4, infiniband-ndr, ethernet-100g, ethernet-25g,
-        ethernet-10g, ethernet-1g, loopback; default what such devices usually have.
+        Between the devices: nvlink-b200, nvlink-h100, nvlink-a100, pcie5, pcie4, infiniband-ndr, ethernet-100g,
+        ethernet-25g, ethernet-10g, ethernet-1g, loopback; default what such devices usually have.
     """
     named = {"model.depth": depth, "tokenizer.vocab_size": vocab_size, "model.context": context}
     pinned = [f"{key}={value}" for key, value in named.items() if value is not None]

@@ -60,6 +60,7 @@ class Link:
 LINKS = {
     link.name: link
     for link in (
+        Link("nvlink-b200", 3e-6, Rate(900e9)),  # fifth generation, 1.8 TB/s both ways
         Link("nvlink-h100", 3e-6, Rate(450e9)),  # fourth generation, 900 GB/s both ways
         Link("nvlink-a100", 3e-6, Rate(300e9)),  # third generation, 600 GB/s both ways
         Link("pcie5", 5e-6, Rate(63e9)),  # 16 lanes
@@ -72,7 +73,7 @@ LINKS = {
         Link("loopback", 40e-6, Rate(4e9, together=2.8e9)),
     )
 }
-USUAL = {"a100": "nvlink-a100", "h100": "nvlink-h100", "h200": "nvlink-h100", "b200": "nvlink-h100"}
+USUAL = {"a100": "nvlink-a100", "h100": "nvlink-h100", "h200": "nvlink-h100", "b200": "nvlink-b200"}
 
 
 @dataclass(frozen=True)
