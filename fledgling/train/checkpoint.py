@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fledgling.config import STAGES, UserError
-from fledgling.record import cannot_write
+from fledgling.record import cannot_write, flush
 
 if TYPE_CHECKING:
     from fledgling.model.transformer import Transformer
@@ -116,11 +116,11 @@ def _seal(directory: Path) -> None:
     files = {}
     for path in sorted(directory.iterdir()):
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        _flush(path)
+        flush(path)
     manifest = directory / MANIFEST
     manifest.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
-    _flush(manifest)
-    _flush(directory)
+    flush(manifest)
+    flush(directory)
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -130,16 +130,8 @@ def _publish(temporary: Path, final: Path) -> None:
         _remove(old)
         os.replace(final, old)
     os.replace(temporary, final)
-    _flush(final.parent)
+    flush(final.parent)
     _remove(old)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(directory: Path) -> None:
