@@ -61,17 +61,21 @@ class Ours:
 
     def answer(self, prompts: list[list[int]], tokens: int) -> list[float]:
         began = time.perf_counter()
-        self.engine.generate(prompts, Sampling(temperature=0.0, max_tokens=1), rows=len(prompts), tools=False)
+        self._decoder(prompts, 1).step()  # reads the prompts and draws the only token
         times = [time.perf_counter() - began]
-        decoder = Decoder(self.engine, len(prompts))
-        for index, prompt in enumerate(prompts):
-            decoder.add(prompt, Sampling(temperature=0.0, max_tokens=tokens + 1), index, tools=False)
-        decoder.step()  # reads the prompts, draws their first token and the second
+        decoder = self._decoder(prompts, tokens + 1)
+        decoder.step()  # reads them again, draws the first and the second token
         while decoder.busy:
             began = time.perf_counter()
             decoder.step()
             times.append(time.perf_counter() - began)
         return times
+
+    def _decoder(self, prompts: list[list[int]], tokens: int) -> Decoder:
+        decoder, sampling = Decoder(self.engine, len(prompts)), Sampling(temperature=0.0, max_tokens=tokens)
+        for index, prompt in enumerate(prompts):
+            decoder.add(prompt, sampling, index, tools=False)
+        return decoder
 
 
 class Theirs:
