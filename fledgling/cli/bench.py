@@ -138,3 +138,20 @@ def comm(
 
     result = bench.measure(ranks, megabytes, servers, repeats)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+@app.command
+def sandbox(*, data_dir: str | None = None, calls: int = 200, as_json: Json = False) -> None:
+    """Time a call of the interpreter and of the process, and HumanEval's reference solutions and broken variants.
+
+    Parameters
+    ----------
+    data_dir
+        Where the data sets are; default FLEDGLING_DATA. Without HumanEval there, only calls are timed.
+    calls
+        Calls timed, one after another, after one that is not.
+    """
+    from fledgling.bench import sandbox as bench
+
+    result = bench.measure(data_dir=data_dir, calls=calls)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))

@@ -29,7 +29,7 @@ from fledgling.infer.stream import final_text
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.tasks import get
-from fledgling.tasks.task import Question
+from fledgling.tasks.task import Question, Task
 from fledgling.world import World
 
 
@@ -97,19 +97,28 @@ class Rollouts:
     holds what to record of the newest rollouts.
     """
 
-    def __init__(self, engine: Engine, table: RLTable, seed: int, micro_rows: int, world: World) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        table: RLTable,
+        seed: int,
+        micro_rows: int,
+        world: World,
+        data_dir: str | None = None,
+    ) -> None:
         self.engine, self.table, self.seed, self.world = engine, table, seed, world
         self.micro_rows, self.step = micro_rows, 0
-        self.names = sorted(name for name, weight in table.tasks.items() if weight > 0)
-        self.cycle = Cycle.of([table.tasks[name] for name in self.names])
+        names = sorted(name for name, weight in table.tasks.items() if weight > 0)
+        self.tasks = [get(name, data_dir) for name in names]
+        self.cycle = Cycle.of([table.tasks[name] for name in names])
         self.held: list[Batch] = []
         self.last: dict[str, float] = {}
         self.reference: Transformer | None = copy.deepcopy(engine.source) if table.kl > 0 else None
 
-    def question(self, index: int) -> Question:
-        """Prompt number `index` of the stage."""
+    def question(self, index: int) -> tuple[Task, Question]:
+        """Prompt number `index` of the stage, and the task that scores its answers."""
         source, place = self.cycle.locate(index)
-        return get(self.names[source]).practice(place, self.seed)
+        return self.tasks[source], self.tasks[source].practice(place, self.seed)
 
     def next(self) -> list[Batch]:
         """The micro-batches of the next step."""
@@ -123,7 +132,7 @@ class Rollouts:
         first = round_ * table.prompts
         mine = range(first + self.world.rank, first + table.prompts, self.world.size)
         questions = [self.question(index) for index in mine]
-        prompts = [prompt_ids(tokenizer, q) for q in questions for _ in range(table.group)]
+        prompts = [prompt_ids(tokenizer, q) for _, q in questions for _ in range(table.group)]
         numbers = [
             index * table.group + k for index in mine for k in range(table.group)
         ]  # the same on any number of ranks
@@ -132,8 +141,8 @@ class Rollouts:
         answers = self.engine.generate(prompts, sampling, rows=len(prompts), numbers=numbers)
         rewards = np.array(
             [
-                get(q.task).score(q, final_text(tokenizer, answers[i * table.group + k].tokens))
-                for i, q in enumerate(questions)
+                task.score(question, final_text(tokenizer, answers[i * table.group + k].tokens))
+                for i, (task, question) in enumerate(questions)
                 for k in range(table.group)
             ],
             dtype=np.float32,
