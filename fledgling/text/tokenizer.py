@@ -40,6 +40,10 @@ SPECIAL = (
     "<|output_start|>",
     "<|output_end|>",
 )
+BEGINNINGS = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # ours, Llama 3, Llama 2, GPT-2
+
+# What stands before every document: ours, GPT-2's, Llama's; the first that a tokenizer has.
+STARTS = ("<|bos|>", "<|endoftext|>", "<|begin_of_text|>", "<s>")
 
 
 class Tokenizer:
@@ -224,9 +228,14 @@ class Tokenizer:
         return self.special[name]
 
     @property
+    def start(self) -> int | None:
+        """The id that begins every document, whatever its name (STARTS); None where the tokenizer has none."""
+        return next((self.special[name] for name in STARTS if name in self.special), None)
+
+    @property
     def bos(self) -> int:
-        """The id that begins every document and conversation."""
-        return self._control("<|bos|>")
+        """`start`, where there must be one. Raises UserError where there is none."""
+        return self._control("<|bos|>") if self.start is None else self.start
 
     @property
     def user_start(self) -> int:
@@ -267,6 +276,11 @@ class Tokenizer:
     def output_end(self) -> int:
         """The id after what the tool answered."""
         return self._control("<|output_end|>")
+
+
+def begin(tokenizer: Tokenizer) -> list[int]:
+    """The token that text of any kind begins with, as a list: bos, or what another family's tokenizer has for it."""
+    return [tokenizer.special[name] for name in BEGINNINGS if name in tokenizer.special][:1]
 
 
 def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:
