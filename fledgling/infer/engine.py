@@ -20,7 +20,10 @@ import torch
 from torch import Tensor
 
 from fledgling.infer.batch import Completion, Decoder, Ticket, draw
+from fledgling.infer.pack import can_pack, pack
 from fledgling.infer.sample import Sampling
+from fledgling.infer.tools import CALCULATOR, Tool
+from fledgling.model.attention import Tree
 from fledgling.model.cache import KVCache
 from fledgling.model.transformer import Transformer
 
@@ -58,9 +61,11 @@ class Engine:
     """Runs a model on prompts of token ids.
 
     Products run in `dtype`, by default the model's own compute dtype. Where the weights are of another dtype
-    or on another device, the engine keeps a cast copy of them, which answers exactly as the model does and
-    spares a cast at every step. `generate` brings the copy up to date by itself; whoever trains in between
-    and streams calls `refresh`. Otherwise it reads the model's live weights.
+    or on another device, the engine keeps a cast copy of them, on CPU in bf16 packed (pack.py), which answers
+    as the model does and spares a cast at every step. `generate` brings the copy up to date by itself; whoever
+    trains in between and streams calls `refresh`. Otherwise it reads the model's live weights.
+
+    `tool` answers what the model writes between `python_start` and `python_end`: the calculator, or `tools.PYTHON`.
     """
 
     def __init__(
@@ -69,10 +74,12 @@ class Engine:
         tokenizer: Tokenizer,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        tool: Tool = CALCULATOR,
     ) -> None:
         weight = model.embedding.weight
         self.source = model
         self.tokenizer = tokenizer
+        self.tool = tool
         self.device = torch.device(device) if device else weight.device
         self.dtype = dtype or model.compute_dtype
         self.context = model.config.context
@@ -82,14 +89,17 @@ class Engine:
         self.can_call = "<|python_start|>" in special
         live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
+        self.packed = {} if live or not can_pack(self.device, self.dtype) else pack(self.model)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the source model's weights as they are now; nothing to do when they are read live."""
         if self.model is not self.source:
-            pairs = zip(self.model.parameters(), self.source.parameters(), strict=True)
-            for ours, theirs in pairs:
-                ours.copy_(theirs)
+            theirs = dict(self.source.named_parameters(remove_duplicate=False))
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(theirs[name])
+            for name, weight in self.packed.items():
+                weight.fill(theirs[name])
 
     def generate(
         self,
@@ -105,7 +115,7 @@ class Engine:
         Answer i is drawn with the noise of request `numbers[i]` (else i) of `sampling.seed`: it depends on no other
         prompt (up to rounding: a matrix product may round differently in another batch). An answer ends at
         `assistant_end`, `bos` or one of `sampling.stop`; at `max_tokens`; or when the context is full. `tools` lets
-        the model use the calculator. `progress(done, total)` is called as answers finish.
+        the model use the tool. `progress(done, total)` is called as answers finish.
         """
         self.refresh()
         sampling = sampling or Sampling()
@@ -183,6 +193,15 @@ class Engine:
             logits.append(here)
         cache.live = longest
         return cache, torch.cat(logits)
+
+    def read(self, tokens: Tensor, tree: Tree | None = None) -> Tensor:
+        """Hidden states (B, T, C) of whole rows (B, T), each read from its beginning, with nothing kept of them.
+
+        What is padded on the right is never looked at. `tree`: rows that fork (see `attention.Tree`), so that what
+        several continuations share is computed once.
+        """
+        with torch.inference_mode():
+            return self.model(tokens.to(self.device), tree=tree)
 
     def logits(
         self,

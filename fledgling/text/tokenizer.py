@@ -40,9 +40,7 @@ SPECIAL = (
     "<|output_start|>",
     "<|output_end|>",
 )
-
-# What stands before every document: ours, GPT-2's, Llama's; the first that a tokenizer has.
-STARTS = ("<|bos|>", "<|endoftext|>", "<|begin_of_text|>", "<s>")
+BEGINNINGS = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # ours, Llama 3, Llama 2, GPT-2
 
 
 class Tokenizer:
@@ -228,8 +226,8 @@ class Tokenizer:
 
     @property
     def start(self) -> int | None:
-        """The id that begins every document, whatever its name (STARTS); None where the tokenizer has none."""
-        return next((self.special[name] for name in STARTS if name in self.special), None)
+        """The id that begins every document, whatever its name (BEGINNINGS); None where the tokenizer has none."""
+        return next((self.special[name] for name in BEGINNINGS if name in self.special), None)
 
     @property
     def bos(self) -> int:
@@ -275,6 +273,11 @@ class Tokenizer:
     def output_end(self) -> int:
         """The id after what the tool answered."""
         return self._control("<|output_end|>")
+
+
+def begin(tokenizer: Tokenizer) -> list[int]:
+    """The token that text of any kind begins with, as a list: bos, or what another family's tokenizer has for it."""
+    return [] if tokenizer.start is None else [tokenizer.start]
 
 
 def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
-    {"config", "world", "record"},
-    {"text", "model", "optim"},
+    {"config", "files", "world", "record", "draw"},
+    {"text", "model", "optim", "sandbox"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
     {"train"},
@@ -21,14 +21,24 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TORCH_FREE = (
     "config",
+    "files",
     "text",
     "plan",
     "report",
+    "draw",
+    "lab.results",
+    "lab.fit",
+    "lab.bowls",
+    "lab.analysis",
+    "lab.page",
     "tasks",
+    "sandbox",
     "cli",
     "model.config",
     "data.corpus",
     "data.sources",
+    "optim.layout",
+    "optim.groups",
 )
 LONGEST = 400
 

@@ -1,0 +1,229 @@
+"""Line charts as inline SVG: numbers in, a drawing out.
+
+The one idea: colours are CSS variables, so one drawing serves light and dark; every point tells its
+figures in a <title>, so no script is needed. Texts are escaped here. It draws lines, bands and marks.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from markupsafe import Markup
+
+SMALLEST = 1e-200  # of a logarithmic axis; beneath it, quotients of neighbours leave the range of a float
+WIDTH, HEIGHT = 380, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 34
+MOST_POINTS = 320  # a line of more is averaged in equal groups
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: xs and ys of equal length; lows and highs make a band; points say in words where an x is."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    lows: Sequence[float | None] = ()
+    highs: Sequence[float | None] = ()
+    colour: int = 0
+    dots: bool = False
+    faint: bool = False
+    dashed: bool = False
+    joined: bool = True  # False: dots alone
+    points: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What to draw. marks: (x, text) of vertical lines; x_ticks: (x, text) instead of round numbers;
+    above: a second axis at the top, (its name, words for an x)."""
+
+    title: str
+    lines: Sequence[Line]
+    x_label: str = "step"
+    y_words: Callable[[float], str] = lambda value: f"{value:.3g}"
+    x_words: Callable[[float], str] = lambda value: f"{value:,.0f}"
+    logarithmic: bool = False
+    floor: float | None = None  # the y-axis shows at least these
+    ceiling: float | None = None
+    marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
+    x_ticks: Sequence[tuple[float, str]] = field(default_factory=tuple)
+    above: tuple[str, Callable[[float], str]] | None = None
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * unit for unit in (1, 2, 5, 10) if power * unit >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [float(f"{n * step:.12g}") for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers of a logarithmic axis; of a short one, those of an even axis."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for units in ((1,), (1, 3), (1, 2, 5)):
+        found = [unit * 10.0**power for power in powers for unit in units if low <= unit * 10.0**power <= high]
+        if len(found) >= 4:
+            return found
+    return ticks(low, high)
+
+
+def smooth(values: Sequence[float], share: float = 0.04) -> list[float]:
+    """The mean of each value with its neighbours, over `share` of the whole; the ends use what there is."""
+    reach = max(1, round(len(values) * share / 2))
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    spans = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    return [(sums[b] - sums[a]) / (b - a) for a, b in spans]
+
+
+def thin(line: Line) -> Line:
+    """A line of at most MOST_POINTS points: each the mean of a group. Bands and dots are left alone."""
+    if len(line.xs) <= MOST_POINTS or line.lows or line.dots or not line.joined:
+        return line
+    edges = [round(i * len(line.xs) / MOST_POINTS) for i in range(MOST_POINTS + 1)]
+    groups = [slice(a, b) for a, b in pairwise(edges)]
+    xs, ys = ([sum(values[g]) / len(values[g]) for g in groups] for values in (line.xs, line.ys))
+    return Line(line.label, xs, ys, colour=line.colour, faint=line.faint, dashed=line.dashed)
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Where values lie in the drawing."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    logarithmic: bool
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        return self.across(x), self.down(y)
+
+    def across(self, x: float) -> float:
+        return round(LEFT + (x - self.x[0]) / (self.x[1] - self.x[0]) * (WIDTH - LEFT - RIGHT), 1)
+
+    def down(self, y: float) -> float:
+        low, high = self.y
+        share = math.log(y / low) / math.log(high / low) if self.logarithmic else (y - low) / (high - low)
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def draw(chart: Chart) -> Markup:
+    """The chart as one <svg>; empty when no line has a point."""
+    lines = [thin(line) for line in chart.lines if len(line.xs)]
+    if not lines:
+        return Markup("")
+    plane, y_ticks = _fit(chart, lines)
+    parts = [_axes(chart, plane, y_ticks)]
+    parts += [_band(line, plane) for line in lines if line.lows]
+    parts += [_path(line, plane) for line in lines if line.joined]
+    parts += [_dots(line, plane, chart) for line in lines if line.dots or not line.joined or len(line.xs) == 1]
+    label = f"{chart.title}: {', '.join(line.label for line in lines)} against {chart.x_label}"
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        WIDTH, HEIGHT, label, Markup("").join(parts)
+    )
+
+
+def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
+    """The plane that holds every point, and the ticks of its y-axis."""
+    xs = [x for line in lines for x in line.xs] + [x for x, _ in (*chart.marks, *chart.x_ticks)]
+    ys = [y for line in lines for y in (*line.ys, *line.lows, *line.highs) if y is not None]
+    ys += [y for y in (chart.floor, chart.ceiling) if y is not None]
+    logarithmic = chart.logarithmic and min(ys) > SMALLEST
+    low, high = min(ys), max(ys)
+    if logarithmic:
+        low, high = low / 1.04, high * 1.04
+        marks = log_ticks(low, high)
+    else:
+        low, high = _apart(low, high)
+        pad = 0.05 * (high - low)
+        low = low if low == chart.floor else low - pad
+        high = high if high == chart.ceiling else high + pad
+        marks = ticks(low, high)
+    return _Plane(_apart(min(xs), max(xs)), (low, high), logarithmic), marks
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """The interval, made wider where it is too narrow to divide by."""
+    least = max(1e-9 * max(abs(low), abs(high)), SMALLEST)
+    return (low, high) if high - low > least else (low, high + max(1.0, 1e3 * least))
+
+
+_TEXT = Markup('<text x="{}" y="{}" class="{}">{}</text>')
+_RULE = Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>')
+
+
+def _axes(chart: Chart, plane: _Plane, y_ticks: Sequence[float]) -> Markup:
+    parts = []
+    bottom = HEIGHT - BOTTOM
+    for y in y_ticks:
+        parts.append(_RULE.format(LEFT, plane.down(y), WIDTH - RIGHT, plane.down(y), "grid"))
+        parts.append(_TEXT.format(LEFT - 6, plane.down(y) + 3.5, "end", chart.y_words(y)))
+    for x, text in chart.marks:
+        parts.append(_RULE.format(plane.across(x), TOP, plane.across(x), bottom, "mark"))
+        parts.append(_TEXT.format(plane.across(x) + 3, TOP - 6, "start stage", text))
+    for x, text in chart.x_ticks or [(x, chart.x_words(x)) for x in ticks(*plane.x)]:
+        parts.append(_RULE.format(plane.across(x), bottom, plane.across(x), bottom + 4, "axis"))
+        parts.append(_TEXT.format(plane.across(x), bottom + 15, "middle", text))
+        if chart.above:
+            parts.append(_TEXT.format(plane.across(x), TOP - 8, "middle", chart.above[1](x)))
+    if chart.above:
+        parts.append(_TEXT.format(LEFT - 6, TOP - 8, "end", chart.above[0]))
+    parts.append(_RULE.format(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"))
+    parts.append(_TEXT.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle label", chart.x_label))
+    return Markup("").join(parts)
+
+
+def _path(line: Line, plane: _Plane) -> Markup:
+    points = " ".join(f"{x},{y}" for x, y in (plane.at(x, y) for x, y in zip(line.xs, line.ys, strict=True)))
+    kind = f"c{line.colour}{' faint' if line.faint else ''}{' dashed' if line.dashed else ''}"
+    return Markup('<polyline points="{}" class="line {}"/>').format(points, kind)
+
+
+def _band(line: Line, plane: _Plane) -> Markup:
+    rows = zip(line.xs, line.lows, line.highs, strict=True)
+    known = [(x, low, high) for x, low, high in rows if low is not None and high is not None]
+    there = [plane.at(x, high) for x, _, high in known]
+    back = [plane.at(x, low) for x, low, _ in reversed(known)]
+    if len(known) == 1:  # one point has no area: a whisker
+        (x, top), (_, bottom) = there[0], back[0]
+        return _RULE.format(x, top, x, bottom, f"line c{line.colour}")
+    points = " ".join(f"{x},{y}" for x, y in there + back)
+    return Markup('<polygon points="{}" class="band c{}"/>').format(points, line.colour)
+
+
+def _dots(line: Line, plane: _Plane, chart: Chart) -> Markup:
+    made = []
+    for i, (x, y) in enumerate(zip(line.xs, line.ys, strict=True)):
+        where = line.points[i] if line.points else f"{chart.x_label} {chart.x_words(x)}"
+        words = f"{line.label}: {chart.y_words(y)} at {where}"
+        if line.lows and line.lows[i] is not None and line.highs[i] is not None:
+            words += f" (95 %: {chart.y_words(line.lows[i])} to {chart.y_words(line.highs[i])})"
+        across, down = plane.at(x, y)
+        made.append(
+            Markup('<circle cx="{}" cy="{}" r="2.6" class="dot c{}"><title>{}</title></circle>').format(
+                across, down, line.colour, words
+            )
+        )
+    return Markup("").join(made)
+
+
+def bar(value: float, low: float | None, high: float | None, baseline: float | None, colour: int) -> Markup:
+    """A share in [0, 1] as a small bar: its interval as a whisker, the best constant answer as a tick."""
+
+    def at(x: float) -> float:
+        return round(100 * min(1.0, max(0.0, x)), 1)
+
+    parts = [Markup('<rect width="100" height="6" y="2" class="trough"/>')]
+    parts.append(Markup('<rect width="{}" height="6" y="2" class="fill c{}"/>').format(at(value), colour))
+    if low is not None and high is not None:
+        parts.append(_RULE.format(at(low), 5, at(high), 5, "whisker"))
+    if baseline is not None:
+        parts.append(_RULE.format(at(baseline), 0, at(baseline), 10, "constant"))
+    drawing = Markup('<svg viewBox="0 0 100 10" preserveAspectRatio="none" class="bar" aria-hidden="true">{}</svg>')
+    return drawing.format(Markup("").join(parts))

@@ -1,0 +1,203 @@
+"""Who owns what: how parameters, gradients and optimizer state are dealt to the ranks of a run.
+
+The one idea: a layout is a pure function of (names, shapes, roles, ranks, ZeRO stage). Every rank computes the same
+one, so nobody has to ask; and because it needs no tensor, the planner counts bytes with the very same function.
+
+    embedding, head    by rows: rank r owns rows r k to (r + 1) k, k = ceil(rows / ranks); the last ranks may own less
+    matrix             whole matrices, `ranks` equal-shaped ones a bucket, one each; the last bucket may hold fewer
+    everything else    small: replicated, every rank owns all of it
+
+A bucket is what travels in one collective: equal chunks, one a rank, padded where the units do not divide. At stage 0,
+or on one rank, everything is replicated. Stages (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054): 1 shards the
+optimizer's state, 2 the gradients too. Parameters stay whole on every rank.
+
+What it is not: it moves nothing (`gradients.py`, `optimizer.py`) and knows no torch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from fledgling.optim.groups import role_of
+
+AHEAD = 2  # buckets in flight at most: what overlaps is bounded, and with it the memory of its buffers
+MUON_VALUES = 1 << 20  # of the matrices orthogonalized at once: 16 of 256 x 256, the last size that gains by stacking
+ADAMW_VALUES = 1 << 18  # updated at once where nothing fuses the rule: its temporaries stay in the processor's cache
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """`count` units of `unit` values that travel together, `chunk` units a rank.
+
+    A unit is a row of one tensor, a matrix of each of `names`, or, replicated, a single value of any of them.
+    """
+
+    names: tuple[str, ...]
+    unit: int
+    count: int
+    chunk: int
+    replicated: bool = False
+
+    @property
+    def values(self) -> int:
+        """Values of all its tensors, without padding."""
+        return self.unit * self.count
+
+    @property
+    def piece(self) -> int:
+        """Values of one rank's chunk, padding included."""
+        return self.unit * self.chunk
+
+    def units(self, rank: int) -> range:
+        """The units that travel as `rank`'s chunk."""
+        return range(min(rank * self.chunk, self.count), min((rank + 1) * self.chunk, self.count))
+
+    def owned(self, rank: int) -> int:
+        """Values that `rank` updates: its chunk's, or all where the bucket is replicated."""
+        return self.values if self.replicated else self.unit * len(self.units(rank))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Values (not bytes) that one rank holds at its peak, outside activations; in fp32 each is four bytes.
+
+    gradients: whole ones and own shards; state: the optimizer's; communication: buffers of the buckets in flight, of
+    which `padding` is nobody's value; work: temporaries of the update. `total` is the peak of a step: less than the
+    sum, because the whole gradients are gone when the update works.
+    """
+
+    parameters: int
+    gradients: int
+    state: int
+    communication: int
+    padding: int
+    work: int
+    total: int
+
+
+def stack_size(shape: Shape) -> int:
+    """How many matrices of a shape are orthogonalized at once."""
+    return max(1, MUON_VALUES // prod(shape))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How `parameters` (name -> shape, in the model's order) are dealt to `size` ranks at ZeRO stage `zero`."""
+
+    parameters: Mapping[str, Shape]
+    roles: Mapping[str, str]
+    size: int
+    zero: int
+    buckets: tuple[Bucket, ...]  # in the order in which a backward pass completes them: the last parameters first
+
+    def rows(self, bucket: Bucket, name: str, rank: int) -> range:
+        """The rows (first dimension) of parameter `name` that `rank` owns."""
+        whole = range(self.parameters[name][0] if self.parameters[name] else 1)
+        if bucket.replicated:
+            return whole
+        if self.roles[name] == "matrix":
+            return whole if bucket.names.index(name) in bucket.units(rank) else range(0)
+        return bucket.units(rank)
+
+    def held(self, rank: int = 0, exact: bool = True) -> Held:
+        """Count what `rank` holds at its peak, with one micro-batch a step.
+
+        exact: as gradients travel on gloo and in exact mode, where the chunks of all ranks are received and added here;
+        NCCL adds on the way. More micro-batches add, in exact mode, one shard at each doubling.
+        """
+        total = sum(map(prod, self.parameters.values()))
+        state = sum(bucket.owned(rank) * (1 if self._muon(bucket) else 2) for bucket in self.buckets)
+        padding = max((bucket.piece * self.size - bucket.values for bucket in self.buckets), default=0)
+        gradients, buffers = self._reduced(exact)
+        updating, work = self._updated(rank)
+        step = max(gradients + buffers, updating)
+        return Held(total, gradients, state, buffers, padding if self.size > 1 else 0, work, total + state + step)
+
+    def _muon(self, bucket: Bucket) -> bool:
+        return self.roles[bucket.names[0]] == "matrix"
+
+    def _updated(self, rank: int) -> tuple[int, int]:
+        """(all, of it work) at the fullest moment of the update: gradients not used up, temporaries, one gather.
+
+        Muon makes two more stacks and two Gram matrices a matrix, AdamW six blocks.
+        """
+        groups: dict[tuple, list[Bucket]] = defaultdict(list)  # updated together, as in `optimizer.py`
+        for index, bucket in enumerate(self.buckets):
+            groups[self.parameters[bucket.names[0]] if self._muon(bucket) else (index,)].append(bucket)
+        left = sum(bucket.owned(rank) for bucket in self.buckets)
+        gathered = max((b.piece * self.size for b in self.buckets if not b.replicated), default=0)
+        peak = (0, 0)
+        for shape, buckets in groups.items():
+            owned = sum(bucket.owned(rank) for bucket in buckets)
+            if self._muon(buckets[0]):
+                each = 2 * prod(shape) + 2 * min(shape) ** 2
+                work = min(owned // prod(shape), stack_size(shape)) * each
+            else:
+                work = 6 * min(owned, ADAMW_VALUES)
+            peak = max(peak, (left + work + gathered, work))
+            left -= owned
+        return peak
+
+    def _reduced(self, exact: bool) -> tuple[int, int]:
+        """(gradients, buffers) at the fullest moment of the reduce phase: a walk through it, bucket by bucket."""
+        sizes = {name: prod(shape) for name, shape in self.parameters.items()}
+        if self.size == 1:
+            return sum(sizes.values()), 0
+        whole = shards = buffers = 0
+        peak = (0, 0)
+        flight: list[tuple[int, int]] = []  # (buffers, chunk) of each bucket under way
+        waiting, arrived = list(self.buckets), set()
+        for name in reversed(self.parameters):
+            whole += sizes[name]
+            arrived.add(name)
+            if self.zero < 2 and len(arrived) < len(sizes):
+                continue
+            while waiting and arrived.issuperset(waiting[0].names):
+                bucket = waiting.pop(0)
+                sent = bucket.piece * self.size
+                copied = len(bucket.names) > 1 or sent > bucket.values
+                peak = max(peak, (whole + shards, buffers + sent * copied), key=sum)
+                whole -= bucket.values
+                buffers += sent + (sent if exact else bucket.piece)
+                flight.append((sent + (sent if exact else bucket.piece), bucket.piece))
+                peak = max(peak, (whole + shards + bucket.piece * exact, buffers), key=sum)
+                if len(flight) == AHEAD:
+                    done, chunk = flight.pop(0)
+                    buffers, shards = buffers - done, shards + chunk
+            peak = max(peak, (whole + shards, buffers), key=sum)
+        return peak
+
+
+def lay_out(
+    parameters: Mapping[str, Shape], size: int = 1, zero: int = 1, roles: Mapping[str, str] | None = None
+) -> Layout:
+    """Deal parameters to `size` ranks. roles: embedding, head, matrix or scalar by name; default: `role_of` each."""
+    assert size >= 1 and zero in (0, 1, 2), f"{size} ranks, zero {zero}"
+    roles = roles or {name: role_of(name, shape) for name, shape in parameters.items()}
+    buckets: list[Bucket] = []
+    filling: dict[Shape, list[str]] = defaultdict(list)  # matrices of a shape, until there is one for each rank
+    small: list[str] = []
+    for name, shape in reversed(parameters.items()):
+        if roles[name] not in ("embedding", "head", "matrix"):
+            small.append(name)
+        elif zero == 0 or size == 1:
+            buckets.append(_replicated((name,), prod(shape), size))
+        elif roles[name] == "matrix":
+            filling[shape].append(name)
+            if len(filling[shape]) == size:
+                buckets.append(Bucket(tuple(filling.pop(shape)), prod(shape), size, 1))
+        else:
+            buckets.append(Bucket((name,), prod(shape[1:]), shape[0], -(-shape[0] // size)))
+    buckets += [Bucket(tuple(names), prod(shape), len(names), 1) for shape, names in filling.items()]
+    if small:
+        buckets.append(_replicated(tuple(small), sum(prod(parameters[name]) for name in small), size))
+    return Layout(dict(parameters), dict(roles), size, zero, tuple(buckets))
+
+
+def _replicated(names: tuple[str, ...], values: int, size: int) -> Bucket:
+    return Bucket(names, 1, values, -(-values // size), replicated=True)
