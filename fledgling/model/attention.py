@@ -113,9 +113,9 @@ class Attention(nn.Module):
         v = project(x, self.v_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
         q = rms_norm(rotate(q, *rotary), self.eps)
         k = rms_norm(rotate(k, *rotary), self.eps)
-        if cache is not None:
-            k, v = cache.write(self.layer, positions, k, v)
-            y = cached(q, k, v, positions)
+        kept = None if cache is None else cache.write(self.layer, positions, k, v)
+        if kept is not None and cache.live > time:  # else nothing came before: a prompt is read as a training row is
+            y = cached(q, *kept, positions)
         elif x.device.type == "cpu" and time <= LONGEST_PLAIN:
             repeats = self.heads // self.kv_heads
             if repeats > 1:
