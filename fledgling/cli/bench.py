@@ -57,6 +57,75 @@ def train(
 
 
 @app.command
+def infer(
+    *,
+    depth: int = 12,
+    vocab_size: int = 32768,
+    batch: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 8, 32),
+    context: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (256, 1024),
+    tokens: int = 32,
+    repeats: int = 3,
+    peers: bool = True,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> None:
+    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, beside transformers.
+
+    Parameters
+    ----------
+    depth
+        Layers; width and heads follow.
+    vocab_size
+        Entries of the tokenizer.
+    batch
+        Rows answered at once, each with the first of the contexts.
+    context
+        Tokens of a prompt; the others are tried with one row.
+    tokens
+        Drawn for each row.
+    repeats
+        Of everything, in turn; medians count.
+    peers
+        Whether transformers answers beside it, where it is installed.
+    """
+    from fledgling.bench import infer as bench
+    from fledgling.bench.train import shaped
+
+    room = max(context, default=0) + tokens + 1
+    recipe = shaped(load_recipe("quickstart", overrides), depth, vocab_size, room)
+    result = bench.measure(recipe, batch, context, tokens, repeats, peers)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+@app.command
+def comm(
+    *,
+    ranks: int = 2,
+    megabytes: float = 16,
+    servers: int | None = None,
+    repeats: int = 7,
+    as_json: Json = False,
+) -> None:
+    """Run ring, tree and parameter server in processes on this machine: bytes and seconds beside the planner's.
+
+    Parameters
+    ----------
+    ranks
+        Processes, 2 to 8.
+    megabytes
+        Gradients of one rank, in 10^6 bytes.
+    servers
+        Of the sharded parameter server; default half of the ranks. One, and all ranks, are always tried too.
+    repeats
+        Timed runs of each topology; the median counts.
+    """
+    from fledgling.bench import comm as bench
+
+    result = bench.measure(ranks, megabytes, servers, repeats)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+@app.command
 def optim(
     *, gpus: Gpus = 2, depth: int = 6, vocab_size: int = 8192, overrides: Overrides = (), as_json: Json = False
 ) -> int:
