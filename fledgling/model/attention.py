@@ -42,6 +42,7 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tens
     their exponentials far inside fp32. Exact up to rounding.
     """
     time, scale = q.shape[2], q.shape[3] ** -0.5
+    v = v.contiguous()  # one copy for all blocks, where each would make and keep its own
     outputs = []
     for start in range(0, time, BLOCK):
         end = min(start + BLOCK, time)
@@ -51,7 +52,7 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tens
         if documents is not None:
             same = documents[:, start:end, None] == documents[:, None, :end]
             seen = (seen & same)[:, None]  # (B, 1, block, end)
-        weights = torch.where(seen, scores.exp(), 0.0)
+        weights = scores.masked_fill(~seen, -torch.inf).exp()  # backward needs the weights, not the scores
         total = weights.sum(-1, keepdim=True)  # (B, H, block, 1)
         outputs.append((weights.to(v.dtype) @ v[:, :, :end]) / total.to(v.dtype))
     return torch.cat(outputs, dim=2)
