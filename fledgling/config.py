@@ -61,6 +61,11 @@ def _choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
+def _part(*names: str) -> Any:
+    """One of a few words, or `None`: what the family has."""
+    return field(default=None, metadata={"choices": names})
+
+
 # Names with weights of at least 0; relative, so they need not add up to 1. Empty: the stage's own default.
 _WEIGHTS = {"low": 0.0}
 
@@ -81,15 +86,20 @@ class TokenizerTable:
 
 @dataclass(frozen=True)
 class ModelTable:
-    """[model]: the architecture. `None` is derived from depth: width 64 x depth, heads width / 128."""
+    """[model]: the architecture. `None` is derived from depth and family (`fledgling.model.config`)."""
 
     depth: int = _count(4)  # layers
-    width: int | None = _count(None)  # C
-    heads: int | None = _count(None)  # H, query heads
+    width: int | None = _count(None)  # C; None: 64 x depth
+    heads: int | None = _count(None)  # H, query heads; None: width over the family's head width
     kv_heads: int | None = _count(None)  # key/value heads; None: as many as heads
     context: int = _count(256)  # T, tokens a row
-    family: str = _choice("fledgling")
-    softcap: float = _number(15.0, above=True)  # logits are softcap * tanh(logits / softcap)
+    family: str = _choice("fledgling", "gpt2", "llama")
+    hidden: int | None = _count(None)  # width of the feed-forward
+    norm: str | None = _part("rms", "rms_weighted", "layer")
+    activation: str | None = _part("relu2", "gelu", "swiglu")
+    tied: bool | None = None  # embedding and head are one matrix
+    qk_norm: bool | None = None  # queries and keys are normalized
+    softcap: float | None = _number(None)  # type: ignore[arg-type]  # softcap * tanh(logits / softcap); 0: none
 
 
 @dataclass(frozen=True)

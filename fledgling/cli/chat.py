@@ -89,8 +89,8 @@ def _session(checkpoint: Path, system: str, device: str) -> ChatSession:
     import torch
 
     from fledgling.infer.engine import Engine
+    from fledgling.infer.load import load_model
     from fledgling.infer.session import ChatSession
-    from fledgling.train.checkpoint import load_model
     from fledgling.world import choose_device
 
     place = torch.device(choose_device(device))

@@ -36,7 +36,7 @@ def bpb(checkpoint: str, text: str, /, *, device: str = "auto", as_json: Json = 
     from fledgling.data.sources import documents
     from fledgling.data.stream import RowSource
     from fledgling.evals.bpb import bits_per_byte, first_rows
-    from fledgling.train.checkpoint import load_model
+    from fledgling.infer.load import load_model
 
     model, tokenizer, _ = load_model(checkpoint, device=_device(device))
     with TemporaryDirectory() as folder:
@@ -76,8 +76,8 @@ def chat(
     """
     from fledgling.evals.chat import exams, take
     from fledgling.infer.engine import Engine
+    from fledgling.infer.load import load_model
     from fledgling.tasks import NAMES
-    from fledgling.train.checkpoint import load_model
     from fledgling.train.setup import fastest_dtype
 
     if questions < 1:

@@ -21,8 +21,8 @@ from fledgling.model.config import ModelConfig, from_table
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.flops import per_token
 from fledgling.plan.plan import plan
-from fledgling.record import Recorder, environment, write_json
-from fledgling.train import checkpoint, loop, rl, supervised
+from fledgling.record import Recorder, checkpoint, environment, write_json
+from fledgling.train import loop, rl, supervised
 from fledgling.train.prepare import Preparer
 from fledgling.train.setup import make_model, set_up
 from fledgling.train.stage import Stage
