@@ -57,15 +57,26 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, bounded
     return torch.cat(outputs, dim=2)
 
 
-def library(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
-    """The same sum by PyTorch's scaled_dot_product_attention; k, v (B, G, T, D)."""
-    grouped = q.shape[1] != k.shape[1]
-    if documents is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    time = q.shape[2]
-    seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
+def is_plain(x: Tensor) -> bool:
+    """Whether rows x (B, T, ...) go through `blockwise`; the others go through `library`."""
+    return x.device.type == "cpu" and x.shape[1] <= LONGEST_PLAIN
+
+
+def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
+    """documents (B, T) -> (B, 1, T, T): 0 where a query may see a key, -inf elsewhere; one for all layers.
+
+    Each layer would else turn a boolean one into its own and keep it for backward: T^2 values a row and layer.
+    """
+    time = documents.shape[1]
+    seen = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
     seen = (seen & (documents[:, :, None] == documents[:, None, :]))[:, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
+    return torch.zeros(seen.shape, dtype=dtype, device=documents.device).masked_fill_(~seen, float("-inf"))
+
+
+def library(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The same sum by PyTorch's scaled_dot_product_attention; k, v (B, G, T, D), mask as `document_mask` makes it."""
+    causal, grouped = mask is None, q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def cached(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bounded: bool = True) -> Tensor:
@@ -111,7 +122,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # (B, T, C)
         rotary: Rotary | None,
-        documents: Tensor | None,
+        documents: Tensor | None,  # (B, T), or their `document_mask` where rows are not plain
         cache: KVCache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
@@ -124,7 +135,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.write(self.layer, positions, k, v)
             y = cached(q, k, v, positions, self.bounded)
-        elif x.device.type == "cpu" and time <= LONGEST_PLAIN:
+        elif is_plain(x):
             repeats = self.heads // self.kv_heads
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)

@@ -90,16 +90,17 @@ def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> tuple
     """
     z = hidden @ weight.T  # (n, V)
     y = targets.clamp(min=0)[:, None]
+    rows = torch.arange(len(y), device=y.device)  # index_put, because scatter_ on CPU makes an fp32 copy of all of g
     if cap == 0:
         top, sums, g = _fused["shifted_exp"](z)
         above = z.gather(1, y).float() - top  # (n, 1)
-        g.scatter_(1, y, (torch.exp(above) - sums[:, None]).to(g.dtype))
+        g[rows, y[:, 0]] = (torch.exp(above[:, 0]) - sums).to(g.dtype)
         return above[:, 0] - sums.log(), sums, g
     t = torch.tanh(z.gather(1, y).float() / cap)  # (n, 1)
     sums, g = _fused["capped_exp"](z, cap)
     logprobs = cap * t[:, 0] - sums.log()
     slope = 1 - t * t
-    g.scatter_(1, y, ((torch.exp(cap * t) - sums[:, None]) * slope).to(g.dtype))
+    g[rows, y[:, 0]] = ((torch.exp(cap * t[:, 0]) - sums) * slope[:, 0]).to(g.dtype)
     return logprobs, sums, g
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fledgling.model.attention import Attention
+from fledgling.model.attention import Attention, document_mask, is_plain
 from fledgling.model.cache import KVCache
 from fledgling.model.config import ModelConfig
 from fledgling.model.feed_forward import make_feed_forward, project
@@ -114,6 +114,8 @@ class Transformer(nn.Module):
         positions = None
         if cache is None:
             x, rotary = self.positions(x, slice(0, tokens.shape[1]))
+            if documents is not None and not is_plain(x):
+                documents = document_mask(documents, x.dtype)
         else:
             cache.reserve(tokens.shape[1])
             positions = cache.positions(tokens.shape[1])
