@@ -41,7 +41,7 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, bounded
     bounded: q and k have root mean square 1 at most, so no maximum is subtracted. Exact up to rounding.
     """
     time, scale = q.shape[2], q.shape[3] ** -0.5
-    v = v.contiguous()  # one copy for all blocks, where each would make and keep its own
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # each block would else make and keep copies of its own
     outputs = []
     for start in range(0, time, BLOCK):
         end = min(start + BLOCK, time)

@@ -113,7 +113,11 @@ def _backward_chunk(
 ) -> None:
     """Write d(hidden) and add to d(weight) for a chunk: rows of -S dlogp, scaled by scale = coefficient / S (n, 1)."""
     torch.mul((g @ weight), scale, out=hidden_grad)
-    weight_grad.add_(g.T @ (hidden * scale).to(g.dtype))
+    scaled = (hidden * scale).to(g.dtype)
+    if g.dtype == weight_grad.dtype:
+        weight_grad.addmm_(g.T, scaled)  # no (V, C) product beside the sum
+    else:
+        weight_grad.add_(g.T @ scaled)
 
 
 class _CrossEntropySum(torch.autograd.Function):
