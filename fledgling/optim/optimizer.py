@@ -26,7 +26,7 @@ from fledgling.config import OptimizerTable, UserError
 from fledgling.optim.gradients import Gradients
 from fledgling.optim.groups import rules
 from fledgling.optim.layout import AHEAD, Bucket, lay_out
-from fledgling.optim.rules import adamw_, muon
+from fledgling.optim.rules import adamw_, muon_direction_
 from fledgling.world import Pending, World
 
 KINDS = {"muon": ("velocity",), "adamw": ("mean", "square")}  # of state, by rule
@@ -183,20 +183,12 @@ class Optimizer:
         self._adamw(self.parts[name], gradient, mean, square, step, rate, table.adam_betas, table.adam_eps, 0.0)
 
     def _move_stack(self, group: Group, gradients: dict[str, Tensor]) -> None:
-        table, names = self.table, group.owned
-        moved, velocity = muon(
-            torch.stack([self.parts[name] for name in names]),
-            torch.stack([gradients.pop(name) for name in names]),
-            self.stacks[group],
-            self._rate("matrix"),
-            table.momentum,
-            table.weight_decay,
-            table.newton_schulz_steps,
-            self.dtype,
-        )
-        self.stacks[group].copy_(velocity)
-        for name, value in zip(names, moved.unbind(), strict=True):
-            self.parts[name].copy_(value)
+        table, rate = self.table, self._rate("matrix")
+        stack = torch.stack([gradients.pop(name) for name in group.owned])
+        velocity, steps = self.stacks[group], table.newton_schulz_steps
+        direction = muon_direction_(stack, velocity, table.momentum, steps, self.dtype).mul_(rate)
+        for name, way in zip(group.owned, direction.unbind(), strict=True):
+            self.parts[name].mul_(1 - rate * table.weight_decay).sub_(way)
 
     def _rate(self, role: str) -> Tensor:
         return torch.tensor(self.rules[role].rate * self.rate * self.multiplier)

@@ -39,10 +39,24 @@ def adamw(
     return parameter * (1 - rate * decay) - rate * update, mean, square
 
 
-def adamw_(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *settings) -> None:
-    """`adamw` in place; compiled, it is one pass over the four tensors without a temporary."""
-    for old, new in zip((parameter, mean, square), adamw(parameter, gradient, mean, square, *settings), strict=True):
-        old.copy_(new)
+def adamw_(
+    parameter: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    step: Tensor,
+    rate: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+) -> None:
+    """`adamw` in place, with two temporaries; compiled, it is one pass over the four tensors without any."""
+    first, second = betas
+    mean.lerp_(gradient, 1 - first)
+    square.lerp_(gradient * gradient, 1 - second)
+    denominator = (square / (1 - second**step)).sqrt_().add_(eps)
+    update = (mean / (1 - first**step)).div_(denominator)
+    parameter.mul_(1 - rate * decay).sub_(update.mul_(rate))
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -56,12 +70,29 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.b
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (x.float().square().sum((-2, -1), keepdim=True).sqrt() + 1e-7).to(dtype)
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32) + 1e-7).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x.mT if tall else x).float()
+
+
+def muon_direction_(
+    gradient: Tensor,
+    velocity: Tensor,
+    momentum: float,
+    steps: int = 5,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """The way Muon goes, with Nesterov momentum, for a stack of equal-shaped matrices (n, rows, columns); fp32.
+
+    Moves the velocity and spends the gradient: both are changed. The orthogonal step is scaled by sqrt(max(1, rows /
+    columns)), so that its effect on the outputs' root mean square does not depend on the shape.
+    """
+    velocity.lerp_(gradient, 1 - momentum)
+    rows, columns = gradient.shape[-2:]
+    return orthogonalize(gradient.lerp_(velocity, momentum), steps, dtype).mul_(max(1.0, rows / columns) ** 0.5)
 
 
 def muon(
@@ -74,13 +105,7 @@ def muon(
     steps: int,
     dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, Tensor]:
-    """One step of Muon with Nesterov momentum on a stack of equal-shaped matrices (n, rows, columns).
-
-    The orthogonal step is scaled by sqrt(max(1, rows / columns)), so that its effect on the outputs' root mean square
-    does not depend on the shape. Returns parameter, velocity.
-    """
-    velocity = velocity.lerp(gradient, 1 - momentum)
-    direction = orthogonalize(gradient.lerp(velocity, momentum), steps, dtype)
-    rows, columns = parameter.shape[-2:]
-    scale = max(1.0, rows / columns) ** 0.5
-    return parameter * (1 - rate * decay) - rate * scale * direction, velocity
+    """One step of Muon (Jordan et al. 2024) on a stack of equal-shaped matrices; returns parameter, velocity."""
+    velocity = velocity.clone()
+    direction = muon_direction_(gradient.clone(), velocity, momentum, steps, dtype)
+    return parameter * (1 - rate * decay) - rate * direction, velocity
