@@ -137,6 +137,7 @@ class _CrossEntropySum(torch.autograd.Function):
             if learn:
                 scale = (kept / sums)[:, None]
                 _backward_chunk(hidden[part], cast, g, scale, hidden_grad[part], weight_grad)
+            del g  # before the next chunk's logits are there
         if learn:
             ctx.save_for_backward(hidden_grad.to(hidden.dtype), weight_grad)
         return total
@@ -155,7 +156,7 @@ class _TargetLogprobs(torch.autograd.Function):
         parts = []
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
-            logprobs, _, _ = _chunk(hidden[part], cast, targets[part], cap)
+            logprobs = _chunk(hidden[part], cast, targets[part], cap)[0]
             parts.append(torch.where(targets[part] != IGNORE, logprobs, 0.0))
         ctx.cap = cap
         ctx.save_for_backward(hidden, weight, targets)
@@ -174,6 +175,7 @@ class _TargetLogprobs(torch.autograd.Function):
             kept = torch.where(targets[part] != IGNORE, grad[part], 0.0)
             scale = (-kept / sums)[:, None]
             _backward_chunk(hidden[part], cast, g, scale, hidden_grad[part], weight_grad)
+            del g
         return hidden_grad.to(hidden.dtype), weight_grad, None, None
 
 
