@@ -70,15 +70,34 @@ def _projected(config: ModelConfig, w: int, plain: bool) -> int:
 
 
 def compiled(config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool) -> dict[str, int]:
-    """Return the bytes one layer keeps, by kind, where blocks are compiled: an estimate (docs/math/memory.md)."""
-    return eager(config, rows, context, w, device, documents)
+    """Return the bytes one layer keeps, by kind, where blocks are compiled: an estimate.
+
+    Measured on torch 2.13 (docs/benchmarks.md): everything is kept in the compute dtype, what a norm or an activation
+    can make again is made again, and attention by blocks keeps its weights twice (or once in fp32).
+    """
+    A, E, F, K = rows * context, config.width, config.hidden, config.kv_heads * config.head_width
+    norm = 2.8 if config.norm == "layer" else 2
+    kept = {
+        "streams": A * w * 2 * E,
+        "norms": round(A * w * norm * E / 2) * 2,
+        "queries_keys_values": A * w * ((E + K if config.qk_norm else 0) + E + 2 * K),
+        "attention": A * w * 2 * E,
+        "feed_forward": A * w * F * (3 if config.gated else 2),
+    }
+    if blockwise(context, device):
+        pairs = rows * config.heads * scored(context)
+        kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)
+    return kept
 
 
-def backward_peak(config: ModelConfig, tokens: int, w: int) -> int:
-    """Return the bytes that the feed-forward's backward needs beyond all that is kept, without a compiler.
+def backward_peak(config: ModelConfig, tokens: int, w: int, compiled: bool = False) -> int:
+    """Return the bytes that the feed-forward's backward needs beyond all that is kept.
 
     It is the first thing a layer's backward does, so nothing else of the layer is free yet: the stream's gradient, the
-    hidden layer's and what its derivative makes on the way; what was kept and is spent by then is subtracted.
+    hidden layer's and what its derivative makes on the way; what was kept and is spent by then is subtracted. Exact
+    without a compiler; compiled, an estimate from the same measurements.
     """
-    hidden = {"relu2": 3, "gelu": 1, "swiglu": 2}[config.activation]
-    return tokens * w * (config.width + hidden * config.hidden)
+    eager_hidden = {"relu2": 3, "gelu": 1, "swiglu": 2}
+    fused_hidden = {"relu2": 1.75, "gelu": 1.2, "swiglu": 3.3}
+    hidden = (fused_hidden if compiled else eager_hidden)[config.activation]
+    return round(tokens * w * (config.width + hidden * config.hidden))
