@@ -168,6 +168,20 @@ def test_a_sink_receives_numbers(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "trackio")
 
 
+def test_tensorboard_shows_what_was_recorded(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with recorder(tmp_path / "myrun", sinks=("tensorboard",)) as r:
+        for step in (1, 2):
+            r.metric(step, loss=3.0 - step)
+        r.evaluation(2, "spelling", 0.5)
+    events = EventAccumulator(str(tmp_path / "myrun" / "pretrain" / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 2.0), (2, 1.0)]
+    assert [(e.step, e.value) for e in events.Scalars("eval/spelling")] == [(2, 0.5)]
+
+
 def test_a_full_disk_is_one_line_and_the_lines_before_stay(tmp_path):
     """A file size limit stands in for the full disk: the write really fails, half-way through a line."""
     script = """if True:

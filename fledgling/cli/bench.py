@@ -68,3 +68,31 @@ def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768, as_json: 
 
     result = bench.measure(data_dir=data_dir, vocab_size=vocab_size)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+@app.command
+def comm(
+    *,
+    ranks: int = 2,
+    megabytes: float = 16,
+    servers: int | None = None,
+    repeats: int = 7,
+    as_json: Json = False,
+) -> None:
+    """Run ring, tree and parameter server in processes on this machine: bytes and seconds beside the planner's.
+
+    Parameters
+    ----------
+    ranks
+        Processes, 2 to 8.
+    megabytes
+        Gradients of one rank, in 10^6 bytes.
+    servers
+        Of the sharded parameter server; default half of the ranks. One, and all ranks, are always tried too.
+    repeats
+        Timed runs of each topology; the median counts.
+    """
+    from fledgling.bench import comm as bench
+
+    result = bench.measure(ranks, megabytes, servers, repeats)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))

@@ -36,6 +36,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fledgling.config import UserError
+from fledgling.record import flush
 
 FORMAT = "fledgling-tokens-1"
 MANIFEST = "manifest.json"
@@ -170,12 +171,12 @@ class ShardWriter:
             self._files[MANIFEST] = last
             last.write(json.dumps(manifest, indent=2).encode())
             last.finish()
-            _sync_directory(self._partial)
+            flush(self._partial)
             shutil.rmtree(self._retired, ignore_errors=True)
             if self.directory.exists():
                 self.directory.rename(self._retired)  # aside and not deleted: half a deletion looks like damage
             self._partial.rename(self.directory)
-            _sync_directory(self.directory.parent)
+            flush(self.directory.parent)
             shutil.rmtree(self._retired, ignore_errors=True)
 
     def abort(self) -> None:
@@ -231,15 +232,6 @@ def _disk_error(error: OSError, directory: Path, written: int) -> UserError:
         f"{directory}: the disk is full after {written / 1e6:,.1f} MB of tokens, {free / 1e6:,.1f} MB free "
         "now; nothing was kept. Free some space or choose another data directory"
     )
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes the names in `directory` durable: without it a rename may be lost with the power."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def tokenize_documents(

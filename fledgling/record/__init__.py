@@ -17,7 +17,7 @@ dashboards, checkpoint.py weights and state.
 """
 
 from fledgling.record.environment import environment
-from fledgling.record.lines import cannot_write, read_lines, write_json, write_text
+from fledgling.record.lines import cannot_write, flush, read_lines, write_json, write_text
 from fledgling.record.recorder import Recorder
 
-__all__ = ["Recorder", "cannot_write", "environment", "read_lines", "write_json", "write_text"]
+__all__ = ["Recorder", "cannot_write", "environment", "flush", "read_lines", "write_json", "write_text"]

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fledgling.config import STAGES, UserError
-from fledgling.record.lines import cannot_write
+from fledgling.record.lines import cannot_write, flush
 
 FORMAT = "fledgling checkpoint 1"
 MANIFEST = "manifest.json"
@@ -113,11 +113,11 @@ def _seal(directory: Path) -> None:
     files = {}
     for path in sorted(directory.iterdir()):
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        _flush(path)
+        flush(path)
     manifest = directory / MANIFEST
     manifest.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
-    _flush(manifest)
-    _flush(directory)
+    flush(manifest)
+    flush(directory)
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -127,16 +127,8 @@ def _publish(temporary: Path, final: Path) -> None:
         _remove(old)
         os.replace(final, old)
     os.replace(temporary, final)
-    _flush(final.parent)
+    flush(final.parent)
     _remove(old)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(directory: Path) -> None:

@@ -77,6 +77,15 @@ def write_text(path: Path | str, text: str) -> None:
         raise cannot_write(path, problem, len(content)) from None
 
 
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, are on the disk: without it power may take a rename back."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def cannot_write(path: Path, problem: OSError, needed: int | None = None) -> UserError:
     """The one line for a write that failed: for a full disk also the bytes needed and the bytes free."""
     reason = os.strerror(problem.errno) if problem.errno else str(problem)

@@ -1,7 +1,9 @@
 """Optional dashboards that receive the metrics besides the files: chosen by name, imported only then."""
 
+import contextlib
 import functools
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +32,16 @@ def _tensorboard(stage_dir: Path, stage: str) -> Sink:
 
 
 def _hosted(package: str, stage_dir: Path, stage: str) -> Sink:
-    """wandb and trackio share one interface."""
+    """wandb and trackio share one interface; what they print goes to stderr, since stdout is for results."""
     module = importlib.import_module(package)
-    run = module.init(project="fledgling", name=f"{stage_dir.absolute().parent.name}-{stage}")
-    return Sink(lambda values, step: run.log(values, step=step), run.finish)
+
+    def finish() -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            run.finish()
+
+    with contextlib.redirect_stdout(sys.stderr):
+        run = module.init(project="fledgling", name=f"{stage_dir.absolute().parent.name}-{stage}")
+    return Sink(lambda values, step: run.log(values, step=step), finish)
 
 
 SINKS: dict[str, Callable[[Path, str], Sink]] = {

@@ -163,6 +163,28 @@ _STORIES = {
         f"{{a}} [people|children] with {{b}} {_THINGS} each, [how many in all|how many together]?",
     ),
 }
+# One number seen from the other: comparisons and steps, which name no operation at all.
+_RELATIONS = {
+    "+": (
+        "[which number is|what is|what number is] {b} [more|greater|larger|higher] than {a}?",
+        "[what|which number] comes {b} [after|past|above] {a}?",
+        "[go|move|step|count] [up |][from|on from] {a} by {b}, [where am i|what do i reach|where do i end]?",
+    ),
+    "-": (
+        "how much [more|larger|greater|higher] is {a} than {b}?",
+        "{a} is how much [more|larger|greater|higher] than {b}?",
+        "[which number is|what is|what number is] {b} [fewer|smaller|lower] than {a}?",
+        "[what|which number] comes {b} [before|below|under] {a}?",
+        "how [far|much] is {b} [below|under|short of] {a}?",
+        "the [gap|distance|step] from {b} [up to|to] {a}",
+        "how much [is missing|do i need|is needed] [to come|to get|to go] from {b} to {a}?",
+    ),
+    "*": (
+        "[which number is|what is|what number is] {b} times as [much|many|large|high] as {a}?",
+        "[which number is|what is|how much is] {a} [taken|counted|written] {b} times?",
+        "{a} [for each|for every one] of {b}, [how much|how many|what] [is that|does it make|in all]?",
+    ),
+}
 _PRACTICE = {
     "+": (
         "We are at {a} now; another {b} gets added, so we are at?",
@@ -171,6 +193,15 @@ _PRACTICE = {
         "Is there a quick way to total up {a} and {b}? Show the number.",
         "Addition exercise: first number {a}, second number {b}.",
         "Whatever {a} + {b} may be, I need that figure.",
+        "[Yesterday|Last week|In May] the [shop|club|team] had {a} [members|visitors|orders], [today|since then] "
+        "{b} joined them. [What is the count|How big is it] now?",
+        "[My|Our] [meter|counter|clock] showed {a} and went up by {b}; what does it show?",
+        "Which [figure|result] do {a} plus {b} [produce|lead to|end in]?",
+        "A [rope|road|train] of {a} metres grows by {b} metres and is then how long?",
+        "[Two|Both] [parcels|bags] weigh {a} and {b} kilos; [on the scale together they show|jointly they weigh]?",
+        "[Please |]fill the blank: {a} + {b} = ___",
+        "To {a} somebody [adds|joins|puts] {b}, which makes",
+        "Sum wanted! Numbers: {a} as well as {b}",
     ),
     "-": (
         "We are at {a} now; then {b} gets subtracted, so we are at?",
@@ -179,6 +210,16 @@ _PRACTICE = {
         "Out of {a} tickets {b} were taken away. Which number is left over?",
         "Subtraction exercise: first number {a}, second number {b}.",
         "Whatever {a} - {b} may be, I need that figure.",
+        "[Yesterday|Last week|In May] the [shop|club|team] had {a} [members|visitors|orders], [today|since then] "
+        "{b} left it. [What is the count|How big is it] now?",
+        "[My|Our] [meter|counter|clock] showed {a} and went down by {b}; what does it show?",
+        "Which [figure|result] do {a} minus {b} [produce|lead to|end in]?",
+        "[Cut|Saw|Tear] {b} metres off [the|a] [rope|board|ribbon] of {a} metres; its length is then?",
+        "[They|The guests|We] ate {b} of the {a} [grapes|plums|buns] on the table, which leaves",
+        "[Please |]fill the blank: {a} - {b} = ___",
+        "[Ann|The red team] has {a} points, [Ben|the blue team] {b}. How many points [lie between them|ahead]?",
+        "Difference wanted! Numbers: {a} as well as {b}",
+        "How many [years|days|pages] more are {a} than {b}?",
     ),
     "*": (
         "We are at {a} now; this is multiplied by {b}, so we are at?",
@@ -187,6 +228,14 @@ _PRACTICE = {
         "A wall is {a} tiles wide and {b} tiles high. Multiply to get all tiles.",
         "Multiplication exercise: first number {a}, second number {b}.",
         "Whatever {a} * {b} may be, I need that figure.",
+        "[My|Our] [meter|counter|clock] showed {a} and now shows that {b} times over; what does it show?",
+        "Which [figure|result] do {a} times {b} [produce|lead to|end in]?",
+        "A [ticket|chair|lamp] costs {a}; somebody buys {b} of them and pays?",
+        "[There are|We count] {a} [shelves|trays|pages] holding {b} [cups|rolls|lines] apiece, so altogether?",
+        "[Please |]fill the blank: {a} * {b} = ___",
+        "The [field|garden|hall] is {a} metres long, {b} metres wide. Its area?",
+        "Product wanted! Numbers: {a} as well as {b}",
+        "{a} [workers|machines] make {b} [shoes|screws] every day; what does [a|one] day bring?",
     ),
 }
 _UNSEEN = {
@@ -238,16 +287,24 @@ def _families() -> dict[str, tuple[tuple[str, ...], ...]]:
             *(frame.replace("#", _THEM[sign]) for frame in _NUMBERS_FIRST),
             *(frame.replace("#", word) for frame, word in zip(_OPERATION_FIRST, _OPERATION[sign], strict=True)),
         )
-        short, stories = (*nouns, *verbs), expand(*_STORIES[sign])
-        families[sign] = (tuple(about), tuple(about), tuple(told), gerunds, split, split, short, stories)
+        short, stories, relations = (*nouns, *verbs), expand(*_STORIES[sign]), expand(*_RELATIONS[sign])
+        families[sign] = (tuple(about), tuple(about), tuple(told), gerunds, split, split, short, stories, relations)
     return families
+
+
+@lru_cache(maxsize=1)
+def _practice() -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Return the practice templates of each operation, grouped by pattern: a pattern is drawn first, then a reading."""
+    return {sign: tuple(expand(pattern) for pattern in patterns) for sign, patterns in _PRACTICE.items()}
 
 
 def wordings(which: str) -> tuple[str, ...]:
     """Return all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
     if which == TRAIN:
         return tuple({core: None for groups in _families().values() for group in groups for core in group})
-    return tuple(t for group in (_PRACTICE if which == PRACTICE else _UNSEEN).values() for t in group)
+    if which == PRACTICE:
+        return tuple(core for groups in _practice().values() for group in groups for core in group)
+    return tuple(core for group in _UNSEEN.values() for core in group)
 
 
 def _number(rng: random.Random, sign: str) -> int:
@@ -268,7 +325,7 @@ def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
         core = rng.choice(rng.choice(_families()[sign]))
         template = dress(core, rng)
     else:
-        core = template = rng.choice((_PRACTICE if which == PRACTICE else _UNSEEN)[sign])
+        core = template = rng.choice(rng.choice(_practice()[sign]) if which == PRACTICE else _UNSEEN[sign])
     facts = {"wording": core, "sign": sign, "a": a, "b": b}
     return Question("arithmetic", template.format(a=a, b=b), str(_VALUE[sign](a, b)), facts)
 
