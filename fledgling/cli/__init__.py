@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 # verb: (attribute of fledgling.cli.<verb>, one line for the overview). A group exports `app`, a single verb a
-# function of its own name.
+# function of its own name; "module:attribute" where a verb's name cannot be a module's.
 VERBS = {
     "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to go on where it stopped."),
     "plan": ("plan", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
@@ -29,6 +29,8 @@ VERBS = {
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft or rl."),
     "eval": ("app", "Measure a checkpoint: bpb, chat."),
     "chat": ("chat", "Talk with a checkpoint."),
+    "export": ("app", "A checkpoint as files that other programs load: hf, gguf."),
+    "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb takes."),
     "report": ("report", "A run directory as one self-contained page."),
     "bench": ("app", "Speed, each figure beside its physical limit on this machine."),
     "config": ("app", "List recipes, and show one with everything resolved: list, show."),
@@ -51,7 +53,8 @@ def build(called: str | None = None) -> App:
     )
     for place, (verb, (attribute, line)) in enumerate(VERBS.items()):
         help_line = None if verb == called else line
-        app.command(f"fledgling.cli.{verb}:{attribute}", name=verb, help=help_line, sort_key=place)
+        there = attribute if ":" in attribute else f"{verb}:{attribute}"
+        app.command(f"fledgling.cli.{there}", name=verb, help=help_line, sort_key=place)
     return app
 
 

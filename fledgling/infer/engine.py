@@ -77,7 +77,8 @@ class Engine:
         self.dtype = dtype or model.compute_dtype
         self.context = model.config.context
         special = tokenizer.special
-        self.stops = frozenset(special[name] for name in ("<|assistant_end|>", "<|bos|>") if name in special)
+        ends = (special.get("<|assistant_end|>"), tokenizer.start)
+        self.stops = frozenset(token for token in ends if token is not None)
         self.can_call = "<|python_start|>" in special
         live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype
         self.model = model if live else _cast_copy(model, self.device, self.dtype)

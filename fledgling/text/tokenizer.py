@@ -41,6 +41,9 @@ SPECIAL = (
     "<|output_end|>",
 )
 
+# What stands before every document: ours, GPT-2's, Llama's; the first that a tokenizer has.
+STARTS = ("<|bos|>", "<|endoftext|>", "<|begin_of_text|>", "<s>")
+
 
 class Tokenizer:
     """A byte-level BPE vocabulary with its control tokens.
@@ -224,9 +227,14 @@ class Tokenizer:
         return self.special[name]
 
     @property
+    def start(self) -> int | None:
+        """The id that begins every document, whatever its name (STARTS); None where the tokenizer has none."""
+        return next((self.special[name] for name in STARTS if name in self.special), None)
+
+    @property
     def bos(self) -> int:
-        """The id that begins every document and conversation."""
-        return self._control("<|bos|>")
+        """`start`, where there must be one. Raises UserError where there is none."""
+        return self._control("<|bos|>") if self.start is None else self.start
 
     @property
     def user_start(self) -> int:
