@@ -9,7 +9,9 @@ What it is not: it decides nothing about shards. What travels, and when, is in `
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -187,28 +189,78 @@ class World:
     def main_first(self) -> Iterator[None]:
         """Within it the main rank works alone; the others follow when it is done, and find what it made.
 
-        A UserError of the main rank is raised on every rank.
+        After a UserError of the main rank, which it tells, the others leave with exit code 1.
         """
         if not self.is_main:
-            problem = self.gather(None)[0]
-            if problem is not None:
-                raise UserError(problem)
+            if self.gather(False)[0]:
+                raise SystemExit(1)
             yield
             return
         try:
             yield
-        except UserError as mistake:
-            self.gather(str(mistake))
+        except UserError:
+            self.gather(True)
             raise
-        self.gather(None)
+        self.gather(False)
 
     def close(self) -> None:
         """Leave the group, so that the process ends without a warning; the world is then spent."""
         if self.size > 1:
-            import torch.distributed as dist
+            leave()
 
-            if dist.is_initialized():
-                dist.destroy_process_group()
+
+def launched() -> bool:
+    """Whether torchrun, or `fledgling --gpus`, started this process as one of its ranks."""
+    return "WORLD_SIZE" in os.environ
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that talks to the user, before or after there is a World."""
+    return _variable("RANK", 0) == 0
+
+
+def leave() -> None:
+    """Leave the group of ranks, where this process is in one."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def launch(count: int, device: str, command: Sequence[str]) -> int:
+    """Run `python COMMAND` as `count` ranks of this machine by torch.distributed.run's own agent; its exit code.
+
+    device: as in [run]. Raises UserError for a count below 1 or above the GPUs there are; on a CPU any count will do.
+    """
+    if count < 1:
+        raise UserError(f"--gpus {count}: expected at least 1")
+    kind = choose_device(device)
+    import torch
+
+    if kind == "cuda" and count > torch.cuda.device_count():
+        raise UserError(f"--gpus {count}: this machine has {torch.cuda.device_count()}; ask for at most so many")
+    if kind == "mps" and count > 1:
+        raise UserError(f"--gpus {count}: Apple GPUs train alone; use --set run.device=cpu, or one")
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    agent = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id="fledgling",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(agent, sys.executable)(*command)
+    except ChildFailedError as failed:
+        _, first = failed.get_first_failure()
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode  # the shell's way to tell a signal
+    return 0
 
 
 def choose_device(device: str = "auto") -> str:

@@ -78,7 +78,7 @@ class Optimizer:
         self.exact = is_exact(table, world)
         self.gradients = Gradients(self.parameters, self.layout, world, self.exact)
         self.parts = {
-            name: self.parameters[name].detach()[rows.start : rows.stop]
+            name: _rows(self.parameters[name].detach(), rows)
             for bucket in self.layout.buckets
             for name in bucket.names
             if (rows := self.layout.rows(bucket, name, world.rank))
@@ -258,8 +258,13 @@ class Optimizer:
                 rows = self.layout.rows(bucket, name, self.world.rank)
                 for kind in KINDS[self.rules[self.layout.roles[name]].name]:
                     if rows:
-                        self.state[f"{name}.{kind}"].copy_(saved[f"{name}.{kind}"][rows.start : rows.stop])
+                        self.state[f"{name}.{kind}"].copy_(_rows(saved[f"{name}.{kind}"], rows))
         self.count = int(saved["count"])
+
+
+def _rows(tensor: Tensor, rows: range) -> Tensor:
+    """Some rows of a tensor, as a view; a number has one."""
+    return tensor[rows.start : rows.stop] if tensor.ndim else tensor
 
 
 def _expect(saved: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> None:

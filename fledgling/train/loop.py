@@ -65,8 +65,9 @@ def update(
         loss.backward()
         optimizer.accumulate()
         losses.append(float(loss.detach()))
+    norm = optimizer.step()
     losses = list(chain(*world.gather(losses)))
-    return math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan, optimizer.step()
+    return math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan, norm
 
 
 def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, start: int = 0) -> None:
