@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from cyclopts import App
 
@@ -96,3 +97,21 @@ def comm(
 
     result = bench.measure(ranks, megabytes, servers, repeats)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+@app.command
+def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False) -> None:
+    """The peak of live tensor bytes of real training steps beside the planner's, over a grid of shapes on the CPU.
+
+    Parameters
+    ----------
+    compiled
+        Shapes with compiled blocks too: estimates, and each takes half a minute to compile.
+    ranks
+        Shapes on two ranks too, under ZeRO-0, 1 and 2.
+    """
+    from fledgling.bench import memory as bench
+
+    cases = bench.EAGER + (bench.RANKS if ranks else ()) + (bench.COMPILED if compiled else ())
+    rows = bench.measure(cases, say=lambda text: print(text, file=sys.stderr))
+    print(json.dumps(rows, indent=2) if as_json else bench.table(rows))

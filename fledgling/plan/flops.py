@@ -16,8 +16,6 @@ from __future__ import annotations
 from fledgling.model.config import ModelConfig
 from fledgling.plan.size import matrices
 
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
-
 
 def window(context: int, counted: str = "full") -> float:
     """Return the keys that attention is counted over, on average, for a token of a `context`-long row."""
@@ -53,26 +51,9 @@ def per_token_forward(config: ModelConfig, context: int | None = None) -> int:
     return forward(config, context)["total"]
 
 
-def decode(config: ModelConfig, length: int, dtype: str = "bfloat16", rows: int = 1) -> dict[str, float]:
-    """Return what one new token of each of `rows` sequences, `length` tokens in, costs: FLOPs a token and bytes read.
-
-    Weights are read once for all rows, every row's cache for itself; bytes over memory bandwidth is the least time of
-    such a step, which is why decoding a single row is bound by memory.
-    """
-    L, E, K = config.depth, config.width, config.kv_heads * config.head_width
-    multiplied = matrices(config) + config.vocab_size * E
-    weights = multiplied * BYTES[dtype]
-    cache = 2 * L * K * length * BYTES["bfloat16" if dtype != "float32" else dtype] * rows
-    flops = 2 * multiplied + 4 * L * E * length
-    return {
-        "length": length,
-        "rows": rows,
-        "flops_per_token": flops,
-        "bytes_per_step": weights + cache,
-        "bytes_weights": weights,
-        "bytes_cache": cache,
-        "flops_per_byte": flops * rows / (weights + cache),
-    }
+def decode(config: ModelConfig, length: int) -> int:
+    """Return FLOPs of one new token of a sequence that is `length` tokens long with it."""
+    return 2 * (matrices(config) + config.vocab_size * config.width) + 4 * config.depth * config.width * length
 
 
 def mfu(config: ModelConfig, tokens_per_second: float, peak_flops: float, ranks: int = 1) -> float:

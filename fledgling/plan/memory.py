@@ -3,22 +3,22 @@
 The one idea: memory is not a sum but a maximum. A step has a few moments that can be its peak, and each holds other
 things at once:
 
-    head        all activations, and a chunk of logits with its gradients          (end of forward)
-    last_block  all activations, the head's gradient, the last block's temporaries (start of backward)
-    first_block one block's activations, nearly all gradients
-    embedding   all gradients
-    exchange    all gradients, and the buckets on their way to other ranks
-    optimizer   all gradients that are not spent yet, and the rules' temporaries
+    head         all activations, and a chunk of logits with its gradients          (end of forward)
+    last_block   all activations, the head's gradient, the last block's temporaries (start of backward)
+    first_block  one block's activations, nearly all gradients
+    embedding    all gradients
+    exchange     all gradients, and the buckets on their way to other ranks
+    optimizer    the gradients that are not spent yet, and the rules' temporaries
 
-Without a compiler the count is exact up to small tensors (docs/math/memory.md says how it was checked); compiled and on
-a GPU it is an estimate. Not in it: libraries' workspaces, fragmentation (`slack`), evaluation.
+Without a compiler the count is exact up to small tensors; compiled, and on a GPU, it is an estimate (docs/math/memory.md
+says how far off). Not in it: libraries' workspaces, the allocator's fragmentation (`slack`), evaluation.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
 
+from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
 from fledgling.optim.layout import AHEAD, Layout, lay_out
 from fledgling.plan import activations
@@ -26,7 +26,13 @@ from fledgling.plan.size import matrices, parameters, tensors
 
 BYTES = {"float32": 4, "bfloat16": 2}
 CHUNK_VALUES = 1 << 22  # logits of one chunk, as in fledgling.model.logprob
-HEADROOM = 0.9  # share of a device's memory that an automatic micro-batch may fill
+# "fledgling" is what this package does; "whole-logits" another system's: the logits of all rows in one compiled graph.
+LAYOUTS = ("fledgling", "whole-logits")
+KEPT_IN_ONE_GRAPH = 22  # widths a token and layer; fitted to three published peaks (docs/math/memory.md)
+# Of a GPU's memory: what caching loses (a share of what is held, an estimate) and what CUDA takes before any tensor.
+SLACK, CUDA_CONTEXT = 0.05, 1 << 30
+MOST_ROWS = 64  # of one automatic forward/backward
+MOST_TOKENS = {"cpu": 8192}  # beyond it a larger micro-batch is not faster there
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Step:
     rows: rows of `context` tokens in one forward/backward; micro_batches: of them in a step on this rank; dtype: of the
     products (weights and states are fp32); ranks, zero: who owns what; device: "cpu" or "cuda"; compiled: blocks and
     rules by torch.compile; exact: gradients added in a binary tree (None: on a CPU, and a power of two of ranks);
-    documents: rows hold several; whole_logits: another system's layout, fp32 logits of all rows at once.
+    documents: rows hold several; answering: evaluations keep a copy of the weights in dtype; layout: of LAYOUTS.
     """
 
     rows: int
@@ -49,7 +55,8 @@ class Step:
     compiled: bool = True
     exact: bool | None = None
     documents: bool = True
-    whole_logits: bool = False
+    answering: bool = False
+    layout: str = "fledgling"
 
     @property
     def tokens(self) -> int:
@@ -67,56 +74,58 @@ class Step:
         paired = self.ranks & (self.ranks - 1) == 0
         return paired and (self.device == "cpu" if self.exact is None else self.exact)
 
+    @property
+    def shards_gradients(self) -> bool:
+        """Whether a rank keeps only its own part of the gradients (ZeRO-2)."""
+        return self.zero == 2 and self.ranks > 1
+
 
 def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
-    """Return what is held at each moment of a step, by component."""
-    layout = lay_out(tensors(config), step.ranks, step.zero)
-    A, E, V, F, w = step.tokens, config.width, config.vocab_size, config.hidden, step.width
-    N, M, head = 4 * parameters(config)["total"], 4 * matrices(config), 4 * V * E
-    casts = 0 if w == 4 else w * (parameters(config)["total"] - (0 if config.tied else V * E) - V * E)
-    kept = activations.compiled if step.compiled else activations.eager
-    layer = sum(kept(config, step.rows, step.context, w, step.device, step.documents).values())
-    ends = A * (4 * E + 4) * (1 if config.embedding_norm else 0)
-    mask = 0 if not step.documents or activations.blockwise(step.context, step.device) else w * A * step.context
-    before = _gradients_before(layout, step, N)
+    """Return what is held at each moment of a step, by component, with its `total`, in bytes."""
+    if step.layout == "whole-logits":
+        return {"head": _summed(_whole_logits(config, step))}
+    dealt = lay_out(tensors(config), step.ranks, step.zero)
+    A, E, F, w, L = step.tokens, config.width, config.hidden, step.width, config.depth
+    whole, matrix, head = 4 * parameters(config)["total"], 4 * matrices(config), 4 * config.vocab_size * E
+    layer, ends = sum(layer_activations(config, step).values()), outer_activations(config, step)
+    casts = _cast_weights(config, step)
+    before = _gradients_before(dealt, step, whole)
+    backward = activations.backward_peak(config, A, w, step.compiled)
     base = {
-        "parameters": N,
-        "optimizer": 4 * layout.held(0).state,
-        "buffers": (4 * config.context * config.head_width if config.positions == "rope" else 0) + _batch(step),
+        "parameters": whole,
+        "optimizer": 4 * dealt.held(0).state,
+        "buffers": _buffers(config, step),
     }
-    shared = {**base, "cast_weights": casts}
-    backward = activations.backward_peak(config, A, w)
-    flying = 8 * V * E if step.zero == 2 and step.ranks > 1 else head  # sent and received, until the next bucket goes
-    last_norm = A * (4 * E + 8 + w * E * (2 if config.norm == "rms_weighted" else 1))
+    two_grads = _accumulates(step) or config.tied  # the second use's gradient beside the first's
+    last = head * (2 if step.shards_gradients else 1) + 4 * E * F  # on its way: sent and received
+    first = _whole_gradients(dealt, step, head + matrix - matrix // L + 4 * E * F)
     found = {
-        "head": shared
-        | {
+        "head": {
             "gradients": before + head,
-            "activations": config.depth * layer + ends + mask + last_norm,
+            "cast_weights": casts,
+            "activations": L * layer + ends + _last_norm(config, step),
             "logits": _logits(config, step),
         },
-        "last_block": shared
-        | {
-            "gradients": before + flying + 4 * E * F,
-            "activations": config.depth * layer + ends + mask,
+        "last_block": {
+            "gradients": before + last,
+            "cast_weights": casts,
+            "activations": L * layer + ends,
             "temporaries": backward,
         },
-        "first_block": base
-        | {
-            "cast_weights": casts // config.depth,
-            "gradients": before + _whole_gradients(layout, step, head + M - M // config.depth + 4 * E * F),
-            "activations": layer + ends + mask,
+        "first_block": {
+            "gradients": before + first,
+            "cast_weights": casts // L,
+            "activations": layer + ends,
             "temporaries": backward,
         },
-        "embedding": base
-        | {
-            "gradients": before + _whole_gradients(layout, step, N),
-            "temporaries": A * 4 * E + (head if config.tied or _accumulates(step) else 0),
+        "embedding": {
+            "gradients": before + _whole_gradients(dealt, step, whole),
+            "temporaries": A * 4 * E + (head if two_grads else 0),
         },
-        "exchange": base | {"gradients": before + N, "communication": _exchange(layout, step)},
-        "optimizer": base | _update(layout, step),
+        "exchange": {"gradients": before + whole, "communication": _exchange(dealt, step)},
+        "optimizer": _update(dealt, step),
     }
-    return {name: {"total": sum(held.values()), **held} for name, held in found.items()}
+    return {name: _summed(base | held) for name, held in found.items()}
 
 
 def per_rank(config: ModelConfig, step: Step) -> dict[str, int]:
@@ -124,96 +133,166 @@ def per_rank(config: ModelConfig, step: Step) -> dict[str, int]:
     return max(moments(config, step).values(), key=lambda held: held["total"])
 
 
-def _batch(step: Step) -> int:
-    """Bytes of tokens, targets and document numbers of all micro-batches."""
-    return step.tokens * step.micro_batches * (20 if step.documents else 16)
+def layer_activations(config: ModelConfig, step: Step) -> dict[str, int]:
+    """Return the bytes that one block keeps for backward, by kind."""
+    kept = activations.compiled if step.compiled else activations.eager
+    return kept(config, step.rows, step.context, step.width, step.device, step.documents)
 
 
-def _accumulates(step: Step) -> bool:
-    """Whether autograd adds a micro-batch's gradient to the one before it."""
-    return step.micro_batches > 1 and not step.in_tree and not (step.zero == 2 and step.ranks > 1)
+def outer_activations(config: ModelConfig, step: Step) -> int:
+    """Return the bytes kept outside the blocks: the embedding before its norm, and one mask for all layers."""
+    masked = step.documents and not activations.blockwise(step.context, step.device)
+    embedding = step.tokens * (4 * config.width + 4) if config.embedding_norm else 0
+    return embedding + (step.width * step.tokens * step.context if masked else 0)
 
 
-def _gradients_before(layout: Layout, step: Step, whole: int) -> int:
-    """Bytes of gradients that the last micro-batches left: the tree's branches, or the sum so far."""
-    shards = sum(4 * bucket.piece for bucket in layout.buckets) if step.ranks > 1 else whole
-    if step.in_tree:
-        return shards * max(bin(done).count("1") for done in range(step.micro_batches))
-    if step.micro_batches == 1:
-        return 0
-    return shards if step.zero == 2 and step.ranks > 1 else whole
-
-
-def _whole_gradients(layout: Layout, step: Step, whole: int) -> int:
-    """Bytes of gradients during backward: whole ones, or under ZeRO-2 the shards and the buckets on their way."""
-    if step.zero < 2 or step.ranks == 1:
-        return whole
-    sizes = sorted((4 * bucket.piece * step.ranks for bucket in layout.buckets), reverse=True)
-    return sum(4 * bucket.piece for bucket in layout.buckets) + 2 * sum(sizes[:AHEAD])
-
-
-def _logits(config: ModelConfig, step: Step) -> int:
-    """Bytes of the head's pass over a chunk: logits, their exponentials, gradients of the hidden states."""
-    A, E, V, w = step.tokens, config.width, config.vocab_size, step.width
-    if step.whole_logits:
-        return A * V * (4 + w)
-    n = min(A, max(1, CHUNK_VALUES // V))
-    cast = 0 if w == 4 else w * V * E
-    passing = n * V * (12 if config.softcap else (8 if w == 4 else 8))
-    adding = n * V * w + n * E * (4 + 4) + (0 if w == 4 else V * E * (w + 4))
-    if step.compiled:
-        passing = n * V * 2 * w
-    return A * 4 * E + cast + max(passing, adding)
-
-
-def _exchange(layout: Layout, step: Step) -> int:
-    """Bytes on their way after backward: the first bucket received, the second packed beside its gradients."""
-    if step.ranks == 1 or step.zero == 2:
-        return 0
-    sizes = [4 * bucket.piece * step.ranks for bucket in layout.buckets]
-    return sizes[0] + (sizes[1] if len(sizes) > 1 else 0)
-
-
-def _update(layout: Layout, step: Step) -> dict[str, int]:
-    """Gradients and temporaries at the optimizer's peak, group by group in its own order."""
-    groups: dict[tuple, list] = {}
-    for index, bucket in enumerate(layout.buckets):
-        role = layout.roles[bucket.names[0]]
-        groups.setdefault((role, layout.parameters[bucket.names[0]] if role == "matrix" else index), []).append(bucket)
-    left = 4 * sum(bucket.owned(0) for bucket in layout.buckets)
-    worst = (0, 0, 0)
-    flights = sorted((4 * b.piece * step.ranks for b in layout.buckets if not b.replicated), reverse=True)[:AHEAD]
-    for (role, shape), buckets in groups.items():
-        own = 4 * sum(bucket.owned(0) for bucket in buckets)
-        if role == "matrix":
-            small = min(shape) / max(shape)
-            w = step.width / 4
-            at_work = int(own * (1 + max(w * 2, 1 + w if w < 1 else 0) + 2 * small * w))
-            extra = max(own, at_work - own)
-        else:
-            single = max((4 * bucket.owned(0) for bucket in buckets), default=0)
-            if len(buckets[0].names) > 1:
-                single = max(4 * prod(layout.parameters[name]) for name in buckets[0].names)
-            extra = 0 if step.compiled else 2 * single
-        worst = max(worst, (left + extra, left, extra))
-        left -= own
-    return {"gradients": worst[1], "temporaries": worst[2], "communication": sum(flights)}
-
-
-def kv_cache(config: ModelConfig, rows: int, capacity: int, dtype: str = "bfloat16") -> int:
-    """Return the bytes of a key/value cache for `rows` sequences of at most `capacity` tokens."""
-    return 2 * rows * capacity * config.depth * config.kv_heads * config.head_width * BYTES[dtype]
+def slack(total: int, device: str) -> int:
+    """Return the bytes to leave free beside `total` bytes of tensors: an estimate; none on a CPU."""
+    return 0 if device == "cpu" else round(SLACK * total) + CUDA_CONTEXT
 
 
 def micro_batch(config: ModelConfig, rows: int, memory: int, step: Step) -> int:
     """Return the most rows of one forward/backward that divide a rank's `rows` and fit into `memory` bytes.
 
-    1 where nothing fits: the run may then still succeed, and `plan` says that it probably will not.
+    `plan` proposes it and `train` uses it. At most MOST_ROWS, and no more tokens than make a device faster. Raises
+    UserError where not even one row fits.
     """
-    fitting = (
-        size
-        for size in range(min(rows, 64), 1, -1)
-        if rows % size == 0
-        and per_rank(config, replace(step, rows=size, micro_batches=rows // size))["total"] <= HEADROOM * memory
+    most = min(rows, MOST_ROWS, max(1, MOST_TOKENS.get(step.device, 1 << 62) // step.context))
+    for size in range(most, 0, -1):
+        if rows % size == 0 and fits(config, replace(step, rows=size, micro_batches=rows // size), memory):
+            return size
+    raise UserError(does_not_fit(config, replace(step, rows=1, micro_batches=rows), memory))
+
+
+def fits(config: ModelConfig, step: Step, memory: int) -> bool:
+    """Whether the peak, and the slack beside it, are at most `memory` bytes."""
+    total = per_rank(config, step)["total"]
+    return total + slack(total, step.device) <= memory
+
+
+def does_not_fit(config: ModelConfig, step: Step, memory: int) -> str:
+    """Return one line: what is needed, what there is, and what would work."""
+    total = per_rank(config, step)["total"]
+    needed = total + slack(total, step.device)
+    rows = next((n for n in range(step.rows - 1, 0, -1) if fits(config, replace(step, rows=n), memory)), 0)
+    context = step.context
+    while context > 1 and not fits(config, replace(step, rows=1, context=context), memory):
+        context //= 2
+    advice = f"a micro-batch of {rows}" if rows else f"model.context={context}" if context > 1 else "a smaller depth"
+    shards = "" if step.ranks > 1 and step.zero == 2 else ", more ranks with optimizer.zero=2"
+    return (
+        f"{step.rows} rows of {step.context} tokens need {needed / 2**30:,.1f} GiB and there are "
+        f"{memory / 2**30:,.1f} GiB: use {advice}{shards}, or a larger device"
     )
-    return next(fitting, 1)
+
+
+def rule_of_thumb(count: int) -> dict[str, int]:
+    """Return what is usually said for `count` parameters, in bytes: 2 + 2 + 8 a parameter, and 16 to 20 with the rest.
+
+    It leaves out activations and logits, which depend on tokens and not on parameters, and takes AdamW for all.
+    """
+    return {"states": 12 * count, "low": 16 * count, "high": 20 * count}
+
+
+def _summed(held: dict[str, int]) -> dict[str, int]:
+    return {"total": sum(held.values()), **held}
+
+
+def _buffers(config: ModelConfig, step: Step) -> int:
+    """Bytes of rotary tables, of a step's tokens, targets and document numbers, and of a copy for evaluations."""
+    rotary = 4 * config.context * config.head_width if config.positions == "rope" else 0
+    batch = step.tokens * step.micro_batches * (20 if step.documents else 16)
+    copied = step.answering and step.dtype != "float32"
+    return rotary + batch + (step.width * parameters(config)["total"] if copied else 0)
+
+
+def _cast_weights(config: ModelConfig, step: Step) -> int:
+    """Bytes of the blocks' weights in the compute dtype, kept from forward to backward; the head's are in `_logits`."""
+    outside = (1 if config.tied else 2) * config.vocab_size * config.width
+    return 0 if step.dtype == "float32" else step.width * (parameters(config)["total"] - outside)
+
+
+def _last_norm(config: ModelConfig, step: Step) -> int:
+    """Bytes kept by the norm before the head: what it read, in fp32, and what it gave."""
+    gave = step.width * config.width * (2 if config.norm == "rms_weighted" else 1)
+    return step.tokens * (4 * config.width + 8 + gave)
+
+
+def _accumulates(step: Step) -> bool:
+    """Whether autograd adds a micro-batch's gradient to the one before it."""
+    return step.micro_batches > 1 and not step.in_tree and not step.shards_gradients
+
+
+def _gradients_before(dealt: Layout, step: Step, whole: int) -> int:
+    """Bytes of gradients that the micro-batches before the last left: the tree's branches, or the sum so far."""
+    shards = sum(4 * bucket.piece for bucket in dealt.buckets) if step.ranks > 1 else whole
+    if step.in_tree:
+        return shards * max(bin(done).count("1") for done in range(step.micro_batches))
+    if step.micro_batches == 1:
+        return 0
+    return shards if step.shards_gradients else whole
+
+
+def _whole_gradients(dealt: Layout, step: Step, whole: int) -> int:
+    """Bytes of gradients during backward: whole ones, or under ZeRO-2 the shards and the buckets on their way."""
+    if not step.shards_gradients:
+        return whole
+    sizes = sorted((4 * bucket.piece * step.ranks for bucket in dealt.buckets), reverse=True)
+    return sum(4 * bucket.piece for bucket in dealt.buckets) + 2 * sum(sizes[:AHEAD])
+
+
+def _logits(config: ModelConfig, step: Step) -> int:
+    """Bytes of the head's pass over a chunk: logits, their exponentials, gradients of the hidden states."""
+    A, E, V, w = step.tokens, config.width, config.vocab_size, step.width
+    n = min(A, max(1, CHUNK_VALUES // V))  # tokens of a chunk
+    if step.compiled:
+        passing = n * V * 2 * w  # logits in, gradients out: the rest stays in registers
+    else:
+        passing = n * V * (12 if config.softcap else 8)  # fp32: z, t, e; bf16: z, t, e, G, half of them 2 wide
+    adding = n * V * w + n * E * 8 + (0 if w == 4 else V * E * (w + 4))  # the product, and its sum's promotion
+    return A * 4 * E + (0 if w == 4 else w * V * E) + max(passing, adding)
+
+
+def _exchange(dealt: Layout, step: Step) -> int:
+    """Bytes on their way after backward: the first bucket received, the second packed beside its gradients."""
+    if step.ranks == 1 or step.zero == 2:
+        return 0
+    return sum(4 * bucket.piece * step.ranks for bucket in dealt.buckets[:AHEAD])
+
+
+def _update(dealt: Layout, step: Step) -> dict[str, int]:
+    """Gradients and temporaries at the optimizer's peak: group by group, in the optimizer's own order."""
+    groups: dict[tuple, list] = {}
+    for index, bucket in enumerate(dealt.buckets):
+        role = dealt.roles[bucket.names[0]]
+        groups.setdefault((role, dealt.parameters[bucket.names[0]] if role == "matrix" else index), []).append(bucket)
+    left, worst, w = 4 * sum(bucket.owned(0) for bucket in dealt.buckets), (0, 0), step.width / 4
+    for (role, shape), buckets in groups.items():
+        own = 4 * sum(bucket.owned(0) for bucket in buckets)
+        if role == "matrix":  # the stack; x and the next x (bf16: x and the result in fp32); two small products
+            gram = 2 * w * min(shape) / max(shape)
+            temporaries = round(own * (max(2 * w, 1 + w if w < 1 else 0) + gram))
+        else:  # AdamW: two temporaries of the largest tensor; one pass when compiled
+            temporaries = 0 if step.compiled else 2 * own
+        worst = max(worst, (left, temporaries), key=sum)
+        left -= own
+    flying = sorted((4 * b.piece * step.ranks for b in dealt.buckets if not b.replicated), reverse=True)[:AHEAD]
+    return {"gradients": worst[0], "temporaries": worst[1], "communication": sum(flying)}
+
+
+def _whole_logits(config: ModelConfig, step: Step) -> dict[str, int]:
+    """The peak of the "whole-logits" layout: one compiled graph, its embedding and that one's moments in bf16.
+
+    In one graph the compiler makes fp32 logits again and writes their gradient over the bf16 ones: w bytes a logit.
+    """
+    A, E, V, w = step.tokens, config.width, config.vocab_size, step.width
+    M, table = matrices(config), config.vocab_size * config.width
+    states = 4 * M + 4 * table + w * table
+    return {
+        "parameters": states,
+        "gradients": states if step.micro_batches > 1 else 0,
+        "optimizer": (4 * M + 8 * table + 2 * w * table) // (step.ranks if step.zero else 1),
+        "cast_weights": w * (M + table),
+        "activations": A * w * E * config.depth * KEPT_IN_ONE_GRAPH,
+        "logits": A * V * w,
+    }
