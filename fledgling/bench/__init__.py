@@ -1,5 +1,6 @@
 """What `fledgling bench` measures: each figure beside its physical limit, measured in the same run.
 
-`train.py` times the real training step, `memory.py` holds its memory against the planner, `tokenizer.py` training and encoding beside other libraries.
+`train.py` times the real training step, `memory.py` holds its memory against the planner, `tokenizer.py` times
+training and encoding beside other libraries.
 `topologies.py` is ring, tree and parameter server to read; `comm.py` runs them in processes (`ranks.py`, `wire.py`).
 """

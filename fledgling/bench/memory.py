@@ -1,18 +1,20 @@
 """The planner's memory beside the allocator's: predicted, measured, error, over a grid of shapes.
 
-The one idea: the step that is measured is the real one, `train.loop.update` with the real optimizer, from an empty
-process's first tensor to the end of the second step; every byte that the CPU's allocator gave out is counted. Ranks are
-processes of their own, started by the same launcher as `--gpus`; of several ranks the fullest counts.
+The one idea: the steps that are measured are real ones, `train.loop.update` with the real optimizer, from the model's
+first tensor on, with every byte that the CPU's allocator gives out. Ranks are processes of their own, started by the
+same launcher as `--gpus`; of several ranks the fullest counts.
 
 What it is not: a measurement of the process, see `fledgling/train/peak.py`.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,10 +29,10 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import Step, moments
 from fledgling.train import loop
 from fledgling.train.loss import next_token
-from fledgling.train.peak import watch
+from fledgling.train.peak import held_bytes, watch
 from fledgling.train.setup import DTYPES, Setup, make_model
 from fledgling.train.stage import Stage
-from fledgling.world import World, leave
+from fledgling.world import Pending, World, leave
 
 STEPS = 2  # the second has what the first leaves behind
 
@@ -133,9 +135,16 @@ EAGER = (
     Case(2, 128, 2, 256, 512, micro_batches=3, exact="off"),
 )
 RANKS = tuple(
-    Case(depth, 128, rows, 256, vocabulary, micro_batches=micro, ranks=2, zero=zero)
+    Case(depth, 128, rows, context, vocabulary, micro_batches=micro, ranks=2, zero=zero)
     for zero in (0, 1, 2)
-    for depth, rows, vocabulary, micro in ((4, 4, 512, 1), (2, 1, 8192, 1), (2, 1, 8191, 2), (6, 1, 1024, 1))
+    for depth, rows, context, vocabulary, micro in (
+        (4, 4, 256, 512, 1),
+        (2, 1, 256, 8191, 2),
+        (6, 1, 256, 1024, 1),
+        (4, 1, 32, 512, 1),
+        (2, 1, 32, 8192, 1),
+        (8, 1, 16, 256, 1),
+    )
 )
 COMPILED = (
     Case(2, 256, 4, 256, 1024, dtype="bfloat16", compiled=True),
@@ -176,8 +185,10 @@ def _row(case: Case, measured: int) -> dict[str, Any]:
 
 
 def peak_of(case: Case) -> int:
-    """Bytes of tensors at the peak of this process's part of the case, from its first tensor on."""
+    """Bytes of tensors at the peak of this process's part of the case, beside what the process held before."""
     world = World.start("cpu")
+    gc.collect()
+    others = held_bytes()
     with watch(world.device) as peak:
         model = make_model(case.config, Setup(DTYPES[case.dtype], case.compiled, 0.0), world.device)
         model.initialize(0)
@@ -189,7 +200,7 @@ def peak_of(case: Case) -> int:
         stage = Stage("bench", STEPS, None, next_token, lambda progress: 1.0)  # type: ignore[arg-type]
         for _ in range(STEPS):
             loop.update(stage, model, optimizer, batch.split(case.rows), world)
-    return peak.bytes - peak.before
+    return peak.bytes - others
 
 
 def _on_ranks(size: int, cases: list[Case]) -> list[int]:
@@ -221,9 +232,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(folder: str, job: str) -> None:
     """One rank's part of a job: run its cases, leave the peaks in a file of its own."""
     torch.set_num_threads(1)
+    Pending.wait = _patient(Pending.wait)  # type: ignore[method-assign]
     peaks = [peak_of(Case(**fields)) for fields in json.loads(job)]
     Path(folder, f"{World.start('cpu').rank}.json").write_text(json.dumps(peaks))
     leave()
+
+
+def _patient(wait: Callable) -> Callable:
+    """`wait`, and ten milliseconds more: gloo's thread has then let go of the buffers, and the last to free them is the
+    thread that is watched."""
+
+    def waiting(pending: Pending):
+        result = wait(pending)
+        time.sleep(0.01)
+        return result
+
+    return waiting
 
 
 if __name__ == "__main__":

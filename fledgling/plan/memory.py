@@ -4,14 +4,13 @@ The one idea: memory is not a sum but a maximum. A step has a few moments that c
 things at once:
 
     head         all activations, and a chunk of logits with its gradients          (end of forward)
-    last_block   all activations, the head's gradient, the last block's temporaries (start of backward)
-    first_block  one block's activations, nearly all gradients
+    backward     of some block: the activations before it, the gradients behind it, its own temporaries
     embedding    all gradients
     exchange     all gradients, and the buckets on their way to other ranks
     optimizer    the gradients that are not spent yet, and the rules' temporaries
 
-Without a compiler the count is exact up to small tensors; compiled, and on a GPU, it is an estimate (docs/math/memory.md
-says how far off). Not in it: libraries' workspaces, the allocator's fragmentation (`slack`), evaluation.
+Without a compiler the count is exact up to small tensors; compiled, and on a GPU, it is an estimate:
+docs/math/memory.md says how far off. Not in it: libraries' workspaces, the allocator's `slack`, evaluation.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from dataclasses import dataclass, replace
 
 from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
-from fledgling.optim.layout import AHEAD, Layout, lay_out
+from fledgling.optim.layout import Layout, lay_out
 from fledgling.plan import activations
 from fledgling.plan.size import matrices, parameters, tensors
+from fledgling.plan.travel import Arrival, travel
 
 BYTES = {"float32": 4, "bfloat16": 2}
 CHUNK_VALUES = 1 << 22  # logits of one chunk, as in fledgling.model.logprob
@@ -85,47 +85,63 @@ def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
     if step.layout == "whole-logits":
         return {"head": _summed(_whole_logits(config, step))}
     dealt = lay_out(tensors(config), step.ranks, step.zero)
-    A, E, F, w, L = step.tokens, config.width, config.hidden, step.width, config.depth
-    whole, matrix, head = 4 * parameters(config)["total"], 4 * matrices(config), 4 * config.vocab_size * E
-    layer, ends = sum(layer_activations(config, step).values()), outer_activations(config, step)
-    casts = _cast_weights(config, step)
+    whole = 4 * parameters(config)["total"]
+    head = 4 * config.vocab_size * config.width
     before = _gradients_before(dealt, step, whole)
-    backward = activations.backward_peak(config, A, w, step.compiled)
+    arrivals, exchange = travel(dealt, step.shards_gradients)
     base = {
         "parameters": whole,
         "optimizer": 4 * dealt.held(0).state,
         "buffers": _buffers(config, step),
     }
     two_grads = _accumulates(step) or config.tied  # the second use's gradient beside the first's
-    last = head * (2 if step.shards_gradients else 1) + 4 * E * F  # on its way: sent and received
-    first = _whole_gradients(dealt, step, head + matrix - matrix // L + 4 * E * F)
+    last = max(one.peak for one in arrivals if "blocks" not in one.name)
     found = {
         "head": {
             "gradients": before + head,
-            "cast_weights": casts,
-            "activations": L * layer + ends + _last_norm(config, step),
+            "cast_weights": _cast_weights(config, step),
+            "activations": config.depth * sum(layer_activations(config, step).values())
+            + outer_activations(config, step)
+            + _last_norm(config, step),
             "logits": _logits(config, step),
         },
-        "last_block": {
-            "gradients": before + last,
-            "cast_weights": casts,
-            "activations": L * layer + ends,
-            "temporaries": backward,
-        },
-        "first_block": {
-            "gradients": before + first,
-            "cast_weights": casts // L,
-            "activations": layer + ends,
-            "temporaries": backward,
-        },
+        "backward": _backward(config, step, arrivals),
         "embedding": {
-            "gradients": before + _whole_gradients(dealt, step, whole),
-            "temporaries": A * 4 * E + (head if two_grads else 0),
+            "gradients": last,
+            "temporaries": step.tokens * 4 * config.width + (head if two_grads else 0),
         },
-        "exchange": {"gradients": before + whole, "communication": _exchange(dealt, step)},
+        "exchange": {"gradients": exchange.peak},
         "optimizer": _update(dealt, step),
     }
+    for name in ("backward", "embedding", "exchange"):
+        found[name]["gradients"] += before
     return {name: _summed(base | held) for name, held in found.items()}
+
+
+def _backward(config: ModelConfig, step: Step, arrivals: list[Arrival]) -> dict[str, int]:
+    """What backward holds at its worst, block by block from the last: gradients that have appeared, activations left.
+
+    In a block the feed-forward comes first, while all of the block is still kept; its temporaries are the largest.
+    """
+    kept, ends = layer_activations(config, step), outer_activations(config, step)
+    layer, casts = sum(kept.values()), _cast_weights(config, step)
+    temporaries = activations.backward_peak(config, step.tokens, step.width, step.compiled)
+    stream = step.tokens * step.width * config.width
+    found = []
+    for one in arrivals:
+        if not one.name.startswith("blocks."):
+            continue
+        number = int(one.name.split(".")[1])
+        opening = one.name.endswith(("mlp.fc2.weight", "mlp.down_proj.weight"))
+        left = layer if opening else layer - kept["feed_forward"]
+        moment = {
+            "cast_weights": casts * (number + 1) // config.depth,
+            "activations": number * layer + left + ends,
+        }
+        found.append(moment | {"gradients": one.peak, "temporaries": stream})
+        if opening:
+            found.append(moment | {"gradients": one.held, "temporaries": temporaries})
+    return max(found, key=lambda held: sum(held.values()))
 
 
 def per_rank(config: ModelConfig, step: Step) -> dict[str, int]:
@@ -233,31 +249,14 @@ def _gradients_before(dealt: Layout, step: Step, whole: int) -> int:
     return shards if step.shards_gradients else whole
 
 
-def _whole_gradients(dealt: Layout, step: Step, whole: int) -> int:
-    """Bytes of gradients during backward: whole ones, or under ZeRO-2 the shards and the buckets on their way."""
-    if not step.shards_gradients:
-        return whole
-    sizes = sorted((4 * bucket.piece * step.ranks for bucket in dealt.buckets), reverse=True)
-    return sum(4 * bucket.piece for bucket in dealt.buckets) + 2 * sum(sizes[:AHEAD])
-
-
 def _logits(config: ModelConfig, step: Step) -> int:
     """Bytes of the head's pass over a chunk: logits, their exponentials, gradients of the hidden states."""
     A, E, V, w = step.tokens, config.width, config.vocab_size, step.width
     n = min(A, max(1, CHUNK_VALUES // V))  # tokens of a chunk
-    if step.compiled:
-        passing = n * V * 2 * w  # logits in, gradients out: the rest stays in registers
-    else:
-        passing = n * V * (12 if config.softcap else 8)  # fp32: z, t, e; bf16: z, t, e, G, half of them 2 wide
+    # compiled: logits in, gradients out; else in fp32 z, t, e (without a cap z, e), in bf16 as many bytes
+    passing = n * V * (2 * w if step.compiled else 12 if config.softcap else 8)
     adding = n * V * w + n * E * 8 + (0 if w == 4 else V * E * (w + 4))  # the product, and its sum's promotion
     return A * 4 * E + (0 if w == 4 else w * V * E) + max(passing, adding)
-
-
-def _exchange(dealt: Layout, step: Step) -> int:
-    """Bytes on their way after backward: the first bucket received, the second packed beside its gradients."""
-    if step.ranks == 1 or step.zero == 2:
-        return 0
-    return sum(4 * bucket.piece * step.ranks for bucket in dealt.buckets[:AHEAD])
 
 
 def _update(dealt: Layout, step: Step) -> dict[str, int]:
@@ -266,7 +265,9 @@ def _update(dealt: Layout, step: Step) -> dict[str, int]:
     for index, bucket in enumerate(dealt.buckets):
         role = dealt.roles[bucket.names[0]]
         groups.setdefault((role, dealt.parameters[bucket.names[0]] if role == "matrix" else index), []).append(bucket)
-    left, worst, w = 4 * sum(bucket.owned(0) for bucket in dealt.buckets), (0, 0), step.width / 4
+    left = 4 * sum(bucket.owned(0) if bucket.replicated else bucket.piece for bucket in dealt.buckets)
+    flying, w = 0, step.width / 4
+    found = [(left, 0, 0)]
     for (role, shape), buckets in groups.items():
         own = 4 * sum(bucket.owned(0) for bucket in buckets)
         if role == "matrix":  # the stack; x and the next x (bf16: x and the result in fp32); two small products
@@ -274,10 +275,15 @@ def _update(dealt: Layout, step: Step) -> dict[str, int]:
             temporaries = round(own * (max(2 * w, 1 + w if w < 1 else 0) + gram))
         else:  # AdamW: two temporaries of the largest tensor; one pass when compiled
             temporaries = 0 if step.compiled else 2 * own
-        worst = max(worst, (left, temporaries), key=sum)
+        found.append((left, temporaries, flying))
         left -= own
-    flying = sorted((4 * b.piece * step.ranks for b in dealt.buckets if not b.replicated), reverse=True)[:AHEAD]
-    return {"gradients": worst[0], "temporaries": worst[1], "communication": sum(flying)}
+        for bucket in buckets:
+            in_place = bucket.replicated or (len(bucket.names) == 1 and bucket.piece * step.ranks == bucket.values)
+            arriving = 0 if in_place else 4 * bucket.piece * step.ranks
+            found.append((left, 0, flying + arriving))
+            flying = arriving
+    worst = max(found, key=sum)
+    return {"gradients": worst[0], "temporaries": worst[1], "communication": worst[2]}
 
 
 def _whole_logits(config: ModelConfig, step: Step) -> dict[str, int]:

@@ -17,13 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
-
 @dataclass
 class Peak:
-    """The most bytes of tensors that were alive at once, and those that were before; 0 where nothing was watched."""
+    """The most bytes of tensors that were alive at once; 0 where nothing was watched."""
 
     bytes: int = 0
-    before: int = 0
 
 
 @contextlib.contextmanager
@@ -37,31 +35,35 @@ def watch(device: torch.device, active: bool = True) -> Iterator[Peak]:
         yield seen
     elif device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        seen.before = torch.cuda.memory_allocated(device)
         yield seen
         seen.bytes = torch.cuda.max_memory_allocated(device)
     else:
-        seen.before = held_bytes()
+        held = held_bytes()
         with _silent(), torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
         ) as profiler:
             yield seen
-        seen.bytes = seen.before + _highest(profiler)
+        seen.bytes = held + _highest(profiler)
 
 
 def held_bytes() -> int:
     """Bytes of all CPU tensors that Python can see, each storage once; memory that others own (files, numpy) is not."""
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    tensors += [one.grad for one in tensors if one.is_leaf and one.grad is not None]  # Python may not have seen it yet
     storages = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.layout == torch.strided and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
+    for tensor in tensors:
+        if tensor.layout == torch.strided and tensor.device.type == "cpu":
+            storage = tensor.untyped_storage()
             if storage.resizable():
                 storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 
 def _highest(profiler: torch.profiler.profile) -> int:
-    """The highest sum of the allocations that the profiler saw, in the order of their time."""
+    """The highest sum of the allocations that the profiler saw, in the order of their time.
+
+    What was there before the block, and what another thread frees, counts to the block's end.
+    """
     from torch._C._profiler import _EventType
 
     waiting, events = list(profiler.profiler.kineto_results.experimental_event_tree()), []
@@ -74,11 +76,11 @@ def _highest(profiler: torch.profiler.profile) -> int:
     alive: dict[int, int] = {}
     for _, size, address in sorted(events):
         if size > 0:
+            level += size - alive.pop(address, 0)  # an address given twice was freed by a thread that is not watched
             alive[address] = size
-            level += size
-            highest = max(highest, level)
         else:
-            level -= alive.pop(address, 0)  # what was there before the block counts to its end
+            level -= alive.pop(address, 0)
+        highest = max(highest, level)
     return highest
 
 
