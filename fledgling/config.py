@@ -109,7 +109,7 @@ class OptimizerTable:
     matrix_rate: float = _number(0.02, above=True)
     embedding_rate: float = _number(0.3, above=True)
     head_rate: float = _number(0.004, above=True)
-    scalar_rate: float = _number(0.04, above=True)
+    scalar_rate: float = _number(0.01, above=True)
     adam_betas: tuple[float, float] = field(default=(0.8, 0.95), metadata={"low": 0.0, "high": 0.9999})
     adam_eps: float = _number(1e-10, above=True)
     momentum: float = _number(0.95, 0.0, 0.9999)
