@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from fledgling.cli.options import Json, Overrides
 from fledgling.config import load_recipe
@@ -52,6 +53,47 @@ def train(
         print(f"  {part:9} {seconds[part] * 1e3:7,.0f} ms  {seconds[part] / seconds['step']:4.0%}")
     print(f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}")
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
+
+
+@app.command
+def infer(
+    *,
+    depth: int = 12,
+    vocab_size: int = 32768,
+    batch: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 8, 32),
+    context: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (256, 1024),
+    tokens: int = 32,
+    repeats: int = 3,
+    peers: bool = True,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> None:
+    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, beside transformers.
+
+    Parameters
+    ----------
+    depth
+        Layers; width and heads follow.
+    vocab_size
+        Entries of the tokenizer.
+    batch
+        Rows answered at once, each with the first of the contexts.
+    context
+        Tokens of a prompt; the others are tried with one row.
+    tokens
+        Drawn for each row.
+    repeats
+        Of everything, in turn; medians count.
+    peers
+        Whether transformers answers beside it, where it is installed.
+    """
+    from fledgling.bench import infer as bench
+    from fledgling.bench.train import shaped
+
+    room = max(context, default=0) + tokens + 1
+    recipe = shaped(load_recipe("quickstart", overrides), depth, vocab_size, room)
+    result = bench.measure(recipe, batch, context, tokens, repeats, peers)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))
 
 
 @app.command

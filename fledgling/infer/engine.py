@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fledgling.infer.batch import Completion, Decoder, Ticket, draw
+from fledgling.infer.pack import can_pack, pack
 from fledgling.infer.sample import Sampling
 from fledgling.model.cache import KVCache
 from fledgling.model.transformer import Transformer
@@ -58,9 +59,9 @@ class Engine:
     """Runs a model on prompts of token ids.
 
     Products run in `dtype`, by default the model's own compute dtype. Where the weights are of another dtype
-    or on another device, the engine keeps a cast copy of them, which answers exactly as the model does and
-    spares a cast at every step. `generate` brings the copy up to date by itself; whoever trains in between
-    and streams calls `refresh`. Otherwise it reads the model's live weights.
+    or on another device, the engine keeps a cast copy of them, on CPU in bf16 packed (pack.py), which answers
+    as the model does and spares a cast at every step. `generate` brings the copy up to date by itself; whoever
+    trains in between and streams calls `refresh`. Otherwise it reads the model's live weights.
     """
 
     def __init__(
@@ -82,14 +83,17 @@ class Engine:
         self.can_call = "<|python_start|>" in special
         live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
+        self.packed = {} if live or not can_pack(self.device, self.dtype) else pack(self.model)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the source model's weights as they are now; nothing to do when they are read live."""
         if self.model is not self.source:
-            pairs = zip(self.model.parameters(), self.source.parameters(), strict=True)
-            for ours, theirs in pairs:
-                ours.copy_(theirs)
+            theirs = dict(self.source.named_parameters(remove_duplicate=False))
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(theirs[name])
+            for name, weight in self.packed.items():
+                weight.fill(theirs[name])
 
     def generate(
         self,
