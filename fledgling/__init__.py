@@ -14,7 +14,7 @@ learning are four values of one function. To know how a chat model is made, read
      9  infer/engine.py           the model writes
     10  evals/                    what it has learned, with intervals
 
-Imports only go down: 0 config world record, 1 text model optim, 2 data tasks infer plan, 3 evals export,
+Imports only go down: 0 config world record, 1 text model optim sandbox, 2 data tasks infer plan, 3 evals export,
 4 train, 5 serve report speedrun bench lab, 6 cli. docs/architecture.md shows the house; tests/laws keep it.
 """
 

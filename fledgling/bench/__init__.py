@@ -1,6 +1,6 @@
 """What `fledgling bench` measures: each figure beside its physical limit, measured in the same run.
 
 `train.py` times the real training step, `memory.py` holds its memory against the planner, `tokenizer.py` times
-training and encoding beside other libraries.
+training and encoding beside other libraries, `sandbox.py` a call of either way to run code, and HumanEval.
 `topologies.py` is ring, tree and parameter server to read; `comm.py` runs them in processes (`ranks.py`, `wire.py`).
 """

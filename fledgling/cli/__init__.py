@@ -31,6 +31,7 @@ VERBS = {
     "chat": ("chat", "Talk with a checkpoint."),
     "export": ("app", "A checkpoint as files that other programs load: hf, gguf."),
     "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb takes."),
+    "serve": ("serve", "A checkpoint behind the API that OpenAI clients speak, and a page to talk to it."),
     "report": ("report", "A run directory as one self-contained page."),
     "bench": ("app", "Speed, each figure beside its physical limit on this machine."),
     "config": ("app", "List recipes, and show one with everything resolved: list, show."),

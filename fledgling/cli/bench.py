@@ -8,8 +8,9 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from fledgling.cli.options import Json, Overrides
+from fledgling.cli.options import Gpus, Json, Overrides
 from fledgling.config import load_recipe
+from fledgling.world import is_main_process, launch, launched, leave
 
 app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
 
@@ -97,6 +98,52 @@ def infer(
 
 
 @app.command
+def optim(
+    *, gpus: Gpus = 2, depth: int = 6, vocab_size: int = 8192, overrides: Overrides = (), as_json: Json = False
+) -> int:
+    """Memory of a rank in a training step under ZeRO 0, 1 and 2: measured, beside what the layout says.
+
+    Parameters
+    ----------
+    depth
+        Layers; width and heads follow.
+    vocab_size
+        Entries of the tokenizer.
+    """
+    recipe = load_recipe("quickstart", overrides)
+    if gpus is not None and not launched():
+        again = ["--depth", str(depth), "--vocab-size", str(vocab_size), *(["--json"] if as_json else [])]
+        again += [part for one in overrides for part in ("--set", one)]
+        return launch(gpus, recipe.run.device, ["-m", "fledgling", "bench", "optim", *again])
+    from fledgling.bench.optim import measure, table
+    from fledgling.bench.train import shaped
+
+    found = measure(shaped(recipe, depth, vocab_size, context=16))
+    leave()
+    if is_main_process():
+        print(json.dumps(found, indent=2) if as_json else table(found))
+    return 0
+
+
+@app.command
+def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False) -> None:
+    """The peak of live tensor bytes of real training steps beside the planner's, over a grid of shapes on the CPU.
+
+    Parameters
+    ----------
+    compiled
+        Shapes with compiled blocks too: estimates, and each takes half a minute to compile.
+    ranks
+        Shapes on two ranks too, under ZeRO-0, 1 and 2.
+    """
+    from fledgling.bench import memory as bench
+
+    cases = bench.EAGER + (bench.RANKS if ranks else ()) + (bench.COMPILED if compiled else ())
+    rows = bench.measure(cases, say=lambda text: print(text, file=sys.stderr))
+    print(json.dumps(rows, indent=2) if as_json else bench.table(rows))
+
+
+@app.command
 def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768, as_json: Json = False) -> None:
     """Train on 100 MB of text and encode it, on one thread and on all, beside other libraries.
 
@@ -142,18 +189,17 @@ def comm(
 
 
 @app.command
-def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False) -> None:
-    """The peak of live tensor bytes of real training steps beside the planner's, over a grid of shapes on the CPU.
+def sandbox(*, data_dir: str | None = None, calls: int = 200, as_json: Json = False) -> None:
+    """Time a call of the interpreter and of the process, and HumanEval's reference solutions and broken variants.
 
     Parameters
     ----------
-    compiled
-        Shapes with compiled blocks too: estimates, and each takes half a minute to compile.
-    ranks
-        Shapes on two ranks too, under ZeRO-0, 1 and 2.
+    data_dir
+        Where the data sets are; default FLEDGLING_DATA. Without HumanEval there, only calls are timed.
+    calls
+        Calls timed, one after another, after one that is not.
     """
-    from fledgling.bench import memory as bench
+    from fledgling.bench import sandbox as bench
 
-    cases = bench.EAGER + (bench.RANKS if ranks else ()) + (bench.COMPILED if compiled else ())
-    rows = bench.measure(cases, say=lambda text: print(text, file=sys.stderr))
-    print(json.dumps(rows, indent=2) if as_json else bench.table(rows))
+    result = bench.measure(data_dir=data_dir, calls=calls)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))

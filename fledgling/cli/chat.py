@@ -42,6 +42,7 @@ def chat(
     seed: int = 0,
     max_tokens: int = 256,
     device: str = "auto",
+    python: bool = False,
 ) -> int:
     """Talk with a checkpoint.
 
@@ -67,6 +68,8 @@ def chat(
         Longest answer.
     device
         auto, cpu, cuda or mps.
+    python
+        Run what the calculator refuses as Python, in the sandbox's interpreter.
     """
     from fledgling.infer.sample import Sampling
 
@@ -78,27 +81,33 @@ def chat(
         prompt = sys.stdin.read()
         if not prompt.strip():
             raise UserError("standard input is empty; expected the text to answer (or give it with -p)")
-    session = _session(checkpoint, system, device)
+    session = _session(checkpoint, system, device, python)
     if prompt is not None:
         reason = say(session, prompt, sampling, sys.stdout, sys.stderr)
         return 130 if reason == "interrupted" else 0 if session.turns else 1
     return converse(session, sampling, sys.stdout)
 
 
-def _session(checkpoint: Path, system: str, device: str) -> ChatSession:
+def _session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSession:
     import torch
 
     from fledgling.infer.engine import Engine
     from fledgling.infer.load import load_model
     from fledgling.infer.session import ChatSession
+    from fledgling.infer.tools import CALCULATOR, PYTHON
     from fledgling.world import choose_device
 
+    if python:
+        from fledgling.sandbox.interpreter import available
+
+        available()  # complains before anything loads
     place = torch.device(choose_device(device))
     model, tokenizer, _ = load_model(checkpoint, place)
     missing = [name for name in ("<|user_start|>", "<|assistant_end|>") if name not in tokenizer.special]
     if missing:
         raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
-    return ChatSession(Engine(model, tokenizer, dtype=torch.bfloat16 if place.type == "cuda" else None), system=system)
+    dtype = torch.bfloat16 if place.type == "cuda" else None
+    return ChatSession(Engine(model, tokenizer, dtype=dtype, tool=PYTHON if python else CALCULATOR), system=system)
 
 
 def converse(session: ChatSession, sampling: Sampling, out: TextIO) -> int:

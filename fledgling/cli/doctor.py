@@ -27,11 +27,11 @@ class Finding:
 
 
 def doctor(*, as_json: Json = False) -> int:
-    """Check Python, torch, compiler, processor, memory, disk and GPUs, and measure a matrix product.
+    """Check Python, torch, compiler, processor, memory, disk, sandbox and GPUs, and measure a matrix product.
 
     A line is `ok`, or `warn` with what to do. Exits with 1 only when training cannot work at all.
     """
-    findings = [python(), *memory_and_disk()]
+    findings = [python(), *memory_and_disk(), *sandbox()]
     try:
         import torch
     except ImportError as error:
@@ -95,6 +95,26 @@ def memory_and_disk() -> list[Finding]:
     free = shutil.disk_usage(".").free
     advice = "" if free >= 2 * GIB else "make room, or set run.out to another disk"
     return [*findings, Finding("disk", free >= 2 * GIB, f"{free / GIB:.1f} GiB free here", advice)]
+
+
+def sandbox() -> list[Finding]:
+    """Return which layers of the process sandbox hold here, by running a probe behind them, and the interpreter."""
+    from fledgling.config import UserError
+    from fledgling.sandbox import interpreter, process
+
+    findings = []
+    try:
+        on = ", ".join(f"{name} {state}" for name, state in process.layers().items())
+        findings.append(Finding("sandbox", True, on))
+    except UserError as error:
+        advice = "HumanEval and RL on code need Linux 5.13 or newer with Landlock and seccomp"
+        findings.append(Finding("sandbox", False, str(error).removeprefix("sandbox: "), advice))
+    try:
+        found = f"pydantic-monty {interpreter.available().__version__}"
+        findings.append(Finding("interpreter", True, found))
+    except UserError as error:
+        findings.append(Finding("interpreter", False, "no pydantic-monty", str(error).rpartition(": ")[2]))
+    return findings
 
 
 def gpus(torch: Any) -> Finding:

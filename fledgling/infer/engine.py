@@ -22,6 +22,7 @@ from torch import Tensor
 from fledgling.infer.batch import Completion, Decoder, Ticket, draw
 from fledgling.infer.pack import can_pack, pack
 from fledgling.infer.sample import Sampling
+from fledgling.infer.tools import CALCULATOR, Tool
 from fledgling.model.cache import KVCache
 from fledgling.model.transformer import Transformer
 
@@ -62,6 +63,8 @@ class Engine:
     or on another device, the engine keeps a cast copy of them, on CPU in bf16 packed (pack.py), which answers
     as the model does and spares a cast at every step. `generate` brings the copy up to date by itself; whoever
     trains in between and streams calls `refresh`. Otherwise it reads the model's live weights.
+
+    `tool` answers what the model writes between `python_start` and `python_end`: the calculator, or `tools.PYTHON`.
     """
 
     def __init__(
@@ -70,10 +73,12 @@ class Engine:
         tokenizer: Tokenizer,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        tool: Tool = CALCULATOR,
     ) -> None:
         weight = model.embedding.weight
         self.source = model
         self.tokenizer = tokenizer
+        self.tool = tool
         self.device = torch.device(device) if device else weight.device
         self.dtype = dtype or model.compute_dtype
         self.context = model.config.context
@@ -109,7 +114,7 @@ class Engine:
         Answer i is drawn with the noise of request `numbers[i]` (else i) of `sampling.seed`: it depends on no other
         prompt (up to rounding: a matrix product may round differently in another batch). An answer ends at
         `assistant_end`, `bos` or one of `sampling.stop`; at `max_tokens`; or when the context is full. `tools` lets
-        the model use the calculator. `progress(done, total)` is called as answers finish.
+        the model use the tool. `progress(done, total)` is called as answers finish.
         """
         self.refresh()
         sampling = sampling or Sampling()

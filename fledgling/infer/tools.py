@@ -1,15 +1,18 @@
-"""The calculator, and the state machine that lets a model use it in the middle of an answer.
+"""The tools, and the state machine that lets a model use one in the middle of an answer.
 
 The one idea: what a model writes is hostile text. It is parsed by a small grammar whose every number,
 power, nesting and length has a bound, so the worst expression costs microseconds; whatever goes wrong
 becomes a short text for the model to read. The result returns as ordinary text, never as control tokens.
 
-It is not Python: nothing is ever evaluated, and there are no names.
+The calculator is not Python: nothing is evaluated, and there are no names. The python tool asks it first and gives
+what its grammar refuses to the sandbox's interpreter, in another process; nothing is ever evaluated in this one.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -23,6 +26,7 @@ MAX_EXPONENT = 256
 MAX_BITS = 1024  # of a numerator or denominator on the way
 MAX_DIGITS = 40  # before the point, as printed
 DECIMALS = 6  # after the point, as printed
+MAX_RESULT = 200  # characters of what the python tool answers
 
 _TOKEN = re.compile(r"\s*(?:(?P<number>[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+)|(?P<sign>\*\*|[-+*/()]))", re.ASCII)
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?", re.ASCII)
@@ -30,6 +34,17 @@ _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?", re.ASCII)
 
 class CalculationError(Exception):
     """Why an expression has no value, in a few words."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What runs between `python_start` and `python_end`: text to text, never raising.
+
+    A call of more than `longest` tokens is not run.
+    """
+
+    run: Callable[[str], str]
+    longest: int
 
 
 def calculate(expression: str) -> str:
@@ -161,6 +176,25 @@ class _Parser:
         return _number(piece)
 
 
+def python(code: str) -> str:
+    """What the calculator says; where its grammar refuses, what the sandbox's interpreter prints and returns.
+
+    A number that the calculator finds too large stays so: only what is no calculation becomes a program.
+    """
+    result = calculate(code)
+    if result.removeprefix("error: ") not in ("invalid syntax", "misplaced comma", "unbalanced brackets", "too long"):
+        return result
+    from fledgling.sandbox.interpreter import evaluate
+
+    outcome = evaluate(code)
+    parts = [outcome.output.rstrip("\n"), outcome.value or "", f"error: {outcome.error}" if outcome.error else ""]
+    return "\n".join(part for part in parts if part)[:MAX_RESULT]
+
+
+CALCULATOR = Tool(calculate, MAX_CHARACTERS)
+PYTHON = Tool(python, 2000)
+
+
 class ToolState:
     """Watches the tokens of one answer; after `python_start expression python_end` it asks for the result.
 
@@ -168,8 +202,9 @@ class ToolState:
     often none, else `output_start`, the result as ordinary text, `output_end`.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, tool: Tool = CALCULATOR) -> None:
         self.tokenizer = tokenizer
+        self.tool = tool
         self.start, self.end = tokenizer.python_start, tokenizer.python_end
         self.expression: list[int] | None = None  # None: outside a call
 
@@ -182,9 +217,9 @@ class ToolState:
             self.expression = []
         elif self.expression is not None and token == self.end:
             expression = self.tokenizer.decode_bytes(self.expression).decode("utf-8", "replace")
+            result = "error: too long" if len(self.expression) > self.tool.longest else self.tool.run(expression)
             self.expression = None
-            result = self.tokenizer.encode(calculate(expression))
-            return [self.tokenizer.output_start, *result, self.tokenizer.output_end]
-        elif self.expression is not None and len(self.expression) <= MAX_CHARACTERS:
+            return [self.tokenizer.output_start, *self.tokenizer.encode(result), self.tokenizer.output_end]
+        elif self.expression is not None and len(self.expression) <= self.tool.longest:
             self.expression.append(token)  # one over the bound is enough to be refused
         return []

@@ -6,6 +6,8 @@ compared with its paper, compiled, and applied to a shard.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,38 +41,29 @@ def adamw(
     return parameter * (1 - rate * decay) - rate * update, mean, square
 
 
-def adamw_(
-    parameter: Tensor,
-    gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    step: Tensor,
-    rate: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    decay: float,
-) -> None:
-    """`adamw` in place, with two temporaries; compiled, it is one pass over the four tensors without any."""
-    first, second = betas
-    mean.lerp_(gradient, 1 - first)
-    square.lerp_(gradient * gradient, 1 - second)
-    denominator = (square / (1 - second**step)).sqrt_().add_(eps)
-    update = (mean / (1 - first**step)).div_(denominator)
-    parameter.mul_(1 - rate * decay).sub_(update.mul_(rate))
+def adamw_(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *settings) -> None:
+    """`adamw` in place; compiled, it is one pass over the four tensors without a temporary."""
+    for old, new in zip((parameter, mean, square), adamw(parameter, gradient, mean, square, *settings), strict=True):
+        old.copy_(new)
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalize(
+    matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16, paired: bool = False
+) -> Tensor:
     """An approximation of the polar factor U V^T of each matrix U S V^T, by Newton-Schulz iteration.
 
     matrices (n, rows, columns). Computed in `dtype`. The singular values of the result lie near 1, not at it: about 0.7
-    to 1.2 after 5 steps (Jordan et al. 2024, "Muon"), which training does not notice.
+    to 1.2 after 5 steps (Jordan et al. 2024, "Muon"), which training does not notice. paired: compute a matrix that is
+    alone as a stack of two; on several threads the product of one takes another kernel, which rounds differently.
     """
+    if paired and len(matrices) == 1:
+        return orthogonalize(matrices.expand(2, -1, -1), steps, dtype)[:1]
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32) + 1e-7).to(dtype)
+    x = x / (x.float().square().sum((-2, -1), keepdim=True).sqrt() + 1e-7).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -78,25 +71,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.b
     return (x.mT if tall else x).float()
 
 
-def muon_direction_(
-    gradient: Tensor,
-    velocity: Tensor,
-    momentum: float,
-    steps: int = 5,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Tensor:
-    """The way Muon goes, with Nesterov momentum, for a stack of equal-shaped matrices (n, rows, columns); fp32.
-
-    Moves the velocity and spends the gradient: both are changed. The orthogonal step is scaled by sqrt(max(1, rows /
-    columns)), so that its effect on the outputs' root mean square does not depend on the shape.
-    """
-    velocity.lerp_(gradient, 1 - momentum)
-    rows, columns = gradient.shape[-2:]
-    return orthogonalize(gradient.lerp_(velocity, momentum), steps, dtype).mul_(max(1.0, rows / columns) ** 0.5)
-
-
-def muon(
-    parameter: Tensor,
+def muon_(
+    parameters: Sequence[Tensor],
     gradient: Tensor,
     velocity: Tensor,
     rate: Tensor,
@@ -104,8 +80,23 @@ def muon(
     decay: float,
     steps: int,
     dtype: torch.dtype = torch.bfloat16,
-) -> tuple[Tensor, Tensor]:
-    """One step of Muon (Jordan et al. 2024) on a stack of equal-shaped matrices; returns parameter, velocity."""
-    velocity = velocity.clone()
-    direction = muon_direction_(gradient.clone(), velocity, momentum, steps, dtype)
-    return parameter * (1 - rate * decay) - rate * direction, velocity
+    paired: bool = False,
+) -> None:
+    """One step of Muon with Nesterov momentum, in place, on n equal-shaped matrices (rows, columns).
+
+    gradient, velocity (n, rows, columns); the gradient is used up. The orthogonal step is scaled by
+    sqrt(max(1, rows / columns)), so that its effect on the outputs' root mean square does not depend on the shape.
+    """
+    velocity.lerp_(gradient, 1 - momentum)
+    direction = orthogonalize(gradient.lerp_(velocity, momentum), steps, dtype, paired)
+    rows, columns = gradient.shape[-2:]
+    direction *= rate * max(1.0, rows / columns) ** 0.5
+    for parameter, step in zip(parameters, direction.unbind(), strict=True):
+        parameter.mul_(1 - rate * decay).sub_(step)
+
+
+def muon(parameter: Tensor, gradient: Tensor, velocity: Tensor, *settings) -> tuple[Tensor, Tensor]:
+    """`muon_` as a pure function of stacks (n, rows, columns): returns parameter, velocity."""
+    parameter, velocity = parameter.clone(), velocity.clone()
+    muon_(parameter.unbind(), gradient.clone(), velocity, *settings)
+    return parameter, velocity

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+
 @dataclass
 class Peak:
     """The most bytes of tensors that were alive at once; 0 where nothing was watched."""
@@ -39,9 +40,10 @@ def watch(device: torch.device, active: bool = True) -> Iterator[Peak]:
         seen.bytes = torch.cuda.max_memory_allocated(device)
     else:
         held = held_bytes()
-        with _silent(), torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profiler:
+        with (
+            _silent(),
+            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
+        ):
             yield seen
         seen.bytes = held + _highest(profiler)
 

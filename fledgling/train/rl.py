@@ -24,9 +24,8 @@ def build(name: str, context: Context) -> Stage:
     if table.steps is None:
         raise UserError("rl.steps is not set: expected the number of optimizer steps, such as rl.steps=50")
     micro = micro_batch(table, context)
-    rollouts = Rollouts(
-        context.engine, table, context.recipe.seed, micro, context.world, is_exact(context.recipe.optimizer, context.world)
-    )
+    exact = is_exact(context.recipe.optimizer, context.world)
+    rollouts = Rollouts(context.engine, table, context.recipe.seed, micro, context.world, exact)
     return Stage(
         name=name,
         steps=table.steps,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.infer.tools import MAX_CHARACTERS, calculate
+from fledgling.infer.tools import CALCULATOR, MAX_CHARACTERS, MAX_RESULT, PYTHON, Tool, ToolState, calculate, python
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,48 @@ def test_it_agrees_with_python(a, b, c, first, second) -> None:
 @given(numbers, numbers.filter(bool))
 def test_a_quotient_is_rounded_to_the_nearest_millionth(a, b) -> None:
     assert abs(Fraction(calculate(f"{a}/{b}")) - Fraction(a, b)) <= Fraction(1, 2 * 10**6)
+
+
+@given(st.text(alphabet="0123456789.,+-*/() ", min_size=1, max_size=40))
+def test_the_python_tool_says_what_the_calculator_says_where_that_has_a_value(expression) -> None:
+    result = calculate(expression)
+    if not result.startswith("error"):
+        assert python(expression) == result
+
+
+@pytest.mark.parametrize(
+    "code, result",
+    [
+        ("max(1, 2)", "2"),
+        ("print('a'); 'b'", "a\n'b'"),
+        ("'strawberry'.count('r')", "3"),
+        ("9**9**9**9", "error: exponent too large"),
+        ("x = 1", ""),
+        ("undefined", "error: NameError: name 'undefined' is not defined"),
+        ("'x' * 1000", "'" + "x" * (MAX_RESULT - 1)),
+    ],
+)
+def test_the_python_tool_runs_what_is_no_calculation(code, result) -> None:
+    assert python(code) == result
+
+
+def said(tokenizer, tool: Tool, code: str) -> str:
+    """What a call of `code` puts into the answer."""
+    state, forced = ToolState(tokenizer, tool), []
+    for token in [tokenizer.python_start, *tokenizer.encode(code), tokenizer.python_end]:
+        forced = state.feed(token)
+    assert forced[0] == tokenizer.output_start and forced[-1] == tokenizer.output_end
+    return tokenizer.decode(forced[1:-1])
+
+
+def test_a_call_goes_to_the_tool_and_a_long_one_to_none(tokenizer) -> None:
+    assert said(tokenizer, CALCULATOR, "max(1,2)") == "error: invalid syntax"
+    assert said(tokenizer, PYTHON, "max(1,2)") == "2"
+    ran = []
+    tool = Tool(lambda code: ran.append(code) or "ran", longest=5)
+    assert said(tokenizer, tool, "12345") == "ran"
+    assert said(tokenizer, tool, "123456") == "error: too long" and ran == ["12345"]
+
+
+def test_the_engine_calculates_unless_told_otherwise(adder) -> None:
+    assert adder.tool is CALCULATOR

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
     {"config", "world", "record"},
-    {"text", "model", "optim"},
+    {"text", "model", "optim", "sandbox"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
     {"train"},
@@ -25,6 +25,7 @@ TORCH_FREE = (
     "plan",
     "report",
     "tasks",
+    "sandbox",
     "cli",
     "model.config",
     "data.corpus",

@@ -1,0 +1,3 @@
+# verdict | never finishes loading | right: timed out | shown: none: never ends
+while True:
+    pass

@@ -1,0 +1,3 @@
+# verdict | has no such function | right: no function double | shown: none: fails anywhere
+def triple(number):
+    return 3 * number

@@ -1,0 +1,3 @@
+# verdict | returns what differs from itself | right: AssertionError | shown: none: fails anywhere
+def double(number):
+    return float("nan")

@@ -1,0 +1,2 @@
+# verdict | is no Python | right: SyntaxError | shown: none: fails anywhere
+exec("def")

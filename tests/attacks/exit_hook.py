@@ -1,0 +1,6 @@
+# process | goes on in an exit hook | right: exited|SystemExit | shown: plain
+import atexit
+import sys
+
+atexit.register(print, "ESCAPED")
+sys.exit(0)

@@ -1,0 +1,2 @@
+# process | reads a file of the host | right: PermissionError | shown: without landlock
+print("ESCAPED", open(SECRET).read())

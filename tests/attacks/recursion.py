@@ -1,0 +1,6 @@
+# process | recurses without end | right: RecursionError | shown: none: Python's own bound
+def deeper():
+    return deeper()
+
+
+deeper()

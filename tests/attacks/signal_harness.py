@@ -1,0 +1,5 @@
+# process | signals the harness | right: PermissionError | shown: without landlock+seccomp
+import os
+
+os.kill(HARNESS, 0)
+print("ESCAPED")

@@ -1,0 +1,5 @@
+# process | sleeps past its time | right: timed out | shown: plain
+import time
+
+time.sleep(1.2)
+print("ESCAPED")

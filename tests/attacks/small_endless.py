@@ -1,0 +1,3 @@
+# interpreter | never ends | right: TimeoutError | shown: none: never ends
+while True:
+    pass

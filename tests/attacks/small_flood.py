@@ -1,0 +1,3 @@
+# interpreter | prints without end | right: MemoryError|TimeoutError | shown: none: never ends
+while True:
+    print("x" * 100)

@@ -1,0 +1,4 @@
+# interpreter | imports what reaches the machine | right: ModuleNotFoundError | shown: plain
+import subprocess
+
+print("ESCAPED")

@@ -1,0 +1,2 @@
+# interpreter | computes a number that fills the memory | right: MemoryError | shown: none: would take all memory
+9**9**9
