@@ -16,13 +16,13 @@ docs/math/memory.md says how far off. Not in it: libraries' workspaces, the allo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
-from fledgling.optim.layout import Layout, lay_out
+from fledgling.optim.layout import ADAMW_VALUES, Arrival, Layout, lay_out, stack_size
 from fledgling.plan import activations
 from fledgling.plan.size import matrices, parameters, tensors
-from fledgling.plan.travel import Arrival, travel
 
 BYTES = {"float32": 4, "bfloat16": 2}
 CHUNK_VALUES = 1 << 22  # logits of one chunk, as in fledgling.model.logprob
@@ -31,6 +31,7 @@ LAYOUTS = ("fledgling", "whole-logits")
 KEPT_IN_ONE_GRAPH = 22  # widths a token and layer; fitted to three published peaks (docs/math/memory.md)
 # Of a GPU's memory: what caching loses (a share of what is held, an estimate) and what CUDA takes before any tensor.
 SLACK, CUDA_CONTEXT = 0.05, 1 << 30
+ADAMW_TEMPORARIES = 7  # moments, denominator, update and its parts, where nothing fuses the rule
 MOST_ROWS = 64  # of one automatic forward/backward
 MOST_TOKENS = {"cpu": 8192}  # beyond it a larger micro-batch is not faster there
 
@@ -88,14 +89,14 @@ def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
     whole = 4 * parameters(config)["total"]
     head = 4 * config.vocab_size * config.width
     before = _gradients_before(dealt, step, whole)
-    arrivals, exchange = travel(dealt, step.shards_gradients)
+    *arrivals, exchange = dealt.reduce_phase(step.in_tree or step.device == "cpu")
     base = {
         "parameters": whole,
         "optimizer": 4 * dealt.held(0).state,
         "buffers": _buffers(config, step),
     }
     two_grads = _accumulates(step) or config.tied  # the second use's gradient beside the first's
-    last = max(one.peak for one in arrivals if "blocks" not in one.name)
+    last = max((one.peak for one in arrivals if "blocks" not in one.name), key=sum)
     found = {
         "head": {
             "gradients": before + head,
@@ -107,15 +108,19 @@ def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
         },
         "backward": _backward(config, step, arrivals),
         "embedding": {
-            "gradients": last,
+            **_travelling(last),
             "temporaries": step.tokens * 4 * config.width + (head if two_grads else 0),
         },
-        "exchange": {"gradients": exchange.peak},
+        "exchange": _travelling(exchange.peak),
         "optimizer": _update(dealt, step),
     }
     for name in ("backward", "embedding", "exchange"):
         found[name]["gradients"] += before
     return {name: _summed(base | held) for name, held in found.items()}
+
+
+def _travelling(values: tuple[int, int]) -> dict[str, int]:
+    return {"gradients": 4 * values[0], "communication": 4 * values[1]}
 
 
 def _backward(config: ModelConfig, step: Step, arrivals: list[Arrival]) -> dict[str, int]:
@@ -138,9 +143,9 @@ def _backward(config: ModelConfig, step: Step, arrivals: list[Arrival]) -> dict[
             "cast_weights": casts * (number + 1) // config.depth,
             "activations": number * layer + left + ends,
         }
-        found.append(moment | {"gradients": one.peak, "temporaries": stream})
+        found.append(moment | _travelling(one.peak) | {"temporaries": stream})
         if opening:
-            found.append(moment | {"gradients": one.held, "temporaries": temporaries})
+            found.append(moment | _travelling(one.held) | {"temporaries": temporaries})
     return max(found, key=lambda held: sum(held.values()))
 
 
@@ -270,11 +275,12 @@ def _update(dealt: Layout, step: Step) -> dict[str, int]:
     found = [(left, 0, 0)]
     for (role, shape), buckets in groups.items():
         own = 4 * sum(bucket.owned(0) for bucket in buckets)
-        if role == "matrix":  # the stack; x and the next x (bf16: x and the result in fp32); two small products
+        if role == "matrix":  # beside the stack: x and the next x, or in bf16 x, in fp32 again, squared; Gram matrices
+            stack = min(own, 4 * prod(shape) * stack_size(shape))
             gram = 2 * w * min(shape) / max(shape)
-            temporaries = round(own * (max(2 * w, 1 + w if w < 1 else 0) + gram))
-        else:  # AdamW: two temporaries of the largest tensor; one pass when compiled
-            temporaries = 0 if step.compiled else 2 * own
+            temporaries = round(stack * (2 + gram if w == 1 else 2.5))
+        else:  # AdamW: temporaries of a block; one pass when compiled
+            temporaries = 0 if step.compiled else 4 * ADAMW_TEMPORARIES * min(own // 4, ADAMW_VALUES)
         found.append((left, temporaries, flying))
         left -= own
         for bucket in buckets:
