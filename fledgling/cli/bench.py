@@ -54,6 +54,8 @@ def train(
         print(f"  {part:9} {seconds[part] * 1e3:7,.0f} ms  {seconds[part] / seconds['step']:4.0%}")
     print(f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}")
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
+    if result["kept_for"]:
+        print(f"fledgling plan reckons with this share for --gpu {result['kept_for']}")
 
 
 @app.command

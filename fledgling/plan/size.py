@@ -71,12 +71,12 @@ def formula(config: ModelConfig) -> tuple[str, str]:
     """Return the size as a sum of its terms, and simplified: for people, in the letters above."""
     grouped = "2 E^2 + 2 E K" if config.kv_heads != config.heads else "4 E^2"
     wide = f"{3 if config.gated else 2} E F"
-    bias = {True: f" + {2 if config.gated else 1} F + 3 E + 2 K", False: ""}[config.bias]
+    bias = f" + {'2 ' if config.gated else ''}F + 3 E + 2 K" if config.bias else ""
     norm = {0: "", 1: "E", 2: "2 E"}[len(NORM_VECTORS[config.norm])]
-    block = f"{grouped} + {wide}{bias}" + (f" + 2 x {norm}" if norm else "")
+    block = f"{grouped} + {wide}{bias}" + (f" + {norm and 2 * len(NORM_VECTORS[config.norm])} E" if norm else "")
     terms = ["V E", "T E" if config.positions == "learned" else "", f"L ({block})", norm, "" if config.tied else "V E"]
     wide_ratio = (3 if config.gated else 2) * config.hidden / config.width
     squares = 2 + 2 * config.kv_heads / config.heads + wide_ratio
     small = " + vectors" if config.bias or norm or config.positions == "learned" else ""
-    simple = f"{1 if config.tied else 2} V E + {squares:.4g} L E^2{small}"
+    simple = f"{'' if config.tied else '2 '}V E + {squares:.4g} L E^2{small}"
     return " + ".join(filter(None, terms)), simple

@@ -8,6 +8,6 @@ page.py with page.html and page.css (the page).
 """
 
 from fledgling.report.page import build
-from fledgling.report.summary import evals_table, summary
+from fledgling.report.summary import evals_table, pairs_table, summary
 
-__all__ = ["build", "evals_table", "summary"]
+__all__ = ["build", "evals_table", "pairs_table", "summary"]

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,11 +21,12 @@ from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.flops import per_token
+from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
 from fledgling.record import Recorder, checkpoint, environment, write_json
 from fledgling.train import loop, rl, supervised
 from fledgling.train.prepare import Preparer
-from fledgling.train.setup import make_model, set_up
+from fledgling.train.setup import Setup, make_model, set_up
 from fledgling.train.stage import Stage
 from fledgling.train.supervised import Context
 from fledgling.world import World
@@ -48,9 +50,10 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
     before = parent(recipe, name, run_dir)
     world = World.start(recipe.run.device)
     setup = set_up(recipe.run, world)
+    setup = replace(setup, memory=min(world.gather(setup.memory)))  # the same micro-batch on every rank
     with world.main_first():
         if world.is_main:
-            begin_run(recipe, run_dir)
+            begin_run(recipe, run_dir, setup, world)
             if resume == "never":
                 shutil.rmtree(stage_dir, ignore_errors=True)
     passed_over: list[str] = []
@@ -73,7 +76,7 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
             model.initialize(recipe.seed)
         engine = Engine(model, tokenizer, dtype=setup.dtype)
         micro_batch = loaded.state.get("micro_batch") if saved else None
-        context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, micro_batch)
+        context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, setup, micro_batch)
         with world.main_first():
             stage = BUILDERS[name](name, context)
         optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
@@ -95,12 +98,20 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
     return True
 
 
-def begin_run(recipe: Recipe, run_dir: Path) -> None:
-    """Write the resolved recipe and the environment into the run directory, once."""
+def begin_run(recipe: Recipe, run_dir: Path, setup: Setup, world: World) -> None:
+    """Write the resolved recipe, the environment, and the plan for what it really runs on, into the run directory."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
     write_json(run_dir / "environment.json", environment())
-    write_json(run_dir / "plan.json", plan(recipe))
+    card = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
+    here = replace(
+        recipe.run,
+        dtype=setup.dtype_name,
+        compile="on" if setup.compiled else "off",
+        ranks=world.size,
+        hardware=name_of(world.device.type, setup.dtype_name, card) or recipe.run.hardware,
+    )
+    write_json(run_dir / "plan.json", plan(replace(recipe, run=here), strict=False))
 
 
 def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
