@@ -29,7 +29,7 @@ class Peak:
 def watch(device: torch.device, active: bool = True) -> Iterator[Peak]:
     """Within it the peak of live tensor bytes on `device` is measured; it is known when the block has ended.
 
-    On a CPU the block runs about a tenth slower, after a second of start-up; on Apple GPUs nothing is known.
+    On a CPU the block runs a little slower; on Apple GPUs nothing is known.
     """
     seen = Peak()
     if not active or device.type not in ("cpu", "cuda"):
@@ -40,10 +40,7 @@ def watch(device: torch.device, active: bool = True) -> Iterator[Peak]:
         seen.bytes = torch.cuda.max_memory_allocated(device)
     else:
         held = held_bytes()
-        with (
-            _silent(),
-            torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler,
-        ):
+        with _silent(), torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profiler:
             yield seen
         seen.bytes = held + _highest(profiler)
 
@@ -61,14 +58,14 @@ def held_bytes() -> int:
     return sum(storages.values())
 
 
-def _highest(profiler: torch.profiler.profile) -> int:
+def _highest(profiler: torch.autograd.profiler.profile) -> int:
     """The highest sum of the allocations that the profiler saw, in the order of their time.
 
     What was there before the block, and what another thread frees, counts to the block's end.
     """
     from torch._C._profiler import _EventType
 
-    waiting, events = list(profiler.profiler.kineto_results.experimental_event_tree()), []
+    waiting, events = list(profiler.kineto_results.experimental_event_tree()), []
     while waiting:
         event = waiting.pop()
         if event.tag == _EventType.Allocation:
