@@ -120,7 +120,7 @@ def compare(
 def _recipe(name: str | None, depth: int | None, overrides: list[str]) -> Recipe:
     """Return the recipe to plan: the one named, or one that says nothing but a depth."""
     if name is None and depth is not None:
-        blank = ("pretrain={}", "midtrain={}", "sft={}", "model={}", f"name=d{depth}")
+        blank = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["pretrain"]', f"name=d{depth}")
         return load_recipe("quickstart", [*blank, *PUBLISHED, *overrides])
     return load_recipe(name or "quickstart", overrides)
 

@@ -195,15 +195,21 @@ def does_not_fit(config: ModelConfig, step: Step, memory: int) -> str:
     """Return one line: what is needed, what there is, and what would work."""
     total = per_rank(config, step)["total"]
     needed = total + slack(total, step.device)
-    rows = next((n for n in range(step.rows - 1, 0, -1) if fits(config, replace(step, rows=n), memory)), 0)
-    context = step.context
-    while context > 1 and not fits(config, replace(step, rows=1, context=context), memory):
-        context //= 2
-    advice = f"a micro-batch of {rows}" if rows else f"model.context={context}" if context > 1 else "a smaller depth"
-    shards = "" if step.ranks > 1 and step.zero == 2 else ", more ranks with optimizer.zero=2"
+    rows = step.rows * step.micro_batches
+    smaller = (n for n in range(step.rows - 1, 0, -1) if rows % n == 0)
+    best = next((n for n in smaller if fits(config, replace(step, rows=n, micro_batches=rows // n), memory)), 0)
+    single = replace(step, rows=1, micro_batches=rows)
+    contexts = (step.context >> k for k in range(1, step.context.bit_length()))
+    context = next((T for T in contexts if fits(config, replace(single, context=T), memory)), 0)
+    depths = range(config.depth - 1, 0, -1)
+    depth = next((L for L in depths if fits(replace(config, depth=L), single, memory)), 0)
+    advice = [f"a micro-batch of {best}"] if best else [f"model.context={context}"] if context else []
+    advice += [f"model.depth={depth} at this width"] if depth and not best else []
+    advice = advice or ["a smaller model.depth and width"]
+    shards = "" if step.shards_gradients else ", more ranks with optimizer.zero=2"
     return (
         f"{step.rows} rows of {step.context} tokens need {needed / 2**30:,.1f} GiB and there are "
-        f"{memory / 2**30:,.1f} GiB: use {advice}{shards}, or a larger device"
+        f"{memory / 2**30:,.1f} GiB: use {', or '.join(advice)}{shards}, or a larger device"
     )
 
 

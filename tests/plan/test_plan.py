@@ -81,7 +81,7 @@ def test_impossible_plans(arguments, word):
         plan(Recipe(), **arguments)
 
 
-BLANK = ("pretrain={}", "midtrain={}", "sft={}", "model={}")
+BLANK = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["pretrain"]')
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ BLANK = ("pretrain={}", "midtrain={}", "sft={}", "model={}")
     [
         (
             ["model.depth=30", "model.context=2048"],
-            r"pretrain does not fit t4: 1 rows .* need .* GiB .*use model\.context",
+            r"pretrain does not fit t4: 1 rows .* need .* GiB .*use .*or a larger device",
         ),
         (["model.depth=12", "model.context=2048", "pretrain.micro_batch=64"], "use a micro-batch of "),
         (["model.width=100", "model.heads=3"], "try heads = "),
@@ -106,12 +106,20 @@ def test_what_cannot_work_says_what_would(overrides, said):
 
 
 def test_what_is_advised_fits():
-    """The context, or the micro-batch, that an error names is one that works."""
-    given = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768", "model.depth=30"]
-    with pytest.raises(UserError) as caught:
-        plan(load_recipe("quickstart", [*given, "model.context=2048"]))
-    context = re.search(r"model\.context=(\d+)", str(caught.value))[1]
-    assert plan(load_recipe("quickstart", [*given, f"model.context={context}"]))["memory"]["fits"]
+    """The context, the depth or the micro-batch that an error names is one that works."""
+    given = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768"]
+    seen = set()
+    for depth, pinned in ((16, "pretrain.warmup=0"), (22, "pretrain.warmup=0"), (12, "pretrain.micro_batch=64")):
+        with pytest.raises(UserError) as caught:
+            plan(load_recipe("quickstart", [*given, f"model.depth={depth}", "model.context=4096", pinned]))
+        for what, value in re.findall(r"(context=|depth=|micro-batch of )(\d+)", str(caught.value)):
+            width = [f"model.width={64 * depth}", f"model.heads={depth // 2}"]
+            key = {"context=": "model.context", "depth=": "model.depth"}.get(what, "pretrain.micro_batch")
+            batch = [] if what.startswith("micro") else ["pretrain.batch_tokens=131072"]
+            changed = [f"model.depth={depth}", "model.context=4096", *width, *batch, f"{key}={value}"]
+            assert plan(load_recipe("quickstart", [*given, *changed]))["memory"]["fits"], (depth, what, value)
+            seen.add(what)
+    assert "micro-batch of " in seen and len(seen) >= 2
 
 
 def test_the_mfu_is_given_measured_here_or_the_table_s(monkeypatch, tmp_path):
