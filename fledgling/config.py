@@ -26,10 +26,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line: what was given, what was expected, what to do.
-
-    The command line prints it as `error: ...` and exits with 1; anything else that escapes is a bug of ours.
-    """
+    """A mistake of the user's in one line: given, expected, what to do. All else that escapes is a bug of ours."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -134,6 +131,8 @@ class StageTable:
     target: str = _choice("all", "assistant")  # which tokens are learned
     eval_every: int = _count(0, 0)  # steps; 0: only at the end
     eval_questions: int = _count(200)  # questions a task
+    core_every: int = _count(0, 0)  # steps between evaluations of CORE, and one at the end; 0: none
+    core_max_per_task: int = _count(500)  # items of each of its tasks
     sample_every: int = _count(0, 0)  # steps; 0: only at the end
     save_every: int = _count(0, 0)  # steps; 0: only at the end
     keep: int = _count(2)  # checkpoints kept
@@ -179,7 +178,7 @@ class RunTable:
     compile: str = _choice("auto", "on", "off")
     threads: int = _count(0, 0)  # 0: as many as there are cores
     sinks: tuple[str, ...] = ()  # tensorboard, wandb, trackio: told of every metric, beside the files
-    data_dir: str | None = None  # None: FLEDGLING_DATA, or ./data
+    data_dir: str | None = None  # None: FLEDGLING_DATA, or ~/.cache/fledgling
     hardware: str = "cpu"  # what `plan` reckons with (fledgling.plan.hardware); training takes what it finds
     ranks: int = _count(1)  # how many of them `plan` reckons with
 

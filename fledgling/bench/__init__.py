@@ -2,5 +2,6 @@
 
 `train.py` times the real training step, `memory.py` holds its memory against the planner, `tokenizer.py` times
 training and encoding beside other libraries, `sandbox.py` a call of either way to run code, and HumanEval.
-`topologies.py` is ring, tree and parameter server to read; `comm.py` runs them in processes (`ranks.py`, `wire.py`).
+`infer.py` times answers; `topologies.py` is ring, tree and parameter server to read, which `comm.py` runs in processes
+(`ranks.py`, `wire.py`).
 """

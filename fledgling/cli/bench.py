@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -100,6 +101,34 @@ def infer(
 
 
 @app.command
+def comm(
+    *,
+    ranks: int = 2,
+    megabytes: float = 16,
+    servers: int | None = None,
+    repeats: int = 7,
+    as_json: Json = False,
+) -> None:
+    """Run ring, tree and parameter server in processes on this machine: bytes and seconds beside the planner's.
+
+    Parameters
+    ----------
+    ranks
+        Processes, 2 to 8.
+    megabytes
+        Gradients of one rank, in 10^6 bytes.
+    servers
+        Of the sharded parameter server; default half of the ranks. One, and all ranks, are always tried too.
+    repeats
+        Timed runs of each topology; the median counts.
+    """
+    from fledgling.bench import comm as bench
+
+    result = bench.measure(ranks, megabytes, servers, repeats)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+@app.command
 def optim(
     *, gpus: Gpus = 2, depth: int = 6, vocab_size: int = 8192, overrides: Overrides = (), as_json: Json = False
 ) -> int:
@@ -163,34 +192,6 @@ def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768, as_json: 
 
 
 @app.command
-def comm(
-    *,
-    ranks: int = 2,
-    megabytes: float = 16,
-    servers: int | None = None,
-    repeats: int = 7,
-    as_json: Json = False,
-) -> None:
-    """Run ring, tree and parameter server in processes on this machine: bytes and seconds beside the planner's.
-
-    Parameters
-    ----------
-    ranks
-        Processes, 2 to 8.
-    megabytes
-        Gradients of one rank, in 10^6 bytes.
-    servers
-        Of the sharded parameter server; default half of the ranks. One, and all ranks, are always tried too.
-    repeats
-        Timed runs of each topology; the median counts.
-    """
-    from fledgling.bench import comm as bench
-
-    result = bench.measure(ranks, megabytes, servers, repeats)
-    print(json.dumps(result, indent=2) if as_json else bench.table(result))
-
-
-@app.command
 def sandbox(*, data_dir: str | None = None, calls: int = 200, as_json: Json = False) -> None:
     """Time a call of the interpreter and of the process, and HumanEval's reference solutions and broken variants.
 
@@ -205,3 +206,63 @@ def sandbox(*, data_dir: str | None = None, calls: int = 200, as_json: Json = Fa
 
     result = bench.measure(data_dir=data_dir, calls=calls)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+@app.command
+def core(
+    checkpoint: str,
+    /,
+    *,
+    tasks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    items: int = 32,
+    context: int | None = None,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time CORE as it is scored, each choice from its beginning, the published way, and a bare forward.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory, or a Hugging Face directory. What its weights say does not matter.
+    tasks
+        Which of the 22; all where none is named.
+    items
+        How many of each.
+    context
+        Room for longer rows than the model was trained for.
+    data_dir
+        Where the CORE bundle lies; else FLEDGLING_DATA.
+    device
+        auto, cpu, cuda or mps.
+    dtype
+        Of the products; auto is bfloat16 where the hardware multiplies it.
+    """
+    from fledgling.bench.core import measure, widened
+    from fledgling.cli.eval_core import opened
+    from fledgling.files import data_root
+    from fledgling.infer.engine import Engine
+    from fledgling.tasks.core import read_tasks
+    from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
+    from fledgling.world import World
+
+    chosen = read_tasks(data_root(data_dir), tasks)
+    place = World.start(device).device
+    keep_freed_memory()
+    _, model, tokenizer, _ = opened(checkpoint, place)
+    kind = fastest_dtype(place) if dtype == "auto" else DTYPES[dtype]
+    result = measure(Engine(widened(model, context), tokenizer, dtype=kind), chosen, items)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    head = f"{'tokens':>9} {'computed':>9} {'tokens/s':>9} {'unshared':>9} {'published':>9} {'forward':>8}"
+    print(f"{'':32} {head}")
+    for name, part in [*result["tasks"].items(), ("all", result["all"])]:
+        faster = part["faster"]
+        print(
+            f"{name:32} {part['tokens']:9,} {part['computed']:9,} {part['tokens_per_second']:9,.0f} "
+            f"{faster['unshared']:8.1f}x {faster['published']:8.1f}x {part['share_of_forward']:8.0%}"
+        )
+    print(f"largest difference of a score between the ways: {result['all']['difference']:.1e} nats a token")

@@ -23,6 +23,7 @@ from fledgling.infer.batch import Completion, Decoder, Ticket, draw
 from fledgling.infer.pack import can_pack, pack
 from fledgling.infer.sample import Sampling
 from fledgling.infer.tools import CALCULATOR, Tool
+from fledgling.model.attention import Tree
 from fledgling.model.cache import KVCache
 from fledgling.model.transformer import Transformer
 
@@ -192,6 +193,15 @@ class Engine:
             logits.append(here)
         cache.live = longest
         return cache, torch.cat(logits)
+
+    def read(self, tokens: Tensor, tree: Tree | None = None) -> Tensor:
+        """Hidden states (B, T, C) of whole rows (B, T), each read from its beginning, with nothing kept of them.
+
+        What is padded on the right is never looked at. `tree`: rows that fork (see `attention.Tree`), so that what
+        several continuations share is computed once.
+        """
+        with torch.inference_mode():
+            return self.model(tokens.to(self.device), tree=tree)
 
     def logits(
         self,

@@ -10,6 +10,8 @@ B batch, T queries, S keys, H heads, G key/value heads, D head width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,23 @@ BLOCK = 128  # queries a block: keys beyond a block's end are never multiplied
 LONGEST_PLAIN = 1024  # beyond it (T, T) scores no longer stay in the processor's cache
 
 
+@dataclass(frozen=True)
+class Tree:
+    """Rows that fork: a trunk, then branches side by side that see the trunk and themselves, never each other.
+
+    branches (B, T) int64: 0 on the trunk, else the branch's number; positions (B, T) int64: how far a token stands from
+    the row's beginning along its own branch. Padding behind a row may have any number of its own.
+    """
+
+    branches: Tensor
+    positions: Tensor
+
+    def seen(self, queries: slice) -> Tensor:
+        """(B, queries, queries.stop): whether a query sees a key, causality aside."""
+        keys = self.branches[:, None, : queries.stop]
+        return (keys == 0) | (keys == self.branches[:, queries, None])
+
+
 def exponentials(scores: Tensor, seen: Tensor, bounded: bool) -> Tensor:
     """exp(scores) where seen, 0 elsewhere, in fp32; less each row's maximum unless the scores are bounded.
 
@@ -35,8 +54,10 @@ def exponentials(scores: Tensor, seen: Tensor, bounded: bool) -> Tensor:
     return (scores - scores.detach().amax(-1, keepdim=True)).exp()  # a shift of the whole row cancels in the quotient
 
 
-def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, bounded: bool = True) -> Tensor:
-    """Causal attention of q (B, H, T, D) over k, v (B, H, T, D), inside documents (B, T) where given.
+def blockwise(
+    q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, bounded: bool = True, tree: Tree | None = None
+) -> Tensor:
+    """Causal attention of q (B, H, T, D) over k, v (B, H, T, D), inside documents (B, T) or along a tree where given.
 
     bounded: q and k have root mean square 1 at most, so no maximum is subtracted. Exact up to rounding.
     """
@@ -51,6 +72,8 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, bounded
         if documents is not None:
             same = documents[:, start:end, None] == documents[:, None, :end]
             seen = (seen & same)[:, None]  # (B, 1, block, end)
+        if tree is not None and tree.branches[:, start:end].any():
+            seen = (seen & tree.seen(slice(start, end)))[:, None]
         weights = exponentials(scores, seen, bounded)
         total = weights.sum(-1, keepdim=True)  # (B, H, block, 1)
         outputs.append((weights.to(v.dtype) @ v[:, :, :end]) / total.to(v.dtype))
@@ -62,19 +85,22 @@ def is_plain(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.shape[1] <= LONGEST_PLAIN
 
 
-def document_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
-    """documents (B, T) -> (B, 1, T, T): 0 where a query may see a key, -inf elsewhere; one for all layers.
+def row_mask(x: Tensor, documents: Tensor | None, tree: Tree | None) -> Tensor:
+    """What rows x (B, T, ...) may see of themselves, in x's dtype: (B, 1, T, T), 0 where seen, -inf elsewhere.
 
-    Each layer would else turn a boolean one into its own and keep it for backward: T^2 values a row and layer.
+    One for all layers: each would else turn a boolean one into its own and keep it, T^2 values a row and layer.
     """
-    time = documents.shape[1]
-    seen = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
-    seen = (seen & (documents[:, :, None] == documents[:, None, :]))[:, None]
-    return torch.zeros(seen.shape, dtype=dtype, device=documents.device).masked_fill_(~seen, float("-inf"))
+    time = x.shape[1]
+    seen = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()
+    if documents is not None:
+        seen = seen & (documents[:, :, None] == documents[:, None, :])
+    if tree is not None:
+        seen = seen & tree.seen(slice(0, time))
+    return torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill_(~seen, float("-inf"))[:, None]
 
 
 def library(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The same sum by PyTorch's scaled_dot_product_attention; k, v (B, G, T, D), mask as `document_mask` makes it."""
+    """The same sum by PyTorch's scaled_dot_product_attention; k, v (B, G, T, D), mask as `row_mask` makes it."""
     causal, grouped = mask is None, q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
@@ -82,14 +108,15 @@ def library(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 def cached(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bounded: bool = True) -> Tensor:
     """Attention of new queries q (B, H, T, D) at positions (B, T) over a cache's k, v (B, G, S, D).
 
-    One new token a row, on CPU, takes the way of `blockwise`: 2 to 4 times faster there than the library's kernel. The
-    keys stand on the left of their product: on the right, transposed, the library would copy them first.
+    One new token a row, on CPU, takes the way of `blockwise`: 2 to 4 times faster there than the library's kernel. Of a
+    part of a cache, the keys stand on the left: on the right, the library copies them slowly before it multiplies.
     """
     keys = torch.arange(k.shape[2], device=q.device)
     seen = (keys <= positions[:, :, None])[:, None]  # (B, 1, T, S)
     k, v = k.to(q.dtype), v.to(q.dtype)
     if q.shape[2] == 1 and q.device.type == "cpu" and q.shape[1] == k.shape[1]:
-        scores = (k @ q.transpose(2, 3)).transpose(2, 3).float() * q.shape[3] ** -0.5  # (B, H, 1, S)
+        products = q @ k.transpose(2, 3) if k.is_contiguous() else (k @ q.transpose(2, 3)).transpose(2, 3)
+        scores = products.float() * q.shape[3] ** -0.5  # (B, H, 1, S)
         weights = exponentials(scores, seen, bounded)
         return (weights.to(v.dtype) @ v) / weights.sum(-1, keepdim=True).to(v.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])
@@ -123,9 +150,10 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # (B, T, C)
         rotary: Rotary | None,
-        documents: Tensor | None,  # (B, T), or their `document_mask` where rows are not plain
+        documents: Tensor | None,  # (B, T), or the `row_mask` where rows are not plain
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        tree: Tree | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         batch, time, width = x.shape
@@ -140,7 +168,7 @@ class Attention(nn.Module):
             repeats = self.heads // self.kv_heads
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-            y = blockwise(q, k, v, documents, self.bounded)
+            y = blockwise(q, k, v, documents, self.bounded, tree)
         else:
             y = library(q, k, v, documents)
         return project(y.transpose(1, 2).reshape(batch, time, width), self.o_proj)

@@ -40,6 +40,7 @@ SPECIAL = (
     "<|output_start|>",
     "<|output_end|>",
 )
+BEGINNINGS = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # ours, Llama 3, Llama 2, GPT-2
 
 # What stands before every document: ours, GPT-2's, Llama's; the first that a tokenizer has.
 STARTS = ("<|bos|>", "<|endoftext|>", "<|begin_of_text|>", "<s>")
@@ -275,6 +276,11 @@ class Tokenizer:
     def output_end(self) -> int:
         """The id after what the tool answered."""
         return self._control("<|output_end|>")
+
+
+def begin(tokenizer: Tokenizer) -> list[int]:
+    """The token that text of any kind begins with, as a list: bos, or what another family's tokenizer has for it."""
+    return [tokenizer.special[name] for name in BEGINNINGS if name in tokenizer.special][:1]
 
 
 def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
-    {"config", "world", "record"},
+    {"config", "files", "world", "record", "draw"},
     {"text", "model", "optim", "sandbox"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
@@ -21,9 +21,16 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TORCH_FREE = (
     "config",
+    "files",
     "text",
     "plan",
     "report",
+    "draw",
+    "lab.results",
+    "lab.fit",
+    "lab.bowls",
+    "lab.analysis",
+    "lab.page",
     "tasks",
     "sandbox",
     "cli",

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from fledgling.config import STAGES, Recipe
-from fledgling.record import read_lines
-from fledgling.train import checkpoint, loop, run, setup
+from fledgling.record import checkpoint, read_lines
+from fledgling.train import loop, run, setup
 from tests.ranks import on_ranks, one_thread
 from tests.tiny import tiny
 

@@ -13,8 +13,8 @@ import random
 import re
 from functools import lru_cache
 
+from fledgling.tasks.skills.wording import dress, expand, thing
 from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, held_out
-from fledgling.tasks.wording import dress, expand, thing
 
 # In a template the expression is always {a} op {b}; a template with {b} before {a} is a reversal.
 _NOUN_PHRASES = {
