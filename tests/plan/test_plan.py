@@ -109,7 +109,7 @@ def test_what_is_advised_fits():
     """The context, the depth or the micro-batch that an error names is one that works."""
     given = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768"]
     seen = set()
-    for depth, pinned in ((16, "pretrain.warmup=0"), (22, "pretrain.warmup=0"), (12, "pretrain.micro_batch=64")):
+    for depth, pinned in ((22, "pretrain.warmup=0"), (24, "pretrain.warmup=0"), (12, "pretrain.micro_batch=64")):
         with pytest.raises(UserError) as caught:
             plan(load_recipe("quickstart", [*given, f"model.depth={depth}", "model.context=4096", pinned]))
         for what, value in re.findall(r"(context=|depth=|micro-batch of )(\d+)", str(caught.value)):
