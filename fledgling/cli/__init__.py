@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # function of its own name; "module:attribute" where a verb's name cannot be a module's.
 VERBS = {
     "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to go on where it stopped."),
-    "plan": ("plan", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
+    "plan": ("app", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
     "data": ("app", "Look at, fetch and prepare training text: info, fetch, prepare."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft or rl."),

@@ -160,15 +160,18 @@ def stage_rows(run: Run) -> list[dict[str, str]]:
 
 
 def pair_rows(run: Run) -> list[tuple[str, str, str, str]]:
-    """(what, predicted, measured, measured / predicted)."""
+    """(what, predicted, measured, error of the prediction)."""
     predicted, measured = numbers.pairs(run)
+    off = numbers.errors(predicted, measured)
     rows = []
     for key, plan in predicted.items():
         say = _unit(key)
-        ratio = f"{measured[key] / plan:.2f}" if plan else "–"
+        error = f"{100 * off[key]:+.1f} %" if key in off else "–"
         *stage, what = key.split(".")
-        label = {"hours": "time", "mfu": "MFU", "usd": "cost"}.get(what, what.replace("_", " "))
-        rows.append((" ".join([*stage, label]), say(plan), say(measured[key]), ratio))
+        label = {"hours": "time", "mfu": "MFU", "usd": "cost", "flops": "FLOPs", "memory": "peak memory"}.get(
+            what, what.replace("_", " ")
+        )
+        rows.append((" ".join([*stage, label]), say(plan), say(measured[key]), error))
     return rows
 
 
@@ -179,7 +182,7 @@ def _unit(key: str) -> Callable[[float], str]:
         return lambda value: f"{100 * value:.1f} %"
     if key.endswith("usd"):
         return lambda value: f"${value:,.2f}"
-    return size if key.startswith("memory") else short
+    return size if key.endswith("memory") else short
 
 
 def environment_rows(run: Run) -> list[tuple[str, str]]:

@@ -21,11 +21,12 @@ from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.flops import per_token
+from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
 from fledgling.record import Recorder, checkpoint, environment, write_json
 from fledgling.train import loop, rl, supervised
 from fledgling.train.prepare import Preparer
-from fledgling.train.setup import make_model, set_up
+from fledgling.train.setup import Setup, make_model, set_up
 from fledgling.train.sources import check
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.supervised import Context
@@ -58,9 +59,10 @@ def run_stage(
     check(recipe, [name])
     world = World.start(recipe.run.device)
     setup = set_up(recipe.run, world)
+    setup = replace(setup, memory=min(world.gather(setup.memory)))  # the same micro-batch on every rank
     with world.main_first():
         if world.is_main:
-            begin_run(recipe, run_dir)
+            begin_run(recipe, run_dir, setup, world)
             if resume == "never":
                 shutil.rmtree(stage_dir, ignore_errors=True)
     passed_over: list[str] = []
@@ -83,7 +85,7 @@ def run_stage(
             model.initialize(recipe.seed)
         engine = Engine(model, tokenizer, dtype=setup.dtype)
         micro_batch = loaded.state.get("micro_batch") if saved else None
-        context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, micro_batch)
+        context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, setup, micro_batch)
         with world.main_first():
             stage = BUILDERS[name](name, context)
         stage = replace(stage, evals=choose(stage.evals))
@@ -106,12 +108,20 @@ def run_stage(
     return True
 
 
-def begin_run(recipe: Recipe, run_dir: Path) -> None:
-    """Write the resolved recipe and the environment into the run directory, once."""
+def begin_run(recipe: Recipe, run_dir: Path, setup: Setup, world: World) -> None:
+    """Write the resolved recipe, the environment, and the plan for what it really runs on, into the run directory."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
     write_json(run_dir / "environment.json", environment())
-    write_json(run_dir / "plan.json", plan(recipe))
+    card = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
+    here = replace(
+        recipe.run,
+        dtype=setup.dtype_name,
+        compile="on" if setup.compiled else "off",
+        ranks=world.size,
+        hardware=name_of(world.device.type, setup.dtype_name, card) or recipe.run.hardware,
+    )
+    write_json(run_dir / "plan.json", plan(replace(recipe, run=here), strict=False))
 
 
 def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
