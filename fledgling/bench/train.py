@@ -78,7 +78,7 @@ def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict
     peak_memory in bytes (of the process on CPU, of the allocator on a GPU).
     """
     world = World.start(recipe.run.device)
-    setup = set_up(recipe.run, world.device)
+    setup = set_up(recipe.run, world)
     config = from_table(recipe.model, recipe.tokenizer.vocab_size)
     model = make_model(config, setup, world.device)
     model.initialize(recipe.seed)

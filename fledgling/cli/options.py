@@ -15,6 +15,15 @@ Overrides = Annotated[
         help="table.key=value, as often as needed; the value none goes back to derived.",
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    Parameter(
+        name="--gpus",
+        negative=(),
+        show_default=False,
+        help="Ranks: one process a GPU, or so many processes that share a CPU's cores; default: this one process.",
+    ),
+]
 Json = Annotated[
     bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON for programs instead.")
 ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from fledgling.cli.options import Overrides
+from fledgling.cli.options import Gpus, Overrides
 from fledgling.config import load_recipe
+from fledgling.world import is_main_process, launch, launched, leave
 
 
-def speedrun(recipe: str = "quickstart", /, *, overrides: Overrides = ()) -> int:
+def speedrun(recipe: str = "quickstart", /, *, gpus: Gpus = None, overrides: Overrides = ()) -> int:
     """Run every stage of a recipe that is not done yet, evaluate after each, and write the report.
 
     Run it again after an interruption: it goes on from the last checkpoint.
@@ -19,6 +20,9 @@ def speedrun(recipe: str = "quickstart", /, *, overrides: Overrides = ()) -> int
         A recipe's name, a TOML file or a run directory.
     """
     chosen = load_recipe(recipe, overrides)
+    if gpus is not None and not launched():
+        again = ["speedrun", recipe, *(part for one in overrides for part in ("--set", one))]
+        return launch(gpus, chosen.run.device, ["-m", "fledgling", *again])
     from rich.console import Console
 
     from fledgling.report import build, evals_table
@@ -29,8 +33,13 @@ def speedrun(recipe: str = "quickstart", /, *, overrides: Overrides = ()) -> int
     try:
         worked = run(chosen)
     except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        if is_main_process():
+            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         return 130
+    finally:
+        leave()
+    if not is_main_process():
+        return 0
     if not worked:
         print(
             f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to begin anew",

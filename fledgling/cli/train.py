@@ -1,12 +1,13 @@
-"""`fledgling train`: one stage of a recipe."""
+"""`fledgling train`: one stage of a recipe, in this process or as several ranks."""
 
 from __future__ import annotations
 
 import sys
 from typing import Literal
 
-from fledgling.cli.options import Overrides
+from fledgling.cli.options import Gpus, Overrides
 from fledgling.config import UserError, load_recipe
+from fledgling.world import is_main_process, launch, launched, leave
 
 
 def train(
@@ -15,9 +16,12 @@ def train(
     /,
     *,
     resume: Literal["auto", "never"] = "auto",
+    gpus: Gpus = None,
     overrides: Overrides = (),
 ) -> int:
     """Run one stage; it starts from the stage before it and goes on from its own newest checkpoint.
+
+    `torchrun ... -m fledgling train ...` does the same as `--gpus`, over several machines too.
 
     Parameters
     ----------
@@ -31,14 +35,21 @@ def train(
     chosen = load_recipe(recipe, overrides)
     if stage not in chosen.stages:
         raise UserError(f"{stage} is not among the stages of {chosen.name}: {', '.join(chosen.stages)}")
+    if gpus is not None and not launched():
+        again = ["train", stage, recipe, "--resume", resume, *(part for one in overrides for part in ("--set", one))]
+        return launch(gpus, chosen.run.device, ["-m", "fledgling", *again])
     from fledgling.train.loop import Stopped
     from fledgling.train.run import run_stage
 
     try:
         worked = run_stage(chosen, stage, resume)
     except Stopped as stopped:
-        print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+        if is_main_process():
+            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
         return 130
-    where = f"{chosen.run.out}/{stage}"
-    print(f"{stage} done: {where}" if worked else f"{stage} was done already: {where}")
+    finally:
+        leave()
+    if is_main_process():
+        where = f"{chosen.run.out}/{stage}"
+        print(f"{stage} done: {where}" if worked else f"{stage} was done already: {where}")
     return 0

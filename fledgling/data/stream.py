@@ -1,9 +1,9 @@
 """The micro-batches of a step, from rows, from sources, from a seed.
 
 The one idea: the data is one endless list of rows, and row g of it is a pure function of (sources, weights,
-seed, g). Step n takes rows n * R to (n + 1) * R, dealt to the ranks in blocks. So the order does not depend
-on the number of ranks or the size of a micro-batch, and the state of the stream is one number: to resume is
-to go on counting.
+seed, g). Step n takes rows n * R to (n + 1) * R, cut into micro-batches that are dealt to the ranks in turn. So
+neither the order nor, for micro-batches of one size, any of them depends on the number of ranks, and the state
+of the stream is one number: to resume is to go on counting.
 
 Not here: how a row is filled (`pack.py`), and which source it comes from (`mixture.py`).
 
@@ -140,16 +140,11 @@ class Deal:
     rank: int
     size: int
 
-    def rows(self, step: int) -> list[tuple[int, int]]:
-        """The (source, row of that source) of this rank's block of step `step`."""
-        first = self.rows_per_step * self.rank // self.size
-        last = self.rows_per_step * (self.rank + 1) // self.size
-        return [self.cycle.locate(step * self.rows_per_step + k) for k in range(first, last)]
-
     def batches(self, step: int) -> list[Batch]:
-        """The micro-batches of this rank: ceil(rows / micro_rows) of them, the last perhaps smaller."""
-        mine = self.rows(step)
-        return [self._batch(mine[start : start + self.micro_rows]) for start in range(0, len(mine), self.micro_rows)]
+        """This rank's micro-batches: number rank, rank + size, ... of ceil(R / micro_rows), the last perhaps smaller."""
+        rows = [self.cycle.locate(step * self.rows_per_step + k) for k in range(self.rows_per_step)]
+        starts = range(0, self.rows_per_step, self.micro_rows)
+        return [self._batch(rows[start : start + self.micro_rows]) for start in starts[self.rank :: self.size]]
 
     def _batch(self, rows: list[tuple[int, int]]) -> Batch:
         pairs = [self.sources[source].row(index, self.supervise) for source, index in rows]

@@ -1,28 +1,61 @@
-"""The optimizer: state by parameter name, one update for all ranks.
+"""The optimizer: AdamW and Muon over the parameters of a model, on any number of ranks.
 
-One idea: equal-shaped matrices are moved as one stack, everything else tensor by tensor, and state is saved whole and
-by parameter name, so that it can be loaded into any other arrangement. Gradients are summed over ranks (the loss was
-divided by the global count of targets). The update of every rank is the same: this is ZeRO stage 0.
+One step, in phases; `layout.py` says who owns what, `gradients.py` brings the gradients there:
+
+    reduce      gradients are summed over micro-batches and ranks, each rank receiving what it owns (reduce_scatter)
+    agree       one norm over all of them; if it is not finite, nobody moves
+    update      owners move their rows and matrices, group by group, and
+    gather      send them to everybody (all_gather) while the next group is computed
+
+The one idea: state exists only where its parameter is owned, and leaves a run whole, by parameter name, so that it can
+be loaded into any other arrangement. On one rank every phase is there and nothing travels.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from fledgling.config import OptimizerTable, UserError
-from fledgling.optim.groups import role_of, rules
+from fledgling.optim.gradients import Gradients
+from fledgling.optim.groups import rules
+from fledgling.optim.layout import AHEAD, Bucket, lay_out
 from fledgling.optim.rules import adamw_, muon
-from fledgling.world import World
+from fledgling.world import Pending, World
+
+KINDS = {"muon": ("velocity",), "adamw": ("mean", "square")}  # of state, by rule
+
+
+def is_exact(table: OptimizerTable, world: World) -> bool:
+    """Whether 1, 2, 4 and 8 ranks are to give the same bits: as [optimizer] exact says; auto: on a CPU.
+
+    Raises UserError where it is asked for on a number of ranks that is no power of two.
+    """
+    paired = world.size & (world.size - 1) == 0
+    if table.exact == "on" and not paired:
+        raise UserError(f'optimizer.exact is "on" with {world.size} ranks: expected 1, 2, 4, 8, ...; or use "off"')
+    return paired and (table.exact == "on" or (table.exact == "auto" and world.device.type == "cpu"))
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is updated together: equal-shaped matrices as one stack, or the tensors of one bucket one by one."""
+
+    role: str
+    buckets: tuple[Bucket, ...]
+    owned: tuple[str, ...]  # the parameters of which this rank owns a part
 
 
 class Optimizer:
-    """AdamW and Muon over the parameters of a model, by role.
+    """AdamW and Muon by role; the module tells the phases of a step.
 
-    compiled: fuse the rules with torch.compile (needs a C++ compiler on CPU); the result is the same up to rounding.
+    compiled: fuse AdamW with torch.compile (needs a C++ compiler on CPU); the result is the same up to rounding.
     dtype: of Muon's products; bf16 is enough for the update, fp32 keeps splits of a batch equal to fp32's precision.
     """
 
@@ -40,97 +73,216 @@ class Optimizer:
         self.rules = rules(table)
         self.multiplier, self.count = 1.0, 0
         self._adamw: Callable = torch.compile(adamw_, dynamic=False) if compiled else adamw_
-        self.single: dict[str, str] = {}  # name -> role
-        self.stacks: dict[tuple[int, ...], list[str]] = defaultdict(list)  # shape -> names
-        self.state: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            role = role_of(name, tuple(parameter.shape))
-            if self.rules[role].name == "muon":
-                self.stacks[tuple(parameter.shape)].append(name)
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        self.layout = lay_out(shapes, world.size, 1 if table.zero is None else table.zero)
+        self.exact = is_exact(table, world)
+        self.gradients = Gradients(self.parameters, self.layout, world, self.exact)
+        self.parts = {
+            name: _rows(self.parameters[name].detach(), rows)
+            for bucket in self.layout.buckets
+            for name in bucket.names
+            if (rows := self.layout.rows(bucket, name, world.rank))
+        }  # what this rank owns of each parameter: views of rows, or of all
+        self.groups = self._groups()
+        self.state: dict[str, Tensor] = {}  # "<name>.mean", "<name>.square", "<name>.velocity" of the parts
+        self.stacks: dict[Group, Tensor] = {}  # the velocities of a group together; those in `state` are views of it
+        for group in self.groups:
+            kinds = KINDS[self.rules[group.role].name]
+            if kinds == KINDS["muon"] and group.owned:
+                shape = self.parts[group.owned[0]].shape
+                self.stacks[group] = torch.zeros(len(group.owned), *shape, device=world.device)
+                self.state |= {f"{name}.velocity": self.stacks[group][i] for i, name in enumerate(group.owned)}
             else:
-                self.single[name] = role
-                self.state[f"{name}.mean"] = torch.zeros_like(parameter)
-                self.state[f"{name}.square"] = torch.zeros_like(parameter)
-        self.velocity = {
-            shape: torch.stack([torch.zeros_like(self.parameters[name]) for name in names])
-            for shape, names in self.stacks.items()
-        }
+                self.state |= {f"{n}.{kind}": torch.zeros_like(self.parts[n]) for n in group.owned for kind in kinds}
+
+    def _groups(self) -> list[Group]:
+        """The groups in the order of their update: the same on every rank."""
+        by_shape: dict[tuple, list[Bucket]] = {}
+        for index, bucket in enumerate(self.layout.buckets):
+            role = self.layout.roles[bucket.names[0]]
+            key = (role, self.layout.parameters[bucket.names[0]] if self.rules[role].name == "muon" else index)
+            by_shape.setdefault(key, []).append(bucket)
+        return [
+            Group(role, tuple(buckets), tuple(n for b in buckets for n in b.names if n in self.parts))
+            for (role, _), buckets in by_shape.items()
+        ]
 
     def schedule(self, multiplier: float) -> None:
         """Set the multiplier of every rate for the next step."""
         self.multiplier = multiplier
 
+    def begin(self, rounds: int) -> None:
+        """Expect the gradients of at most `rounds` micro-batches on every rank."""
+        self.gradients.begin(rounds)
+
+    def accumulate(self) -> None:
+        """Take the gradient of the micro-batch whose backward has just ended."""
+        self.gradients.accumulate()
+
     @torch.no_grad()
     def step(self) -> float:
-        """Sum gradients over ranks, move every parameter once, drop the gradients; return the gradient's norm.
+        """Move every parameter once with the sum of the gradients, and drop them; return their norm.
 
-        A gradient that is not finite moves nothing: the norm returned is then nan or inf, and the caller decides.
+        A gradient that is not finite, on any rank, moves nothing on any: the norm returned is then nan or inf, and
+        the caller decides.
         """
-        if self.world.size > 1:
-            for parameter in self.parameters.values():
-                parameter.grad = self.world.sum(parameter.grad)
-        norms = torch._foreach_norm([p.grad for p in self.parameters.values()])
-        norm = float(torch.stack(norms).square().sum().sqrt())
-        if norm == norm and norm != float("inf"):
+        gradients = self.gradients.finish()
+        norm = self._norm(gradients)
+        if math.isfinite(norm):
             self.count += 1
-            self._move()
-        for parameter in self.parameters.values():
-            parameter.grad = None
+            self._move(gradients)
         return norm
 
-    def _move(self) -> None:
-        table, step = self.table, torch.tensor(float(self.count))
-        for name, role in self.single.items():
-            parameter = self.parameters[name]
-            mean, square = self.state[f"{name}.mean"], self.state[f"{name}.square"]
-            self._adamw(
-                parameter,
-                parameter.grad,
-                mean,
-                square,
-                step,
-                self._rate(role),
-                table.adam_betas,
-                table.adam_eps,
-                0.0,
-            )
-        for shape, names in self.stacks.items():
-            stack = torch.stack([self.parameters[name] for name in names])
-            gradient = torch.stack([self.parameters[name].grad for name in names])
-            moved, self.velocity[shape] = muon(
-                stack,
-                gradient,
-                self.velocity[shape],
-                self._rate("matrix"),
-                table.momentum,
-                table.weight_decay,
-                table.newton_schulz_steps,
-                self.dtype,
-            )
-            for name, value in zip(names, moved.unbind(), strict=True):
-                self.parameters[name].copy_(value)
+    def _norm(self, gradients: dict[str, Tensor]) -> float:
+        """The norm of the whole gradient, added up in the same order on any number of ranks.
+
+        Its terms are the norms of rows (embedding, head) and of whole tensors; every rank gets all of them.
+        """
+        buckets = sorted(self.layout.buckets, key=lambda bucket: bucket.names)
+        terms = []
+        for bucket in buckets:
+            rows = self.layout.roles[bucket.names[0]] in ("embedding", "head")
+            found = [_norms(gradients[name], rows) for name in bucket.names if name in gradients]
+            length = sum(map(len, found)) if bucket.replicated else bucket.chunk
+            terms.append(torch.zeros(length, device=self.world.device))
+            if found:
+                terms[-1][: sum(map(len, found))] = torch.cat(found)
+        everywhere = self.world.all_gather(torch.cat(terms)).wait().view(self.world.size, -1)
+        named: dict[str, Tensor] = {}
+        for bucket, found in zip(buckets, everywhere.split([len(term) for term in terms], dim=1), strict=True):
+            if bucket.replicated:
+                named[bucket.names[0]] = found[0]
+            elif len(bucket.names) < bucket.count:
+                named[bucket.names[0]] = found.flatten()[: bucket.count]
+            else:
+                named |= {name: found[rank] for rank, name in enumerate(bucket.names)}
+        return float(torch.cat([named[name] for name in sorted(named)]).double().square().sum().sqrt())
+
+    def _move(self, gradients: dict[str, Tensor]) -> None:
+        """Update what is owned, group by group, while what was updated before is on its way to the others."""
+        step = torch.tensor(float(self.count))
+        flight: deque[tuple[Bucket, Pending]] = deque()
+        for group in self.groups:
+            if group in self.stacks:
+                self._move_stack(group, gradients)
+            else:
+                for name in group.owned:
+                    self._move_single(name, group.role, gradients.pop(name), step)
+            for bucket in group.buckets:
+                if bucket.replicated:
+                    continue
+                flight.append((bucket, self._send(bucket)))
+                if len(flight) == AHEAD:
+                    self._arrive(*flight.popleft())
+        for bucket, pending in flight:
+            self._arrive(bucket, pending)
+
+    def _move_single(self, name: str, role: str, gradient: Tensor, step: Tensor) -> None:
+        table, (mean, square) = self.table, (self.state[f"{name}.{kind}"] for kind in KINDS["adamw"])
+        rate = self._rate(role)
+        self._adamw(self.parts[name], gradient, mean, square, step, rate, table.adam_betas, table.adam_eps, 0.0)
+
+    def _move_stack(self, group: Group, gradients: dict[str, Tensor]) -> None:
+        table, names = self.table, group.owned
+        moved, velocity = muon(
+            torch.stack([self.parts[name] for name in names]),
+            torch.stack([gradients.pop(name) for name in names]),
+            self.stacks[group],
+            self._rate("matrix"),
+            table.momentum,
+            table.weight_decay,
+            table.newton_schulz_steps,
+            self.dtype,
+        )
+        self.stacks[group].copy_(velocity)
+        for name, value in zip(names, moved.unbind(), strict=True):
+            self.parts[name].copy_(value)
 
     def _rate(self, role: str) -> Tensor:
         return torch.tensor(self.rules[role].rate * self.rate * self.multiplier)
 
+    def _send(self, bucket: Bucket) -> Pending:
+        """Gather a bucket's updated parameters: in place where its rows divide, else by way of a padded buffer."""
+        whole = self.parameters[bucket.names[0]].detach()
+        if bucket.piece * self.world.size == whole.numel():
+            return self.world.all_gather(self._piece(bucket, self.parts), whole.view(-1))
+        return self.world.all_gather(self._piece(bucket, self.parts))
+
+    def _piece(self, bucket: Bucket, parts: dict[str, Tensor], suffix: str = "") -> Tensor:
+        """This rank's chunk of a bucket (unit x chunk,), from tensors by parameter name and suffix; zero-padded."""
+        own = [parts[f"{name}{suffix}"].reshape(-1) for name in bucket.names if f"{name}{suffix}" in parts]
+        if len(own) == 1 and len(own[0]) == bucket.piece:
+            return own[0]
+        piece = torch.zeros(bucket.piece, device=self.world.device)
+        if own:
+            piece[: len(own[0])] = own[0]
+        return piece
+
+    def _arrive(self, bucket: Bucket, pending: Pending) -> None:
+        """Write what came from the other ranks into the parameters."""
+        flat = pending.wait()
+        if flat.data_ptr() == self.parameters[bucket.names[0]].data_ptr():
+            return
+        for name, value in self._by_name(bucket, flat):
+            self.parameters[name].copy_(value)
+
+    def _by_name(self, bucket: Bucket, flat: Tensor) -> list[tuple[str, Tensor]]:
+        """Cut a bucket's values, padding at the end, into its parameters."""
+        shapes = [self.layout.parameters[name] for name in bucket.names]
+        values = flat[: bucket.values].split([prod(shape) for shape in shapes])
+        return [(name, value.view(s)) for name, value, s in zip(bucket.names, values, shapes, strict=True)]
+
     def tensors(self) -> dict[str, Tensor]:
-        """All state by parameter name, whole: `<name>.mean`, `.square`, `.velocity`, and `count` (updates so far)."""
-        saved = {name: tensor.clone() for name, tensor in self.state.items()}
-        for shape, names in self.stacks.items():
-            saved |= {f"{name}.velocity": self.velocity[shape][i].clone() for i, name in enumerate(names)}
-        saved["count"] = torch.tensor(self.count)
-        return saved
+        """All state by parameter name, whole: `<name>.mean`, `.square`, `.velocity`, and `count` (updates so far).
+
+        Every rank must call it; the main rank gets the state, on the CPU and bucket by bucket, the others get nothing.
+        """
+        saved: dict[str, Tensor] = {}
+        for group in self.groups:
+            for bucket in group.buckets:
+                for kind in KINDS[self.rules[group.role].name]:
+                    if bucket.replicated:
+                        found = [(name, self.state[f"{name}.{kind}"]) for name in bucket.names]
+                    else:
+                        flat = self.world.collect(self._piece(bucket, self.state, f".{kind}"))
+                        found = [] if flat is None else self._by_name(bucket, flat.flatten())
+                    if self.world.is_main:
+                        saved |= {f"{name}.{kind}": value.to("cpu", copy=True) for name, value in found}
+        return saved | {"count": torch.tensor(self.count)} if self.world.is_main else {}
 
     @torch.no_grad()
     def load_tensors(self, saved: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`; raises UserError naming the first tensor that is missing or misshapen."""
-        for name, own in self.tensors().items():
-            if name not in saved or saved[name].shape != own.shape:
-                found = tuple(saved[name].shape) if name in saved else "nothing"
-                raise UserError(f"optimizer state {name}: expected shape {tuple(own.shape)}, found {found}")
-        for name, tensor in self.state.items():
-            tensor.copy_(saved[name])
-        for shape, names in self.stacks.items():
-            for i, name in enumerate(names):
-                self.velocity[shape][i].copy_(saved[f"{name}.velocity"])
+        """The inverse of `tensors`, from the whole state on every rank, saved by any number of ranks.
+
+        Raises UserError naming the first tensor that is missing or misshapen.
+        """
+        for group in self.groups:
+            for name in (name for bucket in group.buckets for name in bucket.names):
+                for kind in KINDS[self.rules[group.role].name]:
+                    _expect(saved, f"{name}.{kind}", self.layout.parameters[name])
+        _expect(saved, "count", ())
+        for bucket in self.layout.buckets:
+            for name in bucket.names:
+                rows = self.layout.rows(bucket, name, self.world.rank)
+                for kind in KINDS[self.rules[self.layout.roles[name]].name]:
+                    if rows:
+                        self.state[f"{name}.{kind}"].copy_(_rows(saved[f"{name}.{kind}"], rows))
         self.count = int(saved["count"])
+
+
+def _rows(tensor: Tensor, rows: range) -> Tensor:
+    """Some rows of a tensor, as a view; a number has one."""
+    return tensor[rows.start : rows.stop] if tensor.ndim else tensor
+
+
+def _expect(saved: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
+    found = tuple(saved[name].shape) if name in saved else "nothing"
+    if found != shape:
+        raise UserError(f"optimizer state {name}: expected shape {shape}, found {found}")
+
+
+def _norms(gradient: Tensor, rows: bool) -> Tensor:
+    """Norms of the rows of a gradient (n, ...), or of all of it: (n,) or (1,), fp32."""
+    if rows:
+        return torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return torch.linalg.vector_norm(gradient)[None]

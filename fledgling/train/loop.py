@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -41,7 +42,7 @@ class Around:
 
     world: World
     recorder: Recorder
-    save: Callable[[int], None]  # called with the number of finished steps
+    save: Callable[[int], None]  # called on every rank with the number of finished steps
     stop: Callable[[], bool]  # asked after every step
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # of one rank; 0: not measured
@@ -52,22 +53,28 @@ def update(
 ) -> tuple[float, float]:
     """One optimizer step over micro-batches: returns the mean loss (nats a target) and the gradient's norm.
 
-    A batch without any target moves nothing by itself and divides by one.
+    A batch without any target moves nothing by itself and divides by one. The loss is summed without rounding in
+    between, so that it is the same in any order.
     """
-    count = max(1.0, world.sum(float(sum(batch.target_count for batch in batches))))
-    total = 0.0
+    targets = world.gather([batch.target_count for batch in batches])  # of each micro-batch of each rank
+    count = max(1, sum(map(sum, targets)))
+    optimizer.begin(rounds=max(map(len, targets)))
+    losses = []
     for batch in batches:
         loss = stage.loss(model, batch.to(world.device)) / count
         loss.backward()
-        total += float(loss.detach())
-    return world.sum(total), optimizer.step()
+        optimizer.accumulate()
+        losses.append(float(loss.detach()))
+    norm = optimizer.step()
+    losses = list(chain(*world.gather(losses)))
+    return math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan, norm
 
 
 def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, start: int = 0) -> None:
     """Run a stage from step `start` to its end; raises Stopped when asked to stop, after saving."""
     recorder, world = around.recorder, around.world
     shown, tokens, bad = None, 0, 0
-    if start == 0:
+    if start == 0 and world.is_main:
         evaluate(stage.evals, recorder, 0, last=False)
     for step in range(start, stage.steps):
         began = time.perf_counter()
@@ -100,7 +107,8 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
         )
         recorder.progress(finished, loss=shown, **speed, **extra)
         last = finished == stage.steps
-        evaluate(stage.evals, recorder, finished, last)
+        if world.is_main:
+            evaluate(stage.evals, recorder, finished, last)
         stopping = bool(world.sum(float(around.stop())))
         if last or stopping or (stage.save_every and finished % stage.save_every == 0):
             around.save(finished)

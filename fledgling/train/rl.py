@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from fledgling.config import RLTable, UserError
+from fledgling.optim.optimizer import is_exact
 from fledgling.optim.schedule import trapezoid
 from fledgling.tasks import NAMES
 from fledgling.train.loss import policy_gradient
 from fledgling.train.prepare import parts
 from fledgling.train.rollout import Rollouts
 from fledgling.train.stage import Stage
-from fledgling.train.supervised import MICRO_TOKENS, Context, evals
+from fledgling.train.supervised import Context, evals, micro_batch
 
 
 def build(name: str, context: Context) -> Stage:
@@ -22,8 +23,10 @@ def build(name: str, context: Context) -> Stage:
         raise UserError(f"rl.tasks: got {dict(table.tasks)}, expected weights for some of {', '.join(NAMES)}")
     if table.steps is None:
         raise UserError("rl.steps is not set: expected the number of optimizer steps, such as rl.steps=50")
-    micro = table.micro_batch or max(1, MICRO_TOKENS // context.recipe.model.context)
-    rollouts = Rollouts(context.engine, table, context.recipe.seed, micro, context.world)
+    micro = micro_batch(table, context)
+    rollouts = Rollouts(
+        context.engine, table, context.recipe.seed, micro, context.world, is_exact(context.recipe.optimizer, context.world)
+    )
     return Stage(
         name=name,
         steps=table.steps,
@@ -32,6 +35,7 @@ def build(name: str, context: Context) -> Stage:
         schedule=partial(trapezoid, steps=table.steps, warmup=table.warmup, decay=table.decay, final=table.final),
         evals=evals(table, context, _held_out(context), micro),
         save_every=table.save_every,
+        micro_batch=micro,
         extra=lambda: rollouts.last,
     )
 

@@ -60,6 +60,16 @@ class Rollout:
         )
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A prompt by its number, its answers and their rewards (group,)."""
+
+    index: int
+    prompt: list[int]
+    answers: list[Completion]
+    rewards: np.ndarray
+
+
 def to_batches(rollouts: Sequence[Rollout], context: int, micro_rows: int, bos: int) -> list[Batch]:
     """Pack rollouts whole into rows of `context` targets and cut them into micro-batches of exactly `micro_rows` rows.
 
@@ -93,16 +103,19 @@ class Rollouts:
     """The stream of an RL stage: `next()` asks, answers, scores and packs, with the weights as they are now.
 
     Prompts are a pure function of (seed, global index), noise of (seed, number of the rollout), so that any number
-    of ranks asks and answers the same; with `epochs` above 1 a step's rollouts are learned from that many times. `last`
-    holds what to record of the newest rollouts.
+    of ranks asks and answers the same. Each rank answers its share of the prompts; where bits must not depend on the
+    ranks (`exact`) each answers all, because a matrix product may round differently in another batch. With `epochs`
+    above 1 a step's rollouts are learned from that many times. `last` holds what to record of the newest rollouts.
     """
 
-    def __init__(self, engine: Engine, table: RLTable, seed: int, micro_rows: int, world: World) -> None:
-        self.engine, self.table, self.seed, self.world = engine, table, seed, world
+    def __init__(
+        self, engine: Engine, table: RLTable, seed: int, micro_rows: int, world: World, exact: bool = False
+    ) -> None:
+        self.engine, self.table, self.seed, self.world, self.exact = engine, table, seed, world, exact
         self.micro_rows, self.step = micro_rows, 0
         self.names = sorted(name for name, weight in table.tasks.items() if weight > 0)
         self.cycle = Cycle.of([table.tasks[name] for name in self.names])
-        self.held: list[Batch] = []
+        self.held: list[Batch] = []  # of all ranks
         self.last: dict[str, float] = {}
         self.reference: Transformer | None = copy.deepcopy(engine.source) if table.kl > 0 else None
 
@@ -112,45 +125,57 @@ class Rollouts:
         return get(self.names[source]).practice(place, self.seed)
 
     def next(self) -> list[Batch]:
-        """The micro-batches of the next step."""
+        """This rank's micro-batches of the next step."""
         if self.step % self.table.epochs == 0:
             self.held = self._sample(self.step // self.table.epochs)
         self.step += 1
-        return self.held
+        return [self._with_reference(batch) for batch in self.held[self.world.rank :: self.world.size]]
 
     def _sample(self, round_: int) -> list[Batch]:
-        table, tokenizer = self.table, self.engine.tokenizer
-        first = round_ * table.prompts
-        mine = range(first + self.world.rank, first + table.prompts, self.world.size)
-        questions = [self.question(index) for index in mine]
-        prompts = [prompt_ids(tokenizer, q) for q in questions for _ in range(table.group)]
-        numbers = [
-            index * table.group + k for index in mine for k in range(table.group)
-        ]  # the same on any number of ranks
-        sampling = Sampling(temperature=table.temperature, max_tokens=table.max_tokens, seed=self.seed)
-        self.engine.refresh()
-        answers = self.engine.generate(prompts, sampling, rows=len(prompts), numbers=numbers)
-        rewards = np.array(
-            [
-                get(q.task).score(q, final_text(tokenizer, answers[i * table.group + k].tokens))
-                for i, q in enumerate(questions)
-                for k in range(table.group)
-            ],
-            dtype=np.float32,
-        ).reshape(len(questions), table.group)
-        worth = advantages(rewards, table.advantage).reshape(-1)
+        """The micro-batches of all ranks, packed by each of them out of everybody's rollouts."""
+        prompts = range(round_ * self.table.prompts, (round_ + 1) * self.table.prompts)
+        everybody = self.exact or self.world.size == 1
+        answered = self._answer(prompts if everybody else prompts[self.world.rank :: self.world.size])
+        if not everybody:
+            answered = sorted((one for part in self.world.gather(answered) for one in part), key=lambda a: a.index)
+        rewards = np.stack([one.rewards for one in answered])  # (prompts, group)
+        worth = advantages(rewards, self.table.advantage)
+        answers = [answer for one in answered for answer in one.answers]
         rollouts = [
-            Rollout.of(p, a, float(w)) for p, a, w in zip(prompts, answers, worth, strict=True) if w != 0 and a.tokens
+            Rollout.of(one.prompt, answer, float(w))
+            for one, row in zip(answered, worth, strict=True)
+            for answer, w in zip(one.answers, row, strict=True)
+            if w != 0 and answer.tokens
         ]
         self.last = {
             "reward": float(rewards.mean()),
             "pass_at_group": float((rewards.max(1) > 0).mean()),
             "groups_with_signal": float((rewards.std(1) > 0).mean()),
-            "length": float(np.mean([len(a.tokens) for a in answers])),
+            "length": float(np.mean([len(answer.tokens) for answer in answers])),
         }
         context = self.engine.source.config.context
-        batches = to_batches(rollouts, context, self.micro_rows, tokenizer.bos) if rollouts else [self._empty(context)]
-        return [self._with_reference(batch) for batch in batches]
+        bos = self.engine.tokenizer.bos
+        return to_batches(rollouts, context, self.micro_rows, bos) if rollouts else [self._empty(context)]
+
+    def _answer(self, indices: Sequence[int]) -> list[Answered]:
+        """Ask, answer and score prompts by number; nothing depends on which rank does it, up to rounding."""
+        table, tokenizer = self.table, self.engine.tokenizer
+        questions = [self.question(index) for index in indices]
+        prompts = [prompt_ids(tokenizer, question) for question in questions]
+        sampling = Sampling(temperature=table.temperature, max_tokens=table.max_tokens, seed=self.seed)
+        self.engine.refresh()
+        completions = self.engine.generate(
+            [prompt for prompt in prompts for _ in range(table.group)],
+            sampling,
+            rows=max(1, len(prompts) * table.group),
+            numbers=[index * table.group + k for index in indices for k in range(table.group)],
+        )
+        answered = []
+        for i, (index, question) in enumerate(zip(indices, questions, strict=True)):
+            answers = completions[i * table.group : (i + 1) * table.group]
+            scores = [get(question.task).score(question, final_text(tokenizer, a.tokens)) for a in answers]
+            answered.append(Answered(index, prompts[i], answers, np.array(scores, dtype=np.float32)))
+        return answered
 
     def _empty(self, context: int) -> Batch:
         """A micro-batch without targets: every group agreed, there is nothing to learn from."""
@@ -159,11 +184,12 @@ class Rollouts:
 
     @torch.no_grad()
     def _with_reference(self, batch: Batch) -> Batch:
-        if self.reference is not None:
-            model = self.reference
-            batch = batch.to(model.head.weight.device)
-            hidden = model(batch.tokens, batch.documents)
-            batch.reference_logprobs = target_logprobs(hidden, model.head.weight, batch.targets, model.config.softcap)
+        """The batch with the reference's log-probabilities, computed once where the divergence is wanted."""
+        if self.reference is None or batch.reference_logprobs is not None:
+            return batch
+        model, here = self.reference, batch.to(self.reference.head.weight.device)
+        hidden = model(here.tokens, here.documents)
+        batch.reference_logprobs = target_logprobs(hidden, model.head.weight, here.targets, model.config.softcap)
         return batch
 
     def state_dict(self) -> dict:

@@ -47,17 +47,20 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
         return False
     before = parent(recipe, name, run_dir)
     world = World.start(recipe.run.device)
-    setup = set_up(recipe.run, world.device)
-    begin_run(recipe, run_dir, world)
-    if resume == "never" and world.is_main:
-        shutil.rmtree(stage_dir, ignore_errors=True)
+    setup = set_up(recipe.run, world)
+    with world.main_first():
+        if world.is_main:
+            begin_run(recipe, run_dir)
+            if resume == "never":
+                shutil.rmtree(stage_dir, ignore_errors=True)
     passed_over: list[str] = []
     saved = checkpoint.latest(stage_dir / "checkpoints", warn=passed_over.append) if resume == "auto" else None
     with Recorder(stage_dir, name, 0, quiet=quiet, sinks=recipe.run.sinks, active=world.is_main) as recorder:
         for line in (*passed_over, f"{name}: {setup.sentence}"):
             recorder.notice(line)
         preparer = Preparer(recipe, run_dir, recorder.notice)
-        tokenizer = preparer.tokenizer()
+        with world.main_first():
+            tokenizer = preparer.tokenizer()
         source = saved or before
         loaded = checkpoint.load(source) if source else None
         config = (
@@ -69,8 +72,10 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
         else:
             model.initialize(recipe.seed)
         engine = Engine(model, tokenizer, dtype=setup.dtype)
-        context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer)
-        stage = BUILDERS[name](name, context)
+        micro_batch = loaded.state.get("micro_batch") if saved else None
+        context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, micro_batch)
+        with world.main_first():
+            stage = BUILDERS[name](name, context)
         optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
         start = 0
         torch.manual_seed(recipe.seed)
@@ -90,10 +95,8 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
     return True
 
 
-def begin_run(recipe: Recipe, run_dir: Path, world: World) -> None:
+def begin_run(recipe: Recipe, run_dir: Path) -> None:
     """Write the resolved recipe and the environment into the run directory, once."""
-    if not world.is_main:
-        return
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
     write_json(run_dir / "environment.json", environment())
@@ -122,12 +125,20 @@ def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer) -
 
 
 def saver(stage: Stage, optimizer: Optimizer, context: Context):
-    """The function that saves everything needed to go on after `step` finished steps."""
+    """The function that saves everything needed to go on after `step` finished steps.
+
+    Every rank takes part: optimizer state comes from where it is owned; the main rank writes, and the others go on when
+    the checkpoint stands.
+    """
     directory = context.run_dir / stage.name / "checkpoints"
 
     def save(step: int) -> None:
-        if not context.world.is_main:
-            return
+        moments = optimizer.tensors()
+        with context.world.main_first():
+            if context.world.is_main:
+                write(step, moments)
+
+    def write(step: int, moments: dict) -> None:
         state = {
             "stage": stage.name,
             "step": step,
@@ -135,10 +146,11 @@ def saver(stage: Stage, optimizer: Optimizer, context: Context):
             "model": context.model.config.to_dict(),
             "recipe": dump_toml(context.recipe),
             "tokenizer": context.tokenizer.fingerprint(),
+            "micro_batch": stage.micro_batch,
         }
         tensors = {
             "model": context.model.state_dict(),
-            "optimizer": optimizer.tensors(),
+            "optimizer": moments,
             "random": checkpoint.random_state(context.world.device),
         }
         files = {"tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json"}

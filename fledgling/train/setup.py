@@ -17,6 +17,7 @@ from fledgling.config import RunTable, UserError
 from fledgling.model.config import ModelConfig
 from fledgling.model.logprob import compile_kernels
 from fledgling.model.transformer import Transformer
+from fledgling.world import World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,10 +37,12 @@ class Setup:
         return f"{str(self.dtype).removeprefix('torch.')}, {how}, peak {self.peak_flops / 1e9:,.0f} GFLOP/s measured"
 
 
-def set_up(table: RunTable, device: torch.device) -> Setup:
-    """Fix threads and allocator, choose dtype and compiler as [run] says, and measure the peak."""
+def set_up(table: RunTable, world: World) -> Setup:
+    """Fix threads (the ranks of a machine share its cores) and allocator, choose dtype and compiler as [run] says, and
+    measure the peak."""
+    device = world.device
     if device.type == "cpu":
-        torch.set_num_threads(table.threads or os.cpu_count() or 1)
+        torch.set_num_threads(table.threads or max(1, (os.cpu_count() or 1) // world.local_size))
         keep_freed_memory()
     dtype = DTYPES[table.dtype] if table.dtype != "auto" else fastest_dtype(device)
     compiled = can_compile(table.compile, device)

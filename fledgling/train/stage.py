@@ -54,7 +54,8 @@ class Stage:
     """One stage of training.
 
     steps: known before it starts. batches: see Stream. loss(model, batch): the SUM over the batch's targets.
-    schedule(progress in [0, 1)): multiplier of every rate. extra(): values to record beside the loss (RL's reward).
+    schedule(progress in [0, 1)): multiplier of every rate. micro_batch: rows of one batch, kept on resume.
+    extra(): values to record beside the loss (RL's reward).
     """
 
     name: str
@@ -64,4 +65,5 @@ class Stage:
     schedule: Callable[[float], float]
     evals: tuple[Eval, ...] = ()
     save_every: int = 0
+    micro_batch: int = 0
     extra: Callable[[], dict] = field(default=dict)

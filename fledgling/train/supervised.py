@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fledgling.config import Recipe, StageTable, UserError
+from fledgling.config import Recipe, RLTable, StageTable, UserError
 from fledgling.data.shards import TokenShard
 from fledgling.data.split import compressed_bits_per_byte
 from fledgling.data.stream import MixtureStream, RowSource
@@ -47,6 +47,7 @@ class Context:
     engine: Engine
     recorder: Recorder
     preparer: Preparer
+    micro_batch: int | None = None  # of the checkpoint that is gone on from
 
 
 def build(name: str, context: Context) -> Stage:
@@ -55,7 +56,13 @@ def build(name: str, context: Context) -> Stage:
     batch_tokens, steps = _length(name, table, context)
     row = context.recipe.model.context
     rows = batch_tokens // row
-    micro = min(table.micro_batch or max(1, MICRO_TOKENS // row), rows // context.world.size or 1)
+    micro = micro_batch(table, context)
+    if rows // context.world.size < micro:
+        micro = rows // context.world.size or 1
+        context.recorder.notice(
+            f"{name}: micro-batches of {micro} rows, so that each of {context.world.size} ranks has one; "
+            f"set {name}.micro_batch={micro} for the same bits on other numbers of ranks"
+        )
     sources, validation = _sources(name, table, context, batch_tokens * steps)
     stream = MixtureStream(
         sources,
@@ -78,7 +85,14 @@ def build(name: str, context: Context) -> Stage:
         schedule=partial(trapezoid, steps=steps, warmup=table.warmup, decay=table.decay, final=table.final),
         evals=measured,
         save_every=table.save_every,
+        micro_batch=micro,
     )
+
+
+def micro_batch(table: StageTable | RLTable, context: Context) -> int:
+    """Rows of one forward/backward: the table's, or what is usual; a run that goes on keeps those it had, or fewer."""
+    wanted = table.micro_batch or max(1, MICRO_TOKENS // context.recipe.model.context)
+    return min(wanted, context.micro_batch or wanted)
 
 
 def mixed_with(table: StageTable) -> str | None:

@@ -30,6 +30,8 @@ TORCH_FREE = (
     "model.config",
     "data.corpus",
     "data.sources",
+    "optim.layout",
+    "optim.groups",
 )
 LONGEST = 400
 

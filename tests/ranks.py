@@ -1,0 +1,41 @@
+"""Several ranks on one machine: a function run in `size` gloo processes of one thread each, spawned once."""
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as mp
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def on_ranks(size, function, *args):
+    """[function(*args) on rank 0, on rank 1, ...]; the function makes its own World."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank, args=(size, port, folder, function, args), nprocs=size)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def _rank(rank, size, port, folder, function, args):
+    values = (rank, size, rank, size, "127.0.0.1", port)
+    os.environ.update(zip(VARIABLES, map(str, values), strict=True))
+    torch.set_num_threads(1)
+    torch.save(function(*args), Path(folder) / f"{rank}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class one_thread:  # noqa: N801 - reads as what it is: `with one_thread():`
+    """Within it this process computes on one thread, as each of several ranks does."""
+
+    def __enter__(self):
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_):
+        torch.set_num_threads(self.before)
