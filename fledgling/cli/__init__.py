@@ -29,6 +29,7 @@ VERBS = {
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft or rl."),
     "eval": ("app", "Measure a checkpoint: bpb, chat."),
     "chat": ("chat", "Talk with a checkpoint."),
+    "serve": ("serve", "A checkpoint behind the API that OpenAI clients speak, and a page to talk to it."),
     "report": ("report", "A run directory as one self-contained page."),
     "bench": ("app", "Speed, each figure beside its physical limit on this machine."),
     "config": ("app", "List recipes, and show one with everything resolved: list, show."),

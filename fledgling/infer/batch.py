@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fledgling.infer.sample import WORD, Sampling, sample, uniform
+from fledgling.infer.sample import WORD, Sampling, adjust, sample, uniform
 from fledgling.infer.tools import ToolState
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Ticket:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.forced: list[bool] = []
+        self.alternatives: list[list[tuple[int, float]]] = []  # of each token, where the sampling asks for them
         self.pending: deque[int] = deque()  # tokens that must come next
         self.tools = ToolState(engine.tokenizer, engine.tool) if tools and engine.can_call else None
         self.stops = engine.stops.union(sampling.stop)
@@ -90,12 +91,20 @@ def draw(logits: Tensor, tickets: Sequence[Ticket]) -> None:
     requests = np.array([ticket.index for ticket in tickets], np.uint64)
     positions = np.array([len(ticket.tokens) for ticket in tickets], np.uint64)
     noise = torch.from_numpy(uniform(seeds, requests, positions)).to(logits.device, non_blocking=True)
+    for row, ticket in enumerate(tickets):
+        if ticket.sampling.bias or ticket.sampling.repetition != 1:
+            adjust(logits[row], ticket.sampling, [*ticket.prompt, *ticket.tokens])
     kinds: dict[int, list[int]] = {}  # rows by how they are drawn: most often all in one way
     for row, ticket in enumerate(tickets):
         kinds.setdefault(id(ticket.sampling), []).append(row)
     for rows in kinds.values():
         part = slice(None) if len(rows) == len(tickets) else torch.tensor(rows, device=logits.device)
-        ids, logprobs = sample(logits[part], tickets[rows[0]].sampling, noise[part])
+        sampling = tickets[rows[0]].sampling
+        ids, logprobs = sample(logits[part], sampling, noise[part])
+        if sampling.alternatives:
+            likeliest = logits[part].float().log_softmax(-1).topk(sampling.alternatives)
+            for row, values, tokens in zip(rows, likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
+                tickets[row].alternatives.append(list(zip(tokens, values, strict=True)))
         for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
             tickets[row].take(token, logprob)
 

@@ -12,6 +12,7 @@ B rows, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,9 @@ class Sampling:
     max_tokens: int = 128  # length of the answer, tool output and stop token included
     seed: int = 0
     stop: tuple[int, ...] = ()  # token ids that end the answer, beside the engine's own
+    repetition: float = 1.0  # above 1: tokens of the prompt and the answer so far become less likely (arXiv 1909.05858)
+    bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+    alternatives: int = 0  # so many most likely tokens are reported beside each drawn one
 
     def __post_init__(self) -> None:
         expected = {
@@ -43,10 +47,27 @@ class Sampling:
             "top_p": (0 < self.top_p <= 1, "a share in (0, 1]"),
             "min_p": (0 <= self.min_p <= 1, "a share in [0, 1]"),
             "max_tokens": (self.max_tokens >= 1, "1 or more"),
+            "repetition": (0 < self.repetition < math.inf, "a finite number above 0 (1: no penalty)"),
+            "bias": (all(math.isfinite(value) for _, value in self.bias), "finite numbers"),
+            "alternatives": (self.alternatives >= 0, "0 or more"),
         }
         for name, (holds, wanted) in expected.items():
             if not holds:
                 raise UserError(f"{name} = {getattr(self, name)}: expected {wanted}")
+
+
+def adjust(logits: Tensor, sampling: Sampling, seen: Sequence[int]) -> None:
+    """Apply bias and repetition penalty to one row of logits (V,), in place; `seen` are the row's tokens so far.
+
+    The penalty divides positive logits and multiplies negative ones by `sampling.repetition` (Keskar et al. 2019, CTRL,
+    arXiv 1909.05858, section 4.1).
+    """
+    if sampling.repetition != 1 and seen:
+        ids = torch.tensor(sorted(set(seen)), device=logits.device)
+        found = logits[ids]
+        logits[ids] = torch.where(found > 0, found / sampling.repetition, found * sampling.repetition)
+    for token, value in sampling.bias:
+        logits[token] += value
 
 
 def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,40 @@ class TextStream:
         return text
 
 
+class StopText:
+    """Watches a text as it grows for strings that end it: `push` gives what may be shown already.
+
+    What could be the beginning of a stop string waits until it is one or is not; the stop string itself is never shown.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = [stop for stop in stops if stop]
+        self.waiting = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The text that is safe to show after `text` came; sets `stopped` when a stop string is complete."""
+        self.waiting += text
+        found = [place for stop in self.stops if (place := self.waiting.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self.waiting = self.waiting[: min(found)], ""
+            return shown
+        keep = max((_overlap(self.waiting, stop) for stop in self.stops), default=0)
+        shown, self.waiting = self.waiting[: len(self.waiting) - keep], self.waiting[len(self.waiting) - keep :]
+        return shown
+
+    def finish(self) -> str:
+        """What was still waiting: it ended without becoming a stop string."""
+        shown, self.waiting = self.waiting, ""
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, and not all of it."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+
+
 @dataclass(frozen=True)
 class Piece:
     """A stretch of an answer's text; the kinds are those of a conversation's parts."""

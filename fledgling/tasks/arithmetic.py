@@ -14,7 +14,7 @@ import re
 from functools import lru_cache
 
 from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, held_out
-from fledgling.tasks.wording import dress, expand
+from fledgling.tasks.wording import dress, expand, thing
 
 # In a template the expression is always {a} op {b}; a template with {b} before {a} is a reversal.
 _NOUN_PHRASES = {
@@ -145,44 +145,44 @@ _ABOUT_GERUND = (
     "[what does|what will|how much does] # [give|make|yield]?",
     "# [gives|yields|makes|brings|leads to|means] [|what|which number]?",
 )
-_THINGS = "[apples|books|coins|marbles|eggs|cards|stamps|pens|cookies|dollars|points|stones]"
+# Small stories; {thing} stands for whatever is counted.
+_HAS = "[i have|we have|you have|tom has|anna has|she has|he has|there are|the shop has|our team has]"
+_HOW_MANY = "[how many in total|how many in all|how many are there|how many together|what is the total]"
+_FIRST = "[there were|we saw|he counted|it had|the jar had|a box had] {a} {thing}[, then|; later|. then|. after that]"
+_HOW_MANY_LEFT = "[how many are left|how many remain|what is left|what remains|how many now]"
 _STORIES = {
     "+": (
-        f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} {_THINGS} and "
-        "[get|buy|find|receive] {b} more. [how many in total|how many now|how many are there]?",
-        f"{{a}} {_THINGS} [and|plus|with] {{b}} [more|others], [how many in all|how many together|what is the total]?",
+        f"{_HAS} {{a}} {{thing}} and [get|buy|find|receive|make|collect|win] {{b}} more. {_HOW_MANY}?",
+        f"{{a}} {{thing}} [and|plus|with] {{b}} [more|others|{{thing}}], {_HOW_MANY}?",
+        f"{_FIRST} {{b}} "
+        "[more came|more were added|were put in|joined|came on top|were brought]. [how many now|how many are there]?",
+        f"[one|the first] [box|bag|team|day] [has|had|gives] {{a}} {{thing}}, [the other|the next] {{b}}. {_HOW_MANY}?",
+        f"[after|when] [putting|throwing|pouring|joining] {{a}} {{thing}} [to|in with] the {{b}}, {_HOW_MANY}?",
+        f"[suppose|say|think] [i|you|we|somebody] [put|lay] {{a}} {{thing}} and {{b}} {{thing}} together, {_HOW_MANY}?",
+        "[it grows|it goes up|it rises|he climbs|she moves up] from {a} by {b}, [what is it now|where does it end]?",
     ),
     "-": (
-        f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} {_THINGS} and "
-        "[lose|give away|sell|eat|spend] {b}. [how many are left|how many remain|what is left]?",
-        f"{{b}} of {{a}} {_THINGS} are [gone|sold|lost], [how many are left|how many remain]?",
+        f"{_HAS} {{a}} {{thing}} and [lose|give away|sell|eat|spend|drop|break] {{b}}. {_HOW_MANY_LEFT}?",
+        f"{{b}} of [|the |my |our ]{{a}} {{thing}} are [gone|sold|lost|taken|broken|eaten], {_HOW_MANY_LEFT}?",
+        f"{_FIRST} {{b}} [left|went away|were taken out|were removed|were sold|fell out]. {_HOW_MANY_LEFT}?",
+        f"[take|pick|carry|throw] {{b}} {{thing}} [away from|off|from] [the|my|these] {{a}}, {_HOW_MANY_LEFT}?",
+        f"[pay|spend|use|give away] {{b}} [of|from] [|the |my |our ]{{a}} {{thing}}, {_HOW_MANY_LEFT}?",
+        f"from {{a}} {{thing}} {{b}} [are|were] [sold|used|lost|taken], {_HOW_MANY_LEFT}?",
+        "[i have|tom has|she has|one team has] {a} {thing}, [you have|anna has|the other has] {b}. "
+        "how many more [is that|are there|do i have]?",
+        "how much [more|larger|greater|higher|longer|older|heavier] is {a} than {b}?",
+        "{a} is how much [more|larger|greater|higher|longer|older|heavier] than {b}?",
+        "how [many|much] more [|{thing} ][are|is|makes] {a} than {b}?",
+        "[it sinks|it goes down|it falls|he climbs down] from {a} by {b}, [what is it now|where does it end]?",
     ),
     "*": (
-        f"[i have|tom has|she has|there are|we had|anna has|you have] {{a}} "
-        f"[bags|boxes] with {{b}} {_THINGS} each. [how many in total|how many in all|how many are there]?",
-        f"{{a}} [people|children] with {{b}} {_THINGS} each, [how many in all|how many together]?",
-    ),
-}
-# One number seen from the other: comparisons and steps, which name no operation at all.
-_RELATIONS = {
-    "+": (
-        "[which number is|what is|what number is] {b} [more|greater|larger|higher] than {a}?",
-        "[what|which number] comes {b} [after|past|above] {a}?",
-        "[go|move|step|count] [up |][from|on from] {a} by {b}, [where am i|what do i reach|where do i end]?",
-    ),
-    "-": (
-        "how much [more|larger|greater|higher] is {a} than {b}?",
-        "{a} is how much [more|larger|greater|higher] than {b}?",
-        "[which number is|what is|what number is] {b} [fewer|smaller|lower] than {a}?",
-        "[what|which number] comes {b} [before|below|under] {a}?",
-        "how [far|much] is {b} [below|under|short of] {a}?",
-        "the [gap|distance|step] from {b} [up to|to] {a}",
-        "how much [is missing|do i need|is needed] [to come|to get|to go] from {b} to {a}?",
-    ),
-    "*": (
-        "[which number is|what is|what number is] {b} times as [much|many|large|high] as {a}?",
-        "[which number is|what is|how much is] {a} [taken|counted|written] {b} times?",
-        "{a} [for each|for every one] of {b}, [how much|how many|what] [is that|does it make|in all]?",
+        f"{_HAS} {{a}} [bags|boxes|packs|rows|shelves] [with|of] {{b}} {{thing}} each. {_HOW_MANY}?",
+        f"{{a}} [people|children|players|workers] with {{b}} {{thing}} each, {_HOW_MANY}?",
+        f"each of [|the ]{{a}} [boxes|rooms|tables|cars|trees] [has|holds|gets|takes] {{b}} {{thing}}. {_HOW_MANY}?",
+        f"{{a}} times [i|we|you|she] [get|buy|find|add|take] {{b}} {{thing}}, {_HOW_MANY}?",
+        f"[count|take|lay down|add up] {{a}} {{thing}} {{b}} times, {_HOW_MANY}?",
+        "[one|a] [book|ball|cake] costs {a} {thing}, [what do|how much do|how many do] {b} [cost|make|come to]?",
+        "[a|the] [wall|floor|sheet|yard] [is|measures] {a} by {b}, [what is the area|how large is it]?",
     ),
 }
 _PRACTICE = {
@@ -276,7 +276,7 @@ _VALUE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a 
 
 @lru_cache(maxsize=1)
 def _families() -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Return the training cores of each operation, in families that are drawn with equal weight."""
+    """Return the training cores of each operation, in families of equal weight: a third or so of them stories."""
     families = {}
     for sign in _VALUE:
         nouns, verbs = expand(*_NOUN_PHRASES[sign]), expand(*_VERB_PHRASES[sign])
@@ -287,8 +287,10 @@ def _families() -> dict[str, tuple[tuple[str, ...], ...]]:
             *(frame.replace("#", _THEM[sign]) for frame in _NUMBERS_FIRST),
             *(frame.replace("#", word) for frame, word in zip(_OPERATION_FIRST, _OPERATION[sign], strict=True)),
         )
-        short, stories, relations = (*nouns, *verbs), expand(*_STORIES[sign]), expand(*_RELATIONS[sign])
-        families[sign] = (tuple(about), tuple(about), tuple(told), gerunds, split, split, short, stories, relations)
+        short = (*nouns, *verbs)
+        stories = tuple(expand(story) for story in _STORIES[sign])
+        plain = (tuple(about), tuple(about), tuple(told), gerunds, split, split, short)
+        families[sign] = (*plain, *plain, *stories)
     return families
 
 
@@ -327,7 +329,8 @@ def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
     else:
         core = template = rng.choice(rng.choice(_practice()[sign]) if which == PRACTICE else _UNSEEN[sign])
     facts = {"wording": core, "sign": sign, "a": a, "b": b}
-    return Question("arithmetic", template.format(a=a, b=b), str(_VALUE[sign](a, b)), facts)
+    prompt = template.format(a=a, b=b, thing=thing(rng))
+    return Question("arithmetic", prompt, str(_VALUE[sign](a, b)), facts)
 
 
 def _reply(question: Question) -> list[dict]:

@@ -30,6 +30,15 @@ island coffee jacket mountain pencil rabbit school engine candle bottle village 
 bridge story clock puppy ladder movie castle sandwich planet hammer picnic library tomato ocean blanket
 """
 NOUNS = tuple(_NOUNS_TEXT.split())
+_THINGS_TEXT = """
+apples books coins marbles eggs cards stamps pens cookies dollars points stones pages tickets chairs birds cows
+trees flowers boxes cars seats votes kilos miles cents euros songs files photos bricks tiles plates cups bottles
+keys rings stars fish cats dogs bees nuts plums beans loaves shirts socks hats toys balls kites boats wheels
+ropes nails hours days weeks metres grams friends guests visitors members pupils horses ducks seeds sticks
+shells
+"""
+_PLURALS = tuple(_THINGS_TEXT.split())  # what is counted, bought and lost in stories
+THINGS = frozenset(_PLURALS)
 # Words that people put anywhere; they mean nothing here, and `plain_words` drops them.
 _FILLERS_TEXT = "just really exactly actually maybe perhaps again today here now um quickly simply kindly"
 FILLERS = tuple(_FILLERS_TEXT.split())
@@ -136,6 +145,11 @@ def dress(core: str, rng: random.Random) -> str:
     return f"{opening}{core}{end or '.'} {capital(closing) if tidy else closing}{rng.choice(('.', '!', ''))}"
 
 
+def thing(rng: random.Random) -> str:
+    """Return something to be counted: a plural, or now and then any word, which makes no sense."""
+    return rng.choice(_PLURALS) if rng.random() < 0.75 else rng.choice(real_words(False, 10))
+
+
 def _story(rng: random.Random) -> str:
     """Return a small sentence about something; the something is a noun, or any word, which makes no sense."""
     noun = rng.choice(NOUNS) if rng.random() < 0.5 else rng.choice(real_words(False, 10))
@@ -152,15 +166,15 @@ def _hesitate(core: str, rng: random.Random) -> str:
 
 
 def plain_words(template: str) -> str:
-    """Return the words, slots and signs of `template` in lower case, one space apart, fillers left out."""
+    """Return the words, slots and signs of `template` in lower case; fillers left out, things a slot."""
     words = re.findall(r"\{\w+\}|[a-z0-9]+|[+*=]", template.lower().replace("'", ""))
-    return " ".join(word for word in words if word not in FILLERS)
+    return " ".join("{thing}" if word in THINGS else word for word in words if word not in FILLERS)
 
 
 @lru_cache(maxsize=1)
 def _around() -> tuple[frozenset[str], re.Pattern[str], frozenset[str]]:
     """Return the plain words of the openings, a pattern of the stories, and those of the closings."""
-    story = "|".join(plain_words(story).replace("{noun}", r"\w+") for story in stories())
+    story = "|".join(plain_words(story).replace("{noun}", r"(?:\w+|\{thing\})") for story in stories())
     openings = frozenset({""} | {plain_words(lead) for lead in leads()})
     return openings, re.compile(story), frozenset({""} | {plain_words(closing) for closing in closings()})
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledgling.config import UserError
-from fledgling.infer.sample import Sampling, sample, uniform
+from fledgling.infer.sample import Sampling, adjust, sample, uniform
 
 
 def even(count: int) -> torch.Tensor:
@@ -100,3 +100,9 @@ def test_the_largest_noise_still_draws_a_possible_token() -> None:
 def test_impossible_settings_are_named(wrong) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+def test_a_penalty_lowers_what_was_said_and_a_bias_adds():
+    logits = torch.tensor([2.0, -2.0, 3.0, -3.0])
+    adjust(logits, Sampling(repetition=2.0, bias=((3, 10.0),)), [1, 0, 0])
+    assert logits.tolist() == [1.0, -4.0, 3.0, 7.0]

@@ -8,7 +8,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.infer.stream import AnswerStream, Piece, TextStream, answer_parts, final_text
+from fledgling.infer.stream import AnswerStream, Piece, StopText, TextStream, answer_parts, final_text
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
@@ -65,3 +65,19 @@ def test_a_control_token_ends_a_broken_character(tokenizer) -> None:
     stream = AnswerStream(tokenizer)
     assert stream.push(0xC3) == []
     assert stream.push(tokenizer.python_start) == [Piece("text", "\ufffd")]
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.randoms())
+def test_stop_strings_cut_where_the_whole_text_would_be_cut(text, stops, random):
+    """However the text arrives, what is shown ends where the first stop string of the whole text begins."""
+    watch, shown, rest = StopText(stops), "", text
+    while rest and not watch.stopped:
+        size = random.randint(1, len(rest))
+        shown, rest = shown + watch.push(rest[:size]), rest[size:]
+    shown += "" if watch.stopped else watch.finish()
+    ends = [text.index(stop) + len(stop) for stop in stops if stop in text]
+    if not ends:
+        assert shown == text and not watch.stopped
+    else:  # the stop string that is complete first, or one that came in the same piece and begins earlier
+        assert watch.stopped and text.startswith(shown) and any(text[len(shown) :].startswith(stop) for stop in stops)
+        assert not any(stop in shown for stop in stops)

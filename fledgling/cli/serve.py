@@ -1,0 +1,110 @@
+"""`fledgling serve`: a checkpoint behind OpenAI's HTTP API, and a page to talk to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from fledgling.config import UserError
+
+
+def serve(
+    checkpoint: Path,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: str | None = None,
+    name: str | None = None,
+    rows: int = 32,
+    queue: int = 64,
+    device: str = "auto",
+) -> int:
+    """Serve a checkpoint: http://127.0.0.1:8000 is a page to talk to it, /v1 speaks OpenAI's API.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory; of a run, what its last finished stage left.
+    host
+        The address to listen on. Any but loopback needs a key.
+    port
+        0 takes a free one and prints it.
+    key
+        What clients must send as a bearer key; default FLEDGLING_KEY.
+    name
+        The model's name in the API; default the run's.
+    rows
+        Answers decoded at once, in one batch.
+    queue
+        Requests waiting or under way before new ones are turned away with 429.
+    device
+        auto, cpu, cuda or mps.
+    """
+    key = key or os.environ.get("FLEDGLING_KEY") or None
+    local = host in ("127.0.0.1", "localhost", "::1")
+    if not local and key is None:
+        raise UserError(f"--host {host} is reachable from outside: give --key KEY (or FLEDGLING_KEY), or use 127.0.0.1")
+    if key is not None and not re.fullmatch(r"[!-~]{8,}", key):
+        raise UserError("the key: expected at least 8 visible ASCII characters")
+    if not 0 <= port < 65536 or rows < 1 or queue < 1:
+        raise UserError(f"--port {port} --rows {rows} --queue {queue}: expected a port up to 65535 and counts from 1")
+    import torch
+    import uvicorn
+
+    from fledgling.infer.engine import Engine
+    from fledgling.serve.app import make_app
+    from fledgling.serve.service import LOOPBACK, Service
+    from fledgling.serve.worker import Worker
+    from fledgling.train.checkpoint import load_model
+    from fledgling.world import choose_device
+
+    place = torch.device(choose_device(device))
+    model, tokenizer, state = load_model(checkpoint, place)
+    missing = [token for token in ("<|user_start|>", "<|assistant_end|>") if token not in tokenizer.special]
+    if missing:
+        raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
+    engine = Engine(model, tokenizer, dtype=torch.bfloat16 if place.type == "cuda" else None)
+    service = Service(
+        worker=Worker(engine, rows, queue),
+        tokenizer=tokenizer,
+        model=name or _name(checkpoint, state),
+        created=int(time.time()),
+        key=key,
+        hosts=LOOPBACK if local else None,
+    )
+    listener = _listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{listener.getsockname()[1]}", flush=True)
+    print(f"serving {service.model}, {rows} answers at once; Ctrl-C ends it", file=sys.stderr)
+    settings = uvicorn.Config(
+        make_app(service), log_level="warning", timeout_keep_alive=30, limit_concurrency=4 * queue + 64, lifespan="off"
+    )
+    uvicorn.Server(settings).run(sockets=[listener])
+    service.worker.close()
+    return 0
+
+
+def _name(checkpoint: Path, state: dict) -> str:
+    """The run's name in the recipe it was trained by, else the directory's."""
+    found = re.search(r'^name = "([^"]+)"', str(state.get("recipe", "")), re.MULTILINE)
+    return found[1] if found else Path(checkpoint).resolve().name
+
+
+def _listen(host: str, port: int):
+    """A listening socket; raises UserError for an address that cannot be had."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(256)
+    except OSError as problem:
+        listener.close()
+        raise UserError(f"cannot listen on {host}:{port}: {os.strerror(problem.errno or 0)}; try --port 0") from None
+    return listener

@@ -1,0 +1,111 @@
+"""What goes back: events of the worker as OpenAI's bodies, whole or as a stream of chunks.
+
+The one idea: text and tokens are told apart. `content` is the prose of an answer; calls of the tool and what it said
+travel beside it in `parts`, so that a client which knows only OpenAI's fields shows a clean answer, and the page shows
+everything.
+
+B choices; logprobs are natural logarithms.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fledgling.infer.stream import Piece
+from fledgling.serve.worker import Done, Drawn, Event
+from fledgling.text.tokenizer import Tokenizer
+
+REASONS = {"stop": "stop", "length": "length", "context": "length", "error": "stop"}
+
+
+@dataclass
+class Answer:
+    """One choice as it has been said so far."""
+
+    parts: list[Piece] = field(default_factory=list)
+    drawn: list[Drawn] = field(default_factory=list)
+    reason: str | None = None
+
+    def take(self, event: Event) -> None:
+        """Append what is new, or note why it ended."""
+        if isinstance(event, Done):
+            self.reason = event.reason
+            return
+        self.drawn += event.drawn
+        for piece in event.pieces:
+            if self.parts and self.parts[-1].kind == piece.kind:
+                self.parts[-1] = Piece(piece.kind, self.parts[-1].text + piece.text)
+            else:
+                self.parts.append(piece)
+
+    @property
+    def content(self) -> str:
+        """The prose."""
+        return prose(self.parts)
+
+
+def prose(pieces: Iterable[Piece]) -> str:
+    """The text of an answer, without calls and their outputs."""
+    return "".join(piece.text for piece in pieces if piece.kind == "text")
+
+
+def as_parts(pieces: Iterable[Piece]) -> list[dict[str, str]]:
+    """Pieces as parts of a message."""
+    return [{"type": piece.kind, "text": piece.text} for piece in pieces]
+
+
+def usage(prompt: int, answers: int) -> dict[str, int]:
+    """Tokens of the prompt (counted once for each) and of all answers, tool output included."""
+    return {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers}
+
+
+def _shown(tokenizer: Tokenizer, token: int) -> dict[str, Any]:
+    raw = tokenizer.token_bytes[token]
+    if not raw:  # a control token stands for no bytes; it is named
+        raw = next((name for name, number in tokenizer.special.items() if number == token), "").encode()
+    return {"token": raw.decode("utf-8", "replace"), "bytes": list(raw)}
+
+
+def chat_logprobs(tokenizer: Tokenizer, drawn: Iterable[Drawn]) -> dict[str, Any]:
+    """Log-probabilities in the shape of chat completions; a token that a tool forced has 0, and no alternatives."""
+    content = []
+    for token in drawn:
+        others = (
+            []
+            if token.forced
+            else [{**_shown(tokenizer, other), "logprob": value} for other, value in token.alternatives]
+        )
+        content.append({**_shown(tokenizer, token.id), "logprob": token.logprob, "top_logprobs": others})
+    return {"content": content, "refusal": None}
+
+
+def text_logprobs(tokenizer: Tokenizer, drawn: Iterable[Drawn], offset: int) -> dict[str, Any]:
+    """Log-probabilities in the shape of text completions; `offset` is where the text begins, in characters."""
+    tokens, values, tops, offsets = [], [], [], []
+    for token in drawn:
+        text = _shown(tokenizer, token.id)["token"]
+        tokens.append(text)
+        values.append(token.logprob)
+        tops.append({_shown(tokenizer, other)["token"]: value for other, value in token.alternatives})
+        offsets.append(offset)
+        offset += len(text)
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def new_id(prefix: str) -> str:
+    """A name for an answer that nobody can guess."""
+    return f"{prefix}-{secrets.token_hex(12)}"
+
+
+def now() -> int:
+    """Unix time in whole seconds."""
+    return int(time.time())
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """OpenAI's error body."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,0 +1,77 @@
+"""A real server on loopback, on a thread, with a tiny real model; and OpenAI's own client."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+uvicorn = pytest.importorskip("uvicorn")
+
+from fledgling.infer.engine import Engine  # noqa: E402
+from fledgling.model.config import ModelConfig  # noqa: E402
+from fledgling.model.transformer import Transformer  # noqa: E402
+from fledgling.serve.app import make_app  # noqa: E402
+from fledgling.serve.service import Service  # noqa: E402
+from fledgling.serve.worker import Worker  # noqa: E402
+from fledgling.text.tokenizer import Tokenizer  # noqa: E402
+from tests.infer.conftest import adder, chain  # noqa: E402, F401 - fixtures
+
+CONTEXT = 96
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
+
+
+@pytest.fixture(scope="session")
+def talker(tokenizer: Tokenizer) -> Engine:
+    """A model with random weights everywhere: it says anything, for as long as it may."""
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 2, 32, 2, 2, CONTEXT))
+    model.initialize(0)
+    torch.manual_seed(5)
+    for weight in model.parameters():
+        weight.data = torch.randn_like(weight) * 0.3
+    return Engine(model, tokenizer)
+
+
+@contextlib.contextmanager
+def serving(engine: Engine, rows: int = 8, queue: int = 16, **limits) -> Iterator[tuple[str, Worker]]:
+    """Serve an engine; gives the address and the worker."""
+    worker = Worker(engine, rows, queue)
+    service = Service(worker, engine.tokenizer, "tiny", 1, **limits)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", worker
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        worker.close()
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def talking(talker: Engine) -> Iterator[tuple[str, Worker]]:
+    with serving(talker) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def client() -> Callable:
+    openai = pytest.importorskip("openai")
+
+    def make(address: str, key: str = "none"):
+        return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=30)
+
+    return make

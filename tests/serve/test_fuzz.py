@@ -1,0 +1,55 @@
+"""schemathesis over the server's own description: bodies right and wrong, none may break it or its description.
+
+FLEDGLING_CASES sets how many cases each operation gets (default 30; 1,250 makes 5,000 in all).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from fledgling.serve.app import make_app
+from fledgling.serve.service import Service
+from fledgling.serve.worker import Worker
+
+schemathesis = pytest.importorskip("schemathesis")
+from schemathesis import checks  # noqa: E402
+
+CASES = int(os.environ.get("FLEDGLING_CASES", "30"))
+CHECKS = (
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+)
+
+
+@pytest.fixture(scope="module")
+def description(talker):
+    worker = Worker(talker, rows=16, queue=64)
+    service = Service(worker, talker.tokenizer, "tiny", 1, hosts=None)
+    yield schemathesis.openapi.from_asgi("/openapi.json", make_app(service))
+    assert worker.failure is None and worker.load == 0
+    worker.close()
+
+
+OPERATIONS = ("POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models/{name}", "GET /v1/models")
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+def test_nothing_that_is_sent_breaks_the_server(description, label, mode):
+    operation = next(found for result in description.get_all_operations() if (found := result.ok()).label == label)
+    if mode.value == "negative" and label.startswith("GET"):
+        pytest.skip("there is no wrong way to ask for these")
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+    def send(case):
+        if isinstance(case.body, dict) and case.body.get("max_tokens") is None:
+            case.body["max_tokens"] = 4  # long answers would only cost time
+        case.call_and_validate(checks=CHECKS)
+
+    send()
