@@ -169,7 +169,7 @@ class RunTable:
     compile: str = _choice("auto", "on", "off")
     threads: int = _count(0, 0)  # 0: as many as there are cores
     sinks: tuple[str, ...] = ()  # tensorboard, wandb, trackio: told of every metric, beside the files
-    data_dir: str | None = None  # None: FLEDGLING_DATA, or ./data
+    data_dir: str | None = None  # None: FLEDGLING_DATA, or ~/.cache/fledgling
     hardware: str = "cpu"  # what `plan` reckons with (fledgling.plan.hardware); training takes what it finds
     ranks: int = _count(1)  # how many of them `plan` reckons with
 

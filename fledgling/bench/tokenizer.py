@@ -25,7 +25,7 @@ from time import perf_counter
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.data.public import data_root
+from fledgling.files import data_root
 from fledgling.text.tokenizer import Tokenizer
 
 MEGABYTES = 100

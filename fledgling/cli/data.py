@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from fledgling.cli.options import Json, Overrides
+from fledgling.cli.overlap import overlap
 from fledgling.config import load_recipe
 
 app = App(name="data", help="Look at, fetch and prepare training text.")
@@ -60,11 +61,13 @@ def fetch(
     name: str,
     /,
     *,
-    shards: Annotated[int, Parameter(help="How many of its files; those already here are not fetched again.")] = 1,
+    shards: Annotated[int | None, Parameter(help="How many of its files; else one, but all of a task's.")] = None,
     endpoint: Annotated[str | None, Parameter(help="A mirror of the hub; else HF_ENDPOINT.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Download files of a public set, resumed where they broke off and checked against the hub's checksums.
+
+    Files that are already here are not fetched again.
 
     Parameters
     ----------
@@ -75,7 +78,10 @@ def fetch(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from fledgling.data.public import fetch as fetch_set
+    from fledgling.data.public import find
 
+    if shards is None and not find(name).is_task:
+        shards = 1
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
     tasks: dict[str, Any] = {}
@@ -99,7 +105,8 @@ def _sets(data_dir: Path | None) -> dict[str, Any]:
     """Return the table of public sets with what lies in the data root."""
     from dataclasses import asdict
 
-    from fledgling.data.public import SETS, data_root, present, read_lock
+    from fledgling.data.public import SETS, present, read_lock
+    from fledgling.files import data_root
 
     root = data_root(data_dir)
     lock = read_lock(root)
@@ -114,9 +121,9 @@ def _sets(data_dir: Path | None) -> dict[str, Any]:
 def _source(source: str, column: str | None, compress: bool, data_dir: Path | None) -> dict[str, Any]:
     """Return the documents and bytes of one source, by kind and by split."""
     from fledgling.data.corpus import harvest, sizes
-    from fledgling.data.public import data_root
     from fledgling.data.sources import Skipped, documents
     from fledgling.data.split import compressed_bits_per_byte, line_overlap, split
+    from fledgling.files import data_root
 
     skipped = Skipped()
     if source == "embedded":
@@ -168,3 +175,6 @@ def prepare(recipe: str = "quickstart", /, *, overrides: Overrides = ()) -> None
     for source in dict.fromkeys(name for mixture in mixtures for name in parts(mixture).documents):
         for shard in preparer.documents(source, tokenizer):
             print(f"{shard.directory}: {len(shard):,} documents, {len(shard.tokens):,} tokens")
+
+
+app.command(overlap)

@@ -101,7 +101,7 @@ def evaluate(
     data_dir
         Where the data sets are (GPT-2's tokenizer, the Declaration of Human Rights); default FLEDGLING_DATA.
     """
-    from fledgling.data.public import data_root
+    from fledgling.files import data_root
     from fledgling.text import compression
     from fledgling.text.samples import SAMPLES
     from fledgling.text.tokenizer import Tokenizer
@@ -177,8 +177,8 @@ def _texts(sources: tuple[str, ...], data_dir: Path | None, say: Any) -> Iterato
 
             yield from (document.text for document in split(harvest())[0])
         else:
-            from fledgling.data.public import data_root
             from fledgling.data.sources import documents
+            from fledgling.files import data_root
 
             there = data_root(data_dir) / source
             path = there if there.exists() and not Path(source).exists() else Path(source)

@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fledgling.config import UserError, did_you_mean
+from fledgling.files import data_root
 
 LOCK = "public.lock.json"
 HUB = "https://huggingface.co"
@@ -46,10 +47,15 @@ class PublicSet:
     revision: str
     folder: str  # in the repository; "" is its top
     pattern: str  # of the file names in it
-    column: str  # "messages" marks conversations; the others are documents
+    column: str  # "text" marks documents, "messages" conversations; the others are a task's rows
     licence: str  # as the publisher states it
     size: str  # compressed, about
     about: str
+
+    @property
+    def is_task(self) -> bool:
+        """Whether it is of use with all its files only: they are the splits of a task."""
+        return self.column not in ("text", "messages")
 
 
 # A commit stands here only where several independent public projects pin the same one.
@@ -91,14 +97,33 @@ SETS = {
             "data", "train-*.parquet", "messages", "Apache-2.0, parts have their own", "1 GB in 4 files",
             "the shorter and simpler conversations of smoltalk, for small models",
         ),
+        PublicSet(
+            "arc_easy", "allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453",
+            "ARC-Easy", "*.parquet", "question", "CC BY-SA 4.0", "0.8 MB in 3 files",
+            "science questions of grade school, multiple choice: train, validation, test",
+        ),
+        PublicSet(
+            "arc_challenge", "allenai/ai2_arc", "210d026faf9955653af8916fad021475a3f00453",
+            "ARC-Challenge", "*.parquet", "question", "CC BY-SA 4.0", "0.5 MB in 3 files",
+            "those of them that word statistics do not answer: train, validation, test",
+        ),
+        PublicSet(
+            "mmlu", "cais/mmlu", "c30699e8356da336a370243923dbaf21066bb9fe",
+            "all", "*.parquet", "question", "MIT", "55 MB in 4 files",
+            "multiple choice in 57 subjects: auxiliary training set, dev, validation, test",
+        ),
+        PublicSet(
+            "gsm8k", "openai/gsm8k", "e53f048856ff4f594e959d75785d2c2d37b678ee",
+            "main", "*.parquet", "question", "MIT", "3 MB in 2 files",
+            "word problems of grade school with worked solutions: train, test",
+        ),
+        PublicSet(
+            "humaneval", "openai/openai_humaneval", "7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
+            "openai_humaneval", "*.parquet", "prompt", "MIT", "0.1 MB in 1 file",
+            "functions to write, with their tests: for evaluation only",
+        ),
     )
 }  # fmt: skip
-
-
-def data_root(explicit: str | Path | None = None) -> Path:
-    """Return the folder that data lies in: the one given, else `FLEDGLING_DATA`, else ~/.cache/fledgling."""
-    chosen = explicit or os.environ.get("FLEDGLING_DATA") or Path.home() / ".cache" / "fledgling"
-    return Path(chosen).expanduser()
 
 
 def find(name: str) -> PublicSet:

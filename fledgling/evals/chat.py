@@ -1,19 +1,35 @@
-"""Chat tasks: questions answered by the engine, scored by their task, all tasks in one batch."""
+"""Chat tasks: questions put to the model as a user would, answered, and scored by their task.
+
+The one idea: two ways to answer, and the question says which. Where the prompt offers letters, one forward
+gives the logits after it and the likeliest of the offered letters is the answer; so a model is scored on what
+it knows and not on whether it obeys. Where the answer is written freely, it is generated, greedily, by the engine,
+with its tools. All questions of all exams share batches, sorted by length.
+
+A prompt longer than the model's context loses words from its beginning; how many did is told.
+
+What it is not: likelihood of whole choices after few-shot examples; that is `fledgling eval core`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
 from fledgling.evals.measurement import Measurement, wilson
-from fledgling.infer.engine import Engine
+from fledgling.infer.engine import PREFILL_TOKENS, Engine
 from fledgling.infer.sample import Sampling
 from fledgling.infer.stream import final_text
-from fledgling.tasks import get
-from fledgling.tasks.task import Question, constant_baseline
+from fledgling.tasks import PUBLIC, get
+from fledgling.tasks.task import Question, Task, constant_baseline
 from fledgling.text.conversation import render_prompt
 
-UNSEEN_ALWAYS = ("stdlib", "identity")  # their facts are those of training; only new wordings make a test
+DRAWS = 2000  # of the bootstrap
+FEW = 10  # questions of a subject, below which its accuracy says nothing
+
+Progress = Callable[[int, int], None]  # (questions answered, questions in all)
 
 
 @dataclass(frozen=True)
@@ -21,57 +37,180 @@ class Exam:
     """A named list of questions of one task."""
 
     name: str
+    task: Task
     questions: tuple[Question, ...]
 
 
-def exams(tasks: Sequence[str], count: int, practised: Sequence[str] = ()) -> list[Exam]:
-    """The project's exams: held-out words and numbers in known wordings, and `_unseen` in new wordings.
+@dataclass(frozen=True)
+class Answer:
+    """A question, what the model finally said to it, the score, and whether the prompt had to be cut."""
 
-    For the tasks in `practised` also `_practised`: held-out words and numbers in the wordings that RL's prompts use and
-    no demonstration does.
+    question: Question
+    text: str
+    score: float
+    cropped: bool = False
+
+
+def exams(tasks: Sequence[str], count: int, practised: Sequence[str] = (), data_dir: str | None = None) -> list[Exam]:
+    """The exams of some tasks, each of at most `count` questions; see `Task.exams`.
+
+    Tasks in `practised` are examined in the wordings of practice too. Raises UserError for a task whose files
+    are missing or damaged.
     """
     made = []
     for name in tasks:
-        task = get(name)
-        if name not in UNSEEN_ALWAYS:
-            made.append(Exam(name, tuple(task.question(i, unseen=False) for i in range(count))))
-        label = name if name in UNSEEN_ALWAYS else f"{name}_unseen"
-        made.append(Exam(label, tuple(task.question(i, unseen=True) for i in range(count))))
-        if name in practised:
-            made.append(Exam(f"{name}_practised", tuple(task.practised(i) for i in range(count))))
+        task = get(name, data_dir)
+        made += [Exam(label, task, questions) for label, questions in task.exams(count, name in practised)]
     return made
 
 
 def take(
     engine: Engine,
     papers: Sequence[Exam],
-    max_tokens: int = 96,
     log: Callable[[Question, str, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Measurement]:
-    """Greedy answers to all questions of all exams, and for each exam its accuracy with a Wilson interval.
+    """The accuracy of each exam, with what `measure` adds. log(question, answer, score) sees every answer."""
+    answers = answer(engine, papers, progress)
+    if log:
+        for one in (one for paper in answers for one in paper):
+            log(one.question, one.text, one.score)
+    return [m for paper, given in zip(papers, answers, strict=True) for m in measure(paper.name, given)]
 
-    log(question, answer, score) sees every answer.
+
+def answer(engine: Engine, papers: Sequence[Exam], progress: Progress | None = None) -> list[list[Answer]]:
+    """The answers to every exam's questions, in order."""
+    asked = [(paper.task, question) for paper in papers for question in paper.questions]
+    prompts, cropped = [], []
+    for task, question in asked:
+        room = 0 if question.choices else min(task.longest, engine.context // 2)
+        ids, cut = crop(prompt_ids(engine.tokenizer, question), engine.context - room)
+        prompts.append(ids)
+        cropped.append(cut)
+    texts: list[str] = [""] * len(asked)
+    done = 0
+    for longest in sorted({0 if question.choices else task.longest for task, question in asked}):
+        mine = [i for i, (task, q) in enumerate(asked) if (0 if q.choices else task.longest) == longest]
+        told = (lambda now, _, before=done: progress(before + now, len(asked))) if progress else None
+        here = [prompts[i] for i in mine]
+        if longest:
+            found = _written(engine, here, longest, told)
+        else:
+            found = letters(engine, here, [asked[i][1].choices for i in mine], told)
+        for i, text in zip(mine, found, strict=True):
+            texts[i] = text
+        done += len(mine)
+    found = iter(zip(texts, cropped, strict=True))
+    answers = []
+    for paper in papers:
+        given = [(question, *next(found)) for question in paper.questions]
+        scores = paper.task.scores([(question, text) for question, text, _ in given])
+        answers.append([Answer(q, text, score, cut) for (q, text, cut), score in zip(given, scores, strict=True)])
+    return answers
+
+
+def _written(engine: Engine, prompts: list[list[int]], longest: int, progress: Progress | None) -> list[str]:
+    sampling = Sampling(temperature=0.0, max_tokens=longest)
+    completions = engine.generate(prompts, sampling, progress=progress)
+    return [final_text(engine.tokenizer, completion.tokens) for completion in completions]
+
+
+def letters(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    choices: Sequence[Sequence[str]],
+    progress: Progress | None = None,
+) -> list[str]:
+    """The likeliest of each question's letters as the reply's first token; ties go to the first letter.
+
+    A letter is one token in every byte-level vocabulary.
     """
-    questions = [q for exam in papers for q in exam.questions]
-    prompts = [prompt_ids(engine.tokenizer, q) for q in questions]
-    completions = engine.generate(prompts, Sampling(temperature=0.0, max_tokens=max_tokens))
-    answers = iter(zip(questions, completions, strict=True))
-    measured = []
-    for exam in papers:
-        right = 0.0
-        for _ in exam.questions:
-            question, completion = next(answers)
-            text = final_text(engine.tokenizer, completion.tokens)
-            score = get(question.task).score(question, text)
-            right += score
-            if log:
-                log(question, text, score)
-        n = len(exam.questions)
-        low, high = wilson(right, n)
-        measured.append(Measurement(exam.name, right / n, low, high, n, constant_baseline(exam.questions)[1]))
-    return measured
+    engine.refresh()
+    ids = {letter: engine.tokenizer.encode(letter) for letter in sorted({one for row in choices for one in row})}
+    assert all(len(tokens) == 1 for tokens in ids.values()), f"a letter of several tokens: {ids}"
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found = [""] * len(prompts)
+    done = 0
+    while done < len(order):
+        batch = order[done : done + 1]
+        for i in order[done + 1 :]:  # the newcomer is the longest: it decides the width of all
+            if (len(batch) + 1) * len(prompts[i]) > PREFILL_TOKENS:
+                break
+            batch.append(i)
+        with torch.inference_mode():
+            logits = engine.prefill([prompts[i] for i in batch])[1].float().cpu()  # (B, V)
+        for row, i in enumerate(batch):
+            offered = logits[row, [ids[letter][0] for letter in choices[i]]]
+            found[i] = choices[i][int(offered.argmax())]
+        done += len(batch)
+        if progress:
+            progress(done, len(order))
+    return found
+
+
+def crop(prompt: list[int], room: int) -> tuple[list[int], bool]:
+    """A prompt in at most `room` tokens, and whether it was cut: bos and the turn's begin stay, the first words go."""
+    return (prompt, False) if len(prompt) <= room else ([*prompt[:2], *prompt[2 - room :]], True)
 
 
 def prompt_ids(tokenizer, question: Question) -> list[int]:
     """The question as a user's turn, ending where the assistant begins."""
     return render_prompt(tokenizer, {"messages": [{"role": "user", "content": question.prompt}]})
+
+
+def measure(name: str, answers: Sequence[Answer]) -> list[Measurement]:
+    """The exam's accuracy with its Wilson interval, the best constant answer and chance.
+
+    Questions of several subjects, at least `FEW` of each, give the accuracy of each subject too, NAME/SUBJECT, and
+    their mean, NAME_subjects, with a bootstrap interval over the questions of each.
+    """
+    found = [_accuracy(name, answers)]
+    subjects: dict[str, list[Answer]] = {}
+    for one in answers:
+        if "subject" in one.question.facts:
+            subjects.setdefault(one.question.facts["subject"], []).append(one)
+    if len(subjects) > 1 and min(map(len, subjects.values())) >= FEW:
+        parts = [_accuracy(f"{name}/{subject}", subjects[subject]) for subject in sorted(subjects)]
+        low, high = bootstrap([(p.value, p.n, 0.0) for p in parts])
+        mean = float(np.mean([p.value for p in parts]))
+        found += [Measurement(f"{name}_subjects", mean, low, high, len(answers)), *parts]
+    return found
+
+
+def _accuracy(name: str, answers: Sequence[Answer]) -> Measurement:
+    right, n = sum(one.score for one in answers), len(answers)
+    questions = [one.question for one in answers]
+    chance = sum(question.chance for question in questions) / n
+    return Measurement(name, right / n, *wilson(right, n), n, constant_baseline(questions)[1], chance)
+
+
+def chatcore(found: Sequence[Measurement]) -> Measurement | None:
+    """The mean over the public tasks of centred accuracy, (accuracy - chance) / (1 - chance); None if one is missing.
+
+    Chance is 1 / choices for letters and 0 for what is written. n is the number of questions; the 95 % interval is that
+    of a bootstrap over the questions of each task.
+    """
+    named = {m.name: m for m in found}
+    if not set(PUBLIC) <= set(named):
+        return None
+    parts = [named[name] for name in PUBLIC]
+    low, high = bootstrap([(p.value, p.n, p.chance or 0.0) for p in parts])
+    value = float(np.mean([centred(p.value, p.chance or 0.0) for p in parts]))
+    return Measurement("chatcore", value, low, high, sum(p.n for p in parts))
+
+
+def centred(accuracy: float | np.ndarray, chance: float) -> float | np.ndarray:
+    """Accuracy on a scale where chance is 0 and perfection 1."""
+    return (accuracy - chance) / (1 - chance)
+
+
+def bootstrap(parts: Sequence[tuple[float, int, float]], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of centred accuracies, each given as (accuracy, n, chance).
+
+    Drawing n answers of 0 or 1 with replacement gives a binomial number of ones, so that is what is drawn. The
+    ends are percentiles of `DRAWS` draws; drawn again with another seed they move by about 1 % of the width.
+    """
+    rng = np.random.default_rng(seed)
+    draws = [centred(rng.binomial(n, min(1.0, value), DRAWS) / n, chance) for value, n, chance in parts]
+    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
+    return float(low), float(high)

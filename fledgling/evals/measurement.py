@@ -10,7 +10,10 @@ Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
 @dataclass(frozen=True)
 class Measurement:
-    """value with its 95 % interval [low, high] over n cases; baseline: what the best constant answer would score."""
+    """value with its 95 % interval [low, high] over n cases.
+
+    baseline: what the best constant answer would score; chance: what answering at random would.
+    """
 
     name: str
     value: float
@@ -18,6 +21,7 @@ class Measurement:
     high: float | None = None
     n: int | None = None
     baseline: float | None = None
+    chance: float | None = None
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:

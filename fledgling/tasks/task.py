@@ -1,8 +1,12 @@
-"""What a task is: endless questions, each a pure function of (seed, index), and an exact way to score them.
+"""What a task is: questions, each a pure function of (seed, index), and an exact way to score an answer.
 
-The one idea: a task is five values. `Generated` holds a way to draw a question, a way to write its reference
-reply and a way to score an answer; training, practice and evaluation are the same draw with other wordings
-and with the words or numbers that a stable hash keeps apart.
+The one idea: to train on, to practise on and to be examined in are three questions to ask of a task, and it
+answers each from an index. Whether it makes its questions up (`Generated`, here) or reads them from a file
+(`Filed`, in filed.py) is its own affair.
+
+`Generated` holds a way to draw a question, a way to write its reference reply and a way to score an answer;
+training, practice and evaluation are the same draw with other wordings and with the words or numbers that a
+stable hash keeps apart.
 
 What it is not: it knows no tokenizer, no model and no loss; it imports no torch.
 """
@@ -13,7 +17,9 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Protocol
 
 TRAIN, PRACTICE, UNSEEN = "train", "practice", "unseen"  # the three sets of wordings; no two share one
@@ -25,34 +31,56 @@ class Question:
     """One question: the user's words, the expected answer, and what it was made of.
 
     `facts["wording"]` is the template; the other keys are the task's own (`word`, `letter`, `a`, `b`,
-    `kind`, ...).
+    `kind`, `subject`, ...). `choices` are the letters that an answer is one of, for which the prompt has asked; without
+    them the answer is written freely.
     """
 
     task: str
     prompt: str
     answer: str
     facts: dict[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+
+    @property
+    def chance(self) -> float:
+        """The score of answering at random: 1 / choices, and 0 where the answer is written freely."""
+        return 1 / len(self.choices) if self.choices else 0.0
 
 
-class Task(Protocol):
-    """What training and evaluation need of a task. Every method is a pure function of its arguments."""
+class Source(Protocol):
+    """What supervised training needs: conversations by index. Every method is a pure function of its arguments."""
 
     name: str
 
+    def __len__(self) -> int:
+        """Return the rows of one epoch; 0 where examples are made without end."""
+
+    def files(self) -> list[Path]:
+        """Return the files that training reads. Raises UserError where one is missing, saying how to get it."""
+
     def train(self, index: int, seed: int) -> dict:
-        """Return a conversation for supervised training."""
+        """Return a conversation for supervised training; each row comes once an epoch."""
+
+
+class Task(Source, Protocol):
+    """What practice and evaluation need of a task besides. Every method is a pure function of its arguments."""
+
+    longest: int  # tokens that an answer may take
 
     def practice(self, index: int, seed: int) -> Question:
-        """Return a prompt for reinforcement learning, in wordings of its own."""
+        """Return a prompt for reinforcement learning: never one of an exam."""
 
-    def question(self, index: int, unseen: bool) -> Question:
-        """Return a held-out question; with `unseen`, in a held-out wording too."""
+    def exams(self, count: int, practised: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
+        """Return the exams, each a name and at most `count` held-out questions.
 
-    def practised(self, index: int) -> Question:
-        """Return a held-out question in the wordings of practice: what reinforcement learning is to improve."""
+        With `practised` also what reinforcement learning practises, where that has wordings of its own.
+        """
 
     def score(self, question: Question, answer: str) -> float:
         """Return 1.0 when `answer`, the visible text of a reply, is right, else 0.0."""
+
+    def scores(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
+        """Return `score` of many, which may take less time than one by one."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +91,23 @@ class Generated:
            which side of the hash the words or numbers come from.
     reply  question -> the content of the reference reply: a string, or parts when a tool is called.
     score  (question, answer) -> 1.0 or 0.0.
+    withheld  whether words or numbers are kept from training. If not, only new wordings make an exam.
     """
 
     name: str
     draw: Callable[[random.Random, str, bool], Question]
     reply: Callable[[Question], str | list[dict]]
     score: Callable[[Question, str], float]
+    withheld: bool = True
+    longest: int = 96
+
+    def __len__(self) -> int:
+        """Return 0: examples are made without end."""
+        return 0
+
+    def files(self) -> list[Path]:
+        """Return none: nothing is read."""
+        return []
 
     def train(self, index: int, seed: int) -> dict:
         """Return conversation `index` of `seed`: known wordings, no held-out word or number."""
@@ -87,18 +126,43 @@ class Generated:
         """Return question `index` with held-out words or numbers in the wordings of practice."""
         return self.draw(stream(self.name, "question", PRACTICE, index), PRACTICE, True)
 
+    def exams(self, count: int, practised: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
+        """Return held-out words or numbers in known wordings and, as NAME_unseen, in new ones.
+
+        Where nothing is withheld from training there is one exam, NAME, in new wordings. `practised` adds
+        NAME_practised, in the wordings that reinforcement learning's prompts use and no demonstration does.
+        """
+        known = tuple(self.question(index, False) for index in range(count)) if self.withheld else ()
+        unseen = tuple(self.question(index, True) for index in range(count))
+        made = [(self.name, known), (f"{self.name}_unseen", unseen)] if self.withheld else [(self.name, unseen)]
+        if practised:
+            made.append((f"{self.name}_practised", tuple(self.practised(index) for index in range(count))))
+        return made
+
+    def scores(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
+        """Return the score of each (question, answer)."""
+        return [self.score(question, answer) for question, answer in pairs]
+
     def conversation(self, question: Question) -> dict:
         """Return `question` with its reference reply, as a conversation."""
-        return {
-            "messages": [
-                {"role": "user", "content": question.prompt},
-                {"role": "assistant", "content": self.reply(question)},
-            ]
-        }
+        return conversation(question.prompt, self.reply(question))
 
     def constant_baseline(self, questions: Sequence[Question]) -> tuple[str, float]:
         """Return what `constant_baseline` returns: the best answer that never looks at the question."""
         return constant_baseline(questions)
+
+
+def conversation(prompt: str, reply: str | list[dict]) -> dict:
+    """Return one exchange: what the user says and the assistant's reply, a text or parts."""
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]}
+
+
+@lru_cache(maxsize=32)
+def order(count: int, *key: object) -> tuple[int, ...]:
+    """Return 0 to count - 1 shuffled, a pure function of (count, key)."""
+    shuffled = list(range(count))
+    stream(*key).shuffle(shuffled)
+    return tuple(shuffled)
 
 
 def stream(*key: object) -> random.Random:

@@ -1,8 +1,9 @@
 """From text to token shards: what a stage reads, prepared once into the run directory.
 
-One idea: a mixture's names are of two kinds. Names of tasks become conversations, packed whole; everything else is a
-source of documents ("embedded" or a path), packed by cropping. A finished shard is found again by the fingerprint of
-what it was made from, so running again prepares nothing twice.
+One idea: a mixture's names are of three kinds. Generated tasks become conversations without end, all in one shard;
+public sets and the user's own files become conversations too, a shard each; both are packed whole. Everything else is
+a source of documents ("embedded", a public set or a path), packed by cropping. A finished shard is found again by the
+fingerprint of what it was made from, so running again prepares nothing twice.
 """
 
 from __future__ import annotations
@@ -17,30 +18,33 @@ from pathlib import Path
 from fledgling.config import STAGES, Recipe, UserError
 from fledgling.data.corpus import harvest
 from fledgling.data.document import Document
-from fledgling.data.public import data_root
+from fledgling.data.public import SETS
 from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
 from fledgling.data.sources import Skipped
 from fledgling.data.sources import documents as read_documents
 from fledgling.data.split import split
+from fledgling.files import data_root, stamps
 from fledgling.record import write_json
-from fledgling.tasks import NAMES, mixture_example
-from fledgling.tasks.user_jsonl import load as read_conversations
+from fledgling.tasks import NAMES, is_read, mixture_example
+from fledgling.tasks import source as read_source
+from fledgling.tasks.task import Source
 from fledgling.text.conversation import render_all
 from fledgling.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
-CHAT = "chat:"  # prefix of a path to the user's own conversations
 GROUP = 2000  # conversations rendered at a time, on all cores
+SMALL = 300_000_000  # bytes of files up to which a set is written whole, whoever needs how much of it
+TOLERATED = 100  # one row in so many of a public set may be no conversation
 TASK_TEXTS = 4000  # conversations shown to the tokenizer, so that their words are its words
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A mixture's weights by kind: document sources, generated tasks, and the user's conversations."""
+    """A mixture's weights by kind: document sources, generated tasks, and conversations read from files."""
 
     documents: dict[str, float]
     tasks: dict[str, float]
-    chats: dict[str, float]
+    rows: dict[str, float]
 
 
 def parts(mixture: dict[str, float]) -> Parts:
@@ -49,9 +53,9 @@ def parts(mixture: dict[str, float]) -> Parts:
     if not used:
         raise UserError("the stage's mixture is empty: name at least one source, such as {embedded = 1.0}")
     tasks = {n: w for n, w in used.items() if n in NAMES}
-    chats = {n.removeprefix(CHAT): w for n, w in used.items() if n.startswith(CHAT)}
-    documents = {n: w for n, w in used.items() if n not in tasks and not n.startswith(CHAT)}
-    return Parts(documents, tasks, chats)
+    rows = {n: w for n, w in used.items() if is_read(n)}
+    documents = {n: w for n, w in used.items() if n not in tasks and n not in rows}
+    return Parts(documents, tasks, rows)
 
 
 def _digest(*values: object) -> str:
@@ -85,9 +89,21 @@ class Preparer:
         here, there = Path(source), data_root(self.recipe.run.data_dir) / source
         if here.exists() or there.exists():
             return here if here.exists() else there
-        raise UserError(
-            f'source "{source}": expected "embedded", a task, a file or a folder; neither {here} nor {there} exists'
-        )
+        expected = 'expected "embedded", a task, a file or a folder'
+        fetch = f"; get it with `fledgling data fetch {source}`" if source in SETS else ""
+        raise UserError(f'source "{source}": {expected}; neither {here} nor {there} exists{fetch}')
+
+    def check(self, documents: Iterable[str], rows: Iterable[str]) -> None:
+        """Raise UserError, saying how to get it, for a source of documents or rows that is not there."""
+        for source in documents:
+            if source != "embedded":
+                self._path(source)
+        for name in rows:
+            self.source(name).files()
+
+    def source(self, name: str) -> Source:
+        """Conversations by name, read from files under the recipe's data root."""
+        return read_source(name, self.recipe.run.data_dir)
 
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer: loaded when it stands in RUN/tokenizer, else trained there."""
@@ -157,11 +173,30 @@ class Preparer:
         key = _digest(stage, tasks, tokens, grammar, tokenizer.fingerprint())
         return self._rendered(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
 
-    def chat(self, path: str, tokenizer: Tokenizer) -> TokenShard:
-        """A shard of the user's own conversations."""
-        file = self._path(path)
-        key = _digest(str(file), file.stat().st_mtime_ns, file.stat().st_size, tokenizer.fingerprint())
-        return self._rendered(f"chat-{file.stem}-{key}", read_conversations(file).conversations, None, tokenizer)
+    def rows(self, name: str, tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
+        """A shard of one epoch of a set's conversations; of a large set no more than about `tokens` tokens."""
+        source = self.source(name)
+        files = stamps(source.files())
+        cap = tokens if sum(size for *_, size in files) > SMALL else None
+        key = _digest(name, files, cap, self.recipe.seed, tokenizer.fingerprint())
+        stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
+        return self._rendered(f"{stem}-rows-{key}", self._epoch(source), cap, tokenizer)
+
+    def _epoch(self, source: Source) -> Iterator[dict]:
+        """Every conversation of a source once. Rows that are none are left out and told, if they are few.
+
+        Raises the first one's UserError when more than one row in TOLERATED is no conversation.
+        """
+        left_out, first = 0, None
+        for index in range(len(source)):
+            try:
+                yield source.train(index, self.recipe.seed)
+            except UserError as error:
+                left_out, first = left_out + 1, first or error
+                if left_out * TOLERATED > len(source):
+                    raise first from None
+        if first:
+            self.say(f"{source.name}: {left_out:,} of {len(source):,} rows left out (first: {first})")
 
     def _rendered(self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
         directory = self.run_dir / "data" / name

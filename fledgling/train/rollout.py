@@ -29,7 +29,7 @@ from fledgling.infer.stream import final_text
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.tasks import get
-from fledgling.tasks.task import Question
+from fledgling.tasks.task import Question, Task
 from fledgling.world import World
 
 
@@ -109,20 +109,28 @@ class Rollouts:
     """
 
     def __init__(
-        self, engine: Engine, table: RLTable, seed: int, micro_rows: int, world: World, exact: bool = False
+        self,
+        engine: Engine,
+        table: RLTable,
+        seed: int,
+        micro_rows: int,
+        world: World,
+        exact: bool = False,
+        data_dir: str | None = None,
     ) -> None:
         self.engine, self.table, self.seed, self.world, self.exact = engine, table, seed, world, exact
         self.micro_rows, self.step = micro_rows, 0
-        self.names = sorted(name for name, weight in table.tasks.items() if weight > 0)
-        self.cycle = Cycle.of([table.tasks[name] for name in self.names])
+        names = sorted(name for name, weight in table.tasks.items() if weight > 0)
+        self.tasks = [get(name, data_dir) for name in names]
+        self.cycle = Cycle.of([table.tasks[name] for name in names])
         self.held: list[Batch] = []  # of all ranks
         self.last: dict[str, float] = {}
         self.reference: Transformer | None = copy.deepcopy(engine.source) if table.kl > 0 else None
 
-    def question(self, index: int) -> Question:
-        """Prompt number `index` of the stage."""
+    def question(self, index: int) -> tuple[Task, Question]:
+        """Prompt number `index` of the stage, and the task that scores its answers."""
         source, place = self.cycle.locate(index)
-        return get(self.names[source]).practice(place, self.seed)
+        return self.tasks[source], self.tasks[source].practice(place, self.seed)
 
     def next(self) -> list[Batch]:
         """This rank's micro-batches of the next step."""
@@ -161,7 +169,7 @@ class Rollouts:
         """Ask, answer and score prompts by number; nothing depends on which rank does it, up to rounding."""
         table, tokenizer = self.table, self.engine.tokenizer
         questions = [self.question(index) for index in indices]
-        prompts = [prompt_ids(tokenizer, question) for question in questions]
+        prompts = [prompt_ids(tokenizer, question) for _, question in questions]
         sampling = Sampling(temperature=table.temperature, max_tokens=table.max_tokens, seed=self.seed)
         self.engine.refresh()
         completions = self.engine.generate(
@@ -171,9 +179,9 @@ class Rollouts:
             numbers=[index * table.group + k for index in indices for k in range(table.group)],
         )
         answered = []
-        for i, (index, question) in enumerate(zip(indices, questions, strict=True)):
+        for i, (index, (task, question)) in enumerate(zip(indices, questions, strict=True)):
             answers = completions[i * table.group : (i + 1) * table.group]
-            scores = [get(question.task).score(question, final_text(tokenizer, a.tokens)) for a in answers]
+            scores = [task.score(question, final_text(tokenizer, a.tokens)) for a in answers]
             answered.append(Answered(index, prompts[i], answers, np.array(scores, dtype=np.float32)))
         return answered
 

@@ -25,6 +25,7 @@ from fledgling.record import Recorder, environment, write_json
 from fledgling.train import checkpoint, loop, rl, supervised
 from fledgling.train.prepare import Preparer
 from fledgling.train.setup import make_model, set_up
+from fledgling.train.sources import check
 from fledgling.train.stage import Stage
 from fledgling.train.supervised import Context
 from fledgling.world import World
@@ -46,6 +47,7 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
     if resume == "auto" and (stage_dir / "done.json").exists():
         return False
     before = parent(recipe, name, run_dir)
+    check(recipe, [name])
     world = World.start(recipe.run.device)
     setup = set_up(recipe.run, world)
     with world.main_first():

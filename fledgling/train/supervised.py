@@ -1,7 +1,8 @@
 """Builders of the three stages that learn from text: pretrain, midtrain and sft differ in their mixture and targets.
 
-One function builds all three: the sources of the mixture become row sources, their rows one stream; the loss is
-`next_token`. Evals: bits per byte on held-out documents, chat tasks where the stage has seen conversations, samples.
+One function builds all three: the sources of the mixture become row sources (sources.py), their rows one stream; the
+loss is `next_token`. Evals: bits per byte on held-out documents, chat tasks where the stage has seen
+conversations, samples.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fledgling.config import Recipe, RLTable, StageTable, UserError
+from fledgling.config import Recipe, RLTable, StageTable
 from fledgling.data.shards import TokenShard
 from fledgling.data.split import compressed_bits_per_byte
 from fledgling.data.stream import MixtureStream, RowSource
@@ -22,17 +23,16 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoid
 from fledgling.plan.horizon import stretch
 from fledgling.record import Recorder
-from fledgling.tasks import NAMES
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import next_token
 from fledgling.train.prepare import Preparer, parts
+from fledgling.train.sources import examined, mix
 from fledgling.train.stage import Eval, Stage
 from fledgling.world import World
 
 VALIDATION_ROWS = 512  # of held-out text at the end of a stage; an eighth of it in between
 MICRO_TOKENS = 8192  # of one forward/backward where the recipe leaves it open
 COMPRESSIBLE = 64_000_000  # bytes of training text up to which compressors are run for comparison
-SPARE = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Context:
 def build(name: str, context: Context) -> Stage:
     """The stage `name` (pretrain, midtrain or sft) as its table in the recipe describes it."""
     table: StageTable = context.recipe.stage(name)
-    batch_tokens, steps = _length(name, table, context)
     row = context.recipe.model.context
-    rows = batch_tokens // row
+    horizon = stretch(context.model.config, table.batch_tokens, table.steps)
+    rows = horizon.batch_tokens // row
     micro = micro_batch(table, context)
     if rows // context.world.size < micro:
         micro = rows // context.world.size or 1
@@ -63,26 +63,27 @@ def build(name: str, context: Context) -> Stage:
             f"{name}: micro-batches of {micro} rows, so that each of {context.world.size} ranks has one; "
             f"set {name}.micro_batch={micro} for the same bits on other numbers of ranks"
         )
-    sources, validation = _sources(name, table, context, batch_tokens * steps)
+    pinned = horizon.steps if name == "pretrain" else table.steps  # the others: one pass where it is left open
+    mixed = mix(name, table.mixture, rows, pinned, context.preparer, context.tokenizer)
     stream = MixtureStream(
-        sources,
+        mixed.sources,
         rows_per_step=rows,
         micro_rows=micro,
-        steps=steps,
+        steps=mixed.steps,
         seed=context.recipe.seed,
         rank=context.world.rank,
         size=context.world.size,
         supervise=table.target,
     )
-    measured = evals(table, context, validation, micro)
+    measured = evals(name, table, context, mixed.validation, micro)
     if name == "pretrain" and mixed_with(table):
         measured += (Eval("compression", 0, partial(_compression, context, mixed_with(table))),)
     return Stage(
         name=name,
-        steps=steps,
+        steps=mixed.steps,
         batches=stream,
         loss=next_token,
-        schedule=partial(trapezoid, steps=steps, warmup=table.warmup, decay=table.decay, final=table.final),
+        schedule=partial(trapezoid, steps=mixed.steps, warmup=table.warmup, decay=table.decay, final=table.final),
         evals=measured,
         save_every=table.save_every,
         micro_batch=micro,
@@ -100,50 +101,13 @@ def mixed_with(table: StageTable) -> str | None:
     return next(iter(parts(table.mixture).documents), None)
 
 
-def _length(name: str, table: StageTable, context: Context) -> tuple[int, int]:
-    """(tokens a step, steps): pinned by the table, or by the dial for pretraining."""
-    if name != "pretrain" and table.steps is None:
-        raise UserError(f"{name}.steps is not set: expected the number of optimizer steps, such as {name}.steps=300")
-    horizon = stretch(context.model.config, table.batch_tokens, table.steps)
-    return horizon.batch_tokens, horizon.steps
-
-
-def _sources(
-    name: str, table: StageTable, context: Context, tokens: int
-) -> tuple[list[tuple[RowSource, float]], TokenShard | None]:
-    """The mixture as row sources with weights, and the held-out documents of its first document source."""
-    recipe, tokenizer, preparer = context.recipe, context.tokenizer, context.preparer
-    mixed = parts(table.mixture)
-    source = partial(
-        RowSource,
-        context=recipe.model.context,
-        seed=recipe.seed,
-        bos=tokenizer.bos,
-        turn_end=tokenizer.assistant_end,
-    )
-    total = sum(table.mixture.values())
-    sources, validation = [], None
-    for path, weight in mixed.documents.items():
-        train, held_out = preparer.documents(path, tokenizer)
-        validation = validation or held_out
-        sources.append((source(train, "crop"), weight))
-    if mixed.tasks:
-        weight = sum(mixed.tasks.values())
-        shard = preparer.conversations(name, mixed.tasks, int(tokens * weight / total * SPARE) + 1, tokenizer)
-        sources.append((source(shard, "whole"), weight))
-    for path, weight in mixed.chats.items():
-        sources.append((source(preparer.chat(path, tokenizer), "whole"), weight))
-    return sources, validation
-
-
-def evals(table, context: Context, validation: TokenShard | None, micro_rows: int) -> tuple[Eval, ...]:
+def evals(stage: str, table, context: Context, validation: TokenShard | None, micro_rows: int) -> tuple[Eval, ...]:
     """Bits per byte (where held-out documents exist), chat tasks (where the mixture has tasks), and samples."""
     made = []
     if validation is not None and len(validation):
         rows = RowSource(validation, "crop", context.recipe.model.context, seed=0, bos=context.tokenizer.bos)
         made.append(Eval("bits_per_byte", table.eval_every, partial(_bits, context, rows, micro_rows)))
-    mixture = table.mixture or context.recipe.sft.mixture  # RL has none of its own: it is examined in all of SFT's
-    names = [n for n in NAMES if n in mixture]
+    names = examined(context.recipe, stage)
     if names:
         made.append(Eval("chat", table.eval_every, partial(_chat, context, names, table.eval_questions)))
     made.append(Eval("samples", table.sample_every, partial(_samples, context, bool(names))))
@@ -172,7 +136,8 @@ def _compression(context: Context, source: str, step: int, last: bool) -> list[M
 
 def _chat(context: Context, names: list[str], count: int, step: int, last: bool) -> list[Measurement]:
     practised = tuple(context.recipe.rl.tasks) if "rl" in context.recipe.stages else ()
-    return chat.take(context.engine, chat.exams(names, count if last else max(1, count // 4), practised))
+    papers = chat.exams(names, count if last else max(1, count // 4), practised, context.recipe.run.data_dir)
+    return chat.take(context.engine, papers)
 
 
 def _samples(context: Context, chats: bool, step: int, last: bool) -> list[Measurement]:

@@ -4,13 +4,12 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 from fledgling.config import UserError
 from fledgling.data import public
-from fledgling.data.public import LOCK, SETS, data_root, fetch, find, present
+from fledgling.data.public import LOCK, SETS, fetch, find, present
 
 COMMIT = "c" * 40
 NAME = "fineweb-edu-100b"  # its table entry says "main", so the first fetch pins
@@ -207,11 +206,4 @@ def test_the_table_is_pinned_or_says_main():
     assert len(SETS) >= 5
     for entry in SETS.values():
         assert entry.revision == "main" or len(bytes.fromhex(entry.revision)) == 20
-        assert entry.licence and entry.pattern and entry.column in ("text", "messages")
-
-
-def test_the_data_root_is_the_one_given_then_the_variable_then_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FLEDGLING_DATA", str(tmp_path))
-    assert data_root() == tmp_path and data_root("~/x") == Path.home() / "x"
-    monkeypatch.delenv("FLEDGLING_DATA")
-    assert data_root() == Path.home() / ".cache" / "fledgling"
+        assert entry.licence and entry.pattern and entry.column in ("text", "messages", "question", "prompt")

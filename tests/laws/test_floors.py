@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
-    {"config", "world", "record"},
+    {"config", "files", "world", "record"},
     {"text", "model", "optim", "sandbox"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
@@ -21,6 +21,7 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TORCH_FREE = (
     "config",
+    "files",
     "text",
     "plan",
     "report",

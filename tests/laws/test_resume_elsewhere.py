@@ -16,9 +16,7 @@ FOUR_MICRO_BATCHES = {f"{stage}.batch_tokens": 1024 for stage in STAGES[:3]}
 
 
 def at(recipe: Recipe, folder: Path, zero: int) -> Recipe:
-    return replace(
-        recipe, run=replace(recipe.run, out=str(folder)), optimizer=replace(recipe.optimizer, zero=zero)
-    )
+    return replace(recipe, run=replace(recipe.run, out=str(folder)), optimizer=replace(recipe.optimizer, zero=zero))
 
 
 def stopped_halfway(recipe: Recipe, root: str) -> list[int]:

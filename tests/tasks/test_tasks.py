@@ -6,10 +6,11 @@ import random
 import pytest
 
 from fledgling.config import UserError
-from fledgling.tasks import NAMES, arithmetic, counting, get, identity, mixture_example, spelling, stdlib
+from fledgling.tasks import NAMES, get, mixture_example, source
+from fledgling.tasks.skills import arithmetic, counting, identity, spelling, stdlib
+from fledgling.tasks.skills.wording import capital, composes, dress, expand, plain_words
+from fledgling.tasks.skills.words import harvest, made_up_word, real_words
 from fledgling.tasks.task import PRACTICE, TRAIN, UNSEEN, Question, constant_baseline, held_out, normalise
-from fledgling.tasks.wording import capital, composes, dress, expand, plain_words
-from fledgling.tasks.words import harvest, made_up_word, real_words
 from fledgling.text.conversation import check
 
 MODULES = {
@@ -270,11 +271,10 @@ def test_own_conversations_come_once_an_epoch(tmp_path):
     for n, line in enumerate(lines):
         line["messages"][0]["content"] = f"question {n}"
     path = write(tmp_path / "mine.jsonl", *lines, "", talk("system", "user", "assistant"))
-    source = get(f"user_jsonl:{path}")
-    epoch = [source.train(i, 1) for i in range(6)]
+    mine = source(f"chat:{path}")
+    epoch = [mine.train(i, 1) for i in range(6)]
     assert len({json.dumps(c) for c in epoch}) == 6
-    assert any(epoch != [source.train(i, 1) for i in range(6 * n, 6 * n + 6)] for n in (1, 2, 3))
-    assert mixture_example({f"user_jsonl:{path}": 1.0}, 2, 1)["messages"]
+    assert any(epoch != [mine.train(i, 1) for i in range(6 * n, 6 * n + 6)] for n in (1, 2, 3))
     for conversation in epoch:
         check(conversation)
 
@@ -283,7 +283,7 @@ def test_own_conversations_come_once_an_epoch(tmp_path):
     ("line", "problem"),
     [
         ("{not json", "not JSON"),
-        ([1], 'no list "messages"'),
+        ([1], "a list, expected {"),
         ({"conversation": []}, 'no list "messages"'),
         (talk("user", "user"), "the turns are user, user"),
         (talk("assistant", "user"), "the turns are assistant, user"),
@@ -297,7 +297,7 @@ def test_own_conversations_come_once_an_epoch(tmp_path):
 def test_a_bad_line_is_one_message_with_file_and_line(tmp_path, line, problem):
     path = write(tmp_path / "mine.jsonl", talk("user", "assistant"), line)
     with pytest.raises(UserError) as error:
-        get(f"user_jsonl:{path}")
+        source(f"chat:{path}")
     message = str(error.value)
     assert f"{path}:2: " in message and problem in message and "expected {" in message and "\n" not in message
 
@@ -308,7 +308,7 @@ def test_a_file_that_is_missing_empty_or_not_utf8_is_named(tmp_path):
         (write(tmp_path / "empty.jsonl", ""), "holds no conversation"),
     ):
         with pytest.raises(UserError, match=problem):
-            get(f"user_jsonl:{path}")
+            source(f"chat:{path}")
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
-        get(f"user_jsonl:{tmp_path / 'latin.jsonl'}")
+        source(f"chat:{tmp_path / 'latin.jsonl'}")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
+from fledgling.tasks.skills.wording import dress, expand
 from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, same_text
-from fledgling.tasks.wording import dress, expand
 
 ANSWERS = {
     "who": "I am fledgling, a small language model.",
@@ -278,4 +278,4 @@ def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
 
 def task() -> Generated:
     """Return the task."""
-    return Generated("identity", _draw, lambda question: question.answer, same_text)
+    return Generated("identity", _draw, lambda question: question.answer, same_text, withheld=False)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Set
 from functools import lru_cache
 
-from fledgling.tasks.words import real_words
+from fledgling.tasks.skills.words import real_words
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SPACES = re.compile(r"\s+")

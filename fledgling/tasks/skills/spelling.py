@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
+from fledgling.tasks.skills.wording import dress, expand
+from fledgling.tasks.skills.words import made_up_word, real_words
 from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question
-from fledgling.tasks.wording import dress, expand
-from fledgling.tasks.words import made_up_word, real_words
 
 LONGEST = 10
 

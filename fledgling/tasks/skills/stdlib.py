@@ -20,8 +20,8 @@ from enum import Enum
 from functools import lru_cache
 
 from fledgling.config import UserError
+from fledgling.tasks.skills.wording import dress, expand
 from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, same_text
-from fledgling.tasks.wording import dress, expand
 
 FACTS = 256
 LONGEST = 60  # characters of an answer
@@ -249,5 +249,9 @@ def _draw_from(count: int, rng: random.Random, which: str) -> Question:
 def task(count: int = FACTS) -> Generated:
     """Return the task over the first `count` facts."""
     return Generated(
-        "stdlib", lambda rng, which, evaluation: _draw_from(count, rng, which), lambda q: q.answer, same_text
+        "stdlib",
+        lambda rng, which, evaluation: _draw_from(count, rng, which),
+        lambda question: question.answer,
+        same_text,
+        withheld=False,
     )

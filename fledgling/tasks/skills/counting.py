@@ -14,10 +14,10 @@ import random
 import re
 from functools import lru_cache
 
-from fledgling.tasks.spelling import quoted
+from fledgling.tasks.skills.spelling import quoted
+from fledgling.tasks.skills.wording import dress, expand
+from fledgling.tasks.skills.words import LONGEST, made_up_word, real_words
 from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, held_out
-from fledgling.tasks.wording import dress, expand
-from fledgling.tasks.words import LONGEST, made_up_word, real_words
 
 # Here {c} is the letter (r, "r", the letter r), {cs} its plural (r, r's, letters r), {w} the word.
 _IN = "in [{w}|{w}|the word {w}|this word: {w}]"

@@ -1,0 +1,294 @@
+"""`fledgling eval chat` and `fledgling eval passk`: questions put to a checkpoint as a user would.
+
+What is finished is kept beside the checkpoint's stage, RUN/<stage>/exams/step-N/, a file an exam with every
+question, answer and score; the same command goes on from there. The accuracies go into the stage's
+evals.jsonl, where the report reads them. With --out nothing is written into the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from fledgling.cli.options import Json
+from fledgling.config import UserError
+
+if TYPE_CHECKING:
+    from fledgling.evals.chat import Answer, Exam
+    from fledgling.evals.measurement import Measurement
+    from fledgling.infer.engine import Engine
+
+TOGETHER = 16  # questions of pass@k drawn between two saves
+DataDir = Annotated[
+    str | None, Parameter(name="--data-dir", help="Where data lies; else FLEDGLING_DATA, else ~/.cache/fledgling.")
+]
+Names = Annotated[tuple[str, ...], Parameter(help="Names, with commas between or the option repeated.")]
+
+
+def chat(
+    checkpoint: str,
+    /,
+    *,
+    tasks: Names = (),
+    questions: int = 200,
+    data_dir: DataDir = None,
+    log: Path | None = None,
+    out: Path | None = None,
+    fresh: Annotated[bool, Parameter(negative=())] = False,
+    device: str = "auto",
+    as_json: Json = False,
+) -> None:
+    """Accuracy in chat tasks: letters by their logits, everything else by greedy generation, with tools.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory.
+    tasks
+        arithmetic, counting, spelling, identity, stdlib (all of these where none is named); arc_easy,
+        arc_challenge, mmlu, gsm8k, humaneval (all of these: chatcore); questions:PATH, a file of your own.
+    questions
+        How many of each; where a set has fewer, all.
+    log
+        A file for every question, answer and score, as JSON lines.
+    out
+        A folder for what is finished, and nothing is written into the run; else RUN/<stage>/exams.
+    fresh
+        Ask again what was asked before.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from fledgling.evals.chat import answer, chatcore, exams, measure
+    from fledgling.tasks import NAMES, PUBLIC
+
+    if questions < 1:
+        raise UserError(f"--questions is {questions}; expected at least 1")
+    named = _listed(tasks) or list(NAMES)
+    names = list(dict.fromkeys(name for given in named for name in (PUBLIC if given == "chatcore" else (given,))))
+    papers = exams(names, questions, data_dir=data_dir)
+    desk = Desk.open(checkpoint, device, out)
+    found, answers, cropped = [], [], 0
+    for paper in papers:
+        key = desk.key(paper)
+        given = None if fresh else desk.kept(paper.name, key)
+        if given is None:
+            given = answer(desk.engine, [paper], desk.progress(paper.name))[0]
+            desk.keep(paper.name, key, given)
+        found += measure(paper.name, given)
+        answers += given
+        cropped += sum(one.cropped for one in given)
+    if cropped:
+        print(f"{cropped:,} prompts were longer than the context and lost their beginning", file=sys.stderr)
+    if core := chatcore(found):
+        found.append(core)
+    elif set(names) & set(PUBLIC):
+        print(f"chatcore needs all of {', '.join(PUBLIC)}: --tasks chatcore", file=sys.stderr)
+    if log:
+        log.write_text("".join(json.dumps(_line(one)) + "\n" for one in answers), encoding="utf-8")
+    desk.record(found)
+    show(found, as_json)
+
+
+def passk(
+    checkpoint: str,
+    /,
+    *,
+    task: str = "humaneval",
+    samples: int = 10,
+    k: Names = ("1", "10"),
+    questions: int = 164,
+    temperature: float = 0.8,
+    seed: int = 0,
+    data_dir: DataDir = None,
+    out: Path | None = None,
+    device: str = "auto",
+    as_json: Json = False,
+) -> None:
+    """pass@k: the chance that one of k drawn answers is right, by the unbiased estimator.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory.
+    task
+        A task whose answers are written: humaneval, gsm8k, arithmetic, ...
+    samples
+        Answers drawn to each question: at least the largest k.
+    k
+        The k to estimate, such as 1,5,10.
+    questions
+        How many; where a set has fewer, all.
+    temperature
+        Of the draws.
+    out
+        A folder for what is finished, and nothing is written into the run; else RUN/<stage>/exams.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from fledgling.evals.chat import Exam, exams
+    from fledgling.evals.passk import draw, measure
+    from fledgling.record.lines import Lines, read_lines
+
+    ks = _whole(_listed(k))
+    if questions < 1 or samples < max(ks):
+        raise UserError(f"--samples {samples}, --k {max(ks)}, --questions {questions}; expected samples >= k >= 1")
+    if temperature <= 0:
+        raise UserError(f"--temperature is {temperature}; expected above 0, or all draws are the same")
+    paper = exams([task], questions, data_dir=data_dir)[0]
+    desk = Desk.open(checkpoint, device, out)
+    key = {**desk.key(paper), "samples": samples, "temperature": temperature, "seed": seed}
+    name = f"passk-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
+    kept = Lines(desk.folder / f"{_file_name(paper.name)}-{name}.jsonl") if desk.folder else None
+    right = [line["right"] for line in read_lines(kept.path)] if kept else []
+    told = desk.progress(f"{paper.name} pass@k")
+    while len(right) < len(paper.questions):
+        here = Exam(paper.name, paper.task, paper.questions[len(right) : len(right) + TOGETHER])
+        for answers in draw(desk.engine, here, samples, temperature, len(right), seed):
+            right.append(int(sum(one.score for one in answers)))
+            if kept:
+                texts = [one.text for one in answers]
+                kept.append({"prompt": answers[0].question.prompt, "right": right[-1], "answers": texts})
+        told(len(right), len(paper.questions))
+    found = measure(paper.name, right, samples, ks)
+    desk.record(found)
+    show(found, as_json)
+
+
+def _listed(given: Sequence[str]) -> list[str]:
+    return [name for part in given for name in part.split(",") if name]
+
+
+def _whole(given: Sequence[str]) -> list[int]:
+    if not given or not all(word.isdecimal() and int(word) for word in given):
+        raise UserError(f"--k {','.join(given)}: expected whole numbers from 1, such as 1,5,10")
+    return [int(word) for word in given]
+
+
+def _line(one: Answer) -> dict[str, Any]:
+    q = one.question
+    facts = {"task": q.task, "prompt": q.prompt, "expected": q.answer, "facts": q.facts, "choices": list(q.choices)}
+    return {**facts, "answer": one.text, "score": one.score, "cropped": one.cropped}
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A checkpoint ready to be examined: its engine, what it is, and the folder of what is finished."""
+
+    engine: Engine
+    identity: str  # of the checkpoint's files
+    stage_dir: Path | None  # RUN/<stage>, whose evals.jsonl learns of the accuracies; None: nobody does
+    step: int
+    folder: Path | None
+
+    @classmethod
+    def open(cls, checkpoint: str, device: str, out: Path | None) -> Desk:
+        """Load a checkpoint. Raises UserError where there is none."""
+        from fledgling.infer.engine import Engine
+        from fledgling.train.checkpoint import load_model, resolve
+        from fledgling.train.setup import fastest_dtype
+        from fledgling.world import World
+
+        place = World.start(device).device
+        path = resolve(checkpoint)
+        model, tokenizer, state = load_model(path, device=place)
+        identity = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()[:16]
+        stage_dir = path.parent.parent if path.parent.name == "checkpoints" else None
+        step = int(state.get("step", 0))
+        folder = out or (stage_dir / "exams" / path.name if stage_dir else None)
+        engine = Engine(model, tokenizer, dtype=fastest_dtype(place))
+        return cls(engine, identity, None if out else stage_dir, step, folder)
+
+    def key(self, paper: Exam) -> dict[str, Any]:
+        """What an exam's answers are a function of: the weights and the questions."""
+        asked = json.dumps([(q.prompt, q.answer, q.choices) for q in paper.questions])
+        return {
+            "checkpoint": self.identity,
+            "questions": len(paper.questions),
+            "asked": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        }
+
+    def kept(self, name: str, key: dict[str, Any]) -> list[Answer] | None:
+        """The answers of a finished exam with the same key, if there are any."""
+        from fledgling.evals.chat import Answer
+        from fledgling.tasks import Question
+
+        path = self.folder / f"{_file_name(name)}.json" if self.folder else None
+        if path is None or not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if found.get("key") != key:
+            return None
+        print(f"{name}: {len(found['answers']):,} answers kept in {path}", file=sys.stderr)
+        return [
+            Answer(
+                Question(one["task"], one["prompt"], one["expected"], one["facts"], tuple(one["choices"])),
+                one["answer"],
+                one["score"],
+                one["cropped"],
+            )
+            for one in found["answers"]
+        ]
+
+    def keep(self, name: str, key: dict[str, Any], answers: list[Answer]) -> None:
+        """Write a finished exam."""
+        from fledgling.record import write_json
+
+        if self.folder:
+            write_json(self.folder / f"{_file_name(name)}.json", {"key": key, "answers": list(map(_line, answers))})
+
+    def progress(self, name: str):
+        """A function (done, total) that shows an exam's progress and the time left on stderr."""
+        import time
+
+        from fledgling.record.progress import Display
+
+        display, began = Display(name), time.monotonic()
+
+        def told(done: int, total: int) -> None:
+            display.show(done, total, {}, time.monotonic() - began)
+            if done >= total:
+                display.close()
+
+        return told
+
+    def record(self, found: list[Measurement]) -> None:
+        """Add accuracies to the stage's evals.jsonl, but none of fewer questions than stand there for this step."""
+        from fledgling.record import Recorder, read_lines
+
+        if self.stage_dir is None:
+            return
+        there = {
+            line.get("name"): line.get("n") or 0
+            for line in read_lines(self.stage_dir / "evals.jsonl")
+            if line.get("step") == self.step
+        }
+        with Recorder(self.stage_dir, self.stage_dir.name, self.step, quiet=True) as recorder:
+            for m in found:
+                if "/" not in m.name and (m.n or 0) >= there.get(m.name, 0):
+                    recorder.evaluation(self.step, m.name, m.value, m.low, m.high, m.n, m.baseline)
+
+
+def show(found: Sequence[Measurement], as_json: bool) -> None:
+    """Print measurements as JSON or as a table."""
+    if as_json:
+        print(json.dumps([asdict(m) for m in found], indent=2))
+        return
+    width = max(20, *(len(m.name) for m in found))
+    for m in found:
+        chance = f"   chance {m.chance:.3f}" if m.chance else ""
+        best = "" if m.baseline is None else f"   best constant answer {m.baseline:.3f}"
+        print(f"{m.name:{width}} {m.value:.4f}  [{m.low:.4f}, {m.high:.4f}]  n {m.n}{chance}{best}")

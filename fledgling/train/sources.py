@@ -1,0 +1,107 @@
+"""A mixture's names become row sources with weights, and where its length is left open, a number of steps.
+
+One idea: one pass means that no row is learned from twice. The stage ends when, of all sources that have an end, the
+first one has given every row, where each gives rows in proportion to its weight:
+
+    steps = floor(min over sources of rows(source) / (share(source) x rows a step)), at least 1
+
+so SFT over 8,000 problems at a share of .37 takes what the other sets give beside them, and of a million conversations
+reads as many as belong there. Sources are written smallest first, and a large one only as far as the others allow.
+
+Not here: how rows are packed and dealt (`fledgling.data`), what a name means (`prepare.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fledgling.config import Recipe, UserError
+from fledgling.data.shards import TokenShard
+from fledgling.data.stream import RowSource
+from fledgling.tasks import NAMES, PUBLIC, get
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.prepare import Parts, Preparer, parts
+
+SPARE = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a stage reads: row sources with weights, for so many steps; and held-out documents of the first of them."""
+
+    sources: list[tuple[RowSource, float]]
+    steps: int
+    validation: TokenShard | None
+
+
+def mix(
+    stage: str, mixture: dict[str, float], rows: int, steps: int | None, preparer: Preparer, tokenizer: Tokenizer
+) -> Mix:
+    """The mixture for a stage whose steps read `rows` rows; `steps` None asks for one pass.
+
+    Raises UserError when that has no end: every source is generated.
+    """
+    recipe, mixed, total = preparer.recipe, parts(mixture), sum(mixture.values())
+    context = recipe.model.context
+    source = partial(RowSource, context=context, seed=recipe.seed, bos=tokenizer.bos, turn_end=tokenizer.assistant_end)
+    most = math.inf if steps is None else steps
+    documents, tasks, conversations, validation = [], [], {}, None
+    for name, weight in mixed.documents.items():
+        train, held_out = preparer.documents(name, tokenizer)
+        validation = validation or held_out
+        documents.append((source(train, "crop"), weight))
+        if steps is None:
+            most = min(most, len(documents[-1][0]) / (weight / total * rows))
+    for name in sorted(mixed.rows, key=lambda name: _bytes(preparer, name)):
+        per_step = mixed.rows[name] / total * rows
+        needed = None if most == math.inf else math.ceil(most * per_step * context * SPARE) + 1
+        conversations[name] = source(preparer.rows(name, needed, tokenizer), "whole")
+        if steps is None:
+            most = min(most, len(conversations[name]) / per_step)
+    if most == math.inf:
+        raise UserError(
+            f"{stage}.steps is not set, and its mixture has no end ({', '.join(mixed.tasks)} are generated): "
+            f"set the number of optimizer steps, such as {stage}.steps=300"
+        )
+    length = max(1, math.floor(most))
+    if steps is None:
+        preparer.say(f"{stage}: {length:,} steps, one pass over its mixture")
+    if mixed.tasks:
+        weight = sum(mixed.tasks.values())
+        tokens = int(length * rows * context * weight / total * SPARE) + 1
+        tasks.append((source(preparer.conversations(stage, mixed.tasks, tokens, tokenizer), "whole"), weight))
+    read = [(conversations[name], mixed.rows[name]) for name in mixed.rows]  # in the recipe's order
+    return Mix(documents + tasks + read, length, validation)
+
+
+def _bytes(preparer: Preparer, name: str) -> int:
+    return sum(file.stat().st_size for file in preparer.source(name).files())
+
+
+def examined(recipe: Recipe, stage: str) -> list[str]:
+    """The tasks that a stage is examined in: those it learns from, by demonstration or by practice.
+
+    RL has no mixture of its own: it is examined in all of SFT's too.
+    """
+    table = recipe.stage(stage)
+    learned = {**(table.mixture or recipe.sft.mixture), **getattr(table, "tasks", {})}
+    return [name for name in (*NAMES, *PUBLIC) if learned.get(name, 0) > 0]
+
+
+def check(recipe: Recipe, stages: Iterable[str]) -> None:
+    """Raise UserError, before anything starts, when a source or an exam of one of the stages is not there.
+
+    The message says how to get it.
+    """
+    preparer = Preparer(recipe, Path(recipe.run.out))
+    for stage in stages:
+        table = recipe.stage(stage)
+        mixed = parts(table.mixture) if table.mixture else Parts({}, {}, {})
+        practised = [name for name, weight in getattr(table, "tasks", {}).items() if weight > 0]
+        preparer.check(mixed.documents, [*mixed.rows, *practised])
+        for name in examined(recipe, stage):
+            get(name, recipe.run.data_dir).exams(1)
