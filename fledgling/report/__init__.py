@@ -3,8 +3,8 @@
 Everything here reads files and nothing else: no torch, no running process, no network. What stands in those
 files is untrusted (samples are whatever a model said), so numbers are checked and text is escaped.
 
-Reading order: gather.py (files -> values), summary.py (values -> the tables), chart.py (numbers -> drawings),
-page.py with page.html and page.css (the page).
+Reading order: gather.py (files -> values), summary.py (values -> the tables), page.py with page.html
+(the page; its drawings are made by fledgling.draw).
 """
 
 from fledgling.report.page import build

@@ -1,21 +1,21 @@
-"""One self-contained page about a run: drawings and tables made here, laid out by page.html and page.css.
+"""One self-contained page about a run: drawings and tables made here, laid out by page.html.
 
-The one idea: the template gets finished values and escapes every one of them; only chart.py makes markup.
+The one idea: the template gets finished values and escapes every one of them; only draw/chart.py makes markup.
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from fledgling.config import STAGES
+from fledgling.draw.chart import Chart, Line, bar, draw, smooth
+from fledgling.draw.page import render
 from fledgling.record import write_text
 from fledgling.record.lines import size
 from fledgling.record.progress import clock, short
 from fledgling.report import summary as numbers
-from fledgling.report.chart import Chart, Line, bar, draw, smooth
 from fledgling.report.gather import Run, Sample, Stage, gather, number, table
 
 MOST_PROMPTS, MOST_ANSWERS, MOST_LETTERS = 16, 8, 1200
@@ -28,19 +28,9 @@ COMPARED = "bits_per_byte of "  # evaluations of this name say what a compressor
 
 def build(run_dir: Path | str) -> Path:
     """Write RUN/report.html and return its path. Raises UserError when there is nothing to report."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     run = gather(run_dir)
-    environment = Environment(
-        loader=PackageLoader("fledgling", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (Path(__file__).parent / "page.css").read_text("utf-8")
     path = run.path / "report.html"
-    write_text(path, environment.get_template("page.html").render(style=Markup(style), **contents(run)))
+    write_text(path, render("report", "page.html", **contents(run)))
     return path
 
 
@@ -50,7 +40,6 @@ def contents(run: Run) -> dict[str, Any]:
     return {
         "title": numbers.title(run),
         "description": description if isinstance(description, str) else "",
-        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "tiles": tiles(run),
         "stage_names": [stage.name for stage in run.stages if stage.evals],
         "eval_rows": eval_rows(run),

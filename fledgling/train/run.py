@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from fledgling.train import checkpoint, loop, rl, supervised
 from fledgling.train.prepare import Preparer
 from fledgling.train.setup import make_model, set_up
 from fledgling.train.sources import check
-from fledgling.train.stage import Stage
+from fledgling.train.stage import Eval, Stage
 from fledgling.train.supervised import Context
 from fledgling.world import World
 
@@ -38,10 +39,17 @@ BUILDERS = {
 }
 
 
-def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = False) -> bool:
+def run_stage(
+    recipe: Recipe,
+    name: str,
+    resume: str = "auto",
+    quiet: bool = False,
+    choose: Callable[[tuple[Eval, ...]], tuple[Eval, ...]] = tuple,
+) -> bool:
     """Run stage `name`; returns False if it was already done. Raises loop.Stopped after a signal, once all is saved.
 
-    resume: "auto" goes on from the newest checkpoint, "never" begins the stage anew.
+    resume: "auto" goes on from the newest checkpoint, "never" begins the stage anew; choose: the evaluations to take
+    of those the stage comes with.
     """
     run_dir, stage_dir = Path(recipe.run.out), Path(recipe.run.out) / name
     if resume == "auto" and (stage_dir / "done.json").exists():
@@ -78,6 +86,7 @@ def run_stage(recipe: Recipe, name: str, resume: str = "auto", quiet: bool = Fal
         context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, micro_batch)
         with world.main_first():
             stage = BUILDERS[name](name, context)
+        stage = replace(stage, evals=choose(stage.evals))
         optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
         start = 0
         torch.manual_seed(recipe.seed)

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
-    {"config", "files", "world", "record"},
+    {"config", "files", "world", "record", "draw"},
     {"text", "model", "optim", "sandbox"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
@@ -25,6 +25,12 @@ TORCH_FREE = (
     "text",
     "plan",
     "report",
+    "draw",
+    "lab.results",
+    "lab.fit",
+    "lab.bowls",
+    "lab.analysis",
+    "lab.page",
     "tasks",
     "sandbox",
     "cli",

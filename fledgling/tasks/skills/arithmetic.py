@@ -15,10 +15,6 @@ from functools import lru_cache
 
 from fledgling.tasks.skills.wording import dress, expand, thing
 from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, held_out
-<<<<<<< HEAD:fledgling/tasks/arithmetic.py
-from fledgling.tasks.wording import dress, expand, thing
-=======
->>>>>>> tasks:fledgling/tasks/skills/arithmetic.py
 
 # In a template the expression is always {a} op {b}; a template with {b} before {a} is a reversal.
 _NOUN_PHRASES = {

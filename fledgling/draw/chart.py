@@ -30,6 +30,7 @@ class Line:
     dots: bool = False
     faint: bool = False
     dashed: bool = False
+    joined: bool = True  # False: dots alone
     points: Sequence[str] = ()
 
 
@@ -84,7 +85,7 @@ def smooth(values: Sequence[float], share: float = 0.04) -> list[float]:
 
 def thin(line: Line) -> Line:
     """A line of at most MOST_POINTS points: each the mean of a group. Bands and dots are left alone."""
-    if len(line.xs) <= MOST_POINTS or line.lows or line.dots:
+    if len(line.xs) <= MOST_POINTS or line.lows or line.dots or not line.joined:
         return line
     edges = [round(i * len(line.xs) / MOST_POINTS) for i in range(MOST_POINTS + 1)]
     groups = [slice(a, b) for a, b in pairwise(edges)]
@@ -120,8 +121,8 @@ def draw(chart: Chart) -> Markup:
     plane, y_ticks = _fit(chart, lines)
     parts = [_axes(chart, plane, y_ticks)]
     parts += [_band(line, plane) for line in lines if line.lows]
-    parts += [_path(line, plane) for line in lines]
-    parts += [_dots(line, plane, chart) for line in lines if line.dots or len(line.xs) == 1]
+    parts += [_path(line, plane) for line in lines if line.joined]
+    parts += [_dots(line, plane, chart) for line in lines if line.dots or not line.joined or len(line.xs) == 1]
     label = f"{chart.title}: {', '.join(line.label for line in lines)} against {chart.x_label}"
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, label, Markup("").join(parts)

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as xml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.report.chart import HEIGHT, WIDTH, Chart, Line, bar, draw, log_ticks, smooth, thin, ticks
+from fledgling.draw.chart import HEIGHT, WIDTH, Chart, Line, bar, draw, log_ticks, smooth, thin, ticks
 
 numbers = st.floats(-1e99, 1e99)
 
