@@ -30,7 +30,7 @@ def _rank(rank, size, port, folder, function, args):
         torch.distributed.destroy_process_group()
 
 
-class one_thread:  # noqa: N801 - reads as what it is: `with one_thread():`
+class one_thread:
     """Within it this process computes on one thread, as each of several ranks does."""
 
     def __enter__(self):

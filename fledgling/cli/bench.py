@@ -6,8 +6,9 @@ import json
 
 from cyclopts import App
 
-from fledgling.cli.options import Json, Overrides
+from fledgling.cli.options import Gpus, Json, Overrides
 from fledgling.config import load_recipe
+from fledgling.world import is_main_process, launch, launched, leave
 
 app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
 
@@ -51,6 +52,34 @@ def train(
         print(f"  {part:9} {seconds[part] * 1e3:7,.0f} ms  {seconds[part] / seconds['step']:4.0%}")
     print(f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}")
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
+
+
+@app.command
+def optim(
+    *, gpus: Gpus = 2, depth: int = 6, vocab_size: int = 8192, overrides: Overrides = (), as_json: Json = False
+) -> int:
+    """Memory of a rank in a training step under ZeRO 0, 1 and 2: measured, beside what the layout says.
+
+    Parameters
+    ----------
+    depth
+        Layers; width and heads follow.
+    vocab_size
+        Entries of the tokenizer.
+    """
+    recipe = load_recipe("quickstart", overrides)
+    if gpus is not None and not launched():
+        again = ["--depth", str(depth), "--vocab-size", str(vocab_size), *(["--json"] if as_json else [])]
+        again += [part for one in overrides for part in ("--set", one)]
+        return launch(gpus, recipe.run.device, ["-m", "fledgling", "bench", "optim", *again])
+    from fledgling.bench.optim import measure, table
+    from fledgling.bench.train import shaped
+
+    found = measure(shaped(recipe, depth, vocab_size, context=16))
+    leave()
+    if is_main_process():
+        print(json.dumps(found, indent=2) if as_json else table(found))
+    return 0
 
 
 @app.command

@@ -141,7 +141,7 @@ class Deal:
     size: int
 
     def batches(self, step: int) -> list[Batch]:
-        """This rank's micro-batches: number rank, rank + size, ... of ceil(R / micro_rows), the last perhaps smaller."""
+        """Number rank, rank + size, ... of the step's ceil(R / micro_rows) micro-batches, the last perhaps smaller."""
         rows = [self.cycle.locate(step * self.rows_per_step + k) for k in range(self.rows_per_step)]
         starts = range(0, self.rows_per_step, self.micro_rows)
         return [self._batch(rows[start : start + self.micro_rows]) for start in starts[self.rank :: self.size]]

@@ -24,7 +24,8 @@ from math import prod
 from fledgling.optim.groups import role_of
 
 AHEAD = 2  # buckets in flight at most: what overlaps is bounded, and with it the memory of its buffers
-MUON_STATE, ADAMW_STATE = 1, 2  # values of state a parameter: a velocity; a mean and a square
+MUON_VALUES = 1 << 20  # of the matrices orthogonalized at once: 16 of 256 x 256, the last size that gains by stacking
+ADAMW_VALUES = 1 << 18  # updated at once where nothing fuses the rule: its temporaries stay in the processor's cache
 
 Shape = tuple[int, ...]
 
@@ -65,8 +66,9 @@ class Bucket:
 class Held:
     """Values (not bytes) that one rank holds at its peak, outside activations; in fp32 each is four bytes.
 
-    gradients: the whole ones and the own shards that live at once; state: the optimizer's; communication: buffers of
-    the buckets in flight; padding: the part of communication that is nobody's value.
+    gradients: whole ones and own shards; state: the optimizer's; communication: buffers of the buckets in flight, of
+    which `padding` is nobody's value; work: temporaries of the update. `total` is the peak of a step: less than the
+    sum, because the whole gradients are gone when the update works.
     """
 
     parameters: int
@@ -74,11 +76,13 @@ class Held:
     state: int
     communication: int
     padding: int
+    work: int
+    total: int
 
-    @property
-    def total(self) -> int:
-        """All of it; padding is a part of communication."""
-        return self.parameters + self.gradients + self.state + self.communication
+
+def stack_size(shape: Shape) -> int:
+    """How many matrices of a shape are orthogonalized at once."""
+    return max(1, MUON_VALUES // prod(shape))
 
 
 @dataclass(frozen=True)
@@ -100,24 +104,73 @@ class Layout:
             return whole if bucket.names.index(name) in bucket.units(rank) else range(0)
         return bucket.units(rank)
 
-    def held(self, rank: int = 0) -> Held:
-        """Count what `rank` holds at its peak."""
-        total = sum(prod(shape) for shape in self.parameters.values())
-        state = sum(
-            bucket.owned(rank) * (MUON_STATE if self.roles[bucket.names[0]] == "matrix" else ADAMW_STATE)
-            for bucket in self.buckets
-        )
-        alone = self.size == 1
-        travelling = sorted((bucket.piece * self.size for bucket in self.buckets), reverse=True)[:AHEAD]
+    def held(self, rank: int = 0, exact: bool = True) -> Held:
+        """Count what `rank` holds at its peak, with one micro-batch a step.
+
+        exact: as gradients travel on gloo and in exact mode, where the chunks of all ranks are received and added here;
+        NCCL adds on the way. More micro-batches add, in exact mode, one shard at each doubling.
+        """
+        total = sum(map(prod, self.parameters.values()))
+        state = sum(bucket.owned(rank) * (1 if self._muon(bucket) else 2) for bucket in self.buckets)
         padding = max((bucket.piece * self.size - bucket.values for bucket in self.buckets), default=0)
-        shards = sum(bucket.piece for bucket in self.buckets)
-        return Held(
-            parameters=total,
-            gradients=total if alone or self.zero < 2 else shards,
-            state=state,
-            communication=0 if alone else sum(travelling),
-            padding=0 if alone else padding,
-        )
+        gradients, buffers = self._reduced(exact)
+        updating, work = self._updated(rank)
+        step = max(gradients + buffers, updating)
+        return Held(total, gradients, state, buffers, padding if self.size > 1 else 0, work, total + state + step)
+
+    def _muon(self, bucket: Bucket) -> bool:
+        return self.roles[bucket.names[0]] == "matrix"
+
+    def _updated(self, rank: int) -> tuple[int, int]:
+        """(all, of it work) at the fullest moment of the update: gradients not used up, temporaries, one gather.
+
+        Muon makes two more stacks and two Gram matrices a matrix, AdamW six blocks.
+        """
+        groups: dict[tuple, list[Bucket]] = defaultdict(list)  # updated together, as in `optimizer.py`
+        for index, bucket in enumerate(self.buckets):
+            groups[self.parameters[bucket.names[0]] if self._muon(bucket) else (index,)].append(bucket)
+        left = sum(bucket.owned(rank) for bucket in self.buckets)
+        gathered = max((b.piece * self.size for b in self.buckets if not b.replicated), default=0)
+        peak = (0, 0)
+        for shape, buckets in groups.items():
+            owned = sum(bucket.owned(rank) for bucket in buckets)
+            if self._muon(buckets[0]):
+                each = 2 * prod(shape) + 2 * min(shape) ** 2
+                work = min(owned // prod(shape), stack_size(shape)) * each
+            else:
+                work = 6 * min(owned, ADAMW_VALUES)
+            peak = max(peak, (left + work + gathered, work))
+            left -= owned
+        return peak
+
+    def _reduced(self, exact: bool) -> tuple[int, int]:
+        """(gradients, buffers) at the fullest moment of the reduce phase: a walk through it, bucket by bucket."""
+        sizes = {name: prod(shape) for name, shape in self.parameters.items()}
+        if self.size == 1:
+            return sum(sizes.values()), 0
+        whole = shards = buffers = 0
+        peak = (0, 0)
+        flight: list[tuple[int, int]] = []  # (buffers, chunk) of each bucket under way
+        waiting, arrived = list(self.buckets), set()
+        for name in reversed(self.parameters):
+            whole += sizes[name]
+            arrived.add(name)
+            if self.zero < 2 and len(arrived) < len(sizes):
+                continue
+            while waiting and arrived.issuperset(waiting[0].names):
+                bucket = waiting.pop(0)
+                sent = bucket.piece * self.size
+                copied = len(bucket.names) > 1 or sent > bucket.values
+                peak = max(peak, (whole + shards, buffers + sent * copied), key=sum)
+                whole -= bucket.values
+                buffers += sent + (sent if exact else bucket.piece)
+                flight.append((sent + (sent if exact else bucket.piece), bucket.piece))
+                peak = max(peak, (whole + shards + bucket.piece * exact, buffers), key=sum)
+                if len(flight) == AHEAD:
+                    done, chunk = flight.pop(0)
+                    buffers, shards = buffers - done, shards + chunk
+            peak = max(peak, (whole + shards, buffers), key=sum)
+        return peak
 
 
 def lay_out(

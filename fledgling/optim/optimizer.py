@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from fledgling.config import OptimizerTable, UserError
 from fledgling.optim.gradients import Gradients
 from fledgling.optim.groups import rules
-from fledgling.optim.layout import AHEAD, Bucket, lay_out
-from fledgling.optim.rules import adamw_, muon
+from fledgling.optim.layout import ADAMW_VALUES, AHEAD, Bucket, lay_out, stack_size
+from fledgling.optim.rules import adamw_, muon_
 from fledgling.world import Pending, World
 
 KINDS = {"muon": ("velocity",), "adamw": ("mean", "square")}  # of state, by rule
@@ -72,6 +72,7 @@ class Optimizer:
         self.parameters = dict(model.named_parameters())
         self.rules = rules(table)
         self.multiplier, self.count = 1.0, 0
+        self.compiled = compiled
         self._adamw: Callable = torch.compile(adamw_, dynamic=False) if compiled else adamw_
         shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         self.layout = lay_out(shapes, world.size, 1 if table.zero is None else table.zero)
@@ -179,24 +180,27 @@ class Optimizer:
 
     def _move_single(self, name: str, role: str, gradient: Tensor, step: Tensor) -> None:
         table, (mean, square) = self.table, (self.state[f"{name}.{kind}"] for kind in KINDS["adamw"])
-        rate = self._rate(role)
-        self._adamw(self.parts[name], gradient, mean, square, step, rate, table.adam_betas, table.adam_eps, 0.0)
+        whole = (self.parts[name], gradient, mean, square)
+        blocks = zip(*(tensor.view(-1).split(ADAMW_VALUES) for tensor in whole), strict=True)
+        for tensors in [whole] if self.compiled else blocks:
+            self._adamw(*tensors, step, self._rate(role), table.adam_betas, table.adam_eps, 0.0)
 
     def _move_stack(self, group: Group, gradients: dict[str, Tensor]) -> None:
-        table, names = self.table, group.owned
-        moved, velocity = muon(
-            torch.stack([self.parts[name] for name in names]),
-            torch.stack([gradients.pop(name) for name in names]),
-            self.stacks[group],
-            self._rate("matrix"),
-            table.momentum,
-            table.weight_decay,
-            table.newton_schulz_steps,
-            self.dtype,
-        )
-        self.stacks[group].copy_(velocity)
-        for name, value in zip(names, moved.unbind(), strict=True):
-            self.parts[name].copy_(value)
+        """Muon on the group's matrices, so many at once as keep its temporaries small."""
+        table, velocity = self.table, self.stacks[group]
+        together = stack_size(tuple(velocity.shape[1:]))
+        for start in range(0, len(group.owned), together):
+            names = group.owned[start : start + together]
+            muon_(
+                [self.parts[name] for name in names],
+                torch.stack([gradients.pop(name) for name in names]),
+                velocity[start : start + together],
+                self._rate("matrix"),
+                table.momentum,
+                table.weight_decay,
+                table.newton_schulz_steps,
+                self.dtype,
+            )
 
     def _rate(self, role: str) -> Tensor:
         return torch.tensor(self.rules[role].rate * self.rate * self.multiplier)

@@ -6,6 +6,8 @@ compared with its paper, compiled, and applied to a shard.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,8 +66,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.b
     return (x.mT if tall else x).float()
 
 
-def muon(
-    parameter: Tensor,
+def muon_(
+    parameters: Sequence[Tensor],
     gradient: Tensor,
     velocity: Tensor,
     rate: Tensor,
@@ -73,14 +75,22 @@ def muon(
     decay: float,
     steps: int,
     dtype: torch.dtype = torch.bfloat16,
-) -> tuple[Tensor, Tensor]:
-    """One step of Muon with Nesterov momentum on a stack of equal-shaped matrices (n, rows, columns).
+) -> None:
+    """One step of Muon with Nesterov momentum, in place, on n equal-shaped matrices (rows, columns).
 
-    The orthogonal step is scaled by sqrt(max(1, rows / columns)), so that its effect on the outputs' root mean square
-    does not depend on the shape. Returns parameter, velocity.
+    gradient, velocity (n, rows, columns); the gradient is used up. The orthogonal step is scaled by
+    sqrt(max(1, rows / columns)), so that its effect on the outputs' root mean square does not depend on the shape.
     """
-    velocity = velocity.lerp(gradient, 1 - momentum)
-    direction = orthogonalize(gradient.lerp(velocity, momentum), steps, dtype)
-    rows, columns = parameter.shape[-2:]
-    scale = max(1.0, rows / columns) ** 0.5
-    return parameter * (1 - rate * decay) - rate * scale * direction, velocity
+    velocity.lerp_(gradient, 1 - momentum)
+    direction = orthogonalize(gradient.lerp_(velocity, momentum), steps, dtype)
+    rows, columns = gradient.shape[-2:]
+    direction *= rate * max(1.0, rows / columns) ** 0.5
+    for parameter, step in zip(parameters, direction.unbind(), strict=True):
+        parameter.mul_(1 - rate * decay).sub_(step)
+
+
+def muon(parameter: Tensor, gradient: Tensor, velocity: Tensor, *settings) -> tuple[Tensor, Tensor]:
+    """`muon_` as a pure function of stacks (n, rows, columns): returns parameter, velocity."""
+    parameter, velocity = parameter.clone(), velocity.clone()
+    muon_(parameter.unbind(), gradient.clone(), velocity, *settings)
+    return parameter, velocity

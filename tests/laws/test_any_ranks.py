@@ -106,7 +106,7 @@ def test_any_number_of_ranks_gives_the_same_weights(alone, size):
 
 
 def test_the_stage_of_zero_changes_no_bit(alone):
-    for index, (stage, zero, exact, rows) in enumerate(CASES):
+    for index, (stage, _, exact, rows) in enumerate(CASES):
         if exact == "on":
             same = CASES.index((stage, 0, exact, rows))
             for name, value in alone[same]["weights"].items():

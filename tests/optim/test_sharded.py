@@ -1,4 +1,4 @@
-"""One optimizer for any number of ranks: against torch's own, from rank count to rank count, and when a gradient breaks.
+"""One optimizer for any number of ranks: beside torch's own, from rank count to rank count, when a gradient breaks.
 
 The parameters are as awkward as can be: fewer rows and fewer matrices than ranks, small tensors, a number.
 """
@@ -162,10 +162,10 @@ def test_ranks_agree_resume_elsewhere_and_survive_a_broken_gradient(size, tmp_pa
 def test_state_that_does_not_fit_is_named():
     saved = trained(range(1))["state"]
     world, _, optimizer = made()
-    with pytest.raises(UserError, match="a.weight.velocity: expected shape"):
+    with pytest.raises(UserError, match=r"a\.weight\.velocity: expected shape"):
         optimizer.load_tensors({**saved, "a.weight.velocity": torch.zeros(2, 2)})
     del saved["head.weight.mean"]
-    with pytest.raises(UserError, match="head.weight.mean.*found nothing"):
+    with pytest.raises(UserError, match=r"head\.weight\.mean.*found nothing"):
         optimizer.load_tensors(saved)
     assert world.size == 1
 

@@ -1,0 +1,112 @@
+"""What a rank holds during a training step under ZeRO 0, 1 and 2: measured, beside what the layout says.
+
+The step is the real one (`train.loop.update` of a real model) on rows so short that activations are nothing. On a CPU
+live tensors are counted storage by storage as they come and go; on a GPU the allocator is asked.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import asdict, replace
+from functools import partial
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fledgling.bench.train import RandomRows
+from fledgling.config import Recipe
+from fledgling.model.config import from_table
+from fledgling.model.transformer import Transformer
+from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.schedule import trapezoid
+from fledgling.train import loop
+from fledgling.train.loss import next_token
+from fledgling.train.stage import Stage
+from fledgling.world import World
+
+CONTEXT = 16  # tokens of the one row
+STEPS = 4  # the least of their peaks counts: gloo's threads let go of a buffer now earlier, now later
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation makes within it, while it is held; `peak` is the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        before = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in before:
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._remove, storage.nbytes())
+
+    def _remove(self, size: int) -> None:
+        self.live -= size
+
+
+def peak_of_step(step, device: torch.device) -> int:
+    """Bytes that `step()` holds at its fullest beyond what was there before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with LiveTensors() as counted:
+        step()
+    return counted.peak
+
+
+def measure(recipe: Recipe) -> list[dict]:
+    """For ZeRO 0, 1 and 2: this rank's bytes measured and as the layout says, in fp32.
+
+    Every rank must call it. Returns dicts with zero, ranks, measured, expected, and the layout's counts.
+    """
+    world = World.start(recipe.run.device)
+    config = replace(from_table(recipe.model, recipe.tokenizer.vocab_size), context=CONTEXT)
+    found = []
+    for zero in (0, 1, 2):
+        with torch.device(world.device):
+            model = Transformer(config)
+        model.initialize(recipe.seed)
+        optimizer = Optimizer(model, replace(recipe.optimizer, zero=zero), world)
+        stream = RandomRows(config.vocab_size, 1, CONTEXT, seed=world.rank)
+        stage = Stage("bench", STEPS, stream, next_token, partial(trapezoid, steps=STEPS))  # type: ignore[arg-type]
+        step = partial(_step, stage, model, optimizer, world)
+        step()
+        moving = min(peak_of_step(step, world.device) for _ in range(STEPS))
+        standing = sum(tensor.nbytes for tensor in (*model.parameters(), *optimizer.state.values()))
+        held = optimizer.layout.held(world.rank, exact=optimizer.exact or world.device.type == "cpu")
+        found.append(
+            {"zero": zero, "ranks": world.size, "measured": standing + moving, "expected": 4 * held.total}
+            | {"layout": asdict(held)}
+        )
+    return found
+
+
+def _step(stage: Stage, model: Transformer, optimizer: Optimizer, world: World) -> None:
+    loop.update(stage, model, optimizer, stage.batches.next(), world)
+
+
+def table(found: list[dict]) -> str:
+    """The figures of `measure` as lines of text, in MB."""
+    lines = ["ranks  zero  measured MB  layout MB   ratio | parameters  state  gradients  buffers"]
+    for one in found:
+        held = {name: 4 * values / 1e6 for name, values in one["layout"].items()}
+        lines.append(
+            f"{one['ranks']:5}  {one['zero']:4}  {one['measured'] / 1e6:11.1f}  {one['expected'] / 1e6:9.1f}  "
+            f"{one['measured'] / one['expected']:6.3f} | {held['parameters']:10.1f}  {held['state']:5.1f}  "
+            f"{held['gradients']:9.1f}  {held['communication']:7.1f}"
+        )
+    return "\n".join(lines)

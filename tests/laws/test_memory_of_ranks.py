@@ -1,0 +1,18 @@
+"""What a rank holds under ZeRO 0, 1 and 2 is what the layout says, to 5 %, and each stage holds less than the last."""
+
+import pytest
+
+from fledgling.bench.optim import measure
+from fledgling.bench.train import shaped
+from fledgling.config import load_recipe
+from tests.ranks import on_ranks
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_measured_memory_is_the_layouts(size):
+    recipe = shaped(load_recipe("quickstart", ["run.device=cpu", "optimizer.exact=on"]), 5, 3001, 16)
+    for rank in on_ranks(size, measure, recipe):
+        for one in rank:
+            assert one["measured"] == pytest.approx(one["expected"], rel=0.05), one
+        zero, first, second = (one["measured"] for one in rank)
+        assert zero > first > second
