@@ -4,7 +4,7 @@ The one idea: a recipe is a value. A file and its overrides become one `Recipe`,
 starts, and `dump_toml` writes the very same value into the run directory, where it can be loaded again.
 
 What it is not: it derives nothing. A field that is `None` is filled in by the dial (`fledgling.plan.horizon`)
-or by the stage that reads it; this file only knows names, types and ranges. Floor 0: imports nothing of ours but the notation.
+or by the stage that reads it; this file only knows names, types and ranges. Floor 0.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ VERBS = {
     "plan": ("plan", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
     "data": ("app", "Look at, fetch and prepare training text: info, fetch, prepare."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
-    "train": ("train", "One stage of a recipe: pretrain, midtrain, sft or rl."),
+    "train": ("train", "One stage of a recipe: pretrain, midtrain, sft, dpo or rl."),
     "eval": ("app", "Measure a checkpoint: bpb, chat."),
     "chat": ("chat", "Talk with a checkpoint."),
     "serve": ("serve", "A checkpoint behind the API that OpenAI clients speak, and a page to talk to it."),

@@ -18,10 +18,10 @@ class Rule:
 
 
 def role_of(name: str, shape: tuple[int, ...]) -> str:
-    """The role of the parameter called `name` in `fledgling.model.transformer`."""
+    """The role of the parameter called `name` in `fledgling.model.transformer`, or in the critic beside it."""
     if name.startswith("embedding."):
         return "embedding"
-    if name.startswith("head."):
+    if name.startswith(("head.", "critic.weight")):
         return "head"
     return "matrix" if len(shape) == 2 else "scalar"
 

@@ -40,10 +40,10 @@ def generalized(
     discount: float,
     trace: float,
 ) -> np.ndarray:
-    """Generalized advantage estimates of packed answers (arXiv 1506.02438, equations 11 and 16), all arrays (B, T).
+    """Generalized advantage estimates of packed answers (arXiv 1506.02438, equation 16); all arrays (B, T).
 
-    The steps of an answer are its sampled tokens alone: what a tool wrote passes no time. `rewards` count at an answer's
-    last sampled token, where the episode ends (value 0 after it); `documents` tell answers of one row apart.
+    The steps of an answer are its sampled tokens alone: what a tool wrote passes no time. `rewards` count at an
+    answer's last sampled token, where the episode ends (value 0 after it); `documents` tell answers of a row apart.
     delta_t = r_t + discount V_{t+1} - V_t;  A_t = delta_t + discount trace A_{t+1}. Positions not sampled get 0.
     """
     rows, length = values.shape
@@ -86,7 +86,7 @@ def overlong(length: int, free: int, longest: int) -> float:
 
 
 def adapted(weight: float, divergence: float, target: float) -> float:
-    """The next weight of the divergence: halved below target / 1.5, doubled above 1.5 target (arXiv 1707.06347, section 4)."""
+    """The next weight: halved below target / 1.5, doubled above 1.5 target (arXiv 1707.06347, section 4)."""
     if divergence < target / 1.5:
         return weight / 2
     return weight * 2 if divergence > target * 1.5 else weight

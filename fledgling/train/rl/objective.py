@@ -42,7 +42,7 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k3") -> Tensor
 
 
 def clipped_value(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """max((v - R)^2, (old + clamp(v - old, -clip, clip) - R)^2) / 2 (arXiv 2005.12729, section 3: PPO as it is coded)."""
+    """max((v - R)^2, (old + clamp(v - old, -clip, clip) - R)^2) / 2 (arXiv 2005.12729, section 3: PPO as coded)."""
     near = old + (values - old).clamp(-clip, clip)
     return torch.maximum((values - returns).square(), (near - returns).square()) / 2
 
