@@ -30,7 +30,7 @@ VERBS = {
     "eval": ("app", "Measure a checkpoint: bpb, chat."),
     "chat": ("chat", "Talk with a checkpoint."),
     "serve": ("serve", "A checkpoint behind the API that OpenAI clients speak, and a page to talk to it."),
-    "scaling": ("app", "How loss falls with size, data and compute: run, fit, predict, check, recover."),
+    "scaling": ("app", "How loss falls with size, data and compute: run, fit, predict, check, recover, inference."),
     "report": ("report", "A run directory as one self-contained page."),
     "bench": ("app", "Speed, each figure beside its physical limit on this machine."),
     "config": ("app", "List recipes, and show one with everything resolved: list, show."),

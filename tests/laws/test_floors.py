@@ -31,6 +31,8 @@ TORCH_FREE = (
     "lab.bowls",
     "lab.analysis",
     "lab.page",
+    "lab.inference",
+    "lab.inference_page",
     "tasks",
     "sandbox",
     "cli",
