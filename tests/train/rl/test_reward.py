@@ -46,7 +46,7 @@ def test_the_parts_add_up(tmp_path):
 def test_an_open_call_of_a_tool_is_not_well_formed():
     words = tokenizer()
     whole = [words.python_start, *words.encode("1+1"), words.python_end, *words.encode("2"), words.assistant_end]
-    for tokens, finish, expected in ((whole, "stop", True), (whole[:2] + whole[4:], "stop", False)):
+    for tokens, finish, expected in ((whole, "stop", True), ([t for t in whole if t != words.python_end], "stop", False)):
         one = Completion(tokens, [0.0] * len(tokens), [False] * len(tokens), finish)
         assert well_formed(words, one, "2") is expected
     assert not well_formed(words, said(""), "")
@@ -70,7 +70,7 @@ def test_a_failing_reward_is_told_with_its_name_and_the_answer(case, tmp_path):
     own = OwnReward(f"{tmp_path / 'mine.py'}:judge", 0.5)
     rewards = Rewards(RLTable(rewards={"format": 1.0}), tokenizer())
     rewards.own, rewards.weights = {own.spec: own}, {own.spec: 1.0}
-    question = Question("spelling", "Spell owl.", "o w l")
+    question = Question("spelling", "Spell owl.", "o w l", {"word": "owl"})
     with pytest.raises(UserError) as caught:
         rewards.score([(get("spelling"), question)], [said("o w l")])
     message = str(caught.value)
@@ -86,7 +86,7 @@ def test_a_failing_reward_is_told_with_its_name_and_the_answer(case, tmp_path):
 def test_a_function_that_is_not_there(spec, why):
     own = OwnReward(spec, 1.0)
     with pytest.raises(UserError, match=why):
-        _with(own).score([(get("spelling"), Question("spelling", "?", "!"))], [said("x")])
+        _with(own).score([(get("spelling"), Question("spelling", "?", "!", {"word": "owl"}))], [said("x")])
 
 
 def _with(own: OwnReward) -> Rewards:
