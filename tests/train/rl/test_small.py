@@ -5,6 +5,7 @@ import torch
 
 from fledgling.infer.batch import Completion
 from fledgling.infer.engine import Engine
+from fledgling.train.loss import logprobs_at
 from fledgling.train.rl import rounds
 from fledgling.train.rl.rollout import Rollout
 from tests.train.rl.small import BANDIT, COPY, TWO_STEPS, Flipped, Problem, arms, learn, settings
@@ -57,8 +58,19 @@ def unmasked(prompt, answer, *others):
     return Rollout.of(prompt, Completion(answer.tokens, answer.logprobs, [False] * len(answer.tokens), ""), *others)
 
 
+class OnPolicy(rounds.Rounds):
+    """Rounds whose ratios are 1 for every target, forced ones too: a tool has no log-probability of its own."""
+
+    @torch.no_grad()
+    def next(self):
+        batches, model = super().next(), self.engine.source
+        for batch in batches:
+            batch.old_logprobs = logprobs_at(model, model(batch.tokens, batch.documents), batch.targets)
+        return batches
+
+
 def test_what_a_tool_wrote_is_not_learned_and_without_the_mask_it_is(monkeypatch):
     table = settings(FORCED, "grpo")
-    assert learn(FORCED, table, 0, 30, engine=Interfering) > REACHED
+    assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) > REACHED
     monkeypatch.setattr(rounds, "Rollout", type("Unmasked", (), {"of": staticmethod(unmasked)}))
-    assert learn(FORCED, table, 0, 30, engine=Interfering) < 0.1
+    assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) < 0.1
