@@ -28,10 +28,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line: what was given, what was expected, what to do.
-
-    The command line prints it as `error: ...` and exits with 1; anything else that escapes is a bug of ours.
-    """
+    """A mistake of the user's in one line: given, expected, what to do. All else that escapes is a bug of ours."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -63,6 +60,11 @@ def _choice(default: str, *others: str) -> Any:
     return field(default=default, metadata={"choices": (default, *others)})
 
 
+def _part(*names: str) -> Any:
+    """One of a few words, or `None`: what the family has."""
+    return field(default=None, metadata={"choices": names})
+
+
 # Names with weights of at least 0; relative, so they need not add up to 1. Empty: the stage's own default.
 _WEIGHTS = {"low": 0.0}
 
@@ -83,15 +85,20 @@ class TokenizerTable:
 
 @dataclass(frozen=True)
 class ModelTable:
-    """[model]: the architecture. `None` is derived from depth: width 64 x depth, heads width / 128."""
+    """[model]: the architecture. `None` is derived from depth and family (`fledgling.model.config`)."""
 
     depth: int = _count(4)  # layers
-    width: int | None = _count(None)  # C
-    heads: int | None = _count(None)  # H, query heads
+    width: int | None = _count(None)  # C; None: 64 x depth
+    heads: int | None = _count(None)  # H, query heads; None: width over the family's head width
     kv_heads: int | None = _count(None)  # key/value heads; None: as many as heads
     context: int = _count(256)  # T, tokens a row
-    family: str = _choice("fledgling")
-    softcap: float = _number(15.0, above=True)  # logits are softcap * tanh(logits / softcap)
+    family: str = _choice("fledgling", "gpt2", "llama")
+    hidden: int | None = _count(None)  # width of the feed-forward
+    norm: str | None = _part("rms", "rms_weighted", "layer")
+    activation: str | None = _part("relu2", "gelu", "swiglu")
+    tied: bool | None = None  # embedding and head are one matrix
+    qk_norm: bool | None = None  # queries and keys are normalized
+    softcap: float | None = _number(None)  # type: ignore[arg-type]  # softcap * tanh(logits / softcap); 0: none
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class OptimizerTable:
     matrix_rate: float = _number(0.02, above=True)
     embedding_rate: float = _number(0.3, above=True)
     head_rate: float = _number(0.004, above=True)
-    scalar_rate: float = _number(0.04, above=True)
+    scalar_rate: float = _number(0.01, above=True)
     adam_betas: tuple[float, float] = field(default=(0.8, 0.95), metadata={"low": 0.0, "high": 0.9999})
     adam_eps: float = _number(1e-10, above=True)
     momentum: float = _number(0.95, 0.0, 0.9999)
@@ -126,6 +133,8 @@ class StageTable:
     target: str = _choice("all", "assistant")  # which tokens are learned
     eval_every: int = _count(0, 0)  # steps; 0: only at the end
     eval_questions: int = _count(200)  # questions a task
+    core_every: int = _count(0, 0)  # steps between evaluations of CORE, and one at the end; 0: none
+    core_max_per_task: int = _count(500)  # items of each of its tasks
     sample_every: int = _count(0, 0)  # steps; 0: only at the end
     save_every: int = _count(0, 0)  # steps; 0: only at the end
     keep: int = _count(2)  # checkpoints kept

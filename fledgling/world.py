@@ -241,6 +241,7 @@ def launch(count: int, device: str, command: Sequence[str]) -> int:
         raise UserError(f"--gpus {count}: this machine has {torch.cuda.device_count()}; ask for at most so many")
     if kind == "mps" and count > 1:
         raise UserError(f"--gpus {count}: Apple GPUs train alone; use --set run.device=cpu, or one")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -260,6 +261,8 @@ def launch(count: int, device: str, command: Sequence[str]) -> int:
     except ChildFailedError as failed:
         _, first = failed.get_first_failure()
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode  # the shell's way to tell a signal
+    except SignalException as stopped:  # the agent has handed it on to the ranks and waited for them
+        return 128 + stopped.sigval.value
     return 0
 
 

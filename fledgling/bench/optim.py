@@ -26,7 +26,7 @@ from fledgling.train.stage import Stage
 from fledgling.world import World
 
 CONTEXT = 16  # tokens of the one row
-STEPS = 4  # the least of their peaks counts: gloo's threads let go of a buffer now earlier, now later
+STEPS = 3  # the least of their peaks counts: gloo's threads let go of a buffer now earlier, now later
 
 
 class LiveTensors(TorchDispatchMode):

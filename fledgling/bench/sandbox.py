@@ -19,7 +19,7 @@ from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
 
-from fledgling.data.public import data_root
+from fledgling.files import data_root
 from fledgling.sandbox.interpreter import evaluate
 from fledgling.sandbox.process import layers, run
 from fledgling.sandbox.verdict import Check, Verdict, check, check_all

@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 # verb: (attribute of fledgling.cli.<verb>, one line for the overview). A group exports `app`, a single verb a
-# function of its own name.
+# function of its own name; "module:attribute" where a verb's name cannot be a module's.
 VERBS = {
     "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to go on where it stopped."),
     "plan": ("plan", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
     "data": ("app", "Look at, fetch and prepare training text: info, fetch, prepare."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft, dpo or rl."),
-    "eval": ("app", "Measure a checkpoint: bpb, chat."),
+    "eval": ("app", "Measure a checkpoint: bpb, core, chat; compare two."),
     "chat": ("chat", "Talk with a checkpoint."),
     "serve": ("serve", "A checkpoint behind the API that OpenAI clients speak, and a page to talk to it."),
+    "export": ("app", "A checkpoint as files that other programs load: hf, gguf."),
+    "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb takes."),
     "scaling": ("app", "How loss falls with size, data and compute: run, fit, predict, check, recover, inference."),
     "report": ("report", "A run directory as one self-contained page."),
     "bench": ("app", "Speed, each figure beside its physical limit on this machine."),
@@ -53,7 +55,8 @@ def build(called: str | None = None) -> App:
     )
     for place, (verb, (attribute, line)) in enumerate(VERBS.items()):
         help_line = None if verb == called else line
-        app.command(f"fledgling.cli.{verb}:{attribute}", name=verb, help=help_line, sort_key=place)
+        there = attribute if ":" in attribute else f"{verb}:{attribute}"
+        app.command(f"fledgling.cli.{there}", name=verb, help=help_line, sort_key=place)
     return app
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Annotated, Literal
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from fledgling.cli.options import Gpus, Json, Overrides
 from fledgling.config import load_recipe
@@ -52,6 +54,75 @@ def train(
         print(f"  {part:9} {seconds[part] * 1e3:7,.0f} ms  {seconds[part] / seconds['step']:4.0%}")
     print(f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}")
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
+
+
+@app.command
+def infer(
+    *,
+    depth: int = 12,
+    vocab_size: int = 32768,
+    batch: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 8, 32),
+    context: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (256, 1024),
+    tokens: int = 32,
+    repeats: int = 3,
+    peers: bool = True,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> None:
+    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, beside transformers.
+
+    Parameters
+    ----------
+    depth
+        Layers; width and heads follow.
+    vocab_size
+        Entries of the tokenizer.
+    batch
+        Rows answered at once, each with the first of the contexts.
+    context
+        Tokens of a prompt; the others are tried with one row.
+    tokens
+        Drawn for each row.
+    repeats
+        Of everything, in turn; medians count.
+    peers
+        Whether transformers answers beside it, where it is installed.
+    """
+    from fledgling.bench import infer as bench
+    from fledgling.bench.train import shaped
+
+    room = max(context, default=0) + tokens + 1
+    recipe = shaped(load_recipe("quickstart", overrides), depth, vocab_size, room)
+    result = bench.measure(recipe, batch, context, tokens, repeats, peers)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+@app.command
+def comm(
+    *,
+    ranks: int = 2,
+    megabytes: float = 16,
+    servers: int | None = None,
+    repeats: int = 7,
+    as_json: Json = False,
+) -> None:
+    """Run ring, tree and parameter server in processes on this machine: bytes and seconds beside the planner's.
+
+    Parameters
+    ----------
+    ranks
+        Processes, 2 to 8.
+    megabytes
+        Gradients of one rank, in 10^6 bytes.
+    servers
+        Of the sharded parameter server; default half of the ranks. One, and all ranks, are always tried too.
+    repeats
+        Timed runs of each topology; the median counts.
+    """
+    from fledgling.bench import comm as bench
+
+    result = bench.measure(ranks, megabytes, servers, repeats)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))
 
 
 @app.command
@@ -114,3 +185,63 @@ def sandbox(*, data_dir: str | None = None, calls: int = 200, as_json: Json = Fa
 
     result = bench.measure(data_dir=data_dir, calls=calls)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
+
+
+@app.command
+def core(
+    checkpoint: str,
+    /,
+    *,
+    tasks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    items: int = 32,
+    context: int | None = None,
+    data_dir: Path | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time CORE as it is scored, each choice from its beginning, the published way, and a bare forward.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory, or a Hugging Face directory. What its weights say does not matter.
+    tasks
+        Which of the 22; all where none is named.
+    items
+        How many of each.
+    context
+        Room for longer rows than the model was trained for.
+    data_dir
+        Where the CORE bundle lies; else FLEDGLING_DATA.
+    device
+        auto, cpu, cuda or mps.
+    dtype
+        Of the products; auto is bfloat16 where the hardware multiplies it.
+    """
+    from fledgling.bench.core import measure, widened
+    from fledgling.cli.eval_core import opened
+    from fledgling.files import data_root
+    from fledgling.infer.engine import Engine
+    from fledgling.tasks.core import read_tasks
+    from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
+    from fledgling.world import World
+
+    chosen = read_tasks(data_root(data_dir), tasks)
+    place = World.start(device).device
+    keep_freed_memory()
+    _, model, tokenizer, _ = opened(checkpoint, place)
+    kind = fastest_dtype(place) if dtype == "auto" else DTYPES[dtype]
+    result = measure(Engine(widened(model, context), tokenizer, dtype=kind), chosen, items)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    head = f"{'tokens':>9} {'computed':>9} {'tokens/s':>9} {'unshared':>9} {'published':>9} {'forward':>8}"
+    print(f"{'':32} {head}")
+    for name, part in [*result["tasks"].items(), ("all", result["all"])]:
+        faster = part["faster"]
+        print(
+            f"{name:32} {part['tokens']:9,} {part['computed']:9,} {part['tokens_per_second']:9,.0f} "
+            f"{faster['unshared']:8.1f}x {faster['published']:8.1f}x {part['share_of_forward']:8.0%}"
+        )
+    print(f"largest difference of a score between the ways: {result['all']['difference']:.1e} nats a token")

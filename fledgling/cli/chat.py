@@ -92,9 +92,9 @@ def _session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSe
     import torch
 
     from fledgling.infer.engine import Engine
+    from fledgling.infer.load import load_model
     from fledgling.infer.session import ChatSession
     from fledgling.infer.tools import CALCULATOR, PYTHON
-    from fledgling.train.checkpoint import load_model
     from fledgling.world import choose_device
 
     if python:

@@ -72,15 +72,16 @@ def fetch(
     Parameters
     ----------
     name
-        A name that `fledgling data info` lists.
+        A name that `fledgling data info` lists; core is the bundle of `eval core`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+    from fledgling.data import bundle
     from fledgling.data.public import fetch as fetch_set
     from fledgling.data.public import find
 
-    if shards is None and not find(name).is_task:
+    if shards is None and name != bundle.CORE.name and not find(name).is_task:
         shards = 1
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
@@ -93,10 +94,16 @@ def fetch(
         bar.update(tasks[file], completed=there)
 
     try:
-        paths = fetch_set(name, data_dir, shards, endpoint, told)
+        if name == bundle.CORE.name:
+            folder, different = bundle.fetch(data_dir, endpoint, told)
+            paths = [folder]
+        else:
+            paths, different = fetch_set(name, data_dir, shards, endpoint, told), []
     finally:
         if tasks:
             bar.stop()
+    if different:
+        print(f"not the published files: {', '.join(different)}; scores will differ", file=sys.stderr)
     for path in paths:
         print(path)
 
@@ -105,13 +112,14 @@ def _sets(data_dir: Path | None) -> dict[str, Any]:
     """Return the table of public sets with what lies in the data root."""
     from dataclasses import asdict
 
+    from fledgling.data.bundle import CORE
     from fledgling.data.public import SETS, present, read_lock
     from fledgling.files import data_root
 
     root = data_root(data_dir)
     lock = read_lock(root)
     sets = []
-    for name, entry in SETS.items():
+    for name, entry in {**SETS, CORE.name: CORE}.items():
         files, size = present(name, data_dir)
         revision = lock.get(name, {}).get("revision", entry.revision)
         sets.append({**asdict(entry), "revision": revision, "files": files, "bytes": size})

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cyclopts import App
 
 from fledgling.cli import exams
+from fledgling.cli.eval_core import compare, core, lm_eval, opened
 from fledgling.cli.options import Json
 
 app = App(name="eval", help="Measure a checkpoint, each figure with its 95 % interval.")
+app.command(core)
+app.command(compare)
+app.command(lm_eval, name="lm-eval")
 
 
 @app.command
 def bpb(checkpoint: str, text: str, /, *, device: str = "auto", as_json: Json = False) -> None:
-    """Bits per byte of a text under a checkpoint.
+    """Bits per byte of a text under a checkpoint; beside it perplexity, by token and by word.
 
     Parameters
     ----------
     checkpoint
-        A checkpoint, a stage or a run directory.
+        A checkpoint, a stage or a run directory, or a Hugging Face directory.
     text
         A file or folder of text.
     device
@@ -29,24 +34,32 @@ def bpb(checkpoint: str, text: str, /, *, device: str = "auto", as_json: Json = 
     from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
     from fledgling.data.sources import documents
     from fledgling.data.stream import RowSource
-    from fledgling.evals.bpb import bits_per_byte, first_rows
-    from fledgling.train.checkpoint import load_model
+    from fledgling.evals.bpb import first_rows, perplexities, ratio, sums
+    from fledgling.text.tokenizer import begin
+    from fledgling.world import World
 
-    model, tokenizer, _ = load_model(checkpoint, device=_device(device))
+    world = World.start(device)
+    _, model, tokenizer, _ = opened(checkpoint, world.device)
+    words = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal words
+        for document in documents(text):
+            words += len(document.text.split())
+            yield document.text
+
     with TemporaryDirectory() as folder:
         shard = Path(folder) / "text"
         with ShardWriter(shard, tokenizer.vocab_size) as writer:
-            tokenize_documents((document.text for document in documents(text)), tokenizer, writer)
-        rows = RowSource(TokenShard.open(shard), "crop", model.config.context, seed=0, bos=tokenizer.bos)
+            tokenize_documents(texts(), tokenizer, writer)
+        bos = (begin(tokenizer) or [0])[0]
+        rows = RowSource(TokenShard.open(shard), "crop", model.config.context, seed=0, bos=bos)
         batches = first_rows(rows, len(rows), micro_rows=16)
-    exams.show([bits_per_byte(model, batches, tokenizer.byte_lengths())], as_json)
+    found = sums(model, batches, tokenizer.byte_lengths(), world)
+    if world.is_main:
+        exams.show([ratio("bits_per_byte", found.bits, found.bytes), *perplexities(found, words)], as_json)
+    world.close()
 
 
 app.command(exams.chat)
 app.command(exams.passk)
-
-
-def _device(wish: str):
-    from fledgling.world import World
-
-    return World.start(wish).device

@@ -195,7 +195,8 @@ class Desk:
     def open(cls, checkpoint: str, device: str, out: Path | None) -> Desk:
         """Load a checkpoint. Raises UserError where there is none."""
         from fledgling.infer.engine import Engine
-        from fledgling.train.checkpoint import load_model, resolve
+        from fledgling.infer.load import load_model
+        from fledgling.record.checkpoint import resolve
         from fledgling.train.setup import fastest_dtype
         from fledgling.world import World
 

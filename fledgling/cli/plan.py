@@ -25,6 +25,7 @@ def plan(
     gpu: str | None = None,
     mfu: float | None = None,
     price: Annotated[float | None, Parameter(negative=())] = None,
+    link: str | None = None,
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> None:
@@ -51,10 +52,13 @@ def plan(
         Utilization to reckon with, in (0, 1].
     price
         US dollars an hour for one device.
+    link
+        Between the devices: nvlink-b200, nvlink-h100, nvlink-a100, pcie5, pcie4, infiniband-ndr, ethernet-100g,
+        ethernet-25g, ethernet-10g, ethernet-1g, loopback; default what such devices usually have.
     """
     named = {"model.depth": depth, "tokenizer.vocab_size": vocab_size, "model.context": context}
     pinned = [f"{key}={value}" for key, value in named.items() if value is not None]
-    result = make_plan(_recipe(recipe, depth, [*pinned, *overrides]), gpu, gpus, mfu, price)
+    result = make_plan(_recipe(recipe, depth, [*pinned, *overrides]), gpu, gpus, mfu, price, link)
     print(json.dumps(result, indent=2) if as_json else "\n".join(lines(result)))
 
 
@@ -95,12 +99,35 @@ def lines(result: dict[str, Any]) -> list[str]:
             (f"  {name}", f"{span(stage['hours'])} for {stage['tokens']:,} tokens")
             for name, stage in result["stages"].items()
         ),
+        *communication(result["communication"]),
         ("cost", "unknown: give --price" if usd is None else f"${usd:,.2f} (estimate)"),
     ]
     if not result["memory"]["fits"]:
         rows.append(("warning", "it probably does not fit: a smaller depth, context or micro-batch, or more ranks"))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+def communication(section: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of a plan's communication: a line for each topology; none where one rank talks to nobody."""
+    if not section["topologies"]:
+        return []
+    link = section["link"]
+    return [
+        (
+            "communication",
+            f"{size(section['gradient_bytes'])} of gradients over {link['name']}, {link['bandwidth'] / 1e9:g} GB/s "
+            f"each way; a step computes {section['compute_seconds'] * 1e3:,.1f} ms (estimate)",
+        ),
+        *(
+            (
+                f"  {name}",
+                f"{size(one['bytes_busiest_link'])}, {one['seconds'] * 1e3:,.1f} ms: {one['share_of_step']:.1%} of a "
+                f"step, {one['share_of_step_overlapped']:.1%} overlapped; bound by {one['bottleneck']}",
+            )
+            for name, one in section["topologies"].items()
+        ),
+    ]
 
 
 def size(count: float) -> str:

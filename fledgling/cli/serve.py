@@ -56,10 +56,10 @@ def serve(
     import uvicorn
 
     from fledgling.infer.engine import Engine
+    from fledgling.infer.load import load_model
     from fledgling.serve.app import make_app
     from fledgling.serve.service import LOOPBACK, Service
     from fledgling.serve.worker import Worker
-    from fledgling.train.checkpoint import load_model
     from fledgling.world import choose_device
 
     place = torch.device(choose_device(device))

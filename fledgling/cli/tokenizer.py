@@ -103,13 +103,14 @@ def evaluate(
     """
     from fledgling.files import data_root
     from fledgling.text import compression
+    from fledgling.text.published import gpt2_files
     from fledgling.text.samples import SAMPLES
     from fledgling.text.tokenizer import Tokenizer
 
     ours = Tokenizer.load(tokenizer)
     root = data_root(data_dir) / "tokenizers"
     kinds = SAMPLES | compression.declaration(root / "udhr2.zip") | {str(path): _read(path) for path in texts}
-    gpt2 = compression.gpt2(root / "gpt2")
+    gpt2 = gpt2_files(root / "gpt2")
     why = None if gpt2 else f"GPT-2 left out: no encoder.json and vocab.bpe in {root / 'gpt2'}"
     columns = {"ours": compression.bytes_per_token(ours, kinds)}
     if gpt2:

@@ -177,17 +177,17 @@ def fetch(
     if not entry or (chosen.revision != "main" and entry["revision"] != chosen.revision):
         entry = {**_listing(chosen, hub), "files": {}}
         lock[name] = entry
-        _write_lock(root, lock)
+        write_lock(root, lock)
     paths = []
     for file in entry["listing"][:shards]:
         path = root / name / file["path"]
         if not _is_there(path, entry["files"].get(file["path"])):
             url = f"{hub}/datasets/{chosen.repository}/resolve/{entry['revision']}/{quote(file['path'])}"
-            _download(url, path, file, progress)
+            download(url, path, file, progress)
             lock = read_lock(root)  # another process may have fetched another set meanwhile
             entry = lock.setdefault(name, entry)
             entry["files"][file["path"]] = {key: file[key] for key in ("size", "hash")}
-            _write_lock(root, lock)
+            write_lock(root, lock)
         elif progress:
             progress(file["path"], file["size"], file["size"])
         paths.append(path)
@@ -198,7 +198,8 @@ def _is_there(path: Path, checked: dict[str, Any] | None) -> bool:
     return bool(checked) and path.is_file() and path.stat().st_size == checked["size"]
 
 
-def _write_lock(root: Path, lock: dict[str, Any]) -> None:
+def write_lock(root: Path, lock: dict[str, Any]) -> None:
+    """Replace the lock file in one rename."""
     with _disk(root):
         root.mkdir(parents=True, exist_ok=True)
         fresh = root / f"{LOCK}.{os.getpid()}"
@@ -265,8 +266,11 @@ def _offline(name: str, hub: str, error: BaseException) -> UserError:
 # ---- one file ------------------------------------------------------------------------------------
 
 
-def _download(url: str, path: Path, file: dict[str, Any], progress: Progress | None) -> None:
-    """Bring one file to `path`, going on from `path.part`, check it, and leave no bad file behind."""
+def download(url: str, path: Path, file: dict[str, Any], progress: Progress | None) -> None:
+    """Bring one file to `path`, going on from `path.part`, check it, and leave no bad file behind.
+
+    file: {"path", "size", "hash"}; an empty hash is not checked: nobody knows it yet.
+    """
     part = path.with_name(path.name + ".part")
     with _disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -300,7 +304,7 @@ def _download(url: str, path: Path, file: dict[str, Any], progress: Progress | N
         raise UserError(
             f"{path.name}: broken off at {size:,} of {file['size']:,} bytes; fetch again to go on from there"
         )
-    if _hash(part, file["hash"].split(":")[0]) != file["hash"]:
+    if file["hash"] and file_hash(part, file["hash"].split(":")[0]) != file["hash"]:
         part.unlink()
         raise UserError(
             f"{path}: its bytes are not those the hub recorded ({file['hash'][:19]}...); removed, fetch again"
@@ -329,7 +333,7 @@ def _append(url: str, part: Path, file: dict[str, Any], progress: Progress | Non
                     progress(file["path"], there, file["size"])
 
 
-def _hash(path: Path, kind: str) -> str:
+def file_hash(path: Path, kind: str) -> str:
     """Return "sha256:..." of the bytes, or "git:...", git's name for a file outside large-file storage."""
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as handle:

@@ -10,7 +10,7 @@ counted and named once.
     columns, read batch by batch .gz        of .txt, .md and .jsonl, unpacked on the way a folder   all of
     these in it, at any depth, sorted by path; hidden files and other kinds are left alone
 
-What it is not: a reader of conversations (`fledgling.tasks.user_jsonl`). No torch.
+What it is not: a reader of conversations (`fledgling.tasks.conversations`). No torch.
 """
 
 from __future__ import annotations

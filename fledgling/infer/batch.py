@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fledgling.model.cache import KVCache
 
 ADMIT_SHARE = 16  # a full house admits newcomers by sixteenths: one prefill for several prompts
-SMALLEST_CAPACITY = 64  # tokens
+SPARE_CAPACITY = 32  # tokens: a cache with little to spare is read whole, and grows this often
 
 
 @dataclass(frozen=True)
@@ -188,11 +188,11 @@ class Decoder:
             self.seats[row] = ticket
 
     def _reserve(self, tokens: int) -> None:
-        """Let the cache hold every seat, and `tokens` in each row; its capacity doubles when it must grow."""
+        """Let the cache hold every seat, and `tokens` in each row; when it must grow, by an eighth or a few tokens."""
         old = self.cache
         if old is not None and len(self.seats) <= old.rows and tokens <= old.capacity:
             return
-        capacity = max(SMALLEST_CAPACITY, 1 << (tokens - 1).bit_length(), old.capacity if old else 0)
+        capacity = max(tokens + max(SPARE_CAPACITY, tokens // 8), old.capacity if old else 0)
         self.cache = self.engine.new_cache(len(self.seats), min(capacity, self.engine.context))
         if old is not None:
             everyone = list(range(old.rows))

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from fledgling.infer.batch import Completion, Decoder, Ticket, draw
+from fledgling.infer.pack import can_pack, pack
 from fledgling.infer.sample import Sampling
 from fledgling.infer.tools import CALCULATOR, Tool
+from fledgling.model.attention import Tree
 from fledgling.model.cache import KVCache
 from fledgling.model.transformer import Transformer
 
@@ -59,9 +61,9 @@ class Engine:
     """Runs a model on prompts of token ids.
 
     Products run in `dtype`, by default the model's own compute dtype. Where the weights are of another dtype
-    or on another device, the engine keeps a cast copy of them, which answers exactly as the model does and
-    spares a cast at every step. `generate` brings the copy up to date by itself; whoever trains in between
-    and streams calls `refresh`. Otherwise it reads the model's live weights.
+    or on another device, the engine keeps a cast copy of them, on CPU in bf16 packed (pack.py), which answers
+    as the model does and spares a cast at every step. `generate` brings the copy up to date by itself; whoever
+    trains in between and streams calls `refresh`. Otherwise it reads the model's live weights.
 
     `tool` answers what the model writes between `python_start` and `python_end`: the calculator, or `tools.PYTHON`.
     """
@@ -82,18 +84,22 @@ class Engine:
         self.dtype = dtype or model.compute_dtype
         self.context = model.config.context
         special = tokenizer.special
-        self.stops = frozenset(special[name] for name in ("<|assistant_end|>", "<|bos|>") if name in special)
+        ends = (special.get("<|assistant_end|>"), tokenizer.start)
+        self.stops = frozenset(token for token in ends if token is not None)
         self.can_call = "<|python_start|>" in special
         live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
+        self.packed = {} if live or not can_pack(self.device, self.dtype) else pack(self.model)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the source model's weights as they are now; nothing to do when they are read live."""
         if self.model is not self.source:
-            pairs = zip(self.model.parameters(), self.source.parameters(), strict=True)
-            for ours, theirs in pairs:
-                ours.copy_(theirs)
+            theirs = dict(self.source.named_parameters(remove_duplicate=False))
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(theirs[name])
+            for name, weight in self.packed.items():
+                weight.fill(theirs[name])
 
     def generate(
         self,
@@ -187,6 +193,15 @@ class Engine:
             logits.append(here)
         cache.live = longest
         return cache, torch.cat(logits)
+
+    def read(self, tokens: Tensor, tree: Tree | None = None) -> Tensor:
+        """Hidden states (B, T, C) of whole rows (B, T), each read from its beginning, with nothing kept of them.
+
+        What is padded on the right is never looked at. `tree`: rows that fork (see `attention.Tree`), so that what
+        several continuations share is computed once.
+        """
+        with torch.inference_mode():
+            return self.model(tokens.to(self.device), tree=tree)
 
     def logits(
         self,

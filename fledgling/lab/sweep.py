@@ -181,8 +181,8 @@ def claim(recipe: Recipe, out: Path) -> None:
 def prepare(recipe: Recipe, out: Path, say: Say) -> None:
     """Train the tokenizer and tokenize the text, once for all runs. Raises UserError for text that will not do."""
     mixed = parts(recipe.pretrain.mixture)
-    if mixed.tasks or mixed.chats:
-        others = ", ".join([*mixed.tasks, *mixed.chats])
+    if mixed.tasks or mixed.rows:
+        others = ", ".join([*mixed.tasks, *mixed.rows])
         raise UserError(
             f"a sweep trains on documents alone, not on {others}: --set 'pretrain.mixture={{embedded=1.0}}'"
         )

@@ -1,13 +1,16 @@
-"""Causal self-attention: rotary positions, normalized queries and keys, grouped heads, three ways to the same sum.
+"""Causal self-attention: turned and normalized queries and keys, grouped heads, three ways to the same sum.
 
-One idea: queries and keys are normalized, so |q k| / sqrt(D) <= sqrt(D) and the softmax needs no maximum: for short
+One idea: where queries and keys are normalized, |q k| / sqrt(D) <= sqrt(D) and the softmax needs no maximum: for short
 rows, `blockwise` is two matrix products around one fused exponential, which on CPU is 3x faster than the library's
-kernel (docs/benchmarks.md). Long rows and GPUs use the library's kernel; decoding attends to a cache.
+kernel (docs/benchmarks.md). Families that do not normalize take the same way with the maximum subtracted. Long rows
+and GPUs use the library's kernel; decoding attends to a cache.
 
 B batch, T queries, S keys, H heads, G key/value heads, D head width.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,31 +18,48 @@ from torch import Tensor, nn
 
 from fledgling.model.cache import KVCache
 from fledgling.model.config import ModelConfig
-from fledgling.model.norm import rms_norm
+from fledgling.model.feed_forward import project
+from fledgling.model.norm import RMSNorm
+from fledgling.model.positions import Rotary, rotate
 
 BLOCK = 128  # queries a block: keys beyond a block's end are never multiplied
 LONGEST_PLAIN = 1024  # beyond it (T, T) scores no longer stay in the processor's cache
 
 
-def rotary_table(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """cos and sin (context, D/2) of RoPE's angles (Su et al. 2021, arXiv 2104.09864), fp32."""
-    pairs = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=device)
-    frequencies = 1.0 / config.rope_base ** (pairs / config.head_width)
-    angles = torch.outer(torch.arange(config.context, dtype=torch.float32, device=device), frequencies)
-    return angles.cos(), angles.sin()
+@dataclass(frozen=True)
+class Tree:
+    """Rows that fork: a trunk, then branches side by side that see the trunk and themselves, never each other.
+
+    branches (B, T) int64: 0 on the trunk, else the branch's number; positions (B, T) int64: how far a token stands from
+    the row's beginning along its own branch. Padding behind a row may have any number of its own.
+    """
+
+    branches: Tensor
+    positions: Tensor
+
+    def seen(self, queries: slice) -> Tensor:
+        """(B, queries, queries.stop): whether a query sees a key, causality aside."""
+        keys = self.branches[:, None, : queries.stop]
+        return (keys == 0) | (keys == self.branches[:, queries, None])
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of x (B, H, T, D) against each other by -angle; cos, sin (B or 1, 1, T, D/2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+def exponentials(scores: Tensor, seen: Tensor, bounded: bool) -> Tensor:
+    """exp(scores) where seen, 0 elsewhere, in fp32; less each row's maximum unless the scores are bounded.
+
+    bounded: |score| <= sqrt(D), as of normalized queries and keys (11.3 for D = 128): far inside fp32 as it is.
+    """
+    if bounded:
+        return torch.where(seen, scores.exp(), 0.0)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    return (scores - scores.detach().amax(-1, keepdim=True)).exp()  # a shift of the whole row cancels in the quotient
 
 
-def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
-    """Causal attention of q (B, H, T, D) over k, v (B, H, T, D), inside documents (B, T) where given.
+def blockwise(
+    q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, bounded: bool = True, tree: Tree | None = None
+) -> Tensor:
+    """Causal attention of q (B, H, T, D) over k, v (B, H, T, D), inside documents (B, T) or along a tree where given.
 
-    No maximum is subtracted: q and k have root mean square 1, so scores stay below sqrt(D) (11.3 for D = 128) and
-    their exponentials far inside fp32. Exact up to rounding.
+    bounded: q and k have root mean square 1 at most, so no maximum is subtracted. Exact up to rounding.
     """
     time, scale = q.shape[2], q.shape[3] ** -0.5
     outputs = []
@@ -51,79 +71,93 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tens
         if documents is not None:
             same = documents[:, start:end, None] == documents[:, None, :end]
             seen = (seen & same)[:, None]  # (B, 1, block, end)
-        weights = torch.where(seen, scores.exp(), 0.0)
+        if tree is not None and tree.branches[:, start:end].any():
+            seen = (seen & tree.seen(slice(start, end)))[:, None]
+        weights = exponentials(scores, seen, bounded)
         total = weights.sum(-1, keepdim=True)  # (B, H, block, 1)
         outputs.append((weights.to(v.dtype) @ v[:, :, :end]) / total.to(v.dtype))
     return torch.cat(outputs, dim=2)
 
 
-def library(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tensor:
+def library(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, tree: Tree | None = None) -> Tensor:
     """The same sum by PyTorch's scaled_dot_product_attention; k, v (B, G, T, D)."""
     grouped = q.shape[1] != k.shape[1]
-    if documents is None:
+    if documents is None and tree is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     time = q.shape[2]
     seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
-    seen = (seen & (documents[:, :, None] == documents[:, None, :]))[:, None]
+    if documents is not None:
+        seen = seen & (documents[:, :, None] == documents[:, None, :])
+    if tree is not None:
+        seen = seen & tree.seen(slice(0, time))
+    seen = seen[:, None]  # (B, 1, T, T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
 
 
-def cached(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+def cached(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bounded: bool = True) -> Tensor:
     """Attention of new queries q (B, H, T, D) at positions (B, T) over a cache's k, v (B, G, S, D).
 
-    One new token a row, on CPU, takes the way of `blockwise`: 2 to 4 times faster there than the library's kernel.
+    One new token a row, on CPU, takes the way of `blockwise`: 2 to 4 times faster there than the library's kernel. Of a
+    part of a cache, the keys stand on the left: on the right, the library copies them slowly before it multiplies.
     """
     keys = torch.arange(k.shape[2], device=q.device)
     seen = (keys <= positions[:, :, None])[:, None]  # (B, 1, T, S)
     k, v = k.to(q.dtype), v.to(q.dtype)
     if q.shape[2] == 1 and q.device.type == "cpu" and q.shape[1] == k.shape[1]:
-        scores = (q @ k.transpose(2, 3)).float() * q.shape[3] ** -0.5  # (B, H, 1, S)
-        weights = torch.where(seen, scores.exp(), 0.0)
+        products = q @ k.transpose(2, 3) if k.is_contiguous() else (k @ q.transpose(2, 3)).transpose(2, 3)
+        scores = products.float() * q.shape[3] ** -0.5  # (B, H, 1, S)
+        weights = exponentials(scores, seen, bounded)
         return (weights.to(v.dtype) @ v) / weights.sum(-1, keepdim=True).to(v.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])
 
 
 class Attention(nn.Module):
-    """Project, rotate, normalize, attend, project back."""
+    """Project, rotate, normalize, attend, project back: rotation and normalization where the configuration has them."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.eps = layer, config.norm_eps
+        self.layer, self.bounded = layer, config.qk_norm
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
         kv_width = config.kv_heads * config.head_width
-        self.q_proj = nn.Linear(config.width, config.width, bias=False)
-        self.k_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.width, kv_width, bias=False)
-        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        self.q_proj = nn.Linear(config.width, config.width, bias=config.bias)
+        self.k_proj = nn.Linear(config.width, kv_width, bias=config.bias)
+        self.v_proj = nn.Linear(config.width, kv_width, bias=config.bias)
+        self.o_proj = nn.Linear(config.width, config.width, bias=config.bias)
+        self.qk_norm = RMSNorm(config.norm_eps) if config.qk_norm else nn.Identity()
+
+    @property
+    def inward(self) -> tuple[nn.Linear, ...]:
+        """The matrices that read the stream."""
+        return self.q_proj, self.k_proj, self.v_proj
+
+    @property
+    def outward(self) -> nn.Linear:
+        """The matrix that writes to it."""
+        return self.o_proj
 
     def forward(
         self,
         x: Tensor,  # (B, T, C)
-        rotary: tuple[Tensor, Tensor],
+        rotary: Rotary | None,
         documents: Tensor | None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        tree: Tree | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         batch, time, width = x.shape
         q = project(x, self.q_proj).view(batch, time, self.heads, self.head_width).transpose(1, 2)  # (B, H, T, D)
         k = project(x, self.k_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
         v = project(x, self.v_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
-        q = rms_norm(rotate(q, *rotary), self.eps)
-        k = rms_norm(rotate(k, *rotary), self.eps)
+        q, k = self.qk_norm(rotate(q, rotary)), self.qk_norm(rotate(k, rotary))
         if cache is not None:
             k, v = cache.write(self.layer, positions, k, v)
-            y = cached(q, k, v, positions)
+            y = cached(q, k, v, positions, self.bounded)
         elif x.device.type == "cpu" and time <= LONGEST_PLAIN:
             repeats = self.heads // self.kv_heads
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-            y = blockwise(q, k, v, documents)
+            y = blockwise(q, k, v, documents, self.bounded, tree)
         else:
-            y = library(q, k, v, documents)
+            y = library(q, k, v, documents, tree)
         return project(y.transpose(1, 2).reshape(batch, time, width), self.o_proj)
-
-
-def project(x: Tensor, linear: nn.Linear) -> Tensor:
-    """x @ W^T with the fp32 master weight cast to x's dtype: the products run in the compute dtype."""
-    return F.linear(x, linear.weight.to(x.dtype))

@@ -29,7 +29,7 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.live = 0  # tokens any row may look back on: attention reads no further
+        self.live = 0  # tokens any row may look back on
 
     @property
     def rows(self) -> int:
@@ -46,10 +46,16 @@ class KVCache:
         return self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
 
     def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, H, T, D) at positions (B, T); return all live ones (B, H, live, D)."""
+        """Store keys and values (B, H, T, D) at positions (B, T); return the live ones (B, H, live, D), or a few more.
+
+        Where most of the capacity is live, all of it is returned: contiguous, it goes into a product uncopied, which is
+        worth more than the part that a mask must hide (docs/benchmarks.md).
+        """
         rows = torch.arange(self.rows, device=positions.device)[:, None]
         self.keys[layer][rows, :, positions] = keys.transpose(1, 2).to(self.keys.dtype)
         self.values[layer][rows, :, positions] = values.transpose(1, 2).to(self.values.dtype)
+        if 4 * self.live >= 3 * self.capacity:
+            return self.keys[layer], self.values[layer]
         return self.keys[layer, :, :, : self.live], self.values[layer, :, :, : self.live]
 
     def reserve(self, count: int) -> None:

@@ -6,6 +6,9 @@ is S times the gradient of log S by z. S divides rows only: it is applied to the
 rescaled. Three matrix products a chunk, no recomputation (6 V C FLOPs a token) where the weight of every token is
 known beforehand (`cross_entropy_sum`); a fourth where it is not (`target_logprobs`, as RL needs).
 
+Without a cap (softcap 0) a chunk still holds whole rows of logits, so each row's maximum is at hand: e = exp(z - max),
+G = e, and everything else is the same, as exact and as lean.
+
 N tokens, C width, V vocabulary. Sums are fp32; products run in hidden's dtype.
 """
 
@@ -54,22 +57,37 @@ def capped_exp(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     return e.sum(-1), (e * (1 - t * t)).to(z.dtype)
 
 
-_fused: dict[str, Callable] = {"capped_exp": capped_exp}
+def shifted_exp(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """z (n, V) -> row maxima m (n, 1), row sums (n,) of e = exp(z - m) in fp32, and e (n, V) in z's dtype."""
+    wide = z.float()
+    top = wide.amax(-1, keepdim=True)
+    e = torch.exp(wide - top)
+    return top, e.sum(-1), e.to(z.dtype)
+
+
+_fused: dict[str, Callable] = {"capped_exp": capped_exp, "shifted_exp": shifted_exp}
 
 
 def compile_kernels() -> None:
-    """Fuse the pass over a chunk into one kernel; called once where a compiler is at hand."""
-    if _fused["capped_exp"] is capped_exp:
-        _fused["capped_exp"] = torch.compile(capped_exp, dynamic=None)
+    """Fuse the passes over a chunk into one kernel each; called once where a compiler is at hand."""
+    for plain in (capped_exp, shifted_exp):
+        if _fused[plain.__name__] is plain:
+            _fused[plain.__name__] = torch.compile(plain, dynamic=None)
 
 
 def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
     """One chunk: log-probabilities (n,), sums (n,), and G with the target's column already subtracted (n, V).
 
-    d log p(target) / dz = (1 - t_y^2) [v = y] - G / S, so G - S (1 - t_y^2) [v = y] is -S times it.
+    d log p(target) / dz = (1 - t_y^2) [v = y] - G / S, so G - S (1 - t_y^2) [v = y] is -S times it (t_y = 0 without a
+    cap).
     """
     z = hidden @ weight.T  # (n, V)
     y = targets.clamp(min=0)[:, None]
+    if cap == 0:
+        top, sums, g = _fused["shifted_exp"](z)
+        above = z.gather(1, y).float() - top  # (n, 1)
+        g.scatter_(1, y, (torch.exp(above) - sums[:, None]).to(g.dtype))
+        return above[:, 0] - sums.log(), sums, g
     t = torch.tanh(z.gather(1, y).float() / cap)  # (n, 1)
     sums, g = _fused["capped_exp"](z, cap)
     logprobs = cap * t[:, 0] - sums.log()
@@ -150,7 +168,8 @@ class _TargetLogprobs(torch.autograd.Function):
 def cross_entropy_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
     """Sum over targets of -log p(target) in nats, a scalar; targets equal to IGNORE count nothing.
 
-    hidden (..., C), head_weight (V, C) fp32, targets (...) int64. Gradients are formed in the forward pass.
+    hidden (..., C), head_weight (V, C) fp32, targets (...) int64; softcap 0: no cap. Gradients are formed in the
+    forward pass.
     """
     return _CrossEntropySum.apply(hidden.flatten(0, -2), head_weight, targets.flatten(), softcap)
 

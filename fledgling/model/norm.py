@@ -1,12 +1,68 @@
-"""Root-mean-square normalization without weights (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+"""Normalization over the width: by the root mean square without or with a weight, or by mean and variance.
+
+One idea: every norm is one function of x (..., C), computed in fp32 whatever x is, behind one interface; `make_norm`
+gives the one that a configuration names.
+
+Sources: RMSNorm, Zhang & Sennrich 2019, arXiv 1910.07467; LayerNorm, Ba et al. 2016, arXiv 1607.06450.
+"""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fledgling.model.config import ModelConfig
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x (..., C) divided by its root mean square over C; computed in fp32, returned in x's dtype."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).type_as(x)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm`, without a weight."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return rms_norm(x, self.eps)
+
+
+class WeightedRMSNorm(nn.Module):
+    """`rms_norm` times a weight (C,): after it in x's dtype, the order in which Llama rounds."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return rms_norm(x, self.eps) * self.weight.to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """x less its mean, over its standard deviation, times a weight (C,), plus a bias (C,); in fp32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        wide = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps)
+        return wide.type_as(x)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """The norm that `config.norm` names: before attention, before the feed-forward, and at the end."""
+    if config.norm == "rms":
+        return RMSNorm(config.norm_eps)
+    return (LayerNorm if config.norm == "layer" else WeightedRMSNorm)(config.width, config.norm_eps)

@@ -1,8 +1,9 @@
-"""The decoder: embedding, norm, blocks of attention and ReLU^2 feed-forward, norm, untied head, soft-capped logits.
+"""The decoder: embedding, positions, blocks of attention and feed-forward, a last norm, the head.
 
-Tensor for tensor the architecture that Hugging Face transformers ships as `NanoChatForCausalLM` (`hf_names` gives
-the renaming). Weights are fp32; the products run in `compute_dtype`. The model knows neither loss nor optimizer, and
-training never asks it for logits of a whole batch: `logprob.py` takes the hidden states.
+One idea: the blocks are the same for every family; the configuration names the part that stands in each place
+(`norm.py`, `positions.py`, `feed_forward.py`), and only the makers of the parts read those names. Weights are fp32; the
+products run in `compute_dtype`. The model knows neither loss nor optimizer, and training never asks it for logits of
+a whole batch: `logprob.py` takes the hidden states.
 
 B batch, T time, C width, V vocabulary.
 """
@@ -12,23 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fledgling.model.attention import Attention, project, rotary_table
+from fledgling.model.attention import Attention, Tree
 from fledgling.model.cache import KVCache
 from fledgling.model.config import ModelConfig
-from fledgling.model.norm import rms_norm
+from fledgling.model.feed_forward import make_feed_forward, project
+from fledgling.model.norm import RMSNorm, make_norm
+from fledgling.model.positions import LearnedPositions, Rotary, make_positions
 
-
-class FeedForward(nn.Module):
-    """Two matrices around ReLU^2 (Primer, So et al. 2021, arXiv 2109.08668)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp_ratio * config.width, bias=False)
-        self.fc2 = nn.Linear(config.mlp_ratio * config.width, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        return project(project(x, self.fc1).relu().square(), self.fc2)
+NORMAL = 0.02  # standard deviation of GPT-2's and Llama's first weights
 
 
 class Block(nn.Module):
@@ -36,21 +28,23 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.eps = config.norm_eps
+        self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
-        self.mlp = FeedForward(config)
+        self.mlp_norm = make_norm(config)
+        self.mlp = make_feed_forward(config)
 
     def forward(
         self,
         x: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: Rotary | None,
         documents: Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        tree: Tree | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attention(rms_norm(x, self.eps), rotary, documents, cache, positions)
-        return x + self.mlp(rms_norm(x, self.eps))
+        x = x + self.attention(self.attention_norm(x), rotary, documents, cache, positions, tree)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Transformer(nn.Module):
@@ -59,72 +53,92 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        embedding = nn.Embedding(config.vocab_size, config.width)
+        if config.tied:  # the head comes first, so that the one matrix bears its name and is moved at its rate
+            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+            embedding.weight = self.head.weight
+        self.embedding = embedding
+        self.embedding_norm = RMSNorm(config.norm_eps) if config.embedding_norm else nn.Identity()
+        self.positions = make_positions(config)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        cos, sin = rotary_table(config, self.embedding.weight.device)
-        self.register_buffer("cos", cos, persistent=False)  # (context, D/2)
-        self.register_buffer("sin", sin, persistent=False)
+        self.norm = make_norm(config)
+        if not config.tied:
+            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Fill the weights: matrices uniform with standard deviation C^-1/2, outputs of a block and the head zero.
+        """Fill the weights; norms become the identity, biases zero. The values depend on seed and shapes alone.
 
-        A fresh model is thus the identity on its residual stream and predicts the uniform distribution. The values
-        depend on the seed and the shapes alone, drawn on the CPU in a fixed order.
+        fledgling: matrices uniform with standard deviation C^-1/2, outputs of a block and the head zero: a fresh model
+        is the identity on its residual stream and predicts the uniform distribution. The embedding is normal with
+        standard deviation 1.
+        gpt2, llama: all matrices normal with standard deviation .02; in gpt2 the outputs of a block over sqrt(2 L), so
+        that the stream's variance does not grow with the depth (Radford et al. 2019).
+        A matrix that is embedding and head at once is normal with .02 in every family: it must be small as a head.
         """
         generator = torch.Generator().manual_seed(seed)
-        self.embedding.weight.copy_(torch.randn(self.embedding.weight.shape, generator=generator))
-        self.head.weight.zero_()
-        bound = (3.0 / self.config.width) ** 0.5  # of a uniform distribution with variance 1 / C
-        for block in self.blocks:
-            inward = (block.attention.q_proj, block.attention.k_proj, block.attention.v_proj, block.mlp.fc1)
-            for linear in inward:
-                draw = torch.rand(linear.weight.shape, generator=generator)
-                linear.weight.copy_((2 * draw - 1) * bound)
-            block.attention.o_proj.weight.zero_()
-            block.mlp.fc2.weight.zero_()
+        config = self.config
 
-    def forward(self, tokens: Tensor, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        def normal(tensor: Tensor, deviation: float) -> None:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * deviation)
+
+        identity = config.family == "fledgling"
+        normal(self.embedding.weight, 1.0 if identity and not config.tied else NORMAL)
+        if isinstance(self.positions, LearnedPositions):
+            normal(self.positions.weight, NORMAL)
+        if not config.tied:
+            normal(self.head.weight, NORMAL) if not identity else self.head.weight.zero_()
+        bound = (3.0 / config.width) ** 0.5  # of a uniform distribution with variance 1 / C
+        outward = NORMAL * ((2 * config.depth) ** -0.5 if config.family == "gpt2" else 1.0)
+        for block in self.blocks:
+            for linear in (*block.attention.inward, *block.mlp.inward):
+                if identity:
+                    linear.weight.copy_((2 * torch.rand(linear.weight.shape, generator=generator) - 1) * bound)
+                else:
+                    normal(linear.weight, NORMAL)
+            for linear in (block.attention.outward, block.mlp.outward):
+                normal(linear.weight, outward) if not identity else linear.weight.zero_()
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:  # the weight of a norm
+                parameter.fill_(1.0)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        cache: KVCache | None = None,
+        tree: Tree | None = None,
+    ) -> Tensor:
         """Hidden states after the final norm.
 
         tokens (B, T) int64; documents (B, T): attention stays where the number is the same; cache: keys and values of
-        the tokens before, extended by these at each row's own length (the caller then calls `cache.advance`).
+        the tokens before, extended by these at each row's own length (the caller then calls `cache.advance`); tree:
+        rows that fork (without a cache).
         Returns (B, T, C) in compute_dtype.
         """
-        x = self.embedding(tokens).to(self.compute_dtype)
-        x = rms_norm(x, self.config.norm_eps)
+        x = self.embedding_norm(self.embedding(tokens).to(self.compute_dtype))
         positions = None
-        if cache is None:
-            rotary = self._rotary(slice(0, tokens.shape[1]))
+        if tree is not None:
+            assert cache is None, "a row that forks is read at once"
+            x, rotary = self.positions(x, tree.positions)
+        elif cache is None:
+            x, rotary = self.positions(x, slice(0, tokens.shape[1]))
         else:
             cache.reserve(tokens.shape[1])
             positions = cache.positions(tokens.shape[1])
-            rotary = self._rotary(positions.clamp(max=self.config.context - 1))
+            x, rotary = self.positions(x, positions.clamp(max=self.config.context - 1))
         training = torch.is_grad_enabled() and cache is None  # only then is a compiled block worth its compilation
         for block in self.blocks:
-            x = (block if training else block.forward)(x, rotary, documents, cache, positions)
-        return rms_norm(x, self.config.norm_eps)
-
-    def _rotary(self, index: slice | Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.cos[index].to(self.compute_dtype), self.sin[index].to(self.compute_dtype)
-        if cos.ndim == 2:
-            return cos[None, None], sin[None, None]  # (1, 1, T, D/2)
-        return cos[:, None], sin[:, None]  # (B, 1, T, D/2)
+            x = (block if training else block.forward)(x, rotary, documents, cache, positions, tree)
+        return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., C) -> soft-capped logits (..., V) in fp32."""
-        cap = self.config.softcap
-        return cap * torch.tanh(project(hidden, self.head).float() / cap)
+        """hidden (..., C) -> logits (..., V) in fp32, soft-capped where the model has a cap."""
+        cap, z = self.config.softcap, project(hidden, self.head).float()
+        return cap * torch.tanh(z / cap) if cap else z
 
     def parameter_count(self) -> int:
         """Number of trained values; d20 with 65,536 entries has 560,988,160."""
         return sum(p.numel() for p in self.parameters())
-
-
-def hf_names(name: str) -> str:
-    """The name in `NanoChatForCausalLM` of the tensor that is called `name` here."""
-    if name == "head.weight":
-        return "lm_head.weight"
-    name = name.replace("embedding.", "embed_tokens.").replace("blocks.", "layers.")
-    return "model." + name.replace(".attention.", ".self_attn.")

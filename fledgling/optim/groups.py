@@ -18,7 +18,13 @@ class Rule:
 
 
 def role_of(name: str, shape: tuple[int, ...]) -> str:
-    """The role of the parameter called `name` in `fledgling.model.transformer`, or in the critic beside it."""
+    """The role of the parameter called `name` in `fledgling.model.transformer`, or in the critic beside it.
+
+    Learned positions are scalars like the weights of norms and the biases: many small values, no matrix that maps
+    anything. A matrix that is embedding and head at once bears the head's name, and moves at its rate.
+    """
+    if name.startswith("positions."):
+        return "scalar"
     if name.startswith("embedding."):
         return "embedding"
     if name.startswith(("head.", "critic.weight")):

@@ -200,6 +200,7 @@ class Optimizer:
                 table.weight_decay,
                 table.newton_schulz_steps,
                 self.dtype,
+                paired=self.exact and torch.get_num_threads() > 1,
             )
 
     def _rate(self, role: str) -> Tensor:

@@ -47,12 +47,17 @@ def adamw_(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *s
         old.copy_(new)
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalize(
+    matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16, paired: bool = False
+) -> Tensor:
     """An approximation of the polar factor U V^T of each matrix U S V^T, by Newton-Schulz iteration.
 
     matrices (n, rows, columns). Computed in `dtype`. The singular values of the result lie near 1, not at it: about 0.7
-    to 1.2 after 5 steps (Jordan et al. 2024, "Muon"), which training does not notice.
+    to 1.2 after 5 steps (Jordan et al. 2024, "Muon"), which training does not notice. paired: compute a matrix that is
+    alone as a stack of two; on several threads the product of one takes another kernel, which rounds differently.
     """
+    if paired and len(matrices) == 1:
+        return orthogonalize(matrices.expand(2, -1, -1), steps, dtype)[:1]
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
@@ -75,6 +80,7 @@ def muon_(
     decay: float,
     steps: int,
     dtype: torch.dtype = torch.bfloat16,
+    paired: bool = False,
 ) -> None:
     """One step of Muon with Nesterov momentum, in place, on n equal-shaped matrices (rows, columns).
 
@@ -82,7 +88,7 @@ def muon_(
     sqrt(max(1, rows / columns)), so that its effect on the outputs' root mean square does not depend on the shape.
     """
     velocity.lerp_(gradient, 1 - momentum)
-    direction = orthogonalize(gradient.lerp_(velocity, momentum), steps, dtype)
+    direction = orthogonalize(gradient.lerp_(velocity, momentum), steps, dtype, paired)
     rows, columns = gradient.shape[-2:]
     direction *= rate * max(1.0, rows / columns) ** 0.5
     for parameter, step in zip(parameters, direction.unbind(), strict=True):

@@ -9,6 +9,7 @@ functions.
     flops     floating-point operations a token
     memory    bytes a rank, by component
     hardware  a few devices: peak FLOP/s and memory
+    comm      bytes and seconds of a step's communication: ring, tree, parameter server, ZeRO
     cost      FLOPs -> hours -> money
     plan      all of it, as one dictionary with stable keys
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 from fledgling.config import STAGES, Recipe, UserError
 from fledgling.model.config import ModelConfig, from_table
-from fledgling.plan import cost, flops, hardware, memory
+from fledgling.plan import comm, cost, flops, hardware, memory
 from fledgling.plan.horizon import horizon
 from fledgling.plan.size import parameters
 
@@ -27,11 +27,13 @@ def plan(
     gpus: int | None = None,
     mfu: float | None = None,
     price: float | None = None,
+    link: str | None = None,
 ) -> dict[str, Any]:
     """Return the plan of a recipe on `gpus` devices called `gpu` (default: run.ranks of run.hardware).
 
-    mfu: utilization in (0, 1], price: dollars an hour for one device; both have defaults
-    (`fledgling.plan.cost`). Raises UserError for a device or a split of the batch that does not work.
+    mfu: utilization in (0, 1], price: dollars an hour for one device, link: between the devices; all have
+    defaults (`fledgling.plan.cost`, `fledgling.plan.comm`). Raises UserError for a device, a link or a split of
+    the batch that does not work.
     """
     device = hardware.device(gpu or recipe.run.hardware)
     ranks = gpus or recipe.run.ranks
@@ -75,6 +77,15 @@ def plan(
         "hardware": {"name": device.name, "ranks": ranks, "peak_flops": device.peak_flops},
         "time": {"estimate": True, "hours": hours, "mfu": mfu or cost.assumed_mfu(device)},
         "cost": {"estimate": True, "usd": cost.usd(hours, device, ranks, price)},
+        "communication": comm.communication(
+            counts["total"],
+            per_token * length.batch_tokens,
+            device,
+            mfu or cost.assumed_mfu(device),
+            split["grad_accumulation"],
+            ranks,
+            link,
+        ),
         "stages": _stages(recipe, per_token, device, ranks, mfu, length.batch_tokens),
     }
 

@@ -20,7 +20,7 @@ def parameters(config: ModelConfig) -> dict[str, int]:
     counts = {
         "embedding": V * C,
         "attention": L * (2 * C * C + 2 * C * kv_width),  # query and output; key and value
-        "feed_forward": L * 2 * config.mlp_ratio * C * C,
+        "feed_forward": L * (3 if config.gated else 2) * C * config.hidden,
         "norms": 0,
         "head": V * C,
     }

@@ -6,13 +6,14 @@
     RUN/<stage>/samples.jsonl   {"stage", "step", "prompt", "text"}
     RUN/<stage>/notices.jsonl   {"step", "text"}
     RUN/<stage>/done.json       written once, when the stage has finished
+    RUN/<stage>/checkpoints/    directories that are whole or do not exist
 
 The one idea: everything that leaves a run is a file that only ever grows by whole lines, so that whoever
 reads (the report, a dashboard, `tail -f`) needs no running process and no account. `step` counts finished
-updates: 0 is before the first one. Nothing here knows about models, and nothing imports torch.
+updates: 0 is before the first one. Nothing here knows about models, and only checkpoint.py imports torch.
 
 Start with recorder.py; lines.py is the files, progress.py the line on stderr, sinks.py the optional
-dashboards.
+dashboards, checkpoint.py weights and state.
 """
 
 from fledgling.record.environment import environment

@@ -10,7 +10,6 @@ bends.
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,28 +24,6 @@ def bytes_per_token(tokenizer: Tokenizer, texts: Mapping[str, str]) -> dict[str,
     """Bytes of UTF-8 a token holds, for each of the named texts; 0 for an empty one."""
     rows = tokenizer.encode_batch(list(texts.values()))
     return {name: len(text.encode()) / max(1, len(ids)) for (name, text), ids in zip(texts.items(), rows, strict=True)}
-
-
-def gpt2(directory: Path) -> Tokenizer | None:
-    """GPT-2's tokenizer from `encoder.json` and `vocab.bpe` in `directory`, or None where they are absent."""
-    encoder, merges = directory / "encoder.json", directory / "vocab.bpe"
-    if not (encoder.is_file() and merges.is_file()):
-        return None
-    vocabulary = json.loads(encoder.read_text(encoding="utf-8"))
-    lines = merges.read_text(encoding="utf-8").splitlines()
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    end = "<|endoftext|>"
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    model = {"type": "BPE", "vocab": vocabulary, "merges": [line.split(" ") for line in lines[1:] if line]}
-    return Tokenizer(
-        {
-            "version": "1.0",
-            "added_tokens": [{"id": vocabulary[end], "content": end, **flags}],
-            "pre_tokenizer": byte_level,
-            "decoder": byte_level,
-            "model": model,
-        }
-    )
 
 
 def declaration(archive: Path) -> dict[str, str]:

@@ -40,6 +40,7 @@ SPECIAL = (
     "<|output_start|>",
     "<|output_end|>",
 )
+BEGINNINGS = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # ours, Llama 3, Llama 2, GPT-2
 
 
 class Tokenizer:
@@ -224,9 +225,14 @@ class Tokenizer:
         return self.special[name]
 
     @property
+    def start(self) -> int | None:
+        """The id that begins every document, whatever its name (BEGINNINGS); None where the tokenizer has none."""
+        return next((self.special[name] for name in BEGINNINGS if name in self.special), None)
+
+    @property
     def bos(self) -> int:
-        """The id that begins every document and conversation."""
-        return self._control("<|bos|>")
+        """`start`, where there must be one. Raises UserError where there is none."""
+        return self._control("<|bos|>") if self.start is None else self.start
 
     @property
     def user_start(self) -> int:
@@ -267,6 +273,11 @@ class Tokenizer:
     def output_end(self) -> int:
         """The id after what the tool answered."""
         return self._control("<|output_end|>")
+
+
+def begin(tokenizer: Tokenizer) -> list[int]:
+    """The token that text of any kind begins with, as a list: bos, or what another family's tokenizer has for it."""
+    return [] if tokenizer.start is None else [tokenizer.start]
 
 
 def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:

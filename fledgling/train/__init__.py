@@ -2,5 +2,5 @@
 
 Start with `stage.py` (what a stage is), `loop.py` (the loop) and `loss.py`; then `prepare.py` (text to token shards),
 `supervised.py` (pretrain, midtrain, sft), `rollout.py` and `rl.py`, `setup.py` (device, dtype, compiler),
-`checkpoint.py` and `run.py`, which puts one stage together and runs it.
+`run.py`, which puts one stage together and runs it. Checkpoints are written by `fledgling.record.checkpoint`.
 """

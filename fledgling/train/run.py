@@ -23,8 +23,8 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.flops import per_token
 from fledgling.plan.plan import plan
-from fledgling.record import Recorder, environment, write_json
-from fledgling.train import checkpoint, loop, supervised
+from fledgling.record import Recorder, checkpoint, environment, write_json
+from fledgling.train import loop, supervised
 from fledgling.train.prepare import Preparer
 from fledgling.train.rl import build as rl
 from fledgling.train.rl import critic, dpo

@@ -16,14 +16,17 @@ from fledgling.config import Recipe, RLTable, StageTable
 from fledgling.data.shards import TokenShard
 from fledgling.data.split import compressed_bits_per_byte
 from fledgling.data.stream import MixtureStream, RowSource
-from fledgling.evals import chat, samples
+from fledgling.evals import chat, core, samples
 from fledgling.evals.bpb import bits_per_byte, first_rows
+from fledgling.evals.likelihood import Scorer
 from fledgling.evals.measurement import Measurement
+from fledgling.files import data_root
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoid
 from fledgling.plan.horizon import stretch
 from fledgling.record import Recorder
+from fledgling.tasks.core import find_bundle, read_tasks
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import next_token
 from fledgling.train.prepare import Preparer, parts
@@ -80,6 +83,7 @@ def build(name: str, context: Context) -> Stage:
     measured = evals(name, table, context, mixed.validation, micro)
     if name == "pretrain" and mixed_with(table):
         measured += (Eval("compression", 0, partial(_compression, context, mixed_with(table))),)
+    measured += core_evals(table, context)
     return Stage(
         name=name,
         steps=mixed.steps,
@@ -116,9 +120,31 @@ def evals(stage: str, table, context: Context, validation: TokenShard | None, mi
     return tuple(made)
 
 
+def core_evals(table: StageTable, context: Context) -> tuple[Eval, ...]:
+    """CORE where the stage asks for it; without its files, a notice and none."""
+    if not table.core_every:
+        return ()
+    root = data_root(context.recipe.run.data_dir)
+    tasks = read_tasks(root) if find_bundle(root) else []
+    scorer, settings = Scorer(context.engine, context.world), core.Settings(table.core_max_per_task)
+
+    def measure(step: int, last: bool) -> list[Measurement]:
+        if step == 0:  # an untrained model is not worth the wait
+            if not tasks:
+                how = "`fledgling data fetch core` brings it there"
+                context.recorder.notice(f"CORE will not be measured: no bundle under {root}; {how}")
+            return []
+        if not tasks:
+            return []
+        results = core.run(scorer, tasks, settings)
+        return core.measurements(results, whole=True) if last else [core.core(results)]
+
+    return (Eval("core", table.core_every, measure),)
+
+
 def _bits(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:
     batches = first_rows(rows, VALIDATION_ROWS if last else VALIDATION_ROWS // 8, micro_rows)
-    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths())]
+    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths(), world=context.world)]
 
 
 def _compression(context: Context, source: str, step: int, last: bool) -> list[Measurement]:

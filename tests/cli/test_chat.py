@@ -15,8 +15,8 @@ from fledgling.infer.sample import Sampling
 from fledgling.infer.session import ChatSession
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
+from fledgling.record.checkpoint import save
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.checkpoint import save
 
 GREEDY = Sampling(temperature=0, max_tokens=32)
 ANSWER = "=[2+3 = 5]!\n"

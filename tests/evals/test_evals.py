@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as mp
 
 from fledgling.data.batch import IGNORE, Batch
-from fledgling.evals.bpb import bits_per_byte
+from fledgling.evals.bpb import bits_per_byte, perplexities, sums
 from fledgling.evals.measurement import wilson
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
+from fledgling.world import World
 
 
 def test_wilson_is_the_published_interval():
@@ -30,3 +32,55 @@ def test_a_fresh_model_spends_log_v_bits_a_token():
     found = bits_per_byte(model, [Batch(torch.randint(64, (4, 16)), targets)], lengths)
     assert found.value == pytest.approx(math.log2(64) / 2, rel=1e-5)
     assert found.n == 4 and found.low <= found.value <= found.high
+
+
+def test_perplexity_is_the_exponential_of_the_same_loss():
+    """A fresh model's perplexity by token is the vocabulary; by word it is that to the power of tokens a word."""
+    model = Transformer(ModelConfig(64, 1, 32, 1, 1, 16))
+    model.initialize(0)
+    batch = Batch(torch.randint(64, (4, 16)), torch.randint(1, 64, (4, 16)))
+    found = sums(model, [batch], np.array([0] + [2] * 63))
+    token, word = perplexities(found, words=32)  # 64 tokens
+    assert (token.name, word.name) == ("perplexity_per_token", "perplexity_per_word")
+    assert token.value == pytest.approx(64, rel=1e-5) and word.value == pytest.approx(64**2, rel=1e-5)
+    assert token.low <= token.value <= token.high and len(perplexities(found, words=0)) == 1
+
+
+def _batches() -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Batch(*(torch.randint(1, 64, (rows, 16), generator=generator) for _ in range(2))) for rows in (3, 3, 3, 3, 1)
+    ]
+
+
+def _random_model() -> Transformer:
+    model = Transformer(ModelConfig(64, 1, 32, 1, 1, 16))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return model
+
+
+def _rank(rank, size, port, results):
+    import os
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world = World.start("cpu")
+    results[rank] = bits_per_byte(_random_model(), _batches(), np.full(64, 2), world=world)
+    world.close()
+
+
+def test_two_ranks_measure_what_one_does():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = mp.get_context("spawn").Manager().dict()
+    mp.spawn(_rank, args=(2, port, results), nprocs=2)
+    alone = bits_per_byte(_random_model(), _batches(), np.full(64, 2))
+    assert alone.n == 13 and abs(alone.value - 3) > 0.1, "not the loss of a model that knows nothing"
+    for rank in range(2):
+        assert results[rank].value == pytest.approx(alone.value, rel=1e-6)
+        assert (results[rank].n, results[rank].low) == (13, pytest.approx(alone.low, rel=1e-6))

@@ -10,7 +10,7 @@ import torch
 from fledgling.infer.batch import Decoder
 from fledgling.infer.engine import Engine, Finish, Prefix
 from fledgling.infer.sample import Sampling
-from fledgling.model.config import ModelConfig
+from fledgling.model.config import FAMILIES, preset
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.text.conversation import render_prompt
@@ -25,18 +25,21 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
 
 
-def random_model(vocab_size: int) -> Transformer:
+def random_model(vocab_size: int, family: str) -> Transformer:
     """Every weight random: a fresh model's zero matrices would hide what the blocks do."""
-    model = Transformer(ModelConfig(vocab_size, depth=2, width=64, heads=4, kv_heads=2, context=CONTEXT))
+    kv_heads = 4 if family == "gpt2" else 2
+    model = Transformer(
+        preset(family, vocab_size=vocab_size, depth=2, width=64, heads=4, kv_heads=kv_heads, context=CONTEXT)
+    )
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     return model
 
 
-@pytest.fixture(scope="module")
-def engine(tokenizer: Tokenizer) -> Engine:
-    return Engine(random_model(tokenizer.vocab_size), tokenizer)
+@pytest.fixture(scope="module", params=FAMILIES)
+def engine(request, tokenizer: Tokenizer) -> Engine:
+    return Engine(random_model(tokenizer.vocab_size, request.param), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,10 @@ def test_sampled_log_probabilities_are_the_trainers(engine, prompts) -> None:
 
 def test_live_weights_answer(engine, tokenizer, prompts) -> None:
     """Training moves the weights; the next answers are the moved model's, without a word to the engine."""
-    model, sampling = random_model(tokenizer.vocab_size), Sampling(temperature=0, max_tokens=8)
+    model, sampling = (
+        random_model(tokenizer.vocab_size, engine.source.config.family),
+        Sampling(temperature=0, max_tokens=8),
+    )
     live, cast = Engine(model, tokenizer), Engine(model, tokenizer, dtype=torch.float64)
     before = live.generate(prompts[:3], sampling)
     with torch.no_grad():

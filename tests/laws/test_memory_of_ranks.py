@@ -8,10 +8,9 @@ from fledgling.config import load_recipe
 from tests.ranks import on_ranks
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_measured_memory_is_the_layouts(size):
-    recipe = shaped(load_recipe("quickstart", ["run.device=cpu", "optimizer.exact=on"]), 5, 3001, 16)
-    for rank in on_ranks(size, measure, recipe):
+def test_measured_memory_is_the_layouts():
+    recipe = shaped(load_recipe("quickstart", ["run.device=cpu", "optimizer.exact=on"]), 4, 3001, 16)
+    for rank in on_ranks(4, measure, recipe):
         for one in rank:
             assert one["measured"] == pytest.approx(one["expected"], rel=0.05), one
         zero, first, second = (one["measured"] for one in rank)

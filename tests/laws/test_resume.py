@@ -5,8 +5,8 @@ import shutil
 import pytest
 
 from fledgling.config import STAGES
-from fledgling.record import read_lines
-from fledgling.train import checkpoint, loop, run
+from fledgling.record import checkpoint, read_lines
+from fledgling.train import loop, run
 from tests.tiny import tiny
 
 

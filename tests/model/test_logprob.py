@@ -18,19 +18,21 @@ def case():
     return hidden, weight, targets
 
 
-def plain(hidden, weight, targets):
-    logits = 15 * torch.tanh((hidden @ weight.T) / 15)
+def plain(hidden, weight, targets, cap=15.0):
+    logits = hidden @ weight.T
+    logits = cap * torch.tanh(logits / cap) if cap else logits
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none").view(
         targets.shape
     )
 
 
+@pytest.mark.parametrize("cap", [15.0, 0.0])
 @pytest.mark.parametrize("values", [1 << 24, 350])  # one chunk, and chunks of seven tokens
-def test_sum_and_gradients(case, values, monkeypatch):
+def test_sum_and_gradients(case, values, cap, monkeypatch):
     monkeypatch.setattr(logprob, "CHUNK_VALUES", values)
     hidden, weight, targets = case
-    expected = plain(*case).sum()
-    found = cross_entropy_sum(hidden, weight, targets, 15.0)
+    expected = plain(*case, cap).sum()
+    found = cross_entropy_sum(hidden, weight, targets, cap)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     for got, want in zip(
         torch.autograd.grad(found * 0.37, [hidden, weight]),
@@ -40,11 +42,12 @@ def test_sum_and_gradients(case, values, monkeypatch):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_logprobs_with_a_weight_of_its_own_for_every_token(case, monkeypatch):
+@pytest.mark.parametrize("cap", [15.0, 0.0])
+def test_logprobs_with_a_weight_of_its_own_for_every_token(case, cap, monkeypatch):
     monkeypatch.setattr(logprob, "CHUNK_VALUES", 350)
     hidden, weight, targets = case
     coefficients = torch.randn(3, 20)
-    expected, found = -plain(*case), target_logprobs(hidden, weight, targets, 15.0)
+    expected, found = -plain(*case, cap), target_logprobs(hidden, weight, targets, cap)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert (found[targets == IGNORE] == 0).all()
     for got, want in zip(
@@ -53,6 +56,19 @@ def test_logprobs_with_a_weight_of_its_own_for_every_token(case, monkeypatch):
         strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_far_beyond_what_exp_can_hold_are_no_trouble_without_a_cap(case):
+    hidden, weight, targets = case
+    large = (hidden * 40).detach().requires_grad_()  # logits up to several hundred
+    found = cross_entropy_sum(large, weight, targets, 0.0)
+    expected = plain(large, weight, targets, 0.0).sum()
+    assert (large @ weight.T).max() > 200
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
+    for got, want in zip(
+        torch.autograd.grad(found, [large, weight]), torch.autograd.grad(expected, [large, weight]), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
 
 
 def test_nothing_to_learn_gives_zero_and_no_gradient(case):

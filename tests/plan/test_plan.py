@@ -45,7 +45,9 @@ def test_parameters_equal_the_counted_tensors(depth, head_width, kv_heads, group
     from fledgling.model.transformer import Transformer
 
     heads = kv_heads * groups
-    shape = ModelConfig(vocab_size, depth, heads * head_width, heads, kv_heads, context=8, mlp_ratio=mlp_ratio)
+    shape = ModelConfig(
+        vocab_size, depth, heads * head_width, heads, kv_heads, context=8, hidden=mlp_ratio * heads * head_width
+    )
     with torch.device("meta"):
         model = Transformer(shape)
     counted = {"embedding": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fledgling.bench.sandbox import HUMAN_EVAL, broken, grade, read
-from fledgling.data.public import data_root
+from fledgling.files import data_root
 from fledgling.sandbox.verdict import Check, check, check_all
 
 pytestmark = pytest.mark.usefixtures("layers")

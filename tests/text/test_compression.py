@@ -7,7 +7,7 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.text.bpe import byte_alphabet
-from fledgling.text.compression import bytes_per_token, declaration, gpt2
+from fledgling.text.compression import bytes_per_token, declaration
 from fledgling.text.samples import SAMPLES
 from fledgling.text.tokenizer import Tokenizer
 
@@ -33,13 +33,6 @@ def test_bytes_per_token_by_hand():
         "korean": 1.0,
         "empty": 0.0,
     }
-
-
-def test_gpt2_is_read_from_its_two_files(data, tmp_path):
-    tokenizer = gpt2(data / "tokenizers" / "gpt2")
-    assert tokenizer.encode("abba") == [256, ord("b"), ord("a")]
-    assert 257 not in tokenizer.encode("<|endoftext|>")
-    assert gpt2(tmp_path) is None
 
 
 def test_the_declaration_comes_by_language(data, tmp_path):

@@ -8,10 +8,10 @@ import pytest
 
 from fledgling.config import RLTable, UserError
 from fledgling.infer.batch import Completion
-from fledgling.record import read_lines
+from fledgling.record import checkpoint, read_lines
 from fledgling.tasks import get
 from fledgling.tasks.task import Question
-from fledgling.train import checkpoint, run
+from fledgling.train import run
 from fledgling.train.rl.reward import OwnReward, Rewards, well_formed
 from tests.tiny import tiny
 from tests.train.rl.small import tokenizer

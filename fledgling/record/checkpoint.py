@@ -5,7 +5,8 @@
 The one idea: everything is written into a temporary neighbour and flushed to the disk, the manifest (size
 and SHA-256 of every file) last; then one rename gives it its name. A kill at any instant leaves the
 previous checkpoint as it was, and a changed bit is found before it is trained on. Only safetensors and JSON
-are written or read, never a pickle. What the tensors and the state mean is the caller's business.
+are written or read, never a pickle. What the tensors and the state mean is the caller's business:
+`fledgling.infer.load` makes a model of them. The one file of this room that imports torch.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,11 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fledgling.config import STAGES, UserError
-from fledgling.record import cannot_write, flush
-
-if TYPE_CHECKING:
-    from fledgling.model.transformer import Transformer
-    from fledgling.text.tokenizer import Tokenizer
+from fledgling.record.lines import cannot_write, flush
 
 FORMAT = "fledgling checkpoint 1"
 MANIFEST = "manifest.json"
@@ -319,36 +316,7 @@ def _newest(directory: Path) -> Path:
     return found
 
 
-# ---- a model out of a checkpoint, and the random state -------------------------------------------
-
-
-def load_model(
-    path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> tuple["Transformer", "Tokenizer", dict[str, Any]]:
-    """The model (in eval mode on `device`), the tokenizer and the state of what `resolve` finds at `path`.
-
-    dtype: None leaves the model's own. Raises UserError when the weights do not fit the model described in
-    the state.
-    """
-    from fledgling.model.config import ModelConfig
-    from fledgling.model.transformer import Transformer
-    from fledgling.text.tokenizer import Tokenizer
-
-    checkpoint = load(resolve(path), groups=("model",))
-    tokenizer = checkpoint.path / "tokenizer.json"
-    if not tokenizer.is_file():
-        raise UserError(f"checkpoint {checkpoint.path} has no tokenizer.json, so it cannot be talked to")
-    weights = checkpoint.tensors["model"]
-    try:
-        config = ModelConfig.from_dict(checkpoint.state["model"])
-        if config.depth > len(weights):
-            raise ValueError(f"{config.depth} layers, {len(weights)} tensors")
-        model = Transformer(config)
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
-        reason = " ".join(str(problem).split())[:200]
-        raise UserError(f"checkpoint {checkpoint.path}: model and weights do not fit: {reason}") from None
-    return model.to(device=device, dtype=dtype).eval(), Tokenizer.load(tokenizer), checkpoint.state
+# ---- the random state ----------------------------------------------------------------------------
 
 
 def random_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fledgling.config import UserError
-from fledgling.train import checkpoint
+from fledgling.record import checkpoint
 
 
 def write(directory, step=100, size=64, **groups):
@@ -88,7 +88,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 KILLED_WHILE_SAVING = """if True:
     import os, signal, sys, time, torch
     from pathlib import Path
-    from fledgling.train import checkpoint
+    from fledgling.record import checkpoint
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
 
@@ -300,7 +300,7 @@ LIMITED = """if True:
     import resource, sys, torch
     from pathlib import Path
     from fledgling.config import UserError
-    from fledgling.train import checkpoint
+    from fledgling.record import checkpoint
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     large, small = {"w": torch.zeros(1000, 10)}, {"w": torch.zeros(2)}
     for tensors, state in (({"model": large}, {}), ({"model": small}, {"text": "x" * 30_000})):
@@ -325,7 +325,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     """A one-megabyte file system of our own, where the kernel lets us have one."""
     script = (
         "mount -t tmpfs -o size=1m tmpfs $1 && exec $2 -c '"
-        "import sys, torch; from pathlib import Path; from fledgling.train import checkpoint as c\n"
+        "import sys, torch; from pathlib import Path; from fledgling.record import checkpoint as c\n"
         "from fledgling.config import UserError\n"
         "d = Path(sys.argv[1]); group = lambda n: {chr(109): {chr(119): torch.zeros(n)}}\n"
         "c.save(d, 1, group(10), {})\n"
@@ -401,44 +401,3 @@ def test_a_run_a_stage_and_a_checkpoint_resolve(tmp_path):
     (last / "manifest.json").unlink()
     with pytest.raises(UserError, match="manifest"):
         checkpoint.resolve(tmp_path)
-
-
-def test_a_model_comes_out_ready_to_talk(tmp_path):
-    from fledgling.model.config import ModelConfig
-    from fledgling.model.transformer import Transformer
-    from fledgling.text.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.train(["some text to learn letters from"] * 20, 320)
-    tokenizer.save(tmp_path / "tokenizer.json")
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        depth=2,
-        width=32,
-        heads=2,
-        kv_heads=2,
-        context=16,
-        family="fledgling",
-    )
-    model = Transformer(config)
-    model.initialize(0)
-    files = {"tokenizer.json": tmp_path / "tokenizer.json"}
-
-    def saved(state):
-        return checkpoint.save(tmp_path / "sft/checkpoints", 1, {"model": model.state_dict()}, state, files)
-
-    saved({"model": config.to_dict()})
-    loaded, words, state = checkpoint.load_model(tmp_path / "sft")
-    assert not loaded.training and state["model"]["depth"] == 2
-    assert words.fingerprint() == tokenizer.fingerprint()
-    tokens = torch.tensor([[1, 2, 3]])
-    with torch.no_grad():
-        assert torch.equal(loaded(tokens), model(tokens))
-    assert next(checkpoint.load_model(tmp_path / "sft", dtype=torch.bfloat16)[0].parameters()).dtype == torch.bfloat16
-    for wrong in ({"depth": 3}, {"depth": 10**12}, {"width": 64}, {"depth": "x"}, {"nonsense": 1}):
-        saved({"model": config.to_dict() | wrong})
-        with pytest.raises(UserError) as error:
-            checkpoint.load_model(tmp_path / "sft")
-        assert "\n" not in str(error.value)
-    saved({})
-    with pytest.raises(UserError, match="do not fit"):
-        checkpoint.load_model(tmp_path / "sft")

@@ -1,0 +1,277 @@
+"""How fast the engine answers: time to the first token and tokens per second, beside what the machine could do.
+
+The one idea: reading a prompt is bound by arithmetic, and each further token by memory, for it must read every
+weight and every cached key and value once. Both limits are measured in the same run, a matrix product and a
+streaming read, and each figure stands as a share of them; `transformers.generate` answers beside ours, in turn,
+with the same weights in the same dtype.
+
+What it is not: quality. Weights are random, so the answers mean nothing; tokens are drawn greedily.
+
+B rows, T tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+
+from fledgling.config import Recipe, UserError
+from fledgling.infer.batch import Decoder
+from fledgling.infer.engine import Engine
+from fledgling.infer.sample import Sampling
+from fledgling.model.config import ModelConfig, from_table
+from fledgling.model.transformer import Transformer, hf_names
+from fledgling.plan.flops import per_token_forward
+from fledgling.plan.memory import kv_cache
+from fledgling.plan.size import matrices
+from fledgling.train.setup import measure_peak, set_up
+from fledgling.world import choose_device
+
+STREAM = 1 << 28  # bytes of the streaming read: far more than any processor's cache
+
+
+@dataclass(frozen=True)
+class Case:
+    """So many different prompts at once, of so many tokens each."""
+
+    batch: int
+    context: int
+
+
+class Speaker(Protocol):
+    """Something that answers prompts (B lists of T ids) with `tokens` more each."""
+
+    def answer(self, prompts: list[list[int]], tokens: int) -> list[float]:
+        """Seconds to the first token of all rows, then seconds of each further token of all rows."""
+
+
+class Ours:
+    """The engine, stepped as the server steps it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def answer(self, prompts: list[list[int]], tokens: int) -> list[float]:
+        began = time.perf_counter()
+        self._decoder(prompts, 1).step()  # reads the prompts and draws the only token
+        times = [time.perf_counter() - began]
+        decoder = self._decoder(prompts, tokens + 1)
+        decoder.step()  # reads them again, draws the first and the second token
+        while decoder.busy:
+            began = time.perf_counter()
+            decoder.step()
+            times.append(time.perf_counter() - began)
+        return times
+
+    def _decoder(self, prompts: list[list[int]], tokens: int) -> Decoder:
+        decoder, sampling = Decoder(self.engine, len(prompts)), Sampling(temperature=0.0, max_tokens=tokens)
+        for index, prompt in enumerate(prompts):
+            decoder.add(prompt, sampling, index, tools=False)
+        return decoder
+
+
+class Theirs:
+    """`transformers.generate` on the same weights; it calls back after each token."""
+
+    def __init__(self, model: Transformer, dtype: torch.dtype, device: torch.device) -> None:
+        import transformers
+
+        config = model.config
+        self.model = transformers.NanoChatForCausalLM(
+            transformers.NanoChatConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.width,
+                intermediate_size=config.mlp_ratio * config.width,
+                num_hidden_layers=config.depth,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.kv_heads,
+                max_position_embeddings=config.context,
+            )
+        )
+        self.model.load_state_dict({hf_names(name): tensor for name, tensor in model.state_dict().items()})
+        self.model = self.model.to(device, dtype).eval()
+        self.device = device
+
+    def answer(self, prompts: list[list[int]], tokens: int) -> list[float]:
+        stamps = [time.perf_counter()]
+
+        def stamp(ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+            ids[:, -1].tolist()  # what a caller does with a token: on a GPU it waits for it
+            stamps.append(time.perf_counter())
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # nobody is done
+
+        ids = torch.tensor(prompts, device=self.device)
+        self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            pad_token_id=0,
+            stopping_criteria=[stamp],
+        )
+        return [after - before for before, after in itertools.pairwise(stamps)]
+
+    def logits(self, prompt: list[int]) -> torch.Tensor:
+        """Logits (V,) after a prompt."""
+        with torch.inference_mode():
+            return self.model(torch.tensor([prompt], device=self.device)).logits[0, -1].float()
+
+
+@dataclass(frozen=True)
+class Silent:
+    """In the tokenizer's place: no special tokens, so that no answer ends early."""
+
+    special: dict[str, int]
+
+
+def measure(
+    recipe: Recipe,
+    batches: Sequence[int] = (1, 8, 32),
+    contexts: Sequence[int] = (256, 1024),
+    tokens: int = 32,
+    repeats: int = 3,
+    peers: bool = True,
+) -> dict[str, Any]:
+    """Time every batch with the first of `contexts`, and every context with one row; see `table` for the result.
+
+    tokens: drawn for each row; repeats: of everything, in turn; the figures are medians over all steps, and least.
+    Raises UserError for numbers below 1 and for contexts that leave no room for an answer.
+    """
+    cases = _cases(batches, contexts, tokens, repeats, recipe.model.context)
+    device = torch.device(choose_device(recipe.run.device))
+    setup = set_up(recipe.run, device)
+    config = from_table(recipe.model, recipe.tokenizer.vocab_size)
+    model = random_model(config, setup.dtype, device)
+    engine = Engine(model, Silent({}))  # type: ignore[arg-type]
+    speakers: dict[str, Speaker] = {"fledgling": Ours(engine)}
+    if peers and importlib.util.find_spec("transformers"):
+        speakers["transformers"] = Theirs(model, setup.dtype, device)
+    prompts = _prompts(config, max(case.batch for case in cases), max(case.context for case in cases))
+    bandwidth = stream_bandwidth(device)
+    times: dict[tuple[Case, str], list[list[float]]] = {(case, name): [] for case in cases for name in speakers}
+    for repeat in range(repeats):
+        for case, name in times:
+            doing = f"{name}, batch {case.batch}, context {case.context}"
+            print(f"\r{repeat + 1}/{repeats} {doing:<50}", end="", file=sys.stderr, flush=True)
+            asked = [prompt[: case.context] for prompt in prompts[: case.batch]]
+            times[case, name].append(speakers[name].answer(asked, tokens))
+    print(file=sys.stderr)
+    bandwidth = max(bandwidth, stream_bandwidth(device))
+    peak = max(setup.peak_flops, measure_peak(device, setup.dtype))
+    dtype = str(setup.dtype).removeprefix("torch.")
+    return {
+        "parameters": model.parameter_count(),
+        "dtype": dtype,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "limits": {"bytes_per_second": bandwidth, "flops": peak},
+        "rows": [
+            {"engine": name, **asdict(case), **_row(config, case, dtype, kept, bandwidth, peak)}
+            for (case, name), kept in times.items()
+        ],
+        "logits_differ": _difference(engine, speakers.get("transformers"), prompts[0][: contexts[0]]),
+    }
+
+
+def _cases(batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int, room: int) -> list[Case]:
+    for name, given in (("batch", batches), ("context", contexts), ("tokens", [tokens]), ("repeats", [repeats])):
+        if not given or min(given) < 1:
+            raise UserError(f"{name}: got {' '.join(map(str, given)) or 'nothing'}, expected at least 1")
+    if tokens < 2:
+        raise UserError(f"tokens: got {tokens}, expected at least 2: the first comes with the prompt")
+    if max(contexts) + tokens + 1 > room:
+        raise UserError(f"context: got {max(contexts)} and {tokens} tokens, but the model's context is {room}")
+    return [*(Case(batch, contexts[0]) for batch in batches), *(Case(1, context) for context in contexts[1:])]
+
+
+def _row(
+    config: ModelConfig, case: Case, dtype: str, kept: list[list[float]], bandwidth: float, peak: float
+) -> dict[str, float]:
+    """What one engine did with one case, as medians, as the least, and as shares of the limits."""
+    first = statistics.median(times[0] for times in kept)
+    steps = [second for times in kept for second in times[1:]]
+    step, length = statistics.median(steps), case.context + len(kept[0]) / 2  # tokens that a row attends to, on average
+    size = {"float32": 4, "bfloat16": 2}[dtype]
+    weights = size * (matrices(config) + config.vocab_size * config.width)  # the embedding is looked up
+    read = weights + kv_cache(config, case.batch, round(length), dtype)
+    prompt = case.batch * case.context * per_token_forward(config, case.context)
+    return {
+        "time_to_first_token": first,
+        "prefill_tokens_per_second": case.batch * case.context / first,
+        "prefill_share_of_flops": prompt / first / peak,
+        "tokens_per_second": case.batch / step,
+        "tokens_per_second_best": case.batch / min(steps),
+        "bytes_per_step": read,
+        "share_of_bandwidth": read / step / bandwidth,
+        "share_of_bandwidth_best": read / min(steps) / bandwidth,
+        "share_of_flops": case.batch * per_token_forward(config, round(length)) / step / peak,
+    }
+
+
+def _difference(engine: Engine, theirs: Any, prompt: list[int]) -> float | None:
+    """Largest difference of our logits and theirs after a prompt, in standard deviations of the logits."""
+    if theirs is None:
+        return None
+    with torch.inference_mode():
+        ours, other = engine.prefill([prompt])[1][0].float(), theirs.logits(prompt)
+    return float((ours - other).abs().max() / other.std())
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `measure` as lines for people: medians, the best in brackets."""
+    limits = result["limits"]
+    lines = [
+        f"{result['parameters']:,} parameters, {result['dtype']}, {result['device']}, {result['threads']} threads; "
+        f"reads {limits['bytes_per_second'] / 1e9:.1f} GB/s, multiplies {limits['flops'] / 1e9:,.0f} GFLOP/s",
+        f"{'':<26}{'first token':^26}{'each further token':^44}",
+        f"{'':<13}{'batch':>5}{'context':>8}{'ms':>9}{'tok/s':>8}{'FLOP/s':>8}"
+        f"{'tok/s':>8}{'(best)':>9}{'bandwidth':>11}{'(best)':>8}{'FLOP/s':>8}",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"{row['engine']:<13}{row['batch']:>5}{row['context']:>8}{row['time_to_first_token'] * 1e3:>9,.0f}"
+            f"{row['prefill_tokens_per_second']:>8,.0f}{row['prefill_share_of_flops']:>8.1%}"
+            f"{row['tokens_per_second']:>8,.1f}{row['tokens_per_second_best']:>9,.1f}"
+            f"{row['share_of_bandwidth']:>11.1%}{row['share_of_bandwidth_best']:>8.1%}{row['share_of_flops']:>8.1%}"
+        )
+    if result["logits_differ"] is not None:
+        lines.append(f"logits after a prompt differ by at most {result['logits_differ']:.2g} standard deviations")
+    return "\n".join(lines)
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
+    """A model all of whose weights are random: a fresh one's zeros would multiply quicker and answer one token."""
+    model = Transformer(config, dtype).to(device)
+    model.initialize(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * config.width**-0.5)
+    return model
+
+
+def _prompts(config: ModelConfig, count: int, length: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(config.vocab_size, (count, length), generator=generator).tolist()
+
+
+def stream_bandwidth(device: torch.device, seconds: float = 0.3) -> float:
+    """Bytes per second of the best of several sums over a vector that no cache holds."""
+    size = STREAM if device.type == "cpu" else 1 << 32
+    vector = torch.ones(size // 4, device=device)
+    best, began = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        vector.sum().item()
+        best = min(best, time.perf_counter() - start)
+    return size / best

@@ -1,0 +1,93 @@
+"""`fledgling export`: a checkpoint as files that other programs load, each with a table of how equal they are."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from fledgling.cli.options import Json
+from fledgling.config import UserError
+
+if TYPE_CHECKING:
+    from fledgling.export.parity import Parity
+
+app = App(name="export", help="A checkpoint as files that other programs load: hf, gguf.")
+
+
+@app.command
+def hf(checkpoint: Path, out: Path, /, *, dtype: str = "float32", shard_gb: float = 4.0, as_json: Json = False) -> int:
+    """Write a Hugging Face directory that transformers loads, and compare the two.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory.
+    out
+        The directory to make.
+    dtype
+        What the weights are stored in: float32 (without loss), bfloat16 or float16.
+    shard_gb
+        Largest file of weights, in GB.
+    """
+    from fledgling.export.card import card
+    from fledgling.export.hugging_face import write
+    from fledgling.export.parity import hugging_face
+    from fledgling.infer.load import load_model
+    from fledgling.record.checkpoint import resolve
+
+    if not shard_gb > 0:
+        raise UserError(f"--shard-gb is {shard_gb}; expected a number above 0")
+    place = resolve(checkpoint)
+    model, tokenizer, state = load_model(place)
+    run = place.parents[2] if (place.parents[2] / "recipe.toml").is_file() else None
+    text = card(model.config, model.parameter_count(), tokenizer, state, run)
+    write(out, model.config, model.state_dict(), tokenizer, text, dtype, int(shard_gb * 1e9))
+    return _tell(out, hugging_face(model, out, tokenizer.start), as_json)
+
+
+@app.command
+def gguf(
+    checkpoint: Path, out: Path, /, *, type: Annotated[str, Parameter(name="--type")] = "f16", as_json: Json = False
+) -> int:
+    """Write a model of the llama family as one GGUF file, its tokenizer inside, and compare the two.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory.
+    out
+        The file to write, by custom NAME.gguf.
+    type
+        f32, f16, q8_0 or q4_0.
+    """
+    from fledgling.export.gguf import write
+    from fledgling.export.parity import gguf_file
+    from fledgling.infer.load import load_model
+
+    model, tokenizer, _ = load_model(checkpoint)
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
+    write(out, model.config, model.state_dict(), tokenizer, type, out.stem)
+    return _tell(out, gguf_file(model, out, tokenizer.start), as_json)
+
+
+def _tell(out: Path, comparisons: Iterable[Parity], as_json: bool) -> int:
+    """Print where the export is and how equal each reader found it."""
+    rows = []
+    for row in comparisons:
+        print(f"compared with {row.reference}", file=sys.stderr)
+        rows.append(row)
+    if as_json:
+        print(json.dumps({"path": str(out), "parity": [vars(row) for row in rows]}, indent=2))
+        return 0
+    print(out)
+    width = max(len(row.reference) for row in rows)
+    print(f"{'':<{width}}  largest logit difference  greedy agreement")
+    for row in rows:
+        print(f"{row.reference:<{width}}  {row.largest:>24.2e}  {row.agreed:>9} of {row.of}")
+    return 0

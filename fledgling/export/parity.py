@@ -1,0 +1,112 @@
+"""Whether an exported model says what ours says: the largest difference of logits, and greedy agreement.
+
+One idea: our model continues a prompt greedily, and the other reads the whole in one pass; where its likeliest token is
+ours at every place, it would have written the same text by itself. Where transformers or llama.cpp is installed it is
+the judge; the files read back by our own reader are compared in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fledgling.export import gguf
+from fledgling.export.read import read
+from fledgling.model.cache import KVCache
+from fledgling.model.config import ModelConfig
+from fledgling.model.transformer import Transformer
+
+GREEDY = 200  # tokens
+PROMPT = 8
+
+Logits = Callable[[list[int]], Tensor]  # (T,) ids -> (T, V) float32
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One comparison: who read the export, the largest difference of a logit, and how many greedy tokens agreed."""
+
+    reference: str
+    largest: float
+    agreed: int
+    of: int
+
+
+@torch.inference_mode()
+def greedy(model: Transformer, prompt: list[int], steps: int) -> list[int]:
+    """The `steps` likeliest next tokens after the prompt, one after the other."""
+    cache = KVCache(model.config, 1, len(prompt) + steps, model.compute_dtype)
+    written, unread = [], prompt
+    for _ in range(steps):
+        hidden = model(torch.tensor([unread]), cache=cache)
+        cache.advance(len(unread))
+        unread = [int(model.logits(hidden[0, -1]).argmax())]
+        written += unread
+    return written
+
+
+@torch.inference_mode()
+def compare(model: Transformer, other: Logits, name: str, start: int | None = None, seed: int = 0) -> Parity:
+    """Compare on a row of random tokens and on a greedy continuation of a short one; start: what a text begins with."""
+    context, vocabulary = model.config.context, model.config.vocab_size
+    draw = torch.Generator().manual_seed(seed)
+    row = torch.randint(vocabulary, (min(context, 128),), generator=draw).tolist()
+    prompt = row[: min(PROMPT, context // 2)]
+    if start is not None:
+        prompt[0] = start
+    steps = min(GREEDY, context - len(prompt))
+    text = prompt + greedy(model, prompt, steps)
+    largest = 0.0
+    for tokens in (row, text):
+        theirs = other(tokens)
+        ours = model.logits(model(torch.tensor([tokens])))[0]
+        largest = max(largest, (ours - theirs).abs().max().item())
+    chosen = theirs[len(prompt) - 1 : -1].argmax(-1).tolist()
+    agreed = sum(a == b for a, b in zip(chosen, text[len(prompt) :], strict=True))
+    return Parity(name, largest, agreed, steps)
+
+
+def hugging_face(model: Transformer, directory: Path, start: int | None) -> Iterator[Parity]:
+    """Comparisons of a Hugging Face directory with the model it was written from (float32, on the CPU)."""
+    source = read(directory)
+    yield compare(model, ours(source.config, source.state), "read back by fledgling", start)
+    if find_spec("transformers"):
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        name = f"transformers {transformers.__version__}, {type(theirs).__name__}"
+        yield compare(model, lambda tokens: theirs(torch.tensor([tokens])).logits[0].float(), name, start)
+
+
+def gguf_file(model: Transformer, path: Path, start: int | None) -> Iterator[Parity]:
+    """Comparisons of a GGUF file with the model it was written from (float32, on the CPU)."""
+    state = gguf.read_state(path, model.config)
+    yield compare(model, ours(model.config, state), "dequantized by gguf, run by fledgling", start)
+    if find_spec("llama_cpp"):
+        import llama_cpp
+
+        size = min(model.config.context, PROMPT + GREEDY)
+        whole = llama_cpp.GGML_TYPE_F32  # keys and values as they are, so that only the file is judged
+        theirs = llama_cpp.Llama(
+            str(path), n_ctx=size, n_batch=size, logits_all=True, type_k=whole, type_v=whole, verbose=False
+        )
+
+        def logits(tokens: list[int]) -> Tensor:
+            theirs.reset()
+            theirs.eval(tokens)
+            return torch.tensor(theirs.scores[: len(tokens)])
+
+        yield compare(model, logits, f"llama.cpp (llama-cpp-python {llama_cpp.__version__})", start)
+
+
+def ours(config: ModelConfig, state: dict[str, Tensor]) -> Logits:
+    """The logits of our own model with these weights."""
+    model = Transformer(config)
+    model.load_state_dict(state)
+    return lambda tokens: model.logits(model(torch.tensor([tokens])))[0]

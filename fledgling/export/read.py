@@ -1,0 +1,147 @@
+"""Read a Hugging Face directory that somebody else may have written.
+
+The one idea: everything is checked against what config.json says before a model is made of it: which files, which
+tensors, which shapes. Weights come from safetensors alone, never from a pickle; what is missing, left over, misshapen
+or of another kind is named in one line, and nothing is half loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fledgling.config import UserError
+from fledgling.export.layout import CLASSES, entries, part, understand
+from fledgling.model.config import ModelConfig
+from fledgling.model.transformer import Transformer
+from fledgling.text.published import gpt2_files
+from fledgling.text.tokenizer import Tokenizer
+
+LARGEST_JSON = 64 * 2**20  # bytes of config.json or of an index
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
+# Masks and tables that older writers stored: no weights.
+_NO_WEIGHTS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a directory holds: configuration, our state dictionary in float32, and the tokenizer."""
+
+    config: ModelConfig
+    state: dict[str, Tensor]
+    tokenizer: Tokenizer
+
+
+def read(directory: Path) -> Source:
+    """Read `directory`. Raises UserError naming the file, key or tensor that does not hold."""
+    if not directory.is_dir():
+        what = "is a file" if directory.exists() else "does not exist"
+        raise UserError(f"{directory} {what}; expected a directory with config.json (hf download NAME --local-dir DIR)")
+    config = understand(_json(directory / "config.json"))
+    try:
+        state = _state(config, _where(directory))
+    except (SafetensorError, OSError, ValueError, RuntimeError) as problem:
+        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
+        raise UserError(f"{directory}: weights cannot be read: {reason}") from None
+    tokenizer = _tokenizer(directory)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, config.json says {config.vocab_size}"
+        )
+    return Source(config, state, tokenizer)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}; expected a directory that transformers can load")
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"larger than {LARGEST_JSON} bytes")
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as problem:
+        raise UserError(f"{path} is not readable JSON: {' '.join(str(problem).split())[:100]}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+def _where(directory: Path) -> dict[str, Path]:
+    """Tensor name -> file, from the index or from the one file. Names in an index lead nowhere but here."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        with safe_open(single, "pt") as file:
+            return dict.fromkeys(file.keys(), single)
+    if not index.is_file():
+        pickles = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if pickles:
+            raise UserError(f"{directory} has only {pickles[0]}, a pickle, which is never read: convert to safetensors")
+        raise UserError(f"{directory} has no model.safetensors and no model.safetensors.index.json")
+    listed = _json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise UserError(f"{index}: weight_map is missing or no table of names")
+    found: dict[str, Path] = {}
+    for name, file in listed.items():
+        if not isinstance(file, str) or not _FILE.fullmatch(file):
+            raise UserError(f"{index}: {name} is said to be in {str(file)[:80]!r}; expected the plain name of a file")
+        found[name] = directory / file
+    for path in sorted(set(found.values())):
+        if not path.is_file():
+            raise UserError(f"{index} names {path.name}, which is not there")
+        with safe_open(path, "pt") as file:
+            held = set(file.keys())
+        absent = sorted(name for name, place in found.items() if place == path and name not in held)
+        if absent:
+            raise UserError(f"{index}: tensor {absent[0]} is not in {path.name}")
+    return found
+
+
+def _state(config: ModelConfig, where: dict[str, Path]) -> dict[str, Tensor]:
+    """Our state dictionary, every tensor checked."""
+    if config.depth > len(where):
+        raise UserError(f"config.json says {config.depth} layers, and there are {len(where)} tensors in all")
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
+    where = {name: path for name, path in where.items() if not _NO_WEIGHTS.fullmatch(name)}
+    bare = config.family == "gpt2" and "wte.weight" in where  # as the published files are
+    table = {entry.theirs.removeprefix("transformer.") if bare else entry.theirs: entry for entry in entries(config)}
+    tied_head = where.pop("lm_head.weight", None) if config.tied else None
+    for names, said in ((set(table) - set(where), "is missing"), (set(where) - set(table), "is left over")):
+        if names:
+            raise UserError(f"tensor {min(names)} {said}: these are not the weights of {CLASSES[config.family]}")
+    state: dict[str, Tensor] = {}
+    for path in sorted(set(where.values())):
+        with safe_open(path, "pt") as file:
+            for name in sorted(name for name, place in where.items() if place == path):
+                state |= part(table[name], _floats(name, file.get_tensor(name)), shapes)
+    if config.tied:
+        state["head.weight"] = state["embedding.weight"]
+    if tied_head is not None:
+        with safe_open(tied_head, "pt") as file:
+            if not torch.equal(_floats("lm_head.weight", file.get_tensor("lm_head.weight")), state["head.weight"]):
+                raise UserError("tensor lm_head.weight is not the embedding, and config.json says that they are tied")
+    return state
+
+
+def _floats(name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype not in _FLOATS:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"tensor {name} is of {kind}; expected float32, bfloat16 or float16")
+    return tensor.to(torch.float32)
+
+
+def _tokenizer(directory: Path) -> Tokenizer:
+    """tokenizer.json, or the two files in which GPT-2's came."""
+    if (directory / "tokenizer.json").is_file():
+        return Tokenizer.load(directory / "tokenizer.json")
+    found = gpt2_files(directory)
+    if found is None:
+        raise UserError(f"{directory} has no tokenizer.json (nor vocab.json and merges.txt)")
+    return found

@@ -1,0 +1,43 @@
+"""A model out of a checkpoint, ready to answer.
+
+One idea: a checkpoint's state says which model its weights are of, and its tokenizer lies beside them, so a path is
+all that anyone needs to say. What a checkpoint is, and how it is checked, is `fledgling.record.checkpoint`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fledgling.config import UserError
+from fledgling.model.config import ModelConfig
+from fledgling.model.transformer import Transformer
+from fledgling.record.checkpoint import load, resolve
+from fledgling.text.tokenizer import Tokenizer
+
+
+def load_model(
+    path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
+    """The model (in eval mode on `device`), the tokenizer and the state of what `resolve` finds at `path`.
+
+    dtype: None leaves the model's own. Raises UserError when the weights do not fit the model described in
+    the state.
+    """
+    checkpoint = load(resolve(path), groups=("model",))
+    tokenizer = checkpoint.path / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise UserError(f"checkpoint {checkpoint.path} has no tokenizer.json, so it cannot be talked to")
+    weights = checkpoint.tensors["model"]
+    try:
+        config = ModelConfig.from_dict(checkpoint.state["model"])
+        if config.depth > len(weights):
+            raise ValueError(f"{config.depth} layers, {len(weights)} tensors")
+        model = Transformer(config)
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+        reason = " ".join(str(problem).split())[:200]
+        raise UserError(f"checkpoint {checkpoint.path}: model and weights do not fit: {reason}") from None
+    return model.to(device=device, dtype=dtype).eval(), Tokenizer.load(tokenizer), checkpoint.state

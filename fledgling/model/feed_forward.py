@@ -1,0 +1,87 @@
+"""The feed-forward part of a block: two matrices around an activation, or three with a gate.
+
+One idea: `inward` matrices read the stream and `outward` ones write to it; what stands between is one function.
+Weights are cast to the dtype of what comes in.
+
+Sources: ReLU^2, Primer, So et al. 2021, arXiv 2109.08668; GELU in its tanh form, Hendrycks & Gimpel 2016, arXiv
+1606.08415; SwiGLU, Shazeer 2020, arXiv 2002.05202.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fledgling.model.config import ModelConfig
+
+
+def project(x: Tensor, linear: nn.Linear) -> Tensor:
+    """x W^T + b with the fp32 master weights cast to x's dtype: the products run in the compute dtype."""
+    return F.linear(x, linear.weight.to(x.dtype), None if linear.bias is None else linear.bias.to(x.dtype))
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)^2."""
+    return x.relu().square()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x) with Phi by its tanh form, within 5e-4 of it: what GPT-2 was trained with."""
+    return F.gelu(x, approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """fc2(activation(fc1 x)), hidden width F."""
+
+    def __init__(self, config: ModelConfig, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.activation = activation
+        self.fc1 = nn.Linear(config.width, config.hidden, bias=config.bias)  # (F, C)
+        self.fc2 = nn.Linear(config.hidden, config.width, bias=config.bias)  # (C, F)
+
+    @property
+    def inward(self) -> tuple[nn.Linear, ...]:
+        """The matrices that read the stream."""
+        return (self.fc1,)
+
+    @property
+    def outward(self) -> nn.Linear:
+        """The matrix that writes to it."""
+        return self.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return project(self.activation(project(x, self.fc1)), self.fc2)
+
+
+class GatedFeedForward(nn.Module):
+    """down(silu(gate x) * up x), hidden width F."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.hidden, bias=config.bias)  # (F, C)
+        self.up_proj = nn.Linear(config.width, config.hidden, bias=config.bias)  # (F, C)
+        self.down_proj = nn.Linear(config.hidden, config.width, bias=config.bias)  # (C, F)
+
+    @property
+    def inward(self) -> tuple[nn.Linear, ...]:
+        """The matrices that read the stream."""
+        return self.gate_proj, self.up_proj
+
+    @property
+    def outward(self) -> nn.Linear:
+        """The matrix that writes to it."""
+        return self.down_proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return project(F.silu(project(x, self.gate_proj)) * project(x, self.up_proj), self.down_proj)
+
+
+def make_feed_forward(config: ModelConfig) -> FeedForward | GatedFeedForward:
+    """The part that `config.activation` names."""
+    if config.gated:
+        return GatedFeedForward(config)
+    return FeedForward(config, relu2 if config.activation == "relu2" else gelu)

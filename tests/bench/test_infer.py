@@ -1,0 +1,57 @@
+"""The inference benchmark on a tiny model: shares are what they say, and two engines answer the same model."""
+
+import json
+
+import pytest
+
+from fledgling.bench.infer import measure, table
+from fledgling.bench.train import shaped
+from fledgling.cli import main
+from fledgling.config import load_recipe
+
+RUN = ["run.dtype=float32", "run.device=cpu", "run.threads=1"]
+
+
+def test_figures_and_their_shares():
+    pytest.importorskip("transformers")
+    recipe = shaped(load_recipe("quickstart", RUN), depth=2, vocab_size=300, context=64)
+    result = measure(recipe, batches=(1, 3), contexts=(8, 20), tokens=5, repeats=2)
+    rows, limits = result["rows"], result["limits"]
+    asked = [(row["engine"], row["batch"], row["context"]) for row in rows]
+    cases = [(1, 8), (3, 8), (1, 20)]
+    assert asked == [(engine, *case) for case in cases for engine in ("fledgling", "transformers")]
+    for row in rows:
+        seconds = row["batch"] / row["tokens_per_second"]
+        assert row["share_of_bandwidth"] == pytest.approx(row["bytes_per_step"] / seconds / limits["bytes_per_second"])
+        assert 0 < row["share_of_flops"] < 1 and 0 < row["prefill_share_of_flops"] < 1
+        assert row["tokens_per_second_best"] >= row["tokens_per_second"] > 0
+        assert row["prefill_tokens_per_second"] == pytest.approx(
+            row["batch"] * row["context"] / row["time_to_first_token"]
+        )
+    # two layers of 12 x 128^2 matrices and a head of 300 x 128, float32; keys and values of 8 + 2.5 tokens
+    assert rows[0]["bytes_per_step"] == 4 * (2 * 12 * 128**2 + 300 * 128) + 2 * 10 * 2 * 128 * 4
+    assert result["logits_differ"] < 1e-3
+    assert "transformers" in table(result)
+
+
+def test_json_without_peers(capsys):
+    words = ["--depth", "1", "--vocab-size", "64", "--batch", "1", "2", "--context", "4", "--tokens", "2", "--no-peers"]
+    sets = [word for key in RUN for word in ("--set", key)]
+    assert main(["bench", "infer", *words, "--repeats", "1", *sets, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["batch"] for row in result["rows"]] == [1, 2] and result["logits_differ"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--batch", "0"], "batch: got 0, expected at least 1"),
+        (["--tokens", "1"], "tokens: got 1, expected at least 2"),
+        (["--context", "0"], "context: got 0"),
+        (["--repeats", "0"], "repeats: got 0"),
+    ],
+)
+def test_a_mistake_is_one_line(words, told, capsys):
+    assert main(["bench", "infer", *words]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and told in err

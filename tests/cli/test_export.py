@@ -1,0 +1,75 @@
+"""`fledgling export` and `fledgling import` on real checkpoints: tables on stdout, one line for a mistake."""
+
+import json
+
+import pytest
+import torch
+
+from fledgling.cli import main
+from fledgling.infer.load import load_model
+from fledgling.model.config import preset
+from fledgling.model.transformer import Transformer
+from fledgling.record.checkpoint import save
+from fledgling.text.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory whose sft stage has a checkpoint of a small llama and one evaluation."""
+    tokenizer = Tokenizer.train(["the quick brown fox " * 30], vocab_size=330)
+    file = tokenizer.save(tmp_path / "tokenizer.json")
+    model = Transformer(preset("llama", vocab_size=330, depth=2, width=64, heads=4, kv_heads=2, context=64))
+    model.initialize(0)
+    recipe = 'name = "sparrow"\nseed = 5\n'
+    state = {"stage": "sft", "step": 7, "model": model.config.to_dict(), "recipe": recipe}
+    stage = tmp_path / "run" / "sft"
+    save(stage / "checkpoints", 7, {"model": model.state_dict()}, state, {"tokenizer.json": file})
+    (tmp_path / "run" / "recipe.toml").write_text(recipe)
+    (stage / "done.json").write_text("{}")
+    line = {"stage": "sft", "step": 7, "name": "spelling", "value": 0.91, "low": 0.88, "high": 0.94}
+    (stage / "evals.jsonl").write_text(json.dumps(line) + "\n")
+    return tmp_path / "run"
+
+
+def test_out_and_back(run, tmp_path, capsys):
+    assert main(["export", "hf", str(run), str(tmp_path / "hf")]) == 0
+    table = capsys.readouterr().out
+    assert "read back by fledgling" in table and "0.00e+00" in table and "56 of 56" in table
+    card = (tmp_path / "hf" / "README.md").read_text()
+    for told in ("sparrow", "LlamaForCausalLM", "step 7 of sft", "| spelling | 0.9100 | 0.8800 to 0.9400 |", "A chat"):
+        assert told in card
+    assert main(["import", str(tmp_path / "hf"), str(tmp_path / "back"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    model, tokenizer, _ = load_model(run)
+    assert told["parameters"] == model.parameter_count()
+    back, again, _ = load_model(tmp_path / "back")
+    assert back.config == model.config and again.fingerprint() == tokenizer.fingerprint()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
+    assert main(["chat", str(tmp_path / "back"), "-p", "the fox", "--max-tokens", "4"]) == 0
+
+
+def test_a_gguf_and_its_table(run, tmp_path, capsys):
+    pytest.importorskip("gguf")
+    out = tmp_path / "sparrow.gguf"
+    assert main(["export", "gguf", str(run), str(out), "--type", "q8_0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == str(out) and out.stat().st_size > 50_000
+    assert told["parity"][0]["of"] == 56 and 0 < told["parity"][0]["largest"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["export", "hf", "RUN", "OUT", "--dtype", "int3"], "int3"),
+        (["export", "hf", "RUN", "RUN"], "not an empty directory"),
+        (["export", "hf", "OUT/none", "OUT"], "does not exist"),
+        (["export", "gguf", "RUN", "OUT", "--type", "q3_k"], "q3_k"),
+        (["export", "gguf", "RUN", "RUN"], "is a directory"),
+        (["import", "RUN", "OUT"], "no config.json"),
+    ],
+)
+def test_a_mistake_is_one_line(words, told, run, tmp_path, capsys):
+    words = [word.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")) for word in words]
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and told in err and err.count("\n") == 1

@@ -1,0 +1,85 @@
+"""The adapter to lm-evaluation-harness: its answers without it, and the harness itself where it is installed."""
+
+import json
+
+import pytest
+import torch
+
+from fledgling.config import UserError
+from fledgling.evals.harness import answers, evaluate, loglikelihoods, pair_row, rolling, windows
+from fledgling.evals.likelihood import Scorer
+from tests.evals.test_likelihood import CONTEXT, engine
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return Scorer(engine())
+
+
+def log_probability(scorer, tokens: list[int], start: int) -> float:
+    with torch.no_grad():
+        logits = scorer.engine.model.logits(scorer.engine.model(torch.tensor([tokens])))[0].double()
+    return float(logits.log_softmax(-1)[start - 1 : -1].gather(1, torch.tensor(tokens[start:])[:, None]).sum())
+
+
+def test_pairs_are_scored_in_their_order_whatever_context_they_share(scorer):
+    tokenizer = scorer.engine.tokenizer
+    pairs = [("the fox", " jumps"), ("a dog", " again"), ("the fox", " over"), ("", "the"), ("the fox ", "over")]
+    found = loglikelihoods(scorer, pairs)
+    for (context, continuation), (logprob, _) in zip(pairs, found, strict=True):
+        tokens = [tokenizer.bos, *tokenizer.encode(context + continuation)]
+        start = 1 + (len(tokenizer.encode(context.rstrip())) if context else 0)
+        assert logprob == pytest.approx(log_probability(scorer, tokens, start), abs=1e-4)
+    assert found[2] == pytest.approx(found[4]), "a space at the context's end belongs to the continuation"
+    assert tokenizer.decode(pair_row(tokenizer, "the fox ", "over").tokens[1:]) == "the fox over"
+
+
+def test_a_long_text_is_asked_for_once_in_full_windows(scorer):
+    tokens = list(range(1, 131))
+    rows = list(windows(tokens, 48))
+    assert [token for row in rows for token in row.tokens[row.start :].tolist()] == tokens[1:]
+    assert all(len(row.tokens) <= 48 for row in rows) and [len(row.tokens) for row in rows[1:]] == [48] * (
+        len(rows) - 1
+    )
+    assert list(windows([5], 48)) == []
+    text = "the quick brown fox jumps over the lazy dog " * 5
+    tokens = [scorer.engine.tokenizer.bos, *scorer.engine.tokenizer.encode(text)]
+    assert len(tokens) > CONTEXT
+    expected = sum(log_probability(scorer, row.tokens.tolist(), row.start) for row in windows(tokens, CONTEXT))
+    assert rolling(scorer, [text, "fox"])[0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_answers_end_before_their_stop(scorer):
+    (whole,) = answers(scorer.engine, [("the", {"until": [], "max_gen_toks": 12})])
+    assert whole
+    stop = whole[3]
+    assert answers(scorer.engine, [("the", {"until": [stop], "max_gen_toks": 12})]) == [whole.split(stop)[0]]
+    assert answers(scorer.engine, [("the", {"until": stop, "max_gen_toks": 12})]) == [whole.split(stop)[0]]
+    short = answers(scorer.engine, [("the", {"max_gen_toks": 2}), ("the", {"max_gen_toks": 12})])
+    assert short[1] == whole and whole.startswith(short[0]) and short[0] != whole
+
+
+def test_without_the_harness_it_says_what_to_install(scorer):
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match=r"pip install 'fledgling\[lm-eval\]'"):
+            evaluate(scorer, ["arc_easy"])
+    else:
+        pytest.skip("lm-evaluation-harness is installed")
+
+
+def test_the_harness_runs_a_local_task(scorer, tmp_path):
+    pytest.importorskip("lm_eval")
+    rows = [{"question": "the fox", "choices": [" jumps", " again", " over"], "gold": n % 3} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "made_up.yaml").write_text(
+        f"task: made_up\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'rows.jsonl'}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\n"
+        "doc_to_choice: '{{choices}}'\ndoc_to_target: gold\ntarget_delimiter: ''\n"
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    found = evaluate(scorer, ["made_up"], folder=tmp_path)
+    assert found["made_up"]["acc,none"] == pytest.approx(1 / 3), "one choice is the likeliest; each is right twice"
+    with pytest.raises(UserError, match='no task "nothing"'):
+        evaluate(scorer, ["nothing"])

@@ -1,0 +1,95 @@
+"""GGUF: what the file holds, read by the format's own package, and what llama.cpp makes of it where it is installed."""
+
+import pytest
+import torch
+
+from fledgling.config import UserError
+from fledgling.export import gguf, parity
+from fledgling.text.tokenizer import Tokenizer
+from tests.export.conftest import TEXT
+
+reader = pytest.importorskip("gguf")
+
+
+@pytest.fixture
+def model(make):
+    return make("llama", kv_heads=2, depth=2)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("f32", 0.0), ("f16", 1e-3), ("q8_0", 1e-2), ("q4_0", 0.2)])
+def test_the_weights_come_back_as_well_as_their_type_can_hold_them(kind, error, model, tokenizer, tmp_path):
+    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
+    state = gguf.read_state(path, model.config)
+    assert state.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        off = (state[name] - tensor).abs().max() / tensor.abs().max()
+        assert off <= error, name
+        if tensor.ndim == 1:
+            assert torch.equal(state[name], tensor)
+    if kind != "f32":
+        assert any(not torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_file_says_what_llama_cpp_asks(model, tokenizer, tmp_path):
+    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "q4_0", "m")
+    file = reader.GGUFReader(path)
+    said = {name: field.contents() for name, field in file.fields.items()}
+    assert said["general.architecture"] == "llama"
+    assert (said["llama.attention.head_count"], said["llama.attention.head_count_kv"]) == (4, 2)
+    assert (said["llama.block_count"], said["llama.feed_forward_length"]) == (2, model.config.hidden)
+    assert said["tokenizer.ggml.pre"] == "qwen2"
+    tokens, kinds = said["tokenizer.ggml.tokens"], said["tokenizer.ggml.token_type"]
+    assert len(tokens) == 330 and tokens[tokenizer.bos] == "<|bos|>" and kinds[tokenizer.bos] == 3
+    assert kinds[0] == 1 and said["tokenizer.ggml.eos_token_id"] == tokenizer.assistant_end
+    assert "<|user_start|>" in said["tokenizer.chat_template"]
+    kept = {tensor.name: tensor.tensor_type.name for tensor in file.tensors}
+    assert kept["blk.0.attn_q.weight"] == "Q4_0" and kept["output.weight"] == "Q8_0"
+    assert kept["blk.0.attn_norm.weight"] == "F32"
+
+
+def test_rows_are_reordered_and_back():
+    rows = torch.arange(24.0).view(12, 2)
+    assert gguf.pairs(rows, 2)[:, 0].tolist() == [0, 6, 2, 8, 4, 10, 12, 18, 14, 20, 16, 22]
+    assert torch.equal(gguf.halves(gguf.pairs(rows, 2), 2), rows)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "word"),
+    [("gpt2", {}, "gpt2"), ("fledgling", {}, "fledgling"), ("llama", {"bias": True}, "biases")],
+)
+def test_other_models_are_refused(family, fields, word, make, tokenizer, tmp_path):
+    model = make(family, **fields)
+    with pytest.raises(UserError, match=word):
+        gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_splitter_llama_cpp_cannot_name_is_refused(tokenizer):
+    assert gguf.splitter(tokenizer) == "qwen2"
+    assert gguf.splitter(Tokenizer.train(TEXT, 330, digits=3)) == "dbrx"
+    with pytest.raises(UserError, match="groups of 2"):
+        gguf.splitter(Tokenizer.train(TEXT, 330, digits=2))
+
+
+@pytest.mark.parametrize(("kind", "error"), [("f32", 1e-3), ("f16", 1e-2)])
+@pytest.mark.parametrize("fields", [{"kv_heads": 2}, {"tied": True, "rope_base": 50_000.0}])
+def test_llama_cpp_continues_as_we_do(kind, error, fields, make, tokenizer, tmp_path):
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    model = make("llama", **fields)
+    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
+    *_, judged = parity.gguf_file(model, path, tokenizer.start)
+    assert judged.reference.startswith("llama.cpp")
+    assert judged.largest < error and judged.agreed >= judged.of - (kind == "f16")
+
+
+@pytest.mark.parametrize("digits", [1, 3])
+def test_llama_cpp_cuts_text_as_we_do(digits, make, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    tokenizer = Tokenizer.train(TEXT, 330, digits=digits)
+    model = make("llama")
+    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
+    theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    for text in ("the quick 12345 foxes", " don't  stop\n\n\tnow", "naïve 서울 ½ ..."):
+        assert theirs.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
+    ids = theirs.tokenize(b"<|user_start|>the fox<|user_end|>", add_bos=False, special=True)
+    assert ids == [tokenizer.user_start, *tokenizer.encode("the fox"), tokenizer.user_end]

@@ -1,0 +1,171 @@
+"""What is exported loads in transformers' own classes with the same numbers, and comes back bit for bit."""
+
+import json
+
+import pytest
+import torch
+
+from fledgling.config import UserError
+from fledgling.export import hugging_face, parity
+from fledgling.export.read import read
+from fledgling.model.config import FAMILIES
+from fledgling.text.conversation import render, render_prompt
+
+SHAPES = [  # family and what differs from a plain small model
+    ("fledgling", {}),
+    ("fledgling", {"kv_heads": 2, "context": 300, "tied": True}),
+    ("fledgling", {"kv_heads": 1, "width": 96, "softcap": 0.0, "activation": "gelu"}),
+    ("llama", {}),
+    ("llama", {"kv_heads": 2, "tied": True, "hidden": 200, "rope_base": 50_000.0}),
+    ("llama", {"kv_heads": 1, "width": 96, "bias": True, "context": 1100}),  # beyond what blockwise attention reads
+    ("gpt2", {}),
+    ("gpt2", {"heads": 2, "kv_heads": 2, "width": 96, "hidden": 100, "context": 300}),
+    ("gpt2", {"tied": False, "depth": 1}),
+]
+
+
+@pytest.mark.parametrize(("family", "fields"), SHAPES)
+def test_transformers_computes_the_same_logits_and_the_same_text(family, fields, make, tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = make(family, **fields)
+    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    theirs.eval()
+    context = model.config.context
+    tokens = torch.randint(330, (2, context), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (theirs(tokens).logits - model.logits(model(tokens))).abs().max() < 1e-5
+    prompt = tokens[:1, :8]
+    written = parity.greedy(model, prompt[0].tolist(), 100)
+    generated = theirs.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=100, do_sample=False, eos_token_id=None
+    )
+    assert generated[0, 8:].tolist() == written
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_left_padding_changes_nothing(family, make, tokenizer, tmp_path):
+    """A batch padded on the left, as their generation wants it, agrees with each row read alone here."""
+    transformers = pytest.importorskip("transformers")
+    model = make(family)
+    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    rows = [torch.arange(5, 17), torch.arange(40, 47)]
+    padded = torch.zeros(2, 12, dtype=torch.int64)
+    seen = torch.zeros(2, 12, dtype=torch.int64)
+    for index, row in enumerate(rows):
+        padded[index, -len(row) :], seen[index, -len(row) :] = row, 1
+    places = (seen.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = theirs(padded, attention_mask=seen, position_ids=places).logits
+        for index, row in enumerate(rows):
+            ours = model.logits(model(row[None]))[0]
+            assert (logits[index, -len(row) :] - ours).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("family", "fields"), SHAPES)
+def test_what_comes_back_is_bit_for_bit_what_went_out(family, fields, make, tokenizer, tmp_path):
+    model = make(family, **fields)
+    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    back = read(out)
+    assert back.config == model.config
+    assert back.tokenizer.fingerprint() == tokenizer.fingerprint()
+    state = model.state_dict()
+    assert back.state.keys() == state.keys()
+    assert all(torch.equal(back.state[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_weights_are_cut_into_shards(family, make, tokenizer, tmp_path):
+    model = make(family)
+    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card", shard_bytes=100_000)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in out.glob("*.safetensors"))
+    assert len(files) > 3 and set(index["weight_map"].values()) == set(files)
+    assert not (out / "model.safetensors").exists()
+    back = read(out)
+    assert all(torch.equal(back.state[name], tensor) for name, tensor in model.state_dict().items())
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    tokens = torch.arange(30)[None]
+    with torch.no_grad():
+        assert (theirs(tokens).logits - model.logits(model(tokens))).abs().max() < 1e-5
+
+
+def test_half_precision_is_what_was_asked_for(make, tokenizer, tmp_path):
+    model = make("llama")
+    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card", "bfloat16")
+    back = read(out)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(back.state[name], tensor.bfloat16().float()), name
+    rows = list(parity.hugging_face(model, out, tokenizer.start))
+    assert rows[0].largest > 1e-4
+
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "  the fox? "}],
+    [
+        {"role": "system", "content": "again\n"},
+        {"role": "user", "content": "the dog"},
+        {"role": "assistant", "content": "the\n\nlazy dog "},
+        {"role": "user", "content": [{"type": "text", "text": "12 "}, {"type": "text", "text": "times"}]},
+    ],
+]
+ANSWER = {
+    "role": "assistant",
+    "content": [
+        {"type": "text", "text": "jumps "},
+        {"type": "python", "text": "1+2"},
+        {"type": "output", "text": "3"},
+        {"type": "text", "text": " over"},
+    ],
+}
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_the_chat_template_lays_out_what_we_do(messages, make, tokenizer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = make("llama")
+    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    said = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert said == render_prompt(tokenizer, {"messages": messages})
+    whole = [*messages, ANSWER]
+    assert theirs.apply_chat_template(whole)["input_ids"] == render(tokenizer, {"messages": whole}).tokens.tolist()
+    assert theirs.eos_token_id == tokenizer.assistant_end and theirs.bos_token_id == tokenizer.bos
+    assert theirs.model_max_length == 128
+
+
+def test_a_model_of_no_class_is_refused_with_the_part(make, tokenizer, tmp_path):
+    for family, fields, word in (
+        ("llama", {"qk_norm": True}, "qk_norm"),
+        ("llama", {"softcap": 15.0}, "softcap"),
+        ("fledgling", {"activation": "swiglu"}, "swiglu"),
+        ("gpt2", {"kv_heads": 2}, "key/value heads"),
+    ):
+        model = make(family, **fields)
+        with pytest.raises(UserError, match=word):
+            hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_not_written_over(make, tokenizer, tmp_path):
+    model = make("gpt2")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="not an empty directory"):
+        hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
+
+
+def test_parity_sees_a_changed_weight(make, tokenizer, tmp_path):
+    model = make("fledgling")
+    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    rows = list(parity.hugging_face(model, out, tokenizer.start))
+    assert rows[0].largest == 0 and rows[0].agreed == rows[0].of == 120
+    assert all(row.largest < 1e-5 and row.agreed == row.of for row in rows)
+    with torch.no_grad():
+        model.head.weight.copy_(model.head.weight.roll(1, 0))
+    changed = list(parity.hugging_face(model, out, tokenizer.start))
+    assert all(row.largest > 0.1 and row.agreed < row.of for row in changed)

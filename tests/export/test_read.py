@@ -1,0 +1,207 @@
+"""Directories that lie are refused in one line that names the file, the key or the tensor."""
+
+import json
+import pickle
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fledgling.config import UserError
+from fledgling.export import hugging_face
+from fledgling.export.layout import understand
+from fledgling.export.read import read
+from fledgling.text.bpe import byte_alphabet
+
+
+@pytest.fixture
+def directory(make, tokenizer, tmp_path):
+    model = make("llama", depth=2)
+    return hugging_face.write(tmp_path / "model", model.config, model.state_dict(), tokenizer, "card")
+
+
+def refused(directory, *words) -> None:
+    with pytest.raises(UserError) as error:
+        read(directory)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def change(directory, **keys) -> None:
+    file = directory / "config.json"
+    said = json.loads(file.read_text()) | keys
+    file.write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("keys", "word"),
+    [
+        ({"hidden_size": 128, "head_dim": 32}, "lm_head.weight"),
+        ({"vocab_size": 331}, "lm_head.weight"),
+        ({"num_hidden_layers": 3}, "model.layers.2."),
+        ({"num_hidden_layers": 1}, "model.layers.1."),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers"),
+        ({"num_hidden_layers": 4000}, "4000 layers"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers"),
+        ({"num_hidden_layers": True}, "num_hidden_layers"),
+        ({"num_attention_heads": 3}, "heads"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"hidden_act": ["silu"]}, "activation"),
+        ({"model_type": "mamba"}, "mamba"),
+        ({"model_type": ["llama"]}, "model_type"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
+        ({"head_dim": 32}, "head_dim"),
+        ({"attention_bias": True}, "mlp_bias"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"tie_word_embeddings": True}, "lm_head.weight"),
+        ({"vocab_size": None}, "vocab_size"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(directory, keys, word):
+    change(directory, **keys)
+    refused(directory, word)
+
+
+def rewrite(directory, edit, metadata=None) -> None:
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    edit(tensors)
+    save_file(tensors, file, metadata=metadata)
+
+
+def test_tensors_missing_left_over_misshapen_or_of_another_kind(directory):
+    name = "model.layers.1.mlp.up_proj.weight"
+    good = load_file(directory / "model.safetensors")[name]
+    rewrite(directory, lambda t: t.pop(name))
+    refused(directory, name, "missing")
+    rewrite(directory, lambda t: t.update({name: good.T.contiguous()}))
+    refused(directory, name, "shape")
+    rewrite(directory, lambda t: t.update({name: good.to(torch.int8)}))
+    refused(directory, name, "int8")
+    rewrite(directory, lambda t: t.update({name: good, "model.layers.1.mlp.extra": good.clone()}))
+    refused(directory, "model.layers.1.mlp.extra", "left over")
+
+
+def test_a_pickle_is_never_read(directory):
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('a pickle was run')",))
+
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    refused(directory, "pytorch_model.bin", "pickle")
+    (directory / "model.safetensors").write_bytes(pickle.dumps(Evil()))
+    refused(directory, "weights cannot be read")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        struct.pack("<Q", 2**62) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 80) + b'{"model.norm.weight":{"dtype":"F32","shape":[64],"data_offsets":[0,10000000000]}}',
+    ],
+)
+def test_hostile_headers(directory, content):
+    (directory / "model.safetensors").write_bytes(content)
+    refused(directory, "weights cannot be read")
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7, "model.bin"])
+def test_an_index_leads_nowhere_else(directory, file, tmp_path):
+    weights = (directory / "model.safetensors").rename(directory / "part.safetensors")
+    names = list(load_file(weights))
+    (tmp_path / "secret.safetensors").write_bytes(weights.read_bytes())
+    where = dict.fromkeys(names, "part.safetensors")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert len(read(directory).state) == len(names)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where | {names[3]: file}}))
+    refused(directory, names[3])
+
+
+def test_an_index_that_names_what_is_not_there(directory):
+    weights = (directory / "model.safetensors").rename(directory / "part.safetensors")
+    names = list(load_file(weights))
+    index = directory / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "other.safetensors")}))
+    refused(directory, "other.safetensors")
+    index.write_text(json.dumps({"weight_map": {**dict.fromkeys(names, "part.safetensors"), "x": "part.safetensors"}}))
+    refused(directory, "tensor x")
+    for content in ("{}", '{"weight_map": []}', "[" * 100_000):
+        index.write_text(content)
+        refused(directory, "index.json")
+
+
+def test_what_is_no_model_directory(directory, tmp_path):
+    refused(tmp_path / "nothing", "does not exist")
+    refused(directory / "config.json", "is a file")
+    (directory / "tokenizer.json").unlink()
+    refused(directory, "tokenizer.json")
+    (directory / "config.json").write_text("not json")
+    refused(directory, "config.json")
+
+
+def test_a_tokenizer_larger_than_the_embedding(directory):
+    document = json.loads((directory / "tokenizer.json").read_text())
+    document["model"]["vocab"]["extra"] = 999
+    (directory / "tokenizer.json").write_text(json.dumps(document))
+    refused(directory, "1000 entries")
+
+
+def test_a_tied_head_that_is_stored_must_be_the_embedding(make, tokenizer, tmp_path):
+    model = make("gpt2")
+    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    rewrite(out, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()}))
+    assert torch.equal(read(out).state["head.weight"], model.head.weight)
+    rewrite(out, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
+    refused(out, "lm_head.weight")
+
+
+def test_gpt2_as_it_was_published(make, tokenizer, tmp_path):
+    """Bare names, stored masks, no tokenizer.json but two files, half the keys left to their defaults."""
+    model = make("gpt2", context=64, vocab_size=258)
+    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    mask = torch.ones(1, 1, 64, 64).tril()
+
+    def bare(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        tensors.update({f"h.{layer}.attn.bias": mask.clone() for layer in range(3)})
+
+    rewrite(out, bare, {"format": "pt"})
+    said = {"model_type": "gpt2", "vocab_size": 258, "n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 64}
+    (out / "config.json").write_text(json.dumps({**said, "n_ctx": 64, "task_specific_params": {}}))
+    (out / "tokenizer.json").unlink()
+    entries = {token: index for index, token in enumerate([*byte_alphabet(), "ab", "<|endoftext|>"])}
+    (out / "vocab.json").write_text(json.dumps(entries))
+    (out / "merges.txt").write_text("#version: 0.2\na b\n")
+    back = read(out)
+    assert back.config == model.config
+    assert all(torch.equal(back.state[name], tensor) for name, tensor in model.state_dict().items())
+    assert back.tokenizer.encode("abb") == [256, ord("b")] and back.tokenizer.bos == 257
+
+
+def test_older_ways_of_saying_the_same():
+    said = {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000,
+        "rope_scaling": None,
+        "pretraining_tp": 1,
+    }
+    config = understand(said)
+    assert (config.kv_heads, config.hidden, config.rope_base, config.tied) == (32, 11008, 1e6, False)

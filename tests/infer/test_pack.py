@@ -1,0 +1,68 @@
+"""Packed weights answer as the model does, follow it when it learns, and take part in nothing but products."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fledgling.infer.engine import Engine
+from fledgling.infer.pack import PackedWeight, can_pack, pack
+from fledgling.infer.sample import Sampling
+from fledgling.model.config import ModelConfig
+from fledgling.model.transformer import Transformer
+
+pytestmark = pytest.mark.skipif(
+    not can_pack(torch.device("cpu"), torch.bfloat16), reason="this processor does not multiply bf16"
+)
+CONTEXT = 96
+
+
+@pytest.fixture
+def model(tokenizer) -> Transformer:
+    made = Transformer(ModelConfig(tokenizer.vocab_size, 2, 64, 4, 2, CONTEXT), torch.bfloat16)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return made
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 65])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_product_is_the_product(rows, bias):
+    linear = nn.Linear(96, 40, bias=bias).bfloat16()
+    x = torch.randn(3, rows, 96).bfloat16()
+    with torch.inference_mode():
+        packed = F.linear(x, PackedWeight(linear.weight), linear.bias)
+        exact = F.linear(x.double(), linear.weight.double(), linear.bias.double() if bias else None)
+    assert packed.shape == (3, rows, 40) and packed.dtype == torch.bfloat16
+    assert (packed.double() - exact).abs().max() <= 2**-8 * exact.abs().max()
+
+
+def test_the_engine_packs_every_linear_layer_and_answers_as_the_model_does(model, tokenizer):
+    engine = Engine(model, tokenizer)
+    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert set(engine.packed) == linears and len(linears) == 2 * 6 + 1
+    tokens = [[5, 9, 77, 30, 2, 41]]
+    with torch.inference_mode():
+        _, ours = engine.prefill(tokens)
+        theirs = model.logits(model(torch.tensor(tokens)))[:, -1]
+    assert (ours - theirs).abs().max() < 0.05 * theirs.std()
+    assert all(isinstance(module.weight, nn.Parameter) for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def test_packed_weights_follow_the_model(model, tokenizer):
+    engine, sampling = Engine(model, tokenizer), Sampling(temperature=0.0, max_tokens=8)
+    before = engine.generate([[5, 9, 77]], sampling)[0].tokens
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-0.7).add_(0.01)
+    after = engine.generate([[5, 9, 77]], sampling)[0].tokens
+    assert before != after == Engine(model, tokenizer).generate([[5, 9, 77]], sampling)[0].tokens
+
+
+def test_a_packed_weight_refuses_what_it_cannot_do(model):
+    weight = next(iter(pack(model).values()))
+    with pytest.raises(AssertionError, match="does not take part in add"):
+        torch.add(weight, torch.ones(1))
+    with pytest.raises(AssertionError, match="packed as"):
+        weight.to(torch.float32)
