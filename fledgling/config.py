@@ -1,7 +1,7 @@
 """Recipes: everything a run was told, as frozen dataclasses read strictly from TOML.
 
 The one idea: a recipe is a value. A file and its overrides become one `Recipe`, checked whole before any work
-starts, and `dump_toml` writes the very same value into the run directory, where it can be loaded again.
+starts, and `dump_toml` (toml.py) writes the very same value into the run directory, where it can be loaded again.
 
 What it is not: it derives nothing. A field that is `None` is filled in by the dial (`fledgling.plan.horizon`)
 or by the stage that reads it; this file only knows names, types and ranges. Floor 0.
@@ -19,8 +19,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Union
-
-from fledgling.toml import toml_value
 
 STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
 USUAL = ("pretrain", "midtrain", "sft", "rl")  # those of a recipe that names none
@@ -148,7 +146,6 @@ class DPOTable:
     beta: float = _number(0.1, above=True)  # how strongly the divergence from the stage's first weights is held
     batch: int = _count(16)  # pairs a step
     steps: int | None = _count(None)  # None: one pass over the pairs
-    batch_tokens: int | None = _count(None)
     micro_batch: int | None = _count(None)
     rate: float = _number(0.05, above=True)
     warmup: int = _count(0, 0)
@@ -401,20 +398,3 @@ def _check_whole(recipe: Recipe) -> None:
         recipe.stage(name)
     if list(recipe.stages) != [name for name in STAGES if name in recipe.stages] or not recipe.stages:
         raise UserError(f"stages: got {list(recipe.stages)}, expected some of {list(STAGES)}, each once, in this order")
-
-
-# ---- writing -------------------------------------------------------------------------------------
-
-
-def dump_toml(recipe: Recipe) -> str:
-    """Return the recipe as TOML that `load_recipe` reads back to an equal value; None fields are left out."""
-    top, tables = [], []
-    for entry in fields(recipe):
-        value = getattr(recipe, entry.name)
-        if hasattr(value, "__dataclass_fields__"):
-            pairs = ((inner.name, getattr(value, inner.name)) for inner in fields(value))
-            lines = [f"{key} = {toml_value(inner)}" for key, inner in pairs if inner is not None]
-            tables.append("\n".join([f"[{entry.name}]", *lines]))
-        else:
-            top.append(f"{entry.name} = {toml_value(value)}")
-    return "\n\n".join(["\n".join(top), *tables]) + "\n"

@@ -1,10 +1,25 @@
-"""Values in TOML's notation, which the standard library reads but does not write. Floor 0: imports nothing of ours."""
+"""Recipes and their values in TOML's notation, which the standard library reads but does not write. Floor 0."""
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields
 from typing import Any
+
+
+def dump_toml(recipe: Any) -> str:
+    """Return a recipe (a dataclass of tables) as TOML that `load_recipe` reads back to an equal value, without None."""
+    top, tables = [], []
+    for entry in fields(recipe):
+        value = getattr(recipe, entry.name)
+        if hasattr(value, "__dataclass_fields__"):
+            pairs = ((inner.name, getattr(value, inner.name)) for inner in fields(value))
+            lines = [f"{key} = {toml_value(inner)}" for key, inner in pairs if inner is not None]
+            tables.append("\n".join([f"[{entry.name}]", *lines]))
+        else:
+            top.append(f"{entry.name} = {toml_value(value)}")
+    return "\n\n".join(["\n".join(top), *tables]) + "\n"
 
 
 def toml_value(value: Any) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from fledgling.config import STAGES, Recipe, UserError, dump_toml
+from fledgling.config import STAGES, Recipe, UserError
 from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
@@ -24,6 +24,7 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.flops import per_token
 from fledgling.plan.plan import plan
 from fledgling.record import Recorder, checkpoint, environment, write_json
+from fledgling.toml import dump_toml
 from fledgling.train import loop, supervised
 from fledgling.train.prepare import Preparer
 from fledgling.train.rl import build as rl
@@ -112,7 +113,7 @@ def run_stage(
                 loop.run(stage, model, optimizer, around, start)
             finally:
                 stage.batches.close()
-        recorder.done(tokens=stage.steps * (recipe.stage(name).batch_tokens or 0))
+        recorder.done(tokens=stage.steps * (getattr(recipe.stage(name), "batch_tokens", None) or 0))
     return True
 
 

@@ -108,10 +108,10 @@ def test_a_run_goes_on_once_its_reward_is_mended(tmp_path):
     good = "def judge(question, answer):\n    return answer.count('e') / (1 + len(answer))\n"
     count = tmp_path / "count"
     bad = (
-        "import pathlib\nplace = pathlib.Path(%r)\n"
+        f"import pathlib\nplace = pathlib.Path({str(count)!r})\n"
         "def judge(question, answer):\n"
         "    n = int(place.read_text()) if place.exists() else 0\n    place.write_text(str(n + 1))\n"
-        "    return answer.count('e') / (1 + len(answer)) if n < 30 else 1 / 0\n" % str(count)
+        "    return answer.count('e') / (1 + len(answer)) if n < 30 else 1 / 0\n"
     )
     file = tmp_path / "mine.py"
     recipe = tiny(tmp_path, **{"rl.rewards": f'{{"{file}:judge" = 1.0}}', "stages": '["rl"]', "rl.save_every": 0})

@@ -37,8 +37,11 @@ def test_with_the_sign_flipped_it_is_not(algorithm):
 
 
 def worth(prompt: str, answer: str) -> float:
-    """The bandit's arms; and what somebody else said, which is worth 1 where the model's own `X` is worth nothing."""
-    return 1.0 if answer == "XX" else arms(prompt, answer)
+    """The bandit's arms; and what somebody else said, which is worth 5 where the model's own `X` is worth nothing.
+
+    Learned from, the forced answers hold the model's own X up: by the expected gradient at the probability 4 / 7.
+    """
+    return 5.0 if answer == "XX" else arms(prompt, answer)
 
 
 class Interfering(Engine):
@@ -73,4 +76,4 @@ def test_what_a_tool_wrote_is_not_learned_and_without_the_mask_it_is(monkeypatch
     table = settings(FORCED, "grpo")
     assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) > REACHED
     monkeypatch.setattr(rounds, "Rollout", type("Unmasked", (), {"of": staticmethod(unmasked)}))
-    assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) < 0.1
+    assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) < 0.7
