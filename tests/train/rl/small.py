@@ -61,7 +61,7 @@ def arms(_: str, answer: str) -> float:
     return 0.3 + 0.1 * "abcdefgh".index(answer) if answer and answer in "abcdefgh" else 0.0
 
 
-PAID = {"lu": 0.6, "ld": 0.5, "ru": 0.2, "rd": 1.0}  # going left is better on average, right and down is best
+PAID = {"lu": 0.6, "ld": 0.3, "ru": 0.4, "rd": 1.0}  # which second step is best depends on the first
 
 
 def path(_: str, answer: str) -> float:
