@@ -47,14 +47,15 @@ def watch(device: torch.device, active: bool = True) -> Iterator[Peak]:
 
 def held_bytes() -> int:
     """Bytes of all CPU tensors that Python can see, each storage once; memory that others own (files, numpy) is not."""
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     tensors += [one.grad for one in tensors if one.is_leaf and one.grad is not None]  # Python may not have seen it yet
     storages = {}
     for tensor in tensors:
         if tensor.layout == torch.strided and tensor.device.type == "cpu":
             storage = tensor.untyped_storage()
-            if storage.resizable():
-                storages[storage.data_ptr()] = storage.nbytes()
+            with contextlib.suppress(RuntimeError):  # the compiler's stand-ins for tensors have no memory
+                if storage.resizable():
+                    storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 
