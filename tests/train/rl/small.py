@@ -41,13 +41,13 @@ class Problem:
     name: str
     prompts: tuple[str, ...]
     worth: Callable[[str, str], float]  # (prompt, answer)
-    best: Callable[[str], str]
+    best: Callable[[str], tuple[str, ...]]  # for each token in turn the letters that are optimal
     tokens: int
     longest: int = 8
 
     def practice(self, index: int, seed: int) -> Question:
         prompt = self.prompts[index % len(self.prompts)]
-        return Question(self.name, prompt, self.best(prompt))
+        return Question(self.name, prompt, "".join(self.best(prompt)))
 
     def score(self, question: Question, answer: str) -> float:
         return self.worth(question.prompt, answer)
@@ -62,11 +62,16 @@ def arms(_: str, answer: str) -> float:
 
 
 PAID = {"lu": 0.6, "ld": 0.3, "ru": 0.4, "rd": 1.0}  # which second step is best depends on the first
+EARLY, LATE = "abcdefghijklm", "nopqrstuvwxyz"
 
 
 def path(_: str, answer: str) -> float:
-    """Two steps: a first step alone is worth 0.1, two steps what the table pays."""
-    return PAID.get(answer[:2], 0.1 * (answer[:1] in ("l", "r")))
+    """Two steps: letters of either half of the alphabet go left or right, then down or up. One step alone: 0.1."""
+    if len(answer) not in (1, 2) or not set(answer) <= set(EARLY + LATE):  # a token of several letters is no step
+        return 0.0
+    if len(answer) == 1:
+        return 0.1
+    return PAID["lr"[answer[0] in LATE] + "du"[answer[1] in LATE]]
 
 
 def same_digit(prompt: str, answer: str) -> float:
@@ -74,9 +79,9 @@ def same_digit(prompt: str, answer: str) -> float:
     return 1.0 if answer == prompt else 0.1 * (len(answer) == 1 and answer in "0123")
 
 
-BANDIT = Problem("bandit", ("Choose.",), arms, lambda _: "h", 1)
-TWO_STEPS = Problem("two steps", ("Go.",), path, lambda _: "rd", 2)
-COPY = Problem("copy", ("0", "1", "2", "3"), same_digit, lambda prompt: prompt, 1)
+BANDIT = Problem("bandit", ("Choose.",), arms, lambda _: ("h",), 1)
+TWO_STEPS = Problem("two steps", ("Go.",), path, lambda _: (LATE, EARLY), 2)
+COPY = Problem("copy", ("0", "1", "2", "3"), same_digit, lambda prompt: (prompt,), 1)
 
 
 def settings(problem: Problem, algorithm: str, **others: object) -> RLTable:
@@ -106,7 +111,8 @@ class Flipped(Rounds):
 
 
 def learn(
-    problem: Problem, table: RLTable, seed: int, steps: int, kind: type[Rounds] = Rounds, engine: type[Engine] = Engine
+    problem: Problem, table: RLTable, seed: int, steps: int, kind: type[Rounds] = Rounds, engine: type[Engine] = Engine,
+    rate: float = 1.0,
 ) -> float:
     """Probability of the optimal answer, the least over the prompts, after so many optimizer steps."""
     torch.manual_seed(seed)
@@ -120,7 +126,7 @@ def learn(
         "rl", steps, rounds, lambda m, b: policy_gradient(m, b, table, rounds.kl, rounds.tally), lambda progress: 1.0
     )
     rates = OptimizerTable(matrix_rate=0.01, embedding_rate=0.02, head_rate=0.02, scalar_rate=0.02, adam_eps=1e-8)
-    optimizer = Optimizer(model, rates, world)
+    optimizer = Optimizer(model, rates, world, rate)
     for _ in range(steps):
         loop.update(stage, model, optimizer, rounds.next(), world)
         rounds.figures()
@@ -129,12 +135,14 @@ def learn(
 
 @torch.no_grad()
 def probability(model: Transformer, words: Tokenizer, problem: Problem, prompt: str) -> float:
-    """The probability that the model answers a prompt with the optimum."""
-    before = prompt_ids(words, Question(problem.name, prompt, ""))
-    after = words.encode(problem.best(prompt))
-    logprobs = model.logits(model(torch.tensor([[*before, *after]])))[0].log_softmax(-1)
-    places = range(len(before) - 1, len(before) + len(after) - 1)
-    return float(sum(logprobs[place, token] for place, token in zip(places, after, strict=True)).exp())
+    """The probability that the model answers a prompt with an optimum: summed over all of them."""
+    said, weights = [prompt_ids(words, Question(problem.name, prompt, ""))], torch.ones(1)
+    for letters in problem.best(prompt):
+        tokens = [words.encode(letter)[0] for letter in letters]
+        chances = model.logits(model(torch.tensor(said))[:, -1]).softmax(-1)[:, tokens]  # (answers so far, letters)
+        weights = (weights[:, None] * chances).flatten()
+        said = [[*before, token] for before in said for token in tokens]
+    return float(weights.sum())
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ class Interfering(Engine):
         return [one if place % 8 else forced for place, one in enumerate(found)]
 
 
-FORCED = Problem("forced", ("Choose.",), worth, lambda _: "h", 1)
+FORCED = Problem("forced", ("Choose.",), worth, lambda _: ("h",), 1)
 
 
 def unmasked(prompt, answer, *others):
@@ -74,6 +74,6 @@ class OnPolicy(rounds.Rounds):
 
 def test_what_a_tool_wrote_is_not_learned_and_without_the_mask_it_is(monkeypatch):
     table = settings(FORCED, "grpo")
-    assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) > REACHED
+    assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) > 0.8
     monkeypatch.setattr(rounds, "Rollout", type("Unmasked", (), {"of": staticmethod(unmasked)}))
-    assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) < 0.7
+    assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) < 0.6
