@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fledgling.config import STAGES
+from fledgling.config import USUAL
 from fledgling.draw.chart import Chart, Line, bar, draw, smooth
 from fledgling.draw.page import render
 from fledgling.record import write_text
@@ -20,8 +20,8 @@ from fledgling.report.gather import Run, Sample, Stage, gather, number, table
 
 MOST_PROMPTS, MOST_ANSWERS, MOST_LETTERS = 16, 8, 1200
 MOST_EVALS = 60
-COLOUR = {name: colour for colour, name in enumerate(STAGES)}
-_EXTRAS = ("reward", "pass_at_group", "length", "entropy", "kl")
+COLOUR = {name: colour for colour, name in enumerate((*USUAL, "dpo"))}
+_EXTRAS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_share", "accuracy", "margin")
 
 COMPARED = "bits_per_byte of "  # evaluations of this name say what a compressor needs: levels, not curves
 
@@ -256,7 +256,7 @@ def extra_charts(run: Run) -> list[tuple[str, Markup]]:
             steps, values = stage.column(name)
             if not steps:
                 continue
-            share = numbers.is_share(name, values) and name in ("reward", "pass_at_group")
+            share = numbers.is_share(name, values) and name in ("reward", "pass_at_group", "clip_share", "accuracy")
             lines = [
                 Line("of the step", steps, values, colour=COLOUR[stage.name], faint=True),
                 Line("running mean", steps, smooth(values, 0.1), colour=COLOUR[stage.name]),

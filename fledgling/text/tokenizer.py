@@ -42,9 +42,6 @@ SPECIAL = (
 )
 BEGINNINGS = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # ours, Llama 3, Llama 2, GPT-2
 
-# What stands before every document: ours, GPT-2's, Llama's; the first that a tokenizer has.
-STARTS = ("<|bos|>", "<|endoftext|>", "<|begin_of_text|>", "<s>")
-
 
 class Tokenizer:
     """A byte-level BPE vocabulary with its control tokens.
@@ -229,8 +226,8 @@ class Tokenizer:
 
     @property
     def start(self) -> int | None:
-        """The id that begins every document, whatever its name (STARTS); None where the tokenizer has none."""
-        return next((self.special[name] for name in STARTS if name in self.special), None)
+        """The id that begins every document, whatever its name (BEGINNINGS); None where the tokenizer has none."""
+        return next((self.special[name] for name in BEGINNINGS if name in self.special), None)
 
     @property
     def bos(self) -> int:
@@ -280,7 +277,7 @@ class Tokenizer:
 
 def begin(tokenizer: Tokenizer) -> list[int]:
     """The token that text of any kind begins with, as a list: bos, or what another family's tokenizer has for it."""
-    return [tokenizer.special[name] for name in BEGINNINGS if name in tokenizer.special][:1]
+    return [] if tokenizer.start is None else [tokenizer.start]
 
 
 def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:

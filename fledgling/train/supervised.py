@@ -7,6 +7,7 @@ conversations, samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,7 @@ class Context:
     recorder: Recorder
     preparer: Preparer
     setup: Setup
+    beginning: Callable[[], Transformer]  # the model as it was when the stage began
     micro_batch: int | None = None  # of the checkpoint that is gone on from
 
 
