@@ -47,3 +47,12 @@ def test_nothing_is_watched_unless_asked():
     with watch(CPU, active=False) as peak:
         torch.ones(1_000)
     assert peak.bytes == 0
+
+
+def test_a_compiler_s_fake_tensors_are_no_memory():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    before = held_bytes()
+    with FakeTensorMode():
+        fake = torch.ones(1_000_000)
+    assert held_bytes() == before and fake.shape == (1_000_000,)
