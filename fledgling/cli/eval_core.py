@@ -56,7 +56,7 @@ def core(
     data_dir
         Where the bundle lies; else FLEDGLING_DATA, else ~/.cache/fledgling.
     out
-        The file that keeps finished tasks; beside the checkpoint where none is given.
+        The file that keeps finished tasks; the stage's exams, or beside the checkpoint, where none is given.
     log
         A file for every prompt and what the model made of it, as JSON lines.
     replay
@@ -101,7 +101,7 @@ def _evaluate(
     chosen = read_tasks(data_root(data_dir), names)
     path, state, scorer, key = _scorer(checkpoint, device, dtype)
     world, kind = scorer.world, str(scorer.engine.dtype)
-    finished = out or path.with_name(f"{path.name}.core.jsonl")
+    finished = out or beside(path)
     display, began = Display("core") if world.is_main else None, time.monotonic()
 
     def told(label: str, done: float, whole: float) -> None:
@@ -163,6 +163,13 @@ def model_hash(model: Transformer, tokenizer: Tokenizer) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(uint8).numpy())
     return digest.hexdigest()
+
+
+def beside(path: Path) -> Path:
+    """The file of a checkpoint's finished tasks: in a run where the stage keeps its exams, else next to it."""
+    if path.parent.name == "checkpoints":
+        return path.parent.parent / "exams" / path.name / "core.jsonl"
+    return path.with_name(f"{path.name}.core.jsonl")
 
 
 def record(path: Path, state: dict, results: Sequence[TaskResult], whole: bool) -> None:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from fledgling.evals.likelihood import Row, Scorer
 from fledgling.evals.measurement import Measurement, wilson
-from fledgling.infer.engine import PREFILL_TOKENS, Engine
+from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
 from fledgling.infer.stream import final_text
 from fledgling.tasks import PUBLIC, get
@@ -27,6 +27,7 @@ from fledgling.tasks.task import Question, Task, constant_baseline
 from fledgling.text.conversation import render_prompt
 
 DRAWS = 2000  # of the bootstrap
+QUESTIONS = 1024  # scored between two reports of progress
 FEW = 10  # questions of a subject, below which its accuracy says nothing
 
 Progress = Callable[[int, int], None]  # (questions answered, questions in all)
@@ -83,7 +84,7 @@ def answer(engine: Engine, papers: Sequence[Exam], progress: Progress | None = N
     asked = [(paper.task, question) for paper in papers for question in paper.questions]
     prompts, cropped = [], []
     for task, question in asked:
-        room = 0 if question.choices else min(task.longest, engine.context // 2)
+        room = 1 if question.choices else min(task.longest, engine.context // 2)
         ids, cut = crop(prompt_ids(engine.tokenizer, question), engine.context - room)
         prompts.append(ids)
         cropped.append(cut)
@@ -125,26 +126,19 @@ def letters(
 
     A letter is one token in every byte-level vocabulary.
     """
-    engine.refresh()
     ids = {letter: engine.tokenizer.encode(letter) for letter in sorted({one for row in choices for one in row})}
     assert all(len(tokens) == 1 for tokens in ids.values()), f"a letter of several tokens: {ids}"
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    found = [""] * len(prompts)
-    done = 0
-    while done < len(order):
-        batch = order[done : done + 1]
-        for i in order[done + 1 :]:  # the newcomer is the longest: it decides the width of all
-            if (len(batch) + 1) * len(prompts[i]) > PREFILL_TOKENS:
-                break
-            batch.append(i)
-        with torch.inference_mode():
-            logits = engine.prefill([prompts[i] for i in batch])[1].float().cpu()  # (B, V)
-        for row, i in enumerate(batch):
-            offered = logits[row, [ids[letter][0] for letter in choices[i]]]
-            found[i] = choices[i][int(offered.argmax())]
-        done += len(batch)
+    scorer, found = Scorer(engine), []
+    for start in range(0, len(prompts), QUESTIONS):
+        part = slice(start, start + QUESTIONS)
+        items = [
+            [Row(np.array([*prompt, *ids[letter]], np.int32), len(prompt)) for letter in offered]
+            for prompt, offered in zip(prompts[part], choices[part], strict=True)
+        ]
+        for offered, scores in zip(choices[part], scorer.score(items), strict=True):
+            found.append(offered[int(np.argmax([score.logprob for score in scores]))])
         if progress:
-            progress(done, len(order))
+            progress(len(found), len(prompts))
     return found
 
 

@@ -188,7 +188,7 @@ def core(results: Sequence[TaskResult]) -> Measurement:
 
 def measurements(results: Sequence[TaskResult], whole: bool) -> list[Measurement]:
     """CORE (where all its tasks were run) and the accuracy of each task, named core_LABEL."""
-    parts = [Measurement(f"core_{r.label}", r.accuracy, r.low, r.high, r.n, r.baseline) for r in results]
+    parts = [Measurement(f"core_{r.label}", r.accuracy, r.low, r.high, r.n, chance=r.baseline) for r in results]
     return [core(results), *parts] if whole else parts
 
 

@@ -150,9 +150,9 @@ class Attention(nn.Module):
         k = project(x, self.k_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
         v = project(x, self.v_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
         q, k = self.qk_norm(rotate(q, rotary)), self.qk_norm(rotate(k, rotary))
-        if cache is not None:
-            k, v = cache.write(self.layer, positions, k, v)
-            y = cached(q, k, v, positions, self.bounded)
+        kept = None if cache is None else cache.write(self.layer, positions, k, v)
+        if kept is not None and cache.live > time:  # else nothing came before: a prompt is read as a training row is
+            y = cached(q, *kept, positions, self.bounded)
         elif x.device.type == "cpu" and time <= LONGEST_PLAIN:
             repeats = self.heads // self.kv_heads
             if repeats > 1:

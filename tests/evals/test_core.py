@@ -344,7 +344,7 @@ def test_the_command_scores_resumes_records_and_replays(saved, tmp_path, capsys)
     assert len(shown["tasks"]) == 7 and shown["core"]["n"] == 28
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == shown, "taken from the file beside the checkpoint"
-    assert saved.with_name(f"{saved.name}.core.jsonl").is_file()
+    assert (saved.parent.parent / "exams" / saved.name / "core.jsonl").is_file()
     evals = [json.loads(line) for line in (saved.parent.parent / "evals.jsonl").read_text().splitlines()]
     assert {line["name"] for line in evals} >= {"core", "core_schema"} and {line["step"] for line in evals} == {3}
     assert main(["eval", "core", "--replay", str(log), "--json"]) == 0

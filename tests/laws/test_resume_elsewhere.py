@@ -19,6 +19,10 @@ def at(recipe: Recipe, folder: Path, zero: int) -> Recipe:
     return replace(recipe, run=replace(recipe.run, out=str(folder)), optimizer=replace(recipe.optimizer, zero=zero))
 
 
+def no_evals(evals: tuple) -> tuple:
+    return ()
+
+
 def stopped_halfway(recipe: Recipe, root: str) -> list[int]:
     """Run each stage up to its second step, in a run directory of its own; returns where each stopped."""
     setup.measure_peak = lambda device, dtype: 1e9  # it takes longer than these stages
@@ -27,7 +31,7 @@ def stopped_halfway(recipe: Recipe, root: str) -> list[int]:
         calls = iter(range(100))
         run.stop_requests = lambda calls=calls: _Asked(lambda: next(calls) >= 1)
         try:
-            run.run_stage(at(recipe, Path(root) / stage, 2), stage, quiet=True)
+            run.run_stage(at(recipe, Path(root) / stage, 2), stage, quiet=True, choose=no_evals)
         except loop.Stopped as stopped:
             stops.append(stopped.step)
     return stops
@@ -35,7 +39,7 @@ def stopped_halfway(recipe: Recipe, root: str) -> list[int]:
 
 def finished(recipe: Recipe, root: str, zero: int) -> list[bool]:
     setup.measure_peak = lambda device, dtype: 1e9
-    return [run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True) for stage in STAGES]
+    return [run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, choose=no_evals) for stage in STAGES]
 
 
 class _Asked:
@@ -65,7 +69,7 @@ def test_stop_at_four_go_on_at_two_and_at_one(tmp_path, monkeypatch):
         recipe = tiny(tmp_path, **FOUR_MICRO_BATCHES)
         whole = Path(recipe.run.out)
         for stage in STAGES:
-            assert run.run_stage(recipe, stage, quiet=True)
+            assert run.run_stage(recipe, stage, quiet=True, choose=no_evals)
         for stage in STAGES:
             later = [name for name in STAGES if STAGES.index(name) >= STAGES.index(stage)]
             shutil.copytree(whole, tmp_path / "four" / stage, ignore=shutil.ignore_patterns(*later))

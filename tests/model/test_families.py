@@ -78,7 +78,7 @@ def test_every_parameter_has_one_role_and_moves(family):
     optimizer = Optimizer(model, OptimizerTable(), World.start("cpu"))
     tokens = torch.randint(60, (2, 24), generator=torch.Generator().manual_seed(0))
     for _ in range(3):  # a head and outputs that begin at zero let no gradient through at first
-        optimizer.begin(rounds=1)
+        optimizer.begin(1)
         cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), model.config.softcap).backward()
         optimizer.accumulate()
         assert optimizer.step() > 0
