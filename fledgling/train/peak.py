@@ -49,11 +49,7 @@ def watch(device: torch.device, active: bool = True) -> Iterator[Peak]:
 
 def held_bytes() -> int:
     """Bytes of all CPU tensors that Python can see, each storage once; memory that others own (files, numpy) is not."""
-<<<<<<< HEAD
-    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
-=======
     tensors = [thing for thing in gc.get_objects() if type(thing) in KINDS]
->>>>>>> memory
     tensors += [one.grad for one in tensors if one.is_leaf and one.grad is not None]  # Python may not have seen it yet
     storages = {}
     for tensor in tensors:

@@ -111,7 +111,12 @@ class Flipped(Rounds):
 
 
 def learn(
-    problem: Problem, table: RLTable, seed: int, steps: int, kind: type[Rounds] = Rounds, engine: type[Engine] = Engine,
+    problem: Problem,
+    table: RLTable,
+    seed: int,
+    steps: int,
+    kind: type[Rounds] = Rounds,
+    engine: type[Engine] = Engine,
     rate: float = 1.0,
 ) -> float:
     """Probability of the optimal answer, the least over the prompts, after so many optimizer steps."""
