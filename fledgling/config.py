@@ -1,16 +1,15 @@
 """Recipes: everything a run was told, as frozen dataclasses read strictly from TOML.
 
 The one idea: a recipe is a value. A file and its overrides become one `Recipe`, checked whole before any work
-starts, and `dump_toml` writes the very same value into the run directory, where it can be loaded again.
+starts, and `dump_toml` (toml.py) writes the very same value into the run directory, where it can be loaded again.
 
 What it is not: it derives nothing. A field that is `None` is filled in by the dial (`fledgling.plan.horizon`)
-or by the stage that reads it; this file only knows names, types and ranges. Floor 0: imports nothing of ours.
+or by the stage that reads it; this file only knows names, types and ranges. Floor 0.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 import tomllib
@@ -21,7 +20,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Union
 
-STAGES = ("pretrain", "midtrain", "sft", "rl")
+STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
+USUAL = ("pretrain", "midtrain", "sft", "rl")  # those of a recipe that names none
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -139,9 +139,31 @@ class StageTable:
 
 
 @dataclass(frozen=True)
-class RLTable:
-    """[rl]: a stage whose batches are rollouts of the live weights, scored by tasks (GRPO)."""
+class DPOTable:
+    """[dpo]: preference tuning on pairs of answers, the better one beside the worse."""
 
+    pairs: str | None = None  # JSONL of {"prompt", "chosen", "rejected"}; None: no such stage
+    beta: float = _number(0.1, above=True)  # how strongly the divergence from the stage's first weights is held
+    batch: int = _count(16)  # pairs a step
+    steps: int | None = _count(None)  # None: one pass over the pairs
+    micro_batch: int | None = _count(None)
+    rate: float = _number(0.05, above=True)
+    warmup: int = _count(0, 0)
+    decay: float = _share(1.0)
+    final: float = _share(0.0)
+    mixture: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # what it is examined in; none: sft's
+    eval_every: int = _count(0, 0)
+    eval_questions: int = _count(200)
+    sample_every: int = _count(0, 0)
+    save_every: int = _count(0, 0)
+    keep: int = _count(2)
+
+
+@dataclass(frozen=True)
+class RLTable:
+    """[rl]: a stage whose batches are rollouts of the live weights, scored by tasks and rewards (GRPO, PPO)."""
+
+    algorithm: str = _choice("grpo", "ppo")
     steps: int | None = _count(None)
     batch_tokens: int | None = _count(None)
     micro_batch: int | None = _count(None)
@@ -157,15 +179,28 @@ class RLTable:
     save_every: int = _count(0, 0)
     keep: int = _count(2)
     tasks: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # task -> weight among the prompts
-    prompts: int = _count(16)  # different prompts a step
-    group: int = _count(16, 2)  # rollouts a prompt, compared with each other
-    epochs: int = _count(1)  # passes over one step's rollouts
+    rewards: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # part -> weight; none: {task = 1}
+    reward_seconds: float = _number(10.0, above=True)  # a reward of the user's own may take so long for one answer
+    length_penalty: float = _number(0.0)  # taken off an answer of max_tokens
+    length_free: int | None = _count(None, 0)  # tokens that cost nothing; None: half of max_tokens
+    prompts: int = _count(16)  # different prompts a round
+    group: int = _count(16, 2)  # rollouts a prompt; GRPO compares them with each other
+    epochs: int = _count(1)  # passes over one round's rollouts
+    minibatches: int = _count(1)  # optimizer steps of one pass
     clip: float = _number(0.2, above=True)  # the ratio stays in [1 - clip, 1 + clip_high]
     clip_high: float | None = _number(None, above=True)  # type: ignore[arg-type]  # None: clip
     kl: float = _number(0.0)  # weight of the divergence from the stage's first weights
-    temperature: float = _number(1.0, above=True)
+    kl_target: float | None = _number(None, above=True)  # type: ignore[arg-type]  # nats a token: kl adapts to it
+    entropy: float = _number(0.0)  # weight of the entropy bonus
+    temperature: float = _number(1.0, 0.25)
     max_tokens: int = _count(64)  # longest rollout, tool output included
-    advantage: str = _choice("centred", "zscore")
+    advantage: str = _choice("centred", "zscore", "leave_one_out")
+    normalize: str = _choice("token", "sequence")  # what counts alike: every token, or every answer
+    drop_silent: bool = True  # GRPO: groups whose answers all earned the same are left out
+    discount: float = _share(1.0)  # PPO: of later rewards
+    trace: float = _share(0.95)  # PPO: lambda of generalized advantage estimation
+    value_weight: float = _number(0.5)  # PPO: of the critic's loss
+    value_clip: float = _number(0.2, above=True)  # PPO: the value stays so close to the old one
 
 
 @dataclass(frozen=True)
@@ -185,23 +220,24 @@ class RunTable:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run: four stages' worth of settings, and which of the stages take place."""
+    """A whole run: every stage's settings, and which of the stages take place."""
 
     name: str = "quickstart"
     description: str = ""
     seed: int = _count(0, 0)
-    stages: tuple[str, ...] = STAGES
+    stages: tuple[str, ...] = USUAL
     tokenizer: TokenizerTable = field(default_factory=TokenizerTable)
     model: ModelTable = field(default_factory=ModelTable)
     optimizer: OptimizerTable = field(default_factory=OptimizerTable)
     pretrain: StageTable = field(default_factory=StageTable)
     midtrain: StageTable = field(default_factory=StageTable)
     sft: StageTable = field(default_factory=lambda: StageTable(target="assistant"))
+    dpo: DPOTable = field(default_factory=DPOTable)
     rl: RLTable = field(default_factory=RLTable)
     run: RunTable = field(default_factory=RunTable)
 
-    def stage(self, name: str) -> StageTable | RLTable:
-        """Return the table of one of the four stages."""
+    def stage(self, name: str) -> StageTable | DPOTable | RLTable:
+        """Return the table of one of the stages."""
         if name not in STAGES:
             known = ", ".join(STAGES)
             raise UserError(f'unknown stage "{name}": expected one of {known}{did_you_mean(name, STAGES)}')
@@ -362,39 +398,3 @@ def _check_whole(recipe: Recipe) -> None:
         recipe.stage(name)
     if list(recipe.stages) != [name for name in STAGES if name in recipe.stages] or not recipe.stages:
         raise UserError(f"stages: got {list(recipe.stages)}, expected some of {list(STAGES)}, each once, in this order")
-
-
-# ---- writing -------------------------------------------------------------------------------------
-
-
-def dump_toml(recipe: Recipe) -> str:
-    """Return the recipe as TOML that `load_recipe` reads back to an equal value; None fields are left out."""
-    top, tables = [], []
-    for entry in fields(recipe):
-        value = getattr(recipe, entry.name)
-        if hasattr(value, "__dataclass_fields__"):
-            pairs = ((inner.name, getattr(value, inner.name)) for inner in fields(value))
-            lines = [f"{key} = {_toml(inner)}" for key, inner in pairs if inner is not None]
-            tables.append("\n".join([f"[{entry.name}]", *lines]))
-        else:
-            top.append(f"{entry.name} = {_toml(value)}")
-    return "\n\n".join(["\n".join(top), *tables]) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """Return one value in TOML's notation."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):  # a JSON string is a TOML string, once DEL is escaped too
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(inner) for inner in value) + "]"
-    if isinstance(value, dict):
-        pairs = (f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items())
-        return "{" + ", ".join(pairs) + "}"
-    return repr(value)
-
-
-def _toml_key(key: str) -> str:
-    """Return a key bare where TOML allows it, quoted otherwise."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)

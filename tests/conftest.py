@@ -1,6 +1,16 @@
-"""Settings of every test: hypothesis sets no time limit on an example, because a busy machine would fail it."""
+"""Settings of every test: no time limit on an example of hypothesis, because a busy machine would fail it, and speeds
+that were measured on this machine are neither read nor written."""
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("fledgling", deadline=None)
 settings.load_profile("fledgling")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """FLEDGLING_CACHE is a folder of this session's; `plan` finds in it what a test put there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEDGLING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

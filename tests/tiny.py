@@ -1,5 +1,6 @@
-"""The smallest run that has everything: real text (this package's source), real tasks, all four stages."""
+"""The smallest run that has everything: real text (this package's source), real tasks, every stage."""
 
+import json
 from pathlib import Path
 
 import fledgling
@@ -22,6 +23,13 @@ def text_file(folder: Path) -> Path:
 def tiny(folder: Path, **overrides: object) -> Recipe:
     """A recipe of a few seconds that runs in `folder`/run."""
     text = text_file(folder)
+    pairs = folder / "pairs.jsonl"
+    rows = [{"prompt": f"Say {n}.", "chosen": f"It is {n}.", "rejected": "no " * (n % 5 + 1)} for n in range(20)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    reward = folder / "rewards.py"
+    reward.write_text(
+        "def vowels(question, answer):\n    return sum(map(answer.count, 'aeiou')) / 9\n", encoding="utf-8"
+    )
     file = folder / "tiny.toml"
     stage = "steps = 4\nbatch_tokens = 512\nmicro_batch = 2\neval_questions = 3\nwarmup = 1\nsave_every = 2\n"
     mixed = f'mixture = {{"{text}" = 0.5, {TASKS}}}\n'
@@ -29,8 +37,10 @@ def tiny(folder: Path, **overrides: object) -> Recipe:
         f'name = "tiny"\nseed = 3\n[tokenizer]\nvocab_size = 420\nsources = ["{text}"]\n'
         f"[model]\ndepth = 2\nwidth = 32\nheads = 2\ncontext = 128\n"
         f'[pretrain]\n{stage}{mixed}[midtrain]\n{stage}{mixed}[sft]\n{stage}target = "assistant"\n{mixed}'
+        f'[dpo]\nsteps = 4\npairs = "{pairs}"\nbatch = 4\nmicro_batch = 1\neval_questions = 3\nsave_every = 2\n'
         f"[rl]\nsteps = 4\nmicro_batch = 2\neval_questions = 3\nsave_every = 2\nprompts = 3\ngroup = 4\n"
         f"max_tokens = 16\nrate = 0.1\ntasks = {{counting = 1.0}}\n"
+        f'rewards = {{task = 1.0, "{reward}:vowels" = 1.0}}\n'
         f'[run]\nout = "{folder / "run"}"\ndevice = "cpu"\ndtype = "float32"\ncompile = "off"\nthreads = 1\n'
     )
     return load_recipe(file, [f"{key}={value}" for key, value in overrides.items()])

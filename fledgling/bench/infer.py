@@ -24,16 +24,16 @@ from typing import Any, Protocol
 import torch
 
 from fledgling.config import Recipe, UserError
+from fledgling.export import layout
 from fledgling.infer.batch import Decoder
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
 from fledgling.model.config import ModelConfig, from_table
-from fledgling.model.transformer import Transformer, hf_names
+from fledgling.model.transformer import Transformer
+from fledgling.plan import inference
 from fledgling.plan.flops import per_token_forward
-from fledgling.plan.memory import kv_cache
-from fledgling.plan.size import matrices
 from fledgling.train.setup import measure_peak, set_up
-from fledgling.world import choose_device
+from fledgling.world import World
 
 STREAM = 1 << 28  # bytes of the streaming read: far more than any processor's cache
 
@@ -84,19 +84,11 @@ class Theirs:
     def __init__(self, model: Transformer, dtype: torch.dtype, device: torch.device) -> None:
         import transformers
 
-        config = model.config
-        self.model = transformers.NanoChatForCausalLM(
-            transformers.NanoChatConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.width,
-                intermediate_size=config.mlp_ratio * config.width,
-                num_hidden_layers=config.depth,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.kv_heads,
-                max_position_embeddings=config.context,
-            )
-        )
-        self.model.load_state_dict({hf_names(name): tensor for name, tensor in model.state_dict().items()})
+        kind = getattr(transformers, layout.CLASSES[model.config.family])
+        self.model = kind(kind.config_class.from_dict(layout.describe(model.config)))
+        state = model.state_dict()
+        tensors = {entry.theirs: layout.join(entry, state) for entry in layout.entries(model.config)}
+        self.model.load_state_dict(tensors, strict=not model.config.tied)  # a tied head is one tensor under two names
         self.model = self.model.to(device, dtype).eval()
         self.device = device
 
@@ -131,6 +123,7 @@ class Silent:
     """In the tokenizer's place: no special tokens, so that no answer ends early."""
 
     special: dict[str, int]
+    start: int | None = None
 
 
 def measure(
@@ -147,8 +140,8 @@ def measure(
     Raises UserError for numbers below 1 and for contexts that leave no room for an answer.
     """
     cases = _cases(batches, contexts, tokens, repeats, recipe.model.context)
-    device = torch.device(choose_device(recipe.run.device))
-    setup = set_up(recipe.run, device)
+    world = World.start(recipe.run.device)
+    device, setup = world.device, set_up(recipe.run, world)
     config = from_table(recipe.model, recipe.tokenizer.vocab_size)
     model = random_model(config, setup.dtype, device)
     engine = Engine(model, Silent({}))  # type: ignore[arg-type]
@@ -200,9 +193,8 @@ def _row(
     first = statistics.median(times[0] for times in kept)
     steps = [second for times in kept for second in times[1:]]
     step, length = statistics.median(steps), case.context + len(kept[0]) / 2  # tokens that a row attends to, on average
-    size = {"float32": 4, "bfloat16": 2}[dtype]
-    weights = size * (matrices(config) + config.vocab_size * config.width)  # the embedding is looked up
-    read = weights + kv_cache(config, case.batch, round(length), dtype)
+    costs = inference.decode(config, round(length), dtype, case.batch)
+    read = costs["bytes_per_step"]
     prompt = case.batch * case.context * per_token_forward(config, case.context)
     return {
         "time_to_first_token": first,
@@ -213,7 +205,7 @@ def _row(
         "bytes_per_step": read,
         "share_of_bandwidth": read / step / bandwidth,
         "share_of_bandwidth_best": read / min(steps) / bandwidth,
-        "share_of_flops": case.batch * per_token_forward(config, round(length)) / step / peak,
+        "share_of_flops": case.batch * costs["flops_per_token"] / step / peak,
     }
 
 

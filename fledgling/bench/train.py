@@ -24,6 +24,7 @@ from fledgling.model.config import from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoid
+from fledgling.plan import measured
 from fledgling.plan.flops import per_token
 from fledgling.train import loop
 from fledgling.train.loss import next_token
@@ -74,7 +75,8 @@ class RandomRows:
 def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:
     """Time `steps` training steps of `rows` rows after `warmup`: medians, and the best of two measured peaks.
 
-    Returns tokens_per_second, seconds {step, forward, backward, optimizer}, gflops achieved and peak, share, and
+    The share of the peak is kept where `fledgling plan` finds it. Returns tokens_per_second, seconds {step, forward,
+    backward, optimizer}, gflops achieved and peak, share, and
     peak_memory in bytes (of the process on CPU, of the allocator on a GPU).
     """
     world = World.start(recipe.run.device)
@@ -102,9 +104,17 @@ def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict
     peak = max(setup.peak_flops, measure_peak(world.device, setup.dtype))
     tokens = rows * config.context
     achieved = per_token(config) * tokens / seconds["step"]
+    dtype = str(setup.dtype).removeprefix("torch.")
+    card = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
+    name = measured.name_of(world.device.type, dtype, card)
+    what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens"
+    if name:
+        day = time.strftime("%Y-%m-%d")
+        measured.keep(measured.Speed(name, achieved / peak, peak, tokens / seconds["step"], what, day))
     return {
         "parameters": model.parameter_count(),
-        "dtype": str(setup.dtype).removeprefix("torch."),
+        "dtype": dtype,
+        "kept_for": name,
         "compiled": setup.compiled,
         "tokens_per_second": tokens / seconds["step"],
         "seconds": seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,6 +55,8 @@ def train(
         print(f"  {part:9} {seconds[part] * 1e3:7,.0f} ms  {seconds[part] / seconds['step']:4.0%}")
     print(f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}")
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
+    if result["kept_for"]:
+        print(f"fledgling plan reckons with this share for --gpu {result['kept_for']}")
 
 
 @app.command
@@ -151,6 +154,24 @@ def optim(
     if is_main_process():
         print(json.dumps(found, indent=2) if as_json else table(found))
     return 0
+
+
+@app.command
+def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False) -> None:
+    """The peak of live tensor bytes of real training steps beside the planner's, over a grid of shapes on the CPU.
+
+    Parameters
+    ----------
+    compiled
+        Shapes with compiled blocks too: estimates, and each takes half a minute to compile.
+    ranks
+        Shapes on two ranks too, under ZeRO-0, 1 and 2.
+    """
+    from fledgling.bench import memory as bench
+
+    cases = bench.EAGER + (bench.RANKS if ranks else ()) + (bench.COMPILED if compiled else ())
+    rows = bench.measure(cases, say=lambda text: print(text, file=sys.stderr))
+    print(json.dumps(rows, indent=2) if as_json else bench.table(rows))
 
 
 @app.command

@@ -8,7 +8,8 @@ import json
 from cyclopts import App
 
 from fledgling.cli.options import Json, Overrides
-from fledgling.config import dump_toml, load_recipe, recipe_names
+from fledgling.config import load_recipe, recipe_names
+from fledgling.toml import dump_toml
 
 app = App(name="config", help="List recipes, and show one with its defaults and overrides.")
 

@@ -1,19 +1,31 @@
-"""`fledgling plan`: parameters, FLOPs, memory, hours and cost, before anything runs and without torch."""
+"""`fledgling plan`: parameters, FLOPs, memory, hours and cost, before anything runs and without torch.
+
+`lines` and what it calls turn the dictionary of `fledgling.plan.plan` into a table; `compare` puts families beside
+each other.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from fledgling.cli.options import Json, Overrides
-from fledgling.config import Recipe, load_recipe
+from fledgling.config import Recipe, UserError, load_recipe
+from fledgling.model.config import from_table
+from fledgling.plan.hardware import device
+from fledgling.plan.inference import inference as plan_inference
 from fledgling.plan.plan import plan as make_plan
 
+app = App(
+    name="plan",
+    help="Parameters by component, FLOPs, memory a rank, tokens, hours and cost, before anything runs.",
+)
 PUBLISHED = ("tokenizer.vocab_size=65536", "model.context=2048", "run.hardware=h100")
 
 
+@app.default
 def plan(
     recipe: str | None = None,
     /,
@@ -26,6 +38,10 @@ def plan(
     mfu: float | None = None,
     price: Annotated[float | None, Parameter(negative=())] = None,
     link: str | None = None,
+    layout: str = "fledgling",
+    inference: Annotated[bool, Parameter(negative=())] = False,
+    length: int | None = None,
+    conversations: int = 1,
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> None:
@@ -55,34 +71,71 @@ def plan(
     link
         Between the devices: nvlink-b200, nvlink-h100, nvlink-a100, pcie5, pcie4, infiniband-ndr, ethernet-100g,
         ethernet-25g, ethernet-10g, ethernet-1g, loopback; default what such devices usually have.
+    layout
+        Of a step's memory: fledgling, or whole-logits, as systems have it that keep the logits of a whole batch.
+    inference
+        Print what answering takes instead: weights in each format, caches, how many conversations fit.
+    length
+        Tokens of a conversation, for --inference; default the context.
+    conversations
+        Answered at once, for --inference.
     """
     named = {"model.depth": depth, "tokenizer.vocab_size": vocab_size, "model.context": context}
     pinned = [f"{key}={value}" for key, value in named.items() if value is not None]
-    result = make_plan(_recipe(recipe, depth, [*pinned, *overrides]), gpu, gpus, mfu, price, link)
+    chosen = _recipe(recipe, depth, [*pinned, *overrides])
+    if inference:
+        result = answering(chosen, gpu, length, conversations)
+        print(json.dumps(result, indent=2) if as_json else "\n".join(inference_lines(result)))
+        return
+    result = make_plan(chosen, gpu, gpus, mfu, price, link, layout)
     print(json.dumps(result, indent=2) if as_json else "\n".join(lines(result)))
+
+
+@app.command
+def compare(
+    *,
+    depth: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (12,),
+    vocab_size: int = 65_536,
+    context: int = 2_048,
+    as_json: Json = False,
+) -> None:
+    """Print GPT-style, Llama-style and our own decoders side by side: what a block holds, and the parameters.
+
+    Parameters
+    ----------
+    depth
+        Layers; several give several tables.
+    vocab_size
+        Entries of the tokenizer.
+    context
+        Tokens a row: GPT's positions are parameters.
+    """
+    from fledgling.plan.compare import compare as side_by_side
+    from fledgling.plan.compare import table
+
+    found = side_by_side(depth, vocab_size, context)
+    print(json.dumps(found, indent=2) if as_json else table(found))
 
 
 def _recipe(name: str | None, depth: int | None, overrides: list[str]) -> Recipe:
     """Return the recipe to plan: the one named, or one that says nothing but a depth."""
     if name is None and depth is not None:
-        blank = ("pretrain={}", "midtrain={}", "sft={}", "model={}", f"name=d{depth}")
+        blank = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["pretrain"]', f"name=d{depth}")
         return load_recipe("quickstart", [*blank, *PUBLISHED, *overrides])
     return load_recipe(name or "quickstart", overrides)
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """Return a plan as lines of text for people."""
-    model, counts, horizon, time = (result[key] for key in ("model", "parameters", "horizon", "time"))
-    peak, device = result["memory"]["per_rank"], result["hardware"]
-    usd = result["cost"]["usd"]
+    model, counts, horizon = (result[key] for key in ("model", "parameters", "horizon"))
+    training = result["flops"]["training"]
+    shape = f"{model['depth']} layers x {model['width']}, {model['heads']} heads, context {model['context']}"
     rows = [
-        (
-            "model",
-            f"{model['depth']} layers x {model['width']}, {model['heads']} heads, context {model['context']}",
-        ),
-        ("parameters", f"{counts['total']:,}"),
-        *((f"  {name}", f"{count:,}") for name, count in counts.items() if name != "total" and count),
-        ("FLOPs a token", f"{result['flops']['per_token']:,}"),
+        ("model", f"{model['family']}, {shape}"),
+        ("parameters", f"{counts['total']:,} = {result['formula']['simplified']}"),
+        *((f"  {name.replace('_', ' ')}", f"{n:,}") for name, n in counts.items() if name != "total" and n),
+        ("FLOPs a token", f"{training['total']:,} (forward a third; attention over the full square)"),
+        *((f"  {name.replace('_', ' ')}", f"{n:,}") for name, n in training.items() if name != "total"),
         ("FLOPs in all", f"{result['flops']['total']:.6e}"),
         ("tokens", f"{horizon['tokens']:,}  ({horizon['tokens_per_parameter']:g} a parameter)"),
         ("steps", f"{horizon['steps']:,} of {horizon['batch_tokens']:,} tokens"),
@@ -90,22 +143,97 @@ def lines(result: dict[str, Any]) -> list[str]:
             "a rank's step",
             f"{horizon['grad_accumulation']} x {horizon['micro_batch']} rows, {horizon['dtype']}",
         ),
-        ("tokenized data", size(result["data"]["bytes_tokenized"])),
-        ("memory a rank", f"{size(peak['total'])} of {size(result['memory']['device'])} (estimate)"),
-        *((f"  {name.replace('_', ' ')}", size(count)) for name, count in peak.items() if name != "total" and count),
-        ("hardware", f"{device['ranks']} x {device['name']}"),
-        ("time", f"{span(time['hours'])} of pretraining at {time['mfu']:.0%} MFU (estimate)"),
-        *(
-            (f"  {name}", f"{span(stage['hours'])} for {stage['tokens']:,} tokens")
-            for name, stage in result["stages"].items()
+        (
+            "data",
+            f"{result['data']['shards']:,} shards, {size(result['data']['bytes_text'])}; tokenized "
+            f"{size(result['data']['bytes_tokenized'])}; a checkpoint {size(result['data']['bytes_checkpoint'])}",
         ),
+        *memory_rows(result["memory"]),
+        *time_rows(result),
         *communication(result["communication"]),
-        ("cost", "unknown: give --price" if usd is None else f"${usd:,.2f} (estimate)"),
     ]
-    if not result["memory"]["fits"]:
-        rows.append(("warning", "it probably does not fit: a smaller depth, context or micro-batch, or more ranks"))
+    return columns(rows)
+
+
+def columns(rows: list[tuple[str, str]]) -> list[str]:
+    """Return names and texts in two columns."""
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+def memory_rows(section: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of a rank's memory: the peak by component, and the rule of thumb beside it."""
+    peak, rule = section["per_rank"], section["rule_of_thumb"]
+    slack = f" and {size(section['slack'])} of slack" if section["slack"] else ""
+    kind = "estimate" if section["estimate"] else "counted"
+    rows = [
+        ("memory a rank", f"{size(peak['total'])}{slack} of {size(section['device'])} ({kind})"),
+        ("  its moment", {"head": "the logits, at the end of forward"}.get(section["moment"], section["moment"])),
+        *((f"  {name.replace('_', ' ')}", size(n)) for name, n in peak.items() if name != "total" and n),
+        (
+            "  rule of thumb",
+            f"{size(rule['states'])} of states, {size(rule['low'])} to {size(rule['high'])} in all: it "
+            "counts parameters, not tokens",
+        ),
+    ]
+    if not section["fits"]:
+        rows.append(("warning", "it does not fit: a smaller depth, context or micro-batch, or more ranks"))
+    return rows
+
+
+def time_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of time, energy and money, of every stage whose steps are known."""
+    time, device, stages = result["time"], result["hardware"], result["stages"]
+    source = {"given": "as given", "measured": "measured here", "table": "assumed"}[time["mfu_source"]]
+    of = f" with {time['mfu_of']}" if "mfu_of" in time else ""
+    usd = result["cost"]["usd"]
+    rows = [
+        ("hardware", f"{device['ranks']} x {device['name']}"),
+        ("time", f"{span(time['hours'])} of pretraining at {time['mfu']:.0%} MFU, {source}{of} (estimate)"),
+    ]
+    for name, stage in stages.items():
+        money = "" if stage["usd"] is None else f", ${stage['usd']:,.2f}"
+        most = "at most " if name == "rl" else ""
+        rows.append(
+            (
+                f"  {name}",
+                f"{span(stage['hours'])}{money} for {most}{stage['tokens']:,} tokens; {stage['grad_accumulation']} x "
+                f"{stage['micro_batch']} rows in {size(stage['memory'])}",
+            )
+        )
+    spent = [stage["kwh"] for stage in stages.values()] or [result["cost"]["kwh"]]
+    rows.append(("energy", f"{sum(spent):,.3g} kWh of the devices at their limit (estimate)"))
+    paid = [stage["usd"] for stage in stages.values()] or [usd]
+    known = None not in paid
+    rows.append(("cost", f"${sum(paid):,.2f} (estimate)" if known else "unknown: give --price"))
+    return rows
+
+
+def answering(recipe: Recipe, gpu: str | None, length: int | None, conversations: int) -> dict[str, Any]:
+    """Return what answering with the recipe's model takes."""
+    if conversations < 1 or (length is not None and length < 1):
+        raise UserError(f"--conversations {conversations} --length {length}: expected at least 1 of each")
+    config = from_table(recipe.model, recipe.tokenizer.vocab_size)
+    if length is not None and length > config.context:
+        raise UserError(f"--length {length}: the model's context is {config.context}; ask for at most so many")
+    chosen = device(gpu or recipe.run.hardware)
+    return {"device_name": chosen.name, **plan_inference(config, chosen.memory, length, conversations)}
+
+
+def inference_lines(result: dict[str, Any]) -> list[str]:
+    """Return what answering takes as lines of text for people."""
+    head = f"{result['rows']} conversations of {result['length']:,} tokens on {result['device_name']}, "
+    lines = [
+        head + f"{size(result['device'])}; a token's keys and values {size(result['cache_per_token'])} in bf16",
+        f"{'':10} {'weights':>10} {'cache':>10} {'together':>10} {'fit':>8} {'a token':>10} {'bytes a step':>13}",
+    ]
+    for form, one in result["formats"].items():
+        lines.append(
+            f"{form:10} {size(one['weights']):>10} {size(one['cache']):>10} {size(one['total']):>10} "
+            f"{one['conversations']:>8,} {one['decode']['flops_per_token'] / 1e9:>6.2f} GF "
+            f"{size(one['decode']['bytes_per_step']):>13}"
+        )
+    return lines
 
 
 def communication(section: dict[str, Any]) -> list[tuple[str, str]]:
@@ -132,6 +260,8 @@ def communication(section: dict[str, Any]) -> list[tuple[str, str]]:
 
 def size(count: float) -> str:
     """Return bytes in a unit that people read: MiB below one GiB, GiB above."""
+    if count < 2**20:
+        return f"{count / 2**10:,.1f} KiB"
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 

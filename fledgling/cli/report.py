@@ -16,7 +16,7 @@ def report(run: Path, /, *, as_json: Json = False) -> None:
     run
         A run directory, finished or not.
     """
-    from fledgling.report import build, evals_table, summary
+    from fledgling.report import build, evals_table, pairs_table, summary
 
     if as_json:
         print(json.dumps(summary(run), indent=2))
@@ -25,4 +25,7 @@ def report(run: Path, /, *, as_json: Json = False) -> None:
 
     page = build(run)
     Console().print(evals_table(run))
+    made = pairs_table(run)
+    if made.row_count:
+        Console().print(made)
     print(f"report: {page}")

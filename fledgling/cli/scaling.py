@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from fledgling.cli.inference import inference
 from fledgling.cli.options import Json, Overrides
 from fledgling.config import UserError, load_recipe
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from fledgling.lab.analysis import Analysis
     from fledgling.lab.results import Outcome, Run
 
-app = App(name="scaling", help="How loss falls with size, data and compute: run, fit, predict, check, recover.")
+app = App(name="scaling", help="How loss falls with size, data and compute, and errors with samples.")
+app.command(inference)
 
 OUT = Path("runs/scaling")
 

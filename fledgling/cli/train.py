@@ -11,7 +11,7 @@ from fledgling.world import is_main_process, launch, launched, leave
 
 
 def train(
-    stage: Literal["pretrain", "midtrain", "sft", "rl"],
+    stage: Literal["pretrain", "midtrain", "sft", "dpo", "rl"],
     recipe: str = "quickstart",
     /,
     *,
@@ -26,7 +26,7 @@ def train(
     Parameters
     ----------
     stage
-        pretrain, midtrain, sft or rl.
+        pretrain, midtrain, sft, dpo or rl.
     recipe
         A recipe's name, a TOML file or a run directory.
     resume

@@ -23,13 +23,14 @@ class Batch:
     """One micro-batch; every field that is present has the shape (B, T).
 
     `documents` numbers the segment a position belongs to, per row: attention does not cross from one number
-    to another. `advantages`, `old_logprobs`, `reference_logprobs`, `returns` and `old_values` belong to the
+    to another. `weights`, `advantages`, `old_logprobs`, `reference_logprobs`, `returns` and `old_values` belong to the
     target of their position, and mean nothing where that target is IGNORE.
     """
 
     tokens: Tensor  #                             (B, T) int64
     targets: Tensor  #                            (B, T) int64, IGNORE where nothing is learned
     documents: Tensor | None = None  #            (B, T) int32
+    weights: Tensor | None = None  #              (B, T) float, how much a target counts; None: all 1
     advantages: Tensor | None = None  #           (B, T) float
     old_logprobs: Tensor | None = None  #         (B, T) float, nats, of the policy that sampled
     reference_logprobs: Tensor | None = None  #   (B, T) float, nats, of the frozen reference (KL)

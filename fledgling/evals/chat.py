@@ -44,12 +44,17 @@ class Exam:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question, what the model finally said to it, the score, and whether the prompt had to be cut."""
+    """A question, what the model finally said to it, the score, and whether the prompt had to be cut.
+
+    Where it was drawn (passk.py) also how many tokens were said, and the log-probability of those the model chose.
+    """
 
     question: Question
     text: str
     score: float
     cropped: bool = False
+    tokens: int = 0
+    logprob: float = 0.0
 
 
 def exams(tasks: Sequence[str], count: int, practised: Sequence[str] = (), data_dir: str | None = None) -> list[Exam]:

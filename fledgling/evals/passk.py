@@ -54,8 +54,8 @@ def draw(
     ]
     scores = paper.task.scores(pairs)
     answers = [
-        Answer(question, text, score, cut[at // samples][1])
-        for at, ((question, text), score) in enumerate(zip(pairs, scores, strict=True))
+        Answer(question, text, score, cut[at // samples][1], len(said.tokens), sum(said.logprobs))
+        for at, ((question, text), score, said) in enumerate(zip(pairs, scores, completions, strict=True))
     ]
     return [answers[i * samples : (i + 1) * samples] for i in range(len(paper.questions))]
 

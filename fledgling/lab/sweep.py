@@ -21,13 +21,14 @@ from pathlib import Path
 
 import torch
 
-from fledgling.config import Recipe, UserError, dump_toml
+from fledgling.config import Recipe, UserError
 from fledgling.lab.results import CELL, SETTINGS, Run, amount, read
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.plan.flops import per_token
 from fledgling.plan.scaling import budget as checked
 from fledgling.record import write_json, write_text
 from fledgling.record.progress import clock
+from fledgling.toml import dump_toml
 from fledgling.train.prepare import Preparer, parts
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval

@@ -48,9 +48,9 @@ def exponentials(scores: Tensor, seen: Tensor, bounded: bool) -> Tensor:
 
     bounded: |score| <= sqrt(D), as of normalized queries and keys (11.3 for D = 128): far inside fp32 as it is.
     """
+    scores = scores.masked_fill(~seen, float("-inf"))  # masked before exp: backward then keeps one tensor, not two
     if bounded:
-        return torch.where(seen, scores.exp(), 0.0)
-    scores = scores.masked_fill(~seen, float("-inf"))
+        return scores.exp()
     return (scores - scores.detach().amax(-1, keepdim=True)).exp()  # a shift of the whole row cancels in the quotient
 
 
@@ -62,6 +62,7 @@ def blockwise(
     bounded: q and k have root mean square 1 at most, so no maximum is subtracted. Exact up to rounding.
     """
     time, scale = q.shape[2], q.shape[3] ** -0.5
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # each block would else make and keep copies of its own
     outputs = []
     for start in range(0, time, BLOCK):
         end = min(start + BLOCK, time)
@@ -79,19 +80,29 @@ def blockwise(
     return torch.cat(outputs, dim=2)
 
 
-def library(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, tree: Tree | None = None) -> Tensor:
-    """The same sum by PyTorch's scaled_dot_product_attention; k, v (B, G, T, D)."""
-    grouped = q.shape[1] != k.shape[1]
-    if documents is None and tree is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    time = q.shape[2]
-    seen = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
+def is_plain(x: Tensor) -> bool:
+    """Whether rows x (B, T, ...) go through `blockwise`; the others go through `library`."""
+    return x.device.type == "cpu" and x.shape[1] <= LONGEST_PLAIN
+
+
+def row_mask(x: Tensor, documents: Tensor | None, tree: Tree | None) -> Tensor:
+    """What rows x (B, T, ...) may see of themselves, in x's dtype: (B, 1, T, T), 0 where seen, -inf elsewhere.
+
+    One for all layers: each would else turn a boolean one into its own and keep it, T^2 values a row and layer.
+    """
+    time = x.shape[1]
+    seen = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()
     if documents is not None:
         seen = seen & (documents[:, :, None] == documents[:, None, :])
     if tree is not None:
         seen = seen & tree.seen(slice(0, time))
-    seen = seen[:, None]  # (B, 1, T, T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
+    return torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill_(~seen, float("-inf"))[:, None]
+
+
+def library(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The same sum by PyTorch's scaled_dot_product_attention; k, v (B, G, T, D), mask as `row_mask` makes it."""
+    causal, grouped = mask is None, q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def cached(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bounded: bool = True) -> Tensor:
@@ -139,7 +150,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # (B, T, C)
         rotary: Rotary | None,
-        documents: Tensor | None,
+        documents: Tensor | None,  # (B, T), or the `row_mask` where rows are not plain
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         tree: Tree | None = None,
@@ -153,11 +164,11 @@ class Attention(nn.Module):
         kept = None if cache is None else cache.write(self.layer, positions, k, v)
         if kept is not None and cache.live > time:  # else nothing came before: a prompt is read as a training row is
             y = cached(q, *kept, positions, self.bounded)
-        elif x.device.type == "cpu" and time <= LONGEST_PLAIN:
+        elif is_plain(x):
             repeats = self.heads // self.kv_heads
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
             y = blockwise(q, k, v, documents, self.bounded, tree)
         else:
-            y = library(q, k, v, documents, tree)
+            y = library(q, k, v, documents)
         return project(y.transpose(1, 2).reshape(batch, time, width), self.o_proj)

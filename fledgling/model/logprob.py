@@ -57,22 +57,29 @@ def capped_exp(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     return e.sum(-1), (e * (1 - t * t)).to(z.dtype)
 
 
+def capped_exp_in_place(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """`capped_exp` without a compiler: two fp32 temporaries of a chunk's size, where one by one there would be six."""
+    t = z.to(torch.float32, copy=True).div_(cap).tanh_()
+    e = torch.mul(t, cap).exp_()
+    sums = e.sum(-1)
+    return sums, e.mul_(t.square_().neg_().add_(1)).to(z.dtype)
+
+
 def shifted_exp(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """z (n, V) -> row maxima m (n, 1), row sums (n,) of e = exp(z - m) in fp32, and e (n, V) in z's dtype."""
-    wide = z.float()
-    top = wide.amax(-1, keepdim=True)
-    e = torch.exp(wide - top)
+    top = z.amax(-1, keepdim=True).float()
+    e = z.to(torch.float32, copy=True).sub_(top).exp_()
     return top, e.sum(-1), e.to(z.dtype)
 
 
-_fused: dict[str, Callable] = {"capped_exp": capped_exp, "shifted_exp": shifted_exp}
+_fused: dict[str, Callable] = {"capped_exp": capped_exp_in_place, "shifted_exp": shifted_exp}
 
 
 def compile_kernels() -> None:
     """Fuse the passes over a chunk into one kernel each; called once where a compiler is at hand."""
-    for plain in (capped_exp, shifted_exp):
-        if _fused[plain.__name__] is plain:
-            _fused[plain.__name__] = torch.compile(plain, dynamic=None)
+    for name, plain in (("capped_exp", capped_exp), ("shifted_exp", shifted_exp)):
+        if _fused[name] in (capped_exp_in_place, shifted_exp):
+            _fused[name] = torch.compile(plain, dynamic=None)
 
 
 def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,16 +90,17 @@ def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> tuple
     """
     z = hidden @ weight.T  # (n, V)
     y = targets.clamp(min=0)[:, None]
+    rows = torch.arange(len(y), device=y.device)  # index_put, because scatter_ on CPU makes an fp32 copy of all of g
     if cap == 0:
         top, sums, g = _fused["shifted_exp"](z)
         above = z.gather(1, y).float() - top  # (n, 1)
-        g.scatter_(1, y, (torch.exp(above) - sums[:, None]).to(g.dtype))
+        g[rows, y[:, 0]] = (torch.exp(above[:, 0]) - sums).to(g.dtype)
         return above[:, 0] - sums.log(), sums, g
     t = torch.tanh(z.gather(1, y).float() / cap)  # (n, 1)
     sums, g = _fused["capped_exp"](z, cap)
     logprobs = cap * t[:, 0] - sums.log()
     slope = 1 - t * t
-    g.scatter_(1, y, ((torch.exp(cap * t) - sums[:, None]) * slope).to(g.dtype))
+    g[rows, y[:, 0]] = ((torch.exp(cap * t[:, 0]) - sums) * slope[:, 0]).to(g.dtype)
     return logprobs, sums, g
 
 
@@ -105,7 +113,11 @@ def _backward_chunk(
 ) -> None:
     """Write d(hidden) and add to d(weight) for a chunk: rows of -S dlogp, scaled by scale = coefficient / S (n, 1)."""
     torch.mul((g @ weight), scale, out=hidden_grad)
-    weight_grad.add_(g.T @ (hidden * scale).to(g.dtype))
+    scaled = (hidden * scale).to(g.dtype)
+    if g.dtype == weight_grad.dtype:
+        weight_grad.addmm_(g.T, scaled)  # no (V, C) product beside the sum
+    else:
+        weight_grad.add_(g.T @ scaled)
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -125,6 +137,7 @@ class _CrossEntropySum(torch.autograd.Function):
             if learn:
                 scale = (kept / sums)[:, None]
                 _backward_chunk(hidden[part], cast, g, scale, hidden_grad[part], weight_grad)
+            del g  # before the next chunk's logits are there
         if learn:
             ctx.save_for_backward(hidden_grad.to(hidden.dtype), weight_grad)
         return total
@@ -143,7 +156,7 @@ class _TargetLogprobs(torch.autograd.Function):
         parts = []
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
-            logprobs, _, _ = _chunk(hidden[part], cast, targets[part], cap)
+            logprobs = _chunk(hidden[part], cast, targets[part], cap)[0]
             parts.append(torch.where(targets[part] != IGNORE, logprobs, 0.0))
         ctx.cap = cap
         ctx.save_for_backward(hidden, weight, targets)
@@ -162,6 +175,7 @@ class _TargetLogprobs(torch.autograd.Function):
             kept = torch.where(targets[part] != IGNORE, grad[part], 0.0)
             scale = (-kept / sums)[:, None]
             _backward_chunk(hidden[part], cast, g, scale, hidden_grad[part], weight_grad)
+            del g
         return hidden_grad.to(hidden.dtype), weight_grad, None, None
 
 

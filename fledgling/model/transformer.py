@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fledgling.model.attention import Attention, Tree
+from fledgling.model.attention import Attention, Tree, is_plain, row_mask
 from fledgling.model.cache import KVCache
 from fledgling.model.config import ModelConfig
 from fledgling.model.feed_forward import make_feed_forward, project
@@ -129,6 +129,8 @@ class Transformer(nn.Module):
             cache.reserve(tokens.shape[1])
             positions = cache.positions(tokens.shape[1])
             x, rotary = self.positions(x, positions.clamp(max=self.config.context - 1))
+        if cache is None and not is_plain(x) and (documents is not None or tree is not None):
+            documents, tree = row_mask(x, documents, tree), None
         training = torch.is_grad_enabled() and cache is None  # only then is a compiled block worth its compilation
         for block in self.blocks:
             x = (block if training else block.forward)(x, rotary, documents, cache, positions, tree)

@@ -18,7 +18,7 @@ class Rule:
 
 
 def role_of(name: str, shape: tuple[int, ...]) -> str:
-    """The role of the parameter called `name` in `fledgling.model.transformer`.
+    """The role of the parameter called `name` in `fledgling.model.transformer`, or in the critic beside it.
 
     Learned positions are scalars like the weights of norms and the biases: many small values, no matrix that maps
     anything. A matrix that is embedding and head at once bears the head's name, and moves at its rate.
@@ -27,7 +27,7 @@ def role_of(name: str, shape: tuple[int, ...]) -> str:
         return "scalar"
     if name.startswith("embedding."):
         return "embedding"
-    if name.startswith("head."):
+    if name.startswith(("head.", "critic.weight")):
         return "head"
     return "matrix" if len(shape) == 2 else "scalar"
 

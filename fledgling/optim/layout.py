@@ -16,7 +16,7 @@ What it is not: it moves nothing (`gradients.py`, `optimizer.py`) and knows no t
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -78,6 +78,15 @@ class Held:
     padding: int
     work: int
     total: int
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """The gradient of `name` has appeared: (gradients, buffers) at the most meanwhile, and afterwards; values."""
+
+    name: str
+    peak: tuple[int, int]
+    held: tuple[int, int]
 
 
 def stack_size(shape: Shape) -> int:
@@ -144,33 +153,44 @@ class Layout:
         return peak
 
     def _reduced(self, exact: bool) -> tuple[int, int]:
-        """(gradients, buffers) at the fullest moment of the reduce phase: a walk through it, bucket by bucket."""
+        """(gradients, buffers) at the fullest moment of the reduce phase."""
+        fullest = max((one.peak for one in self.reduce_phase(exact)), key=sum)
+        return fullest[0], fullest[1]
+
+    def reduce_phase(self, exact: bool = True) -> list[Arrival]:
+        """What is held as the gradients of one micro-batch appear and travel: a walk through it, tensor by tensor.
+
+        One entry a parameter in the order of backward, then one (name "") of the exchange after it. exact: see `held`.
+        """
         sizes = {name: prod(shape) for name, shape in self.parameters.items()}
-        if self.size == 1:
-            return sum(sizes.values()), 0
-        whole = shards = buffers = 0
-        peak = (0, 0)
-        flight: list[tuple[int, int]] = []  # (buffers, chunk) of each bucket under way
-        waiting, arrived = list(self.buckets), set()
-        for name in reversed(self.parameters):
-            whole += sizes[name]
+        gradients = buffers = 0  # whole gradients and own shards; what is packed, sent and received
+        flight: deque[tuple[int, int]] = deque()  # (buffers, chunk) of each bucket under way
+        waiting = deque(self.buckets if self.size > 1 else ())
+        arrived: set[str] = set()
+        found: list[Arrival] = []
+        for name in (*reversed(self.parameters), ""):
+            gradients += sizes.get(name, 0)
             arrived.add(name)
-            if self.zero < 2 and len(arrived) < len(sizes):
-                continue
-            while waiting and arrived.issuperset(waiting[0].names):
-                bucket = waiting.pop(0)
+            peak = (gradients, buffers)
+            while waiting and (not name or (self.zero == 2 and arrived.issuperset(waiting[0].names))):
+                bucket = waiting.popleft()
                 sent = bucket.piece * self.size
-                copied = len(bucket.names) > 1 or sent > bucket.values
-                peak = max(peak, (whole + shards, buffers + sent * copied), key=sum)
-                whole -= bucket.values
-                buffers += sent + (sent if exact else bucket.piece)
-                flight.append((sent + (sent if exact else bucket.piece), bucket.piece))
-                peak = max(peak, (whole + shards + bucket.piece * exact, buffers), key=sum)
+                received = sent if exact else bucket.piece
+                copied = len(bucket.names) > 1 or sent > bucket.values  # else the gradient itself is sent
+                peak = max(peak, (gradients, buffers + sent * copied), key=sum)
+                gradients, buffers = gradients - bucket.values, buffers + sent + received
+                flight.append((sent + received, bucket.piece))
+                landing = flight[0][1] if len(flight) == AHEAD and exact else 0  # the sum, beside what was received
+                peak = max(peak, (gradients + landing, buffers), key=sum)
                 if len(flight) == AHEAD:
-                    done, chunk = flight.pop(0)
-                    buffers, shards = buffers - done, shards + chunk
-            peak = max(peak, (whole + shards, buffers), key=sum)
-        return peak
+                    done, chunk = flight.popleft()
+                    gradients, buffers = gradients + chunk, buffers - done
+            while flight and not name:
+                done, chunk = flight.popleft()
+                peak = max(peak, (gradients + chunk * exact, buffers), key=sum)
+                gradients, buffers = gradients + chunk, buffers - done
+            found.append(Arrival(name, peak, (gradients, buffers)))
+        return found
 
 
 def lay_out(

@@ -26,3 +26,8 @@ def usd(hours: float, device: Device, ranks: int = 1, price: float | None = None
     """
     hourly = device.usd_per_hour if price is None else price
     return None if hourly is None else hours * ranks * hourly
+
+
+def kilowatt_hours(hours: float, device: Device, ranks: int = 1) -> float:
+    """Return the energy of `ranks` devices at their limit over so many hours; the machine around them adds to it."""
+    return hours * ranks * device.watts / 1000

@@ -1,66 +1,316 @@
-"""How many bytes one rank needs at its peak: an estimate, made before the run.
+"""How many bytes of tensors one rank holds at its peak, moment by moment; the largest moment is the answer.
 
-The one idea: states are counted, activations are counted tensor by tensor as a block keeps them for
-backward, and the logits are only ever there a chunk at a time (`fledgling.model.logprob`). The usual rule
-of thumb, 16 to 20 bytes a parameter, leaves out exactly the last two and is 3 to 9 times too low for this
-family.
+The one idea: memory is not a sum but a maximum. A step has a few moments that can be its peak, and each holds other
+things at once:
 
-Held against measured peaks of a system of the same shape (whole logits, depth 12 to 20): within 20 %. Not
-in it: the allocator's fragmentation, cuDNN and NCCL workspaces, evaluation. Leave a tenth of the device
-free.
+    head         all activations, and a chunk of logits with its gradients          (end of forward)
+    backward     of some block: the activations before it, the gradients behind it, its own temporaries
+    embedding    all gradients
+    exchange     all gradients, and the buckets on their way to other ranks
+    optimizer    the gradients that are not spent yet, and the rules' temporaries
+
+Without a compiler the count is exact up to small tensors; compiled, and on a GPU, it is an estimate:
+docs/math/memory.md says how far off. Not in it: libraries' workspaces, the allocator's `slack`, evaluation.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from math import prod
+
+from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
-from fledgling.plan.size import matrices, parameters
+from fledgling.optim.layout import ADAMW_VALUES, Arrival, Layout, lay_out, stack_size
+from fledgling.plan import activations
+from fledgling.plan.size import matrices, parameters, tensors
 
 BYTES = {"float32": 4, "bfloat16": 2}
-# What a block keeps for backward, in units of C a token: two normed inputs 2, queries, keys and values 3,
-# queries and keys normed and rotated 2, attention's output 1, the hidden layer before and after ReLU^2 8.
-KEPT_PER_BLOCK = 16
 CHUNK_VALUES = 1 << 22  # logits of one chunk, as in fledgling.model.logprob
-HEADROOM = 0.85  # share of a device's memory that an automatic micro-batch may fill
+# "fledgling" is what this package does; "whole-logits" another system's: the logits of all rows in one compiled graph.
+LAYOUTS = ("fledgling", "whole-logits")
+KEPT_IN_ONE_GRAPH = 22  # widths a token and layer; fitted to three published peaks (docs/math/memory.md)
+# Of a GPU's memory: what caching loses (a share of what is held, an estimate) and what CUDA takes before any tensor.
+SLACK, CUDA_CONTEXT = 0.05, 1 << 30
+ADAMW_TEMPORARIES = 7  # moments, denominator, update and its parts, where nothing fuses the rule
+MOST_ROWS = 64  # of one automatic forward/backward
+MOST_TOKENS = {"cpu": 8192}  # beyond it a larger micro-batch is not faster there
 
 
-def per_rank(
-    config: ModelConfig, rows: int, dtype: str = "bfloat16", ranks: int = 1, *, whole_logits: bool = False
-) -> dict[str, int]:
-    """Return the estimated peak in bytes by component, and their `total`.
+@dataclass(frozen=True)
+class Step:
+    """How one step is laid out on one rank.
 
-    rows: rows of `context` tokens in one forward/backward on this rank; dtype: of the products (weights and
-    states are float32); ranks: optimizer state is sharded over them; whole_logits: as if the logits of all
-    rows were kept.
+    rows: rows of `context` tokens in one forward/backward; micro_batches: of them in a step on this rank; dtype: of the
+    products (weights and states are fp32); ranks, zero: who owns what; device: "cpu" or "cuda"; compiled: blocks and
+    rules by torch.compile; exact: gradients added in a binary tree (None: on a CPU, and a power of two of ranks);
+    documents: rows hold several; answering: evaluations keep a copy of the weights in dtype; layout: of LAYOUTS.
     """
-    N, M, V, C = parameters(config)["total"], matrices(config), config.vocab_size, config.width
-    width, tokens = BYTES[dtype], rows * config.context
-    # the product and its gradient, two float32 steps between them, and the head's own gradient
-    chunked = min(tokens * V, CHUNK_VALUES) * (2 * width + 8) + V * C * 4
-    logits = tokens * V * (4 + width) if whole_logits else chunked
-    counts = {
-        "parameters": 4 * N,
-        "gradients": 4 * N,
-        "optimizer": (4 * M + 8 * (N - M)) // ranks,  # Muon: one momentum; AdamW: two moments
-        "cast_weights": 0 if dtype == "float32" else width * (N - V * C),  # the embedding is looked up, not cast
-        "activations": tokens * C * (config.depth * KEPT_PER_BLOCK * width + 8),
-        "logits": logits,
+
+    rows: int
+    context: int
+    dtype: str = "bfloat16"
+    micro_batches: int = 1
+    ranks: int = 1
+    zero: int = 1
+    device: str = "cuda"
+    compiled: bool = True
+    exact: bool | None = None
+    documents: bool = True
+    answering: bool = False
+    layout: str = "fledgling"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one forward/backward."""
+        return self.rows * self.context
+
+    @property
+    def width(self) -> int:
+        """Bytes of a value in the compute dtype."""
+        return BYTES[self.dtype]
+
+    @property
+    def in_tree(self) -> bool:
+        """Whether gradients are added in a binary tree."""
+        paired = self.ranks & (self.ranks - 1) == 0
+        return paired and (self.device == "cpu" if self.exact is None else self.exact)
+
+    @property
+    def shards_gradients(self) -> bool:
+        """Whether a rank keeps only its own part of the gradients (ZeRO-2)."""
+        return self.zero == 2 and self.ranks > 1
+
+
+def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
+    """Return what is held at each moment of a step, by component, with its `total`, in bytes."""
+    if step.layout == "whole-logits":
+        return {"head": _summed(_whole_logits(config, step))}
+    dealt = lay_out(tensors(config), step.ranks, step.zero)
+    whole = 4 * parameters(config)["total"]
+    head = 4 * config.vocab_size * config.width
+    before = _gradients_before(dealt, step, whole)
+    *arrivals, exchange = dealt.reduce_phase(step.in_tree or step.device == "cpu")
+    base = {
+        "parameters": whole,
+        "optimizer": 4 * dealt.held(0).state,
+        "buffers": _buffers(config, step),
     }
-    return {"total": sum(counts.values()), **counts}
+    two_grads = _accumulates(step) or config.tied  # the second use's gradient beside the first's
+    last = max((one.peak for one in arrivals if "blocks" not in one.name), key=sum)
+    found = {
+        "head": {
+            "gradients": before + head,
+            "cast_weights": _cast_weights(config, step),
+            "activations": config.depth * sum(layer_activations(config, step).values())
+            + outer_activations(config, step)
+            + _last_norm(config, step),
+            "logits": _logits(config, step),
+        },
+        "backward": _backward(config, step, arrivals),
+        "embedding": {
+            **_travelling(last),
+            "temporaries": step.tokens * 4 * config.width + (head if two_grads else 0),
+        },
+        "exchange": _travelling(exchange.peak),
+        "optimizer": _update(dealt, step),
+    }
+    for name in ("backward", "embedding", "exchange"):
+        found[name]["gradients"] += before
+    return {name: _summed(base | held) for name, held in found.items()}
 
 
-def kv_cache(config: ModelConfig, rows: int, capacity: int, dtype: str = "bfloat16") -> int:
-    """Return the bytes of a key/value cache for `rows` sequences of at most `capacity` tokens."""
-    return 2 * rows * capacity * config.depth * config.kv_heads * config.head_width * BYTES[dtype]
+def _travelling(values: tuple[int, int]) -> dict[str, int]:
+    return {"gradients": 4 * values[0], "communication": 4 * values[1]}
 
 
-def micro_batch(config: ModelConfig, rows: int, memory: int, dtype: str = "bfloat16", ranks: int = 1) -> int:
+def _backward(config: ModelConfig, step: Step, arrivals: list[Arrival]) -> dict[str, int]:
+    """What backward holds at its worst, block by block from the last: gradients that have appeared, activations left.
+
+    In a block the feed-forward comes first, while all of the block is still kept; its temporaries are the largest.
+    """
+    kept, ends = layer_activations(config, step), outer_activations(config, step)
+    layer, casts = sum(kept.values()), _cast_weights(config, step)
+    temporaries = activations.backward_peak(config, step.tokens, step.width, step.compiled)
+    stream = step.tokens * step.width * config.width
+    found = []
+    for one in arrivals:
+        if not one.name.startswith("blocks."):
+            continue
+        number = int(one.name.split(".")[1])
+        opening = one.name.endswith(("mlp.fc2.weight", "mlp.down_proj.weight"))
+        left = layer if opening else layer - kept["feed_forward"]
+        moment = {
+            "cast_weights": casts * (number + 1) // config.depth,
+            "activations": number * layer + left + ends,
+        }
+        found.append(moment | _travelling(one.peak) | {"temporaries": stream})
+        if opening:
+            found.append(moment | _travelling(one.held) | {"temporaries": temporaries})
+    return max(found, key=lambda held: sum(held.values()))
+
+
+def per_rank(config: ModelConfig, step: Step) -> dict[str, int]:
+    """Return the peak in bytes by component, and their `total`: the largest of the `moments`."""
+    return max(moments(config, step).values(), key=lambda held: held["total"])
+
+
+def layer_activations(config: ModelConfig, step: Step) -> dict[str, int]:
+    """Return the bytes that one block keeps for backward, by kind."""
+    kept = activations.compiled if step.compiled else activations.eager
+    return kept(config, step.rows, step.context, step.width, step.device, step.documents)
+
+
+def outer_activations(config: ModelConfig, step: Step) -> int:
+    """Return the bytes kept outside the blocks: the embedding before its norm, and one mask for all layers."""
+    masked = step.documents and not activations.blockwise(step.context, step.device)
+    embedding = step.tokens * (4 * config.width + 4) if config.embedding_norm else 0
+    return embedding + (step.width * step.tokens * step.context if masked else 0)
+
+
+def slack(total: int, device: str) -> int:
+    """Return the bytes to leave free beside `total` bytes of tensors: an estimate; none on a CPU."""
+    return 0 if device == "cpu" else round(SLACK * total) + CUDA_CONTEXT
+
+
+def micro_batch(config: ModelConfig, rows: int, memory: int, step: Step) -> int:
     """Return the most rows of one forward/backward that divide a rank's `rows` and fit into `memory` bytes.
 
-    1 where nothing fits: the run may then still succeed, and `plan` says that it probably will not.
+    `plan` proposes it and `train` uses it. At most MOST_ROWS, and no more tokens than make a device faster. Raises
+    UserError where not even one row fits.
     """
-    fitting = (
-        size
-        for size in range(min(rows, 64), 1, -1)
-        if rows % size == 0 and per_rank(config, size, dtype, ranks)["total"] <= HEADROOM * memory
+    most = min(rows, MOST_ROWS, max(1, MOST_TOKENS.get(step.device, 1 << 62) // step.context))
+    for size in range(most, 0, -1):
+        if rows % size == 0 and fits(config, replace(step, rows=size, micro_batches=rows // size), memory):
+            return size
+    raise UserError(does_not_fit(config, replace(step, rows=1, micro_batches=rows), memory))
+
+
+def fits(config: ModelConfig, step: Step, memory: int) -> bool:
+    """Whether the peak, and the slack beside it, are at most `memory` bytes."""
+    total = per_rank(config, step)["total"]
+    return total + slack(total, step.device) <= memory
+
+
+def does_not_fit(config: ModelConfig, step: Step, memory: int) -> str:
+    """Return one line: what is needed, what there is, and what would work."""
+    total = per_rank(config, step)["total"]
+    needed = total + slack(total, step.device)
+    rows = step.rows * step.micro_batches
+    smaller = (n for n in range(step.rows - 1, 0, -1) if rows % n == 0)
+    best = next((n for n in smaller if fits(config, replace(step, rows=n, micro_batches=rows // n), memory)), 0)
+    single = replace(step, rows=1, micro_batches=rows)
+    contexts = (step.context >> k for k in range(1, step.context.bit_length()))
+    context = next((T for T in contexts if fits(config, replace(single, context=T), memory)), 0)
+    depths = range(config.depth - 1, 0, -1)
+    depth = next((L for L in depths if fits(replace(config, depth=L), single, memory)), 0)
+    advice = [f"a micro-batch of {best}"] if best else [f"model.context={context}"] if context else []
+    advice += [f"model.depth={depth} at this width"] if depth and not best else []
+    advice = advice or ["a smaller model.depth and width"]
+    shards = "" if step.shards_gradients else ", more ranks with optimizer.zero=2"
+    return (
+        f"{step.rows} rows of {step.context} tokens need {needed / 2**30:,.1f} GiB and there are "
+        f"{memory / 2**30:,.1f} GiB: use {', or '.join(advice)}{shards}, or a larger device"
     )
-    return next(fitting, 1)
+
+
+def rule_of_thumb(count: int) -> dict[str, int]:
+    """Return what is usually said for `count` parameters, in bytes: 2 + 2 + 8 a parameter, and 16 to 20 with the rest.
+
+    It leaves out activations and logits, which depend on tokens and not on parameters, and takes AdamW for all.
+    """
+    return {"states": 12 * count, "low": 16 * count, "high": 20 * count}
+
+
+def _summed(held: dict[str, int]) -> dict[str, int]:
+    return {"total": sum(held.values()), **held}
+
+
+def _buffers(config: ModelConfig, step: Step) -> int:
+    """Bytes of rotary tables, of a step's tokens, targets and document numbers, and of a copy for evaluations."""
+    rotary = 4 * config.context * config.head_width if config.positions == "rope" else 0
+    batch = step.tokens * step.micro_batches * (20 if step.documents else 16)
+    copied = step.answering and step.dtype != "float32"
+    return rotary + batch + (step.width * parameters(config)["total"] if copied else 0)
+
+
+def _cast_weights(config: ModelConfig, step: Step) -> int:
+    """Bytes of the blocks' weights in the compute dtype, kept from forward to backward; the head's are in `_logits`."""
+    outside = (1 if config.tied else 2) * config.vocab_size * config.width
+    return 0 if step.dtype == "float32" else step.width * (parameters(config)["total"] - outside)
+
+
+def _last_norm(config: ModelConfig, step: Step) -> int:
+    """Bytes kept by the norm before the head: what it read, in fp32, and what it gave."""
+    gave = step.width * config.width * (2 if config.norm == "rms_weighted" else 1)
+    return step.tokens * (4 * config.width + 8 + gave)
+
+
+def _accumulates(step: Step) -> bool:
+    """Whether autograd adds a micro-batch's gradient to the one before it."""
+    return step.micro_batches > 1 and not step.in_tree and not step.shards_gradients
+
+
+def _gradients_before(dealt: Layout, step: Step, whole: int) -> int:
+    """Bytes of gradients that the micro-batches before the last left: the tree's branches, or the sum so far."""
+    shards = sum(4 * bucket.piece for bucket in dealt.buckets) if step.ranks > 1 else whole
+    if step.in_tree:
+        return shards * max(bin(done).count("1") for done in range(step.micro_batches))
+    if step.micro_batches == 1:
+        return 0
+    return shards if step.shards_gradients else whole
+
+
+def _logits(config: ModelConfig, step: Step) -> int:
+    """Bytes of the head's pass over a chunk: logits, their exponentials, gradients of the hidden states."""
+    A, E, V, w = step.tokens, config.width, config.vocab_size, step.width
+    n = min(A, max(1, CHUNK_VALUES // V))  # tokens of a chunk
+    # compiled: logits in, gradients out; else in fp32 z, t, e (without a cap z, e), in bf16 as many bytes
+    passing = n * V * (2 * w if step.compiled else 12 if config.softcap else 8)
+    adding = n * V * w + n * E * 8 + (0 if w == 4 else V * E * (w + 4))  # the product, and its sum's promotion
+    return A * 4 * E + (0 if w == 4 else w * V * E) + max(passing, adding)
+
+
+def _update(dealt: Layout, step: Step) -> dict[str, int]:
+    """Gradients and temporaries at the optimizer's peak: group by group, in the optimizer's own order."""
+    groups: dict[tuple, list] = {}
+    for index, bucket in enumerate(dealt.buckets):
+        role = dealt.roles[bucket.names[0]]
+        groups.setdefault((role, dealt.parameters[bucket.names[0]] if role == "matrix" else index), []).append(bucket)
+    left = 4 * sum(bucket.owned(0) if bucket.replicated else bucket.piece for bucket in dealt.buckets)
+    flying, w = 0, step.width / 4
+    found = [(left, 0, 0)]
+    for (role, shape), buckets in groups.items():
+        own = 4 * sum(bucket.owned(0) for bucket in buckets)
+        if role == "matrix":  # beside the stack: x and the next x, or in bf16 x, in fp32 again, squared; Gram matrices
+            stack = min(own, 4 * prod(shape) * stack_size(shape))
+            gram = 2 * w * min(shape) / max(shape)
+            temporaries = round(stack * (2 + gram if w == 1 else 2.5))
+        else:  # AdamW: temporaries of a block; one pass when compiled
+            temporaries = 0 if step.compiled else 4 * ADAMW_TEMPORARIES * min(own // 4, ADAMW_VALUES)
+        found.append((left, temporaries, flying))
+        left -= own
+        for bucket in buckets:
+            in_place = bucket.replicated or (len(bucket.names) == 1 and bucket.piece * step.ranks == bucket.values)
+            arriving = 0 if in_place else 4 * bucket.piece * step.ranks
+            found.append((left, 0, flying + arriving))
+            flying = arriving
+    worst = max(found, key=sum)
+    return {"gradients": worst[0], "temporaries": worst[1], "communication": worst[2]}
+
+
+def _whole_logits(config: ModelConfig, step: Step) -> dict[str, int]:
+    """The peak of the "whole-logits" layout: one compiled graph, its embedding and that one's moments in bf16.
+
+    In one graph the compiler makes fp32 logits again and writes their gradient over the bf16 ones: w bytes a logit.
+    """
+    A, E, V, w = step.tokens, config.width, config.vocab_size, step.width
+    M, table = matrices(config), config.vocab_size * config.width
+    states = 4 * M + 4 * table + w * table
+    return {
+        "parameters": states,
+        "gradients": states if step.micro_batches > 1 else 0,
+        "optimizer": (4 * M + 8 * table + 2 * w * table) // (step.ranks if step.zero else 1),
+        "cast_weights": w * (M + table),
+        "activations": A * w * E * config.depth * KEPT_IN_ONE_GRAPH,
+        "logits": A * V * w,
+    }

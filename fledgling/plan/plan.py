@@ -1,24 +1,40 @@
 """A whole plan as one dictionary: what `fledgling plan --json` prints and the report holds against the run.
 
 Keys are stable: `parameters.total`, `flops.per_token`, `flops.total`, `memory.per_rank.total` (bytes),
-`time.hours` and `cost.usd` stay where they are; new keys may join. Parameters and FLOPs are exact, memory,
-hours and cost are estimates. `time`, `flops.total` and `cost` are of pretraining; `stages` adds those whose
-steps are pinned.
+`time.hours` and `cost.usd` stay where they are; new keys may join. Parameters and FLOPs are exact, memory is counted,
+hours and cost are estimates. `time`, `flops.total` and `cost` are of pretraining; `stages` has every stage whose steps
+are known.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fledgling.config import STAGES, Recipe, UserError
+from fledgling.config import Recipe, RLTable, UserError
 from fledgling.model.config import ModelConfig, from_table
-from fledgling.plan import comm, cost, flops, hardware, memory
+from fledgling.plan import comm, cost, flops, hardware, measured, memory
 from fledgling.plan.horizon import horizon
-from fledgling.plan.size import parameters
+from fledgling.plan.inference import inference
+from fledgling.plan.size import formula, matrices, parameters
 
 CHARACTERS_PER_TOKEN = 4.8  # English web text with 65,536 entries; fewer with a small vocabulary
 CHARACTERS_PER_SHARD = 250_000_000  # of the public sets' files
+BYTES_PER_SHARD = 100_000_000  # of such a file, compressed
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What all stages share; step: one row of it."""
+
+    recipe: Recipe
+    config: ModelConfig
+    device: hardware.Device
+    mfu: float
+    price: float | None
+    step: memory.Step
+    batch_tokens: int
+    strict: bool
 
 
 def plan(
@@ -28,34 +44,52 @@ def plan(
     mfu: float | None = None,
     price: float | None = None,
     link: str | None = None,
+    layout: str = "fledgling",
+    strict: bool = True,
 ) -> dict[str, Any]:
     """Return the plan of a recipe on `gpus` devices called `gpu` (default: run.ranks of run.hardware).
 
-    mfu: utilization in (0, 1], price: dollars an hour for one device, link: between the devices; all have
-    defaults (`fledgling.plan.cost`, `fledgling.plan.comm`). Raises UserError for a device, a link or a split of
-    the batch that does not work.
+    mfu: utilization in (0, 1] (default: measured here, else the table's), price: dollars an hour for one device, link:
+    between the devices; layout: of `fledgling.plan.memory`. Raises UserError for a device, a link and, if strict, for a
+    split of the batch that does not divide or a step that does not fit the device.
     """
     device = hardware.device(gpu or recipe.run.hardware)
-    ranks = gpus or recipe.run.ranks
+    ranks = recipe.run.ranks if gpus is None else gpus
     if ranks < 1:
         raise UserError(f"gpus: got {ranks}, expected at least 1")
     if mfu is not None and not 0 < mfu <= 1:
         raise UserError(f"mfu: got {mfu}, expected a share above 0 and at most 1, for example 0.45")
     if price is not None and price < 0:
         raise UserError(f"price: got {price}, expected dollars an hour, at least 0")
+    if layout not in memory.LAYOUTS:
+        raise UserError(f"layout: got {layout!r}, expected one of {', '.join(memory.LAYOUTS)}")
     config = from_table(recipe.model, recipe.tokenizer.vocab_size)
-    length = horizon(recipe)
-    counts = parameters(config)
-    split = _split(recipe, config, device, ranks, length.batch_tokens)
-    per_token = flops.per_token(config)
-    hours = cost.hours(per_token * length.tokens, device, ranks, mfu)
-    peak = memory.per_rank(config, split["micro_batch"], split["dtype"], ranks)
+    length, counts = horizon(recipe), parameters(config)
+    time, device = utilization(device, mfu)
+    dtype = recipe.run.dtype
+    if dtype == "auto":
+        dtype = "float32" if device.name == "cpu" else "bfloat16"
+    step = replace(first_step(recipe, config, ranks, device.kind, dtype, recipe.run.compile != "off"), layout=layout)
+    setting = _Setting(recipe, config, device, time["mfu"], price, step, length.batch_tokens, strict)
+    found = {name: _stage(name, setting) for name in ("pretrain", *recipe.stages)}
+    stages = {name: found[name][0] for name in recipe.stages if found[name]}
+    pretrain, step = found["pretrain"]
     characters = round(length.tokens * CHARACTERS_PER_TOKEN)
+    split = {key: pretrain[key] for key in ("micro_batch", "grad_accumulation")} | {"dtype": dtype}
+    per_token = flops.training(config)
     return {
         "recipe": recipe.name,
         "model": {**asdict(config), "head_width": config.head_width},
         "parameters": counts,
-        "flops": {"per_token": per_token, "total": per_token * length.tokens},
+        "formula": dict(zip(("terms", "simplified"), formula(config), strict=True)),
+        "flops": {
+            "per_token": per_token["total"],
+            "total": per_token["total"] * length.tokens,
+            "forward": flops.forward(config),
+            "training": per_token,
+            "attention": "full",
+            "per_token_causal": flops.training(config, counted="causal")["total"],
+        },
         "horizon": {
             "tokens": length.tokens,
             "tokens_per_parameter": round(length.tokens / counts["total"], 2),
@@ -66,58 +100,138 @@ def plan(
         "data": {
             "characters": characters,
             "shards": -(-characters // CHARACTERS_PER_SHARD),
+            "bytes_text": -(-characters // CHARACTERS_PER_SHARD) * BYTES_PER_SHARD,
             "bytes_tokenized": length.tokens * (2 if config.vocab_size <= 65_536 else 4),
+            "bytes_checkpoint": 4 * (counts["total"] + matrices(config) + 2 * (counts["total"] - matrices(config))),
         },
-        "memory": {
+        "memory": _memory(config, step, device),
+        "inference": inference(config, device.memory),
+        "hardware": {"name": device.name, "ranks": ranks, "peak_flops": device.peak_flops, "watts": device.watts},
+        "time": {"estimate": True, "hours": pretrain["hours"], **time},
+        "cost": {
             "estimate": True,
-            "per_rank": peak,
-            "device": device.memory,
-            "fits": peak["total"] <= device.memory,
+            "usd": cost.usd(pretrain["hours"], device, ranks, price),
+            "kwh": cost.kilowatt_hours(pretrain["hours"], device, ranks),
         },
-        "hardware": {"name": device.name, "ranks": ranks, "peak_flops": device.peak_flops},
-        "time": {"estimate": True, "hours": hours, "mfu": mfu or cost.assumed_mfu(device)},
-        "cost": {"estimate": True, "usd": cost.usd(hours, device, ranks, price)},
         "communication": comm.communication(
             counts["total"],
-            per_token * length.batch_tokens,
+            per_token["total"] * length.batch_tokens,
             device,
-            mfu or cost.assumed_mfu(device),
+            time["mfu"],
             split["grad_accumulation"],
             ranks,
             link,
         ),
-        "stages": _stages(recipe, per_token, device, ranks, mfu, length.batch_tokens),
+        "stages": stages,
     }
 
 
-def _split(
-    recipe: Recipe, config: ModelConfig, device: hardware.Device, ranks: int, batch_tokens: int
-) -> dict[str, Any]:
-    """Return how a step is split: rows of a micro-batch, micro-batches a rank, dtype of the products."""
-    dtype = recipe.run.dtype
-    if dtype == "auto":
-        dtype = "float32" if device.name == "cpu" else "bfloat16"
-    rows, left = divmod(batch_tokens // config.context, ranks)
-    if left or not rows:
+def first_step(recipe: Recipe, config: ModelConfig, ranks: int, kind: str, dtype: str, compiled: bool) -> memory.Step:
+    """Return one row of a training step of the recipe, as `plan` and `train` both size their micro-batches from it."""
+    table = recipe.optimizer
+    return memory.Step(
+        rows=1,
+        context=config.context,
+        dtype=dtype,
+        ranks=ranks,
+        zero=1 if table.zero is None else table.zero,
+        device=kind,
+        compiled=compiled,
+        exact=None if table.exact == "auto" else table.exact == "on",
+        answering=True,
+    )
+
+
+def utilization(device: hardware.Device, given: float | None) -> tuple[dict[str, Any], hardware.Device]:
+    """Return the utilization to reckon with, where it is from, and the device with the peak that it is a share of."""
+    if given is not None:
+        return {"mfu": given, "mfu_source": "given"}, device
+    found = measured.speed(device.name)
+    if found is None:
+        return {"mfu": cost.assumed_mfu(device), "mfu_source": "table"}, device
+    told = {"mfu": found.mfu, "mfu_source": "measured", "mfu_of": f"{found.what}, {found.day}"}
+    return told, replace(device, peak_flops=found.peak_flops)
+
+
+def _memory(config: ModelConfig, step: memory.Step, device: hardware.Device) -> dict[str, Any]:
+    """The section on a rank's memory in pretraining."""
+    held = memory.moments(config, step)
+    moment = max(held, key=lambda name: held[name]["total"])
+    slack = memory.slack(held[moment]["total"], step.device)
+    return {
+        "estimate": step.compiled or step.device != "cpu",
+        "per_rank": held[moment],
+        "moment": moment,
+        "moments": {name: one["total"] for name, one in held.items()},
+        "layer": memory.layer_activations(config, step),
+        "layout": step.layout,
+        "zero": step.zero,
+        "slack": slack,
+        "device": device.memory,
+        "fits": held[moment]["total"] + slack <= device.memory,
+        "rule_of_thumb": memory.rule_of_thumb(parameters(config)["total"]),
+    }
+
+
+def _stage(name: str, setting: _Setting) -> tuple[dict[str, Any], memory.Step] | None:
+    """Return steps, tokens, hours, cost, micro-batch and peak memory of a stage, and its step; None: no steps known.
+
+    Of RL: at most so many tokens, prompts as long as the longest answer; each is drawn once and learned `epochs` times.
+    """
+    recipe, config, device, ranks = setting.recipe, setting.config, setting.device, setting.step.ranks
+    table = recipe.stage(name)
+    steps = horizon(recipe).steps if name == "pretrain" else table.steps
+    if not steps:
+        return None
+    per_token = flops.per_token(config)
+    if isinstance(table, RLTable):
+        tokens = steps * table.prompts * table.group * min(2 * table.max_tokens, config.context)
+        rows, per_token = memory.MOST_ROWS, per_token + flops.per_token_forward(config) // table.epochs
+    else:
+        tokens = steps * (table.batch_tokens or setting.batch_tokens)
+        rows, left = divmod(tokens // steps // config.context, ranks)
+        if setting.strict and (left or not rows):
+            raise UserError(
+                f"{tokens // steps // config.context} rows a step do not divide by {ranks} ranks: choose a divisor, "
+                f"or another {name}.batch_tokens"
+            )
+    step = _split(name, table.micro_batch, max(1, rows), setting)
+    hours = cost.hours(per_token * tokens, device, ranks, setting.mfu)
+    found = {
+        "steps": steps,
+        "tokens": tokens,
+        "hours": hours,
+        "tokens_per_second": tokens / (hours * 3600),
+        "usd": cost.usd(hours, device, ranks, setting.price),
+        "kwh": cost.kilowatt_hours(hours, device, ranks),
+        "micro_batch": step.rows,
+        "grad_accumulation": step.micro_batches,
+        "memory": memory.per_rank(config, step)["total"],
+    }
+    return found, step
+
+
+def _split(name: str, pinned: int | None, rows: int, setting: _Setting) -> memory.Step:
+    """Return the step with its rows: those pinned, or the most that fit; raises UserError where none do, if strict."""
+    config, device, step = setting.config, setting.device, setting.step
+    if pinned is None:
+        try:
+            size = memory.micro_batch(config, rows, device.memory, step)
+        except UserError as problem:
+            if setting.strict:
+                raise UserError(f"{name} does not fit {device.name}: {problem}") from None
+            size = 1
+        return replace(step, rows=size, micro_batches=rows // size)
+    if not setting.strict:
+        return replace(step, rows=pinned, micro_batches=-(-rows // pinned))
+    if rows % pinned:
+        near = [size for size in range(1, rows + 1) if rows % size == 0]
+        fit = min(near, key=lambda size: abs(size - pinned))
         raise UserError(
-            f"{batch_tokens // config.context} rows a step do not divide by {ranks} ranks: choose a divisor, "
-            "or another pretrain.batch_tokens"
+            f"{name}.micro_batch: got {pinned}, expected a divisor of a rank's {rows} rows a step, for example {fit}"
         )
-    micro = recipe.pretrain.micro_batch or memory.micro_batch(config, rows, device.memory, dtype, ranks)
-    if rows % micro:
-        raise UserError(f"pretrain.micro_batch: got {micro}, expected a divisor of a rank's {rows} rows a step")
-    return {"micro_batch": micro, "grad_accumulation": rows // micro, "dtype": dtype}
-
-
-def _stages(
-    recipe: Recipe, per_token: int, device: hardware.Device, ranks: int, mfu: float | None, batch_tokens: int
-) -> dict[str, Any]:
-    """Return steps, tokens and hours of midtraining and SFT where their steps are pinned."""
-    planned = {}
-    for name in STAGES[1:3]:
-        table = recipe.stage(name)
-        if name in recipe.stages and table.steps:
-            tokens = table.steps * (table.batch_tokens or batch_tokens)
-            hours = cost.hours(per_token * tokens, device, ranks, mfu)
-            planned[name] = {"steps": table.steps, "tokens": tokens, "hours": hours}
-    return planned
+    chosen = replace(step, rows=pinned, micro_batches=rows // pinned)
+    if not memory.fits(config, chosen, device.memory):
+        problem = memory.does_not_fit(config, chosen, device.memory)
+        raise UserError(f"{name}.micro_batch={pinned} does not fit {device.name}: {problem}")
+    return chosen

@@ -8,6 +8,6 @@ Reading order: gather.py (files -> values), summary.py (values -> the tables), p
 """
 
 from fledgling.report.page import build
-from fledgling.report.summary import evals_table, summary
+from fledgling.report.summary import evals_table, pairs_table, summary
 
-__all__ = ["build", "evals_table", "summary"]
+__all__ = ["build", "evals_table", "pairs_table", "summary"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fledgling.config import STAGES
+from fledgling.config import USUAL
 from fledgling.draw.chart import Chart, Line, bar, draw, smooth
 from fledgling.draw.page import render
 from fledgling.record import write_text
@@ -20,8 +20,8 @@ from fledgling.report.gather import Run, Sample, Stage, gather, number, table
 
 MOST_PROMPTS, MOST_ANSWERS, MOST_LETTERS = 16, 8, 1200
 MOST_EVALS = 60
-COLOUR = {name: colour for colour, name in enumerate(STAGES)}
-_EXTRAS = ("reward", "pass_at_group", "length", "entropy", "kl")
+COLOUR = {name: colour for colour, name in enumerate((*USUAL, "dpo"))}
+_EXTRAS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_share", "accuracy", "margin")
 
 COMPARED = "bits_per_byte of "  # evaluations of this name say what a compressor needs: levels, not curves
 
@@ -160,15 +160,18 @@ def stage_rows(run: Run) -> list[dict[str, str]]:
 
 
 def pair_rows(run: Run) -> list[tuple[str, str, str, str]]:
-    """(what, predicted, measured, measured / predicted)."""
+    """(what, predicted, measured, error of the prediction)."""
     predicted, measured = numbers.pairs(run)
+    off = numbers.errors(predicted, measured)
     rows = []
     for key, plan in predicted.items():
         say = _unit(key)
-        ratio = f"{measured[key] / plan:.2f}" if plan else "–"
+        error = f"{100 * off[key]:+.1f} %" if key in off else "–"
         *stage, what = key.split(".")
-        label = {"hours": "time", "mfu": "MFU", "usd": "cost"}.get(what, what.replace("_", " "))
-        rows.append((" ".join([*stage, label]), say(plan), say(measured[key]), ratio))
+        label = {"hours": "time", "mfu": "MFU", "usd": "cost", "flops": "FLOPs", "memory": "peak memory"}.get(
+            what, what.replace("_", " ")
+        )
+        rows.append((" ".join([*stage, label]), say(plan), say(measured[key]), error))
     return rows
 
 
@@ -179,7 +182,7 @@ def _unit(key: str) -> Callable[[float], str]:
         return lambda value: f"{100 * value:.1f} %"
     if key.endswith("usd"):
         return lambda value: f"${value:,.2f}"
-    return size if key.startswith("memory") else short
+    return size if key.endswith("memory") else short
 
 
 def environment_rows(run: Run) -> list[tuple[str, str]]:
@@ -253,7 +256,7 @@ def extra_charts(run: Run) -> list[tuple[str, Markup]]:
             steps, values = stage.column(name)
             if not steps:
                 continue
-            share = numbers.is_share(name, values) and name in ("reward", "pass_at_group")
+            share = numbers.is_share(name, values) and name in ("reward", "pass_at_group", "clip_share", "accuracy")
             lines = [
                 Line("of the step", steps, values, colour=COLOUR[stage.name], faint=True),
                 Line("running mean", steps, smooth(values, 0.1), colour=COLOUR[stage.name]),

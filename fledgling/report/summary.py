@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WARM_STEPS = 3  # the first steps compile: speeds leave them out when there are more
+PAIR_NAMES = {"hours": "time", "mfu": "MFU", "usd": "cost", "flops": "FLOPs", "memory": "peak memory"}
 _LEADING = ("bits_per_byte", "core")
 _NO_SHARES = ("bits", "loss", "perplexity", "length", "tokens", "seconds")
 
 
 def summary(run_dir: Path | str) -> dict[str, Any]:
-    """The run as JSON: {"run", "name", "stages", "evals", "history", "predicted", "measured"}.
+    """The run as JSON: {"run", "name", "stages", "evals", "history", "predicted", "measured", "error"}.
 
     evals: the last value of every evaluation in each stage, {stage, step, name, value, low, high, n,
     baseline}; history: all of them. predicted and measured have the same keys (RUN/plan.json against the
-    files). Raises UserError when there is nothing to report.
+    files); error is predicted / measured - 1. Raises UserError when there is nothing to report.
     """
     run = gather(run_dir)
     predicted, measured = pairs(run)
@@ -36,6 +37,7 @@ def summary(run_dir: Path | str) -> dict[str, Any]:
         "history": [asdict(one) for stage in run.stages for one in stage.evals],
         "predicted": predicted,
         "measured": measured,
+        "error": errors(predicted, measured),
     }
 
 
@@ -101,31 +103,37 @@ def hourly(run: Run) -> float | None:
 
 
 def pairs(run: Run) -> tuple[dict[str, float], dict[str, float]]:
-    """(predicted, measured): the figures that RUN/plan.json foretold and the files can confirm, same keys."""
-    stages = {stage.name: stage for stage in run.stages}
-    plans = table(run.plan, "stages")
+    """(predicted, measured): the figures that RUN/plan.json foretold and the files can confirm, same keys.
+
+    flops are the tokens that were seen times the FLOPs of one; memory is the peak of live tensors that a step was
+    measured to have (`fledgling/train/peak.py`); hours, tokens and dollars only of stages that have finished.
+    """
+    plans, price = table(run.plan, "stages"), hourly(run)
+    per_token = number(table(run.plan, "flops").get("per_token"))
     foretold: dict[str, Any] = {"parameters": table(run.plan, "parameters").get("total")}
     found: dict[str, Any] = {"parameters": next((s.weights for s in run.stages[::-1] if s.weights), None)}
-    for name, stage in stages.items():
-        planned = table(plans, name)
+    for stage in run.stages:
+        name, planned, now = stage.name, dict(table(plans, stage.name)), pace(stage)
         if name == "pretrain":
-            planned = {**planned, **table(run.plan, "horizon"), **table(run.plan, "time")}
-        now = pace(stage)
-        for key in ("steps", "tokens", "hours", "mfu"):
+            planned |= {**table(run.plan, "horizon"), **table(run.plan, "time"), **table(run.plan, "flops")}
+            planned["flops"] = planned.pop("total", None)
+            planned["usd"] = table(run.plan, "cost").get("usd")
+        if stage.done and per_token and now["tokens"]:
+            now["flops"] = per_token * now["tokens"]
+        if stage.done and price is not None and stage.seconds:
+            now["usd"] = price * stage.seconds / 3600
+        now["memory"] = max(stage.column("memory")[1], default=None)
+        for key in ("steps", "tokens", "hours", "tokens_per_second", "mfu", "flops", "usd", "memory"):
             foretold[f"{name}.{key}"] = planned.get(key)
-            found[f"{name}.{key}"] = now[key] if stage.done or key == "mfu" else None
-    price = hourly(run)
-    first = stages.get("pretrain")
-    if price is not None and first and first.done and first.seconds:
-        foretold["pretrain.usd"], found["pretrain.usd"] = (
-            run.plan["cost"]["usd"],
-            price * first.seconds / 3600,
-        )
-    memory = [value for stage in run.stages for value in stage.column("memory")[1]]
-    foretold["memory_per_rank"] = table(run.plan, "memory", "per_rank").get("total")
-    found["memory_per_rank"] = max(memory, default=None)
+            always = key in ("mfu", "tokens_per_second", "memory")
+            found[f"{name}.{key}"] = now.get(key) if stage.done or always else None
     both = [key for key in foretold if number(foretold[key]) is not None and number(found[key]) is not None]
     return {key: foretold[key] for key in both}, {key: found[key] for key in both}
+
+
+def errors(predicted: dict[str, float], measured: dict[str, float]) -> dict[str, float]:
+    """How far each prediction was off, as a share of what was measured; left out where that is nothing."""
+    return {key: predicted[key] / found - 1 for key, found in measured.items() if found}
 
 
 def evals_table(run_dir: Path | str) -> "Table":
@@ -161,3 +169,20 @@ def _cell(one: Evaluation | None, share: bool) -> str:
     if share:
         return f"{100 * one.value:.1f} % ({100 * one.low:.0f}-{100 * one.high:.0f})"
     return f"{one.value:.3f} ± {(one.high - one.low) / 2:.3f}"
+
+
+def pairs_table(run_dir: Path | str) -> "Table":
+    """Predicted, measured and the prediction's error as a table for the terminal; no rows where nothing was planned."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    predicted, measured = pairs(gather(run_dir))
+    off = errors(predicted, measured)
+    made = Table(box=SIMPLE_HEAD, title="predicted and measured", title_justify="left")
+    for name in ("", "predicted", "measured", "error"):
+        made.add_column(name, justify="right" if name else "left")
+    for key, value in predicted.items():
+        *stage, what = key.split(".")
+        name = " ".join([*stage, PAIR_NAMES.get(what, what.replace("_", " "))])
+        made.add_row(name, f"{value:,.4g}", f"{measured[key]:,.4g}", f"{off[key]:+.1%}" if key in off else "-")
+    return made

@@ -21,10 +21,13 @@ from fledgling.evals.measurement import Measurement
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.record import Recorder
+from fledgling.train.peak import watch
 from fledgling.train.stage import Eval, Stage
 from fledgling.world import World
 
 SMOOTHING = 0.9  # of the loss shown on the progress line; metrics.jsonl has the raw one
+MEASURED = 2  # the step of a session, from 0, whose memory is measured: the first two compile
+SHOWN = ("reward", "length", "kl", "accuracy")  # of a stage's own figures; metrics.jsonl has all
 PATIENCE = 3  # steps in a row whose gradient is not finite before the run gives up
 
 
@@ -78,10 +81,16 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
         evaluate(stage.evals, recorder, 0, last=False)
     for step in range(start, stage.steps):
         began = time.perf_counter()
-        batches = stage.batches.next()
+        try:
+            batches = stage.batches.next()
+        except UserError:  # such as a reward of the user's that fails: what was learned so far is kept
+            if step > start:
+                around.save(step)
+            raise
         multiplier = stage.schedule(step / stage.steps)
         optimizer.schedule(multiplier)
-        loss, norm = update(stage, model, optimizer, batches, world)
+        with watch(world.device, active=step - start == MEASURED and world.is_main) as peak:
+            loss, norm = update(stage, model, optimizer, batches, world)
         bad = bad + 1 if not math.isfinite(norm) else 0
         if bad >= PATIENCE:
             raise UserError(
@@ -94,7 +103,7 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
         speed = {"tokens_per_second": here / seconds}
         if around.peak_flops:
             speed["mfu"] = around.flops_per_token * here / seconds / around.peak_flops / world.size
-        extra = stage.extra()
+        extra = stage.extra() | ({"memory": peak.bytes} if peak.bytes else {})
         recorder.metric(
             finished,
             loss=loss,
@@ -105,7 +114,7 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
             **speed,
             **extra,
         )
-        recorder.progress(finished, loss=shown, **speed, **extra)
+        recorder.progress(finished, loss=shown, **speed, **{name: extra[name] for name in SHOWN if name in extra})
         last = finished == stage.steps
         if world.is_main:
             evaluate(stage.evals, recorder, finished, last)

@@ -1,18 +1,40 @@
 """Losses: functions of a model and a batch that give the SUM over the batch's targets.
 
 Sums and not means, because the loop divides by the count over all ranks and micro-batches: how the batch was split
-then changes nothing.
+then changes nothing. What a loss sees on its way (clipped tokens, divergence) it adds to a `Tally`, sums again.
+
+B rows, T positions, C width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fledgling.config import RLTable
 from fledgling.data.batch import IGNORE, Batch
-from fledgling.model.logprob import cross_entropy_sum, target_logprobs
+from fledgling.model.logprob import CHUNK_VALUES, cross_entropy_sum, target_logprobs
 from fledgling.model.transformer import Transformer
+from fledgling.train.rl import objective
+
+
+class Tally:
+    """Sums over the micro-batches of one step, by name; what is read is also forgotten."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[Tensor]] = {}
+
+    def add(self, **sums: Tensor) -> None:
+        """Add scalars; no value is waited for."""
+        for name, value in sums.items():
+            self.sums.setdefault(name, []).append(value.detach())
+
+    def take(self) -> dict[str, list[float]]:
+        """The scalars by name, one a micro-batch, and begin anew."""
+        found = {name: [float(value) for value in values] for name, values in self.sums.items()}
+        self.sums = {}
+        return found
 
 
 def next_token(model: Transformer, batch: Batch) -> Tensor:
@@ -21,28 +43,78 @@ def next_token(model: Transformer, batch: Batch) -> Tensor:
     return cross_entropy_sum(hidden, model.head.weight, batch.targets, model.config.softcap)
 
 
-def clipped_policy(ratio: Tensor, advantages: Tensor, clip: float, clip_high: float) -> Tensor:
-    """-min(r A, clip(r, 1 - clip, 1 + clip_high) A), elementwise (PPO, arXiv 1707.06347, equation 7)."""
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip_high) * advantages)
+def logprobs_at(model: Transformer, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """log p(target) (B, T) under softmax(logits / temperature), 0 at IGNORE, from hidden states (B, T, C).
 
-
-def kl_estimate(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """Elementwise unbiased, non-negative estimate of KL(policy | reference): e^d - d - 1, d = reference - logprobs.
-
-    Schulman 2020, "Approximating KL divergence", k3; used by GRPO (arXiv 2402.03300, equation 4).
+    logits / t = (cap / t) tanh((hidden / t) W / (cap / t)): dividing hidden and cap is dividing the logits.
     """
-    difference = reference - logprobs
-    return difference.exp() - difference - 1
+    cap = model.config.softcap / temperature
+    return target_logprobs(hidden / temperature, model.head.weight, targets, cap)
 
 
-def policy_gradient(model: Transformer, batch: Batch, table: RLTable) -> Tensor:
-    """GRPO's objective summed over sampled tokens: clipped ratio times advantage, and KL to the reference if wanted."""
+def entropy_sum(model: Transformer, hidden: Tensor, kept: Tensor, weights: Tensor) -> Tensor:
+    """Sum over kept positions of weight times the entropy of the next token, nats; logits live one chunk at a time."""
+    step = max(1, CHUNK_VALUES // model.config.vocab_size)
+    parts = zip(hidden[kept].split(step), weights[kept].split(step), strict=True)
+
+    def chunk(rows: Tensor, weight: Tensor) -> Tensor:
+        return (objective.entropy(model.logits(rows)) * weight).sum()
+
+    return torch.stack([checkpoint(chunk, *part, use_reentrant=False) for part in parts]).sum()
+
+
+def policy_gradient(
+    model: Transformer, batch: Batch, table: RLTable, kl: float | None = None, tally: Tally | None = None
+) -> Tensor:
+    """The objective of GRPO and PPO summed over sampled tokens: clipped ratio times advantage; the divergence from the
+    reference, the entropy and, with a critic, the value where the table gives them weight.
+
+    kl: the divergence's weight now, where it adapts; else the table's.
+    """
+    kl = table.kl if kl is None else kl
     hidden = model(batch.tokens, batch.documents)
-    logprobs = target_logprobs(hidden, model.head.weight, batch.targets, model.config.softcap)  # (B, T)
     kept = batch.targets != IGNORE
+    weights = torch.ones_like(batch.advantages) if batch.weights is None else batch.weights
+    logprobs = logprobs_at(model, hidden, batch.targets, table.temperature)  # (B, T)
     ratio = torch.where(kept, logprobs - batch.old_logprobs, 0.0).exp()
-    high = table.clip if table.clip_high is None else table.clip_high
-    loss = clipped_policy(ratio, batch.advantages, table.clip, high)
-    if table.kl > 0:
-        loss = loss + table.kl * kl_estimate(logprobs, batch.reference_logprobs)
-    return torch.where(kept, loss, 0.0).sum()
+    bounds = table.clip, table.clip if table.clip_high is None else table.clip_high
+    loss = objective.clipped_policy(ratio, batch.advantages, *bounds)
+    seen = {
+        "targets": kept.sum(),
+        "clipped": (objective.is_clipped(ratio, batch.advantages, *bounds) & kept).sum(),
+    }
+    if batch.reference_logprobs is not None:
+        divergence = objective.kl_estimate(logprobs, batch.reference_logprobs)
+        loss = loss + kl * divergence
+        seen["kl"] = torch.where(kept, divergence, 0.0).sum()
+    if table.algorithm == "ppo":
+        value = model.critic(hidden)
+        error = objective.clipped_value(value, batch.old_values, batch.returns, table.value_clip)
+        loss = loss + table.value_weight * error
+        seen["value_loss"] = torch.where(kept, error, 0.0).sum()
+    total = torch.where(kept, loss * weights, 0.0).sum()
+    if table.entropy > 0:
+        total = total - table.entropy * entropy_sum(model, hidden, kept, weights)
+    if tally is not None:
+        tally.add(**seen)
+    return total
+
+
+def preferred(model: Transformer, batch: Batch, beta: float, tally: Tally | None = None) -> Tensor:
+    """DPO's loss summed over pairs, times the weight that all tokens of a pair share (the loop divides by tokens).
+
+    A row holds whole pairs, chosen before rejected: documents 1 and 2, 3 and 4, ...
+    """
+    hidden = model(batch.tokens, batch.documents)
+    kept = batch.targets != IGNORE
+    logprobs = logprobs_at(model, hidden, batch.targets)
+    gained = torch.where(kept, logprobs - batch.reference_logprobs, 0.0)  # (B, T)
+    pair, sign = (batch.documents.long() - 1) // 2, 2 * (batch.documents % 2) - 1
+    nothing = torch.zeros_like(gained)
+    margin = nothing.scatter_add(1, pair, gained * sign)  # (B, pairs of a row)
+    weight = nothing.scatter_reduce(1, pair, torch.where(kept, batch.weights, 0.0), "amax")  # 0 where no pair is
+    if tally is not None:
+        real = weight > 0
+        right, gain = (margin > 0) & real, torch.where(real, margin, 0.0)
+        tally.add(pairs=real.sum(), right=right.sum(), margin=gain.sum())
+    return (objective.preference(margin, beta) * weight).sum()

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from fledgling.config import STAGES, Recipe, UserError
+from fledgling.config import USUAL, Recipe, UserError
 from fledgling.data.corpus import harvest
 from fledgling.data.document import Document
 from fledgling.data.public import SETS
@@ -167,7 +167,7 @@ class Preparer:
 
     def conversations(self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer) -> TokenShard:
         """A shard of at least `tokens` tokens of generated conversations."""
-        seed = self.recipe.seed * len(STAGES) + STAGES.index(stage)  # no two stages of a run see the same examples
+        seed = self.recipe.seed * len(USUAL) + USUAL.index(stage)  # no two stages of a run see the same examples
         examples = _examples(tasks, seed)
         grammar = [mixture_example(tasks, index, seed) for index in range(64)]  # another grammar, another shard
         key = _digest(stage, tasks, tokens, grammar, tokenizer.fingerprint())

@@ -16,16 +16,21 @@ from pathlib import Path
 
 import torch
 
-from fledgling.config import STAGES, Recipe, UserError, dump_toml
+from fledgling.config import STAGES, Recipe, UserError
 from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
+from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.flops import per_token
+from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
 from fledgling.record import Recorder, checkpoint, environment, write_json
-from fledgling.train import loop, rl, supervised
+from fledgling.toml import dump_toml
+from fledgling.train import loop, supervised
 from fledgling.train.prepare import Preparer
-from fledgling.train.setup import make_model, set_up
+from fledgling.train.rl import build as rl
+from fledgling.train.rl import critic, dpo
+from fledgling.train.setup import Setup, make_model, set_up
 from fledgling.train.sources import check
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.supervised import Context
@@ -35,6 +40,7 @@ BUILDERS = {
     "pretrain": supervised.build,
     "midtrain": supervised.build,
     "sft": supervised.build,
+    "dpo": dpo.build,
     "rl": rl.build,
 }
 
@@ -58,9 +64,10 @@ def run_stage(
     check(recipe, [name])
     world = World.start(recipe.run.device)
     setup = set_up(recipe.run, world)
+    setup = replace(setup, memory=min(world.gather(setup.memory)))  # the same micro-batch on every rank
     with world.main_first():
         if world.is_main:
-            begin_run(recipe, run_dir)
+            begin_run(recipe, run_dir, setup, world)
             if resume == "never":
                 shutil.rmtree(stage_dir, ignore_errors=True)
     passed_over: list[str] = []
@@ -76,14 +83,22 @@ def run_stage(
         config = (
             ModelConfig.from_dict(loaded.state["model"]) if loaded else from_table(recipe.model, tokenizer.vocab_size)
         )
-        model = make_model(config, setup, world.device)
-        if loaded:
-            model.load_state_dict(loaded.tensors["model"])
-        else:
-            model.initialize(recipe.seed)
+        model = weigh(make_model(config, setup, world.device), loaded, recipe.seed)
+        if critic.wanted(recipe, name):
+            critic.attach(model)
+        if saved:
+            model.load_state_dict({**loaded.tensors["model"], **loaded.tensors.get(critic.NAME, {})})
+
+        def beginning() -> Transformer:
+            """The model as it was when this stage began, frozen."""
+            twin = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)
+            return weigh(twin, checkpoint.load(before, ("model",)) if before else None, recipe.seed)
+
         engine = Engine(model, tokenizer, dtype=setup.dtype)
         micro_batch = loaded.state.get("micro_batch") if saved else None
-        context = Context(recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, micro_batch)
+        context = Context(
+            recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, setup, beginning, micro_batch
+        )
         with world.main_first():
             stage = BUILDERS[name](name, context)
         stage = replace(stage, evals=choose(stage.evals))
@@ -102,16 +117,33 @@ def run_stage(
                 loop.run(stage, model, optimizer, around, start)
             finally:
                 stage.batches.close()
-        recorder.done(tokens=stage.steps * (recipe.stage(name).batch_tokens or 0))
+        recorder.done(tokens=stage.steps * (getattr(recipe.stage(name), "batch_tokens", None) or 0))
     return True
 
 
-def begin_run(recipe: Recipe, run_dir: Path) -> None:
-    """Write the resolved recipe and the environment into the run directory, once."""
+def weigh(model: Transformer, loaded: checkpoint.Checkpoint | None, seed: int) -> Transformer:
+    """Fill a model with a checkpoint's weights, or with those that the seed gives."""
+    if loaded:
+        model.load_state_dict(loaded.tensors["model"])
+    else:
+        model.initialize(seed)
+    return model
+
+
+def begin_run(recipe: Recipe, run_dir: Path, setup: Setup, world: World) -> None:
+    """Write the resolved recipe, the environment, and the plan for what it really runs on, into the run directory."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
     write_json(run_dir / "environment.json", environment())
-    write_json(run_dir / "plan.json", plan(recipe))
+    card = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
+    here = replace(
+        recipe.run,
+        dtype=setup.dtype_name,
+        compile="on" if setup.compiled else "off",
+        ranks=world.size,
+        hardware=name_of(world.device.type, setup.dtype_name, card) or recipe.run.hardware,
+    )
+    write_json(run_dir / "plan.json", plan(replace(recipe, run=here), strict=False))
 
 
 def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
@@ -160,7 +192,7 @@ def saver(stage: Stage, optimizer: Optimizer, context: Context):
             "micro_batch": stage.micro_batch,
         }
         tensors = {
-            "model": context.model.state_dict(),
+            **critic.apart(context.model.state_dict()),
             "optimizer": moments,
             "random": checkpoint.random_state(context.world.device),
         }

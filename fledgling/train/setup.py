@@ -24,17 +24,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Setup:
-    """How this process computes: dtype of the products, whether kernels are compiled, and measured peak FLOP/s."""
+    """How this process computes: dtype of the products, whether kernels are compiled, measured peak FLOP/s, and bytes
+    of memory that a rank may fill."""
 
     dtype: torch.dtype
     compiled: bool
     peak_flops: float
+    memory: int = 1 << 62
+
+    @property
+    def dtype_name(self) -> str:
+        """As recipes say it: float32, bfloat16."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def sentence(self) -> str:
         """The choices in one line."""
         how = "compiled" if self.compiled else "not compiled (no C++ compiler found, or switched off)"
-        return f"{str(self.dtype).removeprefix('torch.')}, {how}, peak {self.peak_flops / 1e9:,.0f} GFLOP/s measured"
+        return f"{self.dtype_name}, {how}, peak {self.peak_flops / 1e9:,.0f} GFLOP/s measured"
 
 
 def set_up(table: RunTable, world: World) -> Setup:
@@ -46,7 +53,19 @@ def set_up(table: RunTable, world: World) -> Setup:
         keep_freed_memory()
     dtype = DTYPES[table.dtype] if table.dtype != "auto" else fastest_dtype(device)
     compiled = can_compile(table.compile, device)
-    return Setup(dtype, compiled, measure_peak(device, dtype))
+    return Setup(dtype, compiled, measure_peak(device, dtype), memory_of(device) // shared_by(world))
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of the GPU, or half of the machine's memory: the other half is for what is not tensors, and others."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if os.name == "posix" else 1 << 62
+
+
+def shared_by(world: World) -> int:
+    """How many ranks share the memory of `memory_of`: on a GPU each has its own."""
+    return 1 if world.device.type == "cuda" else world.local_size
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:

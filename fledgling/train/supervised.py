@@ -7,6 +7,7 @@ conversations, samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,18 +24,20 @@ from fledgling.files import data_root
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoid
+from fledgling.plan import memory
 from fledgling.plan.horizon import stretch
+from fledgling.plan.plan import first_step
 from fledgling.record import Recorder
 from fledgling.tasks.core import find_bundle, read_tasks
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import next_token
 from fledgling.train.prepare import Preparer, parts
+from fledgling.train.setup import Setup
 from fledgling.train.sources import examined, mix
 from fledgling.train.stage import Eval, Stage
 from fledgling.world import World
 
 VALIDATION_ROWS = 512  # of held-out text at the end of a stage; an eighth of it in between
-MICRO_TOKENS = 8192  # of one forward/backward where the recipe leaves it open
 COMPRESSIBLE = 64_000_000  # bytes of training text up to which compressors are run for comparison
 
 
@@ -50,6 +53,8 @@ class Context:
     engine: Engine
     recorder: Recorder
     preparer: Preparer
+    setup: Setup
+    beginning: Callable[[], Transformer]  # the model as it was when the stage began
     micro_batch: int | None = None  # of the checkpoint that is gone on from
 
 
@@ -59,7 +64,7 @@ def build(name: str, context: Context) -> Stage:
     row = context.recipe.model.context
     horizon = stretch(context.model.config, table.batch_tokens, table.steps)
     rows = horizon.batch_tokens // row
-    micro = micro_batch(table, context)
+    micro = micro_batch(table, context, rows // context.world.size)
     if rows // context.world.size < micro:
         micro = rows // context.world.size or 1
         context.recorder.notice(
@@ -94,10 +99,23 @@ def build(name: str, context: Context) -> Stage:
     )
 
 
-def micro_batch(table: StageTable | RLTable, context: Context) -> int:
-    """Rows of one forward/backward: the table's, or what is usual; a run that goes on keeps those it had, or fewer."""
-    wanted = table.micro_batch or max(1, MICRO_TOKENS // context.recipe.model.context)
-    return min(wanted, context.micro_batch or wanted)
+def micro_batch(table: StageTable | RLTable, context: Context, rows: int = memory.MOST_ROWS) -> int:
+    """Rows of one forward/backward: the table's, or the planner's proposal for a rank's `rows` a step.
+
+    A run that goes on keeps those it had, or fewer. Raises UserError where not even one row fits.
+    """
+    wanted = table.micro_batch
+    if wanted is None and context.micro_batch is None:
+        wanted = proposed(context, rows)
+    return min(size for size in (wanted, context.micro_batch) if size)
+
+
+def proposed(context: Context, rows: int) -> int:
+    """The planner's micro-batch for this machine's memory: the most rows that fit and divide `rows`."""
+    setup, config, world = context.setup, context.model.config, context.world
+    kind = "cpu" if world.device.type == "cpu" else "cuda"
+    step = first_step(context.recipe, config, world.size, kind, setup.dtype_name, setup.compiled)
+    return memory.micro_batch(config, max(1, rows), setup.memory, step)
 
 
 def mixed_with(table: StageTable) -> str | None:

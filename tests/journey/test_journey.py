@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from fledgling.config import STAGES
+from fledgling.config import USUAL
 from tests.tiny import tiny
 
 
@@ -37,7 +37,7 @@ def test_from_nothing_to_a_model_to_talk_to(tmp_path):
 
     told = fledgling("report", out, "--json")
     evals = json.loads(told.stdout)["evals"]
-    assert {e["stage"] for e in evals} == set(STAGES)
+    assert {e["stage"] for e in evals} == set(USUAL)
     assert {"bits_per_byte", "arithmetic", "arithmetic_unseen", "identity"} <= {e["name"] for e in evals}
 
     said = fledgling("chat", out, "-p", "Who are you?", "--max-tokens", "8")

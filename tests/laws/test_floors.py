@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
-    {"config", "files", "world", "record", "draw"},
+    {"config", "toml", "files", "world", "record", "draw"},
     {"text", "model", "optim", "sandbox"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
@@ -31,6 +31,8 @@ TORCH_FREE = (
     "lab.bowls",
     "lab.analysis",
     "lab.page",
+    "lab.inference",
+    "lab.inference_page",
     "tasks",
     "sandbox",
     "cli",

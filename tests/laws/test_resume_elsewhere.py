@@ -73,11 +73,11 @@ def test_stop_at_four_go_on_at_two_and_at_one(tmp_path, monkeypatch):
         for stage in STAGES:
             later = [name for name in STAGES if STAGES.index(name) >= STAGES.index(stage)]
             shutil.copytree(whole, tmp_path / "four" / stage, ignore=shutil.ignore_patterns(*later))
-        assert on_ranks(4, stopped_halfway, recipe, str(tmp_path / "four")) == [[2] * 4] * 4
+        assert on_ranks(4, stopped_halfway, recipe, str(tmp_path / "four")) == [[2] * len(STAGES)] * 4
         shutil.copytree(tmp_path / "four", tmp_path / "two")
         shutil.copytree(tmp_path / "four", tmp_path / "one")
-        assert on_ranks(2, finished, recipe, str(tmp_path / "two"), 1) == [[True] * 4] * 2
-        assert finished(recipe, str(tmp_path / "one"), 0) == [True] * 4
+        assert on_ranks(2, finished, recipe, str(tmp_path / "two"), 1) == [[True] * len(STAGES)] * 2
+        assert finished(recipe, str(tmp_path / "one"), 0) == [True] * len(STAGES)
         for stage in STAGES:
             tensors, stream, lines = outcome(whole, stage)
             for name in ("two", "one"):

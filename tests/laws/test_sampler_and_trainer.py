@@ -11,7 +11,7 @@ from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import policy_gradient
-from fledgling.train.rollout import Rollout, to_batches
+from fledgling.train.rl.rollout import Rollout, to_batches
 
 
 def test_log_probabilities_agree_over_packed_rollouts():

@@ -1,0 +1,103 @@
+"""What a forward pass keeps for backward, by layer and kind, and what a layer needs for a moment.
+
+The one idea: autograd keeps what each operation's derivative reads, and nothing else; so the bytes kept are a list that
+follows the model line by line (`fledgling/model`). Everything is bytes; w is the compute dtype's width (4 or 2).
+
+Kept per token and layer without a compiler (E width, K key/value width, F hidden width):
+
+    streams     2 x 4 E         what each norm reads, in fp32
+    norms       2 x w E         what it gives, read by the matrices after it (twice that with a weight)
+    queries ..  what their norm reads, and what the products of attention read
+    attention   block by block: the weights exp(scores) in fp32, in bf16 a second time as the product reads them, a byte
+                for each masked place, the products; by the library's kernel: its result
+    feed_forward  ReLU^2 2 F, GELU 2 F, SwiGLU 4 F, each w wide
+
+A compiler recomputes what is cheap: `compiled` says what it was found to keep, which is an estimate.
+
+What it is not: states, gradients and the head (`memory.py`).
+"""
+
+from __future__ import annotations
+
+from fledgling.model.config import ModelConfig
+
+BLOCK = 128  # queries a block of attention, as in fledgling.model.attention
+LONGEST_PLAIN = 1024  # rows up to which CPUs take them block by block
+
+
+def blockwise(context: int, device: str) -> bool:
+    """Whether attention goes block by block (`fledgling.model.attention.is_plain`)."""
+    return device == "cpu" and context <= LONGEST_PLAIN
+
+
+def scored(context: int) -> int:
+    """Return the (query, key) pairs of one row and head that attention by blocks multiplies."""
+    starts = range(0, context, BLOCK)
+    return sum((min(start + BLOCK, context) - start) * min(start + BLOCK, context) for start in starts)
+
+
+def eager(config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool) -> dict[str, int]:
+    """Return the bytes one layer keeps, by kind, where nothing is compiled. Exact."""
+    A, E, F = rows * context, config.width, config.hidden
+    H, statistics = config.heads, 8 if config.norm == "layer" else 4
+    kept = {
+        "streams": A * 2 * (4 * E + statistics),
+        "norms": A * 2 * w * E * (2 if config.norm == "rms_weighted" else 1),
+        "queries_keys_values": A * _projected(config, w, blockwise(context, device)),
+        "feed_forward": A * w * F * (4 if config.gated else 2),
+    }
+    if blockwise(context, device):
+        pairs = rows * H * scored(context)
+        masks = (rows if documents else 1) * scored(context)
+        weights = pairs * (4 if w == 4 else 4 + w) + masks
+        kept["attention"] = weights + A * (w * E + H * w) + A * w * E  # products, row sums; what the output reads
+    else:
+        copied = config.positions == "rope"  # rotation leaves another order in memory: the output is put back in order
+        kept["attention"] = A * ((1 + copied) * w * E + 4 * H)
+    return kept
+
+
+def _projected(config: ModelConfig, w: int, plain: bool) -> int:
+    """Bytes a token keeps of queries, keys and values."""
+    E, K, H, G = config.width, config.kv_heads * config.head_width, config.heads, config.kv_heads
+    repeated = H != G and plain
+    total = 0
+    for width, heads, is_key in ((E, H, False), (K, G, True)):
+        if config.qk_norm:
+            total += 4 * width + 4 * heads  # what the norm reads, in fp32, and its statistics
+        total += w * (E if is_key and repeated else width)  # what the product of scores reads
+    return total + w * (E if repeated else K)
+
+
+def compiled(config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool) -> dict[str, int]:
+    """Return the bytes one layer keeps, by kind, where blocks are compiled: an estimate.
+
+    Measured on torch 2.13 (docs/benchmarks.md): everything is kept in the compute dtype, what a norm or an activation
+    can make again is made again, and attention by blocks keeps its weights twice (or once in fp32).
+    """
+    A, E, F, K = rows * context, config.width, config.hidden, config.kv_heads * config.head_width
+    norm = 2.8 if config.norm == "layer" else 2
+    kept = {
+        "streams": A * w * 2 * E,
+        "norms": round(A * w * norm * E / 2) * 2,
+        "queries_keys_values": A * w * ((E + K if config.qk_norm else 0) + E + 2 * K),
+        "attention": A * w * 2 * E,
+        "feed_forward": A * w * F * (3 if config.gated else 2),
+    }
+    if blockwise(context, device):
+        pairs = rows * config.heads * scored(context)
+        kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)
+    return kept
+
+
+def backward_peak(config: ModelConfig, tokens: int, w: int, compiled: bool = False) -> int:
+    """Return the bytes that the feed-forward's backward needs beyond all that is kept.
+
+    It is the first thing a layer's backward does, so nothing else of the layer is free yet: the stream's gradient, the
+    hidden layer's and what its derivative makes on the way; what was kept and is spent by then is subtracted. Exact
+    without a compiler; compiled, an estimate from the same measurements.
+    """
+    eager_hidden = {"relu2": 3, "gelu": 1, "swiglu": 2}
+    fused_hidden = {"relu2": 1.75, "gelu": 1.2, "swiglu": 3.3}
+    hidden = (fused_hidden if compiled else eager_hidden)[config.activation]
+    return round(tokens * w * (config.width + hidden * config.hidden))

@@ -1,0 +1,117 @@
+"""Decoders side by side: what a block of each family holds, and what that makes in all.
+
+The one idea: GPT's feed-forward is two matrices of H/E = 4, Llama's three of 2.66 to 3.5, so a block of either has
+about 12 E^2 parameters; the rest of the difference is embeddings, positions, biases and norms.
+
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fledgling.config import ModelTable
+from fledgling.model.config import FAMILIES, ModelConfig, from_table
+from fledgling.plan import flops
+from fledgling.plan.size import COMPONENTS, formula, parameters
+
+PUBLISHED = (("GPT-2", 3072, 768), ("Llama 2 7B", 11_008, 4_096), ("Llama 3 8B", 14_336, 4_096))  # (name, H, E)
+
+
+def compare(depths: tuple[int, ...], vocab_size: int, context: int) -> list[dict[str, Any]]:
+    """Return one entry a depth and family, our own first: what a block holds, and the counts."""
+    return [
+        describe(from_table(ModelTable(depth=depth, context=context, family=family), vocab_size))
+        for depth in depths
+        for family in FAMILIES
+    ]
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """Return what a block of this model holds, its parameters by component and its formula."""
+    counts, (terms, simple) = parameters(config), formula(config)
+    block = sum(counts[name] for name in ("attention", "feed_forward", "norms")) // config.depth
+    words = {"rms": "RMSNorm, weightless", "rms_weighted": "RMSNorm", "layer": "LayerNorm"}
+    activation = {"relu2": "ReLU^2", "gelu": "GELU", "swiglu": "SwiGLU"}[config.activation]
+    return {
+        "family": config.family,
+        "depth": config.depth,
+        "width": config.width,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "hidden": config.hidden,
+        "hidden_ratio": config.hidden / config.width,
+        "block": {
+            "positions": {"rope": "rotary", "learned": "learned, added once"}[config.positions],
+            "norms": f"2 x {words[config.norm]}" + (", q and k too" if config.qk_norm else ""),
+            "attention_matrices": 4,
+            "feed_forward_matrices": 3 if config.gated else 2,
+            "activation": activation,
+            "biases": config.bias,
+            "parameters": block,
+            "parameters_per_width_squared": block / config.width**2,
+        },
+        "head": "tied to the embedding" if config.tied else "its own matrix",
+        "parameters": counts,
+        "formula": terms,
+        "simplified": simple,
+        "flops_per_token": flops.per_token(config),
+    }
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Return the entries of `compare` as lines of text: one table a depth, one column a family."""
+    lines: list[str] = []
+    for depth in dict.fromkeys(one["depth"] for one in found):
+        some = [one for one in found if one["depth"] == depth]
+        lines += ["", f"depth {depth}"] if lines else [f"depth {depth}"]
+        rows = [("", [one["family"] for one in some])]
+        rows += [(name, [_cell(one, name) for one in some]) for name in ROWS]
+        rows += [
+            (f"  {part.replace('_', ' ')}", [f"{one['parameters'][part]:,}" for one in some]) for part in COMPONENTS
+        ]
+        widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(some))]
+        left = max(len(name) for name, _ in rows)
+        lines += [
+            f"{name:<{left}}  "
+            + "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+            for name, cells in rows
+        ]
+    return "\n".join(lines)
+
+
+ROWS = (
+    "width, heads",
+    "positions",
+    "norms",
+    "attention",
+    "feed-forward",
+    "H / E",
+    "biases",
+    "head",
+    "a block",
+    "a block / E^2",
+    "FLOPs a token",
+    "formula",
+    "simplified",
+    "parameters",
+)
+
+
+def _cell(one: dict[str, Any], name: str) -> str:
+    block = one["block"]
+    return {
+        "width, heads": f"{one['width']}, {one['heads']}",
+        "positions": block["positions"],
+        "norms": block["norms"],
+        "attention": f"{block['attention_matrices']} matrices",
+        "feed-forward": f"{block['feed_forward_matrices']} matrices, {block['activation']}",
+        "H / E": f"{one['hidden']} / {one['width']} = {one['hidden_ratio']:.2f}",
+        "biases": "yes" if block["biases"] else "no",
+        "head": one["head"],
+        "a block": f"{block['parameters']:,}",
+        "a block / E^2": f"{block['parameters_per_width_squared']:.2f}",
+        "FLOPs a token": f"{one['flops_per_token']:,}",
+        "formula": one["formula"],
+        "simplified": one["simplified"],
+        "parameters": f"{one['parameters']['total']:,}",
+    }[name]

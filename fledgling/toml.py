@@ -1,0 +1,41 @@
+"""Recipes and their values in TOML's notation, which the standard library reads but does not write. Floor 0."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields
+from typing import Any
+
+
+def dump_toml(recipe: Any) -> str:
+    """Return a recipe (a dataclass of tables) as TOML that `load_recipe` reads back to an equal value, without None."""
+    top, tables = [], []
+    for entry in fields(recipe):
+        value = getattr(recipe, entry.name)
+        if hasattr(value, "__dataclass_fields__"):
+            pairs = ((inner.name, getattr(value, inner.name)) for inner in fields(value))
+            lines = [f"{key} = {toml_value(inner)}" for key, inner in pairs if inner is not None]
+            tables.append("\n".join([f"[{entry.name}]", *lines]))
+        else:
+            top.append(f"{entry.name} = {toml_value(value)}")
+    return "\n\n".join(["\n".join(top), *tables]) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """Return one value in TOML's notation."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):  # a JSON string is a TOML string, once DEL is escaped too
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple):
+        return "[" + ", ".join(toml_value(inner) for inner in value) + "]"
+    if isinstance(value, dict):
+        pairs = (f"{toml_key(key)} = {toml_value(inner)}" for key, inner in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    return repr(value)
+
+
+def toml_key(key: str) -> str:
+    """Return a key bare where TOML allows it, quoted otherwise."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)

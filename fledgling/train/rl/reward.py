@@ -1,0 +1,164 @@
+"""What an answer is worth: the task's score, its form, rewards of the user's own, and what its length costs.
+
+The one idea: a reward is a weighted sum of named parts, each recorded. `task` is the task's own score (an exact answer,
+tests run in the sandbox), `format` whether the answer is whole, `module:function` a function of the user's. A function
+that raises, hangs or returns no finite number ends the round with its name and the answer it failed on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fledgling.config import RLTable, UserError, did_you_mean
+from fledgling.infer.batch import Completion
+from fledgling.infer.stream import final_text
+from fledgling.tasks.task import Question, Task
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.rl.advantage import overlong
+
+LOADING = 120.0  # seconds that a function's module may take to import
+SHOWN = 100  # characters of a question or an answer in a message
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One answer to be scored."""
+
+    task: Task
+    question: Question
+    completion: Completion
+    text: str  # what it finally says
+
+    def __str__(self) -> str:
+        return f"question {_short(self.question.prompt)}, answer {_short(self.text)}"
+
+
+def _short(text: str) -> str:
+    return json.dumps(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...", ensure_ascii=False)
+
+
+class OwnReward:
+    """A function of the user's, run by `grader.py` in a process of its own that starts with the first answer."""
+
+    def __init__(self, spec: str, seconds: float) -> None:
+        self.spec, self.seconds = spec, seconds
+        self.process: subprocess.Popen | None = None
+        self.unread = b""
+
+    def scores(self, candidates: Sequence[Candidate]) -> list[float]:
+        """One number an answer. Raises UserError with the function's name and the answer it failed on."""
+        return [self._score(one) for one in candidates]
+
+    def _score(self, one: Candidate) -> float:
+        if self.process is None:
+            self._start()
+        asked = json.dumps({"question": asdict(one.question), "answer": one.text}, default=str) + "\n"
+        try:
+            self.process.stdin.write(asked.encode())
+            self.process.stdin.flush()
+            told = self._line(self.seconds)
+        except BrokenPipeError:
+            told = None
+        if told is None:
+            code = self.process.poll()
+            late = f"took more than {self.seconds:g} s" if code is None else f"ended its process (exit code {code})"
+            told = {"error": late}
+        if "reward" in told:
+            return told["reward"]
+        self.close()
+        raise UserError(f'reward "{self.spec}" {told["error"]}; {one}; the run goes on from here once it is mended')
+
+    def _start(self) -> None:
+        command = [sys.executable, "-m", "fledgling.train.rl.grader", self.spec]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.unread = b""
+        told = self._line(LOADING) or {"error": "cannot be loaded: its process said nothing"}
+        if "error" in told:
+            self.close()
+            raise UserError(f'reward "{self.spec}" {told["error"]}; expected module:function or path.py:function')
+
+    def _line(self, seconds: float) -> dict[str, Any] | None:
+        """The next line of the process, or None when it ended or the time is over."""
+        pipe = self.process.stdout.fileno()
+        while b"\n" not in self.unread:
+            ready, _, _ = select.select([pipe], [], [], seconds)
+            piece = os.read(pipe, 1 << 16) if ready else b""
+            if not piece:
+                if ready:
+                    self.process.wait()
+                return None
+            self.unread += piece
+        line, _, self.unread = self.unread.partition(b"\n")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                pipe.close()
+            self.process = None
+
+
+def task_scores(candidates: Sequence[Candidate]) -> list[float]:
+    """Each task's own score, all answers to one task at once."""
+    found = [0.0] * len(candidates)
+    for task in {id(one.task): one.task for one in candidates}.values():
+        mine = [i for i, one in enumerate(candidates) if one.task is task]
+        scores = task.scores([(candidates[i].question, candidates[i].text) for i in mine])
+        for i, score in zip(mine, scores, strict=True):
+            found[i] = float(score)
+    return found
+
+
+def well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> bool:
+    """Whether an answer is whole: it ended by itself, says something, and every call of a tool was closed."""
+    opened = completion.tokens.count(tokenizer.python_start)
+    closed = completion.tokens.count(tokenizer.python_end)
+    return completion.finish == "stop" and bool(text.strip()) and opened == closed
+
+
+class Rewards:
+    """The parts of a recipe's reward. `score` gives every part, (N,) each, and their weighted sum."""
+
+    def __init__(self, table: RLTable, tokenizer: Tokenizer) -> None:
+        self.table, self.tokenizer = table, tokenizer
+        self.weights = {name: w for name, w in table.rewards.items() if w > 0} or {"task": 1.0}
+        self.own = {name: OwnReward(name, table.reward_seconds) for name in self.weights if ":" in name}
+        for name in self.weights:
+            if name not in ("task", "format", *self.own):
+                hint = did_you_mean(name, ("task", "format"))
+                raise UserError(f'rl.rewards: unknown "{name}"{hint}; expected task, format or module:function')
+
+    def score(
+        self, asked: Sequence[tuple[Task, Question]], answers: Sequence[Completion]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Rewards (N,) of answers (N,), and their parts by name, not yet weighted; `task` is always among them."""
+        texts = [final_text(self.tokenizer, answer.tokens) for answer in answers]
+        candidates = [Candidate(*one, a, text) for one, a, text in zip(asked, answers, texts, strict=True)]
+        parts = {"task": np.array(task_scores(candidates))}
+        if "format" in self.weights:
+            parts["format"] = np.array([float(well_formed(self.tokenizer, c.completion, c.text)) for c in candidates])
+        parts |= {name: np.array(own.scores(candidates)) for name, own in self.own.items()}
+        total = sum(weight * parts[name] for name, weight in self.weights.items())
+        if self.table.length_penalty:
+            longest = self.table.max_tokens
+            free = longest // 2 if self.table.length_free is None else self.table.length_free
+            parts["length_cost"] = np.array([overlong(len(answer.tokens), free, longest) for answer in answers])
+            total = total + self.table.length_penalty * parts["length_cost"]
+        return total, parts
+
+    def close(self) -> None:
+        """End the processes of the user's rewards."""
+        for own in self.own.values():
+            own.close()

@@ -1,0 +1,54 @@
+"""Made-up batches of every stage and the loss that each is learned with, for the laws about one update."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from fledgling.config import RLTable
+from fledgling.data.batch import IGNORE, Batch
+from fledgling.train.loss import next_token, policy_gradient, preferred
+from fledgling.train.rl import critic
+
+TEXT, POLICY = ("pretrain", "midtrain", "sft"), ("rl", "ppo")
+LEARNED = (*TEXT, *POLICY, "dpo")
+TABLES = {"rl": RLTable(kl=0.05), "ppo": RLTable(algorithm="ppo", kl=0.05, entropy=0.02, normalize="sequence")}
+
+
+def batch_of(stage: str, rows: int, length: int, vocabulary: int, seed: int) -> Batch:
+    """Rows of several documents with very different numbers of targets; of the first there are none from SFT on."""
+    draw = torch.Generator().manual_seed(seed)
+    tokens, targets = torch.randint(vocabulary, (2, rows, length), generator=draw).unbind(0)
+    if stage not in ("pretrain", "midtrain"):
+        for row in range(rows):
+            targets[row, row * length // rows :] = IGNORE
+    batch = Batch(tokens, targets, (torch.arange(length) // 6 + 1).int().expand(rows, -1).contiguous())
+    if stage in (*POLICY, "dpo"):
+        batch.reference_logprobs = -4 + 0.3 * torch.randn(rows, length, generator=draw)
+        batch.weights = torch.full((rows, length), 3.0)
+    if stage in POLICY:
+        batch.advantages = torch.randn(rows, length, generator=draw)
+        batch.old_logprobs = -4 + 0.3 * torch.randn(rows, length, generator=draw)
+        batch.weights = 0.5 + torch.rand(rows, length, generator=draw)
+    if stage == "ppo":
+        batch.returns = torch.randn(rows, length, generator=draw)
+        batch.old_values = torch.randn(rows, length, generator=draw)
+    return batch
+
+
+def loss_of(stage: str) -> Callable:
+    """The summed loss of a stage."""
+    if stage in TEXT:
+        return next_token
+    return partial(preferred, beta=0.1) if stage == "dpo" else partial(policy_gradient, table=TABLES[stage])
+
+
+def prepared(stage: str, model: torch.nn.Module) -> torch.nn.Module:
+    """The model as the stage learns it: none of its gradients is zero at the start."""
+    if stage == "ppo":
+        critic.attach(model)
+    draw = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1, generator=draw)
+    return model

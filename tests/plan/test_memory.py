@@ -1,0 +1,150 @@
+"""Memory of training and answering: published peaks, how parts add up, and what is proposed."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fledgling.config import ModelTable, UserError
+from fledgling.model import logprob
+from fledgling.model.attention import BLOCK, LONGEST_PLAIN
+from fledgling.model.config import ModelConfig, from_table
+from fledgling.plan import activations, inference, memory
+from fledgling.plan.memory import Step, moments, per_rank
+
+MIB = 2**20
+
+
+def config(depth: int, vocab_size: int = 65_536, context: int = 2_048, **pinned) -> ModelConfig:
+    return from_table(ModelTable(depth=depth, context=context, **pinned), vocab_size)
+
+
+def published(depth: int, vocab_size: int, rows: int, ranks: int) -> float:
+    """MiB of another system's step of 524,288 tokens, in its own layout."""
+    micro = max(1, 524_288 // (rows * 2_048 * ranks))
+    step = Step(rows, 2_048, ranks=ranks, micro_batches=micro, layout="whole-logits")
+    return per_rank(config(depth, vocab_size), step)["total"] / MIB
+
+
+@pytest.mark.parametrize(
+    ("depth", "rows", "ranks", "measured"),  # MiB, torch.cuda.max_memory_allocated; vocabulary 65,536
+    [(10, 8, 1, 7_496.89), (20, 8, 1, 29_596.27), (20, 32, 8, 75_422.02)],
+)
+def test_published_peaks_within_a_tenth(depth, rows, ranks, measured):
+    assert published(depth, 65_536, rows, ranks) == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("depth", "rows", "measured", "tolerance"),  # vocabulary 32,768; a later architecture, with extras
+    [(12, 8, 9_435, 0.1), (12, 16, 20_578, 0.21), (16, 16, 27_688, 0.1), (16, 32, 48_400, 0.1), (18, 16, 32_422, 0.1)],
+)
+def test_peaks_of_a_later_architecture(depth, rows, measured, tolerance):
+    assert published(depth, 32_768, rows, 1) == pytest.approx(measured, rel=tolerance)
+
+
+def test_the_planner_and_the_model_agree_on_constants():
+    assert memory.CHUNK_VALUES == logprob.CHUNK_VALUES
+    assert (activations.BLOCK, activations.LONGEST_PLAIN) == (BLOCK, LONGEST_PLAIN)
+
+
+STEPS = st.builds(
+    Step,
+    rows=st.integers(1, 16),
+    context=st.sampled_from([64, 256, 1_024, 2_048]),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    micro_batches=st.integers(1, 5),
+    ranks=st.sampled_from([1, 2, 3, 8]),
+    zero=st.sampled_from([0, 1, 2]),
+    device=st.sampled_from(["cpu", "cuda"]),
+    compiled=st.booleans(),
+    documents=st.booleans(),
+    answering=st.booleans(),
+)
+MODELS = st.builds(
+    lambda depth, family: config(depth, 4_096, family=family),
+    depth=st.integers(1, 6),
+    family=st.sampled_from(["fledgling", "gpt2", "llama"]),
+)
+
+
+@given(step=STEPS, model=MODELS)
+def test_every_moment_adds_up_and_the_peak_is_the_largest(step, model):
+    found = moments(model, step)
+    for held in found.values():
+        assert held["total"] == sum(value for name, value in held.items() if name != "total")
+        assert all(value >= 0 and isinstance(value, int) for value in held.values())
+    assert per_rank(model, step)["total"] == max(held["total"] for held in found.values())
+
+
+@given(step=STEPS, model=MODELS)
+def test_more_rows_take_more_and_more_ranks_hold_less(step, model):
+    more = per_rank(model, replace(step, rows=step.rows + 1))["total"]
+    assert more > per_rank(model, step)["total"]
+    one, eight = (moments(model, replace(step, ranks=r, zero=1))["head"]["optimizer"] for r in (1, 8))
+    assert one / 8 <= eight < one / 2
+
+
+def test_muon_and_adamw_hold_their_own_states():
+    d12 = config(12)
+    states = moments(d12, Step(1, 2_048))["head"]["optimizer"]
+    tables = 2 * 65_536 * d12.width
+    assert states == 4 * (12 * 12 * d12.width**2) + 8 * tables
+
+
+def test_the_tree_of_gradients_is_paid_for():
+    """Exact sums keep a whole gradient at every doubling of the micro-batches; sums that need not be exact keep one."""
+    d4 = config(4, 1_024, 256)
+    exact, plain = (
+        [
+            moments(d4, Step(1, 256, micro_batches=n, device="cpu", exact=tree))["head"]["gradients"]
+            for n in (1, 2, 4, 8)
+        ]
+        for tree in (True, False)
+    )
+    whole = 4 * sum(tensor for tensor in (2 * 1_024 * 256, 12 * 4 * 256**2))
+    assert [after - exact[0] for after in exact] == [0, whole, 2 * whole, 3 * whole]
+    assert [after - plain[0] for after in plain] == [0, whole, whole, whole]
+
+
+@given(rows=st.integers(1, 200), gib=st.integers(9, 80))
+def test_a_micro_batch_divides_the_rows_fits_and_is_the_largest(rows, gib):
+    d12, step = config(12), Step(1, 2_048)
+    micro = memory.micro_batch(d12, rows, gib * 2**30, step)
+    assert rows % micro == 0
+    assert memory.fits(d12, replace(step, rows=micro, micro_batches=rows // micro), gib * 2**30)
+    larger = [n for n in range(micro + 1, min(rows, memory.MOST_ROWS) + 1) if rows % n == 0]
+    assert not any(memory.fits(d12, replace(step, rows=n, micro_batches=rows // n), gib * 2**30) for n in larger)
+
+
+def test_a_processor_gets_no_larger_micro_batch_than_makes_it_faster():
+    d4 = config(4, 1_024, 256)
+    assert memory.micro_batch(d4, 64, 1 << 40, Step(1, 256, device="cpu")) == 8_192 // 256
+    assert memory.micro_batch(d4, 64, 1 << 40, Step(1, 256, device="cuda")) == 64
+
+
+def test_nothing_fits_is_one_line():
+    with pytest.raises(UserError, match=r"1 rows of 2048 tokens need .* GiB .* 1\.0 GiB: use .*or a larger device"):
+        memory.micro_batch(config(20), 8, 2**30, Step(1, 2_048))
+
+
+def test_the_cache_and_the_weights():
+    d20 = config(20)
+    assert inference.cache(d20, rows=1, length=2_048) == 2 * 2_048 * 20 * 1_280 * 2
+    assert inference.cache(config(20, kv_heads=5), 3, 2_048, "float32") == 3 * 2_048 * 20 * 1_280 * 4
+    count = 560_988_160
+    assert inference.weights(d20, "float32") == 4 * count and inference.weights(d20, "bfloat16") == 2 * count
+    head_and_blocks = count - 65_536 * 1_280
+    by_hand = 2 * 65_536 * 1_280 + head_and_blocks // 2 + head_and_blocks // inference.GROUP * 4
+    assert inference.weights(d20, "int4") == by_hand
+    assert 0.7 * count < inference.weights(d20, "int4") < 0.9 * count < inference.weights(d20, "int8") < 1.2 * count
+
+
+@given(rows=st.integers(1, 50), length=st.integers(1, 2_048), gib=st.integers(1, 80))
+def test_so_many_conversations_fit_and_one_more_does_not(rows, length, gib):
+    d12, room = config(12), (1 - inference.WORK) * gib * 2**30
+    for form, one in inference.inference(d12, gib * 2**30, length, rows)["formats"].items():
+        each, fit = inference.cache(d12, 1, length, form), one["conversations"]
+        assert one["total"] == one["weights"] + rows * each
+        assert one["weights"] + fit * each <= room or fit == 0
+        assert one["weights"] + (fit + 1) * each > room

@@ -1,0 +1,161 @@
+"""Problems so small that their optimum is known: a bandit, a choice of two steps, copying a digit.
+
+The policy is a model of two layers at random (every token equally likely), answers come from the real engine, updates
+from the real loop and optimizer. What the model's choices are worth is a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fledgling.config import OptimizerTable, RLTable
+from fledgling.evals.chat import prompt_ids
+from fledgling.infer.engine import Engine
+from fledgling.model.config import ModelConfig
+from fledgling.model.transformer import Transformer
+from fledgling.optim.optimizer import Optimizer
+from fledgling.tasks.task import Question
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train import loop
+from fledgling.train.loss import policy_gradient
+from fledgling.train.rl import critic
+from fledgling.train.rl.rounds import Rounds
+from fledgling.train.stage import Stage
+from fledgling.world import World
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["the quick brown fox jumps over the lazy dog 0123456789 " * 20], 320, letters=True)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task: question `index` is one of `prompts`; an answer is worth what the table says; `best` is the optimum."""
+
+    name: str
+    prompts: tuple[str, ...]
+    worth: Callable[[str, str], float]  # (prompt, answer)
+    best: Callable[[str], tuple[str, ...]]  # for each token in turn the letters that are optimal
+    tokens: int
+    longest: int = 8
+
+    def practice(self, index: int, seed: int) -> Question:
+        prompt = self.prompts[index % len(self.prompts)]
+        return Question(self.name, prompt, "".join(self.best(prompt)))
+
+    def score(self, question: Question, answer: str) -> float:
+        return self.worth(question.prompt, answer)
+
+    def scores(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
+        return [self.score(*pair) for pair in pairs]
+
+
+def arms(_: str, answer: str) -> float:
+    """Eight arms that pay 0.3 to 1; every other token pays nothing."""
+    return 0.3 + 0.1 * "abcdefgh".index(answer) if answer and answer in "abcdefgh" else 0.0
+
+
+PAID = {"lu": 0.6, "ld": 0.3, "ru": 0.4, "rd": 1.0}  # which second step is best depends on the first
+EARLY, LATE = "abcdefghijklm", "nopqrstuvwxyz"
+
+
+def path(_: str, answer: str) -> float:
+    """Two steps: letters of either half of the alphabet go left or right, then down or up. One step alone: 0.1."""
+    if len(answer) not in (1, 2) or not set(answer) <= set(EARLY + LATE):  # a token of several letters is no step
+        return 0.0
+    if len(answer) == 1:
+        return 0.1
+    return PAID["lr"[answer[0] in LATE] + "du"[answer[1] in LATE]]
+
+
+def same_digit(prompt: str, answer: str) -> float:
+    """The prompt's digit is worth 1, any other 0.1."""
+    return 1.0 if answer == prompt else 0.1 * (len(answer) == 1 and answer in "0123")
+
+
+BANDIT = Problem("bandit", ("Choose.",), arms, lambda _: ("h",), 1)
+TWO_STEPS = Problem("two steps", ("Go.",), path, lambda _: (LATE, EARLY), 2)
+COPY = Problem("copy", ("0", "1", "2", "3"), same_digit, lambda prompt: (prompt,), 1)
+
+
+def settings(problem: Problem, algorithm: str, **others: object) -> RLTable:
+    """What all small problems are learned with."""
+    base = RLTable(
+        algorithm=algorithm,
+        tasks={problem.name: 1.0},
+        prompts=8,
+        group=32,
+        max_tokens=problem.tokens,
+        advantage="zscore",
+        steps=1,
+        clip_high=0.3,
+        entropy=0.01,
+    )
+    return replace(base, **others)
+
+
+class Flipped(Rounds):
+    """Rounds whose advantages have the wrong sign."""
+
+    def next(self):
+        batches = super().next()
+        for batch in batches:
+            batch.advantages = -batch.advantages
+        return batches
+
+
+def learn(
+    problem: Problem, table: RLTable, seed: int, steps: int, kind: type[Rounds] = Rounds, engine: type[Engine] = Engine,
+    rate: float = 1.0,
+) -> float:
+    """Probability of the optimal answer, the least over the prompts, after so many optimizer steps."""
+    torch.manual_seed(seed)
+    words, world = tokenizer(), World.start("cpu")
+    model = Transformer(ModelConfig(words.vocab_size, 2, 32, 2, 2, 32))
+    model.initialize(seed)
+    if table.algorithm == "ppo":
+        critic.attach(model)
+    rounds = kind(engine(model, words), table, {problem.name: problem}, seed, 16, world)
+    stage = Stage(
+        "rl", steps, rounds, lambda m, b: policy_gradient(m, b, table, rounds.kl, rounds.tally), lambda progress: 1.0
+    )
+    rates = OptimizerTable(matrix_rate=0.01, embedding_rate=0.02, head_rate=0.02, scalar_rate=0.02, adam_eps=1e-8)
+    optimizer = Optimizer(model, rates, world, rate)
+    for _ in range(steps):
+        loop.update(stage, model, optimizer, rounds.next(), world)
+        rounds.figures()
+    return min(probability(model, words, problem, prompt) for prompt in problem.prompts)
+
+
+@torch.no_grad()
+def probability(model: Transformer, words: Tokenizer, problem: Problem, prompt: str) -> float:
+    """The probability that the model answers a prompt with an optimum: summed over all of them."""
+    said, weights = [prompt_ids(words, Question(problem.name, prompt, ""))], torch.ones(1)
+    for letters in problem.best(prompt):
+        tokens = [words.encode(letter)[0] for letter in letters]
+        chances = model.logits(model(torch.tensor(said))[:, -1]).softmax(-1)[:, tokens]  # (answers so far, letters)
+        weights = (weights[:, None] * chances).flatten()
+        said = [[*before, token] for before in said for token in tokens]
+    return float(weights.sum())
+
+
+def main() -> None:
+    """Print the probability of the optimum after growing numbers of steps, for choosing what the tests state."""
+    import sys
+
+    torch.set_num_threads(1)
+    for problem in (BANDIT, TWO_STEPS, COPY):
+        for algorithm in sys.argv[2:] or ("grpo", "ppo"):
+            for steps in map(int, sys.argv[1].split(",")):
+                found = [learn(problem, settings(problem, algorithm), seed, steps) for seed in range(2)]
+                print(problem.name, algorithm, steps, [round(p, 3) for p in found], Path(__file__).name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Advantages against the papers' formulas, written out term by term."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fledgling.train.rl.advantage import adapted, generalized, group_advantages, overlong, token_weights
+
+REWARDS = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.25, 0.0, 0.5, 3.0]])
+
+
+def test_centred_and_z_scored_are_against_the_own_group():
+    for row, centred, scored in zip(
+        REWARDS, group_advantages(REWARDS, "centred"), group_advantages(REWARDS, "zscore"), strict=True
+    ):
+        mean = sum(row) / 4
+        deviation = (sum((r - mean) ** 2 for r in row) / 4) ** 0.5
+        np.testing.assert_allclose(centred, [r - mean for r in row], atol=1e-12)
+        np.testing.assert_allclose(scored, [(r - mean) / (deviation + 1e-6) for r in row], atol=1e-9)
+
+
+def test_leave_one_out_compares_with_the_mean_of_the_others():
+    expected = [[r - (sum(row) - r) / 3 for r in row] for row in REWARDS]
+    np.testing.assert_allclose(group_advantages(REWARDS, "leave_one_out"), expected, atol=1e-12)
+
+
+def paper(rewards, values, discount, trace):
+    """arXiv 1506.02438, equation 16, as the double sum that it is."""
+    n = len(values)
+    following = [*values[1:], 0.0]
+    delta = [rewards[t] + discount * following[t] - values[t] for t in range(n)]
+    return [sum((discount * trace) ** (s - t) * delta[s] for s in range(t, n)) for t in range(n)]
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=1, max_size=7), min_size=1, max_size=4),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(0, 2**31),
+)
+def test_generalized_advantages_of_packed_answers(masks, discount, trace, seed):
+    """Answers of any lengths side by side in one row, with forced tokens anywhere: each as if it were alone."""
+    draw = np.random.default_rng(seed)
+    length = sum(map(len, masks)) + 2
+    values, rewards = draw.normal(size=(2, 1, length))
+    sampled, documents = np.zeros((1, length), bool), np.zeros((1, length), np.int32)
+    at, expected = 0, np.zeros(length)
+    for number, mask in enumerate(masks):
+        place = slice(at, at + len(mask))
+        documents[0, place], sampled[0, place] = number + 1, mask
+        steps = [at + i for i, kept in enumerate(mask) if kept]
+        earned = [0.0] * (len(steps) - 1) + [rewards[0, t] for t in steps[-1:]]
+        expected[steps] = paper(earned, list(values[0, steps]), discount, trace)
+        at += len(mask)
+    found = generalized(rewards, values, sampled, documents, discount, trace)
+    np.testing.assert_allclose(found[0], expected, atol=1e-9)
+
+
+def test_with_trace_one_the_returns_are_the_discounted_rewards():
+    sampled, documents = np.ones((1, 5), bool), np.ones((1, 5), int)
+    values = np.random.default_rng(0).normal(size=(1, 5))
+    found = generalized(np.full((1, 5), 2.0), values, sampled, documents, 0.9, 1.0)
+    np.testing.assert_allclose(found + values, [[2 * 0.9**4, 2 * 0.9**3, 2 * 0.9**2, 2 * 0.9, 2]])
+
+
+@pytest.mark.parametrize("lengths", [[3, 1, 8], [5], [2, 0, 2]])
+def test_token_weights_give_the_mean_each_paper_divides_by(lengths):
+    draw = np.random.default_rng(1)
+    losses = [draw.normal(size=n) for n in lengths]
+    tokens, told = sum(lengths), [one for one in losses if len(one)]
+    for normalize, expected in (
+        ("token", sum(one.sum() for one in losses) / tokens),
+        ("sequence", sum(one.mean() for one in told) / len(told)),
+    ):
+        weights = token_weights(lengths, normalize)
+        found = sum(w * one.sum() for w, one in zip(weights, losses, strict=True)) / tokens
+        assert found == pytest.approx(expected)
+        assert sum(weights * lengths) == pytest.approx(tokens)
+
+
+def test_length_costs_nothing_up_to_a_point_and_then_grows():
+    assert [overlong(n, 8, 16) for n in (0, 8, 12, 16, 20)] == [0, 0, -0.5, -1, -1]
+    assert overlong(16, 16, 16) == 0
+
+
+def test_the_weight_of_the_divergence_follows_its_target():
+    assert [adapted(0.1, kl, 0.03) for kl in (0.01, 0.021, 0.03, 0.044, 0.05)] == [0.05, 0.1, 0.1, 0.1, 0.2]
