@@ -60,7 +60,8 @@ def server():
 
 def test_it_is_brought_to_where_eval_core_looks(server, tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    server.body = archive(tmp_path / "a", ("eval_bundle/openai-gpt2.csv", "no part"), ("eval_bundle/../../out", "x"))
+    way_out = "eval_bundle/eval_data/../../../out"
+    server.body = archive(tmp_path / "a", ("eval_bundle/openai-gpt2.csv", "no part"), (way_out, "x"))
     server.cuts = [500]
     folder, different = bundle.fetch(tmp_path / "data", server.url)
     assert server.starts == [0, 500] and folder == tmp_path / "data" / "core"
