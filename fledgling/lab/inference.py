@@ -84,6 +84,8 @@ def curve(draws: Draws, kind: str, ks: Sequence[int], seed: int = 0) -> np.ndarr
 
 
 def _majority(draws: Draws, k: int, rng: np.random.Generator) -> np.ndarray:
+    if k == 1:
+        return draws.right.mean(1)
     subsets = SUBSETS if k < draws.n else 1
     found = np.zeros(len(draws.right))
     for q, (said, right) in enumerate(zip(draws.said, draws.right, strict=True)):

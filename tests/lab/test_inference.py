@@ -31,7 +31,8 @@ def test_coverage_and_best_are_means_over_all_subsets(k):
 def test_a_majority_of_one_is_chance_and_of_all_is_the_most_frequent():
     draws = made_up(1, questions=40, n=9)
     one, every = curve(draws, "majority", [1, 9]).T
-    assert one.mean() == pytest.approx(draws.right.mean(), abs=0.05)
+    assert one.tolist() == pytest.approx(draws.right.mean(1).tolist())
+    assert curve(draws, "majority", [2]).mean() == pytest.approx(draws.right.mean(), abs=0.05), "of two the first"
     counts = [np.bincount(said, minlength=3) for said in draws.said]
     clear = [q for q, c in enumerate(counts) if (c == c.max()).sum() == 1]
     assert len(clear) > 20
