@@ -387,7 +387,7 @@ def test_an_interrupted_save_leaves_no_trace(tmp_path, monkeypatch):
 def test_a_run_a_stage_and_a_checkpoint_resolve(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.resolve(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"looked for manifest\.json, step-.*, rl, sft, midtrain, pretrain"):
+    with pytest.raises(UserError, match=r"looked for manifest\.json, step-.*, rl, dpo, sft, midtrain, pretrain"):
         checkpoint.resolve(tmp_path)
     first = write(tmp_path / "pretrain/checkpoints", 1)
     with pytest.raises(UserError, match=r"no stage .* has finished"):
