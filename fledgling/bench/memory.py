@@ -97,10 +97,11 @@ class Case:
         ranks = f", ZeRO-{self.zero} on {self.ranks}" if self.ranks > 1 else ""
         kind = "" if self.documents else ", one document"
         tree = "" if self.exact == "auto" else f", exact {self.exact}"
+        how = ", compiled" if self.compiled else ""
         grouped = "" if self.kv_heads == self.heads else f"/{self.kv_heads}"
         return (
             f"{self.family} {self.depth} x {self.width}, {self.heads}{grouped} heads, V {self.vocab_size:,}, "
-            f"{self.micro_batches} x {self.rows} x {self.context}, {self.dtype}, {self.logits}{ranks}{kind}{tree}"
+            f"{self.micro_batches} x {self.rows} x {self.context}, {self.dtype}, {self.logits}{how}{ranks}{kind}{tree}"
         )
 
 
