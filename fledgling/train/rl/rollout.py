@@ -57,7 +57,9 @@ def to_batches(rollouts: Sequence[Rollout], context: int, micro_rows: int, bos: 
     tokens = np.full((rows, width), bos, dtype=np.int64)
     sampled = np.zeros((rows, width), dtype=bool)
     logprobs, worth, weights = np.zeros((3, rows, width), dtype=np.float32)
-    documents = np.zeros((rows, width), dtype=np.int32)  # by rollout: an answer may end in the BOS that begins the next
+    starts = np.zeros(
+        (rows, width), dtype=bool
+    )  # of documents: at a BOS, but for one that was drawn and ends an answer
     for row in range(plan.rows):
         at = 0
         for piece in range(plan.row_start[row], plan.row_start[row + 1]):
@@ -66,13 +68,13 @@ def to_batches(rollouts: Sequence[Rollout], context: int, micro_rows: int, bos: 
             tokens[row, place], sampled[row, place] = one.tokens[:length], one.sampled[:length]
             logprobs[row, place], worth[row, place] = one.logprobs[:length], one.worth
             weights[row, place] = one.weight
-            documents[row, at:] += 1
+            starts[row, place] = (tokens[row, place] == bos) & ~sampled[row, place]
             at += length
-        documents[row, at:] += 1
+        starts[row, at : at + 1] = True
     whole = Batch(
         tokens=torch.from_numpy(tokens[:, :-1].copy()),
         targets=torch.from_numpy(np.where(sampled, tokens, IGNORE)[:, 1:].copy()),
-        documents=torch.from_numpy(documents[:, :-1].copy()),
+        documents=torch.from_numpy(np.cumsum(starts, axis=1, dtype=np.int32)[:, :-1].copy()),
         weights=torch.from_numpy(weights[:, 1:].copy()),
         advantages=torch.from_numpy(worth[:, 1:].copy()),
         old_logprobs=torch.from_numpy(logprobs[:, 1:].copy()),
