@@ -57,9 +57,7 @@ def to_batches(rollouts: Sequence[Rollout], context: int, micro_rows: int, bos: 
     tokens = np.full((rows, width), bos, dtype=np.int64)
     sampled = np.zeros((rows, width), dtype=bool)
     logprobs, worth, weights = np.zeros((3, rows, width), dtype=np.float32)
-    starts = np.zeros(
-        (rows, width), dtype=bool
-    )  # of documents: at a BOS, but for one that was drawn and ends an answer
+    starts = np.zeros((rows, width), dtype=bool)  # of documents: at a BOS, but for a drawn one, which ends an answer
     for row in range(plan.rows):
         at = 0
         for piece in range(plan.row_start[row], plan.row_start[row + 1]):
