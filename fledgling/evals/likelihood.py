@@ -24,7 +24,7 @@ from fledgling.model.attention import Tree
 from fledgling.world import World
 
 LOGITS = 1 << 23  # values of one chunk of logits, fp32: 32 MiB, whatever the vocabulary
-BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 16}  # of one forward: bounds what activations take
+BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 16}  # of one forward: bounds what activations take
 LEAST_SAVING = 0.1  # of an item's tokens; below it, choices that hardly share anything are rows of their own
 
 

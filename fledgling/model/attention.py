@@ -23,7 +23,8 @@ from fledgling.model.norm import RMSNorm
 from fledgling.model.positions import Rotary, rotate
 
 BLOCK = 128  # queries a block: keys beyond a block's end are never multiplied
-LONGEST_PLAIN = 1024  # beyond it (T, T) scores no longer stay in the processor's cache
+LONGEST_PLAIN = 1024  # beyond it (T, T) scores, kept for backward, no longer stay in the processor's cache
+LONGEST_READ = 2048  # of rows that are only read: a block's scores are let go at once
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def blockwise(
 
 def is_plain(x: Tensor) -> bool:
     """Whether rows x (B, T, ...) go through `blockwise`; the others go through `library`."""
-    return x.device.type == "cpu" and x.shape[1] <= LONGEST_PLAIN
+    longest = LONGEST_PLAIN if torch.is_grad_enabled() else LONGEST_READ
+    return x.device.type == "cpu" and x.shape[1] <= longest
 
 
 def row_mask(x: Tensor, documents: Tensor | None, tree: Tree | None) -> Tensor:

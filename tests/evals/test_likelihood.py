@@ -74,11 +74,11 @@ def test_scores_are_those_of_rows_read_alone(answers, batch_tokens, share):
 
 
 def test_long_rows_take_the_library_s_attention_and_agree():
-    """Beyond 1,024 tokens attention goes another way, on a tree too."""
-    long = engine(context=1400)
+    """Beyond 2,048 tokens attention goes another way, on a tree too."""
+    long = engine(context=2200)
     chance = np.random.default_rng(2)
-    shared = chance.integers(1, 300, 1100).astype(np.int32)
-    item = [Row(np.concatenate([shared, chance.integers(1, 300, n).astype(np.int32)]), 1100) for n in (3, 9, 1)]
+    shared = chance.integers(1, 300, 2100).astype(np.int32)
+    item = [Row(np.concatenate([shared, chance.integers(1, 300, n).astype(np.int32)]), 2100) for n in (3, 9, 1)]
     for row, score in zip(item, Scorer(long).score([item])[0], strict=True):
         assert score.logprob == pytest.approx(row_by_row(long.model, row)[0], abs=1e-4)
 
