@@ -27,6 +27,7 @@ VERBS = {
     "data": ("app", "Look at, fetch and prepare training text: info, fetch, prepare."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft, dpo or rl."),
+    "checkpoint": ("app", "Check the checkpoints of a run, file by file: verify."),
     "eval": ("app", "Measure a checkpoint: bpb, core, chat; compare two."),
     "chat": ("chat", "Talk with a checkpoint."),
     "serve": ("serve", "A checkpoint behind the API that OpenAI clients speak, and a page to talk to it."),

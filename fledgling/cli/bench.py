@@ -175,6 +175,33 @@ def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False)
 
 
 @app.command
+def save(
+    recipe: str = "quickstart",
+    /,
+    *,
+    stage: Literal["pretrain", "midtrain", "sft"] = "pretrain",
+    saves: int = 5,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> None:
+    """Time saving beside training: the stall, the writer's bytes per second beside the disk's, shares of wall time.
+
+    Parameters
+    ----------
+    recipe
+        Whose model, batch and save interval; checkpoints are written where it would write them, and deleted.
+    stage
+        Whose batch and interval.
+    saves
+        Checkpoints written; medians count.
+    """
+    from fledgling.bench.save import measure, table
+
+    result = measure(load_recipe(recipe, overrides), stage, saves)
+    print(json.dumps(result, indent=2) if as_json else table(result))
+
+
+@app.command
 def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768, as_json: Json = False) -> None:
     """Train on 100 MB of text and encode it, on one thread and on all, beside other libraries.
 

@@ -30,6 +30,7 @@ from fledgling.train import loop, supervised
 from fledgling.train.prepare import Preparer
 from fledgling.train.rl import build as rl
 from fledgling.train.rl import critic, dpo
+from fledgling.train.saving import Saver
 from fledgling.train.setup import Setup, make_model, set_up
 from fledgling.train.sources import check
 from fledgling.train.stage import Eval, Stage
@@ -111,13 +112,17 @@ def run_stage(
         recorder.rewind(start if saved else -1)
         recorder.total_steps = stage.steps
         save = saver(stage, optimizer, context)
-        with stop_requests() as stop:
-            around = loop.Around(world, recorder, save, stop, per_token(config), setup.peak_flops)
+        told = replace(stage, extra=lambda: stage.extra() | save.figures())
+        with stop_requests() as stop, save:
+            around = loop.Around(
+                world, recorder, save, lambda: stop() or save.failed, per_token(config), setup.peak_flops
+            )
             try:
-                loop.run(stage, model, optimizer, around, start)
+                loop.run(told, model, optimizer, around, start)
             finally:
                 stage.batches.close()
-        recorder.done(tokens=stage.steps * (getattr(recipe.stage(name), "batch_tokens", None) or 0))
+        tokens = stage.steps * (getattr(recipe.stage(name), "batch_tokens", None) or 0)
+        recorder.done(tokens=tokens, **save.figures())
     return True
 
 
@@ -167,40 +172,25 @@ def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer) -
     return int(loaded.state["step"])
 
 
-def saver(stage: Stage, optimizer: Optimizer, context: Context):
-    """The function that saves everything needed to go on after `step` finished steps.
-
-    Every rank takes part: optimizer state comes from where it is owned; the main rank writes, and the others go on when
-    the checkpoint stands.
-    """
-    directory = context.run_dir / stage.name / "checkpoints"
-
-    def save(step: int) -> None:
-        moments = optimizer.tensors()
-        with context.world.main_first():
-            if context.world.is_main:
-                write(step, moments)
-
-    def write(step: int, moments: dict) -> None:
-        state = {
-            "stage": stage.name,
-            "step": step,
-            "stream": stage.batches.state_dict(),
-            "model": context.model.config.to_dict(),
-            "recipe": dump_toml(context.recipe),
-            "tokenizer": context.tokenizer.fingerprint(),
-            "micro_batch": stage.micro_batch,
-        }
-        tensors = {
-            **critic.apart(context.model.state_dict()),
-            "optimizer": moments,
-            "random": checkpoint.random_state(context.world.device),
-        }
-        files = {"tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json"}
-        checkpoint.save(directory, step, tensors, state, files)
-        checkpoint.retain(directory, context.recipe.stage(stage.name).keep)
-
-    return save
+def saver(stage: Stage, optimizer: Optimizer, context: Context) -> Saver:
+    """What saves the stage's checkpoints, and the facts beside the tensors that go into them."""
+    facts = {
+        "model": context.model.config.to_dict(),
+        "recipe": dump_toml(context.recipe),
+        "tokenizer": context.tokenizer.fingerprint(),
+        "micro_batch": stage.micro_batch,
+    }
+    return Saver(
+        context.run_dir / stage.name / "checkpoints",
+        stage,
+        context.model,
+        optimizer,
+        context.world,
+        facts,
+        {"tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json"},
+        context.recipe.stage(stage.name).keep,
+        context.recorder.notice,
+    )
 
 
 @contextmanager

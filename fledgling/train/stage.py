@@ -24,7 +24,7 @@ class Stream(Protocol):
         ...
 
     def state_dict(self) -> dict:
-        """JSON values from which `load_state_dict` goes on with the very same batches."""
+        """JSON values from which `load_state_dict` goes on with the very same batches; nothing changes them later."""
         ...
 
     def load_state_dict(self, state: dict) -> None:

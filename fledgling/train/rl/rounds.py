@@ -265,7 +265,7 @@ class Rounds:
         """The step, the divergence's weight; within a round also its rollouts, whose weights are gone."""
         within = self.step % self.per_round > 0
         held = [[to_json(batch) for batch in part] for part in self.held] if within else []
-        return {"step": self.step, "kl": self.kl, "held": held, "last": self.last if within else {}}
+        return {"step": self.step, "kl": self.kl, "held": held, "last": dict(self.last) if within else {}}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state_dict` was taken."""
