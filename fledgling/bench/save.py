@@ -58,7 +58,7 @@ def measure(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> dict[str,
 
     with (
         tempfile.TemporaryDirectory(dir=_place(recipe), prefix=".bench-save-") as folder,
-        Saver(Path(folder, "checkpoints"), stage, model, optimizer, world, {}, {}) as save,
+        Saver(Path(folder, "checkpoints"), model, optimizer, world, lambda step: {"step": step}, {}, 2, True) as save,
     ):
         for _ in range(WARMUP):
             step()

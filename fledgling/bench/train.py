@@ -71,10 +71,6 @@ class RandomRows:
         """The micro-batches of a step: one."""
         return [self.batch]
 
-    def state_dict(self) -> dict:
-        """Nothing: every step has the same batch."""
-        return {}
-
 
 def assemble(recipe: Recipe, rate: float = 1.0) -> tuple[World, Setup, Transformer, Optimizer]:
     """What a training step needs besides data, as the recipe describes it and this machine runs it."""

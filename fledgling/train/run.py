@@ -173,23 +173,29 @@ def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer) -
 
 
 def saver(stage: Stage, optimizer: Optimizer, context: Context) -> Saver:
-    """What saves the stage's checkpoints, and the facts beside the tensors that go into them."""
-    facts = {
-        "model": context.model.config.to_dict(),
-        "recipe": dump_toml(context.recipe),
-        "tokenizer": context.tokenizer.fingerprint(),
-        "micro_batch": stage.micro_batch,
-    }
+    """What saves everything needed to go on after so many finished steps; here is what is no tensor."""
+
+    def state(step: int) -> dict:
+        return {
+            "stage": stage.name,
+            "step": step,
+            "stream": stage.batches.state_dict(),
+            "model": context.model.config.to_dict(),
+            "recipe": dump_toml(context.recipe),
+            "tokenizer": context.tokenizer.fingerprint(),
+            "micro_batch": stage.micro_batch,
+        }
+
     return Saver(
         context.run_dir / stage.name / "checkpoints",
-        stage,
         context.model,
         optimizer,
         context.world,
-        facts,
+        state,
         {"tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json"},
         context.recipe.stage(stage.name).keep,
-        context.recorder.notice,
+        on_the_way=stage.save_every > 0,
+        say=context.recorder.notice,
     )
 
 

@@ -28,15 +28,15 @@ from fledgling.record import checkpoint
 from fledgling.record.writer import Writer
 from fledgling.train.loop import Stopped
 from fledgling.train.rl import critic
-from fledgling.train.stage import Stage
 from fledgling.world import World
 
 
 class Saver:
     """Called with a number of finished steps, saves all that is needed to go on after them; on every rank.
 
-    directory: of the checkpoints, of which `keep` stay; facts: what else belongs into state.json; files: copied beside
-    it under the names given; say: told of a write that failed while something else went wrong.
+    on_the_way: whether it will be called before the last step, so that the copy's memory is taken now.
+    directory: of the checkpoints, of which `keep` stay; state(step): state.json, values of its own that nothing changes
+    later; files: copied beside it under the names given; say: told of a write that failed while something else did.
 
     As a context it waits for the last write, at the stage's end, at a stop request and at an error. What a write ran
     into (a full disk) is raised, on every rank, by the save after it or by the end of the context; `failed` tells it
@@ -46,29 +46,29 @@ class Saver:
     def __init__(
         self,
         directory: Path,
-        stage: Stage,
         model: Transformer,
         optimizer: Optimizer,
         world: World,
-        facts: Mapping[str, Any],
+        state: Callable[[int], Mapping[str, Any]],
         files: Mapping[str, Path],
-        keep: int = 2,
+        keep: int,
+        on_the_way: bool,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.directory, self.stage, self.model, self.optimizer = directory, stage, model, optimizer
-        self.world, self.facts, self.files, self.keep, self.say = world, facts, files, keep, say
+        self.directory, self.model, self.optimizer, self.world = directory, model, optimizer, world
+        self.state, self.files, self.keep, self.say = state, files, keep, say
         self.writer = Writer()
         self.copies: dict[str, dict[str, Tensor]] = {}  # group -> name -> the copy, filled anew at each save
         self.untold: dict[str, float] = {}
-        if stage.save_every:
+        if on_the_way:
             self._copy()
 
     def __call__(self, step: int) -> None:
         began = time.perf_counter()
-        self._wait()
+        self.wait()
         tensors = self._copy()
         if self.world.is_main:
-            state = {"stage": self.stage.name, "step": step, "stream": self.stage.batches.state_dict(), **self.facts}
+            state = self.state(step)
             self.writer.start(lambda: self._write(step, tensors, state))
         self._count(save_stall=time.perf_counter() - began)
 
@@ -89,8 +89,8 @@ class Saver:
         for name, value in seconds.items():
             self.untold[name] = self.untold.get(name, 0.0) + value
 
-    def _wait(self) -> None:
-        """Wait for the write before; what it ran into ends all ranks."""
+    def wait(self) -> None:
+        """Return, on every rank, when the last checkpoint stands; what the writer ran into ends all ranks."""
         with self.world.main_first():
             if self.world.is_main:
                 self.writer.wait()
@@ -112,7 +112,7 @@ class Saver:
             self.copies["random"] = checkpoint.random_state(self.world.device)
         return dict(self.copies)
 
-    def _write(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         checkpoint.save(self.directory, step, tensors, state, self.files)
         checkpoint.retain(self.directory, self.keep)
 
@@ -122,13 +122,13 @@ class Saver:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         began = time.perf_counter()
         if error is None or isinstance(error, Stopped):  # all ranks come here together
-            self._wait()
+            self.wait()
             self._count(save_stall=time.perf_counter() - began)
-        elif isinstance(error, Exception):  # perhaps this rank alone: it cannot ask the others
-            try:
-                self.writer.wait()
-            except UserError as problem:
-                self.say(str(problem))
+            return
+        try:  # perhaps this rank alone failed: it cannot ask the others
+            self.writer.wait()
+        except UserError as problem:
+            self.say(str(problem))
 
 
 def copied(tensors: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> dict[str, Tensor]:

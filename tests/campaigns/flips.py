@@ -26,6 +26,7 @@ from fledgling.record import checkpoint
 def stage_of(folder: Path) -> Path:
     """A stage directory with two checkpoints that have everything a real one has; returns their directory."""
     directory, source = folder / "pretrain" / "checkpoints", folder / "tokenizer.json"
+    folder.mkdir(exist_ok=True)
     source.write_text(json.dumps({"vocabulary": list(range(300))}))
     for step in (300, 600):
         draw = torch.Generator().manual_seed(step)
