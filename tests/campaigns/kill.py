@@ -143,16 +143,18 @@ class Range:
     def shoot(self, number: int, seed: int) -> dict:
         """Shot `number`: kill, look, go on, compare. What was found, with the broken promises as `problems`."""
         stage, in_a_save = USUAL[number % len(USUAL)], number // len(USUAL) % 2 == 0
-        chance, tries, hit = random.Random(f"{seed}-{number}"), 0, False
-        while not hit:  # a run that was faster than the shot is not counted
+        chance, here, tries, problems = random.Random(f"{seed}-{number}"), self.run / stage, 0, []
+        while True:
             self.set_up(stage)
             tries += 1
             wait = self.aim(stage, in_a_save, chance)
             child = start(self.recipe, stage, self.log)
-            hit = wait(child)
-            hit = end(child, kill=hit) == -signal.SIGKILL
-        here, problems = self.run / stage, []
-        under_way = writing(here / "checkpoints")
+            code = end(child, kill=wait(child))
+            under_way = writing(here / "checkpoints")
+            if code > 0:
+                problems.append(self.log.read_text().strip().splitlines()[-1])
+            if code and (under_way is not None or not in_a_save):
+                break  # a run that was faster than the shot, and a save that was, are not counted
         newest = checkpoint.latest(here / "checkpoints", warn=problems.append)
         resumed = int(newest.name[5:13]) if newest else 0
         steps = [line["step"] for line in read_lines(here / "metrics.jsonl")]
@@ -180,12 +182,12 @@ class Range:
 def differences(whole: Path, again: Path, stage: str) -> list[str]:
     """Files of the stage, its tokenizer and data that are not as in the run never stopped."""
     found = []
-    places = [Path(stage, "checkpoints"), Path("tokenizer"), Path("data")]
-    for place in places:
+    for place in (Path(stage, "checkpoints"), Path("tokenizer"), Path("data")):
         left = {p.relative_to(whole): p for p in (whole / place).rglob("*") if p.is_file()}
         right = {p.relative_to(again): p for p in (again / place).rglob("*") if p.is_file()}
-        found += [f"{name} is only in one" for name in left.keys() ^ right.keys()]
-        for name in left.keys() & right.keys():
+        missing = left.keys() - right.keys() if place.name == "checkpoints" else ()  # later stages prepare more data
+        found += [f"{name} is only in one" for name in sorted({*missing, *(right.keys() - left.keys())})]
+        for name in sorted(left.keys() & right.keys()):
             if name.name != "training.json" and left[name].read_bytes() != right[name].read_bytes():
                 found.append(f"{name} differs")
     for name in ("metrics", "evals", "samples"):
