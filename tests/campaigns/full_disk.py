@@ -5,7 +5,7 @@ Works on a real small file system of its own (tmpfs, in a user namespace), whose
     saves   a save through the background writer, at every size from none to enough: each page of each file is once the
             first that does not fit. Asked: one line with path and space in the thread that waits, the checkpoint before
             untouched, nothing half-written left; and at the size that is enough it goes through.
-    runs    the first stage of the tiny run, at many sizes from little to all that it needs at once. Asked: one UserError
+    runs    the first stage of the tiny run, at many sizes from little to all it needs at once. Asked: one UserError
             with path and space, whole checkpoints only; and with room made, the same command ends with the bits of the
             run never stopped.
 
