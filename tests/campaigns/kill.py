@@ -6,12 +6,14 @@ the steps made while the checkpoint after it was being written; and the end is t
 same bytes in every file of every checkpoint, the same lines of metrics, evaluations and samples.
 
 Half of the shots aim at a save: they wait for its temporary directory and fire at a random moment of its life. The
-processes are forked from this one, which has imported everything and computed nothing, so that a start costs no import.
+processes are forked from this one, which has imported what the run never stopped imported, and computed nothing. Of
+the evaluations only bits per byte is made: the others take longer than training.
 With --folder the shots are kept, and the same command goes on after the last one.
 """
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -36,10 +38,12 @@ SETTINGS |= {"model.width": 64, "rl.rewards": "{task = 1.0}"}
 OF_THE_CLOCK = {"time", "elapsed", "seconds", "tokens_per_second", "mfu", "memory", "save_stall", "save_seconds"}
 OF_THE_CLOCK |= {"rollout_tokens_per_second", "share_rollouts", "share_scoring", "share_update"}
 POLL = 0.0005  # seconds
+PREPARING = 8 * len(USUAL)  # of so many shots one begins with nothing, not even a tokenizer
 
 
-def start(recipe: Recipe, stage: str, log: Path) -> int:
-    """Run a stage in a forked process; returns its id. What it ran into is written to `log`."""
+def start(recipe: Recipe, stage: str, log: Path, modules: Path | None = None) -> int:
+    """Run a stage in a forked process; returns its id. What it ran into is written to `log`, what it imported to
+    `modules`."""
     child = os.fork()
     if child:
         return child
@@ -47,7 +51,11 @@ def start(recipe: Recipe, stage: str, log: Path) -> int:
     try:
         os.setsid()
         setup.measure_peak = lambda device, dtype: 1e9  # it takes longer than these stages
-        run.run_stage(recipe, stage, quiet=True)
+        run.run_stage(
+            recipe, stage, quiet=True, choose=lambda evals: tuple(e for e in evals if e.name == "bits_per_byte")
+        )
+        if modules is not None:
+            modules.write_text(json.dumps(sorted(sys.modules)))
         code = 0
     except BaseException:
         log.write_text(traceback.format_exc())
@@ -97,21 +105,24 @@ class Range:
             shutil.copytree(self.run, self.whole)
             times.write_text(json.dumps(found))
         self.times = json.loads(times.read_text())
+        for stage in self.times:
+            for name in json.loads((folder / f"modules-{stage}.json").read_text()):
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
 
     def _whole(self, stage: str) -> tuple[float, float]:
         """Run a stage to its end; returns its seconds, and those of a save."""
         began = time.monotonic()
-        if end(start(self.recipe, stage, self.log)):
+        if end(start(self.recipe, stage, self.log, self.folder / f"modules-{stage}.json")):
             raise SystemExit(self.log.read_text())
         lines = read_lines(self.run / stage / "metrics.jsonl")
         return time.monotonic() - began, max(line.get("save_seconds", 0.05) for line in lines)
 
     def set_up(self, stage: str) -> None:
-        """The run as it was before the stage: nothing before the first, all that was prepared before the others."""
+        """The run as it was before the stage: all earlier ones finished, tokenizer and data prepared."""
         shutil.rmtree(self.run, ignore_errors=True)
-        if stage != USUAL[0]:
-            later = USUAL[USUAL.index(stage) :]
-            shutil.copytree(self.whole, self.run, ignore=shutil.ignore_patterns(*later, "error.txt"))
+        later = USUAL[USUAL.index(stage) :]
+        shutil.copytree(self.whole, self.run, ignore=shutil.ignore_patterns(*later))
 
     def aim(self, stage: str, in_a_save: bool, chance: random.Random) -> Callable[[int], bool]:
         """A function that waits for the instant to fire; False when the process ended before."""
@@ -146,6 +157,8 @@ class Range:
         chance, here, tries, problems = random.Random(f"{seed}-{number}"), self.run / stage, 0, []
         while True:
             self.set_up(stage)
+            if number % PREPARING == 0:
+                shutil.rmtree(self.run)
             tries += 1
             wait = self.aim(stage, in_a_save, chance)
             child = start(self.recipe, stage, self.log)
