@@ -5,7 +5,7 @@ Works on a real small file system of its own (tmpfs, in a user namespace), whose
     saves   a save through the background writer, at every size from none to enough: each page of each file is once the
             first that does not fit. Asked: one line with path and space in the thread that waits, the checkpoint before
             untouched, nothing half-written left; and at the size that is enough it goes through.
-    runs    the first stage of the tiny run, at many sizes from little to all it needs at once. Asked: one UserError
+    runs    the first stage of the tiny run, at many sizes from little to more than enough. Asked: one UserError
             with path and space, whole checkpoints only; and with room made, the same command ends with the bits of the
             run never stopped.
 
@@ -85,14 +85,15 @@ def runs(ground: kill.Range, sizes: int) -> tuple[int, int, list[str]]:
     for number in range(sizes):
         for path in ground.run.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        size = whole * 13 * (number + 1) // (10 * sizes) // PAGE * PAGE
+        size = whole * 17 * (number + 1) // (10 * sizes) // PAGE * PAGE
         resize(ground.run, size)
         if kill.end(kill.start(ground.recipe, stage, ground.log)) == 0:
             continue
         stopped += 1
         told, checkpoints = ground.log.read_text().strip().splitlines()[-1], ground.run / stage / "checkpoints"
         at_a_save += "step-" in told
-        if not told.startswith("fledgling.config.UserError: ") or not ONE_LINE.search(told):
+        one_line = told.startswith("fledgling.config.UserError: ") and str(ground.run) in told and " free" in told
+        if not one_line:
             problems.append(f"{size} bytes: {told}")
         checkpoint.latest(checkpoints, warn=problems.append)
         if checkpoints.exists() and any(path.name.startswith(".tmp-") for path in checkpoints.iterdir()):
