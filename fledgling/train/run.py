@@ -7,10 +7,7 @@ goes on from its own newest checkpoint, and is left alone once it is done.
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +22,10 @@ from fledgling.plan.flops import per_token
 from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
 from fledgling.record import Recorder, checkpoint, environment, write_json
+from fledgling.stops import stop_requests
 from fledgling.toml import dump_toml
 from fledgling.train import loop, supervised
+from fledgling.train.health import Health, Rollback
 from fledgling.train.prepare import Preparer
 from fledgling.train.rl import build as rl
 from fledgling.train.rl import critic, dpo
@@ -34,7 +33,8 @@ from fledgling.train.setup import Setup, make_model, set_up
 from fledgling.train.sources import check
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.supervised import Context
-from fledgling.world import World
+from fledgling.watch import watched
+from fledgling.world import World, restarts
 
 BUILDERS = {
     "pretrain": supervised.build,
@@ -58,11 +58,22 @@ def run_stage(
     of those the stage comes with.
     """
     run_dir, stage_dir = Path(recipe.run.out), Path(recipe.run.out) / name
+    resume = "auto" if restarts() else resume
     if resume == "auto" and (stage_dir / "done.json").exists():
         return False
     before = parent(recipe, name, run_dir)
     check(recipe, [name])
     world = World.start(recipe.run.device)
+    with watched(world, stage_dir):
+        work(recipe, name, world, before, resume, quiet, choose)
+    return True
+
+
+def work(
+    recipe: Recipe, name: str, world: World, before: Path | None, resume: str, quiet: bool, choose: Callable
+) -> None:
+    """What `run_stage` does once the ranks are together; `before` is the checkpoint the stage starts from."""
+    run_dir, stage_dir = Path(recipe.run.out), Path(recipe.run.out) / name
     setup = set_up(recipe.run, world)
     setup = replace(setup, memory=min(world.gather(setup.memory)))  # the same micro-batch on every rank
     with world.main_first():
@@ -103,22 +114,22 @@ def run_stage(
             stage = BUILDERS[name](name, context)
         stage = replace(stage, evals=choose(stage.evals))
         optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
-        start = 0
+        start, health = 0, Health()
         torch.manual_seed(recipe.seed)
         if saved:
-            start = restore(loaded, stage, optimizer)
+            start = restore(loaded, stage, optimizer, health)
             recorder.notice(f"{name}: going on after step {start} of {stage.steps}")
-        recorder.rewind(start if saved else -1)
+        recorder.rewind(start or -1)
         recorder.total_steps = stage.steps
-        save = saver(stage, optimizer, context)
+        save = saver(stage, optimizer, context, health)
+        rollback = Rollback(recipe.run.rollbacks, returner(stage, optimizer, context, health))
         with stop_requests() as stop:
-            around = loop.Around(world, recorder, save, stop, per_token(config), setup.peak_flops)
+            around = loop.Around(world, recorder, save, stop, per_token(config), setup.peak_flops, health, rollback)
             try:
                 loop.run(stage, model, optimizer, around, start)
             finally:
                 stage.batches.close()
         recorder.done(tokens=stage.steps * (getattr(recipe.stage(name), "batch_tokens", None) or 0))
-    return True
 
 
 def weigh(model: Transformer, loaded: checkpoint.Checkpoint | None, seed: int) -> Transformer:
@@ -159,15 +170,36 @@ def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
     return found
 
 
-def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer) -> int:
-    """Bring stream, optimizer and random numbers to where the checkpoint was taken; returns its step."""
+def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer, health: Health) -> int:
+    """Bring stream, optimizer, counts and random numbers to where the checkpoint was taken; returns its step."""
+    health.load_state_dict(loaded.state.get("health", {}))
     optimizer.load_tensors(loaded.tensors["optimizer"])
     stage.batches.load_state_dict(loaded.state["stream"])
     checkpoint.restore_random_state(loaded.tensors["random"])
     return int(loaded.state["step"])
 
 
-def saver(stage: Stage, optimizer: Optimizer, context: Context):
+def returner(stage: Stage, optimizer: Optimizer, context: Context, health: Health) -> Callable[[int], int]:
+    """The function that goes back to the last checkpoint's weights, past the batches read since: see health.py."""
+
+    def back(finished: int) -> int:
+        found = checkpoint.latest(context.run_dir / stage.name / "checkpoints")
+        loaded, now = checkpoint.load(found), replace(health)
+        context.model.load_state_dict({**loaded.tensors["model"], **loaded.tensors.get(critic.NAME, {})})
+        step = restore(loaded, stage, optimizer, health)
+        stage.batches.skip(finished - step)
+        health.load_state_dict({"skipped": now.skipped, "rollbacks": now.rollbacks + 1})
+        context.recorder.rewind(step)
+        context.recorder.notice(
+            f"{stage.name}: loss or gradient not finite for {now.bad} steps up to {finished}: back to the weights of "
+            f"step {step}, on with the batches after step {finished} (rollback {health.rollbacks})"
+        )
+        return step
+
+    return back
+
+
+def saver(stage: Stage, optimizer: Optimizer, context: Context, health: Health):
     """The function that saves everything needed to go on after `step` finished steps.
 
     Every rank takes part: optimizer state comes from where it is owned; the main rank writes, and the others go on when
@@ -190,6 +222,7 @@ def saver(stage: Stage, optimizer: Optimizer, context: Context):
             "recipe": dump_toml(context.recipe),
             "tokenizer": context.tokenizer.fingerprint(),
             "micro_batch": stage.micro_batch,
+            "health": health.state_dict(),
         }
         tensors = {
             **critic.apart(context.model.state_dict()),
@@ -201,24 +234,3 @@ def saver(stage: Stage, optimizer: Optimizer, context: Context):
         checkpoint.retain(directory, context.recipe.stage(stage.name).keep)
 
     return save
-
-
-@contextmanager
-def stop_requests() -> Iterator:
-    """Within it, SIGINT and SIGTERM ask the run to save and leave after the step; a second one leaves at once."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def note(number: int, frame) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
