@@ -193,10 +193,9 @@ def main() -> int:
         print("| what is done to it | rank | s until named | s until training again | in the notices | same bits |")
         print("|---|---|---|---|---|---|")
         for one in found:
-            told = ["no", "yes"]
-            print(
-                f"| {one.kind} | {one.rank} | {one.named:.1f} | {one.again:.1f} | {told[one.noticed]} | {told[one.same_bits]} |"
-            )
+            figures = f"{one.named:.1f} | {one.again:.1f}"
+            noticed, same = ("yes" if true else "no" for true in (one.noticed, one.same_bits))
+            print(f"| {one.kind} | {one.rank} | {figures} | {noticed} | {same} |")
     return 0 if all(one.good for one in found) else 1
 
 
