@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def work(
                 shutil.rmtree(stage_dir, ignore_errors=True)
     passed_over: list[str] = []
     saved = checkpoint.latest(stage_dir / "checkpoints", warn=passed_over.append) if resume == "auto" else None
+    saved = world.gather(saved)[0]  # what the main rank sees: a shared file system may show others an older state
     with Recorder(stage_dir, name, 0, quiet=quiet, sinks=recipe.run.sinks, active=world.is_main) as recorder:
         for line in (*passed_over, f"{name}: {setup.sentence}"):
             recorder.notice(line)
@@ -183,8 +185,7 @@ def returner(stage: Stage, optimizer: Optimizer, context: Context, health: Healt
     """The function that goes back to the last checkpoint's weights, past the batches read since: see health.py."""
 
     def back(finished: int) -> int:
-        found = checkpoint.latest(context.run_dir / stage.name / "checkpoints")
-        loaded, now = checkpoint.load(found), replace(health)
+        loaded, now = last_sound(context.run_dir / stage.name / "checkpoints"), replace(health)
         context.model.load_state_dict({**loaded.tensors["model"], **loaded.tensors.get(critic.NAME, {})})
         step = restore(loaded, stage, optimizer, health)
         stage.batches.skip(finished - step)
@@ -197,6 +198,16 @@ def returner(stage: Stage, optimizer: Optimizer, context: Context, health: Healt
         return step
 
     return back
+
+
+def last_sound(directory: Path) -> checkpoint.Checkpoint:
+    """The newest checkpoint that was not saved amid bad steps, as one is where a run was asked to stop there."""
+    for path in sorted(directory.glob("step-*"), reverse=True):
+        with suppress(UserError):  # a damaged one is passed over
+            loaded = checkpoint.load(path)
+            if not loaded.state.get("health", {}).get("bad"):
+                return loaded
+    return checkpoint.load(checkpoint.latest(directory))
 
 
 def saver(stage: Stage, optimizer: Optimizer, context: Context, health: Health):
