@@ -12,13 +12,17 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 from fledgling.config import UserError
 from fledgling.exits import FAULT, FINAL
+from fledgling.watch import process
 from fledgling.world import choose_device
 
 RESTARTS = 3  # of a run, where nothing else is said
+ALONE = 12.0  # seconds that a rank may be stopped; its neighbours are quicker (watch.py)
 FAREWELL = 600  # seconds for ranks that were asked to stop to finish their step and save
 
 
@@ -52,7 +56,11 @@ def launch(
     class Agent(LocalElasticAgent):
         """torchrun's, which says that it starts again, and does so only where that may help."""
 
+        since: ClassVar[dict[int, float]] = {}  # pid: stopped
+
         def _monitor_workers(self, group: WorkerGroup) -> RunResult:
+            for pid in self._pcontext.pids().values():
+                self._end_stopped(pid, time.monotonic())
             result = super()._monitor_workers(group)
             if result.state is WorkerState.FAILED:
                 first = min(result.failures.values(), key=lambda failure: failure.timestamp)
@@ -64,6 +72,14 @@ def launch(
                 if self._remaining_restarts:
                     _say(f"restart {restarts - self._remaining_restarts + 1} of {restarts}, from the last checkpoint")
             return result
+
+        def _end_stopped(self, pid: int, now: float) -> None:
+            """Kill a rank that is stopped and has no neighbour to do so: it would not hear that it is to leave."""
+            if (process(pid) or ("", ""))[0] != "T":
+                self.since.pop(pid, None)
+            elif now - self.since.setdefault(pid, now) > ALONE:
+                _say(f"a rank of this machine ({socket.gethostname()}, pid {pid}) is stopped (SIGSTOP) and killed")
+                os.kill(pid, signal.SIGKILL)
 
         def codes(self) -> list[int | None]:
             """The exit codes of this machine's ranks, once they are told to leave."""

@@ -35,8 +35,9 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.exits import FAULT
+from fledgling.exits import FAILED, FAULT
 from fledgling.record.lines import Lines
+from fledgling.stops import SIGNALS
 from fledgling.world import World, own_store
 
 TICK = 0.5  # seconds between beats
@@ -45,6 +46,7 @@ SILENT = 20.0  # seconds without a beat of a whole agent
 STUCK = 300.0  # seconds without an exchange inside steps, at least
 SLOWER = 20  # times the longest step so far, where that is more
 GRACE = 1.0  # seconds for what the main thread still says, before the process ends
+LINGER = 2.0  # seconds that a process stays after an agent's signal, so that it can say who was lost
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Watch:
         self.beats = {rank: Beat() for rank in judged if rank != world.rank}
         self.stopped: dict[int, float] = {}  # since when
         self.fault: str | None = None
+        self.code = FAULT
         self.known, self.over = threading.Event(), threading.Event()
         self.number, self.last = 0, time.monotonic()
         self.beat()
@@ -123,7 +126,7 @@ class Watch:
         self.over.wait(GRACE)
         if not self.over.is_set():
             self._end_the_named()
-            os._exit(FAULT)
+            os._exit(self.code)
 
     def beat(self) -> None:
         """Say that this process runs, how many exchanges its main thread has begun, and whether within a step."""
@@ -139,7 +142,7 @@ class Watch:
                 beat.changed = beat.moved = now
         self.last = now
         if self.store.check(["fault"]):
-            self.fault = json.loads(self.store.get("fault"))["text"]
+            self._learn()
             return
         if os.getppid() != self.own.agent:
             self.tell(self.own, "has lost the agent that started it")
@@ -196,14 +199,24 @@ class Watch:
 
     # ---- naming --------------------------------------------------------------------------------------
 
-    def tell(self, member: Member, what: str, shared: bool = True) -> None:
-        """Make a fault known: the first to do so writes it down, all others take over what the first said."""
-        own = json.dumps({"text": f"{member} {what}", **asdict(member)})
+    def _learn(self) -> None:
+        told = json.loads(self.store.get("fault"))
+        self.fault, self.code = told["text"], told["code"]
+
+    def tell(self, member: Member, what: str, shared: bool = True, code: int = FAULT) -> None:
+        """Make a fault known: the first to do so writes it down, all others take over what the first said.
+
+        shared: the store can be reached; code: with which the others leave (a mistake that was told elsewhere: FAILED).
+        """
+        text = f"{member} {what}"
+        own = json.dumps({"text": text, "code": code, **asdict(member)})
         with suppress(Exception):
             if shared and self.store.compare_set("fault", "", own).decode() != own:
-                self.fault = json.loads(self.store.get("fault"))["text"]
+                self._learn()
                 return
-        self.fault = json.loads(own)["text"]
+        self.fault, self.code = text, code
+        if code != FAULT:
+            return
         print(f"fault: {self.fault}", file=sys.stderr, flush=True)
         with suppress(UserError):
             Lines(self.stage_dir / "notices.jsonl").append({"step": None, "text": self.fault})
@@ -211,7 +224,8 @@ class Watch:
     def _end_the_named(self) -> None:
         """Kill the rank that was named where it cannot leave by itself, so that its agent need not wait for it."""
         with suppress(Exception):
-            named = Member(**{k: v for k, v in json.loads(self.store.get("fault")).items() if k != "text"})
+            told = json.loads(self.store.get("fault"))
+            named = self.members[told["rank"]]
             if named in self.near and (found := process(named.pid)) and found[1] == named.born:
                 os.kill(named.pid, signal.SIGKILL)
 
@@ -242,10 +256,34 @@ def _first_line(problem: BaseException) -> str:
 
 
 @contextmanager
-def watched(world: World, stage_dir: Path) -> Iterator[None]:
+def _lingering() -> Iterator[None]:
+    """Within it a signal ends the process only after LINGER.
+
+    An agent that has lost one rank signals the others within .1 s, before they could say which.
+    """
+
+    def later(number: int, frame: Any) -> None:
+        time.sleep(LINGER)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, later) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def watched(world: World, stage_dir: Path, ends: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Within it the ranks watch each other; one rank has nobody to watch.
 
-    A fault of another rank ends the process with exit code FAULT; one of its own is told to the others and goes on up.
+    ends: exceptions that all ranks raise together. A fault of another rank ends the process with exit code FAULT; one
+    of its own is told to the others and goes on up, and so does a UserError, after which the others leave with FAILED.
     """
     if world.size == 1:
         yield
@@ -258,13 +296,18 @@ def watched(world: World, stage_dir: Path) -> Iterator[None]:
     world.barrier()  # everybody's first beat is there
     watch.thread.start()
     try:
-        yield
+        with _lingering():
+            yield
+        world.barrier()
+    except ends:
+        raise
     except UserError:
+        watch.tell(watch.own, "has told what is wrong", code=FAILED)
         raise
     except Exception as error:
         if watch.explain(error):
             time.sleep(2 * GRACE)  # the thread ends the process
-            raise SystemExit(FAULT) from None
+            raise SystemExit(watch.code) from None
         raise
     finally:
         watch.close()

@@ -260,7 +260,7 @@ def join(rank: int, size: int) -> Any:
 
     An agent that starts ranks again keeps its store, with the addresses of the dead in it, and agents of several
     machines may count their restarts differently. So every process brings a name of its own; rank 0 writes down who is
-    there until all have signed the same list, and the list names the store. Raises UserError naming who is missing.
+    there until all have signed the same list, and the list names the store. Raises TimeoutError naming who is missing.
     """
     import torch.distributed as dist
 
@@ -288,7 +288,7 @@ def join(rank: int, size: int) -> Any:
             return dist.PrefixStore(hashlib.sha256(complete.encode()).hexdigest()[:16], shared)
         time.sleep(0.02 if time.monotonic() < deadline - JOINING.total_seconds() + 5 else 0.5)
     who = f"ranks {', '.join(map(str, missing))} are" if rank == 0 else "not all ranks are"
-    raise UserError(f"{who} missing after {JOINING}: look at their output, and start the run again")
+    raise TimeoutError(f"{who} missing after {JOINING}: look at their output, and start the run again")
 
 
 def own_store(name: str, timeout: timedelta) -> Any:

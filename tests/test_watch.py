@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -73,11 +74,11 @@ def test_a_stopped_one_is_named_after_some_seconds_and_not_if_it_goes_on(tmp_pat
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         found, store = made(tmp_path, [member(0), member(1, other.pid)])
-        os.kill(other.pid, 19)
+        os.kill(other.pid, signal.SIGSTOP)
         assert pass_time(found, store, watch.STOPPED - 1, [1]) is None
-        os.kill(other.pid, 18)
+        os.kill(other.pid, signal.SIGCONT)
         assert pass_time(found, store, watch.STOPPED + 1, [1]) is None
-        os.kill(other.pid, 19)
+        os.kill(other.pid, signal.SIGSTOP)
         assert watch.STOPPED <= pass_time(found, store, 30, [1]) <= watch.STOPPED + 1
         assert "is stopped (SIGSTOP)" in found.fault
         found._end_the_named()
@@ -120,7 +121,7 @@ def test_a_watcher_that_was_itself_stopped_begins_anew(tmp_path):
 
 def test_the_first_word_counts(tmp_path, capsys):
     found, store = made(tmp_path, [member(0), member(1)])
-    store.set("fault", json.dumps({"text": "rank 1 raised", **vars(member(1))}))
+    store.set("fault", json.dumps({"text": "rank 1 raised", "code": 70, **vars(member(1))}))
     found.tell(member(1), "is gone without a word")
     assert found.fault == "rank 1 raised" and capsys.readouterr().err == ""
 

@@ -65,7 +65,7 @@ def run_stage(
     before = parent(recipe, name, run_dir)
     check(recipe, [name])
     world = World.start(recipe.run.device)
-    with watched(world, stage_dir):
+    with watched(world, stage_dir, ends=(loop.Stopped,)):
         work(recipe, name, world, before, resume, quiet, choose)
     return True
 
