@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -70,15 +71,22 @@ def test_one_that_said_it_leaves_is_not(tmp_path):
     assert found.fault is None
 
 
+def signal_to(process, number):
+    """Stop or continue a process, and wait until the kernel shows it."""
+    os.kill(process.pid, number)
+    while (watch.process(process.pid)[0] == "T") != (number == signal.SIGSTOP):
+        time.sleep(0.01)
+
+
 def test_a_stopped_one_is_named_after_some_seconds_and_not_if_it_goes_on(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         found, store = made(tmp_path, [member(0), member(1, other.pid)])
-        os.kill(other.pid, signal.SIGSTOP)
+        signal_to(other, signal.SIGSTOP)
         assert pass_time(found, store, watch.STOPPED - 1, [1]) is None
-        os.kill(other.pid, signal.SIGCONT)
+        signal_to(other, signal.SIGCONT)
         assert pass_time(found, store, watch.STOPPED + 1, [1]) is None
-        os.kill(other.pid, signal.SIGSTOP)
+        signal_to(other, signal.SIGSTOP)
         assert watch.STOPPED <= pass_time(found, store, 30, [1]) <= watch.STOPPED + 1
         assert "is stopped (SIGSTOP)" in found.fault
         found._end_the_named()
