@@ -217,7 +217,7 @@ def _on_ranks(size: int, cases: list[Case]) -> list[int]:
     """The peaks of the cases on `size` processes, the fullest rank's of each."""
     with tempfile.TemporaryDirectory() as folder:
         job = json.dumps([asdict(case) for case in cases])
-        command = f"from fledgling.world import launch; import sys; sys.exit(launch({size}, 'cpu', sys.argv[1:]))"
+        command = f"from fledgling.launch import launch; import sys; sys.exit(launch({size}, 'cpu', sys.argv[1:]))"
         done = subprocess.run(
             [sys.executable, "-c", command, "-m", "fledgling.bench.memory", folder, job], capture_output=True, text=True
         )

@@ -11,7 +11,8 @@ from cyclopts import App, Parameter
 
 from fledgling.cli.options import Gpus, Json, Overrides
 from fledgling.config import load_recipe
-from fledgling.world import is_main_process, launch, launched, leave
+from fledgling.launch import launch
+from fledgling.world import is_main_process, launched, leave
 
 app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
 

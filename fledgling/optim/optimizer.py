@@ -121,15 +121,15 @@ class Optimizer:
         self.gradients.accumulate()
 
     @torch.no_grad()
-    def step(self) -> float:
+    def step(self, hold: bool = False) -> float:
         """Move every parameter once with the sum of the gradients, and drop them; return their norm.
 
         A gradient that is not finite, on any rank, moves nothing on any: the norm returned is then nan or inf, and
-        the caller decides.
+        the caller decides. hold: move nothing in any case (all ranks say the same).
         """
         gradients = self.gradients.finish()
         norm = self._norm(gradients)
-        if math.isfinite(norm):
+        if math.isfinite(norm) and not hold:
             self.count += 1
             self._move(gradients)
         return norm

@@ -31,6 +31,10 @@ class Stream(Protocol):
         """Go on where `state_dict` was taken."""
         ...
 
+    def skip(self, steps: int) -> None:
+        """Leave out the next `steps` steps, and give as many more at the end."""
+        ...
+
     def close(self) -> None:
         """Stop threads."""
         ...

@@ -273,6 +273,11 @@ class Rounds:
         self.held = [[from_json(fields) for fields in part] for part in state["held"]]
         self.last = dict(state["last"])
 
+    def skip(self, steps: int) -> None:
+        """Leave out the next `steps` steps, and what is left of their last round."""
+        self.step = -(-(self.step + steps) // self.per_round) * self.per_round
+        self.held = []
+
     def close(self) -> None:
         """End what runs beside, the processes of the user's rewards, and say where the time went."""
         self.rewards.close()
