@@ -26,6 +26,7 @@ from fledgling.infer.tools import CALCULATOR, Tool
 from fledgling.model.attention import Tree
 from fledgling.model.cache import KVCache
 from fledgling.model.transformer import Transformer
+from fledgling.packed.step import DecodingStep, can_step
 
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
@@ -89,7 +90,9 @@ class Engine:
         self.can_call = "<|python_start|>" in special
         live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
-        self.packed = {} if live or not can_pack(self.device, self.dtype) else pack(self.model)
+        frozen = not live or not weight.requires_grad
+        self.step = DecodingStep(self.model) if frozen and can_step(self.model) else None
+        self.packed = {} if live or self.step or not can_pack(self.device, self.dtype) else pack(self.model)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -100,6 +103,8 @@ class Engine:
                 parameter.copy_(theirs[name])
             for name, weight in self.packed.items():
                 weight.fill(theirs[name])
+            if self.step:
+                self.step.refresh()
 
     def generate(
         self,
@@ -219,7 +224,9 @@ class Engine:
         longest = max(map(len, tokens))
         padded = [[*row, *[0] * (longest - len(row))] for row in tokens]
         kept = torch.tensor(counts, device=self.device)
-        hidden = self.model(torch.tensor(padded, device=self.device), cache=cache)  # (B, T, C)
+        ids = torch.tensor(padded, device=self.device)
+        stepped = self.step and self.step.takes(ids, cache)
+        hidden = self.step(ids, cache) if stepped else self.model(ids, cache=cache)  # (B, T, C)
         cache.advance(kept)
         which = torch.tensor(rows if rows is not None else range(len(tokens)), device=self.device)
         return self.model.logits(hidden[which, kept[which] - 1])

@@ -21,6 +21,7 @@ from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.packed.model import refuse
 from fledgling.plan.flops import per_token
 from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
@@ -80,6 +81,8 @@ def run_stage(
             tokenizer = preparer.tokenizer()
         source = saved or before
         loaded = checkpoint.load(source) if source else None
+        if loaded:
+            refuse(loaded.state, source, "trained on")
         config = (
             ModelConfig.from_dict(loaded.state["model"]) if loaded else from_table(recipe.model, tokenizer.vocab_size)
         )
