@@ -24,8 +24,8 @@ def load_model(
 ) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
     """The model (in eval mode on `device`), the tokenizer and the state of what `resolve` finds at `path`.
 
-    dtype: None leaves the model's own. A quantized checkpoint's matrices stay packed. Raises UserError when the weights do not fit the model described in
-    the state.
+    dtype: None leaves the model's own. A quantized checkpoint's matrices stay packed. Raises UserError when the weights
+    do not fit the model described in the state.
     """
     checkpoint = load(resolve(path), groups=("model",))
     tokenizer = checkpoint.path / "tokenizer.json"

@@ -35,7 +35,7 @@ def check_columns(name: str, columns: int, bits: int, group: int) -> None:
     unit = max(group, PAIR) if bits == 4 else group
     if columns % unit:
         raise UserError(
-            f"{name} has {columns} columns, no multiple of {unit}: {bits} bits in groups of {group} need it"
+            f"{name} has {columns} columns, expected a multiple of {unit} for {bits} bits in groups of {group}"
         )
 
 

@@ -23,7 +23,7 @@ from fledgling.packed.tensor import QuantizedTensor
 
 
 def chosen(config: ModelConfig, name: str, shape: tuple[int, ...], head: bool, embedding: bool) -> bool:
-    """Whether a parameter of that name is quantized. A tied matrix is embedding and head at once, and goes as a head."""
+    """Whether a parameter of that name is quantized. A tied matrix is both, and goes as a head."""
     if len(shape) != 2 or name.startswith("positions."):
         return False
     if name.startswith("embedding."):

@@ -81,8 +81,6 @@ def run_stage(
             tokenizer = preparer.tokenizer()
         source = saved or before
         loaded = checkpoint.load(source) if source else None
-        if loaded:
-            refuse(loaded.state, source, "trained on")
         config = (
             ModelConfig.from_dict(loaded.state["model"]) if loaded else from_table(recipe.model, tokenizer.vocab_size)
         )
@@ -159,6 +157,7 @@ def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
         raise UserError(
             f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first"
         )
+    refuse(checkpoint.read_state(found), found, "trained on")
     return found
 
 
