@@ -74,8 +74,8 @@ class QuantizedTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, arguments: tuple = (), named: dict | None = None) -> Any:
         named = named or {}
-        if function in (aten.detach.default, aten.alias.default, aten._to_copy.default, aten.clone.default):
-            return _moved(arguments[0], named, copy=function in (aten._to_copy.default, aten.clone.default))
+        if function.overloadpacket in (aten.detach, aten.alias, aten.clone, aten._to_copy, aten.to):
+            return _moved(function.overloadpacket, *arguments, *named.values())
         if function is aten.copy_.default and isinstance(arguments[1], cls):
             to, source = arguments[:2]
             to.values.copy_(source.values)
@@ -85,11 +85,15 @@ class QuantizedTensor(torch.Tensor):
         return function(*arguments, **named)
 
 
-def _moved(tensor: QuantizedTensor, named: Mapping[str, Any], copy: bool) -> QuantizedTensor:
-    """Another QuantizedTensor of the same numbers, on another device or of another nominal dtype where asked."""
-    device = named.get("device") or tensor.values.device
+def _moved(how: Any, tensor: QuantizedTensor, *wishes: Any) -> QuantizedTensor:
+    """The same numbers on another device or of another nominal dtype, where the wishes name one, or copied."""
+    dtype = next((wish for wish in wishes if isinstance(wish, torch.dtype)), tensor.dtype)
+    device = next((wish for wish in wishes if isinstance(wish, torch.device)), tensor.device)
+    if how is aten.to and (dtype, device) == (tensor.dtype, tensor.device):
+        return tensor  # inside inference mode it comes here though nothing is asked
+    copy = how in (aten.clone, aten._to_copy)
     parts = [part.to(device, copy=copy) for part in (tensor.values, tensor.scales)]
-    return QuantizedTensor(*parts, tensor.bits, named.get("dtype") or tensor.dtype)
+    return QuantizedTensor(*parts, tensor.bits, dtype)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

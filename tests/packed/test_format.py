@@ -97,3 +97,5 @@ def test_a_quantized_tensor_is_a_tensor_to_whoever_asks(bits):
     moved = nn.Parameter(packed, requires_grad=False).detach().to(torch.bfloat16)
     assert isinstance(moved, QuantizedTensor) and moved.dtype == torch.bfloat16
     assert torch.equal(moved.values, packed.values)
+    with torch.inference_mode():  # where the library asks differently
+        assert packed.to(torch.float32) is packed and isinstance(packed.to(torch.bfloat16), QuantizedTensor)
