@@ -60,6 +60,7 @@ def serve(
     from fledgling.serve.app import make_app
     from fledgling.serve.service import LOOPBACK, Service
     from fledgling.serve.worker import Worker
+    from fledgling.train.setup import fastest_dtype
     from fledgling.world import choose_device
 
     place = torch.device(choose_device(device))
@@ -67,7 +68,7 @@ def serve(
     missing = [token for token in ("<|user_start|>", "<|assistant_end|>") if token not in tokenizer.special]
     if missing:
         raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
-    engine = Engine(model, tokenizer, dtype=torch.bfloat16 if place.type == "cuda" else None)
+    engine = Engine(model, tokenizer, dtype=fastest_dtype(place))
     service = Service(
         worker=Worker(engine, rows, queue),
         tokenizer=tokenizer,

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 using bf16 = uint16_t;
@@ -119,6 +120,16 @@ struct Reader<4> {
     }
 };
 
+inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // of each of the four, in order
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));  // abcd in each quarter
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
 // out[m][r] = sum over k of w[row + r][k] x[m][k], for R rows of the matrix and M rows of x
 template <int BITS, int R, int M>
 inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_t stride) {
@@ -154,19 +165,48 @@ inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_
             }
         }
     }
-    for (int r = 0; r < R; r++) {
-        const float bias = w.bias ? w.bias[row + r] : 0.0f;
-        for (int m = 0; m < M; m++) out[m * stride + row + r] = _mm512_reduce_add_ps(sum[r][m]) + bias;
+    for (int m = 0; m < M; m++) {
+        if constexpr (R == 4) {
+            __m128 four = sums(sum[0][m], sum[1][m], sum[2][m], sum[3][m]);
+            if (w.bias) four = _mm_add_ps(four, _mm_loadu_ps(w.bias + row));
+            _mm_storeu_ps(out + m * stride + row, four);
+        } else {
+            for (int r = 0; r < R; r++)
+                out[m * stride + row + r] = _mm512_reduce_add_ps(sum[r][m]) + (w.bias ? w.bias[row + r] : 0.0f);
+        }
     }
 }
 
 template <int BITS, int R>
 inline void rows_of(const Matrix& w, int64_t row, const bf16* x, int64_t B, float* out, int64_t stride) {
     int64_t m = 0;
-    for (; m + 6 <= B; m += 6) tile<BITS, R, 6>(w, row, x + m * w.columns, out + m * stride, stride);
-    for (; m + 4 <= B; m += 4) tile<BITS, R, 4>(w, row, x + m * w.columns, out + m * stride, stride);
-    for (; m + 2 <= B; m += 2) tile<BITS, R, 2>(w, row, x + m * w.columns, out + m * stride, stride);
-    for (; m < B; m++) tile<BITS, R, 1>(w, row, x + m * w.columns, out + m * stride, stride);
+    const auto next = [&](auto count) {
+        tile<BITS, R, decltype(count)::value>(w, row, x + m * w.columns, out + m * stride, stride);
+        m += count;
+    };
+    while (B - m >= 6 && B - m != 8) next(std::integral_constant<int, 6>());
+    while (B - m >= 4) next(std::integral_constant<int, 4>());
+    if (B - m >= 2) next(std::integral_constant<int, 2>());
+    if (m < B) next(std::integral_constant<int, 1>());
+}
+
+template <int BITS>
+void widen_rows(const Matrix& w, int64_t row, int64_t count, bf16* out) {  // to bf16, scales and all
+    constexpr int STEP = Reader<BITS>::STEP;
+    const int64_t K = w.columns, groups = K / w.group;
+    const __m512i levels = BITS == 4 ? _mm512_loadu_si512(w.levels) : _mm512_setzero_si512();
+    for (int64_t r = row; r < row + count; r++)
+        for (int64_t k = 0; k < K; k += STEP) {
+            __m512bh part[STEP / 32];
+            Reader<BITS>::read(static_cast<const uint8_t*>(w.values) + r * K * BITS / 8, k, levels, part);
+            for (int p = 0; p < STEP / 32; p++) {
+                bf16 raw[32];
+                _mm512_storeu_si512(raw, (__m512i)part[p]);
+                const __m512 scale = scale_of(w.scales + r * groups + (k + 32 * p) / w.group);
+                for (int half = 0; half < 32; half += 16)
+                    narrow16(out + (r - row) * K + k + 32 * p + half, _mm512_mul_ps(widen16(raw + half), scale));
+            }
+        }
 }
 
 template <int BITS>
@@ -174,6 +214,16 @@ void stretch(const Matrix& w, const bf16* x, int64_t B, float* out, int64_t stri
     int64_t row = low;
     if (BITS == 16 || B == 1)
         for (; row + 4 <= high; row += 4) rows_of<BITS, 4>(w, row, x, B, out, stride);
+    if constexpr (BITS != 16)
+        if (B > 8) {  // four rows widened once stay in the nearest cache for all of x
+            std::vector<bf16> four(4 * w.columns);
+            Matrix wide{four.data(), nullptr, nullptr, nullptr, 4, w.columns, 16, 0};
+            for (; row + 4 <= high; row += 4) {
+                widen_rows<BITS>(w, row, 4, four.data());
+                wide.bias = w.bias ? w.bias + row : nullptr;
+                rows_of<16, 4>(wide, 0, x, B, out + row, stride);
+            }
+        }
     for (; row + 2 <= high; row += 2) rows_of<BITS, 2>(w, row, x, B, out, stride);
     for (; row < high; row++) rows_of<BITS, 1>(w, row, x, B, out, stride);
 }
@@ -233,11 +283,25 @@ inline float product(const bf16* a, const bf16* b, int64_t D) {
     return _mm512_reduce_add_ps(sum);
 }
 
-// One query over keys and values (length, D); weights: scratch of length + 16.
-void attend(const bf16* q, const bf16* keys, const bf16* values, int64_t length, int64_t D, float* weights, bf16* out) {
+struct Cached {  // keys or values of one row and head: token t in block table[t / block], at t % block
+    const bf16* base;       // of the head in block 0
+    const int64_t* table;   // the row's blocks
+    int64_t block, stride;  // tokens of a block; values from one block to the next
+    const bf16* from(int64_t token, int64_t D) const {
+        return base + table[token / block] * stride + token % block * D;
+    }
+};
+
+// One query over keys and values of `length` tokens; weights: scratch of length + 16.
+void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t length, int64_t D, float* weights,
+            bf16* out) {
     const float scale = 1.0f / std::sqrt(float(D));
     float most = -INFINITY;
-    for (int64_t s = 0; s < length; s++) most = std::max(most, weights[s] = scale * product(q, keys + s * D, D));
+    for (int64_t start = 0; start < length; start += keys.block) {
+        const bf16* k = keys.from(start, D);
+        for (int64_t s = start; s < std::min(length, start + keys.block); s++, k += D)
+            most = std::max(most, weights[s] = scale * product(q, k, D));
+    }
     for (int64_t s = length; s < (length + 15) / 16 * 16; s++) weights[s] = -INFINITY;
     __m512 total = _mm512_setzero_ps();
     for (int64_t s = 0; s < length; s += 16) {
@@ -248,10 +312,13 @@ void attend(const bf16* q, const bf16* keys, const bf16* values, int64_t length,
     const __m512 by = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
     for (int64_t d = 0; d < D; d += 32) {
         __m512 low = _mm512_setzero_ps(), high = low;
-        for (int64_t s = 0; s < length; s++) {
-            const __m512 w = _mm512_set1_ps(weights[s]);
-            low = _mm512_fmadd_ps(w, widen16(values + s * D + d), low);
-            high = _mm512_fmadd_ps(w, widen16(values + s * D + d + 16), high);
+        for (int64_t start = 0; start < length; start += values.block) {
+            const bf16* v = values.from(start, D) + d;
+            for (int64_t s = start; s < std::min(length, start + values.block); s++, v += D) {
+                const __m512 w = _mm512_set1_ps(weights[s]);
+                low = _mm512_fmadd_ps(w, widen16(v), low);
+                high = _mm512_fmadd_ps(w, widen16(v + 16), high);
+            }
         }
         narrow16(out + d, _mm512_mul_ps(low, by));
         narrow16(out + d + 16, _mm512_mul_ps(high, by));
@@ -284,11 +351,22 @@ void fledgling_linear(const Matrix* w, const bf16* x, int64_t B, float* out, int
     multiply(*w, x, B, out, w->rows, Share{omp_get_thread_num(), omp_get_num_threads()});
 }
 
+// out (rows, columns) bf16: the matrix made whole.
+void fledgling_widen(const Matrix* w, bf16* out, int64_t threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const Share share{omp_get_thread_num(), omp_get_num_threads()};
+        const int64_t low = share.low(w->rows), count = share.high(w->rows) - low;
+        if (w->bits == 8) widen_rows<8>(*w, low, count, out + low * w->columns);
+        if (w->bits == 4) widen_rows<4>(*w, low, count, out + low * w->columns);
+    }
+}
+
 // All blocks for one new token of each of B rows; x (B, C) fp32 is changed in place.
-// keys, values: bf16, of layer l, row b and head g at l * per_layer + b * per_row + g * per_head, (capacity, D) each;
+// keys, values: of each layer, bf16 (blocks, G, block, D); tables (B, most): which blocks are a row's, in order;
 // positions (B): how many tokens came before; cosine, sine (B, D / 2), or null where nothing is turned.
-void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B, bf16* keys, bf16* values,
-                    int64_t per_layer, int64_t per_row, int64_t per_head, const int64_t* positions,
+void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B, bf16* const* keys,
+                    bf16* const* values, const int64_t* tables, int64_t most, int64_t block, const int64_t* positions,
                     const float* cosine, const float* sine, int64_t threads) {
     const Shape& s = *shape;
     const int64_t C = s.width, D = s.head_width, H = s.heads, G = s.kv_heads, F = s.hidden, E = C + 2 * G * D;
@@ -316,11 +394,12 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
                 const int64_t b = job / G, g = job % G, at = positions[b];
                 const float *cos = cosine ? cosine + b * D / 2 : nullptr, *sin = sine ? sine + b * D / 2 : nullptr;
                 const float* row = wide.data() + b * E;
-                bf16* k = keys + l * per_layer + b * per_row + g * per_head;
-                bf16* v = values + l * per_layer + b * per_row + g * per_head;
-                turn(s, row + C + g * D, cos, sin, k + at * D);
+                const int64_t head = g * block * D, stride = G * block * D;
+                const Cached k{keys[l] + head, tables + b * most, block, stride};
+                const Cached v{values[l] + head, tables + b * most, block, stride};
+                turn(s, row + C + g * D, cos, sin, const_cast<bf16*>(k.from(at, D)));
                 for (int64_t d = 0; d < D; d += 16)
-                    narrow16(v + at * D + d, _mm512_loadu_ps(row + C + (G + g) * D + d));
+                    narrow16(const_cast<bf16*>(v.from(at, D)) + d, _mm512_loadu_ps(row + C + (G + g) * D + d));
                 for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++) {
                     turn(s, row + h * D, cos, sin, q);
                     attend(q, k, v, at + 1, D, scratch, attended.data() + b * C + h * D);

@@ -104,3 +104,11 @@ def linear(x: Tensor, matrix: Matrix) -> Tensor:
         ctypes.c_int64(torch.get_num_threads()),
     )
     return out
+
+
+def widen(matrix: Matrix) -> Tensor:
+    """A quantized matrix made whole: (N, K) bf16."""
+    out = torch.empty(matrix.rows, matrix.columns, dtype=torch.bfloat16)
+    threads = ctypes.c_int64(torch.get_num_threads())
+    library().fledgling_widen(ctypes.byref(matrix), ctypes.c_void_p(out.data_ptr()), threads)
+    return out

@@ -92,20 +92,32 @@ class DecodingStep:
 
     def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """tokens (B, 1) behind what the cache holds -> hidden states (B, 1, C), as the model's `forward`."""
-        model, positions = self.model, cache.positions(1)
+        positions = cache.positions(1)
         cache.reserve(1)
+        tables = torch.arange(len(tokens))  # a row's block is all that it can hold
+        return self.run(tokens, positions, list(cache.keys), list(cache.values), tables, cache.capacity)
+
+    def run(
+        self, tokens: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor], tables: Tensor, block: int
+    ) -> Tensor:
+        """tokens, positions (B, 1) -> hidden states (B, 1, C); new keys and values are written where they belong.
+
+        keys, values: of each layer, (N, G, block, D) bf16; tables (B, ...) int64: the blocks of each row, in order.
+        """
+        model = self.model
         x = model.embedding_norm(model.embedding(tokens).to(torch.bfloat16))
         x, rotary = model.positions(x, positions.clamp(max=model.config.context - 1))
         x = x.float().contiguous()  # (B, 1, C)
         angles = [None, None] if rotary is None else [part.float().contiguous() for part in rotary]
-        keys, values = cache.keys, cache.values
-        per_layer, per_row, per_head, *_ = keys.stride()
+        places = [(c_void_p * len(part))(*(layer.data_ptr() for layer in part)) for part in (keys, values)]
         native.library().fledgling_step(
             ctypes.byref(self.shape),
             self.layers,
             c_void_p(x.data_ptr()),
-            *(c_int64(len(tokens)), c_void_p(keys.data_ptr()), c_void_p(values.data_ptr())),
-            *map(c_int64, (per_layer, per_row, per_head)),
+            c_int64(len(tokens)),
+            *places,
+            c_void_p(tables.data_ptr()),
+            *(c_int64(tables.numel() // len(tokens)), c_int64(block)),
             c_void_p(positions.data_ptr()),
             *(c_void_p(None if part is None else part.data_ptr()) for part in angles),
             c_int64(torch.get_num_threads()),

@@ -47,6 +47,8 @@ class QuantizedTensor(torch.Tensor):
 
     def whole(self, dtype: torch.dtype | None = None) -> Tensor:
         """The matrix (N, K) as an ordinary tensor."""
+        if self.matrix is not None and (dtype or self.dtype) == torch.bfloat16:
+            return native.widen(self.matrix)
         return dequantize(self.values, self.scales, self.bits, dtype or self.dtype)
 
     @property

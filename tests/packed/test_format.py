@@ -29,17 +29,27 @@ def test_eight_bits_are_off_by_half_a_scale_at_most(rows, groups, group, size, s
 
 
 @given(st.integers(1, 5), st.integers(1, 3), st.sampled_from([32, 64]), st.floats(1e-6, 1e4), st.integers(0, 99))
-def test_four_bits_are_levels_and_better_than_even_ones(rows, groups, group, size, seed):
+def test_four_bits_are_the_nearest_levels(rows, groups, group, size, seed):
     weight = matrix(rows, groups * 64, seed) * size
     values, scales = quantize(weight, 4, group)
     back = dequantize(values, scales, 4, torch.float32)
     parts = back.view(rows, -1, group) / scales.float()[:, :, None]
     assert (parts[..., None] - torch.tensor(LEVELS).float()).abs().amin(-1).max() < 1e-4
     assert values.dtype == torch.uint8 and values.shape == (rows, weight.shape[1] // 2)
-    grouped = weight.view(-1, group)
+    nearest = (
+        ((weight.view(rows, -1, group) / scales.float()[:, :, None])[..., None] - torch.tensor(LEVELS)).abs().amin(-1)
+    )
+    off = ((back - weight).view(rows, -1, group) / scales.float()[:, :, None]).abs()
+    assert (off - nearest).abs().max() < 1e-3  # of the levels, the nearest
+
+
+def test_four_bits_lose_less_than_even_levels_do():
+    weight = matrix(64, 1024)
+    grouped = weight.view(-1, 32)
     step = grouped.abs().amax(1, keepdim=True) / 8
-    even = ((grouped / step).round().clamp(-8, 7) * step - grouped).square().sum()
-    assert (back - weight).square().sum() < even
+    even = ((grouped / step).round().clamp(-8, 7) * step - grouped).square().mean().sqrt()
+    lost = (dequantize(*quantize(weight, 4, 32), 4, torch.float32) - weight).square().mean().sqrt()
+    assert lost < 0.079 < 0.085 < even
 
 
 @BITS
@@ -85,6 +95,13 @@ def test_native_sums_are_fp32(bits):
     x = matrix(3, 3072, 1).bfloat16()
     exact = x.double() @ dequantize(packed.values, packed.scales, bits, torch.float64).T
     assert (native.linear(x, packed.matrix).double() - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+@BITS
+def test_a_matrix_made_whole_is_the_dequantized(bits):
+    packed = QuantizedTensor.of(matrix(7, 192), bits, GROUPS[bits], torch.bfloat16)
+    exact = dequantize(packed.values, packed.scales, bits, torch.bfloat16)
+    assert torch.equal(packed.whole(), exact) and packed.whole(torch.float32).dtype == torch.float32
 
 
 @BITS

@@ -51,6 +51,30 @@ def test_a_step_is_as_near_to_exact_as_the_model_in_bf16(family, parts, bits):
     assert error[0] < 1.2 * error[1] and error[0] < 0.05 * exact.std()
 
 
+def test_blocks_in_any_order_are_one_cache():
+    model = made("llama", {"hidden": 384})
+    engine, draw = Engine(model, Silent({}), dtype=torch.bfloat16), torch.Generator().manual_seed(1)
+    with torch.inference_mode():
+        cache, _ = engine.prefill(torch.randint(90, (3, 20), generator=draw).tolist())
+        whole = engine.new_cache(3, 32)
+        whole.keys[..., :20, :], whole.values[..., :20, :], whole.lengths[:] = cache.keys, cache.values, 20
+        order = torch.randperm(12, generator=draw)  # block i of 8 tokens goes to place order[i]
+
+        def scattered(kept: torch.Tensor) -> list[torch.Tensor]:
+            pools = []
+            for layer in kept:
+                blocks = layer.unflatten(2, (4, 8)).transpose(1, 2).flatten(0, 1)  # (3 x 4, G, 8, D)
+                pools.append(torch.empty_like(blocks))
+                pools[-1][order] = blocks
+            return pools
+
+        keys, values = scattered(whole.keys), scattered(whole.values)
+        tokens, positions = torch.tensor([[1], [2], [3]]), whole.positions(1)
+        blocks = engine.step.run(tokens, positions, keys, values, order.view(3, 4).contiguous(), 8)
+        assert torch.equal(blocks, engine.step(tokens, whole))
+        assert all(map(torch.equal, keys, scattered(whole.keys)))  # the new key, too
+
+
 def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
     engine = Engine(made("fledgling", {}), Silent({}), dtype=torch.bfloat16)
     prompts = [[row % 90, 3, 5] for row in range(native.FEW + 6)]
