@@ -98,6 +98,22 @@ def test_native_sums_are_fp32(bits):
 
 
 @BITS
+def test_without_a_compiler_it_is_the_same(bits, monkeypatch):
+    there = QuantizedTensor.of(matrix(40, 192), bits, GROUPS[bits], torch.bfloat16)
+    whole, x = there.whole(), matrix(2, 192, 1).bfloat16()
+    ours = F.linear(x, there).float()
+    monkeypatch.setenv(native.SWITCH, "0")
+    native.library.cache_clear()
+    try:
+        here = QuantizedTensor.of(matrix(40, 192), bits, GROUPS[bits], torch.bfloat16)
+        assert here.matrix is None and torch.equal(here.whole(), whole)
+        theirs = F.linear(x, here).float()
+    finally:
+        native.library.cache_clear()
+    assert (theirs - ours).abs().max() < 2**-6 * ours.abs().max()
+
+
+@BITS
 def test_a_matrix_made_whole_is_the_dequantized(bits):
     packed = QuantizedTensor.of(matrix(7, 192), bits, GROUPS[bits], torch.bfloat16)
     exact = dequantize(packed.values, packed.scales, bits, torch.bfloat16)
