@@ -19,7 +19,8 @@ PAIR = 64  # columns in 4 bits that lie together in 32 bytes: the first 32 in th
 # Lloyd's algorithm (1982) on groups of 32 normal values, each group divided by its value of largest magnitude and
 # turned so that this one is -127. Relative error .077 on trained matrices; evenly spaced levels leave .085.
 LEVELS = (-127, -103, -83, -66, -51, -37, -24, -11, 2, 15, 28, 41, 56, 72, 90, 113)
-TRIED = (1.0, 0.98, 0.96, 0.94, 0.92, 0.9, 0.88, 0.86, 0.84, 0.82, 1.02, 1.04)  # of a group's first scale
+TRIED = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 1.03)  # of a group's first scale
+TOGETHER = 1 << 14  # groups at a time: what stays in the processor's cache
 
 
 def check(bits: int, group: int) -> None:
@@ -49,7 +50,8 @@ def quantize(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
         scale = _to_scale(groups.abs().amax(1, keepdim=True) / 127)
         values = (groups / scale).nan_to_num(0.0).round().clamp(-127, 127).to(torch.int8)
         return values.view(weight.shape), scale.to(torch.bfloat16).view(len(weight), -1)
-    index, scale = _nearest(groups)
+    parts = [_nearest(part) for part in groups.split(TOGETHER)]
+    index, scale = (torch.cat(part) for part in zip(*parts, strict=True))
     return _interleave(index.view(weight.shape)), scale.to(torch.bfloat16).view(len(weight), -1)
 
 
@@ -67,7 +69,7 @@ def _nearest(groups: Tensor) -> tuple[Tensor, Tensor]:
     scale, index = torch.zeros_like(extreme), torch.zeros(groups.shape, dtype=torch.uint8, device=groups.device)
     for share in TRIED:
         tried = _to_scale(extreme * share / LEVELS[0])
-        found = torch.bucketize((groups / tried).nan_to_num(0.0), between)
+        found = torch.bucketize((groups / tried).nan_to_num_(0.0), between, out_int32=True)
         error = (levels[found] * tried - groups).square().sum(1, keepdim=True)
         better = error < best
         best, scale = torch.where(better, error, best), torch.where(better, tried, scale)
