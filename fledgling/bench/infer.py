@@ -28,6 +28,7 @@ from fledgling.export import layout
 from fledgling.infer.batch import Decoder
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
+from fledgling.model.cache import Row
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.plan import inference
@@ -60,22 +61,15 @@ class Ours:
         self.engine = engine
 
     def answer(self, prompts: list[list[int]], tokens: int) -> list[float]:
-        began = time.perf_counter()
-        self._decoder(prompts, 1).step()  # reads the prompts and draws the only token
-        times = [time.perf_counter() - began]
-        decoder = self._decoder(prompts, tokens + 1)
-        decoder.step()  # reads them again, draws the first and the second token
-        while decoder.busy:
+        decoder, sampling = Decoder(self.engine, len(prompts)), Sampling(temperature=0.0, max_tokens=tokens)
+        for index, prompt in enumerate(prompts):
+            decoder.add(prompt, sampling, index, tools=False)
+        times: list[float] = []
+        while decoder.busy:  # the first step reads the prompts and draws the first tokens
             began = time.perf_counter()
             decoder.step()
             times.append(time.perf_counter() - began)
         return times
-
-    def _decoder(self, prompts: list[list[int]], tokens: int) -> Decoder:
-        decoder, sampling = Decoder(self.engine, len(prompts)), Sampling(temperature=0.0, max_tokens=tokens)
-        for index, prompt in enumerate(prompts):
-            decoder.add(prompt, sampling, index, tools=False)
-        return decoder
 
 
 class Theirs:
@@ -214,7 +208,8 @@ def _difference(engine: Engine, theirs: Any, prompt: list[int]) -> float | None:
     if theirs is None:
         return None
     with torch.inference_mode():
-        ours, other = engine.prefill([prompt])[1][0].float(), theirs.logits(prompt)
+        hidden = engine.extend(engine.new_cache(), [Row()], [prompt])
+        ours, other = engine.model.logits(hidden[0, -1]).float(), theirs.logits(prompt)
     return float((ours - other).abs().max() / other.std())
 
 

@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fledgling.infer.batch import Decoder, Ticket
+from fledgling.infer.batch import Decoder
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
 from fledgling.infer.stream import AnswerStream, Piece, StopText
+from fledgling.infer.ticket import Ticket
 
 
 class Full(Exception):
