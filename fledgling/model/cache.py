@@ -69,7 +69,7 @@ class Reading:
     blocks: Tensor
     offsets: Tensor
     fresh: bool
-    span: slice | Tensor = slice(0)
+    span: slice | Tensor | None = None
     asks: Tensor | None = None
     owners: Tensor | None = None
     hidden: Tensor | None = None
