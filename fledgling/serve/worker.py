@@ -274,9 +274,8 @@ class Worker:
             for choice in list(handle.choices):
                 events, ended = choice.news()
                 for event in events:
-                    self.counters.answer_tokens += (
-                        len(event.drawn) if isinstance(event, Delta) and not event.echo else 0
-                    )
+                    if isinstance(event, Delta) and not event.echo:
+                        self.counters.answer_tokens += len(event.drawn)
                     handle.emit(event)
                 if ended:
                     self._decoder.cancel(choice.ticket)
