@@ -26,7 +26,7 @@ def fill(cache: KVCache, row: Row, count: int, value: float) -> None:
 
 def held(cache: KVCache, row: Row) -> list[float]:
     """The numbers that `fill` wrote, in order."""
-    found = torch.cat([cache.values[1][block.index, 1, :, 3] for block in row.table])
+    found = torch.cat([torch.zeros(0), *(cache.values[1][block.index, 1, :, 3] for block in row.table)])
     return (found[: row.length] - 0.25).tolist()
 
 
