@@ -1,7 +1,7 @@
 """Law: 200 mixed requests that come, leave and are taken back at random are each answered as if alone by the plain
 full forward, whatever is shared, read in chunks or guessed ahead.
 
-FLEDGLING_REQUESTS sets how many each single setting gets (default 40; 200 is the campaign); all of them at once get 200.
+FLEDGLING_REQUESTS sets how many each single setting gets (default 40; 200: the campaign); all at once get 200.
 """
 
 from __future__ import annotations
