@@ -27,6 +27,7 @@ import torch
 from fledgling.bench.speakers import LLAMA_CPP, LlamaCpp, Ours, Speaker, Theirs
 from fledgling.config import Recipe, UserError
 from fledgling.infer.engine import Engine
+from fledgling.model.cache import Row
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.packed.format import GROUPS
@@ -179,7 +180,9 @@ def _difference(speakers: dict[str, Speaker], prompt: list[int]) -> float | None
     if not isinstance(ours, Ours) or not isinstance(theirs, Theirs):
         return None
     with torch.inference_mode():
-        found, other = ours.engine.prefill([prompt])[1][0].float(), theirs.logits(prompt)
+        engine = ours.engine
+        hidden = engine.extend(engine.new_cache(), [Row()], [prompt])
+        found, other = engine.model.logits(hidden[0, -1]).float(), theirs.logits(prompt)
     return float((found - other).abs().max() / other.std())
 
 

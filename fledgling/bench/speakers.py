@@ -47,22 +47,15 @@ class Ours:
         self.weights_read = read_each_token(engine.model)
 
     def answer(self, prompts: list[list[int]], tokens: int) -> list[float]:
-        began = time.perf_counter()
-        self._decoder(prompts, 1).step()  # reads the prompts and draws the only token
-        times = [time.perf_counter() - began]
-        decoder = self._decoder(prompts, tokens + 1)
-        decoder.step()  # reads them again, draws the first and the second token
-        while decoder.busy:
+        decoder, sampling = Decoder(self.engine, len(prompts)), Sampling(temperature=0.0, max_tokens=tokens)
+        for index, prompt in enumerate(prompts):
+            decoder.add(prompt, sampling, index, tools=False)
+        times: list[float] = []
+        while decoder.busy:  # the first step reads the prompts and draws the first tokens
             began = time.perf_counter()
             decoder.step()
             times.append(time.perf_counter() - began)
         return times
-
-    def _decoder(self, prompts: list[list[int]], tokens: int) -> Decoder:
-        decoder, sampling = Decoder(self.engine, len(prompts)), Sampling(temperature=0.0, max_tokens=tokens)
-        for index, prompt in enumerate(prompts):
-            decoder.add(prompt, sampling, index, tools=False)
-        return decoder
 
 
 class Theirs:

@@ -13,12 +13,13 @@ B rows, C width, D head width.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import c_double, c_int64, c_void_p
 
 import torch
 from torch import Tensor, nn
 
-from fledgling.model.cache import KVCache
+from fledgling.model.cache import KVCache, Row
 from fledgling.model.feed_forward import GatedFeedForward
 from fledgling.model.norm import LayerNorm, WeightedRMSNorm
 from fledgling.model.transformer import Block, Transformer
@@ -90,12 +91,17 @@ class DecodingStep:
         for copy, parameter in self.vectors:
             copy.copy_(parameter)
 
-    def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """tokens (B, 1) behind what the cache holds -> hidden states (B, 1, C), as the model's `forward`."""
-        positions = cache.positions(1)
-        cache.reserve(1)
-        tables = torch.arange(len(tokens))  # a row's block is all that it can hold
-        return self.run(tokens, positions, list(cache.keys), list(cache.values), tables, cache.capacity)
+    def __call__(self, tokens: Tensor, cache: KVCache, rows: Sequence[Row]) -> Tensor:
+        """tokens (B, 1), one behind what each row holds -> hidden states (B, 1, C), as the model's `forward`.
+
+        The rows get the blocks that they need; the caller moves their lengths on.
+        """
+        for row in rows:
+            cache.reserve(row, row.length + 1)
+        most = max(len(row.table) for row in rows)
+        tables = [[block.index for block in row.table] + [0] * (most - len(row.table)) for row in rows]
+        positions = torch.tensor([[row.length] for row in rows])
+        return self.run(tokens, positions, cache.keys, cache.values, torch.tensor(tables), cache.block)
 
     def run(
         self, tokens: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor], tables: Tensor, block: int
@@ -124,9 +130,9 @@ class DecodingStep:
         )
         return model.norm(x.to(torch.bfloat16))
 
-    def takes(self, tokens: Tensor, cache: KVCache) -> bool:
-        """Whether a step is for one token of few rows over a cache that native.cpp reads."""
-        return tokens.shape[1] == 1 and len(tokens) <= native.FEW and cache.keys.dtype == torch.bfloat16
+    def takes(self, counts: Sequence[int], cache: KVCache) -> bool:
+        """Whether `counts` (B,) new tokens over this cache are one token of few rows."""
+        return len(counts) <= native.FEW and set(counts) == {1} and cache.dtype == torch.bfloat16
 
     def _layer(self, block: Block) -> Layer:
         attention, mlp = block.attention, block.mlp

@@ -6,6 +6,7 @@ import torch
 from fledgling.bench.infer import Silent, random_model
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
+from fledgling.model.cache import KVCache, Row
 from fledgling.model.config import preset
 from fledgling.packed import native
 from fledgling.packed.model import pack_state, unpack_model
@@ -26,12 +27,12 @@ def made(family: str, parts: dict, width: int = 128):
 
 def logits(engine: Engine, prompts: list[list[int]], tokens: list[list[int]]) -> torch.Tensor:
     """After each row's further tokens, one step each."""
+    cache, rows = engine.new_cache(), [Row() for _ in prompts]
+    for row, prompt in zip(rows, prompts, strict=True):
+        engine.extend(cache, [row], [prompt])
+    found = [engine.extend(cache, rows, [[token] for token in step])[:, 0] for step in tokens]
     with torch.inference_mode():
-        cache = engine.new_cache(len(prompts), 40)
-        cut = [prompt + [0] * (max(map(len, prompts)) - len(prompt)) for prompt in prompts]
-        engine.logits(cache, cut, list(map(len, prompts)))
-        found = [engine.logits(cache, [[token] for token in step], [1] * len(prompts)) for step in tokens]
-    return torch.stack(found).float()
+        return engine.model.logits(torch.stack(found)).float()
 
 
 @pytest.mark.parametrize(("family", "parts"), FAMILIES)
@@ -51,28 +52,24 @@ def test_a_step_is_as_near_to_exact_as_the_model_in_bf16(family, parts, bits):
     assert error[0] < 1.2 * error[1] and error[0] < 0.05 * exact.std()
 
 
-def test_blocks_in_any_order_are_one_cache():
-    model = made("llama", {"hidden": 384})
-    engine, draw = Engine(model, Silent({}), dtype=torch.bfloat16), torch.Generator().manual_seed(1)
+def test_rows_that_share_blocks_and_lie_scattered_are_read_as_one_would_be():
+    engine = Engine(made("llama", {"hidden": 384}), Silent({}), dtype=torch.bfloat16)
+    cache, prompt = KVCache(engine.model.config, torch.bfloat16, block=4), list(range(2, 21))
+    rows = [Row() for _ in range(3)]
+    for start in range(0, 18, 3):  # row by row, so that their blocks alternate
+        for row in rows:
+            engine.extend(cache, [row], [prompt[start : start + 3]])
+    cache.drop(rows[1])
     with torch.inference_mode():
-        cache, _ = engine.prefill(torch.randint(90, (3, 20), generator=draw).tolist())
-        whole = engine.new_cache(3, 32)
-        whole.keys[..., :20, :], whole.values[..., :20, :], whole.lengths[:] = cache.keys, cache.values, 20
-        order = torch.randperm(12, generator=draw)  # block i of 8 tokens goes to place order[i]
-
-        def scattered(kept: torch.Tensor) -> list[torch.Tensor]:
-            pools = []
-            for layer in kept:
-                blocks = layer.unflatten(2, (4, 8)).transpose(1, 2).flatten(0, 1)  # (3 x 4, G, 8, D)
-                pools.append(torch.empty_like(blocks))
-                pools[-1][order] = blocks
-            return pools
-
-        keys, values = scattered(whole.keys), scattered(whole.values)
-        tokens, positions = torch.tensor([[1], [2], [3]]), whole.positions(1)
-        blocks = engine.step.run(tokens, positions, keys, values, order.view(3, 4).contiguous(), 8)
-        assert torch.equal(blocks, engine.step(tokens, whole))
-        assert all(map(torch.equal, keys, scattered(whole.keys)))  # the new key, too
+        rows[1] = cache.fork(rows[2])
+    together = engine.extend(cache, rows, [[1], [2], [1]])
+    alone = [engine.extend(cache, [row], [[4]])[0, 0] for row in rows]
+    assert torch.equal(together[0], together[2]) and not torch.equal(together[0], together[1])
+    assert torch.equal(alone[0], alone[2]) and not torch.equal(alone[0], alone[1])
+    whole, kept = engine.new_cache(), Row()
+    engine.extend(whole, [kept], [prompt[:18]])
+    apart = [engine.extend(whole, [kept], [[token]])[0, 0] for token in (1, 4)]
+    assert (apart[0] - together[0, 0]).abs().max() < 0.1 and (apart[1] - alone[0]).abs().max() < 0.1
 
 
 def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
