@@ -69,11 +69,12 @@ def infer(
     context: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (256, 1024),
     tokens: int = 32,
     repeats: int = 3,
+    bits: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (16, 8, 4),
     peers: bool = True,
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> None:
-    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, beside transformers.
+    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, beside peers.
 
     Parameters
     ----------
@@ -89,15 +90,17 @@ def infer(
         Drawn for each row.
     repeats
         Of everything, in turn; medians count.
+    bits
+        Of the weights: 16 is the run's dtype, 8 and 4 are quantized.
     peers
-        Whether transformers answers beside it, where it is installed.
+        Whether transformers answers beside it, and llama.cpp models of the llama family, where they are installed.
     """
     from fledgling.bench import infer as bench
     from fledgling.bench.train import shaped
 
     room = max(context, default=0) + tokens + 1
     recipe = shaped(load_recipe("quickstart", overrides), depth, vocab_size, room)
-    result = bench.measure(recipe, batch, context, tokens, repeats, peers)
+    result = bench.measure(recipe, batch, context, tokens, repeats, peers, bits)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
 
 

@@ -19,6 +19,7 @@ from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.packed.model import refuse
 from fledgling.plan.flops import per_token
 from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
@@ -181,6 +182,7 @@ def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
         raise UserError(
             f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first"
         )
+    refuse(checkpoint.read_state(found), found, "trained on")
     return found
 
 

@@ -22,9 +22,9 @@ from fledgling.config import RLTable, UserError
 from fledgling.data.batch import IGNORE, Batch
 from fledgling.data.mixture import Cycle
 from fledgling.evals.chat import crop, prompt_ids
-from fledgling.infer.batch import Completion
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
+from fledgling.infer.ticket import Completion
 from fledgling.model.transformer import Transformer
 from fledgling.tasks.task import Question, Task
 from fledgling.train.loss import Tally
