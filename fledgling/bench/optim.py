@@ -1,7 +1,8 @@
-"""What a rank holds during a training step under ZeRO 0, 1 and 2: measured, beside what the layout says.
+"""What a rank holds during a training step under ZeRO 0, 1, 2 and 3: measured, beside what is expected.
 
 The step is the real one (`train.loop.update` of a real model) on rows so short that activations are nothing. On a CPU
-live tensors are counted storage by storage as they come and go; on a GPU the allocator is asked.
+live tensors are counted storage by storage as they come and go; on a GPU the allocator is asked. Expected is what the
+layout says; with `zero = 3`, where what is gathered counts, what the planner says.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from fledgling.bench.train import RandomRows
 from fledgling.config import Recipe
-from fledgling.model.config import from_table
+from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoid
+from fledgling.plan.memory import Step, per_rank
 from fledgling.train import loop
 from fledgling.train.loss import next_token
 from fledgling.train.stage import Stage
@@ -69,14 +71,14 @@ def peak_of_step(step, device: torch.device) -> int:
 
 
 def measure(recipe: Recipe) -> list[dict]:
-    """For ZeRO 0, 1 and 2: this rank's bytes measured and as the layout says, in fp32.
+    """For ZeRO 0 to 3: this rank's bytes measured and expected, in fp32.
 
-    Every rank must call it. Returns dicts with zero, ranks, measured, expected, and the layout's counts.
+    Every rank must call it. Returns dicts with zero, ranks, measured, expected, and the counts by kind, in values.
     """
     world = World.start(recipe.run.device)
     config = replace(from_table(recipe.model, recipe.tokenizer.vocab_size), context=CONTEXT)
     found = []
-    for zero in (0, 1, 2):
+    for zero in (0, 1, 2, 3):
         with torch.device(world.device):
             model = Transformer(config)
         model.initialize(recipe.seed)
@@ -86,13 +88,25 @@ def measure(recipe: Recipe) -> list[dict]:
         step = partial(_step, stage, model, optimizer, world)
         step()
         moving = min(peak_of_step(step, world.device) for _ in range(STEPS))
-        standing = sum(tensor.nbytes for tensor in (*model.parameters(), *optimizer.state.values()))
-        held = optimizer.layout.held(world.rank, exact=optimizer.exact or world.device.type == "cpu")
+        standing = optimizer.standing_bytes()
+        exact = optimizer.exact or world.device.type == "cpu"
+        held = asdict(optimizer.layout.held(world.rank, exact))
+        if zero == 3:
+            held = _planned(config, world, exact)
         found.append(
-            {"zero": zero, "ranks": world.size, "measured": standing + moving, "expected": 4 * held.total}
-            | {"layout": asdict(held)}
+            {"zero": zero, "ranks": world.size, "measured": standing + moving, "expected": 4 * held["total"]}
+            | {"layout": held}
         )
     return found
+
+
+def _planned(config: ModelConfig, world: World, exact: bool) -> dict[str, int]:
+    """The planner's peak in values, by kind as the layout counts them."""
+    step = Step(1, CONTEXT, "float32", 1, world.size, 3, world.device.type, compiled=False, exact=exact)
+    held = per_rank(config, step)
+    kinds = {"parameters": "parameters", "gradients": "gradients", "state": "optimizer"}
+    found = {kind: held.get(name, 0) // 4 for kind, name in kinds.items()}
+    return found | {"communication": held.get("communication", 0) // 4, "total": held["total"] // 4}
 
 
 def _step(stage: Stage, model: Transformer, optimizer: Optimizer, world: World) -> None:
@@ -101,11 +115,11 @@ def _step(stage: Stage, model: Transformer, optimizer: Optimizer, world: World) 
 
 def table(found: list[dict]) -> str:
     """The figures of `measure` as lines of text, in MB."""
-    lines = ["ranks  zero  measured MB  layout MB   ratio | parameters  state  gradients  buffers"]
+    lines = ["ranks  zero  measured MB  expected MB   ratio | parameters  state  gradients  buffers"]
     for one in found:
         held = {name: 4 * values / 1e6 for name, values in one["layout"].items()}
         lines.append(
-            f"{one['ranks']:5}  {one['zero']:4}  {one['measured'] / 1e6:11.1f}  {one['expected'] / 1e6:9.1f}  "
+            f"{one['ranks']:5}  {one['zero']:4}  {one['measured'] / 1e6:11.1f}  {one['expected'] / 1e6:11.1f}  "
             f"{one['measured'] / one['expected']:6.3f} | {held['parameters']:10.1f}  {held['state']:5.1f}  "
             f"{held['gradients']:9.1f}  {held['communication']:7.1f}"
         )

@@ -21,6 +21,7 @@ from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.sharded import gathered
 from fledgling.plan.flops import per_token
 from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
@@ -83,7 +84,8 @@ def run_stage(
         config = (
             ModelConfig.from_dict(loaded.state["model"]) if loaded else from_table(recipe.model, tokenizer.vocab_size)
         )
-        model = weigh(make_model(config, setup, world.device), loaded, recipe.seed)
+        sharded = recipe.optimizer.zero == 3 and world.size > 1  # made in the host's memory, and moved block by block
+        model = weigh(make_model(config, setup, torch.device("cpu") if sharded else world.device), loaded, recipe.seed)
         if critic.wanted(recipe, name):
             critic.attach(model)
         if saved:
@@ -94,7 +96,7 @@ def run_stage(
             twin = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)
             return weigh(twin, checkpoint.load(before, ("model",)) if before else None, recipe.seed)
 
-        engine = Engine(model, tokenizer, dtype=setup.dtype)
+        engine = Engine(model, tokenizer, world.device, setup.dtype)
         micro_batch = loaded.state.get("micro_batch") if saved else None
         context = Context(
             recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, setup, beginning, micro_batch
@@ -170,18 +172,18 @@ def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer) -
 def saver(stage: Stage, optimizer: Optimizer, context: Context):
     """The function that saves everything needed to go on after `step` finished steps.
 
-    Every rank takes part: optimizer state comes from where it is owned; the main rank writes, and the others go on when
-    the checkpoint stands.
+    Every rank takes part: weights and optimizer state come from where they are; the main rank writes, and the others go
+    on when the checkpoint stands.
     """
     directory = context.run_dir / stage.name / "checkpoints"
 
     def save(step: int) -> None:
-        moments = optimizer.tensors()
+        weights, moments = gathered(context.model, context.world), optimizer.tensors()
         with context.world.main_first():
             if context.world.is_main:
-                write(step, moments)
+                write(step, weights, moments)
 
-    def write(step: int, moments: dict) -> None:
+    def write(step: int, weights: dict, moments: dict) -> None:
         state = {
             "stage": stage.name,
             "step": step,
@@ -192,7 +194,7 @@ def saver(stage: Stage, optimizer: Optimizer, context: Context):
             "micro_batch": stage.micro_batch,
         }
         tensors = {
-            **critic.apart(context.model.state_dict()),
+            **critic.apart(weights),
             "optimizer": moments,
             "random": checkpoint.random_state(context.world.device),
         }
