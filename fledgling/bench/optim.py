@@ -32,30 +32,48 @@ STEPS = 3  # the least of their peaks counts: gloo's threads let go of a buffer 
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation makes within it, while it is held; `peak` is the most."""
+    """Counts the bytes of every storage that an operation makes within it, while it is held; `peak` is the most.
+
+    Storages that grow and shrink are followed: `fully_shard` fills and empties the same ones.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._known: weakref.WeakSet = weakref.WeakSet()
+        self._sizes: dict[int, int] = {}  # of storages that are alive, by identity
+
+    def __enter__(self):
+        resize = self._resize = torch.UntypedStorage.resize_
+
+        def resized(storage: torch.UntypedStorage, size: int):
+            result = resize(storage, size)
+            self._count(storage)
+            return result
+
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *problem):
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        return super().__exit__(*problem)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         before = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage() not in before:
-                self._add(leaf.untyped_storage())
+                self._count(leaf.untyped_storage())
         return result
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self._known:
-            self._known.add(storage)
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._remove, storage.nbytes())
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) not in self._sizes:
+            weakref.finalize(storage, self._forget, id(storage))
+        self.live += storage.nbytes() - self._sizes.get(id(storage), 0)
+        self._sizes[id(storage)] = storage.nbytes()
+        self.peak = max(self.peak, self.live)
 
-    def _remove(self, size: int) -> None:
-        self.live -= size
+    def _forget(self, storage: int) -> None:
+        self.live -= self._sizes.pop(storage)
 
 
 def peak_of_step(step, device: torch.device) -> int:
