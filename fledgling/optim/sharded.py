@@ -81,7 +81,7 @@ def whole(model: nn.Module) -> Iterator[None]:
     """Within it a sharded model is whole on every rank and may be read any number of times; then sharded again.
 
     Every rank must enter it. It costs a gather, and 4 bytes a parameter of memory while it lasts. Of a model that is
-    not sharded: nothing.
+    not sharded: nothing. Read the parameters there, and not `state_dict()`, for which PyTorch shards them again.
     """
     from torch.distributed.fsdp import FSDPModule
 

@@ -86,7 +86,8 @@ def arrivals(dealt: Layout, received: bool) -> list[Arrival]:
             found.append(Arrival(name, (gradients, buffers), (gradients, buffers)))
         packed = (gradients, head.whole + ahead + block.whole)
         gradients += block.piece - block.values
-        sent = (gradients + block.piece * received, head.whole + ahead + block.whole * (1 + received))
+        kept = prod(dealt.parameters[block.names[-1]])  # of a group's gradients PyTorch lets go of the last one late
+        sent = (gradients + kept + block.piece * received, head.whole + ahead + block.whole * (1 + received))
         leaving = block.whole
         peak = max(found[-1].peak, packed, sent, key=sum)
         found[-1] = Arrival(found[-1].name, peak, (gradients, head.whole + ahead + leaving))
@@ -99,7 +100,7 @@ def arrivals(dealt: Layout, received: bool) -> list[Arrival]:
     for table in filter(None, (head, embedding)):
         worst.append((gradients, table.whole))
         gradients += table.piece - table.values
-        worst.append((gradients + table.piece * received, table.whole * (1 + received)))
+        worst.append((gradients + table.values + table.piece * received, table.whole * (1 + received)))
     return [*found, Arrival("", max(worst, key=sum), (gradients, 0))]
 
 

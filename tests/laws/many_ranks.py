@@ -41,7 +41,7 @@ def trained(stage: str, zero: int, exact: str, rows: int, steps: int, rate: floa
         for step in range(steps)
     ]
     with whole(model):
-        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     return {"weights": weights, "state": optimizer.tensors(), "curve": curve}
 
 
