@@ -1,8 +1,8 @@
 """The ranks of a run and what they say to each other: sum, gather, barrier; reduce_scatter and all_gather, unwaited.
 
 The one idea: a single process is a world of size 1 that takes the same path, so no caller asks whether it is
-distributed. This is the only file that speaks torch.distributed and reads the variables torchrun sets (RANK,
-WORLD_SIZE, LOCAL_RANK).
+distributed. Whatever trains speaks to other ranks through this file alone, `fully_shard` too; only it reads the
+variables torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK). `fledgling bench comm` measures the library itself.
 
 What it is not: it decides nothing about shards. What travels, and when, is in `fledgling.optim.gradients`.
 """

@@ -59,10 +59,10 @@ def test_orthogonalize_moves_singular_values_alone(shape):
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-3), (torch.bfloat16, 0.06)])
+@pytest.mark.parametrize(("dtype", "least", "rounding"), [(torch.float32, 0.0015, 1e-3), (torch.bfloat16, 0.005, 0.01)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalize_is_within_the_stated_error_of_the_polar_factor(shape, dtype, rounding):
-    matrices, polar, _ = spread(shape, 0.0015)
+def test_orthogonalize_is_within_the_stated_error_of_the_polar_factor(shape, dtype, least, rounding):
+    matrices, polar, _ = spread(shape, least)
     found = orthogonalize(7 * matrices, 5, dtype)
     error = torch.linalg.matrix_norm(found - polar, 2).max()
     assert 0.1 < error <= 0.32 + rounding, "an approximation, and as good as stated"
