@@ -115,6 +115,17 @@ def gathered(model: nn.Module, world: World) -> dict[str, Tensor]:
     return found
 
 
+@torch.no_grad()
+def fill(model: nn.Module, weights: Mapping[str, Tensor], world: World) -> None:
+    """The inverse of `gathered`: give a model, sharded or not, the values of whole tensors that every rank has."""
+    for name, tensor in model.state_dict().items():
+        if _is_sharded(tensor):
+            each = -(-tensor.shape[0] // world.size)
+            tensor.to_local().copy_(weights[name][world.rank * each : (world.rank + 1) * each])
+        else:
+            tensor.copy_(weights[name])
+
+
 def _is_sharded(tensor: Tensor) -> bool:
     from torch.distributed.tensor import DTensor
 

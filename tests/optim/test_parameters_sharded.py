@@ -9,7 +9,7 @@ from fledgling.config import OptimizerTable
 from fledgling.model.config import preset
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
-from fledgling.optim.sharded import gathered, whole
+from fledgling.optim.sharded import fill, gathered, whole
 from fledgling.plan import comm
 from fledgling.plan.size import matrices, parameters
 from fledgling.train import loop
@@ -92,7 +92,9 @@ def _seen():
     sharded_again = optimizer.standing_bytes() - sum(tensor.nbytes for tensor in optimizer.state.values())
     steps(ODD, world, model, optimizer, 1)
     after = gathered(model, world)
-    return {"held": held, "again": sharded_again, "before": before, "read": read, "after": after}
+    fill(model, read, world)
+    filled = gathered(model, world)
+    return {"held": held, "again": sharded_again, "before": before, "read": read, "after": after, "filled": filled}
 
 
 def test_between_steps_rows_are_held_and_reading_disturbs_nothing():
@@ -107,6 +109,7 @@ def test_between_steps_rows_are_held_and_reading_disturbs_nothing():
         assert rank["held"] == rank["again"]
         assert all(torch.equal(rank["read"][name], value) for name, value in first["before"].items())
     assert not any(torch.equal(first["after"][name], value) for name, value in first["before"].items())
+    assert all(torch.equal(first["filled"][name], value) for name, value in first["before"].items())
 
 
 def test_one_rank_holds_everything():
