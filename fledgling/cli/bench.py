@@ -231,7 +231,7 @@ def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False)
     compiled
         Shapes with compiled blocks too: estimates, and each takes half a minute to compile.
     ranks
-        Shapes on two ranks too, under ZeRO-0, 1 and 2.
+        Shapes on two ranks too, under ZeRO-0 to 3.
     """
     from fledgling.bench import memory as bench
 

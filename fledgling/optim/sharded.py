@@ -83,6 +83,9 @@ def whole(model: nn.Module) -> Iterator[None]:
     Every rank must enter it. It costs a gather, and 4 bytes a parameter of memory while it lasts. Of a model that is
     not sharded: nothing. Read the parameters there, and not `state_dict()`, for which PyTorch shards them again.
     """
+    if not any(map(_is_sharded, model.parameters())):
+        yield
+        return
     from torch.distributed.fsdp import FSDPModule
 
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -127,6 +130,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], world: World) -> None:
 
 
 def _is_sharded(tensor: Tensor) -> bool:
+    if type(tensor) in (Tensor, nn.Parameter):
+        return False  # spares the import, over a second
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
