@@ -19,8 +19,8 @@ from fledgling.world import World
 from tests.laws.losses import batch_of
 from tests.ranks import on_ranks
 
-CONFIG = preset("fledgling", vocab_size=64, depth=3, width=32, heads=2, kv_heads=2, context=24)
-ODD = replace(CONFIG, vocab_size=61, kv_heads=1, hidden=97, norm="rms_weighted")
+CONFIG = preset("fledgling", vocab_size=64, depth=4, width=32, heads=2, kv_heads=2, context=24)  # everything divides
+ODD = replace(CONFIG, vocab_size=61, depth=3, kv_heads=1, hidden=97, norm="rms_weighted")
 
 
 class Counted:
