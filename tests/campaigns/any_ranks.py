@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from fledgling.world import is_main_process
 from tests.laws.losses import LEARNED
 from tests.laws.many_ranks import Case, trained
 from tests.ranks import on_ranks, one_thread
@@ -26,7 +27,8 @@ def weights_of(cases: list[Case], settings: tuple[int, float, float]) -> list[di
     found = []
     for number, case in enumerate(cases):
         found.append(trained(*case, *settings)["weights"])
-        print(f"\r{number + 1}/{len(cases)}", end="", file=sys.stderr, flush=True)
+        if is_main_process():
+            print(f"\r{number + 1}/{len(cases)}", end="", file=sys.stderr, flush=True)
     return found
 
 
