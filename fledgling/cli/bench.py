@@ -11,7 +11,8 @@ from cyclopts import App, Parameter
 
 from fledgling.cli.options import Gpus, Json, Overrides
 from fledgling.config import load_recipe
-from fledgling.world import is_main_process, launch, launched, leave
+from fledgling.launch import launch
+from fledgling.world import is_main_process, launched, leave
 
 app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
 
@@ -175,6 +176,33 @@ def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False)
 
 
 @app.command
+def save(
+    recipe: str = "quickstart",
+    /,
+    *,
+    stage: Literal["pretrain", "midtrain", "sft"] = "pretrain",
+    saves: int = 5,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> None:
+    """Time saving beside training: the stall, the writer's bytes per second beside the disk's, shares of wall time.
+
+    Parameters
+    ----------
+    recipe
+        Whose model, batch and save interval; checkpoints are written where it would write them, and deleted.
+    stage
+        Whose batch and interval.
+    saves
+        Checkpoints written; medians count.
+    """
+    from fledgling.bench.save import measure, table
+
+    result = measure(load_recipe(recipe, overrides), stage, saves)
+    print(json.dumps(result, indent=2) if as_json else table(result))
+
+
+@app.command
 def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768, as_json: Json = False) -> None:
     """Train on 100 MB of text and encode it, on one thread and on all, beside other libraries.
 
@@ -230,7 +258,7 @@ def core(
     tasks
         Which of the 22; all where none is named.
     items
-        How many of each.
+        How many of each; the last line reckons what the whole files would take.
     context
         Room for longer rows than the model was trained for.
     data_dir
@@ -259,7 +287,7 @@ def core(
         return
     head = f"{'tokens':>9} {'computed':>9} {'tokens/s':>9} {'unshared':>9} {'published':>9} {'forward':>8}"
     print(f"{'':32} {head}")
-    for name, part in [*result["tasks"].items(), ("all", result["all"])]:
+    for name, part in [*result["tasks"].items(), ("whole files", result["all"])]:
         faster = part["faster"]
         print(
             f"{name:32} {part['tokens']:9,} {part['computed']:9,} {part['tokens_per_second']:9,.0f} "
