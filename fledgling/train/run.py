@@ -75,7 +75,7 @@ def run_stage(
     with Recorder(stage_dir, name, 0, quiet=quiet, sinks=recipe.run.sinks, active=world.is_main) as recorder:
         for line in (*passed_over, f"{name}: {setup.sentence}"):
             recorder.notice(line)
-        preparer = Preparer(recipe, run_dir, recorder.notice)
+        preparer = Preparer(recipe, run_dir, recorder.notice, shown=world.is_main and not quiet)
         with world.main_first():
             tokenizer = preparer.tokenizer()
         source = saved or before
