@@ -63,16 +63,24 @@ def measure(engine: Engine, tasks: Sequence[Task], most: int, convention: str = 
 
     Returns, for each task and for all: tokens of all choices, tokens computed, seconds of each way, how many times
     faster than the others ours is, its computed tokens a second as a share of the bare forward's, and the largest
-    difference of a score between the ways.
+    difference of a score between the ways. "all" is reckoned for the whole files: each task counts as often as it has
+    items.
     """
-    results = {}
+    results, times = {}, {}
     for task in tasks:
-        items = chosen(read_items(task), Settings(most, convention).most, convention)
+        every = read_items(task)
+        items = chosen(every, Settings(most, convention).most, convention)
         results[task.label] = _task(engine, task, items, convention)
+        times[task.label] = len(every) / len(items)
         print(f"{task.label}: {results[task.label]['faster']['unshared']:.1f}x", file=sys.stderr)
     parts = list(results.values())
-    whole = {key: sum(part[key] for part in parts) for key in ("tokens", "computed")}
-    whole["seconds"] = {way: sum(part["seconds"][way] for part in parts) for way in parts[0]["seconds"]}
+    weights = list(times.values())
+
+    def total(figures: Sequence[float]) -> float:
+        return sum(weight * figure for weight, figure in zip(weights, figures, strict=True))
+
+    whole = {key: round(total([part[key] for part in parts])) for key in ("tokens", "computed")}
+    whole["seconds"] = {way: total([part["seconds"][way] for part in parts]) for way in parts[0]["seconds"]}
     whole["difference"] = max(part["difference"] for part in parts)
     return {"tasks": results, "all": whole | ratios(whole)}
 

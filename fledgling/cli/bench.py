@@ -230,7 +230,7 @@ def core(
     tasks
         Which of the 22; all where none is named.
     items
-        How many of each.
+        How many of each; the last line reckons what the whole files would take.
     context
         Room for longer rows than the model was trained for.
     data_dir
@@ -259,7 +259,7 @@ def core(
         return
     head = f"{'tokens':>9} {'computed':>9} {'tokens/s':>9} {'unshared':>9} {'published':>9} {'forward':>8}"
     print(f"{'':32} {head}")
-    for name, part in [*result["tasks"].items(), ("all", result["all"])]:
+    for name, part in [*result["tasks"].items(), ("whole files", result["all"])]:
         faster = part["faster"]
         print(
             f"{name:32} {part['tokens']:9,} {part['computed']:9,} {part['tokens_per_second']:9,.0f} "

@@ -37,6 +37,7 @@ def core(
     out: Path | None = None,
     log: Path | None = None,
     replay: Path | None = None,
+    untrained: bool = False,
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     as_json: Json = False,
@@ -61,6 +62,8 @@ def core(
         A file for every prompt and what the model made of it, as JSON lines.
     replay
         Compute the scores of a log again, without a model.
+    untrained
+        The checkpoint's shape and tokenizer with random weights: what knowing nothing scores.
     device
         auto, cpu, cuda or mps.
     dtype
@@ -78,7 +81,7 @@ def core(
     if checkpoint is None:
         raise UserError("eval core needs a checkpoint, or --replay with a log")
     settings = Settings(max_per_task, convention)
-    _evaluate(checkpoint, tasks, settings, data_dir, out, log, device, dtype, as_json)
+    _evaluate(checkpoint, tasks, settings, data_dir, out, log, untrained, device, dtype, as_json)
 
 
 def _evaluate(
@@ -88,6 +91,7 @@ def _evaluate(
     data_dir: Path | None,
     out: Path | None,
     log_path: Path | None,
+    untrained: bool,
     device: str,
     dtype: str,
     as_json: bool,
@@ -99,7 +103,7 @@ def _evaluate(
     from fledgling.tasks.core import read_tasks
 
     chosen = read_tasks(data_root(data_dir), names)
-    path, state, scorer, key = _scorer(checkpoint, device, dtype)
+    path, state, scorer, key = _scorer(checkpoint, device, dtype, untrained)
     world, kind = scorer.world, str(scorer.engine.dtype)
     finished = out or beside(path)
     display, began = Display("core") if world.is_main else None, time.monotonic()
@@ -117,12 +121,14 @@ def _evaluate(
                 open_thing.close()
     if world.is_main:
         whole = not names
-        record(path, state, results, whole)
-        _show(results, as_json, whole, {"checkpoint": str(path), "settings": asdict(settings), "dtype": kind})
+        if not untrained:
+            record(path, state, results, whole)
+        facts = {"checkpoint": str(path), "untrained": untrained, "settings": asdict(settings), "dtype": kind}
+        _show(results, as_json, whole, facts)
     world.close()
 
 
-def _scorer(checkpoint: str, device: str, dtype: str) -> tuple[Path, dict, Scorer, str]:
+def _scorer(checkpoint: str, device: str, dtype: str, untrained: bool = False) -> tuple[Path, dict, Scorer, str]:
     """The path and state of what is to be scored, its scorer, and the key that its scores are kept under."""
     from fledgling.evals.likelihood import Scorer
     from fledgling.infer.engine import Engine
@@ -132,6 +138,9 @@ def _scorer(checkpoint: str, device: str, dtype: str) -> tuple[Path, dict, Score
     world = World.start(device)
     keep_freed_memory()
     path, model, tokenizer, state = opened(checkpoint, world.device)
+    if untrained:
+        scramble(model)
+        model.to(world.device)
     kind = fastest_dtype(world.device) if dtype == "auto" else DTYPES[dtype]
     return path, state, Scorer(Engine(model, tokenizer, dtype=kind), world), f"{model_hash(model, tokenizer)} {kind}"
 
@@ -151,6 +160,18 @@ def opened(given: str, device: torch.device) -> tuple[Path, Transformer, Tokeniz
         return path, model.to(device).eval(), source.tokenizer, {}
     path = resolve(path)
     return path, *load_model(path, device=device)
+
+
+def scramble(model: Transformer, seed: int = 0) -> None:
+    """Fill a model with random weights, also what a fresh one has at zero: that finds all choices equally likely."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    model.cpu().initialize(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1 and not weight.any():
+                weight.normal_(0, weight.shape[-1] ** -0.5, generator=generator)
 
 
 def model_hash(model: Transformer, tokenizer: Tokenizer) -> str:

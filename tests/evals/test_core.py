@@ -358,6 +358,20 @@ def test_the_command_scores_resumes_records_and_replays(saved, tmp_path, capsys)
     assert "schema" in out and "mean of 2" in out and "CORE" not in out
 
 
+def test_an_untrained_twin_is_scored_and_is_not_the_run_s(saved, tmp_path, capsys):
+    """Random weights that tell choices apart: a fresh model, whose head is zero, finds all equally likely."""
+    log = tmp_path / "log.jsonl"
+    command = ["eval", "core", str(saved), "--data-dir", str(bundle(tmp_path)), "--device", "cpu", "--json"]
+    assert main([*command, "--untrained", "--log", str(log)]) == 0
+    untrained = json.loads(capsys.readouterr().out)
+    assert untrained["untrained"] and untrained["core"]["n"] == 28
+    items = [line for line in map(json.loads, log.read_text().splitlines()) if len(line.get("logprobs", ())) > 1]
+    assert items and all(len(set(item["logprobs"])) > 1 for item in items)
+    assert not (saved.parent.parent / "evals.jsonl").exists()
+    assert main(command) == 0, "the trained one is not taken from what its twin left"
+    assert json.loads(capsys.readouterr().out)["tasks"] != untrained["tasks"]
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [
