@@ -177,9 +177,9 @@ def _totals(shards: Iterable[TokenShard]) -> dict[str, dict[str, int]]:
     return {"train": train, "held_out": held}
 
 
-def sample(source: Path, characters: int, column: str | None = None) -> Iterator[Document]:
+def sample(source: Path, characters: int, column: str | None = None, size: int = UNIT) -> Iterator[Document]:
     """Documents for training a tokenizer, none of them held out: of each unit its beginning, `characters` in all."""
-    units = cut(source, "")
+    units = cut(source, "", size)
     for number, unit in enumerate(units):
         left = characters // len(units) + (number < characters % len(units))
         for document in _documents(unit, column, Skipped()):

@@ -77,7 +77,7 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
     """Run a stage from step `start` to its end; raises Stopped when asked to stop, after saving."""
     recorder, world = around.recorder, around.world
     shown, tokens, bad = None, 0, 0
-    if start == 0 and world.is_main:
+    if start == 0:
         evaluate(stage.evals, recorder, 0, last=False)
     for step in range(start, stage.steps):
         began = time.perf_counter()
@@ -116,8 +116,7 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
         )
         recorder.progress(finished, loss=shown, **speed, **{name: extra[name] for name in SHOWN if name in extra})
         last = finished == stage.steps
-        if world.is_main:
-            evaluate(stage.evals, recorder, finished, last)
+        evaluate(stage.evals, recorder, finished, last)
         stopping = bool(world.sum(float(around.stop())))
         if last or stopping or (stage.save_every and finished % stage.save_every == 0):
             around.save(finished)
@@ -126,7 +125,7 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
 
 
 def evaluate(evals: tuple[Eval, ...], recorder: Recorder, step: int, last: bool) -> None:
-    """Measure what is due after `step` steps and record it."""
+    """Measure what is due after `step` steps, on all ranks together, and record it."""
     for one in evals:
         if not (step == 0 or last or (one.every and step % one.every == 0)):
             continue

@@ -183,7 +183,7 @@ def _compression(context: Context, source: str, step: int, last: bool) -> list[M
 def _chat(context: Context, names: list[str], count: int, step: int, last: bool) -> list[Measurement]:
     practised = tuple(context.recipe.rl.tasks) if "rl" in context.recipe.stages else ()
     papers = chat.exams(names, count if last else max(1, count // 4), practised, context.recipe.run.data_dir)
-    return chat.take(context.engine, papers)
+    return chat.take(context.engine, papers, world=context.world)
 
 
 def _samples(context: Context, chats: bool, step: int, last: bool) -> list[Measurement]:
