@@ -75,6 +75,7 @@ class Preparer:
         core; shown: with a line on stderr that moves."""
         self.recipe, self.run_dir, self.say, self.workers, self.shown = recipe, run_dir, say, workers, shown
         self._texts: dict[str, tuple[list[Document], list[Document]]] = {}
+        self.opened: list[str] = []  # digests of the corpora and shards that were handed out
 
     def texts(self, source: str) -> tuple[list[Document], list[Document]]:
         """(training, validation) documents of a source; validation is chosen by content alone."""
@@ -168,18 +169,22 @@ class Preparer:
         key = _digest(source, fingerprint)
         folder = self.run_dir / "data" / f"{Path(source).stem}-{key}"
         if found := Corpus.open(folder, fingerprint):
-            return found
+            return self._opened(found)
         directories = [self.run_dir / "data" / f"{Path(source).stem}-{name}-{key}" for name in ("train", "validation")]
         if all((directory / MANIFEST).exists() for directory in directories) or not self.is_large(source):
             for directory, name, index in zip(directories, ("train", "validation"), (0, 1), strict=True):
                 if not (directory / MANIFEST).exists():
                     self._tokenize(source, name, self.texts(source)[index], directory, tokenizer)
             train, held_out = (TokenShard.open(directory, fingerprint) for directory in directories)
-            return Corpus((train,), (held_out,) if len(held_out) else ())
+            return self._opened(Corpus((train,), (held_out,) if len(held_out) else ()))
         self._pooled(source, folder)
         found = Corpus.open(folder, fingerprint)
         assert found is not None, "listed by the pool"
-        return found
+        return self._opened(found)
+
+    def _opened(self, corpus: Corpus) -> Corpus:
+        self.opened.append(_digest([shard.manifest["files"] for shard in (*corpus.train, *corpus.held_out)]))
+        return corpus
 
     def _tokenize(self, source: str, split: str, chosen: list[Document], directory: Path, tokenizer: Tokenizer) -> None:
         self.say(f"tokenizing {source} ({split})")
@@ -263,7 +268,9 @@ class Preparer:
                 while (tokens is None or writer.tokens < tokens) and (group := list(islice(remaining, GROUP))):
                     for rendered in render_all(tokenizer, group):
                         writer.add(rendered.tokens, rendered.mask)
-        return TokenShard.open(directory, tokenizer.fingerprint())
+        shard = TokenShard.open(directory, tokenizer.fingerprint())
+        self._opened(Corpus((shard,), ()))
+        return shard
 
 
 def _examples(tasks: dict[str, float], seed: int) -> Iterator[dict]:
