@@ -179,14 +179,13 @@ def _totals(shards: Iterable[TokenShard]) -> dict[str, dict[str, int]]:
 
 def sample(source: Path, characters: int, column: str | None = None, size: int = UNIT) -> Iterator[Document]:
     """Documents for training a tokenizer, none of them held out: of each unit its beginning, `characters` in all."""
-    units = cut(source, "", size)
-    for number, unit in enumerate(units):
-        left = characters // len(units) + (number < characters % len(units))
+    units, taken = cut(source, "", size), 0
+    for number, unit in enumerate(units, start=1):
         for document in _documents(unit, column, Skipped()):
-            if left <= 0:
+            if taken >= characters * number // len(units):  # what a short unit lacks, the next one gives
                 break
             if document.place() >= HELD_OUT:
-                left -= len(document.text)
+                taken += len(document.text)
                 yield document
 
 

@@ -259,7 +259,7 @@ def test_after_the_last_step_there_is_nothing():
 
 def windowed(seed=1, most=30) -> RowSource:
     rng = np.random.default_rng(0)
-    shards = [shard_of(*[rng.integers(0, 80, rng.integers(0, 9)).tolist() for _ in range(n)]) for n in (70, 9, 51)]
+    shards = [shard_of(*[rng.integers(0, 80, rng.integers(1, 9)).tolist() for _ in range(n)]) for n in (70, 9, 51)]
     return RowSource(shards, "crop", 8, seed, BOS, most=most)
 
 
@@ -273,7 +273,7 @@ def test_windows_give_every_token_once_an_epoch_in_an_order_of_its_own():
         assert seen == whole
         epochs.append([tuple(tokens) for tokens, _ in rows])
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
-    assert source.efficiency == pytest.approx(windowed(most=1000).efficiency, abs=0.02) and source.efficiency > 0.9
+    assert source.efficiency == pytest.approx(windowed(most=1000).efficiency, abs=0.04) and source.efficiency > 0.9
 
 
 def test_a_window_holds_a_part_of_every_shard_and_only_one_is_planned():
