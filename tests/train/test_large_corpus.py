@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -25,8 +26,9 @@ def recipe(tmp_path, monkeypatch):
     for number in range(4):
         table = pyarrow.table({"text": texts[number::4]})
         pyarrow.parquet.write_table(table, source / f"shard_{number:05}.parquet", row_group_size=50)
-    for module, name, value in ((prepare, "SMALL", 1000), (pool, "UNIT", 40_000), (pool, "HELD_OUT", 0.05)):
-        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(prepare, "SMALL", 1000)
+    monkeypatch.setattr(prepare, "tokenize", partial(pool.tokenize, size=40_000))
+    monkeypatch.setattr(pool, "HELD_OUT", 0.05)
     monkeypatch.setattr(setup, "measure_peak", lambda device, dtype: 1e9)
     mixture = {str(source): 1.0}
     return replace(
