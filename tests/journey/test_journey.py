@@ -6,18 +6,21 @@ import sys
 import time
 
 import pytest
+import torch
 
 from fledgling.config import USUAL
+from fledgling.record import read_lines
+from fledgling.train.setup import can_compile
 from tests.tiny import tiny
 
 
-def fledgling(*arguments, stdin=None):
+def fledgling(*arguments, stdin=None, timeout=90):
     return subprocess.run(
         [sys.executable, "-m", "fledgling", *map(str, arguments)],
         capture_output=True,
         text=True,
         input=stdin,
-        timeout=90,
+        timeout=timeout,
     )
 
 
@@ -49,6 +52,21 @@ def test_from_nothing_to_a_model_to_talk_to(tmp_path):
     assert bits.returncode == 0, bits.stderr
     assert 0 < json.loads(bits.stdout)[0]["value"] < 20
     assert time.monotonic() - began < 90
+
+
+@pytest.mark.journey
+@pytest.mark.skipif(not can_compile("auto", torch.device("cpu")), reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
+    """Compiled, as runs are by default: blocks, loss and the step whose memory is measured meet."""
+    tiny(tmp_path)
+    losses = {}
+    for compiled in ("on", "off"):
+        out = tmp_path / compiled
+        settings = (f"--set=run.out={out}", f"--set=run.compile={compiled}")
+        done = fledgling("train", "pretrain", tmp_path / "tiny.toml", *settings, timeout=400)
+        assert done.returncode == 0, done.stderr[-2000:]
+        losses[compiled] = [one["loss"] for one in read_lines(out / "pretrain" / "metrics.jsonl")]
+    assert len(losses["on"]) == 4 and losses["on"] == pytest.approx(losses["off"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
