@@ -31,7 +31,7 @@ from fledgling.data.shards import TokenShard
 
 Supervise = Literal["all", "assistant"]
 AHEAD = 2  # steps prepared while the one before is trained on
-TOGETHER = 1 << 20  # documents shuffled and packed as one
+TOGETHER = 1 << 18  # documents shuffled and packed as one
 
 
 def permutation(seed: int, key: int, size: int, window: int = 0) -> np.ndarray:

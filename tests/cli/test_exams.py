@@ -104,7 +104,7 @@ def test_stopped_within_an_exam_only_unanswered_groups_are_asked(run, capsys, tm
 
 
 @pytest.mark.parametrize("verb", ["chat", "core", "bpb"])
-def test_two_ranks_answer_as_one(run, capsys, tmp_path, verb, monkeypatch, capfd):
+def test_two_ranks_answer_as_one(run, tmp_path, verb, monkeypatch, capfd):
     out, data = run
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "text.txt").write_text("A cat sat on a mat, and another cat saw it. " * 400)

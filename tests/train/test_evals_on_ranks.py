@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fledgling.config import Recipe
-from fledgling.evals import chat
+from fledgling.evals import chat, likelihood
 from fledgling.infer.engine import Engine
 from fledgling.record import read_lines
 from fledgling.train import run, setup
@@ -21,7 +21,7 @@ COUNTED = ("evals", "samples")
 def trained(recipe: Recipe, out: str) -> dict[str, int]:
     """Run all stages; returns how many prompts were answered in writing, and rows scored, on this rank."""
     setup.measure_peak = lambda device, dtype: 1e9  # it takes longer than these stages
-    chat.GROUP = {"cpu": 3}
+    chat.GROUP, likelihood.BATCH_TOKENS = {"cpu": 3}, {"cpu": 256}  # several groups and batches to share
     counts = {"written": 0, "read": 0}
     generate, read = Engine.generate, Engine.read
 
@@ -44,7 +44,7 @@ def trained(recipe: Recipe, out: str) -> dict[str, int]:
 
 @pytest.fixture
 def alone(monkeypatch):
-    for module, name in ((setup, "measure_peak"), (chat, "GROUP")):
+    for module, name in ((setup, "measure_peak"), (chat, "GROUP"), (likelihood, "BATCH_TOKENS")):
         monkeypatch.setattr(module, name, getattr(module, name))  # undone afterwards, here
 
 
@@ -62,6 +62,6 @@ def test_two_ranks_write_the_lines_of_one_and_share_the_work(tmp_path, alone):
             assert lines[0] and lines[0] == lines[1], f"{stage}: {name}"
     names = {line["name"] for line in read_lines(tmp_path / "two" / "pretrain" / "evals.jsonl")}
     assert {"bits_per_byte", "core", "arithmetic", "spelling_unseen"} <= names
-    assert sum(rank["read"] for rank in ranks) == whole["read"] > 50
+    assert sum(rank["read"] for rank in ranks) == whole["read"] > 20
     assert all(rank["read"] > 0.2 * whole["read"] for rank in ranks), "both score"
     assert all(rank["written"] < 0.9 * whole["written"] for rank in ranks), "no rank answers everything"
