@@ -22,7 +22,9 @@ from fledgling.data.document import Document
 from fledgling.data.pool import CORPUS, Corpus, cut, sample, tokenize
 from fledgling.data.shards import MANIFEST, TokenShard, allow_open_files
 from fledgling.data.sources import Skipped, parts, read_part
+from fledgling.data.stream import RowSource
 from fledgling.text.tokenizer import Tokenizer
+from tests.data.many_shards import make, memory
 
 TEXTS = [f"Document {n} says {'so ' * (n % 7)}and ends with {n * n}." for n in range(4000)]
 
@@ -214,3 +216,16 @@ def test_many_shards_are_allowed_their_open_files():
                 allow_open_files(hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_three_hundred_shards_cost_memory_for_their_index_only(tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is read from /proc, which only Linux has")
+    make(tmp_path, shards=300, documents=1000, tokens=4_000_000)
+    before = memory()["own"]
+    corpus = Corpus.open(tmp_path, "made up")
+    source = RowSource(corpus.train, "crop", 512, seed=0, bos=65535)
+    rows = np.random.default_rng(0).integers(0, 2 * len(source), 300)
+    assert all(len(source.row(int(row))[0]) == 513 for row in np.sort(rows))
+    assert sum(len(shard.tokens) for shard in corpus.train) * 2 == 2_400_000_000
+    assert memory()["own"] - before < 150, "MB, where the tokens are 2,400"
