@@ -251,6 +251,30 @@ class World:
             raise
         self.gather(False)
 
+    @contextmanager
+    def each_machine_first(self) -> Iterator[None]:
+        """Within it the main rank works alone, then the first rank of every other machine, then the rest.
+
+        On a shared disk the later ones find what the main one made; where machines have disks of their own, each makes
+        its copy. After a UserError of one of them, which it tells, the others leave with exit code 1.
+        """
+        turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
+
+        def wait() -> None:
+            if any(self.gather(False)):
+                raise SystemExit(1)
+
+        for _ in range(turn):
+            wait()
+        try:
+            yield
+        except UserError:
+            if turn < 2:
+                self.gather(True)
+            raise
+        for _ in range(turn, 2):
+            wait()
+
     def close(self) -> None:
         """Leave the group, so that the process ends without a warning; the world is then spent."""
         if self.size > 1:

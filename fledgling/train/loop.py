@@ -152,12 +152,12 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
 
 
 def evaluate(evals: tuple[Eval, ...], model: Transformer, around: Around, step: int, last: bool) -> None:
-    """Measure what is due after `step` steps, and record it: on the main rank, of a model that all ranks make whole."""
+    """Measure what is due after `step` steps, on all ranks together, which make the model whole, and record it."""
     due = [one for one in evals if step == 0 or last or (one.every and step % one.every == 0)]
     if not due:
         return
     with whole(model), torch.no_grad():
-        for one in due if around.world.is_main else ():
+        for one in due:
             measured: list[Measurement] = one.measure(step, last)
             for m in measured:
                 around.recorder.evaluation(step, m.name, m.value, m.low, m.high, m.n, m.baseline)

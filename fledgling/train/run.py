@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from fledgling.config import STAGES, Recipe, UserError
+from fledgling.files import data_root
 from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
@@ -26,6 +27,7 @@ from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
 from fledgling.record import Recorder, checkpoint, environment, write_json
 from fledgling.stops import stop_requests
+from fledgling.text.tokenizer import Tokenizer
 from fledgling.toml import dump_toml
 from fledgling.train import loop, supervised
 from fledgling.train.health import Health, Rollback
@@ -91,8 +93,8 @@ def work(
     with Recorder(stage_dir, name, 0, quiet=quiet, sinks=recipe.run.sinks, active=world.is_main) as recorder:
         for line in (*passed_over, f"{name}: {setup.sentence}"):
             recorder.notice(line)
-        preparer = Preparer(recipe, run_dir, recorder.notice)
-        with world.main_first():
+        preparer = Preparer(recipe, run_dir, recorder.notice, shown=world.is_main and not quiet)
+        with world.each_machine_first():
             tokenizer = preparer.tokenizer()
         source = saved or before
         loaded = checkpoint.load(source) if source else None
@@ -116,8 +118,9 @@ def work(
         context = Context(
             recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, setup, beginning, micro_batch
         )
-        with world.main_first():
+        with world.each_machine_first():
             stage = BUILDERS[name](name, context)
+        same_data(world, preparer, tokenizer)
         stage = replace(stage, evals=choose(stage.evals))
         optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
         start, health = 0, Health()
@@ -156,6 +159,17 @@ def weigh(model: Transformer, loaded: checkpoint.Checkpoint | None, seed: int) -
     else:
         model.initialize(seed)
     return model
+
+
+def same_data(world: World, preparer: Preparer, tokenizer: Tokenizer) -> None:
+    """Raise UserError on every rank unless all read the same bits: machines without a shared disk prepare their own."""
+    for what, mine in (("tokenizer", tokenizer.fingerprint()), ("tokenized text", sorted(preparer.opened))):
+        found = world.gather(mine)
+        if other := next((rank for rank, one in enumerate(found) if one != found[0]), None):
+            raise UserError(
+                f"the {what} of rank {other} is not that of rank 0: its machine has other files under "
+                f"{preparer.run_dir} or {data_root(preparer.recipe.run.data_dir)}; copy rank 0's, or share a disk"
+            )
 
 
 def begin_run(recipe: Recipe, run_dir: Path, setup: Setup, world: World) -> None:

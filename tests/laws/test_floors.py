@@ -40,6 +40,7 @@ TORCH_FREE = (
     "model.config",
     "data.corpus",
     "data.sources",
+    "data.pool",
     "optim.layout",
     "optim.groups",
 )
