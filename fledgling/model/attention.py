@@ -117,12 +117,12 @@ def paged(q: Tensor, reading: Reading, layer: int, bounded: bool = True) -> Tens
     once. Exact up to rounding: products round to q's dtype block by block, the sums over blocks are fp32.
     """
     batch, heads, time, width = q.shape
-    keys, values = reading.cache.keys[layer], reading.cache.values[layer]
+    keys, values, plan = reading.cache.keys[layer], reading.cache.values[layer], reading.plan
     groups = keys.shape[1]
     asked = q.reshape(batch, groups, -1, width)  # (B, G, H/G T, D): heads that share keys ask together
-    parts = [partial(asked[reading.asks], keys[reading.span], values[reading.span], reading.hidden, bounded)]
-    owners = [reading.owners]
-    for shared in reading.shared:
+    parts = [partial(asked[plan.asks], keys[plan.span], values[plan.span], plan.hidden, bounded)]
+    owners = [plan.owners]
+    for shared in plan.shared:
         blocks, rows = shared.asks.shape
         together = asked[shared.asks].transpose(1, 2).reshape(blocks, groups, -1, width)  # (M, G, K H/G T, D)
         found = partial(together, keys[shared.blocks], values[shared.blocks], None, bounded)
@@ -137,7 +137,7 @@ def paged(q: Tensor, reading: Reading, layer: int, bounded: bool = True) -> Tens
         factor = (highest - top[owner]).exp()
         sums, totals = sums * factor, totals * factor
     joined = torch.cat((sums, totals), dim=-1).flatten(1)  # (N, G H/G T (D + 1))
-    y = F.embedding_bag(reading.order, joined, reading.offsets_of, mode="sum")  # (B, ...): each row's in their order
+    y = F.embedding_bag(plan.order, joined, plan.begins, mode="sum")  # (B, ...): each row's in their order
     y = y.view(batch, heads, time, width + 1)
     return (y[..., :width] / y[..., width:]).to(q.dtype)
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import torch
@@ -47,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Shared:
-    """M blocks that K more rows read, beside the first one: asks, owners (M, K) as in `Reading`."""
+    """M blocks that K more rows read, beside the first one: asks, owners (M, K) as in `Plan`."""
 
     blocks: Tensor
     asks: Tensor
@@ -55,27 +57,48 @@ class Shared:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one forward of B rows writes and reads. Partial results stand in the order: span, then each of `shared`.
+class Plan:
+    """What attention to blocks reads. Partial results stand in the order: span, then each of `shared`.
 
-    positions (B, T); blocks, offsets (B, T): where the new keys go. Where nothing came before (`fresh`), that is all.
     span: the blocks read, a slice or their indices (N,); asks (N,): whose queries each is read with; owners (N,): the
-    row that gets the result, B for nobody; hidden (N, T, S): keys that a query must not see; order, offsets_of: the
-    partial results of each row one row after the other, and where each row's begin.
+    row that gets the result, B for nobody; hidden (N, T, S): keys that a query must not see; order (P,), begins (B,):
+    the partial results of each row one row after the other, and where each row's begin.
+    """
+
+    span: slice | Tensor
+    asks: Tensor
+    owners: Tensor
+    hidden: Tensor
+    shared: tuple[Shared, ...]
+    order: Tensor
+    begins: Tensor
+
+
+@dataclass
+class Reading:
+    """One forward of B rows: where its T new tokens of each stand and go, and what they attend to.
+
+    positions (B, T); blocks, offsets (B, T): where the new keys go; tables: of each row, the indices of its blocks that
+    hold anything. `fresh`: nothing came before.
     """
 
     cache: KVCache
     positions: Tensor
     blocks: Tensor
     offsets: Tensor
+    tables: list[list[int]]
     fresh: bool
-    span: slice | Tensor | None = None
-    asks: Tensor | None = None
-    owners: Tensor | None = None
-    hidden: Tensor | None = None
-    shared: tuple[Shared, ...] = ()
-    order: Tensor | None = None
-    offsets_of: Tensor | None = None
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Made when a forward first asks for it."""
+        return _plan(self)
+
+    @cached_property
+    def padded_tables(self) -> Tensor:
+        """The tables as one (B, most blocks of a row), 0 behind a row's last: for who follows them token by token."""
+        most = max(map(len, self.tables))
+        return self.cache.tensor(np.array([[*table, *[0] * (most - len(table))] for table in self.tables]))
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store keys and values (B, H, T, D) of the new tokens."""
@@ -217,19 +240,16 @@ class KVCache:
         if not fresh and max(counts) == 1:
             self._tidy(rows)
         lengths = np.array([row.length for row in rows])
-        ahead = np.arange(max(counts))
-        positions = lengths[:, None] + ahead  # (B, T)
+        positions = lengths[:, None] + np.arange(max(counts))  # (B, T)
+        tables = [[block.index for block in row.table[:n]] for row, n in zip(rows, needed, strict=True)]
         blocks = np.zeros_like(positions)
-        for number, (row, count) in enumerate(zip(rows, counts, strict=True)):
-            first = row.length // self.block
-            own = np.array([block.index for block in row.table[first:]] or [0])
-            blocks[number, :count] = own[positions[number, :count] // self.block - first]
-        written = (self._tensor(positions), self._tensor(blocks), self._tensor(positions % self.block))
-        if fresh:
-            return Reading(self, *written, fresh=True)
-        return self._plan(rows, needed, written)
+        for number, (table, count) in enumerate(zip(tables, counts, strict=True)):
+            blocks[number, :count] = np.array(table)[positions[number, :count] // self.block]
+        written = (self.tensor(positions), self.tensor(blocks), self.tensor(positions % self.block))
+        return Reading(self, *written, tables, fresh)
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
+    def tensor(self, values: np.ndarray) -> Tensor:
+        """An array on the cache's device."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
     def _tidy(self, rows: Sequence[Row]) -> None:
@@ -238,49 +258,40 @@ class KVCache:
         if len(set(indices)) < DENSE * (max(indices) + 1 - min(indices)):
             self._to_front(list(dict.fromkeys(block for row in rows for block in row.table)))
 
-    def _plan(self, rows: Sequence[Row], needed: Sequence[int], written: tuple[Tensor, Tensor, Tensor]) -> Reading:
-        """Which blocks are read, with whose queries, and how their partial results belong to rows."""
-        count = np.array(needed)  # blocks of each row that hold anything
-        flat = np.array([block.index for row, n in zip(rows, needed, strict=True) for block in row.table[:n]])
-        owner = np.repeat(np.arange(len(rows)), count)
-        begins = np.concatenate([[0], np.cumsum(count)[:-1]])
-        starts = (np.arange(len(flat)) - begins[owner]) * self.block  # position of each block's first token in its row
-        distinct, first = np.unique(flat, return_index=True)
-        low, high = int(distinct[0]), int(distinct[-1]) + 1
-        if len(distinct) >= DENSE * (high - low):
-            span, size, place = slice(low, high), high - low, distinct - low
-        else:
-            span, size, place = self._tensor(distinct), len(distinct), np.arange(len(distinct))
-        owners, at = np.full(size, len(rows)), np.full(size, NOBODY)
-        owners[place], at[place] = owner[first], starts[first]
-        order = np.empty(len(flat), np.int64)
-        order[first] = place
-        shared = []
-        again = np.setdiff1d(np.arange(len(flat)), first, assume_unique=True)
-        for group in _alike(flat, again):
-            width = max(map(len, group))
-            theirs = np.full((len(group), width), len(rows))
-            for number, pairs in enumerate(group):
-                theirs[number, : len(pairs)] = owner[pairs]
-                order[pairs] = size + number * width + np.arange(len(pairs))
-            size += theirs.size
-            of = self._tensor(np.array([flat[pairs[0]] for pairs in group]))
-            shared.append(Shared(of, self._tensor(theirs % len(rows)), self._tensor(theirs)))
-        asks = self._tensor(owners % len(rows))  # nobody's blocks are read with the first row's queries, for nothing
-        keys = self._tensor(at)[:, None, None] + torch.arange(self.block, device=self.device)  # (N, 1, S)
-        hidden = keys > written[0][asks][:, :, None]  # (N, T, S)
-        return Reading(
-            self,
-            *written,
-            fresh=False,
-            span=span,
-            asks=asks,
-            owners=self._tensor(owners),
-            hidden=hidden,
-            shared=tuple(shared),
-            order=self._tensor(order),
-            offsets_of=self._tensor(begins),
-        )
+
+def _plan(reading: Reading) -> Plan:
+    """Which blocks are read, with whose queries, and how their partial results belong to rows."""
+    cache, rows = reading.cache, len(reading.tables)
+    count = np.array([len(table) for table in reading.tables])
+    flat = np.fromiter(chain.from_iterable(reading.tables), np.int64)
+    owner = np.repeat(np.arange(rows), count)
+    begins = np.cumsum(count) - count
+    starts = (np.arange(len(flat)) - begins[owner]) * cache.block  # position of each block's first token in its row
+    distinct, first = np.unique(flat, return_index=True)
+    low, high = int(distinct[0]), int(distinct[-1]) + 1
+    if len(distinct) >= DENSE * (high - low):
+        span, size, place = slice(low, high), high - low, distinct - low
+    else:
+        span, size, place = cache.tensor(distinct), len(distinct), np.arange(len(distinct))
+    owners, at = np.full(size, rows), np.full(size, NOBODY)
+    owners[place], at[place] = owner[first], starts[first]
+    order = np.empty(len(flat), np.int64)
+    order[first] = place
+    shared = []
+    again = np.setdiff1d(np.arange(len(flat)), first, assume_unique=True)
+    for group in _alike(flat, again):
+        width = max(map(len, group))
+        theirs = np.full((len(group), width), rows)
+        for number, pairs in enumerate(group):
+            theirs[number, : len(pairs)] = owner[pairs]
+            order[pairs] = size + number * width + np.arange(len(pairs))
+        size += theirs.size
+        of = cache.tensor(np.array([flat[pairs[0]] for pairs in group]))
+        shared.append(Shared(of, cache.tensor(theirs % rows), cache.tensor(theirs)))
+    asks = cache.tensor(owners % rows)  # nobody's blocks are read with the first row's queries, for nothing
+    keys = cache.tensor(at)[:, None, None] + torch.arange(cache.block, device=cache.device)  # (N, 1, S)
+    hidden = keys > reading.positions[asks][:, :, None]  # (N, T, S)
+    return Plan(span, asks, cache.tensor(owners), hidden, tuple(shared), cache.tensor(order), cache.tensor(begins))
 
 
 def _alike(flat: np.ndarray, pairs: np.ndarray) -> list[list[np.ndarray]]:

@@ -84,6 +84,6 @@ def test_scattered_blocks_are_brought_together_once() -> None:
     for row in own[:11:2]:
         cache.drop(row)
     left = own[1::2]
-    reading = cache.reading(left, [1] * len(left))
-    assert isinstance(reading.span, slice) and reading.span == slice(1, 3 * len(left) + 1)
+    span = cache.reading(left, [1] * len(left)).plan.span
+    assert isinstance(span, slice) and span == slice(1, 3 * len(left) + 1)
     assert [held(cache, row)[0] for row in left] == [100.0, 300.0, 500.0, 700.0, 900.0, 1100.0]
