@@ -25,6 +25,7 @@ from fledgling.config import UserError
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import gathered
+from fledgling.optim.sharded import gathered
 from fledgling.record import checkpoint
 from fledgling.record.writer import Writer
 from fledgling.train.loop import Stopped
