@@ -100,9 +100,9 @@ def whole(model: nn.Module) -> Iterator[None]:
             module.set_reshard_after_forward(module is not model, recurse=False)
 
 
-def gathered(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """The model's tensors by name, whole. Of a sharded model the main rank gets them, on the CPU and one by one; the
-    others get those that nobody shards. Every rank must call it.
+def gathered(model: nn.Module, world: World, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The model's tensors by name, whole. Of a sharded model the main rank gets them, on the CPU, one by one and in the
+    tensors of `into` where it has them; the others get those that nobody shards. Every rank must call it.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
@@ -114,7 +114,8 @@ def gathered(model: nn.Module, world: World) -> dict[str, Tensor]:
         own[: len(rows)] = rows
         together = world.collect(own)
         if together is not None:
-            found[name] = together.flatten(0, 1)[: tensor.shape[0]].to("cpu", copy=True)
+            values = together.flatten(0, 1)[: tensor.shape[0]]
+            found[name] = into[name].copy_(values) if into and name in into else values.to("cpu", copy=True)
     return found
 
 
