@@ -25,7 +25,6 @@ from fledgling.config import UserError
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import gathered
-from fledgling.optim.sharded import gathered
 from fledgling.record import checkpoint
 from fledgling.record.writer import Writer
 from fledgling.train.loop import Stopped
@@ -106,7 +105,9 @@ class Saver:
 
     def _copy(self) -> dict[str, dict[str, Tensor]]:
         """Everything that is a tensor, copied on the main rank; nothing on the others."""
-        weights, moments = gathered(self.model, self.world), self.optimizer.tensors(self.copies.get("optimizer", {}))
+        moments = self.optimizer.tensors(self.copies.get("optimizer", {}))
+        before = {**self.copies.get("model", {}), **self.copies.get(critic.NAME, {})}
+        weights = gathered(self.model, self.world, before)
         if self.world.is_main:
             groups = critic.apart(weights)
             self.copies = {name: copied(group, self.copies.get(name, {})) for name, group in groups.items()}
