@@ -142,7 +142,7 @@ def core_evals(table: StageTable, context: Context) -> tuple[Eval, ...]:
         return ()
     root = data_root(context.recipe.run.data_dir)
     tasks = read_tasks(root) if find_bundle(root) else []
-    scorer, settings = Scorer(context.engine), core.Settings(table.core_max_per_task)
+    scorer, settings = Scorer(context.engine, context.world), core.Settings(table.core_max_per_task)
 
     def measure(step: int, last: bool) -> list[Measurement]:
         if step == 0:  # an untrained model is not worth the wait
@@ -160,7 +160,7 @@ def core_evals(table: StageTable, context: Context) -> tuple[Eval, ...]:
 
 def _bits(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:
     batches = first_rows(rows, VALIDATION_ROWS if last else VALIDATION_ROWS // 8, micro_rows)
-    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths())]
+    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths(), world=context.world)]
 
 
 def _compression(context: Context, source: str, step: int, last: bool) -> list[Measurement]:
