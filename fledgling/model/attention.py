@@ -21,6 +21,8 @@ from fledgling.model.config import ModelConfig
 from fledgling.model.feed_forward import project
 from fledgling.model.norm import RMSNorm
 from fledgling.model.positions import Rotary, rotate
+from fledgling.model.value_embedding import make_value_embedding
+from fledgling.model.window import first_key, in_pieces, near
 
 BLOCK = 128  # queries a block: keys beyond a block's end are never multiplied
 LONGEST_PLAIN = 1024  # beyond it (T, T) scores, kept for backward, no longer stay in the processor's cache
@@ -38,10 +40,13 @@ class Tree:
     branches: Tensor
     positions: Tensor
 
-    def seen(self, queries: slice) -> Tensor:
-        """(B, queries, queries.stop): whether a query sees a key, causality aside."""
+    def seen(self, queries: slice, window: int | None = None) -> Tensor:
+        """(B, queries, queries.stop): whether a query sees a key, causality aside, `window` tokens back where given."""
         keys = self.branches[:, None, : queries.stop]
-        return (keys == 0) | (keys == self.branches[:, queries, None])
+        seen = (keys == 0) | (keys == self.branches[:, queries, None])
+        if window is None:
+            return seen
+        return seen & near(self.positions[:, queries], self.positions[:, : queries.stop], window)
 
 
 def exponentials(scores: Tensor, seen: Tensor, bounded: bool) -> Tensor:
@@ -56,28 +61,36 @@ def exponentials(scores: Tensor, seen: Tensor, bounded: bool) -> Tensor:
 
 
 def blockwise(
-    q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None, bounded: bool = True, tree: Tree | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    documents: Tensor | None,
+    bounded: bool = True,
+    tree: Tree | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """Causal attention of q (B, H, T, D) over k, v (B, H, T, D), inside documents (B, T) or along a tree where given.
 
-    bounded: q and k have root mean square 1 at most, so no maximum is subtracted. Exact up to rounding.
+    bounded: q and k have root mean square 1 at most, so no maximum is subtracted; window: keys that a query sees, its
+    own included; None: all. Exact up to rounding.
     """
     time, scale = q.shape[2], q.shape[3] ** -0.5
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # each block would else make and keep copies of its own
     outputs = []
+    straight = window if tree is None else None  # along a branch, positions count and not places
     for start in range(0, time, BLOCK):
-        end = min(start + BLOCK, time)
-        scores = (q[:, :, start:end] @ k[:, :, :end].transpose(2, 3)).float() * scale  # (B, H, block, end)
-        rows = torch.arange(start, end, device=q.device)
-        seen = rows[:, None] >= torch.arange(end, device=q.device)  # (block, end)
+        end, first = min(start + BLOCK, time), first_key(start, straight)
+        scores = (q[:, :, start:end] @ k[:, :, first:end].transpose(2, 3)).float() * scale  # (B, H, block, keys)
+        rows, keys = (torch.arange(begin, end, device=q.device) for begin in (start, first))
+        seen = near(rows, keys, straight)  # (block, keys)
         if documents is not None:
-            same = documents[:, start:end, None] == documents[:, None, :end]
-            seen = (seen & same)[:, None]  # (B, 1, block, end)
-        if tree is not None and tree.branches[:, start:end].any():
-            seen = (seen & tree.seen(slice(start, end)))[:, None]
+            same = documents[:, start:end, None] == documents[:, None, first:end]
+            seen = (seen & same)[:, None]  # (B, 1, block, keys)
+        if tree is not None and (window or tree.branches[:, start:end].any()):
+            seen = (seen & tree.seen(slice(start, end), window))[:, None]
         weights = exponentials(scores, seen, bounded)
         total = weights.sum(-1, keepdim=True)  # (B, H, block, 1)
-        outputs.append((weights.to(v.dtype) @ v[:, :, :end]) / total.to(v.dtype))
+        outputs.append((weights.to(v.dtype) @ v[:, :, first:end]) / total.to(v.dtype))
     return torch.cat(outputs, dim=2)
 
 
@@ -107,14 +120,15 @@ def library(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
-def cached(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bounded: bool = True) -> Tensor:
+def cached(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bounded: bool = True, window: int | None = None
+) -> Tensor:
     """Attention of new queries q (B, H, T, D) at positions (B, T) over a cache's k, v (B, G, S, D).
 
     One new token a row, on CPU, takes the way of `blockwise`: 2 to 4 times faster there than the library's kernel. Of a
     part of a cache, the keys stand on the left: on the right, the library copies them slowly before it multiplies.
     """
-    keys = torch.arange(k.shape[2], device=q.device)
-    seen = (keys <= positions[:, :, None])[:, None]  # (B, 1, T, S)
+    seen = near(positions, torch.arange(k.shape[2], device=q.device), window)[:, None]  # (B, 1, T, S)
     k, v = k.to(q.dtype), v.to(q.dtype)
     if q.shape[2] == 1 and q.device.type == "cpu" and q.shape[1] == k.shape[1]:
         products = q @ k.transpose(2, 3) if k.is_contiguous() else (k @ q.transpose(2, 3)).transpose(2, 3)
@@ -129,7 +143,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.bounded = layer, config.qk_norm
+        self.layer, self.bounded, self.window = layer, config.qk_norm, config.window_of(layer)
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
         kv_width = config.kv_heads * config.head_width
         self.q_proj = nn.Linear(config.width, config.width, bias=config.bias)
@@ -137,6 +151,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.width, kv_width, bias=config.bias)
         self.o_proj = nn.Linear(config.width, config.width, bias=config.bias)
         self.qk_norm = RMSNorm(config.norm_eps) if config.qk_norm else nn.Identity()
+        self.value_embedding = make_value_embedding(config, layer)
 
     @property
     def inward(self) -> tuple[nn.Linear, ...]:
@@ -156,21 +171,32 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
         tree: Tree | None = None,
+        factor: Tensor | None = None,  # (B, T, 1), what x is still to be times
+        tokens: Tensor | None = None,  # (B, T), for values that know their token
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         batch, time, width = x.shape
-        q = project(x, self.q_proj).view(batch, time, self.heads, self.head_width).transpose(1, 2)  # (B, H, T, D)
-        k = project(x, self.k_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
-        v = project(x, self.v_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
+        q = (
+            project(x, self.q_proj, factor).view(batch, time, self.heads, self.head_width).transpose(1, 2)
+        )  # (B, H, T, D)
+        k = project(x, self.k_proj, factor).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
+        v = project(x, self.v_proj, factor)
+        v = v if self.value_embedding is None else self.value_embedding(v, tokens)
+        v = v.view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
         q, k = self.qk_norm(rotate(q, rotary)), self.qk_norm(rotate(k, rotary))
         kept = None if cache is None else cache.write(self.layer, positions, k, v)
         if kept is not None and cache.live > time:  # else nothing came before: a prompt is read as a training row is
-            y = cached(q, *kept, positions, self.bounded)
+            y = cached(q, *kept, positions, self.bounded, self.window)
         elif is_plain(x):
             repeats = self.heads // self.kv_heads
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-            y = blockwise(q, k, v, documents, self.bounded, tree)
+            y = blockwise(q, k, v, documents, self.bounded, tree, self.window)
+        elif self.window is not None and tree is None:
+            y = in_pieces(q, k, v, documents, self.window)
+        elif self.window is not None:
+            far = ~tree.seen(slice(0, time), self.window)[:, None]
+            y = library(q, k, v, documents.masked_fill(far, float("-inf")))
         else:
             y = library(q, k, v, documents)
         return project(y.transpose(1, 2).reshape(batch, time, width), self.o_proj)

@@ -29,7 +29,8 @@ from fledgling.optim.layout import ADAMW_VALUES, AHEAD, Bucket, lay_out, stack_s
 from fledgling.optim.rules import adamw_, muon_
 from fledgling.world import Pending, World
 
-KINDS = {"muon": ("velocity",), "adamw": ("mean", "square")}  # of state, by rule
+KINDS = {"muon": ("velocity",), "normuon": ("velocity", "variance"), "adamw": ("mean", "square")}  # of state, by rule
+STACKED = ("muon", "normuon")  # rules that take equal-shaped matrices together
 
 
 def is_exact(table: OptimizerTable, world: World) -> bool:
@@ -75,7 +76,7 @@ class Optimizer:
         self.compiled = compiled
         self._adamw: Callable = torch.compile(adamw_, dynamic=False) if compiled else adamw_
         shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        self.layout = lay_out(shapes, world.size, 1 if table.zero is None else table.zero)
+        self.layout = lay_out(shapes, world.size, 1 if table.zero is None else table.zero, rule=table.matrix_rule)
         self.exact = is_exact(table, world)
         self.gradients = Gradients(self.parameters, self.layout, world, self.exact)
         self.parts = {
@@ -86,13 +87,16 @@ class Optimizer:
         }  # what this rank owns of each parameter: views of rows, or of all
         self.groups = self._groups()
         self.state: dict[str, Tensor] = {}  # "<name>.mean", "<name>.square", "<name>.velocity" of the parts
-        self.stacks: dict[Group, Tensor] = {}  # the velocities of a group together; those in `state` are views of it
+        self.stacks: dict[Group, dict[str, Tensor]] = {}  # by kind, of a group together; `state` has views of them
         for group in self.groups:
-            kinds = KINDS[self.rules[group.role].name]
-            if kinds == KINDS["muon"] and group.owned:
-                shape = self.parts[group.owned[0]].shape
-                self.stacks[group] = torch.zeros(len(group.owned), *shape, device=world.device)
-                self.state |= {f"{name}.velocity": self.stacks[group][i] for i, name in enumerate(group.owned)}
+            rule = self.rules[group.role].name
+            kinds = KINDS[rule]
+            if rule in STACKED and group.owned:
+                shape = self.layout.parameters[group.owned[0]]
+                for kind in kinds:
+                    stack = torch.zeros(len(group.owned), *_state_shape(kind, shape), device=world.device)
+                    self.stacks.setdefault(group, {})[kind] = stack
+                    self.state |= {f"{name}.{kind}": stack[i] for i, name in enumerate(group.owned)}
             else:
                 self.state |= {f"{n}.{kind}": torch.zeros_like(self.parts[n]) for n in group.owned for kind in kinds}
 
@@ -101,7 +105,7 @@ class Optimizer:
         by_shape: dict[tuple, list[Bucket]] = {}
         for index, bucket in enumerate(self.layout.buckets):
             role = self.layout.roles[bucket.names[0]]
-            key = (role, self.layout.parameters[bucket.names[0]] if self.rules[role].name == "muon" else index)
+            key = (role, self.layout.parameters[bucket.names[0]] if self.rules[role].name in STACKED else index)
             by_shape.setdefault(key, []).append(bucket)
         return [
             Group(role, tuple(buckets), tuple(n for b in buckets for n in b.names if n in self.parts))
@@ -180,27 +184,32 @@ class Optimizer:
 
     def _move_single(self, name: str, role: str, gradient: Tensor, step: Tensor) -> None:
         table, (mean, square) = self.table, (self.state[f"{name}.{kind}"] for kind in KINDS["adamw"])
+        decay = (table.weight_decay, table.cautious_decay) if role == "matrix" else (0.0, False)
         whole = (self.parts[name], gradient, mean, square)
         blocks = zip(*(tensor.view(-1).split(ADAMW_VALUES) for tensor in whole), strict=True)
         for tensors in [whole] if self.compiled else blocks:
-            self._adamw(*tensors, step, self._rate(role), table.adam_betas, table.adam_eps, 0.0)
+            self._adamw(*tensors, step, self._rate(role), table.adam_betas, table.adam_eps, *decay)
 
     def _move_stack(self, group: Group, gradients: dict[str, Tensor]) -> None:
         """Muon on the group's matrices, so many at once as keep its temporaries small."""
-        table, velocity = self.table, self.stacks[group]
-        together = stack_size(tuple(velocity.shape[1:]))
+        table, stacks = self.table, self.stacks[group]
+        together = stack_size(self.layout.parameters[group.owned[0]])
         for start in range(0, len(group.owned), together):
             names = group.owned[start : start + together]
+            here = {kind: stack[start : start + together] for kind, stack in stacks.items()}
             muon_(
                 [self.parts[name] for name in names],
                 torch.stack([gradients.pop(name) for name in names]),
-                velocity[start : start + together],
+                here["velocity"],
                 self._rate("matrix"),
                 table.momentum,
                 table.weight_decay,
                 table.newton_schulz_steps,
                 self.dtype,
                 paired=self.exact and torch.get_num_threads() > 1,
+                kind=table.newton_schulz,
+                variance=here.get("variance"),
+                cautious=table.cautious_decay,
             )
 
     def _rate(self, role: str) -> Tensor:
@@ -231,11 +240,12 @@ class Optimizer:
         for name, value in self._by_name(bucket, flat):
             self.parameters[name].copy_(value)
 
-    def _by_name(self, bucket: Bucket, flat: Tensor) -> list[tuple[str, Tensor]]:
-        """Cut a bucket's values, padding at the end, into its parameters."""
+    def _by_name(self, bucket: Bucket, flat: Tensor, kind: str = "") -> list[tuple[str, Tensor]]:
+        """Cut a bucket's values, padding at the end, into its parameters, or into their state of one kind."""
         shapes = [self.layout.parameters[name] for name in bucket.names]
         values = flat[: bucket.values].split([prod(shape) for shape in shapes])
-        return [(name, value.view(s)) for name, value, s in zip(bucket.names, values, shapes, strict=True)]
+        kept = [_state_shape(kind, shape) for shape in shapes]
+        return [(name, v[: prod(s)].view(s)) for name, v, s in zip(bucket.names, values, kept, strict=True)]
 
     def tensors(self) -> dict[str, Tensor]:
         """All state by parameter name, whole: `<name>.mean`, `.square`, `.velocity`, and `count` (updates so far).
@@ -250,7 +260,7 @@ class Optimizer:
                         found = [(name, self.state[f"{name}.{kind}"]) for name in bucket.names]
                     else:
                         flat = self.world.collect(self._piece(bucket, self.state, f".{kind}"))
-                        found = [] if flat is None else self._by_name(bucket, flat.flatten())
+                        found = [] if flat is None else self._by_name(bucket, flat.flatten(), kind)
                     if self.world.is_main:
                         saved |= {f"{name}.{kind}": value.to("cpu", copy=True) for name, value in found}
         return saved | {"count": torch.tensor(self.count)} if self.world.is_main else {}
@@ -264,7 +274,7 @@ class Optimizer:
         for group in self.groups:
             for name in (name for bucket in group.buckets for name in bucket.names):
                 for kind in KINDS[self.rules[group.role].name]:
-                    _expect(saved, f"{name}.{kind}", self.layout.parameters[name])
+                    _expect(saved, f"{name}.{kind}", _state_shape(kind, self.layout.parameters[name]))
         _expect(saved, "count", ())
         for bucket in self.layout.buckets:
             for name in bucket.names:
@@ -273,6 +283,11 @@ class Optimizer:
                     if rows:
                         self.state[f"{name}.{kind}"].copy_(_rows(saved[f"{name}.{kind}"], rows))
         self.count = int(saved["count"])
+
+
+def _state_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter's state: its own, or a value a row."""
+    return shape[:1] if kind == "variance" else shape
 
 
 def _rows(tensor: Tensor, rows: range) -> Tensor:
