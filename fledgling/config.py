@@ -210,6 +210,7 @@ class RunTable:
     """[run]: where it runs and where it writes. Nothing here changes what is learned, except `dtype`."""
 
     out: str = "runs/quickstart"  # the run directory
+    start_from: str | None = None  # a checkpoint or Hugging Face directory: the first stage's weights and tokenizer
     device: str = _choice("auto", "cpu", "cuda", "mps")
     dtype: str = _choice("auto", "float32", "bfloat16")
     compile: str = _choice("auto", "on", "off")

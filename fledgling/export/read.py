@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,7 @@ def read(directory: Path) -> Source:
         what = "is a file" if directory.exists() else "does not exist"
         raise UserError(f"{directory} {what}; expected a directory with config.json (hf download NAME --local-dir DIR)")
     config = understand(_json(directory / "config.json"))
-    try:
-        state = _state(config, _where(directory))
-    except (SafetensorError, OSError, ValueError, RuntimeError) as problem:
-        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
-        raise UserError(f"{directory}: weights cannot be read: {reason}") from None
+    state = _state(config, _where(directory))
     tokenizer = _tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -73,11 +71,22 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; whatever is wrong with it becomes one line that names the file (and the tensor, if known)."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as problem:
+        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
+        raise UserError(f"{path}: weights cannot be read: {reason}") from None
+
+
 def _where(directory: Path) -> dict[str, Path]:
     """Tensor name -> file, from the index or from the one file. Names in an index lead nowhere but here."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
-        with safe_open(single, "pt") as file:
+        with _opened(single) as file:
             return dict.fromkeys(file.keys(), single)
     if not index.is_file():
         pickles = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -95,7 +104,7 @@ def _where(directory: Path) -> dict[str, Path]:
     for path in sorted(set(found.values())):
         if not path.is_file():
             raise UserError(f"{index} names {path.name}, which is not there")
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             held = set(file.keys())
         absent = sorted(name for name, place in found.items() if place == path and name not in held)
         if absent:
@@ -118,13 +127,13 @@ def _state(config: ModelConfig, where: dict[str, Path]) -> dict[str, Tensor]:
             raise UserError(f"tensor {min(names)} {said}: these are not the weights of {CLASSES[config.family]}")
     state: dict[str, Tensor] = {}
     for path in sorted(set(where.values())):
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             for name in sorted(name for name, place in where.items() if place == path):
                 state |= part(table[name], _floats(name, file.get_tensor(name)), shapes)
     if config.tied:
         state["head.weight"] = state["embedding.weight"]
     if tied_head is not None:
-        with safe_open(tied_head, "pt") as file:
+        with _opened(tied_head) as file:
             if not torch.equal(_floats("lm_head.weight", file.get_tensor("lm_head.weight")), state["head.weight"]):
                 raise UserError("tensor lm_head.weight is not the embedding, and config.json says that they are tied")
     return state

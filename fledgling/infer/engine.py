@@ -22,6 +22,7 @@ from torch import Tensor
 from fledgling.infer.batch import Completion, Decoder, Ticket, draw
 from fledgling.infer.pack import can_pack, pack
 from fledgling.infer.sample import Sampling
+from fledgling.infer.skip import skip
 from fledgling.infer.tools import CALCULATOR, Tool
 from fledgling.model.attention import Tree
 from fledgling.model.cache import KVCache
@@ -65,6 +66,7 @@ class Engine:
     as the model does and spares a cast at every step. `generate` brings the copy up to date by itself; whoever
     trains in between and streams calls `refresh`. Otherwise it reads the model's live weights.
 
+    `skip_zeros` leaves out what meets a zero behind ReLU^2 (skip.py), from a copy of the weights too.
     `tool` answers what the model writes between `python_start` and `python_end`: the calculator, or `tools.PYTHON`.
     """
 
@@ -75,6 +77,7 @@ class Engine:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         tool: Tool = CALCULATOR,
+        skip_zeros: bool = False,
     ) -> None:
         weight = model.embedding.weight
         self.source = model
@@ -87,9 +90,11 @@ class Engine:
         ends = (special.get("<|assistant_end|>"), tokenizer.start)
         self.stops = frozenset(token for token in ends if token is not None)
         self.can_call = "<|python_start|>" in special
-        live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype
+        live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype and not skip_zeros
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
-        self.packed = {} if live or not can_pack(self.device, self.dtype) else pack(self.model)
+        packs = not live and can_pack(self.device, self.dtype)
+        self.packed = dict(skip(self.model, packs)) if skip_zeros else {}
+        self.packed |= pack(self.model) if packs else {}
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -13,18 +13,19 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
+from fledgling.model.flash_norm import fold, without_weights
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import load, resolve
 from fledgling.text.tokenizer import Tokenizer
 
 
 def load_model(
-    path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, fold_norms: bool = False
 ) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
     """The model (in eval mode on `device`), the tokenizer and the state of what `resolve` finds at `path`.
 
-    dtype: None leaves the model's own. Raises UserError when the weights do not fit the model described in
-    the state.
+    dtype: None leaves the model's own; fold_norms: the norms' weights go into the matrices behind them. Raises
+    UserError when the weights do not fit the model described in the state.
     """
     checkpoint = load(resolve(path), groups=("model",))
     tokenizer = checkpoint.path / "tokenizer.json"
@@ -37,6 +38,10 @@ def load_model(
             raise ValueError(f"{config.depth} layers, {len(weights)} tensors")
         model = Transformer(config)
         model.load_state_dict(weights)
+        if fold_norms:
+            config, weights = without_weights(config, fold(config, model.state_dict()))
+            model = Transformer(config)
+            model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as problem:
         reason = " ".join(str(problem).split())[:200]
         raise UserError(f"checkpoint {checkpoint.path}: model and weights do not fit: {reason}") from None

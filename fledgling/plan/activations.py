@@ -70,7 +70,7 @@ def _deferred(config: ModelConfig, A: int, w: int) -> dict[str, int]:
     """Bytes kept where 1 / RMS is taken behind the products: these as they were, and the factor instead of the norm."""
     E, F, K = config.width, config.hidden, config.kv_heads * config.head_width
     weighted, copied = config.norm == "rms_weighted", w < 4
-    read = (1 if weighted else 0) * E + (E if copied or weighted else 0)  # x times its weight; x beside its fp32 form
+    read = (weighted + copied) * E  # x times its weight; x beside its fp32 form
     behind = E + 2 * K + (F if config.gated else 0 if config.activation == "relu2" and not config.bias else F)
     passed = E if (config.gated or config.activation == "relu2") and not config.bias else 0
     return {"norms": A * 2 * w * read, "deferred": A * w * (behind + passed + 4)}

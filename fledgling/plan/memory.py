@@ -238,8 +238,9 @@ def _buffers(config: ModelConfig, step: Step) -> int:
 
 def _cast_weights(config: ModelConfig, step: Step) -> int:
     """Bytes of the blocks' weights in the compute dtype, kept from forward to backward; the head's are in `_logits`."""
-    outside = (1 if config.tied else 2) * config.vocab_size * config.width
-    return 0 if step.dtype == "float32" else step.width * (parameters(config)["total"] - outside)
+    counts = parameters(config)
+    outside = (1 if config.tied else 2) * config.vocab_size * config.width + counts.get("value_embeddings", 0)
+    return 0 if step.dtype == "float32" else step.width * (counts["total"] - outside)
 
 
 def _last_norm(config: ModelConfig, step: Step) -> int:

@@ -33,6 +33,7 @@ from fledgling.train.rl import critic, dpo
 from fledgling.train.setup import Setup, make_model, set_up
 from fledgling.train.sources import check
 from fledgling.train.stage import Eval, Stage
+from fledgling.train.start import adopted, start_of
 from fledgling.train.supervised import Context
 from fledgling.world import World
 
@@ -63,6 +64,9 @@ def run_stage(
     before = parent(recipe, name, run_dir)
     check(recipe, [name])
     world = World.start(recipe.run.device)
+    with world.main_first():
+        start = start_of(recipe, run_dir)
+    before, recipe = before or start, adopted(recipe, start)
     setup = set_up(recipe.run, world)
     setup = replace(setup, memory=min(world.gather(setup.memory)))  # the same micro-batch on every rank
     with world.main_first():
@@ -103,18 +107,18 @@ def run_stage(
             stage = BUILDERS[name](name, context)
         stage = replace(stage, evals=choose(stage.evals))
         optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
-        start = 0
+        first = 0
         torch.manual_seed(recipe.seed)
         if saved:
-            start = restore(loaded, stage, optimizer)
-            recorder.notice(f"{name}: going on after step {start} of {stage.steps}")
-        recorder.rewind(start if saved else -1)
+            first = restore(loaded, stage, optimizer)
+            recorder.notice(f"{name}: going on after step {first} of {stage.steps}")
+        recorder.rewind(first if saved else -1)
         recorder.total_steps = stage.steps
         save = saver(stage, optimizer, context)
         with stop_requests() as stop:
             around = loop.Around(world, recorder, save, stop, per_token(config), setup.peak_flops)
             try:
-                loop.run(stage, model, optimizer, around, start)
+                loop.run(stage, model, optimizer, around, first)
             finally:
                 stage.batches.close()
         recorder.done(tokens=stage.steps * (getattr(recipe.stage(name), "batch_tokens", None) or 0))
