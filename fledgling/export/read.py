@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ LARGEST_JSON = 64 * 2**20  # bytes of config.json or of an index
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 # Masks and tables that older writers stored: no weights.
 _NO_WEIGHTS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
+_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -79,7 +81,28 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as problem:
         reason = " ".join(str(problem).split())[:160] or type(problem).__name__
-        raise UserError(f"{path}: weights cannot be read: {reason}") from None
+        raise UserError(f"{path}: weights cannot be read: {_culprit(path) or reason}") from None
+
+
+def _culprit(path: Path) -> str:
+    """The first tensor whose entry in a broken header cannot be true, in words; empty where none is to be found."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= LARGEST_JSON else {}
+        data = path.stat().st_size - 8 - length
+        for name, said in header.items():
+            if name == "__metadata__":
+                continue
+            values, (start, end) = prod(said["shape"]), said["data_offsets"]
+            size = _BYTES.get(said["dtype"])
+            if size is None or min(said["shape"], default=0) < 0 or not 0 <= start <= end <= data:
+                return f"tensor {name[:80]} is said to be {str(said)[:120]}, in {data} bytes of data"
+            if values * size != end - start:
+                return f"tensor {name[:80]} has {end - start} bytes, its shape {said['shape']} means {values * size}"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return ""
+    return ""
 
 
 def _where(directory: Path) -> dict[str, Path]:
