@@ -6,5 +6,6 @@ for every way to count parameters, and the largest budget predicted from the oth
 `recover` tries the fitter on made-up runs whose law is known. `ablate` runs variants of one recipe in place of sizes,
 `ablation` compares them, `ablation_page` shows it.
 
-Everything but `sweep`, `ablate` and `check` reads files only and does without torch. Published laws are in `fledgling.plan.scaling`.
+Everything but `sweep`, `ablate` and `check` reads files only and does without torch. Published laws are in
+`fledgling.plan.scaling`.
 """
