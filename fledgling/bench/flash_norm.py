@@ -10,6 +10,7 @@ once, and the figure is the median of the ratios of a round, which a busy machin
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -60,6 +61,7 @@ def measure(
             ways = make(config, dtype, compiled)
             shape = f"{family} {depth} x {width}"
             rows.append({"what": what, "shape": shape, "dtype": dtype, **_timed(ways, repeats)})
+            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
             if compiled:
                 torch.compiler.reset()
     return rows

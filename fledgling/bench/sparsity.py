@@ -10,6 +10,7 @@ C width, F hidden width.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def constructed(repeats: int = 20, shapes: Sequence[tuple[int, int]] = SHAPES) -
             for share in SHARES:
                 rows = [_row(hidden, share, draw).to(dtype) for _ in range(layers)]
                 found.append({"C": width, "F": hidden, **_compared(pairs, rows, share, dtype, repeats)})
+                print(table(found[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     return found
 
 

@@ -4,7 +4,7 @@ The one idea: behind ReLU^2 most of the hidden layer is exactly 0, so y = W h ne
 and no others. Stored as rows (F, C) they are read one by one where they lie (`embedding_bag`), and the result is the
 same sum with its zeros left out. Below a share of zeros the whole matrix is quicker, and is taken: DENSE says where.
 
-As `pack.py`, a pass over the engine's own copy of a model: where the model hands a weight to
+As `fledgling/infer/pack.py`, a pass over the engine's own copy of a model: where the model hands a weight to
 `torch.nn.functional.linear`, this one answers. It holds the matrix twice, and serves single rows; more rows, which
 have different zeros, take the whole matrix.
 
@@ -24,7 +24,8 @@ from fledgling.infer.pack import PackedWeight
 from fledgling.model.feed_forward import FeedForward, relu2
 from fledgling.model.transformer import Transformer
 
-DENSE = {torch.float32: 0.5, torch.bfloat16: 0.25}  # of the columns wanted at most, else all (docs/benchmarks.md)
+DENSE = {torch.float32: 0.4, torch.bfloat16: 0.2}  # of the columns wanted at most, else all (docs/benchmarks.md)
+FEWEST = 1 << 19  # values of a matrix that is worth it: smaller ones are read faster than their zeros are found
 
 
 class SkippingWeight:
@@ -78,7 +79,7 @@ def skip(model: Transformer, packs: bool) -> dict[str, SkippingWeight]:
     made = {}
     for layer, block in enumerate(model.blocks):
         mlp = block.mlp
-        if isinstance(mlp, FeedForward) and mlp.activation is relu2:
+        if isinstance(mlp, FeedForward) and mlp.activation is relu2 and mlp.fc2.weight.numel() >= FEWEST:
             weight = mlp.fc2.weight.detach()
             del mlp.fc2.weight
             mlp.fc2.weight = SkippingWeight(weight, PackedWeight(weight) if packs else weight.clone())

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fledgling.infer import skip
 from fledgling.infer.engine import Engine
 from fledgling.infer.pack import can_pack
 from fledgling.infer.sample import Sampling
@@ -60,10 +61,12 @@ def test_only_what_is_not_zero_is_read():
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-def test_an_engine_that_skips_says_the_same_and_follows_the_weights(dtype, tokenizer):
+def test_an_engine_that_skips_says_the_same_and_follows_the_weights(dtype, tokenizer, monkeypatch):
     if dtype == torch.bfloat16 and not can_pack(torch.device("cpu"), dtype):
         pytest.skip("no bf16 products on this processor")
     model = model_with_zeros(0.9)
+    assert not any(isinstance(w, SkippingWeight) for w in Engine(model, tokenizer, skip_zeros=True).packed.values())
+    monkeypatch.setattr(skip, "FEWEST", 0)
     plain, skipping = Engine(model, tokenizer, dtype=dtype), Engine(model, tokenizer, dtype=dtype, skip_zeros=True)
     assert len([weight for weight in skipping.packed.values() if isinstance(weight, SkippingWeight)]) == 2
     prompt = [5, 9, 100, 31]
@@ -81,7 +84,8 @@ def test_an_engine_that_skips_says_the_same_and_follows_the_weights(dtype, token
                 parameter.copy_(parameter.flip(-1))
 
 
-def test_other_activations_have_nothing_to_skip(tokenizer):
+def test_other_activations_have_nothing_to_skip(tokenizer, monkeypatch):
+    monkeypatch.setattr(skip, "FEWEST", 0)
     assert not any(
         isinstance(weight, SkippingWeight)
         for weight in Engine(model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True).packed.values()
