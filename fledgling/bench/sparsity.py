@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fledgling.bench.infer import random_model
 from fledgling.config import UserError
 from fledgling.data.batch import Batch
 from fledgling.data.shards import TokenShard
@@ -32,6 +33,7 @@ from fledgling.infer.load import load_model
 from fledgling.infer.pack import PackedWeight, can_pack
 from fledgling.infer.sample import Sampling
 from fledgling.infer.skip import SkippingWeight
+from fledgling.model.config import preset
 from fledgling.model.transformer import Transformer
 
 SHARES = (0.5, 0.8, 0.9, 0.95)
@@ -147,10 +149,30 @@ def _hidden_rows(model: Transformer, batch: Batch) -> list[list[Tensor]]:
     return [list(layer.flatten(0, 1)[:, None].unbind()) for layer in seen]
 
 
-def _decoded(model: Transformer, dtype: torch.dtype, prompt: list[int], tokens: int = 96, repeats: int = 5) -> dict:
+def decoded(repeats: int = 3, depth: int = 6, width: int = 768) -> list[dict[str, Any]]:
+    """Milliseconds a token of models with random weights and as many parameters: ReLU^2 whole and skipping, at each
+    share of zeros, beside GELU and SwiGLU, which have none."""
+    found = []
+    sizes = {"vocab_size": 4096, "depth": depth, "width": width, "heads": width // 128, "kv_heads": width // 128}
+    for dtype in dtypes():
+        for activation, share in (*(("relu2", share) for share in SHARES), ("gelu", 0.0), ("swiglu", 0.0)):
+            config = preset("fledgling", **sizes, context=256, activation=activation)
+            model = random_model(config, dtype, torch.device("cpu"))
+            for block in model.blocks if activation == "relu2" else ():  # of what is left, half is negative
+                block.mlp.fc1.weight.data[: round((2 * share - 1) * config.hidden)] = 0
+            timed = _decoded(model, dtype, list(range(32)), 24, repeats, activation == "relu2")
+            found.append({"activation": activation, "parameters": model.parameter_count(), "share": share, **timed})
+            print(line(found[-1]), file=sys.stderr, flush=True)
+    return found
+
+
+def _decoded(
+    model: Transformer, dtype: torch.dtype, prompt: list[int], tokens: int = 96, repeats: int = 5, skips: bool = True
+) -> dict[str, Any]:
     """Median milliseconds a token of a plain and a skipping engine, in turn."""
     quiet = SimpleNamespace(special={}, start=None)  # no token ends the answer
-    engines = {name: Engine(model, quiet, dtype=dtype, skip_zeros=name == "skipping") for name in ("whole", "skipping")}
+    ways = ("whole", "skipping") if skips else ("whole",)
+    engines = {name: Engine(model, quiet, dtype=dtype, skip_zeros=name == "skipping") for name in ways}
     times: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(repeats):
         for name, engine in engines.items():
@@ -160,7 +182,16 @@ def _decoded(model: Transformer, dtype: torch.dtype, prompt: list[int], tokens: 
                 times[name] += [] if last is None else [now - last]
                 last = now
     named = {name: 1e3 * statistics.median(kept) for name, kept in times.items()}
-    return {"dtype": str(dtype).removeprefix("torch."), **named, "ratio": named["whole"] / named["skipping"]}
+    return {"dtype": str(dtype).removeprefix("torch."), **named}
+
+
+def line(row: dict[str, Any]) -> str:
+    """A model that decodes, for people."""
+    skipping = f", skipping {row['skipping']:.2f} ({row['whole'] / row['skipping']:.2f}x)" if "skipping" in row else ""
+    what = (
+        f"{row['activation']}, {row['parameters']:,} parameters, {row['share']:.0%} zeros: " if "share" in row else ""
+    )
+    return f"{row['dtype']}: {what}{row['whole']:.2f} ms a token{skipping}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
