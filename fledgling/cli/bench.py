@@ -279,20 +279,19 @@ def sparsity(checkpoint: Path | None = None, /, *, repeats: int = 20, as_json: J
     repeats
         Rounds; the figures are medians.
     """
-    from fledgling.bench.sparsity import constructed, real, table
+    from fledgling.bench.sparsity import constructed, decoded, line, real, table
 
-    found = {"constructed": constructed(repeats), "real": real(checkpoint, repeats) if checkpoint else None}
+    found = {"constructed": constructed(repeats), "decoded": decoded()}
+    found["real"] = real(checkpoint, repeats) if checkpoint else None
     if as_json:
         print(json.dumps(found, indent=2))
         return
     print(table(found["constructed"]))
+    print("\n".join(map(line, found["decoded"])))
     if found["real"]:
         print(table(found["real"]["products"]))
         print(", ".join(f"{name} {share:.1%}" for name, share in found["real"]["zeros"].items()))
-        for row in found["real"]["decode"]:
-            print(
-                f"{row['dtype']}: {row['whole']:.2f} ms a token, skipping {row['skipping']:.2f} ({row['ratio']:.2f}x)"
-            )
+        print("\n".join(map(line, found["real"]["decode"])))
 
 
 @app.command
