@@ -51,6 +51,8 @@ def test_any_split_gives_the_same_update(stage, family, rows):
     whole, split = moved(stage, family, 8), moved(stage, family, rows)
     start = fresh(stage, family)
     for name, value in whole.items():
+        if name.endswith("k_proj.bias"):
+            continue  # adds the same to all scores of a query: its gradient is rounding and nothing else
         distance = (value - start.state_dict()[name]).norm()
         assert distance > 0, f"{name} did not move"
         assert (split[name] - value).norm() / distance < 1e-3, name
