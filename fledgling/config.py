@@ -58,8 +58,7 @@ def _part(*names: str) -> Any:
     return field(default=None, metadata={"choices": names})
 
 
-# Names with weights of at least 0; relative, so they need not add up to 1. Empty: the stage's own default.
-_WEIGHTS = {"low": 0.0}
+_WEIGHTS = {"low": 0.0}  # names with weights, relative to each other; none: the stage's own default
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ class RLTable:
 
 @dataclass(frozen=True)
 class RunTable:
-    """[run]: where it runs and where it writes. Nothing here changes what is learned, except `dtype`."""
+    """[run]: where it runs and where it writes. Only `dtype` and `rollbacks` change what is learned."""
 
     out: str = "runs/quickstart"  # the run directory
     start_from: str | None = None  # a checkpoint or Hugging Face directory: the first stage's weights and tokenizer
@@ -215,6 +214,7 @@ class RunTable:
     dtype: str = _choice("auto", "float32", "bfloat16")
     compile: str = _choice("auto", "on", "off")
     threads: int = _count(0, 0)  # 0: as many as there are cores
+    rollbacks: int = _count(0, 0)  # how often a stage goes back to its last checkpoint, past gradients not finite
     sinks: tuple[str, ...] = ()  # tensorboard, wandb, trackio: told of every metric, beside the files
     data_dir: str | None = None  # None: FLEDGLING_DATA, or ~/.cache/fledgling
     hardware: str = "cpu"  # what `plan` reckons with (fledgling.plan.hardware); training takes what it finds

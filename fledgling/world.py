@@ -4,14 +4,17 @@ The one idea: a single process is a world of size 1 that takes the same path, so
 distributed. This is the only file that speaks torch.distributed and reads the variables torchrun sets (RANK,
 WORLD_SIZE, LOCAL_RANK).
 
-What it is not: it decides nothing about shards. What travels, and when, is in `fledgling.optim.gradients`.
+What it is not: it decides nothing about shards. What travels, and when, is in `fledgling.optim.gradients`. Nor does it
+notice that a rank is lost: that is `watch.py`; who starts ranks is `launch.py`.
 """
 
 from __future__ import annotations
 
-import logging
+import hashlib
+import json
 import os
-import sys
+import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PATIENCE = timedelta(hours=2)  # a rank waits so long for another: the main one may prepare data or evaluate meanwhile
+JOINING = timedelta(minutes=15)  # for all ranks to have started
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,27 @@ def tree_sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return parts[0] + parts[1] if len(parts) == 2 else parts[0]
 
 
+@dataclass
+class Pulse:
+    """What a rank's main thread has done, for those who watch it: exchanges begun, and the steps' time."""
+
+    exchanges: int = 0
+    within: bool = False  # a step; outside of one a rank may take as long as it wants
+    longest: float = 0.0  # seconds of a step, the first two apart, which compile
+    steps: int = 0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Within it is a step of training."""
+        began, self.within = time.monotonic(), self.steps >= 2
+        try:
+            yield
+        finally:
+            if self.within:
+                self.longest = max(self.longest, time.monotonic() - began)
+            self.within, self.steps = False, self.steps + 1
+
+
 @dataclass(frozen=True)
 class World:
     """One process's place among `size` processes, and the device it computes on."""
@@ -64,6 +89,7 @@ class World:
     local_rank: int
     device: torch.device
     local_size: int = 1  # ranks on this machine
+    pulse: Pulse = field(default_factory=Pulse, repr=False, compare=False)
 
     @classmethod
     def start(cls, device: str = "auto") -> World:
@@ -89,10 +115,9 @@ class World:
             torch.cuda.set_device(local_rank)
         place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
         if size > 1 and not dist.is_initialized():
-            if kind == "cuda":
-                dist.init_process_group("nccl", device_id=place, timeout=PATIENCE)
-            else:
-                dist.init_process_group("gloo", timeout=PATIENCE)
+            backend, bound = ("nccl", place) if kind == "cuda" else ("gloo", None)
+            store = join(rank, size)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE, device_id=bound)
         return cls(rank, size, local_rank, place, local_size)
 
     @property
@@ -112,6 +137,7 @@ class World:
             return value.clone() if tensor else float(value)
         import torch.distributed as dist
 
+        self.pulse.exchanges += 1
         total = value.clone() if tensor else torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total if tensor else total.item()
@@ -122,6 +148,7 @@ class World:
             return [thing]
         import torch.distributed as dist
 
+        self.pulse.exchanges += 1
         things: list[Any] = [None] * self.size
         dist.all_gather_object(things, thing)
         return things
@@ -139,6 +166,7 @@ class World:
             return Pending(lambda: sent)
         import torch.distributed as dist
 
+        self.pulse.exchanges += 1
         chunk = sent.numel() // self.size
         if self.device.type == "cuda" and not exact:
             own = torch.empty(chunk, dtype=sent.dtype, device=sent.device)
@@ -158,6 +186,7 @@ class World:
             return Pending(lambda: own)
         import torch.distributed as dist
 
+        self.pulse.exchanges += 1
         out = torch.empty(self.size * own.numel(), dtype=own.dtype, device=own.device) if into is None else into
         if self.device.type == "cuda":
             return Pending(lambda: out, [dist.all_gather_into_tensor(out, own, async_op=True)], (own,))
@@ -174,6 +203,7 @@ class World:
             return own[None]
         import torch.distributed as dist
 
+        self.pulse.exchanges += 1
         out = torch.empty(self.size, *own.shape, dtype=own.dtype, device=own.device) if self.is_main else None
         dist.gather(own.contiguous(), list(out.unbind()) if out is not None else None, dst=0)
         return out
@@ -183,6 +213,7 @@ class World:
         if self.size > 1:
             import torch.distributed as dist
 
+            self.pulse.exchanges += 1
             dist.barrier()
 
     @contextmanager
@@ -219,51 +250,62 @@ def is_main_process() -> bool:
     return _variable("RANK", 0) == 0
 
 
+def restarts() -> int:
+    """How often an agent has started the ranks again after a fault."""
+    return _variable("TORCHELASTIC_RESTART_COUNT", 0)
+
+
+def join(rank: int, size: int) -> Any:
+    """Meet all ranks that were started together; the store that they, and no others before them, share.
+
+    An agent that starts ranks again keeps its store, with the addresses of the dead in it, and agents of several
+    machines may count their restarts differently. So every process brings a name of its own; rank 0 writes down who is
+    there until all have signed the same list, and the list names the store. Raises TimeoutError naming who is missing.
+    """
+    import torch.distributed as dist
+
+    shared, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    own, deadline = secrets.token_hex(8), time.monotonic() + JOINING.total_seconds()
+    shared.set(f"join/{rank}", own)
+
+    def read(key: str) -> str:
+        return shared.get(key).decode() if shared.check([key]) else ""
+
+    missing: list[int] = []
+    while time.monotonic() < deadline:
+        if rank == 0:
+            names = [read(f"join/{other}") for other in range(size)]
+            present = json.dumps(names)
+            shared.set("present", present)
+            missing = [other for other in range(1, size) if not names[other] or read(f"signed/{other}") != present]
+            if not missing:
+                shared.set("complete", present)
+        else:
+            present = read("present")
+            if present and own in json.loads(present):
+                shared.set(f"signed/{rank}", present)
+        if own in (complete := read("complete")):
+            return dist.PrefixStore(hashlib.sha256(complete.encode()).hexdigest()[:16], shared)
+        time.sleep(0.02 if time.monotonic() < deadline - JOINING.total_seconds() + 5 else 0.5)
+    who = f"ranks {', '.join(map(str, missing))} are" if rank == 0 else "not all ranks are"
+    raise TimeoutError(f"{who} missing after {JOINING}: look at their output, and start the run again")
+
+
+def own_store(name: str, timeout: timedelta) -> Any:
+    """A connection of one's own to the store that all ranks share, for the keys under `name`."""
+    import torch.distributed as dist
+
+    shared, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    shared.set_timeout(timeout)
+    return dist.PrefixStore(name, shared)
+
+
 def leave() -> None:
     """Leave the group of ranks, where this process is in one."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def launch(count: int, device: str, command: Sequence[str]) -> int:
-    """Run `python COMMAND` as `count` ranks of this machine by torch.distributed.run's own agent; its exit code.
-
-    device: as in [run]. Raises UserError for a count below 1 or above the GPUs there are; on a CPU any count will do.
-    """
-    if count < 1:
-        raise UserError(f"--gpus {count}: expected at least 1")
-    kind = choose_device(device)
-    import torch
-
-    if kind == "cuda" and count > torch.cuda.device_count():
-        raise UserError(f"--gpus {count}: this machine has {torch.cuda.device_count()}; ask for at most so many")
-    if kind == "mps" and count > 1:
-        raise UserError(f"--gpus {count}: Apple GPUs train alone; use --set run.device=cpu, or one")
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    agent = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id="fledgling",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(agent, sys.executable)(*command)
-    except ChildFailedError as failed:
-        _, first = failed.get_first_failure()
-        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode  # the shell's way to tell a signal
-    except SignalException as stopped:  # the agent has handed it on to the ranks and waited for them
-        return 128 + stopped.sigval.value
-    return 0
 
 
 def choose_device(device: str = "auto") -> str:

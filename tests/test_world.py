@@ -1,11 +1,15 @@
 """The world: one rank takes the same path as many, and nonsense from the environment is told in one line."""
 
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.multiprocessing as mp
 
+from fledgling import world
 from fledgling.config import UserError
-from fledgling.world import World, choose_device
+from fledgling.world import World, choose_device, join
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +69,33 @@ def test_two_ranks_agree():
     for rank in range(2):
         both = ["rank 0", "rank 1"]
         assert results[rank] == (rank == 0, 3.0, 2.0**41 + 1, [2.0, 1.0], [1.0, float(rank)], both)
+
+
+def _joined(shared, monkeypatch, size=3):
+    """The store that each of `size` ranks gets out of a shared one."""
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(shared, 0, size)]))
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(lambda rank: join(rank, size), reversed(range(size))))
+
+
+def test_ranks_that_are_started_again_see_nothing_of_those_before(monkeypatch):
+    shared, rounds = torch.distributed.HashStore(), []
+    for number in range(3):
+        stores = _joined(shared, monkeypatch)
+        assert not any(store.check(["address"]) for store in stores)
+        stores[0].set("address", str(number))
+        assert all(store.get("address") == str(number).encode() for store in stores)
+        rounds.append(stores[0])
+    assert [store.get("address") for store in rounds] == [b"0", b"1", b"2"]
+
+
+def test_who_does_not_come_is_named(monkeypatch):
+    shared = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(shared, 0, 3)]))
+    monkeypatch.setattr(world, "JOINING", timedelta(seconds=0.2))
+    shared.set("join/1", "of a round before")
+    with pytest.raises(TimeoutError, match="ranks 1, 2 are missing"):
+        join(0, 3)
 
 
 @pytest.mark.parametrize(

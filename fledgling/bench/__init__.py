@@ -2,6 +2,6 @@
 
 `train.py` times the real training step, `memory.py` holds its memory against the planner, `tokenizer.py` times
 training and encoding beside other libraries, `sandbox.py` a call of either way to run code, and HumanEval.
-`infer.py` times answers; `topologies.py` is ring, tree and parameter server to read, which `comm.py` runs in processes
-(`ranks.py`, `wire.py`).
+`save.py` times checkpoints beside training, `infer.py` answers; `topologies.py` is ring, tree and parameter server to
+read, which `comm.py` runs in processes (`ranks.py`, `wire.py`).
 """

@@ -30,6 +30,7 @@ from fledgling.plan.memory import Step, moments
 from fledgling.train import loop
 from fledgling.train.loss import next_token
 from fledgling.train.peak import held_bytes, watch
+from fledgling.train.saving import copied
 from fledgling.train.setup import DTYPES, Setup, make_model
 from fledgling.train.stage import Stage
 from fledgling.world import Pending, World, leave
@@ -56,6 +57,7 @@ class Case:
     ranks: int = 1
     zero: int = 1
     exact: str = "auto"
+    saving: bool = False
 
     @property
     def config(self) -> ModelConfig:
@@ -84,6 +86,7 @@ class Case:
             self.compiled,
             None if self.exact == "auto" else self.exact == "on",
             self.documents,
+            saving=self.saving,
         )
 
     @property
@@ -97,7 +100,7 @@ class Case:
         ranks = f", ZeRO-{self.zero} on {self.ranks}" if self.ranks > 1 else ""
         kind = "" if self.documents else ", one document"
         tree = "" if self.exact == "auto" else f", exact {self.exact}"
-        how = ", compiled" if self.compiled else ""
+        how = (", compiled" if self.compiled else "") + (", saving" if self.saving else "")
         grouped = "" if self.kv_heads == self.heads else f"/{self.kv_heads}"
         return (
             f"{self.family} {self.depth} x {self.width}, {self.heads}{grouped} heads, V {self.vocab_size:,}, "
@@ -134,18 +137,22 @@ EAGER = (
     Case(2, 128, 2, 256, 8192, micro_batches=4),
     Case(2, 128, 2, 256, 8192, micro_batches=4, exact="off"),
     Case(2, 128, 2, 256, 512, micro_batches=3, exact="off"),
+    Case(4, 256, 2, 128, 4096, saving=True),
 )
-RANKS = tuple(
-    Case(depth, 128, rows, context, vocabulary, micro_batches=micro, ranks=2, zero=zero)
-    for zero in (0, 1, 2)
-    for depth, rows, context, vocabulary, micro in (
-        (4, 4, 256, 512, 1),
-        (2, 1, 256, 8191, 2),
-        (6, 1, 256, 1024, 1),
-        (4, 1, 32, 512, 1),
-        (2, 1, 32, 8192, 1),
-        (8, 1, 16, 256, 1),
-    )
+RANKS = (
+    *(
+        Case(depth, 128, rows, context, vocabulary, micro_batches=micro, ranks=2, zero=zero)
+        for zero in (0, 1, 2)
+        for depth, rows, context, vocabulary, micro in (
+            (4, 4, 256, 512, 1),
+            (2, 1, 256, 8191, 2),
+            (6, 1, 256, 1024, 1),
+            (4, 1, 32, 512, 1),
+            (2, 1, 32, 8192, 1),
+            (8, 1, 16, 256, 1),
+        )
+    ),
+    Case(4, 128, 1, 64, 4096, ranks=2, saving=True),
 )
 COMPILED = (
     Case(2, 256, 4, 256, 1024, dtype="bfloat16", compiled=True),
@@ -195,12 +202,14 @@ def peak_of(case: Case) -> int:
         model.initialize(0)
         table = OptimizerTable(zero=case.zero, exact=case.exact)
         optimizer = Optimizer(model, table, world, compiled=case.compiled, dtype=DTYPES[case.dtype])
+        held = [optimizer.tensors(), copied(model.state_dict(), {}) if world.is_main else {}] if case.saving else []
         batch = RandomRows(case.vocab_size, case.rows * case.micro_batches, case.context, world.rank).batch
         if not case.documents:
             batch.documents = None
         stage = Stage("bench", STEPS, None, next_token, lambda progress: 1.0)  # type: ignore[arg-type]
         for _ in range(STEPS):
             loop.update(stage, model, optimizer, batch.split(case.rows), world)
+        held.clear()
     return peak.bytes - others
 
 
@@ -208,7 +217,7 @@ def _on_ranks(size: int, cases: list[Case]) -> list[int]:
     """The peaks of the cases on `size` processes, the fullest rank's of each."""
     with tempfile.TemporaryDirectory() as folder:
         job = json.dumps([asdict(case) for case in cases])
-        command = f"from fledgling.world import launch; import sys; sys.exit(launch({size}, 'cpu', sys.argv[1:]))"
+        command = f"from fledgling.launch import launch; import sys; sys.exit(launch({size}, 'cpu', sys.argv[1:]))"
         done = subprocess.run(
             [sys.executable, "-c", command, "-m", "fledgling.bench.memory", folder, job], capture_output=True, text=True
         )

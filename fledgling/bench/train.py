@@ -28,7 +28,7 @@ from fledgling.plan import measured
 from fledgling.plan.flops import per_token
 from fledgling.train import loop
 from fledgling.train.loss import next_token
-from fledgling.train.setup import make_model, measure_peak, set_up
+from fledgling.train.setup import Setup, make_model, measure_peak, set_up
 from fledgling.train.stage import Stage
 from fledgling.world import World
 
@@ -72,6 +72,15 @@ class RandomRows:
         return [self.batch]
 
 
+def assemble(recipe: Recipe, rate: float = 1.0) -> tuple[World, Setup, Transformer, Optimizer]:
+    """What a training step needs besides data, as the recipe describes it and this machine runs it."""
+    world = World.start(recipe.run.device)
+    setup = set_up(recipe.run, world)
+    model = make_model(from_table(recipe.model, recipe.tokenizer.vocab_size), setup, world.device)
+    model.initialize(recipe.seed)
+    return world, setup, model, Optimizer(model, recipe.optimizer, world, rate, setup.compiled, setup.dtype)
+
+
 def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:
     """Time `steps` training steps of `rows` rows after `warmup`: medians, and the best of two measured peaks.
 
@@ -79,12 +88,8 @@ def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict
     backward, optimizer}, gflops achieved and peak, share, and
     peak_memory in bytes (of the process on CPU, of the allocator on a GPU).
     """
-    world = World.start(recipe.run.device)
-    setup = set_up(recipe.run, world)
-    config = from_table(recipe.model, recipe.tokenizer.vocab_size)
-    model = make_model(config, setup, world.device)
-    model.initialize(recipe.seed)
-    optimizer = Optimizer(model, recipe.optimizer, world, compiled=setup.compiled, dtype=setup.dtype)
+    world, setup, model, optimizer = assemble(recipe)
+    config = model.config
     forward, moving, whole = (Clock(world.device) for _ in range(3))
     optimizer.step = moving.wrap(optimizer.step)  # type: ignore[method-assign]
     loss: Callable[[Transformer, Batch], Tensor] = forward.wrap(next_token)

@@ -3,8 +3,8 @@
 Start reading at `VERBS`, then open the file of the verb you care about. A verb reads its arguments, calls one
 function of a lower floor and prints: results on stdout, progress on stderr. Nothing here computes anything.
 
-What it promises: `--help` imports no torch; exit codes are 0 done, 1 failed, 2 usage, 130 interrupted,
-141 reader gone; a user's mistake is one line on stderr, never a traceback.
+What it promises: `--help` imports no torch; exit codes are those of `fledgling/exits.py` (0 done, 1 failed, 2 usage,
+75 stopped and saved, ...); a user's mistake is one line on stderr, never a traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fledgling.config import UserError, did_you_mean
+from fledgling.exits import FAILED, INTERRUPTED, READER_GONE, USAGE
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -27,6 +28,7 @@ VERBS = {
     "data": ("app", "Look at, fetch and prepare training text: info, fetch, prepare."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft, dpo or rl."),
+    "checkpoint": ("app", "Check the checkpoints of a run, file by file: verify."),
     "eval": ("app", "Measure a checkpoint: bpb, core, chat; compare two."),
     "chat": ("chat", "Talk with a checkpoint."),
     "serve": ("serve", "A checkpoint behind the API that OpenAI clients speak, and a page to talk to it."),
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     called = argv[0] if argv and argv[0] not in ("--help", "-h", "--version") else None
     if called and called not in VERBS:  # asked here, because cyclopts would import every verb to find out
         hint = did_you_mean(called, VERBS) or f": there are {', '.join(VERBS)}"
-        return _complain(f'unknown command "{called}"{hint}', 2)
+        return _complain(f'unknown command "{called}"{hint}', USAGE)
     try:
         app = build(called)
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
@@ -76,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return result if type(result) is int else 0
     except CycloptsError as error:
         message = " ".join(str(error).split())
-        return _complain(f"{message} (see fledgling {f'{called} ' if called else ''}--help)", 2)
+        return _complain(f"{message} (see fledgling {f'{called} ' if called else ''}--help)", USAGE)
     except UserError as error:
-        return _complain(str(error), 1)
+        return _complain(str(error), FAILED)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:  # `fledgling plan | head -1`: nobody reads on, and that is no fault of anyone's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return READER_GONE
 
 
 def _complain(message: str, code: int) -> int:

@@ -11,7 +11,8 @@ from cyclopts import App, Parameter
 
 from fledgling.cli.options import Gpus, Json, Overrides
 from fledgling.config import load_recipe
-from fledgling.world import is_main_process, launch, launched, leave
+from fledgling.launch import launch
+from fledgling.world import is_main_process, launched, leave
 
 app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
 
@@ -172,6 +173,33 @@ def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False)
     cases = bench.EAGER + (bench.RANKS if ranks else ()) + (bench.COMPILED if compiled else ())
     rows = bench.measure(cases, say=lambda text: print(text, file=sys.stderr))
     print(json.dumps(rows, indent=2) if as_json else bench.table(rows))
+
+
+@app.command
+def save(
+    recipe: str = "quickstart",
+    /,
+    *,
+    stage: Literal["pretrain", "midtrain", "sft"] = "pretrain",
+    saves: int = 5,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> None:
+    """Time saving beside training: the stall, the writer's bytes per second beside the disk's, shares of wall time.
+
+    Parameters
+    ----------
+    recipe
+        Whose model, batch and save interval; checkpoints are written where it would write them, and deleted.
+    stage
+        Whose batch and interval.
+    saves
+        Checkpoints written; medians count.
+    """
+    from fledgling.bench.save import measure, table
+
+    result = measure(load_recipe(recipe, overrides), stage, saves)
+    print(json.dumps(result, indent=2) if as_json else table(result))
 
 
 @app.command

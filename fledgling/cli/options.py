@@ -24,6 +24,30 @@ Gpus = Annotated[
         help="Ranks: one process a GPU, or so many processes that share a CPU's cores; default: this one process.",
     ),
 ]
+Restarts = Annotated[
+    int,
+    Parameter(
+        name="--restarts",
+        negative=(),
+        help="With --gpus: how often all ranks start again from the last checkpoint when one dies, hangs or raises.",
+    ),
+]
+Nodes = Annotated[
+    int,
+    Parameter(
+        name="--nodes",
+        negative=(),
+        help="With --gpus: machines that take part, each with so many ranks, each started with this same command.",
+    ),
+]
+Rendezvous = Annotated[
+    str,
+    Parameter(
+        name="--rendezvous",
+        negative=(),
+        help="With --nodes: HOST:PORT of one of the machines, where all of them meet.",
+    ),
+]
 Json = Annotated[
     bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON for programs instead.")
 ]

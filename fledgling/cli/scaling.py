@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from fledgling.cli.inference import inference
 from fledgling.cli.options import Json, Overrides
 from fledgling.config import UserError, load_recipe
+from fledgling.exits import STOPPED
 
 if TYPE_CHECKING:
     from fledgling.lab.analysis import Analysis
@@ -82,7 +83,7 @@ def run(
         worked = sweep(chosen, cells, out, say, lambda one: print(line(one), flush=True))
     except Stopped as stopped:
         say(f"{stopped}; the same command goes on from there")
-        return 130
+        return STOPPED
     print(f"{len(cells)} runs in {out}, {worked} of them made now; next: fledgling scaling fit {out}")
     return 0
 
@@ -256,7 +257,7 @@ def check(
         found = make(chosen, analysis, times, depth, say)
     except Stopped as stopped:
         say(f"{stopped}; the same command goes on from there")
-        return 130
+        return STOPPED
     print(json.dumps(outcome_json(found), indent=2) if as_json else outcome_line(found))
     return 0
 

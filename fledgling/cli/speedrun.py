@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import sys
 
-from fledgling.cli.options import Gpus, Overrides
+from fledgling.cli.leaving import leaving
+from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts
 from fledgling.config import load_recipe
-from fledgling.world import is_main_process, launch, launched, leave
+from fledgling.launch import RESTARTS, launch
+from fledgling.world import is_main_process, launched
 
 
-def speedrun(recipe: str = "quickstart", /, *, gpus: Gpus = None, overrides: Overrides = ()) -> int:
+def speedrun(
+    recipe: str = "quickstart",
+    /,
+    *,
+    gpus: Gpus = None,
+    restarts: Restarts = RESTARTS,
+    nodes: Nodes = 1,
+    rendezvous: Rendezvous = "127.0.0.1:0",
+    overrides: Overrides = (),
+) -> int:
     """Run every stage of a recipe that is not done yet, evaluate after each, and write the report.
 
     Run it again after an interruption: it goes on from the last checkpoint.
@@ -22,24 +33,17 @@ def speedrun(recipe: str = "quickstart", /, *, gpus: Gpus = None, overrides: Ove
     chosen = load_recipe(recipe, overrides)
     if gpus is not None and not launched():
         again = ["speedrun", recipe, *(part for one in overrides for part in ("--set", one))]
-        return launch(gpus, chosen.run.device, ["-m", "fledgling", *again])
+        return launch(gpus, chosen.run.device, ["-m", "fledgling", *again], restarts, nodes, rendezvous)
     from rich.console import Console
 
     from fledgling.report import build, evals_table
     from fledgling.speedrun import speedrun as run
-    from fledgling.train.loop import Stopped
 
     out = chosen.run.out
-    try:
+    with leaving() as left:
         worked = run(chosen)
-    except Stopped as stopped:
-        if is_main_process():
-            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        return 130
-    finally:
-        leave()
-    if not is_main_process():
-        return 0
+    if left.code or not is_main_process():
+        return left.code
     if not worked:
         print(
             f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to begin anew",

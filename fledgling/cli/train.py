@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Literal
 
-from fledgling.cli.options import Gpus, Overrides
+from fledgling.cli.leaving import leaving
+from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts
 from fledgling.config import UserError, load_recipe
-from fledgling.world import is_main_process, launch, launched, leave
+from fledgling.launch import RESTARTS, launch
+from fledgling.world import is_main_process, launched
 
 
 def train(
@@ -17,6 +18,9 @@ def train(
     *,
     resume: Literal["auto", "never"] = "auto",
     gpus: Gpus = None,
+    restarts: Restarts = RESTARTS,
+    nodes: Nodes = 1,
+    rendezvous: Rendezvous = "127.0.0.1:0",
     overrides: Overrides = (),
 ) -> int:
     """Run one stage; it starts from the stage before it and goes on from its own newest checkpoint.
@@ -37,19 +41,12 @@ def train(
         raise UserError(f"{stage} is not among the stages of {chosen.name}: {', '.join(chosen.stages)}")
     if gpus is not None and not launched():
         again = ["train", stage, recipe, "--resume", resume, *(part for one in overrides for part in ("--set", one))]
-        return launch(gpus, chosen.run.device, ["-m", "fledgling", *again])
-    from fledgling.train.loop import Stopped
+        return launch(gpus, chosen.run.device, ["-m", "fledgling", *again], restarts, nodes, rendezvous)
     from fledgling.train.run import run_stage
 
-    try:
+    with leaving() as left:
         worked = run_stage(chosen, stage, resume)
-    except Stopped as stopped:
-        if is_main_process():
-            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
-        return 130
-    finally:
-        leave()
-    if is_main_process():
+    if not left.code and is_main_process():
         where = f"{chosen.run.out}/{stage}"
         print(f"{stage} done: {where}" if worked else f"{stage} was done already: {where}")
-    return 0
+    return left.code

@@ -193,7 +193,7 @@ class MixtureStream:
         rows = tuple(source for source, _ in kept)
         assert len({(source.context, source.bos) for source in rows}) == 1, "sources of one context and BOS"
         self.steps = steps
-        self.step = 0
+        self.step = self.skipped = 0
         self.deal = Deal(rows, cycle, rows_per_step, micro_rows, supervise, rank, size)
         self._look_ahead = look_ahead
         self._ahead: LookAhead | None = None
@@ -203,11 +203,12 @@ class MixtureStream:
 
         Raises StopIteration after the last step, and whatever the look-ahead thread ran into.
         """
-        if self.steps is not None and self.step >= self.steps:
+        last = None if self.steps is None else self.steps + self.skipped
+        if last is not None and self.step >= last:
             self.close()
             raise StopIteration
         if self._look_ahead and self._ahead is None:
-            self._ahead = LookAhead(self.deal.batches, self.step, self.steps)
+            self._ahead = LookAhead(self.deal.batches, self.step, last)
             self._release = weakref.finalize(self, self._ahead.close)
         try:
             batches = self._ahead.take() if self._ahead else self.deal.batches(self.step)
@@ -224,13 +225,19 @@ class MixtureStream:
         return self.next()
 
     def state_dict(self) -> dict[str, int]:
-        """The number of steps consumed."""
-        return {"step": self.step}
+        """The number of steps consumed; and how many of them were left out, where some were."""
+        return {"step": self.step} | ({"skipped": self.skipped} if self.skipped else {})
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on after `state["step"]` steps, forwards or backwards, without replay."""
         self.close()
-        self.step = int(state["step"])
+        self.step, self.skipped = int(state["step"]), int(state.get("skipped", 0))
+
+    def skip(self, steps: int) -> None:
+        """Leaves out the next `steps` steps, and gives as many more at the end."""
+        self.close()
+        self.step += steps
+        self.skipped += steps
 
     def summary(self, steps: int | None = None) -> list[dict[str, object]]:
         """What each source gives in `steps` steps (None: those of the stage), one dict a source.

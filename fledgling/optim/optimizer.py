@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -125,15 +125,15 @@ class Optimizer:
         self.gradients.accumulate()
 
     @torch.no_grad()
-    def step(self) -> float:
+    def step(self, hold: bool = False) -> float:
         """Move every parameter once with the sum of the gradients, and drop them; return their norm.
 
         A gradient that is not finite, on any rank, moves nothing on any: the norm returned is then nan or inf, and
-        the caller decides.
+        the caller decides. hold: move nothing in any case (all ranks say the same).
         """
         gradients = self.gradients.finish()
         norm = self._norm(gradients)
-        if math.isfinite(norm):
+        if math.isfinite(norm) and not hold:
             self.count += 1
             self._move(gradients)
         return norm
@@ -247,11 +247,13 @@ class Optimizer:
         kept = [_state_shape(kind, shape) for shape in shapes]
         return [(name, v[: prod(s)].view(s)) for name, v, s in zip(bucket.names, values, kept, strict=True)]
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """All state by parameter name, whole: `<name>.mean`, `.square`, `.velocity`, and `count` (updates so far).
 
         Every rank must call it; the main rank gets the state, on the CPU and bucket by bucket, the others get nothing.
+        into: what an earlier call returned, to be written over; else the copies are new.
         """
+        into = into or {}
         saved: dict[str, Tensor] = {}
         for group in self.groups:
             for bucket in group.buckets:
@@ -262,7 +264,9 @@ class Optimizer:
                         flat = self.world.collect(self._piece(bucket, self.state, f".{kind}"))
                         found = [] if flat is None else self._by_name(bucket, flat.flatten(), kind)
                     if self.world.is_main:
-                        saved |= {f"{name}.{kind}": value.to("cpu", copy=True) for name, value in found}
+                        for name, value in found:
+                            key = f"{name}.{kind}"
+                            saved[key] = into[key].copy_(value) if key in into else value.to("cpu", copy=True)
         return saved | {"count": torch.tensor(self.count)} if self.world.is_main else {}
 
     @torch.no_grad()

@@ -10,7 +10,8 @@ things at once:
     optimizer    the gradients that are not spent yet, and the rules' temporaries
 
 Without a compiler the count is exact up to small tensors; compiled, and on a GPU, it is an estimate:
-docs/math/memory.md says how far off. Not in it: libraries' workspaces, the allocator's `slack`, evaluation.
+docs/math/memory.md says how far off. Not in it: libraries' workspaces, the allocator's `slack`, evaluation, and beside
+a GPU the host's memory, where the copy lies that a checkpoint is written from.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Step:
     rows: rows of `context` tokens in one forward/backward; micro_batches: of them in a step on this rank; dtype: of the
     products (weights and states are fp32); ranks, zero: who owns what; device: "cpu" or "cuda"; compiled: blocks and
     rules by torch.compile; exact: gradients added in a binary tree (None: on a CPU, and a power of two of ranks);
-    documents: rows hold several; answering: evaluations keep a copy of the weights in dtype; layout: of LAYOUTS; rule:
+    documents: rows hold several; answering: evaluations keep a copy of the weights in dtype; saving: checkpoints are
+    written while it trains on, from a copy that lies in host memory; layout: of LAYOUTS; rule:
     what moves the matrices.
     """
 
@@ -58,6 +60,7 @@ class Step:
     exact: bool | None = None
     documents: bool = True
     answering: bool = False
+    saving: bool = False
     layout: str = "fledgling"
     rule: str = "muon"
 
@@ -96,6 +99,7 @@ def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
         "parameters": whole,
         "optimizer": 4 * dealt.held(0).state,
         "buffers": _buffers(config, step),
+        "snapshot": _snapshot(config, step),
     }
     two_grads = _accumulates(step) or config.tied  # the second use's gradient beside the first's
     last = max((one.peak for one in arrivals if "blocks" not in one.name), key=sum)
@@ -234,6 +238,13 @@ def _buffers(config: ModelConfig, step: Step) -> int:
     batch = step.tokens * step.micro_batches * (20 if step.documents else 16)
     copied = step.answering and step.dtype != "float32"
     return rotary + batch + (step.width * parameters(config)["total"] if copied else 0)
+
+
+def _snapshot(config: ModelConfig, step: Step) -> int:
+    """Bytes of the copy that a checkpoint is written from: weights and whole state, on the rank that writes."""
+    if not step.saving or step.device != "cpu":
+        return 0
+    return 4 * (parameters(config)["total"] + lay_out(tensors(config), 1, 0, rule=step.rule).held(0).state)
 
 
 def _cast_weights(config: ModelConfig, step: Step) -> int:

@@ -13,7 +13,7 @@ reads (the report, a dashboard, `tail -f`) needs no running process and no accou
 updates: 0 is before the first one. Nothing here knows about models, and only checkpoint.py imports torch.
 
 Start with recorder.py; lines.py is the files, progress.py the line on stderr, sinks.py the optional
-dashboards, checkpoint.py weights and state.
+dashboards, checkpoint.py weights and state, writer.py the thread that writes them beside training.
 """
 
 from fledgling.record.environment import environment

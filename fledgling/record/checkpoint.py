@@ -6,7 +6,8 @@ The one idea: everything is written into a temporary neighbour and flushed to th
 and SHA-256 of every file) last; then one rename gives it its name. A kill at any instant leaves the
 previous checkpoint as it was, and a changed bit is found before it is trained on. Only safetensors and JSON
 are written or read, never a pickle. What the tensors and the state mean is the caller's business:
-`fledgling.infer.load` makes a model of them. The one file of this room that imports torch.
+`fledgling.infer.load` makes a model of them, `fledgling.train.saving` copies them for the thread of writer.py. The one
+file of this room that imports torch.
 """
 
 import contextlib
@@ -156,16 +157,52 @@ def verify(path: Path | str, hashes: bool = True) -> dict[str, dict]:
     path = Path(path)
     files = _manifest(path)
     for name, expected in files.items():
-        file = path / name
-        if file.is_symlink() or not file.is_file():
-            raise UserError(f"checkpoint {path} is not whole: {name} is missing or no plain file; use another one")
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            sizes = f"{size} bytes, the manifest says {expected['bytes']}"
-            raise UserError(f"checkpoint {path} is damaged: {name} has {sizes}; use another one")
-        if hashes and _sha256(file) != expected["sha256"]:
-            raise UserError(f"checkpoint {path} is damaged: {name} does not match its SHA-256; use another one")
+        problem = _problem(path / name, expected, hashes)
+        if problem:
+            raise UserError(f"checkpoint {path} is damaged: {name} {problem}; use another one")
     return files
+
+
+def _problem(file: Path, expected: dict, hashes: bool) -> str:
+    """What is wrong with one file of a checkpoint, after its name; nothing where it is what the manifest says."""
+    if file.is_symlink() or not file.is_file():
+        return f"of {MANIFEST} is missing or no plain file"
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        return f"has {size} bytes, {MANIFEST} says {expected['bytes']}"
+    if hashes and _sha256(file) != expected["sha256"]:
+        return f"does not match its SHA-256 in {MANIFEST}"
+    return ""
+
+
+def examine(path: Path | str) -> dict[str, Any]:
+    """Everything that can be told of a checkpoint: its step, its bytes, and {file name: what is wrong, or ""}.
+
+    A manifest that is missing or damaged is the one bad file; what it would have vouched for is then not known.
+    """
+    path = Path(path)
+    named = _STEP.fullmatch(path.name)
+    found: dict[str, Any] = {"path": str(path), "step": int(named[1]) if named else None, "bytes": 0, "files": {}}
+    try:
+        files = _manifest(path)
+    except UserError as problem:
+        return found | {"whole": False, "files": {MANIFEST: str(problem)}}
+    found["files"] = {name: _problem(path / name, expected, hashes=True) for name, expected in files.items()}
+    found["bytes"] = sum(expected["bytes"] for expected in files.values())
+    return found | {"whole": not any(found["files"].values())}
+
+
+def every(path: Path | str) -> list[Path]:
+    """All checkpoints of a checkpoint, a stage or a run directory, whole or not: by stage, oldest first.
+
+    Raises UserError when there is none.
+    """
+    path = Path(path)
+    if not path.is_dir() or (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
+        return [resolve(path)]
+    places = [path, path / "checkpoints", *(path / stage / "checkpoints" for stage in STAGES)]
+    found = [one for place in places for one in reversed(list(_steps(place)))]
+    return found or [resolve(path)]
 
 
 def _manifest(path: Path) -> dict[str, dict]:

@@ -153,10 +153,18 @@ def stage_rows(run: Run) -> list[dict[str, str]]:
                 "time": hours(seconds),
                 "speed": short(speed) if speed else "–",
                 "mfu": f"{100 * mfu:.1f} %" if mfu else "–",
+                "saving": saving(now["saving"]["stall"], seconds),
                 "cost": f"${price * seconds / 3600:,.2f}" if price and seconds else "–",
             }
         )
     return rows
+
+
+def saving(stall: float | None, seconds: float | None) -> str:
+    """How long a stage stood still to save, and which share of its time that is."""
+    if stall is None or not seconds:
+        return "–"
+    return f"{stall:.2f} s, {100 * stall / seconds:.2f} %"
 
 
 def pair_rows(run: Run) -> list[tuple[str, str, str, str]]:

@@ -83,7 +83,10 @@ def steady(stage: Stage, name: str) -> float | None:
 
 
 def pace(stage: Stage) -> dict[str, Any]:
-    """What one stage did: steps, tokens, hours, speed, the last loss, whether it has finished."""
+    """What one stage did: steps, tokens, hours, speed, the last loss, whether it has finished.
+
+    saving: seconds that training stood still for checkpoints, and seconds that the writer worked beside it.
+    """
     seconds = stage.seconds
     return {
         "finished": bool(stage.done),
@@ -93,7 +96,15 @@ def pace(stage: Stage) -> dict[str, Any]:
         "tokens_per_second": steady(stage, "tokens_per_second"),
         "mfu": steady(stage, "mfu"),
         "loss": stage.last("loss"),
+        "saving": {"stall": _saving(stage, "save_stall"), "writer": _saving(stage, "save_seconds")},
     }
+
+
+def _saving(stage: Stage, name: str) -> float | None:
+    """The seconds of all saves together: those told beside a step, and those of the last one, told at the end."""
+    told = [*stage.column(name)[1], number(stage.done.get(name))]
+    known = [seconds for seconds in told if seconds is not None]
+    return sum(known) if known else None
 
 
 def hourly(run: Run) -> float | None:

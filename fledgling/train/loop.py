@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -21,6 +21,7 @@ from fledgling.evals.measurement import Measurement
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.record import Recorder
+from fledgling.train.health import Health, Rollback
 from fledgling.train.peak import watch
 from fledgling.train.stage import Eval, Stage
 from fledgling.world import World
@@ -28,7 +29,6 @@ from fledgling.world import World
 SMOOTHING = 0.9  # of the loss shown on the progress line; metrics.jsonl has the raw one
 MEASURED = 2  # the step of a session, from 0, whose memory is measured: the first two compile
 SHOWN = ("reward", "length", "kl", "accuracy")  # of a stage's own figures; metrics.jsonl has all
-PATIENCE = 3  # steps in a row whose gradient is not finite before the run gives up
 
 
 class Stopped(Exception):
@@ -49,6 +49,8 @@ class Around:
     stop: Callable[[], bool]  # asked after every step
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # of one rank; 0: not measured
+    health: Health = field(default_factory=Health)
+    rollback: Rollback = field(default_factory=Rollback)
 
 
 def update(
@@ -57,7 +59,7 @@ def update(
     """One optimizer step over micro-batches: returns the mean loss (nats a target) and the gradient's norm.
 
     A batch without any target moves nothing by itself and divides by one. The loss is summed without rounding in
-    between, so that it is the same in any order.
+    between, so that it is the same in any order. One that is not finite, or a gradient, moves nothing.
     """
     targets = world.gather([batch.target_count for batch in batches])  # of each micro-batch of each rank
     count = max(1, sum(map(sum, targets)))
@@ -68,38 +70,44 @@ def update(
         loss.backward()
         optimizer.accumulate()
         losses.append(float(loss.detach()))
-    norm = optimizer.step()
     losses = list(chain(*world.gather(losses)))
-    return math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan, norm
+    loss = math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan
+    return loss, optimizer.step(hold=not math.isfinite(loss))
 
 
 def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, start: int = 0) -> None:
     """Run a stage from step `start` to its end; raises Stopped when asked to stop, after saving."""
-    recorder, world = around.recorder, around.world
-    shown, tokens, bad = None, 0, 0
+    recorder, world, health = around.recorder, around.world, around.health
+    shown, step = None, start
     if start == 0 and world.is_main:
         evaluate(stage.evals, recorder, 0, last=False)
-    for step in range(start, stage.steps):
+    if start == 0 and around.rollback.most:
+        around.save(0)
+    while step < stage.steps:
         began = time.perf_counter()
-        try:
-            batches = stage.batches.next()
-        except UserError:  # such as a reward of the user's that fails: what was learned so far is kept
-            if step > start:
-                around.save(step)
-            raise
         multiplier = stage.schedule(step / stage.steps)
         optimizer.schedule(multiplier)
-        with watch(world.device, active=step - start == MEASURED and world.is_main) as peak:
-            loss, norm = update(stage, model, optimizer, batches, world)
-        bad = bad + 1 if not math.isfinite(norm) else 0
-        if bad >= PATIENCE:
-            raise UserError(
-                f"{stage.name}: the gradient was not finite for {bad} steps up to {step + 1}; lower the rates"
-            )
+        with world.pulse.step():
+            try:
+                batches = stage.batches.next()
+            except UserError:  # such as a reward of the user's that fails: what was learned so far is kept
+                if step > start:
+                    around.save(step)
+                raise
+            with watch(world.device, active=step - start == MEASURED and world.is_main) as peak:
+                loss, norm = update(stage, model, optimizer, batches, world)
+        if health.note(loss, norm):
+            if health.rollbacks >= around.rollback.most:
+                raise UserError(
+                    f"{stage.name}: loss or gradient was not finite for {health.bad} steps up to {step + 1}; "
+                    "lower the rates, or set run.rollbacks=3 to leave such batches out"
+                )
+            step, shown = around.rollback.back(step + 1), None
+            continue
         seconds = time.perf_counter() - began
         here = int(world.sum(float(sum(batch.tokens.numel() for batch in batches))))
-        tokens, finished = tokens + here, step + 1
-        shown = loss if shown is None else SMOOTHING * shown + (1 - SMOOTHING) * loss
+        finished = step + 1
+        shown = loss if shown is None or not math.isfinite(loss) else SMOOTHING * shown + (1 - SMOOTHING) * loss
         speed = {"tokens_per_second": here / seconds}
         if around.peak_flops:
             speed["mfu"] = around.flops_per_token * here / seconds / around.peak_flops / world.size
@@ -113,16 +121,19 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
             seconds=seconds,
             **speed,
             **extra,
+            **health.figures(),
         )
         recorder.progress(finished, loss=shown, **speed, **{name: extra[name] for name in SHOWN if name in extra})
         last = finished == stage.steps
         if world.is_main:
             evaluate(stage.evals, recorder, finished, last)
         stopping = bool(world.sum(float(around.stop())))
-        if last or stopping or (stage.save_every and finished % stage.save_every == 0):
+        due = bool(stage.save_every) and finished % stage.save_every == 0
+        if last or stopping or (due and not (health.bad and around.rollback.most)):  # go back to before the bad steps
             around.save(finished)
         if stopping and not last:
             raise Stopped(finished)
+        step = finished
 
 
 def evaluate(evals: tuple[Eval, ...], recorder: Recorder, step: int, last: bool) -> None:

@@ -7,10 +7,8 @@ goes on from its own newest checkpoint, and is left alone once it is done.
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,17 +23,21 @@ from fledgling.plan.flops import per_token
 from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
 from fledgling.record import Recorder, checkpoint, environment, write_json
+from fledgling.stops import stop_requests
 from fledgling.toml import dump_toml
 from fledgling.train import loop, supervised
+from fledgling.train.health import Health, Rollback
 from fledgling.train.prepare import Preparer
 from fledgling.train.rl import build as rl
 from fledgling.train.rl import critic, dpo
+from fledgling.train.saving import Saver
 from fledgling.train.setup import Setup, make_model, set_up
 from fledgling.train.sources import check
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.start import adopted, start_of
 from fledgling.train.supervised import Context
-from fledgling.world import World
+from fledgling.watch import watched
+from fledgling.world import World, restarts
 
 BUILDERS = {
     "pretrain": supervised.build,
@@ -59,14 +61,25 @@ def run_stage(
     of those the stage comes with.
     """
     run_dir, stage_dir = Path(recipe.run.out), Path(recipe.run.out) / name
+    resume = "auto" if restarts() else resume
     if resume == "auto" and (stage_dir / "done.json").exists():
         return False
     before = parent(recipe, name, run_dir)
     check(recipe, [name])
     world = World.start(recipe.run.device)
+    with watched(world, stage_dir, ends=(loop.Stopped,)):
+        work(recipe, name, world, before, resume, quiet, choose)
+    return True
+
+
+def work(
+    recipe: Recipe, name: str, world: World, before: Path | None, resume: str, quiet: bool, choose: Callable
+) -> None:
+    """What `run_stage` does once the ranks are together; `before` is the checkpoint the stage starts from."""
+    run_dir, stage_dir = Path(recipe.run.out), Path(recipe.run.out) / name
     with world.main_first():
-        start = start_of(recipe, run_dir)
-    before, recipe = before or start, adopted(recipe, start)
+        begun = start_of(recipe, run_dir)
+    before, recipe = before or begun, adopted(recipe, begun)
     setup = set_up(recipe.run, world)
     setup = replace(setup, memory=min(world.gather(setup.memory)))  # the same micro-batch on every rank
     with world.main_first():
@@ -76,6 +89,7 @@ def run_stage(
                 shutil.rmtree(stage_dir, ignore_errors=True)
     passed_over: list[str] = []
     saved = checkpoint.latest(stage_dir / "checkpoints", warn=passed_over.append) if resume == "auto" else None
+    saved = world.gather(saved)[0]  # what the main rank sees: a shared file system may show others an older state
     with Recorder(stage_dir, name, 0, quiet=quiet, sinks=recipe.run.sinks, active=world.is_main) as recorder:
         for line in (*passed_over, f"{name}: {setup.sentence}"):
             recorder.notice(line)
@@ -107,22 +121,33 @@ def run_stage(
             stage = BUILDERS[name](name, context)
         stage = replace(stage, evals=choose(stage.evals))
         optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
-        first = 0
+        start, health = 0, Health()
         torch.manual_seed(recipe.seed)
         if saved:
-            first = restore(loaded, stage, optimizer)
-            recorder.notice(f"{name}: going on after step {first} of {stage.steps}")
-        recorder.rewind(first if saved else -1)
+            start = restore(loaded, stage, optimizer, health)
+            recorder.notice(f"{name}: going on after step {start} of {stage.steps}")
+        recorder.rewind(start or -1)
         recorder.total_steps = stage.steps
-        save = saver(stage, optimizer, context)
-        with stop_requests() as stop:
-            around = loop.Around(world, recorder, save, stop, per_token(config), setup.peak_flops)
+        save = saver(stage, optimizer, context, health)
+        told = replace(stage, extra=lambda: stage.extra() | save.figures())
+        rollback = Rollback(recipe.run.rollbacks, returner(stage, optimizer, context, health, save))
+        with stop_requests() as asked, save:
+            around = loop.Around(
+                world,
+                recorder,
+                save,
+                lambda: asked() or save.failed,
+                per_token(config),
+                setup.peak_flops,
+                health,
+                rollback,
+            )
             try:
-                loop.run(stage, model, optimizer, around, first)
+                loop.run(told, model, optimizer, around, start)
             finally:
                 stage.batches.close()
-        recorder.done(tokens=stage.steps * (getattr(recipe.stage(name), "batch_tokens", None) or 0))
-    return True
+        tokens = stage.steps * (getattr(recipe.stage(name), "batch_tokens", None) or 0)
+        recorder.done(tokens=tokens, **save.figures())
 
 
 def weigh(model: Transformer, loaded: checkpoint.Checkpoint | None, seed: int) -> Transformer:
@@ -163,30 +188,50 @@ def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
     return found
 
 
-def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer) -> int:
-    """Bring stream, optimizer and random numbers to where the checkpoint was taken; returns its step."""
+def restore(loaded: checkpoint.Checkpoint, stage: Stage, optimizer: Optimizer, health: Health) -> int:
+    """Bring stream, optimizer, counts and random numbers to where the checkpoint was taken; returns its step."""
+    health.load_state_dict(loaded.state.get("health", {}))
     optimizer.load_tensors(loaded.tensors["optimizer"])
     stage.batches.load_state_dict(loaded.state["stream"])
     checkpoint.restore_random_state(loaded.tensors["random"])
     return int(loaded.state["step"])
 
 
-def saver(stage: Stage, optimizer: Optimizer, context: Context):
-    """The function that saves everything needed to go on after `step` finished steps.
+def returner(stage: Stage, optimizer: Optimizer, context: Context, health: Health, save: Saver) -> Callable[[int], int]:
+    """The function that goes back to the last checkpoint's weights, past the batches read since: see health.py."""
 
-    Every rank takes part: optimizer state comes from where it is owned; the main rank writes, and the others go on when
-    the checkpoint stands.
-    """
-    directory = context.run_dir / stage.name / "checkpoints"
+    def back(finished: int) -> int:
+        save.wait()  # the last checkpoint may still be under way
+        loaded, now = last_sound(context.run_dir / stage.name / "checkpoints"), replace(health)
+        context.model.load_state_dict({**loaded.tensors["model"], **loaded.tensors.get(critic.NAME, {})})
+        step = restore(loaded, stage, optimizer, health)
+        stage.batches.skip(finished - step)
+        health.load_state_dict({"skipped": now.skipped, "rollbacks": now.rollbacks + 1})
+        context.recorder.rewind(step)
+        context.recorder.notice(
+            f"{stage.name}: loss or gradient not finite for {now.bad} steps up to {finished}: back to the weights of "
+            f"step {step}, on with the batches after step {finished} (rollback {health.rollbacks})"
+        )
+        return step
 
-    def save(step: int) -> None:
-        moments = optimizer.tensors()
-        with context.world.main_first():
-            if context.world.is_main:
-                write(step, moments)
+    return back
 
-    def write(step: int, moments: dict) -> None:
-        state = {
+
+def last_sound(directory: Path) -> checkpoint.Checkpoint:
+    """The newest checkpoint that was not saved amid bad steps, as one is where a run was asked to stop there."""
+    for path in sorted(directory.glob("step-*"), reverse=True):
+        with suppress(UserError):  # a damaged one is passed over
+            loaded = checkpoint.load(path)
+            if not loaded.state.get("health", {}).get("bad"):
+                return loaded
+    return checkpoint.load(checkpoint.latest(directory))
+
+
+def saver(stage: Stage, optimizer: Optimizer, context: Context, health: Health) -> Saver:
+    """What saves everything needed to go on after so many finished steps; here is what is no tensor."""
+
+    def state(step: int) -> dict:
+        return {
             "stage": stage.name,
             "step": step,
             "stream": stage.batches.state_dict(),
@@ -194,35 +239,17 @@ def saver(stage: Stage, optimizer: Optimizer, context: Context):
             "recipe": dump_toml(context.recipe),
             "tokenizer": context.tokenizer.fingerprint(),
             "micro_batch": stage.micro_batch,
+            "health": health.state_dict(),
         }
-        tensors = {
-            **critic.apart(context.model.state_dict()),
-            "optimizer": moments,
-            "random": checkpoint.random_state(context.world.device),
-        }
-        files = {"tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json"}
-        checkpoint.save(directory, step, tensors, state, files)
-        checkpoint.retain(directory, context.recipe.stage(stage.name).keep)
 
-    return save
-
-
-@contextmanager
-def stop_requests() -> Iterator:
-    """Within it, SIGINT and SIGTERM ask the run to save and leave after the step; a second one leaves at once."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def note(number: int, frame) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return Saver(
+        context.run_dir / stage.name / "checkpoints",
+        context.model,
+        optimizer,
+        context.world,
+        state,
+        {"tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json"},
+        context.recipe.stage(stage.name).keep,
+        on_the_way=stage.save_every > 0,
+        say=context.recorder.notice,
+    )

@@ -24,11 +24,15 @@ class Stream(Protocol):
         ...
 
     def state_dict(self) -> dict:
-        """JSON values from which `load_state_dict` goes on with the very same batches."""
+        """JSON values from which `load_state_dict` goes on with the very same batches; nothing changes them later."""
         ...
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state_dict` was taken."""
+        ...
+
+    def skip(self, steps: int) -> None:
+        """Leave out the next `steps` steps, and give as many more at the end."""
         ...
 
     def close(self) -> None:

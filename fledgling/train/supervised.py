@@ -8,7 +8,7 @@ conversations, samples.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -107,16 +107,16 @@ def micro_batch(table: StageTable | RLTable, context: Context, rows: int = memor
     """
     wanted = table.micro_batch
     if wanted is None and context.micro_batch is None:
-        wanted = proposed(context, rows)
+        wanted = proposed(context, rows, table.save_every > 0)
     return min(size for size in (wanted, context.micro_batch) if size)
 
 
-def proposed(context: Context, rows: int) -> int:
+def proposed(context: Context, rows: int, saving: bool) -> int:
     """The planner's micro-batch for this machine's memory: the most rows that fit and divide `rows`."""
     setup, config, world = context.setup, context.model.config, context.world
     kind = "cpu" if world.device.type == "cpu" else "cuda"
     step = first_step(context.recipe, config, world.size, kind, setup.dtype_name, setup.compiled)
-    return memory.micro_batch(config, max(1, rows), setup.memory, step)
+    return memory.micro_batch(config, max(1, rows), setup.memory, replace(step, saving=saving))
 
 
 def mixed_with(table: StageTable) -> str | None:
@@ -145,7 +145,7 @@ def core_evals(table: StageTable, context: Context) -> tuple[Eval, ...]:
         return ()
     root = data_root(context.recipe.run.data_dir)
     tasks = read_tasks(root) if find_bundle(root) else []
-    scorer, settings = Scorer(context.engine, context.world), core.Settings(table.core_max_per_task)
+    scorer, settings = Scorer(context.engine), core.Settings(table.core_max_per_task)
 
     def measure(step: int, last: bool) -> list[Measurement]:
         if step == 0:  # an untrained model is not worth the wait
@@ -163,7 +163,7 @@ def core_evals(table: StageTable, context: Context) -> tuple[Eval, ...]:
 
 def _bits(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:
     batches = first_rows(rows, VALIDATION_ROWS if last else VALIDATION_ROWS // 8, micro_rows)
-    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths(), world=context.world)]
+    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths())]
 
 
 def _zeros(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:

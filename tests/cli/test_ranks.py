@@ -5,7 +5,7 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import UserError
-from fledgling.world import launch
+from fledgling.launch import launch
 
 
 @pytest.mark.parametrize("words", [["train", "pretrain"], ["speedrun"], ["bench", "optim"]])

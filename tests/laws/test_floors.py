@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
-    {"config", "toml", "files", "world", "record", "draw"},
+    {"config", "toml", "files", "exits", "world", "watch", "launch", "stops", "record", "draw"},
     {"text", "model", "optim", "sandbox"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},

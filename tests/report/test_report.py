@@ -77,6 +77,7 @@ def test_the_last_value_of_each_stage_with_its_baseline(run):
     pretrain = found["stages"]["pretrain"]
     assert pretrain["steps"] == 50 and pretrain["tokens"] == 50 * 4096 and pretrain["finished"]
     assert 17_000 < pretrain["tokens_per_second"] < 19_000, "the compiling step does not count"
+    assert pretrain["saving"] == pytest.approx({"stall": 2 * 0.01 + 0.21, "writer": 3 * 0.2})
     assert pretrain["hours"] == pytest.approx(50 * 4096 / 18_000 / 3600, rel=0.2)
 
 

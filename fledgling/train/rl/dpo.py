@@ -127,6 +127,10 @@ class Pairs:
         """Go on where `state_dict` was taken."""
         self.step = int(state["step"])
 
+    def skip(self, steps: int) -> None:
+        """Leave out the pairs of the next `steps` steps."""
+        self.step += steps
+
     def close(self) -> None:
         """Nothing runs in the background."""
 

@@ -265,13 +265,18 @@ class Rounds:
         """The step, the divergence's weight; within a round also its rollouts, whose weights are gone."""
         within = self.step % self.per_round > 0
         held = [[to_json(batch) for batch in part] for part in self.held] if within else []
-        return {"step": self.step, "kl": self.kl, "held": held, "last": self.last if within else {}}
+        return {"step": self.step, "kl": self.kl, "held": held, "last": dict(self.last) if within else {}}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state_dict` was taken."""
         self.step, self.kl = int(state["step"]), float(state["kl"])
         self.held = [[from_json(fields) for fields in part] for part in state["held"]]
         self.last = dict(state["last"])
+
+    def skip(self, steps: int) -> None:
+        """Leave out the next `steps` steps, and what is left of their last round."""
+        self.step = -(-(self.step + steps) // self.per_round) * self.per_round
+        self.held = []
 
     def close(self) -> None:
         """End what runs beside, the processes of the user's rewards, and say where the time went."""

@@ -1,0 +1,133 @@
+"""What a save costs training: the stall, the writer beside it, and the disk's own speed measured in between.
+
+The one idea: a save costs twice. The loop stands still for the copy (the stall), and the writer takes processor and
+memory from the steps beside it; both are measured on the real step and the real saver, with random rows, and set
+against the recipe's save interval.
+
+What it is not: a measure of the disk at its worst. Bytes go to the file system of the run directory and are flushed,
+in the saver and in the plain writes beside it alike.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fledgling.bench.train import RandomRows, assemble
+from fledgling.config import Recipe, UserError
+from fledgling.optim.schedule import trapezoid
+from fledgling.plan.horizon import horizon
+from fledgling.record import flush
+from fledgling.train import loop
+from fledgling.train.loss import next_token
+from fledgling.train.saving import Saver
+from fledgling.train.stage import Stage
+
+WARMUP, BETWEEN = 3, 10  # steps: before anything counts; at least so many between two saves with the writer at rest
+CHUNK = 1 << 20  # bytes of one plain write
+
+
+def measure(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> dict[str, Any]:
+    """Train with `saves` saves and return medians: seconds of step, stall and writer, bytes, bandwidths and shares.
+
+    stall_share: of the wall time of one save interval; beside: what the steps beside the writer took longer, in all.
+    Raises UserError for less than one save or a place that cannot be written.
+    """
+    if saves < 1:
+        raise UserError(f"--saves {saves}: expected at least 1")
+    table = recipe.stage(name)
+    world, setup, model, optimizer = assemble(recipe, table.rate)
+    rows = (table.batch_tokens or horizon(recipe).batch_tokens) // recipe.model.context
+    stream = RandomRows(recipe.tokenizer.vocab_size, rows, recipe.model.context)
+    micro_batches = stream.batch.split(table.micro_batch or rows)
+    steps = table.steps or horizon(recipe).steps
+    interval = table.save_every or steps
+    stage = Stage(name, steps, stream, next_token, partial(trapezoid, steps=steps), save_every=interval)
+    idle, beside, stalls, writers, disk = [], [], [], [], []
+
+    def step() -> float:
+        began = time.perf_counter()
+        loop.update(stage, model, optimizer, micro_batches, world)
+        return time.perf_counter() - began
+
+    with (
+        tempfile.TemporaryDirectory(dir=_place(recipe), prefix=".bench-save-") as folder,
+        Saver(Path(folder, "checkpoints"), model, optimizer, world, lambda step: {"step": step}, {}, 2, True) as save,
+    ):
+        for _ in range(WARMUP):
+            step()
+        for number in range(1, saves + 1):
+            save(number)
+            stalls.append(save.figures()["save_stall"])
+            within = []
+            while save.writer.busy:
+                within.append(step())
+            beside.append(within)
+            idle += [step() for _ in range(BETWEEN)]
+            save.writer.wait()
+            writers.append(save.figures()["save_seconds"])
+            size = sum(path.stat().st_size for path in Path(folder, "checkpoints", f"step-{number:08d}").iterdir())
+            disk.append(size / _plain_write(Path(folder, "plain"), size))
+            print(f"\rsave {number}/{saves}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    usual = statistics.median(idle)
+    stall, writer = statistics.median(stalls), statistics.median(writers)
+    longer = statistics.median(sum(within) - len(within) * usual for within in beside)
+    return {
+        "recipe": recipe.name,
+        "stage": name,
+        "parameters": model.parameter_count(),
+        "dtype": setup.dtype_name,
+        "bytes": size,
+        "interval_steps": interval,
+        "step_seconds": usual,
+        "stall_seconds": stall,
+        "stall_seconds_most": max(stalls),
+        "stall_share": stall / (interval * usual + stall),
+        "writer_seconds": writer,
+        "beside": {"steps": statistics.median(map(len, beside)), "longer_seconds": longer},
+        "cost_share": (stall + max(0.0, longer)) / (interval * usual + stall),
+        "bytes_per_second": {"writer": size / writer, "disk": statistics.median(disk)},
+    }
+
+
+def _place(recipe: Recipe) -> Path:
+    """The nearest folder there is to where the recipe writes."""
+    out = Path(recipe.run.out).absolute()
+    return next(path for path in (out, *out.parents) if path.is_dir())
+
+
+def _plain_write(path: Path, size: int) -> float:
+    """Seconds to write and flush `size` random bytes to a file of its own."""
+    chunk = os.urandom(min(size, CHUNK))
+    began = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
+        for _ in range(-(-size // len(chunk))):
+            file.write(chunk)
+    flush(path)
+    seconds = time.perf_counter() - began
+    path.unlink()
+    return seconds
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `measure` as lines for people."""
+    speed, beside = result["bytes_per_second"], result["beside"]
+    return "\n".join(
+        (
+            f"{result['parameters']:,} parameters, {result['bytes'] / 1e6:,.1f} MB a checkpoint; {result['recipe']}, "
+            f"{result['stage']}: every {result['interval_steps']:,} steps of {result['step_seconds'] * 1e3:,.0f} ms",
+            f"stall   {result['stall_seconds'] * 1e3:8,.1f} ms (most {result['stall_seconds_most'] * 1e3:,.1f}): "
+            f"{result['stall_share']:.3%} of wall time",
+            f"writer  {result['writer_seconds'] * 1e3:8,.1f} ms: {speed['writer'] / 1e6:,.0f} MB/s with hashing and "
+            f"checking; the disk alone {speed['disk'] / 1e6:,.0f} MB/s",
+            f"beside  {beside['steps']:.0f} steps, {beside['longer_seconds'] * 1e3:,.1f} ms longer than usual; stall "
+            f"and this together {result['cost_share']:.3%} of wall time",
+        )
+    )

@@ -1,0 +1,42 @@
+"""How training ends: the exit code and what stderr says."""
+
+import pytest
+
+from fledgling import exits
+from fledgling.cli import main
+from fledgling.config import UserError
+from fledgling.train import loop, run
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (None, exits.DONE, ""),
+        (loop.Stopped(7), exits.STOPPED, "stopped after step 7; the same command goes on from there\n"),
+        (UserError("no such file"), exits.FAILED, "error: no such file\n"),
+        (SystemExit(exits.FAILED), exits.FAILED, ""),
+    ],
+)
+def test_what_happened_is_a_code_and_at_most_a_line(monkeypatch, capsys, raised, code, said):
+    def run_stage(*arguments):
+        if raised:
+            raise raised
+        return True
+
+    monkeypatch.setattr(run, "run_stage", run_stage)
+    try:
+        found = main(["train", "pretrain"])
+    except SystemExit as left:
+        found = left.code
+    assert (found, capsys.readouterr().err) == (code, said)
+
+
+def test_a_bug_shows_its_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(run, "run_stage", lambda *arguments: {}["nothing"])
+    assert main(["train", "pretrain"]) == exits.FAULT
+    assert "KeyError: 'nothing'" in capsys.readouterr().err
+
+
+def test_codes_are_distinct():
+    codes = [value for name, value in vars(exits).items() if name.isupper() and isinstance(value, int)]
+    assert len(codes) == len(set(codes)) and exits.FAULT not in exits.FINAL
