@@ -113,7 +113,7 @@ class OptimizerTable:
     matrix_rule: str = _choice("muon", "normuon", "adamw")  # what moves the blocks' matrices
     newton_schulz: str = _choice("jordan", "polar_express")  # the coefficients of Muon's iteration
     newton_schulz_steps: int = _count(5)
-    zero: int | None = field(default=None, metadata={"low": 0, "high": 2})  # ZeRO stage; None: 1 with several ranks
+    zero: int | None = field(default=None, metadata={"low": 0, "high": 3})  # ZeRO stage; None: 1 with several ranks
     exact: str = _choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
 
 

@@ -27,6 +27,7 @@ from fledgling.optim.gradients import Gradients
 from fledgling.optim.groups import rules
 from fledgling.optim.layout import ADAMW_VALUES, AHEAD, Bucket, lay_out, stack_size
 from fledgling.optim.rules import adamw_, muon_
+from fledgling.optim.sharded import RowGradients, Rows, shard
 from fledgling.world import Pending, World
 
 KINDS = {"muon": ("velocity",), "normuon": ("velocity", "variance"), "adamw": ("mean", "square")}  # of state, by rule
@@ -56,6 +57,8 @@ class Group:
 class Optimizer:
     """AdamW and Muon by role; the module tells the phases of a step.
 
+    With `zero = 3` it shards the model's parameters too (`sharded.py`), as they are when it is made.
+
     compiled: fuse AdamW with torch.compile (needs a C++ compiler on CPU); the result is the same up to rounding.
     dtype: of Muon's products; bf16 is enough for the update, fp32 keeps splits of a batch equal to fp32's precision.
     """
@@ -78,13 +81,27 @@ class Optimizer:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         self.layout = lay_out(shapes, world.size, 1 if table.zero is None else table.zero, rule=table.matrix_rule)
         self.exact = is_exact(table, world)
-        self.gradients = Gradients(self.parameters, self.layout, world, self.exact)
-        self.parts = {
-            name: _rows(self.parameters[name].detach(), rows)
+        self.held: Rows | None = None  # of parameters that are sharded
+        if self.layout.shards_parameters:
+            shard(model, self.layout, world, self.exact)
+            self.parameters = dict(model.named_parameters())
+            self.held = Rows(self.parameters, self.layout, world)
+            self.gradients = RowGradients(self.parameters, self.layout, world, self.exact, self.held)
+        else:
+            self.gradients = Gradients(self.parameters, self.layout, world, self.exact)
+        self.owned = {
+            name: rows
             for bucket in self.layout.buckets
             for name in bucket.names
             if (rows := self.layout.rows(bucket, name, world.rank))
-        }  # what this rank owns of each parameter: views of rows, or of all
+        }  # the rows of each parameter that this rank updates
+        self.parts = {
+            name: self.held.local[name]
+            if self.held and name in self.held.local
+            else _rows(self.parameters[name].detach(), rows)
+            for name, rows in self.owned.items()
+            if not (self.held and self.layout.roles[name] == "matrix")
+        }  # as views; a sharded matrix comes together when it is updated
         self.groups = self._groups()
         self.state: dict[str, Tensor] = {}  # "<name>.mean", "<name>.square", "<name>.velocity" of the parts
         self.stacks: dict[Group, dict[str, Tensor]] = {}  # by kind, of a group together; `state` has views of them
@@ -98,7 +115,18 @@ class Optimizer:
                     self.stacks.setdefault(group, {})[kind] = stack
                     self.state |= {f"{name}.{kind}": stack[i] for i, name in enumerate(group.owned)}
             else:
-                self.state |= {f"{n}.{kind}": torch.zeros_like(self.parts[n]) for n in group.owned for kind in kinds}
+                self.state |= {f"{n}.{kind}": self._nothing(n) for n in group.owned for kind in kinds}
+
+    def _nothing(self, name: str) -> Tensor:
+        """Zeros, as many as this rank owns of a parameter."""
+        shape = self.layout.parameters[name]
+        rows = (len(self.owned[name]),) if shape else ()
+        return torch.zeros(*rows, *shape[1:], device=self.world.device)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether every rank must make as many forward and backward passes as any other."""
+        return self.held is not None
 
     def _groups(self) -> list[Group]:
         """The groups in the order of their update: the same on every rank."""
@@ -108,9 +136,15 @@ class Optimizer:
             key = (role, self.layout.parameters[bucket.names[0]] if self.rules[role].name in STACKED else index)
             by_shape.setdefault(key, []).append(bucket)
         return [
-            Group(role, tuple(buckets), tuple(n for b in buckets for n in b.names if n in self.parts))
+            Group(role, tuple(buckets), tuple(n for b in buckets for n in b.names if n in self.owned))
             for (role, _), buckets in by_shape.items()
         ]
+
+    def standing_bytes(self) -> int:
+        """Bytes of the parameters and state that this rank holds between steps."""
+        held = self.held.local if self.held else {}
+        parameters = (held.get(name, parameter) for name, parameter in self.parameters.items())
+        return sum(tensor.nbytes for tensor in (*parameters, *self.state.values()))
 
     def schedule(self, multiplier: float) -> None:
         """Set the multiplier of every rate for the next step."""
@@ -168,13 +202,18 @@ class Optimizer:
         step = torch.tensor(float(self.count))
         flight: deque[tuple[Bucket, Pending]] = deque()
         for group in self.groups:
-            if group in self.stacks:
+            if self.rules[group.role].name in STACKED:
                 self._move_stack(group, gradients)
             else:
+                apart = self.held and group.role == "matrix"
+                if apart:
+                    self._gather_matrices(group.buckets, list(group.owned))
                 for name in group.owned:
                     self._move_single(name, group.role, gradients.pop(name), step)
+                if apart:
+                    self._scatter_matrices(group.buckets)
             for bucket in group.buckets:
-                if bucket.replicated:
+                if bucket.replicated or self.held:
                     continue
                 flight.append((bucket, self._send(bucket)))
                 if len(flight) == AHEAD:
@@ -192,25 +231,49 @@ class Optimizer:
 
     def _move_stack(self, group: Group, gradients: dict[str, Tensor]) -> None:
         """Muon on the group's matrices, so many at once as keep its temporaries small."""
-        table, stacks = self.table, self.stacks[group]
-        together = stack_size(self.layout.parameters[group.owned[0]])
-        for start in range(0, len(group.owned), together):
-            names = group.owned[start : start + together]
-            here = {kind: stack[start : start + together] for kind, stack in stacks.items()}
-            muon_(
-                [self.parts[name] for name in names],
-                torch.stack([gradients.pop(name) for name in names]),
-                here["velocity"],
-                self._rate("matrix"),
-                table.momentum,
-                table.weight_decay,
-                table.newton_schulz_steps,
-                self.dtype,
-                paired=self.exact and torch.get_num_threads() > 1,
-                kind=table.newton_schulz,
-                variance=here.get("variance"),
-                cautious=table.cautious_decay,
-            )
+        together = stack_size(self.layout.parameters[group.buckets[0].names[0]])
+        for start in range(0, len(group.buckets), together):
+            buckets = group.buckets[start : start + together]  # of each at most one matrix is this rank's
+            names = [name for bucket in buckets for name in bucket.names if name in self.owned]
+            if self.held:
+                self._gather_matrices(buckets, names)
+            if names:
+                here = {kind: stack[start : start + together] for kind, stack in self.stacks[group].items()}
+                self._orthogonal_step(names, gradients, here)
+            if self.held:
+                self._scatter_matrices(buckets)
+
+    def _orthogonal_step(self, names: list[str], gradients: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        table = self.table
+        muon_(
+            [self.parts[name] for name in names],
+            torch.stack([gradients.pop(name) for name in names]),
+            state["velocity"],
+            self._rate("matrix"),
+            table.momentum,
+            table.weight_decay,
+            table.newton_schulz_steps,
+            self.dtype,
+            paired=self.exact and torch.get_num_threads() > 1,
+            kind=table.newton_schulz,
+            variance=state.get("variance"),
+            cautious=table.cautious_decay,
+        )
+
+    def _gather_matrices(self, buckets: tuple[Bucket, ...], names: list[str]) -> None:
+        """Bring sharded matrices together, each on its owner, as its `parts`."""
+        arriving = [self.held.to_owner(bucket, self.held.local) for bucket in buckets]
+        matrices = [pending.wait() for pending in arriving]
+        self.parts |= zip(names, matrices, strict=False)  # of the last bucket this rank may own none
+
+    def _scatter_matrices(self, buckets: tuple[Bucket, ...]) -> None:
+        """Send updated matrices back to where their rows are held."""
+        sent = []
+        for bucket in buckets:
+            own = [self.parts.pop(name) for name in bucket.names if name in self.owned]
+            sent.append((bucket, self.held.from_owner(bucket, own[0] if own else None)))
+        for bucket, pending in sent:
+            self.held.put(bucket, pending)
 
     def _rate(self, role: str) -> Tensor:
         return torch.tensor(self.rules[role].rate * self.rate * self.multiplier)

@@ -17,7 +17,7 @@ from fledgling.optim.layout import lay_out
 from fledgling.plan import comm, cost, flops, hardware, measured, memory
 from fledgling.plan.horizon import horizon
 from fledgling.plan.inference import inference
-from fledgling.plan.size import formula, parameters, tensors
+from fledgling.plan.size import formula, matrices, parameters, tensors
 
 CHARACTERS_PER_TOKEN = 4.8  # English web text with 65,536 entries; fewer with a small vocabulary
 CHARACTERS_PER_SHARD = 250_000_000  # of the public sets' files
@@ -122,6 +122,7 @@ def plan(
             split["grad_accumulation"],
             ranks,
             link,
+            matrices(config),
         ),
         "stages": stages,
     }
