@@ -58,7 +58,8 @@ class Engine:
     as the model does and spares a cast at every step. `generate` brings the copy up to date by itself; whoever
     trains in between and streams calls `refresh`. Otherwise it reads the model's live weights.
 
-    `skip_zeros` leaves out what meets a zero behind ReLU^2 (skip.py), from a copy of the weights too.
+    `skip_zeros` leaves out what meets a zero behind ReLU^2 (skip.py), from a copy of the weights too, unless the native
+    step of decoding takes the model, which is quicker still.
     `tool` answers what the model writes between `python_start` and `python_end`: the calculator, or `tools.PYTHON`.
     """
 
@@ -85,9 +86,9 @@ class Engine:
         live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype and not skip_zeros
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
         frozen = not live or not weight.requires_grad
-        self.step = DecodingStep(self.model) if frozen and not skip_zeros and can_step(self.model) else None
+        self.step = DecodingStep(self.model) if frozen and can_step(self.model) else None
         packs = not (live or self.step) and can_pack(self.device, self.dtype)
-        self.packed = dict(skip(self.model, packs)) if skip_zeros else {}
+        self.packed = dict(skip(self.model, packs)) if skip_zeros and not self.step else {}
         self.packed |= pack(self.model) if packs else {}
         self.refreshed = 0
 
