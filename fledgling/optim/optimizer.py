@@ -149,15 +149,16 @@ class Optimizer:
         self.gradients.accumulate()
 
     @torch.no_grad()
-    def step(self, hold: bool = False) -> float:
+    def step(self, agreed: Callable[[], bool] = lambda: True) -> float:
         """Move every parameter once with the sum of the gradients, and drop them; return their norm.
 
         A gradient that is not finite, on any rank, moves nothing on any: the norm returned is then nan or inf, and
-        the caller decides. hold: move nothing in any case (all ranks say the same).
+        the caller decides. agreed: asked when the gradients have been exchanged, so that ranks with fewer micro-batches
+        may speak to the others again; False, which all ranks must say alike, moves nothing.
         """
         gradients = self.gradients.finish()
         norm = self._norm(gradients)
-        if math.isfinite(norm) and not hold:
+        if agreed() and math.isfinite(norm):
             self.count += 1
             self._move(gradients)
         return norm

@@ -73,9 +73,14 @@ def update(
         loss.backward()
         optimizer.accumulate()
         losses.append(float(loss.detach()))
-    losses = list(chain(*world.gather(losses)))
-    loss = math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan
-    return loss, optimizer.step(hold=not math.isfinite(loss))
+    everybody: list[float] = []
+
+    def finite() -> bool:
+        everybody.extend(chain(*world.gather(losses)))
+        return all(map(math.isfinite, everybody))
+
+    norm = optimizer.step(finite)
+    return math.fsum(everybody) if all(map(math.isfinite, everybody)) else math.nan, norm
 
 
 def idle(batches: list[Batch], targets: list[list[int]], world: World) -> list[Batch]:
