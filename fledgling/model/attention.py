@@ -143,35 +143,42 @@ def paged(q: Tensor, reading: Reading, layer: int, bounded: bool = True, window:
         apart = (part.view(blocks, groups, rows, -1, part.shape[-1]).transpose(1, 2) for part in found)
         parts.append(tuple(part.reshape(blocks * rows, groups, -1, part.shape[-1]) for part in apart))
         owners.append(shared.owners.flatten())
-    sums, totals, highest = (torch.cat(part) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
+    sums, totals, highest = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
     if not bounded:
         owner = torch.cat(owners)
         top = highest.new_full((batch + 1, *highest.shape[1:]), LOWEST)
         top.scatter_reduce_(0, owner[:, None, None, None].expand_as(highest), highest, "amax")
         factor = (highest - top[owner]).exp()
         sums, totals = sums * factor, totals * factor
-    joined = torch.cat((sums, totals), dim=-1).flatten(1)  # (N, G H/G T (D + 1))
-    y = F.embedding_bag(plan.order, joined, plan.begins, mode="sum")  # (B, ...): each row's in their order
-    y = y.view(batch, heads, time, width + 1)
-    return (y[..., :width] / y[..., width:]).to(q.dtype)
+    if batch == 1 and not plan.shared:  # all that is not hidden is the one row's
+        sums, totals = sums.sum(0), totals.sum(0)
+    else:
+        sums, totals = (
+            torch.embedding_bag(part.flatten(1), plan.order, plan.begins)[0]  # (B, ...): each row's, added up in order
+            for part in (sums, totals)
+        )
+    y = sums.view(batch, heads, time, width) / totals.view(batch, heads, time, 1)
+    return y.to(q.dtype)
 
 
 def partial(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
     """What blocks k, v (N, G, S, D) say to queries q (N, G, K R T, D), hidden (N, K, T, S) from some of them.
 
-    fp32: weighted values (N, G, R T, D), sums of weights and the scores' maximum (N, G, R T, 1), 0 where bounded.
+    fp32: weighted values (N, G, R T, D), sums of weights and the scores' maximum (N, G, R T, 1); of bounded scores the
+    maximum is not asked for, and the sums stand in its place.
     """
     scores = (q @ k.to(q.dtype).transpose(2, 3)).float() * q.shape[3] ** -0.5  # (N, G, R T, S)
     if hidden is not None:
         apart = scores.view(*scores.shape[:2], hidden.shape[1], -1, *hidden.shape[2:])  # (N, G, K, R, T, S)
-        scores = apart.masked_fill(hidden[:, None, :, None], float("-inf")).view(scores.shape)
+        scores = apart.masked_fill_(hidden[:, None, :, None], float("-inf")).view(scores.shape)
+    highest = None
     if bounded:
-        highest = torch.zeros_like(scores[..., :1])
-        weights = scores.exp()
+        weights = scores.exp_()
     else:
         highest = scores.amax(-1, keepdim=True).clamp(min=LOWEST)
         weights = (scores - highest).exp()
-    return (weights.to(q.dtype) @ v.to(q.dtype)).float(), weights.sum(-1, keepdim=True), highest
+    sums = weights.sum(-1, keepdim=True)
+    return (weights.to(q.dtype) @ v.to(q.dtype)).float(), sums, sums if highest is None else highest
 
 
 class Attention(nn.Module):

@@ -297,7 +297,7 @@ def _plan(reading: Reading) -> Plan:
     order = np.empty(len(flat), np.int64)
     order[first] = place
     shared = []
-    again = np.setdiff1d(np.arange(len(flat)), first, assume_unique=True)
+    again = np.delete(np.arange(len(flat)), first) if len(first) < len(flat) else first[:0]
     for group in _alike(flat, again):
         width = max(map(len, group))
         theirs = np.full((len(group), width), rows)
