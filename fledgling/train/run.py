@@ -20,6 +20,8 @@ from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.sharded import fill
+from fledgling.packed.model import refuse
 from fledgling.plan.flops import per_token
 from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
@@ -99,7 +101,8 @@ def work(
         config = (
             ModelConfig.from_dict(loaded.state["model"]) if loaded else from_table(recipe.model, tokenizer.vocab_size)
         )
-        model = weigh(make_model(config, setup, world.device), loaded, recipe.seed)
+        sharded = recipe.optimizer.zero == 3 and world.size > 1  # made in the host's memory, and moved block by block
+        model = weigh(make_model(config, setup, torch.device("cpu") if sharded else world.device), loaded, recipe.seed)
         if critic.wanted(recipe, name):
             critic.attach(model)
         if saved:
@@ -110,7 +113,7 @@ def work(
             twin = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)
             return weigh(twin, checkpoint.load(before, ("model",)) if before else None, recipe.seed)
 
-        engine = Engine(model, tokenizer, dtype=setup.dtype)
+        engine = Engine(model, tokenizer, world.device, setup.dtype)
         micro_batch = loaded.state.get("micro_batch") if saved else None
         context = Context(
             recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, setup, beginning, micro_batch
@@ -195,6 +198,7 @@ def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
         raise UserError(
             f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first"
         )
+    refuse(checkpoint.read_state(found), found, "trained on")
     return found
 
 
@@ -213,7 +217,7 @@ def returner(stage: Stage, optimizer: Optimizer, context: Context, health: Healt
     def back(finished: int) -> int:
         save.wait()  # the last checkpoint may still be under way
         loaded, now = last_sound(context.run_dir / stage.name / "checkpoints"), replace(health)
-        context.model.load_state_dict({**loaded.tensors["model"], **loaded.tensors.get(critic.NAME, {})})
+        fill(context.model, {**loaded.tensors["model"], **loaded.tensors.get(critic.NAME, {})}, context.world)
         step = restore(loaded, stage, optimizer, health)
         stage.batches.skip(finished - step)
         health.load_state_dict({"skipped": now.skipped, "rollbacks": now.rollbacks + 1})

@@ -5,8 +5,8 @@ Asked of each: a whole checkpoint is the newest, no torn one was left; what is l
 the steps made while the checkpoint after it was being written; and the end is the end of the run never stopped: the
 same bytes in every file of every checkpoint, the same lines of metrics, evaluations and samples.
 
-Half of the shots aim at a save: they wait for its temporary directory and fire at a random moment of its life. The
-processes are forked from this one, which has imported what the run never stopped imported, and computed nothing. Of
+Half of the shots aim at a save: they wait for its temporary directory, for a random number of files in it, and fire.
+The processes are forked from this one, which has imported what the run never stopped imported, and computed nothing. Of
 the evaluations only bits per byte is made: the others take longer than training.
 With --folder the shots are kept, and the same command goes on after the last one.
 """
@@ -37,7 +37,8 @@ SETTINGS = {f"{stage}.{key}": value for stage in USUAL for key, value in (("step
 SETTINGS |= {"model.width": 64, "rl.rewards": "{task = 1.0}"}
 OF_THE_CLOCK = {"time", "elapsed", "seconds", "tokens_per_second", "mfu", "memory", "save_stall", "save_seconds"}
 OF_THE_CLOCK |= {"rollout_tokens_per_second", "share_rollouts", "share_scoring", "share_update"}
-POLL = 0.0005  # seconds
+POLL, MOMENT = 0.0005, 0.008  # seconds: between looks for a save, and the longest from what is seen to the shot
+FILES = 7  # a save has so many states: none of its files begun, one, ... all six
 PREPARING = 8 * len(USUAL)  # of so many shots one begins with nothing, not even a tokenizer
 
 
@@ -110,13 +111,12 @@ class Range:
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
 
-    def _whole(self, stage: str) -> tuple[float, float]:
-        """Run a stage to its end; returns its seconds, and those of a save."""
+    def _whole(self, stage: str) -> float:
+        """Run a stage to its end; returns its seconds."""
         began = time.monotonic()
         if end(start(self.recipe, stage, self.log, self.folder / f"modules-{stage}.json")):
             raise SystemExit(self.log.read_text())
-        lines = read_lines(self.run / stage / "metrics.jsonl")
-        return time.monotonic() - began, max(line.get("save_seconds", 0.05) for line in lines)
+        return time.monotonic() - began
 
     def set_up(self, stage: str) -> None:
         """The run as it was before the stage: all earlier ones finished, tokenizer and data prepared."""
@@ -126,9 +126,8 @@ class Range:
 
     def aim(self, stage: str, in_a_save: bool, chance: random.Random) -> Callable[[int], bool]:
         """A function that waits for the instant to fire; False when the process ended before."""
-        seconds, saving = self.times[stage]
         if not in_a_save:
-            delay = chance.uniform(0, seconds)
+            delay = chance.uniform(0, self.times[stage])
 
             def wait(child: int) -> bool:
                 until = time.monotonic() + delay
@@ -139,13 +138,18 @@ class Range:
                 return not finished(child)
 
             return wait
-        step, delay = chance.randrange(EVERY, STEPS + 1, EVERY), chance.uniform(0, saving)
+        step, files = chance.randrange(EVERY, STEPS + 1, EVERY), chance.randrange(FILES)
+        delay, checkpoints = chance.uniform(0, MOMENT), self.run / stage / "checkpoints"
 
         def wait_for_save(child: int) -> bool:
-            while writing(self.run / stage / "checkpoints") != step:
+            while writing(checkpoints) != step:
                 if finished(child):
                     return False
                 time.sleep(POLL)
+            with contextlib.suppress(StopIteration, FileNotFoundError):  # it was faster: fire all the same
+                temporary = next(checkpoints.glob(f".tmp-step-{step:08d}-*"))
+                while len(os.listdir(temporary)) < files:
+                    time.sleep(POLL)
             time.sleep(delay)
             return not finished(child)
 

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
     {"config", "toml", "files", "exits", "world", "watch", "launch", "stops", "record", "draw"},
     {"text", "model", "optim", "sandbox"},
+    {"packed"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
     {"train"},

@@ -90,17 +90,15 @@ def test_a_damaged_newest_one_is_passed_over_named_and_made_again(tmp_path):
     recipe = tiny(tmp_path, **QUIET)
     assert run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
-    bad, whole = checkpoints / "step-00000006" / "optimizer.safetensors", checkpoint.load(checkpoints / "step-00000006")
-    flipped = bytearray(bad.read_bytes())
-    flipped[-5] ^= 16
-    bad.write_bytes(flipped)
+    bad = checkpoints / "step-00000006" / "optimizer.safetensors"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:-5] + bytes([content[-5] ^ 16]) + content[-4:])
     (checkpoints.parent / "done.json").unlink()
     assert run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
     told = [line["text"] for line in lines(recipe, "notices")]
     assert any("passed over" in text and "step-00000006" in text and "optimizer.safetensors" in text for text in told)
     assert "pretrain: going on after step 4 of 6" in told
-    again = checkpoint.load(checkpoints / "step-00000006")
-    assert all(torch.equal(tensor, again.tensors["optimizer"][n]) for n, tensor in whole.tensors["optimizer"].items())
+    assert bad.read_bytes() == content
 
 
 # ---- a write that fails --------------------------------------------------------------------------
