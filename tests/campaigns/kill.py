@@ -5,8 +5,8 @@ Asked of each: a whole checkpoint is the newest, no torn one was left; what is l
 the steps made while the checkpoint after it was being written; and the end is the end of the run never stopped: the
 same bytes in every file of every checkpoint, the same lines of metrics, evaluations and samples.
 
-Half of the shots aim at a save: they wait for its temporary directory, for a random number of files in it, and fire. The
-processes are forked from this one, which has imported what the run never stopped imported, and computed nothing. Of
+Half of the shots aim at a save: they wait for its temporary directory, for a random number of files in it, and fire.
+The processes are forked from this one, which has imported what the run never stopped imported, and computed nothing. Of
 the evaluations only bits per byte is made: the others take longer than training.
 With --folder the shots are kept, and the same command goes on after the last one.
 """
