@@ -111,7 +111,7 @@ class OptimizerTable:
     momentum: float = _number(0.95, 0.0, 0.9999)
     weight_decay: float = _number(0.0)
     newton_schulz_steps: int = _count(5)
-    zero: int | None = field(default=None, metadata={"low": 0, "high": 2})  # ZeRO stage; None: 1 with several ranks
+    zero: int | None = field(default=None, metadata={"low": 0, "high": 3})  # ZeRO stage; None: 1 with several ranks
     exact: str = _choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
 
 

@@ -234,10 +234,9 @@ class Watch:
 
         An exchange fails when a partner is gone: then the watch is given the time to find out who.
         """
-        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-        exchange = isinstance(error, RuntimeError) and any(
-            place in frames[-1] for place in ("fledgling/world.py", "torch/distributed/")
-        )
+        last = [frame.filename for frame in traceback.extract_tb(error.__traceback__)][-1:]
+        within = any(place in name for name in last for place in ("fledgling/world.py", "torch/distributed/"))
+        exchange = within and isinstance(error, RuntimeError)
         if self.known.wait(SILENT + 4 * TICK if exchange else 0):
             return True
         self.tell(self.own, f"raised {type(error).__name__}: {_first_line(error)}")

@@ -1,8 +1,8 @@
 """The ranks of a run and what they say to each other: sum, gather, barrier; reduce_scatter and all_gather, unwaited.
 
 The one idea: a single process is a world of size 1 that takes the same path, so no caller asks whether it is
-distributed. This is the only file that speaks torch.distributed and reads the variables torchrun sets (RANK,
-WORLD_SIZE, LOCAL_RANK).
+distributed. Whatever trains speaks to other ranks through this file alone, `fully_shard` too; only it reads the
+variables torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK). `fledgling bench comm` measures the library itself.
 
 What it is not: it decides nothing about shards. What travels, and when, is in `fledgling.optim.gradients`. Nor does it
 notice that a rank is lost: that is `watch.py`; who starts ranks is `launch.py`.
@@ -153,6 +153,17 @@ class World:
         dist.all_gather_object(things, thing)
         return things
 
+    def exchange(self, sent: torch.Tensor) -> Pending:
+        """Piece j of `sent` (size x chunk,) goes to rank j; in the result (size x chunk,) piece j is rank j's."""
+        import torch
+
+        if self.size == 1:
+            return Pending(lambda: sent)
+        import torch.distributed as dist
+
+        received = torch.empty_like(sent)
+        return Pending(lambda: received, [dist.all_to_all_single(received, sent, async_op=True)], (sent,))
+
     def reduce_scatter(self, sent: torch.Tensor, exact: bool = True) -> Pending:
         """Sum `sent` (size x chunk,) over ranks; the result is this rank's chunk (chunk,), a tensor of its own.
 
@@ -195,6 +206,12 @@ class World:
         works = [dist.broadcast(piece, src=rank, async_op=True) for rank, piece in enumerate(pieces)]
         return Pending(lambda: out, works)
 
+    def mesh(self) -> Any:
+        """All ranks in a row, as PyTorch's DeviceMesh: what `fully_shard` shards over."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.device.type, (self.size,))
+
     def collect(self, own: torch.Tensor) -> torch.Tensor | None:
         """Every rank's equal-shaped `own` stacked (size, ...) on the main rank; None on the others."""
         import torch
@@ -233,6 +250,30 @@ class World:
             self.gather(True)
             raise
         self.gather(False)
+
+    @contextmanager
+    def each_machine_first(self) -> Iterator[None]:
+        """Within it the main rank works alone, then the first rank of every other machine, then the rest.
+
+        On a shared disk the later ones find what the main one made; where machines have disks of their own, each makes
+        its copy. After a UserError of one of them, which it tells, the others leave with exit code 1.
+        """
+        turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
+
+        def wait() -> None:
+            if any(self.gather(False)):
+                raise SystemExit(1)
+
+        for _ in range(turn):
+            wait()
+        try:
+            yield
+        except UserError:
+            if turn < 2:
+                self.gather(True)
+            raise
+        for _ in range(turn, 2):
+            wait()
 
     def close(self) -> None:
         """Leave the group, so that the process ends without a warning; the world is then spent."""

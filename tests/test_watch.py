@@ -35,7 +35,7 @@ def made(folder, members, rank=0):
 
 
 def beat(store, rank, number, exchanges=0, within=0):
-    store.set(f"beat/{rank}", f"{number} {exchanges} {within}")
+    store.set(f"beat/{rank}", f"{number} {exchanges} {int(within)}")
 
 
 def pass_time(found, store, seconds, beating, exchanges=None, within=0):

@@ -2,8 +2,8 @@
 
 The one idea: reading a prompt is bound by arithmetic, and each further token by memory, for it must read every
 weight and every cached key and value once. Both limits are measured in the same run, a matrix product and a
-streaming read, and each figure stands as a share of them; `transformers.generate` answers beside ours, in turn,
-with the same weights in the same dtype.
+streaming read, and each figure stands as a share of them. The engine answers with the model as it is and quantized;
+beside it, in turn and with the same weights, `transformers.generate`, and llama.cpp for models of the llama family.
 
 What it is not: quality. Weights are random, so the answers mean nothing; tokens are drawn greedily.
 
@@ -12,24 +12,26 @@ B rows, T tokens of a prompt.
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
+from fledgling.bench.speakers import LLAMA_CPP, LlamaCpp, Ours, Speaker, Theirs
 from fledgling.config import Recipe, UserError
-from fledgling.export import layout
-from fledgling.infer.batch import Decoder
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
+from fledgling.model.cache import Row
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
+from fledgling.packed.format import GROUPS
+from fledgling.packed.model import pack_state, unpack_model
 from fledgling.plan import inference
 from fledgling.plan.flops import per_token_forward
 from fledgling.train.setup import measure_peak, set_up
@@ -44,78 +46,6 @@ class Case:
 
     batch: int
     context: int
-
-
-class Speaker(Protocol):
-    """Something that answers prompts (B lists of T ids) with `tokens` more each."""
-
-    def answer(self, prompts: list[list[int]], tokens: int) -> list[float]:
-        """Seconds to the first token of all rows, then seconds of each further token of all rows."""
-
-
-class Ours:
-    """The engine, stepped as the server steps it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def answer(self, prompts: list[list[int]], tokens: int) -> list[float]:
-        began = time.perf_counter()
-        self._decoder(prompts, 1).step()  # reads the prompts and draws the only token
-        times = [time.perf_counter() - began]
-        decoder = self._decoder(prompts, tokens + 1)
-        decoder.step()  # reads them again, draws the first and the second token
-        while decoder.busy:
-            began = time.perf_counter()
-            decoder.step()
-            times.append(time.perf_counter() - began)
-        return times
-
-    def _decoder(self, prompts: list[list[int]], tokens: int) -> Decoder:
-        decoder, sampling = Decoder(self.engine, len(prompts)), Sampling(temperature=0.0, max_tokens=tokens)
-        for index, prompt in enumerate(prompts):
-            decoder.add(prompt, sampling, index, tools=False)
-        return decoder
-
-
-class Theirs:
-    """`transformers.generate` on the same weights; it calls back after each token."""
-
-    def __init__(self, model: Transformer, dtype: torch.dtype, device: torch.device) -> None:
-        import transformers
-
-        kind = getattr(transformers, layout.CLASSES[model.config.family])
-        self.model = kind(kind.config_class.from_dict(layout.describe(model.config)))
-        state = model.state_dict()
-        tensors = {entry.theirs: layout.join(entry, state) for entry in layout.entries(model.config)}
-        self.model.load_state_dict(tensors, strict=not model.config.tied)  # a tied head is one tensor under two names
-        self.model = self.model.to(device, dtype).eval()
-        self.device = device
-
-    def answer(self, prompts: list[list[int]], tokens: int) -> list[float]:
-        stamps = [time.perf_counter()]
-
-        def stamp(ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-            ids[:, -1].tolist()  # what a caller does with a token: on a GPU it waits for it
-            stamps.append(time.perf_counter())
-            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # nobody is done
-
-        ids = torch.tensor(prompts, device=self.device)
-        self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            pad_token_id=0,
-            stopping_criteria=[stamp],
-        )
-        return [after - before for before, after in itertools.pairwise(stamps)]
-
-    def logits(self, prompt: list[int]) -> torch.Tensor:
-        """Logits (V,) after a prompt."""
-        with torch.inference_mode():
-            return self.model(torch.tensor([prompt], device=self.device)).logits[0, -1].float()
 
 
 @dataclass(frozen=True)
@@ -133,32 +63,36 @@ def measure(
     tokens: int = 32,
     repeats: int = 3,
     peers: bool = True,
+    bits: Sequence[int] = (16, 8, 4),
 ) -> dict[str, Any]:
     """Time every batch with the first of `contexts`, and every context with one row; see `table` for the result.
 
     tokens: drawn for each row; repeats: of everything, in turn; the figures are medians over all steps, and least.
-    Raises UserError for numbers below 1 and for contexts that leave no room for an answer.
+    bits: 16 stands for the dtype of the run; 8 and 4 are quantized. Raises UserError for numbers below 1, for contexts
+    that leave no room for an answer, and for other bits.
     """
     cases = _cases(batches, contexts, tokens, repeats, recipe.model.context)
+    if not bits or set(bits) - {16, 8, 4}:
+        raise UserError(f"bits: got {' '.join(map(str, bits)) or 'nothing'}, expected some of 16, 8 and 4")
     world = World.start(recipe.run.device)
     device, setup = world.device, set_up(recipe.run, world)
     config = from_table(recipe.model, recipe.tokenizer.vocab_size)
     model = random_model(config, setup.dtype, device)
-    engine = Engine(model, Silent({}))  # type: ignore[arg-type]
-    speakers: dict[str, Speaker] = {"fledgling": Ours(engine)}
-    if peers and importlib.util.find_spec("transformers"):
-        speakers["transformers"] = Theirs(model, setup.dtype, device)
+    room = max(contexts) + tokens + 1
+    with TemporaryDirectory() as folder:
+        speakers = _speakers(model, setup.dtype, device, bits, peers, Path(folder), room)
     prompts = _prompts(config, max(case.batch for case in cases), max(case.context for case in cases))
     bandwidth = stream_bandwidth(device)
-    times: dict[tuple[Case, str], list[list[float]]] = {(case, name): [] for case in cases for name in speakers}
+    pairs = [(case, name) for case in cases for name in speakers if case.batch <= speakers[name].rows]
+    times: dict[tuple[Case, str], list[list[float]]] = {pair: [] for pair in pairs}
     for repeat in range(repeats):
         for case, name in times:
             doing = f"{name}, batch {case.batch}, context {case.context}"
             print(f"\r{repeat + 1}/{repeats} {doing:<50}", end="", file=sys.stderr, flush=True)
             asked = [prompt[: case.context] for prompt in prompts[: case.batch]]
             times[case, name].append(speakers[name].answer(asked, tokens))
+        bandwidth = max(bandwidth, stream_bandwidth(device))
     print(file=sys.stderr)
-    bandwidth = max(bandwidth, stream_bandwidth(device))
     peak = max(setup.peak_flops, measure_peak(device, setup.dtype))
     dtype = str(setup.dtype).removeprefix("torch.")
     return {
@@ -168,11 +102,36 @@ def measure(
         "threads": torch.get_num_threads(),
         "limits": {"bytes_per_second": bandwidth, "flops": peak},
         "rows": [
-            {"engine": name, **asdict(case), **_row(config, case, dtype, kept, bandwidth, peak)}
+            {"engine": name, **asdict(case), **_row(config, case, dtype, speakers[name], kept, bandwidth, peak)}
             for (case, name), kept in times.items()
         ],
-        "logits_differ": _difference(engine, speakers.get("transformers"), prompts[0][: contexts[0]]),
+        "logits_differ": _difference(speakers, prompts[0][: contexts[0]]),
     }
+
+
+def _speakers(
+    model: Transformer,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: Sequence[int],
+    peers: bool,
+    folder: Path,
+    room: int,
+) -> dict[str, Speaker]:
+    """Everyone who can answer here, by name."""
+    config, found = model.config, {}
+    for width in bits:
+        if width == 16:
+            found["fledgling"] = Ours(Engine(model, Silent({})))  # type: ignore[arg-type]
+            continue
+        packed = pack_state(config, model.state_dict(), width, GROUPS[width])
+        quantized = unpack_model(config, packed, {"bits": width}, device, dtype)
+        found[f"fledgling int{width}"] = Ours(Engine(quantized, Silent({})))  # type: ignore[arg-type]
+    if peers and find_spec("transformers"):
+        found["transformers"] = Theirs(model, dtype, device)
+    if peers and find_spec("llama_cpp") and find_spec("gguf") and device.type == "cpu" and config.family == "llama":
+        found |= {f"llama.cpp {LLAMA_CPP[width]}": LlamaCpp(model, width, folder, room) for width in bits}
+    return found
 
 
 def _cases(batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int, room: int) -> list[Case]:
@@ -187,14 +146,20 @@ def _cases(batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats
 
 
 def _row(
-    config: ModelConfig, case: Case, dtype: str, kept: list[list[float]], bandwidth: float, peak: float
+    config: ModelConfig,
+    case: Case,
+    dtype: str,
+    speaker: Speaker,
+    kept: list[list[float]],
+    bandwidth: float,
+    peak: float,
 ) -> dict[str, float]:
     """What one engine did with one case, as medians, as the least, and as shares of the limits."""
     first = statistics.median(times[0] for times in kept)
     steps = [second for times in kept for second in times[1:]]
     step, length = statistics.median(steps), case.context + len(kept[0]) / 2  # tokens that a row attends to, on average
     costs = inference.decode(config, round(length), dtype, case.batch)
-    read = costs["bytes_per_step"]
+    read = speaker.weights_read + inference.cache(config, case.batch, round(length), dtype)
     prompt = case.batch * case.context * per_token_forward(config, case.context)
     return {
         "time_to_first_token": first,
@@ -209,13 +174,16 @@ def _row(
     }
 
 
-def _difference(engine: Engine, theirs: Any, prompt: list[int]) -> float | None:
-    """Largest difference of our logits and theirs after a prompt, in standard deviations of the logits."""
-    if theirs is None:
+def _difference(speakers: dict[str, Speaker], prompt: list[int]) -> float | None:
+    """Largest difference of our logits and transformers' after a prompt, in standard deviations of the logits."""
+    ours, theirs = speakers.get("fledgling"), speakers.get("transformers")
+    if not isinstance(ours, Ours) or not isinstance(theirs, Theirs):
         return None
     with torch.inference_mode():
-        ours, other = engine.prefill([prompt])[1][0].float(), theirs.logits(prompt)
-    return float((ours - other).abs().max() / other.std())
+        engine = ours.engine
+        hidden = engine.extend(engine.new_cache(), [Row()], [prompt])
+        found, other = engine.model.logits(hidden[0, -1]).float(), theirs.logits(prompt)
+    return float((found - other).abs().max() / other.std())
 
 
 def table(result: dict[str, Any]) -> str:
@@ -224,13 +192,13 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['parameters']:,} parameters, {result['dtype']}, {result['device']}, {result['threads']} threads; "
         f"reads {limits['bytes_per_second'] / 1e9:.1f} GB/s, multiplies {limits['flops'] / 1e9:,.0f} GFLOP/s",
-        f"{'':<26}{'first token':^26}{'each further token':^44}",
-        f"{'':<13}{'batch':>5}{'context':>8}{'ms':>9}{'tok/s':>8}{'FLOP/s':>8}"
+        f"{'':<29}{'first token':^26}{'each further token':^44}",
+        f"{'':<16}{'batch':>5}{'context':>8}{'ms':>9}{'tok/s':>8}{'FLOP/s':>8}"
         f"{'tok/s':>8}{'(best)':>9}{'bandwidth':>11}{'(best)':>8}{'FLOP/s':>8}",
     ]
     for row in result["rows"]:
         lines.append(
-            f"{row['engine']:<13}{row['batch']:>5}{row['context']:>8}{row['time_to_first_token'] * 1e3:>9,.0f}"
+            f"{row['engine']:<16}{row['batch']:>5}{row['context']:>8}{row['time_to_first_token'] * 1e3:>9,.0f}"
             f"{row['prefill_tokens_per_second']:>8,.0f}{row['prefill_share_of_flops']:>8.1%}"
             f"{row['tokens_per_second']:>8,.1f}{row['tokens_per_second_best']:>9,.1f}"
             f"{row['share_of_bandwidth']:>11.1%}{row['share_of_bandwidth_best']:>8.1%}{row['share_of_flops']:>8.1%}"

@@ -142,7 +142,7 @@ EAGER = (
 RANKS = (
     *(
         Case(depth, 128, rows, context, vocabulary, micro_batches=micro, ranks=2, zero=zero)
-        for zero in (0, 1, 2)
+        for zero in (0, 1, 2, 3)
         for depth, rows, context, vocabulary, micro in (
             (4, 4, 256, 512, 1),
             (2, 1, 256, 8191, 2),

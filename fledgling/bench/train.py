@@ -2,7 +2,8 @@
 
 The step is the real one (`train.loop.update` with the real loss and optimizer), on random rows of tokens:
 random, because a benchmark on zeros would flatter every cache. Forward and optimizer are timed from outside,
-backward is what is left.
+backward is what is left. With several ranks, what collectives take of all of these is timed too: on a CPU what
+computing waits for, on a GPU what it would be if nothing overlapped (the clock waits for the device).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -30,7 +32,7 @@ from fledgling.train import loop
 from fledgling.train.loss import next_token
 from fledgling.train.setup import Setup, make_model, measure_peak, set_up
 from fledgling.train.stage import Stage
-from fledgling.world import World
+from fledgling.world import Pending, World
 
 
 class Clock:
@@ -58,6 +60,23 @@ class Clock:
         return timed
 
 
+SPOKEN = ("sum", "gather", "exchange", "reduce_scatter", "all_gather", "collect")  # of World: what ranks say
+
+
+@contextmanager
+def speaking(clock: Clock) -> Iterator[None]:
+    """Within it `clock` adds up what starting and awaiting collectives takes."""
+    kept = [(owner, name, getattr(owner, name)) for owner, names in ((World, SPOKEN), (Pending, ("wait",)))
+            for name in names]  # fmt: skip
+    for owner, name, function in kept:
+        setattr(owner, name, clock.wrap(function))
+    try:
+        yield
+    finally:
+        for owner, name, function in kept:
+            setattr(owner, name, function)
+
+
 class RandomRows:
     """An endless stream of one random micro-batch: tokens (rows, T) uniform over the vocabulary."""
 
@@ -82,46 +101,53 @@ def assemble(recipe: Recipe, rate: float = 1.0) -> tuple[World, Setup, Transform
 
 
 def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:
-    """Time `steps` training steps of `rows` rows after `warmup`: medians, and the best of two measured peaks.
+    """Time `steps` training steps of `rows` rows a rank after `warmup`: medians, and the best of two measured peaks.
 
-    The share of the peak is kept where `fledgling plan` finds it. Returns tokens_per_second, seconds {step, forward,
-    backward, optimizer}, gflops achieved and peak, share, and
-    peak_memory in bytes (of the process on CPU, of the allocator on a GPU).
+    Every rank must call it. The share of the peak of a rank alone is kept where `fledgling plan` finds it. Returns
+    ranks, threads (of one), tokens_per_second (of all ranks), seconds {step, forward, backward, optimizer,
+    communication} of this rank, gflops achieved and peak, share, and peak_memory in bytes (of the process on CPU, of
+    the allocator on a GPU).
     """
     world, setup, model, optimizer = assemble(recipe)
     config = model.config
-    forward, moving, whole = (Clock(world.device) for _ in range(3))
+    forward, moving, whole, spoken = clocks = [Clock(world.device) for _ in range(4)]
     optimizer.step = moving.wrap(optimizer.step)  # type: ignore[method-assign]
     loss: Callable[[Transformer, Batch], Tensor] = forward.wrap(next_token)
-    stream = RandomRows(config.vocab_size, rows, config.context)
+    stream = RandomRows(config.vocab_size, rows, config.context, seed=world.rank)
     stage = Stage("bench", steps, stream, loss, partial(trapezoid, steps=steps))  # type: ignore[arg-type]
-    samples: dict[str, list[float]] = {"forward": [], "optimizer": [], "step": []}
+    samples: dict[str, list[float]] = {"forward": [], "optimizer": [], "step": [], "communication": []}
     for index in range(warmup + steps):
-        forward.seconds = moving.seconds = whole.seconds = 0.0
-        whole.wrap(loop.update)(stage, model, optimizer, stream.next(), world)
-        print(f"\rstep {index + 1}/{warmup + steps}", end="", file=sys.stderr)
+        for clock in clocks:
+            clock.seconds = 0.0
+        with speaking(spoken):
+            whole.wrap(loop.update)(stage, model, optimizer, stream.next(), world)
+        if world.is_main:
+            print(f"\rstep {index + 1}/{warmup + steps}", end="", file=sys.stderr)
         if index >= warmup:
-            for name, clock in (("forward", forward), ("optimizer", moving), ("step", whole)):
+            for name, clock in zip(samples, clocks, strict=True):
                 samples[name].append(clock.seconds)
-    print(file=sys.stderr)
+    if world.is_main:
+        print(file=sys.stderr)
     seconds = {name: statistics.median(values) for name, values in samples.items()}
     seconds["backward"] = seconds["step"] - seconds["forward"] - seconds["optimizer"]
     peak = max(setup.peak_flops, measure_peak(world.device, setup.dtype))
-    tokens = rows * config.context
+    tokens = rows * config.context  # of a rank
     achieved = per_token(config) * tokens / seconds["step"]
     dtype = str(setup.dtype).removeprefix("torch.")
     card = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
     name = measured.name_of(world.device.type, dtype, card)
     what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens"
-    if name:
+    if name and world.size == 1:
         day = time.strftime("%Y-%m-%d")
         measured.keep(measured.Speed(name, achieved / peak, peak, tokens / seconds["step"], what, day))
     return {
         "parameters": model.parameter_count(),
         "dtype": dtype,
-        "kept_for": name,
+        "kept_for": name if world.size == 1 else "",
+        "ranks": world.size,
+        "threads": torch.get_num_threads(),
         "compiled": setup.compiled,
-        "tokens_per_second": tokens / seconds["step"],
+        "tokens_per_second": world.size * tokens / seconds["step"],
         "seconds": seconds,
         "gflops": {"achieved": achieved / 1e9, "peak": peak / 1e9},
         "share_of_peak": achieved / peak,

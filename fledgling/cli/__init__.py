@@ -33,6 +33,7 @@ VERBS = {
     "chat": ("chat", "Talk with a checkpoint."),
     "serve": ("serve", "A checkpoint behind the API that OpenAI clients speak, and a page to talk to it."),
     "export": ("app", "A checkpoint as files that other programs load: hf, gguf."),
+    "quantize": ("quantize", "A checkpoint in 8 or 4 bits, that every verb but train and export takes."),
     "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb takes."),
     "scaling": ("app", "How loss falls with size, data and compute: run, fit, predict, check, recover, inference."),
     "report": ("report", "A run directory as one self-contained page."),

@@ -17,9 +17,18 @@ from fledgling.world import is_main_process, launched, leave
 app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
 
 
+def _on_ranks(verb: str, gpus: int, overrides: tuple[str, ...], as_json: bool, **options: int) -> int:
+    """Run `fledgling bench VERB` again as `gpus` ranks; its exit code."""
+    words = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    words += [*(["--json"] if as_json else []), *(part for one in overrides for part in ("--set", one))]
+    recipe = load_recipe("quickstart", overrides)
+    return launch(gpus, recipe.run.device, ["-m", "fledgling", "bench", verb, *words])
+
+
 @app.command
 def train(
     *,
+    gpus: Gpus = None,
     depth: int = 4,
     vocab_size: int = 32768,
     context: int = 512,
@@ -27,7 +36,7 @@ def train(
     steps: int = 12,
     overrides: Overrides = (),
     as_json: Json = False,
-) -> None:
+) -> int:
     """Time training steps: tokens per second, forward, backward and optimizer, memory, share of the measured peak.
 
     Parameters
@@ -39,25 +48,84 @@ def train(
     context
         Tokens a row.
     batch
-        Rows a step.
+        Rows a step, of each rank.
     steps
         Steps timed, after three that are not.
     """
+    if gpus is not None and not launched():
+        shape = {"depth": depth, "vocab_size": vocab_size, "context": context, "batch": batch, "steps": steps}
+        return _on_ranks("train", gpus, overrides, as_json, **shape)
     from fledgling.bench.train import measure, shaped
 
     result = measure(shaped(load_recipe("quickstart", overrides), depth, vocab_size, context), batch, steps)
+    leave()
+    if not is_main_process():
+        return 0
     if as_json:
         print(json.dumps(result, indent=2))
-        return
+        return 0
     seconds, gflops = result["seconds"], result["gflops"]
     print(f"{result['parameters']:,} parameters, {result['dtype']}, {'compiled' if result['compiled'] else 'eager'}")
     print(f"{result['tokens_per_second']:,.0f} tokens/s, {seconds['step'] * 1e3:,.0f} ms a step")
     for part in ("forward", "backward", "optimizer"):
         print(f"  {part:9} {seconds[part] * 1e3:7,.0f} ms  {seconds[part] / seconds['step']:4.0%}")
+    if result["ranks"] > 1:
+        share = seconds["communication"] / seconds["step"]
+        print(
+            f"{result['ranks']} ranks: {seconds['communication'] * 1e3:,.0f} ms of a step is communication, {share:.1%}"
+        )
     print(f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}")
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
     if result["kept_for"]:
         print(f"fledgling plan reckons with this share for --gpu {result['kept_for']}")
+    return 0
+
+
+@app.command
+def scaling(
+    *,
+    ranks: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 2),
+    depth: int = 4,
+    vocab_size: int = 4096,
+    context: int = 512,
+    batch: int = 8,
+    threads: int | None = None,
+    steps: int = 12,
+    repeats: int = 3,
+    overrides: Overrides = (),
+    as_json: Json = False,
+) -> None:
+    """Train the same step on 1, 2, ... ranks in turn: tokens per second, speed-up, share of communication.
+
+    On a CPU rows and threads are dealt to the ranks (strong scaling); on GPUs each rank has all rows (weak scaling).
+
+    Parameters
+    ----------
+    ranks
+        Numbers of ranks to try; the first is what the others are compared to.
+    depth
+        Layers; width and heads follow.
+    vocab_size
+        Entries of the tokenizer.
+    context
+        Tokens a row.
+    batch
+        Rows a step; on GPUs of each rank.
+    threads
+        Of all ranks together, on a CPU; default its cores.
+    steps
+        Steps timed in a turn, after three that are not.
+    repeats
+        Turns; medians count.
+    """
+    from fledgling.bench import scaling as bench
+
+    shape = {"depth": depth, "vocab-size": vocab_size, "context": context, "steps": steps}
+    options = [part for name, value in shape.items() for part in (f"--{name}", str(value))]
+    options += [part for one in overrides for part in ("--set", one)]
+    device = load_recipe("quickstart", overrides).run.device
+    result = bench.measure(ranks, batch, threads, options, repeats, device)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))
 
 
 @app.command
@@ -69,11 +137,12 @@ def infer(
     context: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (256, 1024),
     tokens: int = 32,
     repeats: int = 3,
+    bits: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (16, 8, 4),
     peers: bool = True,
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> None:
-    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, beside transformers.
+    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, beside peers.
 
     Parameters
     ----------
@@ -89,15 +158,17 @@ def infer(
         Drawn for each row.
     repeats
         Of everything, in turn; medians count.
+    bits
+        Of the weights: 16 is the run's dtype, 8 and 4 are quantized.
     peers
-        Whether transformers answers beside it, where it is installed.
+        Whether transformers answers beside it, and llama.cpp models of the llama family, where they are installed.
     """
     from fledgling.bench import infer as bench
     from fledgling.bench.train import shaped
 
     room = max(context, default=0) + tokens + 1
     recipe = shaped(load_recipe("quickstart", overrides), depth, vocab_size, room)
-    result = bench.measure(recipe, batch, context, tokens, repeats, peers)
+    result = bench.measure(recipe, batch, context, tokens, repeats, peers, bits)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
 
 
@@ -133,7 +204,7 @@ def comm(
 def optim(
     *, gpus: Gpus = 2, depth: int = 6, vocab_size: int = 8192, overrides: Overrides = (), as_json: Json = False
 ) -> int:
-    """Memory of a rank in a training step under ZeRO 0, 1 and 2: measured, beside what the layout says.
+    """Memory of a rank in a training step under ZeRO 0 to 3: measured, beside what is expected.
 
     Parameters
     ----------
@@ -144,9 +215,7 @@ def optim(
     """
     recipe = load_recipe("quickstart", overrides)
     if gpus is not None and not launched():
-        again = ["--depth", str(depth), "--vocab-size", str(vocab_size), *(["--json"] if as_json else [])]
-        again += [part for one in overrides for part in ("--set", one)]
-        return launch(gpus, recipe.run.device, ["-m", "fledgling", "bench", "optim", *again])
+        return _on_ranks("optim", gpus, overrides, as_json, depth=depth, vocab_size=vocab_size)
     from fledgling.bench.optim import measure, table
     from fledgling.bench.train import shaped
 
@@ -166,7 +235,7 @@ def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False)
     compiled
         Shapes with compiled blocks too: estimates, and each takes half a minute to compile.
     ranks
-        Shapes on two ranks too, under ZeRO-0, 1 and 2.
+        Shapes on two ranks too, under ZeRO-0 to 3.
     """
     from fledgling.bench import memory as bench
 

@@ -95,6 +95,7 @@ def _session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSe
     from fledgling.infer.load import load_model
     from fledgling.infer.session import ChatSession
     from fledgling.infer.tools import CALCULATOR, PYTHON
+    from fledgling.train.setup import fastest_dtype
     from fledgling.world import choose_device
 
     if python:
@@ -106,8 +107,9 @@ def _session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSe
     missing = [name for name in ("<|user_start|>", "<|assistant_end|>") if name not in tokenizer.special]
     if missing:
         raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
-    dtype = torch.bfloat16 if place.type == "cuda" else None
-    return ChatSession(Engine(model, tokenizer, dtype=dtype, tool=PYTHON if python else CALCULATOR), system=system)
+    return ChatSession(
+        Engine(model, tokenizer, dtype=fastest_dtype(place), tool=PYTHON if python else CALCULATOR), system=system
+    )
 
 
 def converse(session: ChatSession, sampling: Sampling, out: TextIO) -> int:

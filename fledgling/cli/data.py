@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from fledgling.cli.options import Json, Overrides
 from fledgling.cli.overlap import overlap
-from fledgling.config import load_recipe
+from fledgling.config import UserError, load_recipe
 
 app = App(name="data", help="Look at, fetch and prepare training text.")
 
@@ -166,23 +166,39 @@ def _shown(value: Any) -> str:
 
 
 @app.command
-def prepare(recipe: str = "quickstart", /, *, overrides: Overrides = ()) -> None:
+def prepare(
+    recipe: str = "quickstart",
+    /,
+    *,
+    workers: int = 0,
+    overrides: Overrides = (),
+) -> None:
     """Train a recipe's tokenizer and write the token shards of its documents, so that training starts at once.
+
+    Stopped, it goes on with the shards that are not finished.
 
     Parameters
     ----------
     recipe
         A recipe's name, a TOML file or a run directory.
+    workers
+        Processes that tokenize a corpus too large to be held in memory; else one a core.
     """
+    if workers < 0:
+        raise UserError(f"--workers is {workers}; expected at least 1, or 0 for one a core")
     chosen = load_recipe(recipe, overrides)
     from fledgling.train.prepare import Preparer, parts
 
-    preparer = Preparer(chosen, Path(chosen.run.out), lambda text: print(text, file=sys.stderr))
-    tokenizer = preparer.tokenizer()
+    preparer = Preparer(chosen, Path(chosen.run.out), lambda text: print(text, file=sys.stderr), workers, shown=True)
     mixtures = [chosen.stage(stage).mixture for stage in chosen.stages if chosen.stage(stage).mixture]
-    for source in dict.fromkeys(name for mixture in mixtures for name in parts(mixture).documents):
-        for shard in preparer.documents(source, tokenizer):
-            print(f"{shard.directory}: {len(shard):,} documents, {len(shard.tokens):,} tokens")
+    sources = list(dict.fromkeys(name for mixture in mixtures for name in parts(mixture).documents))
+    preparer.check(sources, ())
+    tokenizer = preparer.tokenizer()
+    for source in sources:
+        corpus = preparer.documents(source, tokenizer)
+        for name, shards in (("training", corpus.train), ("held out", corpus.held_out)):
+            documents, tokens = sum(map(len, shards)), sum(int(s.offsets[-1] - s.offsets[0]) for s in shards)
+            print(f"{source}: {name}, {len(shards):,} shards, {documents:,} documents, {tokens:,} tokens")
 
 
 app.command(overlap)

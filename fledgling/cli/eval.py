@@ -10,7 +10,7 @@ from cyclopts import App
 
 from fledgling.cli import exams
 from fledgling.cli.eval_core import compare, core, lm_eval, opened
-from fledgling.cli.options import Json
+from fledgling.cli.options import Gpus, Json, on_ranks
 
 app = App(name="eval", help="Measure a checkpoint, each figure with its 95 % interval.")
 app.command(core)
@@ -19,7 +19,7 @@ app.command(lm_eval, name="lm-eval")
 
 
 @app.command
-def bpb(checkpoint: str, text: str, /, *, device: str = "auto", as_json: Json = False) -> None:
+def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: str = "auto", as_json: Json = False) -> int:
     """Bits per byte of a text under a checkpoint; beside it perplexity, by token and by word.
 
     Parameters
@@ -31,6 +31,9 @@ def bpb(checkpoint: str, text: str, /, *, device: str = "auto", as_json: Json = 
     device
         auto, cpu, cuda or mps.
     """
+    code = on_ranks(gpus, device, "eval", "bpb", checkpoint, text, as_json=as_json)
+    if code is not None:
+        return code
     from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
     from fledgling.data.sources import documents
     from fledgling.data.stream import RowSource
@@ -59,6 +62,7 @@ def bpb(checkpoint: str, text: str, /, *, device: str = "auto", as_json: Json = 
     if world.is_main:
         exams.show([ratio("bits_per_byte", found.bits, found.bytes), *perplexities(found, words)], as_json)
     world.close()
+    return 0
 
 
 app.command(exams.chat)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Json
+from fledgling.cli.options import Gpus, Json, on_ranks
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ def core(
     log: Path | None = None,
     replay: Path | None = None,
     untrained: bool = False,
+    gpus: Gpus = None,
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     as_json: Json = False,
-) -> None:
+) -> int:
     """CORE, DCLM's 22 tasks: accuracy by likelihood, centred on guessing. Stopped, it goes on where it was.
 
     Parameters
@@ -77,11 +78,17 @@ def core(
         from fledgling.evals.logged import replay as replayed
 
         _show(replayed(replay), as_json, False, {})
-        return
+        return 0
     if checkpoint is None:
         raise UserError("eval core needs a checkpoint, or --replay with a log")
+    chosen = {"tasks": tasks, "max_per_task": max_per_task, "convention": convention, "untrained": untrained}
+    files = {"data_dir": data_dir, "out": out, "log": log}
+    code = on_ranks(gpus, device, "eval", "core", checkpoint, **chosen, **files, dtype=dtype, as_json=as_json)
+    if code is not None:
+        return code
     settings = Settings(max_per_task, convention)
     _evaluate(checkpoint, tasks, settings, data_dir, out, log, untrained, device, dtype, as_json)
+    return 0
 
 
 def _evaluate(

@@ -1,8 +1,9 @@
 """`fledgling eval chat` and `fledgling eval passk`: questions put to a checkpoint as a user would.
 
-What is finished is kept beside the checkpoint's stage, RUN/<stage>/exams/step-N/, a file an exam with every
-question, answer and score; the same command goes on from there. The accuracies go into the stage's
-evals.jsonl, where the report reads them. With --out nothing is written into the run.
+Answers are kept beside the checkpoint's stage, RUN/<stage>/exams/step-N/, a file an exam with a line for every
+question, answer and score; stopped anywhere, the same command goes on from there. The accuracies go into the stage's
+evals.jsonl, where the report reads them. With --out nothing is written into the run. On several ranks all answer, and
+the main one writes.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Json
+from fledgling.cli.options import Gpus, Json, on_ranks
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
     from fledgling.evals.chat import Answer, Exam
     from fledgling.evals.measurement import Measurement
     from fledgling.infer.engine import Engine
+    from fledgling.world import World
 
 TOGETHER = 16  # questions of pass@k drawn between two saves
 DataDir = Annotated[
@@ -42,9 +44,10 @@ def chat(
     log: Path | None = None,
     out: Path | None = None,
     fresh: Annotated[bool, Parameter(negative=())] = False,
+    gpus: Gpus = None,
     device: str = "auto",
     as_json: Json = False,
-) -> None:
+) -> int:
     """Accuracy in chat tasks: letters by their logits, everything else by greedy generation, with tools.
 
     Parameters
@@ -65,35 +68,38 @@ def chat(
     device
         auto, cpu, cuda or mps.
     """
-    from fledgling.evals.chat import answer, chatcore, exams, measure
+    from fledgling.evals.chat import chatcore, exams, measure
     from fledgling.tasks import NAMES, PUBLIC
 
     if questions < 1:
         raise UserError(f"--questions is {questions}; expected at least 1")
+    common = {"tasks": tasks, "questions": questions, "data_dir": data_dir, "log": log, "out": out, "fresh": fresh}
+    code = on_ranks(gpus, device, "eval", "chat", checkpoint, **common, as_json=as_json)
+    if code is not None:
+        return code
     named = _listed(tasks) or list(NAMES)
     names = list(dict.fromkeys(name for given in named for name in (PUBLIC if given == "chatcore" else (given,))))
     papers = exams(names, questions, data_dir=data_dir)
     desk = Desk.open(checkpoint, device, out)
-    found, answers, cropped = [], [], 0
+    found, answers = [], []
     for paper in papers:
-        key = desk.key(paper)
-        given = None if fresh else desk.kept(paper.name, key)
-        if given is None:
-            given = answer(desk.engine, [paper], desk.progress(paper.name))[0]
-            desk.keep(paper.name, key, given)
+        given = desk.answered(paper, fresh)
         found += measure(paper.name, given)
         answers += given
-        cropped += sum(one.cropped for one in given)
-    if cropped:
-        print(f"{cropped:,} prompts were longer than the context and lost their beginning", file=sys.stderr)
-    if core := chatcore(found):
-        found.append(core)
-    elif set(names) & set(PUBLIC):
-        print(f"chatcore needs all of {', '.join(PUBLIC)}: --tasks chatcore", file=sys.stderr)
-    if log:
-        log.write_text("".join(json.dumps(_line(one)) + "\n" for one in answers), encoding="utf-8")
-    desk.record(found)
-    show(found, as_json)
+    core = chatcore(found)
+    if desk.world.is_main:
+        if cropped := sum(one.cropped for one in answers):
+            print(f"{cropped:,} prompts were longer than the context and lost their beginning", file=sys.stderr)
+        if core:
+            found.append(core)
+        elif set(names) & set(PUBLIC):
+            print(f"chatcore needs all of {', '.join(PUBLIC)}: --tasks chatcore", file=sys.stderr)
+        if log:
+            log.write_text("".join(json.dumps(_line(one)) + "\n" for one in answers), encoding="utf-8")
+        desk.record(found)
+        show(found, as_json)
+    desk.world.close()
+    return 0
 
 
 def passk(
@@ -190,6 +196,7 @@ class Desk:
     stage_dir: Path | None  # RUN/<stage>, whose evals.jsonl learns of the accuracies; None: nobody does
     step: int
     folder: Path | None
+    world: World
 
     @classmethod
     def open(cls, checkpoint: str, device: str, out: Path | None) -> Desk:
@@ -200,7 +207,8 @@ class Desk:
         from fledgling.train.setup import fastest_dtype
         from fledgling.world import World
 
-        place = World.start(device).device
+        world = World.start(device)
+        place = world.device
         path = resolve(checkpoint)
         model, tokenizer, state = load_model(path, device=place)
         identity = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()[:16]
@@ -208,7 +216,7 @@ class Desk:
         step = int(state.get("step", 0))
         folder = out or (stage_dir / "exams" / path.name if stage_dir else None)
         engine = Engine(model, tokenizer, dtype=fastest_dtype(place))
-        return cls(engine, identity, None if out else stage_dir, step, folder)
+        return cls(engine, identity, None if out else stage_dir, step, folder, world)
 
     def key(self, paper: Exam) -> dict[str, Any]:
         """What an exam's answers are a function of: the weights and the questions."""
@@ -219,37 +227,36 @@ class Desk:
             "asked": hashlib.sha256(asked.encode()).hexdigest()[:16],
         }
 
-    def kept(self, name: str, key: dict[str, Any]) -> list[Answer] | None:
-        """The answers of a finished exam with the same key, if there are any."""
-        from fledgling.evals.chat import Answer
-        from fledgling.tasks import Question
+    def answered(self, paper: Exam, fresh: bool) -> list[Answer]:
+        """The answers to an exam: those that are kept, and the others asked now by all ranks and kept as they come."""
+        from fledgling.evals.chat import answer
+        from fledgling.record.lines import Lines
 
-        path = self.folder / f"{_file_name(name)}.json" if self.folder else None
-        if path is None or not path.is_file():
-            return None
+        key = self.key(paper)
+        lines, known = None, {}
+        if self.folder and self.world.is_main:
+            path = self.folder / f"{_file_name(paper.name)}.jsonl"
+            known = {} if fresh else kept(path, key, paper)
+            if known:
+                print(f"{paper.name}: {len(known):,} answers kept in {path}", file=sys.stderr)
+            else:
+                path.unlink(missing_ok=True)
+            lines = Lines(path)
+            if not known:
+                lines.append({"key": key})
+
+        def keep(new: Mapping[int, Answer]) -> None:
+            for place, one in new.items():
+                if lines:
+                    lines.append({"place": place, **_line(one)})
+
+        known = self.world.gather(known)[0]
+        told = self.progress(paper.name) if self.world.is_main and len(known) < len(paper.questions) else None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if found.get("key") != key:
-            return None
-        print(f"{name}: {len(found['answers']):,} answers kept in {path}", file=sys.stderr)
-        return [
-            Answer(
-                Question(one["task"], one["prompt"], one["expected"], one["facts"], tuple(one["choices"])),
-                one["answer"],
-                one["score"],
-                one["cropped"],
-            )
-            for one in found["answers"]
-        ]
-
-    def keep(self, name: str, key: dict[str, Any], answers: list[Answer]) -> None:
-        """Write a finished exam."""
-        from fledgling.record import write_json
-
-        if self.folder:
-            write_json(self.folder / f"{_file_name(name)}.json", {"key": key, "answers": list(map(_line, answers))})
+            return answer(self.engine, [paper], told, self.world, known, keep)[0]
+        finally:
+            if lines:
+                lines.close()
 
     def progress(self, name: str):
         """A function (done, total) that shows an exam's progress and the time left on stderr."""
@@ -281,6 +288,21 @@ class Desk:
             for m in found:
                 if "/" not in m.name and (m.n or 0) >= there.get(m.name, 0):
                     recorder.evaluation(self.step, m.name, m.value, m.low, m.high, m.n, m.baseline)
+
+
+def kept(path: Path, key: dict[str, Any], paper: Exam) -> dict[int, Answer]:
+    """The answers that a file of this module's keeps under the same key, by the place of their question."""
+    from fledgling.evals.chat import Answer
+    from fledgling.record import read_lines
+
+    header, *lines = read_lines(path) or [{}]
+    if header.get("key") != key:
+        return {}
+    return {
+        line["place"]: Answer(paper.questions[line["place"]], line["answer"], line["score"], line["cropped"])
+        for line in lines
+        if line.get("place") in range(len(paper.questions))
+    }
 
 
 def show(found: Sequence[Measurement], as_json: bool) -> None:

@@ -38,12 +38,14 @@ def hf(checkpoint: Path, out: Path, /, *, dtype: str = "float32", shard_gb: floa
     from fledgling.export.hugging_face import write
     from fledgling.export.parity import hugging_face
     from fledgling.infer.load import load_model
+    from fledgling.packed.model import refuse
     from fledgling.record.checkpoint import resolve
 
     if not shard_gb > 0:
         raise UserError(f"--shard-gb is {shard_gb}; expected a number above 0")
     place = resolve(checkpoint)
     model, tokenizer, state = load_model(place)
+    refuse(state, place, "exported")
     run = place.parents[2] if (place.parents[2] / "recipe.toml").is_file() else None
     text = card(model.config, model.parameter_count(), tokenizer, state, run)
     write(out, model.config, model.state_dict(), tokenizer, text, dtype, int(shard_gb * 1e9))
@@ -68,8 +70,10 @@ def gguf(
     from fledgling.export.gguf import write
     from fledgling.export.parity import gguf_file
     from fledgling.infer.load import load_model
+    from fledgling.packed.model import refuse
 
-    model, tokenizer, _ = load_model(checkpoint)
+    model, tokenizer, state = load_model(checkpoint)
+    refuse(state, checkpoint, "exported")
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
     write(out, model.config, model.state_dict(), tokenizer, type, out.stem)

@@ -6,6 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from fledgling.launch import launch
+from fledgling.world import launched
+
 Overrides = Annotated[
     tuple[str, ...],
     Parameter(
@@ -51,3 +54,18 @@ Rendezvous = Annotated[
 Json = Annotated[
     bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON for programs instead.")
 ]
+
+
+def on_ranks(gpus: int | None, device: str, *words: object, **options: object) -> int | None:
+    """Run `fledgling WORDS OPTIONS` as `gpus` ranks and return its exit code; None where this process is to do it.
+
+    Options are spelt as on the command line, `as_json` as --json; those that are None, False or empty are left out.
+    """
+    if gpus is None or launched():
+        return None
+    again = ["-m", "fledgling", *map(str, words), "--device", device]
+    for name, value in options.items():
+        option = f"--{'json' if name == 'as_json' else name.replace('_', '-')}"
+        for one in value if isinstance(value, tuple) else [] if value is None or value is False else [value]:
+            again += [option] if one is True else [option, str(one)]
+    return launch(gpus, device, again)

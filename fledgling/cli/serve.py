@@ -21,6 +21,9 @@ def serve(
     name: str | None = None,
     rows: int = 32,
     queue: int = 64,
+    chunk: int | None = None,
+    keep: int | None = None,
+    lookahead: int = 0,
     device: str = "auto",
 ) -> int:
     """Serve a checkpoint: http://127.0.0.1:8000 is a page to talk to it, /v1 speaks OpenAI's API.
@@ -41,6 +44,12 @@ def serve(
         Answers decoded at once, in one batch.
     queue
         Requests waiting or under way before new ones are turned away with 429.
+    chunk
+        Tokens of prompts read between two steps: nobody who speaks waits longer; default 256, on a GPU 2,048.
+    keep
+        Tokens kept of earlier prompts and answers, so that they are not read again; default rows times the context.
+    lookahead
+        Tokens guessed ahead from what was said before; the answers stay the same. 0: none.
     device
         auto, cpu, cuda or mps.
     """
@@ -52,6 +61,9 @@ def serve(
         raise UserError("the key: expected at least 8 visible ASCII characters")
     if not 0 <= port < 65536 or rows < 1 or queue < 1:
         raise UserError(f"--port {port} --rows {rows} --queue {queue}: expected a port up to 65535 and counts from 1")
+    for option, value, least in (("chunk", chunk, 1), ("keep", keep, 0), ("lookahead", lookahead, 0)):
+        if value is not None and value < least:
+            raise UserError(f"--{option} {value}: expected {least} or more")
     import torch
     import uvicorn
 
@@ -59,7 +71,8 @@ def serve(
     from fledgling.infer.load import load_model
     from fledgling.serve.app import make_app
     from fledgling.serve.service import LOOPBACK, Service
-    from fledgling.serve.worker import Worker
+    from fledgling.serve.worker import CHUNK, GPU_CHUNK, Worker
+    from fledgling.train.setup import fastest_dtype
     from fledgling.world import choose_device
 
     place = torch.device(choose_device(device))
@@ -67,9 +80,9 @@ def serve(
     missing = [token for token in ("<|user_start|>", "<|assistant_end|>") if token not in tokenizer.special]
     if missing:
         raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
-    engine = Engine(model, tokenizer, dtype=torch.bfloat16 if place.type == "cuda" else None)
+    engine = Engine(model, tokenizer, dtype=fastest_dtype(place))
     service = Service(
-        worker=Worker(engine, rows, queue),
+        worker=Worker(engine, rows, queue, chunk or (CHUNK if place.type == "cpu" else GPU_CHUNK), keep, lookahead),
         tokenizer=tokenizer,
         model=name or _name(checkpoint, state),
         created=int(time.time()),

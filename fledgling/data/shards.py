@@ -28,8 +28,8 @@ import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,7 @@ FORMAT = "fledgling-tokens-1"
 MANIFEST = "manifest.json"
 FILES = ("tokens.bin", "offsets.npy", "mask.bin", MANIFEST)
 AGAIN = "delete it and prepare the data again"
+SPARE_FILES = 512  # open files that a process needs for everything but shards
 
 
 class Encoder(Protocol):
@@ -138,17 +139,28 @@ class ShardWriter:
         """Appends one document: tokens (L,) ids, mask (L,) bool where the shard has one. L may be zero."""
         ids = np.asarray(tokens)
         assert ids.ndim == 1, f"a document is one row of ids, not {ids.shape}"
+        assert (mask is not None) == ("mask.bin" in self._files), "a mask where the shard was made for one"
+        self._write(ids)
+        if mask is not None:
+            flags = np.asarray(mask, dtype=np.bool_)
+            assert flags.shape == ids.shape, f"mask {flags.shape}, tokens {ids.shape}"
+            with self._or_nothing():
+                self._files["mask.bin"].write(flags.astype(np.uint8).tobytes())
+        self.offsets.append(self.offsets[-1] + ids.size)
+
+    def add_all(self, documents: Sequence[Sequence[int]]) -> None:
+        """Appends plain documents in one write, those of no token left out."""
+        assert "mask.bin" not in self._files, "conversations have a mask: add them one by one"
+        lengths = [len(ids) for ids in documents if len(ids)]
+        self._write(np.fromiter(chain.from_iterable(documents), dtype=np.int64, count=sum(lengths)))
+        self.offsets.extend(accumulate(lengths, initial=self.offsets.pop()))
+
+    def _write(self, ids: np.ndarray) -> None:
         if ids.size:
             low, high = int(ids.min()), int(ids.max())
             assert low >= 0 and high < self.vocab_size, f"ids {low} to {high}, vocabulary {self.vocab_size}"
-        assert (mask is not None) == ("mask.bin" in self._files), "a mask where the shard was made for one"
         with self._or_nothing():
             self._files["tokens.bin"].write(ids.astype(self.dtype).tobytes())
-            if mask is not None:
-                flags = np.asarray(mask, dtype=np.bool_)
-                assert flags.shape == ids.shape, f"mask {flags.shape}, tokens {ids.shape}"
-                self._files["mask.bin"].write(flags.astype(np.uint8).tobytes())
-        self.offsets.append(self.offsets[-1] + ids.size)
 
     def close(self) -> None:
         """Writes offsets and manifest, makes everything durable, and renames the directory into place."""
@@ -249,9 +261,7 @@ def tokenize_documents(
     before = writer.documents
     stream = iter(texts)
     while group := list(islice(stream, batch)):
-        for ids in tokenizer.encode_batch(group):
-            if len(ids):
-                writer.add(ids)
+        writer.add_all(tokenizer.encode_batch(group))
         if progress is not None:
             progress(writer.documents - before, writer.tokens)
     return writer.documents - before
@@ -314,6 +324,10 @@ class TokenShard:
         """What the writer was asked to remember."""
         return self.manifest["metadata"]
 
+    def part(self, first: int, last: int) -> TokenShard:
+        """Documents first to last - 1 as a shard of their own, over the same mapped files."""
+        return replace(self, offsets=self.offsets[first : last + 1])
+
     def read(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Part of a document: tokens (length,), and mask (length,) uint8 where the shard has one."""
         first = int(self.offsets[document]) + start
@@ -331,6 +345,23 @@ class TokenShard:
                     f"{self.directory / name} was changed: sha256 {found[:12]}..., "
                     f"its manifest says {entry['sha256'][:12]}...: {AGAIN}"
                 )
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files, as far as it may, by `count`: a mapped file keeps one.
+
+    Raises UserError where that is not enough.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows counts otherwise
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise UserError(f"{count // 2} shards need {wanted} open files, {hard} are allowed: ulimit -Hn {wanted}")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

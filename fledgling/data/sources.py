@@ -19,7 +19,9 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +37,7 @@ LONGEST_LINE = 1 << 20  # bytes of a line of text after which it is cut
 LONGEST_ROW = 1 << 26  # bytes of a JSON line after which it is skipped
 SEPARATOR = b"<|endoftext|>"
 BATCH_ROWS = 256  # rows of a parquet file in memory at a time
+PACKED = 3  # bytes of text in a byte of a compressed file, about
 EVERY = 1_000  # documents between two calls of `progress`
 
 Progress = Callable[[str, int], None]  # (file being read, documents so far)
@@ -56,6 +59,12 @@ class Skipped:
         if not getattr(self, reason):
             setattr(self, f"first_{reason}", origin)
         setattr(self, reason, getattr(self, reason) + 1)
+
+    def __add__(self, other: Skipped) -> Skipped:
+        kinds = ("empty", "undecodable", "broken")
+        counts = {kind: getattr(self, kind) + getattr(other, kind) for kind in kinds}
+        firsts = (f"first_{kind}" for kind in kinds)
+        return Skipped(**counts, **{name: getattr(self, name) or getattr(other, name) for name in firsts})
 
     @property
     def total(self) -> int:
@@ -107,6 +116,12 @@ def source_files(path: Path) -> list[Path]:
     return files
 
 
+def text_size(file: Path) -> int:
+    """About how many bytes of text a file holds, judged from its size: parquet and .gz pack text to a third."""
+    packed = _kind(file) is TABLE or file.name.lower().endswith(".gz")
+    return file.stat().st_size * (PACKED if packed else 1)
+
+
 def _kind(path: Path) -> tuple[str, ...] | None:
     """Return which of `TEXT`, `LINES` and `TABLE` a file's name says it is."""
     name = path.name.lower()
@@ -123,32 +138,62 @@ def _stream(
         name = file.name if file == given else file.relative_to(given).as_posix()
         if progress:
             progress(name, count)
-        for raw, origin in _raw(file, name, column, skipped):
-            text = _decoded(raw)
-            if text is None:
-                skipped.add("undecodable", origin)
-            elif not text.strip():
-                skipped.add("empty", origin)
-            else:
-                yield Document(text, "file", origin)
-                count += 1
-                if progress and count % EVERY == 0:
-                    progress(name, count)
+        for document in read_part(file, name, column, skipped):
+            yield document
+            count += 1
+            if progress and count % EVERY == 0:
+                progress(name, count)
     if not count:
         why = f"; {skipped}" if skipped.total else ""
         raise UserError(f"{given}: no document in it{why}; give a source with some text")
 
 
-def _raw(file: Path, name: str, column: str | None, skipped: Skipped) -> Iterator[tuple[bytes, str]]:
+def read_part(
+    file: Path, name: str, column: str | None, skipped: Skipped, part: tuple[int, int] | None = None
+) -> Iterator[Document]:
+    """Yield the documents of one file, or of a part of it: row groups, or bytes of JSON lines, [first, last).
+
+    A line belongs to the part in which it begins. name: how origins call the file.
+    """
+    for raw, origin in _raw(file, name, column, skipped, part):
+        text = _decoded(raw)
+        if text is None:
+            skipped.add("undecodable", origin)
+        elif not text.strip():
+            skipped.add("empty", origin)
+        else:
+            yield Document(text, "file", origin)
+
+
+def parts(file: Path, size: int) -> list[tuple[int, int] | None]:
+    """Cut a file into parts of about `size` bytes that `read_part` reads; [None] where it is read whole.
+
+    Raises UserError for a parquet file that is damaged.
+    """
+    whole = file.stat().st_size
+    count = round(whole / size)
+    if count <= 1:
+        return [None]
+    if _kind(file) is TABLE:
+        last = _row_groups(file)
+    else:
+        last = whole if _kind(file) is LINES and not file.name.lower().endswith(".gz") else 0
+    edges = sorted({last * edge // count for edge in range(count + 1)})
+    return list(pairwise(edges)) or [None]
+
+
+def _raw(
+    file: Path, name: str, column: str | None, skipped: Skipped, part: tuple[int, int] | None
+) -> Iterator[tuple[bytes, str]]:
     """Yield (bytes, origin) of each document of one file; a file that is damaged raises UserError."""
     kind = _kind(file)
     try:
         if kind is TABLE:
-            yield from _table_rows(file, name, column)
+            yield from _table_rows(file, name, column, part)
             return
         with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as handle:
             if kind is LINES:
-                yield from _json_rows(handle, file, name, column, skipped)
+                yield from _json_rows(handle, file, name, column, skipped, part)
             else:
                 yield from _text_pieces(handle, name)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -232,16 +277,22 @@ def _column(names: Iterable[str], wanted: str | None, file: Path) -> str:
 
 
 def _json_rows(
-    handle: BinaryIO, file: Path, name: str, wanted: str | None, skipped: Skipped
+    handle: BinaryIO, file: Path, name: str, wanted: str | None, skipped: Skipped, part: tuple[int, int] | None
 ) -> Iterator[tuple[bytes, str]]:
     column = None
-    number = 0
-    while line := handle.readline(LONGEST_ROW):
+    number, at, last = 0, *(part or (0, 1 << 62))
+    if at:
+        name = f"{name} from byte {at:,}"
+        handle.seek(at - 1)
+        at += len(handle.readline()) - 1  # the end of a line that began before
+    while at < last and (line := handle.readline(LONGEST_ROW)):
+        at += len(line)
         number += 1
         origin = f"{name}:{number}"
         if len(line) >= LONGEST_ROW and not line.endswith(b"\n"):
             while (more := handle.readline(LONGEST_ROW)) and not more.endswith(b"\n"):
-                pass
+                at += len(more)
+            at += len(more)
             skipped.add("broken", origin)
             continue
         text = _decoded(line)
@@ -268,29 +319,41 @@ def _object(text: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _table_rows(file: Path, name: str, wanted: str | None) -> Iterator[tuple[bytes, str]]:
+@contextmanager
+def _table(file: Path) -> Iterator[Any]:
+    """A parquet file, opened; what is wrong with it is one line."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
-            schema = table.schema_arrow
-            column = _column(schema.names, wanted, file)
-            kind = schema.field(column).type
-            kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-            if kind not in (
-                pyarrow.string(),
-                pyarrow.large_string(),
-                pyarrow.binary(),
-                pyarrow.large_binary(),
-            ):
-                raise UserError(f'{file}: column "{column}" is {kind}; expected text, name another column')
-            row = 0
-            for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=[column]):
-                # As bytes, so that one row that is not UTF-8 costs one row and not the batch.
-                for value in batch.column(0).cast(kind).cast(pyarrow.large_binary()).to_pylist():
-                    row += 1
-                    yield value or b"", f"{name}:{row}"
-    except pyarrow.ArrowException as error:
+            yield table
+    except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{file}: damaged or no parquet file ({reason}); fetch or write it again") from None
+
+
+def _row_groups(file: Path) -> int:
+    with _table(file) as table:
+        return table.num_row_groups
+
+
+def _table_rows(file: Path, name: str, wanted: str | None, part: tuple[int, int] | None) -> Iterator[tuple[bytes, str]]:
+    import pyarrow
+
+    texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary())
+    with _table(file) as table:
+        schema = table.schema_arrow
+        column = _column(schema.names, wanted, file)
+        kind = schema.field(column).type
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if kind not in texts:
+            raise UserError(f'{file}: column "{column}" is {kind}; expected text, name another column')
+        first, last = part or (0, table.num_row_groups)
+        row = sum(table.metadata.row_group(group).num_rows for group in range(first))
+        groups = list(range(first, last))
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=[column]):
+            # As bytes, so that one row that is not UTF-8 costs one row and not the batch.
+            for value in batch.column(0).cast(kind).cast(pyarrow.large_binary()).to_pylist():
+                row += 1
+                yield value or b"", f"{name}:{row}"

@@ -12,6 +12,7 @@ B rows of a micro-batch, T positions (context), R rows of a step over all ranks.
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import deque
@@ -25,20 +26,21 @@ import torch
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE, Batch
 from fledgling.data.mixture import Cycle
-from fledgling.data.pack import crop_plan, cut_lengths, fill, whole_plan
+from fledgling.data.pack import Plan, crop_plan, cut_lengths, fill, whole_plan
 from fledgling.data.shards import TokenShard
 
 Supervise = Literal["all", "assistant"]
 AHEAD = 2  # steps prepared while the one before is trained on
+TOGETHER = 1 << 18  # documents shuffled and packed as one
 
 
-def permutation(seed: int, key: int, size: int) -> np.ndarray:
-    """A permutation (size,) int64 of 0 to size - 1, a pure function of (seed, key).
+def permutation(seed: int, key: int, size: int, window: int = 0) -> np.ndarray:
+    """A permutation (size,) int64 of 0 to size - 1, a pure function of (seed, key, window).
 
     It sorts the raw words of a counter-based generator, whose stream numpy keeps the same for ever; it does
     not promise that of `Generator.permutation`.
     """
-    bits = np.random.Philox(np.random.SeedSequence([seed, key]))
+    bits = np.random.Philox(np.random.SeedSequence([seed, key, *([window] if window else [])]))
     return np.argsort(bits.random_raw(size), kind="stable")
 
 
@@ -54,6 +56,11 @@ class RowSource:
               itself.
     turn_end  id that ends an assistant's turn: where conversations longer than the row are cut (`.cut` of
     them).
+    most      documents shuffled and packed as one: what bounds the memory of a plan, about 60 bytes each.
+
+    A corpus of more documents is dealt into windows: window w of W holds the w-th of W parts of every shard. Each is
+    packed by itself, an epoch goes through them in an order of its own, and only the window that is being read has a
+    plan in memory.
 
     Raises UserError if the shards hold no token.
     """
@@ -66,35 +73,53 @@ class RowSource:
         seed: int,
         bos: int,
         turn_end: int | None = None,
+        most: int = TOGETHER,
     ) -> None:
         self.shards = (shards,) if isinstance(shards, TokenShard) else tuple(shards)
         assert self.shards, "a source needs a shard"
-        self.kind, self.context, self.seed, self.bos = kind, context, seed, bos
+        self.kind, self.context, self.seed, self.bos, self.turn_end = kind, context, seed, bos, turn_end
         self._first = np.cumsum([0] + [len(shard) for shard in self.shards])
-        row = context + 1
-        if kind == "whole":
-            cuts = [cut_lengths(shard.tokens, shard.offsets, row, turn_end) for shard in self.shards]
-            lengths, self.cut = (
-                np.concatenate([length for length, _ in cuts]),
-                sum(count for _, count in cuts),
-            )
-        else:
-            lengths, self.cut = np.concatenate([shard.lengths for shard in self.shards]), 0
-        order = permutation(seed, 0, len(lengths))
-        plan = crop_plan(lengths[order], row) if kind == "crop" else whole_plan(lengths[order], row)
-        self.plan = replace(plan, piece_document=order[plan.piece_document])
-        if not self.plan.rows:
+        self._windows = max(1, math.ceil(int(self._first[-1]) / most))
+        rows, used, self.cut = [], 0.0, 0
+        for window in range(self._windows):
+            plan, cut = self._packed(window)
+            rows.append(plan.rows)
+            used, self.cut = used + plan.efficiency * plan.rows, self.cut + cut
+        self._rows = np.array(rows, dtype=np.int64)  # (W,)
+        if not self._rows.any():
             raise UserError(f"{self.shards[0].directory} holds no tokens: prepare it with some text")
-        self._epoch = (-1, np.empty(0, dtype=np.int64))  # replaced whole: two threads may read it
+        self.efficiency = used / int(self._rows.sum())  # share of row positions that are not padding
+        # Both are replaced whole, because two threads may read them.
+        self._turn = (0, *self._order(0))  # epoch, its order of windows, rows before each
+        self._open = (-1, window, plan, np.empty(0, dtype=np.int64))  # epoch, window, its plan, its order of rows
 
     def __len__(self) -> int:
         """Rows of one epoch."""
-        return self.plan.rows
+        return int(self._rows.sum())
 
-    @property
-    def efficiency(self) -> float:
-        """Share of row positions that are not padding."""
-        return self.plan.efficiency
+    def _packed(self, window: int) -> tuple[Plan, int]:
+        """The plan of a window, whose documents are counted through all shards; and how many were cut."""
+        numbers, lengths, cut = [], [], 0
+        for first, shard in zip(self._first.tolist(), self.shards, strict=False):
+            start, stop = (len(shard) * edge // self._windows for edge in (window, window + 1))
+            offsets = shard.offsets[start : stop + 1]
+            if self.kind == "whole":
+                here, count = cut_lengths(shard.tokens, offsets, self.context + 1, self.turn_end)
+                cut += count
+            else:
+                here = np.diff(offsets)
+            lengths.append(here)
+            numbers.append(np.arange(first + start, first + stop))
+        order = permutation(self.seed, 0, sum(map(len, lengths)), window)
+        ordered = np.concatenate(lengths)[order]
+        pack = crop_plan if self.kind == "crop" else whole_plan
+        plan = pack(ordered, self.context + 1)
+        return replace(plan, piece_document=np.concatenate(numbers)[order][plan.piece_document]), cut
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The windows in the order of an epoch (W,), and the rows before each (W + 1,)."""
+        windows = permutation(self.seed, epoch + 1, self._windows, self._windows)
+        return windows, np.cumsum([0, *self._rows[windows]])
 
     def read(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Part of a document, counted through all shards: tokens (length,), mask (length,) or None."""
@@ -110,11 +135,19 @@ class RowSource:
         without a mask stay whole.
         """
         epoch, position = divmod(index, len(self))
-        cached, order = self._epoch
-        if cached != epoch:
-            order = permutation(self.seed, epoch + 1, len(self))  # 0 ordered the documents
-            self._epoch = (epoch, order)
-        return fill(self.plan, self, int(order[position]), self.bos, pad=self.bos, masked=supervise == "assistant")
+        turn, windows, before = self._turn
+        if turn != epoch:
+            windows, before = self._order(epoch)
+            self._turn = (epoch, windows, before)
+        place = int(np.searchsorted(before, position, side="right")) - 1
+        window = int(windows[place])
+        shown, opened, plan, order = self._open
+        if (shown, opened) != (epoch, window):
+            plan = plan if opened == window else self._packed(window)[0]
+            order = permutation(self.seed, epoch + 1, plan.rows, window)  # key 0 ordered the documents
+            self._open = (epoch, window, plan, order)
+        chosen = int(order[position - int(before[place])])
+        return fill(plan, self, chosen, self.bos, pad=self.bos, masked=supervise == "assistant")
 
 
 def segments(tokens: np.ndarray, bos: int) -> np.ndarray:

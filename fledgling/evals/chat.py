@@ -3,7 +3,10 @@
 The one idea: two ways to answer, and the question says which. Where the prompt offers letters, one forward
 gives the logits after it and the likeliest of the offered letters is the answer; so a model is scored on what
 it knows and not on whether it obeys. Where the answer is written freely, it is generated, greedily, by the engine,
-with its tools. All questions of all exams share batches, sorted by length.
+with its tools.
+
+All questions of all exams share groups, sorted by length. A group is what one rank answers and what is kept of an exam
+that is stopped; it depends on the questions alone, so any number of ranks gives the answers of one.
 
 A prompt longer than the model's context loses words from its beginning; how many did is told.
 
@@ -12,7 +15,7 @@ What it is not: likelihood of whole choices after few-shot examples; that is `fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +28,15 @@ from fledgling.infer.stream import final_text
 from fledgling.tasks import PUBLIC, get
 from fledgling.tasks.task import Question, Task, constant_baseline
 from fledgling.text.conversation import render_prompt
+from fledgling.world import World
 
 DRAWS = 2000  # of the bootstrap
-QUESTIONS = 1024  # scored between two reports of progress
+QUESTIONS = 1024  # letters of so many questions are scored by all ranks together
+GROUP = {"cpu": 64, "cuda": 256}  # questions whose answers one rank writes together
 FEW = 10  # questions of a subject, below which its accuracy says nothing
 
 Progress = Callable[[int, int], None]  # (questions answered, questions in all)
+Keep = Callable[[Mapping[int, "Answer"]], None]
 
 
 @dataclass(frozen=True)
@@ -75,17 +81,30 @@ def take(
     papers: Sequence[Exam],
     log: Callable[[Question, str, float], None] | None = None,
     progress: Progress | None = None,
+    world: World | None = None,
 ) -> list[Measurement]:
     """The accuracy of each exam, with what `measure` adds. log(question, answer, score) sees every answer."""
-    answers = answer(engine, papers, progress)
+    answers = answer(engine, papers, progress, world)
     if log:
         for one in (one for paper in answers for one in paper):
             log(one.question, one.text, one.score)
     return [m for paper, given in zip(papers, answers, strict=True) for m in measure(paper.name, given)]
 
 
-def answer(engine: Engine, papers: Sequence[Exam], progress: Progress | None = None) -> list[list[Answer]]:
-    """The answers to every exam's questions, in order."""
+def answer(
+    engine: Engine,
+    papers: Sequence[Exam],
+    progress: Progress | None = None,
+    world: World | None = None,
+    known: Mapping[int, Answer] | None = None,
+    keep: Keep | None = None,
+) -> list[list[Answer]]:
+    """The answers to every exam's questions, in order, the same on all ranks, which must all call it.
+
+    known: answers that are there already, by their place among all questions; groups without a gap are not asked again.
+    keep(answers by place) is called on every rank as groups are answered.
+    """
+    world = world or World(0, 1, 0, engine.device)
     asked = [(paper.task, question) for paper in papers for question in paper.questions]
     prompts, cropped = [], []
     for task, question in asked:
@@ -93,26 +112,60 @@ def answer(engine: Engine, papers: Sequence[Exam], progress: Progress | None = N
         ids, cut = crop(prompt_ids(engine.tokenizer, question), engine.context - room)
         prompts.append(ids)
         cropped.append(cut)
-    texts: list[str] = [""] * len(asked)
-    done = 0
-    for longest in sorted({0 if question.choices else task.longest for task, question in asked}):
-        mine = [i for i, (task, q) in enumerate(asked) if (0 if q.choices else task.longest) == longest]
-        told = (lambda now, _, before=done: progress(before + now, len(asked))) if progress else None
-        here = [prompts[i] for i in mine]
-        if longest:
-            found = _written(engine, here, longest, told)
-        else:
-            found = letters(engine, here, [asked[i][1].choices for i in mine], told)
-        for i, text in zip(mine, found, strict=True):
-            texts[i] = text
-        done += len(mine)
-    found = iter(zip(texts, cropped, strict=True))
-    answers = []
-    for paper in papers:
-        given = [(question, *next(found)) for question in paper.questions]
-        scores = paper.task.scores([(question, text) for question, text, _ in given])
-        answers.append([Answer(q, text, score, cut) for (q, text, cut), score in zip(given, scores, strict=True)])
-    return answers
+    given = dict(known or {})
+    for longest, group_round in rounds(asked, list(map(len, prompts)), given, engine.device.type, world.size):
+        done = len(given)
+        told = (lambda now, _, done=done: progress(done + now, len(asked))) if progress else None
+        mine = (
+            group_round if longest == 0 else group_round[world.rank : world.rank + 1]
+        )  # letters: all ranks, a part each
+        found: dict[int, Answer] = {}
+        for group in mine:
+            here = [prompts[i] for i in group]
+            if longest:
+                texts = _written(engine, here, longest, told)
+            else:
+                texts = letters(engine, here, [asked[i][1].choices for i in group], told, world)
+            scores = _scores([asked[i] for i in group], texts)
+            for i, text, score in zip(group, texts, scores, strict=True):
+                found[i] = Answer(asked[i][1], text, score, cropped[i])
+        new = {place: one for part in (world.gather(found) if longest else [found]) for place, one in part.items()}
+        given |= new
+        if keep:
+            keep(new)
+        if progress:
+            progress(len(given), len(asked))
+    every = iter(given[i] for i in range(len(asked)))
+    return [[next(every) for _ in paper.questions] for paper in papers]
+
+
+def rounds(
+    asked: Sequence[tuple[Task, Question]], lengths: Sequence[int], given: Container[int], device: str, size: int
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """What is answered at a time: (tokens of an answer, 0 for letters; groups of places, at most one a rank).
+
+    Of what is written at most the same length, questions with prompts of about the same length are together.
+    """
+    longest = [0 if question.choices else task.longest for task, question in asked]
+    for most in sorted(set(longest)):
+        places = [place for place, own in enumerate(longest) if own == most]
+        together = GROUP.get(device, 256) if most else QUESTIONS
+        places.sort(key=lambda place: lengths[place] if most else place)
+        groups = [places[at : at + together] for at in range(0, len(places), together)]
+        groups = [group for group in groups if not all(place in given for place in group)]
+        step = size if most else 1
+        for at in range(0, len(groups), step):
+            yield most, groups[at : at + step]
+
+
+def _scores(asked: Sequence[tuple[Task, Question]], texts: Sequence[str]) -> list[float]:
+    """The score of each answer, those of a task in one call."""
+    scores = [0.0] * len(asked)
+    for task in {id(task): task for task, _ in asked}.values():
+        mine = [i for i, (own, _) in enumerate(asked) if own is task]
+        for i, score in zip(mine, task.scores([(asked[i][1], texts[i]) for i in mine]), strict=True):
+            scores[i] = score
+    return scores
 
 
 def _written(engine: Engine, prompts: list[list[int]], longest: int, progress: Progress | None) -> list[str]:
@@ -126,6 +179,7 @@ def letters(
     prompts: Sequence[Sequence[int]],
     choices: Sequence[Sequence[str]],
     progress: Progress | None = None,
+    world: World | None = None,
 ) -> list[str]:
     """The likeliest of each question's letters as the reply's first token; ties go to the first letter.
 
@@ -133,7 +187,7 @@ def letters(
     """
     ids = {letter: engine.tokenizer.encode(letter) for letter in sorted({one for row in choices for one in row})}
     assert all(len(tokens) == 1 for tokens in ids.values()), f"a letter of several tokens: {ids}"
-    scorer, found = Scorer(engine), []
+    scorer, found = Scorer(engine, world), []
     for start in range(0, len(prompts), QUESTIONS):
         part = slice(start, start + QUESTIONS)
         items = [

@@ -103,20 +103,26 @@ def _names(config: ModelConfig) -> Iterator[tuple[str, str, int]]:
 
 
 def write(
-    path: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Tokenizer, kind: str, name: str
+    path: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Tokenizer | None, kind: str, name: str
 ) -> Path:
-    """Write the file, in one rename. kind: one of TYPES; name: what the model calls itself. Raises UserError."""
+    """Write the file, in one rename. kind: one of TYPES; name: what the model calls itself. Raises UserError.
+
+    Without a tokenizer the file's model is one of token ids.
+    """
     check(config)
     if kind not in TYPES:
         raise UserError(f"type {kind!r} is not known; expected one of {', '.join(TYPES)}")
-    before = splitter(tokenizer)
+    before = splitter(tokenizer) if tokenizer else ""
     gguf = package()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = gguf.GGUFWriter(temporary, "llama")
         _describe(writer, config, kind, name, gguf)
-        _vocabulary(writer, config, tokenizer, before, gguf)
+        if tokenizer:
+            _vocabulary(writer, config, tokenizer, before, gguf)
+        else:
+            writer.add_tokenizer_model("no_vocab")
         for ours, theirs, heads in _names(config):
             tensor = state[ours].detach().float().cpu()
             tensor = pairs(tensor, heads) if heads else tensor

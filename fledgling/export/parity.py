@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fledgling.export import gguf
 from fledgling.export.read import read
-from fledgling.model.cache import KVCache
+from fledgling.model.cache import KVCache, Row
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 
@@ -40,11 +40,11 @@ class Parity:
 @torch.inference_mode()
 def greedy(model: Transformer, prompt: list[int], steps: int) -> list[int]:
     """The `steps` likeliest next tokens after the prompt, one after the other."""
-    cache = KVCache(model.config, 1, len(prompt) + steps, model.compute_dtype)
+    cache, row = KVCache(model.config, model.compute_dtype), Row()
     written, unread = [], prompt
     for _ in range(steps):
-        hidden = model(torch.tensor([unread]), cache=cache)
-        cache.advance(len(unread))
+        hidden = model(torch.tensor([unread]), cache=cache.reading([row], [len(unread)]))
+        row.length += len(unread)
         unread = [int(model.logits(hidden[0, -1]).argmax())]
         written += unread
     return written

@@ -1,12 +1,12 @@
-"""Continuous batching: many different answers decoded at once, each in its own row of one cache.
+"""Continuous batching: many different answers decoded at once, each in a row of its own.
 
-The one idea: rows are seats. The cache keeps a length for each row, so prompts of different length sit
-side by side; whoever finishes stands up, and a waiting prompt is prefilled and takes the seat while the
-others go on. When nobody waits and a quarter of the seats is empty, the batch closes ranks.
+The one idea: a step is one chunk of unread prompts and one token for everybody who speaks. So a long prompt never
+keeps an answer waiting for longer than a chunk, whoever ends makes room, and whoever waits is read meanwhile. Rows are
+lists of blocks (model/cache.py): prompts of different length lie side by side, and what begins alike is read once.
 
-It does not know how a token is drawn (sample.py) nor what a model is (engine.py runs it).
+It does not know how a token is drawn (ticket.py, sample.py) nor what a model is (engine.py runs it).
 
-B rows (seats), N prompts prefilled together, T their longest length, V vocabulary.
+B rows, N prompts read together, T their longest part, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,209 +14,328 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fledgling.infer.sample import WORD, Sampling, adjust, sample, uniform
-from fledgling.infer.tools import ToolState
+from fledgling.infer.lookahead import Lookahead
+from fledgling.infer.prefix import Prefixes
+from fledgling.infer.sample import Sampling
+from fledgling.infer.ticket import Ticket, draw, likeliest
+from fledgling.model.cache import Row
 
 if TYPE_CHECKING:
     from fledgling.infer.engine import Engine
-    from fledgling.model.cache import KVCache
 
-ADMIT_SHARE = 16  # a full house admits newcomers by sixteenths: one prefill for several prompts
-SPARE_CAPACITY = 32  # tokens: a cache with little to spare is read whole, and grows this often
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer. `tokens` ends with the stop token where `finish` is "stop"."""
-
-    tokens: list[int]
-    logprobs: list[float]  # under softmax(logits / temperature); 0 where forced
-    forced: list[bool]  # put there by a tool, not drawn by the model: never to be learned from
-    finish: str  # "stop", "length" (max_tokens reached) or "context" (the model's context is full)
+ADMIT_SHARE = 16  # a full house admits newcomers by sixteenths: one reading for several prompts
+PREFILL_TOKENS = 1 << 14  # of one chunk where nobody waits for a step: bounds the memory that activations take
+SCORES = 1 << 21  # attention scores of a head, of one chunk that has a past: 8 MiB a head in fp32
+SCORED = 1 << 23  # values of one chunk of logits while a prompt is scored: 32 MiB
 
 
-class Ticket:
-    """One request on its way to a completion: its prompt, and what has been said so far."""
+@dataclass
+class Figures:
+    """What a decoder has done; `drafted` and `accepted` are tokens of guesses (lookahead.py)."""
 
-    def __init__(self, engine: Engine, prompt: Sequence[int], sampling: Sampling, index: int, tools: bool) -> None:
-        assert len(prompt), "a prompt has at least one token: bos"
-        self.prompt = list(prompt)
-        self.sampling = sampling
-        self.index = index
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.forced: list[bool] = []
-        self.alternatives: list[list[tuple[int, float]]] = []  # of each token, where the sampling asks for them
-        self.pending: deque[int] = deque()  # tokens that must come next
-        self.tools = ToolState(engine.tokenizer, engine.tool) if tools and engine.can_call else None
-        self.stops = engine.stops.union(sampling.stop)
-        room = engine.context - len(self.prompt)
-        self.limit = min(sampling.max_tokens, room)
-        self.full = "length" if sampling.max_tokens <= room else "context"
-        self.finish = "" if room > 0 else "context"  # empty while going on
+    prompt_tokens: int = 0  # of all prompts that were begun
+    shared_tokens: int = 0  # of them: known already, by another row or an earlier request
+    read_tokens: int = 0  # of them: computed
+    chunks: int = 0
+    steps: int = 0  # in which somebody spoke
+    drafted: int = 0
+    accepted: int = 0
 
     @property
-    def length(self) -> int:
-        """Tokens that the cache holds for this request: all but the newest one."""
-        return len(self.prompt) + len(self.tokens) - 1
+    def hit_rate(self) -> float:
+        """Share of the prompts' tokens that need not be computed."""
+        return self.shared_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
-    def take(self, token: int, logprob: float) -> None:
-        """Append a drawn token, or in its place the one that must come; see whether that ends the answer."""
-        forced = bool(self.pending)
-        if forced:
-            token, logprob = self.pending.popleft(), 0.0
-        elif token in self.stops:
-            self.finish = "stop"
-        elif self.tools:
-            self.pending.extend(self.tools.feed(token))
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        self.forced.append(forced)
-        if not self.finish and len(self.tokens) >= self.limit:
-            self.finish = self.full
-
-    def completion(self) -> Completion:
-        return Completion(self.tokens, self.logprobs, self.forced, self.finish)
-
-
-def draw(logits: Tensor, tickets: Sequence[Ticket]) -> None:
-    """Draw the next token of each ticket from its row of logits (B, V); here the host waits."""
-    seeds = np.array([ticket.sampling.seed & WORD for ticket in tickets], np.uint64)
-    requests = np.array([ticket.index for ticket in tickets], np.uint64)
-    positions = np.array([len(ticket.tokens) for ticket in tickets], np.uint64)
-    noise = torch.from_numpy(uniform(seeds, requests, positions)).to(logits.device, non_blocking=True)
-    for row, ticket in enumerate(tickets):
-        if ticket.sampling.bias or ticket.sampling.repetition != 1:
-            adjust(logits[row], ticket.sampling, [*ticket.prompt, *ticket.tokens])
-    kinds: dict[int, list[int]] = {}  # rows by how they are drawn: most often all in one way
-    for row, ticket in enumerate(tickets):
-        kinds.setdefault(id(ticket.sampling), []).append(row)
-    for rows in kinds.values():
-        part = slice(None) if len(rows) == len(tickets) else torch.tensor(rows, device=logits.device)
-        sampling = tickets[rows[0]].sampling
-        ids, logprobs = sample(logits[part], sampling, noise[part])
-        if sampling.alternatives:
-            likeliest = logits[part].float().log_softmax(-1).topk(sampling.alternatives)
-            for row, values, tokens in zip(rows, likeliest.values.tolist(), likeliest.indices.tolist(), strict=True):
-                tickets[row].alternatives.append(list(zip(tokens, values, strict=True)))
-        for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
-            tickets[row].take(token, logprob)
+    @property
+    def acceptance(self) -> float:
+        """Share of guessed tokens that held."""
+        return self.accepted / self.drafted if self.drafted else 0.0
 
 
 class Decoder:
-    """A batch of at most `rows` answers under way. `add` requests at any time, `step` until not `busy`."""
+    """A batch of at most `rows` answers under way. `add` requests at any time, `step` until not `busy`.
 
-    def __init__(self, engine: Engine, rows: int) -> None:
-        self.engine = engine
-        self.rows = rows
+    chunk: tokens of prompts read in one step. keep: prompts share what they begin with, also with earlier ones while
+    the cache holds no more than so many tokens (0: only those under way; None: nothing is shared). lookahead: tokens
+    guessed ahead in a step (lookahead.py; 0: none). None of them changes what is said.
+    """
+
+    def __init__(
+        self, engine: Engine, rows: int, chunk: int = PREFILL_TOKENS, keep: int | None = 0, lookahead: int = 0
+    ) -> None:
+        self.engine, self.rows, self.chunk, self.lookahead = engine, rows, chunk, lookahead
         self.waiting: deque[Ticket] = deque()
-        self.seats: list[Ticket | None] = []
-        self.cache: KVCache | None = None  # row i belongs to seat i
+        self.reading: deque[Ticket] = deque()
+        self.live: list[Ticket] = []
+        self.cache = engine.new_cache()
+        self.prefixes = None if keep is None else Prefixes(self.cache, keep)
+        self.version = engine.version
+        self.figures = Figures()
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting) or any(self.seats)
+        return bool(self.waiting or self.reading or self.live)
 
-    def add(self, prompt: Sequence[int], sampling: Sampling, index: int = 0, tools: bool = True) -> Ticket:
+    def add(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        index: int = 0,
+        tools: bool = True,
+        score: bool = False,
+        draws: bool = True,
+    ) -> Ticket:
         """Queue a prompt. Its tokens are a function of (prompt, weights, sampling, index) alone.
 
         A prompt that leaves no room in the model's context is finished at once, with "context".
         """
-        ticket = Ticket(self.engine, prompt, sampling, index, tools)
+        ticket = Ticket(self.engine, prompt, sampling, index, tools, score, draws)
         if not ticket.finish:
             self.waiting.append(ticket)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Stop working for a ticket; its seat is free at the next step."""
+        """Stop working for a ticket; its row is free at once."""
         if ticket in self.waiting:
             self.waiting.remove(ticket)
-        if ticket in self.seats:
-            with torch.inference_mode():
-                self._leave(self.seats.index(ticket))
+        for leader in self.reading:
+            if ticket in leader.followers:
+                leader.followers.remove(ticket)
+        if ticket in self.reading:
+            self.reading.remove(ticket)
+            self.waiting.extendleft(reversed(ticket.followers))
+            ticket.followers = []
+            self._leave(ticket)
+        if ticket in self.live:
+            self.live.remove(ticket)
+            self._leave(ticket)
 
     def step(self) -> list[Ticket]:
-        """Seat who can be seated, then decode one token for every row; return the tickets now finished."""
+        """One token for everybody who speaks, then one chunk of prompts; return the tickets now finished."""
         with torch.inference_mode():
-            finished = self._admit()
-            self._close_ranks()
-            live = [row for row, ticket in enumerate(self.seats) if ticket]
-            if not live:
-                return finished
-            tickets = [self.seats[row] for row in live]
-            self._reserve(max(ticket.length for ticket in tickets) + 1)
-            tokens = [ticket.tokens[-1] if ticket else 0 for ticket in self.seats]
-            counts = [1 if ticket else 0 for ticket in self.seats]
-            draw(self.engine.logits(self.cache, [[token] for token in tokens], counts, live), tickets)
-            for row, ticket in zip(live, tickets, strict=True):
-                if ticket.finish:
-                    self._leave(row)
-                    finished.append(ticket)
+            self._admit()
+            finished = [*self._speak(), *self._read()]
+            if self.prefixes:
+                self.prefixes.make_room()
+            self.cache.trim()
         return finished
 
-    def _admit(self) -> list[Ticket]:
-        """Prefill waiting prompts, each distinct one once, and draw their first tokens."""
-        taken = sum(ticket is not None for ticket in self.seats)
-        count = min(self.rows - taken, len(self.waiting))
-        if not count or (taken and count < min(len(self.waiting), self.rows // ADMIT_SHARE)):
-            return []
-        tickets = [self.waiting.popleft() for _ in range(count)]
-        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(tuple(t.prompt) for t in tickets))}
-        cache, logits = self.engine.prefill(list(distinct))
-        sources = [distinct[tuple(ticket.prompt)] for ticket in tickets]
-        draw(logits[torch.tensor(sources, device=logits.device)], tickets)
-        going = [(t, source) for t, source in zip(tickets, sources, strict=True) if not t.finish]
-        if going:
-            self._seat(going, cache)
-        return [ticket for ticket in tickets if ticket.finish]
+    # ---- coming and going ------------------------------------------------------------------------
 
-    def _seat(self, newcomers: list[tuple[Ticket, int]], prefilled: KVCache) -> None:
-        """Give each (ticket, row of the prefilled cache) a seat, free or new, and copy the row there."""
-        free = [row for row, ticket in enumerate(self.seats) if ticket is None][: len(newcomers)]
-        added = len(newcomers) - len(free)
-        rows = [*free, *range(len(self.seats), len(self.seats) + added)]
-        self.seats += [None] * added
-        self._reserve(max(ticket.length for ticket, _ in newcomers) + 1)
-        copy_rows(self.cache, rows, prefilled, [source for _, source in newcomers])
-        for row, (ticket, _) in zip(rows, newcomers, strict=True):
-            self.seats[row] = ticket
-
-    def _reserve(self, tokens: int) -> None:
-        """Let the cache hold every seat, and `tokens` in each row; when it must grow, by an eighth or a few tokens."""
-        old = self.cache
-        if old is not None and len(self.seats) <= old.rows and tokens <= old.capacity:
+    def _admit(self) -> None:
+        """Let waiting tickets begin, as many as there are rows; who needs a block that is being read waits for it."""
+        if not self.waiting:
             return
-        capacity = max(tokens + max(SPARE_CAPACITY, tokens // 8), old.capacity if old else 0)
-        self.cache = self.engine.new_cache(len(self.seats), min(capacity, self.engine.context))
-        if old is not None:
-            everyone = list(range(old.rows))
-            copy_rows(self.cache, everyone, old, everyone)
+        if self.prefixes and self.version != (now := self.engine.version):
+            self.version = now
+            self.prefixes.forget()
+        taken = len(self.live) + sum(1 + len(ticket.followers) for ticket in self.reading)
+        room = min(self.rows - taken, len(self.waiting))
+        if not room or (taken and room < min(len(self.waiting), self.rows // ADMIT_SHARE)):
+            return
+        leaders = {tuple(ticket.prompt): ticket for ticket in self.reading}
+        claims = {self._frontier(ticket) for ticket in self.reading}
+        for ticket in list(islice(self.waiting, room)):
+            leader = leaders.get(tuple(ticket.prompt))
+            if leader is not None and (leader.score or not ticket.score):
+                leader.followers.append(ticket)
+            elif not self._begin(ticket, claims):
+                continue
+            else:
+                leaders[tuple(ticket.prompt)] = ticket
+                self.reading.append(ticket)
+                claims.add(self._frontier(ticket))
+            self.waiting.remove(ticket)
+            self.figures.prompt_tokens += len(ticket.prompt)
 
-    def _leave(self, row: int) -> None:
-        self.seats[row] = None
-        self.cache.reset(row)
+    def _frontier(self, ticket: Ticket):
+        return self.prefixes.frontier(ticket.prompt, ticket.nodes) if self.prefixes else None
 
-    def _close_ranks(self) -> None:
-        """Drop empty seats once they are a quarter of all, and nobody waits for one."""
-        live = [row for row, ticket in enumerate(self.seats) if ticket]
-        if not live:
-            self.seats, self.cache = [], None
-        elif not self.waiting and 4 * len(live) <= 3 * len(self.seats):
-            self.seats = [self.seats[row] for row in live]
-            self.cache = self.cache.select(torch.tensor(live, device=self.cache.lengths.device))
+    def _begin(self, ticket: Ticket, claims: set) -> bool:
+        """Give the ticket what is known of its prompt; False where somebody is about to read what it needs next."""
+        ticket.version = self.version
+        if self.prefixes and not ticket.score:  # who wants all log-probabilities must read all
+            nodes = self.prefixes.find(ticket.prompt[:-1])[0]
+            wanted = self.prefixes.frontier(ticket.prompt, nodes)
+            if wanted is not None and wanted in claims:
+                return False
+            ticket.nodes = self.prefixes.begin(ticket.row, ticket.prompt[:-1])
+            self.figures.shared_tokens += ticket.row.length
+        if self.lookahead:
+            ticket.lookahead = Lookahead(ticket.prompt, self.lookahead)
+        return True
+
+    def _leave(self, ticket: Ticket) -> None:
+        """Let go of a ticket's row; what it held stays known where there is room."""
+        if self.prefixes:
+            said = [*ticket.prompt, *ticket.tokens]
+            ticket.row.length = min(ticket.row.length, len(said))  # interrupted between reading a guess and judging it
+            self._learn(ticket, said, ended=True)
+            self.prefixes.leave(ticket.nodes)
+        self.cache.drop(ticket.row)
+
+    def _learn(self, ticket: Ticket, tokens: Sequence[int], ended: bool = False) -> None:
+        """Note what a row holds, unless the weights have changed since it began."""
+        if self.prefixes and ticket.version == self.version == self.engine.version:
+            self.prefixes.learn(ticket.row, tokens, ticket.nodes, ended)
+
+    # ---- one chunk of prompts --------------------------------------------------------------------
+
+    def _read(self) -> list[Ticket]:
+        """Read the next part of some prompts; whose prompt is read draws a first token."""
+        parts = self._parts()
+        if not parts:
+            return []
+        tickets, counts = list(parts), list(parts.values())
+        self._make_room(tickets, counts)
+        tokens = [t.prompt[t.row.length : t.row.length + n] for t, n in parts.items()]
+        hidden = self.engine.extend(self.cache, [t.row for t in tickets], tokens)  # (N, T, C)
+        self.figures.chunks += 1
+        self.figures.read_tokens += sum(counts)
+        for ticket, count, states in zip(tickets, counts, hidden, strict=True):
+            if ticket.score:
+                self._score(ticket, states[:count])
+            self._learn(ticket, ticket.prompt)
+        read = [number for number, ticket in enumerate(tickets) if not ticket.unread]
+        for ticket in tickets:  # those with more to read queue up again: a short prompt does not wait for a long one
+            self.reading.remove(ticket)
+            if ticket.unread:
+                self.reading.append(ticket)
+        if not read:
+            return []
+        device = hidden.device
+        last = torch.tensor([counts[number] - 1 for number in read], device=device)
+        logits = self.engine.model.logits(hidden[torch.tensor(read, device=device), last])  # (n, V)
+        return self._first([tickets[number] for number in read], logits)
+
+    def _parts(self) -> dict[Ticket, int]:
+        """How many tokens of which prompts are read next: the first in the queue, and others of its kind beside it.
+
+        Prompts from their beginning are read as training rows are; those that go on attend to blocks, in another step.
+        """
+        parts: dict[Ticket, int] = {}
+        longest = 0
+        for ticket in self.reading:
+            first = next(iter(parts), ticket)
+            if bool(ticket.row.length) != bool(first.row.length):
+                continue
+            budget = self.chunk
+            if ticket.row.length:
+                budget = min(budget, max(self.cache.block, SCORES // len(ticket.prompt)))
+            count = min(ticket.unread, budget)
+            if parts and max(longest, count) * (len(parts) + 1) > budget:
+                break
+            parts[ticket] = count
+            longest = max(longest, count)
+        return parts
+
+    def _score(self, ticket: Ticket, states: Tensor) -> None:
+        """Note how likely the prompt's tokens after these hidden states (T, C) were."""
+        begin = ticket.row.length - len(states)
+        targets = ticket.prompt[begin + 1 : ticket.row.length + 1]
+        rows = max(1, SCORED // self.engine.model.config.vocab_size)
+        for start in range(0, len(targets), rows):
+            here = torch.tensor(targets[start : start + rows], device=states.device)
+            logits = self.engine.model.logits(states[start : start + len(here)])  # (n, V)
+            found = logits.log_softmax(-1).gather(-1, here[:, None])[:, 0]
+            ticket.prompt_logprobs += found.tolist()
+            if ticket.sampling.alternatives:
+                ticket.prompt_alternatives += likeliest(logits, ticket.sampling.alternatives)
+
+    def _first(self, leaders: list[Ticket], logits: Tensor) -> list[Ticket]:
+        """Draw the first token of every ticket whose prompt (of `logits`, a row each) is read, and seat who goes on."""
+        tickets, sources = [], []
+        for number, leader in enumerate(leaders):
+            for follower in leader.followers:
+                self._follow(follower, leader)
+            for ticket in (leader, *leader.followers):
+                if ticket.limit:
+                    tickets.append(ticket)
+                    sources.append(number)
+                else:
+                    ticket.finish = ticket.full
+        everybody = [ticket for leader in leaders for ticket in (leader, *leader.followers)]
+        if tickets:
+            draw(logits[torch.tensor(sources, device=logits.device)], tickets)
+        for leader in leaders:
+            leader.followers = []
+        self.live += [ticket for ticket in everybody if not ticket.finish]
+        return self._finished(everybody)
+
+    def _follow(self, follower: Ticket, leader: Ticket) -> None:
+        """Let a ticket of the same prompt go on from where the leader is."""
+        follower.row = self.cache.fork(leader.row)
+        follower.prompt_logprobs, follower.prompt_alternatives = leader.prompt_logprobs, leader.prompt_alternatives
+        self.figures.shared_tokens += len(follower.prompt)
+        follower.version = leader.version
+        self._learn(follower, follower.prompt)
+        if self.lookahead:
+            follower.lookahead = Lookahead(follower.prompt, self.lookahead)
+
+    # ---- one token for everybody -----------------------------------------------------------------
+
+    def _speak(self) -> list[Ticket]:
+        """Draw the next token of every live ticket; more than one where its guess holds."""
+        tickets = self.live
+        if not tickets:
+            return []
+        guesses = [self._guess(ticket) for ticket in tickets]
+        counts = [1 + len(guess) for guess in guesses]
+        self._make_room(tickets, counts)
+        tokens = [[ticket.tokens[-1], *guess] for ticket, guess in zip(tickets, guesses, strict=True)]
+        lengths = [ticket.row.length for ticket in tickets]
+        hidden = self.engine.extend(self.cache, [ticket.row for ticket in tickets], tokens)  # (B, T, C)
+        logits = self.engine.model.logits(hidden)  # (B, T, V)
+        self.figures.steps += 1
+        going, agreed = list(range(len(tickets))), [0] * len(tickets)
+        for place in range(max(counts)):
+            rows = slice(None) if len(going) == len(tickets) else torch.tensor(going, device=logits.device)
+            draw(logits[rows, place], [tickets[number] for number in going])
+            going = [number for number in going if _holds(tickets[number], guesses[number], place)]
+            if not going:
+                break
+            for number in going:
+                agreed[number] += 1
+        for ticket, guess, length, held in zip(tickets, guesses, lengths, agreed, strict=True):
+            ticket.row.length = length + 1 + held
+            if ticket.lookahead:
+                ticket.lookahead.judge(len(guess), held)
+        self.figures.drafted += sum(map(len, guesses))
+        self.figures.accepted += sum(agreed)
+        self.live = [ticket for ticket in tickets if not ticket.finish]
+        return self._finished(tickets)
+
+    def _guess(self, ticket: Ticket) -> list[int]:
+        if ticket.lookahead is None or ticket.pending:
+            return []
+        return ticket.lookahead.guess(ticket.limit - len(ticket.tokens) - 1)
+
+    def _finished(self, tickets: Sequence[Ticket]) -> list[Ticket]:
+        """Those of the tickets that have ended, their rows let go."""
+        ended = [ticket for ticket in tickets if ticket.finish]
+        for ticket in ended:
+            self._leave(ticket)
+        return ended
+
+    def _make_room(self, tickets: Sequence[Ticket], counts: Sequence[int]) -> None:
+        """Have as many blocks let go as these tokens may need."""
+        if self.prefixes:
+            size = self.cache.block
+            needed = sum(_blocks(t.row, n, size) for t, n in zip(tickets, counts, strict=True))
+            self.prefixes.make_room(needed)
 
 
-def copy_rows(to: KVCache, rows: Sequence[int], source: KVCache, source_rows: Sequence[int]) -> None:
-    """Copy rows of one cache, and their lengths, into rows of another, which must have the capacity."""
-    device = to.lengths.device
-    here, there = torch.tensor(rows, device=device), torch.tensor(source_rows, device=device)
-    to.lengths[here] = source.lengths[there]
-    span = min(source.live, to.capacity)
-    to.keys[:, here, :, :span] = source.keys[:, there, :, :span]
-    to.values[:, here, :, :span] = source.values[:, there, :, :span]
+def _blocks(row: Row, count: int, size: int) -> int:
+    """Blocks that a row lacks for `count` more tokens."""
+    return max(0, -(-(row.length + count) // size) - len(row.table))
+
+
+def _holds(ticket: Ticket, guess: Sequence[int], place: int) -> bool:
+    """Whether the token just drawn is the guessed one, and the answer goes on."""
+    return not ticket.finish and place < len(guess) and ticket.tokens[-1] == guess[place]

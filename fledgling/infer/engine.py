@@ -1,7 +1,7 @@
 """Prompts in, answers out: the one way in which chat, evaluations and reinforcement learning run a model.
 
-The one idea: there is one path. Whether one prompt or a thousand, a cache with a length per row is prefilled
-and then grows by one token a row and step; tool output is forced through the same path as drawn tokens.
+The one idea: there is one path. Whether one prompt or a thousand, rows of one cache are filled chunk by chunk and
+then grow by a token a row and step (batch.py); tool output is forced through the same path as drawn tokens.
 By default the engine reads the model's live weights: what training changed is what answers next.
 
 It is not a trainer (no gradient is ever taken), and it knows no roles or messages: see session.py.
@@ -13,24 +13,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fledgling.infer.batch import Completion, Decoder, Ticket, draw
+from fledgling.infer.batch import Decoder
 from fledgling.infer.pack import can_pack, pack
 from fledgling.infer.sample import Sampling
+from fledgling.infer.ticket import Completion, Ticket
 from fledgling.infer.tools import CALCULATOR, Tool
 from fledgling.model.attention import Tree
-from fledgling.model.cache import KVCache
+from fledgling.model.cache import KVCache, Row
 from fledgling.model.transformer import Transformer
+from fledgling.packed.step import DecodingStep, can_step
 
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
-
-PREFILL_TOKENS = 1 << 14  # of one forward: bounds the memory that activations take
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,6 @@ class Finish:
     """The end of a streamed answer: "stop", "length" or "context"."""
 
     reason: str
-
-
-@dataclass
-class Prefix:
-    """What a conversation has been through: tokens, and a cache of one row that holds at least these."""
-
-    tokens: list[int] = field(default_factory=list)
-    cache: KVCache | None = None
 
 
 class Engine:
@@ -89,17 +81,30 @@ class Engine:
         self.can_call = "<|python_start|>" in special
         live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
-        self.packed = {} if live or not can_pack(self.device, self.dtype) else pack(self.model)
+        frozen = not live or not weight.requires_grad
+        self.step = DecodingStep(self.model) if frozen and can_step(self.model) else None
+        self.packed = {} if live or self.step or not can_pack(self.device, self.dtype) else pack(self.model)
+        self.refreshed = 0
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes when the weights may have changed: with every `refresh`, and where they are read live with each
+        change that autograd sees. What was read with another version is not to be gone on from."""
+        weights = self.source.parameters() if self.model is self.source else ()
+        return self.refreshed, sum(weight._version for weight in weights if not weight.is_inference())
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the source model's weights as they are now; nothing to do when they are read live."""
+        """Copy the source model's weights as they are now; nothing to copy when they are read live."""
+        self.refreshed += 1
         if self.model is not self.source:
             theirs = dict(self.source.named_parameters(remove_duplicate=False))
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(theirs[name])
             for name, weight in self.packed.items():
                 weight.fill(theirs[name])
+            if self.step:
+                self.step.refresh()
 
     def generate(
         self,
@@ -137,62 +142,32 @@ class Engine:
         prompt: Sequence[int],
         sampling: Sampling | None = None,
         tools: bool = True,
-        prefix: Prefix | None = None,
+        decoder: Decoder | None = None,
         index: int = 0,
     ) -> Iterator[Token | Finish]:
         """Answer one prompt token by token, ending with a Finish.
 
-        A `prefix` is read and kept up to date: only what the prompt does not share with it is prefilled. The
-        iterator may be abandoned at any point: the prefix then holds what had been computed.
+        A `decoder` with `keep` remembers: only what the prompt does not share with earlier ones is read. The iterator
+        may be abandoned at any point: what had been computed stays known.
         """
-        prefix = Prefix() if prefix is None else prefix
-        ticket = Ticket(self, prompt, sampling or Sampling(), index, tools)
-        if not ticket.finish:
-            unread = self._rewind(prefix, ticket.prompt)
-            while not ticket.finish:
-                with torch.inference_mode():
-                    draw(self.logits(prefix.cache, [unread], [len(unread)]), [ticket])
-                prefix.tokens += unread
-                unread = [ticket.tokens[-1]]
-                yield Token(ticket.tokens[-1], ticket.logprobs[-1], ticket.forced[-1])
+        decoder = decoder or Decoder(self, 1, keep=None)
+        ticket, told = decoder.add(prompt, sampling or Sampling(), index, tools), 0
+        try:
+            while True:
+                while told < len(ticket.tokens):
+                    told += 1
+                    yield Token(ticket.tokens[told - 1], ticket.logprobs[told - 1], ticket.forced[told - 1])
+                if ticket.finish:
+                    break
+                decoder.step()
+        finally:
+            decoder.cancel(ticket)
         yield Finish(ticket.finish)
 
-    def _rewind(self, prefix: Prefix, prompt: list[int]) -> list[int]:
-        """Cut the prefix to what it shares with the prompt; return the rest of the prompt, never empty."""
-        shared = 0
-        for ours, theirs in zip(prefix.tokens, prompt[:-1], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        if prefix.cache is None:
-            prefix.cache = self.new_cache(1, self.context)
-        prefix.tokens = prompt[:shared]
-        with torch.inference_mode():
-            prefix.cache.lengths.fill_(shared)  # what lies beyond is overwritten, whatever it was
-        return prompt[shared:]
-
-    def new_cache(self, rows: int, capacity: int) -> KVCache:
+    def new_cache(self) -> KVCache:
         """An empty cache for this model."""
         with torch.inference_mode():
-            return KVCache(self.model.config, rows, capacity, self.dtype, self.device)
-
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[KVCache, Tensor]:
-        """Read N prompts into a new cache of N rows; return it and the logits (N, V) after each one."""
-        longest = max(map(len, prompts))
-        cache = self.new_cache(len(prompts), longest)
-        together = max(1, PREFILL_TOKENS // longest)
-        if len(prompts) <= together:
-            return cache, self.logits(cache, prompts, list(map(len, prompts)))
-        logits = []
-        for start in range(0, len(prompts), together):
-            part, here = self.prefill(prompts[start : start + together])
-            span = slice(start, start + part.rows)
-            cache.keys[:, span, :, : part.capacity] = part.keys
-            cache.values[:, span, :, : part.capacity] = part.values
-            cache.lengths[span] = part.lengths
-            logits.append(here)
-        cache.live = longest
-        return cache, torch.cat(logits)
+            return KVCache(self.model.config, self.dtype, self.device)
 
     def read(self, tokens: Tensor, tree: Tree | None = None) -> Tensor:
         """Hidden states (B, T, C) of whole rows (B, T), each read from its beginning, with nothing kept of them.
@@ -203,26 +178,23 @@ class Engine:
         with torch.inference_mode():
             return self.model(tokens.to(self.device), tree=tree)
 
-    def logits(
-        self,
-        cache: KVCache,
-        tokens: Sequence[Sequence[int]],
-        counts: Sequence[int],
-        rows: Sequence[int] | None = None,
-    ) -> Tensor:
-        """Read each row's next tokens (at most T) into the cache; logits after the last of them.
+    def extend(self, cache: KVCache, rows: Sequence[Row], tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Read each row's next tokens, at most T, into the cache; hidden states (B, T, C) after each of them.
 
-        `counts` (B,) are the tokens to keep; a row of none is computed with and changes nothing. The result
-        is (B, V), or (len(rows), V) for the rows asked for. Shorter rows are padded on the right: causal
-        attention never looks there, and the next tokens overwrite it.
+        Shorter ones are padded on the right; what stands there is nothing.
         """
-        longest = max(map(len, tokens))
-        padded = [[*row, *[0] * (longest - len(row))] for row in tokens]
-        kept = torch.tensor(counts, device=self.device)
-        hidden = self.model(torch.tensor(padded, device=self.device), cache=cache)  # (B, T, C)
-        cache.advance(kept)
-        which = torch.tensor(rows if rows is not None else range(len(tokens)), device=self.device)
-        return self.model.logits(hidden[which, kept[which] - 1])
+        counts = [len(part) for part in tokens]
+        longest = max(counts)
+        padded = [[*part, *[0] * (longest - len(part))] for part in tokens]
+        with torch.inference_mode():
+            ids = torch.tensor(padded, device=self.device)
+            if self.step and self.step.takes(counts, cache):
+                hidden = self.step(ids, cache, rows)
+            else:
+                hidden = self.model(ids, cache=cache.reading(rows, counts))
+        for row, count in zip(rows, counts, strict=True):
+            row.length += count
+        return hidden
 
 
 def _cast_copy(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:

@@ -14,6 +14,7 @@ import torch
 from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
+from fledgling.packed.model import unpack_model
 from fledgling.record.checkpoint import load, resolve
 from fledgling.text.tokenizer import Tokenizer
 
@@ -23,8 +24,8 @@ def load_model(
 ) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
     """The model (in eval mode on `device`), the tokenizer and the state of what `resolve` finds at `path`.
 
-    dtype: None leaves the model's own. Raises UserError when the weights do not fit the model described in
-    the state.
+    dtype: None leaves the model's own. A quantized checkpoint's matrices stay packed. Raises UserError when the weights
+    do not fit the model described in the state.
     """
     checkpoint = load(resolve(path), groups=("model",))
     tokenizer = checkpoint.path / "tokenizer.json"
@@ -35,9 +36,12 @@ def load_model(
         config = ModelConfig.from_dict(checkpoint.state["model"])
         if config.depth > len(weights):
             raise ValueError(f"{config.depth} layers, {len(weights)} tensors")
+        if "quantized" in checkpoint.state:
+            model = unpack_model(config, weights, checkpoint.state["quantized"], device, dtype)
+            return model, Tokenizer.load(tokenizer), checkpoint.state
         model = Transformer(config)
         model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         reason = " ".join(str(problem).split())[:200]
         raise UserError(f"checkpoint {checkpoint.path}: model and weights do not fit: {reason}") from None
     return model.to(device=device, dtype=dtype).eval(), Tokenizer.load(tokenizer), checkpoint.state

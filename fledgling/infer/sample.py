@@ -55,6 +55,11 @@ class Sampling:
             if not holds:
                 raise UserError(f"{name} = {getattr(self, name)}: expected {wanted}")
 
+    @property
+    def kind(self) -> tuple[float, int, float, float, int]:
+        """What rows must have in common to be drawn together."""
+        return self.temperature, self.top_k, self.top_p, self.min_p, self.alternatives
+
 
 def adjust(logits: Tensor, sampling: Sampling, seen: Sequence[int]) -> None:
     """Apply bias and repetition penalty to one row of logits (V,), in place; `seen` are the row's tokens so far.

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fledgling.infer.engine import Engine, Finish, Prefix
+from fledgling.infer.batch import Decoder
+from fledgling.infer.engine import Engine, Finish
 from fledgling.infer.sample import Sampling
 from fledgling.infer.stream import AnswerStream, Piece, answer_parts
 from fledgling.text.conversation import render_prompt
@@ -21,6 +22,7 @@ from fledgling.text.conversation import render_prompt
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
 
+KEPT = 2  # contexts' worth of tokens: the conversation, and what was said before it was cleared
 ANSWER_SHARE = 4  # a quarter of the context is kept free for the answer, or max_tokens where that is less
 
 
@@ -47,7 +49,7 @@ class ChatSession:
         self.tokenizer = tokenizer or engine.tokenizer
         self.system = system
         self.turns: list[Turn] = []
-        self.prefix = Prefix()
+        self.decoder = Decoder(engine, 1, keep=KEPT * engine.context)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -92,7 +94,7 @@ class ChatSession:
 
     def _answer(self, turn: Turn, prompt: list[int], sampling: Sampling) -> Iterator[Piece | Finish]:
         stream = AnswerStream(self.tokenizer)
-        for event in self.engine.stream(prompt, sampling, prefix=self.prefix, index=len(self.turns) - 1):
+        for event in self.engine.stream(prompt, sampling, decoder=self.decoder, index=len(self.turns) - 1):
             if isinstance(event, Finish):
                 yield from stream.finish()
                 yield event

@@ -127,6 +127,10 @@ def outcomes(out: str | Path) -> list[Outcome]:
 
 def _shards(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The manifests of the training and the held-out text that the sweep's first source was made into."""
+    for path in sorted((out / "shared" / "data").glob("*/corpus.json")):
+        found = _json(path)
+        held_out = found.get("held_out", {})
+        return found.get("train", {}), {**held_out, "metadata": held_out}
     manifests = [_json(path) for path in sorted((out / "shared" / "data").glob("*/manifest.json"))]
     by_split = {manifest.get("metadata", {}).get("split"): manifest for manifest in reversed(manifests)}
     return by_split.get("train", {}), by_split.get("validation", {})

@@ -190,8 +190,7 @@ def prepare(recipe: Recipe, out: Path, say: Say) -> None:
     preparer = Preparer(recipe, out / "shared", say)
     tokenizer = preparer.tokenizer()
     for source in mixed.documents:
-        _, held_out = preparer.documents(source, tokenizer)
-        if not len(held_out):
+        if not preparer.documents(source, tokenizer).held_out:
             raise UserError(f"{source} is too small to hold text out, and a sweep needs some: give a larger source")
 
 

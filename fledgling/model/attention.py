@@ -3,7 +3,7 @@
 One idea: where queries and keys are normalized, |q k| / sqrt(D) <= sqrt(D) and the softmax needs no maximum: for short
 rows, `blockwise` is two matrix products around one fused exponential, which on CPU is 3x faster than the library's
 kernel (docs/benchmarks.md). Families that do not normalize take the same way with the maximum subtracted. Long rows
-and GPUs use the library's kernel; decoding attends to a cache.
+and GPUs use the library's kernel; decoding attends to the blocks of a cache (`paged`).
 
 B batch, T queries, S keys, H heads, G key/value heads, D head width.
 """
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fledgling.model.cache import KVCache
+from fledgling.model.cache import Reading
 from fledgling.model.config import ModelConfig
 from fledgling.model.feed_forward import project
 from fledgling.model.norm import RMSNorm
@@ -25,6 +25,7 @@ from fledgling.model.positions import Rotary, rotate
 BLOCK = 128  # queries a block: keys beyond a block's end are never multiplied
 LONGEST_PLAIN = 1024  # beyond it (T, T) scores, kept for backward, no longer stay in the processor's cache
 LONGEST_READ = 2048  # of rows that are only read: a block's scores are let go at once
+LOWEST = -1e30  # a maximum over keys none of which is seen: far below any score, and finite
 
 
 @dataclass(frozen=True)
@@ -107,21 +108,56 @@ def library(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
-def cached(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, bounded: bool = True) -> Tensor:
-    """Attention of new queries q (B, H, T, D) at positions (B, T) over a cache's k, v (B, G, S, D).
+def paged(q: Tensor, reading: Reading, layer: int, bounded: bool = True) -> Tensor:
+    """Attention of new queries q (B, H, T, D) over a cache's blocks, each read where it lies and only once.
 
-    One new token a row, on CPU, takes the way of `blockwise`: 2 to 4 times faster there than the library's kernel. Of a
-    part of a cache, the keys stand on the left: on the right, the library copies them slowly before it multiplies.
+    A block gives a partial result (sum of weighted values, sum of weights) for every query that sees it; a row's
+    partial results, each less its own maximum where scores are not bounded, add up to the softmax over all its keys
+    (Milakov and Gimelshein 2018, arXiv 1805.02867). A block that several rows share is read with all their queries at
+    once. Exact up to rounding: products round to q's dtype block by block, the sums over blocks are fp32.
     """
-    keys = torch.arange(k.shape[2], device=q.device)
-    seen = (keys <= positions[:, :, None])[:, None]  # (B, 1, T, S)
-    k, v = k.to(q.dtype), v.to(q.dtype)
-    if q.shape[2] == 1 and q.device.type == "cpu" and q.shape[1] == k.shape[1]:
-        products = q @ k.transpose(2, 3) if k.is_contiguous() else (k @ q.transpose(2, 3)).transpose(2, 3)
-        scores = products.float() * q.shape[3] ** -0.5  # (B, H, 1, S)
-        weights = exponentials(scores, seen, bounded)
-        return (weights.to(v.dtype) @ v) / weights.sum(-1, keepdim=True).to(v.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])
+    batch, heads, time, width = q.shape
+    keys, values, plan = reading.cache.keys[layer], reading.cache.values[layer], reading.plan
+    groups = keys.shape[1]
+    asked = q.reshape(batch, groups, -1, width)  # (B, G, H/G T, D): heads that share keys ask together
+    parts = [partial(asked[plan.asks], keys[plan.span], values[plan.span], plan.hidden, bounded)]
+    owners = [plan.owners]
+    for shared in plan.shared:
+        blocks, rows = shared.asks.shape
+        together = asked[shared.asks].transpose(1, 2).reshape(blocks, groups, -1, width)  # (M, G, K H/G T, D)
+        found = partial(together, keys[shared.blocks], values[shared.blocks], None, bounded)
+        apart = (part.view(blocks, groups, rows, -1, part.shape[-1]).transpose(1, 2) for part in found)
+        parts.append(tuple(part.reshape(blocks * rows, groups, -1, part.shape[-1]) for part in apart))
+        owners.append(shared.owners.flatten())
+    sums, totals, highest = (torch.cat(part) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
+    if not bounded:
+        owner = torch.cat(owners)
+        top = highest.new_full((batch + 1, *highest.shape[1:]), LOWEST)
+        top.scatter_reduce_(0, owner[:, None, None, None].expand_as(highest), highest, "amax")
+        factor = (highest - top[owner]).exp()
+        sums, totals = sums * factor, totals * factor
+    joined = torch.cat((sums, totals), dim=-1).flatten(1)  # (N, G H/G T (D + 1))
+    y = F.embedding_bag(plan.order, joined, plan.begins, mode="sum")  # (B, ...): each row's in their order
+    y = y.view(batch, heads, time, width + 1)
+    return (y[..., :width] / y[..., width:]).to(q.dtype)
+
+
+def partial(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, bounded: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What blocks k, v (N, G, S, D) say to queries q (N, G, R T, D), hidden (N, T, S) from some of them.
+
+    fp32: weighted values (N, G, R T, D), sums of weights and the scores' maximum (N, G, R T, 1), 0 where bounded.
+    """
+    scores = (q @ k.to(q.dtype).transpose(2, 3)).float() * q.shape[3] ** -0.5  # (N, G, R T, S)
+    if hidden is not None:
+        apart = scores.view(*scores.shape[:2], -1, *hidden.shape[1:])  # (N, G, R, T, S)
+        scores = apart.masked_fill(hidden[:, None, None], float("-inf")).view(scores.shape)
+    if bounded:
+        highest = torch.zeros_like(scores[..., :1])
+        weights = scores.exp()
+    else:
+        highest = scores.amax(-1, keepdim=True).clamp(min=LOWEST)
+        weights = (scores - highest).exp()
+    return (weights.to(q.dtype) @ v.to(q.dtype)).float(), weights.sum(-1, keepdim=True), highest
 
 
 class Attention(nn.Module):
@@ -153,8 +189,7 @@ class Attention(nn.Module):
         x: Tensor,  # (B, T, C)
         rotary: Rotary | None,
         documents: Tensor | None,  # (B, T), or the `row_mask` where rows are not plain
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
+        cache: Reading | None = None,
         tree: Tree | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -163,9 +198,10 @@ class Attention(nn.Module):
         k = project(x, self.k_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
         v = project(x, self.v_proj).view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
         q, k = self.qk_norm(rotate(q, rotary)), self.qk_norm(rotate(k, rotary))
-        kept = None if cache is None else cache.write(self.layer, positions, k, v)
-        if kept is not None and cache.live > time:  # else nothing came before: a prompt is read as a training row is
-            y = cached(q, *kept, positions, self.bounded)
+        if cache is not None:
+            cache.write(self.layer, k, v)
+        if cache is not None and not cache.fresh:  # where nothing came before a prompt is read as a training row is
+            y = paged(q, cache, self.layer, self.bounded)
         elif is_plain(x):
             repeats = self.heads // self.kv_heads
             if repeats > 1:

@@ -1,81 +1,306 @@
-"""The key/value cache of decoding: one tensor pair a layer, and a length for every row.
+"""The key/value cache of decoding: blocks of a fixed number of tokens, and a table of them for every row.
 
-One idea: rows have lengths of their own, so one batch mixes prompts of any length and a finished row can be
-handed to the next prompt. The model writes behind a row's length; only the caller moves the length on.
+One idea: a row owns no stretch of memory, only a list of blocks, so that rows of any length lie side by side without
+gaps, a block that is let go serves whoever comes next, and rows that begin alike share what they share. Blocks are
+never gathered to be read: a forward attends to each block where it lies, once, and adds up what belongs to a row
+(`attention.paged`); those in use are kept together at the front, so that they are one slice.
 
-B rows, S capacity in tokens, H key/value heads, D head width, L layers.
+What it is not: it does not know which tokens a block holds (infer/prefix.py does), nor who asks.
+
+B rows, T new tokens of a row, N blocks of S tokens, H key/value heads, D head width, L layers.
 """
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from fledgling.model.config import ModelConfig
 
+BLOCK = 64  # tokens: read as quickly as a row in one piece; blocks of 16 take half as long again (docs/benchmarks.md)
+GROWTH = 8  # storage grows by an eighth, layer by layer
+DENSE = 0.75  # of a slice of blocks must be wanted, else it is put in order, or its blocks are gathered
+NOBODY = 1 << 40  # where a block that no row reads begins: beyond every query
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """S tokens of keys and values in every layer; `index` is where they lie now, `holders` how many hold on to it."""
+
+    index: int
+    holders: int = 1
+
+
+@dataclass(eq=False)
+class Row:
+    """One sequence: its blocks in order, and how many tokens they hold. The model writes behind `length`; only the
+    caller moves it on."""
+
+    table: list[Block] = field(default_factory=list)
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Shared:
+    """M blocks that K more rows read, beside the first one: asks, owners (M, K) as in `Plan`."""
+
+    blocks: Tensor
+    asks: Tensor
+    owners: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What attention to blocks reads. Partial results stand in the order: span, then each of `shared`.
+
+    span: the blocks read, a slice or their indices (N,); asks (N,): whose queries each is read with; owners (N,): the
+    row that gets the result, B for nobody; hidden (N, T, S): keys that a query must not see; order (P,), begins (B,):
+    the partial results of each row one row after the other, and where each row's begin.
+    """
+
+    span: slice | Tensor
+    asks: Tensor
+    owners: Tensor
+    hidden: Tensor
+    shared: tuple[Shared, ...]
+    order: Tensor
+    begins: Tensor
+
+
+@dataclass
+class Reading:
+    """One forward of B rows: where its T new tokens of each stand and go, and what they attend to.
+
+    positions (B, T); blocks, offsets (B, T): where the new keys go; tables: of each row, the indices of its blocks that
+    hold anything. `fresh`: nothing came before.
+    """
+
+    cache: KVCache
+    positions: Tensor
+    blocks: Tensor
+    offsets: Tensor
+    tables: list[list[int]]
+    fresh: bool
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Made when a forward first asks for it."""
+        return _plan(self)
+
+    @cached_property
+    def padded_tables(self) -> Tensor:
+        """The tables as one (B, most blocks of a row), 0 behind a row's last: for who follows them token by token."""
+        most = max(map(len, self.tables))
+        return self.cache.tensor(np.array([[*table, *[0] * (most - len(table))] for table in self.tables]))
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values (B, H, T, D) of the new tokens."""
+        cache = self.cache
+        cache.keys[layer][self.blocks, :, self.offsets] = keys.transpose(1, 2).to(cache.dtype)
+        cache.values[layer][self.blocks, :, self.offsets] = values.transpose(1, 2).to(cache.dtype)
+
 
 class KVCache:
-    """Keys and values (L, B, H, S, D) of `rows` sequences, each with its own length in `lengths` (B,) int64."""
+    """Blocks of keys and values, L tensors (N, H, S, D) of each. Block 0 takes what is padded, and is never read."""
 
     def __init__(
         self,
         config: ModelConfig,
-        rows: int,
-        capacity: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        block: int = BLOCK,
     ) -> None:
-        shape = (config.depth, rows, config.kv_heads, capacity, config.head_width)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.live = 0  # tokens any row may look back on
+        self.block, self.dtype, self.device = block, dtype, torch.device(device)
+        empty = torch.zeros((1, config.kv_heads, block, config.head_width), dtype=dtype, device=device)
+        self.keys = [empty.clone() for _ in range(config.depth)]
+        self.values = [empty.clone() for _ in range(config.depth)]
+        self.held: dict[int, Block] = {}  # by index
+        self._free: list[int] = []  # a heap: the lowest is taken first
 
-    @property
-    def rows(self) -> int:
-        """B, the number of sequences held."""
-        return self.keys.shape[1]
+    # ---- who holds what --------------------------------------------------------------------------
 
     @property
     def capacity(self) -> int:
-        """S, the most tokens a row can hold."""
-        return self.keys.shape[3]
+        """Blocks that there is storage for."""
+        return self.keys[0].shape[0] - 1
 
-    def positions(self, count: int) -> Tensor:
-        """(B, count): where each row's next `count` tokens stand."""
-        return self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
+    @property
+    def in_use(self) -> int:
+        """Blocks held by anybody."""
+        return len(self.held)
 
-    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, H, T, D) at positions (B, T); return the live ones (B, H, live, D), or a few more.
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers."""
+        return 2 * len(self.keys) * self.keys[0][0].numel() * self.keys[0].element_size()
 
-        Where most of the capacity is live, all of it is returned: contiguous, it goes into a product uncopied, which is
-        worth more than the part that a mask must hide (docs/benchmarks.md).
+    def take(self) -> Block:
+        """A free block, held once; grows the storage where there is none."""
+        if not self._free:
+            self.ensure(1)
+        block = Block(heapq.heappop(self._free))
+        self.held[block.index] = block
+        return block
+
+    def release(self, block: Block) -> None:
+        """Let go of a block; it is free once nobody holds it."""
+        block.holders -= 1
+        if not block.holders:
+            del self.held[block.index]
+            heapq.heappush(self._free, block.index)
+
+    def copy(self, source: Block) -> Block:
+        """A block of one's own with the same content."""
+        block = self.take()
+        for pool in (*self.keys, *self.values):
+            pool[block.index] = pool[source.index]
+        return block
+
+    def fork(self, row: Row) -> Row:
+        """Another row that goes on from here: whole blocks are shared, the one that is being filled is copied."""
+        whole = row.length // self.block
+        for block in row.table[:whole]:
+            block.holders += 1
+        rest = [self.copy(row.table[whole])] if row.length % self.block else []
+        return Row([*row.table[:whole], *rest], row.length)
+
+    def drop(self, row: Row) -> None:
+        """Let go of all that a row holds."""
+        for block in row.table:
+            self.release(block)
+        row.table, row.length = [], 0
+
+    def reserve(self, row: Row, tokens: int) -> None:
+        """Let a row hold that many tokens."""
+        for _ in range(len(row.table), -(-tokens // self.block)):
+            row.table.append(self.take())
+
+    def ensure(self, count: int) -> None:
+        """Have storage for `count` more blocks."""
+        if len(self._free) < count:
+            self._resize(max(self.in_use + count, self.in_use + self.in_use // GROWTH, 4))
+
+    def trim(self) -> None:
+        """Give back storage of which less than half is in use."""
+        if 2 * self.in_use < self.capacity:
+            self._to_front(list(self.held.values()))
+            self._resize(self.in_use)
+
+    def _resize(self, blocks: int) -> None:
+        """Have storage for that many blocks; those beyond must be free."""
+        kept = min(blocks, self.capacity) + 1
+        for pools in (self.keys, self.values):
+            for layer, old in enumerate(pools):
+                pools[layer] = old.new_zeros((blocks + 1, *old.shape[1:]))
+                pools[layer][:kept] = old[:kept]
+        self._free = [index for index in range(1, blocks + 1) if index not in self.held]
+
+    def _to_front(self, wanted: Sequence[Block]) -> None:
+        """Let the wanted blocks, each once, lie at 1, 2, ...: those beyond change places with what is there."""
+        beyond = [block for block in wanted if block.index > len(wanted)]
+        here = {block.index for block in wanted}
+        holes = [index for index in range(1, len(wanted) + 1) if index not in here]
+        if not beyond:
+            return
+        sources = torch.tensor([block.index for block in beyond], device=self.device)
+        targets = torch.tensor(holes, device=self.device)
+        for pool in (*self.keys, *self.values):
+            moved = pool[sources]
+            pool[sources] = pool[targets]
+            pool[targets] = moved
+        for block, hole in zip(beyond, holes, strict=True):
+            other = self.held.pop(hole, None)
+            del self.held[block.index]
+            if other is not None:
+                other.index = block.index
+                self.held[other.index] = other
+            block.index = hole
+            self.held[hole] = block
+        self._free = [index for index in range(1, self.capacity + 1) if index not in self.held]
+
+    # ---- one forward -----------------------------------------------------------------------------
+
+    def reading(self, rows: Sequence[Row], counts: Sequence[int]) -> Reading:
+        """What a forward of `counts` (B,) new tokens of each row, padded on the right to the most, writes and reads.
+
+        The rows get the blocks that these tokens need. Padded tokens go to block 0, and nobody sees them.
         """
-        rows = torch.arange(self.rows, device=positions.device)[:, None]
-        self.keys[layer][rows, :, positions] = keys.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][rows, :, positions] = values.transpose(1, 2).to(self.values.dtype)
-        if 4 * self.live >= 3 * self.capacity:
-            return self.keys[layer], self.values[layer]
-        return self.keys[layer, :, :, : self.live], self.values[layer, :, :, : self.live]
+        needed = [-(-(row.length + count) // self.block) for row, count in zip(rows, counts, strict=True)]
+        self.ensure(sum(max(0, n - len(row.table)) for n, row in zip(needed, rows, strict=True)))
+        for row, count in zip(rows, counts, strict=True):
+            self.reserve(row, row.length + count)
+        fresh = all(row.length == 0 for row in rows)
+        if not fresh and max(counts) == 1:
+            self._tidy(rows)
+        lengths = np.array([row.length for row in rows])
+        positions = lengths[:, None] + np.arange(max(counts))  # (B, T)
+        tables = [[block.index for block in row.table[:n]] for row, n in zip(rows, needed, strict=True)]
+        blocks = np.zeros_like(positions)
+        for number, (table, count) in enumerate(zip(tables, counts, strict=True)):
+            blocks[number, :count] = np.array(table)[positions[number, :count] // self.block]
+        written = (self.tensor(positions), self.tensor(blocks), self.tensor(positions % self.block))
+        return Reading(self, *written, tables, fresh)
 
-    def reserve(self, count: int) -> None:
-        """Make the next `count` tokens of every row visible to attention; asserts that they fit."""
-        self.live = int(self.lengths.max()) + count
-        assert self.live <= self.capacity, f"cache of {self.capacity} tokens cannot hold {self.live}"
+    def tensor(self, values: np.ndarray) -> Tensor:
+        """An array on the cache's device."""
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
-    def advance(self, counts: Tensor | int) -> None:
-        """Move every row's length on by `counts` (B,) tokens, those of the last forward that are to stay."""
-        self.lengths += counts
+    def _tidy(self, rows: Sequence[Row]) -> None:
+        """Bring the rows' blocks together where they are scattered: moved once, they are read at every step."""
+        indices = [block.index for row in rows for block in row.table]
+        if len(set(indices)) < DENSE * (max(indices) + 1 - min(indices)):
+            self._to_front(list(dict.fromkeys(block for row in rows for block in row.table)))
 
-    def reset(self, row: int | Tensor) -> None:
-        """Forget a row (or the rows of an index tensor): what it held lies beyond its length and is never read."""
-        self.lengths[row] = 0
 
-    def select(self, rows: Tensor) -> KVCache:
-        """A cache that holds copies of the given rows, in that order."""
-        chosen = object.__new__(KVCache)
-        chosen.keys = self.keys[:, rows]
-        chosen.values = self.values[:, rows]
-        chosen.lengths = self.lengths[rows].clone()
-        chosen.live = self.live
-        return chosen
+def _plan(reading: Reading) -> Plan:
+    """Which blocks are read, with whose queries, and how their partial results belong to rows."""
+    cache, rows = reading.cache, len(reading.tables)
+    count = np.array([len(table) for table in reading.tables])
+    flat = np.fromiter(chain.from_iterable(reading.tables), np.int64)
+    owner = np.repeat(np.arange(rows), count)
+    begins = np.cumsum(count) - count
+    starts = (np.arange(len(flat)) - begins[owner]) * cache.block  # position of each block's first token in its row
+    distinct, first = np.unique(flat, return_index=True)
+    low, high = int(distinct[0]), int(distinct[-1]) + 1
+    if len(distinct) >= DENSE * (high - low):
+        span, size, place = slice(low, high), high - low, distinct - low
+    else:
+        span, size, place = cache.tensor(distinct), len(distinct), np.arange(len(distinct))
+    owners, at = np.full(size, rows), np.full(size, NOBODY)
+    owners[place], at[place] = owner[first], starts[first]
+    order = np.empty(len(flat), np.int64)
+    order[first] = place
+    shared = []
+    again = np.setdiff1d(np.arange(len(flat)), first, assume_unique=True)
+    for group in _alike(flat, again):
+        width = max(map(len, group))
+        theirs = np.full((len(group), width), rows)
+        for number, pairs in enumerate(group):
+            theirs[number, : len(pairs)] = owner[pairs]
+            order[pairs] = size + number * width + np.arange(len(pairs))
+        size += theirs.size
+        of = cache.tensor(np.array([flat[pairs[0]] for pairs in group]))
+        shared.append(Shared(of, cache.tensor(theirs % rows), cache.tensor(theirs)))
+    asks = cache.tensor(owners % rows)  # nobody's blocks are read with the first row's queries, for nothing
+    keys = cache.tensor(at)[:, None, None] + torch.arange(cache.block, device=cache.device)  # (N, 1, S)
+    hidden = keys > reading.positions[asks][:, :, None]  # (N, T, S)
+    return Plan(span, asks, cache.tensor(owners), hidden, tuple(shared), cache.tensor(order), cache.tensor(begins))
+
+
+def _alike(flat: np.ndarray, pairs: np.ndarray) -> list[list[np.ndarray]]:
+    """Pairs (places in `flat`) by the block they name, in groups of blocks named about equally often (within 2x)."""
+    if not len(pairs):
+        return []
+    pairs = pairs[np.argsort(flat[pairs], kind="stable")]
+    by_block = np.split(pairs, np.flatnonzero(np.diff(flat[pairs])) + 1)
+    groups: dict[int, list[np.ndarray]] = {}
+    for each in by_block:
+        groups.setdefault(len(each).bit_length(), []).append(each)
+    return list(groups.values())

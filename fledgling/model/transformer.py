@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fledgling.model.attention import Attention, Tree, is_plain, row_mask
-from fledgling.model.cache import KVCache
+from fledgling.model.cache import Reading
 from fledgling.model.config import ModelConfig
 from fledgling.model.feed_forward import make_feed_forward, project
 from fledgling.model.norm import RMSNorm, make_norm
@@ -38,12 +38,11 @@ class Block(nn.Module):
         x: Tensor,
         rotary: Rotary | None,
         documents: Tensor | None = None,
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
+        cache: Reading | None = None,
         tree: Tree | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.attention(self.attention_norm(x), rotary, documents, cache, positions, tree)
+        x = x + self.attention(self.attention_norm(x), rotary, documents, cache, tree)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -108,32 +107,29 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         documents: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Reading | None = None,
         tree: Tree | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
         tokens (B, T) int64; documents (B, T): attention stays where the number is the same; cache: keys and values of
-        the tokens before, extended by these at each row's own length (the caller then calls `cache.advance`); tree:
+        the tokens before, extended by these at each row's own length (the caller then moves the lengths on); tree:
         rows that fork (without a cache).
         Returns (B, T, C) in compute_dtype.
         """
         x = self.embedding_norm(self.embedding(tokens).to(self.compute_dtype))
-        positions = None
         if tree is not None:
             assert cache is None, "a row that forks is read at once"
             x, rotary = self.positions(x, tree.positions)
         elif cache is None:
             x, rotary = self.positions(x, slice(0, tokens.shape[1]))
         else:
-            cache.reserve(tokens.shape[1])
-            positions = cache.positions(tokens.shape[1])
-            x, rotary = self.positions(x, positions.clamp(max=self.config.context - 1))
+            x, rotary = self.positions(x, cache.positions.clamp(max=self.config.context - 1))
         if cache is None and not is_plain(x) and (documents is not None or tree is not None):
             documents, tree = row_mask(x, documents, tree), None
         training = torch.is_grad_enabled() and cache is None  # only then is a compiled block worth its compilation
         for block in self.blocks:
-            x = (block if training else block.forward)(x, rotary, documents, cache, positions, tree)
+            x = (block if training else block.forward)(x, rotary, documents, cache, tree)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -25,6 +25,25 @@ from fledgling.optim.layout import AHEAD, Bucket, Layout
 from fledgling.world import Pending, World
 
 
+def carry(sums: list[Tensor], chunk: Tensor, before: int) -> None:
+    """Add a chunk to the branches of a tree over `before` chunks: a binary counter, whose 1-bits are the branches.
+
+    With `before` the number of branches, at most one, it is a plain sum.
+    """
+    while before & 1:
+        chunk = sums.pop().add_(chunk)
+        before >>= 1
+    sums.append(chunk)
+
+
+def total(sums: list[Tensor]) -> Tensor:
+    """Add up what is left: the branches of the tree that have no neighbour. Empties the list."""
+    chunk = sums.pop()
+    while sums:
+        chunk = sums.pop().add_(chunk)
+    return chunk
+
+
 class Gradients:
     """Sums the gradients of one step. `begin`, a backward and `accumulate` for each micro-batch, then `finish`."""
 
@@ -58,7 +77,7 @@ class Gradients:
         gathered: deque[tuple[Bucket, Pending]] = deque()
         own: dict[str, Tensor] = {}
         for index, bucket in enumerate(self.layout.buckets):
-            chunk = self._total(index)
+            chunk = total(self.sums[index])
             if not bucket.replicated:
                 own |= self._owned(bucket, chunk)
                 continue
@@ -87,12 +106,8 @@ class Gradients:
 
     def _land(self) -> None:
         index, pending = self.flight.popleft()
-        chunk, sums = pending.wait(), self.sums[index]
-        carries = self.round if self.exact else (1 if sums else 0)
-        while carries & 1:
-            chunk = sums.pop().add_(chunk)
-            carries >>= 1
-        sums.append(chunk)
+        sums = self.sums[index]
+        carry(sums, pending.wait(), self.round if self.exact else len(sums))
 
     def _next_round(self) -> None:
         while self.flight:
@@ -100,14 +115,6 @@ class Gradients:
         self.ready.clear()
         self.round += 1
         self.launched = 0
-
-    def _total(self, index: int) -> Tensor:
-        """Add up what is left of a bucket: the branches of the tree that have no neighbour."""
-        sums = self.sums[index]
-        chunk = sums.pop()
-        while sums:
-            chunk = sums.pop().add_(chunk)
-        return chunk
 
     def _packed(self, bucket: Bucket) -> Tensor:
         """The bucket's gradients as one padded vector (ranks x chunk,); the gradients are freed."""

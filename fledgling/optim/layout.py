@@ -9,7 +9,8 @@ one, so nobody has to ask; and because it needs no tensor, the planner counts by
 
 A bucket is what travels in one collective: equal chunks, one a rank, padded where the units do not divide. At stage 0,
 or on one rank, everything is replicated. Stages (ZeRO, Rajbhandari et al. 2020, arXiv 1910.02054): 1 shards the
-optimizer's state, 2 the gradients too. Parameters stay whole on every rank.
+optimizer's state, 2 the gradients too; parameters stay whole on every rank. 3 shards these too, all large ones by rows;
+the state is where it is at 1 and 2.
 
 What it is not: it moves nothing (`gradients.py`, `optimizer.py`) and knows no torch.
 """
@@ -89,6 +90,14 @@ class Arrival:
     held: tuple[int, int]
 
 
+def gathered_with(name: str) -> str:
+    """The module whose parameters are gathered together with `name` at stage 3: its block, the embedding, or "": the
+    model itself, for the head (an embedding that is the head bears its name).
+    """
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "blocks" else "embedding" if parts[0] == "embedding" else ""
+
+
 def stack_size(shape: Shape) -> int:
     """How many matrices of a shape are orthogonalized at once."""
     return max(1, MUON_VALUES // prod(shape))
@@ -103,6 +112,11 @@ class Layout:
     size: int
     zero: int
     buckets: tuple[Bucket, ...]  # in the order in which a backward pass completes them: the last parameters first
+
+    @property
+    def shards_parameters(self) -> bool:
+        """Whether a rank holds only rows of the large parameters."""
+        return self.zero == 3 and self.size > 1
 
     def rows(self, bucket: Bucket, name: str, rank: int) -> range:
         """The rows (first dimension) of parameter `name` that `rank` owns."""
@@ -197,7 +211,7 @@ def lay_out(
     parameters: Mapping[str, Shape], size: int = 1, zero: int = 1, roles: Mapping[str, str] | None = None
 ) -> Layout:
     """Deal parameters to `size` ranks. roles: embedding, head, matrix or scalar by name; default: `role_of` each."""
-    assert size >= 1 and zero in (0, 1, 2), f"{size} ranks, zero {zero}"
+    assert size >= 1 and zero in (0, 1, 2, 3), f"{size} ranks, zero {zero}"
     roles = roles or {name: role_of(name, shape) for name, shape in parameters.items()}
     buckets: list[Bucket] = []
     filling: dict[Shape, list[str]] = defaultdict(list)  # matrices of a shape, until there is one for each rank

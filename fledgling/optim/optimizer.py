@@ -27,6 +27,7 @@ from fledgling.optim.gradients import Gradients
 from fledgling.optim.groups import rules
 from fledgling.optim.layout import ADAMW_VALUES, AHEAD, Bucket, lay_out, stack_size
 from fledgling.optim.rules import adamw_, muon_
+from fledgling.optim.sharded import RowGradients, Rows, shard
 from fledgling.world import Pending, World
 
 KINDS = {"muon": ("velocity",), "adamw": ("mean", "square")}  # of state, by rule
@@ -55,6 +56,8 @@ class Group:
 class Optimizer:
     """AdamW and Muon by role; the module tells the phases of a step.
 
+    With `zero = 3` it shards the model's parameters too (`sharded.py`), as they are when it is made.
+
     compiled: fuse AdamW with torch.compile (needs a C++ compiler on CPU); the result is the same up to rounding.
     dtype: of Muon's products; bf16 is enough for the update, fp32 keeps splits of a batch equal to fp32's precision.
     """
@@ -77,24 +80,43 @@ class Optimizer:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         self.layout = lay_out(shapes, world.size, 1 if table.zero is None else table.zero)
         self.exact = is_exact(table, world)
-        self.gradients = Gradients(self.parameters, self.layout, world, self.exact)
-        self.parts = {
-            name: _rows(self.parameters[name].detach(), rows)
+        self.held: Rows | None = None  # of parameters that are sharded
+        if self.layout.shards_parameters:
+            shard(model, self.layout, world, self.exact)
+            self.parameters = dict(model.named_parameters())
+            self.held = Rows(self.parameters, self.layout, world)
+            self.gradients = RowGradients(self.parameters, self.layout, world, self.exact, self.held)
+        else:
+            self.gradients = Gradients(self.parameters, self.layout, world, self.exact)
+        self.owned = {
+            name: rows
             for bucket in self.layout.buckets
             for name in bucket.names
             if (rows := self.layout.rows(bucket, name, world.rank))
-        }  # what this rank owns of each parameter: views of rows, or of all
+        }  # the rows of each parameter that this rank updates
+        self.parts = {
+            name: self.held.local[name]
+            if self.held and name in self.held.local
+            else _rows(self.parameters[name].detach(), rows)
+            for name, rows in self.owned.items()
+            if not (self.held and self.layout.roles[name] == "matrix")
+        }  # as views; a sharded matrix comes together when it is updated
         self.groups = self._groups()
         self.state: dict[str, Tensor] = {}  # "<name>.mean", "<name>.square", "<name>.velocity" of the parts
         self.stacks: dict[Group, Tensor] = {}  # the velocities of a group together; those in `state` are views of it
         for group in self.groups:
             kinds = KINDS[self.rules[group.role].name]
             if kinds == KINDS["muon"] and group.owned:
-                shape = self.parts[group.owned[0]].shape
+                shape = self.layout.parameters[group.owned[0]]
                 self.stacks[group] = torch.zeros(len(group.owned), *shape, device=world.device)
                 self.state |= {f"{name}.velocity": self.stacks[group][i] for i, name in enumerate(group.owned)}
             else:
                 self.state |= {f"{n}.{kind}": torch.zeros_like(self.parts[n]) for n in group.owned for kind in kinds}
+
+    @property
+    def in_step(self) -> bool:
+        """Whether every rank must make as many forward and backward passes as any other."""
+        return self.held is not None
 
     def _groups(self) -> list[Group]:
         """The groups in the order of their update: the same on every rank."""
@@ -104,9 +126,15 @@ class Optimizer:
             key = (role, self.layout.parameters[bucket.names[0]] if self.rules[role].name == "muon" else index)
             by_shape.setdefault(key, []).append(bucket)
         return [
-            Group(role, tuple(buckets), tuple(n for b in buckets for n in b.names if n in self.parts))
+            Group(role, tuple(buckets), tuple(n for b in buckets for n in b.names if n in self.owned))
             for (role, _), buckets in by_shape.items()
         ]
+
+    def standing_bytes(self) -> int:
+        """Bytes of the parameters and state that this rank holds between steps."""
+        held = self.held.local if self.held else {}
+        parameters = (held.get(name, parameter) for name, parameter in self.parameters.items())
+        return sum(tensor.nbytes for tensor in (*parameters, *self.state.values()))
 
     def schedule(self, multiplier: float) -> None:
         """Set the multiplier of every rate for the next step."""
@@ -121,15 +149,16 @@ class Optimizer:
         self.gradients.accumulate()
 
     @torch.no_grad()
-    def step(self, hold: bool = False) -> float:
+    def step(self, agreed: Callable[[], bool] = lambda: True) -> float:
         """Move every parameter once with the sum of the gradients, and drop them; return their norm.
 
         A gradient that is not finite, on any rank, moves nothing on any: the norm returned is then nan or inf, and
-        the caller decides. hold: move nothing in any case (all ranks say the same).
+        the caller decides. agreed: asked when the gradients have been exchanged, so that ranks with fewer micro-batches
+        may speak to the others again; False, which all ranks must say alike, moves nothing.
         """
         gradients = self.gradients.finish()
         norm = self._norm(gradients)
-        if math.isfinite(norm) and not hold:
+        if agreed() and math.isfinite(norm):
             self.count += 1
             self._move(gradients)
         return norm
@@ -164,13 +193,13 @@ class Optimizer:
         step = torch.tensor(float(self.count))
         flight: deque[tuple[Bucket, Pending]] = deque()
         for group in self.groups:
-            if group in self.stacks:
+            if self.rules[group.role].name == "muon":
                 self._move_stack(group, gradients)
             else:
                 for name in group.owned:
                     self._move_single(name, group.role, gradients.pop(name), step)
             for bucket in group.buckets:
-                if bucket.replicated:
+                if bucket.replicated or self.held:
                     continue
                 flight.append((bucket, self._send(bucket)))
                 if len(flight) == AHEAD:
@@ -187,21 +216,45 @@ class Optimizer:
 
     def _move_stack(self, group: Group, gradients: dict[str, Tensor]) -> None:
         """Muon on the group's matrices, so many at once as keep its temporaries small."""
-        table, velocity = self.table, self.stacks[group]
-        together = stack_size(tuple(velocity.shape[1:]))
-        for start in range(0, len(group.owned), together):
-            names = group.owned[start : start + together]
-            muon_(
-                [self.parts[name] for name in names],
-                torch.stack([gradients.pop(name) for name in names]),
-                velocity[start : start + together],
-                self._rate("matrix"),
-                table.momentum,
-                table.weight_decay,
-                table.newton_schulz_steps,
-                self.dtype,
-                paired=self.exact and torch.get_num_threads() > 1,
-            )
+        together = stack_size(self.layout.parameters[group.buckets[0].names[0]])
+        for start in range(0, len(group.buckets), together):
+            buckets = group.buckets[start : start + together]  # of each at most one matrix is this rank's
+            names = [name for bucket in buckets for name in bucket.names if name in self.owned]
+            if self.held:
+                self._gather_matrices(buckets, names)
+            if names:
+                self._orthogonal_step(names, gradients, self.stacks[group][start : start + together])
+            if self.held:
+                self._scatter_matrices(buckets)
+
+    def _orthogonal_step(self, names: list[str], gradients: dict[str, Tensor], velocity: Tensor) -> None:
+        table = self.table
+        muon_(
+            [self.parts[name] for name in names],
+            torch.stack([gradients.pop(name) for name in names]),
+            velocity,
+            self._rate("matrix"),
+            table.momentum,
+            table.weight_decay,
+            table.newton_schulz_steps,
+            self.dtype,
+            paired=self.exact and torch.get_num_threads() > 1,
+        )
+
+    def _gather_matrices(self, buckets: tuple[Bucket, ...], names: list[str]) -> None:
+        """Bring sharded matrices together, each on its owner, as its `parts`."""
+        arriving = [self.held.to_owner(bucket, self.held.local) for bucket in buckets]
+        matrices = [pending.wait() for pending in arriving]
+        self.parts |= zip(names, matrices, strict=False)  # of the last bucket this rank may own none
+
+    def _scatter_matrices(self, buckets: tuple[Bucket, ...]) -> None:
+        """Send updated matrices back to where their rows are held."""
+        sent = []
+        for bucket in buckets:
+            own = [self.parts.pop(name) for name in bucket.names if name in self.owned]
+            sent.append((bucket, self.held.from_owner(bucket, own[0] if own else None)))
+        for bucket, pending in sent:
+            self.held.put(bucket, pending)
 
     def _rate(self, role: str) -> Tensor:
         return torch.tensor(self.rules[role].rate * self.rate * self.multiplier)

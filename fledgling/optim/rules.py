@@ -52,9 +52,12 @@ def orthogonalize(
 ) -> Tensor:
     """An approximation of the polar factor U V^T of each matrix U S V^T, by Newton-Schulz iteration.
 
-    matrices (n, rows, columns). Computed in `dtype`. The singular values of the result lie near 1, not at it: about 0.7
-    to 1.2 after 5 steps (Jordan et al. 2024, "Muon"), which training does not notice. paired: compute a matrix that is
-    alone as a stack of two; on several threads the product of one takes another kernel, which rounds differently.
+    matrices (n, rows, columns). Computed in `dtype`. U and V stay; a singular value of at least .0015 of the matrix's
+    Frobenius norm comes out between .68 and 1.21 after 5 steps, an error of at most .32 in the spectral norm, which
+    training does not notice (Jordan et al. 2024, "Muon"); smaller ones grow by up to 485. In bf16 it holds from .005
+    on, within .01.
+    paired: compute a matrix that is alone as a stack of two; on several threads the product of one takes another
+    kernel, which rounds differently.
     """
     if paired and len(matrices) == 1:
         return orthogonalize(matrices.expand(2, -1, -1), steps, dtype)[:1]

@@ -9,6 +9,7 @@ gradients, p ranks and s servers,
     ring all-reduce               2 (p-1)/p n              2 (p-1)            2 (p-1)/p n
     reduce-scatter, all-gather    (p-1)/p n each           p-1 each           (p-1)/p n each
     binomial tree                 ceil(log2 p) n           2 ceil(log2 p)     2 ceil(log2 p) n
+    all-to-all                    (p-1)/p^2 n             p-1                (p-1)/p^2 n
     parameter server              (p+s-2)/s n              2 (p-1)            2 (p-1)/s n
 
 so the ring is bandwidth-optimal and the tree has the fewest rounds; a server sharded over all p ranks moves
@@ -204,12 +205,38 @@ def zero2(gradients: int, parameters: int, ranks: int, micro_batches: int = 1) -
     return total
 
 
-def topologies(size: int, ranks: int, micro_batches: int = 1) -> dict[str, Traffic]:
-    """Every topology for `size` bytes of gradients, and as many of parameters, by name; servers: 1, half, all ranks."""
+def exchange(size: int, ranks: int) -> Traffic:
+    """Each rank gives every other an equal share of its part of `size` bytes: all to all, (p-1)/p^2 n a rank."""
+    steps, piece = ranks - 1, chunk(chunk(size, ranks), ranks)
+    moved = (steps * piece,) * ranks
+    return Traffic(moved, moved, ranks * steps, steps, steps * piece)
+
+
+def zero3(tables: int, matrices: int, ranks: int, micro_batches: int = 1) -> Traffic:
+    """ZeRO-3, parameters sharded too: gathered when a micro-batch needs them, its gradients reduce-scattered.
+
+    Matrices are gathered twice, for forward and backward, and each one's gradient and rows come together on its owner
+    and go back once a step; tables, embedding and head, are gathered once. At most 1.5 times ZeRO-1's bytes a
+    micro-batch, and 3 / p of it a step (Rajbhandari et al. 2020, section 7, without the exchange).
+    """
+    total = exchange(matrices, ranks) + exchange(matrices, ranks) + exchange(matrices, ranks)
+    for _ in range(micro_batches):
+        total += all_gather(tables, ranks) + reduce_scatter(tables, ranks)
+        total += all_gather(matrices, ranks) + all_gather(matrices, ranks) + reduce_scatter(matrices, ranks)
+    return total
+
+
+def topologies(size: int, ranks: int, micro_batches: int = 1, matrices: int | None = None) -> dict[str, Traffic]:
+    """Every topology for `size` bytes of gradients, and as many of parameters, by name; servers: 1, half, all ranks.
+
+    matrices: bytes of these that are matrices of blocks (default: all), which ZeRO-3 gathers twice.
+    """
+    blocks = size if matrices is None else matrices
     found = {
         "ring all-reduce": ring_all_reduce(size, ranks),
         "ZeRO-1": zero1(size, size, ranks),
         "ZeRO-2": zero2(size, size, ranks, micro_batches),
+        "ZeRO-3": zero3(size - blocks, blocks, ranks, micro_batches),
         "tree all-reduce": tree_all_reduce(size, ranks),
     }
     for servers in sorted({1, max(1, ranks // 2), ranks}):
@@ -266,19 +293,28 @@ def slowest_bandwidth(traffic: Traffic, compute: float, latency: float) -> float
 
 
 def communication(
-    parameters: int, step_flops: float, device: Device, mfu: float, accumulation: int, ranks: int, name: str | None
+    parameters: int,
+    step_flops: float,
+    device: Device,
+    mfu: float,
+    accumulation: int,
+    ranks: int,
+    name: str | None,
+    matrices: int | None = None,
 ) -> dict[str, Any]:
     """The plan's section: what a training step says over the wire, by topology, and whether that holds it up.
 
     parameters: of the model, counted; step_flops: of one step over all ranks; mfu: utilization in (0, 1];
-    accumulation: micro-batches of a rank's step; name: of the link, else the device's usual one. Gradients and
-    parameters are float32. Raises UserError for an unknown link.
+    accumulation: micro-batches of a rank's step; name: of the link, else the device's usual one; matrices: how
+    many of the parameters are matrices of blocks. Gradients and parameters are float32. Raises UserError for an unknown
+    link.
     """
     wire, size = link(name or usual_link(device.name)), ITEM * parameters
+    blocks = None if matrices is None else ITEM * matrices
     alone = step_flops / (device.peak_flops * mfu)  # seconds of the whole step on one rank
     compute = alone / ranks
     found = {}
-    for topology, traffic in topologies(size, ranks, accumulation).items() if ranks > 1 else ():
+    for topology, traffic in topologies(size, ranks, accumulation, blocks).items() if ranks > 1 else ():
         seconds = traffic.seconds(wire)
         hidden = step_seconds(compute, seconds, overlap=True)
         found[topology] = {

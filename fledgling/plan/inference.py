@@ -4,9 +4,9 @@ The one idea: weights are read once for all conversations, every conversation ha
 
     cache = 2 x batch x tokens x layers x key/value width x bytes
 
-float32 4 N and bfloat16 2 N bytes. int8 has one fp32 scale a row of each matrix; int4 a bf16 scale and zero for each
-group of GROUP values. Quantized are the blocks' matrices and the head; the embedding, a look-up of few rows, and all
-vectors stay bf16: hence a little over 1 N and .5 N bytes.
+float32 4 N and bfloat16 2 N bytes. int8 and int4 have a bf16 scale for each group of GROUPS neighbouring values.
+Quantized are the blocks' matrices and the head; the embedding, a look-up of few rows, and all vectors stay bf16: hence
+a little over 1 N and .5 N bytes.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from fledgling.plan import flops
 from fledgling.plan.size import tensors
 
 FORMATS = ("float32", "bfloat16", "int8", "int4")
-GROUP = 32  # values that share a scale and a zero in int4
+BITS = {"int8": 8, "int4": 4}
+GROUPS = {"int8": 64, "int4": 32}  # values that share a scale
 CACHE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "int4": 2}  # activations stay bf16 beside quantized weights
 WORK = 0.1  # of a device's memory left for activations, logits and the allocator
 
 
-def weights(config: ModelConfig, form: str, group: int = GROUP) -> int:
-    """Return the bytes of all weights in one of FORMATS."""
+def weights(
+    config: ModelConfig, form: str, group: int | None = None, head: bool = True, embedding: bool = False
+) -> int:
+    """Return the bytes of all weights in one of FORMATS; head, embedding: whether these are quantized too."""
     total = 0
     for name, shape in tensors(config).items():
         values = shape[0] * (shape[1] if len(shape) == 2 else 1)
-        looked_up = name.startswith(("embedding.", "positions."))
+        whole = len(shape) == 1 or name.startswith("positions.")
+        whole |= (name.startswith("embedding.") and not embedding) or (name.startswith("head.") and not head)
         if form == "float32":
             total += 4 * values
-        elif form == "bfloat16" or len(shape) == 1 or looked_up:
+        elif form == "bfloat16" or whole:
             total += 2 * values
-        elif form == "int8":
-            total += values + 4 * shape[0]
         else:
-            total += -(-values // 2) + 4 * shape[0] * -(-shape[1] // group)
+            total += values * BITS[form] // 8 + 2 * shape[0] * (shape[1] // (group or GROUPS[form]))
     return total
 
 

@@ -3,6 +3,7 @@
 The one idea: memory is not a sum but a maximum. A step has a few moments that can be its peak, and each holds other
 things at once:
 
+    gather       zero = 3: the parameters that come together first
     head         all activations, and a chunk of logits with its gradients          (end of forward)
     backward     of some block: the activations before it, the gradients behind it, its own temporaries
     embedding    all gradients
@@ -22,7 +23,7 @@ from math import prod
 from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
 from fledgling.optim.layout import ADAMW_VALUES, Arrival, Layout, lay_out, stack_size
-from fledgling.plan import activations
+from fledgling.plan import activations, sharded
 from fledgling.plan.size import matrices, parameters, tensors
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -80,8 +81,13 @@ class Step:
 
     @property
     def shards_gradients(self) -> bool:
-        """Whether a rank keeps only its own part of the gradients (ZeRO-2)."""
-        return self.zero == 2 and self.ranks > 1
+        """Whether a rank keeps only its own part of the gradients (ZeRO-2 and 3)."""
+        return self.zero >= 2 and self.ranks > 1
+
+    @property
+    def shards_parameters(self) -> bool:
+        """Whether a rank keeps only its rows of the parameters, and gathers them when they are needed (ZeRO-3)."""
+        return self.zero == 3 and self.ranks > 1
 
 
 def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
@@ -92,9 +98,10 @@ def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
     whole = 4 * parameters(config)["total"]
     head = 4 * config.vocab_size * config.width
     before = _gradients_before(dealt, step, whole)
-    *arrivals, exchange = dealt.reduce_phase(step.in_tree or step.device == "cpu")
+    received, apart = step.in_tree or step.device == "cpu", step.shards_parameters
+    *arrivals, exchange = sharded.arrivals(dealt, received) if apart else dealt.reduce_phase(received)
     base = {
-        "parameters": whole,
+        "parameters": 4 * sharded.standing(dealt) if apart else whole,
         "optimizer": 4 * dealt.held(0).state,
         "buffers": _buffers(config, step),
         "snapshot": _snapshot(config, step),
@@ -120,6 +127,9 @@ def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
     }
     for name in ("backward", "embedding", "exchange"):
         found[name]["gradients"] += before
+    if apart:
+        found["head"]["communication"] = 4 * sharded.homes(dealt)[""].whole
+        found["gather"] = {"gradients": before, "communication": 4 * sharded.gather(dealt)}
     return {name: _summed(base | held) for name, held in found.items()}
 
 
@@ -210,7 +220,7 @@ def does_not_fit(config: ModelConfig, step: Step, memory: int) -> str:
     advice = [f"a micro-batch of {best}"] if best else [f"model.context={context}"] if context else []
     advice += [f"model.depth={depth} at this width"] if depth and not best else []
     advice = advice or ["a smaller model.depth and width"]
-    shards = "" if step.shards_gradients else ", more ranks with optimizer.zero=2"
+    shards = "" if step.shards_parameters else ", more ranks with optimizer.zero=3"
     return (
         f"{step.rows} rows of {step.context} tokens need {needed / 2**30:,.1f} GiB and there are "
         f"{memory / 2**30:,.1f} GiB: use {', or '.join(advice)}{shards}, or a larger device"
@@ -264,6 +274,8 @@ def _accumulates(step: Step) -> bool:
 def _gradients_before(dealt: Layout, step: Step, whole: int) -> int:
     """Bytes of gradients that the micro-batches before the last left: the tree's branches, or the sum so far."""
     shards = sum(4 * bucket.piece for bucket in dealt.buckets) if step.ranks > 1 else whole
+    if step.shards_parameters:
+        shards = 4 * sharded.standing(dealt)
     if step.in_tree:
         return shards * max(bin(done).count("1") for done in range(step.micro_batches))
     if step.micro_batches == 1:
@@ -283,6 +295,9 @@ def _logits(config: ModelConfig, step: Step) -> int:
 
 def _update(dealt: Layout, step: Step) -> dict[str, int]:
     """Gradients and temporaries at the optimizer's peak: group by group, in the optimizer's own order."""
+    if step.shards_parameters:
+        held = sharded.update(dealt, step.width / 4, step.compiled)
+        return dict(zip(("gradients", "temporaries", "communication"), (4 * values for values in held), strict=True))
     groups: dict[tuple, list] = {}
     for index, bucket in enumerate(dealt.buckets):
         role = dealt.roles[bucket.names[0]]

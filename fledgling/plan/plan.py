@@ -121,6 +121,7 @@ def plan(
             split["grad_accumulation"],
             ranks,
             link,
+            matrices(config),
         ),
         "stages": stages,
     }

@@ -28,12 +28,16 @@ class Answer:
 
     parts: list[Piece] = field(default_factory=list)
     drawn: list[Drawn] = field(default_factory=list)
+    echoed: list[Drawn] = field(default_factory=list)  # the prompt's tokens, where they are scored
     reason: str | None = None
 
     def take(self, event: Event) -> None:
         """Append what is new, or note why it ended."""
         if isinstance(event, Done):
             self.reason = event.reason
+            return
+        if event.echo:
+            self.echoed += event.drawn
             return
         self.drawn += event.drawn
         for piece in event.pieces:

@@ -22,13 +22,13 @@ def ask(service: Service, body: CompletionRequest) -> Asked:
         raise BadRequest(f"{len(prompts)} prompts times n = {n} is more than {MOST_CHOICES} choices", "n")
     if body.best_of not in (None, n):
         raise BadRequest(f"best_of is {body.best_of}; only n itself ({n}) is possible", "best_of")
-    if body.echo and body.logprobs is not None:
-        raise BadRequest("echo with logprobs is not possible: the prompt's tokens are not scored", "echo")
+    score = bool(body.echo) and body.logprobs is not None
+    most = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     jobs, prefixes = [], []
     for prompt in prompts:
         ids = [service.tokenizer.bos, *_ids(service, prompt)]
-        sampling = service.sampling(body, ids, body.max_tokens or DEFAULT_TOKENS, body.logprobs or 0)
-        jobs.append(Job(tuple(ids), sampling, n, body.stops(), tools=False))
+        sampling = service.sampling(body, ids, max(1, most), body.logprobs or 0)
+        jobs.append(Job(tuple(ids), sampling, n, body.stops(), tools=False, score=score, draws=most > 0))
         prefixes += [service.tokenizer.decode(ids[1:]) if body.echo else ""] * n
     options = body.stream_options
     return Asked(
@@ -65,7 +65,8 @@ def whole(service: Service, asked: Asked) -> dict[str, Any]:
     """The body of an answer that was not streamed."""
     choices = []
     for number, (answer, prefix) in enumerate(zip(asked.answers, asked.prefixes, strict=True)):
-        logprobs = text_logprobs(service.tokenizer, answer.drawn, len(prefix)) if asked.logprobs else None
+        tokens, begin = [*answer.echoed, *answer.drawn], 0 if answer.echoed else len(prefix)
+        logprobs = text_logprobs(service.tokenizer, tokens, begin) if asked.logprobs else None
         choices.append(_choice(number, prefix + answer.content, REASONS[answer.reason or "stop"], logprobs))
     return {
         **_envelope(service, asked),
@@ -82,9 +83,9 @@ class Chunks:
         self.said = [len(prefix) for prefix in asked.prefixes]  # characters, for the offsets of log-probabilities
 
     def first(self) -> Iterator[dict[str, Any]]:
-        """The echo."""
+        """The echo, unless it comes with log-probabilities: these must be read first."""
         for number, prefix in enumerate(self.asked.prefixes):
-            if prefix:
+            if prefix and not self.asked.logprobs:
                 yield self._chunk(_choice(number, prefix, None, None))
 
     def of(self, choice: int, event: Event) -> Iterator[dict[str, Any]]:
@@ -94,6 +95,10 @@ class Chunks:
             if event.reason == "error":
                 yield {"error": {"message": "the engine failed", "type": "server_error", "param": None, "code": None}}
             yield self._chunk(_choice(choice, "", REASONS[event.reason], None))
+            return
+        if event.echo:
+            prefix = self.asked.prefixes[choice]
+            yield self._chunk(_choice(choice, prefix, None, text_logprobs(self.service.tokenizer, event.drawn, 0)))
             return
         text, logprobs = prose(event.pieces), None
         if self.asked.logprobs:

@@ -16,6 +16,13 @@ COUNTERS = {
     "steps": "Decoding steps of the whole batch.",
     "busy_seconds": "Seconds in which the engine worked.",
 }
+FIGURES = {
+    "shared_tokens": "Tokens of prompts that were known already: by another row, or from an earlier request.",
+    "read_tokens": "Tokens of prompts that were computed.",
+    "chunks": "Chunks of prompts that were read.",
+    "drafted": "Tokens guessed ahead.",
+    "accepted": "Guessed tokens that held.",
+}
 
 
 class _Collector:
@@ -30,7 +37,16 @@ class _Collector:
             family = CounterMetricFamily(f"fledgling_{name}", text)
             family.add_metric([], getattr(self.worker.counters, name))
             yield family
+        figures, cache = self.worker.figures, self.worker.cache
+        for name, text in FIGURES.items():
+            family = CounterMetricFamily(f"fledgling_{name}", text)
+            family.add_metric([], getattr(figures, name))
+            yield family
         yield GaugeMetricFamily("fledgling_load", "Requests waiting or under way.", self.worker.load)
+        rate, held = figures.hit_rate, cache.in_use * cache.block_bytes
+        yield GaugeMetricFamily("fledgling_prefix_hit_rate", "Share of prompts' tokens that were known already.", rate)
+        yield GaugeMetricFamily("fledgling_lookahead_acceptance", "Share of guesses that held.", figures.acceptance)
+        yield GaugeMetricFamily("fledgling_cache_bytes", "Keys and values held, of rows and of prefixes.", held)
 
 
 def exposition(worker: Worker) -> bytes:

@@ -130,7 +130,7 @@ class ChatRequest(Common):
 
 
 class CompletionRequest(Common):
-    """Body of POST /v1/completions."""
+    """Body of POST /v1/completions; with echo, logprobs and max_tokens = 0 it only says how likely a text is."""
 
     prompt: (
         StrictStr
@@ -138,7 +138,7 @@ class CompletionRequest(Common):
         | Annotated[list[StrictInt], Field(min_length=1)]
         | Annotated[list[Annotated[list[StrictInt], Field(min_length=1)]], Field(min_length=1, max_length=MOST_CHOICES)]
     )
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: StrictBool | None = None
     best_of: Annotated[StrictInt, Field(ge=1, le=MOST_CHOICES)] | None = None

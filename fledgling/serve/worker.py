@@ -14,10 +14,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fledgling.infer.batch import Decoder, Ticket
+from fledgling.infer.batch import Decoder, Figures
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
 from fledgling.infer.stream import AnswerStream, Piece, StopText
+from fledgling.infer.ticket import Ticket
+from fledgling.model.cache import KVCache
+
+GPU_CHUNK = 2048
+CHUNK = 256  # tokens of prompts between two steps: on two cores about a tenth of a second for a model of 110M weights
 
 
 class Full(Exception):
@@ -40,11 +45,15 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Delta:
-    """What choice `choice` has said since its last delta: text by kind, and the tokens behind it."""
+    """What choice `choice` has said since its last delta: text by kind, and the tokens behind it.
+
+    echo: these are the prompt's tokens but the first, scored; they come before anything that is said.
+    """
 
     choice: int
     pieces: tuple[Piece, ...]
     drawn: tuple[Drawn, ...]
+    echo: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,13 +69,18 @@ Event = Delta | Done
 
 @dataclass(frozen=True)
 class Job:
-    """What to answer: a prompt, `n` times, with one sampling; `stops` are strings that end an answer."""
+    """What to answer: a prompt, `n` times, with one sampling; `stops` are strings that end an answer.
+
+    score: tell how likely the prompt's own tokens are. draws: False where that is all.
+    """
 
     prompt: tuple[int, ...]
     sampling: Sampling
     n: int = 1
     stops: tuple[str, ...] = ()
     tools: bool = True
+    score: bool = False
+    draws: bool = True
 
 
 class _Choice:
@@ -82,6 +96,9 @@ class _Choice:
     def news(self) -> tuple[list[Event], bool]:
         """What is new since the last call, and whether the answer has ended."""
         ticket = self.ticket
+        events: list[Event] = []
+        if self.job.score and not self.told and (ticket.tokens or ticket.finish):
+            events.append(Delta(self.number, (), _scored(ticket), echo=True))
         fresh = range(self.told, len(ticket.tokens))
         self.told = len(ticket.tokens)
         drawn = tuple(
@@ -97,7 +114,7 @@ class _Choice:
         if ticket.finish:
             pieces += self.stream.finish()
         shown = self._until_stop(pieces, bool(ticket.finish))
-        events: list[Event] = [Delta(self.number, tuple(shown), drawn)] if shown or drawn else []
+        events += [Delta(self.number, tuple(shown), drawn)] if shown or drawn else []
         reason = "stop" if self.watch.stopped else ticket.finish
         return [*events, Done(self.number, reason)] if reason else events, bool(reason)
 
@@ -117,6 +134,13 @@ class _Choice:
         if last and not self.watch.stopped and (waiting := self.watch.finish()):
             shown.append(Piece("text", waiting))
         return shown
+
+
+def _scored(ticket: Ticket) -> tuple[Drawn, ...]:
+    """The tokens of a ticket's prompt, but the first, with what they were found likely."""
+    others = ticket.prompt_alternatives or [[]] * len(ticket.prompt_logprobs)
+    scored = zip(ticket.prompt[1:], ticket.prompt_logprobs, others, strict=True)
+    return tuple(Drawn(token, logprob, False, tuple(likely)) for token, logprob, likely in scored)
 
 
 @dataclass
@@ -148,14 +172,29 @@ class Counters:
 class Worker:
     """Answers jobs on a thread of its own, at most `rows` answers at a time, at most `queue` jobs waiting or under way.
 
-    `emit` of a job is called on that thread, in order, and must not block.
+    chunk, keep, lookahead: as `Decoder` has them; keep None: as many tokens as the rows can need at most, so that what
+    is kept of earlier requests never takes more memory than a full house. `emit` of a job is called on the worker's
+    thread, in order, and must not block.
     """
 
-    def __init__(self, engine: Engine, rows: int = 32, queue: int = 64) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        rows: int = 32,
+        queue: int = 64,
+        chunk: int = CHUNK,
+        keep: int | None = None,
+        lookahead: int = 0,
+    ) -> None:
         self.engine, self.rows, self.queue = engine, rows, queue
+        self._settings = {
+            "chunk": chunk,
+            "keep": rows * engine.context if keep is None else keep,
+            "lookahead": lookahead,
+        }
         self.counters = Counters()
         self.failure: str | None = None
-        self._decoder = Decoder(engine, rows)
+        self._decoder = Decoder(engine, rows, **self._settings)
         self._wake = threading.Condition()
         self._inbox: list[Handle] = []
         self._open: list[Handle] = []
@@ -167,6 +206,16 @@ class Worker:
     def load(self) -> int:
         """Jobs waiting or under way."""
         return len(self._inbox) + len(self._open)
+
+    @property
+    def figures(self) -> Figures:
+        """What the engine shared, read and guessed since it started, or since it last failed."""
+        return self._decoder.figures
+
+    @property
+    def cache(self) -> KVCache:
+        """The engine's blocks of keys and values."""
+        return self._decoder.cache
 
     def submit(self, job: Job, emit: Callable[[Event], None]) -> Handle:
         """Queue a job; raises Full when too many wait."""
@@ -209,7 +258,8 @@ class Worker:
         for handle in arrived:
             for number in range(handle.job.n):
                 choice = _Choice(number, handle.job, self.engine)
-                choice.ticket = self._decoder.add(handle.job.prompt, handle.job.sampling, number, handle.job.tools)
+                job = handle.job
+                choice.ticket = self._decoder.add(job.prompt, job.sampling, number, job.tools, job.score, job.draws)
                 handle.choices.append(choice)
         for handle in self._open:
             if handle.cancelled:
@@ -224,7 +274,8 @@ class Worker:
             for choice in list(handle.choices):
                 events, ended = choice.news()
                 for event in events:
-                    self.counters.answer_tokens += len(event.drawn) if isinstance(event, Delta) else 0
+                    if isinstance(event, Delta) and not event.echo:
+                        self.counters.answer_tokens += len(event.drawn)
                     handle.emit(event)
                 if ended:
                     self._decoder.cancel(choice.ticket)
@@ -239,4 +290,4 @@ class Worker:
                 handle.emit(Done(choice.number, "error"))
         with self._wake:
             self._open = []
-        self._decoder = Decoder(self.engine, self.rows)
+        self._decoder = Decoder(self.engine, self.rows, **self._settings)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
 
 from fledgling.config import UserError
-from fledgling.data.batch import Batch
+from fledgling.data.batch import IGNORE, Batch
 from fledgling.evals.measurement import Measurement
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.sharded import whole
 from fledgling.record import Recorder
 from fledgling.train.health import Health, Rollback
 from fledgling.train.peak import watch
@@ -62,25 +63,45 @@ def update(
     between, so that it is the same in any order. One that is not finite, or a gradient, moves nothing.
     """
     targets = world.gather([batch.target_count for batch in batches])  # of each micro-batch of each rank
-    count = max(1, sum(map(sum, targets)))
-    optimizer.begin(rounds=max(map(len, targets)))
+    count, rounds = max(1, sum(map(sum, targets))), max(map(len, targets))
+    optimizer.begin(rounds)
+    if optimizer.in_step:
+        batches = [*batches, *idle(batches, targets, world)]
     losses = []
     for batch in batches:
         loss = stage.loss(model, batch.to(world.device)) / count
         loss.backward()
         optimizer.accumulate()
         losses.append(float(loss.detach()))
-    losses = list(chain(*world.gather(losses)))
-    loss = math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan
-    return loss, optimizer.step(hold=not math.isfinite(loss))
+    everybody: list[float] = []
+
+    def finite() -> bool:
+        everybody.extend(chain(*world.gather(losses)))
+        return all(map(math.isfinite, everybody))
+
+    norm = optimizer.step(finite)
+    return math.fsum(everybody) if all(map(math.isfinite, everybody)) else math.nan, norm
+
+
+def idle(batches: list[Batch], targets: list[list[int]], world: World) -> list[Batch]:
+    """Micro-batches without targets, so that a rank makes as many passes as the one with most of them.
+
+    They are copies of another's, because only their fields fit the stage's loss.
+    """
+    rounds = max(map(len, targets))
+    if all(len(one) == rounds for one in targets):
+        return []
+    lent = next(chain(*world.gather(batches[:1])))
+    blank = replace(lent, targets=torch.full_like(lent.targets, IGNORE))
+    return [blank] * (rounds - len(batches))
 
 
 def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, start: int = 0) -> None:
     """Run a stage from step `start` to its end; raises Stopped when asked to stop, after saving."""
     recorder, world, health = around.recorder, around.world, around.health
     shown, step = None, start
-    if start == 0 and world.is_main:
-        evaluate(stage.evals, recorder, 0, last=False)
+    if start == 0:
+        evaluate(stage.evals, model, around, 0, last=False)
     if start == 0 and around.rollback.most:
         around.save(0)
     while step < stage.steps:
@@ -125,8 +146,7 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
         )
         recorder.progress(finished, loss=shown, **speed, **{name: extra[name] for name in SHOWN if name in extra})
         last = finished == stage.steps
-        if world.is_main:
-            evaluate(stage.evals, recorder, finished, last)
+        evaluate(stage.evals, model, around, finished, last)
         stopping = bool(world.sum(float(around.stop())))
         due = bool(stage.save_every) and finished % stage.save_every == 0
         if last or stopping or (due and not (health.bad and around.rollback.most)):  # go back to before the bad steps
@@ -136,12 +156,13 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
         step = finished
 
 
-def evaluate(evals: tuple[Eval, ...], recorder: Recorder, step: int, last: bool) -> None:
-    """Measure what is due after `step` steps and record it."""
-    for one in evals:
-        if not (step == 0 or last or (one.every and step % one.every == 0)):
-            continue
-        with torch.no_grad():
+def evaluate(evals: tuple[Eval, ...], model: Transformer, around: Around, step: int, last: bool) -> None:
+    """Measure what is due after `step` steps, on all ranks together, which make the model whole, and record it."""
+    due = [one for one in evals if step == 0 or last or (one.every and step % one.every == 0)]
+    if not due:
+        return
+    with whole(model), torch.no_grad():
+        for one in due:
             measured: list[Measurement] = one.measure(step, last)
-        for m in measured:
-            recorder.evaluation(step, m.name, m.value, m.low, m.high, m.n, m.baseline)
+            for m in measured:
+                around.recorder.evaluation(step, m.name, m.value, m.low, m.high, m.n, m.baseline)

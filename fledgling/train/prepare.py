@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -18,13 +19,15 @@ from pathlib import Path
 from fledgling.config import USUAL, Recipe, UserError
 from fledgling.data.corpus import harvest
 from fledgling.data.document import Document
+from fledgling.data.pool import Corpus, Done, cores, sample, tokenize
 from fledgling.data.public import SETS
-from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
-from fledgling.data.sources import Skipped
+from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, tokenize_documents
+from fledgling.data.sources import Skipped, source_files, text_size
 from fledgling.data.sources import documents as read_documents
 from fledgling.data.split import split
 from fledgling.files import data_root, stamps
 from fledgling.record import write_json
+from fledgling.record.progress import Display
 from fledgling.tasks import NAMES, is_read, mixture_example
 from fledgling.tasks import source as read_source
 from fledgling.tasks.task import Source
@@ -33,7 +36,7 @@ from fledgling.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
 GROUP = 2000  # conversations rendered at a time, on all cores
-SMALL = 300_000_000  # bytes of files up to which a set is written whole, whoever needs how much of it
+SMALL = 300_000_000  # bytes up to which a set of conversations is written whole, and documents are held in memory
 TOLERATED = 100  # one row in so many of a public set may be no conversation
 TASK_TEXTS = 4000  # conversations shown to the tokenizer, so that their words are its words
 
@@ -65,9 +68,14 @@ def _digest(*values: object) -> str:
 class Preparer:
     """Prepares tokenizer and shards of one recipe under RUN, and remembers the texts it had to read for that."""
 
-    def __init__(self, recipe: Recipe, run_dir: Path, say: Say = lambda text: None) -> None:
-        self.recipe, self.run_dir, self.say = recipe, run_dir, say
+    def __init__(
+        self, recipe: Recipe, run_dir: Path, say: Say = lambda text: None, workers: int = 0, shown: bool = False
+    ) -> None:
+        """say: told what begins and what was left out. workers: processes that tokenize a large corpus, 0 for one a
+        core; shown: with a line on stderr that moves."""
+        self.recipe, self.run_dir, self.say, self.workers, self.shown = recipe, run_dir, say, workers, shown
         self._texts: dict[str, tuple[list[Document], list[Document]]] = {}
+        self.opened: list[str] = []  # digests of the corpora and shards that were handed out
 
     def texts(self, source: str) -> tuple[list[Document], list[Document]]:
         """(training, validation) documents of a source; validation is chosen by content alone."""
@@ -105,22 +113,27 @@ class Preparer:
         """Conversations by name, read from files under the recipe's data root."""
         return read_source(name, self.recipe.run.data_dir)
 
+    @property
+    def tokenizer_file(self) -> Path:
+        """Where the run's tokenizer stands, or will."""
+        return self.run_dir / "tokenizer" / "tokenizer.json"
+
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer: loaded when it stands in RUN/tokenizer, else trained there."""
-        table, path = self.recipe.tokenizer, self.run_dir / "tokenizer" / "tokenizer.json"
+        table, path = self.recipe.tokenizer, self.tokenizer_file
         if path.exists():
             return Tokenizer.load(path)
+        read: dict[str, int] = {}  # bytes of each source
         self.say(f"training a tokenizer of {table.vocab_size:,} entries")
         tokenizer = Tokenizer.train(
-            self._tokenizer_texts(), table.vocab_size, digits=table.digits, letters=table.letters
+            self._tokenizer_texts(read), table.vocab_size, digits=table.digits, letters=table.letters
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
-        sizes = {source: sum(d.size for d in self.texts(source)[0]) for source in table.sources}
         facts = {
             **asdict(table),
             **(tokenizer.training or {}),
-            "bytes": sizes,
+            "bytes": read,
             "fingerprint": tokenizer.fingerprint(),
         }
         write_json(path.parent / "training.json", facts)
@@ -129,13 +142,16 @@ class Preparer:
         )
         return tokenizer
 
-    def _tokenizer_texts(self) -> Iterator[str]:
+    def _tokenizer_texts(self, read: dict[str, int]) -> Iterator[str]:
+        """What the tokenizer learns from; counts in `read` the bytes of each source."""
         left = self.recipe.tokenizer.characters
         for source in self.recipe.tokenizer.sources:
-            for document in self.texts(source)[0]:
+            read[source] = 0
+            for document in sample(self._path(source), left) if self.is_large(source) else self.texts(source)[0]:
                 if left <= 0:
                     return
                 left -= len(document.text)
+                read[source] += document.size
                 yield document.text
         tasks = parts(self.recipe.sft.mixture).tasks if self.recipe.sft.mixture else {}
         if tasks:
@@ -143,27 +159,66 @@ class Preparer:
                 example = mixture_example(tasks, index, self.recipe.seed)
                 yield from (text for message in example["messages"] for text in _texts_of(message["content"]))
 
-    def documents(self, source: str, tokenizer: Tokenizer) -> tuple[TokenShard, TokenShard]:
-        """(training, validation) token shards of a document source."""
-        shards = []
-        for index, name in enumerate(("train", "validation")):
-            key = _digest(source, tokenizer.fingerprint())
-            directory = self.run_dir / "data" / f"{Path(source).stem}-{name}-{key}"
-            if not (directory / "manifest.json").exists():
-                self.say(f"tokenizing {source} ({name})")
-                chosen = self.texts(source)[index]
-                meta = {
-                    "source": source,
-                    "split": name,
-                    "bytes": sum(d.size for d in chosen),
-                    "documents": len(chosen),
-                }
-                with ShardWriter(
-                    directory, tokenizer.vocab_size, tokenizer=tokenizer.fingerprint(), metadata=meta
-                ) as writer:
-                    tokenize_documents((d.text for d in chosen), tokenizer, writer)
-            shards.append(TokenShard.open(directory, tokenizer.fingerprint()))
-        return shards[0], shards[1]
+    def is_large(self, source: str) -> bool:
+        """Whether a source is tokenized file by file (`data.pool`) instead of being held in memory."""
+        return source != "embedded" and sum(map(text_size, source_files(self._path(source)))) > SMALL
+
+    def documents(self, source: str, tokenizer: Tokenizer) -> Corpus:
+        """Token shards of a document source: training and held-out documents."""
+        fingerprint = tokenizer.fingerprint()
+        key = _digest(source, fingerprint)
+        folder = self.run_dir / "data" / f"{Path(source).stem}-{key}"
+        if found := Corpus.open(folder, fingerprint):
+            return self._opened(found)
+        directories = [self.run_dir / "data" / f"{Path(source).stem}-{name}-{key}" for name in ("train", "validation")]
+        if all((directory / MANIFEST).exists() for directory in directories) or not self.is_large(source):
+            for directory, name, index in zip(directories, ("train", "validation"), (0, 1), strict=True):
+                if not (directory / MANIFEST).exists():
+                    self._tokenize(source, name, self.texts(source)[index], directory, tokenizer)
+            train, held_out = (TokenShard.open(directory, fingerprint) for directory in directories)
+            return self._opened(Corpus((train,), (held_out,) if len(held_out) else ()))
+        self._pooled(source, folder)
+        found = Corpus.open(folder, fingerprint)
+        assert found is not None, "listed by the pool"
+        return self._opened(found)
+
+    def _opened(self, corpus: Corpus) -> Corpus:
+        self.opened.append(_digest([shard.manifest["files"] for shard in (*corpus.train, *corpus.held_out)]))
+        return corpus
+
+    def _tokenize(self, source: str, split: str, chosen: list[Document], directory: Path, tokenizer: Tokenizer) -> None:
+        self.say(f"tokenizing {source} ({split})")
+        size = sum(document.size for document in chosen)
+        meta = {"source": source, "split": split, "bytes": size, "documents": len(chosen)}
+        with ShardWriter(directory, tokenizer.vocab_size, tokenizer=tokenizer.fingerprint(), metadata=meta) as writer:
+            tokenize_documents((document.text for document in chosen), tokenizer, writer)
+
+    def _pooled(self, source: str, folder: Path) -> None:
+        path, began = self._path(source), time.perf_counter()
+        workers = self.workers or cores()
+        self.say(f"tokenizing {source} into {folder} with {workers} process{'es' * (workers > 1)}")
+        last = Done()
+        display = Display("tokenize") if self.shown else None
+
+        def told(done: Done, ready: int, whole: int) -> None:
+            nonlocal last
+            last, seconds = done, max(1e-3, time.perf_counter() - began)
+            if display:
+                speed = {"documents/s": round(done.documents / seconds), "MB/s": done.bytes / 1e6 / seconds}
+                display.show(ready // 1_000_000, whole // 1_000_000, speed, seconds)
+
+        try:
+            tokenize(path, folder, self.tokenizer_file, workers, progress=told)
+        finally:
+            if display:
+                display.close()
+        seconds = time.perf_counter() - began
+        if last.skipped.total:
+            self.say(str(last.skipped))
+        self.say(
+            f"{source}: {last.documents:,} documents, {last.bytes / 1e6:,.0f} MB of text, {last.tokens:,} tokens in "
+            f"{seconds:,.0f} s ({last.documents / seconds:,.0f} documents/s, {last.bytes / 1e6 / seconds:,.1f} MB/s)"
+        )
 
     def conversations(self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer) -> TokenShard:
         """A shard of at least `tokens` tokens of generated conversations."""
@@ -213,7 +268,9 @@ class Preparer:
                 while (tokens is None or writer.tokens < tokens) and (group := list(islice(remaining, GROUP))):
                     for rendered in render_all(tokenizer, group):
                         writer.add(rendered.tokens, rendered.mask)
-        return TokenShard.open(directory, tokenizer.fingerprint())
+        shard = TokenShard.open(directory, tokenizer.fingerprint())
+        self._opened(Corpus((shard,), ()))
+        return shard
 
 
 def _examples(tasks: dict[str, float], seed: int) -> Iterator[dict]:

@@ -15,15 +15,19 @@ from pathlib import Path
 import torch
 
 from fledgling.config import STAGES, Recipe, UserError
+from fledgling.files import data_root
 from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.sharded import fill
+from fledgling.packed.model import refuse
 from fledgling.plan.flops import per_token
 from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
 from fledgling.record import Recorder, checkpoint, environment, write_json
 from fledgling.stops import stop_requests
+from fledgling.text.tokenizer import Tokenizer
 from fledgling.toml import dump_toml
 from fledgling.train import loop, supervised
 from fledgling.train.health import Health, Rollback
@@ -89,15 +93,16 @@ def work(
     with Recorder(stage_dir, name, 0, quiet=quiet, sinks=recipe.run.sinks, active=world.is_main) as recorder:
         for line in (*passed_over, f"{name}: {setup.sentence}"):
             recorder.notice(line)
-        preparer = Preparer(recipe, run_dir, recorder.notice)
-        with world.main_first():
+        preparer = Preparer(recipe, run_dir, recorder.notice, shown=world.is_main and not quiet)
+        with world.each_machine_first():
             tokenizer = preparer.tokenizer()
         source = saved or before
         loaded = checkpoint.load(source) if source else None
         config = (
             ModelConfig.from_dict(loaded.state["model"]) if loaded else from_table(recipe.model, tokenizer.vocab_size)
         )
-        model = weigh(make_model(config, setup, world.device), loaded, recipe.seed)
+        sharded = recipe.optimizer.zero == 3 and world.size > 1  # made in the host's memory, and moved block by block
+        model = weigh(make_model(config, setup, torch.device("cpu") if sharded else world.device), loaded, recipe.seed)
         if critic.wanted(recipe, name):
             critic.attach(model)
         if saved:
@@ -108,13 +113,14 @@ def work(
             twin = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)
             return weigh(twin, checkpoint.load(before, ("model",)) if before else None, recipe.seed)
 
-        engine = Engine(model, tokenizer, dtype=setup.dtype)
+        engine = Engine(model, tokenizer, world.device, setup.dtype)
         micro_batch = loaded.state.get("micro_batch") if saved else None
         context = Context(
             recipe, run_dir, world, model, tokenizer, engine, recorder, preparer, setup, beginning, micro_batch
         )
-        with world.main_first():
+        with world.each_machine_first():
             stage = BUILDERS[name](name, context)
+        same_data(world, preparer, tokenizer)
         stage = replace(stage, evals=choose(stage.evals))
         optimizer = Optimizer(model, recipe.optimizer, world, recipe.stage(name).rate, setup.compiled, setup.dtype)
         start, health = 0, Health()
@@ -155,6 +161,17 @@ def weigh(model: Transformer, loaded: checkpoint.Checkpoint | None, seed: int) -
     return model
 
 
+def same_data(world: World, preparer: Preparer, tokenizer: Tokenizer) -> None:
+    """Raise UserError on every rank unless all read the same bits: machines without a shared disk prepare their own."""
+    for what, mine in (("tokenizer", tokenizer.fingerprint()), ("tokenized text", sorted(preparer.opened))):
+        found = world.gather(mine)
+        if other := next((rank for rank, one in enumerate(found) if one != found[0]), None):
+            raise UserError(
+                f"the {what} of rank {other} is not that of rank 0: its machine has other files under "
+                f"{preparer.run_dir} or {data_root(preparer.recipe.run.data_dir)}; copy rank 0's, or share a disk"
+            )
+
+
 def begin_run(recipe: Recipe, run_dir: Path, setup: Setup, world: World) -> None:
     """Write the resolved recipe, the environment, and the plan for what it really runs on, into the run directory."""
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -181,6 +198,7 @@ def parent(recipe: Recipe, name: str, run_dir: Path) -> Path | None:
         raise UserError(
             f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first"
         )
+    refuse(checkpoint.read_state(found), found, "trained on")
     return found
 
 
@@ -199,7 +217,7 @@ def returner(stage: Stage, optimizer: Optimizer, context: Context, health: Healt
     def back(finished: int) -> int:
         save.wait()  # the last checkpoint may still be under way
         loaded, now = last_sound(context.run_dir / stage.name / "checkpoints"), replace(health)
-        context.model.load_state_dict({**loaded.tensors["model"], **loaded.tensors.get(critic.NAME, {})})
+        fill(context.model, {**loaded.tensors["model"], **loaded.tensors.get(critic.NAME, {})}, context.world)
         step = restore(loaded, stage, optimizer, health)
         stage.batches.skip(finished - step)
         health.load_state_dict({"skipped": now.skipped, "rollbacks": now.rollbacks + 1})

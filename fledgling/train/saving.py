@@ -24,6 +24,7 @@ from torch import Tensor
 from fledgling.config import UserError
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.sharded import gathered
 from fledgling.record import checkpoint
 from fledgling.record.writer import Writer
 from fledgling.train.loop import Stopped
@@ -105,8 +106,10 @@ class Saver:
     def _copy(self) -> dict[str, dict[str, Tensor]]:
         """Everything that is a tensor, copied on the main rank; nothing on the others."""
         moments = self.optimizer.tensors(self.copies.get("optimizer", {}))
+        before = {**self.copies.get("model", {}), **self.copies.get(critic.NAME, {})}
+        weights = gathered(self.model, self.world, before)
         if self.world.is_main:
-            groups = critic.apart(self.model.state_dict())
+            groups = critic.apart(weights)
             self.copies = {name: copied(group, self.copies.get(name, {})) for name, group in groups.items()}
             self.copies["optimizer"] = moments
             self.copies["random"] = checkpoint.random_state(self.world.device)

@@ -35,7 +35,7 @@ class Mix:
 
     sources: list[tuple[RowSource, float]]
     steps: int
-    validation: TokenShard | None
+    validation: tuple[TokenShard, ...]
 
 
 def mix(
@@ -49,11 +49,11 @@ def mix(
     context = recipe.model.context
     source = partial(RowSource, context=context, seed=recipe.seed, bos=tokenizer.bos, turn_end=tokenizer.assistant_end)
     most = math.inf if steps is None else steps
-    documents, tasks, conversations, validation = [], [], {}, None
+    documents, tasks, conversations, validation = [], [], {}, ()
     for name, weight in mixed.documents.items():
-        train, held_out = preparer.documents(name, tokenizer)
-        validation = validation or held_out
-        documents.append((source(train, "crop"), weight))
+        corpus = preparer.documents(name, tokenizer)
+        validation = validation or corpus.held_out
+        documents.append((source(corpus.train, "crop"), weight))
         if steps is None:
             most = min(most, len(documents[-1][0]) / (weight / total * rows))
     for name in sorted(mixed.rows, key=lambda name: _bytes(preparer, name)):

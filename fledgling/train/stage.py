@@ -45,7 +45,7 @@ class Eval:
     """Something measured beside training: at the start, every `every` steps (0: never between), and at the end.
 
     measure(step, last) gives the measurements and says what else it wants recorded; `last` asks for the full number of
-    questions.
+    questions. All ranks call it, so that they can share the work; what the main one returns is recorded.
     """
 
     name: str

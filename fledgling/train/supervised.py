@@ -123,10 +123,10 @@ def mixed_with(table: StageTable) -> str | None:
     return next(iter(parts(table.mixture).documents), None)
 
 
-def evals(stage: str, table, context: Context, validation: TokenShard | None, micro_rows: int) -> tuple[Eval, ...]:
+def evals(stage: str, table, context: Context, validation: tuple[TokenShard, ...], micro_rows: int) -> tuple[Eval, ...]:
     """Bits per byte (where held-out documents exist), chat tasks (where the mixture has tasks), and samples."""
     made = []
-    if validation is not None and len(validation):
+    if validation:
         rows = RowSource(validation, "crop", context.recipe.model.context, seed=0, bos=context.tokenizer.bos)
         made.append(Eval("bits_per_byte", table.eval_every, partial(_bits, context, rows, micro_rows)))
     names = examined(context.recipe, stage)
@@ -165,8 +165,10 @@ def _bits(context: Context, rows: RowSource, micro_rows: int, step: int, last: b
 
 def _compression(context: Context, source: str, step: int, last: bool) -> list[Measurement]:
     """What xz and zstd need for the same held-out text when they have seen the training text: the bar for the model."""
+    if not (last and context.world.is_main) or context.preparer.is_large(source):
+        return []
     train, held_out = context.preparer.texts(source)
-    if not (last and held_out and sum(d.size for d in train) < COMPRESSIBLE):
+    if not (held_out and sum(d.size for d in train) < COMPRESSIBLE):
         return []
     context.recorder.notice("compressing the held-out text with xz and zstd, for comparison")
     found = compressed_bits_per_byte(train, held_out)
@@ -181,7 +183,7 @@ def _compression(context: Context, source: str, step: int, last: bool) -> list[M
 def _chat(context: Context, names: list[str], count: int, step: int, last: bool) -> list[Measurement]:
     practised = tuple(context.recipe.rl.tasks) if "rl" in context.recipe.stages else ()
     papers = chat.exams(names, count if last else max(1, count // 4), practised, context.recipe.run.data_dir)
-    return chat.take(context.engine, papers)
+    return chat.take(context.engine, papers, world=context.world)
 
 
 def _samples(context: Context, chats: bool, step: int, last: bool) -> list[Measurement]:

@@ -19,7 +19,8 @@ def test_figures_and_their_shares():
     rows, limits = result["rows"], result["limits"]
     asked = [(row["engine"], row["batch"], row["context"]) for row in rows]
     cases = [(1, 8), (3, 8), (1, 20)]
-    assert asked == [(engine, *case) for case in cases for engine in ("fledgling", "transformers")]
+    everyone = ("fledgling", "fledgling int8", "fledgling int4", "transformers")
+    assert asked == [(engine, *case) for case in cases for engine in everyone]
     for row in rows:
         seconds = row["batch"] / row["tokens_per_second"]
         assert row["share_of_bandwidth"] == pytest.approx(row["bytes_per_step"] / seconds / limits["bytes_per_second"])
@@ -29,13 +30,30 @@ def test_figures_and_their_shares():
             row["batch"] * row["context"] / row["time_to_first_token"]
         )
     # two layers of 12 x 128^2 matrices and a head of 300 x 128, float32; keys and values of 8 + 2.5 tokens
-    assert rows[0]["bytes_per_step"] == 4 * (2 * 12 * 128**2 + 300 * 128) + 2 * 10 * 2 * 128 * 4
+    matrices, cache = 2 * 12 * 128**2 + 300 * 128, 2 * 10 * 2 * 128 * 4
+    scales = {"fledgling int8": 1 + 2 / 64, "fledgling int4": 0.5 + 2 / 32}
+    assert [row["bytes_per_step"] for row in rows[:4]] == [scales.get(name, 4) * matrices + cache for name in everyone]
     assert result["logits_differ"] < 1e-3
     assert "transformers" in table(result)
 
 
 def test_json_without_peers(capsys):
-    words = ["--depth", "1", "--vocab-size", "64", "--batch", "1", "2", "--context", "4", "--tokens", "2", "--no-peers"]
+    words = [
+        "--bits",
+        "16",
+        "--depth",
+        "1",
+        "--vocab-size",
+        "64",
+        "--batch",
+        "1",
+        "2",
+        "--context",
+        "4",
+        "--tokens",
+        "2",
+        "--no-peers",
+    ]
     sets = [word for key in RUN for word in ("--set", key)]
     assert main(["bench", "infer", *words, "--repeats", "1", *sets, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -49,9 +67,22 @@ def test_json_without_peers(capsys):
         (["--tokens", "1"], "tokens: got 1, expected at least 2"),
         (["--context", "0"], "context: got 0"),
         (["--repeats", "0"], "repeats: got 0"),
+        (["--bits", "3"], "bits: got 3, expected some of 16, 8 and 4"),
     ],
 )
 def test_a_mistake_is_one_line(words, told, capsys):
     assert main(["bench", "infer", *words]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and told in err
+
+
+def test_llama_cpp_answers_beside_us():
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    overrides = [*RUN, "model.family=llama", "model.hidden=384"]
+    recipe = shaped(load_recipe("quickstart", overrides), depth=2, vocab_size=300, context=64)
+    rows = measure(recipe, batches=(1, 2), contexts=(8,), tokens=3, repeats=1)["rows"]
+    theirs = {row["engine"]: row for row in rows if row["engine"].startswith("llama.cpp") and row["batch"] == 1}
+    assert list(theirs) == ["llama.cpp f16", "llama.cpp q8_0", "llama.cpp q4_0"]
+    assert all(row["batch"] == 1 or "llama.cpp" not in row["engine"] for row in rows)
+    matrices, cache = 2 * (4 * 128**2 + 3 * 128 * 384) + 300 * 128, 2 * 9 * 2 * 128 * 4
+    assert theirs["llama.cpp q8_0"]["bytes_per_step"] == matrices * 34 / 32 + 5 * 128 * 4 + cache

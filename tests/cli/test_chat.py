@@ -84,7 +84,7 @@ def test_a_conversation(session, capsys, monkeypatch) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch) -> None:
-    calls, plain = [0], Engine.logits
+    calls, plain = [0], Engine.extend
 
     def interrupted(self, *arguments):
         calls[0] += 1
@@ -92,7 +92,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch) -> No
             raise KeyboardInterrupt
         return plain(self, *arguments)
 
-    monkeypatch.setattr(Engine, "logits", interrupted)
+    monkeypatch.setattr(Engine, "extend", interrupted)
     assert say(session, "add", GREEDY, out := io.StringIO(), out) == "interrupted"
     assert out.getvalue() == "=[2]\n"
     assert say(session, "add", GREEDY, out := io.StringIO(), out) == "stop"

@@ -4,11 +4,15 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from fledgling.cli import main
+from fledgling.evals import chat
+from fledgling.infer.engine import Engine
 from fledgling.record import read_lines
 from fledgling.report.summary import summary
 from fledgling.train.run import run_stage
+from tests.made_up_core import bundle
 from tests.made_up_sets import made_up_sets, write_rows
 from tests.tiny import tiny
 
@@ -44,11 +48,10 @@ def test_chatcore_is_asked_kept_recorded_and_not_asked_again(run, capsys, tmp_pa
     assert len(log) == 20 and {"prompt", "expected", "answer", "score"} <= set(log[0])
     evals = {one["name"]: one["value"] for one in summary(out)["evals"]}
     assert evals["chatcore"] == found["chatcore"]["value"] and evals["gsm8k"] == found["gsm8k"]["value"]
-    [kept] = (out / "pretrain" / "exams").rglob("mmlu.json")
-    answers = json.loads(kept.read_text())
-    for one in answers["answers"]:
-        one["score"] = 1.0
-    kept.write_text(json.dumps(answers))
+    [kept] = (out / "pretrain" / "exams").rglob("mmlu.jsonl")
+    key, *answers = read_lines(kept)
+    assert [one["place"] for one in answers] == [0, 1, 2, 3]
+    kept.write_text("".join(json.dumps(line) + "\n" for line in [key, *({**one, "score": 1.0} for one in answers)]))
     again = {m["name"]: m["value"] for m in json.loads(asked(capsys, *words)[1])}
     assert again["mmlu"] == 1.0 and again["gsm8k"] == found["gsm8k"]["value"]
     fresh = {m["name"]: m["value"] for m in json.loads(asked(capsys, *words, "--fresh")[1])}
@@ -63,9 +66,68 @@ def test_fewer_questions_do_not_replace_more_and_out_leaves_the_run_alone(run, c
     asked(capsys, *common, "--questions", 3)
     asked(capsys, *common, "--questions", 12, "--out", tmp_path / "elsewhere")
     assert (out / "pretrain" / "evals.jsonl").read_bytes() == before
-    assert (tmp_path / "elsewhere" / "arc_easy.json").is_file()
+    assert (tmp_path / "elsewhere" / "arc_easy.jsonl").is_file()
     lines = [line for line in read_lines(out / "pretrain" / "evals.jsonl") if line["name"] == "arc_easy"]
     assert [line["n"] for line in lines] == [9]
+
+
+def test_stopped_within_an_exam_only_unanswered_groups_are_asked(run, capsys, tmp_path, monkeypatch):
+    out, data = run
+    monkeypatch.setattr(chat, "GROUP", {"cpu": 4})
+    words = (
+        "eval",
+        "chat",
+        out,
+        "--tasks",
+        "gsm8k",
+        "--questions",
+        11,
+        "--data-dir",
+        data,
+        "--device",
+        "cpu",
+        "--json",
+    )
+    _, whole, _ = asked(capsys, *words)
+    [kept] = (out / "pretrain" / "exams").rglob("gsm8k.jsonl")
+    lines = kept.read_text().splitlines(keepends=True)
+    assert len(lines) == 12
+    kept.write_text("".join(lines[:7]) + lines[7][:20])  # a group of four, two of the next, and a torn line
+    prompts, generate = [], Engine.generate
+    monkeypatch.setattr(Engine, "generate", lambda self, p, *a, **k: prompts.extend(p) or generate(self, p, *a, **k))
+    _, again, told = asked(capsys, *words)
+    assert again == whole and len(prompts) == 7 and "gsm8k: 6 answers kept" in told
+    answers = {line["place"]: line for line in map(json.loads, kept.read_text().splitlines()[1:])}
+    assert answers == {line["place"]: line for line in map(json.loads, lines[1:])}
+    prompts.clear()
+    assert asked(capsys, *words)[1] == whole and not prompts
+
+
+@pytest.mark.parametrize("verb", ["chat", "core", "bpb"])
+def test_two_ranks_answer_as_one(run, tmp_path, verb, monkeypatch, capfd):
+    out, data = run
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "text.txt").write_text("A cat sat on a mat, and another cat saw it. " * 400)
+    core = ("--data-dir", bundle(tmp_path / "core"), "--max-per-task", 4, "--dtype", "float32")
+    more = {
+        "chat": ("--tasks", "arc_easy,gsm8k,spelling", "--questions", 9, "--data-dir", data),
+        "core": core,
+        "bpb": (tmp_path / "text.txt",),
+    }[verb]
+    words = [str(word) for word in ("eval", verb, out, *more, "--device", "cpu", "--json")]
+    kept = {"chat": "--out", "core": "--out", "bpb": None}[verb]
+    found = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for ranks in (1, 2):
+        where = [kept, str(tmp_path / f"kept{ranks}")] if kept else []
+        assert main([*words, *where, *(["--gpus", "2"] if ranks == 2 else [])]) == 0
+        found.append(json.loads(capfd.readouterr().out))
+    torch.set_num_threads(threads)
+    for one in found if verb == "core" else ():
+        for task in one["tasks"]:
+            task.pop("seconds")
+    assert found[0] == found[1]
 
 
 def test_pass_at_k_goes_on_where_it_stopped(run, capsys):

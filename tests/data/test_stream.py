@@ -252,3 +252,55 @@ def test_after_the_last_step_there_is_nothing():
         with pytest.raises(StopIteration):
             stream.next()
     assert stream.state_dict() == {"step": 1}
+
+
+# ---- more documents than are shuffled as one -----------------------------------------------------
+
+
+def windowed(seed=1, most=30) -> RowSource:
+    rng = np.random.default_rng(0)
+    shards = [shard_of(*[rng.integers(0, 80, rng.integers(1, 9)).tolist() for _ in range(n)]) for n in (70, 9, 51)]
+    return RowSource(shards, "crop", 8, seed, BOS, most=most)
+
+
+def test_windows_give_every_token_once_an_epoch_in_an_order_of_its_own():
+    source = windowed()
+    whole = sorted(token for shard in source.shards for token in shard.tokens.tolist())
+    epochs = []
+    for epoch in range(2):
+        rows = [source.row(epoch * len(source) + i) for i in range(len(source))]
+        seen = sorted(int(t) for tokens, mask in rows for t, m in zip(tokens, mask, strict=True) if m and t != BOS)
+        assert seen == whole
+        epochs.append([tuple(tokens) for tokens, _ in rows])
+    assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
+    assert source.efficiency == pytest.approx(windowed(most=1000).efficiency, abs=0.04) and source.efficiency > 0.9
+
+
+def test_a_window_holds_a_part_of_every_shard_and_only_one_is_planned():
+    source = windowed()
+    assert source._windows == 5
+    for window in range(5):
+        documents = set(source._packed(window)[0].piece_document.tolist())
+        assert all(any(low <= d < high for d in documents) for low, high in ((0, 70), (70, 79), (79, 130)))
+    source.row(0)
+    assert source._open[2].rows == source._rows[source._open[1]] < len(source)
+
+
+def test_a_row_of_windows_is_a_function_of_seed_and_place_alone():
+    forward, jumping = windowed(), windowed()
+    rows = [tuple(forward.row(i)[0]) for i in range(2 * len(forward))]
+    for i in np.random.default_rng(1).permutation(len(rows)).tolist():
+        assert tuple(jumping.row(i)[0]) == rows[i]
+    assert rows != [tuple(windowed(seed=2).row(i)[0]) for i in range(len(rows))]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_read_the_windows_of_one_without_overlap(size):
+    def tokens(rank, size):
+        stream = MixtureStream([(windowed(), 1.0)], 8, 2, 12, 0, rank, size, look_ahead=False)
+        return [[batch.tokens.tolist() for batch in step] for step in stream]
+
+    alone, ranks = tokens(0, 1), [tokens(rank, size) for rank in range(size)]
+    assert len(alone) == 12 and len(windowed()) < 12 * 8
+    for step, batches in enumerate(alone):
+        assert batches == [ranks[i % size][step][i // size] for i in range(len(batches))]

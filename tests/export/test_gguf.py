@@ -93,3 +93,41 @@ def test_llama_cpp_cuts_text_as_we_do(digits, make, tmp_path):
         assert theirs.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
     ids = theirs.tokenize(b"<|user_start|>the fox<|user_end|>", add_bos=False, special=True)
     assert ids == [tokenizer.user_start, *tokenizer.encode("the fox"), tokenizer.user_end]
+
+
+@pytest.mark.parametrize(("kind", "error"), [("f16", 5e-4), ("q8_0", 5e-3)])
+def test_llama_cpp_finds_our_text_as_likely_and_writes_it_on(kind, error, make, tokenizer, tmp_path):
+    """Perplexity of a text that the model itself wrote, and 100 greedy tokens after a prompt."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    model = make("llama", context=256)
+    with torch.no_grad():
+        model.head.weight *= 2  # surer of itself than a random model is, so that weights matter
+    text = [tokenizer.start, *written(model, tokenizer.start, 200, torch.Generator().manual_seed(3))]
+    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
+    theirs = llama_cpp.Llama(str(path), n_ctx=256, n_batch=256, logits_all=True, verbose=False)
+    theirs.eval(text)
+    with torch.inference_mode():
+        ours = model.logits(model(torch.tensor([text])))[0]
+    perplexity = [nats(torch.tensor(theirs.scores[: len(text)]), text).exp(), nats(ours, text).exp()]
+    assert 1.5 < perplexity[1] < 200 and abs(perplexity[0] / perplexity[1] - 1) < error
+    greedy = parity.greedy(model, text[:8], 100)
+    theirs.reset()
+    theirs.eval(text[:8] + greedy)
+    chosen = torch.tensor(theirs.scores[7:107]).argmax(-1).tolist()
+    agreed = sum(a == b for a, b in zip(chosen, greedy, strict=True))
+    assert agreed == 100 if kind == "f16" else agreed >= 85  # random weights are full of near ties
+
+
+def nats(logits: torch.Tensor, text: list[int]) -> torch.Tensor:
+    """Mean over the tokens after the first."""
+    return -logits[:-1].log_softmax(-1).gather(1, torch.tensor(text[1:])[:, None]).mean()
+
+
+@torch.inference_mode()
+def written(model, start: int, count: int, generator: torch.Generator) -> list[int]:
+    """Tokens drawn from the model."""
+    text = [start]
+    for _ in range(count):
+        logits = model.logits(model(torch.tensor([text])))[0, -1]
+        text.append(int(torch.multinomial(logits.softmax(-1), 1, generator=generator)))
+    return text[1:]

@@ -107,10 +107,10 @@ def test_a_session_says_pieces_and_remembers(adder) -> None:
 def test_a_turn_reads_only_what_is_new(adder, tokenizer, monkeypatch) -> None:
     session = ChatSession(adder)
     list(session.reply("add", GREEDY))
-    held = len(session.prefix.tokens)
+    held = len(session._prompt(session.turns)) - 1  # the last token of an answer is never read
     read: list[int] = []
-    plain = Engine.logits
-    monkeypatch.setattr(Engine, "logits", lambda s, c, t, n, r=None: read.append(n[0]) or plain(s, c, t, n, r))
+    plain = Engine.extend
+    monkeypatch.setattr(Engine, "extend", lambda s, c, r, t: read.append(len(t[0])) or plain(s, c, r, t))
     list(session.reply("more", GREEDY))
     assert held + read[0] == len(session._prompt(session.turns)) - len(session.turns[-1].answer)
     assert read[0] == 1 + len(prompt(tokenizer, "more")) - 1  # the end of the answer, and the turn without bos
@@ -158,7 +158,7 @@ def test_an_answer_left_halfway_leaves_a_conversation_that_goes_on(adder, tokeni
 def test_an_interrupt_inside_the_model_leaves_the_cache_true(adder, tokenizer, monkeypatch) -> None:
     """Ctrl-C between the model writing the cache and our noting it."""
     session = ChatSession(adder)
-    plain, calls = Engine.logits, [0]
+    plain, calls = Engine.extend, [0]
 
     def interrupted(self, *arguments):
         out = plain(self, *arguments)
@@ -167,7 +167,7 @@ def test_an_interrupt_inside_the_model_leaves_the_cache_true(adder, tokenizer, m
             raise KeyboardInterrupt
         return out
 
-    monkeypatch.setattr(Engine, "logits", interrupted)
+    monkeypatch.setattr(Engine, "extend", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(session.reply("add", GREEDY))
     monkeypatch.undo()

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fledgling.infer.batch import Decoder
-from fledgling.infer.engine import Engine, Finish, Prefix
+from fledgling.infer.engine import Engine, Finish
 from fledgling.infer.sample import Sampling
+from fledgling.model.cache import Row
 from fledgling.model.config import FAMILIES, preset
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
@@ -25,11 +26,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
 
 
-def random_model(vocab_size: int, family: str) -> Transformer:
+def random_model(vocab_size: int, family: str, context: int = CONTEXT) -> Transformer:
     """Every weight random: a fresh model's zero matrices would hide what the blocks do."""
     kv_heads = 4 if family == "gpt2" else 2
     model = Transformer(
-        preset(family, vocab_size=vocab_size, depth=2, width=64, heads=4, kv_heads=kv_heads, context=CONTEXT)
+        preset(family, vocab_size=vocab_size, depth=2, width=64, heads=4, kv_heads=kv_heads, context=context)
     )
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -77,21 +78,22 @@ def test_decoding_equals_the_full_forward(engine, prompts, rows, temperature) ->
 
 
 def test_logits_at_every_position_with_uneven_rows(engine) -> None:
-    """Chunks of uneven size go into uneven rows; a row of count 0 changes nothing."""
+    """Chunks of uneven size go into uneven rows, some of which sit out."""
     chance = random.Random(3)
     rows = [[chance.randrange(256) for _ in range(length)] for length in (30, 4, 55, 18)]
-    cache, place = engine.new_cache(len(rows), CONTEXT), [0] * len(rows)
+    cache, own, place = engine.new_cache(), [Row() for _ in rows], [0] * len(rows)
     with torch.inference_mode():
         while any(at < len(row) for at, row in zip(place, rows, strict=True)):
             counts = [min(chance.randrange(4), len(row) - at) for at, row in zip(place, rows, strict=True)]
-            chunks = [row[at : at + n] for at, row, n in zip(place, rows, counts, strict=True)]
-            if not any(counts):
+            some = [number for number, count in enumerate(counts) if count]
+            if not some:
                 continue
-            logits = engine.logits(cache, chunks, counts)
-            place = [at + n for at, n in zip(place, counts, strict=True)]
-            for row, at, count, seen in zip(rows, place, counts, logits, strict=True):
-                if count:
-                    assert (full_forward(engine, row[:at])[-1] - seen).abs().max() < TOLERANCE
+            chunks = [rows[number][place[number] : place[number] + counts[number]] for number in some]
+            logits = engine.model.logits(engine.extend(cache, [own[number] for number in some], chunks))
+            for number, seen in zip(some, logits, strict=True):
+                place[number] += counts[number]
+                expected = full_forward(engine, rows[number][: place[number]])[-counts[number] :]
+                assert (expected - seen[: counts[number]]).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
@@ -153,18 +155,19 @@ def test_live_weights_answer(engine, tokenizer, prompts) -> None:
 
 
 def test_a_prefix_is_read_once_and_survives_being_left(engine, prompts, monkeypatch) -> None:
-    sampling, prefix = Sampling(temperature=0, max_tokens=12), Prefix()
-    for count, _ in enumerate(engine.stream(prompts[6], sampling, prefix=prefix), start=1):
-        if count == 5:
+    sampling, decoder, said = Sampling(temperature=0, max_tokens=12), Decoder(engine, 1, keep=CONTEXT), []
+    for event in engine.stream(prompts[6], sampling, decoder=decoder):
+        said.append(event.id)
+        if len(said) == 5:
             break  # the iterator is abandoned here
-    longer = [*prefix.tokens, 1, 2, 3]
+    longer = [*prompts[6], *said, 1, 2, 3]
     read: list[int] = []
-    plain = Engine.logits
-    monkeypatch.setattr(Engine, "logits", lambda s, c, t, n, r=None: read.append(n[0]) or plain(s, c, t, n, r))
-    assert ids(engine.stream(longer, sampling, prefix=prefix)) == ids(engine.stream(longer, sampling))
-    assert read[0] == 3  # only what is new
+    plain = Engine.extend
+    monkeypatch.setattr(Engine, "extend", lambda s, c, r, t: read.append(len(t[0])) or plain(s, c, r, t))
+    assert ids(engine.stream(longer, sampling, decoder=decoder)) == ids(engine.stream(longer, sampling))
+    assert read[0] == 4  # only what is new, and the last token said
     other = [9, *longer]  # nothing in common
-    assert ids(engine.stream(other, sampling, prefix=prefix)) == ids(engine.stream(other, sampling))
+    assert ids(engine.stream(other, sampling, decoder=decoder)) == ids(engine.stream(other, sampling))
 
 
 def ids(events) -> list[int]:

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
     {"config", "toml", "files", "exits", "world", "watch", "launch", "stops", "record", "draw"},
     {"text", "model", "optim", "sandbox"},
+    {"packed"},
     {"data", "tasks", "infer", "plan"},
     {"evals", "export"},
     {"train"},
@@ -39,6 +40,7 @@ TORCH_FREE = (
     "model.config",
     "data.corpus",
     "data.sources",
+    "data.pool",
     "optim.layout",
     "optim.groups",
 )

@@ -1,4 +1,4 @@
-"""What a rank holds under ZeRO 0, 1 and 2 is what the layout says, to 5 %, and each stage holds less than the last."""
+"""What a rank holds under ZeRO 0 to 3 is what is expected, to 5 %, and each stage holds less than the last."""
 
 import pytest
 
@@ -13,5 +13,5 @@ def test_measured_memory_is_the_layouts():
     for rank in on_ranks(4, measure, recipe):
         for one in rank:
             assert one["measured"] == pytest.approx(one["expected"], rel=0.05), one
-        zero, first, second = (one["measured"] for one in rank)
-        assert zero > first > second
+        zero, first, second, third = (one["measured"] for one in rank)
+        assert zero > first > second > third

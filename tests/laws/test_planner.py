@@ -103,7 +103,7 @@ def test_memory_is_within_three_percent_of_the_allocator_s(case):
 def test_memory_of_two_ranks_is_within_three_percent():
     shapes = ((256, 512), (32, 8_192))  # context and vocabulary: the head, the exchange and the optimizer decide
     rows = bench.measure(tuple(case for case in bench.RANKS if (case.context, case.vocab_size) in shapes))
-    assert {row["zero"] for row in rows} == {0, 1, 2}
+    assert {row["zero"] for row in rows} == {0, 1, 2, 3}
     assert {row["moment"] for row in rows} >= {"head", "exchange", "optimizer"}
     for row in rows:
         assert abs(row["error"]) <= MOST, row

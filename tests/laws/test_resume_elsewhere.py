@@ -1,4 +1,7 @@
-"""A run stopped at four ranks goes on at two and at one, in all four stages, with the bits of one never stopped."""
+"""A run stopped at four ranks goes on at two and at one, in all stages, with the bits of one never stopped.
+
+Whatever is sharded: nothing, optimizer state, gradients, parameters; a run stopped with one goes on with another.
+"""
 
 import shutil
 from dataclasses import replace
@@ -23,7 +26,7 @@ def no_evals(evals: tuple) -> tuple:
     return ()
 
 
-def stopped_halfway(recipe: Recipe, root: str) -> list[int]:
+def stopped_halfway(recipe: Recipe, root: str, zero: int) -> list[int]:
     """Run each stage up to its second step, in a run directory of its own; returns where each stopped."""
     setup.measure_peak = lambda device, dtype: 1e9  # it takes longer than these stages
     stops = []
@@ -31,7 +34,7 @@ def stopped_halfway(recipe: Recipe, root: str) -> list[int]:
         calls = iter(range(100))
         run.stop_requests = lambda calls=calls: _Asked(lambda: next(calls) >= 1)
         try:
-            run.run_stage(at(recipe, Path(root) / stage, 2), stage, quiet=True, choose=no_evals)
+            run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, choose=no_evals)
         except loop.Stopped as stopped:
             stops.append(stopped.step)
     return stops
@@ -72,16 +75,40 @@ def test_stop_at_four_go_on_at_two_and_at_one(tmp_path, monkeypatch):
             assert run.run_stage(recipe, stage, quiet=True, choose=no_evals)
         for stage in STAGES:
             later = [name for name in STAGES if STAGES.index(name) >= STAGES.index(stage)]
-            shutil.copytree(whole, tmp_path / "four" / stage, ignore=shutil.ignore_patterns(*later))
-        assert on_ranks(4, stopped_halfway, recipe, str(tmp_path / "four")) == [[2] * len(STAGES)] * 4
+            for name in ("four", "sharded"):
+                shutil.copytree(whole, tmp_path / name / stage, ignore=shutil.ignore_patterns(*later))
+        assert on_ranks(4, stopped_halfway, recipe, str(tmp_path / "four"), 2) == [[2] * len(STAGES)] * 4
+        assert on_ranks(2, stopped_halfway, recipe, str(tmp_path / "sharded"), 3) == [[2] * len(STAGES)] * 2
         shutil.copytree(tmp_path / "four", tmp_path / "two")
-        shutil.copytree(tmp_path / "four", tmp_path / "one")
-        assert on_ranks(2, finished, recipe, str(tmp_path / "two"), 1) == [[True] * len(STAGES)] * 2
+        shutil.copytree(tmp_path / "sharded", tmp_path / "one")
+        assert on_ranks(2, finished, recipe, str(tmp_path / "two"), 3) == [[True] * len(STAGES)] * 2
+        assert on_ranks(4, finished, recipe, str(tmp_path / "four"), 1) == [[True] * len(STAGES)] * 4
         assert finished(recipe, str(tmp_path / "one"), 0) == [True] * len(STAGES)
         for stage in STAGES:
             tensors, stream, lines = outcome(whole, stage)
-            for name in ("two", "one"):
+            for name in ("two", "four", "one"):
                 found, position, again = outcome(tmp_path / name / stage, stage)
                 assert found.keys() == tensors.keys() and position == stream
                 assert all(torch.equal(found[key], value) for key, value in tensors.items()), f"{stage} at {name}"
                 assert again == lines, f"{stage} at {name}"
+
+
+def evaluated(recipe: Recipe, root: str, zero: int) -> list[bool]:
+    setup.measure_peak = lambda device, dtype: 1e9
+    stages = ("pretrain", "midtrain", "rl")
+    found = replace(recipe, stages=stages)
+    return [run.run_stage(at(found, Path(root), zero), stage, quiet=True) for stage in stages]
+
+
+def test_sharded_weights_are_evaluated_and_sampled_like_whole_ones(tmp_path):
+    recipe = tiny(tmp_path, **FOUR_MICRO_BATCHES, **{"rl.algorithm": "ppo", "pretrain.eval_every": 2})
+    for zero in (1, 3):
+        assert on_ranks(2, evaluated, recipe, str(tmp_path / str(zero)), zero) == [[True] * 3] * 2
+    for stage in ("pretrain", "midtrain", "rl"):
+        for file in ("evals.jsonl", "samples.jsonl", "metrics.jsonl"):
+            one, three = (tmp_path / zero / stage / file for zero in "13")
+            assert one.exists() == three.exists()
+            if one.exists():
+                kept = ("step", "name", "value", "n", "loss", "gradient_norm", "reward", "value_loss", "text")
+                found = [[{key: line.get(key) for key in kept} for line in read_lines(path)] for path in (one, three)]
+                assert found[0] == found[1] and found[0], f"{stage}, {file}"

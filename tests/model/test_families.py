@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from fledgling.config import ModelTable, OptimizerTable, UserError
 from fledgling.model import attention
+from fledgling.model.cache import KVCache, Row
 from fledgling.model.config import FAMILIES, ModelConfig, derived_hidden, from_table, preset
 from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
@@ -128,9 +129,12 @@ def test_unbounded_scores_are_what_the_library_computes(documents):
     theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     ours = attention.blockwise(q, k, v, documents, bounded=False)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    row = attention.cached(q[:, :, -1:], k, v, torch.tensor([[199]]), bounded=False)
+    cache, row = KVCache(preset("llama", **SIZES | {"heads": 2, "kv_heads": 2, "width": 32}), block=16), Row()
+    cache.reading([row], [200]).write(0, k, v)
+    row.length = 199
+    last = attention.paged(q[:, :, -1:], cache.reading([row], [1]), 0, bounded=False)
     whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(row, whole[:, :, -1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last, whole[:, :, -1:], rtol=1e-4, atol=1e-4)
     assert not torch.isfinite(attention.blockwise(q, k, v, documents, bounded=True)).all()
 
 

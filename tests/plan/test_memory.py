@@ -135,7 +135,7 @@ def test_the_cache_and_the_weights():
     count = 560_988_160
     assert inference.weights(d20, "float32") == 4 * count and inference.weights(d20, "bfloat16") == 2 * count
     head_and_blocks = count - 65_536 * 1_280
-    by_hand = 2 * 65_536 * 1_280 + head_and_blocks // 2 + head_and_blocks // inference.GROUP * 4
+    by_hand = 2 * 65_536 * 1_280 + head_and_blocks // 2 + head_and_blocks // 32 * 2
     assert inference.weights(d20, "int4") == by_hand
     assert 0.7 * count < inference.weights(d20, "int4") < 0.9 * count < inference.weights(d20, "int8") < 1.2 * count
 

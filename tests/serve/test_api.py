@@ -11,6 +11,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from fledgling.infer.sample import Sampling
 from fledgling.text.conversation import render_prompt
@@ -120,6 +121,46 @@ def test_text_is_continued_with_echo_logprobs_and_several_prompts(talking, clien
     assert streamed == create(model="", prompt="the", max_tokens=6, seed=2).choices[0].text
 
 
+def test_echo_with_logprobs_scores_the_prompt(talking, talker, client):
+    """Whole, streamed, and without any answer: what the model says of the text read at once."""
+    settings = {"model": "", "prompt": "the quick brown", "echo": True, "logprobs": 2, "temperature": 0, "n": 2}
+    create, tokenizer = client(talking[0]).completions.create, talker.tokenizer
+    ids = [tokenizer.bos, *tokenizer.encode("the quick brown")]
+    with torch.no_grad():
+        said = talker.model.logits(talker.model(torch.tensor([ids])))[0].log_softmax(-1)
+    expected = [said[place, token].item() for place, token in enumerate(ids[1:])]
+    for most in (0, 3):
+        whole = create(**settings, max_tokens=most, logit_bias={"97": 100})
+        assert whole.usage.prompt_tokens == len(ids) and whole.usage.completion_tokens == 2 * most
+        for choice in whole.choices:
+            found = choice.logprobs
+            assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(ids) - 1 + most
+            assert found.token_logprobs[: len(expected)] == pytest.approx(expected, abs=1e-4)
+            assert "".join(found.tokens) == choice.text == "the quick brown" + "a" * most
+            assert found.text_offset[:2] == [0, len(found.tokens[0])]
+        text, values = "", []
+        for chunk in create(**settings | {"n": 1}, max_tokens=most, logit_bias={"97": 100}, stream=True):
+            text += chunk.choices[0].text
+            values += chunk.choices[0].logprobs.token_logprobs if chunk.choices[0].logprobs else []
+        assert text == whole.choices[0].text
+        assert values == pytest.approx(whole.choices[0].logprobs.token_logprobs, abs=1e-4)
+
+
+def test_what_was_read_before_is_counted(talker, client):
+    asked = [{"role": "user", "content": "the quick brown fox jumps over the lazy dog " * 2}]
+    with serving(talker, rows=2) as (address, worker):
+        for _ in range(2):
+            client(address).chat.completions.create(model="", messages=asked, max_tokens=3)
+        wait_for(lambda: worker.load == 0)
+        figures = worker.figures
+        assert figures.shared_tokens > 0 and figures.read_tokens + figures.shared_tokens == figures.prompt_tokens
+        with urllib.request.urlopen(f"{address}/metrics", timeout=20) as answer:
+            lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
+        assert float(lines["fledgling_prefix_hit_rate"]) == pytest.approx(figures.hit_rate)
+        assert float(lines["fledgling_shared_tokens_total"]) == figures.shared_tokens
+        assert float(lines["fledgling_cache_bytes"]) == worker.cache.in_use * worker.cache.block_bytes > 0
+
+
 def test_bias_changes_what_is_drawn(talking, client):
     create = client(talking[0]).completions.create
     pushed = create(model="", prompt="the", max_tokens=5, temperature=0, logit_bias={"97": 100})
@@ -145,7 +186,6 @@ def test_bias_changes_what_is_drawn(talking, client):
         ("completions", {"prompt": [5, 329]}, 400, "329 is not the id of a token of text"),
         ("completions", {"prompt": ["a"] * 9, "n": 2}, 400, "more than 16 choices"),
         ("completions", {"prompt": "a", "suffix": "b"}, 400, "suffix"),
-        ("completions", {"prompt": "a", "echo": True, "logprobs": 1}, 400, "echo"),
     ],
 )
 def test_a_mistake_is_named_in_openai_s_shape(talking, path, body, status, said):
@@ -237,15 +277,15 @@ def test_control_tokens_in_text_stay_text(talking, talker):
 
 def test_a_failing_step_is_told_and_the_server_goes_on(talker, client, monkeypatch):
     with serving(talker) as (address, worker):
-        logits, calls = talker.logits, []
+        extend, calls = talker.extend, []
 
         def broken(*arguments, **named):
             calls.append(1)
             if len(calls) == 3:
                 raise RuntimeError("out of memory")
-            return logits(*arguments, **named)
+            return extend(*arguments, **named)
 
-        monkeypatch.setattr(talker, "logits", broken)
+        monkeypatch.setattr(talker, "extend", broken)
         with pytest.raises(openai.InternalServerError):
             client(address).completions.create(model="", prompt="a", max_tokens=20, logit_bias={"97": 100})
         assert client(address).completions.create(model="", prompt="a", max_tokens=3).choices

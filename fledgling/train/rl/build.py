@@ -67,4 +67,4 @@ def check(table: RLTable) -> None:
 def held_out(context: Context):
     """The held-out documents of pretraining, so that bits per byte is followed to the end."""
     sources = parts(context.recipe.pretrain.mixture).documents if context.recipe.pretrain.mixture else {}
-    return context.preparer.documents(next(iter(sources)), context.tokenizer)[1] if sources else None
+    return context.preparer.documents(next(iter(sources)), context.tokenizer).held_out if sources else ()

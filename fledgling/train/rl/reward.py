@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import RLTable, UserError, did_you_mean
-from fledgling.infer.batch import Completion
 from fledgling.infer.stream import final_text
+from fledgling.infer.ticket import Completion
 from fledgling.tasks.task import Question, Task
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.rl.advantage import overlong

@@ -17,7 +17,7 @@ import torch
 
 from fledgling.data.batch import IGNORE, Batch
 from fledgling.data.pack import whole_plan
-from fledgling.infer.batch import Completion
+from fledgling.infer.ticket import Completion
 from fledgling.model.transformer import Transformer
 from fledgling.train.loss import logprobs_at
 

@@ -22,10 +22,11 @@ from fledgling.config import RLTable, UserError
 from fledgling.data.batch import IGNORE, Batch
 from fledgling.data.mixture import Cycle
 from fledgling.evals.chat import crop, prompt_ids
-from fledgling.infer.batch import Completion
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
+from fledgling.infer.ticket import Completion
 from fledgling.model.transformer import Transformer
+from fledgling.optim.sharded import whole
 from fledgling.tasks.task import Question, Task
 from fledgling.train.loss import Tally
 from fledgling.train.rl.advantage import EPSILON, adapted, generalized, group_advantages, token_weights
@@ -94,7 +95,8 @@ class Rounds:
         """This rank's micro-batches of the next step."""
         self.since, self.seconds = time.perf_counter(), {"rollouts": 0.0, "scoring": 0.0}
         if self.step % self.per_round == 0:
-            self.held = self._round(self.step // self.per_round)
+            with whole(self.engine.source):
+                self.held = self._round(self.step // self.per_round)
         batches = self._mine(self.held[self.step % self.table.minibatches])
         self.step += 1
         return [with_reference(batch, self.reference, self.table.temperature) for batch in batches]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fledgling.evals.passk import pass_at_k
-from fledgling.infer.batch import Completion
+from fledgling.infer.ticket import Completion
 
 PATIENCE = 3  # rounds in a row
 SIGNS: dict[str, tuple[str, Callable[[float], bool], str]] = {  # number, what is wrong with it, in words

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fledgling.config import RLTable, UserError
-from fledgling.infer.batch import Completion
+from fledgling.infer.ticket import Completion
 from fledgling.record import checkpoint, read_lines
 from fledgling.tasks import get
 from fledgling.tasks.task import Question

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fledgling.infer.batch import Completion
 from fledgling.infer.engine import Engine
+from fledgling.infer.ticket import Completion
 from fledgling.train.loss import logprobs_at
 from fledgling.train.rl import rounds
 from fledgling.train.rl.rollout import Rollout

@@ -1,0 +1,158 @@
+"""`fledgling quantize`: a checkpoint in 8 or 4 bits, which every verb but train and export takes as any other."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fledgling.cli.options import Json
+from fledgling.config import UserError
+
+if TYPE_CHECKING:
+    from fledgling.evals.measurement import Measurement
+
+ROWS = 128  # of the context's length: the text that quality is measured on
+
+
+def quantize(
+    checkpoint: Path,
+    out: Path,
+    /,
+    *,
+    bits: int = 8,
+    group: int | None = None,
+    head: bool = True,
+    embedding: bool = False,
+    text: str | None = None,
+    questions: int = 100,
+    measure: bool = True,
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint's matrices in 8 or 4 bits with a scale a group, and say what that costs.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory.
+    out
+        The directory that the new checkpoint is put in, as OUT/step-N.
+    bits
+        8 or 4.
+    group
+        Neighbouring values of a row that share a scale: a power of two from 32; default 64 for 8 bits, 32 for 4.
+    head
+        Whether the head is quantized too.
+    embedding
+        Whether the embedding is quantized too, which saves memory and no time.
+    text
+        A file or folder for bits per byte; default the held-out part of the embedded corpus.
+    questions
+        Of each task that the quickstart learns; 0 for none.
+    measure
+        Whether quality is measured, before and after.
+    """
+    from fledgling.infer.load import load_model
+    from fledgling.packed.format import GROUPS, check
+    from fledgling.packed.model import bytes_held, pack_state, refuse
+    from fledgling.plan.inference import weights
+    from fledgling.record.checkpoint import resolve, save
+
+    group = group or GROUPS.get(bits, 64)
+    check(bits, group)
+    if questions < 0:
+        raise UserError(f"--questions {questions}: expected 0 or more")
+    place = resolve(checkpoint)
+    model, tokenizer, state = load_model(place)
+    refuse(state, place, "quantized again")
+    tensors = pack_state(model.config, model.state_dict(), bits, group, head, embedding)
+    how = {"bits": bits, "group": group, "head": head, "embedding": embedding}
+    kept = {name: state[name] for name in ("name", "stage", "recipe", "tokenizer", "model") if name in state}
+    kept |= {"step": int(state.get("step", 0)), "quantized": how}
+    path = save(out, kept["step"], {"model": tensors}, kept, {"tokenizer.json": place / "tokenizer.json"})
+    small, *_ = load_model(path)
+    predicted = weights(model.config, f"int{bits}", group, head, embedding)
+    held, whole = bytes_held(small), 4 * model.parameter_count()
+    found: dict[str, Any] = {
+        "path": str(path),
+        **how,
+        "parameters": model.parameter_count(),
+        "bytes": {"float32": whole, "packed": held, "predicted": predicted},
+        "quality": [],
+    }
+    if measure:
+        examiner = Examiner.prepare(tokenizer, model.config.context, text, questions)
+        pairs = zip(examiner.examine(model, "before"), examiner.examine(small, "after"), strict=True)
+        found["quality"] = [{"name": a.name, "before": asdict(a), "after": asdict(b)} for a, b in pairs]
+    print(json.dumps(found, indent=2) if as_json else table(found))
+
+
+def table(found: dict[str, Any]) -> str:
+    """The result as lines for people."""
+    sizes, count = found["bytes"], found["parameters"]
+    lines = [
+        found["path"],
+        f"{count:,} parameters, {found['bits']} bits in groups of {found['group']}; "
+        f"head {'packed' if found['head'] else 'bf16'}, embedding {'packed' if found['embedding'] else 'bf16'}",
+        f"{sizes['packed']:,} bytes of weights ({sizes['packed'] / count:.3f} a parameter), planned "
+        f"{sizes['predicted']:,}; {sizes['float32']:,} in float32",
+    ]
+    if found["quality"]:
+        lines.append(f"{'':<24}{'before':>10}{'after':>10}{'change':>10}")
+    for row in found["quality"]:
+        before, after = row["before"]["value"], row["after"]["value"]
+        ratio = row["name"] == "bits_per_byte"
+        change = f"{after / before - 1:+.2%}" if ratio else f"{after - before:+.4f}"
+        lines.append(f"{row['name']:<24}{before:>10.4f}{after:>10.4f}{change:>10}")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """The text and the questions that a model is measured on, the same before and after."""
+
+    tokenizer: Any
+    batches: list[Any]
+    papers: list[Any]
+
+    @classmethod
+    def prepare(cls, tokenizer: Any, context: int, text: str | None, questions: int) -> Examiner:
+        """Read the text, cut it into rows of `context` tokens, and write the questions."""
+        from tempfile import TemporaryDirectory
+
+        from fledgling.data.corpus import harvest
+        from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
+        from fledgling.data.sources import documents
+        from fledgling.data.split import split
+        from fledgling.data.stream import RowSource
+        from fledgling.evals.bpb import first_rows
+        from fledgling.evals.chat import exams
+        from fledgling.tasks import NAMES
+        from fledgling.text.tokenizer import begin
+
+        print("reading the text that quality is measured on", file=sys.stderr)
+        found = documents(text) if text else split(harvest())[1]
+        with TemporaryDirectory() as folder:
+            shard = Path(folder) / "text"
+            with ShardWriter(shard, tokenizer.vocab_size) as writer:
+                tokenize_documents((document.text for document in found), tokenizer, writer)
+            bos = (begin(tokenizer) or [0])[0]
+            rows = RowSource(TokenShard.open(shard), "crop", context, seed=0, bos=bos)
+            batches = first_rows(rows, ROWS, micro_rows=16)
+        talks = "<|assistant_end|>" in tokenizer.special
+        return cls(tokenizer, batches, exams(list(NAMES), questions) if questions and talks else [])
+
+    def examine(self, model: Any, when: str) -> list[Measurement]:
+        """Bits per byte, and the accuracy in each task."""
+        from fledgling.evals.bpb import bits_per_byte
+        from fledgling.evals.chat import answer, measure
+        from fledgling.infer.engine import Engine
+
+        print(f"measuring {when}", file=sys.stderr)
+        found = [bits_per_byte(model, self.batches, self.tokenizer.byte_lengths())]
+        engine = Engine(model, self.tokenizer)
+        for paper, answers in zip(self.papers, answer(engine, self.papers), strict=True):
+            found += [one for one in measure(paper.name, answers) if "/" not in one.name]
+        return found

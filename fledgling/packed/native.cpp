@@ -1,0 +1,432 @@
+// Products of a few rows with packed weights, and a whole decoding step on top of them, for AVX-512 with bf16.
+//
+// The one idea: one row reads every weight once, so the weights must arrive at the memory's speed and everything else
+// must cost nothing. A step is one call and one parallel region: each thread owns a stretch of every matrix's rows, and
+// a barrier stands where one stretch needs the others' results. Whatever the weights are stored as (bf16, or 8 or 4 bits
+// with a scale a group), they become bf16 in a register, exactly, and are multiplied with bf16 activations into fp32;
+// the residual stream, norms, rotation and softmax are fp32.
+//
+// B rows, C width, K columns of a matrix, H heads, G key/value heads, D head width. Widths are multiples of 32.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+using bf16 = uint16_t;
+
+extern "C" {
+
+struct Matrix {  // (rows, columns), row after row
+    const void* values;  // bf16; int8; or 4-bit indices: 32 bytes hold 64 columns, the first 32 in the low halves
+    const bf16* scales;  // (rows, columns / group); none for bf16
+    const float* bias;   // (rows) or null
+    const bf16* levels;  // what the 16 indices of 4 bits stand for, twice
+    int64_t rows, columns, bits, group;
+};
+
+struct Norm {
+    const float* weight;  // (C) or null
+    const float* bias;    // (C) or null
+    int64_t centered;     // 1: the mean is taken off first
+    double eps;
+};
+
+struct Layer {
+    Norm attention_norm, feed_forward_norm;
+    Matrix query, key, value, output, inward, gate, outward;  // gate has no values where the feed-forward has none
+};
+
+struct Shape {
+    int64_t layers, width, heads, kv_heads, head_width, hidden;
+    int64_t activation;  // 0 ReLU^2, 1 GELU by tanh, 2 SwiGLU
+    int64_t normalize;   // queries and keys are divided by their root mean square
+    double eps;          // of that
+};
+
+}  // extern "C"
+
+namespace {
+
+inline float widen(bf16 x) {
+    uint32_t bits = uint32_t(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline __m512 widen16(const bf16* x) {
+    __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+
+inline void narrow16(bf16* to, __m512 x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+inline __m512 scale_of(const bf16* scale) {  // one bf16 in all lanes
+    const __m512i upper = _mm512_set1_epi32(int(0xFFFF0000));
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_set1_epi16(short(*scale)), upper));
+}
+
+inline __m512 exp16(__m512 x) {  // relative error below 2e-7; underflows to 0
+    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    const __m512 t = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.0f / 720);
+    for (float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    return _mm512_scalef_ps(p, n);
+}
+
+// ---- products ----------------------------------------------------------------------------------------------------
+
+template <int BITS>
+struct Reader;  // 32 columns of one row at a time, as bf16
+
+template <>
+struct Reader<16> {
+    static constexpr int STEP = 32;
+    static inline void read(const uint8_t* row, int64_t k, __m512i, __m512bh* out) {
+        out[0] = (__m512bh)_mm512_loadu_si512(row + 2 * k);
+    }
+};
+
+template <>
+struct Reader<8> {
+    static constexpr int STEP = 32;
+    static inline void read(const uint8_t* row, int64_t k, __m512i, __m512bh* out) {
+        const __m128i* at = reinterpret_cast<const __m128i*>(row + k);
+        __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at)));
+        __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at + 1)));
+        out[0] = _mm512_cvtne2ps_pbh(high, low);
+    }
+};
+
+template <>
+struct Reader<4> {
+    static constexpr int STEP = 64;
+    static inline void read(const uint8_t* row, int64_t k, __m512i levels, __m512bh* out) {
+        __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + k / 2));
+        __m512i both = _mm512_cvtepu8_epi16(raw);  // bit 4 is no matter: the levels stand there twice
+        out[0] = (__m512bh)_mm512_permutexvar_epi16(both, levels);
+        out[1] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), levels);
+    }
+};
+
+inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // of each of the four, in order
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));  // abcd in each quarter
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
+// out[m][r] = sum over k of w[row + r][k] x[m][k], for R rows of the matrix and M rows of x
+template <int BITS, int R, int M>
+inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_t stride) {
+    const int64_t K = w.columns, bytes = K * BITS / 8, groups = BITS == 16 ? 0 : K / w.group;
+    const uint8_t* base = static_cast<const uint8_t*>(w.values) + row * bytes;
+    const bf16* scales = w.scales + row * groups;
+    const int shift = BITS == 16 ? 0 : __builtin_ctzll(w.group);
+    const __m512i levels = BITS == 4 ? _mm512_loadu_si512(w.levels) : _mm512_setzero_si512();
+    constexpr int STEP = Reader<BITS>::STEP, PARTS = STEP / 32;
+    __m512 sum[R][M];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sum[r][m] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < K; k += STEP) {
+        __m512bh part[R][PARTS];
+        for (int r = 0; r < R; r++) {
+            if (M == 1) _mm_prefetch(reinterpret_cast<const char*>(base + r * bytes + k * BITS / 8 + 2048), _MM_HINT_T0);
+            Reader<BITS>::read(base + r * bytes, k, levels, part[r]);
+        }
+        for (int p = 0; p < PARTS; p++) {
+            const int64_t here = k + 32 * p;
+            __m512 scale[R];
+            if (BITS != 16)
+                for (int r = 0; r < R; r++) scale[r] = scale_of(scales + r * groups + (here >> shift));
+            for (int m = 0; m < M; m++) {
+                const __m512bh v = (__m512bh)_mm512_loadu_si512(x + m * K + here);
+                for (int r = 0; r < R; r++) {
+                    if (BITS == 16)
+                        sum[r][m] = _mm512_dpbf16_ps(sum[r][m], part[r][p], v);
+                    else
+                        sum[r][m] = _mm512_fmadd_ps(
+                            _mm512_dpbf16_ps(_mm512_setzero_ps(), part[r][p], v), scale[r], sum[r][m]);
+                }
+            }
+        }
+    }
+    for (int m = 0; m < M; m++) {
+        if constexpr (R == 4) {
+            __m128 four = sums(sum[0][m], sum[1][m], sum[2][m], sum[3][m]);
+            if (w.bias) four = _mm_add_ps(four, _mm_loadu_ps(w.bias + row));
+            _mm_storeu_ps(out + m * stride + row, four);
+        } else {
+            for (int r = 0; r < R; r++)
+                out[m * stride + row + r] = _mm512_reduce_add_ps(sum[r][m]) + (w.bias ? w.bias[row + r] : 0.0f);
+        }
+    }
+}
+
+template <int BITS, int R>
+inline void rows_of(const Matrix& w, int64_t row, const bf16* x, int64_t B, float* out, int64_t stride) {
+    int64_t m = 0;
+    const auto next = [&](auto count) {
+        tile<BITS, R, decltype(count)::value>(w, row, x + m * w.columns, out + m * stride, stride);
+        m += count;
+    };
+    while (B - m >= 6 && B - m != 8) next(std::integral_constant<int, 6>());
+    while (B - m >= 4) next(std::integral_constant<int, 4>());
+    if (B - m >= 2) next(std::integral_constant<int, 2>());
+    if (m < B) next(std::integral_constant<int, 1>());
+}
+
+template <int BITS>
+void widen_rows(const Matrix& w, int64_t row, int64_t count, bf16* out) {  // to bf16, scales and all
+    constexpr int STEP = Reader<BITS>::STEP;
+    const int64_t K = w.columns, groups = K / w.group;
+    const __m512i levels = BITS == 4 ? _mm512_loadu_si512(w.levels) : _mm512_setzero_si512();
+    for (int64_t r = row; r < row + count; r++)
+        for (int64_t k = 0; k < K; k += STEP) {
+            __m512bh part[STEP / 32];
+            Reader<BITS>::read(static_cast<const uint8_t*>(w.values) + r * K * BITS / 8, k, levels, part);
+            for (int p = 0; p < STEP / 32; p++) {
+                bf16 raw[32];
+                _mm512_storeu_si512(raw, (__m512i)part[p]);
+                const __m512 scale = scale_of(w.scales + r * groups + (k + 32 * p) / w.group);
+                for (int half = 0; half < 32; half += 16)
+                    narrow16(out + (r - row) * K + k + 32 * p + half, _mm512_mul_ps(widen16(raw + half), scale));
+            }
+        }
+}
+
+template <int BITS>
+void stretch(const Matrix& w, const bf16* x, int64_t B, float* out, int64_t stride, int64_t low, int64_t high) {
+    int64_t row = low;
+    if (BITS == 16 || B == 1)
+        for (; row + 4 <= high; row += 4) rows_of<BITS, 4>(w, row, x, B, out, stride);
+    if constexpr (BITS != 16)
+        if (B > 8) {  // four rows widened once stay in the nearest cache for all of x
+            std::vector<bf16> four(4 * w.columns);
+            Matrix wide{four.data(), nullptr, nullptr, nullptr, 4, w.columns, 16, 0};
+            for (; row + 4 <= high; row += 4) {
+                widen_rows<BITS>(w, row, 4, four.data());
+                wide.bias = w.bias ? w.bias + row : nullptr;
+                rows_of<16, 4>(wide, 0, x, B, out + row, stride);
+            }
+        }
+    for (; row + 2 <= high; row += 2) rows_of<BITS, 2>(w, row, x, B, out, stride);
+    for (; row < high; row++) rows_of<BITS, 1>(w, row, x, B, out, stride);
+}
+
+struct Share {  // of a team's thread
+    int64_t thread, threads;
+    int64_t low(int64_t count, int64_t unit = 1) const { return std::min(count, (count / unit) * thread / threads * unit); }
+    int64_t high(int64_t count, int64_t unit = 1) const {
+        return thread + 1 == threads ? count : (count / unit) * (thread + 1) / threads * unit;
+    }
+};
+
+void multiply(const Matrix& w, const bf16* x, int64_t B, float* out, int64_t stride, Share share) {
+    const int64_t low = share.low(w.rows, 4), high = share.high(w.rows, 4);
+    if (w.bits == 16) stretch<16>(w, x, B, out, stride, low, high);
+    if (w.bits == 8) stretch<8>(w, x, B, out, stride, low, high);
+    if (w.bits == 4) stretch<4>(w, x, B, out, stride, low, high);
+}
+
+// ---- what stands between the products ----------------------------------------------------------------------------
+
+void normalize(const Norm& norm, const float* x, int64_t C, bf16* out) {
+    __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+    if (norm.centered)
+        for (int64_t c = 0; c < C; c += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(x + c));
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / C);
+    for (int64_t c = 0; c < C; c += 16) {
+        const __m512 v = _mm512_sub_ps(_mm512_loadu_ps(x + c), mean);
+        squares = _mm512_fmadd_ps(v, v, squares);
+    }
+    const __m512 by = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / C + float(norm.eps)));
+    for (int64_t c = 0; c < C; c += 16) {
+        __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + c), mean), by);
+        if (norm.weight) v = _mm512_mul_ps(v, _mm512_loadu_ps(norm.weight + c));
+        if (norm.bias) v = _mm512_add_ps(v, _mm512_loadu_ps(norm.bias + c));
+        narrow16(out + c, v);
+    }
+}
+
+// Turn a head's two halves by its position, then divide by its root mean square; to bf16.
+void turn(const Shape& s, const float* x, const float* cosine, const float* sine, bf16* out) {
+    const int64_t D = s.head_width, half = D / 2;
+    float turned[512];
+    for (int64_t d = 0; d < half; d++) {
+        const float c = cosine ? cosine[d] : 1.0f, n = sine ? sine[d] : 0.0f;
+        turned[d] = x[d] * c + x[d + half] * n;
+        turned[d + half] = x[d + half] * c - x[d] * n;
+    }
+    if (s.normalize) return normalize(Norm{nullptr, nullptr, 0, s.eps}, turned, D, out);
+    for (int64_t d = 0; d < D; d += 16) narrow16(out + d, _mm512_loadu_ps(turned + d));
+}
+
+inline float product(const bf16* a, const bf16* b, int64_t D) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t d = 0; d < D; d += 32)
+        sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a + d), (__m512bh)_mm512_loadu_si512(b + d));
+    return _mm512_reduce_add_ps(sum);
+}
+
+struct Cached {  // keys or values of one row and head: token t in block table[t / block], at t % block
+    const bf16* base;       // of the head in block 0
+    const int64_t* table;   // the row's blocks
+    int64_t block, stride;  // tokens of a block; values from one block to the next
+    const bf16* from(int64_t token, int64_t D) const {
+        return base + table[token / block] * stride + token % block * D;
+    }
+};
+
+// One query over keys and values of `length` tokens; weights: scratch of length + 16.
+void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t length, int64_t D, float* weights,
+            bf16* out) {
+    const float scale = 1.0f / std::sqrt(float(D));
+    float most = -INFINITY;
+    for (int64_t start = 0; start < length; start += keys.block) {
+        const bf16* k = keys.from(start, D);
+        for (int64_t s = start; s < std::min(length, start + keys.block); s++, k += D)
+            most = std::max(most, weights[s] = scale * product(q, k, D));
+    }
+    for (int64_t s = length; s < (length + 15) / 16 * 16; s++) weights[s] = -INFINITY;
+    __m512 total = _mm512_setzero_ps();
+    for (int64_t s = 0; s < length; s += 16) {
+        const __m512 w = exp16(_mm512_sub_ps(_mm512_loadu_ps(weights + s), _mm512_set1_ps(most)));
+        total = _mm512_add_ps(total, w);
+        _mm512_storeu_ps(weights + s, w);
+    }
+    const __m512 by = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+    for (int64_t d = 0; d < D; d += 32) {
+        __m512 low = _mm512_setzero_ps(), high = low;
+        for (int64_t start = 0; start < length; start += values.block) {
+            const bf16* v = values.from(start, D) + d;
+            for (int64_t s = start; s < std::min(length, start + values.block); s++, v += D) {
+                const __m512 w = _mm512_set1_ps(weights[s]);
+                low = _mm512_fmadd_ps(w, widen16(v), low);
+                high = _mm512_fmadd_ps(w, widen16(v + 16), high);
+            }
+        }
+        narrow16(out + d, _mm512_mul_ps(low, by));
+        narrow16(out + d + 16, _mm512_mul_ps(high, by));
+    }
+}
+
+inline __m512 activate(int64_t kind, __m512 x, __m512 up) {
+    const __m512 one = _mm512_set1_ps(1.0f);
+    if (kind == 0) {
+        const __m512 kept = _mm512_max_ps(x, _mm512_setzero_ps());
+        return _mm512_mul_ps(kept, kept);
+    }
+    __m512 t = x;  // both others are x times a logistic function: tanh(z) = 2 / (1 + exp(-2 z)) - 1
+    if (kind == 1) {
+        t = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(x, x), x), _mm512_set1_ps(0.044715f), x);
+        t = _mm512_mul_ps(t, _mm512_set1_ps(2 * 0.7978845608f));
+    }
+    const __m512 bounded = _mm512_min_ps(_mm512_sub_ps(_mm512_setzero_ps(), t), _mm512_set1_ps(88.0f));
+    const __m512 y = _mm512_div_ps(x, _mm512_add_ps(one, exp16(bounded)));
+    return kind == 2 ? _mm512_mul_ps(y, up) : y;
+}
+
+}  // namespace
+
+extern "C" {
+
+// out (B, rows) fp32 = x (B, columns) bf16 times w^T, plus the bias.
+void fledgling_linear(const Matrix* w, const bf16* x, int64_t B, float* out, int64_t threads) {
+#pragma omp parallel num_threads(threads)
+    multiply(*w, x, B, out, w->rows, Share{omp_get_thread_num(), omp_get_num_threads()});
+}
+
+// out (rows, columns) bf16: the matrix made whole.
+void fledgling_widen(const Matrix* w, bf16* out, int64_t threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const Share share{omp_get_thread_num(), omp_get_num_threads()};
+        const int64_t low = share.low(w->rows), count = share.high(w->rows) - low;
+        if (w->bits == 8) widen_rows<8>(*w, low, count, out + low * w->columns);
+        if (w->bits == 4) widen_rows<4>(*w, low, count, out + low * w->columns);
+    }
+}
+
+// All blocks for one new token of each of B rows; x (B, C) fp32 is changed in place.
+// keys, values: of each layer, bf16 (blocks, G, block, D); tables (B, most): which blocks are a row's, in order;
+// positions (B): how many tokens came before; cosine, sine (B, D / 2), or null where nothing is turned.
+void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B, bf16* const* keys,
+                    bf16* const* values, const int64_t* tables, int64_t most, int64_t block, const int64_t* positions,
+                    const float* cosine, const float* sine, int64_t threads) {
+    const Shape& s = *shape;
+    const int64_t C = s.width, D = s.head_width, H = s.heads, G = s.kv_heads, F = s.hidden, E = C + 2 * G * D;
+    const int64_t longest = 32 + *std::max_element(positions, positions + B);
+    std::vector<bf16> read(B * std::max(C, F)), attended(B * C), turned(H * D * threads);
+    std::vector<float> wide(B * std::max(E, 2 * F)), weights(longest * threads);
+#pragma omp parallel num_threads(threads)
+    {
+        const Share share{omp_get_thread_num(), omp_get_num_threads()};
+        float* scratch = weights.data() + longest * share.thread;
+        bf16* q = turned.data() + H * D * share.thread;
+        const auto added = [&](int64_t b, int64_t low, int64_t high) {  // a product onto the residual stream
+            for (int64_t c = low; c < high; c++) x[b * C + c] += wide[b * C + c];
+        };
+        for (int64_t l = 0; l < s.layers; l++) {
+            const Layer& layer = layers[l];
+            for (int64_t b = share.thread; b < B; b += share.threads)
+                normalize(layer.attention_norm, x + b * C, C, read.data() + b * C);
+#pragma omp barrier
+            multiply(layer.query, read.data(), B, wide.data(), E, share);
+            multiply(layer.key, read.data(), B, wide.data() + C, E, share);
+            multiply(layer.value, read.data(), B, wide.data() + C + G * D, E, share);
+#pragma omp barrier
+            for (int64_t job = share.low(B * G); job < share.high(B * G); job++) {
+                const int64_t b = job / G, g = job % G, at = positions[b];
+                const float *cos = cosine ? cosine + b * D / 2 : nullptr, *sin = sine ? sine + b * D / 2 : nullptr;
+                const float* row = wide.data() + b * E;
+                const int64_t head = g * block * D, stride = G * block * D;
+                const Cached k{keys[l] + head, tables + b * most, block, stride};
+                const Cached v{values[l] + head, tables + b * most, block, stride};
+                turn(s, row + C + g * D, cos, sin, const_cast<bf16*>(k.from(at, D)));
+                for (int64_t d = 0; d < D; d += 16)
+                    narrow16(const_cast<bf16*>(v.from(at, D)) + d, _mm512_loadu_ps(row + C + (G + g) * D + d));
+                for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++) {
+                    turn(s, row + h * D, cos, sin, q);
+                    attend(q, k, v, at + 1, D, scratch, attended.data() + b * C + h * D);
+                }
+            }
+#pragma omp barrier
+            multiply(layer.output, attended.data(), B, wide.data(), C, share);
+            for (int64_t b = 0; b < B; b++) added(b, share.low(C, 4), share.high(C, 4));
+#pragma omp barrier
+            for (int64_t b = share.thread; b < B; b += share.threads)
+                normalize(layer.feed_forward_norm, x + b * C, C, read.data() + b * C);
+#pragma omp barrier
+            multiply(layer.inward, read.data(), B, wide.data(), 2 * F, share);
+            if (layer.gate.values) multiply(layer.gate, read.data(), B, wide.data() + F, 2 * F, share);
+#pragma omp barrier
+            for (int64_t c = share.low(B * F, 16); c < share.high(B * F, 16); c += 16) {
+                const float* up = wide.data() + c / F * 2 * F + c % F;
+                const bool gated = layer.gate.values != nullptr;
+                const __m512 u = _mm512_loadu_ps(up), g = gated ? _mm512_loadu_ps(up + F) : u;
+                narrow16(read.data() + c, activate(s.activation, g, u));
+            }
+#pragma omp barrier
+            multiply(layer.outward, read.data(), B, wide.data(), C, share);
+            for (int64_t b = 0; b < B; b++) added(b, share.low(C, 4), share.high(C, 4));
+#pragma omp barrier
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,73 @@
+"""A corpus too large for memory, from parquet files to trained steps: the same on two ranks, and without its files."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from fledgling.cli import main
+from fledgling.data import pool
+from fledgling.record import read_lines
+from fledgling.train import prepare, run, setup
+from tests.ranks import on_ranks, one_thread
+from tests.tiny import tiny
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    small = tiny(tmp_path)
+    texts = [path.read_text() for path in sorted((tmp_path / "text").glob("*.txt"))]
+    source = tmp_path / "web"
+    source.mkdir()
+    for number in range(4):
+        table = pyarrow.table({"text": texts[number::4]})
+        pyarrow.parquet.write_table(table, source / f"shard_{number:05}.parquet", row_group_size=50)
+    monkeypatch.setattr(prepare, "SMALL", 1000)
+    monkeypatch.setattr(prepare, "tokenize", partial(pool.tokenize, size=40_000))
+    monkeypatch.setattr(pool, "HELD_OUT", 0.05)
+    monkeypatch.setattr(setup, "measure_peak", lambda device, dtype: 1e9)
+    mixture = {str(source): 1.0}
+    return replace(
+        small,
+        tokenizer=replace(small.tokenizer, sources=(str(source),)),
+        pretrain=replace(small.pretrain, mixture=mixture),
+        stages=("pretrain",),
+    )
+
+
+def trained(recipe, out: str) -> None:
+    setup.measure_peak = lambda device, dtype: 1e9
+    run.run_stage(replace(recipe, run=replace(recipe.run, out=out)), "pretrain", quiet=True)
+
+
+def test_from_files_to_steps_the_same_on_two_ranks(recipe, tmp_path):
+    with one_thread():
+        trained(recipe, str(tmp_path / "one"))
+    [folder] = [path.parent for path in (tmp_path / "one" / "data").glob("*/corpus.json")]
+    assert len(list(folder.glob("shard_*"))) >= 4
+    shutil.copytree(tmp_path / "one" / "tokenizer", tmp_path / "two" / "tokenizer")
+    shutil.copytree(tmp_path / "one" / "data", tmp_path / "two" / "data")
+    on_ranks(2, trained, recipe, str(tmp_path / "two"))
+    lines = [
+        [(line["loss"], line["gradient_norm"]) for line in read_lines(tmp_path / out / "pretrain" / "metrics.jsonl")]
+        for out in ("one", "two")
+    ]
+    assert len(lines[0]) == 4 and lines[0] == lines[1]
+    evals = [line["name"] for line in read_lines(tmp_path / "one" / "pretrain" / "evals.jsonl")]
+    assert "bits_per_byte" in evals, "held-out documents of all files measure it"
+
+
+def test_prepare_says_what_it_made_and_makes_it_once(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fledgling.cli.data.load_recipe", lambda *_: recipe)
+    assert main(["data", "prepare", "tiny", "--workers", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert "training, " in out and "held out, " in out and "documents/s" in err and "MB/s" in err
+    made = {path: path.stat().st_mtime_ns for path in Path(recipe.run.out).rglob("tokens.bin")}
+    assert main(["data", "prepare", "tiny"]) == 0
+    again, told = capsys.readouterr()
+    assert again == out and "tokenizing" not in told and len(made) >= 4
+    assert {path: path.stat().st_mtime_ns for path in Path(recipe.run.out).rglob("tokens.bin")} == made

@@ -1,0 +1,51 @@
+"""Machines without a shared disk: each prepares its own copy, and copies that differ are one line on every rank."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fledgling.config import UserError
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.prepare import Preparer
+from fledgling.train.run import same_data
+from fledgling.world import World
+from tests.ranks import on_ranks
+from tests.tiny import tiny
+
+
+def two_machines(folder: str, recipe, failing: int, other_text: bool) -> tuple[str, str]:
+    """Prepare on this rank of two machines of two ranks each; which went wrong, and who prepared what when."""
+    world = World.start("cpu")
+    world = replace(world, local_rank=world.rank % 2, local_size=2)
+    disk = Path(folder) / f"machine{world.rank // 2}"
+    said: list[str] = []
+    preparer = Preparer(recipe, disk, said.append)
+    outcome = "went on"
+    try:
+        with world.each_machine_first():
+            if world.rank == failing:
+                raise UserError("no room")
+            tokenizer = preparer.tokenizer()
+            source = recipe.tokenizer.sources[0]
+            if other_text and world.rank // 2 == 1:
+                preparer._texts[source] = (preparer.texts(source)[0][1:], preparer.texts(source)[1])
+            preparer.documents(source, tokenizer)
+        same_data(world, preparer, tokenizer)
+        assert isinstance(tokenizer, Tokenizer)
+    except (UserError, SystemExit) as end:
+        outcome = str(end)
+    return outcome, f"{sum('training a tokenizer' in line for line in said)} {sum('(train)' in line for line in said)}"
+
+
+def test_the_first_rank_of_each_machine_prepares_and_the_others_find_it(tmp_path):
+    found = on_ranks(4, two_machines, str(tmp_path), tiny(tmp_path), -1, False)
+    assert found == [("went on", "1 1"), ("went on", "0 0"), ("went on", "1 1"), ("went on", "0 0")]
+
+
+def test_copies_that_differ_are_one_line_on_every_rank(tmp_path):
+    found = on_ranks(4, two_machines, str(tmp_path), tiny(tmp_path), -1, True)
+    assert all("the tokenized text of rank 2 is not that of rank 0" in outcome for outcome, _ in found), found
+
+
+def test_a_machine_that_cannot_prepare_ends_all(tmp_path):
+    found = on_ranks(4, two_machines, str(tmp_path), tiny(tmp_path), 2, False)
+    assert [outcome for outcome, _ in found] == ["1", "1", "no room", "1"]
