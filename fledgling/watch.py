@@ -209,7 +209,7 @@ class Watch:
         shared: the store can be reached; code: with which the others leave (a mistake that was told elsewhere: FAILED).
         """
         text = f"{member} {what}"
-        own = json.dumps({"text": text, "code": code, **asdict(member)})
+        own = json.dumps({"text": text, "code": code, "told by": self.own.rank, **asdict(member)})
         with suppress(Exception):
             if shared and self.store.compare_set("fault", "", own).decode() != own:
                 self._learn()
@@ -217,7 +217,8 @@ class Watch:
         self.fault, self.code = text, code
         if code != FAULT:
             return
-        print(f"fault: {self.fault}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"fault: {self.fault}\n")  # in one piece
+        sys.stderr.flush()
         with suppress(UserError):
             Lines(self.stage_dir / "notices.jsonl").append({"step": None, "text": self.fault})
 

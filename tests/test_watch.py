@@ -135,6 +135,15 @@ def test_the_first_word_counts(tmp_path, capsys):
     assert found.fault == "rank 1 raised" and capsys.readouterr().err == ""
 
 
+def test_of_two_that_see_the_same_one_tells_it(tmp_path, capsys):
+    found, store = made(tmp_path, [member(0), member(1), member(2)])
+    other = Watch(World(1, 3, 0, torch.device("cpu")), tmp_path, store, found.members)
+    found.tell(member(2), "is gone")
+    other.tell(member(2), "is gone")
+    assert found.fault == other.fault and len(read_lines(tmp_path / "notices.jsonl")) == 1
+    assert capsys.readouterr().err.count("fault: ") == 1
+
+
 def test_an_error_of_one_s_own_is_told_and_one_of_an_exchange_is_the_other_s(tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "SILENT", 0.1)
     found, store = made(tmp_path, [member(0), member(1)])
