@@ -48,11 +48,6 @@ def _number(default: float, low: float = 0.0, high: float = math.inf, *, above: 
     return field(default=default, metadata={"low": low, "high": high, "above": above})
 
 
-def _share(default: float) -> Any:
-    """A share of a whole: a number in [0, 1]."""
-    return _number(default, 0.0, 1.0)
-
-
 def _choice(default: str, *others: str) -> Any:
     """One of a few words."""
     return field(default=default, metadata={"choices": (default, *others)})
@@ -64,9 +59,6 @@ def _part(*names: str) -> Any:
 
 
 _WEIGHTS = {"low": 0.0}  # names with weights, relative to each other; none: the stage's own default
-
-
-# ---- the tables ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -96,6 +88,13 @@ class ModelTable:
     tied: bool | None = None  # embedding and head are one matrix
     qk_norm: bool | None = None  # queries and keys are normalized
     softcap: float | None = _number(None)  # type: ignore[arg-type]  # softcap * tanh(logits / softcap); 0: none
+    flash_norm: bool = False  # 1 / RMS is taken behind the products that read the stream (fledgling.model.flash_norm)
+    value_embeddings: int = _count(
+        0, 0
+    )  # every n-th layer, from the last, adds a table by token to its values; 0: none
+    window_pattern: str = ""  # of S and L, repeated over the layers: S sees `window` tokens; the last layer sees all
+    window: int | None = _count(None)  # tokens that S sees, itself included; None: a quarter of the context
+    residual_scalars: bool = False  # each block reads a x + b x0, x0 the embedded token, a and b learned
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,10 @@ class OptimizerTable:
     adam_betas: tuple[float, float] = field(default=(0.8, 0.95), metadata={"low": 0.0, "high": 0.9999})
     adam_eps: float = _number(1e-10, above=True)
     momentum: float = _number(0.95, 0.0, 0.9999)
-    weight_decay: float = _number(0.0)
+    weight_decay: float = _number(0.0)  # of the blocks' matrices
+    cautious_decay: bool = False  # only of values that the update brings nearer to 0 anyway
+    matrix_rule: str = _choice("muon", "normuon", "adamw")  # what moves the blocks' matrices
+    newton_schulz: str = _choice("jordan", "polar_express")  # the coefficients of Muon's iteration
     newton_schulz_steps: int = _count(5)
     zero: int | None = field(default=None, metadata={"low": 0, "high": 3})  # ZeRO stage; None: 1 with several ranks
     exact: str = _choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
@@ -124,8 +126,8 @@ class StageTable:
     micro_batch: int | None = _count(None)  # rows of one forward/backward on one rank; None: what fits
     rate: float = _number(1.0, above=True)  # multiplies every rate of [optimizer]
     warmup: int = _count(20, 0)  # steps from 0 to the full rate
-    decay: float = _share(0.4)  # the last share of the steps, over which the rate falls
-    final: float = _share(0.0)  # the multiplier the fall ends at
+    decay: float = _number(0.4, 0.0, 1.0)  # the last share of the steps, over which the rate falls
+    final: float = _number(0.0, 0.0, 1.0)  # the multiplier the fall ends at
     mixture: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # source -> weight
     target: str = _choice("all", "assistant")  # which tokens are learned
     eval_every: int = _count(0, 0)  # steps; 0: only at the end
@@ -148,8 +150,8 @@ class DPOTable:
     micro_batch: int | None = _count(None)
     rate: float = _number(0.05, above=True)
     warmup: int = _count(0, 0)
-    decay: float = _share(1.0)
-    final: float = _share(0.0)
+    decay: float = _number(1.0, 0.0, 1.0)
+    final: float = _number(0.0, 0.0, 1.0)
     mixture: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # what it is examined in; none: sft's
     eval_every: int = _count(0, 0)
     eval_questions: int = _count(200)
@@ -168,8 +170,8 @@ class RLTable:
     micro_batch: int | None = _count(None)
     rate: float = _number(0.2, above=True)
     warmup: int = _count(0, 0)
-    decay: float = _share(1.0)
-    final: float = _share(0.0)
+    decay: float = _number(1.0, 0.0, 1.0)
+    final: float = _number(0.0, 0.0, 1.0)
     mixture: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)
     target: str = _choice("assistant", "all")
     eval_every: int = _count(0, 0)
@@ -196,8 +198,8 @@ class RLTable:
     advantage: str = _choice("centred", "zscore", "leave_one_out")
     normalize: str = _choice("token", "sequence")  # what counts alike: every token, or every answer
     drop_silent: bool = True  # GRPO: groups whose answers all earned the same are left out
-    discount: float = _share(1.0)  # PPO: of later rewards
-    trace: float = _share(0.95)  # PPO: lambda of generalized advantage estimation
+    discount: float = _number(1.0, 0.0, 1.0)  # PPO: of later rewards
+    trace: float = _number(0.95, 0.0, 1.0)  # PPO: lambda of generalized advantage estimation
     value_weight: float = _number(0.5)  # PPO: of the critic's loss
     value_clip: float = _number(0.2, above=True)  # PPO: the value stays so close to the old one
 
@@ -207,6 +209,7 @@ class RunTable:
     """[run]: where it runs and where it writes. Only `dtype` and `rollbacks` change what is learned."""
 
     out: str = "runs/quickstart"  # the run directory
+    start_from: str | None = None  # a checkpoint or Hugging Face directory: the first stage's weights and tokenizer
     device: str = _choice("auto", "cpu", "cuda", "mps")
     dtype: str = _choice("auto", "float32", "bfloat16")
     compile: str = _choice("auto", "on", "off")
@@ -242,9 +245,6 @@ class Recipe:
             known = ", ".join(STAGES)
             raise UserError(f'unknown stage "{name}": expected one of {known}{did_you_mean(name, STAGES)}')
         return getattr(self, name)
-
-
-# ---- reading -------------------------------------------------------------------------------------
 
 
 def recipe_names() -> list[str]:

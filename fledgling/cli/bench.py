@@ -363,3 +363,48 @@ def core(
             f"{faster['unshared']:8.1f}x {faster['published']:8.1f}x {part['share_of_forward']:8.0%}"
         )
     print(f"largest difference of a score between the ways: {result['all']['difference']:.1e} nats a token")
+
+
+@app.command
+def sparsity(checkpoint: Path | None = None, /, *, repeats: int = 20, as_json: Json = False) -> None:
+    """Time ReLU^2's second matrix with its zeros left out, beside the whole product, at one row.
+
+    Parameters
+    ----------
+    checkpoint
+        A run directory: its own rows and matrices, and tokens a second, beside the constructed ones.
+    repeats
+        Rounds; the figures are medians.
+    """
+    from fledgling.bench.sparsity import constructed, decoded, line, real, table
+
+    found = {"constructed": constructed(repeats), "decoded": decoded()}
+    found["real"] = real(checkpoint, repeats) if checkpoint else None
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print(table(found["constructed"]))
+    print("\n".join(map(line, found["decoded"])))
+    if found["real"]:
+        print(table(found["real"]["products"]))
+        print(", ".join(f"{name} {share:.1%}" for name, share in found["real"]["zeros"].items()))
+        print("\n".join(map(line, found["real"]["decode"])))
+
+
+@app.command
+def norms(*, dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7, as_json: Json = False) -> None:
+    """Time FlashNorm beside plain RMSNorm, in training steps and in decoding.
+
+    Parameters
+    ----------
+    dtype
+        bfloat16 or float32.
+    compiled
+        Compile the blocks that are trained.
+    repeats
+        Rounds; the figures are medians.
+    """
+    from fledgling.bench.flash_norm import measure, table
+
+    found = measure(dtype, compiled, repeats)
+    print(json.dumps(found, indent=2) if as_json else table(found))

@@ -14,13 +14,27 @@ from fledgling.cli.options import Json
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fledgling.export.parity import Parity
+    from fledgling.model.transformer import Transformer
+
+Fold = Annotated[bool, Parameter(negative=())]
 
 app = App(name="export", help="A checkpoint as files that other programs load: hf, gguf.")
 
 
 @app.command
-def hf(checkpoint: Path, out: Path, /, *, dtype: str = "float32", shard_gb: float = 4.0, as_json: Json = False) -> int:
+def hf(
+    checkpoint: Path,
+    out: Path,
+    /,
+    *,
+    dtype: str = "float32",
+    shard_gb: float = 4.0,
+    fold_norms: Fold = False,
+    as_json: Json = False,
+) -> int:
     """Write a Hugging Face directory that transformers loads, and compare the two.
 
     Parameters
@@ -33,6 +47,8 @@ def hf(checkpoint: Path, out: Path, /, *, dtype: str = "float32", shard_gb: floa
         What the weights are stored in: float32 (without loss), bfloat16 or float16.
     shard_gb
         Largest file of weights, in GB.
+    fold_norms
+        Multiply the norms' weights into the matrices behind them, which leaves ones (llama, untied).
     """
     from fledgling.export.card import card
     from fledgling.export.hugging_face import write
@@ -48,13 +64,19 @@ def hf(checkpoint: Path, out: Path, /, *, dtype: str = "float32", shard_gb: floa
     refuse(state, place, "exported")
     run = place.parents[2] if (place.parents[2] / "recipe.toml").is_file() else None
     text = card(model.config, model.parameter_count(), tokenizer, state, run)
-    write(out, model.config, model.state_dict(), tokenizer, text, dtype, int(shard_gb * 1e9))
+    write(out, model.config, _weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9))
     return _tell(out, hugging_face(model, out, tokenizer.start), as_json)
 
 
 @app.command
 def gguf(
-    checkpoint: Path, out: Path, /, *, type: Annotated[str, Parameter(name="--type")] = "f16", as_json: Json = False
+    checkpoint: Path,
+    out: Path,
+    /,
+    *,
+    type: Annotated[str, Parameter(name="--type")] = "f16",
+    fold_norms: Fold = False,
+    as_json: Json = False,
 ) -> int:
     """Write a model of the llama family as one GGUF file, its tokenizer inside, and compare the two.
 
@@ -66,6 +88,8 @@ def gguf(
         The file to write, by custom NAME.gguf.
     type
         f32, f16, q8_0 or q4_0.
+    fold_norms
+        Multiply the norms' weights into the matrices behind them, which leaves ones (untied heads).
     """
     from fledgling.export.gguf import write
     from fledgling.export.parity import gguf_file
@@ -76,8 +100,14 @@ def gguf(
     refuse(state, checkpoint, "exported")
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
-    write(out, model.config, model.state_dict(), tokenizer, type, out.stem)
+    write(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem)
     return _tell(out, gguf_file(model, out, tokenizer.start), as_json)
+
+
+def _weights(model: Transformer, folded: bool) -> dict[str, Tensor]:
+    from fledgling.model.flash_norm import fold
+
+    return fold(model.config, model.state_dict()) if folded else model.state_dict()
 
 
 def _tell(out: Path, comparisons: Iterable[Parity], as_json: bool) -> int:

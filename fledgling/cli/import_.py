@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from fledgling.cli.options import Json
 
@@ -19,19 +18,9 @@ def import_(source: Path, out: Path, /, *, as_json: Json = False) -> None:
     out
         The directory that the checkpoint is put in, as OUT/step-00000000.
     """
-    from fledgling.export.read import read
-    from fledgling.record.checkpoint import save
+    from fledgling.export.take_in import take_in
 
-    found = read(source)
-    state = {
-        "name": source.resolve().name,
-        "step": 0,
-        "model": found.config.to_dict(),
-        "tokenizer": found.tokenizer.fingerprint(),
-    }
-    with TemporaryDirectory() as folder:
-        files = {"tokenizer.json": found.tokenizer.save(folder)}
-        place = save(out, 0, {"model": found.state}, state, files)
+    place, found = take_in(source, out)
     count = sum(tensor.numel() for name, tensor in found.state.items() if not _twice(name, found.config.tied))
     if as_json:
         print(json.dumps({"path": str(place), "parameters": count, "model": found.config.to_dict()}, indent=2))

@@ -40,25 +40,36 @@ def numbers(option: str, text: str) -> list[float]:
 @app.command
 def run(
     *,
-    depths: str = "1,2,3,4",
-    budgets: str = "1e13,2e13,4e13",
+    depths: str | None = None,
+    budgets: str | None = None,
     recipe: str = "scaling",
-    out: Path = OUT,
+    out: Path | None = None,
+    ablate: str | None = None,
+    seeds: int = 3,
     overrides: Overrides = (),
+    as_json: Json = False,
 ) -> int:
     """Train every depth at every budget, as ordinary runs; run it again to go on where it stopped.
 
     Parameters
     ----------
     depths
-        Layers, with commas; width and heads follow.
+        Layers, with commas; width and heads follow. Default: 1,2,3,4.
     budgets
-        Training FLOPs of a run, with commas.
+        Training FLOPs of a run, with commas. Default: 1e13,2e13,4e13; of an ablation one, 1e13.
     recipe
         A recipe's name or TOML file: everything but depth, steps and directory.
     out
-        Where the runs go.
+        Where the runs go. Default: runs/scaling, or runs/ablation.
+    ablate
+        Instead of sizes, compare variants with the recipe as it is, at equal FLOPs: names with commas (gelu, swiglu,
+        adamw, tied, ...; all), or table.key=value, several joined by +.
+    seeds
+        Of an ablation: how many runs of each, with different first weights and order of the text.
     """
+    if ablate is not None:
+        return compare(ablate, depths, budgets, seeds, recipe, overrides, out or Path("runs/ablation"), as_json)
+    depths, budgets, out = depths or "1,2,3,4", budgets or "1e13,2e13,4e13", out or OUT
     chosen = load_recipe(recipe, overrides)
     layers = numbers("depths", depths)
     if any(depth != int(depth) for depth in layers):
@@ -74,6 +85,59 @@ def run(
         say(f"{stopped}; the same command goes on from there")
         return STOPPED
     print(f"{len(cells)} runs in {out}, {worked} of them made now; next: fledgling scaling fit {out}")
+    return 0
+
+
+def compare(
+    names: str,
+    depths: str | None,
+    budgets: str | None,
+    seeds: int,
+    recipe: str,
+    overrides: Overrides,
+    out: Path,
+    as_json: bool,
+) -> int:
+    """Run an ablation, print the differences of what is finished, and write its page."""
+    from fledgling.lab.ablation import HEAD, chosen, effects, load, rows, to_json
+    from fledgling.lab.ablation_page import build
+    from fledgling.plan.scaling import budget as checked
+
+    variants, amounts = chosen(names), numbers("budgets", budgets or "1e13")
+    if depths is not None:
+        raise UserError(f"depths: got {depths} with --ablate, which has the recipe's size: use --set model.depth=N")
+    if len(amounts) != 1 or seeds < 1:
+        raise UserError(f"budgets {budgets}, seeds {seeds}: expected one budget and at least 1 seed")
+    from fledgling.lab.ablate import ablate
+    from fledgling.train.loop import Stopped
+
+    try:
+        ablate(
+            lambda more: load_recipe(recipe, (*overrides, *more)),
+            variants,
+            seeds,
+            checked(amounts[0]),
+            out,
+            say,
+            lambda name, seed, one: say(f"{name}, seed {seed}: {one.bits_per_byte:.4f} bits per byte"),
+        )
+    except Stopped as stopped:
+        say(f"{stopped}; the same command goes on from there")
+        return 130
+    trials = load(out)
+    found = effects(trials)
+    page = build(out, trials, found)
+    if as_json:
+        print(json.dumps({"effects": to_json(found), "page": str(page)}, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*HEAD, title=f"variant minus base, {amounts[0]:.4g} FLOPs a run, paired by seed")
+    for row in rows(found):
+        table.add_row(*row)
+    Console().print(table)
+    print(f"page: {page}")
     return 0
 
 

@@ -83,6 +83,7 @@ class Scorer:
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(engine.device.type, 1 << 14)
         self.share = share
         self.work = Work()
+        self.dealt = 0  # batches so far: the next goes to the next rank, whatever call it belongs to
 
     def score(self, items: Sequence[Sequence[Row]], progress: Callable[[int], None] | None = None) -> list[list[Score]]:
         """Scores of every row of every item, the same on all ranks, which must all call it with the same items.
@@ -97,8 +98,9 @@ class Scorer:
             row += len(item)
         self.work.whole += sum(min(len(r.tokens), self.engine.context) for item in items for r in item)
         found: list[tuple[int, Score]] = []
-        for index, batch in enumerate(batches(packed, self.batch_tokens)):
-            if index % self.world.size != self.world.rank:
+        for batch in batches(packed, self.batch_tokens):
+            self.dealt += 1
+            if self.dealt % self.world.size != self.world.rank:
                 continue
             found += self._run(batch)
             if progress:

@@ -46,6 +46,9 @@ def check_family(config: ModelConfig) -> None:
                 f"this model's {part} is {given!r} and {CLASSES[config.family]} has {expected!r}: "
                 "it is of no class that transformers ships"
             )
+    for idea in config.ideas:
+        if idea != "flash_norm":  # which computes the same function
+            raise UserError(f"this model's {idea} is {getattr(config, idea)!r}, and no class of transformers has that")
     if config.activation == "swiglu" and config.family == "fledgling":
         raise UserError("this model's activation is 'swiglu' and NanoChatForCausalLM has two matrices, not three")
     if config.family == "gpt2" and config.kv_heads != config.heads:

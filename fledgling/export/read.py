@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ LARGEST_JSON = 64 * 2**20  # bytes of config.json or of an index
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 # Masks and tables that older writers stored: no weights.
 _NO_WEIGHTS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
+_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -46,11 +50,7 @@ def read(directory: Path) -> Source:
         what = "is a file" if directory.exists() else "does not exist"
         raise UserError(f"{directory} {what}; expected a directory with config.json (hf download NAME --local-dir DIR)")
     config = understand(_json(directory / "config.json"))
-    try:
-        state = _state(config, _where(directory))
-    except (SafetensorError, OSError, ValueError, RuntimeError) as problem:
-        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
-        raise UserError(f"{directory}: weights cannot be read: {reason}") from None
+    state = _state(config, _where(directory))
     tokenizer = _tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
@@ -73,11 +73,43 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; whatever is wrong with it becomes one line that names the file (and the tensor, if known)."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as problem:
+        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
+        raise UserError(f"{path}: weights cannot be read: {_culprit(path) or reason}") from None
+
+
+def _culprit(path: Path) -> str:
+    """The first tensor whose entry in a broken header cannot be true, in words; empty where none is to be found."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= LARGEST_JSON else {}
+        data = path.stat().st_size - 8 - length
+        for name, said in header.items():
+            if name == "__metadata__":
+                continue
+            values, (start, end) = prod(said["shape"]), said["data_offsets"]
+            size = _BYTES.get(said["dtype"])
+            if size is None or min(said["shape"], default=0) < 0 or not 0 <= start <= end <= data:
+                return f"tensor {name[:80]} is said to be {str(said)[:120]}, in {data} bytes of data"
+            if values * size != end - start:
+                return f"tensor {name[:80]} has {end - start} bytes, its shape {said['shape']} means {values * size}"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return ""
+    return ""
+
+
 def _where(directory: Path) -> dict[str, Path]:
     """Tensor name -> file, from the index or from the one file. Names in an index lead nowhere but here."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
-        with safe_open(single, "pt") as file:
+        with _opened(single) as file:
             return dict.fromkeys(file.keys(), single)
     if not index.is_file():
         pickles = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -95,7 +127,7 @@ def _where(directory: Path) -> dict[str, Path]:
     for path in sorted(set(found.values())):
         if not path.is_file():
             raise UserError(f"{index} names {path.name}, which is not there")
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             held = set(file.keys())
         absent = sorted(name for name, place in found.items() if place == path and name not in held)
         if absent:
@@ -118,13 +150,13 @@ def _state(config: ModelConfig, where: dict[str, Path]) -> dict[str, Tensor]:
             raise UserError(f"tensor {min(names)} {said}: these are not the weights of {CLASSES[config.family]}")
     state: dict[str, Tensor] = {}
     for path in sorted(set(where.values())):
-        with safe_open(path, "pt") as file:
+        with _opened(path) as file:
             for name in sorted(name for name, place in where.items() if place == path):
                 state |= part(table[name], _floats(name, file.get_tensor(name)), shapes)
     if config.tied:
         state["head.weight"] = state["embedding.weight"]
     if tied_head is not None:
-        with safe_open(tied_head, "pt") as file:
+        with _opened(tied_head) as file:
             if not torch.equal(_floats("lm_head.weight", file.get_tensor("lm_head.weight")), state["head.weight"]):
                 raise UserError("tensor lm_head.weight is not the embedding, and config.json says that they are tied")
     return state

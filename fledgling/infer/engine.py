@@ -22,6 +22,7 @@ from torch import Tensor
 from fledgling.infer.batch import Decoder
 from fledgling.infer.pack import can_pack, pack
 from fledgling.infer.sample import Sampling
+from fledgling.infer.skip import skip
 from fledgling.infer.ticket import Completion, Ticket
 from fledgling.infer.tools import CALCULATOR, Tool
 from fledgling.model.attention import Tree
@@ -57,6 +58,8 @@ class Engine:
     as the model does and spares a cast at every step. `generate` brings the copy up to date by itself; whoever
     trains in between and streams calls `refresh`. Otherwise it reads the model's live weights.
 
+    `skip_zeros` leaves out what meets a zero behind ReLU^2 (skip.py), from a copy of the weights too, unless the native
+    step of decoding takes the model, which is quicker still.
     `tool` answers what the model writes between `python_start` and `python_end`: the calculator, or `tools.PYTHON`.
     """
 
@@ -67,6 +70,7 @@ class Engine:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         tool: Tool = CALCULATOR,
+        skip_zeros: bool = False,
     ) -> None:
         weight = model.embedding.weight
         self.source = model
@@ -79,11 +83,13 @@ class Engine:
         ends = (special.get("<|assistant_end|>"), tokenizer.start)
         self.stops = frozenset(token for token in ends if token is not None)
         self.can_call = "<|python_start|>" in special
-        live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype
+        live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype and not skip_zeros
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
         frozen = not live or not weight.requires_grad
         self.step = DecodingStep(self.model) if frozen and can_step(self.model) else None
-        self.packed = {} if live or self.step or not can_pack(self.device, self.dtype) else pack(self.model)
+        packs = not (live or self.step) and can_pack(self.device, self.dtype)
+        self.packed = dict(skip(self.model, packs)) if skip_zeros and not self.step else {}
+        self.packed |= pack(self.model) if packs else {}
         self.refreshed = 0
 
     @property

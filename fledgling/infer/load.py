@@ -13,6 +13,7 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
+from fledgling.model.flash_norm import fold, without_weights
 from fledgling.model.transformer import Transformer
 from fledgling.packed.model import unpack_model
 from fledgling.record.checkpoint import load, resolve
@@ -20,12 +21,12 @@ from fledgling.text.tokenizer import Tokenizer
 
 
 def load_model(
-    path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: Path | str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, fold_norms: bool = False
 ) -> tuple[Transformer, Tokenizer, dict[str, Any]]:
     """The model (in eval mode on `device`), the tokenizer and the state of what `resolve` finds at `path`.
 
-    dtype: None leaves the model's own. A quantized checkpoint's matrices stay packed. Raises UserError when the weights
-    do not fit the model described in the state.
+    dtype: None leaves the model's own; fold_norms: the norms' weights go into the matrices behind them. A quantized
+    checkpoint's matrices stay packed. Raises UserError when the weights do not fit the model described in the state.
     """
     checkpoint = load(resolve(path), groups=("model",))
     tokenizer = checkpoint.path / "tokenizer.json"
@@ -41,6 +42,10 @@ def load_model(
             return model, Tokenizer.load(tokenizer), checkpoint.state
         model = Transformer(config)
         model.load_state_dict(weights)
+        if fold_norms:
+            config, weights = without_weights(config, fold(config, model.state_dict()))
+            model = Transformer(config)
+            model.load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as problem:
         reason = " ".join(str(problem).split())[:200]
         raise UserError(f"checkpoint {checkpoint.path}: model and weights do not fit: {reason}") from None

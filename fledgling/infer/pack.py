@@ -58,7 +58,7 @@ def pack(model: nn.Module) -> dict[str, PackedWeight]:
     """Replace the weight of every linear layer by its packed form; return these by the parameter's name."""
     packed = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and isinstance(module.weight, Tensor):
             weight = PackedWeight(module.weight)
             del module.weight
             module.weight = weight

@@ -83,7 +83,8 @@ def read(run_dir: Path) -> Run | None:
 def load(out: str | Path) -> Sweep:
     """Return the finished runs under `out`, by budget and depth. Raises UserError when there are none."""
     out = Path(out)
-    runs = [run for path in sorted(out.glob(f"*/{CELL}")) if (run := read(path.parent))]
+    cells = [path for path in sorted(out.glob(f"*/{CELL}")) if "variant" not in _json(path)]
+    runs = [run for path in cells if (run := read(path.parent))]
     if not runs:
         what = "has no finished run" if out.is_dir() else "does not exist"
         raise UserError(f"{out} {what}: expected the directory of a sweep; start one with fledgling scaling run")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -104,11 +105,16 @@ def _is_model(recipe: Recipe, depth: int) -> bool:
 
 def cell(recipe: Recipe, depth: int, steps: int, batch: int, out: Path) -> Recipe:
     """Return the recipe of one run."""
+    sized = replace(recipe, model=replace(recipe.model, depth=depth, width=None, heads=None, kv_heads=None))
+    return shortened(sized, steps, batch, out)
+
+
+def shortened(recipe: Recipe, steps: int, batch: int, out: Path) -> Recipe:
+    """Return the recipe of one run of `steps` steps in `out`: pretraining alone, measured at its end."""
     return replace(
         recipe,
         name=out.name,
         stages=("pretrain",),
-        model=replace(recipe.model, depth=depth, width=None, heads=None, kv_heads=None),
         pretrain=replace(
             recipe.pretrain,
             steps=steps,
@@ -148,10 +154,15 @@ def sweep(recipe: Recipe, cells: Sequence[Cell], out: str | Path, say: Say, fini
 
 def run_cell(one: Cell, out: Path) -> None:
     """Make one run on the tokens that `prepare` left in `out`; a finished one is left alone."""
-    run_dir = Path(one.recipe.run.out)
+    make(one.recipe, out, {"depth": one.depth, "budget": one.budget})
+
+
+def make(recipe: Recipe, out: Path, facts: dict[str, Any]) -> None:
+    """Run a recipe on the tokens that `prepare` left in `out`, and write down what it is a run of."""
+    run_dir = Path(recipe.run.out)
     link(out, run_dir)
-    write_json(run_dir / CELL, {"depth": one.depth, "budget": one.budget})
-    run_stage(one.recipe, "pretrain", choose=at_the_end)
+    write_json(run_dir / CELL, facts)
+    run_stage(recipe, "pretrain", choose=at_the_end)
     torch.compiler.reset()  # the next model has other shapes; compiled code of this one is of no more use
 
 
@@ -168,7 +179,11 @@ def claim(recipe: Recipe, out: Path) -> None:
     """Write the settings that all runs share into OUT/sweep.toml, or hold them against those that stand there."""
     one = cell(recipe, 1, 1, recipe.pretrain.batch_tokens or BATCH_TOKENS, Path("run"))
     text = dump_toml(replace(one, pretrain=replace(one.pretrain, warmup=recipe.pretrain.warmup)))
-    path = out / SETTINGS
+    hold(out / SETTINGS, text, "a sweep")
+
+
+def hold(path: Path, text: str, what: str) -> None:
+    """Write settings into a file that is not there yet, or raise UserError where others stand there."""
     if not path.exists():
         write_text(path, text)
         return
@@ -176,7 +191,8 @@ def claim(recipe: Recipe, out: Path) -> None:
     differing = [line for line in sorted(wanted ^ there) if not line.startswith("threads")]
     if differing:
         where = "now" if differing[0] in wanted else "there"
-        raise UserError(f"{out} holds a sweep with other settings ({differing[0]} {where}); choose another --out")
+        told = f"{path.parent} holds {what} with other settings ({differing[0]} {where})"
+        raise UserError(f"{told}; choose another --out")
 
 
 def prepare(recipe: Recipe, out: Path, say: Say) -> None:

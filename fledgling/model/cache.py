@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fledgling.model.config import ModelConfig
+from fledgling.model.window import near
 
 BLOCK = 64  # tokens: read as quickly as a row in one piece; blocks of 16 take half as long again (docs/benchmarks.md)
 GROWTH = 8  # storage grows by an eighth, layer by layer
@@ -54,6 +55,7 @@ class Shared:
     blocks: Tensor
     asks: Tensor
     owners: Tensor
+    starts: Tensor  # (M,): the position of each block's first key
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Plan:
     shared: tuple[Shared, ...]
     order: Tensor
     begins: Tensor
+    starts: Tensor  # (N,): the position of each block's first key
 
 
 @dataclass
@@ -88,11 +91,27 @@ class Reading:
     offsets: Tensor
     tables: list[list[int]]
     fresh: bool
+    windows: dict[int, tuple[Tensor, list[Tensor | None]]] = field(default_factory=dict)
 
     @cached_property
     def plan(self) -> Plan:
         """Made when a forward first asks for it."""
         return _plan(self)
+
+    def hidden(self, window: int | None) -> tuple[Tensor, list[Tensor | None]]:
+        """What queries that see `window` tokens must not: (N, 1, T, S) of the span, (M, K, T, S) of each of `shared`.
+
+        None hides nothing. Made once for all layers of a window.
+        """
+        plan = self.plan
+        if window is None:
+            return plan.hidden[:, None], [None] * len(plan.shared)
+        if window not in self.windows:
+            within = torch.arange(self.cache.block, device=self.cache.device)
+            span = ~near(self.positions[plan.asks], plan.starts[:, None] + within, window)[:, None]
+            shared = [~near(self.positions[s.asks], s.starts[:, None, None] + within, window) for s in plan.shared]
+            self.windows[window] = span, shared
+        return self.windows[window]
 
     @cached_property
     def padded_tables(self) -> Tensor:
@@ -278,7 +297,7 @@ def _plan(reading: Reading) -> Plan:
     order = np.empty(len(flat), np.int64)
     order[first] = place
     shared = []
-    again = np.setdiff1d(np.arange(len(flat)), first, assume_unique=True)
+    again = np.delete(np.arange(len(flat)), first) if len(first) < len(flat) else first[:0]
     for group in _alike(flat, again):
         width = max(map(len, group))
         theirs = np.full((len(group), width), rows)
@@ -286,12 +305,15 @@ def _plan(reading: Reading) -> Plan:
             theirs[number, : len(pairs)] = owner[pairs]
             order[pairs] = size + number * width + np.arange(len(pairs))
         size += theirs.size
-        of = cache.tensor(np.array([flat[pairs[0]] for pairs in group]))
-        shared.append(Shared(of, cache.tensor(theirs % rows), cache.tensor(theirs)))
+        one = np.array([pairs[0] for pairs in group])  # a block that is shared begins at one position for all
+        of, begun = cache.tensor(flat[one]), cache.tensor(starts[one])
+        shared.append(Shared(of, cache.tensor(theirs % rows), cache.tensor(theirs), begun))
     asks = cache.tensor(owners % rows)  # nobody's blocks are read with the first row's queries, for nothing
-    keys = cache.tensor(at)[:, None, None] + torch.arange(cache.block, device=cache.device)  # (N, 1, S)
+    places = cache.tensor(at)
+    keys = places[:, None, None] + torch.arange(cache.block, device=cache.device)  # (N, 1, S)
     hidden = keys > reading.positions[asks][:, :, None]  # (N, T, S)
-    return Plan(span, asks, cache.tensor(owners), hidden, tuple(shared), cache.tensor(order), cache.tensor(begins))
+    of_rows = (cache.tensor(order), cache.tensor(begins))
+    return Plan(span, asks, cache.tensor(owners), hidden, tuple(shared), *of_rows, places)
 
 
 def _alike(flat: np.ndarray, pairs: np.ndarray) -> list[list[np.ndarray]]:

@@ -19,6 +19,8 @@ NORMS = ("rms", "rms_weighted", "layer")
 POSITIONS = ("rope", "learned")
 ACTIVATIONS = ("relu2", "gelu", "swiglu")
 
+IDEAS = ("flash_norm", "value_embeddings", "window_pattern", "residual_scalars")
+
 # The parts of each family; the fields left out are those that every family can choose: sizes, rope_base.
 FAMILIES: dict[str, dict[str, Any]] = {
     "fledgling": {
@@ -87,6 +89,11 @@ class ModelConfig:
     tied: bool = False  # embedding and head are one matrix
     qk_norm: bool = True  # queries and keys divided by their root mean square
     embedding_norm: bool = True  # the embedding divided by its root mean square
+    flash_norm: bool = False  # the norms before attention and feed-forward divide behind the product (flash_norm.py)
+    value_embeddings: int = 0  # every n-th layer, from the last, adds a vector by token to its values
+    window_pattern: str = ""  # of S and L, repeated over the layers; the last layer sees all
+    window: int = 0  # tokens that a layer S sees, itself included (0 on the way in: derived)
+    residual_scalars: bool = False  # a block reads a x + b x0
 
     def __post_init__(self) -> None:
         if self.hidden == 0:
@@ -114,11 +121,36 @@ class ModelConfig:
             raise UserError(f"model.rope_direction is {self.rope_direction}; expected 1 or -1")
         if not self.softcap >= 0:
             raise UserError(f"model.softcap is {self.softcap}; expected a positive number, or 0 for none")
+        if self.flash_norm and self.norm == "layer":
+            raise UserError('model.flash_norm needs a norm by the root mean square; model.norm is "layer"')
+        if set(self.window_pattern) - set("SL"):
+            raise UserError(f'model.window_pattern is "{self.window_pattern}"; expected letters S and L, such as SSSL')
+        if self.window == 0 and "S" in self.window_pattern:
+            object.__setattr__(self, "window", max(1, self.context // 4))
+        if self.value_embeddings < 0 or self.window < 0:
+            raise UserError(
+                f"model.value_embeddings is {self.value_embeddings}, model.window {self.window}; expected at least 0"
+            )
 
     @property
     def head_width(self) -> int:
         """D, the width of one head."""
         return self.width // self.heads
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens a query of that layer sees, itself included; None: all before it."""
+        pattern = self.window_pattern
+        short = pattern and layer < self.depth - 1 and pattern[layer % len(pattern)] == "S"
+        return self.window if short and self.window < self.context else None
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether that layer adds a vector by token to its values."""
+        return self.value_embeddings > 0 and (self.depth - 1 - layer) % self.value_embeddings == 0
+
+    @property
+    def ideas(self) -> tuple[str, ...]:
+        """The fields that are on and that no family has: what other programs, and kernels of blocks, do not know."""
+        return tuple(name for name in IDEAS if getattr(self, name))
 
     @property
     def gated(self) -> bool:
@@ -180,4 +212,6 @@ def from_table(table: ModelTable, vocab_size: int) -> ModelConfig:
         kv_heads=table.kv_heads or heads,
         context=table.context,
         **{name: value for name, value in open_parts.items() if value is not None},
+        **{name: getattr(table, name) for name in IDEAS},
+        window=table.window or 0,
     )

@@ -17,9 +17,16 @@ from torch import Tensor, nn
 from fledgling.model.config import ModelConfig
 
 
-def project(x: Tensor, linear: nn.Linear) -> Tensor:
-    """x W^T + b with the fp32 master weights cast to x's dtype: the products run in the compute dtype."""
-    return F.linear(x, linear.weight.to(x.dtype), None if linear.bias is None else linear.bias.to(x.dtype))
+def project(x: Tensor, linear: nn.Linear, factor: Tensor | None = None) -> Tensor:
+    """x W^T + b with the fp32 master weights cast to x's dtype: the products run in the compute dtype.
+
+    factor (..., 1): what x was still to be times (flash_norm.py); then the result is factor (x W^T) + b.
+    """
+    bias = None if linear.bias is None else linear.bias.to(x.dtype)
+    if factor is None:
+        return F.linear(x, linear.weight.to(x.dtype), bias)
+    y = F.linear(x, linear.weight.to(x.dtype)) * factor
+    return y if bias is None else y + bias
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -40,6 +47,7 @@ class FeedForward(nn.Module):
         self.activation = activation
         self.fc1 = nn.Linear(config.width, config.hidden, bias=config.bias)  # (F, C)
         self.fc2 = nn.Linear(config.hidden, config.width, bias=config.bias)  # (C, F)
+        self.passes = activation is relu2 and not config.bias  # a factor r of its input is r^2 of its output
 
     @property
     def inward(self) -> tuple[nn.Linear, ...]:
@@ -51,9 +59,14 @@ class FeedForward(nn.Module):
         """The matrix that writes to it."""
         return self.fc2
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        return project(self.activation(project(x, self.fc1)), self.fc2)
+    def activated(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> what the second matrix reads (B, T, F), less a factor that passes behind it."""
+        return self.activation(project(x, self.fc1, None if self.passes else factor))
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C); factor (B, T, 1): see `project`."""
+        behind = factor.square() if factor is not None and self.passes else None
+        return project(self.activated(x, factor), self.fc2, behind)
 
 
 class GatedFeedForward(nn.Module):
@@ -64,6 +77,7 @@ class GatedFeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.width, config.hidden, bias=config.bias)  # (F, C)
         self.up_proj = nn.Linear(config.width, config.hidden, bias=config.bias)  # (F, C)
         self.down_proj = nn.Linear(config.hidden, config.width, bias=config.bias)  # (C, F)
+        self.passes = not config.bias  # the factor of `up`, which is linear
 
     @property
     def inward(self) -> tuple[nn.Linear, ...]:
@@ -75,9 +89,14 @@ class GatedFeedForward(nn.Module):
         """The matrix that writes to it."""
         return self.down_proj
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        return project(F.silu(project(x, self.gate_proj)) * project(x, self.up_proj), self.down_proj)
+    def activated(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> what the last matrix reads (B, T, F), less a factor that passes behind it."""
+        up = project(x, self.up_proj, None if self.passes else factor)
+        return F.silu(project(x, self.gate_proj, factor)) * up
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C); factor (B, T, 1): see `project`."""
+        return project(self.activated(x, factor), self.down_proj, factor if self.passes else None)
 
 
 def make_feed_forward(config: ModelConfig) -> FeedForward | GatedFeedForward:

@@ -24,6 +24,8 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 class RMSNorm(nn.Module):
     """`rms_norm`, without a weight."""
 
+    weight = None
+
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.eps = eps

@@ -17,8 +17,11 @@ from fledgling.model.attention import Attention, Tree, is_plain, row_mask
 from fledgling.model.cache import Reading
 from fledgling.model.config import ModelConfig
 from fledgling.model.feed_forward import make_feed_forward, project
+from fledgling.model.flash_norm import deferred, normalized
 from fledgling.model.norm import RMSNorm, make_norm
 from fledgling.model.positions import LearnedPositions, Rotary, make_positions
+from fledgling.model.residual import ResidualScalars, make_residual
+from fledgling.model.value_embedding import ValueEmbedding
 
 NORMAL = 0.02  # standard deviation of GPT-2's and Llama's first weights
 
@@ -28,6 +31,8 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.read = deferred if config.flash_norm else normalized
+        self.residual = make_residual(config)
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
         self.mlp_norm = make_norm(config)
@@ -40,10 +45,14 @@ class Block(nn.Module):
         documents: Tensor | None = None,
         cache: Reading | None = None,
         tree: Tree | None = None,
+        tokens: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        x = x + self.attention(self.attention_norm(x), rotary, documents, cache, tree)
-        return x + self.mlp(self.mlp_norm(x))
+        """(B, T, C) -> (B, T, C); tokens (B, T) and embedded (B, T, C): what the model began with."""
+        x = x if self.residual is None else self.residual(x, embedded)
+        read, factor = self.read(self.attention_norm, x)
+        x = x + self.attention(read, rotary, documents, cache, tree, factor, tokens)
+        return x + self.mlp(*self.read(self.mlp_norm, x))
 
 
 class Transformer(nn.Module):
@@ -102,6 +111,11 @@ class Transformer(nn.Module):
                 parameter.zero_()
             elif parameter.ndim == 1:  # the weight of a norm
                 parameter.fill_(1.0)
+        for module in self.modules():
+            if isinstance(module, ValueEmbedding):  # no larger than what the layers' own values vary by
+                normal(module.weight, config.width**-0.5 if identity else NORMAL)
+            elif isinstance(module, ResidualScalars):
+                module.weight.copy_(torch.tensor(module.first))
 
     def forward(
         self,
@@ -126,10 +140,11 @@ class Transformer(nn.Module):
         else:
             x, rotary = self.positions(x, cache.positions.clamp(max=self.config.context - 1))
         if cache is None and not is_plain(x) and (documents is not None or tree is not None):
-            documents, tree = row_mask(x, documents, tree), None
+            documents = row_mask(x, documents, tree)
         training = torch.is_grad_enabled() and cache is None  # only then is a compiled block worth its compilation
+        embedded = x if self.config.residual_scalars else None
         for block in self.blocks:
-            x = (block if training else block.forward)(x, rotary, documents, cache, tree)
+            x = (block if training else block.forward)(x, rotary, documents, cache, tree, tokens, embedded)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

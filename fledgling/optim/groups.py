@@ -13,7 +13,7 @@ ROLES = ("embedding", "matrix", "head", "scalar")
 class Rule:
     """What moves a role: the function's name and its rate at full schedule."""
 
-    name: str  # "adamw" or "muon"
+    name: str  # "adamw", "muon", or "normuon": muon with a variance a row
     rate: float
 
 
@@ -25,7 +25,7 @@ def role_of(name: str, shape: tuple[int, ...]) -> str:
     """
     if name.startswith("positions."):
         return "scalar"
-    if name.startswith("embedding."):
+    if name.startswith("embedding.") or name.endswith(".value_embedding.weight"):
         return "embedding"
     if name.startswith(("head.", "critic.weight")):
         return "head"
@@ -36,7 +36,7 @@ def rules(table: OptimizerTable) -> dict[str, Rule]:
     """The rule of every role, at the rates of a recipe's [optimizer] table."""
     return {
         "embedding": Rule("adamw", table.embedding_rate),
-        "matrix": Rule("muon", table.matrix_rate),
+        "matrix": Rule(table.matrix_rule, table.matrix_rate),
         "head": Rule("adamw", table.head_rate),
         "scalar": Rule("adamw", table.scalar_rate),
     }

@@ -112,6 +112,7 @@ class Layout:
     size: int
     zero: int
     buckets: tuple[Bucket, ...]  # in the order in which a backward pass completes them: the last parameters first
+    rule: str = "muon"  # that moves the matrices, as [optimizer] matrix_rule names it
 
     @property
     def shards_parameters(self) -> bool:
@@ -134,15 +135,23 @@ class Layout:
         NCCL adds on the way. More micro-batches add, in exact mode, one shard at each doubling.
         """
         total = sum(map(prod, self.parameters.values()))
-        state = sum(bucket.owned(rank) * (1 if self._muon(bucket) else 2) for bucket in self.buckets)
+        state = sum(self._states(bucket, rank) for bucket in self.buckets)
         padding = max((bucket.piece * self.size - bucket.values for bucket in self.buckets), default=0)
         gradients, buffers = self._reduced(exact)
         updating, work = self._updated(rank)
         step = max(gradients + buffers, updating)
         return Held(total, gradients, state, buffers, padding if self.size > 1 else 0, work, total + state + step)
 
-    def _muon(self, bucket: Bucket) -> bool:
-        return self.roles[bucket.names[0]] == "matrix"
+    def stacked(self, bucket: Bucket) -> bool:
+        """Whether it holds matrices that are updated together with all of their shape."""
+        return self.roles[bucket.names[0]] == "matrix" and self.rule != "adamw"
+
+    def _states(self, bucket: Bucket, rank: int) -> int:
+        """Values of the optimizer's state for what `rank` owns of a bucket."""
+        owned = bucket.owned(rank)
+        if not self.stacked(bucket):
+            return 2 * owned
+        return owned + (owned // self.parameters[bucket.names[0]][1] if self.rule == "normuon" else 0)
 
     def _updated(self, rank: int) -> tuple[int, int]:
         """(all, of it work) at the fullest moment of the update: gradients not used up, temporaries, one gather.
@@ -151,13 +160,13 @@ class Layout:
         """
         groups: dict[tuple, list[Bucket]] = defaultdict(list)  # updated together, as in `optimizer.py`
         for index, bucket in enumerate(self.buckets):
-            groups[self.parameters[bucket.names[0]] if self._muon(bucket) else (index,)].append(bucket)
+            groups[self.parameters[bucket.names[0]] if self.stacked(bucket) else (index,)].append(bucket)
         left = sum(bucket.owned(rank) for bucket in self.buckets)
         gathered = max((b.piece * self.size for b in self.buckets if not b.replicated), default=0)
         peak = (0, 0)
         for shape, buckets in groups.items():
             owned = sum(bucket.owned(rank) for bucket in buckets)
-            if self._muon(buckets[0]):
+            if self.stacked(buckets[0]):
                 each = 2 * prod(shape) + 2 * min(shape) ** 2
                 work = min(owned // prod(shape), stack_size(shape)) * each
             else:
@@ -208,9 +217,16 @@ class Layout:
 
 
 def lay_out(
-    parameters: Mapping[str, Shape], size: int = 1, zero: int = 1, roles: Mapping[str, str] | None = None
+    parameters: Mapping[str, Shape],
+    size: int = 1,
+    zero: int = 1,
+    roles: Mapping[str, str] | None = None,
+    rule: str = "muon",
 ) -> Layout:
-    """Deal parameters to `size` ranks. roles: embedding, head, matrix or scalar by name; default: `role_of` each."""
+    """Deal parameters to `size` ranks. roles: embedding, head, matrix or scalar by name; default: `role_of` each.
+
+    rule: what moves the matrices; who owns what does not depend on it, only how much state there is.
+    """
     assert size >= 1 and zero in (0, 1, 2, 3), f"{size} ranks, zero {zero}"
     roles = roles or {name: role_of(name, shape) for name, shape in parameters.items()}
     buckets: list[Bucket] = []
@@ -230,7 +246,7 @@ def lay_out(
     buckets += [Bucket(tuple(names), prod(shape), len(names), 1) for shape, names in filling.items()]
     if small:
         buckets.append(_replicated(tuple(small), sum(prod(parameters[name]) for name in small), size))
-    return Layout(dict(parameters), dict(roles), size, zero, tuple(buckets))
+    return Layout(dict(parameters), dict(roles), size, zero, tuple(buckets), rule)
 
 
 def _replicated(names: tuple[str, ...], values: int, size: int) -> Bucket:

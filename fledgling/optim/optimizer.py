@@ -30,7 +30,8 @@ from fledgling.optim.rules import adamw_, muon_
 from fledgling.optim.sharded import RowGradients, Rows, shard
 from fledgling.world import Pending, World
 
-KINDS = {"muon": ("velocity",), "adamw": ("mean", "square")}  # of state, by rule
+KINDS = {"muon": ("velocity",), "normuon": ("velocity", "variance"), "adamw": ("mean", "square")}  # of state, by rule
+STACKED = ("muon", "normuon")  # rules that take equal-shaped matrices together
 
 
 def is_exact(table: OptimizerTable, world: World) -> bool:
@@ -78,7 +79,7 @@ class Optimizer:
         self.compiled = compiled
         self._adamw: Callable = torch.compile(adamw_, dynamic=False) if compiled else adamw_
         shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        self.layout = lay_out(shapes, world.size, 1 if table.zero is None else table.zero)
+        self.layout = lay_out(shapes, world.size, 1 if table.zero is None else table.zero, rule=table.matrix_rule)
         self.exact = is_exact(table, world)
         self.held: Rows | None = None  # of parameters that are sharded
         if self.layout.shards_parameters:
@@ -103,15 +104,24 @@ class Optimizer:
         }  # as views; a sharded matrix comes together when it is updated
         self.groups = self._groups()
         self.state: dict[str, Tensor] = {}  # "<name>.mean", "<name>.square", "<name>.velocity" of the parts
-        self.stacks: dict[Group, Tensor] = {}  # the velocities of a group together; those in `state` are views of it
+        self.stacks: dict[Group, dict[str, Tensor]] = {}  # by kind, of a group together; `state` has views of them
         for group in self.groups:
-            kinds = KINDS[self.rules[group.role].name]
-            if kinds == KINDS["muon"] and group.owned:
+            rule = self.rules[group.role].name
+            kinds = KINDS[rule]
+            if rule in STACKED and group.owned:
                 shape = self.layout.parameters[group.owned[0]]
-                self.stacks[group] = torch.zeros(len(group.owned), *shape, device=world.device)
-                self.state |= {f"{name}.velocity": self.stacks[group][i] for i, name in enumerate(group.owned)}
+                for kind in kinds:
+                    stack = torch.zeros(len(group.owned), *_state_shape(kind, shape), device=world.device)
+                    self.stacks.setdefault(group, {})[kind] = stack
+                    self.state |= {f"{name}.{kind}": stack[i] for i, name in enumerate(group.owned)}
             else:
-                self.state |= {f"{n}.{kind}": torch.zeros_like(self.parts[n]) for n in group.owned for kind in kinds}
+                self.state |= {f"{n}.{kind}": self._nothing(n) for n in group.owned for kind in kinds}
+
+    def _nothing(self, name: str) -> Tensor:
+        """Zeros, as many as this rank owns of a parameter."""
+        shape = self.layout.parameters[name]
+        rows = (len(self.owned[name]),) if shape else ()
+        return torch.zeros(*rows, *shape[1:], device=self.world.device)
 
     @property
     def in_step(self) -> bool:
@@ -123,7 +133,7 @@ class Optimizer:
         by_shape: dict[tuple, list[Bucket]] = {}
         for index, bucket in enumerate(self.layout.buckets):
             role = self.layout.roles[bucket.names[0]]
-            key = (role, self.layout.parameters[bucket.names[0]] if self.rules[role].name == "muon" else index)
+            key = (role, self.layout.parameters[bucket.names[0]] if self.rules[role].name in STACKED else index)
             by_shape.setdefault(key, []).append(bucket)
         return [
             Group(role, tuple(buckets), tuple(n for b in buckets for n in b.names if n in self.owned))
@@ -193,11 +203,16 @@ class Optimizer:
         step = torch.tensor(float(self.count))
         flight: deque[tuple[Bucket, Pending]] = deque()
         for group in self.groups:
-            if self.rules[group.role].name == "muon":
+            if self.rules[group.role].name in STACKED:
                 self._move_stack(group, gradients)
             else:
+                apart = self.held and group.role == "matrix"
+                if apart:
+                    self._gather_matrices(group.buckets, list(group.owned))
                 for name in group.owned:
                     self._move_single(name, group.role, gradients.pop(name), step)
+                if apart:
+                    self._scatter_matrices(group.buckets)
             for bucket in group.buckets:
                 if bucket.replicated or self.held:
                     continue
@@ -209,10 +224,11 @@ class Optimizer:
 
     def _move_single(self, name: str, role: str, gradient: Tensor, step: Tensor) -> None:
         table, (mean, square) = self.table, (self.state[f"{name}.{kind}"] for kind in KINDS["adamw"])
+        decay = (table.weight_decay, table.cautious_decay) if role == "matrix" else (0.0, False)
         whole = (self.parts[name], gradient, mean, square)
         blocks = zip(*(tensor.view(-1).split(ADAMW_VALUES) for tensor in whole), strict=True)
         for tensors in [whole] if self.compiled else blocks:
-            self._adamw(*tensors, step, self._rate(role), table.adam_betas, table.adam_eps, 0.0)
+            self._adamw(*tensors, step, self._rate(role), table.adam_betas, table.adam_eps, *decay)
 
     def _move_stack(self, group: Group, gradients: dict[str, Tensor]) -> None:
         """Muon on the group's matrices, so many at once as keep its temporaries small."""
@@ -223,22 +239,26 @@ class Optimizer:
             if self.held:
                 self._gather_matrices(buckets, names)
             if names:
-                self._orthogonal_step(names, gradients, self.stacks[group][start : start + together])
+                here = {kind: stack[start : start + together] for kind, stack in self.stacks[group].items()}
+                self._orthogonal_step(names, gradients, here)
             if self.held:
                 self._scatter_matrices(buckets)
 
-    def _orthogonal_step(self, names: list[str], gradients: dict[str, Tensor], velocity: Tensor) -> None:
+    def _orthogonal_step(self, names: list[str], gradients: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         table = self.table
         muon_(
             [self.parts[name] for name in names],
             torch.stack([gradients.pop(name) for name in names]),
-            velocity,
+            state["velocity"],
             self._rate("matrix"),
             table.momentum,
             table.weight_decay,
             table.newton_schulz_steps,
             self.dtype,
             paired=self.exact and torch.get_num_threads() > 1,
+            kind=table.newton_schulz,
+            variance=state.get("variance"),
+            cautious=table.cautious_decay,
         )
 
     def _gather_matrices(self, buckets: tuple[Bucket, ...], names: list[str]) -> None:
@@ -284,11 +304,12 @@ class Optimizer:
         for name, value in self._by_name(bucket, flat):
             self.parameters[name].copy_(value)
 
-    def _by_name(self, bucket: Bucket, flat: Tensor) -> list[tuple[str, Tensor]]:
-        """Cut a bucket's values, padding at the end, into its parameters."""
+    def _by_name(self, bucket: Bucket, flat: Tensor, kind: str = "") -> list[tuple[str, Tensor]]:
+        """Cut a bucket's values, padding at the end, into its parameters, or into their state of one kind."""
         shapes = [self.layout.parameters[name] for name in bucket.names]
         values = flat[: bucket.values].split([prod(shape) for shape in shapes])
-        return [(name, value.view(s)) for name, value, s in zip(bucket.names, values, shapes, strict=True)]
+        kept = [_state_shape(kind, shape) for shape in shapes]
+        return [(name, v[: prod(s)].view(s)) for name, v, s in zip(bucket.names, values, kept, strict=True)]
 
     def tensors(self, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """All state by parameter name, whole: `<name>.mean`, `.square`, `.velocity`, and `count` (updates so far).
@@ -305,7 +326,7 @@ class Optimizer:
                         found = [(name, self.state[f"{name}.{kind}"]) for name in bucket.names]
                     else:
                         flat = self.world.collect(self._piece(bucket, self.state, f".{kind}"))
-                        found = [] if flat is None else self._by_name(bucket, flat.flatten())
+                        found = [] if flat is None else self._by_name(bucket, flat.flatten(), kind)
                     if self.world.is_main:
                         for name, value in found:
                             key = f"{name}.{kind}"
@@ -321,7 +342,7 @@ class Optimizer:
         for group in self.groups:
             for name in (name for bucket in group.buckets for name in bucket.names):
                 for kind in KINDS[self.rules[group.role].name]:
-                    _expect(saved, f"{name}.{kind}", self.layout.parameters[name])
+                    _expect(saved, f"{name}.{kind}", _state_shape(kind, self.layout.parameters[name]))
         _expect(saved, "count", ())
         for bucket in self.layout.buckets:
             for name in bucket.names:
@@ -330,6 +351,11 @@ class Optimizer:
                     if rows:
                         self.state[f"{name}.{kind}"].copy_(_rows(saved[f"{name}.{kind}"], rows))
         self.count = int(saved["count"])
+
+
+def _state_shape(kind: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter's state: its own, or a value a row."""
+    return shape[:1] if kind == "variance" else shape
 
 
 def _rows(tensor: Tensor, rows: range) -> Tensor:

@@ -60,6 +60,8 @@ def can_step(model: Transformer) -> bool:
     """Whether native.cpp can run this model's blocks as they lie in memory."""
     config = model.config
     widths = (config.width, config.head_width, config.hidden)
+    if set(config.ideas) - {"flash_norm"}:  # which computes the same function
+        return False
     if any(width % 32 for width in widths) or config.head_width > WIDEST_HEAD or native.library() is None:
         return False
     weights = [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]

@@ -30,14 +30,19 @@ def blockwise(context: int, device: str) -> bool:
     return device == "cpu" and context <= LONGEST_PLAIN
 
 
-def scored(context: int) -> int:
+def scored(context: int, window: int | None = None) -> int:
     """Return the (query, key) pairs of one row and head that attention by blocks multiplies."""
-    starts = range(0, context, BLOCK)
-    return sum((min(start + BLOCK, context) - start) * min(start + BLOCK, context) for start in starts)
+    pairs = 0
+    for start in range(0, context, BLOCK):
+        end, first = min(start + BLOCK, context), 0 if window is None else max(0, start - window + 1)
+        pairs += (end - start) * (end - first)
+    return pairs
 
 
-def eager(config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool) -> dict[str, int]:
-    """Return the bytes one layer keeps, by kind, where nothing is compiled. Exact."""
+def eager(
+    config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool, window: int | None = None
+) -> dict[str, int]:
+    """Return the bytes one layer, of that window, keeps, by kind, where nothing is compiled. Exact by blocks."""
     A, E, F = rows * context, config.width, config.hidden
     H, statistics = config.heads, 8 if config.norm == "layer" else 4
     kept = {
@@ -46,15 +51,29 @@ def eager(config: ModelConfig, rows: int, context: int, w: int, device: str, doc
         "queries_keys_values": A * _projected(config, w, blockwise(context, device)),
         "feed_forward": A * w * F * (4 if config.gated else 2),
     }
+    if config.flash_norm:
+        kept |= _deferred(config, A, w)
+    if config.residual_scalars:
+        kept["residual"] = A * w * E  # the stream before it is mixed
     if blockwise(context, device):
-        pairs = rows * H * scored(context)
-        masks = (rows if documents else 1) * scored(context)
+        pairs = rows * H * scored(context, window)
+        masks = (rows if documents else 1) * scored(context, window)
         weights = pairs * (4 if w == 4 else 4 + w) + masks
         kept["attention"] = weights + A * (w * E + H * w) + A * w * E  # products, row sums; what the output reads
     else:
         copied = config.positions == "rope"  # rotation leaves another order in memory: the output is put back in order
         kept["attention"] = A * ((1 + copied) * w * E + 4 * H)
     return kept
+
+
+def _deferred(config: ModelConfig, A: int, w: int) -> dict[str, int]:
+    """Bytes kept where 1 / RMS is taken behind the products: these as they were, and the factor instead of the norm."""
+    E, F, K = config.width, config.hidden, config.kv_heads * config.head_width
+    weighted, copied = config.norm == "rms_weighted", w < 4
+    read = (weighted + copied) * E  # x times its weight; x beside its fp32 form
+    behind = E + 2 * K + (F if config.gated else 0 if config.activation == "relu2" and not config.bias else F)
+    passed = E if (config.gated or config.activation == "relu2") and not config.bias else 0
+    return {"norms": A * 2 * w * read, "deferred": A * w * (behind + passed + 4)}
 
 
 def _projected(config: ModelConfig, w: int, plain: bool) -> int:
@@ -69,7 +88,9 @@ def _projected(config: ModelConfig, w: int, plain: bool) -> int:
     return total + w * (E if repeated else K)
 
 
-def compiled(config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool) -> dict[str, int]:
+def compiled(
+    config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool, window: int | None = None
+) -> dict[str, int]:
     """Return the bytes one layer keeps, by kind, where blocks are compiled: an estimate.
 
     Measured on torch 2.13 (docs/benchmarks.md): everything is kept in the compute dtype, what a norm or an activation
@@ -85,7 +106,7 @@ def compiled(config: ModelConfig, rows: int, context: int, w: int, device: str, 
         "feed_forward": A * w * F * (3 if config.gated else 2),
     }
     if blockwise(context, device):
-        pairs = rows * config.heads * scored(context)
+        pairs = rows * config.heads * scored(context, window)
         kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)
     return kept
 

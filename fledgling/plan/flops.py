@@ -17,10 +17,19 @@ from fledgling.model.config import ModelConfig
 from fledgling.plan.size import matrices
 
 
-def window(context: int, counted: str = "full") -> float:
-    """Return the keys that attention is counted over, on average, for a token of a `context`-long row."""
+def window(context: int, counted: str = "full", seen: int | None = None) -> float:
+    """Return the keys that attention is counted over, on average, for a token of a `context`-long row.
+
+    seen: of a layer that looks back so far only, its own token included.
+    """
     assert counted in ("full", "causal"), counted
-    return context if counted == "full" else (context + 1) / 2
+    W = context if seen is None else min(seen, context)
+    return W if counted == "full" else W - W * (W - 1) / (2 * context)  # the first W tokens see fewer
+
+
+def keys(config: ModelConfig, context: int, counted: str = "full") -> float:
+    """Return `window` summed over the layers."""
+    return sum(window(context, counted, config.window_of(layer)) for layer in range(config.depth))
 
 
 def forward(config: ModelConfig, context: int | None = None, counted: str = "full") -> dict[str, int]:
@@ -29,7 +38,7 @@ def forward(config: ModelConfig, context: int | None = None, counted: str = "ful
     L, E, K = config.depth, config.width, config.kv_heads * config.head_width
     counts = {
         "projections": 2 * L * (2 * E * E + 2 * E * K),
-        "attention": round(4 * L * E * window(T, counted)),  # scores and values: 2 products x 2 operations
+        "attention": round(4 * E * keys(config, T, counted)),  # scores and values: 2 products x 2 operations
         "feed_forward": 2 * L * (3 if config.gated else 2) * E * config.hidden,
         "head": 2 * config.vocab_size * E,
     }
@@ -53,7 +62,7 @@ def per_token_forward(config: ModelConfig, context: int | None = None) -> int:
 
 def decode(config: ModelConfig, length: int) -> int:
     """Return FLOPs of one new token of a sequence that is `length` tokens long with it."""
-    return 2 * (matrices(config) + config.vocab_size * config.width) + 4 * config.depth * config.width * length
+    return 2 * (matrices(config) + config.vocab_size * config.width) + round(4 * config.width * keys(config, length))
 
 
 def mfu(config: ModelConfig, tokens_per_second: float, peak_flops: float, ranks: int = 1) -> float:

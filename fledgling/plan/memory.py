@@ -46,7 +46,8 @@ class Step:
     products (weights and states are fp32); ranks, zero: who owns what; device: "cpu" or "cuda"; compiled: blocks and
     rules by torch.compile; exact: gradients added in a binary tree (None: on a CPU, and a power of two of ranks);
     documents: rows hold several; answering: evaluations keep a copy of the weights in dtype; saving: checkpoints are
-    written while it trains on, from a copy that lies in host memory; layout: of LAYOUTS.
+    written while it trains on, from a copy that lies in host memory; layout: of LAYOUTS; rule:
+    what moves the matrices.
     """
 
     rows: int
@@ -62,6 +63,7 @@ class Step:
     answering: bool = False
     saving: bool = False
     layout: str = "fledgling"
+    rule: str = "muon"
 
     @property
     def tokens(self) -> int:
@@ -94,7 +96,7 @@ def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
     """Return what is held at each moment of a step, by component, with its `total`, in bytes."""
     if step.layout == "whole-logits":
         return {"head": _summed(_whole_logits(config, step))}
-    dealt = lay_out(tensors(config), step.ranks, step.zero)
+    dealt = lay_out(tensors(config), step.ranks, step.zero, rule=step.rule)
     whole = 4 * parameters(config)["total"]
     head = 4 * config.vocab_size * config.width
     before = _gradients_before(dealt, step, whole)
@@ -112,7 +114,7 @@ def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
         "head": {
             "gradients": before + head,
             "cast_weights": _cast_weights(config, step),
-            "activations": config.depth * sum(layer_activations(config, step).values())
+            "activations": sum(sum(layer_activations(config, step, n).values()) for n in range(config.depth))
             + outer_activations(config, step)
             + _last_norm(config, step),
             "logits": _logits(config, step),
@@ -142,8 +144,8 @@ def _backward(config: ModelConfig, step: Step, arrivals: list[Arrival]) -> dict[
 
     In a block the feed-forward comes first, while all of the block is still kept; its temporaries are the largest.
     """
-    kept, ends = layer_activations(config, step), outer_activations(config, step)
-    layer, casts = sum(kept.values()), _cast_weights(config, step)
+    kept, ends = [layer_activations(config, step, n) for n in range(config.depth)], outer_activations(config, step)
+    layers, casts = [sum(one.values()) for one in kept], _cast_weights(config, step)
     temporaries = activations.backward_peak(config, step.tokens, step.width, step.compiled)
     stream = step.tokens * step.width * config.width
     found = []
@@ -152,10 +154,10 @@ def _backward(config: ModelConfig, step: Step, arrivals: list[Arrival]) -> dict[
             continue
         number = int(one.name.split(".")[1])
         opening = one.name.endswith(("mlp.fc2.weight", "mlp.down_proj.weight"))
-        left = layer if opening else layer - kept["feed_forward"]
+        left = layers[number] - (0 if opening else kept[number]["feed_forward"])
         moment = {
             "cast_weights": casts * (number + 1) // config.depth,
-            "activations": number * layer + left + ends,
+            "activations": sum(layers[:number]) + left + ends,
         }
         found.append(moment | _travelling(one.peak) | {"temporaries": stream})
         if opening:
@@ -168,10 +170,11 @@ def per_rank(config: ModelConfig, step: Step) -> dict[str, int]:
     return max(moments(config, step).values(), key=lambda held: held["total"])
 
 
-def layer_activations(config: ModelConfig, step: Step) -> dict[str, int]:
-    """Return the bytes that one block keeps for backward, by kind."""
+def layer_activations(config: ModelConfig, step: Step, layer: int | None = None) -> dict[str, int]:
+    """Return the bytes that a block keeps for backward, by kind: one of those that see all, or the given one."""
     kept = activations.compiled if step.compiled else activations.eager
-    return kept(config, step.rows, step.context, step.width, step.device, step.documents)
+    window = None if layer is None else config.window_of(layer)
+    return kept(config, step.rows, step.context, step.width, step.device, step.documents, window)
 
 
 def outer_activations(config: ModelConfig, step: Step) -> int:
@@ -251,13 +254,14 @@ def _snapshot(config: ModelConfig, step: Step) -> int:
     """Bytes of the copy that a checkpoint is written from: weights and whole state, on the rank that writes."""
     if not step.saving or step.device != "cpu":
         return 0
-    return 4 * (parameters(config)["total"] + lay_out(tensors(config), 1, 0).held(0).state)
+    return 4 * (parameters(config)["total"] + lay_out(tensors(config), 1, 0, rule=step.rule).held(0).state)
 
 
 def _cast_weights(config: ModelConfig, step: Step) -> int:
     """Bytes of the blocks' weights in the compute dtype, kept from forward to backward; the head's are in `_logits`."""
-    outside = (1 if config.tied else 2) * config.vocab_size * config.width
-    return 0 if step.dtype == "float32" else step.width * (parameters(config)["total"] - outside)
+    counts = parameters(config)
+    outside = (1 if config.tied else 2) * config.vocab_size * config.width + counts.get("value_embeddings", 0)
+    return 0 if step.dtype == "float32" else step.width * (counts["total"] - outside)
 
 
 def _last_norm(config: ModelConfig, step: Step) -> int:
@@ -300,14 +304,14 @@ def _update(dealt: Layout, step: Step) -> dict[str, int]:
         return dict(zip(("gradients", "temporaries", "communication"), (4 * values for values in held), strict=True))
     groups: dict[tuple, list] = {}
     for index, bucket in enumerate(dealt.buckets):
-        role = dealt.roles[bucket.names[0]]
-        groups.setdefault((role, dealt.parameters[bucket.names[0]] if role == "matrix" else index), []).append(bucket)
+        together = dealt.stacked(bucket)
+        groups.setdefault((together, dealt.parameters[bucket.names[0]] if together else index), []).append(bucket)
     left = 4 * sum(bucket.owned(0) if bucket.replicated else bucket.piece for bucket in dealt.buckets)
     flying, w = 0, step.width / 4
     found = [(left, 0, 0)]
-    for (role, shape), buckets in groups.items():
+    for (together, shape), buckets in groups.items():
         own = 4 * sum(bucket.owned(0) for bucket in buckets)
-        if role == "matrix":  # beside the stack: x and the next x, or in bf16 x, in fp32 again, squared; Gram matrices
+        if together:  # beside the stack: x and the next x, or in bf16 x, in fp32 again, squared; Gram matrices
             stack = min(own, 4 * prod(shape) * stack_size(shape))
             gram = 2 * w * min(shape) / max(shape)
             temporaries = round(stack * (2 + gram if w == 1 else 2.5))

@@ -13,10 +13,11 @@ from typing import Any
 
 from fledgling.config import Recipe, RLTable, UserError
 from fledgling.model.config import ModelConfig, from_table
+from fledgling.optim.layout import lay_out
 from fledgling.plan import comm, cost, flops, hardware, measured, memory
 from fledgling.plan.horizon import horizon
 from fledgling.plan.inference import inference
-from fledgling.plan.size import formula, matrices, parameters
+from fledgling.plan.size import formula, matrices, parameters, tensors
 
 CHARACTERS_PER_TOKEN = 4.8  # English web text with 65,536 entries; fewer with a small vocabulary
 CHARACTERS_PER_SHARD = 250_000_000  # of the public sets' files
@@ -102,7 +103,7 @@ def plan(
             "shards": -(-characters // CHARACTERS_PER_SHARD),
             "bytes_text": -(-characters // CHARACTERS_PER_SHARD) * BYTES_PER_SHARD,
             "bytes_tokenized": length.tokens * (2 if config.vocab_size <= 65_536 else 4),
-            "bytes_checkpoint": 4 * (counts["total"] + matrices(config) + 2 * (counts["total"] - matrices(config))),
+            "bytes_checkpoint": 4 * (counts["total"] + lay_out(tensors(config), rule=step.rule).held().state),
         },
         "memory": _memory(config, step, device),
         "inference": inference(config, device.memory),
@@ -140,6 +141,7 @@ def first_step(recipe: Recipe, config: ModelConfig, ranks: int, kind: str, dtype
         compiled=compiled,
         exact=None if table.exact == "auto" else table.exact == "on",
         answering=True,
+        rule=table.matrix_rule,
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from fledgling.model.config import ModelConfig
 
 COMPONENTS = ("embedding", "positions", "attention", "feed_forward", "norms", "final_norm", "head")
+EXTRAS = ("value_embeddings", "residual_scalars")  # named only where a model has them
 NORM_VECTORS = {"rms": (), "rms_weighted": ("weight",), "layer": ("weight", "bias")}
 
 
@@ -34,6 +35,11 @@ def parameters(config: ModelConfig) -> dict[str, int]:
         "final_norm": norm,
         "head": 0 if config.tied else V * E,
     }
+    extras = {
+        "value_embeddings": V * K * sum(map(config.has_value_embedding, range(L))),
+        "residual_scalars": 2 * L * config.residual_scalars,
+    }
+    counts |= {name: count for name, count in extras.items() if count}
     return {"total": sum(counts.values()), **counts}
 
 
@@ -56,9 +62,13 @@ def tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     vectors = NORM_VECTORS[config.norm]
     for layer in range(config.depth):
         block = f"blocks.{layer}."
+        if config.residual_scalars:
+            found[f"{block}residual.weight"] = (2,)
         found |= {f"{block}attention_norm.{vector}": (E,) for vector in vectors}
         for name, shape in linear.items():
             if name == f"mlp.{names[0]}":
+                if config.has_value_embedding(layer):
+                    found[f"{block}attention.value_embedding.weight"] = (V, K)
                 found |= {f"{block}mlp_norm.{vector}": (E,) for vector in vectors}
             found[f"{block}{name}.weight"] = shape
             if config.bias:
@@ -74,9 +84,12 @@ def formula(config: ModelConfig) -> tuple[str, str]:
     bias = f" + {'2 ' if config.gated else ''}F + 3 E + 2 K" if config.bias else ""
     norm = {0: "", 1: "E", 2: "2 E"}[len(NORM_VECTORS[config.norm])]
     block = f"{grouped} + {wide}{bias}" + (f" + {norm and 2 * len(NORM_VECTORS[config.norm])} E" if norm else "")
+    tables = sum(map(config.has_value_embedding, range(config.depth)))
     terms = ["V E", "T E" if config.positions == "learned" else "", f"L ({block})", norm, "" if config.tied else "V E"]
+    terms += [f"{tables} V K" if tables else "", "2 L" if config.residual_scalars else ""]
     wide_ratio = (3 if config.gated else 2) * config.hidden / config.width
     squares = 2 + 2 * config.kv_heads / config.heads + wide_ratio
-    small = " + vectors" if config.bias or norm or config.positions == "learned" else ""
-    simple = f"{'' if config.tied else '2 '}V E + {squares:.4g} L E^2{small}"
+    small = " + vectors" if config.bias or norm or config.positions == "learned" or config.residual_scalars else ""
+    extra = f" + {tables} V K" if tables else ""
+    simple = f"{'' if config.tied else '2 '}V E{extra} + {squares:.4g} L E^2{small}"
     return " + ".join(filter(None, terms)), simple

@@ -36,6 +36,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+ARRIVAL = 30  # seconds that a body may take
 LOOK_AROUND = 0.25  # seconds between two looks whether a client that waits for a whole answer is still there
 
 
@@ -106,15 +107,25 @@ def _posted(service: Service, kind: Any) -> Callable[[Request], Awaitable[Respon
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The body, read no further than `most` bytes; raises BadRequest for a wrong content type or a larger one."""
+    """The body, read no further than `most` bytes; raises BadRequest for a wrong content type, or for a body that is
+    larger, says that it will be, or does not arrive.
+    """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise BadRequest(f"content type {kind[:80]!r}: expected application/json", status=415)
+    too_large = BadRequest(f"the body is larger than {most:,} bytes", code="body_too_large", status=413)
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large
     found = bytearray()
-    async for chunk in request.stream():
-        found += chunk
-        if len(found) > most:
-            raise BadRequest(f"the body is larger than {most:,} bytes", code="body_too_large", status=413)
+    try:
+        async with asyncio.timeout(ARRIVAL):
+            async for chunk in request.stream():
+                found += chunk
+                if len(found) > most:
+                    raise too_large
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive within {ARRIVAL} s", code="body_timeout", status=408) from None
     return bytes(found)
 
 

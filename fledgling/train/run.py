@@ -38,6 +38,7 @@ from fledgling.train.saving import Saver
 from fledgling.train.setup import Setup, make_model, set_up
 from fledgling.train.sources import check
 from fledgling.train.stage import Eval, Stage
+from fledgling.train.start import adopted, start_of
 from fledgling.train.supervised import Context
 from fledgling.watch import watched
 from fledgling.world import World, restarts
@@ -80,6 +81,9 @@ def work(
 ) -> None:
     """What `run_stage` does once the ranks are together; `before` is the checkpoint the stage starts from."""
     run_dir, stage_dir = Path(recipe.run.out), Path(recipe.run.out) / name
+    with world.main_first():
+        begun = start_of(recipe, run_dir)
+    before, recipe = before or begun, adopted(recipe, begun)
     setup = set_up(recipe.run, world)
     setup = replace(setup, memory=min(world.gather(setup.memory)))  # the same micro-batch on every rank
     with world.main_first():

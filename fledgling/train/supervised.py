@@ -20,6 +20,7 @@ from fledgling.evals import chat, core, samples
 from fledgling.evals.bpb import bits_per_byte, first_rows
 from fledgling.evals.likelihood import Scorer
 from fledgling.evals.measurement import Measurement
+from fledgling.evals.zeros import zeros
 from fledgling.files import data_root
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
@@ -129,6 +130,8 @@ def evals(stage: str, table, context: Context, validation: tuple[TokenShard, ...
     if validation:
         rows = RowSource(validation, "crop", context.recipe.model.context, seed=0, bos=context.tokenizer.bos)
         made.append(Eval("bits_per_byte", table.eval_every, partial(_bits, context, rows, micro_rows)))
+        if context.model.config.activation == "relu2":
+            made.append(Eval("zeros", table.eval_every, partial(_zeros, context, rows, micro_rows)))
     names = examined(context.recipe, stage)
     if names:
         made.append(Eval("chat", table.eval_every, partial(_chat, context, names, table.eval_questions)))
@@ -142,7 +145,7 @@ def core_evals(table: StageTable, context: Context) -> tuple[Eval, ...]:
         return ()
     root = data_root(context.recipe.run.data_dir)
     tasks = read_tasks(root) if find_bundle(root) else []
-    scorer, settings = Scorer(context.engine), core.Settings(table.core_max_per_task)
+    scorer, settings = Scorer(context.engine, context.world), core.Settings(table.core_max_per_task)
 
     def measure(step: int, last: bool) -> list[Measurement]:
         if step == 0:  # an untrained model is not worth the wait
@@ -160,7 +163,11 @@ def core_evals(table: StageTable, context: Context) -> tuple[Eval, ...]:
 
 def _bits(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:
     batches = first_rows(rows, VALIDATION_ROWS if last else VALIDATION_ROWS // 8, micro_rows)
-    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths())]
+    return [bits_per_byte(context.model, batches, context.tokenizer.byte_lengths(), world=context.world)]
+
+
+def _zeros(context: Context, rows: RowSource, micro_rows: int, step: int, last: bool) -> list[Measurement]:
+    return zeros(context.model, first_rows(rows, micro_rows, micro_rows))
 
 
 def _compression(context: Context, source: str, step: int, last: bool) -> list[Measurement]:

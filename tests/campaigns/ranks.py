@@ -135,7 +135,10 @@ def start(folder: Path, name: str, ranks: int = 4, agents: int = 1, steps: int =
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={agents}", "--max-restarts=3"]
         place = [f"--nproc-per-node={ranks // agents}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}"]
         commands = [[*torchrun, *place, "--rdzv-id=campaign", "-m", "fledgling", *words]] * agents
-    made = [subprocess.Popen(one, env=environment, stderr=subprocess.PIPE, text=True) for one in commands]
+    made = [
+        subprocess.Popen(one, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for one in commands
+    ]
     run = Run(out, made)
     run.listen()
     return run

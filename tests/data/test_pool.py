@@ -228,4 +228,4 @@ def test_three_hundred_shards_cost_memory_for_their_index_only(tmp_path):
     rows = np.random.default_rng(0).integers(0, 2 * len(source), 300)
     assert all(len(source.row(int(row))[0]) == 513 for row in np.sort(rows))
     assert sum(len(shard.tokens) for shard in corpus.train) * 2 == 2_400_000_000
-    assert memory()["own"] - before < 150, "MB, where the tokens are 2,400"
+    assert memory()["own"] - before < 200, "MB, where the tokens are 2,400"

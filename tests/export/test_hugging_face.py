@@ -9,6 +9,7 @@ from fledgling.config import UserError
 from fledgling.export import hugging_face, parity
 from fledgling.export.read import read
 from fledgling.model.config import FAMILIES
+from fledgling.model.flash_norm import fold
 from fledgling.text.conversation import render, render_prompt
 
 SHAPES = [  # family and what differs from a plain small model
@@ -27,7 +28,7 @@ SHAPES = [  # family and what differs from a plain small model
 @pytest.mark.parametrize(("family", "fields"), SHAPES)
 def test_transformers_computes_the_same_logits_and_the_same_text(family, fields, make, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
-    model = make(family, **fields)
+    model = make(family, **{"context": 256, **fields})
     out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -37,9 +38,9 @@ def test_transformers_computes_the_same_logits_and_the_same_text(family, fields,
     with torch.no_grad():
         assert (theirs(tokens).logits - model.logits(model(tokens))).abs().max() < 1e-5
     prompt = tokens[:1, :8]
-    written = parity.greedy(model, prompt[0].tolist(), 100)
+    written = parity.greedy(model, prompt[0].tolist(), 200)
     generated = theirs.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=100, do_sample=False, eos_token_id=None
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=200, do_sample=False, eos_token_id=None
     )
     assert generated[0, 8:].tolist() == written
 
@@ -148,6 +149,27 @@ def test_a_model_of_no_class_is_refused_with_the_part(make, tokenizer, tmp_path)
         with pytest.raises(UserError, match=word):
             hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"value_embeddings": 1}, {"window_pattern": "SL"}, {"residual_scalars": True}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_later_ideas_are_refused_by_name(fields, make, tokenizer, tmp_path):
+    model = make("fledgling", **fields)
+    with pytest.raises(UserError, match=next(iter(fields))):
+        hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folded_and_deferred_norms_are_the_same_model_to_others(make, tokenizer, tmp_path):
+    model = make("llama", flash_norm=True)
+    folded = fold(model.config, model.state_dict())
+    out = hugging_face.write(tmp_path / "out", model.config, folded, tokenizer, "card")
+    assert all((w == 1).all() for name, w in read(out).state.items() if name.endswith("norm.weight"))
+    rows = list(parity.hugging_face(model, out, tokenizer.start))
+    assert all(row.largest < 1e-4 and row.agreed == row.of for row in rows)
 
 
 def test_what_is_there_is_not_written_over(make, tokenizer, tmp_path):

@@ -112,7 +112,34 @@ def test_a_pickle_is_never_read(directory):
 )
 def test_hostile_headers(directory, content):
     (directory / "model.safetensors").write_bytes(content)
-    refused(directory, "weights cannot be read")
+    refused(directory, "model.safetensors: weights cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets", "kind"),
+    [
+        ([64], [0, 10**10], "F32"),
+        ([65], [0, 256], "F32"),
+        ([2**62, 8], [0, 256], "F32"),
+        ([-64], [0, 256], "F32"),
+        ([64], [256, 0], "F32"),
+        ([64], [8, 264], "F32"),
+        ([64], [0, 256], "OBJECT"),
+    ],
+)
+def test_a_header_that_lies_of_a_tensor_is_refused_with_its_name(directory, shape, offsets, kind):
+    """In a shard, so that the index and all other tensors are as they should be."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    last = tensors.pop("model.norm.weight")
+    save_file(tensors, directory / "a.safetensors")
+    said = {"model.norm.weight": {"dtype": kind, "shape": shape, "data_offsets": offsets}}
+    header = json.dumps(said).encode()
+    (directory / "b.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + last.numpy().tobytes())
+    file.unlink()
+    where = {**dict.fromkeys(tensors, "a.safetensors"), "model.norm.weight": "b.safetensors"}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    refused(directory, "b.safetensors", "tensor model.norm.weight")
 
 
 @pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7, "model.bin"])

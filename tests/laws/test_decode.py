@@ -26,19 +26,27 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
 
 
-def random_model(vocab_size: int, family: str, context: int = CONTEXT) -> Transformer:
+KINDS = {  # a family, and what is on beside it
+    **{family: (family, {}) for family in FAMILIES},
+    "flash_norm": ("llama", {"flash_norm": True}),
+    "windows": ("fledgling", {"window_pattern": "S", "window": 9, "flash_norm": True}),
+    "tables": ("fledgling", {"value_embeddings": 1, "residual_scalars": True}),
+}
+
+
+def random_model(vocab_size: int, kind: str, context: int = CONTEXT) -> Transformer:
     """Every weight random: a fresh model's zero matrices would hide what the blocks do."""
+    family, ideas = KINDS[kind]
     kv_heads = 4 if family == "gpt2" else 2
-    model = Transformer(
-        preset(family, vocab_size=vocab_size, depth=2, width=64, heads=4, kv_heads=kv_heads, context=context)
-    )
+    sizes = {"vocab_size": vocab_size, "depth": 2, "width": 64, "heads": 4, "kv_heads": kv_heads, "context": context}
+    model = Transformer(preset(family, **sizes, **ideas))
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     return model
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=KINDS)
 def engine(request, tokenizer: Tokenizer) -> Engine:
     return Engine(random_model(tokenizer.vocab_size, request.param), tokenizer)
 

@@ -34,6 +34,8 @@ TORCH_FREE = (
     "lab.page",
     "lab.inference",
     "lab.inference_page",
+    "lab.ablation",
+    "lab.ablation_page",
     "tasks",
     "sandbox",
     "cli",

@@ -1,5 +1,7 @@
 """Every formula of the planner equals the counted thing: tensors, operations, and bytes alive."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +23,8 @@ PART = {"attention_norm": "norms", "mlp_norm": "norms", "attention": "attention"
 def component(name: str) -> str:
     """The component of the parameter called `name`."""
     words = name.split(".")
+    if words[-2] in ("value_embedding", "residual"):
+        return {"residual": "residual_scalars"}.get(words[-2], "value_embeddings")
     return PART[words[2]] if words[0] == "blocks" else {"norm": "final_norm"}.get(words[0], words[0])
 
 
@@ -36,6 +40,9 @@ def configs(draw) -> ModelConfig:
         "bias": draw(st.booleans()),
         "qk_norm": draw(st.booleans()),
         "positions": draw(st.sampled_from(["rope", "learned"])),
+        "value_embeddings": draw(st.integers(0, 3)),
+        "residual_scalars": draw(st.booleans()),
+        "window_pattern": draw(st.sampled_from(["", "S", "SSL"])),
     }
     return preset(
         draw(st.sampled_from(sorted(FAMILIES))),
@@ -59,7 +66,7 @@ def test_parameters_equal_the_counted_tensors(config):
     assert list(tensors(config).items()) == list(found.items())
     counted = dict.fromkeys(COMPONENTS, 0)
     for name, tensor in model.named_parameters():
-        counted[component(name)] += tensor.numel()
+        counted[component(name)] = counted.get(component(name), 0) + tensor.numel()
     if config.tied:  # one matrix, which bears the head's name: counted where a token meets it first
         counted["embedding"], counted["head"] = counted["head"], 0
     assert parameters(config) == {"total": sum(counted.values()), **counted}
@@ -82,6 +89,15 @@ def test_flops_equal_torch_s_own_count(family, kv_heads):
     assert flops.training(config)["total"] == flops.per_token(config) == 3 * named["total"]
 
 
+def test_a_window_counts_the_keys_that_are_seen():
+    sizes = {"vocab_size": 96, "depth": 2, "width": 32, "heads": 2, "kv_heads": 2, "context": 16}
+    config = preset("fledgling", **sizes, window_pattern="S", window=5)
+    seen = sum(min(place, 5) for place in range(1, 17)) + sum(range(1, 17))
+    assert flops.forward(config, counted="causal")["attention"] * 16 == 4 * 32 * seen
+    assert flops.forward(config)["attention"] == 4 * 32 * (5 + 16)
+    assert flops.decode(config, 16) - flops.decode(config, 15) == 4 * 32
+
+
 def test_causal_attention_counts_the_keys_that_are_seen():
     config = preset("fledgling", vocab_size=96, depth=2, width=32, heads=2, kv_heads=2, context=16)
     seen = sum(range(1, 17))  # pairs of a row
@@ -97,6 +113,22 @@ FEW = (0, 4, 6, 11, 13, 19, 20, 25, 27)  # of the grid: every kind of moment, dt
 @pytest.mark.parametrize("case", [bench.EAGER[i] for i in FEW], ids=str)
 def test_memory_is_within_three_percent_of_the_allocator_s(case):
     (row,) = bench.measure((case,))
+    assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
+
+
+IDEAS = [
+    (0, {"flash_norm": True}),
+    (20, {"flash_norm": True}),
+    (12, {"residual_scalars": True, "value_embeddings": 2}),
+    (0, {"window_pattern": "SL", "window": 40}),
+]
+
+
+@pytest.mark.parametrize(("place", "ideas"), IDEAS)
+def test_memory_of_later_ideas_too(place, ideas, monkeypatch):
+    plain = bench.Case.config.fget
+    monkeypatch.setattr(bench.Case, "config", property(lambda case: replace(plain(case), **ideas)))
+    (row,) = bench.measure((bench.EAGER[place],))
     assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
 
 

@@ -83,7 +83,7 @@ def _seen():
     world, model, optimizer = made(ODD)
     held = optimizer.standing_bytes() - sum(tensor.nbytes for tensor in optimizer.state.values())
     steps(ODD, world, model, optimizer, 2)
-    before = gathered(model, world)
+    before = {name: tensor.clone() for name, tensor in gathered(model, world).items()}
     with whole(model):
         read = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         for _ in range(2 + world.rank):  # each as often as it likes, with gradients or without
@@ -91,7 +91,7 @@ def _seen():
                 model(torch.zeros(1, 24, dtype=torch.long))
     sharded_again = optimizer.standing_bytes() - sum(tensor.nbytes for tensor in optimizer.state.values())
     steps(ODD, world, model, optimizer, 1)
-    after = gathered(model, world)
+    after = {name: tensor.clone() for name, tensor in gathered(model, world).items()}
     fill(model, read, world)
     filled = gathered(model, world)
     return {"held": held, "again": sharded_again, "before": before, "read": read, "after": after, "filled": filled}

@@ -210,10 +210,18 @@ def test_content_type_size_method_and_address(talking):
     assert call(address, "/v1/chat/completions", good, Content_Type="text/plain")[0] == 415
     big = json.dumps({"messages": [{"role": "user", "content": "x" * 1_100_000}]}).encode()
     assert call(address, "/v1/chat/completions", big, Content_Type="application/json")[0] == 413
+    announced = {"Content_Type": "application/json", "Content_Length": "9999999"}
+    assert call(address, "/v1/chat/completions", b"{", **announced)[0] == 413
     assert call(address, "/v1/chat/completions")[0] == 405
     assert call(address, "/v2/chat")[0] == 404
     assert call(address, "/health", Host="evil.example")[0] == 421
     assert call(address, "/health")[1]["status"] == "ok"
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(talking, monkeypatch):
+    monkeypatch.setattr("fledgling.serve.app.ARRIVAL", 0.2)
+    head = {"Content_Type": "application/json", "Content_Length": "100"}
+    assert call(talking[0], "/v1/chat/completions", b"{", **head)[1]["error"]["code"] == "body_timeout"
 
 
 def test_a_key_is_asked_for_everywhere_but_at_health(talker, client):

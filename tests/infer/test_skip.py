@@ -1,0 +1,94 @@
+"""Columns that meet a zero are left out, and nothing changes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fledgling.infer import engine as engine_module
+from fledgling.infer import skip
+from fledgling.infer.engine import Engine
+from fledgling.infer.pack import can_pack
+from fledgling.infer.sample import Sampling
+from fledgling.infer.skip import DENSE, SkippingWeight, weighted_sum
+from fledgling.model.config import preset
+from fledgling.model.transformer import Transformer
+
+CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # of the largest value
+
+
+def model_with_zeros(share: float, activation: str = "relu2") -> Transformer:
+    """A random model whose hidden layers are zero at least at a share of the places."""
+    config = preset(
+        "fledgling", vocab_size=330, depth=2, width=64, heads=2, kv_heads=2, context=64, activation=activation
+    )
+    model = Transformer(config)
+    draw = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=draw) * 0.2
+    for block in model.blocks:
+        block.mlp.inward[0].weight.data[: int(share * config.hidden)] = 0
+    return model
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_the_sum_is_the_whole_product_s(dtype, share):
+    draw = torch.Generator().manual_seed(1)
+    whole = torch.randn(48, 256, generator=draw).to(dtype)
+    hidden = torch.randn(1, 1, 256, generator=draw).relu().square().to(dtype)
+    hidden[..., : int(share * 256)] = 0
+    skipping = SkippingWeight(whole, whole)
+    expected = F.linear(hidden.double(), whole.double())
+    found = F.linear(hidden, skipping.to(dtype), None)
+    assert found.dtype == dtype and found.shape == (1, 1, 48)
+    assert (found - expected).abs().max() <= CLOSE[dtype] * expected.abs().max()
+    skipping.fill(2 * whole)
+    assert (F.linear(hidden, skipping, torch.ones(48, dtype=dtype)) - 2 * expected - 1).abs().max() <= CLOSE[dtype] * (
+        2 * expected.abs().max() + 1
+    )
+
+
+def test_only_what_is_not_zero_is_read():
+    rows = torch.full((10, 4), float("nan"))
+    rows[[2, 7]] = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+    found = weighted_sum(rows, torch.tensor([2, 7]), torch.tensor([2.0, 1.0]))
+    assert found.tolist() == [7, 10, 13, 16]
+    skipping = SkippingWeight(rows.T, torch.zeros(4, 10))
+    hidden = torch.zeros(1, 10)
+    hidden[0, [2, 7]] = torch.tensor([2.0, 1.0])
+    assert F.linear(hidden, skipping).tolist() == [[7, 10, 13, 16]]
+    hidden[0, :] = 1.0
+    assert DENSE[torch.float32] * 10 < 10 and F.linear(hidden, skipping).tolist() == [[0, 0, 0, 0]]  # the whole one
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_an_engine_that_skips_says_the_same_and_follows_the_weights(dtype, tokenizer, monkeypatch):
+    if dtype == torch.bfloat16 and not can_pack(torch.device("cpu"), dtype):
+        pytest.skip("no bf16 products on this processor")
+    model = model_with_zeros(0.9)
+    assert not any(isinstance(w, SkippingWeight) for w in Engine(model, tokenizer, skip_zeros=True).packed.values())
+    monkeypatch.setattr(skip, "FEWEST", 0)
+    monkeypatch.setattr(engine_module, "can_step", lambda model: False)  # where there is no native step
+    plain, skipping = Engine(model, tokenizer, dtype=dtype), Engine(model, tokenizer, dtype=dtype, skip_zeros=True)
+    assert len([weight for weight in skipping.packed.values() if isinstance(weight, SkippingWeight)]) == 2
+    prompt = [5, 9, 100, 31]
+    for _ in range(2):
+        first, other = (
+            engine.generate([prompt], Sampling(temperature=0, max_tokens=20))[0] for engine in (plain, skipping)
+        )
+        if dtype == torch.float32:
+            assert first.tokens == other.tokens
+        same = next((i for i, (a, b) in enumerate(zip(first.tokens, other.tokens, strict=True)) if a != b), 20)
+        gap = max(abs(a - b) for a, b in zip(first.logprobs[:same], other.logprobs[:same], strict=True)) if same else 0
+        assert gap < (1e-4 if dtype == torch.float32 else 0.1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.flip(-1))
+
+
+def test_other_activations_have_nothing_to_skip(tokenizer, monkeypatch):
+    monkeypatch.setattr(skip, "FEWEST", 0)
+    assert not any(
+        isinstance(weight, SkippingWeight)
+        for weight in Engine(model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True).packed.values()
+    )
