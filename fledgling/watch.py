@@ -278,6 +278,24 @@ def _lingering() -> Iterator[None]:
 
 
 @contextmanager
+def _explained(watch: Watch, ends: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Within it an error is this rank's fault, which the others are told, or becomes the exit code of another's."""
+    try:
+        yield
+        watch.world.barrier()
+    except ends:
+        raise
+    except UserError:
+        watch.tell(watch.own, "has told what is wrong", code=FAILED)
+        raise
+    except Exception as error:
+        if watch.explain(error):
+            time.sleep(2 * GRACE)  # the thread ends the process
+            raise SystemExit(watch.code) from None
+        raise
+
+
+@contextmanager
 def watched(world: World, stage_dir: Path, ends: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Within it the ranks watch each other; one rank has nobody to watch.
 
@@ -295,18 +313,7 @@ def watched(world: World, stage_dir: Path, ends: tuple[type[Exception], ...] = (
     world.barrier()  # everybody's first beat is there
     watch.thread.start()
     try:
-        with _lingering():
+        with _lingering(), _explained(watch, ends):  # in this order: until it is known whose fault an error is
             yield
-        world.barrier()
-    except ends:
-        raise
-    except UserError:
-        watch.tell(watch.own, "has told what is wrong", code=FAILED)
-        raise
-    except Exception as error:
-        if watch.explain(error):
-            time.sleep(2 * GRACE)  # the thread ends the process
-            raise SystemExit(watch.code) from None
-        raise
     finally:
         watch.close()

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-from fledgling import watch
+from fledgling import exits, watch
+from fledgling.launch import launch
 from fledgling.record import read_lines
 from fledgling.watch import Member, Watch
 from fledgling.world import World
@@ -144,6 +145,28 @@ def test_an_error_of_one_s_own_is_told_and_one_of_an_exchange_is_the_other_s(tmp
     assert found.fault.endswith("raised ValueError: no such word") and store.check(["fault"])
     found.known.set()
     assert found.explain(RuntimeError("Connection closed by peer")) is True
+
+
+LOST = """
+import os, signal, sys
+from pathlib import Path
+from fledgling.watch import watched
+from fledgling.world import World
+world = World.start("cpu")
+with watched(world, Path(sys.argv[1])):
+    for step in range(2000):
+        if step == 1000 and world.rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        world.sum(step)
+"""
+
+
+def test_an_agent_s_signal_does_not_end_a_rank_before_it_has_said_who_is_lost(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch(2, "cpu", ["-c", LOST, str(tmp_path)]) == exits.FAULT
+    (notice,) = read_lines(tmp_path / "notices.jsonl")
+    assert notice["text"].startswith("rank 0 (host ") and notice["text"].endswith("killed (out of memory?) or crashed")
+    assert f"fault: {notice['text']}\n" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

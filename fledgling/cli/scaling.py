@@ -123,7 +123,7 @@ def compare(
         )
     except Stopped as stopped:
         say(f"{stopped}; the same command goes on from there")
-        return 130
+        return STOPPED
     trials = load(out)
     found = effects(trials)
     page = build(out, trials, found)
@@ -131,9 +131,10 @@ def compare(
         print(json.dumps({"effects": to_json(found), "page": str(page)}, indent=2))
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(*HEAD, title=f"variant minus base, {amounts[0]:.4g} FLOPs a run, paired by seed")
+    title = f"variant minus base, {amounts[0]:.4g} FLOPs a run, paired by seed"
+    table = Table(Column(HEAD[0], no_wrap=True), *HEAD[1:], title=title)
     for row in rows(found):
         table.add_row(*row)
     Console().print(table)

@@ -56,7 +56,7 @@ class RowSource:
               itself.
     turn_end  id that ends an assistant's turn: where conversations longer than the row are cut (`.cut` of
     them).
-    most      documents shuffled and packed as one: what bounds the memory of a plan, about 60 bytes each.
+    most      documents shuffled and packed as one: what bounds the memory of a plan.
 
     A corpus of more documents is dealt into windows: window w of W holds the w-th of W parts of every shard. Each is
     packed by itself, an epoch goes through them in an order of its own, and only the window that is being read has a

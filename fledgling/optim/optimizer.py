@@ -121,7 +121,7 @@ class Optimizer:
         """Zeros, as many as this rank owns of a parameter."""
         shape = self.layout.parameters[name]
         rows = (len(self.owned[name]),) if shape else ()
-        return torch.zeros(*rows, *shape[1:], device=self.world.device)
+        return torch.zeros((*rows, *shape[1:]), device=self.world.device)
 
     @property
     def in_step(self) -> bool:

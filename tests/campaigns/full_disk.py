@@ -90,7 +90,7 @@ def runs(ground: kill.Range, sizes: int) -> tuple[int, int, list[str]]:
         if kill.end(kill.start(ground.recipe, stage, ground.log)) == 0:
             continue
         stopped += 1
-        told, checkpoints = ground.log.read_text().strip().splitlines()[-1], ground.run / stage / "checkpoints"
+        told, checkpoints = ground.error(), ground.run / stage / "checkpoints"
         at_a_save += "step-" in told
         one_line = told.startswith("fledgling.config.UserError: ") and str(ground.run) in told and " free" in told
         if not one_line:
@@ -100,7 +100,7 @@ def runs(ground: kill.Range, sizes: int) -> tuple[int, int, list[str]]:
             problems.append(f"{size} bytes: half a save is left")
         resize(ground.run, ENOUGH)
         if kill.end(kill.start(ground.recipe, stage, ground.log)):
-            problems.append(f"{size} bytes, then enough: {ground.log.read_text().strip().splitlines()[-1]}")
+            problems.append(f"{size} bytes, then enough: {ground.error()}")
         problems += [f"{size} bytes: {one}" for one in kill.differences(ground.whole, ground.run, stage)]
         if time.monotonic() - said > 2:
             said = time.monotonic()

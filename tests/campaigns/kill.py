@@ -6,13 +6,15 @@ the steps made while the checkpoint after it was being written; and the end is t
 same bytes in every file of every checkpoint, the same lines of metrics, evaluations and samples.
 
 Half of the shots aim at a save: they wait for its temporary directory, for a random number of files in it, and fire.
-The processes are forked from this one, which has imported what the run never stopped imported, and computed nothing. Of
+The processes are forked from this one, which has imported what the run never stopped imported, and computed nothing (a
+process whose libraries have started threads must not fork: the suite runs this program, and does not call it). Of
 the evaluations only bits per byte is made: the others take longer than training.
 With --folder the shots are kept, and the same command goes on after the last one.
 """
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -38,6 +40,8 @@ SETTINGS |= {"model.width": 64, "rl.rewards": "{task = 1.0}"}
 OF_THE_CLOCK = {"time", "elapsed", "seconds", "tokens_per_second", "mfu", "memory", "save_stall", "save_seconds"}
 OF_THE_CLOCK |= {"rollout_tokens_per_second", "share_rollouts", "share_scoring", "share_update"}
 POLL, MOMENT = 0.0005, 0.008  # seconds: between looks for a save, and the longest from what is seen to the shot
+PATIENCE = 200  # seconds for a stage of a few
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 FILES = 7  # a save has so many states: none of its files begun, one, ... all six
 PREPARING = 8 * len(USUAL)  # of so many shots one begins with nothing, not even a tokenizer
 
@@ -51,6 +55,8 @@ def start(recipe: Recipe, stage: str, log: Path, modules: Path | None = None) ->
     code = 1
     try:
         os.setsid()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing outlives the campaign
         setup.measure_peak = lambda device, dtype: 1e9  # it takes longer than these stages
         run.run_stage(
             recipe, stage, quiet=True, choose=lambda evals: tuple(e for e in evals if e.name == "bits_per_byte")
@@ -70,7 +76,12 @@ def finished(child: int) -> bool:
 
 
 def end(child: int, kill: bool = False) -> int:
-    """Wait for a process, killed first if asked to; then end what it may have left running."""
+    """Wait for a process, killed first if asked to; then end what it may have left running. One that hangs is an
+    error."""
+    until = time.monotonic() + PATIENCE
+    while not (kill or finished(child)):
+        kill = time.monotonic() > until
+        time.sleep(0.01)
     if kill:
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -115,8 +126,13 @@ class Range:
         """Run a stage to its end; returns its seconds."""
         began = time.monotonic()
         if end(start(self.recipe, stage, self.log, self.folder / f"modules-{stage}.json")):
-            raise SystemExit(self.log.read_text())
+            raise SystemExit(f"the run to compare with failed: {self.error()}")
         return time.monotonic() - began
+
+    def error(self) -> str:
+        """What the process that failed last ran into."""
+        told = self.log.read_text().strip() if self.log.exists() else ""
+        return told.splitlines()[-1] if told else f"no word of it; nothing for {PATIENCE} s?"
 
     def set_up(self, stage: str) -> None:
         """The run as it was before the stage: all earlier ones finished, tokenizer and data prepared."""
@@ -169,7 +185,7 @@ class Range:
             code = end(child, kill=wait(child))
             under_way = writing(here / "checkpoints")
             if code > 0:
-                problems.append(self.log.read_text().strip().splitlines()[-1])
+                problems.append(self.error())
             if code and (under_way is not None or not in_a_save):
                 break  # a run that was faster than the shot, and a save that was, are not counted
         newest = checkpoint.latest(here / "checkpoints", warn=problems.append)
@@ -180,7 +196,7 @@ class Range:
         if made - resumed > EVERY + made - due:
             problems.append(f"{made - resumed} steps lost")
         if end(start(self.recipe, stage, self.log)):
-            problems.append(self.log.read_text().strip().splitlines()[-1])
+            problems.append(self.error())
         problems += differences(self.whole, self.run, stage)
         return {
             "shot": number,

@@ -1,16 +1,44 @@
 """A few seconds of each campaign; the long ones are run by hand, see docs/benchmarks.md."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 
+from fledgling.config import USUAL
+from fledgling.record import read_lines
 from tests.campaigns import flips, full_disk, kill
 
 
-@pytest.mark.timeout(200)
+def fire(folder, count: int) -> subprocess.CompletedProcess:
+    """The campaign of kills as a program of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.campaigns.kill",
+        "--seed",
+        "5",
+        "--count",
+        str(count),
+        "--folder",
+        str(folder),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
 def test_kills_at_random_instants(tmp_path):
-    shots = kill.campaign(tmp_path, 4, seed=5, say=print)
-    assert [shot["problems"] for shot in shots] == [[]] * 4, kill.summary(shots)
-    assert any(shot["in_a_save"] for shot in shots) and "4 resumed and ended with the same bits" in kill.summary(shots)
-    assert kill.campaign(tmp_path, 4, seed=5, say=print) == shots, "shots that were fired are kept"
+    first = fire(tmp_path, 4)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "4 kills, 4 inside a save: 4 resumed and ended with the same bits" in first.stdout
+    again = fire(tmp_path, 4)
+    assert again.returncode == 0 and again.stdout == first.stdout and again.stderr == "", "shots once fired are kept"
+    shots = read_lines(tmp_path / "shots-5.jsonl")
+    assert [shot["stage"] for shot in shots] == list(USUAL)
+    (tmp_path / "shots-5.jsonl").write_text(json.dumps(shots[0] | {"problems": ["made up"]}) + "\n")
+    broken = fire(tmp_path, 1)
+    assert broken.returncode == 1 and "made up" in broken.stdout
 
 
 def test_a_run_that_ends_elsewhere_would_be_seen(tmp_path):
