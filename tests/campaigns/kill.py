@@ -173,11 +173,12 @@ class Range:
 
     def shoot(self, number: int, seed: int) -> dict:
         """Shot `number`: kill, look, go on, compare. What was found, with the broken promises as `problems`."""
-        stage, in_a_save = USUAL[number % len(USUAL)], number // len(USUAL) % 2 == 0
+        stages = list(self.times)
+        stage, in_a_save = stages[number % len(stages)], number // len(stages) % 2 == 0
         chance, here, tries, problems = random.Random(f"{seed}-{number}"), self.run / stage, 0, []
         while True:
             self.set_up(stage)
-            if number % PREPARING == 0:
+            if number % PREPARING == len(stages):  # one that is fired at any time, so also while data is prepared
                 shutil.rmtree(self.run)
             tries += 1
             wait = self.aim(stage, in_a_save, chance)
@@ -235,9 +236,9 @@ def lasting(path: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in OF_THE_CLOCK} for line in read_lines(path)]
 
 
-def campaign(folder: Path, count: int, seed: int, say: Callable[[str], None]) -> list[dict]:
+def campaign(folder: Path, count: int, seed: int, stages: tuple[str, ...], say: Callable[[str], None]) -> list[dict]:
     """Fire what is missing of `count` shots; returns all, in order."""
-    ground, kept = Range(folder), folder / f"shots-{seed}.jsonl"
+    ground, kept = Range(folder, stages), folder / f"shots-{seed}.jsonl"
     done = {shot["shot"]: shot for shot in read_lines(kept)}
     began = time.monotonic()
     for fired, number in enumerate([n for n in range(count) if n not in done], 1):
@@ -252,7 +253,7 @@ def campaign(folder: Path, count: int, seed: int, say: Callable[[str], None]) ->
 def summary(shots: list[dict]) -> str:
     """What was counted, in lines."""
     lines = []
-    for stage in USUAL:
+    for stage in dict.fromkeys(shot["stage"] for shot in shots):
         mine = [shot for shot in shots if shot["stage"] == stage]
         inside = sum(shot["in_a_save"] for shot in mine)
         most = max((shot["lost"] for shot in mine), default=0)
@@ -278,12 +279,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=len(USUAL), help="of the stages, only the first so many")
     parser.add_argument("--folder", type=Path, help="where to work and to go on; default: one that is deleted")
     asked = parser.parse_args()
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="kill-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        shots = campaign(folder.absolute(), asked.count, asked.seed, lambda text: print(text, file=sys.stderr))
+        stages = USUAL[: asked.first]
+        shots = campaign(folder.absolute(), asked.count, asked.seed, stages, lambda text: print(text, file=sys.stderr))
     finally:
         if asked.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
