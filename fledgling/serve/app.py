@@ -37,6 +37,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 ARRIVAL = 30  # seconds that a body may take
+HEARD = 8  # times the largest body: what is larger is refused unread
 LOOK_AROUND = 0.25  # seconds between two looks whether a client that waits for a whole answer is still there
 
 
@@ -107,25 +108,29 @@ def _posted(service: Service, kind: Any) -> Callable[[Request], Awaitable[Respon
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The body, read no further than `most` bytes; raises BadRequest for a wrong content type, or for a body that is
-    larger, says that it will be, or does not arrive.
+    """The body, of which no more than `most` bytes are kept; raises BadRequest for a wrong content type, and for a body
+    that is larger or does not arrive. One that is a little larger is read to its end, so that its sender hears why.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise BadRequest(f"content type {kind[:80]!r}: expected application/json", status=415)
     too_large = BadRequest(f"the body is larger than {most:,} bytes", code="body_too_large", status=413)
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > most:
+    if announced.isdecimal() and int(announced) > HEARD * most:
         raise too_large
-    found = bytearray()
+    found, size = bytearray(), 0
     try:
         async with asyncio.timeout(ARRIVAL):
             async for chunk in request.stream():
-                found += chunk
-                if len(found) > most:
+                size += len(chunk)
+                if size > HEARD * most:
                     raise too_large
+                if size <= most:
+                    found += chunk
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {ARRIVAL} s", code="body_timeout", status=408) from None
+    if size > most:
+        raise too_large
     return bytes(found)
 
 
