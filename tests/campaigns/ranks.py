@@ -110,14 +110,19 @@ class Run:
                 agent.wait(timeout=60)
 
 
+def settings_of(out: Path, steps: int) -> dict[str, object]:
+    """What the campaign's runs change in the smallest recipe."""
+    return {"run.out": out, "pretrain.steps": steps, "pretrain.save_every": 5, "pretrain.batch_tokens": 1024}
+
+
 def start(folder: Path, name: str, ranks: int = 4, agents: int = 1, steps: int = STEPS) -> Run:
     """Start pretraining of the smallest model in folder/NAME, with `ranks` ranks in all."""
-    if not (folder / "tiny.toml").exists():
+    if not (folder / "site").exists():
         tiny(folder)
         (folder / "site").mkdir()
         (folder / "site" / "sitecustomize.py").write_text(RAISING)
     out = folder / name
-    settings = {"run.out": out, "pretrain.steps": steps, "pretrain.save_every": 5, "pretrain.batch_tokens": 1024}
+    settings = settings_of(out, steps)
     words = [
         "train",
         "pretrain",
