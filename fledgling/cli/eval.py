@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from cyclopts import App
 
@@ -34,11 +32,8 @@ def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: str = "auto
     code = on_ranks(gpus, device, "eval", "bpb", checkpoint, text, as_json=as_json)
     if code is not None:
         return code
-    from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
     from fledgling.data.sources import documents
-    from fledgling.data.stream import RowSource
-    from fledgling.evals.bpb import first_rows, perplexities, ratio, sums
-    from fledgling.text.tokenizer import begin
+    from fledgling.evals.bpb import perplexities, ratio, sums, text_batches
     from fledgling.world import World
 
     world = World.start(device)
@@ -51,13 +46,7 @@ def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: str = "auto
             words += len(document.text.split())
             yield document.text
 
-    with TemporaryDirectory() as folder:
-        shard = Path(folder) / "text"
-        with ShardWriter(shard, tokenizer.vocab_size) as writer:
-            tokenize_documents(texts(), tokenizer, writer)
-        bos = (begin(tokenizer) or [0])[0]
-        rows = RowSource(TokenShard.open(shard), "crop", model.config.context, seed=0, bos=bos)
-        batches = first_rows(rows, len(rows), micro_rows=16)
+    batches = text_batches(texts(), tokenizer, model.config.context)
     found = sums(model, batches, tokenizer.byte_lengths(), world)
     if world.is_main:
         exams.show([ratio("bits_per_byte", found.bits, found.bytes), *perplexities(found, words)], as_json)

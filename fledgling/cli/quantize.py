@@ -120,27 +120,16 @@ class Examiner:
     @classmethod
     def prepare(cls, tokenizer: Any, context: int, text: str | None, questions: int) -> Examiner:
         """Read the text, cut it into rows of `context` tokens, and write the questions."""
-        from tempfile import TemporaryDirectory
-
         from fledgling.data.corpus import harvest
-        from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
         from fledgling.data.sources import documents
         from fledgling.data.split import split
-        from fledgling.data.stream import RowSource
-        from fledgling.evals.bpb import first_rows
+        from fledgling.evals.bpb import text_batches
         from fledgling.evals.chat import exams
         from fledgling.tasks import NAMES
-        from fledgling.text.tokenizer import begin
 
         print("reading the text that quality is measured on", file=sys.stderr)
         found = documents(text) if text else split(harvest())[1]
-        with TemporaryDirectory() as folder:
-            shard = Path(folder) / "text"
-            with ShardWriter(shard, tokenizer.vocab_size) as writer:
-                tokenize_documents((document.text for document in found), tokenizer, writer)
-            bos = (begin(tokenizer) or [0])[0]
-            rows = RowSource(TokenShard.open(shard), "crop", context, seed=0, bos=bos)
-            batches = first_rows(rows, ROWS, micro_rows=16)
+        batches = text_batches((document.text for document in found), tokenizer, context, ROWS)
         talks = "<|assistant_end|>" in tokenizer.special
         return cls(tokenizer, batches, exams(list(NAMES), questions) if questions and talks else [])
 

@@ -7,18 +7,35 @@ batches and all know the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from fledgling.data.batch import IGNORE, Batch
+from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
 from fledgling.data.stream import MixtureStream, RowSource
 from fledgling.evals.measurement import Z95, Measurement
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
+from fledgling.text.tokenizer import Tokenizer, begin
 from fledgling.world import World
+
+MICRO_ROWS = 16  # of a batch of text
+
+
+def text_batches(texts: Iterable[str], tokenizer: Tokenizer, context: int, most: int | None = None) -> list[Batch]:
+    """Texts as training reads them, in rows of `context` tokens: the first `most` rows, or all; in memory."""
+    with TemporaryDirectory() as folder:
+        shard = Path(folder) / "text"
+        with ShardWriter(shard, tokenizer.vocab_size) as writer:
+            tokenize_documents(texts, tokenizer, writer)
+        bos = (begin(tokenizer) or [0])[0]
+        rows = RowSource(TokenShard.open(shard), "crop", context, seed=0, bos=bos)
+        return first_rows(rows, most or len(rows), MICRO_ROWS)
 
 
 def first_rows(rows: RowSource, count: int, micro_rows: int) -> list[Batch]:

@@ -1,6 +1,6 @@
 """Law: whatever text a user writes or a tool says, no control token comes of it.
 
-FLEDGLING_TEXTS sets how many texts are tried (default 1,500; 100,000 is the campaign of docs/benchmarks.md).
+FLEDGLING_TEXTS sets how many texts are tried (default 1,500).
 """
 
 from __future__ import annotations
