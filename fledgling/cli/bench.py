@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from fledgling.cli.bench_answers import core, infer, norms, sandbox, sparsity, tokenizer
+from fledgling.cli.bench_answers import core, guesses, infer, norms, sandbox, sparsity, tokenizer
 from fledgling.cli.options import Gpus, Json, Overrides
 from fledgling.config import load_recipe
 from fledgling.launch import launch
 from fledgling.world import is_main_process, launched, leave
 
 app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
-for verb in (infer, core, norms, sandbox, sparsity, tokenizer):
+for verb in (infer, core, guesses, norms, sandbox, sparsity, tokenizer):
     app.command(verb)
 
 

@@ -187,3 +187,34 @@ def norms(*, dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7, 
 
     found = measure(dtype, compiled, repeats)
     print(json.dumps(found, indent=2) if as_json else table(found))
+
+
+def guesses(
+    checkpoint: str,
+    /,
+    *,
+    ahead: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (3, 7),
+    tokens: int = 60,
+    repeats: int = 3,
+    as_json: Json = False,
+) -> None:
+    """Time one row with tokens guessed ahead and without, on texts that repeat themselves and on questions.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory.
+    ahead
+        Tokens guessed in a step.
+    tokens
+        Drawn for each prompt, at most.
+    repeats
+        Of everything, in turn; the least counts.
+    """
+    from fledgling.bench.guesses import measure, table
+    from fledgling.cli.eval_core import opened
+    from fledgling.world import World
+
+    _, model, tokenizer, _ = opened(checkpoint, World.start("auto").device)
+    found = measure(model, tokenizer, ahead, tokens=tokens, repeats=repeats)
+    print(json.dumps(found, indent=2) if as_json else table(found))

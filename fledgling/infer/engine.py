@@ -195,7 +195,7 @@ class Engine:
         with torch.inference_mode():
             ids = torch.tensor(padded, device=self.device)
             if self.step and self.step.takes(counts, cache):
-                hidden = self.step(ids, cache, rows)
+                hidden = self.step(ids, cache, rows, counts)
             else:
                 hidden = self.model(ids, cache=cache.reading(rows, counts))
         for row, count in zip(rows, counts, strict=True):

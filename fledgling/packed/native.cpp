@@ -362,8 +362,8 @@ void fledgling_widen(const Matrix* w, bf16* out, int64_t threads) {
     }
 }
 
-// All blocks for one new token of each of B rows; x (B, C) fp32 is changed in place.
-// keys, values: of each layer, bf16 (blocks, G, block, D); tables (B, most): which blocks are a row's, in order;
+// All blocks for B new tokens, of one row or of several; x (B, C) fp32 is changed in place.
+// keys, values: of each layer, bf16 (blocks, G, block, D); tables (B, most): which blocks are its row's, in order;
 // positions (B): how many tokens came before; cosine, sine (B, D / 2), or null where nothing is turned.
 void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B, bf16* const* keys,
                     bf16* const* values, const int64_t* tables, int64_t most, int64_t block, const int64_t* positions,
@@ -390,19 +390,25 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
             multiply(layer.key, read.data(), B, wide.data() + C, E, share);
             multiply(layer.value, read.data(), B, wide.data() + C + G * D, E, share);
 #pragma omp barrier
+            const auto of = [&](bf16* const* pool, int64_t b, int64_t g) {
+                return Cached{pool[l] + g * block * D, tables + b * most, block, G * block * D};
+            };
+            const auto angle = [&](const float* angles, int64_t b) { return angles ? angles + b * D / 2 : nullptr; };
             for (int64_t job = share.low(B * G); job < share.high(B * G); job++) {
                 const int64_t b = job / G, g = job % G, at = positions[b];
-                const float *cos = cosine ? cosine + b * D / 2 : nullptr, *sin = sine ? sine + b * D / 2 : nullptr;
-                const float* row = wide.data() + b * E;
-                const int64_t head = g * block * D, stride = G * block * D;
-                const Cached k{keys[l] + head, tables + b * most, block, stride};
-                const Cached v{values[l] + head, tables + b * most, block, stride};
-                turn(s, row + C + g * D, cos, sin, const_cast<bf16*>(k.from(at, D)));
-                for (int64_t d = 0; d < D; d += 16)
-                    narrow16(const_cast<bf16*>(v.from(at, D)) + d, _mm512_loadu_ps(row + C + (G + g) * D + d));
+                const float* row = wide.data() + b * E + C + g * D;
+                bf16* k = const_cast<bf16*>(of(keys, b, g).from(at, D));
+                bf16* v = const_cast<bf16*>(of(values, b, g).from(at, D));
+                turn(s, row, angle(cosine, b), angle(sine, b), k);
+                for (int64_t d = 0; d < D; d += 16) narrow16(v + d, _mm512_loadu_ps(row + G * D + d));
+            }
+#pragma omp barrier
+            for (int64_t job = share.low(B * G); job < share.high(B * G); job++) {
+                const int64_t b = job / G, g = job % G;
+                const Cached k = of(keys, b, g), v = of(values, b, g);
                 for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++) {
-                    turn(s, row + h * D, cos, sin, q);
-                    attend(q, k, v, at + 1, D, scratch, attended.data() + b * C + h * D);
+                    turn(s, wide.data() + b * E + h * D, angle(cosine, b), angle(sine, b), q);
+                    attend(q, k, v, positions[b] + 1, D, scratch, attended.data() + b * C + h * D);
                 }
             }
 #pragma omp barrier

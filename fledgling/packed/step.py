@@ -1,13 +1,14 @@
-"""One new token for each of a few rows, through all blocks, as one call of native.cpp.
+"""A few new tokens, one or more for each row, through all blocks, as one call of native.cpp.
 
 The one idea: at batch 1 a block's products take a tenth of a millisecond, and forty small operations between them take
 as long again. Here the blocks are described once, by addresses, and run in one call on the weights where they are; the
 embedding before and the norm behind stay the model's. The answer is the model's up to rounding: between the products
-it keeps fp32 where the model rounds to bf16.
+it keeps fp32 where the model rounds to bf16. Each token is a query of its own: those of one row read the same blocks,
+each as far as its own place.
 
 It is an engine's, for a model in bf16 on a CPU; everything else takes the model's own way.
 
-B rows, C width, D head width.
+B rows, T their most new tokens, Q queries (all new tokens), C width, D head width.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def can_step(model: Transformer) -> bool:
 
 
 class DecodingStep:
-    """The blocks of `model`, ready to be run for at most `native.FEW` rows of one token."""
+    """The blocks of `model`, ready to be run for at most `native.FEW` new tokens."""
 
     def __init__(self, model: Transformer) -> None:
         config = model.config
@@ -93,29 +94,40 @@ class DecodingStep:
         for copy, parameter in self.vectors:
             copy.copy_(parameter)
 
-    def __call__(self, tokens: Tensor, cache: KVCache, rows: Sequence[Row]) -> Tensor:
-        """tokens (B, 1), one behind what each row holds -> hidden states (B, 1, C), as the model's `forward`.
+    def __call__(self, tokens: Tensor, cache: KVCache, rows: Sequence[Row], counts: Sequence[int]) -> Tensor:
+        """tokens (B, T), of each row the first of `counts` (B,), behind what it holds -> hidden states (B, T, C).
+
+        As the model's `forward` gives them; 0 where a row is padded.
 
         The rows get the blocks that they need; the caller moves their lengths on.
         """
-        for row in rows:
-            cache.reserve(row, row.length + 1)
+        for row, count in zip(rows, counts, strict=True):
+            cache.reserve(row, row.length + count)
         most = max(len(row.table) for row in rows)
-        tables = [[block.index for block in row.table] + [0] * (most - len(row.table)) for row in rows]
-        positions = torch.tensor([[row.length] for row in rows])
-        return self.run(tokens, positions, cache.keys, cache.values, torch.tensor(tables), cache.block)
+        tables = torch.tensor([[block.index for block in row.table] + [0] * (most - len(row.table)) for row in rows])
+        owners = [number for number, count in enumerate(counts) for _ in range(count)]
+        places = [place for count in counts for place in range(count)]
+        positions = torch.tensor([[rows[number].length + at] for number, at in zip(owners, places, strict=True)])
+        if len(owners) == len(tokens):
+            return self.run(tokens, positions, cache.keys, cache.values, tables, cache.block)
+        asked = tokens[owners, places][:, None]  # (Q, 1)
+        hidden = self.run(asked, positions, cache.keys, cache.values, tables[owners], cache.block)
+        whole = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
+        whole[owners, places] = hidden[:, 0]
+        return whole
 
     def run(
         self, tokens: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor], tables: Tensor, block: int
     ) -> Tensor:
-        """tokens, positions (B, 1) -> hidden states (B, 1, C); new keys and values are written where they belong.
+        """tokens, positions (Q, 1) -> hidden states (Q, 1, C); new keys and values are written where they belong.
 
-        keys, values: of each layer, (N, G, block, D) bf16; tables (B, ...) int64: the blocks of each row, in order.
+        keys, values: of each layer, (N, G, block, D) bf16; tables (Q, ...) int64: the blocks of each query's row, in
+        order.
         """
         model = self.model
         x = model.embedding_norm(model.embedding(tokens).to(torch.bfloat16))
         x, rotary = model.positions(x, positions.clamp(max=model.config.context - 1))
-        x = x.float().contiguous()  # (B, 1, C)
+        x = x.float().contiguous()  # (Q, 1, C)
         angles = [None, None] if rotary is None else [part.float().contiguous() for part in rotary]
         places = [(c_void_p * len(part))(*(layer.data_ptr() for layer in part)) for part in (keys, values)]
         native.library().fledgling_step(
@@ -133,8 +145,8 @@ class DecodingStep:
         return model.norm(x.to(torch.bfloat16))
 
     def takes(self, counts: Sequence[int], cache: KVCache) -> bool:
-        """Whether `counts` (B,) new tokens over this cache are one token of few rows."""
-        return len(counts) <= native.FEW and set(counts) == {1} and cache.dtype == torch.bfloat16
+        """Whether `counts` (B,) new tokens over this cache are few."""
+        return sum(counts) <= native.FEW and cache.dtype == torch.bfloat16
 
     def _layer(self, block: Block) -> Layer:
         attention, mlp = block.attention, block.mlp

@@ -72,6 +72,26 @@ def test_rows_that_share_blocks_and_lie_scattered_are_read_as_one_would_be():
     assert (apart[0] - together[0, 0]).abs().max() < 0.1 and (apart[1] - alone[0]).abs().max() < 0.1
 
 
+@pytest.mark.parametrize(("family", "parts"), FAMILIES)
+def test_several_tokens_of_a_row_are_read_as_one_after_the_other(family, parts):
+    engine = Engine(made(family, parts), Silent({}), dtype=torch.bfloat16)
+    engine.model.forward = None  # all must go through the step
+    draw = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(90, (length,), generator=draw).tolist() for length in (3, 17, 9, 20)]
+    together, alone = ((engine.new_cache(), [Row() for _ in prompts]) for _ in range(2))
+    for counts in ((1, 1, 1, 1), (2, 7, 1, 5), (0, 9, 7, 14)):
+        begins = [row.length for row in together[1]]
+        fresh = [prompt[at : at + n] for prompt, at, n in zip(prompts, begins, counts, strict=True)]
+        going = [number for number, part in enumerate(fresh) if part]
+        rows = [together[1][number] for number in going]
+        found = engine.extend(together[0], rows, [fresh[number] for number in going])
+        for hidden, number in zip(found, going, strict=True):
+            for place, token in enumerate(fresh[number]):
+                expected = engine.extend(alone[0], [alone[1][number]], [[token]])[0, 0]
+                assert torch.equal(hidden[place], expected)
+            assert not hidden[len(fresh[number]) :].any()
+
+
 def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
     engine = Engine(made("fledgling", {}), Silent({}), dtype=torch.bfloat16)
     prompts = [[row % 90, 3, 5] for row in range(native.FEW + 6)]
