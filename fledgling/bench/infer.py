@@ -182,7 +182,7 @@ def _difference(speakers: dict[str, Speaker], prompt: list[int]) -> float | None
     with torch.inference_mode():
         engine = ours.engine
         hidden = engine.extend(engine.new_cache(), [Row()], [prompt])
-        found, other = engine.model.logits(hidden[0, -1]).float(), theirs.logits(prompt)
+        found, other = engine.logits(hidden[0, -1]).float(), theirs.logits(prompt)
     return float((found - other).abs().max() / other.std())
 
 

@@ -211,7 +211,7 @@ class Decoder:
             return []
         device = hidden.device
         last = torch.tensor([counts[number] - 1 for number in read], device=device)
-        logits = self.engine.model.logits(hidden[torch.tensor(read, device=device), last])  # (n, V)
+        logits = self.engine.logits(hidden[torch.tensor(read, device=device), last])  # (n, V)
         return self._first([tickets[number] for number in read], logits)
 
     def _parts(self) -> dict[Ticket, int]:
@@ -242,7 +242,7 @@ class Decoder:
         rows = max(1, SCORED // self.engine.model.config.vocab_size)
         for start in range(0, len(targets), rows):
             here = torch.tensor(targets[start : start + rows], device=states.device)
-            logits = self.engine.model.logits(states[start : start + len(here)])  # (n, V)
+            logits = self.engine.logits(states[start : start + len(here)])  # (n, V)
             found = logits.log_softmax(-1).gather(-1, here[:, None])[:, 0]
             ticket.prompt_logprobs += found.tolist()
             if ticket.sampling.alternatives:
@@ -291,7 +291,7 @@ class Decoder:
         tokens = [[ticket.tokens[-1], *guess] for ticket, guess in zip(tickets, guesses, strict=True)]
         lengths = [ticket.row.length for ticket in tickets]
         hidden = self.engine.extend(self.cache, [ticket.row for ticket in tickets], tokens)  # (B, T, C)
-        logits = self.engine.model.logits(hidden)  # (B, T, V)
+        logits = self.engine.logits(hidden)  # (B, T, V)
         self.figures.steps += 1
         going, agreed = list(range(len(tickets))), [0] * len(tickets)
         for place in range(max(counts)):

@@ -28,6 +28,7 @@ from fledgling.infer.tools import CALCULATOR, Tool
 from fledgling.model.attention import Tree
 from fledgling.model.cache import KVCache, Row
 from fledgling.model.transformer import Transformer
+from fledgling.packed.native import FEW
 from fledgling.packed.step import DecodingStep, can_step
 
 if TYPE_CHECKING:
@@ -201,6 +202,11 @@ class Engine:
         for row, count in zip(rows, counts, strict=True):
             row.length += count
         return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., C) -> logits (..., V) in fp32."""
+        few = hidden[..., 0].numel() <= FEW
+        return self.step.logits(hidden) if self.step and few else self.model.logits(hidden)
 
 
 def _cast_copy(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:

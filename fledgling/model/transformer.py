@@ -149,8 +149,12 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., C) -> logits (..., V) in fp32, soft-capped where the model has a cap."""
-        cap, z = self.config.softcap, project(hidden, self.head).float()
-        return cap * torch.tanh(z / cap) if cap else z
+        return self.capped(project(hidden, self.head).float())
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits after the model's soft cap, where it has one."""
+        cap = self.config.softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def parameter_count(self) -> int:
         """Number of trained values; d20 with 65,536 entries has 560,988,160."""

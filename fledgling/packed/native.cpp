@@ -130,9 +130,14 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // of each of the 
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
+struct Ahead {  // what a tile asks of memory meanwhile: of which of its rows (bits), what lies so many bytes behind
+    int rows;
+    int64_t bytes;
+};
+
 // out[m][r] = sum over k of w[row + r][k] x[m][k], for R rows of the matrix and M rows of x
 template <int BITS, int R, int M>
-inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_t stride) {
+inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_t stride, Ahead ahead) {
     const int64_t K = w.columns, bytes = K * BITS / 8, groups = BITS == 16 ? 0 : K / w.group;
     const uint8_t* base = static_cast<const uint8_t*>(w.values) + row * bytes;
     const bf16* scales = w.scales + row * groups;
@@ -145,8 +150,10 @@ inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_
     for (int64_t k = 0; k < K; k += STEP) {
         __m512bh part[R][PARTS];
         for (int r = 0; r < R; r++) {
-            if (M == 1) _mm_prefetch(reinterpret_cast<const char*>(base + r * bytes + k * BITS / 8 + 2048), _MM_HINT_T0);
-            Reader<BITS>::read(base + r * bytes, k, levels, part[r]);
+            const uint8_t* from = base + r * bytes;
+            if (ahead.rows >> r & 1)
+                _mm_prefetch(reinterpret_cast<const char*>(from + k * BITS / 8 + ahead.bytes), _MM_HINT_T0);
+            Reader<BITS>::read(from, k, levels, part[r]);
         }
         for (int p = 0; p < PARTS; p++) {
             const int64_t here = k + 32 * p;
@@ -179,10 +186,16 @@ inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_
 
 template <int BITS, int R>
 inline void rows_of(const Matrix& w, int64_t row, const bf16* x, int64_t B, float* out, int64_t stride) {
-    int64_t m = 0;
+    int64_t m = 0, tiles = 0;
     const auto next = [&](auto count) {
-        tile<BITS, R, decltype(count)::value>(w, row, x + m * w.columns, out + m * stride, stride);
+        // The next rows come while these are multiplied: all with the first tile, but a row with each tile where x
+        // alone fills the nearest cache. One row of x is as quick as memory, so there only the distance matters.
+        Ahead ahead{tiles == 0 ? ~0 : 0, R * w.columns * BITS / 8};
+        if (B == 1) ahead.bytes = 2048;
+        if (B > 16) ahead.rows = 1 << tiles;
+        tile<BITS, R, decltype(count)::value>(w, row, x + m * w.columns, out + m * stride, stride, ahead);
         m += count;
+        tiles++;
     };
     while (B - m >= 6 && B - m != 8) next(std::integral_constant<int, 6>());
     while (B - m >= 4) next(std::integral_constant<int, 4>());
@@ -276,11 +289,11 @@ void turn(const Shape& s, const float* x, const float* cosine, const float* sine
     for (int64_t d = 0; d < D; d += 16) narrow16(out + d, _mm512_loadu_ps(turned + d));
 }
 
-inline float product(const bf16* a, const bf16* b, int64_t D) {
+inline __m512 products(const bf16* a, const bf16* b, int64_t D) {  // to be summed
     __m512 sum = _mm512_setzero_ps();
     for (int64_t d = 0; d < D; d += 32)
         sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a + d), (__m512bh)_mm512_loadu_si512(b + d));
-    return _mm512_reduce_add_ps(sum);
+    return sum;
 }
 
 struct Cached {  // keys or values of one row and head: token t in block table[t / block], at t % block
@@ -292,37 +305,45 @@ struct Cached {  // keys or values of one row and head: token t in block table[t
     }
 };
 
-// One query over keys and values of `length` tokens; weights: scratch of length + 16.
+// out[0 .. 16 N] = by times the sum over tokens of weights[token] value[d ...]
+template <int N>
+inline void mix(const Cached& values, const float* weights, int64_t length, int64_t D, int64_t d, __m512 by, bf16* out) {
+    __m512 sum[N];
+    for (int n = 0; n < N; n++) sum[n] = _mm512_setzero_ps();
+    for (int64_t start = 0; start < length; start += values.block) {
+        const bf16* v = values.from(start, D) + d;
+        for (int64_t s = start; s < std::min(length, start + values.block); s++, v += D) {
+            const __m512 w = _mm512_set1_ps(weights[s]);
+            for (int n = 0; n < N; n++) sum[n] = _mm512_fmadd_ps(w, widen16(v + 16 * n), sum[n]);
+        }
+    }
+    for (int n = 0; n < N; n++) narrow16(out + d + 16 * n, _mm512_mul_ps(sum[n], by));
+}
+
+// One query over keys and values of `length` tokens; weights: scratch of length + 16. Keys are read four at a time,
+// also behind the last: a block has a multiple of four.
 void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t length, int64_t D, float* weights,
             bf16* out) {
-    const float scale = 1.0f / std::sqrt(float(D));
-    float most = -INFINITY;
     for (int64_t start = 0; start < length; start += keys.block) {
         const bf16* k = keys.from(start, D);
-        for (int64_t s = start; s < std::min(length, start + keys.block); s++, k += D)
-            most = std::max(most, weights[s] = scale * product(q, k, D));
+        for (int64_t s = start; s < std::min(length, start + keys.block); s += 4, k += 4 * D)
+            _mm_storeu_ps(weights + s, sums(products(q, k, D), products(q, k + D, D), products(q, k + 2 * D, D),
+                                            products(q, k + 3 * D, D)));
     }
     for (int64_t s = length; s < (length + 15) / 16 * 16; s++) weights[s] = -INFINITY;
-    __m512 total = _mm512_setzero_ps();
+    __m512 most = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+    for (int64_t s = 0; s < length; s += 16) most = _mm512_max_ps(most, _mm512_loadu_ps(weights + s));
+    most = _mm512_set1_ps(_mm512_reduce_max_ps(most));
+    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(float(D)));
     for (int64_t s = 0; s < length; s += 16) {
-        const __m512 w = exp16(_mm512_sub_ps(_mm512_loadu_ps(weights + s), _mm512_set1_ps(most)));
+        const __m512 w = exp16(_mm512_mul_ps(scale, _mm512_sub_ps(_mm512_loadu_ps(weights + s), most)));
         total = _mm512_add_ps(total, w);
         _mm512_storeu_ps(weights + s, w);
     }
     const __m512 by = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-    for (int64_t d = 0; d < D; d += 32) {
-        __m512 low = _mm512_setzero_ps(), high = low;
-        for (int64_t start = 0; start < length; start += values.block) {
-            const bf16* v = values.from(start, D) + d;
-            for (int64_t s = start; s < std::min(length, start + values.block); s++, v += D) {
-                const __m512 w = _mm512_set1_ps(weights[s]);
-                low = _mm512_fmadd_ps(w, widen16(v), low);
-                high = _mm512_fmadd_ps(w, widen16(v + 16), high);
-            }
-        }
-        narrow16(out + d, _mm512_mul_ps(low, by));
-        narrow16(out + d + 16, _mm512_mul_ps(high, by));
-    }
+    int64_t d = 0;
+    for (; d + 128 <= D; d += 128) mix<8>(values, weights, length, D, d, by, out);
+    for (; d < D; d += 32) mix<2>(values, weights, length, D, d, by, out);
 }
 
 inline __m512 activate(int64_t kind, __m512 x, __m512 up) {

@@ -88,6 +88,7 @@ class DecodingStep:
             config.norm_eps,
         )
         self.layers = (Layer * config.depth)(*map(self._layer, model.blocks))
+        self.head = self._matrix(model.head)
 
     def refresh(self) -> None:
         """Take over the vectors of the model as they are now; its matrices are read where they lie."""
@@ -144,9 +145,13 @@ class DecodingStep:
         )
         return model.norm(x.to(torch.bfloat16))
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., C) of at most `native.FEW` tokens -> logits (..., V) in fp32, as the model's `logits`."""
+        return self.model.capped(native.linear(hidden, self.head))
+
     def takes(self, counts: Sequence[int], cache: KVCache) -> bool:
         """Whether `counts` (B,) new tokens over this cache are few."""
-        return sum(counts) <= native.FEW and cache.dtype == torch.bfloat16
+        return sum(counts) <= native.FEW and cache.dtype == torch.bfloat16 and not cache.block % 4
 
     def _layer(self, block: Block) -> Layer:
         attention, mlp = block.attention, block.mlp
