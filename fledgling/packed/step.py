@@ -30,6 +30,7 @@ from fledgling.packed.tensor import QuantizedTensor
 
 ACTIVATIONS = ("relu2", "gelu", "swiglu")  # by the number that native.cpp knows them by
 WIDEST_HEAD = 512
+MOST = 256  # new tokens: a longer prompt is read as quickly by the model, more rows hardly quicker
 
 
 class Norm(ctypes.Structure):
@@ -70,7 +71,7 @@ def can_step(model: Transformer) -> bool:
 
 
 class DecodingStep:
-    """The blocks of `model`, ready to be run for at most `native.FEW` new tokens."""
+    """The blocks of `model`, ready to be run for at most `MOST` new tokens."""
 
     def __init__(self, model: Transformer) -> None:
         config = model.config
@@ -151,7 +152,7 @@ class DecodingStep:
 
     def takes(self, counts: Sequence[int], cache: KVCache) -> bool:
         """Whether `counts` (B,) new tokens over this cache are few."""
-        return sum(counts) <= native.FEW and cache.dtype == torch.bfloat16 and not cache.block % 4
+        return sum(counts) <= MOST and cache.dtype == torch.bfloat16 and not cache.block % 4
 
     def _layer(self, block: Block) -> Layer:
         attention, mlp = block.attention, block.mlp

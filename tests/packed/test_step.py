@@ -10,7 +10,7 @@ from fledgling.model.cache import KVCache, Row
 from fledgling.model.config import preset
 from fledgling.packed import native
 from fledgling.packed.model import pack_state, unpack_model
-from fledgling.packed.step import can_step
+from fledgling.packed.step import MOST, can_step
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler, or no AVX-512 with bf16")
 FAMILIES = [("fledgling", {}), ("fledgling", {"kv_heads": 1}), ("gpt2", {}), ("llama", {"kv_heads": 2, "hidden": 384})]
@@ -94,7 +94,7 @@ def test_several_tokens_of_a_row_are_read_as_one_after_the_other(family, parts):
 
 def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
     engine = Engine(made("fledgling", {}), Silent({}), dtype=torch.bfloat16)
-    prompts = [[row % 90, 3, 5] for row in range(native.FEW + 6)]
+    prompts = [[row % 90, 3, 5] for row in range(MOST + 6)]
     asked = Sampling(temperature=0.0, max_tokens=4)
     together = engine.generate(prompts, asked)
     apart = [engine.generate([prompt], asked)[0] for prompt in prompts[:3]]
