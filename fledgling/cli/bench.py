@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -226,4 +227,21 @@ def save(
     from fledgling.bench.save import measure, table
 
     result = measure(load_recipe(recipe, overrides), stage, saves)
+    print(json.dumps(result, indent=2) if as_json else table(result))
+
+
+@app.command
+def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = (), as_json: Json = False) -> None:
+    """Time the rollouts of reinforcement learning beside plain answers of the same engine.
+
+    Parameters
+    ----------
+    run
+        A run directory that has been through sft: its recipe and its weights.
+    rounds
+        Rounds of prompts; medians count.
+    """
+    from fledgling.bench.rollouts import measure, table
+
+    result = measure(load_recipe(str(run), overrides), run / "sft", rounds)
     print(json.dumps(result, indent=2) if as_json else table(result))

@@ -250,10 +250,9 @@ class Decoder:
 
     def _first(self, leaders: list[Ticket], logits: Tensor) -> list[Ticket]:
         """Draw the first token of every ticket whose prompt (of `logits`, a row each) is read, and seat who goes on."""
+        self._follow(leaders)
         tickets, sources = [], []
         for number, leader in enumerate(leaders):
-            for follower in leader.followers:
-                self._follow(follower, leader)
             for ticket in (leader, *leader.followers):
                 if ticket.limit:
                     tickets.append(ticket)
@@ -268,15 +267,18 @@ class Decoder:
         self.live += [ticket for ticket in everybody if not ticket.finish]
         return self._finished(everybody)
 
-    def _follow(self, follower: Ticket, leader: Ticket) -> None:
-        """Let a ticket of the same prompt go on from where the leader is."""
-        follower.row = self.cache.fork(leader.row)
-        follower.prompt_logprobs, follower.prompt_alternatives = leader.prompt_logprobs, leader.prompt_alternatives
-        self.figures.shared_tokens += len(follower.prompt)
-        follower.version = leader.version
-        self._learn(follower, follower.prompt)
-        if self.lookahead:
-            follower.lookahead = Lookahead(follower.prompt, self.lookahead)
+    def _follow(self, leaders: Sequence[Ticket]) -> None:
+        """Let the tickets of the same prompt go on from where their leaders are."""
+        pairs = [(leader, follower) for leader in leaders for follower in leader.followers]
+        rows = self.cache.fork([leader.row for leader, _ in pairs])
+        for (leader, follower), row in zip(pairs, rows, strict=True):
+            follower.row = row
+            follower.prompt_logprobs, follower.prompt_alternatives = leader.prompt_logprobs, leader.prompt_alternatives
+            self.figures.shared_tokens += len(follower.prompt)
+            follower.version = leader.version
+            self._learn(follower, follower.prompt)
+            if self.lookahead:
+                follower.lookahead = Lookahead(follower.prompt, self.lookahead)
 
     # ---- one token for everybody -----------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class Prefixes:
             self._use(node)
         row.table = [node.block for node in nodes]
         if last is not None:
-            row.table.append(self.cache.copy(last.block))
+            row.table += self.cache.copies([last.block])
             while last in self.idle:  # used just now, and so were those that it continues
                 self.idle.move_to_end(last)
                 last = last.parent

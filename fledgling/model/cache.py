@@ -175,20 +175,31 @@ class KVCache:
             del self.held[block.index]
             heapq.heappush(self._free, block.index)
 
-    def copy(self, source: Block) -> Block:
-        """A block of one's own with the same content."""
-        block = self.take()
+    def copies(self, sources: Sequence[Block]) -> list[Block]:
+        """For each of the sources a block of one's own with the same content."""
+        self.ensure(len(sources))
+        blocks = [self.take() for _ in sources]
+        to, of = (
+            torch.tensor([block.index for block in part], dtype=torch.int64, device=self.device)
+            for part in (blocks, sources)
+        )
         for pool in (*self.keys, *self.values):
-            pool[block.index] = pool[source.index]
-        return block
+            pool[to] = pool[of]
+        return blocks
 
-    def fork(self, row: Row) -> Row:
-        """Another row that goes on from here: whole blocks are shared, the one that is being filled is copied."""
-        whole = row.length // self.block
-        for block in row.table[:whole]:
-            block.holders += 1
-        rest = [self.copy(row.table[whole])] if row.length % self.block else []
-        return Row([*row.table[:whole], *rest], row.length)
+    def fork(self, rows: Sequence[Row]) -> list[Row]:
+        """For each of the rows another that goes on from there: whole blocks are shared, the one that is being filled
+        is copied."""
+        ends = [row.length // self.block for row in rows]
+        for row, end in zip(rows, ends, strict=True):
+            for block in row.table[:end]:
+                block.holders += 1
+        begun = [row.table[end] for row, end in zip(rows, ends, strict=True) if row.length % self.block]
+        own = iter(self.copies(begun))
+        return [
+            Row([*row.table[:end], *([next(own)] if row.length % self.block else [])], row.length)
+            for row, end in zip(rows, ends, strict=True)
+        ]
 
     def drop(self, row: Row) -> None:
         """Let go of all that a row holds."""
@@ -196,10 +207,12 @@ class KVCache:
             self.release(block)
         row.table, row.length = [], 0
 
-    def reserve(self, row: Row, tokens: int) -> None:
-        """Let a row hold that many tokens."""
-        for _ in range(len(row.table), -(-tokens // self.block)):
-            row.table.append(self.take())
+    def reserve(self, rows: Sequence[Row], counts: Sequence[int]) -> None:
+        """Let each row hold so many more tokens."""
+        lacking = [-(-(row.length + n) // self.block) - len(row.table) for row, n in zip(rows, counts, strict=True)]
+        self.ensure(sum(n for n in lacking if n > 0))
+        for row, count in zip(rows, lacking, strict=True):
+            row.table += [self.take() for _ in range(count)]
 
     def ensure(self, count: int) -> None:
         """Have storage for `count` more blocks."""
@@ -208,13 +221,20 @@ class KVCache:
 
     def trim(self) -> None:
         """Give back storage of which less than half is in use."""
-        if 2 * self.in_use < self.capacity:
-            self._to_front(list(self.held.values()))
-            self._resize(self.in_use)
+        if 2 * self.in_use >= self.capacity:
+            return
+        kept = [self.held[index] for index in sorted(self.held)]
+        places = torch.tensor([0, *(block.index for block in kept)], device=self.device)
+        for pools in (self.keys, self.values):
+            for layer, old in enumerate(pools):
+                pools[layer] = old[places]
+        for index, block in enumerate(kept, 1):
+            block.index = index
+        self.held, self._free = {block.index: block for block in kept}, []
 
     def _resize(self, blocks: int) -> None:
-        """Have storage for that many blocks; those beyond must be free."""
-        kept = min(blocks, self.capacity) + 1
+        """Have storage for that many blocks, more than there are."""
+        kept = self.capacity + 1
         for pools in (self.keys, self.values):
             for layer, old in enumerate(pools):
                 pools[layer] = old.new_zeros((blocks + 1, *old.shape[1:]))
@@ -252,9 +272,7 @@ class KVCache:
         The rows get the blocks that these tokens need. Padded tokens go to block 0, and nobody sees them.
         """
         needed = [-(-(row.length + count) // self.block) for row, count in zip(rows, counts, strict=True)]
-        self.ensure(sum(max(0, n - len(row.table)) for n, row in zip(needed, rows, strict=True)))
-        for row, count in zip(rows, counts, strict=True):
-            self.reserve(row, row.length + count)
+        self.reserve(rows, counts)
         fresh = all(row.length == 0 for row in rows)
         if not fresh and max(counts) == 1:
             self._tidy(rows)

@@ -103,8 +103,7 @@ class DecodingStep:
 
         The rows get the blocks that they need; the caller moves their lengths on.
         """
-        for row, count in zip(rows, counts, strict=True):
-            cache.reserve(row, row.length + count)
+        cache.reserve(rows, counts)
         most = max(len(row.table) for row in rows)
         tables = torch.tensor([[block.index for block in row.table] + [0] * (most - len(row.table)) for row in rows])
         owners = [number for number, count in enumerate(counts) for _ in range(count)]

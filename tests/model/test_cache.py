@@ -39,7 +39,7 @@ def test_rows_that_grow_fork_and_leave_keep_their_own() -> None:
             rows[number] = Row(), []
         elif action < 0.5:
             source, content = rows[chance.choice(list(rows))]
-            rows[number] = cache.fork(source), list(content)
+            rows[number] = cache.fork([source])[0], list(content)
         elif action < 0.75:
             cache.drop(rows.pop(chance.choice(list(rows)))[0])
         chosen = chance.sample(sorted(rows), min(len(rows), 3))

@@ -61,7 +61,7 @@ def test_rows_that_share_blocks_and_lie_scattered_are_read_as_one_would_be():
             engine.extend(cache, [row], [prompt[start : start + 3]])
     cache.drop(rows[1])
     with torch.inference_mode():
-        rows[1] = cache.fork(rows[2])
+        (rows[1],) = cache.fork([rows[2]])
     together = engine.extend(cache, rows, [[1], [2], [1]])
     alone = [engine.extend(cache, [row], [[4]])[0, 0] for row in rows]
     assert torch.equal(together[0], together[2]) and not torch.equal(together[0], together[1])

@@ -137,9 +137,8 @@ class Rounds:
     def _answers(self, indices: Sequence[int]) -> dict[int, list[Completion]]:
         """Ask prompts by number; nothing depends on which rank does it, up to rounding."""
         began, table = time.perf_counter(), self.table
-        prompts = [self._prompt(index) for index in indices]
+        prompts = [self.prompt(index) for index in indices]
         sampling = Sampling(temperature=table.temperature, max_tokens=table.max_tokens, seed=self.seed)
-        self.engine.refresh()
         found = self.engine.generate(
             [prompt for prompt in prompts for _ in range(table.group)],
             sampling,
@@ -151,7 +150,8 @@ class Rounds:
         self.speed = written / max(1e-9, self.seconds["rollouts"])
         return {index: found[i * table.group : (i + 1) * table.group] for i, index in enumerate(indices)}
 
-    def _prompt(self, index: int) -> list[int]:
+    def prompt(self, index: int) -> list[int]:
+        """Prompt number `index` as token ids."""
         ids = prompt_ids(self.engine.tokenizer, self.question(index)[1])
         return crop(ids, self.engine.context - min(self.table.max_tokens, self.engine.context // 2))[0]
 
@@ -168,7 +168,7 @@ class Rounds:
             for i, (index, given) in enumerate(answers.items()):
                 place = slice(i * group, (i + 1) * group)
                 here = {name: part[place].astype(np.float32) for name, part in parts.items()}
-                mine.append(Answered(index, self._prompt(index), given, total[place].astype(np.float32), here))
+                mine.append(Answered(index, self.prompt(index), given, total[place].astype(np.float32), here))
         everybody = self.world.gather((problem, mine))
         self.seconds["scoring"] = time.perf_counter() - began
         for told, _ in everybody:

@@ -1,0 +1,89 @@
+"""How fast reinforcement learning samples, beside the same engine with nothing else to do.
+
+The one idea: rollouts are answers like any other, but they end when they end, take turns at different lengths, call
+tools and are drawn, not greedy. What that costs is seen beside `bench infer`'s way of asking: as many different
+prompts of the same mean length, each answered with the same mean number of tokens, in turn in one process.
+
+What it is not: a share of the step. Training says that itself: rollouts, scoring, update.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from fledgling.bench.infer import Silent
+from fledgling.bench.speakers import Ours
+from fledgling.config import Recipe, UserError
+from fledgling.infer.engine import Engine
+from fledgling.infer.load import load_model
+from fledgling.tasks import get
+from fledgling.train.rl.build import check
+from fledgling.train.rl.rounds import Rounds
+from fledgling.train.setup import set_up
+from fledgling.world import World
+
+
+def measure(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict[str, Any]:
+    """Time `rounds` rounds of the recipe's [rl] table with a checkpoint's weights, which stay as they are.
+
+    Returns medians over rounds: tokens a second of rollouts; of plain answers, reading the prompts included, and of
+    their further tokens alone; what rollouts reach of both. Raises UserError for no round, or settings that do not fit.
+    """
+    if rounds < 1:
+        raise UserError(f"--rounds {rounds}: expected at least 1")
+    table = replace(recipe.rl, algorithm="grpo", kl=0.0, epochs=1, minibatches=1)  # nothing is learned here
+    check(table)
+    world = World.start(recipe.run.device)
+    setup = set_up(recipe.run, world)
+    model, tokenizer, _ = load_model(checkpoint, world.device)
+    engine = Engine(model, tokenizer, world.device, setup.dtype)
+    plain = Ours(Engine(model, Silent({}), world.device, setup.dtype))  # type: ignore[arg-type]
+    tasks = {task: get(task, recipe.run.data_dir) for task, weight in table.tasks.items() if weight > 0}
+    micro = table.micro_batch or table.prompts * table.group
+    asking = Rounds(engine, table, tasks, recipe.seed, micro, world)
+    draw, batch = torch.Generator().manual_seed(2), table.prompts * table.group
+    found: dict[str, list[float]] = {name: [] for name in ("rollouts", "whole", "further", "prompt", "answer")}
+    for number in range(rounds + 1):
+        asking.next()
+        prompt, answer = _prompt(asking, number), max(2, round(asking.last["length"]))
+        prompts = torch.randint(model.config.vocab_size, (batch, prompt), generator=draw).tolist()
+        times = plain.answer(prompts, answer)
+        if not number:  # the first round reads what the tasks need, and warms up
+            continue
+        found["rollouts"].append(asking.speed)
+        found["whole"].append(batch * answer / sum(times))
+        found["further"].append(batch * (answer - 1) / sum(times[1:]))
+        found["prompt"].append(prompt)
+        found["answer"].append(asking.last["length"])
+        print(f"\r{number}/{rounds} rounds", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    asking.close()
+    middle = {name: median(values) for name, values in found.items()}
+    shares = {f"share_of_{name}": middle["rollouts"] / middle[name] for name in ("whole", "further")}
+    return {"batch": batch, "dtype": str(setup.dtype).removeprefix("torch."), **middle, **shares}
+
+
+def _prompt(asking: Rounds, number: int) -> int:
+    """Mean length of a round's prompts, in tokens."""
+    lengths = [len(asking.prompt(number * asking.table.prompts + i)) for i in range(asking.table.prompts)]
+    return max(1, round(sum(lengths) / len(lengths)))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `measure` as lines for people."""
+    return "\n".join(
+        (
+            f"{result['batch']} answers at once, {result['dtype']}: prompts of {result['prompt']:.0f} tokens, "
+            f"answers of {result['answer']:.1f} on average",
+            f"rollouts {result['rollouts']:>10,.0f} tok/s",
+            f"plain answers{result['whole']:>8,.0f} tok/s with the reading of prompts: rollouts reach "
+            f"{result['share_of_whole']:.0%}",
+            f"{'':13}{result['further']:>8,.0f} tok/s of further tokens alone: {result['share_of_further']:.0%}",
+        )
+    )

@@ -1,0 +1,22 @@
+"""The bench of rollouts asks what training asks, and its shares are what they say."""
+
+import pytest
+
+from fledgling.bench.rollouts import measure, table
+from fledgling.cli import main
+from fledgling.train.run import run_stage
+from tests.tiny import tiny
+
+
+def test_rollouts_beside_plain_answers(tmp_path, capsys):
+    recipe = tiny(tmp_path)
+    run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
+    found = measure(recipe, tmp_path / "run" / "pretrain", rounds=2)
+    assert found["batch"] == recipe.rl.prompts * recipe.rl.group and found["dtype"] == "float32"
+    assert 0 < found["answer"] <= recipe.rl.max_tokens and found["prompt"] > 1
+    assert found["share_of_whole"] == pytest.approx(found["rollouts"] / found["whole"])
+    assert found["share_of_further"] == pytest.approx(found["rollouts"] / found["further"])
+    assert "12 answers at once" in table(found)
+    capsys.readouterr()
+    assert main(["bench", "rollouts", str(tmp_path / "run"), "--rounds", "0"]) == 1
+    assert capsys.readouterr().err == "error: --rounds 0: expected at least 1\n"
