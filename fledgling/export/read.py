@@ -65,7 +65,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"larger than {LARGEST_JSON} bytes")
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as problem:
         raise UserError(f"{path} is not readable JSON: {' '.join(str(problem).split())[:100]}") from None
     if not isinstance(value, dict):
@@ -78,19 +78,35 @@ def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file; whatever is wrong with it becomes one line that names the file (and the tensor, if known)."""
     try:
         with safe_open(path, "pt") as file:
+            _header(path)
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as problem:
         reason = " ".join(str(problem).split())[:160] or type(problem).__name__
         raise UserError(f"{path}: weights cannot be read: {_culprit(path) or reason}") from None
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's pairs as a dictionary; a key that stands twice means two things, and so nothing."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:80]} stands there twice")
+        found[key] = value
+    return found
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, and how many bytes of data follow."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length), object_pairs_hook=_once) if length <= LARGEST_JSON else {}
+    return header, path.stat().st_size - 8 - length
+
+
 def _culprit(path: Path) -> str:
     """The first tensor whose entry in a broken header cannot be true, in words; empty where none is to be found."""
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= LARGEST_JSON else {}
-        data = path.stat().st_size - 8 - length
+        header, data = _header(path)
         for name, said in header.items():
             if name == "__metadata__":
                 continue

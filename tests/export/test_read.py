@@ -142,6 +142,19 @@ def test_a_header_that_lies_of_a_tensor_is_refused_with_its_name(directory, shap
     refused(directory, "b.safetensors", "tensor model.norm.weight")
 
 
+def test_a_tensor_or_a_key_that_stands_twice(directory):
+    file, settings = directory / "model.safetensors", directory / "config.json"
+    raw = file.read_bytes()
+    size = struct.unpack("<Q", raw[:8])[0]
+    header, twice = raw[8 : 8 + size].rstrip(), json.loads(raw[8 : 8 + size])["model.norm.weight"]
+    header = header[:-1] + b', "model.norm.weight": ' + json.dumps(twice).encode() + b"}"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + raw[8 + size :])
+    refused(directory, "weights cannot be read", "model.norm.weight stands there twice")
+    file.write_bytes(raw)
+    settings.write_text(settings.read_text().rstrip()[:-1] + ', "hidden_size": 64}')
+    refused(directory, "config.json", "hidden_size stands there twice")
+
+
 @pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7, "model.bin"])
 def test_an_index_leads_nowhere_else(directory, file, tmp_path):
     weights = (directory / "model.safetensors").rename(directory / "part.safetensors")
