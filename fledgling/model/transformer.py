@@ -144,6 +144,8 @@ class Transformer(nn.Module):
         training = torch.is_grad_enabled() and cache is None  # only then is a compiled block worth its compilation
         embedded = x if self.config.residual_scalars else None
         for block in self.blocks:
+            if embedded is not None:  # a node a layer: its gradients are added in pairs, so in one order on any ranks
+                embedded = embedded.view_as(embedded)
             x = (block if training else block.forward)(x, rotary, documents, cache, tree, tokens, embedded)
         return self.norm(x)
 

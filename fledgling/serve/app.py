@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,13 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 def _posted(service: Service, kind: Any) -> Callable[[Request], Awaitable[Response]]:
     """The handler of one kind of completion: a module with Request, ask, whole and Chunks."""
+    post = Post()
 
     async def respond(request: Request) -> Response:
         try:
             body = await _body(request, service.body_bytes)
             asked: Asked = await run_in_threadpool(_understand, kind, service, body)
-            events = Events(service, asked)
+            events = Events(service, asked, post)
         except BadRequest as problem:
             return refusal(problem)
         except Full as problem:
@@ -142,14 +144,36 @@ def _understand(kind: Any, service: Service, body: bytes) -> Asked:
         raise BadRequest(str(problem)) from None
 
 
+class Post:
+    """Events on their way from the worker's thread to the event loop, which is woken once for all of a step: each
+    waking takes the interpreter's lock from the thread that computes."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[asyncio.Queue, tuple[int, Event]]] = deque()
+        self.rung = False
+
+    def put(self, loop: asyncio.AbstractEventLoop, queue: asyncio.Queue, event: tuple[int, Event]) -> None:
+        """From any thread: have the loop put an event into a queue."""
+        self.waiting.append((queue, event))
+        if not self.rung:
+            self.rung = True
+            loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self.rung = False  # first: whoever puts from now on rings again
+        while self.waiting:
+            queue, event = self.waiting.popleft()
+            queue.put_nowait(event)
+
+
 class Events:
     """The jobs of one request under way: an asynchronous iterator of (choice, event) until all have ended.
 
     Leaving it in any way, also by the client's disconnection, cancels what is still under way.
     """
 
-    def __init__(self, service: Service, asked: Asked) -> None:
-        self.loop = asyncio.get_running_loop()
+    def __init__(self, service: Service, asked: Asked, post: Post) -> None:
+        self.loop, self.post = asyncio.get_running_loop(), post
         self.queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self.handles: list[Handle] = []
         self.open = sum(job.n for job in asked.jobs)
@@ -162,7 +186,7 @@ class Events:
 
     def _teller(self, first: int) -> Callable[[Event], None]:
         def tell(event: Event) -> None:  # on the worker's thread
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, (first + event.choice, event))
+            self.post.put(self.loop, self.queue, (first + event.choice, event))
 
         return tell
 
