@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from fledgling.cli.bench_answers import core, guesses, infer, norms, sandbox, sparsity, tokenizer
-from fledgling.cli.options import Gpus, Json, Overrides
+from fledgling.cli.options import Depth, Entries, Gpus, Json, Overrides
 from fledgling.config import load_recipe
 from fledgling.launch import launch
 from fledgling.world import is_main_process, launched, leave
@@ -32,8 +32,8 @@ def _on_ranks(verb: str, gpus: int, overrides: tuple[str, ...], as_json: bool, *
 def train(
     *,
     gpus: Gpus = None,
-    depth: int = 4,
-    vocab_size: int = 32768,
+    depth: Depth = 4,
+    vocab_size: Entries = 32768,
     context: int = 512,
     batch: int = 8,
     steps: int = 12,
@@ -44,10 +44,6 @@ def train(
 
     Parameters
     ----------
-    depth
-        Layers; width and heads follow.
-    vocab_size
-        Entries of the tokenizer.
     context
         Tokens a row.
     batch
@@ -88,8 +84,8 @@ def train(
 def scaling(
     *,
     ranks: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 2),
-    depth: int = 4,
-    vocab_size: int = 4096,
+    depth: Depth = 4,
+    vocab_size: Entries = 4096,
     context: int = 512,
     batch: int = 8,
     threads: int | None = None,
@@ -106,10 +102,6 @@ def scaling(
     ----------
     ranks
         Numbers of ranks to try; the first is what the others are compared to.
-    depth
-        Layers; width and heads follow.
-    vocab_size
-        Entries of the tokenizer.
     context
         Tokens a row.
     batch
@@ -161,17 +153,9 @@ def comm(
 
 @app.command
 def optim(
-    *, gpus: Gpus = 2, depth: int = 6, vocab_size: int = 8192, overrides: Overrides = (), as_json: Json = False
+    *, gpus: Gpus = 2, depth: Depth = 6, vocab_size: Entries = 8192, overrides: Overrides = (), as_json: Json = False
 ) -> int:
-    """Memory of a rank in a training step under ZeRO 0 to 3: measured, beside what is expected.
-
-    Parameters
-    ----------
-    depth
-        Layers; width and heads follow.
-    vocab_size
-        Entries of the tokenizer.
-    """
+    """Memory of a rank in a training step under ZeRO 0 to 3: measured, beside what is expected."""
     recipe = load_recipe("quickstart", overrides)
     if gpus is not None and not launched():
         return _on_ranks("optim", gpus, overrides, as_json, depth=depth, vocab_size=vocab_size)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Json, Overrides
+from fledgling.cli.options import Checkpoint, Depth, Device, Entries, Json, Overrides, Products
 from fledgling.config import load_recipe
 
 
 def infer(
     *,
-    depth: int = 12,
-    vocab_size: int = 32768,
+    depth: Depth = 12,
+    vocab_size: Entries = 32768,
     batch: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 8, 32),
     context: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (256, 1024),
     tokens: int = 32,
@@ -29,10 +29,6 @@ def infer(
 
     Parameters
     ----------
-    depth
-        Layers; width and heads follow.
-    vocab_size
-        Entries of the tokenizer.
     batch
         Rows answered at once, each with the first of the contexts.
     context
@@ -95,8 +91,8 @@ def core(
     items: int = 32,
     context: int | None = None,
     data_dir: Path | None = None,
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: Device = "auto",
+    dtype: Products = "auto",
     as_json: Json = False,
 ) -> None:
     """Time CORE as it is scored, each choice from its beginning, the published way, and a bare forward.
@@ -113,10 +109,6 @@ def core(
         Room for longer rows than the model was trained for.
     data_dir
         Where the CORE bundle lies; else FLEDGLING_DATA.
-    device
-        auto, cpu, cuda or mps.
-    dtype
-        Of the products; auto is bfloat16 where the hardware multiplies it.
     """
     from fledgling.bench.core import measure, widened
     from fledgling.cli.eval_core import opened
@@ -190,7 +182,7 @@ def norms(*, dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7, 
 
 
 def guesses(
-    checkpoint: str,
+    checkpoint: Checkpoint,
     /,
     *,
     ahead: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (3, 7),
@@ -202,8 +194,6 @@ def guesses(
 
     Parameters
     ----------
-    checkpoint
-        A checkpoint, a stage or a run directory.
     ahead
         Tokens guessed in a step.
     tokens

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 from cyclopts import Parameter
 
+from fledgling.cli.options import Device
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def chat(
     min_p: float = 0.0,
     seed: int = 0,
     max_tokens: int = 256,
-    device: str = "auto",
+    device: Device = "auto",
     python: bool = False,
 ) -> int:
     """Talk with a checkpoint.
@@ -66,8 +67,6 @@ def chat(
         The same seed and the same words give the same answers.
     max_tokens
         Longest answer.
-    device
-        auto, cpu, cuda or mps.
     python
         Run what the calculator refuses as Python, in the sandbox's interpreter.
     """

@@ -8,7 +8,7 @@ from cyclopts import App
 
 from fledgling.cli import exams
 from fledgling.cli.eval_core import compare, core, lm_eval, opened
-from fledgling.cli.options import Gpus, Json, on_ranks
+from fledgling.cli.options import Device, Gpus, Json, on_ranks
 
 app = App(name="eval", help="Measure a checkpoint, each figure with its 95 % interval.")
 app.command(core)
@@ -17,7 +17,7 @@ app.command(lm_eval, name="lm-eval")
 
 
 @app.command
-def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: str = "auto", as_json: Json = False) -> int:
+def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: Device = "auto", as_json: Json = False) -> int:
     """Bits per byte of a text under a checkpoint; beside it perplexity, by token and by word.
 
     Parameters
@@ -26,8 +26,6 @@ def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: str = "auto
         A checkpoint, a stage or a run directory, or a Hugging Face directory.
     text
         A file or folder of text.
-    device
-        auto, cpu, cuda or mps.
     """
     code = on_ranks(gpus, device, "eval", "bpb", checkpoint, text, as_json=as_json)
     if code is not None:

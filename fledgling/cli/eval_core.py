@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Gpus, Json, on_ranks
+from fledgling.cli.options import Device, Gpus, Json, Products, on_ranks
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def core(
     replay: Path | None = None,
     untrained: bool = False,
     gpus: Gpus = None,
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: Device = "auto",
+    dtype: Products = "auto",
     as_json: Json = False,
 ) -> int:
     """CORE, DCLM's 22 tasks: accuracy by likelihood, centred on guessing. Stopped, it goes on where it was.
@@ -65,10 +65,6 @@ def core(
         Compute the scores of a log again, without a model.
     untrained
         The checkpoint's shape and tokenizer with random weights: what knowing nothing scores.
-    device
-        auto, cpu, cuda or mps.
-    dtype
-        Of the products; auto is bfloat16 where the hardware multiplies it.
     """
     from fledgling.evals.core import Settings
 
@@ -268,8 +264,8 @@ def lm_eval(
     limit: int | None = None,
     shots: int | None = None,
     include: Path | None = None,
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    device: Device = "auto",
+    dtype: Products = "auto",
     as_json: Json = False,
 ) -> None:
     """Tasks of lm-evaluation-harness on a checkpoint (extra lm-eval).
@@ -286,10 +282,6 @@ def lm_eval(
         Examples before each item; the task's own number where none is given.
     include
         A folder of task files of your own.
-    device
-        auto, cpu, cuda or mps.
-    dtype
-        Of the products; auto is bfloat16 where the hardware multiplies it.
     """
     from fledgling.evals.harness import evaluate
 

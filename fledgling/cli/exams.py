@@ -1,6 +1,6 @@
 """`fledgling eval chat` and `fledgling eval passk`: questions put to a checkpoint as a user would.
 
-Answers are kept beside the checkpoint's stage, RUN/<stage>/exams/step-N/, a file an exam with a line for every
+Answers are kept beside the checkpoint's stage, RUN/STAGE/exams/step-N/, a file an exam with a line for every
 question, answer and score; stopped anywhere, the same command goes on from there. The accuracies go into the stage's
 evals.jsonl, where the report reads them. With --out nothing is written into the run. On several ranks all answer, and
 the main one writes.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Gpus, Json, on_ranks
+from fledgling.cli.options import Checkpoint, Device, Gpus, Json, on_ranks
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ Names = Annotated[tuple[str, ...], Parameter(help="Names, with commas between or
 
 
 def chat(
-    checkpoint: str,
+    checkpoint: Checkpoint,
     /,
     *,
     tasks: Names = (),
@@ -45,15 +45,13 @@ def chat(
     out: Path | None = None,
     fresh: Annotated[bool, Parameter(negative=())] = False,
     gpus: Gpus = None,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> int:
     """Accuracy in chat tasks: letters by their logits, everything else by greedy generation, with tools.
 
     Parameters
     ----------
-    checkpoint
-        A checkpoint, a stage or a run directory.
     tasks
         arithmetic, counting, spelling, identity, stdlib (all of these where none is named); arc_easy,
         arc_challenge, mmlu, gsm8k, humaneval (all of these: chatcore); questions:PATH, a file of your own.
@@ -62,11 +60,9 @@ def chat(
     log
         A file for every question, answer and score, as JSON lines.
     out
-        A folder for what is finished, and nothing is written into the run; else RUN/<stage>/exams.
+        A folder for what is finished, and nothing is written into the run; else RUN/STAGE/exams.
     fresh
         Ask again what was asked before.
-    device
-        auto, cpu, cuda or mps.
     """
     from fledgling.evals.chat import chatcore, exams, measure
     from fledgling.tasks import NAMES, PUBLIC
@@ -103,7 +99,7 @@ def chat(
 
 
 def passk(
-    checkpoint: str,
+    checkpoint: Checkpoint,
     /,
     *,
     task: str = "humaneval",
@@ -114,15 +110,13 @@ def passk(
     seed: int = 0,
     data_dir: DataDir = None,
     out: Path | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """pass@k: the chance that one of k drawn answers is right, by the unbiased estimator.
 
     Parameters
     ----------
-    checkpoint
-        A checkpoint, a stage or a run directory.
     task
         A task whose answers are written: humaneval, gsm8k, arithmetic, ...
     samples
@@ -134,9 +128,7 @@ def passk(
     temperature
         Of the draws.
     out
-        A folder for what is finished, and nothing is written into the run; else RUN/<stage>/exams.
-    device
-        auto, cpu, cuda or mps.
+        A folder for what is finished, and nothing is written into the run; else RUN/STAGE/exams.
     """
     from fledgling.evals.chat import Exam, exams
     from fledgling.evals.passk import draw, measure

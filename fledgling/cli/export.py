@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from fledgling.cli.options import Json
+from fledgling.cli.options import Checkpoint, Json
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ app = App(name="export", help="A checkpoint as files that other programs load: h
 
 @app.command
 def hf(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     out: Path,
     /,
     *,
@@ -39,8 +39,6 @@ def hf(
 
     Parameters
     ----------
-    checkpoint
-        A checkpoint, a stage or a run directory.
     out
         The directory to make.
     dtype
@@ -70,7 +68,7 @@ def hf(
 
 @app.command
 def gguf(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     out: Path,
     /,
     *,
@@ -82,8 +80,6 @@ def gguf(
 
     Parameters
     ----------
-    checkpoint
-        A checkpoint, a stage or a run directory.
     out
         The file to write, by custom NAME.gguf.
     type

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fledgling.cli.exams import TOGETHER, DataDir, Desk
-from fledgling.cli.options import Json
+from fledgling.cli.options import Device, Json
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def inference(
     hold: int = 2,
     data_dir: DataDir = None,
     out: Path = OUT,
-    device: str = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Accuracy against k samples (pass@k, majority vote, best of k), the coverage law, and OUT/inference.html.
@@ -51,8 +51,6 @@ def inference(
         How many of the largest k the law does not see.
     out
         Where the draws and the page go.
-    device
-        auto, cpu, cuda or mps.
     """
     from fledgling.evals.chat import exams
     from fledgling.lab.inference import analyse, load, to_json

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -54,6 +55,14 @@ Rendezvous = Annotated[
 Json = Annotated[
     bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON for programs instead.")
 ]
+Checkpoint = Annotated[Path, Parameter(help="A checkpoint, a stage or a run directory.")]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
+Products = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    Parameter(help="Dtype of the products; auto is bfloat16 where the hardware multiplies it."),
+]
+Depth = Annotated[int, Parameter(help="Layers; width and heads follow.")]
+Entries = Annotated[int, Parameter(help="Entries of the tokenizer.")]
 
 
 def on_ranks(gpus: int | None, device: str, *words: object, **options: object) -> int | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from fledgling.cli.options import Json, Overrides
+from fledgling.cli.options import Entries, Json, Overrides
 from fledgling.config import Recipe, UserError, load_recipe
 from fledgling.model.config import from_table
 from fledgling.plan.hardware import device
@@ -95,7 +95,7 @@ def plan(
 def compare(
     *,
     depth: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (12,),
-    vocab_size: int = 65_536,
+    vocab_size: Entries = 65_536,
     context: int = 2_048,
     as_json: Json = False,
 ) -> None:
@@ -105,8 +105,6 @@ def compare(
     ----------
     depth
         Layers; several give several tables.
-    vocab_size
-        Entries of the tokenizer.
     context
         Tokens a row: GPT's positions are parameters.
     """

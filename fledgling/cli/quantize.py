@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fledgling.cli.options import Json
+from fledgling.cli.options import Checkpoint, Json
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ ROWS = 128  # of the context's length: the text that quality is measured on
 
 
 def quantize(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     out: Path,
     /,
     *,
@@ -35,8 +35,6 @@ def quantize(
 
     Parameters
     ----------
-    checkpoint
-        A checkpoint, a stage or a run directory.
     out
         The directory that the new checkpoint is put in, as OUT/step-N.
     bits

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from fledgling.cli.options import Device
 from fledgling.config import UserError
 
 
@@ -24,7 +25,7 @@ def serve(
     chunk: int | None = None,
     keep: int | None = None,
     lookahead: int = 0,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> int:
     """Serve a checkpoint: http://127.0.0.1:8000 is a page to talk to it, /v1 speaks OpenAI's API.
 
@@ -50,8 +51,6 @@ def serve(
         Tokens kept of earlier prompts and answers, so that they are not read again; default rows times the context.
     lookahead
         Tokens guessed ahead from what was said before; the answers stay the same. 0: none.
-    device
-        auto, cpu, cuda or mps.
     """
     key = key or os.environ.get("FLEDGLING_KEY") or None
     local = host in ("127.0.0.1", "localhost", "::1")
