@@ -46,8 +46,8 @@ class Step:
     products (weights and states are fp32); ranks, zero: who owns what; device: "cpu" or "cuda"; compiled: blocks and
     rules by torch.compile; exact: gradients added in a binary tree (None: on a CPU, and a power of two of ranks);
     documents: rows hold several; answering: evaluations keep a copy of the weights in dtype; saving: checkpoints are
-    written while it trains on, from a copy that lies in host memory; layout: of LAYOUTS; rule:
-    what moves the matrices.
+    written while it trains on, from a copy that lies in host memory; reference: rl holds the weights that it began with
+    beside those that it trains; layout: of LAYOUTS; rule: what moves the matrices.
     """
 
     rows: int
@@ -62,6 +62,7 @@ class Step:
     documents: bool = True
     answering: bool = False
     saving: bool = False
+    reference: bool = False
     layout: str = "fledgling"
     rule: str = "muon"
 
@@ -107,6 +108,7 @@ def moments(config: ModelConfig, step: Step) -> dict[str, dict[str, int]]:
         "optimizer": 4 * dealt.held(0).state,
         "buffers": _buffers(config, step),
         "snapshot": _snapshot(config, step),
+        **({"reference": whole} if step.reference else {}),
     }
     two_grads = _accumulates(step) or config.tied  # the second use's gradient beside the first's
     last = max((one.peak for one in arrivals if "blocks" not in one.name), key=sum)

@@ -217,7 +217,9 @@ def _stage(name: str, setting: _Setting) -> tuple[dict[str, Any], memory.Step] |
 def _split(name: str, pinned: int | None, rows: int, setting: _Setting) -> memory.Step:
     """Return the step with its rows: those pinned, or the most that fit; raises UserError where none do, if strict."""
     config, device = setting.config, setting.device
-    step = replace(setting.step, saving=setting.recipe.stage(name).save_every > 0)
+    table = setting.recipe.stage(name)
+    compares = isinstance(table, RLTable) and table.kl > 0
+    step = replace(setting.step, saving=table.save_every > 0, reference=compares)
     if pinned is None:
         try:
             size = memory.micro_batch(config, rows, device.memory, step)

@@ -152,6 +152,11 @@ def test_every_stage_is_planned_with_its_own_split():
     assert stages["rl"]["kwh"] == pytest.approx(stages["rl"]["hours"] * hardware.device("cpu-bf16").watts / 1000)
 
 
+def test_a_policy_that_is_compared_with_its_beginning_holds_that_too():
+    free, held = (plan(load_recipe("quickstart", [f"rl.kl={kl}"])) for kl in (0.0, 0.04))
+    assert held["stages"]["rl"]["memory"] - free["stages"]["rl"]["memory"] == 4 * held["parameters"]["total"]
+
+
 def test_a_plan_answers_at_once_without_torch():
     """Processor seconds, because a busy machine stretches the clock; the figures are the published run's."""
     script = (
