@@ -49,7 +49,7 @@ class Around:
     save: Callable[[int], None]  # called on every rank with the number of finished steps
     stop: Callable[[], bool]  # asked after every step
     flops_per_token: float = 0.0
-    peak_flops: float = 0.0  # of one rank; 0: not measured
+    peak_flops: float = 0.0  # of one rank, as measured; 0: not measured
     health: Health = field(default_factory=Health)
     rollback: Rollback = field(default_factory=Rollback)
 
@@ -99,7 +99,7 @@ def idle(batches: list[Batch], targets: list[list[int]], world: World) -> list[B
 def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, start: int = 0) -> None:
     """Run a stage from step `start` to its end; raises Stopped when asked to stop, after saving."""
     recorder, world, health = around.recorder, around.world, around.health
-    shown, step = None, start
+    shown, step, full = None, start, around.peak_flops
     if start == 0:
         evaluate(stage.evals, model, around, 0, last=False)
     if start == 0 and around.rollback.most:
@@ -130,8 +130,10 @@ def run(stage: Stage, model: Transformer, optimizer: Optimizer, around: Around, 
         finished = step + 1
         shown = loss if shown is None or not math.isfinite(loss) else SMOOTHING * shown + (1 - SMOOTHING) * loss
         speed = {"tokens_per_second": here / seconds}
-        if around.peak_flops:
-            speed["mfu"] = around.flops_per_token * here / seconds / around.peak_flops / world.size
+        if full:
+            reached = around.flops_per_token * here / seconds / world.size
+            full = max(full, reached)  # a peak that was measured on a busy machine is too low
+            speed["mfu"] = reached / full
         extra = stage.extra() | ({"memory": peak.bytes} if peak.bytes else {})
         recorder.metric(
             finished,
