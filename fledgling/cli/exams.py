@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,9 +111,10 @@ def passk(
     seed: int = 0,
     data_dir: DataDir = None,
     out: Path | None = None,
+    gpus: Gpus = None,
     device: Device = "auto",
     as_json: Json = False,
-) -> None:
+) -> int:
     """pass@k: the chance that one of k drawn answers is right, by the unbiased estimator.
 
     Parameters
@@ -139,24 +141,41 @@ def passk(
         raise UserError(f"--samples {samples}, --k {max(ks)}, --questions {questions}; expected samples >= k >= 1")
     if temperature <= 0:
         raise UserError(f"--temperature is {temperature}; expected above 0, or all draws are the same")
+    common = {"task": task, "samples": samples, "k": k, "questions": questions, "temperature": temperature}
+    common |= {"seed": seed, "data_dir": data_dir, "out": out}
+    code = on_ranks(gpus, device, "eval", "passk", checkpoint, **common, as_json=as_json)
+    if code is not None:
+        return code
     paper = exams([task], questions, data_dir=data_dir)[0]
     desk = Desk.open(checkpoint, device, out)
+    world = desk.world
     key = {**desk.key(paper), "samples": samples, "temperature": temperature, "seed": seed}
     name = f"passk-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
-    kept = Lines(desk.folder / f"{_file_name(paper.name)}-{name}.jsonl") if desk.folder else None
-    right = [line["right"] for line in read_lines(kept.path)] if kept else []
+    kept = Lines(desk.folder / f"{_file_name(paper.name)}-{name}.jsonl") if desk.folder and world.is_main else None
+    right = world.gather([line["right"] for line in read_lines(kept.path)] if kept else [])[0]
     told = desk.progress(f"{paper.name} pass@k")
     while len(right) < len(paper.questions):
-        here = Exam(paper.name, paper.task, paper.questions[len(right) : len(right) + TOGETHER])
-        for answers in draw(desk.engine, here, samples, temperature, len(right), seed):
-            right.append(int(sum(one.score for one in answers)))
+        first = len(right) + world.rank * TOGETHER
+        here = Exam(paper.name, paper.task, paper.questions[first : first + TOGETHER])
+        drawn = draw(desk.engine, here, samples, temperature, first, seed) if here.questions else []
+        for line in chain(*world.gather([_drawn(answers) for answers in drawn])):
+            right.append(line["right"])
             if kept:
-                texts = [one.text for one in answers]
-                kept.append({"prompt": answers[0].question.prompt, "right": right[-1], "answers": texts})
-        told(len(right), len(paper.questions))
-    found = measure(paper.name, right, samples, ks)
-    desk.record(found)
-    show(found, as_json)
+                kept.append(line)
+        if world.is_main:
+            told(len(right), len(paper.questions))
+    if world.is_main:
+        found = measure(paper.name, right, samples, ks)
+        desk.record(found)
+        show(found, as_json)
+    world.close()
+    return 0
+
+
+def _drawn(answers: Sequence[Answer]) -> dict[str, Any]:
+    """All answers to one question, and how many are right."""
+    right = int(sum(one.score for one in answers))
+    return {"prompt": answers[0].question.prompt, "right": right, "answers": [one.text for one in answers]}
 
 
 def _listed(given: Sequence[str]) -> list[str]:

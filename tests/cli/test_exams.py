@@ -103,7 +103,7 @@ def test_stopped_within_an_exam_only_unanswered_groups_are_asked(run, capsys, tm
     assert asked(capsys, *words)[1] == whole and not prompts
 
 
-@pytest.mark.parametrize("verb", ["chat", "core", "bpb"])
+@pytest.mark.parametrize("verb", ["chat", "core", "bpb", "passk"])
 def test_two_ranks_answer_as_one(run, tmp_path, verb, monkeypatch, capfd):
     out, data = run
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -113,9 +113,10 @@ def test_two_ranks_answer_as_one(run, tmp_path, verb, monkeypatch, capfd):
         "chat": ("--tasks", "arc_easy,gsm8k,spelling", "--questions", 9, "--data-dir", data),
         "core": core,
         "bpb": (tmp_path / "text.txt",),
+        "passk": ("--task", "spelling", "--samples", 2, "--k", "1,2", "--questions", 40),
     }[verb]
     words = [str(word) for word in ("eval", verb, out, *more, "--device", "cpu", "--json")]
-    kept = {"chat": "--out", "core": "--out", "bpb": None}[verb]
+    kept = {"chat": "--out", "core": "--out", "bpb": None, "passk": "--out"}[verb]
     found = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
