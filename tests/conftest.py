@@ -1,5 +1,5 @@
 """Settings of every test: no time limit on an example of hypothesis, because a busy machine would fail it, and speeds
-that were measured on this machine are neither read nor written."""
+that were measured on this machine, and what its person typed, are neither read nor written."""
 
 import pytest
 from hypothesis import settings
@@ -10,7 +10,8 @@ settings.load_profile("fledgling")
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """FLEDGLING_CACHE is a folder of this session's; `plan` finds in it what a test put there."""
+    """Cache and state are folders of this session's; `plan` and `chat` find in them what a test put there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEDGLING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield

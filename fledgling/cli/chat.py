@@ -1,32 +1,39 @@
 """`fledgling chat`: talk with a checkpoint in the terminal.
 
 With -p, or with text on standard input, one answer goes to stdout and the program ends. Otherwise it is a
-conversation: /help, /clear, /exit; Ctrl-C stops an answer, and a second one at the prompt leaves.
+conversation, read by typed.py, with commands that begin with a slash; Ctrl-C stops an answer, and a second one at the
+prompt leaves.
 What a model writes is never sent to the terminal as it is: control characters are shown, not obeyed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 from cyclopts import Parameter
 
 from fledgling.cli.options import Device
+from fledgling.cli.typed import read_text, remembered
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
     from fledgling.infer.sample import Sampling
     from fledgling.infer.session import ChatSession
 
-HELP = """/help   this
-/clear  begin a new conversation
-/exit   leave (so does Ctrl-D)
-Ctrl-C  stop the answer"""
+HELP = """/help            this
+/again           another answer to the same
+/set NAME VALUE  draw otherwise: temperature, top_k, top_p, min_p, max_tokens, seed; /set shows them
+/history         what was said
+/clear           begin a new conversation
+/exit            leave (so does Ctrl-D)
+\\ at its end     the line goes on; \"\"\" begins a text of several lines, \"\"\" ends it
+Ctrl-C           stop the answer"""
+SETTABLE = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "max_tokens": int, "seed": int}
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -113,26 +120,64 @@ def _session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSe
 
 def converse(session: ChatSession, sampling: Sampling, out: TextIO) -> int:
     """Read turns from the terminal until the person leaves; return the exit code."""
-    with contextlib.suppress(ImportError):  # line editing, where the platform has it
-        import readline  # noqa: F401
-    print("Say something, or /help.", file=sys.stderr)
-    while True:
+    with remembered():
+        print("Say something, or /help.", file=sys.stderr)
+        while True:
+            try:
+                text = read_text()
+            except (EOFError, KeyboardInterrupt):
+                print(file=out)
+                return 0
+            command, _, rest = text.partition(" ")
+            if text in ("/exit", "/quit"):
+                return 0
+            if text == "/help":
+                print(HELP, file=out)
+            elif text == "/clear":
+                session.clear()
+                print("A new conversation.", file=out)
+            elif text == "/history":
+                print(told(session), end="", file=out)
+            elif command == "/set":
+                sampling = _set(sampling, rest.split(), out)
+            elif text == "/again":
+                sampling = replace(sampling, seed=sampling.seed + 1)
+                if (last := session.take_back()) is None:
+                    print("nothing was said yet", file=out)
+                else:
+                    say(session, last, sampling, out, out)
+            elif text.startswith("/"):
+                print(f"no such command: {printable(command)} (/help lists them)", file=out)
+            elif text:
+                say(session, text, sampling, out, out)
+
+
+def _set(sampling: Sampling, words: list[str], out: TextIO) -> Sampling:
+    """The sampling with one value changed, or as it was where that cannot be; says how it is now."""
+    if len(words) == 2 and words[0] in SETTABLE:
         try:
-            text = input("\n> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            print(file=out)
-            return 0
-        if text in ("/exit", "/quit"):
-            return 0
-        if text == "/help":
-            print(HELP, file=out)
-        elif text == "/clear":
-            session.clear()
-            print("A new conversation.", file=out)
-        elif text.startswith("/"):
-            print(f"no such command: {printable(text)} (there are /help, /clear and /exit)", file=out)
-        elif text:
-            say(session, text, sampling, out, out)
+            sampling = replace(sampling, **{words[0]: SETTABLE[words[0]](words[1])})
+        except ValueError:
+            print(f"{words[0]}: got {printable(words[1])}, expected a number", file=out)
+        except UserError as problem:
+            print(problem, file=out)
+    elif words:
+        print(f"expected /set and one of {', '.join(SETTABLE)} with its value", file=out)
+    print(", ".join(f"{name} {getattr(sampling, name)}" for name in SETTABLE), file=out)
+    return sampling
+
+
+def told(session: ChatSession) -> str:
+    """The conversation as text, a paragraph a turn."""
+    lines = []
+    for message in session.messages:
+        parts = message["content"]
+        shown, kind = "", "text"
+        for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
+            shown += _turn_to(kind, part["type"], False) + printable(part["text"])
+            kind = part["type"]
+        lines.append(f"{message['role']}: {shown}{_turn_to(kind, 'text', False)}\n")
+    return "".join(lines)
 
 
 def say(session: ChatSession, text: str, sampling: Sampling, out: TextIO, notices: TextIO) -> str:

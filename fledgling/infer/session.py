@@ -64,6 +64,10 @@ class ChatSession:
         """Forget the conversation; what was read of its beginning is still good when it is said again."""
         self.turns = []
 
+    def take_back(self) -> str | None:
+        """Forget the newest turn; returns what the user said in it, None where nothing was said yet."""
+        return self.turns.pop().text if self.turns else None
+
     def reply(self, text: str, sampling: Sampling | None = None) -> Iterator[Piece | Notice | Finish]:
         """Answer `text`: pieces as they are drawn, notices, and a Finish at the end.
 

@@ -10,6 +10,7 @@ import torch
 
 from fledgling.cli import main
 from fledgling.cli.chat import converse, printable, say
+from fledgling.cli.typed import read_text, remembered
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
 from fledgling.infer.session import ChatSession
@@ -81,6 +82,49 @@ def test_a_conversation(session, capsys, monkeypatch) -> None:
     assert converse(session, GREEDY, out := io.StringIO()) == 0
     assert out.getvalue().count(ANSWER) == 2 and "/clear" in out.getvalue() and "\x1b" not in out.getvalue()
     assert len(session.turns) == 1
+
+
+def test_an_answer_again_in_another_way_and_what_was_said(session, monkeypatch) -> None:
+    typed = iter(["/again", "add", "/set temperature 0", "/set top_p 7", "/set nothing 1", "/set seed x", "/again"])
+    typed = iter([*typed, "/history", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    out = io.StringIO()
+    assert converse(session, GREEDY, out) == 0
+    shown = out.getvalue()
+    assert shown.startswith("nothing was said yet") and shown.count(ANSWER) == 3 and len(session.turns) == 1
+    assert "temperature 0.0" in shown and "top_p = 7.0: expected a share" in shown and "top_p 1.0" in shown
+    assert "expected /set and one of temperature" in shown and "seed: got x, expected a number" in shown
+    assert shown.endswith(f"user: add\nassistant: {ANSWER}")
+
+
+def test_a_text_of_several_lines(session, monkeypatch) -> None:
+    typed = iter(["a\\", "b\\", "c", '"""', "  d", "", 'e"""', '"""f"""', "/exit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    assert converse(session, GREEDY, io.StringIO()) == 0
+    assert [turn.text for turn in session.turns] == ["a\nb\nc", "d\n\ne", "f"]
+
+
+def test_leaving_a_text_of_several_lines_is_not_leaving() -> None:
+    typed = iter(['"""', "half", KeyboardInterrupt, "whole"])
+
+    def ask(_: str) -> str:
+        line = next(typed)
+        if line is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return line
+
+    assert [read_text(ask), read_text(ask)] == ["", "whole"]
+
+
+def test_what_was_typed_is_remembered_and_read_by_nobody_else(tmp_path) -> None:
+    readline = pytest.importorskip("readline")
+    kept = tmp_path / "state" / "history"
+    with remembered(kept):
+        readline.add_history("What is 2 + 3?")
+    assert "What is 2 + 3?" in kept.read_text() and kept.stat().st_mode & 0o077 == 0
+    readline.clear_history()
+    with remembered(kept):
+        assert readline.get_history_item(readline.get_current_history_length()) == "What is 2 + 3?"
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch) -> None:
