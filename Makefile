@@ -11,7 +11,7 @@ quickstart: $(STAMP)  ## a chat model of your own, from raw text to conversation
 	$(BIN)/fledgling speedrun $(RECIPE)
 
 test: $(STAMP)  ## every test that this machine can run
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -22,6 +22,7 @@ from torch import Tensor
 from fledgling.config import UserError
 
 WORD = (1 << 64) - 1
+COLDEST = 1e-30  # below it a logit divided by the temperature may be no fp32 number; long before the likeliest has all
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def sample(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, T
         probabilities = logits.softmax(-1)
         ids = logits.argmax(-1)
     else:
-        probabilities = (logits / sampling.temperature).softmax(-1)  # (B, V)
+        probabilities = (logits / max(sampling.temperature, COLDEST)).softmax(-1)  # (B, V)
         ids = _invert(_truncate(probabilities, sampling), noise)
     return ids, probabilities.gather(-1, ids[:, None])[:, 0].log()
 

@@ -24,6 +24,7 @@ def _maybe(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+EVENT = _thing({"data": {"type": "string", "description": "a chunk as JSON; [DONE] last"}}, event=TEXT)
 ERROR = _thing({"error": _thing({"message": TEXT, "type": TEXT, "param": _maybe(TEXT), "code": _maybe(TEXT)})})
 MODEL = _thing({"id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT})
 USAGE = _thing({"prompt_tokens": WHOLE, "completion_tokens": WHOLE, "total_tokens": WHOLE})
@@ -70,7 +71,7 @@ def _operation(
     """One operation: its answer, and the errors it can give."""
     content = {"application/json": {"schema": answer}}
     if stream:
-        content["text/event-stream"] = {"schema": TEXT}
+        content["text/event-stream"] = {"schema": EVENT}  # of one event
     errors = {"401": "no key, or a wrong one", "404": "no such model", "421": "another host's name"}
     if body is not None:
         errors |= {"400": "a field is off", "413": "too large", "415": "not JSON", "429": "too many requests"}

@@ -22,6 +22,13 @@ def frequencies(logits: torch.Tensor, sampling: Sampling, draws: int = 4000) -> 
     return torch.bincount(ids, minlength=len(logits)) / draws
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-29, 1e-40, 9e-77, 5e-324])
+def test_next_to_no_temperature_is_the_likeliest_token(temperature) -> None:
+    logits = torch.tensor([[1.0, 14.9, 15.0, -15.0]])
+    ids, logprobs = sample(logits, Sampling(temperature), torch.tensor([0.999]))
+    assert ids.tolist() == [2] and logprobs.tolist() == [0.0]
+
+
 def test_draws_follow_the_distribution_at_the_temperature() -> None:
     logits = torch.tensor([1.0, -0.5, 2.0, 0.0, -8.0])
     for temperature in (0.5, 1.0, 2.0):
