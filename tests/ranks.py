@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def _rank(rank, size, port, folder, function, args):
     torch.save(function(*args), Path(folder) / f"{rank}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # what was asked is done; libraries that take down their threads have aborted here, once in many runs
 
 
 class one_thread:
