@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fledgling import tasks
+from fledgling.config import UserError
 from fledgling.infer.batch import Decoder
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
@@ -59,7 +60,15 @@ def measure(
     """Tokens a second of one row, least time of `repeats`, for every dtype, kind of text and number of tokens guessed.
 
     `same`: answers that are those without guesses; products of several tokens may round otherwise than those of one.
+    Raises UserError for numbers below 1, and for answers of one token.
     """
+    for name, number, least in (
+        *(("ahead", most, 1) for most in ahead),
+        ("tokens", tokens, 2),
+        ("repeats", repeats, 1),
+    ):
+        if number < least:
+            raise UserError(f"--{name} {number}: expected at least {least}")
     device, rows = model.embedding.weight.device, []
     for dtype in dict.fromkeys((torch.float32, fastest_dtype(device))):
         engine = Engine(model, tokenizer, dtype=dtype)

@@ -1,8 +1,10 @@
 """The bench of guesses counts what it says, and guesses change no answer."""
 
+import pytest
 import torch
 
 from fledgling.bench.guesses import SKILLS, measure, table
+from fledgling.config import UserError
 from fledgling.text.tokenizer import Tokenizer
 from tests.laws.test_decode import random_model
 
@@ -18,3 +20,9 @@ def test_answers_are_the_same_and_what_held_was_guessed():
         assert row["same"] == row["answers"] == 2 or row["dtype"] != str(torch.float32).removeprefix("torch.")
     assert sum(row["accepted"] for row in rows) > 0
     assert "code that goes on" in table(rows)
+
+
+@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"tokens": 1}, {"ahead": (3, 0)}])
+def test_numbers_that_mean_nothing_are_one_line(wrong):
+    with pytest.raises(UserError, match=f"--{next(iter(wrong))} .: expected at least"):
+        measure(None, None, **wrong)
