@@ -27,15 +27,15 @@ import torch
 from fledgling.bench.speakers import LLAMA_CPP, LlamaCpp, Ours, Speaker, Theirs
 from fledgling.config import Recipe, UserError
 from fledgling.infer.engine import Engine
+from fledgling.kernels.format import GROUPS
+from fledgling.kernels.model import pack_state, unpack_model
 from fledgling.model.cache import Row
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
-from fledgling.packed.format import GROUPS
-from fledgling.packed.model import pack_state, unpack_model
 from fledgling.plan import inference
 from fledgling.plan.flops import per_token_forward
+from fledgling.runtime.world import World
 from fledgling.train.setup import measure_peak, set_up
-from fledgling.world import World
 
 STREAM = 1 << 28  # bytes of the streaming read: far more than any processor's cache
 

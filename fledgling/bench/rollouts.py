@@ -22,11 +22,11 @@ from fledgling.bench.speakers import Ours
 from fledgling.config import Recipe, UserError
 from fledgling.infer.engine import Engine
 from fledgling.infer.load import load_model
+from fledgling.runtime.world import World
 from fledgling.tasks import get
 from fledgling.train.rl.build import check
 from fledgling.train.rl.rounds import Rounds
 from fledgling.train.setup import set_up
-from fledgling.world import World
 
 
 def measure(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from fledgling.export import gguf, layout
 from fledgling.infer.batch import Decoder
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
+from fledgling.kernels.model import bytes_held
 from fledgling.model.transformer import Transformer
-from fledgling.packed.model import bytes_held
 
 LLAMA_CPP = {16: "f16", 8: "q8_0", 4: "q4_0"}  # the file of each width
 

@@ -28,11 +28,11 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoid
 from fledgling.plan import measured
 from fledgling.plan.flops import per_token
+from fledgling.runtime.world import Pending, World
 from fledgling.train import loop
 from fledgling.train.loss import next_token
 from fledgling.train.setup import Setup, make_model, measure_peak, set_up
 from fledgling.train.stage import Stage
-from fledgling.world import Pending, World
 
 
 class Clock:

@@ -3,7 +3,7 @@
 Start reading at `VERBS`, then open the file of the verb you care about. A verb reads its arguments, calls one
 function of a lower floor and prints: results on stdout, progress on stderr. Nothing here computes anything.
 
-What it promises: `--help` imports no torch; exit codes are those of `fledgling/exits.py` (0 done, 1 failed, 2 usage,
+What it promises: `--help` imports no torch; exit codes are those of `runtime/exit_codes.py` (0 done, 1 failed, 2 usage,
 75 stopped and saved, ...); a user's mistake is one line on stderr, never a traceback.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fledgling.config import UserError, did_you_mean
-from fledgling.exits import FAILED, INTERRUPTED, READER_GONE, USAGE
+from fledgling.runtime.exit_codes import FAILED, INTERRUPTED, READER_GONE, USAGE
 
 if TYPE_CHECKING:
     from cyclopts import App

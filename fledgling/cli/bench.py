@@ -12,8 +12,8 @@ from cyclopts import App, Parameter
 from fledgling.cli.bench_answers import core, guesses, infer, norms, sandbox, sparsity, tokenizer
 from fledgling.cli.options import Depth, Entries, Gpus, Json, Overrides
 from fledgling.config import load_recipe
-from fledgling.launch import launch
-from fledgling.world import is_main_process, launched, leave
+from fledgling.runtime.launch import launch
+from fledgling.runtime.world import is_main_process, launched, leave
 
 app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
 for verb in (infer, core, guesses, norms, sandbox, sparsity, tokenizer):
@@ -113,7 +113,7 @@ def scaling(
     repeats
         Turns; medians count.
     """
-    from fledgling.bench import scaling as bench
+    from benchmarks import scaling as bench
 
     shape = {"depth": depth, "vocab-size": vocab_size, "context": context, "steps": steps}
     options = [part for name, value in shape.items() for part in (f"--{name}", str(value))]
@@ -145,7 +145,7 @@ def comm(
     repeats
         Timed runs of each topology; the median counts.
     """
-    from fledgling.bench import comm as bench
+    from benchmarks import comm as bench
 
     result = bench.measure(ranks, megabytes, servers, repeats)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
@@ -159,7 +159,7 @@ def optim(
     recipe = load_recipe("quickstart", overrides)
     if gpus is not None and not launched():
         return _on_ranks("optim", gpus, overrides, as_json, depth=depth, vocab_size=vocab_size)
-    from fledgling.bench.optim import measure, table
+    from benchmarks.optim import measure, table
     from fledgling.bench.train import shaped
 
     found = measure(shaped(recipe, depth, vocab_size, context=16))
@@ -180,7 +180,7 @@ def memory(*, compiled: bool = False, ranks: bool = True, as_json: Json = False)
     ranks
         Shapes on two ranks too, under ZeRO-0 to 3.
     """
-    from fledgling.bench import memory as bench
+    from benchmarks import memory as bench
 
     cases = bench.EAGER + (bench.RANKS if ranks else ()) + (bench.COMPILED if compiled else ())
     rows = bench.measure(cases, say=lambda text: print(text, file=sys.stderr))
@@ -208,7 +208,7 @@ def save(
     saves
         Checkpoints written; medians count.
     """
-    from fledgling.bench.save import measure, table
+    from benchmarks.save import measure, table
 
     result = measure(load_recipe(recipe, overrides), stage, saves)
     print(json.dumps(result, indent=2) if as_json else table(result))

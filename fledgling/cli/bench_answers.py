@@ -61,7 +61,7 @@ def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768, as_json: 
     vocab_size
         Entries to train.
     """
-    from fledgling.bench import tokenizer as bench
+    from benchmarks import tokenizer as bench
 
     result = bench.measure(data_dir=data_dir, vocab_size=vocab_size)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
@@ -77,7 +77,7 @@ def sandbox(*, data_dir: str | None = None, calls: int = 200, as_json: Json = Fa
     calls
         Calls timed, one after another, after one that is not.
     """
-    from fledgling.bench import sandbox as bench
+    from benchmarks import sandbox as bench
 
     result = bench.measure(data_dir=data_dir, calls=calls)
     print(json.dumps(result, indent=2) if as_json else bench.table(result))
@@ -110,13 +110,13 @@ def core(
     data_dir
         Where the CORE bundle lies; else FLEDGLING_DATA.
     """
-    from fledgling.bench.core import measure, widened
+    from benchmarks.core import measure, widened
     from fledgling.cli.eval_core import opened
     from fledgling.files import data_root
     from fledgling.infer.engine import Engine
+    from fledgling.runtime.world import World
     from fledgling.tasks.core import read_tasks
     from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
-    from fledgling.world import World
 
     chosen = read_tasks(data_root(data_dir), tasks)
     place = World.start(device).device
@@ -148,7 +148,7 @@ def sparsity(checkpoint: Path | None = None, /, *, repeats: int = 20, as_json: J
     repeats
         Rounds; the figures are medians.
     """
-    from fledgling.bench.sparsity import constructed, decoded, line, real, table
+    from benchmarks.sparsity import constructed, decoded, line, real, table
 
     found = {"constructed": constructed(repeats), "decoded": decoded()}
     found["real"] = real(checkpoint, repeats) if checkpoint else None
@@ -175,7 +175,7 @@ def norms(*, dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7, 
     repeats
         Rounds; the figures are medians.
     """
-    from fledgling.bench.flash_norm import measure, table
+    from benchmarks.flash_norm import measure, table
 
     found = measure(dtype, compiled, repeats)
     print(json.dumps(found, indent=2) if as_json else table(found))
@@ -201,9 +201,9 @@ def guesses(
     repeats
         Of everything, in turn; the least counts.
     """
-    from fledgling.bench.guesses import measure, table
+    from benchmarks.guesses import measure, table
     from fledgling.cli.eval_core import opened
-    from fledgling.world import World
+    from fledgling.runtime.world import World
 
     _, model, tokenizer, _ = opened(checkpoint, World.start("auto").device)
     found = measure(model, tokenizer, ahead, tokens=tokens, repeats=repeats)

@@ -101,8 +101,8 @@ def _session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSe
     from fledgling.infer.load import load_model
     from fledgling.infer.session import ChatSession
     from fledgling.infer.tools import CALCULATOR, PYTHON
+    from fledgling.runtime.world import choose_device
     from fledgling.train.setup import fastest_dtype
-    from fledgling.world import choose_device
 
     if python:
         from fledgling.sandbox.interpreter import available

@@ -77,9 +77,9 @@ def fetch(
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from fledgling.data import bundle
-    from fledgling.data.public import fetch as fetch_set
-    from fledgling.data.public import find
+    from fledgling.corpora import bundle
+    from fledgling.corpora.public import fetch as fetch_set
+    from fledgling.corpora.public import find
 
     if shards is None and name != bundle.CORE.name and not find(name).is_task:
         shards = 1
@@ -112,8 +112,8 @@ def _sets(data_dir: Path | None) -> dict[str, Any]:
     """Return the table of public sets with what lies in the data root."""
     from dataclasses import asdict
 
-    from fledgling.data.bundle import CORE
-    from fledgling.data.public import SETS, present, read_lock
+    from fledgling.corpora.bundle import CORE
+    from fledgling.corpora.public import SETS, present, read_lock
     from fledgling.files import data_root
 
     root = data_root(data_dir)
@@ -128,9 +128,9 @@ def _sets(data_dir: Path | None) -> dict[str, Any]:
 
 def _source(source: str, column: str | None, compress: bool, data_dir: Path | None) -> dict[str, Any]:
     """Return the documents and bytes of one source, by kind and by split."""
-    from fledgling.data.corpus import harvest, sizes
-    from fledgling.data.sources import Skipped, documents
-    from fledgling.data.split import compressed_bits_per_byte, line_overlap, split
+    from fledgling.corpora.corpus import harvest, sizes
+    from fledgling.corpora.sources import Skipped, documents
+    from fledgling.corpora.split import compressed_bits_per_byte, line_overlap, split
     from fledgling.files import data_root
 
     skipped = Skipped()

@@ -30,9 +30,9 @@ def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: Device = "a
     code = on_ranks(gpus, device, "eval", "bpb", checkpoint, text, as_json=as_json)
     if code is not None:
         return code
-    from fledgling.data.sources import documents
+    from fledgling.corpora.sources import documents
     from fledgling.evals.bpb import perplexities, ratio, sums, text_batches
-    from fledgling.world import World
+    from fledgling.runtime.world import World
 
     world = World.start(device)
     _, model, tokenizer, _ = opened(checkpoint, world.device)

@@ -135,8 +135,8 @@ def _scorer(checkpoint: str, device: str, dtype: str, untrained: bool = False) -
     """The path and state of what is to be scored, its scorer, and the key that its scores are kept under."""
     from fledgling.evals.likelihood import Scorer
     from fledgling.infer.engine import Engine
+    from fledgling.runtime.world import World
     from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
-    from fledgling.world import World
 
     world = World.start(device)
     keep_freed_memory()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fledgling.evals.chat import Answer, Exam
     from fledgling.evals.measurement import Measurement
     from fledgling.infer.engine import Engine
-    from fledgling.world import World
+    from fledgling.runtime.world import World
 
 TOGETHER = 16  # questions of pass@k drawn between two saves
 DataDir = Annotated[
@@ -215,8 +215,8 @@ class Desk:
         from fledgling.infer.engine import Engine
         from fledgling.infer.load import load_model
         from fledgling.record.checkpoint import resolve
+        from fledgling.runtime.world import World
         from fledgling.train.setup import fastest_dtype
-        from fledgling.world import World
 
         world = World.start(device)
         place = world.device

@@ -52,7 +52,7 @@ def hf(
     from fledgling.export.hugging_face import write
     from fledgling.export.parity import hugging_face
     from fledgling.infer.load import load_model
-    from fledgling.packed.model import refuse
+    from fledgling.kernels.model import refuse
     from fledgling.record.checkpoint import resolve
 
     if not shard_gb > 0:
@@ -90,7 +90,7 @@ def gguf(
     from fledgling.export.gguf import write
     from fledgling.export.parity import gguf_file
     from fledgling.infer.load import load_model
-    from fledgling.packed.model import refuse
+    from fledgling.kernels.model import refuse
 
     model, tokenizer, state = load_model(checkpoint)
     refuse(state, checkpoint, "exported")

@@ -53,8 +53,8 @@ def inference(
         Where the draws and the page go.
     """
     from fledgling.evals.chat import exams
-    from fledgling.lab.inference import analyse, load, to_json
-    from fledgling.lab.inference_page import build
+    from fledgling.scaling.inference import analyse, load, to_json
+    from fledgling.scaling.inference_page import build
 
     if not checkpoints:
         raise UserError("no checkpoint is named: expected one or several, such as runs/quickstart/sft")

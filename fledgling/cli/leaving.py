@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fledgling.config import UserError
-from fledgling.exits import DONE, FAULT, STOPPED
-from fledgling.world import is_main_process, leave
+from fledgling.runtime.exit_codes import DONE, FAULT, STOPPED
+from fledgling.runtime.world import is_main_process, leave
 
 
 @dataclass

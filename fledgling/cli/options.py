@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fledgling.launch import launch
-from fledgling.world import launched
+from fledgling.runtime.launch import launch
+from fledgling.runtime.world import launched
 
 Overrides = Annotated[
     tuple[str, ...],

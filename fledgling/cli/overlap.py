@@ -15,7 +15,7 @@ from fledgling.cli.options import Json
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
-    from fledgling.data.document import Document
+    from fledgling.corpora.document import Document
 
 SHOWN = 3  # matches of each set printed; --json has all
 Names = Annotated[tuple[str, ...], Parameter(help="Names, with commas between or the option repeated.")]
@@ -45,8 +45,8 @@ def overlap(
     words
         Length of a run.
     """
-    from fledgling.data.overlap import Overlap
-    from fledgling.data.overlap import overlap as compare
+    from fledgling.corpora.overlap import Overlap
+    from fledgling.corpora.overlap import overlap as compare
     from fledgling.files import data_root
 
     if not sources or words < 2:
@@ -132,9 +132,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _documents(source: str, root: Path) -> Iterator[Document]:
     """The texts of a source: documents as they are, a conversation's messages as one text."""
-    from fledgling.data.corpus import harvest
-    from fledgling.data.document import Document
-    from fledgling.data.sources import documents
+    from fledgling.corpora.corpus import harvest
+    from fledgling.corpora.document import Document
+    from fledgling.corpora.sources import documents
     from fledgling.tasks import NAMES, is_read
     from fledgling.tasks import source as read
     from fledgling.tasks.filed import Filed

@@ -53,8 +53,8 @@ def quantize(
         Whether quality is measured, before and after.
     """
     from fledgling.infer.load import load_model
-    from fledgling.packed.format import GROUPS, check
-    from fledgling.packed.model import bytes_held, pack_state, refuse
+    from fledgling.kernels.format import GROUPS, check
+    from fledgling.kernels.model import bytes_held, pack_state, refuse
     from fledgling.plan.inference import weights
     from fledgling.record.checkpoint import resolve, save
 
@@ -118,9 +118,9 @@ class Examiner:
     @classmethod
     def prepare(cls, tokenizer: Any, context: int, text: str | None, questions: int) -> Examiner:
         """Read the text, cut it into rows of `context` tokens, and write the questions."""
-        from fledgling.data.corpus import harvest
-        from fledgling.data.sources import documents
-        from fledgling.data.split import split
+        from fledgling.corpora.corpus import harvest
+        from fledgling.corpora.sources import documents
+        from fledgling.corpora.split import split
         from fledgling.evals.bpb import text_batches
         from fledgling.evals.chat import exams
         from fledgling.tasks import NAMES

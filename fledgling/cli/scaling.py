@@ -12,11 +12,11 @@ from cyclopts import App, Parameter
 from fledgling.cli.inference import inference
 from fledgling.cli.options import Json, Overrides
 from fledgling.config import UserError, load_recipe
-from fledgling.exits import STOPPED
+from fledgling.runtime.exit_codes import STOPPED
 
 if TYPE_CHECKING:
-    from fledgling.lab.analysis import Analysis
-    from fledgling.lab.results import Outcome, Run
+    from fledgling.scaling.analysis import Analysis
+    from fledgling.scaling.results import Outcome, Run
 
 app = App(name="scaling", help="How loss falls with size, data and compute, and errors with samples.")
 app.command(inference)
@@ -75,7 +75,7 @@ def run(
     if any(depth != int(depth) for depth in layers):
         raise UserError(f'depths: got "{depths}", expected whole numbers, such as 1,2,3,4')
     sizes, amounts = [int(depth) for depth in layers], numbers("budgets", budgets)
-    from fledgling.lab.sweep import grid, sweep
+    from fledgling.scaling.sweep import grid, sweep
     from fledgling.train.loop import Stopped
 
     cells = grid(chosen, sizes, amounts, out)
@@ -99,16 +99,16 @@ def compare(
     as_json: bool,
 ) -> int:
     """Run an ablation, print the differences of what is finished, and write its page."""
-    from fledgling.lab.ablation import HEAD, chosen, effects, load, rows, to_json
-    from fledgling.lab.ablation_page import build
     from fledgling.plan.scaling import budget as checked
+    from fledgling.scaling.ablation import HEAD, chosen, effects, load, rows, to_json
+    from fledgling.scaling.ablation_page import build
 
     variants, amounts = chosen(names), numbers("budgets", budgets or "1e13")
     if depths is not None:
         raise UserError(f"depths: got {depths} with --ablate, which has the recipe's size: use --set model.depth=N")
     if len(amounts) != 1 or seeds < 1:
         raise UserError(f"budgets {budgets}, seeds {seeds}: expected one budget and at least 1 seed")
-    from fledgling.lab.ablate import ablate
+    from fledgling.scaling.ablate import ablate
     from fledgling.train.loop import Stopped
 
     try:
@@ -159,9 +159,9 @@ def fit(out: Path = OUT, /, *, as_json: Json = False) -> None:
     out
         The directory of a sweep.
     """
-    from fledgling.lab.analysis import analyse, to_json
-    from fledgling.lab.page import build
-    from fledgling.lab.results import load, outcomes
+    from fledgling.scaling.analysis import analyse, to_json
+    from fledgling.scaling.page import build
+    from fledgling.scaling.results import load, outcomes
 
     analysis = analyse(load(out))
     page = build(analysis)
@@ -184,8 +184,8 @@ def print_fits(analysis: Analysis) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fledgling.lab.analysis import KEY
-    from fledgling.lab.page import bowl_row, fit_rows
+    from fledgling.scaling.analysis import KEY
+    from fledgling.scaling.page import bowl_row, fit_rows
 
     shown, console = analysis.of(KEY), Console()
     head, *rows = fit_rows(analysis.fits)
@@ -246,12 +246,12 @@ def check(
     depth
         Layers of the run; default: those nearest to the predicted best size.
     """
-    from fledgling.lab.analysis import analyse
-    from fledgling.lab.results import SETTINGS, load
+    from fledgling.scaling.analysis import analyse
+    from fledgling.scaling.results import SETTINGS, load
 
     analysis = analyse(load(out))
     chosen = load_recipe(out / SETTINGS, overrides)
-    from fledgling.lab.check import check as make
+    from fledgling.scaling.check import check as make
     from fledgling.train.loop import Stopped
 
     try:
@@ -290,8 +290,8 @@ def predict(
     if not size > 0:
         raise UserError(f"bytes-per-token: got {size:g}, expected a number above 0, such as 4.8")
     if runs:
-        from fledgling.lab.analysis import KEY, analyse
-        from fledgling.lab.results import load
+        from fledgling.scaling.analysis import KEY, analyse
+        from fledgling.scaling.results import load
 
         sweep = load(runs)
         size = bytes_per_token or sweep.bytes_per_token
@@ -352,7 +352,7 @@ def recover(*, seeds: int = 100, noise: float = 0.003, as_json: Json = False) ->
     """
     if seeds < 1 or not noise > 0:
         raise UserError(f"seeds {seeds}, noise {noise:g}: expected at least 1, and noise above 0")
-    from fledgling.lab.recover import recover as try_out
+    from fledgling.scaling.recover import recover as try_out
 
     def told(done: int, inside: int) -> None:
         if done % 10 == 0:

@@ -68,11 +68,11 @@ def serve(
 
     from fledgling.infer.engine import Engine
     from fledgling.infer.load import load_model
+    from fledgling.runtime.world import choose_device
     from fledgling.serve.app import make_app
     from fledgling.serve.service import LOOPBACK, Service
     from fledgling.serve.worker import CHUNK, GPU_CHUNK, Worker
     from fledgling.train.setup import fastest_dtype
-    from fledgling.world import choose_device
 
     place = torch.device(choose_device(device))
     model, tokenizer, state = load_model(checkpoint, place)

@@ -7,8 +7,8 @@ import sys
 from fledgling.cli.leaving import leaving
 from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts
 from fledgling.config import load_recipe
-from fledgling.launch import RESTARTS, launch
-from fledgling.world import is_main_process, launched
+from fledgling.runtime.launch import RESTARTS, launch
+from fledgling.runtime.world import is_main_process, launched
 
 
 def speedrun(

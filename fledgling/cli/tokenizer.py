@@ -173,12 +173,12 @@ def _texts(sources: tuple[str, ...], data_dir: Path | None, say: Any) -> Iterato
     for source in sources:
         say(f"reading {source}")
         if source == "embedded":
-            from fledgling.data.corpus import harvest
-            from fledgling.data.split import split
+            from fledgling.corpora.corpus import harvest
+            from fledgling.corpora.split import split
 
             yield from (document.text for document in split(harvest())[0])
         else:
-            from fledgling.data.sources import documents
+            from fledgling.corpora.sources import documents
             from fledgling.files import data_root
 
             there = data_root(data_dir) / source

@@ -7,8 +7,8 @@ from typing import Literal
 from fledgling.cli.leaving import leaving
 from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts
 from fledgling.config import UserError, load_recipe
-from fledgling.launch import RESTARTS, launch
-from fledgling.world import is_main_process, launched
+from fledgling.runtime.launch import RESTARTS, launch
+from fledgling.runtime.world import is_main_process, launched
 
 
 def train(

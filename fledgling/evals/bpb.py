@@ -21,8 +21,8 @@ from fledgling.data.stream import MixtureStream, RowSource
 from fledgling.evals.measurement import Z95, Measurement
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
+from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer, begin
-from fledgling.world import World
 
 MICRO_ROWS = 16  # of a batch of text
 

@@ -25,10 +25,10 @@ from fledgling.evals.measurement import Measurement, wilson
 from fledgling.infer.engine import Engine
 from fledgling.infer.sample import Sampling
 from fledgling.infer.stream import final_text
+from fledgling.runtime.world import World
 from fledgling.tasks import PUBLIC, get
 from fledgling.tasks.task import Question, Task, constant_baseline
 from fledgling.text.conversation import render_prompt
-from fledgling.world import World
 
 DRAWS = 2000  # of the bootstrap
 QUESTIONS = 1024  # letters of so many questions are scored by all ranks together

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fledgling.infer.engine import Engine
 from fledgling.model.attention import Tree
-from fledgling.world import World
+from fledgling.runtime.world import World
 
 LOGITS = 1 << 23  # values of one chunk of logits, fp32: 32 MiB, whatever the vocabulary
 BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 16}  # of one forward: bounds what activations take

@@ -25,11 +25,11 @@ from fledgling.infer.sample import Sampling
 from fledgling.infer.skip import skip
 from fledgling.infer.ticket import Completion, Ticket
 from fledgling.infer.tools import CALCULATOR, Tool
+from fledgling.kernels.native import FEW
+from fledgling.kernels.step import DecodingStep, can_step
 from fledgling.model.attention import Tree
 from fledgling.model.cache import KVCache, Row
 from fledgling.model.transformer import Transformer
-from fledgling.packed.native import FEW
-from fledgling.packed.step import DecodingStep, can_step
 
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer

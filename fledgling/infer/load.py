@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from fledgling.config import UserError
+from fledgling.kernels.model import unpack_model
 from fledgling.model.config import ModelConfig
 from fledgling.model.flash_norm import fold, without_weights
 from fledgling.model.transformer import Transformer
-from fledgling.packed.model import unpack_model
 from fledgling.record.checkpoint import load, resolve
 from fledgling.text.tokenizer import Tokenizer
 

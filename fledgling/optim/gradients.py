@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fledgling.optim.layout import AHEAD, Bucket, Layout
-from fledgling.world import Pending, World
+from fledgling.runtime.world import Pending, World
 
 
 def carry(sums: list[Tensor], chunk: Tensor, before: int) -> None:

@@ -28,7 +28,7 @@ from fledgling.optim.groups import rules
 from fledgling.optim.layout import ADAMW_VALUES, AHEAD, Bucket, lay_out, stack_size
 from fledgling.optim.rules import adamw_, muon_
 from fledgling.optim.sharded import RowGradients, Rows, shard
-from fledgling.world import Pending, World
+from fledgling.runtime.world import Pending, World
 
 KINDS = {"muon": ("velocity",), "normuon": ("velocity", "variance"), "adamw": ("mean", "square")}  # of state, by rule
 STACKED = ("muon", "normuon")  # rules that take equal-shaped matrices together

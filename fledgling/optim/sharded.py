@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fledgling.optim.gradients import Gradients, carry, total
 from fledgling.optim.layout import Bucket, Layout, gathered_with
-from fledgling.world import Pending, World
+from fledgling.runtime.world import Pending, World
 
 
 def _buffer(size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ gradients, p ranks and s servers,
 so the ring is bandwidth-optimal and the tree has the fewest rounds; a server sharded over all p ranks moves
 the ring's bytes. Sources: Thakur, Rabenseifner and Gropp 2005 (the cost model, trees, rings); Patarasuk and
 Yuan 2009 (the ring is optimal); Li et al. 2014 (parameter server); Rajbhandari et al. 2020 (ZeRO). The
-topologies themselves, as code that runs, are in `fledgling/bench/topologies.py`; that they move exactly
+topologies themselves, as code that runs, are in `benchmarks/topologies.py`; that they move exactly
 these bytes is tested.
 
 What it is not: a model of switches, of hierarchies of links, or of messages cut into a pipeline.

@@ -7,7 +7,7 @@ byte; `bits_per_byte` and `nats` convert, given how many bytes a token stands fo
 Which N is meant is part of a law (`counts`): the same runs give N_opt ~ C^0.37 or C^0.70 for one or another
 count. C = 6 N D throughout; attention's own FLOPs are left out, as the papers leave them out.
 
-What it is not: a fit. Our own runs are fitted by `fledgling.lab.fit`, into these same types. How the loss falls
+What it is not: a fit. Our own runs are fitted by `fledgling.scaling.fit`, into these same types. How the loss falls
 with steps and batch is in `fledgling.plan.steps`.
 """
 

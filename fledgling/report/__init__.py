@@ -4,7 +4,7 @@ Everything here reads files and nothing else: no torch, no running process, no n
 files is untrusted (samples are whatever a model said), so numbers are checked and text is escaped.
 
 Reading order: gather.py (files -> values), summary.py (values -> the tables), page.py with page.html
-(the page; its drawings are made by fledgling.draw).
+(the page; its drawings are made by fledgling.report).
 """
 
 from fledgling.report.page import build

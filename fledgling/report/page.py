@@ -1,6 +1,6 @@
 """One self-contained page about a run: drawings and tables made here, laid out by page.html.
 
-The one idea: the template gets finished values and escapes every one of them; only draw/chart.py makes markup.
+The one idea: the template gets finished values and escapes every one of them; only report/chart.py makes markup.
 """
 
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from typing import Any
 from markupsafe import Markup
 
 from fledgling.config import USUAL
-from fledgling.draw.chart import Chart, Line, bar, draw, smooth
-from fledgling.draw.page import render
 from fledgling.record import write_text
 from fledgling.record.lines import size
 from fledgling.record.progress import clock, short
 from fledgling.report import summary as numbers
+from fledgling.report.chart import Chart, Line, bar, draw, smooth
 from fledgling.report.gather import Run, Sample, Stage, gather, number, table
+from fledgling.report.template import render
 
 MOST_PROMPTS, MOST_ANSWERS, MOST_LETTERS = 16, 8, 1200
 MOST_EVALS = 60

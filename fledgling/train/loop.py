@@ -22,10 +22,10 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import whole
 from fledgling.record import Recorder
+from fledgling.runtime.world import World
 from fledgling.train.health import Health, Rollback
 from fledgling.train.peak import watch
 from fledgling.train.stage import Eval, Stage
-from fledgling.world import World
 
 SMOOTHING = 0.9  # of the loss shown on the progress line; metrics.jsonl has the raw one
 MEASURED = 2  # the step of a session, from 0, whose memory is measured: the first two compile

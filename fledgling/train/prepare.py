@@ -17,14 +17,14 @@ from itertools import islice
 from pathlib import Path
 
 from fledgling.config import USUAL, Recipe, UserError
-from fledgling.data.corpus import harvest
-from fledgling.data.document import Document
-from fledgling.data.pool import Corpus, Done, cores, sample, tokenize
-from fledgling.data.public import SETS
+from fledgling.corpora.corpus import harvest
+from fledgling.corpora.document import Document
+from fledgling.corpora.pool import Corpus, Done, cores, sample, tokenize
+from fledgling.corpora.public import SETS
+from fledgling.corpora.sources import Skipped, source_files, text_size
+from fledgling.corpora.sources import documents as read_documents
+from fledgling.corpora.split import split
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, tokenize_documents
-from fledgling.data.sources import Skipped, source_files, text_size
-from fledgling.data.sources import documents as read_documents
-from fledgling.data.split import split
 from fledgling.files import data_root, stamps
 from fledgling.record import write_json
 from fledgling.record.progress import Display

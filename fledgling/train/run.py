@@ -17,16 +17,18 @@ import torch
 from fledgling.config import STAGES, Recipe, UserError
 from fledgling.files import data_root
 from fledgling.infer.engine import Engine
+from fledgling.kernels.model import refuse
 from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import fill
-from fledgling.packed.model import refuse
 from fledgling.plan.flops import per_token
 from fledgling.plan.measured import name_of
 from fledgling.plan.plan import plan
 from fledgling.record import Recorder, checkpoint, environment, write_json
-from fledgling.stops import stop_requests
+from fledgling.runtime.signals import stop_requests
+from fledgling.runtime.watchdog import watched
+from fledgling.runtime.world import World, restarts
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.toml import dump_toml
 from fledgling.train import loop, supervised
@@ -40,8 +42,6 @@ from fledgling.train.sources import check
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.start import adopted, start_of
 from fledgling.train.supervised import Context
-from fledgling.watch import watched
-from fledgling.world import World, restarts
 
 BUILDERS = {
     "pretrain": supervised.build,

@@ -27,9 +27,9 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import gathered
 from fledgling.record import checkpoint
 from fledgling.record.writer import Writer
+from fledgling.runtime.world import World
 from fledgling.train.loop import Stopped
 from fledgling.train.rl import critic
-from fledgling.world import World
 
 
 class Saver:

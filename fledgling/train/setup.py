@@ -17,7 +17,7 @@ from fledgling.config import RunTable, UserError
 from fledgling.model.config import ModelConfig
 from fledgling.model.logprob import compile_kernels
 from fledgling.model.transformer import Transformer
-from fledgling.world import World
+from fledgling.runtime.world import World
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from fledgling.config import Recipe, RLTable, StageTable
+from fledgling.corpora.split import compressed_bits_per_byte
 from fledgling.data.shards import TokenShard
-from fledgling.data.split import compressed_bits_per_byte
 from fledgling.data.stream import MixtureStream, RowSource
 from fledgling.evals import chat, core, samples
 from fledgling.evals.bpb import bits_per_byte, first_rows
@@ -29,6 +29,7 @@ from fledgling.plan import memory
 from fledgling.plan.horizon import stretch
 from fledgling.plan.plan import first_step
 from fledgling.record import Recorder
+from fledgling.runtime.world import World
 from fledgling.tasks.core import find_bundle, read_tasks
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import next_token
@@ -36,7 +37,6 @@ from fledgling.train.prepare import Preparer, parts
 from fledgling.train.setup import Setup
 from fledgling.train.sources import examined, mix
 from fledgling.train.stage import Eval, Stage
-from fledgling.world import World
 
 VALIDATION_ROWS = 512  # of held-out text at the end of a stage; an eighth of it in between
 COMPRESSIBLE = 64_000_000  # bytes of training text up to which compressors are run for comparison

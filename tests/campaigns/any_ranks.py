@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from fledgling.world import is_main_process
-from tests.laws.losses import LEARNED
-from tests.laws.many_ranks import Case, trained
+from fledgling.runtime.world import is_main_process
+from tests.invariants.losses import LEARNED
+from tests.invariants.many_ranks import Case, trained
 from tests.ranks import on_ranks, one_thread
 
 BOUND = 1e-6  # of fast mode, in fp32

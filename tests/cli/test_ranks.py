@@ -5,7 +5,7 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import UserError
-from fledgling.launch import launch
+from fledgling.runtime.launch import launch
 
 
 @pytest.mark.parametrize("words", [["train", "pretrain"], ["speedrun"], ["bench", "optim"]])

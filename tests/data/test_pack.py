@@ -1,4 +1,4 @@
-"""Packing on examples small enough to check by eye; the laws are in tests/laws/test_packing.py."""
+"""Packing on examples small enough to check by eye; the laws are in tests/invariants/test_packing.py."""
 
 import time
 from pathlib import Path

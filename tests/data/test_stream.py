@@ -1,4 +1,4 @@
-"""Sources, mixtures and the look-ahead thread; the laws are in tests/laws/test_packing.py."""
+"""Sources, mixtures and the look-ahead thread; the laws are in tests/invariants/test_packing.py."""
 
 import gc
 import threading

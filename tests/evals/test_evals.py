@@ -12,7 +12,7 @@ from fledgling.evals.bpb import bits_per_byte, perplexities, sums
 from fledgling.evals.measurement import wilson
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
-from fledgling.world import World
+from fledgling.runtime.world import World
 
 
 def test_wilson_is_the_published_interval():

@@ -11,8 +11,8 @@ from fledgling.evals.likelihood import Row, Scorer, common_prefix, common_suffix
 from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
+from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.world import World
 
 CONTEXT = 48
 

@@ -12,7 +12,7 @@ from fledgling.infer.engine import Engine
 from fledgling.infer.lookahead import Lookahead
 from fledgling.infer.sample import Sampling
 from fledgling.plan import inference
-from tests.laws.test_decode import random_model
+from tests.invariants.test_decode import random_model
 
 CONTEXT = 512
 LONG = Sampling(temperature=0, max_tokens=400)

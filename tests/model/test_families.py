@@ -12,7 +12,7 @@ from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
 from fledgling.optim.groups import ROLES, role_of
 from fledgling.optim.optimizer import Optimizer
-from fledgling.world import World
+from fledgling.runtime.world import World
 
 SIZES = {"vocab_size": 60, "depth": 2, "width": 32, "heads": 4, "kv_heads": 4, "context": 24}
 PUBLISHED = [

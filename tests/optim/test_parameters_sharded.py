@@ -12,11 +12,11 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import fill, gathered, whole
 from fledgling.plan import comm
 from fledgling.plan.size import matrices, parameters
+from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.loss import next_token
 from fledgling.train.stage import Stage
-from fledgling.world import World
-from tests.laws.losses import batch_of
+from tests.invariants.losses import batch_of
 from tests.ranks import on_ranks
 
 CONFIG = preset("fledgling", vocab_size=64, depth=4, width=32, heads=2, kv_heads=2, context=24)  # everything divides

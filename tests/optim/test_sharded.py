@@ -12,7 +12,7 @@ from torch import nn
 from fledgling.config import OptimizerTable, UserError
 from fledgling.optim.layout import lay_out
 from fledgling.optim.optimizer import Optimizer, is_exact
-from fledgling.world import World, tree_sum
+from fledgling.runtime.world import World, tree_sum
 from tests.ranks import on_ranks, one_thread
 
 SHAPES = {

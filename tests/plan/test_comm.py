@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledgling.bench import topologies
+from benchmarks import topologies
 from fledgling.cli import main
 from fledgling.config import Recipe, UserError
 from fledgling.plan import comm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fledgling.bench.sandbox import HUMAN_EVAL, broken, grade, read
+from benchmarks.sandbox import HUMAN_EVAL, broken, grade, read
 from fledgling.files import data_root
 from fledgling.sandbox.verdict import Check, check, check_all
 

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from fledgling.cli import main
-from fledgling.data import pool
+from fledgling.corpora import pool
 from fledgling.record import read_lines
 from fledgling.train import prepare, run, setup
 from tests.ranks import on_ranks, one_thread

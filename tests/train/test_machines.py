@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fledgling.config import UserError
+from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.prepare import Preparer
 from fledgling.train.run import same_data
-from fledgling.world import World
 from tests.ranks import on_ranks
 from tests.tiny import tiny
 

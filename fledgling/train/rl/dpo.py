@@ -20,6 +20,7 @@ from fledgling.data.batch import Batch
 from fledgling.files import blocks
 from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoid
+from fledgling.runtime.world import World
 from fledgling.tasks.task import order
 from fledgling.text.conversation import render, render_prompt
 from fledgling.text.tokenizer import Tokenizer
@@ -28,7 +29,6 @@ from fledgling.train.rl.build import held_out
 from fledgling.train.rl.rollout import Rollout, to_batches, with_reference
 from fledgling.train.stage import Stage
 from fledgling.train.supervised import Context, evals, micro_batch
-from fledgling.world import World
 
 EXPECTED = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 

@@ -27,6 +27,7 @@ from fledgling.infer.sample import Sampling
 from fledgling.infer.ticket import Completion
 from fledgling.model.transformer import Transformer
 from fledgling.optim.sharded import whole
+from fledgling.runtime.world import World
 from fledgling.tasks.task import Question, Task
 from fledgling.train.loss import Tally
 from fledgling.train.rl.advantage import EPSILON, adapted, generalized, group_advantages, token_weights
@@ -34,7 +35,6 @@ from fledgling.train.rl.objective import kl_estimate
 from fledgling.train.rl.reward import Rewards
 from fledgling.train.rl.rollout import Rollout, empty, from_json, to_batches, to_json, with_reference
 from fledgling.train.rl.watch import Watch, round_figures
-from fledgling.world import World
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.runtime.world import World
 from fledgling.tasks.task import Question
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import loop
@@ -26,7 +27,6 @@ from fledgling.train.loss import policy_gradient
 from fledgling.train.rl import critic
 from fledgling.train.rl.rounds import Rounds
 from fledgling.train.stage import Stage
-from fledgling.world import World
 
 
 @lru_cache(maxsize=1)

@@ -10,10 +10,10 @@ from fledgling.config import DPOTable, UserError
 from fledgling.data.batch import IGNORE
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
+from fledgling.runtime.world import World
 from fledgling.text.conversation import render, render_prompt
 from fledgling.train.loss import Tally, preferred
 from fledgling.train.rl.dpo import Pairs, load, pair_of
-from fledgling.world import World
 from tests.train.rl.small import tokenizer
 
 ROWS = [

@@ -1,0 +1,134 @@
+"""What FlashNorm saves: training steps and decoding with the division before and behind the products, in turn.
+
+The one idea: the models are the same function with the same weights, so only time differs; each round takes every way
+once, and the figure is the median of the ratios of a round, which a busy machine moves least.
+
+    plain     norm, then product          deferred   product, then 1 / RMS
+    folded    the norms' weights already in the matrices (llama); without weights it is plain
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from fledgling.bench.infer import random_model
+from fledgling.bench.train import RandomRows
+from fledgling.config import OptimizerTable
+from fledgling.infer.engine import Engine
+from fledgling.infer.sample import Sampling
+from fledgling.model.config import ModelConfig, preset
+from fledgling.model.flash_norm import fold, without_weights
+from fledgling.model.transformer import Transformer
+from fledgling.optim.optimizer import Optimizer
+from fledgling.runtime.world import World
+from fledgling.train import loop
+from fledgling.train.loss import next_token
+from fledgling.train.setup import DTYPES, Setup, can_compile, make_model
+from fledgling.train.stage import Stage
+
+TRAINED = (("fledgling", 2, 256), ("llama", 2, 256), ("fledgling", 2, 768), ("llama", 2, 768))  # family, layers, width
+DECODED = (("fledgling", 4, 256), ("llama", 4, 256), ("fledgling", 6, 768), ("llama", 6, 768))
+VOCABULARY, TOKENS = 1024, 1024  # of a training step: few, so that blocks decide
+
+
+def measure(
+    dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7, shapes: Mapping[str, tuple] | None = None
+) -> list[dict[str, Any]]:
+    """Milliseconds of each way and their ratios to plain, for training steps and for decoded tokens at one row."""
+    rows = []
+    compiled = compiled and can_compile("auto", torch.device("cpu"))
+    shapes = shapes or {"train": TRAINED, "decode": DECODED}
+    for what, make in (("train", _training), ("decode", _decoding)):
+        for family, depth, width in shapes[what]:
+            config = preset(
+                family,
+                vocab_size=VOCABULARY,
+                depth=depth,
+                width=width,
+                heads=width // 128,
+                kv_heads=width // 128,
+                context=256,
+            )
+            ways = make(config, dtype, compiled)
+            shape = f"{family} {depth} x {width}"
+            rows.append({"what": what, "shape": shape, "dtype": dtype, **_timed(ways, repeats)})
+            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+            if compiled:
+                torch.compiler.reset()
+    return rows
+
+
+def _timed(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
+    """Median seconds of each way, in milliseconds, and the median over rounds of its time over plain's."""
+    rounds = [{name: way() for name, way in ways.items()} for _ in range(repeats + 2)][2:]  # the first two compile
+    return {
+        "ms": {name: 1e3 * statistics.median(one[name] for one in rounds) for name in ways},
+        "ratio": {name: statistics.median(one[name] / one["plain"] for one in rounds) for name in ways},
+    }
+
+
+def _training(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Callable[[], float]]:
+    world, batch = World.start("cpu"), RandomRows(VOCABULARY, TOKENS // config.context, config.context).batch
+    stage = Stage("bench", 1, None, next_token, lambda progress: 1.0)  # type: ignore[arg-type]
+
+    def way(flash: bool) -> Callable[[], float]:
+        model = make_model(replace(config, flash_norm=flash), Setup(DTYPES[dtype], compiled, 0.0), world.device)
+        model.initialize(0)
+        optimizer = Optimizer(model, OptimizerTable(), world, dtype=DTYPES[dtype])
+
+        def run() -> float:
+            began = time.perf_counter()
+            loop.update(stage, model, optimizer, [batch], world)
+            return time.perf_counter() - began
+
+        return run
+
+    return {"plain": way(False), "deferred": way(True)}
+
+
+def _decoding(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Callable[[], float]]:
+    plain = random_model(config, DTYPES[dtype], torch.device("cpu"))
+    models = {"plain": plain, "deferred": _twin(plain, replace(config, flash_norm=True), plain.state_dict())}
+    if config.norm == "rms_weighted":
+        bare, state = without_weights(config, fold(config, plain.state_dict()))
+        models["folded"] = _twin(plain, bare, state)
+        models["folded, deferred"] = _twin(plain, replace(bare, flash_norm=True), state)
+    prompt = torch.randint(VOCABULARY, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    quiet = SimpleNamespace(special={}, start=None)
+
+    def way(model: Transformer) -> Callable[[], float]:
+        engine = Engine(model, quiet, dtype=DTYPES[dtype])
+
+        def run() -> float:
+            stamps = [
+                time.perf_counter() for _ in engine.stream(prompt, Sampling(temperature=0, max_tokens=32), tools=False)
+            ]
+            return statistics.median(b - a for a, b in pairwise(stamps[:-1]))  # the last is the end's
+
+        return run
+
+    return {name: way(model) for name, model in models.items()}
+
+
+def _twin(model: Transformer, config: ModelConfig, state: Mapping[str, torch.Tensor]) -> Transformer:
+    other = Transformer(config, model.compute_dtype)
+    other.load_state_dict(state)
+    return other
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The result of `measure` as lines for people."""
+    lines = [f"{'':<8}{'':<20}{'dtype':<10}{'plain ms':>9}  of plain's time"]
+    for row in rows:
+        others = ", ".join(f"{name} {ratio:.3f}" for name, ratio in row["ratio"].items() if name != "plain")
+        lines.append(f"{row['what']:<8}{row['shape']:<20}{row['dtype']:<10}{row['ms']['plain']:>9.2f}  {others}")
+    return "\n".join(lines)

@@ -1,0 +1,266 @@
+"""The planner's memory beside the allocator's: predicted, measured, error, over a grid of shapes.
+
+The one idea: the steps that are measured are real ones, `train.loop.update` with the real optimizer, from the model's
+first tensor on, with every byte that the CPU's allocator gives out. Ranks are processes of their own, started by the
+same launcher as `--gpus`; of several ranks the fullest counts.
+
+What it is not: a measurement of the process, see `fledgling/train/peak.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fledgling.bench.train import RandomRows
+from fledgling.config import OptimizerTable, UserError
+from fledgling.model.config import ModelConfig, preset
+from fledgling.optim.optimizer import Optimizer
+from fledgling.plan.memory import Step, moments
+from fledgling.runtime.world import Pending, World, leave
+from fledgling.train import loop
+from fledgling.train.loss import next_token
+from fledgling.train.peak import held_bytes, watch
+from fledgling.train.saving import copied
+from fledgling.train.setup import DTYPES, Setup, make_model
+from fledgling.train.stage import Stage
+
+STEPS = 2  # the second has what the first leaves behind
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of the grid; logits: "chunked" as trained, or "whole" where one chunk holds all rows."""
+
+    depth: int
+    width: int
+    rows: int
+    context: int
+    vocab_size: int
+    family: str = "fledgling"
+    heads: int = 2
+    kv_heads: int = 2
+    dtype: str = "float32"
+    micro_batches: int = 1
+    documents: bool = True
+    compiled: bool = False
+    ranks: int = 1
+    zero: int = 1
+    exact: str = "auto"
+    saving: bool = False
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model."""
+        return preset(
+            self.family,
+            vocab_size=self.vocab_size,
+            depth=self.depth,
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            context=self.context,
+        )
+
+    @property
+    def step(self) -> Step:
+        """The planner's description of the same step."""
+        return Step(
+            self.rows,
+            self.context,
+            self.dtype,
+            self.micro_batches,
+            self.ranks,
+            self.zero,
+            "cpu",
+            self.compiled,
+            None if self.exact == "auto" else self.exact == "on",
+            self.documents,
+            saving=self.saving,
+        )
+
+    @property
+    def logits(self) -> str:
+        """Whether the logits of a micro-batch are more than one chunk."""
+        from fledgling.model.logprob import CHUNK_VALUES
+
+        return "chunked" if self.rows * self.context * self.vocab_size > CHUNK_VALUES else "whole"
+
+    def __str__(self) -> str:
+        ranks = f", ZeRO-{self.zero} on {self.ranks}" if self.ranks > 1 else ""
+        kind = "" if self.documents else ", one document"
+        tree = "" if self.exact == "auto" else f", exact {self.exact}"
+        how = (", compiled" if self.compiled else "") + (", saving" if self.saving else "")
+        grouped = "" if self.kv_heads == self.heads else f"/{self.kv_heads}"
+        return (
+            f"{self.family} {self.depth} x {self.width}, {self.heads}{grouped} heads, V {self.vocab_size:,}, "
+            f"{self.micro_batches} x {self.rows} x {self.context}, {self.dtype}, {self.logits}{how}{ranks}{kind}{tree}"
+        )
+
+
+EAGER = (
+    Case(4, 128, 8, 256, 512),
+    Case(1, 128, 2, 128, 8192),
+    Case(8, 128, 4, 128, 1024),
+    Case(4, 256, 4, 256, 4096),
+    Case(2, 256, 4, 512, 4096, kv_heads=1),
+    Case(2, 256, 2, 1024, 1024),
+    Case(2, 128, 1, 2048, 1024),
+    Case(2, 128, 1, 2048, 1024, documents=False),
+    Case(1, 64, 2, 128, 32768),
+    Case(2, 192, 16, 128, 8192, heads=3, kv_heads=3),
+    Case(6, 384, 2, 256, 8192, heads=3, kv_heads=3),
+    Case(4, 64, 1, 32, 512),
+    Case(4, 128, 8, 256, 512, dtype="bfloat16"),
+    Case(2, 128, 8, 256, 8192, dtype="bfloat16"),
+    Case(2, 256, 4, 512, 1024, dtype="bfloat16"),
+    Case(1, 128, 1, 64, 16384, dtype="bfloat16"),
+    Case(4, 128, 8, 256, 512, family="gpt2"),
+    Case(2, 128, 2, 128, 8192, family="gpt2"),
+    Case(2, 128, 2, 1100, 1024, family="gpt2"),
+    Case(2, 128, 4, 256, 2048, family="gpt2", dtype="bfloat16"),
+    Case(4, 128, 8, 256, 512, family="llama", kv_heads=1),
+    Case(2, 128, 4, 512, 8192, family="llama"),
+    Case(2, 128, 2, 1100, 1024, family="llama", kv_heads=1),
+    Case(2, 128, 4, 256, 2048, family="llama", dtype="bfloat16"),
+    Case(2, 128, 2, 256, 8192, micro_batches=2),
+    Case(2, 128, 2, 256, 8192, micro_batches=4),
+    Case(2, 128, 2, 256, 8192, micro_batches=4, exact="off"),
+    Case(2, 128, 2, 256, 512, micro_batches=3, exact="off"),
+    Case(4, 256, 2, 128, 4096, saving=True),
+)
+RANKS = (
+    *(
+        Case(depth, 128, rows, context, vocabulary, micro_batches=micro, ranks=2, zero=zero)
+        for zero in (0, 1, 2, 3)
+        for depth, rows, context, vocabulary, micro in (
+            (4, 4, 256, 512, 1),
+            (2, 1, 256, 8191, 2),
+            (6, 1, 256, 1024, 1),
+            (4, 1, 32, 512, 1),
+            (2, 1, 32, 8192, 1),
+            (8, 1, 16, 256, 1),
+        )
+    ),
+    Case(4, 128, 1, 64, 4096, ranks=2, saving=True),
+)
+COMPILED = (
+    Case(2, 256, 4, 256, 1024, dtype="bfloat16", compiled=True),
+    Case(2, 256, 4, 256, 1024, compiled=True),
+    Case(2, 256, 1, 2048, 1024, dtype="bfloat16", compiled=True),
+    Case(2, 256, 4, 256, 1024, family="gpt2", dtype="bfloat16", compiled=True),
+    Case(2, 256, 4, 256, 1024, family="llama", dtype="bfloat16", compiled=True),
+)
+
+
+def measure(cases: tuple[Case, ...], say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """Run every case and return, in order, its shape, predicted and measured bytes, the error, and the moment."""
+    found: dict[Case, int] = {}
+    apart = [one for one in cases if one.ranks > 1 or one.compiled]  # compiling changes what the process does later
+    for case in (one for one in cases if one not in apart):
+        found[case] = peak_of(case)
+        say(f"{len(found)}/{len(cases)}: {case}")
+    for size in sorted({one.ranks for one in apart}):
+        shared = [one for one in apart if one.ranks == size]
+        found |= dict(zip(shared, _on_ranks(size, shared), strict=True))
+        say(f"{len(found)}/{len(cases)}: {len(shared)} shapes on {size} process{'es' if size > 1 else ''}")
+    return [_row(case, found[case]) for case in cases]
+
+
+def _row(case: Case, measured: int) -> dict[str, Any]:
+    held = moments(case.config, case.step)
+    moment = max(held, key=lambda name: held[name]["total"])
+    predicted = held[moment]["total"]
+    return {
+        "case": str(case),
+        **asdict(case),
+        "logits": case.logits,
+        "moment": moment,
+        "predicted": predicted,
+        "measured": measured,
+        "error": predicted / measured - 1,
+    }
+
+
+def peak_of(case: Case) -> int:
+    """Bytes of tensors at the peak of this process's part of the case, beside what the process held before."""
+    world = World.start("cpu")
+    gc.collect()
+    others = held_bytes()
+    with watch(world.device) as peak:
+        model = make_model(case.config, Setup(DTYPES[case.dtype], case.compiled, 0.0), world.device)
+        model.initialize(0)
+        table = OptimizerTable(zero=case.zero, exact=case.exact)
+        optimizer = Optimizer(model, table, world, compiled=case.compiled, dtype=DTYPES[case.dtype])
+        held = [optimizer.tensors(), copied(model.state_dict(), {}) if world.is_main else {}] if case.saving else []
+        batch = RandomRows(case.vocab_size, case.rows * case.micro_batches, case.context, world.rank).batch
+        if not case.documents:
+            batch.documents = None
+        stage = Stage("bench", STEPS, None, next_token, lambda progress: 1.0)  # type: ignore[arg-type]
+        for _ in range(STEPS):
+            loop.update(stage, model, optimizer, batch.split(case.rows), world)
+        held.clear()
+    return peak.bytes - others
+
+
+def _on_ranks(size: int, cases: list[Case]) -> list[int]:
+    """The peaks of the cases on `size` processes, the fullest rank's of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = json.dumps([asdict(case) for case in cases])
+        command = (
+            f"from fledgling.runtime.launch import launch; import sys; sys.exit(launch({size}, 'cpu', sys.argv[1:]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", command, "-m", "benchmarks.memory", folder, job], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise UserError(f"{size} ranks on this machine did not come through: {done.stderr.strip()[-300:]}")
+        peaks = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    return [max(ranks) for ranks in zip(*peaks, strict=True)]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The result of `measure` as lines for people."""
+    width = max(len(row["case"]) for row in rows)
+    lines = [f"{'':<{width}}  {'predicted':>11} {'measured':>11}  error  moment"]
+    for row in rows:
+        sizes = f"{row['predicted'] / 1e6:>8,.1f} MB {row['measured'] / 1e6:>8,.1f} MB"
+        lines.append(f"{row['case']:<{width}}  {sizes} {row['error']:>+6.1%}  {row['moment']}")
+    worst = max(rows, key=lambda row: abs(row["error"]))
+    lines.append(f"{len(rows)} shapes; the largest error is {worst['error']:+.2%}: {worst['case']}")
+    return "\n".join(lines)
+
+
+def main(folder: str, job: str) -> None:
+    """One rank's part of a job: run its cases, leave the peaks in a file of its own."""
+    torch.set_num_threads(1)
+    Pending.wait = _patient(Pending.wait)  # type: ignore[method-assign]
+    peaks = [peak_of(Case(**fields)) for fields in json.loads(job)]
+    Path(folder, f"{World.start('cpu').rank}.json").write_text(json.dumps(peaks))
+    leave()
+
+
+def _patient(wait: Callable) -> Callable:
+    """`wait`, and ten milliseconds more: gloo's thread has then let go of the buffers, and the last to free them is the
+    thread that is watched."""
+
+    def waiting(pending: Pending):
+        result = wait(pending)
+        time.sleep(0.01)
+        return result
+
+    return waiting
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

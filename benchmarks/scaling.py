@@ -1,0 +1,92 @@
+"""How much faster several ranks train than one: the same step by one process and by several, in turn.
+
+The one idea: `fledgling bench train` says it all; here it is run as a process of its own for each number of ranks, in
+turn and several times, so that what else the machine does falls on all alike. On a CPU the cores and the rows stay the
+same (strong scaling: one process with all threads against one process a share of them); on GPUs the rows of each stay
+the same (weak scaling).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fledgling.config import UserError
+from fledgling.runtime.world import choose_device
+
+
+def measure(
+    ranks: Sequence[int], batch: int, threads: int | None, options: Sequence[str], repeats: int, device: str = "auto"
+) -> dict[str, Any]:
+    """Run `bench train` on each number of ranks, `repeats` times in turn; medians by ranks, beside those of the first.
+
+    batch: rows a step (on GPUs: of each rank); threads: of all ranks together, default the machine's cores; options:
+    for `bench train`. Raises UserError for rows or threads that cannot be dealt evenly, or for a run that fails.
+    """
+    kind = choose_device(device)
+    threads = threads or os.cpu_count() or 1
+    for count in ranks:
+        if kind == "cpu" and (batch % count or threads % count):
+            raise UserError(f"{batch} rows and {threads} threads on {count} ranks: expected numbers that it divides")
+    found: dict[int, list[dict]] = {count: [] for count in ranks}
+    for turn in range(repeats):
+        for count in ranks:
+            print(f"\rturn {turn + 1} of {repeats}: {count} rank(s)   ", end="", file=sys.stderr, flush=True)
+            rows, share = (batch // count, threads // count) if kind == "cpu" else (batch, threads)
+            words = ["--gpus", str(count), "--batch", str(rows), *options, "--set", f"run.device={kind}", "--json"]
+            found[count].append(_trained([*words, "--set", f"run.threads={share}"], share))
+    print(file=sys.stderr)
+    rows = [_row(count, found[count]) for count in ranks]
+    for row in rows:
+        row["speedup"] = row["tokens_per_second"] / rows[0]["tokens_per_second"]
+        row["efficiency"] = row["speedup"] * (1 if kind == "cpu" else rows[0]["ranks"] / row["ranks"])
+    return {"device": kind, "scaling": "strong" if kind == "cpu" else "weak", "threads": threads, "rows": rows}
+
+
+def _trained(words: Sequence[str], threads: int) -> dict:
+    command = [sys.executable, "-m", "fledgling", "bench", "train", *words]
+    run = subprocess.run(
+        command, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=False,
+    )  # fmt: skip
+    if run.returncode:
+        last = run.stderr.strip().splitlines()[-1:] or ["nothing was said"]
+        raise UserError(f"bench train {' '.join(words)} failed: {last[0]}")
+    return json.loads(run.stdout)
+
+
+def _row(ranks: int, runs: Sequence[dict]) -> dict[str, Any]:
+    speeds = [run["tokens_per_second"] for run in runs]
+    shares = [run["seconds"]["communication"] / run["seconds"]["step"] for run in runs]
+    return {
+        "ranks": ranks,
+        "threads_each": runs[0]["threads"],
+        "tokens_per_second": statistics.median(speeds),
+        "low": min(speeds),
+        "high": max(speeds),
+        "communication_share": statistics.median(shares),
+        "dtype": runs[0]["dtype"],
+        "compiled": runs[0]["compiled"],
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures of `measure` as lines of text."""
+    first = result["rows"][0]
+    how = f"{first['dtype']}, {'compiled' if first['compiled'] else 'eager'}"
+    lines = [
+        f"{result['scaling']} scaling on {result['device']}, {how}",
+        "ranks  threads each    tokens/s  (lowest to highest)  speed-up  efficiency  communication",
+    ]
+    for row in result["rows"]:
+        spread = f"{row['low']:,.0f} to {row['high']:,.0f}"
+        lines.append(
+            f"{row['ranks']:5}  {row['threads_each']:12}  {row['tokens_per_second']:10,.0f}  {spread:>19}  "
+            f"{row['speedup']:7.2f}x  {row['efficiency']:10.0%}  {row['communication_share']:13.1%}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,184 @@
+"""Training and encoding real text: MB/s on one thread and on all cores, beside other libraries.
+
+The one idea: every figure comes from a process of its own, so that no library meets caches, threads or memory
+that another left behind. Cold is the first time the text is seen by that process, warm the second; a library
+that remembers pieces is faster warm, and a run over new text is somewhere between.
+
+What it is not: a comparison of vocabularies (`fledgling tokenizer eval`). All encode with the same one
+here, and whether their ids agree is part of the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import zip_longest
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from fledgling.config import UserError
+from fledgling.files import data_root
+from fledgling.text.tokenizer import Tokenizer
+
+MEGABYTES = 100
+SLOW_MEGABYTES = 20  # what the libraries without a memory of pieces encode: their speed does not depend on it
+
+
+def measure(
+    data_dir: str | Path | None = None, vocab_size: int = 32768, digits: int = 1, megabytes: int = MEGABYTES
+) -> dict[str, Any]:
+    """Train on `megabytes` of DATA/pretrain/*.jsonl and encode them; takes about two minutes on two cores.
+
+    Returns megabytes and documents read, cores, load (average of the last minute, before anything ran),
+    `train`: library -> seconds, mb_per_second, peak_mb (memory above what the text takes), and `encode`:
+    library -> one_thread and all_cores -> cold and warm in MB/s, and `agree`, whether all gave the same
+    ids. Raises UserError where there is no text.
+    """
+    folder = data_root(data_dir) / "pretrain"
+    texts = read(folder, megabytes)
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    result: dict[str, Any] = {
+        "megabytes": round(size, 1),
+        "documents": len(texts),
+        "vocab_size": vocab_size,
+        "digits": digits,
+        "cores": os.cpu_count() or 1,
+        "load": os.getloadavg()[0],
+        "train": {},
+        "encode": {},
+    }
+    del texts
+    libraries = ["ours", "tokenizers", *(["tiktoken"] if importlib.util.find_spec("tiktoken") else [])]
+    with tempfile.TemporaryDirectory() as place:
+        job = {"folder": str(folder), "megabytes": megabytes, "vocab_size": vocab_size, "digits": digits}
+        for trainer in ("auto", "tokenizers"):
+            one = _process({**job, "do": "train", "trainer": trainer, "out": place}, None)
+            result["train"].setdefault(one.pop("name"), one)
+        hashes = set()
+        for library in libraries:
+            job["megabytes"] = megabytes if library == "ours" else min(megabytes, SLOW_MEGABYTES)
+            speeds = {}
+            for name, threads in (("one_thread", 1), ("all_cores", result["cores"])):
+                one = _process({**job, "do": "encode", "library": library, "out": place}, threads)
+                hashes.add(one.pop("ids"))
+                speeds[name] = {key: one[key] for key in ("cold", "warm")}
+            result["encode"][one["name"]] = speeds
+    result["agree"] = len(hashes) == 1
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `measure` as lines for people."""
+    lines = [
+        f"{result['megabytes']:g} MB, {result['documents']:,} documents, {result['vocab_size']:,} entries, "
+        f"{result['cores']} cores, load {result['load']:.1f} before",
+        f"{'training':<24} {'s':>7} {'MB/s':>7} {'peak MB':>8}",
+    ]
+    for name, row in result["train"].items():
+        lines.append(f"{name:<24} {row['seconds']:7.1f} {row['mb_per_second']:7.0f} {row['peak_mb']:8,.0f}")
+    lines.append(f"{'encoding, MB/s':<24} {'1 thread':>15} {'all cores':>15}")
+    lines.append(f"{'':<24} {'cold':>7} {'warm':>7} {'cold':>7} {'warm':>7}")
+    for name, row in result["encode"].items():
+        speeds = [row[threads][state] for threads in ("one_thread", "all_cores") for state in ("cold", "warm")]
+        lines.append(f"{name:<24} " + " ".join(f"{speed:7.1f}" for speed in speeds))
+    lines.append("ids agree" if result["agree"] else "IDS DO NOT AGREE")
+    return "\n".join(lines)
+
+
+def read(folder: Path, megabytes: int) -> list[str]:
+    """Up to `megabytes` of documents, in turn from each .jsonl file of `folder`. Raises UserError if none."""
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise UserError(f"no .jsonl files in {folder}; give --data-dir a directory with pretrain/*.jsonl")
+    texts: list[str] = []
+    left = megabytes * 1_000_000
+    handles = [file.open(encoding="utf-8") for file in files]
+    try:
+        for lines in zip_longest(*handles):
+            for line in filter(None, lines):
+                texts.append(json.loads(line)["text"])
+                left -= len(texts[-1].encode())
+                if left <= 0:
+                    return texts
+    finally:
+        for handle in handles:
+            handle.close()
+    return texts
+
+
+def _process(job: dict[str, Any], threads: int | None) -> dict[str, Any]:
+    """Do `job` in a process of its own, with so many threads, and return what it prints."""
+    count = {} if threads is None else {"RAYON_NUM_THREADS": str(threads), "BENCH_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.tokenizer", json.dumps(job)],
+        env={**os.environ, **count},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+def _train(job: dict[str, Any]) -> dict[str, Any]:
+    texts = read(Path(job["folder"]), job["megabytes"])
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = perf_counter()
+    tokenizer = Tokenizer.train(texts, job["vocab_size"], digits=job["digits"], trainer=job["trainer"])
+    seconds = perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    tokenizer.save(job["out"])
+    assert tokenizer.training
+    name = tokenizer.training["trainer"]
+    return {
+        "name": f"ours ({name})" if job["trainer"] == "auto" else name,
+        "seconds": round(seconds, 3),
+        "mb_per_second": round(size / seconds, 1),
+        "peak_mb": round(peak / 1024),
+    }
+
+
+def _encode(job: dict[str, Any]) -> dict[str, Any]:
+    texts = read(Path(job["folder"]), job["megabytes"])
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    name, encode = _encoder(job["library"], Tokenizer.load(job["out"]))
+    encode(["warm the import, not the cache"])
+    speeds = []
+    for _ in range(2):
+        start = perf_counter()
+        rows = encode(texts)
+        speeds.append(round(size / (perf_counter() - start), 1))
+    # the first documents are the same for every library
+    ids = hashlib.sha256(json.dumps(rows[:100]).encode()).hexdigest()
+    return {"name": name, "cold": speeds[0], "warm": speeds[1], "ids": ids}
+
+
+def _encoder(library: str, tokenizer: Tokenizer) -> tuple[str, Callable[[list[str]], list[list[int]]]]:
+    """(name, function from texts to ids) of one library, with the vocabulary of `tokenizer`."""
+    if library == "ours":
+        return f"ours ({tokenizer.engine})", tokenizer.encode_batch
+    if library == "tokenizers":
+        from tokenizers import Tokenizer as Library
+
+        fast = Library.from_str(json.dumps(tokenizer.document))
+        return library, lambda texts: [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
+    import tiktoken
+
+    pattern = tokenizer.document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+    ranks = {piece: index for index, piece in enumerate(tokenizer.token_bytes) if piece}
+    encoding = tiktoken.Encoding("bench", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    threads = int(os.environ["BENCH_THREADS"])
+    return library, lambda texts: encoding.encode_ordinary_batch(texts, num_threads=threads)
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    print(json.dumps(_train(given) if given["do"] == "train" else _encode(given)))

@@ -1,0 +1,116 @@
+"""The CORE bundle from a small server on loopback: resumed, pinned, unpacked whole, its files checked."""
+
+import io
+import json
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from fledgling.cli import main
+from fledgling.config import UserError
+from fledgling.corpora import bundle
+from fledgling.corpora.public import LOCK
+from fledgling.tasks.core import read_tasks
+from tests import made_up_core
+
+
+def archive(folder, *more: tuple[str, str]) -> bytes:
+    """A made-up bundle as the published archive is laid out."""
+    root = made_up_core.bundle(folder) / "core"
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as zipped:
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                zipped.write(path, f"eval_bundle/{path.relative_to(root).as_posix()}")
+        for name, text in more:
+            zipped.writestr(name, text)
+    return made.getvalue()
+
+
+@pytest.fixture
+def server():
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.server.body)))
+            self.end_headers()
+
+        def do_GET(self):
+            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+            self.server.starts.append(start)
+            rest = self.server.body[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(rest)))
+            self.end_headers()
+            self.wfile.write(rest[: self.server.cuts.pop(0)] if self.server.cuts else rest)
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.body, made.starts, made.cuts = b"", [], []
+    made.url = f"http://127.0.0.1:{made.server_port}/eval_bundle.zip"
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def test_it_is_brought_to_where_eval_core_looks(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    way_out = "eval_bundle/eval_data/../../../out"
+    server.body = archive(tmp_path / "a", ("eval_bundle/openai-gpt2.csv", "no part"), (way_out, "x"))
+    server.cuts = [500]
+    folder, different = bundle.fetch(tmp_path / "data", server.url)
+    assert server.starts == [0, 500] and folder == tmp_path / "data" / "core"
+    assert len(read_tasks(tmp_path / "data")) == len(made_up_core.BASELINES)
+    assert len(different) == len(bundle.TASK_FILES), "made up, and said so"
+    assert not list(tmp_path.rglob("out")) and not list(folder.rglob("*.csv.*"))
+    assert sorted(path.name for path in folder.iterdir()) == ["core.yaml", "eval_data", "eval_meta_data.csv"]
+    bundle.fetch(tmp_path / "data", server.url)
+    assert len(server.starts) == 2, "what is there is not fetched again"
+
+
+def test_another_archive_than_the_one_pinned_is_refused(server, tmp_path):
+    server.body = archive(tmp_path / "a")
+    folder, _ = bundle.fetch(tmp_path / "data", server.url)
+    (folder / "core.yaml").rename(tmp_path / "away")
+    server.body = archive(tmp_path / "b", ("eval_bundle/eval_data/x", "changed"))
+    with pytest.raises(UserError, match="not those the hub recorded"):
+        bundle.fetch(tmp_path / "data", server.url)
+
+
+def test_what_is_no_bundle_is_told(server, tmp_path):
+    server.body = b"<html>moved</html>"
+    with pytest.raises(UserError, match="is no archive"):
+        bundle.fetch(tmp_path, server.url)
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as zipped:
+        zipped.writestr("other/readme", "x")
+    server.body = made.getvalue()
+    with pytest.raises(UserError, match=r"no eval_bundle/core\.yaml"):
+        bundle.fetch(tmp_path / "other", server.url)
+    assert not (tmp_path / "other" / "core").exists()
+    server.shutdown()
+    with pytest.raises(UserError, match="cannot reach"):
+        bundle.fetch(tmp_path / "third", "http://127.0.0.1:9/eval_bundle.zip")
+
+
+def test_a_published_file_is_known_and_a_changed_one_named(tmp_path, monkeypatch):
+    root = made_up_core.bundle(tmp_path) / "core"
+    digest = bundle.public.file_hash(root / "eval_data" / "facts" / "choice.jsonl", "sha256").removeprefix("sha256:")
+    monkeypatch.setattr(bundle, "TASK_FILES", {"facts/choice": digest[:16], "facts/letters": "0" * 16})
+    assert bundle.different(root) == ["facts/letters.jsonl"]
+
+
+def test_the_command(server, tmp_path, capsys):
+    server.body = archive(tmp_path / "a")
+    assert main(["data", "fetch", "core", "--data-dir", str(tmp_path / "data"), "--endpoint", server.url]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(tmp_path / "data" / "core") and "not the published files" in shown.err
+    assert main(["data", "info", "--data-dir", str(tmp_path / "data"), "--json"]) == 0
+    (entry,) = [one for one in json.loads(capsys.readouterr().out)["sets"] if one["name"] == "core"]
+    assert entry["files"] == 6 and entry["revision"].startswith("sha256:")
+    assert (tmp_path / "data" / LOCK).is_file()

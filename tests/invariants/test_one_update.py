@@ -1,0 +1,89 @@
+"""The update does not depend on how a batch is split into micro-batches, in any stage."""
+
+import pytest
+import torch
+
+from fledgling.config import OptimizerTable
+from fledgling.data.batch import IGNORE, Batch
+from fledgling.model.config import ModelConfig, preset
+from fledgling.model.transformer import Transformer
+from fledgling.optim.optimizer import Optimizer
+from fledgling.runtime.world import World
+from fledgling.train import loop
+from fledgling.train.loss import next_token
+from fledgling.train.stage import Stage
+from tests.invariants.losses import LEARNED, batch_of, loss_of, prepared
+
+CONFIG = ModelConfig(60, 2, 32, 2, 1, 24)
+FAMILIES = {
+    "fledgling": CONFIG,
+    "gpt2": preset("gpt2", vocab_size=60, depth=2, width=32, heads=2, kv_heads=2, context=24),
+    "llama": preset("llama", vocab_size=60, depth=2, width=32, heads=2, kv_heads=1, context=24),
+}
+CASES = [(stage, "fledgling") for stage in LEARNED]  # and the other families by one stage of each kind
+CASES += [(stage, family) for stage in ("pretrain", "sft", "rl") for family in ("gpt2", "llama")]
+
+
+def fresh(stage: str, family: str = "fledgling") -> Transformer:
+    model = Transformer(FAMILIES[family])
+    model.initialize(1)
+    return prepared(stage, model)
+
+
+def eight(stage: str) -> Batch:
+    return batch_of(stage, 8, 24, 60, seed=0)
+
+
+def moved(stage: str, family: str, rows: int) -> dict[str, torch.Tensor]:
+    """The weights after three updates on the same eight rows, `rows` at a time."""
+    model = fresh(stage, family)
+    one = Stage(stage, 3, None, loss_of(stage), lambda progress: 1.0)
+    world = World.start("cpu")
+    optimizer = Optimizer(model, OptimizerTable(matrix_rate=1e-3, adam_eps=1e-6), world)
+    for _ in range(3):
+        loop.update(one, model, optimizer, eight(stage).split(rows), world)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("stage", "family"), CASES)
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_any_split_gives_the_same_update(stage, family, rows):
+    whole, split = moved(stage, family, 8), moved(stage, family, rows)
+    start = fresh(stage, family)
+    for name, value in whole.items():
+        if name.endswith("k_proj.bias"):
+            continue  # adds the same to all scores of a query: its gradient is rounding and nothing else
+        distance = (value - start.state_dict()[name]).norm()
+        assert distance > 0, f"{name} did not move"
+        assert (split[name] - value).norm() / distance < 1e-3, name
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+@pytest.mark.parametrize(("stage", "family"), CASES)
+def test_any_split_gives_the_same_gradient(stage, family, rows):
+    """At fp32's own precision: the update's bf16 orthogonalization stays out of it."""
+
+    def gradients(rows: int) -> list[torch.Tensor]:
+        model = fresh(stage, family)
+        seen: list[torch.Tensor] = []
+        optimizer = Optimizer(model, OptimizerTable(), World.start("cpu"))
+        optimizer.step = lambda hold=False: seen.extend(optimizer.gradients.finish().values()) or 0.0
+        one = Stage(stage, 1, None, loss_of(stage), lambda progress: 1.0)
+        loop.update(one, model, optimizer, eight(stage).split(rows), World.start("cpu"))
+        return seen
+
+    for whole, split in zip(gradients(8), gradients(rows), strict=True):
+        torch.testing.assert_close(split, whole, rtol=2e-5, atol=1e-7)
+
+
+def test_a_batch_without_targets_moves_nothing_and_divides_by_nothing():
+    model = Transformer(CONFIG)
+    model.initialize(1)
+    batch = eight("pretrain")
+    batch.targets[:] = IGNORE
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    one = Stage("sft", 1, None, next_token, lambda progress: 1.0)
+    optimizer = Optimizer(model, OptimizerTable(), World.start("cpu"))
+    loss, norm = loop.update(one, model, optimizer, [batch], World.start("cpu"))
+    assert loss == 0 and norm == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,149 @@
+"""Every formula of the planner equals the counted thing: tensors, operations, and bytes alive."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import memory as bench
+from fledgling.model.config import FAMILIES, ModelConfig, preset
+from fledgling.model.transformer import Transformer
+from fledgling.optim.groups import role_of
+from fledgling.plan import flops
+from fledgling.plan.size import COMPONENTS, matrices, parameters, tensors
+
+MOST = 0.03  # error of memory, as a share
+
+PART = {"attention_norm": "norms", "mlp_norm": "norms", "attention": "attention", "mlp": "feed_forward"}
+
+
+def component(name: str) -> str:
+    """The component of the parameter called `name`."""
+    words = name.split(".")
+    if words[-2] in ("value_embedding", "residual"):
+        return {"residual": "residual_scalars"}.get(words[-2], "value_embeddings")
+    return PART[words[2]] if words[0] == "blocks" else {"norm": "final_norm"}.get(words[0], words[0])
+
+
+@st.composite
+def configs(draw) -> ModelConfig:
+    """A model of any family and size, with any of its parts in another's place."""
+    kv_heads, groups = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 3))
+    heads, head_width = kv_heads * groups, draw(st.sampled_from([2, 8, 16]))
+    parts = {
+        "norm": draw(st.sampled_from(["rms", "rms_weighted", "layer"])),
+        "activation": draw(st.sampled_from(["relu2", "gelu", "swiglu"])),
+        "tied": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "qk_norm": draw(st.booleans()),
+        "positions": draw(st.sampled_from(["rope", "learned"])),
+        "value_embeddings": draw(st.integers(0, 3)),
+        "residual_scalars": draw(st.booleans()),
+        "window_pattern": draw(st.sampled_from(["", "S", "SSL"])),
+    }
+    return preset(
+        draw(st.sampled_from(sorted(FAMILIES))),
+        vocab_size=draw(st.integers(1, 999)),
+        depth=draw(st.integers(1, 5)),
+        width=heads * head_width,
+        heads=heads,
+        kv_heads=kv_heads,
+        context=draw(st.integers(1, 64)),
+        hidden=draw(st.integers(1, 200)),
+        **(parts if draw(st.booleans()) else {}),
+    )
+
+
+@settings(max_examples=60)
+@given(config=configs())
+def test_parameters_equal_the_counted_tensors(config):
+    with torch.device("meta"):
+        model = Transformer(config)
+    found = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    assert list(tensors(config).items()) == list(found.items())
+    counted = dict.fromkeys(COMPONENTS, 0)
+    for name, tensor in model.named_parameters():
+        counted[component(name)] = counted.get(component(name), 0) + tensor.numel()
+    if config.tied:  # one matrix, which bears the head's name: counted where a token meets it first
+        counted["embedding"], counted["head"] = counted["head"], 0
+    assert parameters(config) == {"total": sum(counted.values()), **counted}
+    muon = sum(p.numel() for n, p in model.named_parameters() if role_of(n, tuple(p.shape)) == "matrix")
+    assert matrices(config) == muon
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_flops_equal_torch_s_own_count(family, kv_heads):
+    config = preset(family, vocab_size=96, depth=2, width=32, heads=2, kv_heads=kv_heads, context=16)
+    model = Transformer(config)
+    model.initialize(0)
+    tokens = torch.zeros(3, 16, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model.logits(model(tokens))
+    assert counter.get_total_flops() == flops.per_token_forward(config) * 3 * 16
+    named = flops.forward(config)
+    assert named["total"] == sum(count for name, count in named.items() if name != "total")
+    assert flops.training(config)["total"] == flops.per_token(config) == 3 * named["total"]
+
+
+def test_a_window_counts_the_keys_that_are_seen():
+    sizes = {"vocab_size": 96, "depth": 2, "width": 32, "heads": 2, "kv_heads": 2, "context": 16}
+    config = preset("fledgling", **sizes, window_pattern="S", window=5)
+    seen = sum(min(place, 5) for place in range(1, 17)) + sum(range(1, 17))
+    assert flops.forward(config, counted="causal")["attention"] * 16 == 4 * 32 * seen
+    assert flops.forward(config)["attention"] == 4 * 32 * (5 + 16)
+    assert flops.decode(config, 16) - flops.decode(config, 15) == 4 * 32
+
+
+def test_causal_attention_counts_the_keys_that_are_seen():
+    config = preset("fledgling", vocab_size=96, depth=2, width=32, heads=2, kv_heads=2, context=16)
+    seen = sum(range(1, 17))  # pairs of a row
+    causal = flops.forward(config, counted="causal")
+    assert causal["attention"] * 16 == 4 * 2 * 32 * seen
+    assert causal["head"] == flops.forward(config)["head"]
+    assert flops.decode(config, 16) - flops.decode(config, 15) == 4 * 2 * 32
+
+
+FEW = (0, 4, 6, 11, 13, 19, 20, 25, 27)  # of the grid: every kind of moment, dtype, family and way of attention
+
+
+@pytest.mark.parametrize("case", [bench.EAGER[i] for i in FEW], ids=str)
+def test_memory_is_within_three_percent_of_the_allocator_s(case):
+    (row,) = bench.measure((case,))
+    assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
+
+
+IDEAS = [
+    (0, {"flash_norm": True}),
+    (20, {"flash_norm": True}),
+    (12, {"residual_scalars": True, "value_embeddings": 2}),
+    (0, {"window_pattern": "SL", "window": 40}),
+]
+
+
+@pytest.mark.parametrize(("place", "ideas"), IDEAS)
+def test_memory_of_later_ideas_too(place, ideas, monkeypatch):
+    plain = bench.Case.config.fget
+    monkeypatch.setattr(bench.Case, "config", property(lambda case: replace(plain(case), **ideas)))
+    (row,) = bench.measure((bench.EAGER[place],))
+    assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
+
+
+def test_memory_of_two_ranks_is_within_three_percent():
+    shapes = ((256, 512), (32, 8_192))  # context and vocabulary: the head, the exchange and the optimizer decide
+    rows = bench.measure(tuple(case for case in bench.RANKS if (case.context, case.vocab_size) in shapes))
+    assert {row["zero"] for row in rows} == {0, 1, 2, 3}
+    assert {row["moment"] for row in rows} >= {"head", "exchange", "optimizer"}
+    for row in rows:
+        assert abs(row["error"]) <= MOST, row
+
+
+def test_the_grid_is_wide_enough():
+    assert len(bench.EAGER) + len(bench.RANKS) >= 24
+    for name in ("depth", "width", "rows", "context", "vocab_size", "dtype", "family", "documents", "micro_batches"):
+        assert len({getattr(case, name) for case in bench.EAGER}) >= 2, name
+    assert {case.logits for case in bench.EAGER} == {"chunked", "whole"}
+    assert not any(case.compiled for case in bench.EAGER + bench.RANKS)

@@ -1,0 +1,131 @@
+"""A quantized checkpoint: written, loaded, talked to, of the size that was planned; and refused where it must be."""
+
+import json
+
+import pytest
+import torch
+
+from fledgling.bench.infer import random_model
+from fledgling.cli import main
+from fledgling.config import UserError
+from fledgling.infer.engine import Engine
+from fledgling.infer.load import load_model
+from fledgling.infer.sample import Sampling
+from fledgling.kernels.model import bytes_held
+from fledgling.kernels.tensor import QuantizedTensor
+from fledgling.model.config import preset
+from fledgling.plan import inference
+from fledgling.record import checkpoint
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.run import parent
+from tests.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["some text to learn letters from, and a few more words " * 20], 330)
+
+
+@pytest.fixture
+def whole(tokenizer, tmp_path):
+    """A checkpoint of random weights: fledgling, its path; or of another family."""
+
+    def make(family: str = "fledgling", **parts):
+        fields = {"depth": 2, "width": 128, "heads": 2, "kv_heads": 2, "hidden": 384, "context": 64} | parts
+        config = preset(family, vocab_size=tokenizer.vocab_size, **fields)
+        model = random_model(config, torch.float32, torch.device("cpu"))
+        file = tmp_path / "tokenizer.json"
+        tokenizer.save(file)
+        state = {"model": config.to_dict(), "step": 7, "name": "sft"}
+        return checkpoint.save(tmp_path / family, 7, {"model": model.state_dict()}, state, {"tokenizer.json": file})
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["fledgling", "gpt2", "llama"])
+@pytest.mark.parametrize("words", [["--bits", "8"], ["--bits", "4", "--group", "64", "--embedding"]])
+def test_it_comes_back_and_is_as_large_as_planned(family, words, whole, tmp_path, capsys):
+    place = whole(family)
+    assert main(["quantize", str(place), str(tmp_path / "out"), *words, "--no-measure", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    small, _, state = load_model(tmp_path / "out")
+    model, *_ = load_model(place)
+    form, parts = f"int{told['bits']}", (told["group"], told["head"], told["embedding"])
+    assert bytes_held(small) == told["bytes"]["packed"] == inference.weights(model.config, form, *parts)
+    assert state["quantized"]["bits"] == told["bits"] and state["step"] == 7
+    packed = {name for name, one in small.named_parameters() if isinstance(one.data, QuantizedTensor)}
+    assert ("embedding.weight" in packed) == (told["embedding"] and not model.config.tied)
+    blocks = [name for name in packed if name.startswith("blocks.")]
+    assert "head.weight" in packed and len(blocks) == 2 * (7 if family == "llama" else 6)
+    tokens = torch.arange(60)[None] % model.config.vocab_size
+    with torch.no_grad():
+        off = small.logits(small(tokens)) - model.logits(model(tokens))
+        assert off.std() < {8: 0.05, 4: 0.4}[told["bits"]] * model.logits(model(tokens)).std()
+
+
+def test_everything_that_reads_a_model_reads_it(whole, tokenizer, tmp_path, capsys):
+    assert main(["quantize", str(whole()), str(tmp_path / "out"), "--bits", "4", "--no-measure"]) == 0
+    text = tmp_path / "text.txt"
+    text.write_text("a few more words to learn from " * 30)
+    capsys.readouterr()
+    assert main(["eval", "bpb", str(tmp_path / "out"), str(text), "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] == "bits_per_byte"
+    assert main(["chat", str(tmp_path / "out"), "-p", "hello", "--max-tokens", "4", "--device", "cpu"]) == 0
+    small, *_ = load_model(tmp_path / "out")
+    one = Engine(small, tokenizer).generate([[1, 2, 3]], Sampling(temperature=0.0, max_tokens=6))[0]
+    same = Engine(small, tokenizer, dtype=torch.float32).generate([[1, 2, 3]], Sampling(temperature=0.0, max_tokens=6))
+    assert len(one.tokens) == len(same[0].tokens)
+
+
+def test_the_cost_is_told(whole, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("a few more words to learn from " * 200)
+    asked = ["--text", str(text), "--questions", "2", "--bits", "8"]
+    assert main(["quantize", str(whole()), str(tmp_path / "out"), *asked]) == 0
+    out = capsys.readouterr().out
+    assert "bits_per_byte" in out and "arithmetic" in out and "in float32" in out and "%" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--bits", "3"], "--bits 3: expected 8 or 4"),
+        (["--group", "100"], "--group 100: expected a power of two"),
+        (["--group", "256"], "128 columns, expected a multiple of 256"),
+        (["--questions", "-1"], "--questions -1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(words, told, whole, tmp_path, capsys):
+    assert main(["quantize", str(whole()), str(tmp_path / "out"), *words]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and told in err and not (tmp_path / "out").exists()
+
+
+def test_it_is_not_quantized_again_exported_or_trained(whole, tmp_path, capsys):
+    assert main(["quantize", str(whole()), str(tmp_path / "out"), "--no-measure"]) == 0
+    for words in (["quantize"], ["export", "hf"], ["export", "gguf"]):
+        capsys.readouterr()
+        assert main([*words, str(tmp_path / "out"), str(tmp_path / "again")]) == 1
+        assert "is quantized to 8 bits and cannot be" in capsys.readouterr().err
+    recipe = tiny(tmp_path)
+    run = tmp_path / "run"
+    (run / "pretrain/checkpoints").mkdir(parents=True)
+    (tmp_path / "out/step-00000007").rename(run / "pretrain/checkpoints/step-00000007")
+    with pytest.raises(UserError, match="cannot be trained on"):
+        parent(recipe, "midtrain", run)
+
+
+def test_tensors_that_do_not_fit_are_refused(whole, tmp_path):
+    main(["quantize", str(whole()), str(tmp_path / "out"), "--bits", "4", "--no-measure"])
+    kept = checkpoint.load(tmp_path / "out/step-00000007")
+    file = {"tokenizer.json": kept.path / "tokenizer.json"}
+    for name, change in (
+        ("head.weight.scales", lambda t: t[:, :-1].contiguous()),
+        ("head.weight.values", lambda t: t.to(torch.int8)),
+        ("blocks.0.mlp.fc1.weight.values", lambda t: t[1:].contiguous()),
+    ):
+        broken = dict(kept.tensors["model"])
+        broken[name] = change(broken[name])
+        place = checkpoint.save(tmp_path / "broken", 1, {"model": broken}, kept.state, file)
+        with pytest.raises(UserError, match=r"do not fit: .*weight"):
+            load_model(place)

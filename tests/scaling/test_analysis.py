@@ -1,0 +1,129 @@
+"""A made-up sweep is read, fitted in every way of counting, foretold, drawn; too few runs get one line."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from fledgling.cli import main
+from fledgling.config import UserError, load_recipe
+from fledgling.plan.scaling import ALL, MATRICES
+from fledgling.record import write_json
+from fledgling.scaling.analysis import KEY, analyse
+from fledgling.scaling.page import build
+from fledgling.scaling.results import amount, load, read
+from tests.scaling.made_up_sweep import LAW, make_run, make_sweep
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Twelve runs of four sizes and three budgets, and one beyond them with its prediction."""
+    out = make_sweep(tmp_path_factory.mktemp("sweeps") / "made-up")
+    run = make_run(out / "check/d3-1.6e14", 3, 1.6e14)
+    said = {"bits_per_byte": {"value": 1.5, "low": 1.48, "high": 1.52}, "optimum": {"N": {"value": 2e6}}}
+    write_json(run / "prediction.json", said)
+    return out
+
+
+@pytest.fixture(scope="module")
+def analysis(made):
+    return analyse(load(made))
+
+
+def test_runs_are_read_from_their_files(made):
+    sweep = load(made)
+    assert [run.name for run in sweep.runs][:5] == ["d1-1e13", "d2-1e13", "d3-1e13", "d4-1e13", "d1-2e13"]
+    assert sweep.bytes_per_token == pytest.approx(3.5) and sweep.train_tokens == 40_000_000
+    for run in sweep.runs:
+        assert run.flops == pytest.approx(run.budget, rel=0.05)
+        assert run.parameters[ALL] == run.parameters[KEY] + 4096 * 64 * run.depth
+        assert run.parameters[MATRICES] == 12 * run.depth * (64 * run.depth) ** 2
+
+
+def test_the_law_behind_the_runs_is_found(analysis):
+    shown = analysis.of(KEY)
+    for name, value in vars(LAW).items():
+        assert shown.surface.intervals[name].holds(value), name
+    for C in (1e13, 4e13):
+        N, D = shown.optimum(C)
+        least = LAW.loss(N, D)
+        assert least <= min(run.bits_per_byte for run in analysis.sweep.runs if run.budget == C) * 1.01
+    N, loss = shown.best(1.6e14)
+    assert N.low < N.value < N.high and loss.low < loss.value < loss.high
+
+
+def test_every_way_of_counting_is_fitted_once(analysis):
+    assert [one.counts for one in analysis.fits] == [ALL, "without embeddings = matrices + head", MATRICES]
+    exponents = [one.bowls.N.exponent.value for one in analysis.fits]
+    assert exponents[0] < exponents[1] < exponents[2]  # the fewer counted, the faster they must grow
+
+
+def test_the_largest_budget_is_foretold_from_the_others(analysis):
+    held = analysis.of(KEY).held_out
+    assert held.budget == 4e13 and len(held.runs) == 4
+    assert held.mean_error < 0.01
+    assert sum(value.holds(run.bits_per_byte) for run, value in held.runs) >= 3
+    assert held.predicted_N.holds(held.measured_N)
+
+
+def test_what_is_held_out_has_no_part_in_its_prediction(analysis):
+    def worse(run):
+        return replace(run, bits_per_byte=1.3 * run.bits_per_byte) if run.budget == 4e13 else run
+
+    others = replace(analysis.sweep, runs=tuple(map(worse, analysis.sweep.runs)))
+    before, after = (one.of(KEY).held_out for one in (analysis, analyse(others)))
+    assert [value for _, value in after.runs] == [value for _, value in before.runs]
+    assert after.predicted_N == before.predicted_N and after.mean_error > 0.2
+
+
+def test_the_page_stands_alone(made, analysis):
+    page = build(analysis).read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert page.count("<svg") == 6 and "<script" not in page
+    assert not re.search(r"(src|href)=", page)
+    assert "nan" not in re.sub(r"nanochat", "", page) and "d3-1.6e14" in page
+
+
+def test_fit_prints_a_table_and_json(made, capsys):
+    assert main(["scaling", "fit", str(made)]) == 0
+    told = capsys.readouterr().out
+    assert "held out" in told and "check d3-1.6e14: predicted 1.5000 (1.4800 to 1.5200)" in told
+    assert main(["scaling", "fit", str(made), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"runs", "fits", "checks", "page"} <= set(found)
+    assert {"surface", "bowls", "frontier", "held_out"} <= set(found["fits"][0])
+    assert found["checks"][0]["held"] in (True, False)
+
+
+def test_predict_names_every_law_and_one_s_own(made, capsys):
+    assert main(["scaling", "predict", "5.76e23", "--json"]) == 0
+    laws = {one["law"]: one for one in json.loads(capsys.readouterr().out)["laws"]}
+    assert laws["chinchilla-1"]["parameters"] == pytest.approx(67e9, rel=0.02)
+    assert laws["kaplan"]["counts"] == "matrices"
+    assert main(["scaling", "predict", "1e14", "--runs", str(made), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["laws"][-1]["law"] == "made-up" and found["bytes_per_token"] == pytest.approx(3.5)
+
+
+def test_too_few_runs_get_one_line_that_says_what_would_work(tmp_path):
+    out = make_sweep(tmp_path / "few", depths=(1, 2), budgets=(1e13, 2e13))
+    with pytest.raises(UserError, match="--depths 1,2,3 --budgets 1e13,2e13,4e13"):
+        analyse(load(out))
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "nowhere")
+
+
+def test_an_unfinished_run_is_none_and_a_broken_one_is_named(tmp_path):
+    run = make_run(tmp_path / "d1-1e13", 1, 1e13)
+    assert read(run).depth == 1
+    (run / "plan.json").write_text('{"parameters": {}}')
+    with pytest.raises(UserError, match="d1-1e13"):
+        read(run)
+    (run / "pretrain/done.json").unlink()
+    assert read(run) is None
+
+
+def test_budgets_are_written_as_people_type_them():
+    assert [amount(C) for C in (2e13, 1.6e14, 250e9)] == ["2e13", "1.6e14", "2.5e11"]
+    assert load_recipe("scaling").stages == ("pretrain",)

@@ -1,0 +1,105 @@
+"""The fitter finds known laws again, inside its intervals; outliers do not move it; bowls have their minimum."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fledgling.plan.scaling import Additive
+from fledgling.scaling import bowls, fit
+from fledgling.scaling.recover import TRUTH, made_up, recover
+
+
+def test_without_noise_the_law_itself_is_found():
+    N, D, loss = made_up(0, noise=1e-9)
+    found = fit.surface(N, D, loss, resamples=0).law
+    for name in fit.NAMES:
+        assert getattr(found, name) == pytest.approx(getattr(TRUTH, name), rel=1e-3)
+
+
+def test_known_coefficients_lie_inside_their_intervals():
+    found = recover(12)  # `fledgling scaling recover` takes 100
+    assert found.all_five >= 10 and min(found.each.values()) >= 10
+
+
+def test_intervals_are_not_idle():
+    N, D, loss = made_up(1)
+    intervals = fit.surface(N, D, loss).intervals
+    assert all(0 < one.high - one.low < 0.2 for one in (intervals["alpha"], intervals["beta"], intervals["E"]))
+    wide = fit.surface(*made_up(1, noise=0.02)).intervals["alpha"]
+    assert wide.high - wide.low > 3 * (intervals["alpha"].high - intervals["alpha"].low)
+
+
+def test_one_bad_run_hardly_moves_the_surface():
+    N, D, loss = made_up(2, noise=0.002)
+    clean = fit.surface(N, D, loss, resamples=0).law
+    loss[17] *= 1.25
+    bad = fit.surface(N, D, loss, resamples=0).law
+    assert bad.alpha == pytest.approx(clean.alpha, rel=0.03) and pytest.approx(clean.E, rel=0.02) == bad.E
+
+
+def test_the_same_runs_give_the_same_fit():
+    runs = made_up(3)
+    assert fit.surface(*runs, resamples=20).intervals == fit.surface(*runs, resamples=20).intervals
+
+
+def test_minimize_finds_a_line_and_huber_s_median():
+    x = np.arange(5.0)
+
+    def line(at):
+        return at[:, :1] + at[:, 1:] * x, np.stack(np.broadcast_arrays(np.ones(5), x), -1)[None].repeat(len(at), 0)
+
+    box = np.array([-9.0, -9.0]), np.array([9.0, 9.0])
+    targets = (1 + 2 * x)[None]
+    found, cost = fit.minimize(line, targets, np.zeros((3, 2)), math.inf, *box)
+    assert np.allclose(found, [1, 2], atol=1e-6) and (cost < 1e-10).all()
+    targets[0, 4] += 5
+    found, _ = fit.minimize(line, targets, np.zeros((1, 2)), 0.01, *box)
+    assert np.allclose(found, [1, 2], atol=0.05)
+
+
+@pytest.mark.parametrize(("freedom", "t"), [(3, 3.182), (5, 2.571), (7, 2.365), (30, 2.042)])
+def test_student_s_interval(freedom, t):
+    assert fit.t_over_z(freedom) * 1.95996 == pytest.approx(t, rel=0.01)
+
+
+def sweep(noise: float, seed: int = 0):
+    law = Additive(1.8172, 482.01, 0.3478, 2085.43, 0.3658)
+    rows = [(law.optimum(C)[0] * k, C) for C in (1e18, 4e18, 1.6e19) for k in np.geomspace(0.4, 2.5, 5)]
+    N, C = np.array(rows).T
+    D = C / (6 * N)
+    exact = np.array([law.loss(n, d) for n, d in zip(N, D, strict=True)])
+    return law, N, D, C, exact * np.exp(noise * np.random.default_rng(seed).standard_normal(len(N)))
+
+
+def test_bowls_find_the_optimum_and_its_exponent():
+    law, *runs = sweep(1e-6)
+    found = bowls.fit(*runs)
+    for bowl in found.bowls:
+        N, D = law.optimum(bowl.budget)
+        assert bowl.inside
+        assert (bowl.N.value, bowl.D.value) == (pytest.approx(N, rel=0.02), pytest.approx(D, rel=0.02))
+        assert bowl.loss.value == pytest.approx(law.loss(N, D), rel=1e-3) == bowl.at(bowl.N.value)
+    assert found.N.exponent.value == pytest.approx(law.beta / (law.alpha + law.beta), abs=0.003)
+
+
+def test_the_exponent_s_interval_holds_it():
+    inside = 0
+    for seed in range(10):
+        law, *runs = sweep(0.002, seed)
+        inside += bowls.fit(*runs, resamples=200, seed=seed).N.exponent.holds(law.beta / (law.alpha + law.beta))
+    assert inside >= 8
+
+
+def test_a_slope_is_no_bowl():
+    N = np.array([1.0, 2.0, 4.0, 8.0]) * 1e6
+    falling = 3.0 - 0.1 * np.log(N / 1e6)
+    (bowl,) = bowls.fit(N, 1e15 / N, [1e16] * 4, falling).bowls
+    assert not bowl.inside and bowl.N.value > 7.9e6
+
+
+def test_three_sizes_leave_no_noise_to_judge_by():
+    _, N, D, C, loss = sweep(0.002)
+    keep = [i for i in range(len(N)) if i % 5 in (0, 2, 4)]
+    found = bowls.fit(N[keep], D[keep], C[keep], loss[keep])
+    assert math.isnan(found.bowls[0].N.low) and found.N is not None
