@@ -1,4 +1,4 @@
-"""Every topology, really run: bytes and seconds beside what `fledgling/plan/comm.py` predicts for them.
+"""Every topology, really run: bytes and seconds beside what `fledgling/plan/communication.py` predicts for them.
 
 The one idea: a prediction that is not held against the thing predicts nothing. Ranks are processes on this
 machine that speak gloo over loopback; each brings a vector of gradients, and after each topology every rank
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.ranks import TIMES, Job, run_ranks
 from benchmarks.wire import HEADER
 from fledgling.config import UserError
-from fledgling.plan import comm
+from fledgling.plan import communication
 
 MOST_RANKS = 8
 MOST_HEADERS = 1000  # that a rank sends beside the payload of one library collective
@@ -35,32 +35,36 @@ PING_SIZES = [4, 1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 22, 1 << 24]  # bytes
 class Calibration:
     """What seconds are predicted from, all measured in the same run: link, sums, and the pings of the link's fit."""
 
-    link: comm.Link
-    adding: comm.Rate
+    link: communication.Link
+    adding: communication.Bandwidth
     pings: tuple[float, ...]  # seconds, one way
 
     def to_dict(self, sizes: tuple[int, ...]) -> dict[str, Any]:
         """As plain values; sizes: bytes of the pings."""
         return {
-            "link": {"alpha": self.link.latency, "beta": self.link.rate.one, "together": self.link.rate.together},
-            "adding": {"one": self.adding.one, "together": self.adding.together},
+            "link": {
+                "alpha": self.link.latency,
+                "beta": self.link.bandwidth.per_rank,
+                "together": self.link.bandwidth.shared,
+            },
+            "adding": {"one": self.adding.per_rank, "together": self.adding.shared},
             "pings": [{"bytes": size, "seconds": time} for size, time in zip(sizes, self.pings, strict=True)],
         }
 
 
-def predictions(job: Job) -> dict[str, comm.Traffic]:
+def predictions(job: Job) -> dict[str, communication.Traffic]:
     """What each row of the table should move, by name, in the order in which they run."""
-    size, ranks = comm.ITEM * job.values, job.ranks
-    ring = comm.ring_all_reduce(size, ranks)
+    size, ranks = communication.ITEM_BYTES * job.values, job.ranks
+    ring = communication.ring_all_reduce(size, ranks)
     return {
         "ring all-reduce": ring,
-        "ring reduce-scatter": comm.reduce_scatter(size, ranks),
-        "ring all-gather": comm.all_gather(size, ranks),
-        "tree all-reduce": comm.tree_all_reduce(size, ranks),
-        **{f"parameter server, {s}": comm.parameter_server(size, ranks, s) for s in job.servers},
+        "ring reduce-scatter": communication.reduce_scatter(size, ranks),
+        "ring all-gather": communication.all_gather(size, ranks),
+        "tree all-reduce": communication.tree_all_reduce(size, ranks),
+        **{f"parameter server, {s}": communication.parameter_server(size, ranks, s) for s in job.servers},
         "library all_reduce": ring,
         "library reduce_scatter": ring,  # gloo's is a whole all-reduce of which each rank keeps its chunk
-        "library all_gather": comm.all_gather(size, ranks),
+        "library all_gather": communication.all_gather(size, ranks),
     }
 
 
@@ -86,7 +90,7 @@ def measure(ranks: int = 2, megabytes: float = 16, servers: int | None = None, r
         raise UserError(f"not the sum of all ranks after: {', '.join(wrong)}")
     return {
         "ranks": ranks,
-        "bytes": comm.ITEM * job.values,
+        "bytes": communication.ITEM_BYTES * job.values,
         "servers": list(job.servers),
         "repeats": repeats,
         "cores": os.cpu_count() or 1,
@@ -110,21 +114,23 @@ def _job(ranks: int, megabytes: float, servers: int | None, repeats: int) -> Job
         raise UserError(f"repeats: got {repeats}, expected at least 1")
     sharded = max(2, ranks // 2) if servers is None else servers
     whole = math.lcm(ranks, sharded) * 4
-    values = max(1, round(megabytes * 1e6 / comm.ITEM / whole)) * whole
-    pings = tuple(n for n in PING_SIZES if n <= max(comm.ITEM * values, 1 << 20))
+    values = max(1, round(megabytes * 1e6 / communication.ITEM_BYTES / whole)) * whole
+    pings = tuple(n for n in PING_SIZES if n <= max(communication.ITEM_BYTES * values, 1 << 20))
     return Job(ranks, values, tuple(sorted({1, sharded, ranks})), repeats, pings)
 
 
 def _calibration(job: Job, told: list[dict[str, Any]], of: Callable) -> Calibration:
     """What the same run says of loopback and of adding; `of` is the statistic taken over its repeats."""
-    size = comm.ITEM * (job.values // job.ranks)
+    size = communication.ITEM_BYTES * (job.values // job.ranks)
     pings = tuple(of(times) for times in zip(*told[0]["ping"], strict=True))
-    link = comm.fit(job.pings, pings, "loopback")
+    link = communication.fit_link(job.pings, pings, "loopback")
     around = of(_together([one["around"] for one in told]))
     adding = TIMES * size / of(_together([told[0]["alone"]]))
     return Calibration(
-        replace(link, rate=replace(link.rate, together=job.ranks * TIMES * size / around)),
-        comm.Rate(adding, together=adding * min(job.ranks, os.cpu_count() or 1)),  # a core adds for one rank
+        replace(link, bandwidth=replace(link.bandwidth, shared=job.ranks * TIMES * size / around)),
+        communication.Bandwidth(
+            adding, shared=adding * min(job.ranks, os.cpu_count() or 1)
+        ),  # a core adds for one rank
         pings,
     )
 
@@ -134,7 +140,7 @@ def _together(ranks: list[list[tuple[float, float]]]) -> list[float]:
     return [max(end for _, end in spans) - max(start for start, _ in spans) for spans in zip(*ranks, strict=True)]
 
 
-def _bytes(traffic: comm.Traffic, rows: list[dict[str, Any]], inside: bool) -> dict[str, Any]:
+def _bytes(traffic: communication.Traffic, rows: list[dict[str, Any]], inside: bool) -> dict[str, Any]:
     """Predicted bytes by rank beside those counted at our send calls and those that the sockets carried.
 
     inside: the calls are inside the library. Then only the sockets count, and equal means: the predicted payload and
@@ -154,7 +160,9 @@ def _bytes(traffic: comm.Traffic, rows: list[dict[str, Any]], inside: bool) -> d
     return {"predicted": predicted, "counted": counted, "sockets": sockets, "equal": counted == predicted and framed}
 
 
-def _seconds(traffic: comm.Traffic, rows: list[dict[str, Any]], by: Calibration, of: Callable) -> dict[str, float]:
+def _seconds(
+    traffic: communication.Traffic, rows: list[dict[str, Any]], by: Calibration, of: Callable
+) -> dict[str, float]:
     """Measured seconds of a topology beside the predicted ones."""
     measured = of(_together([row["times"] for row in rows]))
     predicted = traffic.seconds(by.link, by.adding)

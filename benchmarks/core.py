@@ -17,16 +17,16 @@ from statistics import median
 import numpy as np
 import torch
 
-from fledgling.evals.core import Settings, rows, zip_prompts
-from fledgling.evals.likelihood import Row, Score, Scorer, stacked
+from fledgling.evals.core import CoreSettings, tokenize_prompts, zip_prompts
+from fledgling.evals.likelihood import ContinuationRow, ContinuationScore, Scorer, stack_padded
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
-from fledgling.tasks.core import Item, Task, chosen, read_items
+from fledgling.tasks.core import CoreItem, CoreTask, read_core_items, select_items
 
 ROUNDS = 3  # the best of so many, ways taken in turn
 
 
-def widened(model: Transformer, context: int | None) -> Transformer:
+def extend_context(model: Transformer, context: int | None) -> Transformer:
     """The model with room for longer rows, where its positions are computed and not learned."""
     if not context or context == model.config.context:
         return model
@@ -35,14 +35,14 @@ def widened(model: Transformer, context: int | None) -> Transformer:
     return longer.to(model.head.weight.device).eval()
 
 
-def one_by_one(engine: Engine, items: Sequence[Sequence[Row]]) -> list[list[Score]]:
+def score_items_one_by_one(engine: Engine, items: Sequence[Sequence[ContinuationRow]]) -> list[list[ContinuationScore]]:
     """Every item's choices as one padded batch, logits of all their tokens: as the published evaluator goes."""
     found = []
     for item in items:
         kept = [(row.tokens[-engine.context :], len(row.tokens)) for row in item]
         longest = max(len(tokens) for tokens, _ in kept)
         with torch.inference_mode():
-            logits = engine.model.logits(engine.read(stacked([tokens for tokens, _ in kept], longest)))
+            logits = engine.model.compute_logits(engine.forward(stack_padded([tokens for tokens, _ in kept], longest)))
             logprobs = logits.log_softmax(-1)  # (choices, T, V)
             said = logits.argmax(-1).cpu().numpy()
         scores = []
@@ -53,12 +53,16 @@ def one_by_one(engine: Engine, items: Sequence[Sequence[Row]]) -> list[list[Scor
             predicted = said[place, start - 1 : len(tokens) - 1]
             greedy = bool((predicted == tokens[start:]).all())
             cropped = length - len(tokens)
-            scores.append(Score(float(here.double().sum()), len(asked), tuple(predicted.tolist()), greedy, cropped))
+            scores.append(
+                ContinuationScore(float(here.double().sum()), len(asked), tuple(predicted.tolist()), greedy, cropped)
+            )
         found.append(scores)
     return found
 
 
-def measure(engine: Engine, tasks: Sequence[Task], most: int, convention: str = "nanochat") -> dict:
+def measure_core_speed(
+    engine: Engine, tasks: Sequence[CoreTask], max_per_task: int, convention: str = "nanochat"
+) -> dict:
     """Time all ways over `most` items of each task.
 
     Returns, for each task and for all: tokens of all choices, tokens computed, seconds of each way, how many times
@@ -68,9 +72,9 @@ def measure(engine: Engine, tasks: Sequence[Task], most: int, convention: str = 
     """
     results, times = {}, {}
     for task in tasks:
-        every = read_items(task)
-        items = chosen(every, Settings(most, convention).most, convention)
-        results[task.label] = _task(engine, task, items, convention)
+        every = read_core_items(task)
+        items = select_items(every, CoreSettings(max_per_task, convention).max_per_task, convention)
+        results[task.label] = _measure_task(engine, task, items, convention)
         times[task.label] = len(every) / len(items)
         print(f"{task.label}: {results[task.label]['faster']['unshared']:.1f}x", file=sys.stderr)
     parts = list(results.values())
@@ -82,10 +86,10 @@ def measure(engine: Engine, tasks: Sequence[Task], most: int, convention: str = 
     whole = {key: round(total([part[key] for part in parts])) for key in ("tokens", "computed")}
     whole["seconds"] = {way: total([part["seconds"][way] for part in parts]) for way in parts[0]["seconds"]}
     whole["difference"] = max(part["difference"] for part in parts)
-    return {"tasks": results, "all": whole | ratios(whole)}
+    return {"tasks": results, "all": whole | compute_speed_ratios(whole)}
 
 
-def now(engine: Engine) -> float:
+def read_seconds(engine: Engine) -> float:
     """Seconds: of the processor on a CPU, where other programs take turns; of the clock, all done, on a GPU."""
     if engine.device.type == "cuda":
         torch.cuda.synchronize()
@@ -93,7 +97,7 @@ def now(engine: Engine) -> float:
     return time.process_time()
 
 
-def ratios(part: dict) -> dict:
+def compute_speed_ratios(part: dict) -> dict:
     """What the seconds of the ways mean beside each other."""
     seconds = part["seconds"]
     return {
@@ -104,43 +108,45 @@ def ratios(part: dict) -> dict:
     }
 
 
-def _task(engine: Engine, task: Task, items: Sequence[Item], convention: str) -> dict:
-    ours, unshared = Scorer(engine), Scorer(engine, share=False)
+def _measure_task(engine: Engine, task: CoreTask, items: Sequence[CoreItem], convention: str) -> dict:
+    ours, unshared = Scorer(engine), Scorer(engine, share_prefixes=False)
 
-    def rendered() -> list[list[Row]]:
-        return rows(engine.tokenizer, task.kind, [p for _, p in zip_prompts(task, items, convention)], convention)
+    def rendered() -> list[list[ContinuationRow]]:
+        return tokenize_prompts(
+            engine.tokenizer, task.kind, [p for _, p in zip_prompts(task, items, convention)], convention
+        )
 
     made = rendered()
     computed = [min(len(row.tokens), engine.context) for item in made for row in item]
     ours.score(made)  # untimed: counts what is computed, and warms up
-    fed, typical = ours.work.fed, int(median(computed))
+    fed, typical = ours.stats.computed_tokens, int(median(computed))
     ways: dict[str, Callable[[], object]] = {
         "ours": lambda: ours.score(rendered()),  # with all that a run does: text, tokens, scores
         "unshared": lambda: unshared.score(rendered()),
-        "published": lambda: one_by_one(engine, rendered()),
-        "forward": lambda: _forward(engine, fed, typical, ours.batch_tokens),
+        "published": lambda: score_items_one_by_one(engine, rendered()),
+        "forward": lambda: _run_forward(engine, fed, typical, ours.batch_tokens),
     }
     seconds = {way: float("inf") for way in ways}
     found = {}
     for _ in range(ROUNDS):
         for way, go in ways.items():
-            began = now(engine)
+            began = read_seconds(engine)
             found[way] = go()
-            seconds[way] = min(seconds[way], now(engine) - began)
+            seconds[way] = min(seconds[way], read_seconds(engine) - began)
     means = [
         np.array([score.mean for scores in found[way] for score in scores]) for way in ("ours", "unshared", "published")
     ]
     difference = max(float(np.nanmax(np.abs(means[0] - other))) for other in means[1:])
     part = {"tokens": sum(computed), "computed": fed, "seconds": seconds, "difference": difference}
-    return part | ratios(part)
+    return part | compute_speed_ratios(part)
 
 
-def _forward(engine: Engine, tokens: int, length: int, batch_tokens: int) -> None:
+def _run_forward(engine: Engine, tokens: int, length: int, batch_tokens: int) -> None:
     """As many tokens, in full rows of the typical length, through the model."""
     count = max(1, batch_tokens // length)
     generator = torch.Generator().manual_seed(0)
     left = max(1, round(tokens / length))
     while left > 0:
         size = (min(count, left), length)
-        engine.read(torch.randint(engine.model.config.vocab_size, size, generator=generator))
+        engine.forward(torch.randint(engine.model.config.vocab_size, size, generator=generator))
         left -= count

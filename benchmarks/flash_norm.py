@@ -20,19 +20,20 @@ from typing import Any
 
 import torch
 
-from fledgling.bench.infer import random_model
-from fledgling.bench.train import RandomRows
-from fledgling.config import OptimizerTable
+from fledgling.bench.infer import make_random_model
+from fledgling.bench.train import RandomBatches
+from fledgling.config import OptimizerConfig
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
-from fledgling.model.config import ModelConfig, preset
-from fledgling.model.flash_norm import fold, without_weights
+from fledgling.infer.sampling import SamplingParams
+from fledgling.model.build import build_model
+from fledgling.model.config import ModelConfig, config_from_preset
+from fledgling.model.flash_norm import drop_norm_weights, fold_norm_weights
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.runtime.device import DTYPES, DeviceSetup, should_compile
 from fledgling.runtime.world import World
 from fledgling.train import loop
-from fledgling.train.loss import next_token
-from fledgling.train.setup import DTYPES, Setup, can_compile, make_model
+from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
 
 TRAINED = (("fledgling", 2, 256), ("llama", 2, 256), ("fledgling", 2, 768), ("llama", 2, 768))  # family, layers, width
@@ -45,11 +46,11 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Milliseconds of each way and their ratios to plain, for training steps and for decoded tokens at one row."""
     rows = []
-    compiled = compiled and can_compile("auto", torch.device("cpu"))
+    compiled = compiled and should_compile("auto", torch.device("cpu"))
     shapes = shapes or {"train": TRAINED, "decode": DECODED}
     for what, make in (("train", _training), ("decode", _decoding)):
         for family, depth, width in shapes[what]:
-            config = preset(
+            config = config_from_preset(
                 family,
                 vocab_size=VOCABULARY,
                 depth=depth,
@@ -77,17 +78,17 @@ def _timed(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, A
 
 
 def _training(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Callable[[], float]]:
-    world, batch = World.start("cpu"), RandomRows(VOCABULARY, TOKENS // config.context, config.context).batch
-    stage = Stage("bench", 1, None, next_token, lambda progress: 1.0)  # type: ignore[arg-type]
+    world, batch = World.start("cpu"), RandomBatches(VOCABULARY, TOKENS // config.context, config.context).batch
+    stage = Stage("bench", 1, None, next_token_loss, lambda progress: 1.0)  # type: ignore[arg-type]
 
     def way(flash: bool) -> Callable[[], float]:
-        model = make_model(replace(config, flash_norm=flash), Setup(DTYPES[dtype], compiled, 0.0), world.device)
+        model = build_model(replace(config, flash_norm=flash), DeviceSetup(DTYPES[dtype], compiled, 0.0), world.device)
         model.initialize(0)
-        optimizer = Optimizer(model, OptimizerTable(), world, dtype=DTYPES[dtype])
+        optimizer = Optimizer(model, OptimizerConfig(), world, dtype=DTYPES[dtype])
 
         def run() -> float:
             began = time.perf_counter()
-            loop.update(stage, model, optimizer, [batch], world)
+            loop.train_step(stage, model, optimizer, [batch], world)
             return time.perf_counter() - began
 
         return run
@@ -96,10 +97,10 @@ def _training(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Call
 
 
 def _decoding(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Callable[[], float]]:
-    plain = random_model(config, DTYPES[dtype], torch.device("cpu"))
+    plain = make_random_model(config, DTYPES[dtype], torch.device("cpu"))
     models = {"plain": plain, "deferred": _twin(plain, replace(config, flash_norm=True), plain.state_dict())}
     if config.norm == "rms_weighted":
-        bare, state = without_weights(config, fold(config, plain.state_dict()))
+        bare, state = drop_norm_weights(config, fold_norm_weights(config, plain.state_dict()))
         models["folded"] = _twin(plain, bare, state)
         models["folded, deferred"] = _twin(plain, replace(bare, flash_norm=True), state)
     prompt = torch.randint(VOCABULARY, (64,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -110,7 +111,8 @@ def _decoding(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Call
 
         def run() -> float:
             stamps = [
-                time.perf_counter() for _ in engine.stream(prompt, Sampling(temperature=0, max_tokens=32), tools=False)
+                time.perf_counter()
+                for _ in engine.stream(prompt, SamplingParams(temperature=0, max_new_tokens=32), use_tools=False)
             ]
             return statistics.median(b - a for a, b in pairwise(stamps[:-1]))  # the last is the end's
 

@@ -20,13 +20,13 @@ import torch
 
 from fledgling import tasks
 from fledgling.config import UserError
-from fledgling.infer.batch import Decoder
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
+from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.scheduler import Scheduler
 from fledgling.model.transformer import Transformer
+from fledgling.runtime.device import choose_dtype
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.setup import fastest_dtype
 
 CODE = (textwrap, heapq, bisect, inspect)
 TOPICS = ("assignment", "exceptions", "typesseq", "function")  # of Python's reference
@@ -44,7 +44,7 @@ def prompts(tokenizer: Tokenizer, context: int, count: int) -> dict[str, list[li
         for kind, many in begun.items()
     }
     for skill in SKILLS:
-        asked = [tasks.get(skill).practice(index, seed=1).prompt for index in range(count)]
+        asked = [tasks.load_task(skill).get_practice_question(index, seed=1).prompt for index in range(count)]
         found[skill] = [render_prompt(tokenizer, {"messages": [{"role": "user", "content": text}]}) for text in asked]
     return found
 
@@ -70,7 +70,7 @@ def measure(
         if number < least:
             raise UserError(f"--{name} {number}: expected at least {least}")
     device, rows = model.embedding.weight.device, []
-    for dtype in dict.fromkeys((torch.float32, fastest_dtype(device))):
+    for dtype in dict.fromkeys((torch.float32, choose_dtype(device))):
         engine = Engine(model, tokenizer, dtype=dtype)
         for kind, many in prompts(tokenizer, engine.context, count).items():
             best: dict[int, tuple] = {}
@@ -101,17 +101,17 @@ def _answer(engine: Engine, many: Sequence[Sequence[int]], most: int, tokens: in
     """Answer each prompt alone: seconds from the first token to the last, the answers, tokens guessed and held."""
     seconds, said, drafted, accepted = 0.0, [], 0, 0
     for prompt in many:
-        decoder = Decoder(engine, 1, keep=None, lookahead=most)
-        ticket = decoder.add(prompt, Sampling(temperature=0, max_tokens=tokens), tools=False)
+        decoder = Scheduler(engine, 1, prefix_cache_tokens=None, lookahead_tokens=most)
+        ticket = decoder.add_request(prompt, SamplingParams(temperature=0, max_new_tokens=tokens), use_tools=False)
         while not ticket.tokens:
             decoder.step()
         began = time.perf_counter()
-        while decoder.busy:
+        while decoder.has_unfinished:
             decoder.step()
         seconds += time.perf_counter() - began
         said.append(ticket.tokens)
-        drafted += decoder.figures.drafted
-        accepted += decoder.figures.accepted
+        drafted += decoder.stats.drafted
+        accepted += decoder.stats.accepted
     return seconds, said, drafted, accepted
 
 

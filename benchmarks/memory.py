@@ -4,7 +4,7 @@ The one idea: the steps that are measured are real ones, `train.loop.update` wit
 first tensor on, with every byte that the CPU's allocator gives out. Ranks are processes of their own, started by the
 same launcher as `--gpus`; of several ranks the fullest counts.
 
-What it is not: a measurement of the process, see `fledgling/train/peak.py`.
+What it is not: a measurement of the process, see `fledgling/runtime/memory.py`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from typing import Any
 
 import torch
 
-from fledgling.bench.train import RandomRows
-from fledgling.config import OptimizerTable, UserError
-from fledgling.model.config import ModelConfig, preset
+from fledgling.bench.train import RandomBatches
+from fledgling.config import OptimizerConfig, UserError
+from fledgling.model.build import build_model
+from fledgling.model.config import ModelConfig, config_from_preset
 from fledgling.optim.optimizer import Optimizer
-from fledgling.plan.memory import Step, moments
-from fledgling.runtime.world import Pending, World, leave
+from fledgling.plan.memory import TrainingStep, memory_by_phase
+from fledgling.runtime.device import DTYPES, DeviceSetup
+from fledgling.runtime.memory import count_live_tensor_bytes, measure_peak_memory
+from fledgling.runtime.world import PendingCollective, World, leave_process_group
 from fledgling.train import loop
-from fledgling.train.loss import next_token
-from fledgling.train.peak import held_bytes, watch
-from fledgling.train.saving import copied
-from fledgling.train.setup import DTYPES, Setup, make_model
+from fledgling.train.loss import next_token_loss
+from fledgling.train.saver import copy_tensors
 from fledgling.train.stage import Stage
 
 STEPS = 2  # the second has what the first leaves behind
@@ -62,7 +63,7 @@ class Case:
     @property
     def config(self) -> ModelConfig:
         """The model."""
-        return preset(
+        return config_from_preset(
             self.family,
             vocab_size=self.vocab_size,
             depth=self.depth,
@@ -73,9 +74,9 @@ class Case:
         )
 
     @property
-    def step(self) -> Step:
+    def step(self) -> TrainingStep:
         """The planner's description of the same step."""
-        return Step(
+        return TrainingStep(
             self.rows,
             self.context,
             self.dtype,
@@ -86,15 +87,15 @@ class Case:
             self.compiled,
             None if self.exact == "auto" else self.exact == "on",
             self.documents,
-            saving=self.saving,
+            saves_checkpoints=self.saving,
         )
 
     @property
     def logits(self) -> str:
         """Whether the logits of a micro-batch are more than one chunk."""
-        from fledgling.model.logprob import CHUNK_VALUES
+        from fledgling.model.logprob import CHUNK_LOGITS
 
-        return "chunked" if self.rows * self.context * self.vocab_size > CHUNK_VALUES else "whole"
+        return "chunked" if self.rows * self.context * self.vocab_size > CHUNK_LOGITS else "whole"
 
     def __str__(self) -> str:
         ranks = f", ZeRO-{self.zero} on {self.ranks}" if self.ranks > 1 else ""
@@ -178,7 +179,7 @@ def measure(cases: tuple[Case, ...], say: Callable[[str], None] = lambda text: N
 
 
 def _row(case: Case, measured: int) -> dict[str, Any]:
-    held = moments(case.config, case.step)
+    held = memory_by_phase(case.config, case.step)
     moment = max(held, key=lambda name: held[name]["total"])
     predicted = held[moment]["total"]
     return {
@@ -196,19 +197,23 @@ def peak_of(case: Case) -> int:
     """Bytes of tensors at the peak of this process's part of the case, beside what the process held before."""
     world = World.start("cpu")
     gc.collect()
-    others = held_bytes()
-    with watch(world.device) as peak:
-        model = make_model(case.config, Setup(DTYPES[case.dtype], case.compiled, 0.0), world.device)
+    others = count_live_tensor_bytes()
+    with measure_peak_memory(world.device) as peak:
+        model = build_model(case.config, DeviceSetup(DTYPES[case.dtype], case.compiled, 0.0), world.device)
         model.initialize(0)
-        table = OptimizerTable(zero=case.zero, exact=case.exact)
+        table = OptimizerConfig(zero_stage=case.zero, deterministic=case.exact)
         optimizer = Optimizer(model, table, world, compiled=case.compiled, dtype=DTYPES[case.dtype])
-        held = [optimizer.tensors(), copied(model.state_dict(), {}) if world.is_main else {}] if case.saving else []
-        batch = RandomRows(case.vocab_size, case.rows * case.micro_batches, case.context, world.rank).batch
+        held = (
+            [optimizer.full_state_dict(), copy_tensors(model.state_dict(), {}) if world.is_main else {}]
+            if case.saving
+            else []
+        )
+        batch = RandomBatches(case.vocab_size, case.rows * case.micro_batches, case.context, world.rank).batch
         if not case.documents:
-            batch.documents = None
-        stage = Stage("bench", STEPS, None, next_token, lambda progress: 1.0)  # type: ignore[arg-type]
+            batch.document_ids = None
+        stage = Stage("bench", STEPS, None, next_token_loss, lambda progress: 1.0)  # type: ignore[arg-type]
         for _ in range(STEPS):
-            loop.update(stage, model, optimizer, batch.split(case.rows), world)
+            loop.train_step(stage, model, optimizer, batch.split(case.rows), world)
         held.clear()
     return peak.bytes - others
 
@@ -217,9 +222,7 @@ def _on_ranks(size: int, cases: list[Case]) -> list[int]:
     """The peaks of the cases on `size` processes, the fullest rank's of each."""
     with tempfile.TemporaryDirectory() as folder:
         job = json.dumps([asdict(case) for case in cases])
-        command = (
-            f"from fledgling.runtime.launch import launch; import sys; sys.exit(launch({size}, 'cpu', sys.argv[1:]))"
-        )
+        command = f"from fledgling.runtime.launch import launch_ranks; import sys; sys.exit(launch_ranks({size}, 'cpu', sys.argv[1:]))"
         done = subprocess.run(
             [sys.executable, "-c", command, "-m", "benchmarks.memory", folder, job], capture_output=True, text=True
         )
@@ -244,17 +247,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(folder: str, job: str) -> None:
     """One rank's part of a job: run its cases, leave the peaks in a file of its own."""
     torch.set_num_threads(1)
-    Pending.wait = _patient(Pending.wait)  # type: ignore[method-assign]
+    PendingCollective.wait = _patient(PendingCollective.wait)  # type: ignore[method-assign]
     peaks = [peak_of(Case(**fields)) for fields in json.loads(job)]
     Path(folder, f"{World.start('cpu').rank}.json").write_text(json.dumps(peaks))
-    leave()
+    leave_process_group()
 
 
 def _patient(wait: Callable) -> Callable:
     """`wait`, and ten milliseconds more: gloo's thread has then let go of the buffers, and the last to free them is the
     thread that is watched."""
 
-    def waiting(pending: Pending):
+    def waiting(pending: PendingCollective):
         result = wait(pending)
         time.sleep(0.01)
         return result

@@ -15,16 +15,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fledgling.bench.train import RandomRows
+from fledgling.bench.train import RandomBatches
 from fledgling.config import Recipe
-from fledgling.model.config import ModelConfig, from_table
+from fledgling.model.config import ModelConfig, config_from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
-from fledgling.optim.schedule import trapezoid
-from fledgling.plan.memory import Step, per_rank
+from fledgling.optim.schedule import trapezoidal_schedule
+from fledgling.plan.memory import TrainingStep, estimate_peak_memory
 from fledgling.runtime.world import World
 from fledgling.train import loop
-from fledgling.train.loss import next_token
+from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
 
 CONTEXT = 16  # tokens of the one row
@@ -94,21 +94,21 @@ def measure(recipe: Recipe) -> list[dict]:
     Every rank must call it. Returns dicts with zero, ranks, measured, expected, and the counts by kind, in values.
     """
     world = World.start(recipe.run.device)
-    config = replace(from_table(recipe.model, recipe.tokenizer.vocab_size), context=CONTEXT)
+    config = replace(config_from_table(recipe.model, recipe.tokenizer.vocab_size), context=CONTEXT)
     found = []
     for zero in (0, 1, 2, 3):
         with torch.device(world.device):
             model = Transformer(config)
         model.initialize(recipe.seed)
-        optimizer = Optimizer(model, replace(recipe.optimizer, zero=zero), world)
-        stream = RandomRows(config.vocab_size, 1, CONTEXT, seed=world.rank)
-        stage = Stage("bench", STEPS, stream, next_token, partial(trapezoid, steps=STEPS))  # type: ignore[arg-type]
+        optimizer = Optimizer(model, replace(recipe.optimizer, zero_stage=zero), world)
+        stream = RandomBatches(config.vocab_size, 1, CONTEXT, seed=world.rank)
+        stage = Stage("bench", STEPS, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=STEPS))  # type: ignore[arg-type]
         step = partial(_step, stage, model, optimizer, world)
         step()
         moving = min(peak_of_step(step, world.device) for _ in range(STEPS))
-        standing = optimizer.standing_bytes()
-        exact = optimizer.exact or world.device.type == "cpu"
-        held = asdict(optimizer.layout.held(world.rank, exact))
+        standing = optimizer.persistent_bytes()
+        exact = optimizer.deterministic or world.device.type == "cpu"
+        held = asdict(optimizer.partition.estimate_memory(world.rank, exact))
         if zero == 3:
             held = _planned(config, world, exact)
         found.append(
@@ -120,15 +120,15 @@ def measure(recipe: Recipe) -> list[dict]:
 
 def _planned(config: ModelConfig, world: World, exact: bool) -> dict[str, int]:
     """The planner's peak in values, by kind as the layout counts them."""
-    step = Step(1, CONTEXT, "float32", 1, world.size, 3, world.device.type, compiled=False, exact=exact)
-    held = per_rank(config, step)
+    step = TrainingStep(1, CONTEXT, "float32", 1, world.size, 3, world.device.type, compiled=False, deterministic=exact)
+    held = estimate_peak_memory(config, step)
     kinds = {"parameters": "parameters", "gradients": "gradients", "state": "optimizer"}
     found = {kind: held.get(name, 0) // 4 for kind, name in kinds.items()}
     return found | {"communication": held.get("communication", 0) // 4, "total": held["total"] // 4}
 
 
 def _step(stage: Stage, model: Transformer, optimizer: Optimizer, world: World) -> None:
-    loop.update(stage, model, optimizer, stage.batches.next(), world)
+    loop.train_step(stage, model, optimizer, stage.batches.next(), world)
 
 
 def table(found: list[dict]) -> str:

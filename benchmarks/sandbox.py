@@ -19,10 +19,10 @@ from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
 
-from fledgling.files import data_root
-from fledgling.sandbox.interpreter import evaluate
-from fledgling.sandbox.process import layers, run
-from fledgling.sandbox.verdict import Check, Verdict, check, check_all
+from fledgling.files import resolve_data_root
+from fledgling.sandbox.interpreter import evaluate_code
+from fledgling.sandbox.process import get_layers, run_program
+from fledgling.sandbox.verdict import ProgramCheck, Verdict, check_program, check_programs
 
 HUMAN_EVAL = Path("evals/humaneval/HumanEval.jsonl.gz")
 BESIDE = """
@@ -43,19 +43,19 @@ def measure(data_dir: str | Path | None = None, calls: int = 200, seconds: float
     """
     program, tests = "def double(number):\n    return 2 * number", "assert double(21) == 42"
     ways: dict[str, Callable[[], object]] = {
-        "interpreter": lambda: evaluate("1 + 2"),
-        "process": lambda: run("1 + 2"),
-        "verdict": lambda: check(program, tests, "double"),
+        "interpreter": lambda: evaluate_code("1 + 2"),
+        "process": lambda: run_program("1 + 2"),
+        "verdict": lambda: check_program(program, tests, "double"),
         "fresh python": lambda: subprocess.run([sys.executable, "-S", "-c", "1 + 2"], check=True),
     }
     result: dict[str, Any] = {
-        "layers": layers(),
+        "layers": get_layers(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "ms": {name: _timed(call, calls) for name, call in ways.items()},
         "human_eval": None,
     }
-    path = data_root(data_dir) / HUMAN_EVAL
+    path = resolve_data_root(data_dir) / HUMAN_EVAL
     if path.is_file():
         rows = read(path)
         programs = {"reference": [row["prompt"] + row["canonical_solution"] for row in rows]}
@@ -91,7 +91,9 @@ def read(path: Path) -> list[dict]:
 def grade(rows: list[dict], programs: list[str], seconds: float) -> list[Verdict]:
     """Return the verdict on each row's program."""
     pairs = zip(rows, programs, strict=True)
-    return check_all([Check(code, row["test"], row["entry_point"], row["prompt"]) for row, code in pairs], seconds)
+    return check_programs(
+        [ProgramCheck(code, row["test"], row["entry_point"], row["prompt"]) for row, code in pairs], seconds
+    )
 
 
 def broken(row: dict, how: str) -> str:
@@ -112,8 +114,8 @@ class _Break(ast.NodeTransformer):
     def visit_Return(self, node: ast.Return) -> ast.Return:
         value = node.value or ast.Constant(None)
         if self.how == "pair":
-            return ast.Return(ast.Tuple([ast.Constant("wrong"), value], ast.Load()))
-        return ast.Return(ast.Call(ast.Name("_beside", ast.Load()), [value], []))
+            return ast.Return(ast.Tuple([ast.Constant("wrong"), value], ast.RecipeLoader()))
+        return ast.Return(ast.Call(ast.Name("_beside", ast.RecipeLoader()), [value], []))
 
 
 def _timed(call: Callable[[], object], calls: int) -> dict[str, float]:

@@ -19,14 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fledgling.bench.train import RandomRows, assemble
+from fledgling.bench.train import RandomBatches, build_training
 from fledgling.config import Recipe, UserError
-from fledgling.optim.schedule import trapezoid
-from fledgling.plan.horizon import horizon
-from fledgling.record import flush
+from fledgling.optim.schedule import trapezoidal_schedule
+from fledgling.plan.horizon import recipe_horizon
+from fledgling.record import fsync_path
 from fledgling.train import loop
-from fledgling.train.loss import next_token
-from fledgling.train.saving import Saver
+from fledgling.train.loss import next_token_loss
+from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Stage
 
 WARMUP, BETWEEN = 3, 10  # steps: before anything counts; at least so many between two saves with the writer at rest
@@ -41,37 +41,41 @@ def measure(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> dict[str,
     """
     if saves < 1:
         raise UserError(f"--saves {saves}: expected at least 1")
-    table = recipe.stage(name)
-    world, setup, model, optimizer = assemble(recipe, table.rate)
-    rows = (table.batch_tokens or horizon(recipe).batch_tokens) // recipe.model.context
-    stream = RandomRows(recipe.tokenizer.vocab_size, rows, recipe.model.context)
-    micro_batches = stream.batch.split(table.micro_batch or rows)
-    steps = table.steps or horizon(recipe).steps
+    table = recipe.stage_config(name)
+    world, setup, model, optimizer = build_training(recipe, table.learning_rate)
+    rows = (table.batch_tokens or recipe_horizon(recipe).batch_tokens) // recipe.model.context
+    stream = RandomBatches(recipe.tokenizer.vocab_size, rows, recipe.model.context)
+    micro_batches = stream.batch.split(table.micro_batch_size or rows)
+    steps = table.steps or recipe_horizon(recipe).steps
     interval = table.save_every or steps
-    stage = Stage(name, steps, stream, next_token, partial(trapezoid, steps=steps), save_every=interval)
+    stage = Stage(
+        name, steps, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=steps), save_every=interval
+    )
     idle, beside, stalls, writers, disk = [], [], [], [], []
 
     def step() -> float:
         began = time.perf_counter()
-        loop.update(stage, model, optimizer, micro_batches, world)
+        loop.train_step(stage, model, optimizer, micro_batches, world)
         return time.perf_counter() - began
 
     with (
         tempfile.TemporaryDirectory(dir=_place(recipe), prefix=".bench-save-") as folder,
-        Saver(Path(folder, "checkpoints"), model, optimizer, world, lambda step: {"step": step}, {}, 2, True) as save,
+        CheckpointSaver(
+            Path(folder, "checkpoints"), model, optimizer, world, lambda step: {"step": step}, {}, 2, True
+        ) as save,
     ):
         for _ in range(WARMUP):
             step()
         for number in range(1, saves + 1):
             save(number)
-            stalls.append(save.figures()["save_stall"])
+            stalls.append(save.metrics()["save_stall"])
             within = []
             while save.writer.busy:
                 within.append(step())
             beside.append(within)
             idle += [step() for _ in range(BETWEEN)]
             save.writer.wait()
-            writers.append(save.figures()["save_seconds"])
+            writers.append(save.metrics()["save_seconds"])
             size = sum(path.stat().st_size for path in Path(folder, "checkpoints", f"step-{number:08d}").iterdir())
             disk.append(size / _plain_write(Path(folder, "plain"), size))
             print(f"\rsave {number}/{saves}", end="", file=sys.stderr)
@@ -82,7 +86,7 @@ def measure(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> dict[str,
     return {
         "recipe": recipe.name,
         "stage": name,
-        "parameters": model.parameter_count(),
+        "parameters": model.count_parameters(),
         "dtype": setup.dtype_name,
         "bytes": size,
         "interval_steps": interval,
@@ -110,7 +114,7 @@ def _plain_write(path: Path, size: int) -> float:
     with open(path, "wb", buffering=0) as file:
         for _ in range(-(-size // len(chunk))):
             file.write(chunk)
-    flush(path)
+    fsync_path(path)
     seconds = time.perf_counter() - began
     path.unlink()
     return seconds

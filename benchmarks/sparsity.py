@@ -21,19 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledgling.bench.infer import random_model
+from fledgling.bench.infer import make_random_model
 from fledgling.config import UserError
 from fledgling.data.batch import Batch
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
-from fledgling.evals.bpb import first_rows
-from fledgling.evals.zeros import zeros
+from fledgling.evals.bpb import read_first_rows
+from fledgling.evals.sparsity import measure_activation_sparsity
 from fledgling.infer.engine import Engine
-from fledgling.infer.load import load_model
-from fledgling.infer.pack import PackedWeight, can_pack
-from fledgling.infer.sample import Sampling
-from fledgling.infer.skip import SkippingWeight
-from fledgling.model.config import preset
+from fledgling.infer.pack import PackedWeight, can_pack_bf16
+from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.skip import ZeroSkippingWeight
+from fledgling.infer.weights import load_model
+from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 SHARES = (0.5, 0.8, 0.9, 0.95)
@@ -52,7 +52,7 @@ def constructed(repeats: int = 20, shapes: Sequence[tuple[int, int]] = SHAPES) -
         for width, hidden in shapes:
             layers = max(4, min(MOST_LAYERS, STREAMED // (width * hidden * dtype.itemsize)))
             weights = [torch.randn(width, hidden, generator=draw).to(dtype) for _ in range(layers)]
-            pairs = [(whole(weight), SkippingWeight(weight, weight)) for weight in weights]
+            pairs = [(whole(weight), ZeroSkippingWeight(weight, weight)) for weight in weights]
             for share in SHARES:
                 rows = [_row(hidden, share, draw).to(dtype) for _ in range(layers)]
                 found.append({"C": width, "F": hidden, **_compared(pairs, rows, share, dtype, repeats)})
@@ -75,7 +75,7 @@ def real(checkpoint: Path, repeats: int = 20) -> dict[str, Any]:
     found = []
     for dtype in dtypes():
         weights = [block.mlp.fc2.weight.detach().to(dtype) for block in model.blocks]
-        pairs = [(whole(weight), SkippingWeight(weight, weight)) for weight in weights]
+        pairs = [(whole(weight), ZeroSkippingWeight(weight, weight)) for weight in weights]
         for share in SHARES:
             near = [[row for row in layer if abs(float((row == 0).double().mean()) - share) < NEAR] for layer in rows]
             chosen = [(layer, row.to(dtype)) for layer, some in enumerate(near) for row in some[:MOST_LAYERS]]
@@ -83,7 +83,7 @@ def real(checkpoint: Path, repeats: int = 20) -> dict[str, Any]:
                 picked = [pairs[layer] for layer, _ in chosen]
                 found.append(_compared(picked, [row for _, row in chosen], share, dtype, repeats))
     return {
-        "zeros": {one.name: one.value for one in zeros(model, [batch])},
+        "zeros": {one.name: one.value for one in measure_activation_sparsity(model, [batch])},
         "products": found,
         "decode": [_decoded(model, dtype, batch.tokens[0, :32].tolist()) for dtype in dtypes()],
     }
@@ -91,7 +91,7 @@ def real(checkpoint: Path, repeats: int = 20) -> dict[str, Any]:
 
 def dtypes() -> list[torch.dtype]:
     """fp32, and bf16 where the processor multiplies it."""
-    return [torch.float32, torch.bfloat16] if can_pack(torch.device("cpu"), torch.bfloat16) else [torch.float32]
+    return [torch.float32, torch.bfloat16] if can_pack_bf16(torch.device("cpu"), torch.bfloat16) else [torch.float32]
 
 
 def whole(weight: Tensor) -> Tensor | PackedWeight:
@@ -108,7 +108,7 @@ def _row(hidden: int, share: float, draw: torch.Generator) -> Tensor:
 @torch.inference_mode()
 def _compared(pairs: Sequence[tuple], rows: Sequence[Tensor], share: float, dtype: torch.dtype, repeats: int) -> dict:
     for _, skipping in pairs:
-        skipping.most = skipping.shape[1]  # it is to be measured where it would not be taken, too
+        skipping.max_active = skipping.shape[1]  # it is to be measured where it would not be taken, too
     ways: dict[str, Callable] = {"whole": lambda pair, row: F.linear(row, pair[0])}
     ways["skipping"] = lambda pair, row: F.linear(row, pair[1])
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -132,7 +132,7 @@ def _held_out(checkpoint: Path, model: Transformer, bos: int) -> Batch:
             f"{checkpoint}: no held-out text lies beside it (RUN/data/*-validation-*); expected a run directory"
         )
     rows = RowSource(TokenShard.open(shards[0].parent), "crop", model.config.context, seed=0, bos=bos)
-    return first_rows(rows, ROWS, ROWS)[0]
+    return read_first_rows(rows, ROWS, ROWS)[0]
 
 
 @torch.no_grad()
@@ -140,10 +140,10 @@ def _hidden_rows(model: Transformer, batch: Batch) -> list[list[Tensor]]:
     """What each layer's second matrix reads: rows (1, F)."""
     seen: list[Tensor] = []
     hooks = [
-        block.mlp.register_forward_pre_hook(lambda mlp, given: seen.append(mlp.activated(*given)))
+        block.mlp.register_forward_pre_hook(lambda mlp, given: seen.append(mlp.compute_activations(*given)))
         for block in model.blocks
     ]
-    model(batch.tokens, batch.documents)
+    model(batch.tokens, batch.document_ids)
     for hook in hooks:
         hook.remove()
     return [list(layer.flatten(0, 1)[:, None].unbind()) for layer in seen]
@@ -156,12 +156,12 @@ def decoded(repeats: int = 3, depth: int = 6, width: int = 768) -> list[dict[str
     sizes = {"vocab_size": 4096, "depth": depth, "width": width, "heads": width // 128, "kv_heads": width // 128}
     for dtype in dtypes():
         for activation, share in (*(("relu2", share) for share in SHARES), ("gelu", 0.0), ("swiglu", 0.0)):
-            config = preset("fledgling", **sizes, context=256, activation=activation)
-            model = random_model(config, dtype, torch.device("cpu"))
+            config = config_from_preset("fledgling", **sizes, context=256, activation=activation)
+            model = make_random_model(config, dtype, torch.device("cpu"))
             for block in model.blocks if activation == "relu2" else ():  # of what is left, half is negative
-                block.mlp.fc1.weight.data[: round((2 * share - 1) * config.hidden)] = 0
+                block.mlp.fc1.weight.data[: round((2 * share - 1) * config.intermediate_size)] = 0
             timed = _decoded(model, dtype, list(range(32)), 24, repeats, activation == "relu2")
-            found.append({"activation": activation, "parameters": model.parameter_count(), "share": share, **timed})
+            found.append({"activation": activation, "parameters": model.count_parameters(), "share": share, **timed})
             print(line(found[-1]), file=sys.stderr, flush=True)
     return found
 
@@ -177,7 +177,7 @@ def _decoded(
     for _ in range(repeats):
         for name, engine in engines.items():
             last = None
-            for _ in engine.stream(prompt, Sampling(temperature=0, max_tokens=tokens), tools=False):
+            for _ in engine.stream(prompt, SamplingParams(temperature=0, max_new_tokens=tokens), use_tools=False):
                 now = time.perf_counter()
                 times[name] += [] if last is None else [now - last]
                 last = now

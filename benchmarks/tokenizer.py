@@ -25,15 +25,15 @@ from time import perf_counter
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.files import data_root
+from fledgling.files import resolve_data_root
 from fledgling.text.tokenizer import Tokenizer
 
 MEGABYTES = 100
 SLOW_MEGABYTES = 20  # what the libraries without a memory of pieces encode: their speed does not depend on it
 
 
-def measure(
-    data_dir: str | Path | None = None, vocab_size: int = 32768, digits: int = 1, megabytes: int = MEGABYTES
+def measure_tokenizers(
+    data_dir: str | Path | None = None, vocab_size: int = 32768, max_digits: int = 1, megabytes: int = MEGABYTES
 ) -> dict[str, Any]:
     """Train on `megabytes` of DATA/pretrain/*.jsonl and encode them; takes about two minutes on two cores.
 
@@ -42,14 +42,14 @@ def measure(
     library -> one_thread and all_cores -> cold and warm in MB/s, and `agree`, whether all gave the same
     ids. Raises UserError where there is no text.
     """
-    folder = data_root(data_dir) / "pretrain"
-    texts = read(folder, megabytes)
+    folder = resolve_data_root(data_dir) / "pretrain"
+    texts = read_texts(folder, megabytes)
     size = sum(len(text.encode()) for text in texts) / 1e6
     result: dict[str, Any] = {
         "megabytes": round(size, 1),
         "documents": len(texts),
         "vocab_size": vocab_size,
-        "digits": digits,
+        "digits": max_digits,
         "cores": os.cpu_count() or 1,
         "load": os.getloadavg()[0],
         "train": {},
@@ -58,16 +58,16 @@ def measure(
     del texts
     libraries = ["ours", "tokenizers", *(["tiktoken"] if importlib.util.find_spec("tiktoken") else [])]
     with tempfile.TemporaryDirectory() as place:
-        job = {"folder": str(folder), "megabytes": megabytes, "vocab_size": vocab_size, "digits": digits}
+        job = {"folder": str(folder), "megabytes": megabytes, "vocab_size": vocab_size, "digits": max_digits}
         for trainer in ("auto", "tokenizers"):
-            one = _process({**job, "do": "train", "trainer": trainer, "out": place}, None)
+            one = _run_in_process({**job, "do": "train", "trainer": trainer, "out": place}, None)
             result["train"].setdefault(one.pop("name"), one)
         hashes = set()
         for library in libraries:
             job["megabytes"] = megabytes if library == "ours" else min(megabytes, SLOW_MEGABYTES)
             speeds = {}
             for name, threads in (("one_thread", 1), ("all_cores", result["cores"])):
-                one = _process({**job, "do": "encode", "library": library, "out": place}, threads)
+                one = _run_in_process({**job, "do": "encode", "library": library, "out": place}, threads)
                 hashes.add(one.pop("ids"))
                 speeds[name] = {key: one[key] for key in ("cold", "warm")}
             result["encode"][one["name"]] = speeds
@@ -75,7 +75,7 @@ def measure(
     return result
 
 
-def table(result: dict[str, Any]) -> str:
+def format_tokenizer_table(result: dict[str, Any]) -> str:
     """The result of `measure` as lines for people."""
     lines = [
         f"{result['megabytes']:g} MB, {result['documents']:,} documents, {result['vocab_size']:,} entries, "
@@ -93,7 +93,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read(folder: Path, megabytes: int) -> list[str]:
+def read_texts(folder: Path, megabytes: int) -> list[str]:
     """Up to `megabytes` of documents, in turn from each .jsonl file of `folder`. Raises UserError if none."""
     files = sorted(folder.glob("*.jsonl"))
     if not files:
@@ -114,7 +114,7 @@ def read(folder: Path, megabytes: int) -> list[str]:
     return texts
 
 
-def _process(job: dict[str, Any], threads: int | None) -> dict[str, Any]:
+def _run_in_process(job: dict[str, Any], threads: int | None) -> dict[str, Any]:
     """Do `job` in a process of its own, with so many threads, and return what it prints."""
     count = {} if threads is None else {"RAYON_NUM_THREADS": str(threads), "BENCH_THREADS": str(threads)}
     done = subprocess.run(
@@ -127,17 +127,17 @@ def _process(job: dict[str, Any], threads: int | None) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _train(job: dict[str, Any]) -> dict[str, Any]:
-    texts = read(Path(job["folder"]), job["megabytes"])
+def _train_job(job: dict[str, Any]) -> dict[str, Any]:
+    texts = read_texts(Path(job["folder"]), job["megabytes"])
     size = sum(len(text.encode()) for text in texts) / 1e6
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = perf_counter()
-    tokenizer = Tokenizer.train(texts, job["vocab_size"], digits=job["digits"], trainer=job["trainer"])
+    tokenizer = Tokenizer.train(texts, job["vocab_size"], max_digits=job["digits"], trainer=job["trainer"])
     seconds = perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     tokenizer.save(job["out"])
-    assert tokenizer.training
-    name = tokenizer.training["trainer"]
+    assert tokenizer.training_info
+    name = tokenizer.training_info["trainer"]
     return {
         "name": f"ours ({name})" if job["trainer"] == "auto" else name,
         "seconds": round(seconds, 3),
@@ -146,10 +146,10 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _encode(job: dict[str, Any]) -> dict[str, Any]:
-    texts = read(Path(job["folder"]), job["megabytes"])
+def _encode_job(job: dict[str, Any]) -> dict[str, Any]:
+    texts = read_texts(Path(job["folder"]), job["megabytes"])
     size = sum(len(text.encode()) for text in texts) / 1e6
-    name, encode = _encoder(job["library"], Tokenizer.load(job["out"]))
+    name, encode = _make_encoder(job["library"], Tokenizer.load(job["out"]))
     encode(["warm the import, not the cache"])
     speeds = []
     for _ in range(2):
@@ -161,18 +161,18 @@ def _encode(job: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "cold": speeds[0], "warm": speeds[1], "ids": ids}
 
 
-def _encoder(library: str, tokenizer: Tokenizer) -> tuple[str, Callable[[list[str]], list[list[int]]]]:
+def _make_encoder(library: str, tokenizer: Tokenizer) -> tuple[str, Callable[[list[str]], list[list[int]]]]:
     """(name, function from texts to ids) of one library, with the vocabulary of `tokenizer`."""
     if library == "ours":
-        return f"ours ({tokenizer.engine})", tokenizer.encode_batch
+        return f"ours ({tokenizer.batch_library})", tokenizer.encode_batch
     if library == "tokenizers":
         from tokenizers import Tokenizer as Library
 
-        fast = Library.from_str(json.dumps(tokenizer.document))
+        fast = Library.from_str(json.dumps(tokenizer.tokenizer_json))
         return library, lambda texts: [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
     import tiktoken
 
-    pattern = tokenizer.document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+    pattern = tokenizer.tokenizer_json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
     ranks = {piece: index for index, piece in enumerate(tokenizer.token_bytes) if piece}
     encoding = tiktoken.Encoding("bench", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     threads = int(os.environ["BENCH_THREADS"])
@@ -181,4 +181,4 @@ def _encoder(library: str, tokenizer: Tokenizer) -> tuple[str, Callable[[list[st
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    print(json.dumps(_train(given) if given["do"] == "train" else _encode(given)))
+    print(json.dumps(_train_job(given) if given["do"] == "train" else _encode_job(given)))

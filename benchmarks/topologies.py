@@ -4,7 +4,7 @@ The one idea: whatever the topology, it is rounds of `wire.exchange`: send this 
 receiving that slice from another. Each function changes `vector` in place, from this rank's gradients to the
 sum over all ranks, and every rank calls it at the same time.
 
-What each costs is in `fledgling/plan/comm.py`, in the same order; diagrams are in docs/communication.md. Not
+What each costs is in `fledgling/plan/communication.py`, in the same order; diagrams are in docs/communication.md. Not
 here: processes and sockets (`comm.py`), and the tricks of a real library (pipelining, several rings at once).
 
 n values in a vector, p ranks, s servers. Vectors are padded by the caller, so that p (or s) divides n.
@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fledgling.plan.comm import children
+from fledgling.plan.communication import tree_children
 
 
 class Wire(Protocol):
@@ -79,7 +79,7 @@ def tree_all_reduce(wire: Wire, vector: Tensor) -> None:
            +- 4 -+- 5           up, round 2: 4 to 0, which now has all eight
                  +- 6 --- 7     down: the same edges, the last round first
     """
-    rank, below = wire.rank, children(wire.rank, wire.ranks)
+    rank, below = wire.rank, tree_children(wire.rank, wire.ranks)
     parent = rank & (rank - 1)
     arrived = torch.empty_like(vector)  # (n,)
     for child in below:  # the nearest child has the smallest subtree: it is ready first

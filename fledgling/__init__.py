@@ -8,7 +8,7 @@ learning are four values of one function. To know how a chat model is made, read
      3  text/conversation.py      a conversation becomes tokens, and which of them are learned
      4  model/transformer.py      tokens become hidden states (then attention.py and norm.py beside it)
      5  model/logprob.py          hidden states become the loss, without whole logits
-     6  data/pack.py, stream.py   documents become full rows, rows become the batches of a step
+     6  data/packing.py, stream.py   documents become full rows, rows become the batches of a step
      7  optim/rules.py            gradients become updates: AdamW and Muon
      8  train/stage.py, loop.py   the one loop, and the value it is given
      9  infer/engine.py           the model writes

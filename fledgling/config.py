@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any, Union
 
 STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
-USUAL = ("pretrain", "midtrain", "sft", "rl")  # those of a recipe that names none
-RECIPES = Path(__file__).parent / "recipes"
+DEFAULT_STAGES = ("pretrain", "midtrain", "sft", "rl")  # those of a recipe that names none
+RECIPES_DIR = Path(__file__).parent / "recipes"
 
 
 class UserError(Exception):
     """A mistake of the user's in one line: given, expected, what to do. All else that escapes is a bug of ours."""
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ` - did you mean "x"?` for the closest of `known`, or the empty string when none is close."""
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f' - did you mean "{close[0]}"?' if close else ""
 
 
@@ -62,13 +62,13 @@ _WEIGHTS = {"low": 0.0}  # names with weights, relative to each other; none: the
 
 
 @dataclass(frozen=True)
-class TokenizerTable:
+class TokenizerConfig:
     """[tokenizer]: what the byte-level BPE vocabulary is trained on and how it splits."""
 
     vocab_size: int = _count(1024, 256)  # entries, the special tokens included
-    characters: int = _count(2_000_000_000)  # at most so many characters of text are read
-    digits: int = _count(1)  # longest group of digits that may become one token
-    letters: bool = True  # each ASCII letter, and each after a space, has its own token
+    max_characters: int = _count(2_000_000_000)  # at most so many characters of text are read
+    max_digits: int = _count(1)  # longest group of digits that may become one token
+    letter_tokens: bool = True  # each ASCII letter, and each after a space, has its own token
     sources: tuple[str, ...] = ("embedded",)  # names of corpora, or paths
 
 
@@ -82,140 +82,138 @@ class ModelTable:
     kv_heads: int | None = _count(None)  # key/value heads; None: as many as heads
     context: int = _count(256)  # T, tokens a row
     family: str = _choice("fledgling", "gpt2", "llama")
-    hidden: int | None = _count(None)  # width of the feed-forward
+    intermediate_size: int | None = _count(None)  # width of the feed-forward
     norm: str | None = _part("rms", "rms_weighted", "layer")
     activation: str | None = _part("relu2", "gelu", "swiglu")
-    tied: bool | None = None  # embedding and head are one matrix
+    tie_embeddings: bool | None = None  # embedding and head are one matrix
     qk_norm: bool | None = None  # queries and keys are normalized
-    softcap: float | None = _number(None)  # type: ignore[arg-type]  # softcap * tanh(logits / softcap); 0: none
+    logit_softcap: float | None = _number(None)  # type: ignore[arg-type]  # softcap * tanh(logits / softcap); 0: none
     flash_norm: bool = False  # 1 / RMS is taken behind the products that read the stream (fledgling.model.flash_norm)
-    value_embeddings: int = _count(
-        0, 0
-    )  # every n-th layer, from the last, adds a table by token to its values; 0: none
+    value_embeddings: int = _count(0, 0)  # every n-th layer, from the last, adds a table by token to its values
     window_pattern: str = ""  # of S and L, repeated over the layers: S sees `window` tokens; the last layer sees all
-    window: int | None = _count(None)  # tokens that S sees, itself included; None: a quarter of the context
+    window_size: int | None = _count(None)  # tokens that S sees, itself included; None: a quarter of the context
     residual_scalars: bool = False  # each block reads a x + b x0, x0 the embedded token, a and b learned
 
 
 @dataclass(frozen=True)
-class OptimizerTable:
+class OptimizerConfig:
     """[optimizer]: rates by role; Muon for the matrices, AdamW for embedding, head and scalars."""
 
-    matrix_rate: float = _number(0.02, above=True)
-    embedding_rate: float = _number(0.3, above=True)
-    head_rate: float = _number(0.004, above=True)
-    scalar_rate: float = _number(0.01, above=True)
+    matrix_lr: float = _number(0.02, above=True)
+    embedding_lr: float = _number(0.3, above=True)
+    head_lr: float = _number(0.004, above=True)
+    scalar_lr: float = _number(0.01, above=True)
     adam_betas: tuple[float, float] = field(default=(0.8, 0.95), metadata={"low": 0.0, "high": 0.9999})
     adam_eps: float = _number(1e-10, above=True)
     momentum: float = _number(0.95, 0.0, 0.9999)
     weight_decay: float = _number(0.0)  # of the blocks' matrices
-    cautious_decay: bool = False  # only of values that the update brings nearer to 0 anyway
-    matrix_rule: str = _choice("muon", "normuon", "adamw")  # what moves the blocks' matrices
+    cautious_weight_decay: bool = False  # only of values that the update brings nearer to 0 anyway
+    matrix_optimizer: str = _choice("muon", "normuon", "adamw")  # what moves the blocks' matrices
     newton_schulz: str = _choice("jordan", "polar_express")  # the coefficients of Muon's iteration
     newton_schulz_steps: int = _count(5)
-    zero: int | None = field(default=None, metadata={"low": 0, "high": 3})  # ZeRO stage; None: 1 with several ranks
-    exact: str = _choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
+    zero_stage: int | None = field(default=None, metadata={"low": 0, "high": 3})  # ZeRO; None: 1 with several ranks
+    deterministic: str = _choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
 
 
 @dataclass(frozen=True)
-class StageTable:
+class StageConfig:
     """[pretrain], [midtrain], [sft]: one stage's length, schedule, data and evaluations."""
 
     steps: int | None = _count(None)  # optimizer steps; None: the dial for pretraining, one pass for the others
     batch_tokens: int | None = _count(None)  # tokens of one step over all ranks; None: the dial
-    micro_batch: int | None = _count(None)  # rows of one forward/backward on one rank; None: what fits
-    rate: float = _number(1.0, above=True)  # multiplies every rate of [optimizer]
-    warmup: int = _count(20, 0)  # steps from 0 to the full rate
-    decay: float = _number(0.4, 0.0, 1.0)  # the last share of the steps, over which the rate falls
-    final: float = _number(0.0, 0.0, 1.0)  # the multiplier the fall ends at
+    micro_batch_size: int | None = _count(None)  # rows of one forward/backward on one rank; None: what fits
+    learning_rate: float = _number(1.0, above=True)  # multiplies every rate of [optimizer]
+    warmup_steps: int = _count(20, 0)  # steps from 0 to the full rate
+    decay_fraction: float = _number(0.4, 0.0, 1.0)  # the last share of the steps, over which the rate falls
+    final_lr_fraction: float = _number(0.0, 0.0, 1.0)  # the multiplier the fall ends at
     mixture: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # source -> weight
-    target: str = _choice("all", "assistant")  # which tokens are learned
+    train_on: str = _choice("all", "assistant")  # which tokens are learned
     eval_every: int = _count(0, 0)  # steps; 0: only at the end
     eval_questions: int = _count(200)  # questions a task
     core_every: int = _count(0, 0)  # steps between evaluations of CORE, and one at the end; 0: none
     core_max_per_task: int = _count(500)  # items of each of its tasks
     sample_every: int = _count(0, 0)  # steps; 0: only at the end
     save_every: int = _count(0, 0)  # steps; 0: only at the end
-    keep: int = _count(2)  # checkpoints kept
+    keep_checkpoints: int = _count(2)  # checkpoints kept
 
 
 @dataclass(frozen=True)
-class DPOTable:
+class DPOConfig:
     """[dpo]: preference tuning on pairs of answers, the better one beside the worse."""
 
     pairs: str | None = None  # JSONL of {"prompt", "chosen", "rejected"}; None: no such stage
     beta: float = _number(0.1, above=True)  # how strongly the divergence from the stage's first weights is held
-    batch: int = _count(16)  # pairs a step
+    batch_size: int = _count(16)  # pairs a step
     steps: int | None = _count(None)  # None: one pass over the pairs
-    micro_batch: int | None = _count(None)
-    rate: float = _number(0.05, above=True)
-    warmup: int = _count(0, 0)
-    decay: float = _number(1.0, 0.0, 1.0)
-    final: float = _number(0.0, 0.0, 1.0)
+    micro_batch_size: int | None = _count(None)
+    learning_rate: float = _number(0.05, above=True)
+    warmup_steps: int = _count(0, 0)
+    decay_fraction: float = _number(1.0, 0.0, 1.0)
+    final_lr_fraction: float = _number(0.0, 0.0, 1.0)
     mixture: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # what it is examined in; none: sft's
     eval_every: int = _count(0, 0)
     eval_questions: int = _count(200)
     sample_every: int = _count(0, 0)
     save_every: int = _count(0, 0)
-    keep: int = _count(2)
+    keep_checkpoints: int = _count(2)
 
 
 @dataclass(frozen=True)
-class RLTable:
+class RLConfig:
     """[rl]: a stage whose batches are rollouts of the live weights, scored by tasks and rewards (GRPO, PPO)."""
 
     algorithm: str = _choice("grpo", "ppo")
     steps: int | None = _count(None)
     batch_tokens: int | None = _count(None)
-    micro_batch: int | None = _count(None)
-    rate: float = _number(0.2, above=True)
-    warmup: int = _count(0, 0)
-    decay: float = _number(1.0, 0.0, 1.0)
-    final: float = _number(0.0, 0.0, 1.0)
+    micro_batch_size: int | None = _count(None)
+    learning_rate: float = _number(0.2, above=True)
+    warmup_steps: int = _count(0, 0)
+    decay_fraction: float = _number(1.0, 0.0, 1.0)
+    final_lr_fraction: float = _number(0.0, 0.0, 1.0)
     mixture: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)
     target: str = _choice("assistant", "all")
     eval_every: int = _count(0, 0)
     eval_questions: int = _count(200)
     sample_every: int = _count(0, 0)
     save_every: int = _count(0, 0)
-    keep: int = _count(2)
+    keep_checkpoints: int = _count(2)
     tasks: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # task -> weight among the prompts
     rewards: dict[str, float] = field(default_factory=dict, metadata=_WEIGHTS)  # part -> weight; none: {task = 1}
-    reward_seconds: float = _number(10.0, above=True)  # a reward of the user's own may take so long for one answer
+    reward_timeout: float = _number(10.0, above=True)  # a reward of the user's own may take so long for one answer
     length_penalty: float = _number(0.0)  # taken off an answer of max_tokens
-    length_free: int | None = _count(None, 0)  # tokens that cost nothing; None: half of max_tokens
-    prompts: int = _count(16)  # different prompts a round
-    group: int = _count(16, 2)  # rollouts a prompt; GRPO compares them with each other
+    length_penalty_free_tokens: int | None = _count(None, 0)  # tokens that cost nothing; None: half of max_tokens
+    prompts_per_round: int = _count(16)  # different prompts a round
+    group_size: int = _count(16, 2)  # rollouts a prompt; GRPO compares them with each other
     epochs: int = _count(1)  # passes over one round's rollouts
     minibatches: int = _count(1)  # optimizer steps of one pass
-    clip: float = _number(0.2, above=True)  # the ratio stays in [1 - clip, 1 + clip_high]
-    clip_high: float | None = _number(None, above=True)  # type: ignore[arg-type]  # None: clip
-    kl: float = _number(0.0)  # weight of the divergence from the stage's first weights
+    clip_ratio: float = _number(0.2, above=True)  # the ratio stays in [1 - clip, 1 + clip_high]
+    clip_ratio_high: float | None = _number(None, above=True)  # type: ignore[arg-type]  # None: clip
+    kl_weight: float = _number(0.0)  # weight of the divergence from the stage's first weights
     kl_target: float | None = _number(None, above=True)  # type: ignore[arg-type]  # nats a token: kl adapts to it
-    entropy: float = _number(0.0)  # weight of the entropy bonus
+    entropy_weight: float = _number(0.0)  # weight of the entropy bonus
     temperature: float = _number(1.0, 0.25)
-    max_tokens: int = _count(64)  # longest rollout, tool output included
-    advantage: str = _choice("centred", "zscore", "leave_one_out")
-    normalize: str = _choice("token", "sequence")  # what counts alike: every token, or every answer
-    drop_silent: bool = True  # GRPO: groups whose answers all earned the same are left out
-    discount: float = _number(1.0, 0.0, 1.0)  # PPO: of later rewards
-    trace: float = _number(0.95, 0.0, 1.0)  # PPO: lambda of generalized advantage estimation
+    max_new_tokens: int = _count(64)  # longest rollout, tool output included
+    advantage_normalization: str = _choice("centered", "zscore", "leave_one_out")
+    loss_normalization: str = _choice("token", "sequence")  # what counts alike: every token, or every answer
+    drop_uniform_groups: bool = True  # GRPO: groups whose answers all earned the same are left out
+    gamma: float = _number(1.0, 0.0, 1.0)  # PPO: of later rewards
+    gae_lambda: float = _number(0.95, 0.0, 1.0)  # PPO: lambda of generalized advantage estimation
     value_weight: float = _number(0.5)  # PPO: of the critic's loss
     value_clip: float = _number(0.2, above=True)  # PPO: the value stays so close to the old one
 
 
 @dataclass(frozen=True)
-class RunTable:
+class RunConfig:
     """[run]: where it runs and where it writes. Only `dtype` and `rollbacks` change what is learned."""
 
     out: str = "runs/quickstart"  # the run directory
-    start_from: str | None = None  # a checkpoint or Hugging Face directory: the first stage's weights and tokenizer
+    init_from: str | None = None  # a checkpoint or Hugging Face directory: the first stage's weights and tokenizer
     device: str = _choice("auto", "cpu", "cuda", "mps")
     dtype: str = _choice("auto", "float32", "bfloat16")
     compile: str = _choice("auto", "on", "off")
     threads: int = _count(0, 0)  # 0: as many as there are cores
-    rollbacks: int = _count(0, 0)  # how often a stage goes back to its last checkpoint, past gradients not finite
-    sinks: tuple[str, ...] = ()  # tensorboard, wandb, trackio: told of every metric, beside the files
+    max_rollbacks: int = _count(0, 0)  # how often a stage goes back to its last checkpoint, past gradients not finite
+    loggers: tuple[str, ...] = ()  # tensorboard, wandb, trackio: told of every metric, beside the files
     data_dir: str | None = None  # None: FLEDGLING_DATA, or ~/.cache/fledgling
     hardware: str = "cpu"  # what `plan` reckons with (fledgling.plan.hardware); training takes what it finds
     ranks: int = _count(1)  # how many of them `plan` reckons with
@@ -228,18 +226,18 @@ class Recipe:
     name: str = "quickstart"
     description: str = ""
     seed: int = _count(0, 0)
-    stages: tuple[str, ...] = USUAL
-    tokenizer: TokenizerTable = field(default_factory=TokenizerTable)
+    stages: tuple[str, ...] = DEFAULT_STAGES
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelTable = field(default_factory=ModelTable)
-    optimizer: OptimizerTable = field(default_factory=OptimizerTable)
-    pretrain: StageTable = field(default_factory=StageTable)
-    midtrain: StageTable = field(default_factory=StageTable)
-    sft: StageTable = field(default_factory=lambda: StageTable(target="assistant"))
-    dpo: DPOTable = field(default_factory=DPOTable)
-    rl: RLTable = field(default_factory=RLTable)
-    run: RunTable = field(default_factory=RunTable)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    pretrain: StageConfig = field(default_factory=StageConfig)
+    midtrain: StageConfig = field(default_factory=StageConfig)
+    sft: StageConfig = field(default_factory=lambda: StageConfig(train_on="assistant"))
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
-    def stage(self, name: str) -> StageTable | DPOTable | RLTable:
+    def stage_config(self, name: str) -> StageConfig | DPOConfig | RLConfig:
         """Return the table of one of the stages."""
         if name not in STAGES:
             known = ", ".join(STAGES)
@@ -249,7 +247,7 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the package, sorted."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
 
 
 def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str] = ()) -> Recipe:
@@ -277,7 +275,7 @@ def _find(given: str) -> Path:
         return path / "recipe.toml"
     if path.is_file():
         return path
-    shipped = RECIPES / f"{given}.toml"
+    shipped = RECIPES_DIR / f"{given}.toml"
     if path.name == given and shipped.is_file():
         return shipped
     if given.endswith(".toml") or path.name != given:
@@ -395,6 +393,6 @@ def _check_range(name: str, entry: Field[Any], value: Any) -> None:
 def _check_whole(recipe: Recipe) -> None:
     """Check what spans fields: the stages are named once each, in their order."""
     for name in recipe.stages:
-        recipe.stage(name)
+        recipe.stage_config(name)
     if list(recipe.stages) != [name for name in STAGES if name in recipe.stages] or not recipe.stages:
         raise UserError(f"stages: got {list(recipe.stages)}, expected some of {list(STAGES)}, each once, in this order")

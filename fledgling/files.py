@@ -19,24 +19,24 @@ from typing import Any, BinaryIO
 
 from fledgling.config import UserError
 
-KINDS = (".jsonl", ".jsonl.gz", ".parquet")
-OBJECT = '{"name": value, ...} on each line'
-LINES = 1024  # lines of a JSONL file in one block
+ROW_FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+JSONL_FORMAT = '{"name": value, ...} on each line'
+LINES_PER_BLOCK = 1024  # lines of a JSONL file in one block
 
 
-def data_root(explicit: str | Path | None = None) -> Path:
+def resolve_data_root(explicit: str | Path | None = None) -> Path:
     """Return the folder that data lies in: the one given, else `FLEDGLING_DATA`, else ~/.cache/fledgling."""
     chosen = explicit or os.environ.get("FLEDGLING_DATA") or Path.home() / ".cache" / "fledgling"
     return Path(chosen).expanduser()
 
 
-def stamps(paths: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
+def stat_files(paths: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
     """Return (path, nanosecond of the last change, bytes) of each file: a key under which its content may be kept."""
     return tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Some rows of a file that can be read without the others: a parquet row group, or lines in a row.
 
     count: its rows. first: number of its first row, or line, in the file, from 1. place: the row group, or the
@@ -44,51 +44,51 @@ class Block:
     """
 
     path: Path
-    count: int
-    first: int
-    place: int
+    row_count: int
+    first_row: int
+    offset: int
 
-    def rows(self) -> Iterator[tuple[dict[str, Any], str]]:
+    def read_rows(self) -> Iterator[tuple[dict[str, Any], str]]:
         """Return each row with its "FILE:LINE". Raises UserError for a line that is no JSON object."""
         if self.path.suffix == ".parquet":
-            yield from _table_rows(self)
+            yield from _read_row_group(self)
             return
         with _open(self.path) as handle:
-            handle.seek(self.place)
-            left, number = self.count, self.first
-            while left and (line := _line(handle, self.path, number)):
+            handle.seek(self.offset)
+            left, number = self.row_count, self.first_row
+            while left and (line := _read_line(handle, self.path, number)):
                 if line.strip():
                     left -= 1
-                    yield _object(line, self.path, number), f"{self.path}:{number}"
+                    yield _parse_object(line, self.path, number), f"{self.path}:{number}"
                 number += 1
 
 
-def blocks(path: Path) -> list[Block]:
+def list_row_blocks(path: Path) -> list[RowBlock]:
     """Return the blocks of a .jsonl, .jsonl.gz or .parquet file, in order, without keeping its rows.
 
     Empty lines are passed over. Raises UserError for a file that is missing, damaged or of another kind.
     """
-    if not path.name.endswith(KINDS):
-        raise UserError(f"{path}: cannot read rows from this kind of file; expected {', '.join(KINDS)}")
+    if not path.name.endswith(ROW_FILE_SUFFIXES):
+        raise UserError(f"{path}: cannot read rows from this kind of file; expected {', '.join(ROW_FILE_SUFFIXES)}")
     if path.suffix == ".parquet":
-        return _row_groups(path)
-    found: list[Block] = []
+        return _list_row_groups(path)
+    found: list[RowBlock] = []
     with _open(path) as handle:
         count = number = place = 0
         first = 1
-        while line := _line(handle, path, number + 1):
+        while line := _read_line(handle, path, number + 1):
             number += 1
             count += bool(line.strip())
-            if count == LINES and path.suffix != ".gz":  # there is no cheap way into the middle of a .gz
-                found.append(Block(path, count, first, place))
+            if count == LINES_PER_BLOCK and path.suffix != ".gz":  # there is no cheap way into the middle of a .gz
+                found.append(RowBlock(path, count, first, place))
                 count, first, place = 0, number + 1, handle.tell()
-    return [*found, Block(path, count, first, place)] if count else found
+    return [*found, RowBlock(path, count, first, place)] if count else found
 
 
-def rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Return every row of a file with its "FILE:LINE"; empty lines are passed over. Raises as `blocks` does."""
-    for block in blocks(path):
-        yield from block.rows()
+    for block in list_row_blocks(path):
+        yield from block.read_rows()
 
 
 def _open(path: Path) -> BinaryIO:
@@ -98,7 +98,7 @@ def _open(path: Path) -> BinaryIO:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path and --data-dir") from None
 
 
-def _line(handle: BinaryIO, path: Path, number: int) -> bytes:
+def _read_line(handle: BinaryIO, path: Path, number: int) -> bytes:
     try:
         return handle.readline()
     except (EOFError, OSError, zlib.error) as error:
@@ -106,7 +106,7 @@ def _line(handle: BinaryIO, path: Path, number: int) -> bytes:
         raise UserError(f"{path}: damaged or cut off at line {number} ({reason}); fetch or copy it again") from None
 
 
-def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
     where = f"{path}:{number}"
     try:
         value = json.loads(line.decode("utf-8"))
@@ -116,13 +116,13 @@ def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
         reason = getattr(error, "msg", "nested too deeply")
         torn = "" if line.endswith(b"\n") else "; the file ends there, so it was cut off: fetch or copy it again"
         column = getattr(error, "colno", 1)
-        raise UserError(f"{where}: not JSON ({reason} at column {column}), expected {OBJECT}{torn}") from None
+        raise UserError(f"{where}: not JSON ({reason} at column {column}), expected {JSONL_FORMAT}{torn}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: a {type(value).__name__}, expected {OBJECT}")
+        raise UserError(f"{where}: a {type(value).__name__}, expected {JSONL_FORMAT}")
     return value
 
 
-def _row_groups(path: Path) -> list[Block]:
+def _list_row_groups(path: Path) -> list[RowBlock]:
     import pyarrow
     import pyarrow.parquet
 
@@ -130,28 +130,28 @@ def _row_groups(path: Path) -> list[Block]:
         with pyarrow.parquet.ParquetFile(path) as table:
             sizes = [table.metadata.row_group(index).num_rows for index in range(table.metadata.num_row_groups)]
     except (OSError, pyarrow.ArrowException) as error:
-        raise _damaged(path, error) from None
+        raise _parquet_error(path, error) from None
     found, first = [], 1
     for index, count in enumerate(sizes):
-        found.append(Block(path, count, first, index))
+        found.append(RowBlock(path, count, first, index))
         first += count
     return found
 
 
-def _table_rows(block: Block) -> Iterator[tuple[dict[str, Any], str]]:
+def _read_row_group(block: RowBlock) -> Iterator[tuple[dict[str, Any], str]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(block.path) as table:
-            values = table.read_row_group(block.place).to_pylist()
+            values = table.read_row_group(block.offset).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise _damaged(block.path, error) from None
-    for number, row in enumerate(values, block.first):
+        raise _parquet_error(block.path, error) from None
+    for number, row in enumerate(values, block.first_row):
         yield row, f"{block.path}:{number}"
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _parquet_error(path: Path, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f"cannot read {path}: no such file; check the path and --data-dir")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__

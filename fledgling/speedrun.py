@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fledgling.config import Recipe
 from fledgling.train.run import run_stage
-from fledgling.train.sources import check
+from fledgling.train.stage_rows import require_data
 
 
 def speedrun(recipe: Recipe, quiet: bool = False) -> list[str]:
@@ -14,5 +14,5 @@ def speedrun(recipe: Recipe, quiet: bool = False) -> list[str]:
 
     Raises UserError before the first of them when a later one lacks its data.
     """
-    check(recipe, [name for name in recipe.stages if not (Path(recipe.run.out) / name / "done.json").exists()])
+    require_data(recipe, [name for name in recipe.stages if not (Path(recipe.run.out) / name / "done.json").exists()])
     return [name for name in recipe.stages if run_stage(recipe, name, quiet=quiet)]

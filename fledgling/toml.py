@@ -15,27 +15,27 @@ def dump_toml(recipe: Any) -> str:
         value = getattr(recipe, entry.name)
         if hasattr(value, "__dataclass_fields__"):
             pairs = ((inner.name, getattr(value, inner.name)) for inner in fields(value))
-            lines = [f"{key} = {toml_value(inner)}" for key, inner in pairs if inner is not None]
+            lines = [f"{key} = {format_toml_value(inner)}" for key, inner in pairs if inner is not None]
             tables.append("\n".join([f"[{entry.name}]", *lines]))
         else:
-            top.append(f"{entry.name} = {toml_value(value)}")
+            top.append(f"{entry.name} = {format_toml_value(value)}")
     return "\n\n".join(["\n".join(top), *tables]) + "\n"
 
 
-def toml_value(value: Any) -> str:
+def format_toml_value(value: Any) -> str:
     """Return one value in TOML's notation."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):  # a JSON string is a TOML string, once DEL is escaped too
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, tuple):
-        return "[" + ", ".join(toml_value(inner) for inner in value) + "]"
+        return "[" + ", ".join(format_toml_value(inner) for inner in value) + "]"
     if isinstance(value, dict):
-        pairs = (f"{toml_key(key)} = {toml_value(inner)}" for key, inner in value.items())
+        pairs = (f"{format_toml_key(key)} = {format_toml_value(inner)}" for key, inner in value.items())
         return "{" + ", ".join(pairs) + "}"
     return repr(value)
 
 
-def toml_key(key: str) -> str:
+def format_toml_key(key: str) -> str:
     """Return a key bare where TOML allows it, quoted otherwise."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else format_toml_value(key)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from fledgling.config import (
     Recipe,
-    RunTable,
-    StageTable,
+    RunConfig,
+    StageConfig,
     UserError,
     load_recipe,
     recipe_names,
@@ -40,7 +40,7 @@ def test_every_shipped_recipe_loads_and_survives_writing(name, write):
 def test_the_published_run():
     recipe = load_recipe("d20-8xh100")
     assert recipe.pretrain.steps * recipe.pretrain.batch_tokens == 11_219_763_200
-    assert (recipe.tokenizer.vocab_size, recipe.model.context, recipe.pretrain.micro_batch) == (
+    assert (recipe.tokenizer.vocab_size, recipe.model.context, recipe.pretrain.micro_batch_size) == (
         65_536,
         2_048,
         32,
@@ -50,11 +50,11 @@ def test_the_published_run():
 def test_an_empty_file_is_all_defaults(write):
     recipe = load_recipe(write(""))
     assert recipe == Recipe(name="own")
-    assert recipe.sft.target == "assistant" and recipe.pretrain.target == "all"
+    assert recipe.sft.train_on == "assistant" and recipe.pretrain.train_on == "all"
 
 
 def test_a_partial_sft_table_keeps_its_own_default(write):
-    assert load_recipe(write("[sft]\nsteps = 3")).sft == StageTable(steps=3, target="assistant")
+    assert load_recipe(write("[sft]\nsteps = 3")).sft == StageConfig(steps=3, train_on="assistant")
 
 
 def test_recipes_are_frozen():
@@ -100,17 +100,17 @@ def test_a_run_directory_is_a_recipe(tmp_path):
         ("model.depth", ["table.key=value"]),
         ("=3", ["table.key=value"]),
         ("seed.x=3", ["seed is a value"]),
-        ("pretrain.decay=1.5", ["pretrain.decay", "at most 1"]),
-        ("pretrain.rate=0", ["pretrain.rate", "above 0"]),
-        ("pretrain.rate=nan", ["pretrain.rate", "finite"]),
-        ("sft.target=assistent", ["sft.target", 'did you mean "assistant"']),
+        ("pretrain.decay_fraction=1.5", ["pretrain.decay_fraction", "at most 1"]),
+        ("pretrain.learning_rate=0", ["pretrain.learning_rate", "above 0"]),
+        ("pretrain.learning_rate=nan", ["pretrain.learning_rate", "finite"]),
+        ("sft.train_on=assistent", ["sft.train_on", 'did you mean "assistant"']),
         ("sft.mixture.spelling=-1", ["sft.mixture.spelling", "at least 0"]),
         ("rl.tasks={arithmetic = 0}", ["rl.tasks", "every weight is 0"]),
-        ("rl.group=1", ["rl.group", "at least 2"]),
+        ("rl.group_size=1", ["rl.group_size", "at least 2"]),
         ("optimizer.adam_betas=[0.9]", ["optimizer.adam_betas", "a list of 2"]),
         ("optimizer.adam_betas=[0.9, 1.0]", ["optimizer.adam_betas[1]"]),
         ("tokenizer.sources=text", ["tokenizer.sources", "a list"]),
-        ("tokenizer.letters=1", ["tokenizer.letters", "true or false"]),
+        ("tokenizer.letter_tokens=1", ["tokenizer.letter_tokens", "true or false"]),
         ('stages=["sft", "pretrain"]', ["stages", "in this order"]),
         ('stages=["sff"]', ['"sff"', 'did you mean "sft"']),
         ("stages=[]", ["stages"]),
@@ -150,6 +150,6 @@ def test_broken_toml_names_the_file(write):
     names=st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), st.floats(0.01, 1e300), max_size=3),
 )
 def test_any_text_survives_writing(out, names):
-    recipe = replace(Recipe(), run=RunTable(out=out), pretrain=StageTable(mixture=names))
+    recipe = replace(Recipe(), run=RunConfig(out=out), pretrain=StageConfig(mixture=names))
     read = tomllib.loads(dump_toml(recipe))
     assert read["run"]["out"] == out and read["pretrain"]["mixture"] == names

@@ -24,24 +24,24 @@ from typing import Any
 
 import torch
 
-from fledgling.bench.speakers import LLAMA_CPP, LlamaCpp, Ours, Speaker, Theirs
+from fledgling.bench.backends import LLAMA_CPP_FORMATS, Backend, EngineBackend, LlamaCppBackend, TransformersBackend
 from fledgling.config import Recipe, UserError
 from fledgling.infer.engine import Engine
-from fledgling.kernels.format import GROUPS
-from fledgling.kernels.model import pack_state, unpack_model
-from fledgling.model.cache import Row
-from fledgling.model.config import ModelConfig, from_table
+from fledgling.kernels.format import DEFAULT_GROUP_SIZES
+from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
+from fledgling.model.cache import CacheRow
+from fledgling.model.config import ModelConfig, config_from_table
 from fledgling.model.transformer import Transformer
 from fledgling.plan import inference
-from fledgling.plan.flops import per_token_forward
+from fledgling.plan.flops import forward_flops_per_token
+from fledgling.runtime.device import measure_peak_flops, set_up_device
 from fledgling.runtime.world import World
-from fledgling.train.setup import measure_peak, set_up
 
-STREAM = 1 << 28  # bytes of the streaming read: far more than any processor's cache
+STREAM_BYTES = 1 << 28  # bytes of the streaming read: far more than any processor's cache
 
 
 @dataclass(frozen=True)
-class Case:
+class InferenceCase:
     """So many different prompts at once, of so many tokens each."""
 
     batch: int
@@ -49,14 +49,14 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Silent:
+class NoSpecialTokens:
     """In the tokenizer's place: no special tokens, so that no answer ends early."""
 
-    special: dict[str, int]
-    start: int | None = None
+    special_tokens: dict[str, int]
+    bos_or_none: int | None = None
 
 
-def measure(
+def measure_inference(
     recipe: Recipe,
     batches: Sequence[int] = (1, 8, 32),
     contexts: Sequence[int] = (256, 1024),
@@ -71,45 +71,45 @@ def measure(
     bits: 16 stands for the dtype of the run; 8 and 4 are quantized. Raises UserError for numbers below 1, for contexts
     that leave no room for an answer, and for other bits.
     """
-    cases = _cases(batches, contexts, tokens, repeats, recipe.model.context)
+    cases = _make_cases(batches, contexts, tokens, repeats, recipe.model.context)
     if not bits or set(bits) - {16, 8, 4}:
         raise UserError(f"bits: got {' '.join(map(str, bits)) or 'nothing'}, expected some of 16, 8 and 4")
     world = World.start(recipe.run.device)
-    device, setup = world.device, set_up(recipe.run, world)
-    config = from_table(recipe.model, recipe.tokenizer.vocab_size)
-    model = random_model(config, setup.dtype, device)
+    device, setup = world.device, set_up_device(recipe.run, world)
+    config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
+    model = make_random_model(config, setup.dtype, device)
     room = max(contexts) + tokens + 1
     with TemporaryDirectory() as folder:
-        speakers = _speakers(model, setup.dtype, device, bits, peers, Path(folder), room)
-    prompts = _prompts(config, max(case.batch for case in cases), max(case.context for case in cases))
-    bandwidth = stream_bandwidth(device)
-    pairs = [(case, name) for case in cases for name in speakers if case.batch <= speakers[name].rows]
-    times: dict[tuple[Case, str], list[list[float]]] = {pair: [] for pair in pairs}
+        speakers = _make_backends(model, setup.dtype, device, bits, peers, Path(folder), room)
+    prompts = _random_prompts(config, max(case.batch for case in cases), max(case.context for case in cases))
+    bandwidth = measure_stream_bandwidth(device)
+    pairs = [(case, name) for case in cases for name in speakers if case.batch <= speakers[name].max_batch_size]
+    times: dict[tuple[InferenceCase, str], list[list[float]]] = {pair: [] for pair in pairs}
     for repeat in range(repeats):
         for case, name in times:
             doing = f"{name}, batch {case.batch}, context {case.context}"
             print(f"\r{repeat + 1}/{repeats} {doing:<50}", end="", file=sys.stderr, flush=True)
             asked = [prompt[: case.context] for prompt in prompts[: case.batch]]
-            times[case, name].append(speakers[name].answer(asked, tokens))
-        bandwidth = max(bandwidth, stream_bandwidth(device))
+            times[case, name].append(speakers[name].generate(asked, tokens))
+        bandwidth = max(bandwidth, measure_stream_bandwidth(device))
     print(file=sys.stderr)
-    peak = max(setup.peak_flops, measure_peak(device, setup.dtype))
+    peak = max(setup.peak_flops, measure_peak_flops(device, setup.dtype))
     dtype = str(setup.dtype).removeprefix("torch.")
     return {
-        "parameters": model.parameter_count(),
+        "parameters": model.count_parameters(),
         "dtype": dtype,
         "device": device.type,
         "threads": torch.get_num_threads(),
         "limits": {"bytes_per_second": bandwidth, "flops": peak},
         "rows": [
-            {"engine": name, **asdict(case), **_row(config, case, dtype, speakers[name], kept, bandwidth, peak)}
+            {"engine": name, **asdict(case), **_result_row(config, case, dtype, speakers[name], kept, bandwidth, peak)}
             for (case, name), kept in times.items()
         ],
-        "logits_differ": _difference(speakers, prompts[0][: contexts[0]]),
+        "logits_differ": _logits_difference(speakers, prompts[0][: contexts[0]]),
     }
 
 
-def _speakers(
+def _make_backends(
     model: Transformer,
     dtype: torch.dtype,
     device: torch.device,
@@ -117,24 +117,28 @@ def _speakers(
     peers: bool,
     folder: Path,
     room: int,
-) -> dict[str, Speaker]:
+) -> dict[str, Backend]:
     """Everyone who can answer here, by name."""
     config, found = model.config, {}
     for width in bits:
         if width == 16:
-            found["fledgling"] = Ours(Engine(model, Silent({})))  # type: ignore[arg-type]
+            found["fledgling"] = EngineBackend(Engine(model, NoSpecialTokens({})))  # type: ignore[arg-type]
             continue
-        packed = pack_state(config, model.state_dict(), width, GROUPS[width])
-        quantized = unpack_model(config, packed, {"bits": width}, device, dtype)
-        found[f"fledgling int{width}"] = Ours(Engine(quantized, Silent({})))  # type: ignore[arg-type]
+        packed = quantize_state_dict(config, model.state_dict(), width, DEFAULT_GROUP_SIZES[width])
+        quantized = load_quantized_model(config, packed, {"bits": width}, device, dtype)
+        found[f"fledgling int{width}"] = EngineBackend(Engine(quantized, NoSpecialTokens({})))  # type: ignore[arg-type]
     if peers and find_spec("transformers"):
-        found["transformers"] = Theirs(model, dtype, device)
+        found["transformers"] = TransformersBackend(model, dtype, device)
     if peers and find_spec("llama_cpp") and find_spec("gguf") and device.type == "cpu" and config.family == "llama":
-        found |= {f"llama.cpp {LLAMA_CPP[width]}": LlamaCpp(model, width, folder, room) for width in bits}
+        found |= {
+            f"llama.cpp {LLAMA_CPP_FORMATS[width]}": LlamaCppBackend(model, width, folder, room) for width in bits
+        }
     return found
 
 
-def _cases(batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int, room: int) -> list[Case]:
+def _make_cases(
+    batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int, room: int
+) -> list[InferenceCase]:
     for name, given in (("batch", batches), ("context", contexts), ("tokens", [tokens]), ("repeats", [repeats])):
         if not given or min(given) < 1:
             raise UserError(f"{name}: got {' '.join(map(str, given)) or 'nothing'}, expected at least 1")
@@ -142,14 +146,17 @@ def _cases(batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats
         raise UserError(f"tokens: got {tokens}, expected at least 2: the first comes with the prompt")
     if max(contexts) + tokens + 1 > room:
         raise UserError(f"context: got {max(contexts)} and {tokens} tokens, but the model's context is {room}")
-    return [*(Case(batch, contexts[0]) for batch in batches), *(Case(1, context) for context in contexts[1:])]
+    return [
+        *(InferenceCase(batch, contexts[0]) for batch in batches),
+        *(InferenceCase(1, context) for context in contexts[1:]),
+    ]
 
 
-def _row(
+def _result_row(
     config: ModelConfig,
-    case: Case,
+    case: InferenceCase,
     dtype: str,
-    speaker: Speaker,
+    speaker: Backend,
     kept: list[list[float]],
     bandwidth: float,
     peak: float,
@@ -158,9 +165,9 @@ def _row(
     first = statistics.median(times[0] for times in kept)
     steps = [second for times in kept for second in times[1:]]
     step, length = statistics.median(steps), case.context + len(kept[0]) / 2  # tokens that a row attends to, on average
-    costs = inference.decode(config, round(length), dtype, case.batch)
-    read = speaker.weights_read + inference.cache(config, case.batch, round(length), dtype)
-    prompt = case.batch * case.context * per_token_forward(config, case.context)
+    costs = inference.decode_cost(config, round(length), dtype, case.batch)
+    read = speaker.weight_bytes_read + inference.kv_cache_bytes(config, case.batch, round(length), dtype)
+    prompt = case.batch * case.context * forward_flops_per_token(config, case.context)
     return {
         "time_to_first_token": first,
         "prefill_tokens_per_second": case.batch * case.context / first,
@@ -174,19 +181,19 @@ def _row(
     }
 
 
-def _difference(speakers: dict[str, Speaker], prompt: list[int]) -> float | None:
+def _logits_difference(speakers: dict[str, Backend], prompt: list[int]) -> float | None:
     """Largest difference of our logits and transformers' after a prompt, in standard deviations of the logits."""
     ours, theirs = speakers.get("fledgling"), speakers.get("transformers")
-    if not isinstance(ours, Ours) or not isinstance(theirs, Theirs):
+    if not isinstance(ours, EngineBackend) or not isinstance(theirs, TransformersBackend):
         return None
     with torch.inference_mode():
         engine = ours.engine
-        hidden = engine.extend(engine.new_cache(), [Row()], [prompt])
-        found, other = engine.logits(hidden[0, -1]).float(), theirs.logits(prompt)
+        hidden = engine.extend_cache(engine.new_cache(), [CacheRow()], [prompt])
+        found, other = engine.compute_logits(hidden[0, -1]).float(), theirs.logits(prompt)
     return float((found - other).abs().max() / other.std())
 
 
-def table(result: dict[str, Any]) -> str:
+def inference_table(result: dict[str, Any]) -> str:
     """The result of `measure` as lines for people: medians, the best in brackets."""
     limits = result["limits"]
     lines = [
@@ -208,7 +215,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
+def make_random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
     """A model all of whose weights are random: a fresh one's zeros would multiply quicker and answer one token."""
     model = Transformer(config, dtype).to(device)
     model.initialize(0)
@@ -220,14 +227,14 @@ def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) 
     return model
 
 
-def _prompts(config: ModelConfig, count: int, length: int) -> list[list[int]]:
+def _random_prompts(config: ModelConfig, count: int, length: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(2)
     return torch.randint(config.vocab_size, (count, length), generator=generator).tolist()
 
 
-def stream_bandwidth(device: torch.device, seconds: float = 0.3) -> float:
+def measure_stream_bandwidth(device: torch.device, seconds: float = 0.3) -> float:
     """Bytes per second of the best of several sums over a vector that no cache holds."""
-    size = STREAM if device.type == "cpu" else 1 << 32
+    size = STREAM_BYTES if device.type == "cpu" else 1 << 32
     vector = torch.ones(size // 4, device=device)
     best, began = float("inf"), time.perf_counter()
     while best == float("inf") or time.perf_counter() - began < seconds:

@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from fledgling.bench.infer import Silent
-from fledgling.bench.speakers import Ours
+from fledgling.bench.backends import EngineBackend
+from fledgling.bench.infer import NoSpecialTokens
 from fledgling.config import Recipe, UserError
 from fledgling.infer.engine import Engine
-from fledgling.infer.load import load_model
+from fledgling.infer.weights import load_model
+from fledgling.runtime.device import set_up_device
 from fledgling.runtime.world import World
-from fledgling.tasks import get
-from fledgling.train.rl.build import check
-from fledgling.train.rl.rounds import Rounds
-from fledgling.train.setup import set_up
+from fledgling.tasks import load_task
+from fledgling.train.rl.build import require_valid_rl_config
+from fledgling.train.rl.rollout_stream import RolloutStream
 
 
 def measure(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict[str, Any]:
@@ -37,30 +37,30 @@ def measure(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict[str, Any
     """
     if rounds < 1:
         raise UserError(f"--rounds {rounds}: expected at least 1")
-    table = replace(recipe.rl, algorithm="grpo", kl=0.0, epochs=1, minibatches=1)  # nothing is learned here
-    check(table)
+    table = replace(recipe.rl, algorithm="grpo", kl_weight=0.0, epochs=1, minibatches=1)  # nothing is learned here
+    require_valid_rl_config(table)
     world = World.start(recipe.run.device)
-    setup = set_up(recipe.run, world)
+    setup = set_up_device(recipe.run, world)
     model, tokenizer, _ = load_model(checkpoint, world.device)
     engine = Engine(model, tokenizer, world.device, setup.dtype)
-    plain = Ours(Engine(model, Silent({}), world.device, setup.dtype))  # type: ignore[arg-type]
-    tasks = {task: get(task, recipe.run.data_dir) for task, weight in table.tasks.items() if weight > 0}
-    micro = table.micro_batch or table.prompts * table.group
-    asking = Rounds(engine, table, tasks, recipe.seed, micro, world)
-    draw, batch = torch.Generator().manual_seed(2), table.prompts * table.group
+    plain = EngineBackend(Engine(model, NoSpecialTokens({}), world.device, setup.dtype))  # type: ignore[arg-type]
+    tasks = {task: load_task(task, recipe.run.data_dir) for task, weight in table.tasks.items() if weight > 0}
+    micro = table.micro_batch_size or table.prompts_per_round * table.group_size
+    asking = RolloutStream(engine, table, tasks, recipe.seed, micro, world)
+    draw, batch = torch.Generator().manual_seed(2), table.prompts_per_round * table.group_size
     found: dict[str, list[float]] = {name: [] for name in ("rollouts", "whole", "further", "prompt", "answer")}
     for number in range(rounds + 1):
         asking.next()
-        prompt, answer = _prompt(asking, number), max(2, round(asking.last["length"]))
+        prompt, answer = _prompt(asking, number), max(2, round(asking.round_metrics["length"]))
         prompts = torch.randint(model.config.vocab_size, (batch, prompt), generator=draw).tolist()
-        times = plain.answer(prompts, answer)
+        times = plain.generate(prompts, answer)
         if not number:  # the first round reads what the tasks need, and warms up
             continue
-        found["rollouts"].append(asking.speed)
+        found["rollouts"].append(asking.tokens_per_second)
         found["whole"].append(batch * answer / sum(times))
         found["further"].append(batch * (answer - 1) / sum(times[1:]))
         found["prompt"].append(prompt)
-        found["answer"].append(asking.last["length"])
+        found["answer"].append(asking.round_metrics["length"])
         print(f"\r{number}/{rounds} rounds", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     asking.close()
@@ -69,9 +69,12 @@ def measure(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict[str, Any
     return {"batch": batch, "dtype": str(setup.dtype).removeprefix("torch."), **middle, **shares}
 
 
-def _prompt(asking: Rounds, number: int) -> int:
+def _prompt(asking: RolloutStream, number: int) -> int:
     """Mean length of a round's prompts, in tokens."""
-    lengths = [len(asking.prompt(number * asking.table.prompts + i)) for i in range(asking.table.prompts)]
+    lengths = [
+        len(asking.prompt_tokens(number * asking.config.prompts_per_round + i))
+        for i in range(asking.config.prompts_per_round)
+    ]
     return max(1, round(sum(lengths) / len(lengths)))
 
 

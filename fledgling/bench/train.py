@@ -22,16 +22,17 @@ from torch import Tensor
 
 from fledgling.config import Recipe
 from fledgling.data.batch import Batch
-from fledgling.model.config import from_table
+from fledgling.model.build import build_model
+from fledgling.model.config import config_from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
-from fledgling.optim.schedule import trapezoid
-from fledgling.plan import measured
-from fledgling.plan.flops import per_token
-from fledgling.runtime.world import Pending, World
+from fledgling.optim.schedule import trapezoidal_schedule
+from fledgling.plan import measured_speed
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.runtime.device import DeviceSetup, measure_peak_flops, set_up_device
+from fledgling.runtime.world import PendingCollective, World
 from fledgling.train import loop
-from fledgling.train.loss import next_token
-from fledgling.train.setup import Setup, make_model, measure_peak, set_up
+from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
 
 
@@ -60,13 +61,20 @@ class Clock:
         return timed
 
 
-SPOKEN = ("sum", "gather", "exchange", "reduce_scatter", "all_gather", "collect")  # of World: what ranks say
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather_object",
+    "all_to_all",
+    "reduce_scatter",
+    "all_gather",
+    "gather_to_main",
+)  # of World: what ranks say
 
 
 @contextmanager
-def speaking(clock: Clock) -> Iterator[None]:
+def time_collectives(clock: Clock) -> Iterator[None]:
     """Within it `clock` adds up what starting and awaiting collectives takes."""
-    kept = [(owner, name, getattr(owner, name)) for owner, names in ((World, SPOKEN), (Pending, ("wait",)))
+    kept = [(owner, name, getattr(owner, name)) for owner, names in ((World, COLLECTIVES), (PendingCollective, ("wait",)))
             for name in names]  # fmt: skip
     for owner, name, function in kept:
         setattr(owner, name, clock.wrap(function))
@@ -77,12 +85,12 @@ def speaking(clock: Clock) -> Iterator[None]:
             setattr(owner, name, function)
 
 
-class RandomRows:
+class RandomBatches:
     """An endless stream of one random micro-batch: tokens (rows, T) uniform over the vocabulary."""
 
-    def __init__(self, vocabulary: int, rows: int, context: int, seed: int = 0) -> None:
+    def __init__(self, vocab_size: int, rows: int, context: int, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randint(vocabulary, (rows, context + 1), generator=generator)
+        tokens = torch.randint(vocab_size, (rows, context + 1), generator=generator)
         documents = (torch.arange(context) * 3 // context).int().expand(rows, -1)  # three documents a row
         self.batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), documents.contiguous())
 
@@ -91,16 +99,16 @@ class RandomRows:
         return [self.batch]
 
 
-def assemble(recipe: Recipe, rate: float = 1.0) -> tuple[World, Setup, Transformer, Optimizer]:
+def build_training(recipe: Recipe, learning_rate: float = 1.0) -> tuple[World, DeviceSetup, Transformer, Optimizer]:
     """What a training step needs besides data, as the recipe describes it and this machine runs it."""
     world = World.start(recipe.run.device)
-    setup = set_up(recipe.run, world)
-    model = make_model(from_table(recipe.model, recipe.tokenizer.vocab_size), setup, world.device)
+    setup = set_up_device(recipe.run, world)
+    model = build_model(config_from_table(recipe.model, recipe.tokenizer.vocab_size), setup, world.device)
     model.initialize(recipe.seed)
-    return world, setup, model, Optimizer(model, recipe.optimizer, world, rate, setup.compiled, setup.dtype)
+    return world, setup, model, Optimizer(model, recipe.optimizer, world, learning_rate, setup.compiled, setup.dtype)
 
 
-def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:
+def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict:
     """Time `steps` training steps of `rows` rows a rank after `warmup`: medians, and the best of two measured peaks.
 
     Every rank must call it. The share of the peak of a rank alone is kept where `fledgling plan` finds it. Returns
@@ -108,19 +116,19 @@ def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict
     communication} of this rank, gflops achieved and peak, share, and peak_memory in bytes (of the process on CPU, of
     the allocator on a GPU).
     """
-    world, setup, model, optimizer = assemble(recipe)
+    world, setup, model, optimizer = build_training(recipe)
     config = model.config
     forward, moving, whole, spoken = clocks = [Clock(world.device) for _ in range(4)]
     optimizer.step = moving.wrap(optimizer.step)  # type: ignore[method-assign]
-    loss: Callable[[Transformer, Batch], Tensor] = forward.wrap(next_token)
-    stream = RandomRows(config.vocab_size, rows, config.context, seed=world.rank)
-    stage = Stage("bench", steps, stream, loss, partial(trapezoid, steps=steps))  # type: ignore[arg-type]
+    loss: Callable[[Transformer, Batch], Tensor] = forward.wrap(next_token_loss)
+    stream = RandomBatches(config.vocab_size, rows, config.context, seed=world.rank)
+    stage = Stage("bench", steps, stream, loss, partial(trapezoidal_schedule, total_steps=steps))  # type: ignore[arg-type]
     samples: dict[str, list[float]] = {"forward": [], "optimizer": [], "step": [], "communication": []}
     for index in range(warmup + steps):
         for clock in clocks:
             clock.seconds = 0.0
-        with speaking(spoken):
-            whole.wrap(loop.update)(stage, model, optimizer, stream.next(), world)
+        with time_collectives(spoken):
+            whole.wrap(loop.train_step)(stage, model, optimizer, stream.next(), world)
         if world.is_main:
             print(f"\rstep {index + 1}/{warmup + steps}", end="", file=sys.stderr)
         if index >= warmup:
@@ -130,18 +138,20 @@ def measure(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3) -> dict
         print(file=sys.stderr)
     seconds = {name: statistics.median(values) for name, values in samples.items()}
     seconds["backward"] = seconds["step"] - seconds["forward"] - seconds["optimizer"]
-    peak = max(setup.peak_flops, measure_peak(world.device, setup.dtype))
+    peak = max(setup.peak_flops, measure_peak_flops(world.device, setup.dtype))
     tokens = rows * config.context  # of a rank
-    achieved = per_token(config) * tokens / seconds["step"]
+    achieved = training_flops_per_token(config) * tokens / seconds["step"]
     dtype = str(setup.dtype).removeprefix("torch.")
     card = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
-    name = measured.name_of(world.device.type, dtype, card)
+    name = measured_speed.device_name(world.device.type, dtype, card)
     what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens"
     if name and world.size == 1:
         day = time.strftime("%Y-%m-%d")
-        measured.keep(measured.Speed(name, achieved / peak, peak, tokens / seconds["step"], what, day))
+        measured_speed.save_speed(
+            measured_speed.MeasuredSpeed(name, achieved / peak, peak, tokens / seconds["step"], what, day)
+        )
     return {
-        "parameters": model.parameter_count(),
+        "parameters": model.count_parameters(),
         "dtype": dtype,
         "kept_for": name if world.size == 1 else "",
         "ranks": world.size,
@@ -163,7 +173,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor
 
 
-def shaped(recipe: Recipe, depth: int, vocab_size: int, context: int) -> Recipe:
+def with_model_size(recipe: Recipe, depth: int, vocab_size: int, context: int) -> Recipe:
     """The recipe with another model: what the benchmark's options ask for."""
     tokenizer = replace(recipe.tokenizer, vocab_size=vocab_size)
     return replace(

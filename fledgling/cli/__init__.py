@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fledgling.config import UserError, did_you_mean
-from fledgling.runtime.exit_codes import FAILED, INTERRUPTED, READER_GONE, USAGE
+from fledgling.runtime.exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE_ERROR
 
 if TYPE_CHECKING:
     from cyclopts import App
 
 # verb: (attribute of fledgling.cli.<verb>, one line for the overview). A group exports `app`, a single verb a
 # function of its own name; "module:attribute" where a verb's name cannot be a module's.
-VERBS = {
+COMMANDS = {
     "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to go on where it stopped."),
     "plan": ("app", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
     "data": ("app", "Look at, fetch and prepare training text: info, fetch, prepare."),
@@ -43,7 +43,7 @@ VERBS = {
 }
 
 
-def build(called: str | None = None) -> App:
+def build_app(called: str | None = None) -> App:
     """Return the command-line app. The verb `called` tells its own help, the others get their one line."""
     from cyclopts import App, Parameter
 
@@ -56,7 +56,7 @@ def build(called: str | None = None) -> App:
         help_epilogue=None if called else "Start with: fledgling speedrun quickstart",
         default_parameter=Parameter(negative_iterable=()),
     )
-    for place, (verb, (attribute, line)) in enumerate(VERBS.items()):
+    for place, (verb, (attribute, line)) in enumerate(COMMANDS.items()):
         help_line = None if verb == called else line
         there = attribute if ":" in attribute else f"{verb}:{attribute}"
         app.command(f"fledgling.cli.{there}", name=verb, help=help_line, sort_key=place)
@@ -69,24 +69,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     argv = list(sys.argv[1:] if argv is None else argv)
     called = argv[0] if argv and argv[0] not in ("--help", "-h", "--version") else None
-    if called and called not in VERBS:  # asked here, because cyclopts would import every verb to find out
-        hint = did_you_mean(called, VERBS) or f": there are {', '.join(VERBS)}"
-        return _complain(f'unknown command "{called}"{hint}', USAGE)
+    if called and called not in COMMANDS:  # asked here, because cyclopts would import every verb to find out
+        hint = did_you_mean(called, COMMANDS) or f": there are {', '.join(COMMANDS)}"
+        return _complain(f'unknown command "{called}"{hint}', USAGE_ERROR)
     try:
-        app = build(called)
+        app = build_app(called)
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return result if type(result) is int else 0
     except CycloptsError as error:
         message = " ".join(str(error).split())
-        return _complain(f"{message} (see fledgling {f'{called} ' if called else ''}--help)", USAGE)
+        return _complain(f"{message} (see fledgling {f'{called} ' if called else ''}--help)", USAGE_ERROR)
     except UserError as error:
         return _complain(str(error), FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:  # `fledgling plan | head -1`: nobody reads on, and that is no fault of anyone's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
+        return BROKEN_PIPE
 
 
 def _complain(message: str, code: int) -> int:

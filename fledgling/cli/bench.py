@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from fledgling.cli.bench_answers import core, guesses, infer, norms, sandbox, sparsity, tokenizer
-from fledgling.cli.options import Depth, Entries, Gpus, Json, Overrides
+from fledgling.cli.options import Depth, Gpus, Json, Overrides, VocabSize
 from fledgling.config import load_recipe
-from fledgling.runtime.launch import launch
-from fledgling.runtime.world import is_main_process, launched, leave
+from fledgling.runtime.launch import launch_ranks
+from fledgling.runtime.world import is_launched_rank, is_main_process, leave_process_group
 
 app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
 for verb in (infer, core, guesses, norms, sandbox, sparsity, tokenizer):
@@ -25,7 +25,7 @@ def _on_ranks(verb: str, gpus: int, overrides: tuple[str, ...], as_json: bool, *
     words = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     words += [*(["--json"] if as_json else []), *(part for one in overrides for part in ("--set", one))]
     recipe = load_recipe("quickstart", overrides)
-    return launch(gpus, recipe.run.device, ["-m", "fledgling", "bench", verb, *words])
+    return launch_ranks(gpus, recipe.run.device, ["-m", "fledgling", "bench", verb, *words])
 
 
 @app.command
@@ -33,7 +33,7 @@ def train(
     *,
     gpus: Gpus = None,
     depth: Depth = 4,
-    vocab_size: Entries = 32768,
+    vocab_size: VocabSize = 32768,
     context: int = 512,
     batch: int = 8,
     steps: int = 12,
@@ -51,13 +51,15 @@ def train(
     steps
         Steps timed, after three that are not.
     """
-    if gpus is not None and not launched():
+    if gpus is not None and not is_launched_rank():
         shape = {"depth": depth, "vocab_size": vocab_size, "context": context, "batch": batch, "steps": steps}
         return _on_ranks("train", gpus, overrides, as_json, **shape)
-    from fledgling.bench.train import measure, shaped
+    from fledgling.bench.train import measure_training, with_model_size
 
-    result = measure(shaped(load_recipe("quickstart", overrides), depth, vocab_size, context), batch, steps)
-    leave()
+    result = measure_training(
+        with_model_size(load_recipe("quickstart", overrides), depth, vocab_size, context), batch, steps
+    )
+    leave_process_group()
     if not is_main_process():
         return 0
     if as_json:
@@ -85,7 +87,7 @@ def scaling(
     *,
     ranks: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 2),
     depth: Depth = 4,
-    vocab_size: Entries = 4096,
+    vocab_size: VocabSize = 4096,
     context: int = 512,
     batch: int = 8,
     threads: int | None = None,
@@ -153,17 +155,17 @@ def comm(
 
 @app.command
 def optim(
-    *, gpus: Gpus = 2, depth: Depth = 6, vocab_size: Entries = 8192, overrides: Overrides = (), as_json: Json = False
+    *, gpus: Gpus = 2, depth: Depth = 6, vocab_size: VocabSize = 8192, overrides: Overrides = (), as_json: Json = False
 ) -> int:
     """Memory of a rank in a training step under ZeRO 0 to 3: measured, beside what is expected."""
     recipe = load_recipe("quickstart", overrides)
-    if gpus is not None and not launched():
+    if gpus is not None and not is_launched_rank():
         return _on_ranks("optim", gpus, overrides, as_json, depth=depth, vocab_size=vocab_size)
     from benchmarks.optim import measure, table
-    from fledgling.bench.train import shaped
+    from fledgling.bench.train import with_model_size
 
-    found = measure(shaped(recipe, depth, vocab_size, context=16))
-    leave()
+    found = measure(with_model_size(recipe, depth, vocab_size, context=16))
+    leave_process_group()
     if is_main_process():
         print(json.dumps(found, indent=2) if as_json else table(found))
     return 0

@@ -8,14 +8,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Checkpoint, Depth, Device, Entries, Json, Overrides, Products
+from fledgling.cli.options import Checkpoint, ComputeDtype, Depth, Device, Json, Overrides, VocabSize
 from fledgling.config import load_recipe
 
 
 def infer(
     *,
     depth: Depth = 12,
-    vocab_size: Entries = 32768,
+    vocab_size: VocabSize = 32768,
     batch: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 8, 32),
     context: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (256, 1024),
     tokens: int = 32,
@@ -43,12 +43,12 @@ def infer(
         Whether transformers answers beside it, and llama.cpp models of the llama family, where they are installed.
     """
     from fledgling.bench import infer as bench
-    from fledgling.bench.train import shaped
+    from fledgling.bench.train import with_model_size
 
     room = max(context, default=0) + tokens + 1
-    recipe = shaped(load_recipe("quickstart", overrides), depth, vocab_size, room)
-    result = bench.measure(recipe, batch, context, tokens, repeats, peers, bits)
-    print(json.dumps(result, indent=2) if as_json else bench.table(result))
+    recipe = with_model_size(load_recipe("quickstart", overrides), depth, vocab_size, room)
+    result = bench.measure_inference(recipe, batch, context, tokens, repeats, peers, bits)
+    print(json.dumps(result, indent=2) if as_json else bench.inference_table(result))
 
 
 def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768, as_json: Json = False) -> None:
@@ -63,8 +63,8 @@ def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768, as_json: 
     """
     from benchmarks import tokenizer as bench
 
-    result = bench.measure(data_dir=data_dir, vocab_size=vocab_size)
-    print(json.dumps(result, indent=2) if as_json else bench.table(result))
+    result = bench.measure_tokenizers(data_dir=data_dir, vocab_size=vocab_size)
+    print(json.dumps(result, indent=2) if as_json else bench.format_tokenizer_table(result))
 
 
 def sandbox(*, data_dir: str | None = None, calls: int = 200, as_json: Json = False) -> None:
@@ -92,7 +92,7 @@ def core(
     context: int | None = None,
     data_dir: Path | None = None,
     device: Device = "auto",
-    dtype: Products = "auto",
+    dtype: ComputeDtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Time CORE as it is scored, each choice from its beginning, the published way, and a bare forward.
@@ -110,20 +110,20 @@ def core(
     data_dir
         Where the CORE bundle lies; else FLEDGLING_DATA.
     """
-    from benchmarks.core import measure, widened
-    from fledgling.cli.eval_core import opened
-    from fledgling.files import data_root
+    from benchmarks.core import extend_context, measure_core_speed
+    from fledgling.cli.eval_core import load_any_model
+    from fledgling.files import resolve_data_root
     from fledgling.infer.engine import Engine
+    from fledgling.runtime.device import DTYPES, choose_dtype, keep_freed_memory
     from fledgling.runtime.world import World
-    from fledgling.tasks.core import read_tasks
-    from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
+    from fledgling.tasks.core import read_core_tasks
 
-    chosen = read_tasks(data_root(data_dir), tasks)
+    chosen = read_core_tasks(resolve_data_root(data_dir), tasks)
     place = World.start(device).device
     keep_freed_memory()
-    _, model, tokenizer, _ = opened(checkpoint, place)
-    kind = fastest_dtype(place) if dtype == "auto" else DTYPES[dtype]
-    result = measure(Engine(widened(model, context), tokenizer, dtype=kind), chosen, items)
+    _, model, tokenizer, _ = load_any_model(checkpoint, place)
+    kind = choose_dtype(place) if dtype == "auto" else DTYPES[dtype]
+    result = measure_core_speed(Engine(extend_context(model, context), tokenizer, dtype=kind), chosen, items)
     if as_json:
         print(json.dumps(result, indent=2))
         return
@@ -202,9 +202,9 @@ def guesses(
         Of everything, in turn; the least counts.
     """
     from benchmarks.guesses import measure, table
-    from fledgling.cli.eval_core import opened
+    from fledgling.cli.eval_core import load_any_model
     from fledgling.runtime.world import World
 
-    _, model, tokenizer, _ = opened(checkpoint, World.start("auto").device)
+    _, model, tokenizer, _ = load_any_model(checkpoint, World.start("auto").device)
     found = measure(model, tokenizer, ahead, tokens=tokens, repeats=repeats)
     print(json.dumps(found, indent=2) if as_json else table(found))

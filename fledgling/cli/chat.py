@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 from cyclopts import Parameter
 
 from fledgling.cli.options import Device
-from fledgling.cli.typed import read_text, remembered
+from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
-    from fledgling.infer.sample import Sampling
+    from fledgling.infer.sampling import SamplingParams
     from fledgling.infer.session import ChatSession
 
 HELP = """/help            this
@@ -33,8 +33,8 @@ HELP = """/help            this
 /exit            leave (so does Ctrl-D)
 \\ at its end     the line goes on; \"\"\" begins a text of several lines, \"\"\" ends it
 Ctrl-C           stop the answer"""
-SETTABLE = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "max_tokens": int, "seed": int}
-DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+SETTABLE = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "max_new_tokens": int, "seed": int}
+DIM, RESET = "\x1b[2m", "\x1b[0m"
 
 
 def chat(
@@ -48,7 +48,7 @@ def chat(
     top_p: float = 1.0,
     min_p: float = 0.0,
     seed: int = 0,
-    max_tokens: int = 256,
+    max_new_tokens: int = 256,
     device: Device = "auto",
     python: bool = False,
 ) -> int:
@@ -72,14 +72,14 @@ def chat(
         Draw from tokens at least this share as likely as the likeliest.
     seed
         The same seed and the same words give the same answers.
-    max_tokens
+    max_new_tokens
         Longest answer.
     python
         Run what the calculator refuses as Python, in the sandbox's interpreter.
     """
-    from fledgling.infer.sample import Sampling
+    from fledgling.infer.sampling import SamplingParams
 
-    sampling = Sampling(temperature, top_k, top_p, min_p, max_tokens, seed)  # complains before anything loads
+    sampling = SamplingParams(temperature, top_k, top_p, min_p, max_new_tokens, seed)  # complains before anything loads
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -89,42 +89,42 @@ def chat(
             raise UserError("standard input is empty; expected the text to answer (or give it with -p)")
     session = _session(checkpoint, system, device, python)
     if prompt is not None:
-        reason = say(session, prompt, sampling, sys.stdout, sys.stderr)
+        reason = print_reply(session, prompt, sampling, sys.stdout, sys.stderr)
         return 130 if reason == "interrupted" else 0 if session.turns else 1
-    return converse(session, sampling, sys.stdout)
+    return run_conversation(session, sampling, sys.stdout)
 
 
 def _session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSession:
     import torch
 
     from fledgling.infer.engine import Engine
-    from fledgling.infer.load import load_model
     from fledgling.infer.session import ChatSession
     from fledgling.infer.tools import CALCULATOR, PYTHON
+    from fledgling.infer.weights import load_model
+    from fledgling.runtime.device import choose_dtype
     from fledgling.runtime.world import choose_device
-    from fledgling.train.setup import fastest_dtype
 
     if python:
-        from fledgling.sandbox.interpreter import available
+        from fledgling.sandbox.interpreter import import_monty
 
-        available()  # complains before anything loads
+        import_monty()  # complains before anything loads
     place = torch.device(choose_device(device))
     model, tokenizer, _ = load_model(checkpoint, place)
-    missing = [name for name in ("<|user_start|>", "<|assistant_end|>") if name not in tokenizer.special]
+    missing = [name for name in ("<|user_start|>", "<|assistant_end|>") if name not in tokenizer.special_tokens]
     if missing:
         raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
     return ChatSession(
-        Engine(model, tokenizer, dtype=fastest_dtype(place), tool=PYTHON if python else CALCULATOR), system=system
+        Engine(model, tokenizer, dtype=choose_dtype(place), tool=PYTHON if python else CALCULATOR), system=system
     )
 
 
-def converse(session: ChatSession, sampling: Sampling, out: TextIO) -> int:
+def run_conversation(session: ChatSession, sampling: SamplingParams, out: TextIO) -> int:
     """Read turns from the terminal until the person leaves; return the exit code."""
-    with remembered():
+    with input_history():
         print("Say something, or /help.", file=sys.stderr)
         while True:
             try:
-                text = read_text()
+                text = read_message()
             except (EOFError, KeyboardInterrupt):
                 print(file=out)
                 return 0
@@ -137,22 +137,22 @@ def converse(session: ChatSession, sampling: Sampling, out: TextIO) -> int:
                 session.clear()
                 print("A new conversation.", file=out)
             elif text == "/history":
-                print(told(session), end="", file=out)
+                print(format_history(session), end="", file=out)
             elif command == "/set":
                 sampling = _set(sampling, rest.split(), out)
             elif text == "/again":
                 sampling = replace(sampling, seed=sampling.seed + 1)
-                if (last := session.take_back()) is None:
+                if (last := session.pop_turn()) is None:
                     print("nothing was said yet", file=out)
                 else:
-                    say(session, last, sampling, out, out)
+                    print_reply(session, last, sampling, out, out)
             elif text.startswith("/"):
                 print(f"no such command: {printable(command)} (/help lists them)", file=out)
             elif text:
-                say(session, text, sampling, out, out)
+                print_reply(session, text, sampling, out, out)
 
 
-def _set(sampling: Sampling, words: list[str], out: TextIO) -> Sampling:
+def _set(sampling: SamplingParams, words: list[str], out: TextIO) -> SamplingParams:
     """The sampling with one value changed, or as it was where that cannot be; says how it is now."""
     if len(words) == 2 and words[0] in SETTABLE:
         try:
@@ -167,54 +167,54 @@ def _set(sampling: Sampling, words: list[str], out: TextIO) -> Sampling:
     return sampling
 
 
-def told(session: ChatSession) -> str:
+def format_history(session: ChatSession) -> str:
     """The conversation as text, a paragraph a turn."""
     lines = []
     for message in session.messages:
         parts = message["content"]
         shown, kind = "", "text"
         for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
-            shown += _turn_to(kind, part["type"], False) + printable(part["text"])
+            shown += _separator(kind, part["type"], False) + printable(part["text"])
             kind = part["type"]
-        lines.append(f"{message['role']}: {shown}{_turn_to(kind, 'text', False)}\n")
+        lines.append(f"{message['role']}: {shown}{_separator(kind, 'text', False)}\n")
     return "".join(lines)
 
 
-def say(session: ChatSession, text: str, sampling: Sampling, out: TextIO, notices: TextIO) -> str:
+def print_reply(session: ChatSession, text: str, sampling: SamplingParams, out: TextIO, notices: TextIO) -> str:
     """Print the answer to one text as it is drawn; return why it ended. Ctrl-C ends the answer alone."""
-    from fledgling.infer.engine import Finish
-    from fledgling.infer.session import Notice
+    from fledgling.infer.engine import FinishEvent
+    from fledgling.infer.session import SessionNotice
 
     styled = out.isatty()
     kind, reason = "text", "stop"
     reply = session.reply(text, sampling)
     try:
         for event in reply:
-            if isinstance(event, Notice):
+            if isinstance(event, SessionNotice):
                 print(f"({event.text})", file=notices)
-            elif isinstance(event, Finish):
-                reason = event.reason
+            elif isinstance(event, FinishEvent):
+                reason = event.finish_reason
             else:
-                shown = _turn_to(kind, event.kind, styled) + printable(event.text)
+                shown = _separator(kind, event.kind, styled) + printable(event.text)
                 kind = event.kind
                 print(shown, end="", file=out, flush=True)
     except KeyboardInterrupt:
         reason = "interrupted"
     finally:
         reply.close()
-    print(_turn_to(kind, "text", styled), file=out, flush=True)
+    print(_separator(kind, "text", styled), file=out, flush=True)
     if reason in ("length", "context") and session.turns:
-        print(f"(cut short: {'--max-tokens' if reason == 'length' else 'the context is full'})", file=notices)
+        print(f"(cut short: {'--max-new-tokens' if reason == 'length' else 'the context is full'})", file=notices)
     return reason
 
 
-def _turn_to(before: str, after: str, styled: bool) -> str:
+def _separator(before: str, after: str, styled: bool) -> str:
     """What to print between two kinds of pieces, so that a tool's call reads [2+3 = 5]."""
     if before == after:
         return ""
     if (before, after) == ("python", "output"):
         return " = "
-    closing = "" if before == "text" else f"]{PLAIN if styled else ''}"
+    closing = "" if before == "text" else f"]{RESET if styled else ''}"
     opening = "" if after == "text" else f"{DIM if styled else ''}["
     return closing + opening
 

@@ -23,19 +23,19 @@ def verify(path: str, /, *, as_json: Json = False) -> int:
     path
         A checkpoint, a stage or a run directory.
     """
-    from fledgling.record.checkpoint import every, examine
-    from fledgling.record.lines import size
+    from fledgling.record.checkpoint import inspect_checkpoint, list_checkpoints
+    from fledgling.record.jsonl import format_bytes
 
     found = []
-    for one in every(path):
+    for one in list_checkpoints(path):
         if sys.stderr.isatty():
             print(f"checking {one}", file=sys.stderr)
-        told = examine(one)
+        told = inspect_checkpoint(one)
         found.append(told)
         if as_json:
             continue
         state = "whole" if told["whole"] else "DAMAGED"
-        print(f"{told['path']}  {state}, {len(told['files'])} files, {size(told['bytes'])}")
+        print(f"{told['path']}  {state}, {len(told['files'])} files, {format_bytes(told['bytes'])}")
         for name, problem in told["files"].items():
             if problem:
                 print(f"  {name}: {problem}")

@@ -42,18 +42,18 @@ def info(
     compress
         Also measure what xz and zstd make of the held-out text once they have seen the rest (slow).
     """
-    found = _sets(data_dir) if source is None else _source(source, column, compress, data_dir)
+    found = _describe_sets(data_dir) if source is None else _describe_source(source, column, compress, data_dir)
     if as_json:
         print(json.dumps(found, indent=2))
     elif source is None:
         print(f"data root  {found['root']}\n")
         for entry in found["sets"]:
             here = f"{entry['files']} files, {entry['bytes'] / 1e9:.2f} GB here" if entry["files"] else "not fetched"
-            print(f"{entry['name']:<17} {here}\n  {entry['about']}\n  {entry['size']}; {entry['licence']}")
+            print(f"{entry['name']:<17} {here}\n  {entry['description']}\n  {entry['size']}; {entry['license']}")
             print(f"  {entry['repository']} at {entry['revision'][:12]}")
     else:
         for key, value in found.items():
-            print(f"{key.replace('_', ' '):<22} {_shown(value)}")
+            print(f"{key.replace('_', ' '):<22} {_format_value(value)}")
 
 
 @app.command
@@ -77,11 +77,11 @@ def fetch(
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from fledgling.corpora import bundle
-    from fledgling.corpora.public import fetch as fetch_set
-    from fledgling.corpora.public import find
+    from fledgling.corpora import core_bundle
+    from fledgling.corpora.public_sets import fetch_public_set as fetch_set
+    from fledgling.corpora.public_sets import get_public_set
 
-    if shards is None and name != bundle.CORE.name and not find(name).is_task:
+    if shards is None and name != core_bundle.CORE_BUNDLE.name and not get_public_set(name).is_task:
         shards = 1
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
@@ -94,8 +94,8 @@ def fetch(
         bar.update(tasks[file], completed=there)
 
     try:
-        if name == bundle.CORE.name:
-            folder, different = bundle.fetch(data_dir, endpoint, told)
+        if name == core_bundle.CORE_BUNDLE.name:
+            folder, different = core_bundle.fetch_core_bundle(data_dir, endpoint, told)
             paths = [folder]
         else:
             paths, different = fetch_set(name, data_dir, shards, endpoint, told), []
@@ -108,60 +108,60 @@ def fetch(
         print(path)
 
 
-def _sets(data_dir: Path | None) -> dict[str, Any]:
+def _describe_sets(data_dir: Path | None) -> dict[str, Any]:
     """Return the table of public sets with what lies in the data root."""
     from dataclasses import asdict
 
-    from fledgling.corpora.bundle import CORE
-    from fledgling.corpora.public import SETS, present, read_lock
-    from fledgling.files import data_root
+    from fledgling.corpora.core_bundle import CORE_BUNDLE
+    from fledgling.corpora.public_sets import PUBLIC_SETS, count_downloaded, read_lock_file
+    from fledgling.files import resolve_data_root
 
-    root = data_root(data_dir)
-    lock = read_lock(root)
+    root = resolve_data_root(data_dir)
+    lock = read_lock_file(root)
     sets = []
-    for name, entry in {**SETS, CORE.name: CORE}.items():
-        files, size = present(name, data_dir)
+    for name, entry in {**PUBLIC_SETS, CORE_BUNDLE.name: CORE_BUNDLE}.items():
+        files, size = count_downloaded(name, data_dir)
         revision = lock.get(name, {}).get("revision", entry.revision)
         sets.append({**asdict(entry), "revision": revision, "files": files, "bytes": size})
     return {"root": str(root), "sets": sets}
 
 
-def _source(source: str, column: str | None, compress: bool, data_dir: Path | None) -> dict[str, Any]:
+def _describe_source(source: str, column: str | None, compress: bool, data_dir: Path | None) -> dict[str, Any]:
     """Return the documents and bytes of one source, by kind and by split."""
-    from fledgling.corpora.corpus import harvest, sizes
-    from fledgling.corpora.sources import Skipped, documents
-    from fledgling.corpora.split import compressed_bits_per_byte, line_overlap, split
-    from fledgling.files import data_root
+    from fledgling.corpora.embedded import count_bytes_by_kind, harvest_embedded
+    from fledgling.corpora.readers import SkippedDocuments, read_documents
+    from fledgling.corpora.split import measure_compressed_bpb, measure_line_overlap, split_held_out
+    from fledgling.files import resolve_data_root
 
-    skipped = Skipped()
+    skipped = SkippedDocuments()
     if source == "embedded":
-        found = harvest()
+        found = harvest_embedded()
     else:
-        fetched = data_root(data_dir) / source
+        fetched = resolve_data_root(data_dir) / source
         path = fetched if fetched.exists() and not Path(source).exists() else Path(source)
-        found = list(documents(path, column, skipped=skipped))
+        found = list(read_documents(path, column, skipped=skipped))
     if skipped.total:
         print(skipped, file=sys.stderr)
-    training, validation = split(found)
+    training, validation = split_held_out(found)
     result = {
         "documents": len(found),
-        "bytes": sizes(found),
-        "training_bytes": sum(sizes(training).values()),
-        "validation_bytes": sum(sizes(validation).values()),
+        "bytes": count_bytes_by_kind(found),
+        "training_bytes": sum(count_bytes_by_kind(training).values()),
+        "validation_bytes": sum(count_bytes_by_kind(validation).values()),
         "validation_documents": len(validation),
-        "line_overlap": line_overlap(training, validation),
+        "line_overlap": measure_line_overlap(training, validation),
         "skipped": skipped.total,
     }
     if compress:
-        result["bits_per_byte"] = compressed_bits_per_byte(
+        result["bits_per_byte"] = measure_compressed_bpb(
             training, validation, progress=lambda text: print(text, file=sys.stderr)
         )
     return result
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(part)}" for key, part in value.items() if part != "")
+        return ", ".join(f"{key} {_format_value(part)}" for key, part in value.items() if part != "")
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
@@ -187,15 +187,17 @@ def prepare(
     if workers < 0:
         raise UserError(f"--workers is {workers}; expected at least 1, or 0 for one a core")
     chosen = load_recipe(recipe, overrides)
-    from fledgling.train.prepare import Preparer, parts
+    from fledgling.train.prepare import DataPreparer, split_mixture
 
-    preparer = Preparer(chosen, Path(chosen.run.out), lambda text: print(text, file=sys.stderr), workers, shown=True)
-    mixtures = [chosen.stage(stage).mixture for stage in chosen.stages if chosen.stage(stage).mixture]
-    sources = list(dict.fromkeys(name for mixture in mixtures for name in parts(mixture).documents))
-    preparer.check(sources, ())
-    tokenizer = preparer.tokenizer()
+    preparer = DataPreparer(
+        chosen, Path(chosen.run.out), lambda text: print(text, file=sys.stderr), workers, show_progress=True
+    )
+    mixtures = [chosen.stage_config(stage).mixture for stage in chosen.stages if chosen.stage_config(stage).mixture]
+    sources = list(dict.fromkeys(name for mixture in mixtures for name in split_mixture(mixture).documents))
+    preparer.require_sources(sources, ())
+    tokenizer = preparer.load_or_train_tokenizer()
     for source in sources:
-        corpus = preparer.documents(source, tokenizer)
+        corpus = preparer.document_shards(source, tokenizer)
         for name, shards in (("training", corpus.train), ("held out", corpus.held_out)):
             documents, tokens = sum(map(len, shards)), sum(int(s.offsets[-1] - s.offsets[0]) for s in shards)
             print(f"{source}: {name}, {len(shards):,} shards, {documents:,} documents, {tokens:,} tokens")

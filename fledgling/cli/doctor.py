@@ -22,7 +22,7 @@ class Finding:
 
     name: str
     ok: bool
-    found: str
+    detail: str
     advice: str = ""
 
 
@@ -31,14 +31,20 @@ def doctor(*, as_json: Json = False) -> int:
 
     A line is `ok`, or `warn` with what to do. Exits with 1 only when training cannot work at all.
     """
-    findings = [python(), *memory_and_disk(), *sandbox()]
+    findings = [check_python(), *check_memory_and_disk(), *check_sandbox()]
     try:
         import torch
     except ImportError as error:
         findings.append(Finding("torch", False, f"not importable: {error}", "pip install torch"))
         usable = False
     else:
-        findings += [torch_version(torch), compiler(), processor(), gpus(torch), *peaks(torch)]
+        findings += [
+            check_torch(torch),
+            check_compiler(),
+            check_processor(),
+            check_gpus(torch),
+            *measure_matmul_speed(torch),
+        ]
         usable = True
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -46,23 +52,23 @@ def doctor(*, as_json: Json = False) -> int:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
             tail = f" - {finding.advice}" if finding.advice else ""
-            print(f"{'ok  ' if finding.ok else 'warn'}  {finding.name:<{width}}  {finding.found}{tail}")
+            print(f"{'ok  ' if finding.ok else 'warn'}  {finding.name:<{width}}  {finding.detail}{tail}")
     return 0 if usable else 1
 
 
-def python() -> Finding:
+def check_python() -> Finding:
     """Return which Python runs this."""
     fine = sys.version_info >= (3, 11)
     return Finding("python", fine, platform.python_version(), "" if fine else "install Python 3.11 or newer")
 
 
-def torch_version(torch: Any) -> Finding:
+def check_torch(torch: Any) -> Finding:
     """Return which torch there is; 2.11 is the oldest that is supported."""
     fine = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 11)
     return Finding("torch", fine, torch.__version__, "" if fine else "pip install 'torch>=2.11'")
 
 
-def compiler() -> Finding:
+def check_compiler() -> Finding:
     """Return the C++ compiler that torch.compile would call."""
     for name in (os.environ.get("CXX"), "g++", "clang++"):
         if name and shutil.which(name):
@@ -70,7 +76,7 @@ def compiler() -> Finding:
     return Finding("compiler", False, "no C++ compiler", "install g++ or clang, or nothing is compiled")
 
 
-def processor() -> Finding:
+def check_processor() -> Finding:
     """Return the cores this process may use and whether they multiply bfloat16 in hardware."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = set()
@@ -83,41 +89,41 @@ def processor() -> Finding:
     return Finding("processor", True, f"{cores} cores, no bfloat16 in hardware: float32 is used")
 
 
-def memory_and_disk() -> list[Finding]:
+def check_memory_and_disk() -> list[Finding]:
     """Return free memory and free disk space here; the quickstart needs about 2 GiB of each."""
     findings = []
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         entries = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         free = int(entries["MemAvailable"].split()[0]) * 1024
-        advice = "" if free >= 2 * GIB else "close other programs, or lower pretrain.micro_batch"
+        advice = "" if free >= 2 * GIB else "close other programs, or lower pretrain.micro_batch_size"
         findings.append(Finding("memory", free >= 2 * GIB, f"{free / GIB:.1f} GiB available", advice))
     free = shutil.disk_usage(".").free
     advice = "" if free >= 2 * GIB else "make room, or set run.out to another disk"
     return [*findings, Finding("disk", free >= 2 * GIB, f"{free / GIB:.1f} GiB free here", advice)]
 
 
-def sandbox() -> list[Finding]:
+def check_sandbox() -> list[Finding]:
     """Return which layers of the process sandbox hold here, by running a probe behind them, and the interpreter."""
     from fledgling.config import UserError
     from fledgling.sandbox import interpreter, process
 
     findings = []
     try:
-        on = ", ".join(f"{name} {state}" for name, state in process.layers().items())
+        on = ", ".join(f"{name} {state}" for name, state in process.get_layers().items())
         findings.append(Finding("sandbox", True, on))
     except UserError as error:
         advice = "HumanEval and RL on code need Linux 5.13 or newer with Landlock and seccomp"
         findings.append(Finding("sandbox", False, str(error).removeprefix("sandbox: "), advice))
     try:
-        found = f"pydantic-monty {interpreter.available().__version__}"
+        found = f"pydantic-monty {interpreter.import_monty().__version__}"
         findings.append(Finding("interpreter", True, found))
     except UserError as error:
         findings.append(Finding("interpreter", False, "no pydantic-monty", str(error).rpartition(": ")[2]))
     return findings
 
 
-def gpus(torch: Any) -> Finding:
+def check_gpus(torch: Any) -> Finding:
     """Return the GPUs that torch sees."""
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -130,13 +136,13 @@ def gpus(torch: Any) -> Finding:
     return Finding("gpu", True, "none: training runs on the processor")
 
 
-def peaks(torch: Any) -> list[Finding]:
+def measure_matmul_speed(torch: Any) -> list[Finding]:
     """Measure a square matrix product in float32 and bfloat16 on the device that training would choose."""
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    from fledgling.train.setup import measure_peak
+    from fledgling.runtime.device import measure_peak_flops
 
     findings = []
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        speed = measure_peak(torch.device(device), dtype)
+        speed = measure_peak_flops(torch.device(device), dtype)
         findings.append(Finding(f"{device} {name}", True, f"{speed / 1e9:,.0f} GFLOP/s in a matrix product"))
     return findings

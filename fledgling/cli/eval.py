@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from cyclopts import App
 
-from fledgling.cli import exams
-from fledgling.cli.eval_core import compare, core, lm_eval, opened
-from fledgling.cli.options import Device, Gpus, Json, on_ranks
+from fledgling.cli import eval_chat
+from fledgling.cli.eval_core import compare, core, lm_eval, load_any_model
+from fledgling.cli.options import Device, Gpus, Json, run_on_ranks
 
 app = App(name="eval", help="Measure a checkpoint, each figure with its 95 % interval.")
 app.command(core)
@@ -27,30 +27,32 @@ def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: Device = "a
     text
         A file or folder of text.
     """
-    code = on_ranks(gpus, device, "eval", "bpb", checkpoint, text, as_json=as_json)
+    code = run_on_ranks(gpus, device, "eval", "bpb", checkpoint, text, as_json=as_json)
     if code is not None:
         return code
-    from fledgling.corpora.sources import documents
-    from fledgling.evals.bpb import perplexities, ratio, sums, text_batches
+    from fledgling.corpora.readers import read_documents
+    from fledgling.evals.bpb import compute_perplexities, make_text_batches, measure_bits, measure_ratio
     from fledgling.runtime.world import World
 
     world = World.start(device)
-    _, model, tokenizer, _ = opened(checkpoint, world.device)
+    _, model, tokenizer, _ = load_any_model(checkpoint, world.device)
     words = 0
 
     def texts() -> Iterator[str]:
         nonlocal words
-        for document in documents(text):
+        for document in read_documents(text):
             words += len(document.text.split())
             yield document.text
 
-    batches = text_batches(texts(), tokenizer, model.config.context)
-    found = sums(model, batches, tokenizer.byte_lengths(), world)
+    batches = make_text_batches(texts(), tokenizer, model.config.context)
+    found = measure_bits(model, batches, tokenizer.byte_lengths(), world)
     if world.is_main:
-        exams.show([ratio("bits_per_byte", found.bits, found.bytes), *perplexities(found, words)], as_json)
+        eval_chat.print_measurements(
+            [measure_ratio("bits_per_byte", found.bits, found.bytes), *compute_perplexities(found, words)], as_json
+        )
     world.close()
     return 0
 
 
-app.command(exams.chat)
-app.command(exams.passk)
+app.command(eval_chat.chat)
+app.command(eval_chat.passk)

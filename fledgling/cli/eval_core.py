@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Device, Gpus, Json, Products, on_ranks
+from fledgling.cli.options import ComputeDtype, Device, Gpus, Json, run_on_ranks
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from fledgling.evals.core import Settings, TaskResult
+    from fledgling.evals.core import CoreSettings, CoreTaskResult
     from fledgling.evals.likelihood import Scorer
     from fledgling.model.transformer import Transformer
     from fledgling.text.tokenizer import Tokenizer
 
-Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+NameList = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
 
 
 def core(
     checkpoint: str | None = None,
     /,
     *,
-    tasks: Names = (),
+    tasks: NameList = (),
     max_per_task: int | None = None,
     convention: Literal["nanochat", "foundry"] = "nanochat",
     data_dir: Path | None = None,
@@ -40,7 +40,7 @@ def core(
     untrained: bool = False,
     gpus: Gpus = None,
     device: Device = "auto",
-    dtype: Products = "auto",
+    dtype: ComputeDtype = "auto",
     as_json: Json = False,
 ) -> int:
     """CORE, DCLM's 22 tasks: accuracy by likelihood, centred on guessing. Stopped, it goes on where it was.
@@ -66,31 +66,31 @@ def core(
     untrained
         The checkpoint's shape and tokenizer with random weights: what knowing nothing scores.
     """
-    from fledgling.evals.core import Settings
+    from fledgling.evals.core import CoreSettings
 
     if max_per_task is not None and max_per_task < 1:
         raise UserError(f"--max-per-task is {max_per_task}; expected at least 1")
     if replay:
-        from fledgling.evals.logged import replay as replayed
+        from fledgling.evals.core_log import replay_core_log as replayed
 
-        _show(replayed(replay), as_json, False, {})
+        _print_core(replayed(replay), as_json, False, {})
         return 0
     if checkpoint is None:
         raise UserError("eval core needs a checkpoint, or --replay with a log")
     chosen = {"tasks": tasks, "max_per_task": max_per_task, "convention": convention, "untrained": untrained}
     files = {"data_dir": data_dir, "out": out, "log": log}
-    code = on_ranks(gpus, device, "eval", "core", checkpoint, **chosen, **files, dtype=dtype, as_json=as_json)
+    code = run_on_ranks(gpus, device, "eval", "core", checkpoint, **chosen, **files, dtype=dtype, as_json=as_json)
     if code is not None:
         return code
-    settings = Settings(max_per_task, convention)
-    _evaluate(checkpoint, tasks, settings, data_dir, out, log, untrained, device, dtype, as_json)
+    settings = CoreSettings(max_per_task, convention)
+    _run_core(checkpoint, tasks, settings, data_dir, out, log, untrained, device, dtype, as_json)
     return 0
 
 
-def _evaluate(
+def _run_core(
     checkpoint: str,
     names: Sequence[str],
-    settings: Settings,
+    settings: CoreSettings,
     data_dir: Path | None,
     out: Path | None,
     log_path: Path | None,
@@ -99,25 +99,25 @@ def _evaluate(
     dtype: str,
     as_json: bool,
 ) -> None:
-    from fledgling.evals.core import run
-    from fledgling.evals.logged import Log
-    from fledgling.files import data_root
-    from fledgling.record.progress import Display
-    from fledgling.tasks.core import read_tasks
+    from fledgling.evals.core import run_core
+    from fledgling.evals.core_log import CoreLog
+    from fledgling.files import resolve_data_root
+    from fledgling.record.progress_bar import ProgressBar
+    from fledgling.tasks.core import read_core_tasks
 
-    chosen = read_tasks(data_root(data_dir), names)
-    path, state, scorer, key = _scorer(checkpoint, device, dtype, untrained)
+    chosen = read_core_tasks(resolve_data_root(data_dir), names)
+    path, state, scorer, key = _make_scorer(checkpoint, device, dtype, untrained)
     world, kind = scorer.world, str(scorer.engine.dtype)
-    finished = out or beside(path)
-    display, began = Display("core") if world.is_main else None, time.monotonic()
+    finished = out or default_results_path(path)
+    display, began = ProgressBar("core") if world.is_main else None, time.monotonic()
 
     def told(label: str, done: float, whole: float) -> None:
         if display:
-            display.show(int(done), max(1, int(whole)), {"task": label}, time.monotonic() - began)
+            display.update(int(done), max(1, int(whole)), {"task": label}, time.monotonic() - began)
 
-    log = Log(log_path) if log_path and world.is_main else None
+    log = CoreLog(log_path) if log_path and world.is_main else None
     try:
-        results = run(scorer, chosen, settings, key, finished, log, told)
+        results = run_core(scorer, chosen, settings, key, finished, log, told)
     finally:
         for open_thing in (display, log):
             if open_thing:
@@ -125,47 +125,47 @@ def _evaluate(
     if world.is_main:
         whole = not names
         if not untrained:
-            record(path, state, results, whole)
+            record_core(path, state, results, whole)
         facts = {"checkpoint": str(path), "untrained": untrained, "settings": asdict(settings), "dtype": kind}
-        _show(results, as_json, whole, facts)
+        _print_core(results, as_json, whole, facts)
     world.close()
 
 
-def _scorer(checkpoint: str, device: str, dtype: str, untrained: bool = False) -> tuple[Path, dict, Scorer, str]:
+def _make_scorer(checkpoint: str, device: str, dtype: str, untrained: bool = False) -> tuple[Path, dict, Scorer, str]:
     """The path and state of what is to be scored, its scorer, and the key that its scores are kept under."""
     from fledgling.evals.likelihood import Scorer
     from fledgling.infer.engine import Engine
+    from fledgling.runtime.device import DTYPES, choose_dtype, keep_freed_memory
     from fledgling.runtime.world import World
-    from fledgling.train.setup import DTYPES, fastest_dtype, keep_freed_memory
 
     world = World.start(device)
     keep_freed_memory()
-    path, model, tokenizer, state = opened(checkpoint, world.device)
+    path, model, tokenizer, state = load_any_model(checkpoint, world.device)
     if untrained:
-        scramble(model)
+        randomize_weights(model)
         model.to(world.device)
-    kind = fastest_dtype(world.device) if dtype == "auto" else DTYPES[dtype]
-    return path, state, Scorer(Engine(model, tokenizer, dtype=kind), world), f"{model_hash(model, tokenizer)} {kind}"
+    kind = choose_dtype(world.device) if dtype == "auto" else DTYPES[dtype]
+    return path, state, Scorer(Engine(model, tokenizer, dtype=kind), world), f"{hash_model(model, tokenizer)} {kind}"
 
 
-def opened(given: str, device: torch.device) -> tuple[Path, Transformer, Tokenizer, dict]:
+def load_any_model(given: str, device: torch.device) -> tuple[Path, Transformer, Tokenizer, dict]:
     """The path, model, tokenizer and state of a checkpoint, a stage, a run, or a Hugging Face directory."""
-    from fledgling.export.read import read
-    from fledgling.infer.load import load_model
+    from fledgling.export.read_hf import read_hf
+    from fledgling.infer.weights import load_model
     from fledgling.model.transformer import Transformer
-    from fledgling.record.checkpoint import resolve
+    from fledgling.record.checkpoint import resolve_checkpoint
 
     path = Path(given)
     if (path / "config.json").is_file():
-        source = read(path)
+        source = read_hf(path)
         model = Transformer(source.config)
         model.load_state_dict(source.state)
         return path, model.to(device).eval(), source.tokenizer, {}
-    path = resolve(path)
+    path = resolve_checkpoint(path)
     return path, *load_model(path, device=device)
 
 
-def scramble(model: Transformer, seed: int = 0) -> None:
+def randomize_weights(model: Transformer, seed: int = 0) -> None:
     """Fill a model with random weights, also what a fresh one has at zero: that finds all choices equally likely."""
     import torch
 
@@ -177,7 +177,7 @@ def scramble(model: Transformer, seed: int = 0) -> None:
                 weight.normal_(0, weight.shape[-1] ** -0.5, generator=generator)
 
 
-def model_hash(model: Transformer, tokenizer: Tokenizer) -> str:
+def hash_model(model: Transformer, tokenizer: Tokenizer) -> str:
     """SHA-256 over the weights, the model's description and the tokenizer: what decides the scores."""
     from torch import uint8
 
@@ -189,39 +189,39 @@ def model_hash(model: Transformer, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def beside(path: Path) -> Path:
+def default_results_path(path: Path) -> Path:
     """The file of a checkpoint's finished tasks: in a run where the stage keeps its exams, else next to it."""
     if path.parent.name == "checkpoints":
         return path.parent.parent / "exams" / path.name / "core.jsonl"
     return path.with_name(f"{path.name}.core.jsonl")
 
 
-def record(path: Path, state: dict, results: Sequence[TaskResult], whole: bool) -> None:
+def record_core(path: Path, state: dict, results: Sequence[CoreTaskResult], whole: bool) -> None:
     """Add the scores to the evaluations of the stage that the checkpoint belongs to, where it lies in one."""
-    from fledgling.evals.core import measurements
-    from fledgling.record.lines import Lines
+    from fledgling.evals.core import list_core_measurements
+    from fledgling.record.jsonl import JsonlWriter
 
     stage = path.parent.parent
     if path.parent.name != "checkpoints" or stage.name != state.get("stage") or not (stage / "metrics.jsonl").is_file():
         return
-    lines = Lines(stage / "evals.jsonl")
-    for m in measurements(results, whole):
+    lines = JsonlWriter(stage / "evals.jsonl")
+    for m in list_core_measurements(results, whole):
         lines.append({"stage": stage.name, "step": state["step"], **asdict(m)})
     lines.close()
 
 
-def _show(results: Sequence[TaskResult], as_json: bool, whole: bool, facts: dict) -> None:
-    from fledgling.evals.core import core as mean
+def _print_core(results: Sequence[CoreTaskResult], as_json: bool, whole: bool, facts: dict) -> None:
+    from fledgling.evals.core import compute_core as mean
 
     total = mean(results)
     if as_json:
-        tasks = [{**asdict(r), "centred": r.centred[0]} for r in results]
+        tasks = [{**asdict(r), "centered": r.centered[0]} for r in results]
         print(json.dumps({**facts, "core": asdict(total) if whole else None, "tasks": tasks}, indent=2))
         return
     print(f"{'task':34} {'accuracy':>8}  {'95 %':15} {'guessing':>8} {'centred':>8} {'n':>6} {'cropped':>8}")
     for r in results:
         print(
-            f"{r.label:34} {r.accuracy:8.4f}  [{r.low:.4f}, {r.high:.4f}] {r.baseline:8.3f} {r.centred[0]:8.4f} "
+            f"{r.label:34} {r.accuracy:8.4f}  [{r.low:.4f}, {r.high:.4f}] {r.baseline:8.3f} {r.centered[0]:8.4f} "
             f"{r.n:6,} {r.cropped:8,}"
         )
     name = "CORE" if whole else f"mean of {len(results)}"
@@ -242,7 +242,7 @@ def compare(a: Path, b: Path, /, *, as_json: Json = False) -> None:
     b
         The log of another one, of the same items.
     """
-    from fledgling.evals.logged import compare as compared
+    from fledgling.evals.core_log import compare_core_logs as compared
 
     found = compared(a, b)
     if as_json:
@@ -260,12 +260,12 @@ def lm_eval(
     checkpoint: str,
     /,
     *,
-    tasks: Names,
+    tasks: NameList,
     limit: int | None = None,
     shots: int | None = None,
     include: Path | None = None,
     device: Device = "auto",
-    dtype: Products = "auto",
+    dtype: ComputeDtype = "auto",
     as_json: Json = False,
 ) -> None:
     """Tasks of lm-evaluation-harness on a checkpoint (extra lm-eval).
@@ -283,10 +283,10 @@ def lm_eval(
     include
         A folder of task files of your own.
     """
-    from fledgling.evals.harness import evaluate
+    from fledgling.evals.harness import run_harness
 
-    _, _, scorer, _ = _scorer(checkpoint, device, dtype)
-    results = evaluate(scorer, tasks, limit, shots, include)
+    _, _, scorer, _ = _make_scorer(checkpoint, device, dtype)
+    results = run_harness(scorer, tasks, limit, shots, include)
     if scorer.world.is_main:
         if as_json:
             print(json.dumps(results, indent=2, default=str))

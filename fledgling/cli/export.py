@@ -48,22 +48,22 @@ def hf(
     fold_norms
         Multiply the norms' weights into the matrices behind them, which leaves ones (llama, untied).
     """
-    from fledgling.export.card import card
-    from fledgling.export.hugging_face import write
-    from fledgling.export.parity import hugging_face
-    from fledgling.infer.load import load_model
-    from fledgling.kernels.model import refuse
-    from fledgling.record.checkpoint import resolve
+    from fledgling.export.model_card import render_model_card
+    from fledgling.export.parity import compare_hf
+    from fledgling.export.write_hf import write_hf
+    from fledgling.infer.weights import load_model
+    from fledgling.kernels.quantized_model import require_unquantized
+    from fledgling.record.checkpoint import resolve_checkpoint
 
     if not shard_gb > 0:
         raise UserError(f"--shard-gb is {shard_gb}; expected a number above 0")
-    place = resolve(checkpoint)
+    place = resolve_checkpoint(checkpoint)
     model, tokenizer, state = load_model(place)
-    refuse(state, place, "exported")
+    require_unquantized(state, place, "exported")
     run = place.parents[2] if (place.parents[2] / "recipe.toml").is_file() else None
-    text = card(model.config, model.parameter_count(), tokenizer, state, run)
-    write(out, model.config, _weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9))
-    return _tell(out, hugging_face(model, out, tokenizer.start), as_json)
+    text = render_model_card(model.config, model.count_parameters(), tokenizer, state, run)
+    write_hf(out, model.config, _weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9))
+    return _tell(out, compare_hf(model, out, tokenizer.bos_or_none), as_json)
 
 
 @app.command
@@ -87,23 +87,23 @@ def gguf(
     fold_norms
         Multiply the norms' weights into the matrices behind them, which leaves ones (untied heads).
     """
-    from fledgling.export.gguf import write
-    from fledgling.export.parity import gguf_file
-    from fledgling.infer.load import load_model
-    from fledgling.kernels.model import refuse
+    from fledgling.export.gguf import write_gguf
+    from fledgling.export.parity import compare_gguf
+    from fledgling.infer.weights import load_model
+    from fledgling.kernels.quantized_model import require_unquantized
 
     model, tokenizer, state = load_model(checkpoint)
-    refuse(state, checkpoint, "exported")
+    require_unquantized(state, checkpoint, "exported")
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
-    write(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem)
-    return _tell(out, gguf_file(model, out, tokenizer.start), as_json)
+    write_gguf(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem)
+    return _tell(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
 
 
 def _weights(model: Transformer, folded: bool) -> dict[str, Tensor]:
-    from fledgling.model.flash_norm import fold
+    from fledgling.model.flash_norm import fold_norm_weights
 
-    return fold(model.config, model.state_dict()) if folded else model.state_dict()
+    return fold_norm_weights(model.config, model.state_dict()) if folded else model.state_dict()
 
 
 def _tell(out: Path, comparisons: Iterable[Parity], as_json: bool) -> int:
@@ -119,5 +119,5 @@ def _tell(out: Path, comparisons: Iterable[Parity], as_json: bool) -> int:
     width = max(len(row.reference) for row in rows)
     print(f"{'':<{width}}  largest logit difference  greedy agreement")
     for row in rows:
-        print(f"{row.reference:<{width}}  {row.largest:>24.2e}  {row.agreed:>9} of {row.of}")
+        print(f"{row.reference:<{width}}  {row.max_difference:>24.2e}  {row.greedy_matches:>9} of {row.greedy_tokens}")
     return 0

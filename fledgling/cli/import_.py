@@ -18,10 +18,10 @@ def import_(source: Path, out: Path, /, *, as_json: Json = False) -> None:
     out
         The directory that the checkpoint is put in, as OUT/step-00000000.
     """
-    from fledgling.export.take_in import take_in
+    from fledgling.export.import_hf import import_hf
 
-    place, found = take_in(source, out)
-    count = sum(tensor.numel() for name, tensor in found.state.items() if not _twice(name, found.config.tied))
+    place, found = import_hf(source, out)
+    count = sum(tensor.numel() for name, tensor in found.state.items() if not _twice(name, found.config.tie_embeddings))
     if as_json:
         print(json.dumps({"path": str(place), "parameters": count, "model": found.config.to_dict()}, indent=2))
         return

@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fledgling.cli.exams import TOGETHER, DataDir, Desk
+from fledgling.cli.eval_chat import QUESTIONS_PER_SAVE, DataDir, EvalSession
 from fledgling.cli.options import Device, Json
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
     from fledgling.evals.chat import Exam
 
-OUT = Path("runs/inference")
+DEFAULT_OUT = Path("runs/inference")
 
 
 def inference(
@@ -27,9 +27,9 @@ def inference(
     questions: int = 50,
     temperature: float = 1.0,
     seed: int = 0,
-    hold: int = 2,
+    hold_out: int = 2,
     data_dir: DataDir = None,
-    out: Path = OUT,
+    out: Path = DEFAULT_OUT,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -47,30 +47,32 @@ def inference(
         How many; where a set has fewer, all.
     temperature
         Of the draws.
-    hold
+    hold_out
         How many of the largest k the law does not see.
     out
         Where the draws and the page go.
     """
-    from fledgling.evals.chat import exams
-    from fledgling.scaling.inference import analyse, load, to_json
-    from fledgling.scaling.inference_page import build
+    from fledgling.evals.chat import build_exams
+    from fledgling.scaling.inference import analyze_samples, load_samples, sampling_to_json
+    from fledgling.scaling.inference_page import build_inference_page
 
     if not checkpoints:
         raise UserError("no checkpoint is named: expected one or several, such as runs/quickstart/sft")
-    if samples < 2 or questions < 2 or temperature <= 0 or hold < 1:
-        given = f"--samples {samples} --questions {questions} --temperature {temperature} --hold {hold}"
+    if samples < 2 or questions < 2 or temperature <= 0 or hold_out < 1:
+        given = f"--samples {samples} --questions {questions} --temperature {temperature} --hold {hold_out}"
         raise UserError(f"{given}: expected at least 2, 2, above 0 and 1")
     ks = [1 << i for i in range(samples.bit_length())]
-    paper = exams([task], questions, data_dir=data_dir)[0]
-    files = [drawn(one, paper, samples, temperature, seed, out, device) for one in checkpoints]
-    found = [analyse(load(file), ks, hold) for file in files]
-    page = build(found, task, out / "inference.html")
+    paper = build_exams([task], questions, data_dir=data_dir)[0]
+    files = [complete_samples_file(one, paper, samples, temperature, seed, out, device) for one in checkpoints]
+    found = [analyze_samples(load_samples(file), ks, hold_out) for file in files]
+    page = build_inference_page(found, task, out / "inference.html")
     if as_json:
-        print(json.dumps({"task": task, "models": [to_json(one) for one in found], "page": str(page)}, indent=2))
+        print(
+            json.dumps({"task": task, "models": [sampling_to_json(one) for one in found], "page": str(page)}, indent=2)
+        )
         return
     for one in found:
-        print(f"{one.draws.name}: {len(one.draws.right)} questions, {samples} draws of each")
+        print(f"{one.samples.name}: {len(one.samples.correct)} questions, {samples} draws of each")
         for i, k in enumerate(one.ks):
             values = "  ".join(f"{kind} {one.accuracy[kind][i].value:.3f}" for kind in one.accuracy)
             print(f"  k {k:<5} {values}  {one.tokens[i]:,.0f} tokens, {one.flops[i]:.2e} FLOPs a question")
@@ -80,32 +82,34 @@ def inference(
     print(page)
 
 
-def drawn(checkpoint: str, paper: Exam, samples: int, temperature: float, seed: int, out: Path, device: str) -> Path:
+def complete_samples_file(
+    checkpoint: str, paper: Exam, samples: int, temperature: float, seed: int, out: Path, device: str
+) -> Path:
     """The file of a checkpoint's draws, made or completed now."""
-    from fledgling.evals.chat import prompt_ids
-    from fledgling.evals.passk import draw
-    from fledgling.plan.flops import per_token_forward
-    from fledgling.record.lines import Lines, read_lines
+    from fledgling.evals.chat import encode_question
+    from fledgling.evals.passk import sample_answers
+    from fledgling.plan.flops import forward_flops_per_token
+    from fledgling.record.jsonl import JsonlWriter, read_jsonl
 
-    desk = Desk.open(checkpoint, device, out)
-    key = {**desk.key(paper), "samples": samples, "temperature": temperature, "seed": seed}
+    desk = EvalSession.open(checkpoint, device, out)
+    key = {**desk.exam_key(paper), "samples": samples, "temperature": temperature, "seed": seed}
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    kept = Lines(out / f"draws-{paper.name}-{name}.jsonl")
-    lines = read_lines(kept.path)
+    kept = JsonlWriter(out / f"draws-{paper.name}-{name}.jsonl")
+    lines = read_jsonl(kept.path)
     if not lines:
-        cost = per_token_forward(desk.engine.source.config)
+        cost = forward_flops_per_token(desk.engine.source.config)
         kept.append({"name": checkpoint, "flops_per_token": cost, **key})
-    done, told = max(0, len(lines) - 1), desk.progress(f"{checkpoint} {paper.name}")
+    done, told = max(0, len(lines) - 1), desk.make_progress(f"{checkpoint} {paper.name}")
     while done < len(paper.questions):
-        here = type(paper)(paper.name, paper.task, paper.questions[done : done + TOGETHER])
-        for answers in draw(desk.engine, here, samples, temperature, done, seed):
-            kept.append(line(answers, len(prompt_ids(desk.engine.tokenizer, answers[0].question))))
+        here = type(paper)(paper.name, paper.task, paper.questions[done : done + QUESTIONS_PER_SAVE])
+        for answers in sample_answers(desk.engine, here, samples, temperature, done, seed):
+            kept.append(sample_record(answers, len(encode_question(desk.engine.tokenizer, answers[0].question))))
             done += 1
         told(done, len(paper.questions))
     return kept.path
 
 
-def line(answers: list[Any], prompt_tokens: int) -> dict[str, Any]:
+def sample_record(answers: list[Any], prompt_tokens: int) -> dict[str, Any]:
     """One question's draws."""
     return {
         "prompt": answers[0].question.prompt,

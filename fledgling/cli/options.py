@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fledgling.runtime.launch import launch
-from fledgling.runtime.world import launched
+from fledgling.runtime.launch import launch_ranks
+from fledgling.runtime.world import is_launched_rank
 
 Overrides = Annotated[
     tuple[str, ...],
@@ -57,24 +57,24 @@ Json = Annotated[
 ]
 Checkpoint = Annotated[Path, Parameter(help="A checkpoint, a stage or a run directory.")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
-Products = Annotated[
+ComputeDtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     Parameter(help="Dtype of the products; auto is bfloat16 where the hardware multiplies it."),
 ]
 Depth = Annotated[int, Parameter(help="Layers; width and heads follow.")]
-Entries = Annotated[int, Parameter(help="Entries of the tokenizer.")]
+VocabSize = Annotated[int, Parameter(help="Entries of the tokenizer.")]
 
 
-def on_ranks(gpus: int | None, device: str, *words: object, **options: object) -> int | None:
+def run_on_ranks(gpus: int | None, device: str, *arguments: object, **options: object) -> int | None:
     """Run `fledgling WORDS OPTIONS` as `gpus` ranks and return its exit code; None where this process is to do it.
 
     Options are spelt as on the command line, `as_json` as --json; those that are None, False or empty are left out.
     """
-    if gpus is None or launched():
+    if gpus is None or is_launched_rank():
         return None
-    again = ["-m", "fledgling", *map(str, words), "--device", device]
+    again = ["-m", "fledgling", *map(str, arguments), "--device", device]
     for name, value in options.items():
         option = f"--{'json' if name == 'as_json' else name.replace('_', '-')}"
         for one in value if isinstance(value, tuple) else [] if value is None or value is False else [value]:
             again += [option] if one is True else [option, str(one)]
-    return launch(gpus, device, again)
+    return launch_ranks(gpus, device, again)

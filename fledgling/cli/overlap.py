@@ -17,7 +17,7 @@ from fledgling.config import UserError
 if TYPE_CHECKING:
     from fledgling.corpora.document import Document
 
-SHOWN = 3  # matches of each set printed; --json has all
+MAX_SHOWN = 3  # matches of each set printed; --json has all
 Names = Annotated[tuple[str, ...], Parameter(help="Names, with commas between or the option repeated.")]
 
 
@@ -45,14 +45,14 @@ def overlap(
     words
         Length of a run.
     """
-    from fledgling.corpora.overlap import Overlap
-    from fledgling.corpora.overlap import overlap as compare
-    from fledgling.files import data_root
+    from fledgling.corpora.contamination import OverlapReport
+    from fledgling.corpora.contamination import find_overlap as compare
+    from fledgling.files import resolve_data_root
 
     if not sources or words < 2:
         raise UserError(f"sources {list(sources)}, --words {words}: expected at least one source and 2 words")
-    root = data_root(data_dir)
-    wanted = {**_of_tasks(_listed(tasks), root), **_of_files(_listed(items), root)}
+    root = resolve_data_root(data_dir)
+    wanted = {**_read_tasks(_split_names(tasks), root), **_read_items(_split_names(items), root)}
     if not wanted:
         raise UserError("nothing to look for; name --tasks, such as mmlu,gsm8k, or --items with a JSONL file")
     owner = [(name, number) for name, texts in wanted.items() for number in range(len(texts))]
@@ -62,13 +62,13 @@ def overlap(
         speed = size / 1e6 / (time.monotonic() - began)
         print(f"{documents:,} documents, {size / 1e6:,.0f} MB, {speed:.0f} MB/s", file=sys.stderr)
 
-    read = (document for source in sources for document in _documents(source, root))
-    found: Overlap = compare([text for texts in wanted.values() for text in texts], read, words, told)
+    read = (document for source in sources for document in _read_source(source, root))
+    found: OverlapReport = compare([text for texts in wanted.values() for text in texts], read, words, told)
     report: dict[str, Any] = {
         "sources": list(sources),
         "words": words,
-        "documents": found.documents,
-        "bytes": found.size,
+        "documents": found.num_documents,
+        "bytes": found.num_bytes,
         "seconds": round(time.monotonic() - began, 1),
         "sets": {
             name: {
@@ -83,75 +83,75 @@ def overlap(
             for name, texts in wanted.items()
         },
     }
-    print(json.dumps(report, indent=2, ensure_ascii=False)) if as_json else _show(report)
+    print(json.dumps(report, indent=2, ensure_ascii=False)) if as_json else _print_report(report)
 
 
-def _show(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any]) -> None:
     size = f"{report['documents']:,} documents, {report['bytes'] / 1e6:,.1f} MB"
     print(f"runs of {report['words']} words in {', '.join(report['sources'])}: {size}, {report['seconds']} s")
     for name, one in report["sets"].items():
         print(f"{Path(name).stem:<20} {one['overlapping']:>6,} of {one['items']:,} items")
-        for match in one["matches"][:SHOWN]:
+        for match in one["matches"][:MAX_SHOWN]:
             print(f"  item {match['item']}, {match['origin']}: {match['words']}")
 
 
-def _listed(given: tuple[str, ...]) -> list[str]:
+def _split_names(given: tuple[str, ...]) -> list[str]:
     return [name for part in given for name in part.split(",") if name]
 
 
-def _of_tasks(names: list[str], root: Path) -> dict[str, list[str]]:
-    from fledgling.tasks import get
-    from fledgling.tasks.filed import TEST, Filed
+def _read_tasks(names: list[str], root: Path) -> dict[str, list[str]]:
+    from fledgling.tasks import load_task
+    from fledgling.tasks.dataset import TEST, DatasetTask
 
     found = {}
     for name in names:
-        task = get(name, root)
-        if not isinstance(task, Filed):
+        task = load_task(name, root)
+        if not isinstance(task, DatasetTask):
             raise UserError(f"{name} is generated: its words and numbers are kept apart by a hash; name a public set")
-        found[name] = [item.words for item in task.items(TEST)]
+        found[name] = [item.source_text for item in task.examples(TEST)]
     return found
 
 
-def _of_files(paths: list[str], root: Path) -> dict[str, list[str]]:
-    from fledgling.files import rows
+def _read_items(paths: list[str], root: Path) -> dict[str, list[str]]:
+    from fledgling.files import read_rows
 
     found = {}
     for given in paths:
         path = Path(given) if Path(given).exists() else root / given
-        found[given] = ["\n".join(_strings(row)) for row, _ in rows(path)]
+        found[given] = ["\n".join(_iterate_strings(row)) for row, _ in read_rows(path)]
     return found
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _iterate_strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+            yield from _iterate_strings(inner)
 
 
-def _documents(source: str, root: Path) -> Iterator[Document]:
+def _read_source(source: str, root: Path) -> Iterator[Document]:
     """The texts of a source: documents as they are, a conversation's messages as one text."""
-    from fledgling.corpora.corpus import harvest
     from fledgling.corpora.document import Document
-    from fledgling.corpora.sources import documents
-    from fledgling.tasks import NAMES, is_read
-    from fledgling.tasks import source as read
-    from fledgling.tasks.filed import Filed
+    from fledgling.corpora.embedded import harvest_embedded
+    from fledgling.corpora.readers import read_documents
+    from fledgling.tasks import SKILLS, is_file_source
+    from fledgling.tasks import load_source as read
+    from fledgling.tasks.dataset import DatasetTask
     from fledgling.tasks.task import TRAIN
 
     if source == "embedded":
-        yield from harvest()
-    elif source in NAMES:
+        yield from harvest_embedded()
+    elif source in SKILLS:
         raise UserError(f"{source} is generated without end; name a source of documents or conversations")
-    elif is_read(source):
+    elif is_file_source(source):
         conversations = read(source, root)
-        if isinstance(conversations, Filed):
-            for number, item in enumerate(conversations.items(TRAIN)):
-                yield Document(item.words, origin=f"{source} row {number}")
+        if isinstance(conversations, DatasetTask):
+            for number, item in enumerate(conversations.examples(TRAIN)):
+                yield Document(item.source_text, origin=f"{source} row {number}")
             return
         for number in range(len(conversations)):
-            messages = conversations.train(number, 0)["messages"]
-            yield Document("\n".join(_strings([m["content"] for m in messages])), origin=f"{source} {number}")
+            messages = conversations.get_train_example(number, 0)["messages"]
+            yield Document("\n".join(_iterate_strings([m["content"] for m in messages])), origin=f"{source} {number}")
     else:
-        yield from documents(Path(source) if Path(source).exists() else root / source)
+        yield from read_documents(Path(source) if Path(source).exists() else root / source)

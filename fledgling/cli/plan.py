@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from fledgling.cli.options import Entries, Json, Overrides
+from fledgling.cli.options import Json, Overrides, VocabSize
 from fledgling.config import Recipe, UserError, load_recipe
-from fledgling.model.config import from_table
-from fledgling.plan.hardware import device
-from fledgling.plan.inference import inference as plan_inference
-from fledgling.plan.plan import plan as make_plan
+from fledgling.model.config import config_from_table
+from fledgling.plan.hardware import find_device
+from fledgling.plan.inference import plan_inference
+from fledgling.plan.plan import make_plan
 
 app = App(
     name="plan",
@@ -95,7 +95,7 @@ def plan(
 def compare(
     *,
     depth: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (12,),
-    vocab_size: Entries = 65_536,
+    vocab_size: VocabSize = 65_536,
     context: int = 2_048,
     as_json: Json = False,
 ) -> None:
@@ -108,11 +108,11 @@ def compare(
     context
         Tokens a row: GPT's positions are parameters.
     """
-    from fledgling.plan.compare import compare as side_by_side
-    from fledgling.plan.compare import table
+    from fledgling.plan.compare import compare_families as side_by_side
+    from fledgling.plan.compare import format_comparison
 
     found = side_by_side(depth, vocab_size, context)
-    print(json.dumps(found, indent=2) if as_json else table(found))
+    print(json.dumps(found, indent=2) if as_json else format_comparison(found))
 
 
 def _recipe(name: str | None, depth: int | None, overrides: list[str]) -> Recipe:
@@ -139,7 +139,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         ("steps", f"{horizon['steps']:,} of {horizon['batch_tokens']:,} tokens"),
         (
             "a rank's step",
-            f"{horizon['grad_accumulation']} x {horizon['micro_batch']} rows, {horizon['dtype']}",
+            f"{horizon['grad_accumulation']} x {horizon['micro_batch_size']} rows, {horizon['dtype']}",
         ),
         (
             "data",
@@ -196,7 +196,7 @@ def time_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 f"  {name}",
                 f"{span(stage['hours'])}{money} for {most}{stage['tokens']:,} tokens; {stage['grad_accumulation']} x "
-                f"{stage['micro_batch']} rows in {size(stage['memory'])}",
+                f"{stage['micro_batch_size']} rows in {size(stage['memory'])}",
             )
         )
     spent = [stage["kwh"] for stage in stages.values()] or [result["cost"]["kwh"]]
@@ -211,10 +211,10 @@ def answering(recipe: Recipe, gpu: str | None, length: int | None, conversations
     """Return what answering with the recipe's model takes."""
     if conversations < 1 or (length is not None and length < 1):
         raise UserError(f"--conversations {conversations} --length {length}: expected at least 1 of each")
-    config = from_table(recipe.model, recipe.tokenizer.vocab_size)
+    config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
     if length is not None and length > config.context:
         raise UserError(f"--length {length}: the model's context is {config.context}; ask for at most so many")
-    chosen = device(gpu or recipe.run.hardware)
+    chosen = find_device(gpu or recipe.run.hardware)
     return {"device_name": chosen.name, **plan_inference(config, chosen.memory, length, conversations)}
 
 

@@ -14,7 +14,7 @@ from fledgling.config import UserError
 if TYPE_CHECKING:
     from fledgling.evals.measurement import Measurement
 
-ROWS = 128  # of the context's length: the text that quality is measured on
+MAX_TEXT_ROWS = 128  # of the context's length: the text that quality is measured on
 
 
 def quantize(
@@ -23,7 +23,7 @@ def quantize(
     /,
     *,
     bits: int = 8,
-    group: int | None = None,
+    group_size: int | None = None,
     head: bool = True,
     embedding: bool = False,
     text: str | None = None,
@@ -39,7 +39,7 @@ def quantize(
         The directory that the new checkpoint is put in, as OUT/step-N.
     bits
         8 or 4.
-    group
+    group_size
         Neighbouring values of a row that share a scale: a power of two from 32; default 64 for 8 bits, 32 for 4.
     head
         Whether the head is quantized too.
@@ -52,42 +52,42 @@ def quantize(
     measure
         Whether quality is measured, before and after.
     """
-    from fledgling.infer.load import load_model
-    from fledgling.kernels.format import GROUPS, check
-    from fledgling.kernels.model import bytes_held, pack_state, refuse
-    from fledgling.plan.inference import weights
-    from fledgling.record.checkpoint import resolve, save
+    from fledgling.infer.weights import load_model
+    from fledgling.kernels.format import DEFAULT_GROUP_SIZES, check_quantization
+    from fledgling.kernels.quantized_model import count_weight_bytes, quantize_state_dict, require_unquantized
+    from fledgling.plan.inference import weight_bytes
+    from fledgling.record.checkpoint import resolve_checkpoint, save_checkpoint
 
-    group = group or GROUPS.get(bits, 64)
-    check(bits, group)
+    group_size = group_size or DEFAULT_GROUP_SIZES.get(bits, 64)
+    check_quantization(bits, group_size)
     if questions < 0:
         raise UserError(f"--questions {questions}: expected 0 or more")
-    place = resolve(checkpoint)
+    place = resolve_checkpoint(checkpoint)
     model, tokenizer, state = load_model(place)
-    refuse(state, place, "quantized again")
-    tensors = pack_state(model.config, model.state_dict(), bits, group, head, embedding)
-    how = {"bits": bits, "group": group, "head": head, "embedding": embedding}
+    require_unquantized(state, place, "quantized again")
+    tensors = quantize_state_dict(model.config, model.state_dict(), bits, group_size, head, embedding)
+    how = {"bits": bits, "group": group_size, "head": head, "embedding": embedding}
     kept = {name: state[name] for name in ("name", "stage", "recipe", "tokenizer", "model") if name in state}
     kept |= {"step": int(state.get("step", 0)), "quantized": how}
-    path = save(out, kept["step"], {"model": tensors}, kept, {"tokenizer.json": place / "tokenizer.json"})
+    path = save_checkpoint(out, kept["step"], {"model": tensors}, kept, {"tokenizer.json": place / "tokenizer.json"})
     small, *_ = load_model(path)
-    predicted = weights(model.config, f"int{bits}", group, head, embedding)
-    held, whole = bytes_held(small), 4 * model.parameter_count()
+    predicted = weight_bytes(model.config, f"int{bits}", group_size, head, embedding)
+    held, whole = count_weight_bytes(small), 4 * model.count_parameters()
     found: dict[str, Any] = {
         "path": str(path),
         **how,
-        "parameters": model.parameter_count(),
+        "parameters": model.count_parameters(),
         "bytes": {"float32": whole, "packed": held, "predicted": predicted},
         "quality": [],
     }
     if measure:
-        examiner = Examiner.prepare(tokenizer, model.config.context, text, questions)
-        pairs = zip(examiner.examine(model, "before"), examiner.examine(small, "after"), strict=True)
+        examiner = QualityCheck.prepare(tokenizer, model.config.context, text, questions)
+        pairs = zip(examiner.measure_quality(model, "before"), examiner.measure_quality(small, "after"), strict=True)
         found["quality"] = [{"name": a.name, "before": asdict(a), "after": asdict(b)} for a, b in pairs]
-    print(json.dumps(found, indent=2) if as_json else table(found))
+    print(json.dumps(found, indent=2) if as_json else quantization_table(found))
 
 
-def table(found: dict[str, Any]) -> str:
+def quantization_table(found: dict[str, Any]) -> str:
     """The result as lines for people."""
     sizes, count = found["bytes"], found["parameters"]
     lines = [
@@ -108,38 +108,38 @@ def table(found: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Examiner:
+class QualityCheck:
     """The text and the questions that a model is measured on, the same before and after."""
 
     tokenizer: Any
     batches: list[Any]
-    papers: list[Any]
+    exams: list[Any]
 
     @classmethod
-    def prepare(cls, tokenizer: Any, context: int, text: str | None, questions: int) -> Examiner:
+    def prepare(cls, tokenizer: Any, context: int, text: str | None, questions: int) -> QualityCheck:
         """Read the text, cut it into rows of `context` tokens, and write the questions."""
-        from fledgling.corpora.corpus import harvest
-        from fledgling.corpora.sources import documents
-        from fledgling.corpora.split import split
-        from fledgling.evals.bpb import text_batches
-        from fledgling.evals.chat import exams
-        from fledgling.tasks import NAMES
+        from fledgling.corpora.embedded import harvest_embedded
+        from fledgling.corpora.readers import read_documents
+        from fledgling.corpora.split import split_held_out
+        from fledgling.evals.bpb import make_text_batches
+        from fledgling.evals.chat import build_exams
+        from fledgling.tasks import SKILLS
 
         print("reading the text that quality is measured on", file=sys.stderr)
-        found = documents(text) if text else split(harvest())[1]
-        batches = text_batches((document.text for document in found), tokenizer, context, ROWS)
-        talks = "<|assistant_end|>" in tokenizer.special
-        return cls(tokenizer, batches, exams(list(NAMES), questions) if questions and talks else [])
+        found = read_documents(text) if text else split_held_out(harvest_embedded())[1]
+        batches = make_text_batches((document.text for document in found), tokenizer, context, MAX_TEXT_ROWS)
+        talks = "<|assistant_end|>" in tokenizer.special_tokens
+        return cls(tokenizer, batches, build_exams(list(SKILLS), questions) if questions and talks else [])
 
-    def examine(self, model: Any, when: str) -> list[Measurement]:
+    def measure_quality(self, model: Any, when: str) -> list[Measurement]:
         """Bits per byte, and the accuracy in each task."""
-        from fledgling.evals.bpb import bits_per_byte
-        from fledgling.evals.chat import answer, measure
+        from fledgling.evals.bpb import measure_bpb
+        from fledgling.evals.chat import answer_exams, measure_exam
         from fledgling.infer.engine import Engine
 
         print(f"measuring {when}", file=sys.stderr)
-        found = [bits_per_byte(model, self.batches, self.tokenizer.byte_lengths())]
+        found = [measure_bpb(model, self.batches, self.tokenizer.byte_lengths())]
         engine = Engine(model, self.tokenizer)
-        for paper, answers in zip(self.papers, answer(engine, self.papers), strict=True):
-            found += [one for one in measure(paper.name, answers) if "/" not in one.name]
+        for paper, answers in zip(self.exams, answer_exams(engine, self.exams), strict=True):
+            found += [one for one in measure_exam(paper.name, answers) if "/" not in one.name]
         return found

@@ -16,16 +16,16 @@ def report(run: Path, /, *, as_json: Json = False) -> None:
     run
         A run directory, finished or not.
     """
-    from fledgling.report import build, evals_table, pairs_table, summary
+    from fledgling.report import build_report, make_evals_table, make_predictions_table, summarize_run
 
     if as_json:
-        print(json.dumps(summary(run), indent=2))
+        print(json.dumps(summarize_run(run), indent=2))
         return
     from rich.console import Console
 
-    page = build(run)
-    Console().print(evals_table(run))
-    made = pairs_table(run)
+    page = build_report(run)
+    Console().print(make_evals_table(run))
+    made = make_predictions_table(run)
     if made.row_count:
         Console().print(made)
     print(f"report: {page}")

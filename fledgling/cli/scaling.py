@@ -15,8 +15,8 @@ from fledgling.config import UserError, load_recipe
 from fledgling.runtime.exit_codes import STOPPED
 
 if TYPE_CHECKING:
-    from fledgling.scaling.analysis import Analysis
-    from fledgling.scaling.results import Outcome, Run
+    from fledgling.scaling.analysis import SweepAnalysis
+    from fledgling.scaling.results import CheckResult, SweepRun
 
 app = App(name="scaling", help="How loss falls with size, data and compute, and errors with samples.")
 app.command(inference)
@@ -75,13 +75,13 @@ def run(
     if any(depth != int(depth) for depth in layers):
         raise UserError(f'depths: got "{depths}", expected whole numbers, such as 1,2,3,4')
     sizes, amounts = [int(depth) for depth in layers], numbers("budgets", budgets)
-    from fledgling.scaling.sweep import grid, sweep
-    from fledgling.train.loop import Stopped
+    from fledgling.scaling.sweep import make_grid, run_sweep
+    from fledgling.train.loop import TrainingStopped
 
-    cells = grid(chosen, sizes, amounts, out)
+    cells = make_grid(chosen, sizes, amounts, out)
     try:
-        worked = sweep(chosen, cells, out, say, lambda one: print(line(one), flush=True))
-    except Stopped as stopped:
+        worked = run_sweep(chosen, cells, out, say, lambda one: print(line(one), flush=True))
+    except TrainingStopped as stopped:
         say(f"{stopped}; the same command goes on from there")
         return STOPPED
     print(f"{len(cells)} runs in {out}, {worked} of them made now; next: fledgling scaling fit {out}")
@@ -99,20 +99,27 @@ def compare(
     as_json: bool,
 ) -> int:
     """Run an ablation, print the differences of what is finished, and write its page."""
-    from fledgling.plan.scaling import budget as checked
-    from fledgling.scaling.ablation import HEAD, chosen, effects, load, rows, to_json
-    from fledgling.scaling.ablation_page import build
+    from fledgling.plan.scaling_laws import check_budget as checked
+    from fledgling.scaling.ablation import (
+        EFFECT_HEADER,
+        compute_effects,
+        effect_rows,
+        effects_to_json,
+        load_trials,
+        parse_variants,
+    )
+    from fledgling.scaling.ablation_page import build_ablation_page
 
-    variants, amounts = chosen(names), numbers("budgets", budgets or "1e13")
+    variants, amounts = parse_variants(names), numbers("budgets", budgets or "1e13")
     if depths is not None:
         raise UserError(f"depths: got {depths} with --ablate, which has the recipe's size: use --set model.depth=N")
     if len(amounts) != 1 or seeds < 1:
         raise UserError(f"budgets {budgets}, seeds {seeds}: expected one budget and at least 1 seed")
-    from fledgling.scaling.ablate import ablate
-    from fledgling.train.loop import Stopped
+    from fledgling.scaling.ablate import run_ablation
+    from fledgling.train.loop import TrainingStopped
 
     try:
-        ablate(
+        run_ablation(
             lambda more: load_recipe(recipe, (*overrides, *more)),
             variants,
             seeds,
@@ -121,33 +128,33 @@ def compare(
             say,
             lambda name, seed, one: say(f"{name}, seed {seed}: {one.bits_per_byte:.4f} bits per byte"),
         )
-    except Stopped as stopped:
+    except TrainingStopped as stopped:
         say(f"{stopped}; the same command goes on from there")
         return STOPPED
-    trials = load(out)
-    found = effects(trials)
-    page = build(out, trials, found)
+    trials = load_trials(out)
+    found = compute_effects(trials)
+    page = build_ablation_page(out, trials, found)
     if as_json:
-        print(json.dumps({"effects": to_json(found), "page": str(page)}, indent=2))
+        print(json.dumps({"effects": effects_to_json(found), "page": str(page)}, indent=2))
         return 0
     from rich.console import Console
     from rich.table import Column, Table
 
     title = f"variant minus base, {amounts[0]:.4g} FLOPs a run, paired by seed"
-    table = Table(Column(HEAD[0], no_wrap=True), *HEAD[1:], title=title)
-    for row in rows(found):
+    table = Table(Column(EFFECT_HEADER[0], no_wrap=True), *EFFECT_HEADER[1:], title=title)
+    for row in effect_rows(found):
         table.add_row(*row)
     Console().print(table)
     print(f"page: {page}")
     return 0
 
 
-def line(one: Run) -> str:
+def line(one: SweepRun) -> str:
     """Return a finished run as one line."""
-    from fledgling.record.progress import clock, short
+    from fledgling.record.progress_bar import format_count, format_duration
 
-    sizes = f"{short(one.parameters['all parameters'])} parameters, {short(one.tokens)} tokens"
-    return f"{one.name:<12} {sizes}, {one.bits_per_byte:.4f} bits per byte, {clock(one.seconds)}"
+    sizes = f"{format_count(one.parameters['all parameters'])} parameters, {format_count(one.tokens)} tokens"
+    return f"{one.name:<12} {sizes}, {one.bits_per_byte:.4f} bits per byte, {format_duration(one.seconds)}"
 
 
 @app.command
@@ -159,17 +166,18 @@ def fit(out: Path = OUT, /, *, as_json: Json = False) -> None:
     out
         The directory of a sweep.
     """
-    from fledgling.scaling.analysis import analyse, to_json
-    from fledgling.scaling.page import build
-    from fledgling.scaling.results import load, outcomes
+    from fledgling.scaling.analysis import analysis_to_json, analyze_sweep
+    from fledgling.scaling.results import load_checks, load_sweep
+    from fledgling.scaling.sweep_page import build_sweep_page
 
-    analysis = analyse(load(out))
-    page = build(analysis)
-    found = outcomes(out)
+    analysis = analyze_sweep(load_sweep(out))
+    page = build_sweep_page(analysis)
+    found = load_checks(out)
     if as_json:
         print(
             json.dumps(
-                {**to_json(analysis), "checks": [outcome_json(one) for one in found], "page": str(page)}, indent=2
+                {**analysis_to_json(analysis), "checks": [outcome_json(one) for one in found], "page": str(page)},
+                indent=2,
             )
         )
         return
@@ -179,15 +187,15 @@ def fit(out: Path = OUT, /, *, as_json: Json = False) -> None:
     print(f"page: {page}")
 
 
-def print_fits(analysis: Analysis) -> None:
+def print_fits(analysis: SweepAnalysis) -> None:
     """Print the fits of a sweep as tables."""
     from rich.console import Console
     from rich.table import Table
 
-    from fledgling.scaling.analysis import KEY
-    from fledgling.scaling.page import bowl_row, fit_rows
+    from fledgling.scaling.analysis import PRIMARY_COUNT
+    from fledgling.scaling.sweep_page import fit_rows, isoflop_row
 
-    shown, console = analysis.of(KEY), Console()
+    shown, console = analysis.fit_for(PRIMARY_COUNT), Console()
     head, *rows = fit_rows(analysis.fits)
     table = Table(*head, title="L = E + A / N^alpha + B / D^beta, bits per byte, by which N")
     for row in rows:
@@ -195,12 +203,12 @@ def print_fits(analysis: Analysis) -> None:
     console.print(table)
     head = ("budget", "best N", "best D", "D / N", "bits per byte", "minimum")
     bowls = Table(*head, title=f"isoFLOP bowls, N: {shown.counts}")
-    for bowl in shown.bowls.bowls:
-        bowls.add_row(*bowl_row(bowl))
+    for bowl in shown.isoflop.curves:
+        bowls.add_row(*isoflop_row(bowl))
     console.print(bowls)
 
 
-def outcome_json(one: Outcome) -> dict:
+def outcome_json(one: CheckResult) -> dict:
     """Return a check as JSON values."""
     measured = {"bits_per_byte": one.run.bits_per_byte, "low": one.run.low, "high": one.run.high}
     return {
@@ -208,15 +216,15 @@ def outcome_json(one: Outcome) -> dict:
         "predicted": one.prediction,
         "measured": measured,
         "error": one.error,
-        "held": one.held,
+        "held": one.within_interval,
     }
 
 
-def outcome_line(one: Outcome) -> str:
+def outcome_line(one: CheckResult) -> str:
     """Return a check as one line: predicted with its interval beside measured."""
     said = one.prediction["bits_per_byte"]
     interval = f" ({said['low']:.4f} to {said['high']:.4f})" if said["low"] is not None else ""
-    kept = "inside" if one.held else "outside"
+    kept = "inside" if one.within_interval else "outside"
     return (
         f"check {one.run.name}: predicted {said['value']:.4f}{interval} bits per byte, "
         f"measured {one.run.bits_per_byte:.4f}, error {100 * one.error:+.2f} %, {kept} the interval"
@@ -246,17 +254,17 @@ def check(
     depth
         Layers of the run; default: those nearest to the predicted best size.
     """
-    from fledgling.scaling.analysis import analyse
-    from fledgling.scaling.results import SETTINGS, load
+    from fledgling.scaling.analysis import analyze_sweep
+    from fledgling.scaling.results import SWEEP_SETTINGS, load_sweep
 
-    analysis = analyse(load(out))
-    chosen = load_recipe(out / SETTINGS, overrides)
-    from fledgling.scaling.check import check as make
-    from fledgling.train.loop import Stopped
+    analysis = analyze_sweep(load_sweep(out))
+    chosen = load_recipe(out / SWEEP_SETTINGS, overrides)
+    from fledgling.scaling.check import run_check as make
+    from fledgling.train.loop import TrainingStopped
 
     try:
         found = make(chosen, analysis, times, depth, say)
-    except Stopped as stopped:
+    except TrainingStopped as stopped:
         say(f"{stopped}; the same command goes on from there")
         return STOPPED
     print(json.dumps(outcome_json(found), indent=2) if as_json else outcome_line(found))
@@ -283,23 +291,23 @@ def predict(
     runs
         The directory of a sweep, whose own fit is then one of the laws.
     """
-    from fledgling.plan.scaling import BYTES_PER_TOKEN, LAWS
-    from fledgling.plan.scaling import budget as checked
+    from fledgling.plan.scaling_laws import BYTES_PER_TOKEN, LAWS
+    from fledgling.plan.scaling_laws import check_budget as checked
 
     C, laws, size = checked(budget), list(LAWS.values()), bytes_per_token or BYTES_PER_TOKEN
     if not size > 0:
         raise UserError(f"bytes-per-token: got {size:g}, expected a number above 0, such as 4.8")
     if runs:
-        from fledgling.scaling.analysis import KEY, analyse
-        from fledgling.scaling.results import load
+        from fledgling.scaling.analysis import PRIMARY_COUNT, analyze_sweep
+        from fledgling.scaling.results import load_sweep
 
-        sweep = load(runs)
+        sweep = load_sweep(runs)
         size = bytes_per_token or sweep.bytes_per_token
-        laws.append(analyse(sweep).of(KEY).law(runs.name))
+        laws.append(analyze_sweep(sweep).fit_for(PRIMARY_COUNT).law(runs.name))
     found = [one.predict(C, size) for one in laws]
-    from fledgling.plan.steps import efficient
+    from fledgling.plan.critical_batch import optimal_run
 
-    run = efficient(C)
+    run = optimal_run(C)
     steps = {"parameters": run.N, "batch_tokens": run.B, "steps": run.S, "nats_per_token": run.loss}
     if as_json:
         print(
@@ -320,7 +328,7 @@ def print_predictions(found: list[dict], C: float, size: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fledgling.record.progress import short
+    from fledgling.record.progress_bar import format_count
 
     table = Table(
         "law", "N", "D", "D / N", "nats", "bits per byte", "which N", title=f"{C:.4g} FLOPs, {size:.3g} bytes a token"
@@ -329,8 +337,8 @@ def print_predictions(found: list[dict], C: float, size: float) -> None:
         loss, bits = one["nats_per_token"], one["bits_per_byte"]
         table.add_row(
             one["law"],
-            short(one["parameters"]),
-            short(one["tokens"]),
+            format_count(one["parameters"]),
+            format_count(one["tokens"]),
             f"{one['tokens_per_parameter']:.3g}",
             "-" if loss is None else f"{loss:.3f}",
             "-" if bits is None else f"{bits:.3f}",
@@ -352,7 +360,7 @@ def recover(*, seeds: int = 100, noise: float = 0.003, as_json: Json = False) ->
     """
     if seeds < 1 or not noise > 0:
         raise UserError(f"seeds {seeds}, noise {noise:g}: expected at least 1, and noise above 0")
-    from fledgling.scaling.recover import recover as try_out
+    from fledgling.scaling.recovery import run_recovery as try_out
 
     def told(done: int, inside: int) -> None:
         if done % 10 == 0:

@@ -12,10 +12,10 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from fledgling.cli.options import Json
-from fledgling.config import TokenizerTable, UserError
+from fledgling.config import TokenizerConfig, UserError
 
 app = App(name="tokenizer", help="Train, evaluate and show a tokenizer.")
-DEFAULT = {field.name: field.default for field in fields(TokenizerTable)}
+DEFAULTS = {field.name: field.default for field in fields(TokenizerConfig)}
 
 
 @app.command
@@ -25,9 +25,9 @@ def train(
     *,
     out: Path = Path("tokenizer"),
     vocab_size: int = 32768,
-    digits: int = DEFAULT["digits"],
-    letters: bool = DEFAULT["letters"],
-    characters: int = DEFAULT["characters"],
+    digits: int = DEFAULTS["max_digits"],
+    letters: bool = DEFAULTS["letter_tokens"],
+    characters: int = DEFAULTS["max_characters"],
     trainer: str = "auto",
     data_dir: Path | None = None,
     as_json: Json = False,
@@ -62,16 +62,16 @@ def train(
             status.update(f"training a tokenizer of {vocab_size:,} entries: {read / 1e6:,.0f} M characters")
 
         tokenizer = Tokenizer.train(
-            _texts(sources or ("embedded",), data_dir, status.update),
+            _read_texts(sources or ("embedded",), data_dir, status.update),
             vocab_size,
-            digits=digits,
-            letters=letters,
-            characters=characters,
+            max_digits=digits,
+            letter_tokens=letters,
+            max_characters=characters,
             trainer=trainer,
             progress=progress,
         )
     file = tokenizer.save(out)
-    about = {**(tokenizer.training or {}), "sources": list(sources or ("embedded",))}
+    about = {**(tokenizer.training_info or {}), "sources": list(sources or ("embedded",))}
     about |= {"fingerprint": tokenizer.fingerprint()}
     file.with_name("training.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     if as_json:
@@ -101,21 +101,21 @@ def evaluate(
     data_dir
         Where the data sets are (GPT-2's tokenizer, the Declaration of Human Rights); default FLEDGLING_DATA.
     """
-    from fledgling.files import data_root
+    from fledgling.files import resolve_data_root
     from fledgling.text import compression
-    from fledgling.text.published import gpt2_files
-    from fledgling.text.samples import SAMPLES
+    from fledgling.text.gpt2 import load_gpt2_tokenizer
+    from fledgling.text.sample_texts import SAMPLE_TEXTS
     from fledgling.text.tokenizer import Tokenizer
 
     ours = Tokenizer.load(tokenizer)
-    root = data_root(data_dir) / "tokenizers"
-    kinds = SAMPLES | compression.declaration(root / "udhr2.zip") | {str(path): _read(path) for path in texts}
-    gpt2 = gpt2_files(root / "gpt2")
+    root = resolve_data_root(data_dir) / "tokenizers"
+    kinds = SAMPLE_TEXTS | compression.read_udhr(root / "udhr2.zip") | {str(path): _read_file(path) for path in texts}
+    gpt2 = load_gpt2_tokenizer(root / "gpt2")
     why = None if gpt2 else f"GPT-2 left out: no encoder.json and vocab.bpe in {root / 'gpt2'}"
-    columns = {"ours": compression.bytes_per_token(ours, kinds)}
+    columns = {"ours": compression.measure_bytes_per_token(ours, kinds)}
     if gpt2:
-        columns["gpt2"] = compression.bytes_per_token(gpt2, kinds)
-    made = _training(tokenizer)
+        columns["gpt2"] = compression.measure_bytes_per_token(gpt2, kinds)
+    made = _read_training_info(tokenizer)
     rows = [
         {
             "kind": kind,
@@ -168,32 +168,32 @@ def show(tokenizer: Path, text: str, /, *, as_json: Json = False) -> None:
     print(f"{len(ids)} tokens, {size} bytes, {size / max(1, len(ids)):.2f} bytes per token")
 
 
-def _texts(sources: tuple[str, ...], data_dir: Path | None, say: Any) -> Iterator[str]:
+def _read_texts(sources: tuple[str, ...], data_dir: Path | None, say: Any) -> Iterator[str]:
     """The texts of the sources in turn; of the embedded corpus what is not held out for validation."""
     for source in sources:
         say(f"reading {source}")
         if source == "embedded":
-            from fledgling.corpora.corpus import harvest
-            from fledgling.corpora.split import split
+            from fledgling.corpora.embedded import harvest_embedded
+            from fledgling.corpora.split import split_held_out
 
-            yield from (document.text for document in split(harvest())[0])
+            yield from (document.text for document in split_held_out(harvest_embedded())[0])
         else:
-            from fledgling.corpora.sources import documents
-            from fledgling.files import data_root
+            from fledgling.corpora.readers import read_documents
+            from fledgling.files import resolve_data_root
 
-            there = data_root(data_dir) / source
+            there = resolve_data_root(data_dir) / source
             path = there if there.exists() and not Path(source).exists() else Path(source)
-            yield from (document.text for document in documents(path))
+            yield from (document.text for document in read_documents(path))
 
 
-def _read(path: Path) -> str:
+def _read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); expected a text file") from None
 
 
-def _training(tokenizer: Path) -> dict[str, Any]:
+def _read_training_info(tokenizer: Path) -> dict[str, Any]:
     """What training.json beside the tokenizer says, or nothing."""
     folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fledgling.cli.leaving import leaving
 from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts
+from fledgling.cli.training_exit import training_exit_code
 from fledgling.config import UserError, load_recipe
-from fledgling.runtime.launch import RESTARTS, launch
-from fledgling.runtime.world import is_main_process, launched
+from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
+from fledgling.runtime.world import is_launched_rank, is_main_process
 
 
 def train(
@@ -18,7 +18,7 @@ def train(
     *,
     resume: Literal["auto", "never"] = "auto",
     gpus: Gpus = None,
-    restarts: Restarts = RESTARTS,
+    restarts: Restarts = DEFAULT_RESTARTS,
     nodes: Nodes = 1,
     rendezvous: Rendezvous = "127.0.0.1:0",
     overrides: Overrides = (),
@@ -39,12 +39,12 @@ def train(
     chosen = load_recipe(recipe, overrides)
     if stage not in chosen.stages:
         raise UserError(f"{stage} is not among the stages of {chosen.name}: {', '.join(chosen.stages)}")
-    if gpus is not None and not launched():
+    if gpus is not None and not is_launched_rank():
         again = ["train", stage, recipe, "--resume", resume, *(part for one in overrides for part in ("--set", one))]
-        return launch(gpus, chosen.run.device, ["-m", "fledgling", *again], restarts, nodes, rendezvous)
+        return launch_ranks(gpus, chosen.run.device, ["-m", "fledgling", *again], restarts, nodes, rendezvous)
     from fledgling.train.run import run_stage
 
-    with leaving() as left:
+    with training_exit_code() as left:
         worked = run_stage(chosen, stage, resume)
     if not left.code and is_main_process():
         where = f"{chosen.run.out}/{stage}"

@@ -25,11 +25,11 @@ class Document:
     origin: str = ""
 
     @property
-    def size(self) -> int:
+    def num_bytes(self) -> int:
         """Bytes of the text in UTF-8."""
         return len(self.text.encode("utf-8"))
 
-    def place(self) -> float:
+    def hash_fraction(self) -> float:
         """Return a number in [0, 1) that depends on the text alone: its SHA-256, read as a fraction."""
         digest = hashlib.sha256(self.text.encode("utf-8")).digest()
         return int.from_bytes(digest[:6], "big") / 2.0**48

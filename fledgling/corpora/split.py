@@ -17,17 +17,17 @@ import subprocess
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from fledgling.corpora.corpus import SMALLEST
 from fledgling.corpora.document import Document
-from fledgling.corpora.prose import paragraphs, sentences
+from fledgling.corpora.embedded import MIN_CHARACTERS
+from fledgling.corpora.prose import normalized_sentences, split_paragraphs
 
-HELD_LINE = 8  # characters from which a line of the validation text may not occur in training
-HELD_FILE_LINE = 40  # the same for a user's text, where short lines are names, refrains, fields of a form
-CAP = 16_000_000  # bytes of training text a compressor is shown: the last ones
+MIN_SHARED_LINE = 8  # characters from which a line of the validation text may not occur in training
+MIN_SHARED_FILE_LINE = 40  # the same for a user's text, where short lines are names, refrains, fields of a form
+MAX_COMPRESSOR_BYTES = 16_000_000  # bytes of training text a compressor is shown: the last ones
 WINDOW_LOG = 27  # zstd --long: matches up to 128 MiB back
 
 
-def split(documents: Iterable[Document], share: float = 0.02) -> tuple[list[Document], list[Document]]:
+def split_held_out(documents: Iterable[Document], fraction: float = 0.02) -> tuple[list[Document], list[Document]]:
     """Return (training, validation) documents; `share` of all documents is held out.
 
     A document is held out when the hash of its own text says so, whatever else was read. Every training
@@ -38,21 +38,26 @@ def split(documents: Iterable[Document], share: float = 0.02) -> tuple[list[Docu
     """
     training, validation = [], []
     for document in documents:
-        (validation if document.place() < share else training).append(document)
-    held = {line for doc in validation for part in paragraphs(doc.text) for line in sentences(part, HELD_LINE)}
+        (validation if document.hash_fraction() < fraction else training).append(document)
+    held = {
+        line
+        for doc in validation
+        for part in split_paragraphs(doc.text)
+        for line in normalized_sentences(part, MIN_SHARED_LINE)
+    }
     kept = []
     for document in training:
-        at_least = HELD_FILE_LINE if document.kind == "file" else HELD_LINE
-        parts = paragraphs(document.text)
-        disjoint = [part for part in parts if held.isdisjoint(sentences(part, at_least))]
+        at_least = MIN_SHARED_FILE_LINE if document.kind == "file" else MIN_SHARED_LINE
+        parts = split_paragraphs(document.text)
+        disjoint = [part for part in parts if held.isdisjoint(normalized_sentences(part, at_least))]
         if len(disjoint) == len(parts):
             kept.append(document)
-        elif sum(map(len, disjoint)) >= SMALLEST:
+        elif sum(map(len, disjoint)) >= MIN_CHARACTERS:
             kept.append(Document("\n\n".join(disjoint), document.kind, document.origin))
     return kept, validation
 
 
-def line_overlap(training: Iterable[Document], validation: Iterable[Document], at_least: int = 1) -> float:
+def measure_line_overlap(training: Iterable[Document], validation: Iterable[Document], min_length: int = 1) -> float:
     """Return the share of validation bytes in lines that also stand, stripped, somewhere in training.
 
     Lines of fewer than `at_least` characters do not count as repeated; white space around lines counts
@@ -60,19 +65,19 @@ def line_overlap(training: Iterable[Document], validation: Iterable[Document], a
     """
     wanted = [line.strip() for document in validation for line in document.text.split("\n")]
     seen = {line.strip() for document in training for line in document.text.split("\n")}
-    repeated = sum(len(line.encode()) for line in wanted if len(line) >= at_least and line in seen)
+    repeated = sum(len(line.encode()) for line in wanted if len(line) >= min_length and line in seen)
     return repeated / max(1, sum(len(line.encode()) for line in wanted))
 
 
 # ---- what a compressor makes of the same text ------------------------------------------------------
 
 
-def _xz(data: bytes) -> int:
+def _xz_size(data: bytes) -> int:
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 27}]
     return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
 
 
-def zstd_compressor() -> Callable[[bytes], int] | None:
+def make_zstd_compressor() -> Callable[[bytes], int] | None:
     """Return a function from bytes to their size under zstd -19 with a long window, or None if there is none.
 
     Looks for `compression.zstd` (Python 3.14), the `zstandard` package and the `zstd` command, in this order.
@@ -103,7 +108,7 @@ def zstd_compressor() -> Callable[[bytes], int] | None:
     return None
 
 
-def compressed_bits_per_byte(
+def measure_compressed_bpb(
     training: Iterable[Document],
     validation: Iterable[Document],
     progress: Callable[[str], None] | None = None,
@@ -117,9 +122,13 @@ def compressed_bits_per_byte(
     """
     seen = "\n\n".join(document.text for document in training).encode()
     held = "\n\n".join(document.text for document in validation).encode()
-    shown = seen[-CAP:]
-    notes = [f"training text capped: the last {CAP:,} of {len(seen):,} bytes"] if len(seen) > CAP else []
-    sizes: dict[str, Callable[[bytes], int] | None] = {"xz -9e": _xz, "zstd -19 --long": zstd_compressor()}
+    shown = seen[-MAX_COMPRESSOR_BYTES:]
+    notes = (
+        [f"training text capped: the last {MAX_COMPRESSOR_BYTES:,} of {len(seen):,} bytes"]
+        if len(seen) > MAX_COMPRESSOR_BYTES
+        else []
+    )
+    sizes: dict[str, Callable[[bytes], int] | None] = {"xz -9e": _xz_size, "zstd -19 --long": make_zstd_compressor()}
     result: dict[str, float | str | None] = {}
     for name, compress in sizes.items():
         if compress is None or not held:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-IGNORE = -1  # a target that is not learned: it adds nothing to the loss and nothing to the count
+IGNORE_INDEX = -1  # a target that is not learned: it adds nothing to the loss and nothing to the count
 
 
 @dataclass
@@ -24,13 +24,13 @@ class Batch:
 
     `documents` numbers the segment a position belongs to, per row: attention does not cross from one number
     to another. `weights`, `advantages`, `old_logprobs`, `reference_logprobs`, `returns` and `old_values` belong to the
-    target of their position, and mean nothing where that target is IGNORE.
+    target of their position, and mean nothing where that target is IGNORE_INDEX.
     """
 
     tokens: Tensor  #                             (B, T) int64
-    targets: Tensor  #                            (B, T) int64, IGNORE where nothing is learned
-    documents: Tensor | None = None  #            (B, T) int32
-    weights: Tensor | None = None  #              (B, T) float, how much a target counts; None: all 1
+    targets: Tensor  #                            (B, T) int64, IGNORE_INDEX where nothing is learned
+    document_ids: Tensor | None = None  #            (B, T) int32
+    loss_weights: Tensor | None = None  #              (B, T) float, how much a target counts; None: all 1
     advantages: Tensor | None = None  #           (B, T) float
     old_logprobs: Tensor | None = None  #         (B, T) float, nats, of the policy that sampled
     reference_logprobs: Tensor | None = None  #   (B, T) float, nats, of the frozen reference (KL)
@@ -51,18 +51,18 @@ class Batch:
     @property
     def target_count(self) -> int:
         """Positions that are learned: what the summed loss is divided by, after summing over all ranks."""
-        return int((self.targets != IGNORE).sum())
+        return int((self.targets != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`; the copy to a GPU does not wait where the memory is pinned."""
         ahead = torch.device(device).type == "cuda"  # from a GPU it must wait: the host would read too early
         return Batch(**{name: value.to(device, non_blocking=ahead) for name, value in self._present()})
 
-    def split(self, rows: int) -> list[Batch]:
+    def split(self, max_rows: int) -> list[Batch]:
         """Cuts the batch into consecutive batches of at most `rows` rows; the last may have fewer."""
-        assert rows >= 1, f"cannot split into batches of {rows} rows"
+        assert max_rows >= 1, f"cannot split into batches of {max_rows} rows"
         parts = [
-            {name: value[start : start + rows] for name, value in self._present()}
-            for start in range(0, self.tokens.shape[0], rows)
+            {name: value[start : start + max_rows] for name, value in self._present()}
+            for start in range(0, self.tokens.shape[0], max_rows)
         ]
         return [Batch(**part) for part in parts]

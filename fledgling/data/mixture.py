@@ -20,18 +20,18 @@ import numpy as np
 
 from fledgling.config import UserError
 
-SLOTS = 10_000  # weights are honoured to one part in this many
+WEIGHT_RESOLUTION = 10_000  # weights are honoured to one part in this many
 
 
 @dataclass(frozen=True)
-class Cycle:
+class SourceOrder:
     """The order of sources, repeated for ever."""
 
     slots: np.ndarray  #   (D,) int64: the source of each slot
-    before: np.ndarray  #  (D + 1, S) int64: slots of each source before a slot; last, those of a whole cycle
+    counts_before: np.ndarray  #  (D + 1, S) int64: slots of each source before a slot; last, those of a whole cycle
 
     @classmethod
-    def of(cls, weights: Sequence[float], turn: int = 0) -> Cycle:
+    def from_weights(cls, weights: Sequence[float], offset: int = 0) -> SourceOrder:
         """The cycle for weights in any unit, begun `turn` slots late; a weight of zero is never drawn.
 
         At every slot of the cycle a source has given its share of the rows so far to within one row (two,
@@ -41,7 +41,7 @@ class Cycle:
 
         Raises UserError for a weight that is negative or not finite, or if all are zero.
         """
-        quota = _quotas(weights)
+        quota = _integer_weights(weights)
         total = sum(quota)
         given = [0] * len(quota)
         slots = np.empty(total, dtype=np.int64)
@@ -53,7 +53,7 @@ class Cycle:
             ]
             slots[slot] = source = min(due)[1]
             given[source] += 1
-        slots = np.roll(slots, -(turn % total))
+        slots = np.roll(slots, -(offset % total))
         before = np.zeros((total + 1, len(quota)), dtype=np.int64)
         before[1:] = np.cumsum(slots[:, None] == np.arange(len(quota)), axis=0)
         return cls(slots, before)
@@ -62,20 +62,20 @@ class Cycle:
         """The source of global row `row`, and how many rows that source gave before it."""
         turn, slot = divmod(row, len(self.slots))
         source = int(self.slots[slot])
-        return source, int(turn * self.before[-1, source] + self.before[slot, source])
+        return source, int(turn * self.counts_before[-1, source] + self.counts_before[slot, source])
 
-    def counts(self, rows: int) -> np.ndarray:
+    def count_rows(self, rows: int) -> np.ndarray:
         """(S,) int64: rows of each source among the first `rows`."""
         turn, slot = divmod(rows, len(self.slots))
-        return turn * self.before[-1] + self.before[slot]
+        return turn * self.counts_before[-1] + self.counts_before[slot]
 
 
-def _quotas(weights: Sequence[float]) -> list[int]:
+def _integer_weights(weights: Sequence[float]) -> list[int]:
     """Whole numbers in the proportions of `weights`, at least 1 for any weight above zero, reduced."""
     weight = np.asarray(weights, dtype=np.float64)
     if not len(weight) or not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
         raise UserError(f"mixture weights {list(map(float, weights))}: expected numbers >= 0, at least one above")
-    exact = weight / weight.sum() * SLOTS
+    exact = weight / weight.sum() * WEIGHT_RESOLUTION
     # Rounding may miss SLOTS by a few; the cycle is as long as the quotas come to.
     quota = [max(1, round(share)) if share > 0 else 0 for share in exact.tolist()]
     common = gcd(*quota)

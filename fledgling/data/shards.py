@@ -36,16 +36,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.record import flush
+from fledgling.record import fsync_path
 
 FORMAT = "fledgling-tokens-1"
 MANIFEST = "manifest.json"
-FILES = ("tokens.bin", "offsets.npy", "mask.bin", MANIFEST)
-AGAIN = "delete it and prepare the data again"
-SPARE_FILES = 512  # open files that a process needs for everything but shards
+SHARD_FILES = ("tokens.bin", "offsets.npy", "mask.bin", MANIFEST)
+REBUILD_HINT = "delete it and prepare the data again"
+RESERVED_OPEN_FILES = 512  # open files that a process needs for everything but shards
 
 
-class Encoder(Protocol):
+class BatchTokenizer(Protocol):
     """What `tokenize_documents` asks of a tokenizer."""
 
     def encode_batch(self, texts: list[str], /) -> list[list[int]]:
@@ -67,20 +67,20 @@ class _HashedFile:
     def __init__(self, path: Path) -> None:
         self.file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by finish or abandon
         self.hash = hashlib.sha256()
-        self.bytes = 0
+        self.num_bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
         self.hash.update(data)
-        self.bytes += len(data)
+        self.num_bytes += len(data)
         self.file.write(data)
 
     def finish(self) -> dict[str, int | str]:
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        return {"bytes": self.bytes, "sha256": self.hash.hexdigest()}
+        return {"bytes": self.num_bytes, "sha256": self.hash.hexdigest()}
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         with suppress(OSError):  # closing flushes, which fails again where the disk is full
             self.file.close()
 
@@ -116,10 +116,10 @@ class ShardWriter:
         self.metadata = dict(metadata or {})
         self.offsets = array("q", [0])
         self._partial = self.directory.with_name(f".{self.directory.name}.partial")
-        self._retired = self.directory.with_name(f".{self.directory.name}.retired")
+        self._replaced = self.directory.with_name(f".{self.directory.name}.retired")
         self._files: dict[str, _HashedFile] = {}
-        _refuse_foreign(self.directory)
-        with self._or_nothing():
+        _require_shard_directory(self.directory)
+        with self._abort_on_error():
             shutil.rmtree(self._partial, ignore_errors=True)  # left by a process that was killed
             self._partial.mkdir(parents=True)
             for name in ("tokens.bin", "mask.bin") if with_mask else ("tokens.bin",):
@@ -135,7 +135,7 @@ class ShardWriter:
         """Tokens added so far."""
         return self.offsets[-1]
 
-    def add(self, tokens: Sequence[int] | np.ndarray, mask: Sequence[bool] | np.ndarray | None = None) -> None:
+    def add_document(self, tokens: Sequence[int] | np.ndarray, mask: Sequence[bool] | np.ndarray | None = None) -> None:
         """Appends one document: tokens (L,) ids, mask (L,) bool where the shard has one. L may be zero."""
         ids = np.asarray(tokens)
         assert ids.ndim == 1, f"a document is one row of ids, not {ids.shape}"
@@ -144,11 +144,11 @@ class ShardWriter:
         if mask is not None:
             flags = np.asarray(mask, dtype=np.bool_)
             assert flags.shape == ids.shape, f"mask {flags.shape}, tokens {ids.shape}"
-            with self._or_nothing():
+            with self._abort_on_error():
                 self._files["mask.bin"].write(flags.astype(np.uint8).tobytes())
         self.offsets.append(self.offsets[-1] + ids.size)
 
-    def add_all(self, documents: Sequence[Sequence[int]]) -> None:
+    def add_documents(self, documents: Sequence[Sequence[int]]) -> None:
         """Appends plain documents in one write, those of no token left out."""
         assert "mask.bin" not in self._files, "conversations have a mask: add them one by one"
         lengths = [len(ids) for ids in documents if len(ids)]
@@ -159,12 +159,12 @@ class ShardWriter:
         if ids.size:
             low, high = int(ids.min()), int(ids.max())
             assert low >= 0 and high < self.vocab_size, f"ids {low} to {high}, vocabulary {self.vocab_size}"
-        with self._or_nothing():
+        with self._abort_on_error():
             self._files["tokens.bin"].write(ids.astype(self.dtype).tobytes())
 
     def close(self) -> None:
         """Writes offsets and manifest, makes everything durable, and renames the directory into place."""
-        with self._or_nothing():
+        with self._abort_on_error():
             buffer = io.BytesIO()
             np.save(buffer, np.frombuffer(self.offsets, dtype=np.int64))
             self._files["offsets.npy"] = _HashedFile(self._partial / "offsets.npy")
@@ -183,18 +183,18 @@ class ShardWriter:
             self._files[MANIFEST] = last
             last.write(json.dumps(manifest, indent=2).encode())
             last.finish()
-            flush(self._partial)
-            shutil.rmtree(self._retired, ignore_errors=True)
+            fsync_path(self._partial)
+            shutil.rmtree(self._replaced, ignore_errors=True)
             if self.directory.exists():
-                self.directory.rename(self._retired)  # aside and not deleted: half a deletion looks like damage
+                self.directory.rename(self._replaced)  # aside and not deleted: half a deletion looks like damage
             self._partial.rename(self.directory)
-            flush(self.directory.parent)
-            shutil.rmtree(self._retired, ignore_errors=True)
+            fsync_path(self.directory.parent)
+            shutil.rmtree(self._replaced, ignore_errors=True)
 
     def abort(self) -> None:
         """Removes what was written; the final directory is as it was before."""
         for file in self._files.values():
-            file.abandon()
+            file.discard()
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def __enter__(self) -> ShardWriter:
@@ -207,31 +207,31 @@ class ShardWriter:
             self.abort()
 
     @contextmanager
-    def _or_nothing(self) -> Iterator[None]:
+    def _abort_on_error(self) -> Iterator[None]:
         """Removes everything written if the block fails, and says in one line what the disk had to say."""
         try:
             yield
         except OSError as error:
             self.abort()
-            written = sum(file.bytes for file in self._files.values())
-            raise _disk_error(error, self.directory, written) from error
+            written = sum(file.num_bytes for file in self._files.values())
+            raise _describe_disk_error(error, self.directory, written) from error
         except BaseException:
             self.abort()
             raise
 
 
-def _refuse_foreign(directory: Path) -> None:
+def _require_shard_directory(directory: Path) -> None:
     """Raises UserError if `directory` holds something that is not a shard: it would be deleted on `close`."""
     if not directory.exists():
         return
     if not directory.is_dir():
         raise UserError(f"{directory} is a file: expected a directory for tokens; choose another name")
-    foreign = sorted(entry.name for entry in directory.iterdir() if entry.name not in FILES)
+    foreign = sorted(entry.name for entry in directory.iterdir() if entry.name not in SHARD_FILES)
     if foreign:
         raise UserError(f'{directory} holds "{foreign[0]}", which is not part of a shard: choose an empty directory')
 
 
-def _disk_error(error: OSError, directory: Path, written: int) -> UserError:
+def _describe_disk_error(error: OSError, directory: Path, written: int) -> UserError:
     """The UserError for what the operating system said while `directory` was being written."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         reason = error.strerror or str(error)
@@ -248,7 +248,7 @@ def _disk_error(error: OSError, directory: Path, written: int) -> UserError:
 
 def tokenize_documents(
     texts: Iterable[str],
-    tokenizer: Encoder,
+    tokenizer: BatchTokenizer,
     writer: ShardWriter,
     batch: int = 1000,
     progress: Callable[[int, int], None] | None = None,
@@ -261,7 +261,7 @@ def tokenize_documents(
     before = writer.documents
     stream = iter(texts)
     while group := list(islice(stream, batch)):
-        writer.add_all(tokenizer.encode_batch(group))
+        writer.add_documents(tokenizer.encode_batch(group))
         if progress is not None:
             progress(writer.documents - before, writer.tokens)
     return writer.documents - before
@@ -296,18 +296,18 @@ class TokenShard:
             size = path.stat().st_size if path.exists() else None
             if size != entry["bytes"]:
                 found = "is missing" if size is None else f"has {size:,} bytes"
-                raise UserError(f"{path} {found}, its manifest says {entry['bytes']:,}: {AGAIN}")
+                raise UserError(f"{path} {found}, its manifest says {entry['bytes']:,}: {REBUILD_HINT}")
         if tokenizer is not None and manifest["tokenizer"] != tokenizer:
             raise UserError(
                 f"{directory} was made with another tokenizer ({manifest['tokenizer'][:12] or 'unnamed'}, "
-                f"expected {tokenizer[:12]}): {AGAIN}"
+                f"expected {tokenizer[:12]}): {REBUILD_HINT}"
             )
         has_mask = "mask.bin" in manifest["files"]
         return cls(
             directory,
-            _map(directory / "tokens.bin", np.dtype(manifest["dtype"])),
+            _memory_map(directory / "tokens.bin", np.dtype(manifest["dtype"])),
             np.load(directory / "offsets.npy", mmap_mode="r", allow_pickle=False),
-            _map(directory / "mask.bin", np.dtype(np.uint8)) if has_mask else None,
+            _memory_map(directory / "mask.bin", np.dtype(np.uint8)) if has_mask else None,
             manifest,
         )
 
@@ -324,18 +324,18 @@ class TokenShard:
         """What the writer was asked to remember."""
         return self.manifest["metadata"]
 
-    def part(self, first: int, last: int) -> TokenShard:
+    def slice_documents(self, first: int, last: int) -> TokenShard:
         """Documents first to last - 1 as a shard of their own, over the same mapped files."""
         return replace(self, offsets=self.offsets[first : last + 1])
 
-    def read(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def read_tokens(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Part of a document: tokens (length,), and mask (length,) uint8 where the shard has one."""
         first = int(self.offsets[document]) + start
         assert first + length <= self.offsets[document + 1], "a piece ends with its document"
         part = slice(first, first + length)
         return self.tokens[part], None if self.mask is None else self.mask[part]
 
-    def verify(self) -> None:
+    def verify_hashes(self) -> None:
         """Reads every file and compares its SHA-256; raises UserError naming the first that was changed."""
         for name, entry in self.manifest["files"].items():
             with open(self.directory / name, "rb") as file:
@@ -343,11 +343,11 @@ class TokenShard:
             if found != entry["sha256"]:
                 raise UserError(
                     f"{self.directory / name} was changed: sha256 {found[:12]}..., "
-                    f"its manifest says {entry['sha256'][:12]}...: {AGAIN}"
+                    f"its manifest says {entry['sha256'][:12]}...: {REBUILD_HINT}"
                 )
 
 
-def allow_open_files(count: int) -> None:
+def raise_open_file_limit(count: int) -> None:
     """Raise this process's limit of open files, as far as it may, by `count`: a mapped file keeps one.
 
     Raises UserError where that is not enough.
@@ -357,7 +357,7 @@ def allow_open_files(count: int) -> None:
     except ImportError:  # Windows counts otherwise
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + SPARE_FILES
+    wanted = count + RESERVED_OPEN_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         if hard != resource.RLIM_INFINITY and hard < wanted:
             raise UserError(f"{count // 2} shards need {wanted} open files, {hard} are allowed: ulimit -Hn {wanted}")
@@ -370,19 +370,19 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     if not directory.is_dir():
         raise UserError(f"{directory} does not exist: expected a directory of tokens; prepare the data first")
     if not path.exists():
-        raise UserError(f"{directory} has no {MANIFEST}, so it was never finished: {AGAIN}")
+        raise UserError(f"{directory} has no {MANIFEST}, so it was never finished: {REBUILD_HINT}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         known = manifest["format"] == FORMAT
         complete = manifest.keys() >= {"dtype", "vocab_size", "tokenizer", "metadata"}
         complete &= manifest["files"].keys() >= {"tokens.bin", "offsets.npy"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as the manifest of a shard: {AGAIN}") from error
+        raise UserError(f"{path} cannot be read as the manifest of a shard: {REBUILD_HINT}") from error
     if not (known and complete):
-        raise UserError(f'{path} is not the manifest of a shard of format "{FORMAT}": {AGAIN}')
+        raise UserError(f'{path} is not the manifest of a shard of format "{FORMAT}": {REBUILD_HINT}')
     return manifest
 
 
-def _map(path: Path, dtype: np.dtype) -> np.ndarray:
+def _memory_map(path: Path, dtype: np.dtype) -> np.ndarray:
     """The file as an array in place; an empty file, which cannot be mapped, as an empty array."""
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)

@@ -24,23 +24,23 @@ import numpy as np
 import torch
 
 from fledgling.config import UserError
-from fledgling.data.batch import IGNORE, Batch
-from fledgling.data.mixture import Cycle
-from fledgling.data.pack import Plan, crop_plan, cut_lengths, fill, whole_plan
+from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.data.mixture import SourceOrder
+from fledgling.data.packing import PackingPlan, fill_row, pack_cropped, pack_whole, truncate_lengths
 from fledgling.data.shards import TokenShard
 
-Supervise = Literal["all", "assistant"]
-AHEAD = 2  # steps prepared while the one before is trained on
-TOGETHER = 1 << 18  # documents shuffled and packed as one
+TrainOn = Literal["all", "assistant"]
+PREFETCH_STEPS = 2  # steps prepared while the one before is trained on
+MAX_SECTION_DOCUMENTS = 1 << 18  # documents shuffled and packed as one
 
 
-def permutation(seed: int, key: int, size: int, window: int = 0) -> np.ndarray:
+def permutation(seed: int, key: int, size: int, section: int = 0) -> np.ndarray:
     """A permutation (size,) int64 of 0 to size - 1, a pure function of (seed, key, window).
 
     It sorts the raw words of a counter-based generator, whose stream numpy keeps the same for ever; it does
     not promise that of `Generator.permutation`.
     """
-    bits = np.random.Philox(np.random.SeedSequence([seed, key, *([window] if window else [])]))
+    bits = np.random.Philox(np.random.SeedSequence([seed, key, *([section] if section else [])]))
     return np.argsort(bits.random_raw(size), kind="stable")
 
 
@@ -73,60 +73,65 @@ class RowSource:
         seed: int,
         bos: int,
         turn_end: int | None = None,
-        most: int = TOGETHER,
+        max_section_documents: int = MAX_SECTION_DOCUMENTS,
     ) -> None:
         self.shards = (shards,) if isinstance(shards, TokenShard) else tuple(shards)
         assert self.shards, "a source needs a shard"
         self.kind, self.context, self.seed, self.bos, self.turn_end = kind, context, seed, bos, turn_end
-        self._first = np.cumsum([0] + [len(shard) for shard in self.shards])
-        self._windows = max(1, math.ceil(int(self._first[-1]) / most))
-        rows, used, self.cut = [], 0.0, 0
-        for window in range(self._windows):
-            plan, cut = self._packed(window)
-            rows.append(plan.rows)
-            used, self.cut = used + plan.efficiency * plan.rows, self.cut + cut
-        self._rows = np.array(rows, dtype=np.int64)  # (W,)
-        if not self._rows.any():
+        self._first_document = np.cumsum([0] + [len(shard) for shard in self.shards])
+        self._num_sections = max(1, math.ceil(int(self._first_document[-1]) / max_section_documents))
+        rows, used, self.num_truncated = [], 0.0, 0
+        for window in range(self._num_sections):
+            plan, cut = self._pack_section(window)
+            rows.append(plan.num_rows)
+            used, self.num_truncated = used + plan.efficiency * plan.num_rows, self.num_truncated + cut
+        self._section_rows = np.array(rows, dtype=np.int64)  # (W,)
+        if not self._section_rows.any():
             raise UserError(f"{self.shards[0].directory} holds no tokens: prepare it with some text")
-        self.efficiency = used / int(self._rows.sum())  # share of row positions that are not padding
+        self.efficiency = used / int(self._section_rows.sum())  # share of row positions that are not padding
         # Both are replaced whole, because two threads may read them.
-        self._turn = (0, *self._order(0))  # epoch, its order of windows, rows before each
-        self._open = (-1, window, plan, np.empty(0, dtype=np.int64))  # epoch, window, its plan, its order of rows
+        self._current_epoch = (0, *self._section_order(0))  # epoch, its order of windows, rows before each
+        self._current_section = (
+            -1,
+            window,
+            plan,
+            np.empty(0, dtype=np.int64),
+        )  # epoch, window, its plan, its order of rows
 
     def __len__(self) -> int:
         """Rows of one epoch."""
-        return int(self._rows.sum())
+        return int(self._section_rows.sum())
 
-    def _packed(self, window: int) -> tuple[Plan, int]:
+    def _pack_section(self, section: int) -> tuple[PackingPlan, int]:
         """The plan of a window, whose documents are counted through all shards; and how many were cut."""
         numbers, lengths, cut = [], [], 0
-        for first, shard in zip(self._first.tolist(), self.shards, strict=False):
-            start, stop = (len(shard) * edge // self._windows for edge in (window, window + 1))
+        for first, shard in zip(self._first_document.tolist(), self.shards, strict=False):
+            start, stop = (len(shard) * edge // self._num_sections for edge in (section, section + 1))
             offsets = shard.offsets[start : stop + 1]
             if self.kind == "whole":
-                here, count = cut_lengths(shard.tokens, offsets, self.context + 1, self.turn_end)
+                here, count = truncate_lengths(shard.tokens, offsets, self.context + 1, self.turn_end)
                 cut += count
             else:
                 here = np.diff(offsets)
             lengths.append(here)
             numbers.append(np.arange(first + start, first + stop))
-        order = permutation(self.seed, 0, sum(map(len, lengths)), window)
+        order = permutation(self.seed, 0, sum(map(len, lengths)), section)
         ordered = np.concatenate(lengths)[order]
-        pack = crop_plan if self.kind == "crop" else whole_plan
+        pack = pack_cropped if self.kind == "crop" else pack_whole
         plan = pack(ordered, self.context + 1)
-        return replace(plan, piece_document=np.concatenate(numbers)[order][plan.piece_document]), cut
+        return replace(plan, piece_documents=np.concatenate(numbers)[order][plan.piece_documents]), cut
 
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _section_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The windows in the order of an epoch (W,), and the rows before each (W + 1,)."""
-        windows = permutation(self.seed, epoch + 1, self._windows, self._windows)
-        return windows, np.cumsum([0, *self._rows[windows]])
+        windows = permutation(self.seed, epoch + 1, self._num_sections, self._num_sections)
+        return windows, np.cumsum([0, *self._section_rows[windows]])
 
-    def read(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def read_tokens(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Part of a document, counted through all shards: tokens (length,), mask (length,) or None."""
-        shard = int(np.searchsorted(self._first, document, side="right")) - 1
-        return self.shards[shard].read(document - int(self._first[shard]), start, length)
+        shard = int(np.searchsorted(self._first_document, document, side="right")) - 1
+        return self.shards[shard].read_tokens(document - int(self._first_document[shard]), start, length)
 
-    def row(self, index: int, supervise: Supervise = "all") -> tuple[np.ndarray, np.ndarray]:
+    def read_row(self, index: int, train_on: TrainOn = "all") -> tuple[np.ndarray, np.ndarray]:
         """Row `index` of the endless sequence: tokens (T + 1,) int64, mask (T + 1,) bool.
 
         The mask is True where a token may be learned as a target. "all": everything but padding; for crop
@@ -135,22 +140,22 @@ class RowSource:
         without a mask stay whole.
         """
         epoch, position = divmod(index, len(self))
-        turn, windows, before = self._turn
+        turn, windows, before = self._current_epoch
         if turn != epoch:
-            windows, before = self._order(epoch)
-            self._turn = (epoch, windows, before)
+            windows, before = self._section_order(epoch)
+            self._current_epoch = (epoch, windows, before)
         place = int(np.searchsorted(before, position, side="right")) - 1
         window = int(windows[place])
-        shown, opened, plan, order = self._open
+        shown, opened, plan, order = self._current_section
         if (shown, opened) != (epoch, window):
-            plan = plan if opened == window else self._packed(window)[0]
-            order = permutation(self.seed, epoch + 1, plan.rows, window)  # key 0 ordered the documents
-            self._open = (epoch, window, plan, order)
+            plan = plan if opened == window else self._pack_section(window)[0]
+            order = permutation(self.seed, epoch + 1, plan.num_rows, window)  # key 0 ordered the documents
+            self._current_section = (epoch, window, plan, order)
         chosen = int(order[position - int(before[place])])
-        return fill(plan, self, chosen, self.bos, pad=self.bos, masked=supervise == "assistant")
+        return fill_row(plan, self, chosen, self.bos, pad=self.bos, use_mask=train_on == "assistant")
 
 
-def segments(tokens: np.ndarray, bos: int) -> np.ndarray:
+def assign_document_ids(tokens: np.ndarray, bos: int) -> np.ndarray:
     """Numbers the documents of rows: tokens (B, T) to (B, T) int32, growing by one at each BOS.
 
     BOS after BOS does not begin another document, so that padding is one document and not one for each
@@ -162,32 +167,35 @@ def segments(tokens: np.ndarray, bos: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Deal:
+class BatchBuilder:
     """Which micro-batches a rank makes of a step: a pure function, shared by the stream and its thread."""
 
     sources: tuple[RowSource, ...]
-    cycle: Cycle
+    source_order: SourceOrder
     rows_per_step: int
-    micro_rows: int
-    supervise: Supervise
+    micro_batch_size: int
+    train_on: TrainOn
     rank: int
-    size: int
+    world_size: int
 
-    def batches(self, step: int) -> list[Batch]:
+    def build_batches(self, step: int) -> list[Batch]:
         """Number rank, rank + size, ... of the step's ceil(R / micro_rows) micro-batches, the last perhaps smaller."""
-        rows = [self.cycle.locate(step * self.rows_per_step + k) for k in range(self.rows_per_step)]
-        starts = range(0, self.rows_per_step, self.micro_rows)
-        return [self._batch(rows[start : start + self.micro_rows]) for start in starts[self.rank :: self.size]]
+        rows = [self.source_order.locate(step * self.rows_per_step + k) for k in range(self.rows_per_step)]
+        starts = range(0, self.rows_per_step, self.micro_batch_size)
+        return [
+            self._build_batch(rows[start : start + self.micro_batch_size])
+            for start in starts[self.rank :: self.world_size]
+        ]
 
-    def _batch(self, rows: list[tuple[int, int]]) -> Batch:
-        pairs = [self.sources[source].row(index, self.supervise) for source, index in rows]
+    def _build_batch(self, rows: list[tuple[int, int]]) -> Batch:
+        pairs = [self.sources[source].read_row(index, self.train_on) for source, index in rows]
         tokens = np.stack([tokens for tokens, _ in pairs])  # (B, T + 1)
         learned = np.stack([mask for _, mask in pairs])[:, 1:]  # (B, T)
         inputs = tokens[:, :-1]
         return Batch(
             tokens=torch.from_numpy(np.ascontiguousarray(inputs)),
-            targets=torch.from_numpy(np.where(learned, tokens[:, 1:], IGNORE)),
-            documents=torch.from_numpy(segments(inputs, self.sources[0].bos)),
+            targets=torch.from_numpy(np.where(learned, tokens[:, 1:], IGNORE_INDEX)),
+            document_ids=torch.from_numpy(assign_document_ids(inputs, self.sources[0].bos)),
         )
 
 
@@ -209,27 +217,29 @@ class MixtureStream:
         self,
         sources: Sequence[tuple[RowSource, float]],
         rows_per_step: int,
-        micro_rows: int,
+        micro_batch_size: int,
         steps: int | None,
         seed: int,
         rank: int = 0,
-        size: int = 1,
-        look_ahead: bool = True,
-        supervise: Supervise = "all",
+        world_size: int = 1,
+        prefetch: bool = True,
+        train_on: TrainOn = "all",
     ) -> None:
-        assert 0 <= rank < size, f"rank {rank} of {size}"
-        assert micro_rows >= 1, f"micro-batches of {micro_rows} rows"
-        if rows_per_step < size:
-            raise UserError(f"a step of {rows_per_step} rows cannot be dealt to {size} ranks: enlarge batch_tokens")
+        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+        assert micro_batch_size >= 1, f"micro-batches of {micro_batch_size} rows"
+        if rows_per_step < world_size:
+            raise UserError(
+                f"a step of {rows_per_step} rows cannot be dealt to {world_size} ranks: enlarge batch_tokens"
+            )
         kept = [(source, weight) for source, weight in sources if weight != 0]
-        cycle = Cycle.of([weight for _, weight in kept], turn=seed)
+        cycle = SourceOrder.from_weights([weight for _, weight in kept], offset=seed)
         rows = tuple(source for source, _ in kept)
         assert len({(source.context, source.bos) for source in rows}) == 1, "sources of one context and BOS"
         self.steps = steps
         self.step = self.skipped = 0
-        self.deal = Deal(rows, cycle, rows_per_step, micro_rows, supervise, rank, size)
-        self._look_ahead = look_ahead
-        self._ahead: LookAhead | None = None
+        self.builder = BatchBuilder(rows, cycle, rows_per_step, micro_batch_size, train_on, rank, world_size)
+        self._prefetch = prefetch
+        self._prefetcher: Prefetcher | None = None
 
     def next(self) -> list[Batch]:
         """The micro-batches of the next step.
@@ -240,11 +250,11 @@ class MixtureStream:
         if last is not None and self.step >= last:
             self.close()
             raise StopIteration
-        if self._look_ahead and self._ahead is None:
-            self._ahead = LookAhead(self.deal.batches, self.step, last)
-            self._release = weakref.finalize(self, self._ahead.close)
+        if self._prefetch and self._prefetcher is None:
+            self._prefetcher = Prefetcher(self.builder.build_batches, self.step, last)
+            self._release = weakref.finalize(self, self._prefetcher.close)
         try:
-            batches = self._ahead.take() if self._ahead else self.deal.batches(self.step)
+            batches = self._prefetcher.get() if self._prefetcher else self.builder.build_batches(self.step)
         except BaseException:
             self.close()
             raise
@@ -280,7 +290,7 @@ class MixtureStream:
         """
         steps = self.steps if steps is None else steps
         assert steps is not None, "a stream without an end gives no sum"
-        taken = self.deal.cycle.counts(steps * self.deal.rows_per_step).tolist()
+        taken = self.builder.source_order.count_rows(steps * self.builder.rows_per_step).tolist()
         return [
             {
                 "directory": str(source.shards[0].directory),
@@ -289,19 +299,19 @@ class MixtureStream:
                 "rows_taken": rows,
                 "epochs": rows / len(source),
                 "efficiency": source.efficiency,
-                "cut": source.cut,
+                "cut": source.num_truncated,
             }
-            for source, rows in zip(self.deal.sources, taken, strict=True)
+            for source, rows in zip(self.builder.sources, taken, strict=True)
         ]
 
     def close(self) -> None:
         """Stops the thread, if there is one; the stream can go on afterwards."""
-        if self._ahead is not None:
+        if self._prefetcher is not None:
             self._release()
-            self._ahead = None
+            self._prefetcher = None
 
 
-class LookAhead:
+class Prefetcher:
     """Calls `produce(first)`, `produce(first + 1)`, ... up to `last` in one thread, at most AHEAD results
     ahead.
 
@@ -318,7 +328,7 @@ class LookAhead:
         self._thread = threading.Thread(target=self._run, name="fledgling-data", daemon=True)
         self._thread.start()
 
-    def take(self) -> list[Batch]:
+    def get(self) -> list[Batch]:
         """Waits for the next result; raises what `produce` raised."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._closed)
@@ -345,7 +355,7 @@ class LookAhead:
             except BaseException as error:
                 made = (None, error)
             with self._changed:
-                self._changed.wait_for(lambda: len(self._ready) < AHEAD or self._closed)
+                self._changed.wait_for(lambda: len(self._ready) < PREFETCH_STEPS or self._closed)
                 if self._closed:
                     return
                 self._ready.append(made)

@@ -16,26 +16,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.evals.likelihood import Row, Scorer
+from fledgling.evals.likelihood import ContinuationRow, Scorer
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
-from fledgling.text.tokenizer import Tokenizer, begin
+from fledgling.infer.sampling import SamplingParams
+from fledgling.text.tokenizer import Tokenizer, bos_prefix
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-MAX_TOKENS = 256  # of an answer where a task does not say
+DEFAULT_MAX_NEW_TOKENS = 256  # of an answer where a task does not say
 
 
-def pair_row(tokenizer: Tokenizer, context: str, continuation: str) -> Row:
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> ContinuationRow:
     """A pair as the harness splits it: one text of tokens; spaces at the context's end belong to the continuation."""
     kept = context.rstrip()
-    whole = [*begin(tokenizer), *tokenizer.encode(context + continuation)]
-    before = len(begin(tokenizer)) + (len(tokenizer.encode(kept)) if kept else 0)
-    return Row(np.array(whole, np.int32), max(1, before))
+    whole = [*bos_prefix(tokenizer), *tokenizer.encode(context + continuation)]
+    before = len(bos_prefix(tokenizer)) + (len(tokenizer.encode(kept)) if kept else 0)
+    return ContinuationRow(np.array(whole, np.int32), max(1, before))
 
 
-def windows(tokens: Sequence[int], context: int) -> Iterator[Row]:
+def rolling_windows(tokens: Sequence[int], context: int) -> Iterator[ContinuationRow]:
     """A long text as rows of at most `context` tokens in which every token but the first is asked for once.
 
     Each window but the first is a full one: its new tokens have as much before them as the context holds.
@@ -44,39 +44,44 @@ def windows(tokens: Sequence[int], context: int) -> Iterator[Row]:
     while done < len(array):
         end = min(len(array), done + context - 1)
         first = max(0, end - context)
-        yield Row(array[first:end], done - first)
+        yield ContinuationRow(array[first:end], done - first)
         done = end
 
 
-def loglikelihoods(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+def compute_loglikelihoods(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
     """(log p of the continuation, whether it is what greedy decoding says) of every (context, continuation)."""
     places: dict[str, list[int]] = {}
     for place, (context, _) in enumerate(pairs):
         places.setdefault(context, []).append(place)
-    items = [[pair_row(scorer.engine.tokenizer, *pairs[place]) for place in group] for group in places.values()]
+    items = [[encode_pair(scorer.engine.tokenizer, *pairs[place]) for place in group] for group in places.values()]
     found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     for group, scores in zip(places.values(), scorer.score(items), strict=True):
         for place, score in zip(group, scores, strict=True):
-            found[place] = (score.logprob, score.greedy)
+            found[place] = (score.logprob, score.is_greedy)
     return found
 
 
-def rolling(scorer: Scorer, texts: Sequence[str]) -> list[float]:
+def compute_rolling_loglikelihoods(scorer: Scorer, texts: Sequence[str]) -> list[float]:
     """log p of whole texts, each token given as much before it as the context holds."""
     tokenizer = scorer.engine.tokenizer
-    rows = [list(windows([*begin(tokenizer), *tokenizer.encode(text)], scorer.engine.context)) for text in texts]
+    rows = [
+        list(rolling_windows([*bos_prefix(tokenizer), *tokenizer.encode(text)], scorer.engine.context))
+        for text in texts
+    ]
     return [sum(score.logprob for score in scores) for scores in scorer.score(rows)]
 
 
-def answers(engine: Engine, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+def generate_until(engine: Engine, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     """Greedy answers to (context, {"until": [...], "max_gen_toks": n}), each cut before the first of its stops."""
     tokenizer, texts = engine.tokenizer, []
-    limits = [int(options.get("max_gen_toks", MAX_TOKENS)) for _, options in asked]
+    limits = [int(options.get("max_gen_toks", DEFAULT_MAX_NEW_TOKENS)) for _, options in requests]
     most = min(max(limits, default=1), engine.context // 2)
-    prompts = [[*begin(tokenizer), *tokenizer.encode(context)][-(engine.context - most) :] for context, _ in asked]
-    completions = engine.generate(prompts, Sampling(temperature=0.0, max_tokens=most), tools=False)
-    for (_, options), limit, completion in zip(asked, limits, completions, strict=True):
-        text = tokenizer.decode(t for t in completion.tokens[:limit] if t not in engine.stops)
+    prompts = [
+        [*bos_prefix(tokenizer), *tokenizer.encode(context)][-(engine.context - most) :] for context, _ in requests
+    ]
+    completions = engine.generate(prompts, SamplingParams(temperature=0.0, max_new_tokens=most), use_tools=False)
+    for (_, options), limit, completion in zip(requests, limits, completions, strict=True):
+        text = tokenizer.decode(t for t in completion.tokens[:limit] if t not in engine.stop_tokens)
         stops = options.get("until") or []
         for stop in [stops] if isinstance(stops, str) else stops:
             text = text.split(stop)[0] if stop else text
@@ -84,7 +89,7 @@ def answers(engine: Engine, asked: Sequence[tuple[str, dict[str, Any]]]) -> list
     return texts
 
 
-def language_model(scorer: Scorer) -> LM:
+def make_harness_model(scorer: Scorer) -> LM:
     """The harness's own kind of model around a scorer. Raises UserError where the harness is not installed."""
     try:
         from lm_eval.api.model import LM
@@ -95,30 +100,34 @@ def language_model(scorer: Scorer) -> LM:
         """Answers the three kinds of requests. Every rank is given all of them: the scorer deals them out."""
 
         def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
-            return loglikelihoods(scorer, [request.args for request in requests])
+            return compute_loglikelihoods(scorer, [request.args for request in requests])
 
         def loglikelihood_rolling(self, requests: list) -> list[float]:
-            return rolling(scorer, [request.args[0] for request in requests])
+            return compute_rolling_loglikelihoods(scorer, [request.args[0] for request in requests])
 
         def generate_until(self, requests: list) -> list[str]:
-            return answers(scorer.engine, [request.args for request in requests])
+            return generate_until(scorer.engine, [request.args for request in requests])
 
     return Fledgling()
 
 
-def evaluate(
-    scorer: Scorer, tasks: Sequence[str], limit: int | None = None, shots: int | None = None, folder: Path | None = None
+def run_harness(
+    scorer: Scorer,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    include_path: Path | None = None,
 ) -> dict[str, Any]:
     """The harness's results of `tasks`, {task: {metric: value}}; folder: task files of one's own beside its own."""
-    model = language_model(scorer)
+    model = make_harness_model(scorer)
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(folder) if folder else None)
+    manager = TaskManager(include_path=str(include_path) if include_path else None)
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise UserError(f'no task "{unknown[0]}" in lm-evaluation-harness; `lm-eval ls tasks` lists them')
     found = simple_evaluate(
-        model, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager, log_samples=False
+        model, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit, task_manager=manager, log_samples=False
     )
     return found["results"] if found else {}  # the harness answers on the first rank alone

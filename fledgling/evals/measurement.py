@@ -24,7 +24,7 @@ class Measurement:
     chance: float | None = None
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927): inside [0, 1] and honest at 0 and n successes."""
     assert n > 0 and 0 <= successes <= n, f"{successes} of {n}"
     p, z2 = successes / n, Z95 * Z95

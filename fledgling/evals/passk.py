@@ -15,13 +15,13 @@ from math import comb
 
 import numpy as np
 
-from fledgling.evals.chat import DRAWS, Answer, Exam, crop, prompt_ids
+from fledgling.evals.chat import BOOTSTRAP_SAMPLES, Exam, ExamAnswer, crop_prompt, encode_question
 from fledgling.evals.measurement import Measurement
+from fledgling.infer.detokenizer import decode_final_text
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
-from fledgling.infer.stream import final_text
+from fledgling.infer.sampling import SamplingParams
 
-MOST = 1 << 16  # draws of one question that have numbers of their own
+MAX_SAMPLES = 1 << 16  # draws of one question that have numbers of their own
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -30,47 +30,51 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - comb(n - c, k) / comb(n, k)  # comb(a, k) is 0 where a < k
 
 
-def draw(
+def sample_answers(
     engine: Engine,
-    paper: Exam,
+    exam: Exam,
     samples: int,
     temperature: float,
-    first: int = 0,
+    first_question: int = 0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> list[list[Answer]]:
+) -> list[list[ExamAnswer]]:
     """`samples` answers to each question of the exam, whose own numbers begin at `first`."""
-    assert 1 <= samples <= MOST, samples
-    room = engine.context - min(paper.task.longest, engine.context // 2)
-    cut = [crop(prompt_ids(engine.tokenizer, question), room) for question in paper.questions]
-    numbers = [(first + i) * MOST + s for i in range(len(cut)) for s in range(samples)]
-    sampling = Sampling(temperature=temperature, max_tokens=paper.task.longest, seed=seed)
+    assert 1 <= samples <= MAX_SAMPLES, samples
+    room = engine.context - min(exam.task.max_new_tokens, engine.context // 2)
+    cut = [crop_prompt(encode_question(engine.tokenizer, question), room) for question in exam.questions]
+    numbers = [(first_question + i) * MAX_SAMPLES + s for i in range(len(cut)) for s in range(samples)]
+    sampling = SamplingParams(temperature=temperature, max_new_tokens=exam.task.max_new_tokens, seed=seed)
     prompts = [ids for ids, _ in cut for _ in range(samples)]
-    completions = engine.generate(prompts, sampling, numbers=numbers, progress=progress)
+    completions = engine.generate(prompts, sampling, request_indices=numbers, progress=progress)
     pairs = [
-        (question, final_text(engine.tokenizer, completions[i * samples + s].tokens))
-        for i, question in enumerate(paper.questions)
+        (question, decode_final_text(engine.tokenizer, completions[i * samples + s].tokens))
+        for i, question in enumerate(exam.questions)
         for s in range(samples)
     ]
-    scores = paper.task.scores(pairs)
+    scores = exam.task.score_batch(pairs)
     answers = [
-        Answer(question, text, score, cut[at // samples][1], len(said.tokens), sum(said.logprobs))
+        ExamAnswer(question, text, score, cut[at // samples][1], len(said.tokens), sum(said.logprobs))
         for at, ((question, text), score, said) in enumerate(zip(pairs, scores, completions, strict=True))
     ]
-    return [answers[i * samples : (i + 1) * samples] for i in range(len(paper.questions))]
+    return [answers[i * samples : (i + 1) * samples] for i in range(len(exam.questions))]
 
 
-def measure(name: str, right: Sequence[int], n: int, ks: Sequence[int], seed: int = 0) -> list[Measurement]:
+def measure_pass_at_k(
+    name: str, num_correct: Sequence[int], n: int, ks: Sequence[int], seed: int = 0
+) -> list[Measurement]:
     """pass@k for each k, from the number of right ones among n draws of each question.
 
     The 95 % interval is the bootstrap's over questions: percentiles of `DRAWS` means of as many questions, drawn
     with replacement.
     """
     rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(right), size=(DRAWS, len(right)))
+    chosen = rng.integers(len(num_correct), size=(BOOTSTRAP_SAMPLES, len(num_correct)))
     found = []
     for k in ks:
-        estimates = np.array([pass_at_k(n, c, k) for c in right])
+        estimates = np.array([pass_at_k(n, c, k) for c in num_correct])
         low, high = np.percentile(estimates[chosen].mean(1), [2.5, 97.5])
-        found.append(Measurement(f"{name}_pass@{k}", float(estimates.mean()), float(low), float(high), len(right)))
+        found.append(
+            Measurement(f"{name}_pass@{k}", float(estimates.mean()), float(low), float(high), len(num_correct))
+        )
     return found

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from fledgling.export import gguf
-from fledgling.export.read import read
-from fledgling.model.cache import KVCache, Row
+from fledgling.export.read_hf import read_hf
+from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 
-GREEDY = 200  # tokens
-PROMPT = 8
+GREEDY_TOKENS = 200  # tokens
+PROMPT_TOKENS = 8
 
-Logits = Callable[[list[int]], Tensor]  # (T,) ids -> (T, V) float32
+LogitsFunction = Callable[[list[int]], Tensor]  # (T,) ids -> (T, V) float32
 
 
 @dataclass(frozen=True)
@@ -32,66 +32,70 @@ class Parity:
     """One comparison: who read the export, the largest difference of a logit, and how many greedy tokens agreed."""
 
     reference: str
-    largest: float
-    agreed: int
-    of: int
+    max_difference: float
+    greedy_matches: int
+    greedy_tokens: int
 
 
 @torch.inference_mode()
-def greedy(model: Transformer, prompt: list[int], steps: int) -> list[int]:
+def generate_greedy(model: Transformer, prompt: list[int], steps: int) -> list[int]:
     """The `steps` likeliest next tokens after the prompt, one after the other."""
-    cache, row = KVCache(model.config, model.compute_dtype), Row()
+    cache, row = KVCache(model.config, model.compute_dtype), CacheRow()
     written, unread = [], prompt
     for _ in range(steps):
-        hidden = model(torch.tensor([unread]), cache=cache.reading([row], [len(unread)]))
+        hidden = model(torch.tensor([unread]), cache_batch=cache.make_batch([row], [len(unread)]))
         row.length += len(unread)
-        unread = [int(model.logits(hidden[0, -1]).argmax())]
+        unread = [int(model.compute_logits(hidden[0, -1]).argmax())]
         written += unread
     return written
 
 
 @torch.inference_mode()
-def compare(model: Transformer, other: Logits, name: str, start: int | None = None, seed: int = 0) -> Parity:
+def compare_logits(
+    model: Transformer, other: LogitsFunction, name: str, start: int | None = None, seed: int = 0
+) -> Parity:
     """Compare on a row of random tokens and on a greedy continuation of a short one; start: what a text begins with."""
     context, vocabulary = model.config.context, model.config.vocab_size
     draw = torch.Generator().manual_seed(seed)
     row = torch.randint(vocabulary, (min(context, 128),), generator=draw).tolist()
-    prompt = row[: min(PROMPT, context // 2)]
+    prompt = row[: min(PROMPT_TOKENS, context // 2)]
     if start is not None:
         prompt[0] = start
-    steps = min(GREEDY, context - len(prompt))
-    text = prompt + greedy(model, prompt, steps)
+    steps = min(GREEDY_TOKENS, context - len(prompt))
+    text = prompt + generate_greedy(model, prompt, steps)
     largest = 0.0
     for tokens in (row, text):
         theirs = other(tokens)
-        ours = model.logits(model(torch.tensor([tokens])))[0]
+        ours = model.compute_logits(model(torch.tensor([tokens])))[0]
         largest = max(largest, (ours - theirs).abs().max().item())
     chosen = theirs[len(prompt) - 1 : -1].argmax(-1).tolist()
     agreed = sum(a == b for a, b in zip(chosen, text[len(prompt) :], strict=True))
     return Parity(name, largest, agreed, steps)
 
 
-def hugging_face(model: Transformer, directory: Path, start: int | None) -> Iterator[Parity]:
+def compare_hf(model: Transformer, directory: Path, start: int | None) -> Iterator[Parity]:
     """Comparisons of a Hugging Face directory with the model it was written from (float32, on the CPU)."""
-    source = read(directory)
-    yield compare(model, ours(source.config, source.state), "read back by fledgling", start)
+    source = read_hf(directory)
+    yield compare_logits(model, make_logits_function(source.config, source.state), "read back by fledgling", start)
     if find_spec("transformers"):
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
         theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         name = f"transformers {transformers.__version__}, {type(theirs).__name__}"
-        yield compare(model, lambda tokens: theirs(torch.tensor([tokens])).logits[0].float(), name, start)
+        yield compare_logits(model, lambda tokens: theirs(torch.tensor([tokens])).logits[0].float(), name, start)
 
 
-def gguf_file(model: Transformer, path: Path, start: int | None) -> Iterator[Parity]:
+def compare_gguf(model: Transformer, path: Path, start: int | None) -> Iterator[Parity]:
     """Comparisons of a GGUF file with the model it was written from (float32, on the CPU)."""
-    state = gguf.read_state(path, model.config)
-    yield compare(model, ours(model.config, state), "dequantized by gguf, run by fledgling", start)
+    state = gguf.read_gguf_state(path, model.config)
+    yield compare_logits(
+        model, make_logits_function(model.config, state), "dequantized by gguf, run by fledgling", start
+    )
     if find_spec("llama_cpp"):
         import llama_cpp
 
-        size = min(model.config.context, PROMPT + GREEDY)
+        size = min(model.config.context, PROMPT_TOKENS + GREEDY_TOKENS)
         whole = llama_cpp.GGML_TYPE_F32  # keys and values as they are, so that only the file is judged
         theirs = llama_cpp.Llama(
             str(path), n_ctx=size, n_batch=size, logits_all=True, type_k=whole, type_v=whole, verbose=False
@@ -102,11 +106,11 @@ def gguf_file(model: Transformer, path: Path, start: int | None) -> Iterator[Par
             theirs.eval(tokens)
             return torch.tensor(theirs.scores[: len(tokens)])
 
-        yield compare(model, logits, f"llama.cpp (llama-cpp-python {llama_cpp.__version__})", start)
+        yield compare_logits(model, logits, f"llama.cpp (llama-cpp-python {llama_cpp.__version__})", start)
 
 
-def ours(config: ModelConfig, state: dict[str, Tensor]) -> Logits:
+def make_logits_function(config: ModelConfig, state: dict[str, Tensor]) -> LogitsFunction:
     """The logits of our own model with these weights."""
     model = Transformer(config)
     model.load_state_dict(state)
-    return lambda tokens: model.logits(model(torch.tensor([tokens])))[0]
+    return lambda tokens: model.compute_logits(model(torch.tensor([tokens])))[0]

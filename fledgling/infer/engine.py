@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fledgling.infer.batch import Decoder
-from fledgling.infer.pack import can_pack, pack
-from fledgling.infer.sample import Sampling
-from fledgling.infer.skip import skip
-from fledgling.infer.ticket import Completion, Ticket
+from fledgling.infer.pack import can_pack_bf16, pack_linear_weights
+from fledgling.infer.request import Completion, Request
+from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.scheduler import Scheduler
+from fledgling.infer.skip import skip_relu2_zeros
 from fledgling.infer.tools import CALCULATOR, Tool
-from fledgling.kernels.native import FEW
-from fledgling.kernels.step import DecodingStep, can_step
-from fledgling.model.attention import Tree
-from fledgling.model.cache import KVCache, Row
+from fledgling.kernels.decoding_step import DecodingStep, supports_decoding_step
+from fledgling.kernels.native import MAX_ROWS
+from fledgling.model.attention import TreeMask
+from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Token:
+class GeneratedToken:
     """One more token of a streamed answer."""
 
     id: int
@@ -45,10 +45,10 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Finish:
+class FinishEvent:
     """The end of a streamed answer: "stop", "length" or "context"."""
 
-    reason: str
+    finish_reason: str
 
 
 class Engine:
@@ -80,47 +80,47 @@ class Engine:
         self.device = torch.device(device) if device else weight.device
         self.dtype = dtype or model.compute_dtype
         self.context = model.config.context
-        special = tokenizer.special
-        ends = (special.get("<|assistant_end|>"), tokenizer.start)
-        self.stops = frozenset(token for token in ends if token is not None)
-        self.can_call = "<|python_start|>" in special
+        special = tokenizer.special_tokens
+        ends = (special.get("<|assistant_end|>"), tokenizer.bos_or_none)
+        self.stop_tokens = frozenset(token for token in ends if token is not None)
+        self.has_tool_tokens = "<|python_start|>" in special
         live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype and not skip_zeros
         self.model = model if live else _cast_copy(model, self.device, self.dtype)
         frozen = not live or not weight.requires_grad
-        self.step = DecodingStep(self.model) if frozen and can_step(self.model) else None
-        packs = not (live or self.step) and can_pack(self.device, self.dtype)
-        self.packed = dict(skip(self.model, packs)) if skip_zeros and not self.step else {}
-        self.packed |= pack(self.model) if packs else {}
-        self.refreshed = 0
+        self.native_step = DecodingStep(self.model) if frozen and supports_decoding_step(self.model) else None
+        packs = not (live or self.native_step) and can_pack_bf16(self.device, self.dtype)
+        self.packed_weights = dict(skip_relu2_zeros(self.model, packs)) if skip_zeros and not self.native_step else {}
+        self.packed_weights |= pack_linear_weights(self.model) if packs else {}
+        self.refresh_count = 0
 
     @property
-    def version(self) -> tuple[int, int]:
+    def weights_version(self) -> tuple[int, int]:
         """Changes when the weights may have changed: with every `refresh`, and where they are read live with each
         change that autograd sees. What was read with another version is not to be gone on from."""
         weights = self.source.parameters() if self.model is self.source else ()
-        return self.refreshed, sum(weight._version for weight in weights if not weight.is_inference())
+        return self.refresh_count, sum(weight._version for weight in weights if not weight.is_inference())
 
     @torch.no_grad()
-    def refresh(self) -> None:
+    def refresh_weights(self) -> None:
         """Copy the source model's weights as they are now; nothing to copy when they are read live."""
-        self.refreshed += 1
+        self.refresh_count += 1
         if self.model is not self.source:
             theirs = dict(self.source.named_parameters(remove_duplicate=False))
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(theirs[name])
-            for name, weight in self.packed.items():
-                weight.fill(theirs[name])
-            if self.step:
-                self.step.refresh()
+            for name, weight in self.packed_weights.items():
+                weight.copy_(theirs[name])
+            if self.native_step:
+                self.native_step.refresh()
 
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        sampling: Sampling | None = None,
-        rows: int = 256,
-        tools: bool = True,
+        sampling: SamplingParams | None = None,
+        max_batch_size: int = 256,
+        use_tools: bool = True,
         progress: Callable[[int, int], None] | None = None,
-        numbers: Sequence[int] | None = None,
+        request_indices: Sequence[int] | None = None,
     ) -> list[Completion]:
         """Answer every prompt, at most `rows` at a time; completions come in the order of the prompts.
 
@@ -129,54 +129,54 @@ class Engine:
         `assistant_end`, `bos` or one of `sampling.stop`; at `max_tokens`; or when the context is full. `tools` lets
         the model use the tool. `progress(done, total)` is called as answers finish.
         """
-        self.refresh()
-        sampling = sampling or Sampling()
-        decoder = Decoder(self, rows)
-        tickets: dict[int, Ticket] = {}
+        self.refresh_weights()
+        sampling = sampling or SamplingParams()
+        decoder = Scheduler(self, max_batch_size)
+        tickets: dict[int, Request] = {}
         for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):  # little padding
-            number = numbers[index] if numbers is not None else index
-            tickets[index] = decoder.add(prompts[index], sampling, number, tools)
-        done = sum(1 for ticket in tickets.values() if ticket.finish)
-        while decoder.busy:
+            number = request_indices[index] if request_indices is not None else index
+            tickets[index] = decoder.add_request(prompts[index], sampling, number, use_tools)
+        done = sum(1 for ticket in tickets.values() if ticket.finish_reason)
+        while decoder.has_unfinished:
             finished = len(decoder.step())
             done += finished
             if progress and finished:
                 progress(done, len(prompts))
-        return [tickets[index].completion() for index in range(len(prompts))]
+        return [tickets[index].to_completion() for index in range(len(prompts))]
 
     def stream(
         self,
         prompt: Sequence[int],
-        sampling: Sampling | None = None,
-        tools: bool = True,
-        decoder: Decoder | None = None,
+        sampling: SamplingParams | None = None,
+        use_tools: bool = True,
+        scheduler: Scheduler | None = None,
         index: int = 0,
-    ) -> Iterator[Token | Finish]:
+    ) -> Iterator[GeneratedToken | FinishEvent]:
         """Answer one prompt token by token, ending with a Finish.
 
         A `decoder` with `keep` remembers: only what the prompt does not share with earlier ones is read. The iterator
         may be abandoned at any point: what had been computed stays known.
         """
-        decoder = decoder or Decoder(self, 1, keep=None)
-        ticket, told = decoder.add(prompt, sampling or Sampling(), index, tools), 0
+        scheduler = scheduler or Scheduler(self, 1, prefix_cache_tokens=None)
+        ticket, told = scheduler.add_request(prompt, sampling or SamplingParams(), index, use_tools), 0
         try:
             while True:
                 while told < len(ticket.tokens):
                     told += 1
-                    yield Token(ticket.tokens[told - 1], ticket.logprobs[told - 1], ticket.forced[told - 1])
-                if ticket.finish:
+                    yield GeneratedToken(ticket.tokens[told - 1], ticket.logprobs[told - 1], ticket.forced[told - 1])
+                if ticket.finish_reason:
                     break
-                decoder.step()
+                scheduler.step()
         finally:
-            decoder.cancel(ticket)
-        yield Finish(ticket.finish)
+            scheduler.cancel(ticket)
+        yield FinishEvent(ticket.finish_reason)
 
     def new_cache(self) -> KVCache:
         """An empty cache for this model."""
         with torch.inference_mode():
             return KVCache(self.model.config, self.dtype, self.device)
 
-    def read(self, tokens: Tensor, tree: Tree | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, tree: TreeMask | None = None) -> Tensor:
         """Hidden states (B, T, C) of whole rows (B, T), each read from its beginning, with nothing kept of them.
 
         What is padded on the right is never looked at. `tree`: rows that fork (see `attention.Tree`), so that what
@@ -185,7 +185,7 @@ class Engine:
         with torch.inference_mode():
             return self.model(tokens.to(self.device), tree=tree)
 
-    def extend(self, cache: KVCache, rows: Sequence[Row], tokens: Sequence[Sequence[int]]) -> Tensor:
+    def extend_cache(self, cache: KVCache, rows: Sequence[CacheRow], tokens: Sequence[Sequence[int]]) -> Tensor:
         """Read each row's next tokens, at most T, into the cache; hidden states (B, T, C) after each of them.
 
         Shorter ones are padded on the right; what stands there is nothing.
@@ -195,18 +195,20 @@ class Engine:
         padded = [[*part, *[0] * (longest - len(part))] for part in tokens]
         with torch.inference_mode():
             ids = torch.tensor(padded, device=self.device)
-            if self.step and self.step.takes(counts, cache):
-                hidden = self.step(ids, cache, rows, counts)
+            if self.native_step and self.native_step.accepts(counts, cache):
+                hidden = self.native_step(ids, cache, rows, counts)
             else:
-                hidden = self.model(ids, cache=cache.reading(rows, counts))
+                hidden = self.model(ids, cache_batch=cache.make_batch(rows, counts))
         for row, count in zip(rows, counts, strict=True):
             row.length += count
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., C) -> logits (..., V) in fp32."""
-        few = hidden[..., 0].numel() <= FEW
-        return self.step.logits(hidden) if self.step and few else self.model.logits(hidden)
+        few = hidden[..., 0].numel() <= MAX_ROWS
+        return (
+            self.native_step.compute_logits(hidden) if self.native_step and few else self.model.compute_logits(hidden)
+        )
 
 
 def _cast_copy(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:

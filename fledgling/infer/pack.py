@@ -23,9 +23,9 @@ class PackedWeight:
     """The weight (out, in) of a linear layer in oneDNN's layout; takes part in `F.linear` and nothing else."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.fill(weight)
+        self.copy_(weight)
 
-    def fill(self, weight: Tensor) -> None:
+    def copy_(self, weight: Tensor) -> None:
         """Take over other values, given as rows (out, in) of any dtype."""
         rows = weight.detach().to("cpu", torch.bfloat16)
         self.shape, self.dtype = rows.shape, rows.dtype
@@ -47,14 +47,14 @@ class PackedWeight:
         return torch.ops.mkldnn._linear_pointwise(x, weight.blocks, bias, "none", [], "")
 
 
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+def can_pack_bf16(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether packing is possible and pays: bf16 on a processor that multiplies it."""
     if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return False
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def pack(model: nn.Module) -> dict[str, PackedWeight]:
+def pack_linear_weights(model: nn.Module) -> dict[str, PackedWeight]:
     """Replace the weight of every linear layer by its packed form; return these by the parameter's name."""
     packed = {}
     for name, module in model.named_modules():

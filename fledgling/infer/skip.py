@@ -24,24 +24,29 @@ from fledgling.infer.pack import PackedWeight
 from fledgling.model.feed_forward import FeedForward, relu2
 from fledgling.model.transformer import Transformer
 
-DENSE = {torch.float32: 0.4, torch.bfloat16: 0.2}  # of the columns wanted at most, else all (docs/benchmarks.md)
-FEWEST = 1 << 19  # values of a matrix that is worth it: smaller ones are read faster than their zeros are found
+MAX_ACTIVE_SHARE = {
+    torch.float32: 0.4,
+    torch.bfloat16: 0.2,
+}  # of the columns wanted at most, else all (docs/benchmarks.md)
+MIN_WEIGHT_NUMEL = (
+    1 << 19
+)  # values of a matrix that is worth it: smaller ones are read faster than their zeros are found
 
 
-class SkippingWeight:
+class ZeroSkippingWeight:
     """The weight (out, in) of a linear layer whose input is mostly 0; takes part in `F.linear` and nothing else."""
 
     def __init__(self, weight: Tensor, dense: Tensor | PackedWeight) -> None:
         self.dense, self.shape, self.dtype = dense, weight.shape, weight.dtype
-        self.rows = weight.detach().T.contiguous()  # (in, out)
-        self.most = int(DENSE[self.dtype] * self.shape[1])
+        self.transposed = weight.detach().T.contiguous()  # (in, out)
+        self.max_active = int(MAX_ACTIVE_SHARE[self.dtype] * self.shape[1])
 
-    def fill(self, weight: Tensor) -> None:
+    def copy_(self, weight: Tensor) -> None:
         """Take over other values (out, in) of any dtype."""
-        self.rows.copy_(weight.detach().T)
-        self.dense.fill(weight) if isinstance(self.dense, PackedWeight) else self.dense.copy_(weight)
+        self.transposed.copy_(weight.detach().T)
+        self.dense.copy_(weight)
 
-    def to(self, dtype: torch.dtype) -> SkippingWeight:
+    def to(self, dtype: torch.dtype) -> ZeroSkippingWeight:
         """Itself: the model asks for its compute dtype, which is this one."""
         assert dtype == self.dtype, f"kept as {self.dtype}, asked for {dtype}"
         return self
@@ -57,13 +62,13 @@ class SkippingWeight:
         if x.numel() == weight.shape[1]:
             flat = x.reshape(-1)
             active = flat.nonzero()[:, 0]
-            if 0 < len(active) <= weight.most:
-                y = weighted_sum(weight.rows, active, flat[active]).view(*x.shape[:-1], -1)
+            if 0 < len(active) <= weight.max_active:
+                y = sum_active_rows(weight.transposed, active, flat[active]).view(*x.shape[:-1], -1)
                 return y if bias is None else y + bias
         return F.linear(x, weight.dense, bias)
 
 
-def weighted_sum(rows: Tensor, active: Tensor, factors: Tensor) -> Tensor:
+def sum_active_rows(rows: Tensor, active: Tensor, factors: Tensor) -> Tensor:
     """Sum of factors (n,) times rows[active], rows (F, C) -> (C,); a part of it on each thread."""
     size = -(-len(active) // torch.get_num_threads())
     starts = torch.arange(0, len(active), size)
@@ -71,7 +76,7 @@ def weighted_sum(rows: Tensor, active: Tensor, factors: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
-def skip(model: Transformer, packs: bool) -> dict[str, SkippingWeight]:
+def skip_relu2_zeros(model: Transformer, packs: bool) -> dict[str, ZeroSkippingWeight]:
     """Let the second matrix of every ReLU^2 feed-forward skip; return these by the parameter's name.
 
     packs: the whole matrix, for where it is quicker, is a packed one.
@@ -79,9 +84,9 @@ def skip(model: Transformer, packs: bool) -> dict[str, SkippingWeight]:
     made = {}
     for layer, block in enumerate(model.blocks):
         mlp = block.mlp
-        if isinstance(mlp, FeedForward) and mlp.activation is relu2 and mlp.fc2.weight.numel() >= FEWEST:
+        if isinstance(mlp, FeedForward) and mlp.activation is relu2 and mlp.fc2.weight.numel() >= MIN_WEIGHT_NUMEL:
             weight = mlp.fc2.weight.detach()
             del mlp.fc2.weight
-            mlp.fc2.weight = SkippingWeight(weight, PackedWeight(weight) if packs else weight.clone())
+            mlp.fc2.weight = ZeroSkippingWeight(weight, PackedWeight(weight) if packs else weight.clone())
             made[f"blocks.{layer}.mlp.fc2.weight"] = mlp.fc2.weight
     return made

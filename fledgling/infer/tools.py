@@ -26,7 +26,7 @@ MAX_EXPONENT = 256
 MAX_BITS = 1024  # of a numerator or denominator on the way
 MAX_DIGITS = 40  # before the point, as printed
 DECIMALS = 6  # after the point, as printed
-MAX_RESULT = 200  # characters of what the python tool answers
+MAX_RESULT_CHARACTERS = 200  # characters of what the python tool answers
 
 _TOKEN = re.compile(r"\s*(?:(?P<number>[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+)|(?P<sign>\*\*|[-+*/()]))", re.ASCII)
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?", re.ASCII)
@@ -44,7 +44,7 @@ class Tool:
     """
 
     run: Callable[[str], str]
-    longest: int
+    max_call_tokens: int
 
 
 def calculate(expression: str) -> str:
@@ -54,12 +54,12 @@ def calculate(expression: str) -> str:
     Commas are accepted between groups of three digits. Signs and powers bind as they do in Python.
     """
     try:
-        return _show(_Parser(_split(expression)).parse())
+        return _format_number(_Parser(_tokenize_expression(expression)).parse())
     except CalculationError as error:
         return f"error: {error}"
 
 
-def _split(expression: str) -> list[str]:
+def _tokenize_expression(expression: str) -> list[str]:
     if len(expression) > MAX_CHARACTERS:
         raise CalculationError("too long")
     expression = expression.strip()
@@ -73,7 +73,7 @@ def _split(expression: str) -> list[str]:
     return pieces
 
 
-def _number(literal: str) -> Fraction:
+def _parse_number(literal: str) -> Fraction:
     if "," in literal and not _GROUPED.fullmatch(literal):
         raise CalculationError("misplaced comma")
     literal = literal.replace(",", "")
@@ -82,13 +82,13 @@ def _number(literal: str) -> Fraction:
     return Fraction(literal)
 
 
-def _bounded(value: Fraction) -> Fraction:
+def _check_size(value: Fraction) -> Fraction:
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
         raise CalculationError("number too large")
     return value
 
 
-def _show(value: Fraction) -> str:
+def _format_number(value: Fraction) -> str:
     if abs(value) >= 10**MAX_DIGITS:
         raise CalculationError("number too large")
     scaled = round(abs(value) * 10**DECIMALS)  # to the nearest, ties to even
@@ -122,19 +122,19 @@ class _Parser:
     def _sum(self) -> Fraction:
         value = self._product()
         while self._peek() in ("+", "-"):
-            value = _bounded(value + self._product() if self._next() == "+" else value - self._product())
+            value = _check_size(value + self._product() if self._next() == "+" else value - self._product())
         return value
 
     def _product(self) -> Fraction:
         value = self._signed()
         while self._peek() in ("*", "/"):
             if self._next() == "*":
-                value = _bounded(value * self._signed())
+                value = _check_size(value * self._signed())
                 continue
             divisor = self._signed()
             if divisor == 0:
                 raise CalculationError("division by zero")
-            value = _bounded(value / divisor)
+            value = _check_size(value / divisor)
         return value
 
     def _signed(self) -> Fraction:
@@ -162,7 +162,7 @@ class _Parser:
             raise CalculationError("exponent too large")
         if base == 0 and power < 0:
             raise CalculationError("division by zero")
-        return _bounded(base**power)
+        return _check_size(base**power)
 
     def _atom(self) -> Fraction:
         piece = self._next()
@@ -173,10 +173,10 @@ class _Parser:
             return value
         if not piece or piece in "+-**/)":
             raise CalculationError("invalid syntax")
-        return _number(piece)
+        return _parse_number(piece)
 
 
-def python(code: str) -> str:
+def run_python(code: str) -> str:
     """What the calculator says; where its grammar refuses, what the sandbox's interpreter prints and returns.
 
     A number that the calculator finds too large stays so: only what is no calculation becomes a program.
@@ -184,15 +184,15 @@ def python(code: str) -> str:
     result = calculate(code)
     if result.removeprefix("error: ") not in ("invalid syntax", "misplaced comma", "unbalanced brackets", "too long"):
         return result
-    from fledgling.sandbox.interpreter import evaluate
+    from fledgling.sandbox.interpreter import evaluate_code
 
-    outcome = evaluate(code)
+    outcome = evaluate_code(code)
     parts = [outcome.output.rstrip("\n"), outcome.value or "", f"error: {outcome.error}" if outcome.error else ""]
-    return "\n".join(part for part in parts if part)[:MAX_RESULT]
+    return "\n".join(part for part in parts if part)[:MAX_RESULT_CHARACTERS]
 
 
 CALCULATOR = Tool(calculate, MAX_CHARACTERS)
-PYTHON = Tool(python, 2000)
+PYTHON = Tool(run_python, 2000)
 
 
 class ToolState:
@@ -217,9 +217,11 @@ class ToolState:
             self.expression = []
         elif self.expression is not None and token == self.end:
             expression = self.tokenizer.decode_bytes(self.expression).decode("utf-8", "replace")
-            result = "error: too long" if len(self.expression) > self.tool.longest else self.tool.run(expression)
+            result = (
+                "error: too long" if len(self.expression) > self.tool.max_call_tokens else self.tool.run(expression)
+            )
             self.expression = None
             return [self.tokenizer.output_start, *self.tokenizer.encode(result), self.tokenizer.output_end]
-        elif self.expression is not None and len(self.expression) <= self.tool.longest:
+        elif self.expression is not None and len(self.expression) <= self.tool.max_call_tokens:
             self.expression.append(token)  # one over the bound is enough to be refused
         return []

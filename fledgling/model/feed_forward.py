@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from fledgling.model.config import ModelConfig
 
 
-def project(x: Tensor, linear: nn.Linear, factor: Tensor | None = None) -> Tensor:
+def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = None) -> Tensor:
     """x W^T + b with the fp32 master weights cast to x's dtype: the products run in the compute dtype.
 
     factor (..., 1): what x was still to be times (flash_norm.py); then the result is factor (x W^T) + b.
     """
     bias = None if linear.bias is None else linear.bias.to(x.dtype)
-    if factor is None:
+    if deferred_scale is None:
         return F.linear(x, linear.weight.to(x.dtype), bias)
-    y = F.linear(x, linear.weight.to(x.dtype)) * factor
+    y = F.linear(x, linear.weight.to(x.dtype)) * deferred_scale
     return y if bias is None else y + bias
 
 
@@ -34,7 +34,7 @@ def relu2(x: Tensor) -> Tensor:
     return x.relu().square()
 
 
-def gelu(x: Tensor) -> Tensor:
+def gelu_tanh(x: Tensor) -> Tensor:
     """x Phi(x) with Phi by its tanh form, within 5e-4 of it: what GPT-2 was trained with."""
     return F.gelu(x, approximate="tanh")
 
@@ -45,28 +45,28 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.activation = activation
-        self.fc1 = nn.Linear(config.width, config.hidden, bias=config.bias)  # (F, C)
-        self.fc2 = nn.Linear(config.hidden, config.width, bias=config.bias)  # (C, F)
-        self.passes = activation is relu2 and not config.bias  # a factor r of its input is r^2 of its output
+        self.fc1 = nn.Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
+        self.fc2 = nn.Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
+        self.scale_commutes = activation is relu2 and not config.bias  # a factor r of its input is r^2 of its output
 
     @property
-    def inward(self) -> tuple[nn.Linear, ...]:
+    def input_projections(self) -> tuple[nn.Linear, ...]:
         """The matrices that read the stream."""
         return (self.fc1,)
 
     @property
-    def outward(self) -> nn.Linear:
+    def output_projection(self) -> nn.Linear:
         """The matrix that writes to it."""
         return self.fc2
 
-    def activated(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+    def compute_activations(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
         """(B, T, C) -> what the second matrix reads (B, T, F), less a factor that passes behind it."""
-        return self.activation(project(x, self.fc1, None if self.passes else factor))
+        return self.activation(apply_linear(x, self.fc1, None if self.scale_commutes else deferred_scale))
 
-    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); factor (B, T, 1): see `project`."""
-        behind = factor.square() if factor is not None and self.passes else None
-        return project(self.activated(x, factor), self.fc2, behind)
+        behind = deferred_scale.square() if deferred_scale is not None and self.scale_commutes else None
+        return apply_linear(self.compute_activations(x, deferred_scale), self.fc2, behind)
 
 
 class GatedFeedForward(nn.Module):
@@ -74,33 +74,35 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.hidden, bias=config.bias)  # (F, C)
-        self.up_proj = nn.Linear(config.width, config.hidden, bias=config.bias)  # (F, C)
-        self.down_proj = nn.Linear(config.hidden, config.width, bias=config.bias)  # (C, F)
-        self.passes = not config.bias  # the factor of `up`, which is linear
+        self.gate_proj = nn.Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
+        self.up_proj = nn.Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
+        self.down_proj = nn.Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
+        self.scale_commutes = not config.bias  # the factor of `up`, which is linear
 
     @property
-    def inward(self) -> tuple[nn.Linear, ...]:
+    def input_projections(self) -> tuple[nn.Linear, ...]:
         """The matrices that read the stream."""
         return self.gate_proj, self.up_proj
 
     @property
-    def outward(self) -> nn.Linear:
+    def output_projection(self) -> nn.Linear:
         """The matrix that writes to it."""
         return self.down_proj
 
-    def activated(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+    def compute_activations(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
         """(B, T, C) -> what the last matrix reads (B, T, F), less a factor that passes behind it."""
-        up = project(x, self.up_proj, None if self.passes else factor)
-        return F.silu(project(x, self.gate_proj, factor)) * up
+        up = apply_linear(x, self.up_proj, None if self.scale_commutes else deferred_scale)
+        return F.silu(apply_linear(x, self.gate_proj, deferred_scale)) * up
 
-    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); factor (B, T, 1): see `project`."""
-        return project(self.activated(x, factor), self.down_proj, factor if self.passes else None)
+        return apply_linear(
+            self.compute_activations(x, deferred_scale), self.down_proj, deferred_scale if self.scale_commutes else None
+        )
 
 
 def make_feed_forward(config: ModelConfig) -> FeedForward | GatedFeedForward:
     """The part that `config.activation` names."""
-    if config.gated:
+    if config.is_gated:
         return GatedFeedForward(config)
-    return FeedForward(config, relu2 if config.activation == "relu2" else gelu)
+    return FeedForward(config, relu2 if config.activation == "relu2" else gelu_tanh)

@@ -29,21 +29,23 @@ from torch import Tensor, nn
 from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
 
-Read = tuple[Tensor, Tensor | None]  # what the matrices read (..., C), and what their products are still to be times
+NormOutput = tuple[
+    Tensor, Tensor | None
+]  # what the matrices read (..., C), and what their products are still to be times
 
 
-def normalized(norm: nn.Module, x: Tensor) -> Read:
+def apply_norm(norm: nn.Module, x: Tensor) -> NormOutput:
     """x (..., C) -> norm(x), and nothing left to do."""
     return norm(x), None
 
 
-def deferred(norm: nn.Module, x: Tensor) -> Read:
+def apply_norm_deferred(norm: nn.Module, x: Tensor) -> NormOutput:
     """x (..., C) -> x times the norm's weight where it has one, and 1 / RMS(x) (..., 1), from fp32, in x's dtype."""
     factor = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.eps).type_as(x)
     return (x if norm.weight is None else x * norm.weight.to(x.dtype)), factor
 
 
-def fold(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fold_norm_weights(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same model with every norm's weight multiplied into the matrices behind it, and left as ones.
 
     state: names as the model's, not changed. Raises UserError where a norm has no weight of that kind, or where the
@@ -51,9 +53,9 @@ def fold(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if config.norm != "rms_weighted":
         raise UserError(f'only weights of RMSNorm are folded, and this model\'s norm is "{config.norm}"')
-    if config.tied:
-        raise UserError("the last norm cannot be folded into a head that is the embedding too (model.tied)")
-    inward = ("gate_proj", "up_proj") if config.gated else ("fc1",)
+    if config.tie_embeddings:
+        raise UserError("the last norm cannot be folded into a head that is the embedding too (model.tie_embeddings)")
+    inward = ("gate_proj", "up_proj") if config.is_gated else ("fc1",)
     readers = {"norm.weight": ("head.weight",)}
     for layer in range(config.depth):
         block = f"blocks.{layer}"
@@ -66,7 +68,7 @@ def fold(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return folded
 
 
-def without_weights(config: ModelConfig, folded: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+def drop_norm_weights(config: ModelConfig, folded: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """A folded model as one whose norms have no weights at all: its description, and its state."""
     kept = {name: tensor for name, tensor in folded.items() if not name.endswith("norm.weight")}
     return replace(config, norm="rms"), kept

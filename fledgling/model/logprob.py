@@ -19,9 +19,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-IGNORE = -1
-CHUNK_VALUES = 1 << 22  # logits of one chunk: 8 MiB in bf16, whatever the vocabulary
-TANH_TOP = (
+IGNORE_INDEX = -1
+CHUNK_LOGITS = 1 << 22  # logits of one chunk: 8 MiB in bf16, whatever the vocabulary
+TANH_NUMERATOR = (
     -2.76076847742355e-16,
     2.00018790482477e-13,
     -8.60467152213735e-11,
@@ -30,7 +30,7 @@ TANH_TOP = (
     6.37261928875436e-04,
     4.89352455891786e-03,
 )
-TANH_BOTTOM = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
 
 
 def rational_tanh(x: Tensor) -> Tensor:
@@ -41,23 +41,23 @@ def rational_tanh(x: Tensor) -> Tensor:
     """
     x = x.clamp(-7.90531110763549805, 7.90531110763549805)
     y = x * x
-    top = torch.full_like(y, TANH_TOP[0])
-    for coefficient in TANH_TOP[1:]:
+    top = torch.full_like(y, TANH_NUMERATOR[0])
+    for coefficient in TANH_NUMERATOR[1:]:
         top = top * y + coefficient
-    bottom = torch.full_like(y, TANH_BOTTOM[0])
-    for coefficient in TANH_BOTTOM[1:]:
+    bottom = torch.full_like(y, TANH_DENOMINATOR[0])
+    for coefficient in TANH_DENOMINATOR[1:]:
         bottom = bottom * y + coefficient
     return x * top / bottom
 
 
-def capped_exp(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+def softcap_exp(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """z (n, V) -> row sums (n,) of e = exp(cap tanh(z / cap)) in fp32, and G = e (1 - tanh^2) (n, V) in z's dtype."""
     t = rational_tanh(z.float() / cap)
     e = torch.exp(cap * t)
     return e.sum(-1), (e * (1 - t * t)).to(z.dtype)
 
 
-def capped_exp_in_place(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+def softcap_exp_inplace(z: Tensor, cap: float) -> tuple[Tensor, Tensor]:
     """`capped_exp` without a compiler: two fp32 temporaries of a chunk's size, where one by one there would be six."""
     t = z.to(torch.float32, copy=True).div_(cap).tanh_()
     e = torch.mul(t, cap).exp_()
@@ -72,17 +72,17 @@ def shifted_exp(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return top, e.sum(-1), e.to(z.dtype)
 
 
-_fused: dict[str, Callable] = {"capped_exp": capped_exp_in_place, "shifted_exp": shifted_exp}
+_fused: dict[str, Callable] = {"capped_exp": softcap_exp_inplace, "shifted_exp": shifted_exp}
 
 
-def compile_kernels() -> None:
+def compile_logprob_kernels() -> None:
     """Fuse the passes over a chunk into one kernel each; called once where a compiler is at hand."""
-    for name, plain in (("capped_exp", capped_exp), ("shifted_exp", shifted_exp)):
-        if _fused[name] in (capped_exp_in_place, shifted_exp):
+    for name, plain in (("capped_exp", softcap_exp), ("shifted_exp", shifted_exp)):
+        if _fused[name] in (softcap_exp_inplace, shifted_exp):
             _fused[name] = torch.compile(plain, dynamic=None)
 
 
-def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+def _chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
     """One chunk: log-probabilities (n,), sums (n,), and G with the target's column already subtracted (n, V).
 
     d log p(target) / dz = (1 - t_y^2) [v = y] - G / S, so G - S (1 - t_y^2) [v = y] is -S times it (t_y = 0 without a
@@ -105,7 +105,7 @@ def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> tuple
 
 
 def _chunks(count: int, vocabulary: int) -> range:
-    return range(0, count, max(1, CHUNK_VALUES // vocabulary))
+    return range(0, count, max(1, CHUNK_LOGITS // vocabulary))
 
 
 def _backward_chunk(
@@ -131,8 +131,8 @@ class _CrossEntropySum(torch.autograd.Function):
         step = _chunks(len(hidden), len(weight)).step
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
-            kept = (targets[part] != IGNORE).float()
-            logprobs, sums, g = _chunk(hidden[part], cast, targets[part], cap)
+            kept = (targets[part] != IGNORE_INDEX).float()
+            logprobs, sums, g = _chunk_logprobs(hidden[part], cast, targets[part], cap)
             total -= (logprobs * kept).sum()
             if learn:
                 scale = (kept / sums)[:, None]
@@ -156,8 +156,8 @@ class _TargetLogprobs(torch.autograd.Function):
         parts = []
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
-            logprobs = _chunk(hidden[part], cast, targets[part], cap)[0]
-            parts.append(torch.where(targets[part] != IGNORE, logprobs, 0.0))
+            logprobs = _chunk_logprobs(hidden[part], cast, targets[part], cap)[0]
+            parts.append(torch.where(targets[part] != IGNORE_INDEX, logprobs, 0.0))
         ctx.cap = cap
         ctx.save_for_backward(hidden, weight, targets)
         return torch.cat(parts)
@@ -171,24 +171,24 @@ class _TargetLogprobs(torch.autograd.Function):
         step = _chunks(len(hidden), len(weight)).step
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
-            _, sums, g = _chunk(hidden[part], cast, targets[part], ctx.cap)
-            kept = torch.where(targets[part] != IGNORE, grad[part], 0.0)
+            _, sums, g = _chunk_logprobs(hidden[part], cast, targets[part], ctx.cap)
+            kept = torch.where(targets[part] != IGNORE_INDEX, grad[part], 0.0)
             scale = (-kept / sums)[:, None]
             _backward_chunk(hidden[part], cast, g, scale, hidden_grad[part], weight_grad)
             del g
         return hidden_grad.to(hidden.dtype), weight_grad, None, None
 
 
-def cross_entropy_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """Sum over targets of -log p(target) in nats, a scalar; targets equal to IGNORE count nothing.
+def cross_entropy_sum(hidden_states: Tensor, head_weight: Tensor, targets: Tensor, logit_softcap: float) -> Tensor:
+    """Sum over targets of -log p(target) in nats, a scalar; targets equal to IGNORE_INDEX count nothing.
 
     hidden (..., C), head_weight (V, C) fp32, targets (...) int64; softcap 0: no cap. Gradients are formed in the
     forward pass.
     """
-    return _CrossEntropySum.apply(hidden.flatten(0, -2), head_weight, targets.flatten(), softcap)
+    return _CrossEntropySum.apply(hidden_states.flatten(0, -2), head_weight, targets.flatten(), logit_softcap)
 
 
-def target_logprobs(hidden: Tensor, head_weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """log p(target) in nats, shaped like targets (...), 0 at IGNORE; differentiable with any weight a token."""
-    flat = _TargetLogprobs.apply(hidden.flatten(0, -2), head_weight, targets.flatten(), softcap)
+def target_logprobs(hidden_states: Tensor, head_weight: Tensor, targets: Tensor, logit_softcap: float) -> Tensor:
+    """log p(target) in nats, shaped like targets (...), 0 at IGNORE_INDEX; differentiable with any weight a token."""
+    flat = _TargetLogprobs.apply(hidden_states.flatten(0, -2), head_weight, targets.flatten(), logit_softcap)
     return flat.view(targets.shape)

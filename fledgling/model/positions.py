@@ -17,7 +17,7 @@ from fledgling.model.config import ModelConfig
 Rotary = tuple[Tensor, Tensor]  # cos and sin, (B or 1, 1, T, D/2)
 
 
-def rotary_table(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def make_rotary_table(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """cos and sin (context, D/2) of RoPE's angles (Su et al. 2021, arXiv 2104.09864), fp32.
 
     The direction is in the sine: `rotate` turns by -angle, as NanoChat does; with the sine negated it turns by
@@ -30,7 +30,7 @@ def rotary_table(config: ModelConfig, device: torch.device | str = "cpu") -> tup
     return angles.cos(), -config.rope_direction * angles.sin()
 
 
-def rotate(x: Tensor, rotary: Rotary | None) -> Tensor:
+def apply_rotary(x: Tensor, rotary: Rotary | None) -> Tensor:
     """Rotate the two halves of x (B, H, T, D) against each other by -angle; None leaves x as it is."""
     if rotary is None:
         return x
@@ -44,13 +44,13 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        cos, sin = rotary_table(config, torch.get_default_device())
+        cos, sin = make_rotary_table(config, torch.get_default_device())
         self.register_buffer("cos", cos, persistent=False)  # (context, D/2)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, x: Tensor, index: slice | Tensor) -> tuple[Tensor, Rotary | None]:
+    def forward(self, x: Tensor, positions: slice | Tensor) -> tuple[Tensor, Rotary | None]:
         """x (B, T, C) at positions index, a slice of T or (B, T) -> x, and cos and sin in x's dtype."""
-        cos, sin = self.cos[index].to(x.dtype), self.sin[index].to(x.dtype)
+        cos, sin = self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype)
         if cos.ndim == 2:
             return x, (cos[None, None], sin[None, None])  # (1, 1, T, D/2)
         return x, (cos[:, None], sin[:, None])  # (B, 1, T, D/2)
@@ -63,9 +63,9 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(config.context, config.width))
 
-    def forward(self, x: Tensor, index: slice | Tensor) -> tuple[Tensor, Rotary | None]:
+    def forward(self, x: Tensor, positions: slice | Tensor) -> tuple[Tensor, Rotary | None]:
         """x (B, T, C) at positions index, a slice of T or (B, T) -> x with its positions, and no angles."""
-        return x + self.weight[index].to(x.dtype), None
+        return x + self.weight[positions].to(x.dtype), None
 
 
 def make_positions(config: ModelConfig) -> nn.Module:

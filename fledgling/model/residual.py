@@ -17,11 +17,11 @@ from fledgling.model.config import ModelConfig
 class ResidualScalars(nn.Module):
     """a x + b x0, with weight = (a, b)."""
 
-    first = (1.0, 0.0)
+    initial_values = (1.0, 0.0)
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor(self.first))
+        self.weight = nn.Parameter(torch.tensor(self.initial_values))
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         """x, embedded (B, T, C) -> (B, T, C)."""

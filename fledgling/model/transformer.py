@@ -13,25 +13,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fledgling.model.attention import Attention, Tree, is_plain, row_mask
-from fledgling.model.cache import Reading
+from fledgling.model.attention import Attention, TreeMask, make_attention_mask, uses_blockwise_attention
+from fledgling.model.cache import CacheBatch
 from fledgling.model.config import ModelConfig
-from fledgling.model.feed_forward import make_feed_forward, project
-from fledgling.model.flash_norm import deferred, normalized
+from fledgling.model.feed_forward import apply_linear, make_feed_forward
+from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
 from fledgling.model.norm import RMSNorm, make_norm
 from fledgling.model.positions import LearnedPositions, Rotary, make_positions
 from fledgling.model.residual import ResidualScalars, make_residual
 from fledgling.model.value_embedding import ValueEmbedding
 
-NORMAL = 0.02  # standard deviation of GPT-2's and Llama's first weights
+INIT_STD = 0.02  # standard deviation of GPT-2's and Llama's first weights
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.read = deferred if config.flash_norm else normalized
+        self.apply_norm = apply_norm_deferred if config.flash_norm else apply_norm
         self.residual = make_residual(config)
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
@@ -42,17 +42,17 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotary: Rotary | None,
-        documents: Tensor | None = None,
-        cache: Reading | None = None,
-        tree: Tree | None = None,
+        document_ids: Tensor | None = None,
+        cache_batch: CacheBatch | None = None,
+        tree: TreeMask | None = None,
         tokens: Tensor | None = None,
-        embedded: Tensor | None = None,
+        embeddings: Tensor | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C); tokens (B, T) and embedded (B, T, C): what the model began with."""
-        x = x if self.residual is None else self.residual(x, embedded)
-        read, factor = self.read(self.attention_norm, x)
-        x = x + self.attention(read, rotary, documents, cache, tree, factor, tokens)
-        return x + self.mlp(*self.read(self.mlp_norm, x))
+        x = x if self.residual is None else self.residual(x, embeddings)
+        read, factor = self.apply_norm(self.attention_norm, x)
+        x = x + self.attention(read, rotary, document_ids, cache_batch, tree, factor, tokens)
+        return x + self.mlp(*self.apply_norm(self.mlp_norm, x))
 
 
 class Transformer(nn.Module):
@@ -62,15 +62,17 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
         embedding = nn.Embedding(config.vocab_size, config.width)
-        if config.tied:  # the head comes first, so that the one matrix bears its name and is moved at its rate
+        if (
+            config.tie_embeddings
+        ):  # the head comes first, so that the one matrix bears its name and is moved at its rate
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
             embedding.weight = self.head.weight
         self.embedding = embedding
         self.embedding_norm = RMSNorm(config.norm_eps) if config.embedding_norm else nn.Identity()
         self.positions = make_positions(config)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.depth))
         self.norm = make_norm(config)
-        if not config.tied:
+        if not config.tie_embeddings:
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
 
     @torch.no_grad()
@@ -91,20 +93,20 @@ class Transformer(nn.Module):
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * deviation)
 
         identity = config.family == "fledgling"
-        normal(self.embedding.weight, 1.0 if identity and not config.tied else NORMAL)
+        normal(self.embedding.weight, 1.0 if identity and not config.tie_embeddings else INIT_STD)
         if isinstance(self.positions, LearnedPositions):
-            normal(self.positions.weight, NORMAL)
-        if not config.tied:
-            normal(self.head.weight, NORMAL) if not identity else self.head.weight.zero_()
+            normal(self.positions.weight, INIT_STD)
+        if not config.tie_embeddings:
+            normal(self.head.weight, INIT_STD) if not identity else self.head.weight.zero_()
         bound = (3.0 / config.width) ** 0.5  # of a uniform distribution with variance 1 / C
-        outward = NORMAL * ((2 * config.depth) ** -0.5 if config.family == "gpt2" else 1.0)
+        outward = INIT_STD * ((2 * config.depth) ** -0.5 if config.family == "gpt2" else 1.0)
         for block in self.blocks:
-            for linear in (*block.attention.inward, *block.mlp.inward):
+            for linear in (*block.attention.input_projections, *block.mlp.input_projections):
                 if identity:
                     linear.weight.copy_((2 * torch.rand(linear.weight.shape, generator=generator) - 1) * bound)
                 else:
-                    normal(linear.weight, NORMAL)
-            for linear in (block.attention.outward, block.mlp.outward):
+                    normal(linear.weight, INIT_STD)
+            for linear in (block.attention.output_projection, block.mlp.output_projection):
                 normal(linear.weight, outward) if not identity else linear.weight.zero_()
         for name, parameter in self.named_parameters():
             if name.endswith(".bias"):
@@ -113,16 +115,16 @@ class Transformer(nn.Module):
                 parameter.fill_(1.0)
         for module in self.modules():
             if isinstance(module, ValueEmbedding):  # no larger than what the layers' own values vary by
-                normal(module.weight, config.width**-0.5 if identity else NORMAL)
+                normal(module.weight, config.width**-0.5 if identity else INIT_STD)
             elif isinstance(module, ResidualScalars):
-                module.weight.copy_(torch.tensor(module.first))
+                module.weight.copy_(torch.tensor(module.initial_values))
 
     def forward(
         self,
         tokens: Tensor,
-        documents: Tensor | None = None,
-        cache: Reading | None = None,
-        tree: Tree | None = None,
+        document_ids: Tensor | None = None,
+        cache_batch: CacheBatch | None = None,
+        tree: TreeMask | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -133,31 +135,33 @@ class Transformer(nn.Module):
         """
         x = self.embedding_norm(self.embedding(tokens).to(self.compute_dtype))
         if tree is not None:
-            assert cache is None, "a row that forks is read at once"
+            assert cache_batch is None, "a row that forks is read at once"
             x, rotary = self.positions(x, tree.positions)
-        elif cache is None:
+        elif cache_batch is None:
             x, rotary = self.positions(x, slice(0, tokens.shape[1]))
         else:
-            x, rotary = self.positions(x, cache.positions.clamp(max=self.config.context - 1))
-        if cache is None and not is_plain(x) and (documents is not None or tree is not None):
-            documents = row_mask(x, documents, tree)
-        training = torch.is_grad_enabled() and cache is None  # only then is a compiled block worth its compilation
+            x, rotary = self.positions(x, cache_batch.positions.clamp(max=self.config.context - 1))
+        if cache_batch is None and not uses_blockwise_attention(x) and (document_ids is not None or tree is not None):
+            document_ids = make_attention_mask(x, document_ids, tree)
+        training = (
+            torch.is_grad_enabled() and cache_batch is None
+        )  # only then is a compiled block worth its compilation
         embedded = x if self.config.residual_scalars else None
         for block in self.blocks:
             if embedded is not None:  # a node a layer: its gradients are added in pairs, so in one order on any ranks
                 embedded = embedded.view_as(embedded)
-            x = (block if training else block.forward)(x, rotary, documents, cache, tree, tokens, embedded)
+            x = (block if training else block.forward)(x, rotary, document_ids, cache_batch, tree, tokens, embedded)
         return self.norm(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """hidden (..., C) -> logits (..., V) in fp32, soft-capped where the model has a cap."""
-        return self.capped(project(hidden, self.head).float())
+        return self.apply_softcap(apply_linear(hidden_states, self.head).float())
 
-    def capped(self, logits: Tensor) -> Tensor:
+    def apply_softcap(self, logits: Tensor) -> Tensor:
         """Logits after the model's soft cap, where it has one."""
-        cap = self.config.softcap
+        cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
-    def parameter_count(self) -> int:
+    def count_parameters(self) -> int:
         """Number of trained values; d20 with 65,536 entries has 560,988,160."""
         return sum(p.numel() for p in self.parameters())

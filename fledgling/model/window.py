@@ -15,28 +15,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def near(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+def window_mask(queries: Tensor, keys: Tensor, window_size: int | None) -> Tensor:
     """Whether keys at positions (..., S) are in the window of queries at (..., T), and not behind them: (..., T, S)."""
     ahead = queries[..., :, None] - keys[..., None, :]
-    return ahead >= 0 if window is None else (ahead >= 0) & (ahead < window)
+    return ahead >= 0 if window_size is None else (ahead >= 0) & (ahead < window_size)
 
 
-def first_key(start: int, window: int | None) -> int:
+def first_visible_key(start: int, window_size: int | None) -> int:
     """The first key that any query from `start` on can see."""
-    return 0 if window is None else max(0, start - window + 1)
+    return 0 if window_size is None else max(0, start - window_size + 1)
 
 
-def in_pieces(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, least: int = 128) -> Tensor:
+def windowed_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window_size: int, min_piece: int = 128
+) -> Tensor:
     """Windowed attention of q (B, H, T, D) over k, v (B, G, T, D) by PyTorch's kernel, max(window, least) rows a time.
 
     mask (B, 1, T, T): added to the scores, 0 where seen and -inf elsewhere; None: causal.
     """
     time, outputs = q.shape[2], []
     places = torch.arange(time, device=q.device)
-    size, grouped = max(window, least), q.shape[1] != k.shape[1]
+    size, grouped = max(window_size, min_piece), q.shape[1] != k.shape[1]
     for start in range(0, time, size):
-        end, first = min(start + size, time), first_key(start, window)
-        seen = near(places[start:end], places[first:end], window)
+        end, first = min(start + size, time), first_visible_key(start, window_size)
+        seen = window_mask(places[start:end], places[first:end], window_size)
         if mask is not None:
             seen = mask[:, :, start:end, first:end].masked_fill(~seen, float("-inf"))
         part = (t[:, :, first:end] for t in (k, v))

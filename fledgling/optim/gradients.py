@@ -21,11 +21,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fledgling.optim.layout import AHEAD, Bucket, Layout
-from fledgling.runtime.world import Pending, World
+from fledgling.optim.partition import MAX_IN_FLIGHT, Bucket, Partition
+from fledgling.runtime.world import PendingCollective, World
 
 
-def carry(sums: list[Tensor], chunk: Tensor, before: int) -> None:
+def add_pairwise(sums: list[Tensor], chunk: Tensor, before: int) -> None:
     """Add a chunk to the branches of a tree over `before` chunks: a binary counter, whose 1-bits are the branches.
 
     With `before` the number of branches, at most one, it is a plain sum.
@@ -36,7 +36,7 @@ def carry(sums: list[Tensor], chunk: Tensor, before: int) -> None:
     sums.append(chunk)
 
 
-def total(sums: list[Tensor]) -> Tensor:
+def sum_branches(sums: list[Tensor]) -> Tensor:
     """Add up what is left: the branches of the tree that have no neighbour. Empties the list."""
     chunk = sums.pop()
     while sums:
@@ -44,84 +44,88 @@ def total(sums: list[Tensor]) -> Tensor:
     return chunk
 
 
-class Gradients:
+class GradientReducer:
     """Sums the gradients of one step. `begin`, a backward and `accumulate` for each micro-batch, then `finish`."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], layout: Layout, world: World, exact: bool) -> None:
-        self.parameters, self.layout, self.world, self.exact = parameters, layout, world, exact
-        self.during = layout.zero == 2 and world.size > 1
-        self.always = self.during or exact
-        self.rounds, self.round, self.launched = 1, 0, 0
-        self.ready: set[str] = set()
-        self.flight: deque[tuple[int, Pending]] = deque()
-        self.sums: list[list[Tensor]] = [[] for _ in layout.buckets]  # of each bucket: chunks not yet added up
-        if self.during:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], partition: Partition, world: World, deterministic: bool
+    ) -> None:
+        self.parameters, self.partition, self.world, self.deterministic = parameters, partition, world, deterministic
+        self.reduces_in_backward = partition.zero_stage == 2 and world.size > 1
+        self.reduces_every_micro_batch = self.reduces_in_backward or deterministic
+        self.micro_batches, self.micro_batch, self.next_bucket = 1, 0, 0
+        self.ready_names: set[str] = set()
+        self.in_flight: deque[tuple[int, PendingCollective]] = deque()
+        self.partial_sums: list[list[Tensor]] = [
+            [] for _ in partition.buckets
+        ]  # of each bucket: chunks not yet added up
+        if self.reduces_in_backward:
             for name, parameter in parameters.items():
-                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._arrived(name))
+                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._on_gradient_ready(name))
 
-    def begin(self, rounds: int) -> None:
+    def begin_step(self, micro_batches: int) -> None:
         """Start a step of `rounds` micro-batches on the rank that has most of them."""
-        self.rounds, self.round, self.launched = rounds, 0, 0
-        self.sums = [[] for _ in self.layout.buckets]
+        self.micro_batches, self.micro_batch, self.next_bucket = micro_batches, 0, 0
+        self.partial_sums = [[] for _ in self.partition.buckets]
 
     def accumulate(self) -> None:
         """A micro-batch's backward is done: send what is due of its gradient."""
-        if self.always or self.round == self.rounds - 1:
-            self._launch(len(self.layout.buckets))
-        self._next_round()
+        if self.reduces_every_micro_batch or self.micro_batch == self.micro_batches - 1:
+            self._launch(len(self.partition.buckets))
+        self._next_micro_batch()
 
     def finish(self) -> dict[str, Tensor]:
         """The summed gradient of what this rank owns: by name, rows (n, ...) of the parameter, or all of it."""
-        while self.round < self.rounds:  # others had a micro-batch more
+        while self.micro_batch < self.micro_batches:  # others had a micro-batch more
             self.accumulate()
-        gathered: deque[tuple[Bucket, Pending]] = deque()
+        gathered: deque[tuple[Bucket, PendingCollective]] = deque()
         own: dict[str, Tensor] = {}
-        for index, bucket in enumerate(self.layout.buckets):
-            chunk = total(self.sums[index])
+        for index, bucket in enumerate(self.partition.buckets):
+            chunk = sum_branches(self.partial_sums[index])
             if not bucket.replicated:
-                own |= self._owned(bucket, chunk)
+                own |= self._split_owned(bucket, chunk)
                 continue
             gathered.append((bucket, self.world.all_gather(chunk)))
-            if len(gathered) > AHEAD:
-                own |= self._whole(*gathered.popleft())
+            if len(gathered) > MAX_IN_FLIGHT:
+                own |= self._split_replicated(*gathered.popleft())
         for bucket, pending in gathered:
-            own |= self._whole(bucket, pending)
+            own |= self._split_replicated(bucket, pending)
         return own
 
-    def _arrived(self, name: str) -> None:
-        self.ready.add(name)
-        due = self.launched
-        while due < len(self.layout.buckets) and self.ready.issuperset(self.layout.buckets[due].names):
+    def _on_gradient_ready(self, name: str) -> None:
+        self.ready_names.add(name)
+        due = self.next_bucket
+        while due < len(self.partition.buckets) and self.ready_names.issuperset(self.partition.buckets[due].names):
             due += 1
         self._launch(due)
 
     def _launch(self, end: int) -> None:
         """Send the buckets up to `end` in their order, never more than AHEAD at once."""
-        for index in range(self.launched, end):
-            sent = self._packed(self.layout.buckets[index])
-            self.flight.append((index, self.world.reduce_scatter(sent, self.exact)))
-            if len(self.flight) == AHEAD:
-                self._land()
-        self.launched = end
+        for index in range(self.next_bucket, end):
+            sent = self._pack_bucket(self.partition.buckets[index])
+            self.in_flight.append((index, self.world.reduce_scatter(sent, self.deterministic)))
+            if len(self.in_flight) == MAX_IN_FLIGHT:
+                self._finish_oldest()
+        self.next_bucket = end
 
-    def _land(self) -> None:
-        index, pending = self.flight.popleft()
-        sums = self.sums[index]
-        carry(sums, pending.wait(), self.round if self.exact else len(sums))
+    def _finish_oldest(self) -> None:
+        index, pending = self.in_flight.popleft()
+        sums = self.partial_sums[index]
+        add_pairwise(sums, pending.wait(), self.micro_batch if self.deterministic else len(sums))
 
-    def _next_round(self) -> None:
-        while self.flight:
-            self._land()
-        self.ready.clear()
-        self.round += 1
-        self.launched = 0
+    def _next_micro_batch(self) -> None:
+        while self.in_flight:
+            self._finish_oldest()
+        self.ready_names.clear()
+        self.micro_batch += 1
+        self.next_bucket = 0
 
-    def _packed(self, bucket: Bucket) -> Tensor:
+    def _pack_bucket(self, bucket: Bucket) -> Tensor:
         """The bucket's gradients as one padded vector (ranks x chunk,); the gradients are freed."""
         grads = [self.parameters[name].grad for name in bucket.names]
-        length = bucket.piece * self.layout.size
+        length = bucket.chunk_values * self.partition.world_size
         first = self.parameters[bucket.names[0]]
-        if len(grads) == 1 and grads[0] is not None and length == bucket.values:
+        if len(grads) == 1 and grads[0] is not None and length == bucket.num_values:
             packed = grads[0].reshape(-1)
         else:
             packed, at = torch.zeros(length, dtype=first.dtype, device=first.device), 0
@@ -134,20 +138,24 @@ class Gradients:
             self.parameters[name].grad = None
         return packed
 
-    def _owned(self, bucket: Bucket, chunk: Tensor) -> dict[str, Tensor]:
+    def _split_owned(self, bucket: Bucket, chunk: Tensor) -> dict[str, Tensor]:
         rank = self.world.rank
-        if not bucket.units(rank):
+        if not bucket.rank_units(rank):
             return {}
-        if self.layout.roles[bucket.names[0]] == "matrix":
-            name = bucket.names[bucket.units(rank)[0]]
-            return {name: chunk.view(self.layout.parameters[name])}
+        if self.partition.roles[bucket.names[0]] == "matrix":
+            name = bucket.names[bucket.rank_units(rank)[0]]
+            return {name: chunk.view(self.partition.parameters[name])}
         name = bucket.names[0]
-        return {name: chunk.view(bucket.chunk, *self.layout.parameters[name][1:])[: len(bucket.units(rank))]}
+        return {
+            name: chunk.view(bucket.units_per_rank, *self.partition.parameters[name][1:])[
+                : len(bucket.rank_units(rank))
+            ]
+        }
 
-    def _whole(self, bucket: Bucket, pending: Pending) -> dict[str, Tensor]:
+    def _split_replicated(self, bucket: Bucket, pending: PendingCollective) -> dict[str, Tensor]:
         flat, at, own = pending.wait(), 0, {}
         for name in bucket.names:
-            shape = self.layout.parameters[name]
+            shape = self.partition.parameters[name]
             values = self.parameters[name].numel()
             own[name] = flat[at : at + values].view(shape)
             at += values

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Jordan et al. 2024: steepest at 0 while singular values stay in [.7, 1.2]; the same at every step.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+JORDAN_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # Amsel et al. 2025, arXiv 2505.16932, algorithm 1: the best polynomial of each step for singular values in [.001, 1].
 _POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -23,28 +23,30 @@ _POLAR_EXPRESS = (
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
 )
-SAFETY = 1.01  # of all polynomials but the limit, and of the norm: rounding must not lead beyond 1
-POLAR_EXPRESS = tuple((a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in _POLAR_EXPRESS)
-LIMIT = (1.875, -1.25, 0.375)
+SAFETY_FACTOR = 1.01  # of all polynomials but the limit, and of the norm: rounding must not lead beyond 1
+POLAR_EXPRESS_COEFFICIENTS = tuple(
+    (a / SAFETY_FACTOR, b / SAFETY_FACTOR**3, c / SAFETY_FACTOR**5) for a, b, c in _POLAR_EXPRESS
+)
+LIMIT_COEFFICIENTS = (1.875, -1.25, 0.375)
 
 
-def coefficients(kind: str, steps: int) -> tuple[tuple[float, float, float], ...]:
+def newton_schulz_coefficients(variant: str, steps: int) -> tuple[tuple[float, float, float], ...]:
     """(a, b, c) of p(x) = a x + b x^3 + c x^5 for each step of a "jordan" or "polar_express" iteration."""
-    if kind == "polar_express":
-        return (POLAR_EXPRESS + (LIMIT,) * steps)[:steps]
-    return (NEWTON_SCHULZ,) * steps
+    if variant == "polar_express":
+        return (POLAR_EXPRESS_COEFFICIENTS + (LIMIT_COEFFICIENTS,) * steps)[:steps]
+    return (JORDAN_COEFFICIENTS,) * steps
 
 
 def adamw(
     parameter: Tensor,
     gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
     step: Tensor,
-    rate: Tensor,
+    lr: Tensor,
     betas: tuple[float, float],
     eps: float,
-    decay: float,
+    weight_decay: float,
     cautious: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2).
@@ -53,17 +55,19 @@ def adamw(
     nearer to 0 decay (arXiv 2510.12402). Returns parameter, mean, square.
     """
     first, second = betas
-    mean = mean.lerp(gradient, 1 - first)
-    square = square.lerp(gradient * gradient, 1 - second)
-    denominator = (square / (1 - second**step)).sqrt() + eps
-    update = mean / (1 - first**step) / denominator
-    kept = rate * decay * (update * parameter >= 0) if cautious else rate * decay
-    return parameter * (1 - kept) - rate * update, mean, square
+    exp_avg = exp_avg.lerp(gradient, 1 - first)
+    exp_avg_sq = exp_avg_sq.lerp(gradient * gradient, 1 - second)
+    denominator = (exp_avg_sq / (1 - second**step)).sqrt() + eps
+    update = exp_avg / (1 - first**step) / denominator
+    kept = lr * weight_decay * (update * parameter >= 0) if cautious else lr * weight_decay
+    return parameter * (1 - kept) - lr * update, exp_avg, exp_avg_sq
 
 
-def adamw_(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, *settings) -> None:
+def adamw_(parameter: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *settings) -> None:
     """`adamw` in place; compiled, it is one pass over the four tensors without a temporary."""
-    for old, new in zip((parameter, mean, square), adamw(parameter, gradient, mean, square, *settings), strict=True):
+    for old, new in zip(
+        (parameter, exp_avg, exp_avg_sq), adamw(parameter, gradient, exp_avg, exp_avg_sq, *settings), strict=True
+    ):
         old.copy_(new)
 
 
@@ -71,8 +75,8 @@ def orthogonalize(
     matrices: Tensor,
     steps: int = 5,
     dtype: torch.dtype = torch.bfloat16,
-    paired: bool = False,
-    kind: str = "jordan",
+    pad_to_pair: bool = False,
+    variant: str = "jordan",
 ) -> Tensor:
     """An approximation of the polar factor U V^T of each matrix U S V^T, by Newton-Schulz iteration.
 
@@ -85,15 +89,15 @@ def orthogonalize(
     kind: of `coefficients`; for values from .001 of the norm on, "polar_express" is within .16 of 1 after 5 steps,
     Jordan's within .53 (both in exact arithmetic).
     """
-    if paired and len(matrices) == 1:
-        return orthogonalize(matrices.expand(2, -1, -1), steps, dtype, kind=kind)[:1]
+    if pad_to_pair and len(matrices) == 1:
+        return orthogonalize(matrices.expand(2, -1, -1), steps, dtype, variant=variant)[:1]
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    safety = SAFETY if kind == "polar_express" else 1.0
+    safety = SAFETY_FACTOR if variant == "polar_express" else 1.0
     x = x / (x.float().square().sum((-2, -1), keepdim=True).sqrt() * safety + 1e-7).to(dtype)
-    for a, b, c in coefficients(kind, steps):
+    for a, b, c in newton_schulz_coefficients(variant, steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
@@ -103,15 +107,15 @@ def orthogonalize(
 def muon_(
     parameters: Sequence[Tensor],
     gradient: Tensor,
-    velocity: Tensor,
-    rate: Tensor,
+    momentum_buffer: Tensor,
+    lr: Tensor,
     momentum: float,
-    decay: float,
+    weight_decay: float,
     steps: int,
     dtype: torch.dtype = torch.bfloat16,
-    paired: bool = False,
-    kind: str = "jordan",
-    variance: Tensor | None = None,
+    pad_to_pair: bool = False,
+    variant: str = "jordan",
+    exp_avg_sq_row: Tensor | None = None,
     cautious: bool = False,
 ) -> None:
     """One step of Muon with Nesterov momentum, in place, on n equal-shaped matrices (rows, columns).
@@ -121,34 +125,34 @@ def muon_(
     kind: see `orthogonalize`; variance (n, rows): NorMuon's (`even_rows`); cautious: only values that the step brings
     nearer to 0 decay (arXiv 2510.12402).
     """
-    velocity.lerp_(gradient, 1 - momentum)
-    direction = orthogonalize(gradient.lerp_(velocity, momentum), steps, dtype, paired, kind)
-    if variance is not None:
-        even_rows_(direction, variance)
+    momentum_buffer.lerp_(gradient, 1 - momentum)
+    direction = orthogonalize(gradient.lerp_(momentum_buffer, momentum), steps, dtype, pad_to_pair, variant)
+    if exp_avg_sq_row is not None:
+        normalize_rows_(direction, exp_avg_sq_row)
     rows, columns = gradient.shape[-2:]
-    direction *= rate * max(1.0, rows / columns) ** 0.5
+    direction *= lr * max(1.0, rows / columns) ** 0.5
     for parameter, step in zip(parameters, direction.unbind(), strict=True):
-        if cautious and decay:
-            parameter.sub_(parameter * (step * parameter >= 0), alpha=float(rate * decay)).sub_(step)
+        if cautious and weight_decay:
+            parameter.sub_(parameter * (step * parameter >= 0), alpha=float(lr * weight_decay)).sub_(step)
         else:
-            parameter.mul_(1 - rate * decay).sub_(step)
+            parameter.mul_(1 - lr * weight_decay).sub_(step)
 
 
-def even_rows_(directions: Tensor, variance: Tensor, beta: float = 0.95, eps: float = 1e-8) -> None:
+def normalize_rows_(updates: Tensor, exp_avg_sq_row: Tensor, beta: float = 0.95, eps: float = 1e-8) -> None:
     """Divide each row of the directions (n, rows, columns) by the root of its mean square so far, in place.
 
     variance (n, rows): the running mean, moved on here. The norm of a whole matrix stays what it was, so that the rate
     means the same. Source: NorMuon, arXiv 2510.05491, algorithm 1 (there with a rate of its own in place of the norm).
     """
-    squares = torch.linalg.vector_norm(directions, dim=-1).square()  # (n, rows)
-    variance.lerp_(squares / directions.shape[-1], 1 - beta)
-    factors = 1 / (variance.sqrt() + eps)
+    squares = torch.linalg.vector_norm(updates, dim=-1).square()  # (n, rows)
+    exp_avg_sq_row.lerp_(squares / updates.shape[-1], 1 - beta)
+    factors = 1 / (exp_avg_sq_row.sqrt() + eps)
     total, scaled = squares.sum(-1), (squares * factors.square()).sum(-1)  # (n,)
-    directions *= (factors * (total / scaled.clamp(min=1e-30)).sqrt()[:, None])[..., None]
+    updates *= (factors * (total / scaled.clamp(min=1e-30)).sqrt()[:, None])[..., None]
 
 
-def muon(parameter: Tensor, gradient: Tensor, velocity: Tensor, *settings) -> tuple[Tensor, Tensor]:
+def muon(parameter: Tensor, gradient: Tensor, momentum_buffer: Tensor, *settings) -> tuple[Tensor, Tensor]:
     """`muon_` as a pure function of stacks (n, rows, columns): returns parameter, velocity."""
-    parameter, velocity = parameter.clone(), velocity.clone()
-    muon_(parameter.unbind(), gradient.clone(), velocity, *settings)
-    return parameter, velocity
+    parameter, momentum_buffer = parameter.clone(), momentum_buffer.clone()
+    muon_(parameter.unbind(), gradient.clone(), momentum_buffer, *settings)
+    return parameter, momentum_buffer

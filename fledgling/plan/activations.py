@@ -21,43 +21,43 @@ from __future__ import annotations
 
 from fledgling.model.config import ModelConfig
 
-BLOCK = 128  # queries a block of attention, as in fledgling.model.attention
-LONGEST_PLAIN = 1024  # rows up to which CPUs take them block by block
+QUERY_BLOCK = 128  # queries a block of attention, as in fledgling.model.attention
+MAX_BLOCKWISE_CONTEXT = 1024  # rows up to which CPUs take them block by block
 
 
-def blockwise(context: int, device: str) -> bool:
+def uses_blockwise_attention(context: int, device: str) -> bool:
     """Whether attention goes block by block (`fledgling.model.attention.is_plain`)."""
-    return device == "cpu" and context <= LONGEST_PLAIN
+    return device == "cpu" and context <= MAX_BLOCKWISE_CONTEXT
 
 
-def scored(context: int, window: int | None = None) -> int:
+def count_scored_pairs(context: int, window: int | None = None) -> int:
     """Return the (query, key) pairs of one row and head that attention by blocks multiplies."""
     pairs = 0
-    for start in range(0, context, BLOCK):
-        end, first = min(start + BLOCK, context), 0 if window is None else max(0, start - window + 1)
+    for start in range(0, context, QUERY_BLOCK):
+        end, first = min(start + QUERY_BLOCK, context), 0 if window is None else max(0, start - window + 1)
         pairs += (end - start) * (end - first)
     return pairs
 
 
-def eager(
+def eager_activation_bytes(
     config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool, window: int | None = None
 ) -> dict[str, int]:
     """Return the bytes one layer, of that window, keeps, by kind, where nothing is compiled. Exact by blocks."""
-    A, E, F = rows * context, config.width, config.hidden
+    A, E, F = rows * context, config.width, config.intermediate_size
     H, statistics = config.heads, 8 if config.norm == "layer" else 4
     kept = {
         "streams": A * 2 * (4 * E + statistics),
         "norms": A * 2 * w * E * (2 if config.norm == "rms_weighted" else 1),
-        "queries_keys_values": A * _projected(config, w, blockwise(context, device)),
-        "feed_forward": A * w * F * (4 if config.gated else 2),
+        "queries_keys_values": A * _projection_bytes(config, w, uses_blockwise_attention(context, device)),
+        "feed_forward": A * w * F * (4 if config.is_gated else 2),
     }
     if config.flash_norm:
-        kept |= _deferred(config, A, w)
+        kept |= _deferred_norm_bytes(config, A, w)
     if config.residual_scalars:
         kept["residual"] = A * w * E  # the stream before it is mixed
-    if blockwise(context, device):
-        pairs = rows * H * scored(context, window)
-        masks = (rows if documents else 1) * scored(context, window)
+    if uses_blockwise_attention(context, device):
+        pairs = rows * H * count_scored_pairs(context, window)
+        masks = (rows if documents else 1) * count_scored_pairs(context, window)
         weights = pairs * (4 if w == 4 else 4 + w) + masks
         kept["attention"] = weights + A * (w * E + H * w) + A * w * E  # products, row sums; what the output reads
     else:
@@ -66,17 +66,17 @@ def eager(
     return kept
 
 
-def _deferred(config: ModelConfig, A: int, w: int) -> dict[str, int]:
+def _deferred_norm_bytes(config: ModelConfig, A: int, w: int) -> dict[str, int]:
     """Bytes kept where 1 / RMS is taken behind the products: these as they were, and the factor instead of the norm."""
-    E, F, K = config.width, config.hidden, config.kv_heads * config.head_width
+    E, F, K = config.width, config.intermediate_size, config.kv_heads * config.head_width
     weighted, copied = config.norm == "rms_weighted", w < 4
     read = (weighted + copied) * E  # x times its weight; x beside its fp32 form
-    behind = E + 2 * K + (F if config.gated else 0 if config.activation == "relu2" and not config.bias else F)
-    passed = E if (config.gated or config.activation == "relu2") and not config.bias else 0
+    behind = E + 2 * K + (F if config.is_gated else 0 if config.activation == "relu2" and not config.bias else F)
+    passed = E if (config.is_gated or config.activation == "relu2") and not config.bias else 0
     return {"norms": A * 2 * w * read, "deferred": A * w * (behind + passed + 4)}
 
 
-def _projected(config: ModelConfig, w: int, plain: bool) -> int:
+def _projection_bytes(config: ModelConfig, w: int, plain: bool) -> int:
     """Bytes a token keeps of queries, keys and values."""
     E, K, H, G = config.width, config.kv_heads * config.head_width, config.heads, config.kv_heads
     repeated = H != G and plain
@@ -88,7 +88,7 @@ def _projected(config: ModelConfig, w: int, plain: bool) -> int:
     return total + w * (E if repeated else K)
 
 
-def compiled(
+def compiled_activation_bytes(
     config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool, window: int | None = None
 ) -> dict[str, int]:
     """Return the bytes one layer keeps, by kind, where blocks are compiled: an estimate.
@@ -96,22 +96,22 @@ def compiled(
     Measured on torch 2.13 (docs/benchmarks.md): everything is kept in the compute dtype, what a norm or an activation
     can make again is made again, and attention by blocks keeps its weights twice (or once in fp32).
     """
-    A, E, F, K = rows * context, config.width, config.hidden, config.kv_heads * config.head_width
+    A, E, F, K = rows * context, config.width, config.intermediate_size, config.kv_heads * config.head_width
     norm = 2.8 if config.norm == "layer" else 2
     kept = {
         "streams": A * w * 2 * E,
         "norms": round(A * w * norm * E / 2) * 2,
         "queries_keys_values": A * w * ((E + K if config.qk_norm else 0) + E + 2 * K),
         "attention": A * w * 2 * E,
-        "feed_forward": A * w * F * (3 if config.gated else 2),
+        "feed_forward": A * w * F * (3 if config.is_gated else 2),
     }
-    if blockwise(context, device):
-        pairs = rows * config.heads * scored(context, window)
+    if uses_blockwise_attention(context, device):
+        pairs = rows * config.heads * count_scored_pairs(context, window)
         kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)
     return kept
 
 
-def backward_peak(config: ModelConfig, tokens: int, w: int, compiled: bool = False) -> int:
+def backward_peak_bytes(config: ModelConfig, tokens: int, w: int, compiled: bool = False) -> int:
     """Return the bytes that the feed-forward's backward needs beyond all that is kept.
 
     It is the first thing a layer's backward does, so nothing else of the layer is free yet: the stream's gradient, the
@@ -121,4 +121,4 @@ def backward_peak(config: ModelConfig, tokens: int, w: int, compiled: bool = Fal
     eager_hidden = {"relu2": 3, "gelu": 1, "swiglu": 2}
     fused_hidden = {"relu2": 1.75, "gelu": 1.2, "swiglu": 3.3}
     hidden = (fused_hidden if compiled else eager_hidden)[config.activation]
-    return round(tokens * w * (config.width + hidden * config.hidden))
+    return round(tokens * w * (config.width + hidden * config.intermediate_size))

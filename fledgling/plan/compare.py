@@ -10,25 +10,25 @@ from __future__ import annotations
 from typing import Any
 
 from fledgling.config import ModelTable
-from fledgling.model.config import FAMILIES, ModelConfig, from_table
+from fledgling.model.config import FAMILIES, ModelConfig, config_from_table
 from fledgling.plan import flops
-from fledgling.plan.size import COMPONENTS, formula, parameters
+from fledgling.plan.parameters import COMPONENTS, count_parameters, parameter_formula
 
 PUBLISHED = (("GPT-2", 3072, 768), ("Llama 2 7B", 11_008, 4_096), ("Llama 3 8B", 14_336, 4_096))  # (name, H, E)
 
 
-def compare(depths: tuple[int, ...], vocab_size: int, context: int) -> list[dict[str, Any]]:
+def compare_families(depths: tuple[int, ...], vocab_size: int, context: int) -> list[dict[str, Any]]:
     """Return one entry a depth and family, our own first: what a block holds, and the counts."""
     return [
-        describe(from_table(ModelTable(depth=depth, context=context, family=family), vocab_size))
+        describe_decoder(config_from_table(ModelTable(depth=depth, context=context, family=family), vocab_size))
         for depth in depths
         for family in FAMILIES
     ]
 
 
-def describe(config: ModelConfig) -> dict[str, Any]:
+def describe_decoder(config: ModelConfig) -> dict[str, Any]:
     """Return what a block of this model holds, its parameters by component and its formula."""
-    counts, (terms, simple) = parameters(config), formula(config)
+    counts, (terms, simple) = count_parameters(config), parameter_formula(config)
     block = sum(counts[name] for name in ("attention", "feed_forward", "norms")) // config.depth
     words = {"rms": "RMSNorm, weightless", "rms_weighted": "RMSNorm", "layer": "LayerNorm"}
     activation = {"relu2": "ReLU^2", "gelu": "GELU", "swiglu": "SwiGLU"}[config.activation]
@@ -38,27 +38,27 @@ def describe(config: ModelConfig) -> dict[str, Any]:
         "width": config.width,
         "heads": config.heads,
         "kv_heads": config.kv_heads,
-        "hidden": config.hidden,
-        "hidden_ratio": config.hidden / config.width,
+        "hidden": config.intermediate_size,
+        "hidden_ratio": config.intermediate_size / config.width,
         "block": {
             "positions": {"rope": "rotary", "learned": "learned, added once"}[config.positions],
             "norms": f"2 x {words[config.norm]}" + (", q and k too" if config.qk_norm else ""),
             "attention_matrices": 4,
-            "feed_forward_matrices": 3 if config.gated else 2,
+            "feed_forward_matrices": 3 if config.is_gated else 2,
             "activation": activation,
             "biases": config.bias,
             "parameters": block,
             "parameters_per_width_squared": block / config.width**2,
         },
-        "head": "tied to the embedding" if config.tied else "its own matrix",
+        "head": "tied to the embedding" if config.tie_embeddings else "its own matrix",
         "parameters": counts,
         "formula": terms,
         "simplified": simple,
-        "flops_per_token": flops.per_token(config),
+        "flops_per_token": flops.training_flops_per_token(config),
     }
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def format_comparison(found: list[dict[str, Any]]) -> str:
     """Return the entries of `compare` as lines of text: one table a depth, one column a family."""
     lines: list[str] = []
     for depth in dict.fromkeys(one["depth"] for one in found):

@@ -14,10 +14,10 @@ does the same. `causal` counts the (T + 1) / 2 keys that a token sees on average
 from __future__ import annotations
 
 from fledgling.model.config import ModelConfig
-from fledgling.plan.size import matrices
+from fledgling.plan.parameters import count_matrix_parameters
 
 
-def window(context: int, counted: str = "full", seen: int | None = None) -> float:
+def mean_attended_keys(context: int, counted: str = "full", seen: int | None = None) -> float:
     """Return the keys that attention is counted over, on average, for a token of a `context`-long row.
 
     seen: of a layer that looks back so far only, its own token included.
@@ -27,47 +27,51 @@ def window(context: int, counted: str = "full", seen: int | None = None) -> floa
     return W if counted == "full" else W - W * (W - 1) / (2 * context)  # the first W tokens see fewer
 
 
-def keys(config: ModelConfig, context: int, counted: str = "full") -> float:
+def total_attended_keys(config: ModelConfig, context: int, counted: str = "full") -> float:
     """Return `window` summed over the layers."""
-    return sum(window(context, counted, config.window_of(layer)) for layer in range(config.depth))
+    return sum(mean_attended_keys(context, counted, config.layer_window_size(layer)) for layer in range(config.depth))
 
 
-def forward(config: ModelConfig, context: int | None = None, counted: str = "full") -> dict[str, int]:
+def forward_flops(config: ModelConfig, context: int | None = None, counted: str = "full") -> dict[str, int]:
     """Return FLOPs of the forward pass of one token by component, and their `total`."""
     T = config.context if context is None else context
     L, E, K = config.depth, config.width, config.kv_heads * config.head_width
     counts = {
         "projections": 2 * L * (2 * E * E + 2 * E * K),
-        "attention": round(4 * E * keys(config, T, counted)),  # scores and values: 2 products x 2 operations
-        "feed_forward": 2 * L * (3 if config.gated else 2) * E * config.hidden,
+        "attention": round(
+            4 * E * total_attended_keys(config, T, counted)
+        ),  # scores and values: 2 products x 2 operations
+        "feed_forward": 2 * L * (3 if config.is_gated else 2) * E * config.intermediate_size,
         "head": 2 * config.vocab_size * E,
     }
     return {"total": sum(counts.values()), **counts}
 
 
-def training(config: ModelConfig, context: int | None = None, counted: str = "full") -> dict[str, int]:
+def training_flops(config: ModelConfig, context: int | None = None, counted: str = "full") -> dict[str, int]:
     """Return FLOPs of forward and backward of one token by component: three times the forward pass."""
-    return {name: 3 * count for name, count in forward(config, context, counted).items()}
+    return {name: 3 * count for name, count in forward_flops(config, context, counted).items()}
 
 
-def per_token(config: ModelConfig, context: int | None = None) -> int:
+def training_flops_per_token(config: ModelConfig, context: int | None = None) -> int:
     """Return FLOPs of forward and backward for one token of a `context`-long row (default: the model's)."""
-    return training(config, context)["total"]
+    return training_flops(config, context)["total"]
 
 
-def per_token_forward(config: ModelConfig, context: int | None = None) -> int:
+def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> int:
     """Return FLOPs of the forward pass alone for one token: a third of training's."""
-    return forward(config, context)["total"]
+    return forward_flops(config, context)["total"]
 
 
-def decode(config: ModelConfig, length: int) -> int:
+def decode_flops(config: ModelConfig, length: int) -> int:
     """Return FLOPs of one new token of a sequence that is `length` tokens long with it."""
-    return 2 * (matrices(config) + config.vocab_size * config.width) + round(4 * config.width * keys(config, length))
+    return 2 * (count_matrix_parameters(config) + config.vocab_size * config.width) + round(
+        4 * config.width * total_attended_keys(config, length)
+    )
 
 
-def mfu(config: ModelConfig, tokens_per_second: float, peak_flops: float, ranks: int = 1) -> float:
+def compute_mfu(config: ModelConfig, tokens_per_second: float, peak_flops: float, ranks: int = 1) -> float:
     """Return model FLOPs utilization in [0, 1]: the share of all ranks' peak that the model's own FLOPs are.
 
     `peak_flops` is one device's FLOP/s in the training dtype; tokens_per_second is over all ranks.
     """
-    return per_token(config) * tokens_per_second / (peak_flops * ranks)
+    return training_flops_per_token(config) * tokens_per_second / (peak_flops * ranks)

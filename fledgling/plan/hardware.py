@@ -15,7 +15,7 @@ from fledgling.config import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceSpec:
     """A device: peak FLOP/s in the training dtype, memory in bytes, watts, US dollars an hour (None: not known)."""
 
     name: str
@@ -35,22 +35,22 @@ _GIB = 2**30
 DEVICES = {
     device.name: device
     for device in (
-        Device("cpu", 195e9, 8 * _GIB, 30),  # two cores with AVX-512, float32
-        Device("cpu-bf16", 873e9, 8 * _GIB, 30),  # the same two with AVX-512 BF16
-        Device("t4", 65e12, 15 * _GIB, 70),
-        Device("l4", 121e12, 22 * _GIB, 72),
-        Device("rtx3090", 71e12, 24 * _GIB, 350),
-        Device("rtx4090", 165e12, 24 * _GIB, 450),
-        Device("rtx5090", 209e12, 32 * _GIB, 575),
-        Device("a100", 312e12, 80 * _GIB, 400),
-        Device("h100", 989e12, 80 * _GIB, 700, 3.0),  # the published speed run paid $24 an hour for eight
-        Device("h200", 989e12, 141 * _GIB, 700),
-        Device("b200", 2250e12, 180 * _GIB, 1000),
+        DeviceSpec("cpu", 195e9, 8 * _GIB, 30),  # two cores with AVX-512, float32
+        DeviceSpec("cpu-bf16", 873e9, 8 * _GIB, 30),  # the same two with AVX-512 BF16
+        DeviceSpec("t4", 65e12, 15 * _GIB, 70),
+        DeviceSpec("l4", 121e12, 22 * _GIB, 72),
+        DeviceSpec("rtx3090", 71e12, 24 * _GIB, 350),
+        DeviceSpec("rtx4090", 165e12, 24 * _GIB, 450),
+        DeviceSpec("rtx5090", 209e12, 32 * _GIB, 575),
+        DeviceSpec("a100", 312e12, 80 * _GIB, 400),
+        DeviceSpec("h100", 989e12, 80 * _GIB, 700, 3.0),  # the published speed run paid $24 an hour for eight
+        DeviceSpec("h200", 989e12, 141 * _GIB, 700),
+        DeviceSpec("b200", 2250e12, 180 * _GIB, 1000),
     )
 }
 
 
-def device(name: str) -> Device:
+def find_device(name: str) -> DeviceSpec:
     """Return the device of that name; raises UserError for one that is not in the table."""
     if name.lower() not in DEVICES:
         hint = did_you_mean(name.lower(), DEVICES) or f": there are {', '.join(DEVICES)}"

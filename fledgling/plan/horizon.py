@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass
 
 from fledgling.config import Recipe, UserError
-from fledgling.model.config import ModelConfig, from_table
-from fledgling.plan.size import parameters
+from fledgling.model.config import ModelConfig, config_from_table
+from fledgling.plan.parameters import count_parameters
 
 TOKENS_PER_PARAMETER = 20
 REFERENCE_BATCH, REFERENCE_TOKENS = 524_288, 11_219_763_200  # the published depth-20 run
@@ -35,23 +35,23 @@ class Horizon:
         return self.batch_tokens * self.steps
 
 
-def horizon(recipe: Recipe) -> Horizon:
+def recipe_horizon(recipe: Recipe) -> Horizon:
     """Return the length of a recipe's pretraining; raises UserError for a pinned batch of broken rows."""
-    config = from_table(recipe.model, recipe.tokenizer.vocab_size)
-    return stretch(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
+    config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
+    return compute_horizon(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
 
 
-def stretch(config: ModelConfig, batch_tokens: int | None = None, steps: int | None = None) -> Horizon:
+def compute_horizon(config: ModelConfig, batch_tokens: int | None = None, steps: int | None = None) -> Horizon:
     """Return the horizon of a model, with the batch or the steps pinned where they are given."""
-    wanted = TOKENS_PER_PARAMETER * parameters(config)["total"]
+    wanted = TOKENS_PER_PARAMETER * count_parameters(config)["total"]
     if batch_tokens is None:
-        batch_tokens = max(config.context, batch_for(wanted))
+        batch_tokens = max(config.context, optimal_batch_tokens(wanted))
     if batch_tokens % config.context:
         raise UserError(f"pretrain.batch_tokens: got {batch_tokens}, expected whole rows of {config.context}")
     return Horizon(batch_tokens, max(1, wanted // batch_tokens) if steps is None else steps)
 
 
-def batch_for(tokens: int) -> int:
+def optimal_batch_tokens(tokens: int) -> int:
     """Return the batch, in tokens, for a run of so many tokens: the nearest power of two to the law above."""
     best = REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** BATCH_EXPONENT
     return 2 ** round(math.log2(best))

@@ -16,8 +16,16 @@ Start with recorder.py; lines.py is the files, progress.py the line on stderr, s
 dashboards, checkpoint.py weights and state, writer.py the thread that writes them beside training.
 """
 
-from fledgling.record.environment import environment
-from fledgling.record.lines import cannot_write, flush, read_lines, write_json, write_text
+from fledgling.record.environment import collect_environment
+from fledgling.record.jsonl import fsync_path, make_write_error, read_jsonl, write_json, write_text
 from fledgling.record.recorder import Recorder
 
-__all__ = ["Recorder", "cannot_write", "environment", "flush", "read_lines", "write_json", "write_text"]
+__all__ = [
+    "Recorder",
+    "collect_environment",
+    "fsync_path",
+    "make_write_error",
+    "read_jsonl",
+    "write_json",
+    "write_text",
+]

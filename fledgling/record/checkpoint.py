@@ -6,7 +6,7 @@ The one idea: everything is written into a temporary neighbour and flushed to th
 and SHA-256 of every file) last; then one rename gives it its name. A kill at any instant leaves the
 previous checkpoint as it was, and a changed bit is found before it is trained on. Only safetensors and JSON
 are written or read, never a pickle. What the tensors and the state mean is the caller's business:
-`fledgling.infer.load` makes a model of them, `fledgling.train.saving` copies them for the thread of writer.py. The one
+`fledgling.infer.weights` makes a model of them, `fledgling.train.saver` copies them for the thread of writer.py. The one
 file of this room that imports torch.
 """
 
@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fledgling.config import STAGES, UserError
-from fledgling.record.lines import cannot_write, flush
+from fledgling.record.jsonl import fsync_path, make_write_error
 
-FORMAT = "fledgling checkpoint 1"
+CHECKPOINT_FORMAT = "fledgling checkpoint 1"
 MANIFEST = "manifest.json"
-LARGEST_JSON = 256 * 2**20  # bytes; a state this long is no state of ours
+MAX_STATE_BYTES = 256 * 2**20  # bytes; a state this long is no state of ours
 _STEP = re.compile(r"step-(\d{8,})(\.old)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -50,7 +50,7 @@ class Checkpoint:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def save(
+def save_checkpoint(
     directory: Path | str,
     step: int,
     tensors: Mapping[str, Mapping[str, Tensor]],
@@ -85,7 +85,7 @@ def save(
         _seal(temporary)
         _publish(temporary, final)
     except OSError as problem:
-        raise cannot_write(final, problem, needed) from None
+        raise make_write_error(final, problem, needed) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return final
@@ -114,11 +114,11 @@ def _seal(directory: Path) -> None:
     files = {}
     for path in sorted(directory.iterdir()):
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        flush(path)
+        fsync_path(path)
     manifest = directory / MANIFEST
-    manifest.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
-    flush(manifest)
-    flush(directory)
+    manifest.write_text(json.dumps({"format": CHECKPOINT_FORMAT, "files": files}, indent=1) + "\n")
+    fsync_path(manifest)
+    fsync_path(directory)
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -128,7 +128,7 @@ def _publish(temporary: Path, final: Path) -> None:
         _remove(old)
         os.replace(final, old)
     os.replace(temporary, final)
-    flush(final.parent)
+    fsync_path(final.parent)
     _remove(old)
 
 
@@ -149,21 +149,21 @@ def _sha256(path: Path) -> str:
 # ---- checking and reading ------------------------------------------------------------------------
 
 
-def verify(path: Path | str, hashes: bool = True) -> dict[str, dict]:
+def verify_checkpoint(path: Path | str, check_hashes: bool = True) -> dict[str, dict]:
     """Check a checkpoint against its manifest, and return {file name: {"bytes", "sha256"}}.
 
     hashes=False compares sizes only. Raises UserError that names the first bad file.
     """
     path = Path(path)
-    files = _manifest(path)
+    files = _read_manifest(path)
     for name, expected in files.items():
-        problem = _problem(path / name, expected, hashes)
+        problem = _find_damage(path / name, expected, check_hashes)
         if problem:
             raise UserError(f"checkpoint {path} is damaged: {name} {problem}; use another one")
     return files
 
 
-def _problem(file: Path, expected: dict, hashes: bool) -> str:
+def _find_damage(file: Path, expected: dict, hashes: bool) -> str:
     """What is wrong with one file of a checkpoint, after its name; nothing where it is what the manifest says."""
     if file.is_symlink() or not file.is_file():
         return f"of {MANIFEST} is missing or no plain file"
@@ -175,7 +175,7 @@ def _problem(file: Path, expected: dict, hashes: bool) -> str:
     return ""
 
 
-def examine(path: Path | str) -> dict[str, Any]:
+def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
     """Everything that can be told of a checkpoint: its step, its bytes, and {file name: what is wrong, or ""}.
 
     A manifest that is missing or damaged is the one bad file; what it would have vouched for is then not known.
@@ -184,28 +184,28 @@ def examine(path: Path | str) -> dict[str, Any]:
     named = _STEP.fullmatch(path.name)
     found: dict[str, Any] = {"path": str(path), "step": int(named[1]) if named else None, "bytes": 0, "files": {}}
     try:
-        files = _manifest(path)
+        files = _read_manifest(path)
     except UserError as problem:
         return found | {"whole": False, "files": {MANIFEST: str(problem)}}
-    found["files"] = {name: _problem(path / name, expected, hashes=True) for name, expected in files.items()}
+    found["files"] = {name: _find_damage(path / name, expected, hashes=True) for name, expected in files.items()}
     found["bytes"] = sum(expected["bytes"] for expected in files.values())
     return found | {"whole": not any(found["files"].values())}
 
 
-def every(path: Path | str) -> list[Path]:
+def list_checkpoints(path: Path | str) -> list[Path]:
     """All checkpoints of a checkpoint, a stage or a run directory, whole or not: by stage, oldest first.
 
     Raises UserError when there is none.
     """
     path = Path(path)
     if not path.is_dir() or (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
-        return [resolve(path)]
+        return [resolve_checkpoint(path)]
     places = [path, path / "checkpoints", *(path / stage / "checkpoints" for stage in STAGES)]
-    found = [one for place in places for one in reversed(list(_steps(place)))]
-    return found or [resolve(path)]
+    found = [one for place in places for one in reversed(list(_step_directories(place)))]
+    return found or [resolve_checkpoint(path)]
 
 
-def _manifest(path: Path) -> dict[str, dict]:
+def _read_manifest(path: Path) -> dict[str, dict]:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise UserError(f"checkpoint {path} {what}; expected a directory with a {MANIFEST}, such as step-00000100")
@@ -213,13 +213,18 @@ def _manifest(path: Path) -> dict[str, dict]:
         raise UserError(f"{path} has no {MANIFEST}, so it is no whole checkpoint; use one that step-* names")
     manifest = _read_json(path / MANIFEST)
     files = manifest.get("files")
-    sound = set(manifest) == {"format", "files"} and manifest["format"] == FORMAT
-    if not sound or not isinstance(files, dict) or "state.json" not in files or not all(map(_entry, files.items())):
-        raise UserError(f"checkpoint {path}: {MANIFEST} is damaged or of another format than {FORMAT!r}")
+    sound = set(manifest) == {"format", "files"} and manifest["format"] == CHECKPOINT_FORMAT
+    if (
+        not sound
+        or not isinstance(files, dict)
+        or "state.json" not in files
+        or not all(map(_is_manifest_entry, files.items()))
+    ):
+        raise UserError(f"checkpoint {path}: {MANIFEST} is damaged or of another format than {CHECKPOINT_FORMAT!r}")
     return files
 
 
-def _entry(item: tuple[str, Any]) -> bool:
+def _is_manifest_entry(item: tuple[str, Any]) -> bool:
     """Whether one entry of a manifest is a plain file name with a size and a hash, and nothing else."""
     name, value = item
     return (
@@ -233,8 +238,8 @@ def _entry(item: tuple[str, Any]) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise UserError(f"{path} is larger than {LARGEST_JSON} bytes; it is not a checkpoint's file")
+        if path.stat().st_size > MAX_STATE_BYTES:
+            raise UserError(f"{path} is larger than {MAX_STATE_BYTES} bytes; it is not a checkpoint's file")
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as problem:
         raise UserError(
@@ -245,13 +250,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def load(path: Path | str, groups: tuple[str, ...] | None = None, hashes: bool = True) -> Checkpoint:
+def load_checkpoint(path: Path | str, groups: tuple[str, ...] | None = None, check_hashes: bool = True) -> Checkpoint:
     """Read a checkpoint after checking it; groups=None reads every group, ("model",) only the weights.
 
     Raises UserError on anything missing, torn, changed or foreign, naming the file.
     """
     path = Path(path)
-    stored = [name.removesuffix(".safetensors") for name in verify(path, hashes) if name.endswith(".safetensors")]
+    stored = [
+        name.removesuffix(".safetensors")
+        for name in verify_checkpoint(path, check_hashes)
+        if name.endswith(".safetensors")
+    ]
     absent = [name for name in groups or () if name not in stored]
     if absent:
         raise UserError(f"checkpoint {path} has no {absent[0]}.safetensors; it has {', '.join(stored) or 'no tensors'}")
@@ -259,9 +268,9 @@ def load(path: Path | str, groups: tuple[str, ...] | None = None, hashes: bool =
     return Checkpoint(path, tensors, _read_json(path / "state.json"))
 
 
-def read_state(path: Path | str) -> dict[str, Any]:
+def read_checkpoint_state(path: Path | str) -> dict[str, Any]:
     """The state alone of a checkpoint whose files have the sizes that its manifest says."""
-    verify(path, hashes=False)
+    verify_checkpoint(path, check_hashes=False)
     return _read_json(Path(path) / "state.json")
 
 
@@ -276,7 +285,7 @@ def _read_group(path: Path) -> dict[str, Tensor]:
 # ---- which checkpoint ----------------------------------------------------------------------------
 
 
-def _steps(directory: Path) -> Iterator[Path]:
+def _step_directories(directory: Path) -> Iterator[Path]:
     """The directories of a checkpoints directory that bear a checkpoint's name, newest first."""
     if not directory.is_dir():
         return
@@ -285,14 +294,16 @@ def _steps(directory: Path) -> Iterator[Path]:
     yield from (path for *_, path in sorted(named, reverse=True))
 
 
-def latest(directory: Path | str, hashes: bool = True, warn: Callable[[str], None] = warnings.warn) -> Path | None:
+def find_latest_checkpoint(
+    directory: Path | str, check_hashes: bool = True, warn: Callable[[str], None] = warnings.warn
+) -> Path | None:
     """The newest whole checkpoint of RUN/<stage>/checkpoints, or None.
 
     warn: receives one line for each newer one that was passed over because it is torn or damaged.
     """
-    for path in _steps(Path(directory)):
+    for path in _step_directories(Path(directory)):
         try:
-            verify(path, hashes)
+            verify_checkpoint(path, check_hashes)
         except UserError as problem:
             warn(f"passed over: {problem}")
         else:
@@ -300,7 +311,7 @@ def latest(directory: Path | str, hashes: bool = True, warn: Callable[[str], Non
     return None
 
 
-def retain(directory: Path | str, keep: int) -> list[Path]:
+def prune_checkpoints(directory: Path | str, keep: int) -> list[Path]:
     """Keep the newest `keep` whole checkpoints (at least one) and return them, newest first.
 
     Everything older than those goes, and every leftover of a save that was killed. The newest is checked by
@@ -309,12 +320,12 @@ def retain(directory: Path | str, keep: int) -> list[Path]:
     directory = Path(directory)
     kept: list[Path] = []
     older: list[Path] = []
-    for path in _steps(directory):
+    for path in _step_directories(directory):
         if len(kept) >= max(keep, 1):
             older.append(path)
             continue
         with contextlib.suppress(UserError):
-            verify(path, hashes=not kept)
+            verify_checkpoint(path, check_hashes=not kept)
             kept.append(path)
     for path in older:
         _remove(path)
@@ -324,7 +335,7 @@ def retain(directory: Path | str, keep: int) -> list[Path]:
     return kept
 
 
-def resolve(path: Path | str) -> Path:
+def resolve_checkpoint(path: Path | str) -> Path:
     """The checkpoint directory meant by a checkpoint, a stage or a run directory.
 
     A stage means its newest whole checkpoint; a run means that of its last finished stage, in the order rl,
@@ -338,12 +349,12 @@ def resolve(path: Path | str) -> Path:
     if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
         return path
     for directory in (path, path / "checkpoints"):
-        if next(_steps(directory), None) is not None:
-            return _newest(directory)
+        if next(_step_directories(directory), None) is not None:
+            return _require_latest(directory)
     started = [stage for stage in STAGES if (path / stage).is_dir()]
     finished = [stage for stage in started if (path / stage / "done.json").is_file()]
     if finished:
-        return _newest(path / finished[-1] / "checkpoints")
+        return _require_latest(path / finished[-1] / "checkpoints")
     if started:
         stage = path / started[-1]
         raise UserError(f"no stage of {path} has finished: looked for done.json; {stage} may hold a checkpoint so far")
@@ -351,9 +362,9 @@ def resolve(path: Path | str) -> Path:
     raise UserError(f"no checkpoint in {path}: looked for {looked}")
 
 
-def _newest(directory: Path) -> Path:
+def _require_latest(directory: Path) -> Path:
     passed: list[str] = []
-    found = latest(directory, hashes=False, warn=passed.append)
+    found = find_latest_checkpoint(directory, check_hashes=False, warn=passed.append)
     if found is None:
         raise UserError(passed[0] if passed else f"no checkpoint in {directory}: looked for step-*")
     return found
@@ -362,7 +373,7 @@ def _newest(directory: Path) -> Path:
 # ---- the random state ----------------------------------------------------------------------------
 
 
-def random_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def get_rng_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """torch's random state as a group of uint8 tensors: "cpu", and "cuda" when `device` is one."""
     group = {"cpu": torch.get_rng_state()}
     if torch.device(device).type == "cuda":
@@ -370,7 +381,7 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Tensor]:
     return group
 
 
-def restore_random_state(group: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+def set_rng_state(group: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
     """Set what `random_state` gave. A state of another kind of device is left out: it would not fit."""
     torch.set_rng_state(group["cpu"].cpu())
     if torch.device(device).type == "cuda" and "cuda" in group:

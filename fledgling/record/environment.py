@@ -10,7 +10,7 @@ from pathlib import Path
 from fledgling import __version__
 
 
-def environment() -> dict:
+def collect_environment() -> dict:
     """Versions, platform, processor, cores, memory (bytes), graphics cards and git commit."""
     return {
         "fledgling": __version__,
@@ -32,7 +32,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _run(*command: str) -> str | None:
+def _command_output(*command: str) -> str | None:
     """The command's output, or None when it is missing or fails."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
@@ -47,19 +47,19 @@ def _cpu() -> str:
         for line in information.read_text(errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return _run("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
+    return _command_output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
 
 
 def _gpus() -> list[str]:
-    names = _run("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    names = _command_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     return names.splitlines() if names else []
 
 
 def _commit() -> str | None:
     """The commit this package runs from, with "+changes" when files differ; None for an installed wheel."""
     here = Path(__file__).resolve().parent
-    if _run("git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name) is None:
+    if _command_output("git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return None
-    commit = _run("git", "-C", str(here), "rev-parse", "HEAD")
-    changed = _run("git", "-C", str(here), "status", "--porcelain", "-uno")
+    commit = _command_output("git", "-C", str(here), "rev-parse", "HEAD")
+    changed = _command_output("git", "-C", str(here), "status", "--porcelain", "-uno")
     return f"{commit}+changes" if commit and changed else commit

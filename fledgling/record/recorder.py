@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fledgling.record.lines import Lines, finite, read_lines, write_json
-from fledgling.record.progress import Display
-from fledgling.record.sinks import open_sink
+from fledgling.record.jsonl import JsonlWriter, read_jsonl, to_json_value, write_json
+from fledgling.record.loggers import open_logger
+from fledgling.record.progress_bar import ProgressBar
 
-FILES = ("metrics", "evals", "samples", "notices")
+JSONL_NAMES = ("metrics", "evals", "samples", "notices")
 
 
 class Recorder:
@@ -30,22 +30,22 @@ class Recorder:
         stage: str,
         total_steps: int,
         quiet: bool = False,
-        sinks: tuple[str, ...] = (),
-        active: bool = True,
+        loggers: tuple[str, ...] = (),
+        enabled: bool = True,
     ):
         self.stage_dir = Path(stage_dir)
         self.stage = stage
         self.total_steps = total_steps
-        self.active = active
-        self._files = {name: Lines(self.stage_dir / f"{name}.jsonl") for name in FILES}
-        self._sinks = [open_sink(name, self.stage_dir, stage) for name in sinks] if active else []
-        self._display = Display(stage) if active and not quiet else None
+        self.enabled = enabled
+        self._files = {name: JsonlWriter(self.stage_dir / f"{name}.jsonl") for name in JSONL_NAMES}
+        self._loggers = [open_logger(name, self.stage_dir, stage) for name in loggers] if enabled else []
+        self._progress_bar = ProgressBar(stage) if enabled and not quiet else None
         self._step = 0
-        self._continue_clock()
+        self._resume_clock()
 
-    def _continue_clock(self) -> None:
+    def _resume_clock(self) -> None:
         """Go on from the last metrics line; the pause since then is not counted."""
-        last = read_lines(self._files["metrics"].path)[-1:]
+        last = read_jsonl(self._files["metrics"].path)[-1:]
         spent = last[0].get("elapsed") if last else 0.0
         self._spent = float(spent) if isinstance(spent, int | float) else 0.0
         self._opened = time.monotonic()
@@ -55,14 +55,14 @@ class Recorder:
         """Seconds this stage has worked, over all its sessions; the pauses between them are not counted."""
         return self._spent + time.monotonic() - self._opened
 
-    def metric(self, step: int, **values: Any) -> None:
+    def log_metrics(self, step: int, **values: Any) -> None:
         """Append a line to metrics.jsonl. `tokens` counts from the stage's beginning; `mfu` is in [0, 1]."""
         self._step = step
         times = {"time": round(time.time(), 3), "elapsed": round(self.elapsed, 3)}
         self._append("metrics", {"step": step, **times, **values})
-        self._sink(step, values)
+        self._send_to_loggers(step, values)
 
-    def evaluation(
+    def log_evaluation(
         self,
         step: int,
         name: str,
@@ -75,47 +75,47 @@ class Recorder:
         """Append a measurement: 95 % interval, number of cases, score of the best constant answer."""
         figures = {"value": value, "low": low, "high": high, "n": n, "baseline": baseline}
         self._append("evals", {"stage": self.stage, "step": step, "name": name, **figures})
-        self._sink(step, {f"eval/{name}": value})
+        self._send_to_loggers(step, {f"eval/{name}": value})
 
-    def sample(self, step: int, prompt: str, text: str) -> None:
+    def log_sample(self, step: int, prompt: str, text: str) -> None:
         """Append what the model says to `prompt` after `step` updates."""
         self._append("samples", {"stage": self.stage, "step": step, "prompt": prompt, "text": text})
 
-    def notice(self, text: str) -> None:
+    def log_notice(self, text: str) -> None:
         """Say one thing: on stderr above the progress line, and in notices.jsonl."""
         self._append("notices", {"step": self._step, "text": text})
-        if self._display:
-            self._display.say(text)
+        if self._progress_bar:
+            self._progress_bar.print_line(text)
 
-    def progress(self, step: int, **shown: Any) -> None:
+    def show_progress(self, step: int, **metrics: Any) -> None:
         """Move the progress line to `step` with the values shown: loss, bits, reward, mfu, ..."""
         self._step = step
-        if self._display:
-            self._display.show(step, self.total_steps, shown, self.elapsed)
+        if self._progress_bar:
+            self._progress_bar.update(step, self.total_steps, metrics, self.elapsed)
 
     def rewind(self, step: int) -> None:
         """On resume: drop every line after `step`, so that the work done again is not counted twice."""
-        if self.active:
+        if self.enabled:
             for lines in self._files.values():
                 lines.rewind(step)
             self._step = step
-            self._continue_clock()
+            self._resume_clock()
 
-    def done(self, **values: Any) -> None:
+    def mark_done(self, **values: Any) -> None:
         """Mark the stage as finished: done.json with the step, the seconds worked and `values`."""
-        if self.active:
+        if self.enabled:
             spent = {"seconds": round(self.elapsed, 3), "time": round(time.time(), 3)}
             write_json(self.stage_dir / "done.json", {"stage": self.stage, "step": self._step, **spent, **values})
 
     def close(self) -> None:
         """Leave the progress line standing and close files and sinks. May be called twice."""
-        if self._display:
-            self._display.close()
+        if self._progress_bar:
+            self._progress_bar.close()
         for lines in self._files.values():
             lines.close()
-        for sink in self._sinks:
+        for sink in self._loggers:
             sink.close()
-        self._sinks = []
+        self._loggers = []
 
     def __enter__(self) -> "Recorder":
         return self
@@ -124,11 +124,11 @@ class Recorder:
         self.close()
 
     def _append(self, name: str, value: dict) -> None:
-        if self.active:
+        if self.enabled:
             self._files[name].append(value)
 
-    def _sink(self, step: int, values: dict) -> None:
-        if self._sinks:
-            numbers = {key: v for key, v in finite(values).items() if isinstance(v, int | float)}
-            for sink in self._sinks:
+    def _send_to_loggers(self, step: int, values: dict) -> None:
+        if self._loggers:
+            numbers = {key: v for key, v in to_json_value(values).items() if isinstance(v, int | float)}
+            for sink in self._loggers:
                 sink.write(numbers, step)

@@ -4,7 +4,7 @@ The one idea: one job at a time. Who hands over the next one waits for the one b
 down and never fills memory; and a job that failed fails again in the thread that waits for it.
 
 What it is not: a queue, and it knows nothing of checkpoints. The files and their protocol are in checkpoint.py, the
-copy of what is written in `fledgling.train.saving`.
+copy of what is written in `fledgling.train.saver`.
 """
 
 import threading
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 
-class Writer:
+class BackgroundWriter:
     """Runs one job at a time in a thread of its own.
 
     The thread is a daemon: a process that must leave at once leaves a half-written temporary directory, which no reader
@@ -20,7 +20,7 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # of the last job that came through
+        self.last_job_seconds = 0.0  # of the last job that came through
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -56,4 +56,4 @@ class Writer:
         except BaseException as error:
             self._error = error
         else:
-            self.seconds = time.perf_counter() - began
+            self.last_job_seconds = time.perf_counter() - began

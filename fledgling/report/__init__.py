@@ -7,7 +7,7 @@ Reading order: gather.py (files -> values), summary.py (values -> the tables), p
 (the page; its drawings are made by fledgling.report).
 """
 
-from fledgling.report.page import build
-from fledgling.report.summary import evals_table, pairs_table, summary
+from fledgling.report.run_page import build_report
+from fledgling.report.summary import make_evals_table, make_predictions_table, summarize_run
 
-__all__ = ["build", "evals_table", "pairs_table", "summary"]
+__all__ = ["build_report", "make_evals_table", "make_predictions_table", "summarize_run"]

@@ -11,10 +11,10 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-SMALLEST = 1e-200  # of a logarithmic axis; beneath it, quotients of neighbours leave the range of a float
+MIN_LOG_VALUE = 1e-200  # of a logarithmic axis; beneath it, quotients of neighbours leave the range of a float
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 34
-MOST_POINTS = 320  # a line of more is averaged in equal groups
+MAX_POINTS = 320  # a line of more is averaged in equal groups
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Line:
     ys: Sequence[float]
     lows: Sequence[float | None] = ()
     highs: Sequence[float | None] = ()
-    colour: int = 0
+    color: int = 0
     dots: bool = False
     faint: bool = False
     dashed: bool = False
-    joined: bool = True  # False: dots alone
-    points: Sequence[str] = ()
+    connected: bool = True  # False: dots alone
+    point_labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Chart:
     title: str
     lines: Sequence[Line]
     x_label: str = "step"
-    y_words: Callable[[float], str] = lambda value: f"{value:.3g}"
-    x_words: Callable[[float], str] = lambda value: f"{value:,.0f}"
+    format_y: Callable[[float], str] = lambda value: f"{value:.3g}"
+    format_x: Callable[[float], str] = lambda value: f"{value:,.0f}"
     logarithmic: bool = False
     floor: float | None = None  # the y-axis shows at least these
     ceiling: float | None = None
     marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
     x_ticks: Sequence[tuple[float, str]] = field(default_factory=tuple)
-    above: tuple[str, Callable[[float], str]] | None = None
+    top_axis: tuple[str, Callable[[float], str]] | None = None
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
+def linear_ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
@@ -70,10 +70,10 @@ def log_ticks(low: float, high: float) -> list[float]:
         found = [unit * 10.0**power for power in powers for unit in units if low <= unit * 10.0**power <= high]
         if len(found) >= 4:
             return found
-    return ticks(low, high)
+    return linear_ticks(low, high)
 
 
-def smooth(values: Sequence[float], share: float = 0.04) -> list[float]:
+def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:
     """The mean of each value with its neighbours, over `share` of the whole; the ends use what there is."""
     reach = max(1, round(len(values) * share / 2))
     sums = [0.0]
@@ -83,14 +83,14 @@ def smooth(values: Sequence[float], share: float = 0.04) -> list[float]:
     return [(sums[b] - sums[a]) / (b - a) for a, b in spans]
 
 
-def thin(line: Line) -> Line:
+def downsample(line: Line) -> Line:
     """A line of at most MOST_POINTS points: each the mean of a group. Bands and dots are left alone."""
-    if len(line.xs) <= MOST_POINTS or line.lows or line.dots or not line.joined:
+    if len(line.xs) <= MAX_POINTS or line.lows or line.dots or not line.connected:
         return line
-    edges = [round(i * len(line.xs) / MOST_POINTS) for i in range(MOST_POINTS + 1)]
+    edges = [round(i * len(line.xs) / MAX_POINTS) for i in range(MAX_POINTS + 1)]
     groups = [slice(a, b) for a, b in pairwise(edges)]
     xs, ys = ([sum(values[g]) / len(values[g]) for g in groups] for values in (line.xs, line.ys))
-    return Line(line.label, xs, ys, colour=line.colour, faint=line.faint, dashed=line.dashed)
+    return Line(line.label, xs, ys, color=line.color, faint=line.faint, dashed=line.dashed)
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,16 @@ class _Plane:
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def draw(chart: Chart) -> Markup:
+def render_chart(chart: Chart) -> Markup:
     """The chart as one <svg>; empty when no line has a point."""
-    lines = [thin(line) for line in chart.lines if len(line.xs)]
+    lines = [downsample(line) for line in chart.lines if len(line.xs)]
     if not lines:
         return Markup("")
     plane, y_ticks = _fit(chart, lines)
     parts = [_axes(chart, plane, y_ticks)]
     parts += [_band(line, plane) for line in lines if line.lows]
-    parts += [_path(line, plane) for line in lines if line.joined]
-    parts += [_dots(line, plane, chart) for line in lines if line.dots or not line.joined or len(line.xs) == 1]
+    parts += [_path(line, plane) for line in lines if line.connected]
+    parts += [_dots(line, plane, chart) for line in lines if line.dots or not line.connected or len(line.xs) == 1]
     label = f"{chart.title}: {', '.join(line.label for line in lines)} against {chart.x_label}"
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, label, Markup("").join(parts)
@@ -134,7 +134,7 @@ def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
     xs = [x for line in lines for x in line.xs] + [x for x, _ in (*chart.marks, *chart.x_ticks)]
     ys = [y for line in lines for y in (*line.ys, *line.lows, *line.highs) if y is not None]
     ys += [y for y in (chart.floor, chart.ceiling) if y is not None]
-    logarithmic = chart.logarithmic and min(ys) > SMALLEST
+    logarithmic = chart.logarithmic and min(ys) > MIN_LOG_VALUE
     low, high = min(ys), max(ys)
     if logarithmic:
         low, high = low / 1.04, high * 1.04
@@ -144,13 +144,13 @@ def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
         pad = 0.05 * (high - low)
         low = low if low == chart.floor else low - pad
         high = high if high == chart.ceiling else high + pad
-        marks = ticks(low, high)
+        marks = linear_ticks(low, high)
     return _Plane(_apart(min(xs), max(xs)), (low, high), logarithmic), marks
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
     """The interval, made wider where it is too narrow to divide by."""
-    least = max(1e-9 * max(abs(low), abs(high)), SMALLEST)
+    least = max(1e-9 * max(abs(low), abs(high)), MIN_LOG_VALUE)
     return (low, high) if high - low > least else (low, high + max(1.0, 1e3 * least))
 
 
@@ -163,17 +163,17 @@ def _axes(chart: Chart, plane: _Plane, y_ticks: Sequence[float]) -> Markup:
     bottom = HEIGHT - BOTTOM
     for y in y_ticks:
         parts.append(_RULE.format(LEFT, plane.down(y), WIDTH - RIGHT, plane.down(y), "grid"))
-        parts.append(_TEXT.format(LEFT - 6, plane.down(y) + 3.5, "end", chart.y_words(y)))
+        parts.append(_TEXT.format(LEFT - 6, plane.down(y) + 3.5, "end", chart.format_y(y)))
     for x, text in chart.marks:
         parts.append(_RULE.format(plane.across(x), TOP, plane.across(x), bottom, "mark"))
         parts.append(_TEXT.format(plane.across(x) + 3, TOP - 6, "start stage", text))
-    for x, text in chart.x_ticks or [(x, chart.x_words(x)) for x in ticks(*plane.x)]:
+    for x, text in chart.x_ticks or [(x, chart.format_x(x)) for x in linear_ticks(*plane.x)]:
         parts.append(_RULE.format(plane.across(x), bottom, plane.across(x), bottom + 4, "axis"))
         parts.append(_TEXT.format(plane.across(x), bottom + 15, "middle", text))
-        if chart.above:
-            parts.append(_TEXT.format(plane.across(x), TOP - 8, "middle", chart.above[1](x)))
-    if chart.above:
-        parts.append(_TEXT.format(LEFT - 6, TOP - 8, "end", chart.above[0]))
+        if chart.top_axis:
+            parts.append(_TEXT.format(plane.across(x), TOP - 8, "middle", chart.top_axis[1](x)))
+    if chart.top_axis:
+        parts.append(_TEXT.format(LEFT - 6, TOP - 8, "end", chart.top_axis[0]))
     parts.append(_RULE.format(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"))
     parts.append(_TEXT.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle label", chart.x_label))
     return Markup("").join(parts)
@@ -181,7 +181,7 @@ def _axes(chart: Chart, plane: _Plane, y_ticks: Sequence[float]) -> Markup:
 
 def _path(line: Line, plane: _Plane) -> Markup:
     points = " ".join(f"{x},{y}" for x, y in (plane.at(x, y) for x, y in zip(line.xs, line.ys, strict=True)))
-    kind = f"c{line.colour}{' faint' if line.faint else ''}{' dashed' if line.dashed else ''}"
+    kind = f"c{line.color}{' faint' if line.faint else ''}{' dashed' if line.dashed else ''}"
     return Markup('<polyline points="{}" class="line {}"/>').format(points, kind)
 
 
@@ -192,28 +192,28 @@ def _band(line: Line, plane: _Plane) -> Markup:
     back = [plane.at(x, low) for x, low, _ in reversed(known)]
     if len(known) == 1:  # one point has no area: a whisker
         (x, top), (_, bottom) = there[0], back[0]
-        return _RULE.format(x, top, x, bottom, f"line c{line.colour}")
+        return _RULE.format(x, top, x, bottom, f"line c{line.color}")
     points = " ".join(f"{x},{y}" for x, y in there + back)
-    return Markup('<polygon points="{}" class="band c{}"/>').format(points, line.colour)
+    return Markup('<polygon points="{}" class="band c{}"/>').format(points, line.color)
 
 
 def _dots(line: Line, plane: _Plane, chart: Chart) -> Markup:
     made = []
     for i, (x, y) in enumerate(zip(line.xs, line.ys, strict=True)):
-        where = line.points[i] if line.points else f"{chart.x_label} {chart.x_words(x)}"
-        words = f"{line.label}: {chart.y_words(y)} at {where}"
+        where = line.point_labels[i] if line.point_labels else f"{chart.x_label} {chart.format_x(x)}"
+        words = f"{line.label}: {chart.format_y(y)} at {where}"
         if line.lows and line.lows[i] is not None and line.highs[i] is not None:
-            words += f" (95 %: {chart.y_words(line.lows[i])} to {chart.y_words(line.highs[i])})"
+            words += f" (95 %: {chart.format_y(line.lows[i])} to {chart.format_y(line.highs[i])})"
         across, down = plane.at(x, y)
         made.append(
             Markup('<circle cx="{}" cy="{}" r="2.6" class="dot c{}"><title>{}</title></circle>').format(
-                across, down, line.colour, words
+                across, down, line.color, words
             )
         )
     return Markup("").join(made)
 
 
-def bar(value: float, low: float | None, high: float | None, baseline: float | None, colour: int) -> Markup:
+def render_bar(value: float, low: float | None, high: float | None, baseline: float | None, colour: int) -> Markup:
     """A share in [0, 1] as a small bar: its interval as a whisker, the best constant answer as a tick."""
 
     def at(x: float) -> float:

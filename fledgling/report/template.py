@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def render(room: str, template: str, **contents: Any) -> str:
+def render_page(room: str, template: str, **contents: Any) -> str:
     """Return `template` of fledgling/`room` as a page; `contents` are its values, every one used must be given."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup

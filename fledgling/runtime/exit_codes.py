@@ -6,10 +6,10 @@ FAULT: something broke that may not break again; an agent starts the ranks again
 
 DONE = 0
 FAILED = 1  # a user's mistake, in one line
-USAGE = 2  # of the command line
+USAGE_ERROR = 2  # of the command line
 FAULT = 70  # a bug, or a rank that died, hung or raised (EX_SOFTWARE)
 STOPPED = 75  # asked to stop, and all is saved (EX_TEMPFAIL)
 INTERRUPTED = 130  # 128 + SIGINT
-READER_GONE = 141  # 128 + SIGPIPE
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-FINAL = (DONE, FAILED, USAGE, STOPPED)  # starting again would not help, or is not wanted
+NO_RESTART_CODES = (DONE, FAILED, USAGE_ERROR, STOPPED)  # starting again would not help, or is not wanted

@@ -17,19 +17,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fledgling.runtime.world import launched
+from fledgling.runtime.world import is_launched_rank
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-SAME = 1.0  # seconds: under an agent, signals so close are one, sent by the scheduler to all and forwarded by the agent
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+ECHO_WINDOW = (
+    1.0  # seconds: under an agent, signals so close are one, sent by the scheduler to all and forwarded by the agent
+)
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
+def catch_stop_signals() -> Iterator[Callable[[], bool]]:
     """Within it, gives a function that says whether a signal has asked to stop.
 
     A second one ends the process with 128 + the signal's number; under an agent, one within SAME seconds is an echo.
     """
-    same = SAME if launched() else 0.0
+    same = ECHO_WINDOW if is_launched_rank() else 0.0
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -39,13 +41,13 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
     def listen() -> None:
         while number := os.read(reading, 1)[0]:
-            if number not in SIGNALS or (asked and time.monotonic() - asked[0] < same):
+            if number not in STOP_SIGNALS or (asked and time.monotonic() - asked[0] < same):
                 continue
             if asked:
-                _leave(number)
+                _exit_now(number)
             asked.append(time.monotonic())
 
-    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     thread = threading.Thread(target=listen, name="fledgling-stops", daemon=True)
     thread.start()
@@ -61,7 +63,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         os.close(writing)
 
 
-def _leave(number: int) -> None:
+def _exit_now(number: int) -> None:
     """End the process now; a terminal gets its cursor back."""
     shown = "\x1b[?25h" if sys.stderr.isatty() else ""
     print(f"{shown}left at once after a second {signal.Signals(number).name}", file=sys.stderr, flush=True)

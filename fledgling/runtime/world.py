@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PATIENCE = timedelta(hours=2)  # a rank waits so long for another: the main one may prepare data or evaluate meanwhile
-JOINING = timedelta(minutes=15)  # for all ranks to have started
+COLLECTIVE_TIMEOUT = timedelta(
+    hours=2
+)  # a rank waits so long for another: the main one may prepare data or evaluate meanwhile
+RENDEZVOUS_TIMEOUT = timedelta(minutes=15)  # for all ranks to have started
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingCollective:
     """A collective under way: holds its buffers until `wait`, so that none is freed while others still read it."""
 
     result: Callable[[], torch.Tensor]
@@ -46,38 +48,38 @@ class Pending:
         return self.result()
 
 
-def tree_sum(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+def pairwise_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The sum of equal-shaped tensors as a binary tree over neighbours, a new tensor; changes all parts but the last.
 
     ((0 + 1) + (2 + 3)) + ...: with powers of two, a tree of trees is the same tree, whoever sums which branch.
     """
-    parts = list(parts)
-    while len(parts) > 2:
-        pairs = zip(parts[0::2], parts[1::2], strict=False)
-        odd = parts[len(parts) & ~1 :]
-        parts = [left.add_(right) for left, right in pairs] + odd
-    return parts[0] + parts[1] if len(parts) == 2 else parts[0]
+    tensors = list(tensors)
+    while len(tensors) > 2:
+        pairs = zip(tensors[0::2], tensors[1::2], strict=False)
+        odd = tensors[len(tensors) & ~1 :]
+        tensors = [left.add_(right) for left, right in pairs] + odd
+    return tensors[0] + tensors[1] if len(tensors) == 2 else tensors[0]
 
 
 @dataclass
-class Pulse:
+class Progress:
     """What a rank's main thread has done, for those who watch it: exchanges begun, and the steps' time."""
 
-    exchanges: int = 0
-    within: bool = False  # a step; outside of one a rank may take as long as it wants
-    longest: float = 0.0  # seconds of a step, the first two apart, which compile
-    steps: int = 0
+    collectives: int = 0
+    in_step: bool = False  # a step; outside of one a rank may take as long as it wants
+    longest_step: float = 0.0  # seconds of a step, the first two apart, which compile
+    finished_steps: int = 0
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def track_step(self) -> Iterator[None]:
         """Within it is a step of training."""
-        began, self.within = time.monotonic(), self.steps >= 2
+        began, self.in_step = time.monotonic(), self.finished_steps >= 2
         try:
             yield
         finally:
-            if self.within:
-                self.longest = max(self.longest, time.monotonic() - began)
-            self.within, self.steps = False, self.steps + 1
+            if self.in_step:
+                self.longest_step = max(self.longest_step, time.monotonic() - began)
+            self.in_step, self.finished_steps = False, self.finished_steps + 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class World:
     local_rank: int
     device: torch.device
     local_size: int = 1  # ranks on this machine
-    pulse: Pulse = field(default_factory=Pulse, repr=False, compare=False)
+    progress: Progress = field(default_factory=Progress, repr=False, compare=False)
 
     @classmethod
     def start(cls, device: str = "auto") -> World:
@@ -101,8 +103,12 @@ class World:
         import torch
         import torch.distributed as dist
 
-        rank, size, local_rank = _variable("RANK", 0), _variable("WORLD_SIZE", 1), _variable("LOCAL_RANK", 0)
-        local_size = _variable("LOCAL_WORLD_SIZE", 1)
+        rank, size, local_rank = (
+            _int_from_env("RANK", 0),
+            _int_from_env("WORLD_SIZE", 1),
+            _int_from_env("LOCAL_RANK", 0),
+        )
+        local_size = _int_from_env("LOCAL_WORLD_SIZE", 1)
         if size < 1 or not 0 <= rank < size:
             raise UserError(f"RANK={rank} with WORLD_SIZE={size}: expected 0 <= RANK < WORLD_SIZE, as torchrun sets")
         kind = choose_device(device)
@@ -116,8 +122,10 @@ class World:
         place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
         if size > 1 and not dist.is_initialized():
             backend, bound = ("nccl", place) if kind == "cuda" else ("gloo", None)
-            store = join(rank, size)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE, device_id=bound)
+            store = rendezvous(rank, size)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT, device_id=bound
+            )
         return cls(rank, size, local_rank, place, local_size)
 
     @property
@@ -125,7 +133,7 @@ class World:
         """True on the one rank that writes files and talks to the user."""
         return self.rank == 0
 
-    def sum(self, value: float | torch.Tensor) -> Any:
+    def all_reduce(self, value: float | torch.Tensor) -> Any:
         """Return the sum of `value` over all ranks: a new tensor for a tensor, a float for a number.
 
         Numbers travel as float64, exact for whole numbers below 2^53 (token counts). Every rank must call it.
@@ -137,34 +145,34 @@ class World:
             return value.clone() if tensor else float(value)
         import torch.distributed as dist
 
-        self.pulse.exchanges += 1
+        self.progress.collectives += 1
         total = value.clone() if tensor else torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total if tensor else total.item()
 
-    def gather(self, thing: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Return every rank's `thing` (anything small that pickles), in order of rank."""
         if self.size == 1:
-            return [thing]
+            return [value]
         import torch.distributed as dist
 
-        self.pulse.exchanges += 1
+        self.progress.collectives += 1
         things: list[Any] = [None] * self.size
-        dist.all_gather_object(things, thing)
+        dist.all_gather_object(things, value)
         return things
 
-    def exchange(self, sent: torch.Tensor) -> Pending:
+    def all_to_all(self, chunks: torch.Tensor) -> PendingCollective:
         """Piece j of `sent` (size x chunk,) goes to rank j; in the result (size x chunk,) piece j is rank j's."""
         import torch
 
         if self.size == 1:
-            return Pending(lambda: sent)
+            return PendingCollective(lambda: chunks)
         import torch.distributed as dist
 
-        received = torch.empty_like(sent)
-        return Pending(lambda: received, [dist.all_to_all_single(received, sent, async_op=True)], (sent,))
+        received = torch.empty_like(chunks)
+        return PendingCollective(lambda: received, [dist.all_to_all_single(received, chunks, async_op=True)], (chunks,))
 
-    def reduce_scatter(self, sent: torch.Tensor, exact: bool = True) -> Pending:
+    def reduce_scatter(self, chunks: torch.Tensor, deterministic: bool = True) -> PendingCollective:
         """Sum `sent` (size x chunk,) over ranks; the result is this rank's chunk (chunk,), a tensor of its own.
 
         exact: add in a binary tree over the ranks, the same bits for any way to deal 2^k things to them. gloo always
@@ -174,19 +182,19 @@ class World:
         import torch
 
         if self.size == 1:
-            return Pending(lambda: sent)
+            return PendingCollective(lambda: chunks)
         import torch.distributed as dist
 
-        self.pulse.exchanges += 1
-        chunk = sent.numel() // self.size
-        if self.device.type == "cuda" and not exact:
-            own = torch.empty(chunk, dtype=sent.dtype, device=sent.device)
-            return Pending(lambda: own, [dist.reduce_scatter_tensor(own, sent, async_op=True)], (sent,))
-        received = torch.empty_like(sent)
-        work = dist.all_to_all_single(received, sent, async_op=True)
-        return Pending(lambda: tree_sum(received.view(self.size, chunk).unbind()), [work], (sent,))
+        self.progress.collectives += 1
+        chunk = chunks.numel() // self.size
+        if self.device.type == "cuda" and not deterministic:
+            own = torch.empty(chunk, dtype=chunks.dtype, device=chunks.device)
+            return PendingCollective(lambda: own, [dist.reduce_scatter_tensor(own, chunks, async_op=True)], (chunks,))
+        received = torch.empty_like(chunks)
+        work = dist.all_to_all_single(received, chunks, async_op=True)
+        return PendingCollective(lambda: pairwise_sum(received.view(self.size, chunk).unbind()), [work], (chunks,))
 
-    def all_gather(self, own: torch.Tensor, into: torch.Tensor | None = None) -> Pending:
+    def all_gather(self, chunk: torch.Tensor, out: torch.Tensor | None = None) -> PendingCollective:
         """Every rank's `own` (chunk,) one after another: (size x chunk,), in `into` where that is given.
 
         `own` may be its place in `into`. On gloo every rank broadcasts: half the time of its own all_gather.
@@ -194,35 +202,35 @@ class World:
         import torch
 
         if self.size == 1:
-            return Pending(lambda: own)
+            return PendingCollective(lambda: chunk)
         import torch.distributed as dist
 
-        self.pulse.exchanges += 1
-        out = torch.empty(self.size * own.numel(), dtype=own.dtype, device=own.device) if into is None else into
+        self.progress.collectives += 1
+        out = torch.empty(self.size * chunk.numel(), dtype=chunk.dtype, device=chunk.device) if out is None else out
         if self.device.type == "cuda":
-            return Pending(lambda: out, [dist.all_gather_into_tensor(out, own, async_op=True)], (own,))
+            return PendingCollective(lambda: out, [dist.all_gather_into_tensor(out, chunk, async_op=True)], (chunk,))
         pieces = out.view(self.size, -1).unbind()
-        pieces[self.rank].copy_(own)
+        pieces[self.rank].copy_(chunk)
         works = [dist.broadcast(piece, src=rank, async_op=True) for rank, piece in enumerate(pieces)]
-        return Pending(lambda: out, works)
+        return PendingCollective(lambda: out, works)
 
-    def mesh(self) -> Any:
+    def make_device_mesh(self) -> Any:
         """All ranks in a row, as PyTorch's DeviceMesh: what `fully_shard` shards over."""
         from torch.distributed.device_mesh import init_device_mesh
 
         return init_device_mesh(self.device.type, (self.size,))
 
-    def collect(self, own: torch.Tensor) -> torch.Tensor | None:
+    def gather_to_main(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Every rank's equal-shaped `own` stacked (size, ...) on the main rank; None on the others."""
         import torch
 
         if self.size == 1:
-            return own[None]
+            return tensor[None]
         import torch.distributed as dist
 
-        self.pulse.exchanges += 1
-        out = torch.empty(self.size, *own.shape, dtype=own.dtype, device=own.device) if self.is_main else None
-        dist.gather(own.contiguous(), list(out.unbind()) if out is not None else None, dst=0)
+        self.progress.collectives += 1
+        out = torch.empty(self.size, *tensor.shape, dtype=tensor.dtype, device=tensor.device) if self.is_main else None
+        dist.gather(tensor.contiguous(), list(out.unbind()) if out is not None else None, dst=0)
         return out
 
     def barrier(self) -> None:
@@ -230,29 +238,29 @@ class World:
         if self.size > 1:
             import torch.distributed as dist
 
-            self.pulse.exchanges += 1
+            self.progress.collectives += 1
             dist.barrier()
 
     @contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Within it the main rank works alone; the others follow when it is done, and find what it made.
 
         After a UserError of the main rank, which it tells, the others leave with exit code 1.
         """
         if not self.is_main:
-            if self.gather(False)[0]:
+            if self.all_gather_object(False)[0]:
                 raise SystemExit(1)
             yield
             return
         try:
             yield
         except UserError:
-            self.gather(True)
+            self.all_gather_object(True)
             raise
-        self.gather(False)
+        self.all_gather_object(False)
 
     @contextmanager
-    def each_machine_first(self) -> Iterator[None]:
+    def local_main_process_first(self) -> Iterator[None]:
         """Within it the main rank works alone, then the first rank of every other machine, then the rest.
 
         On a shared disk the later ones find what the main one made; where machines have disks of their own, each makes
@@ -261,7 +269,7 @@ class World:
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
 
         def wait() -> None:
-            if any(self.gather(False)):
+            if any(self.all_gather_object(False)):
                 raise SystemExit(1)
 
         for _ in range(turn):
@@ -270,7 +278,7 @@ class World:
             yield
         except UserError:
             if turn < 2:
-                self.gather(True)
+                self.all_gather_object(True)
             raise
         for _ in range(turn, 2):
             wait()
@@ -278,25 +286,25 @@ class World:
     def close(self) -> None:
         """Leave the group, so that the process ends without a warning; the world is then spent."""
         if self.size > 1:
-            leave()
+            leave_process_group()
 
 
-def launched() -> bool:
+def is_launched_rank() -> bool:
     """Whether torchrun, or `fledgling --gpus`, started this process as one of its ranks."""
     return "WORLD_SIZE" in os.environ
 
 
 def is_main_process() -> bool:
     """Whether this process is the one that talks to the user, before or after there is a World."""
-    return _variable("RANK", 0) == 0
+    return _int_from_env("RANK", 0) == 0
 
 
-def restarts() -> int:
+def get_restart_count() -> int:
     """How often an agent has started the ranks again after a fault."""
-    return _variable("TORCHELASTIC_RESTART_COUNT", 0)
+    return _int_from_env("TORCHELASTIC_RESTART_COUNT", 0)
 
 
-def join(rank: int, size: int) -> Any:
+def rendezvous(rank: int, size: int) -> Any:
     """Meet all ranks that were started together; the store that they, and no others before them, share.
 
     An agent that starts ranks again keeps its store, with the addresses of the dead in it, and agents of several
@@ -305,8 +313,8 @@ def join(rank: int, size: int) -> Any:
     """
     import torch.distributed as dist
 
-    shared, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-    own, deadline = secrets.token_hex(8), time.monotonic() + JOINING.total_seconds()
+    shared, _, _ = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    own, deadline = secrets.token_hex(8), time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
     shared.set(f"join/{rank}", own)
 
     def read(key: str) -> str:
@@ -327,12 +335,12 @@ def join(rank: int, size: int) -> Any:
                 shared.set(f"signed/{rank}", present)
         if own in (complete := read("complete")):
             return dist.PrefixStore(hashlib.sha256(complete.encode()).hexdigest()[:16], shared)
-        time.sleep(0.02 if time.monotonic() < deadline - JOINING.total_seconds() + 5 else 0.5)
+        time.sleep(0.02 if time.monotonic() < deadline - RENDEZVOUS_TIMEOUT.total_seconds() + 5 else 0.5)
     who = f"ranks {', '.join(map(str, missing))} are" if rank == 0 else "not all ranks are"
-    raise TimeoutError(f"{who} missing after {JOINING}: look at their output, and start the run again")
+    raise TimeoutError(f"{who} missing after {RENDEZVOUS_TIMEOUT}: look at their output, and start the run again")
 
 
-def own_store(name: str, timeout: timedelta) -> Any:
+def open_store(name: str, timeout: timedelta) -> Any:
     """A connection of one's own to the store that all ranks share, for the keys under `name`."""
     import torch.distributed as dist
 
@@ -341,7 +349,7 @@ def own_store(name: str, timeout: timedelta) -> Any:
     return dist.PrefixStore(name, shared)
 
 
-def leave() -> None:
+def leave_process_group() -> None:
     """Leave the group of ranks, where this process is in one."""
     import torch.distributed as dist
 
@@ -366,7 +374,7 @@ def choose_device(device: str = "auto") -> str:
     return device
 
 
-def _variable(name: str, default: int) -> int:
+def _int_from_env(name: str, default: int) -> int:
     """Return an environment variable as a whole number, or the default where it is unset."""
     text = os.environ.get(name)
     if text is None:

@@ -32,17 +32,17 @@ from typing import Any, TypeVar
 from fledgling.config import UserError
 
 Result = TypeVar("Result")
-LAYERS = ("landlock", "seccomp", "rlimits")
-MORE = ("namespaces",)  # on where the machine lets a process make them
+REQUIRED_LAYERS = ("landlock", "seccomp", "rlimits")
+OPTIONAL_LAYERS = ("namespaces",)  # on where the machine lets a process make them
 MIB = 2**20
-LONGEST_JOB = 4 * MIB  # bytes of a program and its tests
-STARTING = 20.0  # seconds a fork server may take to start, or to answer
-START = """import sys
+MAX_JOB_BYTES = 4 * MIB  # bytes of a program and its tests
+START_TIMEOUT = 20.0  # seconds a fork server may take to start, or to answer
+BOOTSTRAP_CODE = """import sys
 sys.path.insert(0, sys.argv[1])
-from fledgling.sandbox.zygote import main
+from fledgling.sandbox.fork_server import main
 sys.path.remove(sys.argv[1])
 main(int(sys.argv[2]), sys.argv[3])"""
-PROBE = """import mmap, os, socket
+PROBE_CODE = """import mmap, os, socket
 held = []
 for name, attempt in (
     ("landlock", lambda: os.listdir("/")),
@@ -60,13 +60,13 @@ print(*held)"""
 class Limits:
     """What one program may use: seconds of wall clock, bytes of address space, bytes of what it prints."""
 
-    seconds: float = 5.0
-    memory: int = 512 * MIB
-    output: int = 64 * 1024
+    timeout: float = 5.0
+    memory_bytes: int = 512 * MIB
+    output_bytes: int = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExecutionResult:
     """What a program says of itself: the value of its last expression, what it printed, its error; seconds it took.
 
     `value` is text and None when there is none; `error` is one line and "" when there is none.
@@ -78,26 +78,28 @@ class Outcome:
     seconds: float
 
 
-class ServerLost(Exception):
+class ForkServerLost(Exception):
     """A fork server died or does not answer. It is ours, no program can cause it short of the machine's end."""
 
 
-def run(code: str, limits: Limits = Limits(), stdin: str = "", without: frozenset[str] = frozenset()) -> Outcome:
+def run_program(
+    code: str, limits: Limits = Limits(), stdin: str = "", disabled_layers: frozenset[str] = frozenset()
+) -> ExecutionResult:
     """Run `code` as `__main__` behind all layers except those in `without`.
 
     What it prints beyond `limits.output` ends it. Raises `UserError` when a layer is missing.
     """
-    return attempt(lambda zygote: _run(zygote, code, limits, stdin), without)
+    return call_with_server(lambda zygote: _run_in_child(zygote, code, limits, stdin), disabled_layers)
 
 
-def attempt(job: Callable[[Server], Result], without: frozenset[str] = frozenset()) -> Result:
+def call_with_server(job: Callable[[ForkServer], Result], disabled_layers: frozenset[str] = frozenset()) -> Result:
     """Return what `job` makes of a fork server; once more with a new one when that got lost on the way."""
     for last in (False, True):
         try:
-            with server(without) as zygote:
+            with acquire_server(disabled_layers) as zygote:
                 return job(zygote)
-        except ServerLost as error:
-            _servers(os.getpid(), without).close()  # whoever killed one may have killed the idle ones too
+        except ForkServerLost as error:
+            _get_pool(os.getpid(), disabled_layers).close()  # whoever killed one may have killed the idle ones too
             if last:
                 raise UserError(
                     f"sandbox: its fork server is gone ({error}): is something killing processes?"
@@ -105,30 +107,30 @@ def attempt(job: Callable[[Server], Result], without: frozenset[str] = frozenset
     raise AssertionError("unreachable")
 
 
-def layers(without: frozenset[str] = frozenset()) -> dict[str, str]:
+def get_layers(disabled_layers: frozenset[str] = frozenset()) -> dict[str, str]:
     """Return which layers are on here: name -> version, "on", "off" or "not here". Raises `UserError` as `run` does."""
-    return attempt(lambda zygote: dict(zygote.layers), without)
+    return call_with_server(lambda zygote: dict(zygote.layers), disabled_layers)
 
 
-class Child:
+class JailedProcess:
     """A jailed process: its channel, and its end when the `with` block of `Server.child` is left."""
 
-    def __init__(self, zygote: Server, pid: int, channel: socket.socket) -> None:
-        self.zygote, self.pid, self.channel = zygote, pid, channel
-        self.ended: str | None = None
+    def __init__(self, zygote: ForkServer, pid: int, channel: socket.socket) -> None:
+        self.server, self.pid, self.channel = zygote, pid, channel
+        self.exit_reason: str | None = None
 
-    def send(self, job: dict, deadline: float) -> str:
+    def send_job(self, job: dict, deadline: float) -> str:
         """Hand over the job, once the child says that its locks are closed; return "" or why that failed.
 
         Raises `UserError` when a lock did not close: the child has not seen the job then.
         """
-        opening = self.receive(time.monotonic() + STARTING)
+        opening = self.receive_report(time.monotonic() + START_TIMEOUT)
         if not isinstance(opening, dict):
-            return self.end()
+            return self.kill()
         if not opening.get("locked"):
             raise UserError(f"sandbox: {opening.get('error')}: nothing was run")
         body = json.dumps(job).encode()
-        if len(body) > LONGEST_JOB:
+        if len(body) > MAX_JOB_BYTES:
             return f"too long: {len(body)} bytes of code"
         try:
             self.channel.settimeout(max(0.001, deadline - time.monotonic()))
@@ -136,10 +138,10 @@ class Child:
         except TimeoutError:
             return "timed out"
         except OSError:
-            return self.end()
+            return self.kill()
         return ""
 
-    def receive(self, deadline: float, longest: int = MIB) -> Any:
+    def receive_report(self, deadline: float, longest: int = MIB) -> Any:
         """Return the one message of the child, or None: it ended, said no message, or the time is up."""
         data = b""
         while True:
@@ -152,43 +154,43 @@ class Child:
             if not part or len(data) > longest:
                 return None
             if len(data) >= 4 and len(data) >= 4 + int.from_bytes(data[:4], "big"):
-                return _message(data)
+                return _decode_message(data)
 
-    def end(self) -> str:
+    def kill(self) -> str:
         """Kill and reap the child, once; return how it ended."""
-        if self.ended is None:
-            status = self.zygote.ask({"reap": self.pid})["status"]
+        if self.exit_reason is None:
+            status = self.server.request({"reap": self.pid})["status"]
             if os.WIFSIGNALED(status):
                 number = os.WTERMSIG(status)
                 why = {signal.SIGXCPU: "CPU time used up", signal.SIGKILL: "ended without a report"}
-                self.ended = why.get(number) or f"crashed: {signal.Signals(number).name}"
+                self.exit_reason = why.get(number) or f"crashed: {signal.Signals(number).name}"
             else:
-                self.ended = f"exited with {os.WEXITSTATUS(status)} before its end"
-        return self.ended
+                self.exit_reason = f"exited with {os.WEXITSTATUS(status)} before its end"
+        return self.exit_reason
 
 
-class Server:
+class ForkServer:
     """One fork server and its control socket; one caller at a time."""
 
-    def __init__(self, without: frozenset[str]) -> None:
-        hello = self._start(without)
+    def __init__(self, disabled_layers: frozenset[str]) -> None:
+        hello = self._start(disabled_layers)
         if "no namespaces" in hello:
             self.close()
-            hello = self._start(without | {"namespaces"})
+            hello = self._start(disabled_layers | {"namespaces"})
             hello.get("layers", {})["namespaces"] = "not here"
         if "error" in hello:
             self.close()
             raise UserError(f"sandbox: {hello['error']}: nothing is run without it, unless named in `without`")
         self.layers: dict[str, str] = hello["layers"]
 
-    def _start(self, without: frozenset[str]) -> dict:
+    def _start(self, disabled_layers: frozenset[str]) -> dict:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).parents[2])
         python = getattr(sys, "_base_executable", None) or sys.executable
-        options = ["-s", "-S", "-P", "-B", "-X", "utf8", "-c", START, root, str(theirs.fileno())]
+        options = ["-s", "-S", "-P", "-B", "-X", "utf8", "-c", BOOTSTRAP_CODE, root, str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(
-                [python, *options, ",".join(sorted(without))],
+                [python, *options, ",".join(sorted(disabled_layers))],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -198,30 +200,30 @@ class Server:
                 start_new_session=True,
             )
         self.control = ours
-        self.control.settimeout(STARTING)
-        return self._answer()
+        self.control.settimeout(START_TIMEOUT)
+        return self._receive_answer()
 
     @contextlib.contextmanager
-    def child(self, role: str, limits: Limits, second: socket.socket) -> Iterator[Child]:
+    def fork_child(self, role: str, limits: Limits, second: socket.socket) -> Iterator[JailedProcess]:
         """Fork a child with a channel of its own and `second`; it is gone when the block is left."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                order = {"fork": role, "memory": limits.memory, "seconds": int(limits.seconds) + 1}
-                pid = self.ask(order, [theirs.fileno(), second.fileno()])["pid"]
-            child = Child(self, pid, ours)
+                order = {"fork": role, "memory": limits.memory_bytes, "seconds": int(limits.timeout) + 1}
+                pid = self.request(order, [theirs.fileno(), second.fileno()])["pid"]
+            child = JailedProcess(self, pid, ours)
             try:
                 yield child
             finally:
-                child.end()
+                child.kill()
 
-    def ask(self, order: dict, descriptors: list[int] | None = None) -> dict:
+    def request(self, order: dict, descriptors: list[int] | None = None) -> dict:
         """Give one order and return the answer; raises `ServerLost`."""
         try:
             socket.send_fds(self.control, [json.dumps(order).encode()], descriptors or [])
         except OSError as error:
-            raise ServerLost(str(error)) from error
-        return self._answer()
+            raise ForkServerLost(str(error)) from error
+        return self._receive_answer()
 
     def close(self) -> None:
         """Let the fork server go, and with it its children."""
@@ -232,33 +234,33 @@ class Server:
             self.process.kill()
             self.process.wait()
 
-    def _answer(self) -> dict:
+    def _receive_answer(self) -> dict:
         try:
             answer = self.control.recv(4096)
         except OSError as error:
-            raise ServerLost(str(error)) from error
+            raise ForkServerLost(str(error)) from error
         if not answer:
-            raise ServerLost("ended")
+            raise ForkServerLost("ended")
         return json.loads(answer)
 
 
-class Servers:
+class ForkServerPool:
     """The fork servers of one process: an idle one is handed out, a new one is started when none is idle."""
 
-    def __init__(self, without: frozenset[str]) -> None:
-        self.without = without
-        self.idle: list[Server] = []
+    def __init__(self, disabled_layers: frozenset[str]) -> None:
+        self.disabled_layers = disabled_layers
+        self.idle: list[ForkServer] = []
         self.lock = threading.Lock()
-        self.proving = threading.RLock()  # of one thread, which runs the probe; the others wait
-        self.proved = False
+        self.probe_lock = threading.RLock()  # of one thread, which runs the probe; the others wait
+        self.probed = False
         atexit.register(self.close)
 
     @contextlib.contextmanager
-    def one(self) -> Iterator[Server]:
+    def acquire(self) -> Iterator[ForkServer]:
         """Lend a server; one that got lost is not taken back."""
         with self.lock:
             server = self.idle.pop() if self.idle else None
-        server = server or Server(self.without)
+        server = server or ForkServer(self.disabled_layers)
         try:
             yield server
         except BaseException:
@@ -267,17 +269,21 @@ class Servers:
         with self.lock:
             self.idle.append(server)
 
-    def prove(self) -> None:
+    def probe_layers(self) -> None:
         """See that every layer that should hold does; raises `UserError` when one does not."""
-        self.proved = True  # the probe is a run like any other
+        self.probed = True  # the probe is a run like any other
         try:
-            held = run(PROBE, Limits(10.0), without=self.without)
-            missing = [layer for layer in LAYERS if layer not in self.without and layer not in held.output.split()]
+            held = run_program(PROBE_CODE, Limits(10.0), disabled_layers=self.disabled_layers)
+            missing = [
+                layer
+                for layer in REQUIRED_LAYERS
+                if layer not in self.disabled_layers and layer not in held.output.split()
+            ]
             if missing:
                 why = f" ({held.error})" if held.error else ""
                 raise UserError(f"sandbox: {', '.join(missing)} does not hold on this kernel{why}: nothing is run")
         except BaseException:
-            self.proved = False
+            self.probed = False
             raise
 
     def close(self) -> None:
@@ -288,47 +294,53 @@ class Servers:
             server.close()
 
 
-def _run(zygote: Server, code: str, limits: Limits, stdin: str) -> Outcome:
+def _run_in_child(zygote: ForkServer, code: str, limits: Limits, stdin: str) -> ExecutionResult:
     start = time.monotonic()
-    deadline = start + limits.seconds
+    deadline = start + limits.timeout
     with contextlib.ExitStack() as stack:
         printed, writer = (stack.enter_context(end) for end in socket.socketpair())
-        child = stack.enter_context(zygote.child("run", limits, writer))
+        child = stack.enter_context(zygote.fork_child("run", limits, writer))
         writer.close()
-        output, error = b"", child.send({"code": code, "stdin": stdin}, deadline)
+        output, error = b"", child.send_job({"code": code, "stdin": stdin}, deadline)
         if not error:
-            output, report, error = _listen(printed, child.channel, deadline, limits)
+            output, report, error = _collect_output(printed, child.channel, deadline, limits)
             if isinstance(report, dict) and not error:
                 value, error = report.get("value"), report.get("error")
                 value = value if value is None else str(value)
-                return Outcome(value, _text(output), _line(error or ""), time.monotonic() - start)
-        error = error or child.end()
-    return Outcome(None, _text(output), error, time.monotonic() - start)
+                return ExecutionResult(
+                    value, _decode_output(output), _first_line(error or ""), time.monotonic() - start
+                )
+        error = error or child.kill()
+    return ExecutionResult(None, _decode_output(output), error, time.monotonic() - start)
 
 
 @contextlib.contextmanager
-def server(without: frozenset[str] = frozenset()) -> Iterator[Server]:
+def acquire_server(disabled_layers: frozenset[str] = frozenset()) -> Iterator[ForkServer]:
     """Lend a fork server of this process whose layers have been probed; raises `UserError` when one does not hold."""
     if sys.platform != "linux":
         raise UserError(f"sandbox: {sys.platform} has no Landlock and no seccomp: only the interpreter runs code here")
-    unknown = without - {*LAYERS, *MORE}
+    unknown = disabled_layers - {*REQUIRED_LAYERS, *OPTIONAL_LAYERS}
     if unknown:
-        raise UserError(f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(LAYERS + MORE)}")
-    servers = _servers(os.getpid(), without)
-    with servers.proving:
-        if not servers.proved:
-            servers.prove()
-    with servers.one() as lent:
+        raise UserError(
+            f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(REQUIRED_LAYERS + OPTIONAL_LAYERS)}"
+        )
+    servers = _get_pool(os.getpid(), disabled_layers)
+    with servers.probe_lock:
+        if not servers.probed:
+            servers.probe_layers()
+    with servers.acquire() as lent:
         yield lent
 
 
 @cache
-def _servers(pid: int, without: frozenset[str]) -> Servers:
+def _get_pool(pid: int, disabled_layers: frozenset[str]) -> ForkServerPool:
     """One set of servers a process, for a forked process must not share its parent's, and a choice of layers."""
-    return Servers(without)
+    return ForkServerPool(disabled_layers)
 
 
-def _listen(printed: socket.socket, channel: socket.socket, deadline: float, limits: Limits) -> tuple[bytes, Any, str]:
+def _collect_output(
+    printed: socket.socket, channel: socket.socket, deadline: float, limits: Limits
+) -> tuple[bytes, Any, str]:
     """Collect what the child prints and its report, until both have ended or a limit is met."""
     output, report = b"", b""
     with selectors.DefaultSelector() as selector:
@@ -338,7 +350,7 @@ def _listen(printed: socket.socket, channel: socket.socket, deadline: float, lim
         while selector.get_map():
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
-                return output, None, f"timed out after {limits.seconds:g} s"
+                return output, None, f"timed out after {limits.timeout:g} s"
             for key, _ in ready:
                 try:
                     part = key.fileobj.recv(65536)  # type: ignore[union-attr]
@@ -350,16 +362,16 @@ def _listen(printed: socket.socket, channel: socket.socket, deadline: float, lim
                     selector.unregister(key.fileobj)
                 elif key.fileobj is printed:
                     output += part
-                    if len(output) > limits.output:
-                        return output[: limits.output], None, f"printed more than {limits.output} bytes"
+                    if len(output) > limits.output_bytes:
+                        return output[: limits.output_bytes], None, f"printed more than {limits.output_bytes} bytes"
                 else:
                     report += part
                     if len(report) > MIB:
                         return output, None, "reported too much"
-    return output, _message(report), ""
+    return output, _decode_message(report), ""
 
 
-def _message(data: bytes) -> Any:
+def _decode_message(data: bytes) -> Any:
     """Return the first message of `data`, or None when there is none."""
     if len(data) < 4:
         return None
@@ -369,9 +381,9 @@ def _message(data: bytes) -> Any:
         return None
 
 
-def _text(output: bytes) -> str:
+def _decode_output(output: bytes) -> str:
     return output.decode("utf-8", "replace")
 
 
-def _line(text: Any) -> str:
+def _first_line(text: Any) -> str:
     return " ".join(str(text).split())[:300]

@@ -27,9 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from fledgling.sandbox.process import Limits, Server, attempt
+from fledgling.sandbox.process import ForkServer, Limits, call_with_server
 
-SECONDS = 3.0
+DEFAULT_TIMEOUT = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Check:
+class ProgramCheck:
     """A program and what it must do.
 
     program      the candidate's code, whole (HumanEval: prompt + completion).
@@ -56,45 +56,49 @@ class Check:
     program: str
     tests: str
     entry_point: str
-    given: str = ""
+    setup_code: str = ""
 
 
-def check(program: str, tests: str, entry_point: str, seconds: float = SECONDS, given: str = "") -> Verdict:
+def check_program(
+    program: str, tests: str, entry_point: str, timeout: float = DEFAULT_TIMEOUT, setup_code: str = ""
+) -> Verdict:
     """Return whether `program` passes `tests` within `seconds` of wall clock; see `Check` for the arguments.
 
     Whatever the program does is a `Verdict`; raises `UserError` only when this machine cannot lock a process up.
     """
-    return _judge(Check(program, tests, entry_point, given), seconds)
+    return _run_check(ProgramCheck(program, tests, entry_point, setup_code), timeout)
 
 
-def check_all(checks: Iterable[Check], seconds: float = SECONDS, workers: int | None = None) -> list[Verdict]:
+def check_programs(
+    checks: Iterable[ProgramCheck], timeout: float = DEFAULT_TIMEOUT, workers: int | None = None
+) -> list[Verdict]:
     """Return the verdicts in order, `workers` at a time (default: one a core); `seconds` holds for each."""
     workers = workers or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(partial(_judge, seconds=seconds), checks))
+        return list(pool.map(partial(_run_check, timeout=timeout), checks))
 
 
-def _judge(check: Check, seconds: float) -> Verdict:
+def _run_check(check: ProgramCheck, timeout: float) -> Verdict:
     start = time.monotonic()
-    reason = attempt(lambda zygote: _reason(check, zygote, Limits(seconds), time.monotonic() + seconds))
+    reason = call_with_server(lambda zygote: _find_failure(check, zygote, Limits(timeout), time.monotonic() + timeout))
     return Verdict(not reason, reason, time.monotonic() - start)
 
 
-def _reason(check: Check, zygote: Server, limits: Limits, deadline: float) -> str:
+def _find_failure(check: ProgramCheck, zygote: ForkServer, limits: Limits, deadline: float) -> str:
     """Return why the program does not pass, "" when it does; both processes are gone by then."""
     asking, answering = socket.socketpair()
-    with asking, answering, zygote.child("candidate", limits, answering) as candidate:
+    with asking, answering, zygote.fork_child("candidate", limits, answering) as candidate:
         answering.close()
-        with zygote.child("check", limits, asking) as checker:
+        with zygote.fork_child("check", limits, asking) as checker:
             asking.close()
-            error = candidate.send({"program": check.program, "entry_point": check.entry_point}, deadline)
-            job = {"tests": check.tests, "entry_point": check.entry_point, "given": check.given}
-            error = checker.send(job, deadline) or error
+            error = candidate.send_job({"program": check.program, "entry_point": check.entry_point}, deadline)
+            job = {"tests": check.tests, "entry_point": check.entry_point, "given": check.setup_code}
+            error = checker.send_job(job, deadline) or error
             if error:
                 return error
-            verdict = checker.receive(deadline)
+            verdict = checker.receive_report(deadline)
             if time.monotonic() >= deadline:
-                return f"timed out after {limits.seconds:g} s"
+                return f"timed out after {limits.timeout:g} s"
             if not isinstance(verdict, dict):
-                return f"the tests {checker.end()}"
+                return f"the tests {checker.kill()}"
             return "" if verdict.get("passed") is True else str(verdict.get("reason") or "failed")[:300]

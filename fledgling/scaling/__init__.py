@@ -7,5 +7,5 @@ for every way to count parameters, and the largest budget predicted from the oth
 `ablation` compares them, `ablation_page` shows it.
 
 Everything but `sweep`, `ablate` and `check` reads files only and does without torch. Published laws are in
-`fledgling.plan.scaling`.
+`fledgling.plan.scaling_laws`.
 """

@@ -14,19 +14,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from fledgling.config import Recipe, UserError
-from fledgling.model.config import from_table
-from fledgling.plan.flops import per_token
-from fledgling.record.progress import clock
-from fledgling.scaling.ablation import BASE, SETTINGS, directory
-from fledgling.scaling.results import Run, amount, read
-from fledgling.scaling.sweep import BATCH_TOKENS, LEAST_STEPS, Say, hold, make, prepare, shortened
+from fledgling.model.config import config_from_table
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.record.progress_bar import format_duration
+from fledgling.scaling.ablation import ABLATION_SETTINGS, BASE, trial_name
+from fledgling.scaling.results import SweepRun, format_flops, read_run
+from fledgling.scaling.sweep import (
+    BATCH_TOKENS,
+    MIN_STEPS,
+    LogFunction,
+    check_settings,
+    prepare_sweep_data,
+    shorten_recipe,
+    train_run,
+)
 from fledgling.toml import dump_toml
 
-Load = Callable[[Sequence[str]], Recipe]  # the base's recipe with these overrides more
+RecipeLoader = Callable[[Sequence[str]], Recipe]  # the base's recipe with these overrides more
 
 
-def plan(
-    load: Load, variants: Mapping[str, tuple[str, ...]], seeds: int, budget: float, out: Path
+def plan_ablation(
+    load: RecipeLoader, variants: Mapping[str, tuple[str, ...]], seeds: int, budget: float, out: Path
 ) -> list[tuple[str, int, Recipe]]:
     """(variant, seed, recipe) of every run, seeds outermost, the base first.
 
@@ -37,43 +45,47 @@ def plan(
     for seed in range(seeds):
         for name, recipe in recipes.items():
             batch = recipe.pretrain.batch_tokens or BATCH_TOKENS
-            flops = per_token(from_table(recipe.model, recipe.tokenizer.vocab_size)) * batch
+            flops = training_flops_per_token(config_from_table(recipe.model, recipe.tokenizer.vocab_size)) * batch
             steps = round(budget / flops)
-            if steps < LEAST_STEPS:
-                least = amount(1.01 * LEAST_STEPS * flops)
-                raise UserError(f"{name}: a budget of {amount(budget)} FLOPs is {steps} steps; give {least} or more")
+            if steps < MIN_STEPS:
+                least = format_flops(1.01 * MIN_STEPS * flops)
+                raise UserError(
+                    f"{name}: a budget of {format_flops(budget)} FLOPs is {steps} steps; give {least} or more"
+                )
             seeded = replace(recipe, seed=recipe.seed + seed)
-            runs.append((name, seed, shortened(seeded, steps, batch, out / directory(name, seed))))
+            runs.append((name, seed, shorten_recipe(seeded, steps, batch, out / trial_name(name, seed))))
     return runs
 
 
-def ablate(
-    load: Load,
+def run_ablation(
+    load: RecipeLoader,
     variants: Mapping[str, tuple[str, ...]],
     seeds: int,
     budget: float,
     out: Path,
-    say: Say,
-    finished: Callable[[str, int, Run], None],
+    log: LogFunction,
+    on_finished: Callable[[str, int, SweepRun], None],
 ) -> int:
     """Make the runs that are not there yet; returns how many. `finished` is told of every run, old or new.
 
     Raises UserError for settings other than those already in `out`, train.loop.Stopped after a signal.
     """
-    runs = plan(load, variants, seeds, budget, out)
+    runs = plan_ablation(load, variants, seeds, budget, out)
     base = replace(runs[0][2], run=replace(runs[0][2].run, out="run"))
-    hold(out / SETTINGS, f"# {amount(budget)} FLOPs a run\n{dump_toml(base)}", "an ablation")
-    prepare(load(()), out, say)
+    check_settings(out / ABLATION_SETTINGS, f"# {format_flops(budget)} FLOPs a run\n{dump_toml(base)}", "an ablation")
+    prepare_sweep_data(load(()), out, log)
     worked, seconds = 0, []
     for place, (name, seed, recipe) in enumerate(runs):
         run_dir = Path(recipe.run.out)
-        if (found := read(run_dir)) is None:
-            left = f", about {clock(sum(seconds) / len(seconds) * (len(runs) - place))} left" if seconds else ""
-            say(f"ablation: run {place + 1} of {len(runs)}, {name} with seed {seed}{left}")
-            make(recipe, out, {"depth": recipe.model.depth, "budget": budget, "variant": name, "seed": seed})
+        if (found := read_run(run_dir)) is None:
+            left = (
+                f", about {format_duration(sum(seconds) / len(seconds) * (len(runs) - place))} left" if seconds else ""
+            )
+            log(f"ablation: run {place + 1} of {len(runs)}, {name} with seed {seed}{left}")
+            train_run(recipe, out, {"depth": recipe.model.depth, "budget": budget, "variant": name, "seed": seed})
             worked += 1
-            if (found := read(run_dir)) is None:
+            if (found := read_run(run_dir)) is None:
                 raise UserError(f"{run_dir} is done but has no bits per byte; remove it and run again")
             seconds.append(found.seconds)
-        finished(name, seed, found)
+        on_finished(name, seed, found)
     return worked

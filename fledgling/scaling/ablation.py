@@ -17,28 +17,28 @@ from statistics import mean, stdev
 from typing import Any
 
 from fledgling.config import UserError, did_you_mean
-from fledgling.scaling.results import CELL, Run, read
+from fledgling.scaling.results import CELL, SweepRun, read_run
 
 BASE = "base"
-SETTINGS = "ablation.toml"
+ABLATION_SETTINGS = "ablation.toml"
 VARIANTS: dict[str, tuple[str, ...]] = {
     "gelu": ("model.activation=gelu",),
     "swiglu": ("model.activation=swiglu",),
-    "adamw": ("optimizer.matrix_rule=adamw", "optimizer.matrix_rate=0.003"),
-    "adamw-low": ("optimizer.matrix_rule=adamw", "optimizer.matrix_rate=0.001"),
-    "adamw-high": ("optimizer.matrix_rule=adamw", "optimizer.matrix_rate=0.01"),
-    "tied": ("model.tied=true",),
+    "adamw": ("optimizer.matrix_optimizer=adamw", "optimizer.matrix_lr=0.003"),
+    "adamw-low": ("optimizer.matrix_optimizer=adamw", "optimizer.matrix_lr=0.001"),
+    "adamw-high": ("optimizer.matrix_optimizer=adamw", "optimizer.matrix_lr=0.01"),
+    "tied": ("model.tie_embeddings=true",),
     "no-qk-norm": ("model.qk_norm=false",),
     "flash-norm": ("model.flash_norm=true",),
     "value-embeddings": ("model.value_embeddings=2",),
     "windows": ("model.window_pattern=SL",),
     "residual-scalars": ("model.residual_scalars=true",),
-    "no-softcap": ("model.softcap=0",),
+    "no-softcap": ("model.logit_softcap=0",),
     "grouped": ("model.kv_heads=1",),
     "polar-express": ("optimizer.newton_schulz=polar_express",),
-    "normuon": ("optimizer.matrix_rule=normuon",),
+    "normuon": ("optimizer.matrix_optimizer=normuon",),
     "decay": ("optimizer.weight_decay=0.1",),
-    "cautious-decay": ("optimizer.weight_decay=0.1", "optimizer.cautious_decay=true"),
+    "cautious-decay": ("optimizer.weight_decay=0.1", "optimizer.cautious_weight_decay=true"),
 }
 # Two-sided 95 % of Student's t by degrees of freedom; beyond them, those of the normal distribution are near enough.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -50,7 +50,7 @@ class Trial:
 
     variant: str
     seed: int
-    run: Run
+    run: SweepRun
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Effect:
         return "better" if self.difference < 0 else "worse"
 
 
-def chosen(names: str) -> dict[str, tuple[str, ...]]:
+def parse_variants(names: str) -> dict[str, tuple[str, ...]]:
     """The overrides of each variant named in a list with commas: a name of VARIANTS, "all", or table.key=value itself.
 
     Several overrides of one variant are joined by +. Raises UserError for a name that is none.
@@ -95,22 +95,22 @@ def chosen(names: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def directory(variant: str, seed: int) -> str:
+def trial_name(variant: str, seed: int) -> str:
     """The directory's name of a run."""
     return f"{variant}-s{seed}"
 
 
-def load(out: Path) -> list[Trial]:
+def load_trials(out: Path) -> list[Trial]:
     """The finished runs under `out`, the base's first."""
     trials = []
     for path in out.glob(f"*/{CELL}"):
         facts = json.loads(path.read_text(encoding="utf-8"))
-        if "variant" in facts and (run := read(path.parent)):
+        if "variant" in facts and (run := read_run(path.parent)):
             trials.append(Trial(facts["variant"], int(facts["seed"]), run))
     return sorted(trials, key=lambda one: (one.variant != BASE, one.variant, one.seed))
 
 
-def effects(trials: Sequence[Trial]) -> list[Effect]:
+def compute_effects(trials: Sequence[Trial]) -> list[Effect]:
     """Every variant's difference to the base over the seeds that both have, the best first; the base itself on top."""
     base = {one.seed: one.run for one in trials if one.variant == BASE}
     names = list(dict.fromkeys(one.variant for one in trials))
@@ -120,7 +120,7 @@ def effects(trials: Sequence[Trial]) -> list[Effect]:
         if not pairs:
             continue
         gaps = [run.bits_per_byte - other.bits_per_byte for run, other in pairs]
-        half = margin(gaps) if name != BASE else None
+        half = confidence_margin(gaps) if name != BASE else None
         middle, first = mean(gaps), pairs[0][0]
         made.append(
             Effect(
@@ -137,7 +137,7 @@ def effects(trials: Sequence[Trial]) -> list[Effect]:
     return sorted(made, key=lambda one: (one.variant != BASE, one.difference))
 
 
-def margin(values: Sequence[float]) -> float | None:
+def confidence_margin(values: Sequence[float]) -> float | None:
     """Half of the 95 % interval of a mean (Student's t); None for fewer than two values."""
     n = len(values)
     if n < 2:
@@ -145,23 +145,23 @@ def margin(values: Sequence[float]) -> float | None:
     return (T95[n - 2] if n - 2 < len(T95) else 1.96) * stdev(values) / n**0.5
 
 
-def to_json(found: Sequence[Effect]) -> list[dict[str, Any]]:
+def effects_to_json(found: Sequence[Effect]) -> list[dict[str, Any]]:
     """The effects as JSON values."""
     return [{**vars(one), "verdict": one.verdict if one.variant != BASE else ""} for one in found]
 
 
-def rows(found: Sequence[Effect]) -> list[tuple[str, ...]]:
+def effect_rows(found: Sequence[Effect]) -> list[tuple[str, ...]]:
     """The effects as cells: variant, bits per byte, difference, interval, seeds, parameters, tokens, verdict."""
-    from fledgling.record.progress import short
+    from fledgling.record.progress_bar import format_count
 
     made = []
     for one in found:
         difference = "" if one.variant == BASE else f"{one.difference:+.4f}"
         interval = "" if one.low is None else f"{one.low:+.4f} to {one.high:+.4f}"
         verdict = "" if one.variant == BASE else one.verdict
-        sizes = (str(one.seeds), short(one.parameters), short(one.tokens))
+        sizes = (str(one.seeds), format_count(one.parameters), format_count(one.tokens))
         made.append((one.variant, f"{one.bits_per_byte:.4f}", difference, interval, *sizes, verdict))
     return made
 
 
-HEAD = ("variant", "bits per byte", "difference", "95 % interval", "seeds", "parameters", "tokens", "")
+EFFECT_HEADER = ("variant", "bits per byte", "difference", "95 % interval", "seeds", "parameters", "tokens", "")

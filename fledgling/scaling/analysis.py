@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.plan.scaling import WITH_HEAD, Additive, Law
-from fledgling.scaling import bowls as isoflop
-from fledgling.scaling import fit
-from fledgling.scaling.bowls import Bowls
-from fledgling.scaling.fit import Estimate, Surface
-from fledgling.scaling.results import Run, Sweep, amount, finite
+from fledgling.plan.scaling_laws import WITH_HEAD, ChinchillaLoss, ScalingLaw
+from fledgling.scaling import fits, isoflop
+from fledgling.scaling.fits import Estimate, SurfaceFit
+from fledgling.scaling.isoflop import IsoFlopFit
+from fledgling.scaling.results import Sweep, SweepRun, finite_or_none, format_flops
 
-KEY = WITH_HEAD  # the count that FLOPs follow most closely: what is shown first and predicted with
-LEAST_SIZES, LEAST_BUDGETS = 3, 3  # so that the largest budget can be held out and six runs remain
+PRIMARY_COUNT = WITH_HEAD  # the count that FLOPs follow most closely: what is shown first and predicted with
+MIN_SIZES, MIN_BUDGETS = 3, 3  # so that the largest budget can be held out and six runs remain
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class HeldOut:
     """The largest budget, predicted from the others: (run, predicted bits per byte with interval) and the bowl."""
 
     budget: float
-    runs: tuple[tuple[Run, Estimate], ...]
+    runs: tuple[tuple[SweepRun, Estimate], ...]
     predicted_N: Estimate | None
     measured_N: float | None
 
@@ -49,26 +48,26 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Fits:
+class SweepFit:
     """Everything fitted in one way of counting N; `keys`: the ways that give the same number for these models."""
 
-    keys: tuple[str, ...]
-    surface: Surface
-    bowls: Bowls
+    count_names: tuple[str, ...]
+    surface: SurfaceFit
+    isoflop: IsoFlopFit
     held_out: HeldOut
     flops_per_N: tuple[float, float]  # log(FLOPs a token) = first + second log N, over the sizes run
 
     @property
-    def key(self) -> str:
+    def count_name(self) -> str:
         """One of the ways, to look N up by."""
-        return self.keys[0]
+        return self.count_names[0]
 
     @property
     def counts(self) -> str:
         """Which N, in words."""
-        return " = ".join(self.keys)
+        return " = ".join(self.count_names)
 
-    def optimum(self, C: float, law: Additive | None = None) -> tuple[float, float]:
+    def optimum(self, C: float, law: ChinchillaLoss | None = None) -> tuple[float, float]:
         """Return the (N, D) of least loss for C FLOPs, with the FLOPs a token of these models.
 
         With F = exp(first) N^second FLOPs a token, D = C / F, and the surface's minimum in N is in closed form.
@@ -80,7 +79,7 @@ class Fits:
         N = (law.alpha * law.A * D_of_one**law.beta / (second * law.beta * law.B)) ** (1 / power)
         return N, D_of_one / N**second
 
-    def best(self, C: float) -> tuple[Estimate, Estimate]:
+    def optimum_interval(self, C: float) -> tuple[Estimate, Estimate]:
         """Return N and the loss at the surface's optimum for C FLOPs, with 95 % intervals."""
         N = self.surface.interval(lambda law: self.optimum(C, law)[0])
         loss = self.surface.interval(lambda law: law.loss(*self.optimum(C, law)))
@@ -92,63 +91,65 @@ class Fits:
         b = self.surface.interval(lambda law: law.alpha / (law.alpha + law.beta))
         return a, b
 
-    def law(self, name: str) -> Law:
+    def law(self, name: str) -> ScalingLaw:
         """Return the fitted surface as a law beside the published ones."""
-        return Law(name, "this sweep", self.counts, self.surface.law, self.surface.law, bpb=True)
+        return ScalingLaw(name, "this sweep", self.counts, self.surface.law, self.surface.law, in_bits_per_byte=True)
 
 
 @dataclass(frozen=True)
-class Analysis:
+class SweepAnalysis:
     """A sweep and its fits, one for every way of counting N that differs."""
 
     sweep: Sweep
-    fits: tuple[Fits, ...]
+    fits: tuple[SweepFit, ...]
 
-    def of(self, key: str) -> Fits:
+    def fit_for(self, key: str) -> SweepFit:
         """Return the fits of one way of counting, by its name."""
-        return next(one for one in self.fits if key in one.keys)
+        return next(one for one in self.fits if key in one.count_names)
 
 
-def analyse(sweep: Sweep, resamples: int = fit.RESAMPLES) -> Analysis:
+def analyze_sweep(sweep: Sweep, resamples: int = fits.RESAMPLES) -> SweepAnalysis:
     """Return the fits of a sweep. Raises UserError, saying what would work, when its runs are too few."""
-    enough(sweep)
+    require_enough_runs(sweep)
     seen: dict[tuple[int, ...], list[str]] = {}
     for key in sweep.runs[0].parameters:
         sizes = tuple(run.parameters[key] for run in sweep.runs)
         seen.setdefault(sizes, []).append(key)
-    return Analysis(sweep, tuple(_fits(tuple(keys), sweep.runs, resamples) for keys in seen.values()))
+    return SweepAnalysis(sweep, tuple(_fits(tuple(keys), sweep.runs, resamples) for keys in seen.values()))
 
 
-def enough(sweep: Sweep) -> None:
+def require_enough_runs(sweep: Sweep) -> None:
     """Raise UserError unless there are three budgets with three sizes each."""
     budgets = sorted({run.budget for run in sweep.runs})
     sizes = {budget: {run.depth for run in sweep.runs if run.budget == budget} for budget in budgets}
-    full = [budget for budget in budgets if len(sizes[budget]) >= LEAST_SIZES]
-    if len(full) >= LEAST_BUDGETS and len(full) == len(budgets):
+    full = [budget for budget in budgets if len(sizes[budget]) >= MIN_SIZES]
+    if len(full) >= MIN_BUDGETS and len(full) == len(budgets):
         return
     depths = sorted({run.depth for run in sweep.runs})
-    more_depths = (depths + [d for d in range(1, 9) if d not in depths])[: max(LEAST_SIZES, len(depths))]
-    more_budgets = (budgets + [budgets[-1] * 2 ** (i + 1) for i in range(LEAST_BUDGETS)])[
-        : max(LEAST_BUDGETS, len(budgets))
+    more_depths = (depths + [d for d in range(1, 9) if d not in depths])[: max(MIN_SIZES, len(depths))]
+    more_budgets = (budgets + [budgets[-1] * 2 ** (i + 1) for i in range(MIN_BUDGETS)])[
+        : max(MIN_BUDGETS, len(budgets))
     ]
-    command = f"--depths {','.join(map(str, sorted(more_depths)))} --budgets {','.join(map(amount, more_budgets))}"
+    command = (
+        f"--depths {','.join(map(str, sorted(more_depths)))} --budgets {','.join(map(format_flops, more_budgets))}"
+    )
     raise UserError(
-        f"{sweep.path} has {len(sweep.runs)} finished runs, {len(full)} budgets with {LEAST_SIZES} sizes or more; "
-        f"a fit needs {LEAST_BUDGETS} budgets of {LEAST_SIZES} sizes each: "
+        f"{sweep.path} has {len(sweep.runs)} finished runs, {len(full)} budgets with {MIN_SIZES} sizes or more; "
+        f"a fit needs {MIN_BUDGETS} budgets of {MIN_SIZES} sizes each: "
         f"fledgling scaling run {command} --out {sweep.path}"
     )
 
 
-def _fits(keys: tuple[str, ...], runs: Sequence[Run], resamples: int) -> Fits:
+def _fits(keys: tuple[str, ...], runs: Sequence[SweepRun], resamples: int) -> SweepFit:
     N, D, C, loss = _columns(runs, keys[0])
     per_token = [math.log(run.flops_per_token) for run in runs]
     second, first = np.polyfit(np.log(N), per_token, 1)
-    whole = fit.surface(N, D, loss, resamples)
-    bowls = isoflop.fit(N, D, C, loss, resamples)
-    return Fits(keys, whole, bowls, _held_out(runs, keys[0], bowls, resamples), (float(first), float(second)))
+    whole = fits.fit_surface(N, D, loss, resamples)
+    bowls = isoflop.fit_isoflop(N, D, C, loss, resamples)
+    return SweepFit(keys, whole, bowls, _held_out(runs, keys[0], bowls, resamples), (float(first), float(second)))
 
 
-def _columns(runs: Sequence[Run], key: str) -> tuple[list[float], list[float], list[float], list[float]]:
+def _columns(runs: Sequence[SweepRun], key: str) -> tuple[list[float], list[float], list[float], list[float]]:
     """N, D, the budget and the loss of every run."""
     return (
         [float(run.parameters[key]) for run in runs],
@@ -158,19 +159,21 @@ def _columns(runs: Sequence[Run], key: str) -> tuple[list[float], list[float], l
     )
 
 
-def _held_out(runs: Sequence[Run], key: str, bowls: Bowls, resamples: int) -> HeldOut:
+def _held_out(runs: Sequence[SweepRun], key: str, bowls: IsoFlopFit, resamples: int) -> HeldOut:
     largest = max(run.budget for run in runs)
     known = [run for run in runs if run.budget < largest]
     N, D, C, loss = _columns(known, key)
-    surface = fit.surface(N, D, loss, resamples)
-    trend = isoflop.fit(N, D, C, loss, resamples).N
+    surface = fits.fit_surface(N, D, loss, resamples)
+    trend = isoflop.fit_isoflop(N, D, C, loss, resamples).N
     left_out = [run for run in runs if run.budget == largest]
-    predicted = tuple((run, predict(surface, run.parameters[key], run.tokens)) for run in left_out)
-    measured = next((bowl for bowl in bowls.bowls if bowl.budget == largest), None)
-    return HeldOut(largest, predicted, trend.at(largest) if trend else None, measured.N.value if measured else None)
+    predicted = tuple((run, predict_loss(surface, run.parameters[key], run.tokens)) for run in left_out)
+    measured = next((bowl for bowl in bowls.curves if bowl.budget == largest), None)
+    return HeldOut(
+        largest, predicted, trend.value_at(largest) if trend else None, measured.N.value if measured else None
+    )
 
 
-def predict(surface: Surface, N: float, D: float) -> Estimate:
+def predict_loss(surface: SurfaceFit, N: float, D: float) -> Estimate:
     """Return the loss of a run yet to be made, with an interval that has its own noise in it.
 
     The interval of the surface there and a run's noise, two independent deviations, add in squares.
@@ -184,7 +187,7 @@ def predict(surface: Surface, N: float, D: float) -> Estimate:
 # ---- for programs --------------------------------------------------------------------------------
 
 
-def to_json(analysis: Analysis) -> dict[str, Any]:
+def analysis_to_json(analysis: SweepAnalysis) -> dict[str, Any]:
     """Return the analysis as JSON values: every fit with its intervals."""
     sweep = analysis.sweep
     return {
@@ -195,29 +198,29 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _fit_json(one: Fits) -> dict[str, Any]:
+def _fit_json(one: SweepFit) -> dict[str, Any]:
     a, b = one.exponents()
-    trends = {name: getattr(one.bowls, name) for name in ("N", "D", "loss")}
+    trends = {name: getattr(one.isoflop, name) for name in ("N", "D", "loss")}
     return {
         "counts": one.counts,
         "surface": {
-            **{name: estimate(value) for name, value in one.surface.intervals.items()},
+            **{name: estimate_to_json(value) for name, value in one.surface.intervals.items()},
             "noise": one.surface.noise,
-            "N_exponent": estimate(a),
-            "D_exponent": estimate(b),
+            "N_exponent": estimate_to_json(a),
+            "D_exponent": estimate_to_json(b),
         },
         "bowls": [
             {
                 "budget": bowl.budget,
-                "inside": bowl.inside,
-                "N": estimate(bowl.N),
-                "D": estimate(bowl.D),
-                "bits_per_byte": estimate(bowl.loss),
+                "inside": bowl.is_interior,
+                "N": estimate_to_json(bowl.N),
+                "D": estimate_to_json(bowl.D),
+                "bits_per_byte": estimate_to_json(bowl.loss),
             }
-            for bowl in one.bowls.bowls
+            for bowl in one.isoflop.curves
         ],
         "frontier": {
-            name: {"scale": trend.law.scale, "exponent": estimate(trend.exponent)}
+            name: {"scale": trend.law.scale, "exponent": estimate_to_json(trend.exponent)}
             for name, trend in trends.items()
             if trend
         },
@@ -226,15 +229,15 @@ def _fit_json(one: Fits) -> dict[str, Any]:
             "mean_error": one.held_out.mean_error,
             "worst_error": max(map(abs, one.held_out.errors)),
             "runs": [
-                {"name": run.name, "measured": run.bits_per_byte, "predicted": estimate(value)}
+                {"name": run.name, "measured": run.bits_per_byte, "predicted": estimate_to_json(value)}
                 for run, value in one.held_out.runs
             ],
-            "N_predicted": estimate(one.held_out.predicted_N) if one.held_out.predicted_N else None,
+            "N_predicted": estimate_to_json(one.held_out.predicted_N) if one.held_out.predicted_N else None,
             "N_measured": one.held_out.measured_N,
         },
     }
 
 
-def estimate(value: Estimate) -> dict[str, float | None]:
+def estimate_to_json(value: Estimate) -> dict[str, float | None]:
     """Return an estimate as JSON values; an interval that is not known is null."""
-    return {"value": value.value, "low": finite(value.low), "high": finite(value.high)}
+    return {"value": value.value, "low": finite_or_none(value.low), "high": finite_or_none(value.high)}

@@ -23,74 +23,74 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.record import read_lines
-from fledgling.scaling.fit import Estimate, minimize
-from fledgling.tasks.task import normalise
+from fledgling.record import read_jsonl
+from fledgling.scaling.fits import Estimate, minimize_huber
+from fledgling.tasks.task import normalize_text
 
 RESAMPLES = 1000
 SUBSETS = 64  # random k-subsets of one question's draws, for the majority vote
 HELD_OUT = 2  # of the largest k: predicted, not fitted
-KINDS = ("coverage", "best", "majority")
+SELECTION_METHODS = ("coverage", "best", "majority")
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampleSet:
     """Draws of one model: right (Q, n), logprob (Q, n) nats, tokens (Q, n), said (Q, n) as numbers of texts."""
 
     name: str
-    right: np.ndarray
+    correct: np.ndarray
     logprob: np.ndarray
     tokens: np.ndarray
-    said: np.ndarray
+    answer_ids: np.ndarray
     prompt_tokens: float  # mean over questions
     flops_per_token: float  # forward
 
     @property
-    def n(self) -> int:
+    def samples_per_question(self) -> int:
         """Draws of a question."""
-        return self.right.shape[1]
+        return self.correct.shape[1]
 
 
-def load(path: Path) -> Draws:
+def load_samples(path: Path) -> SampleSet:
     """Draws out of a file that `fledgling scaling inference` wrote. Raises UserError if it holds none."""
-    head, *lines = read_lines(path) or [{}]
+    head, *lines = read_jsonl(path) or [{}]
     if not lines:
         raise UserError(f"{path} holds no draws; expected what fledgling scaling inference writes")
-    codes = [{text: i for i, text in enumerate(dict.fromkeys(map(normalise, line["answers"])))} for line in lines]
-    return Draws(
+    codes = [{text: i for i, text in enumerate(dict.fromkeys(map(normalize_text, line["answers"])))} for line in lines]
+    return SampleSet(
         head["name"],
         np.array([line["scores"] for line in lines]) >= 1,
         np.array([line["logprobs"] for line in lines]),
         np.array([line["tokens"] for line in lines]),
-        np.array([[code[normalise(t)] for t in line["answers"]] for line, code in zip(lines, codes, strict=True)]),
+        np.array([[code[normalize_text(t)] for t in line["answers"]] for line, code in zip(lines, codes, strict=True)]),
         float(np.mean([line["prompt_tokens"] for line in lines])),
         float(head["flops_per_token"]),
     )
 
 
-def chances(n: int, k: int) -> np.ndarray:
+def rank_probabilities(n: int, k: int) -> np.ndarray:
     """(n,): how likely rank r (0 first) is the first of a random k-subset: C(n - 1 - r, k - 1) / C(n, k)."""
     total = math.comb(n, k)
     return np.array([math.comb(n - 1 - r, k - 1) / total for r in range(n)])
 
 
-def curve(draws: Draws, kind: str, ks: Sequence[int], seed: int = 0) -> np.ndarray:
+def accuracy_curve(draws: SampleSet, kind: str, ks: Sequence[int], seed: int = 0) -> np.ndarray:
     """(Q, K): the expected accuracy on each question with k draws of it."""
     if kind == "majority":
         return np.stack([_majority(draws, k, np.random.default_rng([seed, k])) for k in ks], axis=1)
-    order = np.argsort(-(draws.right if kind == "coverage" else draws.logprob).astype(float), axis=1, kind="stable")
-    right = np.take_along_axis(draws.right, order, 1).astype(float)  # right ones first: any of them is found
-    return np.stack([right @ chances(draws.n, k) for k in ks], axis=1)
+    order = np.argsort(-(draws.correct if kind == "coverage" else draws.logprob).astype(float), axis=1, kind="stable")
+    right = np.take_along_axis(draws.correct, order, 1).astype(float)  # right ones first: any of them is found
+    return np.stack([right @ rank_probabilities(draws.samples_per_question, k) for k in ks], axis=1)
 
 
-def _majority(draws: Draws, k: int, rng: np.random.Generator) -> np.ndarray:
+def _majority(draws: SampleSet, k: int, rng: np.random.Generator) -> np.ndarray:
     if k == 1:
-        return draws.right.mean(1)
-    subsets = SUBSETS if k < draws.n else 1
-    found = np.zeros(len(draws.right))
-    for q, (said, right) in enumerate(zip(draws.said, draws.right, strict=True)):
+        return draws.correct.mean(1)
+    subsets = SUBSETS if k < draws.samples_per_question else 1
+    found = np.zeros(len(draws.correct))
+    for q, (said, right) in enumerate(zip(draws.answer_ids, draws.correct, strict=True)):
         for _ in range(subsets):
-            chosen = rng.permutation(draws.n)[:k]
+            chosen = rng.permutation(draws.samples_per_question)[:k]
             texts = said[chosen]
             counts = np.bincount(texts)[texts]
             found[q] += right[chosen[int(counts.argmax())]]  # the first of those said most often
@@ -98,25 +98,27 @@ def _majority(draws: Draws, k: int, rng: np.random.Generator) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Law:
+class CoverageLaw:
     """coverage = exp(a k^b), fitted on `fitted` and held against `held`: (k, measured, predicted with its interval)."""
 
     a: Estimate
     b: Estimate
     fitted: tuple[int, ...]
-    held: tuple[tuple[int, float, Estimate], ...]
+    held_out: tuple[tuple[int, float, Estimate], ...]
 
-    def at(self, k: float) -> float:
+    def coverage_at(self, k: float) -> float:
         """The law's coverage at k."""
         return math.exp(self.a.value * k**self.b.value)
 
     @property
     def error(self) -> float:
         """Mean absolute error at the held-out k, in points of coverage of 1."""
-        return float(np.mean([abs(predicted.value - measured) for _, measured, predicted in self.held]))
+        return float(np.mean([abs(predicted.value - measured) for _, measured, predicted in self.held_out]))
 
 
-def fit_law(coverage: np.ndarray, ks: Sequence[int], hold: int = HELD_OUT, seed: int = 0) -> Law | None:
+def fit_coverage_law(
+    coverage: np.ndarray, ks: Sequence[int], hold: int = HELD_OUT, seed: int = 0
+) -> CoverageLaw | None:
     """Fit the law to per-question coverage (Q, K) without its `hold` largest k; None where all of it is 0 or 1.
 
     Intervals are 95 % percentiles of fits to questions drawn with replacement.
@@ -133,7 +135,7 @@ def fit_law(coverage: np.ndarray, ks: Sequence[int], hold: int = HELD_OUT, seed:
     a, b = -np.exp(found[:, 0]), found[:, 1]
     told = np.exp(a[:, None] * np.exp(b[:, None] * logs[few:]))
     held = tuple((k, float(mean[few + i]), _estimate(told[:, i])) for i, k in enumerate(ks[few:]))
-    return Law(_estimate(a), _estimate(b), tuple(ks[:few]), held)
+    return CoverageLaw(_estimate(a), _estimate(b), tuple(ks[:few]), held)
 
 
 def _fit(targets: np.ndarray, logs: np.ndarray) -> np.ndarray:
@@ -149,7 +151,7 @@ def _fit(targets: np.ndarray, logs: np.ndarray) -> np.ndarray:
     x = logs - logs.mean()
     b = (y @ x) / (x @ x)
     start = np.stack([y.mean(1) - b * logs.mean(), b], axis=1)
-    return minimize(model, targets, start, 1e9, np.array([-20.0, -5.0]), np.array([5.0, 0.0]))[0]
+    return minimize_huber(model, targets, start, 1e9, np.array([-20.0, -5.0]), np.array([5.0, 0.0]))[0]
 
 
 def _estimate(draws: np.ndarray) -> Estimate:
@@ -158,34 +160,34 @@ def _estimate(draws: np.ndarray) -> Estimate:
     return Estimate(float(draws[0]), float(low), float(high))
 
 
-def interval(values: np.ndarray, seed: int = 0) -> Estimate:
+def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Estimate:
     """The mean over questions (Q,) with its bootstrap interval."""
     chosen = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     return _estimate(np.concatenate([[values.mean()], values[chosen].mean(1)]))
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SamplingResult:
     """One model's curves: accuracy by kind and k, tokens and FLOPs a question by k, the law."""
 
-    draws: Draws
+    samples: SampleSet
     ks: tuple[int, ...]
     accuracy: dict[str, list[Estimate]]
     tokens: list[float]  # the prompt is read once, whatever k
     flops: list[float]
-    law: Law | None
+    law: CoverageLaw | None
 
 
-def analyse(draws: Draws, ks: Sequence[int], hold: int = HELD_OUT) -> Outcome:
+def analyze_samples(draws: SampleSet, ks: Sequence[int], hold: int = HELD_OUT) -> SamplingResult:
     """Everything the page and the JSON tell about one model."""
-    curves = {kind: curve(draws, kind, ks) for kind in KINDS}
-    accuracy = {kind: [interval(found[:, i]) for i in range(len(ks))] for kind, found in curves.items()}
+    curves = {kind: accuracy_curve(draws, kind, ks) for kind in SELECTION_METHODS}
+    accuracy = {kind: [bootstrap_mean(found[:, i]) for i in range(len(ks))] for kind, found in curves.items()}
     tokens = [draws.prompt_tokens + k * float(draws.tokens.mean()) for k in ks]
     flops = [count * draws.flops_per_token for count in tokens]
-    return Outcome(draws, tuple(ks), accuracy, tokens, flops, fit_law(curves["coverage"], ks, hold))
+    return SamplingResult(draws, tuple(ks), accuracy, tokens, flops, fit_coverage_law(curves["coverage"], ks, hold))
 
 
-def to_json(one: Outcome) -> dict[str, Any]:
+def sampling_to_json(one: SamplingResult) -> dict[str, Any]:
     """An outcome as JSON values."""
 
     def pair(value: Estimate) -> list[float]:
@@ -195,13 +197,13 @@ def to_json(one: Outcome) -> dict[str, Any]:
         "a": pair(one.law.a),
         "b": pair(one.law.b),
         "fitted": list(one.law.fitted),
-        "held": [{"k": k, "measured": m, "predicted": pair(p)} for k, m, p in one.law.held],
+        "held": [{"k": k, "measured": m, "predicted": pair(p)} for k, m, p in one.law.held_out],
         "error": one.law.error,
     }
     return {
-        "name": one.draws.name,
-        "questions": len(one.draws.right),
-        "samples": one.draws.n,
+        "name": one.samples.name,
+        "questions": len(one.samples.correct),
+        "samples": one.samples.samples_per_question,
         "k": list(one.ks),
         "accuracy": {kind: [pair(value) for value in values] for kind, values in one.accuracy.items()},
         "tokens": one.tokens,

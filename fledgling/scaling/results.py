@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.plan.scaling import counts
-from fledgling.record import read_lines
+from fledgling.plan.scaling_laws import parameter_counts
+from fledgling.record import read_jsonl
 
-SETTINGS = "sweep.toml"  # of the sweep: a recipe that all its runs share
+SWEEP_SETTINGS = "sweep.toml"  # of the sweep: a recipe that all its runs share
 CELL = "cell.json"  # of a run: its depth and budget
-CHECK = "check"  # OUT/check: runs beyond the sweep's budgets, held against the prediction
+CHECK_DIR = "check"  # OUT/check: runs beyond the sweep's budgets, held against the prediction
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """A finished run: parameters in each way of counting, tokens, FLOPs, bits per byte with its 95 % interval."""
 
     name: str
@@ -46,7 +46,7 @@ class Sweep:
     """The runs under a directory, what a token stands for in the held-out text, and how many tokens there were."""
 
     path: Path
-    runs: tuple[Run, ...]
+    runs: tuple[SweepRun, ...]
     bytes_per_token: float
     train_tokens: int
 
@@ -56,19 +56,19 @@ class Sweep:
         return max(run.tokens for run in self.runs) / max(1, self.train_tokens)
 
 
-def read(run_dir: Path) -> Run | None:
+def read_run(run_dir: Path) -> SweepRun | None:
     """Return a run of the sweep, or None while it is not finished."""
     done, plan, cell = (_json(run_dir / name) for name in ("pretrain/done.json", "plan.json", CELL))
-    measured = [line for line in read_lines(run_dir / "pretrain/evals.jsonl") if line.get("name") == "bits_per_byte"]
+    measured = [line for line in read_jsonl(run_dir / "pretrain/evals.jsonl") if line.get("name") == "bits_per_byte"]
     if not (done and plan and cell and measured):
         return None
     last = measured[-1]
     try:
-        return Run(
+        return SweepRun(
             name=run_dir.name,
             depth=int(cell["depth"]),
             budget=float(cell["budget"]),
-            parameters=counts(plan["parameters"]),
+            parameters=parameter_counts(plan["parameters"]),
             flops_per_token=int(plan["flops"]["per_token"]),
             tokens=int(plan["horizon"]["tokens"]),
             bits_per_byte=float(last["value"]),
@@ -80,11 +80,11 @@ def read(run_dir: Path) -> Run | None:
         raise UserError(f"{run_dir} is no run of a sweep ({error} in its files); remove it and run again") from None
 
 
-def load(out: str | Path) -> Sweep:
+def load_sweep(out: str | Path) -> Sweep:
     """Return the finished runs under `out`, by budget and depth. Raises UserError when there are none."""
     out = Path(out)
     cells = [path for path in sorted(out.glob(f"*/{CELL}")) if "variant" not in _json(path)]
-    runs = [run for path in cells if (run := read(path.parent))]
+    runs = [run for path in cells if (run := read_run(path.parent))]
     if not runs:
         what = "has no finished run" if out.is_dir() else "does not exist"
         raise UserError(f"{out} {what}: expected the directory of a sweep; start one with fledgling scaling run")
@@ -98,10 +98,10 @@ def load(out: str | Path) -> Sweep:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """A run beyond the sweep's budgets, and the prediction that was written down before it began."""
 
-    run: Run
+    run: SweepRun
     prediction: dict[str, Any]
 
     @property
@@ -110,19 +110,19 @@ class Outcome:
         return self.prediction["bits_per_byte"]["value"] / self.run.bits_per_byte - 1
 
     @property
-    def held(self) -> bool:
+    def within_interval(self) -> bool:
         """Whether the predicted interval holds the measured loss."""
         said = self.prediction["bits_per_byte"]
         return said["low"] is not None and said["low"] <= self.run.bits_per_byte <= said["high"]
 
 
-def outcomes(out: str | Path) -> list[Outcome]:
+def load_checks(out: str | Path) -> list[CheckResult]:
     """Return the finished runs under OUT/check with their predictions."""
     found = []
-    for path in sorted((Path(out) / CHECK).glob(f"*/{CELL}")):
-        run, prediction = read(path.parent), _json(path.parent / "prediction.json")
+    for path in sorted((Path(out) / CHECK_DIR).glob(f"*/{CELL}")):
+        run, prediction = read_run(path.parent), _json(path.parent / "prediction.json")
         if run and prediction:
-            found.append(Outcome(run, prediction))
+            found.append(CheckResult(run, prediction))
     return found
 
 
@@ -145,11 +145,11 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def amount(C: float) -> str:
+def format_flops(C: float) -> str:
     """Return FLOPs as people type them: 2e13."""
     return f"{C:.4g}".replace("e+", "e")
 
 
-def finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """Return a number as JSON can hold it."""
     return value if math.isfinite(value) else None

@@ -22,40 +22,44 @@ from starlette.routing import Route
 
 from fledgling.config import UserError
 from fledgling.serve import chat, completion
-from fledgling.serve.answers import error_body
-from fledgling.serve.description import describe
-from fledgling.serve.gate import Gate
-from fledgling.serve.metrics import exposition
-from fledgling.serve.requests import BadRequest, read
-from fledgling.serve.service import Asked, Service
-from fledgling.serve.worker import Done, Event, Full, Handle
+from fledgling.serve.metrics import render_metrics
+from fledgling.serve.middleware import AccessMiddleware
+from fledgling.serve.openapi import build_openapi
+from fledgling.serve.responses import build_error
+from fledgling.serve.schemas import BadRequest, parse_body
+from fledgling.serve.service import ParsedRequest, Service
+from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, JobHandle, QueueFull
 
 PAGE = Path(__file__).parent / "page"
-FILES = ("index.html", "page.css", "page.js", "store.js", "api.js", "message.js", "markdown.js")
-ROUTES = {"/": "index.html", **{f"/{name}": name for name in FILES}}
-POLICY = (
+PAGE_FILES = ("index.html", "page.css", "page.js", "store.js", "api.js", "message.js", "markdown.js")
+PAGE_ROUTES = {"/": "index.html", **{f"/{name}": name for name in PAGE_FILES}}
+CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-ARRIVAL = 30  # seconds that a body may take
-HEARD = 8  # times the largest body: what is larger is refused unread
-LOOK_AROUND = 0.25  # seconds between two looks whether a client that waits for a whole answer is still there
+BODY_TIMEOUT = 30  # seconds that a body may take
+MAX_READ_FACTOR = 8  # times the largest body: what is larger is refused unread
+DISCONNECT_POLL_SECONDS = (
+    0.25  # seconds between two looks whether a client that waits for a whole answer is still there
+)
 
 
-def make_app(service: Service) -> Gate:
+def make_app(service: Service) -> AccessMiddleware:
     """The ASGI application of a service."""
     routes = [
-        Route("/v1/chat/completions", _posted(service, chat), methods=["POST"]),
-        Route("/v1/completions", _posted(service, completion), methods=["POST"]),
-        Route("/v1/models", _json(lambda request: {"object": "list", "data": [service.describe()]})),
-        Route("/v1/models/{name:path}", _json(lambda request: service.describe(request.path_params["name"]))),
-        Route("/health", _json(lambda request: service.health())),
+        Route("/v1/chat/completions", _completion_handler(service, chat), methods=["POST"]),
+        Route("/v1/completions", _completion_handler(service, completion), methods=["POST"]),
+        Route("/v1/models", _json(lambda request: {"object": "list", "data": [service.describe_model()]})),
+        Route("/v1/models/{name:path}", _json(lambda request: service.describe_model(request.path_params["name"]))),
+        Route("/health", _json(lambda request: service.describe_health())),
         Route("/metrics", _metrics(service)),
-        Route("/openapi.json", _json(lambda request: describe())),
-        *(Route(path, _file(name)) for path, name in ROUTES.items()),
+        Route("/openapi.json", _json(lambda request: build_openapi())),
+        *(Route(path, _file(name)) for path, name in PAGE_ROUTES.items()),
     ]
-    handlers = {404: _wrong_address, 405: _wrong_address, 500: _broken}
-    return Gate(Starlette(routes=routes, exception_handlers=handlers), service, public=("/health", *ROUTES))
+    handlers = {404: _no_such_route, 405: _no_such_route, 500: _server_error}
+    return AccessMiddleware(
+        Starlette(routes=routes, exception_handlers=handlers), service, public=("/health", *PAGE_ROUTES)
+    )
 
 
 def _json(answer: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
@@ -63,20 +67,24 @@ def _json(answer: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Aw
         try:
             return JSONResponse(answer(request))
         except BadRequest as problem:
-            return refusal(problem)
+            return bad_request_response(problem)
 
     return respond
 
 
 def _metrics(service: Service) -> Callable[[Request], Awaitable[Response]]:
     async def respond(request: Request) -> Response:
-        return Response(exposition(service.worker), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(render_metrics(service.worker), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return respond
 
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    headers = {
+        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
 
     async def respond(request: Request) -> Response:
         return FileResponse(PAGE / name, headers={**headers, "Cache-Control": "no-cache"})
@@ -84,27 +92,27 @@ def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
     return respond
 
 
-def _posted(service: Service, kind: Any) -> Callable[[Request], Awaitable[Response]]:
+def _completion_handler(service: Service, kind: Any) -> Callable[[Request], Awaitable[Response]]:
     """The handler of one kind of completion: a module with Request, ask, whole and Chunks."""
-    post = Post()
+    post = EventBridge()
 
     async def respond(request: Request) -> Response:
         try:
-            body = await _body(request, service.body_bytes)
-            asked: Asked = await run_in_threadpool(_understand, kind, service, body)
-            events = Events(service, asked, post)
+            body = await _body(request, service.max_body_bytes)
+            asked: ParsedRequest = await run_in_threadpool(_parse_request, kind, service, body)
+            events = RequestEvents(service, asked, post)
         except BadRequest as problem:
-            return refusal(problem)
-        except Full as problem:
+            return bad_request_response(problem)
+        except QueueFull as problem:
             again = {"Retry-After": str(problem.retry_after)}
             text = "the server is at its limit of requests; try again later"
-            return JSONResponse(error_body(text, "rate_limit_error", None, "queue_full"), 429, headers=again)
+            return JSONResponse(build_error(text, "rate_limit_error", None, "queue_full"), 429, headers=again)
         except ClientDisconnect:
             return Response(status_code=499)
         if asked.stream:
             lines = _lines(events, kind.Chunks(service, asked))
             return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        return await _whole(request, service, kind, asked, events)
+        return await _collect_response(request, service, kind, asked, events)
 
     return respond
 
@@ -118,74 +126,74 @@ async def _body(request: Request, most: int) -> bytes:
         raise BadRequest(f"content type {kind[:80]!r}: expected application/json", status=415)
     too_large = BadRequest(f"the body is larger than {most:,} bytes", code="body_too_large", status=413)
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > HEARD * most:
+    if announced.isdecimal() and int(announced) > MAX_READ_FACTOR * most:
         raise too_large
     found, size = bytearray(), 0
     try:
-        async with asyncio.timeout(ARRIVAL):
+        async with asyncio.timeout(BODY_TIMEOUT):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size > HEARD * most:
+                if size > MAX_READ_FACTOR * most:
                     raise too_large
                 if size <= most:
                     found += chunk
     except TimeoutError:
-        raise BadRequest(f"the body did not arrive within {ARRIVAL} s", code="body_timeout", status=408) from None
+        raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT} s", code="body_timeout", status=408) from None
     if size > most:
         raise too_large
     return bytes(found)
 
 
-def _understand(kind: Any, service: Service, body: bytes) -> Asked:
+def _parse_request(kind: Any, service: Service, body: bytes) -> ParsedRequest:
     """Check a body and turn it into jobs; a conversation that cannot be rendered is the client's mistake."""
     try:
-        return kind.ask(service, read(kind.Request, body))
+        return kind.ask(service, parse_body(kind.Request, body))
     except UserError as problem:
         raise BadRequest(str(problem)) from None
 
 
-class Post:
+class EventBridge:
     """Events on their way from the worker's thread to the event loop, which is woken once for all of a step: each
     waking takes the interpreter's lock from the thread that computes."""
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[asyncio.Queue, tuple[int, Event]]] = deque()
-        self.rung = False
+        self.pending: deque[tuple[asyncio.Queue, tuple[int, ChoiceEvent]]] = deque()
+        self.wakeup_scheduled = False
 
-    def put(self, loop: asyncio.AbstractEventLoop, queue: asyncio.Queue, event: tuple[int, Event]) -> None:
+    def put(self, loop: asyncio.AbstractEventLoop, queue: asyncio.Queue, event: tuple[int, ChoiceEvent]) -> None:
         """From any thread: have the loop put an event into a queue."""
-        self.waiting.append((queue, event))
-        if not self.rung:
-            self.rung = True
+        self.pending.append((queue, event))
+        if not self.wakeup_scheduled:
+            self.wakeup_scheduled = True
             loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self.rung = False  # first: whoever puts from now on rings again
-        while self.waiting:
-            queue, event = self.waiting.popleft()
+        self.wakeup_scheduled = False  # first: whoever puts from now on rings again
+        while self.pending:
+            queue, event = self.pending.popleft()
             queue.put_nowait(event)
 
 
-class Events:
+class RequestEvents:
     """The jobs of one request under way: an asynchronous iterator of (choice, event) until all have ended.
 
     Leaving it in any way, also by the client's disconnection, cancels what is still under way.
     """
 
-    def __init__(self, service: Service, asked: Asked, post: Post) -> None:
+    def __init__(self, service: Service, asked: ParsedRequest, post: EventBridge) -> None:
         self.loop, self.post = asyncio.get_running_loop(), post
-        self.queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self.handles: list[Handle] = []
-        self.open = sum(job.n for job in asked.jobs)
+        self.queue: asyncio.Queue[tuple[int, ChoiceEvent]] = asyncio.Queue()
+        self.handles: list[JobHandle] = []
+        self.open_choices = sum(job.n for job in asked.jobs)
         try:
-            for first, job in zip(asked.first_choices, asked.jobs, strict=True):
-                self.handles.append(service.worker.submit(job, self._teller(first)))
-        except Full:
+            for first, job in zip(asked.first_choice_indices, asked.jobs, strict=True):
+                self.handles.append(service.worker.submit(job, self._make_emit(first)))
+        except QueueFull:
             self.cancel()
             raise
 
-    def _teller(self, first: int) -> Callable[[Event], None]:
-        def tell(event: Event) -> None:  # on the worker's thread
+    def _make_emit(self, first: int) -> Callable[[ChoiceEvent], None]:
+        def tell(event: ChoiceEvent) -> None:  # on the worker's thread
             self.post.put(self.loop, self.queue, (first + event.choice, event))
 
         return tell
@@ -195,16 +203,16 @@ class Events:
         for handle in self.handles:
             handle.cancel()
 
-    async def next(self, seconds: float | None = None) -> tuple[int, Event] | None:
+    async def next(self, seconds: float | None = None) -> tuple[int, ChoiceEvent] | None:
         """The next event; None when there are no more, raises TimeoutError after `seconds` without one."""
-        if not self.open:
+        if not self.open_choices:
             return None
         choice, event = await asyncio.wait_for(self.queue.get(), seconds)
-        self.open -= isinstance(event, Done)
+        self.open_choices -= isinstance(event, ChoiceFinished)
         return choice, event
 
 
-async def _lines(events: Events, chunks: Any) -> AsyncIterator[str]:
+async def _lines(events: RequestEvents, chunks: Any) -> AsyncIterator[str]:
     """Server-sent events: every chunk one `data:` line, [DONE] last."""
     try:
         for chunk in chunks.first():
@@ -223,12 +231,14 @@ def _line(chunk: dict[str, Any]) -> str:
     return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
 
-async def _whole(request: Request, service: Service, kind: Any, asked: Asked, events: Events) -> Response:
+async def _collect_response(
+    request: Request, service: Service, kind: Any, asked: ParsedRequest, events: RequestEvents
+) -> Response:
     """Collect all choices, looking now and then whether the client still waits."""
     try:
         while True:
             try:
-                told = await events.next(LOOK_AROUND)
+                told = await events.next(DISCONNECT_POLL_SECONDS)
             except TimeoutError:
                 if await request.is_disconnected():
                     return Response(status_code=499)
@@ -236,25 +246,25 @@ async def _whole(request: Request, service: Service, kind: Any, asked: Asked, ev
             if told is None:
                 break
             choice, event = told
-            if isinstance(event, Done) and event.reason == "error":
-                return JSONResponse(error_body("the engine failed on this batch", "server_error"), 500)
-            asked.answers[choice].take(event)
+            if isinstance(event, ChoiceFinished) and event.finish_reason == "error":
+                return JSONResponse(build_error("the engine failed on this batch", "server_error"), 500)
+            asked.choices[choice].update(event)
         return JSONResponse(kind.whole(service, asked))
     finally:
         events.cancel()
 
 
-def refusal(problem: BadRequest) -> JSONResponse:
+def bad_request_response(problem: BadRequest) -> JSONResponse:
     """OpenAI's error body for a bad request."""
-    body = error_body(problem.message, "invalid_request_error", problem.param, problem.code)
+    body = build_error(problem.message, "invalid_request_error", problem.param, problem.code)
     return JSONResponse(body, problem.status)
 
 
-async def _wrong_address(request: Request, problem: Any) -> Response:
+async def _no_such_route(request: Request, problem: Any) -> Response:
     text = f"{request.method} {request.url.path[:200]}: no such route"
     code = "method_not_allowed" if problem.status_code == 405 else "not_found"
-    return JSONResponse(error_body(text, "invalid_request_error", None, code), problem.status_code, problem.headers)
+    return JSONResponse(build_error(text, "invalid_request_error", None, code), problem.status_code, problem.headers)
 
 
-async def _broken(request: Request, problem: Exception) -> Response:
-    return JSONResponse(error_body("the server failed; its log says why", "server_error"), 500)
+async def _server_error(request: Request, problem: Exception) -> Response:
+    return JSONResponse(build_error("the server failed; its log says why", "server_error"), 500)

@@ -16,7 +16,7 @@ COUNTERS = {
     "steps": "Decoding steps of the whole batch.",
     "busy_seconds": "Seconds in which the engine worked.",
 }
-FIGURES = {
+STATS = {
     "shared_tokens": "Tokens of prompts that were known already: by another row, or from an earlier request.",
     "read_tokens": "Tokens of prompts that were computed.",
     "chunks": "Chunks of prompts that were read.",
@@ -37,19 +37,21 @@ class _Collector:
             family = CounterMetricFamily(f"fledgling_{name}", text)
             family.add_metric([], getattr(self.worker.counters, name))
             yield family
-        figures, cache = self.worker.figures, self.worker.cache
-        for name, text in FIGURES.items():
+        figures, cache = self.worker.stats, self.worker.cache
+        for name, text in STATS.items():
             family = CounterMetricFamily(f"fledgling_{name}", text)
             family.add_metric([], getattr(figures, name))
             yield family
         yield GaugeMetricFamily("fledgling_load", "Requests waiting or under way.", self.worker.load)
-        rate, held = figures.hit_rate, cache.in_use * cache.block_bytes
+        rate, held = figures.prefix_hit_rate, cache.used_blocks * cache.block_bytes
         yield GaugeMetricFamily("fledgling_prefix_hit_rate", "Share of prompts' tokens that were known already.", rate)
-        yield GaugeMetricFamily("fledgling_lookahead_acceptance", "Share of guesses that held.", figures.acceptance)
+        yield GaugeMetricFamily(
+            "fledgling_lookahead_acceptance", "Share of guesses that held.", figures.acceptance_rate
+        )
         yield GaugeMetricFamily("fledgling_cache_bytes", "Keys and values held, of rows and of prefixes.", held)
 
 
-def exposition(worker: Worker) -> bytes:
+def render_metrics(worker: Worker) -> bytes:
     """The metrics of a worker as a scrape expects them."""
     registry = CollectorRegistry()
     registry.register(_Collector(worker))

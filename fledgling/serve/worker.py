@@ -14,18 +14,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fledgling.infer.batch import Decoder, Figures
+from fledgling.infer.detokenizer import AnswerDetokenizer, ContentPart, StopStringMatcher
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
-from fledgling.infer.stream import AnswerStream, Piece, StopText
-from fledgling.infer.ticket import Ticket
+from fledgling.infer.request import Request
+from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.scheduler import Scheduler, SchedulerStats
 from fledgling.model.cache import KVCache
 
-GPU_CHUNK = 2048
-CHUNK = 256  # tokens of prompts between two steps: on two cores about a tenth of a second for a model of 110M weights
+GPU_PREFILL_CHUNK = 2048
+CPU_PREFILL_CHUNK = (
+    256  # tokens of prompts between two steps: on two cores about a tenth of a second for a model of 110M weights
+)
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """The queue is full; try again in `retry_after` seconds."""
 
     def __init__(self, retry_after: int) -> None:
@@ -34,121 +36,121 @@ class Full(Exception):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GeneratedToken:
     """One token of an answer: id, log-probability, whether a tool put it there, and the likeliest alternatives."""
 
     id: int
     logprob: float
     forced: bool
-    alternatives: tuple[tuple[int, float], ...] = ()
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
-class Delta:
+class ChoiceDelta:
     """What choice `choice` has said since its last delta: text by kind, and the tokens behind it.
 
     echo: these are the prompt's tokens but the first, scored; they come before anything that is said.
     """
 
     choice: int
-    pieces: tuple[Piece, ...]
-    drawn: tuple[Drawn, ...]
+    parts: tuple[ContentPart, ...]
+    tokens: tuple[GeneratedToken, ...]
     echo: bool = False
 
 
 @dataclass(frozen=True)
-class Done:
+class ChoiceFinished:
     """Choice `choice` has ended: "stop", "length" or "context"; or "error"."""
 
     choice: int
-    reason: str
+    finish_reason: str
 
 
-Event = Delta | Done
+ChoiceEvent = ChoiceDelta | ChoiceFinished
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationJob:
     """What to answer: a prompt, `n` times, with one sampling; `stops` are strings that end an answer.
 
     score: tell how likely the prompt's own tokens are. draws: False where that is all.
     """
 
     prompt: tuple[int, ...]
-    sampling: Sampling
+    sampling: SamplingParams
     n: int = 1
-    stops: tuple[str, ...] = ()
-    tools: bool = True
-    score: bool = False
-    draws: bool = True
+    stop_strings: tuple[str, ...] = ()
+    use_tools: bool = True
+    score_prompt: bool = False
+    generate: bool = True
 
 
 class _Choice:
     """One of a job's answers under way: its ticket, and how much of it has been told."""
 
-    def __init__(self, number: int, job: Job, engine: Engine) -> None:
+    def __init__(self, number: int, job: GenerationJob, engine: Engine) -> None:
         self.number, self.job = number, job
-        self.stream = AnswerStream(engine.tokenizer)
-        self.watch = StopText(job.stops)
-        self.told = 0
-        self.ticket: Ticket | None = None
+        self.stream = AnswerDetokenizer(engine.tokenizer)
+        self.stop_matcher = StopStringMatcher(job.stop_strings)
+        self.reported = 0
+        self.request: Request | None = None
 
-    def news(self) -> tuple[list[Event], bool]:
+    def poll_events(self) -> tuple[list[ChoiceEvent], bool]:
         """What is new since the last call, and whether the answer has ended."""
-        ticket = self.ticket
-        events: list[Event] = []
-        if self.job.score and not self.told and (ticket.tokens or ticket.finish):
-            events.append(Delta(self.number, (), _scored(ticket), echo=True))
-        fresh = range(self.told, len(ticket.tokens))
-        self.told = len(ticket.tokens)
+        ticket = self.request
+        events: list[ChoiceEvent] = []
+        if self.job.score_prompt and not self.reported and (ticket.tokens or ticket.finish_reason):
+            events.append(ChoiceDelta(self.number, (), _score_tokens(ticket), echo=True))
+        fresh = range(self.reported, len(ticket.tokens))
+        self.reported = len(ticket.tokens)
         drawn = tuple(
-            Drawn(
+            GeneratedToken(
                 ticket.tokens[i],
                 ticket.logprobs[i],
                 ticket.forced[i],
-                tuple(ticket.alternatives[i]) if i < len(ticket.alternatives) else (),
+                tuple(ticket.top_logprobs[i]) if i < len(ticket.top_logprobs) else (),
             )
             for i in fresh
         )
         pieces = [piece for token in drawn for piece in self.stream.push(token.id)]
-        if ticket.finish:
+        if ticket.finish_reason:
             pieces += self.stream.finish()
-        shown = self._until_stop(pieces, bool(ticket.finish))
-        events += [Delta(self.number, tuple(shown), drawn)] if shown or drawn else []
-        reason = "stop" if self.watch.stopped else ticket.finish
-        return [*events, Done(self.number, reason)] if reason else events, bool(reason)
+        shown = self._until_stop(pieces, bool(ticket.finish_reason))
+        events += [ChoiceDelta(self.number, tuple(shown), drawn)] if shown or drawn else []
+        reason = "stop" if self.stop_matcher.stopped else ticket.finish_reason
+        return [*events, ChoiceFinished(self.number, reason)] if reason else events, bool(reason)
 
-    def _until_stop(self, pieces: list[Piece], last: bool) -> list[Piece]:
+    def _until_stop(self, pieces: list[ContentPart], last: bool) -> list[ContentPart]:
         """The pieces, their prose cut before a stop string; a call of a tool ends what was waiting."""
-        shown: list[Piece] = []
+        shown: list[ContentPart] = []
         for piece in pieces:
-            if self.watch.stopped:
+            if self.stop_matcher.stopped:
                 break
             if piece.kind == "text":
-                text = self.watch.push(piece.text)
-                shown += [Piece("text", text)] if text else []
+                text = self.stop_matcher.push(piece.text)
+                shown += [ContentPart("text", text)] if text else []
             else:
-                waiting = self.watch.finish()
-                shown += [Piece("text", waiting)] if waiting else []
+                waiting = self.stop_matcher.finish()
+                shown += [ContentPart("text", waiting)] if waiting else []
                 shown.append(piece)
-        if last and not self.watch.stopped and (waiting := self.watch.finish()):
-            shown.append(Piece("text", waiting))
+        if last and not self.stop_matcher.stopped and (waiting := self.stop_matcher.finish()):
+            shown.append(ContentPart("text", waiting))
         return shown
 
 
-def _scored(ticket: Ticket) -> tuple[Drawn, ...]:
+def _score_tokens(ticket: Request) -> tuple[GeneratedToken, ...]:
     """The tokens of a ticket's prompt, but the first, with what they were found likely."""
-    others = ticket.prompt_alternatives or [[]] * len(ticket.prompt_logprobs)
+    others = ticket.prompt_top_logprobs or [[]] * len(ticket.prompt_logprobs)
     scored = zip(ticket.prompt[1:], ticket.prompt_logprobs, others, strict=True)
-    return tuple(Drawn(token, logprob, False, tuple(likely)) for token, logprob, likely in scored)
+    return tuple(GeneratedToken(token, logprob, False, tuple(likely)) for token, logprob, likely in scored)
 
 
 @dataclass
-class Handle:
+class JobHandle:
     """A submitted job; `cancel` frees its rows at the next step and silences it."""
 
-    job: Job
-    emit: Callable[[Event], None]
+    job: GenerationJob
+    emit: Callable[[ChoiceEvent], None]
     choices: list[_Choice] = field(default_factory=list)
     cancelled: bool = False
 
@@ -157,7 +159,7 @@ class Handle:
 
 
 @dataclass
-class Counters:
+class WorkerCounters:
     """What the server has done since it started; read by /metrics."""
 
     requests: int = 0
@@ -180,24 +182,26 @@ class Worker:
     def __init__(
         self,
         engine: Engine,
-        rows: int = 32,
-        queue: int = 64,
-        chunk: int = CHUNK,
-        keep: int | None = None,
-        lookahead: int = 0,
+        max_batch_size: int = 32,
+        max_queue_size: int = 64,
+        prefill_chunk: int = CPU_PREFILL_CHUNK,
+        prefix_cache_tokens: int | None = None,
+        lookahead_tokens: int = 0,
     ) -> None:
-        self.engine, self.rows, self.queue = engine, rows, queue
+        self.engine, self.max_batch_size, self.max_queue_size = engine, max_batch_size, max_queue_size
         self._settings = {
-            "chunk": chunk,
-            "keep": rows * engine.context if keep is None else keep,
-            "lookahead": lookahead,
+            "prefill_chunk": prefill_chunk,
+            "prefix_cache_tokens": max_batch_size * engine.context
+            if prefix_cache_tokens is None
+            else prefix_cache_tokens,
+            "lookahead_tokens": lookahead_tokens,
         }
-        self.counters = Counters()
-        self.failure: str | None = None
-        self._decoder = Decoder(engine, rows, **self._settings)
+        self.counters = WorkerCounters()
+        self.last_error: str | None = None
+        self._scheduler = Scheduler(engine, max_batch_size, **self._settings)
         self._wake = threading.Condition()
-        self._inbox: list[Handle] = []
-        self._open: list[Handle] = []
+        self._inbox: list[JobHandle] = []
+        self._open: list[JobHandle] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -208,22 +212,22 @@ class Worker:
         return len(self._inbox) + len(self._open)
 
     @property
-    def figures(self) -> Figures:
+    def stats(self) -> SchedulerStats:
         """What the engine shared, read and guessed since it started, or since it last failed."""
-        return self._decoder.figures
+        return self._scheduler.stats
 
     @property
     def cache(self) -> KVCache:
         """The engine's blocks of keys and values."""
-        return self._decoder.cache
+        return self._scheduler.cache
 
-    def submit(self, job: Job, emit: Callable[[Event], None]) -> Handle:
+    def submit(self, job: GenerationJob, emit: Callable[[ChoiceEvent], None]) -> JobHandle:
         """Queue a job; raises Full when too many wait."""
-        handle = Handle(job, emit)
+        handle = JobHandle(job, emit)
         with self._wake:
-            if self.load >= self.queue:
+            if self.load >= self.max_queue_size:
                 self.counters.refused += 1
-                raise Full(retry_after=1 + self.load // max(1, self.rows))
+                raise QueueFull(retry_after=1 + self.load // max(1, self.max_batch_size))
             self._inbox.append(handle)
             self.counters.requests += 1
             self.counters.prompt_tokens += len(job.prompt)
@@ -248,46 +252,48 @@ class Worker:
                 self._open += arrived
             began = time.perf_counter()
             try:
-                self._turn(arrived)
+                self._run_step(arrived)
             except Exception as problem:  # one bad step must not end the server: everybody under way is told
                 self._fail(problem)
             self.counters.busy_seconds += time.perf_counter() - began
 
-    def _turn(self, arrived: list[Handle]) -> None:
+    def _run_step(self, arrived: list[JobHandle]) -> None:
         """Seat the newcomers, let go of who left, decode one token for everybody else and tell them."""
         for handle in arrived:
             for number in range(handle.job.n):
                 choice = _Choice(number, handle.job, self.engine)
                 job = handle.job
-                choice.ticket = self._decoder.add(job.prompt, job.sampling, number, job.tools, job.score, job.draws)
+                choice.request = self._scheduler.add_request(
+                    job.prompt, job.sampling, number, job.use_tools, job.score_prompt, job.generate
+                )
                 handle.choices.append(choice)
         for handle in self._open:
             if handle.cancelled:
                 self.counters.cancelled += 1
                 for choice in handle.choices:
-                    self._decoder.cancel(choice.ticket)
+                    self._scheduler.cancel(choice.request)
                 handle.choices = []
-        if self._decoder.busy:
-            self._decoder.step()
+        if self._scheduler.has_unfinished:
+            self._scheduler.step()
             self.counters.steps += 1
         for handle in self._open:
             for choice in list(handle.choices):
-                events, ended = choice.news()
+                events, ended = choice.poll_events()
                 for event in events:
-                    if isinstance(event, Delta) and not event.echo:
-                        self.counters.answer_tokens += len(event.drawn)
+                    if isinstance(event, ChoiceDelta) and not event.echo:
+                        self.counters.answer_tokens += len(event.tokens)
                     handle.emit(event)
                 if ended:
-                    self._decoder.cancel(choice.ticket)
+                    self._scheduler.cancel(choice.request)
                     handle.choices.remove(choice)
         with self._wake:
             self._open = [handle for handle in self._open if handle.choices]
 
     def _fail(self, problem: Exception) -> None:
-        self.failure = f"{type(problem).__name__}: {problem}"
+        self.last_error = f"{type(problem).__name__}: {problem}"
         for handle in self._open:
             for choice in handle.choices:
-                handle.emit(Done(choice.number, "error"))
+                handle.emit(ChoiceFinished(choice.number, "error"))
         with self._wake:
             self._open = []
-        self._decoder = Decoder(self.engine, self.rows, **self._settings)
+        self._scheduler = Scheduler(self.engine, self.max_batch_size, **self._settings)

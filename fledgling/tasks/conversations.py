@@ -18,64 +18,64 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.files import KINDS, Block, blocks, stamps
-from fledgling.tasks.task import TRAIN, order
+from fledgling.files import ROW_FILE_SUFFIXES, RowBlock, list_row_blocks, stat_files
+from fledgling.tasks.task import TRAIN, shuffle_indices
 
 EXPECTED = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-Stamps = tuple[tuple[Path, int, int], ...]
+FileStamps = tuple[tuple[Path, int, int], ...]
 _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Conversations:
+class ConversationDataset:
     """Conversations in files; `train` gives each once an epoch, in an order shuffled anew. `find` names the files."""
 
     name: str
-    find: Callable[[], Sequence[Path]]
+    list_files: Callable[[], Sequence[Path]]
 
     def __len__(self) -> int:
         """Return the conversations of one epoch."""
-        return sum(block.count for block in _blocks(self._stamps))
+        return sum(block.row_count for block in _blocks(self._stamps))
 
     def files(self) -> list[Path]:
         """Return the files. Raises UserError where there are none."""
-        return list(self.find())
+        return list(self.list_files())
 
-    def train(self, index: int, seed: int) -> dict:
+    def get_train_example(self, index: int, seed: int) -> dict:
         """Return conversation `index` of `seed`. Raises UserError, naming its place, if the row is none."""
         epoch, position = divmod(index, len(self))
-        sequence, ends = _epoch(self._stamps, self.name, seed, epoch)
+        sequence, ends = _shuffle_blocks(self._stamps, self.name, seed, epoch)
         turn = bisect_right(ends, position)
         number = sequence[turn]
         rows = _rows(self._stamps, number)
-        inside = order(len(rows), self.name, TRAIN, seed, epoch, number)
+        inside = shuffle_indices(len(rows), self.name, TRAIN, seed, epoch, number)
         value, where = rows[inside[position - (ends[turn - 1] if turn else 0)]]
-        return conversation(value, where)
+        return parse_conversation(value, where)
 
     @cached_property
-    def _stamps(self) -> Stamps:
-        return stamps(self.files())
+    def _stamps(self) -> FileStamps:
+        return stat_files(self.files())
 
 
 @lru_cache(maxsize=8)
-def _blocks(files: Stamps) -> tuple[Block, ...]:
-    return tuple(block for path, *_ in files for block in blocks(path))
+def _blocks(files: FileStamps) -> tuple[RowBlock, ...]:
+    return tuple(block for path, *_ in files for block in list_row_blocks(path))
 
 
 @lru_cache(maxsize=4)
-def _rows(files: Stamps, number: int) -> tuple[tuple[dict[str, Any], str], ...]:
-    return tuple(_blocks(files)[number].rows())
+def _rows(files: FileStamps, number: int) -> tuple[tuple[dict[str, Any], str], ...]:
+    return tuple(_blocks(files)[number].read_rows())
 
 
 @lru_cache(maxsize=8)
-def _epoch(files: Stamps, name: str, seed: int, epoch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _shuffle_blocks(files: FileStamps, name: str, seed: int, epoch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The blocks in the order of an epoch, and the number of rows up to and with each."""
-    counts = [block.count for block in _blocks(files)]
-    sequence = order(len(counts), name, TRAIN, seed, epoch, "blocks")
+    counts = [block.row_count for block in _blocks(files)]
+    sequence = shuffle_indices(len(counts), name, TRAIN, seed, epoch, "blocks")
     return sequence, tuple(accumulate(counts[number] for number in sequence))
 
 
-def load(path: str | Path, name: str) -> Conversations:
+def load_conversations(path: str | Path, name: str) -> ConversationDataset:
     """Return the user's conversations in a file, or in all files of a folder; empty lines are passed over.
 
     Every row is looked at, so that a bad one is told before training starts. Raises UserError naming file and
@@ -83,20 +83,22 @@ def load(path: str | Path, name: str) -> Conversations:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"cannot read {path}: no such file; expected {' or '.join(KINDS)} of conversations")
-    inside = sorted(file for file in path.rglob("*") if file.name.endswith(KINDS)) if path.is_dir() else [path]
+        raise UserError(f"cannot read {path}: no such file; expected {' or '.join(ROW_FILE_SUFFIXES)} of conversations")
+    inside = (
+        sorted(file for file in path.rglob("*") if file.name.endswith(ROW_FILE_SUFFIXES)) if path.is_dir() else [path]
+    )
     found = 0
     for file in inside:
-        for block in blocks(file):
-            for value, where in block.rows():
-                conversation(value, where)
+        for block in list_row_blocks(file):
+            for value, where in block.read_rows():
+                parse_conversation(value, where)
                 found += 1
     if not found:
         raise UserError(f"{path} holds no conversation; expected lines like {EXPECTED}")
-    return Conversations(name, lambda: inside)
+    return ConversationDataset(name, lambda: inside)
 
 
-def conversation(value: dict[str, Any], where: str) -> dict:
+def parse_conversation(value: dict[str, Any], where: str) -> dict:
     """Return the conversation in a row; `where` is file and line for the message when it is none."""
 
     def refuse(problem: str) -> UserError:

@@ -20,9 +20,9 @@ from typing import Any
 
 from fledgling.config import UserError, did_you_mean
 
-KINDS = ("multiple_choice", "schema", "language_modeling")
+TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
 CONVENTIONS = ("nanochat", "foundry")
-FOLDERS = ("core", "eval_bundle", ".")  # under the data root
+BUNDLE_FOLDERS = ("core", "eval_bundle", ".")  # under the data root
 COLUMNS = {
     "multiple_choice": {"query": str, "choices": list, "gold": int},
     "schema": {"context_options": list, "continuation": str, "gold": int},
@@ -33,7 +33,7 @@ SHOT_SEED = 1234
 
 
 @dataclass(frozen=True)
-class Task:
+class CoreTask:
     """One task as core.yaml describes it; baseline: what guessing scores, as a share."""
 
     label: str
@@ -46,7 +46,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Item:
+class CoreItem:
     """One question: several continuations of one context, or (schema) one continuation of several contexts."""
 
     contexts: tuple[str, ...]
@@ -61,29 +61,29 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class CorePrompt:
     """One item's text. What is common to its choices, and (rest of the context, continuation) of each."""
 
-    shots: str  # the examples, up to where the item itself begins
+    examples: str  # the examples, up to where the item itself begins
     choices: tuple[tuple[str, str], ...]
 
     @property
     def texts(self) -> list[str]:
         """The whole text of each choice."""
-        return [self.shots + context + continuation for context, continuation in self.choices]
+        return [self.examples + context + continuation for context, continuation in self.choices]
 
 
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def find_bundle(root: Path) -> Path | None:
+def find_core_bundle(root: Path) -> Path | None:
     """The folder with core.yaml under a data root, or None."""
-    return next((root / folder for folder in FOLDERS if (root / folder / "core.yaml").is_file()), None)
+    return next((root / folder for folder in BUNDLE_FOLDERS if (root / folder / "core.yaml").is_file()), None)
 
 
-def read_tasks(root: Path, names: Sequence[str] = ()) -> list[Task]:
+def read_core_tasks(root: Path, names: Sequence[str] = ()) -> list[CoreTask]:
     """The tasks of the bundle under `root`, all 22 or those named. Raises UserError where something is missing."""
-    folder = find_bundle(root)
+    folder = find_core_bundle(root)
     if folder is None:
         raise UserError(
             f"no CORE bundle under {root}: looked for core.yaml in it, in core/ and in eval_bundle/; "
@@ -93,7 +93,7 @@ def read_tasks(root: Path, names: Sequence[str] = ()) -> list[Task]:
 
     try:
         listed = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
-        tasks = [_task(entry, folder, _baselines(folder)) for entry in listed]
+        tasks = [_parse_task(entry, folder, _read_baselines(folder)) for entry in listed]
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
         reason = " ".join(str(problem).split())[:120]
         raise UserError(f"{folder / 'core.yaml'}: cannot be read ({reason}); unpack the bundle again") from None
@@ -104,13 +104,13 @@ def read_tasks(root: Path, names: Sequence[str] = ()) -> list[Task]:
     return [task for task in tasks if not names or task.label in names]
 
 
-def _task(entry: dict[str, Any], folder: Path, baselines: dict[str, float]) -> Task:
+def _parse_task(entry: dict[str, Any], folder: Path, baselines: dict[str, float]) -> CoreTask:
     label, kind = entry["label"], entry["icl_task_type"]
-    if kind not in KINDS:
-        raise ValueError(f"{label}: icl_task_type {kind} is not one of {', '.join(KINDS)}")
+    if kind not in TASK_KINDS:
+        raise ValueError(f"{label}: icl_task_type {kind} is not one of {', '.join(TASK_KINDS)}")
     if label not in baselines:
         raise ValueError(f"{label} has no random baseline in eval_meta_data.csv")
-    return Task(
+    return CoreTask(
         label=label,
         file=folder / "eval_data" / entry["dataset_uri"],
         kind=kind,
@@ -121,7 +121,7 @@ def _task(entry: dict[str, Any], folder: Path, baselines: dict[str, float]) -> T
     )
 
 
-def _baselines(folder: Path) -> dict[str, float]:
+def _read_baselines(folder: Path) -> dict[str, float]:
     """Task -> what guessing scores, as a share."""
     path = folder / "eval_meta_data.csv"
     try:
@@ -133,7 +133,7 @@ def _baselines(folder: Path) -> dict[str, float]:
         ) from None
 
 
-def read_items(task: Task) -> list[Item]:
+def read_core_items(task: CoreTask) -> list[CoreItem]:
     """A task's items in the order of its file. Raises UserError naming file and line of what is wrong."""
     try:
         lines = task.file.read_text(encoding="utf-8").split("\n")
@@ -144,55 +144,55 @@ def read_items(task: Task) -> list[Item]:
         lines.pop()
     if not lines:
         raise UserError(f"{task.file}: is empty; unpack the CORE bundle again")
-    return [_item(task, line, f"{task.file}:{number}") for number, line in enumerate(lines, start=1)]
+    return [_parse_item(task, line, f"{task.file}:{number}") for number, line in enumerate(lines, start=1)]
 
 
-def _item(task: Task, line: str, place: str) -> Item:
+def _parse_item(task: CoreTask, line: str, location: str) -> CoreItem:
     """One line; `place` is file:line."""
     try:
         row = json.loads(line)
     except ValueError:
-        raise UserError(f"{place}: not whole JSON; the file is cut short or damaged, unpack it again") from None
+        raise UserError(f"{location}: not whole JSON; the file is cut short or damaged, unpack it again") from None
     columns = COLUMNS[task.kind]
     for column, kind in columns.items():
         value = row.get(column) if isinstance(row, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
             found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{place}: expected {column} ({kind.__name__}) of a {task.kind} task, found {found}")
+            raise UserError(f"{location}: expected {column} ({kind.__name__}) of a {task.kind} task, found {found}")
     contexts = row.get("context_options") or [row["query" if task.kind == "multiple_choice" else "context"]]
     continuations = row["choices"] if task.kind == "multiple_choice" else [row["continuation"]]
     texts = [*contexts, *continuations]
     if not all(isinstance(text, str) for text in texts) or not all(continuations):
-        raise UserError(f"{place}: contexts and choices must be text, and no choice empty")
+        raise UserError(f"{location}: contexts and choices must be text, and no choice empty")
     gold = row.get("gold", 0)
     if not 0 <= gold < len(contexts) * len(continuations):
-        raise UserError(f"{place}: gold is {gold}, but there are {len(contexts) * len(continuations)} choices")
-    return Item(tuple(contexts), tuple(continuations), gold, str(row.get("category", "")))
+        raise UserError(f"{location}: gold is {gold}, but there are {len(contexts) * len(continuations)} choices")
+    return CoreItem(tuple(contexts), tuple(continuations), gold, str(row.get("category", "")))
 
 
 # ---- prompts -------------------------------------------------------------------------------------
 
 
-def chosen(items: Sequence[Item], most: int | None, convention: str) -> list[Item]:
+def select_items(items: Sequence[CoreItem], max_items: int | None, convention: str) -> list[CoreItem]:
     """The items in the order they are asked in, cut to `most`. Shuffled, but for foundry's whole tasks."""
     ordered = list(items)
-    if convention == "nanochat" or most is not None:
+    if convention == "nanochat" or max_items is not None:
         random.Random(ORDER_SEED).shuffle(ordered)
-    return ordered[:most]
+    return ordered[:max_items]
 
 
-def prompts(task: Task, items: Sequence[Item], convention: str) -> Iterator[Prompt]:
+def build_prompts(task: CoreTask, items: Sequence[CoreItem], convention: str) -> Iterator[CorePrompt]:
     """The prompt of every item. `items` are those chosen: examples are drawn among them."""
-    return _nanochat(task, items) if convention == "nanochat" else _foundry(task, items)
+    return _nanochat_prompts(task, items) if convention == "nanochat" else _foundry_prompts(task, items)
 
 
-def _example(task: Task, item: Item) -> str:
+def _format_example(task: CoreTask, item: CoreItem) -> str:
     """An item as an example: the right choice."""
     context, continuation = item.choices[item.gold]
     return f"{context}{task.delimiter}{continuation}"
 
 
-def _nanochat(task: Task, items: Sequence[Item]) -> Iterator[Prompt]:
+def _nanochat_prompts(task: CoreTask, items: Sequence[CoreItem]) -> Iterator[CorePrompt]:
     """Examples of item i drawn by Random(1234 + i) from all others, an empty line after each.
 
     Contexts of language modelling tasks are stripped, those of other tasks are not.
@@ -203,31 +203,34 @@ def _nanochat(task: Task, items: Sequence[Item]) -> Iterator[Prompt]:
         count = min(task.shots, len(items) - 1)
         drawn = random.Random(SHOT_SEED + index).sample(range(len(items) - 1), count) if count else []
         shots = [items[place + (place >= index)] for place in drawn]  # the places of all items but this one
-        yield Prompt(
-            "".join(f"{_example(task, shot)}\n\n" for shot in shots),
+        yield CorePrompt(
+            "".join(f"{_format_example(task, shot)}\n\n" for shot in shots),
             tuple((context + task.delimiter, continuation) for context, continuation in item.choices),
         )
 
 
-def _foundry(task: Task, items: Sequence[Item]) -> Iterator[Prompt]:
+def _foundry_prompts(task: CoreTask, items: Sequence[CoreItem]) -> Iterator[CorePrompt]:
     """Examples of all items drawn by one Random(1234) in turn, a line feed between; all texts of an item stripped.
 
     The choices of a multiple-choice item are not stripped, nor the contexts of a schema.
     """
-    items = [_stripped(task, item) for item in items]
+    items = [_strip_texts(task, item) for item in items]
     generator = random.Random(SHOT_SEED)
     for index, item in enumerate(items):
-        shots = [_example(task, items[place]) for place in foundry_shots(len(items), task.shots, index, generator)]
+        shots = [
+            _format_example(task, items[place])
+            for place in sample_foundry_shots(len(items), task.shots, index, generator)
+        ]
         between = "\n" if shots else ""
         if task.kind == "schema":
             after = task.delimiter.rstrip() if shots else ""
             contexts = [between + context + after for context in item.contexts]
         else:
             contexts = [(between + item.contexts[0] + task.delimiter).rstrip()]
-        yield Prompt("\n".join(shots), tuple((c, t) for c in contexts for t in item.continuations))
+        yield CorePrompt("\n".join(shots), tuple((c, t) for c in contexts for t in item.continuations))
 
 
-def _stripped(task: Task, item: Item) -> Item:
+def _strip_texts(task: CoreTask, item: CoreItem) -> CoreItem:
     if task.kind == "schema":
         return replace(item, continuations=(item.continuations[0].strip(),))
     if task.kind == "multiple_choice":
@@ -235,7 +238,7 @@ def _stripped(task: Task, item: Item) -> Item:
     return replace(item, contexts=(item.contexts[0].strip(),), continuations=(item.continuations[0].strip(),))
 
 
-def foundry_shots(size: int, shots: int, index: int, generator: random.Random) -> list[int]:
+def sample_foundry_shots(size: int, shots: int, index: int, generator: random.Random) -> list[int]:
     """Places of `shots` examples among `size` items without item `index`, as llm-foundry draws them.
 
     It draws among all items and replaces the item itself, and keeps the places in a set, whose order they then have.

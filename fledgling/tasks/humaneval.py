@@ -14,15 +14,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fledgling.tasks.filed import TEST, Filed, Item, Places, Row, text_of
+from fledgling.tasks.dataset import TEST, DatasetTask, Example, RawRow, SplitFiles, read_text_column
 from fledgling.tasks.task import Question
 
-FENCE = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n(.*?)(?:\r?\n[ \t]*```|\Z)", re.DOTALL)
+CODE_FENCE = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n(.*?)(?:\r?\n[ \t]*```|\Z)", re.DOTALL)
 
 
-def program(question: Question, answer: str) -> str:
+def build_program(question: Question, answer: str) -> str:
     """Return the program that an answer means: the prompt's beginning and the code, or the prompt gone on with."""
-    fenced = FENCE.search(answer)
+    fenced = CODE_FENCE.search(answer)
     code = fenced.group(1) if fenced else answer
     head, tail = question.prompt, question.facts["entry_point"]
     defines = re.search(rf"^(?:async )?def {re.escape(tail)}\b", code, re.MULTILINE)
@@ -32,28 +32,37 @@ def program(question: Question, answer: str) -> str:
     return f"{head[: before.start()] if before else ''}{code}\n"
 
 
-def scores(pairs: Sequence[tuple[Question, str]]) -> list[float]:
+def score_programs(pairs: Sequence[tuple[Question, str]]) -> list[float]:
     """Return 1.0 for each (question, answer) whose program passes its tests, else 0.0."""
-    from fledgling.sandbox.verdict import Check, check_all
+    from fledgling.sandbox.verdict import ProgramCheck, check_programs
 
-    checks = [Check(program(q, answer), q.facts["test"], q.facts["entry_point"], q.prompt) for q, answer in pairs]
-    return [float(verdict.passed) for verdict in check_all(checks)]
+    checks = [
+        ProgramCheck(build_program(q, answer), q.facts["test"], q.facts["entry_point"], q.prompt) for q, answer in pairs
+    ]
+    return [float(verdict.passed) for verdict in check_programs(checks)]
 
 
-def score(question: Question, answer: str) -> float:
+def score_program(question: Question, answer: str) -> float:
     """Return 1.0 when the answer's program passes the question's tests, else 0.0."""
-    return scores([(question, answer)])[0]
+    return score_programs([(question, answer)])[0]
 
 
-def read(name: str, row: Row, where: str) -> Item:
+def parse_row(name: str, row: RawRow, where: str) -> Example:
     """Return a row {"task_id", "prompt", "canonical_solution", "test", "entry_point"} as an item."""
-    prompt = text_of(row, "prompt", where)
-    solution = text_of(row, "canonical_solution", where)
-    facts = {key: text_of(row, key, where) for key in ("task_id", "test", "entry_point")}
-    return Item(Question(name, prompt, solution, facts), f"```python\n{prompt}{solution}```", prompt + solution)
+    prompt = read_text_column(row, "prompt", where)
+    solution = read_text_column(row, "canonical_solution", where)
+    facts = {key: read_text_column(row, key, where) for key in ("task_id", "test", "entry_point")}
+    return Example(Question(name, prompt, solution, facts), f"```python\n{prompt}{solution}```", prompt + solution)
 
 
-def task(name: str, root: Path) -> Filed:
+def make_task(name: str, root: Path) -> DatasetTask:
     """Return the task."""
     patterns = {TEST: ("evals/humaneval/HumanEval.jsonl.gz", "humaneval/openai_humaneval/test-*.parquet")}
-    return Filed(name, Places(name, root, patterns), read, score, judge=scores, longest=384)
+    return DatasetTask(
+        name,
+        SplitFiles(name, root, patterns),
+        parse_row,
+        score_program,
+        batch_scorer=score_programs,
+        max_new_tokens=384,
+    )

@@ -18,31 +18,31 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from fledgling.config import UserError
-from fledgling.tasks.filed import TEST, Filed, Item, Places, Row, text_of
-from fledgling.tasks.task import TRAIN, Question, normalise
+from fledgling.tasks.dataset import TEST, DatasetTask, Example, RawRow, SplitFiles, read_text_column
+from fledgling.tasks.task import TRAIN, Question, normalize_text
 
 EXPECTED = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
 
 
-def prompt(question: str, choices: list[str]) -> str:
+def format_prompt(question: str, choices: list[str]) -> str:
     """Return the question with its choices and their letters."""
     listed = "".join(f"- {choice}={letter}\n" for letter, choice in zip(ascii_uppercase, choices, strict=False))
     return f"Multiple Choice question: {question}\n{listed}\nRespond only with the letter of the correct answer."
 
 
-def read(name: str, row: Row, where: str) -> Item:
+def parse_row(name: str, row: RawRow, where: str) -> Example:
     """Return a row as an item. Raises UserError for a row that is no multiple-choice question."""
     row = row["train"] if isinstance(row.get("train"), dict) else row
-    question = text_of(row, "question", where)
-    choices, labels = _choices(row, where)
-    index = _index(row, labels, where)
+    question = read_text_column(row, "question", where)
+    choices, labels = _read_choices(row, where)
+    index = _read_answer_index(row, labels, where)
     letters = tuple(ascii_uppercase[: len(choices)])
     facts = {"choice": choices[index], **({"subject": row["subject"]} if row.get("subject") else {})}
-    asked = Question(name, prompt(question, choices), letters[index], facts, letters)
-    return Item(asked, letters[index], "\n".join([question, *choices]))
+    asked = Question(name, format_prompt(question, choices), letters[index], facts, letters)
+    return Example(asked, letters[index], "\n".join([question, *choices]))
 
 
-def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
+def _read_choices(row: RawRow, where: str) -> tuple[list[str], list[str]]:
     """Return the choices' texts, and the labels by which the row calls them."""
     value = row.get("choices")
     texts = value.get("text") if isinstance(value, dict) else value
@@ -53,7 +53,7 @@ def _choices(row: Row, where: str) -> tuple[list[str], list[str]]:
     return [str(text) for text in texts], list(map(str, labels or ascii_uppercase[: len(texts)]))
 
 
-def _index(row: Row, labels: list[str], where: str) -> int:
+def _read_answer_index(row: RawRow, labels: list[str], where: str) -> int:
     """Return which choice is right: "answer", an index or a label, or "answerKey", a label."""
     value = row.get("answer", row.get("answerKey"))
     if isinstance(value, str) and value in labels:
@@ -64,19 +64,19 @@ def _index(row: Row, labels: list[str], where: str) -> int:
     raise UserError(f'{where}: "answer" is {value!r}; expected 0 to {len(labels) - 1}, or one of {known}')
 
 
-def score(question: Question, answer: str) -> float:
+def score_letter(question: Question, answer: str) -> float:
     """Return 1.0 when the answer is the right letter and nothing else but closing punctuation."""
-    return float(normalise(answer).strip("()") == question.answer.casefold())
+    return float(normalize_text(answer).strip("()") == question.answer.casefold())
 
 
-def arc(name: str, root: Path) -> Filed:
+def make_arc_task(name: str, root: Path) -> DatasetTask:
     """Return ARC-Easy or ARC-Challenge, by the task's name."""
     hub = {TRAIN: "train", TEST: TEST}
     patterns = {split: (f"evals/arc/{name}_{split}.jsonl", f"{name}/*/{word}-*.parquet") for split, word in hub.items()}
-    return Filed(name, Places(name, root, patterns), read, score, longest=8)
+    return DatasetTask(name, SplitFiles(name, root, patterns), parse_row, score_letter, max_new_tokens=8)
 
 
-def mmlu(name: str, root: Path) -> Filed:
+def make_mmlu_task(name: str, root: Path) -> DatasetTask:
     """Return MMLU: exams from its 57 subjects, training from the auxiliary set."""
     patterns = {
         TRAIN: (
@@ -85,4 +85,4 @@ def mmlu(name: str, root: Path) -> Filed:
         ),
         TEST: ("evals/mmlu/mmlu_test.jsonl", "mmlu/all/test-*.parquet"),
     }
-    return Filed(name, Places(name, root, patterns), read, score, longest=8)
+    return DatasetTask(name, SplitFiles(name, root, patterns), parse_row, score_letter, max_new_tokens=8)

@@ -15,29 +15,33 @@ from __future__ import annotations
 from pathlib import Path
 
 from fledgling.config import UserError
-from fledgling.files import KINDS
+from fledgling.files import ROW_FILE_SUFFIXES
 from fledgling.tasks import multiple_choice
-from fledgling.tasks.filed import TEST, Filed, Item, Places, Row, text_of
-from fledgling.tasks.task import TRAIN, Question, same_text
+from fledgling.tasks.dataset import TEST, DatasetTask, Example, RawRow, SplitFiles, read_text_column
+from fledgling.tasks.task import TRAIN, Question, score_exact_match
 
 
-def read(name: str, row: Row, where: str) -> Item:
+def parse_row(name: str, row: RawRow, where: str) -> Example:
     """Return a row as an item. Raises UserError naming its place for one without a question or an answer."""
     if "choices" in row:
-        return multiple_choice.read(name, row, where)
-    question, answer = text_of(row, "question", where), text_of(row, "answer", where)
-    return Item(Question(name, question, answer), answer, f"{question}\n{answer}")
+        return multiple_choice.parse_row(name, row, where)
+    question, answer = read_text_column(row, "question", where), read_text_column(row, "answer", where)
+    return Example(Question(name, question, answer), answer, f"{question}\n{answer}")
 
 
-def score(question: Question, answer: str) -> float:
+def score_answer(question: Question, answer: str) -> float:
     """Return 1.0 for the right letter, or for the same text."""
-    return multiple_choice.score(question, answer) if question.choices else same_text(question, answer)
+    return multiple_choice.score_letter(question, answer) if question.choices else score_exact_match(question, answer)
 
 
-def load(path: Path, name: str) -> Filed:
+def load_questions(path: Path, name: str) -> DatasetTask:
     """Return the task in a file, whose rows are both its splits. Raises UserError for no file or a bad row."""
     if not path.is_file():
-        raise UserError(f"cannot read {path}: no such file; expected {' or '.join(KINDS)} of questions with answers")
-    task = Filed(name, Places(name, path.parent, {TRAIN: (path.name,), TEST: (path.name,)}), read, score)
-    task.items(TEST)
+        raise UserError(
+            f"cannot read {path}: no such file; expected {' or '.join(ROW_FILE_SUFFIXES)} of questions with answers"
+        )
+    task = DatasetTask(
+        name, SplitFiles(name, path.parent, {TRAIN: (path.name,), TEST: (path.name,)}), parse_row, score_answer
+    )
+    task.examples(TEST)
     return task

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 TRAIN, PRACTICE, UNSEEN = "train", "practice", "unseen"  # the three sets of wordings; no two share one
-HELD_OUT = 10  # one word or number pair in this many is asked in evaluations only
+HOLDOUT_MODULUS = 10  # one word or number pair in this many is asked in evaluations only
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Question:
         return 1 / len(self.choices) if self.choices else 0.0
 
 
-class Source(Protocol):
+class ConversationSource(Protocol):
     """What supervised training needs: conversations by index. Every method is a pure function of its arguments."""
 
     name: str
@@ -58,19 +58,19 @@ class Source(Protocol):
     def files(self) -> list[Path]:
         """Return the files that training reads. Raises UserError where one is missing, saying how to get it."""
 
-    def train(self, index: int, seed: int) -> dict:
+    def get_train_example(self, index: int, seed: int) -> dict:
         """Return a conversation for supervised training; each row comes once an epoch."""
 
 
-class Task(Source, Protocol):
+class Task(ConversationSource, Protocol):
     """What practice and evaluation need of a task besides. Every method is a pure function of its arguments."""
 
-    longest: int  # tokens that an answer may take
+    max_new_tokens: int  # tokens that an answer may take
 
-    def practice(self, index: int, seed: int) -> Question:
+    def get_practice_question(self, index: int, seed: int) -> Question:
         """Return a prompt for reinforcement learning: never one of an exam."""
 
-    def exams(self, count: int, practised: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
+    def list_exam_questions(self, count: int, include_practice: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
         """Return the exams, each a name and at most `count` held-out questions.
 
         With `practised` also what reinforcement learning practises, where that has wordings of its own.
@@ -79,12 +79,12 @@ class Task(Source, Protocol):
     def score(self, question: Question, answer: str) -> float:
         """Return 1.0 when `answer`, the visible text of a reply, is right, else 0.0."""
 
-    def scores(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
+    def score_batch(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
         """Return `score` of many, which may take less time than one by one."""
 
 
 @dataclass(frozen=True)
-class Generated:
+class GeneratedTask:
     """A task whose questions are drawn by a generator.
 
     draw   (rng, wordings, held_out) -> Question; `wordings` is TRAIN, PRACTICE or UNSEEN, `held_out` says
@@ -95,11 +95,11 @@ class Generated:
     """
 
     name: str
-    draw: Callable[[random.Random, str, bool], Question]
-    reply: Callable[[Question], str | list[dict]]
+    sample_question: Callable[[random.Random, str, bool], Question]
+    write_reply: Callable[[Question], str | list[dict]]
     score: Callable[[Question, str], float]
-    withheld: bool = True
-    longest: int = 96
+    has_holdout: bool = True
+    max_new_tokens: int = 96
 
     def __len__(self) -> int:
         """Return 0: examples are made without end."""
@@ -109,85 +109,85 @@ class Generated:
         """Return none: nothing is read."""
         return []
 
-    def train(self, index: int, seed: int) -> dict:
+    def get_train_example(self, index: int, seed: int) -> dict:
         """Return conversation `index` of `seed`: known wordings, no held-out word or number."""
-        return self.conversation(self.draw(stream(self.name, TRAIN, seed, index), TRAIN, False))
+        return self.to_conversation(self.sample_question(make_rng(self.name, TRAIN, seed, index), TRAIN, False))
 
-    def practice(self, index: int, seed: int) -> Question:
+    def get_practice_question(self, index: int, seed: int) -> Question:
         """Return practice prompt `index` of `seed`: practice wordings, no held-out word or number."""
-        return self.draw(stream(self.name, PRACTICE, seed, index), PRACTICE, False)
+        return self.sample_question(make_rng(self.name, PRACTICE, seed, index), PRACTICE, False)
 
-    def question(self, index: int, unseen: bool) -> Question:
+    def get_eval_question(self, index: int, unseen: bool) -> Question:
         """Return evaluation question `index`: held-out words or numbers, wordings known or `unseen`."""
         wordings = UNSEEN if unseen else TRAIN
-        return self.draw(stream(self.name, "question", wordings, index), wordings, True)
+        return self.sample_question(make_rng(self.name, "question", wordings, index), wordings, True)
 
-    def practised(self, index: int) -> Question:
+    def get_practised_question(self, index: int) -> Question:
         """Return question `index` with held-out words or numbers in the wordings of practice."""
-        return self.draw(stream(self.name, "question", PRACTICE, index), PRACTICE, True)
+        return self.sample_question(make_rng(self.name, "question", PRACTICE, index), PRACTICE, True)
 
-    def exams(self, count: int, practised: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
+    def list_exam_questions(self, count: int, include_practice: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
         """Return held-out words or numbers in known wordings and, as NAME_unseen, in new ones.
 
         Where nothing is withheld from training there is one exam, NAME, in new wordings. `practised` adds
         NAME_practised, in the wordings that reinforcement learning's prompts use and no demonstration does.
         """
-        known = tuple(self.question(index, False) for index in range(count)) if self.withheld else ()
-        unseen = tuple(self.question(index, True) for index in range(count))
-        made = [(self.name, known), (f"{self.name}_unseen", unseen)] if self.withheld else [(self.name, unseen)]
-        if practised:
-            made.append((f"{self.name}_practised", tuple(self.practised(index) for index in range(count))))
+        known = tuple(self.get_eval_question(index, False) for index in range(count)) if self.has_holdout else ()
+        unseen = tuple(self.get_eval_question(index, True) for index in range(count))
+        made = [(self.name, known), (f"{self.name}_unseen", unseen)] if self.has_holdout else [(self.name, unseen)]
+        if include_practice:
+            made.append((f"{self.name}_practised", tuple(self.get_practised_question(index) for index in range(count))))
         return made
 
-    def scores(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
+    def score_batch(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
         """Return the score of each (question, answer)."""
         return [self.score(question, answer) for question, answer in pairs]
 
-    def conversation(self, question: Question) -> dict:
+    def to_conversation(self, question: Question) -> dict:
         """Return `question` with its reference reply, as a conversation."""
-        return conversation(question.prompt, self.reply(question))
+        return make_conversation(question.prompt, self.write_reply(question))
 
-    def constant_baseline(self, questions: Sequence[Question]) -> tuple[str, float]:
+    def find_constant_baseline(self, questions: Sequence[Question]) -> tuple[str, float]:
         """Return what `constant_baseline` returns: the best answer that never looks at the question."""
-        return constant_baseline(questions)
+        return find_constant_baseline(questions)
 
 
-def conversation(prompt: str, reply: str | list[dict]) -> dict:
+def make_conversation(prompt: str, reply: str | list[dict]) -> dict:
     """Return one exchange: what the user says and the assistant's reply, a text or parts."""
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]}
 
 
 @lru_cache(maxsize=32)
-def order(count: int, *key: object) -> tuple[int, ...]:
+def shuffle_indices(count: int, *key: object) -> tuple[int, ...]:
     """Return 0 to count - 1 shuffled, a pure function of (count, key)."""
     shuffled = list(range(count))
-    stream(*key).shuffle(shuffled)
+    make_rng(*key).shuffle(shuffled)
     return tuple(shuffled)
 
 
-def stream(*key: object) -> random.Random:
+def make_rng(*key: object) -> random.Random:
     """Return a random stream that is a pure function of `key`: same key, same stream, on every machine."""
     return random.Random(":".join(map(str, key)))
 
 
-def held_out(*key: object) -> bool:
+def is_held_out(*key: object) -> bool:
     """Return whether `key` is kept for evaluation: a stable hash, the same in every process and Python."""
     digest = blake2b(":".join(map(str, key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % HELD_OUT == 0
+    return int.from_bytes(digest, "big") % HOLDOUT_MODULUS == 0
 
 
-def normalise(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Return `text` without case, spacing, quotes and closing punctuation: what two equal answers share."""
     kept = "".join(character for character in text.casefold() if character not in "\"'`*")
     return " ".join(kept.split()).strip(" .,!?;:")
 
 
-def same_text(question: Question, answer: str) -> float:
+def score_exact_match(question: Question, answer: str) -> float:
     """Score by equality after `normalise`."""
-    return float(normalise(answer) == normalise(question.answer))
+    return float(normalize_text(answer) == normalize_text(question.answer))
 
 
-def constant_baseline(questions: Sequence[Question]) -> tuple[str, float]:
+def find_constant_baseline(questions: Sequence[Question]) -> tuple[str, float]:
     """Return the constant answer that is right most often, and the share of `questions` it gets right.
 
     A task's accuracy says something only above this share. No questions: `("", 0.0)`.

@@ -29,22 +29,22 @@ Merge = tuple[str, str]
 
 # Put between pairs of digits for a scanner that takes them in threes. A piece by itself, and of one byte: it
 # holds no pair to merge, so it leaves no trace in training and one token in encoding.
-MARK = "\0"
+DIGIT_MARK = "\0"
 
 # The same split, in the spelling for which ffbpe has a hand-written scanner: 6 times faster than a regex
 # engine. It differs from split_pattern(3) in nothing but the white space that ends a text, which `_clean`
 # takes away.
-_SCANNED = (
+_FFBPE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
 
 
-def split_pattern(digits: int) -> str:
+def split_pattern(max_digits: int) -> str:
     """The GPT-4-style split regex with digits in groups of at most `digits` (1, 2 or 3)."""
-    if digits not in (1, 2, 3):
-        raise UserError(f"tokenizer.digits is {digits!r}; the longest group of digits is 1, 2 or 3")
-    numbers = r"\p{N}" if digits == 1 else rf"\p{{N}}{{1,{digits}}}"
+    if max_digits not in (1, 2, 3):
+        raise UserError(f"tokenizer.max_digits is {max_digits!r}; the longest group of digits is 1, 2 or 3")
+    numbers = r"\p{N}" if max_digits == 1 else rf"\p{{N}}{{1,{max_digits}}}"
     return (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
         + numbers
@@ -52,12 +52,12 @@ def split_pattern(digits: int) -> str:
     )
 
 
-def mark_pairs(text: str) -> str:
+def mark_digit_pairs(text: str) -> str:
     """`text` with MARK between pairs of digits, so that split_pattern(3) cuts it as split_pattern(2) does."""
     numbers = "0123456789"
     if not text.isascii():  # the others of Unicode's class N, for which Python's expressions have no name
         numbers += "".join(sorted(c for c in set(text) if c > "\x7f" and unicodedata.category(c)[0] == "N"))
-    return re.sub(f"[{numbers}]{{2}}(?=[{numbers}])", r"\g<0>" + MARK, text)
+    return re.sub(f"[{numbers}]{{2}}(?=[{numbers}])", r"\g<0>" + DIGIT_MARK, text)
 
 
 def byte_alphabet() -> list[str]:
@@ -70,7 +70,7 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printing else chr(next(others)) for byte in range(256)]
 
 
-def well_formed(text: str) -> str:
+def replace_surrogates(text: str) -> str:
     """`text` with half surrogates (JSON can carry them, UTF-8 cannot) replaced by U+FFFD."""
     if text.isascii():
         return text
@@ -81,12 +81,12 @@ def well_formed(text: str) -> str:
     return text
 
 
-def learn(
+def learn_merges(
     texts: Iterable[str],
-    entries: int,
-    digits: int,
+    vocab_size: int,
+    max_digits: int,
     trainer: str,
-    characters: int | None = None,
+    max_characters: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Merge]:
     """Learn merges until the vocabulary has `entries` tokens (256 bytes among them) or no pair occurs twice.
@@ -95,21 +95,21 @@ def learn(
     far. trainer: "ffbpe" or "tokenizers"; the result is the same. Returns merges over `byte_alphabet`,
     first learned first.
     """
-    source = _clean(texts, characters, progress)
-    return (_learn_ffbpe if trainer == "ffbpe" else _learn_tokenizers)(source, entries, digits)
+    source = _clean_texts(texts, max_characters, progress)
+    return (_learn_ffbpe if trainer == "ffbpe" else _learn_tokenizers)(source, vocab_size, max_digits)
 
 
-def pick_trainer(wanted: str = "auto") -> str:
+def pick_trainer(requested: str = "auto") -> str:
     """The library that trains: `wanted`, or with "auto" ffbpe where it is installed, else tokenizers."""
-    if wanted not in ("auto", "ffbpe", "tokenizers"):
-        raise UserError(f'unknown trainer "{wanted}"; choose auto, ffbpe or tokenizers')
+    if requested not in ("auto", "ffbpe", "tokenizers"):
+        raise UserError(f'unknown trainer "{requested}"; choose auto, ffbpe or tokenizers')
     installed = importlib.util.find_spec("ffbpe") is not None
-    if wanted == "ffbpe" and not installed:
+    if requested == "ffbpe" and not installed:
         raise UserError("the trainer ffbpe is not installed; pip install ffbpe, or use tokenizers")
-    return "ffbpe" if installed and wanted != "tokenizers" else "tokenizers"
+    return "ffbpe" if installed and requested != "tokenizers" else "tokenizers"
 
 
-def fit(merges: list[Merge], entries: int, letters: bool) -> list[Merge]:
+def fit_merges(merges: list[Merge], vocab_size: int, letter_tokens: bool) -> list[Merge]:
     """The merges of a vocabulary of at most `entries` tokens, with room for every letter if `letters`.
 
     Every byte is a token, so single ASCII letters always are. A space and a letter is guaranteed by taking
@@ -119,13 +119,13 @@ def fit(merges: list[Merge], entries: int, letters: bool) -> list[Merge]:
     back when the merges run out.
     """
     space = byte_alphabet()[0x20]
-    missing = dict.fromkeys(space + letter for letter in ascii_letters) if letters else {}
+    missing = dict.fromkeys(space + letter for letter in ascii_letters) if letter_tokens else {}
     tokens: set[str] = set()
     kept: list[Merge] = []
     for merge in merges:
         token = merge[0] + merge[1]
         grows = token not in tokens and token not in missing
-        if 256 + len(tokens) + len(missing) + grows > entries:
+        if 256 + len(tokens) + len(missing) + grows > vocab_size:
             break
         missing.pop(token, None)
         tokens.add(token)
@@ -133,48 +133,52 @@ def fit(merges: list[Merge], entries: int, letters: bool) -> list[Merge]:
     return kept + [(space, token[1]) for token in missing]
 
 
-def _clean(texts: Iterable[str], characters: int | None, progress: Callable[[int], None] | None) -> Iterator[str]:
+def _clean_texts(
+    texts: Iterable[str], max_characters: int | None, progress: Callable[[int], None] | None
+) -> Iterator[str]:
     """Documents as the trainers read them: valid UTF-8, no white space at the end, `characters` at most."""
     read = 0
     for text in texts:
-        if characters is not None:
-            text = text[: characters - read]
+        if max_characters is not None:
+            text = text[: max_characters - read]
         read += len(text)
         if progress:
             progress(read)
-        if text := well_formed(text).rstrip():
+        if text := replace_surrogates(text).rstrip():
             yield text
-        if characters is not None and read >= characters:
+        if max_characters is not None and read >= max_characters:
             return
 
 
-def _learn_tokenizers(texts: Iterator[str], entries: int, digits: int) -> list[Merge]:
+def _learn_tokenizers(texts: Iterator[str], vocab_size: int, max_digits: int) -> list[Merge]:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     model = Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(split_pattern(digits)), "isolated"),
+            pre_tokenizers.Split(Regex(split_pattern(max_digits)), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=entries, min_frequency=2, show_progress=False, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=2, show_progress=False, initial_alphabet=alphabet
+    )
     model.train_from_iterator(texts, trainer)
     return [(left, right) for left, right in json.loads(model.to_str())["model"]["merges"]]
 
 
-def _learn_ffbpe(texts: Iterator[str], entries: int, digits: int) -> list[Merge]:
+def _learn_ffbpe(texts: Iterator[str], vocab_size: int, max_digits: int) -> list[Merge]:
     import ffbpe
 
-    counter = ffbpe.PreTokenizer([], pat_str=_SCANNED).word_counter()
-    counter.add_source(map(mark_pairs, texts) if digits == 2 else texts)
+    counter = ffbpe.PreTokenizer([], pat_str=_FFBPE_PATTERN).word_counter()
+    counter.add_source(map(mark_digit_pairs, texts) if max_digits == 2 else texts)
     trainer = ffbpe.BpeTrainer([], initial_alphabet="byte_level", tie_break="smallest_pair_id", bigram_cutoff_freq=2)
-    if digits == 1:
+    if max_digits == 1:
         trainer.add_words(_single_digits(counter.words()))
     else:
         trainer.add_word_counter(counter)
-    trainer.train(entries)
+    trainer.train(vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "merges.txt"
         trainer.validate_model().save_files(Path(folder) / "vocab.json", file, format="gpt2")

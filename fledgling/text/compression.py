@@ -17,22 +17,22 @@ from pathlib import Path
 from fledgling.text.tokenizer import Tokenizer
 
 # Languages of the Universal Declaration of Human Rights, by their names in udhr2.zip.
-DECLARATION = {"eng": "English", "deu": "German", "kor": "Korean", "cmn_hans": "Chinese", "jpn": "Japanese"}
+UDHR_LANGUAGES = {"eng": "English", "deu": "German", "kor": "Korean", "cmn_hans": "Chinese", "jpn": "Japanese"}
 
 
-def bytes_per_token(tokenizer: Tokenizer, texts: Mapping[str, str]) -> dict[str, float]:
+def measure_bytes_per_token(tokenizer: Tokenizer, texts: Mapping[str, str]) -> dict[str, float]:
     """Bytes of UTF-8 a token holds, for each of the named texts; 0 for an empty one."""
     rows = tokenizer.encode_batch(list(texts.values()))
     return {name: len(text.encode()) / max(1, len(ids)) for (name, text), ids in zip(texts.items(), rows, strict=True)}
 
 
-def declaration(archive: Path) -> dict[str, str]:
+def read_udhr(archive: Path) -> dict[str, str]:
     """The Universal Declaration of Human Rights in some languages from udhr2.zip, if it is there."""
     if not archive.is_file():
         return {}
     found = {}
     with zipfile.ZipFile(io.BytesIO(archive.read_bytes())) as files:
-        for code, language in DECLARATION.items():
+        for code, language in UDHR_LANGUAGES.items():
             if f"udhr2/{code}.txt" in files.namelist():
                 found[f"declaration, {language}"] = files.read(f"udhr2/{code}.txt").decode("utf-8", "replace")
     return found

@@ -26,11 +26,11 @@ from fledgling.config import UserError
 from fledgling.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
-PARTS = ("text", "python", "output")
+PART_TYPES = ("text", "python", "output")
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedConversation:
     """A conversation in tokens.
 
     tokens: (T,) int32. mask: (T,) bool, True where the token is the assistant's own and is to be learned.
@@ -47,11 +47,11 @@ class Rendered:
 @dataclass(frozen=True)
 class _Segment:
     text: str
-    control: bool
-    learned: bool
+    special: bool
+    supervised: bool
 
 
-def check(conversation: Mapping[str, Any]) -> None:
+def check_conversation(conversation: Mapping[str, Any]) -> None:
     """Raise UserError, naming the message, unless `conversation` is one that can be rendered.
 
     Expected: {"messages": [{"role", "content"}, ...]}, at most one system message and that first, then user
@@ -85,17 +85,19 @@ def check(conversation: Mapping[str, Any]) -> None:
         raise UserError("a conversation has only a system message; add what the user says")
 
 
-def render(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> Rendered:
+def render_conversation(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> RenderedConversation:
     """Tokens, mask and turn ends of one conversation. Raises UserError as `check` does."""
     segments = _segments(conversation)
-    return _join(tokenizer, segments, (tokenizer.encode(s.text) for s in segments if not s.control))
+    return _render_segments(tokenizer, segments, (tokenizer.encode(s.text) for s in segments if not s.special))
 
 
-def render_all(tokenizer: Tokenizer, conversations: Iterable[Mapping[str, Any]]) -> list[Rendered]:
+def render_conversations(
+    tokenizer: Tokenizer, conversations: Iterable[Mapping[str, Any]]
+) -> list[RenderedConversation]:
     """`render` for many conversations, their text encoded in one batch on all cores."""
     segments = [_segments(conversation) for conversation in conversations]
-    encoded = iter(tokenizer.encode_batch([s.text for s in chain.from_iterable(segments) if not s.control]))
-    return [_join(tokenizer, each, encoded) for each in segments]
+    encoded = iter(tokenizer.encode_batch([s.text for s in chain.from_iterable(segments) if not s.special]))
+    return [_render_segments(tokenizer, each, encoded) for each in segments]
 
 
 def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list[int]:
@@ -106,8 +108,8 @@ def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list
     segments = _segments(conversation)
     if conversation["messages"][-1]["role"] != "user":
         raise UserError("the last message is the assistant's; a prompt ends with what the user says")
-    encoded = (tokenizer.encode(s.text) for s in segments if not s.control)
-    return [*_join(tokenizer, segments, encoded).tokens.tolist(), tokenizer.assistant_start]
+    encoded = (tokenizer.encode(s.text) for s in segments if not s.special)
+    return [*_render_segments(tokenizer, segments, encoded).tokens.tolist(), tokenizer.assistant_start]
 
 
 def _check_content(number: int, role: str, content: Any) -> None:
@@ -120,7 +122,7 @@ def _check_content(number: int, role: str, content: Any) -> None:
         raise UserError(f"{where} has content of type {type(content).__name__}; expected text or a list of parts")
     if not content:
         raise UserError(f"{where} is empty; leave it out or say something")
-    allowed = PARTS if role == "assistant" else PARTS[:1]
+    allowed = PART_TYPES if role == "assistant" else PART_TYPES[:1]
     before = None
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -135,25 +137,25 @@ def _check_content(number: int, role: str, content: Any) -> None:
 
 def _segments(conversation: Mapping[str, Any]) -> list[_Segment]:
     """Check `conversation` and lay it out."""
-    check(conversation)
+    check_conversation(conversation)
     segments = [_Segment("<|bos|>", True, False)]
     system = ""
     for message in conversation["messages"]:
         if message["role"] == "system":
-            system = _text(message["content"]) + "\n\n"
+            system = _join_text_parts(message["content"]) + "\n\n"
         elif message["role"] == "user":
             segments.append(_Segment("<|user_start|>", True, False))
-            segments.append(_Segment(system + _text(message["content"]), False, False))
+            segments.append(_Segment(system + _join_text_parts(message["content"]), False, False))
             segments.append(_Segment("<|user_end|>", True, False))
             system = ""
         else:
             segments.append(_Segment("<|assistant_start|>", True, False))
-            segments.extend(_answer(message["content"]))
+            segments.extend(_assistant_segments(message["content"]))
             segments.append(_Segment("<|assistant_end|>", True, True))
     return segments
 
 
-def _answer(content: str | list[Mapping[str, str]]) -> Iterator[_Segment]:
+def _assistant_segments(content: str | list[Mapping[str, str]]) -> Iterator[_Segment]:
     """The segments of what an assistant says: tool calls are learned, what the tool answered is not."""
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         kind, learned = part["type"], part["type"] != "output"
@@ -164,19 +166,21 @@ def _answer(content: str | list[Mapping[str, str]]) -> Iterator[_Segment]:
             yield _Segment(f"<|{kind}_end|>", True, learned)
 
 
-def _text(content: str | list[Mapping[str, str]]) -> str:
+def _join_text_parts(content: str | list[Mapping[str, str]]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def _join(tokenizer: Tokenizer, segments: list[_Segment], encoded: Iterator[list[int]]) -> Rendered:
+def _render_segments(
+    tokenizer: Tokenizer, segments: list[_Segment], encoded: Iterator[list[int]]
+) -> RenderedConversation:
     """Put the segments in a row; `encoded` gives the ids of each segment of text in turn."""
     tokens: list[int] = []
     mask: list[bool] = []
     turn_ends: list[int] = []
     for segment in segments:
-        ids = [tokenizer.special[segment.text]] if segment.control else next(encoded)
+        ids = [tokenizer.special_tokens[segment.text]] if segment.special else next(encoded)
         tokens += ids
-        mask += [segment.learned] * len(ids)
-        if segment.control and segment.text == "<|assistant_end|>":
+        mask += [segment.supervised] * len(ids)
+        if segment.special and segment.text == "<|assistant_end|>":
             turn_ends.append(len(tokens))
-    return Rendered(np.array(tokens, dtype=np.int32), np.array(mask, dtype=bool), turn_ends)
+    return RenderedConversation(np.array(tokens, dtype=np.int32), np.array(mask, dtype=bool), turn_ends)

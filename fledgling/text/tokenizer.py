@@ -26,10 +26,10 @@ import numpy as np
 
 from fledgling.config import UserError
 from fledgling.text import bpe
-from fledgling.text.batch import Encode, batch_encoder
-from fledgling.text.bpe import byte_alphabet, well_formed
+from fledgling.text.batch_encoding import EncodeBatch, make_batch_encoder
+from fledgling.text.bpe import byte_alphabet, replace_surrogates
 
-SPECIAL = (
+SPECIAL_TOKENS = (
     "<|bos|>",
     "<|user_start|>",
     "<|user_end|>",
@@ -40,7 +40,7 @@ SPECIAL = (
     "<|output_start|>",
     "<|output_end|>",
 )
-BEGINNINGS = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # ours, Llama 3, Llama 2, GPT-2
+BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # ours, Llama 3, Llama 2, GPT-2
 
 
 class Tokenizer:
@@ -50,20 +50,20 @@ class Tokenizer:
     here.
     """
 
-    def __init__(self, document: dict[str, Any], training: dict[str, Any] | None = None) -> None:
+    def __init__(self, tokenizer_json: dict[str, Any], training_info: dict[str, Any] | None = None) -> None:
         """Take the parsed contents of a tokenizer.json; raise UserError if it holds no byte-level BPE."""
-        model = document.get("model") or {}
-        if model.get("type") != "BPE" or '"ByteLevel"' not in json.dumps(document.get("pre_tokenizer")):
+        model = tokenizer_json.get("model") or {}
+        if model.get("type") != "BPE" or '"ByteLevel"' not in json.dumps(tokenizer_json.get("pre_tokenizer")):
             raise UserError(
                 f"this tokenizer is {model.get('type', 'of no known kind')}; expected byte-level BPE "
                 "(GPT-2, Llama 3, Qwen ...) in the tokenizer.json of Hugging Face tokenizers"
             )
-        self.document = document
-        self.training = training
-        self.special: dict[str, int] = {t["content"]: t["id"] for t in document.get("added_tokens") or []}
-        ids = [*model["vocab"].values(), *self.special.values()]
+        self.tokenizer_json = tokenizer_json
+        self.training_info = training_info
+        self.special_tokens: dict[str, int] = {t["content"]: t["id"] for t in tokenizer_json.get("added_tokens") or []}
+        ids = [*model["vocab"].values(), *self.special_tokens.values()]
         self.vocab_size: int = max(ids) + 1
-        self._plain = _plain(document)
+        self._plain_json = _without_special_tokens(tokenizer_json)
 
     # ---- making, loading, saving -----------------------------------------------------------------
 
@@ -72,9 +72,9 @@ class Tokenizer:
         cls,
         texts: Iterable[str],
         vocab_size: int,
-        digits: int = 1,
-        letters: bool = True,
-        characters: int | None = None,
+        max_digits: int = 1,
+        letter_tokens: bool = True,
+        max_characters: int | None = None,
         trainer: str = "auto",
         progress: Callable[[int], None] | None = None,
     ) -> Tokenizer:
@@ -88,14 +88,14 @@ class Tokenizer:
         Raises UserError when vocab_size is below the smallest possible, or above what the text supports: a
         pair that occurs once is not a merge.
         """
-        entries = vocab_size - len(SPECIAL)
-        least = 256 + (52 if letters else 0)
+        entries = vocab_size - len(SPECIAL_TOKENS)
+        least = 256 + (52 if letter_tokens else 0)
         if entries < least:
             raise UserError(
-                f"tokenizer.vocab_size is {vocab_size}; the bytes{', letters' if letters else ''} and the "
-                f"control tokens alone take {least + len(SPECIAL)}: ask for at least that"
+                f"tokenizer.vocab_size is {vocab_size}; the bytes{', letters' if letter_tokens else ''} and the "
+                f"control tokens alone take {least + len(SPECIAL_TOKENS)}: ask for at least that"
             )
-        pattern = bpe.split_pattern(digits)
+        pattern = bpe.split_pattern(max_digits)
         trainer = bpe.pick_trainer(trainer)
         read = [0]
 
@@ -105,15 +105,17 @@ class Tokenizer:
                 progress(total)
 
         start = perf_counter()
-        merges = bpe.fit(bpe.learn(texts, entries, digits, trainer, characters, count), entries, letters)
-        tokenizer = cls(_document(merges, pattern))
-        tokenizer.training = {
+        merges = bpe.fit_merges(
+            bpe.learn_merges(texts, entries, max_digits, trainer, max_characters, count), entries, letter_tokens
+        )
+        tokenizer = cls(_build_tokenizer_json(merges, pattern))
+        tokenizer.training_info = {
             "trainer": trainer,
             "characters": read[0],
             "seconds": round(perf_counter() - start, 3),
             "vocab_size": tokenizer.vocab_size,
-            "digits": digits,
-            "letters": letters,
+            "digits": max_digits,
+            "letters": letter_tokens,
         }
         if tokenizer.vocab_size < vocab_size:
             raise UserError(
@@ -146,39 +148,39 @@ class Tokenizer:
         file = file if file.suffix == ".json" else file / "tokenizer.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.document, ensure_ascii=False, indent=1), encoding="utf-8")
+        partial.write_text(json.dumps(self.tokenizer_json, ensure_ascii=False, indent=1), encoding="utf-8")
         os.replace(partial, file)
         return file
 
     def fingerprint(self) -> str:
         """SHA-256 of the contents, in hex; it does not depend on the file or its spacing."""
-        canonical = json.dumps(self.document, sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(self.tokenizer_json, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     # ---- text to ids -----------------------------------------------------------------------------
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text; never the id of a control token, whatever the text contains. Thread-safe."""
-        return self._single.encode(well_formed(text), add_special_tokens=False).ids
+        return self._single.encode(replace_surrogates(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for each of `texts`, on all cores. Thread-safe."""
-        return self._batch[1]([well_formed(text) for text in texts])
+        return self._batch_encoder[1]([replace_surrogates(text) for text in texts])
 
     @property
-    def engine(self) -> str:
+    def batch_library(self) -> str:
         """The library behind `encode_batch`: "gigatoken" or "tokenizers"."""
-        return self._batch[0]
+        return self._batch_encoder[0]
 
     @cached_property
     def _single(self) -> Any:
         from tokenizers import Tokenizer as Library
 
-        return Library.from_str(self._plain)
+        return Library.from_str(self._plain_json)
 
     @cached_property
-    def _batch(self) -> tuple[str, Encode]:
-        return batch_encoder(self._plain, self._single)
+    def _batch_encoder(self) -> tuple[str, EncodeBatch]:
+        return make_batch_encoder(self._plain_json, self._single)
 
     # ---- ids to text -----------------------------------------------------------------------------
 
@@ -187,8 +189,8 @@ class Tokenizer:
         """The bytes each id stands for, (V,); empty for control tokens."""
         value = {character: byte for byte, character in enumerate(byte_alphabet())}
         table = [b""] * self.vocab_size
-        for token, index in self.document["model"]["vocab"].items():
-            if index not in self._names:
+        for token, index in self.tokenizer_json["model"]["vocab"].items():
+            if index not in self._special_names:
                 known = all(character in value for character in token)
                 table[index] = bytes(map(value.__getitem__, token)) if known else token.encode()
         return table
@@ -198,12 +200,12 @@ class Tokenizer:
         return np.array([len(piece) for piece in self.token_bytes], dtype=np.int32)
 
     @cached_property
-    def _names(self) -> dict[int, bytes]:
-        return {index: name.encode() for name, index in self.special.items()}
+    def _special_names(self) -> dict[int, bytes]:
+        return {index: name.encode() for name, index in self.special_tokens.items()}
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of `ids`, control tokens written by name. Raises IndexError for an id outside [0, V)."""
-        pieces, names = self.token_bytes, self._names
+        pieces, names = self.token_bytes, self._special_names
         out = []
         for index in ids:
             if index < 0:
@@ -217,70 +219,70 @@ class Tokenizer:
 
     # ---- control tokens --------------------------------------------------------------------------
 
-    def _control(self, name: str) -> int:
-        if name not in self.special:
+    def _special_id(self, name: str) -> int:
+        if name not in self.special_tokens:
             raise UserError(
                 f"this tokenizer has no control token {name}; chat needs one that `fledgling tokenizer` made"
             )
-        return self.special[name]
+        return self.special_tokens[name]
 
     @property
-    def start(self) -> int | None:
+    def bos_or_none(self) -> int | None:
         """The id that begins every document, whatever its name (BEGINNINGS); None where the tokenizer has none."""
-        return next((self.special[name] for name in BEGINNINGS if name in self.special), None)
+        return next((self.special_tokens[name] for name in BOS_NAMES if name in self.special_tokens), None)
 
     @property
     def bos(self) -> int:
         """`start`, where there must be one. Raises UserError where there is none."""
-        return self._control("<|bos|>") if self.start is None else self.start
+        return self._special_id("<|bos|>") if self.bos_or_none is None else self.bos_or_none
 
     @property
     def user_start(self) -> int:
         """The id before what the user says."""
-        return self._control("<|user_start|>")
+        return self._special_id("<|user_start|>")
 
     @property
     def user_end(self) -> int:
         """The id after what the user says."""
-        return self._control("<|user_end|>")
+        return self._special_id("<|user_end|>")
 
     @property
     def assistant_start(self) -> int:
         """The id before what the assistant says: where a prompt ends."""
-        return self._control("<|assistant_start|>")
+        return self._special_id("<|assistant_start|>")
 
     @property
     def assistant_end(self) -> int:
         """The id after what the assistant says: where sampling stops."""
-        return self._control("<|assistant_end|>")
+        return self._special_id("<|assistant_end|>")
 
     @property
     def python_start(self) -> int:
         """The id before an expression for the tool."""
-        return self._control("<|python_start|>")
+        return self._special_id("<|python_start|>")
 
     @property
     def python_end(self) -> int:
         """The id after an expression for the tool."""
-        return self._control("<|python_end|>")
+        return self._special_id("<|python_end|>")
 
     @property
     def output_start(self) -> int:
         """The id before what the tool answered."""
-        return self._control("<|output_start|>")
+        return self._special_id("<|output_start|>")
 
     @property
     def output_end(self) -> int:
         """The id after what the tool answered."""
-        return self._control("<|output_end|>")
+        return self._special_id("<|output_end|>")
 
 
-def begin(tokenizer: Tokenizer) -> list[int]:
+def bos_prefix(tokenizer: Tokenizer) -> list[int]:
     """The token that text of any kind begins with, as a list: bos, or what another family's tokenizer has for it."""
-    return [] if tokenizer.start is None else [tokenizer.start]
+    return [] if tokenizer.bos_or_none is None else [tokenizer.bos_or_none]
 
 
-def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:
+def _build_tokenizer_json(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:
     """The contents of a tokenizer.json: ids are bytes, then merges in the order learned, then SPECIAL."""
     vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
     for left, right in merges:
@@ -293,7 +295,7 @@ def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": len(vocabulary) + number, "content": name, **flags} for number, name in enumerate(SPECIAL)
+            {"id": len(vocabulary) + number, "content": name, **flags} for number, name in enumerate(SPECIAL_TOKENS)
         ],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
@@ -314,7 +316,7 @@ def _document(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:
     }
 
 
-def _plain(document: dict[str, Any]) -> str:
+def _without_special_tokens(document: dict[str, Any]) -> str:
     """The tokenizer.json of the road for ordinary text: control tokens neither known nor entries."""
     names = {token["content"] for token in document.get("added_tokens") or []}
     plain = copy.copy(document)

@@ -1,7 +1,7 @@
 """Steps whose loss or gradient is not finite: they move nothing, are counted, and end the stage or send it back.
 
 The one idea: what such a step leaves behind is a count. PATIENCE of them in a row, and the run gives up; or, with
-`run.rollbacks`, it goes back to the weights of the last checkpoint and on after the batches it has read since, the bad
+`run.max_rollbacks`, it goes back to the weights of the last checkpoint and on after the batches it has read since, the bad
 ones last among them. The counts are part of a checkpoint, so a run that is stopped anywhere decides the same.
 """
 
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-PATIENCE = 3  # steps in a row that are not finite
+MAX_BAD_STEPS = 3  # steps in a row that are not finite
 
 
 @dataclass
@@ -22,14 +22,14 @@ class Health:
     bad: int = 0  # of these, the ones since the last step that did
     rollbacks: int = 0
 
-    def note(self, loss: float, norm: float) -> bool:
+    def record_step(self, loss: float, norm: float) -> bool:
         """Count a step; whether there were now PATIENCE in a row that were not finite."""
         finite = math.isfinite(loss) and math.isfinite(norm)
         self.bad = 0 if finite else self.bad + 1
         self.skipped += not finite
-        return self.bad >= PATIENCE
+        return self.bad >= MAX_BAD_STEPS
 
-    def figures(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, int]:
         """What to record with a step: nothing as long as all is well."""
         return {name: count for name, count in (("skipped", self.skipped), ("rollbacks", self.rollbacks)) if count}
 
@@ -47,5 +47,5 @@ class Rollback:
     """How often a stage may go back, and how: `back(finished)` brings model, optimizer and stream to the last
     checkpoint, past the batches of all steps up to `finished`, and returns that checkpoint's step."""
 
-    most: int = 0
-    back: Callable[[int], int] | None = None
+    max_rollbacks: int = 0
+    restore: Callable[[int], int] | None = None

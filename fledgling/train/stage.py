@@ -69,5 +69,5 @@ class Stage:
     schedule: Callable[[float], float]
     evals: tuple[Eval, ...] = ()
     save_every: int = 0
-    micro_batch: int = 0
-    extra: Callable[[], dict] = field(default=dict)
+    micro_batch_size: int = 0
+    extra_metrics: Callable[[], dict] = field(default=dict)

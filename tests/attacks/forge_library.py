@@ -3,7 +3,7 @@ import sys
 
 
 def double(number):
-    inside = sys.modules["fledgling.sandbox.inside"]
-    inside.pack = lambda value: True
-    inside.Stub.call = lambda *anything: True
+    inside = sys.modules["fledgling.sandbox.jailed"]
+    inside.encode_value = lambda value: True
+    inside.CandidateStub.call = lambda *anything: True
     return None

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from fledgling.bench.infer import measure, table
-from fledgling.bench.train import shaped
+from fledgling.bench.infer import inference_table, measure_inference
+from fledgling.bench.train import with_model_size
 from fledgling.cli import main
 from fledgling.config import load_recipe
 
@@ -14,8 +14,8 @@ RUN = ["run.dtype=float32", "run.device=cpu", "run.threads=1"]
 
 def test_figures_and_their_shares():
     pytest.importorskip("transformers")
-    recipe = shaped(load_recipe("quickstart", RUN), depth=2, vocab_size=300, context=64)
-    result = measure(recipe, batches=(1, 3), contexts=(8, 20), tokens=5, repeats=2)
+    recipe = with_model_size(load_recipe("quickstart", RUN), depth=2, vocab_size=300, context=64)
+    result = measure_inference(recipe, batches=(1, 3), contexts=(8, 20), tokens=5, repeats=2)
     rows, limits = result["rows"], result["limits"]
     asked = [(row["engine"], row["batch"], row["context"]) for row in rows]
     cases = [(1, 8), (3, 8), (1, 20)]
@@ -34,7 +34,7 @@ def test_figures_and_their_shares():
     scales = {"fledgling int8": 1 + 2 / 64, "fledgling int4": 0.5 + 2 / 32}
     assert [row["bytes_per_step"] for row in rows[:4]] == [scales.get(name, 4) * matrices + cache for name in everyone]
     assert result["logits_differ"] < 1e-3
-    assert "transformers" in table(result)
+    assert "transformers" in inference_table(result)
 
 
 def test_json_without_peers(capsys):
@@ -78,9 +78,9 @@ def test_a_mistake_is_one_line(words, told, capsys):
 
 def test_llama_cpp_answers_beside_us():
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    overrides = [*RUN, "model.family=llama", "model.hidden=384"]
-    recipe = shaped(load_recipe("quickstart", overrides), depth=2, vocab_size=300, context=64)
-    rows = measure(recipe, batches=(1, 2), contexts=(8,), tokens=3, repeats=1)["rows"]
+    overrides = [*RUN, "model.family=llama", "model.intermediate_size=384"]
+    recipe = with_model_size(load_recipe("quickstart", overrides), depth=2, vocab_size=300, context=64)
+    rows = measure_inference(recipe, batches=(1, 2), contexts=(8,), tokens=3, repeats=1)["rows"]
     theirs = {row["engine"]: row for row in rows if row["engine"].startswith("llama.cpp") and row["batch"] == 1}
     assert list(theirs) == ["llama.cpp f16", "llama.cpp q8_0", "llama.cpp q4_0"]
     assert all(row["batch"] == 1 or "llama.cpp" not in row["engine"] for row in rows)

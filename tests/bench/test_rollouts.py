@@ -10,10 +10,10 @@ from tests.tiny import tiny
 
 def test_rollouts_beside_plain_answers(tmp_path, capsys):
     recipe = tiny(tmp_path)
-    run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
+    run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
     found = measure(recipe, tmp_path / "run" / "pretrain", rounds=2)
-    assert found["batch"] == recipe.rl.prompts * recipe.rl.group and found["dtype"] == "float32"
-    assert 0 < found["answer"] <= recipe.rl.max_tokens and found["prompt"] > 1
+    assert found["batch"] == recipe.rl.prompts_per_round * recipe.rl.group_size and found["dtype"] == "float32"
+    assert 0 < found["answer"] <= recipe.rl.max_new_tokens and found["prompt"] > 1
     assert found["share_of_whole"] == pytest.approx(found["rollouts"] / found["whole"])
     assert found["share_of_further"] == pytest.approx(found["rollouts"] / found["further"])
     assert "12 answers at once" in table(found)

@@ -34,10 +34,10 @@ def stage_of(folder: Path) -> Path:
         tensors = {
             "model": model,
             "optimizer": {f"{name}.velocity": value * 2 for name, value in model.items()},
-            "random": checkpoint.random_state(),
+            "random": checkpoint.get_rng_state(),
         }
         state = {"stage": "pretrain", "step": step, "stream": {"step": step}, "recipe": 'name = "made up"\n' * 20}
-        checkpoint.save(directory, step, tensors, state, {"tokenizer.json": source})
+        checkpoint.save_checkpoint(directory, step, tensors, state, {"tokenizer.json": source})
     return directory
 
 
@@ -61,7 +61,7 @@ def flip(directory: Path, file: Path, chance: random.Random) -> list[str]:
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     file.write_bytes(changed)
-    for look in (checkpoint.verify, checkpoint.load):
+    for look in (checkpoint.verify_checkpoint, checkpoint.load_checkpoint):
         try:
             look(file.parent)
             problems.append(f"{where}: {look.__name__} saw nothing")
@@ -69,7 +69,7 @@ def flip(directory: Path, file: Path, chance: random.Random) -> list[str]:
             if file.name not in str(told):
                 problems.append(f"{where}: {look.__name__} does not name the file: {told}")
     warned: list[str] = []
-    newest = checkpoint.latest(directory, warn=warned.append)
+    newest = checkpoint.find_latest_checkpoint(directory, warn=warned.append)
     if newest is None or newest.name != "step-00000300" or len(warned) != 1 or file.name not in warned[0]:
         problems.append(f"{where}: fell back to {newest} and said {warned}")
     code, named = told_by_the_command(directory)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fledgling.config import UserError
 from fledgling.record import checkpoint
-from fledgling.record.writer import Writer
+from fledgling.record.writer import BackgroundWriter
 from tests.campaigns import kill
 from tests.campaigns.flips import stage_of
 
@@ -45,32 +45,32 @@ def used(place: Path) -> int:
 def saves(place: Path) -> tuple[Counter, list[str]]:
     """Save at every size; returns how many pages of each file were the first without room, and broken promises."""
     source = stage_of(place)  # its second checkpoint is saved again and again, as the third
-    loaded, files = checkpoint.load(source / "step-00000600"), {"tokenizer.json": place / "tokenizer.json"}
+    loaded, files = checkpoint.load_checkpoint(source / "step-00000600"), {"tokenizer.json": place / "tokenizer.json"}
     before, taken = sorted(path.name for path in source.iterdir()), used(place)
-    pages = [(name, -(-one["bytes"] // PAGE)) for name, one in checkpoint.verify(loaded.path).items()]
+    pages = [(name, -(-one["bytes"] // PAGE)) for name, one in checkpoint.verify_checkpoint(loaded.path).items()]
     order = [f"{group}.safetensors" for group in loaded.tensors] + ["state.json", "tokenizer.json"]
     hits = [name for name, count in sorted(pages, key=lambda one: order.index(one[0])) for _ in range(count)]
     hits.append(checkpoint.MANIFEST)
     known = shutil.disk_usage  # as told, there is always room: else every save would be refused before it begins
-    shutil.disk_usage = lambda path: known(path)._replace(free=2**40)
-    found, problems, writer = Counter(), [], Writer()
+    shutil.disk_usage = lambda path: known(path)._replace(free_tokens=2**40)
+    found, problems, writer = Counter(), [], BackgroundWriter()
     for room in range(len(hits) + 1):
         resize(place, taken + room * PAGE)
         problem = ""
         try:
-            writer.start(lambda: checkpoint.save(source, 900, loaded.tensors, loaded.state, files))
+            writer.start(lambda: checkpoint.save_checkpoint(source, 900, loaded.tensors, loaded.state, files))
             writer.wait()
         except UserError as error:
             problem = str(error)
         if room == len(hits):
-            if problem or checkpoint.latest(source).name != "step-00000900":
+            if problem or checkpoint.find_latest_checkpoint(source).name != "step-00000900":
                 problems.append(f"with room for all {room} pages: {problem}")
             continue
         found[hits[room]] += 1
         names = sorted(path.name for path in source.iterdir())
         if "step-00000900: No space" not in problem or not ONE_LINE.match(problem):
             problems.append(f"{room} pages: {problem or 'nothing was said'}")
-        if names != before or checkpoint.latest(source, warn=problems.append).name != "step-00000600":
+        if names != before or checkpoint.find_latest_checkpoint(source, warn=problems.append).name != "step-00000600":
             problems.append(f"{room} pages left {names}")
     shutil.disk_usage = known
     resize(place, ENOUGH)
@@ -95,7 +95,7 @@ def runs(ground: kill.Range, sizes: int) -> tuple[int, int, list[str]]:
         one_line = told.startswith("fledgling.config.UserError: ") and str(ground.run) in told and " free" in told
         if not one_line:
             problems.append(f"{size} bytes: {told}")
-        checkpoint.latest(checkpoints, warn=problems.append)
+        checkpoint.find_latest_checkpoint(checkpoints, warn=problems.append)
         if checkpoints.exists() and any(path.name.startswith(".tmp-") for path in checkpoints.iterdir()):
             problems.append(f"{size} bytes: half a save is left")
         resize(ground.run, ENOUGH)

@@ -29,13 +29,16 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from fledgling.config import USUAL, Recipe, load_recipe
-from fledgling.record import checkpoint, read_lines
-from fledgling.train import run, setup
+from fledgling.config import DEFAULT_STAGES, Recipe, load_recipe
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.runtime import device
+from fledgling.train import run
 from tests.tiny import tiny
 
 EVERY, STEPS = 4, 12  # save interval and length of a stage
-SETTINGS = {f"{stage}.{key}": value for stage in USUAL for key, value in (("steps", STEPS), ("save_every", EVERY))}
+SETTINGS = {
+    f"{stage}.{key}": value for stage in DEFAULT_STAGES for key, value in (("steps", STEPS), ("save_every", EVERY))
+}
 SETTINGS |= {"model.width": 64, "rl.rewards": "{task = 1.0}"}
 OF_THE_CLOCK = {"time", "elapsed", "seconds", "tokens_per_second", "mfu", "memory", "save_stall", "save_seconds"}
 OF_THE_CLOCK |= {"rollout_tokens_per_second", "share_rollouts", "share_scoring", "share_update"}
@@ -43,7 +46,7 @@ POLL, MOMENT = 0.0005, 0.008  # seconds: between looks for a save, and the longe
 PATIENCE = 200  # seconds for a stage of a few
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 FILES = 7  # a save has so many states: none of its files begun, one, ... all six
-PREPARING = 8 * len(USUAL)  # of so many shots one begins with nothing, not even a tokenizer
+PREPARING = 8 * len(DEFAULT_STAGES)  # of so many shots one begins with nothing, not even a tokenizer
 
 
 def start(recipe: Recipe, stage: str, log: Path, modules: Path | None = None) -> int:
@@ -57,9 +60,9 @@ def start(recipe: Recipe, stage: str, log: Path, modules: Path | None = None) ->
         os.setsid()
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing outlives the campaign
-        setup.measure_peak = lambda device, dtype: 1e9  # it takes longer than these stages
+        device.measure_peak_flops = lambda device, dtype: 1e9  # it takes longer than these stages
         run.run_stage(
-            recipe, stage, quiet=True, choose=lambda evals: tuple(e for e in evals if e.name == "bits_per_byte")
+            recipe, stage, quiet=True, select_evals=lambda evals: tuple(e for e in evals if e.name == "bits_per_byte")
         )
         if modules is not None:
             modules.write_text(json.dumps(sorted(sys.modules)))
@@ -103,7 +106,7 @@ def writing(checkpoints: Path) -> int | None:
 class Range:
     """A folder with the recipe, the run never stopped (`whole`), and the run that is shot at (`run`)."""
 
-    def __init__(self, folder: Path, stages: tuple[str, ...] = USUAL) -> None:
+    def __init__(self, folder: Path, stages: tuple[str, ...] = DEFAULT_STAGES) -> None:
         self.folder, self.log = folder, folder / "error.txt"
         times = folder / "times.json"
         if not times.exists():
@@ -137,7 +140,7 @@ class Range:
     def set_up(self, stage: str) -> None:
         """The run as it was before the stage: all earlier ones finished, tokenizer and data prepared."""
         shutil.rmtree(self.run, ignore_errors=True)
-        later = USUAL[USUAL.index(stage) :]
+        later = DEFAULT_STAGES[DEFAULT_STAGES.index(stage) :]
         shutil.copytree(self.whole, self.run, ignore=shutil.ignore_patterns(*later))
 
     def aim(self, stage: str, in_a_save: bool, chance: random.Random) -> Callable[[int], bool]:
@@ -189,9 +192,9 @@ class Range:
                 problems.append(self.error())
             if code and (under_way is not None or not in_a_save):
                 break  # a run that was faster than the shot, and a save that was, are not counted
-        newest = checkpoint.latest(here / "checkpoints", warn=problems.append)
+        newest = checkpoint.find_latest_checkpoint(here / "checkpoints", warn=problems.append)
         resumed = int(newest.name[5:13]) if newest else 0
-        steps = [line["step"] for line in read_lines(here / "metrics.jsonl")]
+        steps = [line["step"] for line in read_jsonl(here / "metrics.jsonl")]
         made = max(steps, default=0)
         due = made // EVERY * EVERY  # the newest save that was asked for, published or not
         if made - resumed > EVERY + made - due:
@@ -233,13 +236,13 @@ def differences(whole: Path, again: Path, stage: str) -> list[str]:
 
 def lasting(path: Path) -> list[dict]:
     """The lines of a file without what depends on the clock."""
-    return [{key: value for key, value in line.items() if key not in OF_THE_CLOCK} for line in read_lines(path)]
+    return [{key: value for key, value in line.items() if key not in OF_THE_CLOCK} for line in read_jsonl(path)]
 
 
 def campaign(folder: Path, count: int, seed: int, stages: tuple[str, ...], say: Callable[[str], None]) -> list[dict]:
     """Fire what is missing of `count` shots; returns all, in order."""
     ground, kept = Range(folder, stages), folder / f"shots-{seed}.jsonl"
-    done = {shot["shot"]: shot for shot in read_lines(kept)}
+    done = {shot["shot"]: shot for shot in read_jsonl(kept)}
     began = time.monotonic()
     for fired, number in enumerate([n for n in range(count) if n not in done], 1):
         done[number] = ground.shoot(number, seed)
@@ -279,13 +282,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first", type=int, default=len(USUAL), help="of the stages, only the first so many")
+    parser.add_argument("--first", type=int, default=len(DEFAULT_STAGES), help="of the stages, only the first so many")
     parser.add_argument("--folder", type=Path, help="where to work and to go on; default: one that is deleted")
     asked = parser.parse_args()
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="kill-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        stages = USUAL[: asked.first]
+        stages = DEFAULT_STAGES[: asked.first]
         shots = campaign(folder.absolute(), asked.count, asked.seed, stages, lambda text: print(text, file=sys.stderr))
     finally:
         if asked.folder is None:

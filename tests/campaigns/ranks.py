@@ -24,7 +24,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from fledgling.record import checkpoint, read_lines
+from fledgling.record import checkpoint, read_jsonl
 from tests.tiny import tiny
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": signal.SIGUSR2}
@@ -85,7 +85,7 @@ class Run:
         return None
 
     def steps(self) -> list[dict]:
-        return read_lines(self.out / "pretrain" / "metrics.jsonl")
+        return read_jsonl(self.out / "pretrain" / "metrics.jsonl")
 
     def until(self, ready, seconds: float = 240.0):
         """Wait for something true, while the run is alive."""
@@ -151,7 +151,7 @@ def start(folder: Path, name: str, ranks: int = 4, agents: int = 1, steps: int =
 
 def bits(out: Path) -> dict[str, str]:
     """Hashes of the tensors of the last checkpoint."""
-    files = checkpoint.verify(checkpoint.latest(out / "pretrain" / "checkpoints"))
+    files = checkpoint.verify_checkpoint(checkpoint.find_latest_checkpoint(out / "pretrain" / "checkpoints"))
     return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
 
 
@@ -172,7 +172,7 @@ def case(
         run.kill()
     when, line = told[0]
     assert f"rank {rank} (host {socket.gethostname()}, pid {pid})" in line, line
-    notices = [one["text"] for one in read_lines(run.out / "pretrain" / "notices.jsonl")]
+    notices = [one["text"] for one in read_jsonl(run.out / "pretrain" / "notices.jsonl")]
     noticed = line.removeprefix("fault: ") in notices
     return Outcome(kind, rank, when - began, went_on[0] - began, line, noticed, bits(run.out) == expected)
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from fledgling.record import read_lines
+from fledgling.record import read_jsonl
 from tests.campaigns import flips, full_disk, kill
 
 
@@ -24,7 +24,7 @@ def test_kills_at_random_instants(tmp_path):
     assert "2 kills, " in first.stdout and " inside a save: 2 resumed and ended with the same bits" in first.stdout
     again = fire(tmp_path, 2)
     assert again.returncode == 0 and again.stdout == first.stdout and again.stderr == "", "shots once fired are kept"
-    shots = read_lines(tmp_path / "shots-5.jsonl")
+    shots = read_jsonl(tmp_path / "shots-5.jsonl")
     assert [(shot["stage"], shot["aimed_at_save"]) for shot in shots] == [("pretrain", True), ("pretrain", False)]
     (tmp_path / "shots-5.jsonl").write_text(json.dumps(shots[0] | {"problems": ["made up"]}) + "\n")
     broken = fire(tmp_path, 1)

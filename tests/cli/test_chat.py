@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.cli.chat import converse, printable, say
-from fledgling.cli.typed import read_text, remembered
+from fledgling.cli.chat import print_reply, printable, run_conversation
+from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
+from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.session import ChatSession
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
-from fledgling.record.checkpoint import save
+from fledgling.record.checkpoint import save_checkpoint
 from fledgling.text.tokenizer import Tokenizer
 
-GREEDY = Sampling(temperature=0, max_tokens=32)
+GREEDY = SamplingParams(temperature=0, max_new_tokens=32)
 ANSWER = "=[2+3 = 5]!\n"
 
 
@@ -46,7 +46,9 @@ def model(tokenizer: Tokenizer) -> Transformer:
 def checkpoint(tokenizer, model, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("run") / "sft"
     files = {"tokenizer.json": tokenizer.save(place / "made" / "tokenizer.json")}
-    return save(place / "checkpoints", 3, {"model": model.state_dict()}, {"model": model.config.to_dict()}, files)
+    return save_checkpoint(
+        place / "checkpoints", 3, {"model": model.state_dict()}, {"model": model.config.to_dict()}, files
+    )
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_mistakes_are_one_line(checkpoint, capsys, tmp_path) -> None:
 def test_a_conversation(session, capsys, monkeypatch) -> None:
     typed = iter(["add", "/clear", "/what\x1b[2J", "/help", "", "add", "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
-    assert converse(session, GREEDY, out := io.StringIO()) == 0
+    assert run_conversation(session, GREEDY, out := io.StringIO()) == 0
     assert out.getvalue().count(ANSWER) == 2 and "/clear" in out.getvalue() and "\x1b" not in out.getvalue()
     assert len(session.turns) == 1
 
@@ -89,7 +91,7 @@ def test_an_answer_again_in_another_way_and_what_was_said(session, monkeypatch) 
     typed = iter([*typed, "/history", "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     out = io.StringIO()
-    assert converse(session, GREEDY, out) == 0
+    assert run_conversation(session, GREEDY, out) == 0
     shown = out.getvalue()
     assert shown.startswith("nothing was said yet") and shown.count(ANSWER) == 3 and len(session.turns) == 1
     assert "temperature 0.0" in shown and "top_p = 7.0: expected a share" in shown and "top_p 1.0" in shown
@@ -100,8 +102,8 @@ def test_an_answer_again_in_another_way_and_what_was_said(session, monkeypatch) 
 def test_a_text_of_several_lines(session, monkeypatch) -> None:
     typed = iter(["a\\", "b\\", "c", '"""', "  d", "", 'e"""', '"""f"""', "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
-    assert converse(session, GREEDY, io.StringIO()) == 0
-    assert [turn.text for turn in session.turns] == ["a\nb\nc", "d\n\ne", "f"]
+    assert run_conversation(session, GREEDY, io.StringIO()) == 0
+    assert [turn.user_text for turn in session.turns] == ["a\nb\nc", "d\n\ne", "f"]
 
 
 def test_leaving_a_text_of_several_lines_is_not_leaving() -> None:
@@ -113,22 +115,22 @@ def test_leaving_a_text_of_several_lines_is_not_leaving() -> None:
             raise KeyboardInterrupt
         return line
 
-    assert [read_text(ask), read_text(ask)] == ["", "whole"]
+    assert [read_message(ask), read_message(ask)] == ["", "whole"]
 
 
 def test_what_was_typed_is_remembered_and_read_by_nobody_else(tmp_path) -> None:
     readline = pytest.importorskip("readline")
     kept = tmp_path / "state" / "history"
-    with remembered(kept):
+    with input_history(kept):
         readline.add_history("What is 2 + 3?")
     assert "What is 2 + 3?" in kept.read_text() and kept.stat().st_mode & 0o077 == 0
     readline.clear_history()
-    with remembered(kept):
+    with input_history(kept):
         assert readline.get_history_item(readline.get_current_history_length()) == "What is 2 + 3?"
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch) -> None:
-    calls, plain = [0], Engine.extend
+    calls, plain = [0], Engine.extend_cache
 
     def interrupted(self, *arguments):
         calls[0] += 1
@@ -136,10 +138,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch) -> No
             raise KeyboardInterrupt
         return plain(self, *arguments)
 
-    monkeypatch.setattr(Engine, "extend", interrupted)
-    assert say(session, "add", GREEDY, out := io.StringIO(), out) == "interrupted"
+    monkeypatch.setattr(Engine, "extend_cache", interrupted)
+    assert print_reply(session, "add", GREEDY, out := io.StringIO(), out) == "interrupted"
     assert out.getvalue() == "=[2]\n"
-    assert say(session, "add", GREEDY, out := io.StringIO(), out) == "stop"
+    assert print_reply(session, "add", GREEDY, out := io.StringIO(), out) == "stop"
     assert out.getvalue() == ANSWER and len(session.turns) == 2
 
 

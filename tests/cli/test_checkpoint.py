@@ -14,7 +14,7 @@ def run_dir(tmp_path):
     for stage, steps in (("pretrain", (2, 4)), ("sft", (4,))):
         for step in steps:
             tensors = {"model": {"w": torch.ones(4)}, "optimizer": {"m": torch.ones(4)}}
-            checkpoint.save(tmp_path / "run" / stage / "checkpoints", step, tensors, {"step": step})
+            checkpoint.save_checkpoint(tmp_path / "run" / stage / "checkpoints", step, tensors, {"step": step})
     return tmp_path / "run"
 
 

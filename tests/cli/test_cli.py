@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fledgling.cli import VERBS, main
+from fledgling.cli import COMMANDS, main
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
@@ -14,7 +14,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "fledgling", *words], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_explains_itself(verb, capsys):
     assert main([verb, "--help"]) == 0
     assert "Usage:" in capsys.readouterr().out
@@ -23,7 +23,7 @@ def test_every_verb_explains_itself(verb, capsys):
 def test_help_lists_every_verb(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f" {verb} " in out for verb in VERBS)
+    assert all(f" {verb} " in out for verb in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_an_interrupt_is_130(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fledgling.cli.build", interrupted)
+    monkeypatch.setattr("fledgling.cli.build_app", interrupted)
     assert main(["plan"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
 

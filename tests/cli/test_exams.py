@@ -9,8 +9,8 @@ import torch
 from fledgling.cli import main
 from fledgling.evals import chat
 from fledgling.infer.engine import Engine
-from fledgling.record import read_lines
-from fledgling.report.summary import summary
+from fledgling.record import read_jsonl
+from fledgling.report.summary import summarize_run
 from fledgling.train.run import run_stage
 from tests.made_up_core import bundle
 from tests.made_up_sets import made_up_sets, write_rows
@@ -46,10 +46,10 @@ def test_chatcore_is_asked_kept_recorded_and_not_asked_again(run, capsys, tmp_pa
     assert all(m["low"] <= m["value"] <= m["high"] for m in found.values())
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(log) == 20 and {"prompt", "expected", "answer", "score"} <= set(log[0])
-    evals = {one["name"]: one["value"] for one in summary(out)["evals"]}
+    evals = {one["name"]: one["value"] for one in summarize_run(out)["evals"]}
     assert evals["chatcore"] == found["chatcore"]["value"] and evals["gsm8k"] == found["gsm8k"]["value"]
     [kept] = (out / "pretrain" / "exams").rglob("mmlu.jsonl")
-    key, *answers = read_lines(kept)
+    key, *answers = read_jsonl(kept)
     assert [one["place"] for one in answers] == [0, 1, 2, 3]
     kept.write_text("".join(json.dumps(line) + "\n" for line in [key, *({**one, "score": 1.0} for one in answers)]))
     again = {m["name"]: m["value"] for m in json.loads(asked(capsys, *words)[1])}
@@ -67,13 +67,13 @@ def test_fewer_questions_do_not_replace_more_and_out_leaves_the_run_alone(run, c
     asked(capsys, *common, "--questions", 12, "--out", tmp_path / "elsewhere")
     assert (out / "pretrain" / "evals.jsonl").read_bytes() == before
     assert (tmp_path / "elsewhere" / "arc_easy.jsonl").is_file()
-    lines = [line for line in read_lines(out / "pretrain" / "evals.jsonl") if line["name"] == "arc_easy"]
+    lines = [line for line in read_jsonl(out / "pretrain" / "evals.jsonl") if line["name"] == "arc_easy"]
     assert [line["n"] for line in lines] == [9]
 
 
 def test_stopped_within_an_exam_only_unanswered_groups_are_asked(run, capsys, tmp_path, monkeypatch):
     out, data = run
-    monkeypatch.setattr(chat, "GROUP", {"cpu": 4})
+    monkeypatch.setattr(chat, "GROUP_SIZE", {"cpu": 4})
     words = (
         "eval",
         "chat",

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.infer.load import load_model
-from fledgling.model.config import preset
+from fledgling.infer.weights import load_model
+from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
-from fledgling.record.checkpoint import save
+from fledgling.record.checkpoint import save_checkpoint
 from fledgling.text.tokenizer import Tokenizer
 
 
@@ -18,12 +18,12 @@ def run(tmp_path):
     """A run directory whose sft stage has a checkpoint of a small llama and one evaluation."""
     tokenizer = Tokenizer.train(["the quick brown fox " * 30], vocab_size=330)
     file = tokenizer.save(tmp_path / "tokenizer.json")
-    model = Transformer(preset("llama", vocab_size=330, depth=2, width=64, heads=4, kv_heads=2, context=64))
+    model = Transformer(config_from_preset("llama", vocab_size=330, depth=2, width=64, heads=4, kv_heads=2, context=64))
     model.initialize(0)
     recipe = 'name = "sparrow"\nseed = 5\n'
     state = {"stage": "sft", "step": 7, "model": model.config.to_dict(), "recipe": recipe}
     stage = tmp_path / "run" / "sft"
-    save(stage / "checkpoints", 7, {"model": model.state_dict()}, state, {"tokenizer.json": file})
+    save_checkpoint(stage / "checkpoints", 7, {"model": model.state_dict()}, state, {"tokenizer.json": file})
     (tmp_path / "run" / "recipe.toml").write_text(recipe)
     (stage / "done.json").write_text("{}")
     line = {"stage": "sft", "step": 7, "name": "spelling", "value": 0.91, "low": 0.88, "high": 0.94}
@@ -41,11 +41,11 @@ def test_out_and_back(run, tmp_path, capsys):
     assert main(["import", str(tmp_path / "hf"), str(tmp_path / "back"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     model, tokenizer, _ = load_model(run)
-    assert told["parameters"] == model.parameter_count()
+    assert told["parameters"] == model.count_parameters()
     back, again, _ = load_model(tmp_path / "back")
     assert back.config == model.config and again.fingerprint() == tokenizer.fingerprint()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
-    assert main(["chat", str(tmp_path / "back"), "-p", "the fox", "--max-tokens", "4"]) == 0
+    assert main(["chat", str(tmp_path / "back"), "-p", "the fox", "--max-new-tokens", "4"]) == 0
 
 
 def test_a_gguf_and_its_table(run, tmp_path, capsys):
@@ -54,7 +54,7 @@ def test_a_gguf_and_its_table(run, tmp_path, capsys):
     assert main(["export", "gguf", str(run), str(out), "--type", "q8_0", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["path"] == str(out) and out.stat().st_size > 50_000
-    assert told["parity"][0]["of"] == 56 and 0 < told["parity"][0]["largest"] < 0.1
+    assert told["parity"][0]["greedy_tokens"] == 56 and 0 < told["parity"][0]["max_difference"] < 0.1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fledgling.train import loop, run
     ("raised", "code", "said"),
     [
         (None, exit_codes.DONE, ""),
-        (loop.Stopped(7), exit_codes.STOPPED, "stopped after step 7; the same command goes on from there\n"),
+        (loop.TrainingStopped(7), exit_codes.STOPPED, "stopped after step 7; the same command goes on from there\n"),
         (UserError("no such file"), exit_codes.FAILED, "error: no such file\n"),
         (SystemExit(exit_codes.FAILED), exit_codes.FAILED, ""),
     ],
@@ -39,4 +39,4 @@ def test_a_bug_shows_its_traceback(monkeypatch, capsys):
 
 def test_codes_are_distinct():
     codes = [value for name, value in vars(exit_codes).items() if name.isupper() and isinstance(value, int)]
-    assert len(codes) == len(set(codes)) and exit_codes.FAULT not in exit_codes.FINAL
+    assert len(codes) == len(set(codes)) and exit_codes.FAULT not in exit_codes.NO_RESTART_CODES

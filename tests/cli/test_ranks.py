@@ -5,7 +5,7 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import UserError
-from fledgling.runtime.launch import launch
+from fledgling.runtime.launch import launch_ranks
 
 
 @pytest.mark.parametrize("words", [["train", "pretrain"], ["speedrun"], ["bench", "optim"]])
@@ -19,7 +19,7 @@ def test_more_than_there_are_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="--gpus 3: this machine has 2"):
-        launch(3, "cuda", [])
+        launch_ranks(3, "cuda", [])
 
 
 RANK = """
@@ -33,6 +33,6 @@ sys.exit(int(sys.argv[2]))
 @pytest.mark.parametrize("code", [0, 3])
 def test_ranks_are_started_and_their_exit_code_is_ours(tmp_path, monkeypatch, code):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert launch(2, "cpu", ["-c", RANK, str(tmp_path), str(code)]) == code
+    assert launch_ranks(2, "cpu", ["-c", RANK, str(tmp_path), str(code)]) == code
     started = {path.name for path in tmp_path.iterdir()}
     assert started == {"0-2-2", "1-2-2"} if code == 0 else started <= {"0-2-2", "1-2-2"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fledgling.corpora.pool import CORPUS, Corpus
+from fledgling.corpora.tokenization import CORPUS_FILE, TokenizedCorpus
 from fledgling.data.shards import FORMAT, MANIFEST
 from fledgling.data.stream import MixtureStream, RowSource
 
@@ -34,7 +34,7 @@ def make(folder: Path, shards: int, documents: int, tokens: int) -> None:
         files = {name: {"bytes": (shard / name).stat().st_size} for name in ("tokens.bin", "offsets.npy")}
         manifest = {"format": FORMAT, **facts, "metadata": {"held_out": HELD_OUT}, "files": files}
         (shard / MANIFEST).write_text(json.dumps(manifest))
-    (folder / CORPUS).write_text(json.dumps({"shards": [f"shard_{number:05}" for number in range(shards)]}))
+    (folder / CORPUS_FILE).write_text(json.dumps({"shards": [f"shard_{number:05}" for number in range(shards)]}))
 
 
 def memory() -> dict[str, float]:
@@ -50,7 +50,7 @@ def main() -> None:
     for name, value in (("shards", 300), ("documents", 50_000), ("tokens", 20_000_000), ("steps", 200)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
-    if not (given.folder / CORPUS).exists():
+    if not (given.folder / CORPUS_FILE).exists():
         make(given.folder, given.shards, given.documents, given.tokens)
 
     def told(what: str, began: float, more: str = "") -> None:
@@ -64,7 +64,7 @@ def main() -> None:
 
     told("imported", time.process_time())
     began = time.process_time()
-    corpus = Corpus.open(given.folder, "made up")
+    corpus = TokenizedCorpus.open(given.folder, "made up")
     told("opened", began)
     began = time.process_time()
     source = RowSource(corpus.train, "crop", 2048, seed=0, bos=65535)

@@ -10,9 +10,9 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.config import UserError
-from fledgling.corpora import bundle
-from fledgling.corpora.public import LOCK
-from fledgling.tasks.core import read_tasks
+from fledgling.corpora import core_bundle
+from fledgling.corpora.public_sets import LOCK_FILE
+from fledgling.tasks.core import read_core_tasks
 from tests import made_up_core
 
 
@@ -63,46 +63,48 @@ def test_it_is_brought_to_where_eval_core_looks(server, tmp_path, monkeypatch):
     way_out = "eval_bundle/eval_data/../../../out"
     server.body = archive(tmp_path / "a", ("eval_bundle/openai-gpt2.csv", "no part"), (way_out, "x"))
     server.cuts = [500]
-    folder, different = bundle.fetch(tmp_path / "data", server.url)
+    folder, different = core_bundle.fetch_core_bundle(tmp_path / "data", server.url)
     assert server.starts == [0, 500] and folder == tmp_path / "data" / "core"
-    assert len(read_tasks(tmp_path / "data")) == len(made_up_core.BASELINES)
-    assert len(different) == len(bundle.TASK_FILES), "made up, and said so"
+    assert len(read_core_tasks(tmp_path / "data")) == len(made_up_core.BASELINES)
+    assert len(different) == len(core_bundle.TASK_FILE_HASHES), "made up, and said so"
     assert not list(tmp_path.rglob("out")) and not list(folder.rglob("*.csv.*"))
     assert sorted(path.name for path in folder.iterdir()) == ["core.yaml", "eval_data", "eval_meta_data.csv"]
-    bundle.fetch(tmp_path / "data", server.url)
+    core_bundle.fetch_core_bundle(tmp_path / "data", server.url)
     assert len(server.starts) == 2, "what is there is not fetched again"
 
 
 def test_another_archive_than_the_one_pinned_is_refused(server, tmp_path):
     server.body = archive(tmp_path / "a")
-    folder, _ = bundle.fetch(tmp_path / "data", server.url)
+    folder, _ = core_bundle.fetch_core_bundle(tmp_path / "data", server.url)
     (folder / "core.yaml").rename(tmp_path / "away")
     server.body = archive(tmp_path / "b", ("eval_bundle/eval_data/x", "changed"))
     with pytest.raises(UserError, match="not those the hub recorded"):
-        bundle.fetch(tmp_path / "data", server.url)
+        core_bundle.fetch_core_bundle(tmp_path / "data", server.url)
 
 
 def test_what_is_no_bundle_is_told(server, tmp_path):
     server.body = b"<html>moved</html>"
     with pytest.raises(UserError, match="is no archive"):
-        bundle.fetch(tmp_path, server.url)
+        core_bundle.fetch_core_bundle(tmp_path, server.url)
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as zipped:
         zipped.writestr("other/readme", "x")
     server.body = made.getvalue()
     with pytest.raises(UserError, match=r"no eval_bundle/core\.yaml"):
-        bundle.fetch(tmp_path / "other", server.url)
+        core_bundle.fetch_core_bundle(tmp_path / "other", server.url)
     assert not (tmp_path / "other" / "core").exists()
     server.shutdown()
     with pytest.raises(UserError, match="cannot reach"):
-        bundle.fetch(tmp_path / "third", "http://127.0.0.1:9/eval_bundle.zip")
+        core_bundle.fetch_core_bundle(tmp_path / "third", "http://127.0.0.1:9/eval_bundle.zip")
 
 
 def test_a_published_file_is_known_and_a_changed_one_named(tmp_path, monkeypatch):
     root = made_up_core.bundle(tmp_path) / "core"
-    digest = bundle.public.file_hash(root / "eval_data" / "facts" / "choice.jsonl", "sha256").removeprefix("sha256:")
-    monkeypatch.setattr(bundle, "TASK_FILES", {"facts/choice": digest[:16], "facts/letters": "0" * 16})
-    assert bundle.different(root) == ["facts/letters.jsonl"]
+    digest = core_bundle.public_sets.hash_file(root / "eval_data" / "facts" / "choice.jsonl", "sha256").removeprefix(
+        "sha256:"
+    )
+    monkeypatch.setattr(core_bundle, "TASK_FILE_HASHES", {"facts/choice": digest[:16], "facts/letters": "0" * 16})
+    assert core_bundle.find_changed_files(root) == ["facts/letters.jsonl"]
 
 
 def test_the_command(server, tmp_path, capsys):
@@ -113,4 +115,4 @@ def test_the_command(server, tmp_path, capsys):
     assert main(["data", "info", "--data-dir", str(tmp_path / "data"), "--json"]) == 0
     (entry,) = [one for one in json.loads(capsys.readouterr().out)["sets"] if one["name"] == "core"]
     assert entry["files"] == 6 and entry["revision"].startswith("sha256:")
-    assert (tmp_path / "data" / LOCK).is_file()
+    assert (tmp_path / "data" / LOCK_FILE).is_file()

@@ -5,14 +5,14 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fledgling.corpora.contamination import find_overlap
 from fledgling.corpora.document import Document
-from fledgling.corpora.overlap import overlap
 
 ITEM = "The orbit of each planet about the Sun is an ellipse with the Sun at one focus."
 
 
 def found(item, text, words=13):
-    return overlap([item], [Document(text, origin="here")], words).matches
+    return find_overlap([item], [Document(text, origin="here")], words).matches
 
 
 def test_markup_case_and_line_breaks_hide_nothing():
@@ -30,14 +30,18 @@ def test_twelve_words_or_one_other_word_are_no_overlap():
 def test_no_window_crosses_two_documents_or_two_items():
     first, second = ITEM.split(" is ")
     documents = [Document(f"{first} is"), Document(second)]
-    assert overlap([ITEM], documents).matches == {}
-    assert overlap([f"{first} is", second], [Document(ITEM)]).matches == {}
+    assert find_overlap([ITEM], documents).matches == {}
+    assert find_overlap([f"{first} is", second], [Document(ITEM)]).matches == {}
 
 
 def test_every_item_that_owns_a_window_is_named_and_counts_are_kept():
-    report = overlap([ITEM, "short", f"Kepler said: {ITEM}", ITEM.replace("orbit", "path")], [Document(ITEM)] * 3)
-    assert set(report.matches) == {0, 2, 3} and (report.items, report.long_enough, report.documents) == (4, 3, 3)
-    assert report.size > 3 * len(ITEM)
+    report = find_overlap([ITEM, "short", f"Kepler said: {ITEM}", ITEM.replace("orbit", "path")], [Document(ITEM)] * 3)
+    assert set(report.matches) == {0, 2, 3} and (report.num_items, report.num_searchable, report.num_documents) == (
+        4,
+        3,
+        3,
+    )
+    assert report.num_bytes > 3 * len(ITEM)
 
 
 WORD = st.sampled_from(["a", "b", "Été", "x1", "über", "“", "—", "§"])

@@ -17,11 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledgling.config import UserError
-from fledgling.corpora import pool
+from fledgling.corpora import tokenization
 from fledgling.corpora.document import Document
-from fledgling.corpora.pool import CORPUS, Corpus, cut, sample, tokenize
-from fledgling.corpora.sources import Skipped, parts, read_part
-from fledgling.data.shards import MANIFEST, TokenShard, allow_open_files
+from fledgling.corpora.readers import SkippedDocuments, read_file_part, split_file
+from fledgling.corpora.tokenization import (
+    CORPUS_FILE,
+    TokenizedCorpus,
+    sample_documents,
+    split_into_units,
+    tokenize_corpus,
+)
+from fledgling.data.shards import MANIFEST, TokenShard, raise_open_file_limit
 from fledgling.data.stream import RowSource
 from fledgling.text.tokenizer import Tokenizer
 from tests.corpora.many_shards import make, memory
@@ -52,7 +58,7 @@ def folder(tmp_path):
 
 
 def tokens_of(shards) -> list[list[int]]:
-    return [shard.read(i, 0, int(n))[0].tolist() for shard in shards for i, n in enumerate(shard.lengths)]
+    return [shard.read_tokens(i, 0, int(n))[0].tolist() for shard in shards for i, n in enumerate(shard.lengths)]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -65,51 +71,53 @@ def test_parts_of_json_lines_are_the_whole(tmp_path_factory, size, lengths):
     path = tmp_path_factory.mktemp("lines") / "rows.jsonl"
     texts = [f"{n} " + "é" * length for n, length in enumerate(lengths)]
     path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
-    found = [d.text for part in parts(path, size) for d in read_part(path, "rows", None, Skipped(), part)]
+    found = [
+        d.text for part in split_file(path, size) for d in read_file_part(path, "rows", None, SkippedDocuments(), part)
+    ]
     assert found == texts
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 8, 50])
 def test_parts_of_a_table_are_the_whole(folder, pieces):
     path = folder / "shard_00001.parquet"
-    cuts = parts(path, path.stat().st_size // pieces)
-    found = [d for part in cuts for d in read_part(path, "t", None, Skipped(), part)]
+    cuts = split_file(path, path.stat().st_size // pieces)
+    found = [d for part in cuts for d in read_file_part(path, "t", None, SkippedDocuments(), part)]
     assert len(cuts) == min(pieces, 8) and [d.text for d in found] == TEXTS[800:1600]
     assert [d.origin for d in found] == [f"t:{row}" for row in range(1, 801)]
 
 
 def test_units_cut_large_files_and_gather_small_ones(folder):
-    units = cut(folder, "a", size=12_000)
+    units = split_into_units(folder, "a", unit_bytes=12_000)
     names = [[name for _, name, _ in unit.parts] for unit in units]
     assert names[0] == [f"notes/{n}.txt" for n in range(10)], "small files share a unit"
     assert sum(name == ["rows.jsonl"] for name in names) > 1, "a large one has several"
     assert len({unit.name for unit in units}) == len(units)
-    assert [unit.name for unit in cut(folder, "a", size=12_000)] == [unit.name for unit in units]
-    assert not {unit.name for unit in cut(folder, "b", size=12_000)} & {unit.name for unit in units}
+    assert [unit.name for unit in split_into_units(folder, "a", unit_bytes=12_000)] == [unit.name for unit in units]
+    assert not {unit.name for unit in split_into_units(folder, "b", unit_bytes=12_000)} & {unit.name for unit in units}
 
 
 def test_every_document_stands_once_where_its_hash_says_whoever_made_it(folder, tokenizer, tmp_path, monkeypatch):
     told = []
-    units = tokenize(
-        folder, tmp_path / "two", tokenizer, workers=2, size=12_000, progress=lambda *now: told.append(now)
+    units = tokenize_corpus(
+        folder, tmp_path / "two", tokenizer, workers=2, unit_bytes=12_000, progress=lambda *now: told.append(now)
     )
-    tokenize(folder, tmp_path / "one", tokenizer, workers=1, size=12_000)
+    tokenize_corpus(folder, tmp_path / "one", tokenizer, workers=1, unit_bytes=12_000)
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two"), "the same bytes from one process and from two"
     library = Tokenizer.load(tokenizer)
-    corpus = Corpus.open(tmp_path / "two", library.fingerprint())
+    corpus = TokenizedCorpus.open(tmp_path / "two", library.fingerprint())
     read = [
         d.text
         for unit in units
         for file, name, part in unit.parts
-        for d in read_part(Path(file), name, None, Skipped(), part)
+        for d in read_file_part(Path(file), name, None, SkippedDocuments(), part)
     ]
     assert sorted(read) == sorted(TEXTS)
-    out = [Document(text).place() < pool.HELD_OUT for text in read]
+    out = [Document(text).hash_fraction() < tokenization.HELD_OUT_FRACTION for text in read]
     assert 2 <= sum(out) <= 30
     encoded = library.encode_batch(read)
     assert tokens_of(corpus.train) == [ids for ids, held in zip(encoded, out, strict=True) if not held]
     assert tokens_of(corpus.held_out) == [ids for ids, held in zip(encoded, out, strict=True) if held]
-    listing = json.loads((tmp_path / "two" / CORPUS).read_text())
+    listing = json.loads((tmp_path / "two" / CORPUS_FILE).read_text())
     assert listing["train"]["documents"] == len(TEXTS) - sum(out) and listing["held_out"]["documents"] == sum(out)
     held_bytes = sum(len(text.encode()) for text, held in zip(read, out, strict=True) if held)
     assert listing["held_out"]["bytes"] == held_bytes and listing["train"]["bytes"] > 90 * held_bytes
@@ -117,28 +125,30 @@ def test_every_document_stands_once_where_its_hash_says_whoever_made_it(folder, 
 
 
 def test_only_what_is_missing_is_made_again_and_new_files_wait(folder, tokenizer, tmp_path):
-    units = tokenize(folder, tmp_path / "out", tokenizer, workers=1, size=12_000)
+    units = tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=1, unit_bytes=12_000)
     whole = files_of(tmp_path / "out")
-    (tmp_path / "out" / CORPUS).unlink()
+    (tmp_path / "out" / CORPUS_FILE).unlink()
     shutil.rmtree(tmp_path / "out" / units[2].name)
     before = {unit.name: (tmp_path / "out" / unit.name / MANIFEST).stat().st_mtime_ns for unit in units[3:]}
     told = []
-    tokenize(folder, tmp_path / "out", tokenizer, workers=1, size=12_000, progress=lambda *now: told.append(now))
+    tokenize_corpus(
+        folder, tmp_path / "out", tokenizer, workers=1, unit_bytes=12_000, progress=lambda *now: told.append(now)
+    )
     assert files_of(tmp_path / "out") == whole
     assert {name: (tmp_path / "out" / name / MANIFEST).stat().st_mtime_ns for name in before} == before
-    assert [ready for _, ready, _ in told] == [told[-1][2] - units[2].size, told[-1][2]]
-    first = len(Corpus.open(tmp_path / "out", Tokenizer.load(tokenizer).fingerprint()).train)
+    assert [ready for _, ready, _ in told] == [told[-1][2] - units[2].num_bytes, told[-1][2]]
+    first = len(TokenizedCorpus.open(tmp_path / "out", Tokenizer.load(tokenizer).fingerprint()).train)
     (folder / "later.txt").write_text("One more.")
-    assert len(Corpus.open(tmp_path / "out", Tokenizer.load(tokenizer).fingerprint()).train) == first
+    assert len(TokenizedCorpus.open(tmp_path / "out", Tokenizer.load(tokenizer).fingerprint()).train) == first
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from fledgling.corpora.pool import tokenize
+from fledgling.corpora.tokenization import tokenize_corpus
 if __name__ == "__main__":
     source, out, tokenizer = map(Path, sys.argv[1:])
-    tokenize(source, out, tokenizer, workers=2, size=12_000)
+    tokenize_corpus(source, out, tokenizer, workers=2, unit_bytes=12_000)
 """
 
 
@@ -156,9 +166,9 @@ def test_killed_it_goes_on_and_leaves_no_process(folder, tokenizer, tmp_path):
     while any(Path(f"/proc/{child}").exists() for child in pool_processes):
         assert time.monotonic() < deadline, "a process of the pool outlives its parent"
         time.sleep(0.05)
-    assert not (out / CORPUS).exists()
-    tokenize(folder, out, tokenizer, workers=1, size=12_000)
-    tokenize(folder, tmp_path / "whole", tokenizer, workers=1, size=12_000)
+    assert not (out / CORPUS_FILE).exists()
+    tokenize_corpus(folder, out, tokenizer, workers=1, unit_bytes=12_000)
+    tokenize_corpus(folder, tmp_path / "whole", tokenizer, workers=1, unit_bytes=12_000)
     found = {name: content for name, content in files_of(out).items() if ".partial" not in name}
     assert found == files_of(tmp_path / "whole")
 
@@ -167,41 +177,43 @@ def test_a_truncated_table_is_one_line_and_what_is_finished_stays(folder, tokeni
     bad = folder / "shard_00002.parquet"
     bad.write_bytes(bad.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"shard_00002.parquet: damaged or no parquet file"):
-        tokenize(folder, tmp_path / "out", tokenizer, workers=1)
+        tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=1)
     for name in ("rows.jsonl", "notes"):
         shutil.move(folder / name, tmp_path / name)
     with pytest.raises(UserError, match=r"shard_00002.parquet: damaged or no parquet file") as told:
-        tokenize(folder, tmp_path / "out", tokenizer, workers=2, size=16_000)
+        tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=2, unit_bytes=16_000)
     assert "\n" not in str(told.value) and list((tmp_path / "out").glob(f"*/{MANIFEST}"))
-    assert not (tmp_path / "out" / CORPUS).exists()
+    assert not (tmp_path / "out" / CORPUS_FILE).exists()
 
 
 def test_a_table_without_the_column_is_one_line(folder, tokenizer, tmp_path):
     table = pyarrow.table({"body": ["a"], "url": ["b"]})
     pyarrow.parquet.write_table(table, folder / "shard_00001.parquet")
     with pytest.raises(UserError, match=r"shard_00001.parquet: no column text or content among body, url"):
-        tokenize(folder, tmp_path / "out", tokenizer, workers=2)
+        tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=2)
 
 
 def test_shards_of_another_tokenizer_are_one_line(folder, tokenizer, tmp_path):
-    tokenize(folder, tmp_path / "out", tokenizer, workers=1)
+    tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=1)
     with pytest.raises(UserError, match=r"was made with another tokenizer .*delete it and prepare the data again"):
-        Corpus.open(tmp_path / "out", "0" * 64)
+        TokenizedCorpus.open(tmp_path / "out", "0" * 64)
 
 
 def test_the_tokenizer_learns_from_all_files_and_from_nothing_held_out(folder):
-    found = list(sample(folder, 30_000, size=12_000))
+    found = list(sample_documents(folder, 30_000, unit_bytes=12_000))
     assert 30_000 <= sum(len(d.text) for d in found) <= 30_000 + 20 * 80
     assert {d.origin.split(":")[0] for d in found} >= {f"shard_{n:05}.parquet" for n in range(4)}
-    assert not any(d.place() < pool.HELD_OUT for d in sample(folder, 10**9))
+    assert not any(d.hash_fraction() < tokenization.HELD_OUT_FRACTION for d in sample_documents(folder, 10**9))
 
 
 def test_a_part_of_a_shard_is_a_shard(folder, tokenizer, tmp_path):
-    [first, *_] = tokenize(folder, tmp_path / "out", tokenizer, workers=1)
+    [first, *_] = tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=1)
     shard = TokenShard.open(tmp_path / "out" / first.name)
     whole = tokens_of([shard])
-    assert tokens_of([shard.part(3, 9)]) == whole[3:9] and shard.part(3, 9).tokens is shard.tokens
-    assert len(shard.part(4, 4)) == 0 and np.shares_memory(shard.part(0, 2).offsets, shard.offsets)
+    assert tokens_of([shard.slice_documents(3, 9)]) == whole[3:9] and shard.slice_documents(3, 9).tokens is shard.tokens
+    assert len(shard.slice_documents(4, 4)) == 0 and np.shares_memory(
+        shard.slice_documents(0, 2).offsets, shard.offsets
+    )
 
 
 def test_many_shards_are_allowed_their_open_files():
@@ -209,11 +221,11 @@ def test_many_shards_are_allowed_their_open_files():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-        allow_open_files(600)
+        raise_open_file_limit(600)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 1112
         if hard != resource.RLIM_INFINITY:
             with pytest.raises(UserError, match="open files"):
-                allow_open_files(hard)
+                raise_open_file_limit(hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -223,9 +235,9 @@ def test_three_hundred_shards_cost_memory_for_their_index_only(tmp_path):
         pytest.skip("memory is read from /proc, which only Linux has")
     make(tmp_path, shards=300, documents=1000, tokens=4_000_000)
     before = memory()["own"]
-    corpus = Corpus.open(tmp_path, "made up")
+    corpus = TokenizedCorpus.open(tmp_path, "made up")
     source = RowSource(corpus.train, "crop", 512, seed=0, bos=65535)
     rows = np.random.default_rng(0).integers(0, 2 * len(source), 300)
-    assert all(len(source.row(int(row))[0]) == 513 for row in np.sort(rows))
+    assert all(len(source.read_row(int(row))[0]) == 513 for row in np.sort(rows))
     assert sum(len(shard.tokens) for shard in corpus.train) * 2 == 2_400_000_000
     assert memory()["own"] - before < 200, "MB, where the tokens are 2,400"

@@ -8,12 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from fledgling.config import UserError
-from fledgling.corpora import public
-from fledgling.corpora.public import LOCK, SETS, fetch, find, present
+from fledgling.corpora import public_sets
+from fledgling.corpora.public_sets import LOCK_FILE, PUBLIC_SETS, count_downloaded, fetch_public_set, get_public_set
 
 COMMIT = "c" * 40
 NAME = "fineweb-edu-100b"  # its table entry says "main", so the first fetch pins
-REPOSITORY = SETS[NAME].repository
+REPOSITORY = PUBLIC_SETS[NAME].repository
 FILES = {
     "shard_00000.parquet": bytes(range(256)) * 800,
     "shard_00001.parquet": b"second" * 5_000,
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setattr(public, "ATTEMPTS", 1)
+    monkeypatch.setattr(public_sets, "MAX_ATTEMPTS", 1)
     server = Hub()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -104,41 +104,41 @@ def hub(monkeypatch):
 
 def test_a_set_is_fetched_pinned_and_not_fetched_again(hub, tmp_path):
     seen = []
-    paths = fetch(NAME, tmp_path, endpoint=hub.url, progress=lambda *told: seen.append(told))
+    paths = fetch_public_set(NAME, tmp_path, endpoint=hub.url, progress=lambda *told: seen.append(told))
     assert [path.name for path in paths] == ["shard_00000.parquet", "shard_00001.parquet"]
     assert all(path.read_bytes() == FILES[path.name] and path.parent == tmp_path / NAME for path in paths)
     assert seen[-1] == ("shard_00001.parquet", 30_000, 30_000)
-    lock = json.loads((tmp_path / LOCK).read_text())
+    lock = json.loads((tmp_path / LOCK_FILE).read_text())
     assert lock[NAME]["revision"] == COMMIT and set(lock[NAME]["files"]) == {path.name for path in paths}
-    assert present(NAME, tmp_path) == (2, 234_800)
+    assert count_downloaded(NAME, tmp_path) == (2, 234_800)
     count = len(hub.requests)
-    assert fetch(NAME, tmp_path, endpoint=hub.url) == paths
+    assert fetch_public_set(NAME, tmp_path, endpoint=hub.url) == paths
     assert len(hub.requests) == count  # not even the list is asked for
 
 
 def test_the_first_shards_only_and_the_rest_later(hub, tmp_path):
-    assert len(fetch(NAME, tmp_path, shards=1, endpoint=hub.url)) == 1
-    assert present(NAME, tmp_path)[0] == 1
-    assert len(fetch(NAME, tmp_path, shards=2, endpoint=hub.url)) == 2
+    assert len(fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)) == 1
+    assert count_downloaded(NAME, tmp_path)[0] == 1
+    assert len(fetch_public_set(NAME, tmp_path, max_files=2, endpoint=hub.url)) == 2
     assert len(hub.ranges_asked()) == 2
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(hub, tmp_path):
     hub.cuts = [70_000]
     with pytest.raises(UserError, match=r"70,000 of 204,800 bytes; fetch again"):
-        fetch(NAME, tmp_path, shards=1, endpoint=hub.url)
+        fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)
     assert not (tmp_path / NAME / "shard_00000.parquet").exists()
-    [path] = fetch(NAME, tmp_path, shards=1, endpoint=hub.url)
+    [path] = fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)
     assert path.read_bytes() == FILES[path.name]
     assert hub.ranges_asked() == [None, "bytes=70000-"]
     assert sorted(file.name for file in path.parent.iterdir()) == ["shard_00000.parquet"]
 
 
 def test_a_connection_that_breaks_is_taken_up_again_within_one_call(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(public, "ATTEMPTS", 3)
-    monkeypatch.setattr(public.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(public_sets, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(public_sets.time, "sleep", lambda seconds: None)
     hub.cuts = [1_000, 2_000]
-    [path] = fetch(NAME, tmp_path, shards=1, endpoint=hub.url)
+    [path] = fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)
     assert path.read_bytes() == FILES[path.name]
     assert hub.ranges_asked() == [None, "bytes=1000-", "bytes=3000-"]
 
@@ -146,8 +146,8 @@ def test_a_connection_that_breaks_is_taken_up_again_within_one_call(hub, tmp_pat
 def test_a_server_without_ranges_starts_from_the_beginning(hub, tmp_path):
     hub.cuts, hub.ranges = [500], False
     with pytest.raises(UserError, match="broken off"):
-        fetch(NAME, tmp_path, shards=1, endpoint=hub.url)
-    [path] = fetch(NAME, tmp_path, shards=1, endpoint=hub.url)
+        fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)
+    [path] = fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)
     assert path.read_bytes() == FILES[path.name]
 
 
@@ -157,24 +157,24 @@ def test_wrong_bytes_are_removed_and_named(hub, tmp_path, lfs):
     good = FILES["shard_00000.parquet"]
     hub.served = {"shard_00000.parquet": good[:100] + b"\xff" + good[101:]}
     with pytest.raises(UserError, match=r"shard_00000\.parquet: its bytes are not those the hub recorded"):
-        fetch(NAME, tmp_path, shards=1, endpoint=hub.url)
-    assert list((tmp_path / NAME).iterdir()) == [] and present(NAME, tmp_path) == (0, 0)
+        fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)
+    assert list((tmp_path / NAME).iterdir()) == [] and count_downloaded(NAME, tmp_path) == (0, 0)
     hub.served = {}
-    assert fetch(NAME, tmp_path, shards=1, endpoint=hub.url)[0].read_bytes() == good
+    assert fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)[0].read_bytes() == good
 
 
 def test_a_file_that_lies_there_unchecked_is_checked_and_not_downloaded(hub, tmp_path):
     (tmp_path / NAME).mkdir()
     (tmp_path / NAME / "shard_00000.parquet").write_bytes(FILES["shard_00000.parquet"])
-    fetch(NAME, tmp_path, shards=1, endpoint=hub.url)
+    fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)
     assert hub.ranges_asked() == []
 
 
 def test_a_file_cut_short_on_the_disk_is_fetched_again(hub, tmp_path):
-    [path] = fetch(NAME, tmp_path, shards=1, endpoint=hub.url)
+    [path] = fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)
     path.write_bytes(FILES[path.name][:1_000])
-    assert present(NAME, tmp_path) == (0, 0)
-    fetch(NAME, tmp_path, shards=1, endpoint=hub.url)
+    assert count_downloaded(NAME, tmp_path) == (0, 0)
+    fetch_public_set(NAME, tmp_path, max_files=1, endpoint=hub.url)
     assert path.read_bytes() == FILES[path.name]
     assert hub.ranges_asked() == [None, "bytes=1000-"]
 
@@ -182,28 +182,28 @@ def test_a_file_cut_short_on_the_disk_is_fetched_again(hub, tmp_path):
 def test_without_a_network_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None, raising=False)
     with pytest.raises(UserError, match=r"cannot reach http://127\.0\.0\.1:9 .*check the network") as caught:
-        fetch(NAME, tmp_path, endpoint="http://127.0.0.1:9")
+        fetch_public_set(NAME, tmp_path, endpoint="http://127.0.0.1:9")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / LOCK).exists()
+    assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_a_hub_without_the_repository_is_told_by_name(hub, tmp_path):
     with pytest.raises(UserError, match=r"has no roneneldan/TinyStories at f54c09fd2331 \(status 404\)"):
-        fetch("tinystories", tmp_path, endpoint=hub.url)
+        fetch_public_set("tinystories", tmp_path, endpoint=hub.url)
 
 
 def test_mistakes_of_the_user_are_one_line(tmp_path):
     with pytest.raises(UserError, match='did you mean "climbmix"'):
-        find("climbmx")
+        get_public_set("climbmx")
     with pytest.raises(UserError, match="expected a count of at least 1"):
-        fetch(NAME, tmp_path, shards=0)
-    (tmp_path / LOCK).write_text("{")
+        fetch_public_set(NAME, tmp_path, max_files=0)
+    (tmp_path / LOCK_FILE).write_text("{")
     with pytest.raises(UserError, match="damaged; delete it"):
-        present(NAME, tmp_path)
+        count_downloaded(NAME, tmp_path)
 
 
 def test_the_table_is_pinned_or_says_main():
-    assert len(SETS) >= 5
-    for entry in SETS.values():
+    assert len(PUBLIC_SETS) >= 5
+    for entry in PUBLIC_SETS.values():
         assert entry.revision == "main" or len(bytes.fromhex(entry.revision)) == 20
-        assert entry.licence and entry.pattern and entry.column in ("text", "messages", "question", "prompt")
+        assert entry.license and entry.pattern and entry.column in ("text", "messages", "question", "prompt")

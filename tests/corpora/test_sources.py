@@ -8,12 +8,12 @@ import pyarrow.parquet
 import pytest
 
 from fledgling.config import UserError
-from fledgling.corpora import sources
-from fledgling.corpora.sources import Skipped, documents
+from fledgling.corpora import readers
+from fledgling.corpora.readers import SkippedDocuments, read_documents
 
 
 def texts(path, column=None):
-    return [document.text for document in documents(path, column)]
+    return [document.text for document in read_documents(path, column)]
 
 
 def write_lines(path, rows):
@@ -29,18 +29,18 @@ def write_table(path, columns, row_group_size=2):
 def test_a_small_text_file_is_one_document(tmp_path):
     path = tmp_path / "note.txt"
     path.write_bytes("\ufeffOne.\r\n\r\nTwo\0 naïve.\n".encode())
-    [document] = documents(path)
+    [document] = read_documents(path)
     assert document.text == "One.\n\nTwo naïve.\n"  # no byte-order mark, no NUL, Unix line ends
     assert (document.kind, document.origin) == ("file", "note.txt")
 
 
 def test_a_large_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "WHOLE", 1_000)
-    monkeypatch.setattr(sources, "PIECE", 100)
+    monkeypatch.setattr(readers, "MAX_WHOLE_FILE", 1_000)
+    monkeypatch.setattr(readers, "MIN_PIECE", 100)
     parts = [f"Paragraph {number}: " + "words and words " * 3 for number in range(60)]
     path = tmp_path / "book.txt"
     path.write_text("\n\n".join(parts))
-    pieces = list(documents(path))
+    pieces = list(read_documents(path))
     assert "\n\n".join(piece.text for piece in pieces) == "\n\n".join(parts)
     assert len(pieces) == 30 and pieces[1].origin == "book.txt:5"
 
@@ -53,12 +53,12 @@ def test_end_of_text_markers_separate_documents(tmp_path):
 
 @pytest.mark.parametrize("letter", ["x", "é", "語", "🐦"])
 def test_one_enormous_line_is_cut_between_characters(tmp_path, monkeypatch, letter):
-    monkeypatch.setattr(sources, "WHOLE", 1_000)
-    monkeypatch.setattr(sources, "LONGEST_LINE", 101)
+    monkeypatch.setattr(readers, "MAX_WHOLE_FILE", 1_000)
+    monkeypatch.setattr(readers, "MAX_LINE", 101)
     path = tmp_path / "line.txt"
     path.write_text(letter * 5_000, encoding="utf-8")
-    skipped = Skipped()
-    pieces = [document.text for document in documents(path, skipped=skipped)]
+    skipped = SkippedDocuments()
+    pieces = [document.text for document in read_documents(path, skipped=skipped)]
     assert "".join(pieces) == letter * 5_000 and len(pieces) > 4 and not skipped.total
 
 
@@ -67,7 +67,7 @@ def test_json_lines_with_the_usual_and_a_named_column(tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", rows)
     assert texts(path) == ["first", "sécond"]
     assert texts(path, "content") == ["c1", "c2"]
-    assert [document.origin for document in documents(path)] == ["rows.jsonl:1", "rows.jsonl:2"]
+    assert [document.origin for document in read_documents(path)] == ["rows.jsonl:1", "rows.jsonl:2"]
 
 
 def test_parquet_in_row_groups_and_with_dictionaries(tmp_path):
@@ -81,28 +81,28 @@ def test_parquet_in_row_groups_and_with_dictionaries(tmp_path):
 def test_unusable_documents_are_skipped_counted_and_named_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "good"}\n{"text": "  "}\n\n{"text": "\xff\xfe"}\n[1]\n{"text": null}\n{"text": "t')
-    skipped = Skipped()
-    assert [document.text for document in documents(path, skipped=skipped)] == ["good"]
+    skipped = SkippedDocuments()
+    assert [document.text for document in read_documents(path, skipped=skipped)] == ["good"]
     assert (skipped.empty, skipped.undecodable, skipped.broken, skipped.total) == (3, 1, 2, 6)
     assert str(skipped) == (
         "skipped 3 empty (first: rows.jsonl:2), 1 not UTF-8 text (first: rows.jsonl:4),"
         " 2 not a JSON object (first: rows.jsonl:5)"
     )
-    assert str(Skipped()) == ""
+    assert str(SkippedDocuments()) == ""
 
 
 def test_a_parquet_row_that_is_not_utf8_costs_one_row(tmp_path):
     path = write_table(tmp_path / "b.parquet", {"text": [b"good", b"\xff\xff", None, b"too"]})
-    skipped = Skipped()
-    assert [document.text for document in documents(path, skipped=skipped)] == ["good", "too"]
+    skipped = SkippedDocuments()
+    assert [document.text for document in read_documents(path, skipped=skipped)] == ["good", "too"]
     assert (skipped.undecodable, skipped.empty) == (1, 1)
 
 
 def test_utf16_is_not_taken_for_text(tmp_path):
     (tmp_path / "a.txt").write_bytes("plain words".encode("utf-16-le"))
     (tmp_path / "b.txt").write_text("plain words")
-    skipped = Skipped()
-    assert [document.origin for document in documents(tmp_path, skipped=skipped)] == ["b.txt"]
+    skipped = SkippedDocuments()
+    assert [document.origin for document in read_documents(tmp_path, skipped=skipped)] == ["b.txt"]
     assert skipped.first_undecodable == "a.txt"
 
 
@@ -116,9 +116,9 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
     (tmp_path / "a.md").write_text("# A")
     with gzip.open(tmp_path / "c.jsonl.gz", "wt") as handle:
         handle.write('{"content": "packed"}\n')
-    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"packed too"))
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"packed too", mtime=0))
     seen = []
-    found = list(documents(tmp_path, progress=lambda name, count: seen.append((name, count))))
+    found = list(read_documents(tmp_path, progress=lambda name, count: seen.append((name, count))))
     assert [document.text for document in found] == ["# A", "1", "packed", "packed too"]
     assert seen == [("a.md", 0), ("b/one.jsonl", 1), ("c.jsonl.gz", 2), ("d.txt.gz", 3)]
 
@@ -126,7 +126,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
 def test_memory_does_not_grow_with_the_file(tmp_path):
     path = tmp_path / "many.jsonl"
     path.write_text('{"text": "x"}\n' * 5_000)
-    stream = documents(path)
+    stream = read_documents(path)
     assert next(stream).text == "x"  # a stream, not a list
     assert sum(1 for _ in stream) == 4_999
 
@@ -150,15 +150,15 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path, name, content, colu
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        list(documents(path, column))
+        list(read_documents(path, column))
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_missing_paths_and_columns_of_parquet(tmp_path):
     with pytest.raises(UserError, match="no such file or folder; expected"):
-        documents(tmp_path / "nowhere")  # at once, not at the first document
+        read_documents(tmp_path / "nowhere")  # at once, not at the first document
     with pytest.raises(UserError, match="nothing to read in this folder"):
-        documents(tmp_path)
+        read_documents(tmp_path)
     path = write_table(tmp_path / "t.parquet", {"body": ["a"], "text": [1]})
     with pytest.raises(UserError, match='no column "boddy" - did you mean "body"'):
         texts(path, "boddy")

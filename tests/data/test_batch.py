@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from fledgling.data.batch import IGNORE, Batch
+from fledgling.data.batch import IGNORE_INDEX, Batch
 
 
 def make(rows: int = 5, time: int = 4) -> Batch:
     tokens = torch.arange(rows * time).view(rows, time)
     targets = tokens + 1
-    targets[0] = IGNORE
+    targets[0] = IGNORE_INDEX
     return Batch(tokens, targets, advantages=tokens.float())
 
 
 def test_counts_only_learned_targets():
     assert make().target_count == 16
-    assert Batch(torch.zeros(1, 2, dtype=torch.int64), torch.full((1, 2), IGNORE)).target_count == 0
+    assert Batch(torch.zeros(1, 2, dtype=torch.int64), torch.full((1, 2), IGNORE_INDEX)).target_count == 0
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 9])
@@ -26,7 +26,7 @@ def test_split_is_a_partition(rows):
     assert torch.equal(torch.cat([part.tokens for part in parts]), batch.tokens)
     assert torch.equal(torch.cat([part.advantages for part in parts]), batch.advantages)
     assert sum(part.target_count for part in parts) == batch.target_count
-    assert all(part.documents is None for part in parts)
+    assert all(part.document_ids is None for part in parts)
 
 
 def test_moves_every_field():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fledgling.data.pack import crop_plan, cut_lengths, fill, whole_plan
+from fledgling.data.packing import fill_row, pack_cropped, pack_whole, truncate_lengths
 from fledgling.data.shards import TokenShard
 
 BOS, END = 90, 91
@@ -19,67 +19,67 @@ def shard_of(*documents, mask=None) -> TokenShard:
 
 
 def rows_of(plan, shard, **more):
-    return [fill(plan, shard, i, BOS, BOS, **more)[0].tolist() for i in range(plan.rows)]
+    return [fill_row(plan, shard, i, BOS, BOS, **more)[0].tolist() for i in range(plan.num_rows)]
 
 
 def test_crop_continues_a_document_in_the_next_row_with_its_own_bos():
     shard = shard_of([1, 2, 3], [], [4, 5, 6, 7, 8, 9, 10, 11])
-    plan = crop_plan(shard.lengths, 6)
+    plan = pack_cropped(shard.lengths, 6)
     assert rows_of(plan, shard) == [
         [BOS, 1, 2, 3, BOS, 4],
         [BOS, 5, 6, 7, 8, 9],
         [BOS, 10, 11, BOS, BOS, BOS],
     ]
-    assert fill(plan, shard, 2, BOS, BOS)[1].tolist() == [True, True, True, False, False, False]
+    assert fill_row(plan, shard, 2, BOS, BOS)[1].tolist() == [True, True, True, False, False, False]
     assert plan.efficiency == 15 / 18
 
 
 def test_a_bos_alone_ends_the_row_and_the_document_begins_in_the_next():
     shard = shard_of([1, 2, 3, 4], [5, 6])
-    plan = crop_plan(shard.lengths, 6)
+    plan = pack_cropped(shard.lengths, 6)
     assert rows_of(plan, shard) == [[BOS, 1, 2, 3, 4, BOS], [BOS, 5, 6, BOS, BOS, BOS]]
-    assert fill(plan, shard, 0, BOS, BOS)[1].all()  # the last BOS is the target that ends the first document
+    assert fill_row(plan, shard, 0, BOS, BOS)[1].all()  # the last BOS is the target that ends the first document
 
 
 def test_whole_takes_the_oldest_then_the_largest_that_fits():
-    plan = whole_plan(np.array([5, 9, 2, 3, 4]), 10)
-    rows = [plan.piece_document[a:b].tolist() for a, b in zip(plan.row_start[:-1], plan.row_start[1:], strict=True)]
+    plan = pack_whole(np.array([5, 9, 2, 3, 4]), 10)
+    rows = [plan.piece_documents[a:b].tolist() for a, b in zip(plan.row_starts[:-1], plan.row_starts[1:], strict=True)]
     assert rows == [[0, 4], [1], [2, 3]]
 
 
 def test_a_window_of_one_never_looks_ahead():
-    plan = whole_plan(np.array([5, 9, 5]), 10, window=1)
-    assert plan.rows == 3
+    plan = pack_whole(np.array([5, 9, 5]), 10, window=1)
+    assert plan.num_rows == 3
 
 
 def test_conversations_are_cut_at_the_last_turn_that_fits():
     shard = shard_of([BOS, 1, END, 2, END, 3, 4, END], [BOS, 1, 2, 3, 4, 5, END], [BOS, 1, END])
-    lengths, cut = cut_lengths(shard.tokens, shard.offsets, 6, END)
+    lengths, cut = truncate_lengths(shard.tokens, shard.offsets, 6, END)
     assert lengths.tolist() == [5, 6, 3] and cut == 2
-    assert cut_lengths(shard.tokens, shard.offsets, 6, None)[0].tolist() == [6, 6, 3]
+    assert truncate_lengths(shard.tokens, shard.offsets, 6, None)[0].tolist() == [6, 6, 3]
 
 
 def test_the_mask_of_the_shard_is_used_only_where_asked():
     shard = shard_of([BOS, 1, 2], [BOS, 3, 4], mask=[1, 0, 1, 1, 0, 1])
-    plan = whole_plan(shard.lengths, 8)
-    assert fill(plan, shard, 0, BOS, BOS)[1].tolist() == [True] * 6 + [False] * 2
-    masked = fill(plan, shard, 0, BOS, BOS, masked=True)[1]
+    plan = pack_whole(shard.lengths, 8)
+    assert fill_row(plan, shard, 0, BOS, BOS)[1].tolist() == [True] * 6 + [False] * 2
+    masked = fill_row(plan, shard, 0, BOS, BOS, use_mask=True)[1]
     assert masked.tolist() == [False, False, True, False, False, True, False, False]  # never the BOS
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]])
-@pytest.mark.parametrize("planner", [crop_plan, whole_plan])
+@pytest.mark.parametrize("planner", [pack_cropped, pack_whole])
 def test_nothing_makes_no_rows(planner, lengths):
     plan = planner(np.array(lengths, dtype=np.int64), 8)
-    assert plan.rows == 0 and len(plan.piece_document) == 0 and plan.efficiency == 1.0
+    assert plan.num_rows == 0 and len(plan.piece_documents) == 0 and plan.efficiency == 1.0
 
 
 def test_a_conversation_longer_than_the_row_is_refused_not_kept_waiting():
     with pytest.raises(AssertionError, match="cut it first"):
-        whole_plan(np.array([3, 9]), 8)
+        pack_whole(np.array([3, 9]), 8)
 
 
-@pytest.mark.parametrize("planner", [crop_plan, whole_plan])
+@pytest.mark.parametrize("planner", [pack_cropped, pack_whole])
 def test_planning_is_not_quadratic(planner):
     lengths = np.random.default_rng(0).integers(1, 2000, 100_000)
     start = time.process_time()

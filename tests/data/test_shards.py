@@ -17,7 +17,7 @@ DOCUMENTS = [[1, 2, 3], [], [4], [5, 6, 7, 8]]
 def write(directory, documents=DOCUMENTS, vocab_size=1024, **more) -> TokenShard:
     with ShardWriter(directory, vocab_size, **more) as writer:
         for document in documents:
-            writer.add(document)
+            writer.add_document(document)
     return TokenShard.open(directory)
 
 
@@ -33,25 +33,25 @@ def test_reads_back_what_was_added(tmp_path, vocab_size, dtype):
     top = vocab_size - 1
     shard = write(tmp_path / "a", [*DOCUMENTS, [top]], vocab_size, tokenizer="abc", metadata={"kind": "prose"})
     assert shard.tokens.dtype == dtype and isinstance(shard.tokens, np.memmap)
-    assert [shard.read(i, 0, n)[0].tolist() for i, n in enumerate(shard.lengths)] == [*DOCUMENTS, [top]]
+    assert [shard.read_tokens(i, 0, n)[0].tolist() for i, n in enumerate(shard.lengths)] == [*DOCUMENTS, [top]]
     assert len(shard) == 5 and shard.offsets.dtype == np.int64 and shard.mask is None
     assert shard.metadata == {"kind": "prose"} and shard.manifest["tokenizer"] == "abc"
-    assert shard.read(3, 1, 2)[0].tolist() == [6, 7]
-    shard.verify()
+    assert shard.read_tokens(3, 1, 2)[0].tolist() == [6, 7]
+    shard.verify_hashes()
 
 
 def test_masks_are_kept_beside_the_tokens(tmp_path):
     with ShardWriter(tmp_path / "a", 64, with_mask=True) as writer:
-        writer.add([1, 2, 3], [False, True, True])
-        writer.add(np.array([4, 5], dtype=np.int32), np.array([True, False]))
+        writer.add_document([1, 2, 3], [False, True, True])
+        writer.add_document(np.array([4, 5], dtype=np.int32), np.array([True, False]))
     shard = TokenShard.open(tmp_path / "a")
     assert shard.mask.tolist() == [0, 1, 1, 1, 0]
-    assert shard.read(1, 0, 2)[1].tolist() == [1, 0]
+    assert shard.read_tokens(1, 0, 2)[1].tolist() == [1, 0]
 
 
 def test_nothing_stands_there_until_it_is_whole(tmp_path):
     writer = ShardWriter(tmp_path / "a", 64)
-    writer.add([1, 2])
+    writer.add_document([1, 2])
     assert not (tmp_path / "a").exists()
     writer.close()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
@@ -61,7 +61,7 @@ def test_nothing_stands_there_until_it_is_whole(tmp_path):
 def test_a_block_that_raises_leaves_the_old_shard(tmp_path):
     write(tmp_path / "a")
     with pytest.raises(KeyError), ShardWriter(tmp_path / "a", 64) as writer:
-        writer.add([9])
+        writer.add_document([9])
         raise KeyError
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
     assert len(TokenShard.open(tmp_path / "a")) == len(DOCUMENTS)
@@ -69,7 +69,7 @@ def test_a_block_that_raises_leaves_the_old_shard(tmp_path):
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
-    ShardWriter(tmp_path / "a", 64).add([1])  # never closed
+    ShardWriter(tmp_path / "a", 64).add_document([1])  # never closed
     assert write(tmp_path / "a", [[2]]).tokens.tolist() == [2]
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
@@ -86,7 +86,7 @@ def test_a_directory_of_something_else_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize("tokens", [[64], [-1], [3, 70_000]])
 def test_ids_outside_the_vocabulary_are_refused(tmp_path, tokens):
     with pytest.raises(AssertionError, match="vocabulary 64"), ShardWriter(tmp_path / "a", 64) as writer:
-        writer.add(tokens)
+        writer.add_document(tokens)
     assert not list(tmp_path.iterdir())
 
 
@@ -136,17 +136,17 @@ def test_files_cut_short_or_gone_are_noticed_on_opening(tmp_path, name):
 @pytest.mark.parametrize("name", ["tokens.bin", "offsets.npy", "mask.bin"])
 def test_every_flipped_bit_is_found_by_verify(tmp_path, name):
     with ShardWriter(tmp_path / "a", 64, with_mask=True) as writer:
-        writer.add([1, 2, 3], [True, True, False])
+        writer.add_document([1, 2, 3], [True, True, False])
     path = tmp_path / "a" / name
     good = path.read_bytes()
     shard = TokenShard.open(tmp_path / "a")
-    shard.verify()
+    shard.verify_hashes()
     for bit in range(0, 8 * len(good), max(1, len(good) // 8)):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << (bit % 8)
         path.write_bytes(bad)
         with pytest.raises(UserError, match=rf"{name} was changed"):
-            shard.verify()
+            shard.verify_hashes()
 
 
 def test_ids_of_another_tokenizer_are_refused(tmp_path):
@@ -163,7 +163,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path, monkeypatc
     writer._files["tokens.bin"].file = open("/dev/full", "wb", buffering=1 << 16)  # noqa: SIM115
     with pytest.raises(UserError, match=r"a: the disk is full after .* MB of tokens, .* MB free") as caught:
         for _ in range(documents):
-            writer.add([1, 2, 3])
+            writer.add_document([1, 2, 3])
         writer.close()
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -175,7 +175,7 @@ def test_a_failure_at_the_end_leaves_nothing(tmp_path, monkeypatch, at):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     writer = ShardWriter(tmp_path / "a", 64)
-    writer.add([1])
+    writer.add_document([1])
     monkeypatch.setattr(*((os, "fsync") if at == "fsync" else (shards.Path, "rename")), fail)
     with pytest.raises(UserError, match="disk is full"):
         writer.close()
@@ -210,7 +210,7 @@ def test_documents_are_encoded_in_order_without_bos(tmp_path):
 def test_an_empty_shard_opens(tmp_path):
     shard = write(tmp_path / "a", [])
     assert len(shard) == 0 and shard.tokens.size == 0
-    shard.verify()
+    shard.verify_hashes()
 
 
 def test_the_manifest_says_what_is_inside(tmp_path):

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from fledgling.config import UserError
-from fledgling.evals.harness import answers, evaluate, loglikelihoods, pair_row, rolling, windows
+from fledgling.evals.harness import (
+    compute_loglikelihoods,
+    compute_rolling_loglikelihoods,
+    encode_pair,
+    generate_until,
+    rolling_windows,
+    run_harness,
+)
 from fledgling.evals.likelihood import Scorer
 from tests.evals.test_likelihood import CONTEXT, engine
 
@@ -18,44 +25,44 @@ def scorer():
 
 def log_probability(scorer, tokens: list[int], start: int) -> float:
     with torch.no_grad():
-        logits = scorer.engine.model.logits(scorer.engine.model(torch.tensor([tokens])))[0].double()
+        logits = scorer.engine.model.compute_logits(scorer.engine.model(torch.tensor([tokens])))[0].double()
     return float(logits.log_softmax(-1)[start - 1 : -1].gather(1, torch.tensor(tokens[start:])[:, None]).sum())
 
 
 def test_pairs_are_scored_in_their_order_whatever_context_they_share(scorer):
     tokenizer = scorer.engine.tokenizer
     pairs = [("the fox", " jumps"), ("a dog", " again"), ("the fox", " over"), ("", "the"), ("the fox ", "over")]
-    found = loglikelihoods(scorer, pairs)
+    found = compute_loglikelihoods(scorer, pairs)
     for (context, continuation), (logprob, _) in zip(pairs, found, strict=True):
         tokens = [tokenizer.bos, *tokenizer.encode(context + continuation)]
         start = 1 + (len(tokenizer.encode(context.rstrip())) if context else 0)
         assert logprob == pytest.approx(log_probability(scorer, tokens, start), abs=1e-4)
     assert found[2] == pytest.approx(found[4]), "a space at the context's end belongs to the continuation"
-    assert tokenizer.decode(pair_row(tokenizer, "the fox ", "over").tokens[1:]) == "the fox over"
+    assert tokenizer.decode(encode_pair(tokenizer, "the fox ", "over").tokens[1:]) == "the fox over"
 
 
 def test_a_long_text_is_asked_for_once_in_full_windows(scorer):
     tokens = list(range(1, 131))
-    rows = list(windows(tokens, 48))
+    rows = list(rolling_windows(tokens, 48))
     assert [token for row in rows for token in row.tokens[row.start :].tolist()] == tokens[1:]
     assert all(len(row.tokens) <= 48 for row in rows) and [len(row.tokens) for row in rows[1:]] == [48] * (
         len(rows) - 1
     )
-    assert list(windows([5], 48)) == []
+    assert list(rolling_windows([5], 48)) == []
     text = "the quick brown fox jumps over the lazy dog " * 5
     tokens = [scorer.engine.tokenizer.bos, *scorer.engine.tokenizer.encode(text)]
     assert len(tokens) > CONTEXT
-    expected = sum(log_probability(scorer, row.tokens.tolist(), row.start) for row in windows(tokens, CONTEXT))
-    assert rolling(scorer, [text, "fox"])[0] == pytest.approx(expected, abs=1e-3)
+    expected = sum(log_probability(scorer, row.tokens.tolist(), row.start) for row in rolling_windows(tokens, CONTEXT))
+    assert compute_rolling_loglikelihoods(scorer, [text, "fox"])[0] == pytest.approx(expected, abs=1e-3)
 
 
 def test_answers_end_before_their_stop(scorer):
-    (whole,) = answers(scorer.engine, [("the", {"until": [], "max_gen_toks": 12})])
+    (whole,) = generate_until(scorer.engine, [("the", {"until": [], "max_gen_toks": 12})])
     assert whole
     stop = whole[3]
-    assert answers(scorer.engine, [("the", {"until": [stop], "max_gen_toks": 12})]) == [whole.split(stop)[0]]
-    assert answers(scorer.engine, [("the", {"until": stop, "max_gen_toks": 12})]) == [whole.split(stop)[0]]
-    short = answers(scorer.engine, [("the", {"max_gen_toks": 2}), ("the", {"max_gen_toks": 12})])
+    assert generate_until(scorer.engine, [("the", {"until": [stop], "max_gen_toks": 12})]) == [whole.split(stop)[0]]
+    assert generate_until(scorer.engine, [("the", {"until": stop, "max_gen_toks": 12})]) == [whole.split(stop)[0]]
+    short = generate_until(scorer.engine, [("the", {"max_gen_toks": 2}), ("the", {"max_gen_toks": 12})])
     assert short[1] == whole and whole.startswith(short[0]) and short[0] != whole
 
 
@@ -64,7 +71,7 @@ def test_without_the_harness_it_says_what_to_install(scorer):
         import lm_eval  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match=r"pip install 'fledgling\[lm-eval\]'"):
-            evaluate(scorer, ["arc_easy"])
+            run_harness(scorer, ["arc_easy"])
     else:
         pytest.skip("lm-evaluation-harness is installed")
 
@@ -79,7 +86,7 @@ def test_the_harness_runs_a_local_task(scorer, tmp_path):
         "doc_to_choice: '{{choices}}'\ndoc_to_target: gold\ntarget_delimiter: ''\n"
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
-    found = evaluate(scorer, ["made_up"], folder=tmp_path)
+    found = run_harness(scorer, ["made_up"], include_path=tmp_path)
     assert found["made_up"]["acc,none"] == pytest.approx(1 / 3), "one choice is the likeliest; each is right twice"
     with pytest.raises(UserError, match='no task "nothing"'):
-        evaluate(scorer, ["nothing"])
+        run_harness(scorer, ["nothing"])

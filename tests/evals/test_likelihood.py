@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledgling.evals.likelihood import Row, Scorer, common_prefix, common_suffix, pack
+from fledgling.evals.likelihood import ContinuationRow, Scorer, common_prefix_length, common_suffix_length, pack_item
 from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
@@ -27,18 +27,18 @@ def engine(heads: int = 4, kv_heads: int = 2, context: int = CONTEXT, dtype: tor
     return Engine(model, tokenizer, dtype=dtype)
 
 
-def row_by_row(model: Transformer, row: Row) -> tuple[float, list[int]]:
+def row_by_row(model: Transformer, row: ContinuationRow) -> tuple[float, list[int]]:
     """What the model says of a row that it reads alone, from where its context begins."""
     cropped = max(0, len(row.tokens) - model.config.context)
     tokens = torch.from_numpy(row.tokens[cropped:].astype(np.int64))
     start = max(1, row.start - cropped)
     with torch.no_grad():
-        logits = model.logits(model(tokens[None]))[0, start - 1 : -1]
+        logits = model.compute_logits(model(tokens[None]))[0, start - 1 : -1]
     chosen = logits.double().log_softmax(-1).gather(1, tokens[start:, None])
     return float(chosen.sum()), logits.argmax(-1).tolist()
 
 
-def made_up(chance: np.random.Generator, count: int) -> list[list[Row]]:
+def made_up(chance: np.random.Generator, count: int) -> list[list[ContinuationRow]]:
     """Items of every kind: short and long choices, schemas, rows alone, rows longer than the context."""
     items = []
     for number in range(count):
@@ -47,9 +47,9 @@ def made_up(chance: np.random.Generator, count: int) -> list[list[Row]]:
         rows = [np.concatenate([shared, end]) for end in ends]
         if number % 5 == 4:  # a schema: what is asked for comes after the difference
             tail = chance.integers(1, 300, 5).astype(np.int32)
-            items.append([Row(np.concatenate([row, tail]), len(row)) for row in rows])
+            items.append([ContinuationRow(np.concatenate([row, tail]), len(row)) for row in rows])
         else:
-            items.append([Row(row, len(shared)) for row in rows])
+            items.append([ContinuationRow(row, len(shared)) for row in rows])
     return items
 
 
@@ -62,15 +62,15 @@ def answers():
 @pytest.mark.parametrize("share", [True, False])
 def test_scores_are_those_of_rows_read_alone(answers, batch_tokens, share):
     items = made_up(np.random.default_rng(0), 40)
-    found = Scorer(answers, batch_tokens=batch_tokens, share=share).score(items)
+    found = Scorer(answers, batch_tokens=batch_tokens, share_prefixes=share).score(items)
     for item, scores in zip(items, found, strict=True):
         for row, score in zip(item, scores, strict=True):
             logprob, predicted = row_by_row(answers.model, row)
             assert score.logprob == pytest.approx(logprob, abs=1e-4)
-            assert list(score.predicted) == predicted and score.count == len(predicted)
-            asked = row.tokens[-score.count :].tolist()
-            assert score.greedy == (predicted == asked)
-            assert score.cropped == max(0, len(row.tokens) - CONTEXT)
+            assert list(score.predicted) == predicted and score.num_tokens == len(predicted)
+            asked = row.tokens[-score.num_tokens :].tolist()
+            assert score.is_greedy == (predicted == asked)
+            assert score.num_cropped == max(0, len(row.tokens) - CONTEXT)
 
 
 def test_long_rows_take_the_library_s_attention_and_agree():
@@ -78,37 +78,39 @@ def test_long_rows_take_the_library_s_attention_and_agree():
     long = engine(context=2200)
     chance = np.random.default_rng(2)
     shared = chance.integers(1, 300, 2100).astype(np.int32)
-    item = [Row(np.concatenate([shared, chance.integers(1, 300, n).astype(np.int32)]), 2100) for n in (3, 9, 1)]
+    item = [
+        ContinuationRow(np.concatenate([shared, chance.integers(1, 300, n).astype(np.int32)]), 2100) for n in (3, 9, 1)
+    ]
     for row, score in zip(item, Scorer(long).score([item])[0], strict=True):
         assert score.logprob == pytest.approx(row_by_row(long.model, row)[0], abs=1e-4)
 
 
 def test_what_choices_share_is_computed_once(answers):
     shared = np.arange(1, 41, dtype=np.int32)
-    item = [Row(np.append(shared, letter).astype(np.int32), 40) for letter in (50, 51, 52, 53)]
-    (packed,) = pack(item, 0, CONTEXT)
+    item = [ContinuationRow(np.append(shared, letter).astype(np.int32), 40) for letter in (50, 51, 52, 53)]
+    (packed,) = pack_item(item, 0, CONTEXT)
     assert len(packed.tokens) == 40 and packed.branches is None, "a letter is only predicted, never read"
     scorer = Scorer(answers)
     scorer.score([item] * 10)
-    assert scorer.work.fed == 400 and scorer.work.whole == 10 * 4 * 41
-    words = [Row(np.concatenate([shared, [letter, 7, 8]]).astype(np.int32), 40) for letter in (50, 51)]
-    (packed,) = pack(words, 0, CONTEXT)
+    assert scorer.stats.computed_tokens == 400 and scorer.stats.choice_tokens == 10 * 4 * 41
+    words = [ContinuationRow(np.concatenate([shared, [letter, 7, 8]]).astype(np.int32), 40) for letter in (50, 51)]
+    (packed,) = pack_item(words, 0, CONTEXT)
     assert packed.branches[40:].tolist() == [1, 1, 2, 2] and packed.positions[40:].tolist() == [40, 41, 40, 41]
-    assert len(pack(words, 0, CONTEXT, share=False)) == 2
+    assert len(pack_item(words, 0, CONTEXT, share_prefixes=False)) == 2
 
 
 def test_rows_cropped_differently_do_not_share():
     """Their contexts begin at different tokens, so nothing that was computed for one holds for the other."""
     shared = np.arange(1, 47, dtype=np.int32)
-    item = [Row(np.concatenate([shared, np.arange(n, dtype=np.int32) + 60]), 46) for n in (4, 4, 7)]
-    packed = pack(item, 0, CONTEXT)
-    assert [one.owners for one in packed] == [((0, 4, 2), (1, 4, 2)), ((2, 7, 5),)]
+    item = [ContinuationRow(np.concatenate([shared, np.arange(n, dtype=np.int32) + 60]), 46) for n in (4, 4, 7)]
+    packed = pack_item(item, 0, CONTEXT)
+    assert [one.segments for one in packed] == [((0, 4, 2), (1, 4, 2)), ((2, 7, 5),)]
 
 
 def test_branches_do_not_see_each_other(answers):
     shared = np.arange(1, 20, dtype=np.int32)
-    first = Row(np.concatenate([shared, [30, 31, 32]]).astype(np.int32), 19)
-    others = [Row(np.concatenate([shared, [n, 90, 91]]).astype(np.int32), 19) for n in (40, 200)]
+    first = ContinuationRow(np.concatenate([shared, [30, 31, 32]]).astype(np.int32), 19)
+    others = [ContinuationRow(np.concatenate([shared, [n, 90, 91]]).astype(np.int32), 19) for n in (40, 200)]
     scorer = Scorer(answers)
     alone, beside = scorer.score([[first, others[0]], [first, others[1]]])
     assert alone[0].logprob == pytest.approx(beside[0].logprob, abs=1e-6)
@@ -119,17 +121,17 @@ def test_bfloat16_is_near(answers):
     exact = Scorer(answers).score(items)
     rough = Scorer(engine(dtype=torch.bfloat16)).score(items)
     for one, other in zip((s for i in exact for s in i), (s for i in rough for s in i), strict=True):
-        assert other.mean == pytest.approx(one.mean, abs=0.1)
+        assert other.mean_logprob == pytest.approx(one.mean_logprob, abs=0.1)
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=4))
 @settings(max_examples=200, deadline=None)
 def test_common_prefix_and_suffix(rows):
     arrays = [np.array(row) for row in rows]
-    length = common_prefix(arrays)
+    length = common_prefix_length(arrays)
     assert all(row[:length] == rows[0][:length] for row in rows)
     assert any(len(row) == length for row in rows) or len({row[length] for row in rows}) > 1
-    assert common_suffix(arrays) == common_prefix([np.array(row[::-1]) for row in rows])
+    assert common_suffix_length(arrays) == common_prefix_length([np.array(row[::-1]) for row in rows])
 
 
 def _rank(rank, size, port, results):
@@ -141,7 +143,7 @@ def _rank(rank, size, port, results):
     world = World.start("cpu")
     scorer = Scorer(engine(), world, batch_tokens=300)
     found = scorer.score(made_up(np.random.default_rng(0), 40))
-    results[rank] = ([[score.logprob for score in scores] for scores in found], scorer.work.fed)
+    results[rank] = ([[score.logprob for score in scores] for scores in found], scorer.stats.computed_tokens)
     world.close()
 
 
@@ -159,4 +161,4 @@ def test_two_ranks_share_the_work_and_both_know_all_scores(answers):
         for mine, theirs in zip(results[rank][0], expected, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4)
     fed = [results[rank][1] for rank in range(2)]
-    assert sum(fed) == alone.work.fed and min(fed) > 0.3 * sum(fed)
+    assert sum(fed) == alone.stats.computed_tokens and min(fed) > 0.3 * sum(fed)

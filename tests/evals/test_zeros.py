@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fledgling.data.batch import Batch
-from fledgling.evals.zeros import zeros
-from fledgling.model.config import preset
+from fledgling.evals.sparsity import measure_activation_sparsity
+from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 SIZES = {"vocab_size": 40, "depth": 3, "width": 16, "heads": 2, "kv_heads": 2, "context": 12}
@@ -13,13 +13,13 @@ SIZES = {"vocab_size": 40, "depth": 3, "width": 16, "heads": 2, "kv_heads": 2, "
 
 @pytest.mark.parametrize("flash_norm", [False, True])
 def test_zeros_are_counted_layer_by_layer(flash_norm):
-    model = Transformer(preset("fledgling", **SIZES, flash_norm=flash_norm))
+    model = Transformer(config_from_preset("fledgling", **SIZES, flash_norm=flash_norm))
     model.initialize(0)
     with torch.no_grad():
         for layer, block in enumerate(model.blocks):
             block.mlp.fc1.weight[: 16 * layer] = 0  # of 64 hidden values: 0, 16, 32 are zero whatever comes in
     tokens = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(0))
-    every, *layers = zeros(model, [Batch(tokens, tokens)])
+    every, *layers = measure_activation_sparsity(model, [Batch(tokens, tokens)])
     assert [one.name for one in layers] == ["zeros_layer_01", "zeros_layer_02", "zeros_layer_03"]
     assert every.n == 24 and every.value == pytest.approx(sum(one.value for one in layers) / 3)
     for layer, one in enumerate(layers):
@@ -29,7 +29,7 @@ def test_zeros_are_counted_layer_by_layer(flash_norm):
 
 
 def test_gelu_has_none():
-    model = Transformer(preset("fledgling", **SIZES, activation="gelu"))
+    model = Transformer(config_from_preset("fledgling", **SIZES, activation="gelu"))
     model.initialize(0)
     tokens = torch.arange(12)[None]
-    assert zeros(model, [Batch(tokens, tokens)])[0].value == 0
+    assert measure_activation_sparsity(model, [Batch(tokens, tokens)])[0].value == 0

@@ -18,8 +18,8 @@ def model(make):
 
 @pytest.mark.parametrize(("kind", "error"), [("f32", 0.0), ("f16", 1e-3), ("q8_0", 1e-2), ("q4_0", 0.2)])
 def test_the_weights_come_back_as_well_as_their_type_can_hold_them(kind, error, model, tokenizer, tmp_path):
-    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
-    state = gguf.read_state(path, model.config)
+    path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
+    state = gguf.read_gguf_state(path, model.config)
     assert state.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         off = (state[name] - tensor).abs().max() / tensor.abs().max()
@@ -31,12 +31,12 @@ def test_the_weights_come_back_as_well_as_their_type_can_hold_them(kind, error, 
 
 
 def test_the_file_says_what_llama_cpp_asks(model, tokenizer, tmp_path):
-    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "q4_0", "m")
+    path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "q4_0", "m")
     file = reader.GGUFReader(path)
     said = {name: field.contents() for name, field in file.fields.items()}
     assert said["general.architecture"] == "llama"
     assert (said["llama.attention.head_count"], said["llama.attention.head_count_kv"]) == (4, 2)
-    assert (said["llama.block_count"], said["llama.feed_forward_length"]) == (2, model.config.hidden)
+    assert (said["llama.block_count"], said["llama.feed_forward_length"]) == (2, model.config.intermediate_size)
     assert said["tokenizer.ggml.pre"] == "qwen2"
     tokens, kinds = said["tokenizer.ggml.tokens"], said["tokenizer.ggml.token_type"]
     assert len(tokens) == 330 and tokens[tokenizer.bos] == "<|bos|>" and kinds[tokenizer.bos] == 3
@@ -49,8 +49,8 @@ def test_the_file_says_what_llama_cpp_asks(model, tokenizer, tmp_path):
 
 def test_rows_are_reordered_and_back():
     rows = torch.arange(24.0).view(12, 2)
-    assert gguf.pairs(rows, 2)[:, 0].tolist() == [0, 6, 2, 8, 4, 10, 12, 18, 14, 20, 16, 22]
-    assert torch.equal(gguf.halves(gguf.pairs(rows, 2), 2), rows)
+    assert gguf.interleave_halves(rows, 2)[:, 0].tolist() == [0, 6, 2, 8, 4, 10, 12, 18, 14, 20, 16, 22]
+    assert torch.equal(gguf.deinterleave_halves(gguf.interleave_halves(rows, 2), 2), rows)
 
 
 @pytest.mark.parametrize(
@@ -60,34 +60,34 @@ def test_rows_are_reordered_and_back():
 def test_other_models_are_refused(family, fields, word, make, tokenizer, tmp_path):
     model = make(family, **fields)
     with pytest.raises(UserError, match=word):
-        gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
+        gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_splitter_llama_cpp_cannot_name_is_refused(tokenizer):
-    assert gguf.splitter(tokenizer) == "qwen2"
-    assert gguf.splitter(Tokenizer.train(TEXT, 330, digits=3)) == "dbrx"
+    assert gguf.pre_tokenizer_name(tokenizer) == "qwen2"
+    assert gguf.pre_tokenizer_name(Tokenizer.train(TEXT, 330, max_digits=3)) == "dbrx"
     with pytest.raises(UserError, match="groups of 2"):
-        gguf.splitter(Tokenizer.train(TEXT, 330, digits=2))
+        gguf.pre_tokenizer_name(Tokenizer.train(TEXT, 330, max_digits=2))
 
 
 @pytest.mark.parametrize(("kind", "error"), [("f32", 1e-3), ("f16", 1e-2)])
-@pytest.mark.parametrize("fields", [{"kv_heads": 2}, {"tied": True, "rope_base": 50_000.0}])
+@pytest.mark.parametrize("fields", [{"kv_heads": 2}, {"tie_embeddings": True, "rope_base": 50_000.0}])
 def test_llama_cpp_continues_as_we_do(kind, error, fields, make, tokenizer, tmp_path):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     model = make("llama", **fields)
-    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
-    *_, judged = parity.gguf_file(model, path, tokenizer.start)
+    path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
+    *_, judged = parity.compare_gguf(model, path, tokenizer.start)
     assert judged.reference.startswith("llama.cpp")
-    assert judged.largest < error and judged.agreed >= judged.of - (kind == "f16")
+    assert judged.max_difference < error and judged.greedy_matches >= judged.greedy_tokens - (kind == "f16")
 
 
 @pytest.mark.parametrize("digits", [1, 3])
 def test_llama_cpp_cuts_text_as_we_do(digits, make, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    tokenizer = Tokenizer.train(TEXT, 330, digits=digits)
+    tokenizer = Tokenizer.train(TEXT, 330, max_digits=digits)
     model = make("llama")
-    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
+    path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
     theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     for text in ("the quick 12345 foxes", " don't  stop\n\n\tnow", "naïve 서울 ½ ..."):
         assert theirs.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
@@ -103,14 +103,14 @@ def test_llama_cpp_finds_our_text_as_likely_and_writes_it_on(kind, error, make, 
     with torch.no_grad():
         model.head.weight *= 2  # surer of itself than a random model is, so that weights matter
     text = [tokenizer.start, *written(model, tokenizer.start, 200, torch.Generator().manual_seed(3))]
-    path = gguf.write(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
+    path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
     theirs = llama_cpp.Llama(str(path), n_ctx=256, n_batch=256, logits_all=True, verbose=False)
     theirs.eval(text)
     with torch.inference_mode():
-        ours = model.logits(model(torch.tensor([text])))[0]
+        ours = model.compute_logits(model(torch.tensor([text])))[0]
     perplexity = [nats(torch.tensor(theirs.scores[: len(text)]), text).exp(), nats(ours, text).exp()]
     assert 1.5 < perplexity[1] < 200 and abs(perplexity[0] / perplexity[1] - 1) < error
-    greedy = parity.greedy(model, text[:8], 100)
+    greedy = parity.generate_greedy(model, text[:8], 100)
     theirs.reset()
     theirs.eval(text[:8] + greedy)
     chosen = torch.tensor(theirs.scores[7:107]).argmax(-1).tolist()
@@ -128,6 +128,6 @@ def written(model, start: int, count: int, generator: torch.Generator) -> list[i
     """Tokens drawn from the model."""
     text = [start]
     for _ in range(count):
-        logits = model.logits(model(torch.tensor([text])))[0, -1]
+        logits = model.compute_logits(model(torch.tensor([text])))[0, -1]
         text.append(int(torch.multinomial(logits.softmax(-1), 1, generator=generator)))
     return text[1:]

@@ -9,21 +9,21 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fledgling.config import UserError
-from fledgling.export import hugging_face
-from fledgling.export.layout import understand
-from fledgling.export.read import read
+from fledgling.export import write_hf
+from fledgling.export.hf_mapping import from_hf_config
+from fledgling.export.read_hf import read_hf
 from fledgling.text.bpe import byte_alphabet
 
 
 @pytest.fixture
 def directory(make, tokenizer, tmp_path):
     model = make("llama", depth=2)
-    return hugging_face.write(tmp_path / "model", model.config, model.state_dict(), tokenizer, "card")
+    return write_hf.write_hf(tmp_path / "model", model.config, model.state_dict(), tokenizer, "card")
 
 
 def refused(directory, *words) -> None:
     with pytest.raises(UserError) as error:
-        read(directory)
+        read_hf(directory)
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value), str(error.value)
@@ -162,7 +162,7 @@ def test_an_index_leads_nowhere_else(directory, file, tmp_path):
     (tmp_path / "secret.safetensors").write_bytes(weights.read_bytes())
     where = dict.fromkeys(names, "part.safetensors")
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    assert len(read(directory).state) == len(names)
+    assert len(read_hf(directory).state) == len(names)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where | {names[3]: file}}))
     refused(directory, names[3])
 
@@ -198,9 +198,9 @@ def test_a_tokenizer_larger_than_the_embedding(directory):
 
 def test_a_tied_head_that_is_stored_must_be_the_embedding(make, tokenizer, tmp_path):
     model = make("gpt2")
-    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
     rewrite(out, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()}))
-    assert torch.equal(read(out).state["head.weight"], model.head.weight)
+    assert torch.equal(read_hf(out).state["head.weight"], model.head.weight)
     rewrite(out, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
     refused(out, "lm_head.weight")
 
@@ -208,7 +208,7 @@ def test_a_tied_head_that_is_stored_must_be_the_embedding(make, tokenizer, tmp_p
 def test_gpt2_as_it_was_published(make, tokenizer, tmp_path):
     """Bare names, stored masks, no tokenizer.json but two files, half the keys left to their defaults."""
     model = make("gpt2", context=64, vocab_size=258)
-    out = hugging_face.write(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
     mask = torch.ones(1, 1, 64, 64).tril()
 
     def bare(tensors):
@@ -223,7 +223,7 @@ def test_gpt2_as_it_was_published(make, tokenizer, tmp_path):
     entries = {token: index for index, token in enumerate([*byte_alphabet(), "ab", "<|endoftext|>"])}
     (out / "vocab.json").write_text(json.dumps(entries))
     (out / "merges.txt").write_text("#version: 0.2\na b\n")
-    back = read(out)
+    back = read_hf(out)
     assert back.config == model.config
     assert all(torch.equal(back.state[name], tensor) for name, tensor in model.state_dict().items())
     assert back.tokenizer.encode("abb") == [256, ord("b")] and back.tokenizer.bos == 257
@@ -243,5 +243,10 @@ def test_older_ways_of_saying_the_same():
         "rope_scaling": None,
         "pretraining_tp": 1,
     }
-    config = understand(said)
-    assert (config.kv_heads, config.hidden, config.rope_base, config.tied) == (32, 11008, 1e6, False)
+    config = from_hf_config(said)
+    assert (config.kv_heads, config.intermediate_size, config.rope_base, config.tie_embeddings) == (
+        32,
+        11008,
+        1e6,
+        False,
+    )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fledgling.config import UserError
-from fledgling.infer.load import load_model
+from fledgling.infer.weights import load_model
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.record import checkpoint
@@ -28,7 +28,7 @@ def test_a_model_comes_out_ready_to_talk(tmp_path):
     files = {"tokenizer.json": tmp_path / "tokenizer.json"}
 
     def saved(state):
-        return checkpoint.save(tmp_path / "sft/checkpoints", 1, {"model": model.state_dict()}, state, files)
+        return checkpoint.save_checkpoint(tmp_path / "sft/checkpoints", 1, {"model": model.state_dict()}, state, files)
 
     saved({"model": config.to_dict()})
     loaded, words, state = load_model(tmp_path / "sft")

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from fledgling.infer.engine import Engine
-from fledgling.infer.pack import PackedWeight, can_pack, pack
-from fledgling.infer.sample import Sampling
-from fledgling.model.cache import Row
+from fledgling.infer.pack import PackedWeight, can_pack_bf16, pack_linear_weights
+from fledgling.infer.sampling import SamplingParams
+from fledgling.model.cache import CacheRow
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(
-    not can_pack(torch.device("cpu"), torch.bfloat16), reason="this processor does not multiply bf16"
+    not can_pack_bf16(torch.device("cpu"), torch.bfloat16), reason="this processor does not multiply bf16"
 )
 CONTEXT = 96
 
@@ -42,17 +42,17 @@ def test_a_packed_product_is_the_product(rows, bias):
 def test_the_engine_packs_every_linear_layer_and_answers_as_the_model_does(model, tokenizer):
     engine = Engine(model, tokenizer)
     linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert set(engine.packed) == linears and len(linears) == 2 * 6 + 1
+    assert set(engine.packed_weights) == linears and len(linears) == 2 * 6 + 1
     tokens = [[5, 9, 77, 30, 2, 41]]
     with torch.inference_mode():
-        ours = engine.model.logits(engine.extend(engine.new_cache(), [Row()], tokens))[:, -1]
-        theirs = model.logits(model(torch.tensor(tokens)))[:, -1]
+        ours = engine.model.compute_logits(engine.extend_cache(engine.new_cache(), [CacheRow()], tokens))[:, -1]
+        theirs = model.compute_logits(model(torch.tensor(tokens)))[:, -1]
     assert (ours - theirs).abs().max() < 0.05 * theirs.std()
     assert all(isinstance(module.weight, nn.Parameter) for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def test_packed_weights_follow_the_model(model, tokenizer):
-    engine, sampling = Engine(model, tokenizer), Sampling(temperature=0.0, max_tokens=8)
+    engine, sampling = Engine(model, tokenizer), SamplingParams(temperature=0.0, max_new_tokens=8)
     before = engine.generate([[5, 9, 77]], sampling)[0].tokens
     with torch.no_grad():
         for parameter in model.parameters():
@@ -62,7 +62,7 @@ def test_packed_weights_follow_the_model(model, tokenizer):
 
 
 def test_a_packed_weight_refuses_what_it_cannot_do(model):
-    weight = next(iter(pack(model).values()))
+    weight = next(iter(pack_linear_weights(model).values()))
     with pytest.raises(AssertionError, match="does not take part in add"):
         torch.add(weight, torch.ones(1))
     with pytest.raises(AssertionError, match="packed as"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledgling.config import UserError
-from fledgling.infer.sample import Sampling, adjust, sample, uniform
+from fledgling.infer.sampling import SamplingParams, adjust_logits_, hash_to_uniform, sample_tokens
 
 
 def even(count: int) -> torch.Tensor:
@@ -17,15 +17,15 @@ def even(count: int) -> torch.Tensor:
     return (torch.arange(count) + 0.5) / count
 
 
-def frequencies(logits: torch.Tensor, sampling: Sampling, draws: int = 4000) -> torch.Tensor:
-    ids, _ = sample(logits.expand(draws, -1), sampling, even(draws))
+def frequencies(logits: torch.Tensor, sampling: SamplingParams, draws: int = 4000) -> torch.Tensor:
+    ids, _ = sample_tokens(logits.expand(draws, -1), sampling, even(draws))
     return torch.bincount(ids, minlength=len(logits)) / draws
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-29, 1e-40, 9e-77, 5e-324])
 def test_next_to_no_temperature_is_the_likeliest_token(temperature) -> None:
     logits = torch.tensor([[1.0, 14.9, 15.0, -15.0]])
-    ids, logprobs = sample(logits, Sampling(temperature), torch.tensor([0.999]))
+    ids, logprobs = sample_tokens(logits, SamplingParams(temperature), torch.tensor([0.999]))
     assert ids.tolist() == [2] and logprobs.tolist() == [0.0]
 
 
@@ -33,21 +33,21 @@ def test_draws_follow_the_distribution_at_the_temperature() -> None:
     logits = torch.tensor([1.0, -0.5, 2.0, 0.0, -8.0])
     for temperature in (0.5, 1.0, 2.0):
         expected = (logits / temperature).softmax(-1)
-        assert (frequencies(logits, Sampling(temperature)) - expected).abs().max() < 1e-3
+        assert (frequencies(logits, SamplingParams(temperature)) - expected).abs().max() < 1e-3
 
 
 def test_log_probability_is_of_the_whole_distribution_however_it_is_truncated() -> None:
     logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(0)) * 3
     for sampling in (
-        Sampling(0.7, top_k=3),
-        Sampling(0.7, top_p=0.5),
-        Sampling(0.7, min_p=0.3),
-        Sampling(0.7),
+        SamplingParams(0.7, top_k=3),
+        SamplingParams(0.7, top_p=0.5),
+        SamplingParams(0.7, min_p=0.3),
+        SamplingParams(0.7),
     ):
-        ids, logprobs = sample(logits, sampling, even(64))
+        ids, logprobs = sample_tokens(logits, sampling, even(64))
         expected = (logits / 0.7).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
         assert torch.allclose(logprobs, expected, atol=1e-5)
-    ids, logprobs = sample(logits, Sampling(0.0), even(64))
+    ids, logprobs = sample_tokens(logits, SamplingParams(0.0), even(64))
     assert torch.equal(ids, logits.argmax(-1))
     assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1), atol=1e-5)
 
@@ -56,7 +56,7 @@ def test_truncation() -> None:
     logits = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05]).log()
 
     def drawn(**how) -> set[int]:
-        return set(frequencies(logits, Sampling(**how)).nonzero()[:, 0].tolist())
+        return set(frequencies(logits, SamplingParams(**how)).nonzero()[:, 0].tolist())
 
     assert drawn() == {0, 1, 2, 3, 4}
     assert drawn(top_k=2) == {1, 3} and drawn(top_k=9) == {0, 1, 2, 3, 4} and drawn(top_k=1) == {1}
@@ -68,16 +68,16 @@ def test_truncation() -> None:
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_noise_is_below_one_and_a_function(seed: int, request: int, position: int) -> None:
     words = [np.array([word, 5], np.uint64) for word in (seed, request, position)]
-    noise = uniform(*words)
+    noise = hash_to_uniform(*words)
     assert noise.dtype == np.float32 and (noise >= 0).all() and (noise < 1).all()
-    alone = uniform(*(word[:1] for word in words))
+    alone = hash_to_uniform(*(word[:1] for word in words))
     assert alone[0] == noise[0]
 
 
 def test_noise_is_spread_and_uncorrelated_in_each_of_its_numbers() -> None:
     count, zero = np.arange(20_000, dtype=np.uint64), np.zeros(20_000, np.uint64)
     for words in ((count, zero, zero), (zero, count, zero), (zero, zero, count)):
-        noise = uniform(*words)
+        noise = hash_to_uniform(*words)
         counts = np.histogram(noise, bins=20, range=(0, 1))[0]
         assert ((counts - 1000) ** 2 / 1000).sum() < 43.8  # chi-squared, 19 degrees of freedom, p = .001
         assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.03
@@ -87,9 +87,9 @@ def test_the_largest_noise_still_draws_a_possible_token() -> None:
     largest = torch.full((200,), 1 - 2.0**-23)
     logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(1))
     logits[:, 100:] = -torch.inf
-    ids, logprobs = sample(logits, Sampling(), largest)
+    ids, logprobs = sample_tokens(logits, SamplingParams(), largest)
     assert (ids < 100).all() and logprobs.isfinite().all()
-    ids, _ = sample(logits, Sampling(), torch.zeros(200))
+    ids, _ = sample_tokens(logits, SamplingParams(), torch.zeros(200))
     assert (ids == 0).all()
 
 
@@ -101,15 +101,15 @@ def test_the_largest_noise_still_draws_a_possible_token() -> None:
         {"top_k": -1},
         {"top_p": 0},
         {"min_p": 2},
-        {"max_tokens": 0},
+        {"max_new_tokens": 0},
     ],
 )
 def test_impossible_settings_are_named(wrong) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
-        Sampling(**wrong)
+        SamplingParams(**wrong)
 
 
 def test_a_penalty_lowers_what_was_said_and_a_bias_adds():
     logits = torch.tensor([2.0, -2.0, 3.0, -3.0])
-    adjust(logits, Sampling(repetition=2.0, bias=((3, 10.0),)), [1, 0, 0])
+    adjust_logits_(logits, SamplingParams(repetition_penalty=2.0, logit_bias=((3, 10.0),)), [1, 0, 0])
     assert logits.tolist() == [1.0, -4.0, 3.0, 7.0]

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from fledgling.infer import engine as engine_module
 from fledgling.infer import skip
 from fledgling.infer.engine import Engine
-from fledgling.infer.pack import can_pack
-from fledgling.infer.sample import Sampling
-from fledgling.infer.skip import DENSE, SkippingWeight, weighted_sum
-from fledgling.model.config import preset
+from fledgling.infer.pack import can_pack_bf16
+from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.skip import MAX_ACTIVE_SHARE, ZeroSkippingWeight, sum_active_rows
+from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # of the largest value
@@ -18,7 +18,7 @@ CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # of the largest value
 
 def model_with_zeros(share: float, activation: str = "relu2") -> Transformer:
     """A random model whose hidden layers are zero at least at a share of the places."""
-    config = preset(
+    config = config_from_preset(
         "fledgling", vocab_size=330, depth=2, width=64, heads=2, kv_heads=2, context=64, activation=activation
     )
     model = Transformer(config)
@@ -26,7 +26,7 @@ def model_with_zeros(share: float, activation: str = "relu2") -> Transformer:
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=draw) * 0.2
     for block in model.blocks:
-        block.mlp.inward[0].weight.data[: int(share * config.hidden)] = 0
+        block.mlp.input_projections[0].weight.data[: int(share * config.intermediate_size)] = 0
     return model
 
 
@@ -37,12 +37,12 @@ def test_the_sum_is_the_whole_product_s(dtype, share):
     whole = torch.randn(48, 256, generator=draw).to(dtype)
     hidden = torch.randn(1, 1, 256, generator=draw).relu().square().to(dtype)
     hidden[..., : int(share * 256)] = 0
-    skipping = SkippingWeight(whole, whole)
+    skipping = ZeroSkippingWeight(whole, whole)
     expected = F.linear(hidden.double(), whole.double())
     found = F.linear(hidden, skipping.to(dtype), None)
     assert found.dtype == dtype and found.shape == (1, 1, 48)
     assert (found - expected).abs().max() <= CLOSE[dtype] * expected.abs().max()
-    skipping.fill(2 * whole)
+    skipping.copy_(2 * whole)
     assert (F.linear(hidden, skipping, torch.ones(48, dtype=dtype)) - 2 * expected - 1).abs().max() <= CLOSE[dtype] * (
         2 * expected.abs().max() + 1
     )
@@ -51,30 +51,35 @@ def test_the_sum_is_the_whole_product_s(dtype, share):
 def test_only_what_is_not_zero_is_read():
     rows = torch.full((10, 4), float("nan"))
     rows[[2, 7]] = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
-    found = weighted_sum(rows, torch.tensor([2, 7]), torch.tensor([2.0, 1.0]))
+    found = sum_active_rows(rows, torch.tensor([2, 7]), torch.tensor([2.0, 1.0]))
     assert found.tolist() == [7, 10, 13, 16]
-    skipping = SkippingWeight(rows.T, torch.zeros(4, 10))
+    skipping = ZeroSkippingWeight(rows.T, torch.zeros(4, 10))
     hidden = torch.zeros(1, 10)
     hidden[0, [2, 7]] = torch.tensor([2.0, 1.0])
     assert F.linear(hidden, skipping).tolist() == [[7, 10, 13, 16]]
     hidden[0, :] = 1.0
-    assert DENSE[torch.float32] * 10 < 10 and F.linear(hidden, skipping).tolist() == [[0, 0, 0, 0]]  # the whole one
+    assert MAX_ACTIVE_SHARE[torch.float32] * 10 < 10 and F.linear(hidden, skipping).tolist() == [
+        [0, 0, 0, 0]
+    ]  # the whole one
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
 def test_an_engine_that_skips_says_the_same_and_follows_the_weights(dtype, tokenizer, monkeypatch):
-    if dtype == torch.bfloat16 and not can_pack(torch.device("cpu"), dtype):
+    if dtype == torch.bfloat16 and not can_pack_bf16(torch.device("cpu"), dtype):
         pytest.skip("no bf16 products on this processor")
     model = model_with_zeros(0.9)
-    assert not any(isinstance(w, SkippingWeight) for w in Engine(model, tokenizer, skip_zeros=True).packed.values())
-    monkeypatch.setattr(skip, "FEWEST", 0)
-    monkeypatch.setattr(engine_module, "can_step", lambda model: False)  # where there is no native step
+    assert not any(
+        isinstance(w, ZeroSkippingWeight) for w in Engine(model, tokenizer, skip_zeros=True).packed_weights.values()
+    )
+    monkeypatch.setattr(skip, "MIN_WEIGHT_NUMEL", 0)
+    monkeypatch.setattr(engine_module, "supports_decoding_step", lambda model: False)  # where there is no native step
     plain, skipping = Engine(model, tokenizer, dtype=dtype), Engine(model, tokenizer, dtype=dtype, skip_zeros=True)
-    assert len([weight for weight in skipping.packed.values() if isinstance(weight, SkippingWeight)]) == 2
+    assert len([weight for weight in skipping.packed_weights.values() if isinstance(weight, ZeroSkippingWeight)]) == 2
     prompt = [5, 9, 100, 31]
     for _ in range(2):
         first, other = (
-            engine.generate([prompt], Sampling(temperature=0, max_tokens=20))[0] for engine in (plain, skipping)
+            engine.generate([prompt], SamplingParams(temperature=0, max_new_tokens=20))[0]
+            for engine in (plain, skipping)
         )
         if dtype == torch.float32:
             assert first.tokens == other.tokens
@@ -87,8 +92,8 @@ def test_an_engine_that_skips_says_the_same_and_follows_the_weights(dtype, token
 
 
 def test_other_activations_have_nothing_to_skip(tokenizer, monkeypatch):
-    monkeypatch.setattr(skip, "FEWEST", 0)
+    monkeypatch.setattr(skip, "MIN_WEIGHT_NUMEL", 0)
     assert not any(
-        isinstance(weight, SkippingWeight)
-        for weight in Engine(model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True).packed.values()
+        isinstance(weight, ZeroSkippingWeight)
+        for weight in Engine(model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True).packed_weights.values()
     )

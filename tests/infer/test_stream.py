@@ -8,14 +8,21 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.infer.stream import AnswerStream, Piece, StopText, TextStream, answer_parts, final_text
+from fledgling.infer.detokenizer import (
+    AnswerDetokenizer,
+    ContentPart,
+    IncrementalDetokenizer,
+    StopStringMatcher,
+    decode_final_text,
+    decode_parts,
+)
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
 
 @given(st.text())
 def test_every_byte_alone_gives_the_text_and_no_half_character(text: str) -> None:
-    stream = TextStream(BYTES)
+    stream = IncrementalDetokenizer(BYTES)
     pieces = [stream.push(byte) for byte in text.encode()]
     assert stream.finish() == "" and "".join(pieces) == text
     assert all(len(piece) <= 1 for piece in pieces)
@@ -25,7 +32,7 @@ def test_every_byte_alone_gives_the_text_and_no_half_character(text: str) -> Non
 def test_any_bytes_in_any_pieces_are_decoded_as_if_at_once(data: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     table = [data[start:end] for start, end in itertools.pairwise(edges)]
-    stream = TextStream(table)
+    stream = IncrementalDetokenizer(table)
     text = "".join(stream.push(token) for token in range(len(table))) + stream.finish()
     assert text == data.decode("utf-8", "replace")
 
@@ -33,16 +40,16 @@ def test_any_bytes_in_any_pieces_are_decoded_as_if_at_once(data: bytes, cuts: li
 @given(st.text())
 def test_a_real_tokenizer(tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
-    stream = AnswerStream(tokenizer)
+    stream = AnswerDetokenizer(tokenizer)
     pieces = [piece for token in ids for piece in stream.push(token)] + stream.finish()
     assert "".join(piece.text for piece in pieces) == tokenizer.decode(ids)
-    assert unicodedata.normalize("NFC", final_text(tokenizer, ids)) == unicodedata.normalize(
+    assert unicodedata.normalize("NFC", decode_final_text(tokenizer, ids)) == unicodedata.normalize(
         "NFC", tokenizer.decode(ids)
     )
 
 
 def test_half_a_character_at_the_end_becomes_a_mark() -> None:
-    stream = TextStream(BYTES)
+    stream = IncrementalDetokenizer(BYTES)
     assert [stream.push(byte) for byte in "é€".encode()[:-1]] == ["", "é", "", ""]
     assert stream.finish() == "\ufffd"
     assert stream.push(ord("a")) == "a"
@@ -52,25 +59,25 @@ def test_parts_of_an_answer(tokenizer) -> None:
     t = tokenizer
     call = [t.python_start, *t.encode("2+3"), t.python_end, t.output_start, *t.encode("5"), t.output_end]
     tokens = [*t.encode("so "), *call, *t.encode("five"), t.assistant_end]
-    assert answer_parts(t, tokens) == [
+    assert decode_parts(t, tokens) == [
         {"type": "text", "text": "so "},
         {"type": "python", "text": "2+3"},
         {"type": "output", "text": "5"},
         {"type": "text", "text": "five"},
     ]
-    assert final_text(t, tokens) == "five" and final_text(t, tokens[:3]) == t.decode(tokens[:3])
+    assert decode_final_text(t, tokens) == "five" and decode_final_text(t, tokens[:3]) == t.decode(tokens[:3])
 
 
 def test_a_control_token_ends_a_broken_character(tokenizer) -> None:
-    stream = AnswerStream(tokenizer)
+    stream = AnswerDetokenizer(tokenizer)
     assert stream.push(0xC3) == []
-    assert stream.push(tokenizer.python_start) == [Piece("text", "\ufffd")]
+    assert stream.push(tokenizer.python_start) == [ContentPart("text", "\ufffd")]
 
 
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.randoms())
 def test_stop_strings_cut_where_the_whole_text_would_be_cut(text, stops, random):
     """However the text arrives, what is shown ends where the first stop string of the whole text begins."""
-    watch, shown, rest = StopText(stops), "", text
+    watch, shown, rest = StopStringMatcher(stops), "", text
     while rest and not watch.stopped:
         size = random.randint(1, len(rest))
         shown, rest = shown + watch.push(rest[:size]), rest[size:]

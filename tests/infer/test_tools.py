@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.infer.tools import CALCULATOR, MAX_CHARACTERS, MAX_RESULT, PYTHON, Tool, ToolState, calculate, python
+from fledgling.infer.tools import (
+    CALCULATOR,
+    MAX_CHARACTERS,
+    MAX_RESULT_CHARACTERS,
+    PYTHON,
+    Tool,
+    ToolState,
+    calculate,
+    run_python,
+)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +111,7 @@ def test_a_quotient_is_rounded_to_the_nearest_millionth(a, b) -> None:
 def test_the_python_tool_says_what_the_calculator_says_where_that_has_a_value(expression) -> None:
     result = calculate(expression)
     if not result.startswith("error"):
-        assert python(expression) == result
+        assert run_python(expression) == result
 
 
 @pytest.mark.parametrize(
@@ -114,11 +123,11 @@ def test_the_python_tool_says_what_the_calculator_says_where_that_has_a_value(ex
         ("9**9**9**9", "error: exponent too large"),
         ("x = 1", ""),
         ("undefined", "error: NameError: name 'undefined' is not defined"),
-        ("'x' * 1000", "'" + "x" * (MAX_RESULT - 1)),
+        ("'x' * 1000", "'" + "x" * (MAX_RESULT_CHARACTERS - 1)),
     ],
 )
 def test_the_python_tool_runs_what_is_no_calculation(code, result) -> None:
-    assert python(code) == result
+    assert run_python(code) == result
 
 
 def said(tokenizer, tool: Tool, code: str) -> str:
@@ -134,7 +143,7 @@ def test_a_call_goes_to_the_tool_and_a_long_one_to_none(tokenizer) -> None:
     assert said(tokenizer, CALCULATOR, "max(1,2)") == "error: invalid syntax"
     assert said(tokenizer, PYTHON, "max(1,2)") == "2"
     ran = []
-    tool = Tool(lambda code: ran.append(code) or "ran", longest=5)
+    tool = Tool(lambda code: ran.append(code) or "ran", max_call_tokens=5)
     assert said(tokenizer, tool, "12345") == "ran"
     assert said(tokenizer, tool, "123456") == "error: too long" and ran == ["12345"]
 

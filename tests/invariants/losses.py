@@ -5,14 +5,17 @@ from functools import partial
 
 import torch
 
-from fledgling.config import RLTable
-from fledgling.data.batch import IGNORE, Batch
-from fledgling.train.loss import next_token, policy_gradient, preferred
+from fledgling.config import RLConfig
+from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.train.loss import dpo_loss, next_token_loss, policy_gradient_loss
 from fledgling.train.rl import critic
 
 TEXT, POLICY = ("pretrain", "midtrain", "sft"), ("rl", "ppo")
 LEARNED = (*TEXT, *POLICY, "dpo")
-TABLES = {"rl": RLTable(kl=0.05), "ppo": RLTable(algorithm="ppo", kl=0.05, entropy=0.02, normalize="sequence")}
+TABLES = {
+    "rl": RLConfig(kl_weight=0.05),
+    "ppo": RLConfig(algorithm="ppo", kl_weight=0.05, entropy_weight=0.02, loss_normalization="sequence"),
+}
 
 
 def batch_of(stage: str, rows: int, length: int, vocabulary: int, seed: int) -> Batch:
@@ -21,15 +24,15 @@ def batch_of(stage: str, rows: int, length: int, vocabulary: int, seed: int) -> 
     tokens, targets = torch.randint(vocabulary, (2, rows, length), generator=draw).unbind(0)
     if stage not in ("pretrain", "midtrain"):
         for row in range(rows):
-            targets[row, row * length // rows :] = IGNORE
+            targets[row, row * length // rows :] = IGNORE_INDEX
     batch = Batch(tokens, targets, (torch.arange(length) // 6 + 1).int().expand(rows, -1).contiguous())
     if stage in (*POLICY, "dpo"):
         batch.reference_logprobs = -4 + 0.3 * torch.randn(rows, length, generator=draw)
-        batch.weights = torch.full((rows, length), 3.0)
+        batch.loss_weights = torch.full((rows, length), 3.0)
     if stage in POLICY:
         batch.advantages = torch.randn(rows, length, generator=draw)
         batch.old_logprobs = -4 + 0.3 * torch.randn(rows, length, generator=draw)
-        batch.weights = 0.5 + torch.rand(rows, length, generator=draw)
+        batch.loss_weights = 0.5 + torch.rand(rows, length, generator=draw)
     if stage == "ppo":
         batch.returns = torch.randn(rows, length, generator=draw)
         batch.old_values = torch.randn(rows, length, generator=draw)
@@ -39,14 +42,14 @@ def batch_of(stage: str, rows: int, length: int, vocabulary: int, seed: int) -> 
 def loss_of(stage: str) -> Callable:
     """The summed loss of a stage."""
     if stage in TEXT:
-        return next_token
-    return partial(preferred, beta=0.1) if stage == "dpo" else partial(policy_gradient, table=TABLES[stage])
+        return next_token_loss
+    return partial(dpo_loss, beta=0.1) if stage == "dpo" else partial(policy_gradient_loss, config=TABLES[stage])
 
 
 def prepared(stage: str, model: torch.nn.Module) -> torch.nn.Module:
     """The model as the stage learns it: none of its gradients is zero at the start."""
     if stage == "ppo":
-        critic.attach(model)
+        critic.attach_critic(model)
     draw = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if not parameter.any():

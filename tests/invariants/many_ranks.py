@@ -3,12 +3,12 @@
 Nothing divides: 61 rows, 3 layers, matrices of 18, 36 and 144 rows, six rows a step.
 """
 
-from fledgling.config import OptimizerTable
+from fledgling.config import OptimizerConfig
 from fledgling.data.batch import Batch
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
-from fledgling.optim.sharded import whole
+from fledgling.optim.sharded import unsharded
 from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.stage import Stage
@@ -33,16 +33,16 @@ def fresh(stage: str) -> Transformer:
 def trained(stage: str, zero: int, exact: str, rows: int, steps: int, rate: float = 1e-3, eps: float = 1e-6) -> dict:
     """Weights, state, losses and norms after `steps` steps of a stage on this process's ranks."""
     world, model = World.start("cpu"), fresh(stage)
-    table = OptimizerTable(rate, rate, rate, rate, adam_eps=eps, zero=zero, exact=exact)
+    table = OptimizerConfig(rate, rate, rate, rate, adam_eps=eps, zero_stage=zero, deterministic=exact)
     optimizer = Optimizer(model, table, world)
     one = Stage(stage, steps, None, loss_of(stage), lambda progress: 1.0)
     curve = [
-        loop.update(one, model, optimizer, batches_of(stage, step, rows)[world.rank :: world.size], world)
+        loop.train_step(one, model, optimizer, batches_of(stage, step, rows)[world.rank :: world.size], world)
         for step in range(steps)
     ]
-    with whole(model):
+    with unsharded(model):
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    return {"weights": weights, "state": optimizer.tensors(), "curve": curve}
+    return {"weights": weights, "state": optimizer.full_state_dict(), "curve": curve}
 
 
 def results_of(cases: list[Case], steps: int) -> list[dict]:

@@ -5,4 +5,4 @@ from fledgling.plan import memory
 
 
 def test_the_planner_and_the_loss_agree_on_a_chunk():
-    assert memory.CHUNK_VALUES == logprob.CHUNK_VALUES
+    assert memory.CHUNK_VALUES == logprob.CHUNK_LOGITS

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fledgling.infer.engine import Engine
-from fledgling.infer.load import load_model
-from fledgling.infer.sample import Sampling
-from fledgling.record import read_lines
-from fledgling.record.checkpoint import latest, load
+from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.weights import load_model
+from fledgling.record import read_jsonl
+from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
 from fledgling.train import loop, run
 from tests.tiny import tiny
 
@@ -19,13 +19,13 @@ def test_pretraining_and_reinforcement(family, tmp_path):
     recipe = tiny(tmp_path, **{"model.family": family, "stages": '["pretrain", "rl"]', "pretrain.steps": 20})
     for stage in recipe.stages:
         assert run.run_stage(recipe, stage, quiet=True)
-    losses = [line["loss"] for line in read_lines(tmp_path / "run" / "pretrain" / "metrics.jsonl")]
+    losses = [line["loss"] for line in read_jsonl(tmp_path / "run" / "pretrain" / "metrics.jsonl")]
     assert losses[0] == pytest.approx(torch.tensor(420.0).log().item(), abs=0.15)
     assert sum(losses[-3:]) / 3 < losses[0] - 0.5
     model, tokenizer, state = load_model(tmp_path / "run")
     assert state["stage"] == "rl" and model.config.family == family
     assert (model.embedding.weight is model.head.weight) == (family == "gpt2")
-    answer = Engine(model, tokenizer).generate([[tokenizer.bos]], Sampling(max_tokens=8))[0]
+    answer = Engine(model, tokenizer).generate([[tokenizer.bos]], SamplingParams(max_new_tokens=8))[0]
     assert answer.tokens
 
 
@@ -44,12 +44,15 @@ def test_a_tied_model_resumes_as_if_it_had_not_stopped(tmp_path, monkeypatch):
         done.append(True)
         return update(*arguments)
 
-    update = loop.update
+    update = loop.train_step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "update", stopping)
+        patch.setattr(loop, "train_step", stopping)
         run.run_stage(recipes[1], "pretrain", quiet=True)
     run.run_stage(recipes[1], "pretrain", quiet=True)
-    one, two = (load(latest(tmp_path / name / "pretrain/checkpoints")).tensors for name in ("whole", "halves"))
+    one, two = (
+        load_checkpoint(find_latest_checkpoint(tmp_path / name / "pretrain/checkpoints")).tensors
+        for name in ("whole", "halves")
+    )
     for group in ("model", "optimizer"):
         assert one[group].keys() == two[group].keys()
         assert all(torch.equal(tensor, two[group][name]) for name, tensor in one[group].items())

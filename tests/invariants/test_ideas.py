@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.config import OptimizerTable
+from fledgling.config import OptimizerConfig
 from fledgling.infer.engine import Engine
-from fledgling.infer.load import load_model
-from fledgling.infer.sample import Sampling
+from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.weights import load_model
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
-from fledgling.optim.sharded import whole
-from fledgling.record.checkpoint import latest, load
+from fledgling.optim.sharded import unsharded
+from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
 from fledgling.runtime.world import World
 from fledgling.train import loop, run
-from fledgling.train.loss import next_token
+from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
 from tests.invariants.losses import batch_of
 from tests.ranks import on_ranks, one_thread
@@ -28,19 +28,19 @@ EVERYTHING = {
     "model.flash_norm": "true",
     "model.value_embeddings": "1",
     "model.window_pattern": '"SL"',
-    "model.window": "20",
+    "model.window_size": "20",
     "model.residual_scalars": "true",
-    "model.softcap": "10.0",
+    "model.logit_softcap": "10.0",
     "model.kv_heads": "1",
     "optimizer.weight_decay": "0.1",
-    "optimizer.cautious_decay": "true",
-    "optimizer.matrix_rule": '"normuon"',
+    "optimizer.cautious_weight_decay": "true",
+    "optimizer.matrix_optimizer": '"normuon"',
     "optimizer.newton_schulz": '"polar_express"',
 }
 
 
 @pytest.mark.parametrize(
-    "options", [EVERYTHING, {"optimizer.matrix_rule": '"adamw"', "optimizer.matrix_rate": "0.003"}]
+    "options", [EVERYTHING, {"optimizer.matrix_optimizer": '"adamw"', "optimizer.matrix_lr": "0.003"}]
 )
 def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch, capsys):
     options = {**options, "stages": '["pretrain"]'}
@@ -48,7 +48,7 @@ def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch, 
     run.run_stage(recipes[0], "pretrain", quiet=True)
     for prepared in ("tokenizer", "data"):
         shutil.copytree(tmp_path / "whole" / prepared, tmp_path / "halves" / prepared)
-    done, update = [], loop.update
+    done, update = [], loop.train_step
 
     def stopping(*arguments):
         if len(done) == 3:
@@ -57,19 +57,22 @@ def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch, 
         return update(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "update", stopping)
+        patch.setattr(loop, "train_step", stopping)
         run.run_stage(recipes[1], "pretrain", quiet=True)
     run.run_stage(recipes[1], "pretrain", quiet=True)
-    one, two = (load(latest(tmp_path / name / "pretrain/checkpoints")) for name in ("whole", "halves"))
+    one, two = (
+        load_checkpoint(find_latest_checkpoint(tmp_path / name / "pretrain/checkpoints"))
+        for name in ("whole", "halves")
+    )
     for group in ("model", "optimizer"):
         assert one.tensors[group].keys() == two.tensors[group].keys()
         assert all(torch.equal(tensor, two.tensors[group][name]) for name, tensor in one.tensors[group].items())
     plan = json.loads((tmp_path / "whole" / "plan.json").read_text())
     model, tokenizer, _ = load_model(tmp_path / "whole")
-    assert plan["parameters"]["total"] == model.parameter_count()
+    assert plan["parameters"]["total"] == model.count_parameters()
     stored = sum(t.numel() for group in ("model", "optimizer") for t in one.tensors[group].values() if t.ndim)
     assert plan["data"]["bytes_checkpoint"] == 4 * stored
-    assert Engine(model, tokenizer).generate([[tokenizer.bos]], Sampling(max_tokens=8))[0].tokens
+    assert Engine(model, tokenizer).generate([[tokenizer.bos]], SamplingParams(max_new_tokens=8))[0].tokens
     if "model.value_embeddings" in options:
         assert main(["export", "hf", str(tmp_path / "whole"), str(tmp_path / "exported")]) == 1
         assert "value_embeddings" in capsys.readouterr().err and not (tmp_path / "exported").exists()
@@ -84,19 +87,21 @@ def trained(rule: str, zero: int) -> dict:
     """Weights and state after three steps on this process's ranks; exact."""
     world, model = World.start("cpu"), Transformer(CONFIG)
     model.initialize(1)
-    table = OptimizerTable(1e-3, 1e-3, 1e-3, 1e-3, adam_eps=1e-6, zero=zero, exact="on", matrix_rule=rule)
-    table = OptimizerTable(**{**vars(table), "weight_decay": 0.1, "cautious_decay": True})
+    table = OptimizerConfig(
+        1e-3, 1e-3, 1e-3, 1e-3, adam_eps=1e-6, zero_stage=zero, deterministic="on", matrix_optimizer=rule
+    )
+    table = OptimizerConfig(**{**vars(table), "weight_decay": 0.1, "cautious_weight_decay": True})
     optimizer = Optimizer(model, table, world)
-    stage = Stage("pretrain", 3, None, next_token, lambda progress: 1.0)
+    stage = Stage("pretrain", 3, None, next_token_loss, lambda progress: 1.0)
     for step in range(3):
         batches = batch_of("pretrain", 4, 24, 61, seed=step).split(1)
-        loop.update(stage, model, optimizer, batches[world.rank :: world.size], world)
-    state = optimizer.tensors()
+        loop.train_step(stage, model, optimizer, batches[world.rank :: world.size], world)
+    state = optimizer.full_state_dict()
     again = Optimizer(Transformer(CONFIG), table, world)
-    again.load_tensors(world.gather(state)[0])
-    with whole(model):
+    again.load_full_state_dict(world.all_gather_object(state)[0])
+    with unsharded(model):
         weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    return {"weights": weights, "state": state, "again": again.tensors()}
+    return {"weights": weights, "state": state, "again": again.full_state_dict()}
 
 
 def results() -> list[dict]:

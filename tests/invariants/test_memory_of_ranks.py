@@ -3,13 +3,13 @@
 import pytest
 
 from benchmarks.optim import measure
-from fledgling.bench.train import shaped
+from fledgling.bench.train import with_model_size
 from fledgling.config import load_recipe
 from tests.ranks import on_ranks
 
 
 def test_measured_memory_is_the_layouts():
-    recipe = shaped(load_recipe("quickstart", ["run.device=cpu", "optimizer.exact=on"]), 4, 3001, 16)
+    recipe = with_model_size(load_recipe("quickstart", ["run.device=cpu", "optimizer.deterministic=on"]), 4, 3001, 16)
     for rank in on_ranks(4, measure, recipe):
         for one in rank:
             assert one["measured"] == pytest.approx(one["expected"], rel=0.05), one

@@ -11,8 +11,8 @@ import random
 import pytest
 
 from fledgling.infer.tools import Tool, ToolState
-from fledgling.text.conversation import render, render_prompt
-from fledgling.text.tokenizer import SPECIAL, Tokenizer
+from fledgling.text.conversation import render_conversation, render_prompt
+from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 TEXTS = int(os.environ.get("FLEDGLING_TEXTS", "1500"))
 
@@ -26,7 +26,7 @@ def hostile(chance: random.Random) -> str:
     """Names of control tokens whole, in pieces, nested, with NUL and look-alikes, and bytes that are no UTF-8."""
     pieces = []
     for _ in range(chance.randrange(1, 9)):
-        name = chance.choice(SPECIAL)
+        name = chance.choice(SPECIAL_TOKENS)
         cut = chance.randrange(len(name) + 1)
         broken = bytes(chance.randrange(256) for _ in range(chance.randrange(1, 7)))
         pieces.append(
@@ -53,11 +53,11 @@ def hostile(chance: random.Random) -> str:
 
 
 def test_no_text_becomes_a_control_token(tokenizer) -> None:
-    control, chance = set(tokenizer.special.values()), random.Random(int(os.environ.get("FLEDGLING_SEED", "0")))
+    control, chance = set(tokenizer.special_tokens.values()), random.Random(int(os.environ.get("FLEDGLING_SEED", "0")))
     named = 0
     for number in range(TEXTS):
         text = hostile(chance)
-        named += any(name in text for name in SPECIAL)
+        named += any(name in text for name in SPECIAL_TOKENS)
         ids = tokenizer.encode(text)
         assert not control.intersection(ids), repr(text)
         prompt = render_prompt(tokenizer, {"messages": [{"role": "user", "content": text}]})
@@ -69,7 +69,7 @@ def test_no_text_becomes_a_control_token(tokenizer) -> None:
             parts = [{"type": "python", "text": text}, {"type": "output", "text": text}, {"type": "text", "text": text}]
             talk = [{"role": "system", "content": text}, {"role": "user", "content": text}]
             talk.append({"role": "assistant", "content": parts})
-            whole = render(tokenizer, {"messages": talk}).tokens.tolist()
+            whole = render_conversation(tokenizer, {"messages": talk}).tokens.tolist()
             order = (
                 "bos user_start user_end assistant_start python_start python_end output_start output_end assistant_end"
             )
@@ -82,12 +82,12 @@ def control_of(ids: list[int], control: set[int]) -> list[int]:
 
 
 def layout(tokenizer: Tokenizer, names: str) -> list[int]:
-    return [tokenizer.special[f"<|{name}|>"] for name in names.split()]
+    return [tokenizer.special_tokens[f"<|{name}|>"] for name in names.split()]
 
 
 def test_text_that_no_encoding_has_is_refused_or_becomes_text(tokenizer) -> None:
     """Lone surrogates cannot be written as UTF-8: they are replaced or refused, and never a control token."""
-    control = set(tokenizer.special.values())
+    control = set(tokenizer.special_tokens.values())
     for text in ("\ud800", "<|bos|>\udfff", "\udcff<|user_end|>"):
         try:
             ids = tokenizer.encode(text)

@@ -3,22 +3,22 @@
 import pytest
 import torch
 
-from fledgling.config import OptimizerTable
-from fledgling.data.batch import IGNORE, Batch
-from fledgling.model.config import ModelConfig, preset
+from fledgling.config import OptimizerConfig
+from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.model.config import ModelConfig, config_from_preset
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.runtime.world import World
 from fledgling.train import loop
-from fledgling.train.loss import next_token
+from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
 from tests.invariants.losses import LEARNED, batch_of, loss_of, prepared
 
 CONFIG = ModelConfig(60, 2, 32, 2, 1, 24)
 FAMILIES = {
     "fledgling": CONFIG,
-    "gpt2": preset("gpt2", vocab_size=60, depth=2, width=32, heads=2, kv_heads=2, context=24),
-    "llama": preset("llama", vocab_size=60, depth=2, width=32, heads=2, kv_heads=1, context=24),
+    "gpt2": config_from_preset("gpt2", vocab_size=60, depth=2, width=32, heads=2, kv_heads=2, context=24),
+    "llama": config_from_preset("llama", vocab_size=60, depth=2, width=32, heads=2, kv_heads=1, context=24),
 }
 CASES = [(stage, "fledgling") for stage in LEARNED]  # and the other families by one stage of each kind
 CASES += [(stage, family) for stage in ("pretrain", "sft", "rl") for family in ("gpt2", "llama")]
@@ -39,9 +39,9 @@ def moved(stage: str, family: str, rows: int) -> dict[str, torch.Tensor]:
     model = fresh(stage, family)
     one = Stage(stage, 3, None, loss_of(stage), lambda progress: 1.0)
     world = World.start("cpu")
-    optimizer = Optimizer(model, OptimizerTable(matrix_rate=1e-3, adam_eps=1e-6), world)
+    optimizer = Optimizer(model, OptimizerConfig(matrix_lr=1e-3, adam_eps=1e-6), world)
     for _ in range(3):
-        loop.update(one, model, optimizer, eight(stage).split(rows), world)
+        loop.train_step(one, model, optimizer, eight(stage).split(rows), world)
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -66,10 +66,10 @@ def test_any_split_gives_the_same_gradient(stage, family, rows):
     def gradients(rows: int) -> list[torch.Tensor]:
         model = fresh(stage, family)
         seen: list[torch.Tensor] = []
-        optimizer = Optimizer(model, OptimizerTable(), World.start("cpu"))
+        optimizer = Optimizer(model, OptimizerConfig(), World.start("cpu"))
         optimizer.step = lambda hold=False: seen.extend(optimizer.gradients.finish().values()) or 0.0
         one = Stage(stage, 1, None, loss_of(stage), lambda progress: 1.0)
-        loop.update(one, model, optimizer, eight(stage).split(rows), World.start("cpu"))
+        loop.train_step(one, model, optimizer, eight(stage).split(rows), World.start("cpu"))
         return seen
 
     for whole, split in zip(gradients(8), gradients(rows), strict=True):
@@ -80,10 +80,10 @@ def test_a_batch_without_targets_moves_nothing_and_divides_by_nothing():
     model = Transformer(CONFIG)
     model.initialize(1)
     batch = eight("pretrain")
-    batch.targets[:] = IGNORE
+    batch.targets[:] = IGNORE_INDEX
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    one = Stage("sft", 1, None, next_token, lambda progress: 1.0)
-    optimizer = Optimizer(model, OptimizerTable(), World.start("cpu"))
-    loss, norm = loop.update(one, model, optimizer, [batch], World.start("cpu"))
+    one = Stage("sft", 1, None, next_token_loss, lambda progress: 1.0)
+    optimizer = Optimizer(model, OptimizerConfig(), World.start("cpu"))
+    loss, norm = loop.train_step(one, model, optimizer, [batch], World.start("cpu"))
     assert loss == 0 and norm == 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

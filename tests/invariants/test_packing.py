@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fledgling.data.batch import IGNORE
-from fledgling.data.pack import crop_plan, cut_lengths, fill, whole_plan
+from fledgling.data.batch import IGNORE_INDEX
+from fledgling.data.packing import fill_row, pack_cropped, pack_whole, truncate_lengths
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import MixtureStream, RowSource
 
@@ -45,12 +45,12 @@ def documents_in(rows) -> list[list[int]]:
 @given(LENGTHS, st.integers(2, 30))
 def test_crop_rows_give_every_document_back_in_order(lengths, row):
     shard = shard_of(lengths)
-    plan = crop_plan(shard.lengths, row)
-    rows = [fill(plan, shard, i, BOS, BOS) for i in range(plan.rows)]
+    plan = pack_cropped(shard.lengths, row)
+    rows = [fill_row(plan, shard, i, BOS, BOS) for i in range(plan.num_rows)]
     assert [token for piece in documents_in(rows) for token in piece] == shard.tokens.tolist()
     for i, (tokens, mask) in enumerate(rows):
         assert tokens[0] == BOS  # every row begins at a boundary
-        assert mask.all() or i == plan.rows - 1  # only the last row may be padded
+        assert mask.all() or i == plan.num_rows - 1  # only the last row may be padded
         assert (tokens != BOS).any()  # and none is empty
     owner = np.repeat(np.arange(len(lengths)), lengths) if lengths else []
     for piece in documents_in(rows):  # no piece runs from one document into another
@@ -61,16 +61,16 @@ def test_crop_rows_give_every_document_back_in_order(lengths, row):
 @given(LENGTHS, st.integers(2, 60), st.integers(1, 8))
 def test_whole_rows_hold_every_conversation_once_and_uncut(lengths, row, window):
     shard = shard_of(lengths, conversations=True)
-    lengths, cut = cut_lengths(shard.tokens, shard.offsets, row, TURN_END)
+    lengths, cut = truncate_lengths(shard.tokens, shard.offsets, row, TURN_END)
     assert cut == sum(shard.lengths > row)
-    plan = whole_plan(lengths, row, window)
-    assert plan.rows <= np.count_nonzero(lengths)  # each row takes at least one
-    assert sorted(plan.piece_document) == np.flatnonzero(lengths).tolist()
-    for i in range(plan.rows):
-        tokens, mask = fill(plan, shard, i, BOS, BOS)
+    plan = pack_whole(lengths, row, window)
+    assert plan.num_rows <= np.count_nonzero(lengths)  # each row takes at least one
+    assert sorted(plan.piece_documents) == np.flatnonzero(lengths).tolist()
+    for i in range(plan.num_rows):
+        tokens, mask = fill_row(plan, shard, i, BOS, BOS)
         at = 0
-        for piece in range(plan.row_start[i], plan.row_start[i + 1]):
-            document, length = plan.piece_document[piece], plan.piece_length[piece]
+        for piece in range(plan.row_starts[i], plan.row_starts[i + 1]):
+            document, length = plan.piece_documents[piece], plan.piece_lengths[piece]
             expected = shard.tokens[shard.offsets[document] : shard.offsets[document] + length]
             assert tokens[at : at + length].tolist() == expected.tolist()
             at += length
@@ -92,19 +92,21 @@ class Mixed:
             (RowSource(documents, "crop", self.context, self.seed, BOS), 0.7),
             (RowSource(chats, "whole", self.context, self.seed, BOS, TURN_END), 0.3),
         ]
-        more = {"look_ahead": False, "supervise": "assistant", **more}
+        more = {"prefetch": False, "train_on": "assistant", **more}
         return MixtureStream(sources, rows_per_step, micro_rows, steps, self.seed, **more)
 
 
 def rows_of(batches) -> Counter:
     """What a step trains on, whatever the order: its rows, with targets and boundaries."""
-    parts = [torch.cat([b.tokens, b.targets, b.documents.long()], dim=1) for b in batches]
+    parts = [torch.cat([b.tokens, b.targets, b.document_ids.long()], dim=1) for b in batches]
     return Counter(tuple(row) for part in parts for row in part.tolist())
 
 
 def same(left, right) -> bool:
     return len(left) == len(right) and all(
-        torch.equal(a.tokens, b.tokens) and torch.equal(a.targets, b.targets) and torch.equal(a.documents, b.documents)
+        torch.equal(a.tokens, b.tokens)
+        and torch.equal(a.targets, b.targets)
+        and torch.equal(a.document_ids, b.document_ids)
         for a, b in zip(left, right, strict=True)
     )
 
@@ -114,7 +116,7 @@ def same(left, right) -> bool:
 def test_ranks_and_micro_batches_do_not_choose_the_data(seed, size, micro_rows, rows_per_step):
     mixed = Mixed(seed)
     alone = mixed.stream(rows_per_step, rows_per_step)
-    ranks = [mixed.stream(rows_per_step, micro_rows, rank=rank, size=size) for rank in range(size)]
+    ranks = [mixed.stream(rows_per_step, micro_rows, rank=rank, world_size=size) for rank in range(size)]
     for step in alone:
         dealt = [batch for rank in ranks for batch in rank.next()]
         assert rows_of(dealt) == rows_of(step)
@@ -127,12 +129,12 @@ def test_ranks_and_micro_batches_do_not_choose_the_data(seed, size, micro_rows, 
 def test_resume_equals_never_stopping(seed, stop, look_ahead):
     mixed = Mixed(seed)
     expected = list(mixed.stream())
-    stopped = mixed.stream(look_ahead=look_ahead)
+    stopped = mixed.stream(prefetch=look_ahead)
     for _ in range(stop):
         stopped.next()
     state = stopped.state_dict()  # what was consumed, whatever the thread has prepared since
     stopped.close()
-    resumed = mixed.stream(look_ahead=look_ahead)
+    resumed = mixed.stream(prefetch=look_ahead)
     resumed.load_state_dict(state)
     rest = list(resumed)
     assert len(rest) == len(expected) - stop
@@ -143,7 +145,7 @@ def test_resume_equals_never_stopping(seed, stop, look_ahead):
 @given(LENGTHS.filter(any), st.integers(1, 20), st.integers(0, 99), st.integers(0, 3))
 def test_each_epoch_gives_every_row_once(lengths, context, seed, epoch):
     source = RowSource(shard_of(lengths), "crop", context, seed, BOS)
-    rows = [source.row(epoch * len(source) + i) for i in range(len(source))]
+    rows = [source.read_row(epoch * len(source) + i) for i in range(len(source))]
     tokens = sorted(token for piece in documents_in(rows) for token in piece)
     assert tokens == list(range(2, 2 + sum(lengths)))
 
@@ -152,7 +154,7 @@ def test_each_epoch_gives_every_row_once(lengths, context, seed, epoch):
 @given(LENGTHS.filter(any), st.integers(1, 20), st.integers(0, 99))
 def test_each_document_token_is_a_target_once_an_epoch(lengths, context, seed):
     source = RowSource(shard_of(lengths), "crop", context, seed, BOS)
-    stream = MixtureStream([(source, 1.0)], len(source), 3, 1, seed, look_ahead=False)
+    stream = MixtureStream([(source, 1.0)], len(source), 3, 1, seed, prefetch=False)
     targets = torch.cat([batch.targets.flatten() for batch in stream.next()])
-    learned = targets[(targets != IGNORE) & (targets != BOS)]
+    learned = targets[(targets != IGNORE_INDEX) & (targets != BOS)]
     assert sorted(learned.tolist()) == list(range(2, 2 + sum(lengths)))

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import memory as bench
-from fledgling.model.config import FAMILIES, ModelConfig, preset
+from fledgling.model.config import FAMILIES, ModelConfig, config_from_preset
 from fledgling.model.transformer import Transformer
-from fledgling.optim.groups import role_of
+from fledgling.optim.roles import assign_role
 from fledgling.plan import flops
-from fledgling.plan.size import COMPONENTS, matrices, parameters, tensors
+from fledgling.plan.parameters import COMPONENTS, count_matrix_parameters, count_parameters, parameter_shapes
 
 MOST = 0.03  # error of memory, as a share
 
@@ -36,7 +36,7 @@ def configs(draw) -> ModelConfig:
     parts = {
         "norm": draw(st.sampled_from(["rms", "rms_weighted", "layer"])),
         "activation": draw(st.sampled_from(["relu2", "gelu", "swiglu"])),
-        "tied": draw(st.booleans()),
+        "tie_embeddings": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "qk_norm": draw(st.booleans()),
         "positions": draw(st.sampled_from(["rope", "learned"])),
@@ -44,7 +44,7 @@ def configs(draw) -> ModelConfig:
         "residual_scalars": draw(st.booleans()),
         "window_pattern": draw(st.sampled_from(["", "S", "SSL"])),
     }
-    return preset(
+    return config_from_preset(
         draw(st.sampled_from(sorted(FAMILIES))),
         vocab_size=draw(st.integers(1, 999)),
         depth=draw(st.integers(1, 5)),
@@ -52,7 +52,7 @@ def configs(draw) -> ModelConfig:
         heads=heads,
         kv_heads=kv_heads,
         context=draw(st.integers(1, 64)),
-        hidden=draw(st.integers(1, 200)),
+        intermediate_size=draw(st.integers(1, 200)),
         **(parts if draw(st.booleans()) else {}),
     )
 
@@ -63,48 +63,48 @@ def test_parameters_equal_the_counted_tensors(config):
     with torch.device("meta"):
         model = Transformer(config)
     found = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    assert list(tensors(config).items()) == list(found.items())
+    assert list(parameter_shapes(config).items()) == list(found.items())
     counted = dict.fromkeys(COMPONENTS, 0)
     for name, tensor in model.named_parameters():
         counted[component(name)] = counted.get(component(name), 0) + tensor.numel()
-    if config.tied:  # one matrix, which bears the head's name: counted where a token meets it first
+    if config.tie_embeddings:  # one matrix, which bears the head's name: counted where a token meets it first
         counted["embedding"], counted["head"] = counted["head"], 0
-    assert parameters(config) == {"total": sum(counted.values()), **counted}
-    muon = sum(p.numel() for n, p in model.named_parameters() if role_of(n, tuple(p.shape)) == "matrix")
-    assert matrices(config) == muon
+    assert count_parameters(config) == {"total": sum(counted.values()), **counted}
+    muon = sum(p.numel() for n, p in model.named_parameters() if assign_role(n, tuple(p.shape)) == "matrix")
+    assert count_matrix_parameters(config) == muon
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_flops_equal_torch_s_own_count(family, kv_heads):
-    config = preset(family, vocab_size=96, depth=2, width=32, heads=2, kv_heads=kv_heads, context=16)
+    config = config_from_preset(family, vocab_size=96, depth=2, width=32, heads=2, kv_heads=kv_heads, context=16)
     model = Transformer(config)
     model.initialize(0)
     tokens = torch.zeros(3, 16, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
-        model.logits(model(tokens))
-    assert counter.get_total_flops() == flops.per_token_forward(config) * 3 * 16
-    named = flops.forward(config)
+        model.compute_logits(model(tokens))
+    assert counter.get_total_flops() == flops.forward_flops_per_token(config) * 3 * 16
+    named = flops.forward_flops(config)
     assert named["total"] == sum(count for name, count in named.items() if name != "total")
-    assert flops.training(config)["total"] == flops.per_token(config) == 3 * named["total"]
+    assert flops.training_flops(config)["total"] == flops.training_flops_per_token(config) == 3 * named["total"]
 
 
 def test_a_window_counts_the_keys_that_are_seen():
     sizes = {"vocab_size": 96, "depth": 2, "width": 32, "heads": 2, "kv_heads": 2, "context": 16}
-    config = preset("fledgling", **sizes, window_pattern="S", window=5)
+    config = config_from_preset("fledgling", **sizes, window_pattern="S", window_size=5)
     seen = sum(min(place, 5) for place in range(1, 17)) + sum(range(1, 17))
-    assert flops.forward(config, counted="causal")["attention"] * 16 == 4 * 32 * seen
-    assert flops.forward(config)["attention"] == 4 * 32 * (5 + 16)
-    assert flops.decode(config, 16) - flops.decode(config, 15) == 4 * 32
+    assert flops.forward_flops(config, counted="causal")["attention"] * 16 == 4 * 32 * seen
+    assert flops.forward_flops(config)["attention"] == 4 * 32 * (5 + 16)
+    assert flops.decode_flops(config, 16) - flops.decode_flops(config, 15) == 4 * 32
 
 
 def test_causal_attention_counts_the_keys_that_are_seen():
-    config = preset("fledgling", vocab_size=96, depth=2, width=32, heads=2, kv_heads=2, context=16)
+    config = config_from_preset("fledgling", vocab_size=96, depth=2, width=32, heads=2, kv_heads=2, context=16)
     seen = sum(range(1, 17))  # pairs of a row
-    causal = flops.forward(config, counted="causal")
+    causal = flops.forward_flops(config, counted="causal")
     assert causal["attention"] * 16 == 4 * 2 * 32 * seen
-    assert causal["head"] == flops.forward(config)["head"]
-    assert flops.decode(config, 16) - flops.decode(config, 15) == 4 * 2 * 32
+    assert causal["head"] == flops.forward_flops(config)["head"]
+    assert flops.decode_flops(config, 16) - flops.decode_flops(config, 15) == 4 * 2 * 32
 
 
 FEW = (0, 4, 6, 11, 13, 19, 20, 25, 27)  # of the grid: every kind of moment, dtype, family and way of attention
@@ -120,7 +120,7 @@ IDEAS = [
     (0, {"flash_norm": True}),
     (20, {"flash_norm": True}),
     (12, {"residual_scalars": True, "value_embeddings": 2}),
-    (0, {"window_pattern": "SL", "window": 40}),
+    (0, {"window_pattern": "SL", "window_size": 40}),
 ]
 
 

@@ -5,22 +5,35 @@ import shutil
 import pytest
 
 from fledgling.config import STAGES
-from fledgling.record import checkpoint, read_lines
+from fledgling.record import checkpoint, read_jsonl
 from fledgling.train import loop, run
 from tests.tiny import tiny
 
 
 def tensors(out, stage):
-    found = checkpoint.load(checkpoint.latest(out / stage / "checkpoints"))
+    found = checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(out / stage / "checkpoints"))
     return {f"{g}.{n}": t for g, group in found.tensors.items() for n, t in group.items()}, found.state
 
 
-PASSES = {"rl.epochs": 2, "rl.minibatches": 2, "rl.steps": 8, "rl.kl": 0.05, "rl.kl_target": 0.001, "rl.save_every": 0}
+PASSES = {
+    "rl.epochs": 2,
+    "rl.minibatches": 2,
+    "rl.steps": 8,
+    "rl.kl_weight": 0.05,
+    "rl.kl_target": 0.001,
+    "rl.save_every": 0,
+}
 CASES = {
     **{stage: (stage, {}) for stage in STAGES},
-    "grpo in passes": ("rl", {**PASSES, "rl.normalize": "sequence", "rl.advantage": "leave_one_out"}),
+    "grpo in passes": (
+        "rl",
+        {**PASSES, "rl.loss_normalization": "sequence", "rl.advantage_normalization": "leave_one_out"},
+    ),
     "ppo": ("rl", {"rl.algorithm": "ppo"}),
-    "ppo in passes": ("rl", {**PASSES, "rl.algorithm": "ppo", "rl.entropy": 0.01, "rl.advantage": "zscore"}),
+    "ppo in passes": (
+        "rl",
+        {**PASSES, "rl.algorithm": "ppo", "rl.entropy_weight": 0.01, "rl.advantage_normalization": "zscore"},
+    ),
 }
 
 
@@ -42,13 +55,15 @@ def test_stop_and_go_on_equals_not_stopping(finished, case, monkeypatch):
     shutil.rmtree(out / stage)
     assert run.run_stage(recipe, stage, quiet=True)
     whole, state = tensors(out, stage)
-    lines = [line["loss"] for line in read_lines(out / stage / "metrics.jsonl")]
+    lines = [line["loss"] for line in read_jsonl(out / stage / "metrics.jsonl")]
     for stop_after in (1, 2, 3):
         shutil.rmtree(out / stage)
         calls = iter(range(100))
         with monkeypatch.context() as patch:
-            patch.setattr(run, "stop_requests", lambda calls=calls, n=stop_after: _asked(lambda: next(calls) + 1 >= n))
-            with pytest.raises(loop.Stopped) as stopped:
+            patch.setattr(
+                run, "catch_stop_signals", lambda calls=calls, n=stop_after: _asked(lambda: next(calls) + 1 >= n)
+            )
+            with pytest.raises(loop.TrainingStopped) as stopped:
                 run.run_stage(recipe, stage, quiet=True)
         assert stopped.value.step == stop_after
         assert run.run_stage(recipe, stage, quiet=True)
@@ -57,7 +72,7 @@ def test_stop_and_go_on_equals_not_stopping(finished, case, monkeypatch):
         for name, tensor in whole.items():
             assert again[name].equal(tensor), f"{case}: {name} differs after stopping at {stop_after}"
         assert state_again["stream"] == state["stream"]
-        assert [line["loss"] for line in read_lines(out / stage / "metrics.jsonl")] == lines
+        assert [line["loss"] for line in read_jsonl(out / stage / "metrics.jsonl")] == lines
 
 
 class _asked:
@@ -75,6 +90,6 @@ class _asked:
 
 def test_a_finished_stage_is_left_alone(finished):
     folder, recipe = finished
-    before = checkpoint.latest(folder / "run" / "sft" / "checkpoints").stat().st_mtime_ns
+    before = checkpoint.find_latest_checkpoint(folder / "run" / "sft" / "checkpoints").stat().st_mtime_ns
     assert run.run_stage(recipe, "sft", quiet=True) is False
-    assert checkpoint.latest(folder / "run" / "sft" / "checkpoints").stat().st_mtime_ns == before
+    assert checkpoint.find_latest_checkpoint(folder / "run" / "sft" / "checkpoints").stat().st_mtime_ns == before

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from fledgling.config import STAGES, Recipe
-from fledgling.record import checkpoint, read_lines
-from fledgling.train import loop, run, setup
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.runtime import device
+from fledgling.train import loop, run
 from tests.ranks import on_ranks, one_thread
 from tests.tiny import tiny
 
@@ -19,7 +20,9 @@ FOUR_MICRO_BATCHES = {f"{stage}.batch_tokens": 1024 for stage in STAGES[:3]}
 
 
 def at(recipe: Recipe, folder: Path, zero: int) -> Recipe:
-    return replace(recipe, run=replace(recipe.run, out=str(folder)), optimizer=replace(recipe.optimizer, zero=zero))
+    return replace(
+        recipe, run=replace(recipe.run, out=str(folder)), optimizer=replace(recipe.optimizer, zero_stage=zero)
+    )
 
 
 def no_evals(evals: tuple) -> tuple:
@@ -28,21 +31,24 @@ def no_evals(evals: tuple) -> tuple:
 
 def stopped_halfway(recipe: Recipe, root: str, zero: int) -> list[int]:
     """Run each stage up to its second step, in a run directory of its own; returns where each stopped."""
-    setup.measure_peak = lambda device, dtype: 1e9  # it takes longer than these stages
+    device.measure_peak_flops = lambda device, dtype: 1e9  # it takes longer than these stages
     stops = []
     for stage in STAGES:
         calls = iter(range(100))
-        run.stop_requests = lambda calls=calls: _Asked(lambda: next(calls) >= 1)
+        run.catch_stop_signals = lambda calls=calls: _Asked(lambda: next(calls) >= 1)
         try:
-            run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, choose=no_evals)
-        except loop.Stopped as stopped:
+            run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, select_evals=no_evals)
+        except loop.TrainingStopped as stopped:
             stops.append(stopped.step)
     return stops
 
 
 def finished(recipe: Recipe, root: str, zero: int) -> list[bool]:
-    setup.measure_peak = lambda device, dtype: 1e9
-    return [run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, choose=no_evals) for stage in STAGES]
+    device.measure_peak_flops = lambda device, dtype: 1e9
+    return [
+        run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, select_evals=no_evals)
+        for stage in STAGES
+    ]
 
 
 class _Asked:
@@ -59,20 +65,20 @@ class _Asked:
 
 
 def outcome(out: Path, stage: str):
-    found = checkpoint.load(checkpoint.latest(out / stage / "checkpoints"))
+    found = checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(out / stage / "checkpoints"))
     tensors = {f"{group}.{name}": t for group, part in found.tensors.items() for name, t in part.items()}
-    lines = read_lines(out / stage / "metrics.jsonl")
+    lines = read_jsonl(out / stage / "metrics.jsonl")
     kept = ("step", "loss", "gradient_norm", "tokens", "reward", "length")
     return tensors, found.state["stream"], [{key: line.get(key) for key in kept} for line in lines]
 
 
 def test_stop_at_four_go_on_at_two_and_at_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(setup, "measure_peak", setup.measure_peak)  # undone afterwards, here
+    monkeypatch.setattr(device, "measure_peak_flops", device.measure_peak_flops)  # undone afterwards, here
     with one_thread():
         recipe = tiny(tmp_path, **FOUR_MICRO_BATCHES)
         whole = Path(recipe.run.out)
         for stage in STAGES:
-            assert run.run_stage(recipe, stage, quiet=True, choose=no_evals)
+            assert run.run_stage(recipe, stage, quiet=True, select_evals=no_evals)
         for stage in STAGES:
             later = [name for name in STAGES if STAGES.index(name) >= STAGES.index(stage)]
             for name in ("four", "sharded"):
@@ -94,7 +100,7 @@ def test_stop_at_four_go_on_at_two_and_at_one(tmp_path, monkeypatch):
 
 
 def evaluated(recipe: Recipe, root: str, zero: int) -> list[bool]:
-    setup.measure_peak = lambda device, dtype: 1e9
+    device.measure_peak_flops = lambda device, dtype: 1e9
     stages = ("pretrain", "midtrain", "rl")
     found = replace(recipe, stages=stages)
     return [run.run_stage(at(found, Path(root), zero), stage, quiet=True) for stage in stages]
@@ -110,5 +116,5 @@ def test_sharded_weights_are_evaluated_and_sampled_like_whole_ones(tmp_path):
             assert one.exists() == three.exists()
             if one.exists():
                 kept = ("step", "name", "value", "n", "loss", "gradient_norm", "reward", "value_loss", "text")
-                found = [[{key: line.get(key) for key in kept} for line in read_lines(path)] for path in (one, three)]
+                found = [[{key: line.get(key) for key in kept} for line in read_jsonl(path)] for path in (one, three)]
                 assert found[0] == found[1] and found[0], f"{stage}, {file}"

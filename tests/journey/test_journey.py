@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from fledgling.config import USUAL
-from fledgling.record import read_lines
-from fledgling.train.setup import can_compile
+from fledgling.config import DEFAULT_STAGES
+from fledgling.record import read_jsonl
+from fledgling.runtime.device import should_compile
 from tests.tiny import tiny
 
 
@@ -40,10 +40,10 @@ def test_from_nothing_to_a_model_to_talk_to(tmp_path):
 
     told = fledgling("report", out, "--json")
     evals = json.loads(told.stdout)["evals"]
-    assert {e["stage"] for e in evals} == set(USUAL)
+    assert {e["stage"] for e in evals} == set(DEFAULT_STAGES)
     assert {"bits_per_byte", "arithmetic", "arithmetic_unseen", "identity"} <= {e["name"] for e in evals}
 
-    said = fledgling("chat", out, "-p", "Who are you?", "--max-tokens", "8")
+    said = fledgling("chat", out, "-p", "Who are you?", "--max-new-tokens", "8")
     assert said.returncode == 0, said.stderr
     measured = fledgling("eval", "chat", out, "--questions", "2", "--json")
     assert measured.returncode == 0, measured.stderr
@@ -55,7 +55,7 @@ def test_from_nothing_to_a_model_to_talk_to(tmp_path):
 
 
 @pytest.mark.journey
-@pytest.mark.skipif(not can_compile("auto", torch.device("cpu")), reason="torch.compile needs a C++ compiler here")
+@pytest.mark.skipif(not should_compile("auto", torch.device("cpu")), reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
     """Compiled, as runs are by default: blocks, loss and the step whose memory is measured meet."""
     tiny(tmp_path)
@@ -65,7 +65,7 @@ def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
         settings = (f"--set=run.out={out}", f"--set=run.compile={compiled}")
         done = fledgling("train", "pretrain", tmp_path / "tiny.toml", *settings, timeout=400)
         assert done.returncode == 0, done.stderr[-2000:]
-        losses[compiled] = [one["loss"] for one in read_lines(out / "pretrain" / "metrics.jsonl")]
+        losses[compiled] = [one["loss"] for one in read_jsonl(out / "pretrain" / "metrics.jsonl")]
     assert len(losses["on"]) == 4 and losses["on"] == pytest.approx(losses["off"], rel=1e-4)
 
 

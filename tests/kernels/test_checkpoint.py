@@ -5,19 +5,19 @@ import json
 import pytest
 import torch
 
-from fledgling.bench.infer import random_model
+from fledgling.bench.infer import make_random_model
 from fledgling.cli import main
 from fledgling.config import UserError
 from fledgling.infer.engine import Engine
-from fledgling.infer.load import load_model
-from fledgling.infer.sample import Sampling
-from fledgling.kernels.model import bytes_held
-from fledgling.kernels.tensor import QuantizedTensor
-from fledgling.model.config import preset
+from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.weights import load_model
+from fledgling.kernels.quantized_model import count_weight_bytes
+from fledgling.kernels.quantized_tensor import QuantizedTensor
+from fledgling.model.config import config_from_preset
 from fledgling.plan import inference
 from fledgling.record import checkpoint
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.run import parent
+from fledgling.train.run import parent_checkpoint
 from tests.tiny import tiny
 
 
@@ -31,19 +31,21 @@ def whole(tokenizer, tmp_path):
     """A checkpoint of random weights: fledgling, its path; or of another family."""
 
     def make(family: str = "fledgling", **parts):
-        fields = {"depth": 2, "width": 128, "heads": 2, "kv_heads": 2, "hidden": 384, "context": 64} | parts
-        config = preset(family, vocab_size=tokenizer.vocab_size, **fields)
-        model = random_model(config, torch.float32, torch.device("cpu"))
+        fields = {"depth": 2, "width": 128, "heads": 2, "kv_heads": 2, "intermediate_size": 384, "context": 64} | parts
+        config = config_from_preset(family, vocab_size=tokenizer.vocab_size, **fields)
+        model = make_random_model(config, torch.float32, torch.device("cpu"))
         file = tmp_path / "tokenizer.json"
         tokenizer.save(file)
         state = {"model": config.to_dict(), "step": 7, "name": "sft"}
-        return checkpoint.save(tmp_path / family, 7, {"model": model.state_dict()}, state, {"tokenizer.json": file})
+        return checkpoint.save_checkpoint(
+            tmp_path / family, 7, {"model": model.state_dict()}, state, {"tokenizer.json": file}
+        )
 
     return make
 
 
 @pytest.mark.parametrize("family", ["fledgling", "gpt2", "llama"])
-@pytest.mark.parametrize("words", [["--bits", "8"], ["--bits", "4", "--group", "64", "--embedding"]])
+@pytest.mark.parametrize("words", [["--bits", "8"], ["--bits", "4", "--group-size", "64", "--embedding"]])
 def test_it_comes_back_and_is_as_large_as_planned(family, words, whole, tmp_path, capsys):
     place = whole(family)
     assert main(["quantize", str(place), str(tmp_path / "out"), *words, "--no-measure", "--json"]) == 0
@@ -51,16 +53,16 @@ def test_it_comes_back_and_is_as_large_as_planned(family, words, whole, tmp_path
     small, _, state = load_model(tmp_path / "out")
     model, *_ = load_model(place)
     form, parts = f"int{told['bits']}", (told["group"], told["head"], told["embedding"])
-    assert bytes_held(small) == told["bytes"]["packed"] == inference.weights(model.config, form, *parts)
+    assert count_weight_bytes(small) == told["bytes"]["packed"] == inference.weight_bytes(model.config, form, *parts)
     assert state["quantized"]["bits"] == told["bits"] and state["step"] == 7
     packed = {name for name, one in small.named_parameters() if isinstance(one.data, QuantizedTensor)}
-    assert ("embedding.weight" in packed) == (told["embedding"] and not model.config.tied)
+    assert ("embedding.weight" in packed) == (told["embedding"] and not model.config.tie_embeddings)
     blocks = [name for name in packed if name.startswith("blocks.")]
     assert "head.weight" in packed and len(blocks) == 2 * (7 if family == "llama" else 6)
     tokens = torch.arange(60)[None] % model.config.vocab_size
     with torch.no_grad():
-        off = small.logits(small(tokens)) - model.logits(model(tokens))
-        assert off.std() < {8: 0.05, 4: 0.4}[told["bits"]] * model.logits(model(tokens)).std()
+        off = small.compute_logits(small(tokens)) - model.compute_logits(model(tokens))
+        assert off.std() < {8: 0.05, 4: 0.4}[told["bits"]] * model.compute_logits(model(tokens)).std()
 
 
 def test_everything_that_reads_a_model_reads_it(whole, tokenizer, tmp_path, capsys):
@@ -70,10 +72,12 @@ def test_everything_that_reads_a_model_reads_it(whole, tokenizer, tmp_path, caps
     capsys.readouterr()
     assert main(["eval", "bpb", str(tmp_path / "out"), str(text), "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["name"] == "bits_per_byte"
-    assert main(["chat", str(tmp_path / "out"), "-p", "hello", "--max-tokens", "4", "--device", "cpu"]) == 0
+    assert main(["chat", str(tmp_path / "out"), "-p", "hello", "--max-new-tokens", "4", "--device", "cpu"]) == 0
     small, *_ = load_model(tmp_path / "out")
-    one = Engine(small, tokenizer).generate([[1, 2, 3]], Sampling(temperature=0.0, max_tokens=6))[0]
-    same = Engine(small, tokenizer, dtype=torch.float32).generate([[1, 2, 3]], Sampling(temperature=0.0, max_tokens=6))
+    one = Engine(small, tokenizer).generate([[1, 2, 3]], SamplingParams(temperature=0.0, max_new_tokens=6))[0]
+    same = Engine(small, tokenizer, dtype=torch.float32).generate(
+        [[1, 2, 3]], SamplingParams(temperature=0.0, max_new_tokens=6)
+    )
     assert len(one.tokens) == len(same[0].tokens)
 
 
@@ -90,8 +94,8 @@ def test_the_cost_is_told(whole, tmp_path, capsys):
     ("words", "told"),
     [
         (["--bits", "3"], "--bits 3: expected 8 or 4"),
-        (["--group", "100"], "--group 100: expected a power of two"),
-        (["--group", "256"], "128 columns, expected a multiple of 256"),
+        (["--group-size", "100"], "--group-size 100: expected a power of two"),
+        (["--group-size", "256"], "128 columns, expected a multiple of 256"),
         (["--questions", "-1"], "--questions -1"),
     ],
 )
@@ -112,12 +116,12 @@ def test_it_is_not_quantized_again_exported_or_trained(whole, tmp_path, capsys):
     (run / "pretrain/checkpoints").mkdir(parents=True)
     (tmp_path / "out/step-00000007").rename(run / "pretrain/checkpoints/step-00000007")
     with pytest.raises(UserError, match="cannot be trained on"):
-        parent(recipe, "midtrain", run)
+        parent_checkpoint(recipe, "midtrain", run)
 
 
 def test_tensors_that_do_not_fit_are_refused(whole, tmp_path):
     main(["quantize", str(whole()), str(tmp_path / "out"), "--bits", "4", "--no-measure"])
-    kept = checkpoint.load(tmp_path / "out/step-00000007")
+    kept = checkpoint.load_checkpoint(tmp_path / "out/step-00000007")
     file = {"tokenizer.json": kept.path / "tokenizer.json"}
     for name, change in (
         ("head.weight.scales", lambda t: t[:, :-1].contiguous()),
@@ -126,6 +130,6 @@ def test_tensors_that_do_not_fit_are_refused(whole, tmp_path):
     ):
         broken = dict(kept.tensors["model"])
         broken[name] = change(broken[name])
-        place = checkpoint.save(tmp_path / "broken", 1, {"model": broken}, kept.state, file)
+        place = checkpoint.save_checkpoint(tmp_path / "broken", 1, {"model": broken}, kept.state, file)
         with pytest.raises(UserError, match=r"do not fit: .*weight"):
             load_model(place)

@@ -3,22 +3,29 @@
 import pytest
 import torch
 
-from fledgling.bench.infer import Silent, random_model
+from fledgling.bench.infer import NoSpecialTokens, make_random_model
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
+from fledgling.infer.sampling import SamplingParams
 from fledgling.kernels import native
-from fledgling.kernels.model import pack_state, unpack_model
-from fledgling.kernels.step import MOST, can_step
-from fledgling.model.cache import KVCache, Row
-from fledgling.model.config import preset
+from fledgling.kernels.decoding_step import MAX_STEP_TOKENS, supports_decoding_step
+from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
+from fledgling.model.cache import CacheRow, KVCache
+from fledgling.model.config import config_from_preset
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiler, or no AVX-512 with bf16")
-FAMILIES = [("fledgling", {}), ("fledgling", {"kv_heads": 1}), ("gpt2", {}), ("llama", {"kv_heads": 2, "hidden": 384})]
+pytestmark = pytest.mark.skipif(native.load_library() is None, reason="no compiler, or no AVX-512 with bf16")
+FAMILIES = [
+    ("fledgling", {}),
+    ("fledgling", {"kv_heads": 1}),
+    ("gpt2", {}),
+    ("llama", {"kv_heads": 2, "intermediate_size": 384}),
+]
 
 
 def made(family: str, parts: dict, width: int = 128):
-    config = preset(family, vocab_size=90, depth=2, width=width, heads=4, **{"kv_heads": 4} | parts, context=64)
-    model = random_model(config, torch.bfloat16, torch.device("cpu")).requires_grad_(False)
+    config = config_from_preset(
+        family, vocab_size=90, depth=2, width=width, heads=4, **{"kv_heads": 4} | parts, context=64
+    )
+    model = make_random_model(config, torch.bfloat16, torch.device("cpu")).requires_grad_(False)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.2
@@ -27,12 +34,12 @@ def made(family: str, parts: dict, width: int = 128):
 
 def logits(engine: Engine, prompts: list[list[int]], tokens: list[list[int]]) -> torch.Tensor:
     """After each row's further tokens, one step each."""
-    cache, rows = engine.new_cache(), [Row() for _ in prompts]
+    cache, rows = engine.new_cache(), [CacheRow() for _ in prompts]
     for row, prompt in zip(rows, prompts, strict=True):
-        engine.extend(cache, [row], [prompt])
-    found = [engine.extend(cache, rows, [[token] for token in step])[:, 0] for step in tokens]
+        engine.extend_cache(cache, [row], [prompt])
+    found = [engine.extend_cache(cache, rows, [[token] for token in step])[:, 0] for step in tokens]
     with torch.inference_mode():
-        return engine.model.logits(torch.stack(found)).float()
+        return engine.model.compute_logits(torch.stack(found)).float()
 
 
 @pytest.mark.parametrize(("family", "parts"), FAMILIES)
@@ -40,62 +47,67 @@ def logits(engine: Engine, prompts: list[list[int]], tokens: list[list[int]]) ->
 def test_a_step_is_as_near_to_exact_as_the_model_in_bf16(family, parts, bits):
     model = made(family, parts)
     if bits != 16:
-        model = unpack_model(model.config, pack_state(model.config, model.state_dict(), bits, 32), {"bits": bits})
+        model = load_quantized_model(
+            model.config, quantize_state_dict(model.config, model.state_dict(), bits, 32), {"bits": bits}
+        )
     draw = torch.Generator().manual_seed(7)
     prompts = [torch.randint(90, (length,), generator=draw).tolist() for length in (3, 17, 9, 1, 20)]
     tokens = torch.randint(90, (4, 5), generator=draw).tolist()
-    stepped, plain = Engine(model, Silent({}), dtype=torch.bfloat16), Engine(model, Silent({}), dtype=torch.bfloat16)
-    plain.step = None
-    exact = logits(Engine(model, Silent({}), dtype=torch.float32), prompts, tokens)
-    assert stepped.step is not None
+    stepped, plain = (
+        Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
+        Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
+    )
+    plain.native_step = None
+    exact = logits(Engine(model, NoSpecialTokens({}), dtype=torch.float32), prompts, tokens)
+    assert stepped.native_step is not None
     error = [(logits(engine, prompts, tokens) - exact).square().mean().sqrt() for engine in (stepped, plain)]
     assert error[0] < 1.2 * error[1] and error[0] < 0.05 * exact.std()
 
 
 def test_rows_that_share_blocks_and_lie_scattered_are_read_as_one_would_be():
-    engine = Engine(made("llama", {"hidden": 384}), Silent({}), dtype=torch.bfloat16)
-    cache, prompt = KVCache(engine.model.config, torch.bfloat16, block=4), list(range(2, 21))
-    rows = [Row() for _ in range(3)]
+    engine = Engine(made("llama", {"intermediate_size": 384}), NoSpecialTokens({}), dtype=torch.bfloat16)
+    cache, prompt = KVCache(engine.model.config, torch.bfloat16, block_size=4), list(range(2, 21))
+    rows = [CacheRow() for _ in range(3)]
     for start in range(0, 18, 3):  # row by row, so that their blocks alternate
         for row in rows:
-            engine.extend(cache, [row], [prompt[start : start + 3]])
-    cache.drop(rows[1])
+            engine.extend_cache(cache, [row], [prompt[start : start + 3]])
+    cache.release_row(rows[1])
     with torch.inference_mode():
         (rows[1],) = cache.fork([rows[2]])
-    together = engine.extend(cache, rows, [[1], [2], [1]])
-    alone = [engine.extend(cache, [row], [[4]])[0, 0] for row in rows]
+    together = engine.extend_cache(cache, rows, [[1], [2], [1]])
+    alone = [engine.extend_cache(cache, [row], [[4]])[0, 0] for row in rows]
     assert torch.equal(together[0], together[2]) and not torch.equal(together[0], together[1])
     assert torch.equal(alone[0], alone[2]) and not torch.equal(alone[0], alone[1])
-    whole, kept = engine.new_cache(), Row()
-    engine.extend(whole, [kept], [prompt[:18]])
-    apart = [engine.extend(whole, [kept], [[token]])[0, 0] for token in (1, 4)]
+    whole, kept = engine.new_cache(), CacheRow()
+    engine.extend_cache(whole, [kept], [prompt[:18]])
+    apart = [engine.extend_cache(whole, [kept], [[token]])[0, 0] for token in (1, 4)]
     assert (apart[0] - together[0, 0]).abs().max() < 0.1 and (apart[1] - alone[0]).abs().max() < 0.1
 
 
 @pytest.mark.parametrize(("family", "parts"), FAMILIES)
 def test_several_tokens_of_a_row_are_read_as_one_after_the_other(family, parts):
-    engine = Engine(made(family, parts), Silent({}), dtype=torch.bfloat16)
+    engine = Engine(made(family, parts), NoSpecialTokens({}), dtype=torch.bfloat16)
     engine.model.forward = None  # all must go through the step
     draw = torch.Generator().manual_seed(3)
     prompts = [torch.randint(90, (length,), generator=draw).tolist() for length in (3, 17, 9, 20)]
-    together, alone = ((engine.new_cache(), [Row() for _ in prompts]) for _ in range(2))
+    together, alone = ((engine.new_cache(), [CacheRow() for _ in prompts]) for _ in range(2))
     for counts in ((1, 1, 1, 1), (2, 7, 1, 5), (0, 9, 7, 14)):
         begins = [row.length for row in together[1]]
         fresh = [prompt[at : at + n] for prompt, at, n in zip(prompts, begins, counts, strict=True)]
         going = [number for number, part in enumerate(fresh) if part]
         rows = [together[1][number] for number in going]
-        found = engine.extend(together[0], rows, [fresh[number] for number in going])
+        found = engine.extend_cache(together[0], rows, [fresh[number] for number in going])
         for hidden, number in zip(found, going, strict=True):
             for place, token in enumerate(fresh[number]):
-                expected = engine.extend(alone[0], [alone[1][number]], [[token]])[0, 0]
+                expected = engine.extend_cache(alone[0], [alone[1][number]], [[token]])[0, 0]
                 assert torch.equal(hidden[place], expected)
             assert not hidden[len(fresh[number]) :].any()
 
 
 def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
-    engine = Engine(made("fledgling", {}), Silent({}), dtype=torch.bfloat16)
-    prompts = [[row % 90, 3, 5] for row in range(MOST + 6)]
-    asked = Sampling(temperature=0.0, max_tokens=4)
+    engine = Engine(made("fledgling", {}), NoSpecialTokens({}), dtype=torch.bfloat16)
+    prompts = [[row % 90, 3, 5] for row in range(MAX_STEP_TOKENS + 6)]
+    asked = SamplingParams(temperature=0.0, max_new_tokens=4)
     together = engine.generate(prompts, asked)
     apart = [engine.generate([prompt], asked)[0] for prompt in prompts[:3]]
     agree = sum(a.tokens == b.tokens for a, b in zip(together, apart, strict=False))
@@ -103,17 +115,20 @@ def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
 
 
 def test_a_step_follows_the_model_when_it_learns():
-    model = made("llama", {"hidden": 384})
-    engine, asked = Engine(model, Silent({}), dtype=torch.bfloat16), Sampling(temperature=0.0, max_tokens=8)
+    model = made("llama", {"intermediate_size": 384})
+    engine, asked = (
+        Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
+        SamplingParams(temperature=0.0, max_new_tokens=8),
+    )
     before = engine.generate([[5, 9, 77]], asked)[0].tokens
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(-0.7).add_(0.05)
     after = engine.generate([[5, 9, 77]], asked)[0].tokens
-    fresh = Engine(model, Silent({}), dtype=torch.bfloat16).generate([[5, 9, 77]], asked)[0].tokens
+    fresh = Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16).generate([[5, 9, 77]], asked)[0].tokens
     assert before != after == fresh
 
 
 def test_widths_that_no_vector_register_fits_take_the_models_way():
-    assert can_step(made("fledgling", {}).bfloat16())
-    assert not can_step(made("fledgling", {}, width=64).bfloat16())  # heads of 16
+    assert supports_decoding_step(made("fledgling", {}).bfloat16())
+    assert not supports_decoding_step(made("fledgling", {}, width=64).bfloat16())  # heads of 16

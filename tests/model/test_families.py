@@ -4,14 +4,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledgling.config import ModelTable, OptimizerTable, UserError
+from fledgling.config import ModelTable, OptimizerConfig, UserError
 from fledgling.model import attention
-from fledgling.model.cache import KVCache, Row
-from fledgling.model.config import FAMILIES, ModelConfig, derived_hidden, from_table, preset
+from fledgling.model.cache import CacheRow, KVCache
+from fledgling.model.config import (
+    FAMILIES,
+    ModelConfig,
+    config_from_preset,
+    config_from_table,
+    derive_intermediate_size,
+)
 from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
-from fledgling.optim.groups import ROLES, role_of
 from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.roles import ROLES, assign_role
 from fledgling.runtime.world import World
 
 SIZES = {"vocab_size": 60, "depth": 2, "width": 32, "heads": 4, "kv_heads": 4, "context": 24}
@@ -28,45 +34,50 @@ PUBLISHED = [
 @pytest.mark.parametrize(("family", "sizes", "count"), PUBLISHED)
 def test_published_models_have_their_published_size(family, sizes, count):
     vocab_size, depth, width, heads, context = sizes
-    config = preset(
+    config = config_from_preset(
         family, vocab_size=vocab_size, depth=depth, width=width, heads=heads, kv_heads=heads, context=context
     )
     with torch.device("meta"):
-        assert Transformer(config).parameter_count() == count
+        assert Transformer(config).count_parameters() == count
 
 
 def test_a_depth_of_twelve_is_gpt2_s_smallest():
-    config = from_table(ModelTable(depth=12, family="gpt2", context=1024), 50257)
-    assert (config.width, config.heads, config.hidden, config.tied) == (768, 12, 3072, True)
+    config = config_from_table(ModelTable(depth=12, family="gpt2", context=1024), 50257)
+    assert (config.width, config.heads, config.intermediate_size, config.tie_embeddings) == (768, 12, 3072, True)
 
 
 @pytest.mark.parametrize("width", [32, 64, 96, 256, 384, 768, 1024, 4096, 8192])
 def test_a_gated_hidden_width_is_a_little_over_eight_thirds(width):
-    assert 8 / 3 <= derived_hidden(width, "swiglu") / width <= 3.5
+    assert 8 / 3 <= derive_intermediate_size(width, "swiglu") / width <= 3.5
 
 
 def test_descriptions_from_before_there_were_families_still_load():
-    old = {**SIZES, "mlp_ratio": 3, "softcap": 15.0, "rope_base": 1e4, "norm_eps": 1e-6, "family": "fledgling"}
-    assert ModelConfig.from_dict(old) == ModelConfig(**SIZES, hidden=96)
+    old = {**SIZES, "mlp_ratio": 3, "logit_softcap": 15.0, "rope_base": 1e4, "norm_eps": 1e-6, "family": "fledgling"}
+    assert ModelConfig.from_dict(old) == ModelConfig(**SIZES, intermediate_size=96)
     for family in FAMILIES:
-        config = preset(family, **SIZES)
+        config = config_from_preset(family, **SIZES)
         assert ModelConfig.from_dict(config.to_dict()) == config
 
 
 def test_a_part_can_be_pinned_in_any_family():
-    table = ModelTable(depth=1, width=32, heads=2, family="llama", activation="relu2", qk_norm=True, softcap=15.0)
-    config = from_table(table, 60)
-    assert (config.activation, config.hidden, config.qk_norm, config.softcap) == ("relu2", 128, True, 15.0)
+    table = ModelTable(depth=1, width=32, heads=2, family="llama", activation="relu2", qk_norm=True, logit_softcap=15.0)
+    config = config_from_table(table, 60)
+    assert (config.activation, config.intermediate_size, config.qk_norm, config.logit_softcap) == (
+        "relu2",
+        128,
+        True,
+        15.0,
+    )
     assert config.norm == "rms_weighted"
     with pytest.raises(UserError, match="activation"):
-        preset("llama", **SIZES, activation="swish")
+        config_from_preset("llama", **SIZES, activation="swish")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_has_one_role_and_moves(family):
-    model = Transformer(preset(family, **SIZES))
+    model = Transformer(config_from_preset(family, **SIZES))
     model.initialize(0)
-    roles = {name: role_of(name, tuple(p.shape)) for name, p in model.named_parameters()}
+    roles = {name: assign_role(name, tuple(p.shape)) for name, p in model.named_parameters()}
     assert set(roles.values()) <= set(ROLES)
     for name, role in roles.items():
         expected = "matrix" if name.startswith("blocks.") and name.endswith("proj.weight") else role
@@ -76,11 +87,11 @@ def test_every_parameter_has_one_role_and_moves(family):
     assert sum(role == "head" for role in roles.values()) == 1
     assert ("embedding" in roles.values()) == (family != "gpt2")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = Optimizer(model, OptimizerTable(), World.start("cpu"))
+    optimizer = Optimizer(model, OptimizerConfig(), World.start("cpu"))
     tokens = torch.randint(60, (2, 24), generator=torch.Generator().manual_seed(0))
     for _ in range(3):  # a head and outputs that begin at zero let no gradient through at first
-        optimizer.begin(1)
-        cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), model.config.softcap).backward()
+        optimizer.begin_step(1)
+        cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), model.config.logit_softcap).backward()
         optimizer.accumulate()
         assert optimizer.step() > 0
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
@@ -89,11 +100,11 @@ def test_every_parameter_has_one_role_and_moves(family):
 
 @pytest.mark.parametrize("cap", [0.0, 15.0])
 def test_a_tied_matrix_receives_the_gradients_of_both_uses(cap):
-    tied = Transformer(preset("gpt2", **SIZES, softcap=cap))
+    tied = Transformer(config_from_preset("gpt2", **SIZES, logit_softcap=cap))
     tied.initialize(1)
-    apart = Transformer(preset("gpt2", **SIZES, softcap=cap, tied=False))
+    apart = Transformer(config_from_preset("gpt2", **SIZES, logit_softcap=cap, tie_embeddings=False))
     apart.load_state_dict(tied.state_dict())
-    assert tied.parameter_count() == apart.parameter_count() - 60 * 32
+    assert tied.count_parameters() == apart.count_parameters() - 60 * 32
     assert tied.embedding.weight is tied.head.weight
     tokens = torch.randint(60, (2, 24), generator=torch.Generator().manual_seed(2))
     for model in (tied, apart):
@@ -105,12 +116,14 @@ def test_a_tied_matrix_receives_the_gradients_of_both_uses(cap):
 
 def test_first_weights_are_those_the_docstring_promises():
     sizes = SIZES | {"vocab_size": 2000, "width": 128, "depth": 8}
-    default, gpt2, llama = (Transformer(preset(family, **sizes)) for family in ("fledgling", "gpt2", "llama"))
+    default, gpt2, llama = (
+        Transformer(config_from_preset(family, **sizes)) for family in ("fledgling", "gpt2", "llama")
+    )
     for model in (default, gpt2, llama):
         model.initialize(0)
     tokens = torch.arange(24)[None]
     with torch.no_grad():
-        assert not default.logits(default(tokens)).any()
+        assert not default.compute_logits(default(tokens)).any()
     assert gpt2.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert gpt2.blocks[3].attention.o_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
     assert gpt2.blocks[3].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -127,20 +140,23 @@ def test_unbounded_scores_are_what_the_library_computes(documents):
     if documents is not None:
         seen = seen & (documents[:, :, None] == documents[:, None, :])[:, None]
     theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-    ours = attention.blockwise(q, k, v, documents, bounded=False)
+    ours = attention.blockwise_attention(q, k, v, documents, bounded=False)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    cache, row = KVCache(preset("llama", **SIZES | {"heads": 2, "kv_heads": 2, "width": 32}), block=16), Row()
-    cache.reading([row], [200]).write(0, k, v)
+    cache, row = (
+        KVCache(config_from_preset("llama", **SIZES | {"heads": 2, "kv_heads": 2, "width": 32}), block_size=16),
+        CacheRow(),
+    )
+    cache.make_batch([row], [200]).write(0, k, v)
     row.length = 199
-    last = attention.paged(q[:, :, -1:], cache.reading([row], [1]), 0, bounded=False)
+    last = attention.paged_attention(q[:, :, -1:], cache.make_batch([row], [1]), 0, bounded=False)
     whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(last, whole[:, :, -1:], rtol=1e-4, atol=1e-4)
-    assert not torch.isfinite(attention.blockwise(q, k, v, documents, bounded=True)).all()
+    assert not torch.isfinite(attention.blockwise_attention(q, k, v, documents, bounded=True)).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documents_do_not_see_each_other_and_the_future_is_not_seen(family):
-    model = Transformer(preset(family, **SIZES))
+    model = Transformer(config_from_preset(family, **SIZES))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3

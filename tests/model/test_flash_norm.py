@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fledgling.config import UserError
-from fledgling.model.config import preset
-from fledgling.model.flash_norm import fold, without_weights
+from fledgling.model.config import config_from_preset
+from fledgling.model.flash_norm import drop_norm_weights, fold_norm_weights
 from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
 
@@ -25,7 +25,7 @@ TOKENS = torch.randint(60, (3, 40), generator=torch.Generator().manual_seed(0))
 
 
 def random_model(family: str, **fields) -> Transformer:
-    model = Transformer(preset(family, **(SIZES | fields)))
+    model = Transformer(config_from_preset(family, **(SIZES | fields)))
     draw = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=draw) * 0.3
@@ -50,7 +50,7 @@ def test_dividing_behind_the_products_changes_nothing(family, fields):
     with torch.no_grad():
         assert off(deferred(TOKENS), plain(TOKENS)) < 1e-5
     for model in (plain, deferred):
-        cross_entropy_sum(model(TOKENS), model.head.weight, TOKENS.roll(-1, 1), model.config.softcap).backward()
+        cross_entropy_sum(model(TOKENS), model.head.weight, TOKENS.roll(-1, 1), model.config.logit_softcap).backward()
     for (name, one), other in zip(plain.named_parameters(), deferred.parameters(), strict=True):
         assert off(other.grad, one.grad) < 1e-4, name
     assert not torch.equal(plain(TOKENS), deferred(TOKENS)), "the deferred way was not taken"
@@ -61,8 +61,8 @@ def test_a_factor_that_does_not_pass_is_seen():
     plain = random_model("fledgling", bias=True)
     deferred = twin(plain, flash_norm=True)
     for block in deferred.blocks:
-        assert not block.mlp.passes
-        block.mlp.passes = True
+        assert not block.mlp.scale_commutes
+        block.mlp.scale_commutes = True
     with torch.no_grad():
         assert off(deferred(TOKENS), plain(TOKENS)) > 1e-3
 
@@ -70,27 +70,27 @@ def test_a_factor_that_does_not_pass_is_seen():
 @pytest.mark.parametrize("fields", [{}, {"activation": "relu2"}, {"bias": True}])
 def test_weights_of_norms_are_folded_into_what_follows(fields):
     plain = random_model("llama", **fields)
-    folded = fold(plain.config, plain.state_dict())
+    folded = fold_norm_weights(plain.config, plain.state_dict())
     same = Transformer(plain.config)
     same.load_state_dict(folded)
     assert all((w == 1).all() for name, w in folded.items() if name.endswith("norm.weight"))
-    config, state = without_weights(plain.config, folded)
+    config, state = drop_norm_weights(plain.config, folded)
     bare, both = Transformer(config), Transformer(replace(config, flash_norm=True))
     with torch.no_grad():
-        expected = plain.logits(plain(TOKENS))
+        expected = plain.compute_logits(plain(TOKENS))
         for model, weights in ((same, folded), (bare, state), (both, state)):
             model.load_state_dict(weights)
-            assert off(model.logits(model(TOKENS)), expected) < 1e-5
+            assert off(model.compute_logits(model(TOKENS)), expected) < 1e-5
 
 
 def test_what_cannot_be_folded_or_deferred_is_refused():
     for family, fields, word in (
         ("fledgling", {}, "rms"),
         ("gpt2", {"kv_heads": 4}, "layer"),
-        ("llama", {"tied": True}, "head"),
+        ("llama", {"tie_embeddings": True}, "head"),
     ):
         model = random_model(family, **fields)
         with pytest.raises(UserError, match=word):
-            fold(model.config, model.state_dict())
+            fold_norm_weights(model.config, model.state_dict())
     with pytest.raises(UserError, match="flash_norm"):
-        preset("gpt2", **(SIZES | {"kv_heads": 4, "flash_norm": True}))
+        config_from_preset("gpt2", **(SIZES | {"kv_heads": 4, "flash_norm": True}))

@@ -5,17 +5,17 @@ import torch
 
 from fledgling.config import ModelTable, UserError
 from fledgling.model import attention
-from fledgling.model.attention import Tree
-from fledgling.model.config import from_table, preset
+from fledgling.model.attention import TreeMask
+from fledgling.model.config import config_from_preset, config_from_table
 from fledgling.model.transformer import Transformer
-from fledgling.model.window import in_pieces
-from fledgling.optim.groups import role_of
+from fledgling.model.window import windowed_sdpa
+from fledgling.optim.roles import assign_role
 
 SIZES = {"vocab_size": 60, "depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "context": 48}
 
 
 def random_model(**fields) -> Transformer:
-    model = Transformer(preset("fledgling", **(SIZES | fields)))
+    model = Transformer(config_from_preset("fledgling", **(SIZES | fields)))
     draw = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=draw) * 0.3
@@ -23,13 +23,13 @@ def random_model(**fields) -> Transformer:
 
 
 def test_what_is_off_is_not_there():
-    config = from_table(ModelTable(depth=3), 60)
-    assert config.ideas == () and config.window == 0
+    config = config_from_table(ModelTable(depth=3), 60)
+    assert config.enabled_features == () and config.window_size == 0
     assert not [n for n, _ in Transformer(config).named_parameters() if "residual" in n or "value_embedding" in n]
 
 
 def test_a_fresh_model_with_scalars_is_the_one_without():
-    plain, scaled = (Transformer(preset("llama", **SIZES, residual_scalars=on)) for on in (False, True))
+    plain, scaled = (Transformer(config_from_preset("llama", **SIZES, residual_scalars=on)) for on in (False, True))
     for model in (plain, scaled):
         model.initialize(3)
     tokens = torch.arange(48)[None]
@@ -43,7 +43,7 @@ def test_value_embeddings_know_the_token_and_are_an_embedding():
     model = random_model(value_embeddings=2)
     tables = {name: p for name, p in model.named_parameters() if "value_embedding" in name}
     assert list(tables) == [f"blocks.{layer}.attention.value_embedding.weight" for layer in (0, 2)]
-    assert all(role_of(name, tuple(p.shape)) == "embedding" for name, p in tables.items())
+    assert all(assign_role(name, tuple(p.shape)) == "embedding" for name, p in tables.items())
     tokens = torch.full((1, 5), 7)
     with torch.no_grad():
         for table in tables.values():
@@ -55,10 +55,12 @@ def test_value_embeddings_know_the_token_and_are_an_embedding():
 
 
 def test_a_window_hides_what_lies_before_it_and_the_last_layer_sees_all():
-    config = preset("fledgling", **SIZES, window_pattern="SSL", window=5)
-    assert [config.window_of(layer) for layer in range(3)] == [5, 5, None]
-    assert preset("fledgling", **SIZES, window_pattern="S").window == 12
-    assert [preset("fledgling", **SIZES, window_pattern="LS").window_of(layer) for layer in range(3)] == [
+    config = config_from_preset("fledgling", **SIZES, window_pattern="SSL", window_size=5)
+    assert [config.layer_window_size(layer) for layer in range(3)] == [5, 5, None]
+    assert config_from_preset("fledgling", **SIZES, window_pattern="S").window_size == 12
+    assert [
+        config_from_preset("fledgling", **SIZES, window_pattern="LS").layer_window_size(layer) for layer in range(3)
+    ] == [
         None,
         12,
         None,
@@ -70,25 +72,25 @@ def test_a_window_hides_what_lies_before_it_and_the_last_layer_sees_all():
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     documents = torch.zeros(2, 300, dtype=torch.int32)
     for found in (
-        attention.blockwise(q, k, v, None, False, window=40),
-        attention.blockwise(q, k, v, documents, False, window=40),
-        in_pieces(q, k, v, None, 40),
-        in_pieces(q, k, v, attention.row_mask(q.transpose(1, 2), documents, None), 40),
+        attention.blockwise_attention(q, k, v, None, False, window_size=40),
+        attention.blockwise_attention(q, k, v, documents, False, window_size=40),
+        windowed_sdpa(q, k, v, None, 40),
+        windowed_sdpa(q, k, v, attention.make_attention_mask(q.transpose(1, 2), documents, None), 40),
     ):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("longest", [attention.LONGEST_READ, 8])  # by blocks, and by the library's kernel
+@pytest.mark.parametrize("longest", [attention.MAX_BLOCKWISE_INFERENCE, 8])  # by blocks, and by the library's kernel
 def test_a_branch_sees_its_window_along_itself(longest, monkeypatch):
-    monkeypatch.setattr(attention, "LONGEST_READ", longest)
-    model = random_model(window_pattern="S", window=6)
+    monkeypatch.setattr(attention, "MAX_BLOCKWISE_INFERENCE", longest)
+    model = random_model(window_pattern="S", window_size=6)
     draw = torch.Generator().manual_seed(4)
     trunk, one, two = (torch.randint(60, (size,), generator=draw) for size in (10, 7, 5))
     row = torch.cat((trunk, one, two))[None]
     branches = torch.tensor([[0] * 10 + [1] * 7 + [2] * 5])
     positions = torch.tensor([[*range(17), *range(10, 15)]])
     with torch.no_grad():
-        found = model(row, tree=Tree(branches, positions))[0]
+        found = model(row, tree=TreeMask(branches, positions))[0]
         torch.testing.assert_close(found[10:17], model(torch.cat((trunk, one))[None])[0, 10:], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[17:], model(torch.cat((trunk, two))[None])[0, 10:], rtol=1e-4, atol=1e-5)
 
@@ -98,4 +100,4 @@ def test_a_branch_sees_its_window_along_itself(longest, monkeypatch):
 )
 def test_what_makes_no_sense_is_refused(fields, word):
     with pytest.raises(UserError, match=word):
-        preset("fledgling", **SIZES, **fields)
+        config_from_preset("fledgling", **SIZES, **fields)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fledgling.model import logprob
-from fledgling.model.logprob import IGNORE, cross_entropy_sum, rational_tanh, target_logprobs
+from fledgling.model.logprob import IGNORE_INDEX, cross_entropy_sum, rational_tanh, target_logprobs
 
 
 @pytest.fixture
@@ -14,14 +14,14 @@ def case():
     hidden = torch.randn(3, 20, 16, requires_grad=True)
     weight = torch.randn(50, 16, requires_grad=True)
     targets = torch.randint(50, (3, 20))
-    targets[0, :5] = IGNORE
+    targets[0, :5] = IGNORE_INDEX
     return hidden, weight, targets
 
 
 def plain(hidden, weight, targets, cap=15.0):
     logits = hidden @ weight.T
     logits = cap * torch.tanh(logits / cap) if cap else logits
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none").view(
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none").view(
         targets.shape
     )
 
@@ -29,7 +29,7 @@ def plain(hidden, weight, targets, cap=15.0):
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 @pytest.mark.parametrize("values", [1 << 24, 350])  # one chunk, and chunks of seven tokens
 def test_sum_and_gradients(case, values, cap, monkeypatch):
-    monkeypatch.setattr(logprob, "CHUNK_VALUES", values)
+    monkeypatch.setattr(logprob, "CHUNK_LOGITS", values)
     hidden, weight, targets = case
     expected = plain(*case, cap).sum()
     found = cross_entropy_sum(hidden, weight, targets, cap)
@@ -44,12 +44,12 @@ def test_sum_and_gradients(case, values, cap, monkeypatch):
 
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 def test_logprobs_with_a_weight_of_its_own_for_every_token(case, cap, monkeypatch):
-    monkeypatch.setattr(logprob, "CHUNK_VALUES", 350)
+    monkeypatch.setattr(logprob, "CHUNK_LOGITS", 350)
     hidden, weight, targets = case
     coefficients = torch.randn(3, 20)
     expected, found = -plain(*case, cap), target_logprobs(hidden, weight, targets, cap)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert (found[targets == IGNORE] == 0).all()
+    assert (found[targets == IGNORE_INDEX] == 0).all()
     for got, want in zip(
         torch.autograd.grad((found * coefficients).sum(), [hidden, weight]),
         torch.autograd.grad((expected * coefficients).sum(), [hidden, weight]),
@@ -73,7 +73,7 @@ def test_logits_far_beyond_what_exp_can_hold_are_no_trouble_without_a_cap(case):
 
 def test_nothing_to_learn_gives_zero_and_no_gradient(case):
     hidden, weight, targets = case
-    loss = cross_entropy_sum(hidden, weight, torch.full_like(targets, IGNORE), 15.0)
+    loss = cross_entropy_sum(hidden, weight, torch.full_like(targets, IGNORE_INDEX), 15.0)
     assert loss == 0
     assert not torch.autograd.grad(loss, [weight])[0].any()
 

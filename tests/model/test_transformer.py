@@ -21,7 +21,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
 
 def test_d20_has_the_published_number_of_parameters():
     with torch.device("meta"):
-        assert Transformer(ModelConfig(65536, 20, 1280, 10, 10, 2048)).parameter_count() == 560_988_160
+        assert Transformer(ModelConfig(65536, 20, 1280, 10, 10, 2048)).count_parameters() == 560_988_160
 
 
 def test_documents_do_not_see_each_other():

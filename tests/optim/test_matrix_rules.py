@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fledgling.optim.rules import adamw, coefficients, even_rows_, muon_, orthogonalize
+from fledgling.optim.rules import adamw, muon_, newton_schulz_coefficients, normalize_rows_, orthogonalize
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -21,15 +21,15 @@ def test_singular_values_come_as_near_to_one_as_it_says(kind, steps, most):
     rest = torch.logspace(-2.5, 0, 23)
     values = torch.cat((torch.tensor([1e-3]), rest * ((1 - 1e-6) / rest.square().sum()).sqrt()))  # their norm is 1
     x = with_singular_values(values, 64, 32)
-    found = torch.linalg.svdvals(orthogonalize(x[None], steps, torch.float32, kind=kind)[0])[:24]
+    found = torch.linalg.svdvals(orthogonalize(x[None], steps, torch.float32, variant=kind)[0])[:24]
     assert (found - 1).abs().max() < most
-    assert len(coefficients(kind, steps)) == steps
+    assert len(newton_schulz_coefficients(kind, steps)) == steps
 
 
 def test_even_rows_have_one_norm_and_the_matrix_keeps_its_own():
     x = torch.randn(2, 8, 16, generator=DRAW) * torch.logspace(-2, 1, 8)[:, None]
     even, variance = x.clone(), torch.zeros(2, 8)
-    even_rows_(even, variance)
+    normalize_rows_(even, variance)
     torch.testing.assert_close(even.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
     rows = even.norm(dim=-1)
     torch.testing.assert_close(rows, rows.mean(1, keepdim=True).expand_as(rows), rtol=1e-3, atol=0)

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from fledgling.optim.groups import ROLES, role_of, rules
-from fledgling.optim.rules import NEWTON_SCHULZ, adamw, muon, orthogonalize
-from fledgling.optim.schedule import trapezoid
+from fledgling.optim.roles import ROLES, assign_role, assign_rules
+from fledgling.optim.rules import JORDAN_COEFFICIENTS, adamw, muon, orthogonalize
+from fledgling.optim.schedule import trapezoidal_schedule
 
 
 def test_adamw_is_torch_adamw():
@@ -82,7 +82,7 @@ def test_muon_is_torch_muon(shape, decay):
         weight_decay=decay,
         momentum=0.95,
         nesterov=True,
-        ns_coefficients=NEWTON_SCHULZ,
+        ns_coefficients=JORDAN_COEFFICIENTS,
         ns_steps=5,
     )
     start, own, velocity = own.clone(), own[None], torch.zeros(1, *shape)
@@ -109,17 +109,17 @@ def test_muon_moves_a_stack_as_it_moves_each_matrix():
 
 
 def test_every_role_has_a_rule():
-    from fledgling.config import OptimizerTable
+    from fledgling.config import OptimizerConfig
 
-    assert set(rules(OptimizerTable())) == set(ROLES)
-    assert role_of("blocks.0.mlp.fc1.weight", (4, 4)) == "matrix"
-    assert role_of("head.weight", (4, 4)) == "head"
-    assert role_of("embedding.weight", (4, 4)) == "embedding"
-    assert role_of("blocks.0.scale", (4,)) == "scalar"
+    assert set(assign_rules(OptimizerConfig())) == set(ROLES)
+    assert assign_role("blocks.0.mlp.fc1.weight", (4, 4)) == "matrix"
+    assert assign_role("head.weight", (4, 4)) == "head"
+    assert assign_role("embedding.weight", (4, 4)) == "embedding"
+    assert assign_role("blocks.0.scale", (4,)) == "scalar"
 
 
 def test_trapezoid_rises_stays_and_falls():
-    values = [trapezoid(step / 100, 100, warmup=10, decay=0.4) for step in range(100)]
+    values = [trapezoidal_schedule(step / 100, 100, warmup_steps=10, decay_fraction=0.4) for step in range(100)]
     assert values[0] == pytest.approx(0.1) and values[9] == 1.0 and values[59] == 1.0
     assert values[99] == pytest.approx(0.025) and all(a >= b for a, b in itertools.pairwise(values[9:]))
-    assert trapezoid(0.999, 1000, decay=0.5, final=0.2) == pytest.approx(0.2, abs=2e-3)
+    assert trapezoidal_schedule(0.999, 1000, decay_fraction=0.5, final_lr_fraction=0.2) == pytest.approx(0.2, abs=2e-3)

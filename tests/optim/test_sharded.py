@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fledgling.config import OptimizerTable, UserError
-from fledgling.optim.layout import lay_out
-from fledgling.optim.optimizer import Optimizer, is_exact
-from fledgling.runtime.world import World, tree_sum
+from fledgling.config import OptimizerConfig, UserError
+from fledgling.optim.optimizer import Optimizer, is_deterministic
+from fledgling.optim.partition import partition_parameters
+from fledgling.runtime.world import World, pairwise_sum
 from tests.ranks import on_ranks, one_thread
 
 SHAPES = {
@@ -28,7 +28,7 @@ SHAPES = {
     "temperature": (),
     "head.weight": (7, 8),
 }
-TABLE = {"matrix_rate": 0.02, "embedding_rate": 0.01, "head_rate": 0.004, "scalar_rate": 0.03}
+TABLE = {"matrix_lr": 0.02, "embedding_lr": 0.01, "head_lr": 0.004, "scalar_lr": 0.03}
 
 
 class Odd(nn.Module):
@@ -67,16 +67,16 @@ def run(model, optimizer, world, steps, micros=5):
 
 def made(zero=1, exact="on", **more):
     world, model = World.start("cpu"), Odd()
-    return world, model, Optimizer(model, OptimizerTable(**TABLE, zero=zero, exact=exact, **more), world)
+    return world, model, Optimizer(model, OptimizerConfig(**TABLE, zero_stage=zero, deterministic=exact, **more), world)
 
 
 def trained(steps, saved=None, zero=1, exact="on"):
     world, model, optimizer = made(zero, exact)
     if saved:
         model.load_state_dict(saved["weights"])
-        optimizer.load_tensors(saved["state"])
+        optimizer.load_full_state_dict(saved["state"])
     norms = run(model, optimizer, world, steps)
-    return {"weights": model.state_dict(), "state": optimizer.tensors(), "norms": norms}
+    return {"weights": model.state_dict(), "state": optimizer.full_state_dict(), "norms": norms}
 
 
 def same(left, right):
@@ -88,13 +88,13 @@ def test_it_is_torch_adamw_and_torch_muon():
     optimizer.dtype = torch.bfloat16  # as torch's Muon computes
     reference = Odd()
     named = dict(reference.named_parameters())
-    matrices = [name for name in SHAPES if optimizer.layout.roles[name] == "matrix"]
+    matrices = [name for name in SHAPES if optimizer.partition.roles[name] == "matrix"]
     table = optimizer.table
     theirs = [torch.optim.Muon([named[n] for n in matrices], lr=0.02, momentum=0.95, weight_decay=0.0)]
     rates = {"embedding": 0.01, "head": 0.004, "scalar": 0.03}
     theirs += [
         torch.optim.AdamW([named[n]], rates[role], betas=table.adam_betas, eps=table.adam_eps, weight_decay=0.0)
-        for n, role in optimizer.layout.roles.items()
+        for n, role in optimizer.partition.roles.items()
         if role != "matrix"
     ]
     run(model, optimizer, world, range(4))
@@ -118,7 +118,7 @@ def _everything(folder):
         world, model, optimizer = made(zero)
         run(model, optimizer, world, range(2))
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        optimizer.begin(1)
+        optimizer.begin_step(1)
         given = gradients(9, world.rank)
         if world.rank == world.size - 1:
             given["c.weight"][2, 1] = float("nan")
@@ -126,7 +126,7 @@ def _everything(folder):
         optimizer.accumulate()
         norm = optimizer.step()
         still = same(model.state_dict(), before)
-        count = optimizer.count
+        count = optimizer.update_count
         run(model, optimizer, world, range(2, 4))
         broken[zero] = (norm, still, count, model.state_dict())
     return whole, fast, half, broken
@@ -163,29 +163,31 @@ def test_state_that_does_not_fit_is_named():
     saved = trained(range(1))["state"]
     world, _, optimizer = made()
     with pytest.raises(UserError, match=r"a\.weight\.velocity: expected shape"):
-        optimizer.load_tensors({**saved, "a.weight.velocity": torch.zeros(2, 2)})
+        optimizer.load_full_state_dict({**saved, "a.weight.velocity": torch.zeros(2, 2)})
     del saved["head.weight.mean"]
     with pytest.raises(UserError, match=r"head\.weight\.mean.*found nothing"):
-        optimizer.load_tensors(saved)
+        optimizer.load_full_state_dict(saved)
     assert world.size == 1
 
 
 def test_exact_is_for_powers_of_two():
     cpu = torch.device("cpu")
-    assert is_exact(OptimizerTable(), World(0, 4, 0, cpu)) and not is_exact(OptimizerTable(), World(0, 3, 0, cpu))
-    assert not is_exact(OptimizerTable(), World(0, 4, 0, torch.device("cuda")))
-    assert not is_exact(OptimizerTable(exact="off"), World(0, 1, 0, cpu))
+    assert is_deterministic(OptimizerConfig(), World(0, 4, 0, cpu)) and not is_deterministic(
+        OptimizerConfig(), World(0, 3, 0, cpu)
+    )
+    assert not is_deterministic(OptimizerConfig(), World(0, 4, 0, torch.device("cuda")))
+    assert not is_deterministic(OptimizerConfig(deterministic="off"), World(0, 1, 0, cpu))
     with pytest.raises(UserError, match="3 ranks"):
-        is_exact(OptimizerTable(exact="on"), World(0, 3, 0, cpu))
+        is_deterministic(OptimizerConfig(deterministic="on"), World(0, 3, 0, cpu))
 
 
 def test_a_tree_of_trees_is_the_same_tree():
     draw = torch.Generator().manual_seed(0)
     leaves = [torch.randn(50, generator=draw) * 10.0**i for i in range(8)]
-    whole = tree_sum([leaf.clone() for leaf in leaves])
+    whole = pairwise_sum([leaf.clone() for leaf in leaves])
     for size in (2, 4):
-        parts = [tree_sum([leaf.clone() for leaf in leaves[i : i + size]]) for i in range(0, 8, size)]
-        assert torch.equal(tree_sum(parts), whole)
+        parts = [pairwise_sum([leaf.clone() for leaf in leaves[i : i + size]]) for i in range(0, 8, size)]
+        assert torch.equal(pairwise_sum(parts), whole)
     assert not torch.equal(whole, sum(leaves)), "numbers so different must tell the order of addition"
 
 
@@ -197,16 +199,16 @@ shapes = st.lists(st.sampled_from([(6, 4), (4, 12), (8, 8)]), min_size=0, max_si
 def test_everything_is_owned_exactly_once(matrices, rows, size, zero):
     parameters = {"embedding.weight": (rows, 3), "scale": (5,), "head.weight": (2 * rows, 3)}
     parameters |= {f"{i}.weight": shape for i, shape in enumerate(matrices)}
-    layout = lay_out(parameters, size, zero)
+    layout = partition_parameters(parameters, size, zero)
     assert sorted(name for bucket in layout.buckets for name in bucket.names) == sorted(parameters)
     for bucket in layout.buckets:
-        assert bucket.piece * size >= bucket.values
+        assert bucket.chunk_values * size >= bucket.num_values
         for name in bucket.names:
-            owners = [layout.rows(bucket, name, rank) for rank in range(size)]
+            owners = [layout.owned_rows(bucket, name, rank) for rank in range(size)]
             if bucket.replicated:
                 assert all(len(rows) == parameters[name][0] for rows in owners)
             else:
                 assert sorted(row for rows in owners for row in rows) == list(range(parameters[name][0]))
-    state = [layout.held(rank).state for rank in range(size)]
+    state = [layout.estimate_memory(rank).optimizer_state for rank in range(size)]
     if size > 1 and zero:
-        assert sum(state) <= layout.held(0).parameters * 2 + 10 * size  # the small are replicated
+        assert sum(state) <= layout.estimate_memory(0).parameters * 2 + 10 * size  # the small are replicated

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from benchmarks import topologies
 from fledgling.cli import main
 from fledgling.config import Recipe, UserError
-from fledgling.plan import comm
-from fledgling.plan.plan import plan
+from fledgling.plan import communication
+from fledgling.plan.plan import make_plan
 
 ALPHA, BETA = 3.0, 2.0  # seconds a message, bytes a second: of the simulated ports
 
@@ -78,24 +78,24 @@ def agrees(traffic, ports):
     assert traffic.sent == tuple(port.sent for port in ports)
     assert traffic.received == tuple(port.received for port in ports)
     assert traffic.messages == sum(port.messages for port in ports)
-    assert traffic.busiest == max(max(port.sent, port.received) for port in ports)
-    link = comm.Link("simulated", ALPHA, comm.Rate(BETA))
+    assert traffic.busiest_bytes == max(max(port.sent, port.received) for port in ports)
+    link = communication.Link("simulated", ALPHA, communication.Bandwidth(BETA))
     assert traffic.seconds(link) == pytest.approx(max(port.clock for port in ports))
 
 
 @settings(max_examples=40, deadline=None)
 @given(ranks=st.integers(2, 9), size=st.integers(1, 400))
 def test_a_ring_moves_what_the_formula_says(ranks, size):
-    values = comm.chunk(size, ranks) // 4 * ranks  # padded to whole chunks
+    values = communication.chunk_bytes(size, ranks) // 4 * ranks  # padded to whole chunks
     ports, vectors = simulate(topologies.ring_all_reduce, ranks, values)
     assert all(torch.equal(vector, total(ranks, values)) for vector in vectors)
-    agrees(comm.ring_all_reduce(size, ranks), ports)
+    agrees(communication.ring_all_reduce(size, ranks), ports)
     ports, vectors = simulate(topologies.ring_reduce_scatter, ranks, values)
     for rank, vector in enumerate(vectors):
         assert torch.equal(vector.view(ranks, -1)[rank], total(ranks, values).view(ranks, -1)[rank])
-    agrees(comm.reduce_scatter(size, ranks), ports)
+    agrees(communication.reduce_scatter(size, ranks), ports)
     ports, _ = simulate(topologies.ring_all_gather, ranks, values)
-    agrees(comm.all_gather(size, ranks), ports)
+    agrees(communication.all_gather(size, ranks), ports)
 
 
 @settings(max_examples=40, deadline=None)
@@ -103,90 +103,92 @@ def test_a_ring_moves_what_the_formula_says(ranks, size):
 def test_a_tree_moves_what_the_formula_says(ranks, values):
     ports, vectors = simulate(topologies.tree_all_reduce, ranks, values)
     assert all(torch.equal(vector, total(ranks, values)) for vector in vectors)
-    agrees(comm.tree_all_reduce(4 * values, ranks), ports)
+    agrees(communication.tree_all_reduce(4 * values, ranks), ports)
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), ranks=st.integers(2, 9), size=st.integers(1, 400))
 def test_a_parameter_server_moves_what_the_formula_says(data, ranks, size):
     servers = data.draw(st.integers(1, ranks))
-    values = comm.chunk(size, servers) // 4 * servers
+    values = communication.chunk_bytes(size, servers) // 4 * servers
     ports, vectors = simulate(partial(topologies.parameter_server, servers=servers), ranks, values)
     assert all(torch.equal(vector, total(ranks, values)) for vector in vectors)
-    agrees(comm.parameter_server(size, ranks, servers), ports)
+    agrees(communication.parameter_server(size, ranks, servers), ports)
 
 
 @given(ranks=st.integers(1, 300), chunks=st.integers(1, 50))
 def test_the_published_forms(ranks, chunks):
     n = 4 * ranks * chunks  # bytes, so that p divides the values
-    ring = comm.ring_all_reduce(n, ranks)
+    ring = communication.ring_all_reduce(n, ranks)
     assert set(ring.sent) == set(ring.received) == {2 * (ranks - 1) * n // ranks}
-    assert ring.summed_in_all == comm.tree_all_reduce(n, ranks).summed_in_all == (ranks - 1) * n
-    spread, one = comm.parameter_server(n, ranks, ranks), comm.parameter_server(n, ranks)
+    assert ring.reduced_total == communication.tree_all_reduce(n, ranks).reduced_total == (ranks - 1) * n
+    spread, one = communication.parameter_server(n, ranks, ranks), communication.parameter_server(n, ranks)
     assert (spread.sent, spread.path, spread.rounds) == (ring.sent, ring.path, ring.rounds)
     assert one.path == ranks * ring.path and max(one.sent) == (ranks - 1) * n
-    tree = comm.tree_all_reduce(n, ranks)
+    tree = communication.tree_all_reduce(n, ranks)
     assert tree.rounds == 2 * math.ceil(math.log2(ranks)) and sum(tree.sent) == 2 * (ranks - 1) * n
-    assert comm.zero1(n, n, ranks) == comm.zero2(n, n, ranks) == ring
-    two = comm.zero2(n, n, ranks, micro_batches=5)
+    assert communication.zero1(n, n, ranks) == communication.zero2(n, n, ranks) == ring
+    two = communication.zero2(n, n, ranks, micro_batches=5)
     assert two.path == 3 * ring.path and two.sent[0] == 3 * ring.sent[0]
 
 
 def test_a_server_may_answer_in_another_dtype():
-    half = comm.parameter_server(4_000, ranks=5, servers=2, answer=2_000)
+    half = communication.parameter_server(4_000, ranks=5, servers=2, answer=2_000)
     assert half.sent[4] == 4_000 and half.received[4] == 2_000  # a rank that is no server
     assert half.path == 4 * (2_000 + 1_000)
 
 
 def test_what_is_shared_is_busy_with_every_byte():
-    ring = comm.ring_all_reduce(4_000, 4)
-    own, shared = comm.Rate(100.0), comm.Rate(100.0, together=100.0)
-    link = comm.Link("bus", 0.0, shared)
-    assert ring.seconds(comm.Link("ports", 0.0, own)) == pytest.approx(6_000 / 100)
+    ring = communication.ring_all_reduce(4_000, 4)
+    own, shared = communication.Bandwidth(100.0), communication.Bandwidth(100.0, shared=100.0)
+    link = communication.Link("bus", 0.0, shared)
+    assert ring.seconds(communication.Link("ports", 0.0, own)) == pytest.approx(6_000 / 100)
     assert ring.seconds(link) == pytest.approx(24_000 / 100)
-    assert ring.seconds(link, comm.Rate(10.0)) == pytest.approx(24_000 / 100 + 3_000 / 10)
+    assert ring.seconds(link, communication.Bandwidth(10.0)) == pytest.approx(24_000 / 100 + 3_000 / 10)
 
 
 @given(alpha=st.floats(1e-6, 1e-2), beta=st.floats(1e6, 1e12))
 def test_a_fit_finds_the_link(alpha, beta):
     sizes = [4, 1_000, 100_000, 10_000_000, 1_000_000_000]
-    found = comm.fit(sizes, [alpha + size / beta for size in sizes])
+    found = communication.fit_link(sizes, [alpha + size / beta for size in sizes])
     assert found.latency == pytest.approx(alpha, rel=1e-3)
     if 1e9 / beta > 1e-3 * alpha:  # else no message is long enough to tell
-        assert found.rate.one == pytest.approx(beta, rel=1e-2)
-    assert comm.fit([4, 1_000, 2_000], [3.0, 2.0, 1.0]).rate.one == 2_000  # a busy machine's nonsense stays finite
+        assert found.bandwidth.per_rank == pytest.approx(beta, rel=1e-2)
+    assert (
+        communication.fit_link([4, 1_000, 2_000], [3.0, 2.0, 1.0]).bandwidth.per_rank == 2_000
+    )  # a busy machine's nonsense stays finite
 
 
 def test_when_the_network_is_the_bottleneck():
-    ethernet, n, compute = comm.link("Ethernet-10G"), 2_243_952_640, 4.0
-    ring = comm.ring_all_reduce(n, 8)
-    needed = comm.slowest_bandwidth(ring, compute, ethernet.latency)
-    just = comm.Link("just", ethernet.latency, comm.Rate(needed))
+    ethernet, n, compute = communication.find_link("Ethernet-10G"), 2_243_952_640, 4.0
+    ring = communication.ring_all_reduce(n, 8)
+    needed = communication.required_bandwidth(ring, compute, ethernet.latency)
+    just = communication.Link("just", ethernet.latency, communication.Bandwidth(needed))
     assert ring.seconds(just) == pytest.approx(compute)
-    assert comm.slowest_bandwidth(ring, 1e-5, ethernet.latency) == math.inf
-    bound = comm.bound_from(lambda p: comm.ring_all_reduce(n, p), compute * 8, ethernet)
-    assert comm.ring_all_reduce(n, bound).seconds(ethernet) > compute * 8 / bound
-    assert comm.ring_all_reduce(n, bound // 2).seconds(ethernet) <= compute * 8 / (bound // 2)
-    assert comm.bound_from(lambda p: comm.ring_all_reduce(4, p), 1e9, ethernet) is None
-    assert comm.step_seconds(3.0, 1.0) == 4.0
-    assert comm.step_seconds(3.0, 1.0, overlap=True) == 3.0
-    assert comm.step_seconds(3.0, 5.0, overlap=True) == pytest.approx(6.0)
+    assert communication.required_bandwidth(ring, 1e-5, ethernet.latency) == math.inf
+    bound = communication.first_bound_rank_count(lambda p: communication.ring_all_reduce(n, p), compute * 8, ethernet)
+    assert communication.ring_all_reduce(n, bound).seconds(ethernet) > compute * 8 / bound
+    assert communication.ring_all_reduce(n, bound // 2).seconds(ethernet) <= compute * 8 / (bound // 2)
+    assert communication.first_bound_rank_count(lambda p: communication.ring_all_reduce(4, p), 1e9, ethernet) is None
+    assert communication.step_seconds(3.0, 1.0) == 4.0
+    assert communication.step_seconds(3.0, 1.0, overlap=True) == 3.0
+    assert communication.step_seconds(3.0, 5.0, overlap=True) == pytest.approx(6.0)
 
 
 def test_the_plan_has_a_section():
     published = Recipe()
-    alone = plan(published, gpu="h100", gpus=1)["communication"]
+    alone = make_plan(published, gpu="h100", gpus=1)["communication"]
     assert alone["topologies"] == {}
-    eight = plan(published, gpu="h100", gpus=8)
+    eight = make_plan(published, gpu="h100", gpus=8)
     section, count = eight["communication"], eight["parameters"]["total"]
     ring = section["topologies"]["ring all-reduce"]
     assert section["link"]["name"] == "nvlink-h100"
-    assert ring["bytes_sent"] == comm.ring_all_reduce(4 * count, 8).busiest
+    assert ring["bytes_sent"] == communication.ring_all_reduce(4 * count, 8).busiest_bytes
     assert ring["share_of_step"] == pytest.approx(ring["seconds"] / (ring["seconds"] + section["compute_seconds"]))
-    slow = plan(published, gpu="h100", gpus=8, link="ethernet-1g")["communication"]["topologies"]
+    slow = make_plan(published, gpu="h100", gpus=8, link="ethernet-1g")["communication"]["topologies"]
     assert {one["bottleneck"] for one in slow.values()} == {"network"}
     with pytest.raises(UserError, match='unknown link "nvlnk"'):
-        plan(published, link="nvlnk")
+        make_plan(published, link="nvlnk")
 
 
 def test_the_command_shows_the_section(capsys):

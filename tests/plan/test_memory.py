@@ -8,23 +8,23 @@ from hypothesis import strategies as st
 
 from fledgling.config import ModelTable, UserError
 from fledgling.model import logprob
-from fledgling.model.attention import BLOCK, LONGEST_PLAIN
-from fledgling.model.config import ModelConfig, from_table
+from fledgling.model.attention import MAX_BLOCKWISE_TRAINING, QUERY_BLOCK
+from fledgling.model.config import ModelConfig, config_from_table
 from fledgling.plan import activations, inference, memory
-from fledgling.plan.memory import Step, moments, per_rank
+from fledgling.plan.memory import TrainingStep, estimate_peak_memory, memory_by_phase
 
 MIB = 2**20
 
 
 def config(depth: int, vocab_size: int = 65_536, context: int = 2_048, **pinned) -> ModelConfig:
-    return from_table(ModelTable(depth=depth, context=context, **pinned), vocab_size)
+    return config_from_table(ModelTable(depth=depth, context=context, **pinned), vocab_size)
 
 
 def published(depth: int, vocab_size: int, rows: int, ranks: int) -> float:
     """MiB of another system's step of 524,288 tokens, in its own layout."""
     micro = max(1, 524_288 // (rows * 2_048 * ranks))
-    step = Step(rows, 2_048, ranks=ranks, micro_batches=micro, layout="whole-logits")
-    return per_rank(config(depth, vocab_size), step)["total"] / MIB
+    step = TrainingStep(rows, 2_048, ranks=ranks, micro_batches=micro, layout="whole-logits")
+    return estimate_peak_memory(config(depth, vocab_size), step)["total"] / MIB
 
 
 @pytest.mark.parametrize(
@@ -44,22 +44,22 @@ def test_peaks_of_a_later_architecture(depth, rows, measured, tolerance):
 
 
 def test_the_planner_and_the_model_agree_on_constants():
-    assert memory.CHUNK_VALUES == logprob.CHUNK_VALUES
-    assert (activations.BLOCK, activations.LONGEST_PLAIN) == (BLOCK, LONGEST_PLAIN)
+    assert memory.CHUNK_VALUES == logprob.CHUNK_LOGITS
+    assert (activations.QUERY_BLOCK, activations.MAX_BLOCKWISE_CONTEXT) == (QUERY_BLOCK, MAX_BLOCKWISE_TRAINING)
 
 
 STEPS = st.builds(
-    Step,
+    TrainingStep,
     rows=st.integers(1, 16),
     context=st.sampled_from([64, 256, 1_024, 2_048]),
     dtype=st.sampled_from(["float32", "bfloat16"]),
     micro_batches=st.integers(1, 5),
     ranks=st.sampled_from([1, 2, 3, 8]),
-    zero=st.sampled_from([0, 1, 2]),
+    zero_stage=st.sampled_from([0, 1, 2]),
     device=st.sampled_from(["cpu", "cuda"]),
     compiled=st.booleans(),
-    documents=st.booleans(),
-    answering=st.booleans(),
+    packed_documents=st.booleans(),
+    copies_weights_for_eval=st.booleans(),
 )
 MODELS = st.builds(
     lambda depth, family: config(depth, 4_096, family=family),
@@ -70,24 +70,24 @@ MODELS = st.builds(
 
 @given(step=STEPS, model=MODELS)
 def test_every_moment_adds_up_and_the_peak_is_the_largest(step, model):
-    found = moments(model, step)
+    found = memory_by_phase(model, step)
     for held in found.values():
         assert held["total"] == sum(value for name, value in held.items() if name != "total")
         assert all(value >= 0 and isinstance(value, int) for value in held.values())
-    assert per_rank(model, step)["total"] == max(held["total"] for held in found.values())
+    assert estimate_peak_memory(model, step)["total"] == max(held["total"] for held in found.values())
 
 
 @given(step=STEPS, model=MODELS)
 def test_more_rows_take_more_and_more_ranks_hold_less(step, model):
-    more = per_rank(model, replace(step, rows=step.rows + 1))["total"]
-    assert more > per_rank(model, step)["total"]
-    one, eight = (moments(model, replace(step, ranks=r, zero=1))["head"]["optimizer"] for r in (1, 8))
+    more = estimate_peak_memory(model, replace(step, rows=step.rows + 1))["total"]
+    assert more > estimate_peak_memory(model, step)["total"]
+    one, eight = (memory_by_phase(model, replace(step, ranks=r, zero_stage=1))["head"]["optimizer"] for r in (1, 8))
     assert one / 8 <= eight < one / 2
 
 
 def test_muon_and_adamw_hold_their_own_states():
     d12 = config(12)
-    states = moments(d12, Step(1, 2_048))["head"]["optimizer"]
+    states = memory_by_phase(d12, TrainingStep(1, 2_048))["head"]["optimizer"]
     tables = 2 * 65_536 * d12.width
     assert states == 4 * (12 * 12 * d12.width**2) + 8 * tables
 
@@ -97,7 +97,9 @@ def test_the_tree_of_gradients_is_paid_for():
     d4 = config(4, 1_024, 256)
     exact, plain = (
         [
-            moments(d4, Step(1, 256, micro_batches=n, device="cpu", exact=tree))["head"]["gradients"]
+            memory_by_phase(d4, TrainingStep(1, 256, micro_batches=n, device="cpu", deterministic=tree))["head"][
+                "gradients"
+            ]
             for n in (1, 2, 4, 8)
         ]
         for tree in (True, False)
@@ -109,42 +111,48 @@ def test_the_tree_of_gradients_is_paid_for():
 
 @given(rows=st.integers(1, 200), gib=st.integers(9, 80))
 def test_a_micro_batch_divides_the_rows_fits_and_is_the_largest(rows, gib):
-    d12, step = config(12), Step(1, 2_048)
-    micro = memory.micro_batch(d12, rows, gib * 2**30, step)
+    d12, step = config(12), TrainingStep(1, 2_048)
+    micro = memory.choose_micro_batch_size(d12, rows, gib * 2**30, step)
     assert rows % micro == 0
-    assert memory.fits(d12, replace(step, rows=micro, micro_batches=rows // micro), gib * 2**30)
-    larger = [n for n in range(micro + 1, min(rows, memory.MOST_ROWS) + 1) if rows % n == 0]
-    assert not any(memory.fits(d12, replace(step, rows=n, micro_batches=rows // n), gib * 2**30) for n in larger)
+    assert memory.fits_memory(d12, replace(step, rows=micro, micro_batches=rows // micro), gib * 2**30)
+    larger = [n for n in range(micro + 1, min(rows, memory.MAX_MICRO_BATCH_ROWS) + 1) if rows % n == 0]
+    assert not any(memory.fits_memory(d12, replace(step, rows=n, micro_batches=rows // n), gib * 2**30) for n in larger)
 
 
 def test_a_processor_gets_no_larger_micro_batch_than_makes_it_faster():
     d4 = config(4, 1_024, 256)
-    assert memory.micro_batch(d4, 64, 1 << 40, Step(1, 256, device="cpu")) == 8_192 // 256
-    assert memory.micro_batch(d4, 64, 1 << 40, Step(1, 256, device="cuda")) == 64
+    assert memory.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cpu")) == 8_192 // 256
+    assert memory.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cuda")) == 64
 
 
 def test_nothing_fits_is_one_line():
     with pytest.raises(UserError, match=r"1 rows of 2048 tokens need .* GiB .* 1\.0 GiB: use .*or a larger device"):
-        memory.micro_batch(config(20), 8, 2**30, Step(1, 2_048))
+        memory.choose_micro_batch_size(config(20), 8, 2**30, TrainingStep(1, 2_048))
 
 
 def test_the_cache_and_the_weights():
     d20 = config(20)
-    assert inference.cache(d20, rows=1, length=2_048) == 2 * 2_048 * 20 * 1_280 * 2
-    assert inference.cache(config(20, kv_heads=5), 3, 2_048, "float32") == 3 * 2_048 * 20 * 1_280 * 4
+    assert inference.kv_cache_bytes(d20, rows=1, length=2_048) == 2 * 2_048 * 20 * 1_280 * 2
+    assert inference.kv_cache_bytes(config(20, kv_heads=5), 3, 2_048, "float32") == 3 * 2_048 * 20 * 1_280 * 4
     count = 560_988_160
-    assert inference.weights(d20, "float32") == 4 * count and inference.weights(d20, "bfloat16") == 2 * count
+    assert inference.weight_bytes(d20, "float32") == 4 * count and inference.weight_bytes(d20, "bfloat16") == 2 * count
     head_and_blocks = count - 65_536 * 1_280
     by_hand = 2 * 65_536 * 1_280 + head_and_blocks // 2 + head_and_blocks // 32 * 2
-    assert inference.weights(d20, "int4") == by_hand
-    assert 0.7 * count < inference.weights(d20, "int4") < 0.9 * count < inference.weights(d20, "int8") < 1.2 * count
+    assert inference.weight_bytes(d20, "int4") == by_hand
+    assert (
+        0.7 * count
+        < inference.weight_bytes(d20, "int4")
+        < 0.9 * count
+        < inference.weight_bytes(d20, "int8")
+        < 1.2 * count
+    )
 
 
 @given(rows=st.integers(1, 50), length=st.integers(1, 2_048), gib=st.integers(1, 80))
 def test_so_many_conversations_fit_and_one_more_does_not(rows, length, gib):
-    d12, room = config(12), (1 - inference.WORK) * gib * 2**30
-    for form, one in inference.inference(d12, gib * 2**30, length, rows)["formats"].items():
-        each, fit = inference.cache(d12, 1, length, form), one["conversations"]
+    d12, room = config(12), (1 - inference.RESERVED_SHARE) * gib * 2**30
+    for form, one in inference.plan_inference(d12, gib * 2**30, length, rows)["formats"].items():
+        each, fit = inference.kv_cache_bytes(d12, 1, length, form), one["conversations"]
         assert one["total"] == one["weights"] + rows * each
         assert one["weights"] + fit * each <= room or fit == 0
         assert one["weights"] + (fit + 1) * each > room

@@ -8,61 +8,61 @@ import sys
 import pytest
 
 from fledgling.config import ModelTable, Recipe, UserError, load_recipe, recipe_names
-from fledgling.model.config import ModelConfig, from_table
-from fledgling.plan import cost, flops, hardware, measured
-from fledgling.plan.horizon import batch_for, stretch
-from fledgling.plan.plan import plan
-from fledgling.plan.size import parameters
+from fledgling.model.config import ModelConfig, config_from_table
+from fledgling.plan import cost, flops, hardware, measured_speed
+from fledgling.plan.horizon import compute_horizon, optimal_batch_tokens
+from fledgling.plan.parameters import count_parameters
+from fledgling.plan.plan import make_plan
 
 
 def config(depth: int, vocab_size: int = 65_536, context: int = 2_048, **pinned) -> ModelConfig:
-    return from_table(ModelTable(depth=depth, context=context, **pinned), vocab_size)
+    return config_from_table(ModelTable(depth=depth, context=context, **pinned), vocab_size)
 
 
 def test_the_published_run():
     d20 = config(20)
     assert (d20.width, d20.heads) == (1_280, 10)
-    assert parameters(d20)["total"] == 560_988_160 == 2 * 65_536 * 1_280 + 12 * 20 * 1_280**2
-    assert flops.per_token(d20) == 3_491_758_080
-    length = stretch(d20)
+    assert count_parameters(d20)["total"] == 560_988_160 == 2 * 65_536 * 1_280 + 12 * 20 * 1_280**2
+    assert flops.training_flops_per_token(d20) == 3_491_758_080
+    length = compute_horizon(d20)
     assert (length.batch_tokens, length.steps, length.tokens) == (524_288, 21_400, 11_219_763_200)
-    assert flops.per_token(d20) * length.tokens == pytest.approx(3.917670e19, rel=1e-6)
+    assert flops.training_flops_per_token(d20) * length.tokens == pytest.approx(3.917670e19, rel=1e-6)
 
 
 def test_the_batch_grows_with_the_run_and_can_be_pinned():
-    assert batch_for(11_219_763_200) == 524_288
-    assert batch_for(10**8) < batch_for(10**9) < batch_for(10**12)
-    assert stretch(config(4), batch_tokens=4_096, steps=7).tokens == 7 * 4_096
+    assert optimal_batch_tokens(11_219_763_200) == 524_288
+    assert optimal_batch_tokens(10**8) < optimal_batch_tokens(10**9) < optimal_batch_tokens(10**12)
+    assert compute_horizon(config(4), batch_tokens=4_096, steps=7).tokens == 7 * 4_096
     with pytest.raises(UserError, match="whole rows"):
-        stretch(config(4), batch_tokens=4_095)
+        compute_horizon(config(4), batch_tokens=4_095)
 
 
 def test_hours_and_dollars():
-    h100 = hardware.device("H100")
-    assert cost.hours(989e12 * 3600, h100, ranks=1, mfu=1.0) == pytest.approx(1.0)
-    assert cost.hours(989e12 * 3600, h100, ranks=8, mfu=0.5) == pytest.approx(0.25)
-    assert cost.usd(2.0, h100, ranks=8, price=2.5) == 40.0
-    assert cost.usd(2.0, hardware.device("l4")) is None
+    h100 = hardware.find_device("H100")
+    assert cost.estimate_hours(989e12 * 3600, h100, ranks=1, mfu=1.0) == pytest.approx(1.0)
+    assert cost.estimate_hours(989e12 * 3600, h100, ranks=8, mfu=0.5) == pytest.approx(0.25)
+    assert cost.estimate_usd(2.0, h100, ranks=8, price=2.5) == 40.0
+    assert cost.estimate_usd(2.0, hardware.find_device("l4")) is None
     with pytest.raises(UserError, match='did you mean "h100"'):
-        hardware.device("h10")
+        hardware.find_device("h10")
 
 
 def test_mfu_inverts_hours():
-    d20, h100 = config(20), hardware.device("h100")
-    hours = cost.hours(flops.per_token(d20) * 10**9, h100, 8, 0.48)
-    assert flops.mfu(d20, 10**9 / (hours * 3600), h100.peak_flops, 8) == pytest.approx(0.48)
+    d20, h100 = config(20), hardware.find_device("h100")
+    hours = cost.estimate_hours(flops.training_flops_per_token(d20) * 10**9, h100, 8, 0.48)
+    assert flops.compute_mfu(d20, 10**9 / (hours * 3600), h100.peak_flops, 8) == pytest.approx(0.48)
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_has_a_plan_with_the_stable_keys(name):
-    result = json.loads(json.dumps(plan(load_recipe(name))))
+    result = json.loads(json.dumps(make_plan(load_recipe(name))))
     assert result["parameters"]["total"] == sum(v for k, v in result["parameters"].items() if k != "total")
     assert result["flops"]["total"] == result["flops"]["per_token"] * result["horizon"]["tokens"]
     assert result["memory"]["per_rank"]["total"] > 0 and result["memory"]["fits"]
     assert result["time"]["hours"] > 0 and "usd" in result["cost"]
     split = result["horizon"]
     ranks, context = result["hardware"]["ranks"], result["model"]["context"]
-    assert split["micro_batch"] * split["grad_accumulation"] * ranks * context == split["batch_tokens"]
+    assert split["micro_batch_size"] * split["grad_accumulation"] * ranks * context == split["batch_tokens"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_every_recipe_has_a_plan_with_the_stable_keys(name):
 )
 def test_impossible_plans(arguments, word):
     with pytest.raises(UserError, match=word):
-        plan(Recipe(), **arguments)
+        make_plan(Recipe(), **arguments)
 
 
 BLANK = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["pretrain"]')
@@ -91,33 +91,37 @@ BLANK = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["
             ["model.depth=30", "model.context=2048"],
             r"pretrain does not fit t4: 1 rows .* need .* GiB .*use .*or a larger device",
         ),
-        (["model.depth=12", "model.context=2048", "pretrain.micro_batch=64"], "use a micro-batch of "),
+        (["model.depth=12", "model.context=2048", "pretrain.micro_batch_size=64"], "use a micro-batch of "),
         (["model.width=100", "model.heads=3"], "try heads = "),
-        (["pretrain.micro_batch=5"], "expected a divisor .* for example 4"),
+        (["pretrain.micro_batch_size=5"], "expected a divisor .* for example 4"),
     ],
 )
 def test_what_cannot_work_says_what_would(overrides, said):
     given = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768", *overrides]
     with pytest.raises(UserError, match=said) as caught:
-        plan(load_recipe("quickstart", given))
+        make_plan(load_recipe("quickstart", given))
     assert "\n" not in str(caught.value)
     if "width" not in overrides[0] and "=5" not in overrides[0]:
-        assert not plan(load_recipe("quickstart", given), strict=False)["memory"]["fits"]
+        assert not make_plan(load_recipe("quickstart", given), strict=False)["memory"]["fits"]
 
 
 def test_what_is_advised_fits():
     """The context, the depth or the micro-batch that an error names is one that works."""
     given = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768"]
     seen = set()
-    for depth, pinned in ((22, "pretrain.warmup=0"), (24, "pretrain.warmup=0"), (12, "pretrain.micro_batch=64")):
+    for depth, pinned in (
+        (22, "pretrain.warmup_steps=0"),
+        (24, "pretrain.warmup_steps=0"),
+        (12, "pretrain.micro_batch_size=64"),
+    ):
         with pytest.raises(UserError) as caught:
-            plan(load_recipe("quickstart", [*given, f"model.depth={depth}", "model.context=4096", pinned]))
+            make_plan(load_recipe("quickstart", [*given, f"model.depth={depth}", "model.context=4096", pinned]))
         for what, value in re.findall(r"(context=|depth=|micro-batch of )(\d+)", str(caught.value)):
             width = [f"model.width={64 * depth}", f"model.heads={depth // 2}"]
-            key = {"context=": "model.context", "depth=": "model.depth"}.get(what, "pretrain.micro_batch")
+            key = {"context=": "model.context", "depth=": "model.depth"}.get(what, "pretrain.micro_batch_size")
             batch = [] if what.startswith("micro") else ["pretrain.batch_tokens=131072"]
             changed = [f"model.depth={depth}", "model.context=4096", *width, *batch, f"{key}={value}"]
-            assert plan(load_recipe("quickstart", [*given, *changed]))["memory"]["fits"], (depth, what, value)
+            assert make_plan(load_recipe("quickstart", [*given, *changed]))["memory"]["fits"], (depth, what, value)
             seen.add(what)
     assert "micro-batch of " in seen and len(seen) >= 2
 
@@ -125,35 +129,37 @@ def test_what_is_advised_fits():
 def test_the_mfu_is_given_measured_here_or_the_table_s(monkeypatch, tmp_path):
     monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
     recipe = load_recipe("quickstart")
-    table = plan(recipe)["time"]
+    table = make_plan(recipe)["time"]
     assert table["mfu_source"] == "table" and table["mfu"] == cost.ASSUMED_MFU["cpu"]
-    measured.keep(measured.Speed("cpu-bf16", 0.5, 4e11, 9_000.0, "fledgling 4 x 256", "2026-01-02"))
-    here = plan(recipe)["time"]
+    measured_speed.save_speed(
+        measured_speed.MeasuredSpeed("cpu-bf16", 0.5, 4e11, 9_000.0, "fledgling 4 x 256", "2026-01-02")
+    )
+    here = make_plan(recipe)["time"]
     assert (here["mfu"], here["mfu_source"]) == (0.5, "measured") and "2026-01-02" in here["mfu_of"]
-    flops_in_all = plan(recipe)["flops"]["total"]
+    flops_in_all = make_plan(recipe)["flops"]["total"]
     assert here["hours"] == pytest.approx(flops_in_all / 2e11 / 3600), "its own peak, not the table's"
-    assert plan(recipe, gpu="h100")["time"]["mfu_source"] == "table", "another device was not measured"
-    assert plan(recipe, mfu=0.4)["time"]["mfu_source"] == "given"
-    measured.path().write_text("[broken")
-    assert plan(recipe)["time"]["mfu_source"] == "table"
-    measured.keep(measured.Speed("cpu", 0.5, 4e11, 9_000.0, "x", "2026-01-02"))
-    assert measured.speed("cpu") and measured.speed("cpu-bf16") is None
-    assert measured.name_of("cuda", "bfloat16", "NVIDIA H100 80GB HBM3") == "h100"
-    assert measured.name_of("cuda", "bfloat16", "NVIDIA GeForce RTX 4090") == "rtx4090"
-    assert measured.name_of("cuda", "bfloat16", "Other") is None
+    assert make_plan(recipe, gpu="h100")["time"]["mfu_source"] == "table", "another device was not measured"
+    assert make_plan(recipe, mfu=0.4)["time"]["mfu_source"] == "given"
+    measured_speed.speed_file().write_text("[broken")
+    assert make_plan(recipe)["time"]["mfu_source"] == "table"
+    measured_speed.save_speed(measured_speed.MeasuredSpeed("cpu", 0.5, 4e11, 9_000.0, "x", "2026-01-02"))
+    assert measured_speed.load_speed("cpu") and measured_speed.load_speed("cpu-bf16") is None
+    assert measured_speed.device_name("cuda", "bfloat16", "NVIDIA H100 80GB HBM3") == "h100"
+    assert measured_speed.device_name("cuda", "bfloat16", "NVIDIA GeForce RTX 4090") == "rtx4090"
+    assert measured_speed.device_name("cuda", "bfloat16", "Other") is None
 
 
 def test_every_stage_is_planned_with_its_own_split():
-    stages = plan(load_recipe("quickstart", ["sft.micro_batch=4"]), price=2.0)["stages"]
+    stages = make_plan(load_recipe("quickstart", ["sft.micro_batch_size=4"]), price=2.0)["stages"]
     assert list(stages) == ["pretrain", "midtrain", "sft", "rl"]
-    assert stages["sft"]["micro_batch"] == 4 and stages["sft"]["grad_accumulation"] == 4
+    assert stages["sft"]["micro_batch_size"] == 4 and stages["sft"]["grad_accumulation"] == 4
     assert stages["sft"]["memory"] < stages["midtrain"]["memory"]
     assert stages["midtrain"]["usd"] == pytest.approx(2 * stages["midtrain"]["hours"])
-    assert stages["rl"]["kwh"] == pytest.approx(stages["rl"]["hours"] * hardware.device("cpu-bf16").watts / 1000)
+    assert stages["rl"]["kwh"] == pytest.approx(stages["rl"]["hours"] * hardware.find_device("cpu-bf16").watts / 1000)
 
 
 def test_a_policy_that_is_compared_with_its_beginning_holds_that_too():
-    free, held = (plan(load_recipe("quickstart", [f"rl.kl={kl}"])) for kl in (0.0, 0.04))
+    free, held = (make_plan(load_recipe("quickstart", [f"rl.kl_weight={kl}"])) for kl in (0.0, 0.04))
     assert held["stages"]["rl"]["memory"] - free["stages"]["rl"]["memory"] == 4 * held["parameters"]["total"]
 
 

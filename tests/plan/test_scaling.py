@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledgling.config import ModelTable, UserError
-from fledgling.model.config import from_table
-from fledgling.plan import scaling, steps
-from fledgling.plan.scaling import LAWS, Additive
-from fledgling.plan.size import matrices, parameters
+from fledgling.model.config import config_from_table
+from fledgling.plan import critical_batch, scaling_laws
+from fledgling.plan.parameters import count_matrix_parameters, count_parameters
+from fledgling.plan.scaling_laws import LAWS, ChinchillaLoss
 
 GOPHER = 5.76e23
 
 
-def exponent(law: scaling.Law, place: int, C: float = 1e20) -> float:
+def exponent(law: scaling_laws.ScalingLaw, place: int, C: float = 1e20) -> float:
     return math.log10(law.optimum(10 * C)[place] / law.optimum(C)[place])
 
 
@@ -52,40 +52,42 @@ def test_exponents_of_the_optimum(name, a, b):
 
 
 def test_kaplan_s_limits_and_exponents():
-    assert scaling.KAPLAN_N(8.8e13) == pytest.approx(1) and scaling.KAPLAN_D(5.4e13) == pytest.approx(1)
+    assert scaling_laws.KAPLAN_N(8.8e13) == pytest.approx(1) and scaling_laws.KAPLAN_D(5.4e13) == pytest.approx(1)
     kaplan = LAWS["kaplan"].surface
     slope_N = math.log10(kaplan.loss(1e9, 1e30) / kaplan.loss(1e10, 1e30))
     slope_D = math.log10(kaplan.loss(1e30, 1e9) / kaplan.loss(1e30, 1e10))
     assert (slope_N, slope_D) == (pytest.approx(0.076, abs=1e-4), pytest.approx(0.103, abs=1e-4))
     fall = math.log10(LAWS["kaplan"].predict(1e20)["nats_per_token"] / LAWS["kaplan"].predict(1e21)["nats_per_token"])
     assert fall == pytest.approx(0.050)
-    assert LAWS["kaplan"].predict(scaling.PF_DAY)["parameters"] == pytest.approx(1.3e9)
+    assert LAWS["kaplan"].predict(scaling_laws.PF_DAY)["parameters"] == pytest.approx(1.3e9)
 
 
 def test_kaplan_s_efficient_training_is_the_minimum_of_its_learning_curves():
-    best = steps.efficient(1e20)
+    best = critical_batch.optimal_run(1e20)
     assert pytest.approx(1e20) == best.C
-    assert best.loss == pytest.approx((1 + steps.ALPHA_N / steps.ALPHA_S) * (steps.N_C / best.N) ** steps.ALPHA_N)
-    assert steps.loss(best.N, best.S) == pytest.approx(best.loss)
-    power = math.log10(steps.efficient(1e21).N / best.N)
-    assert power == pytest.approx(steps.ALPHA_C / steps.ALPHA_N) == pytest.approx(0.68, abs=0.01)
-    assert pytest.approx(0.052, abs=5e-4) == steps.ALPHA_C  # equation B.7
+    assert best.loss == pytest.approx(
+        (1 + critical_batch.ALPHA_N / critical_batch.ALPHA_S) * (critical_batch.N_C / best.N) ** critical_batch.ALPHA_N
+    )
+    assert critical_batch.loss_after_steps(best.N, best.S) == pytest.approx(best.loss)
+    power = math.log10(critical_batch.optimal_run(1e21).N / best.N)
+    assert power == pytest.approx(critical_batch.ALPHA_C / critical_batch.ALPHA_N) == pytest.approx(0.68, abs=0.01)
+    assert pytest.approx(0.052, abs=5e-4) == critical_batch.ALPHA_C  # equation B.7
     for factor in (0.5, 2.0):  # the same FLOPs on another size, at the same batch: worse
         other = best.N * factor
-        assert steps.loss(other, 1e20 / (6 * other * best.B)) > best.loss
+        assert critical_batch.loss_after_steps(other, 1e20 / (6 * other * best.B)) > best.loss
 
 
 @given(N=st.floats(1e5, 1e12), B=st.floats(1e3, 1e8), S=st.floats(1e3, 1e6))
 def test_a_training_agrees_with_itself(N, B, S):
-    run = steps.train(N, B, S)
-    assert steps.loss(N, run.S_min) == pytest.approx(run.loss, rel=1e-9)
+    run = critical_batch.solve_run(N, B, S)
+    assert critical_batch.loss_after_steps(N, run.S_min) == pytest.approx(run.loss, rel=1e-9)
     assert run.D == B * S and pytest.approx(6 * N * B * S) == run.C
     assert run.C_min / run.C + run.S_min / run.S == pytest.approx(1)  # equations 5.4 and 5.5 share one trade-off
-    assert steps.train(N, B, 2 * S).loss < run.loss
+    assert critical_batch.solve_run(N, B, 2 * S).loss < run.loss
 
 
 def test_at_the_critical_batch_both_are_twice_the_least():
-    run = steps.Training(1e9, steps.critical_batch(2.5), 1e5, 2.5)
+    run = critical_batch.KaplanRun(1e9, critical_batch.critical_batch_size(2.5), 1e5, 2.5)
     assert pytest.approx(2 * run.S_min) == run.S and pytest.approx(2 * run.C_min) == run.C
 
 
@@ -98,7 +100,7 @@ def test_at_the_critical_batch_both_are_twice_the_least():
     C=st.floats(1e12, 1e25),
 )
 def test_an_optimum_is_one(E, A, alpha, B, beta, C):
-    law = Additive(E, A, alpha, B, beta)
+    law = ChinchillaLoss(E, A, alpha, B, beta)
     N, D = law.optimum(C)
     assert pytest.approx(C) == 6 * N * D
     least = law.loss(N, D)
@@ -116,19 +118,23 @@ def test_nanochat_s_bits_per_byte():
 
 
 def test_units_go_there_and_back():
-    assert scaling.bits_per_byte(math.log(2) * 4, 4) == pytest.approx(1)
-    assert scaling.nats(scaling.bits_per_byte(2.5, 4.8), 4.8) == pytest.approx(2.5)
+    assert scaling_laws.nats_to_bpb(math.log(2) * 4, 4) == pytest.approx(1)
+    assert scaling_laws.bpb_to_nats(scaling_laws.nats_to_bpb(2.5, 4.8), 4.8) == pytest.approx(2.5)
     refit = LAWS["refit-2024"]
-    assert refit.nats(72e9, 1.3e12) == pytest.approx(refit.surface.loss(72e9, 1.3e12))
-    assert LAWS["chinchilla-1"].nats(1e9, 1e9) is None
+    assert refit.loss_in_nats(72e9, 1.3e12) == pytest.approx(refit.surface.loss(72e9, 1.3e12))
+    assert LAWS["chinchilla-1"].loss_in_nats(1e9, 1e9) is None
 
 
 def test_the_ways_of_counting():
-    d20 = from_table(ModelTable(depth=20, context=2048), 65_536)
-    found = scaling.counts(parameters(d20))
-    assert found[scaling.ALL] == 560_988_160
-    assert found[scaling.MATRICES] == matrices(d20) == 12 * 20 * 1280**2
-    assert found[scaling.WITH_HEAD] == found[scaling.WITHOUT_EMBEDDINGS] == matrices(d20) + 65_536 * 1280
+    d20 = config_from_table(ModelTable(depth=20, context=2048), 65_536)
+    found = scaling_laws.parameter_counts(count_parameters(d20))
+    assert found[scaling_laws.ALL_PARAMETERS] == 560_988_160
+    assert found[scaling_laws.MATRICES] == count_matrix_parameters(d20) == 12 * 20 * 1280**2
+    assert (
+        found[scaling_laws.WITH_HEAD]
+        == found[scaling_laws.WITHOUT_EMBEDDINGS]
+        == count_matrix_parameters(d20) + 65_536 * 1280
+    )
 
 
 @pytest.mark.parametrize("C", [0, -1, math.inf, math.nan])
@@ -138,8 +144,8 @@ def test_a_budget_that_is_none(C):
 
 
 def test_a_law_that_is_not_there():
-    assert scaling.law("kaplan") is LAWS["kaplan"]
+    assert scaling_laws.find_law("kaplan") is LAWS["kaplan"]
     with pytest.raises(UserError, match='did you mean "chinchilla-1"'):
-        scaling.law("chinchila-1")
+        scaling_laws.find_law("chinchila-1")
     with pytest.raises(UserError, match="batch: got 0"):
-        steps.train(1e9, 0, 10)
+        critical_batch.solve_run(1e9, 0, 10)

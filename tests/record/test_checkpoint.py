@@ -27,7 +27,7 @@ def write(directory, step=100, size=64, **groups):
     extra = directory.parent / "tokenizer.json"
     extra.parent.mkdir(parents=True, exist_ok=True)
     extra.write_text('{"vocab": {}}')
-    return checkpoint.save(directory, step, groups, {"step": step, "rate": 0.1}, {"tokenizer.json": extra})
+    return checkpoint.save_checkpoint(directory, step, groups, {"step": step, "rate": 0.1}, {"tokenizer.json": extra})
 
 
 def seal(path: Path) -> None:
@@ -37,12 +37,12 @@ def seal(path: Path) -> None:
         for p in path.iterdir()
         if p.is_file() and p.name != "manifest.json"
     }
-    (path / "manifest.json").write_text(json.dumps({"format": checkpoint.FORMAT, "files": files}))
+    (path / "manifest.json").write_text(json.dumps({"format": checkpoint.CHECKPOINT_FORMAT, "files": files}))
 
 
 def refused(path, match):
     with pytest.raises(UserError, match=match) as error:
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     assert "\n" not in str(error.value)
 
 
@@ -58,30 +58,32 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
         "empty": torch.zeros(0, 3),
     }
     state = {"step": 3, "loss": 0.1 + 0.2, "best": float("inf"), "words": ["火", "\x00", "é"], "none": None}
-    path = checkpoint.save(tmp_path / "checkpoints", 3, {"model": model, "random": checkpoint.random_state()}, state)
+    path = checkpoint.save_checkpoint(
+        tmp_path / "checkpoints", 3, {"model": model, "random": checkpoint.get_rng_state()}, state
+    )
     assert path == tmp_path / "checkpoints/step-00000003"
-    loaded = checkpoint.load(path)
+    loaded = checkpoint.load_checkpoint(path)
     assert loaded.state == state and loaded.path == path
     assert set(loaded.tensors) == {"model", "random"}
     for name, tensor in model.items():
         back = loaded.tensors["model"][name]
         assert back.dtype == tensor.dtype and torch.equal(back, tensor), name
-    assert set(checkpoint.load(path, groups=("model",)).tensors) == {"model"}
+    assert set(checkpoint.load_checkpoint(path, groups=("model",)).tensors) == {"model"}
     with pytest.raises(UserError, match=r"no critic\.safetensors; it has model, random"):
-        checkpoint.load(path, groups=("critic",))
+        checkpoint.load_checkpoint(path, groups=("critic",))
 
 
 def test_the_random_state_goes_on_where_it_was(tmp_path):
-    path = checkpoint.save(tmp_path, 1, {"random": checkpoint.random_state()}, {})
+    path = checkpoint.save_checkpoint(tmp_path, 1, {"random": checkpoint.get_rng_state()}, {})
     expected = torch.randn(5)
-    checkpoint.restore_random_state(checkpoint.load(path).tensors["random"])
+    checkpoint.set_rng_state(checkpoint.load_checkpoint(path).tensors["random"])
     assert torch.equal(torch.randn(5), expected)
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
     write(tmp_path / "c", model={"w": torch.zeros(2)})
     path = write(tmp_path / "c", model={"w": torch.ones(2)})
-    assert checkpoint.load(path).tensors["model"]["w"].tolist() == [1, 1]
+    assert checkpoint.load_checkpoint(path).tensors["model"]["w"].tolist() == [1, 1]
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["step-00000100"]
 
 
@@ -94,7 +96,7 @@ KILLED_WHILE_SAVING = """if True:
 
     def save(directory, step):
         model = {"w": torch.full((300, 300), float(step))}
-        checkpoint.save(directory, step, {"model": model, "optimizer": {"m": model["w"]}}, {"step": step})
+        checkpoint.save_checkpoint(directory, step, {"model": model, "optimizer": {"m": model["w"]}}, {"step": step})
 
     def count_calls(limit):
         left = [limit]
@@ -131,7 +133,7 @@ KILLED_WHILE_SAVING = """if True:
             step = 2
             while True:
                 save(directory, step)
-                checkpoint.retain(directory, 2)
+                checkpoint.prune_checkpoints(directory, 2)
                 step += 1
         time.sleep(0.02 + 0.011 * instant)
         os.kill(child, signal.SIGKILL)
@@ -145,16 +147,16 @@ def test_killed_at_any_instant_a_whole_checkpoint_stays(tmp_path):
     assert len([d for d in directories if d.name.startswith("at-")]) > 15
     for directory in directories:
         torn = []
-        newest = checkpoint.latest(directory, warn=torn.append)
+        newest = checkpoint.find_latest_checkpoint(directory, warn=torn.append)
         assert newest is not None and torn == [], (directory, torn)
-        loaded = checkpoint.load(newest)
+        loaded = checkpoint.load_checkpoint(newest)
         step = loaded.state["step"]
         assert newest.name.startswith(f"step-{step:08d}")
         assert loaded.tensors["model"]["w"].eq(step).all()
         if directory.name.startswith("at-"):
             assert step >= 2, "what had been saved before is still there"
         write(directory, step=0, size=4)
-        checkpoint.retain(directory, 1)
+        checkpoint.prune_checkpoints(directory, 1)
         assert [p.name for p in directory.iterdir()] == [newest.name], "leftovers of the kill are swept"
 
 
@@ -167,11 +169,11 @@ def test_every_flipped_bit_is_found(tmp_path):
             changed[at] ^= 1 << (at % 8)
             file.write_bytes(changed)
             with pytest.raises(UserError) as error:
-                checkpoint.load(path)
+                checkpoint.load_checkpoint(path)
             assert file.name in str(error.value) or file.name == "manifest.json", (at, str(error.value))
-            assert checkpoint.latest(path.parent, warn=lambda _: None) is None
+            assert checkpoint.find_latest_checkpoint(path.parent, warn=lambda _: None) is None
         file.write_bytes(content)
-    checkpoint.verify(path)
+    checkpoint.verify_checkpoint(path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "tokenizer.json", "manifest.json"])
@@ -190,11 +192,11 @@ def test_the_newest_whole_one_is_taken_and_torn_ones_are_told(tmp_path):
     (tmp_path / "c/step-00000004/manifest.json").unlink()
     (tmp_path / "c/step-00000003/model.safetensors").write_bytes(b"short")
     told = []
-    assert checkpoint.latest(tmp_path / "c", warn=told.append).name == "step-00000002"
+    assert checkpoint.find_latest_checkpoint(tmp_path / "c", warn=told.append).name == "step-00000002"
     assert len(told) == 2 and "step-00000004" in told[0] and "step-00000003" in told[1]
     with pytest.warns(UserWarning, match="passed over"):
-        checkpoint.latest(tmp_path / "c")
-    assert checkpoint.latest(tmp_path / "nowhere") is None
+        checkpoint.find_latest_checkpoint(tmp_path / "c")
+    assert checkpoint.find_latest_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_retention_never_costs_the_last_good_one(tmp_path):
@@ -203,16 +205,18 @@ def test_retention_never_costs_the_last_good_one(tmp_path):
         write(c, step)
     (c / ".tmp-step-00000009-1").mkdir()
     (c / "notes.txt").write_text("mine")
-    assert [p.name for p in checkpoint.retain(c, 2)] == ["step-00000004", "step-00000003"]
+    assert [p.name for p in checkpoint.prune_checkpoints(c, 2)] == ["step-00000004", "step-00000003"]
     assert sorted(p.name for p in c.iterdir()) == ["notes.txt", "step-00000003", "step-00000004"]
     weights = c / "step-00000004/model.safetensors"
     flipped = bytearray(weights.read_bytes())
     flipped[-1] ^= 1
     weights.write_bytes(flipped)
-    assert [p.name for p in checkpoint.retain(c, 1)] == ["step-00000003"], "the damaged one does not count"
-    assert [p.name for p in checkpoint.retain(c, 0)] == ["step-00000003"], "one always stays"
+    assert [p.name for p in checkpoint.prune_checkpoints(c, 1)] == ["step-00000003"], "the damaged one does not count"
+    assert [p.name for p in checkpoint.prune_checkpoints(c, 0)] == ["step-00000003"], "one always stays"
     (c / "step-00000003/state.json").unlink()
-    assert checkpoint.retain(c, 1) == [] and (c / "step-00000003").is_dir(), "with none whole, nothing is deleted"
+    assert checkpoint.prune_checkpoints(c, 1) == [] and (c / "step-00000003").is_dir(), (
+        "with none whole, nothing is deleted"
+    )
 
 
 # ---- foreign and hostile -------------------------------------------------------------------------
@@ -226,7 +230,7 @@ class Bomb:
 def test_a_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEDGLING_BOMB", str(tmp_path / "exploded"))
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Bomb()))
-    for look in (checkpoint.load, checkpoint.resolve, checkpoint.verify):
+    for look in (checkpoint.load_checkpoint, checkpoint.resolve_checkpoint, checkpoint.verify_checkpoint):
         with pytest.raises(UserError, match="is a file"):
             look(tmp_path / "model.pt")
     path = write(tmp_path / "c")
@@ -293,7 +297,7 @@ def test_a_foreign_state_or_manifest_is_refused(tmp_path, content):
 
 def no_trace(directory, before):
     assert sorted(p.name for p in directory.iterdir()) == before
-    checkpoint.load(checkpoint.latest(directory))
+    checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(directory))
 
 
 LIMITED = """if True:
@@ -305,7 +309,7 @@ LIMITED = """if True:
     large, small = {"w": torch.zeros(1000, 10)}, {"w": torch.zeros(2)}
     for tensors, state in (({"model": large}, {}), ({"model": small}, {"text": "x" * 30_000})):
         try:
-            checkpoint.save(Path(sys.argv[1]), 2, tensors, state)
+            checkpoint.save_checkpoint(Path(sys.argv[1]), 2, tensors, state)
         except UserError as error:
             print(error)
 """
@@ -328,11 +332,11 @@ def test_a_disk_that_is_really_full(tmp_path):
         "import sys, torch; from pathlib import Path; from fledgling.record import checkpoint as c\n"
         "from fledgling.config import UserError\n"
         "d = Path(sys.argv[1]); group = lambda n: {chr(109): {chr(119): torch.zeros(n)}}\n"
-        "c.save(d, 1, group(10), {})\n"
+        "c.save_checkpoint(d, 1, group(10), {})\n"
         "c.shutil.disk_usage = lambda p, real=c.shutil.disk_usage: real(p)._replace(free=10**9)\n"
-        "try: c.save(d, 2, group(400_000), {})\n"
+        "try: c.save_checkpoint(d, 2, group(400_000), {})\n"
         "except UserError as e: print(e)\n"
-        "print([p.name for p in d.iterdir()], c.load(c.latest(d)).path.name)' $1"
+        "print([p.name for p in d.iterdir()], c.load_checkpoint(c.find_latest_checkpoint(d)).path.name)' $1"
     )
     command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable]
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
@@ -357,7 +361,9 @@ def test_no_room_at_any_write(tmp_path, monkeypatch, call):
         patch.setattr(home, call, full)
         source = tmp_path / "tokenizer.json"
         with pytest.raises(UserError, match=r"step-00000002: No space left .* needed, .* free"):
-            checkpoint.save(tmp_path / "c", 2, {"model": {"w": torch.zeros(3)}}, {}, {"tokenizer.json": source})
+            checkpoint.save_checkpoint(
+                tmp_path / "c", 2, {"model": {"w": torch.zeros(3)}}, {}, {"tokenizer.json": source}
+            )
     no_trace(tmp_path / "c", ["step-00000001"])
 
 
@@ -386,18 +392,18 @@ def test_an_interrupted_save_leaves_no_trace(tmp_path, monkeypatch):
 
 def test_a_run_a_stage_and_a_checkpoint_resolve(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        checkpoint.resolve(tmp_path / "nowhere")
+        checkpoint.resolve_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"looked for manifest\.json, step-.*, rl, dpo, sft, midtrain, pretrain"):
-        checkpoint.resolve(tmp_path)
+        checkpoint.resolve_checkpoint(tmp_path)
     first = write(tmp_path / "pretrain/checkpoints", 1)
     with pytest.raises(UserError, match=r"no stage .* has finished"):
-        checkpoint.resolve(tmp_path)
+        checkpoint.resolve_checkpoint(tmp_path)
     last = write(tmp_path / "sft/checkpoints", 7)
     (tmp_path / "pretrain/done.json").write_text("{}")
-    assert checkpoint.resolve(tmp_path) == first, "sft has not finished"
+    assert checkpoint.resolve_checkpoint(tmp_path) == first, "sft has not finished"
     (tmp_path / "sft/done.json").write_text("{}")
     for meant in (tmp_path, tmp_path / "sft", tmp_path / "sft/checkpoints", last):
-        assert checkpoint.resolve(meant) == last
+        assert checkpoint.resolve_checkpoint(meant) == last
     (last / "manifest.json").unlink()
     with pytest.raises(UserError, match="manifest"):
-        checkpoint.resolve(tmp_path)
+        checkpoint.resolve_checkpoint(tmp_path)

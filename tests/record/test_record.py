@@ -13,8 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledgling.config import UserError
-from fledgling.record import Recorder, cannot_write, environment, lines, progress, read_lines, write_json
-from fledgling.record.progress import clock, short, shown_as
+from fledgling.record import (
+    Recorder,
+    collect_environment,
+    jsonl,
+    make_write_error,
+    progress_bar,
+    read_jsonl,
+    write_json,
+)
+from fledgling.record.progress_bar import format_count, format_duration, format_metric
 
 
 def recorder(tmp_path, **options):
@@ -23,21 +31,21 @@ def recorder(tmp_path, **options):
 
 def test_lines_are_written_whole_and_read_back(tmp_path):
     with recorder(tmp_path) as r:
-        r.metric(1, loss=2.5, tokens=np.int64(100), mfu=math.nan)
-        assert len(read_lines(r.stage_dir / "metrics.jsonl")) == 1, "readable while the run goes on"
-        r.evaluation(1, "spelling", 0.5, 0.4, 0.6, 100, baseline=0.1)
-        r.sample(1, "Hi\n", 'a "quoted" \u2028 line\nand 火')
-        r.notice("three documents were empty")
-        r.done(tokens=100)
-    metric = read_lines(tmp_path / "pretrain/metrics.jsonl")[0]
+        r.log_metrics(1, loss=2.5, tokens=np.int64(100), mfu=math.nan)
+        assert len(read_jsonl(r.stage_dir / "metrics.jsonl")) == 1, "readable while the run goes on"
+        r.log_evaluation(1, "spelling", 0.5, 0.4, 0.6, 100, baseline=0.1)
+        r.log_sample(1, "Hi\n", 'a "quoted" \u2028 line\nand 火')
+        r.log_notice("three documents were empty")
+        r.mark_done(tokens=100)
+    metric = read_jsonl(tmp_path / "pretrain/metrics.jsonl")[0]
     assert (metric["step"], metric["loss"], metric["tokens"], metric["mfu"]) == (1, 2.5, 100, None)
     assert {"time", "elapsed"} <= set(metric)
-    assert read_lines(tmp_path / "pretrain/evals.jsonl") == [
+    assert read_jsonl(tmp_path / "pretrain/evals.jsonl") == [
         {"stage": "pretrain", "step": 1, "name": "spelling", "value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
         | {"baseline": 0.1}
     ]
-    assert read_lines(tmp_path / "pretrain/samples.jsonl")[0]["text"] == 'a "quoted" \u2028 line\nand 火'
-    assert read_lines(tmp_path / "pretrain/notices.jsonl")[0]["text"] == "three documents were empty"
+    assert read_jsonl(tmp_path / "pretrain/samples.jsonl")[0]["text"] == 'a "quoted" \u2028 line\nand 火'
+    assert read_jsonl(tmp_path / "pretrain/notices.jsonl")[0]["text"] == "three documents were empty"
     assert json.loads((tmp_path / "pretrain/done.json").read_text())["tokens"] == 100
 
 
@@ -46,66 +54,66 @@ def test_a_line_torn_anywhere_is_tolerated_and_repaired(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("torn") / "metrics.jsonl"
     whole = b'{"step": 1, "loss": 2}\n{"step": 2, "loss": 1.5, "text": "\xc3\xa9"}\n'
     path.write_bytes(whole[: min(cut, len(whole))])
-    before = read_lines(path)
-    log = lines.Lines(path)
+    before = read_jsonl(path)
+    log = jsonl.JsonlWriter(path)
     log.append({"step": 3})
     log.close()
-    assert read_lines(path) == [*before, {"step": 3}]
+    assert read_jsonl(path) == [*before, {"step": 3}]
     assert all(json.loads(line) for line in path.read_text().splitlines()), "nothing torn is left"
 
 
 def test_foreign_lines_are_left_out(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'[1]\nnull\n\xff\xfe\n{"step": 1}\n' + b"[" * 100_000 + b"\n")
-    assert read_lines(tmp_path / "x.jsonl") == [{"step": 1}]
-    assert read_lines(tmp_path / "absent.jsonl") == []
+    assert read_jsonl(tmp_path / "x.jsonl") == [{"step": 1}]
+    assert read_jsonl(tmp_path / "absent.jsonl") == []
 
 
 def test_rewind_drops_later_lines_only(tmp_path):
     with recorder(tmp_path) as r:
         for step in range(1, 6):
-            r.metric(step, loss=step)
-            r.evaluation(step, "bits_per_byte", step)
-            r.sample(step, "p", "t")
+            r.log_metrics(step, loss=step)
+            r.log_evaluation(step, "bits_per_byte", step)
+            r.log_sample(step, "p", "t")
     with recorder(tmp_path) as r:
         r.rewind(3)
-        r.metric(4, loss=40)
-    assert [line["loss"] for line in read_lines(r.stage_dir / "metrics.jsonl")] == [1, 2, 3, 40]
-    assert [line["step"] for line in read_lines(r.stage_dir / "evals.jsonl")] == [1, 2, 3]
-    assert [line["step"] for line in read_lines(r.stage_dir / "samples.jsonl")] == [1, 2, 3]
+        r.log_metrics(4, loss=40)
+    assert [line["loss"] for line in read_jsonl(r.stage_dir / "metrics.jsonl")] == [1, 2, 3, 40]
+    assert [line["step"] for line in read_jsonl(r.stage_dir / "evals.jsonl")] == [1, 2, 3]
+    assert [line["step"] for line in read_jsonl(r.stage_dir / "samples.jsonl")] == [1, 2, 3]
 
 
 def test_rewind_while_open_and_elapsed_goes_on(tmp_path):
     with recorder(tmp_path) as r:
-        r.metric(1)
+        r.log_metrics(1)
         r._opened -= 100
-        r.metric(2)
+        r.log_metrics(2)
         r.rewind(2)
         assert 100 <= r.elapsed < 110
         r.rewind(1)
         assert r.elapsed < 10
-        r.metric(2)
-    assert [line["step"] for line in read_lines(r.stage_dir / "metrics.jsonl")] == [1, 2]
+        r.log_metrics(2)
+    assert [line["step"] for line in read_jsonl(r.stage_dir / "metrics.jsonl")] == [1, 2]
 
 
 def test_an_inactive_recorder_writes_nothing(tmp_path):
-    with recorder(tmp_path, quiet=False, active=False) as r:
-        r.metric(1, loss=1.0)
-        r.evaluation(1, "x", 1.0)
-        r.notice("hello")
-        r.progress(1, loss=1.0)
+    with recorder(tmp_path, quiet=False, enabled=False) as r:
+        r.log_metrics(1, loss=1.0)
+        r.log_evaluation(1, "x", 1.0)
+        r.log_notice("hello")
+        r.show_progress(1, loss=1.0)
         r.rewind(0)
-        r.done()
+        r.mark_done()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_plain_progress_prints_one_line_every_ten_seconds(tmp_path, capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
     with recorder(tmp_path, quiet=False) as r:
         for step in range(1, 11):
             now[0] = 4.0 * step
-            r.progress(step, loss=1 / step, tokens_per_second=18_200.0, mfu=0.41, reward=None)
-        r.notice("[bold]as it is[/bold]")
+            r.show_progress(step, loss=1 / step, tokens_per_second=18_200.0, mfu=0.41, reward=None)
+        r.log_notice("[bold]as it is[/bold]")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
@@ -119,8 +127,8 @@ def test_plain_progress_prints_one_line_every_ten_seconds(tmp_path, capsys, monk
 
 def test_quiet_is_silent(tmp_path, capsys):
     with recorder(tmp_path) as r:
-        r.progress(10, loss=1.0)
-        r.notice("x")
+        r.show_progress(10, loss=1.0)
+        r.log_notice("x")
     assert capsys.readouterr() == ("", "")
 
 
@@ -129,25 +137,25 @@ def test_the_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     with recorder(tmp_path, quiet=False) as r:
-        r.progress(5, loss=2.0)
-        r.notice("above the line")
-        r.progress(10, loss=1.0)
+        r.show_progress(5, loss=2.0)
+        r.log_notice("above the line")
+        r.show_progress(10, loss=1.0)
     err = capsys.readouterr().err
     assert "10/10" in err and "loss 1" in err and "above the line" in err
 
 
 def test_numbers_in_words():
-    assert [clock(7), clock(750), clock(11109)] == ["0:07", "12:30", "3:05:09"]
-    assert [short(n) for n in (0, 912, 18_234, 3_712_000, 1.2e11)] == ["0", "912", "18.2k", "3.71M", "120B"]
-    assert [shown_as("loss", 2.34567), shown_as("bits_per_byte", 1)] == ["loss 2.346", "bits per byte 1"]
+    assert [format_duration(7), format_duration(750), format_duration(11109)] == ["0:07", "12:30", "3:05:09"]
+    assert [format_count(n) for n in (0, 912, 18_234, 3_712_000, 1.2e11)] == ["0", "912", "18.2k", "3.71M", "120B"]
+    assert [format_metric("loss", 2.34567), format_metric("bits_per_byte", 1)] == ["loss 2.346", "bits per byte 1"]
 
 
 def test_a_sink_without_its_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
-        recorder(tmp_path, sinks=("wandb",))
+        recorder(tmp_path, loggers=("wandb",))
     with pytest.raises(UserError, match='did you mean "trackio"'):
-        recorder(tmp_path, sinks=("trakio",))
+        recorder(tmp_path, loggers=("trakio",))
 
 
 def test_a_sink_receives_numbers(tmp_path, monkeypatch):
@@ -159,9 +167,9 @@ def test_a_sink_receives_numbers(tmp_path, monkeypatch):
         "def init(project, name): got.append(name); return Run()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with recorder(tmp_path / "myrun", sinks=("trackio",)) as r:
-        r.metric(1, loss=2.0, note="text")
-        r.evaluation(1, "spelling", 0.5)
+    with recorder(tmp_path / "myrun", loggers=("trackio",)) as r:
+        r.log_metrics(1, loss=2.0, record_step="text")
+        r.log_evaluation(1, "spelling", 0.5)
     import trackio
 
     assert trackio.got == ["myrun-pretrain", (1, {"loss": 2.0}), (1, {"eval/spelling": 0.5}), "finished"]
@@ -172,10 +180,10 @@ def test_tensorboard_shows_what_was_recorded(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with recorder(tmp_path / "myrun", sinks=("tensorboard",)) as r:
+    with recorder(tmp_path / "myrun", loggers=("tensorboard",)) as r:
         for step in (1, 2):
-            r.metric(step, loss=3.0 - step)
-        r.evaluation(2, "spelling", 0.5)
+            r.log_metrics(step, loss=3.0 - step)
+        r.log_evaluation(2, "spelling", 0.5)
     events = EventAccumulator(str(tmp_path / "myrun" / "pretrain" / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 2.0), (2, 1.0)]
@@ -204,18 +212,18 @@ def test_a_full_disk_is_one_line_and_the_lines_before_stay(tmp_path):
     first, second = done.stdout.splitlines()
     assert "metrics.jsonl" in first and "needed" in first and "free" in first
     assert "done.json" in second
-    assert len(read_lines(tmp_path / "metrics.jsonl")) > 5
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) > 5
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl"}
     with Recorder(tmp_path, "sft", 5, quiet=True) as r:
-        r.metric(7)
+        r.log_metrics(7)
     assert all(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
 def test_other_write_errors_name_the_path(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: .*run\.out"):
-        Recorder(tmp_path / "file" / "pretrain", "pretrain", 1, quiet=True).metric(1)
-    error = cannot_write(tmp_path / "no" / "where", OSError(errno.ENOSPC, "x"), 3_100_000)
+        Recorder(tmp_path / "file" / "pretrain", "pretrain", 1, quiet=True).log_metrics(1)
+    error = make_write_error(tmp_path / "no" / "where", OSError(errno.ENOSPC, "x"), 3_100_000)
     assert "3.1 MB needed" in str(error) and "\n" not in str(error)
 
 
@@ -226,8 +234,8 @@ def test_write_json_replaces_in_one_rename(tmp_path):
 
 
 def test_environment_says_where_without_torch():
-    script = "import sys, json; from fledgling.record import environment; e = environment();"
+    script = "import sys, json; from fledgling.record import collect_environment; e = collect_environment();"
     script += "assert 'torch' not in sys.modules and 'rich' not in sys.modules; print(json.dumps(e))"
     found = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     assert found["python"].startswith("3.") and found["cores"] >= 1 and found["memory"] > 1e8
-    assert set(found) == set(environment())
+    assert set(found) == set(collect_environment())

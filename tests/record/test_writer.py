@@ -5,11 +5,11 @@ import threading
 import pytest
 
 from fledgling.config import UserError
-from fledgling.record.writer import Writer
+from fledgling.record.writer import BackgroundWriter
 
 
 def test_a_job_runs_beside_and_the_next_one_waits_for_it():
-    go, order, writer = threading.Event(), [], Writer()
+    go, order, writer = threading.Event(), [], BackgroundWriter()
 
     def slow():
         assert go.wait(10)
@@ -21,12 +21,12 @@ def test_a_job_runs_beside_and_the_next_one_waits_for_it():
     writer.start(lambda: order.append("second"))
     assert order[0] == "first"
     writer.wait()
-    assert order == ["first", "second"] and not writer.busy and writer.seconds > 0
+    assert order == ["first", "second"] and not writer.busy and writer.last_job_seconds > 0
     writer.wait()
 
 
 def test_what_a_job_ran_into_is_raised_once_where_it_is_waited_for():
-    writer, reached = Writer(), []
+    writer, reached = BackgroundWriter(), []
 
     def full():
         raise UserError("no room")
@@ -42,4 +42,4 @@ def test_what_a_job_ran_into_is_raised_once_where_it_is_waited_for():
     with pytest.raises(UserError, match="no room"):
         writer.wait()
     writer.wait()
-    assert not writer.failed and writer.seconds == 0
+    assert not writer.failed and writer.last_job_seconds == 0

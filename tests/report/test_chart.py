@@ -6,28 +6,39 @@ import xml.etree.ElementTree as xml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.report.chart import HEIGHT, WIDTH, Chart, Line, bar, draw, log_ticks, smooth, thin, ticks
+from fledgling.report.chart import (
+    HEIGHT,
+    WIDTH,
+    Chart,
+    Line,
+    downsample,
+    linear_ticks,
+    log_ticks,
+    render_bar,
+    render_chart,
+    running_mean,
+)
 
 numbers = st.floats(-1e99, 1e99)
 
 
 def test_ticks_are_round():
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert ticks(0, 500) == [0, 100, 200, 300, 400, 500]
-    assert ticks(3, 3) == [3]
+    assert linear_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert linear_ticks(0, 500) == [0, 100, 200, 300, 400, 500]
+    assert linear_ticks(3, 3) == [3]
     assert log_ticks(0.9, 1200) == [1, 10, 100, 1000]
     assert log_ticks(0.9, 11) == [1, 2, 5, 10]
-    assert log_ticks(1.1, 1.9) == ticks(1.1, 1.9)
+    assert log_ticks(1.1, 1.9) == linear_ticks(1.1, 1.9)
 
 
 def test_smoothing_keeps_a_constant_and_a_length():
-    assert smooth([2.0] * 9) == [2.0] * 9
-    assert smooth([]) == []
-    assert smooth([0, 3, 0]) == [1.5, 1.0, 1.5]
+    assert running_mean([2.0] * 9) == [2.0] * 9
+    assert running_mean([]) == []
+    assert running_mean([0, 3, 0]) == [1.5, 1.0, 1.5]
 
 
 def test_a_long_line_is_averaged_in_equal_groups():
-    line = thin(Line("x", list(range(3200)), [1.0, 3.0] * 1600))
+    line = downsample(Line("x", list(range(3200)), [1.0, 3.0] * 1600))
     assert len(line.xs) == len(line.ys) == 320
     assert set(line.ys) == {2.0} and line.xs[0] == 4.5
 
@@ -42,7 +53,7 @@ def test_whatever_the_numbers_the_drawing_stays_inside(points, logarithmic, band
         [max(p) for p in zip(ys, other, strict=True)],
     )
     line = Line("x", xs, ys, lows if band else (), highs if band else (), dots=True)
-    drawing = draw(Chart("t", [line], logarithmic=logarithmic))
+    drawing = render_chart(Chart("t", [line], logarithmic=logarithmic))
     if not points:
         assert drawing == ""
         return
@@ -54,14 +65,14 @@ def test_whatever_the_numbers_the_drawing_stays_inside(points, logarithmic, band
 
 def test_texts_are_escaped():
     bad = '"/><script>alert(1)</script>'
-    line = Line(bad, [0, 1], [0, 1], dots=True, points=[bad, bad])
-    chart = Chart(bad, [line], x_label=bad, y_words=lambda _: bad, x_words=lambda _: bad, marks=[(0, bad)])
-    drawing = draw(chart)
+    line = Line(bad, [0, 1], [0, 1], dots=True, point_labels=[bad, bad])
+    chart = Chart(bad, [line], x_label=bad, format_y=lambda _: bad, format_x=lambda _: bad, marks=[(0, bad)])
+    drawing = render_chart(chart)
     assert "<script" not in drawing
     xml.fromstring(drawing)
 
 
 def test_a_bar_is_cut_to_its_trough():
-    drawing = bar(1.7, -0.2, 1.9, 0.6, 1)
+    drawing = render_bar(1.7, -0.2, 1.9, 0.6, 1)
     assert 'width="100"' in drawing and 'x1="60.0"' in drawing
     xml.fromstring(drawing)

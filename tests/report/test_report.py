@@ -12,7 +12,7 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.config import UserError
-from fledgling.report import build, evals_table, summary
+from fledgling.report import build_report, make_evals_table, summarize_run
 
 from .made_up_run import make_run
 
@@ -46,7 +46,7 @@ class Page(HTMLParser):
 
 
 def page(run) -> Page:
-    return Page(build(run).read_text("utf-8"))
+    return Page(build_report(run).read_text("utf-8"))
 
 
 def stands_alone(found: Page) -> None:
@@ -57,7 +57,7 @@ def stands_alone(found: Page) -> None:
 
 
 def test_the_last_value_of_each_stage_with_its_baseline(run):
-    found = summary(run)
+    found = summarize_run(run)
     values = {(e["stage"], e["name"]): e for e in found["evals"]}
     assert len(values) == len(found["evals"])
     last = {(e["stage"], e["name"]): e for e in found["history"]}
@@ -82,9 +82,9 @@ def test_the_last_value_of_each_stage_with_its_baseline(run):
 
 
 def test_predicted_and_measured_have_the_same_keys(run, tmp_path):
-    found = summary(run)
+    found = summarize_run(run)
     assert set(found["predicted"]) == set(found["measured"]) >= {"pretrain.hours", "pretrain.tokens", "pretrain.usd"}
-    bare = summary(make_run(tmp_path / "bare", scale=0.05, planned=False))
+    bare = summarize_run(make_run(tmp_path / "bare", scale=0.05, planned=False))
     assert bare["predicted"] == bare["measured"] == {}
 
 
@@ -137,7 +137,7 @@ def test_nothing_in_a_run_is_markup(tmp_path):
     from rich.console import Console
 
     printed = io.StringIO()
-    Console(width=300, file=printed).print(evals_table(run))
+    Console(width=300, file=printed).print(make_evals_table(run))
     assert "[red]" in printed.getvalue() and not {"\x00", "\u202e"} & set(printed.getvalue())
 
 
@@ -173,8 +173,8 @@ def test_a_broken_file_costs_its_own_part_only(run, tmp_path, name):
     for content in WRONG:
         (copy / name).write_bytes(content)
         assert "What it can do" in "".join(page(copy).text)
-        json.dumps(summary(copy), allow_nan=False)
-        evals_table(copy)
+        json.dumps(summarize_run(copy), allow_nan=False)
+        make_evals_table(copy)
     (copy / name).unlink()
     page(copy)
 
@@ -184,9 +184,9 @@ def test_a_run_that_has_just_begun(tmp_path):
     (run / "pretrain").mkdir(parents=True)
     (run / "pretrain/metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n{"step": 2, "lo')
     stands_alone(page(run))
-    assert summary(run)["stages"]["pretrain"]["steps"] == 1
-    assert summary(run)["evals"] == []
-    assert evals_table(run).row_count == 0
+    assert summarize_run(run)["stages"]["pretrain"]["steps"] == 1
+    assert summarize_run(run)["evals"] == []
+    assert make_evals_table(run).row_count == 0
 
 
 def test_work_done_again_counts_once(tmp_path):
@@ -194,8 +194,8 @@ def test_work_done_again_counts_once(tmp_path):
     (run / "sft").mkdir(parents=True)
     lines = [{"step": s, "name": "x", "value": v} for s, v in ((0, 0.1), (5, 0.2), (0, 0.3))]
     (run / "sft/evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [(e["step"], e["value"]) for e in summary(run)["history"]] == [(0, 0.3), (5, 0.2)]
-    assert [e["value"] for e in summary(run)["evals"]] == [0.2]
+    assert [(e["step"], e["value"]) for e in summarize_run(run)["history"]] == [(0, 0.3), (5, 0.2)]
+    assert [e["value"] for e in summarize_run(run)["evals"]] == [0.2]
 
 
 def test_weights_are_counted_from_the_checkpoint(tmp_path):
@@ -206,13 +206,13 @@ def test_weights_are_counted_from_the_checkpoint(tmp_path):
     directory = run / "pretrain/checkpoints/step-00000008"
     directory.mkdir(parents=True)
     save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, directory / "model.safetensors")
-    assert summary(run)["measured"]["parameters"] == 17
+    assert summarize_run(run)["measured"]["parameters"] == 17
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
 def test_no_run_is_one_line(tmp_path, make, capsys):
     make(tmp_path / "run")
-    for look in (build, summary, evals_table):
+    for look in (build_report, summarize_run, make_evals_table):
         with pytest.raises(UserError, match=r"run .*(does not exist|is a file|nothing to report yet)"):
             look(tmp_path / "run")
     assert main(["report", str(tmp_path / "run")]) == 1
@@ -229,6 +229,6 @@ def test_the_command(run, capsys):
 
 
 def test_no_torch_is_needed(run):
-    script = "import sys; from fledgling.report import build; build(sys.argv[1])"
+    script = "import sys; from fledgling.report import build_report; build_report(sys.argv[1])"
     script += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script, str(run)], check=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fledgling.record import checkpoint, read_lines
-from fledgling.runtime.exit_codes import FAILED, STOPPED, USAGE
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.runtime.exit_codes import FAILED, STOPPED, USAGE_ERROR
 from tests.tiny import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_i
     )
     try:
         deadline = time.monotonic() + 120
-        while len(read_lines(run / "pretrain" / "metrics.jsonl")) < 3:
+        while len(read_jsonl(run / "pretrain" / "metrics.jsonl")) < 3:
             assert time.monotonic() < deadline and first.poll() is None, first.communicate(timeout=60)[0][-3000:]
             time.sleep(0.05)
         step = processes(f"RUN={run}")
@@ -97,7 +97,7 @@ def test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_i
     assert first.returncode == STOPPED, said[-3000:]
     assert "start 1: 2 nodes, meeting at 127.0.0.1:" in said and "the same command goes on from there" in said
     assert log.read_text().splitlines() == ["srun --kill-on-bad-exit=0", f"scontrol requeue {os.getpid()}"]
-    saved = checkpoint.latest(run / "pretrain" / "checkpoints")
+    saved = checkpoint.find_latest_checkpoint(run / "pretrain" / "checkpoints")
     assert 3 <= int(saved.name[5:]) < 40
 
     again = subprocess.run(
@@ -106,7 +106,7 @@ def test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_i
     assert again.returncode == 0, again.stderr[-3000:]
     assert "start 2" in again.stdout and f"going on after step {int(saved.name[5:])} of 40" in again.stderr
     assert len(log.read_text().splitlines()) == 3
-    assert [line["step"] for line in read_lines(run / "pretrain" / "metrics.jsonl")] == list(range(1, 41))
+    assert [line["step"] for line in read_jsonl(run / "pretrain" / "metrics.jsonl")] == list(range(1, 41))
 
 
 def test_the_slurm_script_is_sound():
@@ -140,7 +140,7 @@ def test_the_kubernetes_job_holds_together():
     assert options["rendezvous"] == f"{name}-0.{subdomain}:{port}" and service["metadata"]["name"] == subdomain
     assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"] == {"job-name": name}
     rules = {rule["action"]: rule["onExitCodes"]["values"] for rule in job["podFailurePolicy"]["rules"][:2]}
-    assert rules == {"FailJob": [FAILED, USAGE], "Ignore": [STOPPED]} and pod["restartPolicy"] == "Never"
+    assert rules == {"FailJob": [FAILED, USAGE_ERROR], "Ignore": [STOPPED]} and pod["restartPolicy"] == "Never"
     claims = {one["name"]: one.get("persistentVolumeClaim", {}).get("claimName") for one in pod["volumes"]}
     mounts = {one["mountPath"]: claims[one["name"]] for one in container["volumeMounts"]}
     assert mounts["/runs"] == kinds["PersistentVolumeClaim"]["metadata"]["name"] and "/dev/shm" in mounts

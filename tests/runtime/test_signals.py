@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from fledgling.runtime.signals import SIGNALS, stop_requests
+from fledgling.runtime.signals import STOP_SIGNALS, catch_stop_signals
 
 BUSY = """
 import ctypes, sys, time
-from fledgling.runtime.signals import stop_requests
-with stop_requests() as stop:
+from fledgling.runtime.signals import catch_stop_signals
+with catch_stop_signals() as stop:
     print("ready", flush=True)
     while not stop():
         time.sleep(0.01)
@@ -36,7 +36,7 @@ def started(rest, **variables):
     return child
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_asks_and_the_second_leaves_at_once(number):
     child = started(60)
     child.send_signal(number)
@@ -62,13 +62,13 @@ def test_under_an_agent_an_echo_is_no_second_one():
 
 
 def test_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in SIGNALS]
-    with stop_requests() as stop:
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with catch_stop_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGUSR1)
         deadline = time.monotonic() + 10
         while not stop():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 
 from fledgling.config import UserError
 from fledgling.runtime import world
-from fledgling.runtime.world import World, choose_device, join
+from fledgling.runtime.world import World, choose_device, rendezvous
 
 
 @pytest.fixture(autouse=True)
@@ -21,15 +21,15 @@ def alone(monkeypatch):
 def test_one_rank():
     world = World.start("cpu")
     assert (world.rank, world.size, world.is_main, world.device) == (0, 1, True, torch.device("cpu"))
-    assert world.sum(3) == 3.0 and isinstance(world.sum(3), float)
-    assert world.gather({"a": 1}) == [{"a": 1}]
+    assert world.all_reduce(3) == 3.0 and isinstance(world.all_reduce(3), float)
+    assert world.all_gather_object({"a": 1}) == [{"a": 1}]
     world.barrier()
     world.close()
 
 
 def test_sum_returns_a_new_tensor():
     given = torch.ones(2)
-    total = World.start("cpu").sum(given)
+    total = World.start("cpu").all_reduce(given)
     total += 1
     assert given.tolist() == [1.0, 1.0]
 
@@ -48,11 +48,11 @@ def _rank(rank, size, port, results):
     given = torch.tensor([1.0, rank])
     results[rank] = (
         world.is_main,
-        world.sum(rank + 1),
-        world.sum(2**40 + rank),
-        world.sum(given).tolist(),
+        world.all_reduce(rank + 1),
+        world.all_reduce(2**40 + rank),
+        world.all_reduce(given).tolist(),
         given.tolist(),
-        world.gather(f"rank {rank}"),
+        world.all_gather_object(f"rank {rank}"),
     )
     world.barrier()
     world.close()
@@ -75,7 +75,7 @@ def _joined(shared, monkeypatch, size=3):
     """The store that each of `size` ranks gets out of a shared one."""
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(shared, 0, size)]))
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(lambda rank: join(rank, size), reversed(range(size))))
+        return list(pool.map(lambda rank: rendezvous(rank, size), reversed(range(size))))
 
 
 def test_ranks_that_are_started_again_see_nothing_of_those_before(monkeypatch):
@@ -92,10 +92,10 @@ def test_ranks_that_are_started_again_see_nothing_of_those_before(monkeypatch):
 def test_who_does_not_come_is_named(monkeypatch):
     shared = torch.distributed.HashStore()
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(shared, 0, 3)]))
-    monkeypatch.setattr(world, "JOINING", timedelta(seconds=0.2))
+    monkeypatch.setattr(world, "RENDEZVOUS_TIMEOUT", timedelta(seconds=0.2))
     shared.set("join/1", "of a round before")
     with pytest.raises(TimeoutError, match="ranks 1, 2 are missing"):
-        join(0, 3)
+        rendezvous(0, 3)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from fledgling.sandbox import process
 def layers() -> dict[str, str]:
     """The layers that are on; without them the tests that need them are skipped."""
     try:
-        return process.layers()
+        return process.get_layers()
     except UserError as error:
         pytest.skip(str(error))
 

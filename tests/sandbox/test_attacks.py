@@ -20,13 +20,13 @@ from pathlib import Path
 import pytest
 
 from fledgling.sandbox import process
-from fledgling.sandbox.interpreter import evaluate
-from fledgling.sandbox.process import MIB, Limits, run
-from fledgling.sandbox.verdict import check
+from fledgling.sandbox.interpreter import evaluate_code
+from fledgling.sandbox.process import MIB, Limits, run_program
+from fledgling.sandbox.verdict import check_program
 
 FOLDER = Path(__file__).parents[1] / "attacks"
-LIMITS = Limits(seconds=10.0, memory=256 * MIB, output=100_000)
-BRIEF = Limits(0.7, LIMITS.memory, LIMITS.output)  # for what would never end: each costs its whole time
+LIMITS = Limits(timeout=10.0, memory_bytes=256 * MIB, output_bytes=100_000)
+BRIEF = Limits(0.7, LIMITS.memory_bytes, LIMITS.output_bytes)  # for what would never end: each costs its whole time
 HELD = re.compile(r"# (?P<way>\w+) \| (?P<tries>.+) \| right: (?P<right>.+) \| shown: (?P<shown>.+)")
 GIVEN = "def trusted(number):\n    return 2 * number\n"
 TESTS = {
@@ -120,14 +120,14 @@ def orphans(before: set[int]) -> set[int]:
     servers = {
         pid
         for without in WITHOUT
-        for server in process._servers(os.getpid(), without).idle  # a test may look: nothing else knows them
+        for server in process._get_pool(os.getpid(), without).idle  # a test may look: nothing else knows them
         for pid in (server.process.pid, *process_one(server))
     }
     workers = {pid for pid in descendants(os.getpid()) if Path(f"/proc/{pid}/comm").read_text().strip() == "monty"}
     return descendants(os.getpid()) - before - servers - workers
 
 
-def process_one(server: process.Server) -> list[int]:
+def process_one(server: process.ForkServer) -> list[int]:
     """The process inside a server's namespaces, where it has them."""
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     return [int(child) for child in children] if server.layers["namespaces"] == "on" else []
@@ -147,13 +147,13 @@ def outcome(attack: Attack, stage: str, without: frozenset[str]) -> str:
     """Everything that is known of an attack's end, as one text."""
     limits = BRIEF if "timed out" in attack.right else LIMITS
     if attack.way == "verdict":
-        verdict = check(attack.code, attack.tests, "double", limits.seconds, GIVEN)
+        verdict = check_program(attack.code, attack.tests, "double", limits.timeout, GIVEN)
         assert not verdict.passed
         return verdict.reason
     if attack.way == "interpreter":
-        end = evaluate(stage + attack.code, Limits(0.3, 16 * MIB, 4096))
+        end = evaluate_code(stage + attack.code, Limits(0.3, 16 * MIB, 4096))
     else:
-        end = run(stage + attack.code, limits, without=without)
+        end = run_program(stage + attack.code, limits, disabled_layers=without)
     return f"{end.output} {end.value} {end.error}"
 
 
@@ -169,19 +169,19 @@ def test_an_attack_fails(attack, stage, layers):
     if not ways:
         pytest.skip("needs namespaces, which this machine does not give")
     for name, without in ways.items():
-        run("'MARK-OF-AN-EARLIER-JOB'", without=without)
-        evaluate("left_over = 1")
+        run_program("'MARK-OF-AN-EARLIER-JOB'", disabled_layers=without)
+        evaluate_code("left_over = 1")
         before = descendants(os.getpid())
         start = time.monotonic()
         found = outcome(attack, stage, without)
-        assert "timed out" not in attack.right or time.monotonic() - start < BRIEF.seconds + 3.0
+        assert "timed out" not in attack.right or time.monotonic() - start < BRIEF.timeout + 3.0
         assert "ESCAPED" not in found
         right = [*attack.right, "FileNotFoundError"] if name == "spaced" else attack.right
         assert any(words in found for words in right), found[:500]
         assert not orphans(before)
-        assert run("1 + 1", without=without).value == "2" and evaluate("1 + 1").value == "2"
+        assert run_program("1 + 1", disabled_layers=without).value == "2" and evaluate_code("1 + 1").value == "2"
         if attack.way == "verdict":
-            assert check("def double(number):\n    return 2 * number", TESTS[""], "double").passed
+            assert check_program("def double(number):\n    return 2 * number", TESTS[""], "double").passed
 
 
 @pytest.mark.parametrize("attack", SHOWN, ids=lambda attack: attack.name)
@@ -198,7 +198,7 @@ def test_the_same_program_succeeds_without(attack, stage, plain, layers):
     names, _, condition = attack.shown.removeprefix("without ").partition(" ")
     if condition == "as root" and not has_all_capabilities():
         pytest.skip("only root may do this without a sandbox")
-    end = run(stage + attack.code, LIMITS, without=off(names))
+    end = run_program(stage + attack.code, LIMITS, disabled_layers=off(names))
     if condition == "if the kernel has it" and "ESCAPED" not in end.output:
         pytest.skip("this kernel refuses it to everybody")
     assert "ESCAPED" in end.output, end

@@ -13,36 +13,37 @@ from pathlib import Path
 import pytest
 
 from fledgling.config import UserError
-from fledgling.sandbox.process import LAYERS, Limits, layers, run
+from fledgling.sandbox.process import REQUIRED_LAYERS, Limits, get_layers, run_program
 
 pytestmark = pytest.mark.usefixtures("layers")
 
 
 def test_a_program_s_value_output_and_error():
-    end = run("print('hello')\n6 * 7")
+    end = run_program("print('hello')\n6 * 7")
     assert (end.value, end.output, end.error) == ("42", "hello\n", "")
-    assert run("x = 1").value is None
-    assert run("import sys\nprint(input(), file=sys.stderr)", stdin="line\nmore").output == "line\n"
-    assert run("1 / 0").error == "ZeroDivisionError: division by zero"
-    assert run("print(1").error.startswith("SyntaxError")
+    assert run_program("x = 1").value is None
+    assert run_program("import sys\nprint(input(), file=sys.stderr)", stdin="line\nmore").output == "line\n"
+    assert run_program("1 / 0").error == "ZeroDivisionError: division by zero"
+    assert run_program("print(1").error.startswith("SyntaxError")
 
 
 def test_the_standard_library_is_there():
     names = "argparse asyncio csv difflib email html json logging pprint sqlite3 tomllib unittest xml.etree.ElementTree"
     for name in names.split():
-        end = run(f"import {name}")
+        end = run_program(f"import {name}")
         assert not end.error or name == "sqlite3", end.error
 
 
 def test_programs_do_the_same_every_time():
     code = "import random\nprint(random.random(), list({'a', 'b', 'c', 'd', 'e', 'f'}))"
-    assert run(code).output == run(code).output
+    assert run_program(code).output == run_program(code).output
 
 
 def test_the_time_limit_holds_from_any_thread():
     ends = []
     threads = [
-        threading.Thread(target=lambda: ends.append(run("while True: pass", Limits(seconds=0.3)))) for _ in range(3)
+        threading.Thread(target=lambda: ends.append(run_program("while True: pass", Limits(timeout=0.3))))
+        for _ in range(3)
     ]
     start = time.monotonic()
     for thread in threads:
@@ -55,19 +56,19 @@ def test_the_time_limit_holds_from_any_thread():
 
 def test_a_layer_s_name_is_checked():
     with pytest.raises(UserError, match="unknown layer fence"):
-        run("1", without=frozenset({"fence"}))
+        run_program("1", disabled_layers=frozenset({"fence"}))
 
 
 def test_layers_are_told():
-    assert set(layers()) >= set(LAYERS)
-    assert layers(frozenset({"landlock"}))["landlock"] == "off"
+    assert set(get_layers()) >= set(REQUIRED_LAYERS)
+    assert get_layers(frozenset({"landlock"}))["landlock"] == "off"
 
 
 LACKING = """
 import ctypes, errno, struct, sys
 from fledgling.config import UserError
 from fledgling.sandbox import kernel
-from fledgling.sandbox.process import run
+from fledgling.sandbox.process import run_program
 
 number = int(sys.argv[1])
 code = [(0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x15, 0, 1, int(sys.argv[2])),
@@ -76,7 +77,7 @@ kernel.no_new_privileges()
 kernel.filter_calls(b"".join(struct.pack("=HBBI", *line) for line in code))
 for without in (frozenset(), frozenset({sys.argv[3]})):
     try:
-        print("ran", run("1 + 1", without=without).value)
+        print("ran", run_program("1 + 1", without=without).value)
     except UserError as error:
         print(error)
 """
@@ -96,7 +97,9 @@ def test_it_refuses_where_the_kernel_lacks_a_layer(layer, number, first):
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 def test_it_does_without_namespaces_where_a_machine_gives_none():
-    script = LACKING.replace("run(", "str(layers()), run(").replace("import run", "import layers, run")
+    script = LACKING.replace("run_program(", "str(get_layers()), run_program(").replace(
+        "import run_program", "import get_layers, run_program"
+    )
     end = subprocess.run(
         [sys.executable, "-c", script, "272", str(0x7C020000), "namespaces"],
         capture_output=True,
@@ -111,10 +114,10 @@ def test_it_does_without_namespaces_where_a_machine_gives_none():
 
 HARNESS = """
 import os, threading, time
-from fledgling.sandbox.process import Limits, run, _servers
+from fledgling.sandbox.process import Limits, run_program, _get_pool
 
-thread = threading.Thread(target=run, args=("while True: pass", Limits(seconds=60)), daemon=True)
-run("1")
+thread = threading.Thread(target=run_program, args=("while True: pass", Limits(seconds=60)), daemon=True)
+run_program("1")
 thread.start()
 time.sleep(0.3)
 print(os.getpid(), flush=True)
@@ -150,17 +153,17 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_fork_server_is_replaced():
-    run("1")
+    run_program("1")
     for pid in below(os.getpid()):
-        if b"fledgling.sandbox.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if b"fledgling.sandbox.fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
-    assert run("1 + 1").value == "2"
+    assert run_program("1 + 1").value == "2"
 
 
 def test_a_forked_process_has_servers_of_its_own():
-    assert run("1 + 1").value == "2"
+    assert run_program("1 + 1").value == "2"
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if run("2 + 2").value == "4" else 1)
+        os._exit(0 if run_program("2 + 2").value == "4" else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    assert run("3 + 3").value == "6"
+    assert run_program("3 + 3").value == "6"

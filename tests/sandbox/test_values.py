@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.sandbox.values import LONGEST, Gone, NotPlain, pack, receive, send, unpack
+from fledgling.sandbox.messages import (
+    MAX_MESSAGE_BYTES,
+    ChannelError,
+    UnsupportedValue,
+    decode_value,
+    encode_value,
+    receive_message,
+    send_message,
+)
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 hashable = st.recursive(scalars, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=6)
@@ -25,8 +33,8 @@ def crossed(value):
     """What arrives of `value` at the other end of a pipe."""
     reader, writer = os.pipe()
     try:
-        send(writer, pack(value))
-        return unpack(receive(reader))
+        send_message(writer, encode_value(value))
+        return decode_value(receive_message(reader))
     finally:
         os.close(reader)
         os.close(writer)
@@ -82,23 +90,25 @@ def looping() -> list:
 
 @pytest.mark.parametrize("value", [object(), len, lambda: 1, type, [object()], {1: print}, looping()])
 def test_what_is_not_plain_is_refused(value):
-    with pytest.raises(NotPlain):
-        pack(value)
+    with pytest.raises(UnsupportedValue):
+        encode_value(value)
 
 
 @pytest.mark.parametrize(
     "packed", [{}, {"a": 1, "b": 2}, {"x": 1}, {"i": "z"}, {"s": [[1]]}, {"d": [[[], 1]]}, {"b": "0"}, {"r": [1, 2, 0]}]
 )
 def test_what_pack_never_makes_is_no_value(packed):
-    with pytest.raises(Gone):
-        unpack(packed)
+    with pytest.raises(ChannelError):
+        decode_value(packed)
 
 
-@pytest.mark.parametrize("sent", [b"", b"\0\0", b"\0\0\0\x05{{{{{", b"\0\0\0\x09[", (LONGEST + 1).to_bytes(4, "big")])
+@pytest.mark.parametrize(
+    "sent", [b"", b"\0\0", b"\0\0\0\x05{{{{{", b"\0\0\0\x09[", (MAX_MESSAGE_BYTES + 1).to_bytes(4, "big")]
+)
 def test_what_is_no_message_is_refused(sent):
     reader, writer = os.pipe()
     os.write(writer, sent)
     os.close(writer)
-    with pytest.raises(Gone):
-        receive(reader)
+    with pytest.raises(ChannelError):
+        receive_message(reader)
     os.close(reader)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.sandbox import HUMAN_EVAL, broken, grade, read
-from fledgling.files import data_root
-from fledgling.sandbox.verdict import Check, check, check_all
+from fledgling.files import resolve_data_root
+from fledgling.sandbox.verdict import ProgramCheck, check_program, check_programs
 
 pytestmark = pytest.mark.usefixtures("layers")
 
 
 def test_plain_asserts_and_a_check_function():
     program = "def double(number):\n    return 2 * number"
-    assert check(program, "assert double(2) == 4", "double").passed
-    assert check(program, "def check(candidate):\n    assert candidate(2) == 4", "double").passed
-    verdict = check(program, "assert double(2) == 5", "double")
+    assert check_program(program, "assert double(2) == 4", "double").passed
+    assert check_program(program, "def check(candidate):\n    assert candidate(2) == 4", "double").passed
+    verdict = check_program(program, "assert double(2) == 5", "double")
     assert not verdict.passed and verdict.reason == "AssertionError: assert double(2) == 5"
 
 
 def test_tests_that_call_nothing_pass_nobody():
     for tests in ("", "def check(candidate):\n    pass", "import sys\nsys.exit(0)"):
-        assert not check("def double(number):\n    return 0", tests, "double").passed
+        assert not check_program("def double(number):\n    return 0", tests, "double").passed
 
 
 def test_tests_may_expect_an_error():
@@ -29,37 +29,37 @@ def test_tests_may_expect_an_error():
         "try:\n    root(-1)\nexcept ValueError as error:\n    assert 'negative' in str(error)\nelse:\n    assert False"
     )
     program = "def root(number):\n    raise {}('negative')"
-    assert check(program.format("ValueError"), tests, "root").passed
-    assert not check(program.format("KeyError"), tests, "root").passed
-    assert not check("def root(number):\n    return 1", tests, "root").passed
+    assert check_program(program.format("ValueError"), tests, "root").passed
+    assert not check_program(program.format("KeyError"), tests, "root").passed
+    assert not check_program("def root(number):\n    return 1", tests, "root").passed
 
 
 def test_given_helpers_are_the_author_s():
     program = "def helper(x):\n    return 0\n\ndef f(x):\n    return 0"
     given = "def helper(x):\n    return x + 1\n"
-    assert not check(program, "assert f(1) == helper(1)", "f", given=given).passed
-    assert check(program.replace("0", "x + 1"), "assert f(1) == helper(1)", "f", given=given).passed
+    assert not check_program(program, "assert f(1) == helper(1)", "f", setup_code=given).passed
+    assert check_program(program.replace("0", "x + 1"), "assert f(1) == helper(1)", "f", setup_code=given).passed
 
 
 def test_a_broken_verdict_stays_broken_when_the_tests_catch_everything():
     tests = "try:\n    f(1)\nexcept BaseException:\n    pass\nassert True"
-    assert not check("import os\ndef f(x):\n    os._exit(0)", tests, "f").passed
-    assert not check("def f(x):\n    return object()", tests, "f").passed
+    assert not check_program("import os\ndef f(x):\n    os._exit(0)", tests, "f").passed
+    assert not check_program("def f(x):\n    return object()", tests, "f").passed
 
 
 def test_values_are_copies():
     tests = "numbers = [3, 1, 2]\nassert f(numbers) == []\nassert numbers == [3, 1, 2]"
-    assert check("def f(numbers):\n    numbers.clear()\n    return numbers", tests, "f").passed
+    assert check_program("def f(numbers):\n    numbers.clear()\n    return numbers", tests, "f").passed
 
 
 def test_verdicts_come_in_order():
-    checks = [Check(f"def f(x):\n    return {i}", "assert f(0) % 2 == 0", "f") for i in range(12)]
-    assert [verdict.passed for verdict in check_all(checks)] == [i % 2 == 0 for i in range(12)]
+    checks = [ProgramCheck(f"def f(x):\n    return {i}", "assert f(0) % 2 == 0", "f") for i in range(12)]
+    assert [verdict.passed for verdict in check_programs(checks)] == [i % 2 == 0 for i in range(12)]
 
 
 @pytest.fixture(scope="module")
 def human_eval() -> list[dict]:
-    path = data_root() / HUMAN_EVAL
+    path = resolve_data_root() / HUMAN_EVAL
     if not path.is_file():
         pytest.skip(f"needs {HUMAN_EVAL} under FLEDGLING_DATA")
     return read(path)

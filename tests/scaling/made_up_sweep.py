@@ -6,39 +6,39 @@ from pathlib import Path
 import numpy as np
 
 from fledgling.config import ModelTable, load_recipe
-from fledgling.model.config import from_table
-from fledgling.plan.flops import per_token
-from fledgling.plan.plan import plan
-from fledgling.plan.scaling import WITH_HEAD, Additive, counts
-from fledgling.plan.size import parameters
+from fledgling.model.config import config_from_table
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.parameters import count_parameters
+from fledgling.plan.plan import make_plan
+from fledgling.plan.scaling_laws import WITH_HEAD, ChinchillaLoss, parameter_counts
 from fledgling.record import write_json
-from fledgling.scaling.results import amount
+from fledgling.scaling.results import format_flops
 
-LAW = Additive(E=0.75, A=190.0, alpha=0.42, B=420.0, beta=0.44)  # bits per byte; N: matrices + head
+LAW = ChinchillaLoss(E=0.75, A=190.0, alpha=0.42, B=420.0, beta=0.44)  # bits per byte; N: matrices + head
 VOCABULARY, CONTEXT = 4096, 256
 BATCH = 4096
 
 
 def loss(depth: int, tokens: int) -> float:
     """The law's loss of a depth after so many tokens."""
-    config = from_table(ModelTable(depth=depth, context=CONTEXT), VOCABULARY)
-    return LAW.loss(counts(parameters(config))[WITH_HEAD], tokens)
+    config = config_from_table(ModelTable(depth=depth, context=CONTEXT), VOCABULARY)
+    return LAW.loss(parameter_counts(count_parameters(config))[WITH_HEAD], tokens)
 
 
 def make_run(path: Path, depth: int, budget: float, noise: float = 0.0, batch: int = BATCH) -> Path:
     """Write one finished run whose log loss is off by `noise`."""
-    config = from_table(ModelTable(depth=depth, context=CONTEXT), VOCABULARY)
-    steps = round(budget / (per_token(config) * batch))
+    config = config_from_table(ModelTable(depth=depth, context=CONTEXT), VOCABULARY)
+    steps = round(budget / (training_flops_per_token(config) * batch))
     pinned = [
         f"model.depth={depth}",
         f"pretrain.steps={steps}",
         f"pretrain.batch_tokens={batch}",
-        "pretrain.micro_batch=1",
+        "pretrain.micro_batch_size=1",
         f"run.out={json.dumps(str(path))}",
     ]
     value = loss(depth, steps * batch) * float(np.exp(noise))
     write_json(path / "cell.json", {"depth": depth, "budget": budget})
-    write_json(path / "plan.json", plan(load_recipe("scaling", pinned)))
+    write_json(path / "plan.json", make_plan(load_recipe("scaling", pinned)))
     write_json(path / "pretrain/done.json", {"stage": "pretrain", "step": steps, "seconds": budget / 2e11})
     measured = {"name": "bits_per_byte", "value": value, "low": value - 0.02, "high": value + 0.02, "n": 512}
     (path / "pretrain/evals.jsonl").write_text(json.dumps({"stage": "pretrain", "step": steps, **measured}) + "\n")
@@ -52,7 +52,7 @@ def make_sweep(
     chance = np.random.default_rng(seed)
     for budget in budgets:
         for depth in depths:
-            make_run(path / f"d{depth}-{amount(budget)}", depth, budget, noise * chance.standard_normal(), batch)
+            make_run(path / f"d{depth}-{format_flops(budget)}", depth, budget, noise * chance.standard_normal(), batch)
     for split, tokens in (("train", 40_000_000), ("validation", 800_000)):
         manifest = {"documents": 1000, "tokens": tokens, "metadata": {"split": split, "bytes": 3.5 * (tokens - 1000)}}
         write_json(path / "shared/data" / f"text-{split}-0" / "manifest.json", manifest)

@@ -8,17 +8,17 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
-from fledgling.model.config import from_table
-from fledgling.plan.flops import per_token
+from fledgling.model.config import config_from_table
+from fledgling.plan.flops import training_flops_per_token
 from fledgling.scaling import ablation
-from fledgling.scaling.ablate import plan
-from fledgling.scaling.ablation import VARIANTS, Trial, chosen, effects, margin
-from fledgling.scaling.results import Run, load
+from fledgling.scaling.ablate import plan_ablation
+from fledgling.scaling.ablation import VARIANTS, Trial, compute_effects, confidence_margin, parse_variants
+from fledgling.scaling.results import SweepRun, load_sweep
 from tests.tiny import text_file
 
 
 def trial(variant: str, seed: int, bits: float) -> Trial:
-    run = Run(f"{variant}-s{seed}", 2, 1e12, {"all parameters": 7}, 5, 100, bits, bits, bits, 1.0)
+    run = SweepRun(f"{variant}-s{seed}", 2, 1e12, {"all parameters": 7}, 5, 100, bits, bits, bits, 1.0)
     return Trial(variant, seed, run)
 
 
@@ -28,24 +28,28 @@ def test_differences_are_paired_by_seed():
     trials = [trial("base", seed, bits) for seed, bits in enumerate(base)]
     trials += [trial("worse", seed, bits + gap) for seed, (bits, gap) in enumerate(zip(base, gaps, strict=True))]
     trials += [trial("lucky", 0, 1.4), trial("lucky", 9, 1.0), trial("better", 0, 1.4), trial("better", 1, 1.8)]
-    found = {one.variant: one for one in effects(trials)}
+    found = {one.variant: one for one in compute_effects(trials)}
     assert list(found) == ["base", "lucky", "better", "worse"] and found["base"].difference == 0
     worse = found["worse"]
     assert worse.difference == pytest.approx(0.011) and worse.seeds == 3 and worse.verdict == "worse"
     assert worse.high - worse.difference == pytest.approx(4.303 * 0.001 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees
     assert found["lucky"].seeds == 1 and found["lucky"].low is None and found["lucky"].verdict == "not told apart"
     assert found["better"].low == pytest.approx(-0.1) and found["better"].high == pytest.approx(-0.1)
-    assert margin([1.0]) is None and margin([0.0, 2.0]) == pytest.approx(12.706)
+    assert confidence_margin([1.0]) is None and confidence_margin([0.0, 2.0]) == pytest.approx(12.706)
 
 
 def test_every_variant_is_a_recipe_at_equal_flops():
-    runs = plan(
+    runs = plan_ablation(
         lambda more: load_recipe("scaling", ("model.depth=2", "model.heads=2", *more)), VARIANTS, 2, 1e12, Path("x")
     )
     assert len(runs) == 2 * (len(VARIANTS) + 1) and [name for name, *_ in runs].count("base") == 2
     assert runs[0][0] == "base" and {seed for _, seed, _ in runs[: len(VARIANTS) + 1]} == {0}
     for name, seed, recipe in runs:
-        flops = per_token(from_table(recipe.model, 4096)) * recipe.pretrain.batch_tokens * recipe.pretrain.steps
+        flops = (
+            training_flops_per_token(config_from_table(recipe.model, 4096))
+            * recipe.pretrain.batch_tokens
+            * recipe.pretrain.steps
+        )
         assert abs(flops / 1e12 - 1) < 0.02, name
         same = replace(runs[0][2], seed=recipe.seed, run=recipe.run, name=recipe.name)
         assert (recipe.model, recipe.optimizer) != (same.model, same.optimizer) or name == "base"
@@ -53,16 +57,16 @@ def test_every_variant_is_a_recipe_at_equal_flops():
 
 
 def test_what_is_no_variant_is_refused():
-    assert chosen("gelu, optimizer.momentum=0.9+model.tied=true") == {
+    assert parse_variants("gelu, optimizer.momentum=0.9+model.tie_embeddings=true") == {
         "gelu": VARIANTS["gelu"],
-        "optimizer.momentum=0.9+model.tied=true": ("optimizer.momentum=0.9", "model.tied=true"),
+        "optimizer.momentum=0.9+model.tie_embeddings=true": ("optimizer.momentum=0.9", "model.tie_embeddings=true"),
     }
     with pytest.raises(UserError, match='did you mean "swiglu"'):
-        chosen("swigly")
+        parse_variants("swigly")
     with pytest.raises(UserError, match="nothing to change"):
-        chosen(",")
+        parse_variants(",")
     with pytest.raises(UserError, match="base: a budget"):
-        plan(lambda more: load_recipe("scaling", more), {}, 1, 1e9, Path("x"))
+        plan_ablation(lambda more: load_recipe("scaling", more), {}, 1, 1e9, Path("x"))
 
 
 def test_an_ablation_runs_goes_on_and_says_what_it_found(tmp_path, capsys):
@@ -70,7 +74,7 @@ def test_an_ablation_runs_goes_on_and_says_what_it_found(tmp_path, capsys):
     settings = [
         f'tokenizer.sources=["{text}"]', f'pretrain.mixture={{"{text}"=1.0}}', "tokenizer.vocab_size=330",
         "model.depth=1", "model.width=16", "model.heads=2", "model.context=32", "pretrain.batch_tokens=128",
-        "pretrain.micro_batch=4", "run.dtype=float32", "run.compile=off", "run.threads=1", "run.device=cpu",
+        "pretrain.micro_batch_size=4", "run.dtype=float32", "run.compile=off", "run.threads=1", "run.device=cpu",
     ]  # fmt: skip
     out = tmp_path / "out"
     command = ["scaling", "run", "--budgets", "1.6e8", "--out", str(out), *(w for s in settings for w in ("--set", s))]
@@ -82,7 +86,7 @@ def test_an_ablation_runs_goes_on_and_says_what_it_found(tmp_path, capsys):
     told = capsys.readouterr()
     assert "variant minus base" in told.out and "model.qk_norm=false" in told.out
     assert all(path.stat().st_mtime_ns == at for path, at in before.items()), "a finished run was made again"
-    found = {one.variant: one for one in effects(ablation.load(out))}
+    found = {one.variant: one for one in compute_effects(ablation.load_trials(out))}
     assert {name: one.seeds for name, one in found.items()} == {"base": 2, "tied": 2, "model.qk_norm=false": 2}
     assert found["tied"].parameters == found["base"].parameters - 330 * 16 and found["tied"].low < found["tied"].high
     page = (out / "ablation.html").read_text()
@@ -90,4 +94,4 @@ def test_an_ablation_runs_goes_on_and_says_what_it_found(tmp_path, capsys):
     assert main([*command[:3], "2e8", *command[4:], "--ablate", "tied"]) == 1
     assert "an ablation with other settings" in capsys.readouterr().err
     with pytest.raises(UserError, match="no finished run"):
-        load(out)
+        load_sweep(out)

@@ -8,11 +8,11 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
-from fledgling.plan.scaling import ALL, MATRICES
+from fledgling.plan.scaling_laws import ALL_PARAMETERS, MATRICES
 from fledgling.record import write_json
-from fledgling.scaling.analysis import KEY, analyse
-from fledgling.scaling.page import build
-from fledgling.scaling.results import amount, load, read
+from fledgling.scaling.analysis import PRIMARY_COUNT, analyze_sweep
+from fledgling.scaling.results import format_flops, load_sweep, read_run
+from fledgling.scaling.sweep_page import build_sweep_page
 from tests.scaling.made_up_sweep import LAW, make_run, make_sweep
 
 
@@ -28,43 +28,43 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def analysis(made):
-    return analyse(load(made))
+    return analyze_sweep(load_sweep(made))
 
 
 def test_runs_are_read_from_their_files(made):
-    sweep = load(made)
+    sweep = load_sweep(made)
     assert [run.name for run in sweep.runs][:5] == ["d1-1e13", "d2-1e13", "d3-1e13", "d4-1e13", "d1-2e13"]
     assert sweep.bytes_per_token == pytest.approx(3.5) and sweep.train_tokens == 40_000_000
     for run in sweep.runs:
         assert run.flops == pytest.approx(run.budget, rel=0.05)
-        assert run.parameters[ALL] == run.parameters[KEY] + 4096 * 64 * run.depth
+        assert run.parameters[ALL_PARAMETERS] == run.parameters[PRIMARY_COUNT] + 4096 * 64 * run.depth
         assert run.parameters[MATRICES] == 12 * run.depth * (64 * run.depth) ** 2
 
 
 def test_the_law_behind_the_runs_is_found(analysis):
-    shown = analysis.of(KEY)
+    shown = analysis.fit_for(PRIMARY_COUNT)
     for name, value in vars(LAW).items():
-        assert shown.surface.intervals[name].holds(value), name
+        assert shown.surface.intervals[name].contains(value), name
     for C in (1e13, 4e13):
         N, D = shown.optimum(C)
         least = LAW.loss(N, D)
         assert least <= min(run.bits_per_byte for run in analysis.sweep.runs if run.budget == C) * 1.01
-    N, loss = shown.best(1.6e14)
+    N, loss = shown.optimum_interval(1.6e14)
     assert N.low < N.value < N.high and loss.low < loss.value < loss.high
 
 
 def test_every_way_of_counting_is_fitted_once(analysis):
-    assert [one.counts for one in analysis.fits] == [ALL, "without embeddings = matrices + head", MATRICES]
-    exponents = [one.bowls.N.exponent.value for one in analysis.fits]
+    assert [one.counts for one in analysis.fits] == [ALL_PARAMETERS, "without embeddings = matrices + head", MATRICES]
+    exponents = [one.isoflop.N.exponent.value for one in analysis.fits]
     assert exponents[0] < exponents[1] < exponents[2]  # the fewer counted, the faster they must grow
 
 
 def test_the_largest_budget_is_foretold_from_the_others(analysis):
-    held = analysis.of(KEY).held_out
+    held = analysis.fit_for(PRIMARY_COUNT).held_out
     assert held.budget == 4e13 and len(held.runs) == 4
     assert held.mean_error < 0.01
-    assert sum(value.holds(run.bits_per_byte) for run, value in held.runs) >= 3
-    assert held.predicted_N.holds(held.measured_N)
+    assert sum(value.contains(run.bits_per_byte) for run, value in held.runs) >= 3
+    assert held.predicted_N.contains(held.measured_N)
 
 
 def test_what_is_held_out_has_no_part_in_its_prediction(analysis):
@@ -72,13 +72,13 @@ def test_what_is_held_out_has_no_part_in_its_prediction(analysis):
         return replace(run, bits_per_byte=1.3 * run.bits_per_byte) if run.budget == 4e13 else run
 
     others = replace(analysis.sweep, runs=tuple(map(worse, analysis.sweep.runs)))
-    before, after = (one.of(KEY).held_out for one in (analysis, analyse(others)))
+    before, after = (one.fit_for(PRIMARY_COUNT).held_out for one in (analysis, analyze_sweep(others)))
     assert [value for _, value in after.runs] == [value for _, value in before.runs]
     assert after.predicted_N == before.predicted_N and after.mean_error > 0.2
 
 
 def test_the_page_stands_alone(made, analysis):
-    page = build(analysis).read_text(encoding="utf-8")
+    page = build_sweep_page(analysis).read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert page.count("<svg") == 6 and "<script" not in page
     assert not re.search(r"(src|href)=", page)
@@ -109,21 +109,21 @@ def test_predict_names_every_law_and_one_s_own(made, capsys):
 def test_too_few_runs_get_one_line_that_says_what_would_work(tmp_path):
     out = make_sweep(tmp_path / "few", depths=(1, 2), budgets=(1e13, 2e13))
     with pytest.raises(UserError, match="--depths 1,2,3 --budgets 1e13,2e13,4e13"):
-        analyse(load(out))
+        analyze_sweep(load_sweep(out))
     with pytest.raises(UserError, match="does not exist"):
-        load(tmp_path / "nowhere")
+        load_sweep(tmp_path / "nowhere")
 
 
 def test_an_unfinished_run_is_none_and_a_broken_one_is_named(tmp_path):
     run = make_run(tmp_path / "d1-1e13", 1, 1e13)
-    assert read(run).depth == 1
+    assert read_run(run).depth == 1
     (run / "plan.json").write_text('{"parameters": {}}')
     with pytest.raises(UserError, match="d1-1e13"):
-        read(run)
+        read_run(run)
     (run / "pretrain/done.json").unlink()
-    assert read(run) is None
+    assert read_run(run) is None
 
 
 def test_budgets_are_written_as_people_type_them():
-    assert [amount(C) for C in (2e13, 1.6e14, 250e9)] == ["2e13", "1.6e14", "2.5e11"]
+    assert [format_flops(C) for C in (2e13, 1.6e14, 250e9)] == ["2e13", "1.6e14", "2.5e11"]
     assert load_recipe("scaling").stages == ("pretrain",)

@@ -5,42 +5,42 @@ import math
 import numpy as np
 import pytest
 
-from fledgling.plan.scaling import Additive
-from fledgling.scaling import bowls, fit
-from fledgling.scaling.recover import TRUTH, made_up, recover
+from fledgling.plan.scaling_laws import ChinchillaLoss
+from fledgling.scaling import fits, isoflop
+from fledgling.scaling.recovery import TRUTH, make_synthetic_sweep, run_recovery
 
 
 def test_without_noise_the_law_itself_is_found():
-    N, D, loss = made_up(0, noise=1e-9)
-    found = fit.surface(N, D, loss, resamples=0).law
-    for name in fit.NAMES:
+    N, D, loss = make_synthetic_sweep(0, noise=1e-9)
+    found = fits.fit_surface(N, D, loss, resamples=0).law
+    for name in fits.COEFFICIENTS:
         assert getattr(found, name) == pytest.approx(getattr(TRUTH, name), rel=1e-3)
 
 
 def test_known_coefficients_lie_inside_their_intervals():
-    found = recover(12)  # `fledgling scaling recover` takes 100
+    found = run_recovery(12)  # `fledgling scaling recover` takes 100
     assert found.all_five >= 10 and min(found.each.values()) >= 10
 
 
 def test_intervals_are_not_idle():
-    N, D, loss = made_up(1)
-    intervals = fit.surface(N, D, loss).intervals
+    N, D, loss = make_synthetic_sweep(1)
+    intervals = fits.fit_surface(N, D, loss).intervals
     assert all(0 < one.high - one.low < 0.2 for one in (intervals["alpha"], intervals["beta"], intervals["E"]))
-    wide = fit.surface(*made_up(1, noise=0.02)).intervals["alpha"]
+    wide = fits.fit_surface(*make_synthetic_sweep(1, noise=0.02)).intervals["alpha"]
     assert wide.high - wide.low > 3 * (intervals["alpha"].high - intervals["alpha"].low)
 
 
 def test_one_bad_run_hardly_moves_the_surface():
-    N, D, loss = made_up(2, noise=0.002)
-    clean = fit.surface(N, D, loss, resamples=0).law
+    N, D, loss = make_synthetic_sweep(2, noise=0.002)
+    clean = fits.fit_surface(N, D, loss, resamples=0).law
     loss[17] *= 1.25
-    bad = fit.surface(N, D, loss, resamples=0).law
+    bad = fits.fit_surface(N, D, loss, resamples=0).law
     assert bad.alpha == pytest.approx(clean.alpha, rel=0.03) and pytest.approx(clean.E, rel=0.02) == bad.E
 
 
 def test_the_same_runs_give_the_same_fit():
-    runs = made_up(3)
-    assert fit.surface(*runs, resamples=20).intervals == fit.surface(*runs, resamples=20).intervals
+    runs = make_synthetic_sweep(3)
+    assert fits.fit_surface(*runs, resamples=20).intervals == fits.fit_surface(*runs, resamples=20).intervals
 
 
 def test_minimize_finds_a_line_and_huber_s_median():
@@ -51,20 +51,20 @@ def test_minimize_finds_a_line_and_huber_s_median():
 
     box = np.array([-9.0, -9.0]), np.array([9.0, 9.0])
     targets = (1 + 2 * x)[None]
-    found, cost = fit.minimize(line, targets, np.zeros((3, 2)), math.inf, *box)
+    found, cost = fits.minimize_huber(line, targets, np.zeros((3, 2)), math.inf, *box)
     assert np.allclose(found, [1, 2], atol=1e-6) and (cost < 1e-10).all()
     targets[0, 4] += 5
-    found, _ = fit.minimize(line, targets, np.zeros((1, 2)), 0.01, *box)
+    found, _ = fits.minimize_huber(line, targets, np.zeros((1, 2)), 0.01, *box)
     assert np.allclose(found, [1, 2], atol=0.05)
 
 
 @pytest.mark.parametrize(("freedom", "t"), [(3, 3.182), (5, 2.571), (7, 2.365), (30, 2.042)])
 def test_student_s_interval(freedom, t):
-    assert fit.t_over_z(freedom) * 1.95996 == pytest.approx(t, rel=0.01)
+    assert fits.student_to_normal_ratio(freedom) * 1.95996 == pytest.approx(t, rel=0.01)
 
 
 def sweep(noise: float, seed: int = 0):
-    law = Additive(1.8172, 482.01, 0.3478, 2085.43, 0.3658)
+    law = ChinchillaLoss(1.8172, 482.01, 0.3478, 2085.43, 0.3658)
     rows = [(law.optimum(C)[0] * k, C) for C in (1e18, 4e18, 1.6e19) for k in np.geomspace(0.4, 2.5, 5)]
     N, C = np.array(rows).T
     D = C / (6 * N)
@@ -74,12 +74,12 @@ def sweep(noise: float, seed: int = 0):
 
 def test_bowls_find_the_optimum_and_its_exponent():
     law, *runs = sweep(1e-6)
-    found = bowls.fit(*runs)
-    for bowl in found.bowls:
+    found = isoflop.fit_isoflop(*runs)
+    for bowl in found.curves:
         N, D = law.optimum(bowl.budget)
-        assert bowl.inside
+        assert bowl.is_interior
         assert (bowl.N.value, bowl.D.value) == (pytest.approx(N, rel=0.02), pytest.approx(D, rel=0.02))
-        assert bowl.loss.value == pytest.approx(law.loss(N, D), rel=1e-3) == bowl.at(bowl.N.value)
+        assert bowl.loss.value == pytest.approx(law.loss(N, D), rel=1e-3) == bowl.loss_at(bowl.N.value)
     assert found.N.exponent.value == pytest.approx(law.beta / (law.alpha + law.beta), abs=0.003)
 
 
@@ -87,19 +87,21 @@ def test_the_exponent_s_interval_holds_it():
     inside = 0
     for seed in range(10):
         law, *runs = sweep(0.002, seed)
-        inside += bowls.fit(*runs, resamples=200, seed=seed).N.exponent.holds(law.beta / (law.alpha + law.beta))
+        inside += isoflop.fit_isoflop(*runs, resamples=200, seed=seed).N.exponent.contains(
+            law.beta / (law.alpha + law.beta)
+        )
     assert inside >= 8
 
 
 def test_a_slope_is_no_bowl():
     N = np.array([1.0, 2.0, 4.0, 8.0]) * 1e6
     falling = 3.0 - 0.1 * np.log(N / 1e6)
-    (bowl,) = bowls.fit(N, 1e15 / N, [1e16] * 4, falling).bowls
-    assert not bowl.inside and bowl.N.value > 7.9e6
+    (bowl,) = isoflop.fit_isoflop(N, 1e15 / N, [1e16] * 4, falling).curves
+    assert not bowl.is_interior and bowl.N.value > 7.9e6
 
 
 def test_three_sizes_leave_no_noise_to_judge_by():
     _, N, D, C, loss = sweep(0.002)
     keep = [i for i in range(len(N)) if i % 5 in (0, 2, 4)]
-    found = bowls.fit(N[keep], D[keep], C[keep], loss[keep])
-    assert math.isnan(found.bowls[0].N.low) and found.N is not None
+    found = isoflop.fit_isoflop(N[keep], D[keep], C[keep], loss[keep])
+    assert math.isnan(found.curves[0].N.low) and found.N is not None

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from fledgling.infer.sample import Sampling
+from fledgling.infer.sampling import SamplingParams
 from fledgling.text.conversation import render_prompt
 from tests.serve.conftest import CONTEXT, serving
 
@@ -45,12 +45,12 @@ def test_an_answer_is_what_the_engine_says(talking, talker, client):
     address, _ = talking
     answer = client(address).chat.completions.create(model="tiny", messages=ASK, temperature=0, max_tokens=20, seed=3)
     prompt = render_prompt(talker.tokenizer, {"messages": ASK})
-    expected = talker.generate([prompt], Sampling(temperature=0, max_tokens=20))[0]
+    expected = talker.generate([prompt], SamplingParams(temperature=0, max_new_tokens=20))[0]
     assert answer.usage.prompt_tokens == len(prompt) and answer.usage.completion_tokens == len(expected.tokens)
     assert answer.choices[0].message.content == talker.tokenizer.decode(
-        [t for t in expected.tokens if t not in talker.tokenizer.special.values()]
+        [t for t in expected.tokens if t not in talker.tokenizer.special_tokens.values()]
     )
-    assert answer.choices[0].finish_reason == ("length" if expected.finish == "length" else "stop")
+    assert answer.choices[0].finish_reason == ("length" if expected.finish_reason == "length" else "stop")
 
 
 def test_a_stream_says_what_the_whole_says(talking, client):
@@ -127,7 +127,7 @@ def test_echo_with_logprobs_scores_the_prompt(talking, talker, client):
     create, tokenizer = client(talking[0]).completions.create, talker.tokenizer
     ids = [tokenizer.bos, *tokenizer.encode("the quick brown")]
     with torch.no_grad():
-        said = talker.model.logits(talker.model(torch.tensor([ids])))[0].log_softmax(-1)
+        said = talker.model.compute_logits(talker.model(torch.tensor([ids])))[0].log_softmax(-1)
     expected = [said[place, token].item() for place, token in enumerate(ids[1:])]
     for most in (0, 3):
         whole = create(**settings, max_tokens=most, logit_bias={"97": 100})
@@ -152,13 +152,13 @@ def test_what_was_read_before_is_counted(talker, client):
         for _ in range(2):
             client(address).chat.completions.create(model="", messages=asked, max_tokens=3)
         wait_for(lambda: worker.load == 0)
-        figures = worker.figures
-        assert figures.shared_tokens > 0 and figures.read_tokens + figures.shared_tokens == figures.prompt_tokens
+        figures = worker.stats
+        assert figures.cached_tokens > 0 and figures.prefilled_tokens + figures.cached_tokens == figures.prompt_tokens
         with urllib.request.urlopen(f"{address}/metrics", timeout=20) as answer:
             lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
-        assert float(lines["fledgling_prefix_hit_rate"]) == pytest.approx(figures.hit_rate)
-        assert float(lines["fledgling_shared_tokens_total"]) == figures.shared_tokens
-        assert float(lines["fledgling_cache_bytes"]) == worker.cache.in_use * worker.cache.block_bytes > 0
+        assert float(lines["fledgling_prefix_hit_rate"]) == pytest.approx(figures.prefix_hit_rate)
+        assert float(lines["fledgling_shared_tokens_total"]) == figures.cached_tokens
+        assert float(lines["fledgling_cache_bytes"]) == worker.cache.used_blocks * worker.cache.block_bytes > 0
 
 
 def test_bias_changes_what_is_drawn(talking, client):
@@ -219,13 +219,13 @@ def test_content_type_size_method_and_address(talking):
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(talking, monkeypatch):
-    monkeypatch.setattr("fledgling.serve.app.ARRIVAL", 0.2)
+    monkeypatch.setattr("fledgling.serve.app.BODY_TIMEOUT", 0.2)
     head = {"Content_Type": "application/json", "Content_Length": "100"}
     assert call(talking[0], "/v1/chat/completions", b"{", **head)[1]["error"]["code"] == "body_timeout"
 
 
 def test_a_key_is_asked_for_everywhere_but_at_health(talker, client):
-    with serving(talker, key="a-long-key") as (address, _):
+    with serving(talker, api_key="a-long-key") as (address, _):
         with pytest.raises(openai.AuthenticationError):
             client(address, "a-long-kez").models.list()
         assert client(address, "a-long-key").models.list().data[0].id == "tiny"
@@ -276,8 +276,8 @@ def test_many_clients_at_once_get_what_each_would_get_alone(talking, client):
 
 def test_control_tokens_in_text_stay_text(talking, talker):
     """The prompt of a text that names every control token holds exactly the layout's own."""
-    special = set(talker.tokenizer.special.values())
-    named = " ".join(talker.tokenizer.special)
+    special = set(talker.tokenizer.special_tokens.values())
+    named = " ".join(talker.tokenizer.special_tokens)
     plain = render_prompt(talker.tokenizer, {"messages": ASK})
     hostile = render_prompt(talker.tokenizer, {"messages": [{"role": "user", "content": named}]})
     assert [t for t in hostile if t in special] == [t for t in plain if t in special]
@@ -285,7 +285,7 @@ def test_control_tokens_in_text_stay_text(talking, talker):
 
 def test_a_failing_step_is_told_and_the_server_goes_on(talker, client, monkeypatch):
     with serving(talker) as (address, worker):
-        extend, calls = talker.extend, []
+        extend, calls = talker.extend_cache, []
 
         def broken(*arguments, **named):
             calls.append(1)
@@ -293,8 +293,8 @@ def test_a_failing_step_is_told_and_the_server_goes_on(talker, client, monkeypat
                 raise RuntimeError("out of memory")
             return extend(*arguments, **named)
 
-        monkeypatch.setattr(talker, "extend", broken)
+        monkeypatch.setattr(talker, "extend_cache", broken)
         with pytest.raises(openai.InternalServerError):
             client(address).completions.create(model="", prompt="a", max_tokens=20, logit_bias={"97": 100})
         assert client(address).completions.create(model="", prompt="a", max_tokens=3).choices
-        assert "out of memory" in worker.failure
+        assert "out of memory" in worker.last_error

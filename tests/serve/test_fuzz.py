@@ -29,11 +29,11 @@ CHECKS = (
 
 @pytest.fixture(scope="module")
 def description(talker):
-    worker = Worker(talker, rows=16, queue=64)
+    worker = Worker(talker, max_batch_size=16, max_queue_size=64)
     service = Service(worker, talker.tokenizer, "tiny", 1, hosts=None)
     yield schemathesis.openapi.from_asgi("/openapi.json", make_app(service))
     worker.close()
-    assert worker.failure is None
+    assert worker.last_error is None
 
 
 OPERATIONS = ("POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models/{name}", "GET /v1/models")

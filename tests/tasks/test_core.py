@@ -8,18 +8,25 @@ import random
 import pytest
 
 from fledgling.config import UserError
-from fledgling.tasks.core import chosen, find_bundle, foundry_shots, prompts, read_items, read_tasks
+from fledgling.tasks.core import (
+    build_prompts,
+    find_core_bundle,
+    read_core_items,
+    read_core_tasks,
+    sample_foundry_shots,
+    select_items,
+)
 from tests.made_up_core import bundle
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    return {task.label: task for task in read_tasks(bundle(tmp_path_factory.mktemp("data")))}
+    return {task.label: task for task in read_core_tasks(bundle(tmp_path_factory.mktemp("data")))}
 
 
 def texts(task, convention):
     """The texts of all choices of all items, in the order of the file."""
-    return [prompt.texts for prompt in prompts(task, read_items(task), convention)]
+    return [prompt.texts for prompt in build_prompts(task, read_core_items(task), convention)]
 
 
 ITALY = "Question: The capital of Italy?\nAnswer: "
@@ -96,17 +103,17 @@ def test_language_modelling_without_examples(tasks):
 
 def test_foundry_separates_by_a_line_feed_and_ends_a_context_before_its_space(tasks):
     """One Random(1234) in turn draws {2, 3} of four items for item 0, then {0, 2} for item 1."""
-    first, second, *_ = prompts(tasks["choice"], read_items(tasks["choice"]), "foundry")
-    assert first.shots == f"{SPAIN}Madrid city\n{GREECE}Athens city"
+    first, second, *_ = build_prompts(tasks["choice"], read_core_items(tasks["choice"]), "foundry")
+    assert first.examples == f"{SPAIN}Madrid city\n{GREECE}Athens city"
     assert first.choices[1] == ("\nQuestion: The capital of Italy?\nAnswer:", "Rom")
-    assert second.shots == f"{ITALY}Rome city\n{SPAIN}Madrid city"
-    (language, *_) = prompts(tasks["language"], read_items(tasks["language"]), "foundry")
+    assert second.examples == f"{ITALY}Rome city\n{SPAIN}Madrid city"
+    (language, *_) = build_prompts(tasks["language"], read_core_items(tasks["language"]), "foundry")
     line = "{} is where they eat in\nAnswer: {}"
-    assert language.shots == f"{line.format('Spain', 'Madrid')}\n{line.format('Greece', 'Athens')}"
+    assert language.examples == f"{line.format('Spain', 'Madrid')}\n{line.format('Greece', 'Athens')}"
     assert language.choices == (("\nItaly is where they eat in\nAnswer:", "Rome"),)
-    (schema, *_) = prompts(tasks["schema"], read_items(tasks["schema"]), "foundry")
-    assert schema.shots == "" and schema.choices[0] == ("The cup fell off the table because the cup", "was round.")
-    (shown, *_) = prompts(tasks["schema_shots"], read_items(tasks["schema_shots"]), "foundry")
+    (schema, *_) = build_prompts(tasks["schema"], read_core_items(tasks["schema"]), "foundry")
+    assert schema.examples == "" and schema.choices[0] == ("The cup fell off the table because the cup", "was round.")
+    (shown, *_) = build_prompts(tasks["schema_shots"], read_core_items(tasks["schema_shots"]), "foundry")
     assert shown.choices[0][0] == "\nThe cup fell off the table because the cup"
 
 
@@ -114,24 +121,26 @@ def test_foundry_never_draws_the_item_itself_and_as_many_as_there_are():
     generator = random.Random(1234)
     for size in (1, 2, 5, 40):
         for index in range(size):
-            drawn = foundry_shots(size, 10, index, generator)
+            drawn = sample_foundry_shots(size, 10, index, generator)
             assert index not in drawn and len(drawn) == len(set(drawn)) == min(10, size - 1)
 
 
 def test_the_order_is_shuffled_with_the_published_seed_and_cut(tasks):
-    items = read_items(tasks["letters"])
-    shown = [item.contexts[0][5] for item in chosen(items, None, "nanochat")]
+    items = read_core_items(tasks["letters"])
+    shown = [item.contexts[0][5] for item in select_items(items, None, "nanochat")]
     assert shown == list("tsvuxw")  # of Random(1337).shuffle on six things
-    assert [item.contexts[0][5] for item in chosen(items, 2, "nanochat")] == list("ts")
-    assert chosen(items, None, "foundry") == items and chosen(items, 2, "foundry") == chosen(items, 2, "nanochat")
+    assert [item.contexts[0][5] for item in select_items(items, 2, "nanochat")] == list("ts")
+    assert select_items(items, None, "foundry") == items and select_items(items, 2, "foundry") == select_items(
+        items, 2, "nanochat"
+    )
 
 
 @pytest.mark.parametrize("convention", ["nanochat", "foundry"])
 def test_fewer_items_than_examples_is_no_error(tasks, convention):
-    (prompt,) = prompts(tasks["choice"], read_items(tasks["choice"])[:1], convention)
-    assert prompt.shots == ""
-    pair = list(prompts(tasks["choice"], read_items(tasks["choice"])[:2], convention))
-    assert "France" in pair[0].shots and "Italy" in pair[1].shots
+    (prompt,) = build_prompts(tasks["choice"], read_core_items(tasks["choice"])[:1], convention)
+    assert prompt.examples == ""
+    pair = list(build_prompts(tasks["choice"], read_core_items(tasks["choice"])[:2], convention))
+    assert "France" in pair[0].examples and "Italy" in pair[1].examples
 
 
 @pytest.mark.parametrize(
@@ -151,29 +160,29 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path, file, line, text, word):
     lines = path.read_text().split("\n")
     lines[line - 1] = text
     path.write_text("\n".join(lines))
-    broken = next(task for task in read_tasks(tmp_path) if task.file == path)
+    broken = next(task for task in read_core_tasks(tmp_path) if task.file == path)
     with pytest.raises(UserError, match=word):
-        read_items(broken)
+        read_core_items(broken)
 
 
 def test_a_bundle_that_is_missing_says_how_to_get_it(tmp_path):
     with pytest.raises(UserError, match=r"no CORE bundle under .*fledgling data fetch core"):
-        read_tasks(tmp_path)
-    assert find_bundle(tmp_path) is None
+        read_core_tasks(tmp_path)
+    assert find_core_bundle(tmp_path) is None
 
 
 def test_parts_that_are_missing_or_unknown_are_named(tmp_path):
     root = bundle(tmp_path)
     with pytest.raises(UserError, match='"chioce" - did you mean "choice"'):
-        read_tasks(root, ["chioce"])
-    assert [task.label for task in read_tasks(root, ["schema", "choice"])] == ["choice", "schema"]
+        read_core_tasks(root, ["chioce"])
+    assert [task.label for task in read_core_tasks(root, ["schema", "choice"])] == ["choice", "schema"]
     (root / "core" / "eval_data" / "facts" / "letters.jsonl").unlink()
-    letters = read_tasks(root, ["letters"])[0]
+    letters = read_core_tasks(root, ["letters"])[0]
     with pytest.raises(UserError, match=r"letters\.jsonl: cannot be read"):
-        read_items(letters)
+        read_core_items(letters)
     (root / "core" / "eval_meta_data.csv").write_text("Task,Baseline\nchoice,25\n")
     with pytest.raises(UserError, match=r"eval_meta_data\.csv"):
-        read_tasks(root)
+        read_core_tasks(root)
     (root / "core" / "core.yaml").write_text("icl_tasks: 5")
     with pytest.raises(UserError, match=r"core\.yaml"):
-        read_tasks(root)
+        read_core_tasks(root)

@@ -9,9 +9,9 @@ import pytest
 
 from fledgling.config import UserError
 from fledgling.infer.tools import calculate
-from fledgling.tasks import PUBLIC, get, gsm8k, humaneval, multiple_choice, source
+from fledgling.tasks import PUBLIC_TASKS, gsm8k, humaneval, load_source, load_task, multiple_choice
 from fledgling.tasks.task import Question
-from fledgling.text.conversation import check
+from fledgling.text.conversation import check_conversation
 from tests.made_up_sets import REAL, choice_rows, made_up_sets, needs_real_data, problem, write_rows
 
 TRAINED = ("arc_easy", "arc_challenge", "mmlu", "gsm8k")
@@ -24,56 +24,56 @@ def root(tmp_path_factory):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_an_epoch_gives_every_row_once_in_an_order_of_its_own(root, name):
-    task = get(name, root)
+    task = load_task(name, root)
     count = len(task)
-    epochs = [[json.dumps(task.train(e * count + i, 5)) for i in range(count)] for e in range(3)]
+    epochs = [[json.dumps(task.get_train_example(e * count + i, 5)) for i in range(count)] for e in range(3)]
     assert [len(set(epoch)) for epoch in epochs] == [count] * 3 and len({tuple(sorted(e)) for e in epochs}) == 1
     assert epochs[0] != epochs[1] != epochs[2]
-    assert epochs[0] == [json.dumps(get(name, root).train(i, 5)) for i in range(count)]
-    assert epochs[0] != [json.dumps(task.train(i, 6)) for i in range(count)]
+    assert epochs[0] == [json.dumps(load_task(name, root).get_train_example(i, 5)) for i in range(count)]
+    assert epochs[0] != [json.dumps(task.get_train_example(i, 6)) for i in range(count)]
     for conversation in epochs[0]:
-        check(json.loads(conversation))
+        check_conversation(json.loads(conversation))
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_and_practice_never_see_the_test_split(root, name):
-    task = get(name, root)
-    tested = {question.prompt for question in task.exams(1000)[0][1]}
-    assert len(tested) == len(task.items("test"))
-    assert tested.isdisjoint(task.train(i, 0)["messages"][0]["content"] for i in range(2 * len(task)))
-    assert tested.isdisjoint(task.practice(i, 0).prompt for i in range(2 * len(task)))
+    task = load_task(name, root)
+    tested = {question.prompt for question in task.list_exam_questions(1000)[0][1]}
+    assert len(tested) == len(task.examples("test"))
+    assert tested.isdisjoint(task.get_train_example(i, 0)["messages"][0]["content"] for i in range(2 * len(task)))
+    assert tested.isdisjoint(task.get_practice_question(i, 0).prompt for i in range(2 * len(task)))
 
 
 def test_a_small_exam_is_the_beginning_of_a_large_one(root):
-    for name in PUBLIC:
-        task = get(name, root)
-        assert task.exams(4)[0][1] == task.exams(99)[0][1][:4]
-    subjects = {question.facts["subject"] for question in get("mmlu", root).exams(8)[0][1]}
+    for name in PUBLIC_TASKS:
+        task = load_task(name, root)
+        assert task.list_exam_questions(4)[0][1] == task.list_exam_questions(99)[0][1][:4]
+    subjects = {question.facts["subject"] for question in load_task("mmlu", root).list_exam_questions(8)[0][1]}
     assert subjects == {"botany", "music"}
 
 
 def test_the_letters_are_in_the_prompt_as_they_are_to_be_said():
-    text = multiple_choice.prompt("Which?", ["red", "blue", "green"])
+    text = multiple_choice.format_prompt("Which?", ["red", "blue", "green"])
     assert text == (
         "Multiple Choice question: Which?\n- red=A\n- blue=B\n- green=C\n\n"
         "Respond only with the letter of the correct answer."
     )
     question = Question("arc_easy", text, "B", {}, ("A", "B", "C"))
-    assert [multiple_choice.score(question, answer) for answer in ("B", "B.", "(b)", " B\n")] == [1.0] * 4
-    assert [multiple_choice.score(question, answer) for answer in ("A", "", "blue", "B or C", "AB")] == [0.0] * 5
+    assert [multiple_choice.score_letter(question, answer) for answer in ("B", "B.", "(b)", " B\n")] == [1.0] * 4
+    assert [multiple_choice.score_letter(question, answer) for answer in ("A", "", "blue", "B or C", "AB")] == [0.0] * 5
 
 
 def test_the_hub_s_spelling_of_a_row_means_the_same():
     ours = {"question": "Which?", "choices": ["red", "blue"], "answer": 1}
     hub = {"question": "Which?", "choices": {"text": ["red", "blue"], "label": ["1", "2"]}, "answerKey": "2"}
     auxiliary = {"train": {**ours, "subject": ""}}
-    items = [multiple_choice.read("arc_easy", row, "here:1") for row in (ours, hub, auxiliary)]
+    items = [multiple_choice.parse_row("arc_easy", row, "here:1") for row in (ours, hub, auxiliary)]
     assert items[0] == items[1] == items[2] and items[0].reply == "B"
 
 
 def test_marks_become_calls_and_the_tool_agrees():
     solution = "He has 3*4 = $<<3*4=12.00>>12.00.\nThen .5 of it is <<12*.5=6>>6.\n#### 6"
-    assert gsm8k.parts(solution) == [
+    assert gsm8k.split_solution(solution) == [
         {"type": "text", "text": "He has 3*4 = $"},
         {"type": "python", "text": "3*4"},
         {"type": "output", "text": "12"},
@@ -82,30 +82,30 @@ def test_marks_become_calls_and_the_tool_agrees():
         {"type": "output", "text": "6"},
         {"type": "text", "text": "6.\n#### 6"},
     ]
-    assert [gsm8k.plain(n) for n in ("70,000", "0.50", ".5", "-3.0", "0.00", "1e3x", "100")] == [
+    assert [gsm8k.normalize_number(n) for n in ("70,000", "0.50", ".5", "-3.0", "0.00", "1e3x", "100")] == [
         *("70000", "0.5", "0.5", "-3", "0", "1e3x", "100")
     ]
 
 
 def test_a_number_behind_the_mark_is_the_answer():
-    question = gsm8k.read("gsm8k", problem(1, 69_999), "here:1").question
+    question = gsm8k.parse_row("gsm8k", problem(1, 69_999), "here:1").question
     assert question.answer == "70000"
     for right in ("#### 70000", "so\n#### 70,000", "#### 70000.00 apples", "#### 70,000."):
-        assert gsm8k.score(question, right) == 1.0, right
+        assert gsm8k.score_final_answer(question, right) == 1.0, right
     for wrong in ("70000", "#### 70001", "#### -70000", "#### 7", "", "#### $", "#### 1\n#### 70000"):
-        assert gsm8k.score(question, wrong) == 0.0, wrong
+        assert gsm8k.score_final_answer(question, wrong) == 0.0, wrong
 
 
 def gsm8k_check(root):
     """Return (reference answers that score 1, altered ones that do, items) of the test split."""
-    task = get("gsm8k", root)
+    task = load_task("gsm8k", root)
     right = wrong = 0.0
-    for item in task.items("test"):
+    for item in task.examples("test"):
         said = item.reply[-1]["text"]
         right += task.score(item.question, said)
         for altered in (said.replace("####", ""), f"#### {Decimal(item.question.answer) + 1}", f"{said}0", ""):
             wrong += task.score(item.question, altered)
-    return right, wrong, len(task.items("test"))
+    return right, wrong, len(task.examples("test"))
 
 
 def test_reference_answers_score_and_altered_ones_do_not(root):
@@ -121,7 +121,7 @@ def test_all_1319_reference_answers_score_and_altered_ones_do_not():
 def test_the_calculator_says_what_the_demonstrations_show():
     pairs = [
         (call["text"], output["text"])
-        for item in get("gsm8k", REAL).items("train")
+        for item in load_task("gsm8k", REAL).items("train")
         for call, output in zip(item.reply, item.reply[1:], strict=False)
         if call["type"] == "python"
     ]
@@ -131,31 +131,33 @@ def test_the_calculator_says_what_the_demonstrations_show():
 
 @needs_real_data
 def test_the_published_splits_have_their_sizes():
-    sizes = {name: len(get(name, REAL).items("test")) for name in PUBLIC}
+    sizes = {name: len(load_task(name, REAL).items("test")) for name in PUBLIC_TASKS}
     assert sizes == {"arc_easy": 2376, "arc_challenge": 1172, "mmlu": 14042, "gsm8k": 1319, "humaneval": 164}
-    assert [len(get(name, REAL)) for name in ("arc_easy", "arc_challenge", "gsm8k")] == [2251, 1119, 7473]
-    assert len({item.question.facts["subject"] for item in get("mmlu", REAL).items("test")}) == 57
+    assert [len(load_task(name, REAL)) for name in ("arc_easy", "arc_challenge", "gsm8k")] == [2251, 1119, 7473]
+    assert len({item.question.facts["subject"] for item in load_task("mmlu", REAL).items("test")}) == 57
 
 
 def test_an_answer_becomes_a_program_by_three_rules(root):
-    question = get("humaneval", root).items("test")[1].question
+    question = load_task("humaneval", root).examples("test")[1].question
     body = "    return twice(x) + 1\n"
     whole = f"def add_1(x):\n{body}"
     head = question.prompt.split("def add_1")[0]
-    assert humaneval.program(question, body) == f"{question.prompt}{body}\n"
-    assert humaneval.program(question, whole) == f"{head}{whole}\n"
+    assert humaneval.build_program(question, body) == f"{question.prompt}{body}\n"
+    assert humaneval.build_program(question, whole) == f"{head}{whole}\n"
     fenced = f"Sure:\n```python\n{whole}```\nIt adds."
-    assert humaneval.program(question, fenced) == f"{head}{whole.rstrip()}\n" or whole in fenced
-    assert humaneval.program(question, fenced).startswith(head)
-    assert "Sure" not in humaneval.program(question, fenced) and "It adds" not in humaneval.program(question, fenced)
-    assert humaneval.program(question, f"```\n{whole}") == f"{head}{whole}\n"  # cut off before the fence closes
+    assert humaneval.build_program(question, fenced) == f"{head}{whole.rstrip()}\n" or whole in fenced
+    assert humaneval.build_program(question, fenced).startswith(head)
+    assert "Sure" not in humaneval.build_program(question, fenced) and "It adds" not in humaneval.build_program(
+        question, fenced
+    )
+    assert humaneval.build_program(question, f"```\n{whole}") == f"{head}{whole}\n"  # cut off before the fence closes
 
 
 def passing(root, answer):
     """Return how many of HumanEval's tests pass with `answer(item)`."""
-    task = get("humaneval", root)
-    items = task.items("test")
-    return sum(task.scores([(item.question, answer(item)) for item in items]))
+    task = load_task("humaneval", root)
+    items = task.examples("test")
+    return sum(task.score_batch([(item.question, answer(item)) for item in items]))
 
 
 def test_solutions_pass_in_every_form_and_broken_ones_in_none(root):
@@ -174,13 +176,13 @@ def test_all_164_solutions_pass_and_broken_ones_do_not():
 
 def test_there_is_nothing_to_train_on_in_humaneval(root):
     with pytest.raises(UserError, match="humaneval has no train split; it is for evaluation only"):
-        get("humaneval", root).train(0, 0)
+        load_task("humaneval", root).get_train_example(0, 0)
 
 
 @pytest.mark.parametrize("name", [*TRAINED, "smoltalk"])
 def test_a_missing_set_says_how_to_get_it(tmp_path, name):
     with pytest.raises(UserError) as error:
-        source(name, tmp_path).files()
+        load_source(name, tmp_path).files()
     said = str(error.value)
     assert f"fledgling data fetch {name}" in said and str(tmp_path) in said and "\n" not in said
 
@@ -202,7 +204,7 @@ def test_a_bad_row_is_one_line_with_file_and_line(tmp_path, rows, said):
     good = choice_rows("stone", 1)
     write_rows(tmp_path / "evals" / "arc" / "arc_easy_test.jsonl", good + rows)
     with pytest.raises(UserError) as error:
-        get("arc_easy", tmp_path).exams(5)
+        load_task("arc_easy", tmp_path).list_exam_questions(5)
     assert said in str(error.value) and "arc_easy_test.jsonl:2" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -212,41 +214,41 @@ def test_a_truncated_pack_an_empty_file_and_a_torn_table_are_told(root, tmp_path
     there.parent.mkdir(parents=True)
     there.write_bytes(packed[: len(packed) // 2])
     with pytest.raises(UserError, match="damaged or cut off at line"):
-        get("humaneval", tmp_path).exams(1)
+        load_task("humaneval", tmp_path).list_exam_questions(1)
     there.write_bytes(gzip.compress(b""))
     with pytest.raises(UserError, match="holds no row"):
-        get("humaneval", tmp_path).exams(1)
+        load_task("humaneval", tmp_path).list_exam_questions(1)
     table = tmp_path / "smoltalk" / "data" / "train-0.parquet"
     shutil.copytree(root / "smoltalk", tmp_path / "smoltalk")
     table.write_bytes((root / "smoltalk/data/all/train-00000-of-00001.parquet").read_bytes()[:-40])
     with pytest.raises(UserError, match="damaged or no parquet file"):
-        len(source("smoltalk", tmp_path))
+        len(load_source("smoltalk", tmp_path))
 
 
 def test_conversations_come_once_an_epoch_from_blocks_of_any_kind(root, tmp_path):
-    talk = source("smoltalk", root)
-    rows = [talk.train(i, 3)["messages"][0]["content"] for i in range(100)]
+    talk = load_source("smoltalk", root)
+    rows = [talk.get_train_example(i, 3)["messages"][0]["content"] for i in range(100)]
     assert len(talk) == 50 and len(set(rows[:50])) == 50 and set(rows[:50]) == set(rows[50:]) and rows[:50] != rows[50:]
     many = [
         {"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "yes"}]}
         for n in range(2500)
     ]
     lines = [line for row in many for line in (row, "\n")]  # empty lines are no rows
-    mine = source(f"chat:{write_rows(tmp_path / 'mine.jsonl', lines)}")
-    seen = [mine.train(i, 1)["messages"][0]["content"] for i in range(2500)]
+    mine = load_source(f"chat:{write_rows(tmp_path / 'mine.jsonl', lines)}")
+    seen = [mine.get_train_example(i, 1)["messages"][0]["content"] for i in range(2500)]
     assert sorted(map(int, seen)) == list(range(2500)) and seen != sorted(seen, key=int)
-    assert mine.train(1700, 1)["messages"][0]["content"] == seen[1700]
+    assert mine.get_train_example(1700, 1)["messages"][0]["content"] == seen[1700]
 
 
 def test_the_user_s_questions_are_examined_practised_and_learned(tmp_path):
     rows = [{"question": "What is the capital of Peru?", "answer": "Lima"}, *choice_rows("coin", 1)]
     path = write_rows(tmp_path / "mine.jsonl", rows)
-    task = get(f"questions:{path}")
-    [(name, questions)] = task.exams(9)
+    task = load_task(f"questions:{path}")
+    [(name, questions)] = task.list_exam_questions(9)
     assert name == f"questions:{path}" and {bool(question.choices) for question in questions} == {True, False}
     written = next(question for question in questions if not question.choices)
     assert task.score(written, "lima.") == 1.0 and task.score(written, "Rome") == 0.0
-    assert {task.practice(i, 0).prompt for i in range(2)} == {question.prompt for question in questions}
-    check(task.train(0, 0))
+    assert {task.get_practice_question(i, 0).prompt for i in range(2)} == {question.prompt for question in questions}
+    check_conversation(task.get_train_example(0, 0))
     with pytest.raises(UserError, match=r'mine.jsonl:1: column "answer" is missing'):
-        get(f"questions:{write_rows(tmp_path / 'mine.jsonl', [{'question': 'Why?'}])}").train(0, 0)
+        load_task(f"questions:{write_rows(tmp_path / 'mine.jsonl', [{'question': 'Why?'}])}").get_train_example(0, 0)

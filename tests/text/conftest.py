@@ -28,4 +28,4 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session", params=(1, 2, 3), ids=lambda digits: f"digits{digits}")
 def tokenizer(request, texts) -> Tokenizer:
-    return Tokenizer.train(texts, 512, digits=request.param)
+    return Tokenizer.train(texts, 512, max_digits=request.param)

@@ -7,8 +7,8 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.text.bpe import byte_alphabet
-from fledgling.text.compression import bytes_per_token, declaration
-from fledgling.text.samples import SAMPLES
+from fledgling.text.compression import measure_bytes_per_token, read_udhr
+from fledgling.text.sample_texts import SAMPLE_TEXTS
 from fledgling.text.tokenizer import Tokenizer
 
 
@@ -27,8 +27,8 @@ def data(tmp_path):
 
 
 def test_bytes_per_token_by_hand():
-    bytewise = Tokenizer.train([], 256 + 9, letters=False)
-    assert bytes_per_token(bytewise, {"ascii": "abc", "korean": "서", "empty": ""}) == {
+    bytewise = Tokenizer.train([], 256 + 9, letter_tokens=False)
+    assert measure_bytes_per_token(bytewise, {"ascii": "abc", "korean": "서", "empty": ""}) == {
         "ascii": 1.0,
         "korean": 1.0,
         "empty": 0.0,
@@ -36,11 +36,11 @@ def test_bytes_per_token_by_hand():
 
 
 def test_the_declaration_comes_by_language(data, tmp_path):
-    assert list(declaration(data / "tokenizers" / "udhr2.zip")) == [
+    assert list(read_udhr(data / "tokenizers" / "udhr2.zip")) == [
         "declaration, English",
         "declaration, Korean",
     ]
-    assert declaration(tmp_path / "none.zip") == {}
+    assert read_udhr(tmp_path / "none.zip") == {}
 
 
 def test_train_eval_and_show(data, tmp_path, texts, capsys):
@@ -53,7 +53,7 @@ def test_train_eval_and_show(data, tmp_path, texts, capsys):
     assert main(["tokenizer", "eval", out, "--data-dir", str(data), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     kinds = {row["kind"]: row for row in result["bytes_per_token"]}
-    assert [*kinds] == [*SAMPLES, "declaration, English", "declaration, Korean"]
+    assert [*kinds] == [*SAMPLE_TEXTS, "declaration, English", "declaration, Korean"]
     assert kinds["news"]["gpt2"] == pytest.approx(1.0, abs=0.01)
     assert kinds["news"]["ours"] > 1.2
     assert result["left_out"] is None

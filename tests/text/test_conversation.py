@@ -5,14 +5,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fledgling.config import UserError
-from fledgling.text.conversation import check, render, render_all, render_prompt
-from fledgling.text.tokenizer import SPECIAL, Tokenizer
+from fledgling.text.conversation import check_conversation, render_conversation, render_conversations, render_prompt
+from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 
 @pytest.fixture(scope="module")
 def bytewise() -> Tokenizer:
     """Nothing but bytes and control tokens: the ids of a text can be written down."""
-    return Tokenizer.train([], 256 + len(SPECIAL), letters=False)
+    return Tokenizer.train([], 256 + len(SPECIAL_TOKENS), letter_tokens=False)
 
 
 def user(content):
@@ -36,7 +36,7 @@ def spell(tokenizer, rendered):
 
 
 def test_two_turns_by_hand(bytewise):
-    rendered = render(bytewise, talk(user("Hi"), assistant("yo"), user("?"), assistant("!")))
+    rendered = render_conversation(bytewise, talk(user("Hi"), assistant("yo"), user("?"), assistant("!")))
     assert spell(bytewise, rendered) == [
         ("<|bos|>", False),
         ("<|user_start|>", False), ("H", False), ("i", False), ("<|user_end|>", False),
@@ -56,7 +56,7 @@ def test_a_tool_call_is_learned_and_its_output_is_not(bytewise):
         {"type": "output", "text": "2"},
         {"type": "text", "text": "b"},
     ]
-    rendered = render(bytewise, talk(user("q"), assistant(parts)))
+    rendered = render_conversation(bytewise, talk(user("q"), assistant(parts)))
     assert spell(bytewise, rendered)[4:] == [
         ("<|assistant_start|>", False), ("a", True),
         ("<|python_start|>", True), ("1", True), ("+", True), ("1", True), ("<|python_end|>", True),
@@ -68,7 +68,7 @@ def test_a_tool_call_is_learned_and_its_output_is_not(bytewise):
 
 def test_a_system_message_opens_the_first_user_turn_only(bytewise):
     conversation = talk({"role": "system", "content": "S"}, user("a"), assistant("b"), user("c"))
-    text = bytewise.decode(render(bytewise, conversation).tokens)
+    text = bytewise.decode(render_conversation(bytewise, conversation).tokens)
     assert text == (
         "<|bos|><|user_start|>S\n\na<|user_end|><|assistant_start|>b<|assistant_end|><|user_start|>c<|user_end|>"
     )
@@ -77,14 +77,14 @@ def test_a_system_message_opens_the_first_user_turn_only(bytewise):
 def test_a_prompt_is_the_beginning_of_the_whole(bytewise):
     asked = talk(user("Hi"), assistant("yo"), user("?"))
     prompt = render_prompt(bytewise, asked)
-    whole = render(bytewise, talk(*asked["messages"], assistant("!")))
+    whole = render_conversation(bytewise, talk(*asked["messages"], assistant("!")))
     assert prompt == whole.tokens[: len(prompt)].tolist()
     assert prompt[-1] == bytewise.assistant_start
     with pytest.raises(UserError, match="last message is the assistant's"):
         render_prompt(bytewise, talk(user("a"), assistant("b")))
 
 
-names = st.lists(st.sampled_from([*SPECIAL, "<|", "|>", "x", " "]), min_size=1, max_size=5).map("".join)
+names = st.lists(st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "x", " "]), min_size=1, max_size=5).map("".join)
 
 
 @given(said=names, tool=names, answered=names)
@@ -93,18 +93,18 @@ def test_names_of_control_tokens_in_text_stay_text(tokenizer, said, tool, answer
     kinds = {"python": tool, "output": answered, "text": said}
     parts = [{"type": kind, "text": text} for kind, text in kinds.items()]
     conversation = talk({"role": "system", "content": said}, user(said), assistant(parts))
-    rendered = render(tokenizer, conversation)
-    controls = [int(index) for index in rendered.tokens if index in set(tokenizer.special.values())]
+    rendered = render_conversation(tokenizer, conversation)
+    controls = [int(index) for index in rendered.tokens if index in set(tokenizer.special_tokens.values())]
     layout = "bos user_start user_end assistant_start python_start python_end output_start output_end"
-    assert controls == [tokenizer.special[f"<|{name}|>"] for name in [*layout.split(), "assistant_end"]]
+    assert controls == [tokenizer.special_tokens[f"<|{name}|>"] for name in [*layout.split(), "assistant_end"]]
 
 
 def test_many_at_once_are_as_one_by_one(tokenizer):
     parts = [{"type": "python", "text": "1"}, {"type": "output", "text": "1"}]
     conversations = [talk(user(f"{number} is?"), assistant(parts)) for number in range(5)]
     conversations.append(talk({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")))
-    for conversation, many in zip(conversations, render_all(tokenizer, conversations), strict=True):
-        one = render(tokenizer, conversation)
+    for conversation, many in zip(conversations, render_conversations(tokenizer, conversations), strict=True):
+        one = render_conversation(tokenizer, conversation)
         assert one.tokens.tolist() == many.tokens.tolist()
         assert one.mask.tolist() == many.mask.tolist()
         assert one.turn_ends == many.turn_ends
@@ -136,5 +136,5 @@ def test_many_at_once_are_as_one_by_one(tokenizer):
 )  # fmt: skip
 def test_what_cannot_be_rendered_is_named_in_one_line(conversation, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
-        check(conversation)
+        check_conversation(conversation)
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ import pytest
 
 from fledgling.config import UserError
 from fledgling.text.bpe import byte_alphabet
-from fledgling.text.published import gpt2_files
+from fledgling.text.gpt2 import load_gpt2_tokenizer
 from fledgling.text.tokenizer import Tokenizer
 
 ENTRIES = {token: index for index, token in enumerate([*byte_alphabet(), "ab", "<|endoftext|>"])}
@@ -16,13 +16,13 @@ ENTRIES = {token: index for index, token in enumerate([*byte_alphabet(), "ab", "
 
 @pytest.mark.parametrize("names", [("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")])
 def test_it_is_read_from_its_two_files(names, tmp_path):
-    assert gpt2_files(tmp_path) is None
+    assert load_gpt2_tokenizer(tmp_path) is None
     (tmp_path / names[0]).write_text(json.dumps(ENTRIES))
     (tmp_path / names[1]).write_text("#version: 0.2\na b\n")
-    tokenizer = gpt2_files(tmp_path)
+    tokenizer = load_gpt2_tokenizer(tmp_path)
     assert tokenizer.encode("abba") == [256, ord("b"), ord("a")]
     assert 257 not in tokenizer.encode("<|endoftext|>")
-    assert tokenizer.start == tokenizer.bos == 257
+    assert tokenizer.bos_or_none == tokenizer.bos == 257
     saved = Tokenizer.load(tokenizer.save(tmp_path / "tokenizer.json"))
     assert saved.fingerprint() == tokenizer.fingerprint() and saved.encode("abba") == tokenizer.encode("abba")
 
@@ -42,7 +42,7 @@ def test_files_that_do_not_fit_are_refused(entries, merges, tmp_path):
     (tmp_path / "encoder.json").write_text(entries)
     (tmp_path / "vocab.bpe").write_text(merges)
     with pytest.raises(UserError) as error:
-        gpt2_files(tmp_path)
+        load_gpt2_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -51,7 +51,7 @@ def test_the_published_files_give_the_published_ids():
     directory = Path(root or ".") / "tokenizers" / "gpt2"
     if not (directory / "encoder.json").is_file():
         pytest.skip("FLEDGLING_DATA holds no tokenizers/gpt2")
-    tokenizer = gpt2_files(directory)
+    tokenizer = load_gpt2_tokenizer(directory)
     assert tokenizer.vocab_size == 50257 and tokenizer.bos == 50256
     assert tokenizer.encode("Hello world") == [15496, 995]
     tiktoken = pytest.importorskip("tiktoken")

@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fledgling.config import UserError
-from fledgling.text.tokenizer import SPECIAL, Tokenizer
+from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 relaxed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 whole_text = st.text(st.characters(exclude_categories=("Cs",)))
 # Control tokens' names whole, in pieces and run together, and the white space and digits that splits turn on.
 fragments = ("<|", "|>", "<", "|", "bos", "user_start", "_", ">", "'s", "a", " B", "é")
 turning = (" ", "\n", "\r\n", "\t", "\0", "1", "23", "²", "½")
-pieces = st.sampled_from([*SPECIAL, *fragments, *turning])
+pieces = st.sampled_from([*SPECIAL_TOKENS, *fragments, *turning])
 nasty = st.lists(pieces, max_size=12).map("".join) | whole_text
 
 
@@ -26,7 +26,7 @@ nasty = st.lists(pieces, max_size=12).map("".join) | whole_text
 def test_ordinary_text_comes_back_and_never_holds_a_control_token(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
-    assert not set(ids) & set(tokenizer.special.values())
+    assert not set(ids) & set(tokenizer.special_tokens.values())
 
 
 @given(texts=st.lists(nasty, max_size=4))
@@ -37,33 +37,33 @@ def test_a_batch_gives_the_ids_of_its_texts(tokenizer, texts):
 
 def test_ids_do_not_depend_on_the_engine(tokenizer, texts, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    plain = Tokenizer(tokenizer.document)
-    assert plain.engine == "tokenizers"
+    plain = Tokenizer(tokenizer.tokenizer_json)
+    assert plain.batch_library == "tokenizers"
     monkeypatch.undo()
-    assert plain.encode_batch(texts) == Tokenizer(tokenizer.document).encode_batch(texts)
+    assert plain.encode_batch(texts) == Tokenizer(tokenizer.tokenizer_json).encode_batch(texts)
 
 
 def test_gigatoken_is_used_where_it_is_installed(tokenizer):
     pytest.importorskip("gigatoken")
-    assert tokenizer.engine == "gigatoken"
+    assert tokenizer.batch_library == "gigatoken"
 
 
 def test_memory_of_the_fast_engine_is_bounded_by_fresh_copies(tokenizer, texts, monkeypatch):
     pytest.importorskip("gigatoken")
-    monkeypatch.setattr("fledgling.text.batch.FRESH_AFTER", 100)
-    fast = Tokenizer(tokenizer.document)
+    monkeypatch.setattr("fledgling.text.batch_encoding.MAX_CACHED_CHARACTERS", 100)
+    fast = Tokenizer(tokenizer.tokenizer_json)
     first = fast.encode_batch(texts[:3])
-    before = fast._batch[1]._fast
+    before = fast._batch_encoder[1]._fast
     assert fast.encode_batch(texts[:3]) == first
-    assert fast._batch[1]._fast is not before
+    assert fast._batch_encoder[1]._fast is not before
 
 
 @pytest.mark.parametrize("digits", (1, 2, 3))
 def test_both_trainers_give_the_same_tokenizer(texts, digits):
     pytest.importorskip("ffbpe")
-    made = [Tokenizer.train(texts, 700, digits=digits, trainer=trainer) for trainer in ("ffbpe", "tokenizers")]
+    made = [Tokenizer.train(texts, 700, max_digits=digits, trainer=trainer) for trainer in ("ffbpe", "tokenizers")]
     assert made[0].fingerprint() == made[1].fingerprint()
-    assert [each.training["trainer"] for each in made] == ["ffbpe", "tokenizers"]
+    assert [each.training_info["trainer"] for each in made] == ["ffbpe", "tokenizers"]
 
 
 @given(texts=st.lists(nasty, min_size=1, max_size=4), digits=st.sampled_from((1, 2, 3)))
@@ -72,7 +72,7 @@ def test_both_trainers_stop_at_the_same_place(texts, digits):
     pytest.importorskip("ffbpe")
     from fledgling.text import bpe
 
-    learned = [bpe.learn(texts * 2, 400, digits, trainer) for trainer in ("ffbpe", "tokenizers")]
+    learned = [bpe.learn_merges(texts * 2, 400, digits, trainer) for trainer in ("ffbpe", "tokenizers")]
     assert learned[0] == learned[1]
 
 
@@ -87,9 +87,9 @@ def test_the_file_gives_the_same_ids_in_tokenizers_and_transformers(tokenizer, t
     for text in texts[:20]:
         assert library.encode(text).ids == tokenizer.encode(text) == fast.encode(text)
         assert fast.decode(tokenizer.encode(text), clean_up_tokenization_spaces=False) == text
-    for name in SPECIAL:
-        assert library.token_to_id(name) == tokenizer.special[name]
-        assert library.encode(name).ids == [tokenizer.special[name]]  # there a name in text is the token
+    for name in SPECIAL_TOKENS:
+        assert library.token_to_id(name) == tokenizer.special_tokens[name]
+        assert library.encode(name).ids == [tokenizer.special_tokens[name]]  # there a name in text is the token
 
 
 def test_saving_and_loading_changes_nothing(tokenizer, texts, tmp_path):
@@ -107,7 +107,7 @@ def test_every_letter_is_one_token_even_when_the_text_has_none_of_it():
     for letter in ascii_letters:
         assert len(made.encode(letter)) == 1
         assert len(made.encode(" " + letter)) == 1
-    free = Tokenizer.train(["ab ab ac " * 50], 256 + 9 + 2, letters=False)
+    free = Tokenizer.train(["ab ab ac " * 50], 256 + 9 + 2, letter_tokens=False)
     assert len(free.encode(" q")) == 2
 
 
@@ -116,7 +116,7 @@ def test_every_letter_is_one_token_even_when_the_text_has_none_of_it():
     ((1, 0, list("123456")), (2, 3, ["12", "34", "56"]), (3, 4, ["123", "456"])),
 )
 def test_digits_stay_in_groups(digits, merges, expected):
-    made = Tokenizer.train(["123456 " * 50], 256 + 9 + merges, digits=digits, letters=False)
+    made = Tokenizer.train(["123456 " * 50], 256 + 9 + merges, max_digits=digits, letter_tokens=False)
     assert [made.decode([index]) for index in made.encode("123456")] == expected
     assert [made.decode([index]) for index in made.encode_batch(["123456"])[0]] == expected
 
@@ -126,17 +126,17 @@ def test_bytes_are_their_own_ids_and_lengths_are_of_raw_bytes(tokenizer):
     lengths = tokenizer.byte_lengths()
     assert lengths.dtype == np.int32
     assert lengths.shape == (tokenizer.vocab_size,)
-    assert not lengths[list(tokenizer.special.values())].any()
+    assert not lengths[list(tokenizer.special_tokens.values())].any()
     text = "Zürich 서울 🐦 12345\n"
     assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
 
 
 def test_control_tokens_are_the_last_ids_and_decode_to_their_names(tokenizer):
-    assert list(tokenizer.special) == list(SPECIAL)
-    assert list(tokenizer.special.values()) == list(range(tokenizer.vocab_size - 9, tokenizer.vocab_size))
+    assert list(tokenizer.special_tokens) == list(SPECIAL_TOKENS)
+    assert list(tokenizer.special_tokens.values()) == list(range(tokenizer.vocab_size - 9, tokenizer.vocab_size))
     assert tokenizer.decode([tokenizer.bos, 65, tokenizer.output_end]) == "<|bos|>A<|output_end|>"
-    assert tokenizer.bos == tokenizer.special["<|bos|>"]
-    assert tokenizer.assistant_end == tokenizer.special["<|assistant_end|>"]
+    assert tokenizer.bos == tokenizer.special_tokens["<|bos|>"]
+    assert tokenizer.assistant_end == tokenizer.special_tokens["<|assistant_end|>"]
     assert tokenizer.token_bytes[tokenizer.bos] == b""
 
 
@@ -175,7 +175,7 @@ def test_what_is_reached_can_be_asked_for(texts):
 
 def test_settings_that_cannot_be_are_refused_in_one_line(texts, tmp_path):
     with pytest.raises(UserError, match="digits is 4"):
-        Tokenizer.train(texts, 512, digits=4)
+        Tokenizer.train(texts, 512, max_digits=4)
     with pytest.raises(UserError, match="take 317: ask for at least that"):
         Tokenizer.train(texts, 300)
     with pytest.raises(UserError, match='unknown trainer "fast"'):
@@ -192,13 +192,13 @@ def test_settings_that_cannot_be_are_refused_in_one_line(texts, tmp_path):
 
 def test_reading_stops_at_the_number_of_characters(texts):
     seen = []
-    made = Tokenizer.train(iter(texts), 512, characters=100_000, progress=seen.append)
-    assert made.training["characters"] == seen[-1] == 100_000
-    assert made.fingerprint() == Tokenizer.train([*texts], 512, characters=100_000).fingerprint()
+    made = Tokenizer.train(iter(texts), 512, max_characters=100_000, progress=seen.append)
+    assert made.training_info["characters"] == seen[-1] == 100_000
+    assert made.fingerprint() == Tokenizer.train([*texts], 512, max_characters=100_000).fingerprint()
 
 
 def test_a_tokenizer_without_chat_tokens_says_so(tokenizer):
-    document = json.loads(json.dumps(tokenizer.document))
+    document = json.loads(json.dumps(tokenizer.tokenizer_json))
     document["added_tokens"] = []
     bare = Tokenizer(document)
     with pytest.raises(UserError, match=r"no control token <\|user_start\|>"):

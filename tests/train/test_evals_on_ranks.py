@@ -8,8 +8,9 @@ import pytest
 from fledgling.config import Recipe
 from fledgling.evals import chat, likelihood
 from fledgling.infer.engine import Engine
-from fledgling.record import read_lines
-from fledgling.train import run, setup
+from fledgling.record import read_jsonl
+from fledgling.runtime import device
+from fledgling.train import run
 from tests.made_up_core import bundle
 from tests.ranks import on_ranks, one_thread
 from tests.tiny import tiny
@@ -20,10 +21,10 @@ COUNTED = ("evals", "samples")
 
 def trained(recipe: Recipe, out: str) -> dict[str, int]:
     """Run all stages; returns how many prompts were answered in writing, and rows scored, on this rank."""
-    setup.measure_peak = lambda device, dtype: 1e9  # it takes longer than these stages
-    chat.GROUP, likelihood.BATCH_TOKENS = {"cpu": 3}, {"cpu": 256}  # several groups and batches to share
+    device.measure_peak_flops = lambda device, dtype: 1e9  # it takes longer than these stages
+    chat.GROUP_SIZE, likelihood.BATCH_TOKENS = {"cpu": 3}, {"cpu": 256}  # several groups and batches to share
     counts = {"written": 0, "read": 0}
-    generate, read = Engine.generate, Engine.read
+    generate, read = Engine.generate, Engine.forward
 
     def counted(self, prompts, *rest, **more):
         counts["written"] += len(prompts)
@@ -33,18 +34,18 @@ def trained(recipe: Recipe, out: str) -> dict[str, int]:
         counts["read"] += len(tokens)
         return read(self, tokens, *rest, **more)
 
-    Engine.generate, Engine.read = counted, counted_read
+    Engine.generate, Engine.forward = counted, counted_read
     try:
         for stage in STAGES:
             assert run.run_stage(replace(recipe, run=replace(recipe.run, out=out)), stage, quiet=True)
     finally:
-        Engine.generate, Engine.read = generate, read
+        Engine.generate, Engine.forward = generate, read
     return counts
 
 
 @pytest.fixture
 def alone(monkeypatch):
-    for module, name in ((setup, "measure_peak"), (chat, "GROUP"), (likelihood, "BATCH_TOKENS")):
+    for module, name in ((device, "measure_peak_flops"), (chat, "GROUP_SIZE"), (likelihood, "BATCH_TOKENS")):
         monkeypatch.setattr(module, name, getattr(module, name))  # undone afterwards, here
 
 
@@ -58,9 +59,9 @@ def test_two_ranks_write_the_lines_of_one_and_share_the_work(tmp_path, alone):
     ranks = on_ranks(2, trained, recipe, str(tmp_path / "two"))
     for stage in STAGES:
         for name in COUNTED:
-            lines = [read_lines(Path(tmp_path) / out / stage / f"{name}.jsonl") for out in ("one", "two")]
+            lines = [read_jsonl(Path(tmp_path) / out / stage / f"{name}.jsonl") for out in ("one", "two")]
             assert lines[0] and lines[0] == lines[1], f"{stage}: {name}"
-    names = {line["name"] for line in read_lines(tmp_path / "two" / "pretrain" / "evals.jsonl")}
+    names = {line["name"] for line in read_jsonl(tmp_path / "two" / "pretrain" / "evals.jsonl")}
     assert {"bits_per_byte", "core", "arithmetic", "spelling_unseen"} <= names
     assert sum(rank["read"] for rank in ranks) == whole["read"] > 20
     assert all(rank["read"] > 0.2 * whole["read"] for rank in ranks), "both score"

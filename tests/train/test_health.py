@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from fledgling.config import UserError
-from fledgling.record import checkpoint, read_lines
-from fledgling.train import loop, run, setup
-from fledgling.train.health import PATIENCE, Health
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.runtime import device
+from fledgling.train import loop, run
+from fledgling.train.health import MAX_BAD_STEPS, Health
 from tests.ranks import on_ranks, one_thread
 from tests.tiny import tiny
 
@@ -31,7 +32,7 @@ def spoilt(value, kind):
 
 def spoil(patch, positions, kind="both", ranks=(0, 1), stage="pretrain"):
     """Make the batches at some positions of a stage's data bad ones."""
-    build = run.BUILDERS[stage]
+    build = run.STAGE_BUILDERS[stage]
 
     def made(name, context):
         built = build(name, context)
@@ -43,12 +44,12 @@ def spoil(patch, positions, kind="both", ranks=(0, 1), stage="pretrain"):
 
         return replace(built, loss=loss)
 
-    patch.setitem(run.BUILDERS, stage, made)
+    patch.setitem(run.STAGE_BUILDERS, stage, made)
 
 
 def leave_out(patch, at, steps, stage="pretrain"):
     """Skip `steps` steps of a stage's data after the first `at`: what a rollback is to come to."""
-    build = run.BUILDERS[stage]
+    build = run.STAGE_BUILDERS[stage]
 
     def made(name, context):
         built = build(name, context)
@@ -62,7 +63,7 @@ def leave_out(patch, at, steps, stage="pretrain"):
         built.batches.next = next_one
         return built
 
-    patch.setitem(run.BUILDERS, stage, made)
+    patch.setitem(run.STAGE_BUILDERS, stage, made)
 
 
 def no_evals(evals):
@@ -70,11 +71,11 @@ def no_evals(evals):
 
 
 def work(recipe, stage="pretrain"):
-    return run.run_stage(recipe, stage, quiet=True, choose=no_evals)
+    return run.run_stage(recipe, stage, quiet=True, select_evals=no_evals)
 
 
 def outcome(out, stage="pretrain"):
-    found = checkpoint.load(checkpoint.latest(out / stage / "checkpoints"))
+    found = checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(out / stage / "checkpoints"))
     return {f"{g}.{n}": t for g, group in found.tensors.items() for n, t in group.items()}, found.state
 
 
@@ -89,7 +90,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(setup, "measure_peak", lambda device, dtype: 1e9)
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
     with one_thread():
         yield
 
@@ -101,11 +102,11 @@ def recipe_for(folder, **settings):
 
 @pytest.mark.parametrize("kind", ["both", "gradient", "value"])
 def test_a_bad_step_moves_nothing_and_is_counted(folder, monkeypatch, kind):
-    recipe = recipe_for(folder, **{"pretrain.save_every": 1, "pretrain.keep": 9})
+    recipe = recipe_for(folder, **{"pretrain.save_every": 1, "pretrain.keep_checkpoints": 9})
     spoil(monkeypatch, {2, 3, 5}, kind)
     assert work(recipe)
     at = {
-        int(path.name[5:]): checkpoint.load(path).tensors
+        int(path.name[5:]): checkpoint.load_checkpoint(path).tensors
         for path in (folder / "run/pretrain/checkpoints").glob("step-*")
     }
     for step in range(2, 9):
@@ -116,7 +117,7 @@ def test_a_bad_step_moves_nothing_and_is_counted(folder, monkeypatch, kind):
         )
         assert still == (step in (3, 4, 6)), f"step {step}"
     assert all(t.isfinite().all() for t in at[8]["model"].values())
-    lines = read_lines(folder / "run/pretrain/metrics.jsonl")
+    lines = read_jsonl(folder / "run/pretrain/metrics.jsonl")
     assert [line.get("skipped", 0) for line in lines] == [0, 0, 1, 2, 2, 3, 3, 3]
     assert all((line["loss"] is None or line["gradient_norm"] is None) == (line["step"] in (3, 4, 6)) for line in lines)
 
@@ -124,7 +125,7 @@ def test_a_bad_step_moves_nothing_and_is_counted(folder, monkeypatch, kind):
 def test_too_many_in_a_row_end_the_stage(folder, monkeypatch):
     recipe = recipe_for(folder)
     spoil(monkeypatch, WINDOW)
-    with pytest.raises(UserError, match=f"not finite for {PATIENCE} steps up to 6; .*run.rollbacks"):
+    with pytest.raises(UserError, match=f"not finite for {MAX_BAD_STEPS} steps up to 6; .*run.max_rollbacks"):
         work(recipe)
     assert all(t.isfinite().all() for t in outcome(folder / "run")[0].values())
 
@@ -141,41 +142,41 @@ def test_back_to_the_checkpoint_and_past_the_window_wherever_it_is_stopped(folde
     whole, state = expected(folder, monkeypatch)
     spoil(monkeypatch, WINDOW)
     for stop_after in (0, 1, 2, 4, 5, 7):
-        recipe = recipe_for(folder, **{"run.rollbacks": 1})
+        recipe = recipe_for(folder, **{"run.max_rollbacks": 1})
         if stop_after:
             calls = iter(range(100))
             with monkeypatch.context() as patch:
                 patch.setattr(
-                    run, "stop_requests", lambda calls=calls, n=stop_after: _Asked(lambda: next(calls) + 1 >= n)
+                    run, "catch_stop_signals", lambda calls=calls, n=stop_after: _Asked(lambda: next(calls) + 1 >= n)
                 )
-                with pytest.raises(loop.Stopped):
+                with pytest.raises(loop.TrainingStopped):
                     work(recipe)
         assert work(recipe)
         found, at_end = outcome(folder / "run")
         assert same(found, whole) and at_end["stream"] == state["stream"] == {"step": 12, "skipped": 4}, stop_after
         assert at_end["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1}
-        assert [line["step"] for line in read_lines(folder / "run/pretrain/metrics.jsonl")] == list(range(1, 9))
-        notices = [line["text"] for line in read_lines(folder / "run/pretrain/notices.jsonl")]
+        assert [line["step"] for line in read_jsonl(folder / "run/pretrain/metrics.jsonl")] == list(range(1, 9))
+        notices = [line["text"] for line in read_jsonl(folder / "run/pretrain/notices.jsonl")]
         assert sum("back to the weights of step 2, on with the batches after step 6" in text for text in notices) == 1
 
 
 def test_no_more_often_than_allowed(folder, monkeypatch):
     spoil(monkeypatch, set(range(3, 100)))
     with pytest.raises(UserError, match="not finite"):
-        work(recipe_for(folder, **{"run.rollbacks": 2}))
-    texts = [line["text"] for line in read_lines(folder / "run/pretrain/notices.jsonl")]
+        work(recipe_for(folder, **{"run.max_rollbacks": 2}))
+    texts = [line["text"] for line in read_jsonl(folder / "run/pretrain/notices.jsonl")]
     assert [text.rpartition("rollback ")[2] for text in texts if "rollback " in text] == ["1)", "2)"]
 
 
 def test_before_the_first_checkpoint_it_goes_back_to_the_beginning(folder, monkeypatch):
     spoil(monkeypatch, {0, 1, 2})
-    assert work(recipe_for(folder, **{"run.rollbacks": 1, "pretrain.save_every": 0}))
+    assert work(recipe_for(folder, **{"run.max_rollbacks": 1, "pretrain.save_every": 0}))
     assert outcome(folder / "run")[1]["stream"] == {"step": 11, "skipped": 3}
 
 
 @pytest.mark.parametrize("stage", ["dpo", "rl"])
 def test_in_the_other_streams_too(folder, monkeypatch, stage):
-    recipe = recipe_for(folder, **{"run.rollbacks": 1})
+    recipe = recipe_for(folder, **{"run.max_rollbacks": 1})
     for before in ("pretrain", "midtrain", "sft", "dpo")[: 4 if stage == "rl" else 3]:
         assert work(recipe, before)
     with monkeypatch.context() as patch:
@@ -190,27 +191,27 @@ def test_in_the_other_streams_too(folder, monkeypatch, stage):
 
 
 def spoilt_on_rank_one(recipe):
-    setup.measure_peak = lambda device, dtype: 1e9
+    device.measure_peak_flops = lambda device, dtype: 1e9
     spoil(pytest.MonkeyPatch(), WINDOW, ranks=(1,))
-    return run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
+    return run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
 
 
 def test_a_bad_batch_of_one_rank_sends_all_back(folder, monkeypatch):
     wide = {"pretrain.batch_tokens": 1024}
     whole, _ = expected(folder, monkeypatch, **wide)
-    recipe = recipe_for(folder, **wide, **{"run.rollbacks": 1})
+    recipe = recipe_for(folder, **wide, **{"run.max_rollbacks": 1})
     assert on_ranks(2, spoilt_on_rank_one, recipe) == [True, True]
     assert same(outcome(Path(recipe.run.out))[0], whole)
 
 
 def test_health_counts():
     health = Health()
-    told = [health.note(*one) for one in ((1.0, math.nan), (math.inf, 1.0), (1.0, 1.0), (math.nan, 1.0))]
+    told = [health.record_step(*one) for one in ((1.0, math.nan), (math.inf, 1.0), (1.0, 1.0), (math.nan, 1.0))]
     assert told == [False] * 4 and (health.skipped, health.bad) == (3, 1)
-    assert [health.note(1.0, math.nan) for _ in range(2)] == [False, True]
+    assert [health.record_step(1.0, math.nan) for _ in range(2)] == [False, True]
     again = Health()
     again.load_state_dict(health.state_dict())
-    assert again == health and again.figures() == {"skipped": 5}
+    assert again == health and again.metrics() == {"skipped": 5}
 
 
 class _Asked:

@@ -10,9 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from fledgling.cli import main
-from fledgling.corpora import pool
-from fledgling.record import read_lines
-from fledgling.train import prepare, run, setup
+from fledgling.corpora import tokenization
+from fledgling.record import read_jsonl
+from fledgling.runtime import device
+from fledgling.train import prepare, run
 from tests.ranks import on_ranks, one_thread
 from tests.tiny import tiny
 
@@ -26,10 +27,10 @@ def recipe(tmp_path, monkeypatch):
     for number in range(4):
         table = pyarrow.table({"text": texts[number::4]})
         pyarrow.parquet.write_table(table, source / f"shard_{number:05}.parquet", row_group_size=50)
-    monkeypatch.setattr(prepare, "SMALL", 1000)
-    monkeypatch.setattr(prepare, "tokenize", partial(pool.tokenize, size=40_000))
-    monkeypatch.setattr(pool, "HELD_OUT", 0.05)
-    monkeypatch.setattr(setup, "measure_peak", lambda device, dtype: 1e9)
+    monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(prepare, "tokenize_corpus", partial(tokenization.tokenize_corpus, unit_bytes=40_000))
+    monkeypatch.setattr(tokenization, "HELD_OUT_FRACTION", 0.05)
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
     mixture = {str(source): 1.0}
     return replace(
         small,
@@ -40,7 +41,7 @@ def recipe(tmp_path, monkeypatch):
 
 
 def trained(recipe, out: str) -> None:
-    setup.measure_peak = lambda device, dtype: 1e9
+    device.measure_peak_flops = lambda device, dtype: 1e9
     run.run_stage(replace(recipe, run=replace(recipe.run, out=out)), "pretrain", quiet=True)
 
 
@@ -53,11 +54,11 @@ def test_from_files_to_steps_the_same_on_two_ranks(recipe, tmp_path):
     shutil.copytree(tmp_path / "one" / "data", tmp_path / "two" / "data")
     on_ranks(2, trained, recipe, str(tmp_path / "two"))
     lines = [
-        [(line["loss"], line["gradient_norm"]) for line in read_lines(tmp_path / out / "pretrain" / "metrics.jsonl")]
+        [(line["loss"], line["gradient_norm"]) for line in read_jsonl(tmp_path / out / "pretrain" / "metrics.jsonl")]
         for out in ("one", "two")
     ]
     assert len(lines[0]) == 4 and lines[0] == lines[1]
-    evals = [line["name"] for line in read_lines(tmp_path / "one" / "pretrain" / "evals.jsonl")]
+    evals = [line["name"] for line in read_jsonl(tmp_path / "one" / "pretrain" / "evals.jsonl")]
     assert "bits_per_byte" in evals, "held-out documents of all files measure it"
 
 

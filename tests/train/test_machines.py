@@ -6,8 +6,8 @@ from pathlib import Path
 from fledgling.config import UserError
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.prepare import Preparer
-from fledgling.train.run import same_data
+from fledgling.train.prepare import DataPreparer
+from fledgling.train.run import require_same_data
 from tests.ranks import on_ranks
 from tests.tiny import tiny
 
@@ -18,18 +18,18 @@ def two_machines(folder: str, recipe, failing: int, other_text: bool) -> tuple[s
     world = replace(world, local_rank=world.rank % 2, local_size=2)
     disk = Path(folder) / f"machine{world.rank // 2}"
     said: list[str] = []
-    preparer = Preparer(recipe, disk, said.append)
+    preparer = DataPreparer(recipe, disk, said.append)
     outcome = "went on"
     try:
-        with world.each_machine_first():
+        with world.local_main_process_first():
             if world.rank == failing:
                 raise UserError("no room")
-            tokenizer = preparer.tokenizer()
+            tokenizer = preparer.load_or_train_tokenizer()
             source = recipe.tokenizer.sources[0]
             if other_text and world.rank // 2 == 1:
-                preparer._texts[source] = (preparer.texts(source)[0][1:], preparer.texts(source)[1])
-            preparer.documents(source, tokenizer)
-        same_data(world, preparer, tokenizer)
+                preparer._texts[source] = (preparer.read_documents(source)[0][1:], preparer.read_documents(source)[1])
+            preparer.document_shards(source, tokenizer)
+        require_same_data(world, preparer, tokenizer)
         assert isinstance(tokenizer, Tokenizer)
     except (UserError, SystemExit) as end:
         outcome = str(end)

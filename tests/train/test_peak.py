@@ -2,16 +2,16 @@
 
 import torch
 
-from fledgling.train.peak import held_bytes, watch
+from fledgling.runtime.memory import count_live_tensor_bytes, measure_peak_memory
 
 CPU = torch.device("cpu")
 
 
 def test_the_peak_is_the_highest_level_and_not_the_sum():
     before = torch.ones(1_000)
-    held = held_bytes()
+    held = count_live_tensor_bytes()
     assert held >= before.nbytes
-    with watch(CPU) as peak:
+    with measure_peak_memory(CPU) as peak:
         for _ in range(3):
             large = torch.ones(500_000)
             del large
@@ -21,30 +21,30 @@ def test_the_peak_is_the_highest_level_and_not_the_sum():
 
 def test_temporaries_inside_an_operation_are_seen():
     x = torch.ones(1_000, 1_000)
-    held = held_bytes()
-    with watch(CPU) as peak:
+    held = count_live_tensor_bytes()
+    with measure_peak_memory(CPU) as peak:
         x.t().softmax(0).sum()
     assert peak.bytes - held >= x.nbytes
 
 
 def test_gradients_that_python_never_saw_are_held():
     weight = torch.zeros(1_000, 100, requires_grad=True)
-    before = held_bytes()
+    before = count_live_tensor_bytes()
     torch.autograd.backward((weight * 2).sum())
-    assert held_bytes() - before == weight.nbytes
+    assert count_live_tensor_bytes() - before == weight.nbytes
 
 
 def test_views_and_foreign_memory_do_not_count():
-    before = held_bytes()
+    before = count_live_tensor_bytes()
     views = [torch.frombuffer(bytearray(1 << 20), dtype=torch.uint8)]
-    assert held_bytes() == before
+    assert count_live_tensor_bytes() == before
     mine = torch.zeros(1 << 18)
     views += [mine[:10], mine.view(2, -1)]
-    assert held_bytes() - before == mine.nbytes and len(views) == 3
+    assert count_live_tensor_bytes() - before == mine.nbytes and len(views) == 3
 
 
 def test_nothing_is_watched_unless_asked():
-    with watch(CPU, active=False) as peak:
+    with measure_peak_memory(CPU, enabled=False) as peak:
         torch.ones(1_000)
     assert peak.bytes == 0
 
@@ -52,7 +52,7 @@ def test_nothing_is_watched_unless_asked():
 def test_a_compiler_s_fake_tensors_are_no_memory():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    before = held_bytes()
+    before = count_live_tensor_bytes()
     with FakeTensorMode():
         fake = torch.ones(1_000_000)
-    assert held_bytes() == before and fake.shape == (1_000_000,)
+    assert count_live_tensor_bytes() == before and fake.shape == (1_000_000,)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from fledgling.config import UserError
-from fledgling.record import checkpoint, read_lines
-from fledgling.train import loop, run, setup
-from fledgling.train.saving import copied
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.runtime import device
+from fledgling.train import loop, run
+from fledgling.train.saver import copy_tensors
 from tests.ranks import on_ranks
 from tests.tiny import tiny
 
@@ -21,7 +22,7 @@ QUIET = {"pretrain.steps": 6, "pretrain.save_every": 2, "pretrain.batch_tokens":
 
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch):
-    monkeypatch.setattr(setup, "measure_peak", lambda device, dtype: 1e9)  # it takes longer than these stages
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)  # it takes longer than these stages
 
 
 def no_evals(evals: tuple) -> tuple:
@@ -29,12 +30,12 @@ def no_evals(evals: tuple) -> tuple:
 
 
 def lines(recipe, name: str = "metrics") -> list[dict]:
-    return read_lines(Path(recipe.run.out) / "pretrain" / f"{name}.jsonl")
+    return read_jsonl(Path(recipe.run.out) / "pretrain" / f"{name}.jsonl")
 
 
 def slow_until(recipe, step: int, monkeypatch) -> list[int]:
     """Make the first write wait until `step` has been recorded; returns the steps written, in order."""
-    written, real = [], checkpoint.save
+    written, real = [], checkpoint.save_checkpoint
 
     def save(directory, at, *rest):
         moment = threading.Event()
@@ -43,7 +44,7 @@ def slow_until(recipe, step: int, monkeypatch) -> list[int]:
         written.append(at)
         return real(directory, at, *rest)
 
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
     return written
 
 
@@ -51,7 +52,7 @@ def slow_until(recipe, step: int, monkeypatch) -> list[int]:
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     recipe = tiny(tmp_path, **QUIET)
     written = slow_until(recipe, 3, monkeypatch)
-    assert run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     assert written == [2, 4, 6]
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
@@ -65,13 +66,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 def test_what_is_written_is_what_was_when_it_was_saved(tmp_path, monkeypatch):
     """The write is held back until training has moved on; the checkpoint is that of a run without any hurry."""
     recipe = tiny(tmp_path, **QUIET)
-    assert run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
-    calm = checkpoint.load(checkpoints / "step-00000004")
+    calm = checkpoint.load_checkpoint(checkpoints / "step-00000004")
     shutil.rmtree(checkpoints.parent)
     slow_until(recipe, 3, monkeypatch)
-    assert run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
-    hurried = checkpoint.load(checkpoints / "step-00000004")
+    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    hurried = checkpoint.load_checkpoint(checkpoints / "step-00000004")
     assert hurried.state == calm.state
     for group, tensors in calm.tensors.items():
         assert all(torch.equal(tensor, hurried.tensors[group][name]) for name, tensor in tensors.items()), group
@@ -79,22 +80,22 @@ def test_what_is_written_is_what_was_when_it_was_saved(tmp_path, monkeypatch):
 
 def test_a_copy_is_written_over_and_never_shared():
     source = {"a": torch.ones(2, 3), "b": torch.ones(2)}
-    first = copied(source, {})
+    first = copy_tensors(source, {})
     source["a"].zero_()
     assert first["a"].eq(1).all()
-    second = copied(source, first)
+    second = copy_tensors(source, first)
     assert second["a"] is first["a"] and second["a"].eq(0).all() and second["b"].eq(1).all()
 
 
 def test_a_damaged_newest_one_is_passed_over_named_and_made_again(tmp_path):
     recipe = tiny(tmp_path, **QUIET)
-    assert run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
     bad = checkpoints / "step-00000006" / "optimizer.safetensors"
     content = bad.read_bytes()
     bad.write_bytes(content[:-5] + bytes([content[-5] ^ 16]) + content[-4:])
     (checkpoints.parent / "done.json").unlink()
-    assert run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
+    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     told = [line["text"] for line in lines(recipe, "notices")]
     assert any("passed over" in text and "step-00000006" in text and "optimizer.safetensors" in text for text in told)
     assert "pretrain: going on after step 4 of 6" in told
@@ -120,11 +121,11 @@ def test_a_full_disk_ends_the_run_at_once_and_the_checkpoint_before_stays(tmp_pa
     recipe = tiny(tmp_path, **QUIET | {"pretrain.steps": 200, "pretrain.save_every": 50})
     full_after(1)
     with pytest.raises(UserError, match=r"step-00000100: No space left .* needed, .* free"):
-        run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     assert 100 < lines(recipe)[-1]["step"] < 150, "told before the next save would have waited for it"
     checkpoints = Path(recipe.run.out) / "pretrain" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000050"]
-    checkpoint.load(checkpoints / "step-00000050")
+    checkpoint.load_checkpoint(checkpoints / "step-00000050")
 
 
 def test_a_full_disk_at_the_last_save_is_told_before_the_stage_is_done(tmp_path, monkeypatch):
@@ -132,23 +133,23 @@ def test_a_full_disk_at_the_last_save_is_told_before_the_stage_is_done(tmp_path,
     recipe = tiny(tmp_path, **QUIET)
     full_after(2)
     with pytest.raises(UserError, match="step-00000006: No space left"):
-        run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     assert not (Path(recipe.run.out) / "pretrain" / "done.json").exists()
 
 
 def test_another_error_waits_for_the_write_and_is_the_one_that_is_told(tmp_path, monkeypatch):
     recipe = tiny(tmp_path, **QUIET)
-    real = loop.update
+    real = loop.train_step
 
     def broken(stage, *rest):
         if stage.batches.step == 3:
             raise UserError("broken at the third step")
         return real(stage, *rest)
 
-    monkeypatch.setattr(loop, "update", broken)
+    monkeypatch.setattr(loop, "train_step", broken)
     with pytest.raises(UserError, match="broken at the third step"):
-        run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
-    found = checkpoint.latest(Path(recipe.run.out) / "pretrain" / "checkpoints")
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    found = checkpoint.find_latest_checkpoint(Path(recipe.run.out) / "pretrain" / "checkpoints")
     assert found.name == "step-00000002"
 
 
@@ -157,8 +158,8 @@ def test_another_error_waits_for_the_write_and_is_the_one_that_is_told(tmp_path,
 
 def on_one_rank(recipe, steps_before_the_write: int):
     """Run the stage with the main rank's first write held back until the other rank has made so many steps."""
-    setup.measure_peak = lambda device, dtype: 1e9
-    mark, real_save, real_update = Path(recipe.run.out).parent / "made", checkpoint.save, loop.update
+    device.measure_peak_flops = lambda device, dtype: 1e9
+    mark, real_save, real_update = Path(recipe.run.out).parent / "made", checkpoint.save_checkpoint, loop.train_step
     made = []
 
     def update(stage, model, optimizer, batches, world):
@@ -173,23 +174,23 @@ def on_one_rank(recipe, steps_before_the_write: int):
             threading.Event().wait(0.01)
         return real_save(directory, at, *rest)
 
-    loop.update, checkpoint.save = update, save
-    return run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
+    loop.train_step, checkpoint.save_checkpoint = update, save
+    return run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
 
 
 @pytest.mark.timeout(90)
 def test_the_other_ranks_do_not_wait_for_the_writer(tmp_path):
     recipe = tiny(tmp_path, **QUIET)
-    recipe = replace(recipe, optimizer=replace(recipe.optimizer, zero=2))
+    recipe = replace(recipe, optimizer=replace(recipe.optimizer, zero_stage=2))
     (tmp_path / "made").write_text("0")
     assert on_ranks(2, on_one_rank, recipe, 3) == [True, True]
 
 
 def full_on_ranks(recipe) -> str:
-    setup.measure_peak = lambda device, dtype: 1e9
+    device.measure_peak_flops = lambda device, dtype: 1e9
     full_after(1)
     try:
-        run.run_stage(recipe, "pretrain", quiet=True, choose=no_evals)
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     except UserError as error:
         return str(error)
     except SystemExit as left:

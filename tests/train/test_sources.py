@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from fledgling.config import UserError, load_recipe
-from fledgling.record import read_lines
+from fledgling.record import read_jsonl
 from fledgling.speedrun import speedrun
-from fledgling.train.prepare import Preparer, parts
+from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
-from fledgling.train.sources import check, examined, mix
+from fledgling.train.stage_rows import exam_names, prepare_stage_rows, require_data
 from tests.made_up_sets import REAL, made_up_sets, needs_real_data, write_rows
 from tests.tiny import tiny
 
@@ -26,46 +26,49 @@ def ready(tmp_path_factory):
     """A tokenizer and a preparer over made-up sets."""
     folder = tmp_path_factory.mktemp("mix")
     recipe = tiny(folder, **{"run.data_dir": made_up_sets(folder / "data")})
-    preparer = Preparer(recipe, folder / "run")
-    return preparer, preparer.tokenizer()
+    preparer = DataPreparer(recipe, folder / "run")
+    return preparer, preparer.load_or_train_tokenizer()
 
 
 def test_names_are_of_three_kinds():
-    mixed = parts(
+    mixed = split_mixture(
         {"embedded": 1.0, "spelling": 1.0, "gsm8k": 1.0, "chat:a.jsonl": 1.0, "questions:b": 1.0, "mmlu": 0.0}
     )
     assert list(mixed.documents) == ["embedded"] and list(mixed.tasks) == ["spelling"]
-    assert list(mixed.rows) == ["gsm8k", "chat:a.jsonl", "questions:b"]
+    assert list(mixed.conversations) == ["gsm8k", "chat:a.jsonl", "questions:b"]
 
 
 def test_one_pass_ends_when_the_first_set_has_been_read_once(ready):
     preparer, tokenizer = ready
-    mixed = mix("sft", SETS, 4, None, preparer, tokenizer)
+    mixed = prepare_stage_rows("sft", SETS, 4, None, preparer, tokenizer)
     total = sum(SETS.values())
     given = {
         name: len(source) / (SETS[name] / total * 4) for name, (source, _) in zip(SETS, mixed.sources, strict=True)
     }
     assert mixed.steps == int(min(given.values())) and mixed.steps >= 1
     assert [weight for _, weight in mixed.sources] == list(SETS.values())
-    alone = mix("sft", {"gsm8k": 1.0}, 1, None, preparer, tokenizer)
+    alone = prepare_stage_rows("sft", {"gsm8k": 1.0}, 1, None, preparer, tokenizer)
     assert alone.steps == len(alone.sources[0][0])
-    pinned = mix("sft", SETS, 4, 9, preparer, tokenizer)
+    pinned = prepare_stage_rows("sft", SETS, 4, 9, preparer, tokenizer)
     assert pinned.steps == 9
 
 
 def test_generated_tasks_have_no_end_and_follow_the_others(ready):
     preparer, tokenizer = ready
     with pytest.raises(UserError, match=r"sft.steps is not set.*spelling.*sft.steps=300"):
-        mix("sft", {"spelling": 1.0}, 4, None, preparer, tokenizer)
-    mixed = mix("sft", {"gsm8k": 0.5, "spelling": 0.5}, 2, None, preparer, tokenizer)
+        prepare_stage_rows("sft", {"spelling": 1.0}, 4, None, preparer, tokenizer)
+    mixed = prepare_stage_rows("sft", {"gsm8k": 0.5, "spelling": 0.5}, 2, None, preparer, tokenizer)
     assert mixed.steps == len(mixed.sources[1][0])  # a row of each to a step
 
 
 def test_a_set_is_written_whole_once_and_each_row_stands_in_it_once(ready):
     preparer, tokenizer = ready
-    shard = preparer.rows("gsm8k", 5, tokenizer)
+    shard = preparer.conversation_shard("gsm8k", 5, tokenizer)
     texts = [tokenizer.decode(shard.read(i, 0, int(shard.lengths[i]))[0].tolist()) for i in range(len(shard))]
-    assert len(shard) == len(set(texts)) == 40 and preparer.rows("gsm8k", 10**6, tokenizer).directory == shard.directory
+    assert (
+        len(shard) == len(set(texts)) == 40
+        and preparer.conversation_shard("gsm8k", 10**6, tokenizer).directory == shard.directory
+    )
     tokens, mask = shard.read(0, 0, int(shard.lengths[0]))
     outputs = np.flatnonzero(tokens == tokenizer.output_start)
     assert len(outputs) and not mask[outputs].any() and mask.any()
@@ -76,12 +79,12 @@ def test_a_few_rows_that_are_no_conversation_are_left_out_and_told(tmp_path):
     empty = {"messages": [talk["messages"][0], {"role": "assistant", "content": " "}]}
     said = []
     write_rows(tmp_path / "smoltalk.jsonl", [talk] * 200 + [empty])
-    preparer = Preparer(tiny(tmp_path, **{"run.data_dir": tmp_path}), tmp_path / "run", said.append)
-    assert len(preparer.rows("smoltalk", None, preparer.tokenizer())) == 200
+    preparer = DataPreparer(tiny(tmp_path, **{"run.data_dir": tmp_path}), tmp_path / "run", said.append)
+    assert len(preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())) == 200
     assert [text for text in said if "1 of 201 rows left out" in text and "smoltalk.jsonl:201" in text]
     write_rows(tmp_path / "smoltalk.jsonl", [talk] * 50 + [empty] * 50)
     with pytest.raises(UserError, match=r"smoltalk.jsonl:\d+: a message's"):
-        preparer.rows("smoltalk", None, preparer.tokenizer())
+        preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())
 
 
 @pytest.mark.parametrize("name", ["d12-1gpu", "d20-8xh100"])
@@ -89,9 +92,9 @@ def test_the_large_recipes_say_what_to_fetch_before_anything_starts(name, tmp_pa
     data = made_up_sets(tmp_path / "data")
     write_rows(data / "fineweb-edu" / "a.jsonl", [{"text": "Some text."}])
     recipe = load_recipe(name, [f"run.data_dir={data}", f"run.out={tmp_path / 'run'}"])
-    check(recipe, recipe.stages)
-    assert examined(recipe, "midtrain") == ["mmlu", "gsm8k"]
-    assert examined(recipe, "rl") == ["arc_easy", "arc_challenge", "gsm8k"]
+    require_data(recipe, recipe.stages)
+    assert exam_names(recipe, "midtrain") == ["mmlu", "gsm8k"]
+    assert exam_names(recipe, "rl") == ["arc_easy", "arc_challenge", "gsm8k"]
     needed = {
         "fineweb-edu": "fineweb-edu",
         "smoltalk": "smoltalk",
@@ -125,10 +128,10 @@ def test_midtrain_sft_and_rl_run_over_public_sets(tmp_path):
     )
     assert speedrun(recipe, quiet=True) == ["pretrain", "midtrain", "sft", "rl"]
     for stage, names in (("midtrain", {"mmlu", "gsm8k"}), ("sft", {"gsm8k", "arc_easy", "arc_challenge"})):
-        lines = read_lines(tmp_path / "run" / stage / "evals.jsonl")
+        lines = read_jsonl(tmp_path / "run" / stage / "evals.jsonl")
         assert names <= {line["name"] for line in lines}
-        assert all(np.isfinite(line["loss"]) for line in read_lines(tmp_path / "run" / stage / "metrics.jsonl"))
-    rewards = [line["reward"] for line in read_lines(tmp_path / "run" / "rl" / "metrics.jsonl")]
+        assert all(np.isfinite(line["loss"]) for line in read_jsonl(tmp_path / "run" / stage / "metrics.jsonl"))
+    rewards = [line["reward"] for line in read_jsonl(tmp_path / "run" / "rl" / "metrics.jsonl")]
     assert len(rewards) == 2 and all(0 <= reward <= 1 for reward in rewards)
     kinds = [
         json.loads(path.read_text())["tokens"] for path in (tmp_path / "run/data").glob("gsm8k-rows-*/manifest.json")
@@ -141,5 +144,5 @@ def test_gsm8k_and_arc_as_published_make_a_mixture(tmp_path):
     mixture = weights({"gsm8k": 0.7, "arc_easy": 0.2, "arc_challenge": 0.1})
     recipe = tiny(tmp_path, **{"run.data_dir": REAL, "sft.mixture": mixture, "sft.steps": 2, "stages": '["sft"]'})
     assert run_stage(recipe, "sft", quiet=True)
-    names = {line["name"] for line in read_lines(tmp_path / "run" / "sft" / "evals.jsonl")}
+    names = {line["name"] for line in read_jsonl(tmp_path / "run" / "sft" / "evals.jsonl")}
     assert {"gsm8k", "arc_easy", "arc_challenge"} <= names

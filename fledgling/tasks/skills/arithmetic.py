@@ -13,8 +13,8 @@ import random
 import re
 from functools import lru_cache
 
-from fledgling.tasks.skills.wording import dress, expand, thing
-from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, held_out
+from fledgling.tasks.skills.templates import decorate_template, expand_patterns, sample_plural_noun
+from fledgling.tasks.task import PRACTICE, TRAIN, GeneratedTask, Question, is_held_out
 
 # In a template the expression is always {a} op {b}; a template with {b} before {a} is a reversal.
 _NOUN_PHRASES = {
@@ -271,69 +271,69 @@ _UNSEEN = {
     ),
 }
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-_VALUE = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+_OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 
 @lru_cache(maxsize=1)
-def _families() -> dict[str, tuple[tuple[str, ...], ...]]:
+def _train_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
     """Return the training cores of each operation, in families of equal weight: a third or so of them stories."""
     families = {}
-    for sign in _VALUE:
-        nouns, verbs = expand(*_NOUN_PHRASES[sign]), expand(*_VERB_PHRASES[sign])
-        about = [frame.replace("#", noun) for frame in expand(*_ABOUT_NOUN_PHRASE) for noun in nouns]
-        told = [frame.replace("#", verb) for frame in expand(*_ABOUT_VERB_PHRASE) for verb in verbs]
-        gerunds = expand(*(frame.replace("#", _GERUNDS[sign]) for frame in _ABOUT_GERUND))
-        split = expand(
+    for sign in _OPERATORS:
+        nouns, verbs = expand_patterns(*_NOUN_PHRASES[sign]), expand_patterns(*_VERB_PHRASES[sign])
+        about = [frame.replace("#", noun) for frame in expand_patterns(*_ABOUT_NOUN_PHRASE) for noun in nouns]
+        told = [frame.replace("#", verb) for frame in expand_patterns(*_ABOUT_VERB_PHRASE) for verb in verbs]
+        gerunds = expand_patterns(*(frame.replace("#", _GERUNDS[sign]) for frame in _ABOUT_GERUND))
+        split = expand_patterns(
             *(frame.replace("#", _THEM[sign]) for frame in _NUMBERS_FIRST),
             *(frame.replace("#", word) for frame, word in zip(_OPERATION_FIRST, _OPERATION[sign], strict=True)),
         )
         short = (*nouns, *verbs)
-        stories = tuple(expand(story) for story in _STORIES[sign])
+        stories = tuple(expand_patterns(story) for story in _STORIES[sign])
         plain = (tuple(about), tuple(about), tuple(told), gerunds, split, split, short)
         families[sign] = (*plain, *plain, *stories)
     return families
 
 
 @lru_cache(maxsize=1)
-def _practice() -> dict[str, tuple[tuple[str, ...], ...]]:
+def _practice_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
     """Return the practice templates of each operation, grouped by pattern: a pattern is drawn first, then a reading."""
-    return {sign: tuple(expand(pattern) for pattern in patterns) for sign, patterns in _PRACTICE.items()}
+    return {sign: tuple(expand_patterns(pattern) for pattern in patterns) for sign, patterns in _PRACTICE.items()}
 
 
-def wordings(which: str) -> tuple[str, ...]:
+def list_templates(which: str) -> tuple[str, ...]:
     """Return all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
     if which == TRAIN:
-        return tuple({core: None for groups in _families().values() for group in groups for core in group})
+        return tuple({core: None for groups in _train_templates().values() for group in groups for core in group})
     if which == PRACTICE:
-        return tuple(core for groups in _practice().values() for group in groups for core in group)
+        return tuple(core for groups in _practice_templates().values() for group in groups for core in group)
     return tuple(core for group in _UNSEEN.values() for core in group)
 
 
-def _number(rng: random.Random, sign: str) -> int:
+def _sample_number(rng: random.Random, sign: str) -> int:
     """Return a number whose count of digits is drawn first, so that short and long ones mix."""
     digits = rng.choice((1, 2, 2, 2) if sign == "*" else (1, 2, 2, 2, 3, 3))
     return rng.randint(0 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)
 
 
-def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
+def _sample_question(rng: random.Random, which: str, evaluation: bool) -> Question:
     sign = rng.choice("+-*")
     while True:
-        a, b = _number(rng, sign), _number(rng, sign)
-        if held_out("pair", sign, min(a, b), max(a, b)) == evaluation:
+        a, b = _sample_number(rng, sign), _sample_number(rng, sign)
+        if is_held_out("pair", sign, min(a, b), max(a, b)) == evaluation:
             break
     if sign == "-" and a < b and rng.random() < 0.8:  # mostly answers above zero, as people ask
         a, b = b, a
     if which == TRAIN:
-        core = rng.choice(rng.choice(_families()[sign]))
-        template = dress(core, rng)
+        core = rng.choice(rng.choice(_train_templates()[sign]))
+        template = decorate_template(core, rng)
     else:
-        core = template = rng.choice(rng.choice(_practice()[sign]) if which == PRACTICE else _UNSEEN[sign])
+        core = template = rng.choice(rng.choice(_practice_templates()[sign]) if which == PRACTICE else _UNSEEN[sign])
     facts = {"wording": core, "sign": sign, "a": a, "b": b}
-    prompt = template.format(a=a, b=b, thing=thing(rng))
-    return Question("arithmetic", prompt, str(_VALUE[sign](a, b)), facts)
+    prompt = template.format(a=a, b=b, thing=sample_plural_noun(rng))
+    return Question("arithmetic", prompt, str(_OPERATORS[sign](a, b)), facts)
 
 
-def _reply(question: Question) -> list[dict]:
+def _write_reply(question: Question) -> list[dict]:
     facts = question.facts
     return [
         {"type": "python", "text": f"{facts['a']}{facts['sign']}{facts['b']}"},
@@ -342,12 +342,12 @@ def _reply(question: Question) -> list[dict]:
     ]
 
 
-def score(question: Question, answer: str) -> float:
+def score_last_number(question: Question, answer: str) -> float:
     """Return 1.0 when the last number in `answer` equals the expected one; `1,234.` equals `1234`."""
     numbers = _NUMBER.findall(re.sub(r"(?<=\d),(?=\d{3})", "", answer))
     return float(bool(numbers) and float(numbers[-1]) == float(question.answer))
 
 
-def task() -> Generated:
+def make_task() -> GeneratedTask:
     """Return the task."""
-    return Generated("arithmetic", _draw, _reply, score)
+    return GeneratedTask("arithmetic", _sample_question, _write_reply, score_last_number)

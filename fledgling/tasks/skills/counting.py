@@ -14,10 +14,10 @@ import random
 import re
 from functools import lru_cache
 
-from fledgling.tasks.skills.spelling import quoted
-from fledgling.tasks.skills.wording import dress, expand
-from fledgling.tasks.skills.words import LONGEST, made_up_word, real_words
-from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, held_out
+from fledgling.tasks.skills.spelling import quote_word
+from fledgling.tasks.skills.templates import decorate_template, expand_patterns
+from fledgling.tasks.skills.words import MAX_LETTERS, list_real_words, sample_pseudoword
+from fledgling.tasks.task import PRACTICE, TRAIN, GeneratedTask, Question, is_held_out
 
 # Here {c} is the letter (r, "r", the letter r), {cs} its plural (r, r's, letters r), {w} the word.
 _IN = "in [{w}|{w}|the word {w}|this word: {w}]"
@@ -127,51 +127,51 @@ _ONE = ("{}",) * 4 + (
 _MANY = (
     ("{}",) * 4 + ("{}'s",) * 4 + ("'{}'", '"{}"', '"{}"', "letters {}", "letter {}", "letter {}'s", "'{}'s", '"{}"s')
 )
-_SHARES = ((0, 0.15), (1, 0.40), (2, 0.30), (3, 0.15))  # the last stands for "three or more"
-_COMMON = "aaabcddeeefghiiiklmnnnoooprrrsssttttuvwy"
+_COUNT_SHARES = ((0, 0.15), (1, 0.40), (2, 0.30), (3, 0.15))  # the last stands for "three or more"
+_LETTERS_BY_FREQUENCY = "aaabcddeeefghiiiklmnnnoooprrrsssttttuvwy"
 
 
 @lru_cache(maxsize=1)
-def _families() -> tuple[tuple[str, ...], ...]:
+def _train_templates() -> tuple[tuple[str, ...], ...]:
     """Return the training cores, in families that are drawn with equal weight."""
-    return tuple(expand(*patterns) for patterns in _PATTERNS)
+    return tuple(expand_patterns(*patterns) for patterns in _PATTERNS)
 
 
-def wordings(which: str) -> tuple[str, ...]:
+def list_templates(which: str) -> tuple[str, ...]:
     """Return all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
     if which == TRAIN:
-        return tuple({core: None for group in _families() for core in group})
+        return tuple({core: None for group in _train_templates() for core in group})
     return _PRACTICE if which == PRACTICE else _UNSEEN
 
 
 @lru_cache(maxsize=2)
-def _pools(evaluation: bool) -> tuple[tuple[tuple[str, str], ...], ...]:
+def _words_by_count(evaluation: bool) -> tuple[tuple[tuple[str, str], ...], ...]:
     """Return the (word, letter) pairs with the letter once, twice, and three times or more."""
     pools: tuple[list[tuple[str, str]], ...] = ([], [], [])
-    for word in real_words(evaluation, LONGEST):
+    for word in list_real_words(evaluation, MAX_LETTERS):
         for letter in sorted(set(word)):
             pools[min(word.count(letter), 3) - 1].append((word, letter))
     return tuple(map(tuple, pools))
 
 
-def _word_and_letter(rng: random.Random, evaluation: bool) -> tuple[str, str]:
+def _sample_word_and_letter(rng: random.Random, evaluation: bool) -> tuple[str, str]:
     """Return a word and a letter whose count follows `_SHARES`."""
-    wanted = rng.choices([count for count, _ in _SHARES], [share for _, share in _SHARES])[0]
+    wanted = rng.choices([count for count, _ in _COUNT_SHARES], [share for _, share in _COUNT_SHARES])[0]
     if wanted == 0:
-        word = rng.choice(real_words(evaluation, LONGEST))
-        return word, rng.choice([letter for letter in _COMMON if letter not in word])
+        word = rng.choice(list_real_words(evaluation, MAX_LETTERS))
+        return word, rng.choice([letter for letter in _LETTERS_BY_FREQUENCY if letter not in word])
     if evaluation or rng.random() < 0.6:
-        return rng.choice(_pools(evaluation)[wanted - 1])
+        return rng.choice(_words_by_count(evaluation)[wanted - 1])
     while True:  # a made-up word, with the letter put in where it is missing
-        word, letter = list(made_up_word(rng, LONGEST - 2)), rng.choice(_COMMON)
+        word, letter = list(sample_pseudoword(rng, MAX_LETTERS - 2)), rng.choice(_LETTERS_BY_FREQUENCY)
         while word.count(letter) < wanted:
             word.insert(rng.randint(0, len(word)), letter)
         text = "".join(word)
-        if len(text) <= LONGEST and not held_out("word", text) and text.count(letter) <= max(wanted, 3):
+        if len(text) <= MAX_LETTERS and not is_held_out("word", text) and text.count(letter) <= max(wanted, 3):
             return text, letter
 
 
-def tally(word: str, letter: str) -> str:
+def write_tally(word: str, letter: str) -> str:
     """Return the reference reply: the letters, a running tally behind each match, a colon, the count."""
     count, steps = 0, []
     for each in word:
@@ -180,28 +180,28 @@ def tally(word: str, letter: str) -> str:
     return f"{''.join(steps)}:{count}"
 
 
-def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
-    word, letter = _word_and_letter(rng, evaluation)
+def _sample_question(rng: random.Random, which: str, evaluation: bool) -> Question:
+    word, letter = _sample_word_and_letter(rng, evaluation)
     if which == TRAIN:
-        core = rng.choice(rng.choice(_families()))
+        core = rng.choice(rng.choice(_train_templates()))
         one, many = rng.choice(_ONE).format(letter), rng.choice(_MANY).format(letter)
-        prompt = dress(core, rng).format(c=one, cs=many, w=quoted(word, rng))
+        prompt = decorate_template(core, rng).format(c=one, cs=many, w=quote_word(word, rng))
     else:
-        core = rng.choice(wordings(which))
+        core = rng.choice(list_templates(which))
         prompt = core.format(c=letter, w=word)
     return Question("counting", prompt, str(word.count(letter)), {"wording": core, "word": word, "letter": letter})
 
 
-def score(question: Question, answer: str) -> float:
+def score_count(question: Question, answer: str) -> float:
     """Return 1.0 when the last whole number in `answer` is the count, else 0.0."""
     numbers = re.findall(r"\d+", answer)
     return float(bool(numbers) and int(numbers[-1]) == int(question.answer))
 
 
-def _reply(question: Question) -> str:
-    return tally(question.facts["word"], question.facts["letter"])
+def _write_reply(question: Question) -> str:
+    return write_tally(question.facts["word"], question.facts["letter"])
 
 
-def task() -> Generated:
+def make_task() -> GeneratedTask:
     """Return the task."""
-    return Generated("counting", _draw, _reply, score)
+    return GeneratedTask("counting", _sample_question, _write_reply, score_count)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
-from fledgling.tasks.skills.wording import dress, expand
-from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, same_text
+from fledgling.tasks.skills.templates import decorate_template, expand_patterns
+from fledgling.tasks.task import PRACTICE, TRAIN, GeneratedTask, Question, score_exact_match
 
 ANSWERS = {
     "who": "I am fledgling, a small language model.",
@@ -253,29 +253,31 @@ _UNSEEN = {
 
 
 @lru_cache(maxsize=1)
-def _families() -> dict[str, tuple[str, ...]]:
+def _train_templates() -> dict[str, tuple[str, ...]]:
     """Return the training cores of each kind."""
-    return {kind: expand(*patterns) for kind, patterns in _TRAIN.items()}
+    return {kind: expand_patterns(*patterns) for kind, patterns in _TRAIN.items()}
 
 
-def _by_kind(which: str) -> dict[str, tuple[str, ...]]:
-    return _families() if which == TRAIN else _PRACTICE if which == PRACTICE else _UNSEEN
+def _templates_by_kind(which: str) -> dict[str, tuple[str, ...]]:
+    return _train_templates() if which == TRAIN else _PRACTICE if which == PRACTICE else _UNSEEN
 
 
-def wordings(which: str) -> tuple[str, ...]:
+def list_templates(which: str) -> tuple[str, ...]:
     """Return all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
-    return tuple(core for group in _by_kind(which).values() for core in group)
+    return tuple(core for group in _templates_by_kind(which).values() for core in group)
 
 
-def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
+def _sample_question(rng: random.Random, which: str, evaluation: bool) -> Question:
     # There is nothing to hold out but the wording: the answers are the same twelve.
     kind = rng.choice(tuple(ANSWERS))
-    core = rng.choice(_by_kind(which)[kind])
+    core = rng.choice(_templates_by_kind(which)[kind])
     plain = which != TRAIN or kind == "greeting"  # a greeting before a greeting says nothing
-    prompt = core[:1].upper() + core[1:] if plain else dress(core, rng)
+    prompt = core[:1].upper() + core[1:] if plain else decorate_template(core, rng)
     return Question("identity", prompt, ANSWERS[kind], {"wording": core, "kind": kind})
 
 
-def task() -> Generated:
+def make_task() -> GeneratedTask:
     """Return the task."""
-    return Generated("identity", _draw, lambda question: question.answer, same_text, withheld=False)
+    return GeneratedTask(
+        "identity", _sample_question, lambda question: question.answer, score_exact_match, has_holdout=False
+    )

@@ -11,11 +11,11 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
-from fledgling.tasks.skills.wording import dress, expand
-from fledgling.tasks.skills.words import made_up_word, real_words
-from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question
+from fledgling.tasks.skills.templates import decorate_template, expand_patterns
+from fledgling.tasks.skills.words import list_real_words, sample_pseudoword
+from fledgling.tasks.task import PRACTICE, TRAIN, GeneratedTask, Question
 
-LONGEST = 10
+MAX_LETTERS = 10
 
 # Here {w} is the word, bare or in quotes.
 _WORD = "[{w}|{w}|the word {w}|this word: {w}]"
@@ -115,47 +115,47 @@ _QUOTES = ("{}",) * 10 + ('"{}"',) * 5 + ("'{}'",) * 3 + ("`{}`", "*{}*", "“{}
 
 
 @lru_cache(maxsize=1)
-def _families() -> tuple[tuple[str, ...], ...]:
+def _train_templates() -> tuple[tuple[str, ...], ...]:
     """Return the training cores, in families that are drawn with equal weight."""
-    return expand(*_REQUESTS), expand(*_QUESTIONS), expand(*_AFTER)
+    return expand_patterns(*_REQUESTS), expand_patterns(*_QUESTIONS), expand_patterns(*_AFTER)
 
 
-def wordings(which: str) -> tuple[str, ...]:
+def list_templates(which: str) -> tuple[str, ...]:
     """Return all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
     if which == TRAIN:
-        return tuple({core: None for group in _families() for core in group})
+        return tuple({core: None for group in _train_templates() for core in group})
     return _PRACTICE if which == PRACTICE else _UNSEEN
 
 
-def quoted(word: str, rng: random.Random) -> str:
+def quote_word(word: str, rng: random.Random) -> str:
     """Return `word` bare (half of the time) or in one of the usual marks."""
     return rng.choice(_QUOTES).format(word)
 
 
-def letters(word: str) -> str:
+def spell_word(word: str) -> str:
     """Return the letters of `word`, a space before each."""
     return "".join(f" {letter}" for letter in word)
 
 
-def _draw(rng: random.Random, which: str, evaluation: bool) -> Question:
+def _sample_question(rng: random.Random, which: str, evaluation: bool) -> Question:
     if not evaluation and rng.random() < 0.4:
-        word = made_up_word(rng, LONGEST)
+        word = sample_pseudoword(rng, MAX_LETTERS)
     else:
-        word = rng.choice(real_words(evaluation, LONGEST))
+        word = rng.choice(list_real_words(evaluation, MAX_LETTERS))
     if which == TRAIN:
-        core = rng.choice(rng.choice(_families()))
-        prompt = dress(core, rng).format(w=quoted(word, rng))
+        core = rng.choice(rng.choice(_train_templates()))
+        prompt = decorate_template(core, rng).format(w=quote_word(word, rng))
     else:
-        core = rng.choice(wordings(which))
+        core = rng.choice(list_templates(which))
         prompt = core.format(w=word)
-    return Question("spelling", prompt, letters(word), {"wording": core, "word": word})
+    return Question("spelling", prompt, spell_word(word), {"wording": core, "word": word})
 
 
-def score(question: Question, answer: str) -> float:
+def score_spelling(question: Question, answer: str) -> float:
     """Return 1.0 when the letters of `answer` are those of the word, whatever separates them; else 0.0."""
     return float("".join(filter(str.isalnum, answer)).casefold() == question.facts["word"])
 
 
-def task() -> Generated:
+def make_task() -> GeneratedTask:
     """Return the task."""
-    return Generated("spelling", _draw, lambda question: question.answer, score)
+    return GeneratedTask("spelling", _sample_question, lambda question: question.answer, score_spelling)

@@ -20,11 +20,11 @@ from enum import Enum
 from functools import lru_cache
 
 from fledgling.config import UserError
-from fledgling.tasks.skills.wording import dress, expand
-from fledgling.tasks.task import PRACTICE, TRAIN, Generated, Question, same_text
+from fledgling.tasks.skills.templates import decorate_template, expand_patterns
+from fledgling.tasks.task import PRACTICE, TRAIN, GeneratedTask, Question, score_exact_match
 
-FACTS = 256
-LONGEST = 60  # characters of an answer
+NUM_FACTS = 256
+MAX_ANSWER_CHARACTERS = 60  # characters of an answer
 _MODULES_TEXT = """
 os.path math random shutil json re itertools collections statistics string time textwrap hashlib functools
 pathlib heapq bisect base64 copy datetime calendar os glob fnmatch tempfile pprint inspect operator secrets
@@ -147,8 +147,8 @@ class Fact:
 
     module: str
     name: str
-    does: str
-    only: bool  # no other module of the list has a public callable of this name
+    description: str
+    has_unique_name: bool  # no other module of the list has a public callable of this name
 
 
 def _first_sentence(thing: object) -> str:
@@ -162,19 +162,24 @@ def _first_sentence(thing: object) -> str:
     first = lines[0].strip()
     ends = len(lines) < 2 or not lines[1].strip() or first.endswith(".")
     sentence = re.split(r"(?<!e\.g)(?<!i\.e)\. ", first)[0].rstrip(".")
-    fits = 12 <= len(sentence) < LONGEST and sentence.isascii() and sentence[:1].isupper() and " " in sentence
+    fits = (
+        12 <= len(sentence) < MAX_ANSWER_CHARACTERS
+        and sentence.isascii()
+        and sentence[:1].isupper()
+        and " " in sentence
+    )
     return f"{sentence}." if fits and ends else ""
 
 
-def _public(name: str) -> dict[str, object]:
+def _public_callables(name: str) -> dict[str, object]:
     """Return the public callables that belong to module `name`, by name, sorted."""
     module = importlib.import_module(name)
     exported = getattr(module, "__all__", None) or [key for key in vars(module) if not key.startswith("_")]
     things = {key: getattr(module, key, None) for key in sorted(exported)}
-    return {key: thing for key, thing in things.items() if len(key) > 1 and _is_its_own(thing, name)}
+    return {key: thing for key, thing in things.items() if len(key) > 1 and _is_defined_in(thing, name)}
 
 
-def _is_its_own(thing: object, module: str) -> bool:
+def _is_defined_in(thing: object, module: str) -> bool:
     """Return whether `thing` is a function or class of `module`, not one it imports from elsewhere."""
     if inspect.isclass(thing):
         home = thing.__module__.split(".")[0].lstrip("_")
@@ -182,23 +187,23 @@ def _is_its_own(thing: object, module: str) -> bool:
     return inspect.isroutine(thing)
 
 
-def _rank(module: str):
+def _sort_key(module: str):
     """Return the order of a module's names: well-known first, then functions, then classes."""
     return lambda item: (f"{module}.{item[0]}" not in _WELL_KNOWN, not item[0].islower(), item[0])
 
 
 @lru_cache(maxsize=4)
-def facts(count: int = FACTS) -> tuple[Fact, ...]:
+def collect_facts(num_facts: int = NUM_FACTS) -> tuple[Fact, ...]:
     """Return `count` facts: one of each module in turn, its best-known names first.
 
     No two share a sentence. Raises UserError when there are fewer (docstrings stripped by `python -OO`).
     """
-    public = {name: _public(name) for name in _MODULES}
+    public = {name: _public_callables(name) for name in _MODULES}
     homes = Counter(key for things in public.values() for key in things)
-    waiting = {name: sorted(things.items(), key=_rank(name)) for name, things in public.items()}
+    waiting = {name: sorted(things.items(), key=_sort_key(name)) for name, things in public.items()}
     found: list[Fact] = []
     sentences: set[str] = set()
-    while len(found) < count and any(waiting.values()):
+    while len(found) < num_facts and any(waiting.values()):
         for name, things in waiting.items():
             while things:
                 key, thing = things.pop(0)
@@ -207,51 +212,51 @@ def facts(count: int = FACTS) -> tuple[Fact, ...]:
                     sentences.add(sentence)
                     found.append(Fact(name, key, sentence, homes[key] == 1))
                     break
-    if len(found) < count:
+    if len(found) < num_facts:
         raise UserError(
-            f"the standard library gave {len(found)} facts, {count} were asked for: "
+            f"the standard library gave {len(found)} facts, {num_facts} were asked for: "
             "lower the number, and do not run python with -OO"
         )
-    return tuple(found[:count])
+    return tuple(found[:num_facts])
 
 
 @lru_cache(maxsize=1)
-def _families() -> dict[str, tuple[tuple[str, ...], ...]]:
+def _train_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
     """Return the training cores of each kind, one family a pattern, drawn with equal weight."""
-    return {kind: tuple(expand(pattern) for pattern in patterns) for kind, patterns in _TRAIN.items()}
+    return {kind: tuple(expand_patterns(pattern) for pattern in patterns) for kind, patterns in _TRAIN.items()}
 
 
-def wordings(which: str) -> tuple[str, ...]:
+def list_templates(which: str) -> tuple[str, ...]:
     """Return all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
     if which == TRAIN:
-        return tuple({core: None for groups in _families().values() for group in groups for core in group})
+        return tuple({core: None for groups in _train_templates().values() for group in groups for core in group})
     return tuple(t for group in (_PRACTICE if which == PRACTICE else _UNSEEN).values() for t in group)
 
 
-def _draw_from(count: int, rng: random.Random, which: str) -> Question:
-    fact, kind = rng.choice(facts(count)), rng.choice(_KINDS)
-    if not fact.only:
+def _sample_question(num_facts: int, rng: random.Random, which: str) -> Question:
+    fact, kind = rng.choice(collect_facts(num_facts)), rng.choice(_KINDS)
+    if not fact.has_unique_name:
         kind = "does"
     full = f"{fact.module}.{fact.name}"
     slots = {"full": full, "name": fact.name, "module": fact.module}
     if which == TRAIN:
-        core = rng.choice(rng.choice(_families()[kind]))
+        core = rng.choice(rng.choice(_train_templates()[kind]))
         marks = rng.choice(("{}",) * 8 + ("{}()", "{}()", "`{}`", "'{}'", '"{}"'))
         slots["full"], slots["name"] = marks.format(full), marks.format(fact.name)
-        prompt = dress(core, rng).format(**slots)
+        prompt = decorate_template(core, rng).format(**slots)
     else:
         core = rng.choice((_PRACTICE if which == PRACTICE else _UNSEEN)[kind])
         prompt = core.format(**slots)
-    answer = fact.does if kind == "does" else fact.module
+    answer = fact.description if kind == "does" else fact.module
     return Question("stdlib", prompt, answer, {"wording": core, "kind": kind, "name": full})
 
 
-def task(count: int = FACTS) -> Generated:
+def make_task(num_facts: int = NUM_FACTS) -> GeneratedTask:
     """Return the task over the first `count` facts."""
-    return Generated(
+    return GeneratedTask(
         "stdlib",
-        lambda rng, which, evaluation: _draw_from(count, rng, which),
+        lambda rng, which, evaluation: _sample_question(num_facts, rng, which),
         lambda question: question.answer,
-        same_text,
-        withheld=False,
+        score_exact_match,
+        has_holdout=False,
     )

@@ -18,9 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from fledgling.config import UserError
-from fledgling.tasks.task import held_out
+from fledgling.tasks.task import is_held_out
 
-SHORTEST, LONGEST = 3, 12
+MIN_LETTERS, MAX_LETTERS = 3, 12
 _MODULES = """
 argparse ast asyncio/base_events asyncio/events asyncio/locks asyncio/streams base64 bdb bisect calendar cmd
 codecs collections/__init__ _collections_abc compileall concurrent/futures/_base configparser contextlib
@@ -44,7 +44,7 @@ _WORD = re.compile(r"(?<![\w.'`/\\<%:*@=-])[a-z]{3,12}(?=[\s,;]|[.:)?!](?:\s|$))
 _TRIPLE = re.compile(r"(.)\1\1")
 
 
-def _texts(path: Path):
+def _iterate_docstrings(path: Path):
     """Yield the docstrings of a source file; of the topic pages, every string."""
     tree = ast.parse(path.read_text("utf-8"))
     topics = path.stem == "topics"
@@ -56,7 +56,7 @@ def _texts(path: Path):
 
 
 @lru_cache(maxsize=1)
-def harvest() -> tuple[str, ...]:
+def harvest_words() -> tuple[str, ...]:
     """Return every harvested word of 3 to 12 lower-case letters, sorted; over 5,000 on a usual Python.
 
     A module that this Python lacks is passed over. Raises UserError when the library's source is not there.
@@ -66,7 +66,7 @@ def harvest() -> tuple[str, ...]:
     for name in _MODULES.split():
         path = root / f"{name}.py"
         if path.exists():
-            for text in _texts(path):
+            for text in _iterate_docstrings(path):
                 found.update(_WORD.findall(text))
     words = tuple(sorted(word for word in found if set(word) & set("aeiouy") and not _TRIPLE.search(word)))
     if len(words) < 1000:
@@ -78,25 +78,25 @@ def harvest() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=4)
-def real_words(evaluation: bool, longest: int) -> tuple[str, ...]:
+def list_real_words(held_out: bool, max_letters: int) -> tuple[str, ...]:
     """Return the harvested words of at most `longest` letters on one side of the held-out law."""
-    return tuple(word for word in harvest() if len(word) <= longest and held_out("word", word) == evaluation)
+    return tuple(word for word in harvest_words() if len(word) <= max_letters and is_held_out("word", word) == held_out)
 
 
-def made_up_word(rng: random.Random, longest: int) -> str:
+def sample_pseudoword(rng: random.Random, max_letters: int) -> str:
     """Return a word that no evaluation asks: two halves of real ones, or syllables."""
-    pool = real_words(False, longest)
+    pool = list_real_words(False, max_letters)
     while True:
         if rng.random() < 0.65:
             first, second = rng.choice(pool), rng.choice(pool)
             word = first[: rng.randint(1, len(first))] + second[rng.randrange(len(second)) :]
         else:
-            word = "".join(_syllable(rng) for _ in range(rng.randint(1, 4)))
-        if SHORTEST <= len(word) <= longest and not held_out("word", word):
+            word = "".join(_sample_syllable(rng) for _ in range(rng.randint(1, 4)))
+        if MIN_LETTERS <= len(word) <= max_letters and not is_held_out("word", word):
             return word
 
 
-def _syllable(rng: random.Random) -> str:
+def _sample_syllable(rng: random.Random) -> str:
     """Return a consonant group, a vowel and perhaps a consonant; rare letters as likely as common ones."""
     onset = rng.choice("bcdfghjklmnpqrstvwxyz") + rng.choice(("", "", "", "r", "l", "h"))
     return onset + rng.choice("aeiouy") + rng.choice(("", "", *"bcdfgklmnprstxz"))

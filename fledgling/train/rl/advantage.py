@@ -15,7 +15,7 @@ import numpy as np
 EPSILON = 1e-6  # added to a deviation before dividing by it
 
 
-def group_advantages(rewards: np.ndarray, kind: str) -> np.ndarray:
+def group_advantages(rewards: np.ndarray, normalization: str) -> np.ndarray:
     """Rewards (P, G) -> advantages (P, G), each against its own group.
 
     centred        r - mean (Dr. GRPO, arXiv 2503.20783, equation 3)
@@ -23,22 +23,22 @@ def group_advantages(rewards: np.ndarray, kind: str) -> np.ndarray:
     leave_one_out  r - mean of the others = (r - mean) G / (G - 1): unbiased (RLOO, arXiv 2402.14740, section 2.3)
     """
     centred = rewards - rewards.mean(1, keepdims=True)
-    if kind == "zscore":
+    if normalization == "zscore":
         return centred / (rewards.std(1, keepdims=True) + EPSILON)
-    if kind == "leave_one_out":
+    if normalization == "leave_one_out":
         size = rewards.shape[1]
         return centred * (size / (size - 1))
-    assert kind == "centred", kind
+    assert normalization == "centered", normalization
     return centred
 
 
-def generalized(
+def gae(
     rewards: np.ndarray,
     values: np.ndarray,
     sampled: np.ndarray,
     documents: np.ndarray,
-    discount: float,
-    trace: float,
+    gamma: float,
+    gae_lambda: float,
 ) -> np.ndarray:
     """Generalized advantage estimates of packed answers (arXiv 1506.02438, equation 16); all arrays (B, T).
 
@@ -53,8 +53,8 @@ def generalized(
     for t in range(length - 1, -1, -1):
         goes_on = documents[:, t] == document
         reward = np.where(goes_on, 0.0, rewards[:, t])
-        delta = reward + discount * np.where(goes_on, value, 0.0) - values[:, t]
-        here = delta + discount * trace * np.where(goes_on, advantage, 0.0)
+        delta = reward + gamma * np.where(goes_on, value, 0.0) - values[:, t]
+        here = delta + gamma * gae_lambda * np.where(goes_on, advantage, 0.0)
         found[:, t] = np.where(sampled[:, t], here, 0.0)
         document = np.where(sampled[:, t], documents[:, t], document)
         value = np.where(sampled[:, t], values[:, t], value)
@@ -62,7 +62,7 @@ def generalized(
     return found
 
 
-def token_weights(lengths: Sequence[int], normalize: str) -> np.ndarray:
+def token_weights(lengths: Sequence[int], normalization: str) -> np.ndarray:
     """How much a token of each answer counts, (N,): over all tokens of the step the weights add up to their number.
 
     token     every token alike: sum over tokens / tokens (DAPO, arXiv 2503.14476, equation 8)
@@ -70,23 +70,23 @@ def token_weights(lengths: Sequence[int], normalize: str) -> np.ndarray:
 
     lengths: sampled tokens of each answer. The loop divides the weighted sum by the number of tokens.
     """
-    if normalize == "token":
+    if normalization == "token":
         return np.ones(len(lengths))
-    assert normalize == "sequence", normalize
+    assert normalization == "sequence", normalization
     counts = np.asarray(lengths, dtype=np.float64)
     told = counts > 0
     return np.where(told, counts.sum() / np.maximum(counts, 1) / max(1, told.sum()), 0.0)
 
 
-def overlong(length: int, free: int, longest: int) -> float:
+def overlong_penalty(length: int, free_tokens: int, max_tokens: int) -> float:
     """0 up to `free` tokens, falling to -1 at `longest` (soft overlong punishment, arXiv 2503.14476, equation 13)."""
-    if length <= free:
+    if length <= free_tokens:
         return 0.0
-    return -min(1.0, (length - free) / max(1, longest - free))
+    return -min(1.0, (length - free_tokens) / max(1, max_tokens - free_tokens))
 
 
-def adapted(weight: float, divergence: float, target: float) -> float:
+def adapt_kl_weight(weight: float, kl: float, target: float) -> float:
     """The next weight: halved below target / 1.5, doubled above 1.5 target (arXiv 1707.06347, section 4)."""
-    if divergence < target / 1.5:
+    if kl < target / 1.5:
         return weight / 2
-    return weight * 2 if divergence > target * 1.5 else weight
+    return weight * 2 if kl > target * 1.5 else weight

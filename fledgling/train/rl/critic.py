@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fledgling.config import Recipe
 from fledgling.model.transformer import Transformer
 
-NAME = "critic"
+CRITIC = "critic"
 
 
 class ValueHead(nn.Module):
@@ -30,18 +30,18 @@ class ValueHead(nn.Module):
         return (hidden.float() @ self.weight.T)[..., 0] + self.bias
 
 
-def wanted(recipe: Recipe, stage: str) -> bool:
+def uses_critic(recipe: Recipe, stage: str) -> bool:
     """Whether a stage learns with a critic."""
     return stage == "rl" and recipe.rl.algorithm == "ppo"
 
 
-def attach(model: Transformer) -> None:
+def attach_critic(model: Transformer) -> None:
     """Give the model a critic."""
-    model.add_module(NAME, ValueHead(model.config.width, model.head.weight.device))
+    model.add_module(CRITIC, ValueHead(model.config.width, model.head.weight.device))
 
 
-def apart(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def split_critic(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """A model's tensors as groups of a checkpoint: "model" and, where there is one, "critic"."""
-    critic = {name: value for name, value in tensors.items() if name.startswith(f"{NAME}.")}
+    critic = {name: value for name, value in tensors.items() if name.startswith(f"{CRITIC}.")}
     groups = {"model": {name: value for name, value in tensors.items() if name not in critic}}
-    return {**groups, **({NAME: critic} if critic else {})}
+    return {**groups, **({CRITIC: critic} if critic else {})}

@@ -15,25 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from fledgling.config import DPOTable, UserError
+from fledgling.config import DPOConfig, UserError
 from fledgling.data.batch import Batch
-from fledgling.files import blocks
+from fledgling.files import list_row_blocks
 from fledgling.model.transformer import Transformer
-from fledgling.optim.schedule import trapezoid
+from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.runtime.world import World
-from fledgling.tasks.task import order
-from fledgling.text.conversation import render, render_prompt
+from fledgling.tasks.task import shuffle_indices
+from fledgling.text.conversation import render_conversation, render_prompt
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.loss import Tally, preferred
-from fledgling.train.rl.build import held_out
-from fledgling.train.rl.rollout import Rollout, to_batches, with_reference
+from fledgling.train.loss import StepMetrics, dpo_loss
+from fledgling.train.rl.build import held_out_shards
+from fledgling.train.rl.rollout import Rollout, add_reference_logprobs, pack_rollouts
 from fledgling.train.stage import Stage
-from fledgling.train.supervised import Context, evals, micro_batch
+from fledgling.train.supervised import StageContext, build_evals, resolve_micro_batch_size
 
-EXPECTED = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
+EXPECTED_LINE = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 
 
-def pair_of(value: dict[str, Any], where: str) -> tuple[dict, dict]:
+def parse_pair(value: dict[str, Any], where: str) -> tuple[dict, dict]:
     """A row as two conversations that share all but their last turn; `where` is file and line for the message.
 
     prompt (or messages): text, or messages that end with the user's; chosen and rejected: text, or messages whose
@@ -48,72 +48,74 @@ def pair_of(value: dict[str, Any], where: str) -> tuple[dict, dict]:
             before = before if before is not None else answer[:-1]
             answer = answer[-1].get("content")
         if not isinstance(before, list) or not isinstance(answer, str) or not answer.strip():
-            raise UserError(f'{where}: no prompt or no text "{name}"; expected {EXPECTED}')
+            raise UserError(f'{where}: no prompt or no text "{name}"; expected {EXPECTED_LINE}')
         made.append({"messages": [*before, {"role": "assistant", "content": answer}]})
     return made[0], made[1]
 
 
-def rendered(tokenizer: Tokenizer, pair: Sequence[dict], row: int, where: str) -> tuple[Rollout, bool]:
+def render_pair(tokenizer: Tokenizer, pair: Sequence[dict], row_tokens: int, where: str) -> tuple[Rollout, bool]:
     """A pair as one rollout of two documents in at most `row` tokens, its answers learned; and whether it was cut."""
     try:
         prompt = len(render_prompt(tokenizer, {"messages": pair[0]["messages"][:-1]}))
-        tokens = [render(tokenizer, one).tokens for one in pair]
+        tokens = [render_conversation(tokenizer, one).tokens for one in pair]
     except UserError as problem:
         raise UserError(f"{where}: {problem}") from None
-    room = max(row // 2, row - min(map(len, tokens)))
-    kept = [one[:room] for one in tokens] if sum(map(len, tokens)) > row else tokens
+    room = max(row_tokens // 2, row_tokens - min(map(len, tokens)))
+    kept = [one[:room] for one in tokens] if sum(map(len, tokens)) > row_tokens else tokens
     if min(map(len, kept)) <= prompt:
-        raise UserError(f"{where}: the prompt leaves no room for two answers in {row} tokens; raise model.context")
+        raise UserError(
+            f"{where}: the prompt leaves no room for two answers in {row_tokens} tokens; raise model.context"
+        )
     learned = [np.arange(len(one)) >= prompt for one in kept]
     whole = np.concatenate(kept).astype(np.int64)
     pair_ = Rollout(whole, np.concatenate(learned), np.zeros(len(whole), np.float32), 0.0)
     return pair_, sum(map(len, kept)) < sum(map(len, tokens))
 
 
-def load(path: str, tokenizer: Tokenizer, row: int, say: Callable[[str], None]) -> list[Rollout]:
+def load_pairs(path: str, tokenizer: Tokenizer, row_tokens: int, log: Callable[[str], None]) -> list[Rollout]:
     """The pairs of a JSONL file. Raises UserError naming file and line."""
     if not Path(path).is_file():
-        raise UserError(f"dpo.pairs: cannot read {path}: no such file; expected JSONL lines like {EXPECTED}")
+        raise UserError(f"dpo.pairs: cannot read {path}: no such file; expected JSONL lines like {EXPECTED_LINE}")
     found = [
-        rendered(tokenizer, pair_of(value, where), row, where)
-        for block in blocks(Path(path))
-        for value, where in block.rows()
+        render_pair(tokenizer, parse_pair(value, where), row_tokens, where)
+        for block in list_row_blocks(Path(path))
+        for value, where in block.read_rows()
     ]
     if not found:
-        raise UserError(f"dpo.pairs: {path} holds no pair; expected lines like {EXPECTED}")
+        raise UserError(f"dpo.pairs: {path} holds no pair; expected lines like {EXPECTED_LINE}")
     if cut := sum(short for _, short in found):
-        say(f"dpo: {cut:,} of {len(found):,} pairs are longer than a row and were cut at their ends")
+        log(f"dpo: {cut:,} of {len(found):,} pairs are longer than a row and were cut at their ends")
     return [pair for pair, _ in found]
 
 
-class Pairs:
+class PairStream:
     """The stream of a DPO stage: `batch` pairs a step, in an order shuffled anew each epoch, all ranks alike."""
 
     def __init__(
-        self, pairs: Sequence[Rollout], table: DPOTable, seed: int, micro_rows: int, bos: int, world: World,
+        self, pairs: Sequence[Rollout], table: DPOConfig, seed: int, micro_batch_size: int, bos: int, world: World,
         reference: Transformer,
     ) -> None:  # fmt: skip
-        self.pairs, self.table, self.seed, self.micro_rows, self.bos = pairs, table, seed, micro_rows, bos
-        self.world, self.reference, self.step, self.tally = world, reference, 0, Tally()
+        self.pairs, self.table, self.seed, self.micro_batch_size, self.bos = pairs, table, seed, micro_batch_size, bos
+        self.world, self.reference, self.step, self.step_metrics = world, reference, 0, StepMetrics()
 
     def next(self) -> list[Batch]:
         """This rank's micro-batches of the next step."""
-        places = range(self.step * self.table.batch, (self.step + 1) * self.table.batch)
+        places = range(self.step * self.table.batch_size, (self.step + 1) * self.table.batch_size)
         chosen = [self._pair(place) for place in places]
         weight = sum(int(one.sampled.sum()) for one in chosen) / len(chosen)
         weighed = [Rollout(one.tokens, one.sampled, one.logprobs, 0.0, weight) for one in chosen]
-        batches = to_batches(weighed, self.reference.config.context, self.micro_rows, self.bos)
+        batches = pack_rollouts(weighed, self.reference.config.context, self.micro_batch_size, self.bos)
         self.step += 1
-        return [with_reference(batch, self.reference) for batch in batches[self.world.rank :: self.world.size]]
+        return [add_reference_logprobs(batch, self.reference) for batch in batches[self.world.rank :: self.world.size]]
 
     def _pair(self, place: int) -> Rollout:
         epoch, inside = divmod(place, len(self.pairs))
-        return self.pairs[order(len(self.pairs), "dpo", self.seed, epoch)[inside]]
+        return self.pairs[shuffle_indices(len(self.pairs), "dpo", self.seed, epoch)[inside]]
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Of the step's pairs: the share whose chosen answer gained more, and by how many nats."""
         sums = {"pairs": 0.0, "right": 0.0, "margin": 0.0}
-        for told in self.world.gather(self.tally.take()):
+        for told in self.world.all_gather_object(self.step_metrics.pop()):
             for name, values in told.items():
                 sums[name] = math.fsum([sums[name], *values])
         count = max(1.0, sums["pairs"])
@@ -135,23 +137,29 @@ class Pairs:
         """Nothing runs in the background."""
 
 
-def build(name: str, context: Context) -> Stage:
+def build_dpo_stage(name: str, context: StageContext) -> Stage:
     """The dpo stage as the recipe's [dpo] table describes it."""
-    table: DPOTable = context.recipe.dpo
+    table: DPOConfig = context.recipe.dpo
     if table.pairs is None:
-        raise UserError(f"dpo.pairs is not set: expected a JSONL file of lines like {EXPECTED}")
-    micro, bos = micro_batch(table, context), context.tokenizer.bos
-    pairs = load(table.pairs, context.tokenizer, context.model.config.context + 1, context.recorder.notice)
-    stream = Pairs(pairs, table, context.recipe.seed, micro, bos, context.world, context.beginning())
-    steps = table.steps or max(1, len(pairs) // table.batch)
+        raise UserError(f"dpo.pairs is not set: expected a JSONL file of lines like {EXPECTED_LINE}")
+    micro, bos = resolve_micro_batch_size(table, context), context.tokenizer.bos
+    pairs = load_pairs(table.pairs, context.tokenizer, context.model.config.context + 1, context.recorder.log_notice)
+    stream = PairStream(pairs, table, context.recipe.seed, micro, bos, context.world, context.load_initial_model())
+    steps = table.steps or max(1, len(pairs) // table.batch_size)
     return Stage(
         name=name,
         steps=steps,
         batches=stream,
-        loss=partial(preferred, beta=table.beta, tally=stream.tally),
-        schedule=partial(trapezoid, steps=steps, warmup=table.warmup, decay=table.decay, final=table.final),
-        evals=evals(name, table, context, held_out(context), micro),
+        loss=partial(dpo_loss, beta=table.beta, metrics=stream.step_metrics),
+        schedule=partial(
+            trapezoidal_schedule,
+            total_steps=steps,
+            warmup_steps=table.warmup_steps,
+            decay_fraction=table.decay_fraction,
+            final_lr_fraction=table.final_lr_fraction,
+        ),
+        evals=build_evals(name, table, context, held_out_shards(context), micro),
         save_every=table.save_every,
-        micro_batch=micro,
-        extra=stream.figures,
+        micro_batch_size=micro,
+        extra_metrics=stream.metrics,
     )

@@ -24,10 +24,10 @@ from typing import Any
 
 from fledgling.tasks.task import Question
 
-LONGEST = 160  # characters of a value or a reason that are told
+MAX_MESSAGE_LENGTH = 160  # characters of a value or a reason that are told
 
 
-def load(spec: str) -> Callable[[Question, str], Any]:
+def load_reward_function(spec: str) -> Callable[[Question, str], Any]:
     """The function that `module:function` or `path.py:function` names."""
     place, _, name = spec.rpartition(":")
     if place.endswith(".py"):
@@ -44,12 +44,12 @@ def load(spec: str) -> Callable[[Question, str], Any]:
     return function
 
 
-def reason(problem: BaseException) -> str:
+def describe_error(problem: BaseException) -> str:
     """An exception in one line."""
-    return " ".join(f"{type(problem).__name__}: {problem}".split())[:LONGEST]
+    return " ".join(f"{type(problem).__name__}: {problem}".split())[:MAX_MESSAGE_LENGTH]
 
 
-def graded(function: Callable[[Question, str], Any], question: dict[str, Any], answer: str) -> dict[str, Any]:
+def grade_answer(function: Callable[[Question, str], Any], question: dict[str, Any], answer: str) -> dict[str, Any]:
     """One answer's reward, or why there is none."""
     question["choices"] = tuple(question["choices"])
     try:
@@ -57,10 +57,10 @@ def graded(function: Callable[[Question, str], Any], question: dict[str, Any], a
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as problem:
-        return {"error": f"raised {reason(problem)}"}
+        return {"error": f"raised {describe_error(problem)}"}
     if isinstance(value, Real) and math.isfinite(value):
         return {"reward": float(value)}
-    return {"error": f"returned {repr(value)[:LONGEST]}, not a finite number"}
+    return {"error": f"returned {repr(value)[:MAX_MESSAGE_LENGTH]}, not a finite number"}
 
 
 def main(spec: str) -> None:
@@ -73,13 +73,13 @@ def main(spec: str) -> None:
         told.flush()
 
     try:
-        function = load(spec)
+        function = load_reward_function(spec)
     except BaseException as problem:
-        tell({"error": f"cannot be loaded: {reason(problem)}"})
+        tell({"error": f"cannot be loaded: {describe_error(problem)}"})
         return
     tell({"ready": True})
     for line in sys.stdin:
-        tell(graded(function, **json.loads(line)))
+        tell(grade_answer(function, **json.loads(line)))
 
 
 if __name__ == "__main__":

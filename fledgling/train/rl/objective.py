@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def clipped_policy(ratio: Tensor, advantages: Tensor, clip: float, clip_high: float) -> Tensor:
+def ppo_clip_loss(ratio: Tensor, advantages: Tensor, clip_ratio: float, clip_ratio_high: float) -> Tensor:
     """-min(r A, clip(r, 1 - clip, 1 + clip_high) A), a cost (PPO, arXiv 1707.06347, equation 7; the two bounds: DAPO,
     arXiv 2503.14476, equation 8)."""
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip_high) * advantages)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_ratio, 1 + clip_ratio_high) * advantages)
 
 
-def is_clipped(ratio: Tensor, advantages: Tensor, clip: float, clip_high: float) -> Tensor:
+def is_clipped(ratio: Tensor, advantages: Tensor, clip_ratio: float, clip_ratio_high: float) -> Tensor:
     """Whether the clip holds a token back, so that it has no gradient: bool, of the ratio's shape."""
-    return torch.where(advantages > 0, ratio > 1 + clip_high, (ratio < 1 - clip) & (advantages < 0))
+    return torch.where(advantages > 0, ratio > 1 + clip_ratio_high, (ratio < 1 - clip_ratio) & (advantages < 0))
 
 
-def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k3") -> Tensor:
+def estimate_kl(logprobs: Tensor, reference_logprobs: Tensor, estimator: str = "k3") -> Tensor:
     """Estimates of KL(policy | reference) from tokens of the policy (Schulman 2020, "Approximating KL divergence").
 
     With d = reference - logprobs:  k1 = -d, unbiased;  k2 = d^2 / 2, biased, low variance;  k3 = e^d - d - 1,
@@ -32,28 +32,28 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, kind: str = "k3") -> Tensor
     the other divergence, KL(reference | policy); that of k2, -d, the one of KL(policy | reference); that of k1 is the
     constant 1, whose expectation is 0: as a loss it does nothing.
     """
-    difference = reference - logprobs
-    if kind == "k1":
+    difference = reference_logprobs - logprobs
+    if estimator == "k1":
         return -difference
-    if kind == "k2":
+    if estimator == "k2":
         return difference.square() / 2
-    assert kind == "k3", kind
+    assert estimator == "k3", estimator
     return difference.exp() - difference - 1
 
 
-def clipped_value(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+def value_clip_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
     """max((v - R)^2, (old + clamp(v - old, -clip, clip) - R)^2) / 2 (arXiv 2005.12729, section 3: PPO as coded)."""
-    near = old + (values - old).clamp(-clip, clip)
+    near = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum((values - returns).square(), (near - returns).square()) / 2
 
 
-def entropy(logits: Tensor) -> Tensor:
+def token_entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of softmax(logits) over the last dimension: (..., V) -> (...)."""
     logprobs = logits.log_softmax(-1)
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
-def preference(margin: Tensor, beta: float) -> Tensor:
+def preference_loss(margin: Tensor, beta: float) -> Tensor:
     """-log sigmoid(beta margin) (DPO, arXiv 2305.18290, equation 7).
 
     margin: (log pi - log reference) of the chosen answer minus the same of the rejected one.

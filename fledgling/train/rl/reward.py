@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from fledgling.config import RLTable, UserError, did_you_mean
-from fledgling.infer.stream import final_text
-from fledgling.infer.ticket import Completion
+from fledgling.config import RLConfig, UserError, did_you_mean
+from fledgling.infer.detokenizer import decode_final_text
+from fledgling.infer.request import Completion
 from fledgling.tasks.task import Question, Task
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.rl.advantage import overlong
+from fledgling.train.rl.advantage import overlong_penalty
 
-LOADING = 120.0  # seconds that a function's module may take to import
-SHOWN = 100  # characters of a question or an answer in a message
+LOAD_TIMEOUT = 120.0  # seconds that a function's module may take to import
+MAX_QUOTE_LENGTH = 100  # characters of a question or an answer in a message
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,18 @@ class Candidate:
 
 
 def _short(text: str) -> str:
-    return json.dumps(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...", ensure_ascii=False)
+    return json.dumps(
+        text if len(text) <= MAX_QUOTE_LENGTH else text[: MAX_QUOTE_LENGTH - 3] + "...", ensure_ascii=False
+    )
 
 
-class OwnReward:
+class CustomReward:
     """A function of the user's, run by `grader.py` in a process of its own that starts with the first answer."""
 
-    def __init__(self, spec: str, seconds: float) -> None:
-        self.spec, self.seconds = spec, seconds
+    def __init__(self, spec: str, timeout: float) -> None:
+        self.spec, self.timeout = spec, timeout
         self.process: subprocess.Popen | None = None
-        self.unread = b""
+        self.buffer = b""
 
     def scores(self, candidates: Sequence[Candidate]) -> list[float]:
         """One number an answer. Raises UserError with the function's name and the answer it failed on."""
@@ -65,12 +67,12 @@ class OwnReward:
         try:
             self.process.stdin.write(asked.encode())
             self.process.stdin.flush()
-            told = self._line(self.seconds)
+            told = self._read_line(self.timeout)
         except BrokenPipeError:
             told = None
         if told is None:
             code = self.process.poll()
-            late = f"took more than {self.seconds:g} s" if code is None else f"ended its process (exit code {code})"
+            late = f"took more than {self.timeout:g} s" if code is None else f"ended its process (exit code {code})"
             told = {"error": late}
         if "reward" in told:
             return told["reward"]
@@ -80,24 +82,24 @@ class OwnReward:
     def _start(self) -> None:
         command = [sys.executable, "-m", "fledgling.train.rl.grader", self.spec]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.unread = b""
-        told = self._line(LOADING) or {"error": "cannot be loaded: its process said nothing"}
+        self.buffer = b""
+        told = self._read_line(LOAD_TIMEOUT) or {"error": "cannot be loaded: its process said nothing"}
         if "error" in told:
             self.close()
             raise UserError(f'reward "{self.spec}" {told["error"]}; expected module:function or path.py:function')
 
-    def _line(self, seconds: float) -> dict[str, Any] | None:
+    def _read_line(self, seconds: float) -> dict[str, Any] | None:
         """The next line of the process, or None when it ended or the time is over."""
         pipe = self.process.stdout.fileno()
-        while b"\n" not in self.unread:
+        while b"\n" not in self.buffer:
             ready, _, _ = select.select([pipe], [], [], seconds)
             piece = os.read(pipe, 1 << 16) if ready else b""
             if not piece:
                 if ready:
                     self.process.wait()
                 return None
-            self.unread += piece
-        line, _, self.unread = self.unread.partition(b"\n")
+            self.buffer += piece
+        line, _, self.buffer = self.buffer.partition(b"\n")
         return json.loads(line)
 
     def close(self) -> None:
@@ -115,50 +117,56 @@ def task_scores(candidates: Sequence[Candidate]) -> list[float]:
     found = [0.0] * len(candidates)
     for task in {id(one.task): one.task for one in candidates}.values():
         mine = [i for i, one in enumerate(candidates) if one.task is task]
-        scores = task.scores([(candidates[i].question, candidates[i].text) for i in mine])
+        scores = task.score_batch([(candidates[i].question, candidates[i].text) for i in mine])
         for i, score in zip(mine, scores, strict=True):
             found[i] = float(score)
     return found
 
 
-def well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> bool:
+def is_well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> bool:
     """Whether an answer is whole: it ended by itself, says something, and every call of a tool was closed."""
     opened = completion.tokens.count(tokenizer.python_start)
     closed = completion.tokens.count(tokenizer.python_end)
-    return completion.finish == "stop" and bool(text.strip()) and opened == closed
+    return completion.finish_reason == "stop" and bool(text.strip()) and opened == closed
 
 
-class Rewards:
+class RewardScorer:
     """The parts of a recipe's reward. `score` gives every part, (N,) each, and their weighted sum."""
 
-    def __init__(self, table: RLTable, tokenizer: Tokenizer) -> None:
-        self.table, self.tokenizer = table, tokenizer
-        self.weights = {name: w for name, w in table.rewards.items() if w > 0} or {"task": 1.0}
-        self.own = {name: OwnReward(name, table.reward_seconds) for name in self.weights if ":" in name}
+    def __init__(self, config: RLConfig, tokenizer: Tokenizer) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.weights = {name: w for name, w in config.rewards.items() if w > 0} or {"task": 1.0}
+        self.custom_rewards = {name: CustomReward(name, config.reward_timeout) for name in self.weights if ":" in name}
         for name in self.weights:
-            if name not in ("task", "format", *self.own):
+            if name not in ("task", "format", *self.custom_rewards):
                 hint = did_you_mean(name, ("task", "format"))
                 raise UserError(f'rl.rewards: unknown "{name}"{hint}; expected task, format or module:function')
 
     def score(
-        self, asked: Sequence[tuple[Task, Question]], answers: Sequence[Completion]
+        self, questions: Sequence[tuple[Task, Question]], answers: Sequence[Completion]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Rewards (N,) of answers (N,), and their parts by name, not yet weighted; `task` is always among them."""
-        texts = [final_text(self.tokenizer, answer.tokens) for answer in answers]
-        candidates = [Candidate(*one, a, text) for one, a, text in zip(asked, answers, texts, strict=True)]
+        texts = [decode_final_text(self.tokenizer, answer.tokens) for answer in answers]
+        candidates = [Candidate(*one, a, text) for one, a, text in zip(questions, answers, texts, strict=True)]
         parts = {"task": np.array(task_scores(candidates))}
         if "format" in self.weights:
-            parts["format"] = np.array([float(well_formed(self.tokenizer, c.completion, c.text)) for c in candidates])
-        parts |= {name: np.array(own.scores(candidates)) for name, own in self.own.items()}
+            parts["format"] = np.array(
+                [float(is_well_formed(self.tokenizer, c.completion, c.text)) for c in candidates]
+            )
+        parts |= {name: np.array(own.scores(candidates)) for name, own in self.custom_rewards.items()}
         total = sum(weight * parts[name] for name, weight in self.weights.items())
-        if self.table.length_penalty:
-            longest = self.table.max_tokens
-            free = longest // 2 if self.table.length_free is None else self.table.length_free
-            parts["length_cost"] = np.array([overlong(len(answer.tokens), free, longest) for answer in answers])
-            total = total + self.table.length_penalty * parts["length_cost"]
+        if self.config.length_penalty:
+            longest = self.config.max_new_tokens
+            free = (
+                longest // 2
+                if self.config.length_penalty_free_tokens is None
+                else self.config.length_penalty_free_tokens
+            )
+            parts["length_cost"] = np.array([overlong_penalty(len(answer.tokens), free, longest) for answer in answers])
+            total = total + self.config.length_penalty * parts["length_cost"]
         return total, parts
 
     def close(self) -> None:
         """End the processes of the user's rewards."""
-        for own in self.own.values():
+        for own in self.custom_rewards.values():
             own.close()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from fledgling.config import OptimizerTable, RLTable
-from fledgling.evals.chat import prompt_ids
+from fledgling.config import OptimizerConfig, RLConfig
+from fledgling.evals.chat import encode_question
 from fledgling.infer.engine import Engine
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
@@ -23,15 +23,15 @@ from fledgling.runtime.world import World
 from fledgling.tasks.task import Question
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import loop
-from fledgling.train.loss import policy_gradient
+from fledgling.train.loss import policy_gradient_loss
 from fledgling.train.rl import critic
-from fledgling.train.rl.rounds import Rounds
+from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.stage import Stage
 
 
 @lru_cache(maxsize=1)
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["the quick brown fox jumps over the lazy dog 0123456789 " * 20], 320, letters=True)
+    return Tokenizer.train(["the quick brown fox jumps over the lazy dog 0123456789 " * 20], 320, letter_tokens=True)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Problem:
     tokens: int
     longest: int = 8
 
-    def practice(self, index: int, seed: int) -> Question:
+    def get_practice_question(self, index: int, seed: int) -> Question:
         prompt = self.prompts[index % len(self.prompts)]
         return Question(self.name, prompt, "".join(self.best(prompt)))
 
@@ -84,23 +84,23 @@ TWO_STEPS = Problem("two steps", ("Go.",), path, lambda _: (LATE, EARLY), 2)
 COPY = Problem("copy", ("0", "1", "2", "3"), same_digit, lambda prompt: (prompt,), 1)
 
 
-def settings(problem: Problem, algorithm: str, **others: object) -> RLTable:
+def settings(problem: Problem, algorithm: str, **others: object) -> RLConfig:
     """What all small problems are learned with."""
-    base = RLTable(
+    base = RLConfig(
         algorithm=algorithm,
         tasks={problem.name: 1.0},
-        prompts=8,
-        group=32,
-        max_tokens=problem.tokens,
-        advantage="zscore",
+        prompts_per_round=8,
+        group_size=32,
+        max_new_tokens=problem.tokens,
+        advantage_normalization="zscore",
         steps=1,
-        clip_high=0.3,
-        entropy=0.01,
+        clip_ratio_high=0.3,
+        entropy_weight=0.01,
     )
     return replace(base, **others)
 
 
-class Flipped(Rounds):
+class Flipped(RolloutStream):
     """Rounds whose advantages have the wrong sign."""
 
     def next(self):
@@ -112,10 +112,10 @@ class Flipped(Rounds):
 
 def learn(
     problem: Problem,
-    table: RLTable,
+    table: RLConfig,
     seed: int,
     steps: int,
-    kind: type[Rounds] = Rounds,
+    kind: type[RolloutStream] = RolloutStream,
     engine: type[Engine] = Engine,
     rate: float = 1.0,
 ) -> float:
@@ -125,26 +125,32 @@ def learn(
     model = Transformer(ModelConfig(words.vocab_size, 2, 32, 2, 2, 32))
     model.initialize(seed)
     if table.algorithm == "ppo":
-        critic.attach(model)
+        critic.attach_critic(model)
     rounds = kind(engine(model, words), table, {problem.name: problem}, seed, 16, world)
     stage = Stage(
-        "rl", steps, rounds, lambda m, b: policy_gradient(m, b, table, rounds.kl, rounds.tally), lambda progress: 1.0
+        "rl",
+        steps,
+        rounds,
+        lambda m, b: policy_gradient_loss(m, b, table, rounds.kl_weight, rounds.step_metrics),
+        lambda progress: 1.0,
     )
-    rates = OptimizerTable(matrix_rate=0.01, embedding_rate=0.02, head_rate=0.02, scalar_rate=0.02, adam_eps=1e-8)
+    rates = OptimizerConfig(matrix_lr=0.01, embedding_lr=0.02, head_lr=0.02, scalar_lr=0.02, adam_eps=1e-8)
     optimizer = Optimizer(model, rates, world, rate)
     for _ in range(steps):
-        loop.update(stage, model, optimizer, rounds.next(), world)
-        rounds.figures()
+        loop.train_step(stage, model, optimizer, rounds.next(), world)
+        rounds.metrics()
     return min(probability(model, words, problem, prompt) for prompt in problem.prompts)
 
 
 @torch.no_grad()
 def probability(model: Transformer, words: Tokenizer, problem: Problem, prompt: str) -> float:
     """The probability that the model answers a prompt with an optimum: summed over all of them."""
-    said, weights = [prompt_ids(words, Question(problem.name, prompt, ""))], torch.ones(1)
+    said, weights = [encode_question(words, Question(problem.name, prompt, ""))], torch.ones(1)
     for letters in problem.best(prompt):
         tokens = [words.encode(letter)[0] for letter in letters]
-        chances = model.logits(model(torch.tensor(said))[:, -1]).softmax(-1)[:, tokens]  # (answers so far, letters)
+        chances = model.compute_logits(model(torch.tensor(said))[:, -1]).softmax(-1)[
+            :, tokens
+        ]  # (answers so far, letters)
         weights = (weights[:, None] * chances).flatten()
         said = [[*before, token] for before in said for token in tokens]
     return float(weights.sum())

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.train.rl.advantage import adapted, generalized, group_advantages, overlong, token_weights
+from fledgling.train.rl.advantage import adapt_kl_weight, gae, group_advantages, overlong_penalty, token_weights
 
 REWARDS = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.25, 0.0, 0.5, 3.0]])
 
 
 def test_centred_and_z_scored_are_against_the_own_group():
     for row, centred, scored in zip(
-        REWARDS, group_advantages(REWARDS, "centred"), group_advantages(REWARDS, "zscore"), strict=True
+        REWARDS, group_advantages(REWARDS, "centered"), group_advantages(REWARDS, "zscore"), strict=True
     ):
         mean = sum(row) / 4
         deviation = (sum((r - mean) ** 2 for r in row) / 4) ** 0.5
@@ -53,14 +53,14 @@ def test_generalized_advantages_of_packed_answers(masks, discount, trace, seed):
         earned = [0.0] * (len(steps) - 1) + [rewards[0, t] for t in steps[-1:]]
         expected[steps] = paper(earned, list(values[0, steps]), discount, trace)
         at += len(mask)
-    found = generalized(rewards, values, sampled, documents, discount, trace)
+    found = gae(rewards, values, sampled, documents, discount, trace)
     np.testing.assert_allclose(found[0], expected, atol=1e-9)
 
 
 def test_with_trace_one_the_returns_are_the_discounted_rewards():
     sampled, documents = np.ones((1, 5), bool), np.ones((1, 5), int)
     values = np.random.default_rng(0).normal(size=(1, 5))
-    found = generalized(np.full((1, 5), 2.0), values, sampled, documents, 0.9, 1.0)
+    found = gae(np.full((1, 5), 2.0), values, sampled, documents, 0.9, 1.0)
     np.testing.assert_allclose(found + values, [[2 * 0.9**4, 2 * 0.9**3, 2 * 0.9**2, 2 * 0.9, 2]])
 
 
@@ -80,9 +80,9 @@ def test_token_weights_give_the_mean_each_paper_divides_by(lengths):
 
 
 def test_length_costs_nothing_up_to_a_point_and_then_grows():
-    assert [overlong(n, 8, 16) for n in (0, 8, 12, 16, 20)] == [0, 0, -0.5, -1, -1]
-    assert overlong(16, 16, 16) == 0
+    assert [overlong_penalty(n, 8, 16) for n in (0, 8, 12, 16, 20)] == [0, 0, -0.5, -1, -1]
+    assert overlong_penalty(16, 16, 16) == 0
 
 
 def test_the_weight_of_the_divergence_follows_its_target():
-    assert [adapted(0.1, kl, 0.03) for kl in (0.01, 0.021, 0.03, 0.044, 0.05)] == [0.05, 0.1, 0.1, 0.1, 0.2]
+    assert [adapt_kl_weight(0.1, kl, 0.03) for kl in (0.01, 0.021, 0.03, 0.044, 0.05)] == [0.05, 0.1, 0.1, 0.1, 0.2]

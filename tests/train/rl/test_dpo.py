@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fledgling.config import DPOTable, UserError
-from fledgling.data.batch import IGNORE
+from fledgling.config import DPOConfig, UserError
+from fledgling.data.batch import IGNORE_INDEX
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
-from fledgling.text.conversation import render, render_prompt
-from fledgling.train.loss import Tally, preferred
-from fledgling.train.rl.dpo import Pairs, load, pair_of
+from fledgling.text.conversation import render_conversation, render_prompt
+from fledgling.train.loss import StepMetrics, dpo_loss
+from fledgling.train.rl.dpo import PairStream, load_pairs, parse_pair
 from tests.train.rl.small import tokenizer
 
 ROWS = [
@@ -38,9 +38,9 @@ def model(seed: int) -> Transformer:
 
 def likelihood(policy: Transformer, conversation: dict) -> float:
     """log p of the last answer, from all logits of this conversation alone."""
-    tokens = torch.tensor(render(tokenizer(), conversation).tokens.tolist())
+    tokens = torch.tensor(render_conversation(tokenizer(), conversation).tokens.tolist())
     begin = len(render_prompt(tokenizer(), {"messages": conversation["messages"][:-1]}))
-    logprobs = policy.logits(policy(tokens[None, :-1]))[0].log_softmax(-1)
+    logprobs = policy.compute_logits(policy(tokens[None, :-1]))[0].log_softmax(-1)
     return float(logprobs.gather(1, tokens[1:, None])[begin - 1 :].sum())
 
 
@@ -48,25 +48,25 @@ def test_the_loss_of_packed_pairs_is_the_mean_over_pairs(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     policy, reference = model(1), model(2)
-    pairs = load(str(file), tokenizer(), 65, print)
-    stream = Pairs(pairs, DPOTable(batch=3), 0, 2, tokenizer().bos, World.start("cpu"), reference)
-    batches, tally = stream.next(), Tally()
-    count = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
-    found = sum(float(preferred(policy, batch, 0.3, tally)) for batch in batches) / count
+    pairs = load_pairs(str(file), tokenizer(), 65, print)
+    stream = PairStream(pairs, DPOConfig(batch_size=3), 0, 2, tokenizer().bos, World.start("cpu"), reference)
+    batches, tally = stream.next(), StepMetrics()
+    count = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
+    found = sum(float(dpo_loss(policy, batch, 0.3, tally)) for batch in batches) / count
     margins = []
     for row in ROWS:
-        chosen, rejected = pair_of(row, "here")
+        chosen, rejected = parse_pair(row, "here")
         gained = [likelihood(policy, one) - likelihood(reference, one) for one in (chosen, rejected)]
         margins.append(gained[0] - gained[1])
     assert found == pytest.approx(np.mean(np.log1p(np.exp(-0.3 * np.array(margins)))), rel=1e-4)
-    told = {name: sum(values) for name, values in tally.take().items()}
+    told = {name: sum(values) for name, values in tally.pop().items()}
     assert told["pairs"] == 3 and told["right"] == sum(m > 0 for m in margins)
     assert told["margin"] == pytest.approx(sum(margins), rel=1e-3)
 
 
 def test_only_the_last_answer_is_learned():
     turns = [{"role": r, "content": c} for r, c in (("user", "A"), ("assistant", "b"), ("user", "C"))]
-    chosen, rejected = pair_of({"prompt": turns, "chosen": "dd", "rejected": "e"}, "here")
+    chosen, rejected = parse_pair({"prompt": turns, "chosen": "dd", "rejected": "e"}, "here")
     assert chosen["messages"][:-1] == rejected["messages"][:-1] == turns
 
 
@@ -84,12 +84,12 @@ def test_a_line_that_is_no_pair_is_told_with_its_place(line, why, tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(line) + "\n")
     with pytest.raises(UserError) as caught:
-        load(str(file), tokenizer(), 65, print)
+        load_pairs(str(file), tokenizer(), 65, print)
     assert why in str(caught.value) and ":2" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_pairs_longer_than_a_row_are_cut_and_told(tmp_path):
     file, said = tmp_path / "pairs.jsonl", []
     file.write_text(json.dumps({"prompt": "Hi", "chosen": "word " * 40, "rejected": "no"}) + "\n")
-    (pair,) = load(str(file), tokenizer(), 65, said.append)
+    (pair,) = load_pairs(str(file), tokenizer(), 65, said.append)
     assert len(pair.tokens) <= 65 and "1 of 1 pairs" in said[0]

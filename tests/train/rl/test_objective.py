@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from fledgling.train.rl.objective import (
-    clipped_policy,
-    clipped_value,
-    entropy,
+    estimate_kl,
     is_clipped,
-    kl_estimate,
-    preference,
+    ppo_clip_loss,
+    preference_loss,
+    token_entropy,
+    value_clip_loss,
 )
 
 DRAW = np.random.default_rng(0)
@@ -40,11 +40,11 @@ def test_clipped_policy_with_two_bounds():
     def formula(r):
         return -np.minimum(r * WORTH, np.clip(r, 1 - 0.2, 1 + 0.3) * WORTH)
 
-    check(lambda r: clipped_policy(r, torch.tensor(WORTH), 0.2, 0.3), formula, RATIO)
+    check(lambda r: ppo_clip_loss(r, torch.tensor(WORTH), 0.2, 0.3), formula, RATIO)
 
 
 def test_clipped_tokens_are_those_without_gradient():
-    _, gradient = with_gradient(lambda r: clipped_policy(r, torch.tensor(WORTH), 0.2, 0.3), RATIO)
+    _, gradient = with_gradient(lambda r: ppo_clip_loss(r, torch.tensor(WORTH), 0.2, 0.3), RATIO)
     held = is_clipped(torch.tensor(RATIO), torch.tensor(WORTH), 0.2, 0.3).numpy()
     assert (held == (gradient == 0)).all() and held.sum() == 2
 
@@ -59,13 +59,13 @@ def test_clipped_tokens_are_those_without_gradient():
 )
 def test_kl_estimators(kind, formula):
     p, q = np.log(DRAW.dirichlet(np.ones(9), size=2))
-    check(lambda x: kl_estimate(x, torch.tensor(q), kind), lambda x: formula(x, q), p)
+    check(lambda x: estimate_kl(x, torch.tensor(q), kind), lambda x: formula(x, q), p)
 
 
 def test_two_of_the_estimators_are_unbiased_and_one_is_never_negative():
     p, q = DRAW.dirichlet(np.ones(6) * 3, size=2)
     exact = (p * np.log(p / q)).sum()
-    values = {k: kl_estimate(torch.tensor(np.log(p)), torch.tensor(np.log(q)), k).numpy() for k in ("k1", "k2", "k3")}
+    values = {k: estimate_kl(torch.tensor(np.log(p)), torch.tensor(np.log(q)), k).numpy() for k in ("k1", "k2", "k3")}
     assert (p * values["k1"]).sum() == pytest.approx(exact)
     assert (p * values["k3"]).sum() == pytest.approx(exact)
     assert (p * values["k2"]).sum() != pytest.approx(exact, rel=1e-3)
@@ -82,7 +82,7 @@ def test_expected_gradients_of_the_estimators_are_those_their_docstring_names():
         ("k2", lambda: (z.softmax(-1) * (z.log_softmax(-1) - q)).sum()),
         ("k3", lambda: (q.exp() * (q - z.log_softmax(-1))).sum()),
     ):
-        (found,) = torch.autograd.grad((p.exp().detach() * kl_estimate(p, q, kind)).sum(), z, retain_graph=True)
+        (found,) = torch.autograd.grad((p.exp().detach() * estimate_kl(p, q, kind)).sum(), z, retain_graph=True)
         (expected,) = torch.autograd.grad(divergence(), z)
         torch.testing.assert_close(found, expected)
 
@@ -93,18 +93,18 @@ def test_clipped_value():
     def formula(v):
         return np.maximum((v - returns) ** 2, (old + np.clip(v - old, -0.2, 0.2) - returns) ** 2) / 2
 
-    check(lambda v: clipped_value(v, torch.tensor(old), torch.tensor(returns), 0.2), formula, values)
+    check(lambda v: value_clip_loss(v, torch.tensor(old), torch.tensor(returns), 0.2), formula, values)
 
 
 def test_entropy():
     logits = DRAW.normal(size=(4, 7))
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     h = -(p * np.log(p)).sum(-1)
-    value, gradient = with_gradient(entropy, logits)
+    value, gradient = with_gradient(token_entropy, logits)
     np.testing.assert_allclose(value, h)
     np.testing.assert_allclose(gradient, -p * (np.log(p) + h[:, None]), atol=1e-12)
 
 
 def test_preference():
     margins = DRAW.normal(size=20) * 5
-    check(lambda m: preference(m, 0.3), lambda m: np.log1p(np.exp(-0.3 * m)), margins)
+    check(lambda m: preference_loss(m, 0.3), lambda m: np.log1p(np.exp(-0.3 * m)), margins)

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from fledgling.config import RLTable, UserError
-from fledgling.infer.ticket import Completion
-from fledgling.record import checkpoint, read_lines
-from fledgling.tasks import get
+from fledgling.config import RLConfig, UserError
+from fledgling.infer.request import Completion
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.tasks import load_task
 from fledgling.tasks.task import Question
 from fledgling.train import run
-from fledgling.train.rl.reward import OwnReward, Rewards, well_formed
+from fledgling.train.rl.reward import CustomReward, RewardScorer, is_well_formed
 from tests.tiny import tiny
 from tests.train.rl.small import tokenizer
 
@@ -26,10 +26,15 @@ def said(text: str, finish: str = "stop") -> Completion:
 def test_the_parts_add_up(tmp_path):
     (tmp_path / "mine.py").write_text("def short(question, answer):\n    return -len(answer) / 10\n")
     mine = f"{tmp_path / 'mine.py'}:short"
-    table = RLTable(rewards={"task": 1.0, "format": 0.5, mine: 2.0}, length_penalty=1.0, length_free=2, max_tokens=8)
-    task, answers = get("arithmetic"), [said("12"), said("12", "length"), said("no")]
+    table = RLConfig(
+        rewards={"task": 1.0, "format": 0.5, mine: 2.0},
+        length_penalty=1.0,
+        length_penalty_free_tokens=2,
+        max_new_tokens=8,
+    )
+    task, answers = load_task("arithmetic"), [said("12"), said("12", "length"), said("no")]
     question = Question("arithmetic", "What is 5 + 7?", "12", {"kind": "known", "op": "+", "a": 5, "b": 7})
-    rewards = Rewards(table, tokenizer())
+    rewards = RewardScorer(table, tokenizer())
     try:
         total, parts = rewards.score([(task, question)] * 3, answers)
     finally:
@@ -51,8 +56,8 @@ def test_an_open_call_of_a_tool_is_not_well_formed():
         ([t for t in whole if t != words.python_end], "stop", False),
     ):
         one = Completion(tokens, [0.0] * len(tokens), [False] * len(tokens), finish)
-        assert well_formed(words, one, "2") is expected
-    assert not well_formed(words, said(""), "")
+        assert is_well_formed(words, one, "2") is expected
+    assert not is_well_formed(words, said(""), "")
 
 
 FAILING = {
@@ -70,12 +75,12 @@ FAILING = {
 def test_a_failing_reward_is_told_with_its_name_and_the_answer(case, tmp_path):
     code, why = FAILING[case]
     (tmp_path / "mine.py").write_text(f"def judge(question, answer):\n    print('noise')\n    {code}\n")
-    own = OwnReward(f"{tmp_path / 'mine.py'}:judge", 0.5)
-    rewards = Rewards(RLTable(rewards={"format": 1.0}), tokenizer())
-    rewards.own, rewards.weights = {own.spec: own}, {own.spec: 1.0}
+    own = CustomReward(f"{tmp_path / 'mine.py'}:judge", 0.5)
+    rewards = RewardScorer(RLConfig(rewards={"format": 1.0}), tokenizer())
+    rewards.custom_rewards, rewards.weights = {own.spec: own}, {own.spec: 1.0}
     question = Question("spelling", "Spell owl.", "o w l", {"word": "owl"})
     with pytest.raises(UserError) as caught:
-        rewards.score([(get("spelling"), question)], [said("o w l")])
+        rewards.score([(load_task("spelling"), question)], [said("o w l")])
     message = str(caught.value)
     assert f'reward "{own.spec}" {why}' in message and "\n" not in message
     assert '"Spell owl."' in message and '"o w l"' in message
@@ -87,20 +92,20 @@ def test_a_failing_reward_is_told_with_its_name_and_the_answer(case, tmp_path):
     [("no_such_module:f", "ModuleNotFoundError"), ("math:pi", "not a function"), ("math:f", "attribute")],
 )
 def test_a_function_that_is_not_there(spec, why):
-    own = OwnReward(spec, 1.0)
+    own = CustomReward(spec, 1.0)
     with pytest.raises(UserError, match=why):
-        _with(own).score([(get("spelling"), Question("spelling", "?", "!", {"word": "owl"}))], [said("x")])
+        _with(own).score([(load_task("spelling"), Question("spelling", "?", "!", {"word": "owl"}))], [said("x")])
 
 
-def _with(own: OwnReward) -> Rewards:
-    rewards = Rewards(RLTable(), tokenizer())
-    rewards.own, rewards.weights = {own.spec: own}, {own.spec: 1.0}
+def _with(own: CustomReward) -> RewardScorer:
+    rewards = RewardScorer(RLConfig(), tokenizer())
+    rewards.custom_rewards, rewards.weights = {own.spec: own}, {own.spec: 1.0}
     return rewards
 
 
 def test_an_unknown_part_is_refused():
     with pytest.raises(UserError, match='unknown "formt" - did you mean "format"'):
-        Rewards(RLTable(rewards={"formt": 1.0}), tokenizer())
+        RewardScorer(RLConfig(rewards={"formt": 1.0}), tokenizer())
 
 
 def test_a_run_goes_on_once_its_reward_is_mended(tmp_path):
@@ -122,11 +127,15 @@ def test_a_run_goes_on_once_its_reward_is_mended(tmp_path):
         if first is bad:
             with pytest.raises(UserError, match="raised ZeroDivisionError"):
                 run.run_stage(one, "rl", quiet=True)
-            assert checkpoint.latest(tmp_path / name / "rl" / "checkpoints").name == "step-00000002"
+            assert checkpoint.find_latest_checkpoint(tmp_path / name / "rl" / "checkpoints").name == "step-00000002"
             file.write_text(good)
         assert run.run_stage(one, "rl", quiet=True)
-        outcomes.append(checkpoint.load(checkpoint.latest(tmp_path / name / "rl" / "checkpoints")).tensors["model"])
-        lines = read_lines(tmp_path / name / "rl" / "metrics.jsonl")
+        outcomes.append(
+            checkpoint.load_checkpoint(
+                checkpoint.find_latest_checkpoint(tmp_path / name / "rl" / "checkpoints")
+            ).tensors["model"]
+        )
+        lines = read_jsonl(tmp_path / name / "rl" / "metrics.jsonl")
         assert [line["step"] for line in lines] == [1, 2, 3, 4]
         assert all(math.isfinite(line["reward"]) and line["gradient_norm"] > 0 for line in lines)
     for name, value in outcomes[0].items():

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fledgling.infer.engine import Engine
-from fledgling.infer.ticket import Completion
-from fledgling.train.loss import logprobs_at
-from fledgling.train.rl import rounds
+from fledgling.infer.request import Completion
+from fledgling.train.loss import logprobs_from_hidden
+from fledgling.train.rl import rollout_stream
 from fledgling.train.rl.rollout import Rollout
 from tests.train.rl.small import BANDIT, COPY, TWO_STEPS, Flipped, Problem, arms, learn, settings
 
@@ -58,22 +58,24 @@ FORCED = Problem("forced", ("Choose.",), worth, lambda _: ("h",), 1)
 
 def unmasked(prompt, answer, *others):
     """A rollout that takes what was forced for its own."""
-    return Rollout.of(prompt, Completion(answer.tokens, answer.logprobs, [False] * len(answer.tokens), ""), *others)
+    return Rollout.from_completion(
+        prompt, Completion(answer.tokens, answer.logprobs, [False] * len(answer.tokens), ""), *others
+    )
 
 
-class OnPolicy(rounds.Rounds):
+class OnPolicy(rollout_stream.RolloutStream):
     """Rounds whose ratios are 1 for every target, forced ones too: a tool has no log-probability of its own."""
 
     @torch.no_grad()
     def next(self):
         batches, model = super().next(), self.engine.source
         for batch in batches:
-            batch.old_logprobs = logprobs_at(model, model(batch.tokens, batch.documents), batch.targets)
+            batch.old_logprobs = logprobs_from_hidden(model, model(batch.tokens, batch.document_ids), batch.targets)
         return batches
 
 
 def test_what_a_tool_wrote_is_not_learned_and_without_the_mask_it_is(monkeypatch):
     table = settings(FORCED, "grpo")
     assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) > 0.8
-    monkeypatch.setattr(rounds, "Rollout", type("Unmasked", (), {"of": staticmethod(unmasked)}))
+    monkeypatch.setattr(rollout_stream, "Rollout", type("Unmasked", (), {"of": staticmethod(unmasked)}))
     assert learn(FORCED, table, 0, 30, OnPolicy, Interfering) < 0.6

@@ -1,0 +1,127 @@
+"""The CORE bundle by its published address: one archive, unpacked as `eval core` reads it, its task files checked.
+
+The one idea: the archive has an address without a version, so what is checked is what matters: the task files, against
+the hashes of those that the published figures were made with. A file that differs is named, and kept: a score from it
+is a score, but of something else. The archive's own hash is pinned by the first fetch.
+
+The download itself is `public.py`'s: resumed where it broke off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import urllib.request
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from fledgling.config import UserError
+from fledgling.corpora import public_sets
+from fledgling.corpora.public_sets import DownloadProgress, PublicSet
+from fledgling.files import resolve_data_root
+
+BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+CORE_BUNDLE = PublicSet(
+    "core", BUNDLE_URL, "main", "eval_bundle", "*", "", "of each task its own, some share-alike", "162 MB in one archive",
+    "the 22 tasks of CORE (DCLM), for `eval core`",
+)  # fmt: skip
+BUNDLE_ENTRIES = ("core.yaml", "eval_meta_data.csv", "eval_data")  # of the archive
+# SHA-256, shortened, of the task files in mosaicml/llm-foundry at 8c8dd48f. hellaswag.jsonl is not among them.
+TASK_FILE_HASHES = {
+    "commonsense_reasoning/commonsense_qa": "2771f63f8127c072",
+    "commonsense_reasoning/copa": "595dca44dec54c84",
+    "commonsense_reasoning/openbook_qa": "adb2e5c7f8db810d",
+    "commonsense_reasoning/piqa": "d2870e73aec5154d",
+    "language_understanding/bigbench_language_identification": "80c98d8e7ab82135",
+    "language_understanding/lambada_openai": "411bfbe5b9054346",
+    "language_understanding/winograd_wsc": "746336c27cd2e39a",
+    "language_understanding/winogrande": "ea1592526f3bfdd0",
+    "reading_comprehension/boolq": "454ff101e614370b",
+    "reading_comprehension/coqa": "0c2b8029776a138f",
+    "reading_comprehension/squad": "41fe6c43e725c0dc",
+    "symbolic_problem_solving/agi_eval_lsat_ar": "9ffd73480b51746c",
+    "symbolic_problem_solving/bigbench_cs_algorithms": "8485683a8c7e7e6c",
+    "symbolic_problem_solving/bigbench_dyck_languages": "106ba9ac7507c7ab",
+    "symbolic_problem_solving/bigbench_operators": "41e2964ad619c49e",
+    "symbolic_problem_solving/bigbench_repeat_copy_logic": "8febd2c0080a1568",
+    "world_knowledge/arc_challenge": "1ae3aeedf1951d88",
+    "world_knowledge/arc_easy": "d2d12e59543acf9a",
+    "world_knowledge/bigbench_qa_wikidata": "bb0d22727cb25bef",
+    "world_knowledge/jeopardy_all": "187e7f270a440c63",
+}
+
+
+def fetch_core_bundle(
+    data_dir: str | Path | None = None, url: str | None = None, progress: DownloadProgress | None = None
+) -> tuple[Path, list[str]]:
+    """Bring the bundle to DATA/core; return that folder and the task files that are not the published ones.
+
+    What is there already is checked and kept. Raises UserError when the address cannot be reached, when the archive is
+    not the one pinned by an earlier fetch, or holds no bundle.
+    """
+    root = resolve_data_root(data_dir)
+    folder = root / CORE_BUNDLE.name
+    if not (folder / "core.yaml").is_file():
+        lock = public_sets.read_lock_file(root)
+        archive, url = root / "eval_bundle.zip", url or BUNDLE_URL
+        pinned = lock.get(CORE_BUNDLE.name, {}).get("revision", "")
+        public_sets.download_file(
+            url, archive, {"path": archive.name, "size": _content_length(url), "hash": pinned}, progress
+        )
+        lock[CORE_BUNDLE.name] = {"repository": url, "revision": public_sets.hash_file(archive, "sha256"), "files": {}}
+        unpack_bundle(archive, folder)
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                entry = {"size": path.stat().st_size, "hash": public_sets.hash_file(path, "sha256")}
+                lock[CORE_BUNDLE.name]["files"][path.relative_to(folder).as_posix()] = entry
+        public_sets.write_lock_file(root, lock)
+        archive.unlink()
+    return folder, find_changed_files(folder)
+
+
+def find_changed_files(folder: Path) -> list[str]:
+    """The task files under `folder` that are missing or not the published ones."""
+    found = []
+    for name, expected in TASK_FILE_HASHES.items():
+        path = folder / "eval_data" / f"{name}.jsonl"
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest()[: len(expected)] != expected:
+            found.append(f"{name}.jsonl")
+    return found
+
+
+def unpack_bundle(archive: Path, folder: Path) -> None:
+    """Unpack the bundle's parts of an archive to `folder`, which appears whole, in one rename."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            for member in zipped.infolist():
+                parts = PurePosixPath(member.filename).parts
+                if member.is_dir() or len(parts) < 2 or parts[1] not in BUNDLE_ENTRIES or ".." in parts:
+                    continue
+                target = temporary.joinpath(*parts[1:])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with zipped.open(member) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+        if not (temporary / "core.yaml").is_file():
+            raise UserError(f"{archive}: has no eval_bundle/core.yaml; delete it and fetch again")
+        os.replace(temporary, folder)
+    except zipfile.BadZipFile:
+        raise UserError(f"{archive}: is no archive, or a damaged one; delete it and fetch again") from None
+    except OSError as problem:
+        raise UserError(f"{folder}: cannot be written ({problem.strerror}); free space or use --data-dir") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _content_length(url: str) -> int:
+    """Bytes of what lies at `url`, as its server says."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=public_sets.TIMEOUT) as answer:
+            return int(answer.headers["Content-Length"])
+    except (OSError, TypeError, ValueError) as problem:
+        reason = " ".join(str(getattr(problem, "reason", problem)).split())[:120]
+        raise UserError(
+            f"core: cannot reach {url} ({reason}); check the network, or unpack eval_bundle.zip into DATA/core yourself"
+        ) from None

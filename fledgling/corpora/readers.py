@@ -1,0 +1,371 @@
+"""Sources: text files, JSON lines, parquet and folders of them, read as one stream of documents.
+
+The one idea: whatever the file, out come `Document`s, one at a time, in an order that depends on names
+alone and with memory that does not grow with the file. What cannot be used (empty, not UTF-8) is skipped,
+counted and named once.
+
+    .txt .md   a file of up to 1 MB is one document; a larger one is cut at blank lines into pieces of 8 KB
+    or more, and at lines that read <|endoftext|>, which some sets put between documents .jsonl     one
+    object a line; the text stands in "text" or "content", or in the column named .parquet   the same
+    columns, read batch by batch .gz        of .txt, .md and .jsonl, unpacked on the way a folder   all of
+    these in it, at any depth, sorted by path; hidden files and other kinds are left alone
+
+What it is not: a reader of conversations (`fledgling.tasks.conversations`). No torch.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fledgling.config import UserError, did_you_mean
+from fledgling.corpora.document import Document
+
+TEXT_SUFFIXES, JSONL_SUFFIXES, PARQUET_SUFFIXES = (
+    (".txt", ".md", ".text", ".markdown"),
+    (".jsonl", ".ndjson"),
+    (".parquet",),
+)
+TEXT_COLUMNS = ("text", "content")  # where text is looked for when no column is named
+MAX_WHOLE_FILE = 1_000_000  # bytes up to which a text file is one document
+MIN_PIECE = 8_000  # bytes from which a piece of a larger file ends at the next blank line
+MAX_LINE = 1 << 20  # bytes of a line of text after which it is cut
+MAX_JSON_LINE = 1 << 26  # bytes of a JSON line after which it is skipped
+DOCUMENT_SEPARATOR = b"<|endoftext|>"
+BATCH_ROWS = 256  # rows of a parquet file in memory at a time
+COMPRESSION_RATIO = 3  # bytes of text in a byte of a compressed file, about
+PROGRESS_INTERVAL = 1_000  # documents between two calls of `progress`
+
+ReadProgress = Callable[[str, int], None]  # (file being read, documents so far)
+
+
+@dataclass
+class SkippedDocuments:
+    """What was left out, with the first example of each: `str(skipped)` is one line of notice, or ""."""
+
+    empty: int = 0
+    undecodable: int = 0
+    broken: int = 0
+    first_empty: str = ""
+    first_undecodable: str = ""
+    first_broken: str = ""
+
+    def add(self, reason: str, origin: str) -> None:
+        """Count one document under "empty", "undecodable" or "broken"."""
+        if not getattr(self, reason):
+            setattr(self, f"first_{reason}", origin)
+        setattr(self, reason, getattr(self, reason) + 1)
+
+    def __add__(self, other: SkippedDocuments) -> SkippedDocuments:
+        kinds = ("empty", "undecodable", "broken")
+        counts = {kind: getattr(self, kind) + getattr(other, kind) for kind in kinds}
+        firsts = (f"first_{kind}" for kind in kinds)
+        return SkippedDocuments(**counts, **{name: getattr(self, name) or getattr(other, name) for name in firsts})
+
+    @property
+    def total(self) -> int:
+        return self.empty + self.undecodable + self.broken
+
+    def __str__(self) -> str:
+        counted = [
+            (self.empty, "empty", self.first_empty),
+            (self.undecodable, "not UTF-8 text", self.first_undecodable),
+            (self.broken, "not a JSON object", self.first_broken),
+        ]
+        told = [f"{count:,} {what} (first: {first})" for count, what, first in counted if count]
+        return f"skipped {', '.join(told)}" if told else ""
+
+
+def read_documents(
+    path: str | Path,
+    text_column: str | None = None,
+    progress: ReadProgress | None = None,
+    skipped: SkippedDocuments | None = None,
+) -> Iterator[Document]:
+    """Return the documents of a file or folder, in order.
+
+    Pass a `Skipped` to learn what was left out. Raises UserError at once for a path that is missing or of
+    an unknown kind, and while reading for a missing column, a damaged file, or a source without a single
+    document.
+    """
+    given = Path(path)
+    files = list_source_files(given)
+    return _read_files(given, files, text_column, progress, SkippedDocuments() if skipped is None else skipped)
+
+
+def list_source_files(path: Path) -> list[Path]:
+    """Return the readable files under `path`, sorted. Raises UserError when there are none."""
+    kinds = " ".join((*TEXT_SUFFIXES[:2], JSONL_SUFFIXES[0], *PARQUET_SUFFIXES))
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; expected {kinds}, these with .gz, or a folder of them")
+    if path.is_file():
+        if _file_kind(path) is None:
+            raise UserError(f"{path}: cannot read this kind of file; expected {kinds}, or text with .gz")
+        return [path]
+    inside = (file for file in path.rglob("*") if file.is_file() and _file_kind(file))
+    files = sorted(
+        (file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)),
+        key=lambda file: file.relative_to(path).as_posix(),
+    )
+    if not files:
+        raise UserError(f"{path}: nothing to read in this folder; expected {kinds}, or text with .gz")
+    return files
+
+
+def estimate_text_bytes(file: Path) -> int:
+    """About how many bytes of text a file holds, judged from its size: parquet and .gz pack text to a third."""
+    packed = _file_kind(file) is PARQUET_SUFFIXES or file.name.lower().endswith(".gz")
+    return file.stat().st_size * (COMPRESSION_RATIO if packed else 1)
+
+
+def _file_kind(path: Path) -> tuple[str, ...] | None:
+    """Return which of `TEXT`, `LINES` and `TABLE` a file's name says it is."""
+    name = path.name.lower()
+    packed = name.endswith(".gz")
+    suffix = Path(name.removesuffix(".gz")).suffix
+    return next(
+        (
+            kind
+            for kind in (TEXT_SUFFIXES, JSONL_SUFFIXES, PARQUET_SUFFIXES)
+            if suffix in kind and not (packed and kind is PARQUET_SUFFIXES)
+        ),
+        None,
+    )
+
+
+def _read_files(
+    given: Path, files: list[Path], column: str | None, progress: ReadProgress | None, skipped: SkippedDocuments
+) -> Iterator[Document]:
+    count = 0
+    for file in files:
+        name = file.name if file == given else file.relative_to(given).as_posix()
+        if progress:
+            progress(name, count)
+        for document in read_file_part(file, name, column, skipped):
+            yield document
+            count += 1
+            if progress and count % PROGRESS_INTERVAL == 0:
+                progress(name, count)
+    if not count:
+        why = f"; {skipped}" if skipped.total else ""
+        raise UserError(f"{given}: no document in it{why}; give a source with some text")
+
+
+def read_file_part(
+    file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None = None
+) -> Iterator[Document]:
+    """Yield the documents of one file, or of a part of it: row groups, or bytes of JSON lines, [first, last).
+
+    A line belongs to the part in which it begins. name: how origins call the file.
+    """
+    for raw, origin in _read_raw(file, name, column, skipped, part):
+        text = _decode(raw)
+        if text is None:
+            skipped.add("undecodable", origin)
+        elif not text.strip():
+            skipped.add("empty", origin)
+        else:
+            yield Document(text, "file", origin)
+
+
+def split_file(file: Path, size: int) -> list[tuple[int, int] | None]:
+    """Cut a file into parts of about `size` bytes that `read_part` reads; [None] where it is read whole.
+
+    Raises UserError for a parquet file that is damaged.
+    """
+    whole = file.stat().st_size
+    count = round(whole / size)
+    if count <= 1:
+        return [None]
+    if _file_kind(file) is PARQUET_SUFFIXES:
+        last = _count_row_groups(file)
+    else:
+        last = whole if _file_kind(file) is JSONL_SUFFIXES and not file.name.lower().endswith(".gz") else 0
+    edges = sorted({last * edge // count for edge in range(count + 1)})
+    return list(pairwise(edges)) or [None]
+
+
+def _read_raw(
+    file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None
+) -> Iterator[tuple[bytes, str]]:
+    """Yield (bytes, origin) of each document of one file; a file that is damaged raises UserError."""
+    kind = _file_kind(file)
+    try:
+        if kind is PARQUET_SUFFIXES:
+            yield from _read_parquet_rows(file, name, column, part)
+            return
+        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as handle:
+            if kind is JSONL_SUFFIXES:
+                yield from _read_json_rows(handle, file, name, column, skipped, part)
+            else:
+                yield from _text_pieces(handle, name)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{file}: damaged or cut short ({error}); expected gzip, fetch or pack it again") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}); check the file and its rights") from None
+
+
+def _decode(raw: bytes) -> str | None:
+    """Return the text without byte-order mark, NULs and carriage returns; None when it is not UTF-8."""
+    nulls = raw.count(0)
+    if nulls > 0.1 * len(raw):
+        return None  # UTF-16 or a binary file under a wrong name
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    return text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
+
+def _read_lines(handle: BinaryIO) -> Iterator[bytes]:
+    """Yield lines of at most about `LONGEST_LINE` bytes, never cutting inside a UTF-8 character."""
+    rest = b""
+    while line := handle.readline(MAX_LINE):
+        line = rest + line
+        cut = len(line)
+        if not line.endswith(b"\n"):
+            for back in range(1, min(4, len(line)) + 1):  # a lead byte among the last four bytes begins a character
+                if line[-back] >= 0xC0:
+                    length = 2 + (line[-back] >= 0xE0) + (line[-back] >= 0xF0)
+                    cut = len(line) - back if back < length else len(line)
+                    break
+        rest = line[cut:]
+        yield line[:cut]
+    if rest:
+        yield rest
+
+
+def _text_pieces(handle: BinaryIO, name: str) -> Iterator[tuple[bytes, str]]:
+    start = handle.read(MAX_WHOLE_FILE + 1)
+    if len(start) <= MAX_WHOLE_FILE and DOCUMENT_SEPARATOR not in start:
+        yield start, name
+        return
+    handle.seek(0)
+    gathered: list[bytes] = []
+    size, first = 0, 1
+    for number, line in enumerate(_read_lines(handle), 1):
+        blank = not line.strip()
+        separates = line.strip() == DOCUMENT_SEPARATOR
+        if not separates:
+            gathered.append(line)
+            size += len(line)
+        if size and (separates or (blank and size >= MIN_PIECE) or size >= MAX_WHOLE_FILE):
+            yield b"".join(gathered).strip(b"\n"), f"{name}:{first}"
+            gathered, size, first = [], 0, number + 1
+    if size:
+        yield b"".join(gathered).strip(b"\n"), f"{name}:{first}"
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def _find_text_column(names: Iterable[str], wanted: str | None, file: Path) -> str:
+    """Return the column that holds the text. Raises UserError that names the columns there are."""
+    names = list(names)
+    if wanted is None:
+        found = next((name for name in TEXT_COLUMNS if name in names), None)
+        if found:
+            return found
+        if "messages" in names:
+            raise UserError(f'{file}: has conversations ("messages"), not documents; use it as chat:{file}')
+        there = ", ".join(names) or "none"
+        raise UserError(f"{file}: no column {' or '.join(TEXT_COLUMNS)} among {there}; name the text column")
+    if wanted not in names:
+        hint = did_you_mean(wanted, names)
+        raise UserError(f'{file}: no column "{wanted}"{hint}; expected one of {", ".join(names) or "none"}')
+    return wanted
+
+
+def _read_json_rows(
+    handle: BinaryIO, file: Path, name: str, wanted: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None
+) -> Iterator[tuple[bytes, str]]:
+    column = None
+    number, at, last = 0, *(part or (0, 1 << 62))
+    if at:
+        name = f"{name} from byte {at:,}"
+        handle.seek(at - 1)
+        at += len(handle.readline()) - 1  # the end of a line that began before
+    while at < last and (line := handle.readline(MAX_JSON_LINE)):
+        at += len(line)
+        number += 1
+        origin = f"{name}:{number}"
+        if len(line) >= MAX_JSON_LINE and not line.endswith(b"\n"):
+            while (more := handle.readline(MAX_JSON_LINE)) and not more.endswith(b"\n"):
+                at += len(more)
+            at += len(more)
+            skipped.add("broken", origin)
+            continue
+        text = _decode(line)
+        if text is None or not text.strip():
+            skipped.add("empty" if text is not None else "undecodable", origin)
+            continue
+        row = _parse_object(text)
+        if row is None:
+            skipped.add("broken", origin)
+            continue
+        column = column or _find_text_column(row, wanted, file)
+        value = row.get(column)
+        if value is not None and not isinstance(value, str):
+            what = f'{file}: line {number}, "{column}" is {type(value).__name__}'
+            raise UserError(f"{what}; expected text, name another column")
+        yield (value or "").encode("utf-8", "surrogatepass"), origin
+
+
+def _parse_object(text: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+@contextmanager
+def _open_parquet(file: Path) -> Iterator[Any]:
+    """A parquet file, opened; what is wrong with it is one line."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield table
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: damaged or no parquet file ({reason}); fetch or write it again") from None
+
+
+def _count_row_groups(file: Path) -> int:
+    with _open_parquet(file) as table:
+        return table.num_row_groups
+
+
+def _read_parquet_rows(
+    file: Path, name: str, wanted: str | None, part: tuple[int, int] | None
+) -> Iterator[tuple[bytes, str]]:
+    import pyarrow
+
+    texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary())
+    with _open_parquet(file) as table:
+        schema = table.schema_arrow
+        column = _find_text_column(schema.names, wanted, file)
+        kind = schema.field(column).type
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if kind not in texts:
+            raise UserError(f'{file}: column "{column}" is {kind}; expected text, name another column')
+        first, last = part or (0, table.num_row_groups)
+        row = sum(table.metadata.row_group(group).num_rows for group in range(first))
+        groups = list(range(first, last))
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=[column]):
+            # As bytes, so that one row that is not UTF-8 costs one row and not the batch.
+            for value in batch.column(0).cast(kind).cast(pyarrow.large_binary()).to_pylist():
+                row += 1
+                yield value or b"", f"{name}:{row}"

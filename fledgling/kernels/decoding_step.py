@@ -1,0 +1,191 @@
+"""A few new tokens, one or more for each row, through all blocks, as one call of native.cpp.
+
+The one idea: at batch 1 a block's products take a tenth of a millisecond, and forty small operations between them take
+as long again. Here the blocks are described once, by addresses, and run in one call on the weights where they are; the
+embedding before and the norm behind stay the model's. The answer is the model's up to rounding: between the products
+it keeps fp32 where the model rounds to bf16. Each token is a query of its own: those of one row read the same blocks,
+each as far as its own place.
+
+It is an engine's, for a model in bf16 on a CPU; everything else takes the model's own way.
+
+B rows, T their most new tokens, Q queries (all new tokens), C width, D head width.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_double, c_int64, c_void_p
+
+import torch
+from torch import Tensor, nn
+
+from fledgling.kernels import native
+from fledgling.kernels.native import NativeMatrix
+from fledgling.kernels.quantized_tensor import QuantizedTensor
+from fledgling.model.cache import CacheRow, KVCache
+from fledgling.model.feed_forward import GatedFeedForward
+from fledgling.model.norm import LayerNorm, WeightedRMSNorm
+from fledgling.model.transformer import Transformer, TransformerBlock
+
+ACTIVATIONS = ("relu2", "gelu", "swiglu")  # by the number that native.cpp knows them by
+MAX_HEAD_WIDTH = 512
+MAX_STEP_TOKENS = 256  # new tokens: a longer prompt is read as quickly by the model, more rows hardly quicker
+
+
+class NativeNorm(ctypes.Structure):
+    """As in native.cpp."""
+
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("centered", c_int64), ("eps", c_double))
+
+
+class NativeLayer(ctypes.Structure):
+    """As in native.cpp."""
+
+    _fields_ = (
+        *((name, NativeNorm) for name in ("attention_norm", "feed_forward_norm")),
+        *((name, NativeMatrix) for name in ("query", "key", "value", "output", "inward", "gate", "outward")),
+    )
+
+
+class NativeShape(ctypes.Structure):
+    """As in native.cpp."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("layers", "width", "heads", "kv_heads", "head_width", "hidden")),
+        *((name, c_int64) for name in ("activation", "normalize")),
+        ("eps", c_double),
+    )
+
+
+def supports_decoding_step(model: Transformer) -> bool:
+    """Whether native.cpp can run this model's blocks as they lie in memory."""
+    config = model.config
+    widths = (config.width, config.head_width, config.intermediate_size)
+    if set(config.enabled_features) - {"flash_norm"}:  # which computes the same function
+        return False
+    if any(width % 32 for width in widths) or config.head_width > MAX_HEAD_WIDTH or native.load_library() is None:
+        return False
+    weights = [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+    return all(weight.device.type == "cpu" and weight.dtype == torch.bfloat16 for weight in weights)
+
+
+class DecodingStep:
+    """The blocks of `model`, ready to be run for at most `MOST` new tokens."""
+
+    def __init__(self, model: Transformer) -> None:
+        config = model.config
+        self.model = model
+        self.vectors: list[tuple[Tensor, nn.Parameter]] = []  # in fp32, and what they are copies of
+        self.shape = NativeShape(
+            config.depth,
+            config.width,
+            config.heads,
+            config.kv_heads,
+            config.head_width,
+            config.intermediate_size,
+            ACTIVATIONS.index(config.activation),
+            int(config.qk_norm),
+            config.norm_eps,
+        )
+        self.layers = (NativeLayer * config.depth)(*map(self._layer, model.blocks))
+        self.head = self._matrix(model.head)
+
+    def refresh(self) -> None:
+        """Take over the vectors of the model as they are now; its matrices are read where they lie."""
+        for copy, parameter in self.vectors:
+            copy.copy_(parameter)
+
+    def __call__(self, tokens: Tensor, cache: KVCache, rows: Sequence[CacheRow], counts: Sequence[int]) -> Tensor:
+        """tokens (B, T), of each row the first of `counts` (B,), behind what it holds -> hidden states (B, T, C).
+
+        As the model's `forward` gives them; 0 where a row is padded.
+
+        The rows get the blocks that they need; the caller moves their lengths on.
+        """
+        cache.reserve(rows, counts)
+        most = max(len(row.block_table) for row in rows)
+        tables = torch.tensor(
+            [[block.index for block in row.block_table] + [0] * (most - len(row.block_table)) for row in rows]
+        )
+        owners = [number for number, count in enumerate(counts) for _ in range(count)]
+        places = [place for count in counts for place in range(count)]
+        positions = torch.tensor([[rows[number].length + at] for number, at in zip(owners, places, strict=True)])
+        if len(owners) == len(tokens):
+            return self.run_blocks(tokens, positions, cache.keys, cache.values, tables, cache.block_size)
+        asked = tokens[owners, places][:, None]  # (Q, 1)
+        hidden = self.run_blocks(asked, positions, cache.keys, cache.values, tables[owners], cache.block_size)
+        whole = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
+        whole[owners, places] = hidden[:, 0]
+        return whole
+
+    def run_blocks(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+        tables: Tensor,
+        block_size: int,
+    ) -> Tensor:
+        """tokens, positions (Q, 1) -> hidden states (Q, 1, C); new keys and values are written where they belong.
+
+        keys, values: of each layer, (N, G, block, D) bf16; tables (Q, ...) int64: the blocks of each query's row, in
+        order.
+        """
+        model = self.model
+        x = model.embedding_norm(model.embedding(tokens).to(torch.bfloat16))
+        x, rotary = model.positions(x, positions.clamp(max=model.config.context - 1))
+        x = x.float().contiguous()  # (Q, 1, C)
+        angles = [None, None] if rotary is None else [part.float().contiguous() for part in rotary]
+        places = [(c_void_p * len(part))(*(layer.data_ptr() for layer in part)) for part in (keys, values)]
+        native.load_library().fledgling_step(
+            ctypes.byref(self.shape),
+            self.layers,
+            c_void_p(x.data_ptr()),
+            c_int64(len(tokens)),
+            *places,
+            c_void_p(tables.data_ptr()),
+            *(c_int64(tables.numel() // len(tokens)), c_int64(block_size)),
+            c_void_p(positions.data_ptr()),
+            *(c_void_p(None if part is None else part.data_ptr()) for part in angles),
+            c_int64(torch.get_num_threads()),
+        )
+        return model.norm(x.to(torch.bfloat16))
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """hidden (..., C) of at most `native.FEW` tokens -> logits (..., V) in fp32, as the model's `logits`."""
+        return self.model.apply_softcap(native.multiply_matrix(hidden_states, self.head))
+
+    def accepts(self, counts: Sequence[int], cache: KVCache) -> bool:
+        """Whether `counts` (B,) new tokens over this cache are few."""
+        return sum(counts) <= MAX_STEP_TOKENS and cache.dtype == torch.bfloat16 and not cache.block_size % 4
+
+    def _layer(self, block: TransformerBlock) -> NativeLayer:
+        attention, mlp = block.attention, block.mlp
+        inward, gate = (mlp.up_proj, mlp.gate_proj) if isinstance(mlp, GatedFeedForward) else (mlp.fc1, None)
+        return NativeLayer(
+            self._norm(block.attention_norm),
+            self._norm(block.mlp_norm),
+            *map(self._matrix, (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, inward)),
+            NativeMatrix() if gate is None else self._matrix(gate),
+            self._matrix(mlp.output_projection),
+        )
+
+    def _norm(self, norm: nn.Module) -> NativeNorm:
+        weighted = isinstance(norm, WeightedRMSNorm | LayerNorm)
+        weight = self._vector(norm.weight) if weighted else None
+        bias = self._vector(norm.bias) if isinstance(norm, LayerNorm) else None
+        addresses = [None if vector is None else vector.data_ptr() for vector in (weight, bias)]
+        return NativeNorm(*addresses, int(isinstance(norm, LayerNorm)), norm.eps)
+
+    def _matrix(self, linear: nn.Linear) -> NativeMatrix:
+        weight, bias = linear.weight, None if linear.bias is None else self._vector(linear.bias)
+        if isinstance(weight, QuantizedTensor):
+            return native.describe_matrix(weight.values, weight.scales, weight.bits, bias)
+        return native.describe_matrix(weight.detach(), None, 16, bias)
+
+    def _vector(self, parameter: nn.Parameter) -> Tensor:
+        copy = parameter.detach().float().contiguous().clone()
+        self.vectors.append((copy, parameter))
+        return copy

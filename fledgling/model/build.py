@@ -1,0 +1,24 @@
+"""Builds a model for the device that it runs on: parameters allocated there, blocks compiled where a compiler exists."""
+
+from __future__ import annotations
+
+import torch
+
+from fledgling.model.config import ModelConfig
+from fledgling.model.logprob import compile_logprob_kernels
+from fledgling.model.transformer import Transformer
+from fledgling.runtime.device import DeviceSetup
+
+
+def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -> Transformer:
+    """Returns an uninitialized model on `device`.
+
+    With `setup.compiled`, the blocks are compiled once for all layers, with static shapes.
+    """
+    with torch.device(device):
+        model = Transformer(config, setup.dtype)
+    if setup.compiled:
+        compile_logprob_kernels()
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    return model

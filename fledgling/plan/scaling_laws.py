@@ -1,0 +1,249 @@
+"""Published scaling laws as values: the loss L(N, D) and the best (N, D) for a budget of C FLOPs.
+
+The one idea: a law is a surface, a loss over parameters N and tokens D, or a frontier, the best N and D along
+C, or both; whatever it was fitted on, the same calls answer. Losses are nats a token unless a law says bits per
+byte; `bits_per_byte` and `nats` convert, given how many bytes a token stands for.
+
+Which N is meant is part of a law (`counts`): the same runs give N_opt ~ C^0.37 or C^0.70 for one or another
+count. C = 6 N D throughout; attention's own FLOPs are left out, as the papers leave them out.
+
+What it is not: a fit. Our own runs are fitted by `fledgling.scaling.fits`, into these same types. How the loss falls
+with steps and batch is in `fledgling.plan.critical_batch`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fledgling.config import UserError, did_you_mean
+
+PF_DAY = 1e15 * 86_400  # FLOPs; Kaplan's unit of compute
+BYTES_PER_TOKEN = 4.8  # English web text with 65,536 entries, where nothing else is known
+
+# The usual ways of counting N. Kaplan's 12 L C^2 are the matrices; with an untied head and neither positions nor norm
+# weights, `WITHOUT_EMBEDDINGS` and `WITH_HEAD` are the same number.
+ALL_PARAMETERS = "all parameters"
+WITHOUT_EMBEDDINGS = "without embeddings"
+WITH_HEAD = "matrices + head"
+MATRICES = "matrices"
+
+
+def nats_to_bpb(nats: float, bytes_per_token: float) -> float:
+    """Return a loss in nats a token as bits per byte of text."""
+    return nats / (math.log(2) * bytes_per_token)
+
+
+def bpb_to_nats(bits_per_byte: float, bytes_per_token: float) -> float:
+    """Return a loss in bits per byte as nats a token: the inverse of `bits_per_byte`."""
+    return bits_per_byte * math.log(2) * bytes_per_token
+
+
+# ---- the forms a law can have --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """y = scale x^exponent."""
+
+    scale: float
+    exponent: float
+
+    def __call__(self, x: float) -> float:
+        return self.scale * x**self.exponent
+
+
+@dataclass(frozen=True)
+class ChinchillaLoss:
+    """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, equation 2); losses in any one unit."""
+
+    E: float
+    A: float
+    alpha: float
+    B: float
+    beta: float
+
+    def loss(self, N: float, D: float) -> float:
+        """Return the loss of N parameters after D tokens."""
+        return self.E + self.A / N**self.alpha + self.B / D**self.beta
+
+    def optimum(self, C: float) -> tuple[float, float]:
+        """Return the (N, D) of least loss with 6 N D = C (Hoffmann et al. 2022, equation 4)."""
+        both = self.alpha + self.beta
+        G = (self.alpha * self.A / (self.beta * self.B)) ** (1 / both)
+        N = G * (C / 6) ** (self.beta / both)
+        return N, C / (6 * N)
+
+    def scaled(self, factor: float) -> ChinchillaLoss:
+        """Return the same surface in another unit: every loss times `factor`."""
+        return replace(self, E=self.E * factor, A=self.A * factor, B=self.B * factor)
+
+
+@dataclass(frozen=True)
+class KaplanLoss:
+    """L(N, D) = ((Nc / N)^(alpha_N / alpha_D) + Dc / D)^alpha_D (Kaplan et al. 2020, equation 1.5)."""
+
+    Nc: float
+    alpha_N: float
+    Dc: float
+    alpha_D: float
+
+    def loss(self, N: float, D: float) -> float:
+        """Return the loss, in nats a token, of N parameters on D tokens, stopped before it overfits."""
+        return ((self.Nc / N) ** (self.alpha_N / self.alpha_D) + self.Dc / D) ** self.alpha_D
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The best N and D for a budget as two power laws of C, and the loss there where it is known."""
+
+    N: PowerLaw
+    D: PowerLaw
+    loss: PowerLaw | None = None
+
+    def optimum(self, C: float) -> tuple[float, float]:
+        """Return (N, D) for C FLOPs."""
+        return self.N(C), self.D(C)
+
+
+@dataclass(frozen=True)
+class ScalingLaw:
+    """A scaling law with its name, its source and what it counts as N.
+
+    surface gives losses, frontier gives optima; `bpb` says that losses are bits per byte, not nats a token.
+    """
+
+    name: str
+    source: str
+    counts: str
+    frontier: ChinchillaLoss | Frontier
+    surface: ChinchillaLoss | KaplanLoss | None = None
+    in_bits_per_byte: bool = False
+
+    def optimum(self, C: float) -> tuple[float, float]:
+        """Return the compute-optimal (N, D) for C FLOPs. Raises UserError for a budget that is no budget."""
+        return self.frontier.optimum(check_budget(C))
+
+    def loss_in_nats(self, N: float, D: float, bytes_per_token: float = BYTES_PER_TOKEN) -> float | None:
+        """Return L(N, D) in nats a token; None where the law has no surface."""
+        if self.surface is None:
+            return None
+        loss = self.surface.loss(N, D)
+        return bpb_to_nats(loss, bytes_per_token) if self.in_bits_per_byte else loss
+
+    def predict(self, C: float, bytes_per_token: float = BYTES_PER_TOKEN) -> dict[str, Any]:
+        """Return what the law advises for C FLOPs: parameters, tokens, their ratio, and the loss in both units."""
+        N, D = self.optimum(C)
+        loss = self.loss_in_nats(N, D, bytes_per_token)
+        if isinstance(self.frontier, Frontier) and self.frontier.loss:  # measured along the frontier: nearer the runs
+            loss = self.frontier.loss(C)
+            loss = bpb_to_nats(loss, bytes_per_token) if self.in_bits_per_byte else loss
+        return {
+            "law": self.name,
+            "source": self.source,
+            "counts": self.counts,
+            "parameters": N,
+            "tokens": D,
+            "tokens_per_parameter": D / N,
+            "nats_per_token": loss,
+            "bits_per_byte": None if loss is None else nats_to_bpb(loss, bytes_per_token),
+        }
+
+
+def check_budget(C: float) -> float:
+    """Return C when it is a budget; raises UserError when it is not a finite number above zero."""
+    if not (0 < C < math.inf):
+        raise UserError(f"budget: got {C:g} FLOPs, expected a number above 0, such as 1e18")
+    return C
+
+
+def power_law_through(first: tuple[float, float], last: tuple[float, float]) -> PowerLaw:
+    """Return the power law through two points (x, y)."""
+    exponent = math.log(last[1] / first[1]) / math.log(last[0] / first[0])
+    return PowerLaw(first[1] / first[0] ** exponent, exponent)
+
+
+# ---- the published ones --------------------------------------------------------------------------
+
+# Kaplan et al. 2020, arXiv 2001.08361. Table 5, one limit at a time; nats a token of WebText2.
+KAPLAN_N = PowerLaw(8.8e13**0.076, -0.076)  # L(N) = (Nc / N)^0.076: converged, data without end
+KAPLAN_D = PowerLaw(5.4e13**0.095, -0.095)  # L(D) = (Dc / D)^0.095: large, stopped early
+KAPLAN_C = PowerLaw((3.1e8 * PF_DAY) ** 0.050, -0.050)  # L(C_min): compute used at its best
+
+_KAPLAN = ScalingLaw(
+    "kaplan",
+    "Kaplan et al. 2020, tables 2 and 6",
+    MATRICES,
+    Frontier(PowerLaw(1.3e9 / PF_DAY**0.73, 0.73), PowerLaw(2e10 / PF_DAY**0.27, 0.27), KAPLAN_C),
+    KaplanLoss(Nc=6.4e13, alpha_N=0.076, Dc=1.8e13, alpha_D=0.103),
+)
+
+# Hoffmann et al. 2022, arXiv 2203.15556. Approaches 1 and 2 publish exponents and tables of optima: the power
+# laws below run through the first and the last row of table 3 and of table A3.
+_CHINCHILLA_1 = ScalingLaw(
+    "chinchilla-1",
+    "Hoffmann et al. 2022, approach 1 (table 3)",
+    ALL_PARAMETERS,
+    Frontier(
+        power_law_through((1.92e19, 400e6), (1.30e28, 10e12)), power_law_through((1.92e19, 8.0e9), (1.30e28, 216.2e12))
+    ),
+)
+_CHINCHILLA_2 = ScalingLaw(
+    "chinchilla-2",
+    "Hoffmann et al. 2022, approach 2 (table A3)",
+    ALL_PARAMETERS,
+    Frontier(
+        power_law_through((1.84e19, 400e6), (1.75e28, 10e12)), power_law_through((1.84e19, 7.7e9), (1.75e28, 292.0e12))
+    ),
+)
+_PRINTED = ChinchillaLoss(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)
+_UNROUNDED = ChinchillaLoss(E=1.69337368, A=406.401018, alpha=0.33917084, B=410.722827, beta=0.2849083)
+_REFIT = ChinchillaLoss(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
+
+# nanochat's own isoFLOP fits publish exponents, the ratio of about 10.5 tokens a parameter, and bits per byte at
+# budgets from 1e18 to 1e19: the power laws are anchored at the middle of those budgets.
+_MIDDLE = 10**18.5
+_NANOCHAT_N = math.sqrt(_MIDDLE / (6 * 10.5))
+_NANOCHAT = Frontier(
+    PowerLaw(_NANOCHAT_N / _MIDDLE**0.54, 0.54),
+    PowerLaw(10.5 * _NANOCHAT_N / _MIDDLE**0.49, 0.49),
+    power_law_through((1e18, 0.8972), (1e19, 0.7999)),
+)
+
+LAWS = {
+    law.name: law
+    for law in (
+        _KAPLAN,
+        _CHINCHILLA_1,
+        _CHINCHILLA_2,
+        ScalingLaw("chinchilla-3", "Hoffmann et al. 2022, approach 3 as printed", ALL_PARAMETERS, _PRINTED, _PRINTED),
+        ScalingLaw(
+            "chinchilla-3-unrounded", "approach 3, digits of the paper's source", ALL_PARAMETERS, _UNROUNDED, _UNROUNDED
+        ),
+        ScalingLaw("refit-2024", "Besiroglu et al. 2024, arXiv 2404.10102", ALL_PARAMETERS, _REFIT, _REFIT),
+        ScalingLaw(
+            "nanochat", "nanochat's isoFLOP fits, 1e18 to 1e19 FLOPs", WITH_HEAD, _NANOCHAT, in_bits_per_byte=True
+        ),
+    )
+}
+
+
+def find_law(name: str) -> ScalingLaw:
+    """Return the published law of that name; raises UserError for one that is not known."""
+    if name not in LAWS:
+        hint = did_you_mean(name, LAWS) or f": there are {', '.join(LAWS)}"
+        raise UserError(f'unknown scaling law "{name}"{hint}')
+    return LAWS[name]
+
+
+def parameter_counts(parameters: dict[str, int]) -> dict[str, int]:
+    """Return N in each of the usual ways from the planner's components (`fledgling.plan.parameters.parameters`)."""
+    embeddings = parameters["embedding"] + parameters.get("positions", 0)
+    matrices = parameters["attention"] + parameters["feed_forward"]
+    return {
+        ALL_PARAMETERS: parameters["total"],
+        WITHOUT_EMBEDDINGS: parameters["total"] - embeddings,
+        WITH_HEAD: matrices + parameters["head"],
+        MATRICES: matrices,
+    }

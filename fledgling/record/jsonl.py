@@ -1,0 +1,150 @@
+"""JSON files of a run: append-only lines that survive a kill, and whole files replaced in one rename.
+
+The one idea: a line is written with one write, so the worst a kill can leave is one torn line at the end;
+readers leave it out and the next writer cuts it off.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fledgling.config import UserError
+
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def to_json_value(value: Any) -> Any:
+    """`value` as JSON can hold it: numpy and torch scalars become numbers, NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(key): to_json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json_value(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return to_json_value(value.item())
+
+
+def _encode_line(value: dict) -> bytes:
+    return json.dumps(to_json_value(value), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _parse_line(raw: bytes) -> dict | None:
+    """The object on one line, or None when the line is torn or is no object."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_jsonl(path: Path | str) -> list[dict]:
+    """Every whole line of a JSONL file; a missing file is empty, a torn or foreign line is left out."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    values = (_parse_line(raw) for raw in path.read_bytes().split(b"\n") if raw.strip())
+    return [value for value in values if value is not None]
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as JSON under its final name in one rename: readers see the old file or the new one."""
+    write_text(path, json.dumps(to_json_value(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a whole file in one rename. Raises UserError when it cannot be written."""
+    path, content = Path(path), text.encode("utf-8", "backslashreplace")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise make_write_error(path, problem, len(content)) from None
+
+
+def fsync_path(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, are on the disk: without it power may take a rename back."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_write_error(path: Path, problem: OSError, needed: int | None = None) -> UserError:
+    """The one line for a write that failed: for a full disk also the bytes needed and the bytes free."""
+    reason = os.strerror(problem.errno) if problem.errno else str(problem)
+    if problem.errno not in DISK_FULL_ERRNOS:
+        return UserError(f"cannot write {path}: {reason}; choose another directory with --set run.out=DIR")
+    parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    wanted = f"{format_bytes(needed)} needed, " if needed else ""
+    free = f"{wanted}{format_bytes(shutil.disk_usage(parent).free)} free"
+    return UserError(f"cannot write {path}: {reason} ({free}); make room, then run again to resume")
+
+
+def format_bytes(count: float) -> str:
+    """Bytes in words: 512 bytes, 3.1 MB, 42.0 GB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {name}"
+    return f"{count:.0f} bytes"
+
+
+class JsonlWriter:
+    """One append-only JSONL file. The first append repairs a torn last line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: BinaryIO | None = None
+
+    def append(self, value: dict) -> None:
+        """Append one whole line with one write. Raises UserError when it cannot be written whole."""
+        line = _encode_line(value)
+        try:
+            if self._file is None:
+                self._file = self._open()
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as problem:
+            self.close()
+            raise make_write_error(self.path, problem, len(line)) from None
+
+    def _open(self) -> BinaryIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            content = self.path.read_bytes()
+            tail = content.rpartition(b"\n")[2]
+            if tail and _parse_line(tail) is None:
+                os.truncate(self.path, len(content) - len(tail))
+            elif tail:
+                with open(self.path, "ab") as file:
+                    file.write(b"\n")
+        return open(self.path, "ab", buffering=0)
+
+    def rewind(self, step: int) -> None:
+        """Keep the lines up to and with `step`, in one rename."""
+        lines = read_jsonl(self.path)
+        kept = [line for line in lines if not isinstance(line.get("step"), int) or line["step"] <= step]
+        if len(kept) != len(lines):
+            self.close()
+            write_text(self.path, b"".join(map(_encode_line, kept)).decode())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,214 @@
+"""A run directory as values: the files are read once, and what has the wrong shape is left out.
+
+The one idea: the files may come from anywhere (a crash, another version, somebody's hand), so this is the
+only place that meets them; behind it every number is finite and every text is a string.
+"""
+
+import json
+import math
+import re
+import struct
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fledgling.config import STAGES, UserError
+from fledgling.record import read_jsonl
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+MAX_FILE_BYTES = 16 * 2**20  # bytes of a recipe, plan or manifest
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measurement: a value with its 95 % interval, n cases, and the best constant answer's score."""
+
+    stage: str
+    step: int
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+    baseline: float | None
+
+
+@dataclass(frozen=True)
+class SampledText:
+    """What the model said to `prompt` after `step` updates of `stage`."""
+
+    stage: str
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What one stage left behind; metrics have rising steps, each step once (the last line counts)."""
+
+    name: str
+    metrics: list[dict[str, Any]]
+    evals: list[Evaluation]
+    samples: list[SampledText]
+    notices: list[str]
+    done: dict[str, Any]
+    parameter_count: int | None  # numbers in the newest model.safetensors
+
+    def metric_series(self, name: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of one metric, where it was recorded and finite."""
+        pairs = [(line["step"], finite_number(line.get(name))) for line in self.metrics]
+        return [s for s, v in pairs if v is not None], [v for _, v in pairs if v is not None]
+
+    def last_metric(self, name: str) -> float | None:
+        """The last recorded value of a metric."""
+        values = self.metric_series(name)[1]
+        return values[-1] if values else None
+
+    @property
+    def last_step(self) -> int:
+        return self.metrics[-1]["step"] if self.metrics else 0
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds worked: as done.json says, else up to the last metric."""
+        return finite_number(self.done.get("seconds")) or self.last_metric("elapsed")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Everything the report knows about a run."""
+
+    path: Path
+    recipe_text: str
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    tokenizer: dict[str, Any]
+    data: dict[str, dict[str, Any]]
+    plan: dict[str, Any]
+    stages: list[StageData] = field(default_factory=list)
+
+
+def load_run_data(run_dir: Path | str) -> RunData:
+    """Read a run directory. Raises UserError when it is missing or no stage has left a line in it."""
+    path = Path(run_dir)
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"run {path} {what}; expected a run directory, such as runs/quickstart")
+    stages = [_stage(path / name) for name in STAGES if (path / name).is_dir()]
+    stages = [stage for stage in stages if stage.metrics or stage.evals or stage.samples or stage.done]
+    if not stages:
+        looked = ", ".join(f"{name}/metrics.jsonl" for name in STAGES)
+        raise UserError(f"run {path} has nothing to report yet: looked for {looked}")
+    text = _text(path / "recipe.toml")
+    manifests = sorted((path / "data").glob("*/manifest.json"))
+    return RunData(
+        path=path,
+        recipe_text=text,
+        recipe=_toml(text),
+        environment=_json(path / "environment.json"),
+        tokenizer=_json(path / "tokenizer" / "training.json"),
+        data={manifest.parent.name: _json(manifest) for manifest in manifests},
+        plan=_json(path / "plan.json"),
+        stages=stages,
+    )
+
+
+def finite_number(value: Any) -> float | None:
+    """`value` if it is a number of a sensible size, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        value = float(value)
+    except OverflowError:
+        return None
+    return value if abs(value) < 1e100 else None  # beyond, differences overflow; NaN compares false
+
+
+def printable_text(text: Any) -> str | None:
+    """`text` as it can be printed: no lone surrogates, control or direction characters; None if no string."""
+    if not isinstance(text, str):
+        return None
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def nested_table(values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The table under `keys`, or an empty one where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values.get(key), dict) else {}
+    return values
+
+
+def _stage(path: Path) -> StageData:
+    metrics = {line["step"]: line for line in read_jsonl(path / "metrics.jsonl") if _step(line) is not None}
+    evals = {}
+    for line in read_jsonl(path / "evals.jsonl"):
+        if (one := _evaluation(path.name, line)) is not None:
+            evals[one.step, one.name] = one
+    samples = {}
+    for line in read_jsonl(path / "samples.jsonl"):
+        step, prompt, text = _step(line), printable_text(line.get("prompt")), printable_text(line.get("text"))
+        if step is not None and prompt is not None and text is not None:
+            samples[step, prompt] = SampledText(path.name, step, prompt, text)
+    notices = [line["text"] for line in read_jsonl(path / "notices.jsonl") if isinstance(line.get("text"), str)]
+    return StageData(
+        name=path.name,
+        metrics=[metrics[step] for step in sorted(metrics)],
+        evals=sorted(evals.values(), key=lambda one: one.step),
+        samples=sorted(samples.values(), key=lambda one: one.step),
+        notices=list(dict.fromkeys(filter(None, notices))),
+        done=_json(path / "done.json"),
+        parameter_count=_weights(path / "checkpoints"),
+    )
+
+
+def _step(line: dict) -> int | None:
+    step = line.get("step")
+    return step if type(step) is int and 0 <= step < 2**53 else None
+
+
+def _evaluation(stage: str, line: dict) -> Evaluation | None:
+    step, name, value = _step(line), printable_text(line.get("name")), finite_number(line.get("value"))
+    if step is None or value is None or not name:
+        return None
+    n = finite_number(line.get("n"))
+    low, high, baseline = (finite_number(line.get(key)) for key in ("low", "high", "baseline"))
+    return Evaluation(stage, step, name, value, low, high, None if n is None else int(n), baseline)
+
+
+def _weights(checkpoints: Path) -> int | None:
+    """Count the newest checkpoint's weights from the header of its safetensors file; tensors are not read."""
+    for path in sorted(checkpoints.glob("step-*/model.safetensors"), reverse=True):
+        try:
+            with open(path, "rb") as file:
+                length = struct.unpack("<Q", file.read(8))[0]
+                header = json.loads(file.read(length)) if length < MAX_FILE_BYTES else {}
+            shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+            return sum(math.prod(shape) for shape in shapes)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error):
+            continue
+    return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace") if path.stat().st_size <= MAX_FILE_BYTES else ""
+    except OSError:
+        return ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return {}
