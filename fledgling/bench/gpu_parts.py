@@ -307,7 +307,7 @@ def compiler_off() -> Iterator[None]:
 def small_recipe(folder: Path, changes: list[str]) -> Recipe:
     """The quickstart recipe on this device, in `folder`/run, with few steps a stage."""
     few = [f"{stage}.steps=4" for stage in ("pretrain", "midtrain", "sft", "rl")]
-    few += [f"{stage}.eval_questions=4" for stage in ("midtrain", "sft", "rl")]
+    few += [f"{stage}.eval_questions=4" for stage in ("pretrain", "midtrain", "sft", "rl")]
     return load_recipe("quickstart", [f"run.device={place().type}", f"run.out={folder / 'run'}", *few, *changes])
 
 
@@ -320,7 +320,7 @@ def quickstart(out: Path, tiny: bool) -> None:
             began = time.perf_counter()
             run.run_stage(recipe, stage, quiet=True)
             note(stage=stage, seconds=time.perf_counter() - began)
-        note(what="stopped and resumed, largest difference", **resumed(Path(folder), changes))
+        note(what="stopped and resumed, largest difference", **resumed(Path(folder), [*changes, "run.compile=off"]))
 
 
 def resumed(folder: Path, changes: list[str]) -> dict[str, float]:
