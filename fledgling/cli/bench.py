@@ -231,3 +231,26 @@ def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = (), as_js
 
     result = measure(load_recipe(str(run), overrides), run / "sft", rounds)
     print(json.dumps(result, indent=2) if as_json else table(result))
+
+
+@app.command
+def gpu(*, out: Path, minutes: float = 8, parts: str = "", tiny: bool = False, as_json: Json = False) -> int:
+    """Check one GPU: tests, kernels, training, memory, decoding and a small run, each part in a process of its own.
+
+    Parameters
+    ----------
+    out
+        Directory of results.json, log.txt and the profiles.
+    minutes
+        The most that all parts together take.
+    parts
+        Parts by name, with commas between; default all but memory_compiled.
+    tiny
+        Small shapes, for a machine without a GPU.
+    """
+    from fledgling.bench.gpu import DEFAULT, run_check, table
+
+    chosen = tuple(parts.split(",")) if parts else DEFAULT
+    results = run_check(out, minutes, chosen, tiny, lambda text: print(text, file=sys.stderr, flush=True))
+    print(json.dumps(results, indent=2) if as_json else table(results))
+    return 0 if all(one["state"] == "ok" for one in results.values()) else 1

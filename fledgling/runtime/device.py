@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -37,7 +38,7 @@ class DeviceSetup:
     @property
     def summary(self) -> str:
         """The choices in one line."""
-        how = "compiled" if self.compiled else "not compiled (no C++ compiler found, or switched off)"
+        how = "compiled" if self.compiled else "not compiled (no compiler found, or switched off)"
         return f"{self.dtype_name}, {how}, peak {self.peak_flops / 1e9:,.0f} GFLOP/s measured"
 
 
@@ -80,12 +81,16 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 
 
 def should_compile(setting: str, device: torch.device) -> bool:
-    """Whether torch.compile will be used: on CPU it needs a C++ compiler."""
+    """Whether torch.compile will be used: on a CPU it needs a C++ compiler, on CUDA Triton and a C compiler."""
     if setting == "off":
         return False
-    found = device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++"))
+    found = any(shutil.which(name) for name in ("g++", "clang++"))
+    if device.type == "cuda":  # Triton builds a C stub that launches each kernel
+        names = filter(None, (os.environ.get("CC"), "gcc", "clang", "cc"))
+        found = find_spec("triton") is not None and any(shutil.which(name) for name in names)
     if setting == "on" and not found:
-        raise UserError('run.compile is "on" but no C++ compiler (g++, clang++) was found; install one or use "off"')
+        needed = "Triton, and gcc or clang" if device.type == "cuda" else "g++ or clang++"
+        raise UserError(f'run.compile is "on" but it needs {needed}, not found here; install them or use "off"')
     return bool(found)
 
 

@@ -1,0 +1,243 @@
+"""Parts of the GPU check that time one kernel alone: the card, attention, the head with its loss, Muon's products.
+
+Shapes are those of depth 20: 32 rows of 2,048 tokens, 10 heads of 128, 65,536 entries. Times are medians of device
+events. Each candidate is tried by itself: one that this machine cannot run gives a row with its error.
+
+B rows, T tokens, H heads, D head width, C width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fledgling.bench.gpu import note, place
+from fledgling.model import logprob
+from fledgling.optim.rules import orthogonalize
+
+PROFILED = 25  # kernels shown of a step
+
+
+def measure_ms(function: Callable[[], object], repeats: int = 7, warmup: int = 2) -> float:
+    """Returns the median milliseconds of a call, by device events on a GPU."""
+    for _ in range(warmup):
+        function()
+    times = []
+    for _ in range(repeats):
+        if torch.cuda.is_available():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            function()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        else:
+            began = time.perf_counter()
+            function()
+            times.append(1e3 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def wait() -> None:
+    """Return when the device has done all it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def profile_step(step: Callable[[], object], path: Path) -> dict[str, Any]:
+    """Run one step under the profiler, write its longest kernels to `path`; returns how many, and their seconds."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    cuda = torch.cuda.is_available()
+    with profiler(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
+        step()
+        wait()
+    rows = sorted(
+        ((e.self_device_time_total if cuda else e.self_cpu_time_total, e.count, e.key) for e in seen.key_averages()),
+        reverse=True,
+    )
+    whole, count = sum(row[0] for row in rows), sum(row[1] for row in rows)
+    lines = [f"{count:,} kernels and copies, {whole / 1e3:,.1f} ms in all", "      ms  share   calls  kernel"]
+    for spent, calls, name in rows[:PROFILED]:
+        lines.append(f"{spent / 1e3:8,.2f} {spent / max(whole, 1):6.1%} {calls:7,}  {name[:150]}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"kernels": count, "device_ms": whole / 1e3}
+
+
+def attempt(name: str, function: Callable[[], dict]) -> None:
+    """Notes what a candidate returns, or its error."""
+    try:
+        note(what=name, **function())
+    except Exception as problem:  # a candidate that cannot run here is a result
+        note(what=name, error=f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def card(tiny: bool) -> None:
+    """The card's name and the measured ceilings that every other number is a share of."""
+    device = place()
+    note(torch=torch.__version__, device=device.type, compilers=[n for n in ("gcc", "g++", "nvcc") if shutil.which(n)])
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        note(name=about.name, memory_gib=about.total_memory / 2**30, multiprocessors=about.multi_processor_count)
+    size = 256 if tiny else 8192
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+
+    def rate(product: Callable[[], object]) -> dict:
+        return {"tflops": 2 * size**3 / measure_ms(product, 20, 5) / 1e9}
+
+    attempt("bf16 product", lambda: rate(lambda: a @ b))
+
+    def fp8() -> dict:
+        one = torch.ones((), device=device)
+        x, y = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()  # the second by columns
+        return rate(lambda: torch._scaled_mm(x, y, scale_a=one, scale_b=one, out_dtype=torch.bfloat16))
+
+    attempt("fp8 product", fp8)
+
+    def copy() -> dict:
+        source = torch.randn((1 << 20) if tiny else (1 << 30), device=device)  # 4 GiB
+        target = torch.empty_like(source)
+        return {"gb_per_second": 2 * source.nbytes / measure_ms(lambda: target.copy_(source)) / 1e6}
+
+    attempt("copy", copy)
+
+    def launch() -> dict:
+        few = torch.zeros(8, device=device)
+        return {"microseconds": measure_ms(lambda: [few.add_(1) for _ in range(1000)])}
+
+    attempt("1,000 tiny operations, each", launch)
+
+
+def attention(tiny: bool) -> None:
+    """Forward and backward of one layer's attention in every way that training could take."""
+    device = place()
+    rows, time_, heads, width = (2, 128, 2, 16) if tiny else (32, 2048, 10, 128)
+    q, k, v = (torch.randn(rows, heads, time_, width, device=device).bfloat16().requires_grad_() for _ in range(3))
+    grad = torch.randn_like(q)
+    numbers = (torch.arange(time_, device=device) * 3 // time_).int()  # three documents a row
+    lengths = torch.bincount(numbers)
+    causal = 3.5 * 4 * rows * heads * width * time_ * time_ / 2
+    apart = causal * float((lengths.double() / time_).square().sum())
+
+    def measured(function: Callable[[Tensor, Tensor, Tensor], Tensor], work: float) -> dict:
+        def both() -> None:
+            torch.autograd.grad(function(q, k, v), (q, k, v), grad)
+
+        ms = measure_ms(both)
+        return {"ms": ms, "tflops": work / ms / 1e9}
+
+    seen = torch.ones(time_, time_, dtype=torch.bool, device=device).tril() & (numbers[:, None] == numbers)
+    dense = seen.expand(rows, 1, -1, -1)
+    added = torch.zeros(dense.shape, dtype=q.dtype, device=device).masked_fill_(~dense, float("-inf"))
+    sdpa = F.scaled_dot_product_attention
+    attempt("sdpa, added (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=added), apart))
+    whole = dense.contiguous()
+    attempt("sdpa, boolean (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=whole), apart))
+    attempt("sdpa, causal", lambda: measured(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal))
+
+    def backend(name: str) -> dict:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        with sdpa_kernel([getattr(SDPBackend, name)]):
+            return measured(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal)
+
+    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
+        attempt(f"sdpa, causal, {name}", lambda name=name: backend(name))
+
+    def varlen() -> dict:
+        from torch.nn.attention.varlen import varlen_attn
+
+        ends = torch.cat([lengths.new_zeros(1), lengths.repeat(rows).cumsum(0)]).int()
+        longest = int(lengths.max())
+        known = inspect.signature(varlen_attn).parameters
+        how = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+
+        def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            flat = (t.transpose(1, 2).reshape(-1, heads, width) for t in (q, k, v))
+            y = varlen_attn(*flat, ends, ends, longest, longest, **how)
+            return y.view(rows, time_, heads, width).transpose(1, 2)
+
+        return measured(run, apart)
+
+    attempt("varlen, three documents a row", varlen)
+
+    def flex() -> dict:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        def together(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (i >= j) & (numbers[i] == numbers[j])
+
+        began = time.perf_counter()
+        blocks = create_block_mask(together, rows, None, time_, time_, device=device.type)
+        compiled = torch.compile(flex_attention, dynamic=False)
+        found = measured(lambda q, k, v: compiled(q, k, v, block_mask=blocks), apart)
+        return {**found, "compile_seconds": time.perf_counter() - began}
+
+    attempt("flex, compiled, three documents a row", flex)
+
+
+def head(tiny: bool) -> None:
+    """Head and loss, forward and backward, by tokens a chunk."""
+    device = place()
+    tokens, width, vocabulary = (256, 32, 512) if tiny else (65536, 1280, 65536)
+    hidden = torch.randn(tokens, width, device=device).bfloat16().requires_grad_()
+    weight = (torch.randn(vocabulary, width, device=device) * width**-0.5).requires_grad_()
+    targets = torch.randint(vocabulary, (tokens,), device=device)
+    floor = 6 * tokens * width * vocabulary
+
+    def chunked(chunk: int, compiled: bool) -> dict:
+        reset_kernels(compiled)
+        logprob.CHUNK_VALUES = chunk * vocabulary
+
+        def both() -> None:
+            loss = logprob.cross_entropy_sum(hidden, weight, targets, 15.0)
+            torch.autograd.grad(loss, (hidden, weight))
+
+        ms = measure_ms(both, repeats=3, warmup=1 if chunk < 1024 else 2)
+        return {"ms": ms, "tflops": floor / ms / 1e9}
+
+    for chunk in (16, 64) if tiny else (4096, 16384, 1024, 64):
+        attempt(f"chunks of {chunk:,} tokens", lambda chunk=chunk: chunked(chunk, not tiny))
+    attempt("chunks of 4,096 tokens, not compiled", lambda: chunked(4096, False))
+
+
+def reset_kernels(compiled: bool) -> None:
+    """Lets the head's fused passes begin anew, so that each chunk size is compiled for itself."""
+    logprob._fused.update(capped_exp=logprob.capped_exp_in_place, shifted_exp=logprob.shifted_exp)
+    if compiled:
+        torch._dynamo.reset()
+        logprob.compile_kernels()
+
+
+def muon(tiny: bool) -> None:
+    """Muon's orthogonalization of all matrices of a model: one by one, stacked by shape, and stacked and compiled."""
+    device = place()
+    depth, width = (2, 32) if tiny else (20, 1280)
+    shapes = {(width, width): 4 * depth, (4 * width, width): depth, (width, 4 * width): depth}
+    stacks = [torch.randn(count, *shape, device=device) for shape, count in shapes.items()]
+    # Five iterations of three products; the Gram matrix is C x C in all shapes.
+    work = sum(5 * (4 * width * width * max(shape) + 2 * width**3) * count for shape, count in shapes.items())
+
+    def measured(function: Callable[[], object]) -> dict:
+        ms = measure_ms(function, repeats=3)
+        return {"ms": ms, "tflops": work / ms / 1e9}
+
+    one = [matrix[None] for stack in stacks for matrix in stack]
+    attempt("one by one", lambda: measured(lambda: [orthogonalize(matrix) for matrix in one]))
+    attempt("stacked by shape", lambda: measured(lambda: [orthogonalize(stack) for stack in stacks]))
+    if not tiny:
+        fused = torch.compile(orthogonalize, dynamic=False)
+        attempt("one by one, compiled", lambda: measured(lambda: [fused(matrix) for matrix in one]))
+        attempt("stacked by shape, compiled", lambda: measured(lambda: [fused(stack) for stack in stacks]))

@@ -1,0 +1,389 @@
+"""Parts of the GPU check that run the product: tests, training steps, memory, decoding, rollouts, a small run.
+
+`python -m fledgling.bench.gpu_parts PART DIR [tiny]` runs one part; `gpu.py` starts it and collects its results. The
+kernels by themselves are in `gpu_kernels.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from fledgling.bench import gpu_kernels
+from fledgling.bench.gpu import note, place
+from fledgling.bench.gpu_kernels import profile_step, wait
+from fledgling.bench.infer import Silent, random_model, stream_bandwidth
+from fledgling.bench.speakers import Ours, Theirs
+from fledgling.bench.train import RandomRows, shaped
+from fledgling.config import Recipe, load_recipe
+from fledgling.infer.engine import Engine
+from fledgling.model import logprob
+from fledgling.model.config import ModelConfig, from_table
+from fledgling.model.transformer import Transformer
+from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.schedule import trapezoid
+from fledgling.plan import hardware, inference, measured
+from fledgling.plan.flops import per_token
+from fledgling.plan.memory import Step, moments
+from fledgling.record import checkpoint
+from fledgling.train import loop, run
+from fledgling.train.loss import next_token
+from fledgling.train.setup import can_compile, make_model, measure_peak, set_up
+from fledgling.train.stage import Stage
+from fledgling.world import World
+
+WARMUP, STEPS = 3, 5
+TINY = [
+    *("rl.prompts=2", "rl.group=2", "rl.max_tokens=8", "model.depth=2", "model.width=32", "run.compile=off"),
+    *(f"{stage}.batch_tokens=512" for stage in ("pretrain", "midtrain", "sft")),
+    *(f"{stage}.micro_batch=2" for stage in ("pretrain", "midtrain", "sft")),
+]
+# depth, entries, context, rows: the shapes whose memory is held against the plan's
+SHAPES = (
+    (4, 32768, 2048, 8),
+    (8, 65536, 2048, 16),
+    (12, 32768, 2048, 8),
+    (12, 32768, 2048, 16),
+    (12, 32768, 2048, 64),
+    (12, 65536, 1024, 32),
+    (16, 32768, 2048, 16),
+    (16, 32768, 2048, 32),
+    (20, 65536, 2048, 8),
+    (20, 65536, 2048, 16),
+    (20, 65536, 2048, 32),
+    (26, 65536, 2048, 8),
+)
+
+
+def recipe_of(depth: int, vocab_size: int, context: int) -> Recipe:
+    """The quickstart recipe with a model of this shape, on the device that is here."""
+    return shaped(load_recipe("quickstart", [f"run.device={place().type}"]), depth, vocab_size, context)
+
+
+def fill(model: Transformer) -> None:
+    """Fill the weights with small random numbers on the device itself, which takes no time."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, model.config.width**-0.5)
+
+
+def free() -> None:
+    """Give back all memory that nothing uses, and forget what was compiled."""
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def planned_bytes(config: ModelConfig, rows: int, dtype: str, compiled: bool, documents: bool) -> tuple[int, str]:
+    """Returns what the planner says a step holds at its peak, in bytes, and at which moment."""
+    step = Step(rows, config.context, dtype, device=place().type, compiled=compiled, documents=documents)
+    held = moments(config, step)
+    moment = max(held, key=lambda name: held[name]["total"])
+    return held[moment]["total"], moment
+
+
+def steps_of(
+    shape: tuple[int, int, int, int],
+    compiled: bool = True,
+    chunk: int | None = None,
+    documents: bool = True,
+    steps: int = STEPS,
+    warmup: int = WARMUP,
+    profile: Path | None = None,
+) -> dict[str, Any]:
+    """Run real training steps on random rows; returns speed, both MFUs, memory beside the plan's, and more.
+
+    Args: shape: depth, entries, context, rows; chunk: tokens of a chunk of logits; documents: three a row, or no mask;
+    profile: where to write the kernels of one step.
+    """
+    depth, vocab_size, context, rows = shape
+    recipe = recipe_of(depth, vocab_size, context)
+    world = World.start(recipe.run.device)
+    setup = set_up(recipe.run, world)
+    compiled = compiled and can_compile("auto", world.device)
+    setup = type(setup)(setup.dtype, compiled, setup.peak_flops, setup.memory)
+    gpu_kernels.reset_kernels(compiled)
+    logprob.CHUNK_VALUES = chunk * vocab_size if chunk else 1 << 22
+    free()
+    model = make_model(from_table(recipe.model, vocab_size), setup, world.device)
+    fill(model)
+    optimizer = Optimizer(model, recipe.optimizer, world, 1.0, compiled, setup.dtype)
+    stream = RandomRows(vocab_size, rows, context)
+    if not documents:
+        stream.batch.documents = None
+    stage = Stage("bench", steps, stream, next_token, partial(trapezoid, steps=steps))  # type: ignore[arg-type]
+    seconds = []
+    for _ in range(warmup + steps):
+        began = time.perf_counter()
+        loss, norm = loop.update(stage, model, optimizer, stream.next(), world)
+        wait()
+        seconds.append(time.perf_counter() - began)
+    step = statistics.median(seconds[warmup:])
+    dtype = setup.dtype_name
+    found: dict[str, Any] = {
+        "shape": "/".join(map(str, shape)),
+        "compiled": compiled,
+        "tokens_per_second": rows * context / step,
+        "step_ms": 1e3 * step,
+        "first_step_seconds": seconds[0],
+        "loss": loss,
+        "norm": norm,
+    }
+    achieved = per_token(model.config) * rows * context / step
+    if world.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+        name = measured.name_of("cuda", dtype, torch.cuda.get_device_name())
+        found["mfu_datasheet"] = achieved / hardware.DEVICES[name].peak_flops if name else None
+        plan, moment = planned_bytes(model.config, rows, dtype, compiled, documents)
+        found |= {"peak_gb": peak / 1e9, "plan_gb": plan / 1e9, "plan_error": plan / peak - 1, "moment": moment}
+        found["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
+    found["mfu_measured"] = achieved / max(setup.peak_flops, measure_peak(world.device, setup.dtype))
+    if profile:
+        found |= profile_step(lambda: loop.update(stage, model, optimizer, stream.next(), world), profile)
+    return found
+
+
+def noted(label: str, work: Callable[[], dict[str, Any]]) -> bool:
+    """Note what `work` returns, or the error that it ends with; whether it came through."""
+    try:
+        found, fine = work(), True
+    except Exception as problem:  # a shape that does not fit is a result
+        found, fine = {"error": f"{type(problem).__name__}: {' '.join(str(problem).split())[:240]}"}, False
+    note(what=label, **found)
+    free()
+    return fine
+
+
+# ---- the parts -----------------------------------------------------------------------------------
+
+
+def tests(out: Path, tiny: bool) -> None:
+    """tests/gpu by pytest, where the tree has it."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", "--tb=short", "-rf"]
+    command += ["-o", "addopts=--strict-markers", *(["-k", "loss"] if tiny else [])]  # one -q: the last line counts
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    print(done.stdout[-6000:], done.stderr[-2000:])
+    lines = done.stdout.strip().splitlines()
+    for line in lines:
+        if line.startswith("FAILED"):
+            note(failed=line.removeprefix("FAILED ")[:300])
+    note(pytest=lines[-1] if lines else done.stderr.strip()[-200:], code=done.returncode)
+
+
+def train_d12(out: Path, tiny: bool) -> None:
+    """Training steps at depth 12, 16 rows, with two vocabularies."""
+    shapes = ((2, 512, 64, 2),) if tiny else ((12, 65536, 2048, 16), (12, 32768, 2048, 16))
+    for number, shape in enumerate(shapes):
+        noted("d12", lambda: steps_of(shape, profile=None if number else out / "d12.txt"))  # noqa: B023
+
+
+def train_d20(out: Path, tiny: bool) -> None:
+    """Training steps at depth 20, with as many rows of 32 as fit."""
+    for rows in (2,) if tiny else (32, 16, 8):
+        shape = (2, 512, 64, rows) if tiny else (20, 65536, 2048, rows)
+        if noted("d20", lambda: steps_of(shape, profile=out / "d20.txt")):  # noqa: B023
+            return
+
+
+def ab(out: Path, tiny: bool) -> None:
+    """Steps with one thing changed: the chunk of the loss, documents, the compiler."""
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        ("chunk 4,096", {"chunk": 4096}),
+        ("chunk 4,096, no documents", {"chunk": 4096, "documents": False}),
+        ("chunk 16,384, no documents", {"chunk": 16384, "documents": False}),
+        ("no documents", {"documents": False}),
+        ("not compiled", {"compiled": False}),
+        ("not compiled, chunk 4,096, no documents", {"compiled": False, "chunk": 4096, "documents": False}),
+    ]
+    shape = (2, 512, 64, 2) if tiny else (12, 65536, 2048, 16)
+    for label, change in kinds[-2:] if tiny else kinds:
+        noted(f"d12, {label}", lambda: steps_of(shape, **change))  # noqa: B023
+    if not tiny:
+        for rows in (32, 16):
+            shape = (20, 65536, 2048, rows)
+            how = {"chunk": 4096, "documents": False, "profile": out / "d20-chunk-4096-no-documents.txt"}
+            if noted("d20, chunk 4,096, no documents", lambda: steps_of(shape, **how)):  # noqa: B023
+                return
+
+
+def memory(out: Path, tiny: bool, compiled: bool = False) -> None:
+    """The peak of real steps beside the plan's, shape by shape."""
+    for shape in ((2, 512, 64, 2),) if tiny else SHAPES:
+        noted("memory", lambda: steps_of(shape, compiled=compiled, steps=1, warmup=1))  # noqa: B023
+
+
+def decode(out: Path, tiny: bool) -> None:
+    """Tokens a second of the engine by rows, greedily, beside the least time that reading weights and cache takes."""
+    device = place()
+    bandwidth = stream_bandwidth(device)
+    note(bandwidth_gb_per_second=bandwidth / 1e9)
+    asked = (16, 8) if tiny else (256, 64)  # tokens of a prompt, and of its answer
+    for depth in (2,) if tiny else (20, 12):
+        shape = (depth, 512, 64) if tiny else (depth, 65536, 2048)
+        config = from_table(recipe_of(*shape).model, shape[1])
+        decode_model(config, (1, 2) if tiny else (1, 8, 32, 256), () if depth == 20 else (1, 32), *asked, bandwidth)
+        free()
+
+
+def decode_model(
+    config: ModelConfig, rows: Sequence[int], peer_rows: Sequence[int], prompt: int, tokens: int, bandwidth: float
+) -> None:
+    """Notes the speed of the engine with so many rows, and that of transformers with the same weights."""
+    device = place()
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model = random_model(config, dtype, device)
+    ours = Ours(Engine(model, Silent({}), device, dtype))  # type: ignore[arg-type]
+    for count in rows:
+        noted(f"d{config.depth}, {count} rows", lambda: decoded(config, ours, count, prompt, tokens, bandwidth))  # noqa: B023
+    theirs: list[Theirs] = []
+
+    def peer() -> dict[str, Any]:
+        theirs.append(Theirs(model, dtype, device))
+        return {"made": True}
+
+    if peer_rows and noted(f"d{config.depth}, transformers", peer):
+        for count in peer_rows:
+            label = f"d{config.depth}, {count} rows, transformers"
+            noted(label, lambda: decoded(config, theirs[0], count, prompt, tokens, bandwidth))  # noqa: B023
+
+
+def decoded(config: ModelConfig, speaker: Any, rows: int, prompt: int, tokens: int, bandwidth: float) -> dict[str, Any]:
+    """Times one speaker with so many rows, after one turn that is not counted."""
+    draw = torch.Generator().manual_seed(2)
+    prompts = torch.randint(config.vocab_size, (rows, prompt), generator=draw).tolist()
+    speaker.answer(prompts, 4)
+    wait()
+    times = speaker.answer(prompts, tokens)
+    step = statistics.median(times[1:])
+    read = speaker.weights_read + inference.cache(config, rows, prompt + tokens // 2)
+    return {
+        "tokens_per_second": rows / step,
+        "step_ms": 1e3 * step,
+        "first_ms": 1e3 * times[0],
+        "floor_ms": 1e3 * read / bandwidth,
+        "share_of_bandwidth": read / step / bandwidth,
+    }
+
+
+def rollouts(out: Path, tiny: bool) -> None:
+    """Rollouts of reinforcement learning with random weights, beside plain answers."""
+    from fledgling.bench.rollouts import measure
+
+    shape = (2, 420, 128) if tiny else (12, 32768, 2048)
+    changes = ["pretrain.steps=1", "pretrain.save_every=0", "rl.max_tokens=256"]
+    changes += TINY if tiny else []
+    with TemporaryDirectory() as folder, compiler_off():
+        recipe = small_recipe(Path(folder), [*changes, f"model.depth={shape[0]}", f"tokenizer.vocab_size={shape[1]}"])
+        recipe = shaped(recipe, *shape)
+        run.run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
+        note(**measure(recipe, Path(folder) / "run" / "pretrain", 1 if tiny else 3))
+
+
+@contextmanager
+def compiler_off() -> Iterator[None]:
+    """Within it nothing is compiled by torch.compile: one step is not worth it."""
+    kept = torch._dynamo.config.disable
+    torch._dynamo.config.disable = True
+    try:
+        yield
+    finally:
+        torch._dynamo.config.disable = kept
+
+
+def small_recipe(folder: Path, changes: list[str]) -> Recipe:
+    """The quickstart recipe on this device, in `folder`/run, with few steps a stage."""
+    few = [f"{stage}.steps=4" for stage in ("pretrain", "midtrain", "sft", "rl")]
+    few += [f"{stage}.eval_questions=4" for stage in ("pretrain", "midtrain", "sft", "rl")]
+    return load_recipe("quickstart", [f"run.device={place().type}", f"run.out={folder / 'run'}", *few, *changes])
+
+
+def quickstart(out: Path, tiny: bool) -> None:
+    """Every stage of the quickstart recipe with few steps and all evaluations; then a stage stopped and resumed."""
+    changes = TINY if tiny else []
+    with TemporaryDirectory() as folder:
+        recipe = small_recipe(Path(folder), changes)
+        for stage in recipe.stages:
+            began = time.perf_counter()
+            run.run_stage(recipe, stage, quiet=True)
+            note(stage=stage, seconds=time.perf_counter() - began)
+        note(what="stopped and resumed, largest difference", **resumed(Path(folder), [*changes, "run.compile=off"]))
+
+
+def resumed(folder: Path, changes: list[str]) -> dict[str, float]:
+    """Returns the largest difference of weights and states from a whole run: of the same run again, and of one that
+    was stopped and resumed. `folder`/run has the tokenizer."""
+    tokenizer = folder / "run" / "tokenizer"
+    ends = {}
+    for name, stops in (("whole", False), ("again", False), ("stopped", True)):
+        place_ = folder / name
+        (place_ / "run").mkdir(parents=True)
+        (place_ / "run" / "tokenizer").symlink_to(tokenizer)
+        recipe = small_recipe(place_, [*changes, "pretrain.steps=6", "pretrain.save_every=2"])
+        if stops:
+            stop_after(recipe, 3)
+        run.run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
+        found = checkpoint.load(checkpoint.latest(place_ / "run" / "pretrain" / "checkpoints"))
+        ends[name] = {**found.tensors["model"], **found.tensors["optimizer"]}
+
+    def difference(one: str) -> float:
+        pairs = ((ends["whole"][key], ends[one][key]) for key in ends["whole"])
+        return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+    return {"run_to_run": difference("again"), "resumed": difference("stopped")}
+
+
+def stop_after(recipe: Recipe, steps: int) -> None:
+    """Run pretraining until it is asked to stop after so many steps."""
+
+    class Asked:
+        asked = 0
+
+        def __enter__(self) -> Callable[[], bool]:
+            return self.ask
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def ask(self) -> bool:
+            self.asked += 1
+            return self.asked >= steps
+
+    kept = run.stop_requests
+    run.stop_requests = Asked  # type: ignore[assignment,misc]
+    try:
+        run.run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
+    except loop.Stopped:
+        return
+    finally:
+        run.stop_requests = kept
+    raise AssertionError("the run was not stopped")
+
+
+def main(part: str, out: str, tiny: str = "") -> None:
+    """Run one part."""
+    small = tiny == "tiny"
+    if part in ("card", "attention", "head", "muon"):
+        getattr(gpu_kernels, part)(small)
+    elif part == "memory_compiled":
+        memory(Path(out), small, compiled=True)
+    else:
+        own = (tests, train_d12, train_d20, ab, memory, decode, rollouts, quickstart)
+        {function.__name__: function for function in own}[part](Path(out), small)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

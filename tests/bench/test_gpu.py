@@ -1,0 +1,38 @@
+"""The check of a GPU runs without one, in small: each part alone, what fails is kept, and time is bounded."""
+
+import json
+
+from fledgling.bench import gpu
+from fledgling.cli import main
+
+
+def test_parts_run_in_small_and_one_that_fails_stops_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(gpu.PARTS, "broken", 60)  # no such part exists in the process that runs it
+    assert (
+        main(["bench", "gpu", "--out", str(tmp_path), "--tiny", "--minutes", "4", "--parts", "broken,card,head"]) == 1
+    )
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == ["broken", "card", "head"]
+    assert results["broken"]["state"] == "failed (1)" and "KeyError: 'broken'" in results["broken"]["error"]
+    assert results["card"]["state"] == results["head"]["state"] == "ok"
+    assert all(row["tflops"] > 0 for row in results["head"]["rows"])
+    told = capsys.readouterr().out
+    assert "broken: failed (1)" in told and "bf16 product" in told
+
+
+def test_no_part_runs_when_the_time_is_over(tmp_path):
+    results = gpu.run_check(tmp_path, 0.01, ["card"], tiny=True)
+    assert results == {"card": {"state": "skipped", "rows": [], "error": "no time left"}}
+
+
+def test_a_part_is_stopped_at_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setitem(gpu.PARTS, "card", 1)
+    monkeypatch.setattr(gpu, "LEAST", 0)
+    assert gpu.run_check(tmp_path, 1, ["card"], tiny=True)["card"]["state"] == "out of time"
+
+
+def test_wrong_parts_and_minutes_are_one_line(tmp_path, capsys):
+    assert main(["bench", "gpu", "--out", str(tmp_path), "--parts", "cards"]) == 1
+    assert main(["bench", "gpu", "--out", str(tmp_path), "--minutes", "0"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("error: --parts cards: expected some of card, tests")

@@ -1,0 +1,247 @@
+"""What the GPU computes is what the CPU and PyTorch's plain functions compute, and a run there can be stopped."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fledgling.bench.gpu_parts import resumed, small_recipe
+from fledgling.config import OptimizerTable
+from fledgling.infer.engine import Engine
+from fledgling.infer.sample import Sampling
+from fledgling.model import logprob
+from fledgling.model.attention import blockwise, library, row_mask
+from fledgling.model.cache import Row
+from fledgling.model.config import preset
+from fledgling.model.logprob import cross_entropy_sum, target_logprobs
+from fledgling.model.window import in_pieces
+from fledgling.optim.optimizer import Optimizer
+from fledgling.train import run
+from fledgling.train.loss import logprobs_at
+from fledgling.train.setup import Setup, can_compile, make_model
+from fledgling.world import World
+
+pytestmark = pytest.mark.gpu
+V, C, T = 512, 64, 256
+
+
+class Silent:
+    special: dict[str, int] = {}  # noqa: RUF012
+    start = None
+
+
+def model_on(device, dtype=torch.float32, compiled=False, context=T):
+    config = preset("fledgling", vocab_size=V, depth=2, width=C, heads=2, kv_heads=2, context=context)
+    model = make_model(config, Setup(dtype, compiled, 0.0), device)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape) * C**-0.5)
+    return model
+
+
+def distance(found, expected):
+    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
+    assert torch.isfinite(found).all()
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("cap", [15.0, 0.0])
+def test_chunked_loss_and_gradients_are_those_of_cross_entropy(device, dtype, bound, cap, monkeypatch):
+    monkeypatch.setattr(logprob, "CHUNK_VALUES", 100 * V)
+    torch.manual_seed(0)
+    hidden = torch.randn(300, C, device=device).to(dtype).requires_grad_()
+    weight = torch.randn(V, C, device=device).mul_(0.2).requires_grad_()
+    targets = torch.randint(V, (300,), device=device)
+    targets[::7] = -1
+    loss = cross_entropy_sum(hidden, weight, targets, cap)
+    found = torch.autograd.grad(loss, (hidden, weight))
+    logits = hidden.float() @ weight.to(dtype).float().T
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    expected_loss = F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+    expected = torch.autograd.grad(expected_loss, (hidden, weight))
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=bound)
+    for one, other in zip(found, expected, strict=True):
+        assert distance(one, other) < bound
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("time", [192, 256])
+def test_library_attention_is_blockwise_attention(device, documents, time):
+    torch.manual_seed(0)
+    numbers = (torch.arange(time, device=device) * 3 // time).int().expand(2, -1) if documents else None
+    q, k, v = (F.rms_norm(torch.randn(2, 2, time, 64, device=device), (64,)).bfloat16() for _ in range(3))
+    q, k, v = (t.requires_grad_() for t in (q, k, v))
+    mask = row_mask(q[:, 0], numbers, None) if documents else None
+    outputs = library(q, k, v, mask), blockwise(*(t.float() for t in (q, k, v)), numbers)
+    grad = torch.randn_like(q)
+    found, expected = (torch.autograd.grad(y, (q, k, v), grad.to(y.dtype)) for y in outputs)
+    assert distance(*outputs) < 1e-2
+    for one, other in zip(found, expected, strict=True):
+        assert distance(one, other) < 2e-2
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_windowed_attention_is_blockwise_attention(device, documents):
+    torch.manual_seed(0)
+    numbers = (torch.arange(T, device=device) * 3 // T).int().expand(2, -1) if documents else None
+    q, k, v = (F.rms_norm(torch.randn(2, 2, T, 64, device=device), (64,)).bfloat16() for _ in range(3))
+    mask = row_mask(q[:, 0], numbers, None) if documents else None
+    expected = blockwise(*(t.float() for t in (q, k, v)), numbers, window=48)
+    assert distance(in_pieces(q, k, v, mask, 48), expected) < 1e-2
+
+
+def test_varlen_attention_is_blockwise_attention_inside_documents(device):
+    if device.type == "cpu":
+        pytest.skip("varlen attention exists on CUDA alone")
+    import inspect
+
+    from torch.nn.attention.varlen import varlen_attn
+
+    torch.manual_seed(0)
+    q, k, v = (F.rms_norm(torch.randn(1, 2, T, 64, device=device), (64,)).bfloat16() for _ in range(3))
+    ends = torch.tensor([0, 100, 130, T], device=device, dtype=torch.int32)
+    numbers = torch.bucketize(torch.arange(T, device=device), ends[1:].long(), right=True)[None]
+    windowed = "window_size" in inspect.signature(varlen_attn).parameters
+    how = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
+    flat = (t[0].transpose(0, 1).contiguous() for t in (q, k, v))
+    found = varlen_attn(*flat, ends, ends, 126, 126, **how).transpose(0, 1)[None]
+    assert distance(found, blockwise(*(t.float() for t in (q, k, v)), numbers)) < 1e-2
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_compiled_model_is_the_eager_model(device, documents):
+    if device.type == "cpu":
+        pytest.skip("tests/model compares them on a CPU")
+    assert can_compile("auto", device)
+    torch.manual_seed(1)
+    tokens = torch.randint(V, (2, T), device=device)
+    numbers = (torch.arange(T, device=device) * 3 // T).int().expand(2, -1) if documents else None
+    found = []
+    for compiled in (False, True):
+        model = model_on(device, torch.bfloat16, compiled)
+        loss = cross_entropy_sum(model(tokens, numbers), model.head.weight, tokens.roll(-1, 1), 15.0)
+        loss.backward()
+        found.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    (loss, grads), (other, others) = found
+    assert float(loss) == pytest.approx(float(other), rel=1e-2)
+    for name, grad in grads.items():
+        assert distance(others[name], grad) < 5e-2, name
+
+
+@pytest.mark.parametrize("rule", ["muon", "adamw", "normuon"])
+def test_the_optimizer_moves_weights_as_on_the_cpu(device, rule):
+    ends = []
+    for place in (torch.device("cpu"), device):
+        model = model_on(place)
+        world = World(0, 1, 0, place)
+        optimizer = Optimizer(model, OptimizerTable(matrix_rule=rule), world, compiled=place.type == "cuda")
+        draw = torch.Generator().manual_seed(3)
+        for _ in range(3):
+            optimizer.begin(1)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=draw).to(place)
+            optimizer.accumulate()
+            assert optimizer.step() > 0
+        ends.append(model.state_dict())
+    for name, weight in ends[0].items():
+        assert distance(ends[1][name], weight) < 1e-3, name
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 4e-2)])
+def test_decoding_is_the_forward_of_whole_rows(device, dtype, bound):
+    model = model_on(device, dtype)
+    engine = Engine(model, Silent(), device, dtype)
+    draw = torch.Generator().manual_seed(4)
+    rows = [torch.randint(V, (length,), generator=draw).tolist() for length in (150, 70, 9)]
+    cache, held = engine.new_cache(), [Row() for _ in rows]
+    engine.extend(cache, held, [row[:-3] for row in rows])
+    for step in (-3, -2, -1):
+        hidden = engine.extend(cache, held, [[row[step]] for row in rows])
+    with torch.inference_mode():
+        logits = engine.logits(hidden)[:, 0]
+    for row, last in zip(rows, logits, strict=True):
+        with torch.no_grad():
+            expected = model.logits(model(torch.tensor([row], device=device)))[0, -1]
+        assert distance(last, expected) < bound
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
+def test_the_sampler_says_the_log_probabilities_that_the_trainer_computes(device, dtype, bound):
+    model = model_on(device, dtype)
+    engine = Engine(model, Silent(), device, dtype)
+    prompts = [[1, 2, 3, 4], [5] * 40, [7, 8]]
+    answers = engine.generate(prompts, Sampling(temperature=0.8, max_tokens=24, seed=1), tools=False)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        row = torch.tensor([[*prompt, *answer.tokens]], device=device)
+        with torch.no_grad():
+            found = logprobs_at(model, model(row[:, :-1]), row[:, 1:], 0.8)[0, len(prompt) - 1 :]
+        assert len(answer.tokens) == 24
+        assert float((found.cpu() - torch.tensor(answer.logprobs)).abs().max()) < bound
+
+
+def test_target_logprobs_learn_as_log_softmax_does(device):
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 30, C, device=device, requires_grad=True)
+    weight = torch.randn(V, C, device=device).mul_(0.2).requires_grad_()
+    targets = torch.randint(V, (2, 30), device=device)
+    grad = torch.randn(2, 30, device=device)
+    found = target_logprobs(hidden, weight, targets, 15.0)
+    logits = 15 * torch.tanh(hidden @ weight.T / 15)
+    expected = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    assert distance(found, expected) < 1e-4
+    pairs = zip(*(torch.autograd.grad(y, (hidden, weight), grad) for y in (found, expected)), strict=True)
+    assert all(distance(one, other) < 1e-4 for one, other in pairs)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(device, tmp_path):
+    tiny = ["model.depth=2", "model.width=32", "run.compile=off"]
+    recipe = small_recipe(tmp_path, [*tiny, "pretrain.steps=1"])
+    run.run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
+    found = resumed(tmp_path, tiny)
+    assert found["resumed"] <= max(1e-6, 4 * found["run_to_run"])
+
+
+def test_every_verb_of_a_group_of_one_rank(device, monkeypatch):
+    import torch.distributed as dist
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    bound = device if device.type == "cuda" else None
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
+    try:
+        world = Grouped(0, 1, 0, device)
+        values = torch.arange(6.0, device=device)
+        dist.all_reduce(total := values.clone())
+        assert torch.equal(total, values)
+        for exact in (True, False):
+            assert torch.equal(world.reduce_scatter(values.clone(), exact).wait(), values)
+        assert torch.equal(world.all_gather(values).wait(), values)
+        assert torch.equal(world.exchange(values).wait(), values)
+        assert torch.equal(world.collect(values), values[None])
+        assert world.sum(3) == 3.0 and torch.equal(world.sum(values), values)
+        assert world.gather({"a": 1}) == [{"a": 1}]
+        assert world.mesh().size() == 1
+        world.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+class Grouped(World):
+    """A world of one rank that speaks through its group all the same."""
+
+    def __getattribute__(self, name):
+        return One(1) if name == "size" else super().__getattribute__(name)
+
+
+class One(int):
+    """1, which is not known to be alone: `== 1` is what a world asks before it spares itself an exchange."""
+
+    def __eq__(self, other):
+        return False
+
+    def __gt__(self, other):
+        return True
+
+    __hash__ = int.__hash__
