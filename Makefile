@@ -5,7 +5,7 @@ RECIPE ?= quickstart
 BIN    := .venv/bin
 STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-all lint types structure format clean
 
 quickstart: $(STAMP)  ## a chat model of your own, from raw text to conversation
 	$(BIN)/fledgling speedrun $(RECIPE)
@@ -13,8 +13,17 @@ quickstart: $(STAMP)  ## a chat model of your own, from raw text to conversation
 test: $(STAMP)  ## every test that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
-lint: $(STAMP)
+test-all: $(STAMP)  ## the invariants at full size too: hours
+	FLEDGLING_REQUESTS=200 FLEDGLING_TEXTS=100000 FLEDGLING_CASES=1250 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+lint: $(STAMP) types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(STAMP)  ## the type checker over the whole package
+	$(BIN)/mypy fledgling
+
+structure: $(STAMP)  ## packages, layers, lines, upward imports, cycles
+	$(BIN)/python -m tests.invariants.structure
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
