@@ -5,7 +5,7 @@ RECIPE ?= quickstart
 BIN    := .venv/bin
 STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: quickstart test test-all lint types structure format clean
+.PHONY: quickstart test test-all lint types structure mutants format clean
 
 quickstart: $(STAMP)  ## a chat model of your own, from raw text to conversation
 	$(BIN)/fledgling speedrun $(RECIPE)
@@ -24,6 +24,10 @@ types: $(STAMP)  ## the type checker over the whole package
 
 structure: $(STAMP)  ## packages, layers, lines, upward imports, cycles
 	$(BIN)/python -m tests.invariants.structure
+
+mutants: $(STAMP)  ## make mutants PACKAGE=optim COUNT=50: faults that no test of the package notices
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	$(BIN)/python -m tests.mutants $(PACKAGE) --count $(or $(COUNT),50)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
