@@ -46,7 +46,9 @@ def copy_tree(folder: Path) -> Path:
 def draw_mutants(session: Path, count: int, seed: int) -> int:
     """Leaves `count` random mutants in a cosmic-ray session, chosen by `seed`; returns how many there were."""
     with sqlite3.connect(session) as database:
-        rows = database.execute("SELECT job_id, operator_name FROM mutation_specs ORDER BY job_id").fetchall()
+        rows = database.execute(
+            "SELECT job_id, operator_name FROM mutation_specs ORDER BY module_path, start_pos_row, start_pos_col, operator_name, occurrence, operator_args"
+        ).fetchall()
         useful = [job for job, operator in rows if not operator.startswith(OPERATORS_LEFT_OUT)]
         kept = set(random.Random(seed).sample(useful, min(count, len(useful))))
         for job, _ in rows:
