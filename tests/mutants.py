@@ -24,6 +24,7 @@ TESTS = {  # what must notice a fault of the package: its own tests, and the inv
     "record": "tests/record",
 }
 OPERATORS_LEFT_OUT = ("core/NumberReplacer",)  # constants of tuning: most of their mutants change speed only
+SOURCE_ORDER = "module_path, start_pos_row, start_pos_col, operator_name, occurrence, operator_args"
 CONFIG = """[cosmic-ray]
 module-path = "fledgling/{package}"
 timeout = {timeout}
@@ -46,9 +47,7 @@ def copy_tree(folder: Path) -> Path:
 def draw_mutants(session: Path, count: int, seed: int) -> int:
     """Leaves `count` random mutants in a cosmic-ray session, chosen by `seed`; returns how many there were."""
     with sqlite3.connect(session) as database:
-        rows = database.execute(
-            "SELECT job_id, operator_name FROM mutation_specs ORDER BY module_path, start_pos_row, start_pos_col, operator_name, occurrence, operator_args"
-        ).fetchall()
+        rows = database.execute(f"SELECT job_id, operator_name FROM mutation_specs ORDER BY {SOURCE_ORDER}").fetchall()
         useful = [job for job, operator in rows if not operator.startswith(OPERATORS_LEFT_OUT)]
         kept = set(random.Random(seed).sample(useful, min(count, len(useful))))
         for job, _ in rows:
