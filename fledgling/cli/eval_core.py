@@ -135,7 +135,8 @@ def _make_scorer(checkpoint: str, device: str, dtype: str, untrained: bool = Fal
     """The path and state of what is to be scored, its scorer, and the key that its scores are kept under."""
     from fledgling.evals.likelihood import Scorer
     from fledgling.infer.engine import Engine
-    from fledgling.runtime.device import DTYPES, choose_dtype, keep_freed_memory
+    from fledgling.runtime.device import DTYPES, choose_dtype
+    from fledgling.runtime.memory import keep_freed_memory
     from fledgling.runtime.world import World
 
     world = World.start(device)

@@ -10,7 +10,6 @@ The download itself is `public.py`'s: resumed where it broke off.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import urllib.request
 import zipfile
@@ -20,6 +19,7 @@ from fledgling.config import UserError
 from fledgling.corpora import public_sets
 from fledgling.corpora.public_sets import DownloadProgress, PublicSet
 from fledgling.files import resolve_data_root
+from fledgling.record.atomic_directory import atomic_directory
 
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 CORE_BUNDLE = PublicSet(
@@ -92,10 +92,8 @@ def find_changed_files(folder: Path) -> list[str]:
 
 def unpack_bundle(archive: Path, folder: Path) -> None:
     """Unpack the bundle's parts of an archive to `folder`, which appears whole, in one rename."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with zipfile.ZipFile(archive) as zipped:
+        with atomic_directory(folder, replace=False) as temporary, zipfile.ZipFile(archive) as zipped:
             for member in zipped.infolist():
                 parts = PurePosixPath(member.filename).parts
                 if member.is_dir() or len(parts) < 2 or parts[1] not in BUNDLE_ENTRIES or ".." in parts:
@@ -104,15 +102,12 @@ def unpack_bundle(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with zipped.open(member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
-        if not (temporary / "core.yaml").is_file():
-            raise UserError(f"{archive}: has no eval_bundle/core.yaml; delete it and fetch again")
-        os.replace(temporary, folder)
+            if not (temporary / "core.yaml").is_file():
+                raise UserError(f"{archive}: has no eval_bundle/core.yaml; delete it and fetch again")
     except zipfile.BadZipFile:
         raise UserError(f"{archive}: is no archive, or a damaged one; delete it and fetch again") from None
     except OSError as problem:
         raise UserError(f"{folder}: cannot be written ({problem.strerror}); free space or use --data-dir") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _content_length(url: str) -> int:
