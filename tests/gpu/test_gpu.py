@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fledgling.infer.sample import Sampling
+from fledgling.train.setup import Setup, can_compile, make_model
+from fledgling.world import World
 
 from fledgling.bench.gpu_parts import resumed, small_recipe
 from fledgling.config import OptimizerTable
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
 from fledgling.model import logprob
 from fledgling.model.attention import blockwise, library, row_mask
 from fledgling.model.cache import Row
@@ -17,8 +19,6 @@ from fledgling.model.window import in_pieces
 from fledgling.optim.optimizer import Optimizer
 from fledgling.train import run
 from fledgling.train.loss import logprobs_at
-from fledgling.train.setup import Setup, can_compile, make_model
-from fledgling.world import World
 
 pytestmark = pytest.mark.gpu
 V, C, T = 512, 64, 256
