@@ -38,12 +38,12 @@ def parse_numbers(option: str, text: str) -> list[float]:
         raise UserError(f'{option}: got "{text}", expected comma-separated numbers, such as 1e13,2e13') from None
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
-    """Prints rows of text as a table."""
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str, wrap: bool = True) -> None:
+    """Prints rows of text as a table; wrap: whether the first column may wrap."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(Column(header[0], no_wrap=True), *header[1:], title=title)
+    table = Table(Column(header[0], no_wrap=not wrap), *header[1:], title=title)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
@@ -146,7 +146,7 @@ def compare(
         print(json.dumps({"effects": ablation.effects_to_json(effects), "page": str(page)}, indent=2))
         return 0
     title = f"variant minus base, {flops[0]:.4g} FLOPs per run, paired by seed"
-    print_table(ablation.EFFECT_HEADER, ablation.effect_rows(effects), title)
+    print_table(ablation.EFFECT_HEADER, ablation.effect_rows(effects), title, wrap=False)
     print(f"page: {page}")
     return 0
 

@@ -39,7 +39,8 @@ def test_differences_are_paired_by_seed():
     worse = by_name["worse"]
     assert worse.difference == pytest.approx(0.011) and worse.seeds == 3 and worse.verdict == "worse"
     assert worse.high - worse.difference == pytest.approx(4.303 * 0.001 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees
-    assert by_name["lucky"].seeds == 1 and by_name["lucky"].low is None and by_name["lucky"].verdict == "not significant"
+    lucky = by_name["lucky"]
+    assert lucky.seeds == 1 and lucky.low is None and lucky.verdict == "not significant"
     assert by_name["better"].low == pytest.approx(-0.1) and by_name["better"].high == pytest.approx(-0.1)
     assert confidence_margin([1.0]) is None and confidence_margin([0.0, 2.0]) == pytest.approx(12.706)
 
