@@ -54,7 +54,7 @@ class Link:
 
 
 # Bandwidth: the vendors' figure for one direction. Latency: memory to memory including software, an order of
-# magnitude. Loopback was measured on two cores (docs/communication.md).
+# magnitude. Loopback: `python -m benchmarks comm` on two cores (docs/communication.md).
 LINKS = {
     link.name: link
     for link in (
