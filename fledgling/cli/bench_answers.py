@@ -111,7 +111,7 @@ def core(
         Where the CORE bundle lies; else FLEDGLING_DATA.
     """
     from benchmarks.core import extend_context, measure_core_speed
-    from fledgling.cli.eval_core import load_any_model
+    from fledgling.evals.session import load_any_model
     from fledgling.files import resolve_data_root
     from fledgling.infer.engine import Engine
     from fledgling.runtime.device import DTYPES, choose_dtype, keep_freed_memory
@@ -202,7 +202,7 @@ def guesses(
         Of everything, in turn; the least counts.
     """
     from benchmarks.guesses import measure, table
-    from fledgling.cli.eval_core import load_any_model
+    from fledgling.evals.session import load_any_model
     from fledgling.runtime.world import World
 
     _, model, tokenizer, _ = load_any_model(checkpoint, World.start("auto").device)
