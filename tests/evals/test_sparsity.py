@@ -1,4 +1,4 @@
-"""The share of exact zeros, counted by hand."""
+"""The share of exact zeros in activations, counted by hand."""
 
 import pytest
 import torch
@@ -17,11 +17,11 @@ def test_zeros_are_counted_layer_by_layer(flash_norm):
     model.initialize(0)
     with torch.no_grad():
         for layer, block in enumerate(model.blocks):
-            block.mlp.fc1.weight[: 16 * layer] = 0  # of 64 hidden values: 0, 16, 32 are zero whatever comes in
+            block.mlp.fc1.weight[: 16 * layer] = 0  # of 64 hidden values: 0, 16, 32 are zero for any input
     tokens = torch.randint(40, (2, 12), generator=torch.Generator().manual_seed(0))
-    every, *layers = measure_activation_sparsity(model, [Batch(tokens, tokens)])
+    mean, *layers = measure_activation_sparsity(model, [Batch(tokens, tokens)])
     assert [one.name for one in layers] == ["zeros_layer_01", "zeros_layer_02", "zeros_layer_03"]
-    assert every.n == 24 and every.value == pytest.approx(sum(one.value for one in layers) / 3)
+    assert mean.n == 24 and mean.value == pytest.approx(sum(one.value for one in layers) / 3)
     for layer, one in enumerate(layers):
         least = 16 * layer / 64
         assert least + (1 - least) * 0.3 < one.value < least + (1 - least) * 0.7  # of the others, about half

@@ -1,4 +1,4 @@
-"""Intervals against known values, and bits per byte against a hand computation."""
+"""Bits per byte and perplexity against a hand computation, on one rank and on two."""
 
 import math
 
@@ -9,17 +9,9 @@ import torch.multiprocessing as mp
 
 from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.evals.bpb import compute_perplexities, measure_bits, measure_bpb
-from fledgling.evals.measurement import wilson_interval
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
-
-
-def test_wilson_is_the_published_interval():
-    low, high = wilson_interval(81, 263)  # Newcombe 1998, table I
-    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
-    assert wilson_interval(0, 20)[0] == 0 and wilson_interval(0, 20)[1] == pytest.approx(0.1611, abs=1e-3)
-    assert wilson_interval(20, 20)[1] == 1
 
 
 def test_a_fresh_model_spends_log_v_bits_a_token():
@@ -29,9 +21,9 @@ def test_a_fresh_model_spends_log_v_bits_a_token():
     targets[0, :3] = IGNORE_INDEX
     targets[1, 0] = 0  # a special token: no bytes, not counted
     lengths = np.array([0] + [2] * 63)
-    found = measure_bpb(model, [Batch(torch.randint(64, (4, 16)), targets)], lengths)
-    assert found.value == pytest.approx(math.log2(64) / 2, rel=1e-5)
-    assert found.n == 4 and found.low <= found.value <= found.high
+    measured = measure_bpb(model, [Batch(torch.randint(64, (4, 16)), targets)], lengths)
+    assert measured.value == pytest.approx(math.log2(64) / 2, rel=1e-5)
+    assert measured.n == 4 and measured.low <= measured.value <= measured.high
 
 
 def test_perplexity_is_the_exponential_of_the_same_loss():
@@ -39,21 +31,21 @@ def test_perplexity_is_the_exponential_of_the_same_loss():
     model = Transformer(ModelConfig(64, 1, 32, 1, 1, 16))
     model.initialize(0)
     batch = Batch(torch.randint(64, (4, 16)), torch.randint(1, 64, (4, 16)))
-    found = measure_bits(model, [batch], np.array([0] + [2] * 63))
-    token, word = compute_perplexities(found, words=32)  # 64 tokens
+    measured = measure_bits(model, [batch], np.array([0] + [2] * 63))
+    token, word = compute_perplexities(measured, words=32)  # 64 tokens
     assert (token.name, word.name) == ("perplexity_per_token", "perplexity_per_word")
     assert token.value == pytest.approx(64, rel=1e-5) and word.value == pytest.approx(64**2, rel=1e-5)
-    assert token.low <= token.value <= token.high and len(compute_perplexities(found, words=0)) == 1
+    assert token.low <= token.value <= token.high and len(compute_perplexities(measured, words=0)) == 1
 
 
-def _batches() -> list[Batch]:
+def _make_batches() -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
     return [
         Batch(*(torch.randint(1, 64, (rows, 16), generator=generator) for _ in range(2))) for rows in (3, 3, 3, 3, 1)
     ]
 
 
-def _random_model() -> Transformer:
+def _make_random_model() -> Transformer:
     model = Transformer(ModelConfig(64, 1, 32, 1, 1, 16))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -61,13 +53,13 @@ def _random_model() -> Transformer:
     return model
 
 
-def _rank(rank, size, port, results):
+def _measure_on_rank(rank, size, port, results):
     import os
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = World.start("cpu")
-    results[rank] = measure_bpb(_random_model(), _batches(), np.full(64, 2), world=world)
+    results[rank] = measure_bpb(_make_random_model(), _make_batches(), np.full(64, 2), world=world)
     world.close()
 
 
@@ -78,8 +70,8 @@ def test_two_ranks_measure_what_one_does():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(_rank, args=(2, port, results), nprocs=2)
-    alone = measure_bpb(_random_model(), _batches(), np.full(64, 2))
+    mp.spawn(_measure_on_rank, args=(2, port, results), nprocs=2)
+    alone = measure_bpb(_make_random_model(), _make_batches(), np.full(64, 2))
     assert alone.n == 13 and abs(alone.value - 3) > 0.1, "not the loss of a model that knows nothing"
     for rank in range(2):
         assert results[rank].value == pytest.approx(alone.value, rel=1e-6)
