@@ -116,9 +116,9 @@ def test_invalid_settings_are_refused_in_one_line(texts, tmp_path):
 
 def test_reading_stops_at_the_number_of_characters(texts):
     seen = []
-    made = Tokenizer.train(iter(texts), 512, max_characters=100_000, progress=seen.append)
-    assert made.training_info["characters"] == seen[-1] == 100_000
-    assert made.fingerprint() == Tokenizer.train([*texts], 512, max_characters=100_000).fingerprint()
+    trained = Tokenizer.train(iter(texts), 512, max_characters=100_000, progress=seen.append)
+    assert trained.training_info["characters"] == seen[-1] == 100_000
+    assert trained.fingerprint() == Tokenizer.train([*texts], 512, max_characters=100_000).fingerprint()
 
 
 def test_a_tokenizer_without_chat_tokens_is_refused(tokenizer):
