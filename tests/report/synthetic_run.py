@@ -1,4 +1,4 @@
-"""A made-up run of four stages, written by the recorder itself; `make_run(path)` also serves by hand."""
+"""A synthetic run of four stages, written by the recorder; `make_run(path)` can also be called by hand."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def _measure(recorder: Recorder, name: str, place: int, steps: int) -> None:
 
 
 def make_run(path: Path, stages=tuple(STAGES), scale: float = 1.0, planned: bool = True) -> Path:
-    """Write a run of the given stages under `path`; scale shortens it."""
+    """Writes a run of the given stages under `path`; scale shortens it."""
     chance = random.Random(1)
     recipe = load_recipe("quickstart", [f"run.out={json.dumps(str(path))}"])
     path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Published laws: each gives its paper's optimum, exponents come out of the formulas, losses agree with each other."""
+"""Tests published laws: each gives its paper's optimum, exponents follow from the formulas, losses are consistent."""
 
 import math
 
@@ -15,8 +15,8 @@ from fledgling.plan.scaling_laws import LAWS, ChinchillaLoss
 GOPHER = 5.76e23
 
 
-def exponent(law: scaling_laws.ScalingLaw, place: int, C: float = 1e20) -> float:
-    return math.log10(law.optimum(10 * C)[place] / law.optimum(C)[place])
+def exponent(law: scaling_laws.ScalingLaw, index: int, C: float = 1e20) -> float:
+    return math.log10(law.optimum(10 * C)[index] / law.optimum(C)[index])
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,10 @@ def exponent(law: scaling_laws.ScalingLaw, place: int, C: float = 1e20) -> float
         ("refit-2024", 72e9, 1.33e12, 0.02),
     ],
 )
-def test_what_each_law_advises_for_the_chinchilla_budget(name, N, D, within):
-    found = LAWS[name].optimum(GOPHER)
-    assert found == (pytest.approx(N, rel=within), pytest.approx(D, rel=within))
-    assert 6 * found[0] * found[1] == pytest.approx(GOPHER, rel=0.06)
+def test_the_optimum_of_each_law_for_the_chinchilla_budget(name, N, D, within):
+    optimum = LAWS[name].optimum(GOPHER)
+    assert optimum == (pytest.approx(N, rel=within), pytest.approx(D, rel=within))
+    assert 6 * optimum[0] * optimum[1] == pytest.approx(GOPHER, rel=0.06)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_exponents_of_the_optimum(name, a, b):
     assert (exponent(law, 0), exponent(law, 1)) == (pytest.approx(a, abs=0.006), pytest.approx(b, abs=0.006))
 
 
-def test_kaplan_s_limits_and_exponents():
+def test_limits_and_exponents_of_kaplan():
     assert scaling_laws.KAPLAN_N(8.8e13) == pytest.approx(1) and scaling_laws.KAPLAN_D(5.4e13) == pytest.approx(1)
     kaplan = LAWS["kaplan"].surface
     slope_N = math.log10(kaplan.loss(1e9, 1e30) / kaplan.loss(1e10, 1e30))
@@ -62,7 +62,7 @@ def test_kaplan_s_limits_and_exponents():
     assert LAWS["kaplan"].predict(scaling_laws.PF_DAY)["parameters"] == pytest.approx(1.3e9)
 
 
-def test_kaplan_s_efficient_training_is_the_minimum_of_its_learning_curves():
+def test_the_optimal_run_is_the_minimum_of_the_learning_curves():
     best = critical_batch.optimal_run(1e20)
     assert pytest.approx(1e20) == best.C
     assert best.loss == pytest.approx(
@@ -78,7 +78,7 @@ def test_kaplan_s_efficient_training_is_the_minimum_of_its_learning_curves():
 
 
 @given(N=st.floats(1e5, 1e12), B=st.floats(1e3, 1e8), S=st.floats(1e3, 1e6))
-def test_a_training_agrees_with_itself(N, B, S):
+def test_a_solved_run_is_self_consistent(N, B, S):
     run = critical_batch.solve_run(N, B, S)
     assert critical_batch.loss_after_steps(N, run.S_min) == pytest.approx(run.loss, rel=1e-9)
     assert run.D == B * S and pytest.approx(6 * N * B * S) == run.C
@@ -86,7 +86,7 @@ def test_a_training_agrees_with_itself(N, B, S):
     assert critical_batch.solve_run(N, B, 2 * S).loss < run.loss
 
 
-def test_at_the_critical_batch_both_are_twice_the_least():
+def test_at_the_critical_batch_steps_and_compute_are_twice_the_minimum():
     run = critical_batch.KaplanRun(1e9, critical_batch.critical_batch_size(2.5), 1e5, 2.5)
     assert pytest.approx(2 * run.S_min) == run.S and pytest.approx(2 * run.C_min) == run.C
 
@@ -99,7 +99,7 @@ def test_at_the_critical_batch_both_are_twice_the_least():
     beta=st.floats(0.1, 1),
     C=st.floats(1e12, 1e25),
 )
-def test_an_optimum_is_one(E, A, alpha, B, beta, C):
+def test_the_optimum_is_a_minimum(E, A, alpha, B, beta, C):
     law = ChinchillaLoss(E, A, alpha, B, beta)
     N, D = law.optimum(C)
     assert pytest.approx(C) == 6 * N * D
@@ -109,15 +109,15 @@ def test_an_optimum_is_one(E, A, alpha, B, beta, C):
     assert law.scaled(2).optimum(C) == (pytest.approx(N), pytest.approx(D))
 
 
-def test_nanochat_s_bits_per_byte():
+def test_bits_per_byte_of_nanochat():
     for C, bits in ((1e18, 0.8972), (2e18, 0.8616), (5e18, 0.8293), (1e19, 0.7999)):
         assert LAWS["nanochat"].predict(C)["bits_per_byte"] == pytest.approx(bits, rel=0.007)
-    told = LAWS["nanochat"].predict(10**18.5, 4.5)
-    assert told["tokens_per_parameter"] == pytest.approx(10.5)
-    assert told["nats_per_token"] == pytest.approx(told["bits_per_byte"] * 4.5 * math.log(2))
+    prediction = LAWS["nanochat"].predict(10**18.5, 4.5)
+    assert prediction["tokens_per_parameter"] == pytest.approx(10.5)
+    assert prediction["nats_per_token"] == pytest.approx(prediction["bits_per_byte"] * 4.5 * math.log(2))
 
 
-def test_units_go_there_and_back():
+def test_unit_conversions_are_inverse():
     assert scaling_laws.nats_to_bpb(math.log(2) * 4, 4) == pytest.approx(1)
     assert scaling_laws.bpb_to_nats(scaling_laws.nats_to_bpb(2.5, 4.8), 4.8) == pytest.approx(2.5)
     refit = LAWS["refit-2024"]
@@ -125,25 +125,25 @@ def test_units_go_there_and_back():
     assert LAWS["chinchilla-1"].loss_in_nats(1e9, 1e9) is None
 
 
-def test_the_ways_of_counting():
+def test_parameter_counts():
     d20 = config_from_table(ModelTable(depth=20, context=2048), 65_536)
-    found = scaling_laws.parameter_counts(count_parameters(d20))
-    assert found[scaling_laws.ALL_PARAMETERS] == 560_988_160
-    assert found[scaling_laws.MATRICES] == count_matrix_parameters(d20) == 12 * 20 * 1280**2
+    counts = scaling_laws.parameter_counts(count_parameters(d20))
+    assert counts[scaling_laws.ALL_PARAMETERS] == 560_988_160
+    assert counts[scaling_laws.MATRICES] == count_matrix_parameters(d20) == 12 * 20 * 1280**2
     assert (
-        found[scaling_laws.WITH_HEAD]
-        == found[scaling_laws.WITHOUT_EMBEDDINGS]
+        counts[scaling_laws.WITH_HEAD]
+        == counts[scaling_laws.WITHOUT_EMBEDDINGS]
         == count_matrix_parameters(d20) + 65_536 * 1280
     )
 
 
 @pytest.mark.parametrize("C", [0, -1, math.inf, math.nan])
-def test_a_budget_that_is_none(C):
+def test_an_invalid_budget_is_refused(C):
     with pytest.raises(UserError, match="budget: got"):
         LAWS["kaplan"].optimum(C)
 
 
-def test_a_law_that_is_not_there():
+def test_an_unknown_law_is_refused():
     assert scaling_laws.find_law("kaplan") is LAWS["kaplan"]
     with pytest.raises(UserError, match='did you mean "chinchilla-1"'):
         scaling_laws.find_law("chinchila-1")

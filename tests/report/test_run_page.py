@@ -1,4 +1,4 @@
-"""The report: right numbers, one page that stands alone, and nothing in a run can break or enter it."""
+"""Tests the report: correct numbers, a self-contained page, and no injection or failure from a run's contents."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from fledgling.cli import main
 from fledgling.config import UserError
 from fledgling.report import build_report, make_evals_table, summarize_run
 
-from .made_up_run import make_run
+from .synthetic_run import make_run
 
 VOID = {"meta", "br"}
 
@@ -49,7 +49,7 @@ def page(run) -> Page:
     return Page(build_report(run).read_text("utf-8"))
 
 
-def stands_alone(found: Page) -> None:
+def assert_self_contained(found: Page) -> None:
     assert not {"script", "img", "image", "iframe", "object", "embed", "link", "a", "form", "use"} & set(found.tags)
     for name, value in found.attributes:
         assert not name.startswith("on") and name not in ("href", "src", "xlink:href"), (name, value)
@@ -76,7 +76,7 @@ def test_the_last_value_of_each_stage_with_its_baseline(run):
     assert list(found["stages"]) == ["pretrain", "midtrain", "sft", "rl"]
     pretrain = found["stages"]["pretrain"]
     assert pretrain["steps"] == 50 and pretrain["tokens"] == 50 * 4096 and pretrain["finished"]
-    assert 17_000 < pretrain["tokens_per_second"] < 19_000, "the compiling step does not count"
+    assert 17_000 < pretrain["tokens_per_second"] < 19_000, "the compiling step was counted"
     assert pretrain["saving"] == pytest.approx({"stall": 2 * 0.01 + 0.21, "writer": 3 * 0.2})
     assert pretrain["hours"] == pytest.approx(50 * 4096 / 18_000 / 3600, rel=0.2)
 
@@ -88,9 +88,9 @@ def test_predicted_and_measured_have_the_same_keys(run, tmp_path):
     assert bare["predicted"] == bare["measured"] == {}
 
 
-def test_the_page_shows_everything_and_stands_alone(run):
+def test_the_page_shows_everything_and_is_self_contained(run):
     found = page(run)
-    stands_alone(found)
+    assert_self_contained(found)
     text = "".join(found.text)
     for part in ("quickstart", "bits per byte", "counting, new wordings", "60.0 %", "Predicted and measured"):
         assert part in text
@@ -130,7 +130,7 @@ def test_nothing_in_a_run_is_markup(tmp_path):
     (run / "data/<b>x").mkdir()
     (run / "data/<b>x/manifest.json").write_text(json.dumps({"tokens": BAD, "files": {"tokens.bin": {"sha256": BAD}}}))
     found = page(run)
-    stands_alone(found)
+    assert_self_contained(found)
     text = "".join(found.text)
     assert "alert(1)" in text and "1337" not in text and "{{ 7 * 191 }}" in text
     assert not {"b", "red"} & set(found.tags)
@@ -167,7 +167,7 @@ FILES += ("sft/checkpoints/step-00000001/model.safetensors",)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_broken_file_costs_its_own_part_only(run, tmp_path, name):
+def test_a_broken_file_affects_only_its_own_part(run, tmp_path, name):
     copy = shutil.copytree(run, tmp_path / "copy")
     (copy / name).parent.mkdir(parents=True, exist_ok=True)
     for content in WRONG:
@@ -179,17 +179,17 @@ def test_a_broken_file_costs_its_own_part_only(run, tmp_path, name):
     page(copy)
 
 
-def test_a_run_that_has_just_begun(tmp_path):
+def test_a_run_that_has_just_started_has_a_report(tmp_path):
     run = tmp_path / "young"
     (run / "pretrain").mkdir(parents=True)
     (run / "pretrain/metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n{"step": 2, "lo')
-    stands_alone(page(run))
+    assert_self_contained(page(run))
     assert summarize_run(run)["stages"]["pretrain"]["steps"] == 1
     assert summarize_run(run)["evals"] == []
     assert make_evals_table(run).row_count == 0
 
 
-def test_work_done_again_counts_once(tmp_path):
+def test_repeated_steps_count_once(tmp_path):
     run = tmp_path / "again"
     (run / "sft").mkdir(parents=True)
     lines = [{"step": s, "name": "x", "value": v} for s, v in ((0, 0.1), (5, 0.2), (0, 0.3))]
@@ -198,7 +198,7 @@ def test_work_done_again_counts_once(tmp_path):
     assert [e["value"] for e in summarize_run(run)["evals"]] == [0.2]
 
 
-def test_weights_are_counted_from_the_checkpoint(tmp_path):
+def test_parameters_are_counted_from_the_checkpoint(tmp_path):
     import torch
     from safetensors.torch import save_file
 
@@ -210,7 +210,7 @@ def test_weights_are_counted_from_the_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
-def test_no_run_is_one_line(tmp_path, make, capsys):
+def test_a_missing_run_is_one_line(tmp_path, make, capsys):
     make(tmp_path / "run")
     for look in (build_report, summarize_run, make_evals_table):
         with pytest.raises(UserError, match=r"run .*(does not exist|is a file|nothing to report yet)"):
@@ -228,7 +228,7 @@ def test_the_command(run, capsys):
     assert (run / "report.html").is_file()
 
 
-def test_no_torch_is_needed(run):
+def test_the_report_needs_no_torch(run):
     script = "import sys; from fledgling.report import build_report; build_report(sys.argv[1])"
     script += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script, str(run)], check=True)

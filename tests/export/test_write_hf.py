@@ -1,4 +1,4 @@
-"""What is exported loads in transformers' own classes with the same numbers, and comes back bit for bit."""
+"""Tests that exports load in transformers' own classes with the same numbers, and import bit for bit."""
 
 import json
 
@@ -26,7 +26,7 @@ SHAPES = [  # family and what differs from a plain small model
 
 
 @pytest.mark.parametrize(("family", "fields"), SHAPES)
-def test_transformers_computes_the_same_logits_and_the_same_text(family, fields, make, tokenizer, tmp_path):
+def test_transformers_computes_the_same_logits_and_text(family, fields, make, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     model = make(family, **{"context": 256, **fields})
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
@@ -47,7 +47,7 @@ def test_transformers_computes_the_same_logits_and_the_same_text(family, fields,
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_left_padding_changes_nothing(family, make, tokenizer, tmp_path):
-    """A batch padded on the left, as their generation wants it, agrees with each row read alone here."""
+    """A batch padded on the left, as generation requires it, agrees with each row computed alone."""
     transformers = pytest.importorskip("transformers")
     model = make(family)
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
@@ -66,7 +66,7 @@ def test_left_padding_changes_nothing(family, make, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(("family", "fields"), SHAPES)
-def test_what_comes_back_is_bit_for_bit_what_went_out(family, fields, make, tokenizer, tmp_path):
+def test_export_and_import_are_bit_exact(family, fields, make, tokenizer, tmp_path):
     model = make(family, **fields)
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
     back = read_hf(out)
@@ -78,7 +78,7 @@ def test_what_comes_back_is_bit_for_bit_what_went_out(family, fields, make, toke
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_large_weights_are_cut_into_shards(family, make, tokenizer, tmp_path):
+def test_large_weights_are_split_into_shards(family, make, tokenizer, tmp_path):
     model = make(family)
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card", shard_bytes=100_000)
     index = json.loads((out / "model.safetensors.index.json").read_text())
@@ -94,7 +94,7 @@ def test_large_weights_are_cut_into_shards(family, make, tokenizer, tmp_path):
         assert (theirs(tokens).logits - model.compute_logits(model(tokens))).abs().max() < 1e-5
 
 
-def test_half_precision_is_what_was_asked_for(make, tokenizer, tmp_path):
+def test_weights_are_stored_in_the_requested_half_precision(make, tokenizer, tmp_path):
     model = make("llama")
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card", "bfloat16")
     back = read_hf(out)
@@ -125,7 +125,7 @@ ANSWER = {
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_the_chat_template_lays_out_what_we_do(messages, make, tokenizer, tmp_path):
+def test_the_chat_template_matches_our_conversation_format(messages, make, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     model = make("llama")
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
@@ -141,7 +141,7 @@ def test_the_chat_template_lays_out_what_we_do(messages, make, tokenizer, tmp_pa
     assert theirs.model_max_length == 128
 
 
-def test_a_model_of_no_class_is_refused_with_the_part(make, tokenizer, tmp_path):
+def test_a_model_without_a_transformers_class_is_refused_by_setting(make, tokenizer, tmp_path):
     for family, fields, word in (
         ("llama", {"qk_norm": True}, "qk_norm"),
         ("llama", {"logit_softcap": 15.0}, "logit_softcap"),
@@ -159,14 +159,14 @@ def test_a_model_of_no_class_is_refused_with_the_part(make, tokenizer, tmp_path)
     [{"value_embeddings": 1}, {"window_pattern": "SL"}, {"residual_scalars": True}],
     ids=lambda fields: next(iter(fields)),
 )
-def test_later_ideas_are_refused_by_name(fields, make, tokenizer, tmp_path):
+def test_optional_features_are_refused_by_name(fields, make, tokenizer, tmp_path):
     model = make("fledgling", **fields)
     with pytest.raises(UserError, match=next(iter(fields))):
         write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folded_and_deferred_norms_are_the_same_model_to_others(make, tokenizer, tmp_path):
+def test_folded_and_deferred_norms_export_the_same_model(make, tokenizer, tmp_path):
     model = make("llama", flash_norm=True)
     folded = fold_norm_weights(model.config, model.state_dict())
     out = write_hf.write_hf(tmp_path / "out", model.config, folded, tokenizer, "card")
@@ -175,7 +175,7 @@ def test_folded_and_deferred_norms_are_the_same_model_to_others(make, tokenizer,
     assert all(row.max_difference < 1e-4 and row.greedy_matches == row.greedy_tokens for row in rows)
 
 
-def test_what_is_there_is_not_written_over(make, tokenizer, tmp_path):
+def test_an_existing_directory_is_not_overwritten(make, tokenizer, tmp_path):
     model = make("gpt2")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
@@ -184,7 +184,7 @@ def test_what_is_there_is_not_written_over(make, tokenizer, tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
 
 
-def test_parity_sees_a_changed_weight(make, tokenizer, tmp_path):
+def test_parity_detects_a_changed_weight(make, tokenizer, tmp_path):
     model = make("fledgling")
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
     rows = list(parity.compare_hf(model, out, tokenizer.bos_or_none))

@@ -1,4 +1,4 @@
-"""Directories that lie are refused in one line that names the file, the key or the tensor."""
+"""Tests that invalid directories are refused in one line that names the file, the key or the tensor."""
 
 import json
 import pickle
@@ -21,7 +21,7 @@ def directory(make, tokenizer, tmp_path):
     return write_hf.write_hf(tmp_path / "model", model.config, model.state_dict(), tokenizer, "card")
 
 
-def refused(directory, *words) -> None:
+def assert_refused(directory, *words) -> None:
     with pytest.raises(UserError) as error:
         read_hf(directory)
     assert "\n" not in str(error.value)
@@ -63,9 +63,9 @@ def change(directory, **keys) -> None:
         ({"vocab_size": None}, "vocab_size"),
     ],
 )
-def test_a_configuration_that_does_not_fit(directory, keys, word):
+def test_an_unsupported_configuration_is_refused(directory, keys, word):
     change(directory, **keys)
-    refused(directory, word)
+    assert_refused(directory, word)
 
 
 def rewrite(directory, edit, metadata=None) -> None:
@@ -75,17 +75,17 @@ def rewrite(directory, edit, metadata=None) -> None:
     save_file(tensors, file, metadata=metadata)
 
 
-def test_tensors_missing_left_over_misshapen_or_of_another_kind(directory):
+def test_tensors_that_are_missing_unexpected_or_invalid_are_named(directory):
     name = "model.layers.1.mlp.up_proj.weight"
     good = load_file(directory / "model.safetensors")[name]
     rewrite(directory, lambda t: t.pop(name))
-    refused(directory, name, "missing")
+    assert_refused(directory, name, "missing")
     rewrite(directory, lambda t: t.update({name: good.T.contiguous()}))
-    refused(directory, name, "shape")
+    assert_refused(directory, name, "shape")
     rewrite(directory, lambda t: t.update({name: good.to(torch.int8)}))
-    refused(directory, name, "int8")
+    assert_refused(directory, name, "int8")
     rewrite(directory, lambda t: t.update({name: good, "model.layers.1.mlp.extra": good.clone()}))
-    refused(directory, "model.layers.1.mlp.extra", "left over")
+    assert_refused(directory, "model.layers.1.mlp.extra", "left over")
 
 
 def test_a_pickle_is_never_read(directory):
@@ -95,9 +95,9 @@ def test_a_pickle_is_never_read(directory):
 
     (directory / "model.safetensors").unlink()
     (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
-    refused(directory, "pytorch_model.bin", "pickle")
+    assert_refused(directory, "pytorch_model.bin", "pickle")
     (directory / "model.safetensors").write_bytes(pickle.dumps(Evil()))
-    refused(directory, "weights cannot be read")
+    assert_refused(directory, "weights cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_a_pickle_is_never_read(directory):
         struct.pack("<Q", 80) + b'{"model.norm.weight":{"dtype":"F32","shape":[64],"data_offsets":[0,10000000000]}}',
     ],
 )
-def test_hostile_headers(directory, content):
+def test_hostile_headers_are_refused(directory, content):
     (directory / "model.safetensors").write_bytes(content)
-    refused(directory, "model.safetensors: weights cannot be read")
+    assert_refused(directory, "model.safetensors: weights cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_hostile_headers(directory, content):
         ([64], [0, 256], "OBJECT"),
     ],
 )
-def test_a_header_that_lies_of_a_tensor_is_refused_with_its_name(directory, shape, offsets, kind):
-    """In a shard, so that the index and all other tensors are as they should be."""
+def test_an_impossible_tensor_header_is_refused_by_name(directory, shape, offsets, kind):
+    """In a shard, so that the index and all other tensors are valid."""
     file = directory / "model.safetensors"
     tensors = load_file(file)
     last = tensors.pop("model.norm.weight")
@@ -139,24 +139,24 @@ def test_a_header_that_lies_of_a_tensor_is_refused_with_its_name(directory, shap
     file.unlink()
     where = {**dict.fromkeys(tensors, "a.safetensors"), "model.norm.weight": "b.safetensors"}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    refused(directory, "b.safetensors", "tensor model.norm.weight")
+    assert_refused(directory, "b.safetensors", "tensor model.norm.weight")
 
 
-def test_a_tensor_or_a_key_that_stands_twice(directory):
+def test_a_duplicate_tensor_or_key_is_refused(directory):
     file, settings = directory / "model.safetensors", directory / "config.json"
     raw = file.read_bytes()
     size = struct.unpack("<Q", raw[:8])[0]
     header, twice = raw[8 : 8 + size].rstrip(), json.loads(raw[8 : 8 + size])["model.norm.weight"]
     header = header[:-1] + b', "model.norm.weight": ' + json.dumps(twice).encode() + b"}"
     file.write_bytes(struct.pack("<Q", len(header)) + header + raw[8 + size :])
-    refused(directory, "weights cannot be read", "model.norm.weight stands there twice")
+    assert_refused(directory, "weights cannot be read", "model.norm.weight appears twice")
     file.write_bytes(raw)
     settings.write_text(settings.read_text().rstrip()[:-1] + ', "hidden_size": 64}')
-    refused(directory, "config.json", "hidden_size stands there twice")
+    assert_refused(directory, "config.json", "hidden_size appears twice")
 
 
 @pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7, "model.bin"])
-def test_an_index_leads_nowhere_else(directory, file, tmp_path):
+def test_an_index_cannot_leave_the_directory(directory, file, tmp_path):
     weights = (directory / "model.safetensors").rename(directory / "part.safetensors")
     names = list(load_file(weights))
     (tmp_path / "secret.safetensors").write_bytes(weights.read_bytes())
@@ -164,36 +164,36 @@ def test_an_index_leads_nowhere_else(directory, file, tmp_path):
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     assert len(read_hf(directory).state) == len(names)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where | {names[3]: file}}))
-    refused(directory, names[3])
+    assert_refused(directory, names[3])
 
 
-def test_an_index_that_names_what_is_not_there(directory):
+def test_an_index_with_missing_files_or_tensors_is_refused(directory):
     weights = (directory / "model.safetensors").rename(directory / "part.safetensors")
     names = list(load_file(weights))
     index = directory / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "other.safetensors")}))
-    refused(directory, "other.safetensors")
+    assert_refused(directory, "other.safetensors")
     index.write_text(json.dumps({"weight_map": {**dict.fromkeys(names, "part.safetensors"), "x": "part.safetensors"}}))
-    refused(directory, "tensor x")
+    assert_refused(directory, "tensor x")
     for content in ("{}", '{"weight_map": []}', "[" * 100_000):
         index.write_text(content)
-        refused(directory, "index.json")
+        assert_refused(directory, "index.json")
 
 
-def test_what_is_no_model_directory(directory, tmp_path):
-    refused(tmp_path / "nothing", "does not exist")
-    refused(directory / "config.json", "is a file")
+def test_other_directories_are_refused(directory, tmp_path):
+    assert_refused(tmp_path / "nothing", "does not exist")
+    assert_refused(directory / "config.json", "is a file")
     (directory / "tokenizer.json").unlink()
-    refused(directory, "tokenizer.json")
+    assert_refused(directory, "tokenizer.json")
     (directory / "config.json").write_text("not json")
-    refused(directory, "config.json")
+    assert_refused(directory, "config.json")
 
 
-def test_a_tokenizer_larger_than_the_embedding(directory):
+def test_a_tokenizer_larger_than_the_embedding_is_refused(directory):
     document = json.loads((directory / "tokenizer.json").read_text())
     document["model"]["vocab"]["extra"] = 999
     (directory / "tokenizer.json").write_text(json.dumps(document))
-    refused(directory, "1000 entries")
+    assert_refused(directory, "1000 entries")
 
 
 def test_a_tied_head_that_is_stored_must_be_the_embedding(make, tokenizer, tmp_path):
@@ -202,11 +202,11 @@ def test_a_tied_head_that_is_stored_must_be_the_embedding(make, tokenizer, tmp_p
     rewrite(out, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()}))
     assert torch.equal(read_hf(out).state["head.weight"], model.head.weight)
     rewrite(out, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
-    refused(out, "lm_head.weight")
+    assert_refused(out, "lm_head.weight")
 
 
-def test_gpt2_as_it_was_published(make, tokenizer, tmp_path):
-    """Bare names, stored masks, no tokenizer.json but two files, half the keys left to their defaults."""
+def test_gpt2_loads_in_its_published_form(make, tokenizer, tmp_path):
+    """Names without prefix, stored masks, no tokenizer.json but two files, half of the keys left to their defaults."""
     model = make("gpt2", context=64, vocab_size=258)
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
     mask = torch.ones(1, 1, 64, 64).tril()
@@ -229,7 +229,7 @@ def test_gpt2_as_it_was_published(make, tokenizer, tmp_path):
     assert back.tokenizer.encode("abb") == [256, ord("b")] and back.tokenizer.bos == 257
 
 
-def test_older_ways_of_saying_the_same():
+def test_older_config_keys_are_understood():
     said = {
         "model_type": "llama",
         "vocab_size": 32000,
