@@ -217,7 +217,7 @@ class EvalSession:
     def open(cls, checkpoint: str, device: str, out: Path | None) -> EvalSession:
         """Load a checkpoint. Raises UserError where there is none."""
         from fledgling.infer.engine import Engine
-        from fledgling.infer.weights import load_model
+        from fledgling.infer.runner import load_model
         from fledgling.record.checkpoint import resolve_checkpoint
         from fledgling.runtime.device import choose_dtype
         from fledgling.runtime.world import World

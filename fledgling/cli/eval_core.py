@@ -151,7 +151,7 @@ def _make_scorer(checkpoint: str, device: str, dtype: str, untrained: bool = Fal
 def load_any_model(given: str, device: torch.device) -> tuple[Path, Transformer, Tokenizer, dict]:
     """The path, model, tokenizer and state of a checkpoint, a stage, a run, or a Hugging Face directory."""
     from fledgling.export.read_hf import read_hf
-    from fledgling.infer.weights import load_model
+    from fledgling.infer.runner import load_model
     from fledgling.model.transformer import Transformer
     from fledgling.record.checkpoint import resolve_checkpoint
 

@@ -6,7 +6,7 @@ The one idea: everything is written into a temporary neighbour and flushed to th
 and SHA-256 of every file) last; then one rename gives it its name. A kill at any instant leaves the
 previous checkpoint as it was, and a changed bit is found before it is trained on. Only safetensors and JSON
 are written or read, never a pickle. What the tensors and the state mean is the caller's business:
-`fledgling.infer.weights` makes a model of them, `fledgling.train.saver` copies them for the thread of writer.py. The one
+`fledgling.infer.runner` makes a model of them, `fledgling.train.saver` copies them for the thread of writer.py. The one
 file of this room that imports torch.
 """
 
