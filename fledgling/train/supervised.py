@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from fledgling.config import Recipe, RLConfig, StageConfig
-from fledgling.corpora.split import measure_compressed_bpb
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import MixtureStream, RowSource
 from fledgling.evals import chat, core, samples
@@ -32,6 +31,7 @@ from fledgling.record import Recorder
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.tasks.core import find_core_bundle, read_core_tasks
+from fledgling.text.compression import measure_compressed_bpb
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import next_token_loss
 from fledgling.train.prepare import DataPreparer, split_mixture
@@ -184,13 +184,13 @@ def _zeros(context: StageContext, rows: RowSource, micro_rows: int, step: int, l
 
 def _compression(context: StageContext, source: str, step: int, last: bool) -> list[Measurement]:
     """What xz and zstd need for the same held-out text when they have seen the training text: the bar for the model."""
-    if not (last and context.world.is_main) or context.preparer.is_large(source):
+    if not (last and context.world.is_main) or context.preparer.documents.is_large(source):
         return []
-    train, held_out = context.preparer.read_documents(source)
+    train, held_out = context.preparer.documents.read_split(source)
     if not (held_out and sum(d.num_bytes for d in train) < COMPRESSIBLE):
         return []
     context.recorder.log_notice("compressing the held-out text with xz and zstd, for comparison")
-    found = measure_compressed_bpb(train, held_out)
+    found = measure_compressed_bpb((d.text for d in train), (d.text for d in held_out))
     size = sum(d.num_bytes for d in held_out)
     return [
         Measurement(f"bits_per_byte of {name}", value, n=size)

@@ -41,9 +41,7 @@ TORCH_FREE = (
     "sandbox",
     "cli",
     "model.config",
-    "corpora.corpus",
-    "corpora.sources",
-    "corpora.pool",
+    "corpora",
     "optim.layout",
     "optim.groups",
 )
