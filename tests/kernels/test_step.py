@@ -57,9 +57,9 @@ def test_a_step_is_as_near_to_exact_as_the_model_in_bf16(family, parts, bits):
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
     )
-    plain.native_step = None
+    plain.runner.native_step = None
     exact = logits(Engine(model, NoSpecialTokens({}), dtype=torch.float32), prompts, tokens)
-    assert stepped.native_step is not None
+    assert stepped.runner.native_step is not None
     error = [(logits(engine, prompts, tokens) - exact).square().mean().sqrt() for engine in (stepped, plain)]
     assert error[0] < 1.2 * error[1] and error[0] < 0.05 * exact.std()
 
