@@ -15,8 +15,9 @@ from pathlib import Path
 from fledgling.config import Recipe, RLConfig, StageConfig
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import MixtureStream, RowSource
-from fledgling.evals import chat, core, samples
+from fledgling.evals import chat, core_results, samples
 from fledgling.evals.bpb import measure_bpb, read_first_rows
+from fledgling.evals.core import run_core
 from fledgling.evals.likelihood import Scorer
 from fledgling.evals.measurement import Measurement
 from fledgling.evals.sparsity import measure_activation_sparsity
@@ -157,7 +158,7 @@ def build_core_evals(table: StageConfig, context: StageContext) -> tuple[Eval, .
         return ()
     root = resolve_data_root(context.recipe.run.data_dir)
     tasks = read_core_tasks(root) if find_core_bundle(root) else []
-    scorer, settings = Scorer(context.engine, context.world), core.CoreSettings(table.core_max_per_task)
+    scorer, settings = Scorer(context.engine, context.world), core_results.CoreSettings(table.core_max_per_task)
 
     def measure(step: int, last: bool) -> list[Measurement]:
         if step == 0:  # an untrained model is not worth the wait
@@ -167,8 +168,12 @@ def build_core_evals(table: StageConfig, context: StageContext) -> tuple[Eval, .
             return []
         if not tasks:
             return []
-        results = core.run_core(scorer, tasks, settings)
-        return core.list_core_measurements(results, include_mean=True) if last else [core.compute_core(results)]
+        results = run_core(scorer, tasks, settings)
+        return (
+            core_results.list_core_measurements(results, include_mean=True)
+            if last
+            else [core_results.compute_core(results)]
+        )
 
     return (Eval("core", table.core_every, measure),)
 

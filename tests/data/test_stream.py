@@ -137,12 +137,12 @@ def test_every_source_has_its_share_at_every_row(weights):
 @pytest.mark.parametrize("offset", [0, 3, 12_345])
 def test_locating_a_row_agrees_with_counting_from_the_start(offset):
     order = SourceOrder.from_weights([0.5, 0.2, 0.3], offset)
-    given = [0, 0, 0]
+    counts = [0, 0, 0]
     for row in range(500):
         source, index = order.locate(row)
-        assert index == given[source]
-        given[source] += 1
-        assert order.count_rows(row + 1).tolist() == given
+        assert index == counts[source]
+        counts[source] += 1
+        assert order.count_rows(row + 1).tolist() == counts
     assert order.locate(10**12) == (
         order.locate(10**12 % 10)[0],
         order.count_rows(10**12)[order.locate(10**12)[0]],
@@ -218,7 +218,7 @@ def test_an_error_in_the_thread_is_raised_at_its_step():
     stream = make_stream(source)
     stream.next()
     stream.next()
-    for _ in range(2):  # and again, if asked again
+    for _ in range(2):
         with pytest.raises(OSError, match="the disk went away"):
             stream.next()
     assert stream.state_dict() == {"step": 2} and count_threads() == 0
@@ -268,12 +268,12 @@ def make_sectioned_source(seed=1, max_documents=30) -> RowSource:
 
 def test_sections_give_every_token_once_an_epoch():
     source = make_sectioned_source()
-    whole = sorted(token for shard in source.shards for token in shard.tokens.tolist())
+    expected = sorted(token for shard in source.shards for token in shard.tokens.tolist())
     epochs = []
     for epoch in range(2):
         rows = [source.read_row(epoch * len(source) + i) for i in range(len(source))]
         seen = sorted(int(t) for tokens, mask in rows for t, m in zip(tokens, mask, strict=True) if m and t != BOS)
-        assert seen == whole
+        assert seen == expected
         epochs.append([tuple(tokens) for tokens, _ in rows])
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
     assert (
