@@ -53,8 +53,7 @@ def inference(
         Where the draws and the page go.
     """
     from fledgling.evals.chat import build_exams
-    from fledgling.scaling.inference import analyze_samples, load_samples, sampling_to_json
-    from fledgling.scaling.inference_page import build_inference_page
+    from fledgling.scaling.inference import analyze_samples, build_inference_page, load_samples, sampling_to_json
 
     if not checkpoints:
         raise UserError("no checkpoint is named: expected one or several, such as runs/quickstart/sft")
