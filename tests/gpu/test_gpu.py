@@ -155,12 +155,12 @@ def test_decoding_is_the_forward_of_whole_rows(device, dtype, bound):
     engine = Engine(model, Silent(), device, dtype)
     draw = torch.Generator().manual_seed(4)
     rows = [torch.randint(V, (length,), generator=draw).tolist() for length in (150, 70, 9)]
-    cache, held = engine.new_cache(), [CacheRow() for _ in rows]
-    engine.extend_cache(cache, held, [row[:-3] for row in rows])
+    cache, held = engine.runner.new_cache(), [CacheRow() for _ in rows]
+    engine.runner.extend_cache(cache, held, [row[:-3] for row in rows])
     for step in (-3, -2, -1):
-        hidden = engine.extend_cache(cache, held, [[row[step]] for row in rows])
+        hidden = engine.runner.extend_cache(cache, held, [[row[step]] for row in rows])
     with torch.inference_mode():
-        logits = engine.compute_logits(hidden)[:, 0]
+        logits = engine.runner.compute_logits(hidden)[:, 0]
     for row, last in zip(rows, logits, strict=True):
         with torch.no_grad():
             expected = model.compute_logits(model(torch.tensor([row], device=device)))[0, -1]
