@@ -8,7 +8,7 @@ from fledgling.bench.gpu_parts import resumed, small_recipe
 from fledgling.config import OptimizerConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
-from fledgling.model import logprob
+from fledgling.model import head_chunk
 from fledgling.model.attention import blockwise_attention, make_attention_mask, sdpa
 from fledgling.model.build import build_model
 from fledgling.model.cache import CacheRow
@@ -49,7 +49,7 @@ def distance(found, expected):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 def test_chunked_loss_and_gradients_are_those_of_cross_entropy(device, dtype, bound, cap, monkeypatch):
-    monkeypatch.setattr(logprob, "CHUNK_LOGITS", 100 * V)
+    monkeypatch.setitem(head_chunk.CHUNK_LOGITS, device.type, 100 * V)
     torch.manual_seed(0)
     hidden = torch.randn(300, C, device=device).to(dtype).requires_grad_()
     weight = torch.randn(V, C, device=device).mul_(0.2).requires_grad_()
