@@ -52,7 +52,7 @@ def quantize(
     measure
         Whether quality is measured, before and after.
     """
-    from fledgling.infer.weights import load_model
+    from fledgling.infer.runner import load_model
     from fledgling.kernels.format import DEFAULT_GROUP_SIZES, check_quantization
     from fledgling.kernels.quantized_model import count_weight_bytes, quantize_state_dict, require_unquantized
     from fledgling.plan.inference import weight_bytes
@@ -118,9 +118,9 @@ class QualityCheck:
     @classmethod
     def prepare(cls, tokenizer: Any, context: int, text: str | None, questions: int) -> QualityCheck:
         """Read the text, cut it into rows of `context` tokens, and write the questions."""
+        from fledgling.corpora.document import split_held_out
         from fledgling.corpora.embedded import harvest_embedded
         from fledgling.corpora.readers import read_documents
-        from fledgling.corpora.split import split_held_out
         from fledgling.evals.bpb import make_text_batches
         from fledgling.evals.chat import build_exams
         from fledgling.tasks import SKILLS

@@ -1,0 +1,115 @@
+"""Sampled tokens, recorded log-probabilities, and noise as a function of its three numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fledgling.config import UserError
+from fledgling.infer.sampling import SamplingParams, adjust_logits_, hash_to_uniform, sample_tokens
+
+
+def even_noise(count: int) -> torch.Tensor:
+    """Returns noise spread evenly over [0, 1): samples then hit every token in proportion."""
+    return (torch.arange(count) + 0.5) / count
+
+
+def frequencies(logits: torch.Tensor, sampling: SamplingParams, samples: int = 4000) -> torch.Tensor:
+    ids, _ = sample_tokens(logits.expand(samples, -1), sampling, even_noise(samples))
+    return torch.bincount(ids, minlength=len(logits)) / samples
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-29, 1e-40, 9e-77, 5e-324])
+def test_temperatures_near_zero_give_the_most_likely_token(temperature) -> None:
+    logits = torch.tensor([[1.0, 14.9, 15.0, -15.0]])
+    ids, logprobs = sample_tokens(logits, SamplingParams(temperature), torch.tensor([0.999]))
+    assert ids.tolist() == [2] and logprobs.tolist() == [0.0]
+
+
+def test_samples_follow_the_distribution_at_the_temperature() -> None:
+    logits = torch.tensor([1.0, -0.5, 2.0, 0.0, -8.0])
+    for temperature in (0.5, 1.0, 2.0):
+        expected = (logits / temperature).softmax(-1)
+        assert (frequencies(logits, SamplingParams(temperature)) - expected).abs().max() < 1e-3
+
+
+def test_the_log_probability_is_of_the_untruncated_distribution() -> None:
+    logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(0)) * 3
+    for sampling in (
+        SamplingParams(0.7, top_k=3),
+        SamplingParams(0.7, top_p=0.5),
+        SamplingParams(0.7, min_p=0.3),
+        SamplingParams(0.7),
+    ):
+        ids, logprobs = sample_tokens(logits, sampling, even_noise(64))
+        expected = (logits / 0.7).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+        assert torch.allclose(logprobs, expected, atol=1e-5)
+    ids, logprobs = sample_tokens(logits, SamplingParams(0.0), even_noise(64))
+    assert torch.equal(ids, logits.argmax(-1))
+    assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1), atol=1e-5)
+
+
+def test_truncation() -> None:
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05]).log()
+
+    def tokens_of(**params) -> set[int]:
+        return set(frequencies(logits, SamplingParams(**params)).nonzero()[:, 0].tolist())
+
+    assert tokens_of() == {0, 1, 2, 3, 4}
+    assert tokens_of(top_k=2) == {1, 3} and tokens_of(top_k=9) == {0, 1, 2, 3, 4} and tokens_of(top_k=1) == {1}
+    assert tokens_of(top_p=0.6) == {1, 3} and tokens_of(top_p=0.7) == {1, 2, 3} and tokens_of(top_p=1e-9) == {1}
+    assert tokens_of(min_p=0.45) == {1, 2, 3} and tokens_of(min_p=1.0) == {1}
+    assert tokens_of(top_k=3, min_p=0.6) == {1, 3}
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_noise_is_below_one_and_a_function(seed: int, request: int, position: int) -> None:
+    words = [np.array([word, 5], np.uint64) for word in (seed, request, position)]
+    noise = hash_to_uniform(*words)
+    assert noise.dtype == np.float32 and (noise >= 0).all() and (noise < 1).all()
+    alone = hash_to_uniform(*(word[:1] for word in words))
+    assert alone[0] == noise[0]
+
+
+def test_noise_is_spread_and_uncorrelated_in_each_of_its_numbers() -> None:
+    count, zero = np.arange(20_000, dtype=np.uint64), np.zeros(20_000, np.uint64)
+    for words in ((count, zero, zero), (zero, count, zero), (zero, zero, count)):
+        noise = hash_to_uniform(*words)
+        counts = np.histogram(noise, bins=20, range=(0, 1))[0]
+        assert ((counts - 1000) ** 2 / 1000).sum() < 43.8  # chi-squared, 19 degrees of freedom, p = .001
+        assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.03
+
+
+def test_the_largest_noise_samples_a_possible_token() -> None:
+    largest = torch.full((200,), 1 - 2.0**-23)
+    logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(1))
+    logits[:, 100:] = -torch.inf
+    ids, logprobs = sample_tokens(logits, SamplingParams(), largest)
+    assert (ids < 100).all() and logprobs.isfinite().all()
+    ids, _ = sample_tokens(logits, SamplingParams(), torch.zeros(200))
+    assert (ids == 0).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"min_p": 2},
+        {"max_new_tokens": 0},
+    ],
+)
+def test_invalid_parameters_are_named(wrong) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        SamplingParams(**wrong)
+
+
+def test_a_penalty_lowers_seen_tokens_and_a_bias_adds() -> None:
+    logits = torch.tensor([2.0, -2.0, 3.0, -3.0])
+    adjust_logits_(logits, SamplingParams(repetition_penalty=2.0, logit_bias=((3, 10.0),)), [1, 0, 0])
+    assert logits.tolist() == [1.0, -4.0, 3.0, 7.0]

@@ -1,0 +1,97 @@
+"""schemathesis over the server's OpenAPI description: valid and invalid bodies, and responses as described.
+
+FLEDGLING_CASES sets the number of cases of each operation (default 30; 1,250 makes 5,000 in all).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fledgling.serve.app import make_app
+from fledgling.serve.service import Service
+from fledgling.serve.worker import Worker
+
+schemathesis = pytest.importorskip("schemathesis")
+from schemathesis import checks  # noqa: E402
+
+CASES = int(os.environ.get("FLEDGLING_CASES", "30"))
+CHECKS = (
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+)
+
+
+@pytest.fixture(scope="module")
+def description(random_engine):
+    worker = Worker(random_engine, max_batch_size=16, max_queue_size=64)
+    service = Service(worker, random_engine.tokenizer, "tiny", 1, hosts=None)
+    yield schemathesis.openapi.from_asgi("/openapi.json", make_app(service))
+    worker.close()
+    assert worker.last_error is None
+
+
+OPERATIONS = ("POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models/{name}", "GET /v1/models")
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+def test_no_body_breaks_the_server(description, label, mode):
+    operation = next(found for result in description.get_all_operations() if (found := result.ok()).label == label)
+    if mode.value == "negative" and label.startswith("GET"):
+        pytest.skip("these routes have no invalid requests")
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+    def send(case):
+        if isinstance(case.body, dict) and case.body.get("max_tokens") is None:
+            case.body["max_tokens"] = 4  # keeps the test short
+        case.call_and_validate(checks=CHECKS)
+
+    send()
+
+
+WORDS = st.text(min_size=1, max_size=12).filter(str.strip)
+MESSAGES = st.lists(WORDS, min_size=1, max_size=5).map(
+    lambda texts: [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+)
+SHORT = {"max_tokens": st.integers(1, 6)}
+FIELDS = {
+    "stream": st.booleans(),
+    "n": st.integers(1, 3),
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0.01, 1),
+    "seed": st.integers(0, 2**62),
+    "stop": WORDS | st.lists(WORDS, max_size=4),
+    "user": st.text(max_size=8),
+}
+CHAT = {"logprobs": st.booleans()}
+TEXT = {"logprobs": st.integers(0, 5), "echo": st.booleans()}
+BODIES = {
+    "POST /v1/chat/completions": ({"messages": MESSAGES.filter(lambda messages: len(messages) % 2)}, FIELDS | CHAT),
+    "POST /v1/completions": ({"prompt": WORDS}, FIELDS | TEXT),
+}
+
+
+@pytest.mark.parametrize("label", BODIES)
+def test_valid_bodies_get_the_described_response(description, label):
+    """Bodies that schemathesis generates seldom pass the validation of values; these do, and get an answer."""
+    operation = next(found for result in description.get_all_operations() if (found := result.ok()).label == label)
+    required, optional = BODIES[label]
+    kinds = set()
+
+    @given(body=st.fixed_dictionaries(required | SHORT, optional=optional))
+    @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+    def send(body):
+        answer = operation.Case(body=body, media_type="application/json").call_and_validate(checks=CHECKS)
+        text = answer.content.decode()
+        assert answer.status_code == 200 or "context" in text, text
+        kinds.add(answer.headers["content-type"][0].split(";")[0])
+
+    send()
+    assert kinds == {"application/json", "text/event-stream"}
