@@ -1,13 +1,12 @@
-"""Every topology, really run: bytes and seconds beside what `fledgling/plan/communication.py` predicts for them.
+"""Runs ring, tree and parameter server and compares bytes and seconds with the planner's prediction.
 
-The one idea: a prediction that is not held against the thing predicts nothing. Ranks are processes on this
-machine that speak gloo over loopback; each brings a vector of gradients, and after each topology every rank
-must hold the true sum, bit by bit (the values are small whole numbers, so that no order of adding rounds).
-Bytes must be equal. Seconds are predicted from what the same run measures first: a ping-pong between two ranks
-(alpha, beta), all ranks passing a message around at once, and one of them adding vectors.
+Ranks are processes on this machine that communicate over gloo and loopback. Each has a vector of gradients; after each
+topology every rank must hold the exact sum (the values are small whole numbers, so that no order of addition rounds).
+Counted bytes must equal the prediction of `fledgling/plan/communication.py`. Seconds are predicted from what the same
+run measures first: a ping between two ranks (alpha, beta), all ranks sending at once, and one rank adding vectors.
 
-What it is not: a network. Loopback is memory and two cores' time, shared by all ranks; hence the two rates,
-of one alone and of all together.
+Loopback is memory bandwidth and processor time shared by all ranks, not a network; hence two rates, of one rank alone
+and of all ranks together.
 """
 
 from __future__ import annotations

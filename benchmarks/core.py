@@ -1,12 +1,12 @@
-"""Speed of CORE's scoring, compared with unshared prefixes, with the published evaluator and with a plain forward pass.
+"""Measures the speed of CORE's scoring: with shared prefixes, without, as the published evaluator, and a plain forward.
 
 The four ways run the same items with the same weights in turn, in one process, and are measured in processor time, so
 that the ratios are valid on a busy machine where wall-clock times are not:
 
-ours       as `eval core` does it, with text, tokens and scores
-unshared   the same without sharing the prefix of an item's choices
-published  an item at a time, with the logits of every token, as the published evaluator does it
-forward    full rows through the model without any score, the upper limit
+    fledgling  as `eval core` does it, with text, tokens and scores
+    unshared   the same without sharing the prefix of an item's choices
+    published  an item at a time, with the logits of every token, as the published evaluator does it
+    forward    full rows through the model without any score, the upper limit
 """
 
 from __future__ import annotations

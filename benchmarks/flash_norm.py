@@ -1,10 +1,10 @@
-"""What FlashNorm saves: training steps and decoding with the division before and behind the products, in turn.
+"""Compares the time of FlashNorm with plain RMSNorm, in training steps and in decoding.
 
-The one idea: the models are the same function with the same weights, so only time differs; each round takes every way
-once, and the figure is the median of the ratios of a round, which a busy machine moves least.
+All models compute the same function with the same weights. Each round times every way once; the figure is the median of
+the ratios within a round, which a busy machine changes least.
 
     plain     norm, then product          deferred   product, then 1 / RMS
-    folded    the norms' weights already in the matrices (llama); without weights it is plain
+    folded    the norms' weights are in the matrices (llama only; elsewhere the same as plain)
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""The planner's memory beside the allocator's: predicted, measured, error, over a grid of shapes.
+"""Compares the planner's memory estimate with the allocator's peak over a grid of shapes.
 
-The one idea: the steps that are measured are real ones, `train.loop.update` with the real optimizer, from the model's
-first tensor on, with every byte that the CPU's allocator gives out. Ranks are processes of their own, started by the
-same launcher as `--gpus`; of several ranks the fullest counts.
-
-What it is not: a measurement of the process, see `fledgling/runtime/memory.py`.
+The measured steps are real: `train.loop.train_step` with the real optimizer, from the model's first tensor on, with every
+byte that the CPU's allocator gives out. Ranks are separate processes, started by the launcher that `--gpus` uses; of
+several ranks the largest peak counts. The memory of the process itself is measured elsewhere
+(`fledgling/runtime/memory.py`).
 """
 
 from __future__ import annotations

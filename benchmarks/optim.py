@@ -1,8 +1,8 @@
-"""What a rank holds during a training step under ZeRO 0, 1, 2 and 3: measured, beside what is expected.
+"""Measures what a rank holds during a training step under ZeRO 0, 1, 2 and 3, and compares it with the plan.
 
-The step is the real one (`train.loop.update` of a real model) on rows so short that activations are nothing. On a CPU
-live tensors are counted storage by storage as they come and go; on a GPU the allocator is asked. Expected is what the
-layout says; with `zero = 3`, where what is gathered counts, what the planner says.
+The step is the real one (`train.loop.train_step` of a real model) on rows so short that activations are negligible. On a
+CPU live tensors are counted storage by storage; on a GPU the allocator is asked. Expected is the partition's estimate;
+for ZeRO-3, where gathered parameters count, the planner's.
 """
 
 from __future__ import annotations

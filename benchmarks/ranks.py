@@ -1,10 +1,8 @@
-"""One process a rank on this machine: started, watched, run through every topology, and never left hanging.
+"""Starts one process for each rank on this machine, runs it through every topology and ends it in every case.
 
-The one idea: the parent waits for all ranks at once, on the pipes by which they report. A rank that dies closes
-its pipe, whatever killed it; the parent then names it and ends the others, which would wait for it for ever.
-
-The ranks meet at a barrier of the operating system, not of the library that is measured: meeting moves no
-byte through the sockets whose bytes are counted.
+The parent waits for all ranks at once, on the pipes by which they report. A rank that dies closes its pipe, whatever
+killed it; the parent names it and ends the others, which would otherwise wait forever. The ranks meet at a barrier of
+the operating system, not of the measured library, so that meeting sends nothing through the counted sockets.
 """
 
 from __future__ import annotations

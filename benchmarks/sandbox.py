@@ -1,8 +1,8 @@
-"""What running a model's code costs: a call of the interpreter, of the process and of a verdict, and HumanEval.
+"""Measures what running model-written code costs: a call of the interpreter, of the process, a verdict, HumanEval.
 
-The one idea: each figure stands beside what the obvious way costs, a fresh Python for every program, timed in the
-same run without any lock. HumanEval is graded twice: every reference solution, and every one with its return values
-broken, by type (a pair instead) or by one (the value just beside).
+Each figure is compared with a fresh Python process for every program, timed in the same run without any restriction.
+HumanEval is graded twice: with every reference solution, and with every one whose return values are broken, by type (a
+pair instead) or by one (the neighboring value).
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""What a save costs training: the stall, the writer beside it, and the disk's own speed measured in between.
+"""Measures what a checkpoint costs training: the stall, the slower steps meanwhile, and the disk's own speed.
 
-The one idea: a save costs twice. The loop stands still for the copy (the stall), and the writer takes processor and
-memory from the steps beside it; both are measured on the real step and the real saver, with random rows, and set
-against the recipe's save interval.
-
-What it is not: a measure of the disk at its worst. Bytes go to the file system of the run directory and are flushed,
-in the saver and in the plain writes beside it alike.
+A save costs twice: the loop waits for the copy (the stall), and the writer takes processor time and memory bandwidth
+from the steps that run meanwhile. Both are measured with the real step and the real saver on random rows, as shares of
+the recipe's save interval. Bytes go to the file system of the run directory and are flushed, by the saver and by the
+plain writes that it is compared with; a disk under other load is not measured.
 """
 
 from __future__ import annotations

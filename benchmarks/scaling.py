@@ -1,9 +1,8 @@
-"""How much faster several ranks train than one: the same step by one process and by several, in turn.
+"""Measures the speed-up of several ranks over one: the same step by one process and by several, in turn.
 
-The one idea: `fledgling bench train` says it all; here it is run as a process of its own for each number of ranks, in
-turn and several times, so that what else the machine does falls on all alike. On a CPU the cores and the rows stay the
-same (strong scaling: one process with all threads against one process a share of them); on GPUs the rows of each stay
-the same (weak scaling).
+Runs `fledgling bench train` as a separate process for each number of ranks, in turn and several times, so that other load
+on the machine affects all alike. On a CPU the cores and rows are shared (strong scaling); on GPUs each rank keeps its
+rows (weak scaling).
 """
 
 from __future__ import annotations

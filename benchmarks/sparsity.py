@@ -1,10 +1,10 @@
-"""How much quicker a product is that leaves out the zeros of its input: skipping against whole, at one row.
+"""Measures how much faster a product of one row is when the zeros of its input are skipped.
 
-The one idea: as in decoding, a row meets the matrices of many layers in turn, so that none waits in a cache; whole and
-skipping take turns on the same rows, and their ratio is what counts. Rows are constructed, with zeros at random places
-at a share of the places, or real: what the feed-forwards of a checkpoint hand their second matrix on held-out text.
+As in decoding, a row is multiplied by the matrices of many layers in turn, so that none stays in a cache. The dense
+product and the skipping one alternate on the same rows, and their ratio counts. Rows are constructed, with a given share
+of zeros at random positions, or real: the inputs of a checkpoint's second feed-forward matrices on held-out text.
 
-C width, F hidden width.
+C width, F intermediate size.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""How ranks agree on a sum: ring, tree and parameter server, written out message by message.
+"""Ring, tree and parameter server written out message by message: how ranks agree on a sum.
 
-The one idea: whatever the topology, it is rounds of `wire.exchange`: send this slice to one rank while
-receiving that slice from another. Each function changes `vector` in place, from this rank's gradients to the
-sum over all ranks, and every rank calls it at the same time.
-
-What each costs is in `fledgling/plan/communication.py`, in the same order; diagrams are in docs/communication.md. Not
-here: processes and sockets (`comm.py`), and the tricks of a real library (pipelining, several rings at once).
+Every topology is rounds of `wire.exchange`: send one slice to a rank while receiving another from a rank. Each function
+changes `vector` in place, from this rank's gradients to the sum over all ranks, and every rank calls it at the same
+time. Costs are in `fledgling/plan/communication.py`, in the same order; diagrams are in docs/communication.md. Processes
+and sockets are in `ranks.py`; pipelining and several rings at once, as libraries do, are left out.
 
 n values in a vector, p ranks, s servers. Vectors are padded by the caller, so that p (or s) divides n.
 """

@@ -1,9 +1,8 @@
-"""One rank's end of a measured wire: messages over torch.distributed, counted, and what the sockets say of it.
+"""One rank's end of a measured connection: messages over torch.distributed, counted twice.
 
-The one idea: bytes are counted twice, where this program sends them and where the operating system carries
-them. The first is the payload; the second, read from TCP_INFO of this process's own sockets (Linux), is
-payload and the library's headers, and also sees inside the library's collectives. It is not a sniffer: no
-other process is looked at, so nothing else on the machine disturbs the count.
+Bytes are counted where this program sends them, and where the operating system carries them. The first is the payload.
+The second is read from TCP_INFO of this process's own sockets (Linux): payload and the library's headers, also inside
+the library's collectives. Other processes are not looked at, so other traffic on the machine does not change the count.
 """
 
 from __future__ import annotations
