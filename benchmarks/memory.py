@@ -1,8 +1,8 @@
 """Compares the planner's memory estimate with the allocator's peak over a grid of shapes.
 
-The measured steps are real: `train.loop.train_step` with the real optimizer, from the model's first tensor on, with every
-byte that the CPU's allocator gives out. Ranks are separate processes, started by the launcher that `--gpus` uses; of
-several ranks the largest peak counts. The memory of the process itself is measured elsewhere
+The measured steps are real: `train.loop.train_step` with the real optimizer, from the model's first tensor on, with
+every byte that the CPU's allocator gives out. Ranks are separate processes, started by the launcher that `--gpus` uses;
+the largest peak of several ranks counts. The memory of the process itself is measured elsewhere
 (`fledgling/runtime/memory.py`).
 """
 
@@ -221,7 +221,10 @@ def _on_ranks(size: int, cases: list[Case]) -> list[int]:
     """The peaks of the cases on `size` processes, the fullest rank's of each."""
     with tempfile.TemporaryDirectory() as folder:
         job = json.dumps([asdict(case) for case in cases])
-        command = f"from fledgling.runtime.launch import launch_ranks; import sys; sys.exit(launch_ranks({size}, 'cpu', sys.argv[1:]))"
+        command = (
+            "import sys; from fledgling.runtime.launch import launch_ranks; "
+            f"sys.exit(launch_ranks({size}, 'cpu', sys.argv[1:]))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", command, "-m", "benchmarks.memory", folder, job], capture_output=True, text=True
         )

@@ -1,8 +1,8 @@
 """Measures what a rank holds during a training step under ZeRO 0, 1, 2 and 3, and compares it with the plan.
 
-The step is the real one (`train.loop.train_step` of a real model) on rows so short that activations are negligible. On a
-CPU live tensors are counted storage by storage; on a GPU the allocator is asked. Expected is the partition's estimate;
-for ZeRO-3, where gathered parameters count, the planner's.
+The step is the real one (`train.loop.train_step` of a real model) on rows so short that activations are negligible. On
+a CPU live tensors are counted storage by storage; on a GPU the allocator is asked. Expected is the partition's
+estimate; for ZeRO-3, where gathered parameters count, the planner's.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def measure_optimizer_memory(recipe: Recipe) -> list[dict]:
         model.initialize(recipe.seed)
         optimizer = Optimizer(model, replace(recipe.optimizer, zero_stage=zero), world)
         stream = RandomBatches(config.vocab_size, 1, CONTEXT, seed=world.rank)
-        stage = Stage("bench", STEPS, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=STEPS))  # type: ignore[arg-type]
+        schedule = partial(trapezoidal_schedule, total_steps=STEPS)
+        stage = Stage("bench", STEPS, stream, next_token_loss, schedule)  # type: ignore[arg-type]
         step = partial(_step, stage, model, optimizer, world)
         step()
         moving = min(peak_of_step(step, world.device) for _ in range(STEPS))

@@ -1,8 +1,8 @@
 """Measures the speed-up of several ranks over one: the same step by one process and by several, in turn.
 
-Runs `fledgling bench train` as a separate process for each number of ranks, in turn and several times, so that other load
-on the machine affects all alike. On a CPU the cores and rows are shared (strong scaling); on GPUs each rank keeps its
-rows (weak scaling).
+Runs `fledgling bench train` as a separate process for each number of ranks, in turn and several times, so that other
+load on the machine affects all alike. On a CPU the cores and rows are shared (strong scaling); on GPUs each rank keeps
+its rows (weak scaling).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measures how much faster a product of one row is when the zeros of its input are skipped.
 
 As in decoding, a row is multiplied by the matrices of many layers in turn, so that none stays in a cache. The dense
-product and the skipping one alternate on the same rows, and their ratio counts. Rows are constructed, with a given share
-of zeros at random positions, or real: the inputs of a checkpoint's second feed-forward matrices on held-out text.
+product and the skipping one alternate on the same rows, and their ratio counts. Rows are constructed, with a given
+share of zeros at random positions, or real: the inputs of a checkpoint's second feed-forward matrices on held-out text.
 
 C width, F intermediate size.
 """

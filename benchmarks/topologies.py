@@ -2,8 +2,8 @@
 
 Every topology is rounds of `wire.exchange`: send one slice to a rank while receiving another from a rank. Each function
 changes `vector` in place, from this rank's gradients to the sum over all ranks, and every rank calls it at the same
-time. Costs are in `fledgling/plan/communication.py`, in the same order; diagrams are in docs/communication.md. Processes
-and sockets are in `ranks.py`; pipelining and several rings at once, as libraries do, are left out.
+time. Costs are in `fledgling/plan/communication.py`, in the same order; diagrams are in docs/communication.md.
+Processes and sockets are in `ranks.py`; pipelining and several rings at once, as libraries do, are left out.
 
 n values in a vector, p ranks, s servers. Vectors are padded by the caller, so that p (or s) divides n.
 """
