@@ -94,7 +94,7 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
     ]
     for name, stage in stages.items():
         money = "" if stage["usd"] is None else f", ${stage['usd']:,.2f}"
-        bound = "at most " if name == "rl" else ""
+        bound = "at most " if name in ("rl", "dpo") else ""
         rows.append(
             (
                 f"  {name}",

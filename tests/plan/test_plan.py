@@ -163,6 +163,14 @@ def test_a_policy_with_a_reference_model_holds_both():
     assert both["stages"]["rl"]["memory"] - without["stages"]["rl"]["memory"] == 4 * both["parameters"]["total"]
 
 
+def test_preference_tuning_is_planned_with_its_reference_model():
+    settings = ['stages=["pretrain", "sft", "dpo"]', "dpo.steps=10", "dpo.batch_size=8"]
+    plan = make_plan(load_recipe("quickstart", settings))
+    dpo = plan["stages"]["dpo"]
+    assert dpo["tokens"] == 10 * 8 * 2 * plan["model"]["context"] and dpo["steps"] == 10
+    assert dpo["memory"] > 4 * 2 * plan["parameters"]["total"]
+
+
 def test_a_plan_is_fast_and_needs_no_torch():
     """Measures CPU seconds, because a busy machine affects the clock; the values are the published run's."""
     script = (
