@@ -20,8 +20,8 @@ from fledgling.corpora.public_sets import (
     CORE_BUNDLE,
     TIMEOUT,
     DownloadProgress,
+    compute_hub_hash,
     download_file,
-    hash_file,
     read_lock_file,
     write_lock_file,
 )
@@ -68,11 +68,11 @@ def fetch_core_bundle(
         archive, url = root / "eval_bundle.zip", url or BUNDLE_URL
         pinned = lock.get(CORE_BUNDLE.name, {}).get("revision", "")
         download_file(url, archive, {"path": archive.name, "size": _content_length(url), "hash": pinned}, progress)
-        lock[CORE_BUNDLE.name] = {"repository": url, "revision": hash_file(archive, "sha256"), "files": {}}
+        lock[CORE_BUNDLE.name] = {"repository": url, "revision": compute_hub_hash(archive, "sha256"), "files": {}}
         unpack_bundle(archive, folder)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                entry = {"size": path.stat().st_size, "hash": hash_file(path, "sha256")}
+                entry = {"size": path.stat().st_size, "hash": compute_hub_hash(path, "sha256")}
                 lock[CORE_BUNDLE.name]["files"][path.relative_to(folder).as_posix()] = entry
         write_lock_file(root, lock)
         archive.unlink()
