@@ -47,6 +47,7 @@ def change(directory, **keys) -> None:
         ({"num_hidden_layers": "two"}, "num_hidden_layers"),
         ({"num_hidden_layers": True}, "num_hidden_layers"),
         ({"num_attention_heads": 3}, "heads"),
+        ({"num_attention_heads": 10**12}, "at most 1048576"),
         ({"max_position_embeddings": 10**12}, "max_position_embeddings"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rms_norm_eps": -1}, "rms_norm_eps"),
