@@ -32,7 +32,7 @@ from fledgling.infer.engine import Engine
 from fledgling.infer.pack import PackedWeight, can_pack_bf16
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.skip import ZeroSkippingWeight
-from fledgling.infer.weights import load_model
+from fledgling.infer.runner import load_model
 from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
