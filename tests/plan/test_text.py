@@ -9,17 +9,10 @@ from fledgling.plan.text import format_hours, format_inference, format_memory, f
 
 
 def test_a_plan_has_a_row_for_every_section():
-    text = format_plan(make_plan(load_recipe("quickstart"), gpu="h100", gpus=2, price=2.0))
-    for row in (
-        "parameters",
-        "FLOPs per token",
-        "memory per rank",
-        "rule of thumb",
-        "2 x h100",
-        "ring all-reduce",
-        "$",
-    ):
-        assert row in text
+    recipe = load_recipe("quickstart", ['stages=["pretrain"]', "pretrain.micro_batch_size=8"])
+    text = format_plan(make_plan(recipe, gpu="h100", gpus=2, price=2.0))
+    assert all(row in text for row in ("parameters", "FLOPs per token", "memory per rank", "rule of thumb", "energy"))
+    assert all(value in text for value in ("2 x h100", "ring all-reduce", "$"))
     assert "warning" not in text
 
 
