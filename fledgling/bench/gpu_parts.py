@@ -26,10 +26,10 @@ from fledgling.bench.gpu_kernels import profile_step, wait
 from fledgling.bench.infer import Silent, random_model, stream_bandwidth
 from fledgling.bench.speakers import Ours, Theirs
 from fledgling.bench.train import RandomRows, shaped
-from fledgling.config import Recipe, load_recipe
+from fledgling.config import ModelConfig, Recipe, load_recipe
+from fledgling.config.model import from_table
 from fledgling.infer.engine import Engine
 from fledgling.model import logprob
-from fledgling.model.config import ModelConfig, from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoid

@@ -13,7 +13,6 @@ from cyclopts import App, Parameter
 
 from fledgling.cli.options import Json, Overrides, VocabSize
 from fledgling.config import Recipe, UserError, load_recipe
-from fledgling.model.config import config_from_table
 from fledgling.plan.hardware import find_device
 from fledgling.plan.inference import plan_inference
 from fledgling.plan.plan import make_plan
@@ -211,7 +210,7 @@ def answering(recipe: Recipe, gpu: str | None, length: int | None, conversations
     """Return what answering with the recipe's model takes."""
     if conversations < 1 or (length is not None and length < 1):
         raise UserError(f"--conversations {conversations} --length {length}: expected at least 1 of each")
-    config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
+    config = recipe.resolve_model()
     if length is not None and length > config.context:
         raise UserError(f"--length {length}: the model's context is {config.context}; ask for at most so many")
     chosen = find_device(gpu or recipe.run.hardware)

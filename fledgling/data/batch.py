@@ -22,15 +22,15 @@ IGNORE_INDEX = -1  # a target that is not learned: it adds nothing to the loss a
 class Batch:
     """One micro-batch; every field that is present has the shape (B, T).
 
-    `documents` numbers the segment a position belongs to, per row: attention does not cross from one number
-    to another. `weights`, `advantages`, `old_logprobs`, `reference_logprobs`, `returns` and `old_values` belong to the
-    target of their position, and mean nothing where that target is IGNORE_INDEX.
+    `document_ids` numbers the segment a position belongs to, per row: attention does not cross from one number to
+    another. The fields after it belong to the target of their position, and mean nothing where it is IGNORE_INDEX.
     """
 
     tokens: Tensor  #                             (B, T) int64
     targets: Tensor  #                            (B, T) int64, IGNORE_INDEX where nothing is learned
-    document_ids: Tensor | None = None  #            (B, T) int32
-    loss_weights: Tensor | None = None  #              (B, T) float, how much a target counts; None: all 1
+    document_ids: Tensor | None = None  #         (B, T) int32
+    loss_weights: Tensor | None = None  #         (B, T) float, weight of a target in the loss; None: all 1
+    rewards: Tensor | None = None  #              (B, T) float, of the answer that the target belongs to (RL)
     advantages: Tensor | None = None  #           (B, T) float
     old_logprobs: Tensor | None = None  #         (B, T) float, nats, of the policy that sampled
     reference_logprobs: Tensor | None = None  #   (B, T) float, nats, of the frozen reference (KL)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledgling.config import UserError
-from fledgling.model.config import FAMILIES, ModelConfig, config_from_preset
+from fledgling.config import ModelConfig, UserError
+from fledgling.config.model import FAMILIES
 
 CLASSES = {"fledgling": "NanoChatForCausalLM", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 # What a class of theirs can be told; the other parts must be those of the family.
@@ -216,7 +216,7 @@ def from_hf_config(said: Mapping[str, Any]) -> ModelConfig:
         or (known[activation] == "swiglu") != (family == "llama")
     ):
         raise UserError(f"config.json: the activation {activation!r} is not built; expected {_USUAL[family]}")
-    config = config_from_preset(family, **values, activation=known[activation], **_rest(family, said))
+    config = ModelConfig(family=family, **values, activation=known[activation], **_rest(family, said))
     allowed = {**SUPPORTED_VALUES, "head_dim": (None, config.head_width)}
     for key, off in allowed.items():
         if key in said and said[key] not in off:

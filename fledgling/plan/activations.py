@@ -19,7 +19,7 @@ What it is not: states, gradients and the head (`memory.py`).
 
 from __future__ import annotations
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 
 QUERY_BLOCK = 128  # queries a block of attention, as in fledgling.model.attention
 MAX_BLOCKWISE_CONTEXT = 1024  # rows up to which CPUs take them block by block

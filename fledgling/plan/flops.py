@@ -13,7 +13,7 @@ does the same. `causal` counts the (T + 1) / 2 keys that a token sees on average
 
 from __future__ import annotations
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 from fledgling.plan.parameters import count_matrix_parameters
 
 

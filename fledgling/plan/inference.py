@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 from fledgling.plan import flops
 from fledgling.plan.parameters import parameter_shapes
 

@@ -20,8 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from fledgling.config import UserError
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig, UserError
 from fledgling.optim.partition import (
     ADAMW_BLOCK_VALUES,
     GradientArrival,

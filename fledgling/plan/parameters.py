@@ -13,7 +13,7 @@ What it is not: it builds no model. `tensors` names every tensor the model has, 
 
 from __future__ import annotations
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 
 COMPONENTS = ("embedding", "positions", "attention", "feed_forward", "norms", "final_norm", "head")
 OPTIONAL_COMPONENTS = ("value_embeddings", "residual_scalars")  # named only where a model has them

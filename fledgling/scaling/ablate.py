@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fledgling.config import Recipe, UserError
-from fledgling.model.config import config_from_table
+from fledgling.config import Recipe, UserError, dump_toml
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.record.progress_bar import format_duration
 from fledgling.scaling.ablation import ABLATION_SETTINGS, BASE, trial_name
@@ -28,7 +27,6 @@ from fledgling.scaling.sweep import (
     shorten_recipe,
     train_run,
 )
-from fledgling.toml import dump_toml
 
 RecipeLoader = Callable[[Sequence[str]], Recipe]  # the base's recipe with these overrides more
 
@@ -45,7 +43,7 @@ def plan_ablation(
     for seed in range(seeds):
         for name, recipe in recipes.items():
             batch = recipe.pretrain.batch_tokens or BATCH_TOKENS
-            flops = training_flops_per_token(config_from_table(recipe.model, recipe.tokenizer.vocab_size)) * batch
+            flops = training_flops_per_token(recipe.resolve_model()) * batch
             steps = round(budget / flops)
             if steps < MIN_STEPS:
                 least = format_flops(1.01 * MIN_STEPS * flops)

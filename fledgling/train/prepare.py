@@ -1,9 +1,9 @@
-"""From text to token shards: what a stage reads, prepared once into the run directory.
+"""From text to token shards: the data of a stage, prepared once into the run directory.
 
-One idea: a mixture's names are of three kinds. Generated tasks become conversations without end, all in one shard;
-public sets and the user's own files become conversations too, a shard each; both are packed whole. Everything else is
-a source of documents ("embedded", a public set or a path), packed by cropping. A finished shard is found again by the
-fingerprint of what it was made from, so running again prepares nothing twice.
+A mixture names sources of three kinds. Generated tasks become conversations without end, all in one shard; public sets
+and files of conversations become a shard each; both are packed whole. All other names are sources of documents
+("embedded", a public set or a path), which are packed by cropping. A finished shard is found by the digest of its
+inputs, so nothing is prepared twice.
 """
 
 from __future__ import annotations
@@ -33,39 +33,36 @@ from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, tokenize_do
 from fledgling.files import resolve_data_root, stat_files
 from fledgling.record import write_json
 from fledgling.record.progress_bar import ProgressBar
-from fledgling.tasks import SKILLS, is_file_source, make_mixture_example
-from fledgling.tasks import load_source as read_source
+from fledgling.tasks import SKILLS, is_file_source, load_source, make_mixture_example
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_conversations
 from fledgling.text.tokenizer import Tokenizer
 
 Log = Callable[[str], None]
-CONVERSATIONS_PER_BATCH = 2000  # conversations rendered at a time, on all cores
-MAX_IN_MEMORY_BYTES = (
-    300_000_000  # bytes up to which a set of conversations is written whole, and documents are held in memory
-)
-ROWS_PER_BAD_ROW = 100  # one row in so many of a public set may be no conversation
-TOKENIZER_CONVERSATIONS = 4000  # conversations shown to the tokenizer, so that their words are its words
+CONVERSATIONS_PER_BATCH = 2000  # rendered at a time, on all cores
+MAX_IN_MEMORY_BYTES = 300_000_000  # of documents held in memory, and of a set of conversations written whole
+ROWS_PER_BAD_ROW = 100  # one row in 100 of a public set may be no conversation
+TOKENIZER_CONVERSATIONS = 4000  # generated conversations in the tokenizer's training text
 
 
 @dataclass(frozen=True)
 class MixtureParts:
-    """A mixture's weights by kind: document sources, generated tasks, and conversations read from files."""
+    """A mixture's names and weights by kind."""
 
     documents: dict[str, float]
-    tasks: dict[str, float]
-    conversations: dict[str, float]
+    tasks: dict[str, float]  # generated conversations
+    conversations: dict[str, float]  # read from files
 
 
 def split_mixture(mixture: dict[str, float]) -> MixtureParts:
-    """Sort a mixture's names; weights of zero are left out. Raises UserError when nothing is left."""
+    """Splits a mixture by kind of source, without weights of 0. Raises UserError if nothing is left."""
     used = {name: weight for name, weight in mixture.items() if weight > 0}
     if not used:
         raise UserError("the stage's mixture is empty: name at least one source, such as {embedded = 1.0}")
-    tasks = {n: w for n, w in used.items() if n in SKILLS}
-    rows = {n: w for n, w in used.items() if is_file_source(n)}
-    documents = {n: w for n, w in used.items() if n not in tasks and n not in rows}
-    return MixtureParts(documents, tasks, rows)
+    tasks = {name: weight for name, weight in used.items() if name in SKILLS}
+    conversations = {name: weight for name, weight in used.items() if is_file_source(name)}
+    documents = {name: weight for name, weight in used.items() if name not in tasks and name not in conversations}
+    return MixtureParts(documents, tasks, conversations)
 
 
 def _digest(*values: object) -> str:
@@ -73,210 +70,217 @@ def _digest(*values: object) -> str:
 
 
 class DataPreparer:
-    """Prepares tokenizer and shards of one recipe under RUN, and remembers the texts it had to read for that."""
+    """Prepares tokenizer and shards of one recipe under RUN, and caches the documents that it reads for them.
+
+    Args:
+        log: receives notices: what starts, and what is left out.
+        workers: processes that tokenize a large corpus; 0: one per core.
+        show_progress: shows a progress line on stderr.
+    """
 
     def __init__(
         self, recipe: Recipe, run_dir: Path, log: Log = lambda text: None, workers: int = 0, show_progress: bool = False
     ) -> None:
-        """say: told what begins and what was left out. workers: processes that tokenize a large corpus, 0 for one a
-        core; shown: with a line on stderr that moves."""
-        self.recipe, self.run_dir, self.log, self.workers, self.show_progress = (
-            recipe,
-            run_dir,
-            log,
-            workers,
-            show_progress,
-        )
+        self.config, self.seed, self.data_dir = recipe.tokenizer, recipe.seed, recipe.run.data_dir
+        self.sft_mixture = recipe.sft.mixture  # its generated tasks are part of the tokenizer's training text
+        self.run_dir, self.log, self.workers, self.show_progress = run_dir, log, workers, show_progress
         self._texts: dict[str, tuple[list[Document], list[Document]]] = {}
-        self.shard_digests: list[str] = []  # digests of the corpora and shards that were handed out
+        self.shard_digests: list[str] = []  # of the corpora and shards that were opened
 
     def read_documents(self, source: str) -> tuple[list[Document], list[Document]]:
-        """(training, validation) documents of a source; validation is chosen by content alone."""
+        """Returns the training and the held-out documents of a source; a document's content decides which it is."""
         if source not in self._texts:
             if source == "embedded":
                 self.log("reading the documentation and source of the installed Python")
-                found = harvest_embedded()
+                documents = harvest_embedded()
             else:
                 skipped = SkippedDocuments()
-                found = list(read_documents(self._path(source), skipped=skipped))
+                documents = list(read_documents(self._path(source), skipped=skipped))
                 if str(skipped):
                     self.log(str(skipped))
-            self._texts[source] = split_held_out(found)
+            self._texts[source] = split_held_out(documents)
             if not self._texts[source][1]:
                 self.log(f"{source} is too small to hold anything out: no bits per byte will be measured on it")
         return self._texts[source]
 
     def _path(self, source: str) -> Path:
-        here, there = Path(source), resolve_data_root(self.recipe.run.data_dir) / source
-        if here.exists() or there.exists():
-            return here if here.exists() else there
+        path, in_data_root = Path(source), resolve_data_root(self.data_dir) / source
+        if path.exists() or in_data_root.exists():
+            return path if path.exists() else in_data_root
         expected = 'expected "embedded", a task, a file or a folder'
         fetch = f"; get it with `fledgling data fetch {source}`" if source in PUBLIC_SETS else ""
-        raise UserError(f'source "{source}": {expected}; neither {here} nor {there} exists{fetch}')
+        raise UserError(f'source "{source}": {expected}; neither {path} nor {in_data_root} exists{fetch}')
 
-    def require_sources(self, documents: Iterable[str], rows: Iterable[str]) -> None:
-        """Raise UserError, saying how to get it, for a source of documents or rows that is not there."""
+    def require_sources(self, documents: Iterable[str], conversations: Iterable[str]) -> None:
+        """Raises UserError if a source is missing; says how to get it."""
         for source in documents:
             if source != "embedded":
                 self._path(source)
-        for name in rows:
+        for name in conversations:
             self.conversation_source(name).files()
 
     def conversation_source(self, name: str) -> ConversationSource:
-        """Conversations by name, read from files under the recipe's data root."""
-        return read_source(name, self.recipe.run.data_dir)
+        """Returns the conversations of that name, read from files under the recipe's data root."""
+        return load_source(name, self.data_dir)
+
+    def count_source_bytes(self, name: str) -> int:
+        """Returns the size of the files of a source of conversations."""
+        return sum(file.stat().st_size for file in self.conversation_source(name).files())
 
     @property
     def tokenizer_file(self) -> Path:
-        """Where the run's tokenizer stands, or will."""
+        """The path of the run's tokenizer, which may not exist yet."""
         return self.run_dir / "tokenizer" / "tokenizer.json"
 
     def load_or_train_tokenizer(self) -> Tokenizer:
-        """The run's tokenizer: loaded when it stands in RUN/tokenizer, else trained there."""
-        table, path = self.recipe.tokenizer, self.tokenizer_file
+        """Returns the tokenizer of RUN/tokenizer; trains it there if it does not exist."""
+        config, path = self.config, self.tokenizer_file
         if path.exists():
             return Tokenizer.load(path)
-        read: dict[str, int] = {}  # bytes of each source
-        self.log(f"training a tokenizer of {table.vocab_size:,} entries")
+        bytes_read: dict[str, int] = {}  # of each source
+        self.log(f"training a tokenizer of {config.vocab_size:,} entries")
         tokenizer = Tokenizer.train(
-            self._tokenizer_texts(read),
-            table.vocab_size,
-            max_digits=table.max_digits,
-            letter_tokens=table.letter_tokens,
+            self._tokenizer_texts(bytes_read),
+            config.vocab_size,
+            max_digits=config.max_digits,
+            letter_tokens=config.letter_tokens,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
         facts = {
-            **asdict(table),
+            **asdict(config),
             **(tokenizer.training_info or {}),
-            "bytes": read,
+            "bytes": bytes_read,
             "fingerprint": tokenizer.fingerprint(),
         }
         write_json(path.parent / "training.json", facts)
         self.log(
-            f"tokenizer: trained by {facts.get('trainer')} in {facts.get('seconds')} s, encodes by {tokenizer.batch_library}"
+            f"tokenizer: trained by {facts.get('trainer')} in {facts.get('seconds')} s, "
+            f"encodes by {tokenizer.batch_library}"
         )
         return tokenizer
 
-    def _tokenizer_texts(self, read: dict[str, int]) -> Iterator[str]:
-        """What the tokenizer learns from; counts in `read` the bytes of each source."""
-        left = self.recipe.tokenizer.max_characters
-        for source in self.recipe.tokenizer.sources:
-            read[source] = 0
-            for document in (
-                sample_documents(self._path(source), left) if self.is_large(source) else self.read_documents(source)[0]
-            ):
-                if left <= 0:
+    def _tokenizer_texts(self, bytes_read: dict[str, int]) -> Iterator[str]:
+        """Yields the tokenizer's training text; counts the bytes of each source in `bytes_read`."""
+        remaining = self.config.max_characters
+        for source in self.config.sources:
+            bytes_read[source] = 0
+            if self.is_large(source):
+                documents: Iterable[Document] = sample_documents(self._path(source), remaining)
+            else:
+                documents = self.read_documents(source)[0]
+            for document in documents:
+                if remaining <= 0:
                     return
-                left -= len(document.text)
-                read[source] += document.num_bytes
+                remaining -= len(document.text)
+                bytes_read[source] += document.num_bytes
                 yield document.text
-        tasks = split_mixture(self.recipe.sft.mixture).tasks if self.recipe.sft.mixture else {}
+        tasks = split_mixture(self.sft_mixture).tasks if self.sft_mixture else {}
         if tasks:
             for index in range(TOKENIZER_CONVERSATIONS):
-                example = make_mixture_example(tasks, index, self.recipe.seed)
+                example = make_mixture_example(tasks, index, self.seed)
                 yield from (text for message in example["messages"] for text in _texts_of(message["content"]))
 
     def is_large(self, source: str) -> bool:
-        """Whether a source is tokenized file by file (`data.pool`) instead of being held in memory."""
-        return (
-            source != "embedded"
-            and sum(map(estimate_text_bytes, list_source_files(self._path(source)))) > MAX_IN_MEMORY_BYTES
-        )
+        """Returns whether a source is tokenized file by file (`corpora.tokenization`) and not held in memory."""
+        if source == "embedded":
+            return False
+        return sum(map(estimate_text_bytes, list_source_files(self._path(source)))) > MAX_IN_MEMORY_BYTES
 
     def document_shards(self, source: str, tokenizer: Tokenizer) -> TokenizedCorpus:
-        """Token shards of a document source: training and held-out documents."""
+        """Returns the token shards of a document source, training and held-out; prepares them if they do not exist."""
         fingerprint = tokenizer.fingerprint()
         key = _digest(source, fingerprint)
         folder = self.run_dir / "data" / f"{Path(source).stem}-{key}"
-        if found := TokenizedCorpus.open(folder, fingerprint):
-            return self._opened(found)
+        if corpus := TokenizedCorpus.open(folder, fingerprint):
+            return self._record_digest(corpus)
         directories = [self.run_dir / "data" / f"{Path(source).stem}-{name}-{key}" for name in ("train", "validation")]
         if all((directory / MANIFEST).exists() for directory in directories) or not self.is_large(source):
             for directory, name, index in zip(directories, ("train", "validation"), (0, 1), strict=True):
                 if not (directory / MANIFEST).exists():
                     self._tokenize(source, name, self.read_documents(source)[index], directory, tokenizer)
             train, held_out = (TokenShard.open(directory, fingerprint) for directory in directories)
-            return self._opened(TokenizedCorpus((train,), (held_out,) if len(held_out) else ()))
+            return self._record_digest(TokenizedCorpus((train,), (held_out,) if len(held_out) else ()))
         self._tokenize_large(source, folder)
-        found = TokenizedCorpus.open(folder, fingerprint)
-        assert found is not None, "listed by the pool"
-        return self._opened(found)
+        corpus = TokenizedCorpus.open(folder, fingerprint)
+        assert corpus is not None, "tokenize_corpus writes the list of its shards last"
+        return self._record_digest(corpus)
 
-    def _opened(self, corpus: TokenizedCorpus) -> TokenizedCorpus:
+    def _record_digest(self, corpus: TokenizedCorpus) -> TokenizedCorpus:
         self.shard_digests.append(_digest([shard.manifest["files"] for shard in (*corpus.train, *corpus.held_out)]))
         return corpus
 
-    def _tokenize(self, source: str, split: str, chosen: list[Document], directory: Path, tokenizer: Tokenizer) -> None:
+    def _tokenize(
+        self, source: str, split: str, documents: list[Document], directory: Path, tokenizer: Tokenizer
+    ) -> None:
         self.log(f"tokenizing {source} ({split})")
-        size = sum(document.num_bytes for document in chosen)
-        meta = {"source": source, "split": split, "bytes": size, "documents": len(chosen)}
+        num_bytes = sum(document.num_bytes for document in documents)
+        meta = {"source": source, "split": split, "bytes": num_bytes, "documents": len(documents)}
         with ShardWriter(directory, tokenizer.vocab_size, tokenizer=tokenizer.fingerprint(), metadata=meta) as writer:
-            tokenize_documents((document.text for document in chosen), tokenizer, writer)
+            tokenize_documents((document.text for document in documents), tokenizer, writer)
 
     def _tokenize_large(self, source: str, folder: Path) -> None:
-        path, began = self._path(source), time.perf_counter()
+        path, start = self._path(source), time.perf_counter()
         workers = self.workers or count_cores()
         self.log(f"tokenizing {source} into {folder} with {workers} process{'es' * (workers > 1)}")
-        last = TokenizeStats()
-        display = ProgressBar("tokenize") if self.show_progress else None
+        stats = TokenizeStats()
+        progress_bar = ProgressBar("tokenize") if self.show_progress else None
 
-        def told(done: TokenizeStats, ready: int, whole: int) -> None:
-            nonlocal last
-            last, seconds = done, max(1e-3, time.perf_counter() - began)
-            if display:
-                speed = {"documents/s": round(done.documents / seconds), "MB/s": done.num_bytes / 1e6 / seconds}
-                display.update(ready // 1_000_000, whole // 1_000_000, speed, seconds)
+        def update(so_far: TokenizeStats, done_bytes: int, total_bytes: int) -> None:
+            nonlocal stats
+            stats, seconds = so_far, max(1e-3, time.perf_counter() - start)
+            if progress_bar:
+                speed = {"documents/s": round(stats.documents / seconds), "MB/s": stats.num_bytes / 1e6 / seconds}
+                progress_bar.update(done_bytes // 1_000_000, total_bytes // 1_000_000, speed, seconds)
 
         try:
-            tokenize_corpus(path, folder, self.tokenizer_file, workers, progress=told)
+            tokenize_corpus(path, folder, self.tokenizer_file, workers, progress=update)
         finally:
-            if display:
-                display.close()
-        seconds = time.perf_counter() - began
-        if last.skipped.total:
-            self.log(str(last.skipped))
+            if progress_bar:
+                progress_bar.close()
+        seconds = time.perf_counter() - start
+        if stats.skipped.total:
+            self.log(str(stats.skipped))
         self.log(
-            f"{source}: {last.documents:,} documents, {last.num_bytes / 1e6:,.0f} MB of text, {last.tokens:,} tokens in "
-            f"{seconds:,.0f} s ({last.documents / seconds:,.0f} documents/s, {last.num_bytes / 1e6 / seconds:,.1f} MB/s)"
+            f"{source}: {stats.documents:,} documents, {stats.num_bytes / 1e6:,.0f} MB of text, "
+            f"{stats.tokens:,} tokens in {seconds:,.0f} s ({stats.documents / seconds:,.0f} documents/s, "
+            f"{stats.num_bytes / 1e6 / seconds:,.1f} MB/s)"
         )
 
     def task_shard(self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer) -> TokenShard:
-        """A shard of at least `tokens` tokens of generated conversations."""
-        seed = self.recipe.seed * len(DEFAULT_STAGES) + DEFAULT_STAGES.index(
-            stage
-        )  # no two stages of a run see the same examples
+        """Returns a shard of at least `tokens` tokens of generated conversations."""
+        seed = self.seed * len(DEFAULT_STAGES) + DEFAULT_STAGES.index(stage)  # no two stages see the same examples
         examples = _examples(tasks, seed)
-        grammar = [make_mixture_example(tasks, index, seed) for index in range(64)]  # another grammar, another shard
-        key = _digest(stage, tasks, tokens, grammar, tokenizer.fingerprint())
-        return self._rendered(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
+        first = [make_mixture_example(tasks, index, seed) for index in range(64)]  # changed generators, another shard
+        key = _digest(stage, tasks, tokens, first, tokenizer.fingerprint())
+        return self._render(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
 
     def conversation_shard(self, name: str, tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
-        """A shard of one epoch of a set's conversations; of a large set no more than about `tokens` tokens."""
+        """Returns a shard of one epoch of a set's conversations, of a large set of about `tokens` tokens at most."""
         source = self.conversation_source(name)
         files = stat_files(source.files())
         cap = tokens if sum(size for *_, size in files) > MAX_IN_MEMORY_BYTES else None
-        key = _digest(name, files, cap, self.recipe.seed, tokenizer.fingerprint())
+        key = _digest(name, files, cap, self.seed, tokenizer.fingerprint())
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
-        return self._rendered(f"{stem}-rows-{key}", self._epoch(source), cap, tokenizer)
+        return self._render(f"{stem}-rows-{key}", self._epoch(source), cap, tokenizer)
 
     def _epoch(self, source: ConversationSource) -> Iterator[dict]:
-        """Every conversation of a source once. Rows that are none are left out and told, if they are few.
+        """Yields every conversation of a source once; leaves out rows that are no conversation, and logs their number.
 
-        Raises the first one's UserError when more than one row in TOLERATED is no conversation.
+        Raises the first of their errors if there are more than one in ROWS_PER_BAD_ROW.
         """
-        left_out, first = 0, None
+        left_out, first = 0, UserError()
         for index in range(len(source)):
             try:
-                yield source.get_train_example(index, self.recipe.seed)
+                yield source.get_train_example(index, self.seed)
             except UserError as error:
-                left_out, first = left_out + 1, first or error
+                left_out, first = left_out + 1, first if left_out else error
                 if left_out * ROWS_PER_BAD_ROW > len(source):
                     raise first from None
-        if first:
+        if left_out:
             self.log(f"{source.name}: {left_out:,} of {len(source):,} rows left out (first: {first})")
 
-    def _rendered(self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
+    def _render(self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
         directory = self.run_dir / "data" / name
         if not (directory / "manifest.json").exists():
             self.log(f"writing conversations ({name.rsplit('-', 1)[0]})")
@@ -287,14 +291,14 @@ class DataPreparer:
                 tokenizer=tokenizer.fingerprint(),
                 metadata={"kind": name},
             ) as writer:
-                remaining = iter(examples)
-                while (tokens is None or writer.tokens < tokens) and (
-                    group := list(islice(remaining, CONVERSATIONS_PER_BATCH))
-                ):
+                iterator = iter(examples)
+                while tokens is None or writer.tokens < tokens:
+                    if not (group := list(islice(iterator, CONVERSATIONS_PER_BATCH))):
+                        break
                     for rendered in render_conversations(tokenizer, group):
                         writer.add_document(rendered.tokens, rendered.mask)
         shard = TokenShard.open(directory, tokenizer.fingerprint())
-        self._opened(TokenizedCorpus((shard,), ()))
+        self._record_digest(TokenizedCorpus((shard,), ()))
         return shard
 
 

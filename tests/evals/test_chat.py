@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fledgling.config import ModelConfig
 from fledgling.evals import passk
 from fledgling.evals.chat import (
     Exam,
@@ -22,7 +23,6 @@ from fledgling.evals.chat import (
 )
 from fledgling.evals.measurement import Measurement, wilson_interval
 from fledgling.infer.engine import Engine
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.tasks.task import Question
 from fledgling.text.tokenizer import Tokenizer

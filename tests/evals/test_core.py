@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.evals import core as evals_core
 from fledgling.evals.core import (
     CoreSettings,
@@ -37,7 +37,6 @@ from fledgling.evals.measurement import wilson_interval
 from fledgling.export import write_hf
 from fledgling.files import resolve_data_root
 from fledgling.infer.engine import Engine
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 from fledgling.record import checkpoint
 from fledgling.tasks.core import CoreItem, CoreTask, find_core_bundle, read_core_items, read_core_tasks, select_items
@@ -56,7 +55,7 @@ def tokenizer() -> Tokenizer:
 def random_model(vocab_size: int, seed: int = 1, context: int = 256, family: str = "fledgling") -> Transformer:
     kv_heads = 4 if family == "gpt2" else 2
     sizes = {"vocab_size": vocab_size, "depth": 2, "width": 64, "heads": 4, "kv_heads": kv_heads, "context": context}
-    model = Transformer(config_from_preset(family, **sizes))
+    model = Transformer(ModelConfig(family=family, **sizes))
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2

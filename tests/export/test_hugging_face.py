@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fledgling.config import UserError
+from fledgling.config.model import FAMILIES
 from fledgling.export import parity, write_hf
 from fledgling.export.read_hf import read_hf
-from fledgling.model.config import FAMILIES
 from fledgling.model.flash_norm import fold_norm_weights
 from fledgling.text.conversation import render_conversation, render_prompt
 

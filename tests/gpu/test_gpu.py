@@ -3,22 +3,22 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fledgling.infer.sample import Sampling
+from fledgling.train.setup import Setup, can_compile, make_model
+from fledgling.world import World
 
 from fledgling.bench.gpu_parts import resumed, small_recipe
 from fledgling.config import OptimizerTable
+from fledgling.config.model import preset
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
 from fledgling.model import logprob
 from fledgling.model.attention import blockwise, library, row_mask
 from fledgling.model.cache import Row
-from fledgling.model.config import preset
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.window import in_pieces
 from fledgling.optim.optimizer import Optimizer
 from fledgling.train import run
 from fledgling.train.loss import logprobs_at
-from fledgling.train.setup import Setup, can_compile, make_model
-from fledgling.world import World
 
 pytestmark = pytest.mark.gpu
 V, C, T = 512, 64, 256

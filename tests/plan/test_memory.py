@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.config import ModelTable, UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.model import logprob
 from fledgling.model.attention import MAX_BLOCKWISE_TRAINING, QUERY_BLOCK
-from fledgling.model.config import ModelConfig, config_from_table
 from fledgling.plan import activations, inference, memory
 from fledgling.plan.memory import TrainingStep, estimate_peak_memory, memory_by_phase
 
@@ -17,7 +16,7 @@ MIB = 2**20
 
 
 def config(depth: int, vocab_size: int = 65_536, context: int = 2_048, **pinned) -> ModelConfig:
-    return config_from_table(ModelTable(depth=depth, context=context, **pinned), vocab_size)
+    return ModelConfig(depth=depth, context=context, **pinned).resolve(vocab_size)
 
 
 def published(depth: int, vocab_size: int, rows: int, ranks: int) -> float:

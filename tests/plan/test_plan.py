@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from fledgling.config import ModelTable, Recipe, UserError, load_recipe, recipe_names
-from fledgling.model.config import ModelConfig, config_from_table
+from fledgling.config import ModelConfig, Recipe, UserError, load_recipe, recipe_names
 from fledgling.plan import cost, flops, hardware, measured_speed
 from fledgling.plan.horizon import compute_horizon, optimal_batch_tokens
 from fledgling.plan.parameters import count_parameters
@@ -16,7 +15,7 @@ from fledgling.plan.plan import make_plan
 
 
 def config(depth: int, vocab_size: int = 65_536, context: int = 2_048, **pinned) -> ModelConfig:
-    return config_from_table(ModelTable(depth=depth, context=context, **pinned), vocab_size)
+    return ModelConfig(depth=depth, context=context, **pinned).resolve(vocab_size)
 
 
 def test_the_published_run():
