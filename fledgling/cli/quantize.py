@@ -118,9 +118,9 @@ class QualityCheck:
     @classmethod
     def prepare(cls, tokenizer: Any, context: int, text: str | None, questions: int) -> QualityCheck:
         """Read the text, cut it into rows of `context` tokens, and write the questions."""
+        from fledgling.corpora.document import split_held_out
         from fledgling.corpora.embedded import harvest_embedded
         from fledgling.corpora.readers import read_documents
-        from fledgling.corpora.split import split_held_out
         from fledgling.evals.bpb import make_text_batches
         from fledgling.evals.chat import build_exams
         from fledgling.tasks import SKILLS

@@ -23,7 +23,7 @@ class Batch:
     """One micro-batch; every field that is present has the shape (B, T).
 
     `document_ids` numbers the segment a position belongs to, per row: attention does not cross from one number to
-    another. The fields after it belong to the target of their position, and mean nothing where it is IGNORE_INDEX.
+    another. The fields after it belong to the target of their position, and are not read where it is IGNORE_INDEX.
     """
 
     tokens: Tensor  #                             (B, T) int64

@@ -30,7 +30,9 @@ def check_quantization(bits: int, group_size: int) -> None:
     if bits not in DEFAULT_GROUP_SIZES:
         raise UserError(f"--bits {bits}: expected 8 or 4")
     if group_size < 32 or group_size & (group_size - 1):
-        raise UserError(f"--group-size {group_size}: expected a power of two from 32, such as {DEFAULT_GROUP_SIZES[bits]}")
+        raise UserError(
+            f"--group-size {group_size}: expected a power of two from 32, such as {DEFAULT_GROUP_SIZES[bits]}"
+        )
 
 
 def check_columns(name: str, columns: int, bits: int, group_size: int) -> None:

@@ -57,7 +57,7 @@ class Link:
 
 
 # Bandwidth: the makers' figure for one direction. Latency: from memory to memory with the software between, an
-# order of magnitude. Loopback is what `fledgling bench comm` measured on two cores (docs/communication.md).
+# order of magnitude. Loopback is what `python -m benchmarks comm` measured on two cores (docs/communication.md).
 LINKS = {
     link.name: link
     for link in (

@@ -212,7 +212,7 @@ def prepare_sweep_data(recipe: Recipe, out: Path, log: LogFunction) -> None:
     preparer = DataPreparer(recipe, out / "shared", log)
     tokenizer = preparer.load_or_train_tokenizer()
     for source in mixed.documents:
-        if not preparer.document_shards(source, tokenizer).held_out:
+        if not preparer.documents.prepare_shards(source, tokenizer).held_out:
             raise UserError(f"{source} is too small to hold text out, and a sweep needs some: give a larger source")
 
 

@@ -73,4 +73,6 @@ def held_out_shards(context: StageContext) -> tuple[TokenShard, ...]:
     """Returns the held-out documents of pretraining, on which later stages measure bits per byte too."""
     mixture = context.recipe.pretrain.mixture
     sources = split_mixture(mixture).documents if mixture else {}
-    return context.preparer.document_shards(next(iter(sources)), context.tokenizer).held_out if sources else ()
+    if not sources:
+        return ()
+    return context.preparer.documents.prepare_shards(next(iter(sources)), context.tokenizer).held_out

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 from fledgling.config import LoopConfig, StageConfig
-from fledgling.corpora.split import measure_compressed_bpb
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.evals import chat, core, samples
@@ -15,6 +14,7 @@ from fledgling.evals.measurement import Measurement
 from fledgling.evals.sparsity import measure_activation_sparsity
 from fledgling.files import resolve_data_root
 from fledgling.tasks.core import find_core_bundle, read_core_tasks
+from fledgling.text.compression import measure_compressed_bpb
 from fledgling.train.context import StageContext
 from fledgling.train.stage import Eval
 from fledgling.train.stage_rows import exam_names
@@ -83,16 +83,17 @@ def _measure_sparsity(
 
 def _measure_compression(context: StageContext, source: str, step: int, last: bool) -> list[Measurement]:
     """Measures the bits per byte of xz and zstd on the held-out text, after they have seen the training text."""
-    if not (last and context.world.is_main) or context.preparer.is_large(source):
+    if not (last and context.world.is_main) or context.preparer.documents.is_large(source):
         return []
-    train, held_out = context.preparer.read_documents(source)
+    train, held_out = context.preparer.documents.read_split(source)
     if not (held_out and sum(document.num_bytes for document in train) < MAX_COMPRESSED_BYTES):
         return []
     context.recorder.log_notice("compressing the held-out text with xz and zstd, for comparison")
     num_bytes = sum(document.num_bytes for document in held_out)
+    values = measure_compressed_bpb((document.text for document in train), (document.text for document in held_out))
     return [
         Measurement(f"bits_per_byte of {name}", value, n=num_bytes)
-        for name, value in measure_compressed_bpb(train, held_out).items()
+        for name, value in values.items()
         if isinstance(value, float)
     ]
 

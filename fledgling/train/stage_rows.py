@@ -61,7 +61,7 @@ def prepare_stage_rows(
     tasks: list[tuple[RowSource, float]] = []
     validation: tuple[TokenShard, ...] = ()
     for name, weight in parts.documents.items():
-        corpus = preparer.document_shards(name, tokenizer)
+        corpus = preparer.documents.prepare_shards(name, tokenizer)
         validation = validation or corpus.held_out
         documents.append((make_source(corpus.train, "crop"), weight))
         if steps is None:

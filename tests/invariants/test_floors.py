@@ -40,9 +40,7 @@ TORCH_FREE = (
     "tasks",
     "sandbox",
     "cli",
-    "corpora.corpus",
-    "corpora.sources",
-    "corpora.pool",
+    "corpora",
     "optim.layout",
     "optim.groups",
 )

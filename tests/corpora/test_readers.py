@@ -1,4 +1,4 @@
-"""Sources: every kind of file comes out as the same documents, and what cannot be used is told once."""
+"""Readers: every kind of file gives the same documents, and skipped documents are counted."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def test_end_of_text_markers_separate_documents(tmp_path):
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "語", "🐦"])
-def test_one_enormous_line_is_cut_between_characters(tmp_path, monkeypatch, letter):
+def test_a_very_long_line_is_cut_between_characters(tmp_path, monkeypatch, letter):
     monkeypatch.setattr(readers, "MAX_WHOLE_FILE", 1_000)
     monkeypatch.setattr(readers, "MAX_LINE", 101)
     path = tmp_path / "line.txt"
@@ -62,7 +62,7 @@ def test_one_enormous_line_is_cut_between_characters(tmp_path, monkeypatch, lett
     assert "".join(pieces) == letter * 5_000 and len(pieces) > 4 and not skipped.total
 
 
-def test_json_lines_with_the_usual_and_a_named_column(tmp_path):
+def test_json_lines_are_read_by_default_and_named_column(tmp_path):
     rows = [{"id": 1, "text": "first", "content": "c1"}, {"id": 2, "text": "sécond", "content": "c2"}]
     path = write_lines(tmp_path / "rows.jsonl", rows)
     assert texts(path) == ["first", "sécond"]
@@ -70,7 +70,7 @@ def test_json_lines_with_the_usual_and_a_named_column(tmp_path):
     assert [document.origin for document in read_documents(path)] == ["rows.jsonl:1", "rows.jsonl:2"]
 
 
-def test_parquet_in_row_groups_and_with_dictionaries(tmp_path):
+def test_parquet_is_read_with_row_groups_and_dictionaries(tmp_path):
     values = [f"row {number}" for number in range(700)]
     path = write_table(tmp_path / "t.parquet", {"id": list(range(700)), "text": values}, row_group_size=300)
     assert texts(path) == values
@@ -78,7 +78,7 @@ def test_parquet_in_row_groups_and_with_dictionaries(tmp_path):
     assert texts(write_table(tmp_path / "d.parquet", {"text": coded})) == ["a", "b", "a"]
 
 
-def test_unusable_documents_are_skipped_counted_and_named_once(tmp_path):
+def test_unusable_documents_are_skipped_and_counted(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "good"}\n{"text": "  "}\n\n{"text": "\xff\xfe"}\n[1]\n{"text": null}\n{"text": "t')
     skipped = SkippedDocuments()
@@ -91,14 +91,14 @@ def test_unusable_documents_are_skipped_counted_and_named_once(tmp_path):
     assert str(SkippedDocuments()) == ""
 
 
-def test_a_parquet_row_that_is_not_utf8_costs_one_row(tmp_path):
+def test_a_parquet_row_that_is_not_utf8_is_skipped_alone(tmp_path):
     path = write_table(tmp_path / "b.parquet", {"text": [b"good", b"\xff\xff", None, b"too"]})
     skipped = SkippedDocuments()
     assert [document.text for document in read_documents(path, skipped=skipped)] == ["good", "too"]
     assert (skipped.undecodable, skipped.empty) == (1, 1)
 
 
-def test_utf16_is_not_taken_for_text(tmp_path):
+def test_utf16_is_skipped(tmp_path):
     (tmp_path / "a.txt").write_bytes("plain words".encode("utf-16-le"))
     (tmp_path / "b.txt").write_text("plain words")
     skipped = SkippedDocuments()
@@ -118,8 +118,8 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
         handle.write('{"content": "packed"}\n')
     (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"packed too", mtime=0))
     seen = []
-    found = list(read_documents(tmp_path, progress=lambda name, count: seen.append((name, count))))
-    assert [document.text for document in found] == ["# A", "1", "packed", "packed too"]
+    documents = list(read_documents(tmp_path, progress=lambda name, count: seen.append((name, count))))
+    assert [document.text for document in documents] == ["# A", "1", "packed", "packed too"]
     assert seen == [("a.md", 0), ("b/one.jsonl", 1), ("c.jsonl.gz", 2), ("d.txt.gz", 3)]
 
 
@@ -154,7 +154,7 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path, name, content, colu
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_missing_paths_and_columns_of_parquet(tmp_path):
+def test_missing_paths_and_parquet_columns_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file or folder; expected"):
         read_documents(tmp_path / "nowhere")  # at once, not at the first document
     with pytest.raises(UserError, match="nothing to read in this folder"):

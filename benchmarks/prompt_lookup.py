@@ -49,7 +49,7 @@ def prompts(tokenizer: Tokenizer, context: int, count: int) -> dict[str, list[li
     return found
 
 
-def measure(
+def measure_prompt_lookup(
     model: Transformer,
     tokenizer: Tokenizer,
     ahead: Sequence[int] = (3, 7),
@@ -115,7 +115,7 @@ def _answer(engine: Engine, many: Sequence[Sequence[int]], most: int, tokens: in
     return seconds, said, drafted, accepted
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def format_prompt_lookup(rows: Sequence[dict[str, Any]]) -> str:
     """The result of `measure` as lines for people."""
     lines = [
         f"{'dtype':<10}{'text':<20}{'ahead':>6}{'tok/s':>9}{'faster':>8}{'held, of guessed':>18}{'same answers':>14}"

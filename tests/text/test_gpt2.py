@@ -1,4 +1,4 @@
-"""GPT-2's tokenizer from its two files, and files that are none."""
+"""GPT-2's tokenizer is read from its two files, and damaged files are refused."""
 
 import json
 import os
@@ -50,14 +50,14 @@ def test_the_published_files_give_the_published_ids():
     root = os.environ.get("FLEDGLING_DATA")
     directory = Path(root or ".") / "tokenizers" / "gpt2"
     if not (directory / "encoder.json").is_file():
-        pytest.skip("FLEDGLING_DATA holds no tokenizers/gpt2")
+        pytest.skip("FLEDGLING_DATA has no tokenizers/gpt2")
     tokenizer = load_gpt2_tokenizer(directory)
     assert tokenizer.vocab_size == 50257 and tokenizer.bos == 50256
     assert tokenizer.encode("Hello world") == [15496, 995]
     tiktoken = pytest.importorskip("tiktoken")
     try:
-        theirs = tiktoken.get_encoding("gpt2")
-    except Exception:  # it wants the network for its own copy
+        reference = tiktoken.get_encoding("gpt2")
+    except Exception:  # it downloads its own copy
         return
     text = "Don't stop 12345 naïve   \n\n x"
-    assert tokenizer.encode(text) == theirs.encode(text)
+    assert tokenizer.encode(text) == reference.encode(text)
