@@ -84,7 +84,7 @@ def core(
         Directory of the CORE bundle; default FLEDGLING_DATA.
     """
     from benchmarks.core import extend_context, measure_core_speed
-    from fledgling.cli.eval_core import load_any_model
+    from fledgling.evals.session import load_any_model
     from fledgling.files import resolve_data_root
     from fledgling.infer.engine import Engine
     from fledgling.runtime.device import DTYPES, choose_dtype, keep_freed_memory
@@ -155,7 +155,7 @@ def prompt_lookup(
         Of everything, in turn; the least counts.
     """
     from benchmarks.prompt_lookup import measure_prompt_lookup
-    from fledgling.cli.eval_core import load_any_model
+    from fledgling.evals.session import load_any_model
     from fledgling.runtime.world import World
 
     _, model, vocabulary, _ = load_any_model(checkpoint, World.start("auto").device)

@@ -189,14 +189,14 @@ def split_file(file: Path, size: int) -> list[tuple[int, int] | None]:
 
     Raises UserError for a damaged parquet file.
     """
-    whole = file.stat().st_size
-    count = round(whole / size)
+    file_bytes = file.stat().st_size
+    count = round(file_bytes / size)
     if count <= 1:
         return [None]
     if _file_kind(file) is PARQUET_SUFFIXES:
         last = _count_row_groups(file)
     else:
-        last = whole if _file_kind(file) is JSONL_SUFFIXES and not file.name.lower().endswith(".gz") else 0
+        last = file_bytes if _file_kind(file) is JSONL_SUFFIXES and not file.name.lower().endswith(".gz") else 0
     edges = sorted({last * edge // count for edge in range(count + 1)})
     return list(pairwise(edges)) or [None]
 
@@ -306,19 +306,19 @@ def _read_json_rows(
     part: tuple[int, int] | None,
 ) -> Iterator[tuple[bytes, str]]:
     column = None
-    number, at, last = 0, *(part or (0, 1 << 62))
-    if at:
-        name = f"{name} from byte {at:,}"
-        handle.seek(at - 1)
-        at += len(handle.readline()) - 1  # skip the end of a line that began in the part before
-    while at < last and (line := handle.readline(MAX_JSON_LINE)):
-        at += len(line)
+    number, offset, last = 0, *(part or (0, 1 << 62))
+    if offset:
+        name = f"{name} from byte {offset:,}"
+        handle.seek(offset - 1)
+        offset += len(handle.readline()) - 1  # skip the end of a line that began in the part before
+    while offset < last and (line := handle.readline(MAX_JSON_LINE)):
+        offset += len(line)
         number += 1
         origin = f"{name}:{number}"
         if len(line) >= MAX_JSON_LINE and not line.endswith(b"\n"):
             while (more := handle.readline(MAX_JSON_LINE)) and not more.endswith(b"\n"):
-                at += len(more)
-            at += len(more)
+                offset += len(more)
+            offset += len(more)
             skipped.add("broken", origin)
             continue
         text = _decode(line)

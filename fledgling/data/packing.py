@@ -142,14 +142,14 @@ def _best_fit_rows(lengths: list[int], row_length: int, window: int) -> Iterator
             return
         while placed[oldest] or not lengths[oldest]:
             oldest += 1
-        at = bisect_left(waiting, (lengths[oldest], -oldest))
-        room, row = row_length, []
-        while at >= 0:
-            length, index = waiting.pop(at)
+        position = bisect_left(waiting, (lengths[oldest], -oldest))
+        free, row = row_length, []
+        while position >= 0:
+            length, index = waiting.pop(position)
             placed[-index] = 1
             row.append(-index)
-            room -= length
-            at = bisect_left(waiting, (room + 1,)) - 1
+            free -= length
+            position = bisect_left(waiting, (free + 1,)) - 1
         yield row
 
 
@@ -186,17 +186,17 @@ def fill_row(
     """
     tokens = np.full(plan.row_length, pad, dtype=np.int64)
     mask = np.zeros(plan.row_length, dtype=np.bool_)
-    at = 0
+    position = 0
     for piece in range(plan.row_starts[index], plan.row_starts[index + 1]):
         length = int(plan.piece_lengths[piece])
         ids, piece_mask = reader.read_tokens(int(plan.piece_documents[piece]), int(plan.piece_starts[piece]), length)
         if plan.adds_bos:
-            tokens[at] = bos
-            mask[at] = True
-            at += 1
-        tokens[at : at + length] = ids
-        mask[at : at + length] = piece_mask if use_mask and piece_mask is not None else True
+            tokens[position] = bos
+            mask[position] = True
+            position += 1
+        tokens[position : position + length] = ids
+        mask[position : position + length] = piece_mask if use_mask and piece_mask is not None else True
         if use_mask and not plan.adds_bos:
-            mask[at] = False
-        at += length
+            mask[position] = False
+        position += length
     return tokens, mask

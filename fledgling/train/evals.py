@@ -7,8 +7,10 @@ from functools import partial
 from fledgling.config import LoopConfig, StageConfig
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
-from fledgling.evals import chat, core, samples
+from fledgling.evals import chat, samples
 from fledgling.evals.bpb import measure_bpb, read_first_rows
+from fledgling.evals.core import run_core
+from fledgling.evals.core_results import CoreSettings, compute_core, list_core_measurements
 from fledgling.evals.likelihood import Scorer
 from fledgling.evals.measurement import Measurement
 from fledgling.evals.sparsity import measure_activation_sparsity
@@ -52,7 +54,7 @@ def build_core_evals(config: StageConfig, context: StageContext) -> tuple[Eval, 
         return ()
     root = resolve_data_root(context.recipe.run.data_dir)
     tasks = read_core_tasks(root) if find_core_bundle(root) else []
-    scorer, settings = Scorer(context.engine, context.world), core.CoreSettings(config.core_max_per_task)
+    scorer, settings = Scorer(context.engine, context.world), CoreSettings(config.core_max_per_task)
 
     def measure(step: int, last: bool) -> list[Measurement]:
         if step == 0:  # an untrained model scores chance, and CORE takes minutes
@@ -62,8 +64,8 @@ def build_core_evals(config: StageConfig, context: StageContext) -> tuple[Eval, 
             return []
         if not tasks:
             return []
-        results = core.run_core(scorer, tasks, settings)
-        return core.list_core_measurements(results, include_mean=True) if last else [core.compute_core(results)]
+        results = run_core(scorer, tasks, settings)
+        return list_core_measurements(results, include_mean=True) if last else [compute_core(results)]
 
     return (Eval("core", config.core_every, measure),)
 

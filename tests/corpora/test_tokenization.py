@@ -57,11 +57,11 @@ def folder(tmp_path):
     return source
 
 
-def tokens_of(shards) -> list[list[int]]:
+def read_documents(shards) -> list[list[int]]:
     return [shard.read_tokens(i, 0, int(n))[0].tolist() for shard in shards for i, n in enumerate(shard.lengths)]
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -102,7 +102,7 @@ def test_every_document_is_stored_once_in_the_part_of_its_hash(folder, tokenizer
         folder, tmp_path / "two", tokenizer, workers=2, unit_bytes=12_000, progress=lambda *call: calls.append(call)
     )
     tokenize_corpus(folder, tmp_path / "one", tokenizer, workers=1, unit_bytes=12_000)
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "two"), "the same bytes from one process and from two"
+    assert read_files(tmp_path / "one") == read_files(tmp_path / "two"), "the same bytes from one process and from two"
     library = Tokenizer.load(tokenizer)
     corpus = TokenizedCorpus.open(tmp_path / "two", library.fingerprint())
     read = [
@@ -115,8 +115,8 @@ def test_every_document_is_stored_once_in_the_part_of_its_hash(folder, tokenizer
     is_held_out = [Document(text).hash_fraction() < tokenization.HELD_OUT_FRACTION for text in read]
     assert 2 <= sum(is_held_out) <= 30
     encoded = library.encode_batch(read)
-    assert tokens_of(corpus.train) == [ids for ids, held in zip(encoded, is_held_out, strict=True) if not held]
-    assert tokens_of(corpus.held_out) == [ids for ids, held in zip(encoded, is_held_out, strict=True) if held]
+    assert read_documents(corpus.train) == [ids for ids, held in zip(encoded, is_held_out, strict=True) if not held]
+    assert read_documents(corpus.held_out) == [ids for ids, held in zip(encoded, is_held_out, strict=True) if held]
     listing = json.loads((tmp_path / "two" / CORPUS_FILE).read_text())
     assert listing["train"]["documents"] == len(TEXTS) - sum(is_held_out) and listing["held_out"]["documents"] == sum(
         is_held_out
@@ -128,7 +128,7 @@ def test_every_document_is_stored_once_in_the_part_of_its_hash(folder, tokenizer
 
 def test_only_missing_shards_are_made_again_and_new_files_are_ignored(folder, tokenizer, tmp_path):
     units = tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=1, unit_bytes=12_000)
-    whole = files_of(tmp_path / "out")
+    expected = read_files(tmp_path / "out")
     (tmp_path / "out" / CORPUS_FILE).unlink()
     shutil.rmtree(tmp_path / "out" / units[2].name)
     before = {unit.name: (tmp_path / "out" / unit.name / MANIFEST).stat().st_mtime_ns for unit in units[3:]}
@@ -136,7 +136,7 @@ def test_only_missing_shards_are_made_again_and_new_files_are_ignored(folder, to
     tokenize_corpus(
         folder, tmp_path / "out", tokenizer, workers=1, unit_bytes=12_000, progress=lambda *call: calls.append(call)
     )
-    assert files_of(tmp_path / "out") == whole
+    assert read_files(tmp_path / "out") == expected
     assert {name: (tmp_path / "out" / name / MANIFEST).stat().st_mtime_ns for name in before} == before
     assert [ready for _, ready, _ in calls] == [calls[-1][2] - units[2].num_bytes, calls[-1][2]]
     first = len(TokenizedCorpus.open(tmp_path / "out", Tokenizer.load(tokenizer).fingerprint()).train)
@@ -171,8 +171,8 @@ def test_a_killed_run_resumes_and_leaves_no_process(folder, tokenizer, tmp_path)
     assert not (out / CORPUS_FILE).exists()
     tokenize_corpus(folder, out, tokenizer, workers=1, unit_bytes=12_000)
     tokenize_corpus(folder, tmp_path / "whole", tokenizer, workers=1, unit_bytes=12_000)
-    found = {name: content for name, content in files_of(out).items() if ".partial" not in name}
-    assert found == files_of(tmp_path / "whole")
+    found = {name: content for name, content in read_files(out).items() if ".tmp-" not in name}
+    assert found == read_files(tmp_path / "whole")
 
 
 def test_a_truncated_parquet_file_is_one_line_and_finished_shards_stay(folder, tokenizer, tmp_path):
@@ -211,8 +211,11 @@ def test_samples_are_from_all_files_and_not_held_out(folder):
 def test_a_slice_of_a_shard_is_a_shard(folder, tokenizer, tmp_path):
     [first, *_] = tokenize_corpus(folder, tmp_path / "out", tokenizer, workers=1)
     shard = TokenShard.open(tmp_path / "out" / first.name)
-    whole = tokens_of([shard])
-    assert tokens_of([shard.slice_documents(3, 9)]) == whole[3:9] and shard.slice_documents(3, 9).tokens is shard.tokens
+    documents = read_documents([shard])
+    assert (
+        read_documents([shard.slice_documents(3, 9)]) == documents[3:9]
+        and shard.slice_documents(3, 9).tokens is shard.tokens
+    )
     assert len(shard.slice_documents(4, 4)) == 0 and np.shares_memory(
         shard.slice_documents(0, 2).offsets, shard.offsets
     )

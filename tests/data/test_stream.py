@@ -11,7 +11,6 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX
-from fledgling.data.mixture import SourceOrder
 from fledgling.data.shards import ShardWriter, TokenShard
 from fledgling.data.stream import PREFETCH_STEPS, MixtureStream, Prefetcher, RowSource, assign_document_ids, permutation
 
@@ -124,42 +123,6 @@ def test_padding_is_one_document():
 # ---- mixtures ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", [[1], [1, 1], [0.7, 0.3], [0.25, 0.25, 0.3, 0.2, 0.07, 0.14], [1000, 1], [1, 2, 4]])
-def test_every_source_has_its_share_at_every_row(weights):
-    order = SourceOrder.from_weights(weights)
-    share = np.array(weights) / sum(weights)
-    rows = np.arange(1, 3001)
-    counts = np.array([order.count_rows(n) for n in rows])
-    assert (counts.sum(1) == rows).all()
-    assert np.abs(counts - rows[:, None] * share).max() < 1 + 3000 / 10_000 / 2 * len(weights)
-
-
-@pytest.mark.parametrize("offset", [0, 3, 12_345])
-def test_locating_a_row_agrees_with_counting_from_the_start(offset):
-    order = SourceOrder.from_weights([0.5, 0.2, 0.3], offset)
-    given = [0, 0, 0]
-    for row in range(500):
-        source, index = order.locate(row)
-        assert index == given[source]
-        given[source] += 1
-        assert order.count_rows(row + 1).tolist() == given
-    assert order.locate(10**12) == (
-        order.locate(10**12 % 10)[0],
-        order.count_rows(10**12)[order.locate(10**12)[0]],
-    )
-
-
-def test_a_rare_source_occurs_and_a_weight_of_zero_does_not():
-    assert SourceOrder.from_weights([1, 1e-9]).count_rows(10_001).tolist() == [10_000, 1]
-    assert SourceOrder.from_weights([1, 0, 1]).count_rows(10).tolist() == [5, 0, 5]
-
-
-@pytest.mark.parametrize("weights", [[], [0, 0], [-1, 2], [float("nan"), 1], [float("inf")]])
-def test_invalid_weights_are_refused(weights):
-    with pytest.raises(UserError, match="mixture weights"):
-        SourceOrder.from_weights(weights)
-
-
 def test_fewer_rows_than_ranks_are_refused():
     with pytest.raises(UserError, match="8 ranks"):
         make_stream(rank=7, world_size=8)
@@ -218,7 +181,7 @@ def test_an_error_in_the_thread_is_raised_at_its_step():
     stream = make_stream(source)
     stream.next()
     stream.next()
-    for _ in range(2):  # and again, if asked again
+    for _ in range(2):
         with pytest.raises(OSError, match="the disk went away"):
             stream.next()
     assert stream.state_dict() == {"step": 2} and count_threads() == 0
@@ -268,12 +231,12 @@ def make_sectioned_source(seed=1, max_documents=30) -> RowSource:
 
 def test_sections_give_every_token_once_an_epoch():
     source = make_sectioned_source()
-    whole = sorted(token for shard in source.shards for token in shard.tokens.tolist())
+    expected = sorted(token for shard in source.shards for token in shard.tokens.tolist())
     epochs = []
     for epoch in range(2):
         rows = [source.read_row(epoch * len(source) + i) for i in range(len(source))]
         seen = sorted(int(t) for tokens, mask in rows for t, m in zip(tokens, mask, strict=True) if m and t != BOS)
-        assert seen == whole
+        assert seen == expected
         epochs.append([tuple(tokens) for tokens, _ in rows])
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
     assert (

@@ -77,8 +77,8 @@ def test_a_system_message_opens_the_first_user_turn_only(bytewise):
 def test_a_prompt_is_a_prefix_of_the_conversation(bytewise):
     messages_so_far = make_conversation(user("Hi"), assistant("yo"), user("?"))
     prompt = render_prompt(bytewise, messages_so_far)
-    whole = render_conversation(bytewise, make_conversation(*messages_so_far["messages"], assistant("!")))
-    assert prompt == whole.tokens[: len(prompt)].tolist()
+    rendered = render_conversation(bytewise, make_conversation(*messages_so_far["messages"], assistant("!")))
+    assert prompt == rendered.tokens[: len(prompt)].tolist()
     assert prompt[-1] == bytewise.assistant_start
     with pytest.raises(UserError, match="last message is the assistant's"):
         render_prompt(bytewise, make_conversation(user("a"), assistant("b")))

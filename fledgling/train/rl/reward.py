@@ -21,7 +21,7 @@ import numpy as np
 from fledgling.config import RLConfig, UserError, did_you_mean
 from fledgling.infer.detokenizer import decode_final_text
 from fledgling.infer.request import Completion
-from fledgling.tasks.task import Question, Task
+from fledgling.tasks.task import Question, Task, score_answers
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.rl.advantage import overlong_penalty
 
@@ -116,17 +116,6 @@ class CustomReward:
             self.process = None
 
 
-def score_tasks(candidates: Sequence[Candidate]) -> list[float]:
-    """Returns each task's own score, computed for all answers to one task at once."""
-    scores = [0.0] * len(candidates)
-    for task in {id(candidate.task): candidate.task for candidate in candidates}.values():
-        indices = [i for i, candidate in enumerate(candidates) if candidate.task is task]
-        task_scores = task.score_batch([(candidates[i].question, candidates[i].text) for i in indices])
-        for i, score in zip(indices, task_scores, strict=True):
-            scores[i] = float(score)
-    return scores
-
-
 def is_well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> bool:
     """Returns whether an answer ended by itself, is not empty, and closed every call of a tool."""
     opened = completion.tokens.count(tokenizer.python_start)
@@ -155,7 +144,7 @@ class RewardScorer:
             Candidate(task, question, answer, text)
             for (task, question), answer, text in zip(questions, answers, texts, strict=True)
         ]
-        parts = {"task": np.array(score_tasks(candidates))}
+        parts = {"task": np.array(score_answers(questions, texts))}
         if "format" in self.weights:
             parts["format"] = np.array(
                 [float(is_well_formed(self.tokenizer, c.completion, c.text)) for c in candidates]
