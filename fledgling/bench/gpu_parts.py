@@ -11,9 +11,11 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,8 +30,8 @@ from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_st
 from fledgling.bench.train import RandomBatches, with_model_size
 from fledgling.config import ModelConfig, Recipe, load_recipe
 from fledgling.infer.engine import Engine
-from fledgling.model import logprob
 from fledgling.model.build import build_model
+from fledgling.model.head_chunk import CHUNK_LOGITS
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoidal_schedule
@@ -43,7 +45,8 @@ from fledgling.train import loop, run
 from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
 
-WARMUP, STEPS = 3, 5
+WARMUP, STEPS = 3, 8
+DEFAULT_CHUNK_LOGITS = dict(CHUNK_LOGITS)
 TINY = [
     *(
         "rl.prompts_per_round=2",
@@ -123,7 +126,7 @@ def steps_of(
     compiled = compiled and should_compile("auto", world.device)
     setup = type(setup)(setup.dtype, compiled, setup.peak_flops, setup.memory_limit)
     gpu_kernels.reset_kernels(compiled)
-    logprob.CHUNK_LOGITS = chunk * vocab_size if chunk else 1 << 22
+    CHUNK_LOGITS[world.device.type] = chunk * vocab_size if chunk else DEFAULT_CHUNK_LOGITS[world.device.type]
     free()
     model = build_model(recipe.model.resolve(vocab_size), setup, world.device)
     fill(model)
@@ -132,20 +135,24 @@ def steps_of(
     if not documents:
         stream.batch.document_ids = None
     stage = Stage("bench", steps, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=steps))  # type: ignore[arg-type]
-    seconds = []
-    for _ in range(warmup + steps):
-        began = time.perf_counter()
+    first, began = 0.0, time.perf_counter()
+    for number in range(warmup + steps):
+        if number == warmup:
+            wait()
+            began = time.perf_counter()
         loss, norm = loop.train_step(stage, model, optimizer, stream.next(), world)
-        wait()
-        seconds.append(time.perf_counter() - began)
-    step = statistics.median(seconds[warmup:])
+        if number == 0:
+            wait()
+            first = time.perf_counter() - began
+    wait()  # once at the end: in training nothing waits between steps either
+    step = (time.perf_counter() - began) / steps
     dtype = setup.dtype_name
     found: dict[str, Any] = {
         "shape": "/".join(map(str, shape)),
         "compiled": compiled,
         "tokens_per_second": rows * context / step,
         "step_ms": 1e3 * step,
-        "first_step_seconds": seconds[0],
+        "first_step_seconds": first,
         "loss": loss,
         "norm": norm,
     }
@@ -168,6 +175,7 @@ def noted(label: str, work: Callable[[], dict[str, Any]]) -> bool:
     try:
         found, fine = work(), True
     except Exception as problem:  # a shape that does not fit is a result
+        traceback.print_exc(file=sys.stdout)  # goes to log.txt
         found, fine = {"error": f"{type(problem).__name__}: {' '.join(str(problem).split())[:240]}"}, False
     note(what=label, **found)
     free()
@@ -178,32 +186,42 @@ def noted(label: str, work: Callable[[], dict[str, Any]]) -> bool:
 
 
 def tests(out: Path, tiny: bool) -> None:
-    """tests/gpu by pytest, where the tree has it."""
+    """Runs tests/gpu by pytest; notes each failure as it happens, so that a time limit loses none."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", "--tb=short", "-rf"]
-    command += ["-o", "addopts=--strict-markers", *(["-k", "loss"] if tiny else [])]  # one -q: the last line counts
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    print(done.stdout[-6000:], done.stderr[-2000:])
-    lines = done.stdout.strip().splitlines()
-    for line in lines:
-        if line.startswith("FAILED"):
-            note(failed=line.removeprefix("FAILED ")[:300])
-    note(pytest=lines[-1] if lines else done.stderr.strip()[-200:], code=done.returncode)
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", "--tb=short"]
+    command += ["-n", "0"] if find_spec("xdist") else []
+    # The part `quickstart` stops and resumes a run.
+    command += ["-o", "addopts=--strict-markers", "-k", "loss" if tiny else "not stopped"]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    passed, last = 0, ""
+    for line in process.stdout or ():
+        print(line, end="")
+        last = line.strip() or last
+        passed += " PASSED" in line
+        if "::" in line and (" FAILED" in line or " ERROR" in line):
+            note(failed=line.split()[0][-200:])
+        elif line.startswith("E  ") or (" PASSED" in line and passed % 5 == 0):
+            note(passed=passed, seconds=time.perf_counter() - began, line=line.strip()[-200:])
+    note(pytest=last, code=process.wait())
 
 
 def train_d12(out: Path, tiny: bool) -> None:
-    """Training steps at depth 12, 16 rows, with two vocabularies."""
-    shapes = ((2, 512, 64, 2),) if tiny else ((12, 65536, 2048, 16), (12, 32768, 2048, 16))
-    for number, shape in enumerate(shapes):
-        noted("d12", lambda: steps_of(shape, profile=None if number else out / "d12.txt"))  # noqa: B023
+    """Training steps at depth 12, 16 rows: three documents a row, then rows of one document."""
+    shape = (2, 512, 64, 2) if tiny else (12, 65536, 2048, 16)
+    for label, documents in (("d12", True), ("d12, no documents", False)):
+        profile = out / f"{label.replace(', ', '-').replace(' ', '-')}.txt"
+        noted(label, lambda: steps_of(shape, documents=documents, profile=profile))  # noqa: B023
 
 
 def train_d20(out: Path, tiny: bool) -> None:
-    """Training steps at depth 20, with as many rows of 32 as fit."""
-    for rows in (2,) if tiny else (32, 16, 8):
-        shape = (2, 512, 64, rows) if tiny else (20, 65536, 2048, rows)
-        if noted("d20", lambda: steps_of(shape, profile=out / "d20.txt")):  # noqa: B023
-            return
+    """Training steps at depth 20, with as many rows of 32 as fit: three documents a row, then rows of one document."""
+    for label, documents in (("d20", True), ("d20, no documents", False)):
+        profile = out / f"{label.replace(', ', '-').replace(' ', '-')}.txt"
+        for rows in (2,) if tiny else (32, 16, 8):
+            shape = (2, 512, 64, rows) if tiny else (20, 65536, 2048, rows)
+            if noted(label, lambda: steps_of(shape, documents=documents, profile=profile)):  # noqa: B023
+                break
 
 
 def ab(out: Path, tiny: bool) -> None:
@@ -322,10 +340,10 @@ def quickstart(out: Path, tiny: bool) -> None:
     """Every stage of the quickstart recipe with few steps and all evaluations; then a stage stopped and resumed."""
     changes = TINY if tiny else []
     with TemporaryDirectory() as folder:
-        recipe = small_recipe(Path(folder), changes)
-        for stage in recipe.stages:
+        for stage in small_recipe(Path(folder), changes).stages:
             began = time.perf_counter()
-            run.run_stage(recipe, stage, quiet=True)
+            compiled = [] if stage == "pretrain" else ["run.compile=off"]  # four steps do not repay a compilation
+            run.run_stage(small_recipe(Path(folder), [*changes, *compiled]), stage, quiet=True)
             note(stage=stage, seconds=time.perf_counter() - began)
         note(what="stopped and resumed, largest difference", **resumed(Path(folder), [*changes, "run.compile=off"]))
 

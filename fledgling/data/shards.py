@@ -65,15 +65,18 @@ class _HashedFile:
         self.num_bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
+        """Appends bytes."""
         self.hash.update(data)
         self.num_bytes += len(data)
         self.file.write(data)
 
     def finish(self) -> dict[str, int | str]:
+        """Closes the file, and returns its manifest entry."""
         self.file.close()
         return {"bytes": self.num_bytes, "sha256": self.hash.hexdigest()}
 
     def discard(self) -> None:
+        """Closes the file; its directory is deleted by the caller."""
         with suppress(OSError):  # closing flushes, which fails again if the disk is full
             self.file.close()
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fledgling.config import ModelConfig
 from fledgling.model.cache import CacheBatch
+from fledgling.model.cuda_attention import BlockMask, flex_sdpa
 from fledgling.model.feed_forward import apply_linear
 from fledgling.model.norm import RMSNorm
 from fledgling.model.positions import Rotary, apply_rotary
@@ -216,7 +217,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,  # (B, T, C)
         rotary: Rotary | None,
-        documents: Tensor | None,  # (B, T), or the `row_mask` where rows are not plain
+        documents: Tensor | BlockMask | None,  # (B, T), or the `row_mask` where rows are not plain
         cache_batch: CacheBatch | None = None,
         tree: TreeMask | None = None,
         deferred_scale: Tensor | None = None,  # (B, T, 1), what x is still to be times
@@ -242,6 +243,8 @@ class Attention(nn.Module):
             cache_batch is not None and not cache_batch.starts_empty
         ):  # where nothing came before a prompt is read as a training row is
             y = paged_attention(q, cache_batch, self.layer, self.bounded, self.window_size)
+        elif isinstance(documents, BlockMask):
+            y = flex_sdpa(q, k, v, documents)
         elif uses_blockwise_attention(x):
             repeats = self.heads // self.kv_heads
             if repeats > 1:

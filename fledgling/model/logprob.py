@@ -19,8 +19,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fledgling.model.head_chunk import head_chunk_tokens
+
 IGNORE_INDEX = -1
-CHUNK_LOGITS = 1 << 22  # logits of one chunk: 8 MiB in bf16, whatever the vocabulary
 TANH_NUMERATOR = (
     -2.76076847742355e-16,
     2.00018790482477e-13,
@@ -104,10 +105,6 @@ def _chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float)
     return logprobs, sums, g
 
 
-def _chunks(count: int, vocabulary: int) -> range:
-    return range(0, count, max(1, CHUNK_LOGITS // vocabulary))
-
-
 def _backward_chunk(
     hidden: Tensor, weight: Tensor, g: Tensor, scale: Tensor, hidden_grad: Tensor, weight_grad: Tensor
 ) -> None:
@@ -128,7 +125,7 @@ class _CrossEntropySum(torch.autograd.Function):
         hidden_grad = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device) if learn else None
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if learn else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        step = _chunks(len(hidden), len(weight)).step
+        step = head_chunk_tokens(len(weight), hidden.device.type)
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             kept = (targets[part] != IGNORE_INDEX).float()
@@ -152,7 +149,7 @@ class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
         cast = weight.to(hidden.dtype)
-        step = _chunks(len(hidden), len(weight)).step
+        step = head_chunk_tokens(len(weight), hidden.device.type)
         parts = []
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
@@ -168,7 +165,7 @@ class _TargetLogprobs(torch.autograd.Function):
         cast = weight.to(hidden.dtype)
         hidden_grad = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        step = _chunks(len(hidden), len(weight)).step
+        step = head_chunk_tokens(len(weight), hidden.device.type)
         for start in range(0, len(hidden), step):
             part = slice(start, start + step)
             _, sums, g = _chunk_logprobs(hidden[part], cast, targets[part], ctx.cap)

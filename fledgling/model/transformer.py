@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fledgling.config import ModelConfig
 from fledgling.model.attention import Attention, TreeMask, make_attention_mask, uses_blockwise_attention
 from fledgling.model.cache import CacheBatch
+from fledgling.model.cuda_attention import BlockMask, make_block_masks
 from fledgling.model.feed_forward import apply_linear, make_feed_forward
 from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
 from fledgling.model.norm import RMSNorm, make_norm
@@ -42,7 +43,7 @@ class TransformerBlock(nn.Module):
         self,
         x: Tensor,
         rotary: Rotary | None,
-        document_ids: Tensor | None = None,
+        document_ids: Tensor | BlockMask | None = None,
         cache_batch: CacheBatch | None = None,
         tree: TreeMask | None = None,
         tokens: Tensor | None = None,
@@ -61,6 +62,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
+        self.use_block_masks = False  # where blocks are compiled for CUDA: documents and windows without a (T, T) mask
         embedding = nn.Embedding(config.vocab_size, config.width)
         if (
             config.tie_embeddings
@@ -141,16 +143,27 @@ class Transformer(nn.Module):
             x, rotary = self.positions(x, slice(0, tokens.shape[1]))
         else:
             x, rotary = self.positions(x, cache_batch.positions.clamp(max=self.config.context - 1))
-        if cache_batch is None and not uses_blockwise_attention(x) and (document_ids is not None or tree is not None):
-            document_ids = make_attention_mask(x, document_ids, tree)
         training = (
             torch.is_grad_enabled() and cache_batch is None
         )  # only then is a compiled block worth its compilation
+        window_sizes = [block.attention.window_size for block in self.blocks]
+        if self.use_block_masks and training and tree is None:
+            masks = make_block_masks(document_ids, tokens.shape[1], tokens.device, window_sizes)
+        else:
+            if (
+                cache_batch is None
+                and not uses_blockwise_attention(x)
+                and (document_ids is not None or tree is not None)
+            ):
+                document_ids = make_attention_mask(x, document_ids, tree)
+            masks = dict.fromkeys(window_sizes, document_ids)
         embedded = x if self.config.residual_scalars else None
-        for block in self.blocks:
+        for block, window_size in zip(self.blocks, window_sizes, strict=True):
             if embedded is not None:  # a node a layer: its gradients are added in pairs, so in one order on any ranks
                 embedded = embedded.view_as(embedded)
-            x = (block if training else block.forward)(x, rotary, document_ids, cache_batch, tree, tokens, embedded)
+            x = (block if training else block.forward)(
+                x, rotary, masks[window_size], cache_batch, tree, tokens, embedded
+            )
         return self.norm(x)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from fledgling.config import OptimizerConfig, UserError
 from fledgling.optim.gradients import GradientReducer
 from fledgling.optim.partition import ADAMW_BLOCK_VALUES, MAX_IN_FLIGHT, Bucket, muon_stack_size, partition_parameters
 from fledgling.optim.roles import assign_rules
-from fledgling.optim.rules import adamw_, muon_
+from fledgling.optim.rules import adamw_, muon_, muon_direction_
 from fledgling.optim.sharded import ParameterShards, ShardedGradientReducer, shard_parameters
 from fledgling.runtime.world import PendingCollective, World
 
@@ -84,6 +84,8 @@ class Optimizer:
         self.schedule_multiplier, self.update_count = 1.0, 0
         self.compiled = compiled
         self._adamw: Callable = torch.compile(adamw_, dynamic=False) if compiled else adamw_
+        fused = compiled and world.device.type == "cuda"  # on a CPU the products are all of it
+        self._muon_direction: Callable = torch.compile(muon_direction_, dynamic=False) if fused else muon_direction_
         shapes = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
         self.partition = partition_parameters(
             shapes,
@@ -196,6 +198,9 @@ class Optimizer:
 
         Its terms are the norms of rows (embedding, head) and of whole tensors; every rank gets all of them.
         """
+        if self.world.size == 1 and self.world.device.type != "cpu" and not self.deterministic:
+            norms = torch._foreach_norm(list(gradients.values()))  # a few launches instead of several a parameter
+            return float(torch.stack(norms).square().sum().sqrt())
         buckets = sorted(self.partition.buckets, key=lambda bucket: bucket.names)
         terms = []
         for bucket in buckets:
@@ -214,7 +219,10 @@ class Optimizer:
                 named[bucket.names[0]] = found.flatten()[: bucket.num_units]
             else:
                 named |= {name: found[rank] for rank, name in enumerate(bucket.names)}
-        return float(torch.cat([named[name] for name in sorted(named)]).double().square().sum().sqrt())
+        terms_in_order = torch.cat([named[name] for name in sorted(named)])
+        if terms_in_order.device.type == "cpu":  # some devices have no float64, none needs it for so few terms
+            terms_in_order = terms_in_order.double()
+        return float(terms_in_order.square().sum().sqrt())
 
     def _update_parameters(self, gradients: dict[str, Tensor]) -> None:
         """Update what is owned, group by group, while what was updated before is on its way to the others."""
@@ -250,7 +258,8 @@ class Optimizer:
 
     def _update_muon(self, group: UpdateGroup, gradients: dict[str, Tensor]) -> None:
         """Muon on the group's matrices, so many at once as keep its temporaries small."""
-        together = muon_stack_size(self.partition.parameters[group.buckets[0].names[0]])
+        kind = "cpu" if self.shards else self.world.device.type  # sharded matrices are gathered: few at once
+        together = muon_stack_size(self.partition.parameters[group.buckets[0].names[0]], kind)
         for start in range(0, len(group.buckets), together):
             buckets = group.buckets[start : start + together]  # of each at most one matrix is this rank's
             names = [name for bucket in buckets for name in bucket.names if name in self.owned_rows]
@@ -277,6 +286,7 @@ class Optimizer:
             variant=table.newton_schulz,
             exp_avg_sq_row=state.get("variance"),
             cautious=table.cautious_weight_decay,
+            make_direction=self._muon_direction,
         )
 
     def _gather_matrices(self, buckets: tuple[Bucket, ...], names: list[str]) -> None:

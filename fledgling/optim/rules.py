@@ -6,7 +6,7 @@ compared with its paper, compiled, and applied to a shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -104,6 +104,20 @@ def orthogonalize(
     return (x.mT if tall else x).float()
 
 
+def muon_direction_(
+    gradient: Tensor,
+    momentum_buffer: Tensor,
+    momentum: float,
+    steps: int,
+    dtype: torch.dtype,
+    pad_to_pair: bool,
+    variant: str,
+) -> Tensor:
+    """Returns Muon's orthogonal directions (n, rows, columns); moves the momentum buffer, and uses up the gradient."""
+    momentum_buffer.lerp_(gradient, 1 - momentum)
+    return orthogonalize(gradient.lerp_(momentum_buffer, momentum), steps, dtype, pad_to_pair, variant)
+
+
 def muon_(
     parameters: Sequence[Tensor],
     gradient: Tensor,
@@ -117,6 +131,7 @@ def muon_(
     variant: str = "jordan",
     exp_avg_sq_row: Tensor | None = None,
     cautious: bool = False,
+    make_direction: Callable[..., Tensor] = muon_direction_,
 ) -> None:
     """One step of Muon with Nesterov momentum, in place, on n equal-shaped matrices (rows, columns).
 
@@ -125,12 +140,15 @@ def muon_(
     kind: see `orthogonalize`; variance (n, rows): NorMuon's (`even_rows`); cautious: only values that the step brings
     nearer to 0 decay (arXiv 2510.12402).
     """
-    momentum_buffer.lerp_(gradient, 1 - momentum)
-    direction = orthogonalize(gradient.lerp_(momentum_buffer, momentum), steps, dtype, pad_to_pair, variant)
+    direction = make_direction(gradient, momentum_buffer, momentum, steps, dtype, pad_to_pair, variant)
     if exp_avg_sq_row is not None:
         normalize_rows_(direction, exp_avg_sq_row)
     rows, columns = gradient.shape[-2:]
     direction *= lr * max(1.0, rows / columns) ** 0.5
+    if gradient.device.type != "cpu" and not cautious:  # two launches instead of two a matrix
+        torch._foreach_mul_(parameters, float(1 - lr * weight_decay))
+        torch._foreach_sub_(parameters, direction.unbind())
+        return
     for parameter, step in zip(parameters, direction.unbind(), strict=True):
         if cautious and weight_decay:
             parameter.sub_(parameter * (step * parameter >= 0), alpha=float(lr * weight_decay)).sub_(step)

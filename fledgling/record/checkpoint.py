@@ -5,7 +5,7 @@
 `atomic_directory.py` writes them: the manifest with size and SHA-256 of every file last, then one rename. A kill at any
 moment leaves the previous checkpoint as it was, and a changed bit is found before the checkpoint is used. Only
 safetensors and JSON are written or read, never a pickle. This file does not interpret tensors and state:
-`fledgling.infer.weights` builds a model from them, `fledgling.train.saver` copies them for the thread of writer.py.
+`fledgling.infer.runner` builds a model from them, `fledgling.train.saver` copies them for the thread of writer.py.
 The only file of this package that imports torch.
 """
 

@@ -71,11 +71,12 @@ def train_step(
         loss = stage.loss(model, batch.to(world.device)) / count
         loss.backward()
         optimizer.accumulate()
-        losses.append(float(loss.detach()))
+        losses.append(loss.detach())  # read once per step: a read on a GPU waits for all that is queued
     all_losses: list[float] = []
 
     def is_finite() -> bool:
-        all_losses.extend(chain(*world.all_gather_object(losses)))
+        local_losses = torch.stack(losses).tolist() if losses else []
+        all_losses.extend(chain(*world.all_gather_object(local_losses)))
         return all(map(math.isfinite, all_losses))
 
     norm = optimizer.step(is_finite)

@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fledgling.config import RLConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.model.logprob import CHUNK_LOGITS, cross_entropy_sum, target_logprobs
+from fledgling.model.head_chunk import head_chunk_tokens
+from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 
@@ -131,7 +132,7 @@ def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tenso
 
     hidden: (B, T, C); mask: (B, T) bool; weights: (B, T). Logits exist for one chunk at a time, in backward too.
     """
-    chunk_rows = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    chunk_rows = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
     chunks = zip(hidden[mask].split(chunk_rows), weights[mask].split(chunk_rows), strict=True)
 
     def chunk_sum(rows: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The contract of the training loop: a stage is a value that the loop runs. `supervised`, `dpo` and `rl` build stages."""
+"""The contract of the training loop: a stage is a value. `supervised`, `dpo` and `rl` build stages, `loop` runs them."""
 
 from __future__ import annotations
 

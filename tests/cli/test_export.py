@@ -7,7 +7,7 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import ModelConfig
-from fledgling.infer.weights import load_model
+from fledgling.infer.runner import load_model
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import save_checkpoint
 from fledgling.text.tokenizer import Tokenizer

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fledgling.config import ModelConfig
-from fledgling.infer import engine as engine_module
+from fledgling.infer import runner as runner_module
 from fledgling.infer import skip
 from fledgling.infer.engine import Engine
 from fledgling.infer.pack import can_pack_bf16
@@ -69,12 +69,16 @@ def test_an_engine_that_skips_says_the_same_and_follows_the_weights(dtype, token
         pytest.skip("no bf16 products on this processor")
     model = model_with_zeros(0.9)
     assert not any(
-        isinstance(w, ZeroSkippingWeight) for w in Engine(model, tokenizer, skip_zeros=True).packed_weights.values()
+        isinstance(w, ZeroSkippingWeight)
+        for w in Engine(model, tokenizer, skip_zeros=True).runner.packed_weights.values()
     )
     monkeypatch.setattr(skip, "MIN_WEIGHT_NUMEL", 0)
-    monkeypatch.setattr(engine_module, "supports_decoding_step", lambda model: False)  # where there is no native step
+    monkeypatch.setattr(runner_module, "supports_decoding_step", lambda model: False)  # where there is no native step
     plain, skipping = Engine(model, tokenizer, dtype=dtype), Engine(model, tokenizer, dtype=dtype, skip_zeros=True)
-    assert len([weight for weight in skipping.packed_weights.values() if isinstance(weight, ZeroSkippingWeight)]) == 2
+    assert (
+        len([weight for weight in skipping.runner.packed_weights.values() if isinstance(weight, ZeroSkippingWeight)])
+        == 2
+    )
     prompt = [5, 9, 100, 31]
     for _ in range(2):
         first, other = (
@@ -95,5 +99,5 @@ def test_other_activations_have_nothing_to_skip(tokenizer, monkeypatch):
     monkeypatch.setattr(skip, "MIN_WEIGHT_NUMEL", 0)
     assert not any(
         isinstance(weight, ZeroSkippingWeight)
-        for weight in Engine(model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True).packed_weights.values()
+        for weight in Engine(model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True).runner.packed_weights.values()
     )

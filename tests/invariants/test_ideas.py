@@ -9,8 +9,8 @@ import torch
 from fledgling.cli import main
 from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.infer.engine import Engine
+from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.weights import load_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import unsharded

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledgling.model import logprob
+from fledgling.model import head_chunk
 from fledgling.model.logprob import IGNORE_INDEX, cross_entropy_sum, rational_tanh, target_logprobs
 
 
@@ -29,7 +29,7 @@ def plain(hidden, weight, targets, cap=15.0):
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 @pytest.mark.parametrize("values", [1 << 24, 350])  # one chunk, and chunks of seven tokens
 def test_sum_and_gradients(case, values, cap, monkeypatch):
-    monkeypatch.setattr(logprob, "CHUNK_LOGITS", values)
+    monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", values)
     hidden, weight, targets = case
     expected = plain(*case, cap).sum()
     found = cross_entropy_sum(hidden, weight, targets, cap)
@@ -44,7 +44,7 @@ def test_sum_and_gradients(case, values, cap, monkeypatch):
 
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 def test_logprobs_with_a_weight_of_its_own_for_every_token(case, cap, monkeypatch):
-    monkeypatch.setattr(logprob, "CHUNK_LOGITS", 350)
+    monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", 350)
     hidden, weight, targets = case
     coefficients = torch.randn(3, 20)
     expected, found = -plain(*case, cap), target_logprobs(hidden, weight, targets, cap)

@@ -3,12 +3,12 @@
 from fledgling.config import load_recipe
 from fledgling.record import read_jsonl
 from fledgling.train.run import run_stage
-from tests.made_up_core import BASELINES, bundle
+from tests.made_up_core import BASELINES, write_core_bundle
 from tests.tiny import tiny
 
 
 def test_core_is_measured_every_few_steps_and_its_tasks_at_the_end(tmp_path):
-    root = bundle(tmp_path / "data")
+    root = write_core_bundle(tmp_path / "data")
     recipe = tiny(tmp_path, **{"pretrain.core_every": 3, "pretrain.core_max_per_task": 3, "run.data_dir": f'"{root}"'})
     run_stage(recipe, "pretrain", quiet=True)
     evals = read_jsonl(tmp_path / "run" / "pretrain" / "evals.jsonl")

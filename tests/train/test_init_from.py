@@ -7,7 +7,7 @@ import torch
 
 from fledgling.config import ModelConfig, UserError
 from fledgling.export import write_hf
-from fledgling.infer.weights import load_model
+from fledgling.infer.runner import load_model
 from fledgling.model.transformer import Transformer
 from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint

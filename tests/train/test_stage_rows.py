@@ -11,7 +11,7 @@ from fledgling.speedrun import run_stages
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
 from fledgling.train.stage_rows import exam_names, prepare_stage_rows, require_data
-from tests.made_up_sets import REAL, made_up_sets, needs_real_data, write_rows
+from tests.made_up_sets import REAL, needs_real_data, write_public_sets, write_rows
 from tests.tiny import tiny
 
 CONTEXT = 128  # of the tiny recipe
@@ -26,7 +26,7 @@ def weights(mixture):
 def prepared(tmp_path_factory):
     """A preparer over made-up sets, and its tokenizer."""
     folder = tmp_path_factory.mktemp("mix")
-    recipe = tiny(folder, **{"run.data_dir": made_up_sets(folder / "data")})
+    recipe = tiny(folder, **{"run.data_dir": write_public_sets(folder / "data")})
     preparer = DataPreparer(recipe, folder / "run")
     return preparer, preparer.load_or_train_tokenizer()
 
@@ -90,7 +90,7 @@ def test_a_few_rows_that_are_no_conversation_are_left_out_and_logged(tmp_path):
 
 @pytest.mark.parametrize("name", ["d12-1gpu", "d20-8xh100"])
 def test_the_error_of_missing_data_says_what_to_fetch_before_any_work(name, tmp_path):
-    data = made_up_sets(tmp_path / "data")
+    data = write_public_sets(tmp_path / "data")
     write_rows(data / "fineweb-edu" / "a.jsonl", [{"text": "Some text."}])
     recipe = load_recipe(name, [f"run.data_dir={data}", f"run.out={tmp_path / 'run'}"])
     require_data(recipe, recipe.stages)
@@ -113,7 +113,7 @@ def test_the_error_of_missing_data_says_what_to_fetch_before_any_work(name, tmp_
 
 
 def test_midtrain_sft_and_rl_run_over_public_sets(tmp_path):
-    data = made_up_sets(tmp_path / "data")
+    data = write_public_sets(tmp_path / "data")
     recipe = tiny(
         tmp_path,
         **{
