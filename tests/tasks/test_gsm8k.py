@@ -6,7 +6,7 @@ import pytest
 
 from fledgling.infer.tools import calculate
 from fledgling.tasks import gsm8k, load_task
-from tests.made_up_sets import REAL, needs_real_data, write_public_sets
+from tests.made_up_sets import REAL, make_word_problem, needs_real_data, write_public_sets
 
 
 @pytest.fixture(scope="module")
