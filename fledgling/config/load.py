@@ -75,7 +75,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str] = ()) -> Recipe:
-    """Returns a shipped recipe (by name), a TOML file or a run's recipe, changed by `table.key=value` overrides in order.
+    """Returns a recipe (of that name, file or run directory), changed by `table.key=value` overrides in order.
 
     Raises UserError, with the name of the key, for anything unknown, mistyped or out of range.
     """

@@ -1,4 +1,4 @@
-"""The contract of the training loop: a stage is a value. `supervised`, `dpo` and `rl` build stages, `loop` runs them."""
+"""The contract of the training loop: a stage is a value that `supervised`, `dpo` or `rl` builds and `loop` runs."""
 
 from __future__ import annotations
 
