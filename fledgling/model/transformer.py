@@ -135,7 +135,11 @@ class Transformer(nn.Module):
         rows that fork (without a cache).
         Returns (B, T, C) in compute_dtype.
         """
-        x = self.embedding_norm(self.embedding(tokens).to(self.compute_dtype))
+        training = torch.is_grad_enabled() and cache_batch is None  # only then is compilation worth its time
+        embedding_norm, norm = self.embedding_norm, self.norm
+        if not training:
+            embedding_norm, norm = embedding_norm.forward, norm.forward
+        x = embedding_norm(self.embedding(tokens).to(self.compute_dtype))
         if tree is not None:
             assert cache_batch is None, "a row that forks is read at once"
             x, rotary = self.positions(x, tree.positions)
@@ -143,9 +147,6 @@ class Transformer(nn.Module):
             x, rotary = self.positions(x, slice(0, tokens.shape[1]))
         else:
             x, rotary = self.positions(x, cache_batch.positions.clamp(max=self.config.context - 1))
-        training = (
-            torch.is_grad_enabled() and cache_batch is None
-        )  # only then is a compiled block worth its compilation
         window_sizes = [block.attention.window_size for block in self.blocks]
         if self.use_block_masks and training and tree is None:
             masks = make_block_masks(document_ids, tokens.shape[1], tokens.device, window_sizes)
@@ -164,7 +165,7 @@ class Transformer(nn.Module):
             x = (block if training else block.forward)(
                 x, rotary, masks[window_size], cache_batch, tree, tokens, embedded
             )
-        return self.norm(x)
+        return norm(x)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """hidden (..., C) -> logits (..., V) in fp32, soft-capped where the model has a cap."""

@@ -146,7 +146,8 @@ def muon_(
     rows, columns = gradient.shape[-2:]
     direction *= lr * max(1.0, rows / columns) ** 0.5
     if gradient.device.type != "cpu" and not cautious:  # two launches instead of two a matrix
-        torch._foreach_mul_(parameters, float(1 - lr * weight_decay))
+        if weight_decay:
+            torch._foreach_mul_(parameters, float(1 - lr * weight_decay))
         torch._foreach_sub_(parameters, direction.unbind())
         return
     for parameter, step in zip(parameters, direction.unbind(), strict=True):
