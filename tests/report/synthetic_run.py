@@ -87,6 +87,6 @@ def make_run(path: Path, stages=tuple(STAGES), scale: float = 1.0, planned: bool
             _work(recorder, name, steps, least, most, chance)
             _measure(recorder, name, place, steps)
             recorder.log_notice("compiled for two cores")
-            recorder._spent = steps * 4096 / 18_000
+            recorder._seconds_before = steps * 4096 / 18_000
             recorder.mark_done(tokens=4096 * steps, save_stall=0.21, save_seconds=0.2)
     return path
