@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "fledgling"
 LAYERS = (
-    ("config", "toml", "files", "runtime", "record"),
+    ("config", "files", "runtime", "record"),
     ("text", "model", "sandbox"),
     ("kernels", "data", "corpora", "optim"),
     ("plan", "export", "tasks", "report"),

@@ -30,7 +30,6 @@ TORCH_FREE = (
     "tasks",
     "sandbox",
     "cli",
-    "model.config",
     "corpora",
     "optim.partition",
     "optim.roles",
