@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledgling.config import UserError
-from fledgling.model.config import FAMILIES, ModelConfig, config_from_preset
+from fledgling.config import ModelConfig, UserError
+from fledgling.config.model import FAMILIES
 
 CLASSES = {"fledgling": "NanoChatForCausalLM", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 # Settings that the class can represent; the others must be those of the family.
@@ -224,7 +224,7 @@ def from_hf_config(config_json: Mapping[str, Any]) -> ModelConfig:
     ):
         raise UserError(f"config.json: the activation {activation!r} is not supported; expected {_ACTIVATION[family]}")
     options = _family_options(family, config_json)
-    config = config_from_preset(family, **values, activation=activations[activation], **options)
+    config = ModelConfig(family=family, **values, activation=activations[activation], **options)
     allowed = {**SUPPORTED_VALUES, "head_dim": (None, config.head_width)}
     for key, supported in allowed.items():
         if key in config_json and config_json[key] not in supported:

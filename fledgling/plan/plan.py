@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fledgling.config import DPOConfig, Recipe, RLConfig, UserError, load_recipe
-from fledgling.model.config import ModelConfig, config_from_table
+from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, UserError, load_recipe
 from fledgling.optim.partition import partition_parameters
 from fledgling.plan import communication, cost, flops, hardware, measured_speed, memory
 from fledgling.plan.horizon import recipe_horizon
@@ -75,7 +74,7 @@ def make_plan(
         raise UserError(f"price: got {price}, expected dollars an hour, at least 0")
     if layout not in memory.LAYOUTS:
         raise UserError(f"layout: got {layout!r}, expected one of {', '.join(memory.LAYOUTS)}")
-    config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
+    config = recipe.resolve_model()
     horizon, parameters = recipe_horizon(recipe), count_parameters(config)
     utilization, device = choose_utilization(device, mfu)
     dtype = recipe.run.dtype

@@ -8,7 +8,7 @@ import torch
 from fledgling.config import UserError
 from fledgling.export import parity, write_hf
 from fledgling.export.read_hf import read_hf
-from fledgling.model.config import FAMILIES
+from fledgling.config.model import FAMILIES
 
 SHAPES = [  # family and what differs from a plain small model
     ("fledgling", {}),

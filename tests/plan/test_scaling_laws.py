@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.config import ModelTable, UserError
-from fledgling.model.config import config_from_table
+from fledgling.config import ModelConfig, UserError
 from fledgling.plan import critical_batch, scaling_laws
 from fledgling.plan.parameters import count_matrix_parameters, count_parameters
 from fledgling.plan.scaling_laws import LAWS, ChinchillaLoss
@@ -97,7 +96,7 @@ def test_unit_conversions_are_inverse():
 
 
 def test_parameter_counts():
-    d20 = config_from_table(ModelTable(depth=20, context=2048), 65_536)
+    d20 = ModelConfig(depth=20, context=2048).resolve(65_536)
     counts = scaling_laws.parameter_counts(count_parameters(d20))
     assert counts[scaling_laws.ALL_PARAMETERS] == 560_988_160
     assert counts[scaling_laws.MATRICES] == count_matrix_parameters(d20) == 12 * 20 * 1280**2

@@ -5,10 +5,9 @@ import math
 import random
 from pathlib import Path
 
-from fledgling.config import load_recipe
+from fledgling.config import dump_toml, load_recipe
 from fledgling.plan.plan import make_plan
 from fledgling.record import Recorder, collect_environment, write_json
-from fledgling.toml import dump_toml
 
 STAGES = {
     "pretrain": (500, 3.2, 5.6),
