@@ -315,8 +315,8 @@ def _stage_axis(run: RunData) -> dict[str, Any]:
     lengths = _stage_lengths(run)
     return {
         "x_label": "steps of each stage",
-        "marks": [(place, name) for place, name in enumerate(lengths)],
-        "x_ticks": [(0.0, "0"), *((place + 1.0, f"{steps:,}") for place, steps in enumerate(lengths.values()))],
+        "marks": list(enumerate(lengths)),
+        "x_ticks": [(0.0, "0"), *((i + 1.0, f"{steps:,}") for i, steps in enumerate(lengths.values()))],
     }
 
 
