@@ -93,7 +93,7 @@ class Case:
     @property
     def logits(self) -> str:
         """Whether the logits of a micro-batch are more than one chunk."""
-        from fledgling.model.logprob import CHUNK_LOGITS
+        from fledgling.model.logit_chunks import CHUNK_LOGITS
 
         return "chunked" if self.rows * self.context * self.vocab_size > CHUNK_LOGITS else "whole"
 

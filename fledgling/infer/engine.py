@@ -11,7 +11,6 @@ B rows, T time, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,14 +18,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fledgling.infer.pack import can_pack_bf16, pack_linear_weights
 from fledgling.infer.request import Completion, Request
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.scheduler import Scheduler
-from fledgling.infer.skip import skip_relu2_zeros
 from fledgling.infer.tools import CALCULATOR, Tool
-from fledgling.kernels.decoding_step import DecodingStep, supports_decoding_step
-from fledgling.kernels.native import MAX_ROWS
+from fledgling.kernels.backend import select_backend
 from fledgling.model.attention import TreeMask
 from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.transformer import Transformer
@@ -84,34 +80,17 @@ class Engine:
         ends = (special.get("<|assistant_end|>"), tokenizer.bos_or_none)
         self.stop_tokens = frozenset(token for token in ends if token is not None)
         self.has_tool_tokens = "<|python_start|>" in special
-        live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype and not skip_zeros
-        self.model = model if live else _cast_copy(model, self.device, self.dtype)
-        frozen = not live or not weight.requires_grad
-        self.native_step = DecodingStep(self.model) if frozen and supports_decoding_step(self.model) else None
-        packs = not (live or self.native_step) and can_pack_bf16(self.device, self.dtype)
-        self.packed_weights = dict(skip_relu2_zeros(self.model, packs)) if skip_zeros and not self.native_step else {}
-        self.packed_weights |= pack_linear_weights(self.model) if packs else {}
-        self.refresh_count = 0
+        self.backend = select_backend(model, self.device, self.dtype, skip_zeros)
+        self.model = self.backend.model
 
     @property
     def weights_version(self) -> tuple[int, int]:
-        """Changes when the weights may have changed: with every `refresh`, and where they are read live with each
-        change that autograd sees. What was read with another version is not to be gone on from."""
-        weights = self.source.parameters() if self.model is self.source else ()
-        return self.refresh_count, sum(weight._version for weight in weights if not weight.is_inference())
+        """A value that changes when the weights may have changed; what was computed with another one is not reused."""
+        return self.backend.weights_version
 
-    @torch.no_grad()
     def refresh_weights(self) -> None:
-        """Copy the source model's weights as they are now; nothing to copy when they are read live."""
-        self.refresh_count += 1
-        if self.model is not self.source:
-            theirs = dict(self.source.named_parameters(remove_duplicate=False))
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(theirs[name])
-            for name, weight in self.packed_weights.items():
-                weight.copy_(theirs[name])
-            if self.native_step:
-                self.native_step.refresh()
+        """Copies the weights of the given model as they are now; live weights need no copy."""
+        self.backend.refresh()
 
     def generate(
         self,
@@ -195,28 +174,11 @@ class Engine:
         padded = [[*part, *[0] * (longest - len(part))] for part in tokens]
         with torch.inference_mode():
             ids = torch.tensor(padded, device=self.device)
-            if self.native_step and self.native_step.accepts(counts, cache):
-                hidden = self.native_step(ids, cache, rows, counts)
-            else:
-                hidden = self.model(ids, cache_batch=cache.make_batch(rows, counts))
+            hidden = self.backend.extend(cache, rows, ids, counts)
         for row, count in zip(rows, counts, strict=True):
             row.length += count
         return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., C) -> logits (..., V) in fp32."""
-        few = hidden[..., 0].numel() <= MAX_ROWS
-        return (
-            self.native_step.compute_logits(hidden) if self.native_step and few else self.model.compute_logits(hidden)
-        )
-
-
-def _cast_copy(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """A copy of a model for inference: parameters cast, buffers (the rotary tables) as they are."""
-    cast = {
-        id(weight): torch.nn.Parameter(weight.detach().to(device, dtype, copy=True), requires_grad=False)
-        for weight in model.parameters()
-    }
-    twin = copy.deepcopy(model, cast).to(device)
-    twin.compute_dtype = dtype
-    return twin
+        return self.backend.compute_logits(hidden)

@@ -25,6 +25,7 @@ from fledgling.infer.prompt_lookup import PromptLookup
 from fledgling.infer.request import Request, sample_batch, top_logprobs
 from fledgling.infer.sampling import SamplingParams
 from fledgling.model.cache import CacheRow
+from fledgling.model.logprob import iterate_logits
 
 if TYPE_CHECKING:
     from fledgling.infer.engine import Engine
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 ADMIT_DIVISOR = 16  # a full house admits newcomers by sixteenths: one reading for several prompts
 PREFILL_TOKENS = 1 << 14  # of one chunk where nobody waits for a step: bounds the memory that activations take
 MAX_ATTENTION_SCORES = 1 << 21  # attention scores of a head, of one chunk that has a past: 8 MiB a head in fp32
-MAX_SCORED_LOGITS = 1 << 23  # values of one chunk of logits while a prompt is scored: 32 MiB
 
 
 @dataclass
@@ -249,12 +249,10 @@ class Scheduler:
         """Note how likely the prompt's tokens after these hidden states (T, C) were."""
         begin = ticket.row.length - len(states)
         targets = ticket.prompt[begin + 1 : ticket.row.length + 1]
-        rows = max(1, MAX_SCORED_LOGITS // self.engine.model.config.vocab_size)
-        for start in range(0, len(targets), rows):
-            here = torch.tensor(targets[start : start + rows], device=states.device)
-            logits = self.engine.compute_logits(states[start : start + len(here)])  # (n, V)
-            found = logits.log_softmax(-1).gather(-1, here[:, None])[:, 0]
-            ticket.prompt_logprobs += found.tolist()
+        vocab_size, states = self.engine.model.config.vocab_size, states[: len(targets)]
+        for part, logits in iterate_logits(states, self.engine.compute_logits, vocab_size):
+            ids = torch.tensor(targets[part], device=states.device)
+            ticket.prompt_logprobs += logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].tolist()
             if ticket.sampling.num_top_logprobs:
                 ticket.prompt_top_logprobs += top_logprobs(logits, ticket.sampling.num_top_logprobs)
 

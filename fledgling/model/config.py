@@ -129,7 +129,8 @@ class ModelConfig:
             object.__setattr__(self, "window_size", max(1, self.context // 4))
         if self.value_embeddings < 0 or self.window_size < 0:
             raise UserError(
-                f"model.value_embeddings is {self.value_embeddings}, model.window_size {self.window_size}; expected at least 0"
+                f"model.value_embeddings is {self.value_embeddings}, model.window_size is {self.window_size}; "
+                "expected at least 0"
             )
 
     @property

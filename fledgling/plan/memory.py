@@ -22,6 +22,7 @@ from math import prod
 
 from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
+from fledgling.model.logit_chunks import tokens_per_chunk
 from fledgling.optim.partition import (
     ADAMW_BLOCK_VALUES,
     GradientArrival,
@@ -33,7 +34,6 @@ from fledgling.plan import activations, zero3
 from fledgling.plan.parameters import count_matrix_parameters, count_parameters, parameter_shapes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-CHUNK_VALUES = 1 << 22  # logits of one chunk, as in fledgling.model.logprob
 # "fledgling" is what this package does; "whole-logits" another system's: the logits of all rows in one compiled graph.
 LAYOUTS = ("fledgling", "whole-logits")
 WHOLE_GRAPH_ACTIVATIONS = 22  # widths a token and layer; fitted to three published peaks (docs/math/memory.md)
@@ -308,7 +308,7 @@ def _gradients_before(dealt: Partition, step: TrainingStep, whole: int) -> int:
 def _logits(config: ModelConfig, step: TrainingStep) -> int:
     """Bytes of the head's pass over a chunk: logits, their exponentials, gradients of the hidden states."""
     A, E, V, w = step.tokens, config.width, config.vocab_size, step.value_bytes
-    n = min(A, max(1, CHUNK_VALUES // V))  # tokens of a chunk
+    n = min(A, tokens_per_chunk(V))
     # compiled: logits in, gradients out; else in fp32 z, t, e (without a cap z, e), in bf16 as many bytes
     passing = n * V * (2 * w if step.compiled else 12 if config.logit_softcap else 8)
     adding = n * V * w + n * E * 8 + (0 if w == 4 else V * E * (w + 4))  # the product, and its sum's promotion

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fledgling.config import RLConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.model.logprob import CHUNK_LOGITS, cross_entropy_sum, target_logprobs
+from fledgling.model.logit_chunks import tokens_per_chunk
+from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.train.rl import objective
 
@@ -54,7 +55,7 @@ def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, te
 
 def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Sum over kept positions of weight times the entropy of the next token, nats; logits live one chunk at a time."""
-    step = max(1, CHUNK_LOGITS // model.config.vocab_size)
+    step = tokens_per_chunk(model.config.vocab_size)
     parts = zip(hidden[mask].split(step), weights[mask].split(step), strict=True)
 
     def chunk(rows: Tensor, weight: Tensor) -> Tensor:

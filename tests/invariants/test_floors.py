@@ -41,11 +41,12 @@ TORCH_FREE = (
     "sandbox",
     "cli",
     "model.config",
+    "model.logit_chunks",
     "corpora.corpus",
     "corpora.sources",
     "corpora.pool",
-    "optim.layout",
-    "optim.groups",
+    "optim.partition",
+    "optim.roles",
 )
 LONGEST = 400
 

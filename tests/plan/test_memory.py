@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledgling.config import ModelTable, UserError
-from fledgling.model import logprob
 from fledgling.model.attention import MAX_BLOCKWISE_TRAINING, QUERY_BLOCK
 from fledgling.model.config import ModelConfig, config_from_table
 from fledgling.plan import activations, inference, memory
@@ -44,7 +43,6 @@ def test_peaks_of_a_later_architecture(depth, rows, measured, tolerance):
 
 
 def test_the_planner_and_the_model_agree_on_constants():
-    assert memory.CHUNK_VALUES == logprob.CHUNK_LOGITS
     assert (activations.QUERY_BLOCK, activations.MAX_BLOCKWISE_CONTEXT) == (QUERY_BLOCK, MAX_BLOCKWISE_TRAINING)
 
 

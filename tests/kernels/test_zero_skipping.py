@@ -1,23 +1,22 @@
-"""Columns that meet a zero are left out, and nothing changes."""
+"""Columns that meet a zero are skipped, and the result does not change."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fledgling.infer import engine as engine_module
-from fledgling.infer import skip
 from fledgling.infer.engine import Engine
-from fledgling.infer.pack import can_pack_bf16
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.skip import MAX_ACTIVE_SHARE, ZeroSkippingWeight, sum_active_rows
+from fledgling.kernels import backend, zero_skipping
+from fledgling.kernels.packed_weight import can_pack_bf16
+from fledgling.kernels.zero_skipping import MAX_ACTIVE_SHARE, ZeroSkippingWeight, sum_active_rows
 from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # of the largest value
 
 
-def model_with_zeros(share: float, activation: str = "relu2") -> Transformer:
-    """A random model whose hidden layers are zero at least at a share of the places."""
+def make_model_with_zeros(share: float, activation: str = "relu2") -> Transformer:
+    """A random model with at least this share of zero activations in every layer."""
     config = config_from_preset(
         "fledgling", vocab_size=330, depth=2, width=64, heads=2, kv_heads=2, context=64, activation=activation
     )
@@ -32,7 +31,7 @@ def model_with_zeros(share: float, activation: str = "relu2") -> Transformer:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.95, 1.0])
 @pytest.mark.parametrize("dtype", CLOSE)
-def test_the_sum_is_the_whole_product_s(dtype, share):
+def test_the_result_is_that_of_the_whole_product(dtype, share):
     draw = torch.Generator().manual_seed(1)
     whole = torch.randn(48, 256, generator=draw).to(dtype)
     hidden = torch.randn(1, 1, 256, generator=draw).relu().square().to(dtype)
@@ -48,7 +47,7 @@ def test_the_sum_is_the_whole_product_s(dtype, share):
     )
 
 
-def test_only_what_is_not_zero_is_read():
+def test_only_rows_of_nonzero_activations_are_read():
     rows = torch.full((10, 4), float("nan"))
     rows[[2, 7]] = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
     found = sum_active_rows(rows, torch.tensor([2, 7]), torch.tensor([2.0, 1.0]))
@@ -64,17 +63,21 @@ def test_only_what_is_not_zero_is_read():
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-def test_an_engine_that_skips_says_the_same_and_follows_the_weights(dtype, tokenizer, monkeypatch):
+def test_an_engine_that_skips_gives_the_same_answer_and_follows_the_weights(dtype, tokenizer, monkeypatch):
     if dtype == torch.bfloat16 and not can_pack_bf16(torch.device("cpu"), dtype):
         pytest.skip("no bf16 products on this processor")
-    model = model_with_zeros(0.9)
+    model = make_model_with_zeros(0.9)
     assert not any(
-        isinstance(w, ZeroSkippingWeight) for w in Engine(model, tokenizer, skip_zeros=True).packed_weights.values()
+        isinstance(w, ZeroSkippingWeight)
+        for w in Engine(model, tokenizer, skip_zeros=True).backend.replaced_weights.values()
     )
-    monkeypatch.setattr(skip, "MIN_WEIGHT_NUMEL", 0)
-    monkeypatch.setattr(engine_module, "supports_decoding_step", lambda model: False)  # where there is no native step
+    monkeypatch.setattr(zero_skipping, "MIN_WEIGHT_NUMEL", 0)
+    monkeypatch.setattr(backend, "supports_decoding_step", lambda model: False)  # where there is no native step
     plain, skipping = Engine(model, tokenizer, dtype=dtype), Engine(model, tokenizer, dtype=dtype, skip_zeros=True)
-    assert len([weight for weight in skipping.packed_weights.values() if isinstance(weight, ZeroSkippingWeight)]) == 2
+    assert (
+        len([weight for weight in skipping.backend.replaced_weights.values() if isinstance(weight, ZeroSkippingWeight)])
+        == 2
+    )
     prompt = [5, 9, 100, 31]
     for _ in range(2):
         first, other = (
@@ -91,9 +94,11 @@ def test_an_engine_that_skips_says_the_same_and_follows_the_weights(dtype, token
                 parameter.copy_(parameter.flip(-1))
 
 
-def test_other_activations_have_nothing_to_skip(tokenizer, monkeypatch):
-    monkeypatch.setattr(skip, "MIN_WEIGHT_NUMEL", 0)
+def test_other_activations_do_not_skip(tokenizer, monkeypatch):
+    monkeypatch.setattr(zero_skipping, "MIN_WEIGHT_NUMEL", 0)
     assert not any(
         isinstance(weight, ZeroSkippingWeight)
-        for weight in Engine(model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True).packed_weights.values()
+        for weight in Engine(
+            make_model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True
+        ).backend.replaced_weights.values()
     )

@@ -1,0 +1,92 @@
+"""Products that skip the columns of a feed-forward's second matrix that meet a zero.
+
+After ReLU^2 most activations are exactly 0, so y = W h needs only the columns of W where h is not 0. Stored as rows (F,
+C) they are read one by one in place (`embedding_bag`), and the result is the same sum without its zeros. With a smaller
+share
+of zeros the whole matrix is faster, and is used: `MAX_ACTIVE_SHARE` is the limit.
+
+The matrix is held twice. Only single rows skip; several rows, which have different zeros, use the whole matrix.
+
+Source: the sparsity of ReLU^2, arXiv 2402.03804; there with a predictor for the first matrix, here multiplied whole.
+
+C width, F intermediate size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fledgling.kernels.packed_weight import PackedWeight
+from fledgling.model.feed_forward import FeedForward, relu2
+from fledgling.model.transformer import Transformer
+
+MAX_ACTIVE_SHARE = {
+    torch.float32: 0.4,
+    torch.bfloat16: 0.2,
+}  # of the columns; above it all are used (docs/benchmarks.md)
+MIN_WEIGHT_NUMEL = 1 << 19  # smaller matrices are read faster than their zeros are found
+
+
+class ZeroSkippingWeight:
+    """The weight (out, in) of a linear layer whose input is mostly 0; takes part in `F.linear` only."""
+
+    def __init__(self, weight: Tensor, dense: Tensor | PackedWeight) -> None:
+        self.dense, self.shape, self.dtype = dense, weight.shape, weight.dtype
+        self.transposed = weight.detach().T.contiguous()  # (in, out)
+        self.max_active = int(MAX_ACTIVE_SHARE[self.dtype] * self.shape[1])
+
+    def copy_(self, weight: Tensor) -> None:
+        """Takes over the values of a weight (out, in) of any dtype."""
+        self.transposed.copy_(weight.detach().T)
+        self.dense.copy_(weight)
+
+    def to(self, dtype: torch.dtype) -> ZeroSkippingWeight:
+        """Returns itself; dtype is the model's compute dtype, which must be the weight's."""
+        assert dtype == self.dtype, f"stored as {self.dtype}, requested as {dtype}"
+        return self
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Computes x (..., in) -> (..., out) for F.linear(x, weight, bias or None)."""
+        assert function is F.linear, f"a zero-skipping weight does not take part in {function.__name__}"
+        x, weight, *rest = args
+        bias = rest[0] if rest else (kwargs or {}).get("bias")
+        if x.numel() == weight.shape[1]:
+            flat = x.reshape(-1)
+            active = flat.nonzero()[:, 0]
+            if 0 < len(active) <= weight.max_active:
+                y = sum_active_rows(weight.transposed, active, flat[active]).view(*x.shape[:-1], -1)
+                return y if bias is None else y + bias
+        return F.linear(x, weight.dense, bias)
+
+
+def sum_active_rows(rows: Tensor, active: Tensor, factors: Tensor) -> Tensor:
+    """Returns the sum of factors (n,) times rows[active], rows (F, C) -> (C,); each thread sums a part."""
+    size = -(-len(active) // torch.get_num_threads())
+    starts = torch.arange(0, len(active), size)
+    parts = F.embedding_bag(active, rows, starts, mode="sum", per_sample_weights=factors)  # (threads, C)
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
+def skip_relu2_zeros(model: Transformer, packs: bool) -> dict[str, ZeroSkippingWeight]:
+    """Replaces the second matrix of every ReLU^2 feed-forward by one that skips zeros; returns these by name.
+
+    packs: whether the whole matrix, for where it is faster, is stored in oneDNN's layout.
+    """
+    replaced = {}
+    for layer, block in enumerate(model.blocks):
+        mlp = block.mlp
+        if isinstance(mlp, FeedForward) and mlp.activation is relu2 and mlp.fc2.weight.numel() >= MIN_WEIGHT_NUMEL:
+            weight = mlp.fc2.weight.detach()
+            del mlp.fc2.weight
+            skipping = ZeroSkippingWeight(weight, PackedWeight(weight) if packs else weight.clone())
+            mlp.fc2.weight = skipping  # type: ignore[assignment]
+            replaced[f"blocks.{layer}.mlp.fc2.weight"] = skipping
+    return replaced
