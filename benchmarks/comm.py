@@ -68,7 +68,9 @@ def predictions(job: Job) -> dict[str, communication.Traffic]:
     }
 
 
-def measure(ranks: int = 2, megabytes: float = 16, servers: int | None = None, repeats: int = 7) -> dict[str, Any]:
+def measure_communication(
+    ranks: int = 2, megabytes: float = 16, servers: int | None = None, repeats: int = 7
+) -> dict[str, Any]:
     """Run every topology with `ranks` processes and vectors of `megabytes` (10^6 bytes); see `table` for the result.
 
     servers: of the sharded parameter server, default half of the ranks, at least 2; one server always runs too.
@@ -169,7 +171,7 @@ def _seconds(
     return {"measured": measured, "predicted": predicted, "error": predicted / measured - 1}
 
 
-def table(result: dict[str, Any]) -> str:
+def format_communication(result: dict[str, Any]) -> str:
     """The result of `measure` as lines for people: bytes of the busiest rank, milliseconds, errors."""
     lines = [
         f"{result['ranks']} ranks on {result['cores']} cores, {result['bytes']:,} bytes of gradients a rank, "

@@ -41,7 +41,7 @@ DECODED = (("fledgling", 4, 256), ("llama", 4, 256), ("fledgling", 6, 768), ("ll
 VOCABULARY, TOKENS = 1024, 1024  # of a training step: few, so that blocks decide
 
 
-def measure(
+def measure_flash_norm(
     dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7, shapes: Mapping[str, tuple] | None = None
 ) -> list[dict[str, Any]]:
     """Milliseconds of each way and their ratios to plain, for training steps and for decoded tokens at one row."""
@@ -62,7 +62,7 @@ def measure(
             ways = make(config, dtype, compiled)
             shape = f"{family} {depth} x {width}"
             rows.append({"what": what, "shape": shape, "dtype": dtype, **_timed(ways, repeats)})
-            print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+            print(format_flash_norm(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
             if compiled:
                 torch.compiler.reset()
     return rows
@@ -127,7 +127,7 @@ def _twin(model: Transformer, config: ModelConfig, state: Mapping[str, torch.Ten
     return other
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def format_flash_norm(rows: list[dict[str, Any]]) -> str:
     """The result of `measure` as lines for people."""
     lines = [f"{'':<8}{'':<20}{'dtype':<10}{'plain ms':>9}  of plain's time"]
     for row in rows:

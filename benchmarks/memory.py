@@ -164,7 +164,7 @@ COMPILED = (
 )
 
 
-def measure(cases: tuple[Case, ...], say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+def measure_memory(cases: tuple[Case, ...], say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """Run every case and return, in order, its shape, predicted and measured bytes, the error, and the moment."""
     found: dict[Case, int] = {}
     apart = [one for one in cases if one.ranks > 1 or one.compiled]  # compiling changes what the process does later
@@ -232,7 +232,7 @@ def _on_ranks(size: int, cases: list[Case]) -> list[int]:
     return [max(ranks) for ranks in zip(*peaks, strict=True)]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def format_memory(rows: list[dict[str, Any]]) -> str:
     """The result of `measure` as lines for people."""
     width = max(len(row["case"]) for row in rows)
     lines = [f"{'':<{width}}  {'predicted':>11} {'measured':>11}  error  moment"]

@@ -88,7 +88,7 @@ def peak_of_step(step, device: torch.device) -> int:
     return counted.peak
 
 
-def measure(recipe: Recipe) -> list[dict]:
+def measure_optimizer_memory(recipe: Recipe) -> list[dict]:
     """For ZeRO 0 to 3: this rank's bytes measured and expected, in fp32.
 
     Every rank must call it. Returns dicts with zero, ranks, measured, expected, and the counts by kind, in values.
@@ -131,7 +131,7 @@ def _step(stage: Stage, model: Transformer, optimizer: Optimizer, world: World) 
     loop.train_step(stage, model, optimizer, stage.batches.next(), world)
 
 
-def table(found: list[dict]) -> str:
+def format_optimizer_memory(found: list[dict]) -> str:
     """The figures of `measure` as lines of text, in MB."""
     lines = ["ranks  zero  measured MB  expected MB   ratio | parameters  state  gradients  buffers"]
     for one in found:

@@ -35,7 +35,7 @@ def _beside(value):
 """
 
 
-def measure(data_dir: str | Path | None = None, calls: int = 200, seconds: float = 10.0) -> dict[str, Any]:
+def measure_sandbox(data_dir: str | Path | None = None, calls: int = 200, seconds: float = 10.0) -> dict[str, Any]:
     """Time `calls` calls of each way, one after another, and HumanEval where its file is.
 
     Returns layers, cores, load; `ms`: way -> median and p95 in milliseconds; `human_eval` (None without the file):
@@ -68,7 +68,7 @@ def measure(data_dir: str | Path | None = None, calls: int = 200, seconds: float
     return result
 
 
-def table(result: dict[str, Any]) -> str:
+def format_sandbox(result: dict[str, Any]) -> str:
     """Return a result of `measure` as text."""
     lines = [
         f"{result['cores']} cores, load {result['load']:.1f}; " + ", ".join(map(" ".join, result["layers"].items()))

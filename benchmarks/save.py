@@ -33,7 +33,7 @@ WARMUP, BETWEEN = 3, 10  # steps: before anything counts; at least so many betwe
 CHUNK = 1 << 20  # bytes of one plain write
 
 
-def measure(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> dict[str, Any]:
+def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> dict[str, Any]:
     """Train with `saves` saves and return medians: seconds of step, stall and writer, bytes, bandwidths and shares.
 
     stall_share: of the wall time of one save interval; beside: what the steps beside the writer took longer, in all.
@@ -120,7 +120,7 @@ def _plain_write(path: Path, size: int) -> float:
     return seconds
 
 
-def table(result: dict[str, Any]) -> str:
+def format_saving(result: dict[str, Any]) -> str:
     """The result of `measure` as lines for people."""
     speed, beside = result["bytes_per_second"], result["beside"]
     return "\n".join(

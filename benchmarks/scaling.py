@@ -20,7 +20,7 @@ from fledgling.config import UserError
 from fledgling.runtime.world import choose_device
 
 
-def measure(
+def measure_rank_scaling(
     ranks: Sequence[int], batch: int, threads: int | None, options: Sequence[str], repeats: int, device: str = "auto"
 ) -> dict[str, Any]:
     """Run `bench train` on each number of ranks, `repeats` times in turn; medians by ranks, beside those of the first.
@@ -75,7 +75,7 @@ def _row(ranks: int, runs: Sequence[dict]) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
+def format_rank_scaling(result: dict[str, Any]) -> str:
     """The figures of `measure` as lines of text."""
     first = result["rows"][0]
     how = f"{first['dtype']}, {'compiled' if first['compiled'] else 'eager'}"

@@ -56,7 +56,7 @@ def constructed(repeats: int = 20, shapes: Sequence[tuple[int, int]] = SHAPES) -
             for share in SHARES:
                 rows = [_row(hidden, share, draw).to(dtype) for _ in range(layers)]
                 found.append({"C": width, "F": hidden, **_compared(pairs, rows, share, dtype, repeats)})
-                print(table(found[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+                print(format_products(found[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     return found
 
 
@@ -194,7 +194,7 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['dtype']}: {what}{row['whole']:.2f} ms a token{skipping}"
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def format_products(rows: Sequence[dict[str, Any]]) -> str:
     """Products as lines for people."""
     lines = [f"{'':<10}{'C x F':>12}{'zeros':>7}{'whole ms':>10}{'skipping':>10}{'ratio':>7}"]
     for row in rows:
@@ -202,3 +202,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells = f"{row['share']:>7.0%}{row['whole']:>10.4f}{row['skipping']:>10.4f}{row['ratio']:>7.2f}"
         lines.append(f"{row['dtype']:<10}{shape:>12}{cells}")
     return "\n".join(lines)
+
+
+def format_sparsity(found: dict[str, Any]) -> str:
+    """Returns the tables of the constructed products, of decoding, and of a run's own rows where one was given."""
+    parts = [format_products(found["constructed"]), *map(line, found["decoded"])]
+    if found["real"]:
+        zeros = ", ".join(f"{name} {share:.1%}" for name, share in found["real"]["zeros"].items())
+        parts += [format_products(found["real"]["products"]), zeros, *map(line, found["real"]["decode"])]
+    return "\n".join(parts)

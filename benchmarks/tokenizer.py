@@ -1,11 +1,9 @@
-"""Training and encoding real text: MB/s on one thread and on all cores, beside other libraries.
+"""Measures training and encoding of real text, in MB/s on one thread and on all cores, against other libraries.
 
-The one idea: every figure comes from a process of its own, so that no library meets caches, threads or memory
-that another left behind. Cold is the first time the text is seen by that process, warm the second; a library
-that remembers pieces is faster warm, and a run over new text is somewhere between.
-
-What it is not: a comparison of vocabularies (`fledgling tokenizer eval`). All encode with the same one
-here, and whether their ids agree is part of the result.
+Every measurement runs in its own process, without the caches, threads and memory of another library. Cold is the first
+time that the process encodes the text, warm the second; a library with a cache of pieces is faster warm, and new text
+is in between. All libraries encode with the same vocabulary, and whether their ids agree is part of the result.
+`fledgling tokenizer eval` compares vocabularies.
 """
 
 from __future__ import annotations
@@ -29,18 +27,21 @@ from fledgling.files import resolve_data_root
 from fledgling.text.tokenizer import Tokenizer
 
 MEGABYTES = 100
-SLOW_MEGABYTES = 20  # what the libraries without a memory of pieces encode: their speed does not depend on it
+SLOW_MEGABYTES = 20  # for the libraries without a cache of pieces, whose speed does not depend on the amount
 
 
 def measure_tokenizers(
     data_dir: str | Path | None = None, vocab_size: int = 32768, max_digits: int = 1, megabytes: int = MEGABYTES
 ) -> dict[str, Any]:
-    """Train on `megabytes` of DATA/pretrain/*.jsonl and encode them; takes about two minutes on two cores.
+    """Trains on `megabytes` of DATA/pretrain/*.jsonl and encodes them; takes about two minutes on two cores.
 
-    Returns megabytes and documents read, cores, load (average of the last minute, before anything ran),
-    `train`: library -> seconds, mb_per_second, peak_mb (memory above what the text takes), and `encode`:
-    library -> one_thread and all_cores -> cold and warm in MB/s, and `agree`, whether all gave the same
-    ids. Raises UserError where there is no text.
+    Returns:
+        megabytes and documents read, cores, load (average of the minute before), `train`: library -> seconds,
+        mb_per_second, peak_mb (memory in addition to the text), `encode`: library -> one_thread and all_cores ->
+        cold and warm in MB/s, and `agree`: whether all ids are equal.
+
+    Raises:
+        UserError: if there is no text.
     """
     folder = resolve_data_root(data_dir) / "pretrain"
     texts = read_texts(folder, megabytes)
@@ -57,26 +58,26 @@ def measure_tokenizers(
     }
     del texts
     libraries = ["ours", "tokenizers", *(["tiktoken"] if importlib.util.find_spec("tiktoken") else [])]
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder_of_tokenizer:
         job = {"folder": str(folder), "megabytes": megabytes, "vocab_size": vocab_size, "digits": max_digits}
         for trainer in ("auto", "tokenizers"):
-            one = _run_in_process({**job, "do": "train", "trainer": trainer, "out": place}, None)
-            result["train"].setdefault(one.pop("name"), one)
+            row = _run_in_process({**job, "do": "train", "trainer": trainer, "out": folder_of_tokenizer}, None)
+            result["train"].setdefault(row.pop("name"), row)
         hashes = set()
         for library in libraries:
             job["megabytes"] = megabytes if library == "ours" else min(megabytes, SLOW_MEGABYTES)
             speeds = {}
             for name, threads in (("one_thread", 1), ("all_cores", result["cores"])):
-                one = _run_in_process({**job, "do": "encode", "library": library, "out": place}, threads)
-                hashes.add(one.pop("ids"))
-                speeds[name] = {key: one[key] for key in ("cold", "warm")}
-            result["encode"][one["name"]] = speeds
+                row = _run_in_process({**job, "do": "encode", "library": library, "out": folder_of_tokenizer}, threads)
+                hashes.add(row.pop("ids"))
+                speeds[name] = {key: row[key] for key in ("cold", "warm")}
+            result["encode"][row["name"]] = speeds
     result["agree"] = len(hashes) == 1
     return result
 
 
 def format_tokenizer_table(result: dict[str, Any]) -> str:
-    """The result of `measure` as lines for people."""
+    """Returns the result of `measure_tokenizers` as a table."""
     lines = [
         f"{result['megabytes']:g} MB, {result['documents']:,} documents, {result['vocab_size']:,} entries, "
         f"{result['cores']} cores, load {result['load']:.1f} before",
@@ -94,7 +95,7 @@ def format_tokenizer_table(result: dict[str, Any]) -> str:
 
 
 def read_texts(folder: Path, megabytes: int) -> list[str]:
-    """Up to `megabytes` of documents, in turn from each .jsonl file of `folder`. Raises UserError if none."""
+    """Returns up to `megabytes` of documents, in turn from each .jsonl file of `folder`. Raises UserError if none."""
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise UserError(f"no .jsonl files in {folder}; give --data-dir a directory with pretrain/*.jsonl")
@@ -115,11 +116,11 @@ def read_texts(folder: Path, megabytes: int) -> list[str]:
 
 
 def _run_in_process(job: dict[str, Any], threads: int | None) -> dict[str, Any]:
-    """Do `job` in a process of its own, with so many threads, and return what it prints."""
-    count = {} if threads is None else {"RAYON_NUM_THREADS": str(threads), "BENCH_THREADS": str(threads)}
+    """Runs `job` in a process with so many threads, and returns the JSON that it prints."""
+    variables = {} if threads is None else {"RAYON_NUM_THREADS": str(threads), "BENCH_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.tokenizer", json.dumps(job)],
-        env={**os.environ, **count},
+        env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -150,7 +151,7 @@ def _encode_job(job: dict[str, Any]) -> dict[str, Any]:
     texts = read_texts(Path(job["folder"]), job["megabytes"])
     size = sum(len(text.encode()) for text in texts) / 1e6
     name, encode = _make_encoder(job["library"], Tokenizer.load(job["out"]))
-    encode(["warm the import, not the cache"])
+    encode(["imports the library, without filling its cache"])
     speeds = []
     for _ in range(2):
         start = perf_counter()
@@ -162,7 +163,7 @@ def _encode_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_encoder(library: str, tokenizer: Tokenizer) -> tuple[str, Callable[[list[str]], list[list[int]]]]:
-    """(name, function from texts to ids) of one library, with the vocabulary of `tokenizer`."""
+    """Returns the name of a library, and its function from texts to ids with the vocabulary of `tokenizer`."""
     if library == "ours":
         return f"ours ({tokenizer.batch_library})", tokenizer.encode_batch
     if library == "tokenizers":
@@ -180,5 +181,5 @@ def _make_encoder(library: str, tokenizer: Tokenizer) -> tuple[str, Callable[[li
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    print(json.dumps(_train_job(given) if given["do"] == "train" else _encode_job(given)))
+    job = json.loads(sys.argv[1])
+    print(json.dumps(_train_job(job) if job["do"] == "train" else _encode_job(job)))

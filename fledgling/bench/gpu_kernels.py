@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledgling.bench.gpu import note, place
-from fledgling.model import logprob
+from fledgling.model import logit_chunks, logprob
 from fledgling.optim.rules import orthogonalize
 
 PROFILED = 25  # kernels shown of a step
@@ -199,7 +199,7 @@ def head(tiny: bool) -> None:
 
     def chunked(chunk: int, compiled: bool) -> dict:
         reset_kernels(compiled)
-        logprob.CHUNK_VALUES = chunk * vocabulary
+        logit_chunks.CHUNK_LOGITS = chunk * vocabulary
 
         def both() -> None:
             loss = logprob.cross_entropy_sum(hidden, weight, targets, 15.0)
@@ -215,10 +215,10 @@ def head(tiny: bool) -> None:
 
 def reset_kernels(compiled: bool) -> None:
     """Lets the head's fused passes begin anew, so that each chunk size is compiled for itself."""
-    logprob._fused.update(capped_exp=logprob.capped_exp_in_place, shifted_exp=logprob.shifted_exp)
+    logprob._kernels.update(softcap_exp=logprob.softcap_exp_inplace, shifted_exp=logprob.shifted_exp)
     if compiled:
         torch._dynamo.reset()
-        logprob.compile_kernels()
+        logprob.compile_logprob_kernels()
 
 
 def muon(tiny: bool) -> None:

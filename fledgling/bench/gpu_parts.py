@@ -21,33 +21,41 @@ from typing import Any
 import torch
 
 from fledgling.bench import gpu_kernels
+from fledgling.bench.backends import EngineBackend, TransformersBackend
 from fledgling.bench.gpu import note, place
 from fledgling.bench.gpu_kernels import profile_step, wait
-from fledgling.bench.infer import Silent, random_model, stream_bandwidth
-from fledgling.bench.speakers import Ours, Theirs
-from fledgling.bench.train import RandomRows, shaped
+from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_stream_bandwidth
+from fledgling.bench.train import RandomBatches, with_model_size
 from fledgling.config import Recipe, load_recipe
 from fledgling.infer.engine import Engine
-from fledgling.model import logprob
-from fledgling.model.config import ModelConfig, from_table
+from fledgling.model import logit_chunks
+from fledgling.model.build import build_model
+from fledgling.model.config import ModelConfig, config_from_table
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
-from fledgling.optim.schedule import trapezoid
-from fledgling.plan import hardware, inference, measured
-from fledgling.plan.flops import per_token
-from fledgling.plan.memory import Step, moments
+from fledgling.optim.schedule import trapezoidal_schedule
+from fledgling.plan import hardware, inference, measured_speed
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.memory import TrainingStep, memory_by_phase
 from fledgling.record import checkpoint
+from fledgling.runtime.device import measure_peak_flops, set_up_device, should_compile
+from fledgling.runtime.world import World
 from fledgling.train import loop, run
-from fledgling.train.loss import next_token
-from fledgling.train.setup import can_compile, make_model, measure_peak, set_up
+from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
-from fledgling.world import World
 
 WARMUP, STEPS = 3, 5
 TINY = [
-    *("rl.prompts=2", "rl.group=2", "rl.max_tokens=8", "model.depth=2", "model.width=32", "run.compile=off"),
+    *(
+        "rl.prompts_per_round=2",
+        "rl.group_size=2",
+        "rl.max_new_tokens=8",
+        "model.depth=2",
+        "model.width=32",
+        "run.compile=off",
+    ),
     *(f"{stage}.batch_tokens=512" for stage in ("pretrain", "midtrain", "sft")),
-    *(f"{stage}.micro_batch=2" for stage in ("pretrain", "midtrain", "sft")),
+    *(f"{stage}.micro_batch_size=2" for stage in ("pretrain", "midtrain", "sft")),
 ]
 # depth, entries, context, rows: the shapes whose memory is held against the plan's
 SHAPES = (
@@ -68,7 +76,7 @@ SHAPES = (
 
 def recipe_of(depth: int, vocab_size: int, context: int) -> Recipe:
     """The quickstart recipe with a model of this shape, on the device that is here."""
-    return shaped(load_recipe("quickstart", [f"run.device={place().type}"]), depth, vocab_size, context)
+    return with_model_size(load_recipe("quickstart", [f"run.device={place().type}"]), depth, vocab_size, context)
 
 
 def fill(model: Transformer) -> None:
@@ -89,8 +97,8 @@ def free() -> None:
 
 def planned_bytes(config: ModelConfig, rows: int, dtype: str, compiled: bool, documents: bool) -> tuple[int, str]:
     """Returns what the planner says a step holds at its peak, in bytes, and at which moment."""
-    step = Step(rows, config.context, dtype, device=place().type, compiled=compiled, documents=documents)
-    held = moments(config, step)
+    step = TrainingStep(rows, config.context, dtype, device=place().type, compiled=compiled, packed_documents=documents)
+    held = memory_by_phase(config, step)
     moment = max(held, key=lambda name: held[name]["total"])
     return held[moment]["total"], moment
 
@@ -112,23 +120,23 @@ def steps_of(
     depth, vocab_size, context, rows = shape
     recipe = recipe_of(depth, vocab_size, context)
     world = World.start(recipe.run.device)
-    setup = set_up(recipe.run, world)
-    compiled = compiled and can_compile("auto", world.device)
-    setup = type(setup)(setup.dtype, compiled, setup.peak_flops, setup.memory)
+    setup = set_up_device(recipe.run, world)
+    compiled = compiled and should_compile("auto", world.device)
+    setup = type(setup)(setup.dtype, compiled, setup.peak_flops, setup.memory_limit)
     gpu_kernels.reset_kernels(compiled)
-    logprob.CHUNK_VALUES = chunk * vocab_size if chunk else 1 << 22
+    logit_chunks.CHUNK_LOGITS = chunk * vocab_size if chunk else 1 << 22
     free()
-    model = make_model(from_table(recipe.model, vocab_size), setup, world.device)
+    model = build_model(config_from_table(recipe.model, vocab_size), setup, world.device)
     fill(model)
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, compiled, setup.dtype)
-    stream = RandomRows(vocab_size, rows, context)
+    stream = RandomBatches(vocab_size, rows, context)
     if not documents:
-        stream.batch.documents = None
-    stage = Stage("bench", steps, stream, next_token, partial(trapezoid, steps=steps))  # type: ignore[arg-type]
+        stream.batch.document_ids = None
+    stage = Stage("bench", steps, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=steps))  # type: ignore[arg-type]
     seconds = []
     for _ in range(warmup + steps):
         began = time.perf_counter()
-        loss, norm = loop.update(stage, model, optimizer, stream.next(), world)
+        loss, norm = loop.train_step(stage, model, optimizer, stream.next(), world)
         wait()
         seconds.append(time.perf_counter() - began)
     step = statistics.median(seconds[warmup:])
@@ -142,17 +150,17 @@ def steps_of(
         "loss": loss,
         "norm": norm,
     }
-    achieved = per_token(model.config) * rows * context / step
+    achieved = training_flops_per_token(model.config) * rows * context / step
     if world.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
-        name = measured.name_of("cuda", dtype, torch.cuda.get_device_name())
+        name = measured_speed.device_name("cuda", dtype, torch.cuda.get_device_name())
         found["mfu_datasheet"] = achieved / hardware.DEVICES[name].peak_flops if name else None
         plan, moment = planned_bytes(model.config, rows, dtype, compiled, documents)
         found |= {"peak_gb": peak / 1e9, "plan_gb": plan / 1e9, "plan_error": plan / peak - 1, "moment": moment}
         found["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
-    found["mfu_measured"] = achieved / max(setup.peak_flops, measure_peak(world.device, setup.dtype))
+    found["mfu_measured"] = achieved / max(setup.peak_flops, measure_peak_flops(world.device, setup.dtype))
     if profile:
-        found |= profile_step(lambda: loop.update(stage, model, optimizer, stream.next(), world), profile)
+        found |= profile_step(lambda: loop.train_step(stage, model, optimizer, stream.next(), world), profile)
     return found
 
 
@@ -229,12 +237,12 @@ def memory(out: Path, tiny: bool, compiled: bool = False) -> None:
 def decode(out: Path, tiny: bool) -> None:
     """Tokens a second of the engine by rows, greedily, beside the least time that reading weights and cache takes."""
     device = place()
-    bandwidth = stream_bandwidth(device)
+    bandwidth = measure_stream_bandwidth(device)
     note(bandwidth_gb_per_second=bandwidth / 1e9)
     asked = (16, 8) if tiny else (256, 64)  # tokens of a prompt, and of its answer
     for depth in (2,) if tiny else (20, 12):
         shape = (depth, 512, 64) if tiny else (depth, 65536, 2048)
-        config = from_table(recipe_of(*shape).model, shape[1])
+        config = config_from_table(recipe_of(*shape).model, shape[1])
         decode_model(config, (1, 2) if tiny else (1, 8, 32, 256), () if depth == 20 else (1, 32), *asked, bandwidth)
         free()
 
@@ -245,14 +253,14 @@ def decode_model(
     """Notes the speed of the engine with so many rows, and that of transformers with the same weights."""
     device = place()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model = random_model(config, dtype, device)
-    ours = Ours(Engine(model, Silent({}), device, dtype))  # type: ignore[arg-type]
+    model = make_random_model(config, dtype, device)
+    ours = EngineBackend(Engine(model, NoSpecialTokens({}), device, dtype))  # type: ignore[arg-type]
     for count in rows:
         noted(f"d{config.depth}, {count} rows", lambda: decoded(config, ours, count, prompt, tokens, bandwidth))  # noqa: B023
-    theirs: list[Theirs] = []
+    theirs: list[TransformersBackend] = []
 
     def peer() -> dict[str, Any]:
-        theirs.append(Theirs(model, dtype, device))
+        theirs.append(TransformersBackend(model, dtype, device))
         return {"made": True}
 
     if peer_rows and noted(f"d{config.depth}, transformers", peer):
@@ -265,11 +273,11 @@ def decoded(config: ModelConfig, speaker: Any, rows: int, prompt: int, tokens: i
     """Times one speaker with so many rows, after one turn that is not counted."""
     draw = torch.Generator().manual_seed(2)
     prompts = torch.randint(config.vocab_size, (rows, prompt), generator=draw).tolist()
-    speaker.answer(prompts, 4)
+    speaker.generate(prompts, 4)
     wait()
-    times = speaker.answer(prompts, tokens)
+    times = speaker.generate(prompts, tokens)
     step = statistics.median(times[1:])
-    read = speaker.weights_read + inference.cache(config, rows, prompt + tokens // 2)
+    read = speaker.weight_bytes_read + inference.kv_cache_bytes(config, rows, prompt + tokens // 2)
     return {
         "tokens_per_second": rows / step,
         "step_ms": 1e3 * step,
@@ -284,12 +292,12 @@ def rollouts(out: Path, tiny: bool) -> None:
     from fledgling.bench.rollouts import measure
 
     shape = (2, 420, 128) if tiny else (12, 32768, 2048)
-    changes = ["pretrain.steps=1", "pretrain.save_every=0", "rl.max_tokens=256"]
+    changes = ["pretrain.steps=1", "pretrain.save_every=0", "rl.max_new_tokens=256"]
     changes += TINY if tiny else []
     with TemporaryDirectory() as folder, compiler_off():
         recipe = small_recipe(Path(folder), [*changes, f"model.depth={shape[0]}", f"tokenizer.vocab_size={shape[1]}"])
-        recipe = shaped(recipe, *shape)
-        run.run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
+        recipe = with_model_size(recipe, *shape)
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
         note(**measure(recipe, Path(folder) / "run" / "pretrain", 1 if tiny else 3))
 
 
@@ -335,8 +343,10 @@ def resumed(folder: Path, changes: list[str]) -> dict[str, float]:
         recipe = small_recipe(place_, [*changes, "pretrain.steps=6", "pretrain.save_every=2"])
         if stops:
             stop_after(recipe, 3)
-        run.run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
-        found = checkpoint.load(checkpoint.latest(place_ / "run" / "pretrain" / "checkpoints"))
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+        found = checkpoint.load_checkpoint(
+            checkpoint.find_latest_checkpoint(place_ / "run" / "pretrain" / "checkpoints")
+        )
         ends[name] = {**found.tensors["model"], **found.tensors["optimizer"]}
 
     def difference(one: str) -> float:
@@ -362,14 +372,14 @@ def stop_after(recipe: Recipe, steps: int) -> None:
             self.asked += 1
             return self.asked >= steps
 
-    kept = run.stop_requests
-    run.stop_requests = Asked  # type: ignore[assignment,misc]
+    kept = run.catch_stop_signals
+    run.catch_stop_signals = Asked  # type: ignore[assignment,misc]
     try:
-        run.run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
-    except loop.Stopped:
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+    except loop.TrainingStopped:
         return
     finally:
-        run.stop_requests = kept
+        run.catch_stop_signals = kept
     raise AssertionError("the run was not stopped")
 
 

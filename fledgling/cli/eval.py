@@ -1,4 +1,4 @@
-"""`fledgling eval`: measure a checkpoint, each figure with its 95 % interval."""
+"""`fledgling eval`: measures a checkpoint, each value with its 95 % interval."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from cyclopts import App
 
-from fledgling.cli import eval_chat
-from fledgling.cli.eval_core import compare, core, lm_eval, load_any_model
+from fledgling.cli.eval_chat import chat, passk, print_measurements
+from fledgling.cli.eval_core import compare, core, lm_eval
 from fledgling.cli.options import Device, Gpus, Json, run_on_ranks
 
-app = App(name="eval", help="Measure a checkpoint, each figure with its 95 % interval.")
+app = App(name="eval", help="Measure a checkpoint, each value with its 95 % interval.")
 app.command(core)
 app.command(compare)
 app.command(lm_eval, name="lm-eval")
@@ -18,7 +18,7 @@ app.command(lm_eval, name="lm-eval")
 
 @app.command
 def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: Device = "auto", as_json: Json = False) -> int:
-    """Bits per byte of a text under a checkpoint; beside it perplexity, by token and by word.
+    """Bits per byte of a text under a checkpoint, and perplexity by token and by word.
 
     Parameters
     ----------
@@ -32,27 +32,27 @@ def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: Device = "a
         return code
     from fledgling.corpora.readers import read_documents
     from fledgling.evals.bpb import compute_perplexities, make_text_batches, measure_bits, measure_ratio
+    from fledgling.evals.session import load_any_model
     from fledgling.runtime.world import World
 
     world = World.start(device)
     _, model, tokenizer, _ = load_any_model(checkpoint, world.device)
     words = 0
 
-    def texts() -> Iterator[str]:
+    def read_texts() -> Iterator[str]:
         nonlocal words
         for document in read_documents(text):
             words += len(document.text.split())
             yield document.text
 
-    batches = make_text_batches(texts(), tokenizer, model.config.context)
-    found = measure_bits(model, batches, tokenizer.byte_lengths(), world)
+    batches = make_text_batches(read_texts(), tokenizer, model.config.context)
+    text_bits = measure_bits(model, batches, tokenizer.byte_lengths(), world)
     if world.is_main:
-        eval_chat.print_measurements(
-            [measure_ratio("bits_per_byte", found.bits, found.bytes), *compute_perplexities(found, words)], as_json
-        )
+        bits_per_byte = measure_ratio("bits_per_byte", text_bits.bits, text_bits.bytes)
+        print_measurements([bits_per_byte, *compute_perplexities(text_bits, words)], as_json)
     world.close()
     return 0
 
 
-app.command(eval_chat.chat)
-app.command(eval_chat.passk)
+app.command(chat)
+app.command(passk)

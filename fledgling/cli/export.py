@@ -1,4 +1,4 @@
-"""`fledgling export`: a checkpoint as files that other programs load, each with a table of how equal they are."""
+"""`fledgling export`: a checkpoint in the formats of other programs, each with a table of its differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Fold = Annotated[bool, Parameter(negative=())]
 
-app = App(name="export", help="A checkpoint as files that other programs load: hf, gguf.")
+app = App(name="export", help="A checkpoint in the formats of other programs: hf, gguf.")
 
 
 @app.command
@@ -40,15 +40,15 @@ def hf(
     Parameters
     ----------
     out
-        The directory to make.
+        The directory to write.
     dtype
-        What the weights are stored in: float32 (without loss), bfloat16 or float16.
+        Storage type of the weights: float32 (lossless), bfloat16 or float16.
     shard_gb
         Largest file of weights, in GB.
     fold_norms
-        Multiply the norms' weights into the matrices behind them, which leaves ones (llama, untied).
+        Multiply the norms' weights into the following matrices, which leaves ones (llama, untied).
     """
-    from fledgling.export.model_card import render_model_card
+    from fledgling.export.model_card import find_run_dir, render_model_card
     from fledgling.export.parity import compare_hf
     from fledgling.export.write_hf import write_hf
     from fledgling.infer.weights import load_model
@@ -57,13 +57,12 @@ def hf(
 
     if not shard_gb > 0:
         raise UserError(f"--shard-gb is {shard_gb}; expected a number above 0")
-    place = resolve_checkpoint(checkpoint)
-    model, tokenizer, state = load_model(place)
-    require_unquantized(state, place, "exported")
-    run = place.parents[2] if (place.parents[2] / "recipe.toml").is_file() else None
-    text = render_model_card(model.config, model.count_parameters(), tokenizer, state, run)
+    path = resolve_checkpoint(checkpoint)
+    model, tokenizer, state = load_model(path)
+    require_unquantized(state, path, "exported")
+    text = render_model_card(model.config, model.count_parameters(), tokenizer, state, find_run_dir(path))
     write_hf(out, model.config, _weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9))
-    return _tell(out, compare_hf(model, out, tokenizer.bos_or_none), as_json)
+    return _print_parity(out, compare_hf(model, out, tokenizer.bos_or_none), as_json)
 
 
 @app.command
@@ -76,16 +75,16 @@ def gguf(
     fold_norms: Fold = False,
     as_json: Json = False,
 ) -> int:
-    """Write a model of the llama family as one GGUF file, its tokenizer inside, and compare the two.
+    """Write a model of the llama family as one GGUF file with its tokenizer, and compare the two.
 
     Parameters
     ----------
     out
-        The file to write, by custom NAME.gguf.
+        The file to write, usually NAME.gguf.
     type
         f32, f16, q8_0 or q4_0.
     fold_norms
-        Multiply the norms' weights into the matrices behind them, which leaves ones (untied heads).
+        Multiply the norms' weights into the following matrices, which leaves ones (untied heads).
     """
     from fledgling.export.gguf import write_gguf
     from fledgling.export.parity import compare_gguf
@@ -97,17 +96,18 @@ def gguf(
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
     write_gguf(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem)
-    return _tell(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
+    return _print_parity(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
 
 
 def _weights(model: Transformer, folded: bool) -> dict[str, Tensor]:
+    """Returns the model's state dictionary, with norm weights folded into the matrices if requested."""
     from fledgling.model.flash_norm import fold_norm_weights
 
     return fold_norm_weights(model.config, model.state_dict()) if folded else model.state_dict()
 
 
-def _tell(out: Path, comparisons: Iterable[Parity], as_json: bool) -> int:
-    """Print where the export is and how equal each reader found it."""
+def _print_parity(out: Path, comparisons: Iterable[Parity], as_json: bool) -> int:
+    """Prints the path of the export and the differences that each reader has."""
     rows = []
     for row in comparisons:
         print(f"compared with {row.reference}", file=sys.stderr)

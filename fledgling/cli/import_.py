@@ -1,4 +1,4 @@
-"""`fledgling import`: a Hugging Face directory as a checkpoint that every verb takes."""
+"""`fledgling import`: converts a Hugging Face directory to a checkpoint that every command accepts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,14 @@ def import_(source: Path, out: Path, /, *, as_json: Json = False) -> None:
     source
         A directory with config.json, model.safetensors (or shards and their index) and tokenizer.json.
     out
-        The directory that the checkpoint is put in, as OUT/step-00000000.
+        The directory for the checkpoint, which is saved as OUT/step-00000000.
     """
     from fledgling.export.import_hf import import_hf
 
-    place, found = import_hf(source, out)
-    count = sum(tensor.numel() for name, tensor in found.state.items() if not _twice(name, found.config.tie_embeddings))
+    path, model = import_hf(source, out)
+    count = model.count_parameters()
     if as_json:
-        print(json.dumps({"path": str(place), "parameters": count, "model": found.config.to_dict()}, indent=2))
+        print(json.dumps({"path": str(path), "parameters": count, "model": model.config.to_dict()}, indent=2))
         return
-    print(place)
-    print(f"{count:,} parameters of the {found.config.family} family, {found.tokenizer.vocab_size:,} tokens")
-
-
-def _twice(name: str, tied: bool) -> bool:
-    return tied and name == "embedding.weight"
+    print(path)
+    print(f"{count:,} parameters of the {model.config.family} family, {model.tokenizer.vocab_size:,} tokens")

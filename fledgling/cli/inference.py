@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fledgling.cli.eval_chat import QUESTIONS_PER_SAVE, DataDir, EvalSession
+from fledgling.cli.eval_chat import DataDir
 from fledgling.cli.options import Device, Json
 from fledgling.config import UserError
 
@@ -53,8 +53,7 @@ def inference(
         Where the draws and the page go.
     """
     from fledgling.evals.chat import build_exams
-    from fledgling.scaling.inference import analyze_samples, load_samples, sampling_to_json
-    from fledgling.scaling.inference_page import build_inference_page
+    from fledgling.scaling.inference import analyze_samples, build_inference_page, load_samples, sampling_to_json
 
     if not checkpoints:
         raise UserError("no checkpoint is named: expected one or several, such as runs/quickstart/sft")
@@ -88,10 +87,11 @@ def complete_samples_file(
     """The file of a checkpoint's draws, made or completed now."""
     from fledgling.evals.chat import encode_question
     from fledgling.evals.passk import sample_answers
+    from fledgling.evals.session import QUESTIONS_PER_SAVE, EvalSession, make_progress
     from fledgling.plan.flops import forward_flops_per_token
     from fledgling.record.jsonl import JsonlWriter, read_jsonl
 
-    desk = EvalSession.open(checkpoint, device, out)
+    desk = EvalSession.open(checkpoint, device)
     key = {**desk.exam_key(paper), "samples": samples, "temperature": temperature, "seed": seed}
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     kept = JsonlWriter(out / f"draws-{paper.name}-{name}.jsonl")
@@ -99,7 +99,7 @@ def complete_samples_file(
     if not lines:
         cost = forward_flops_per_token(desk.engine.source.config)
         kept.append({"name": checkpoint, "flops_per_token": cost, **key})
-    done, told = max(0, len(lines) - 1), desk.make_progress(f"{checkpoint} {paper.name}")
+    done, told = max(0, len(lines) - 1), make_progress(f"{checkpoint} {paper.name}")
     while done < len(paper.questions):
         here = type(paper)(paper.name, paper.task, paper.questions[done : done + QUESTIONS_PER_SAVE])
         for answers in sample_answers(desk.engine, here, samples, temperature, done, seed):
@@ -117,5 +117,5 @@ def sample_record(answers: list[Any], prompt_tokens: int) -> dict[str, Any]:
         "answers": [one.text for one in answers],
         "scores": [one.score for one in answers],
         "logprobs": [one.logprob for one in answers],
-        "tokens": [one.tokens for one in answers],
+        "tokens": [one.num_tokens for one in answers],
     }

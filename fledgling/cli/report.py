@@ -25,7 +25,7 @@ def report(run: Path, /, *, as_json: Json = False) -> None:
 
     page = build_report(run)
     Console().print(make_evals_table(run))
-    made = make_predictions_table(run)
-    if made.row_count:
-        Console().print(made)
+    predictions = make_predictions_table(run)
+    if predictions.row_count:
+        Console().print(predictions)
     print(f"report: {page}")

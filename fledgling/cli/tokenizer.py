@@ -1,12 +1,10 @@
-"""`fledgling tokenizer`: train one, see what it makes of kinds of text, look at its pieces."""
+"""`fledgling tokenizer`: trains a tokenizer, compares it with GPT-2's, and shows the pieces of a text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -15,7 +13,7 @@ from fledgling.cli.options import Json
 from fledgling.config import TokenizerConfig, UserError
 
 app = App(name="tokenizer", help="Train, evaluate and show a tokenizer.")
-DEFAULTS = {field.name: field.default for field in fields(TokenizerConfig)}
+DEFAULTS = TokenizerConfig()
 
 
 @app.command
@@ -25,9 +23,9 @@ def train(
     *,
     out: Path = Path("tokenizer"),
     vocab_size: int = 32768,
-    digits: int = DEFAULTS["max_digits"],
-    letters: bool = DEFAULTS["letter_tokens"],
-    characters: int = DEFAULTS["max_characters"],
+    max_digits: int = DEFAULTS.max_digits,
+    letter_tokens: bool = DEFAULTS.letter_tokens,
+    max_characters: int = DEFAULTS.max_characters,
     trainer: str = "auto",
     data_dir: Path | None = None,
     as_json: Json = False,
@@ -37,48 +35,47 @@ def train(
     Parameters
     ----------
     sources
-        "embedded" (the default: the text of the installed Python), or files and folders, here or in the data
-        directory: .txt .md .jsonl .parquet. Read in turn until `characters` are reached.
+        "embedded" (the default: the text of the installed Python), or files and folders, here or under the data
+        root: .txt .md .jsonl .parquet. They are read in turn, up to `max_characters`.
     out
         Directory to write.
     vocab_size
-        Entries in all, control tokens included.
-    digits
+        All tokens, with special tokens.
+    max_digits
         Longest group of digits in one token: 1, 2 or 3.
-    letters
-        Guarantee one token for every letter with a space before it.
-    characters
-        Read no further than this.
+    letter_tokens
+        Make every letter with a space before it one token.
+    max_characters
+        Stop reading after so many characters.
     trainer
         auto, ffbpe or tokenizers; the result is the same.
     data_dir
-        Where the data sets are; default FLEDGLING_DATA.
+        The data root; default FLEDGLING_DATA.
     """
+    from fledgling.corpora.prepare import read_training_texts, save_trained_tokenizer
     from fledgling.text.tokenizer import Tokenizer
 
+    sources = sources or ("embedded",)
     with Console(stderr=True).status("reading") as status:
 
-        def progress(read: int) -> None:
-            status.update(f"training a tokenizer of {vocab_size:,} entries: {read / 1e6:,.0f} M characters")
+        def show_progress(characters: int) -> None:
+            status.update(f"training a tokenizer of {vocab_size:,} entries: {characters / 1e6:,.0f} M characters")
 
-        tokenizer = Tokenizer.train(
-            _read_texts(sources or ("embedded",), data_dir, status.update),
+        trained = Tokenizer.train(
+            read_training_texts(sources, data_dir, status.update),
             vocab_size,
-            max_digits=digits,
-            letter_tokens=letters,
-            max_characters=characters,
+            max_digits=max_digits,
+            letter_tokens=letter_tokens,
+            max_characters=max_characters,
             trainer=trainer,
-            progress=progress,
+            progress=show_progress,
         )
-    file = tokenizer.save(out)
-    about = {**(tokenizer.training_info or {}), "sources": list(sources or ("embedded",))}
-    about |= {"fingerprint": tokenizer.fingerprint()}
-    file.with_name("training.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    file, facts = save_trained_tokenizer(trained, out, {"sources": list(sources)})
     if as_json:
-        print(json.dumps({"path": str(file), **about}, indent=2))
+        print(json.dumps({"path": str(file), **facts}, indent=2))
     else:
-        print(f"{file}: {tokenizer.vocab_size:,} entries from {about['characters']:,} characters")
-        print(f"{about['seconds']:.1f} s with {about['trainer']}, reading included")
+        print(f"{file}: {trained.vocab_size:,} entries from {facts['characters']:,} characters")
+        print(f"{facts['seconds']:.1f} s with {facts['trainer']}, reading included")
 
 
 @app.command(name="eval")
@@ -90,65 +87,56 @@ def evaluate(
     data_dir: Path | None = None,
     as_json: Json = False,
 ) -> None:
-    """Print bytes per token for several kinds of text, beside GPT-2's tokenizer.
+    """Print bytes per token for several kinds of text, compared with GPT-2's tokenizer.
 
     Parameters
     ----------
     tokenizer
         A tokenizer.json, or a directory with one (OUT of `train`, RUN/tokenizer, a checkpoint).
     texts
-        Further text files to measure.
+        More text files to measure.
     data_dir
-        Where the data sets are (GPT-2's tokenizer, the Declaration of Human Rights); default FLEDGLING_DATA.
+        The data root (GPT-2's tokenizer, the Declaration of Human Rights); default FLEDGLING_DATA.
     """
     from fledgling.files import resolve_data_root
-    from fledgling.text import compression
+    from fledgling.text.compression import compare_bytes_per_token, read_udhr
     from fledgling.text.gpt2 import load_gpt2_tokenizer
     from fledgling.text.sample_texts import SAMPLE_TEXTS
-    from fledgling.text.tokenizer import Tokenizer
+    from fledgling.text.tokenizer import Tokenizer, read_training_info
 
-    ours = Tokenizer.load(tokenizer)
-    root = resolve_data_root(data_dir) / "tokenizers"
-    kinds = SAMPLE_TEXTS | compression.read_udhr(root / "udhr2.zip") | {str(path): _read_file(path) for path in texts}
-    gpt2 = load_gpt2_tokenizer(root / "gpt2")
-    why = None if gpt2 else f"GPT-2 left out: no encoder.json and vocab.bpe in {root / 'gpt2'}"
-    columns = {"ours": compression.measure_bytes_per_token(ours, kinds)}
-    if gpt2:
-        columns["gpt2"] = compression.measure_bytes_per_token(gpt2, kinds)
-    made = _read_training_info(tokenizer)
-    rows = [
-        {
-            "kind": kind,
-            "bytes": len(text.encode()),
-            **{name: round(c[kind], 3) for name, c in columns.items()},
-        }
-        for kind, text in kinds.items()
-    ]
+    tokenizers = {"ours": Tokenizer.load(tokenizer)}
+    folder = resolve_data_root(data_dir) / "tokenizers"
+    if gpt2 := load_gpt2_tokenizer(folder / "gpt2"):
+        tokenizers["gpt2"] = gpt2
+    skipped = None if gpt2 else f"GPT-2 left out: no encoder.json and vocab.bpe in {folder / 'gpt2'}"
+    samples = SAMPLE_TEXTS | read_udhr(folder / "udhr2.zip") | {str(path): _read_file(path) for path in texts}
+    rows = compare_bytes_per_token(tokenizers, samples)
+    training, vocab_size = read_training_info(tokenizer), tokenizers["ours"].vocab_size
     if as_json:
-        result = {"vocab_size": ours.vocab_size, "seconds": made.get("seconds"), "bytes_per_token": rows}
-        print(json.dumps(result | {"left_out": why}, indent=2, ensure_ascii=False))
+        result = {"vocab_size": vocab_size, "seconds": training.get("seconds"), "bytes_per_token": rows}
+        print(json.dumps(result | {"left_out": skipped}, indent=2, ensure_ascii=False))
         return
     width = max(len(row["kind"]) for row in rows)
     print(f"{'bytes per token':<{width}} {'bytes':>11} {'ours':>6} {'GPT-2' if gpt2 else '':>6}".rstrip())
     for row in rows:
-        theirs = f"{row['gpt2']:6.2f}" if gpt2 else ""
-        print(f"{row['kind']:<{width}} {row['bytes']:>11,} {row['ours']:6.2f} {theirs}".rstrip())
-    time = f", trained in {made['seconds']} s" if "seconds" in made else ""
-    print(f"ours: {ours.vocab_size:,} entries{time}")
-    if why:
-        print(why)
+        gpt2_column = f"{row['gpt2']:6.2f}" if gpt2 else ""
+        print(f"{row['kind']:<{width}} {row['bytes']:>11,} {row['ours']:6.2f} {gpt2_column}".rstrip())
+    time = f", trained in {training['seconds']} s" if "seconds" in training else ""
+    print(f"ours: {vocab_size:,} entries{time}")
+    if skipped:
+        print(skipped)
 
 
 @app.command
 def show(tokenizer: Path, text: str, /, *, as_json: Json = False) -> None:
-    """Print the pieces a text is cut into, with their ids.
+    """Print the pieces of a text, with their ids.
 
     Parameters
     ----------
     tokenizer
         A tokenizer.json, or a directory with one.
     text
-        The text; names of control tokens in it are ordinary text, as they are everywhere.
+        The text; names of special tokens in it are ordinary text.
     """
     from fledgling.text.tokenizer import Tokenizer
 
@@ -156,11 +144,11 @@ def show(tokenizer: Path, text: str, /, *, as_json: Json = False) -> None:
     ids = loaded.encode(text)
     pieces = [loaded.decode_bytes([index]) for index in ids]
     if as_json:
-        named = [
+        tokens = [
             {"id": index, "bytes": list(piece), "text": piece.decode(errors="replace")}
             for index, piece in zip(ids, pieces, strict=True)
         ]
-        print(json.dumps(named, ensure_ascii=False))
+        print(json.dumps(tokens, ensure_ascii=False))
         return
     print("|".join(repr(piece.decode(errors="backslashreplace"))[1:-1] for piece in pieces))
     print(" ".join(map(str, ids)))
@@ -168,35 +156,8 @@ def show(tokenizer: Path, text: str, /, *, as_json: Json = False) -> None:
     print(f"{len(ids)} tokens, {size} bytes, {size / max(1, len(ids)):.2f} bytes per token")
 
 
-def _read_texts(sources: tuple[str, ...], data_dir: Path | None, say: Any) -> Iterator[str]:
-    """The texts of the sources in turn; of the embedded corpus what is not held out for validation."""
-    for source in sources:
-        say(f"reading {source}")
-        if source == "embedded":
-            from fledgling.corpora.embedded import harvest_embedded
-            from fledgling.corpora.split import split_held_out
-
-            yield from (document.text for document in split_held_out(harvest_embedded())[0])
-        else:
-            from fledgling.corpora.readers import read_documents
-            from fledgling.files import resolve_data_root
-
-            there = resolve_data_root(data_dir) / source
-            path = there if there.exists() and not Path(source).exists() else Path(source)
-            yield from (document.text for document in read_documents(path))
-
-
 def _read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); expected a text file") from None
-
-
-def _read_training_info(tokenizer: Path) -> dict[str, Any]:
-    """What training.json beside the tokenizer says, or nothing."""
-    folder = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    try:
-        return json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

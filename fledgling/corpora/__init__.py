@@ -1,4 +1,10 @@
-"""Text as it is found, read and prepared: files, public data sets, the embedded corpus, splits, overlap, a process pool.
+"""Reading and preparing text: from files, public sets and the installed Python to token shards.
 
-Start with `document.py` and `sources.py` (what is read), then `pool.py` (hundreds of files become token shards).
+Start with `document.py` (what a document is, and which are held out). Where documents come from: `readers.py` (the
+user's files), `embedded.py` (the documentation in the installed Python, extracted by `python_text.py`) and
+`public_sets.py` (downloads by name; `core_bundle.py` fetches the CORE tasks). What becomes of them: `prepare.py` (the
+tokenizer and token shards of a run), `tokenization.py` (sources larger than memory) and `ngram_overlap.py` (evaluation
+items that occur in training text).
+
+Imports `fledgling.data` for token shards, never the other way round. No torch.
 """

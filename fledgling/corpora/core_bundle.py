@@ -1,10 +1,8 @@
-"""The CORE bundle by its published address: one archive, unpacked as `eval core` reads it, its task files checked.
+"""Fetches the CORE bundle from its published address and unpacks it as `eval core` reads it.
 
-The one idea: the archive has an address without a version, so what is checked is what matters: the task files, against
-the hashes of those that the published figures were made with. A file that differs is named, and kept: a score from it
-is a score, but of something else. The archive's own hash is pinned by the first fetch.
-
-The download itself is `public.py`'s: resumed where it broke off.
+The address has no version, so the task files are checked against the hashes of those that the published CORE values
+were measured with. A file that differs is reported and kept: its score is comparable to no published value. The hash
+of the archive is pinned by the first fetch. `download_file` does the download.
 """
 
 from __future__ import annotations
@@ -17,15 +15,18 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from fledgling.config import UserError
-from fledgling.corpora import public_sets
-from fledgling.corpora.public_sets import DownloadProgress, PublicSet
+from fledgling.corpora.public_sets import (
+    BUNDLE_URL,
+    CORE_BUNDLE,
+    TIMEOUT,
+    DownloadProgress,
+    download_file,
+    hash_file,
+    read_lock_file,
+    write_lock_file,
+)
 from fledgling.files import resolve_data_root
 
-BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
-CORE_BUNDLE = PublicSet(
-    "core", BUNDLE_URL, "main", "eval_bundle", "*", "", "of each task its own, some share-alike", "162 MB in one archive",
-    "the 22 tasks of CORE (DCLM), for `eval core`",
-)  # fmt: skip
 BUNDLE_ENTRIES = ("core.yaml", "eval_meta_data.csv", "eval_data")  # of the archive
 # SHA-256, shortened, of the task files in mosaicml/llm-foundry at 8c8dd48f. hellaswag.jsonl is not among them.
 TASK_FILE_HASHES = {
@@ -55,43 +56,41 @@ TASK_FILE_HASHES = {
 def fetch_core_bundle(
     data_dir: str | Path | None = None, url: str | None = None, progress: DownloadProgress | None = None
 ) -> tuple[Path, list[str]]:
-    """Bring the bundle to DATA/core; return that folder and the task files that are not the published ones.
+    """Downloads and unpacks the bundle to DATA/core; returns that folder and the task files that differ.
 
-    What is there already is checked and kept. Raises UserError when the address cannot be reached, when the archive is
-    not the one pinned by an earlier fetch, or holds no bundle.
+    A bundle that exists is checked and kept. Raises UserError if the address cannot be reached, if the archive is not
+    the one that an earlier fetch pinned, or if it has no bundle.
     """
     root = resolve_data_root(data_dir)
     folder = root / CORE_BUNDLE.name
     if not (folder / "core.yaml").is_file():
-        lock = public_sets.read_lock_file(root)
+        lock = read_lock_file(root)
         archive, url = root / "eval_bundle.zip", url or BUNDLE_URL
         pinned = lock.get(CORE_BUNDLE.name, {}).get("revision", "")
-        public_sets.download_file(
-            url, archive, {"path": archive.name, "size": _content_length(url), "hash": pinned}, progress
-        )
-        lock[CORE_BUNDLE.name] = {"repository": url, "revision": public_sets.hash_file(archive, "sha256"), "files": {}}
+        download_file(url, archive, {"path": archive.name, "size": _content_length(url), "hash": pinned}, progress)
+        lock[CORE_BUNDLE.name] = {"repository": url, "revision": hash_file(archive, "sha256"), "files": {}}
         unpack_bundle(archive, folder)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                entry = {"size": path.stat().st_size, "hash": public_sets.hash_file(path, "sha256")}
+                entry = {"size": path.stat().st_size, "hash": hash_file(path, "sha256")}
                 lock[CORE_BUNDLE.name]["files"][path.relative_to(folder).as_posix()] = entry
-        public_sets.write_lock_file(root, lock)
+        write_lock_file(root, lock)
         archive.unlink()
     return folder, find_changed_files(folder)
 
 
 def find_changed_files(folder: Path) -> list[str]:
-    """The task files under `folder` that are missing or not the published ones."""
-    found = []
+    """Returns the task files under `folder` that are missing or differ from the published ones."""
+    changed = []
     for name, expected in TASK_FILE_HASHES.items():
         path = folder / "eval_data" / f"{name}.jsonl"
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest()[: len(expected)] != expected:
-            found.append(f"{name}.jsonl")
-    return found
+            changed.append(f"{name}.jsonl")
+    return changed
 
 
 def unpack_bundle(archive: Path, folder: Path) -> None:
-    """Unpack the bundle's parts of an archive to `folder`, which appears whole, in one rename."""
+    """Unpacks the bundle's entries of an archive to `folder`, which appears complete, in one rename."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -108,7 +107,7 @@ def unpack_bundle(archive: Path, folder: Path) -> None:
             raise UserError(f"{archive}: has no eval_bundle/core.yaml; delete it and fetch again")
         os.replace(temporary, folder)
     except zipfile.BadZipFile:
-        raise UserError(f"{archive}: is no archive, or a damaged one; delete it and fetch again") from None
+        raise UserError(f"{archive}: is damaged, or no archive; delete it and fetch again") from None
     except OSError as problem:
         raise UserError(f"{folder}: cannot be written ({problem.strerror}); free space or use --data-dir") from None
     finally:
@@ -116,9 +115,9 @@ def unpack_bundle(archive: Path, folder: Path) -> None:
 
 
 def _content_length(url: str) -> int:
-    """Bytes of what lies at `url`, as its server says."""
+    """Returns the bytes of the file at `url`, as its server reports them."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=public_sets.TIMEOUT) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT) as answer:
             return int(answer.headers["Content-Length"])
     except (OSError, TypeError, ValueError) as problem:
         reason = " ".join(str(getattr(problem, "reason", problem)).split())[:120]

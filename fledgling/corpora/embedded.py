@@ -1,13 +1,12 @@
-"""The embedded corpus: English and Python that everyone who can run fledgling already has.
+"""The embedded corpus: English and Python that every installation already has.
 
-The one idea: a Python installation carries about ten megabytes of reference prose. Docstrings, language
-topics and comments of the standard library, numpy and torch become documents here in seconds, with no
-network; what repeats is dropped, so that the part held out for validation (`split.py`) is not already known
-by heart.
+A Python installation carries about ten megabytes of reference prose. The docstrings, language topics and comments of
+the standard library, numpy and torch, and some source code, become documents in seconds, without a network. Text that
+repeats is dropped, so that the held-out part (`document.split_held_out`) is not memorized from training. Start with
+`harvest_embedded`.
 
-What it is not: a general reader of files (`sources.py`) or a download (`public.py`). Its text varies a
-little with the versions of Python and torch; within one environment it is the same, byte for byte, every
-time.
+The text varies a little with the versions of Python and torch; within one environment it is always the same, byte for
+byte.
 """
 
 from __future__ import annotations
@@ -18,22 +17,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fledgling.config import UserError
-from fledgling.corpora.document import Document
-from fledgling.corpora.prose import clean_documentation, drop_empty_headings, normalized_sentences, split_paragraphs
-from fledgling.corpora.python_text import PythonText, scan_python
+from fledgling.corpora.document import MIN_CHARACTERS, Document, normalized_sentences, split_paragraphs
+from fledgling.corpora.python_text import PythonText, clean_documentation, drop_empty_headings, scan_python
 
 KINDS = ("topics", "docstrings", "comments", "source")
-MIN_CHARACTERS, MAX_CHARACTERS = 200, 20_000  # characters of a document
-DOCSTRING_DOCUMENT_SIZE = 1_000  # a class opens a new document once the current one is this long
-CODE_DOCUMENT_SIZE = 6_000  # the same for the blocks of a source file
-MIN_REPEAT_LENGTH = 20  # characters from which a repeated sentence is a repeat and not a form of words
-PACKAGES = ("numpy", "torch")  # installed anyway; the standard library comes first
+MAX_CHARACTERS = 20_000  # of a document, about
+DOCSTRING_DOCUMENT_SIZE = 1_000  # characters from which the next class opens a new document
+CODE_DOCUMENT_SIZE = 6_000  # the same for the top-level blocks of a source file
+MIN_REPEAT_LENGTH = 20  # characters; a shorter sentence that occurs twice is an idiom and no repetition
+PACKAGES = ("numpy", "torch")  # installed with fledgling; the standard library comes first
 SKIPPED_FOLDERS = {
     "test", "tests", "idle_test", "testing", "site-packages", "dist-packages", "__pycache__", "lib2to3",
     "idlelib", "turtledemo", "pydoc_data", "encodings", "generated", "_vendor", "ensurepip", "lib-dynload",
 }  # fmt: skip
 
-HarvestProgress = Callable[[str, int, int], None]  # (what is being read, files done, files in all)
+HarvestProgress = Callable[[str, int, int], None]  # (kind being read, files done, files in all)
 Entry = tuple[str, list[str]]  # a heading (or ""), and the paragraphs under it
 
 
@@ -41,24 +39,24 @@ Entry = tuple[str, list[str]]  # a heading (or ""), and the paragraphs under it
 
 
 def list_python_files() -> list[tuple[str, Path]]:
-    """Return (module, path) of every file harvested: standard library first, then `PACKAGES`, sorted."""
+    """Returns (module, path) of every file that is harvested: the standard library, then `PACKAGES`, each sorted."""
     roots = [("", Path(sysconfig.get_paths()["stdlib"]))]
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         if spec and spec.origin:
             roots.append((name, Path(spec.origin).parent))
-    found = []
+    files = []
     for name, root in roots:
-        inside = ((path.relative_to(root), path) for path in root.rglob("*.py"))
-        kept = [(part.as_posix(), path) for part, path in inside if SKIPPED_FOLDERS.isdisjoint(part.parts)]
+        candidates = ((path.relative_to(root), path) for path in root.rglob("*.py"))
+        kept = [(part.as_posix(), path) for part, path in candidates if SKIPPED_FOLDERS.isdisjoint(part.parts)]
         for part, path in sorted(kept):
-            dotted = f"{name}/{part}".removesuffix(".py").removesuffix("/__init__").strip("/").replace("/", ".")
-            found.append((dotted, path))
-    return [(module, path) for module, path in found if not module.startswith("_sysconfigdata")]
+            module = f"{name}/{part}".removesuffix(".py").removesuffix("/__init__").strip("/").replace("/", ".")
+            files.append((module, path))
+    return [(module, path) for module, path in files if not module.startswith("_sysconfigdata")]
 
 
 def _scan_file(path: Path) -> PythonText | None:
-    """Return what a file says, or None when it is not UTF-8 Python text."""
+    """Returns the text in a Python file, or None when it is not UTF-8 or cannot be read."""
     try:
         return scan_python(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, OSError):
@@ -66,7 +64,7 @@ def _scan_file(path: Path) -> PythonText | None:
 
 
 def _topic_entries() -> Iterator[tuple[str, list[Entry]]]:
-    """Yield the pages of `pydoc_data.topics`, longest first: short pages are repeated inside long ones."""
+    """Yields the pages of `pydoc_data.topics`, longest first, because short pages are repeated inside long ones."""
     try:
         from pydoc_data.topics import topics
     except ImportError:  # some distributions leave the pages out
@@ -75,26 +73,26 @@ def _topic_entries() -> Iterator[tuple[str, list[Entry]]]:
         yield f"topic {name}", [("", [part]) for part in clean_documentation(topics[name])]
 
 
-def _docstring_entries(module: str, found: PythonText) -> list[Entry]:
+def _docstring_entries(module: str, file: PythonText) -> list[Entry]:
     entries: list[Entry] = []
-    for owner, text in found.docstrings:
-        # The first entry of a module bears its full name; so do all of the standard library (short names).
+    for owner, text in file.docstrings:
+        # The first entry of a module has its full name; so have all of the standard library (short names).
         bare = "." in owner or (entries and module.startswith(PACKAGES))
         heading = owner if bare else f"{module}.{owner}".rstrip(".")
         entries.append((heading if not text.startswith(heading) else "", clean_documentation(text)))
     return entries
 
 
-def _comment_entries(module: str, found: PythonText) -> list[Entry]:
+def _comment_entries(module: str, file: PythonText) -> list[Entry]:
     return [
-        ("", [part for part in clean_documentation(block, strict=True) if len(part) >= 60]) for block in found.comments
+        ("", [part for part in clean_documentation(block, strict=True) if len(part) >= 60]) for block in file.comments
     ]
 
 
-def _code_entries(module: str, found: PythonText) -> list[Entry]:
-    """Return the top-level blocks of a file without data (long lines, many digits) and foreign scripts."""
+def _code_entries(module: str, file: PythonText) -> list[Entry]:
+    """Returns the top-level blocks of a file, without data (long lines, many digits) and non-ASCII text."""
     entries: list[Entry] = []
-    for part in split_paragraphs(found.code):
+    for part in split_paragraphs(file.code):
         digits = sum(map(str.isdigit, part))
         if not part.isascii() or digits > 0.15 * len(part) or max(map(len, part.split("\n"))) > 160:
             continue
@@ -105,17 +103,17 @@ def _code_entries(module: str, found: PythonText) -> list[Entry]:
     return entries
 
 
-# ---- dropping what repeats, and joining what belongs together ----------------------------------------
+# ---- dropping repetitions, and joining entries to documents ----------------------------------------
 
 
 class Deduplicator:
-    """Remembers every long line and paragraph it has let through, and lets none through twice."""
+    """Drops paragraphs whose sentences were seen before."""
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()  # hashes: a tenth of the memory of the text itself
+        self.seen: set[int] = set()  # hashes of sentences: a tenth of the memory of the text
 
     def drop_repeats(self, parts: Iterable[str]) -> list[str]:
-        """Return the paragraphs of which at most a quarter, by characters of sentences, was seen before."""
+        """Returns the paragraphs of which at most a quarter, by characters of sentences, was seen before."""
         kept = []
         for part in parts:
             lines = normalized_sentences(part, MIN_REPEAT_LENGTH)
@@ -128,15 +126,15 @@ class Deduplicator:
 
 
 def _join_entries(kind: str, origin: str, entries: list[Entry]) -> Iterator[Document]:
-    """Yield entries as documents of up to about `LARGEST` characters, cut where a class or block begins."""
+    """Yields entries as documents of up to about `MAX_CHARACTERS`, cut where a class or block begins."""
     parts: list[str] = []
     size = 0
-    group = {"docstrings": DOCSTRING_DOCUMENT_SIZE, "source": CODE_DOCUMENT_SIZE}.get(kind, MAX_CHARACTERS)
+    target_size = {"docstrings": DOCSTRING_DOCUMENT_SIZE, "source": CODE_DOCUMENT_SIZE}.get(kind, MAX_CHARACTERS)
     for heading, body in entries:
         text = "\n\n".join(body)
         text = f"{heading}\n{text}" if heading else text
-        opens = kind != "docstrings" or heading.split(".")[-1][:1].isupper()
-        if size and (size + len(text) > MAX_CHARACTERS or (opens and size >= group)):
+        opens_document = kind != "docstrings" or heading.split(".")[-1][:1].isupper()
+        if size and (size + len(text) > MAX_CHARACTERS or (opens_document and size >= target_size)):
             yield Document("\n\n".join(parts), kind, origin)
             parts, size = [], 0
         parts.append(text)
@@ -145,11 +143,13 @@ def _join_entries(kind: str, origin: str, entries: list[Entry]) -> Iterator[Docu
         yield Document("\n\n".join(parts), kind, origin)
 
 
-def _build_documents(kind: str, groups: Iterable[tuple[str, list[Entry]]], repeats: Deduplicator) -> Iterator[Document]:
+def _build_documents(
+    kind: str, groups: Iterable[tuple[str, list[Entry]]], deduplicator: Deduplicator
+) -> Iterator[Document]:
     for origin, entries in groups:
         fresh: list[Entry] = []
         for heading, parts in entries:
-            parts = repeats.drop_repeats(parts)
+            parts = deduplicator.drop_repeats(parts)
             if kind != "source":
                 parts = drop_empty_headings(parts)
             if sum(map(len, parts)) >= 40:
@@ -162,49 +162,47 @@ def _build_documents(kind: str, groups: Iterable[tuple[str, list[Entry]]], repea
 def harvest_embedded(
     kinds: Sequence[str] = KINDS, max_bytes: int | None = None, progress: HarvestProgress | None = None
 ) -> list[Document]:
-    """Return the documents of the embedded corpus, kind by kind in the order given, without repeats.
+    """Returns the documents of the embedded corpus, kind by kind in the order of `kinds`, without repetitions.
 
-    `max_bytes` stops the harvest once so much text is gathered, and only as many files are read as that
-    takes. Comments and source are taken from the standard library and numpy alone: torch's internals are
-    neither regular nor of use to a small model. The order and the text depend on nothing but the installed
-    versions. Reads about 55 MB in about four seconds on one core.
+    Reads about 55 MB in about four seconds on one core. Comments and source come from the standard library and numpy
+    only, because torch's internals are neither regular nor useful to a small model. Order and text depend only on the
+    installed versions.
+
+    Args:
+        kinds: some of `KINDS`.
+        max_bytes: stops before the document that exceeds it, and reads no more files than that takes.
+
+    Raises:
+        UserError: for a kind that does not exist.
     """
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
         raise UserError(f"corpus kind {unknown[0]!r}: expected some of {', '.join(KINDS)}")
     files = list_python_files()
     scans: dict[Path, PythonText | None] = {}
-    reader = {"docstrings": _docstring_entries, "comments": _comment_entries, "source": _code_entries}
-    repeats = Deduplicator()
+    read_entries = {"docstrings": _docstring_entries, "comments": _comment_entries, "source": _code_entries}
+    deduplicator = Deduplicator()
 
     def groups(kind: str) -> Iterator[tuple[str, list[Entry]]]:
         if kind == "topics":
             yield from _topic_entries()
             return
-        for done, (module, path) in enumerate(files):
+        for done, (module, path) in enumerate(files, start=1):
             if progress:
-                progress(kind, done + 1, len(files))
+                progress(kind, done, len(files))
             if kind != "docstrings" and module.split(".")[0] == "torch":
                 continue
             if path not in scans:
                 scans[path] = _scan_file(path)
-            if found := scans[path]:
-                yield module, reader[kind](module, found)
+            if file := scans[path]:
+                yield module, read_entries[kind](module, file)
 
-    gathered: list[Document] = []
+    documents: list[Document] = []
     size = 0
     for kind in kinds:
-        for document in _build_documents(kind, groups(kind), repeats):
+        for document in _build_documents(kind, groups(kind), deduplicator):
             if max_bytes is not None and size + document.num_bytes > max_bytes:
-                return gathered
-            gathered.append(document)
+                return documents
+            documents.append(document)
             size += document.num_bytes
-    return gathered
-
-
-def count_bytes_by_kind(documents: Iterable[Document]) -> dict[str, int]:
-    """Return the bytes of each kind."""
-    total: dict[str, int] = {}
-    for document in documents:
-        total[document.kind] = total.get(document.kind, 0) + document.num_bytes
-    return total
+    return documents

@@ -1,11 +1,9 @@
-"""Public sets by name: a table of repositories on the Hugging Face hub, and a download that can be trusted.
+"""Public data sets by name: a table of repositories on the Hugging Face hub, and a resumable, checked download.
 
-The one idea: a file is there when its bytes hash to what the hub recorded for the pinned commit, and not
-before. It grows under the name `FILE.part`, so that a broken download goes on where it stopped (the hub's
-own client begins anew in a new process), is checked, and only then gets its name. What was checked stands
-in `public.lock.json`.
-
-What it is not: a reader. `sources.documents(root / name)` reads what lies there. No torch.
+A file counts as downloaded only when its bytes have the hash that the hub records for the pinned commit. It grows
+under the name `FILE.part`, so that a broken download continues where it stopped (the hub's own client starts again in
+a new process); then it is checked and renamed. Checked files are listed in DATA/public.lock.json. Start with
+`fetch_public_set`. `readers.read_documents(DATA / name)` reads what was downloaded.
 """
 
 from __future__ import annotations
@@ -32,33 +30,33 @@ from fledgling.files import resolve_data_root
 LOCK_FILE = "public.lock.json"
 HUB_URL = "https://huggingface.co"
 CHUNK_BYTES = 1 << 20
-TIMEOUT = 30.0  # seconds without a byte
-MAX_ATTEMPTS = 4  # connections for one file in one call; each goes on where the last one broke off
+TIMEOUT = 30.0  # seconds without data
+MAX_ATTEMPTS = 4  # connections for one file in one call; each continues where the last one broke off
 
-DownloadProgress = Callable[[str, int, int], None]  # (file, bytes there, bytes in all)
+DownloadProgress = Callable[[str, int, int], None]  # (file, bytes so far, bytes in all)
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A set on the hub. `revision` is a commit, or "main": then the first fetch pins the commit it finds."""
+    """A set on the hub. `revision` is a commit, or "main": then the first fetch pins the current commit."""
 
     name: str
     repository: str
     revision: str
-    folder: str  # in the repository; "" is its top
-    pattern: str  # of the file names in it
-    column: str  # "text" marks documents, "messages" conversations; the others are a task's rows
+    folder: str  # in the repository; "" for its root
+    pattern: str  # of the file names
+    column: str  # "text" for documents, "messages" for conversations; any other for the rows of a task
     license: str  # as the publisher states it
-    size: str  # compressed, about
+    size: str  # compressed, approximate
     description: str
 
     @property
     def is_task(self) -> bool:
-        """Whether it is of use with all its files only: they are the splits of a task."""
+        """Whether the files are the splits of a task, so that only all of them are useful."""
         return self.column not in ("text", "messages")
 
 
-# A commit stands here only where several independent public projects pin the same one.
+# A commit is pinned here only if several independent public projects pin the same one.
 PUBLIC_SETS = {
     entry.name: entry
     for entry in (
@@ -126,8 +124,16 @@ PUBLIC_SETS = {
 }  # fmt: skip
 
 
+# One archive, not a repository of the hub: `core_bundle.py` fetches it.
+BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+CORE_BUNDLE = PublicSet(
+    "core", BUNDLE_URL, "main", "eval_bundle", "*", "", "of each task its own, some share-alike",
+    "162 MB in one archive", "the 22 tasks of CORE (DCLM), for `eval core`",
+)  # fmt: skip
+
+
 def get_public_set(name: str) -> PublicSet:
-    """Return a set by name. Raises UserError with the names there are."""
+    """Returns a set by name. Raises UserError, with the known names."""
     if name not in PUBLIC_SETS:
         hint = did_you_mean(name, PUBLIC_SETS) or f"; expected one of {', '.join(PUBLIC_SETS)}"
         raise UserError(f'no public set "{name}"{hint}')
@@ -135,23 +141,34 @@ def get_public_set(name: str) -> PublicSet:
 
 
 def read_lock_file(root: Path) -> dict[str, Any]:
-    """Return what was pinned and checked so far: name -> {repository, revision, listing, files}."""
+    """Returns what was pinned and checked so far: name -> {repository, revision, listing, files}."""
     path = root / LOCK_FILE
     if not path.exists():
         return {}
     try:
         lock = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path}: damaged; delete it, the files are checked again at the next fetch") from None
+        raise UserError(f"{path}: damaged; delete it: the next fetch checks the files again") from None
     return lock
 
 
 def count_downloaded(name: str, data_dir: str | Path | None = None) -> tuple[int, int]:
-    """Return (files, bytes) of a set that lie in the data folder and were checked."""
+    """Returns (files, bytes) of a set that are in the data folder and were checked."""
     root = resolve_data_root(data_dir)
     files = read_lock_file(root).get(name, {}).get("files", {})
-    there = [entry["size"] for file, entry in files.items() if _is_downloaded(root / name / file, entry)]
-    return len(there), sum(there)
+    sizes = [entry["size"] for file, entry in files.items() if _is_downloaded(root / name / file, entry)]
+    return len(sizes), sum(sizes)
+
+
+def list_public_sets(data_dir: str | Path | None = None) -> list[dict[str, Any]]:
+    """Returns the fields of every set, with its pinned revision and the files and bytes that were downloaded."""
+    lock = read_lock_file(resolve_data_root(data_dir))
+    entries = []
+    for public_set in (*PUBLIC_SETS.values(), CORE_BUNDLE):
+        revision = lock.get(public_set.name, {}).get("revision", public_set.revision)
+        files, size = count_downloaded(public_set.name, data_dir)
+        entries.append({**asdict(public_set), "revision": revision, "files": files, "bytes": size})
+    return entries
 
 
 def fetch_public_set(
@@ -161,28 +178,35 @@ def fetch_public_set(
     endpoint: str | None = None,
     progress: DownloadProgress | None = None,
 ) -> list[Path]:
-    """Return the paths of a set's files (the first `shards` of them), downloading those that are not there.
+    """Downloads the files of a set that are missing, and returns the paths of all (or the first `max_files`).
 
-    Files that were checked before are taken as they are, without asking the hub. The hub is `endpoint`,
-    else the variable HF_ENDPOINT, else huggingface.co. Raises UserError when the hub cannot be reached,
-    when a file's bytes are not those recorded (it is then removed), and when the disk is full.
+    Files that were checked before are not checked again, and need no connection to the hub.
+
+    Args:
+        max_files: downloads only the first files, in order of paths; None for all.
+        endpoint: URL of the hub; None for the variable HF_ENDPOINT, or else huggingface.co.
+        progress: is called with each file, its bytes so far and its size.
+
+    Raises:
+        UserError: if the hub cannot be reached, if a file does not have the recorded hash (it is then removed), or if
+            the disk is full.
     """
-    chosen = get_public_set(name)
+    public_set = get_public_set(name)
     root = resolve_data_root(data_dir)
     if max_files is not None and max_files < 1:
-        raise UserError(f"shards {max_files}: expected a count of at least 1")
+        raise UserError(f"--shards is {max_files}; expected at least 1")
     hub = (endpoint or os.environ.get("HF_ENDPOINT") or HUB_URL).rstrip("/")
     lock = read_lock_file(root)
-    entry = lock.get(name)
-    if not entry or (chosen.revision != "main" and entry["revision"] != chosen.revision):
-        entry = {**_list_files(chosen, hub), "files": {}}
+    entry: dict[str, Any] = lock.get(name) or {}
+    if not entry or (public_set.revision != "main" and entry["revision"] != public_set.revision):
+        entry = {**_list_files(public_set, hub), "files": {}}
         lock[name] = entry
         write_lock_file(root, lock)
     paths = []
     for file in entry["listing"][:max_files]:
         path = root / name / file["path"]
         if not _is_downloaded(path, entry["files"].get(file["path"])):
-            url = f"{hub}/datasets/{chosen.repository}/resolve/{entry['revision']}/{quote(file['path'])}"
+            url = f"{hub}/datasets/{public_set.repository}/resolve/{entry['revision']}/{quote(file['path'])}"
             download_file(url, path, file, progress)
             lock = read_lock_file(root)  # another process may have fetched another set meanwhile
             entry = lock.setdefault(name, entry)
@@ -195,21 +219,21 @@ def fetch_public_set(
 
 
 def _is_downloaded(path: Path, checked: dict[str, Any] | None) -> bool:
-    return bool(checked) and path.is_file() and path.stat().st_size == checked["size"]
+    return checked is not None and path.is_file() and path.stat().st_size == checked["size"]
 
 
 def write_lock_file(root: Path, lock: dict[str, Any]) -> None:
-    """Replace the lock file in one rename."""
+    """Replaces the lock file in one rename."""
     with _report_disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
-        fresh = root / f"{LOCK_FILE}.{os.getpid()}"
-        fresh.write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        fresh.replace(root / LOCK_FILE)
+        temporary = root / f"{LOCK_FILE}.{os.getpid()}"
+        temporary.write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.replace(root / LOCK_FILE)
 
 
 @contextlib.contextmanager
 def _report_disk_errors(path: Path) -> Iterator[None]:
-    """Tell what the disk refused as the one line it is."""
+    """Turns an OSError of the block into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -218,41 +242,42 @@ def _report_disk_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _list_files(chosen: PublicSet, hub: str) -> dict[str, Any]:
-    """Ask the hub which files the set has at its revision, with sizes and hashes, sorted by path."""
+def _list_files(public_set: PublicSet, hub: str) -> dict[str, Any]:
+    """Returns the set's files at its revision, with sizes and hashes, sorted by path, as the hub lists them."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(endpoint=hub, token=False)
-    where = f"{chosen.repository} at {chosen.revision[:12]}"
+    where = f"{public_set.repository} at {public_set.revision[:12]}"
     try:
-        commit = api.dataset_info(chosen.repository, revision=chosen.revision, timeout=TIMEOUT).sha
+        commit = api.dataset_info(public_set.repository, revision=public_set.revision, timeout=TIMEOUT).sha
         tree = api.list_repo_tree(
-            chosen.repository, chosen.folder or None, revision=commit, repo_type="dataset", recursive=False
+            public_set.repository, public_set.folder or None, revision=commit, repo_type="dataset", recursive=False
         )
-        found = [item for item in tree if hasattr(item, "blob_id")]
+        files = [item for item in tree if isinstance(item, RepoFile)]
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
-        raise UserError(f"{chosen.name}: {hub} has no {where} (status {status}); check the name, try later") from None
+        raise UserError(f"{public_set.name}: {hub} has no {where} (status {status}); check the name") from None
     except (OfflineModeIsEnabled, OSError, _http_error()) as error:
-        raise _offline_error(chosen.name, hub, error) from None
-    listing = [
+        raise _offline_error(public_set.name, hub, error) from None
+    listing: list[dict[str, Any]] = [
         {
             "path": item.path,
             "size": item.size,
             "hash": f"sha256:{item.lfs.sha256}" if item.lfs else f"git:{item.blob_id}",
         }
-        for item in found
-        if fnmatch(Path(item.path).name, chosen.pattern)
+        for item in files
+        if fnmatch(Path(item.path).name, public_set.pattern)
     ]
     if not listing:
-        raise UserError(f"{chosen.name}: no {chosen.pattern} in {where}; the set has changed, update fledgling")
+        raise UserError(f"{public_set.name}: no {public_set.pattern} in {where}; the set has changed, update fledgling")
     listing.sort(key=lambda file: file["path"])
-    return {**asdict(chosen), "revision": commit, "listing": listing}
+    return {**asdict(public_set), "revision": commit, "listing": listing}
 
 
 def _http_error() -> type[Exception]:
-    """Return the base of the network errors that the hub's client lets through."""
+    """Returns the base class of the network errors that the hub's client raises."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(base for base in HfHubHTTPError.__mro__[1:] if base.__name__ in ("HTTPError", "RequestException"))
@@ -267,21 +292,22 @@ def _offline_error(name: str, hub: str, error: BaseException) -> UserError:
 
 
 def download_file(url: str, path: Path, file: dict[str, Any], progress: DownloadProgress | None) -> None:
-    """Bring one file to `path`, going on from `path.part`, check it, and leave no bad file behind.
+    """Downloads one file to `path`, continuing `path.part` if it exists, and checks it.
 
-    file: {"path", "size", "hash"}; an empty hash is not checked: nobody knows it yet.
+    `file` is {"path", "size", "hash"}; an empty hash is not checked, because it is not known yet. Raises UserError if
+    the download fails or the hash differs; a file with another hash is removed.
     """
     part = path.with_name(path.name + ".part")
     with _report_disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not part.exists():
-            path.replace(part)  # unchecked, so it is checked below like any other
+            path.replace(part)  # not checked yet: it is checked below
         if part.exists() and part.stat().st_size > file["size"]:
             part.unlink()
-        there = part.stat().st_size if part.exists() else 0
+        size = part.stat().st_size if part.exists() else 0
         free = shutil.disk_usage(path.parent).free
-    if free < file["size"] - there:
-        need = (file["size"] - there) / 1e9
+    if free < file["size"] - size:
+        need = (file["size"] - size) / 1e9
         raise UserError(f"{path.parent}: {need:.1f} GB needed, {free / 1e9:.1f} GB free; free some or use --data-dir")
     failure: BaseException | None = None
     for attempt in range(MAX_ATTEMPTS):
@@ -301,9 +327,7 @@ def download_file(url: str, path: Path, file: dict[str, Any], progress: Download
     if size != file["size"]:
         if not size:
             raise _offline_error(path.name, url.split("/datasets/")[0], failure or EOFError("no bytes"))
-        raise UserError(
-            f"{path.name}: broken off at {size:,} of {file['size']:,} bytes; fetch again to go on from there"
-        )
+        raise UserError(f"{path.name}: broken off at {size:,} of {file['size']:,} bytes; fetch again to continue")
     if file["hash"] and hash_file(part, file["hash"].split(":")[0]) != file["hash"]:
         part.unlink()
         raise UserError(
@@ -314,27 +338,27 @@ def download_file(url: str, path: Path, file: dict[str, Any], progress: Download
 
 
 def _resume_download(url: str, part: Path, file: dict[str, Any], progress: DownloadProgress | None) -> None:
-    """Read from the hub into `part` until the connection ends, from the byte where `part` ends."""
-    there = part.stat().st_size if part.exists() else 0
+    """Reads from the hub into `part`, from the byte where `part` ends, until the connection ends."""
+    size = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "fledgling", "Accept-Encoding": "identity"}
-    if there:
-        headers["Range"] = f"bytes={there}-"
+    if size:
+        headers["Range"] = f"bytes={size}-"
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
-        if there and response.status != 206:  # no ranges here: from the start
-            there = 0
+        if size and response.status != 206:  # the server ignores ranges: start again
+            size = 0
         with _report_disk_errors(part):
-            handle = part.open("ab" if there else "wb")
+            handle = part.open("ab" if size else "wb")
         with handle:
             while chunk := response.read(CHUNK_BYTES):
                 with _report_disk_errors(part):
                     handle.write(chunk)
-                there += len(chunk)
+                size += len(chunk)
                 if progress:
-                    progress(file["path"], there, file["size"])
+                    progress(file["path"], size, file["size"])
 
 
 def hash_file(path: Path, kind: str) -> str:
-    """Return "sha256:..." of the bytes, or "git:...", git's name for a file outside large-file storage."""
+    """Returns "sha256:..." of a file, or "git:...", the blob id that git gives a file outside large-file storage."""
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as handle:
         while chunk := handle.read(CHUNK_BYTES):

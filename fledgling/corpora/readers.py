@@ -1,16 +1,15 @@
-"""Sources: text files, JSON lines, parquet and folders of them, read as one stream of documents.
+"""Readers of the user's own text: text files, JSON lines, parquet, and folders of them, as a stream of documents.
 
-The one idea: whatever the file, out come `Document`s, one at a time, in an order that depends on names
-alone and with memory that does not grow with the file. What cannot be used (empty, not UTF-8) is skipped,
-counted and named once.
+    .txt .md    a file of up to 1 MB is one document; a larger one is cut at blank lines into pieces of at least 8 KB,
+                and at lines that read <|endoftext|>, which some data sets put between documents
+    .jsonl      one object a line; the text is in "text" or "content", or in the column that the caller names
+    .parquet    the same columns, read batch by batch
+    .gz         of .txt, .md and .jsonl, decompressed while it is read
+    a folder    all of these in it, at any depth, sorted by path; hidden files and other kinds are ignored
 
-    .txt .md   a file of up to 1 MB is one document; a larger one is cut at blank lines into pieces of 8 KB
-    or more, and at lines that read <|endoftext|>, which some sets put between documents .jsonl     one
-    object a line; the text stands in "text" or "content", or in the column named .parquet   the same
-    columns, read batch by batch .gz        of .txt, .md and .jsonl, unpacked on the way a folder   all of
-    these in it, at any depth, sorted by path; hidden files and other kinds are left alone
-
-What it is not: a reader of conversations (`fledgling.tasks.conversations`). No torch.
+Start with `read_documents`. The order depends on names alone, and memory does not grow with the size of a file.
+Documents that cannot be used (empty, not UTF-8) are skipped and counted in `SkippedDocuments`. Conversations are read
+by `fledgling.tasks.conversations`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from fledgling.config import UserError, did_you_mean
 from fledgling.corpora.document import Document
@@ -33,14 +32,14 @@ TEXT_SUFFIXES, JSONL_SUFFIXES, PARQUET_SUFFIXES = (
     (".jsonl", ".ndjson"),
     (".parquet",),
 )
-TEXT_COLUMNS = ("text", "content")  # where text is looked for when no column is named
-MAX_WHOLE_FILE = 1_000_000  # bytes up to which a text file is one document
-MIN_PIECE = 8_000  # bytes from which a piece of a larger file ends at the next blank line
-MAX_LINE = 1 << 20  # bytes of a line of text after which it is cut
-MAX_JSON_LINE = 1 << 26  # bytes of a JSON line after which it is skipped
+TEXT_COLUMNS = ("text", "content")  # searched for text, in this order, when no column is named
+MAX_WHOLE_FILE = 1_000_000  # bytes; a larger text file is cut into pieces
+MIN_PIECE = 8_000  # bytes from which a piece ends at the next blank line
+MAX_LINE = 1 << 20  # bytes; a longer line of text is cut
+MAX_JSON_LINE = 1 << 26  # bytes; a longer JSON line is skipped
 DOCUMENT_SEPARATOR = b"<|endoftext|>"
 BATCH_ROWS = 256  # rows of a parquet file in memory at a time
-COMPRESSION_RATIO = 3  # bytes of text in a byte of a compressed file, about
+COMPRESSION_RATIO = 3  # bytes of text per byte of a compressed file, about
 PROGRESS_INTERVAL = 1_000  # documents between two calls of `progress`
 
 ReadProgress = Callable[[str, int], None]  # (file being read, documents so far)
@@ -48,7 +47,7 @@ ReadProgress = Callable[[str, int], None]  # (file being read, documents so far)
 
 @dataclass
 class SkippedDocuments:
-    """What was left out, with the first example of each: `str(skipped)` is one line of notice, or ""."""
+    """Counts of skipped documents, with the first example of each kind; `str()` gives one line, or ""."""
 
     empty: int = 0
     undecodable: int = 0
@@ -58,7 +57,7 @@ class SkippedDocuments:
     first_broken: str = ""
 
     def add(self, reason: str, origin: str) -> None:
-        """Count one document under "empty", "undecodable" or "broken"."""
+        """Counts one document under "empty", "undecodable" or "broken"."""
         if not getattr(self, reason):
             setattr(self, f"first_{reason}", origin)
         setattr(self, reason, getattr(self, reason) + 1)
@@ -71,6 +70,7 @@ class SkippedDocuments:
 
     @property
     def total(self) -> int:
+        """All skipped documents."""
         return self.empty + self.undecodable + self.broken
 
     def __str__(self) -> str:
@@ -79,8 +79,8 @@ class SkippedDocuments:
             (self.undecodable, "not UTF-8 text", self.first_undecodable),
             (self.broken, "not a JSON object", self.first_broken),
         ]
-        told = [f"{count:,} {what} (first: {first})" for count, what, first in counted if count]
-        return f"skipped {', '.join(told)}" if told else ""
+        reports = [f"{count:,} {what} (first: {first})" for count, what, first in counted if count]
+        return f"skipped {', '.join(reports)}" if reports else ""
 
 
 def read_documents(
@@ -89,19 +89,25 @@ def read_documents(
     progress: ReadProgress | None = None,
     skipped: SkippedDocuments | None = None,
 ) -> Iterator[Document]:
-    """Return the documents of a file or folder, in order.
+    """Returns an iterator over the documents of a file or folder, in order.
 
-    Pass a `Skipped` to learn what was left out. Raises UserError at once for a path that is missing or of
-    an unknown kind, and while reading for a missing column, a damaged file, or a source without a single
-    document.
+    Args:
+        path: a file of a known kind, or a folder.
+        text_column: the column of JSON lines or parquet that holds the text; None for the first of `TEXT_COLUMNS`.
+        progress: is called with each file and the number of documents so far.
+        skipped: counts the documents that are skipped.
+
+    Raises:
+        UserError: at once for a path that is missing or of an unknown kind; while reading for a missing column, a
+            damaged file, or a source without any document.
     """
-    given = Path(path)
-    files = list_source_files(given)
-    return _read_files(given, files, text_column, progress, SkippedDocuments() if skipped is None else skipped)
+    root = Path(path)
+    files = list_source_files(root)
+    return _read_files(root, files, text_column, progress, SkippedDocuments() if skipped is None else skipped)
 
 
 def list_source_files(path: Path) -> list[Path]:
-    """Return the readable files under `path`, sorted. Raises UserError when there are none."""
+    """Returns the readable files under `path`, sorted. Raises UserError when there are none."""
     kinds = " ".join((*TEXT_SUFFIXES[:2], JSONL_SUFFIXES[0], *PARQUET_SUFFIXES))
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected {kinds}, these with .gz, or a folder of them")
@@ -109,9 +115,9 @@ def list_source_files(path: Path) -> list[Path]:
         if _file_kind(path) is None:
             raise UserError(f"{path}: cannot read this kind of file; expected {kinds}, or text with .gz")
         return [path]
-    inside = (file for file in path.rglob("*") if file.is_file() and _file_kind(file))
+    candidates = (file for file in path.rglob("*") if file.is_file() and _file_kind(file))
     files = sorted(
-        (file for file in inside if not any(part.startswith(".") for part in file.relative_to(path).parts)),
+        (file for file in candidates if not any(part.startswith(".") for part in file.relative_to(path).parts)),
         key=lambda file: file.relative_to(path).as_posix(),
     )
     if not files:
@@ -120,13 +126,13 @@ def list_source_files(path: Path) -> list[Path]:
 
 
 def estimate_text_bytes(file: Path) -> int:
-    """About how many bytes of text a file holds, judged from its size: parquet and .gz pack text to a third."""
+    """Returns about how many bytes of text a file holds; parquet and .gz compress text to about a third."""
     packed = _file_kind(file) is PARQUET_SUFFIXES or file.name.lower().endswith(".gz")
     return file.stat().st_size * (COMPRESSION_RATIO if packed else 1)
 
 
 def _file_kind(path: Path) -> tuple[str, ...] | None:
-    """Return which of `TEXT`, `LINES` and `TABLE` a file's name says it is."""
+    """Returns the suffixes of a file's kind, judged by its name, or None for an unknown kind."""
     name = path.name.lower()
     packed = name.endswith(".gz")
     suffix = Path(name.removesuffix(".gz")).suffix
@@ -141,11 +147,11 @@ def _file_kind(path: Path) -> tuple[str, ...] | None:
 
 
 def _read_files(
-    given: Path, files: list[Path], column: str | None, progress: ReadProgress | None, skipped: SkippedDocuments
+    root: Path, files: list[Path], column: str | None, progress: ReadProgress | None, skipped: SkippedDocuments
 ) -> Iterator[Document]:
     count = 0
     for file in files:
-        name = file.name if file == given else file.relative_to(given).as_posix()
+        name = file.name if file == root else file.relative_to(root).as_posix()
         if progress:
             progress(name, count)
         for document in read_file_part(file, name, column, skipped):
@@ -154,16 +160,19 @@ def _read_files(
             if progress and count % PROGRESS_INTERVAL == 0:
                 progress(name, count)
     if not count:
-        why = f"; {skipped}" if skipped.total else ""
-        raise UserError(f"{given}: no document in it{why}; give a source with some text")
+        reason = f"; {skipped}" if skipped.total else ""
+        raise UserError(f"{root}: no document in it{reason}; give a source with some text")
 
 
 def read_file_part(
     file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None = None
 ) -> Iterator[Document]:
-    """Yield the documents of one file, or of a part of it: row groups, or bytes of JSON lines, [first, last).
+    """Yields the documents of one file, or of a part of it.
 
-    A line belongs to the part in which it begins. name: how origins call the file.
+    Args:
+        name: the file's name in the origin of its documents.
+        part: [first, last) row groups of a parquet file, or bytes of a JSON lines file; a line belongs to the part in
+            which it begins. None for the whole file.
     """
     for raw, origin in _read_raw(file, name, column, skipped, part):
         text = _decode(raw)
@@ -176,18 +185,18 @@ def read_file_part(
 
 
 def split_file(file: Path, size: int) -> list[tuple[int, int] | None]:
-    """Cut a file into parts of about `size` bytes that `read_part` reads; [None] where it is read whole.
+    """Returns parts of about `size` bytes that `read_file_part` reads, or [None] when the file is one part.
 
-    Raises UserError for a parquet file that is damaged.
+    Raises UserError for a damaged parquet file.
     """
-    whole = file.stat().st_size
-    count = round(whole / size)
+    file_bytes = file.stat().st_size
+    count = round(file_bytes / size)
     if count <= 1:
         return [None]
     if _file_kind(file) is PARQUET_SUFFIXES:
         last = _count_row_groups(file)
     else:
-        last = whole if _file_kind(file) is JSONL_SUFFIXES and not file.name.lower().endswith(".gz") else 0
+        last = file_bytes if _file_kind(file) is JSONL_SUFFIXES and not file.name.lower().endswith(".gz") else 0
     edges = sorted({last * edge // count for edge in range(count + 1)})
     return list(pairwise(edges)) or [None]
 
@@ -195,17 +204,18 @@ def split_file(file: Path, size: int) -> list[tuple[int, int] | None]:
 def _read_raw(
     file: Path, name: str, column: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None
 ) -> Iterator[tuple[bytes, str]]:
-    """Yield (bytes, origin) of each document of one file; a file that is damaged raises UserError."""
+    """Yields (bytes, origin) of each document of a file. Raises UserError for a damaged file."""
     kind = _file_kind(file)
     try:
         if kind is PARQUET_SUFFIXES:
             yield from _read_parquet_rows(file, name, column, part)
             return
-        with gzip.open(file) if file.name.lower().endswith(".gz") else file.open("rb") as handle:
+        open_file = gzip.open if file.name.lower().endswith(".gz") else open
+        with cast(BinaryIO, open_file(file, "rb")) as handle:
             if kind is JSONL_SUFFIXES:
                 yield from _read_json_rows(handle, file, name, column, skipped, part)
             else:
-                yield from _text_pieces(handle, name)
+                yield from _read_text_pieces(handle, name)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{file}: damaged or cut short ({error}); expected gzip, fetch or pack it again") from None
     except OSError as error:
@@ -213,7 +223,7 @@ def _read_raw(
 
 
 def _decode(raw: bytes) -> str | None:
-    """Return the text without byte-order mark, NULs and carriage returns; None when it is not UTF-8."""
+    """Returns the text without byte-order mark, NULs and carriage returns, or None when it is not UTF-8."""
     nulls = raw.count(0)
     if nulls > 0.1 * len(raw):
         return None  # UTF-16 or a binary file under a wrong name
@@ -228,7 +238,7 @@ def _decode(raw: bytes) -> str | None:
 
 
 def _read_lines(handle: BinaryIO) -> Iterator[bytes]:
-    """Yield lines of at most about `LONGEST_LINE` bytes, never cutting inside a UTF-8 character."""
+    """Yields lines of at most about `MAX_LINE` bytes, cut only between UTF-8 characters."""
     rest = b""
     while line := handle.readline(MAX_LINE):
         line = rest + line
@@ -245,64 +255,70 @@ def _read_lines(handle: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
-def _text_pieces(handle: BinaryIO, name: str) -> Iterator[tuple[bytes, str]]:
+def _read_text_pieces(handle: BinaryIO, name: str) -> Iterator[tuple[bytes, str]]:
+    """Yields (bytes, origin) of a small text file, or of the pieces of a large one."""
     start = handle.read(MAX_WHOLE_FILE + 1)
     if len(start) <= MAX_WHOLE_FILE and DOCUMENT_SEPARATOR not in start:
         yield start, name
         return
     handle.seek(0)
-    gathered: list[bytes] = []
+    piece: list[bytes] = []
     size, first = 0, 1
     for number, line in enumerate(_read_lines(handle), 1):
         blank = not line.strip()
         separates = line.strip() == DOCUMENT_SEPARATOR
         if not separates:
-            gathered.append(line)
+            piece.append(line)
             size += len(line)
         if size and (separates or (blank and size >= MIN_PIECE) or size >= MAX_WHOLE_FILE):
-            yield b"".join(gathered).strip(b"\n"), f"{name}:{first}"
-            gathered, size, first = [], 0, number + 1
+            yield b"".join(piece).strip(b"\n"), f"{name}:{first}"
+            piece, size, first = [], 0, number + 1
     if size:
-        yield b"".join(gathered).strip(b"\n"), f"{name}:{first}"
+        yield b"".join(piece).strip(b"\n"), f"{name}:{first}"
 
 
 # ---- rows ----------------------------------------------------------------------------------------
 
 
-def _find_text_column(names: Iterable[str], wanted: str | None, file: Path) -> str:
-    """Return the column that holds the text. Raises UserError that names the columns there are."""
+def _find_text_column(names: Iterable[str], requested: str | None, file: Path) -> str:
+    """Returns the column that holds the text. Raises UserError, naming the columns there are."""
     names = list(names)
-    if wanted is None:
-        found = next((name for name in TEXT_COLUMNS if name in names), None)
-        if found:
-            return found
+    if requested is None:
+        column = next((name for name in TEXT_COLUMNS if name in names), None)
+        if column:
+            return column
         if "messages" in names:
             raise UserError(f'{file}: has conversations ("messages"), not documents; use it as chat:{file}')
-        there = ", ".join(names) or "none"
-        raise UserError(f"{file}: no column {' or '.join(TEXT_COLUMNS)} among {there}; name the text column")
-    if wanted not in names:
-        hint = did_you_mean(wanted, names)
-        raise UserError(f'{file}: no column "{wanted}"{hint}; expected one of {", ".join(names) or "none"}')
-    return wanted
+        present = ", ".join(names) or "none"
+        raise UserError(f"{file}: no column {' or '.join(TEXT_COLUMNS)} among {present}; name the text column")
+    if requested not in names:
+        hint = did_you_mean(requested, names)
+        raise UserError(f'{file}: no column "{requested}"{hint}; expected one of {", ".join(names) or "none"}')
+    return requested
 
 
 def _read_json_rows(
-    handle: BinaryIO, file: Path, name: str, wanted: str | None, skipped: SkippedDocuments, part: tuple[int, int] | None
+    handle: BinaryIO,
+    file: Path,
+    name: str,
+    requested: str | None,
+    skipped: SkippedDocuments,
+    part: tuple[int, int] | None,
 ) -> Iterator[tuple[bytes, str]]:
     column = None
-    number, at, last = 0, *(part or (0, 1 << 62))
-    if at:
-        name = f"{name} from byte {at:,}"
-        handle.seek(at - 1)
-        at += len(handle.readline()) - 1  # the end of a line that began before
-    while at < last and (line := handle.readline(MAX_JSON_LINE)):
-        at += len(line)
+    number, offset, last = 0, *(part or (0, 1 << 62))
+    if offset:
+        name = f"{name} from byte {offset:,}"
+        handle.seek(offset - 1)
+        offset += len(handle.readline()) - 1  # skip the end of a line that began in the part before
+    while offset < last and (line := handle.readline(MAX_JSON_LINE)):
+        offset += len(line)
         number += 1
         origin = f"{name}:{number}"
         if len(line) >= MAX_JSON_LINE and not line.endswith(b"\n"):
             while (more := handle.readline(MAX_JSON_LINE)) and not more.endswith(b"\n"):
-                at += len(more)
-            at += len(more)
+                offset += len(more)
+            offset += len(more)
             skipped.add("broken", origin)
             continue
         text = _decode(line)
@@ -313,7 +329,7 @@ def _read_json_rows(
         if row is None:
             skipped.add("broken", origin)
             continue
-        column = column or _find_text_column(row, wanted, file)
+        column = column or _find_text_column(row, requested, file)
         value = row.get(column)
         if value is not None and not isinstance(value, str):
             what = f'{file}: line {number}, "{column}" is {type(value).__name__}'
@@ -331,7 +347,7 @@ def _parse_object(text: str) -> dict[str, Any] | None:
 
 @contextmanager
 def _open_parquet(file: Path) -> Iterator[Any]:
-    """A parquet file, opened; what is wrong with it is one line."""
+    """Opens a parquet file. Raises UserError for a damaged one."""
     import pyarrow
     import pyarrow.parquet
 
@@ -349,14 +365,14 @@ def _count_row_groups(file: Path) -> int:
 
 
 def _read_parquet_rows(
-    file: Path, name: str, wanted: str | None, part: tuple[int, int] | None
+    file: Path, name: str, requested: str | None, part: tuple[int, int] | None
 ) -> Iterator[tuple[bytes, str]]:
     import pyarrow
 
     texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary())
     with _open_parquet(file) as table:
         schema = table.schema_arrow
-        column = _find_text_column(schema.names, wanted, file)
+        column = _find_text_column(schema.names, requested, file)
         kind = schema.field(column).type
         kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         if kind not in texts:

@@ -1,16 +1,16 @@
-"""A large corpus tokenized: files cut into units, each unit one shard, made by a pool of processes.
+"""Tokenizes a corpus too large for memory: its files are cut into work units, and each unit becomes one shard.
 
-The one idea: a unit is about 100 MB of files and its shard is whole or absent (`shards.py`), so a unit is what a
-process takes, what a kill can cost, and what running again finds done. A unit is known by its files' names, sizes and
-times and by the tokenizer. Once all are done, corpus.json lists them: from then on the files are not looked at again.
+A unit is about 100 MB of files. Its shard is complete or absent (`fledgling.data.shards`), so a pool of processes can
+take units in any order, a killed process costs one unit, and a second run continues. A unit is identified by the
+names, sizes and times of its files and by the tokenizer. When all units are done, corpus.json lists their shards; from
+then on the files are not read again. Start with `tokenize_corpus`.
 
-    DIRECTORY/shard_00000-3f2a.../   documents that are trained on first, those held out last
+    DIRECTORY/shard_00000-3f2a.../   documents of one unit: those for training first, those held out last
     DIRECTORY/corpus.json            the shards in order, and the totals
 
-A document is held out when the hash of its own text says so (`Document.place`), so exact repeats stand on one side.
-Near repeats are not looked for, as `split.py` does for what fits in memory.
-
-What it is not: it trains no tokenizer and knows no recipe. No torch: a process starts in a fifth of a second.
+A document is held out when the hash of its own text says so (`Document.hash_fraction`), so exact duplicates are on the
+same side. Near-duplicates are not removed, as `document.split_held_out` does for a source that fits in memory. The
+module does not import torch: a process starts in 0.2 s.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, raise_open_
 from fledgling.record import write_json
 from fledgling.text.tokenizer import Tokenizer
 
-UNIT_BYTES = 100_000_000  # bytes of files in a unit, about
-HELD_OUT_FRACTION = 0.002  # of the documents: of 1 GB of web pages 2 MB
+UNIT_BYTES = 100_000_000  # of the files of a unit, about
+HELD_OUT_FRACTION = 0.002  # of all documents: 2 MB of 1 GB of web pages
 CORPUS_FILE = "corpus.json"
-ENCODE_BATCH = 512  # documents encoded at a time
+ENCODE_BATCH = 512  # documents in a call of the tokenizer
 
-FilePart = tuple[str, str, tuple[int, int] | None]  # file, how origins call it, part of it
+FilePart = tuple[str, str, tuple[int, int] | None]  # path, name for origins, part of the file
 TokenizeProgress = Callable[
     ["TokenizeStats", int, int], None
-]  # (totals of this call, bytes of files done, bytes of files in all)
+]  # (totals of this run, bytes of files done, bytes of all files)
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Files, or part of one, that become one shard; size in bytes of files."""
+    """Files, or a part of one, that become one shard."""
 
     parts: tuple[FilePart, ...]
-    num_bytes: int
+    num_bytes: int  # of the files
     name: str  # of the shard's directory
 
 
 @dataclass(frozen=True)
 class TokenizeStats:
-    """What tokenizing came to: documents, bytes of their text, tokens, and what was left out."""
+    """Totals of a tokenizing run: documents, bytes of their text, tokens, and skipped documents."""
 
     documents: int = 0
     num_bytes: int = 0
@@ -74,14 +74,14 @@ class TokenizeStats:
 
 @dataclass(frozen=True)
 class TokenizedCorpus:
-    """A tokenized corpus: shards of training documents, and the held-out documents of the same files."""
+    """A tokenized corpus: shards of training documents, and shards of the held-out documents of the same files."""
 
     train: tuple[TokenShard, ...]
     held_out: tuple[TokenShard, ...]
 
     @classmethod
     def open(cls, directory: Path, tokenizer: str) -> TokenizedCorpus | None:
-        """The corpus that stands in a directory, None where it was not finished. Raises UserError for a damaged one."""
+        """Returns the corpus of a directory, or None if it is not finished. Raises UserError for a damaged one."""
         listing = directory / CORPUS_FILE
         if not listing.is_file():
             return None
@@ -93,43 +93,44 @@ class TokenizedCorpus:
         shards = [TokenShard.open(directory / name, tokenizer) for name in names]
         edges = [len(shard) - shard.metadata["held_out"] for shard in shards]
         train = [shard.slice_documents(0, edge) for shard, edge in zip(shards, edges, strict=True)]
-        held = [shard.slice_documents(edge, len(shard)) for shard, edge in zip(shards, edges, strict=True)]
-        return cls(tuple(s for s in train if len(s)), tuple(s for s in held if len(s)))
+        held_out = [shard.slice_documents(edge, len(shard)) for shard, edge in zip(shards, edges, strict=True)]
+        return cls(tuple(s for s in train if len(s)), tuple(s for s in held_out if len(s)))
 
 
 def split_into_units(source: Path, fingerprint: str, unit_bytes: int = UNIT_BYTES) -> list[WorkUnit]:
-    """The units of a file or folder, in order of paths: large files in parts, small ones together.
+    """Returns the units of a file or folder, in order of paths: large files in parts, small files together.
 
-    Raises UserError where there is nothing to read, or a parquet file is damaged that had to be cut.
+    Raises UserError if there is nothing to read, or if a parquet file that has to be cut is damaged.
     """
     units: list[WorkUnit] = []
-    waiting: list[FilePart] = []
-    held = 0
+    pending: list[FilePart] = []
+    pending_bytes = 0
 
-    def close() -> None:
-        nonlocal waiting, held
-        if waiting:
-            units.append(WorkUnit(tuple(waiting), held, _unit_name(waiting, fingerprint)))
-        waiting, held = [], 0
+    def close_unit() -> None:
+        nonlocal pending, pending_bytes
+        if pending:
+            units.append(WorkUnit(tuple(pending), pending_bytes, _unit_name(pending, fingerprint)))
+        pending, pending_bytes = [], 0
 
     for file in list_source_files(source):
         name = file.name if file == source else file.relative_to(source).as_posix()
-        pieces, whole = split_file(file, unit_bytes), file.stat().st_size
-        if len(pieces) > 1 or held + whole > unit_bytes:
-            close()
-        for piece in pieces:
-            waiting.append((str(file), name, piece))
-            held += whole // len(pieces)
-            if len(pieces) > 1:
-                close()
-    close()
+        parts, file_bytes = split_file(file, unit_bytes), file.stat().st_size
+        if len(parts) > 1 or pending_bytes + file_bytes > unit_bytes:
+            close_unit()
+        for part in parts:
+            pending.append((str(file), name, part))
+            pending_bytes += file_bytes // len(parts)
+            if len(parts) > 1:
+                close_unit()
+    close_unit()
     return units
 
 
-def _unit_name(taken: Sequence[FilePart], fingerprint: str) -> str:
-    facts = [(name, part, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file, name, part in taken]
+def _unit_name(parts: Sequence[FilePart], fingerprint: str) -> str:
+    """Returns the name of a unit's shard: its first file, and a digest of what the shard is made from."""
+    facts = [(name, part, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file, name, part in parts]
     digest = hashlib.sha256(json.dumps([facts, fingerprint, HELD_OUT_FRACTION]).encode()).hexdigest()[:12]
-    stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(taken[0][1]).stem)
+    stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(parts[0][1]).stem)
     return f"{stem[:40]}-{digest}"
 
 
@@ -142,22 +143,27 @@ def tokenize_corpus(
     progress: TokenizeProgress | None = None,
     unit_bytes: int = UNIT_BYTES,
 ) -> list[WorkUnit]:
-    """Bring the corpus of a file or folder to `directory`; returns its units. What stands there is not made again.
+    """Tokenizes a file or folder into `directory`, except for the shards that exist already; returns the units.
 
-    tokenizer: its tokenizer.json. workers: processes; 0 is one a core, and one works in this process. Raises UserError
-    for files that cannot be read, a full disk, or a process that was killed; what was finished stays.
+    Args:
+        tokenizer: path of a tokenizer.json.
+        workers: processes; 0 for one a core, 1 to work in this process.
+        column: the column of JSON lines or parquet that holds the text.
+
+    Raises:
+        UserError: for files that cannot be read, a full disk, or a killed process; finished shards stay.
     """
     fingerprint = Tokenizer.load(tokenizer).fingerprint()
     units = split_into_units(source, fingerprint, unit_bytes)
-    waiting = [unit for unit in units if not (directory / unit.name / MANIFEST).exists()]
-    whole, total = sum(unit.num_bytes for unit in units), TokenizeStats()
-    ready = whole - sum(unit.num_bytes for unit in waiting)
+    missing = [unit for unit in units if not (directory / unit.name / MANIFEST).exists()]
+    bytes_total, stats = sum(unit.num_bytes for unit in units), TokenizeStats()
+    bytes_done = bytes_total - sum(unit.num_bytes for unit in missing)
     if progress:
-        progress(total, ready, whole)
-    for unit, done in _tokenize_units(waiting, directory, tokenizer, column, workers or count_cores()):
-        total, ready = total + done, ready + unit.num_bytes
+        progress(stats, bytes_done, bytes_total)
+    for unit, unit_stats in _tokenize_units(missing, directory, tokenizer, column, workers or count_cores()):
+        stats, bytes_done = stats + unit_stats, bytes_done + unit.num_bytes
         if progress:
-            progress(total, ready, whole)
+            progress(stats, bytes_done, bytes_total)
     totals = _count_totals(TokenShard.open(directory / unit.name, fingerprint) for unit in units)
     if not totals["train"]["documents"]:
         raise UserError(f"{source}: no document to train on; give a source with some text")
@@ -166,53 +172,55 @@ def tokenize_corpus(
 
 
 def _count_totals(shards: Iterable[TokenShard]) -> dict[str, dict[str, int]]:
-    """Documents, tokens and bytes of text, of what is trained on and of what is held out."""
-    train, held = dict.fromkeys(("documents", "tokens", "bytes"), 0), dict.fromkeys(("documents", "tokens", "bytes"), 0)
+    """Returns documents, tokens and bytes of text of the training part and of the held-out part."""
+    keys = ("documents", "tokens", "bytes")
+    train, held_out = dict.fromkeys(keys, 0), dict.fromkeys(keys, 0)
     for shard in shards:
         edge = len(shard) - shard.metadata["held_out"]
-        first = int(shard.offsets[edge])
-        of_train = (edge, first, shard.metadata["bytes"])
-        of_held = (len(shard) - edge, len(shard.tokens) - first, shard.metadata["held_out_bytes"])
-        for total, counts in ((train, of_train), (held, of_held)):
+        tokens = int(shard.offsets[edge])
+        train_counts = (edge, tokens, shard.metadata["bytes"])
+        held_out_counts = (len(shard) - edge, len(shard.tokens) - tokens, shard.metadata["held_out_bytes"])
+        for total, counts in ((train, train_counts), (held_out, held_out_counts)):
             for name, count in zip(total, counts, strict=True):
                 total[name] += count
-    return {"train": train, "held_out": held}
+    return {"train": train, "held_out": held_out}
 
 
 def sample_documents(
     source: Path, max_characters: int, column: str | None = None, unit_bytes: int = UNIT_BYTES
 ) -> Iterator[Document]:
-    """Documents for training a tokenizer, none of them held out: of each unit its beginning, `characters` in all."""
-    units, taken = split_into_units(source, "", unit_bytes), 0
+    """Yields training documents from the beginning of every unit, about `max_characters` in all."""
+    units, characters = split_into_units(source, "", unit_bytes), 0
     for number, unit in enumerate(units, start=1):
         for document in _read_unit(unit, column, SkippedDocuments()):
-            if taken >= max_characters * number // len(units):  # what a short unit lacks, the next one gives
+            if characters >= max_characters * number // len(units):  # the next unit makes up for a short one
                 break
             if document.hash_fraction() >= HELD_OUT_FRACTION:
-                taken += len(document.text)
+                characters += len(document.text)
                 yield document
 
 
 def _read_unit(unit: WorkUnit, column: str | None, skipped: SkippedDocuments) -> Iterator[Document]:
+    """Yields the documents of a unit."""
     for file, name, part in unit.parts:
         yield from read_file_part(Path(file), name, column, skipped, part)
 
 
 def count_cores() -> int:
-    """The cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tokenize_units(
     units: Sequence[WorkUnit], directory: Path, tokenizer: Path, column: str | None, workers: int
 ) -> Iterator[tuple[WorkUnit, TokenizeStats]]:
-    """Make each unit's shard, in a pool where that pays; yields them as they are done."""
+    """Tokenizes units, in a pool of processes if more than one has work; yields each unit when it is done."""
     if min(workers, len(units)) <= 1:
         for unit in units:
             yield unit, tokenize_unit(unit, directory, tokenizer, column)
         return
-    start = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(units)), start, initializer=_start_worker)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(units)), spawn, initializer=_start_worker)
     try:
         running = {pool.submit(tokenize_unit, unit, directory, tokenizer, column): unit for unit in units}
         while running:
@@ -220,51 +228,52 @@ def _tokenize_units(
                 yield running.pop(future), future.result()
     except BrokenProcessPool:
         raise UserError(
-            f"{directory}: a tokenizing process was killed, perhaps for memory; run again with fewer of them, such as "
-            f"fledgling data prepare --workers {max(1, workers // 2)}. What was finished stays"
+            f"{directory}: a tokenizing process was killed, perhaps for lack of memory; run again with fewer, such as "
+            f"fledgling data prepare --workers {max(1, workers // 2)}. Finished shards stay"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """A process of the pool: one thread, Ctrl-C is its parent's affair, and it does not outlive its parent."""
+    """Prepares a process of the pool: one thread, no Ctrl-C (its parent handles it), exit when the parent ends."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def watch() -> None:
+    def exit_with_parent() -> None:
         wait_for([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 @cache
 def _load_tokenizer(path: Path) -> Tokenizer:
+    """Returns a tokenizer, loaded once in each process."""
     return Tokenizer.load(path)
 
 
 def tokenize_unit(unit: WorkUnit, directory: Path, tokenizer: Path, column: str | None = None) -> TokenizeStats:
-    """Tokenize a unit into its shard. Raises UserError as `sources.read_part` and `ShardWriter` do."""
+    """Tokenizes a unit into its shard. Raises UserError as `read_file_part` and `ShardWriter` do."""
     encoder, skipped = _load_tokenizer(tokenizer), SkippedDocuments()
     documents = _read_unit(unit, column, skipped)
-    held: list[str] = []
-    size = [0, 0]  # bytes of text: trained on, held out
-    facts: dict[str, Any] = {"files": [[name, part] for _, name, part in unit.parts]}
+    held_out: list[str] = []
+    text_bytes = [0, 0]  # of training, held out
+    metadata: dict[str, Any] = {"files": [[name, part] for _, name, part in unit.parts]}
     with ShardWriter(
-        directory / unit.name, encoder.vocab_size, tokenizer=encoder.fingerprint(), metadata=facts
+        directory / unit.name, encoder.vocab_size, tokenizer=encoder.fingerprint(), metadata=metadata
     ) as writer:
         while group := list(islice(documents, ENCODE_BATCH)):
-            chosen: list[str] = []
+            training: list[str] = []
             for document in group:
-                out = document.hash_fraction() < HELD_OUT_FRACTION
-                (held if out else chosen).append(document.text)
-                size[out] += document.num_bytes
-            writer.add_documents(encoder.encode_batch(chosen))
-        trained = writer.documents
-        writer.add_documents(encoder.encode_batch(held))
-        counts = {"held_out": writer.documents - trained, "bytes": size[0], "held_out_bytes": size[1]}
+                is_held_out = document.hash_fraction() < HELD_OUT_FRACTION
+                (held_out if is_held_out else training).append(document.text)
+                text_bytes[is_held_out] += document.num_bytes
+            writer.add_documents(encoder.encode_batch(training))
+        edge = writer.documents
+        writer.add_documents(encoder.encode_batch(held_out))
+        counts = {"held_out": writer.documents - edge, "bytes": text_bytes[0], "held_out_bytes": text_bytes[1]}
         writer.metadata |= counts
-    return TokenizeStats(writer.documents, sum(size), writer.tokens, skipped)
+    return TokenizeStats(writer.documents, sum(text_bytes), writer.tokens, skipped)

@@ -1,9 +1,8 @@
-"""What one forward and backward needs, and nothing else.
+"""Defines the batch that one forward and backward pass needs.
 
-The one idea: every stage hands the same value to the same loop. Pretraining, midtraining and SFT fill the
-first three fields; reinforcement learning fills the rest, so that no stage needs a loop of its own.
-
-Not here: how rows are chosen and packed (`stream.py`, `pack.py`), and the loss that reads these fields.
+Every stage gives the same type to the same loop. Pretraining, midtraining and SFT fill the first three fields,
+reinforcement learning fills the others, and so no stage needs a loop of its own. `stream.py` builds batches;
+`fledgling.train.loss` reads them.
 
 B rows (batch), T positions (time).
 """
@@ -15,22 +14,22 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -1  # a target that is not learned: it adds nothing to the loss and nothing to the count
+IGNORE_INDEX = -1  # a target that adds nothing to the loss and nothing to the count
 
 
 @dataclass
 class Batch:
     """One micro-batch; every field that is present has the shape (B, T).
 
-    `documents` numbers the segment a position belongs to, per row: attention does not cross from one number
-    to another. `weights`, `advantages`, `old_logprobs`, `reference_logprobs`, `returns` and `old_values` belong to the
-    target of their position, and mean nothing where that target is IGNORE_INDEX.
+    `document_ids` numbers the documents of a row: attention does not cross from one number to another.
+    `loss_weights`, `advantages`, `old_logprobs`, `reference_logprobs`, `returns` and `old_values` belong to the target
+    of their position, and are not read where that target is IGNORE_INDEX.
     """
 
     tokens: Tensor  #                             (B, T) int64
     targets: Tensor  #                            (B, T) int64, IGNORE_INDEX where nothing is learned
-    document_ids: Tensor | None = None  #            (B, T) int32
-    loss_weights: Tensor | None = None  #              (B, T) float, how much a target counts; None: all 1
+    document_ids: Tensor | None = None  #         (B, T) int32
+    loss_weights: Tensor | None = None  #         (B, T) float, factor of a target's loss; None: all 1
     advantages: Tensor | None = None  #           (B, T) float
     old_logprobs: Tensor | None = None  #         (B, T) float, nats, of the policy that sampled
     reference_logprobs: Tensor | None = None  #   (B, T) float, nats, of the frozen reference (KL)
@@ -44,22 +43,22 @@ class Batch:
             assert value.shape == shape, f"{name} is {tuple(value.shape)}, tokens are {tuple(shape)}"
 
     def _present(self) -> list[tuple[str, Tensor]]:
-        """The fields that are not None, by name."""
+        """Returns the fields that are not None, by name."""
         pairs = [(field.name, getattr(self, field.name)) for field in fields(self)]
         return [(name, value) for name, value in pairs if value is not None]
 
     @property
     def target_count(self) -> int:
-        """Positions that are learned: what the summed loss is divided by, after summing over all ranks."""
+        """Number of targets that are not IGNORE_INDEX; summed over all ranks, the loss is divided by it."""
         return int((self.targets != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`; the copy to a GPU does not wait where the memory is pinned."""
-        ahead = torch.device(device).type == "cuda"  # from a GPU it must wait: the host would read too early
-        return Batch(**{name: value.to(device, non_blocking=ahead) for name, value in self._present()})
+        """Returns the batch on `device`; a copy to a GPU is asynchronous if the memory is pinned."""
+        to_gpu = torch.device(device).type == "cuda"  # a copy from a GPU must block: the host would read too early
+        return Batch(**{name: value.to(device, non_blocking=to_gpu) for name, value in self._present()})
 
     def split(self, max_rows: int) -> list[Batch]:
-        """Cuts the batch into consecutive batches of at most `rows` rows; the last may have fewer."""
+        """Returns consecutive batches of at most `max_rows` rows; the last may have fewer."""
         assert max_rows >= 1, f"cannot split into batches of {max_rows} rows"
         parts = [
             {name: value[start : start + max_rows] for name, value in self._present()}

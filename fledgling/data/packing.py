@@ -1,21 +1,14 @@
-"""Rows of equal length out of documents of any length.
+"""Packs documents of any length into rows of equal length.
 
-The one idea: packing is arithmetic on lengths. A plan says which part of which document goes into which row,
-before a single token is read; the same plan is made on every rank, and a row can be filled alone, in any
-order.
+A plan says which part of which document goes into which row. It is computed from lengths alone, before a token is
+read, so that every rank makes the same plan and a row can be filled alone, in any order. Two ways to pack:
 
-Two ways to pack:
+    crop    documents one after another, cut at the end of a row and continued in the next. Every row is full. Each
+            piece begins with a BOS, so each token of a document is a target exactly once. For pretraining.
+    whole   complete conversations, best fit first; the rest of a row is padding. For chat.
 
-    crop    documents one after another, cut where the row ends and continued in the next. Every row is full.
-            Each piece begins with a BOS, so each document token is the target of its row exactly once, and
-            every row begins at a boundary. For pretraining.
-    whole   conversations uncut, the largest that still fits first. What is left of a row is padding. For
-            chat.
-
-Both always make progress: a row takes at least one piece, whatever the lengths. (A packer that waits for room
-for a conversation longer than the row waits for ever, and emits padding meanwhile.)
-
-Not here: the order of rows and what is learned from them (`stream.py`).
+Both always make progress: a row takes at least one piece, whatever the lengths. (A packer that waits for room for a
+conversation longer than the row waits without end, and emits only padding.) `stream.py` orders the rows.
 """
 
 from __future__ import annotations
@@ -28,25 +21,25 @@ from typing import Protocol
 
 import numpy as np
 
-BEST_FIT_WINDOW = 256  # conversations looked at for the best fit
+BEST_FIT_WINDOW = 256  # conversations among which the best fit is chosen
 
 
 class TokenReader(Protocol):
-    """What `fill` asks of a shard, or of several seen as one."""
+    """Reads tokens of documents: a shard, or several shards as one."""
 
     def read_tokens(self, document: int, start: int, length: int, /) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return tokens (length,) of part of a document, and their mask (length,) or None."""
+        """Returns tokens (length,) of a part of a document, and their mask (length,) or None."""
         ...
 
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """Row i holds the pieces row_start[i] to row_start[i + 1], in that order.
+    """Which pieces of documents go into which row: row i has the pieces row_starts[i] to row_starts[i + 1] - 1.
 
-    N rows, P pieces. Where `adds_bos`, each piece costs one position more than its length: the BOS in front.
+    N rows, P pieces. With `adds_bos`, a piece takes one position more than its length, for the BOS before it.
     """
 
-    row_length: int  #                      tokens in a row
+    row_length: int
     adds_bos: bool
     row_starts: np.ndarray  #         (N + 1,) int64
     piece_documents: np.ndarray  #    (P,) int64
@@ -55,27 +48,31 @@ class PackingPlan:
 
     @property
     def num_rows(self) -> int:
+        """N, the number of rows."""
         return len(self.row_starts) - 1
 
     @property
     def efficiency(self) -> float:
-        """Share of row positions that hold a token and not padding, in [0, 1]; 1 for a plan without rows."""
+        """Share of row positions that have a token and no padding, in [0, 1]; 1 for a plan without rows."""
         used = int(self.piece_lengths.sum()) + self.adds_bos * len(self.piece_lengths)
         return used / (self.num_rows * self.row_length) if self.num_rows else 1.0
 
 
 def pack_cropped(lengths: np.ndarray, row_length: int) -> PackingPlan:
-    """Lays documents one after another into rows that are all full, except perhaps the last.
+    """Packs documents one after another into rows that are all full, except perhaps the last.
 
-    lengths   (N,) tokens of each document, without BOS; a document of zero tokens takes no place.
-    row       tokens in a row, at least 2.
+    Position 0 of each row is a BOS, so only the other row_length - 1 positions are counted. A document takes as many
+    of these as it has tokens, and one more for its BOS unless it begins a row:
 
-    Position 0 of each row is a BOS, so count the other row - 1 positions only. A document takes as many of
-    these as it has tokens, and one more for its BOS unless it begins a row: begin[i + 1] = begin[i] +
-    length[i] + (begin[i] mod (row - 1) != 0). That recurrence is the whole packer; the pieces follow from
-    where it crosses a row. A BOS that takes the last position of a row is a piece of length zero: as the
-    target of the token before, it says that the document ended; the new document begins again, with a BOS, in
-    the next row.
+        begin[i + 1] = begin[i] + length[i] + (begin[i] mod (row_length - 1) != 0)
+
+    This recurrence is the whole packer; the pieces follow from where it crosses a row. A BOS at the last position of a
+    row is a piece of length zero: as a target, it marks the end of the document before it. The new document begins
+    with another BOS in the next row.
+
+    Args:
+        lengths: (documents,) tokens of each document, without BOS; a document without tokens takes no position.
+        row_length: tokens in a row, at least 2.
     """
     assert row_length >= 2, f"a row of {row_length} tokens holds a BOS and nothing else"
     lengths = np.asarray(lengths, dtype=np.int64)
@@ -108,23 +105,23 @@ def pack_cropped(lengths: np.ndarray, row_length: int) -> PackingPlan:
 
 
 def pack_whole(lengths: np.ndarray, row_length: int, window: int = BEST_FIT_WINDOW) -> PackingPlan:
-    """Packs whole conversations: the one that waited longest first, then the largest of the window that fits.
+    """Packs complete conversations: each row takes the oldest of the window, then the largest that still fits.
 
-    lengths   (N,) tokens of each conversation, BOS included, at most `row` (see `cut_lengths`); zeros take no
-              place.
-    window    conversations to choose from; a larger one packs tighter. None waits for more than the rows it
-              takes to place those before it, so a conversation never starves.
+    Every row takes the oldest, so no conversation is postponed without end. O(conversations log window) comparisons.
 
-    O(N log window) comparisons.
+    Args:
+        lengths: (conversations,) tokens of each, with BOS, at most `row_length` (see `truncate_lengths`); those
+            without tokens take no position.
+        window: number of conversations to choose from; a larger window leaves less padding.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
-    assert not len(lengths) or lengths.max() <= row_length, "a conversation longer than the row: cut it first"
+    assert not len(lengths) or lengths.max() <= row_length, "a conversation is longer than the row: truncate it first"
     rows = list(_best_fit_rows(lengths.tolist(), row_length, window))
-    document = np.array([index for one in rows for index in one], dtype=np.int64)
+    document = np.array([index for row in rows for index in row], dtype=np.int64)
     return PackingPlan(
         row_length=row_length,
         adds_bos=False,
-        row_starts=np.cumsum([0] + [len(one) for one in rows]),
+        row_starts=np.cumsum([0] + [len(row) for row in rows]),
         piece_documents=document,
         piece_starts=np.zeros(len(document), dtype=np.int64),
         piece_lengths=lengths[document],
@@ -132,8 +129,8 @@ def pack_whole(lengths: np.ndarray, row_length: int, window: int = BEST_FIT_WIND
 
 
 def _best_fit_rows(lengths: list[int], row_length: int, window: int) -> Iterator[list[int]]:
-    """The rows of `whole_plan`, each a list of document indices."""
-    # The window, sorted: (length, -index) finds the largest that fits, the oldest of equals, by bisection.
+    """Yields the rows of `pack_whole`, each a list of indices of conversations."""
+    # The window is sorted by (length, -index): bisection finds the largest that fits, and of equals the oldest.
     waiting: list[tuple[int, int]] = []
     arriving = ((length, -index) for index, length in enumerate(lengths) if length)
     placed = bytearray(len(lengths))
@@ -145,33 +142,35 @@ def _best_fit_rows(lengths: list[int], row_length: int, window: int) -> Iterator
             return
         while placed[oldest] or not lengths[oldest]:
             oldest += 1
-        at = bisect_left(waiting, (lengths[oldest], -oldest))
-        room, one = row_length, []
-        while at >= 0:
-            length, index = waiting.pop(at)
+        position = bisect_left(waiting, (lengths[oldest], -oldest))
+        free, row = row_length, []
+        while position >= 0:
+            length, index = waiting.pop(position)
             placed[-index] = 1
-            one.append(-index)
-            room -= length
-            at = bisect_left(waiting, (room + 1,)) - 1
-        yield one
+            row.append(-index)
+            free -= length
+            position = bisect_left(waiting, (free + 1,)) - 1
+        yield row
 
 
 def truncate_lengths(
     tokens: np.ndarray, offsets: np.ndarray, row_length: int, turn_end: int | None
 ) -> tuple[np.ndarray, int]:
-    """Shortens conversations longer than `row` to the last turn that fits.
+    """Truncates conversations longer than a row after the last turn that fits.
 
-    tokens, offsets   of a shard; turn_end is the id that closes an assistant's turn. A conversation whose
-                      first turn is already too long, or any where turn_end is None, is cut at `row` tokens
-                      exactly.
+    Args:
+        tokens, offsets: of a shard.
+        turn_end: id that ends an assistant's turn. Without one among the first `row_length` tokens, or if None, the
+            conversation is truncated to exactly `row_length` tokens.
 
-    Returns the new lengths (N,) int64 and how many were cut.
+    Returns:
+        The new lengths (N,) int64, and the number of truncated conversations.
     """
     lengths = np.diff(offsets)
     long = np.flatnonzero(lengths > row_length)
     for index in long:
         head = tokens[offsets[index] : offsets[index] + row_length]
-        ends = np.flatnonzero(head == turn_end) if turn_end is not None else ()
+        ends = np.flatnonzero(head == turn_end) if turn_end is not None else head[:0]
         lengths[index] = ends[-1] + 1 if len(ends) else row_length
     return lengths, len(long)
 
@@ -179,25 +178,25 @@ def truncate_lengths(
 def fill_row(
     plan: PackingPlan, reader: TokenReader, index: int, bos: int, pad: int, use_mask: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads row `index` of the plan: tokens (row,) int64, mask (row,) bool, True where a target may be
-    learned.
+    """Returns row `index` of a plan: tokens (row_length,) int64, and mask (row_length,) bool.
 
-    Padding (`pad`, at the end) is never True. With `masked`, a token is True only where its shard's mask
-    allows it (a shard without a mask allows all), and the BOS of a whole conversation never is.
+    The mask is True where a token is a target of the loss. Padding (`pad`, at the end) never is. With `use_mask`, a
+    token is a target only where the mask of its shard is True (without a mask, everywhere), and the BOS of a complete
+    conversation never is.
     """
     tokens = np.full(plan.row_length, pad, dtype=np.int64)
     mask = np.zeros(plan.row_length, dtype=np.bool_)
-    at = 0
+    position = 0
     for piece in range(plan.row_starts[index], plan.row_starts[index + 1]):
         length = int(plan.piece_lengths[piece])
-        ids, learn = reader.read_tokens(int(plan.piece_documents[piece]), int(plan.piece_starts[piece]), length)
+        ids, piece_mask = reader.read_tokens(int(plan.piece_documents[piece]), int(plan.piece_starts[piece]), length)
         if plan.adds_bos:
-            tokens[at] = bos
-            mask[at] = True
-            at += 1
-        tokens[at : at + length] = ids
-        mask[at : at + length] = learn if use_mask and learn is not None else True
+            tokens[position] = bos
+            mask[position] = True
+            position += 1
+        tokens[position : position + length] = ids
+        mask[position : position + length] = piece_mask if use_mask and piece_mask is not None else True
         if use_mask and not plan.adds_bos:
-            mask[at] = False
-        at += length
+            mask[position] = False
+        position += length
     return tokens, mask

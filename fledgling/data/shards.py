@@ -1,18 +1,15 @@
-"""Tokens on disk: documents one after another in a flat file, memory-mapped when read.
+"""Token shards: tokenized documents in a flat file, memory-mapped for reading.
 
-The one idea: a shard is a directory that exists whole or not at all. It is written beside its final name; the
-manifest, with the size and hash of every file, comes last; one rename makes it real. A process killed at any
-moment, or a full disk, leaves nothing that could be taken for data.
+A shard is a directory that is complete or absent. It is written under a temporary name; the manifest, with the size
+and hash of every file, is written last; then one rename gives the directory its name. A process killed at any moment,
+or a full disk, leaves nothing that could be mistaken for data.
 
-    tokens.bin     every token of every document, uint16 (vocabularies up to 65,536) or uint32, little-endian
+    tokens.bin     the tokens of all documents, uint16 (vocabularies up to 65,536) or uint32, little-endian
     offsets.npy    (N + 1,) int64: document i is tokens[offsets[i] : offsets[i + 1]]
-    mask.bin       one byte a token, 1 where it may be learned; only for conversations
-    manifest.json  counts, sizes, hashes, vocabulary, tokenizer, and what the caller wants remembered
+    mask.bin       one byte a token, 1 where it is a target of the loss; only for conversations
+    manifest.json  counts, sizes, hashes, vocabulary, tokenizer, and the caller's metadata
 
-Plain documents are stored without BOS (the packer adds one to each piece), conversations as rendered, BOS
-included.
-
-Not here: where documents come from (`sources.py`), and how they become rows (`pack.py`).
+Plain documents are stored without BOS (the packer adds one to each piece), conversations as rendered, with BOS.
 
 N documents, V vocabulary size.
 """
@@ -42,19 +39,19 @@ FORMAT = "fledgling-tokens-1"
 MANIFEST = "manifest.json"
 SHARD_FILES = ("tokens.bin", "offsets.npy", "mask.bin", MANIFEST)
 REBUILD_HINT = "delete it and prepare the data again"
-RESERVED_OPEN_FILES = 512  # open files that a process needs for everything but shards
+RESERVED_OPEN_FILES = 512  # files that a process has open besides shards
 
 
 class BatchTokenizer(Protocol):
-    """What `tokenize_documents` asks of a tokenizer."""
+    """Encodes texts in batches: what `tokenize_documents` needs of a tokenizer."""
 
     def encode_batch(self, texts: list[str], /) -> list[list[int]]:
-        """Return the token ids of each text, without BOS."""
+        """Returns the token ids of each text, without BOS."""
         ...
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest of the two stored types that holds every id below `vocab_size`."""
+    """Returns the smaller of the two stored types that can represent every id below `vocab_size`."""
     return np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
 
 
@@ -62,10 +59,10 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class _HashedFile:
-    """A file that knows its size and SHA-256 while it is being written."""
+    """A file that computes its size and SHA-256 while it is written."""
 
     def __init__(self, path: Path) -> None:
-        self.file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by finish or abandon
+        self.file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by finish or discard
         self.hash = hashlib.sha256()
         self.num_bytes = 0
 
@@ -81,23 +78,26 @@ class _HashedFile:
         return {"bytes": self.num_bytes, "sha256": self.hash.hexdigest()}
 
     def discard(self) -> None:
-        with suppress(OSError):  # closing flushes, which fails again where the disk is full
+        with suppress(OSError):  # closing flushes, which fails again if the disk is full
             self.file.close()
 
 
 class ShardWriter:
-    """Writes one shard; nothing stands at `directory` before `close()` has returned.
+    """Writes one shard, which appears at `directory` when `close()` returns.
 
-    directory   where the shard will stand. A finished shard that is already there stays readable until
-                `close()` replaces it; a directory that holds anything else is refused. One writer a directory
-                at a time.
-    vocab_size  V; every id must be below it.
-    with_mask   each document comes with a mask.
-    tokenizer   fingerprint of the tokenizer that made the ids, compared when the shard is opened.
-    metadata    JSON values to remember with the data (kind, source, revision, ...).
+    As a context manager it closes at the end of the block, or removes what it wrote if the block raises. Only one
+    writer may use a directory at a time.
 
-    As a context manager it closes at the end of the block, or removes what it wrote if the block raises.
-    Raises UserError when the disk is full or the directory cannot be written; what was written is removed.
+    Args:
+        directory: of the shard. A finished shard there stays readable until `close()` replaces it.
+        vocab_size: V; every id must be below it.
+        with_mask: whether each document has a mask.
+        tokenizer: fingerprint of the tokenizer, compared when the shard is opened.
+        metadata: JSON values to store with the data (kind, source, revision, ...).
+
+    Raises:
+        UserError: if the directory has files that are not of a shard, or cannot be written, or if the disk is full;
+            what was written is removed.
     """
 
     def __init__(
@@ -136,10 +136,10 @@ class ShardWriter:
         return self.offsets[-1]
 
     def add_document(self, tokens: Sequence[int] | np.ndarray, mask: Sequence[bool] | np.ndarray | None = None) -> None:
-        """Appends one document: tokens (L,) ids, mask (L,) bool where the shard has one. L may be zero."""
+        """Appends one document: tokens (L,), and mask (L,) bool if the shard has masks. L may be zero."""
         ids = np.asarray(tokens)
-        assert ids.ndim == 1, f"a document is one row of ids, not {ids.shape}"
-        assert (mask is not None) == ("mask.bin" in self._files), "a mask where the shard was made for one"
+        assert ids.ndim == 1, f"tokens of a document are (L,), not {ids.shape}"
+        assert (mask is not None) == ("mask.bin" in self._files), "masks need with_mask"
         self._write(ids)
         if mask is not None:
             flags = np.asarray(mask, dtype=np.bool_)
@@ -149,8 +149,8 @@ class ShardWriter:
         self.offsets.append(self.offsets[-1] + ids.size)
 
     def add_documents(self, documents: Sequence[Sequence[int]]) -> None:
-        """Appends plain documents in one write, those of no token left out."""
-        assert "mask.bin" not in self._files, "conversations have a mask: add them one by one"
+        """Appends documents without masks in one write, except those without tokens."""
+        assert "mask.bin" not in self._files, "documents with masks are added one by one"
         lengths = [len(ids) for ids in documents if len(ids)]
         self._write(np.fromiter(chain.from_iterable(documents), dtype=np.int64, count=sum(lengths)))
         self.offsets.extend(accumulate(lengths, initial=self.offsets.pop()))
@@ -163,7 +163,7 @@ class ShardWriter:
             self._files["tokens.bin"].write(ids.astype(self.dtype).tobytes())
 
     def close(self) -> None:
-        """Writes offsets and manifest, makes everything durable, and renames the directory into place."""
+        """Writes offsets and manifest, flushes everything to disk, and renames the directory into place."""
         with self._abort_on_error():
             buffer = io.BytesIO()
             np.save(buffer, np.frombuffer(self.offsets, dtype=np.int64))
@@ -179,20 +179,19 @@ class ShardWriter:
                 "metadata": self.metadata,
                 "files": {name: file.finish() for name, file in self._files.items()},
             }
-            last = _HashedFile(self._partial / MANIFEST)
-            self._files[MANIFEST] = last
-            last.write(json.dumps(manifest, indent=2).encode())
-            last.finish()
+            self._files[MANIFEST] = _HashedFile(self._partial / MANIFEST)
+            self._files[MANIFEST].write(json.dumps(manifest, indent=2).encode())
+            self._files[MANIFEST].finish()
             fsync_path(self._partial)
             shutil.rmtree(self._replaced, ignore_errors=True)
             if self.directory.exists():
-                self.directory.rename(self._replaced)  # aside and not deleted: half a deletion looks like damage
+                self.directory.rename(self._replaced)  # not deleted yet: a partial deletion looks like damage
             self._partial.rename(self.directory)
             fsync_path(self.directory.parent)
             shutil.rmtree(self._replaced, ignore_errors=True)
 
     def abort(self) -> None:
-        """Removes what was written; the final directory is as it was before."""
+        """Removes what was written; the directory of the shard stays as it was."""
         for file in self._files.values():
             file.discard()
         shutil.rmtree(self._partial, ignore_errors=True)
@@ -208,7 +207,7 @@ class ShardWriter:
 
     @contextmanager
     def _abort_on_error(self) -> Iterator[None]:
-        """Removes everything written if the block fails, and says in one line what the disk had to say."""
+        """Removes everything written if the block fails, and turns an OSError into a UserError."""
         try:
             yield
         except OSError as error:
@@ -221,7 +220,7 @@ class ShardWriter:
 
 
 def _require_shard_directory(directory: Path) -> None:
-    """Raises UserError if `directory` holds something that is not a shard: it would be deleted on `close`."""
+    """Raises UserError if `directory` has other files than a shard's: `close` would delete them."""
     if not directory.exists():
         return
     if not directory.is_dir():
@@ -232,7 +231,7 @@ def _require_shard_directory(directory: Path) -> None:
 
 
 def _describe_disk_error(error: OSError, directory: Path, written: int) -> UserError:
-    """The UserError for what the operating system said while `directory` was being written."""
+    """Returns the UserError for an OSError while `directory` was written."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         reason = error.strerror or str(error)
         return UserError(f"{directory} cannot be written: {reason}; choose another directory")
@@ -253,10 +252,13 @@ def tokenize_documents(
     batch: int = 1000,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Encodes plain documents into `writer`, without BOS, `batch` texts at a time on all cores.
+    """Encodes texts into `writer`, without BOS, `batch` texts at a time on all cores.
 
-    `progress(documents, tokens)` is called after each batch with the totals so far. Texts of no token are
-    left out. Returns the number of documents written; the caller closes the writer.
+    `progress(documents, tokens)` is called after each batch with the totals so far. Texts without tokens are skipped.
+    The caller closes the writer.
+
+    Returns:
+        The number of documents written.
     """
     before = writer.documents
     stream = iter(texts)
@@ -272,7 +274,7 @@ def tokenize_documents(
 
 @dataclass(frozen=True)
 class TokenShard:
-    """A finished shard, memory-mapped: opening costs nothing, reading touches only the pages asked for."""
+    """A finished, memory-mapped shard: reading loads only the pages that are used."""
 
     directory: Path
     tokens: np.ndarray  #         (tokens,) uint16 or uint32
@@ -282,12 +284,13 @@ class TokenShard:
 
     @classmethod
     def open(cls, directory: str | Path, tokenizer: str | None = None) -> TokenShard:
-        """Opens a shard after comparing every file with the size in the manifest (hashes: `verify`).
+        """Opens a shard after it compares the size of every file with the manifest (hashes: `verify_hashes`).
 
-        tokenizer   fingerprint the ids must have been made with; None accepts any.
+        Args:
+            tokenizer: fingerprint that the tokenizer must have; None accepts any.
 
-        Raises UserError, with the path and what to do, for a directory that is missing, unfinished or
-        changed, and for ids of another tokenizer.
+        Raises:
+            UserError: for a directory that is missing, unfinished or changed, and for another tokenizer.
         """
         directory = Path(directory)
         manifest = _read_manifest(directory)
@@ -295,8 +298,8 @@ class TokenShard:
             path = directory / name
             size = path.stat().st_size if path.exists() else None
             if size != entry["bytes"]:
-                found = "is missing" if size is None else f"has {size:,} bytes"
-                raise UserError(f"{path} {found}, its manifest says {entry['bytes']:,}: {REBUILD_HINT}")
+                state = "is missing" if size is None else f"has {size:,} bytes"
+                raise UserError(f"{path} {state}, its manifest says {entry['bytes']:,}: {REBUILD_HINT}")
         if tokenizer is not None and manifest["tokenizer"] != tokenizer:
             raise UserError(
                 f"{directory} was made with another tokenizer ({manifest['tokenizer'][:12] or 'unnamed'}, "
@@ -316,56 +319,56 @@ class TokenShard:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) int64: tokens of each document."""
+        """Tokens of each document, (N,) int64."""
         return np.diff(self.offsets)
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the writer was asked to remember."""
+        """The metadata that the writer was given."""
         return self.manifest["metadata"]
 
     def slice_documents(self, first: int, last: int) -> TokenShard:
-        """Documents first to last - 1 as a shard of their own, over the same mapped files."""
+        """Returns documents first to last - 1 as a shard, over the same mapped files."""
         return replace(self, offsets=self.offsets[first : last + 1])
 
     def read_tokens(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Part of a document: tokens (length,), and mask (length,) uint8 where the shard has one."""
+        """Returns a part of a document: tokens (length,), and mask (length,) uint8 or None."""
         first = int(self.offsets[document]) + start
-        assert first + length <= self.offsets[document + 1], "a piece ends with its document"
+        assert first + length <= self.offsets[document + 1], "a piece may not exceed its document"
         part = slice(first, first + length)
         return self.tokens[part], None if self.mask is None else self.mask[part]
 
     def verify_hashes(self) -> None:
-        """Reads every file and compares its SHA-256; raises UserError naming the first that was changed."""
+        """Reads every file and compares its SHA-256. Raises UserError for the first that was changed."""
         for name, entry in self.manifest["files"].items():
             with open(self.directory / name, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != entry["sha256"]:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != entry["sha256"]:
                 raise UserError(
-                    f"{self.directory / name} was changed: sha256 {found[:12]}..., "
+                    f"{self.directory / name} was changed: sha256 {digest[:12]}..., "
                     f"its manifest says {entry['sha256'][:12]}...: {REBUILD_HINT}"
                 )
 
 
 def raise_open_file_limit(count: int) -> None:
-    """Raise this process's limit of open files, as far as it may, by `count`: a mapped file keeps one.
+    """Raises this process's limit of open files so that `count` mapped files fit.
 
-    Raises UserError where that is not enough.
+    Raises UserError if the hard limit does not allow that.
     """
     try:
         import resource
-    except ImportError:  # Windows counts otherwise
+    except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + RESERVED_OPEN_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        if hard != resource.RLIM_INFINITY and hard < wanted:
-            raise UserError(f"{count // 2} shards need {wanted} open files, {hard} are allowed: ulimit -Hn {wanted}")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    needed = count + RESERVED_OPEN_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise UserError(f"{count // 2} shards need {needed} open files, {hard} are allowed: ulimit -Hn {needed}")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a finished shard; raises UserError where there is none that can be trusted."""
+    """Returns the manifest of a finished shard. Raises UserError for a missing or invalid one."""
     path = directory / MANIFEST
     if not directory.is_dir():
         raise UserError(f"{directory} does not exist: expected a directory of tokens; prepare the data first")
@@ -373,16 +376,16 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory} has no {MANIFEST}, so it was never finished: {REBUILD_HINT}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        known = manifest["format"] == FORMAT
-        complete = manifest.keys() >= {"dtype", "vocab_size", "tokenizer", "metadata"}
-        complete &= manifest["files"].keys() >= {"tokens.bin", "offsets.npy"}
+        is_known = manifest["format"] == FORMAT
+        is_complete = manifest.keys() >= {"dtype", "vocab_size", "tokenizer", "metadata"}
+        is_complete &= manifest["files"].keys() >= {"tokens.bin", "offsets.npy"}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as the manifest of a shard: {REBUILD_HINT}") from error
-    if not (known and complete):
+    if not (is_known and is_complete):
         raise UserError(f'{path} is not the manifest of a shard of format "{FORMAT}": {REBUILD_HINT}')
     return manifest
 
 
 def _memory_map(path: Path, dtype: np.dtype) -> np.ndarray:
-    """The file as an array in place; an empty file, which cannot be mapped, as an empty array."""
+    """Returns the file as a mapped array; an empty file, which cannot be mapped, as an empty array."""
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)

@@ -1,13 +1,11 @@
-"""The micro-batches of a step, from rows, from sources, from a seed.
+"""The micro-batches of each step: a pure function of sources, weights, seed and step.
 
-The one idea: the data is one endless list of rows, and row g of it is a pure function of (sources, weights,
-seed, g). Step n takes rows n * R to (n + 1) * R, cut into micro-batches that are dealt to the ranks in turn. So
-neither the order nor, for micro-batches of one size, any of them depends on the number of ranks, and the state
-of the stream is one number: to resume is to go on counting.
+The data is one endless sequence of rows, and row g is a pure function of (sources, weights, seed, g). Step n takes
+rows n * R to (n + 1) * R, cut into micro-batches that the ranks take in turn. So the order does not depend on the
+number of ranks (nor do the micro-batches, if they have the same size), and the state of the stream is one number.
+Start with `MixtureStream`; `packing.py` fills a row, and `mixture.py` chooses its source.
 
-Not here: how a row is filled (`pack.py`), and which source it comes from (`mixture.py`).
-
-B rows of a micro-batch, T positions (context), R rows of a step over all ranks.
+B rows of a micro-batch, T positions (context), R rows of a step over all ranks, K sections of a source.
 """
 
 from __future__ import annotations
@@ -30,39 +28,38 @@ from fledgling.data.packing import PackingPlan, fill_row, pack_cropped, pack_who
 from fledgling.data.shards import TokenShard
 
 TrainOn = Literal["all", "assistant"]
-PREFETCH_STEPS = 2  # steps prepared while the one before is trained on
+PREFETCH_STEPS = 2  # steps prepared during the one before
 MAX_SECTION_DOCUMENTS = 1 << 18  # documents shuffled and packed as one
 
 
 def permutation(seed: int, key: int, size: int, section: int = 0) -> np.ndarray:
-    """A permutation (size,) int64 of 0 to size - 1, a pure function of (seed, key, window).
+    """Returns a permutation (size,) int64 of 0 to size - 1, a pure function of (seed, key, section).
 
-    It sorts the raw words of a counter-based generator, whose stream numpy keeps the same for ever; it does
-    not promise that of `Generator.permutation`.
+    It sorts the raw words of a counter-based generator, whose stream numpy guarantees; numpy does not guarantee that
+    of `Generator.permutation`.
     """
     bits = np.random.Philox(np.random.SeedSequence([seed, key, *([section] if section else [])]))
     return np.argsort(bits.random_raw(size), kind="stable")
 
 
 class RowSource:
-    """An endless sequence of rows from one or more shards; each epoch gives every row once, in its own order.
+    """An endless sequence of rows from one or more shards; each epoch gives every row once, in another order.
 
-    shards    one TokenShard, or several, taken as one.
-    kind      "crop": documents stored without BOS, laid end to end, every row full;
-              "whole": conversations stored as rendered, never crossing a row.
-    context   T; a row has T + 1 tokens, so that it has T inputs and T targets.
-    seed      decides which documents share a row, and the order of rows in each epoch.
-    bos       id that begins a document or conversation; it is the padding too, so padding is a document by
-              itself.
-    turn_end  id that ends an assistant's turn: where conversations longer than the row are cut (`.cut` of
-    them).
-    most      documents shuffled and packed as one: what bounds the memory of a plan.
+    A source of many documents has K sections: section k has the k-th of K parts of every shard. Each section is packed
+    by itself, an epoch reads the sections in another order, and only the current section has a plan in memory.
 
-    A corpus of more documents is dealt into windows: window w of W holds the w-th of W parts of every shard. Each is
-    packed by itself, an epoch goes through them in an order of its own, and only the window that is being read has a
-    plan in memory.
+    Args:
+        shards: one shard, or several as one.
+        kind: "crop" for documents stored without BOS, which fill every row; "whole" for conversations stored as
+            rendered, which do not cross rows.
+        context: T; a row has T + 1 tokens, for T inputs and T targets.
+        seed: decides which documents share a row, and the order of rows in each epoch.
+        bos: id that begins a document or conversation; it is the padding too, so that padding is one document.
+        turn_end: id that ends an assistant's turn; conversations longer than the row are truncated there.
+        max_section_documents: documents of a section, which bounds the memory of a plan.
 
-    Raises UserError if the shards hold no token.
+    Raises:
+        UserError: if the shards have no tokens.
     """
 
     def __init__(
@@ -81,85 +78,80 @@ class RowSource:
         self._first_document = np.cumsum([0] + [len(shard) for shard in self.shards])
         self._num_sections = max(1, math.ceil(int(self._first_document[-1]) / max_section_documents))
         rows, used, self.num_truncated = [], 0.0, 0
-        for window in range(self._num_sections):
-            plan, cut = self._pack_section(window)
+        for section in range(self._num_sections):
+            plan, truncated = self._pack_section(section)
             rows.append(plan.num_rows)
-            used, self.num_truncated = used + plan.efficiency * plan.num_rows, self.num_truncated + cut
-        self._section_rows = np.array(rows, dtype=np.int64)  # (W,)
+            used += plan.efficiency * plan.num_rows
+            self.num_truncated += truncated
+        self._section_rows = np.array(rows, dtype=np.int64)  # (K,)
         if not self._section_rows.any():
-            raise UserError(f"{self.shards[0].directory} holds no tokens: prepare it with some text")
-        self.efficiency = used / int(self._section_rows.sum())  # share of row positions that are not padding
-        # Both are replaced whole, because two threads may read them.
-        self._current_epoch = (0, *self._section_order(0))  # epoch, its order of windows, rows before each
-        self._current_section = (
-            -1,
-            window,
-            plan,
-            np.empty(0, dtype=np.int64),
-        )  # epoch, window, its plan, its order of rows
+            raise UserError(f"{self.shards[0].directory} has no tokens: prepare it with some text")
+        self.efficiency = used / int(self._section_rows.sum())  # share of row positions without padding
+        # Two threads may read these tuples, so each is replaced as one value.
+        self._current_epoch = (0, *self._section_order(0))  # epoch, its order of sections, rows before each
+        no_rows = np.empty(0, dtype=np.int64)
+        self._current_section = (-1, section, plan, no_rows)  # epoch, section, its plan, its order of rows
 
     def __len__(self) -> int:
         """Rows of one epoch."""
         return int(self._section_rows.sum())
 
     def _pack_section(self, section: int) -> tuple[PackingPlan, int]:
-        """The plan of a window, whose documents are counted through all shards; and how many were cut."""
-        numbers, lengths, cut = [], [], 0
+        """Returns the plan of a section, with documents numbered across shards, and how many were truncated."""
+        numbers, lengths, truncated = [], [], 0
         for first, shard in zip(self._first_document.tolist(), self.shards, strict=False):
             start, stop = (len(shard) * edge // self._num_sections for edge in (section, section + 1))
             offsets = shard.offsets[start : stop + 1]
             if self.kind == "whole":
-                here, count = truncate_lengths(shard.tokens, offsets, self.context + 1, self.turn_end)
-                cut += count
+                shard_lengths, count = truncate_lengths(shard.tokens, offsets, self.context + 1, self.turn_end)
+                truncated += count
             else:
-                here = np.diff(offsets)
-            lengths.append(here)
+                shard_lengths = np.diff(offsets)
+            lengths.append(shard_lengths)
             numbers.append(np.arange(first + start, first + stop))
         order = permutation(self.seed, 0, sum(map(len, lengths)), section)
         ordered = np.concatenate(lengths)[order]
         pack = pack_cropped if self.kind == "crop" else pack_whole
         plan = pack(ordered, self.context + 1)
-        return replace(plan, piece_documents=np.concatenate(numbers)[order][plan.piece_documents]), cut
+        return replace(plan, piece_documents=np.concatenate(numbers)[order][plan.piece_documents]), truncated
 
     def _section_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The windows in the order of an epoch (W,), and the rows before each (W + 1,)."""
-        windows = permutation(self.seed, epoch + 1, self._num_sections, self._num_sections)
-        return windows, np.cumsum([0, *self._section_rows[windows]])
+        """Returns the sections in the order of an epoch (K,), and the rows before each (K + 1,)."""
+        sections = permutation(self.seed, epoch + 1, self._num_sections, self._num_sections)
+        return sections, np.cumsum([0, *self._section_rows[sections]])
 
     def read_tokens(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Part of a document, counted through all shards: tokens (length,), mask (length,) or None."""
+        """Returns a part of a document, numbered across shards: tokens (length,), and mask (length,) or None."""
         shard = int(np.searchsorted(self._first_document, document, side="right")) - 1
         return self.shards[shard].read_tokens(document - int(self._first_document[shard]), start, length)
 
     def read_row(self, index: int, train_on: TrainOn = "all") -> tuple[np.ndarray, np.ndarray]:
-        """Row `index` of the endless sequence: tokens (T + 1,) int64, mask (T + 1,) bool.
+        """Returns row `index` of the endless sequence: tokens (T + 1,) int64, and mask (T + 1,) bool.
 
-        The mask is True where a token may be learned as a target. "all": everything but padding; for crop
-        rows that includes the BOS after a document, which is how the model learns that documents end.
-        "assistant": what the shard's own mask allows, and never the BOS between conversations; documents
-        without a mask stay whole.
+        The mask is True where a token is a target. With train_on "all", everything but padding is; in cropped rows
+        that includes the BOS after a document, from which the model learns that documents end. With "assistant", the
+        shard's own mask decides, and the BOS between conversations is no target; documents without a mask are targets.
         """
         epoch, position = divmod(index, len(self))
-        turn, windows, before = self._current_epoch
-        if turn != epoch:
-            windows, before = self._section_order(epoch)
-            self._current_epoch = (epoch, windows, before)
-        place = int(np.searchsorted(before, position, side="right")) - 1
-        window = int(windows[place])
-        shown, opened, plan, order = self._current_section
-        if (shown, opened) != (epoch, window):
-            plan = plan if opened == window else self._pack_section(window)[0]
-            order = permutation(self.seed, epoch + 1, plan.num_rows, window)  # key 0 ordered the documents
-            self._current_section = (epoch, window, plan, order)
-        chosen = int(order[position - int(before[place])])
-        return fill_row(plan, self, chosen, self.bos, pad=self.bos, use_mask=train_on == "assistant")
+        current_epoch, sections, rows_before = self._current_epoch
+        if current_epoch != epoch:
+            sections, rows_before = self._section_order(epoch)
+            self._current_epoch = (epoch, sections, rows_before)
+        place = int(np.searchsorted(rows_before, position, side="right")) - 1
+        section = int(sections[place])
+        current_epoch, current_section, plan, order = self._current_section
+        if (current_epoch, current_section) != (epoch, section):
+            plan = plan if current_section == section else self._pack_section(section)[0]
+            order = permutation(self.seed, epoch + 1, plan.num_rows, section)  # key 0 is the order of documents
+            self._current_section = (epoch, section, plan, order)
+        row = int(order[position - int(rows_before[place])])
+        return fill_row(plan, self, row, self.bos, pad=self.bos, use_mask=train_on == "assistant")
 
 
 def assign_document_ids(tokens: np.ndarray, bos: int) -> np.ndarray:
-    """Numbers the documents of rows: tokens (B, T) to (B, T) int32, growing by one at each BOS.
+    """Returns the document number of each of the tokens (B, T), (B, T) int32: it grows by one at each BOS.
 
-    BOS after BOS does not begin another document, so that padding is one document and not one for each
-    position.
+    A BOS after a BOS does not begin another document, so that padding is one document.
     """
     starts = tokens == bos
     starts[:, 1:] &= ~starts[:, :-1]
@@ -168,7 +160,7 @@ def assign_document_ids(tokens: np.ndarray, bos: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BatchBuilder:
-    """Which micro-batches a rank makes of a step: a pure function, shared by the stream and its thread."""
+    """Builds the micro-batches of a rank and step: a pure function, used by the stream and its thread."""
 
     sources: tuple[RowSource, ...]
     source_order: SourceOrder
@@ -179,7 +171,7 @@ class BatchBuilder:
     world_size: int
 
     def build_batches(self, step: int) -> list[Batch]:
-        """Number rank, rank + size, ... of the step's ceil(R / micro_rows) micro-batches, the last perhaps smaller."""
+        """Returns micro-batches rank, rank + world_size, ... of the step's ceil(R / micro_batch_size)."""
         rows = [self.source_order.locate(step * self.rows_per_step + k) for k in range(self.rows_per_step)]
         starts = range(0, self.rows_per_step, self.micro_batch_size)
         return [
@@ -190,27 +182,31 @@ class BatchBuilder:
     def _build_batch(self, rows: list[tuple[int, int]]) -> Batch:
         pairs = [self.sources[source].read_row(index, self.train_on) for source, index in rows]
         tokens = np.stack([tokens for tokens, _ in pairs])  # (B, T + 1)
-        learned = np.stack([mask for _, mask in pairs])[:, 1:]  # (B, T)
+        is_target = np.stack([mask for _, mask in pairs])[:, 1:]  # (B, T)
         inputs = tokens[:, :-1]
         return Batch(
             tokens=torch.from_numpy(np.ascontiguousarray(inputs)),
-            targets=torch.from_numpy(np.where(learned, tokens[:, 1:], IGNORE_INDEX)),
+            targets=torch.from_numpy(np.where(is_target, tokens[:, 1:], IGNORE_INDEX)),
             document_ids=torch.from_numpy(assign_document_ids(inputs, self.sources[0].bos)),
         )
 
 
 class MixtureStream:
-    """`next()` gives the micro-batches of one step for this rank, rows of several sources mixed by weight.
+    """An iterator over steps, which gives this rank's micro-batches, with rows of several sources mixed by weight.
 
-    sources        (source, weight) pairs; weights in any unit, all sources of one context and one BOS.
-    rows_per_step  R, over all ranks and micro-batches; at least one a rank.
-    micro_rows     rows of one micro-batch at most.
-    steps          steps of the stage; after that StopIteration. None never ends.
-    seed           where the cycle of sources begins; the rows of a source have the source's own seed.
-    look_ahead     prepare the next steps in a thread while this one is trained on.
+    The state is the number of steps consumed; steps that were prefetched and not consumed are built again after a
+    resume. Closing the stream, or deleting it, stops its thread.
 
-    The state is the number of steps consumed; what was prepared and not consumed is made again after a
-    resume. Close it, or let it go: either stops the thread.
+    Args:
+        sources: (source, weight) pairs; weights in any unit, sources of one context and one BOS.
+        rows_per_step: R, over all ranks and micro-batches; at least one a rank.
+        micro_batch_size: rows of a micro-batch, at most.
+        steps: steps of the stage, then StopIteration; None for a stream without end.
+        seed: rotates the cycle of sources; the rows of a source have the source's own seed.
+        prefetch: whether a thread builds the next steps during this one.
+
+    Raises:
+        UserError: if a step has fewer rows than there are ranks.
     """
 
     def __init__(
@@ -229,22 +225,22 @@ class MixtureStream:
         assert micro_batch_size >= 1, f"micro-batches of {micro_batch_size} rows"
         if rows_per_step < world_size:
             raise UserError(
-                f"a step of {rows_per_step} rows cannot be dealt to {world_size} ranks: enlarge batch_tokens"
+                f"a step of {rows_per_step} rows cannot be split over {world_size} ranks: increase batch_tokens"
             )
-        kept = [(source, weight) for source, weight in sources if weight != 0]
-        cycle = SourceOrder.from_weights([weight for _, weight in kept], offset=seed)
-        rows = tuple(source for source, _ in kept)
-        assert len({(source.context, source.bos) for source in rows}) == 1, "sources of one context and BOS"
+        used = [(source, weight) for source, weight in sources if weight != 0]
+        order = SourceOrder.from_weights([weight for _, weight in used], offset=seed)
+        row_sources = tuple(source for source, _ in used)
+        assert len({(source.context, source.bos) for source in row_sources}) == 1, "contexts or BOS differ"
         self.steps = steps
         self.step = self.skipped = 0
-        self.builder = BatchBuilder(rows, cycle, rows_per_step, micro_batch_size, train_on, rank, world_size)
+        self.builder = BatchBuilder(row_sources, order, rows_per_step, micro_batch_size, train_on, rank, world_size)
         self._prefetch = prefetch
         self._prefetcher: Prefetcher | None = None
 
     def next(self) -> list[Batch]:
-        """The micro-batches of the next step.
+        """Returns the micro-batches of the next step.
 
-        Raises StopIteration after the last step, and whatever the look-ahead thread ran into.
+        Raises StopIteration after the last step, and any exception of the prefetching thread.
         """
         last = None if self.steps is None else self.steps + self.skipped
         if last is not None and self.step >= last:
@@ -268,28 +264,28 @@ class MixtureStream:
         return self.next()
 
     def state_dict(self) -> dict[str, int]:
-        """The number of steps consumed; and how many of them were left out, where some were."""
+        """Returns the number of steps consumed, and how many of them were skipped, if any."""
         return {"step": self.step} | ({"skipped": self.skipped} if self.skipped else {})
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on after `state["step"]` steps, forwards or backwards, without replay."""
+        """Continues after `state["step"]` steps, forwards or backwards, without replay."""
         self.close()
         self.step, self.skipped = int(state["step"]), int(state.get("skipped", 0))
 
     def skip(self, steps: int) -> None:
-        """Leaves out the next `steps` steps, and gives as many more at the end."""
+        """Skips the next `steps` steps, and gives as many more at the end."""
         self.close()
         self.step += steps
         self.skipped += steps
 
     def summary(self, steps: int | None = None) -> list[dict[str, object]]:
-        """What each source gives in `steps` steps (None: those of the stage), one dict a source.
+        """Returns one dict for each source, of what it gives in `steps` steps (None for those of the stage).
 
-        directory of its first shard, kind, rows of one epoch, rows_taken, epochs (rows_taken / rows),
-        efficiency (share of positions that are not padding), cut (conversations longer than a row).
+        Keys: directory of its first shard, kind, rows of one epoch, rows_taken, epochs (rows_taken / rows),
+        efficiency (share of positions without padding), num_truncated (conversations longer than a row).
         """
         steps = self.steps if steps is None else steps
-        assert steps is not None, "a stream without an end gives no sum"
+        assert steps is not None, "a stream without end has no summary"
         taken = self.builder.source_order.count_rows(steps * self.builder.rows_per_step).tolist()
         return [
             {
@@ -299,24 +295,23 @@ class MixtureStream:
                 "rows_taken": rows,
                 "epochs": rows / len(source),
                 "efficiency": source.efficiency,
-                "cut": source.num_truncated,
+                "num_truncated": source.num_truncated,
             }
             for source, rows in zip(self.builder.sources, taken, strict=True)
         ]
 
     def close(self) -> None:
-        """Stops the thread, if there is one; the stream can go on afterwards."""
+        """Stops the thread, if there is one; the stream can be used afterwards."""
         if self._prefetcher is not None:
             self._release()
             self._prefetcher = None
 
 
 class Prefetcher:
-    """Calls `produce(first)`, `produce(first + 1)`, ... up to `last` in one thread, at most AHEAD results
-    ahead.
+    """Calls `produce(first)`, `produce(first + 1)`, ... up to `last` in a thread, at most `PREFETCH_STEPS` ahead.
 
-    An exception in `produce` is raised by the `take` that would have had its result; the thread then ends.
-    The thread holds no reference to who takes, so a forgotten stream can be collected and closed.
+    An exception in `produce` is raised by the `get` of its result; the thread then ends. The thread has no reference
+    to its user, so that a deleted stream can be collected and closed.
     """
 
     def __init__(self, produce: Callable[[int], list[Batch]], first: int, last: int | None) -> None:
@@ -329,10 +324,10 @@ class Prefetcher:
         self._thread.start()
 
     def get(self) -> list[Batch]:
-        """Waits for the next result; raises what `produce` raised."""
+        """Waits for the next result and returns it. Raises what `produce` raised."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._closed)
-            assert self._ready, "taken after close"
+            assert self._ready, "get after close"
             result, error = self._ready.popleft()
             self._changed.notify_all()
         if error is not None:
@@ -341,7 +336,7 @@ class Prefetcher:
         return result
 
     def close(self) -> None:
-        """Stops the thread after the step it is at, and waits for it."""
+        """Stops the thread after its current step, and waits for it."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -350,15 +345,17 @@ class Prefetcher:
 
     def _run(self) -> None:
         while not self._closed:
+            batches: list[Batch] | None = None
+            error: BaseException | None = None
             try:
-                made = (self._produce(self._next), None)
-            except BaseException as error:
-                made = (None, error)
+                batches = self._produce(self._next)
+            except BaseException as raised:
+                error = raised
             with self._changed:
                 self._changed.wait_for(lambda: len(self._ready) < PREFETCH_STEPS or self._closed)
                 if self._closed:
                     return
-                self._ready.append(made)
+                self._ready.append((batches, error))
                 self._next += 1
-                self._closed = made[1] is not None or self._next == self._last
+                self._closed = error is not None or self._next == self._last
                 self._changed.notify_all()

@@ -1,22 +1,19 @@
-"""Chat tasks: questions put to the model as a user would, answered, and scored by their task.
+"""Exams of chat tasks: questions asked as a user would, answered by the model, and scored by their task.
 
-The one idea: two ways to answer, and the question says which. Where the prompt offers letters, one forward
-gives the logits after it and the likeliest of the offered letters is the answer; so a model is scored on what
-it knows and not on whether it obeys. Where the answer is written freely, it is generated, greedily, by the engine,
-with its tools.
+Where the prompt offers letters, one forward pass gives the logits after the prompt, and the most likely of the offered
+letters is the answer, so that the score measures knowledge and not obedience to the format. A free-text answer is
+generated greedily by the engine, with its tools.
 
-All questions of all exams share groups, sorted by length. A group is what one rank answers and what is kept of an exam
-that is stopped; it depends on the questions alone, so any number of ranks gives the answers of one.
-
-A prompt longer than the model's context loses words from its beginning; how many did is told.
-
-What it is not: likelihood of whole choices after few-shot examples; that is `fledgling eval core`.
+The questions of all exams are grouped by length. A group is what one rank answers and what is saved of an exam that is
+stopped; groups depend on the questions alone, so that any number of ranks gives the same answers. A prompt longer than
+the model's context loses its beginning and is counted as cropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,16 +24,18 @@ from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.runtime.world import World
 from fledgling.tasks import PUBLIC_TASKS, load_task
-from fledgling.tasks.task import Question, Task, find_constant_baseline
+from fledgling.tasks.task import Question, Task, find_constant_baseline, score_answers
 from fledgling.text.conversation import render_prompt
+from fledgling.text.tokenizer import Tokenizer
 
-BOOTSTRAP_SAMPLES = 2000  # of the bootstrap
-LETTER_BATCH_SIZE = 1024  # letters of so many questions are scored by all ranks together
-GROUP_SIZE = {"cpu": 64, "cuda": 256}  # questions whose answers one rank writes together
-MIN_SUBJECT_QUESTIONS = 10  # questions of a subject, below which its accuracy says nothing
+BOOTSTRAP_SAMPLES = 2000
+LETTER_BATCH_SIZE = 1024  # questions with letters that all ranks score together
+GROUP_SIZE = {"cpu": 64, "cuda": 256}  # free-text questions that one rank answers together
+MIN_SUBJECT_QUESTIONS = 10  # below it, the accuracy of a subject carries no information
 
-ProgressCallback = Callable[[int, int], None]  # (questions answered, questions in all)
-AnswersCallback = Callable[[Mapping[int, "ExamAnswer"]], None]
+Value = TypeVar("Value", float, np.ndarray)
+ProgressCallback = Callable[[int, int], None]  # (questions answered, all questions)
+AnswersCallback = Callable[[Mapping[int, "ExamAnswer"]], None]  # new answers by the index of their question
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Exam:
 
 @dataclass(frozen=True)
 class ExamAnswer:
-    """A question, what the model finally said to it, the score, and whether the prompt had to be cut.
+    """A question, the final text of the model's answer, the score, and whether the prompt was cropped.
 
-    Where it was drawn (passk.py) also how many tokens were said, and the log-probability of those the model chose.
+    For a sampled answer (passk.py) also its number of tokens, and the log-probability in nats of the sampled ones.
     """
 
     question: Question
@@ -66,19 +65,15 @@ class ExamAnswer:
 def build_exams(
     tasks: Sequence[str], count: int, practised_tasks: Sequence[str] = (), data_dir: str | None = None
 ) -> list[Exam]:
-    """The exams of some tasks, each of at most `count` questions; see `Task.exams`.
+    """Returns the exams of `tasks`, each of at most `count` questions; see `Task.list_exam_questions`.
 
-    Tasks in `practised` are examined in the wordings of practice too. Raises UserError for a task whose files
-    are missing or damaged.
+    `practised_tasks` get an exam in practice templates too. Raises UserError for a task with missing or damaged files.
     """
-    made = []
+    exams = []
     for name in tasks:
         task = load_task(name, data_dir)
-        made += [
-            Exam(label, task, questions)
-            for label, questions in task.list_exam_questions(count, name in practised_tasks)
-        ]
-    return made
+        exams += [Exam(label, task, qs) for label, qs in task.list_exam_questions(count, name in practised_tasks)]
+    return exams
 
 
 def run_exams(
@@ -88,12 +83,12 @@ def run_exams(
     progress: ProgressCallback | None = None,
     world: World | None = None,
 ) -> list[Measurement]:
-    """The accuracy of each exam, with what `measure` adds. log(question, answer, score) sees every answer."""
+    """Returns the measurements of each exam (see `measure_exam`). log(question, answer, score) gets every answer."""
     answers = answer_exams(engine, exams, progress, world)
     if log:
-        for one in (one for paper in answers for one in paper):
-            log(one.question, one.text, one.score)
-    return [m for paper, given in zip(exams, answers, strict=True) for m in measure_exam(paper.name, given)]
+        for answer in (answer for exam_answers in answers for answer in exam_answers):
+            log(answer.question, answer.text, answer.score)
+    return [m for exam, given in zip(exams, answers, strict=True) for m in measure_exam(exam.name, given)]
 
 
 def answer_exams(
@@ -104,48 +99,51 @@ def answer_exams(
     known_answers: Mapping[int, ExamAnswer] | None = None,
     on_answers: AnswersCallback | None = None,
 ) -> list[list[ExamAnswer]]:
-    """The answers to every exam's questions, in order, the same on all ranks, which must all call it.
+    """Returns the answers to every exam's questions, in order, the same on all ranks, which must all call it.
 
-    known: answers that are there already, by their place among all questions; groups without a gap are not asked again.
-    keep(answers by place) is called on every rank as groups are answered.
+    Args:
+        known_answers: answers of an earlier run, by index among all questions; complete groups are not asked again.
+        on_answers: is called on every rank with the new answers of each group, by index.
     """
     world = world or World(0, 1, 0, engine.device)
-    asked = [(paper.task, question) for paper in exams for question in paper.questions]
+    questions = [(exam.task, question) for exam in exams for question in exam.questions]
     prompts, cropped = [], []
-    for task, question in asked:
-        room = 1 if question.choices else min(task.max_new_tokens, engine.context // 2)
-        ids, cut = crop_prompt(encode_question(engine.tokenizer, question), engine.context - room)
-        prompts.append(ids)
-        cropped.append(cut)
-    given = dict(known_answers or {})
-    for longest, group_round in schedule_groups(asked, list(map(len, prompts)), given, engine.device.type, world.size):
-        done = len(given)
-        told = (lambda now, _, done=done: progress(done + now, len(asked))) if progress else None
-        mine = (
-            group_round if longest == 0 else group_round[world.rank : world.rank + 1]
-        )  # letters: all ranks, a part each
-        found: dict[int, ExamAnswer] = {}
-        for group in mine:
-            here = [prompts[i] for i in group]
-            if longest:
-                texts = _generate_answers(engine, here, longest, told)
+    for task, question in questions:
+        answer_tokens = 1 if question.choices else min(task.max_new_tokens, engine.context // 2)
+        prompt, was_cropped = crop_prompt(encode_question(engine.tokenizer, question), engine.context - answer_tokens)
+        prompts.append(prompt)
+        cropped.append(was_cropped)
+    answers = dict(known_answers or {})
+    lengths = list(map(len, prompts))
+    for max_new_tokens, groups in schedule_groups(questions, lengths, answers, engine.device.type, world.size):
+        is_generated = max_new_tokens > 0
+        group_progress = _offset_progress(progress, len(answers), len(questions))
+        own_answers: dict[int, ExamAnswer] = {}
+        # Of generated answers each rank has one group; letters are scored by all ranks together.
+        for group in groups[world.rank : world.rank + 1] if is_generated else groups:
+            group_prompts = [prompts[i] for i in group]
+            if is_generated:
+                texts = _generate_answers(engine, group_prompts, max_new_tokens, group_progress)
             else:
-                texts = choose_letters(engine, here, [asked[i][1].choices for i in group], told, world)
-            scores = _score_answers([asked[i] for i in group], texts)
+                choices = [questions[i][1].choices for i in group]
+                texts = choose_letters(engine, group_prompts, choices, group_progress, world)
+            scores = score_answers([questions[i] for i in group], texts)
             for i, text, score in zip(group, texts, scores, strict=True):
-                found[i] = ExamAnswer(asked[i][1], text, score, cropped[i])
-        new = {
-            place: one
-            for part in (world.all_gather_object(found) if longest else [found])
-            for place, one in part.items()
-        }
-        given |= new
+                own_answers[i] = ExamAnswer(questions[i][1], text, score, cropped[i])
+        rank_answers = world.all_gather_object(own_answers) if is_generated else [own_answers]
+        new_answers = {index: answer for part in rank_answers for index, answer in part.items()}
+        answers |= new_answers
         if on_answers:
-            on_answers(new)
+            on_answers(new_answers)
         if progress:
-            progress(len(given), len(asked))
-    every = iter(given[i] for i in range(len(asked)))
-    return [[next(every) for _ in paper.questions] for paper in exams]
+            progress(len(answers), len(questions))
+    in_order = iter(answers[i] for i in range(len(questions)))
+    return [[next(in_order) for _ in exam.questions] for exam in exams]
+
+
+def _offset_progress(progress: ProgressCallback | None, offset: int, total: int) -> ProgressCallback | None:
+    """Returns a callback for a part of the questions that reports the progress of all of them."""
+    return (lambda done, _: progress(offset + done, total)) if progress else None
 
 
 def schedule_groups(
@@ -155,30 +153,21 @@ def schedule_groups(
     device: str,
     world_size: int,
 ) -> Iterator[tuple[int, list[list[int]]]]:
-    """What is answered at a time: (tokens of an answer, 0 for letters; groups of places, at most one a rank).
+    """Yields what is answered at a time: (tokens of an answer, 0 for letters; groups of indices, at most one a rank).
 
-    Of what is written at most the same length, questions with prompts of about the same length are together.
+    Generated answers are grouped by their limit of tokens, then by the length of their prompts.
     """
-    longest = [0 if question.choices else task.max_new_tokens for task, question in questions]
-    for most in sorted(set(longest)):
-        places = [place for place, own in enumerate(longest) if own == most]
-        together = GROUP_SIZE.get(device, 256) if most else LETTER_BATCH_SIZE
-        places.sort(key=lambda place: lengths[place] if most else place)
-        groups = [places[at : at + together] for at in range(0, len(places), together)]
-        groups = [group for group in groups if not all(place in answered for place in group)]
-        step = world_size if most else 1
-        for at in range(0, len(groups), step):
-            yield most, groups[at : at + step]
-
-
-def _score_answers(asked: Sequence[tuple[Task, Question]], texts: Sequence[str]) -> list[float]:
-    """The score of each answer, those of a task in one call."""
-    scores = [0.0] * len(asked)
-    for task in {id(task): task for task, _ in asked}.values():
-        mine = [i for i, (own, _) in enumerate(asked) if own is task]
-        for i, score in zip(mine, task.score_batch([(asked[i][1], texts[i]) for i in mine]), strict=True):
-            scores[i] = score
-    return scores
+    limits = [0 if question.choices else task.max_new_tokens for task, question in questions]
+    for limit in sorted(set(limits)):
+        indices = [index for index, own_limit in enumerate(limits) if own_limit == limit]
+        group_size = GROUP_SIZE.get(device, 256) if limit else LETTER_BATCH_SIZE
+        if limit:
+            indices.sort(key=lambda index: lengths[index])
+        groups = [indices[start : start + group_size] for start in range(0, len(indices), group_size)]
+        groups = [group for group in groups if not all(index in answered for index in group)]
+        step = world_size if limit else 1
+        for start in range(0, len(groups), step):
+            yield limit, groups[start : start + step]
 
 
 def _generate_answers(
@@ -196,13 +185,13 @@ def choose_letters(
     progress: ProgressCallback | None = None,
     world: World | None = None,
 ) -> list[str]:
-    """The likeliest of each question's letters as the reply's first token; ties go to the first letter.
+    """Returns the most likely of each question's letters as the reply's first token; the first of equally likely ones.
 
     A letter is one token in every byte-level vocabulary.
     """
-    ids = {letter: engine.tokenizer.encode(letter) for letter in sorted({one for row in choices for one in row})}
+    ids = {letter: engine.tokenizer.encode(letter) for letter in sorted({c for offered in choices for c in offered})}
     assert all(len(tokens) == 1 for tokens in ids.values()), f"a letter of several tokens: {ids}"
-    scorer, found = Scorer(engine, world), []
+    scorer, letters = Scorer(engine, world), []
     for start in range(0, len(prompts), LETTER_BATCH_SIZE):
         part = slice(start, start + LETTER_BATCH_SIZE)
         items = [
@@ -210,73 +199,76 @@ def choose_letters(
             for prompt, offered in zip(prompts[part], choices[part], strict=True)
         ]
         for offered, scores in zip(choices[part], scorer.score(items), strict=True):
-            found.append(offered[int(np.argmax([score.logprob for score in scores]))])
+            letters.append(offered[int(np.argmax([score.logprob for score in scores]))])
         if progress:
-            progress(len(found), len(prompts))
-    return found
+            progress(len(letters), len(prompts))
+    return letters
 
 
 def crop_prompt(prompt: list[int], max_tokens: int) -> tuple[list[int], bool]:
-    """A prompt in at most `room` tokens, and whether it was cut: bos and the turn's begin stay, the first words go."""
+    """Returns a prompt of at most `max_tokens` tokens, and whether it was cropped.
+
+    bos and the start of the user's turn stay; the tokens after them are removed first.
+    """
     return (prompt, False) if len(prompt) <= max_tokens else ([*prompt[:2], *prompt[2 - max_tokens :]], True)
 
 
-def encode_question(tokenizer, question: Question) -> list[int]:
-    """The question as a user's turn, ending where the assistant begins."""
+def encode_question(tokenizer: Tokenizer, question: Question) -> list[int]:
+    """Returns the question as a user's turn, up to the start of the assistant's turn."""
     return render_prompt(tokenizer, {"messages": [{"role": "user", "content": question.prompt}]})
 
 
 def measure_exam(name: str, answers: Sequence[ExamAnswer]) -> list[Measurement]:
-    """The exam's accuracy with its Wilson interval, the best constant answer and chance.
+    """Returns the exam's accuracy with its Wilson interval, the best constant answer and chance.
 
-    Questions of several subjects, at least `FEW` of each, give the accuracy of each subject too, NAME/SUBJECT, and
-    their mean, NAME_subjects, with a bootstrap interval over the questions of each.
+    Questions of several subjects, at least `MIN_SUBJECT_QUESTIONS` of each, also give the accuracy of each subject,
+    NAME/SUBJECT, and their mean, NAME_subjects, with a bootstrap interval over the questions of each.
     """
-    found = [_measure_accuracy(name, answers)]
+    measurements = [_measure_accuracy(name, answers)]
     subjects: dict[str, list[ExamAnswer]] = {}
-    for one in answers:
-        if "subject" in one.question.facts:
-            subjects.setdefault(one.question.facts["subject"], []).append(one)
+    for answer in answers:
+        if "subject" in answer.question.facts:
+            subjects.setdefault(answer.question.facts["subject"], []).append(answer)
     if len(subjects) > 1 and min(map(len, subjects.values())) >= MIN_SUBJECT_QUESTIONS:
         parts = [_measure_accuracy(f"{name}/{subject}", subjects[subject]) for subject in sorted(subjects)]
-        low, high = bootstrap_interval([(p.value, p.n, 0.0) for p in parts])
-        mean = float(np.mean([p.value for p in parts]))
-        found += [Measurement(f"{name}_subjects", mean, low, high, len(answers)), *parts]
-    return found
+        low, high = bootstrap_interval([(part.value, part.n or 0, 0.0) for part in parts])
+        mean = float(np.mean([part.value for part in parts]))
+        measurements += [Measurement(f"{name}_subjects", mean, low, high, len(answers)), *parts]
+    return measurements
 
 
 def _measure_accuracy(name: str, answers: Sequence[ExamAnswer]) -> Measurement:
-    right, n = sum(one.score for one in answers), len(answers)
-    questions = [one.question for one in answers]
+    right, n = sum(answer.score for answer in answers), len(answers)
+    questions = [answer.question for answer in answers]
     chance = sum(question.chance for question in questions) / n
     return Measurement(name, right / n, *wilson_interval(right, n), n, find_constant_baseline(questions)[1], chance)
 
 
 def compute_chatcore(measurements: Sequence[Measurement]) -> Measurement | None:
-    """The mean over the public tasks of centred accuracy, (accuracy - chance) / (1 - chance); None if one is missing.
+    """Returns the mean over the public tasks of (accuracy - chance) / (1 - chance); None if a task is missing.
 
-    Chance is 1 / choices for letters and 0 for what is written. n is the number of questions; the 95 % interval is that
-    of a bootstrap over the questions of each task.
+    Chance is 1 / choices for letters and 0 for free text. n is the number of questions; the 95 % interval is a
+    bootstrap over the questions of each task.
     """
-    named = {m.name: m for m in measurements}
-    if not set(PUBLIC_TASKS) <= set(named):
+    by_name = {m.name: m for m in measurements}
+    if not set(PUBLIC_TASKS) <= set(by_name):
         return None
-    parts = [named[name] for name in PUBLIC_TASKS]
-    low, high = bootstrap_interval([(p.value, p.n, p.chance or 0.0) for p in parts])
-    value = float(np.mean([center_accuracy(p.value, p.chance or 0.0) for p in parts]))
-    return Measurement("chatcore", value, low, high, sum(p.n for p in parts))
+    accuracies = [(by_name[name].value, by_name[name].n or 0, by_name[name].chance or 0.0) for name in PUBLIC_TASKS]
+    low, high = bootstrap_interval(accuracies)
+    value = float(np.mean([center_accuracy(accuracy, chance) for accuracy, _, chance in accuracies]))
+    return Measurement("chatcore", value, low, high, sum(n for _, n, _ in accuracies))
 
 
-def center_accuracy(accuracy: float | np.ndarray, chance: float) -> float | np.ndarray:
-    """Accuracy on a scale where chance is 0 and perfection 1."""
+def center_accuracy(accuracy: Value, chance: float) -> Value:
+    """Returns the accuracy on a scale where chance is 0 and a perfect score 1."""
     return (accuracy - chance) / (1 - chance)
 
 
 def bootstrap_interval(accuracies: Sequence[tuple[float, int, float]], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of centred accuracies, each given as (accuracy, n, chance).
+    """Returns the 95 % interval of the mean of centered accuracies, each given as (accuracy, n, chance).
 
-    Drawing n answers of 0 or 1 with replacement gives a binomial number of ones, so that is what is drawn. The
-    ends are percentiles of `DRAWS` draws; drawn again with another seed they move by about 1 % of the width.
+    Resampling n answers of 0 or 1 with replacement gives a binomial number of ones, so that is what is drawn. The ends
+    are percentiles of `BOOTSTRAP_SAMPLES` draws; another seed moves them by about 1 % of the width.
     """
     rng = np.random.default_rng(seed)
     draws = [

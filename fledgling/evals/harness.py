@@ -1,8 +1,7 @@
-"""A fledgling model as lm-evaluation-harness wants one, so that its hundreds of tasks run on our checkpoints.
+"""An lm-evaluation-harness model around a scorer, so that the harness's tasks run on fledgling checkpoints.
 
-The one idea: the harness asks for log-likelihoods of pairs of texts; pairs with one context are one item of the scorer,
-whose shared beginning is computed once. Nothing of the harness is imported before it is asked for: it is an extra
-(`pip install fledgling[lm-eval]`).
+The harness requests log-likelihoods of pairs of texts; pairs with the same context are one item of the scorer, which
+computes their prefix once. The harness is an extra (`pip install fledgling[lm-eval]`) and imported only when used.
 
 https://github.com/EleutherAI/lm-evaluation-harness, 0.4.13: `lm_eval.api.model.LM`.
 """
@@ -24,21 +23,21 @@ from fledgling.text.tokenizer import Tokenizer, bos_prefix
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-DEFAULT_MAX_NEW_TOKENS = 256  # of an answer where a task does not say
+DEFAULT_MAX_NEW_TOKENS = 256  # of an answer where a task gives none
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> ContinuationRow:
-    """A pair as the harness splits it: one text of tokens; spaces at the context's end belong to the continuation."""
-    kept = context.rstrip()
-    whole = [*bos_prefix(tokenizer), *tokenizer.encode(context + continuation)]
-    before = len(bos_prefix(tokenizer)) + (len(tokenizer.encode(kept)) if kept else 0)
-    return ContinuationRow(np.array(whole, np.int32), max(1, before))
+    """Returns a pair as the harness splits it: spaces at the context's end belong to the continuation."""
+    stripped = context.rstrip()
+    tokens = [*bos_prefix(tokenizer), *tokenizer.encode(context + continuation)]
+    start = len(bos_prefix(tokenizer)) + (len(tokenizer.encode(stripped)) if stripped else 0)
+    return ContinuationRow(np.array(tokens, np.int32), max(1, start))
 
 
 def rolling_windows(tokens: Sequence[int], context: int) -> Iterator[ContinuationRow]:
-    """A long text as rows of at most `context` tokens in which every token but the first is asked for once.
+    """Yields a long text as rows of at most `context` tokens in which every token but the first is scored once.
 
-    Each window but the first is a full one: its new tokens have as much before them as the context holds.
+    Each window but the first is full: its new tokens have as many tokens before them as the context allows.
     """
     array, done = np.array(tokens, np.int32), 1
     while done < len(array):
@@ -49,39 +48,35 @@ def rolling_windows(tokens: Sequence[int], context: int) -> Iterator[Continuatio
 
 
 def compute_loglikelihoods(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-    """(log p of the continuation, whether it is what greedy decoding says) of every (context, continuation)."""
-    places: dict[str, list[int]] = {}
-    for place, (context, _) in enumerate(pairs):
-        places.setdefault(context, []).append(place)
-    items = [[encode_pair(scorer.engine.tokenizer, *pairs[place]) for place in group] for group in places.values()]
-    found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
-    for group, scores in zip(places.values(), scorer.score(items), strict=True):
-        for place, score in zip(group, scores, strict=True):
-            found[place] = (score.logprob, score.is_greedy)
-    return found
+    """Returns (log p of the continuation, whether greedy decoding gives it) of each (context, continuation)."""
+    indices: dict[str, list[int]] = {}
+    for index, (context, _) in enumerate(pairs):
+        indices.setdefault(context, []).append(index)
+    items = [[encode_pair(scorer.engine.tokenizer, *pairs[index]) for index in group] for group in indices.values()]
+    results: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+    for group, scores in zip(indices.values(), scorer.score(items), strict=True):
+        for index, score in zip(group, scores, strict=True):
+            results[index] = (score.logprob, score.is_greedy)
+    return results
 
 
 def compute_rolling_loglikelihoods(scorer: Scorer, texts: Sequence[str]) -> list[float]:
-    """log p of whole texts, each token given as much before it as the context holds."""
-    tokenizer = scorer.engine.tokenizer
-    rows = [
-        list(rolling_windows([*bos_prefix(tokenizer), *tokenizer.encode(text)], scorer.engine.context))
-        for text in texts
-    ]
+    """Returns log p of whole texts, each token given as many tokens before it as the context allows."""
+    tokenizer, context = scorer.engine.tokenizer, scorer.engine.context
+    rows = [list(rolling_windows([*bos_prefix(tokenizer), *tokenizer.encode(text)], context)) for text in texts]
     return [sum(score.logprob for score in scores) for scores in scorer.score(rows)]
 
 
 def generate_until(engine: Engine, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Greedy answers to (context, {"until": [...], "max_gen_toks": n}), each cut before the first of its stops."""
+    """Returns greedy answers to (context, {"until": [...], "max_gen_toks": n}), each cut before its first stop."""
     tokenizer, texts = engine.tokenizer, []
     limits = [int(options.get("max_gen_toks", DEFAULT_MAX_NEW_TOKENS)) for _, options in requests]
-    most = min(max(limits, default=1), engine.context // 2)
-    prompts = [
-        [*bos_prefix(tokenizer), *tokenizer.encode(context)][-(engine.context - most) :] for context, _ in requests
-    ]
-    completions = engine.generate(prompts, SamplingParams(temperature=0.0, max_new_tokens=most), use_tools=False)
+    longest = min(max(limits, default=1), engine.context // 2)
+    encoded = [[*bos_prefix(tokenizer), *tokenizer.encode(context)] for context, _ in requests]
+    prompts = [prompt[-(engine.context - longest) :] for prompt in encoded]
+    completions = engine.generate(prompts, SamplingParams(temperature=0.0, max_new_tokens=longest), use_tools=False)
     for (_, options), limit, completion in zip(requests, limits, completions, strict=True):
-        text = tokenizer.decode(t for t in completion.tokens[:limit] if t not in engine.stop_tokens)
+        text = tokenizer.decode([token for token in completion.tokens[:limit] if token not in engine.stop_tokens])
         stops = options.get("until") or []
         for stop in [stops] if isinstance(stops, str) else stops:
             text = text.split(stop)[0] if stop else text
@@ -90,14 +85,14 @@ def generate_until(engine: Engine, requests: Sequence[tuple[str, dict[str, Any]]
 
 
 def make_harness_model(scorer: Scorer) -> LM:
-    """The harness's own kind of model around a scorer. Raises UserError where the harness is not installed."""
+    """Returns the harness's model interface around a scorer. Raises UserError where the harness is not installed."""
     try:
         from lm_eval.api.model import LM
     except ImportError:
         raise UserError("lm-evaluation-harness is not installed; pip install 'fledgling[lm-eval]'") from None
 
     class Fledgling(LM):
-        """Answers the three kinds of requests. Every rank is given all of them: the scorer deals them out."""
+        """Answers the three kinds of requests. Every rank gets all of them: the scorer distributes the work."""
 
         def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
             return compute_loglikelihoods(scorer, [request.args for request in requests])
@@ -118,7 +113,10 @@ def run_harness(
     num_fewshot: int | None = None,
     include_path: Path | None = None,
 ) -> dict[str, Any]:
-    """The harness's results of `tasks`, {task: {metric: value}}; folder: task files of one's own beside its own."""
+    """Returns the harness's results of `tasks`, {task: {metric: value}}. include_path: a folder of own task files.
+
+    Only the main rank gets results.
+    """
     model = make_harness_model(scorer)
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -127,7 +125,7 @@ def run_harness(
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise UserError(f'no task "{unknown[0]}" in lm-evaluation-harness; `lm-eval ls tasks` lists them')
-    found = simple_evaluate(
+    results = simple_evaluate(
         model, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit, task_manager=manager, log_samples=False
     )
-    return found["results"] if found else {}  # the harness answers on the first rank alone
+    return results["results"] if results else {}

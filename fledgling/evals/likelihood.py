@@ -1,13 +1,13 @@
-"""How likely a model finds given continuations: the scorer behind CORE and every choice among answers.
+"""Log-probabilities of given continuations: the scorer of CORE and of every choice among answers.
 
-The one idea: the choices of an item share a beginning, so an item is one row that forks: the shared tokens are the
-trunk, computed once, and the choices are branches side by side (`attention.Tree`). What is fed ends before the last
-token, which is only predicted: where choices differ in a single letter, there is no branch left at all.
+The choices of an item share a prefix, so an item is one row that forks: the shared tokens are the trunk, computed once,
+and the choices are branches (`attention.TreeMask`). The last token of a choice is only predicted and never fed: where
+choices differ in a single letter, the row has no branch at all.
 
-Rows are sorted by length, batched by tokens and dealt to the ranks; log-probabilities are taken only where a
-continuation stands. It neither renders prompts (prompts.py) nor knows what a right answer is (core.py).
+Rows are sorted by length, batched by tokens and distributed over the ranks; log-probabilities are computed only where a
+continuation is. Prompts are built in fledgling/tasks/core.py, right answers are known to core_results.py.
 
-B rows, T their longest length, V vocabulary.
+B rows, T their longest length, C width, V vocabulary, m scored tokens.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fledgling.model.attention import TreeMask
 from fledgling.model.logprob import iterate_logits
 from fledgling.runtime.world import World
 
-BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 16}  # of one forward: bounds what activations take
-MIN_PREFIX_SAVING = 0.1  # of an item's tokens; below it, choices that hardly share anything are rows of their own
+BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 16}  # of one forward pass: bounds the memory of activations
+MIN_PREFIX_SAVING = 0.1  # of an item's tokens; below it, choices with a short common prefix are separate rows
 
 
 @dataclass(frozen=True)
 class ContinuationRow:
-    """A sequence of which tokens[start:] is asked for, given what stands before; tokens (n,) int32, start >= 1."""
+    """A sequence whose tokens[start:] is scored, given the tokens before; tokens (n,) int32, start >= 1."""
 
     tokens: np.ndarray
     start: int
@@ -38,13 +38,13 @@ class ContinuationRow:
 
 @dataclass(frozen=True)
 class ContinuationScore:
-    """What a model says of a row's continuation."""
+    """The model's score of a row's continuation."""
 
     logprob: float  # sum over the continuation, in nats
-    num_tokens: int  # tokens of the continuation
-    predicted: tuple[int, ...]  # the most likely token at each of its places
+    num_tokens: int  # of the continuation
+    predicted: tuple[int, ...]  # the most likely token at each of its positions
     is_greedy: bool  # whether these are the continuation itself
-    num_cropped: int  # tokens that the model's context had no room for, cut off on the left
+    num_cropped: int  # tokens beyond the model's context, removed on the left
 
     @property
     def mean_logprob(self) -> float:
@@ -54,27 +54,27 @@ class ContinuationScore:
 
 @dataclass
 class ScorerStats:
-    """Counts of what was done, for a benchmark: tokens fed, tokens with padding, tokens of all rows one by one."""
+    """Token counts of this rank, for benchmarks."""
 
     computed_tokens: int = 0
     padded_tokens: int = 0
-    choice_tokens: int = 0
+    choice_tokens: int = 0  # of all rows, each from its beginning
 
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One row of a forward, of one item or a part of it."""
+    """One row of a forward pass, of one item or a part of it."""
 
     tokens: np.ndarray  # (n,)
     branches: np.ndarray | None  # (n,), None for a row that does not fork
     positions: np.ndarray | None  # (n,)
-    query_positions: np.ndarray  # (m,) whose next token is asked for
-    targets: np.ndarray  # (m,) what that token is
-    segments: tuple[tuple[int, int, int], ...]  # (row, tokens of its continuation, tokens cropped), in order of places
+    query_positions: np.ndarray  # (m,) whose next token is scored
+    targets: np.ndarray  # (m,) that next token
+    segments: tuple[tuple[int, int, int], ...]  # (row, tokens of its continuation, cropped tokens), in order
 
 
 class Scorer:
-    """Scores rows by an engine's model, all ranks together. `work` counts what that took on this rank."""
+    """Scores rows with an engine's model, all ranks together. `stats` counts the tokens of this rank."""
 
     def __init__(
         self, engine: Engine, world: World | None = None, batch_tokens: int | None = None, share_prefixes: bool = True
@@ -83,51 +83,51 @@ class Scorer:
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(engine.device.type, 1 << 14)
         self.share_prefixes = share_prefixes
         self.stats = ScorerStats()
-        self.num_batches = 0  # batches so far: the next goes to the next rank, whatever call it belongs to
+        self.num_batches = 0  # so far, over all calls: the next batch goes to the next rank
 
     def score(
         self, items: Sequence[Sequence[ContinuationRow]], progress: Callable[[int], None] | None = None
     ) -> list[list[ContinuationScore]]:
-        """Scores of every row of every item, the same on all ranks, which must all call it with the same items.
+        """Returns the score of every row of every item, the same on all ranks, which must all pass the same items.
 
-        Rows longer than the model's context lose their beginning, each by itself. progress(tokens) is told the tokens
-        of each batch of this rank as it is done.
+        Each row longer than the model's context loses its beginning. progress(tokens) is called with the tokens of each
+        finished batch of this rank.
         """
         self.engine.refresh_weights()
-        packed, row = [], 0
+        packed: list[PackedRow] = []
+        num_rows = 0
         for item in items:
-            packed += pack_item(item, row, self.engine.context, self.share_prefixes)
-            row += len(item)
-        self.stats.choice_tokens += sum(min(len(r.tokens), self.engine.context) for item in items for r in item)
-        found: list[tuple[int, ContinuationScore]] = []
+            packed += pack_item(item, num_rows, self.engine.context, self.share_prefixes)
+            num_rows += len(item)
+        self.stats.choice_tokens += sum(min(len(row.tokens), self.engine.context) for item in items for row in item)
+        own_scores: list[tuple[int, ContinuationScore]] = []
         for batch in batch_rows(packed, self.batch_tokens):
             self.num_batches += 1
             if self.num_batches % self.world.size != self.world.rank:
                 continue
-            found += self._score_batch(batch)
+            own_scores += self._score_batch(batch)
             if progress:
-                progress(sum(len(one.tokens) for one in batch))
-        flat = dict(pair for part in self.world.all_gather_object(found) for pair in part)
-        every = iter(flat[index] for index in range(row))
-        return [[next(every) for _ in item] for item in items]
+                progress(sum(len(row.tokens) for row in batch))
+        scores = dict(pair for part in self.world.all_gather_object(own_scores) for pair in part)
+        in_order = iter(scores[index] for index in range(num_rows))
+        return [[next(in_order) for _ in item] for item in items]
 
     def _score_batch(self, batch: Sequence[PackedRow]) -> list[tuple[int, ContinuationScore]]:
-        longest = max(len(one.tokens) for one in batch)
-        self.stats.computed_tokens += sum(len(one.tokens) for one in batch)
+        longest = max(len(row.tokens) for row in batch)
+        self.stats.computed_tokens += sum(len(row.tokens) for row in batch)
         self.stats.padded_tokens += longest * len(batch)
-        hidden = self.engine.forward(
-            stack_padded([one.tokens for one in batch], longest), build_tree(batch, longest, self.engine)
-        )
-        rows = np.repeat(np.arange(len(batch)), [len(one.query_positions) for one in batch])
-        places = np.concatenate([one.query_positions for one in batch])
-        targets = np.concatenate([one.targets for one in batch])
+        tokens = stack_padded([row.tokens for row in batch], longest)  # (B, T)
+        hidden = self.engine.forward(tokens, build_tree(batch, longest, self.engine))  # (B, T, C)
+        rows = np.repeat(np.arange(len(batch)), [len(row.query_positions) for row in batch])
+        positions = np.concatenate([row.query_positions for row in batch])
+        targets = np.concatenate([row.targets for row in batch])
         device = hidden.device
-        chosen = hidden[torch.from_numpy(rows).to(device), torch.from_numpy(places).to(device)]  # (m, C)
-        logprobs, predicted = self._compute_logprobs(chosen, torch.from_numpy(targets).to(device))
+        queries = hidden[torch.from_numpy(rows).to(device), torch.from_numpy(positions).to(device)]  # (m, C)
+        logprobs, predicted = self._compute_logprobs(queries, torch.from_numpy(targets).to(device))
         return list(split_scores(batch, logprobs, predicted, targets))
 
     def _compute_logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """hidden (m, C), targets (m,) -> log p(target) in nats (m,) float64, and the most likely tokens (m,)."""
+        """Returns log p(target) in nats, float64, and the most likely tokens, (m,) each, of hidden (m, C)."""
         model = self.engine.model
         logprobs, predicted = [], []
         with torch.inference_mode():
@@ -141,107 +141,103 @@ class Scorer:
 def split_scores(
     batch: Sequence[PackedRow], logprobs: np.ndarray, predicted: np.ndarray, targets: np.ndarray
 ) -> Iterator[tuple[int, ContinuationScore]]:
-    """Each row's own part of what was computed for a batch, places in the order of the batch's owners."""
-    place = 0
-    for one in batch:
-        for row, count, cropped in one.segments:
-            here = slice(place, place + count)
-            greedy = bool((predicted[here] == targets[here]).all())
-            yield (
-                row,
-                ContinuationScore(float(logprobs[here].sum()), count, tuple(predicted[here].tolist()), greedy, cropped),
-            )
-            place += count
+    """Yields (row, score) from the results of a batch (m,), whose tokens are in the order of the batch's segments."""
+    start = 0
+    for packed in batch:
+        for row, count, cropped in packed.segments:
+            part = slice(start, start + count)
+            greedy = bool((predicted[part] == targets[part]).all())
+            logprob = float(logprobs[part].sum())
+            yield row, ContinuationScore(logprob, count, tuple(predicted[part].tolist()), greedy, cropped)
+            start += count
 
 
 def pack_item(
     item: Sequence[ContinuationRow], first_row: int, context: int, share_prefixes: bool = True
 ) -> list[PackedRow]:
-    """The rows of an item, numbered from `first`, as few rows of a forward.
+    """Returns the rows of an item, numbered from `first_row`, as few rows of a forward pass.
 
-    Only rows cropped alike can share: others begin with different tokens.
+    Only rows that lose the same number of tokens share a prefix: others begin with different tokens.
     """
     groups: dict[int, list[tuple[int, np.ndarray, int]]] = {}
-    for number, row in enumerate(item):
+    for index, row in enumerate(item):
         cropped = max(0, len(row.tokens) - context)
         start = max(1, row.start - cropped)  # a continuation longer than the context loses its own beginning
-        groups.setdefault(cropped, []).append((first_row + number, row.tokens[cropped:], start))
+        groups.setdefault(cropped, []).append((first_row + index, row.tokens[cropped:], start))
     packed = []
     for cropped, group in groups.items():
         fed = [tokens[:-1] for _, tokens, _ in group]
-        trunk = common_prefix_length(fed)
-        saving = trunk * (len(group) - 1)
+        prefix = common_prefix_length(fed)
+        saving = prefix * (len(group) - 1)
         if share_prefixes and len(group) > 1 and saving >= MIN_PREFIX_SAVING * sum(map(len, fed)):
-            packed.append(fork_rows(group, trunk, cropped))
+            packed.append(fork_rows(group, prefix, cropped))
         else:
-            packed += [fork_rows([one], len(one[1]) - 1, cropped) for one in group]
+            packed += [fork_rows([row], len(row[1]) - 1, cropped) for row in group]
     return packed
 
 
 def fork_rows(group: Sequence[tuple[int, np.ndarray, int]], prefix_length: int, cropped: int) -> PackedRow:
-    """One row of rows (number, tokens, start) that begin with the same `trunk` tokens."""
-    pieces, branches, positions = (
-        [group[0][1][:prefix_length]],
-        [np.zeros(prefix_length, np.int64)],
-        [np.arange(prefix_length)],
-    )
-    places, targets, owners, length = [], [], [], prefix_length
+    """Returns one row of several (row, tokens, start) whose first `prefix_length` tokens are the same."""
+    pieces, branches = [group[0][1][:prefix_length]], [np.zeros(prefix_length, np.int64)]
+    positions = [np.arange(prefix_length)]
+    queries, targets, segments, length = [], [], [], prefix_length
     for number, (row, tokens, start) in enumerate(group, start=1):
         branch = tokens[prefix_length:-1]
-        before = np.arange(start - 1, len(tokens) - 1)  # of the row itself
-        places.append(np.where(before < prefix_length, before, before - prefix_length + length))
+        before = np.arange(start - 1, len(tokens) - 1)  # in the row itself
+        queries.append(np.where(before < prefix_length, before, before - prefix_length + length))
         targets.append(tokens[start:])
-        owners.append((row, len(tokens) - start, cropped))
+        segments.append((row, len(tokens) - start, cropped))
         pieces.append(branch)
         branches.append(np.full(len(branch), number, np.int64))
         positions.append(np.arange(prefix_length, prefix_length + len(branch)))
         length += len(branch)
-    forks = length > prefix_length
+    has_branches = length > prefix_length
     return PackedRow(
         np.concatenate(pieces).astype(np.int64),
-        np.concatenate(branches) if forks else None,
-        np.concatenate(positions) if forks else None,
-        np.concatenate(places),
+        np.concatenate(branches) if has_branches else None,
+        np.concatenate(positions) if has_branches else None,
+        np.concatenate(queries),
         np.concatenate(targets).astype(np.int64),
-        tuple(owners),
+        tuple(segments),
     )
 
 
 def batch_rows(packed: Sequence[PackedRow], max_tokens: int) -> Iterator[list[PackedRow]]:
-    """Rows from the longest to the shortest, in batches of at most `tokens` tokens with padding (or of one row).
+    """Yields rows from longest to shortest, in batches of at most `max_tokens` tokens with padding (or of one row).
 
-    Rows that fork and rows that do not are kept apart: most attention then needs no mask.
+    Rows that fork and rows that do not are in separate batches: most attention then needs no mask.
     """
     batch: list[PackedRow] = []
-    for one in sorted(packed, key=lambda one: (one.branches is None, -len(one.tokens))):
-        kind = batch and (batch[0].branches is None) != (one.branches is None)
-        if batch and (kind or len(batch[0].tokens) * (len(batch) + 1) > max_tokens):
+    for row in sorted(packed, key=lambda row: (row.branches is None, -len(row.tokens))):
+        is_other_kind = batch and (batch[0].branches is None) != (row.branches is None)
+        if batch and (is_other_kind or len(batch[0].tokens) * (len(batch) + 1) > max_tokens):
             yield batch
             batch = []
-        batch.append(one)
+        batch.append(row)
     if batch:
         yield batch
 
 
 def build_tree(batch: Sequence[PackedRow], length: int, engine: Engine) -> TreeMask | None:
-    """The tree of a batch, None where no row forks."""
-    if batch[0].branches is None:
+    """Returns the tree mask of a batch, None where no row forks."""
+    branches = [row.branches for row in batch if row.branches is not None]
+    positions = [row.positions for row in batch if row.positions is not None]
+    if not branches:
         return None
-    branches = stack_padded([one.branches for one in batch], length)
-    positions = stack_padded([one.positions for one in batch], length)
-    return TreeMask(branches.to(engine.device), positions.to(engine.device))
+    device = engine.device
+    return TreeMask(stack_padded(branches, length).to(device), stack_padded(positions, length).to(device))
 
 
 def stack_padded(rows: Sequence[np.ndarray], length: int) -> Tensor:
-    """Rows as one tensor (B, T) int64, padded with zeros on the right."""
-    whole = np.zeros((len(rows), length), np.int64)
-    for place, row in enumerate(rows):
-        whole[place, : len(row)] = row
-    return torch.from_numpy(whole)
+    """Returns rows as one tensor (B, T) int64, padded with zeros on the right."""
+    stacked = np.zeros((len(rows), length), np.int64)
+    for index, row in enumerate(rows):
+        stacked[index, : len(row)] = row
+    return torch.from_numpy(stacked)
 
 
 def common_prefix_length(rows: Sequence[np.ndarray]) -> int:
-    """How many tokens all rows begin with."""
+    """Returns the number of tokens that all rows begin with."""
     shortest = min(map(len, rows))
     same = np.ones(shortest, bool)
     for row in rows[1:]:
@@ -250,5 +246,5 @@ def common_prefix_length(rows: Sequence[np.ndarray]) -> int:
 
 
 def common_suffix_length(rows: Sequence[np.ndarray]) -> int:
-    """How many tokens all rows end with."""
+    """Returns the number of tokens that all rows end with."""
     return common_prefix_length([row[::-1] for row in rows])

@@ -1,4 +1,4 @@
-"""A measured figure and what is needed to trust it: interval, number of cases, the best constant answer's score."""
+"""A measured value and what is needed to trust it: interval, number of cases, the best constant answer's score."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Z95 = 1.959964  # two-sided 95 % of the normal distribution
 class Measurement:
     """value with its 95 % interval [low, high] over n cases.
 
-    baseline: what the best constant answer would score; chance: what answering at random would.
+    baseline: the score of the best constant answer; chance: the expected score of a random answer.
     """
 
     name: str
@@ -25,9 +25,9 @@ class Measurement:
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): inside [0, 1] and honest at 0 and n successes."""
+    """Returns the 95 % interval of a proportion (Wilson 1927): inside [0, 1], and valid at 0 and n successes."""
     assert n > 0 and 0 <= successes <= n, f"{successes} of {n}"
     p, z2 = successes / n, Z95 * Z95
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)

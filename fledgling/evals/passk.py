@@ -1,31 +1,37 @@
-"""pass@k: how often at least one of k drawn answers is right, estimated from n >= k answers to each question.
+"""pass@k: the probability that at least one of k sampled answers is right, estimated from n >= k samples a question.
 
-The one idea: with c of n answers right, the share of all k-subsets of the n that hold a right one is known
-exactly, 1 - C(n - c, k) / C(n, k); its mean over questions is unbiased, where 1 - (1 - c/n)^k is not (Chen et
-al. 2021, arXiv 2107.03374, equation 1). Answers are drawn with the noise of (seed, question, draw), so more
-draws later begin with the same ones.
-
-What it is not: a greedy score; that is chat.py.
+With c of n answers right, the share of all k-subsets of the n that contain a right one is 1 - C(n - c, k) / C(n, k);
+its mean over questions is unbiased, where 1 - (1 - c/n)^k is not (Chen et al. 2021, arXiv 2107.03374, equation 1).
+Answers are sampled with the noise of (seed, question, sample), so that a later run with more samples begins with the
+same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import comb
 
 import numpy as np
 
-from fledgling.evals.chat import BOOTSTRAP_SAMPLES, Exam, ExamAnswer, crop_prompt, encode_question
+from fledgling.evals.chat import (
+    BOOTSTRAP_SAMPLES,
+    Exam,
+    ExamAnswer,
+    ProgressCallback,
+    crop_prompt,
+    encode_question,
+)
 from fledgling.evals.measurement import Measurement
 from fledgling.infer.detokenizer import decode_final_text
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
+from fledgling.tasks.task import score_answers
 
-MAX_SAMPLES = 1 << 16  # draws of one question that have numbers of their own
+MAX_SAMPLES = 1 << 16  # of one question; each has its own request index
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The unbiased estimate of pass@k from n draws of which c are right; 1 <= k <= n, 0 <= c <= n."""
+    """Returns the unbiased estimate of pass@k from n samples of which c are right; 1 <= k <= n, 0 <= c <= n."""
     assert 1 <= k <= n and 0 <= c <= n, f"k {k}, n {n}, c {c}"
     return 1.0 - comb(n - c, k) / comb(n, k)  # comb(a, k) is 0 where a < k
 
@@ -37,25 +43,22 @@ def sample_answers(
     temperature: float,
     first_question: int = 0,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[list[ExamAnswer]]:
-    """`samples` answers to each question of the exam, whose own numbers begin at `first`."""
+    """Returns `samples` answers to each question of the exam, whose questions are numbered from `first_question`."""
     assert 1 <= samples <= MAX_SAMPLES, samples
-    room = engine.context - min(exam.task.max_new_tokens, engine.context // 2)
-    cut = [crop_prompt(encode_question(engine.tokenizer, question), room) for question in exam.questions]
-    numbers = [(first_question + i) * MAX_SAMPLES + s for i in range(len(cut)) for s in range(samples)]
+    max_prompt = engine.context - min(exam.task.max_new_tokens, engine.context // 2)
+    prompts = [crop_prompt(encode_question(engine.tokenizer, question), max_prompt) for question in exam.questions]
+    indices = [(first_question + i) * MAX_SAMPLES + s for i in range(len(prompts)) for s in range(samples)]
     sampling = SamplingParams(temperature=temperature, max_new_tokens=exam.task.max_new_tokens, seed=seed)
-    prompts = [ids for ids, _ in cut for _ in range(samples)]
-    completions = engine.generate(prompts, sampling, request_indices=numbers, progress=progress)
-    pairs = [
-        (question, decode_final_text(engine.tokenizer, completions[i * samples + s].tokens))
-        for i, question in enumerate(exam.questions)
-        for s in range(samples)
-    ]
-    scores = exam.task.score_batch(pairs)
+    requests = [prompt for prompt, _ in prompts for _ in range(samples)]
+    completions = engine.generate(requests, sampling, request_indices=indices, progress=progress)
+    texts = [decode_final_text(engine.tokenizer, completion.tokens) for completion in completions]
+    questions = [question for question in exam.questions for _ in range(samples)]
+    scores = score_answers([(exam.task, question) for question in questions], texts)
     answers = [
-        ExamAnswer(question, text, score, cut[at // samples][1], len(said.tokens), sum(said.logprobs))
-        for at, ((question, text), score, said) in enumerate(zip(pairs, scores, completions, strict=True))
+        ExamAnswer(question, text, score, prompts[i // samples][1], len(completion.tokens), sum(completion.logprobs))
+        for i, (question, text, score, completion) in enumerate(zip(questions, texts, scores, completions, strict=True))
     ]
     return [answers[i * samples : (i + 1) * samples] for i in range(len(exam.questions))]
 
@@ -63,18 +66,17 @@ def sample_answers(
 def measure_pass_at_k(
     name: str, num_correct: Sequence[int], n: int, ks: Sequence[int], seed: int = 0
 ) -> list[Measurement]:
-    """pass@k for each k, from the number of right ones among n draws of each question.
+    """Returns pass@k for each k, from the number of right answers among n samples of each question.
 
-    The 95 % interval is the bootstrap's over questions: percentiles of `DRAWS` means of as many questions, drawn
-    with replacement.
+    The 95 % interval is a bootstrap over questions: percentiles of `BOOTSTRAP_SAMPLES` means of as many questions,
+    drawn with replacement.
     """
     rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(num_correct), size=(BOOTSTRAP_SAMPLES, len(num_correct)))
-    found = []
+    resamples = rng.integers(len(num_correct), size=(BOOTSTRAP_SAMPLES, len(num_correct)))
+    measurements = []
     for k in ks:
         estimates = np.array([pass_at_k(n, c, k) for c in num_correct])
-        low, high = np.percentile(estimates[chosen].mean(1), [2.5, 97.5])
-        found.append(
-            Measurement(f"{name}_pass@{k}", float(estimates.mean()), float(low), float(high), len(num_correct))
-        )
-    return found
+        low, high = np.percentile(estimates[resamples].mean(1), [2.5, 97.5])
+        mean = float(estimates.mean())
+        measurements.append(Measurement(f"{name}_pass@{k}", mean, float(low), float(high), len(num_correct)))
+    return measurements

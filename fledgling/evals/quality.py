@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fledgling.corpora.document import split_held_out
 from fledgling.corpora.embedded import harvest_embedded
 from fledgling.corpora.readers import read_documents
-from fledgling.corpora.split import split_held_out
 from fledgling.evals.bpb import make_text_batches, measure_bpb
 from fledgling.evals.chat import answer_exams, build_exams, measure_exam
 from fledgling.infer.engine import Engine

@@ -1,4 +1,4 @@
-"""Samples: what the model says, greedily, to a few fixed prompts; for the eye, not for a score."""
+"""Samples: the model's greedy replies to a few fixed prompts; for reading, not for a score."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ SAMPLE_QUESTIONS = ("Who are you?", "What is 47 + 38?", "Spell the word planet."
 
 
 def sample_continuations(engine: Engine, max_new_tokens: int = 48) -> list[tuple[str, str]]:
-    """(beginning of a text, how the model goes on) for every one of TEXTS."""
+    """Returns (prompt, continuation) for each of TEXT_PROMPTS."""
     tokenizer = engine.tokenizer
     prompts = [[tokenizer.bos, *tokenizer.encode(text)] for text in TEXT_PROMPTS]
-    done = engine.generate(prompts, SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens), use_tools=False)
-    return [(text, tokenizer.decode(c.tokens)) for text, c in zip(TEXT_PROMPTS, done, strict=True)]
+    sampling = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
+    completions = engine.generate(prompts, sampling, use_tools=False)
+    return [(text, tokenizer.decode(c.tokens)) for text, c in zip(TEXT_PROMPTS, completions, strict=True)]
 
 
 def sample_chat_replies(engine: Engine, max_new_tokens: int = 64) -> list[tuple[str, str]]:
-    """(question, answer with its tool calls) for every one of QUESTIONS."""
+    """Returns (question, reply with its tool calls) for each of SAMPLE_QUESTIONS."""
     tokenizer = engine.tokenizer
-    asked = [render_prompt(tokenizer, {"messages": [{"role": "user", "content": q}]}) for q in SAMPLE_QUESTIONS]
-    done = engine.generate(asked, SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens))
-    return [(q, _format_parts(decode_parts(tokenizer, c.tokens))) for q, c in zip(SAMPLE_QUESTIONS, done, strict=True)]
+    conversations = [{"messages": [{"role": "user", "content": question}]} for question in SAMPLE_QUESTIONS]
+    prompts = [render_prompt(tokenizer, conversation) for conversation in conversations]
+    completions = engine.generate(prompts, SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens))
+    return [
+        (question, _format_parts(decode_parts(tokenizer, completion.tokens)))
+        for question, completion in zip(SAMPLE_QUESTIONS, completions, strict=True)
+    ]
 
 
 def _format_parts(parts: list[dict[str, str]]) -> str:
-    marks = {"text": "{}", "python": "[{}]", "output": "={} "}
-    return "".join(marks[part["type"]].format(part["text"]) for part in parts)
+    formats = {"text": "{}", "python": "[{}]", "output": "={} "}
+    return "".join(formats[part["type"]].format(part["text"]) for part in parts)

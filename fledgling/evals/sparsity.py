@@ -1,7 +1,7 @@
-"""How much of the feed-forward's hidden layer is exactly zero, layer by layer: what decoding need not multiply.
+"""The share of exact zeros in the activations of the feed-forward network, by layer: products that decoding can skip.
 
-ReLU^2 gives exact zeros; GELU and SwiGLU give none worth counting. The activations are made again from what each
-feed-forward was given, so the model has no code for being watched.
+ReLU^2 gives exact zeros; GELU and SwiGLU give almost none. The activations are recomputed from the input of each
+feed-forward network, so that the model has no code for this measurement.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from fledgling.model.transformer import Transformer
 
 @torch.no_grad()
 def measure_activation_sparsity(model: Transformer, batches: Sequence[Batch]) -> list[Measurement]:
-    """The share of exact zeros in all layers, then in each (from 1), over every token of the batches; n tokens."""
+    """Returns the share of exact zeros in all layers, then in each (from 1), over the n tokens of the batches."""
     shares: list[list[float]] = [[] for _ in model.blocks]
     hooks = [
-        block.mlp.register_forward_pre_hook(
-            lambda mlp, given, kept=kept: kept.append(float((mlp.compute_activations(*given) == 0).double().mean()))
+        block.get_submodule("mlp").register_forward_pre_hook(
+            lambda mlp, inputs, layer_shares=layer_shares: layer_shares.append(
+                float((mlp.compute_activations(*inputs) == 0).double().mean())
+            )
         )
-        for block, kept in zip(model.blocks, shares, strict=True)
+        for block, layer_shares in zip(model.blocks, shares, strict=True)
     ]
     try:
         for batch in batches:
-            there = batch.to(model.head.weight.device)
-            model(there.tokens, there.document_ids)
+            on_device = batch.to(model.head.weight.device)
+            model(on_device.tokens, on_device.document_ids)
     finally:
         for hook in hooks:
             hook.remove()
     tokens = sum(batch.tokens.numel() for batch in batches)
-    layers = [sum(kept) / len(kept) for kept in shares]  # all batches are of one size
-    found = [Measurement("zeros", sum(layers) / len(layers), n=tokens)]
-    return found + [Measurement(f"zeros_layer_{n:02}", share, n=tokens) for n, share in enumerate(layers, start=1)]
+    layers = [sum(layer_shares) / len(layer_shares) for layer_shares in shares]  # all batches have one size
+    mean = Measurement("zeros", sum(layers) / len(layers), n=tokens)
+    return [mean, *(Measurement(f"zeros_layer_{n:02}", share, n=tokens) for n, share in enumerate(layers, start=1))]

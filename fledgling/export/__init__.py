@@ -1,6 +1,7 @@
-"""What leaves the house and what comes in: Hugging Face directories and GGUF files, for all families.
+"""Exports to and imports from other formats: Hugging Face directories and GGUF files, for all families.
 
-Start with `layout.py`, the one table of names and shapes that export and import both read; then `hugging_face.py`
-(write a directory), `read.py` (read one that somebody else may have written), `gguf.py`, `template.py` (the chat layout
-in Jinja), `card.py`, and `parity.py`, which every export ends with. Nothing here trains, and no pickle is ever read.
+Start with `hf_mapping.py`, the one table of names and shapes that export and import both read; then `write_hf.py`
+(writes a directory), `read_hf.py` (reads one from any source), `import_hf.py` (makes a checkpoint of it), `gguf.py`,
+`chat_template.py` (the conversation format in Jinja), `model_card.py`, and `parity.py`, the comparison that ends every
+export. Nothing here trains, and no pickle is ever read.
 """

@@ -1,8 +1,8 @@
-"""The conversation's layout for others: a chat template in Jinja, and the tokenizer's settings beside it.
+"""The conversation format for other programs: a chat template in Jinja, and the tokenizer's settings.
 
-One idea: the layout of `fledgling.text.conversation` written down once more, in the language that transformers, vLLM
-and llama.cpp read; a test holds the two to each other, token by token. One thing it cannot do: there the text is
-rendered first and tokenized whole, so the name of a control token in what a user writes becomes that token.
+The same format as `fledgling.text.conversation`, in the language of transformers, vLLM and llama.cpp; a test compares
+the two token by token. One limitation: these programs render the text first and tokenize it as a whole, so the name of
+a control token in a user's message becomes that token.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ CHAT_TEMPLATE = """\
 
 
 def supports_chat(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer has the control tokens that a conversation is laid out with."""
+    """Returns whether the tokenizer has the control tokens of a conversation."""
     return {"<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"} <= set(
         tokenizer.special_tokens
     )
 
 
 def special_token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Ids for generation: what a text begins with, and what ends an answer (none for a tokenizer without)."""
-    begin = tokenizer.bos_or_none
-    if begin is None:
+    """Returns the ids for generation: the start of a text, and the end of an answer (none without a start token)."""
+    start = tokenizer.bos_or_none
+    if start is None:
         return {}
     stop = tokenizer.special_tokens.get("<|assistant_end|>")
-    return {"bos_token_id": begin, "eos_token_id": [stop, begin] if stop is not None else begin, "pad_token_id": begin}
+    return {"bos_token_id": start, "eos_token_id": [stop, start] if stop is not None else start, "pad_token_id": start}
 
 
 def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
-    """The contents of tokenizer_config.json."""
+    """Returns the contents of tokenizer_config.json."""
     names = {index: name for name, index in tokenizer.special_tokens.items()}
-    said: dict[str, Any] = {
+    values: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
@@ -73,7 +73,7 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
     if tokenizer.bos_or_none is not None:
         begin = names[tokenizer.bos_or_none]
         end = "<|assistant_end|>" if "<|assistant_end|>" in tokenizer.special_tokens else begin
-        said |= {"bos_token": begin, "eos_token": end, "pad_token": begin}
+        values |= {"bos_token": begin, "eos_token": end, "pad_token": begin}
     if supports_chat(tokenizer):
-        said["chat_template"] = CHAT_TEMPLATE
-    return said
+        values["chat_template"] = CHAT_TEMPLATE
+    return values

@@ -1,4 +1,4 @@
-"""A Hugging Face directory becomes a checkpoint: what `fledgling import` does, and a run that starts from one."""
+"""Converts a Hugging Face directory to a checkpoint, for `fledgling import` and for runs that start from one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from fledgling.record.checkpoint import save_checkpoint
 
 
 def import_hf(directory: Path, out: Path) -> tuple[Path, HfModel]:
-    """Read `directory`, save it as OUT/step-00000000 and return that and what was read.
+    """Reads `directory` and saves it as OUT/step-00000000; returns that path and the model.
 
-    Raises UserError naming the file, key or tensor that does not hold; nothing is written then.
+    Raises UserError naming the invalid file, key or tensor; nothing is written in that case.
     """
-    found = read_hf(directory)
+    model = read_hf(directory)
     state = {
         "name": directory.resolve().name,
         "step": 0,
-        "model": found.config.to_dict(),
-        "tokenizer": found.tokenizer.fingerprint(),
+        "model": model.config.to_dict(),
+        "tokenizer": model.tokenizer.fingerprint(),
     }
     with TemporaryDirectory() as folder:
-        files = {"tokenizer.json": found.tokenizer.save(folder)}
-        return save_checkpoint(out, 0, {"model": found.state}, state, files), found
+        files = {"tokenizer.json": model.tokenizer.save(folder)}
+        return save_checkpoint(out, 0, {"model": model.state}, state, files), model

@@ -1,7 +1,4 @@
-"""The model card: what the exported model is, filled from the checkpoint and from the run it lies in.
-
-One idea: every figure on the card is read from a file of the run; what no file says is not said.
-"""
+"""Renders the model card: every value on it is read from the checkpoint or from a file of its run."""
 
 from __future__ import annotations
 
@@ -44,20 +41,20 @@ CHAT_USAGE = """messages = [{"role": "user", "content": "How many r are in straw
 ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]"""
 COMPLETION_USAGE = """ids = tokenizer("{start}" + "The sea", return_tensors="pt")["input_ids"]"""
 TEMPLATE_WARNING = """
-The template is rendered as text and tokenized whole, so the name of a control token in what a user writes becomes that
-token. A server that takes text from strangers should remove such names, or tokenize each part by itself.
+The template is rendered as text and tokenized as a whole, so the name of a control token in a user's message becomes
+that token. A server for untrusted text should remove such names, or tokenize each part separately.
 """
 
 
 def render_model_card(
     config: ModelConfig, parameters: int, tokenizer: Tokenizer, state: Mapping[str, Any], run: Path | None
 ) -> str:
-    """The text of README.md. state: the checkpoint's; run: the run directory it lies in, where it lies in one."""
+    """Returns the text of README.md. state: the checkpoint's; run: the run directory that contains it, or None."""
     recipe = _recipe(state)
     name = str(recipe.get("name") or state.get("name") or "model")
     chat = supports_chat(tokenizer) and state.get("stage") != "pretrain"
-    what = "A chat model" if chat else "A language model"
-    sentence = f"{what} of {parameters:,} parameters, made with fledgling and loaded as `{CLASSES[config.family]}`."
+    kind = "A chat model" if chat else "A language model"
+    sentence = f"{kind} of {parameters:,} parameters, made with fledgling and loaded as `{CLASSES[config.family]}`."
     table = [
         ("family", config.family),
         ("parameters", f"{parameters:,}"),
@@ -75,15 +72,21 @@ def render_model_card(
         FRONT_MATTER.format(kind=to_hf_config(config)["model_type"], name=name, sentence=sentence),
         _table(("", ""), table),
     ]
-    measured = list(_evaluations(run, str(state.get("stage")))) if run else []
-    if measured:
-        parts += ["\n## Measured during training\n", _table(("stage", "step", "what", "value", "95 %"), measured)]
+    evaluations = list(_evaluations(run, str(state.get("stage")))) if run else []
+    if evaluations:
+        parts += ["\n## Measured during training\n", _table(("stage", "step", "what", "value", "95 %"), evaluations)]
     start = next((text for text, index in tokenizer.special_tokens.items() if index == tokenizer.bos_or_none), "")
     parts.append(
         USAGE_SECTION.format(lines=CHAT_USAGE if chat else COMPLETION_USAGE.format(start=start))
         + (TEMPLATE_WARNING if chat else "")
     )
     return "\n".join(parts)
+
+
+def find_run_dir(checkpoint: Path) -> Path | None:
+    """Returns the run directory that contains a checkpoint, RUN/STAGE/checkpoints/step-N; None outside of a run."""
+    run_dir = checkpoint.parents[2]
+    return run_dir if (run_dir / "recipe.toml").is_file() else None
 
 
 def _recipe(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,16 +96,16 @@ def _recipe(state: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _evaluations(run: Path, until: str) -> Iterable[tuple[str, ...]]:
-    """The last value of every evaluation of the checkpoint's stage."""
-    last = {line["name"]: line for line in read_jsonl(run / until / "evals.jsonl") if "name" in line}
+def _evaluations(run: Path, stage: str) -> Iterable[tuple[str, ...]]:
+    """Yields the last value of every evaluation of the checkpoint's stage."""
+    last = {line["name"]: line for line in read_jsonl(run / stage / "evals.jsonl") if "name" in line}
     for name, line in last.items():
         if isinstance(line.get("value"), int | float):
             low, high = line.get("low"), line.get("high")
-            between = f"{low:.4f} to {high:.4f}" if isinstance(low, float) and isinstance(high, float) else ""
-            yield until, f"{line.get('step', 0):,}", name, f"{line['value']:.4f}", between
+            interval = f"{low:.4f} to {high:.4f}" if isinstance(low, float) and isinstance(high, float) else ""
+            yield stage, f"{line.get('step', 0):,}", name, f"{line['value']:.4f}", interval
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

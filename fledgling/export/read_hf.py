@@ -1,8 +1,8 @@
-"""Read a Hugging Face directory that somebody else may have written.
+"""Reads a Hugging Face directory from any source, and trusts nothing in it.
 
-The one idea: everything is checked against what config.json says before a model is made of it: which files, which
-tensors, which shapes. Weights come from safetensors alone, never from a pickle; what is missing, left over, misshapen
-or of another kind is named in one line, and nothing is half loaded.
+Everything is checked against config.json before a model is made: files, tensors and shapes. Weights come from
+safetensors alone, never from a pickle; a tensor that is missing, unexpected, or of another shape or type is named in
+one line, and nothing is loaded partially.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fledgling.text.tokenizer import Tokenizer
 
 MAX_JSON_BYTES = 64 * 2**20  # bytes of config.json or of an index
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
-# Masks and tables that older writers stored: no weights.
+# Masks and tables that older writers stored, not weights.
 _NO_WEIGHTS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
 _BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -37,15 +37,20 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class HfModel:
-    """What a directory holds: configuration, our state dictionary in float32, and the tokenizer."""
+    """The contents of a directory: configuration, our state dictionary in float32, and the tokenizer."""
 
     config: ModelConfig
     state: dict[str, Tensor]
     tokenizer: Tokenizer
 
+    def count_parameters(self) -> int:
+        """Returns the number of parameters; a tied head and embedding count once."""
+        tied = {"embedding.weight"} if self.config.tie_embeddings else set()
+        return sum(tensor.numel() for name, tensor in self.state.items() if name not in tied)
+
 
 def read_hf(directory: Path) -> HfModel:
-    """Read `directory`. Raises UserError naming the file, key or tensor that does not hold."""
+    """Reads `directory`. Raises UserError naming the invalid file, key or tensor."""
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise UserError(f"{directory} {what}; expected a directory with config.json (hf download NAME --local-dir DIR)")
@@ -54,7 +59,7 @@ def read_hf(directory: Path) -> HfModel:
     tokenizer = _tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, config.json says {config.vocab_size}"
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries, config.json has {config.vocab_size}"
         )
     return HfModel(config, state, tokenizer)
 
@@ -75,7 +80,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file; whatever is wrong with it becomes one line that names the file (and the tensor, if known)."""
+    """Opens a safetensors file; every error in it becomes one line that names the file (and the tensor, if known)."""
     try:
         with safe_open(path, "pt") as file:
             _header(path)
@@ -86,11 +91,11 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object's pairs as a dictionary; a key that stands twice means two things, and so nothing."""
+    """Returns the pairs of a JSON object as a dictionary; raises ValueError for a duplicate key."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{key[:80]} stands there twice")
+            raise ValueError(f"{key[:80]} appears twice")
         found[key] = value
     return found
 
@@ -104,25 +109,25 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _culprit(path: Path) -> str:
-    """The first tensor whose entry in a broken header cannot be true, in words; empty where none is to be found."""
+    """Returns a description of the first tensor with an impossible header entry; empty if there is none."""
     try:
         header, data = _header(path)
-        for name, said in header.items():
+        for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            values, (start, end) = prod(said["shape"]), said["data_offsets"]
-            size = _BYTES.get(said["dtype"])
-            if size is None or min(said["shape"], default=0) < 0 or not 0 <= start <= end <= data:
-                return f"tensor {name[:80]} is said to be {str(said)[:120]}, in {data} bytes of data"
-            if values * size != end - start:
-                return f"tensor {name[:80]} has {end - start} bytes, its shape {said['shape']} means {values * size}"
+            count, (start, end) = prod(entry["shape"]), entry["data_offsets"]
+            size = _BYTES.get(entry["dtype"])
+            if size is None or min(entry["shape"], default=0) < 0 or not 0 <= start <= end <= data:
+                return f"tensor {name[:80]} is declared as {str(entry)[:120]}, in {data} bytes of data"
+            if count * size != end - start:
+                return f"tensor {name[:80]} has {end - start} bytes, its shape {entry['shape']} needs {count * size}"
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return ""
     return ""
 
 
 def _where(directory: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the index or from the one file. Names in an index lead nowhere but here."""
+    """Returns tensor name -> file, from the index or from the one file. Names in an index stay inside the directory."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
         with _opened(single) as file:
@@ -134,65 +139,65 @@ def _where(directory: Path) -> dict[str, Path]:
         raise UserError(f"{directory} has no model.safetensors and no model.safetensors.index.json")
     listed = _json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise UserError(f"{index}: weight_map is missing or no table of names")
-    found: dict[str, Path] = {}
+        raise UserError(f"{index}: weight_map is missing or not a table of names")
+    files: dict[str, Path] = {}
     for name, file in listed.items():
         if not isinstance(file, str) or not _FILE.fullmatch(file):
-            raise UserError(f"{index}: {name} is said to be in {str(file)[:80]!r}; expected the plain name of a file")
-        found[name] = directory / file
-    for path in sorted(set(found.values())):
+            raise UserError(f"{index}: {name} is mapped to {str(file)[:80]!r}; expected a plain file name")
+        files[name] = directory / file
+    for path in sorted(set(files.values())):
         if not path.is_file():
-            raise UserError(f"{index} names {path.name}, which is not there")
+            raise UserError(f"{index} names {path.name}, which does not exist")
         with _opened(path) as file:
-            held = set(file.keys())
-        absent = sorted(name for name, place in found.items() if place == path and name not in held)
+            stored = set(file.keys())
+        absent = sorted(name for name, shard in files.items() if shard == path and name not in stored)
         if absent:
             raise UserError(f"{index}: tensor {absent[0]} is not in {path.name}")
-    return found
+    return files
 
 
-def _state(config: ModelConfig, where: dict[str, Path]) -> dict[str, Tensor]:
-    """Our state dictionary, every tensor checked."""
-    if config.depth > len(where):
-        raise UserError(f"config.json says {config.depth} layers, and there are {len(where)} tensors in all")
+def _state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor]:
+    """Returns our state dictionary, every tensor checked."""
+    if config.depth > len(files):
+        raise UserError(f"config.json has {config.depth} layers, but there are only {len(files)} tensors")
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in Transformer(config).state_dict().items()}
-    where = {name: path for name, path in where.items() if not _NO_WEIGHTS.fullmatch(name)}
-    bare = config.family == "gpt2" and "wte.weight" in where  # as the published files are
-    table = {
-        entry.hf_name.removeprefix("transformer.") if bare else entry.hf_name: entry
-        for entry in tensor_mappings(config)
+    files = {name: path for name, path in files.items() if not _NO_WEIGHTS.fullmatch(name)}
+    unprefixed = config.family == "gpt2" and "wte.weight" in files  # as in the published files
+    mappings = {
+        mapping.hf_name.removeprefix("transformer.") if unprefixed else mapping.hf_name: mapping
+        for mapping in tensor_mappings(config)
     }
-    tied_head = where.pop("lm_head.weight", None) if config.tie_embeddings else None
-    for names, said in ((set(table) - set(where), "is missing"), (set(where) - set(table), "is left over")):
+    tied_head = files.pop("lm_head.weight", None) if config.tie_embeddings else None
+    for names, problem in ((set(mappings) - set(files), "is missing"), (set(files) - set(mappings), "is left over")):
         if names:
-            raise UserError(f"tensor {min(names)} {said}: these are not the weights of {CLASSES[config.family]}")
+            raise UserError(f"tensor {min(names)} {problem}: these are not the weights of {CLASSES[config.family]}")
     state: dict[str, Tensor] = {}
-    for path in sorted(set(where.values())):
+    for path in sorted(set(files.values())):
         with _opened(path) as file:
-            for name in sorted(name for name, place in where.items() if place == path):
-                state |= from_hf_tensor(table[name], _floats(name, file.get_tensor(name)), shapes)
+            for name in sorted(name for name, shard in files.items() if shard == path):
+                state |= from_hf_tensor(mappings[name], _floats(name, file.get_tensor(name)), shapes)
     if config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     if tied_head is not None:
         with _opened(tied_head) as file:
             if not torch.equal(_floats("lm_head.weight", file.get_tensor("lm_head.weight")), state["head.weight"]):
-                raise UserError("tensor lm_head.weight is not the embedding, and config.json says that they are tied")
+                raise UserError("tensor lm_head.weight differs from the embedding, but config.json ties them")
     return state
 
 
 def _floats(name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype not in _FLOATS:
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"tensor {name} is of {kind}; expected float32, bfloat16 or float16")
+        raise UserError(f"tensor {name} has dtype {kind}; expected float32, bfloat16 or float16")
     return tensor.to(torch.float32)
 
 
 def _tokenizer(directory: Path) -> Tokenizer:
-    """tokenizer.json, or the two files in which GPT-2's came."""
+    """Returns the tokenizer of tokenizer.json, or of GPT-2's two files."""
     if (directory / "tokenizer.json").is_file():
         return Tokenizer.load(directory / "tokenizer.json")
-    found = load_gpt2_tokenizer(directory)
-    if found is None:
+    tokenizer = load_gpt2_tokenizer(directory)
+    if tokenizer is None:
         raise UserError(f"{directory} has no tokenizer.json (nor vocab.json and merges.txt)")
-    return found
+    return tokenizer

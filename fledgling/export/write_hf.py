@@ -1,10 +1,10 @@
-"""Write a model as a Hugging Face directory: weights, configuration, tokenizer, chat template, model card.
+"""Writes a model as a Hugging Face directory: weights, configuration, tokenizer, chat template, model card.
 
     config.json  generation_config.json  model.safetensors (or numbered shards and an index)
     tokenizer.json  tokenizer_config.json  README.md
 
-The one idea: the values are ours and only the names are theirs (`layout.py`), so `read.py` gives back bit for bit what
-was written in float32. The directory appears whole, in one rename, or not at all.
+Only the names of tensors change (`hf_mapping.py`), so `read_hf.py` restores bit for bit what was written in float32.
+The directory appears complete, in one rename, or not at all.
 """
 
 from __future__ import annotations
@@ -39,24 +39,32 @@ def write_hf(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write the directory `out`, which must not exist yet or be empty, and return it.
+    """Writes the directory `out`, which must not exist yet or be empty, and returns it.
 
-    state: our state dictionary, float32; dtype: what the weights are stored in, float32 without loss; card: README.md.
-    Raises UserError when no class of transformers holds this model, or the disk does not take it.
+    Args:
+        out: the directory.
+        config: the model's configuration.
+        state: our state dictionary, float32.
+        tokenizer: the tokenizer.
+        card: text of README.md.
+        dtype: storage type of the weights; float32 is lossless.
+        shard_bytes: largest file of weights, in bytes.
+
+    Raises UserError if no class of transformers represents this model, or the directory cannot be written.
     """
     check_family(config)
     if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not known; expected one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty directory; choose another place for the export")
+        raise UserError(f"{out} exists and is not an empty directory; choose another directory for the export")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         temporary.mkdir(parents=True)
         _weights(temporary, _tensors(config, state, DTYPES[dtype]), shard_bytes)
-        tokens = special_token_ids(tokenizer)
-        said = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **tokens}
-        _json(temporary / "config.json", said)
-        _json(temporary / "generation_config.json", {**tokens, "do_sample": True, "temperature": 0.8, "top_k": 50})
+        token_ids = special_token_ids(tokenizer)
+        config_json = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **token_ids}
+        _json(temporary / "config.json", config_json)
+        _json(temporary / "generation_config.json", {**token_ids, "do_sample": True, "temperature": 0.8, "top_k": 50})
         _json(temporary / "tokenizer_config.json", tokenizer_config(tokenizer, config.context))
         tokenizer.save(temporary / "tokenizer.json")
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -71,36 +79,38 @@ def write_hf(
 
 
 def _tensors(config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    for entry in tensor_mappings(config):
-        yield entry.hf_name, to_hf_tensor(entry, state).detach().to("cpu", dtype).contiguous()
+    """Yields the tensors of the Hugging Face class with their names."""
+    for mapping in tensor_mappings(config):
+        yield mapping.hf_name, to_hf_tensor(mapping, state).detach().to("cpu", dtype).contiguous()
 
 
 def _weights(directory: Path, tensors: Iterator[tuple[str, Tensor]], shard_bytes: int) -> None:
-    """Write model.safetensors, or shards of at most `shard_bytes` (or one tensor) and their index."""
+    """Writes model.safetensors, or shards of at most `shard_bytes` (or one tensor) and their index."""
     shards: list[list[str]] = []
-    total, waiting, size = 0, {}, 0
+    pending: dict[str, Tensor] = {}
+    total = size = 0
 
     def flush() -> None:
-        save_file(waiting, directory / f"{len(shards):05d}.partial", metadata={"format": "pt"})
-        shards.append(list(waiting))
-        waiting.clear()
+        save_file(pending, directory / f"{len(shards):05d}.partial", metadata={"format": "pt"})
+        shards.append(list(pending))
+        pending.clear()
 
     for name, tensor in tensors:
-        if waiting and size + tensor.nbytes > shard_bytes:
+        if pending and size + tensor.nbytes > shard_bytes:
             flush()
             size = 0
-        waiting[name] = tensor
+        pending[name] = tensor
         size, total = size + tensor.nbytes, total + tensor.nbytes
     flush()
     if len(shards) == 1:
         (directory / "00000.partial").rename(directory / "model.safetensors")
         return
-    where = {}
+    weight_map: dict[str, str] = {}
     for index, names in enumerate(shards):
         file = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / f"{index:05d}.partial").rename(directory / file)
-        where |= dict.fromkeys(names, file)
-    _json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+        weight_map |= dict.fromkeys(names, file)
+    _json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _json(path: Path, value: dict) -> None:

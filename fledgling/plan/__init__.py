@@ -1,15 +1,17 @@
-"""What a run will be, before it runs: parameters, FLOPs, tokens, memory, hours and cost, without torch.
+"""Predicts a run before it starts: parameters, FLOPs, tokens, memory, hours and cost. Does not import torch.
 
-Start with `horizon` (the one dial: a depth becomes a whole run), then `size` and `flops` (exact), then
-`memory` and `cost` (estimates, and called so). `plan` puts them together; training calls the very same
-functions.
+Start with `horizon` (one depth determines a whole run), then `parameters` and `flops` (exact counts), then `memory`
+and `cost` (estimates, marked as such). `plan` combines them; training calls the same functions.
 
-    horizon   depth -> width, heads, tokens, batch, steps; every derived value can be pinned
-    size      parameters by component
-    flops     floating-point operations a token
-    memory    bytes a rank, by component
-    hardware  a few devices: peak FLOP/s and memory
-    comm      bytes and seconds of a step's communication: ring, tree, parameter server, ZeRO
-    cost      FLOPs -> hours -> money
-    plan      all of it, as one dictionary with stable keys
+    horizon          depth -> width, heads, tokens, batch, steps; every derived value can be pinned
+    parameters       parameters by component
+    flops            floating-point operations per token
+    memory           bytes per rank, by component (`activations`: per layer; `zero3`: with sharded parameters)
+    hardware         device table: peak FLOP/s, memory, power; `measured_speed`: what this machine reached
+    communication    bytes and seconds of a step's communication: ring, tree, parameter server, ZeRO
+    cost             FLOPs -> hours -> energy and money
+    inference        weights, key/value cache and conversations per device
+    compare          model families side by side
+    plan             everything as one dictionary with stable keys; `text` prints it as a table
+    scaling_laws     published scaling laws; `critical_batch`: loss against steps and batch size
 """

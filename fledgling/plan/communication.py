@@ -1,9 +1,8 @@
-"""What data-parallel training says over the wire: bytes, messages and seconds a step, for each topology.
+"""Models the communication of data-parallel training: bytes, messages and seconds per step, for each topology.
 
-The one idea: every rank has one port that sends and receives at once, and a message of n bytes takes
-alpha + n / beta seconds (latency, bandwidth). A topology is then four numbers: what each rank sends and
-receives, how many messages follow one another, and how many bytes lie on that path. With n bytes of
-gradients, p ranks and s servers,
+Every rank has one port that sends and receives at the same time, and a message of n bytes takes alpha + n / beta
+seconds (latency, bandwidth). A topology is then described by what each rank sends and receives, how many messages
+follow one another, and how many bytes lie on that critical path. With n bytes of gradients, p ranks and s servers,
 
     topology                      the busiest rank sends   rounds             bytes on the path
     ring all-reduce               2 (p-1)/p n              2 (p-1)            2 (p-1)/p n
@@ -12,13 +11,11 @@ gradients, p ranks and s servers,
     all-to-all                    (p-1)/p^2 n             p-1                (p-1)/p^2 n
     parameter server              (p+s-2)/s n              2 (p-1)            2 (p-1)/s n
 
-so the ring is bandwidth-optimal and the tree has the fewest rounds; a server sharded over all p ranks moves
-the ring's bytes. Sources: Thakur, Rabenseifner and Gropp 2005 (the cost model, trees, rings); Patarasuk and
-Yuan 2009 (the ring is optimal); Li et al. 2014 (parameter server); Rajbhandari et al. 2020 (ZeRO). The
-topologies themselves, as code that runs, are in `benchmarks/topologies.py`; that they move exactly
-these bytes is tested.
-
-What it is not: a model of switches, of hierarchies of links, or of messages cut into a pipeline.
+The ring is bandwidth-optimal and the tree has the fewest rounds; a server sharded over all p ranks moves the ring's
+bytes. Switches, hierarchies of links and pipelined messages are not modelled. Sources: Thakur, Rabenseifner and Gropp
+2005 (the cost model, trees, rings); Patarasuk and Yuan 2009 (the ring is optimal); Li et al. 2014 (parameter server);
+Rajbhandari et al. 2020 (ZeRO). `benchmarks/topologies.py` implements the topologies; a test checks that they move
+exactly these bytes.
 """
 
 from __future__ import annotations
@@ -32,32 +29,32 @@ from fledgling.config import UserError, did_you_mean
 from fledgling.plan.hardware import DeviceSpec
 
 ITEM_BYTES = 4  # bytes of one gradient or parameter: both are float32
-BACKWARD_SHARE = 2 / 3  # share of a step's compute that gradients can be sent behind
+BACKWARD_SHARE = 2 / 3  # share of a step's compute that can hide the sending of gradients
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Bytes a second: of one rank alone, and of all ranks together where they share something (a bus, cores)."""
+    """Bytes per second: of one rank, and of all ranks together where they share a medium (a bus, cores)."""
 
     per_rank: float
     shared: float = math.inf
 
     def seconds(self, path: float, total: float) -> float:
-        """Seconds for `path` bytes one after the other at the busiest place, of `total` bytes in all."""
+        """Returns the seconds for `path` bytes in sequence at the busiest rank, of `total` bytes over all ranks."""
         return max(path / self.per_rank, total / self.shared)
 
 
 @dataclass(frozen=True)
 class Link:
-    """What one rank's port does: latency in seconds a message, bytes a second in each direction at once."""
+    """The port of one rank: latency in seconds per message, bandwidth in each direction at the same time."""
 
     name: str
     latency: float
     bandwidth: Bandwidth
 
 
-# Bandwidth: the makers' figure for one direction. Latency: from memory to memory with the software between, an
-# order of magnitude. Loopback is what `fledgling bench comm` measured on two cores (docs/communication.md).
+# Bandwidth: the vendors' figure for one direction. Latency: memory to memory including software, an order of
+# magnitude. Loopback: `python -m benchmarks comm` on two cores (docs/communication.md).
 LINKS = {
     link.name: link
     for link in (
@@ -79,10 +76,10 @@ DEFAULT_LINKS = {"a100": "nvlink-a100", "h100": "nvlink-h100", "h200": "nvlink-h
 
 @dataclass(frozen=True)
 class Traffic:
-    """One synchronization of p ranks. All in bytes, but for `messages` (of all ranks) and `rounds`.
+    """One synchronization of p ranks. All values in bytes, except `messages` (of all ranks) and `rounds`.
 
-    sent, received: by rank. rounds: messages that follow one another; path: the bytes of these. summed: bytes of
-    gradients added up on that path; summed_in_all: by all ranks, at least (p-1) n whatever the topology.
+    sent, received: per rank. rounds: messages that follow one another; path: bytes of these messages. reduced: bytes of
+    gradients added on that path; reduced_total: added by all ranks, at least (p-1) n for every topology.
     """
 
     sent: tuple[int, ...]
@@ -99,15 +96,16 @@ class Traffic:
         return max(*self.sent, *self.received)
 
     def seconds(self, link: Link, adding: Bandwidth | None = None) -> float:
-        """Seconds over `link`: alpha x rounds + path / beta, and the sums where `adding` says how fast they are.
+        """Returns the seconds over `link`: alpha x rounds + path / beta, plus the additions if `adding` gives their
+        speed.
 
-        The cost model of Thakur et al. 2005. A medium that all share is busy for at least its bytes in all.
+        Source: the cost model of Thakur et al. 2005. A shared medium is busy for at least the bytes of all ranks.
         """
         sums = adding.seconds(self.reduced, self.reduced_total) if adding else 0.0
         return self.rounds * link.latency + link.bandwidth.seconds(self.path, sum(self.sent)) + sums
 
     def __add__(self, other: Traffic) -> Traffic:
-        """One after the other."""
+        """Returns the traffic of both, one after the other."""
         return Traffic(
             tuple(a + b for a, b in zip(self.sent, other.sent, strict=True)),
             tuple(a + b for a, b in zip(self.received, other.received, strict=True)),
@@ -120,26 +118,31 @@ class Traffic:
 
 
 def chunk_bytes(size: int, parts: int) -> int:
-    """Bytes of one of `parts` equal chunks of a vector of `size` bytes, padded with zeros to whole chunks."""
+    """Returns the bytes of one of `parts` equal chunks of a vector of `size` bytes, padded with zeros."""
     return -(-size // (ITEM_BYTES * parts)) * ITEM_BYTES
 
 
 def reduce_scatter(size: int, ranks: int) -> Traffic:
-    """Each rank ends with the sum of one chunk of `size` bytes: p-1 rounds of a ring (Patarasuk and Yuan 2009)."""
-    steps, piece = ranks - 1, chunk_bytes(size, ranks)
-    moved = (steps * piece,) * ranks
-    return Traffic(moved, moved, ranks * steps, steps, steps * piece, steps * piece, ranks * steps * piece)
+    """Returns the traffic after which each rank has the sum of one chunk: p-1 rounds of a ring (Patarasuk and Yuan
+    2009).
+    """
+    rounds, chunk = ranks - 1, chunk_bytes(size, ranks)
+    per_rank = (rounds * chunk,) * ranks
+    return Traffic(per_rank, per_rank, ranks * rounds, rounds, rounds * chunk, rounds * chunk, ranks * rounds * chunk)
 
 
 def all_gather(size: int, ranks: int) -> Traffic:
-    """Each rank starts with one chunk of `size` bytes and ends with all: p-1 rounds of a ring."""
-    steps, piece = ranks - 1, chunk_bytes(size, ranks)
-    moved = (steps * piece,) * ranks
-    return Traffic(moved, moved, ranks * steps, steps, steps * piece)
+    """Returns the traffic after which each rank, starting with one chunk of `size` bytes, has all: p-1 rounds of a
+    ring.
+    """
+    rounds, chunk = ranks - 1, chunk_bytes(size, ranks)
+    per_rank = (rounds * chunk,) * ranks
+    return Traffic(per_rank, per_rank, ranks * rounds, rounds, rounds * chunk)
 
 
 def ring_all_reduce(size: int, ranks: int) -> Traffic:
-    """Every rank ends with the whole sum: reduce-scatter, then all-gather; 2 (p-1)/p n bytes a rank.
+    """Returns the traffic after which every rank has the whole sum: reduce-scatter, then all-gather; 2 (p-1)/p n per
+    rank.
 
     No all-reduce sends less (Patarasuk and Yuan 2009).
     """
@@ -147,29 +150,31 @@ def ring_all_reduce(size: int, ranks: int) -> Traffic:
 
 
 def tree_all_reduce(size: int, ranks: int) -> Traffic:
-    """Whole vectors up a binomial tree to rank 0 and down again: 2 ceil(log2 p) rounds (Thakur et al. 2005)."""
-    piece, depth = chunk_bytes(size, 1), (ranks - 1).bit_length()  # ceil(log2 p)
-    # Up, rank r > 0 sends once and receives from each child; down, the same edges the other way round.
-    moved = tuple((len(tree_children(rank, ranks)) + (rank > 0)) * piece for rank in range(ranks))
+    """Returns the traffic of whole vectors up a binomial tree to rank 0 and down again: 2 ceil(log2 p) rounds (Thakur
+    et al. 2005).
+    """
+    vector, depth = chunk_bytes(size, 1), (ranks - 1).bit_length()  # ceil(log2 p)
+    # Up, rank r > 0 sends once and receives from each child; down, the same edges in reverse.
+    per_rank = tuple((len(tree_children(rank, ranks)) + (rank > 0)) * vector for rank in range(ranks))
     edges = ranks - 1
-    return Traffic(moved, moved, 2 * edges, 2 * depth, 2 * depth * piece, depth * piece, edges * piece)
+    return Traffic(per_rank, per_rank, 2 * edges, 2 * depth, 2 * depth * vector, depth * vector, edges * vector)
 
 
 def tree_children(rank: int, ranks: int) -> list[int]:
-    """The children of a rank in the binomial tree over 0 ... ranks-1, nearest first.
+    """Returns the children of a rank in the binomial tree over 0 ... ranks-1, nearest first.
 
-    Rank r's parent is r without its lowest set bit, so its children are r + 1, r + 2, r + 4 ... below that bit.
+    The parent of rank r is r without its lowest set bit, so its children are r + 1, r + 2, r + 4 ... below that bit.
     """
-    below = rank & -rank or ranks
-    return [rank + (1 << k) for k in range(ranks.bit_length()) if 1 << k < below and rank + (1 << k) < ranks]
+    limit = rank & -rank or ranks
+    return [rank + (1 << k) for k in range(ranks.bit_length()) if 1 << k < limit and rank + (1 << k) < ranks]
 
 
 def parameter_server(size: int, ranks: int, servers: int = 1, answer: int | None = None) -> Traffic:
-    """Every rank pushes gradients to the servers and pulls back what they make of them (Li et al. 2014).
+    """Returns the traffic in which every rank pushes gradients to the servers and pulls the result (Li et al. 2014).
 
-    size: bytes pushed; answer: bytes pulled (default: as many, the sum). Ranks 0 ... s-1 are the servers, each for
-    one of s chunks, and work as the others do. A server's port takes p-1 chunks in and gives p-1 out: that is
-    the path. With s = 1 it is p times the ring's, with s = p it is the ring's.
+    size: bytes pushed; answer: bytes pulled (default: as many, the sum). Ranks 0 ... s-1 are the servers, each for one
+    of s chunks, and also compute like the others. A server's port receives p-1 chunks and sends p-1: that is the
+    critical path. With s = 1 it is p times the ring's, with s = p it equals the ring's.
     """
     pushed, pulled = chunk_bytes(size, servers), chunk_bytes(size if answer is None else answer, servers)
     clients, steps = [servers - (rank < servers) for rank in range(ranks)], ranks - 1  # chunks that others serve
@@ -187,7 +192,7 @@ def parameter_server(size: int, ranks: int, servers: int = 1, answer: int | None
 
 
 def zero1(gradients: int, parameters: int, ranks: int) -> Traffic:
-    """ZeRO-1, optimizer state sharded: reduce-scatter the gradients, update, all-gather the parameters.
+    """Returns the traffic of ZeRO-1, optimizer state sharded: reduce-scatter gradients, update, all-gather parameters.
 
     As many bytes as an all-reduce (Rajbhandari et al. 2020, section 7).
     """
@@ -195,9 +200,10 @@ def zero1(gradients: int, parameters: int, ranks: int) -> Traffic:
 
 
 def zero2(gradients: int, parameters: int, ranks: int, micro_batches: int = 1) -> Traffic:
-    """ZeRO-2, gradients sharded too: a rank may not keep whole ones, so each micro-batch is reduce-scattered.
+    """Returns the traffic of ZeRO-2, gradients sharded too: no rank keeps whole gradients, so each micro-batch is
+    reduced.
 
-    ZeRO-1's bytes with one micro-batch a step; (k + 1) / 2 times these with k of them.
+    The bytes of ZeRO-1 with one micro-batch per step; (k + 1) / 2 times these with k micro-batches.
     """
     total = all_gather(parameters, ranks)
     for _ in range(micro_batches):
@@ -206,18 +212,20 @@ def zero2(gradients: int, parameters: int, ranks: int, micro_batches: int = 1) -
 
 
 def all_to_all(size: int, ranks: int) -> Traffic:
-    """Each rank gives every other an equal share of its part of `size` bytes: all to all, (p-1)/p^2 n a rank."""
-    steps, piece = ranks - 1, chunk_bytes(chunk_bytes(size, ranks), ranks)
-    moved = (steps * piece,) * ranks
-    return Traffic(moved, moved, ranks * steps, steps, steps * piece)
+    """Returns the traffic in which each rank gives every other an equal share of its part of `size` bytes: (p-1)/p^2 n
+    per rank.
+    """
+    rounds, chunk = ranks - 1, chunk_bytes(chunk_bytes(size, ranks), ranks)
+    per_rank = (rounds * chunk,) * ranks
+    return Traffic(per_rank, per_rank, ranks * rounds, rounds, rounds * chunk)
 
 
 def zero3(tables: int, matrices: int, ranks: int, micro_batches: int = 1) -> Traffic:
-    """ZeRO-3, parameters sharded too: gathered when a micro-batch needs them, its gradients reduce-scattered.
+    """Returns the traffic of ZeRO-3, parameters sharded too: gathered for each micro-batch, gradients reduce-scattered.
 
-    Matrices are gathered twice, for forward and backward, and each one's gradient and rows come together on its owner
-    and go back once a step; tables, embedding and head, are gathered once. At most 1.5 times ZeRO-1's bytes a
-    micro-batch, and 3 / p of it a step (Rajbhandari et al. 2020, section 7, without the exchange).
+    Matrices are gathered twice, for forward and backward, and the gradient and rows of each are collected on its owner
+    and returned once per step; tables (embedding and head) are gathered once. At most 1.5 times the bytes of ZeRO-1 per
+    micro-batch, and 3 / p of it per step (Rajbhandari et al. 2020, section 7, without the exchange).
     """
     total = all_to_all(matrices, ranks) + all_to_all(matrices, ranks) + all_to_all(matrices, ranks)
     for _ in range(micro_batches):
@@ -227,25 +235,26 @@ def zero3(tables: int, matrices: int, ranks: int, micro_batches: int = 1) -> Tra
 
 
 def topology_traffic(size: int, ranks: int, micro_batches: int = 1, matrices: int | None = None) -> dict[str, Traffic]:
-    """Every topology for `size` bytes of gradients, and as many of parameters, by name; servers: 1, half, all ranks.
+    """Returns the traffic of every topology by name, for `size` bytes of gradients and as many of parameters.
 
-    matrices: bytes of these that are matrices of blocks (default: all), which ZeRO-3 gathers twice.
+    Parameter servers: 1, half of the ranks and all ranks. matrices: bytes of these that belong to matrices of blocks
+    (default: all), which ZeRO-3 gathers twice.
     """
-    blocks = size if matrices is None else matrices
-    found = {
+    block_bytes = size if matrices is None else matrices
+    traffic = {
         "ring all-reduce": ring_all_reduce(size, ranks),
         "ZeRO-1": zero1(size, size, ranks),
         "ZeRO-2": zero2(size, size, ranks, micro_batches),
-        "ZeRO-3": zero3(size - blocks, blocks, ranks, micro_batches),
+        "ZeRO-3": zero3(size - block_bytes, block_bytes, ranks, micro_batches),
         "tree all-reduce": tree_all_reduce(size, ranks),
     }
     for servers in sorted({1, max(1, ranks // 2), ranks}):
-        found[f"parameter server, {servers}"] = parameter_server(size, ranks, servers)
-    return found
+        traffic[f"parameter server, {servers}"] = parameter_server(size, ranks, servers)
+    return traffic
 
 
 def find_link(name: str) -> Link:
-    """Return the link of that name; raises UserError for one that is not in the table."""
+    """Returns the link with this name; raises UserError for an unknown name."""
     if name.lower() not in LINKS:
         hint = did_you_mean(name.lower(), LINKS) or f": there are {', '.join(LINKS)}"
         raise UserError(f'unknown link "{name}"{hint}')
@@ -253,19 +262,19 @@ def find_link(name: str) -> Link:
 
 
 def default_link(device: str) -> str:
-    """The link that devices of that name usually have between them inside one machine."""
+    """Returns the name of the usual link between devices of this name inside one machine."""
     return "loopback" if device.startswith("cpu") else DEFAULT_LINKS.get(device, "pcie4")
 
 
 def fit_link(sizes: Sequence[int], seconds: Sequence[float], name: str = "measured") -> Link:
-    """The link whose alpha + n / beta is nearest to one-way times of messages of n bytes: least relative squares.
+    """Returns the link whose alpha + n / beta is nearest to measured one-way times of messages: least relative squares.
 
-    Relative, so that the small messages (latency) weigh as much as the large ones (bandwidth). Needs two sizes.
-    Times so disturbed that longer messages seem quicker give the bandwidth of the longest message alone.
+    Relative, so that small messages (latency) weigh as much as large ones (bandwidth). Needs two sizes. If the times
+    are so disturbed that longer messages appear faster, the longest message alone gives the bandwidth.
     """
-    rows = [(1 / t, n / t) for n, t in zip(sizes, seconds, strict=True)]  # x alpha + y / beta = 1
-    xx, xy, yy = sum(x * x for x, _ in rows), sum(x * y for x, y in rows), sum(y * y for _, y in rows)
-    xs, ys = sum(x for x, _ in rows), sum(y for _, y in rows)
+    weighted = [(1 / t, n / t) for n, t in zip(sizes, seconds, strict=True)]  # x alpha + y / beta = 1
+    xx, xy, yy = sum(x * x for x, _ in weighted), sum(x * y for x, y in weighted), sum(y * y for _, y in weighted)
+    xs, ys = sum(x for x, _ in weighted), sum(y for _, y in weighted)
     determinant = xx * yy - xy * xy
     alpha, slope = (xs * yy - ys * xy) / determinant, (ys * xx - xs * xy) / determinant
     longest = max(zip(sizes, seconds, strict=True))
@@ -273,23 +282,28 @@ def fit_link(sizes: Sequence[int], seconds: Sequence[float], name: str = "measur
 
 
 def step_seconds(compute: float, communication: float, overlap: bool = False) -> float:
-    """Seconds of a step. With `overlap`, what fits behind the backward pass, two thirds of compute, costs nothing."""
+    """Returns the seconds of a step; with `overlap`, communication hides behind the backward pass, two thirds of
+    compute.
+    """
     return compute + (max(0.0, communication - BACKWARD_SHARE * compute) if overlap else communication)
 
 
 def first_bound_rank_count(
     traffic: Callable[[int], Traffic], compute: float, link: Link, most: int = 1 << 14
 ) -> int | None:
-    """The fewest ranks, a power of two up to `most`, at which communication takes longer than computing; else None.
+    """Returns the fewest ranks, a power of two up to `most`, at which communication takes longer than computing; else
+    None.
 
-    compute: seconds of the whole batch on one rank. The batch stays the same, so each of p ranks computes compute / p.
+    compute: seconds of the whole batch on one rank. The batch is fixed, so each of p ranks computes for compute / p.
     """
     counts = (1 << k for k in range(1, most.bit_length()))
     return next((p for p in counts if traffic(p).seconds(link) > compute / p), None)
 
 
 def required_bandwidth(traffic: Traffic, compute: float, latency: float) -> float:
-    """Bytes a second of a link over which communication takes just as long as computing; inf where latency forbids."""
+    """Returns the bytes per second at which communication takes as long as computing; inf if latency alone takes
+    longer.
+    """
     left = compute - traffic.rounds * latency
     return traffic.path / left if left > 0 else math.inf
 
@@ -304,22 +318,30 @@ def plan_communication(
     name: str | None,
     matrices: int | None = None,
 ) -> dict[str, Any]:
-    """The plan's section: what a training step says over the wire, by topology, and whether that holds it up.
+    """Returns the plan's section on communication: traffic and time of a step by topology, and whether they slow it
+    down.
 
-    parameters: of the model, counted; step_flops: of one step over all ranks; mfu: utilization in (0, 1];
-    accumulation: micro-batches of a rank's step; name: of the link, else the device's usual one; matrices: how
-    many of the parameters are matrices of blocks. Gradients and parameters are float32. Raises UserError for an unknown
-    link.
+    Args:
+        parameters: parameters of the model.
+        step_flops: FLOPs of one step over all ranks.
+        device: the device of every rank.
+        mfu: utilization in (0, 1].
+        accumulation: micro-batches per step of one rank.
+        ranks: number of ranks.
+        name: name of the link; None for the usual link of the device.
+        matrices: parameters that belong to matrices of blocks (default: all).
+
+    Gradients and parameters are float32. Raises UserError for an unknown link.
     """
-    wire, size = find_link(name or default_link(device.name)), ITEM_BYTES * parameters
-    blocks = None if matrices is None else ITEM_BYTES * matrices
-    alone = step_flops / (device.peak_flops * mfu)  # seconds of the whole step on one rank
-    compute = alone / ranks
-    found = {}
-    for topology, traffic in topology_traffic(size, ranks, accumulation, blocks).items() if ranks > 1 else ():
-        seconds = traffic.seconds(wire)
-        hidden = step_seconds(compute, seconds, overlap=True)
-        found[topology] = {
+    chosen_link, size = find_link(name or default_link(device.name)), ITEM_BYTES * parameters
+    block_bytes = None if matrices is None else ITEM_BYTES * matrices
+    single_rank_seconds = step_flops / (device.peak_flops * mfu)  # seconds of the whole step on one rank
+    compute = single_rank_seconds / ranks
+    by_topology = {}
+    for topology, traffic in topology_traffic(size, ranks, accumulation, block_bytes).items() if ranks > 1 else ():
+        seconds = traffic.seconds(chosen_link)
+        overlapped = step_seconds(compute, seconds, overlap=True)
+        by_topology[topology] = {
             "bytes_sent": max(traffic.sent),
             "bytes_received": max(traffic.received),
             "bytes_busiest_link": traffic.busiest_bytes,
@@ -328,15 +350,17 @@ def plan_communication(
             "rounds": traffic.rounds,
             "seconds": seconds,
             "share_of_step": seconds / step_seconds(compute, seconds),
-            "share_of_step_overlapped": (hidden - compute) / hidden,
+            "share_of_step_overlapped": (overlapped - compute) / overlapped,
             "bottleneck": "network" if seconds > compute else "compute",
-            "bandwidth_needed": required_bandwidth(traffic, compute, wire.latency),
+            "bandwidth_needed": required_bandwidth(traffic, compute, chosen_link.latency),
         }
     return {
         "estimate": True,
-        "link": {"name": wire.name, "latency": wire.latency, "bandwidth": wire.bandwidth.per_rank},
+        "link": {"name": chosen_link.name, "latency": chosen_link.latency, "bandwidth": chosen_link.bandwidth.per_rank},
         "gradient_bytes": size,
         "compute_seconds": compute,
-        "ring_bound_from_ranks": first_bound_rank_count(lambda p: ring_all_reduce(size, p), alone, wire),
-        "topologies": found,
+        "ring_bound_from_ranks": first_bound_rank_count(
+            lambda p: ring_all_reduce(size, p), single_rank_seconds, chosen_link
+        ),
+        "topologies": by_topology,
     }

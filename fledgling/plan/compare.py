@@ -1,8 +1,7 @@
-"""Decoders side by side: what a block of each family holds, and what that makes in all.
+"""Compares decoder families: the contents of a block of each family, and the parameters in total.
 
-The one idea: GPT's feed-forward is two matrices of H/E = 4, Llama's three of 2.66 to 3.5, so a block of either has
-about 12 E^2 parameters; the rest of the difference is embeddings, positions, biases and norms.
-
+The feed-forward of GPT has two matrices with F / E = 4, that of Llama three with 2.66 to 3.5, so a block of either has
+about 12 E^2 parameters; the families otherwise differ in embeddings, positions, biases and norms.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ PUBLISHED = (("GPT-2", 3072, 768), ("Llama 2 7B", 11_008, 4_096), ("Llama 3 8B",
 
 
 def compare_families(depths: tuple[int, ...], vocab_size: int, context: int) -> list[dict[str, Any]]:
-    """Return one entry a depth and family, our own first: what a block holds, and the counts."""
+    """Returns one entry per depth and family, `fledgling` first: the contents of a block, and the counts."""
     return [
         describe_decoder(config_from_table(ModelTable(depth=depth, context=context, family=family), vocab_size))
         for depth in depths
@@ -27,10 +26,10 @@ def compare_families(depths: tuple[int, ...], vocab_size: int, context: int) -> 
 
 
 def describe_decoder(config: ModelConfig) -> dict[str, Any]:
-    """Return what a block of this model holds, its parameters by component and its formula."""
-    counts, (terms, simple) = count_parameters(config), parameter_formula(config)
+    """Returns the contents of a block of this model, its parameters by component and its formula."""
+    counts, (terms, simplified) = count_parameters(config), parameter_formula(config)
     block = sum(counts[name] for name in ("attention", "feed_forward", "norms")) // config.depth
-    words = {"rms": "RMSNorm, weightless", "rms_weighted": "RMSNorm", "layer": "LayerNorm"}
+    norm_names = {"rms": "RMSNorm, weightless", "rms_weighted": "RMSNorm", "layer": "LayerNorm"}
     activation = {"relu2": "ReLU^2", "gelu": "GELU", "swiglu": "SwiGLU"}[config.activation]
     return {
         "family": config.family,
@@ -42,7 +41,7 @@ def describe_decoder(config: ModelConfig) -> dict[str, Any]:
         "hidden_ratio": config.intermediate_size / config.width,
         "block": {
             "positions": {"rope": "rotary", "learned": "learned, added once"}[config.positions],
-            "norms": f"2 x {words[config.norm]}" + (", q and k too" if config.qk_norm else ""),
+            "norms": f"2 x {norm_names[config.norm]}" + (", q and k too" if config.qk_norm else ""),
             "attention_matrices": 4,
             "feed_forward_matrices": 3 if config.is_gated else 2,
             "activation": activation,
@@ -53,26 +52,27 @@ def describe_decoder(config: ModelConfig) -> dict[str, Any]:
         "head": "tied to the embedding" if config.tie_embeddings else "its own matrix",
         "parameters": counts,
         "formula": terms,
-        "simplified": simple,
+        "simplified": simplified,
         "flops_per_token": flops.training_flops_per_token(config),
     }
 
 
-def format_comparison(found: list[dict[str, Any]]) -> str:
-    """Return the entries of `compare` as lines of text: one table a depth, one column a family."""
+def format_comparison(entries: list[dict[str, Any]]) -> str:
+    """Returns the entries of `compare_families` as lines of text: one table per depth, one column per family."""
     lines: list[str] = []
-    for depth in dict.fromkeys(one["depth"] for one in found):
-        some = [one for one in found if one["depth"] == depth]
+    for depth in dict.fromkeys(entry["depth"] for entry in entries):
+        same_depth = [entry for entry in entries if entry["depth"] == depth]
         lines += ["", f"depth {depth}"] if lines else [f"depth {depth}"]
-        rows = [("", [one["family"] for one in some])]
-        rows += [(name, [_cell(one, name) for one in some]) for name in ROWS]
+        rows = [("", [entry["family"] for entry in same_depth])]
+        rows += [(name, [_cell(entry, name) for entry in same_depth]) for name in ROWS]
         rows += [
-            (f"  {part.replace('_', ' ')}", [f"{one['parameters'][part]:,}" for one in some]) for part in COMPONENTS
+            (f"  {component.replace('_', ' ')}", [f"{entry['parameters'][component]:,}" for entry in same_depth])
+            for component in COMPONENTS
         ]
-        widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(some))]
-        left = max(len(name) for name, _ in rows)
+        widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(same_depth))]
+        label_width = max(len(name) for name, _ in rows)
         lines += [
-            f"{name:<{left}}  "
+            f"{name:<{label_width}}  "
             + "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
             for name, cells in rows
         ]
@@ -97,21 +97,21 @@ ROWS = (
 )
 
 
-def _cell(one: dict[str, Any], name: str) -> str:
-    block = one["block"]
+def _cell(entry: dict[str, Any], name: str) -> str:
+    block = entry["block"]
     return {
-        "width, heads": f"{one['width']}, {one['heads']}",
+        "width, heads": f"{entry['width']}, {entry['heads']}",
         "positions": block["positions"],
         "norms": block["norms"],
         "attention": f"{block['attention_matrices']} matrices",
         "feed-forward": f"{block['feed_forward_matrices']} matrices, {block['activation']}",
-        "H / E": f"{one['hidden']} / {one['width']} = {one['hidden_ratio']:.2f}",
+        "H / E": f"{entry['hidden']} / {entry['width']} = {entry['hidden_ratio']:.2f}",
         "biases": "yes" if block["biases"] else "no",
-        "head": one["head"],
+        "head": entry["head"],
         "a block": f"{block['parameters']:,}",
         "a block / E^2": f"{block['parameters_per_width_squared']:.2f}",
-        "FLOPs a token": f"{one['flops_per_token']:,}",
-        "formula": one["formula"],
-        "simplified": one["simplified"],
-        "parameters": f"{one['parameters']['total']:,}",
+        "FLOPs a token": f"{entry['flops_per_token']:,}",
+        "formula": entry["formula"],
+        "simplified": entry["simplified"],
+        "parameters": f"{entry['parameters']['total']:,}",
     }[name]

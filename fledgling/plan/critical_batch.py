@@ -1,14 +1,14 @@
-"""How the loss falls with steps and batch: L = f(N, D, S, C) of Kaplan et al. 2020, sections 5 and 6.
+"""Predicts the loss from steps and batch size: L = f(N, D, S, C) of Kaplan et al. 2020, sections 5 and 6.
 
-    L(N, S_min) = (Nc / N)^0.077 + (Sc / S_min)^0.76      N without embeddings, nats a token
-    B_crit(L)   = 2.1e8 / L^(1 / 0.21)                    tokens; more does not save steps, less does not save compute
+    L(N, S_min) = (Nc / N)^0.077 + (Sc / S_min)^0.76      N without embeddings, nats per token
+    B_crit(L)   = 2.1e8 / L^(1 / 0.21)                    tokens; a larger batch saves no steps, a smaller no compute
     S_min = S / (1 + B_crit / B)      C_min = C / (1 + B / B_crit)      D = B S      C = 6 N D
 
-The one idea: a batch far above B_crit takes S_min steps, one far below it takes C_min FLOPs, and at B_crit both
-are twice the least. Data is taken to be without end: no token is seen twice.
+A batch far above B_crit takes S_min steps, one far below it takes C_min FLOPs, and at B_crit both are twice the
+minimum. Data is assumed unlimited: no token is seen twice.
 
-What it is not: a choice of batch for training (`fledgling.plan.horizon` makes that); this is the published
-relation, fitted on models of up to 1.5 billion parameters.
+This is the published relation, fitted on models of up to 1.5 billion parameters; the batch size of a training run is
+chosen by `fledgling.plan.horizon`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ ALPHA_C = 1 / (1 / ALPHA_S + 1 / ALPHA_B + 1 / ALPHA_N)  # equation B.7: 0.052
 
 
 def loss_after_steps(N: float, S_min: float) -> float:
-    """Return L(N, S_min), nats a token, of N parameters after S_min steps of a batch far above B_crit."""
+    """Returns L(N, S_min), nats per token, of N parameters after S_min steps of a batch far above B_crit."""
     return (N_C / N) ** ALPHA_N + (S_C / S_min) ** ALPHA_S
 
 
 def critical_batch_size(loss: float) -> float:
-    """Return B_crit(L) in tokens (equation 5.3)."""
+    """Returns B_crit(L) in tokens (equation 5.3)."""
     return B_STAR / loss ** (1 / ALPHA_B)
 
 
 @dataclass(frozen=True)
 class KaplanRun:
-    """A run: N parameters, batch B in tokens, S steps; and what follows: D tokens, C FLOPs, the loss in nats."""
+    """A run: N parameters, batch B in tokens, S steps; derived: D tokens, C FLOPs; the loss in nats per token."""
 
     N: float
     B: float
@@ -55,20 +55,20 @@ class KaplanRun:
 
     @property
     def S_min(self) -> float:
-        """Steps that a batch far above B_crit would have needed for this loss (equation 5.4)."""
+        """Steps that a batch far above B_crit would need for this loss (equation 5.4)."""
         return self.S / (1 + critical_batch_size(self.loss) / self.B)
 
     @property
     def C_min(self) -> float:
-        """FLOPs that a batch far below B_crit would have needed for this loss (equation 5.5)."""
+        """FLOPs that a batch far below B_crit would need for this loss (equation 5.5)."""
         return self.C / (1 + self.B / critical_batch_size(self.loss))
 
 
 def solve_run(N: float, B: float, S: float) -> KaplanRun:
-    """Return the run of N parameters over S steps of B tokens, with its loss.
+    """Returns the run of N parameters over S steps of B tokens, with its loss.
 
-    The loss stands on both sides, L = L(N, S_min(S, B, L)): found by bisection to a part in 1e12. Raises UserError
-    for a size, batch or length that is not above 0.
+    The loss is on both sides of L = L(N, S_min(S, B, L)): solved by bisection to a relative error of 1e-12. Raises
+    UserError for a size, batch or length that is not above 0.
     """
     for name, value in (("parameters", N), ("batch", B), ("steps", S)):
         if not value > 0:
@@ -76,20 +76,20 @@ def solve_run(N: float, B: float, S: float) -> KaplanRun:
     low, high = (N_C / N) ** ALPHA_N, loss_after_steps(N, S) + 1e3
     while high - low > 1e-12 * high:
         middle = (low + high) / 2
-        found = loss_after_steps(N, KaplanRun(N, B, S, middle).S_min)
-        low, high = (middle, high) if found > middle else (low, middle)
+        loss = loss_after_steps(N, KaplanRun(N, B, S, middle).S_min)
+        low, high = (middle, high) if loss > middle else (low, middle)
     return KaplanRun(N, B, S, (low + high) / 2)
 
 
 def optimal_run(C: float) -> KaplanRun:
-    """Return the run of least loss for C FLOPs when it is trained at its critical batch (appendix B).
+    """Returns the run of least loss for C FLOPs when it is trained at its critical batch (appendix B).
 
-    It stops ALPHA_N / ALPHA_S, a tenth, above the loss its N would converge to; N ~ C^(ALPHA_C / ALPHA_N), which
-    is C^0.68. (Measured without that assumption the paper gives C^0.73: `fledgling.plan.scaling_laws`.)
+    It stops ALPHA_N / ALPHA_S, a tenth, above the converged loss of its N; N ~ C^(ALPHA_C / ALPHA_N), which is C^0.68.
+    (Measured without that assumption the paper gives C^0.73: `fledgling.plan.scaling_laws`.)
     """
     ratio = ALPHA_N / ALPHA_S
     scale = 6 * N_C * B_STAR * S_C * (1 + ratio) ** (1 / ALPHA_S + 1 / ALPHA_N) * ratio ** (-1 / ALPHA_S)  # B.8
-    reached = (scale / check_budget(C)) ** ALPHA_C  # B.6
-    N = N_C * ((1 + ratio) / reached) ** (1 / ALPHA_N)  # B.5
-    S = S_C * (reached * ratio / (1 + ratio)) ** (-1 / ALPHA_S)  # B.4: the part of the loss that steps still lower
-    return KaplanRun(N, critical_batch_size(reached), S, reached)
+    loss = (scale / check_budget(C)) ** ALPHA_C  # B.6
+    N = N_C * ((1 + ratio) / loss) ** (1 / ALPHA_N)  # B.5
+    S = S_C * (loss * ratio / (1 + ratio)) ** (-1 / ALPHA_S)  # B.4: the part of the loss that more steps reduce
+    return KaplanRun(N, critical_batch_size(loss), S, loss)

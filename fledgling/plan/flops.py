@@ -1,14 +1,14 @@
-"""How many floating-point operations one token costs, in training and in decoding.
+"""Counts the floating-point operations per token, in training and in decoding.
 
-The one idea: each weight of a matrix costs 2 operations forward and 4 backward; attention adds its two products,
-scores and values, over the keys it looks at. Per token, with a full window,
+Each weight of a matrix costs 2 operations forward and 4 backward; attention adds its two products, scores and values,
+over the attended keys. Per token, with a full window,
 
     6 (matrices + V E) + 12 L E T        depth 20, V 65,536, T 2,048: 3,491,758,080
 
-What it counts by convention: the embedding is a look-up and costs nothing; `full` attention counts the whole T x T
-square, although a causal kernel needs little more than half of it, and every MFU that is published or printed here
-does the same. `causal` counts the (T + 1) / 2 keys that a token sees on average. Norms, activations and the softmax
-(well under 1 % of a block of width 1,024) are left out, as everywhere.
+Conventions: the embedding is a look-up and costs nothing; `full` attention counts the whole T x T square, although a
+causal kernel needs little more than half of it, as does every MFU that is published or printed here. `causal` counts
+the (T + 1) / 2 keys that a token sees on average. Norms, activations and the softmax (well under 1 % of a block of
+width 1,024) are not counted, as usual.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fledgling.plan.parameters import count_matrix_parameters
 
 
 def mean_attended_keys(context: int, counted: str = "full", seen: int | None = None) -> float:
-    """Return the keys that attention is counted over, on average, for a token of a `context`-long row.
+    """Returns the attended keys per token that are counted, on average over a row of `context` tokens.
 
-    seen: of a layer that looks back so far only, its own token included.
+    seen: window size of the layer, including the token itself; None for no window.
     """
     assert counted in ("full", "causal"), counted
     W = context if seen is None else min(seen, context)
@@ -28,12 +28,12 @@ def mean_attended_keys(context: int, counted: str = "full", seen: int | None = N
 
 
 def total_attended_keys(config: ModelConfig, context: int, counted: str = "full") -> float:
-    """Return `window` summed over the layers."""
+    """Returns `mean_attended_keys` summed over the layers."""
     return sum(mean_attended_keys(context, counted, config.layer_window_size(layer)) for layer in range(config.depth))
 
 
 def forward_flops(config: ModelConfig, context: int | None = None, counted: str = "full") -> dict[str, int]:
-    """Return FLOPs of the forward pass of one token by component, and their `total`."""
+    """Returns the FLOPs of the forward pass of one token by component, and their `total`."""
     T = config.context if context is None else context
     L, E, K = config.depth, config.width, config.kv_heads * config.head_width
     counts = {
@@ -48,30 +48,30 @@ def forward_flops(config: ModelConfig, context: int | None = None, counted: str 
 
 
 def training_flops(config: ModelConfig, context: int | None = None, counted: str = "full") -> dict[str, int]:
-    """Return FLOPs of forward and backward of one token by component: three times the forward pass."""
+    """Returns the FLOPs of forward and backward of one token by component: three times the forward pass."""
     return {name: 3 * count for name, count in forward_flops(config, context, counted).items()}
 
 
 def training_flops_per_token(config: ModelConfig, context: int | None = None) -> int:
-    """Return FLOPs of forward and backward for one token of a `context`-long row (default: the model's)."""
+    """Returns the FLOPs of forward and backward for one token of a row of `context` tokens (default: the model's)."""
     return training_flops(config, context)["total"]
 
 
 def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> int:
-    """Return FLOPs of the forward pass alone for one token: a third of training's."""
+    """Returns the FLOPs of the forward pass alone for one token: a third of training's."""
     return forward_flops(config, context)["total"]
 
 
 def decode_flops(config: ModelConfig, length: int) -> int:
-    """Return FLOPs of one new token of a sequence that is `length` tokens long with it."""
+    """Returns the FLOPs of one new token of a sequence of `length` tokens, the new one included."""
     return 2 * (count_matrix_parameters(config) + config.vocab_size * config.width) + round(
         4 * config.width * total_attended_keys(config, length)
     )
 
 
 def compute_mfu(config: ModelConfig, tokens_per_second: float, peak_flops: float, ranks: int = 1) -> float:
-    """Return model FLOPs utilization in [0, 1]: the share of all ranks' peak that the model's own FLOPs are.
+    """Returns model FLOPs utilization in [0, 1]: the model's FLOPs per second as a share of the peak of all ranks.
 
-    `peak_flops` is one device's FLOP/s in the training dtype; tokens_per_second is over all ranks.
+    `peak_flops` is the FLOP/s of one device in the training dtype; `tokens_per_second` is over all ranks.
     """
     return training_flops_per_token(config) * tokens_per_second / (peak_flops * ranks)

@@ -1,9 +1,9 @@
-"""A few devices by name: what they can at most compute, hold and draw.
+"""A table of devices: peak compute, memory and power.
 
-Peaks are the makers' dense (not sparse) figures in the training dtype: bfloat16 with float32 accumulation, float16 on
-the T4. The processors' are measured: a matrix product on two cores (`fledgling doctor` measures yours). Watts are the
-makers' limit of the whole card, which training nears; of the processor an assumed share of a server. Neither counts the
-rest of the machine or its cooling. A price is given only where it is the published run's own; prices move, so pass
+Peaks are the vendors' dense (not sparse) numbers in the training dtype: bfloat16 with float32 accumulation, float16 on
+the T4. Those of CPUs are measured: a matrix product on two cores (`fledgling doctor` measures yours). Watts are the
+vendor's limit of the whole card, which training approaches; for a CPU an assumed share of a server. The rest of the
+machine and cooling are not included. A price is given only where it is the published run's own; prices change, so pass
 `--price`.
 """
 
@@ -16,7 +16,7 @@ from fledgling.config import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """A device: peak FLOP/s in the training dtype, memory in bytes, watts, US dollars an hour (None: not known)."""
+    """A device: peak FLOP/s in the training dtype, memory in bytes, watts, US dollars per hour (None: unknown)."""
 
     name: str
     peak_flops: float
@@ -26,7 +26,7 @@ class DeviceSpec:
 
     @property
     def kind(self) -> str:
-        """ "cpu" or "cuda", as torch says."""
+        """The torch device type: "cpu" or "cuda"."""
         return "cpu" if self.name.startswith("cpu") else "cuda"
 
 
@@ -51,7 +51,7 @@ DEVICES = {
 
 
 def find_device(name: str) -> DeviceSpec:
-    """Return the device of that name; raises UserError for one that is not in the table."""
+    """Returns the device with this name; raises UserError for an unknown name."""
     if name.lower() not in DEVICES:
         hint = did_you_mean(name.lower(), DEVICES) or f": there are {', '.join(DEVICES)}"
         raise UserError(f'unknown GPU "{name}"{hint}')

@@ -1,11 +1,11 @@
-"""The one dial: a depth becomes a whole pretraining run.
+"""Derives a whole pretraining run from one value, the depth.
 
     width = 64 x depth            heads = width / 128           (fledgling.model.config)
     tokens = 20 x parameters      compute-optimal (Chinchilla, arXiv 2203.15556)
     batch = 524,288 tokens at 11.2e9 tokens, and ~ tokens^0.383 from there (arXiv 2505.13738), a power of two
     steps = tokens / batch, rounded down
 
-Every value can be pinned by the recipe; what is pinned is used as it is, and the rest follows from it.
+A recipe can pin every value; a pinned value is used unchanged, and the rest follows from it.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ BATCH_EXPONENT = 0.383
 
 @dataclass(frozen=True)
 class Horizon:
-    """How long pretraining is: tokens = steps x batch_tokens."""
+    """The length of pretraining: tokens = steps x batch_tokens."""
 
     batch_tokens: int
     steps: int
 
     @property
     def tokens(self) -> int:
-        """Training tokens in all."""
+        """Training tokens in total."""
         return self.batch_tokens * self.steps
 
 
 def recipe_horizon(recipe: Recipe) -> Horizon:
-    """Return the length of a recipe's pretraining; raises UserError for a pinned batch of broken rows."""
+    """Returns the length of a recipe's pretraining; raises UserError for a pinned batch of incomplete rows."""
     config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
     return compute_horizon(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
 
 
 def compute_horizon(config: ModelConfig, batch_tokens: int | None = None, steps: int | None = None) -> Horizon:
-    """Return the horizon of a model, with the batch or the steps pinned where they are given."""
-    wanted = TOKENS_PER_PARAMETER * count_parameters(config)["total"]
+    """Returns the horizon of a model; `batch_tokens` and `steps` pin its values."""
+    tokens = TOKENS_PER_PARAMETER * count_parameters(config)["total"]
     if batch_tokens is None:
-        batch_tokens = max(config.context, optimal_batch_tokens(wanted))
+        batch_tokens = max(config.context, optimal_batch_tokens(tokens))
     if batch_tokens % config.context:
         raise UserError(f"pretrain.batch_tokens: got {batch_tokens}, expected whole rows of {config.context}")
-    return Horizon(batch_tokens, max(1, wanted // batch_tokens) if steps is None else steps)
+    return Horizon(batch_tokens, max(1, tokens // batch_tokens) if steps is None else steps)
 
 
 def optimal_batch_tokens(tokens: int) -> int:
-    """Return the batch, in tokens, for a run of so many tokens: the nearest power of two to the law above."""
+    """Returns the batch size in tokens for a run of `tokens` tokens: the nearest power of two to the law above."""
     best = REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** BATCH_EXPONENT
     return 2 ** round(math.log2(best))

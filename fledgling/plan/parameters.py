@@ -1,14 +1,12 @@
-"""How many parameters a model has, by component, from its configuration alone.
+"""Counts the parameters of a model by component, from its configuration alone.
 
-The one idea: a count is a formula, and a law holds the formula against the counted tensors. For every family
+Every count is a formula; an invariant compares it with the tensors of a real model. For every family
 
     embeddings + positions + layers x (attention + feed-forward + norms) + final norm + head
 
-V vocabulary, E width, K key/value width, F hidden width of the feed-forward, L layers, T context. With an untied head,
-F = 4 E, no biases, no norm weights and as many key/value heads as query heads it becomes 2 V E + 12 L E^2: depth 20
-with V 65,536 has 560,988,160. Without biases the feed-forward holds two matrices of E F, or three where it is gated.
-
-What it is not: it builds no model. `tensors` names every tensor the model has, in the model's own order.
+V vocabulary, E width, K key/value width, F intermediate size of the feed-forward, L layers, T context. With an untied
+head, F = 4 E, no biases, no norm weights and as many key/value heads as query heads it becomes 2 V E + 12 L E^2: depth
+20 with V 65,536 has 560,988,160. Without biases the feed-forward holds two matrices of E F, or three if it is gated.
 """
 
 from __future__ import annotations
@@ -16,21 +14,21 @@ from __future__ import annotations
 from fledgling.model.config import ModelConfig
 
 COMPONENTS = ("embedding", "positions", "attention", "feed_forward", "norms", "final_norm", "head")
-OPTIONAL_COMPONENTS = ("value_embeddings", "residual_scalars")  # named only where a model has them
+OPTIONAL_COMPONENTS = ("value_embeddings", "residual_scalars")  # listed only where a model has them
 NORM_VECTORS = {"rms": (), "rms_weighted": ("weight",), "layer": ("weight", "bias")}
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Return the number of parameters of each component, and their `total`."""
+    """Returns the number of parameters of each component, and their `total`."""
     V, L, E, F = config.vocab_size, config.depth, config.width, config.intermediate_size
     K = config.kv_heads * config.head_width
-    inward = 2 if config.is_gated else 1  # matrices that read the stream
+    input_matrices = 2 if config.is_gated else 1  # matrices that read the stream
     norm = len(NORM_VECTORS[config.norm]) * E
     counts = {
         "embedding": V * E,
         "positions": config.context * E if config.positions == "learned" else 0,
         "attention": L * (2 * E * E + 2 * E * K + config.bias * (2 * E + 2 * K)),  # query, output; key, value
-        "feed_forward": L * ((inward + 1) * E * F + config.bias * (inward * F + E)),
+        "feed_forward": L * ((input_matrices + 1) * E * F + config.bias * (input_matrices * F + E)),
         "norms": L * 2 * norm,
         "final_norm": norm,
         "head": 0 if config.tie_embeddings else V * E,
@@ -44,46 +42,51 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def count_matrix_parameters(config: ModelConfig) -> int:
-    """Return the parameters of the blocks' matrices: what Muon updates, and what every token is multiplied by."""
+    """Returns the parameters of the blocks' matrices: those that Muon updates and that every token is multiplied by."""
     E, K = config.width, config.kv_heads * config.head_width
     return config.depth * (2 * E * E + 2 * E * K + (3 if config.is_gated else 2) * E * config.intermediate_size)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every parameter, in the order of `Transformer.named_parameters`."""
+    """Returns the name and shape of every parameter, in the order of `Transformer.named_parameters`."""
     V, E, F, K = config.vocab_size, config.width, config.intermediate_size, config.kv_heads * config.head_width
-    head, embedding = {"head.weight": (V, E)}, {"embedding.weight": (V, E)}
-    found = dict(head if config.tie_embeddings else embedding)
+    head: dict[str, tuple[int, ...]] = {"head.weight": (V, E)}
+    embedding: dict[str, tuple[int, ...]] = {"embedding.weight": (V, E)}
+    shapes = dict(head if config.tie_embeddings else embedding)
     if config.positions == "learned":
-        found["positions.weight"] = (config.context, E)
+        shapes["positions.weight"] = (config.context, E)
     names = ("gate_proj", "up_proj", "down_proj") if config.is_gated else ("fc1", "fc2")
-    linear = {f"attention.{n}_proj": (out, E) for n, out in (("q", E), ("k", K), ("v", K), ("o", E))}
+    linear: dict[str, tuple[int, ...]] = {
+        f"attention.{n}_proj": (out, E) for n, out in (("q", E), ("k", K), ("v", K), ("o", E))
+    }
     linear |= {f"mlp.{name}": (F, E) for name in names[:-1]} | {f"mlp.{names[-1]}": (E, F)}
     vectors = NORM_VECTORS[config.norm]
     for layer in range(config.depth):
         block = f"blocks.{layer}."
         if config.residual_scalars:
-            found[f"{block}residual.weight"] = (2,)
-        found |= {f"{block}attention_norm.{vector}": (E,) for vector in vectors}
+            shapes[f"{block}residual.weight"] = (2,)
+        shapes |= {f"{block}attention_norm.{vector}": (E,) for vector in vectors}
         for name, shape in linear.items():
             if name == f"mlp.{names[0]}":
                 if config.has_value_embedding(layer):
-                    found[f"{block}attention.value_embedding.weight"] = (V, K)
-                found |= {f"{block}mlp_norm.{vector}": (E,) for vector in vectors}
-            found[f"{block}{name}.weight"] = shape
+                    shapes[f"{block}attention.value_embedding.weight"] = (V, K)
+                shapes |= {f"{block}mlp_norm.{vector}": (E,) for vector in vectors}
+            shapes[f"{block}{name}.weight"] = shape
             if config.bias:
-                found[f"{block}{name}.bias"] = shape[:1]
-    found |= {f"norm.{vector}": (E,) for vector in vectors}
-    return found if config.tie_embeddings else found | head
+                shapes[f"{block}{name}.bias"] = shape[:1]
+    shapes |= {f"norm.{vector}": (E,) for vector in vectors}
+    return shapes if config.tie_embeddings else shapes | head
 
 
 def parameter_formula(config: ModelConfig) -> tuple[str, str]:
-    """Return the size as a sum of its terms, and simplified: for people, in the letters above."""
-    grouped = "2 E^2 + 2 E K" if config.kv_heads != config.heads else "4 E^2"
-    wide = f"{3 if config.is_gated else 2} E F"
+    """Returns the count as a sum of its terms, and simplified, in the letters above."""
+    attention = "2 E^2 + 2 E K" if config.kv_heads != config.heads else "4 E^2"
+    feed_forward = f"{3 if config.is_gated else 2} E F"
     bias = f" + {'2 ' if config.is_gated else ''}F + 3 E + 2 K" if config.bias else ""
     norm = {0: "", 1: "E", 2: "2 E"}[len(NORM_VECTORS[config.norm])]
-    block = f"{grouped} + {wide}{bias}" + (f" + {norm and 2 * len(NORM_VECTORS[config.norm])} E" if norm else "")
+    block = f"{attention} + {feed_forward}{bias}" + (
+        f" + {norm and 2 * len(NORM_VECTORS[config.norm])} E" if norm else ""
+    )
     tables = sum(map(config.has_value_embedding, range(config.depth)))
     terms = [
         "V E",
@@ -93,9 +96,11 @@ def parameter_formula(config: ModelConfig) -> tuple[str, str]:
         "" if config.tie_embeddings else "V E",
     ]
     terms += [f"{tables} V K" if tables else "", "2 L" if config.residual_scalars else ""]
-    wide_ratio = (3 if config.is_gated else 2) * config.intermediate_size / config.width
-    squares = 2 + 2 * config.kv_heads / config.heads + wide_ratio
-    small = " + vectors" if config.bias or norm or config.positions == "learned" or config.residual_scalars else ""
-    extra = f" + {tables} V K" if tables else ""
-    simple = f"{'' if config.tie_embeddings else '2 '}V E{extra} + {squares:.4g} L E^2{small}"
-    return " + ".join(filter(None, terms)), simple
+    feed_forward_squares = (3 if config.is_gated else 2) * config.intermediate_size / config.width
+    squares = 2 + 2 * config.kv_heads / config.heads + feed_forward_squares
+    vectors_note = (
+        " + vectors" if config.bias or norm or config.positions == "learned" or config.residual_scalars else ""
+    )
+    tables_term = f" + {tables} V K" if tables else ""
+    simplified = f"{'' if config.tie_embeddings else '2 '}V E{tables_term} + {squares:.4g} L E^2{vectors_note}"
+    return " + ".join(filter(None, terms)), simplified

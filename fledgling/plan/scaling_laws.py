@@ -1,14 +1,14 @@
-"""Published scaling laws as values: the loss L(N, D) and the best (N, D) for a budget of C FLOPs.
+"""Published scaling laws as values: the loss L(N, D) and the optimal (N, D) for a budget of C FLOPs.
 
-The one idea: a law is a surface, a loss over parameters N and tokens D, or a frontier, the best N and D along
-C, or both; whatever it was fitted on, the same calls answer. Losses are nats a token unless a law says bits per
-byte; `bits_per_byte` and `nats` convert, given how many bytes a token stands for.
+A law is a surface (a loss over parameters N and tokens D), a frontier (the optimal N and D along C), or both; all laws
+have the same methods. Losses are nats per token unless a law says bits per byte; `nats_to_bpb` and `bpb_to_nats`
+convert, given the bytes per token.
 
-Which N is meant is part of a law (`counts`): the same runs give N_opt ~ C^0.37 or C^0.70 for one or another
-count. C = 6 N D throughout; attention's own FLOPs are left out, as the papers leave them out.
+A law states which N it counts (`counts`): the same runs give N_opt ~ C^0.37 or C^0.70 for one or another count.
+C = 6 N D throughout; the FLOPs of attention are ignored, as in the papers.
 
-What it is not: a fit. Our own runs are fitted by `fledgling.scaling.fits`, into these same types. How the loss falls
-with steps and batch is in `fledgling.plan.critical_batch`.
+`fledgling.scaling.fits` fits our own runs into these same types. `fledgling.plan.critical_batch` describes how the loss
+falls with steps and batch size.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 from fledgling.config import UserError, did_you_mean
 
-PF_DAY = 1e15 * 86_400  # FLOPs; Kaplan's unit of compute
-BYTES_PER_TOKEN = 4.8  # English web text with 65,536 entries, where nothing else is known
+PF_DAY = 1e15 * 86_400  # FLOPs; the unit of compute in Kaplan et al.
+BYTES_PER_TOKEN = 4.8  # English web text with 65,536 entries, the default
 
 # The usual ways of counting N. Kaplan's 12 L C^2 are the matrices; with an untied head and neither positions nor norm
 # weights, `WITHOUT_EMBEDDINGS` and `WITH_HEAD` are the same number.
@@ -31,16 +31,16 @@ MATRICES = "matrices"
 
 
 def nats_to_bpb(nats: float, bytes_per_token: float) -> float:
-    """Return a loss in nats a token as bits per byte of text."""
+    """Returns a loss in nats per token as bits per byte of text."""
     return nats / (math.log(2) * bytes_per_token)
 
 
 def bpb_to_nats(bits_per_byte: float, bytes_per_token: float) -> float:
-    """Return a loss in bits per byte as nats a token: the inverse of `bits_per_byte`."""
+    """Returns a loss in bits per byte as nats per token: the inverse of `nats_to_bpb`."""
     return bits_per_byte * math.log(2) * bytes_per_token
 
 
-# ---- the forms a law can have --------------------------------------------------------------------
+# ---- functional forms ----
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ class ChinchillaLoss:
     beta: float
 
     def loss(self, N: float, D: float) -> float:
-        """Return the loss of N parameters after D tokens."""
+        """Returns the loss of N parameters after D tokens."""
         return self.E + self.A / N**self.alpha + self.B / D**self.beta
 
     def optimum(self, C: float) -> tuple[float, float]:
-        """Return the (N, D) of least loss with 6 N D = C (Hoffmann et al. 2022, equation 4)."""
-        both = self.alpha + self.beta
-        G = (self.alpha * self.A / (self.beta * self.B)) ** (1 / both)
-        N = G * (C / 6) ** (self.beta / both)
+        """Returns the (N, D) of least loss with 6 N D = C (Hoffmann et al. 2022, equation 4)."""
+        exponent_sum = self.alpha + self.beta
+        G = (self.alpha * self.A / (self.beta * self.B)) ** (1 / exponent_sum)
+        N = G * (C / 6) ** (self.beta / exponent_sum)
         return N, C / (6 * N)
 
     def scaled(self, factor: float) -> ChinchillaLoss:
-        """Return the same surface in another unit: every loss times `factor`."""
+        """Returns the same surface in another unit: every loss times `factor`."""
         return replace(self, E=self.E * factor, A=self.A * factor, B=self.B * factor)
 
 
@@ -90,20 +90,20 @@ class KaplanLoss:
     alpha_D: float
 
     def loss(self, N: float, D: float) -> float:
-        """Return the loss, in nats a token, of N parameters on D tokens, stopped before it overfits."""
+        """Returns the loss, in nats per token, of N parameters on D tokens, stopped before overfitting."""
         return ((self.Nc / N) ** (self.alpha_N / self.alpha_D) + self.Dc / D) ** self.alpha_D
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """The best N and D for a budget as two power laws of C, and the loss there where it is known."""
+    """The optimal N and D for a budget as two power laws of C, and the loss there if known."""
 
     N: PowerLaw
     D: PowerLaw
     loss: PowerLaw | None = None
 
     def optimum(self, C: float) -> tuple[float, float]:
-        """Return (N, D) for C FLOPs."""
+        """Returns (N, D) for C FLOPs."""
         return self.N(C), self.D(C)
 
 
@@ -111,7 +111,7 @@ class Frontier:
 class ScalingLaw:
     """A scaling law with its name, its source and what it counts as N.
 
-    surface gives losses, frontier gives optima; `bpb` says that losses are bits per byte, not nats a token.
+    surface gives losses, frontier gives optima; in_bits_per_byte: losses are bits per byte, not nats per token.
     """
 
     name: str
@@ -122,21 +122,23 @@ class ScalingLaw:
     in_bits_per_byte: bool = False
 
     def optimum(self, C: float) -> tuple[float, float]:
-        """Return the compute-optimal (N, D) for C FLOPs. Raises UserError for a budget that is no budget."""
+        """Returns the compute-optimal (N, D) for C FLOPs. Raises UserError for an invalid budget."""
         return self.frontier.optimum(check_budget(C))
 
     def loss_in_nats(self, N: float, D: float, bytes_per_token: float = BYTES_PER_TOKEN) -> float | None:
-        """Return L(N, D) in nats a token; None where the law has no surface."""
+        """Returns L(N, D) in nats per token; None if the law has no surface."""
         if self.surface is None:
             return None
         loss = self.surface.loss(N, D)
         return bpb_to_nats(loss, bytes_per_token) if self.in_bits_per_byte else loss
 
     def predict(self, C: float, bytes_per_token: float = BYTES_PER_TOKEN) -> dict[str, Any]:
-        """Return what the law advises for C FLOPs: parameters, tokens, their ratio, and the loss in both units."""
+        """Returns the law's optimum for C FLOPs: parameters, tokens, their ratio, and the loss in both units."""
         N, D = self.optimum(C)
         loss = self.loss_in_nats(N, D, bytes_per_token)
-        if isinstance(self.frontier, Frontier) and self.frontier.loss:  # measured along the frontier: nearer the runs
+        if (
+            isinstance(self.frontier, Frontier) and self.frontier.loss
+        ):  # measured along the frontier: closer to the runs
             loss = self.frontier.loss(C)
             loss = bpb_to_nats(loss, bytes_per_token) if self.in_bits_per_byte else loss
         return {
@@ -152,24 +154,24 @@ class ScalingLaw:
 
 
 def check_budget(C: float) -> float:
-    """Return C when it is a budget; raises UserError when it is not a finite number above zero."""
+    """Returns C; raises UserError if it is not a finite number above zero."""
     if not (0 < C < math.inf):
         raise UserError(f"budget: got {C:g} FLOPs, expected a number above 0, such as 1e18")
     return C
 
 
 def power_law_through(first: tuple[float, float], last: tuple[float, float]) -> PowerLaw:
-    """Return the power law through two points (x, y)."""
+    """Returns the power law through two points (x, y)."""
     exponent = math.log(last[1] / first[1]) / math.log(last[0] / first[0])
     return PowerLaw(first[1] / first[0] ** exponent, exponent)
 
 
-# ---- the published ones --------------------------------------------------------------------------
+# ---- published laws ----
 
 # Kaplan et al. 2020, arXiv 2001.08361. Table 5, one limit at a time; nats a token of WebText2.
-KAPLAN_N = PowerLaw(8.8e13**0.076, -0.076)  # L(N) = (Nc / N)^0.076: converged, data without end
-KAPLAN_D = PowerLaw(5.4e13**0.095, -0.095)  # L(D) = (Dc / D)^0.095: large, stopped early
-KAPLAN_C = PowerLaw((3.1e8 * PF_DAY) ** 0.050, -0.050)  # L(C_min): compute used at its best
+KAPLAN_N = PowerLaw(8.8e13**0.076, -0.076)  # L(N) = (Nc / N)^0.076: converged, unlimited data
+KAPLAN_D = PowerLaw(5.4e13**0.095, -0.095)  # L(D) = (Dc / D)^0.095: large model, stopped early
+KAPLAN_C = PowerLaw((3.1e8 * PF_DAY) ** 0.050, -0.050)  # L(C_min): compute-optimal
 
 _KAPLAN = ScalingLaw(
     "kaplan",
@@ -180,7 +182,7 @@ _KAPLAN = ScalingLaw(
 )
 
 # Hoffmann et al. 2022, arXiv 2203.15556. Approaches 1 and 2 publish exponents and tables of optima: the power
-# laws below run through the first and the last row of table 3 and of table A3.
+# laws below pass through the first and the last row of tables 3 and A3.
 _CHINCHILLA_1 = ScalingLaw(
     "chinchilla-1",
     "Hoffmann et al. 2022, approach 1 (table 3)",
@@ -199,7 +201,7 @@ _CHINCHILLA_2 = ScalingLaw(
 )
 _PRINTED = ChinchillaLoss(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)
 _UNROUNDED = ChinchillaLoss(E=1.69337368, A=406.401018, alpha=0.33917084, B=410.722827, beta=0.2849083)
-_REFIT = ChinchillaLoss(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
+REFIT = ChinchillaLoss(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
 
 # nanochat's own isoFLOP fits publish exponents, the ratio of about 10.5 tokens a parameter, and bits per byte at
 # budgets from 1e18 to 1e19: the power laws are anchored at the middle of those budgets.
@@ -221,7 +223,7 @@ LAWS = {
         ScalingLaw(
             "chinchilla-3-unrounded", "approach 3, digits of the paper's source", ALL_PARAMETERS, _UNROUNDED, _UNROUNDED
         ),
-        ScalingLaw("refit-2024", "Besiroglu et al. 2024, arXiv 2404.10102", ALL_PARAMETERS, _REFIT, _REFIT),
+        ScalingLaw("refit-2024", "Besiroglu et al. 2024, arXiv 2404.10102", ALL_PARAMETERS, REFIT, REFIT),
         ScalingLaw(
             "nanochat", "nanochat's isoFLOP fits, 1e18 to 1e19 FLOPs", WITH_HEAD, _NANOCHAT, in_bits_per_byte=True
         ),
@@ -230,7 +232,7 @@ LAWS = {
 
 
 def find_law(name: str) -> ScalingLaw:
-    """Return the published law of that name; raises UserError for one that is not known."""
+    """Returns the published law with this name; raises UserError for an unknown name."""
     if name not in LAWS:
         hint = did_you_mean(name, LAWS) or f": there are {', '.join(LAWS)}"
         raise UserError(f'unknown scaling law "{name}"{hint}')
@@ -238,7 +240,7 @@ def find_law(name: str) -> ScalingLaw:
 
 
 def parameter_counts(parameters: dict[str, int]) -> dict[str, int]:
-    """Return N in each of the usual ways from the planner's components (`fledgling.plan.parameters.parameters`)."""
+    """Returns N in each of the usual ways from the components of `fledgling.plan.parameters.count_parameters`."""
     embeddings = parameters["embedding"] + parameters.get("positions", 0)
     matrices = parameters["attention"] + parameters["feed_forward"]
     return {

@@ -1,10 +1,11 @@
-"""The report: a run directory becomes one page that stands alone.
+"""Reports: a run directory becomes one self-contained HTML page.
 
-Everything here reads files and nothing else: no torch, no running process, no network. What stands in those
-files is untrusted (samples are whatever a model said), so numbers are checked and text is escaped.
+Everything here reads files and nothing else: no torch, no running process, no network. The contents of those files are
+untrusted (samples are arbitrary model output), so numbers are checked and text is escaped.
 
-Reading order: gather.py (files -> values), summary.py (values -> the tables), page.py with page.html
-(the page; its drawings are made by fledgling.report).
+Reading order: run_data.py (files -> values), summary.py (values -> tables), run_page.py with run.html (the page of a
+run). chart.py (inline SVG) and template.py with base.html, macros.html and style.css are shared with
+`fledgling.scaling`.
 """
 
 from fledgling.report.run_page import build_report

@@ -1,7 +1,7 @@
-"""Line charts as inline SVG: numbers in, a drawing out.
+"""Line charts as inline SVG.
 
-The one idea: colours are CSS variables, so one drawing serves light and dark; every point tells its
-figures in a <title>, so no script is needed. Texts are escaped here. It draws lines, bands and marks.
+Colors are CSS variables, so one drawing serves light and dark; every point has its values in a <title>, so no script is
+needed. All text is escaped here.
 """
 
 import math
@@ -11,15 +11,15 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-MIN_LOG_VALUE = 1e-200  # of a logarithmic axis; beneath it, quotients of neighbours leave the range of a float
+MIN_LOG_VALUE = 1e-200  # of a logarithmic axis; below it, ratios overflow a float
 WIDTH, HEIGHT = 380, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 34
-MAX_POINTS = 320  # a line of more is averaged in equal groups
+MAX_POINTS = 320  # longer lines are averaged in equal groups
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line: xs and ys of equal length; lows and highs make a band; points say in words where an x is."""
+    """One line: xs and ys of equal length; lows and highs make a band; point_labels describe a point's position."""
 
     label: str
     xs: Sequence[float]
@@ -36,8 +36,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw. marks: (x, text) of vertical lines; x_ticks: (x, text) instead of round numbers;
-    above: a second axis at the top, (its name, words for an x)."""
+    """A chart. marks: (x, text) of vertical lines; x_ticks: (x, text) instead of round numbers; top_axis: a second axis
+    at the top, (its name, a function that formats an x).
+    """
 
     title: str
     lines: Sequence[Line]
@@ -45,7 +46,7 @@ class Chart:
     format_y: Callable[[float], str] = lambda value: f"{value:.3g}"
     format_x: Callable[[float], str] = lambda value: f"{value:,.0f}"
     logarithmic: bool = False
-    floor: float | None = None  # the y-axis shows at least these
+    floor: float | None = None  # the y-axis includes at least these
     ceiling: float | None = None
     marks: Sequence[tuple[float, str]] = field(default_factory=tuple)
     x_ticks: Sequence[tuple[float, str]] = field(default_factory=tuple)
@@ -53,7 +54,7 @@ class Chart:
 
 
 def linear_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    """Returns round numbers in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
     rough = (high - low) / about
@@ -64,7 +65,7 @@ def linear_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers of a logarithmic axis; of a short one, those of an even axis."""
+    """Returns round numbers of a logarithmic axis; for a short one, those of a linear axis."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for units in ((1,), (1, 3), (1, 2, 5)):
         found = [unit * 10.0**power for power in powers for unit in units if low <= unit * 10.0**power <= high]
@@ -74,7 +75,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:
-    """The mean of each value with its neighbours, over `share` of the whole; the ends use what there is."""
+    """Returns the mean of each value with its neighbours, over `share` of the whole; fewer at the ends."""
     reach = max(1, round(len(values) * share / 2))
     sums = [0.0]
     for value in values:
@@ -84,7 +85,7 @@ def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:
 
 
 def downsample(line: Line) -> Line:
-    """A line of at most MOST_POINTS points: each the mean of a group. Bands and dots are left alone."""
+    """Returns a line of at most MAX_POINTS points, each the mean of a group. Bands and dots are not changed."""
     if len(line.xs) <= MAX_POINTS or line.lows or line.dots or not line.connected:
         return line
     edges = [round(i * len(line.xs) / MAX_POINTS) for i in range(MAX_POINTS + 1)]
@@ -95,7 +96,7 @@ def downsample(line: Line) -> Line:
 
 @dataclass(frozen=True)
 class _Plane:
-    """Where values lie in the drawing."""
+    """The position of values in the drawing."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -114,7 +115,7 @@ class _Plane:
 
 
 def render_chart(chart: Chart) -> Markup:
-    """The chart as one <svg>; empty when no line has a point."""
+    """Returns the chart as one <svg>; empty if no line has a point."""
     lines = [downsample(line) for line in chart.lines if len(line.xs)]
     if not lines:
         return Markup("")
@@ -130,7 +131,7 @@ def render_chart(chart: Chart) -> Markup:
 
 
 def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
-    """The plane that holds every point, and the ticks of its y-axis."""
+    """Returns the plane that contains every point, and the ticks of its y-axis."""
     xs = [x for line in lines for x in line.xs] + [x for x, _ in (*chart.marks, *chart.x_ticks)]
     ys = [y for line in lines for y in (*line.ys, *line.lows, *line.highs) if y is not None]
     ys += [y for y in (chart.floor, chart.ceiling) if y is not None]
@@ -138,18 +139,18 @@ def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
     low, high = min(ys), max(ys)
     if logarithmic:
         low, high = low / 1.04, high * 1.04
-        marks = log_ticks(low, high)
+        y_ticks = log_ticks(low, high)
     else:
         low, high = _apart(low, high)
         pad = 0.05 * (high - low)
         low = low if low == chart.floor else low - pad
         high = high if high == chart.ceiling else high + pad
-        marks = linear_ticks(low, high)
-    return _Plane(_apart(min(xs), max(xs)), (low, high), logarithmic), marks
+        y_ticks = linear_ticks(low, high)
+    return _Plane(_apart(min(xs), max(xs)), (low, high), logarithmic), y_ticks
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """The interval, made wider where it is too narrow to divide by."""
+    """Returns the interval, widened if it is too narrow to divide by."""
     least = max(1e-9 * max(abs(low), abs(high)), MIN_LOG_VALUE)
     return (low, high) if high - low > least else (low, high + max(1.0, 1e3 * least))
 
@@ -187,40 +188,41 @@ def _path(line: Line, plane: _Plane) -> Markup:
 
 def _band(line: Line, plane: _Plane) -> Markup:
     rows = zip(line.xs, line.lows, line.highs, strict=True)
-    known = [(x, low, high) for x, low, high in rows if low is not None and high is not None]
-    there = [plane.at(x, high) for x, _, high in known]
-    back = [plane.at(x, low) for x, low, _ in reversed(known)]
-    if len(known) == 1:  # one point has no area: a whisker
-        (x, top), (_, bottom) = there[0], back[0]
+    bounded = [(x, low, high) for x, low, high in rows if low is not None and high is not None]
+    upper = [plane.at(x, high) for x, _, high in bounded]
+    lower = [plane.at(x, low) for x, low, _ in reversed(bounded)]
+    if len(bounded) == 1:  # one point has no area, so it is drawn as a whisker
+        (x, top), (_, bottom) = upper[0], lower[0]
         return _RULE.format(x, top, x, bottom, f"line c{line.color}")
-    points = " ".join(f"{x},{y}" for x, y in there + back)
+    points = " ".join(f"{x},{y}" for x, y in upper + lower)
     return Markup('<polygon points="{}" class="band c{}"/>').format(points, line.color)
 
 
 def _dots(line: Line, plane: _Plane, chart: Chart) -> Markup:
-    made = []
+    circles = []
     for i, (x, y) in enumerate(zip(line.xs, line.ys, strict=True)):
-        where = line.point_labels[i] if line.point_labels else f"{chart.x_label} {chart.format_x(x)}"
-        words = f"{line.label}: {chart.format_y(y)} at {where}"
-        if line.lows and line.lows[i] is not None and line.highs[i] is not None:
-            words += f" (95 %: {chart.format_y(line.lows[i])} to {chart.format_y(line.highs[i])})"
-        across, down = plane.at(x, y)
-        made.append(
+        location = line.point_labels[i] if line.point_labels else f"{chart.x_label} {chart.format_x(x)}"
+        title = f"{line.label}: {chart.format_y(y)} at {location}"
+        low, high = (line.lows[i], line.highs[i]) if line.lows else (None, None)
+        if low is not None and high is not None:
+            title += f" (95 %: {chart.format_y(low)} to {chart.format_y(high)})"
+        x_position, y_position = plane.at(x, y)
+        circles.append(
             Markup('<circle cx="{}" cy="{}" r="2.6" class="dot c{}"><title>{}</title></circle>').format(
-                across, down, line.color, words
+                x_position, y_position, line.color, title
             )
         )
-    return Markup("").join(made)
+    return Markup("").join(circles)
 
 
-def render_bar(value: float, low: float | None, high: float | None, baseline: float | None, colour: int) -> Markup:
-    """A share in [0, 1] as a small bar: its interval as a whisker, the best constant answer as a tick."""
+def render_bar(value: float, low: float | None, high: float | None, baseline: float | None, color: int) -> Markup:
+    """Returns a share in [0, 1] as a small bar: its interval as a whisker, the best constant answer as a tick."""
 
     def at(x: float) -> float:
         return round(100 * min(1.0, max(0.0, x)), 1)
 
     parts = [Markup('<rect width="100" height="6" y="2" class="trough"/>')]
-    parts.append(Markup('<rect width="{}" height="6" y="2" class="fill c{}"/>').format(at(value), colour))
+    parts.append(Markup('<rect width="{}" height="6" y="2" class="fill c{}"/>').format(at(value), color))
     if low is not None and high is not None:
         parts.append(_RULE.format(at(low), 5, at(high), 5, "whisker"))
     if baseline is not None:

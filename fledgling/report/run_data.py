@@ -1,7 +1,7 @@
-"""A run directory as values: the files are read once, and what has the wrong shape is left out.
+"""Reads a run directory into values, once; entries of the wrong shape are dropped.
 
-The one idea: the files may come from anywhere (a crash, another version, somebody's hand), so this is the
-only place that meets them; behind it every number is finite and every text is a string.
+The files may be incomplete, from another version or edited by hand. Only this module reads them: behind it every number
+is finite and every text is a string.
 """
 
 import json
@@ -22,7 +22,7 @@ MAX_FILE_BYTES = 16 * 2**20  # bytes of a recipe, plan or manifest
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One measurement: a value with its 95 % interval, n cases, and the best constant answer's score."""
+    """One measurement: a value with its 95 % interval, n cases, and the score of the best constant answer."""
 
     stage: str
     step: int
@@ -36,7 +36,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class SampledText:
-    """What the model said to `prompt` after `step` updates of `stage`."""
+    """The model's answer to `prompt` after `step` updates of `stage`."""
 
     stage: str
     step: int
@@ -46,7 +46,7 @@ class SampledText:
 
 @dataclass(frozen=True)
 class StageData:
-    """What one stage left behind; metrics have rising steps, each step once (the last line counts)."""
+    """The records of one stage; metrics have rising steps, each step once (the last line counts)."""
 
     name: str
     metrics: list[dict[str, Any]]
@@ -54,25 +54,26 @@ class StageData:
     samples: list[SampledText]
     notices: list[str]
     done: dict[str, Any]
-    parameter_count: int | None  # numbers in the newest model.safetensors
+    parameter_count: int | None  # of the newest model.safetensors
 
     def metric_series(self, name: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of one metric, where it was recorded and finite."""
+        """Returns (steps, values) of one metric, where it is recorded and finite."""
         pairs = [(line["step"], finite_number(line.get(name))) for line in self.metrics]
         return [s for s, v in pairs if v is not None], [v for _, v in pairs if v is not None]
 
     def last_metric(self, name: str) -> float | None:
-        """The last recorded value of a metric."""
+        """Returns the last recorded value of a metric."""
         values = self.metric_series(name)[1]
         return values[-1] if values else None
 
     @property
     def last_step(self) -> int:
+        """The last step with metrics."""
         return self.metrics[-1]["step"] if self.metrics else 0
 
     @property
     def seconds(self) -> float | None:
-        """Seconds worked: as done.json says, else up to the last metric."""
+        """Seconds of work: from done.json, else up to the last metric."""
         return finite_number(self.done.get("seconds")) or self.last_metric("elapsed")
 
 
@@ -91,16 +92,16 @@ class RunData:
 
 
 def load_run_data(run_dir: Path | str) -> RunData:
-    """Read a run directory. Raises UserError when it is missing or no stage has left a line in it."""
+    """Reads a run directory. Raises UserError if it is missing or no stage has written a line."""
     path = Path(run_dir)
     if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"run {path} {what}; expected a run directory, such as runs/quickstart")
+        problem = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"run {path} {problem}; expected a run directory, such as runs/quickstart")
     stages = [_stage(path / name) for name in STAGES if (path / name).is_dir()]
     stages = [stage for stage in stages if stage.metrics or stage.evals or stage.samples or stage.done]
     if not stages:
-        looked = ", ".join(f"{name}/metrics.jsonl" for name in STAGES)
-        raise UserError(f"run {path} has nothing to report yet: looked for {looked}")
+        searched = ", ".join(f"{name}/metrics.jsonl" for name in STAGES)
+        raise UserError(f"run {path} has nothing to report yet: looked for {searched}")
     text = _text(path / "recipe.toml")
     manifests = sorted((path / "data").glob("*/manifest.json"))
     return RunData(
@@ -116,18 +117,18 @@ def load_run_data(run_dir: Path | str) -> RunData:
 
 
 def finite_number(value: Any) -> float | None:
-    """`value` if it is a number of a sensible size, else None."""
+    """Returns `value` as a float if it is a number of plausible size, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         value = float(value)
     except OverflowError:
         return None
-    return value if abs(value) < 1e100 else None  # beyond, differences overflow; NaN compares false
+    return value if abs(value) < 1e100 else None  # larger differences overflow; NaN compares false
 
 
 def printable_text(text: Any) -> str | None:
-    """`text` as it can be printed: no lone surrogates, control or direction characters; None if no string."""
+    """Returns `text` without lone surrogates, control or direction characters; None if it is not a string."""
     if not isinstance(text, str):
         return None
     text = text.encode("utf-8", "replace").decode("utf-8")
@@ -135,9 +136,10 @@ def printable_text(text: Any) -> str | None:
 
 
 def nested_table(values: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """The table under `keys`, or an empty one where there is none."""
+    """Returns the table under `keys`, or an empty one if there is none."""
     for key in keys:
-        values = values.get(key) if isinstance(values.get(key), dict) else {}
+        table = values.get(key)
+        values = table if isinstance(table, dict) else {}
     return values
 
 
@@ -145,8 +147,8 @@ def _stage(path: Path) -> StageData:
     metrics = {line["step"]: line for line in read_jsonl(path / "metrics.jsonl") if _step(line) is not None}
     evals = {}
     for line in read_jsonl(path / "evals.jsonl"):
-        if (one := _evaluation(path.name, line)) is not None:
-            evals[one.step, one.name] = one
+        if (evaluation := _evaluation(path.name, line)) is not None:
+            evals[evaluation.step, evaluation.name] = evaluation
     samples = {}
     for line in read_jsonl(path / "samples.jsonl"):
         step, prompt, text = _step(line), printable_text(line.get("prompt")), printable_text(line.get("text"))
@@ -156,8 +158,8 @@ def _stage(path: Path) -> StageData:
     return StageData(
         name=path.name,
         metrics=[metrics[step] for step in sorted(metrics)],
-        evals=sorted(evals.values(), key=lambda one: one.step),
-        samples=sorted(samples.values(), key=lambda one: one.step),
+        evals=sorted(evals.values(), key=lambda evaluation: evaluation.step),
+        samples=sorted(samples.values(), key=lambda evaluation: evaluation.step),
         notices=list(dict.fromkeys(filter(None, notices))),
         done=_json(path / "done.json"),
         parameter_count=_weights(path / "checkpoints"),
@@ -179,7 +181,7 @@ def _evaluation(stage: str, line: dict) -> Evaluation | None:
 
 
 def _weights(checkpoints: Path) -> int | None:
-    """Count the newest checkpoint's weights from the header of its safetensors file; tensors are not read."""
+    """Returns the newest checkpoint's parameter count from the header of its safetensors file; tensors are not read."""
     for path in sorted(checkpoints.glob("step-*/model.safetensors"), reverse=True):
         try:
             with open(path, "rb") as file:

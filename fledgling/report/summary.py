@@ -1,7 +1,7 @@
-"""The run in numbers: what `fledgling report --json`, the table in the terminal and the page all show.
+"""Summarizes a run in numbers: the values of `fledgling report --json`, the terminal tables and the page.
 
-The one idea: of every evaluation the last value of each stage stands beside the best constant answer,
-because a share that "always 1" reaches too says nothing.
+The last value of every evaluation is shown with the score of the best constant answer, because a share that a constant
+answer also reaches is no evidence.
 """
 
 from dataclasses import asdict
@@ -14,18 +14,18 @@ from fledgling.report.run_data import Evaluation, RunData, StageData, finite_num
 if TYPE_CHECKING:
     from rich.table import Table
 
-WARM_STEPS = 3  # the first steps compile: speeds leave them out when there are more
+WARM_STEPS = 3  # the first steps compile, so speeds ignore them if there are more
 PREDICTION_LABELS = {"hours": "time", "mfu": "MFU", "usd": "cost", "flops": "FLOPs", "memory": "peak memory"}
 _LEADING = ("bits_per_byte", "core")
 _NO_SHARES = ("bits", "loss", "perplexity", "length", "tokens", "seconds")
 
 
 def summarize_run(run_dir: Path | str) -> dict[str, Any]:
-    """The run as JSON: {"run", "name", "stages", "evals", "history", "predicted", "measured", "error"}.
+    """Returns the run as JSON: {"run", "name", "stages", "evals", "history", "predicted", "measured", "error"}.
 
-    evals: the last value of every evaluation in each stage, {stage, step, name, value, low, high, n,
-    baseline}; history: all of them. predicted and measured have the same keys (RUN/plan.json against the
-    files); error is predicted / measured - 1. Raises UserError when there is nothing to report.
+    evals: the last value of every evaluation in each stage, {stage, step, name, value, low, high, n, baseline};
+    history: all of them. predicted and measured have the same keys (RUN/plan.json against the files); error is
+    predicted / measured - 1. Raises UserError if there is nothing to report.
     """
     run = load_run_data(run_dir)
     predicted, measured = predicted_and_measured(run)
@@ -33,8 +33,8 @@ def summarize_run(run_dir: Path | str) -> dict[str, Any]:
         "run": str(run.path),
         "name": run_title(run),
         "stages": {stage.name: summarize_stage(stage) for stage in run.stages},
-        "evals": [asdict(one) for one in final_evaluations(run)],
-        "history": [asdict(one) for stage in run.stages for one in stage.evals],
+        "evals": [asdict(evaluation) for evaluation in final_evaluations(run)],
+        "history": [asdict(evaluation) for stage in run.stages for evaluation in stage.evals],
         "predicted": predicted,
         "measured": measured,
         "error": prediction_errors(predicted, measured),
@@ -42,50 +42,50 @@ def summarize_run(run_dir: Path | str) -> dict[str, Any]:
 
 
 def run_title(run: RunData) -> str:
-    """The recipe's name, or the directory's."""
+    """Returns the recipe's name, or the directory's."""
     name = run.recipe.get("name")
     return name if isinstance(name, str) and name else run.path.absolute().name
 
 
 def evaluation_names(run: RunData) -> list[str]:
-    """The evaluations: bits per byte first, then by the alphabet, each task before its unseen wordings."""
-    found = {one.name for stage in run.stages for one in stage.evals}
-    return sorted(found, key=lambda name: (not name.startswith(_LEADING), name.removesuffix("_unseen"), name))
+    """Returns the evaluations: bits per byte first, then alphabetically, each task before its unseen wordings."""
+    names = {evaluation.name for stage in run.stages for evaluation in stage.evals}
+    return sorted(names, key=lambda name: (not name.startswith(_LEADING), name.removesuffix("_unseen"), name))
 
 
 def final_evaluations(run: RunData) -> list[Evaluation]:
-    """The last value of every evaluation in each stage, by stage and name."""
-    last = {(one.stage, one.name): one for stage in run.stages for one in stage.evals}
+    """Returns the last value of every evaluation in each stage, by stage and name."""
+    last = {(evaluation.stage, evaluation.name): evaluation for stage in run.stages for evaluation in stage.evals}
     order = evaluation_names(run)
     return [last[stage.name, name] for stage in run.stages for name in order if (stage.name, name) in last]
 
 
 def is_share(name: str, values: list[float]) -> bool:
-    """Whether an evaluation is a share that reads well in percent."""
+    """Returns whether an evaluation is a share that is shown in percent."""
     return not any(word in name for word in _NO_SHARES) and all(-1 <= value <= 1 for value in values)
 
 
 def format_value(value: float | None, share: bool) -> str:
-    """A value of an evaluation: 81.5 % or 1.493."""
+    """Returns the text of an evaluation's value: 81.5 % or 1.493."""
     return "" if value is None else f"{100 * value:.1f} %" if share else f"{value:.3f}"
 
 
 def drop_warmup_steps(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """A metric without its first steps, in which compiling is counted."""
+    """Returns a metric without its first steps, which include compilation."""
     first = WARM_STEPS if len(steps) > WARM_STEPS else 0
     return steps[first:], values[first:]
 
 
 def steady_median(stage: StageData, name: str) -> float | None:
-    """The median of a metric once the stage runs warm."""
+    """Returns the median of a metric after the warm-up steps."""
     values = drop_warmup_steps(*stage.metric_series(name))[1]
     return median(values) if values else None
 
 
 def summarize_stage(stage: StageData) -> dict[str, Any]:
-    """What one stage did: steps, tokens, hours, speed, the last loss, whether it has finished.
+    """Returns the statistics of one stage: steps, tokens, hours, speed, the last loss, whether it has finished.
 
-    saving: seconds that training stood still for checkpoints, and seconds that the writer worked beside it.
+    saving: seconds that training waited for checkpoints, and seconds that the writer worked in the background.
     """
     seconds = stage.seconds
     return {
@@ -101,14 +101,16 @@ def summarize_stage(stage: StageData) -> dict[str, Any]:
 
 
 def _saving(stage: StageData, name: str) -> float | None:
-    """The seconds of all saves together: those told beside a step, and those of the last one, told at the end."""
-    told = [*stage.metric_series(name)[1], finite_number(stage.done.get(name))]
-    known = [seconds for seconds in told if seconds is not None]
-    return sum(known) if known else None
+    """Returns the seconds of all saves together: those recorded with a step, and that of the last one, recorded at the
+    end.
+    """
+    recorded = [*stage.metric_series(name)[1], finite_number(stage.done.get(name))]
+    seconds_known = [seconds for seconds in recorded if seconds is not None]
+    return sum(seconds_known) if seconds_known else None
 
 
 def hourly_price(run: RunData) -> float | None:
-    """US dollars an hour for all devices together, as the plan has it."""
+    """Returns US dollars per hour for all devices together, from the plan."""
     hours, dollars = (
         finite_number(nested_table(run.plan, "time").get("hours")),
         finite_number(nested_table(run.plan, "cost").get("usd")),
@@ -117,19 +119,19 @@ def hourly_price(run: RunData) -> float | None:
 
 
 def predicted_and_measured(run: RunData) -> tuple[dict[str, float], dict[str, float]]:
-    """(predicted, measured): the figures that RUN/plan.json foretold and the files can confirm, same keys.
+    """Returns (predicted, measured): the values of RUN/plan.json that the files can confirm, with the same keys.
 
-    flops are the tokens that were seen times the FLOPs of one; memory is the peak of live tensors that a step was
-    measured to have (`fledgling/runtime/memory.py`); hours, tokens and dollars only of stages that have finished.
+    flops are the tokens seen times the FLOPs per token; memory is the measured peak of live tensors of a step; hours,
+    tokens and dollars only of finished stages.
     """
     plans, price = nested_table(run.plan, "stages"), hourly_price(run)
     per_token = finite_number(nested_table(run.plan, "flops").get("per_token"))
-    foretold: dict[str, Any] = {"parameters": nested_table(run.plan, "parameters").get("total")}
-    found: dict[str, Any] = {
+    predicted: dict[str, Any] = {"parameters": nested_table(run.plan, "parameters").get("total")}
+    measured: dict[str, Any] = {
         "parameters": next((s.parameter_count for s in run.stages[::-1] if s.parameter_count), None)
     }
     for stage in run.stages:
-        name, planned, now = stage.name, dict(nested_table(plans, stage.name)), summarize_stage(stage)
+        name, planned, stats = stage.name, dict(nested_table(plans, stage.name)), summarize_stage(stage)
         if name == "pretrain":
             planned |= {
                 **nested_table(run.plan, "horizon"),
@@ -138,73 +140,75 @@ def predicted_and_measured(run: RunData) -> tuple[dict[str, float], dict[str, fl
             }
             planned["flops"] = planned.pop("total", None)
             planned["usd"] = nested_table(run.plan, "cost").get("usd")
-        if stage.done and per_token and now["tokens"]:
-            now["flops"] = per_token * now["tokens"]
+        if stage.done and per_token and stats["tokens"]:
+            stats["flops"] = per_token * stats["tokens"]
         if stage.done and price is not None and stage.seconds:
-            now["usd"] = price * stage.seconds / 3600
-        now["memory"] = max(stage.metric_series("memory")[1], default=None)
+            stats["usd"] = price * stage.seconds / 3600
+        stats["memory"] = max(stage.metric_series("memory")[1], default=None)
         for key in ("steps", "tokens", "hours", "tokens_per_second", "mfu", "flops", "usd", "memory"):
-            foretold[f"{name}.{key}"] = planned.get(key)
-            always = key in ("mfu", "tokens_per_second", "memory")
-            found[f"{name}.{key}"] = now.get(key) if stage.done or always else None
-    both = [
-        key for key in foretold if finite_number(foretold[key]) is not None and finite_number(found[key]) is not None
+            predicted[f"{name}.{key}"] = planned.get(key)
+            needs_no_end = key in ("mfu", "tokens_per_second", "memory")
+            measured[f"{name}.{key}"] = stats.get(key) if stage.done or needs_no_end else None
+    common = [
+        key
+        for key in predicted
+        if finite_number(predicted[key]) is not None and finite_number(measured[key]) is not None
     ]
-    return {key: foretold[key] for key in both}, {key: found[key] for key in both}
+    return {key: predicted[key] for key in common}, {key: measured[key] for key in common}
 
 
 def prediction_errors(predicted: dict[str, float], measured: dict[str, float]) -> dict[str, float]:
-    """How far each prediction was off, as a share of what was measured; left out where that is nothing."""
-    return {key: predicted[key] / found - 1 for key, found in measured.items() if found}
+    """Returns the error of each prediction as a share of the measured value; zero measurements are left out."""
+    return {key: predicted[key] / value - 1 for key, value in measured.items() if value}
 
 
 def make_evals_table(run_dir: Path | str) -> "Table":
-    """The last evaluations of each stage as a table for the terminal, intervals below one another."""
+    """Returns the last evaluations of each stage as a table for the terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     run = load_run_data(run_dir)
-    rows = {(one.stage, one.name): one for one in final_evaluations(run)}
+    rows = {(evaluation.stage, evaluation.name): evaluation for evaluation in final_evaluations(run)}
     stages = [stage.name for stage in run.stages if stage.evals]
-    made = Table(box=SIMPLE_HEAD, title=Text(f"{run_title(run)}: evaluations, 95 % intervals"), title_justify="left")
-    made.add_column("", min_width=10)
+    table = Table(box=SIMPLE_HEAD, title=Text(f"{run_title(run)}: evaluations, 95 % intervals"), title_justify="left")
+    table.add_column("", min_width=10)
     for stage in stages:
-        made.add_column(stage, justify="right")
-    made.add_column("best\nconst.", justify="right", style="dim")
-    made.add_column("n", justify="right", style="dim")
+        table.add_column(stage, justify="right")
+    table.add_column("best\nconst.", justify="right", style="dim")
+    table.add_column("n", justify="right", style="dim")
     for name in evaluation_names(run):
-        found = [rows.get((stage, name)) for stage in stages]
-        share = is_share(name, [one.value for one in found if one])
-        last = next(one for one in found[::-1] if one)
-        cells = [_cell(one, share) for one in found]
-        constant = format_value(last.baseline, share) or "-"
-        made.add_row(*map(Text, (name.replace("_", " "), *cells, constant, "-" if last.n is None else f"{last.n:,}")))
-    return made
+        by_stage = [rows.get((stage, name)) for stage in stages]
+        is_percent = is_share(name, [evaluation.value for evaluation in by_stage if evaluation])
+        last = next(evaluation for evaluation in by_stage[::-1] if evaluation)
+        cells = [_cell(evaluation, is_percent) for evaluation in by_stage]
+        baseline = format_value(last.baseline, is_percent) or "-"
+        table.add_row(*map(Text, (name.replace("_", " "), *cells, baseline, "-" if last.n is None else f"{last.n:,}")))
+    return table
 
 
-def _cell(one: Evaluation | None, share: bool) -> str:
-    if one is None:
+def _cell(evaluation: Evaluation | None, is_percent: bool) -> str:
+    if evaluation is None:
         return "-"
-    if one.low is None or one.high is None:
-        return format_value(one.value, share)
-    if share:
-        return f"{100 * one.value:.1f} % ({100 * one.low:.0f}-{100 * one.high:.0f})"
-    return f"{one.value:.3f} ± {(one.high - one.low) / 2:.3f}"
+    if evaluation.low is None or evaluation.high is None:
+        return format_value(evaluation.value, is_percent)
+    if is_percent:
+        return f"{100 * evaluation.value:.1f} % ({100 * evaluation.low:.0f}-{100 * evaluation.high:.0f})"
+    return f"{evaluation.value:.3f} ± {(evaluation.high - evaluation.low) / 2:.3f}"
 
 
 def make_predictions_table(run_dir: Path | str) -> "Table":
-    """Predicted, measured and the prediction's error as a table for the terminal; no rows where nothing was planned."""
+    """Returns predicted, measured and error as a table for the terminal; no rows if nothing was planned."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     predicted, measured = predicted_and_measured(load_run_data(run_dir))
-    off = prediction_errors(predicted, measured)
-    made = Table(box=SIMPLE_HEAD, title="predicted and measured", title_justify="left")
+    errors = prediction_errors(predicted, measured)
+    table = Table(box=SIMPLE_HEAD, title="predicted and measured", title_justify="left")
     for name in ("", "predicted", "measured", "error"):
-        made.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left")
     for key, value in predicted.items():
-        *stage, what = key.split(".")
-        name = " ".join([*stage, PREDICTION_LABELS.get(what, what.replace("_", " "))])
-        made.add_row(name, f"{value:,.4g}", f"{measured[key]:,.4g}", f"{off[key]:+.1%}" if key in off else "-")
-    return made
+        *stage, quantity = key.split(".")
+        name = " ".join([*stage, PREDICTION_LABELS.get(quantity, quantity.replace("_", " "))])
+        table.add_row(name, f"{value:,.4g}", f"{measured[key]:,.4g}", f"{errors[key]:+.1%}" if key in errors else "-")
+    return table

@@ -1,6 +1,6 @@
-"""One self-contained HTML page from a room's template: style inside, no script, nothing fetched.
+"""Renders one self-contained HTML page: style inside, no script, nothing loaded from elsewhere.
 
-The one idea: every page extends `frame.html` and is rendered with everything escaped; only `chart.py` makes markup.
+Every page extends `base.html` and is rendered with everything escaped; only `chart.py` makes markup.
 """
 
 from datetime import UTC, datetime
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 
-def render_page(room: str, template: str, **contents: Any) -> str:
-    """Return `template` of fledgling/`room` as a page; `contents` are its values, every one used must be given."""
+def render_page(package: str, template: str, **contents: Any) -> str:
+    """Returns `template` of fledgling/`package` as a page; every value that the template uses must be in `contents`."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader("fledgling", room), PackageLoader("fledgling", "report")]),
+        loader=ChoiceLoader([PackageLoader("fledgling", package), PackageLoader("fledgling", "report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     style = Markup((Path(__file__).parent / "style.css").read_text("utf-8"))
-    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return environment.get_template(template).render(style=style, made=made, **contents)
+    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment.get_template(template).render(style=style, created=created, **contents)

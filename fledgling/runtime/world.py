@@ -2,7 +2,7 @@
 
 The one idea: a single process is a world of size 1 that takes the same path, so no caller asks whether it is
 distributed. Whatever trains speaks to other ranks through this file alone, `fully_shard` too; only it reads the
-variables torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK). `fledgling bench comm` measures the library itself.
+variables torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK). `python -m benchmarks comm` measures the library itself.
 
 What it is not: it decides nothing about shards. What travels, and when, is in `fledgling.optim.gradients`. Nor does it
 notice that a rank is lost: that is `watch.py`; who starts ranks is `launch.py`.

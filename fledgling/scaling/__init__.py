@@ -1,11 +1,14 @@
-"""The lab: ordinary runs, compared. How loss falls with size, data and compute, measured here.
+"""Scaling experiments: ordinary training runs, compared. How loss falls with size, data and compute.
 
-Start with `sweep` (a grid of depths and budgets becomes runs of the one training loop, resumable), then `results`
-(their directories become numbers), `fit` and `bowls` (numbers become laws with intervals), `analysis` (all of it
-for every way to count parameters, and the largest budget predicted from the others), `page` (one HTML page).
-`recover` tries the fitter on made-up runs whose law is known. `ablate` runs variants of one recipe in place of sizes,
-`ablation` compares them, `ablation_page` shows it.
+    sweep        a grid of depths and budgets as resumable training runs; a check of a budget beyond it
+    results      their directories as numbers
+    fits         laws with intervals: a loss surface, isoFLOP curves
+    analysis     all fits for every way of counting parameters, the held-out budget, predictions
+    sweep_page   the HTML page of a sweep
+    ablation     variants of one recipe instead of sizes
+    inference    accuracy against the number of samples, and the coverage law
+    recovery     tests the fits on synthetic sweeps of a known law
 
-Everything but `sweep`, `ablate` and `check` reads files only and does without torch. Published laws are in
+Only `sweep` imports torch (`ablation` does when it trains); the others read files. Published laws are in
 `fledgling.plan.scaling_laws`.
 """

@@ -1,23 +1,31 @@
-"""What one change of a recipe does to the loss, at equal FLOPs: differences to the base, paired by seed.
+"""Ablations: the effect of one change of a recipe on the loss, at equal FLOPs, as paired differences to the base.
 
-The one idea: a seed fixes the first weights and the order of the text for base and variant alike, so their difference
-on that seed is one number, and what varies between seeds is the error of its mean. All runs are measured on the same
-held-out rows, which therefore count in no interval.
+A seed fixes the initial weights and the order of the text for base and variant alike, so their difference on that seed
+is one number, and the variation between seeds is the error of its mean. All runs are measured on the same held-out
+rows, which therefore enter no interval. Of twenty variants without effect, one has a 95 % interval without 0 in it.
 
-Of twenty variants that do nothing, one has an interval of 95 % without 0 in it. Reads files only; no torch.
+Start with `run_ablation` (trains), then `compute_effects` (reads files), `build_ablation_page` (one HTML page). torch
+is imported only to train.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fledgling.config import UserError, did_you_mean
-from fledgling.scaling.results import CELL, SweepRun, read_run
+from fledgling.config import Recipe, UserError, did_you_mean
+from fledgling.model.config import config_from_table
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.record import write_text
+from fledgling.record.progress_bar import format_count, format_duration
+from fledgling.report.chart import Chart, Line, render_chart
+from fledgling.report.template import render_page
+from fledgling.scaling.results import CELL, SweepRun, format_flops, read_run
+from fledgling.toml import dump_toml
 
 BASE = "base"
 ABLATION_SETTINGS = "ablation.toml"
@@ -40,8 +48,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "decay": ("optimizer.weight_decay=0.1",),
     "cautious-decay": ("optimizer.weight_decay=0.1", "optimizer.cautious_weight_decay=true"),
 }
-# Two-sided 95 % of Student's t by degrees of freedom; beyond them, those of the normal distribution are near enough.
+VERDICT_COLORS = {"better": 2, "worse": 3, "not significant": 1}
+EFFECT_HEADER = ("variant", "bits per byte", "difference", "95 % interval", "seeds", "parameters", "tokens", "")
+# Two-sided 95 % of Student's t by degrees of freedom; beyond them the normal distribution is close enough.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+RecipeLoader = Callable[[Sequence[str]], Recipe]  # returns the base recipe with additional overrides
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Effect:
-    """Variant minus base in bits per byte, over `seeds` pairs, with its 95 % interval where there are two or more."""
+    """Variant minus base in bits per byte, over `seeds` pairs, with its 95 % interval if there are two or more."""
 
     variant: str
     bits_per_byte: float
@@ -68,100 +81,213 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """In words: fewer bits per byte are better."""
-        if self.low is None or self.low <= 0 <= self.high:
-            return "not told apart"
+        """Returns "better", "worse" or "not significant"; fewer bits per byte are better."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return "not significant"
         return "better" if self.difference < 0 else "worse"
 
 
 def parse_variants(names: str) -> dict[str, tuple[str, ...]]:
-    """The overrides of each variant named in a list with commas: a name of VARIANTS, "all", or table.key=value itself.
+    """Returns the overrides of each variant in a comma-separated list: a name of VARIANTS, "all", or table.key=value.
 
-    Several overrides of one variant are joined by +. Raises UserError for a name that is none.
+    Several overrides of one variant are joined by +. Raises UserError for an unknown name.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    variants: dict[str, tuple[str, ...]] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name == "all":
-            found |= VARIANTS
+            variants |= VARIANTS
         elif name in VARIANTS:
-            found[name] = VARIANTS[name]
+            variants[name] = VARIANTS[name]
         elif "=" in name:
-            found[name.replace("/", "-")] = tuple(name.split("+"))
+            variants[name.replace("/", "-")] = tuple(name.split("+"))
         else:
-            known = f"{', '.join(VARIANTS)}, all, or table.key=value{did_you_mean(name, VARIANTS)}"
-            raise UserError(f'ablate: got "{name}", expected {known}')
-    if not found:
+            expected = f"{', '.join(VARIANTS)}, all, or table.key=value{did_you_mean(name, VARIANTS)}"
+            raise UserError(f'ablate: got "{name}", expected {expected}')
+    if not variants:
         raise UserError(f"ablate: got nothing to change, expected some of {', '.join(VARIANTS)}, or all")
-    return found
+    return variants
 
 
 def trial_name(variant: str, seed: int) -> str:
-    """The directory's name of a run."""
+    """Returns the directory name of a run."""
     return f"{variant}-s{seed}"
 
 
+# ---- running ----
+
+
+def plan_ablation(
+    load_recipe: RecipeLoader, variants: Mapping[str, tuple[str, ...]], seeds: int, budget: float, out: Path
+) -> list[tuple[str, int, Recipe]]:
+    """Returns (variant, seed, recipe) of every run, seeds outermost, the base first.
+
+    Raises UserError for an invalid override and for a budget of too few steps.
+    """
+    from fledgling.scaling.sweep import BATCH_TOKENS, MIN_STEPS, shorten_recipe
+
+    runs = []
+    recipes = {name: load_recipe(overrides) for name, overrides in {BASE: (), **variants}.items()}
+    for seed in range(seeds):
+        for name, recipe in recipes.items():
+            batch = recipe.pretrain.batch_tokens or BATCH_TOKENS
+            flops = training_flops_per_token(config_from_table(recipe.model, recipe.tokenizer.vocab_size)) * batch
+            steps = round(budget / flops)
+            if steps < MIN_STEPS:
+                min_budget = format_flops(1.01 * MIN_STEPS * flops)
+                raise UserError(
+                    f"{name}: a budget of {format_flops(budget)} FLOPs is {steps} steps; give {min_budget} or more"
+                )
+            seeded = replace(recipe, seed=recipe.seed + seed)
+            runs.append((name, seed, shorten_recipe(seeded, steps, batch, out / trial_name(name, seed))))
+    return runs
+
+
+def run_ablation(
+    load_recipe: RecipeLoader,
+    variants: Mapping[str, tuple[str, ...]],
+    seeds: int,
+    budget: float,
+    out: Path,
+    log: Callable[[str], None],
+    on_finished: Callable[[str, int, SweepRun], None],
+) -> int:
+    """Trains the runs that are not finished yet; returns their number. `on_finished` is called for every run, old or
+    new.
+
+    A variant is the base recipe with a few more overrides; its steps are what the budget allows, so a variant that
+    costs more per token sees fewer tokens. Seeds are the outermost loop: stopped at any time, all variants have equally
+    many seeds up to one. A finished run is skipped, an interrupted one continues from its checkpoint.
+
+    Raises UserError for settings other than those already in `out`, train.loop.Stopped after a signal.
+    """
+    from fledgling.scaling.sweep import check_settings, prepare_sweep_data, train_run
+
+    runs = plan_ablation(load_recipe, variants, seeds, budget, out)
+    base = replace(runs[0][2], run=replace(runs[0][2].run, out="run"))
+    check_settings(out / ABLATION_SETTINGS, f"# {format_flops(budget)} FLOPs a run\n{dump_toml(base)}", "an ablation")
+    prepare_sweep_data(load_recipe(()), out, log)
+    trained, seconds = 0, list[float]()
+    for index, (name, seed, recipe) in enumerate(runs):
+        run_dir = Path(recipe.run.out)
+        if (run := read_run(run_dir)) is None:
+            time_left = (
+                f", about {format_duration(sum(seconds) / len(seconds) * (len(runs) - index))} left" if seconds else ""
+            )
+            log(f"ablation: run {index + 1} of {len(runs)}, {name} with seed {seed}{time_left}")
+            train_run(recipe, out, {"depth": recipe.model.depth, "budget": budget, "variant": name, "seed": seed})
+            trained += 1
+            if (run := read_run(run_dir)) is None:
+                raise UserError(f"{run_dir} is done but has no bits per byte; remove it and run again")
+            seconds.append(run.seconds)
+        on_finished(name, seed, run)
+    return trained
+
+
+# ---- comparing ----
+
+
 def load_trials(out: Path) -> list[Trial]:
-    """The finished runs under `out`, the base's first."""
+    """Returns the finished runs under `out`, the base's first."""
     trials = []
     for path in out.glob(f"*/{CELL}"):
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if "variant" in facts and (run := read_run(path.parent)):
-            trials.append(Trial(facts["variant"], int(facts["seed"]), run))
-    return sorted(trials, key=lambda one: (one.variant != BASE, one.variant, one.seed))
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        if "variant" in cell and (run := read_run(path.parent)):
+            trials.append(Trial(cell["variant"], int(cell["seed"]), run))
+    return sorted(trials, key=lambda trial: (trial.variant != BASE, trial.variant, trial.seed))
 
 
 def compute_effects(trials: Sequence[Trial]) -> list[Effect]:
-    """Every variant's difference to the base over the seeds that both have, the best first; the base itself on top."""
-    base = {one.seed: one.run for one in trials if one.variant == BASE}
-    names = list(dict.fromkeys(one.variant for one in trials))
-    made = []
+    """Returns every variant's difference to the base over their common seeds, the base first, then the best."""
+    base = {trial.seed: trial.run for trial in trials if trial.variant == BASE}
+    names = list(dict.fromkeys(trial.variant for trial in trials))
+    found = []
     for name in names:
-        pairs = [(one.run, base[one.seed]) for one in trials if one.variant == name and one.seed in base]
+        pairs = [(trial.run, base[trial.seed]) for trial in trials if trial.variant == name and trial.seed in base]
         if not pairs:
             continue
-        gaps = [run.bits_per_byte - other.bits_per_byte for run, other in pairs]
-        half = confidence_margin(gaps) if name != BASE else None
-        middle, first = mean(gaps), pairs[0][0]
-        made.append(
+        differences = [run.bits_per_byte - other.bits_per_byte for run, other in pairs]
+        margin = confidence_margin(differences) if name != BASE else None
+        difference, first = mean(differences), pairs[0][0]
+        found.append(
             Effect(
                 name,
                 mean(run.bits_per_byte for run, _ in pairs),
-                middle,
-                None if half is None else middle - half,
-                None if half is None else middle + half,
+                difference,
+                None if margin is None else difference - margin,
+                None if margin is None else difference + margin,
                 len(pairs),
                 first.parameters["all parameters"],
                 first.tokens,
             )
         )
-    return sorted(made, key=lambda one: (one.variant != BASE, one.difference))
+    return sorted(found, key=lambda trial: (trial.variant != BASE, trial.difference))
 
 
 def confidence_margin(values: Sequence[float]) -> float | None:
-    """Half of the 95 % interval of a mean (Student's t); None for fewer than two values."""
+    """Returns half of the 95 % interval of a mean (Student's t); None for fewer than two values."""
     n = len(values)
     if n < 2:
         return None
     return (T95[n - 2] if n - 2 < len(T95) else 1.96) * stdev(values) / n**0.5
 
 
-def effects_to_json(found: Sequence[Effect]) -> list[dict[str, Any]]:
-    """The effects as JSON values."""
-    return [{**vars(one), "verdict": one.verdict if one.variant != BASE else ""} for one in found]
+def effects_to_json(effects: Sequence[Effect]) -> list[dict[str, Any]]:
+    """Returns the effects as JSON values."""
+    return [{**vars(effect), "verdict": effect.verdict if effect.variant != BASE else ""} for effect in effects]
 
 
-def effect_rows(found: Sequence[Effect]) -> list[tuple[str, ...]]:
-    """The effects as cells: variant, bits per byte, difference, interval, seeds, parameters, tokens, verdict."""
-    from fledgling.record.progress_bar import format_count
-
-    made = []
-    for one in found:
-        difference = "" if one.variant == BASE else f"{one.difference:+.4f}"
-        interval = "" if one.low is None else f"{one.low:+.4f} to {one.high:+.4f}"
-        verdict = "" if one.variant == BASE else one.verdict
-        sizes = (str(one.seeds), format_count(one.parameters), format_count(one.tokens))
-        made.append((one.variant, f"{one.bits_per_byte:.4f}", difference, interval, *sizes, verdict))
-    return made
+def effect_rows(effects: Sequence[Effect]) -> list[tuple[str, ...]]:
+    """Returns effects as cells: variant, bits per byte, difference, interval, seeds, parameters, tokens, verdict."""
+    rows: list[tuple[str, ...]] = []
+    for effect in effects:
+        difference = "" if effect.variant == BASE else f"{effect.difference:+.4f}"
+        interval = "" if effect.low is None else f"{effect.low:+.4f} to {effect.high:+.4f}"
+        verdict = "" if effect.variant == BASE else effect.verdict
+        sizes = (str(effect.seeds), format_count(effect.parameters), format_count(effect.tokens))
+        rows.append((effect.variant, f"{effect.bits_per_byte:.4f}", difference, interval, *sizes, verdict))
+    return rows
 
 
-EFFECT_HEADER = ("variant", "bits per byte", "difference", "95 % interval", "seeds", "parameters", "tokens", "")
+# ---- page ----
+
+
+def build_ablation_page(out: Path, trials: Sequence[Trial], effects: Sequence[Effect]) -> Path:
+    """Writes OUT/ablation.html and returns its path."""
+    path = out / "ablation.html"
+    run_rows = [
+        (trial.variant, str(trial.seed), f"{trial.run.bits_per_byte:.4f}", f"{trial.run.seconds:.0f} s")
+        for trial in trials
+    ]
+    values = {
+        "title": out.name,
+        "chart": effect_chart(effects),
+        "head": EFFECT_HEADER,
+        "rows": effect_rows(effects),
+        "runs": run_rows,
+    }
+    write_text(path, render_page("scaling", "ablation.html", **values))
+    return path
+
+
+def effect_chart(effects: Sequence[Effect]) -> Any:
+    """Returns the differences as dots with whiskers, numbered in the order of the table; 0 is the base."""
+    shown = [effect for effect in effects if effect.variant != BASE]
+    ends = [0.5, len(shown) + 0.5]
+    lines = [Line(BASE, ends, [0.0, 0.0], color=1, faint=True)]
+    for index, effect in enumerate(shown, start=1):
+        has_interval = effect.low is not None
+        lines.append(
+            Line(
+                effect.variant,
+                [index],
+                [effect.difference],
+                lows=[effect.low] if has_interval else (),
+                highs=[effect.high] if has_interval else (),
+                color=VERDICT_COLORS[effect.verdict],
+                connected=False,
+                point_labels=[effect.variant],
+            )
+        )
+    ticks = [(float(index), str(index)) for index in range(1, len(shown) + 1)]
+    words = "variant, in the order of the table"
+    return render_chart(Chart("difference to the base", lines, words, format_y=lambda y: f"{y:+.3f}", x_ticks=ticks))

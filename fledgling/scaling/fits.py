@@ -1,13 +1,13 @@
-"""Fitting a loss surface and power laws to runs: robust least squares on log losses, with bootstrap intervals.
+"""Fits loss surfaces and isoFLOP curves to runs: robust least squares on log losses, with bootstrap intervals.
 
-The one idea: the runs are few and chosen, so what is drawn anew is their noise, not the runs. Residuals, each
-widened for the leverage of its run, are shuffled onto the fitted values and everything is fitted again; all
-those fits are one batch of the same Levenberg-Marquardt iteration in numpy, so hundreds cost a second.
+Runs are few and their sizes are chosen, so the bootstrap resamples their noise, not the runs: residuals, each corrected
+for the leverage of its run, are shuffled onto the fitted values and everything is fitted again; all those fits are one
+batch of the same Levenberg-Marquardt iteration in numpy, so hundreds take a second.
 
-The loss is Huber's on log L, as in approach 3 of Hoffmann et al. 2022. Theirs turns linear at 1e-3 whatever the
-noise; here it turns at 1.345 robust standard deviations, where it keeps 95 % of the efficiency of least squares.
+The loss is Huber's on log L, as in approach 3 of Hoffmann et al. 2022. Theirs becomes linear at 1e-3 for any noise;
+here it does so at 1.345 robust standard deviations, where it keeps 95 % of the efficiency of least squares.
 
-B fits at once, n runs, P coefficients.
+B simultaneous fits, n runs, P coefficients.
 """
 
 from __future__ import annotations
@@ -20,39 +20,41 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fledgling.plan.scaling_laws import ChinchillaLoss
+from fledgling.plan.scaling_laws import ChinchillaLoss, PowerLaw
 
 RESAMPLES = 400
 ITERATIONS = 200
-TUNING = 1.345  # Huber's: 95 % as efficient as least squares where the noise is normal
+TUNING = 1.345  # Huber: 95 % of the efficiency of least squares for normal noise
 COEFFICIENTS = ("E", "A", "alpha", "B", "beta")
 MIN_RUNS = len(COEFFICIENTS) + 1
-EXPONENTS = (0.02, 3.0)  # an exponent outside is no scaling law, and ends a flat valley
-STARTS = (0.1, 0.3, 0.6, 1.0)  # exponents to start from
-SHARES = (0.2, 0.5, 0.8)  # of the mean loss that E is at a start; then of the rest that A / N^alpha is
+EXPONENTS = (0.02, 3.0)  # excludes exponents of no plausible law and flat valleys
+STARTS = (0.1, 0.3, 0.6, 1.0)  # start values of the exponents
+SHARES = (0.2, 0.5, 0.8)  # start values: E as a share of the mean loss, A / N^alpha as a share of the rest
+MIN_CURVE_SIZES = 3  # of a curve: a parabola has three coefficients
+MAX_EXTRAPOLATION = math.log(4)  # in log N: how far outside the trained sizes a minimum may lie
 
+Values = Sequence[float] | np.ndarray
 ResidualModel = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # (B, P) -> values (B, n), derivatives (B, n, P)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval; (nan, nan) where the runs are too few to judge the noise."""
+    """A value with its interval; (nan, nan) if the runs are too few to estimate the noise."""
 
     value: float
     low: float = math.nan
     high: float = math.nan
 
     def contains(self, value: float) -> bool:
-        """Whether the interval holds `value`."""
+        """Returns whether the interval contains `value`."""
         return self.low <= value <= self.high
 
 
 @dataclass(frozen=True)
 class SurfaceFit:
-    """A fitted E + A / N^alpha + B / D^beta: its intervals hold all five coefficients at once in 95 of 100.
+    """A fitted E + A / N^alpha + B / D^beta; its intervals contain all five coefficients at once in 95 of 100.
 
-    draws: the surfaces of the bootstrap, for intervals of whatever is computed from one; noise: standard deviation
-    of log loss around the fit.
+    bootstrap: the refitted surfaces, for intervals of derived quantities; noise: standard deviation of log loss.
     """
 
     law: ChinchillaLoss
@@ -61,27 +63,30 @@ class SurfaceFit:
     noise: float
     widening: float
 
-    def interval(self, of: Callable[[ChinchillaLoss], float]) -> Estimate:
-        """Return a quantity of the surface with its 95 % interval; the quantity must be above zero."""
-        value = of(self.law)
-        return bootstrap_interval(value, [of(draw) for draw in self.bootstrap], self.widening)
+    def interval(self, quantity: Callable[[ChinchillaLoss], float]) -> Estimate:
+        """Returns a quantity of the surface with its 95 % interval; the quantity must be above zero."""
+        value = quantity(self.law)
+        return bootstrap_interval(value, [quantity(law) for law in self.bootstrap], self.widening)
 
 
-def bootstrap_interval(value: float, draws: Sequence[float], widening: float = 1.0) -> Estimate:
-    """Return `value` with the 95 % interval of its draws, on a log scale, widened for few degrees of freedom."""
-    if not len(draws):
+def bootstrap_interval(value: float, samples: Values, widening: float = 1.0) -> Estimate:
+    """Returns `value` with the 95 % interval of its bootstrap samples, on a log scale, widened for few degrees of
+    freedom.
+    """
+    if not len(samples):
         return Estimate(value)
-    steps = np.log(np.asarray(draws) / value)
-    low, high = np.quantile(steps, [0.025, 0.975]) * widening
+    log_ratios = np.log(np.asarray(samples) / value)
+    low, high = np.quantile(log_ratios, [0.025, 0.975]) * widening
     return Estimate(value, value * math.exp(low), value * math.exp(high))
 
 
-def student_to_normal_ratio(freedom: int) -> float:
-    """Return how much wider Student's 95 % interval is than the normal one (1 % too narrow at 3, less above).
+def student_to_normal_ratio(degrees: int) -> float:
+    """Returns the ratio of Student's 95 % interval to the normal one (1 % too narrow at 3 degrees of freedom, less
+    above).
 
-    The Cornish-Fisher series (Abramowitz and Stegun 26.7.5), to the third order.
+    Source: the Cornish-Fisher series (Abramowitz and Stegun 26.7.5), to the third order.
     """
-    z, v = NormalDist().inv_cdf(0.975), max(1, freedom)
+    z, v = NormalDist().inv_cdf(0.975), max(1, degrees)
     terms = (
         (z**3 + z) / (4 * v),
         (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2),
@@ -90,19 +95,24 @@ def student_to_normal_ratio(freedom: int) -> float:
     return 1 + sum(terms) / z
 
 
-# ---- the iteration -------------------------------------------------------------------------------
+# ---- the iteration ----
 
 
 def minimize_huber(
     model: ResidualModel, targets: np.ndarray, start: np.ndarray, turn: float, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (B, P) coefficients of least Huber loss and their (B,) losses, by Levenberg-Marquardt.
+    """Returns coefficients (B, P) of least Huber loss and their losses (B,), by Levenberg-Marquardt.
 
-    targets (B, n) or (1, n); start (B, P); turn: the residual at which the loss turns linear; low, high (P,): box.
+    Args:
+        model: maps coefficients (B, P) to values (B, n) and derivatives (B, n, P).
+        targets: (B, n) or (1, n).
+        start: (B, P).
+        turn: the residual at which the loss becomes linear.
+        low, high: (P,), the bounds of the coefficients.
     """
-    at = np.clip(start, low, high)
-    damping = np.full(len(at), 1e-2)
-    values, slopes = model(at)
+    coefficients = np.clip(start, low, high)
+    damping = np.full(len(coefficients), 1e-2)
+    values, slopes = model(coefficients)
     cost = huber_loss(targets - values, turn)
     for _ in range(ITERATIONS):
         residuals = targets - values
@@ -110,123 +120,281 @@ def minimize_huber(
         weighted = slopes * weights[:, :, None]
         normal = np.einsum("bnp,bnq->bpq", weighted, slopes)
         gradient = np.einsum("bnp,bn->bp", weighted, residuals)
-        scale = np.einsum("bpp->bp", normal)
-        ridge = damping[:, None] * scale + 1e-12 * scale.max(1, keepdims=True) + 1e-30
-        step = np.linalg.solve(normal + ridge[:, :, None] * np.eye(at.shape[1]), gradient[:, :, None])[:, :, 0]
-        trial = np.clip(at + step, low, high)
-        values_there, slopes_there = model(trial)
-        cost_there = huber_loss(targets - values_there, turn)
-        better = cost_there < cost
-        done = np.abs(trial - at).max(1) < 1e-9
-        at = np.where(better[:, None], trial, at)
-        values = np.where(better[:, None], values_there, values)
-        slopes = np.where(better[:, None, None], slopes_there, slopes)
-        cost = np.where(better, cost_there, cost)
+        diagonal = np.einsum("bpp->bp", normal)
+        ridge = damping[:, None] * diagonal + 1e-12 * diagonal.max(1, keepdims=True) + 1e-30
+        step = np.linalg.solve(normal + ridge[:, :, None] * np.eye(coefficients.shape[1]), gradient[:, :, None])[
+            :, :, 0
+        ]
+        trial = np.clip(coefficients + step, low, high)
+        trial_values, trial_slopes = model(trial)
+        trial_cost = huber_loss(targets - trial_values, turn)
+        better = trial_cost < cost
+        converged = np.abs(trial - coefficients).max(1) < 1e-9
+        coefficients = np.where(better[:, None], trial, coefficients)
+        values = np.where(better[:, None], trial_values, values)
+        slopes = np.where(better[:, None, None], trial_slopes, slopes)
+        cost = np.where(better, trial_cost, cost)
         damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-12, 1e12)
-        if (done | (damping >= 1e12)).all():
+        if (converged | (damping >= 1e12)).all():
             break
-    return at, cost
+    return coefficients, cost
 
 
 def huber_loss(residuals: np.ndarray, turn: float) -> np.ndarray:
-    """Return the summed Huber loss (B,) of residuals (B, n): r^2 / 2 up to `turn`, linear beyond."""
+    """Returns the summed Huber loss (B,) of residuals (B, n): r^2 / 2 up to `turn`, linear beyond."""
     size = np.abs(residuals)
     return np.where(size <= turn, size**2 / 2, turn * (size - turn / 2)).sum(1)
 
 
-# ---- the surface ---------------------------------------------------------------------------------
+# ---- the surface ----
 
 
-def fit_surface(
-    N: Sequence[float], D: Sequence[float], loss: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
-) -> SurfaceFit:
-    """Return the `Surface` fitted to runs of N parameters, D tokens and their losses.
+def fit_surface(N: Values, D: Values, loss: Values, resamples: int = RESAMPLES, seed: int = 0) -> SurfaceFit:
+    """Returns the `SurfaceFit` of runs with N parameters, D tokens and their losses.
 
-    Needs `LEAST_POINTS` runs, of at least three sizes; with fewer it asserts (`scaling.analysis` tells users).
+    Needs `MIN_RUNS` runs, of at least three sizes, which it asserts (`fledgling.scaling.analysis` reports it to users).
     """
     n, d, y = (np.log(np.asarray(values, dtype=float)) for values in (N, D, loss))
     assert len(y) >= MIN_RUNS and len(set(N)) > 2, "too few runs to fit five coefficients"
-    middle = (n.mean(), d.mean())
-    model = _additive(n - middle[0], d - middle[1])
+    center = (n.mean(), d.mean())
+    model = _additive(n - center[0], d - center[1])
     low = np.array([y.min() - 9.0, y.min() - 15.0, EXPONENTS[0], y.min() - 15.0, EXPONENTS[0]])
     high = np.array([y.max(), y.max(), EXPONENTS[1], y.max(), EXPONENTS[1]])
     starts = np.array(list(_starts(y.mean())))
-    found, cost = minimize_huber(model, y[None], starts, math.inf, low, high)
-    best = found[[int(cost.argmin())]]
-    freedom = len(y) - len(COEFFICIENTS)
-    turn = TUNING * _robust(y - model(best)[0][0], freedom)
-    nearby = np.concatenate([best, found[np.argsort(cost)[:8]]])
-    found, cost = minimize_huber(model, y[None], nearby, turn, low, high)
-    best = found[[int(cost.argmin())]]
+    candidates, cost = minimize_huber(model, y[None], starts, math.inf, low, high)
+    best = candidates[[int(cost.argmin())]]
+    degrees = len(y) - len(COEFFICIENTS)
+    turn = TUNING * _robust(y - model(best)[0][0], degrees)
+    restarts = np.concatenate([best, candidates[np.argsort(cost)[:8]]])
+    candidates, cost = minimize_huber(model, y[None], restarts, turn, low, high)
+    best = candidates[[int(cost.argmin())]]
     fitted, slopes = (part[0] for part in model(best))
     residuals = leverage_adjusted(y - fitted, slopes)
-    widening = student_to_normal_ratio(freedom)
-    draws = np.empty((0, len(COEFFICIENTS)))
-    if resamples and freedom > 0:
-        pick = np.random.default_rng(seed).integers(len(y), size=(resamples, len(y)))
-        draws, _ = minimize_huber(model, fitted + residuals[pick], np.repeat(best, resamples, 0), turn, low, high)
-    law, *others = (_law(row, middle) for row in np.concatenate([best, draws]))
+    widening = student_to_normal_ratio(degrees)
+    samples = np.empty((0, len(COEFFICIENTS)))
+    if resamples and degrees > 0:
+        indices = np.random.default_rng(seed).integers(len(y), size=(resamples, len(y)))
+        samples, _ = minimize_huber(model, fitted + residuals[indices], np.repeat(best, resamples, 0), turn, low, high)
+    law, *bootstrap = (_law(row, center) for row in np.concatenate([best, samples]))
     noise = float(np.sqrt((residuals**2).mean()))
-    return SurfaceFit(law, _together(law, others, widening), tuple(others), noise, widening)
+    return SurfaceFit(law, _together(law, bootstrap, widening), tuple(bootstrap), noise, widening)
 
 
 def _additive(n: np.ndarray, d: np.ndarray) -> ResidualModel:
-    """log(exp(e) + exp(a - alpha n) + exp(b - beta d)) and its derivatives; n and d (n,) are centred logs."""
+    """Returns log(exp(e) + exp(a - alpha n) + exp(b - beta d)) and its derivatives; n and d (n,) are centered
+    logarithms.
+    """
 
-    def model(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        e, a, alpha, b, beta = (column[:, None] for column in at.T)
+    def model(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        e, a, alpha, b, beta = (column[:, None] for column in coefficients.T)
         parts = np.stack(np.broadcast_arrays(e + 0 * n, a - alpha * n, b - beta * d))  # (3, B, n)
-        top = parts.max(0)
-        value = top + np.log(np.exp(parts - top).sum(0))
-        share = np.exp(parts - value)
-        return value, np.stack([share[0], share[1], -share[1] * n, share[2], -share[2] * d], axis=2)
+        maximum = parts.max(0)
+        value = maximum + np.log(np.exp(parts - maximum).sum(0))
+        weights = np.exp(parts - value)
+        return value, np.stack([weights[0], weights[1], -weights[1] * n, weights[2], -weights[2] * d], axis=2)
 
     return model
 
 
 def _starts(mean: float) -> Iterator[tuple[float, ...]]:
-    """Rows (e, a, alpha, b, beta) from which the search begins, for a mean log loss."""
-    for alpha, beta, floor, share in product(STARTS, STARTS, SHARES, SHARES):
-        rest = math.exp(mean) * (1 - floor)
-        yield mean + math.log(floor), math.log(rest * share), alpha, math.log(rest * (1 - share)), beta
+    """Yields start values (e, a, alpha, b, beta) for a mean log loss."""
+    for alpha, beta, floor_share, size_share in product(STARTS, STARTS, SHARES, SHARES):
+        rest = math.exp(mean) * (1 - floor_share)
+        yield mean + math.log(floor_share), math.log(rest * size_share), alpha, math.log(rest * (1 - size_share)), beta
 
 
-def _law(row: np.ndarray, middle: tuple[float, float]) -> ChinchillaLoss:
-    """Coefficients of centred logs as the law in N and D."""
+def _law(row: np.ndarray, center: tuple[float, float]) -> ChinchillaLoss:
+    """Returns the coefficients of centered logarithms as the law in N and D."""
     e, a, alpha, b, beta = row
     return ChinchillaLoss(
-        *map(float, (np.exp(e), np.exp(a + alpha * middle[0]), alpha, np.exp(b + beta * middle[1]), beta))
+        *map(float, (np.exp(e), np.exp(a + alpha * center[0]), alpha, np.exp(b + beta * center[1]), beta))
     )
 
 
-def _together(law: ChinchillaLoss, draws: Sequence[ChinchillaLoss], widening: float) -> dict[str, Estimate]:
-    """Intervals that hold all coefficients at once in 95 of 100 (A and B on a log scale).
+def _together(law: ChinchillaLoss, bootstrap: Sequence[ChinchillaLoss], widening: float) -> dict[str, Estimate]:
+    """Returns intervals that contain all coefficients at once in 95 of 100 (A and B on a log scale).
 
-    Each is as many standard deviations wide as the most deviating coefficient of a draw is in 95 % of the draws.
+    Each is as many standard deviations wide as the most deviating coefficient of a sample is in 95 % of the samples.
     """
-    here = np.array([math.log(v) if k in "AB" else v for k, v in vars(law).items()])
-    if not draws:
+    fitted = np.array([math.log(v) if k in "AB" else v for k, v in vars(law).items()])
+    if not bootstrap:
         return {name: Estimate(getattr(law, name)) for name in COEFFICIENTS}
-    there = np.array([[math.log(v) if k in "AB" else v for k, v in vars(draw).items()] for draw in draws])
-    deviation = np.maximum((there - here).std(0), 1e-12)
-    reach = widening * np.quantile(np.abs((there - here) / deviation).max(1), 0.95)
-    made = {}
+    samples = np.array([[math.log(v) if k in "AB" else v for k, v in vars(sample).items()] for sample in bootstrap])
+    deviation = np.maximum((samples - fitted).std(0), 1e-12)
+    reach = widening * np.quantile(np.abs((samples - fitted) / deviation).max(1), 0.95)
+    intervals = {}
     for i, name in enumerate(COEFFICIENTS):
-        low, high = float(here[i] - reach * deviation[i]), float(here[i] + reach * deviation[i])
+        low, high = float(fitted[i] - reach * deviation[i]), float(fitted[i] + reach * deviation[i])
         low, high = (math.exp(low), math.exp(high)) if name in "AB" else (low, high)
-        made[name] = Estimate(getattr(law, name), low, high)
-    return made
+        intervals[name] = Estimate(getattr(law, name), low, high)
+    return intervals
 
 
-def _robust(residuals: np.ndarray, freedom: int) -> float:
-    """A standard deviation that a few outliers do not move: from the median size, for the fit's freedom."""
-    size = 1.4826 * float(np.median(np.abs(residuals))) * math.sqrt(len(residuals) / max(1, freedom))
-    return max(size, 1e-9)
+def _robust(residuals: np.ndarray, degrees: int) -> float:
+    """Returns a standard deviation from the median absolute residual, corrected for the degrees of freedom."""
+    deviation = 1.4826 * float(np.median(np.abs(residuals))) * math.sqrt(len(residuals) / max(1, degrees))
+    return max(deviation, 1e-9)
 
 
 def leverage_adjusted(residuals: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """Residuals (n,) as large as the noise: a run the fit leans on, h of itself, shows only sqrt(1 - h) of it."""
+    """Returns residuals (n,) at the scale of the noise: a run of leverage h shows only sqrt(1 - h) of it."""
     q = np.linalg.svd(slopes, full_matrices=False)[0]
     leverage = np.minimum((q**2).sum(1), 0.99)
-    wide = residuals / np.sqrt(1 - leverage)
-    return wide - wide.mean()
+    adjusted = residuals / np.sqrt(1 - leverage)
+    return adjusted - adjusted.mean()
+
+
+# ---- isoFLOP curves ----
+
+
+@dataclass(frozen=True)
+class IsoFlopCurve:
+    """One budget: log L as a parabola in log N (centered at `center`), and its minimum.
+
+    is_interior: the parabola opens upward and its minimum lies between the smallest and the largest trained size.
+    """
+
+    budget: float
+    coefficients: tuple[float, float, float]  # of (log N - center)^2, its first power, and 1
+    center: float
+    N: Estimate
+    D: Estimate
+    loss: Estimate
+    is_interior: bool
+
+    def loss_at(self, N: float) -> float:
+        """Returns the parabola's loss at N."""
+        return math.exp(float(np.polyval(self.coefficients, math.log(N) - self.center)))
+
+
+@dataclass(frozen=True)
+class PowerLawFit:
+    """A power law of C through the minima of the curves, with the interval of its exponent and its bootstrap fits."""
+
+    law: PowerLaw
+    exponent: Estimate
+    bootstrap: tuple[PowerLaw, ...]
+    widening: float
+
+    def value_at(self, C: float) -> Estimate:
+        """Returns the law's value at C with its 95 % interval."""
+        return bootstrap_interval(self.law(C), [draw(C) for draw in self.bootstrap], self.widening)
+
+
+@dataclass(frozen=True)
+class IsoFlopFit:
+    """The curves of a sweep in rising order of budget, and the power laws N_opt, D_opt and L_min of C."""
+
+    curves: tuple[IsoFlopCurve, ...]
+    N: PowerLawFit | None
+    D: PowerLawFit | None
+    loss: PowerLawFit | None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The runs of one budget, as logarithms."""
+
+    budget: float
+    n: np.ndarray  # log N - center
+    d: np.ndarray
+    y: np.ndarray
+    center: float
+
+    def basis(self) -> np.ndarray:
+        """Returns the terms of the parabola, (n, 3)."""
+        return np.vander(self.n, 3)
+
+    def minimum(self, curve: np.ndarray) -> tuple[float, float, float, bool]:
+        """Returns (log N, log D, log L) of a parabola's minimum, at most MAX_EXTRAPOLATION outside the sizes, and
+        `is_interior`.
+        """
+        opens = curve[0] > 0
+        low, high = self.n.min(), self.n.max()
+        best = (
+            -curve[1] / (2 * curve[0]) if opens else (low if np.polyval(curve, low) < np.polyval(curve, high) else high)
+        )
+        at = float(np.clip(best, low - MAX_EXTRAPOLATION, high + MAX_EXTRAPOLATION))
+        tokens = np.polyval(np.polyfit(self.n, self.d, 2), at)  # without noise: at a fixed budget D follows from N
+        return at + self.center, float(tokens), float(np.polyval(curve, at)), bool(opens and low <= best <= high)
+
+
+def fit_isoflop(
+    N: Values, D: Values, budgets: Values, loss: Values, resamples: int = RESAMPLES, seed: int = 0
+) -> IsoFlopFit:
+    """Returns a parabola through log loss over log N for each budget, and power laws through their minima.
+
+    At a fixed budget a model can be too small to learn or too large to be trained long enough; between them lies a
+    minimum, and the minima of several budgets lie on a power law (approach 2 of Hoffmann et al. 2022). The parabola is
+    only an approximation of the loss near the minimum.
+
+    The noise of all curves is pooled: one curve of four sizes has a single degree of freedom, three have three. As for
+    the surface, the pooled residuals are shuffled and everything is fitted again for the intervals.
+
+    N, D, budgets, loss: parameters, tokens, FLOPs and loss of each run; equal budgets form a curve, of at least
+    `MIN_CURVE_SIZES` sizes. Power laws need two curves, intervals a spare run.
+    """
+    groups = _groups(N, D, budgets, loss)
+    coefficients = [np.linalg.lstsq(group.basis(), group.y, rcond=None)[0] for group in groups]
+    residuals = [leverage_adjusted(g.y - g.basis() @ c, g.basis()) for g, c in zip(groups, coefficients, strict=True)]
+    spare = sum(len(group.y) - 3 for group in groups)
+    samples: list[list[tuple[float, float, float, bool]]] = []
+    if resamples and spare > 0:
+        pool = np.concatenate([part for group, part in zip(groups, residuals, strict=True) if len(group.y) > 3])
+        rng = np.random.default_rng(seed)
+        inverses = [np.linalg.pinv(group.basis()) for group in groups]
+        for _ in range(resamples):
+            resampled = [rng.choice(pool, len(group.y)) for group in groups]
+            refitted = [c + inverse @ s for c, inverse, s in zip(coefficients, inverses, resampled, strict=True)]
+            samples.append([group.minimum(parabola) for group, parabola in zip(groups, refitted, strict=True)])
+    widening = student_to_normal_ratio(spare)
+    curves = []
+    for i, (group, parabola) in enumerate(zip(groups, coefficients, strict=True)):
+        *minimum, is_interior = group.minimum(parabola)
+        N_best, D_best, loss_best = (
+            bootstrap_interval(math.exp(value), [math.exp(sample[i][k]) for sample in samples], widening)
+            for k, value in enumerate(minimum)
+        )
+        a, b, c = map(float, parabola)
+        curves.append(IsoFlopCurve(group.budget, (a, b, c), group.center, N_best, D_best, loss_best, is_interior))
+    x = np.log([curve.budget for curve in curves])
+    N_trend, D_trend, loss_trend = (
+        _trend(x, curves, samples, name, k, widening) for k, name in enumerate(("N", "D", "loss"))
+    )
+    return IsoFlopFit(tuple(curves), N_trend, D_trend, loss_trend)
+
+
+def _groups(N: Values, D: Values, budgets: Values, loss: Values) -> list[_Group]:
+    """Returns the budgets with enough sizes, in rising order."""
+    rows = np.array([budgets, np.log(N), np.log(D), np.log(loss)]).T
+    groups = []
+    for budget in sorted(set(budgets)):
+        _, n, d, y = rows[rows[:, 0] == budget].T
+        if len(set(n)) >= MIN_CURVE_SIZES:
+            groups.append(_Group(float(budget), n - n.mean(), d, y, float(n.mean())))
+    return groups
+
+
+def _trend(
+    x: np.ndarray,
+    curves: Sequence[IsoFlopCurve],
+    draws: Sequence[Sequence[tuple]],
+    name: str,
+    index: int,
+    widening: float,
+) -> PowerLawFit | None:
+    """Returns the power law of one quantity through the minima; None for fewer than two curves."""
+    if len(curves) < 2:
+        return None
+
+    def power(y: Sequence[float]) -> PowerLaw:
+        exponent, constant = np.polyfit(x - x.mean(), y, 1)
+        return PowerLaw(math.exp(constant - exponent * x.mean()), float(exponent))
+
+    law = power([math.log(getattr(curve, name).value) for curve in curves])
+    bootstrap = tuple(power([minimum[index] for minimum in sample_minima]) for sample_minima in draws)
+    exponent = Estimate(law.exponent)
+    if bootstrap:
+        low, high = np.quantile([sample.exponent - law.exponent for sample in bootstrap], [0.025, 0.975]) * widening
+        exponent = Estimate(law.exponent, law.exponent + float(low), law.exponent + float(high))
+    return PowerLawFit(law, exponent, bootstrap, widening)

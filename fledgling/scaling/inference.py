@@ -1,15 +1,16 @@
-"""What more samples buy: accuracy against k, the coverage law fitted to it, and what k costs. Reads draws, no torch.
+"""Measures inference-time scaling: accuracy against k samples, the coverage law fitted to it, and the cost of k
+samples.
 
-The one idea: from n draws of each question every k <= n is estimated without drawing again. Coverage (pass@k) and
-best-of-k by log-probability are exact means over all k-subsets of the n; the majority vote is a mean over random ones.
+From n samples of each question every k <= n is estimated without sampling again. Coverage (pass@k) and best-of-k by
+log-probability are exact means over all k-subsets of the n; the majority vote is a mean over random ones.
 
-    coverage   1 - C(n - c, k) / C(n, k), c of n right (arXiv 2107.03374, equation 1); what best-of-k reaches with a
-               verifier that never errs, which the tasks' own scores are
-    best       of a k-subset sorted by log-probability, the answer of rank r is the best of C(n - 1 - r, k - 1) subsets
-    majority   the answer said most often in the subset; ties go to the one said first (arXiv 2203.11171)
+    coverage   1 - C(n - c, k) / C(n, k), c of n correct (arXiv 2107.03374, equation 1); what best-of-k reaches with a
+               perfect verifier, such as the tasks' own scores
+    best       of a k-subset sorted by log-probability: the answer of rank r is the best of C(n - 1 - r, k - 1) subsets
+    majority   the most frequent answer in the subset; ties go to the first sampled (arXiv 2203.11171)
     law        coverage = exp(a k^b), a < 0, b < 0 (arXiv 2407.21787, section 3): least squares on coverage
 
-Q questions, n draws of each, K values of k, R bootstrap resamples.
+Q questions, n samples of each, K values of k, R bootstrap resamples. Does not import torch.
 """
 
 from __future__ import annotations
@@ -23,19 +24,26 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.record import read_jsonl
+from fledgling.record import read_jsonl, write_text
+from fledgling.record.progress_bar import format_count
+from fledgling.report.chart import Chart, Line, render_chart
+from fledgling.report.template import render_page
 from fledgling.scaling.fits import Estimate, minimize_huber
+from fledgling.scaling.sweep_page import format_estimate, log10_axis, log_spaced
 from fledgling.tasks.task import normalize_text
 
 RESAMPLES = 1000
-SUBSETS = 64  # random k-subsets of one question's draws, for the majority vote
+SUBSETS = 64  # random k-subsets of one question's samples, for the majority vote
 HELD_OUT = 2  # of the largest k: predicted, not fitted
 SELECTION_METHODS = ("coverage", "best", "majority")
+METHOD_LABELS = {"coverage": "pass@k (a verifier)", "best": "best of k by log-probability", "majority": "majority vote"}
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Draws of one model: right (Q, n), logprob (Q, n) nats, tokens (Q, n), said (Q, n) as numbers of texts."""
+    """Samples of one model: correct (Q, n), logprob (Q, n) nats, tokens (Q, n), answer_ids (Q, n), equal for equal
+    texts.
+    """
 
     name: str
     correct: np.ndarray
@@ -47,59 +55,65 @@ class SampleSet:
 
     @property
     def samples_per_question(self) -> int:
-        """Draws of a question."""
+        """Samples per question."""
         return self.correct.shape[1]
 
 
 def load_samples(path: Path) -> SampleSet:
-    """Draws out of a file that `fledgling scaling inference` wrote. Raises UserError if it holds none."""
-    head, *lines = read_jsonl(path) or [{}]
+    """Returns the samples of a file that `fledgling scaling inference` wrote. Raises UserError if it has none."""
+    header, *lines = read_jsonl(path) or [{}]
     if not lines:
-        raise UserError(f"{path} holds no draws; expected what fledgling scaling inference writes")
+        raise UserError(f"{path} holds no samples; expected a file that fledgling scaling inference wrote")
     codes = [{text: i for i, text in enumerate(dict.fromkeys(map(normalize_text, line["answers"])))} for line in lines]
     return SampleSet(
-        head["name"],
+        header["name"],
         np.array([line["scores"] for line in lines]) >= 1,
         np.array([line["logprobs"] for line in lines]),
         np.array([line["tokens"] for line in lines]),
         np.array([[code[normalize_text(t)] for t in line["answers"]] for line, code in zip(lines, codes, strict=True)]),
         float(np.mean([line["prompt_tokens"] for line in lines])),
-        float(head["flops_per_token"]),
+        float(header["flops_per_token"]),
     )
 
 
 def rank_probabilities(n: int, k: int) -> np.ndarray:
-    """(n,): how likely rank r (0 first) is the first of a random k-subset: C(n - 1 - r, k - 1) / C(n, k)."""
+    """Returns (n,): the probability that rank r (0 first) is the first of a random k-subset: C(n - 1 - r, k - 1) / C(n,
+    k).
+    """
     total = math.comb(n, k)
     return np.array([math.comb(n - 1 - r, k - 1) / total for r in range(n)])
 
 
-def accuracy_curve(draws: SampleSet, kind: str, ks: Sequence[int], seed: int = 0) -> np.ndarray:
-    """(Q, K): the expected accuracy on each question with k draws of it."""
-    if kind == "majority":
-        return np.stack([_majority(draws, k, np.random.default_rng([seed, k])) for k in ks], axis=1)
-    order = np.argsort(-(draws.correct if kind == "coverage" else draws.logprob).astype(float), axis=1, kind="stable")
-    right = np.take_along_axis(draws.correct, order, 1).astype(float)  # right ones first: any of them is found
-    return np.stack([right @ rank_probabilities(draws.samples_per_question, k) for k in ks], axis=1)
+def accuracy_curve(samples: SampleSet, method: str, ks: Sequence[int], seed: int = 0) -> np.ndarray:
+    """Returns (Q, K): the expected accuracy on each question with k samples."""
+    if method == "majority":
+        return np.stack([_majority(samples, k, np.random.default_rng([seed, k])) for k in ks], axis=1)
+    order = np.argsort(
+        -(samples.correct if method == "coverage" else samples.logprob).astype(float), axis=1, kind="stable"
+    )
+    correct = np.take_along_axis(samples.correct, order, 1).astype(
+        float
+    )  # correct ones first: a verifier finds any of them
+    return np.stack([correct @ rank_probabilities(samples.samples_per_question, k) for k in ks], axis=1)
 
 
-def _majority(draws: SampleSet, k: int, rng: np.random.Generator) -> np.ndarray:
+def _majority(samples: SampleSet, k: int, rng: np.random.Generator) -> np.ndarray:
     if k == 1:
-        return draws.correct.mean(1)
-    subsets = SUBSETS if k < draws.samples_per_question else 1
-    found = np.zeros(len(draws.correct))
-    for q, (said, right) in enumerate(zip(draws.answer_ids, draws.correct, strict=True)):
+        return samples.correct.mean(1)
+    subsets = SUBSETS if k < samples.samples_per_question else 1
+    accuracy = np.zeros(len(samples.correct))
+    for q, (answers, correct) in enumerate(zip(samples.answer_ids, samples.correct, strict=True)):
         for _ in range(subsets):
-            chosen = rng.permutation(draws.samples_per_question)[:k]
-            texts = said[chosen]
-            counts = np.bincount(texts)[texts]
-            found[q] += right[chosen[int(counts.argmax())]]  # the first of those said most often
-    return found / subsets
+            chosen = rng.permutation(samples.samples_per_question)[:k]
+            subset_answers = answers[chosen]
+            counts = np.bincount(subset_answers)[subset_answers]
+            accuracy[q] += correct[chosen[int(counts.argmax())]]  # the first of the most frequent answers
+    return accuracy / subsets
 
 
 @dataclass(frozen=True)
 class CoverageLaw:
-    """coverage = exp(a k^b), fitted on `fitted` and held against `held`: (k, measured, predicted with its interval)."""
+    """coverage = exp(a k^b), fitted on `fitted`, compared on `held_out`: (k, measured, predicted with its interval)."""
 
     a: Estimate
     b: Estimate
@@ -107,42 +121,44 @@ class CoverageLaw:
     held_out: tuple[tuple[int, float, Estimate], ...]
 
     def coverage_at(self, k: float) -> float:
-        """The law's coverage at k."""
+        """Returns the law's coverage at k."""
         return math.exp(self.a.value * k**self.b.value)
 
     @property
     def error(self) -> float:
-        """Mean absolute error at the held-out k, in points of coverage of 1."""
+        """Mean absolute error of coverage at the held-out k."""
         return float(np.mean([abs(predicted.value - measured) for _, measured, predicted in self.held_out]))
 
 
 def fit_coverage_law(
     coverage: np.ndarray, ks: Sequence[int], hold: int = HELD_OUT, seed: int = 0
 ) -> CoverageLaw | None:
-    """Fit the law to per-question coverage (Q, K) without its `hold` largest k; None where all of it is 0 or 1.
+    """Returns the law fitted to per-question coverage (Q, K) without its `hold` largest k; None if all of it is 0 or 1.
 
     Intervals are 95 % percentiles of fits to questions drawn with replacement.
     """
-    few = len(ks) - hold
+    fitted_count = len(ks) - hold
     mean = coverage.mean(0)
-    if few < 3 or not ((mean[:few] > 0) & (mean[:few] < 1)).any():
+    if fitted_count < 3 or not ((mean[:fitted_count] > 0) & (mean[:fitted_count] < 1)).any():
         return None
     rng = np.random.default_rng(seed)
     chosen = rng.integers(len(coverage), size=(RESAMPLES, len(coverage)))
     targets = np.concatenate([mean[None], coverage[chosen].mean(1)])  # (R + 1, K)
     logs = np.log(np.array(ks, dtype=float))
-    found = _fit(targets[:, :few], logs[:few])  # (R + 1, 2): log -a, b
-    a, b = -np.exp(found[:, 0]), found[:, 1]
-    told = np.exp(a[:, None] * np.exp(b[:, None] * logs[few:]))
-    held = tuple((k, float(mean[few + i]), _estimate(told[:, i])) for i, k in enumerate(ks[few:]))
-    return CoverageLaw(_estimate(a), _estimate(b), tuple(ks[:few]), held)
+    fits = _fit(targets[:, :fitted_count], logs[:fitted_count])  # (R + 1, 2): log -a, b
+    a, b = -np.exp(fits[:, 0]), fits[:, 1]
+    predicted = np.exp(a[:, None] * np.exp(b[:, None] * logs[fitted_count:]))
+    held_out = tuple(
+        (k, float(mean[fitted_count + i]), _estimate(predicted[:, i])) for i, k in enumerate(ks[fitted_count:])
+    )
+    return CoverageLaw(_estimate(a), _estimate(b), tuple(ks[:fitted_count]), held_out)
 
 
 def _fit(targets: np.ndarray, logs: np.ndarray) -> np.ndarray:
-    """(B, 2): log -a and b of least squares on coverage (B, n); from a straight line through log -log coverage."""
+    """Returns (B, 2): log -a and b of least squares on coverage (B, n); from a line through log -log coverage."""
 
-    def model(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        inner = np.exp(at[:, :1] + at[:, 1:] * logs)  # (B, n), -a k^b
+    def model(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inner = np.exp(coefficients[:, :1] + coefficients[:, 1:] * logs)  # (B, n), -a k^b
         values = np.exp(-inner)
         slope = -values * inner
         return values, np.stack([slope, slope * logs], axis=2)
@@ -154,59 +170,136 @@ def _fit(targets: np.ndarray, logs: np.ndarray) -> np.ndarray:
     return minimize_huber(model, targets, start, 1e9, np.array([-20.0, -5.0]), np.array([5.0, 0.0]))[0]
 
 
-def _estimate(draws: np.ndarray) -> Estimate:
-    """The first is the value, the others its bootstrap."""
-    low, high = np.quantile(draws[1:], [0.025, 0.975])
-    return Estimate(float(draws[0]), float(low), float(high))
+def _estimate(samples: np.ndarray) -> Estimate:
+    """Returns an estimate; the first sample is the value, the others its bootstrap."""
+    low, high = np.quantile(samples[1:], [0.025, 0.975])
+    return Estimate(float(samples[0]), float(low), float(high))
 
 
 def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Estimate:
-    """The mean over questions (Q,) with its bootstrap interval."""
+    """Returns the mean over questions (Q,) with its bootstrap interval."""
     chosen = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     return _estimate(np.concatenate([[values.mean()], values[chosen].mean(1)]))
 
 
 @dataclass(frozen=True)
 class SamplingResult:
-    """One model's curves: accuracy by kind and k, tokens and FLOPs a question by k, the law."""
+    """The curves of one model: accuracy by method and k, tokens and FLOPs per question by k, the law."""
 
     samples: SampleSet
     ks: tuple[int, ...]
     accuracy: dict[str, list[Estimate]]
-    tokens: list[float]  # the prompt is read once, whatever k
+    tokens: list[float]  # the prompt is prefilled once for any k
     flops: list[float]
     law: CoverageLaw | None
 
 
-def analyze_samples(draws: SampleSet, ks: Sequence[int], hold: int = HELD_OUT) -> SamplingResult:
-    """Everything the page and the JSON tell about one model."""
-    curves = {kind: accuracy_curve(draws, kind, ks) for kind in SELECTION_METHODS}
-    accuracy = {kind: [bootstrap_mean(found[:, i]) for i in range(len(ks))] for kind, found in curves.items()}
-    tokens = [draws.prompt_tokens + k * float(draws.tokens.mean()) for k in ks]
-    flops = [count * draws.flops_per_token for count in tokens]
-    return SamplingResult(draws, tuple(ks), accuracy, tokens, flops, fit_coverage_law(curves["coverage"], ks, hold))
+def analyze_samples(samples: SampleSet, ks: Sequence[int], hold: int = HELD_OUT) -> SamplingResult:
+    """Returns the accuracy curves, costs and coverage law of one model."""
+    curves = {method: accuracy_curve(samples, method, ks) for method in SELECTION_METHODS}
+    accuracy = {method: [bootstrap_mean(values[:, i]) for i in range(len(ks))] for method, values in curves.items()}
+    tokens = [samples.prompt_tokens + k * float(samples.tokens.mean()) for k in ks]
+    flops = [count * samples.flops_per_token for count in tokens]
+    return SamplingResult(samples, tuple(ks), accuracy, tokens, flops, fit_coverage_law(curves["coverage"], ks, hold))
 
 
-def sampling_to_json(one: SamplingResult) -> dict[str, Any]:
-    """An outcome as JSON values."""
+def sampling_to_json(result: SamplingResult) -> dict[str, Any]:
+    """Returns a result as JSON values."""
 
-    def pair(value: Estimate) -> list[float]:
+    def bounds(value: Estimate) -> list[float]:
         return [value.value, value.low, value.high]
 
-    law = one.law and {
-        "a": pair(one.law.a),
-        "b": pair(one.law.b),
-        "fitted": list(one.law.fitted),
-        "held": [{"k": k, "measured": m, "predicted": pair(p)} for k, m, p in one.law.held_out],
-        "error": one.law.error,
+    law = result.law and {
+        "a": bounds(result.law.a),
+        "b": bounds(result.law.b),
+        "fitted": list(result.law.fitted),
+        "held": [{"k": k, "measured": m, "predicted": bounds(p)} for k, m, p in result.law.held_out],
+        "error": result.law.error,
     }
     return {
-        "name": one.samples.name,
-        "questions": len(one.samples.correct),
-        "samples": one.samples.samples_per_question,
-        "k": list(one.ks),
-        "accuracy": {kind: [pair(value) for value in values] for kind, values in one.accuracy.items()},
-        "tokens": one.tokens,
-        "flops": one.flops,
+        "name": result.samples.name,
+        "questions": len(result.samples.correct),
+        "samples": result.samples.samples_per_question,
+        "k": list(result.ks),
+        "accuracy": {method: [bounds(value) for value in values] for method, values in result.accuracy.items()},
+        "tokens": result.tokens,
+        "flops": result.flops,
         "law": law,
     }
+
+
+# ---- page ----
+
+
+def build_inference_page(results: Sequence[SamplingResult], task: str, path: Path) -> Path:
+    """Writes the page and returns its path."""
+    write_text(path, render_page("scaling", "inference.html", **inference_page_contents(results, task)))
+    return path
+
+
+def inference_page_contents(results: Sequence[SamplingResult], task: str) -> dict[str, Any]:
+    """Returns the values of the template."""
+    return {
+        "title": f"{task}: more samples",
+        "methods": [(color, METHOD_LABELS[method]) for color, method in enumerate(SELECTION_METHODS)],
+        "models": [(color % 4, result.samples.name) for color, result in enumerate(results)],
+        "curves": [(result.samples.name, accuracy_chart(result)) for result in results],
+        "equal_flops": [("pass@k at equal FLOPs per question", equal_flops_chart(results))],
+        "rows": [row for result in results for row in accuracy_rows(result)],
+        "laws": [coverage_law_row(result.samples.name, result.law) for result in results if result.law],
+    }
+
+
+def _line(label: str, xs: Sequence[float], values: Sequence[Estimate], color: int) -> Line:
+    lows, highs = [value.low for value in values], [value.high for value in values]
+    return Line(label, [math.log10(x) for x in xs], [v.value for v in values], lows, highs, color, dots=True)
+
+
+def accuracy_chart(result: SamplingResult) -> Any:
+    """Returns accuracy against k: three selection methods, and the law, dashed."""
+    lines = [
+        _line(METHOD_LABELS[method], result.ks, result.accuracy[method], color)
+        for color, method in enumerate(SELECTION_METHODS)
+    ]
+    if result.law:
+        xs = log_spaced(result.ks[0], result.ks[-1])
+        lines.append(
+            Line("law", [math.log10(x) for x in xs], [result.law.coverage_at(x) for x in xs], color=3, dashed=True)
+        )
+    return render_chart(
+        Chart(f"{result.samples.name}: accuracy", lines, floor=0.0, **log10_axis(result.ks, "k", lambda k: f"{k:.0f}"))
+    )
+
+
+def equal_flops_chart(results: Sequence[SamplingResult]) -> Any:
+    """Returns coverage of every model against the FLOPs per question: a larger model, or more samples."""
+    lines = [
+        _line(result.samples.name, result.flops, result.accuracy["coverage"], i % 4) for i, result in enumerate(results)
+    ]
+    spans = [flops for result in results for flops in result.flops]
+    return render_chart(
+        Chart("pass@k", lines, floor=0.0, **log10_axis(spans, "FLOPs per question", lambda value: f"{value:.0e}"))
+    )
+
+
+def accuracy_rows(result: SamplingResult) -> list[tuple[str, ...]]:
+    """Returns a model's values, one row per k."""
+    return [
+        (
+            result.samples.name,
+            str(k),
+            *(format_estimate(result.accuracy[method][i], "{:.3f}") for method in SELECTION_METHODS),
+            format_count(result.tokens[i]),
+            f"{result.flops[i]:.2e}",
+        )
+        for i, k in enumerate(result.ks)
+    ]
+
+
+def coverage_law_row(name: str, law: CoverageLaw) -> tuple[str, ...]:
+    """Returns the law's coefficients and its held-out error."""
+    held_out = "; ".join(
+        f"k {k}: {measured:.3f}, predicted {format_estimate(predicted, '{:.3f}')}"
+        for k, measured, predicted in law.held_out
+    )
+    return name, format_estimate(law.a), format_estimate(law.b), held_out, f"{law.error:.4f}"

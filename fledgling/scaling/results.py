@@ -1,6 +1,6 @@
-"""The runs of a sweep as numbers, read from their directories: sizes, tokens, FLOPs and the loss at the end.
+"""Reads the runs of a sweep from their directories: sizes, tokens, FLOPs and the final loss.
 
-The one idea: a run's own files say everything, so a sweep copied from another machine reads the same. No torch.
+Everything comes from the runs' own files, so a sweep copied from another machine reads the same. Does not import torch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 from fledgling.config import UserError
 from fledgling.plan.scaling_laws import parameter_counts
 from fledgling.record import read_jsonl
+from fledgling.record.progress_bar import format_count, format_duration
 
-SWEEP_SETTINGS = "sweep.toml"  # of the sweep: a recipe that all its runs share
+SWEEP_SETTINGS = "sweep.toml"  # of a sweep: the recipe that all its runs share
 CELL = "cell.json"  # of a run: its depth and budget
-CHECK_DIR = "check"  # OUT/check: runs beyond the sweep's budgets, held against the prediction
+CHECK_DIR = "check"  # OUT/check: runs beyond the sweep's budgets, compared with predictions
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs under a directory, what a token stands for in the held-out text, and how many tokens there were."""
+    """The runs under a directory, bytes per token of the held-out text, and the number of training tokens."""
 
     path: Path
     runs: tuple[SweepRun, ...]
@@ -57,12 +58,12 @@ class Sweep:
 
 
 def read_run(run_dir: Path) -> SweepRun | None:
-    """Return a run of the sweep, or None while it is not finished."""
+    """Returns a run of the sweep, or None if it is not finished."""
     done, plan, cell = (_json(run_dir / name) for name in ("pretrain/done.json", "plan.json", CELL))
-    measured = [line for line in read_jsonl(run_dir / "pretrain/evals.jsonl") if line.get("name") == "bits_per_byte"]
-    if not (done and plan and cell and measured):
+    evals = [line for line in read_jsonl(run_dir / "pretrain/evals.jsonl") if line.get("name") == "bits_per_byte"]
+    if not (done and plan and cell and evals):
         return None
-    last = measured[-1]
+    last = evals[-1]
     try:
         return SweepRun(
             name=run_dir.name,
@@ -77,29 +78,34 @@ def read_run(run_dir: Path) -> SweepRun | None:
             seconds=float(done["seconds"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run_dir} is no run of a sweep ({error} in its files); remove it and run again") from None
+        raise UserError(f"{run_dir} is not a run of a sweep ({error} in its files); remove it and run again") from None
 
 
 def load_sweep(out: str | Path) -> Sweep:
-    """Return the finished runs under `out`, by budget and depth. Raises UserError when there are none."""
+    """Returns the finished runs under `out`, by budget and depth. Raises UserError if there are none."""
     out = Path(out)
     cells = [path for path in sorted(out.glob(f"*/{CELL}")) if "variant" not in _json(path)]
     runs = [run for path in cells if (run := read_run(path.parent))]
     if not runs:
-        what = "has no finished run" if out.is_dir() else "does not exist"
-        raise UserError(f"{out} {what}: expected the directory of a sweep; start one with fledgling scaling run")
-    trained, held_out = _shards(out)
-    size = held_out.get("metadata", {}).get("bytes", 0) / max(
-        1, held_out.get("tokens", 0) - held_out.get("documents", 0)
+        reason = "has no finished run" if out.is_dir() else "does not exist"
+        raise UserError(f"{out} {reason}: expected the directory of a sweep; start one with fledgling scaling run")
+    train_manifest, held_out_manifest = _shards(out)
+    bytes_per_token = held_out_manifest.get("metadata", {}).get("bytes", 0) / max(
+        1, held_out_manifest.get("tokens", 0) - held_out_manifest.get("documents", 0)
     )
-    if not size > 0:
-        raise UserError(f"{out}/shared/data says nothing of the held-out text; run fledgling scaling run again")
-    return Sweep(out, tuple(sorted(runs, key=lambda run: (run.budget, run.depth))), size, int(trained.get("tokens", 0)))
+    if not bytes_per_token > 0:
+        raise UserError(f"{out}/shared/data does not describe the held-out text; run fledgling scaling run again")
+    return Sweep(
+        out,
+        tuple(sorted(runs, key=lambda run: (run.budget, run.depth))),
+        bytes_per_token,
+        int(train_manifest.get("tokens", 0)),
+    )
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """A run beyond the sweep's budgets, and the prediction that was written down before it began."""
+    """A run beyond the sweep's budgets, and the prediction that was written before it started."""
 
     run: SweepRun
     prediction: dict[str, Any]
@@ -111,27 +117,56 @@ class CheckResult:
 
     @property
     def within_interval(self) -> bool:
-        """Whether the predicted interval holds the measured loss."""
-        said = self.prediction["bits_per_byte"]
-        return said["low"] is not None and said["low"] <= self.run.bits_per_byte <= said["high"]
+        """Whether the predicted interval contains the measured loss."""
+        predicted = self.prediction["bits_per_byte"]
+        return predicted["low"] is not None and predicted["low"] <= self.run.bits_per_byte <= predicted["high"]
 
 
 def load_checks(out: str | Path) -> list[CheckResult]:
-    """Return the finished runs under OUT/check with their predictions."""
-    found = []
+    """Returns the finished runs under OUT/check with their predictions."""
+    checks = []
     for path in sorted((Path(out) / CHECK_DIR).glob(f"*/{CELL}")):
         run, prediction = read_run(path.parent), _json(path.parent / "prediction.json")
         if run and prediction:
-            found.append(CheckResult(run, prediction))
-    return found
+            checks.append(CheckResult(run, prediction))
+    return checks
+
+
+def describe_run(run: SweepRun) -> str:
+    """Returns a finished run as one line of text."""
+    sizes = f"{format_count(run.parameters['all parameters'])} parameters, {format_count(run.tokens)} tokens"
+    return f"{run.name:<12} {sizes}, {run.bits_per_byte:.4f} bits per byte, {format_duration(run.seconds)}"
+
+
+def check_to_json(check: CheckResult) -> dict[str, Any]:
+    """Returns a check as JSON values."""
+    run = check.run
+    return {
+        "name": run.name,
+        "predicted": check.prediction,
+        "measured": {"bits_per_byte": run.bits_per_byte, "low": run.low, "high": run.high},
+        "error": check.error,
+        "within_interval": check.within_interval,
+    }
+
+
+def describe_check(check: CheckResult) -> str:
+    """Returns a check as one line of text: the prediction with its interval, and the measurement."""
+    predicted = check.prediction["bits_per_byte"]
+    interval = f" ({predicted['low']:.4f} to {predicted['high']:.4f})" if predicted["low"] is not None else ""
+    position = "inside" if check.within_interval else "outside"
+    return (
+        f"check {check.run.name}: predicted {predicted['value']:.4f}{interval} bits per byte, "
+        f"measured {check.run.bits_per_byte:.4f}, error {100 * check.error:+.2f} %, {position} the interval"
+    )
 
 
 def _shards(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The manifests of the training and the held-out text that the sweep's first source was made into."""
+    """Returns the manifests of the training and the held-out text of the sweep's first source."""
     for path in sorted((out / "shared" / "data").glob("*/corpus.json")):
-        found = _json(path)
-        held_out = found.get("held_out", {})
-        return found.get("train", {}), {**held_out, "metadata": held_out}
+        corpus = _json(path)
+        held_out = corpus.get("held_out", {})
+        return corpus.get("train", {}), {**held_out, "metadata": held_out}
     manifests = [_json(path) for path in sorted((out / "shared" / "data").glob("*/manifest.json"))]
     by_split = {manifest.get("metadata", {}).get("split"): manifest for manifest in reversed(manifests)}
     return by_split.get("train", {}), by_split.get("validation", {})
@@ -146,10 +181,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def format_flops(C: float) -> str:
-    """Return FLOPs as people type them: 2e13."""
+    """Returns FLOPs in the form of the command line: 2e13."""
     return f"{C:.4g}".replace("e+", "e")
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return a number as JSON can hold it."""
+    """Returns the number, or None where JSON cannot represent it."""
     return value if math.isfinite(value) else None

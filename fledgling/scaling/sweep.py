@@ -1,18 +1,20 @@
-"""A sweep: a grid of depths and budgets as ordinary runs of the one training loop, on tokens prepared once.
+"""Runs a sweep: a grid of depths and budgets as ordinary training runs, on tokens prepared once.
 
-The one idea: a cell of the grid is a recipe whose depth, steps and directory differ and nothing else. One rule holds
-for all sizes: batch and rates are the recipe's, warm-up its steps but at most a tenth of the run, decay its share;
-steps = budget / (FLOPs a token x batch), as `fledgling.plan.flops` counts them.
+A cell of the grid is a recipe in which only depth, steps and directory differ. One rule holds for all sizes: batch size
+and learning rates are the recipe's, warm-up its steps but at most a tenth of the run, decay its share;
+steps = budget / (FLOPs per token x batch), as `fledgling.plan.flops` counts them.
 
-    OUT/sweep.toml           the settings all runs share; another sweep needs another directory
+    OUT/sweep.toml           the settings that all runs share; another sweep needs another directory
     OUT/shared/              tokenizer and token shards; every run's `tokenizer` and `data` are links to them
-    OUT/d4-2e13/             a run directory as any other, and cell.json: its depth and budget
+    OUT/d4-2e13/             an ordinary run directory, and cell.json: its depth and budget
+    OUT/check/               runs of `run_check`: a budget beyond the sweep's, predicted before it is trained
 
-A finished run is skipped, a broken one goes on from its checkpoint. Not here: what the losses mean (`analysis.py`).
+A finished run is skipped, an interrupted one continues from its checkpoint. `analysis.py` interprets the losses.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,25 +27,37 @@ import torch
 from fledgling.config import Recipe, UserError
 from fledgling.model.config import ModelConfig, config_from_table
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.scaling_laws import check_budget as checked
+from fledgling.plan.parameters import count_parameters
+from fledgling.plan.scaling_laws import check_budget, parameter_counts
 from fledgling.record import write_json, write_text
 from fledgling.record.progress_bar import format_duration
-from fledgling.scaling.results import CELL, SWEEP_SETTINGS, SweepRun, format_flops, read_run
+from fledgling.scaling.analysis import PRIMARY_COUNT, SweepAnalysis, SweepFit, estimate_to_json, predict_loss
+from fledgling.scaling.results import (
+    CELL,
+    CHECK_DIR,
+    SWEEP_SETTINGS,
+    CheckResult,
+    SweepRun,
+    format_flops,
+    load_checks,
+    read_run,
+)
 from fledgling.toml import dump_toml
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval
 
-BATCH_TOKENS = 4096  # where the recipe leaves it open
-MIN_STEPS = 20  # of a run; fewer are warm-up and little else
-CHECKPOINTS_PER_RUN = 4  # checkpoints over a run, so that a broken one goes on
+BATCH_TOKENS = 4096  # if the recipe has none
+MIN_STEPS = 20  # of a run; fewer are mostly warm-up
+CHECKPOINTS_PER_RUN = 4  # so that an interrupted run can continue
+CHECK_DEPTHS = range(1, 33)  # candidates for the predicted optimum
 
 LogFunction = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One run of the sweep: its recipe, its budget, and the FLOPs it will really use (whole steps)."""
+    """One run of the sweep: its recipe, its budget, and the FLOPs it will use (whole steps)."""
 
     name: str
     recipe: Recipe
@@ -53,24 +67,24 @@ class SweepCell:
 
 
 def make_grid(recipe: Recipe, depths: Sequence[int], budgets: Sequence[float], out: str | Path) -> list[SweepCell]:
-    """Return the cells of every depth at every budget (FLOPs), the cheapest first.
+    """Returns the cells of every depth at every budget (FLOPs), the cheapest first.
 
-    Raises UserError for a depth that makes no model, a budget that is none, and a run of too few steps.
+    Raises UserError for a depth without a valid model, an invalid budget, and a run of too few steps.
     """
     if not depths or not budgets:
         raise UserError("a sweep needs at least one depth and one budget, such as --depths 1,2,3,4 --budgets 1e13,2e13")
     out, batch = Path(out), recipe.pretrain.batch_tokens or BATCH_TOKENS
     cells = []
-    for budget in sorted({checked(budget) for budget in budgets}):
+    for budget in sorted({check_budget(budget) for budget in budgets}):
         for depth in sorted(set(depths)):
             config = model_for_depth(recipe, depth)
             flops = training_flops_per_token(config) * batch
             steps = round(budget / flops)
             if steps < MIN_STEPS:
                 raise UserError(
-                    f"budget {format_flops(budget)} FLOPs: depth {depth} gets {steps} steps of {batch:,} tokens, expected "
-                    f"at least {MIN_STEPS}; give {format_flops(1.01 * MIN_STEPS * flops)} or more, leave depth {depth} "
-                    "out, or lower pretrain.batch_tokens"
+                    f"budget {format_flops(budget)} FLOPs: depth {depth} gets {steps} steps of {batch:,} tokens, "
+                    f"expected at least {MIN_STEPS}; give {format_flops(1.01 * MIN_STEPS * flops)} or more, leave "
+                    f"depth {depth} out, or lower pretrain.batch_tokens"
                 )
             name = cell_name(depth, budget)
             cells.append(
@@ -80,24 +94,25 @@ def make_grid(recipe: Recipe, depths: Sequence[int], budgets: Sequence[float], o
 
 
 def cell_name(depth: int, budget: float) -> str:
-    """Return the directory's name of a run: d4-2e13."""
+    """Returns the directory name of a run: d4-2e13."""
     return f"d{depth}-{format_flops(budget)}"
 
 
 def model_for_depth(recipe: Recipe, depth: int) -> ModelConfig:
-    """Return the model of a depth: width and heads follow from it, whatever the recipe pins."""
+    """Returns the model of a depth: width and heads follow from it, ignoring values that the recipe pins."""
     if depth < 1:
         raise UserError(f"depths: got {depth}, expected whole numbers of at least 1, such as 1,2,3,4")
     table = replace(recipe.model, depth=depth, width=None, heads=None, kv_heads=None)
     try:
         return config_from_table(table, recipe.tokenizer.vocab_size)
     except UserError as error:
-        fitting = [other for other in range(1, 13) if _is_valid_depth(recipe, other)]
-        listed = ", ".join(map(str, fitting))
-        raise UserError(f"depth {depth} makes no model ({error}); depths that do: {listed}") from None
+        valid = [other for other in range(1, 13) if _is_valid_depth(recipe, other)]
+        valid_depths = ", ".join(map(str, valid))
+        raise UserError(f"depth {depth} has no valid model ({error}); valid depths: {valid_depths}") from None
 
 
 def _is_valid_depth(recipe: Recipe, depth: int) -> bool:
+    """Returns whether the recipe has a model of this depth."""
     try:
         config_from_table(replace(recipe.model, depth=depth, width=None, heads=None, kv_heads=None), 256)
     except UserError:
@@ -106,13 +121,13 @@ def _is_valid_depth(recipe: Recipe, depth: int) -> bool:
 
 
 def cell_recipe(recipe: Recipe, depth: int, steps: int, batch: int, out: Path) -> Recipe:
-    """Return the recipe of one run."""
+    """Returns the recipe of one run."""
     sized = replace(recipe, model=replace(recipe.model, depth=depth, width=None, heads=None, kv_heads=None))
     return shorten_recipe(sized, steps, batch, out)
 
 
 def shorten_recipe(recipe: Recipe, steps: int, batch: int, out: Path) -> Recipe:
-    """Return the recipe of one run of `steps` steps in `out`: pretraining alone, measured at its end."""
+    """Returns the recipe of one run of `steps` steps in `out`: pretraining alone, measured at its end."""
     return replace(
         recipe,
         name=out.name,
@@ -138,88 +153,86 @@ def run_sweep(
     log: LogFunction,
     on_finished: Callable[[SweepRun], None],
 ) -> int:
-    """Run what is left of `cells`; returns how many runs had work to do.
+    """Trains the unfinished runs of `cells`; returns how many there were.
 
-    say: told where the sweep stands, with the time left; finished: called with every run as it ends. Raises UserError
+    log: receives progress with the time left; on_finished: called with every run when it is finished. Raises UserError
     for settings other than those of the sweep already in `out`, and train.loop.Stopped after a signal.
     """
     out = Path(out)
     claim_directory(recipe, out)
     prepare_sweep_data(recipe, out, log)
-    worked = 0
-    for place, one in enumerate(cells):
-        found = read_run(Path(one.recipe.run.out))
-        if found is None:
-            log(f"sweep: run {place + 1} of {len(cells)}, {one.name}{estimate_time_left(cells[place:], out)}")
-            run_cell(one, out)
-            worked += 1
-            found = read_run(Path(one.recipe.run.out))
-        if found is None:
-            raise UserError(f"{one.recipe.run.out} is done but has no bits per byte; remove it and run again")
-        on_finished(found)
-    return worked
+    trained = 0
+    for index, cell in enumerate(cells):
+        run = read_run(Path(cell.recipe.run.out))
+        if run is None:
+            log(f"sweep: run {index + 1} of {len(cells)}, {cell.name}{estimate_time_left(cells[index:], out)}")
+            run_cell(cell, out)
+            trained += 1
+            run = read_run(Path(cell.recipe.run.out))
+        if run is None:
+            raise UserError(f"{cell.recipe.run.out} is done but has no bits per byte; remove it and run again")
+        on_finished(run)
+    return trained
 
 
-def run_cell(one: SweepCell, out: Path) -> None:
-    """Make one run on the tokens that `prepare` left in `out`; a finished one is left alone."""
-    train_run(one.recipe, out, {"depth": one.depth, "budget": one.budget})
+def run_cell(cell: SweepCell, out: Path) -> None:
+    """Trains one run on the tokens that `prepare_sweep_data` left in `out`; a finished run is not changed."""
+    train_run(cell.recipe, out, {"depth": cell.depth, "budget": cell.budget})
 
 
 def train_run(recipe: Recipe, out: Path, facts: dict[str, Any]) -> None:
-    """Run a recipe on the tokens that `prepare` left in `out`, and write down what it is a run of."""
+    """Trains a recipe on the tokens that `prepare_sweep_data` left in `out`, and records its cell."""
     run_dir = Path(recipe.run.out)
     link_shared_data(out, run_dir)
     write_json(run_dir / CELL, facts)
     run_stage(recipe, "pretrain", select_evals=only_final_bpb)
-    torch.compiler.reset()  # the next model has other shapes; compiled code of this one is of no more use
+    torch.compiler.reset()  # the next model has other shapes and cannot use this model's compiled code
 
 
 def only_final_bpb(evals: tuple[Eval, ...]) -> tuple[Eval, ...]:
-    """Of a stage's evaluations keep bits per byte, and of that the last."""
+    """Returns, of a stage's evaluations, bits per byte, reduced to its last measurement."""
 
-    def last_only(one: Eval) -> Eval:
-        return replace(one, every=0, measure=lambda step, last: one.measure(step, last) if last else [])
+    def last_only(evaluation: Eval) -> Eval:
+        return replace(evaluation, every=0, measure=lambda step, last: evaluation.measure(step, last) if last else [])
 
-    return tuple(last_only(one) for one in evals if one.name == "bits_per_byte")
+    return tuple(last_only(evaluation) for evaluation in evals if evaluation.name == "bits_per_byte")
 
 
 def claim_directory(recipe: Recipe, out: Path) -> None:
-    """Write the settings that all runs share into OUT/sweep.toml, or hold them against those that stand there."""
-    one = cell_recipe(recipe, 1, 1, recipe.pretrain.batch_tokens or BATCH_TOKENS, Path("run"))
-    text = dump_toml(replace(one, pretrain=replace(one.pretrain, warmup_steps=recipe.pretrain.warmup_steps)))
+    """Writes the settings that all runs share to OUT/sweep.toml, or compares them with the existing ones."""
+    shared = cell_recipe(recipe, 1, 1, recipe.pretrain.batch_tokens or BATCH_TOKENS, Path("run"))
+    text = dump_toml(replace(shared, pretrain=replace(shared.pretrain, warmup_steps=recipe.pretrain.warmup_steps)))
     check_settings(out / SWEEP_SETTINGS, text, "a sweep")
 
 
-def check_settings(path: Path, text: str, what: str) -> None:
-    """Write settings into a file that is not there yet, or raise UserError where others stand there."""
+def check_settings(path: Path, text: str, kind: str) -> None:
+    """Writes settings to a new file, or raises UserError if an existing file has other settings."""
     if not path.exists():
         write_text(path, text)
         return
-    wanted, there = (set(told.splitlines()) for told in (text, path.read_text(encoding="utf-8")))
-    differing = [line for line in sorted(wanted ^ there) if not line.startswith("threads")]
+    wanted_lines, existing_lines = (set(message.splitlines()) for message in (text, path.read_text(encoding="utf-8")))
+    differing = [line for line in sorted(wanted_lines ^ existing_lines) if not line.startswith("threads")]
     if differing:
-        where = "now" if differing[0] in wanted else "there"
-        told = f"{path.parent} holds {what} with other settings ({differing[0]} {where})"
-        raise UserError(f"{told}; choose another --out")
+        source = "now" if differing[0] in wanted_lines else "there"
+        message = f"{path.parent} holds {kind} with other settings ({differing[0]} {source})"
+        raise UserError(f"{message}; choose another --out")
 
 
 def prepare_sweep_data(recipe: Recipe, out: Path, log: LogFunction) -> None:
-    """Train the tokenizer and tokenize the text, once for all runs. Raises UserError for text that will not do."""
-    mixed = split_mixture(recipe.pretrain.mixture)
-    if mixed.tasks or mixed.conversations:
-        others = ", ".join([*mixed.tasks, *mixed.conversations])
-        raise UserError(
-            f"a sweep trains on documents alone, not on {others}: --set 'pretrain.mixture={{embedded=1.0}}'"
-        )
+    """Trains the tokenizer and tokenizes the text, once for all runs. Raises UserError for unsuitable text."""
+    mixture = split_mixture(recipe.pretrain.mixture)
+    if mixture.tasks or mixture.conversations:
+        others = ", ".join([*mixture.tasks, *mixture.conversations])
+        raise UserError(f"a sweep trains on documents only, not on {others}: --set 'pretrain.mixture={{embedded=1.0}}'")
     preparer = DataPreparer(recipe, out / "shared", log)
     tokenizer = preparer.load_or_train_tokenizer()
-    for source in mixed.documents:
-        if not preparer.document_shards(source, tokenizer).held_out:
-            raise UserError(f"{source} is too small to hold text out, and a sweep needs some: give a larger source")
+    for source in mixture.documents:
+        if not preparer.documents.prepare_shards(source, tokenizer).held_out:
+            raise UserError(f"{source} is too small to hold out text, which a sweep needs: give a larger source")
 
 
 def link_shared_data(out: Path, run_dir: Path) -> None:
-    """Give a run the shared tokenizer and shards, by relative links: the whole sweep can be moved."""
+    """Links the shared tokenizer and shards into a run, by relative links: the whole sweep can be moved."""
     run_dir.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer", "data"):
         if not (run_dir / name).exists():
@@ -227,23 +240,79 @@ def link_shared_data(out: Path, run_dir: Path) -> None:
                 (run_dir / name).symlink_to(os.path.relpath(out / "shared" / name, run_dir), target_is_directory=True)
             except OSError as error:
                 raise UserError(
-                    f"{run_dir / name}: cannot make a link ({error.strerror}); choose another --out"
+                    f"{run_dir / name}: cannot create a link ({error.strerror}); choose another --out"
                 ) from None
 
 
 def estimate_time_left(cells: Sequence[SweepCell], out: Path) -> str:
-    """Return the time that cells will take, judged from the finished runs: of the same depth where there are some."""
-    done = [found for path in out.glob(f"*/{CELL}") if (found := read_run(path.parent))]
-    rates = {
+    """Returns the time that cells will take, estimated from the finished runs, of the same depth if there are any."""
+    done = [run for path in out.glob(f"*/{CELL}") if (run := read_run(path.parent))]
+    seconds_per_flop = {
         depth: _seconds_per_flop([run for run in done if run.depth == depth]) for depth in {run.depth for run in done}
     }
-    if not rates:
+    if not seconds_per_flop:
         return ""
-    waiting = [one for one in cells if read_run(Path(one.recipe.run.out)) is None]
-    seconds = sum(one.flops * rates.get(one.depth, _seconds_per_flop(done)) for one in waiting)
+    unfinished = [cell for cell in cells if read_run(Path(cell.recipe.run.out)) is None]
+    seconds = sum(cell.flops * seconds_per_flop.get(cell.depth, _seconds_per_flop(done)) for cell in unfinished)
     return f", about {format_duration(seconds)} left ({time.strftime('%H:%M', time.localtime(time.time() + seconds))})"
 
 
 def _seconds_per_flop(runs: Sequence[SweepRun]) -> float:
-    """Seconds a FLOP."""
+    """Returns the mean seconds per FLOP."""
     return sum(run.seconds for run in runs) / sum(run.flops for run in runs)
+
+
+# ---- check beyond the sweep ----
+
+
+def run_check(
+    recipe: Recipe, analysis: SweepAnalysis, times: float, depth: int | None, log: LogFunction
+) -> CheckResult:
+    """Predicts and trains one run at `times` the sweep's largest budget; returns the prediction and the measurement.
+
+    The prediction is written to the run's directory before training starts, so that it cannot be changed afterwards. A
+    finished run is not trained again. depth: None for the one nearest to the predicted optimum. Raises UserError for a
+    budget inside the sweep.
+    """
+    if not 1 < times < math.inf:
+        raise UserError(f"times: got {times:g}, expected more than 1: the check is of a budget beyond the sweep's")
+    sweep = analysis.sweep
+    budget = times * max(run.budget for run in sweep.runs)
+    depth = depth or nearest_depth(recipe, analysis.fit_for(PRIMARY_COUNT), budget)
+    (cell,) = make_grid(recipe, [depth], [budget], sweep.path / CHECK_DIR)
+    run_dir = Path(cell.recipe.run.out)
+    prepare_sweep_data(recipe, sweep.path, log)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "prediction.json").exists():
+        write_json(run_dir / "prediction.json", predict_run(analysis.fit_for(PRIMARY_COUNT), cell))
+    log(f"check: {cell.name}, {times:g} times the largest budget of the sweep")
+    run_cell(cell, sweep.path)
+    return next(check for check in load_checks(sweep.path) if check.run.name == cell.name)
+
+
+def nearest_depth(recipe: Recipe, fits: SweepFit, budget: float) -> int:
+    """Returns the depth whose N is nearest, by ratio, to the predicted optimum for `budget` FLOPs."""
+    N, _ = fits.optimum(budget)
+    sizes = {}
+    for depth in CHECK_DEPTHS:
+        try:
+            sizes[depth] = parameter_counts(count_parameters(model_for_depth(recipe, depth)))[PRIMARY_COUNT]
+        except UserError:  # the heads do not divide the width of this depth
+            continue
+    return min(sizes, key=lambda depth: abs(math.log(sizes[depth] / N)))
+
+
+def predict_run(fits: SweepFit, cell: SweepCell) -> dict[str, Any]:
+    """Returns the predictions of the fits for a run, as JSON values."""
+    config = model_for_depth(cell.recipe, cell.depth)
+    N, D = parameter_counts(count_parameters(config))[PRIMARY_COUNT], cell.flops / training_flops_per_token(config)
+    best_N, best_loss = fits.optimum_interval(cell.budget)
+    loss_trend = fits.isoflop.loss
+    return {
+        "counts": fits.counts,
+        "N": N,
+        "D": D,
+        "bits_per_byte": estimate_to_json(predict_loss(fits.surface, N, D)),
+        "optimum": {"N": estimate_to_json(best_N), "bits_per_byte": estimate_to_json(best_loss)},
+        "bare_power_law": estimate_to_json(loss_trend.value_at(cell.budget)) if loss_trend else None,
+    }

@@ -1,12 +1,13 @@
-"""Tasks: what the model is taught to do in conversation, and how we know that it can.
+"""Tasks: what the model learns in conversation, and how it is evaluated.
 
-Start with `task.py` (what a task is). `skills/` holds the tasks that are generated, endless and without any
-file. The public sets: `filed.py` (a task of finite splits), `multiple_choice.py` (ARC, MMLU), `gsm8k.py`,
-`humaneval.py`. The user's own: `questions.py` (with answers), `conversations.py` (without; SmolTalk too).
+Start with `task.py` (the interface). `skills/` holds the generated tasks, endless and without any file. The public
+sets: `dataset.py` (a task of finite splits), `multiple_choice.py` (ARC, MMLU), `gsm8k.py`, `humaneval.py`. A user's
+own files: `questions.py` (with answers), `conversations.py` (without; SmolTalk too). `core.py` reads the 22 tasks of
+CORE.
 
-Everything is a pure function of (seed, index). Generated tasks have three sets of wordings that share none (to
-train on, to practise on, to be examined in) and keep words and number pairs apart by a stable hash; the others
-have the published splits. No torch, no network.
+Every example is a pure function of (seed, index). Generated tasks have three disjoint sets of prompt templates (train,
+practice, unseen) and hold out words and number pairs by a stable hash; the others have the published splits. No torch,
+no network.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from fledgling.config import UserError, did_you_mean
 from fledgling.files import resolve_data_root
 from fledgling.tasks import conversations, gsm8k, humaneval, multiple_choice, questions
 from fledgling.tasks.dataset import SplitFiles
-from fledgling.tasks.task import TRAIN, ConversationSource, Question, Task, find_constant_baseline, make_rng
+from fledgling.tasks.task import (
+    TRAIN,
+    ConversationSource,
+    GeneratedTask,
+    Question,
+    Task,
+    find_constant_baseline,
+    make_rng,
+    score_answers,
+)
 
 __all__ = [
     "CONVERSATION_SETS",
@@ -34,13 +44,14 @@ __all__ = [
     "load_source",
     "load_task",
     "make_mixture_example",
+    "score_answers",
 ]
 
-SKILLS = ("arithmetic", "spelling", "counting", "identity", "stdlib")  # the generated ones
-PUBLIC_TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")  # what ChatCORE is the mean of
-CONVERSATION_SETS = ("smoltalk", "smol-smoltalk")  # to learn from only
-CHAT_PREFIX, QUESTIONS_PREFIX = "chat:", "questions:"  # prefixes of a path to the user's own
-JOIN_PROBABILITY = 0.07  # the share of mixture examples that are two, one after the other in one conversation
+SKILLS = ("arithmetic", "spelling", "counting", "identity", "stdlib")  # the generated tasks
+PUBLIC_TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")  # whose mean is ChatCORE
+CONVERSATION_SETS = ("smoltalk", "smol-smoltalk")  # for training only
+CHAT_PREFIX, QUESTIONS_PREFIX = "chat:", "questions:"  # followed by the path of a user's file
+JOIN_PROBABILITY = 0.07  # of two mixture examples in one conversation
 
 _PUBLIC_FACTORIES = {
     "arc_easy": multiple_choice.make_arc_task,
@@ -52,10 +63,10 @@ _PUBLIC_FACTORIES = {
 
 
 def load_task(name: str, data_dir: str | Path | None = None) -> Task:
-    """Return the task called `name`; `questions:PATH` is a file of the user's.
+    """Returns the task called `name`; `questions:PATH` is a user's file.
 
-    data_dir: the data root, as `fledgling.files.data_root` takes it. A public set's files are read when first
-    needed. Raises UserError for a name that is not known.
+    data_dir is the data root, as `fledgling.files.resolve_data_root` takes it. The files of a public set are read when
+    they are first needed. Raises UserError for an unknown name.
     """
     if name in SKILLS:
         return _load_skill(name)
@@ -64,46 +75,45 @@ def load_task(name: str, data_dir: str | Path | None = None) -> Task:
         return _PUBLIC_FACTORIES[name](name, root)
     if name.startswith(QUESTIONS_PREFIX) and name != QUESTIONS_PREFIX:
         return questions.load_questions(_resolve_path(name.removeprefix(QUESTIONS_PREFIX), root), name)
-    known = (*SKILLS, *PUBLIC_TASKS)
-    raise UserError(f'no task "{name}"{did_you_mean(name, known)}; known: {", ".join(known)}, {QUESTIONS_PREFIX}PATH')
+    names = (*SKILLS, *PUBLIC_TASKS)
+    raise UserError(f'no task "{name}"{did_you_mean(name, names)}; known: {", ".join(names)}, {QUESTIONS_PREFIX}PATH')
 
 
 def load_source(name: str, data_dir: str | Path | None = None) -> ConversationSource:
-    """Return what can be learned from under `name`: a task, a public set of conversations, or `chat:PATH`.
+    """Returns what training reads under `name`: a task, a public set of conversations, or `chat:PATH`.
 
-    Raises UserError as `get` does, and for conversations of the user's that are not well formed.
+    Raises UserError as `load_task` does, and for malformed conversations in a user's file.
     """
     root = resolve_data_root(data_dir)
     if name in CONVERSATION_SETS:
         patterns = (f"{name}/data/**/train-*.parquet", f"sft/{name}*.jsonl", f"{name}/*.jsonl", f"{name}*.jsonl")
-        return conversations.ConversationDataset(
-            name, partial(SplitFiles(name, root, {TRAIN: patterns}).find_files, TRAIN)
-        )
+        split_files = SplitFiles(name, root, {TRAIN: patterns})
+        return conversations.ConversationDataset(name, partial(split_files.find_files, TRAIN))
     if name.startswith(CHAT_PREFIX) and name != CHAT_PREFIX:
         return conversations.load_conversations(_resolve_path(name.removeprefix(CHAT_PREFIX), root), name)
     return load_task(name, data_dir)
 
 
 def is_file_source(name: str) -> bool:
-    """Return whether a mixture's name means rows of conversations that are read from files."""
+    """Returns whether a mixture's name means conversations that are read from files."""
     return name in (*PUBLIC_TASKS, *CONVERSATION_SETS) or name.startswith((CHAT_PREFIX, QUESTIONS_PREFIX))
 
 
 @lru_cache(maxsize=32)
-def _load_skill(name: str) -> Task:
+def _load_skill(name: str) -> GeneratedTask:
     return importlib.import_module(f"fledgling.tasks.skills.{name}").make_task()
 
 
 def _resolve_path(path: str, root: Path) -> Path:
-    """Return a path as given where it exists, else under the data root."""
+    """Returns a path unchanged where it exists, else under the data root."""
     return Path(path) if Path(path).exists() or not (root / path).exists() else root / path
 
 
 def make_mixture_example(weights: Mapping[str, float], index: int, seed: int) -> dict:
-    """Return conversation `index` of `seed` from a mixture of generated tasks, in proportion to `weights`, by name.
+    """Returns conversation `index` of `seed` from a mixture of generated tasks in proportion to `weights`, by name.
 
-    A pure function of its arguments; the order of `weights` does not matter. Now and then two examples are
-    joined into one conversation of several turns.
+    A pure function of its arguments; the order of `weights` has no influence. With probability `JOIN_PROBABILITY`, two
+    examples are joined into one conversation of several turns.
     """
     names = sorted(name for name, weight in weights.items() if weight > 0)
     if not names:

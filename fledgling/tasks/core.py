@@ -1,11 +1,9 @@
-"""The 22 tasks of CORE as text: the bundle's files read strictly, and the prompts that a published evaluator makes.
+"""The 22 tasks of CORE as text: a strict reader of the bundle's files, and the prompts of two published evaluators.
 
-CORE is DCLM's measure of base models (Li et al. 2024, arXiv 2406.11794). The one idea: what a number is comparable to
-is decided here, in text, before any model: which examples stand before an item, and what separates them. Two
-conventions are known, by the evaluators whose numbers are published: `nanochat` (the default) and `foundry`
-(llm-foundry, with which DCLM's own table was made). docs/evaluation.md lists where they differ.
-
-It tokenizes nothing and scores nothing: that is fledgling/evals/core.py. No torch.
+CORE is DCLM's metric of base models (Li et al. 2024, arXiv 2406.11794). Which figures a score is comparable to is
+decided here, in text: which examples precede an item, and what separates them. Two conventions are implemented, of the
+evaluators with published figures: `nanochat` (the default) and `foundry` (llm-foundry, which produced DCLM's own
+table). docs/evaluation.md lists the differences. Tokenizing and scoring is in fledgling/evals/core.py. No torch.
 """
 
 from __future__ import annotations
@@ -23,26 +21,26 @@ from fledgling.config import UserError, did_you_mean
 TASK_KINDS = ("multiple_choice", "schema", "language_modeling")
 CONVENTIONS = ("nanochat", "foundry")
 BUNDLE_FOLDERS = ("core", "eval_bundle", ".")  # under the data root
-COLUMNS = {
+COLUMNS: dict[str, dict[str, type]] = {
     "multiple_choice": {"query": str, "choices": list, "gold": int},
     "schema": {"context_options": list, "continuation": str, "gold": int},
     "language_modeling": {"context": str, "continuation": str},
 }
-ORDER_SEED = 1337  # of the order that a cut to some items a task is taken in
+ORDER_SEED = 1337  # of the order in which a task is cut to a number of items
 SHOT_SEED = 1234
 
 
 @dataclass(frozen=True)
 class CoreTask:
-    """One task as core.yaml describes it; baseline: what guessing scores, as a share."""
+    """One task as core.yaml describes it."""
 
     label: str
     file: Path
     kind: str
     shots: int
     delimiter: str  # between a context and its continuation
-    baseline: float
-    categories: bool  # items have one, over which the foundry convention averages
+    baseline: float  # the score of guessing, in [0, 1]
+    categories: bool  # items have a category, over which the foundry convention averages
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class CoreItem:
 
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
-    gold: int  # which choice is right; 0 where there is only one
+    gold: int  # index of the right choice; 0 where there is only one
     category: str = ""
 
     @property
@@ -62,14 +60,14 @@ class CoreItem:
 
 @dataclass(frozen=True)
 class CorePrompt:
-    """One item's text. What is common to its choices, and (rest of the context, continuation) of each."""
+    """The text of one item: what its choices share, and (rest of the context, continuation) of each."""
 
-    examples: str  # the examples, up to where the item itself begins
+    examples: str  # the few-shot examples, up to the item itself
     choices: tuple[tuple[str, str], ...]
 
     @property
     def texts(self) -> list[str]:
-        """The whole text of each choice."""
+        """The complete text of each choice."""
         return [self.examples + context + continuation for context, continuation in self.choices]
 
 
@@ -77,12 +75,12 @@ class CorePrompt:
 
 
 def find_core_bundle(root: Path) -> Path | None:
-    """The folder with core.yaml under a data root, or None."""
+    """Returns the folder with core.yaml under a data root, or None."""
     return next((root / folder for folder in BUNDLE_FOLDERS if (root / folder / "core.yaml").is_file()), None)
 
 
 def read_core_tasks(root: Path, names: Sequence[str] = ()) -> list[CoreTask]:
-    """The tasks of the bundle under `root`, all 22 or those named. Raises UserError where something is missing."""
+    """Returns the tasks of the bundle under `root`, all 22 or those named. Raises UserError for a missing one."""
     folder = find_core_bundle(root)
     if folder is None:
         raise UserError(
@@ -92,15 +90,15 @@ def read_core_tasks(root: Path, names: Sequence[str] = ()) -> list[CoreTask]:
     import yaml
 
     try:
-        listed = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
-        tasks = [_parse_task(entry, folder, _read_baselines(folder)) for entry in listed]
+        entries = yaml.safe_load((folder / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
+        tasks = [_parse_task(entry, folder, _read_baselines(folder)) for entry in entries]
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, IndexError) as problem:
         reason = " ".join(str(problem).split())[:120]
         raise UserError(f"{folder / 'core.yaml'}: cannot be read ({reason}); unpack the bundle again") from None
-    known = [task.label for task in tasks]
+    labels = [task.label for task in tasks]
     for name in names:
-        if name not in known:
-            raise UserError(f'no CORE task "{name}"{did_you_mean(name, known) or ": there are " + ", ".join(known)}')
+        if name not in labels:
+            raise UserError(f'no CORE task "{name}"{did_you_mean(name, labels) or ": there are " + ", ".join(labels)}')
     return [task for task in tasks if not names or task.label in names]
 
 
@@ -122,7 +120,7 @@ def _parse_task(entry: dict[str, Any], folder: Path, baselines: dict[str, float]
 
 
 def _read_baselines(folder: Path) -> dict[str, float]:
-    """Task -> what guessing scores, as a share."""
+    """Returns the score of guessing, in [0, 1], by task."""
     path = folder / "eval_meta_data.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -134,7 +132,7 @@ def _read_baselines(folder: Path) -> dict[str, float]:
 
 
 def read_core_items(task: CoreTask) -> list[CoreItem]:
-    """A task's items in the order of its file. Raises UserError naming file and line of what is wrong."""
+    """Returns a task's items in file order. Raises UserError with file and line of an error."""
     try:
         lines = task.file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as problem:
@@ -148,25 +146,24 @@ def read_core_items(task: CoreTask) -> list[CoreItem]:
 
 
 def _parse_item(task: CoreTask, line: str, location: str) -> CoreItem:
-    """One line; `place` is file:line."""
+    """Returns the item on one line; `location` is file:line."""
     try:
         row = json.loads(line)
     except ValueError:
         raise UserError(f"{location}: not whole JSON; the file is cut short or damaged, unpack it again") from None
-    columns = COLUMNS[task.kind]
-    for column, kind in columns.items():
+    for column, kind in COLUMNS[task.kind].items():
         value = row.get(column) if isinstance(row, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{location}: expected {column} ({kind.__name__}) of a {task.kind} task, found {found}")
+            columns = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise UserError(f"{location}: expected {column} ({kind.__name__}) of a {task.kind} task, found {columns}")
     contexts = row.get("context_options") or [row["query" if task.kind == "multiple_choice" else "context"]]
     continuations = row["choices"] if task.kind == "multiple_choice" else [row["continuation"]]
     texts = [*contexts, *continuations]
     if not all(isinstance(text, str) for text in texts) or not all(continuations):
         raise UserError(f"{location}: contexts and choices must be text, and no choice empty")
-    gold = row.get("gold", 0)
-    if not 0 <= gold < len(contexts) * len(continuations):
-        raise UserError(f"{location}: gold is {gold}, but there are {len(contexts) * len(continuations)} choices")
+    gold, num_choices = row.get("gold", 0), len(contexts) * len(continuations)
+    if not 0 <= gold < num_choices:
+        raise UserError(f"{location}: gold is {gold}, but there are {num_choices} choices")
     return CoreItem(tuple(contexts), tuple(continuations), gold, str(row.get("category", "")))
 
 
@@ -174,7 +171,7 @@ def _parse_item(task: CoreTask, line: str, location: str) -> CoreItem:
 
 
 def select_items(items: Sequence[CoreItem], max_items: int | None, convention: str) -> list[CoreItem]:
-    """The items in the order they are asked in, cut to `most`. Shuffled, but for foundry's whole tasks."""
+    """Returns the first `max_items` items in evaluation order: shuffled, except for a complete task of foundry."""
     ordered = list(items)
     if convention == "nanochat" or max_items is not None:
         random.Random(ORDER_SEED).shuffle(ordered)
@@ -182,27 +179,27 @@ def select_items(items: Sequence[CoreItem], max_items: int | None, convention: s
 
 
 def build_prompts(task: CoreTask, items: Sequence[CoreItem], convention: str) -> Iterator[CorePrompt]:
-    """The prompt of every item. `items` are those chosen: examples are drawn among them."""
+    """Yields the prompt of every selected item; the few-shot examples are drawn from `items`."""
     return _nanochat_prompts(task, items) if convention == "nanochat" else _foundry_prompts(task, items)
 
 
 def _format_example(task: CoreTask, item: CoreItem) -> str:
-    """An item as an example: the right choice."""
+    """Returns an item with its right choice, as a few-shot example."""
     context, continuation = item.choices[item.gold]
     return f"{context}{task.delimiter}{continuation}"
 
 
 def _nanochat_prompts(task: CoreTask, items: Sequence[CoreItem]) -> Iterator[CorePrompt]:
-    """Examples of item i drawn by Random(1234 + i) from all others, an empty line after each.
+    """Draws the examples of item i by Random(1234 + i) from all other items; an empty line follows each.
 
-    Contexts of language modelling tasks are stripped, those of other tasks are not.
+    Contexts of language modeling tasks are stripped, those of other tasks are not.
     """
     if task.kind == "language_modeling":
         items = [replace(item, contexts=(item.contexts[0].strip(),)) for item in items]
     for index, item in enumerate(items):
         count = min(task.shots, len(items) - 1)
-        drawn = random.Random(SHOT_SEED + index).sample(range(len(items) - 1), count) if count else []
-        shots = [items[place + (place >= index)] for place in drawn]  # the places of all items but this one
+        positions = random.Random(SHOT_SEED + index).sample(range(len(items) - 1), count) if count else []
+        shots = [items[position + (position >= index)] for position in positions]  # skips item `index`
         yield CorePrompt(
             "".join(f"{_format_example(task, shot)}\n\n" for shot in shots),
             tuple((context + task.delimiter, continuation) for context, continuation in item.choices),
@@ -210,23 +207,21 @@ def _nanochat_prompts(task: CoreTask, items: Sequence[CoreItem]) -> Iterator[Cor
 
 
 def _foundry_prompts(task: CoreTask, items: Sequence[CoreItem]) -> Iterator[CorePrompt]:
-    """Examples of all items drawn by one Random(1234) in turn, a line feed between; all texts of an item stripped.
+    """Draws the examples of all items in turn by one Random(1234), with a line feed between; texts are stripped.
 
     The choices of a multiple-choice item are not stripped, nor the contexts of a schema.
     """
     items = [_strip_texts(task, item) for item in items]
-    generator = random.Random(SHOT_SEED)
+    rng = random.Random(SHOT_SEED)
     for index, item in enumerate(items):
-        shots = [
-            _format_example(task, items[place])
-            for place in sample_foundry_shots(len(items), task.shots, index, generator)
-        ]
-        between = "\n" if shots else ""
+        positions = sample_foundry_shots(len(items), task.shots, index, rng)
+        shots = [_format_example(task, items[position]) for position in positions]
+        separator = "\n" if shots else ""
         if task.kind == "schema":
             after = task.delimiter.rstrip() if shots else ""
-            contexts = [between + context + after for context in item.contexts]
+            contexts = [separator + context + after for context in item.contexts]
         else:
-            contexts = [(between + item.contexts[0] + task.delimiter).rstrip()]
+            contexts = [(separator + item.contexts[0] + task.delimiter).rstrip()]
         yield CorePrompt("\n".join(shots), tuple((c, t) for c in contexts for t in item.continuations))
 
 
@@ -238,20 +233,20 @@ def _strip_texts(task: CoreTask, item: CoreItem) -> CoreItem:
     return replace(item, contexts=(item.contexts[0].strip(),), continuations=(item.continuations[0].strip(),))
 
 
-def sample_foundry_shots(size: int, shots: int, index: int, generator: random.Random) -> list[int]:
-    """Places of `shots` examples among `size` items without item `index`, as llm-foundry draws them.
+def sample_foundry_shots(size: int, shots: int, index: int, rng: random.Random) -> list[int]:
+    """Returns the positions of `shots` examples among `size` items without item `index`, as llm-foundry draws them.
 
-    It draws among all items and replaces the item itself, and keeps the places in a set, whose order they then have.
+    It draws among all items, replaces the item itself, and keeps the positions in a set, whose order they then have.
     """
     shots = min(size - 1, shots)
     if not shots:
         return []
-    drawn = set(generator.sample(range(size), shots))
-    if index in drawn:
-        drawn.remove(index)
-        if len(drawn) < size - 1:
-            place = generator.choice(range(size))
-            while place in drawn or place == index:
-                place = generator.choice(range(size))
-            drawn.add(place)
-    return list(drawn)
+    positions = set(rng.sample(range(size), shots))
+    if index in positions:
+        positions.remove(index)
+        if len(positions) < size - 1:
+            position = rng.choice(range(size))
+            while position in positions or position == index:
+                position = rng.choice(range(size))
+            positions.add(position)
+    return list(positions)

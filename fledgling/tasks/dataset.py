@@ -1,16 +1,15 @@
-"""Tasks that stand in files: a training split to learn and practise from, a test split to be examined in.
+"""Tasks from files: a training split to learn and practise from, a test split for exams.
 
-The one idea: an epoch is a shuffle. Training example i of a seed is row (i mod N) of a permutation that
-(seed, i div N) names, so every row comes once an epoch, in an order that any process can recompute; the test split has
-one order for ever, so that a smaller exam is the beginning of a larger one.
+Training example i of a seed is row (i mod N) of the permutation keyed by (seed, i div N), so that every row comes once
+an epoch, in an order that any process can recompute. The test split has one fixed order, so that a smaller exam is the
+beginning of a larger one. Training never reads the test split, and an exam never reads the training split.
 
-What it is not: it knows no set. `multiple_choice.py`, `gsm8k.py` and `humaneval.py` say where theirs lie and
-what a row means. Training never reads the test split, and an exam never reads the training split.
+`multiple_choice.py`, `gsm8k.py` and `humaneval.py` define where the files of a set are and how a row is parsed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,9 +25,9 @@ RawRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """A row understood: its question, the reference reply (a text or parts), and its own words.
+    """A parsed row: its question, the reference reply (a text or parts), and its text.
 
-    `words` are the row's, without what a prompt adds: what must not stand in training text.
+    `source_text` is the row's own text without the prompt's additions: what must not occur in training text.
     """
 
     question: Question
@@ -38,25 +37,26 @@ class Example:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """Where a set's splits lie under the data root: for each, glob patterns, of which the first that matches counts."""
+    """The files of a set's splits under the data root: glob patterns by split, of which the first match counts."""
 
     name: str
     root: Path
-    patterns: dict[str, tuple[str, ...]]
+    patterns: Mapping[str, tuple[str, ...]]
 
     def find_files(self, split: str) -> list[Path]:
-        """Return the split's files, sorted. Raises UserError that says where they were looked for and how to get them.
+        """Returns the split's files, sorted.
 
-        A set without a training split is for evaluation only.
+        Raises UserError for missing files, with the patterns and how to get them, and for the training split of a set
+        that has none.
         """
         if split not in self.patterns:
             raise UserError(f"{self.name} has no {split} split; it is for evaluation only: take it out of the mixture")
         for pattern in self.patterns[split]:
-            if found := sorted(self.root.glob(pattern)):
-                return found
-        looked = " or ".join(self.patterns[split])
+            if paths := sorted(self.root.glob(pattern)):
+                return paths
+        patterns = " or ".join(self.patterns[split])
         raise UserError(
-            f"{self.name}: no {split} split under {self.root} (looked for {looked}); "
+            f"{self.name}: no {split} split under {self.root} (looked for {patterns}); "
             f"get it with `fledgling data fetch {self.name}`, or point --data-dir or FLEDGLING_DATA at it"
         )
 
@@ -65,11 +65,11 @@ class SplitFiles:
 class DatasetTask:
     """A task of finite splits.
 
-    places  where its files lie.
-    read    (task's name, row, "FILE:LINE") -> Item; raises UserError for a row it cannot understand.
-    score   (question, answer) -> 1.0 or 0.0.
-    judge   the same for many at once, where that is quicker.
-    longest tokens that an answer may take.
+    Args:
+        split_files: the files of the splits.
+        parse_row: (task name, row, "FILE:LINE") -> Example; raises UserError for a row that it cannot parse.
+        score: (question, answer) -> 1.0 or 0.0.
+        batch_scorer: the same for many pairs at once, where that is faster.
     """
 
     name: str
@@ -80,15 +80,15 @@ class DatasetTask:
     max_new_tokens: int = 96
 
     def __len__(self) -> int:
-        """Return the rows of the training split."""
+        """Returns the rows of the training split."""
         return len(self.examples(TRAIN))
 
     def files(self) -> list[Path]:
-        """Return the files of the training split."""
+        """Returns the files of the training split."""
         return self.split_files.find_files(TRAIN)
 
     def examples(self, split: str) -> tuple[Example, ...]:
-        """Return all rows of a split, in the order of its files. Raises UserError for a bad row, naming its place."""
+        """Returns all rows of a split, in file order. Raises UserError for a bad row, with its file and line."""
         return self._train_examples if split == TRAIN else self._test_examples
 
     @cached_property
@@ -100,54 +100,51 @@ class DatasetTask:
         return _read_examples(self.name, stat_files(self.split_files.find_files(TEST)), self.parse_row)
 
     def get_train_example(self, index: int, seed: int) -> dict:
-        """Return conversation `index` of `seed`, from the training split."""
-        item = self._get_shuffled_example(TRAIN, index, seed)
-        return make_conversation(item.question.prompt, item.reply)
+        """Returns conversation `index` of `seed`, from the training split."""
+        example = self._get_shuffled_example(TRAIN, index, seed)
+        return make_conversation(example.question.prompt, example.reply)
 
     def get_practice_question(self, index: int, seed: int) -> Question:
-        """Return practice prompt `index` of `seed`, from the training split in another order."""
+        """Returns practice prompt `index` of `seed`, from the training split in another order."""
         return self._get_shuffled_example(PRACTICE, index, seed).question
 
     def get_test_question(self, index: int) -> Question:
-        """Return question `index` of the test split, which is shuffled once and for all."""
-        items = self.examples(TEST)
-        return items[shuffle_indices(len(items), self.name, TEST)[index]].question
+        """Returns question `index` of the test split, whose shuffled order is fixed."""
+        examples = self.examples(TEST)
+        return examples[shuffle_indices(len(examples), self.name, TEST)[index]].question
 
     def list_exam_questions(self, count: int, include_practice: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
-        """Return one exam: the first `count` questions of the test split, all of them where it has fewer."""
-        return [
-            (self.name, tuple(self.get_test_question(index) for index in range(min(count, len(self.examples(TEST))))))
-        ]
+        """Returns one exam: the first `count` questions of the test split, or all of them where it has fewer."""
+        count = min(count, len(self.examples(TEST)))
+        return [(self.name, tuple(self.get_test_question(index) for index in range(count)))]
 
     def score_batch(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
-        """Return the score of each (question, answer)."""
-        return (
-            self.batch_scorer(pairs)
-            if self.batch_scorer
-            else [self.score(question, answer) for question, answer in pairs]
-        )
+        """Returns the score of each (question, answer)."""
+        if self.batch_scorer:
+            return self.batch_scorer(pairs)
+        return [self.score(question, answer) for question, answer in pairs]
 
     def _get_shuffled_example(self, purpose: str, index: int, seed: int) -> Example:
-        items = self.examples(TRAIN)
-        epoch, position = divmod(index, len(items))
-        return items[shuffle_indices(len(items), self.name, purpose, seed, epoch)[position]]
+        examples = self.examples(TRAIN)
+        epoch, position = divmod(index, len(examples))
+        return examples[shuffle_indices(len(examples), self.name, purpose, seed, epoch)[position]]
 
 
 @lru_cache(maxsize=16)
 def _read_examples(
-    name: str, files: tuple[tuple[Path, int, int], ...], read: Callable[[str, RawRow, str], Example]
+    name: str, files: tuple[tuple[Path, int, int], ...], parse_row: Callable[[str, RawRow, str], Example]
 ) -> tuple[Example, ...]:
-    found = tuple(read(name, row, where) for path, *_ in files for row, where in read_rows(path))
-    if not found:
+    examples = tuple(parse_row(name, row, location) for path, *_ in files for row, location in read_rows(path))
+    if not examples:
         raise UserError(f"{name}: {files[0][0]} holds no row; it was cut off, fetch or copy it again")
-    return found
+    return examples
 
 
-def read_text_column(row: RawRow, column: str, where: str) -> str:
-    """Return the text in a column. Raises UserError naming the place, the column and those there are."""
+def read_text_column(row: RawRow, column: str, location: str) -> str:
+    """Returns the text in a column. Raises UserError with the location, the column and the existing columns."""
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
         got = "is empty" if isinstance(value, str) else f"is {type(value).__name__}" if column in row else "is missing"
-        there = ", ".join(map(str, row)) or "none"
-        raise UserError(f'{where}: column "{column}" {got}, expected text; the row has {there}')
+        columns = ", ".join(map(str, row)) or "none"
+        raise UserError(f'{location}: column "{column}" {got}, expected text; the row has {columns}')
     return value

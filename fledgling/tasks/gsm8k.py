@@ -1,14 +1,10 @@
-"""GSM8K: word problems of grade school (arXiv 2110.14168), worked out in steps with a calculator.
+"""GSM8K: grade school word problems (arXiv 2110.14168), solved in steps with a calculator.
 
-The one idea: the solutions mark every calculation, `48/2 = <<48/2=24>>24`. A mark becomes what the model
-does in its place: it writes the expression to the tool, and the tool answers; the text around it stays. The
-answer is the number behind `####`.
+The solutions mark every calculation, `48/2 = <<48/2=24>>24`. Each mark becomes a tool call: the model writes the
+expression, and the tool returns the result; the text around it stays. The answer is the number behind `####`.
 
-The tool's answer is written as the calculator would print it (`<<30-18=12.00>>` gives 12), because that is
-what the model will read. A rounded result (`<<100/3=33.3>>`) is kept as the solution has it: what follows was
-reckoned with it.
-
-What it is not: it does not calculate.
+The result is written as the calculator prints it (`<<30-18=12.00>>` gives 12), because that is what the model will
+read. A rounded result (`<<100/3=33.3>>`) stays as it is in the solution, since the following steps use it.
 """
 
 from __future__ import annotations
@@ -26,53 +22,54 @@ FINAL_ANSWER = re.compile(r"#### *(-?[0-9][0-9,]*(?:\.[0-9]+)?|-?\.[0-9]+)")
 
 
 def split_solution(solution: str) -> list[dict]:
-    """Return a solution as the parts of an assistant's message: text, python, output, text, ..."""
-    made, place = [], 0
+    """Returns a solution as the parts of an assistant's message: text, python, output, text, ..."""
+    parts, position = [], 0
     for mark in CALCULATION.finditer(solution):
         expression, result = mark.groups()
-        if mark.start() > place:
-            made.append({"type": "text", "text": solution[place : mark.start()]})
-        made.append({"type": "python", "text": expression.strip()})
-        made.append({"type": "output", "text": normalize_number(result.strip())})
-        place = mark.end()
-    return [*made, {"type": "text", "text": solution[place:]}]
+        if mark.start() > position:
+            parts.append({"type": "text", "text": solution[position : mark.start()]})
+        parts.append({"type": "python", "text": expression.strip()})
+        parts.append({"type": "output", "text": normalize_number(result.strip())})
+        position = mark.end()
+    return [*parts, {"type": "text", "text": solution[position:]}]
 
 
 def normalize_number(number: str) -> str:
-    """Return a number without commas and needless zeros, as the calculator prints it; other text as it is."""
+    """Returns a number without commas and redundant zeros, as the calculator prints it; other text unchanged."""
     try:
         value = Decimal(number.replace(",", ""))
     except InvalidOperation:
         return number
-    return f"{value.normalize():f}" if value.is_finite() and value else number if not value.is_finite() else "0"
+    if not value.is_finite():
+        return number
+    return f"{value.normalize():f}" if value else "0"
 
 
 def extract_final_answer(text: str) -> str | None:
-    """Return the number behind the first `####`, as `plain` writes it; None where there is none."""
-    found = FINAL_ANSWER.search(text)
-    return normalize_number(found.group(1)) if found else None
+    """Returns the number behind the first `####`, as `normalize_number` writes it; None where there is none."""
+    match = FINAL_ANSWER.search(text)
+    return normalize_number(match.group(1)) if match else None
 
 
 def score_final_answer(question: Question, answer: str) -> float:
-    """Return 1.0 when the number behind the answer's first `####` is the reference's.
+    """Returns 1.0 when the number behind the answer's first `####` equals the reference, else 0.0.
 
-    Numbers are compared by value, so that 18.00 and 18, or 70,000 and 70000, are the same.
+    Numbers are compared by value, so that 18.00 equals 18, and 70,000 equals 70000.
     """
     return float(extract_final_answer(answer) == question.answer)
 
 
-def parse_row(name: str, row: RawRow, where: str) -> Example:
-    """Return a row {"question", "answer"} as an item. Raises UserError for a solution without a final number."""
-    question, solution = read_text_column(row, "question", where), read_text_column(row, "answer", where)
+def parse_row(name: str, row: RawRow, location: str) -> Example:
+    """Returns the example in a row {"question", "answer"}. Raises UserError for a solution without a final number."""
+    question, solution = read_text_column(row, "question", location), read_text_column(row, "answer", location)
     answer = extract_final_answer(solution)
     if answer is None:
-        raise UserError(f'{where}: "answer" has no final number; expected a solution that ends with #### NUMBER')
-    return Example(
-        Question(name, question, answer), split_solution(solution), f"{question}\n{CALCULATION.sub('', solution)}"
-    )
+        raise UserError(f'{location}: "answer" has no final number; expected a solution that ends with #### NUMBER')
+    source_text = f"{question}\n{CALCULATION.sub('', solution)}"
+    return Example(Question(name, question, answer), split_solution(solution), source_text)
 
 
 def make_task(name: str, root: Path) -> DatasetTask:
-    """Return the task: train and test as published (7,473 and 1,319 problems)."""
+    """Returns the task: train and test as published (7,473 and 1,319 problems)."""
     patterns = {split: (f"evals/gsm8k/{split}.jsonl", f"gsm8k/main/{split}-*.parquet") for split in (TRAIN, TEST)}
     return DatasetTask(name, SplitFiles(name, root, patterns), parse_row, score_final_answer, max_new_tokens=384)

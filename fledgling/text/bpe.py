@@ -1,15 +1,11 @@
-r"""Learning a byte-level BPE vocabulary: count the pieces of a text, then join the commonest pair again and
-again.
+r"""Trains a byte-level BPE vocabulary: counts the pieces of a text, then merges the most frequent pair repeatedly.
 
-The one idea: training is a function from text to an ordered list of merges, and who computes it does not
-show in the result. Two libraries can: `tokenizers`, always installed, and `ffbpe`, several times faster
-where it is. Both break ties the same way (the higher count, then the lower pair of ids), so their merges
-are equal, and a test holds them to it.
+The result is an ordered list of merges, and does not depend on the library that computes it: `tokenizers`, always
+installed, or `ffbpe`, several times faster. Both break ties in the same way (the higher count, then the lower pair of
+ids), so their merges are equal (tested). `tokenizer.py` encodes.
 
-What it is not: an encoder. See `tokenizer.py`.
-
-Source: byte-level BPE, Radford et al. 2019 (GPT-2). The split is the one published with GPT-4's vocabulary,
-with the longest group of digits left open.
+Source: byte-level BPE, Radford et al. 2019 (GPT-2). The split regex is that of GPT-4's vocabulary, with the longest
+group of digits as a parameter.
 """
 
 from __future__ import annotations
@@ -27,13 +23,12 @@ from fledgling.config import UserError
 
 Merge = tuple[str, str]
 
-# Put between pairs of digits for a scanner that takes them in threes. A piece by itself, and of one byte: it
-# holds no pair to merge, so it leaves no trace in training and one token in encoding.
+# Separates pairs of digits for a scanner that takes them in threes. It is a piece of one byte: without a pair to merge,
+# it has no effect in training, and it is one token in encoding.
 DIGIT_MARK = "\0"
 
-# The same split, in the spelling for which ffbpe has a hand-written scanner: 6 times faster than a regex
-# engine. It differs from split_pattern(3) in nothing but the white space that ends a text, which `_clean`
-# takes away.
+# split_pattern(3) as ffbpe writes it, for which it has a hand-written scanner: 6 times faster than a regex engine. The
+# two differ only in the white space at the end of a text, which `_clean_texts` removes.
 _FFBPE_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
@@ -41,7 +36,7 @@ _FFBPE_PATTERN = (
 
 
 def split_pattern(max_digits: int) -> str:
-    """The GPT-4-style split regex with digits in groups of at most `digits` (1, 2 or 3)."""
+    """Returns the split regex of GPT-4, with digits in groups of at most `max_digits` (1, 2 or 3)."""
     if max_digits not in (1, 2, 3):
         raise UserError(f"tokenizer.max_digits is {max_digits!r}; the longest group of digits is 1, 2 or 3")
     numbers = r"\p{N}" if max_digits == 1 else rf"\p{{N}}{{1,{max_digits}}}"
@@ -53,17 +48,17 @@ def split_pattern(max_digits: int) -> str:
 
 
 def mark_digit_pairs(text: str) -> str:
-    """`text` with MARK between pairs of digits, so that split_pattern(3) cuts it as split_pattern(2) does."""
+    """Returns `text` with a mark between pairs of digits: split_pattern(3) then splits it as split_pattern(2) does."""
     numbers = "0123456789"
-    if not text.isascii():  # the others of Unicode's class N, for which Python's expressions have no name
+    if not text.isascii():  # the others of Unicode's class N, which `re` cannot name
         numbers += "".join(sorted(c for c in set(text) if c > "\x7f" and unicodedata.category(c)[0] == "N"))
     return re.sub(f"[{numbers}]{{2}}(?=[{numbers}])", r"\g<0>" + DIGIT_MARK, text)
 
 
 def byte_alphabet() -> list[str]:
-    """The 256 characters that stand for bytes in a tokenizer.json: GPT-2's table, index = byte value.
+    """Returns the 256 characters that represent bytes in a tokenizer.json (GPT-2's table); the index is the byte.
 
-    Bytes that print stand for themselves; the others take the characters from U+0100 on, in order.
+    Printable bytes represent themselves; the others are the characters from U+0100 on, in order.
     """
     printing = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
@@ -71,7 +66,7 @@ def byte_alphabet() -> list[str]:
 
 
 def replace_surrogates(text: str) -> str:
-    """`text` with half surrogates (JSON can carry them, UTF-8 cannot) replaced by U+FFFD."""
+    """Returns `text` with lone surrogates (possible in JSON, not in UTF-8) replaced by U+FFFD."""
     if text.isascii():
         return text
     try:
@@ -89,18 +84,23 @@ def learn_merges(
     max_characters: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Merge]:
-    """Learn merges until the vocabulary has `entries` tokens (256 bytes among them) or no pair occurs twice.
+    """Learns merges until the vocabulary has `vocab_size` tokens (with the 256 bytes), or no pair occurs twice.
 
-    texts: documents, read once, no further than `characters` in all; progress: told the characters read so
-    far. trainer: "ffbpe" or "tokenizers"; the result is the same. Returns merges over `byte_alphabet`,
-    first learned first.
+    Args:
+        texts: documents, read once.
+        trainer: "ffbpe" or "tokenizers"; the result is the same.
+        max_characters: stops reading after so many characters; None reads all.
+        progress: is called with the number of characters read so far.
+
+    Returns:
+        Merges over `byte_alphabet`, in the order in which they were learned.
     """
     source = _clean_texts(texts, max_characters, progress)
     return (_learn_ffbpe if trainer == "ffbpe" else _learn_tokenizers)(source, vocab_size, max_digits)
 
 
 def pick_trainer(requested: str = "auto") -> str:
-    """The library that trains: `wanted`, or with "auto" ffbpe where it is installed, else tokenizers."""
+    """Returns the library that trains: the requested one; for "auto", ffbpe if installed, else tokenizers."""
     if requested not in ("auto", "ffbpe", "tokenizers"):
         raise UserError(f'unknown trainer "{requested}"; choose auto, ffbpe or tokenizers')
     installed = importlib.util.find_spec("ffbpe") is not None
@@ -110,13 +110,12 @@ def pick_trainer(requested: str = "auto") -> str:
 
 
 def fit_merges(merges: list[Merge], vocab_size: int, letter_tokens: bool) -> list[Merge]:
-    """The merges of a vocabulary of at most `entries` tokens, with room for every letter if `letters`.
+    """Returns the merges of a vocabulary of at most `vocab_size` tokens; fewer if there are not enough merges.
 
-    Every byte is a token, so single ASCII letters always are. A space and a letter is guaranteed by taking
-    the longest beginning of `merges` that leaves room for the missing ones and adding those last: a piece "
-    q" holds one pair, so a merge of any rank makes it one token, and a merge of the last rank disturbs no
-    other. (A beginning of a list of merges is itself a BPE vocabulary.) Fewer tokens than `entries` come
-    back when the merges run out.
+    With `letter_tokens`, every " " + ASCII letter is a token (single letters always are: they are bytes). For that,
+    the longest prefix of `merges` is kept that leaves room for the missing ones, which are added at the end: the piece
+    " q" has one pair, so a merge of any rank makes it one token, and a merge of the last rank affects no other piece.
+    A prefix of a list of merges is itself a BPE vocabulary.
     """
     space = byte_alphabet()[0x20]
     missing = dict.fromkeys(space + letter for letter in ascii_letters) if letter_tokens else {}
@@ -124,8 +123,8 @@ def fit_merges(merges: list[Merge], vocab_size: int, letter_tokens: bool) -> lis
     kept: list[Merge] = []
     for merge in merges:
         token = merge[0] + merge[1]
-        grows = token not in tokens and token not in missing
-        if 256 + len(tokens) + len(missing) + grows > vocab_size:
+        is_new = token not in tokens and token not in missing
+        if 256 + len(tokens) + len(missing) + is_new > vocab_size:
             break
         missing.pop(token, None)
         tokens.add(token)
@@ -136,7 +135,7 @@ def fit_merges(merges: list[Merge], vocab_size: int, letter_tokens: bool) -> lis
 def _clean_texts(
     texts: Iterable[str], max_characters: int | None, progress: Callable[[int], None] | None
 ) -> Iterator[str]:
-    """Documents as the trainers read them: valid UTF-8, no white space at the end, `characters` at most."""
+    """Yields documents as the trainers read them: valid UTF-8, without white space at the end."""
     read = 0
     for text in texts:
         if max_characters is not None:
@@ -183,15 +182,15 @@ def _learn_ffbpe(texts: Iterator[str], vocab_size: int, max_digits: int) -> list
         file = Path(folder) / "merges.txt"
         trainer.validate_model().save_files(Path(folder) / "vocab.json", file, format="gpt2")
         lines = file.read_text(encoding="utf-8").split("\n")
-    # "left right => count" a line; no character of the byte alphabet is a space.
+    # A line is "left right => count"; the byte alphabet has no space.
     return [(left, right) for left, right, *_ in (line.split(" ") for line in lines if line and "#v" not in line)]
 
 
 def _single_digits(words: dict[str, int]) -> list[tuple[str, int]]:
-    """Counts of pieces with groups of up to three digits broken into single ones.
+    """Returns the counts of pieces after groups of up to three digits are split into single digits.
 
-    Exact, because a piece that begins with a number is nothing but numbers, and a run of numbers cut in
-    threes holds the same single ones.
+    This is exact: a piece that begins with a digit has only digits, and a run of digits cut in threes has the same
+    single digits.
     """
     counts: dict[str, int] = {}
     for word, count in words.items():

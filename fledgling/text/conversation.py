@@ -1,16 +1,15 @@
-"""Conversations as tokens: where each turn begins and ends, and which tokens the assistant learns from.
+"""Renders conversations to tokens, with a mask of the tokens that the assistant learns.
 
-The one idea: a conversation is first a list of segments, each either one control token or one stretch of
-ordinary text, marked learned or not; tokens and mask are both read off that list, so they cannot disagree.
-Text reaches its ids by `Tokenizer.encode` alone, so what a user, a system message or a tool writes is never
-a control token.
+A conversation first becomes a list of segments, each either one special token or one stretch of text, supervised or
+not. Tokens and mask are both computed from that list, so they cannot disagree. Text becomes ids only by
+`Tokenizer.encode`, so no text of a user, a system message or a tool ever becomes a special token.
 
     bos user_start QUESTION user_end assistant_start ANSWER assistant_end user_start ...
-                                                     ~~~~~~~~~~~~~~~~~~~~ learned
+                                                     ~~~~~~~~~~~~~~~~~~~~ supervised
     in an answer:  TEXT python_start EXPRESSION python_end output_start RESULT output_end TEXT
-                   ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~                               ~~~~ learned
+                   ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~                               ~~~~ supervised
 
-What it is not: a template language. There is one layout, and `export` writes it down for others.
+There is one layout; `fledgling.export` writes it as a chat template.
 """
 
 from __future__ import annotations
@@ -31,38 +30,33 @@ PART_TYPES = ("text", "python", "output")
 
 @dataclass(frozen=True)
 class RenderedConversation:
-    """A conversation in tokens.
+    """A conversation as tokens."""
 
-    tokens: (T,) int32. mask: (T,) bool, True where the token is the assistant's own and is to be learned.
-    turn_ends: for every assistant turn the number of tokens up to and including its end: where to cut one
-    too long.
-    """
-
-    tokens: np.ndarray
-    mask: np.ndarray
-    turn_ends: list[int]
+    tokens: np.ndarray  #    (T,) int32
+    mask: np.ndarray  #      (T,) bool, True where the token is the assistant's own, and a target of the loss
+    turn_ends: list[int]  #  tokens up to the end of each assistant turn, inclusive
 
 
-# A control token by name, or ordinary text; and whether it is learned.
 @dataclass(frozen=True)
 class _Segment:
+    """A special token by name, or text; and whether its tokens are targets."""
+
     text: str
     special: bool
     supervised: bool
 
 
 def check_conversation(conversation: Mapping[str, Any]) -> None:
-    """Raise UserError, naming the message, unless `conversation` is one that can be rendered.
+    """Raises UserError, naming the message, unless `conversation` can be rendered.
 
-    Expected: {"messages": [{"role", "content"}, ...]}, at most one system message and that first, then user
-    and assistant by turns, user first. Content is text, or a list of parts {"type":
-    "text"|"python"|"output", "text"}; a user's and a system's parts are text; an output follows the python
-    it answers.
+    Expected is {"messages": [{"role", "content"}, ...]}: at most one system message, which comes first, then user and
+    assistant in turn, user first. Content is text, or a list of parts {"type": "text"|"python"|"output", "text"}; the
+    parts of user and system are text; an output follows its python part.
     """
     messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise UserError('a conversation has no messages; expected {"messages": [{"role": ..., "content": ...}, ...]}')
-    expected, begun = "user", False
+    expected, has_turns = "user", False
     for number, message in enumerate(messages, start=1):
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
@@ -73,20 +67,20 @@ def check_conversation(conversation: Mapping[str, Any]) -> None:
                 raise UserError(f"message {number} is a system message; it can only come first")
             continue
         if role != expected:
-            if not begun:
+            if not has_turns:
                 raise UserError(f"message {number} is the {role}'s; a conversation begins with the user's")
             raise UserError(
-                f"message {number} is the {role}'s and so is the one before it; join the two, or put the "
-                f"{expected}'s between"
+                f"message {number} is the {role}'s, as is the one before it; join the two, or insert one of the "
+                f"{expected}'s"
             )
-        begun = True
+        has_turns = True
         expected = "assistant" if role == "user" else "user"
     if len(messages) == 1 and messages[0]["role"] == "system":
-        raise UserError("a conversation has only a system message; add what the user says")
+        raise UserError("a conversation has only a system message; add a message of the user")
 
 
 def render_conversation(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> RenderedConversation:
-    """Tokens, mask and turn ends of one conversation. Raises UserError as `check` does."""
+    """Returns tokens, mask and turn ends of a conversation. Raises UserError as `check_conversation` does."""
     segments = _segments(conversation)
     return _render_segments(tokenizer, segments, (tokenizer.encode(s.text) for s in segments if not s.special))
 
@@ -94,20 +88,20 @@ def render_conversation(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -
 def render_conversations(
     tokenizer: Tokenizer, conversations: Iterable[Mapping[str, Any]]
 ) -> list[RenderedConversation]:
-    """`render` for many conversations, their text encoded in one batch on all cores."""
+    """Renders many conversations, with their text encoded in one batch on all cores."""
     segments = [_segments(conversation) for conversation in conversations]
     encoded = iter(tokenizer.encode_batch([s.text for s in chain.from_iterable(segments) if not s.special]))
     return [_render_segments(tokenizer, each, encoded) for each in segments]
 
 
 def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list[int]:
-    """The ids to sample an answer after: the conversation, then assistant_start.
+    """Returns the ids after which an answer is sampled: the conversation, then assistant_start.
 
-    Raises UserError as `check` does, and when the last turn is not the user's.
+    Raises UserError as `check_conversation` does, and if the last turn is not the user's.
     """
     segments = _segments(conversation)
     if conversation["messages"][-1]["role"] != "user":
-        raise UserError("the last message is the assistant's; a prompt ends with what the user says")
+        raise UserError("the last message is the assistant's; a prompt ends with a message of the user")
     encoded = (tokenizer.encode(s.text) for s in segments if not s.special)
     return [*_render_segments(tokenizer, segments, encoded).tokens.tolist(), tokenizer.assistant_start]
 
@@ -116,27 +110,27 @@ def _check_content(number: int, role: str, content: Any) -> None:
     where = f"message {number} ({role})"
     if isinstance(content, str):
         if not content:
-            raise UserError(f"{where} is empty; leave it out or say something")
+            raise UserError(f"{where} is empty; omit it, or give it some text")
         return
     if not isinstance(content, list):
         raise UserError(f"{where} has content of type {type(content).__name__}; expected text or a list of parts")
     if not content:
-        raise UserError(f"{where} is empty; leave it out or say something")
+        raise UserError(f"{where} is empty; omit it, or give it some text")
     allowed = PART_TYPES if role == "assistant" else PART_TYPES[:1]
-    before = None
+    previous = None
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in allowed:
             raise UserError(f"{where} has a part of type {kind!r}; expected {' or '.join(allowed)}")
         if not isinstance(part.get("text"), str):
             raise UserError(f"{where} has a {kind} part whose text is not a string")
-        if kind == "output" and before != "python":
-            raise UserError(f"{where} has an output that follows no python part; put the expression before it")
-        before = kind
+        if kind == "output" and previous != "python":
+            raise UserError(f"{where} has an output that follows no python part; insert the expression before it")
+        previous = kind
 
 
 def _segments(conversation: Mapping[str, Any]) -> list[_Segment]:
-    """Check `conversation` and lay it out."""
+    """Returns the segments of a conversation, after checking it."""
     check_conversation(conversation)
     segments = [_Segment("<|bos|>", True, False)]
     system = ""
@@ -156,14 +150,14 @@ def _segments(conversation: Mapping[str, Any]) -> list[_Segment]:
 
 
 def _assistant_segments(content: str | list[Mapping[str, str]]) -> Iterator[_Segment]:
-    """The segments of what an assistant says: tool calls are learned, what the tool answered is not."""
+    """Yields the segments of an assistant's message: tool calls are supervised, tool outputs are not."""
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-        kind, learned = part["type"], part["type"] != "output"
+        kind, supervised = part["type"], part["type"] != "output"
         if kind != "text":
-            yield _Segment(f"<|{kind}_start|>", True, learned)
-        yield _Segment(part["text"], False, learned)
+            yield _Segment(f"<|{kind}_start|>", True, supervised)
+        yield _Segment(part["text"], False, supervised)
         if kind != "text":
-            yield _Segment(f"<|{kind}_end|>", True, learned)
+            yield _Segment(f"<|{kind}_end|>", True, supervised)
 
 
 def _join_text_parts(content: str | list[Mapping[str, str]]) -> str:
@@ -173,7 +167,7 @@ def _join_text_parts(content: str | list[Mapping[str, str]]) -> str:
 def _render_segments(
     tokenizer: Tokenizer, segments: list[_Segment], encoded: Iterator[list[int]]
 ) -> RenderedConversation:
-    """Put the segments in a row; `encoded` gives the ids of each segment of text in turn."""
+    """Returns the concatenated segments; `encoded` yields the ids of each text segment."""
     tokens: list[int] = []
     mask: list[bool] = []
     turn_ends: list[int] = []

@@ -1,10 +1,9 @@
-"""GPT-2's tokenizer from the two files it was published in.
+"""Reads GPT-2's tokenizer from the two files in which it was published.
 
-One idea: a table of entries and a list of merges are a byte-level BPE, so they become the same tokenizer.json that
-everything else here reads. The files are `encoder.json` and `vocab.bpe` as OpenAI named them, or `vocab.json` and
-`merges.txt` as Hugging Face did.
+A vocabulary and a list of merges define a byte-level BPE, so they become the same tokenizer.json that everything else
+reads. The files are `encoder.json` and `vocab.bpe` (OpenAI), or `vocab.json` and `merges.txt` (Hugging Face).
 
-Source: Radford et al. 2019; 50,257 entries, the last of them <|endoftext|>, which stands before every document.
+Source: Radford et al. 2019; 50,257 entries, the last of them <|endoftext|>, which begins every document.
 """
 
 from __future__ import annotations
@@ -20,31 +19,37 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_gpt2_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer of the two files in `directory`, or None where there are none. Raises UserError for broken ones."""
-    pair = next((names for names in VOCABULARY_FILES if all((directory / name).is_file() for name in names)), None)
-    if pair is None:
+    """Returns the tokenizer in `directory`, or None if it is not there. Raises UserError for damaged files."""
+    file_names = next(
+        (names for names in VOCABULARY_FILES if all((directory / name).is_file() for name in names)), None
+    )
+    if file_names is None:
         return None
-    entries, merges = (directory / name for name in pair)
+    entries, merges = (directory / name for name in file_names)
     try:
         vocabulary = json.loads(entries.read_text(encoding="utf-8"))
         lines = merges.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError, RecursionError) as problem:
-        raise UserError(f"{directory}: {pair[0]} or {pair[1]} cannot be read: {str(problem)[:100]}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{directory}: {file_names[0]} or {file_names[1]} cannot be read: {str(error)[:100]}") from None
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    sound = isinstance(vocabulary, dict) and sorted(map(str, vocabulary.values())) == sorted(
+    has_all_ids = isinstance(vocabulary, dict) and sorted(map(str, vocabulary.values())) == sorted(
         map(str, range(len(vocabulary)))
     )
-    if not sound or not all(len(pair) == 2 and {*pair, "".join(pair)} <= vocabulary.keys() for pair in pairs):
-        raise UserError(f"{entries} and {merges.name} are not a vocabulary and its merges: entries and ids do not fit")
+    if not has_all_ids or not all(len(pair) == 2 and {*pair, "".join(pair)} <= vocabulary.keys() for pair in pairs):
+        raise UserError(
+            f"{entries} and {merges.name} are not a vocabulary and its merges: entries and ids do not match"
+        )
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    control = [{"id": vocabulary[END_OF_TEXT], "content": END_OF_TEXT, **flags}] if END_OF_TEXT in vocabulary else []
+    special_tokens = (
+        [{"id": vocabulary[END_OF_TEXT], "content": END_OF_TEXT, **flags}] if END_OF_TEXT in vocabulary else []
+    )
     return Tokenizer(
         {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": control,
+            "added_tokens": special_tokens,
             "normalizer": None,
             "pre_tokenizer": byte_level,
             "post_processor": None,

@@ -1,10 +1,7 @@
 """Short texts of several kinds, written for this project, on which tokenizers are compared.
 
-The one idea: bytes per token means something only per kind of text; a vocabulary learned from English prose
-says nothing about code or Korean until it is asked.
-
-What it is not: a benchmark corpus. These show which way a vocabulary leans; give `fledgling tokenizer eval`
-your own files for figures to rely on.
+Bytes per token depend on the kind of text: a vocabulary trained on English prose may be poor for code or Korean. These
+samples show only the direction; for reliable numbers, give `fledgling tokenizer eval` your own files.
 """
 
 NEWS = """\

@@ -1,13 +1,9 @@
-"""The tokenizer: text to ids and back, kept in one tokenizer.json that other programs read as it is.
+"""The tokenizer: text to ids and back, stored in a tokenizer.json that other programs read.
 
-The one idea: there are two roads to an id. Text goes through `encode`, behind which no control token is
-registered, so nothing a user writes can become one; control tokens are placed by number, from `special`, by
-the code that lays out a conversation. The ids of the first 256 tokens are the bytes themselves; the control
-tokens come last.
-
-What it is not: an implementation of BPE. `tokenizers` encodes; long batches go to `gigatoken`, 10 to 50
-times faster, where it is installed and knows the split. The ids are the same (a test holds both to it), and
-`engine` says which one encodes batches.
+`encode` knows no special token, so nothing that a user writes can become one. Special tokens are inserted by id, from
+`special_tokens`, by the code that renders a conversation. The ids of the first 256 tokens are the bytes themselves,
+and special tokens come last. `tokenizers` encodes a text; `encode_batch` uses `gigatoken`, 10 to 50 times faster, if
+it is installed and supports the split (`batch_library` names the one in use). The ids are the same (tested).
 """
 
 from __future__ import annotations
@@ -40,18 +36,21 @@ SPECIAL_TOKENS = (
     "<|output_start|>",
     "<|output_end|>",
 )
-BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # ours, Llama 3, Llama 2, GPT-2
+BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # of this project, Llama 3, Llama 2, GPT-2
 
 
 class Tokenizer:
-    """A byte-level BPE vocabulary with its control tokens.
+    """A byte-level BPE vocabulary with its special tokens.
 
-    special: control token -> id. training: how it was made (trainer, characters, seconds), when it was made
-    here.
+    Attributes:
+        tokenizer_json: contents of the tokenizer.json.
+        training_info: trainer, characters and seconds, if this process trained it.
+        special_tokens: special token -> id.
+        vocab_size: V, with special tokens.
     """
 
     def __init__(self, tokenizer_json: dict[str, Any], training_info: dict[str, Any] | None = None) -> None:
-        """Take the parsed contents of a tokenizer.json; raise UserError if it holds no byte-level BPE."""
+        """Raises UserError unless the contents of a tokenizer.json are a byte-level BPE."""
         model = tokenizer_json.get("model") or {}
         if model.get("type") != "BPE" or '"ByteLevel"' not in json.dumps(tokenizer_json.get("pre_tokenizer")):
             raise UserError(
@@ -65,7 +64,7 @@ class Tokenizer:
         self.vocab_size: int = max(ids) + 1
         self._plain_json = _without_special_tokens(tokenizer_json)
 
-    # ---- making, loading, saving -----------------------------------------------------------------
+    # ---- training, loading, saving ---------------------------------------------------------------
 
     @classmethod
     def train(
@@ -78,29 +77,35 @@ class Tokenizer:
         trainer: str = "auto",
         progress: Callable[[int], None] | None = None,
     ) -> Tokenizer:
-        """Train on documents.
+        """Trains a tokenizer on documents.
 
-        vocab_size: entries in all, control tokens included. digits: longest group of digits (1, 2 or 3).
-        letters: every " " + ASCII letter is one token (single letters always are: they are bytes).
-        characters: read no further than this. trainer: "auto", "ffbpe" or "tokenizers"; the result is the
-        same. progress: called with the characters read so far.
+        Args:
+            texts: documents, read once.
+            vocab_size: all tokens, with special tokens.
+            max_digits: longest group of digits in a token (1, 2 or 3).
+            letter_tokens: whether every " " + ASCII letter is one token (single letters always are: they are bytes).
+            max_characters: stops reading after so many characters; None reads all.
+            trainer: "auto", "ffbpe" or "tokenizers"; the result is the same.
+            progress: is called with the number of characters read so far.
 
-        Raises UserError when vocab_size is below the smallest possible, or above what the text supports: a
-        pair that occurs once is not a merge.
+        Raises:
+            UserError: if vocab_size is below the minimum, or above what the text supports (a pair that occurs once
+                is not merged).
         """
         entries = vocab_size - len(SPECIAL_TOKENS)
-        least = 256 + (52 if letter_tokens else 0)
-        if entries < least:
+        minimum = 256 + (52 if letter_tokens else 0)
+        if entries < minimum:
             raise UserError(
                 f"tokenizer.vocab_size is {vocab_size}; the bytes{', letters' if letter_tokens else ''} and the "
-                f"control tokens alone take {least + len(SPECIAL_TOKENS)}: ask for at least that"
+                f"special tokens alone take {minimum + len(SPECIAL_TOKENS)}: choose at least that"
             )
         pattern = bpe.split_pattern(max_digits)
         trainer = bpe.pick_trainer(trainer)
-        read = [0]
+        characters_read = 0
 
         def count(total: int) -> None:
-            read[0] = total
+            nonlocal characters_read
+            characters_read = total
             if progress:
                 progress(total)
 
@@ -111,22 +116,22 @@ class Tokenizer:
         tokenizer = cls(_build_tokenizer_json(merges, pattern))
         tokenizer.training_info = {
             "trainer": trainer,
-            "characters": read[0],
+            "characters": characters_read,
             "seconds": round(perf_counter() - start, 3),
             "vocab_size": tokenizer.vocab_size,
-            "digits": max_digits,
-            "letters": letter_tokens,
+            "max_digits": max_digits,
+            "letter_tokens": letter_tokens,
         }
         if tokenizer.vocab_size < vocab_size:
             raise UserError(
-                f"tokenizer.vocab_size is {vocab_size}, but {read[0]:,} characters of text support only "
-                f"{tokenizer.vocab_size}: ask for at most {tokenizer.vocab_size}, or give more text"
+                f"tokenizer.vocab_size is {vocab_size}, but {characters_read:,} characters of text support only "
+                f"{tokenizer.vocab_size}: choose at most {tokenizer.vocab_size}, or give more text"
             )
         return tokenizer
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a tokenizer.json, or the one in a directory. Raises UserError if it is absent or damaged."""
+        """Loads a tokenizer.json, or the one in a directory. Raises UserError if it is missing or damaged."""
         file = Path(path)
         file = file / "tokenizer.json" if file.is_dir() else file
         try:
@@ -140,9 +145,9 @@ class Tokenizer:
         return cls(document)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write tokenizer.json to `path` (a name ending in .json, or a directory); return the file.
+        """Writes tokenizer.json to `path` (a file ending in .json, or a directory), and returns the file.
 
-        Written beside its place and renamed, so that no reader meets half a file.
+        One rename puts it in place, so no reader sees a partial file.
         """
         file = Path(path)
         file = file if file.suffix == ".json" else file / "tokenizer.json"
@@ -153,18 +158,18 @@ class Tokenizer:
         return file
 
     def fingerprint(self) -> str:
-        """SHA-256 of the contents, in hex; it does not depend on the file or its spacing."""
+        """Returns the SHA-256 of the contents, in hex; it does not depend on white space in the file."""
         canonical = json.dumps(self.tokenizer_json, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     # ---- text to ids -----------------------------------------------------------------------------
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text; never the id of a control token, whatever the text contains. Thread-safe."""
+        """Returns the ids of a text, never that of a special token, whatever the text contains. Thread-safe."""
         return self._single.encode(replace_surrogates(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for each of `texts`, on all cores. Thread-safe."""
+        """Encodes each of `texts`, on all cores. Thread-safe."""
         return self._batch_encoder[1]([replace_surrogates(text) for text in texts])
 
     @property
@@ -186,17 +191,17 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes each id stands for, (V,); empty for control tokens."""
+        """The bytes that each id represents, (V,); empty for special tokens."""
         value = {character: byte for byte, character in enumerate(byte_alphabet())}
         table = [b""] * self.vocab_size
         for token, index in self.tokenizer_json["model"]["vocab"].items():
             if index not in self._special_names:
-                known = all(character in value for character in token)
-                table[index] = bytes(map(value.__getitem__, token)) if known else token.encode()
+                is_byte_level = all(character in value for character in token)
+                table[index] = bytes(map(value.__getitem__, token)) if is_byte_level else token.encode()
         return table
 
     def byte_lengths(self) -> np.ndarray:
-        """Bytes of text each id stands for, int32 (V,), 0 for control tokens; bits per byte divides by it."""
+        """Returns the bytes of text of each id, (V,) int32, 0 for special tokens, for bits per byte."""
         return np.array([len(piece) for piece in self.token_bytes], dtype=np.int32)
 
     @cached_property
@@ -204,7 +209,7 @@ class Tokenizer:
         return {index: name.encode() for name, index in self.special_tokens.items()}
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes of `ids`, control tokens written by name. Raises IndexError for an id outside [0, V)."""
+        """Returns the bytes of `ids`, with special tokens by name. Raises IndexError for an id outside [0, V)."""
         pieces, names = self.token_bytes, self._special_names
         out = []
         for index in ids:
@@ -214,46 +219,46 @@ class Tokenizer:
         return b"".join(out)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """`decode_bytes` as text; bytes that are not UTF-8, such as half a character, become U+FFFD."""
+        """Returns the text of `ids`; bytes that are not UTF-8, such as a part of a character, become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    # ---- control tokens --------------------------------------------------------------------------
+    # ---- special tokens --------------------------------------------------------------------------
 
     def _special_id(self, name: str) -> int:
         if name not in self.special_tokens:
             raise UserError(
-                f"this tokenizer has no control token {name}; chat needs one that `fledgling tokenizer` made"
+                f"this tokenizer has no special token {name}; chat needs a tokenizer that `fledgling tokenizer` trained"
             )
         return self.special_tokens[name]
 
     @property
     def bos_or_none(self) -> int | None:
-        """The id that begins every document, whatever its name (BEGINNINGS); None where the tokenizer has none."""
+        """The id that begins every document, under any name of `BOS_NAMES`; None if there is none."""
         return next((self.special_tokens[name] for name in BOS_NAMES if name in self.special_tokens), None)
 
     @property
     def bos(self) -> int:
-        """`start`, where there must be one. Raises UserError where there is none."""
+        """The id that begins every document. Raises UserError if there is none."""
         return self._special_id("<|bos|>") if self.bos_or_none is None else self.bos_or_none
 
     @property
     def user_start(self) -> int:
-        """The id before what the user says."""
+        """The id before a message of the user."""
         return self._special_id("<|user_start|>")
 
     @property
     def user_end(self) -> int:
-        """The id after what the user says."""
+        """The id after a message of the user."""
         return self._special_id("<|user_end|>")
 
     @property
     def assistant_start(self) -> int:
-        """The id before what the assistant says: where a prompt ends."""
+        """The id before a message of the assistant: the end of a prompt."""
         return self._special_id("<|assistant_start|>")
 
     @property
     def assistant_end(self) -> int:
-        """The id after what the assistant says: where sampling stops."""
+        """The id after a message of the assistant: sampling stops there."""
         return self._special_id("<|assistant_end|>")
 
     @property
@@ -268,22 +273,31 @@ class Tokenizer:
 
     @property
     def output_start(self) -> int:
-        """The id before what the tool answered."""
+        """The id before the output of the tool."""
         return self._special_id("<|output_start|>")
 
     @property
     def output_end(self) -> int:
-        """The id after what the tool answered."""
+        """The id after the output of the tool."""
         return self._special_id("<|output_end|>")
 
 
+def read_training_info(path: Path) -> dict[str, Any]:
+    """Returns the contents of training.json in a tokenizer's directory (or that of its file), or {} if missing."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        return json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def bos_prefix(tokenizer: Tokenizer) -> list[int]:
-    """The token that text of any kind begins with, as a list: bos, or what another family's tokenizer has for it."""
+    """Returns the ids that any text begins with: [bos], or [] if the tokenizer has none."""
     return [] if tokenizer.bos_or_none is None else [tokenizer.bos_or_none]
 
 
 def _build_tokenizer_json(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:
-    """The contents of a tokenizer.json: ids are bytes, then merges in the order learned, then SPECIAL."""
+    """Returns the contents of a tokenizer.json: ids are bytes, then merges in order, then SPECIAL_TOKENS."""
     vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
     for left, right in merges:
         vocabulary.setdefault(left + right, len(vocabulary))
@@ -317,7 +331,7 @@ def _build_tokenizer_json(merges: list[bpe.Merge], pattern: str) -> dict[str, An
 
 
 def _without_special_tokens(document: dict[str, Any]) -> str:
-    """The tokenizer.json of the road for ordinary text: control tokens neither known nor entries."""
+    """Returns a tokenizer.json for text alone, without special tokens in any place."""
     names = {token["content"] for token in document.get("added_tokens") or []}
     plain = copy.copy(document)
     plain["added_tokens"], plain["post_processor"] = [], None

@@ -56,7 +56,7 @@ def prepare_stage_rows(
     most = math.inf if steps is None else steps
     documents, tasks, conversations, validation = [], [], {}, ()
     for name, weight in mixed.documents.items():
-        corpus = preparer.document_shards(name, tokenizer)
+        corpus = preparer.documents.prepare_shards(name, tokenizer)
         validation = validation or corpus.held_out
         documents.append((source(corpus.train, "crop"), weight))
         if steps is None:

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 from fledgling.config import Recipe, RLConfig, StageConfig
-from fledgling.corpora.split import measure_compressed_bpb
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import MixtureStream, RowSource
-from fledgling.evals import chat, core, samples
+from fledgling.evals import chat, core_results, samples
 from fledgling.evals.bpb import measure_bpb, read_first_rows
+from fledgling.evals.core import run_core
 from fledgling.evals.likelihood import Scorer
 from fledgling.evals.measurement import Measurement
 from fledgling.evals.sparsity import measure_activation_sparsity
@@ -32,6 +32,7 @@ from fledgling.record import Recorder
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.tasks.core import find_core_bundle, read_core_tasks
+from fledgling.text.compression import measure_compressed_bpb
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import next_token_loss
 from fledgling.train.prepare import DataPreparer, split_mixture
@@ -157,7 +158,7 @@ def build_core_evals(table: StageConfig, context: StageContext) -> tuple[Eval, .
         return ()
     root = resolve_data_root(context.recipe.run.data_dir)
     tasks = read_core_tasks(root) if find_core_bundle(root) else []
-    scorer, settings = Scorer(context.engine, context.world), core.CoreSettings(table.core_max_per_task)
+    scorer, settings = Scorer(context.engine, context.world), core_results.CoreSettings(table.core_max_per_task)
 
     def measure(step: int, last: bool) -> list[Measurement]:
         if step == 0:  # an untrained model is not worth the wait
@@ -167,8 +168,12 @@ def build_core_evals(table: StageConfig, context: StageContext) -> tuple[Eval, .
             return []
         if not tasks:
             return []
-        results = core.run_core(scorer, tasks, settings)
-        return core.list_core_measurements(results, include_mean=True) if last else [core.compute_core(results)]
+        results = run_core(scorer, tasks, settings)
+        return (
+            core_results.list_core_measurements(results, include_mean=True)
+            if last
+            else [core_results.compute_core(results)]
+        )
 
     return (Eval("core", table.core_every, measure),)
 
@@ -184,13 +189,13 @@ def _zeros(context: StageContext, rows: RowSource, micro_rows: int, step: int, l
 
 def _compression(context: StageContext, source: str, step: int, last: bool) -> list[Measurement]:
     """What xz and zstd need for the same held-out text when they have seen the training text: the bar for the model."""
-    if not (last and context.world.is_main) or context.preparer.is_large(source):
+    if not (last and context.world.is_main) or context.preparer.documents.is_large(source):
         return []
-    train, held_out = context.preparer.read_documents(source)
+    train, held_out = context.preparer.documents.read_split(source)
     if not (held_out and sum(d.num_bytes for d in train) < COMPRESSIBLE):
         return []
     context.recorder.log_notice("compressing the held-out text with xz and zstd, for comparison")
-    found = measure_compressed_bpb(train, held_out)
+    found = measure_compressed_bpb((d.text for d in train), (d.text for d in held_out))
     size = sum(d.num_bytes for d in held_out)
     return [
         Measurement(f"bits_per_byte of {name}", value, n=size)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from benchmarks.__main__ import main
 from fledgling.bench.rollouts import measure, table
-from fledgling.cli import main
 from fledgling.train.run import run_stage
 from tests.tiny import tiny
 
@@ -18,5 +18,5 @@ def test_rollouts_beside_plain_answers(tmp_path, capsys):
     assert found["share_of_further"] == pytest.approx(found["rollouts"] / found["further"])
     assert "12 answers at once" in table(found)
     capsys.readouterr()
-    assert main(["bench", "rollouts", str(tmp_path / "run"), "--rounds", "0"]) == 1
+    assert main(["rollouts", str(tmp_path / "run"), "--rounds", "0"]) == 1
     assert capsys.readouterr().err == "error: --rounds 0: expected at least 1\n"

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.comm import measure, table
-from fledgling.cli import main
+from benchmarks.__main__ import main
+from benchmarks.comm import format_communication, measure_communication
 
 LINUX = sys.platform == "linux"
 
 
 @pytest.mark.parametrize(("ranks", "servers"), [(2, None), (4, 3)])
 def test_predicted_bytes_are_counted_bytes(ranks, servers):
-    result = measure(ranks, megabytes=0.2, servers=servers, repeats=1)
+    result = measure_communication(ranks, megabytes=0.2, servers=servers, repeats=1)
     assert result["bytes_equal"]
     assert len(result["topologies"]) == 9 + (ranks > 2)
     for name, row in result["topologies"].items():
@@ -33,7 +33,7 @@ def test_predicted_bytes_are_counted_bytes(ranks, servers):
         for seconds in row["seconds"].values():
             assert seconds["measured"] > 0 and seconds["predicted"] > 0
             assert seconds["error"] == pytest.approx(seconds["predicted"] / seconds["measured"] - 1)
-    assert "bytes are equal" in table(result)
+    assert "bytes are equal" in format_communication(result)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_predicted_bytes_are_counted_bytes(ranks, servers):
     ],
 )
 def test_a_mistake_is_one_line(words, told, capsys):
-    assert main(["bench", "comm", *words]) == 1
+    assert main(["comm", *words]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and told in err
 
@@ -57,8 +57,7 @@ def test_a_rank_that_dies_is_named_and_nobody_waits_for_it():
     words = [
         sys.executable,
         "-m",
-        "fledgling",
-        "bench",
+        "benchmarks",
         "comm",
         "--ranks",
         "3",
@@ -90,7 +89,7 @@ def command(pid: int) -> str:
 
 
 def test_json_is_for_programs(capsys):
-    assert main(["bench", "comm", "--megabytes", "0.01", "--repeats", "1", "--json"]) == 0
+    assert main(["comm", "--megabytes", "0.01", "--repeats", "1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["ranks"] == 2 and result["calibration"]["median"]["link"]["beta"] > 0
     assert result["topologies"]["ring all-reduce"]["bytes"]["counted"]["sent"] == [result["bytes"]] * 2

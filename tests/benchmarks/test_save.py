@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.save import measure, table
-from fledgling.cli import main
+from benchmarks.__main__ import main
+from benchmarks.save import format_saving, measure_saving
 from tests.tiny import tiny
 
 
 def test_its_figures_add_up(tmp_path):
     recipe = tiny(tmp_path, **{"run.out": str(tmp_path / "runs" / "one")})
     before = sorted(path.name for path in tmp_path.iterdir())
-    found = measure(recipe, "sft", saves=2)
+    found = measure_saving(recipe, "sft", saves=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert found["interval_steps"] == 2 and found["stage"] == "sft"
     assert found["bytes"] > 4 * found["parameters"]
@@ -22,10 +22,10 @@ def test_its_figures_add_up(tmp_path):
     assert found["stall_share"] == pytest.approx(found["stall_seconds"] / whole)
     assert found["cost_share"] >= found["stall_share"]
     assert found["bytes_per_second"]["writer"] == pytest.approx(found["bytes"] / found["writer_seconds"])
-    assert "of wall time" in table(found) and json.loads(json.dumps(found)) == found
+    assert "of wall time" in format_saving(found) and json.loads(json.dumps(found)) == found
 
 
 def test_no_save_is_one_line(capsys):
-    assert main(["bench", "save", "--saves", "0"]) == 1
+    assert main(["save", "--saves", "0"]) == 1
     assert capsys.readouterr().err == "error: --saves 0: expected at least 1\n"
     assert not list(Path().glob(".bench-save-*"))

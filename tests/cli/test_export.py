@@ -31,7 +31,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_out_and_back(run, tmp_path, capsys):
+def test_export_hf_and_import_round_trip(run, tmp_path, capsys):
     assert main(["export", "hf", str(run), str(tmp_path / "hf")]) == 0
     table = capsys.readouterr().out
     assert "read back by fledgling" in table and "0.00e+00" in table and "56 of 56" in table
@@ -48,7 +48,7 @@ def test_out_and_back(run, tmp_path, capsys):
     assert main(["chat", str(tmp_path / "back"), "-p", "the fox", "--max-new-tokens", "4"]) == 0
 
 
-def test_a_gguf_and_its_table(run, tmp_path, capsys):
+def test_export_gguf_prints_its_comparison(run, tmp_path, capsys):
     pytest.importorskip("gguf")
     out = tmp_path / "sparrow.gguf"
     assert main(["export", "gguf", str(run), str(out), "--type", "q8_0", "--json"]) == 0

@@ -1,8 +1,8 @@
-"""What a corpus of hundreds of shards costs in memory while batches are drawn.
+"""Measures the memory that a corpus of hundreds of shards takes while batches are read.
 
     python -m tests.corpora.many_shards FOLDER [--shards 300] [--documents 50000] [--tokens 20000000] [--steps 200]
 
-The shards are made up: real offsets, tokens that take no place on the disk (sparse files).
+The shards are artificial: real offsets, and tokens in sparse files that take no disk space.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from fledgling.data.stream import MixtureStream, RowSource
 HELD_OUT = 2  # documents of a shard
 
 
-def make(folder: Path, shards: int, documents: int, tokens: int) -> None:
-    """Write a corpus of `shards` shards of so many documents and tokens each."""
+def make_corpus(folder: Path, shards: int, documents: int, tokens: int) -> None:
+    """Writes a corpus of `shards` shards of so many documents and tokens each."""
     rng = np.random.default_rng(0)
     for number in range(shards):
         shard = folder / f"shard_{number:05}"
@@ -37,48 +37,48 @@ def make(folder: Path, shards: int, documents: int, tokens: int) -> None:
     (folder / CORPUS_FILE).write_text(json.dumps({"shards": [f"shard_{number:05}" for number in range(shards)]}))
 
 
-def memory() -> dict[str, float]:
-    """MB of this process: its own, and of mapped files, which the kernel may take back."""
+def read_memory() -> dict[str, float]:
+    """Returns MB of this process: its own, and of mapped files, which the kernel may reclaim."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(lines[key].split()[0]) / 1000 for name, key in (("own", "RssAnon"), ("mapped", "RssFile"))}
 
 
 def main() -> None:
-    """Make the corpus where it is not there, draw from it, and tell what that takes."""
+    """Makes the corpus if it is missing, reads batches from it, and prints memory and time."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     for name, value in (("shards", 300), ("documents", 50_000), ("tokens", 20_000_000), ("steps", 200)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    given = parser.parse_args()
-    if not (given.folder / CORPUS_FILE).exists():
-        make(given.folder, given.shards, given.documents, given.tokens)
+    arguments = parser.parse_args()
+    if not (arguments.folder / CORPUS_FILE).exists():
+        make_corpus(arguments.folder, arguments.shards, arguments.documents, arguments.tokens)
 
-    def told(what: str, began: float, more: str = "") -> None:
-        now = memory()
+    def report(what: str, start: float, more: str = "") -> None:
+        now = read_memory()
         files = len(os.listdir("/proc/self/fd"))
         print(
             f"{what:24} {now['own']:6.0f} MB its own {now['mapped']:6.0f} MB mapped  {files:,} files open  "
-            f"{time.process_time() - began:.2f} s of processor time  {more}",
+            f"{time.process_time() - start:.2f} s of processor time  {more}",
             flush=True,
         )
 
-    told("imported", time.process_time())
-    began = time.process_time()
-    corpus = TokenizedCorpus.open(given.folder, "made up")
-    told("opened", began)
-    began = time.process_time()
+    report("imported", time.process_time())
+    start = time.process_time()
+    corpus = TokenizedCorpus.open(arguments.folder, "made up")
+    report("opened", start)
+    start = time.process_time()
     source = RowSource(corpus.train, "crop", 2048, seed=0, bos=65535)
-    told("planned", began, f"{sum(map(len, corpus.train)):,} documents, {len(source):,} rows")
+    report("planned", start, f"{sum(map(len, corpus.train)):,} documents, {len(source):,} rows")
     stream = MixtureStream([(source, 1.0)], 256, 32, None, seed=0)
-    for steps in (1, given.steps // 4, given.steps - given.steps // 4 - 1):
-        began = time.process_time()
+    for steps in (1, arguments.steps // 4, arguments.steps - arguments.steps // 4 - 1):
+        start = time.process_time()
         for _ in range(steps):
             stream.next()
-        told(f"{stream.step} steps of 256 rows", began)
-    began = time.process_time()
+        report(f"{stream.step} steps of 256 rows", start)
+    start = time.process_time()
     stream.load_state_dict({"step": 3 * len(source) // 256 + 17})
     stream.next()
-    told("3 epochs further", began)
+    report("3 epochs further", start)
     stream.close()
 
 

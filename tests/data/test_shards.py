@@ -1,4 +1,4 @@
-"""Shards: what was added is read back, a shard is whole or is not there, and every damage is named."""
+"""Shards: documents are read back, a shard is complete or absent, and every damage is named."""
 
 import errno
 import json
@@ -14,24 +14,24 @@ from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, tokenize_do
 DOCUMENTS = [[1, 2, 3], [], [4], [5, 6, 7, 8]]
 
 
-def write(directory, documents=DOCUMENTS, vocab_size=1024, **more) -> TokenShard:
-    with ShardWriter(directory, vocab_size, **more) as writer:
+def write_shard(directory, documents=DOCUMENTS, vocab_size=1024, **options) -> TokenShard:
+    with ShardWriter(directory, vocab_size, **options) as writer:
         for document in documents:
             writer.add_document(document)
     return TokenShard.open(directory)
 
 
-class Letters:
-    """A tokenizer of one id a letter."""
+class LetterTokenizer:
+    """A tokenizer with one id a letter."""
 
     def encode_batch(self, texts):
         return [[ord(letter) for letter in text] for text in texts]
 
 
 @pytest.mark.parametrize("vocab_size, dtype", [(1024, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
-def test_reads_back_what_was_added(tmp_path, vocab_size, dtype):
+def test_documents_are_read_back(tmp_path, vocab_size, dtype):
     top = vocab_size - 1
-    shard = write(tmp_path / "a", [*DOCUMENTS, [top]], vocab_size, tokenizer="abc", metadata={"kind": "prose"})
+    shard = write_shard(tmp_path / "a", [*DOCUMENTS, [top]], vocab_size, tokenizer="abc", metadata={"kind": "prose"})
     assert shard.tokens.dtype == dtype and isinstance(shard.tokens, np.memmap)
     assert [shard.read_tokens(i, 0, n)[0].tolist() for i, n in enumerate(shard.lengths)] == [*DOCUMENTS, [top]]
     assert len(shard) == 5 and shard.offsets.dtype == np.int64 and shard.mask is None
@@ -40,7 +40,7 @@ def test_reads_back_what_was_added(tmp_path, vocab_size, dtype):
     shard.verify_hashes()
 
 
-def test_masks_are_kept_beside_the_tokens(tmp_path):
+def test_masks_are_stored_with_the_tokens(tmp_path):
     with ShardWriter(tmp_path / "a", 64, with_mask=True) as writer:
         writer.add_document([1, 2, 3], [False, True, True])
         writer.add_document(np.array([4, 5], dtype=np.int32), np.array([True, False]))
@@ -49,7 +49,7 @@ def test_masks_are_kept_beside_the_tokens(tmp_path):
     assert shard.read_tokens(1, 0, 2)[1].tolist() == [1, 0]
 
 
-def test_nothing_stands_there_until_it_is_whole(tmp_path):
+def test_the_directory_appears_only_when_it_is_complete(tmp_path):
     writer = ShardWriter(tmp_path / "a", 64)
     writer.add_document([1, 2])
     assert not (tmp_path / "a").exists()
@@ -58,23 +58,23 @@ def test_nothing_stands_there_until_it_is_whole(tmp_path):
     assert TokenShard.open(tmp_path / "a").tokens.tolist() == [1, 2]
 
 
-def test_a_block_that_raises_leaves_the_old_shard(tmp_path):
-    write(tmp_path / "a")
+def test_a_failed_block_keeps_the_old_shard(tmp_path):
+    write_shard(tmp_path / "a")
     with pytest.raises(KeyError), ShardWriter(tmp_path / "a", 64) as writer:
         writer.add_document([9])
         raise KeyError
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
     assert len(TokenShard.open(tmp_path / "a")) == len(DOCUMENTS)
-    assert write(tmp_path / "a", [[9]]).tokens.tolist() == [9]  # and a finished one replaces it
+    assert write_shard(tmp_path / "a", [[9]]).tokens.tolist() == [9]  # and a finished one replaces it
 
 
-def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+def test_remains_of_a_killed_process_are_removed(tmp_path):
     ShardWriter(tmp_path / "a", 64).add_document([1])  # never closed
-    assert write(tmp_path / "a", [[2]]).tokens.tolist() == [2]
+    assert write_shard(tmp_path / "a", [[2]]).tokens.tolist() == [2]
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_directory_of_something_else_is_not_overwritten(tmp_path):
+def test_a_directory_of_other_files_is_not_overwritten(tmp_path):
     (tmp_path / "thesis.tex").write_text("do not delete")
     with pytest.raises(UserError, match=r"thesis\.tex"):
         ShardWriter(tmp_path, 64)
@@ -114,16 +114,16 @@ def test_a_missing_or_unfinished_directory_is_named(tmp_path):
         "\xff",
     ],
 )
-def test_a_manifest_that_is_not_one_is_refused(tmp_path, text):
-    write(tmp_path / "a")
+def test_an_invalid_manifest_is_refused(tmp_path, text):
+    write_shard(tmp_path / "a")
     (tmp_path / "a" / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=MANIFEST):
         TokenShard.open(tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "offsets.npy"])
-def test_files_cut_short_or_gone_are_noticed_on_opening(tmp_path, name):
-    write(tmp_path / "a")
+def test_truncated_or_missing_files_are_detected_on_opening(tmp_path, name):
+    write_shard(tmp_path / "a")
     path = tmp_path / "a" / name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=rf"{name} has .* bytes, its manifest says"):
@@ -134,7 +134,7 @@ def test_files_cut_short_or_gone_are_noticed_on_opening(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["tokens.bin", "offsets.npy", "mask.bin"])
-def test_every_flipped_bit_is_found_by_verify(tmp_path, name):
+def test_every_flipped_bit_is_found_by_verify_hashes(tmp_path, name):
     with ShardWriter(tmp_path / "a", 64, with_mask=True) as writer:
         writer.add_document([1, 2, 3], [True, True, False])
     path = tmp_path / "a" / name
@@ -150,7 +150,7 @@ def test_every_flipped_bit_is_found_by_verify(tmp_path, name):
 
 
 def test_ids_of_another_tokenizer_are_refused(tmp_path):
-    write(tmp_path / "a", tokenizer="one")
+    write_shard(tmp_path / "a", tokenizer="one")
     TokenShard.open(tmp_path / "a", tokenizer="one")
     with pytest.raises(UserError, match="another tokenizer"):
         TokenShard.open(tmp_path / "a", tokenizer="two")
@@ -158,7 +158,7 @@ def test_ids_of_another_tokenizer_are_refused(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("documents", [1, 200_000])  # full when the file is closed, and while adding
-def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, documents):
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, documents):
     writer = ShardWriter(tmp_path / "a", 64)
     writer._files["tokens.bin"].file = open("/dev/full", "wb", buffering=1 << 16)  # noqa: SIM115
     with pytest.raises(UserError, match=r"a: the disk is full after .* MB of tokens, .* MB free") as caught:
@@ -182,7 +182,7 @@ def test_a_failure_at_the_end_leaves_nothing(tmp_path, monkeypatch, at):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+def test_a_directory_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         ShardWriter(tmp_path / "file" / "a", 64)
@@ -196,7 +196,7 @@ def test_documents_are_encoded_in_order_without_bos(tmp_path):
     with ShardWriter(tmp_path / "a", 256) as writer:
         count = tokenize_documents(
             (text for text in ["ab", "", "c", "def"]),
-            Letters(),
+            LetterTokenizer(),
             writer,
             batch=2,
             progress=lambda *a: seen.append(a),
@@ -208,13 +208,13 @@ def test_documents_are_encoded_in_order_without_bos(tmp_path):
 
 
 def test_an_empty_shard_opens(tmp_path):
-    shard = write(tmp_path / "a", [])
+    shard = write_shard(tmp_path / "a", [])
     assert len(shard) == 0 and shard.tokens.size == 0
     shard.verify_hashes()
 
 
-def test_the_manifest_says_what_is_inside(tmp_path):
-    write(tmp_path / "a")
+def test_the_manifest_describes_the_shard(tmp_path):
+    write_shard(tmp_path / "a")
     manifest = json.loads((tmp_path / "a" / MANIFEST).read_text())
     assert (manifest["documents"], manifest["tokens"], manifest["vocab_size"]) == (4, 8, 1024)
     assert manifest["files"]["tokens.bin"]["bytes"] == 16

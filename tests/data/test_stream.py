@@ -1,4 +1,4 @@
-"""Sources, mixtures and the look-ahead thread; the laws are in tests/invariants/test_packing.py."""
+"""Row sources, mixtures and the prefetching thread; the invariants are in tests/invariants/test_packing.py."""
 
 import gc
 import threading
@@ -18,23 +18,23 @@ from fledgling.data.stream import PREFETCH_STEPS, MixtureStream, Prefetcher, Row
 BOS, USER, END = 90, 91, 92
 
 
-def shard_of(*documents, masks=None) -> TokenShard:
+def make_shard(*documents, masks=None) -> TokenShard:
     offsets = np.cumsum([0] + [len(document) for document in documents])
     tokens = np.array([token for document in documents for token in document], dtype=np.uint16)
     mask = None if masks is None else np.concatenate(masks).astype(np.uint8)
     return TokenShard(Path("memory"), tokens, offsets, mask, {})
 
 
-def numbered(documents=50, length=5, context=8, seed=1) -> RowSource:
+def make_source(documents=50, length=5, context=8, seed=1) -> RowSource:
     texts = [list(range(i * length % 80, i * length % 80 + length)) for i in range(documents)]
-    return RowSource(shard_of(*texts), "crop", context, seed, BOS)
+    return RowSource(make_shard(*texts), "crop", context, seed, BOS)
 
 
-def stream_of(source=None, steps=6, **more) -> MixtureStream:
-    return MixtureStream([(source or numbered(), 1.0)], 4, 2, steps, seed=0, **more)
+def make_stream(source=None, steps=6, **options) -> MixtureStream:
+    return MixtureStream([(source or make_source(), 1.0)], 4, 2, steps, seed=0, **options)
 
 
-def threads() -> int:
+def count_threads() -> int:
     return sum(thread.name == "fledgling-data" for thread in threading.enumerate())
 
 
@@ -48,7 +48,7 @@ def test_permutations_are_pinned():
 
 
 def test_epochs_hold_the_same_rows_in_another_order():
-    source = numbered()
+    source = make_source()
     epochs = [[tuple(source.read_row(e * len(source) + i)[0]) for i in range(len(source))] for e in range(3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
@@ -57,7 +57,8 @@ def test_epochs_hold_the_same_rows_in_another_order():
 
 def test_the_seed_decides_which_documents_share_a_row():
     rows = [
-        {tuple(source.read_row(i)[0]) for i in range(len(source))} for source in (numbered(seed=1), numbered(seed=2))
+        {tuple(source.read_row(i)[0]) for i in range(len(source))}
+        for source in (make_source(seed=1), make_source(seed=2))
     ]
     assert rows[0] != rows[1]
 
@@ -75,25 +76,25 @@ def test_several_shards_are_one_source(tmp_path):
     assert sorted(seen) == list(range(1, 10))
 
 
-def test_long_conversations_are_cut_and_counted():
+def test_long_conversations_are_truncated_and_counted():
     talk = [BOS, USER, 1, END, USER, 2, END, USER, 3, END]
-    source = RowSource(shard_of(talk, talk[:4], masks=[np.ones(10), np.ones(4)]), "whole", 8, 0, BOS, END)
+    source = RowSource(make_shard(talk, talk[:4], masks=[np.ones(10), np.ones(4)]), "whole", 8, 0, BOS, END)
     assert source.num_truncated == 1 and len(source) == 2
     assert source.efficiency == (7 + 4) / 18
 
 
-def test_a_source_without_a_token_is_the_users_mistake():
-    with pytest.raises(UserError, match="holds no tokens"):
-        RowSource(shard_of([], []), "crop", 8, 0, BOS)
+def test_a_source_without_tokens_is_refused():
+    with pytest.raises(UserError, match="has no tokens"):
+        RowSource(make_shard([], []), "crop", 8, 0, BOS)
 
 
-# ---- what is learned -----------------------------------------------------------------------------
+# ---- targets ----------------------------------------------------------------------------------
 
 
-def test_documents_learn_that_they_end():
-    source = RowSource(shard_of([1, 2], [3, 4]), "crop", 5, 0, BOS)
-    for supervise in ("all", "assistant"):  # documents have no turns: all of them is learned
-        stream = MixtureStream([(source, 1.0)], 1, 1, 1, 0, prefetch=False, train_on=supervise)
+def test_the_bos_after_a_document_is_a_target():
+    source = RowSource(make_shard([1, 2], [3, 4]), "crop", 5, 0, BOS)
+    for train_on in ("all", "assistant"):  # documents have no mask: all tokens are targets
+        stream = MixtureStream([(source, 1.0)], 1, 1, 1, 0, prefetch=False, train_on=train_on)
         (batch,) = stream.next()
         a, b, c, d = batch.tokens[0, [1, 2, 4]].tolist() + batch.targets[0, -1:].tolist()
         assert batch.tokens.tolist() == [[BOS, a, b, BOS, c]]
@@ -103,10 +104,10 @@ def test_documents_learn_that_they_end():
         assert batch.document_ids.dtype == torch.int32
 
 
-def test_conversations_learn_the_assistants_tokens_and_never_the_next_beginning():
+def test_only_the_assistants_tokens_of_a_conversation_are_targets():
     talk = [BOS, USER, 1, 2, END]
     mask = [False, False, False, True, True]
-    source = RowSource(shard_of(talk, talk, masks=[mask, mask]), "whole", 11, 0, BOS, END)
+    source = RowSource(make_shard(talk, talk, masks=[mask, mask]), "whole", 11, 0, BOS, END)
     (batch,) = MixtureStream([(source, 1.0)], 1, 1, 1, 0, prefetch=False, train_on="assistant").next()
     assert batch.tokens.tolist() == [[*talk, *talk, BOS]]
     _ = IGNORE_INDEX
@@ -125,130 +126,130 @@ def test_padding_is_one_document():
 
 @pytest.mark.parametrize("weights", [[1], [1, 1], [0.7, 0.3], [0.25, 0.25, 0.3, 0.2, 0.07, 0.14], [1000, 1], [1, 2, 4]])
 def test_every_source_has_its_share_at_every_row(weights):
-    cycle = SourceOrder.from_weights(weights)
+    order = SourceOrder.from_weights(weights)
     share = np.array(weights) / sum(weights)
     rows = np.arange(1, 3001)
-    counts = np.array([cycle.count_rows(n) for n in rows])
+    counts = np.array([order.count_rows(n) for n in rows])
     assert (counts.sum(1) == rows).all()
     assert np.abs(counts - rows[:, None] * share).max() < 1 + 3000 / 10_000 / 2 * len(weights)
 
 
-@pytest.mark.parametrize("turn", [0, 3, 12_345])
-def test_the_place_of_a_row_is_what_counting_from_the_start_gives(turn):
-    cycle = SourceOrder.from_weights([0.5, 0.2, 0.3], turn)
-    given = [0, 0, 0]
+@pytest.mark.parametrize("offset", [0, 3, 12_345])
+def test_locating_a_row_agrees_with_counting_from_the_start(offset):
+    order = SourceOrder.from_weights([0.5, 0.2, 0.3], offset)
+    counts = [0, 0, 0]
     for row in range(500):
-        source, index = cycle.locate(row)
-        assert index == given[source]
-        given[source] += 1
-        assert cycle.count_rows(row + 1).tolist() == given
-    assert cycle.locate(10**12) == (
-        cycle.locate(10**12 % 10)[0],
-        cycle.count_rows(10**12)[cycle.locate(10**12)[0]],
+        source, index = order.locate(row)
+        assert index == counts[source]
+        counts[source] += 1
+        assert order.count_rows(row + 1).tolist() == counts
+    assert order.locate(10**12) == (
+        order.locate(10**12 % 10)[0],
+        order.count_rows(10**12)[order.locate(10**12)[0]],
     )
 
 
-def test_a_rare_source_is_not_rounded_away_and_a_weight_of_zero_is():
+def test_a_rare_source_occurs_and_a_weight_of_zero_does_not():
     assert SourceOrder.from_weights([1, 1e-9]).count_rows(10_001).tolist() == [10_000, 1]
     assert SourceOrder.from_weights([1, 0, 1]).count_rows(10).tolist() == [5, 0, 5]
 
 
 @pytest.mark.parametrize("weights", [[], [0, 0], [-1, 2], [float("nan"), 1], [float("inf")]])
-def test_weights_that_make_no_mixture_are_refused(weights):
+def test_invalid_weights_are_refused(weights):
     with pytest.raises(UserError, match="mixture weights"):
         SourceOrder.from_weights(weights)
 
 
 def test_fewer_rows_than_ranks_are_refused():
     with pytest.raises(UserError, match="8 ranks"):
-        stream_of(rank=7, world_size=8)
+        make_stream(rank=7, world_size=8)
 
 
-def test_the_summary_counts_what_the_stage_takes():
-    sources = [(numbered(documents=50), 3), (numbered(documents=20), 1)]
+def test_the_summary_counts_the_rows_of_the_stage():
+    sources = [(make_source(documents=50), 3), (make_source(documents=20), 1)]
     (first, second) = MixtureStream(sources, 4, 2, 30, 0).summary()
     assert (first["rows_taken"], second["rows_taken"]) == (90, 30)
     assert first["epochs"] == 90 / len(sources[0][0])
-    assert second["directory"] == "memory" and second["kind"] == "crop" and second["cut"] == 0
+    assert second["directory"] == "memory" and second["kind"] == "crop" and second["num_truncated"] == 0
 
 
 # ---- the thread ----------------------------------------------------------------------------------
 
 
-def test_the_thread_gives_the_same_batches():
-    with_thread, without = list(stream_of()), list(stream_of(prefetch=False))
+def test_prefetching_gives_the_same_batches():
+    with_thread, without = list(make_stream()), list(make_stream(prefetch=False))
     assert len(with_thread) == 6
     for left, right in zip(with_thread, without, strict=True):
         assert [b.tokens.tolist() for b in left] == [b.tokens.tolist() for b in right]
 
 
-def test_the_state_is_what_was_consumed_and_not_what_was_prepared():
-    stream = stream_of(steps=None)
+def test_the_state_counts_consumed_steps_and_not_prefetched_ones():
+    stream = make_stream(steps=None)
     stream.next()
     time.sleep(0.05)
     assert stream.state_dict() == {"step": 1}
     stream.load_state_dict({"step": 40})
-    expected = stream_of(steps=None, prefetch=False)
+    expected = make_stream(steps=None, prefetch=False)
     expected.load_state_dict({"step": 40})
     assert stream.next()[0].tokens.tolist() == expected.next()[0].tokens.tolist()
     stream.close()
 
 
-def test_the_thread_is_never_more_than_a_few_steps_ahead():
+def test_prefetching_is_bounded():
     made = []
     ahead = Prefetcher(lambda step: made.append(step) or [], 5, None)
     time.sleep(0.1)
-    assert made == list(range(5, 5 + PREFETCH_STEPS + 1))  # AHEAD waiting, one in hand
+    assert made == list(range(5, 5 + PREFETCH_STEPS + 1))  # PREFETCH_STEPS ready, and one that waits
     ahead.get()
     ahead.close()
     assert not ahead._thread.is_alive()
 
 
-def test_an_error_in_the_thread_is_raised_where_its_step_is_asked_for():
-    source = numbered()
+def test_an_error_in_the_thread_is_raised_at_its_step():
+    source = make_source()
     row, broken = source.read_row, True
 
-    def failing(index, supervise):
+    def failing(index, train_on):
         if broken and index >= 8:
             raise OSError("the disk went away")
-        return row(index, supervise)
+        return row(index, train_on)
 
     source.read_row = failing
-    stream = stream_of(source)
+    stream = make_stream(source)
     stream.next()
     stream.next()
-    for _ in range(2):  # and again, if asked again
+    for _ in range(2):
         with pytest.raises(OSError, match="the disk went away"):
             stream.next()
-    assert stream.state_dict() == {"step": 2} and threads() == 0
+    assert stream.state_dict() == {"step": 2} and count_threads() == 0
     broken = False
-    assert len(list(stream)) == 4  # it goes on where it stood
+    assert len(list(stream)) == 4  # it continues where it stopped
 
 
-def test_taking_after_the_end_does_not_hang():
+def test_get_after_the_end_does_not_hang():
     ahead = Prefetcher(lambda step: [], 0, 1)
     ahead.get()
     with pytest.raises(AssertionError, match="after"):
         ahead.get()
 
 
-def test_threads_end_with_the_stream_however_it_ends():
-    list(stream_of())
-    assert threads() == 0
-    stream = stream_of(steps=None)
+def test_threads_end_with_the_stream():
+    list(make_stream())
+    assert count_threads() == 0
+    stream = make_stream(steps=None)
     stream.next()
-    assert threads() == 1
+    assert count_threads() == 1
     stream.close()
     stream.close()
-    assert threads() == 0
-    stream.next()  # it may go on after a close
-    del stream  # and be forgotten
+    assert count_threads() == 0
+    stream.next()  # it can be used after a close
+    del stream  # and be deleted
     gc.collect()
-    assert threads() == 0
+    assert count_threads() == 0
 
 
-def test_after_the_last_step_there_is_nothing():
-    stream = stream_of(steps=1)
+def test_the_stream_ends_after_the_last_step():
+    stream = make_stream(steps=1)
     stream.next()
     for _ in range(2):
         with pytest.raises(StopIteration):
@@ -256,53 +257,56 @@ def test_after_the_last_step_there_is_nothing():
     assert stream.state_dict() == {"step": 1}
 
 
-# ---- more documents than are shuffled as one -----------------------------------------------------
+# ---- sources of several sections ------------------------------------------------------
 
 
-def windowed(seed=1, most=30) -> RowSource:
+def make_sectioned_source(seed=1, max_documents=30) -> RowSource:
     rng = np.random.default_rng(0)
-    shards = [shard_of(*[rng.integers(0, 80, rng.integers(1, 9)).tolist() for _ in range(n)]) for n in (70, 9, 51)]
-    return RowSource(shards, "crop", 8, seed, BOS, max_section_documents=most)
+    shards = [make_shard(*[rng.integers(0, 80, rng.integers(1, 9)).tolist() for _ in range(n)]) for n in (70, 9, 51)]
+    return RowSource(shards, "crop", 8, seed, BOS, max_section_documents=max_documents)
 
 
-def test_windows_give_every_token_once_an_epoch_in_an_order_of_its_own():
-    source = windowed()
-    whole = sorted(token for shard in source.shards for token in shard.tokens.tolist())
+def test_sections_give_every_token_once_an_epoch():
+    source = make_sectioned_source()
+    expected = sorted(token for shard in source.shards for token in shard.tokens.tolist())
     epochs = []
     for epoch in range(2):
         rows = [source.read_row(epoch * len(source) + i) for i in range(len(source))]
         seen = sorted(int(t) for tokens, mask in rows for t, m in zip(tokens, mask, strict=True) if m and t != BOS)
-        assert seen == whole
+        assert seen == expected
         epochs.append([tuple(tokens) for tokens, _ in rows])
     assert epochs[0] != epochs[1] and sorted(epochs[0]) == sorted(epochs[1])
-    assert source.efficiency == pytest.approx(windowed(most=1000).efficiency, abs=0.04) and source.efficiency > 0.9
+    assert (
+        source.efficiency == pytest.approx(make_sectioned_source(max_documents=1000).efficiency, abs=0.04)
+        and source.efficiency > 0.9
+    )
 
 
-def test_a_window_holds_a_part_of_every_shard_and_only_one_is_planned():
-    source = windowed()
+def test_a_section_has_a_part_of_every_shard_and_only_one_is_planned():
+    source = make_sectioned_source()
     assert source._num_sections == 5
-    for window in range(5):
-        documents = set(source._pack_section(window)[0].piece_documents.tolist())
+    for section in range(5):
+        documents = set(source._pack_section(section)[0].piece_documents.tolist())
         assert all(any(low <= d < high for d in documents) for low, high in ((0, 70), (70, 79), (79, 130)))
     source.read_row(0)
     assert source._current_section[2].num_rows == source._section_rows[source._current_section[1]] < len(source)
 
 
-def test_a_row_of_windows_is_a_function_of_seed_and_place_alone():
-    forward, jumping = windowed(), windowed()
+def test_a_row_of_sections_is_a_function_of_seed_and_index():
+    forward, jumping = make_sectioned_source(), make_sectioned_source()
     rows = [tuple(forward.read_row(i)[0]) for i in range(2 * len(forward))]
     for i in np.random.default_rng(1).permutation(len(rows)).tolist():
         assert tuple(jumping.read_row(i)[0]) == rows[i]
-    assert rows != [tuple(windowed(seed=2).read_row(i)[0]) for i in range(len(rows))]
+    assert rows != [tuple(make_sectioned_source(seed=2).read_row(i)[0]) for i in range(len(rows))]
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_ranks_read_the_windows_of_one_without_overlap(size):
+def test_ranks_share_the_rows_of_sections_without_overlap(size):
     def tokens(rank, size):
-        stream = MixtureStream([(windowed(), 1.0)], 8, 2, 12, 0, rank, size, prefetch=False)
+        stream = MixtureStream([(make_sectioned_source(), 1.0)], 8, 2, 12, 0, rank, size, prefetch=False)
         return [[batch.tokens.tolist() for batch in step] for step in stream]
 
     alone, ranks = tokens(0, 1), [tokens(rank, size) for rank in range(size)]
-    assert len(alone) == 12 and len(windowed()) < 12 * 8
+    assert len(alone) == 12 and len(make_sectioned_source()) < 12 * 8
     for step, batches in enumerate(alone):
         assert batches == [ranks[i % size][step][i // size] for i in range(len(batches))]

@@ -1,4 +1,4 @@
-"""Small random models of every family, and a tokenizer that can chat."""
+"""Small random models of every family, and a tokenizer with control tokens."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def tokenizer() -> Tokenizer:
 
 
 def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.1) -> Transformer:
-    """A model with every weight random: norms around 1, biases and zero-initialised matrices around 0."""
+    """Returns a model with random weights: norms around 1, biases and zero-initialised matrices around 0."""
     model = Transformer(config)
     model.initialize(seed)
     generator = torch.Generator().manual_seed(seed + 1)

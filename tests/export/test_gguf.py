@@ -1,4 +1,4 @@
-"""GGUF: what the file holds, read by the format's own package, and what llama.cpp makes of it where it is installed."""
+"""Tests GGUF files with the format's own package, and with llama.cpp where it is installed."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def model(make):
 
 
 @pytest.mark.parametrize(("kind", "error"), [("f32", 0.0), ("f16", 1e-3), ("q8_0", 1e-2), ("q4_0", 0.2)])
-def test_the_weights_come_back_as_well_as_their_type_can_hold_them(kind, error, model, tokenizer, tmp_path):
+def test_weights_round_trip_within_the_error_of_their_type(kind, error, model, tokenizer, tmp_path):
     path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
     state = gguf.read_gguf_state(path, model.config)
     assert state.keys() == model.state_dict().keys()
@@ -30,7 +30,7 @@ def test_the_weights_come_back_as_well_as_their_type_can_hold_them(kind, error, 
         assert any(not torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_the_file_says_what_llama_cpp_asks(model, tokenizer, tmp_path):
+def test_the_file_has_the_metadata_of_llama_cpp(model, tokenizer, tmp_path):
     path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "q4_0", "m")
     file = reader.GGUFReader(path)
     said = {name: field.contents() for name, field in file.fields.items()}
@@ -47,7 +47,7 @@ def test_the_file_says_what_llama_cpp_asks(model, tokenizer, tmp_path):
     assert kept["blk.0.attn_norm.weight"] == "F32"
 
 
-def test_rows_are_reordered_and_back():
+def test_reordering_rows_is_inverted():
     rows = torch.arange(24.0).view(12, 2)
     assert gguf.interleave_halves(rows, 2)[:, 0].tolist() == [0, 6, 2, 8, 4, 10, 12, 18, 14, 20, 16, 22]
     assert torch.equal(gguf.deinterleave_halves(gguf.interleave_halves(rows, 2), 2), rows)
@@ -64,7 +64,7 @@ def test_other_models_are_refused(family, fields, word, make, tokenizer, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_splitter_llama_cpp_cannot_name_is_refused(tokenizer):
+def test_a_pre_tokenizer_without_a_name_in_llama_cpp_is_refused(tokenizer):
     assert gguf.pre_tokenizer_name(tokenizer) == "qwen2"
     assert gguf.pre_tokenizer_name(Tokenizer.train(TEXT, 330, max_digits=3)) == "dbrx"
     with pytest.raises(UserError, match="groups of 2"):
@@ -73,7 +73,7 @@ def test_a_splitter_llama_cpp_cannot_name_is_refused(tokenizer):
 
 @pytest.mark.parametrize(("kind", "error"), [("f32", 1e-3), ("f16", 1e-2)])
 @pytest.mark.parametrize("fields", [{"kv_heads": 2}, {"tie_embeddings": True, "rope_base": 50_000.0}])
-def test_llama_cpp_continues_as_we_do(kind, error, fields, make, tokenizer, tmp_path):
+def test_llama_cpp_generates_the_same_continuation(kind, error, fields, make, tokenizer, tmp_path):
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     model = make("llama", **fields)
     path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
@@ -83,7 +83,7 @@ def test_llama_cpp_continues_as_we_do(kind, error, fields, make, tokenizer, tmp_
 
 
 @pytest.mark.parametrize("digits", [1, 3])
-def test_llama_cpp_cuts_text_as_we_do(digits, make, tmp_path):
+def test_llama_cpp_tokenizes_identically(digits, make, tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     tokenizer = Tokenizer.train(TEXT, 330, max_digits=digits)
     model = make("llama")
@@ -96,13 +96,13 @@ def test_llama_cpp_cuts_text_as_we_do(digits, make, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "error"), [("f16", 5e-4), ("q8_0", 5e-3)])
-def test_llama_cpp_finds_our_text_as_likely_and_writes_it_on(kind, error, make, tokenizer, tmp_path):
-    """Perplexity of a text that the model itself wrote, and 100 greedy tokens after a prompt."""
+def test_llama_cpp_has_the_same_perplexity_and_continuation(kind, error, make, tokenizer, tmp_path):
+    """Perplexity of a text that the model generated, and 100 greedy tokens after a prompt."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     model = make("llama", context=256)
     with torch.no_grad():
         model.head.weight *= 2  # surer of itself than a random model is, so that weights matter
-    text = [tokenizer.start, *written(model, tokenizer.start, 200, torch.Generator().manual_seed(3))]
+    text = [tokenizer.start, *sample_text(model, tokenizer.start, 200, torch.Generator().manual_seed(3))]
     path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
     theirs = llama_cpp.Llama(str(path), n_ctx=256, n_batch=256, logits_all=True, verbose=False)
     theirs.eval(text)
@@ -119,13 +119,13 @@ def test_llama_cpp_finds_our_text_as_likely_and_writes_it_on(kind, error, make, 
 
 
 def nats(logits: torch.Tensor, text: list[int]) -> torch.Tensor:
-    """Mean over the tokens after the first."""
+    """Returns the mean over the tokens after the first."""
     return -logits[:-1].log_softmax(-1).gather(1, torch.tensor(text[1:])[:, None]).mean()
 
 
 @torch.inference_mode()
-def written(model, start: int, count: int, generator: torch.Generator) -> list[int]:
-    """Tokens drawn from the model."""
+def sample_text(model, start: int, count: int, generator: torch.Generator) -> list[int]:
+    """Returns tokens sampled from the model."""
     text = [start]
     for _ in range(count):
         logits = model.compute_logits(model(torch.tensor([text])))[0, -1]

@@ -5,33 +5,34 @@ import torch
 import torch.nn.functional as F
 
 from fledgling.bench.gpu_parts import resumed, small_recipe
-from fledgling.config import OptimizerTable
+from fledgling.config import OptimizerConfig
 from fledgling.infer.engine import Engine
-from fledgling.infer.sample import Sampling
-from fledgling.model import logprob
-from fledgling.model.attention import blockwise, library, row_mask
-from fledgling.model.cache import Row
-from fledgling.model.config import preset
+from fledgling.infer.sampling import SamplingParams
+from fledgling.model import logit_chunks
+from fledgling.model.attention import blockwise_attention, make_attention_mask, sdpa
+from fledgling.model.build import build_model
+from fledgling.model.cache import CacheRow
+from fledgling.model.config import config_from_preset
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
-from fledgling.model.window import in_pieces
+from fledgling.model.window import windowed_sdpa
 from fledgling.optim.optimizer import Optimizer
+from fledgling.runtime.device import DeviceSetup, should_compile
+from fledgling.runtime.world import World
 from fledgling.train import run
-from fledgling.train.loss import logprobs_at
-from fledgling.train.setup import Setup, can_compile, make_model
-from fledgling.world import World
+from fledgling.train.loss import logprobs_from_hidden
 
 pytestmark = pytest.mark.gpu
 V, C, T = 512, 64, 256
 
 
 class Silent:
-    special: dict[str, int] = {}  # noqa: RUF012
-    start = None
+    special_tokens: dict[str, int] = {}  # noqa: RUF012
+    bos_or_none = None
 
 
 def model_on(device, dtype=torch.float32, compiled=False, context=T):
-    config = preset("fledgling", vocab_size=V, depth=2, width=C, heads=2, kv_heads=2, context=context)
-    model = make_model(config, Setup(dtype, compiled, 0.0), device)
+    config = config_from_preset("fledgling", vocab_size=V, depth=2, width=C, heads=2, kv_heads=2, context=context)
+    model = build_model(config, DeviceSetup(dtype, compiled, 0.0), device)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -48,7 +49,7 @@ def distance(found, expected):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 def test_chunked_loss_and_gradients_are_those_of_cross_entropy(device, dtype, bound, cap, monkeypatch):
-    monkeypatch.setattr(logprob, "CHUNK_VALUES", 100 * V)
+    monkeypatch.setattr(logit_chunks, "CHUNK_LOGITS", 100 * V)
     torch.manual_seed(0)
     hidden = torch.randn(300, C, device=device).to(dtype).requires_grad_()
     weight = torch.randn(V, C, device=device).mul_(0.2).requires_grad_()
@@ -72,8 +73,8 @@ def test_library_attention_is_blockwise_attention(device, documents, time):
     numbers = (torch.arange(time, device=device) * 3 // time).int().expand(2, -1) if documents else None
     q, k, v = (F.rms_norm(torch.randn(2, 2, time, 64, device=device), (64,)).bfloat16() for _ in range(3))
     q, k, v = (t.requires_grad_() for t in (q, k, v))
-    mask = row_mask(q[:, 0], numbers, None) if documents else None
-    outputs = library(q, k, v, mask), blockwise(*(t.float() for t in (q, k, v)), numbers)
+    mask = make_attention_mask(q[:, 0], numbers, None) if documents else None
+    outputs = sdpa(q, k, v, mask), blockwise_attention(*(t.float() for t in (q, k, v)), numbers)
     grad = torch.randn_like(q)
     found, expected = (torch.autograd.grad(y, (q, k, v), grad.to(y.dtype)) for y in outputs)
     assert distance(*outputs) < 1e-2
@@ -86,9 +87,9 @@ def test_windowed_attention_is_blockwise_attention(device, documents):
     torch.manual_seed(0)
     numbers = (torch.arange(T, device=device) * 3 // T).int().expand(2, -1) if documents else None
     q, k, v = (F.rms_norm(torch.randn(2, 2, T, 64, device=device), (64,)).bfloat16() for _ in range(3))
-    mask = row_mask(q[:, 0], numbers, None) if documents else None
-    expected = blockwise(*(t.float() for t in (q, k, v)), numbers, window=48)
-    assert distance(in_pieces(q, k, v, mask, 48), expected) < 1e-2
+    mask = make_attention_mask(q[:, 0], numbers, None) if documents else None
+    expected = blockwise_attention(*(t.float() for t in (q, k, v)), numbers, window_size=48)
+    assert distance(windowed_sdpa(q, k, v, mask, 48), expected) < 1e-2
 
 
 def test_varlen_attention_is_blockwise_attention_inside_documents(device):
@@ -106,14 +107,14 @@ def test_varlen_attention_is_blockwise_attention_inside_documents(device):
     how = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
     flat = (t[0].transpose(0, 1).contiguous() for t in (q, k, v))
     found = varlen_attn(*flat, ends, ends, 126, 126, **how).transpose(0, 1)[None]
-    assert distance(found, blockwise(*(t.float() for t in (q, k, v)), numbers)) < 1e-2
+    assert distance(found, blockwise_attention(*(t.float() for t in (q, k, v)), numbers)) < 1e-2
 
 
 @pytest.mark.parametrize("documents", [False, True])
 def test_a_compiled_model_is_the_eager_model(device, documents):
     if device.type == "cpu":
         pytest.skip("tests/model compares them on a CPU")
-    assert can_compile("auto", device)
+    assert should_compile("auto", device)
     torch.manual_seed(1)
     tokens = torch.randint(V, (2, T), device=device)
     numbers = (torch.arange(T, device=device) * 3 // T).int().expand(2, -1) if documents else None
@@ -135,10 +136,10 @@ def test_the_optimizer_moves_weights_as_on_the_cpu(device, rule):
     for place in (torch.device("cpu"), device):
         model = model_on(place)
         world = World(0, 1, 0, place)
-        optimizer = Optimizer(model, OptimizerTable(matrix_rule=rule), world, compiled=place.type == "cuda")
+        optimizer = Optimizer(model, OptimizerConfig(matrix_optimizer=rule), world, compiled=place.type == "cuda")
         draw = torch.Generator().manual_seed(3)
         for _ in range(3):
-            optimizer.begin(1)
+            optimizer.begin_step(1)
             for parameter in model.parameters():
                 parameter.grad = torch.randn(parameter.shape, generator=draw).to(place)
             optimizer.accumulate()
@@ -154,15 +155,15 @@ def test_decoding_is_the_forward_of_whole_rows(device, dtype, bound):
     engine = Engine(model, Silent(), device, dtype)
     draw = torch.Generator().manual_seed(4)
     rows = [torch.randint(V, (length,), generator=draw).tolist() for length in (150, 70, 9)]
-    cache, held = engine.new_cache(), [Row() for _ in rows]
-    engine.extend(cache, held, [row[:-3] for row in rows])
+    cache, held = engine.new_cache(), [CacheRow() for _ in rows]
+    engine.extend_cache(cache, held, [row[:-3] for row in rows])
     for step in (-3, -2, -1):
-        hidden = engine.extend(cache, held, [[row[step]] for row in rows])
+        hidden = engine.extend_cache(cache, held, [[row[step]] for row in rows])
     with torch.inference_mode():
-        logits = engine.logits(hidden)[:, 0]
+        logits = engine.compute_logits(hidden)[:, 0]
     for row, last in zip(rows, logits, strict=True):
         with torch.no_grad():
-            expected = model.logits(model(torch.tensor([row], device=device)))[0, -1]
+            expected = model.compute_logits(model(torch.tensor([row], device=device)))[0, -1]
         assert distance(last, expected) < bound
 
 
@@ -171,11 +172,11 @@ def test_the_sampler_says_the_log_probabilities_that_the_trainer_computes(device
     model = model_on(device, dtype)
     engine = Engine(model, Silent(), device, dtype)
     prompts = [[1, 2, 3, 4], [5] * 40, [7, 8]]
-    answers = engine.generate(prompts, Sampling(temperature=0.8, max_tokens=24, seed=1), tools=False)
+    answers = engine.generate(prompts, SamplingParams(temperature=0.8, max_new_tokens=24, seed=1), use_tools=False)
     for prompt, answer in zip(prompts, answers, strict=True):
         row = torch.tensor([[*prompt, *answer.tokens]], device=device)
         with torch.no_grad():
-            found = logprobs_at(model, model(row[:, :-1]), row[:, 1:], 0.8)[0, len(prompt) - 1 :]
+            found = logprobs_from_hidden(model, model(row[:, :-1]), row[:, 1:], 0.8)[0, len(prompt) - 1 :]
         assert len(answer.tokens) == 24
         assert float((found.cpu() - torch.tensor(answer.logprobs)).abs().max()) < bound
 
@@ -197,7 +198,7 @@ def test_target_logprobs_learn_as_log_softmax_does(device):
 def test_a_run_that_was_stopped_goes_on_where_it_was(device, tmp_path):
     tiny = ["model.depth=2", "model.width=32", "run.compile=off"]
     recipe = small_recipe(tmp_path, [*tiny, "pretrain.steps=1"])
-    run.run_stage(recipe, "pretrain", quiet=True, choose=lambda evals: ())
+    run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
     found = resumed(tmp_path, tiny)
     assert found["resumed"] <= max(1e-6, 4 * found["run_to_run"])
 
@@ -218,11 +219,11 @@ def test_every_verb_of_a_group_of_one_rank(device, monkeypatch):
         for exact in (True, False):
             assert torch.equal(world.reduce_scatter(values.clone(), exact).wait(), values)
         assert torch.equal(world.all_gather(values).wait(), values)
-        assert torch.equal(world.exchange(values).wait(), values)
-        assert torch.equal(world.collect(values), values[None])
-        assert world.sum(3) == 3.0 and torch.equal(world.sum(values), values)
-        assert world.gather({"a": 1}) == [{"a": 1}]
-        assert world.mesh().size() == 1
+        assert torch.equal(world.all_to_all(values).wait(), values)
+        assert torch.equal(world.gather_to_main(values), values[None])
+        assert world.all_reduce(3) == 3.0 and torch.equal(world.all_reduce(values), values)
+        assert world.all_gather_object({"a": 1}) == [{"a": 1}]
+        assert world.make_device_mesh().size() == 1
         world.barrier()
     finally:
         dist.destroy_process_group()

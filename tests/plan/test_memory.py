@@ -1,4 +1,4 @@
-"""Memory of training and answering: published peaks, how parts add up, and what is proposed."""
+"""Tests memory of training and inference: published peaks, sums of components, and chosen micro-batch sizes."""
 
 from dataclasses import replace
 
@@ -19,8 +19,8 @@ def config(depth: int, vocab_size: int = 65_536, context: int = 2_048, **pinned)
     return config_from_table(ModelTable(depth=depth, context=context, **pinned), vocab_size)
 
 
-def published(depth: int, vocab_size: int, rows: int, ranks: int) -> float:
-    """MiB of another system's step of 524,288 tokens, in its own layout."""
+def published_layout_mib(depth: int, vocab_size: int, rows: int, ranks: int) -> float:
+    """Returns the MiB of another system's step of 524,288 tokens, in its own layout."""
     micro = max(1, 524_288 // (rows * 2_048 * ranks))
     step = TrainingStep(rows, 2_048, ranks=ranks, micro_batches=micro, layout="whole-logits")
     return estimate_peak_memory(config(depth, vocab_size), step)["total"] / MIB
@@ -31,7 +31,7 @@ def published(depth: int, vocab_size: int, rows: int, ranks: int) -> float:
     [(10, 8, 1, 7_496.89), (20, 8, 1, 29_596.27), (20, 32, 8, 75_422.02)],
 )
 def test_published_peaks_within_a_tenth(depth, rows, ranks, measured):
-    assert published(depth, 65_536, rows, ranks) == pytest.approx(measured, rel=0.1)
+    assert published_layout_mib(depth, 65_536, rows, ranks) == pytest.approx(measured, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_published_peaks_within_a_tenth(depth, rows, ranks, measured):
     [(12, 8, 9_435, 0.1), (12, 16, 20_578, 0.21), (16, 16, 27_688, 0.1), (16, 32, 48_400, 0.1), (18, 16, 32_422, 0.1)],
 )
 def test_peaks_of_a_later_architecture(depth, rows, measured, tolerance):
-    assert published(depth, 32_768, rows, 1) == pytest.approx(measured, rel=tolerance)
+    assert published_layout_mib(depth, 32_768, rows, 1) == pytest.approx(measured, rel=tolerance)
 
 
 def test_the_planner_and_the_model_agree_on_constants():
@@ -67,33 +67,33 @@ MODELS = st.builds(
 
 
 @given(step=STEPS, model=MODELS)
-def test_every_moment_adds_up_and_the_peak_is_the_largest(step, model):
-    found = memory_by_phase(model, step)
-    for held in found.values():
-        assert held["total"] == sum(value for name, value in held.items() if name != "total")
-        assert all(value >= 0 and isinstance(value, int) for value in held.values())
-    assert estimate_peak_memory(model, step)["total"] == max(held["total"] for held in found.values())
+def test_every_phase_adds_up_and_the_peak_is_the_largest(step, model):
+    phases = memory_by_phase(model, step)
+    for components in phases.values():
+        assert components["total"] == sum(value for name, value in components.items() if name != "total")
+        assert all(value >= 0 and isinstance(value, int) for value in components.values())
+    assert estimate_peak_memory(model, step)["total"] == max(components["total"] for components in phases.values())
 
 
 @given(step=STEPS, model=MODELS)
-def test_more_rows_take_more_and_more_ranks_hold_less(step, model):
+def test_more_rows_need_more_memory_and_more_ranks_hold_less_state(step, model):
     more = estimate_peak_memory(model, replace(step, rows=step.rows + 1))["total"]
     assert more > estimate_peak_memory(model, step)["total"]
     one, eight = (memory_by_phase(model, replace(step, ranks=r, zero_stage=1))["head"]["optimizer"] for r in (1, 8))
     assert one / 8 <= eight < one / 2
 
 
-def test_muon_and_adamw_hold_their_own_states():
+def test_muon_and_adamw_have_their_own_state_sizes():
     d12 = config(12)
     states = memory_by_phase(d12, TrainingStep(1, 2_048))["head"]["optimizer"]
     tables = 2 * 65_536 * d12.width
     assert states == 4 * (12 * 12 * d12.width**2) + 8 * tables
 
 
-def test_the_tree_of_gradients_is_paid_for():
-    """Exact sums keep a whole gradient at every doubling of the micro-batches; sums that need not be exact keep one."""
+def test_deterministic_sums_keep_the_gradients_of_a_binary_tree():
+    """Deterministic sums keep a whole gradient at every doubling of the micro-batches; other sums keep one."""
     d4 = config(4, 1_024, 256)
-    exact, plain = (
+    deterministic, plain = (
         [
             memory_by_phase(d4, TrainingStep(1, 256, micro_batches=n, device="cpu", deterministic=tree))["head"][
                 "gradients"
@@ -102,13 +102,13 @@ def test_the_tree_of_gradients_is_paid_for():
         ]
         for tree in (True, False)
     )
-    whole = 4 * sum(tensor for tensor in (2 * 1_024 * 256, 12 * 4 * 256**2))
-    assert [after - exact[0] for after in exact] == [0, whole, 2 * whole, 3 * whole]
-    assert [after - plain[0] for after in plain] == [0, whole, whole, whole]
+    full = 4 * sum(tensor for tensor in (2 * 1_024 * 256, 12 * 4 * 256**2))
+    assert [gradients - deterministic[0] for gradients in deterministic] == [0, full, 2 * full, 3 * full]
+    assert [gradients - plain[0] for gradients in plain] == [0, full, full, full]
 
 
 @given(rows=st.integers(1, 200), gib=st.integers(9, 80))
-def test_a_micro_batch_divides_the_rows_fits_and_is_the_largest(rows, gib):
+def test_the_micro_batch_size_divides_the_rows_fits_and_is_the_largest(rows, gib):
     d12, step = config(12), TrainingStep(1, 2_048)
     micro = memory.choose_micro_batch_size(d12, rows, gib * 2**30, step)
     assert rows % micro == 0
@@ -117,18 +117,18 @@ def test_a_micro_batch_divides_the_rows_fits_and_is_the_largest(rows, gib):
     assert not any(memory.fits_memory(d12, replace(step, rows=n, micro_batches=rows // n), gib * 2**30) for n in larger)
 
 
-def test_a_processor_gets_no_larger_micro_batch_than_makes_it_faster():
+def test_a_cpu_gets_no_larger_micro_batch_than_makes_it_faster():
     d4 = config(4, 1_024, 256)
     assert memory.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cpu")) == 8_192 // 256
     assert memory.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cuda")) == 64
 
 
-def test_nothing_fits_is_one_line():
+def test_a_step_that_does_not_fit_is_one_line():
     with pytest.raises(UserError, match=r"1 rows of 2048 tokens need .* GiB .* 1\.0 GiB: use .*or a larger device"):
         memory.choose_micro_batch_size(config(20), 8, 2**30, TrainingStep(1, 2_048))
 
 
-def test_the_cache_and_the_weights():
+def test_the_bytes_of_the_cache_and_the_weights():
     d20 = config(20)
     assert inference.kv_cache_bytes(d20, rows=1, length=2_048) == 2 * 2_048 * 20 * 1_280 * 2
     assert inference.kv_cache_bytes(config(20, kv_heads=5), 3, 2_048, "float32") == 3 * 2_048 * 20 * 1_280 * 4
@@ -148,9 +148,9 @@ def test_the_cache_and_the_weights():
 
 @given(rows=st.integers(1, 50), length=st.integers(1, 2_048), gib=st.integers(1, 80))
 def test_so_many_conversations_fit_and_one_more_does_not(rows, length, gib):
-    d12, room = config(12), (1 - inference.RESERVED_SHARE) * gib * 2**30
-    for form, one in inference.plan_inference(d12, gib * 2**30, length, rows)["formats"].items():
-        each, fit = inference.kv_cache_bytes(d12, 1, length, form), one["conversations"]
-        assert one["total"] == one["weights"] + rows * each
-        assert one["weights"] + fit * each <= room or fit == 0
-        assert one["weights"] + (fit + 1) * each > room
+    d12, memory_left = config(12), (1 - inference.RESERVED_SHARE) * gib * 2**30
+    for weight_format, section in inference.plan_inference(d12, gib * 2**30, length, rows)["formats"].items():
+        cache, count = inference.kv_cache_bytes(d12, 1, length, weight_format), section["conversations"]
+        assert section["total"] == section["weights"] + rows * cache
+        assert section["weights"] + count * cache <= memory_left or count == 0
+        assert section["weights"] + (count + 1) * cache > memory_left

@@ -1,4 +1,4 @@
-"""The planner: formulas equal the counted thing or the published figure, estimates stay near measurements."""
+"""Tests the planner: formulas equal counted or published values, estimates stay close to measurements."""
 
 import json
 import re
@@ -96,37 +96,37 @@ BLANK = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["
         (["pretrain.micro_batch_size=5"], "expected a divisor .* for example 4"),
     ],
 )
-def test_what_cannot_work_says_what_would(overrides, said):
-    given = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768", *overrides]
+def test_an_impossible_plan_names_settings_that_would_work(overrides, said):
+    settings = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768", *overrides]
     with pytest.raises(UserError, match=said) as caught:
-        make_plan(load_recipe("quickstart", given))
+        make_plan(load_recipe("quickstart", settings))
     assert "\n" not in str(caught.value)
     if "width" not in overrides[0] and "=5" not in overrides[0]:
-        assert not make_plan(load_recipe("quickstart", given), strict=False)["memory"]["fits"]
+        assert not make_plan(load_recipe("quickstart", settings), strict=False)["memory"]["fits"]
 
 
-def test_what_is_advised_fits():
-    """The context, the depth or the micro-batch that an error names is one that works."""
-    given = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768"]
-    seen = set()
+def test_the_advised_settings_fit():
+    """The context, the depth or the micro-batch size that an error names is one that works."""
+    settings = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768"]
+    advised = set()
     for depth, pinned in (
         (22, "pretrain.warmup_steps=0"),
         (24, "pretrain.warmup_steps=0"),
         (12, "pretrain.micro_batch_size=64"),
     ):
         with pytest.raises(UserError) as caught:
-            make_plan(load_recipe("quickstart", [*given, f"model.depth={depth}", "model.context=4096", pinned]))
-        for what, value in re.findall(r"(context=|depth=|micro-batch of )(\d+)", str(caught.value)):
+            make_plan(load_recipe("quickstart", [*settings, f"model.depth={depth}", "model.context=4096", pinned]))
+        for kind, value in re.findall(r"(context=|depth=|micro-batch of )(\d+)", str(caught.value)):
             width = [f"model.width={64 * depth}", f"model.heads={depth // 2}"]
-            key = {"context=": "model.context", "depth=": "model.depth"}.get(what, "pretrain.micro_batch_size")
-            batch = [] if what.startswith("micro") else ["pretrain.batch_tokens=131072"]
+            key = {"context=": "model.context", "depth=": "model.depth"}.get(kind, "pretrain.micro_batch_size")
+            batch = [] if kind.startswith("micro") else ["pretrain.batch_tokens=131072"]
             changed = [f"model.depth={depth}", "model.context=4096", *width, *batch, f"{key}={value}"]
-            assert make_plan(load_recipe("quickstart", [*given, *changed]))["memory"]["fits"], (depth, what, value)
-            seen.add(what)
-    assert "micro-batch of " in seen and len(seen) >= 2
+            assert make_plan(load_recipe("quickstart", [*settings, *changed]))["memory"]["fits"], (depth, kind, value)
+            advised.add(kind)
+    assert "micro-batch of " in advised and len(advised) >= 2
 
 
-def test_the_mfu_is_given_measured_here_or_the_table_s(monkeypatch, tmp_path):
+def test_the_mfu_is_given_measured_or_from_the_table(monkeypatch, tmp_path):
     monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
     recipe = load_recipe("quickstart")
     table = make_plan(recipe)["time"]
@@ -134,10 +134,10 @@ def test_the_mfu_is_given_measured_here_or_the_table_s(monkeypatch, tmp_path):
     measured_speed.save_speed(
         measured_speed.MeasuredSpeed("cpu-bf16", 0.5, 4e11, 9_000.0, "fledgling 4 x 256", "2026-01-02")
     )
-    here = make_plan(recipe)["time"]
-    assert (here["mfu"], here["mfu_source"]) == (0.5, "measured") and "2026-01-02" in here["mfu_of"]
-    flops_in_all = make_plan(recipe)["flops"]["total"]
-    assert here["hours"] == pytest.approx(flops_in_all / 2e11 / 3600), "its own peak, not the table's"
+    time = make_plan(recipe)["time"]
+    assert (time["mfu"], time["mfu_source"]) == (0.5, "measured") and "2026-01-02" in time["mfu_of"]
+    total_flops = make_plan(recipe)["flops"]["total"]
+    assert time["hours"] == pytest.approx(total_flops / 2e11 / 3600), "its own peak, not the table's"
     assert make_plan(recipe, gpu="h100")["time"]["mfu_source"] == "table", "another device was not measured"
     assert make_plan(recipe, mfu=0.4)["time"]["mfu_source"] == "given"
     measured_speed.speed_file().write_text("[broken")
@@ -158,22 +158,22 @@ def test_every_stage_is_planned_with_its_own_split():
     assert stages["rl"]["kwh"] == pytest.approx(stages["rl"]["hours"] * hardware.find_device("cpu-bf16").watts / 1000)
 
 
-def test_a_policy_that_is_compared_with_its_beginning_holds_that_too():
-    free, held = (make_plan(load_recipe("quickstart", [f"rl.kl_weight={kl}"])) for kl in (0.0, 0.04))
-    assert held["stages"]["rl"]["memory"] - free["stages"]["rl"]["memory"] == 4 * held["parameters"]["total"]
+def test_a_policy_with_a_reference_model_holds_both():
+    without, both = (make_plan(load_recipe("quickstart", [f"rl.kl_weight={kl}"])) for kl in (0.0, 0.04))
+    assert both["stages"]["rl"]["memory"] - without["stages"]["rl"]["memory"] == 4 * both["parameters"]["total"]
 
 
-def test_a_plan_answers_at_once_without_torch():
-    """Processor seconds, because a busy machine stretches the clock; the figures are the published run's."""
+def test_a_plan_is_fast_and_needs_no_torch():
+    """Measures CPU seconds, because a busy machine affects the clock; the values are the published run's."""
     script = (
         "import sys, time\nfrom fledgling.cli import main\n"
         "code = main(['plan', '--depth', '20', '--vocab-size', '65536', '--json'])\n"
         "print(time.process_time(), 'torch' in sys.modules, file=sys.stderr); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    seconds, torch = done.stderr.split()
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    seconds, torch = process.stderr.split()
     assert torch == "False" and float(seconds) < 0.3
-    result = json.loads(done.stdout)
+    result = json.loads(process.stdout)
     assert result["parameters"]["total"] == 560_988_160
     assert result["flops"]["per_token"] == 3_491_758_080
     assert result["horizon"]["tokens"] == 11_219_763_200

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .made_up_run import make_run
+from .synthetic_run import make_run
 
 
 @pytest.fixture(scope="session")

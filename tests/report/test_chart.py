@@ -1,4 +1,4 @@
-"""Charts: round ticks, honest averages, nothing drawn outside, texts escaped."""
+"""Tests charts: round ticks, exact averages, everything inside the drawing, escaped text."""
 
 import re
 import xml.etree.ElementTree as xml
@@ -31,7 +31,7 @@ def test_ticks_are_round():
     assert log_ticks(1.1, 1.9) == linear_ticks(1.1, 1.9)
 
 
-def test_smoothing_keeps_a_constant_and_a_length():
+def test_the_running_mean_keeps_a_constant_and_the_length():
     assert running_mean([2.0] * 9) == [2.0] * 9
     assert running_mean([]) == []
     assert running_mean([0, 3, 0]) == [1.5, 1.0, 1.5]
@@ -44,7 +44,7 @@ def test_a_long_line_is_averaged_in_equal_groups():
 
 
 @given(st.lists(st.tuples(numbers, numbers, numbers), max_size=6), st.booleans(), st.booleans())
-def test_whatever_the_numbers_the_drawing_stays_inside(points, logarithmic, band):
+def test_any_numbers_are_drawn_inside_the_chart(points, logarithmic, band):
     xs = sorted(x for x, _, _ in points)
     ys = [y for _, y, _ in points]
     other = [z for _, _, z in points]
@@ -72,7 +72,7 @@ def test_texts_are_escaped():
     xml.fromstring(drawing)
 
 
-def test_a_bar_is_cut_to_its_trough():
+def test_a_bar_is_clipped_to_its_range():
     drawing = render_bar(1.7, -0.2, 1.9, 0.6, 1)
     assert 'width="100"' in drawing and 'x1="60.0"' in drawing
     xml.fromstring(drawing)

@@ -1,4 +1,4 @@
-"""Ablations: equal FLOPs, differences paired by seed, resumable."""
+"""Tests ablations: equal FLOPs, differences paired by seed, resumable."""
 
 import json
 from dataclasses import replace
@@ -11,8 +11,14 @@ from fledgling.config import UserError, load_recipe
 from fledgling.model.config import config_from_table
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.scaling import ablation
-from fledgling.scaling.ablate import plan_ablation
-from fledgling.scaling.ablation import VARIANTS, Trial, compute_effects, confidence_margin, parse_variants
+from fledgling.scaling.ablation import (
+    VARIANTS,
+    Trial,
+    compute_effects,
+    confidence_margin,
+    parse_variants,
+    plan_ablation,
+)
 from fledgling.scaling.results import SweepRun, load_sweep
 from tests.tiny import text_file
 
@@ -23,18 +29,19 @@ def trial(variant: str, seed: int, bits: float) -> Trial:
 
 
 def test_differences_are_paired_by_seed():
-    """The seeds differ by far more than the variant does; paired, it is told apart all the same."""
+    """The seeds differ by far more than the variant does; the pairing still separates them."""
     base, gaps = [1.5, 1.9, 1.7], [0.010, 0.012, 0.011]
     trials = [trial("base", seed, bits) for seed, bits in enumerate(base)]
     trials += [trial("worse", seed, bits + gap) for seed, (bits, gap) in enumerate(zip(base, gaps, strict=True))]
     trials += [trial("lucky", 0, 1.4), trial("lucky", 9, 1.0), trial("better", 0, 1.4), trial("better", 1, 1.8)]
-    found = {one.variant: one for one in compute_effects(trials)}
-    assert list(found) == ["base", "lucky", "better", "worse"] and found["base"].difference == 0
-    worse = found["worse"]
+    by_name = {effect.variant: effect for effect in compute_effects(trials)}
+    assert list(by_name) == ["base", "lucky", "better", "worse"] and by_name["base"].difference == 0
+    worse = by_name["worse"]
     assert worse.difference == pytest.approx(0.011) and worse.seeds == 3 and worse.verdict == "worse"
     assert worse.high - worse.difference == pytest.approx(4.303 * 0.001 / 3**0.5, rel=1e-3)  # Student's t, 2 degrees
-    assert found["lucky"].seeds == 1 and found["lucky"].low is None and found["lucky"].verdict == "not told apart"
-    assert found["better"].low == pytest.approx(-0.1) and found["better"].high == pytest.approx(-0.1)
+    lucky = by_name["lucky"]
+    assert lucky.seeds == 1 and lucky.low is None and lucky.verdict == "not significant"
+    assert by_name["better"].low == pytest.approx(-0.1) and by_name["better"].high == pytest.approx(-0.1)
     assert confidence_margin([1.0]) is None and confidence_margin([0.0, 2.0]) == pytest.approx(12.706)
 
 
@@ -56,7 +63,7 @@ def test_every_variant_is_a_recipe_at_equal_flops():
         assert recipe.seed == runs[0][2].seed + seed
 
 
-def test_what_is_no_variant_is_refused():
+def test_an_unknown_variant_is_refused():
     assert parse_variants("gelu, optimizer.momentum=0.9+model.tie_embeddings=true") == {
         "gelu": VARIANTS["gelu"],
         "optimizer.momentum=0.9+model.tie_embeddings=true": ("optimizer.momentum=0.9", "model.tie_embeddings=true"),
@@ -69,7 +76,7 @@ def test_what_is_no_variant_is_refused():
         plan_ablation(lambda more: load_recipe("scaling", more), {}, 1, 1e9, Path("x"))
 
 
-def test_an_ablation_runs_goes_on_and_says_what_it_found(tmp_path, capsys):
+def test_an_ablation_runs_resumes_and_prints_its_effects(tmp_path, capsys):
     text = text_file(tmp_path)
     settings = [
         f'tokenizer.sources=["{text}"]', f'pretrain.mixture={{"{text}"=1.0}}', "tokenizer.vocab_size=330",
@@ -79,16 +86,19 @@ def test_an_ablation_runs_goes_on_and_says_what_it_found(tmp_path, capsys):
     out = tmp_path / "out"
     command = ["scaling", "run", "--budgets", "1.6e8", "--out", str(out), *(w for s in settings for w in ("--set", s))]
     assert main([*command, "--ablate", "tied", "--seeds", "1", "--json"]) == 0
-    first = json.loads(capsys.readouterr().out)["effects"]
-    assert [one["variant"] for one in first] == ["base", "tied"] and first[1]["low"] is None
+    effects = json.loads(capsys.readouterr().out)["effects"]
+    assert [effect["variant"] for effect in effects] == ["base", "tied"] and effects[1]["low"] is None
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/pretrain/metrics.jsonl")}
     assert main([*command, "--ablate", "tied,model.qk_norm=false", "--seeds", "2"]) == 0
-    told = capsys.readouterr()
-    assert "variant minus base" in told.out and "model.qk_norm=false" in told.out
-    assert all(path.stat().st_mtime_ns == at for path, at in before.items()), "a finished run was made again"
-    found = {one.variant: one for one in compute_effects(ablation.load_trials(out))}
-    assert {name: one.seeds for name, one in found.items()} == {"base": 2, "tied": 2, "model.qk_norm=false": 2}
-    assert found["tied"].parameters == found["base"].parameters - 330 * 16 and found["tied"].low < found["tied"].high
+    output = capsys.readouterr()
+    assert "variant minus base" in output.out and "model.qk_norm=false" in output.out
+    assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items()), "a finished run was retrained"
+    by_name = {effect.variant: effect for effect in compute_effects(ablation.load_trials(out))}
+    assert {name: effect.seeds for name, effect in by_name.items()} == {"base": 2, "tied": 2, "model.qk_norm=false": 2}
+    assert (
+        by_name["tied"].parameters == by_name["base"].parameters - 330 * 16
+        and by_name["tied"].low < by_name["tied"].high
+    )
     page = (out / "ablation.html").read_text()
     assert "model.qk_norm=false" in page and page.count("<circle") == 2
     assert main([*command[:3], "2e8", *command[4:], "--ablate", "tied"]) == 1

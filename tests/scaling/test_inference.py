@@ -1,4 +1,4 @@
-"""Curves over k against counting every subset; the coverage law recovered from draws made with it."""
+"""Tests curves over k against counting every subset, and recovers the coverage law from samples of it."""
 
 from itertools import combinations
 
@@ -10,46 +10,46 @@ from fledgling.scaling.inference import (
     SampleSet,
     accuracy_curve,
     analyze_samples,
+    build_inference_page,
     fit_coverage_law,
     load_samples,
     sampling_to_json,
 )
-from fledgling.scaling.inference_page import build_inference_page
 
 
-def made_up(seed: int = 0, questions: int = 6, n: int = 7) -> SampleSet:
+def make_samples(seed: int = 0, questions: int = 6, n: int = 7) -> SampleSet:
     rng = np.random.default_rng(seed)
-    said = rng.integers(3, size=(questions, n))
-    return SampleSet("model", said == 0, rng.normal(size=(questions, n)), np.full((questions, n), 5), said, 10.0, 100.0)
+    ids = rng.integers(3, size=(questions, n))
+    return SampleSet("model", ids == 0, rng.normal(size=(questions, n)), np.full((questions, n), 5), ids, 10.0, 100.0)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
 def test_coverage_and_best_are_means_over_all_subsets(k):
-    draws = made_up()
-    subsets = [list(chosen) for chosen in combinations(range(draws.samples_per_question), k)]
-    for q in range(len(draws.correct)):
-        right, logprob = draws.correct[q], draws.logprob[q]
-        covered = np.mean([right[s].any() for s in subsets])
-        best = np.mean([right[max(s, key=lambda i: logprob[i])] for s in subsets])
-        assert accuracy_curve(draws, "coverage", [k])[q, 0] == pytest.approx(covered)
-        assert accuracy_curve(draws, "best", [k])[q, 0] == pytest.approx(best)
+    samples = make_samples()
+    subsets = [list(chosen) for chosen in combinations(range(samples.samples_per_question), k)]
+    for q in range(len(samples.correct)):
+        correct, logprob = samples.correct[q], samples.logprob[q]
+        covered = np.mean([correct[s].any() for s in subsets])
+        best = np.mean([correct[max(s, key=lambda i: logprob[i])] for s in subsets])
+        assert accuracy_curve(samples, "coverage", [k])[q, 0] == pytest.approx(covered)
+        assert accuracy_curve(samples, "best", [k])[q, 0] == pytest.approx(best)
 
 
-def test_a_majority_of_one_is_chance_and_of_all_is_the_most_frequent():
-    draws = made_up(1, questions=40, n=9)
-    one, every = accuracy_curve(draws, "majority", [1, 9]).T
-    assert one.tolist() == pytest.approx(draws.correct.mean(1).tolist())
-    assert accuracy_curve(draws, "majority", [2]).mean() == pytest.approx(draws.correct.mean(), abs=0.05), (
+def test_a_majority_of_one_is_the_mean_and_of_all_the_most_frequent():
+    samples = make_samples(1, questions=40, n=9)
+    single, full = accuracy_curve(samples, "majority", [1, 9]).T
+    assert single.tolist() == pytest.approx(samples.correct.mean(1).tolist())
+    assert accuracy_curve(samples, "majority", [2]).mean() == pytest.approx(samples.correct.mean(), abs=0.05), (
         "of two the first"
     )
-    counts = [np.bincount(said, minlength=3) for said in draws.answer_ids]
+    counts = [np.bincount(answer_ids, minlength=3) for answer_ids in samples.answer_ids]
     clear = [q for q, c in enumerate(counts) if (c == c.max()).sum() == 1]
     assert len(clear) > 20
-    assert [every[q] for q in clear] == [float(counts[q].argmax() == 0) for q in clear]
+    assert [full[q] for q in clear] == [float(counts[q].argmax() == 0) for q in clear]
 
 
 def test_the_law_is_recovered_and_predicts_larger_k():
-    """Coverage that follows exp(a k^b) exactly on average, with questions that differ."""
+    """Coverage follows exp(a k^b) exactly on average, with questions that differ."""
     ks, a, b = [2**i for i in range(9)], -2.5, -0.35
     law = np.exp(a * np.array(ks) ** b)
     rng = np.random.default_rng(0)
@@ -63,30 +63,30 @@ def test_the_law_is_recovered_and_predicts_larger_k():
     assert wrong.error > 0.1, "a curve that is no such law is not predicted by it"
 
 
-def test_there_is_no_law_where_nothing_is_ever_right():
+def test_there_is_no_law_without_correct_answers():
     assert fit_coverage_law(np.zeros((5, 6)), [1, 2, 4, 8, 16, 32]) is None
 
 
 def test_tokens_and_flops_count_the_prompt_once():
-    found = analyze_samples(made_up(), [1, 2, 4])
+    found = analyze_samples(make_samples(), [1, 2, 4])
     assert found.tokens == [15, 20, 30] and found.flops == [1500, 2000, 3000]
 
 
-def test_draws_are_read_back_and_become_a_page(tmp_path):
-    kept = JsonlWriter(tmp_path / "draws.jsonl")
-    kept.append({"name": "a model", "flops_per_token": 10})
-    for right in (1, 3, 0, 2):
-        kept.append(
+def test_samples_are_read_back_and_become_a_page(tmp_path):
+    file = JsonlWriter(tmp_path / "draws.jsonl")
+    file.append({"name": "a model", "flops_per_token": 10})
+    for correct in (1, 3, 0, 2):
+        file.append(
             {
                 "prompt": "?",
                 "prompt_tokens": 4,
-                "answers": ["Yes."] * right + ["no"] * (8 - right),
-                "scores": [1.0] * right + [0.0] * (8 - right),
+                "answers": ["Yes."] * correct + ["no"] * (8 - correct),
+                "scores": [1.0] * correct + [0.0] * (8 - correct),
                 "logprobs": [-1.0 - i for i in range(8)],
                 "tokens": [2] * 8,
             }
         )
-    found = analyze_samples(load_samples(kept.path), [1, 2, 4, 8], hold=1)
+    found = analyze_samples(load_samples(file.path), [1, 2, 4, 8], hold=1)
     assert sampling_to_json(found)["accuracy"]["coverage"][0][0] == pytest.approx(6 / 32)
     assert sampling_to_json(found)["accuracy"]["coverage"][3][0] == pytest.approx(0.75)
     page = build_inference_page([found], "arithmetic", tmp_path / "page.html").read_text()

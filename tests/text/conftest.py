@@ -1,4 +1,4 @@
-"""Small texts and tokenizers, made here: no test of this room reads data from elsewhere."""
+"""Small texts and tokenizers for the tests of this package, which read no data from elsewhere."""
 
 import random
 
@@ -15,7 +15,7 @@ Zürich naïve 서울 大きい don't WE'LL x1 _name def return print(x) == += 3
 
 
 def sample_texts(count: int = 300, seed: int = 0) -> list[str]:
-    """Documents of words in random order, with code, other scripts, digits and all kinds of white space."""
+    """Returns documents of words in random order, with code, other scripts, digits and all kinds of white space."""
     draw = random.Random(seed)
     gaps = (" ", " ", " ", " ", "  ", "\n", "\n\n", "\t", " \r\n    ", ", ", "; ", ".\n")
     return ["".join(draw.choice(WORDS) + draw.choice(gaps) for _ in range(120)) for _ in range(count)]

@@ -1,13 +1,20 @@
-"""Bytes per token, GPT-2's files read by hand, and the command."""
+"""Bytes per token, general compressors, and `fledgling tokenizer`."""
 
 import json
+import lzma
 import zipfile
 
 import pytest
 
 from fledgling.cli import main
+from fledgling.text import compression
 from fledgling.text.bpe import byte_alphabet
-from fledgling.text.compression import measure_bytes_per_token, read_udhr
+from fledgling.text.compression import (
+    make_zstd_compressor,
+    measure_bytes_per_token,
+    measure_compressed_bpb,
+    read_udhr,
+)
 from fledgling.text.sample_texts import SAMPLE_TEXTS
 from fledgling.text.tokenizer import Tokenizer
 
@@ -15,18 +22,18 @@ from fledgling.text.tokenizer import Tokenizer
 @pytest.fixture
 def data(tmp_path):
     """A data directory with a GPT-2 of 257 entries (bytes and "ab") and the Declaration in two languages."""
-    place = tmp_path / "data" / "tokenizers" / "gpt2"
-    place.mkdir(parents=True)
+    folder = tmp_path / "data" / "tokenizers" / "gpt2"
+    folder.mkdir(parents=True)
     vocabulary = {token: index for index, token in enumerate([*byte_alphabet(), "ab", "<|endoftext|>"])}
-    (place / "encoder.json").write_text(json.dumps(vocabulary))
-    (place / "vocab.bpe").write_text("#version: 0.2\na b\n")
-    with zipfile.ZipFile(place.parent / "udhr2.zip", "w") as archive:
+    (folder / "encoder.json").write_text(json.dumps(vocabulary))
+    (folder / "vocab.bpe").write_text("#version: 0.2\na b\n")
+    with zipfile.ZipFile(folder.parent / "udhr2.zip", "w") as archive:
         archive.writestr("udhr2/eng.txt", "All human beings are born free")
         archive.writestr("udhr2/kor.txt", "모든 인간은")
     return tmp_path / "data"
 
 
-def test_bytes_per_token_by_hand():
+def test_bytes_per_token_are_those_computed_by_hand():
     bytewise = Tokenizer.train([], 256 + 9, letter_tokens=False)
     assert measure_bytes_per_token(bytewise, {"ascii": "abc", "korean": "서", "empty": ""}) == {
         "ascii": 1.0,
@@ -35,7 +42,7 @@ def test_bytes_per_token_by_hand():
     }
 
 
-def test_the_declaration_comes_by_language(data, tmp_path):
+def test_the_declaration_is_read_by_language(data, tmp_path):
     assert list(read_udhr(data / "tokenizers" / "udhr2.zip")) == [
         "declaration, English",
         "declaration, Korean",
@@ -43,7 +50,7 @@ def test_the_declaration_comes_by_language(data, tmp_path):
     assert read_udhr(tmp_path / "none.zip") == {}
 
 
-def test_train_eval_and_show(data, tmp_path, texts, capsys):
+def test_the_command_trains_evaluates_and_shows(data, tmp_path, texts, capsys):
     (tmp_path / "words.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
     out = str(tmp_path / "made")
     assert main(["tokenizer", "train", str(tmp_path / "words.jsonl"), "--out", out, "--vocab-size", "512"]) == 0
@@ -70,8 +77,28 @@ def test_train_eval_and_show(data, tmp_path, texts, capsys):
     assert max(piece["id"] for piece in shown) < 512 - 9
 
 
-def test_mistakes_are_one_line(tmp_path, capsys):
+def test_mistakes_of_the_user_are_one_line(tmp_path, capsys):
     assert main(["tokenizer", "show", str(tmp_path), "x"]) == 1
     assert capsys.readouterr().err.startswith("error: no tokenizer at")
     assert main(["tokenizer", "train", str(tmp_path / "none.txt"), "--out", str(tmp_path)]) == 1
     assert "no such file or folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_compressors_use_the_training_text():
+    texts = [" ".join(f"Sentence {number} {n} of its own." for n in range(99)) for number in range(60)]
+    messages = []
+    seen = measure_compressed_bpb(texts, texts[:3], messages.append)
+    assert messages[0].startswith("xz -9e over ")
+    alone = 8 * len(lzma.compress(texts[0].encode())) / len(texts[0])
+    for name in ("xz -9e", "zstd -19 --long"):
+        if seen[name] is not None:
+            assert 0 < seen[name] < 0.2 < alone
+    assert (seen["zstd -19 --long"] is None) == (make_zstd_compressor() is None) == bool(seen["note"])
+
+
+def test_a_cap_on_the_training_text_is_reported(monkeypatch):
+    monkeypatch.setattr(compression, "MAX_COMPRESSOR_BYTES", 1_000)
+    monkeypatch.setattr(compression, "make_zstd_compressor", lambda: None)
+    result = measure_compressed_bpb(["Some text of a document."] * 60, ["Other text."])
+    assert result["training bytes"] == 1_000 and result["zstd -19 --long"] is None
+    assert "the last 1,000 of" in result["note"] and "no compression.zstd, zstandard or zstd" in result["note"]

@@ -1,4 +1,4 @@
-"""Conversations: tokens, masks and turn ends worked out by hand, and what is refused."""
+"""Conversations: tokens, masks and turn ends computed by hand, and what is refused."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +11,7 @@ from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 @pytest.fixture(scope="module")
 def bytewise() -> Tokenizer:
-    """Nothing but bytes and control tokens: the ids of a text can be written down."""
+    """A tokenizer of bytes and special tokens only, so that the ids of a text are known."""
     return Tokenizer.train([], 256 + len(SPECIAL_TOKENS), letter_tokens=False)
 
 
@@ -23,20 +23,20 @@ def assistant(content):
     return {"role": "assistant", "content": content}
 
 
-def talk(*messages):
+def make_conversation(*messages):
     return {"messages": list(messages)}
 
 
 def spell(tokenizer, rendered):
-    """(token, learned) with control tokens by name and bytes as characters."""
+    """Returns (token, is target) pairs, with special tokens by name and bytes as characters."""
     return [
-        (tokenizer.decode([index]), bool(learned))
-        for index, learned in zip(rendered.tokens, rendered.mask, strict=True)
+        (tokenizer.decode([index]), bool(supervised))
+        for index, supervised in zip(rendered.tokens, rendered.mask, strict=True)
     ]
 
 
-def test_two_turns_by_hand(bytewise):
-    rendered = render_conversation(bytewise, talk(user("Hi"), assistant("yo"), user("?"), assistant("!")))
+def test_two_turns_are_rendered_as_by_hand(bytewise):
+    rendered = render_conversation(bytewise, make_conversation(user("Hi"), assistant("yo"), user("?"), assistant("!")))
     assert spell(bytewise, rendered) == [
         ("<|bos|>", False),
         ("<|user_start|>", False), ("H", False), ("i", False), ("<|user_end|>", False),
@@ -49,14 +49,14 @@ def test_two_turns_by_hand(bytewise):
     assert rendered.mask.dtype == bool
 
 
-def test_a_tool_call_is_learned_and_its_output_is_not(bytewise):
+def test_a_tool_call_is_supervised_and_its_output_is_not(bytewise):
     parts = [
         {"type": "text", "text": "a"},
         {"type": "python", "text": "1+1"},
         {"type": "output", "text": "2"},
         {"type": "text", "text": "b"},
     ]
-    rendered = render_conversation(bytewise, talk(user("q"), assistant(parts)))
+    rendered = render_conversation(bytewise, make_conversation(user("q"), assistant(parts)))
     assert spell(bytewise, rendered)[4:] == [
         ("<|assistant_start|>", False), ("a", True),
         ("<|python_start|>", True), ("1", True), ("+", True), ("1", True), ("<|python_end|>", True),
@@ -67,42 +67,44 @@ def test_a_tool_call_is_learned_and_its_output_is_not(bytewise):
 
 
 def test_a_system_message_opens_the_first_user_turn_only(bytewise):
-    conversation = talk({"role": "system", "content": "S"}, user("a"), assistant("b"), user("c"))
+    conversation = make_conversation({"role": "system", "content": "S"}, user("a"), assistant("b"), user("c"))
     text = bytewise.decode(render_conversation(bytewise, conversation).tokens)
     assert text == (
         "<|bos|><|user_start|>S\n\na<|user_end|><|assistant_start|>b<|assistant_end|><|user_start|>c<|user_end|>"
     )
 
 
-def test_a_prompt_is_the_beginning_of_the_whole(bytewise):
-    asked = talk(user("Hi"), assistant("yo"), user("?"))
-    prompt = render_prompt(bytewise, asked)
-    whole = render_conversation(bytewise, talk(*asked["messages"], assistant("!")))
-    assert prompt == whole.tokens[: len(prompt)].tolist()
+def test_a_prompt_is_a_prefix_of_the_conversation(bytewise):
+    messages_so_far = make_conversation(user("Hi"), assistant("yo"), user("?"))
+    prompt = render_prompt(bytewise, messages_so_far)
+    rendered = render_conversation(bytewise, make_conversation(*messages_so_far["messages"], assistant("!")))
+    assert prompt == rendered.tokens[: len(prompt)].tolist()
     assert prompt[-1] == bytewise.assistant_start
     with pytest.raises(UserError, match="last message is the assistant's"):
-        render_prompt(bytewise, talk(user("a"), assistant("b")))
+        render_prompt(bytewise, make_conversation(user("a"), assistant("b")))
 
 
 names = st.lists(st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "x", " "]), min_size=1, max_size=5).map("".join)
 
 
-@given(said=names, tool=names, answered=names)
+@given(text=names, tool=names, output=names)
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_names_of_control_tokens_in_text_stay_text(tokenizer, said, tool, answered):
-    kinds = {"python": tool, "output": answered, "text": said}
-    parts = [{"type": kind, "text": text} for kind, text in kinds.items()]
-    conversation = talk({"role": "system", "content": said}, user(said), assistant(parts))
+def test_names_of_special_tokens_in_text_stay_text(tokenizer, text, tool, output):
+    kinds = {"python": tool, "output": output, "text": text}
+    parts = [{"type": kind, "text": value} for kind, value in kinds.items()]
+    conversation = make_conversation({"role": "system", "content": text}, user(text), assistant(parts))
     rendered = render_conversation(tokenizer, conversation)
-    controls = [int(index) for index in rendered.tokens if index in set(tokenizer.special_tokens.values())]
+    special = [int(index) for index in rendered.tokens if index in set(tokenizer.special_tokens.values())]
     layout = "bos user_start user_end assistant_start python_start python_end output_start output_end"
-    assert controls == [tokenizer.special_tokens[f"<|{name}|>"] for name in [*layout.split(), "assistant_end"]]
+    assert special == [tokenizer.special_tokens[f"<|{name}|>"] for name in [*layout.split(), "assistant_end"]]
 
 
-def test_many_at_once_are_as_one_by_one(tokenizer):
+def test_a_batch_is_rendered_like_single_conversations(tokenizer):
     parts = [{"type": "python", "text": "1"}, {"type": "output", "text": "1"}]
-    conversations = [talk(user(f"{number} is?"), assistant(parts)) for number in range(5)]
-    conversations.append(talk({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d")))
+    conversations = [make_conversation(user(f"{number} is?"), assistant(parts)) for number in range(5)]
+    conversations.append(
+        make_conversation({"role": "system", "content": "s"}, user("a"), assistant("b"), user("c"), assistant("d"))
+    )
     for conversation, many in zip(conversations, render_conversations(tokenizer, conversations), strict=True):
         one = render_conversation(tokenizer, conversation)
         assert one.tokens.tolist() == many.tokens.tolist()
@@ -116,25 +118,25 @@ def test_many_at_once_are_as_one_by_one(tokenizer):
         ({}, "has no messages"),
         ([], "has no messages"),
         ({"messages": []}, "has no messages"),
-        (talk(user("a"), user("b")), "message 2 is the user's and so is the one before it"),
-        (talk(user("a"), assistant("b"), assistant("c")), "message 3 is the assistant's and so is the one"),
-        (talk(assistant("a")), "message 1 is the assistant's; a conversation begins with the user's"),
-        (talk({"role": "system", "content": "a"}, assistant("b")), "2 is the assistant's; a conversation"),
-        (talk({"role": "system", "content": "a"}), "only a system message"),
-        (talk(user("a"), {"role": "system", "content": "b"}), "message 2 is a system message"),
-        (talk({"role": "tool", "content": "a"}), "role 'tool'"),
-        (talk("hello"), "role None"),
-        (talk(user("")), r"message 1 \(user\) is empty"),
-        (talk(user("a"), assistant([])), r"message 2 \(assistant\) is empty"),
-        (talk(user(None)), "content of type NoneType"),
-        (talk(user(7)), "content of type int"),
-        (talk(user([{"type": "python", "text": "1"}])), "part of type 'python'; expected text"),
-        (talk(user("a"), assistant([{"type": "image", "text": "1"}])), "expected text or python or output"),
-        (talk(user("a"), assistant([{"type": "text", "text": 1}])), "whose text is not a string"),
-        (talk(user("a"), assistant([{"type": "output", "text": "1"}])), "follows no python part"),
+        (make_conversation(user("a"), user("b")), "message 2 is the user's, as is the one before it"),
+        (make_conversation(user("a"), assistant("b"), assistant("c")), "message 3 is the assistant's, as is the one"),
+        (make_conversation(assistant("a")), "message 1 is the assistant's; a conversation begins with the user's"),
+        (make_conversation({"role": "system", "content": "a"}, assistant("b")), "2 is the assistant's; a conversation"),
+        (make_conversation({"role": "system", "content": "a"}), "only a system message"),
+        (make_conversation(user("a"), {"role": "system", "content": "b"}), "message 2 is a system message"),
+        (make_conversation({"role": "tool", "content": "a"}), "role 'tool'"),
+        (make_conversation("hello"), "role None"),
+        (make_conversation(user("")), r"message 1 \(user\) is empty"),
+        (make_conversation(user("a"), assistant([])), r"message 2 \(assistant\) is empty"),
+        (make_conversation(user(None)), "content of type NoneType"),
+        (make_conversation(user(7)), "content of type int"),
+        (make_conversation(user([{"type": "python", "text": "1"}])), "part of type 'python'; expected text"),
+        (make_conversation(user("a"), assistant([{"type": "image", "text": ""}])), "expected text or python or output"),
+        (make_conversation(user("a"), assistant([{"type": "text", "text": 1}])), "whose text is not a string"),
+        (make_conversation(user("a"), assistant([{"type": "output", "text": "1"}])), "follows no python part"),
     ),
 )  # fmt: skip
-def test_what_cannot_be_rendered_is_named_in_one_line(conversation, complaint):
+def test_invalid_conversations_are_refused_in_one_line(conversation, complaint):
     with pytest.raises(UserError, match=complaint) as caught:
         check_conversation(conversation)
     assert "\n" not in str(caught.value)

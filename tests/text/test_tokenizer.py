@@ -1,4 +1,4 @@
-"""The tokenizer: any text comes back, none becomes a control token, and other programs give the same ids."""
+"""The tokenizer: texts are restored, none becomes a special token, and other programs give the same ids."""
 
 import concurrent.futures
 import json
@@ -14,7 +14,7 @@ from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 relaxed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 whole_text = st.text(st.characters(exclude_categories=("Cs",)))
-# Control tokens' names whole, in pieces and run together, and the white space and digits that splits turn on.
+# Names of special tokens complete, in pieces and joined, and the white space and digits that splits depend on.
 fragments = ("<|", "|>", "<", "|", "bos", "user_start", "_", ">", "'s", "a", " B", "é")
 turning = (" ", "\n", "\r\n", "\t", "\0", "1", "23", "²", "½")
 pieces = st.sampled_from([*SPECIAL_TOKENS, *fragments, *turning])
@@ -23,7 +23,7 @@ nasty = st.lists(pieces, max_size=12).map("".join) | whole_text
 
 @given(text=nasty)
 @relaxed
-def test_ordinary_text_comes_back_and_never_holds_a_control_token(tokenizer, text):
+def test_any_text_is_restored_and_never_has_a_special_token(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert not set(ids) & set(tokenizer.special_tokens.values())
@@ -31,11 +31,11 @@ def test_ordinary_text_comes_back_and_never_holds_a_control_token(tokenizer, tex
 
 @given(texts=st.lists(nasty, max_size=4))
 @relaxed
-def test_a_batch_gives_the_ids_of_its_texts(tokenizer, texts):
+def test_a_batch_has_the_ids_of_its_texts(tokenizer, texts):
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
 
 
-def test_ids_do_not_depend_on_the_engine(tokenizer, texts, monkeypatch):
+def test_ids_do_not_depend_on_the_batch_library(tokenizer, texts, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     plain = Tokenizer(tokenizer.tokenizer_json)
     assert plain.batch_library == "tokenizers"
@@ -43,19 +43,19 @@ def test_ids_do_not_depend_on_the_engine(tokenizer, texts, monkeypatch):
     assert plain.encode_batch(texts) == Tokenizer(tokenizer.tokenizer_json).encode_batch(texts)
 
 
-def test_gigatoken_is_used_where_it_is_installed(tokenizer):
+def test_gigatoken_is_used_if_installed(tokenizer):
     pytest.importorskip("gigatoken")
     assert tokenizer.batch_library == "gigatoken"
 
 
-def test_memory_of_the_fast_engine_is_bounded_by_fresh_copies(tokenizer, texts, monkeypatch):
+def test_the_cache_of_gigatoken_is_bounded(tokenizer, texts, monkeypatch):
     pytest.importorskip("gigatoken")
     monkeypatch.setattr("fledgling.text.batch_encoding.MAX_CACHED_CHARACTERS", 100)
     fast = Tokenizer(tokenizer.tokenizer_json)
     first = fast.encode_batch(texts[:3])
-    before = fast._batch_encoder[1]._fast
+    before = fast._batch_encoder[1]._encoder
     assert fast.encode_batch(texts[:3]) == first
-    assert fast._batch_encoder[1]._fast is not before
+    assert fast._batch_encoder[1]._encoder is not before
 
 
 @pytest.mark.parametrize("digits", (1, 2, 3))
@@ -68,7 +68,7 @@ def test_both_trainers_give_the_same_tokenizer(texts, digits):
 
 @given(texts=st.lists(nasty, min_size=1, max_size=4), digits=st.sampled_from((1, 2, 3)))
 @relaxed
-def test_both_trainers_stop_at_the_same_place(texts, digits):
+def test_both_trainers_stop_at_the_same_merge(texts, digits):
     pytest.importorskip("ffbpe")
     from fledgling.text import bpe
 
@@ -89,7 +89,7 @@ def test_the_file_gives_the_same_ids_in_tokenizers_and_transformers(tokenizer, t
         assert fast.decode(tokenizer.encode(text), clean_up_tokenization_spaces=False) == text
     for name in SPECIAL_TOKENS:
         assert library.token_to_id(name) == tokenizer.special_tokens[name]
-        assert library.encode(name).ids == [tokenizer.special_tokens[name]]  # there a name in text is the token
+        assert library.encode(name).ids == [tokenizer.special_tokens[name]]  # there, a name in text becomes the token
 
 
 def test_saving_and_loading_changes_nothing(tokenizer, texts, tmp_path):
@@ -101,7 +101,7 @@ def test_saving_and_loading_changes_nothing(tokenizer, texts, tmp_path):
     assert [entry.name for entry in file.parent.iterdir()] == ["tokenizer.json"]
 
 
-def test_every_letter_is_one_token_even_when_the_text_has_none_of_it():
+def test_every_letter_is_one_token_even_if_the_text_has_none():
     made = Tokenizer.train(["да нет " * 50], 256 + 52 + 9 + 2)
     assert made.vocab_size == 319
     for letter in ascii_letters:
@@ -115,7 +115,7 @@ def test_every_letter_is_one_token_even_when_the_text_has_none_of_it():
     ("digits", "merges", "expected"),
     ((1, 0, list("123456")), (2, 3, ["12", "34", "56"]), (3, 4, ["123", "456"])),
 )
-def test_digits_stay_in_groups(digits, merges, expected):
+def test_digits_are_grouped(digits, merges, expected):
     made = Tokenizer.train(["123456 " * 50], 256 + 9 + merges, max_digits=digits, letter_tokens=False)
     assert [made.decode([index]) for index in made.encode("123456")] == expected
     assert [made.decode([index]) for index in made.encode_batch(["123456"])[0]] == expected
@@ -131,7 +131,7 @@ def test_bytes_are_their_own_ids_and_lengths_are_of_raw_bytes(tokenizer):
     assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
 
 
-def test_control_tokens_are_the_last_ids_and_decode_to_their_names(tokenizer):
+def test_special_tokens_are_the_last_ids_and_decode_to_their_names(tokenizer):
     assert list(tokenizer.special_tokens) == list(SPECIAL_TOKENS)
     assert list(tokenizer.special_tokens.values()) == list(range(tokenizer.vocab_size - 9, tokenizer.vocab_size))
     assert tokenizer.decode([tokenizer.bos, 65, tokenizer.output_end]) == "<|bos|>A<|output_end|>"
@@ -140,7 +140,7 @@ def test_control_tokens_are_the_last_ids_and_decode_to_their_names(tokenizer):
     assert tokenizer.token_bytes[tokenizer.bos] == b""
 
 
-def test_half_surrogates_and_half_characters_are_replaced(tokenizer):
+def test_lone_surrogates_and_partial_characters_are_replaced(tokenizer):
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a�b"
     assert tokenizer.encode_batch(["a\ud800b"]) == [tokenizer.encode("a\ud800b")]
     assert tokenizer.decode_bytes([0xC3]) == b"\xc3"
@@ -151,32 +151,32 @@ def test_half_surrogates_and_half_characters_are_replaced(tokenizer):
         tokenizer.decode([tokenizer.vocab_size])
 
 
-def test_threads_share_a_tokenizer(tokenizer, texts):
+def test_threads_can_share_a_tokenizer(tokenizer, texts):
     expected = tokenizer.encode_batch(texts[:40])
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: tokenizer.encode_batch(texts[:40]), range(16)))
     assert all(result == expected for result in results)
 
 
-def test_a_vocabulary_larger_than_the_text_supports_says_what_was_reached(texts):
+def test_a_vocabulary_larger_than_the_text_supports_is_refused_with_the_size_reached(texts):
     for trainer in ("tokenizers", "auto"):
-        with pytest.raises(UserError, match=r"vocab_size is 50000, but .* support only (\d+): ask for at most"):
+        with pytest.raises(UserError, match=r"vocab_size is 50000, but .* support only (\d+): choose at most"):
             Tokenizer.train(texts, 50_000, trainer=trainer)
     with pytest.raises(UserError, match="support only 317"):
         Tokenizer.train([], 500)
 
 
-def test_what_is_reached_can_be_asked_for(texts):
+def test_the_size_reached_can_be_trained(texts):
     with pytest.raises(UserError) as caught:
         Tokenizer.train(texts[:5], 50_000)
     reached = int(str(caught.value).split("at most ")[1].split(",")[0])
     assert Tokenizer.train(texts[:5], reached).vocab_size == reached
 
 
-def test_settings_that_cannot_be_are_refused_in_one_line(texts, tmp_path):
+def test_invalid_settings_are_refused_in_one_line(texts, tmp_path):
     with pytest.raises(UserError, match="digits is 4"):
         Tokenizer.train(texts, 512, max_digits=4)
-    with pytest.raises(UserError, match="take 317: ask for at least that"):
+    with pytest.raises(UserError, match="take 317: choose at least that"):
         Tokenizer.train(texts, 300)
     with pytest.raises(UserError, match='unknown trainer "fast"'):
         Tokenizer.train(texts, 512, trainer="fast")
@@ -197,9 +197,9 @@ def test_reading_stops_at_the_number_of_characters(texts):
     assert made.fingerprint() == Tokenizer.train([*texts], 512, max_characters=100_000).fingerprint()
 
 
-def test_a_tokenizer_without_chat_tokens_says_so(tokenizer):
+def test_a_tokenizer_without_chat_tokens_is_refused(tokenizer):
     document = json.loads(json.dumps(tokenizer.tokenizer_json))
     document["added_tokens"] = []
     bare = Tokenizer(document)
-    with pytest.raises(UserError, match=r"no control token <\|user_start\|>"):
+    with pytest.raises(UserError, match=r"no special token <\|user_start\|>"):
         _ = bare.user_start

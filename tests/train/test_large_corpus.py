@@ -10,10 +10,10 @@ import pyarrow.parquet
 import pytest
 
 from fledgling.cli import main
-from fledgling.corpora import tokenization
+from fledgling.corpora import prepare, tokenization
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
-from fledgling.train import prepare, run
+from fledgling.train import run
 from tests.ranks import on_ranks, one_thread
 from tests.tiny import tiny
 

@@ -27,8 +27,9 @@ def two_machines(folder: str, recipe, failing: int, other_text: bool) -> tuple[s
             tokenizer = preparer.load_or_train_tokenizer()
             source = recipe.tokenizer.sources[0]
             if other_text and world.rank // 2 == 1:
-                preparer._texts[source] = (preparer.read_documents(source)[0][1:], preparer.read_documents(source)[1])
-            preparer.document_shards(source, tokenizer)
+                train, held_out = preparer.documents.read_split(source)
+                preparer.documents._documents[source] = (train[1:], held_out)
+            preparer.documents.prepare_shards(source, tokenizer)
         require_same_data(world, preparer, tokenizer)
         assert isinstance(tokenizer, Tokenizer)
     except (UserError, SystemExit) as end:

@@ -64,12 +64,12 @@ def test_generated_tasks_have_no_end_and_follow_the_others(ready):
 def test_a_set_is_written_whole_once_and_each_row_stands_in_it_once(ready):
     preparer, tokenizer = ready
     shard = preparer.conversation_shard("gsm8k", 5, tokenizer)
-    texts = [tokenizer.decode(shard.read(i, 0, int(shard.lengths[i]))[0].tolist()) for i in range(len(shard))]
+    texts = [tokenizer.decode(shard.read_tokens(i, 0, int(shard.lengths[i]))[0].tolist()) for i in range(len(shard))]
     assert (
         len(shard) == len(set(texts)) == 40
         and preparer.conversation_shard("gsm8k", 10**6, tokenizer).directory == shard.directory
     )
-    tokens, mask = shard.read(0, 0, int(shard.lengths[0]))
+    tokens, mask = shard.read_tokens(0, 0, int(shard.lengths[0]))
     outputs = np.flatnonzero(tokens == tokenizer.output_start)
     assert len(outputs) and not mask[outputs].any() and mask.any()
 

@@ -1,6 +1,7 @@
-"""Skills: the tasks that are generated, so that a model can be raised and examined without any file.
+"""Skills: generated tasks, so that a model can be trained and evaluated without any file.
 
-Start with `spelling.py`, the shortest whole one. One file a skill: `arithmetic` through the calculator,
-`spelling`, `counting` letters, `identity`, `stdlib` from docstrings; `wording.py` composes the wordings,
-`words.py` finds the words. Each has a function `task()` that gives its `Generated` task.
+Start with `spelling.py`, the shortest. Each skill is a module with `make_task()`, which returns its `GeneratedTask`,
+and a TOML file of the same name with its prompt templates: `arithmetic` (through the calculator), `spelling`,
+`counting` letters, `identity`, `stdlib` (from docstrings). `templates.py` reads and expands the templates, `words.py`
+collects the words.
 """

@@ -1,11 +1,9 @@
-"""Words to spell and to count in: harvested from the documentation of the Python that runs this.
+"""Words to spell and to count letters in, collected from the documentation of the running Python.
 
-The one idea: every interpreter carries thousands of English words in its docstrings and topic pages, so no
-word list is shipped and nothing is downloaded. Source files are parsed, never imported. Made-up words,
-joined from halves of real ones or from syllables, give training more letters and pieces than the docs have.
-
-What it is not: no dictionary. A few of the words are names that only programmers use, and another version of
-Python knows slightly others.
+Every interpreter carries thousands of English words in its docstrings and topic pages, so that no word list is shipped
+and nothing is downloaded. The modules are listed in words.toml; their source is parsed, never imported. A few of the
+words are programmers' names, and another version of Python gives slightly other words. Pseudowords, joined from halves
+of real words or from syllables, give training more letters and pieces than the docs have.
 """
 
 from __future__ import annotations
@@ -14,6 +12,8 @@ import ast
 import random
 import re
 import sysconfig
+import tomllib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,35 +21,17 @@ from fledgling.config import UserError
 from fledgling.tasks.task import is_held_out
 
 MIN_LETTERS, MAX_LETTERS = 3, 12
-_MODULES = """
-argparse ast asyncio/base_events asyncio/events asyncio/locks asyncio/streams base64 bdb bisect calendar cmd
-codecs collections/__init__ _collections_abc compileall concurrent/futures/_base configparser contextlib
-copy csv dataclasses datetime _pydatetime decimal _pydecimal difflib dis doctest email/charset email/header
-email/message email/policy enum filecmp fileinput fractions ftplib functools getopt getpass gettext glob
-graphlib gzip heapq hmac html/parser http/client http/cookiejar http/cookies http/server imaplib
-importlib/abc importlib/_bootstrap inspect _pyio io ipaddress json/__init__ json/encoder keyword linecache
-locale logging/__init__ logging/config logging/handlers mailbox mimetypes multiprocessing/managers
-multiprocessing/pool netrc numbers optparse os pathlib pathlib/__init__ pdb pickle pickletools pkgutil
-platform plistlib poplib posixpath pprint profile pstats pydoc pydoc_data/topics queue quopri random reprlib
-rlcompleter runpy sched secrets selectors shelve shlex shutil smtplib socket socketserver sqlite3/dump ssl
-stat statistics string stringprep subprocess symtable tarfile tempfile textwrap threading timeit
-tkinter/__init__ tkinter/ttk tkinter/font token tokenize trace traceback tracemalloc turtle
-turtledemo/__main__ types typing unittest/case unittest/mock unittest/suite urllib/error urllib/parse
-urllib/request urllib/robotparser uuid venv/__init__ warnings wave weakref webbrowser wsgiref/handlers
-wsgiref/headers xml/dom/minidom xml/dom/pulldom xml/etree/ElementTree xml/sax/handler xmlrpc/client
-xmlrpc/server zipapp zipfile zipfile/__init__ zipimport zoneinfo/_zoneinfo
-"""
-# A word of prose: nothing glued to it that code or markup would glue.
+# A word of prose: without a character next to it that code or markup would have there.
 _WORD = re.compile(r"(?<![\w.'`/\\<%:*@=-])[a-z]{3,12}(?=[\s,;]|[.:)?!](?:\s|$))")
-_TRIPLE = re.compile(r"(.)\1\1")
+_TRIPLE_LETTER = re.compile(r"(.)\1\1")
 
 
-def _iterate_docstrings(path: Path):
-    """Yield the docstrings of a source file; of the topic pages, every string."""
+def _iterate_docstrings(path: Path) -> Iterator[str]:
+    """Yields the docstrings of a source file; of the topic pages, every string."""
     tree = ast.parse(path.read_text("utf-8"))
-    topics = path.stem == "topics"
+    is_topics = path.stem == "topics"
     for node in ast.walk(tree):
-        if topics and isinstance(node, ast.Constant) and isinstance(node.value, str):
+        if is_topics and isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield ast.get_docstring(node, clean=False) or ""
@@ -57,18 +39,18 @@ def _iterate_docstrings(path: Path):
 
 @lru_cache(maxsize=1)
 def harvest_words() -> tuple[str, ...]:
-    """Return every harvested word of 3 to 12 lower-case letters, sorted; over 5,000 on a usual Python.
+    """Returns all words of 3 to 12 lower-case letters, sorted; over 5,000 on a usual Python.
 
-    A module that this Python lacks is passed over. Raises UserError when the library's source is not there.
+    A listed module that this Python lacks is skipped. Raises UserError when the library's source is not installed.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    found: set[str] = set()
-    for name in _MODULES.split():
-        path = root / f"{name}.py"
+    modules = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))["modules"].split()
+    candidates: set[str] = set()
+    for path in (root / f"{module}.py" for module in modules):
         if path.exists():
             for text in _iterate_docstrings(path):
-                found.update(_WORD.findall(text))
-    words = tuple(sorted(word for word in found if set(word) & set("aeiouy") and not _TRIPLE.search(word)))
+                candidates.update(_WORD.findall(text))
+    words = tuple(sorted(word for word in candidates if set(word) & set("aeiouy") and not _TRIPLE_LETTER.search(word)))
     if len(words) < 1000:
         raise UserError(
             f"the standard library's source at {root} gave {len(words)} words, expected thousands: "
@@ -79,16 +61,16 @@ def harvest_words() -> tuple[str, ...]:
 
 @lru_cache(maxsize=4)
 def list_real_words(held_out: bool, max_letters: int) -> tuple[str, ...]:
-    """Return the harvested words of at most `longest` letters on one side of the held-out law."""
-    return tuple(word for word in harvest_words() if len(word) <= max_letters and is_held_out("word", word) == held_out)
+    """Returns the harvested words of at most `max_letters` letters that are (or are not) held out from training."""
+    return tuple(w for w in harvest_words() if len(w) <= max_letters and is_held_out("word", w) == held_out)
 
 
 def sample_pseudoword(rng: random.Random, max_letters: int) -> str:
-    """Return a word that no evaluation asks: two halves of real ones, or syllables."""
-    pool = list_real_words(False, max_letters)
+    """Returns a word that no evaluation contains: two halves of real words, or syllables."""
+    real_words = list_real_words(False, max_letters)
     while True:
         if rng.random() < 0.65:
-            first, second = rng.choice(pool), rng.choice(pool)
+            first, second = rng.choice(real_words), rng.choice(real_words)
             word = first[: rng.randint(1, len(first))] + second[rng.randrange(len(second)) :]
         else:
             word = "".join(_sample_syllable(rng) for _ in range(rng.randint(1, 4)))
@@ -97,6 +79,6 @@ def sample_pseudoword(rng: random.Random, max_letters: int) -> str:
 
 
 def _sample_syllable(rng: random.Random) -> str:
-    """Return a consonant group, a vowel and perhaps a consonant; rare letters as likely as common ones."""
+    """Returns consonants, a vowel and possibly a consonant; rare letters are as likely as common ones."""
     onset = rng.choice("bcdfghjklmnpqrstvwxyz") + rng.choice(("", "", "", "r", "l", "h"))
     return onset + rng.choice("aeiouy") + rng.choice(("", "", *"bcdfgklmnprstxz"))

@@ -79,4 +79,4 @@ def require_valid_rl_config(table: RLConfig) -> None:
 def held_out_shards(context: StageContext):
     """The held-out documents of pretraining, so that bits per byte is followed to the end."""
     sources = split_mixture(context.recipe.pretrain.mixture).documents if context.recipe.pretrain.mixture else {}
-    return context.preparer.document_shards(next(iter(sources)), context.tokenizer).held_out if sources else ()
+    return context.preparer.documents.prepare_shards(next(iter(sources)), context.tokenizer).held_out if sources else ()

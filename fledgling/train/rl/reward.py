@@ -21,7 +21,7 @@ import numpy as np
 from fledgling.config import RLConfig, UserError, did_you_mean
 from fledgling.infer.detokenizer import decode_final_text
 from fledgling.infer.request import Completion
-from fledgling.tasks.task import Question, Task
+from fledgling.tasks.task import Question, Task, score_answers
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.rl.advantage import overlong_penalty
 
@@ -112,17 +112,6 @@ class CustomReward:
             self.process = None
 
 
-def task_scores(candidates: Sequence[Candidate]) -> list[float]:
-    """Each task's own score, all answers to one task at once."""
-    found = [0.0] * len(candidates)
-    for task in {id(one.task): one.task for one in candidates}.values():
-        mine = [i for i, one in enumerate(candidates) if one.task is task]
-        scores = task.score_batch([(candidates[i].question, candidates[i].text) for i in mine])
-        for i, score in zip(mine, scores, strict=True):
-            found[i] = float(score)
-    return found
-
-
 def is_well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> bool:
     """Whether an answer is whole: it ended by itself, says something, and every call of a tool was closed."""
     opened = completion.tokens.count(tokenizer.python_start)
@@ -148,7 +137,7 @@ class RewardScorer:
         """Rewards (N,) of answers (N,), and their parts by name, not yet weighted; `task` is always among them."""
         texts = [decode_final_text(self.tokenizer, answer.tokens) for answer in answers]
         candidates = [Candidate(*one, a, text) for one, a, text in zip(questions, answers, texts, strict=True)]
-        parts = {"task": np.array(task_scores(candidates))}
+        parts = {"task": np.array(score_answers(questions, texts))}
         if "format" in self.weights:
             parts["format"] = np.array(
                 [float(is_well_formed(self.tokenizer, c.completion, c.text)) for c in candidates]

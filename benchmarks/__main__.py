@@ -1,0 +1,301 @@
+"""`python -m benchmarks NAME`: the experiments by name. Modules are imported when their experiment runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from benchmarks.harness import LaunchedRanks, experiment, launch_experiment, main
+from fledgling.cli.options import Checkpoint, ComputeDtype, Depth, Device, Gpus, Overrides, VocabSize
+from fledgling.config import load_recipe
+
+
+def table_of(module: str, name: str) -> Any:
+    """Returns the function `name` of benchmarks.`module`, imported when it is called."""
+
+    def format_result(values: Any) -> str:
+        from importlib import import_module
+
+        return getattr(import_module(module), name)(values)
+
+    return format_result
+
+
+@experiment(table_of("benchmarks.tokenizer", "format_tokenizer_table"))
+def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768) -> dict:
+    """Train on 100 MB of text and encode it, on one thread and on all, beside other libraries.
+
+    Parameters
+    ----------
+    data_dir
+        Where the data sets are; default FLEDGLING_DATA.
+    vocab_size
+        Entries to train.
+    """
+    from benchmarks.tokenizer import measure_tokenizers
+
+    return measure_tokenizers(data_dir=data_dir, vocab_size=vocab_size)
+
+
+@experiment(table_of("benchmarks.sandbox", "format_sandbox"))
+def sandbox(*, data_dir: str | None = None, calls: int = 200) -> dict:
+    """Time a call of the interpreter and of the process, and HumanEval's reference solutions and broken variants.
+
+    Parameters
+    ----------
+    data_dir
+        Where the data sets are; default FLEDGLING_DATA. Without HumanEval there, only calls are timed.
+    calls
+        Calls timed, one after another, after one that is not.
+    """
+    from benchmarks.sandbox import measure_sandbox
+
+    return measure_sandbox(data_dir=data_dir, calls=calls)
+
+
+@experiment(table_of("benchmarks.core", "format_core_speed"))
+def core(
+    checkpoint: str,
+    /,
+    *,
+    tasks: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    items: int = 32,
+    context: int | None = None,
+    data_dir: Path | None = None,
+    device: Device = "auto",
+    dtype: ComputeDtype = "auto",
+) -> dict:
+    """Time CORE as it is scored, each choice from its beginning, the published way, and a bare forward.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory, or a Hugging Face directory. The values of its weights do not matter.
+    tasks
+        Some of the 22 tasks; default all.
+    items
+        Items of each task; the last line estimates the time of the whole files.
+    context
+        Longest row in tokens, where it is more than the model was trained with.
+    data_dir
+        Directory of the CORE bundle; default FLEDGLING_DATA.
+    """
+    from benchmarks.core import extend_context, measure_core_speed
+    from fledgling.evals.session import load_any_model
+    from fledgling.files import resolve_data_root
+    from fledgling.infer.engine import Engine
+    from fledgling.runtime.device import DTYPES, choose_dtype, keep_freed_memory
+    from fledgling.runtime.world import World
+    from fledgling.tasks.core import read_core_tasks
+
+    chosen = read_core_tasks(resolve_data_root(data_dir), tasks)
+    place = World.start(device).device
+    keep_freed_memory()
+    _, model, vocabulary, _ = load_any_model(checkpoint, place)
+    compute_dtype = choose_dtype(place) if dtype == "auto" else DTYPES[dtype]
+    return measure_core_speed(Engine(extend_context(model, context), vocabulary, dtype=compute_dtype), chosen, items)
+
+
+@experiment(table_of("benchmarks.sparsity", "format_sparsity"))
+def sparsity(checkpoint: Path | None = None, /, *, repeats: int = 20) -> dict:
+    """Time ReLU^2's second matrix with its zeros left out, beside the whole product, at one row.
+
+    Parameters
+    ----------
+    checkpoint
+        A run directory: its own rows and matrices, and tokens a second, beside the constructed ones.
+    repeats
+        Rounds; the figures are medians.
+    """
+    from benchmarks.sparsity import constructed, decoded, real
+
+    found = {"constructed": constructed(repeats), "decoded": decoded()}
+    return {**found, "real": real(checkpoint, repeats) if checkpoint else None}
+
+
+@experiment(table_of("benchmarks.flash_norm", "format_flash_norm"))
+def norms(*, dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7) -> Any:
+    """Time FlashNorm beside plain RMSNorm, in training steps and in decoding.
+
+    Parameters
+    ----------
+    dtype
+        bfloat16 or float32.
+    compiled
+        Compile the blocks that are trained.
+    repeats
+        Rounds; the figures are medians.
+    """
+    from benchmarks.flash_norm import measure_flash_norm
+
+    return measure_flash_norm(dtype, compiled, repeats)
+
+
+@experiment(table_of("benchmarks.prompt_lookup", "format_prompt_lookup"), name="prompt-lookup")
+def prompt_lookup(
+    checkpoint: Checkpoint,
+    /,
+    *,
+    drafts: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (3, 7),
+    tokens: int = 60,
+    repeats: int = 3,
+) -> Any:
+    """Time one row with drafted tokens and without, on texts that repeat themselves and on questions.
+
+    Parameters
+    ----------
+    drafts
+        Tokens drafted in a step.
+    tokens
+        Generated for each prompt, at most.
+    repeats
+        Of everything, in turn; the least counts.
+    """
+    from benchmarks.prompt_lookup import measure_prompt_lookup
+    from fledgling.evals.session import load_any_model
+    from fledgling.runtime.world import World
+
+    _, model, vocabulary, _ = load_any_model(checkpoint, World.start("auto").device)
+    return measure_prompt_lookup(model, vocabulary, drafts, tokens=tokens, repeats=repeats)
+
+
+@experiment(table_of("benchmarks.scaling", "format_rank_scaling"))
+def scaling(
+    *,
+    ranks: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 2),
+    depth: Depth = 4,
+    vocab_size: VocabSize = 4096,
+    context: int = 512,
+    batch: int = 8,
+    threads: int | None = None,
+    steps: int = 12,
+    repeats: int = 3,
+    overrides: Overrides = (),
+) -> Any:
+    """Train the same step on 1, 2, ... ranks in turn: tokens per second, speed-up, share of communication.
+
+    On a CPU the ranks share the rows and the threads (strong scaling); on GPUs each rank has all rows (weak scaling).
+
+    Parameters
+    ----------
+    ranks
+        Numbers of ranks to try; the first is what the others are compared to.
+    context
+        Tokens a row.
+    batch
+        Rows a step; on GPUs of each rank.
+    threads
+        Of all ranks together, on a CPU; default its cores.
+    steps
+        Steps timed in a turn, after three that are not.
+    repeats
+        Turns; medians count.
+    """
+    from benchmarks.scaling import measure_rank_scaling
+
+    shape = {"depth": depth, "vocab-size": vocab_size, "context": context, "steps": steps}
+    options = [part for name, value in shape.items() for part in (f"--{name}", str(value))]
+    options += [part for one in overrides for part in ("--set", one)]
+    return measure_rank_scaling(
+        ranks, batch, threads, options, repeats, load_recipe("quickstart", overrides).run.device
+    )
+
+
+@experiment(table_of("benchmarks.comm", "format_communication"))
+def comm(*, ranks: int = 2, megabytes: float = 16, servers: int | None = None, repeats: int = 7) -> Any:
+    """Run ring, tree and parameter server in processes on this machine: bytes and seconds beside the planner's.
+
+    Parameters
+    ----------
+    ranks
+        Processes, 2 to 8.
+    megabytes
+        Gradients of one rank, in 10^6 bytes.
+    servers
+        Of the sharded parameter server; default half of the ranks. One, and all ranks, are always tried too.
+    repeats
+        Timed runs of each topology; the median counts.
+    """
+    from benchmarks.comm import measure_communication
+
+    return measure_communication(ranks, megabytes, servers, repeats)
+
+
+@experiment(table_of("benchmarks.optim", "format_optimizer_memory"))
+def optim(
+    *, gpus: Gpus = 2, depth: Depth = 6, vocab_size: VocabSize = 8192, overrides: Overrides = ()
+) -> LaunchedRanks | Any:
+    """Memory of a rank in a training step under ZeRO 0 to 3: measured, beside what is expected."""
+    if launched := launch_experiment(gpus, overrides):
+        return launched
+    from benchmarks.optim import measure_optimizer_memory
+    from fledgling.bench.train import with_model_size
+
+    return measure_optimizer_memory(
+        with_model_size(load_recipe("quickstart", overrides), depth, vocab_size, context=16)
+    )
+
+
+@experiment(table_of("benchmarks.memory", "format_memory"))
+def memory(*, compiled: bool = False, ranks: bool = True) -> Any:
+    """The peak of live tensor bytes of real training steps beside the planner's, over a grid of shapes on the CPU.
+
+    Parameters
+    ----------
+    compiled
+        Shapes with compiled blocks too: estimates, and each takes half a minute to compile.
+    ranks
+        Shapes on two ranks too, under ZeRO-0 to 3.
+    """
+    from benchmarks import memory as grid
+
+    cases = grid.EAGER + (grid.RANKS if ranks else ()) + (grid.COMPILED if compiled else ())
+    return grid.measure_memory(cases, say=lambda text: print(text, file=sys.stderr))
+
+
+@experiment(table_of("benchmarks.save", "format_saving"))
+def save(
+    recipe: str = "quickstart",
+    /,
+    *,
+    stage: Literal["pretrain", "midtrain", "sft"] = "pretrain",
+    saves: int = 5,
+    overrides: Overrides = (),
+) -> Any:
+    """Time saving during training: the stall, the writer's bytes per second beside the disk's, shares of wall time.
+
+    Parameters
+    ----------
+    recipe
+        Whose model, batch and save interval; checkpoints are written where it would write them, and deleted.
+    stage
+        Whose batch and interval.
+    saves
+        Checkpoints written; medians count.
+    """
+    from benchmarks.save import measure_saving
+
+    return measure_saving(load_recipe(recipe, overrides), stage, saves)
+
+
+@experiment(table_of("fledgling.bench.rollouts", "table"))
+def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = ()) -> Any:
+    """Time the rollouts of reinforcement learning beside plain generation by the same engine.
+
+    Parameters
+    ----------
+    run
+        A run directory that has been through sft: its recipe and its weights.
+    rounds
+        Rounds of prompts; medians count.
+    """
+    from fledgling.bench.rollouts import measure
+
+    return measure(load_recipe(str(run), overrides), run / "sft", rounds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

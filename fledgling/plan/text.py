@@ -1,0 +1,147 @@
+"""Formats plans as text for the terminal.
+
+`format_plan` formats the dictionary of `fledgling.plan.plan.make_plan`, `format_inference` that of
+`fledgling.plan.inference.plan_inference`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Rows = list[tuple[str, str]]
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """Returns a plan as lines of text in two columns."""
+    rows = [*_model_rows(plan), *_memory_rows(plan["memory"]), *_time_rows(plan)]
+    rows += _communication_rows(plan["communication"])
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def format_inference(section: dict[str, Any]) -> str:
+    """Returns the section on inference, with its device's name, as lines of text."""
+    cache_per_token = format_memory(section["cache_per_token"])
+    lines = [
+        f"{section['rows']} conversations of {section['length']:,} tokens on {section['device_name']}, "
+        f"{format_memory(section['device'])}; keys and values of a token {cache_per_token} in bf16",
+        f"{'':10} {'weights':>10} {'cache':>10} {'together':>10} {'fit':>8} {'per token':>10} {'per step':>13}",
+    ]
+    for name, values in section["formats"].items():
+        decode = values["decode"]
+        lines.append(
+            f"{name:10} {format_memory(values['weights']):>10} {format_memory(values['cache']):>10} "
+            f"{format_memory(values['total']):>10} {values['conversations']:>8,} "
+            f"{decode['flops_per_token'] / 1e9:>6.2f} GF {format_memory(decode['bytes_per_step']):>13}"
+        )
+    return "\n".join(lines)
+
+
+def _model_rows(plan: dict[str, Any]) -> Rows:
+    """Returns the rows of the model, its FLOPs, tokens, steps and data."""
+    model, counts, horizon, data = (plan[key] for key in ("model", "parameters", "horizon", "data"))
+    training = plan["flops"]["training"]
+    shape = f"{model['depth']} layers x {model['width']}, {model['heads']} heads, context {model['context']}"
+    return [
+        ("model", f"{model['family']}, {shape}"),
+        ("parameters", f"{counts['total']:,} = {plan['formula']['simplified']}"),
+        *((f"  {name.replace('_', ' ')}", f"{n:,}") for name, n in counts.items() if name != "total" and n),
+        ("FLOPs per token", f"{training['total']:,} (a third of it forward; attention over the full square)"),
+        *((f"  {name.replace('_', ' ')}", f"{n:,}") for name, n in training.items() if name != "total"),
+        ("FLOPs in total", f"{plan['flops']['total']:.6e}"),
+        ("tokens", f"{horizon['tokens']:,}  ({horizon['tokens_per_parameter']:g} per parameter)"),
+        ("steps", f"{horizon['steps']:,} of {horizon['batch_tokens']:,} tokens"),
+        (
+            "step of a rank",
+            f"{horizon['grad_accumulation']} x {horizon['micro_batch_size']} rows, {horizon['dtype']}",
+        ),
+        (
+            "data",
+            f"{data['shards']:,} shards, {format_memory(data['bytes_text'])}; tokenized "
+            f"{format_memory(data['bytes_tokenized'])}; a checkpoint {format_memory(data['bytes_checkpoint'])}",
+        ),
+    ]
+
+
+def _memory_rows(section: dict[str, Any]) -> Rows:
+    """Returns the rows of a rank's memory: the peak by component, and the rule of thumb."""
+    peak, rule = section["per_rank"], section["rule_of_thumb"]
+    slack = f" and {format_memory(section['slack'])} of slack" if section["slack"] else ""
+    kind = "estimate" if section["estimate"] else "counted"
+    rows = [
+        ("memory per rank", f"{format_memory(peak['total'])}{slack} of {format_memory(section['device'])} ({kind})"),
+        ("  peak phase", {"head": "the logits, at the end of forward"}.get(section["phase"], section["phase"])),
+        *((f"  {name.replace('_', ' ')}", format_memory(n)) for name, n in peak.items() if name != "total" and n),
+        (
+            "  rule of thumb",
+            f"{format_memory(rule['states'])} of states, {format_memory(rule['low'])} to "
+            f"{format_memory(rule['high'])} in total: it counts parameters, not tokens",
+        ),
+    ]
+    if not section["fits"]:
+        rows.append(("warning", "does not fit: use a smaller depth, context or micro-batch, or more ranks"))
+    return rows
+
+
+def _time_rows(plan: dict[str, Any]) -> Rows:
+    """Returns the rows of time, energy and money, for every stage whose steps are known."""
+    time, device, stages = plan["time"], plan["hardware"], plan["stages"]
+    source = {"given": "as given", "measured": "measured on this machine", "table": "assumed"}[time["mfu_source"]]
+    origin = f" with {time['mfu_of']}" if "mfu_of" in time else ""
+    rows = [
+        ("hardware", f"{device['ranks']} x {device['name']}"),
+        ("time", f"{format_hours(time['hours'])} of pretraining at {time['mfu']:.0%} MFU, {source}{origin} (estimate)"),
+    ]
+    for name, stage in stages.items():
+        money = "" if stage["usd"] is None else f", ${stage['usd']:,.2f}"
+        bound = "at most " if name == "rl" else ""
+        rows.append(
+            (
+                f"  {name}",
+                f"{format_hours(stage['hours'])}{money} for {bound}{stage['tokens']:,} tokens; "
+                f"{stage['grad_accumulation']} x {stage['micro_batch_size']} rows in {format_memory(stage['memory'])}",
+            )
+        )
+    energy = [stage["kwh"] for stage in stages.values()] or [plan["cost"]["kwh"]]
+    rows.append(("energy", f"{sum(energy):,.3g} kWh of the devices at their power limit (estimate)"))
+    prices = [stage["usd"] for stage in stages.values()] or [plan["cost"]["usd"]]
+    rows.append(("cost", "unknown: give --price" if None in prices else f"${sum(prices):,.2f} (estimate)"))
+    return rows
+
+
+def _communication_rows(section: dict[str, Any]) -> Rows:
+    """Returns one row per topology; none for a single rank."""
+    if not section["topologies"]:
+        return []
+    link = section["link"]
+    return [
+        (
+            "communication",
+            f"{format_memory(section['gradient_bytes'])} of gradients over {link['name']}, "
+            f"{link['bandwidth'] / 1e9:g} GB/s in each direction; a step computes "
+            f"{section['compute_seconds'] * 1e3:,.1f} ms (estimate)",
+        ),
+        *(
+            (
+                f"  {name}",
+                f"{format_memory(traffic['bytes_busiest_link'])}, {traffic['seconds'] * 1e3:,.1f} ms: "
+                f"{traffic['share_of_step']:.1%} of a step, {traffic['share_of_step_overlapped']:.1%} overlapped; "
+                f"bound by {traffic['bottleneck']}",
+            )
+            for name, traffic in section["topologies"].items()
+        ),
+    ]
+
+
+def format_memory(count: float) -> str:
+    """Returns bytes in binary units, as devices' memory is sold: KiB, MiB or GiB."""
+    if count < 2**20:
+        return f"{count / 2**10:,.1f} KiB"
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def format_hours(hours: float) -> str:
+    """Returns a time in minutes, hours or days."""
+    if hours < 1:
+        return f"{hours * 60:.1f} min"
+    return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"

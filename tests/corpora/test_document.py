@@ -1,0 +1,59 @@
+"""Documents: which are held out, and what training shares with them."""
+
+import pytest
+
+from fledgling.corpora.document import (
+    MIN_SHARED_LINE,
+    Document,
+    measure_line_overlap,
+    normalized_sentences,
+    split_held_out,
+)
+
+
+def make_sentence(number: int) -> str:
+    return f"Sentence {chr(97 + number % 26) * (number // 26 + 1)} is about a thing of its own."
+
+
+def make_documents(count: int, lines: int = 12) -> list[Document]:
+    texts = ["\n\n".join(make_sentence(number * lines + line) for line in range(lines)) for number in range(count)]
+    return [Document(text, "docstrings", str(number)) for number, text in enumerate(texts)]
+
+
+def test_holding_out_depends_on_the_document_alone():
+    documents = make_documents(400)
+    held = {document.text for document in split_held_out(documents, 0.1)[1]}
+    assert 20 <= len(held) <= 60
+    assert {d.text for d in split_held_out(documents[::-3], 0.1)[1]} == held & {d.text for d in documents[::-3]}
+    assert held <= {document.text for document in split_held_out(documents, 0.2)[1]}  # a larger fraction holds out more
+
+
+def test_lines_of_held_out_documents_are_removed_from_training():
+    documents = make_documents(100)
+    held = split_held_out(documents, 0.1)[1]
+    assert held
+    copied = held[0].text.split("\n\n")[3]
+    copies = [Document(d.text + "\n\n" + copied.upper() + "\n\nReturns", d.kind, d.origin) for d in documents]
+    training, validation = split_held_out(copies, 0.1)
+    assert measure_line_overlap(copies, validation) == 1.0
+    assert measure_line_overlap(training, validation) == pytest.approx(
+        sum(len("Returns") for _ in validation)
+        / sum(len(line.encode()) for d in validation for line in d.text.split("\n"))
+    )
+    seen = {line for d in training for line in normalized_sentences(d.text, MIN_SHARED_LINE)}
+    assert seen.isdisjoint(line for d in validation for line in normalized_sentences(d.text, MIN_SHARED_LINE))
+
+
+def test_short_lines_of_a_users_text_remove_no_paragraphs():
+    speeches = [
+        Document(f"{d.text}\n\nKING RICHARD:\n{make_sentence(9_000 + i)}") for i, d in enumerate(make_documents(60))
+    ]
+    training, validation = split_held_out(speeches, 0.1)
+    assert validation and all("KING RICHARD" in document.text for document in training)
+
+
+def test_line_overlap_counts_bytes_of_whole_lines():
+    training = [Document("same line\n  other")]
+    assert measure_line_overlap(training, [Document("  same line\nnew")]) == pytest.approx(9 / 12)
+    assert measure_line_overlap(training, [Document("  same line\nnew")], min_length=10) == 0
+    assert measure_line_overlap([], [Document("")]) == 0

@@ -1,0 +1,166 @@
+"""Readers: every kind of file gives the same documents, and skipped documents are counted."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from fledgling.config import UserError
+from fledgling.corpora import readers
+from fledgling.corpora.readers import SkippedDocuments, read_documents
+
+
+def texts(path, column=None):
+    return [document.text for document in read_documents(path, column)]
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_table(path, columns, row_group_size=2):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=row_group_size)
+    return path
+
+
+def test_a_small_text_file_is_one_document(tmp_path):
+    path = tmp_path / "note.txt"
+    path.write_bytes("\ufeffOne.\r\n\r\nTwo\0 naïve.\n".encode())
+    [document] = read_documents(path)
+    assert document.text == "One.\n\nTwo naïve.\n"  # no byte-order mark, no NUL, Unix line ends
+    assert (document.kind, document.origin) == ("file", "note.txt")
+
+
+def test_a_large_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_WHOLE_FILE", 1_000)
+    monkeypatch.setattr(readers, "MIN_PIECE", 100)
+    parts = [f"Paragraph {number}: " + "words and words " * 3 for number in range(60)]
+    path = tmp_path / "book.txt"
+    path.write_text("\n\n".join(parts))
+    pieces = list(read_documents(path))
+    assert "\n\n".join(piece.text for piece in pieces) == "\n\n".join(parts)
+    assert len(pieces) == 30 and pieces[1].origin == "book.txt:5"
+
+
+def test_end_of_text_markers_separate_documents(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("A cat.\n\n<|endoftext|>\nA dog.\n<|endoftext|>\n<|endoftext|>\nA cow.\n")
+    assert texts(path) == ["A cat.", "A dog.", "A cow."]
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "語", "🐦"])
+def test_a_very_long_line_is_cut_between_characters(tmp_path, monkeypatch, letter):
+    monkeypatch.setattr(readers, "MAX_WHOLE_FILE", 1_000)
+    monkeypatch.setattr(readers, "MAX_LINE", 101)
+    path = tmp_path / "line.txt"
+    path.write_text(letter * 5_000, encoding="utf-8")
+    skipped = SkippedDocuments()
+    pieces = [document.text for document in read_documents(path, skipped=skipped)]
+    assert "".join(pieces) == letter * 5_000 and len(pieces) > 4 and not skipped.total
+
+
+def test_json_lines_are_read_by_default_and_named_column(tmp_path):
+    rows = [{"id": 1, "text": "first", "content": "c1"}, {"id": 2, "text": "sécond", "content": "c2"}]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    assert texts(path) == ["first", "sécond"]
+    assert texts(path, "content") == ["c1", "c2"]
+    assert [document.origin for document in read_documents(path)] == ["rows.jsonl:1", "rows.jsonl:2"]
+
+
+def test_parquet_is_read_with_row_groups_and_dictionaries(tmp_path):
+    values = [f"row {number}" for number in range(700)]
+    path = write_table(tmp_path / "t.parquet", {"id": list(range(700)), "text": values}, row_group_size=300)
+    assert texts(path) == values
+    coded = pyarrow.array(["a", "b", "a"]).dictionary_encode()
+    assert texts(write_table(tmp_path / "d.parquet", {"text": coded})) == ["a", "b", "a"]
+
+
+def test_unusable_documents_are_skipped_and_counted(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "good"}\n{"text": "  "}\n\n{"text": "\xff\xfe"}\n[1]\n{"text": null}\n{"text": "t')
+    skipped = SkippedDocuments()
+    assert [document.text for document in read_documents(path, skipped=skipped)] == ["good"]
+    assert (skipped.empty, skipped.undecodable, skipped.broken, skipped.total) == (3, 1, 2, 6)
+    assert str(skipped) == (
+        "skipped 3 empty (first: rows.jsonl:2), 1 not UTF-8 text (first: rows.jsonl:4),"
+        " 2 not a JSON object (first: rows.jsonl:5)"
+    )
+    assert str(SkippedDocuments()) == ""
+
+
+def test_a_parquet_row_that_is_not_utf8_is_skipped_alone(tmp_path):
+    path = write_table(tmp_path / "b.parquet", {"text": [b"good", b"\xff\xff", None, b"too"]})
+    skipped = SkippedDocuments()
+    assert [document.text for document in read_documents(path, skipped=skipped)] == ["good", "too"]
+    assert (skipped.undecodable, skipped.empty) == (1, 1)
+
+
+def test_utf16_is_skipped(tmp_path):
+    (tmp_path / "a.txt").write_bytes("plain words".encode("utf-16-le"))
+    (tmp_path / "b.txt").write_text("plain words")
+    skipped = SkippedDocuments()
+    assert [document.origin for document in read_documents(tmp_path, skipped=skipped)] == ["b.txt"]
+    assert skipped.first_undecodable == "a.txt"
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "x.txt").write_text("hidden")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "z.parquet.part").write_bytes(b"half a download")
+    write_lines(tmp_path / "b" / "one.jsonl", [{"text": "1"}])
+    (tmp_path / "a.md").write_text("# A")
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as handle:
+        handle.write('{"content": "packed"}\n')
+    (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b"packed too", mtime=0))
+    seen = []
+    documents = list(read_documents(tmp_path, progress=lambda name, count: seen.append((name, count))))
+    assert [document.text for document in documents] == ["# A", "1", "packed", "packed too"]
+    assert seen == [("a.md", 0), ("b/one.jsonl", 1), ("c.jsonl.gz", 2), ("d.txt.gz", 3)]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    path = tmp_path / "many.jsonl"
+    path.write_text('{"text": "x"}\n' * 5_000)
+    stream = read_documents(path)
+    assert next(stream).text == "x"  # a stream, not a list
+    assert sum(1 for _ in stream) == 4_999
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "message"),
+    [
+        ("a.jsonl", b'{"body": "x"}\n', None, "no column text or content among body; name the text column"),
+        ("a.jsonl", b'{"body": "x"}\n', "bdy", 'no column "bdy" - did you mean "body"'),
+        ("a.jsonl", b'{"messages": []}\n', None, "use it as chat:"),
+        ("a.jsonl", b'{"text": 3}\n', None, '"text" is int; expected text'),
+        ("a.jsonl", b"\n\n", None, "no document in it; skipped 2 empty"),
+        ("a.txt", b"", None, "no document in it"),
+        ("a.txt.gz", gzip.compress(b"words " * 99)[:-12], None, "damaged or cut short"),
+        ("a.txt.gz", b"no gzip", None, "damaged or cut short"),
+        ("a.parquet", b"PAR1", None, "damaged or no parquet file"),
+        ("a.doc", b"x", None, "cannot read this kind of file; expected .txt .md .jsonl .parquet"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_file(tmp_path, name, content, column, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        list(read_documents(path, column))
+    assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_paths_and_parquet_columns_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder; expected"):
+        read_documents(tmp_path / "nowhere")  # at once, not at the first document
+    with pytest.raises(UserError, match="nothing to read in this folder"):
+        read_documents(tmp_path)
+    path = write_table(tmp_path / "t.parquet", {"body": ["a"], "text": [1]})
+    with pytest.raises(UserError, match='no column "boddy" - did you mean "body"'):
+        texts(path, "boddy")
+    with pytest.raises(UserError, match='column "text" is int64; expected text'):
+        texts(path)

@@ -1,0 +1,123 @@
+"""Properties of every skill: purity, held-out words and numbers, disjoint templates, replies that score."""
+
+import pytest
+
+from fledgling.tasks import SKILLS, load_task
+from fledgling.tasks.skills import arithmetic, counting, identity, spelling, stdlib
+from fledgling.tasks.skills.templates import is_composition, normalize_template
+from fledgling.tasks.task import PRACTICE, TRAIN, UNSEEN, find_constant_baseline, is_held_out
+from fledgling.text.conversation import check_conversation
+
+MODULES = {
+    "arithmetic": arithmetic,
+    "spelling": spelling,
+    "counting": counting,
+    "identity": identity,
+    "stdlib": stdlib,
+}
+
+
+CONCEPTS = {
+    "arithmetic": "sum plus add added adding total + difference minus take taken subtract remove product "
+    "times multiply multiplication * how many which what number",
+    "spelling": "spell spelled spelling letters letter word write list name separate type say",
+    "counting": "how many often times count number letter letters find appear contains total",
+    "identity": "who what name made trained human machine big small weights run learn internet wrong hello",
+    "stdlib": "what does do purpose used for explain describe documentation module import which where defined",
+}
+
+
+def visible_reply(conversation: dict) -> str:
+    """Return what the user sees of the last reply: after the tool, when there is one."""
+    content = conversation["messages"][-1]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
+@pytest.fixture(params=SKILLS)
+def name(request):
+    return request.param
+
+
+def test_the_same_index_and_seed_give_the_same_example(name):
+    task, again = load_task(name), MODULES[name].make_task()
+    for i in range(200):
+        assert task.get_train_example(i, 3) == again.get_train_example(i, 3)
+        assert task.get_practice_question(i, 3) == again.get_practice_question(i, 3)
+        assert task.get_eval_question(i, UNSEEN) == again.get_eval_question(i, UNSEEN)
+    assert [task.get_train_example(i, 3) for i in range(50)] != [task.get_train_example(i, 4) for i in range(50)]
+
+
+def test_no_held_out_word_or_pair_is_trained_or_practised():
+    for i in range(20_000):
+        python = arithmetic.make_task().get_train_example(i, 0)["messages"][-1]["content"][0]["text"]
+        sign = next(s for s in "+*-" if s in python)
+        a, b = sorted(map(int, python.split(sign)))
+        assert not is_held_out("pair", sign, a, b)
+        assert not is_held_out("word", visible_reply(spelling.make_task().get_train_example(i, 0)).replace(" ", ""))
+        letters = "".join(c for c in visible_reply(counting.make_task().get_train_example(i, 0)) if c.isalpha())
+        assert not is_held_out("word", letters)
+        if i < 5_000:
+            facts = arithmetic.make_task().get_practice_question(i, 0).facts
+            assert not is_held_out("pair", facts["sign"], *sorted((facts["a"], facts["b"])))
+            for other in (spelling, counting):
+                assert not is_held_out("word", other.make_task().get_practice_question(i, 0).facts["word"])
+
+
+@pytest.mark.parametrize("templates", [TRAIN, UNSEEN])
+def test_every_evaluated_word_and_pair_is_held_out(templates):
+    for i in range(500):
+        facts = arithmetic.make_task().get_eval_question(i, templates).facts
+        assert is_held_out("pair", facts["sign"], *sorted((facts["a"], facts["b"])))
+        for other in (spelling, counting):
+            assert is_held_out("word", other.make_task().get_eval_question(i, templates).facts["word"])
+
+
+def test_no_other_set_can_produce_an_unseen_or_practice_template(name):
+    sets = {which: MODULES[name].list_templates(which) for which in (TRAIN, PRACTICE, UNSEEN)}
+    assert len(sets[UNSEEN]) >= 20 and len(sets[PRACTICE]) >= 12 and len(sets[TRAIN]) >= 500
+    for which, others in ((UNSEEN, (TRAIN, PRACTICE)), (PRACTICE, (TRAIN,))):
+        known = {normalize_template(core) for other in others for core in sets[other]}
+        assert [t for t in sets[which] if is_composition(t, known)] == []
+
+
+def test_no_unseen_template_contains_a_long_training_core(name):
+    # Harder than `composes`: whatever surrounds it, a core of four plain words or more gives it away.
+    cores = [normalize_template(core) for core in MODULES[name].list_templates(TRAIN)]
+    long = [core for core in cores if sum(not word.startswith("{") for word in core.split()) >= 4]
+    texts = [f" {normalize_template(template)} " for template in MODULES[name].list_templates(UNSEEN)]
+    assert [(core, text) for text in texts for core in long if f" {core} " in text] == []
+
+
+def test_the_ordinary_words_of_a_skill_are_trained(name):
+    trained = {word for core in MODULES[name].list_templates(TRAIN) for word in normalize_template(core).split()}
+    assert set(CONCEPTS[name].split()) <= trained
+
+
+def test_the_reference_reply_scores_one_and_is_a_conversation(name):
+    task = load_task(name)
+    for i in range(300):
+        for templates in (TRAIN, UNSEEN):
+            question = task.get_eval_question(i, templates)
+            conversation = task.to_conversation(question)
+            check_conversation(conversation)
+            assert conversation["messages"][0]["content"] == question.prompt
+            assert task.score(question, visible_reply(conversation)) == 1.0
+            assert task.score(question, "") == 0.0
+        check_conversation(task.get_train_example(i, 0))
+
+
+def test_no_slot_is_left_open_and_no_prompt_is_long(name):
+    task = load_task(name)
+    prompts = [task.get_train_example(i, 1)["messages"][0]["content"] for i in range(3_000)]
+    prompts += [task.get_practice_question(i, 1).prompt for i in range(300)] + [
+        task.get_eval_question(i, UNSEEN).prompt for i in range(300)
+    ]
+    assert not [p for p in prompts if "{" in p or "}" in p or "[" in p or "  " in p]
+    assert max(map(len, prompts)) < 200
+
+
+def test_constant_answers_are_weak(name):
+    questions = [load_task(name).get_eval_question(i, UNSEEN) for i in range(400)]
+    answer, share = find_constant_baseline(questions)
+    assert share < (0.5 if name == "counting" else 0.15)
+    assert sum(question.answer == answer for question in questions) == round(share * len(questions))

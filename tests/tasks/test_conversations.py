@@ -1,0 +1,87 @@
+"""A user's conversations and SmolTalk: every row once an epoch, and errors with file and line."""
+
+import json
+
+import pytest
+
+from fledgling.config import UserError
+from fledgling.tasks import load_source
+from fledgling.text.conversation import check_conversation
+from tests.made_up_sets import made_up_sets, write_rows
+
+
+def write_lines(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), "utf-8")
+    return path
+
+
+def make_conversation(*roles):
+    return {"messages": [{"role": role, "content": f"{role} {n}"} for n, role in enumerate(roles)]}
+
+
+def test_own_conversations_come_once_an_epoch(tmp_path):
+    lines = [make_conversation("user", "assistant") | {"id": n} for n in range(5)]
+    for n, line in enumerate(lines):
+        line["messages"][0]["content"] = f"question {n}"
+    path = write_lines(tmp_path / "mine.jsonl", *lines, "", make_conversation("system", "user", "assistant"))
+    dataset = load_source(f"chat:{path}")
+    epoch = [dataset.get_train_example(i, 1) for i in range(6)]
+    assert len({json.dumps(c) for c in epoch}) == 6
+    assert any(epoch != [dataset.get_train_example(i, 1) for i in range(6 * n, 6 * n + 6)] for n in (1, 2, 3))
+    for conversation in epoch:
+        check_conversation(conversation)
+
+
+def test_conversations_come_once_an_epoch_from_blocks_of_any_kind(tmp_path):
+    smoltalk = load_source("smoltalk", made_up_sets(tmp_path / "data"))
+    rows = [smoltalk.get_train_example(i, 3)["messages"][0]["content"] for i in range(100)]
+    assert (
+        len(smoltalk) == 50
+        and len(set(rows[:50])) == 50
+        and set(rows[:50]) == set(rows[50:])
+        and rows[:50] != rows[50:]
+    )
+    many = [
+        {"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "yes"}]}
+        for n in range(2500)
+    ]
+    lines = [line for row in many for line in (row, "\n")]  # empty lines are no rows
+    dataset = load_source(f"chat:{write_rows(tmp_path / 'mine.jsonl', lines)}")
+    texts = [dataset.get_train_example(i, 1)["messages"][0]["content"] for i in range(2500)]
+    assert sorted(map(int, texts)) == list(range(2500)) and texts != sorted(texts, key=int)
+    assert dataset.get_train_example(1700, 1)["messages"][0]["content"] == texts[1700]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{not json", "not JSON"),
+        ([1], "a list, expected {"),
+        ({"conversation": []}, 'no list "messages"'),
+        (make_conversation("user", "user"), "the turns are user, user"),
+        (make_conversation("assistant", "user"), "the turns are assistant, user"),
+        (make_conversation("user"), "the turns are user"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, '"role" must be one of'),
+        ({"messages": [{"role": "user", "content": " "}]}, '"content" must be text'),
+        ({"messages": [{"role": "user", "content": 3}]}, '"content" must be text'),
+        ({"messages": []}, "the turns are none"),
+    ],
+)
+def test_a_bad_line_is_one_message_with_file_and_line(tmp_path, line, problem):
+    path = write_lines(tmp_path / "mine.jsonl", make_conversation("user", "assistant"), line)
+    with pytest.raises(UserError) as error:
+        load_source(f"chat:{path}")
+    message = str(error.value)
+    assert f"{path}:2: " in message and problem in message and "expected {" in message and "\n" not in message
+
+
+def test_a_file_that_is_missing_empty_or_not_utf8_is_named(tmp_path):
+    for path, problem in (
+        (tmp_path / "none.jsonl", "cannot read"),
+        (write_lines(tmp_path / "empty.jsonl", ""), "holds no conversation"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            load_source(f"chat:{path}")
+    (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_source(f"chat:{tmp_path / 'latin.jsonl'}")
