@@ -93,9 +93,9 @@ class Case:
     @property
     def logits(self) -> str:
         """Whether the logits of a micro-batch are more than one chunk."""
-        from fledgling.model.logit_chunks import CHUNK_LOGITS
+        from fledgling.model.head_chunk import CHUNK_LOGITS
 
-        return "chunked" if self.rows * self.context * self.vocab_size > CHUNK_LOGITS else "whole"
+        return "chunked" if self.rows * self.context * self.vocab_size > CHUNK_LOGITS["cpu"] else "whole"
 
     def __str__(self) -> str:
         ranks = f", ZeRO-{self.zero} on {self.ranks}" if self.ranks > 1 else ""

@@ -22,7 +22,6 @@ from fledgling import tasks
 from fledgling.config import UserError
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.scheduler import Scheduler
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.device import choose_dtype
 from fledgling.text.conversation import render_prompt
@@ -101,8 +100,10 @@ def _answer(engine: Engine, many: Sequence[Sequence[int]], most: int, tokens: in
     """Answer each prompt alone: seconds from the first token to the last, the answers, tokens guessed and held."""
     seconds, said, drafted, accepted = 0.0, [], 0, 0
     for prompt in many:
-        decoder = Scheduler(engine, 1, prefix_cache_tokens=None, lookahead_tokens=most)
-        ticket = decoder.add_request(prompt, SamplingParams(temperature=0, max_new_tokens=tokens), use_tools=False)
+        decoder = engine.make_scheduler(1, prefix_cache_tokens=None, lookahead_tokens=most)
+        ticket = decoder.add_request(
+            engine.make_request(prompt, SamplingParams(temperature=0, max_new_tokens=tokens), use_tools=False)
+        )
         while not ticket.tokens:
             decoder.step()
         began = time.perf_counter()

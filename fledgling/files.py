@@ -1,9 +1,7 @@
-"""Files that a user brings: the folder they lie in, and their rows, each with the place it was read at.
+"""Files that a user provides: the data folder, and rows of JSONL and parquet files.
 
-The one idea: a row travels with its `FILE:LINE`, so whoever finds it wrong, however much later, can say
-where. Rooms that must not know each other (data, tasks) read through this.
-
-What it is not: it knows no column. Floor 0; no torch.
+Each row comes with its "FILE:LINE", so that an error can name the place however much later it is found. Packages that
+do not import each other (corpora, tasks) read rows through this module. It knows no columns and imports no torch.
 """
 
 from __future__ import annotations
@@ -15,32 +13,32 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from fledgling.config import UserError
 
 ROW_FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 JSONL_FORMAT = '{"name": value, ...} on each line'
-LINES_PER_BLOCK = 1024  # lines of a JSONL file in one block
+LINES_PER_BLOCK = 1024
 
 
 def resolve_data_root(explicit: str | Path | None = None) -> Path:
-    """Return the folder that data lies in: the one given, else `FLEDGLING_DATA`, else ~/.cache/fledgling."""
-    chosen = explicit or os.environ.get("FLEDGLING_DATA") or Path.home() / ".cache" / "fledgling"
-    return Path(chosen).expanduser()
+    """Returns the data folder: `explicit`, else the variable FLEDGLING_DATA, else ~/.cache/fledgling."""
+    root = explicit or os.environ.get("FLEDGLING_DATA") or Path.home() / ".cache" / "fledgling"
+    return Path(root).expanduser()
 
 
 def stat_files(paths: Iterable[Path]) -> tuple[tuple[Path, int, int], ...]:
-    """Return (path, nanosecond of the last change, bytes) of each file: a key under which its content may be kept."""
+    """Returns (path, modification time in nanoseconds, bytes) of each file, as a key for caching its content."""
     return tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
 
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Some rows of a file that can be read without the others: a parquet row group, or lines in a row.
+    """Consecutive rows of a file that can be read without the others: a parquet row group, or lines of a JSONL file.
 
-    count: its rows. first: number of its first row, or line, in the file, from 1. place: the row group, or the
-    byte of the first line.
+    first_row: number of the block's first row, or line, counted from 1. offset: index of the row group, or the byte
+    of the first line.
     """
 
     path: Path
@@ -49,51 +47,52 @@ class RowBlock:
     offset: int
 
     def read_rows(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """Return each row with its "FILE:LINE". Raises UserError for a line that is no JSON object."""
+        """Yields each row with its "FILE:LINE". Raises UserError for a line that is not a JSON object."""
         if self.path.suffix == ".parquet":
             yield from _read_row_group(self)
             return
         with _open(self.path) as handle:
             handle.seek(self.offset)
-            left, number = self.row_count, self.first_row
-            while left and (line := _read_line(handle, self.path, number)):
+            rows_left, number = self.row_count, self.first_row
+            while rows_left and (line := _read_line(handle, self.path, number)):
                 if line.strip():
-                    left -= 1
+                    rows_left -= 1
                     yield _parse_object(line, self.path, number), f"{self.path}:{number}"
                 number += 1
 
 
 def list_row_blocks(path: Path) -> list[RowBlock]:
-    """Return the blocks of a .jsonl, .jsonl.gz or .parquet file, in order, without keeping its rows.
+    """Returns the blocks of a .jsonl, .jsonl.gz or .parquet file in order, without keeping its rows.
 
-    Empty lines are passed over. Raises UserError for a file that is missing, damaged or of another kind.
+    Empty lines are skipped. Raises UserError for a file that is missing, damaged or of another kind.
     """
     if not path.name.endswith(ROW_FILE_SUFFIXES):
-        raise UserError(f"{path}: cannot read rows from this kind of file; expected {', '.join(ROW_FILE_SUFFIXES)}")
+        expected = ", ".join(ROW_FILE_SUFFIXES)
+        raise UserError(f"{path}: cannot read rows from this kind of file; expected {expected}")
     if path.suffix == ".parquet":
         return _list_row_groups(path)
-    found: list[RowBlock] = []
+    blocks: list[RowBlock] = []
     with _open(path) as handle:
-        count = number = place = 0
-        first = 1
+        count = number = offset = 0
+        first_row = 1
         while line := _read_line(handle, path, number + 1):
             number += 1
             count += bool(line.strip())
-            if count == LINES_PER_BLOCK and path.suffix != ".gz":  # there is no cheap way into the middle of a .gz
-                found.append(RowBlock(path, count, first, place))
-                count, first, place = 0, number + 1, handle.tell()
-    return [*found, RowBlock(path, count, first, place)] if count else found
+            if count == LINES_PER_BLOCK and path.suffix != ".gz":  # seeking in a .gz reads all that comes before
+                blocks.append(RowBlock(path, count, first_row, offset))
+                count, first_row, offset = 0, number + 1, handle.tell()
+    return [*blocks, RowBlock(path, count, first_row, offset)] if count else blocks
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Return every row of a file with its "FILE:LINE"; empty lines are passed over. Raises as `blocks` does."""
+    """Yields every row of a file with its "FILE:LINE"; skips empty lines. Raises as `list_row_blocks` does."""
     for block in list_row_blocks(path):
         yield from block.read_rows()
 
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+        return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path and --data-dir") from None
 
@@ -107,18 +106,18 @@ def _read_line(handle: BinaryIO, path: Path, number: int) -> bytes:
 
 
 def _parse_object(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    where = f"{path}:{number}"
+    place = f"{path}:{number}"
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: {path.name} is not UTF-8 (byte {error.start} of the line); save it so") from None
+        raise UserError(f"{place}: {path.name} is not UTF-8 (byte {error.start} of the line); save it so") from None
     except (json.JSONDecodeError, RecursionError) as error:
         reason = getattr(error, "msg", "nested too deeply")
         torn = "" if line.endswith(b"\n") else "; the file ends there, so it was cut off: fetch or copy it again"
         column = getattr(error, "colno", 1)
-        raise UserError(f"{where}: not JSON ({reason} at column {column}), expected {JSONL_FORMAT}{torn}") from None
+        raise UserError(f"{place}: not JSON ({reason} at column {column}), expected {JSONL_FORMAT}{torn}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{where}: a {type(value).__name__}, expected {JSONL_FORMAT}")
+        raise UserError(f"{place}: a {type(value).__name__}, expected {JSONL_FORMAT}")
     return value
 
 
@@ -131,11 +130,11 @@ def _list_row_groups(path: Path) -> list[RowBlock]:
             sizes = [table.metadata.row_group(index).num_rows for index in range(table.metadata.num_row_groups)]
     except (OSError, pyarrow.ArrowException) as error:
         raise _parquet_error(path, error) from None
-    found, first = [], 1
-    for index, count in enumerate(sizes):
-        found.append(RowBlock(path, count, first, index))
-        first += count
-    return found
+    blocks, first_row = [], 1
+    for index, row_count in enumerate(sizes):
+        blocks.append(RowBlock(path, row_count, first_row, index))
+        first_row += row_count
+    return blocks
 
 
 def _read_row_group(block: RowBlock) -> Iterator[tuple[dict[str, Any], str]]:
@@ -155,4 +154,4 @@ def _parquet_error(path: Path, error: Exception) -> UserError:
     if isinstance(error, FileNotFoundError):
         return UserError(f"cannot read {path}: no such file; check the path and --data-dir")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{path}: damaged or no parquet file ({reason}); fetch or copy it again")
+    return UserError(f"{path}: damaged or not a parquet file ({reason}); fetch or copy it again")

@@ -1,4 +1,4 @@
-"""Several ranks on one machine: a function run in `size` gloo processes of one thread each, spawned once."""
+"""Runs a function in several ranks on one machine: `size` gloo processes of one thread each, spawned once."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 
 def on_ranks(size, function, *args):
-    """[function(*args) on rank 0, on rank 1, ...]; the function makes its own World."""
+    """Returns [function(*args) of rank 0, of rank 1, ...]. The function makes its own World."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -31,11 +31,11 @@ def _rank(rank, size, port, folder, function, args):
         torch.distributed.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # what was asked is done; libraries that take down their threads have aborted here, once in many runs
+    os._exit(0)  # libraries that end their threads at exit have aborted the process, once in many runs
 
 
 class one_thread:
-    """Within it this process computes on one thread, as each of several ranks does."""
+    """Makes this process compute on one thread, as each of several ranks does."""
 
     def __enter__(self):
         self.before = torch.get_num_threads()

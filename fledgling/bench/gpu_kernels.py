@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledgling.bench.gpu import note, place
-from fledgling.model import logit_chunks, logprob
+from fledgling.model import logprob
+from fledgling.model.head_chunk import CHUNK_LOGITS
 from fledgling.optim.rules import orthogonalize
 
 PROFILED = 25  # kernels shown of a step
@@ -199,7 +200,7 @@ def head(tiny: bool) -> None:
 
     def chunked(chunk: int, compiled: bool) -> dict:
         reset_kernels(compiled)
-        logit_chunks.CHUNK_LOGITS = chunk * vocabulary
+        CHUNK_LOGITS[device.type] = chunk * vocabulary
 
         def both() -> None:
             loss = logprob.cross_entropy_sum(hidden, weight, targets, 15.0)

@@ -1,11 +1,11 @@
-"""How fast the engine answers: time to the first token and tokens per second, beside what the machine could do.
+"""`bench infer`: time to the first token and tokens per second, with the machine's limits.
 
-The one idea: reading a prompt is bound by arithmetic, and each further token by memory, for it must read every
-weight and every cached key and value once. Both limits are measured in the same run, a matrix product and a
-streaming read, and each figure stands as a share of them. The engine answers with the model as it is and quantized;
-beside it, in turn and with the same weights, `transformers.generate`, and llama.cpp for models of the llama family.
+Prefill is limited by arithmetic. Each further token is limited by memory bandwidth: it reads every weight and every
+cached key and value once. Both limits are measured in the same run, with a matrix product and a streaming read, and
+each result is also given as a share of them. The engine runs the model in the run's dtype and quantized; in turn, and
+with the same weights, run `transformers.generate`, and llama.cpp for models of the llama family (backends.py).
 
-What it is not: quality. Weights are random, so the answers mean nothing; tokens are drawn greedily.
+Weights are random, so the answers mean nothing; tokens are sampled greedily.
 
 B rows, T tokens of a prompt.
 """
@@ -16,11 +16,11 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -36,23 +36,24 @@ from fledgling.plan import inference
 from fledgling.plan.flops import forward_flops_per_token
 from fledgling.runtime.device import measure_peak_flops, set_up_device
 from fledgling.runtime.world import World
+from fledgling.text.tokenizer import Tokenizer
 
-STREAM_BYTES = 1 << 28  # bytes of the streaming read: far more than any processor's cache
+STREAM_BYTES = 1 << 28  # bytes of the streaming read on a CPU: far more than any cache
 
 
 @dataclass(frozen=True)
 class InferenceCase:
-    """So many different prompts at once, of so many tokens each."""
+    """One setting of the benchmark."""
 
-    batch: int
-    context: int
+    batch: int  # prompts at once
+    context: int  # tokens of each prompt
 
 
 @dataclass(frozen=True)
 class NoSpecialTokens:
-    """In the tokenizer's place: no special tokens, so that no answer ends early."""
+    """Replaces the tokenizer: without special tokens no answer ends early."""
 
-    special_tokens: dict[str, int]
+    special_tokens: dict[str, int] = field(default_factory=dict)
     bos_or_none: int | None = None
 
 
@@ -65,11 +66,22 @@ def measure_inference(
     peers: bool = True,
     bits: Sequence[int] = (16, 8, 4),
 ) -> dict[str, Any]:
-    """Time every batch with the first of `contexts`, and every context with one row; see `table` for the result.
+    """Times every batch size with the first of `contexts`, and every other context with one row.
 
-    tokens: drawn for each row; repeats: of everything, in turn; the figures are medians over all steps, and least.
-    bits: 16 stands for the dtype of the run; 8 and 4 are quantized. Raises UserError for numbers below 1, for contexts
-    that leave no room for an answer, and for other bits.
+    Args:
+        recipe: model, dtype and device.
+        batches: numbers of prompts at once.
+        contexts: tokens of a prompt.
+        tokens: sampled for each prompt.
+        repeats: runs of every case; backends take turns.
+        peers: also run transformers and llama.cpp where they are installed.
+        bits: of the weights; 16 is the dtype of the run, 8 and 4 are quantized.
+
+    Returns:
+        Machine limits and one row a backend and case: medians over all steps, and the best step. JSON types only.
+
+    Raises:
+        UserError: a number below 1, other bits, or a context that leaves no room for the tokens.
     """
     cases = _make_cases(batches, contexts, tokens, repeats, recipe.model.context)
     if not bits or set(bits) - {16, 8, 4}:
@@ -80,17 +92,17 @@ def measure_inference(
     model = make_random_model(config, setup.dtype, device)
     room = max(contexts) + tokens + 1
     with TemporaryDirectory() as folder:
-        speakers = _make_backends(model, setup.dtype, device, bits, peers, Path(folder), room)
+        backends = _make_backends(model, setup.dtype, device, bits, peers, Path(folder), room)
     prompts = _random_prompts(config, max(case.batch for case in cases), max(case.context for case in cases))
     bandwidth = measure_stream_bandwidth(device)
-    pairs = [(case, name) for case in cases for name in speakers if case.batch <= speakers[name].max_batch_size]
+    pairs = [(case, name) for case in cases for name in backends if case.batch <= backends[name].max_batch_size]
     times: dict[tuple[InferenceCase, str], list[list[float]]] = {pair: [] for pair in pairs}
     for repeat in range(repeats):
         for case, name in times:
-            doing = f"{name}, batch {case.batch}, context {case.context}"
-            print(f"\r{repeat + 1}/{repeats} {doing:<50}", end="", file=sys.stderr, flush=True)
-            asked = [prompt[: case.context] for prompt in prompts[: case.batch]]
-            times[case, name].append(speakers[name].generate(asked, tokens))
+            status = f"{name}, batch {case.batch}, context {case.context}"
+            print(f"\r{repeat + 1}/{repeats} {status:<50}", end="", file=sys.stderr, flush=True)
+            case_prompts = [prompt[: case.context] for prompt in prompts[: case.batch]]
+            times[case, name].append(backends[name].generate(case_prompts, tokens))
         bandwidth = max(bandwidth, measure_stream_bandwidth(device))
     print(file=sys.stderr)
     peak = max(setup.peak_flops, measure_peak_flops(device, setup.dtype))
@@ -102,10 +114,10 @@ def measure_inference(
         "threads": torch.get_num_threads(),
         "limits": {"bytes_per_second": bandwidth, "flops": peak},
         "rows": [
-            {"engine": name, **asdict(case), **_result_row(config, case, dtype, speakers[name], kept, bandwidth, peak)}
-            for (case, name), kept in times.items()
+            {"engine": name, **asdict(case), **_result_row(config, case, dtype, backends[name], runs, bandwidth, peak)}
+            for (case, name), runs in times.items()
         ],
-        "logits_differ": _logits_difference(speakers, prompts[0][: contexts[0]]),
+        "logits_differ": _logits_difference(backends, prompts[0][: contexts[0]]),
     }
 
 
@@ -118,30 +130,31 @@ def _make_backends(
     folder: Path,
     room: int,
 ) -> dict[str, Backend]:
-    """Everyone who can answer here, by name."""
-    config, found = model.config, {}
+    """Returns the backends that are available, by name."""
+    config, tokenizer = model.config, cast(Tokenizer, NoSpecialTokens())
+    backends: dict[str, Backend] = {}
     for width in bits:
         if width == 16:
-            found["fledgling"] = EngineBackend(Engine(model, NoSpecialTokens({})))  # type: ignore[arg-type]
+            backends["fledgling"] = EngineBackend(Engine(model, tokenizer))
             continue
         packed = quantize_state_dict(config, model.state_dict(), width, DEFAULT_GROUP_SIZES[width])
         quantized = load_quantized_model(config, packed, {"bits": width}, device, dtype)
-        found[f"fledgling int{width}"] = EngineBackend(Engine(quantized, NoSpecialTokens({})))  # type: ignore[arg-type]
+        backends[f"fledgling int{width}"] = EngineBackend(Engine(quantized, tokenizer))
     if peers and find_spec("transformers"):
-        found["transformers"] = TransformersBackend(model, dtype, device)
+        backends["transformers"] = TransformersBackend(model, dtype, device)
     if peers and find_spec("llama_cpp") and find_spec("gguf") and device.type == "cpu" and config.family == "llama":
-        found |= {
-            f"llama.cpp {LLAMA_CPP_FORMATS[width]}": LlamaCppBackend(model, width, folder, room) for width in bits
-        }
-    return found
+        for width in bits:
+            backends[f"llama.cpp {LLAMA_CPP_FORMATS[width]}"] = LlamaCppBackend(model, width, folder, room)
+    return backends
 
 
 def _make_cases(
     batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int, room: int
 ) -> list[InferenceCase]:
-    for name, given in (("batch", batches), ("context", contexts), ("tokens", [tokens]), ("repeats", [repeats])):
-        if not given or min(given) < 1:
-            raise UserError(f"{name}: got {' '.join(map(str, given)) or 'nothing'}, expected at least 1")
+    """Returns the cases; raises UserError for values out of range."""
+    for name, values in (("batch", batches), ("context", contexts), ("tokens", [tokens]), ("repeats", [repeats])):
+        if not values or min(values) < 1:
+            raise UserError(f"{name}: got {' '.join(map(str, values)) or 'nothing'}, expected at least 1")
     if tokens < 2:
         raise UserError(f"tokens: got {tokens}, expected at least 2: the first comes with the prompt")
     if max(contexts) + tokens + 1 > room:
@@ -156,45 +169,51 @@ def _result_row(
     config: ModelConfig,
     case: InferenceCase,
     dtype: str,
-    speaker: Backend,
-    kept: list[list[float]],
+    backend: Backend,
+    runs: list[list[float]],
     bandwidth: float,
     peak: float,
 ) -> dict[str, float]:
-    """What one engine did with one case, as medians, as the least, and as shares of the limits."""
-    first = statistics.median(times[0] for times in kept)
-    steps = [second for times in kept for second in times[1:]]
-    step, length = statistics.median(steps), case.context + len(kept[0]) / 2  # tokens that a row attends to, on average
+    """Returns the results of one backend and case: medians, the best step, and shares of the limits.
+
+    Args:
+        runs: of each repeat, the seconds of each token.
+        bandwidth: bytes per second.
+        peak: FLOP/s.
+    """
+    first = statistics.median(times[0] for times in runs)
+    steps = [second for times in runs for second in times[1:]]
+    step, length = statistics.median(steps), case.context + len(runs[0]) / 2  # mean number of cached tokens
     costs = inference.decode_cost(config, round(length), dtype, case.batch)
-    read = speaker.weight_bytes_read + inference.kv_cache_bytes(config, case.batch, round(length), dtype)
-    prompt = case.batch * case.context * forward_flops_per_token(config, case.context)
+    bytes_read = backend.weight_bytes_read + inference.kv_cache_bytes(config, case.batch, round(length), dtype)
+    prompt_flops = case.batch * case.context * forward_flops_per_token(config, case.context)
     return {
         "time_to_first_token": first,
         "prefill_tokens_per_second": case.batch * case.context / first,
-        "prefill_share_of_flops": prompt / first / peak,
+        "prefill_share_of_flops": prompt_flops / first / peak,
         "tokens_per_second": case.batch / step,
         "tokens_per_second_best": case.batch / min(steps),
-        "bytes_per_step": read,
-        "share_of_bandwidth": read / step / bandwidth,
-        "share_of_bandwidth_best": read / min(steps) / bandwidth,
+        "bytes_per_step": bytes_read,
+        "share_of_bandwidth": bytes_read / step / bandwidth,
+        "share_of_bandwidth_best": bytes_read / min(steps) / bandwidth,
         "share_of_flops": case.batch * costs["flops_per_token"] / step / peak,
     }
 
 
-def _logits_difference(speakers: dict[str, Backend], prompt: list[int]) -> float | None:
-    """Largest difference of our logits and transformers' after a prompt, in standard deviations of the logits."""
-    ours, theirs = speakers.get("fledgling"), speakers.get("transformers")
-    if not isinstance(ours, EngineBackend) or not isinstance(theirs, TransformersBackend):
+def _logits_difference(backends: dict[str, Backend], prompt: list[int]) -> float | None:
+    """Returns the largest difference between the engine's and transformers' logits, in standard deviations."""
+    engine_backend, reference = backends.get("fledgling"), backends.get("transformers")
+    if not isinstance(engine_backend, EngineBackend) or not isinstance(reference, TransformersBackend):
         return None
     with torch.inference_mode():
-        engine = ours.engine
-        hidden = engine.extend_cache(engine.new_cache(), [CacheRow()], [prompt])
-        found, other = engine.compute_logits(hidden[0, -1]).float(), theirs.logits(prompt)
-    return float((found - other).abs().max() / other.std())
+        runner = engine_backend.engine.runner
+        hidden = runner.extend_cache(runner.new_cache(), [CacheRow()], [prompt])
+        logits, reference_logits = runner.compute_logits(hidden[0, -1]).float(), reference.logits(prompt)
+    return float((logits - reference_logits).abs().max() / reference_logits.std())
 
 
 def inference_table(result: dict[str, Any]) -> str:
-    """The result of `measure` as lines for people: medians, the best in brackets."""
+    """Formats the result of `measure_inference` as text: medians, and the best step in columns marked (best)."""
     limits = result["limits"]
     lines = [
         f"{result['parameters']:,} parameters, {result['dtype']}, {result['device']}, {result['threads']} threads; "
@@ -216,7 +235,7 @@ def inference_table(result: dict[str, Any]) -> str:
 
 
 def make_random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """A model all of whose weights are random: a fresh one's zeros would multiply quicker and answer one token."""
+    """Returns a model with random weights only: a fresh model's zeros multiply faster and always give one token."""
     model = Transformer(config, dtype).to(device)
     model.initialize(0)
     generator = torch.Generator().manual_seed(1)
@@ -228,16 +247,17 @@ def make_random_model(config: ModelConfig, dtype: torch.dtype, device: torch.dev
 
 
 def _random_prompts(config: ModelConfig, count: int, length: int) -> list[list[int]]:
+    """Returns `count` prompts of `length` random token ids."""
     generator = torch.Generator().manual_seed(2)
     return torch.randint(config.vocab_size, (count, length), generator=generator).tolist()
 
 
 def measure_stream_bandwidth(device: torch.device, seconds: float = 0.3) -> float:
-    """Bytes per second of the best of several sums over a vector that no cache holds."""
+    """Returns bytes per second: the best of several sums over a vector that is larger than any cache."""
     size = STREAM_BYTES if device.type == "cpu" else 1 << 32
     vector = torch.ones(size // 4, device=device)
-    best, began = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - began < seconds:
+    best, begin = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         vector.sum().item()
         best = min(best, time.perf_counter() - start)

@@ -21,7 +21,7 @@ from fledgling.bench.backends import EngineBackend
 from fledgling.bench.infer import NoSpecialTokens
 from fledgling.config import Recipe, UserError
 from fledgling.infer.engine import Engine
-from fledgling.infer.weights import load_model
+from fledgling.infer.runner import load_model
 from fledgling.runtime.device import set_up_device
 from fledgling.runtime.world import World
 from fledgling.tasks import load_task

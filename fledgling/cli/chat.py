@@ -1,9 +1,8 @@
-"""`fledgling chat`: talk with a checkpoint in the terminal.
+"""`fledgling chat`: a conversation with a checkpoint in the terminal.
 
-With -p, or with text on standard input, one answer goes to stdout and the program ends. Otherwise it is a
-conversation, read by typed.py, with commands that begin with a slash; Ctrl-C stops an answer, and a second one at the
-prompt leaves.
-What a model writes is never sent to the terminal as it is: control characters are shown, not obeyed.
+With -p, or with text on standard input, one answer goes to stdout and the program ends. Otherwise the conversation is
+read by terminal_input.py, with commands that begin with a slash; Ctrl-C stops an answer, and at the prompt ends the
+program. Control characters in a model's output are shown, never sent to the terminal.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
     from fledgling.infer.sampling import SamplingParams
     from fledgling.infer.session import ChatSession
 
-HELP = """/help            this
-/again           another answer to the same
-/set NAME VALUE  draw otherwise: temperature, top_k, top_p, min_p, max_tokens, seed; /set shows them
-/history         what was said
+HELP = """/help            show this list
+/again           answer the last message again, with the next seed
+/set NAME VALUE  set temperature, top_k, top_p, min_p, max_new_tokens or seed; /set alone shows them
+/history         show the conversation
 /clear           begin a new conversation
-/exit            leave (so does Ctrl-D)
-\\ at its end     the line goes on; \"\"\" begins a text of several lines, \"\"\" ends it
+/exit            exit (or Ctrl-D)
+\\ at the end     the message continues on the next line; \"\"\" begins and ends a message of several lines
 Ctrl-C           stop the answer"""
 SETTABLE = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "max_new_tokens": int, "seed": int}
 DIM, RESET = "\x1b[2m", "\x1b[0m"
@@ -52,34 +51,34 @@ def chat(
     device: Device = "auto",
     python: bool = False,
 ) -> int:
-    """Talk with a checkpoint.
+    """Chat with a checkpoint in the terminal.
 
     Parameters
     ----------
     checkpoint
-        A checkpoint, a stage or a run directory; of a run, what its last finished stage left.
+        A checkpoint, stage or run directory; of a run, the checkpoint of its last finished stage.
     prompt
-        Answer this and leave; "-" reads it from standard input, as does text piped there.
+        Answer this message and exit; "-" reads it from standard input, as does piped text.
     system
-        What the model is told before the conversation.
+        System prompt.
     temperature
-        0 always takes the likeliest token; 1 draws as the model believes.
+        0 always takes the most likely token; 1 samples from the model's distribution.
     top_k
-        Draw from so many likeliest tokens; 0: from all.
+        Sample from this many most likely tokens; 0: from all.
     top_p
-        Draw from the fewest tokens that hold this probability.
+        Sample from the fewest tokens whose probabilities sum to this.
     min_p
-        Draw from tokens at least this share as likely as the likeliest.
+        Sample from tokens with at least this share of the most likely token's probability.
     seed
-        The same seed and the same words give the same answers.
+        The same seed and the same messages give the same answers.
     max_new_tokens
-        Longest answer.
+        Maximum length of an answer in tokens.
     python
-        Run what the calculator refuses as Python, in the sandbox's interpreter.
+        Run tool calls that are no calculation as Python, in the sandbox's interpreter.
     """
     from fledgling.infer.sampling import SamplingParams
 
-    sampling = SamplingParams(temperature, top_k, top_p, min_p, max_new_tokens, seed)  # complains before anything loads
+    sampling = SamplingParams(temperature, top_k, top_p, min_p, max_new_tokens, seed)  # raises before a model is loaded
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -87,41 +86,29 @@ def chat(
         prompt = sys.stdin.read()
         if not prompt.strip():
             raise UserError("standard input is empty; expected the text to answer (or give it with -p)")
-    session = _session(checkpoint, system, device, python)
+    session = _open_session(checkpoint, system, device, python)
     if prompt is not None:
         reason = print_reply(session, prompt, sampling, sys.stdout, sys.stderr)
         return 130 if reason == "interrupted" else 0 if session.turns else 1
     return run_conversation(session, sampling, sys.stdout)
 
 
-def _session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSession:
-    import torch
-
-    from fledgling.infer.engine import Engine
-    from fledgling.infer.session import ChatSession
+def _open_session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSession:
+    from fledgling.infer.session import ChatSession, load_chat_engine
     from fledgling.infer.tools import CALCULATOR, PYTHON
-    from fledgling.infer.weights import load_model
-    from fledgling.runtime.device import choose_dtype
-    from fledgling.runtime.world import choose_device
 
     if python:
         from fledgling.sandbox.interpreter import import_monty
 
-        import_monty()  # complains before anything loads
-    place = torch.device(choose_device(device))
-    model, tokenizer, _ = load_model(checkpoint, place)
-    missing = [name for name in ("<|user_start|>", "<|assistant_end|>") if name not in tokenizer.special_tokens]
-    if missing:
-        raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
-    return ChatSession(
-        Engine(model, tokenizer, dtype=choose_dtype(place), tool=PYTHON if python else CALCULATOR), system=system
-    )
+        import_monty()  # raises before the model is loaded
+    engine, _ = load_chat_engine(checkpoint, device, PYTHON if python else CALCULATOR)
+    return ChatSession(engine, system=system)
 
 
 def run_conversation(session: ChatSession, sampling: SamplingParams, out: TextIO) -> int:
-    """Read turns from the terminal until the person leaves; return the exit code."""
+    """Reads messages from the terminal and answers them until the user exits; returns the exit code."""
     with input_history():
-        print("Say something, or /help.", file=sys.stderr)
+        print("Type a message, or /help.", file=sys.stderr)
         while True:
             try:
                 text = read_message()
@@ -135,7 +122,7 @@ def run_conversation(session: ChatSession, sampling: SamplingParams, out: TextIO
                 print(HELP, file=out)
             elif text == "/clear":
                 session.clear()
-                print("A new conversation.", file=out)
+                print("New conversation.", file=out)
             elif text == "/history":
                 print(format_history(session), end="", file=out)
             elif command == "/set":
@@ -143,24 +130,24 @@ def run_conversation(session: ChatSession, sampling: SamplingParams, out: TextIO
             elif text == "/again":
                 sampling = replace(sampling, seed=sampling.seed + 1)
                 if (last := session.pop_turn()) is None:
-                    print("nothing was said yet", file=out)
+                    print("there is no message to answer again", file=out)
                 else:
                     print_reply(session, last, sampling, out, out)
             elif text.startswith("/"):
-                print(f"no such command: {printable(command)} (/help lists them)", file=out)
+                print(f"no such command: {escape_control_characters(command)} (/help lists them)", file=out)
             elif text:
                 print_reply(session, text, sampling, out, out)
 
 
 def _set(sampling: SamplingParams, words: list[str], out: TextIO) -> SamplingParams:
-    """The sampling with one value changed, or as it was where that cannot be; says how it is now."""
+    """Returns the sampling parameters with one value changed, or unchanged where it is invalid; prints them."""
     if len(words) == 2 and words[0] in SETTABLE:
         try:
             sampling = replace(sampling, **{words[0]: SETTABLE[words[0]](words[1])})
         except ValueError:
-            print(f"{words[0]}: got {printable(words[1])}, expected a number", file=out)
-        except UserError as problem:
-            print(problem, file=out)
+            print(f"{words[0]}: got {escape_control_characters(words[1])}, expected a number", file=out)
+        except UserError as error:
+            print(error, file=out)
     elif words:
         print(f"expected /set and one of {', '.join(SETTABLE)} with its value", file=out)
     print(", ".join(f"{name} {getattr(sampling, name)}" for name in SETTABLE), file=out)
@@ -168,20 +155,20 @@ def _set(sampling: SamplingParams, words: list[str], out: TextIO) -> SamplingPar
 
 
 def format_history(session: ChatSession) -> str:
-    """The conversation as text, a paragraph a turn."""
+    """Returns the conversation as text, one paragraph a message."""
     lines = []
     for message in session.messages:
         parts = message["content"]
-        shown, kind = "", "text"
+        text, kind = "", "text"
         for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
-            shown += _separator(kind, part["type"], False) + printable(part["text"])
+            text += _separator(kind, part["type"], False) + escape_control_characters(part["text"])
             kind = part["type"]
-        lines.append(f"{message['role']}: {shown}{_separator(kind, 'text', False)}\n")
+        lines.append(f"{message['role']}: {text}{_separator(kind, 'text', False)}\n")
     return "".join(lines)
 
 
 def print_reply(session: ChatSession, text: str, sampling: SamplingParams, out: TextIO, notices: TextIO) -> str:
-    """Print the answer to one text as it is drawn; return why it ended. Ctrl-C ends the answer alone."""
+    """Prints the answer to one message as it is generated; returns its finish reason. Ctrl-C ends the answer only."""
     from fledgling.infer.engine import FinishEvent
     from fledgling.infer.session import SessionNotice
 
@@ -195,21 +182,22 @@ def print_reply(session: ChatSession, text: str, sampling: SamplingParams, out: 
             elif isinstance(event, FinishEvent):
                 reason = event.finish_reason
             else:
-                shown = _separator(kind, event.kind, styled) + printable(event.text)
+                print(_separator(kind, event.kind, styled) + escape_control_characters(event.text), end="", file=out)
+                out.flush()
                 kind = event.kind
-                print(shown, end="", file=out, flush=True)
     except KeyboardInterrupt:
         reason = "interrupted"
     finally:
         reply.close()
     print(_separator(kind, "text", styled), file=out, flush=True)
     if reason in ("length", "context") and session.turns:
-        print(f"(cut short: {'--max-new-tokens' if reason == 'length' else 'the context is full'})", file=notices)
+        cause = "--max-new-tokens is reached" if reason == "length" else "the context is full"
+        print(f"(answer cut: {cause})", file=notices)
     return reason
 
 
 def _separator(before: str, after: str, styled: bool) -> str:
-    """What to print between two kinds of pieces, so that a tool's call reads [2+3 = 5]."""
+    """Returns the text between two kinds of parts, so that a tool call is shown as [2+3 = 5]."""
     if before == after:
         return ""
     if (before, after) == ("python", "output"):
@@ -219,15 +207,15 @@ def _separator(before: str, after: str, styled: bool) -> str:
     return closing + opening
 
 
-def printable(text: str) -> str:
-    """Text that a terminal shows but does not obey: control characters and those that reorder text are named.
+def escape_control_characters(text: str) -> str:
+    """Returns text that a terminal shows but does not obey: control characters and those that reorder text are escaped.
 
-    Line ends and tabs stay. C0 controls become their pictures (U+2400 and on), the others \\x.. or \\u.... .
+    Newlines and tabs stay. C0 controls become their pictures (U+2400 and following), all others \\x.. or \\u.... .
     """
-    return "".join(_shown(character) for character in text)
+    return "".join(_escape_character(character) for character in text)
 
 
-def _shown(character: str) -> str:
+def _escape_character(character: str) -> str:
     code = ord(character)
     if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
         return character

@@ -1,4 +1,4 @@
-"""`fledgling checkpoint`: whether what a run saved is still what it saved."""
+"""`fledgling checkpoint`: checks saved checkpoints for damage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ app = App(name="checkpoint", help="Check the checkpoints of a run, file by file.
 def verify(path: str, /, *, as_json: Json = False) -> int:
     """Read every file of every checkpoint and compare it with the size and SHA-256 of the manifest.
 
-    Exits with 1 when something is damaged or missing, naming each bad file.
+    Exits with 1 when a file is damaged or missing, and names each one.
 
     Parameters
     ----------
@@ -26,22 +26,22 @@ def verify(path: str, /, *, as_json: Json = False) -> int:
     from fledgling.record.checkpoint import inspect_checkpoint, list_checkpoints
     from fledgling.record.jsonl import format_bytes
 
-    found = []
-    for one in list_checkpoints(path):
+    reports = []
+    for checkpoint in list_checkpoints(path):
         if sys.stderr.isatty():
-            print(f"checking {one}", file=sys.stderr)
-        told = inspect_checkpoint(one)
-        found.append(told)
+            print(f"checking {checkpoint}", file=sys.stderr)
+        report = inspect_checkpoint(checkpoint)
+        reports.append(report)
         if as_json:
             continue
-        state = "whole" if told["whole"] else "DAMAGED"
-        print(f"{told['path']}  {state}, {len(told['files'])} files, {format_bytes(told['bytes'])}")
-        for name, problem in told["files"].items():
-            if problem:
-                print(f"  {name}: {problem}")
-    damaged = sum(not told["whole"] for told in found)
+        state = "valid" if report["valid"] else "DAMAGED"
+        print(f"{report['path']}  {state}, {len(report['files'])} files, {format_bytes(report['bytes'])}")
+        for name, damage in report["files"].items():
+            if damage:
+                print(f"  {name}: {damage}")
+    damaged = sum(not report["valid"] for report in reports)
     if as_json:
-        print(json.dumps({"checkpoints": found, "damaged": damaged}, indent=2))
+        print(json.dumps({"checkpoints": reports, "damaged": damaged}, indent=2))
     else:
-        print(f"{len(found)} checkpoints, {f'{damaged} damaged' if damaged else 'all whole'}")
+        print(f"{len(reports)} checkpoints, {f'{damaged} damaged' if damaged else 'all valid'}")
     return 1 if damaged else 0

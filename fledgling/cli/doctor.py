@@ -1,4 +1,4 @@
-"""`fledgling doctor`: what this machine has for training, and what to do about the rest."""
+"""`fledgling doctor`: what this machine offers for training, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: its name, whether it is fine, what was found and, where it is not, what to do."""
+    """The result of one check: its name, whether it is fine, what was found and, where it is not fine, what to do."""
 
     name: str
     ok: bool
@@ -29,13 +29,13 @@ class Finding:
 def doctor(*, as_json: Json = False) -> int:
     """Check Python, torch, compiler, processor, memory, disk, sandbox and GPUs, and measure a matrix product.
 
-    A line is `ok`, or `warn` with what to do. Exits with 1 only when training cannot work at all.
+    Each line starts with `ok`, or with `warn` and ends with what to do. Exits with 1 only when training cannot work.
     """
     findings = [check_python(), *check_memory_and_disk(), *check_sandbox()]
     try:
         import torch
     except ImportError as error:
-        findings.append(Finding("torch", False, f"not importable: {error}", "pip install torch"))
+        findings.append(Finding("torch", False, f"cannot be imported: {error}", "pip install torch"))
         usable = False
     else:
         findings += [
@@ -51,46 +51,46 @@ def doctor(*, as_json: Json = False) -> int:
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
-            tail = f" - {finding.advice}" if finding.advice else ""
-            print(f"{'ok  ' if finding.ok else 'warn'}  {finding.name:<{width}}  {finding.detail}{tail}")
+            advice = f" - {finding.advice}" if finding.advice else ""
+            print(f"{'ok  ' if finding.ok else 'warn'}  {finding.name:<{width}}  {finding.detail}{advice}")
     return 0 if usable else 1
 
 
 def check_python() -> Finding:
-    """Return which Python runs this."""
-    fine = sys.version_info >= (3, 11)
-    return Finding("python", fine, platform.python_version(), "" if fine else "install Python 3.11 or newer")
+    """Checks the version of Python."""
+    ok = sys.version_info >= (3, 11)
+    return Finding("python", ok, platform.python_version(), "" if ok else "install Python 3.11 or newer")
 
 
 def check_torch(torch: Any) -> Finding:
-    """Return which torch there is; 2.11 is the oldest that is supported."""
-    fine = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 11)
-    return Finding("torch", fine, torch.__version__, "" if fine else "pip install 'torch>=2.11'")
+    """Checks the version of torch; 2.11 is the oldest supported."""
+    ok = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 11)
+    return Finding("torch", ok, torch.__version__, "" if ok else "pip install 'torch>=2.11'")
 
 
 def check_compiler() -> Finding:
-    """Return the C++ compiler that torch.compile would call."""
+    """Checks for the C++ compiler that torch.compile calls."""
     for name in (os.environ.get("CXX"), "g++", "clang++"):
         if name and shutil.which(name):
             return Finding("compiler", True, str(shutil.which(name)))
-    return Finding("compiler", False, "no C++ compiler", "install g++ or clang, or nothing is compiled")
+    return Finding("compiler", False, "no C++ compiler", "install g++ or clang; without one nothing is compiled")
 
 
 def check_processor() -> Finding:
-    """Return the cores this process may use and whether they multiply bfloat16 in hardware."""
+    """Counts the cores that this process may use, and checks whether they multiply bfloat16 in hardware."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = set()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    fast = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 BF16")) if flag in flags]
-    if fast:
-        return Finding("processor", True, f"{cores} cores, bfloat16 in hardware ({', '.join(fast)})")
+    bf16_units = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512 BF16")) if flag in flags]
+    if bf16_units:
+        return Finding("processor", True, f"{cores} cores, bfloat16 in hardware ({', '.join(bf16_units)})")
     return Finding("processor", True, f"{cores} cores, no bfloat16 in hardware: float32 is used")
 
 
 def check_memory_and_disk() -> list[Finding]:
-    """Return free memory and free disk space here; the quickstart needs about 2 GiB of each."""
+    """Checks free memory, and free disk space of the current directory; the quickstart needs about 2 GiB of each."""
     findings = []
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -99,36 +99,35 @@ def check_memory_and_disk() -> list[Finding]:
         advice = "" if free >= 2 * GIB else "close other programs, or lower pretrain.micro_batch_size"
         findings.append(Finding("memory", free >= 2 * GIB, f"{free / GIB:.1f} GiB available", advice))
     free = shutil.disk_usage(".").free
-    advice = "" if free >= 2 * GIB else "make room, or set run.out to another disk"
-    return [*findings, Finding("disk", free >= 2 * GIB, f"{free / GIB:.1f} GiB free here", advice)]
+    advice = "" if free >= 2 * GIB else "free space, or set run.out to another disk"
+    return [*findings, Finding("disk", free >= 2 * GIB, f"{free / GIB:.1f} GiB free in this directory", advice)]
 
 
 def check_sandbox() -> list[Finding]:
-    """Return which layers of the process sandbox hold here, by running a probe behind them, and the interpreter."""
+    """Checks which layers of the process sandbox hold, by running a probe behind them, and the interpreter."""
     from fledgling.config import UserError
     from fledgling.sandbox import interpreter, process
 
     findings = []
     try:
-        on = ", ".join(f"{name} {state}" for name, state in process.get_layers().items())
-        findings.append(Finding("sandbox", True, on))
+        layers = ", ".join(f"{name} {state}" for name, state in process.get_layers().items())
+        findings.append(Finding("sandbox", True, layers))
     except UserError as error:
         advice = "HumanEval and RL on code need Linux 5.13 or newer with Landlock and seccomp"
         findings.append(Finding("sandbox", False, str(error).removeprefix("sandbox: "), advice))
     try:
-        found = f"pydantic-monty {interpreter.import_monty().__version__}"
-        findings.append(Finding("interpreter", True, found))
+        version = f"pydantic-monty {interpreter.import_monty().__version__}"
+        findings.append(Finding("interpreter", True, version))
     except UserError as error:
         findings.append(Finding("interpreter", False, "no pydantic-monty", str(error).rpartition(": ")[2]))
     return findings
 
 
 def check_gpus(torch: Any) -> Finding:
-    """Return the GPUs that torch sees."""
+    """Checks which GPUs torch sees."""
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        names = ", ".join(f"{card.name} ({card.total_memory / GIB:.0f} GiB)" for card in cards)
-        return Finding("gpu", True, names)
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        return Finding("gpu", True, ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in gpus))
     if torch.backends.mps.is_available():
         return Finding("gpu", True, "Apple GPU (mps)")
     if Path("/proc/driver/nvidia").exists():
@@ -137,12 +136,13 @@ def check_gpus(torch: Any) -> Finding:
 
 
 def measure_matmul_speed(torch: Any) -> list[Finding]:
-    """Measure a square matrix product in float32 and bfloat16 on the device that training would choose."""
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """Measures a square matrix product in float32 and bfloat16 on the device that training would choose."""
     from fledgling.runtime.device import measure_peak_flops
+    from fledgling.runtime.world import choose_device
 
+    device = choose_device()
     findings = []
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        speed = measure_peak_flops(torch.device(device), dtype)
-        findings.append(Finding(f"{device} {name}", True, f"{speed / 1e9:,.0f} GFLOP/s in a matrix product"))
+        flops = measure_peak_flops(torch.device(device), dtype)
+        findings.append(Finding(f"{device} {name}", True, f"{flops / 1e9:,.0f} GFLOP/s in a matrix product"))
     return findings

@@ -51,7 +51,7 @@ def hf(
     from fledgling.export.model_card import find_run_dir, render_model_card
     from fledgling.export.parity import compare_hf
     from fledgling.export.write_hf import write_hf
-    from fledgling.infer.weights import load_model
+    from fledgling.infer.runner import load_model
     from fledgling.kernels.quantized_model import require_unquantized
     from fledgling.record.checkpoint import resolve_checkpoint
 
@@ -88,7 +88,7 @@ def gguf(
     """
     from fledgling.export.gguf import write_gguf
     from fledgling.export.parity import compare_gguf
-    from fledgling.infer.weights import load_model
+    from fledgling.infer.runner import load_model
     from fledgling.kernels.quantized_model import require_unquantized
 
     model, tokenizer, state = load_model(checkpoint)

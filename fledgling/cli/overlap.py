@@ -13,7 +13,7 @@ from fledgling.cli.options import Json
 from fledgling.config import UserError
 
 MAX_SHOWN = 3  # matches printed for each set; --json has all
-Names = Annotated[tuple[str, ...], Parameter(help="Names, separated by commas, or the option repeated.")]
+Names = Annotated[tuple[str, ...], Parameter(show_default=False)]
 
 
 def overlap(
@@ -34,9 +34,10 @@ def overlap(
         Training text, as a mixture names it: "embedded", files, folders, public sets, tasks (their training split),
         chat:PATH.
     tasks
-        Tasks whose test split is searched for: arc_easy, arc_challenge, mmlu, gsm8k, humaneval, questions:PATH.
+        Tasks whose test split is searched for, separated by commas: arc_easy, arc_challenge, mmlu, gsm8k, humaneval,
+        questions:PATH.
     items
-        Other sets: JSONL files, of which each row is an item with all its texts.
+        JSONL files, separated by commas, of which each row is an item with all its texts.
     words
         Length of a run, in words.
     """

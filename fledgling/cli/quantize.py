@@ -47,7 +47,7 @@ def quantize(
         Measure quality before and after.
     """
     from fledgling.evals.quality import QualityCheck
-    from fledgling.infer.weights import load_model
+    from fledgling.infer.runner import load_model
     from fledgling.kernels.format import DEFAULT_GROUP_SIZES, check_quantization
     from fledgling.kernels.quantized_model import count_weight_bytes, quantize_state_dict, require_unquantized
     from fledgling.plan.inference import weight_bytes

@@ -8,7 +8,6 @@ of the archive is pinned by the first fetch. `download_file` does the download.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import urllib.request
 import zipfile
@@ -20,12 +19,13 @@ from fledgling.corpora.public_sets import (
     CORE_BUNDLE,
     TIMEOUT,
     DownloadProgress,
+    compute_hub_hash,
     download_file,
-    hash_file,
     read_lock_file,
     write_lock_file,
 )
 from fledgling.files import resolve_data_root
+from fledgling.record.atomic_directory import atomic_directory
 
 BUNDLE_ENTRIES = ("core.yaml", "eval_meta_data.csv", "eval_data")  # of the archive
 # SHA-256, shortened, of the task files in mosaicml/llm-foundry at 8c8dd48f. hellaswag.jsonl is not among them.
@@ -68,11 +68,11 @@ def fetch_core_bundle(
         archive, url = root / "eval_bundle.zip", url or BUNDLE_URL
         pinned = lock.get(CORE_BUNDLE.name, {}).get("revision", "")
         download_file(url, archive, {"path": archive.name, "size": _content_length(url), "hash": pinned}, progress)
-        lock[CORE_BUNDLE.name] = {"repository": url, "revision": hash_file(archive, "sha256"), "files": {}}
+        lock[CORE_BUNDLE.name] = {"repository": url, "revision": compute_hub_hash(archive, "sha256"), "files": {}}
         unpack_bundle(archive, folder)
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                entry = {"size": path.stat().st_size, "hash": hash_file(path, "sha256")}
+                entry = {"size": path.stat().st_size, "hash": compute_hub_hash(path, "sha256")}
                 lock[CORE_BUNDLE.name]["files"][path.relative_to(folder).as_posix()] = entry
         write_lock_file(root, lock)
         archive.unlink()
@@ -91,10 +91,8 @@ def find_changed_files(folder: Path) -> list[str]:
 
 def unpack_bundle(archive: Path, folder: Path) -> None:
     """Unpacks the bundle's entries of an archive to `folder`, which appears complete, in one rename."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with zipfile.ZipFile(archive) as zipped:
+        with atomic_directory(folder, replace=False) as temporary, zipfile.ZipFile(archive) as zipped:
             for member in zipped.infolist():
                 parts = PurePosixPath(member.filename).parts
                 if member.is_dir() or len(parts) < 2 or parts[1] not in BUNDLE_ENTRIES or ".." in parts:
@@ -103,15 +101,12 @@ def unpack_bundle(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with zipped.open(member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
-        if not (temporary / "core.yaml").is_file():
-            raise UserError(f"{archive}: has no eval_bundle/core.yaml; delete it and fetch again")
-        os.replace(temporary, folder)
+            if not (temporary / "core.yaml").is_file():
+                raise UserError(f"{archive}: has no eval_bundle/core.yaml; delete it and fetch again")
     except zipfile.BadZipFile:
         raise UserError(f"{archive}: is damaged, or no archive; delete it and fetch again") from None
     except OSError as problem:
         raise UserError(f"{folder}: cannot be written ({problem.strerror}); free space or use --data-dir") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _content_length(url: str) -> int:

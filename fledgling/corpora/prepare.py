@@ -58,10 +58,8 @@ def find_source(source: str, data_dir: str | Path | None = None) -> Path:
     if path.exists() or under_root.exists():
         return path if path.exists() else under_root
     fetch = f"; get it with `fledgling data fetch {source}`" if source in PUBLIC_SETS else ""
-    raise UserError(
-        f"{source}: no such file or folder, nor is there {under_root}; "
-        f'expected "{EMBEDDED}", a task, a file or a folder{fetch}'
-    )
+    also = f", and no {under_root}" if under_root != path else ""
+    raise UserError(f'{source}: no such file or folder{also}; expected "{EMBEDDED}", a task, a file or a folder{fetch}')
 
 
 def read_source(

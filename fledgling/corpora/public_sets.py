@@ -328,7 +328,7 @@ def download_file(url: str, path: Path, file: dict[str, Any], progress: Download
         if not size:
             raise _offline_error(path.name, url.split("/datasets/")[0], failure or EOFError("no bytes"))
         raise UserError(f"{path.name}: broken off at {size:,} of {file['size']:,} bytes; fetch again to continue")
-    if file["hash"] and hash_file(part, file["hash"].split(":")[0]) != file["hash"]:
+    if file["hash"] and compute_hub_hash(part, file["hash"].split(":")[0]) != file["hash"]:
         part.unlink()
         raise UserError(
             f"{path}: its bytes are not those the hub recorded ({file['hash'][:19]}...); removed, fetch again"
@@ -357,7 +357,7 @@ def _resume_download(url: str, part: Path, file: dict[str, Any], progress: Downl
                     progress(file["path"], size, file["size"])
 
 
-def hash_file(path: Path, kind: str) -> str:
+def compute_hub_hash(path: Path, kind: str) -> str:
     """Returns "sha256:..." of a file, or "git:...", the blob id that git gives a file outside large-file storage."""
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as handle:

@@ -53,9 +53,10 @@ class Batch:
         return int((self.targets != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device | str) -> Batch:
-        """Returns the batch on `device`; a copy to a GPU is asynchronous if the memory is pinned."""
+        """Returns the batch on `device`; a copy to a GPU goes through pinned memory and is asynchronous."""
         to_gpu = torch.device(device).type == "cuda"  # a copy from a GPU must block: the host would read too early
-        return Batch(**{name: value.to(device, non_blocking=to_gpu) for name, value in self._present()})
+        pinned = {n: v.pin_memory() if to_gpu and v.device.type == "cpu" else v for n, v in self._present()}
+        return Batch(**{name: value.to(device, non_blocking=to_gpu) for name, value in pinned.items()})
 
     def split(self, max_rows: int) -> list[Batch]:
         """Returns consecutive batches of at most `max_rows` rows; the last may have fewer."""

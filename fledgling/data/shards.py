@@ -20,7 +20,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,10 +32,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.record import fsync_path
+from fledgling.record.atomic_directory import MANIFEST, make_temporary_directory, publish_directory, write_manifest
 
 FORMAT = "fledgling-tokens-1"
-MANIFEST = "manifest.json"
 SHARD_FILES = ("tokens.bin", "offsets.npy", "mask.bin", MANIFEST)
 REBUILD_HINT = "delete it and prepare the data again"
 RESERVED_OPEN_FILES = 512  # files that a process has open besides shards
@@ -67,17 +65,18 @@ class _HashedFile:
         self.num_bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
+        """Appends bytes."""
         self.hash.update(data)
         self.num_bytes += len(data)
         self.file.write(data)
 
     def finish(self) -> dict[str, int | str]:
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        """Closes the file, and returns its manifest entry."""
         self.file.close()
         return {"bytes": self.num_bytes, "sha256": self.hash.hexdigest()}
 
     def discard(self) -> None:
+        """Closes the file; its directory is deleted by the caller."""
         with suppress(OSError):  # closing flushes, which fails again if the disk is full
             self.file.close()
 
@@ -115,15 +114,13 @@ class ShardWriter:
         self.tokenizer = tokenizer
         self.metadata = dict(metadata or {})
         self.offsets = array("q", [0])
-        self._partial = self.directory.with_name(f".{self.directory.name}.partial")
-        self._replaced = self.directory.with_name(f".{self.directory.name}.retired")
+        self._temporary: Path | None = None
         self._files: dict[str, _HashedFile] = {}
         _require_shard_directory(self.directory)
         with self._abort_on_error():
-            shutil.rmtree(self._partial, ignore_errors=True)  # left by a process that was killed
-            self._partial.mkdir(parents=True)
+            self._temporary = make_temporary_directory(self.directory)
             for name in ("tokens.bin", "mask.bin") if with_mask else ("tokens.bin",):
-                self._files[name] = _HashedFile(self._partial / name)
+                self._files[name] = _HashedFile(self._temporary / name)
 
     @property
     def documents(self) -> int:
@@ -163,11 +160,12 @@ class ShardWriter:
             self._files["tokens.bin"].write(ids.astype(self.dtype).tobytes())
 
     def close(self) -> None:
-        """Writes offsets and manifest, flushes everything to disk, and renames the directory into place."""
+        """Writes offsets and manifest, flushes everything to the disk, and renames the directory into place."""
+        assert self._temporary is not None, "closed or aborted already"
         with self._abort_on_error():
             buffer = io.BytesIO()
             np.save(buffer, np.frombuffer(self.offsets, dtype=np.int64))
-            self._files["offsets.npy"] = _HashedFile(self._partial / "offsets.npy")
+            self._files["offsets.npy"] = _HashedFile(self._temporary / "offsets.npy")
             self._files["offsets.npy"].write(buffer.getbuffer())
             manifest = {
                 "format": FORMAT,
@@ -179,22 +177,15 @@ class ShardWriter:
                 "metadata": self.metadata,
                 "files": {name: file.finish() for name, file in self._files.items()},
             }
-            self._files[MANIFEST] = _HashedFile(self._partial / MANIFEST)
-            self._files[MANIFEST].write(json.dumps(manifest, indent=2).encode())
-            self._files[MANIFEST].finish()
-            fsync_path(self._partial)
-            shutil.rmtree(self._replaced, ignore_errors=True)
-            if self.directory.exists():
-                self.directory.rename(self._replaced)  # not deleted yet: a partial deletion looks like damage
-            self._partial.rename(self.directory)
-            fsync_path(self.directory.parent)
-            shutil.rmtree(self._replaced, ignore_errors=True)
+            write_manifest(self._temporary, json.dumps(manifest, indent=2))
+            publish_directory(self._temporary, self.directory)
 
     def abort(self) -> None:
         """Removes what was written; the directory of the shard stays as it was."""
         for file in self._files.values():
             file.discard()
-        shutil.rmtree(self._partial, ignore_errors=True)
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def __enter__(self) -> ShardWriter:
         return self

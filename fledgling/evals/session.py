@@ -27,7 +27,7 @@ from fledgling.evals.measurement import Measurement
 from fledgling.evals.passk import sample_answers
 from fledgling.export.read_hf import read_hf
 from fledgling.infer.engine import Engine
-from fledgling.infer.weights import load_model
+from fledgling.infer.runner import load_model
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import resolve_checkpoint
 from fledgling.record.jsonl import JsonlWriter, read_jsonl

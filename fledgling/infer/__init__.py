@@ -1,6 +1,6 @@
-"""Inference: prompts in, answers out, for chat, evaluations, serving and reinforcement learning alike.
+"""Inference: one engine that generates for chat, the server, evaluations and RL rollouts.
 
-Start with `engine.py` (what to call), then `batch.py` (what happens in a step), `ticket.py` (one request), `prefix.py`
-(what need not be read again), `lookahead.py` (guesses), `sample.py` (how a token is drawn), `tools.py` (the calculator
-and the python tool), `stream.py` (tokens to text) and `session.py` (a conversation that remembers).
+Imports only go down. From the top: `session.py` (a conversation of several turns), `engine.py` (start here: prompts in,
+answers out), `scheduler.py` (continuous batching), `request.py` (one request), then `prefix_cache.py`, `sampling.py`,
+`tools.py` (calculator and Python), `detokenizer.py` (tokens to text) and `runner.py` (a model over a KV cache).
 """

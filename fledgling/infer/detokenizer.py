@@ -1,10 +1,9 @@
-"""Tokens to text, piece by piece, without ever cutting a character in two.
+"""Tokens to text, incrementally, and an answer's text by kind: prose, tool call, tool output.
 
-The one idea: a byte-level token may end inside a multi-byte character, so bytes wait in an incremental
-UTF-8 decoder until their character is whole. All pieces joined equal the text decoded at once.
-Control tokens stand for no bytes: they only say what kind of text follows (prose, a call, its output).
+A byte-level token may end inside a multi-byte character, so its bytes are held back until the character is complete.
+All parts joined equal the text decoded at once. Control tokens have no bytes: they only switch the kind of text.
 
-It is not a renderer of conversations: that direction is text/conversation.py.
+The opposite direction, conversations to tokens, is text/conversation.py.
 """
 
 from __future__ import annotations
@@ -19,27 +18,27 @@ if TYPE_CHECKING:
 
 
 class IncrementalDetokenizer:
-    """Incremental text of a sequence of tokens, given the bytes of each: `Tokenizer.token_bytes`."""
+    """Decodes a sequence of tokens to text; `token_bytes` are the bytes of each token id (`Tokenizer.token_bytes`)."""
 
     def __init__(self, token_bytes: Sequence[bytes]) -> None:
         self.token_bytes = token_bytes
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The characters that this token completes; bytes that cannot be UTF-8 become U+FFFD."""
+        """Returns the characters that this token completes; invalid UTF-8 becomes U+FFFD."""
         return self.decoder.decode(self.token_bytes[token])
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for a character that never became whole. Then all starts afresh."""
+        """Returns U+FFFD for an incomplete character at the end, and resets the decoder."""
         text = self.decoder.decode(b"", final=True)
         self.decoder.reset()
         return text
 
 
 class StopStringMatcher:
-    """Watches a text as it grows for strings that end it: `push` gives what may be shown already.
+    """Searches a growing text for stop strings and returns the text before the first of them.
 
-    What could be the beginning of a stop string waits until it is one or is not; the stop string itself is never shown.
+    Text that may be the beginning of a stop string is held back until it is decided. The stop string is not returned.
     """
 
     def __init__(self, stop_strings: Sequence[str]) -> None:
@@ -48,41 +47,37 @@ class StopStringMatcher:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The text that is safe to show after `text` came; sets `stopped` when a stop string is complete."""
-        self.held_back += text
-        found = [place for stop in self.stop_strings if (place := self.held_back.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            shown, self.held_back = self.held_back[: min(found)], ""
-            return shown
-        keep = max((_overlap_length(self.held_back, stop) for stop in self.stop_strings), default=0)
-        shown, self.held_back = (
-            self.held_back[: len(self.held_back) - keep],
-            self.held_back[len(self.held_back) - keep :],
-        )
-        return shown
+        """Appends `text` and returns the text that is safe to show; sets `stopped` at a complete stop string."""
+        text = self.held_back + text
+        matches = [start for stop in self.stop_strings if (start := text.find(stop)) >= 0]
+        if matches:
+            self.stopped, self.held_back = True, ""
+            return text[: min(matches)]
+        end = len(text) - max((_overlap_length(text, stop) for stop in self.stop_strings), default=0)
+        self.held_back = text[end:]
+        return text[:end]
 
     def finish(self) -> str:
-        """What was still waiting: it ended without becoming a stop string."""
-        shown, self.held_back = self.held_back, ""
-        return shown
+        """Returns the text still held back: it did not become a stop string."""
+        text, self.held_back = self.held_back, ""
+        return text
 
 
 def _overlap_length(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`, and not all of it."""
+    """Returns the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 @dataclass(frozen=True)
 class ContentPart:
-    """A stretch of an answer's text; the kinds are those of a conversation's parts."""
+    """A part of an answer's text; the kinds are those of a conversation's parts."""
 
-    kind: str  # "text", "python" (a call of the tool) or "output" (what the tool said)
+    kind: str  # "text", "python" (a tool call) or "output" (the tool's result)
     text: str
 
 
 class AnswerDetokenizer:
-    """Incremental pieces of an answer: `push` each token, `finish` at the end."""
+    """Decodes an answer's tokens to content parts: `push` each token, `finish` at the end."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.detokenizer = IncrementalDetokenizer(tokenizer.token_bytes)
@@ -95,36 +90,40 @@ class AnswerDetokenizer:
         }
 
     def push(self, token: int) -> list[ContentPart]:
-        """The text that this token completes, if any; a control token closes the piece before it."""
+        """Returns the text that this token completes, if any; a control token ends the part before it."""
         kind = self.kind_after.get(token)
         if kind is None:
             text = self.detokenizer.push(token)
             return [ContentPart(self.kind, text)] if text else []
-        pieces = self.finish()
+        parts = self.finish()
         self.kind = kind
-        return pieces
+        return parts
 
     def finish(self) -> list[ContentPart]:
-        """What is left of a character that never became whole."""
+        """Returns what remains of an incomplete character."""
         text = self.detokenizer.finish()
         return [ContentPart(self.kind, text)] if text else []
 
 
+def append_part(parts: list[ContentPart], part: ContentPart) -> None:
+    """Appends a part, joined with the last one where both are of the same kind."""
+    if parts and parts[-1].kind == part.kind:
+        parts[-1] = ContentPart(part.kind, parts[-1].text + part.text)
+    else:
+        parts.append(part)
+
+
 def decode_parts(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[dict[str, str]]:
-    """An answer's tokens as the parts of an assistant message: [{"type": kind, "text": text}, ...]."""
-    stream = AnswerDetokenizer(tokenizer)
-    pieces = [piece for token in tokens for piece in stream.push(token)] + stream.finish()
-    parts: list[dict[str, str]] = []
-    for piece in pieces:
-        if parts and parts[-1]["type"] == piece.kind:
-            parts[-1]["text"] += piece.text
-        else:
-            parts.append({"type": piece.kind, "text": piece.text})
-    return parts
+    """Decodes an answer's tokens to the parts of an assistant message: [{"type": kind, "text": text}, ...]."""
+    detokenizer = AnswerDetokenizer(tokenizer)
+    parts: list[ContentPart] = []
+    for part in [*(part for token in tokens for part in detokenizer.push(token)), *detokenizer.finish()]:
+        append_part(parts, part)
+    return [{"type": part.kind, "text": part.text} for part in parts]
 
 
 def decode_final_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
-    """What an answer finally says: its prose after the last output of a tool, all of it without one."""
+    """Returns an answer's prose after the last tool output; all of its prose where there is none."""
     text = ""
     for part in decode_parts(tokenizer, tokens):
         if part["type"] == "text":

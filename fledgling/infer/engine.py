@@ -1,12 +1,9 @@
-"""Prompts in, answers out: the one way in which chat, evaluations and reinforcement learning run a model.
+"""The engine: prompts in, answers out. Chat, the server, evaluations and RL rollouts all generate through it.
 
-The one idea: there is one path. Whether one prompt or a thousand, rows of one cache are filled chunk by chunk and
-then grow by a token a row and step (batch.py); tool output is forced through the same path as drawn tokens.
-By default the engine reads the model's live weights: what training changed is what answers next.
-
-It is not a trainer (no gradient is ever taken), and it knows no roles or messages: see session.py.
-
-B rows, T time, V vocabulary.
+`Engine.generate` answers a list of prompts, `Engine.stream` one prompt token by token. Both make requests
+(request.py), which a scheduler (scheduler.py) decodes in one batch with a model runner (runner.py). The engine adds
+what a tokenizer knows: stop tokens and tools. By default it reads the model's live weights, so training's current
+weights answer. Roles and messages are session.py's and the server's.
 """
 
 from __future__ import annotations
@@ -19,12 +16,11 @@ import torch
 from torch import Tensor
 
 from fledgling.infer.request import Completion, Request
+from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.scheduler import Scheduler
-from fledgling.infer.tools import CALCULATOR, Tool
-from fledgling.kernels.backend import select_backend
+from fledgling.infer.scheduler import PREFILL_TOKENS, Scheduler
+from fledgling.infer.tools import CALCULATOR, Tool, ToolState
 from fledgling.model.attention import TreeMask
-from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -33,11 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GeneratedToken:
-    """One more token of a streamed answer."""
+    """One token of an answer."""
 
     id: int
     logprob: float
-    forced: bool
+    forced: bool  # inserted by a tool
+    top_logprobs: tuple[tuple[int, float], ...] = ()  # (token, log-probability), where requested
 
 
 @dataclass(frozen=True)
@@ -48,16 +45,12 @@ class FinishEvent:
 
 
 class Engine:
-    """Runs a model on prompts of token ids.
+    """Generates answers to prompts of token ids.
 
-    Products run in `dtype`, by default the model's own compute dtype. Where the weights are of another dtype
-    or on another device, the engine keeps a cast copy of them, on CPU in bf16 packed (pack.py), which answers
-    as the model does and spares a cast at every step. `generate` brings the copy up to date by itself; whoever
-    trains in between and streams calls `refresh`. Otherwise it reads the model's live weights.
-
-    `skip_zeros` leaves out what meets a zero behind ReLU^2 (skip.py), from a copy of the weights too, unless the native
-    step of decoding takes the model, which is quicker still.
-    `tool` answers what the model writes between `python_start` and `python_end`: the calculator, or `tools.PYTHON`.
+    Args:
+        model: the model whose weights are used; see `ModelRunner` for `device`, `dtype` and `skip_zeros`.
+        tokenizer: gives the stop tokens, and encodes tool results.
+        tool: answers what the model writes between `python_start` and `python_end`: CALCULATOR or PYTHON (tools.py).
     """
 
     def __init__(
@@ -69,28 +62,69 @@ class Engine:
         tool: Tool = CALCULATOR,
         skip_zeros: bool = False,
     ) -> None:
-        weight = model.embedding.weight
-        self.source = model
+        self.runner = ModelRunner(model, device, dtype, skip_zeros)
         self.tokenizer = tokenizer
         self.tool = tool
-        self.device = torch.device(device) if device else weight.device
-        self.dtype = dtype or model.compute_dtype
-        self.context = model.config.context
         special = tokenizer.special_tokens
         ends = (special.get("<|assistant_end|>"), tokenizer.bos_or_none)
         self.stop_tokens = frozenset(token for token in ends if token is not None)
         self.has_tool_tokens = "<|python_start|>" in special
-        self.backend = select_backend(model, self.device, self.dtype, skip_zeros)
-        self.model = self.backend.model
 
     @property
-    def weights_version(self) -> tuple[int, int]:
-        """A value that changes when the weights may have changed; what was computed with another one is not reused."""
-        return self.backend.weights_version
+    def source(self) -> Transformer:
+        """The model that was given, with its live weights."""
+        return self.runner.source
+
+    @property
+    def model(self) -> Transformer:
+        """The model that computes: `source` itself, or a cast copy of it."""
+        return self.runner.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.runner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's matrix products."""
+        return self.runner.dtype
+
+    @property
+    def context(self) -> int:
+        """The model's context in tokens."""
+        return self.runner.model.config.context
 
     def refresh_weights(self) -> None:
-        """Copies the weights of the given model as they are now; live weights need no copy."""
-        self.backend.refresh()
+        """Takes over the source model's current weights; `generate` does so by itself, `stream` does not."""
+        self.runner.refresh_weights()
+
+    def forward(self, tokens: Tensor, tree: TreeMask | None = None) -> Tensor:
+        """Returns hidden states of whole rows; see `ModelRunner.forward`."""
+        return self.runner.forward(tokens, tree)
+
+    def make_scheduler(
+        self,
+        max_batch_size: int,
+        prefill_chunk: int = PREFILL_TOKENS,
+        prefix_cache_tokens: int | None = 0,
+        lookahead_tokens: int = 0,
+    ) -> Scheduler:
+        """Returns a scheduler with a cache of its own; see `Scheduler` for the arguments."""
+        return Scheduler(self.runner, max_batch_size, prefill_chunk, prefix_cache_tokens, lookahead_tokens)
+
+    def make_request(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingParams,
+        index: int = 0,
+        use_tools: bool = True,
+        score_prompt: bool = False,
+        generate: bool = True,
+    ) -> Request:
+        """Returns a request for a scheduler of this engine; see `Request` for the arguments."""
+        tool_state = ToolState(self.tokenizer, self.tool) if use_tools and self.has_tool_tokens else None
+        return Request(prompt, sampling, self.context, self.stop_tokens, index, tool_state, score_prompt, generate)
 
     def generate(
         self,
@@ -101,27 +135,38 @@ class Engine:
         progress: Callable[[int, int], None] | None = None,
         request_indices: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """Answer every prompt, at most `rows` at a time; completions come in the order of the prompts.
+        """Answers every prompt.
 
-        Answer i is drawn with the noise of request `numbers[i]` (else i) of `sampling.seed`: it depends on no other
-        prompt (up to rounding: a matrix product may round differently in another batch). An answer ends at
-        `assistant_end`, `bos` or one of `sampling.stop`; at `max_tokens`; or when the context is full. `tools` lets
-        the model use the tool. `progress(done, total)` is called as answers finish.
+        The answer to prompt i is sampled with the noise of request `request_indices[i]` (default i) of
+        `sampling.seed`: it depends on no other prompt, up to rounding (a matrix product may round differently in
+        another batch). An answer ends at `assistant_end`, `bos` or one of `sampling.stop_token_ids`, at
+        `sampling.max_new_tokens`, or when the context is full.
+
+        Args:
+            prompts: token ids of each prompt.
+            sampling: default SamplingParams().
+            max_batch_size: prompts that are answered at once.
+            use_tools: let the model call the tool.
+            progress: called with (finished, total) as answers finish.
+            request_indices: numbers of the requests.
+
+        Returns:
+            Completions in the order of the prompts.
         """
         self.refresh_weights()
         sampling = sampling or SamplingParams()
-        decoder = Scheduler(self, max_batch_size)
-        tickets: dict[int, Request] = {}
-        for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):  # little padding
-            number = request_indices[index] if request_indices is not None else index
-            tickets[index] = decoder.add_request(prompts[index], sampling, number, use_tools)
-        done = sum(1 for ticket in tickets.values() if ticket.finish_reason)
-        while decoder.has_unfinished:
-            finished = len(decoder.step())
+        scheduler = self.make_scheduler(max_batch_size)
+        requests: dict[int, Request] = {}
+        for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):  # similar lengths need little padding
+            index = request_indices[i] if request_indices is not None else i
+            requests[i] = scheduler.add_request(self.make_request(prompts[i], sampling, index, use_tools))
+        done = sum(1 for request in requests.values() if request.finish_reason)
+        while scheduler.has_unfinished:
+            finished = len(scheduler.step())
             done += finished
             if progress and finished:
                 progress(done, len(prompts))
-        return [tickets[index].to_completion() for index in range(len(prompts))]
+        return [requests[i].to_completion() for i in range(len(prompts))]
 
     def stream(
         self,
@@ -131,54 +176,22 @@ class Engine:
         scheduler: Scheduler | None = None,
         index: int = 0,
     ) -> Iterator[GeneratedToken | FinishEvent]:
-        """Answer one prompt token by token, ending with a Finish.
+        """Yields the tokens of one answer, then a FinishEvent.
 
-        A `decoder` with `keep` remembers: only what the prompt does not share with earlier ones is read. The iterator
-        may be abandoned at any point: what had been computed stays known.
+        A `scheduler` with `prefix_cache_tokens` computes only what the prompt does not share with earlier ones. The
+        iterator may be abandoned at any point; what has been computed stays in the cache.
         """
-        scheduler = scheduler or Scheduler(self, 1, prefix_cache_tokens=None)
-        ticket, told = scheduler.add_request(prompt, sampling or SamplingParams(), index, use_tools), 0
+        scheduler = scheduler or self.make_scheduler(1, prefix_cache_tokens=None)
+        request = scheduler.add_request(self.make_request(prompt, sampling or SamplingParams(), index, use_tools))
+        yielded = 0
         try:
             while True:
-                while told < len(ticket.tokens):
-                    told += 1
-                    yield GeneratedToken(ticket.tokens[told - 1], ticket.logprobs[told - 1], ticket.forced[told - 1])
-                if ticket.finish_reason:
+                while yielded < len(request.tokens):
+                    i, yielded = yielded, yielded + 1
+                    yield GeneratedToken(request.tokens[i], request.logprobs[i], request.forced[i])
+                if request.finish_reason:
                     break
                 scheduler.step()
         finally:
-            scheduler.cancel(ticket)
-        yield FinishEvent(ticket.finish_reason)
-
-    def new_cache(self) -> KVCache:
-        """An empty cache for this model."""
-        with torch.inference_mode():
-            return KVCache(self.model.config, self.dtype, self.device)
-
-    def forward(self, tokens: Tensor, tree: TreeMask | None = None) -> Tensor:
-        """Hidden states (B, T, C) of whole rows (B, T), each read from its beginning, with nothing kept of them.
-
-        What is padded on the right is never looked at. `tree`: rows that fork (see `attention.Tree`), so that what
-        several continuations share is computed once.
-        """
-        with torch.inference_mode():
-            return self.model(tokens.to(self.device), tree=tree)
-
-    def extend_cache(self, cache: KVCache, rows: Sequence[CacheRow], tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Read each row's next tokens, at most T, into the cache; hidden states (B, T, C) after each of them.
-
-        Shorter ones are padded on the right; what stands there is nothing.
-        """
-        counts = [len(part) for part in tokens]
-        longest = max(counts)
-        padded = [[*part, *[0] * (longest - len(part))] for part in tokens]
-        with torch.inference_mode():
-            ids = torch.tensor(padded, device=self.device)
-            hidden = self.backend.extend(cache, rows, ids, counts)
-        for row, count in zip(rows, counts, strict=True):
-            row.length += count
-        return hidden
-
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., C) -> logits (..., V) in fp32."""
-        return self.backend.compute_logits(hidden)
+            scheduler.cancel(request)
+        yield FinishEvent(request.finish_reason)

@@ -1,12 +1,11 @@
-"""What has been read before is not read again: a tree of blocks by the tokens they hold.
+"""The prefix cache: a tree of cache blocks by the tokens they hold, so that a common prefix is computed once.
 
-The one idea: keys and values depend on a token and all before it, so a block is known by its tokens and its parent.
-Whoever begins alike shares the blocks from the root down, whole ones in place, the last one as a copy of as many
-tokens as agree. What nobody reads any more stays until room is needed; the least recently used goes first, and a
-block never before those that continue it.
+Keys and values depend on a token and on all tokens before it, so a block is identified by its tokens and its parent.
+Requests with a common prefix share its blocks: whole blocks in place, the last one as a copy of as many tokens as
+agree. Blocks without users stay until room is needed; the least recently used is evicted first, and never before the
+blocks that continue it.
 
-What it is not: it computes nothing and knows no requests (batch.py). It holds for one set of weights: `forget` when
-they change.
+The tree is valid for one set of weights: call `clear` when they change.
 """
 
 from __future__ import annotations
@@ -16,96 +15,110 @@ from collections.abc import Iterator, Sequence
 
 from fledgling.model.cache import CacheBlock, CacheRow, KVCache
 
+BlockKey = tuple[int, tuple[int, ...]]  # (identity of the parent node, the block's tokens)
+
 
 class PrefixNode:
-    """A block in the tree; a last one may hold fewer tokens than there is room for."""
+    """A block in the tree. A leaf may hold fewer tokens than a block has room for."""
 
     __slots__ = ("block", "cached", "children", "parent", "ref_count", "tokens")
 
-    def __init__(self, block: CacheBlock | None, tokens: tuple[int, ...], parent: PrefixNode | None) -> None:
+    def __init__(self, block: CacheBlock, tokens: tuple[int, ...], parent: PrefixNode | None) -> None:
         self.block, self.tokens, self.parent = block, tokens, parent
         self.children: dict[tuple[int, ...], PrefixNode] = {}
-        self.ref_count = 0  # rows under way
-        self.cached = True  # False: the tree has let go of it
-
-
-BlockKey = tuple[int, tuple[int, ...]]
+        self.ref_count = 0  # rows that use the block
+        self.cached = True  # False once the node has been removed from the tree
 
 
 class PrefixCache:
-    """The tree over a cache. `tokens`: how many the cache may hold before what nobody reads is let go."""
+    """The tree of a KV cache. Evicts unused blocks while the cache holds more than `max_tokens` tokens."""
 
     def __init__(self, cache: KVCache, max_tokens: int) -> None:
         self.cache, self.max_blocks = cache, max_tokens // cache.block_size
-        self.root = PrefixNode(None, (), None)
-        self.evictable: OrderedDict[PrefixNode, None] = OrderedDict()  # known and without users, oldest first
+        self.roots: dict[tuple[int, ...], PrefixNode] = {}
+        self.evictable: OrderedDict[PrefixNode, None] = OrderedDict()  # nodes without users, oldest first
 
     def match_prefix(self, tokens: Sequence[int]) -> tuple[list[PrefixNode], PrefixNode | None, int]:
-        """Whole blocks that these tokens begin with; then a block of which some more agree, and how many."""
-        size, node, found = self.cache.block_size, self.root, []
-        while len(tokens) >= size * (len(found) + 1):
-            child = node.children.get(tuple(tokens[size * len(found) : size * (len(found) + 1)]))
+        """Finds what is cached of these tokens.
+
+        Returns:
+            The nodes of whole blocks; the node that agrees with the most tokens after these, or None; and how many.
+        """
+        size, children, nodes = self.cache.block_size, self.roots, []
+        while len(tokens) >= size * (len(nodes) + 1):
+            child = children.get(tuple(tokens[size * len(nodes) : size * (len(nodes) + 1)]))
             if child is None:
                 break
-            found.append(child)
-            node = child
-        rest = tuple(tokens[size * len(found) : size * (len(found) + 1)])
-        best, most = None, 0
-        for key, child in node.children.items():
-            if rest and key[0] == rest[0] and (agreed := _common_length(key, rest)) > most:
-                best, most = child, agreed
-        return found, best, most
+            nodes.append(child)
+            children = child.children
+        rest = tuple(tokens[size * len(nodes) : size * (len(nodes) + 1)])
+        best, best_length = None, 0
+        for key, child in children.items():
+            if rest and key[0] == rest[0] and (length := _common_length(key, rest)) > best_length:
+                best, best_length = child, length
+        return nodes, best, best_length
 
     def next_block_key(self, tokens: Sequence[int], nodes: Sequence[PrefixNode]) -> BlockKey | None:
-        """The next whole block that these tokens need beyond `nodes`: of two with the same one, one need compute it."""
-        size, start = self.cache.block_size, self.cache.block_size * len(nodes)
-        if len(tokens) <= start + size:
+        """Returns the key of the next whole block after `nodes`, None where less than a block remains.
+
+        Requests with equal keys need the same block: one of them computes it.
+        """
+        start = self.cache.block_size * len(nodes)
+        end = start + self.cache.block_size
+        if len(tokens) <= end:
             return None
-        return id(nodes[-1] if nodes else self.root), tuple(tokens[start : start + size])
+        return id(nodes[-1]) if nodes else 0, tuple(tokens[start:end])
 
     def attach(self, row: CacheRow, tokens: Sequence[int]) -> list[PrefixNode]:
-        """Give an empty row all that is known of these tokens; returns its nodes, one for each of its first blocks."""
-        nodes, last, agreed = self.match_prefix(tokens)
+        """Gives an empty row everything that is cached of these tokens; returns the nodes of its whole blocks."""
+        nodes, partial, length = self.match_prefix(tokens)
         for node in nodes:
             node.block.ref_count += 1
             self._acquire(node)
         row.block_table = [node.block for node in nodes]
-        if last is not None:
-            row.block_table += self.cache.copy_blocks([last.block])
-            while last in self.evictable:  # used just now, and so were those that it continues
-                self.evictable.move_to_end(last)
-                last = last.parent
-        row.length = len(nodes) * self.cache.block_size + agreed
+        if partial is not None:
+            row.block_table += self.cache.copy_blocks([partial.block])
+            used: PrefixNode | None = partial
+            while used and used in self.evictable:  # the node and those that it continues have just been used
+                self.evictable.move_to_end(used)
+                used = used.parent
+        row.length = len(nodes) * self.cache.block_size + length
         return nodes
 
     def insert(
         self, row: CacheRow, tokens: Sequence[int], nodes: list[PrefixNode], include_partial: bool = False
     ) -> None:
-        """Note what the row holds by now, appending to its nodes; where the same was read elsewhere the row takes that.
+        """Inserts a row's blocks, and appends their nodes to `nodes`.
 
-        ended: also its last, unfinished block.
+        Where another row has computed the same block, the row takes that one and releases its own.
+
+        Args:
+            row: the row; its first `len(nodes)` blocks are in the tree.
+            tokens: the row's tokens, from the first.
+            nodes: the row's nodes, extended in place.
+            include_partial: also insert the last block where it is not full.
         """
         size = self.cache.block_size
-        node = nodes[-1] if nodes else self.root
         while row.length > size * len(nodes):
-            held = min(size, row.length - size * len(nodes))
-            if held < size and not include_partial:
+            count = min(size, row.length - size * len(nodes))
+            if count < size and not include_partial:
                 return
-            key, mine = tuple(tokens[size * len(nodes) : size * len(nodes) + held]), row.block_table[len(nodes)]
-            child = node.children.get(key)
+            parent = nodes[-1] if nodes else None
+            children = parent.children if parent else self.roots
+            key, block = tuple(tokens[size * len(nodes) : size * len(nodes) + count]), row.block_table[len(nodes)]
+            child = children.get(key)
             if child is None:
-                child = node.children[key] = PrefixNode(mine, key, node)
-                mine.ref_count += 1
+                child = children[key] = PrefixNode(block, key, parent)
+                block.ref_count += 1
             else:
                 child.block.ref_count += 1
                 row.block_table[len(nodes)] = child.block
-                self.cache.release(mine)
+                self.cache.release(block)
             self._acquire(child)
             nodes.append(child)
-            node = child
 
     def detach(self, nodes: list[PrefixNode]) -> None:
-        """A row no longer reads these; its last block is the first to be let go."""
+        """Ends a row's use of its nodes; its last block becomes the first that may be evicted."""
         for node in reversed(nodes):
             node.ref_count -= 1
             if not node.ref_count and node.cached:
@@ -113,15 +126,14 @@ class PrefixCache:
         nodes.clear()
 
     def evict(self, extra_blocks: int = 0) -> None:
-        """Let go of what nobody reads while the cache holds more than its limit, less `blocks`."""
+        """Evicts unused blocks while the cache, with `extra_blocks` more, exceeds its limit."""
         while self.evictable and self.cache.used_blocks + extra_blocks > self.max_blocks:
             self._remove(next(iter(self.evictable)))
 
     def clear(self) -> None:
-        """The weights have changed: nothing that is known is true any more."""
-        for node in list(self._descendants(self.root)):
+        """Removes all nodes: the weights have changed."""
+        for node in list(_walk(self.roots)):
             self._remove(node)
-        self.root = PrefixNode(None, (), None)
 
     def _acquire(self, node: PrefixNode) -> None:
         node.ref_count += 1
@@ -130,20 +142,18 @@ class PrefixCache:
     def _remove(self, node: PrefixNode) -> None:
         self.evictable.pop(node, None)
         node.cached = False
-        node.parent.children.pop(node.tokens, None)
+        (node.parent.children if node.parent else self.roots).pop(node.tokens, None)
         self.cache.release(node.block)
 
-    def _descendants(self, node: PrefixNode) -> Iterator[PrefixNode]:
-        for child in node.children.values():
-            yield from self._descendants(child)
-            yield child
+
+def _walk(children: dict[tuple[int, ...], PrefixNode]) -> Iterator[PrefixNode]:
+    """Yields all nodes below, children before their parents."""
+    for child in children.values():
+        yield from _walk(child.children)
+        yield child
 
 
-def _common_length(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """How many tokens two beginnings share."""
-    count = 0
-    for a, b in zip(ours, theirs, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Returns the length of the longest common prefix."""
+    length = min(len(first), len(second))
+    return next((i for i in range(length) if first[i] != second[i]), length)

@@ -1,7 +1,7 @@
-"""One request on its way to a completion, and how its next token is drawn.
+"""A request: one prompt, its answer so far, and the state that decides how and when the answer ends.
 
-The one idea: a ticket takes tokens one at a time, drawn or forced, and knows by itself when it has ended, so that
-whoever decodes need not know of stop tokens, limits or tools.
+A request receives tokens one at a time, sampled or forced, and itself checks stop tokens, limits and tool calls, so
+the scheduler needs to know none of them. `PromptLookup` proposes draft tokens for it.
 
 B rows, V vocabulary.
 """
@@ -9,49 +9,56 @@ B rows, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fledgling.infer.prefix_cache import PrefixNode
 from fledgling.infer.sampling import UINT64_MASK, SamplingParams, adjust_logits_, hash_to_uniform, sample_tokens
 from fledgling.infer.tools import ToolState
 from fledgling.model.cache import CacheRow
 
-if TYPE_CHECKING:
-    from fledgling.infer.engine import Engine
-    from fledgling.infer.prefix_cache import PrefixNode
-    from fledgling.infer.prompt_lookup import PromptLookup
+MIN_NGRAM, MAX_NGRAM = 2, 3  # tokens that must have occurred before
+PAUSE_TOKENS = 16  # tokens without a draft after a draft of which no token was accepted
 
-TopLogprobs = list[tuple[int, float]]  # (token, log-probability), the likeliest first
+TopLogprobs = list[tuple[int, float]]  # (token, log-probability), most likely first
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `tokens` ends with the stop token where `finish` is "stop"."""
+    """A finished answer. `tokens` ends with the stop token where `finish_reason` is "stop"."""
 
     tokens: list[int]
     logprobs: list[float]  # under softmax(logits / temperature); 0 where forced
-    forced: list[bool]  # put there by a tool, not drawn by the model: never to be learned from
-    finish_reason: str  # "stop", "length" (max_tokens reached) or "context" (the model's context is full)
+    forced: list[bool]  # inserted by a tool, not sampled from the model: excluded from RL losses
+    finish_reason: str  # "stop", "length" (max_new_tokens reached) or "context" (the model's context is full)
 
 
 class Request:
-    """A prompt, what has been said so far, and the row of the cache that holds both but the newest token.
+    """A prompt, its answer so far, and the cache row that holds both except for the newest token.
 
-    score: also say how likely each token of the prompt is, after those before it. draws False: say only that.
+    Args:
+        prompt: token ids, at least one.
+        sampling: how the answer is sampled.
+        context: the model's context in tokens.
+        stop_tokens: token ids that end the answer, in addition to those of `sampling`.
+        index: number of the request within its seed; selects its random numbers.
+        tool_state: runs tool calls inside the answer; None disables them.
+        score_prompt: also compute the log-probability of each prompt token given those before it.
+        generate: False computes no answer (for `score_prompt` alone).
     """
 
     def __init__(
         self,
-        engine: Engine,
         prompt: Sequence[int],
         sampling: SamplingParams,
-        index: int,
-        use_tools: bool,
+        context: int,
+        stop_tokens: frozenset[int] = frozenset(),
+        index: int = 0,
+        tool_state: ToolState | None = None,
         score_prompt: bool = False,
         generate: bool = True,
     ) -> None:
@@ -62,21 +69,21 @@ class Request:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.forced: list[bool] = []
-        self.top_logprobs: list[TopLogprobs] = []  # of each token, where the sampling asks for them
+        self.top_logprobs: list[TopLogprobs] = []  # of each sampled token, where `sampling` requests them
         self.score_prompt = score_prompt
         self.prompt_logprobs: list[float] = []  # of prompt[1:], at temperature 1
         self.prompt_top_logprobs: list[TopLogprobs] = []
         self.forced_tokens: deque[int] = deque()  # tokens that must come next
-        self.tool_state = ToolState(engine.tokenizer, engine.tool) if use_tools and engine.has_tool_tokens else None
-        self.stop_tokens = engine.stop_tokens.union(sampling.stop_token_ids)
-        room = engine.context - len(self.prompt)
+        self.tool_state = tool_state
+        self.stop_tokens = stop_tokens.union(sampling.stop_token_ids)
+        room = context - len(self.prompt)
         self.token_limit = min(sampling.max_new_tokens, room) if generate else 0
         self.limit_reason = "length" if sampling.max_new_tokens <= room or not generate else "context"
-        self.finish_reason = "" if room > 0 else "context"  # empty while going on
+        self.finish_reason = "" if room > 0 else "context"  # empty while unfinished
         self.row = CacheRow()
         self.prefix_nodes: list[PrefixNode] = []  # of the row's first blocks
-        self.weights_version = (0, 0)  # of the weights that it was begun with
-        self.duplicates: list[Request] = []  # of the same prompt: they go on from here once it is read
+        self.weights_version = (0, 0)  # of the weights that the row was started with
+        self.duplicates: list[Request] = []  # requests with the same prompt: they fork the row once it is prefilled
         self.prompt_lookup: PromptLookup | None = None
 
     @property
@@ -85,7 +92,7 @@ class Request:
         return len(self.prompt) - self.row.length
 
     def append_token(self, token: int, logprob: float) -> None:
-        """Append a drawn token, or in its place the one that must come; see whether that ends the answer."""
+        """Appends the sampled token, or the forced token that replaces it, and sets `finish_reason` at the end."""
         forced = bool(self.forced_tokens)
         if forced:
             token, logprob = self.forced_tokens.popleft(), 0.0
@@ -101,35 +108,90 @@ class Request:
         if not self.finish_reason and len(self.tokens) >= self.token_limit:
             self.finish_reason = self.limit_reason
 
+    def propose_draft(self) -> list[int]:
+        """Returns draft tokens for the next step; none without prompt lookup or while tokens are forced."""
+        if self.prompt_lookup is None or self.forced_tokens:
+            return []
+        return self.prompt_lookup.propose(self.token_limit - len(self.tokens) - 1)
+
     def to_completion(self) -> Completion:
+        """Returns the answer as a value."""
         return Completion(self.tokens, self.logprobs, self.forced, self.finish_reason)
 
 
+class PromptLookup:
+    """Drafts of at most `max_draft_tokens` tokens for one growing text.
+
+    The last two or three tokens have often occurred earlier in the text; what followed them there is the draft. The
+    model reads the draft in one forward pass and samples at each of its positions; the draft is accepted as far as the
+    samples agree. Samples are a function of (seed, request, position), so the answer is the same with drafts or
+    without, at any temperature. When it is faster: docs/benchmarks.md.
+
+    Source: prompt lookup decoding; speculative decoding with a deterministic draft, Leviathan et al. 2023,
+    arXiv 2211.17192.
+    """
+
+    def __init__(self, tokens: Iterable[int], max_draft_tokens: int) -> None:
+        self.tokens: list[int] = []
+        self.max_draft_tokens = self.draft_tokens = max_draft_tokens
+        self.pause = 0  # tokens until the next draft
+        self._continuations: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last occurrence
+        self._draft_start = 0  # position where the draft begins; 0: there is none
+        self.extend(tokens)
+
+    def extend(self, tokens: Iterable[int]) -> None:
+        """Appends tokens to the text."""
+        for token in tokens:
+            self.tokens.append(token)
+            self._draft_start = 0
+            for length in range(MIN_NGRAM, MAX_NGRAM + 1):
+                ngram = tuple(self.tokens[-length:])
+                if len(ngram) == length:
+                    self._draft_start = self._continuations.get(ngram, self._draft_start)
+                    self._continuations[ngram] = len(self.tokens)
+
+    def propose(self, max_tokens: int) -> list[int]:
+        """Returns at most `max_tokens` draft tokens; a repetition that reaches the end of the text is continued."""
+        if self.pause:
+            self.pause -= 1
+            return []
+        if not self._draft_start:
+            return []
+        period = len(self.tokens) - self._draft_start
+        return [self.tokens[self._draft_start + i % period] for i in range(min(self.draft_tokens, max_tokens))]
+
+    def update(self, drafted: int, accepted: int) -> None:
+        """Adapts the draft length to how many of the `drafted` tokens were accepted; pauses where none was."""
+        if drafted:
+            self.draft_tokens = min(self.max_draft_tokens, max(1, 2 * accepted))
+            self.pause = 0 if accepted else PAUSE_TOKENS
+
+
 def sample_batch(logits: Tensor, requests: Sequence[Request]) -> None:
-    """Draw the next token of each ticket from its row of logits (B, V); here the host waits."""
-    seeds = np.array([ticket.sampling.seed & UINT64_MASK for ticket in requests], np.uint64)
-    indices = np.array([ticket.index for ticket in requests], np.uint64)
-    positions = np.array([len(ticket.tokens) for ticket in requests], np.uint64)
+    """Samples the next token of each request from its row of logits (B, V); the host waits for the device here."""
+    seeds = np.array([request.sampling.seed & UINT64_MASK for request in requests], np.uint64)
+    indices = np.array([request.index for request in requests], np.uint64)
+    positions = np.array([len(request.tokens) for request in requests], np.uint64)
     noise = torch.from_numpy(hash_to_uniform(seeds, indices, positions)).to(logits.device, non_blocking=True)
-    for row, ticket in enumerate(requests):
-        if ticket.sampling.logit_bias or ticket.sampling.repetition_penalty != 1:
-            adjust_logits_(logits[row], ticket.sampling, [*ticket.prompt, *ticket.tokens])
-    kinds: dict[tuple, list[int]] = {}  # rows by how they are drawn: most often all in one way
-    for row, ticket in enumerate(requests):
-        kinds.setdefault(ticket.sampling.batch_key, []).append(row)
-    for rows in kinds.values():
-        part = slice(None) if len(rows) == len(requests) else torch.tensor(rows, device=logits.device)
+    for row, request in enumerate(requests):
+        if request.sampling.logit_bias or request.sampling.repetition_penalty != 1:
+            adjust_logits_(logits[row], request.sampling, [*request.prompt, *request.tokens])
+    groups: dict[tuple, list[int]] = {}  # rows by sampling parameters: most often one group
+    for row, request in enumerate(requests):
+        groups.setdefault(request.sampling.batch_key, []).append(row)
+    for rows in groups.values():
+        selected = slice(None) if len(rows) == len(requests) else torch.tensor(rows, device=logits.device)
         sampling = requests[rows[0]].sampling
-        ids, logprobs = sample_tokens(logits[part], sampling, noise[part])
+        ids, logprobs = sample_tokens(logits[selected], sampling, noise[selected])
         if sampling.num_top_logprobs:
-            for row, found in zip(rows, top_logprobs(logits[part], sampling.num_top_logprobs), strict=True):
-                requests[row].top_logprobs.append(found)
+            for row, top in zip(rows, top_logprobs(logits[selected], sampling.num_top_logprobs), strict=True):
+                requests[row].top_logprobs.append(top)
         for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
             requests[row].append_token(token, logprob)
 
 
 def top_logprobs(logits: Tensor, count: int) -> list[TopLogprobs]:
-    """The `count` most likely tokens of each row of logits (B, V)."""
+    """Returns the `count` most likely tokens of each row of logits (B, V)."""
     top = logits.float().log_softmax(-1).topk(count)
     rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [list(zip(tokens, values, strict=True)) for tokens, values in rows]

@@ -1,12 +1,13 @@
-"""Continuous batching: many different answers decoded at once, each in a row of its own.
+"""Continuous batching: decides in every step which requests decode and which prompts are prefilled.
 
-The one idea: a step is one chunk of unread prompts and one token for everybody who speaks. So a long prompt never
-keeps an answer waiting for longer than a chunk, whoever ends makes room, and whoever waits is read meanwhile. Rows are
-lists of blocks (model/cache.py): prompts of different length lie side by side, and what begins alike is read once.
+A step decodes one token of each running request, then prefills one chunk of prompts. A long prompt therefore delays
+running requests by one chunk at most, a finished request frees its row at once, and waiting requests are admitted as
+soon as rows are free. Rows are lists of cache blocks (model/cache.py), so prompts of different lengths share a batch,
+and a common prefix is computed once (prefix_cache.py).
 
-It does not know how a token is drawn (ticket.py, sample.py) nor what a model is (engine.py runs it).
+How a token is sampled is in request.py and sampling.py; runner.py runs the model.
 
-B rows, N prompts read together, T their longest part, C width, V vocabulary.
+B running rows, N prompts of one chunk, T longest part, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,103 +16,94 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fledgling.infer.prefix_cache import PrefixCache
-from fledgling.infer.prompt_lookup import PromptLookup
-from fledgling.infer.request import Request, sample_batch, top_logprobs
-from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.prefix_cache import BlockKey, PrefixCache
+from fledgling.infer.request import PromptLookup, Request, sample_batch, top_logprobs
+from fledgling.infer.runner import ModelRunner
 from fledgling.model.cache import CacheRow
 from fledgling.model.logprob import iterate_logits
 
-if TYPE_CHECKING:
-    from fledgling.infer.engine import Engine
-
-ADMIT_DIVISOR = 16  # a full house admits newcomers by sixteenths: one reading for several prompts
-PREFILL_TOKENS = 1 << 14  # of one chunk where nobody waits for a step: bounds the memory that activations take
-MAX_ATTENTION_SCORES = 1 << 21  # attention scores of a head, of one chunk that has a past: 8 MiB a head in fp32
+ADMIT_DIVISOR = 16  # a busy batch admits requests once 1/16 of its rows are free: several prompts share one prefill
+PREFILL_TOKENS = 1 << 14  # default chunk: bounds the memory of activations
+MAX_ATTENTION_SCORES = 1 << 21  # per head, of a chunk that attends to earlier blocks: 8 MiB a head in fp32
 
 
 @dataclass
 class SchedulerStats:
-    """What a decoder has done; `drafted` and `accepted` are tokens of guesses (lookahead.py)."""
+    """Counters of a scheduler. `drafted` and `accepted` count draft tokens of prompt lookup."""
 
-    prompt_tokens: int = 0  # of all prompts that were begun
-    cached_tokens: int = 0  # of them: known already, by another row or an earlier request
-    prefilled_tokens: int = 0  # of them: computed
+    prompt_tokens: int = 0  # of all admitted prompts
+    cached_tokens: int = 0  # of these: taken from another row or an earlier request
+    prefilled_tokens: int = 0  # of these: computed
     prefill_chunks: int = 0
-    decode_steps: int = 0  # in which somebody spoke
+    decode_steps: int = 0
     drafted: int = 0
     accepted: int = 0
 
     @property
     def prefix_hit_rate(self) -> float:
-        """Share of the prompts' tokens that need not be computed."""
+        """Share of prompt tokens that were cached, in [0, 1]."""
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     @property
     def acceptance_rate(self) -> float:
-        """Share of guessed tokens that held."""
+        """Share of draft tokens that were accepted, in [0, 1]."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
 
 class Scheduler:
-    """A batch of at most `rows` answers under way. `add` requests at any time, `step` until not `busy`.
+    """Runs requests in one batch: `add_request` at any time, call `step` while `has_unfinished`.
 
-    chunk: tokens of prompts read in one step. keep: prompts share what they begin with, also with earlier ones while
-    the cache holds no more than so many tokens (0: only those under way; None: nothing is shared). lookahead: tokens
-    guessed ahead in a step (lookahead.py; 0: none). None of them changes what is said.
+    None of the arguments changes the tokens of an answer.
+
+    Args:
+        runner: the model.
+        max_batch_size: requests that are admitted at once.
+        prefill_chunk: prompt tokens computed in one step.
+        prefix_cache_tokens: the cache keeps prefixes of finished requests while it holds no more tokens than this;
+            0 shares prefixes among running requests only, None shares nothing.
+        lookahead_tokens: draft tokens of a request in one step (`PromptLookup`); 0 disables drafts.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        runner: ModelRunner,
         max_batch_size: int,
         prefill_chunk: int = PREFILL_TOKENS,
         prefix_cache_tokens: int | None = 0,
         lookahead_tokens: int = 0,
     ) -> None:
-        self.engine, self.max_batch_size, self.prefill_chunk, self.lookahead_tokens = (
-            engine,
-            max_batch_size,
-            prefill_chunk,
-            lookahead_tokens,
-        )
+        self.runner = runner
+        self.max_batch_size = max_batch_size
+        self.prefill_chunk = prefill_chunk
+        self.lookahead_tokens = lookahead_tokens
         self.waiting: deque[Request] = deque()
         self.prefilling: deque[Request] = deque()
         self.running: list[Request] = []
-        self.cache = engine.new_cache()
+        self.cache = runner.new_cache()
         self.prefix_cache = None if prefix_cache_tokens is None else PrefixCache(self.cache, prefix_cache_tokens)
-        self.weights_version = engine.weights_version
+        self.weights_version = runner.weights_version
         self.stats = SchedulerStats()
 
     @property
     def has_unfinished(self) -> bool:
+        """Whether any request is waiting, prefilling or running."""
         return bool(self.waiting or self.prefilling or self.running)
 
-    def add_request(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingParams,
-        index: int = 0,
-        use_tools: bool = True,
-        score_prompt: bool = False,
-        generate: bool = True,
-    ) -> Request:
-        """Queue a prompt. Its tokens are a function of (prompt, weights, sampling, index) alone.
+    def add_request(self, request: Request) -> Request:
+        """Queues a request and returns it. Its tokens are a function of (prompt, weights, sampling, index) alone.
 
-        A prompt that leaves no room in the model's context is finished at once, with "context".
+        A request whose prompt fills the model's context is already finished, with "context".
         """
-        ticket = Request(self.engine, prompt, sampling, index, use_tools, score_prompt, generate)
-        if not ticket.finish_reason:
-            self.waiting.append(ticket)
-        return ticket
+        if not request.finish_reason:
+            self.waiting.append(request)
+        return request
 
     def cancel(self, request: Request) -> None:
-        """Stop working for a ticket; its row is free at once."""
+        """Removes a request and frees its row at once."""
         if request in self.waiting:
             self.waiting.remove(request)
         for leader in self.prefilling:
@@ -127,7 +119,7 @@ class Scheduler:
             self._release(request)
 
     def step(self) -> list[Request]:
-        """One token for everybody who speaks, then one chunk of prompts; return the tickets now finished."""
+        """Decodes a token of each running request, prefills one chunk of prompts, returns the finished requests."""
         with torch.inference_mode():
             self._admit()
             finished = [*self._decode(), *self._prefill()]
@@ -136,216 +128,219 @@ class Scheduler:
             self.cache.trim()
         return finished
 
-    # ---- coming and going ------------------------------------------------------------------------
+    # ---- admitting and releasing -----------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Let waiting tickets begin, as many as there are rows; who needs a block that is being read waits for it."""
+        """Admits waiting requests to free rows; a request whose next block is being prefilled waits for it."""
         if not self.waiting:
             return
-        if self.prefix_cache and self.weights_version != (now := self.engine.weights_version):
-            self.weights_version = now
+        if self.prefix_cache and self.weights_version != (current := self.runner.weights_version):
+            self.weights_version = current
             self.prefix_cache.clear()
-        taken = len(self.running) + sum(1 + len(ticket.duplicates) for ticket in self.prefilling)
-        room = min(self.max_batch_size - taken, len(self.waiting))
-        if not room or (taken and room < min(len(self.waiting), self.max_batch_size // ADMIT_DIVISOR)):
+        used_rows = len(self.running) + sum(1 + len(request.duplicates) for request in self.prefilling)
+        free_rows = min(self.max_batch_size - used_rows, len(self.waiting))
+        if not free_rows or (used_rows and free_rows < min(len(self.waiting), self.max_batch_size // ADMIT_DIVISOR)):
             return
-        leaders = {tuple(ticket.prompt): ticket for ticket in self.prefilling}
-        claims = {self._next_block(ticket) for ticket in self.prefilling}
-        for ticket in list(islice(self.waiting, room)):
-            leader = leaders.get(tuple(ticket.prompt))
-            if leader is not None and (leader.score_prompt or not ticket.score_prompt):
-                leader.duplicates.append(ticket)
-            elif not self._allocate(ticket, claims):
+        leaders = {tuple(request.prompt): request for request in self.prefilling}
+        pending_blocks = {self._next_block(request) for request in self.prefilling}
+        for request in list(islice(self.waiting, free_rows)):
+            leader = leaders.get(tuple(request.prompt))
+            if leader is not None and (leader.score_prompt or not request.score_prompt):
+                leader.duplicates.append(request)
+            elif not self._allocate(request, pending_blocks):
                 continue
             else:
-                leaders[tuple(ticket.prompt)] = ticket
-                self.prefilling.append(ticket)
-                claims.add(self._next_block(ticket))
-            self.waiting.remove(ticket)
-            self.stats.prompt_tokens += len(ticket.prompt)
+                leaders[tuple(request.prompt)] = request
+                self.prefilling.append(request)
+                pending_blocks.add(self._next_block(request))
+            self.waiting.remove(request)
+            self.stats.prompt_tokens += len(request.prompt)
 
-    def _next_block(self, ticket: Request):
-        return self.prefix_cache.next_block_key(ticket.prompt, ticket.prefix_nodes) if self.prefix_cache else None
+    def _next_block(self, request: Request) -> BlockKey | None:
+        """Returns the key of the next whole block that a request must compute."""
+        return self.prefix_cache.next_block_key(request.prompt, request.prefix_nodes) if self.prefix_cache else None
 
-    def _allocate(self, ticket: Request, claims: set) -> bool:
-        """Give the ticket what is known of its prompt; False where somebody is about to read what it needs next."""
-        ticket.weights_version = self.weights_version
-        if self.prefix_cache and not ticket.score_prompt:  # who wants all log-probabilities must read all
-            nodes = self.prefix_cache.match_prefix(ticket.prompt[:-1])[0]
-            wanted = self.prefix_cache.next_block_key(ticket.prompt, nodes)
-            if wanted is not None and wanted in claims:
+    def _allocate(self, request: Request, pending_blocks: set[BlockKey | None]) -> bool:
+        """Attaches the cached prefix of a prompt to its row; False where its next block is in `pending_blocks`."""
+        request.weights_version = self.weights_version
+        if self.prefix_cache and not request.score_prompt:  # scoring needs the hidden states of the whole prompt
+            nodes = self.prefix_cache.match_prefix(request.prompt[:-1])[0]
+            next_block = self.prefix_cache.next_block_key(request.prompt, nodes)
+            if next_block is not None and next_block in pending_blocks:
                 return False
-            ticket.prefix_nodes = self.prefix_cache.attach(ticket.row, ticket.prompt[:-1])
-            self.stats.cached_tokens += ticket.row.length
+            request.prefix_nodes = self.prefix_cache.attach(request.row, request.prompt[:-1])
+            self.stats.cached_tokens += request.row.length
         if self.lookahead_tokens:
-            ticket.prompt_lookup = PromptLookup(ticket.prompt, self.lookahead_tokens)
+            request.prompt_lookup = PromptLookup(request.prompt, self.lookahead_tokens)
         return True
 
-    def _release(self, ticket: Request) -> None:
-        """Let go of a ticket's row; what it held stays known where there is room."""
+    def _release(self, request: Request) -> None:
+        """Releases a request's row; its blocks stay in the prefix cache while there is room."""
         if self.prefix_cache:
-            said = [*ticket.prompt, *ticket.tokens]
-            ticket.row.length = min(ticket.row.length, len(said))  # interrupted between reading a guess and judging it
-            self._cache_prefix(ticket, said, ended=True)
-            self.prefix_cache.detach(ticket.prefix_nodes)
-        self.cache.release_row(ticket.row)
+            tokens = [*request.prompt, *request.tokens]
+            request.row.length = min(request.row.length, len(tokens))  # an interrupt may leave unverified draft tokens
+            self._cache_prefix(request, tokens, include_partial=True)
+            self.prefix_cache.detach(request.prefix_nodes)
+        self.cache.release_row(request.row)
 
-    def _cache_prefix(self, ticket: Request, tokens: Sequence[int], ended: bool = False) -> None:
-        """Note what a row holds, unless the weights have changed since it began."""
-        if self.prefix_cache and ticket.weights_version == self.weights_version == self.engine.weights_version:
-            self.prefix_cache.insert(ticket.row, tokens, ticket.prefix_nodes, ended)
+    def _cache_prefix(self, request: Request, tokens: Sequence[int], include_partial: bool = False) -> None:
+        """Inserts a row's blocks into the prefix cache, unless the weights have changed since the row was started."""
+        if self.prefix_cache and request.weights_version == self.weights_version == self.runner.weights_version:
+            self.prefix_cache.insert(request.row, tokens, request.prefix_nodes, include_partial)
 
-    # ---- one chunk of prompts --------------------------------------------------------------------
+    def _evict(self, requests: Sequence[Request], counts: Sequence[int]) -> None:
+        """Evicts cached prefixes to make room for `counts` more tokens of the requests' rows."""
+        if self.prefix_cache:
+            size = self.cache.block_size
+            missing = sum(_missing_blocks(r.row, count, size) for r, count in zip(requests, counts, strict=True))
+            self.prefix_cache.evict(missing)
+
+    def _collect_finished(self, requests: Sequence[Request]) -> list[Request]:
+        """Returns those of the requests that have finished, after releasing their rows."""
+        finished = [request for request in requests if request.finish_reason]
+        for request in finished:
+            self._release(request)
+        return finished
+
+    # ---- prefill: one chunk of prompts -----------------------------------------------------------
 
     def _prefill(self) -> list[Request]:
-        """Read the next part of some prompts; whose prompt is read draws a first token."""
+        """Prefills the next part of some prompts and samples the first token where a prompt is complete."""
         parts = self._select_prefill()
         if not parts:
             return []
-        tickets, counts = list(parts), list(parts.values())
-        self._evict(tickets, counts)
-        tokens = [t.prompt[t.row.length : t.row.length + n] for t, n in parts.items()]
-        hidden = self.engine.extend_cache(self.cache, [t.row for t in tickets], tokens)  # (N, T, C)
+        requests, counts = list(parts), list(parts.values())
+        self._evict(requests, counts)
+        tokens = [r.prompt[r.row.length : r.row.length + count] for r, count in parts.items()]
+        hidden = self.runner.extend_cache(self.cache, [r.row for r in requests], tokens)  # (N, T, C)
         self.stats.prefill_chunks += 1
         self.stats.prefilled_tokens += sum(counts)
-        for ticket, count, states in zip(tickets, counts, hidden, strict=True):
-            if ticket.score_prompt:
-                self._score_prompt(ticket, states[:count])
-            self._cache_prefix(ticket, ticket.prompt)
-        read = [number for number, ticket in enumerate(tickets) if not ticket.remaining_prompt_tokens]
-        for ticket in tickets:  # those with more to read queue up again: a short prompt does not wait for a long one
-            self.prefilling.remove(ticket)
-            if ticket.remaining_prompt_tokens:
-                self.prefilling.append(ticket)
-        if not read:
+        for request, count, states in zip(requests, counts, hidden, strict=True):
+            if request.score_prompt:
+                self._score_prompt(request, states[:count])
+            self._cache_prefix(request, request.prompt)
+        complete = [i for i, request in enumerate(requests) if not request.remaining_prompt_tokens]
+        for request in requests:  # incomplete prompts go to the end of the queue, so that short ones need not wait
+            self.prefilling.remove(request)
+            if request.remaining_prompt_tokens:
+                self.prefilling.append(request)
+        if not complete:
             return []
         device = hidden.device
-        last = torch.tensor([counts[number] - 1 for number in read], device=device)
-        logits = self.engine.compute_logits(hidden[torch.tensor(read, device=device), last])  # (n, V)
-        return self._sample_first([tickets[number] for number in read], logits)
+        last = torch.tensor([counts[i] - 1 for i in complete], device=device)
+        logits = self.runner.compute_logits(hidden[torch.tensor(complete, device=device), last])  # (n, V)
+        return self._sample_first([requests[i] for i in complete], logits)
 
     def _select_prefill(self) -> dict[Request, int]:
-        """How many tokens of which prompts are read next: the first in the queue, and others of its kind beside it.
+        """Chooses the prompts of the next chunk and how many tokens of each: {request: tokens}.
 
-        Prompts from their beginning are read as training rows are; those that go on attend to blocks, in another step.
+        The first prompt in the queue is joined by others of its kind: prompts without a cached prefix use the attention
+        of training, prompts with one attend to cache blocks, so the two are never in the same forward pass.
         """
         parts: dict[Request, int] = {}
         longest = 0
-        for ticket in self.prefilling:
-            first = next(iter(parts), ticket)
-            if bool(ticket.row.length) != bool(first.row.length):
+        for request in self.prefilling:
+            first = next(iter(parts), request)
+            if bool(request.row.length) != bool(first.row.length):
                 continue
             budget = self.prefill_chunk
-            if ticket.row.length:
-                budget = min(budget, max(self.cache.block_size, MAX_ATTENTION_SCORES // len(ticket.prompt)))
-            count = min(ticket.remaining_prompt_tokens, budget)
-            if parts and max(longest, count) * (len(parts) + 1) > budget:
+            if request.row.length:
+                budget = min(budget, max(self.cache.block_size, MAX_ATTENTION_SCORES // len(request.prompt)))
+            count = min(request.remaining_prompt_tokens, budget)
+            if parts and max(longest, count) * (len(parts) + 1) > budget:  # padding counts
                 break
-            parts[ticket] = count
+            parts[request] = count
             longest = max(longest, count)
         return parts
 
-    def _score_prompt(self, ticket: Request, states: Tensor) -> None:
-        """Note how likely the prompt's tokens after these hidden states (T, C) were."""
-        begin = ticket.row.length - len(states)
-        targets = ticket.prompt[begin + 1 : ticket.row.length + 1]
-        vocab_size, states = self.engine.model.config.vocab_size, states[: len(targets)]
-        for part, logits in iterate_logits(states, self.engine.compute_logits, vocab_size):
-            ids = torch.tensor(targets[part], device=states.device)
-            ticket.prompt_logprobs += logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].tolist()
-            if ticket.sampling.num_top_logprobs:
-                ticket.prompt_top_logprobs += top_logprobs(logits, ticket.sampling.num_top_logprobs)
+    def _score_prompt(self, request: Request, hidden: Tensor) -> None:
+        """Appends the log-probabilities of the prompt tokens that follow the hidden states (T, C)."""
+        start = request.row.length - len(hidden)
+        targets = request.prompt[start + 1 : request.row.length + 1]
+        vocab_size = self.runner.model.config.vocab_size
+        for part, logits in iterate_logits(hidden[: len(targets)], self.runner.compute_logits, vocab_size):
+            ids = torch.tensor(targets[part], device=hidden.device)
+            request.prompt_logprobs += logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].tolist()
+            if request.sampling.num_top_logprobs:
+                request.prompt_top_logprobs += top_logprobs(logits, request.sampling.num_top_logprobs)
 
     def _sample_first(self, leaders: list[Request], logits: Tensor) -> list[Request]:
-        """Draw the first token of every ticket whose prompt (of `logits`, a row each) is read, and seat who goes on."""
+        """Samples the first token of prefilled requests and their duplicates; returns those that finish with it.
+
+        Args:
+            leaders: requests whose prompt is complete.
+            logits: (len(leaders), V), after the last token of each prompt.
+        """
         self._fork_duplicates(leaders)
-        tickets, sources = [], []
+        sampled, sources = [], []
         for number, leader in enumerate(leaders):
-            for ticket in (leader, *leader.duplicates):
-                if ticket.token_limit:
-                    tickets.append(ticket)
+            for request in (leader, *leader.duplicates):
+                if request.token_limit:
+                    sampled.append(request)
                     sources.append(number)
                 else:
-                    ticket.finish_reason = ticket.limit_reason
-        everybody = [ticket for leader in leaders for ticket in (leader, *leader.duplicates)]
-        if tickets:
-            sample_batch(logits[torch.tensor(sources, device=logits.device)], tickets)
+                    request.finish_reason = request.limit_reason
+        requests = [request for leader in leaders for request in (leader, *leader.duplicates)]
+        if sampled:
+            sample_batch(logits[torch.tensor(sources, device=logits.device)], sampled)
         for leader in leaders:
             leader.duplicates = []
-        self.running += [ticket for ticket in everybody if not ticket.finish_reason]
-        return self._collect_finished(everybody)
+        self.running += [request for request in requests if not request.finish_reason]
+        return self._collect_finished(requests)
 
     def _fork_duplicates(self, leaders: Sequence[Request]) -> None:
-        """Let the tickets of the same prompt go on from where their leaders are."""
-        pairs = [(leader, follower) for leader in leaders for follower in leader.duplicates]
+        """Gives each duplicate a fork of its leader's row."""
+        pairs = [(leader, duplicate) for leader in leaders for duplicate in leader.duplicates]
         rows = self.cache.fork([leader.row for leader, _ in pairs])
-        for (leader, follower), row in zip(pairs, rows, strict=True):
-            follower.row = row
-            follower.prompt_logprobs, follower.prompt_top_logprobs = leader.prompt_logprobs, leader.prompt_top_logprobs
-            self.stats.cached_tokens += len(follower.prompt)
-            follower.weights_version = leader.weights_version
-            self._cache_prefix(follower, follower.prompt)
+        for (leader, duplicate), row in zip(pairs, rows, strict=True):
+            duplicate.row = row
+            duplicate.prompt_logprobs = leader.prompt_logprobs
+            duplicate.prompt_top_logprobs = leader.prompt_top_logprobs
+            self.stats.cached_tokens += len(duplicate.prompt)
+            duplicate.weights_version = leader.weights_version
+            self._cache_prefix(duplicate, duplicate.prompt)
             if self.lookahead_tokens:
-                follower.prompt_lookup = PromptLookup(follower.prompt, self.lookahead_tokens)
+                duplicate.prompt_lookup = PromptLookup(duplicate.prompt, self.lookahead_tokens)
 
-    # ---- one token for everybody -----------------------------------------------------------------
+    # ---- decode: one token of each running request -----------------------------------------------
 
     def _decode(self) -> list[Request]:
-        """Draw the next token of every live ticket; more than one where its guess holds."""
-        tickets = self.running
-        if not tickets:
+        """Samples the next token of each running request; several where draft tokens are accepted."""
+        requests = self.running
+        if not requests:
             return []
-        guesses = [self._propose_draft(ticket) for ticket in tickets]
-        counts = [1 + len(guess) for guess in guesses]
-        self._evict(tickets, counts)
-        tokens = [[ticket.tokens[-1], *guess] for ticket, guess in zip(tickets, guesses, strict=True)]
-        lengths = [ticket.row.length for ticket in tickets]
-        hidden = self.engine.extend_cache(self.cache, [ticket.row for ticket in tickets], tokens)  # (B, T, C)
-        logits = self.engine.compute_logits(hidden)  # (B, T, V)
+        drafts = [request.propose_draft() for request in requests]
+        counts = [1 + len(draft) for draft in drafts]
+        self._evict(requests, counts)
+        tokens = [[request.tokens[-1], *draft] for request, draft in zip(requests, drafts, strict=True)]
+        lengths = [request.row.length for request in requests]
+        hidden = self.runner.extend_cache(self.cache, [request.row for request in requests], tokens)  # (B, T, C)
+        logits = self.runner.compute_logits(hidden)  # (B, T, V)
         self.stats.decode_steps += 1
-        going, agreed = list(range(len(tickets))), [0] * len(tickets)
-        for place in range(max(counts)):
-            rows = slice(None) if len(going) == len(tickets) else torch.tensor(going, device=logits.device)
-            sample_batch(logits[rows, place], [tickets[number] for number in going])
-            going = [number for number in going if _draft_matches(tickets[number], guesses[number], place)]
-            if not going:
+        active, accepted = list(range(len(requests))), [0] * len(requests)
+        for position in range(max(counts)):
+            rows = slice(None) if len(active) == len(requests) else torch.tensor(active, device=logits.device)
+            sample_batch(logits[rows, position], [requests[i] for i in active])
+            active = [i for i in active if _draft_matches(requests[i], drafts[i], position)]
+            if not active:
                 break
-            for number in going:
-                agreed[number] += 1
-        for ticket, guess, length, held in zip(tickets, guesses, lengths, agreed, strict=True):
-            ticket.row.length = length + 1 + held
-            if ticket.prompt_lookup:
-                ticket.prompt_lookup.update(len(guess), held)
-        self.stats.drafted += sum(map(len, guesses))
-        self.stats.accepted += sum(agreed)
-        self.running = [ticket for ticket in tickets if not ticket.finish_reason]
-        return self._collect_finished(tickets)
-
-    def _propose_draft(self, ticket: Request) -> list[int]:
-        if ticket.prompt_lookup is None or ticket.forced_tokens:
-            return []
-        return ticket.prompt_lookup.propose(ticket.token_limit - len(ticket.tokens) - 1)
-
-    def _collect_finished(self, tickets: Sequence[Request]) -> list[Request]:
-        """Those of the tickets that have ended, their rows let go."""
-        ended = [ticket for ticket in tickets if ticket.finish_reason]
-        for ticket in ended:
-            self._release(ticket)
-        return ended
-
-    def _evict(self, tickets: Sequence[Request], counts: Sequence[int]) -> None:
-        """Have as many blocks let go as these tokens may need."""
-        if self.prefix_cache:
-            size = self.cache.block_size
-            needed = sum(_missing_blocks(t.row, n, size) for t, n in zip(tickets, counts, strict=True))
-            self.prefix_cache.evict(needed)
+            for i in active:
+                accepted[i] += 1
+        for request, draft, length, count in zip(requests, drafts, lengths, accepted, strict=True):
+            request.row.length = length + 1 + count
+            if request.prompt_lookup:
+                request.prompt_lookup.update(len(draft), count)
+        self.stats.drafted += sum(map(len, drafts))
+        self.stats.accepted += sum(accepted)
+        self.running = [request for request in requests if not request.finish_reason]
+        return self._collect_finished(requests)
 
 
-def _missing_blocks(row: CacheRow, count: int, size: int) -> int:
-    """Blocks that a row lacks for `count` more tokens."""
-    return max(0, -(-(row.length + count) // size) - len(row.block_table))
+def _missing_blocks(row: CacheRow, count: int, block_size: int) -> int:
+    """Returns how many blocks a row lacks for `count` more tokens."""
+    return max(0, -(-(row.length + count) // block_size) - len(row.block_table))
 
 
-def _draft_matches(ticket: Request, guess: Sequence[int], place: int) -> bool:
-    """Whether the token just drawn is the guessed one, and the answer goes on."""
-    return not ticket.finish_reason and place < len(guess) and ticket.tokens[-1] == guess[place]
+def _draft_matches(request: Request, draft: Sequence[int], position: int) -> bool:
+    """Whether the token just sampled equals the draft token at `position`, and the request is unfinished."""
+    return not request.finish_reason and position < len(draft) and request.tokens[-1] == draft[position]

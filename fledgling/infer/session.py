@@ -1,59 +1,81 @@
-"""A conversation that remembers: turns, what the model has already read of them, and what fits its context.
+"""A conversation of several turns: what is cached of it, and which of its turns fit the model's context.
 
-The one idea: the conversation is kept in tokens, as they were drawn, so that each turn begins with all that
-the cache holds and only what is new is read. When the context overflows the oldest turns are forgotten, and
-it is said. An answer may be abandoned at any point: what was said of it stays said.
-
-It prints nothing: cli/chat.py does.
+The conversation is kept as tokens, exactly as they were sampled, so each turn begins with everything that the cache
+holds and only new tokens are computed. When the context overflows, the oldest turns are dropped and a notice says so.
+An answer may be abandoned at any point; its tokens so far stay in the conversation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from fledgling.config import UserError
 from fledgling.infer.detokenizer import AnswerDetokenizer, ContentPart, decode_parts
 from fledgling.infer.engine import Engine, FinishEvent
+from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.scheduler import Scheduler
+from fledgling.infer.tools import CALCULATOR, Tool
+from fledgling.runtime.device import choose_dtype
+from fledgling.runtime.world import choose_device
 from fledgling.text.conversation import render_prompt
 
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
 
-CACHED_CONTEXTS = 2  # contexts' worth of tokens: the conversation, and what was said before it was cleared
-ANSWER_DIVISOR = 4  # a quarter of the context is kept free for the answer, or max_tokens where that is less
+CACHED_CONTEXTS = 2  # cache size in contexts: the conversation, and the one before it was cleared
+ANSWER_DIVISOR = 4  # 1/4 of the context is reserved for the answer, or max_new_tokens where that is less
 
 
 @dataclass(frozen=True)
 class SessionNotice:
-    """Something the person should know about the conversation itself."""
+    """A message to the user about the conversation itself."""
 
     text: str
 
 
 @dataclass
 class Turn:
-    """What the user said, and the tokens of the answer so far."""
+    """The user's text, and the tokens of the answer so far."""
 
     user_text: str
     answer_tokens: list[int] = field(default_factory=list)
 
 
+def load_chat_engine(checkpoint: Path, device: str = "auto", tool: Tool = CALCULATOR) -> tuple[Engine, dict[str, Any]]:
+    """Loads a checkpoint for conversations, in the dtype that is fastest on the device.
+
+    Returns:
+        The engine and the checkpoint's state.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded, or its tokenizer has no tokens for conversations.
+    """
+    torch_device = torch.device(choose_device(device))
+    model, tokenizer, state = load_model(checkpoint, torch_device)
+    missing = [token for token in ("<|user_start|>", "<|assistant_end|>") if token not in tokenizer.special_tokens]
+    if missing:
+        raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
+    return Engine(model, tokenizer, dtype=choose_dtype(torch_device), tool=tool), state
+
+
 class ChatSession:
-    """Talks with a model: `reply` to each text in turn. `system` goes before the first turn that is kept."""
+    """A conversation: `reply` to each text in turn. The `system` prompt precedes the first turn that is kept."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer | None = None, system: str = "") -> None:
         self.engine = engine
         self.tokenizer = tokenizer or engine.tokenizer
         self.system = system
         self.turns: list[Turn] = []
-        self.scheduler = Scheduler(engine, 1, prefix_cache_tokens=CACHED_CONTEXTS * engine.context)
+        self.scheduler = engine.make_scheduler(1, prefix_cache_tokens=CACHED_CONTEXTS * engine.context)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation so far as messages, the answers in parts."""
+        """The conversation so far as messages; answers are lists of parts."""
         messages: list[dict[str, Any]] = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
             messages.append({"role": "user", "content": turn.user_text})
@@ -61,57 +83,58 @@ class ChatSession:
         return messages
 
     def clear(self) -> None:
-        """Forget the conversation; what was read of its beginning is still good when it is said again."""
+        """Drops all turns; the cache keeps their keys and values for a conversation that begins the same."""
         self.turns = []
 
     def pop_turn(self) -> str | None:
-        """Forget the newest turn; returns what the user said in it, None where nothing was said yet."""
+        """Drops the newest turn and returns its user text; None where there is no turn."""
         return self.turns.pop().user_text if self.turns else None
 
     def reply(
         self, text: str, sampling: SamplingParams | None = None
     ) -> Iterator[ContentPart | SessionNotice | FinishEvent]:
-        """Answer `text`: pieces as they are drawn, notices, and a Finish at the end.
+        """Answers `text`: yields content parts as they are sampled, notices, and a FinishEvent at the end.
 
-        Abandoning the iterator (close, Ctrl-C) ends the turn with what was said by then; a turn without an
-        answer is taken back. A text too long for the context is refused with a notice, and "context".
+        Abandoning the iterator (close, Ctrl-C) ends the turn with the answer so far; a turn without an answer is
+        dropped. A text that is too long for the context is refused with a notice and the finish reason "context".
         """
         sampling = sampling or SamplingParams()
         if not text.strip():
-            yield SessionNotice("nothing was said")
+            yield SessionNotice("the message is empty")
             yield FinishEvent("stop")
             return
         turn = Turn(text)
         self.turns.append(turn)
         try:
-            prompt, forgotten = self._fit_context(sampling)
+            prompt, dropped = self._fit_context(sampling)
             if not prompt:
                 size, context = len(self._prompt([turn])), self.engine.context
-                yield SessionNotice(f"that is {size} tokens, and the model's whole context is {context}: say less")
+                yield SessionNotice(f"the message has {size} tokens and the model's context {context}: shorten it")
                 yield FinishEvent("context")
                 return
-            if forgotten:
-                turns = "the oldest turn" if forgotten == 1 else f"the {forgotten} oldest turns"
-                yield SessionNotice(f"the conversation no longer fits the model's context: {turns} forgotten")
+            if dropped:
+                turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
+                yield SessionNotice(f"the conversation exceeds the model's context: {turns} dropped")
             yield from self._answer(turn, prompt, sampling)
         finally:
             if not turn.answer_tokens:
-                self.turns = [kept for kept in self.turns if kept is not turn]
+                self.turns = [other for other in self.turns if other is not turn]
 
     def _answer(self, turn: Turn, prompt: list[int], sampling: SamplingParams) -> Iterator[ContentPart | FinishEvent]:
-        stream = AnswerDetokenizer(self.tokenizer)
+        detokenizer = AnswerDetokenizer(self.tokenizer)
         for event in self.engine.stream(prompt, sampling, scheduler=self.scheduler, index=len(self.turns) - 1):
             if isinstance(event, FinishEvent):
-                yield from stream.finish()
+                yield from detokenizer.finish()
                 yield event
             else:
                 turn.answer_tokens.append(event.id)
-                yield from stream.push(event.id)
+                yield from detokenizer.push(event.id)
 
     def _fit_context(self, sampling: SamplingParams) -> tuple[list[int], int]:
-        """Drop the oldest turns until the prompt leaves room for an answer.
+        """Drops the oldest turns until the prompt leaves room for an answer.
 
-        Returns the prompt, and how many turns were dropped; no prompt if the newest turn alone leaves none.
+        Returns:
+            The prompt and the number of dropped turns; an empty prompt if the newest turn alone leaves no room.
         """
         room = self.engine.context - min(sampling.max_new_tokens, self.engine.context // ANSWER_DIVISOR)
         for first in range(len(self.turns)):
@@ -122,14 +145,14 @@ class ChatSession:
         return [], 0
 
     def _prompt(self, turns: list[Turn]) -> list[int]:
-        """The tokens up to where the newest answer begins."""
+        """Returns the tokens up to where the answer of the last turn begins, and that answer's tokens so far."""
         tokens: list[int] = []
         for turn in turns:
             messages = [{"role": "user", "content": turn.user_text}]
             if not tokens and self.system:
                 messages.insert(0, {"role": "system", "content": self.system})
-            asked = render_prompt(self.tokenizer, {"messages": messages})
-            tokens += asked[1:] if tokens else asked  # bos only once
+            prompt = render_prompt(self.tokenizer, {"messages": messages})
+            tokens += prompt[1:] if tokens else prompt  # bos only once
             tokens += turn.answer_tokens
             if turn is not turns[-1] and tokens[-1] != self.tokenizer.assistant_end:
                 tokens.append(self.tokenizer.assistant_end)

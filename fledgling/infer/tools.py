@@ -1,11 +1,9 @@
-"""The tools, and the state machine that lets a model use one in the middle of an answer.
+"""The tools that a model can call inside an answer: the calculator, and Python in the sandbox.
 
-The one idea: what a model writes is hostile text. It is parsed by a small grammar whose every number,
-power, nesting and length has a bound, so the worst expression costs microseconds; whatever goes wrong
-becomes a short text for the model to read. The result returns as ordinary text, never as control tokens.
-
-The calculator is not Python: nothing is evaluated, and there are no names. The python tool asks it first and gives
-what its grammar refuses to the sandbox's interpreter, in another process; nothing is ever evaluated in this one.
+What a model writes is untrusted text. The calculator parses it with a small grammar that bounds every number, power,
+nesting and length, so the most expensive expression takes microseconds; an error becomes a short text for the model to
+read. The result returns as ordinary text, never as control tokens. The calculator has no names and evaluates no Python;
+`run_python` passes what the grammar refuses to the sandbox's interpreter, which runs in another process.
 """
 
 from __future__ import annotations
@@ -20,38 +18,35 @@ if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 200  # of an expression
-MAX_LITERAL_DIGITS = 30  # of one number as written
-MAX_DEPTH = 16  # of brackets, signs and towers of powers
+MAX_LITERAL_DIGITS = 30  # of one number in an expression
+MAX_DEPTH = 16  # of nested brackets, signs and powers
 MAX_EXPONENT = 256
-MAX_BITS = 1024  # of a numerator or denominator on the way
-MAX_DIGITS = 40  # before the point, as printed
-DECIMALS = 6  # after the point, as printed
-MAX_RESULT_CHARACTERS = 200  # characters of what the python tool answers
+MAX_BITS = 1024  # of the numerator or denominator of an intermediate value
+MAX_DIGITS = 40  # before the decimal point of a result
+DECIMALS = 6  # after the decimal point of a result
+MAX_RESULT_CHARACTERS = 200  # of the result of the python tool
 
 _TOKEN = re.compile(r"\s*(?:(?P<number>[0-9][0-9,]*(?:\.[0-9]*)?|\.[0-9]+)|(?P<sign>\*\*|[-+*/()]))", re.ASCII)
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?", re.ASCII)
 
 
 class CalculationError(Exception):
-    """Why an expression has no value, in a few words."""
+    """Why an expression has no value; the message is shown to the model."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """What runs between `python_start` and `python_end`: text to text, never raising.
+    """A function that answers the text between `python_start` and `python_end`."""
 
-    A call of more than `longest` tokens is not run.
-    """
-
-    run: Callable[[str], str]
-    max_call_tokens: int
+    run: Callable[[str], str]  # never raises
+    max_call_tokens: int  # a longer call is not run
 
 
 def calculate(expression: str) -> str:
-    """The value of an expression over + - * / ** ( ), integers and decimals, as text; or "error: reason".
+    """Returns the value of an expression over + - * / ** ( ), integers and decimals, as text; or "error: reason".
 
-    Arithmetic is exact, on fractions; only printing rounds, to six decimals without trailing zeros.
-    Commas are accepted between groups of three digits. Signs and powers bind as they do in Python.
+    Arithmetic is exact, on fractions; only the result is rounded, to six decimals without trailing zeros. Commas are
+    accepted between groups of three digits. Signs and powers have the precedence of Python.
     """
     try:
         return _format_number(_Parser(_tokenize_expression(expression)).parse())
@@ -60,17 +55,18 @@ def calculate(expression: str) -> str:
 
 
 def _tokenize_expression(expression: str) -> list[str]:
+    """Splits an expression into numbers and operators."""
     if len(expression) > MAX_CHARACTERS:
         raise CalculationError("too long")
     expression = expression.strip()
-    pieces, place = [], 0
-    while place < len(expression):
-        match = _TOKEN.match(expression, place)
+    symbols, position = [], 0
+    while position < len(expression):
+        match = _TOKEN.match(expression, position)
         if match is None:
             raise CalculationError("invalid syntax")
-        pieces.append(match["number"] or match["sign"])
-        place = match.end()
-    return pieces
+        symbols.append(match["number"] or match["sign"])
+        position = match.end()
+    return symbols
 
 
 def _parse_number(literal: str) -> Fraction:
@@ -91,7 +87,7 @@ def _check_size(value: Fraction) -> Fraction:
 def _format_number(value: Fraction) -> str:
     if abs(value) >= 10**MAX_DIGITS:
         raise CalculationError("number too large")
-    scaled = round(abs(value) * 10**DECIMALS)  # to the nearest, ties to even
+    scaled = round(abs(value) * 10**DECIMALS)  # nearest, ties to even
     whole, decimals = divmod(scaled, 10**DECIMALS)
     sign = "-" if value < 0 and scaled else ""
     return f"{sign}{whole}.{decimals:0{DECIMALS}d}".rstrip("0").rstrip(".")
@@ -100,24 +96,24 @@ def _format_number(value: Fraction) -> str:
 class _Parser:
     """Recursive descent: sum of products of signed powers; `depth` bounds the recursion."""
 
-    def __init__(self, pieces: list[str]) -> None:
-        self.pieces = pieces
-        self.place = 0
+    def __init__(self, symbols: list[str]) -> None:
+        self.symbols = symbols
+        self.position = 0
         self.depth = 0
 
     def parse(self) -> Fraction:
         value = self._sum()
-        if self.place != len(self.pieces):
+        if self.position != len(self.symbols):
             raise CalculationError("invalid syntax")
         return value
 
     def _peek(self) -> str:
-        return self.pieces[self.place] if self.place < len(self.pieces) else ""
+        return self.symbols[self.position] if self.position < len(self.symbols) else ""
 
     def _next(self) -> str:
-        piece = self._peek()
-        self.place += 1
-        return piece
+        symbol = self._peek()
+        self.position += 1
+        return symbol
 
     def _sum(self) -> Fraction:
         value = self._product()
@@ -152,7 +148,7 @@ class _Parser:
         base = self._atom()
         if self._peek() != "**":
             return base
-        self.place += 1
+        self.position += 1
         exponent = self._signed()
         if exponent.denominator != 1:
             raise CalculationError("exponent is not an integer")
@@ -165,21 +161,21 @@ class _Parser:
         return _check_size(base**power)
 
     def _atom(self) -> Fraction:
-        piece = self._next()
-        if piece == "(":
+        symbol = self._next()
+        if symbol == "(":
             value = self._sum()
             if self._next() != ")":
                 raise CalculationError("unbalanced brackets")
             return value
-        if not piece or piece in "+-**/)":
+        if not symbol or symbol in "+-**/)":
             raise CalculationError("invalid syntax")
-        return _parse_number(piece)
+        return _parse_number(symbol)
 
 
 def run_python(code: str) -> str:
-    """What the calculator says; where its grammar refuses, what the sandbox's interpreter prints and returns.
+    """Returns the calculator's result; for text outside its grammar, what the sandbox's interpreter prints and returns.
 
-    A number that the calculator finds too large stays so: only what is no calculation becomes a program.
+    A number that is too large for the calculator is an error: only text that is no calculation is run as a program.
     """
     result = calculate(code)
     if result.removeprefix("error: ") not in ("invalid syntax", "misplaced comma", "unbalanced brackets", "too long"):
@@ -196,11 +192,7 @@ PYTHON = Tool(run_python, 2000)
 
 
 class ToolState:
-    """Watches the tokens of one answer; after `python_start expression python_end` it asks for the result.
-
-    `feed` takes each token in turn, forced ones too, and returns the tokens that must follow it: most
-    often none, else `output_start`, the result as ordinary text, `output_end`.
-    """
+    """Detects tool calls in the tokens of one answer: `python_start expression python_end`, and runs them."""
 
     def __init__(self, tokenizer: Tokenizer, tool: Tool = CALCULATOR) -> None:
         self.tokenizer = tokenizer
@@ -208,20 +200,18 @@ class ToolState:
         self.start, self.end = tokenizer.python_start, tokenizer.python_end
         self.expression: list[int] | None = None  # None: outside a call
 
-    @property
-    def collecting(self) -> bool:
-        return self.expression is not None
-
     def feed(self, token: int) -> list[int]:
+        """Takes the next token, forced or sampled, and returns the tokens that must follow it.
+
+        These are none, or after a call: `output_start`, the result as ordinary text, `output_end`.
+        """
         if token == self.start:
             self.expression = []
         elif self.expression is not None and token == self.end:
-            expression = self.tokenizer.decode_bytes(self.expression).decode("utf-8", "replace")
-            result = (
-                "error: too long" if len(self.expression) > self.tool.max_call_tokens else self.tool.run(expression)
-            )
+            call = self.tokenizer.decode_bytes(self.expression).decode("utf-8", "replace")
+            result = "error: too long" if len(self.expression) > self.tool.max_call_tokens else self.tool.run(call)
             self.expression = None
             return [self.tokenizer.output_start, *self.tokenizer.encode(result), self.tokenizer.output_end]
         elif self.expression is not None and len(self.expression) <= self.tool.max_call_tokens:
-            self.expression.append(token)  # one over the bound is enough to be refused
+            self.expression.append(token)  # one token over the limit is enough for the error
         return []

@@ -1,8 +1,9 @@
-"""Causal self-attention with grouped key/value heads. Start with `Attention.forward`, which chooses one of four ways:
+"""Causal self-attention with grouped key/value heads. Start with `Attention.forward`, which chooses one of five ways:
 
     blockwise_attention   short rows on a CPU, in training and prefill
     sdpa                  long rows and GPUs: PyTorch's kernel
     windowed_sdpa         the same with a window (window.py)
+    flex_sdpa             training with a block mask on CUDA (cuda_attention.py)
     paged_attention       new tokens after those of a cache, block by block
 
 Where queries and keys are normalized, |q k| / sqrt(D) <= sqrt(D) and the softmax needs no maximum. So for short rows
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from fledgling.model.cache import CacheBatch
 from fledgling.model.config import ModelConfig
+from fledgling.model.cuda_attention import BlockMask, flex_sdpa
 from fledgling.model.feed_forward import apply_linear
 from fledgling.model.norm import RMSNorm
 from fledgling.model.positions import Rotary, apply_rotary
@@ -254,7 +256,7 @@ class Attention(nn.Module):
         tree: TreeMask | None = None,
         deferred_scale: Tensor | None = None,
         tokens: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
     ) -> Tensor:
         """Computes attention, (B, T, C) -> (B, T, C).
 
@@ -265,7 +267,7 @@ class Attention(nn.Module):
             cache_batch: keys and values before x, extended by those of x; None without a cache.
             deferred_scale: (B, T, 1), a factor of x still to be applied (flash_norm.py).
             tokens: (B, T), for value embeddings.
-            mask: `make_attention_mask`, for rows that do not take `blockwise_attention`.
+            mask: `make_attention_mask`, for rows that do not take `blockwise_attention`; or a block mask for CUDA.
         """
         batch, time, width = x.shape
 
@@ -282,6 +284,8 @@ class Attention(nn.Module):
             cache_batch.write(self.layer, k, v)
         if cache_batch is not None and not cache_batch.starts_empty:  # else a prompt is read like a training row
             y = paged_attention(q, cache_batch, self.layer, self.bounded, self.window_size)
+        elif isinstance(mask, BlockMask):
+            y = flex_sdpa(q, k, v, mask)
         elif uses_blockwise_attention(x):
             repeats = self.heads // self.kv_heads
             if repeats > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from fledgling.model.config import ModelConfig
+from fledgling.model.cuda_attention import MIN_HEAD_WIDTH
 from fledgling.model.logprob import compile_logprob_kernels
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.device import DeviceSetup
@@ -21,4 +22,5 @@ def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -
         compile_logprob_kernels()
         for block in model.blocks:
             block.compile(dynamic=False)
+        model.use_block_masks = device.type == "cuda" and config.head_width >= MIN_HEAD_WIDTH
     return model

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fledgling.model.logit_chunks import tokens_per_chunk
+from fledgling.model.head_chunk import head_chunk_tokens
 
 IGNORE_INDEX = -1
 TANH_NUMERATOR = (
@@ -110,9 +110,9 @@ def _chunk_logprobs(
     return logprobs, sums, g
 
 
-def _chunk_slices(count: int, vocab_size: int) -> Iterator[slice]:
-    size = tokens_per_chunk(vocab_size)
-    for start in range(0, count, size):
+def _chunk_slices(hidden_states: Tensor, vocab_size: int) -> Iterator[slice]:
+    size = head_chunk_tokens(vocab_size, hidden_states.device.type)
+    for start in range(0, len(hidden_states), size):
         yield slice(start, start + size)
 
 
@@ -140,7 +140,7 @@ class _CrossEntropySum(torch.autograd.Function):
         hidden_grad = torch.empty(hidden_states.shape if needs_grad else 0, dtype=torch.float32, device=device)
         weight_grad = torch.zeros(weight.shape if needs_grad else 0, dtype=torch.float32, device=weight.device)
         total = torch.zeros((), dtype=torch.float32, device=device)
-        for part in _chunk_slices(len(hidden_states), len(weight)):
+        for part in _chunk_slices(hidden_states, len(weight)):
             mask = (targets[part] != IGNORE_INDEX).float()
             logprobs, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], cap)
             total -= (logprobs * mask).sum()
@@ -163,7 +163,7 @@ class _TargetLogprobs(torch.autograd.Function):
     def forward(ctx, hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
         cast = weight.to(hidden_states.dtype)
         parts = []
-        for part in _chunk_slices(len(hidden_states), len(weight)):
+        for part in _chunk_slices(hidden_states, len(weight)):
             logprobs = _chunk_logprobs(hidden_states[part], cast, targets[part], cap)[0]
             parts.append(torch.where(targets[part] != IGNORE_INDEX, logprobs, 0.0))
         ctx.cap = cap
@@ -176,7 +176,7 @@ class _TargetLogprobs(torch.autograd.Function):
         cast = weight.to(hidden_states.dtype)
         hidden_grad = torch.empty(hidden_states.shape, dtype=torch.float32, device=hidden_states.device)
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        for part in _chunk_slices(len(hidden_states), len(weight)):
+        for part in _chunk_slices(hidden_states, len(weight)):
             _, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], ctx.cap)
             coefficients = torch.where(targets[part] != IGNORE_INDEX, grad[part], 0.0)
             scale = (-coefficients / sums)[:, None]
@@ -215,5 +215,5 @@ def iterate_logits(
     hidden_states: Tensor, compute_logits: Callable[[Tensor], Tensor], vocab_size: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields (tokens, logits): a slice of hidden_states (N, C) and that chunk's logits (n, V), one chunk at a time."""
-    for part in _chunk_slices(len(hidden_states), vocab_size):
+    for part in _chunk_slices(hidden_states, vocab_size):
         yield part, compute_logits(hidden_states[part])

@@ -10,12 +10,15 @@ B batch, T time, C width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from fledgling.model.attention import Attention, TreeMask, make_attention_mask, uses_blockwise_attention
 from fledgling.model.cache import CacheBatch
 from fledgling.model.config import ModelConfig
+from fledgling.model.cuda_attention import BlockMask, make_block_masks
 from fledgling.model.feed_forward import apply_linear, make_feed_forward
 from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
 from fledgling.model.norm import RMSNorm, make_norm
@@ -47,7 +50,7 @@ class TransformerBlock(nn.Module):
         tree: TreeMask | None = None,
         tokens: Tensor | None = None,
         embeddings: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C); tokens (B, T) and embeddings (B, T, C) are the model's input; see `Attention`."""
         x = x if self.residual is None else self.residual(x, embeddings)
@@ -71,6 +74,7 @@ class Transformer(nn.Module):
         self.positions = make_positions(config)
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.depth))
         self.norm = make_norm(config)
+        self.use_block_masks = False  # for blocks compiled for CUDA: documents and windows without a (T, T) mask
         if not config.tie_embeddings:
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
 
@@ -147,16 +151,20 @@ class Transformer(nn.Module):
             x, rotary = self.positions(x, slice(0, tokens.shape[1]))
         else:
             x, rotary = self.positions(x, cache_batch.positions.clamp(max=self.config.context - 1))
-        mask = None
-        if cache_batch is None and not uses_blockwise_attention(x) and (document_ids is not None or tree is not None):
-            mask = make_attention_mask(x, document_ids, tree)
         training = torch.is_grad_enabled() and cache_batch is None  # else a compiled block is not worth its compilation
+        window_sizes = [self.config.layer_window_size(layer) for layer in range(self.config.depth)]
+        masks: Mapping[int | None, Tensor | BlockMask | None] = dict.fromkeys(window_sizes)
+        if self.use_block_masks and training and tree is None:
+            masks = make_block_masks(document_ids, tokens.shape[1], tokens.device, window_sizes)
+            document_ids = None
+        elif cache_batch is None and not uses_blockwise_attention(x) and (document_ids is not None or tree is not None):
+            masks = dict.fromkeys(window_sizes, make_attention_mask(x, document_ids, tree))
         embeddings = x if self.config.residual_scalars else None
-        for block in self.blocks:
+        for block, window_size in zip(self.blocks, window_sizes, strict=True):
             if embeddings is not None:  # a node for each layer: gradients are added in pairs, in one order on any ranks
                 embeddings = embeddings.view_as(embeddings)
             run = block if training else block.forward
-            x = run(x, rotary, document_ids, cache_batch, tree, tokens, embeddings, mask)
+            x = run(x, rotary, document_ids, cache_batch, tree, tokens, embeddings, masks[window_size])
         return self.norm(x)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:

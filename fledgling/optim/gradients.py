@@ -188,7 +188,10 @@ def compute_gradient_norm(gradients: Mapping[str, Tensor], partition: Partition,
             named[bucket.names[0]] = by_rank.flatten()[: bucket.num_units]
         else:  # a matrix of each rank
             named |= {name: by_rank[rank] for rank, name in enumerate(bucket.names)}
-    return float(torch.cat([named[name] for name in sorted(named)]).double().square().sum().sqrt())
+    sorted_terms = torch.cat([named[name] for name in sorted(named)])
+    if sorted_terms.device.type == "cpu":  # some devices have no float64, and so few terms do not need it there
+        sorted_terms = sorted_terms.double()
+    return float(sorted_terms.square().sum().sqrt())
 
 
 def _tensor_norms(gradient: Tensor, by_row: bool) -> Tensor:

@@ -6,7 +6,7 @@ paper, compiled, and applied to a shard. Names that end in `_` work in place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -116,6 +116,20 @@ def orthogonalize(
     return (x.mT if tall else x).float()
 
 
+def muon_direction_(
+    gradient: Tensor,
+    momentum_buffer: Tensor,
+    momentum: float,
+    steps: int,
+    dtype: torch.dtype,
+    pad_to_pair: bool,
+    variant: str,
+) -> Tensor:
+    """Returns Muon's orthogonal directions (n, rows, columns); updates the momentum buffer, overwrites the gradient."""
+    momentum_buffer.lerp_(gradient, 1 - momentum)
+    return orthogonalize(gradient.lerp_(momentum_buffer, momentum), steps, dtype, pad_to_pair, variant)
+
+
 def muon_(
     parameters: Sequence[Tensor],
     gradient: Tensor,
@@ -129,6 +143,7 @@ def muon_(
     variant: str = "jordan",
     exp_avg_sq_row: Tensor | None = None,
     cautious: bool = False,
+    make_direction: Callable[..., Tensor] = muon_direction_,
 ) -> None:
     """Makes one step of Muon with Nesterov momentum, in place, on n matrices of one shape.
 
@@ -143,13 +158,17 @@ def muon_(
         steps, dtype, pad_to_pair, variant: of `orthogonalize`.
         exp_avg_sq_row: (n, rows), the state of NorMuon (`normalize_rows_`); None for Muon.
         cautious: decay only the values that the update moves nearer to 0 (arXiv 2510.12402).
+        make_direction: `muon_direction_`, or its compiled form.
     """
-    momentum_buffer.lerp_(gradient, 1 - momentum)
-    update = orthogonalize(gradient.lerp_(momentum_buffer, momentum), steps, dtype, pad_to_pair, variant)
+    update = make_direction(gradient, momentum_buffer, momentum, steps, dtype, pad_to_pair, variant)
     if exp_avg_sq_row is not None:
         normalize_rows_(update, exp_avg_sq_row)
     rows, columns = gradient.shape[-2:]
     update *= lr * max(1.0, rows / columns) ** 0.5
+    if gradient.device.type != "cpu" and not cautious:  # two launches instead of two for each matrix
+        torch._foreach_mul_(parameters, float(1 - lr * weight_decay))
+        torch._foreach_sub_(parameters, update.unbind())
+        return
     for parameter, step in zip(parameters, update.unbind(), strict=True):
         if cautious and weight_decay:
             parameter.sub_(parameter * (step * parameter >= 0), alpha=float(lr * weight_decay)).sub_(step)

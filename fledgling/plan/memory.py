@@ -21,7 +21,7 @@ from math import prod
 
 from fledgling.config import UserError
 from fledgling.model.config import ModelConfig
-from fledgling.model.logit_chunks import tokens_per_chunk
+from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.optim.partition import (
     ADAMW_BLOCK_VALUES,
     GradientArrival,
@@ -205,7 +205,9 @@ def layer_activation_bytes(config: ModelConfig, step: TrainingStep, layer: int |
 
 def outer_activation_bytes(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes kept outside the blocks: the embedding before its norm, and one mask for all layers."""
-    masked = step.packed_documents and not activations.uses_blockwise_attention(step.context, step.device)
+    uses_block_mask = step.device == "cuda" and step.compiled  # a few bytes for each row
+    blockwise = activations.uses_blockwise_attention(step.context, step.device)
+    masked = step.packed_documents and not blockwise and not uses_block_mask
     embedding = step.tokens * (4 * config.width + 4) if config.embedding_norm else 0
     return embedding + (step.value_bytes * step.tokens * step.context if masked else 0)
 
@@ -326,7 +328,7 @@ def _gradients_before(partition: Partition, step: TrainingStep, full_gradients: 
 def _logits(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes of the head's pass over a chunk: logits, their exponentials, gradients of the hidden states."""
     A, E, V, w = step.tokens, config.width, config.vocab_size, step.value_bytes
-    n = min(A, tokens_per_chunk(V))
+    n = min(A, head_chunk_tokens(V, step.device))  # tokens per chunk
     # compiled: logits in, gradients out; else in fp32 z, t, e (without a cap z, e), in bf16 as many bytes
     loss_bytes = n * V * (2 * w if step.compiled else 12 if config.logit_softcap else 8)
     gradient_bytes = (
@@ -354,7 +356,7 @@ def _update(partition: Partition, step: TrainingStep) -> dict[str, int]:
     for (stacked, shape), buckets in groups.items():
         own = 4 * sum(bucket.count_owned_values(0) for bucket in buckets)
         if stacked:  # besides the stack: x and the next x, or in bf16 x, its fp32 form, its square; Gram matrices
-            stack = min(own, 4 * prod(shape) * muon_stack_size(shape))
+            stack = min(own, 4 * prod(shape) * muon_stack_size(shape, step.device))
             gram = 2 * w * min(shape) / max(shape)
             temporaries = round(stack * (2 + gram if w == 1 else 2.5))
         else:  # AdamW: temporaries of one block of values; none when compiled

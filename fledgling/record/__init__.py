@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves behind, and the line it shows while it works.
+"""The run directory: the files that a run writes, and the progress line that it shows.
 
     RUN/recipe.toml  RUN/environment.json
     RUN/<stage>/metrics.jsonl   {"step", "time", "elapsed", "loss", "tokens", "tokens_per_second", "mfu", ...}
@@ -6,26 +6,19 @@
     RUN/<stage>/samples.jsonl   {"stage", "step", "prompt", "text"}
     RUN/<stage>/notices.jsonl   {"step", "text"}
     RUN/<stage>/done.json       written once, when the stage has finished
-    RUN/<stage>/checkpoints/    directories that are whole or do not exist
+    RUN/<stage>/checkpoints/    one directory a checkpoint, complete or absent
 
-The one idea: everything that leaves a run is a file that only ever grows by whole lines, so that whoever
-reads (the report, a dashboard, `tail -f`) needs no running process and no account. `step` counts finished
-updates: 0 is before the first one. Nothing here knows about models, and only checkpoint.py imports torch.
+JSONL files grow by complete lines only, so the report, a dashboard or `tail -f` can read them at any time. `step`
+counts finished optimizer steps: 0 is before the first one.
 
-Start with recorder.py; lines.py is the files, progress.py the line on stderr, sinks.py the optional
-dashboards, checkpoint.py weights and state, writer.py the thread that writes them beside training.
+Start with recorder.py. jsonl.py writes the files, progress_bar.py the line on stderr, loggers.py feeds optional
+dashboards, environment.py describes the machine, atomic_directory.py makes directories appear complete or not at all,
+checkpoint.py stores weights and state in such directories, writer.py is the thread that writes them during training.
+Nothing here knows about models, and only checkpoint.py imports torch.
 """
 
 from fledgling.record.environment import collect_environment
-from fledgling.record.jsonl import fsync_path, make_write_error, read_jsonl, write_json, write_text
+from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text
 from fledgling.record.recorder import Recorder
 
-__all__ = [
-    "Recorder",
-    "collect_environment",
-    "fsync_path",
-    "make_write_error",
-    "read_jsonl",
-    "write_json",
-    "write_text",
-]
+__all__ = ["Recorder", "collect_environment", "make_write_error", "read_jsonl", "write_json", "write_text"]

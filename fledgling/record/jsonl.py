@@ -1,7 +1,7 @@
-"""JSON files of a run: append-only lines that survive a kill, and whole files replaced in one rename.
+"""JSON files of a run: append-only JSONL that survives a kill, and files that are replaced in one rename.
 
-The one idea: a line is written with one write, so the worst a kill can leave is one torn line at the end;
-readers leave it out and the next writer cuts it off.
+A line is written with one write, so a kill leaves at most one torn line at the end. Readers skip it and the next writer
+removes it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def to_json_value(value: Any) -> Any:
-    """`value` as JSON can hold it: numpy and torch scalars become numbers, NaN and infinities become null."""
+    """Converts `value` to what JSON holds: numpy and torch scalars to numbers, NaN and infinities to null."""
     if isinstance(value, dict):
         return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -38,7 +38,7 @@ def _encode_line(value: dict) -> bytes:
 
 
 def _parse_line(raw: bytes) -> dict | None:
-    """The object on one line, or None when the line is torn or is no object."""
+    """Returns the object on one line, or None when the line is torn or holds no object."""
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
@@ -47,7 +47,7 @@ def _parse_line(raw: bytes) -> dict | None:
 
 
 def read_jsonl(path: Path | str) -> list[dict]:
-    """Every whole line of a JSONL file; a missing file is empty, a torn or foreign line is left out."""
+    """Returns the objects of a JSONL file. A missing file is empty; torn lines and other values are skipped."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -56,12 +56,12 @@ def read_jsonl(path: Path | str) -> list[dict]:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as JSON under its final name in one rename: readers see the old file or the new one."""
+    """Writes `value` as JSON in one rename: readers see the old file or the new one. Raises UserError."""
     write_text(path, json.dumps(to_json_value(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a whole file in one rename. Raises UserError when it cannot be written."""
+    """Writes a file in one rename. Raises UserError when it cannot be written."""
     path, content = Path(path), text.encode("utf-8", "backslashreplace")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -71,34 +71,25 @@ def write_text(path: Path | str, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as problem:
+    except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise make_write_error(path, problem, len(content)) from None
+        raise make_write_error(path, error, len(content)) from None
 
 
-def fsync_path(path: Path) -> None:
-    """Wait until a file's bytes, or a directory's names, are on the disk: without it power may take a rename back."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def make_write_error(path: Path, problem: OSError, needed: int | None = None) -> UserError:
-    """The one line for a write that failed: for a full disk also the bytes needed and the bytes free."""
-    reason = os.strerror(problem.errno) if problem.errno else str(problem)
-    if problem.errno not in DISK_FULL_ERRNOS:
+def make_write_error(path: Path, error: OSError, bytes_needed: int | None = None) -> UserError:
+    """Returns the one-line error for a failed write; for a full disk with the bytes needed and free."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno not in DISK_FULL_ERRNOS:
         return UserError(f"cannot write {path}: {reason}; choose another directory with --set run.out=DIR")
     parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
-    wanted = f"{format_bytes(needed)} needed, " if needed else ""
-    free = f"{wanted}{format_bytes(shutil.disk_usage(parent).free)} free"
-    return UserError(f"cannot write {path}: {reason} ({free}); make room, then run again to resume")
+    needed = f"{format_bytes(bytes_needed)} needed, " if bytes_needed else ""
+    free = f"{format_bytes(shutil.disk_usage(parent).free)} free"
+    return UserError(f"cannot write {path}: {reason} ({needed}{free}); make room, then run again to resume")
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in words: 512 bytes, 3.1 MB, 42.0 GB."""
+    """Formats a number of bytes: 512 bytes, 3.1 MB, 42.0 GB."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count / unit:,.1f} {name}"
@@ -113,16 +104,16 @@ class JsonlWriter:
         self._file: BinaryIO | None = None
 
     def append(self, value: dict) -> None:
-        """Append one whole line with one write. Raises UserError when it cannot be written whole."""
+        """Appends one line with one write. Raises UserError when it cannot be written completely."""
         line = _encode_line(value)
         try:
             if self._file is None:
                 self._file = self._open()
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as problem:
+        except OSError as error:
             self.close()
-            raise make_write_error(self.path, problem, len(line)) from None
+            raise make_write_error(self.path, error, len(line)) from None
 
     def _open(self) -> BinaryIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,10 +125,10 @@ class JsonlWriter:
             elif tail:
                 with open(self.path, "ab") as file:
                     file.write(b"\n")
-        return open(self.path, "ab", buffering=0)
+        return open(self.path, "ab", buffering=0)  # unbuffered: one append is one write
 
     def rewind(self, step: int) -> None:
-        """Keep the lines up to and with `step`, in one rename."""
+        """Keeps the lines up to and including `step`, in one rename."""
         lines = read_jsonl(self.path)
         kept = [line for line in lines if not isinstance(line.get("step"), int) or line["step"] <= step]
         if len(kept) != len(lines):
@@ -145,6 +136,7 @@ class JsonlWriter:
             write_text(self.path, b"".join(map(_encode_line, kept)).decode())
 
     def close(self) -> None:
+        """Closes the file; a later append opens it again."""
         if self._file is not None:
             self._file.close()
             self._file = None

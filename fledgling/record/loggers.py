@@ -1,4 +1,4 @@
-"""Optional dashboards that receive the metrics besides the files: chosen by name, imported only then."""
+"""Optional dashboards that receive the metrics in addition to the files; imported only when chosen by name."""
 
 import contextlib
 import functools
@@ -13,13 +13,13 @@ from fledgling.config import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class MetricLogger:
-    """Where metrics go besides the files: write(values, step) and close()."""
+    """An open dashboard: write(values, step) and close()."""
 
     write: Callable[[dict[str, float], int], None]
     close: Callable[[], None]
 
 
-def _tensorboard(stage_dir: Path, stage: str) -> MetricLogger:
+def _open_tensorboard(stage_dir: Path, stage: str) -> MetricLogger:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(stage_dir / "tensorboard")
@@ -31,8 +31,8 @@ def _tensorboard(stage_dir: Path, stage: str) -> MetricLogger:
     return MetricLogger(write, writer.close)
 
 
-def _wandb_like(package: str, stage_dir: Path, stage: str) -> MetricLogger:
-    """wandb and trackio share one interface; what they print goes to stderr, since stdout is for results."""
+def _open_wandb_like(package: str, stage_dir: Path, stage: str) -> MetricLogger:
+    """Opens wandb or trackio, which share one interface; their prints go to stderr, since stdout is for results."""
     module = importlib.import_module(package)
 
     def finish() -> None:
@@ -45,17 +45,17 @@ def _wandb_like(package: str, stage_dir: Path, stage: str) -> MetricLogger:
 
 
 LOGGERS: dict[str, Callable[[Path, str], MetricLogger]] = {
-    "tensorboard": _tensorboard,
-    "wandb": functools.partial(_wandb_like, "wandb"),
-    "trackio": functools.partial(_wandb_like, "trackio"),
+    "tensorboard": _open_tensorboard,
+    "wandb": functools.partial(_open_wandb_like, "wandb"),
+    "trackio": functools.partial(_open_wandb_like, "trackio"),
 }
 
 
 def open_logger(name: str, stage_dir: Path, stage: str) -> MetricLogger:
-    """The sink called `name`. Raises UserError when there is none or its package is not installed."""
+    """Opens the logger `name`. Raises UserError when there is none or its package is not installed."""
     if name not in LOGGERS:
-        raise UserError(f'unknown sink "{name}": expected one of {", ".join(LOGGERS)}{did_you_mean(name, LOGGERS)}')
+        raise UserError(f'unknown logger "{name}": expected one of {", ".join(LOGGERS)}{did_you_mean(name, LOGGERS)}')
     try:
         return LOGGERS[name](stage_dir, stage)
     except ImportError:
-        raise UserError(f'the sink "{name}" needs a package that is missing: pip install {name}') from None
+        raise UserError(f'the logger "{name}" needs a package that is missing: pip install {name}') from None

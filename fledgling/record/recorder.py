@@ -1,8 +1,4 @@
-"""The recorder: what the training loop hands its numbers to.
-
-The one idea: the loop says what happened, once; the recorder alone decides where it goes (files, the
-progress line, an optional dashboard). It computes nothing but the time.
-"""
+"""The recorder: writes what the training loop reports to files, the progress line and optional dashboards."""
 
 import time
 from pathlib import Path
@@ -16,12 +12,16 @@ JSONL_NAMES = ("metrics", "evals", "samples", "notices")
 
 
 class Recorder:
-    """Writes one stage's lines and shows its progress on stderr.
+    """Writes the JSONL files of one stage and shows its progress on stderr.
 
-    stage_dir: RUN/<stage>; total_steps: updates of the whole stage; quiet: nothing on stderr; sinks: names
-    out of SINKS that receive every metric and evaluation too; active: False on all ranks but the first,
-    whose recorder then does nothing, so that the loop needs no branch. Raises UserError when the disk is
-    full or a sink's package is missing.
+    Args:
+        stage_dir: RUN/<stage>.
+        total_steps: optimizer steps of the whole stage.
+        quiet: print nothing on stderr.
+        loggers: names out of LOGGERS, which also receive every metric and evaluation.
+        enabled: False on all ranks but the first, whose recorder then does nothing.
+
+    Raises: UserError when the disk is full or a logger's package is missing.
     """
 
     def __init__(
@@ -44,19 +44,19 @@ class Recorder:
         self._resume_clock()
 
     def _resume_clock(self) -> None:
-        """Go on from the last metrics line; the pause since then is not counted."""
+        """Continues from the last metrics line; the pause since then is not counted."""
         last = read_jsonl(self._files["metrics"].path)[-1:]
-        spent = last[0].get("elapsed") if last else 0.0
-        self._spent = float(spent) if isinstance(spent, int | float) else 0.0
+        seconds = last[0].get("elapsed") if last else 0.0
+        self._seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
         self._opened = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        """Seconds this stage has worked, over all its sessions; the pauses between them are not counted."""
-        return self._spent + time.monotonic() - self._opened
+        """Seconds of work on this stage over all sessions, without the pauses between them."""
+        return self._seconds_before + time.monotonic() - self._opened
 
     def log_metrics(self, step: int, **values: Any) -> None:
-        """Append a line to metrics.jsonl. `tokens` counts from the stage's beginning; `mfu` is in [0, 1]."""
+        """Appends a line to metrics.jsonl. `tokens` counts from the start of the stage; `mfu` is in [0, 1]."""
         self._step = step
         times = {"time": round(time.time(), 3), "elapsed": round(self.elapsed, 3)}
         self._append("metrics", {"step": step, **times, **values})
@@ -72,49 +72,49 @@ class Recorder:
         n: int | None = None,
         baseline: float | None = None,
     ) -> None:
-        """Append a measurement: 95 % interval, number of cases, score of the best constant answer."""
-        figures = {"value": value, "low": low, "high": high, "n": n, "baseline": baseline}
-        self._append("evals", {"stage": self.stage, "step": step, "name": name, **figures})
+        """Appends a line to evals.jsonl: value, 95 % interval, number of cases, score of the best constant answer."""
+        scores = {"value": value, "low": low, "high": high, "n": n, "baseline": baseline}
+        self._append("evals", {"stage": self.stage, "step": step, "name": name, **scores})
         self._send_to_loggers(step, {f"eval/{name}": value})
 
     def log_sample(self, step: int, prompt: str, text: str) -> None:
-        """Append what the model says to `prompt` after `step` updates."""
+        """Appends a line to samples.jsonl: what the model generates for `prompt` after `step` steps."""
         self._append("samples", {"stage": self.stage, "step": step, "prompt": prompt, "text": text})
 
     def log_notice(self, text: str) -> None:
-        """Say one thing: on stderr above the progress line, and in notices.jsonl."""
+        """Prints a line on stderr above the progress line and appends it to notices.jsonl."""
         self._append("notices", {"step": self._step, "text": text})
         if self._progress_bar:
             self._progress_bar.print_line(text)
 
     def show_progress(self, step: int, **metrics: Any) -> None:
-        """Move the progress line to `step` with the values shown: loss, bits, reward, mfu, ..."""
+        """Moves the progress line to `step` and shows the metrics: loss, bits, reward, mfu, ..."""
         self._step = step
         if self._progress_bar:
             self._progress_bar.update(step, self.total_steps, metrics, self.elapsed)
 
     def rewind(self, step: int) -> None:
-        """On resume: drop every line after `step`, so that the work done again is not counted twice."""
+        """On resume: drops every line after `step`, so that repeated work is not recorded twice."""
         if self.enabled:
-            for lines in self._files.values():
-                lines.rewind(step)
+            for file in self._files.values():
+                file.rewind(step)
             self._step = step
             self._resume_clock()
 
     def mark_done(self, **values: Any) -> None:
-        """Mark the stage as finished: done.json with the step, the seconds worked and `values`."""
+        """Marks the stage as finished: writes done.json with the step, the seconds of work and `values`."""
         if self.enabled:
-            spent = {"seconds": round(self.elapsed, 3), "time": round(time.time(), 3)}
-            write_json(self.stage_dir / "done.json", {"stage": self.stage, "step": self._step, **spent, **values})
+            times = {"seconds": round(self.elapsed, 3), "time": round(time.time(), 3)}
+            write_json(self.stage_dir / "done.json", {"stage": self.stage, "step": self._step, **times, **values})
 
     def close(self) -> None:
-        """Leave the progress line standing and close files and sinks. May be called twice."""
+        """Closes files and loggers and leaves the progress line on the terminal. May be called twice."""
         if self._progress_bar:
             self._progress_bar.close()
-        for lines in self._files.values():
-            lines.close()
-        for sink in self._loggers:
-            sink.close()
+        for file in self._files.values():
+            file.close()
+        for logger in self._loggers:
+            logger.close()
         self._loggers = []
 
     def __enter__(self) -> "Recorder":
@@ -130,5 +130,5 @@ class Recorder:
     def _send_to_loggers(self, step: int, values: dict) -> None:
         if self._loggers:
             numbers = {key: v for key, v in to_json_value(values).items() if isinstance(v, int | float)}
-            for sink in self._loggers:
-                sink.write(numbers, step)
+            for logger in self._loggers:
+                logger.write(numbers, step)

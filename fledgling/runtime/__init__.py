@@ -1,5 +1,12 @@
-"""What a process runs on and how it ends: ranks and their collectives, the watchdog, the launcher, signals, exit codes.
+"""What a process runs on: its ranks, device, memory, signals and exit codes.
 
-Start with `world.py` (ranks), then `watchdog.py` and `launch.py` (what happens when one is lost), `signals.py` and
-`exit_codes.py` (how a run is stopped and what it answers).
+    world.py        the ranks of a run and their collectives; start here
+    launch.py       starts the ranks of a machine and restarts them after a fault
+    watchdog.py     detects ranks that died, stopped, hung or raised
+    signals.py      SIGINT, SIGTERM and SIGUSR1 as a request to stop
+    exit_codes.py   what a process reports to the program that started it
+    device.py       dtype, threads, compiler and the measured peak FLOP/s
+    memory.py       usable memory, and the measured peak of live tensor bytes
+
+Floor 0: imports only config and record. Only device.py and memory.py import torch when they are imported.
 """

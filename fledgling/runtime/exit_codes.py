@@ -1,15 +1,15 @@
-"""Exit codes: what a process that ends tells whoever started it (docs/launch.md has the table).
+"""Exit codes: what a process reports to the program that started it (table in docs/launch.md).
 
-The one idea: a code says what to do next. STOPPED: run the same command again. FAILED: read the line, change something.
-FAULT: something broke that may not break again; an agent starts the ranks again. 128 + n: left at once by signal n.
+STOPPED: run the same command again. FAILED: read the error line and change something. FAULT: something broke that may
+work the next time; the launcher restarts the ranks. 128 + n: the process ended at once because of signal n.
 """
 
 DONE = 0
-FAILED = 1  # a user's mistake, in one line
-USAGE_ERROR = 2  # of the command line
+FAILED = 1  # a user's mistake, reported in one line
+USAGE_ERROR = 2  # a mistake on the command line
 FAULT = 70  # a bug, or a rank that died, hung or raised (EX_SOFTWARE)
-STOPPED = 75  # asked to stop, and all is saved (EX_TEMPFAIL)
+STOPPED = 75  # stopped on request, everything is saved (EX_TEMPFAIL)
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-NO_RESTART_CODES = (DONE, FAILED, USAGE_ERROR, STOPPED)  # starting again would not help, or is not wanted
+NO_RESTART_CODES = (DONE, FAILED, USAGE_ERROR, STOPPED)  # a restart does not help, or is not wanted

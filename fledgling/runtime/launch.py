@@ -1,8 +1,7 @@
-"""Start the ranks of this machine, and start them again after a fault: torch.distributed.run's own agent.
+"""Starts the ranks of this machine with torch.distributed.run's agent, and restarts them after a fault.
 
-The one idea: `--gpus N` is torchrun with two things added. Exit codes mean something (`exits.py`): ranks that were
-asked to stop, or that met a user's mistake, are not started again, and their code becomes ours. And every restart is
-told on stderr.
+`--gpus N` is torchrun with two additions. Exit codes are kept (`exit_codes.py`): ranks that stopped on request, or that
+met a user's mistake, are not restarted, and their code becomes the launcher's. Every restart is reported on stderr.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from fledgling.runtime.exit_codes import FAULT, NO_RESTART_CODES
 from fledgling.runtime.watchdog import read_process_state
 from fledgling.runtime.world import choose_device
 
-DEFAULT_RESTARTS = 3  # of a run, where nothing else is said
-STOPPED_RANK_TIMEOUT = 12.0  # seconds that a rank may be stopped; its neighbours are quicker (watch.py)
-SHUTDOWN_TIMEOUT = 600  # seconds for ranks that were asked to stop to finish their step and save
+DEFAULT_RESTARTS = 3
+STOPPED_RANK_TIMEOUT = 12.0  # seconds in state T before the launcher kills a rank; the watchdog is quicker
+SHUTDOWN_TIMEOUT = 600  # seconds for ranks to finish their step and save after a stop request
 
 
 def launch_ranks(
@@ -34,11 +33,18 @@ def launch_ranks(
     nodes: int = 1,
     rendezvous: str = "127.0.0.1:0",
 ) -> int:
-    """Run `python COMMAND` as `count` ranks of this machine; the exit code: theirs, or FAULT for a signal's.
+    """Runs `python COMMAND` as `nproc_per_node` ranks of this machine and returns the exit code.
 
-    device: as in [run]; restarts: how often all ranks are started again after a fault; nodes: machines that run this
-    same call, each with `count` ranks, meeting at `rendezvous` (HOST:PORT of one of them).
-    Raises UserError for a count below 1 or above the GPUs there are; on a CPU any count will do.
+    Args:
+        nproc_per_node: ranks on this machine; on GPUs at most as many as there are.
+        device: as in [run].
+        command: arguments of the Python interpreter.
+        restarts: how often all ranks are restarted after a fault.
+        nodes: machines that run this same call.
+        rendezvous: HOST:PORT of one of the machines, where all meet.
+
+    Returns: the exit code of the ranks, or FAULT where a signal ended one.
+    Raises: UserError for counts that are out of range.
     """
     if nproc_per_node < 1:
         raise UserError(f"--gpus {nproc_per_node}: expected at least 1")
@@ -50,25 +56,23 @@ def launch_ranks(
     import torch
 
     if kind == "cuda" and nproc_per_node > torch.cuda.device_count():
-        raise UserError(
-            f"--gpus {nproc_per_node}: this machine has {torch.cuda.device_count()}; ask for at most so many"
-        )
+        raise UserError(f"--gpus {nproc_per_node}: this machine has {torch.cuda.device_count()} GPUs; use at most that")
     if kind == "mps" and nproc_per_node > 1:
-        raise UserError(f"--gpus {nproc_per_node}: Apple GPUs train alone; use --set run.device=cpu, or one")
+        raise UserError(f"--gpus {nproc_per_node}: Apple GPUs train with one rank; use --set run.device=cpu, or one")
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, SubprocessContext
     from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 
     class Agent(LocalElasticAgent):
-        """torchrun's, which says that it starts again, and does so only where that may help."""
+        """torchrun's agent; reports restarts, and restarts only where that may help."""
 
-        since: ClassVar[dict[int, float]] = {}  # pid: stopped
+        stopped_since: ClassVar[dict[int, float]] = {}  # by pid
 
-        def _monitor_workers(self, group: WorkerGroup) -> RunResult:
-            for pid in self._pcontext.pids().values():
-                self._end_stopped(pid, time.monotonic())
-            result = super()._monitor_workers(group)
+        def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+            for pid in self._pcontext.pids().values() if self._pcontext else ():
+                self._kill_if_stopped(pid, time.monotonic())
+            result = super()._monitor_workers(worker_group)
             if result.state is WorkerState.FAILED:
                 first = min(result.failures.values(), key=lambda failure: failure.timestamp)
                 if any(failure.exitcode in NO_RESTART_CODES for failure in result.failures.values()):
@@ -80,48 +84,49 @@ def launch_ranks(
                     _log(f"restart {restarts - self._remaining_restarts + 1} of {restarts}, from the last checkpoint")
             return result
 
-        def _end_stopped(self, pid: int, now: float) -> None:
-            """Kill a rank that is stopped and has no neighbour to do so: it would not hear that it is to leave."""
+        def _kill_if_stopped(self, pid: int, now: float) -> None:
+            """Kills a stopped rank that no other rank of this machine kills: it would not see a signal to exit."""
             if (read_process_state(pid) or ("", ""))[0] != "T":
-                self.since.pop(pid, None)
-            elif now - self.since.setdefault(pid, now) > STOPPED_RANK_TIMEOUT:
+                self.stopped_since.pop(pid, None)
+            elif now - self.stopped_since.setdefault(pid, now) > STOPPED_RANK_TIMEOUT:
                 _log(f"a rank of this machine ({socket.gethostname()}, pid {pid}) is stopped (SIGSTOP) and killed")
                 os.kill(pid, signal.SIGKILL)
 
-        def codes(self) -> list[int | None]:
-            """The exit codes of this machine's ranks, once they are told to leave."""
-            handlers = self._pcontext.subprocess_handlers.values() if self._pcontext else ()
+        def rank_exit_codes(self) -> list[int | None]:
+            """Returns the exit codes of this machine's ranks; None for a rank that still runs."""
+            processes = self._pcontext
+            handlers = processes.subprocess_handlers.values() if isinstance(processes, SubprocessContext) else ()
             return [handler.proc.poll() for handler in handlers]
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks report their own errors
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc_per_node)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-    meeting = RendezvousParameters("c10d", rendezvous, "fledgling", nodes, nodes, timeout=900)
+    parameters = RendezvousParameters("c10d", rendezvous, "fledgling", nodes, nodes, timeout=900)
     spec = WorkerSpec(
         role="default_role",
         local_world_size=nproc_per_node,
         entrypoint=sys.executable,
         args=tuple(command),
-        rdzv_handler=registry.get_rendezvous_handler(meeting),
+        rdzv_handler=registry.get_rendezvous_handler(parameters),
         max_restarts=restarts,
         monitor_interval=0.1,
     )
     agent = Agent(spec, DefaultLogsSpecs(), shutdown_timeout=SHUTDOWN_TIMEOUT)
     try:
         result = agent.run()
-    except SignalException as stopped:  # the agent has handed it on to the ranks and waited for them
-        codes = agent.codes()
-        left = [code for code in codes if code is not None and code >= 0]
-        return _combine_exit_codes(codes) if codes and len(left) == len(codes) else 128 + stopped.sigval.value
+    except SignalException as stop:  # the agent has forwarded the signal to the ranks and waited for them
+        codes = agent.rank_exit_codes()
+        own_exits = [code for code in codes if code is not None and code >= 0]
+        return _combine_exit_codes(own_exits) if codes and len(own_exits) == len(codes) else 128 + stop.sigval.value
     finally:
         spec.rdzv_handler.shutdown()
     return _combine_exit_codes([failure.exitcode for failure in result.failures.values()])
 
 
 def _combine_exit_codes(codes: Sequence[int]) -> int:
-    """One exit code out of those of the ranks: a code that is final before FAULT, a signal's death counts as FAULT."""
-    meant = [FAULT if code < 0 else code for code in codes if code != 0]
-    return next((code for code in meant if code in NO_RESTART_CODES), meant[0] if meant else 0)
+    """Returns one exit code for those of the ranks: one of NO_RESTART_CODES first; a signal counts as FAULT."""
+    failures = [FAULT if code < 0 else code for code in codes if code != 0]
+    return next((code for code in failures if code in NO_RESTART_CODES), failures[0] if failures else 0)
 
 
 def _log(text: str) -> None:

@@ -1,100 +1,130 @@
-"""The peak of live tensor bytes while a block of code runs: what the planner's memory is held against.
+"""Memory of a device: what ranks may fill, and the measured peak of live tensor bytes.
 
-The one idea: every CPU tensor comes from one allocator, which tells the profiler of each block it gives and takes; what
-was there before is counted from the tensors themselves. On a GPU the allocator keeps the peak by itself.
-
-What it is not: the memory of the process. Python, libraries' workspaces and what the C library keeps are not tensors.
+The peak is what the planner's memory estimate is compared with. On a CPU the profiler reports each allocation of the
+one allocator that all CPU tensors use; tensors that existed before are counted directly. On a GPU the allocator keeps
+its own peak. Memory of Python, of library workspaces and of the C library's caches is not counted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)  # the compiler's fake tensors are of other types
+from fledgling.runtime.world import World
+
+TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)  # the compiler's fake tensors have other types
+UNKNOWN_MEMORY = 1 << 62  # bytes, where the system does not report its memory
+
+
+def get_usable_memory(device: torch.device) -> int:
+    """Returns the bytes of the GPU, or half of the machine's: the rest is for other programs and non-tensors."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if os.name == "posix" else UNKNOWN_MEMORY
+
+
+def count_ranks_sharing_memory(world: World) -> int:
+    """Returns the number of ranks that share the memory of `get_usable_memory`; each rank on a GPU has its own."""
+    return 1 if world.device.type == "cuda" else world.local_size
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep large freed blocks, since each step allocates the same activations. No-op elsewhere."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    except (OSError, AttributeError):
+        return
 
 
 @dataclass
 class PeakMemory:
-    """The most bytes of tensors that were alive at once; 0 where nothing was watched."""
+    """The most tensor bytes that were alive at once; 0 where nothing was measured."""
 
     bytes: int = 0
 
 
 @contextlib.contextmanager
 def measure_peak_memory(device: torch.device, enabled: bool = True) -> Iterator[PeakMemory]:
-    """Within it the peak of live tensor bytes on `device` is measured; it is known when the block has ended.
+    """Measures the peak of live tensor bytes on `device` during the block; the value is set when the block ends.
 
-    On a CPU the block runs a little slower; on Apple GPUs nothing is known.
+    The block runs a little slower on a CPU. On Apple GPUs the value stays 0.
     """
-    seen = PeakMemory()
+    peak = PeakMemory()
     if not enabled or device.type not in ("cpu", "cuda"):
-        yield seen
+        yield peak
     elif device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        yield seen
-        seen.bytes = torch.cuda.max_memory_allocated(device)
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated(device)
     else:
-        held = count_live_tensor_bytes()
+        bytes_before = count_live_tensor_bytes()
         with _silence_stderr(), torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profiler:
-            yield seen
-        seen.bytes = held + _peak_of_allocations(profiler)
+            yield peak
+        peak.bytes = bytes_before + _peak_of_allocations(profiler)
 
 
 def count_live_tensor_bytes() -> int:
-    """Bytes of all CPU tensors that Python can see, each storage once; memory that others own (files, numpy) is not."""
-    tensors = [thing for thing in gc.get_objects() if type(thing) in TENSOR_TYPES]
-    tensors += [one.grad for one in tensors if one.is_leaf and one.grad is not None]  # Python may not have seen it yet
-    storages = {}
+    """Returns the bytes of all CPU tensors that Python can reach, each storage once.
+
+    Storages that another library owns (memory-mapped files, numpy arrays) are not counted.
+    """
+    tensors = [item for item in gc.get_objects() if type(item) in TENSOR_TYPES]
+    # A gradient that Python has not accessed yet has no Python object.
+    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    storage_bytes = {}
     for tensor in tensors:
         if tensor.layout == torch.strided and tensor.device.type == "cpu":
             storage = tensor.untyped_storage()
             with contextlib.suppress(RuntimeError):  # the compiler's stand-ins for tensors have no memory
                 if storage.resizable():
-                    storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+                    storage_bytes[storage.data_ptr()] = storage.nbytes()
+    return sum(storage_bytes.values())
 
 
-def _peak_of_allocations(profiler: torch.autograd.profiler.profile) -> int:
-    """The highest sum of the allocations that the profiler saw, in the order of their time.
+def _peak_of_allocations(profiler: Any) -> int:
+    """Returns the highest running sum of the profiler's allocations, in the order of their time.
 
-    What was there before the block, and what another thread frees, counts to the block's end.
+    Memory that was allocated before the block, or that an unprofiled thread frees, counts until the block's end.
     """
     from torch._C._profiler import _EventType
 
-    waiting, events = list(profiler.kineto_results.experimental_event_tree()), []
-    while waiting:
-        event = waiting.pop()
+    pending, allocations = list(profiler.kineto_results.experimental_event_tree()), []
+    while pending:
+        event = pending.pop()
         if event.tag == _EventType.Allocation:
-            events.append((event.start_time_ns, event.extra_fields.alloc_size, event.extra_fields.ptr))
-        waiting += event.children
-    level = highest = 0
-    alive: dict[int, int] = {}
-    for _, size, address in sorted(events):
+            allocations.append((event.start_time_ns, event.extra_fields.alloc_size, event.extra_fields.ptr))
+        pending += event.children
+    current = highest = 0
+    live_sizes: dict[int, int] = {}
+    for _, size, address in sorted(allocations):
         if size > 0:
-            level += size - alive.pop(address, 0)  # an address given twice was freed by a thread that is not watched
-            alive[address] = size
+            current += size - live_sizes.pop(address, 0)  # an address allocated twice was freed by another thread
+            live_sizes[address] = size
         else:
-            level -= alive.pop(address, 0)
-        highest = max(highest, level)
+            current -= live_sizes.pop(address, 0)
+        highest = max(highest, current)
     return highest
 
 
 @contextlib.contextmanager
 def _silence_stderr() -> Iterator[None]:
-    """Within it the process's stderr goes nowhere: the profiler greets, and warns of blocks older than itself."""
+    """Discards what the process writes to stderr: the profiler prints a banner and warns of older allocations."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    saved_descriptor = os.dup(2)
+    with open(os.devnull, "w") as devnull:
+        os.dup2(devnull.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved_descriptor, 2)
+        os.close(saved_descriptor)

@@ -1,10 +1,10 @@
-"""Signals that ask a run to stop: SIGINT, SIGTERM, and SIGUSR1 (SLURM's, some time before the end).
+"""Signals that request a stop: SIGINT, SIGTERM and SIGUSR1 (sent by SLURM some time before the limit).
 
-The one idea: the first asks, and the loop saves and leaves after its step; the second leaves at once. A thread reads
-them from a pipe that the interpreter writes into whatever the main thread does, so that "at once" holds within an
-exchange with a rank that will never answer, too.
+After the first signal the training loop finishes its step, saves and exits. The second signal ends the process at
+once. A thread reads the signals from the interpreter's wakeup pipe, so the second signal also works while the main
+thread waits in a collective for a rank that never answers.
 
-What it is not: it does not make ranks agree. The loop sums the wishes of all ranks, so that they stop at one step.
+The ranks agree in the training loop, not here: it sums the stop requests of all ranks, so that all stop at one step.
 """
 
 from __future__ import annotations
@@ -20,51 +20,50 @@ from contextlib import contextmanager
 from fledgling.runtime.world import is_launched_rank
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-ECHO_WINDOW = (
-    1.0  # seconds: under an agent, signals so close are one, sent by the scheduler to all and forwarded by the agent
-)
+ECHO_WINDOW = 1.0  # seconds: a scheduler signals all processes and the launcher forwards its own, which counts once
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within it, gives a function that says whether a signal has asked to stop.
+    """Yields a function that returns whether a signal has requested a stop.
 
-    A second one ends the process with 128 + the signal's number; under an agent, one within SAME seconds is an echo.
+    A second signal ends the process with exit code 128 + its number. In a rank of a launcher, a second signal within
+    ECHO_WINDOW seconds is ignored. Outside of the main thread no handler is installed.
     """
-    same = ECHO_WINDOW if is_launched_rank() else 0.0
+    echo_window = ECHO_WINDOW if is_launched_rank() else 0.0
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked: list[float] = []
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
+    request_times: list[float] = []
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
 
-    def listen() -> None:
-        while number := os.read(reading, 1)[0]:
-            if number not in STOP_SIGNALS or (asked and time.monotonic() - asked[0] < same):
+    def read_signals() -> None:
+        while number := os.read(read_end, 1)[0]:
+            if number not in STOP_SIGNALS or (request_times and time.monotonic() - request_times[0] < echo_window):
                 continue
-            if asked:
+            if request_times:
                 _exit_now(number)
-            asked.append(time.monotonic())
+            request_times.append(time.monotonic())
 
-    before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
-    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    thread = threading.Thread(target=listen, name="fledgling-stops", daemon=True)
+    previous_handlers = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+    previous_wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    thread = threading.Thread(target=read_signals, name="fledgling-signals", daemon=True)
     thread.start()
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(request_times)
     finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
+        signal.set_wakeup_fd(previous_wakeup)
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
-        os.write(writing, b"\0")
+        os.write(write_end, b"\0")
         thread.join()
-        os.close(reading)
-        os.close(writing)
+        os.close(read_end)
+        os.close(write_end)
 
 
 def _exit_now(number: int) -> None:
-    """End the process now; a terminal gets its cursor back."""
-    shown = "\x1b[?25h" if sys.stderr.isatty() else ""
-    print(f"{shown}left at once after a second {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    """Ends the process with 128 + `number`; shows a terminal's cursor again."""
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+    print(f"{show_cursor}stopped at once by a second {signal.Signals(number).name}", file=sys.stderr, flush=True)
     os._exit(128 + number)

@@ -1,11 +1,11 @@
-"""The ranks of a run and what they say to each other: sum, gather, barrier; reduce_scatter and all_gather, unwaited.
+"""The ranks of a run and their collectives: all_reduce, all_gather, reduce_scatter, all_to_all, gather, barrier.
 
-The one idea: a single process is a world of size 1 that takes the same path, so no caller asks whether it is
-distributed. Whatever trains speaks to other ranks through this file alone, `fully_shard` too; only it reads the
-variables torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK). `python -m benchmarks comm` measures the library itself.
+A single process is a world of size 1 that takes the same path, so no caller tests whether the run is distributed. All
+communication of training goes through this file, and only this file reads the variables that torchrun sets (RANK,
+WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE). `python -m benchmarks comm` measures the collectives of torch.distributed alone.
 
-What it is not: it decides nothing about shards. What travels, and when, is in `fledgling.optim.gradients`. Nor does it
-notice that a rank is lost: that is `watch.py`; who starts ranks is `launch.py`.
+Which tensors are sharded, and when they travel, is decided in `fledgling.optim.gradients`. `watchdog.py` detects lost
+ranks; `launch.py` starts ranks.
 """
 
 from __future__ import annotations
@@ -27,52 +27,58 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-COLLECTIVE_TIMEOUT = timedelta(
-    hours=2
-)  # a rank waits so long for another: the main one may prepare data or evaluate meanwhile
-RENDEZVOUS_TIMEOUT = timedelta(minutes=15)  # for all ranks to have started
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # long, because the main rank may prepare data or evaluate while others wait
+RENDEZVOUS_TIMEOUT = timedelta(minutes=15)  # until all ranks have started
 
 
 @dataclass(frozen=True)
 class PendingCollective:
-    """A collective under way: holds its buffers until `wait`, so that none is freed while others still read it."""
+    """A collective that is under way.
+
+    It holds its buffers until `wait` returns, so that none is freed while other ranks still read it.
+    """
 
     result: Callable[[], torch.Tensor]
     works: Sequence[Any] = ()
     buffers: tuple = field(default=(), repr=False)
 
     def wait(self) -> torch.Tensor:
-        """Return the result once it is there (on a GPU: once the stream that asks may read it)."""
+        """Waits for the collective and returns its result (on a GPU: once the current stream may read it)."""
         for work in self.works:
             work.wait()
         return self.result()
 
 
 def pairwise_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of equal-shaped tensors as a binary tree over neighbours, a new tensor; changes all parts but the last.
+    """Returns the sum of equal-shaped tensors, added as a binary tree over neighbours: ((0 + 1) + (2 + 3)) + ...
 
-    ((0 + 1) + (2 + 3)) + ...: with powers of two, a tree of trees is the same tree, whoever sums which branch.
+    For powers of two, summing the sums of the branches gives the same tree, so the result has the same bits however
+    the branches are dealt to ranks. The result is a new tensor; all of `tensors` but the last may be overwritten.
     """
     tensors = list(tensors)
     while len(tensors) > 2:
         pairs = zip(tensors[0::2], tensors[1::2], strict=False)
-        odd = tensors[len(tensors) & ~1 :]
-        tensors = [left.add_(right) for left, right in pairs] + odd
+        unpaired = tensors[len(tensors) & ~1 :]
+        tensors = [left.add_(right) for left, right in pairs] + unpaired
     return tensors[0] + tensors[1] if len(tensors) == 2 else tensors[0]
 
 
 @dataclass
 class Progress:
-    """What a rank's main thread has done, for those who watch it: exchanges begun, and the steps' time."""
+    """What a rank's main thread has done, as its watchdog reports it to the other ranks.
+
+    collectives: how many it has begun. in_step: whether it is inside a timed training step; outside of one, a rank may
+    take any time. longest_step: seconds. finished_steps: the first two, which compile, are not timed.
+    """
 
     collectives: int = 0
-    in_step: bool = False  # a step; outside of one a rank may take as long as it wants
-    longest_step: float = 0.0  # seconds of a step, the first two apart, which compile
+    in_step: bool = False
+    longest_step: float = 0.0
     finished_steps: int = 0
 
     @contextmanager
     def track_step(self) -> Iterator[None]:
-        """Within it is a step of training."""
+        """Marks the block as one training step."""
         began, self.in_step = time.monotonic(), self.finished_steps >= 2
         try:
             yield
@@ -84,85 +90,88 @@ class Progress:
 
 @dataclass(frozen=True)
 class World:
-    """One process's place among `size` processes, and the device it computes on."""
+    """This process as one rank of `size`, and the device it computes on. local_size: ranks on this machine."""
 
     rank: int
     size: int
     local_rank: int
     device: torch.device
-    local_size: int = 1  # ranks on this machine
+    local_size: int = 1
     progress: Progress = field(default_factory=Progress, repr=False, compare=False)
 
     @classmethod
     def start(cls, device: str = "auto") -> World:
-        """Read torchrun's variables, choose the device and, when there is more than one rank, join the group.
+        """Reads torchrun's variables, chooses the device and joins the process group when there are several ranks.
 
-        `device` is auto (cuda, then mps, then cpu), cpu, cuda or mps. Groups speak nccl on cuda, else gloo.
-        Raises UserError for a device this machine lacks, or for variables that do not make sense together.
+        device: "auto" (cuda, then mps, then cpu), "cpu", "cuda" or "mps". The backend is nccl on cuda, else gloo.
+        Raises UserError for a device that this machine lacks and for inconsistent variables.
         """
         import torch
         import torch.distributed as dist
 
-        rank, size, local_rank = (
-            _int_from_env("RANK", 0),
-            _int_from_env("WORLD_SIZE", 1),
-            _int_from_env("LOCAL_RANK", 0),
-        )
-        local_size = _int_from_env("LOCAL_WORLD_SIZE", 1)
+        rank, size = _int_from_env("RANK", 0), _int_from_env("WORLD_SIZE", 1)
+        local_rank, local_size = _int_from_env("LOCAL_RANK", 0), _int_from_env("LOCAL_WORLD_SIZE", 1)
         if size < 1 or not 0 <= rank < size:
             raise UserError(f"RANK={rank} with WORLD_SIZE={size}: expected 0 <= RANK < WORLD_SIZE, as torchrun sets")
         kind = choose_device(device)
         if kind == "mps" and size > 1:
-            raise UserError(f"{size} ranks on mps: Apple GPUs train alone; use --device cpu, or one rank")
+            raise UserError(f"{size} ranks on mps: Apple GPUs train with one rank; use --device cpu, or one rank")
         if kind == "cuda":
             gpus = torch.cuda.device_count()
             if local_rank >= gpus:
                 raise UserError(f"LOCAL_RANK={local_rank}, but this machine shows {gpus} GPU(s): start fewer ranks")
             torch.cuda.set_device(local_rank)
-        place = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+        own_device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
         if size > 1 and not dist.is_initialized():
-            backend, bound = ("nccl", place) if kind == "cuda" else ("gloo", None)
-            store = rendezvous(rank, size)
+            backend, device_id = ("nccl", own_device) if kind == "cuda" else ("gloo", None)
             dist.init_process_group(
-                backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT, device_id=bound
+                backend,
+                store=rendezvous(rank, size),
+                rank=rank,
+                world_size=size,
+                timeout=COLLECTIVE_TIMEOUT,
+                device_id=device_id,
             )
-        return cls(rank, size, local_rank, place, local_size)
+        return cls(rank, size, local_rank, own_device, local_size)
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes files and talks to the user."""
+        """True on rank 0, the only one that writes files and prints."""
         return self.rank == 0
 
     def all_reduce(self, value: float | torch.Tensor) -> Any:
-        """Return the sum of `value` over all ranks: a new tensor for a tensor, a float for a number.
+        """Returns the sum of `value` over all ranks: a new tensor for a tensor, a float for a number. Collective.
 
-        Numbers travel as float64, exact for whole numbers below 2^53 (token counts). Every rank must call it.
+        Numbers are summed as float64, which is exact for integers below 2^53 (token counts).
         """
         import torch
 
-        tensor = isinstance(value, torch.Tensor)
         if self.size == 1:
-            return value.clone() if tensor else float(value)
+            return value.clone() if isinstance(value, torch.Tensor) else float(value)
         import torch.distributed as dist
 
         self.progress.collectives += 1
-        total = value.clone() if tensor else torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        if isinstance(value, torch.Tensor):
+            total = value.clone()
+            dist.all_reduce(total)
+            return total
+        total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
-        return total if tensor else total.item()
+        return total.item()
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Return every rank's `thing` (anything small that pickles), in order of rank."""
+        """Returns every rank's `value` (any small picklable object) in order of rank. Collective."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
         self.progress.collectives += 1
-        things: list[Any] = [None] * self.size
-        dist.all_gather_object(things, value)
-        return things
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def all_to_all(self, chunks: torch.Tensor) -> PendingCollective:
-        """Piece j of `sent` (size x chunk,) goes to rank j; in the result (size x chunk,) piece j is rank j's."""
+        """Sends chunk j of `chunks` (size x chunk,) to rank j; chunk j of the result (size x chunk,) is from rank j."""
         import torch
 
         if self.size == 1:
@@ -170,14 +179,15 @@ class World:
         import torch.distributed as dist
 
         received = torch.empty_like(chunks)
-        return PendingCollective(lambda: received, [dist.all_to_all_single(received, chunks, async_op=True)], (chunks,))
+        work = dist.all_to_all_single(received, chunks, async_op=True)
+        return PendingCollective(lambda: received, [work], (chunks,))
 
     def reduce_scatter(self, chunks: torch.Tensor, deterministic: bool = True) -> PendingCollective:
-        """Sum `sent` (size x chunk,) over ranks; the result is this rank's chunk (chunk,), a tensor of its own.
+        """Sums `chunks` (size x chunk,) over the ranks; the result (chunk,) is this rank's chunk, a new tensor.
 
-        exact: add in a binary tree over the ranks, the same bits for any way to deal 2^k things to them. gloo always
-        does (all_to_all and a sum here are eight times as fast as its own reduce_scatter); NCCL, not asked to, sums
-        along its ring.
+        deterministic: add in a binary tree over the ranks (`pairwise_sum`), so that 2^k summands give the same bits
+        on any number of ranks. gloo always does: all_to_all and a local sum are eight times as fast as its own
+        reduce_scatter. Otherwise NCCL sums along its ring.
         """
         import torch
 
@@ -186,42 +196,44 @@ class World:
         import torch.distributed as dist
 
         self.progress.collectives += 1
-        chunk = chunks.numel() // self.size
+        chunk_size = chunks.numel() // self.size
         if self.device.type == "cuda" and not deterministic:
-            own = torch.empty(chunk, dtype=chunks.dtype, device=chunks.device)
-            return PendingCollective(lambda: own, [dist.reduce_scatter_tensor(own, chunks, async_op=True)], (chunks,))
+            own = torch.empty(chunk_size, dtype=chunks.dtype, device=chunks.device)
+            work = dist.reduce_scatter_tensor(own, chunks, async_op=True)
+            return PendingCollective(lambda: own, [work], (chunks,))
         received = torch.empty_like(chunks)
         work = dist.all_to_all_single(received, chunks, async_op=True)
-        return PendingCollective(lambda: pairwise_sum(received.view(self.size, chunk).unbind()), [work], (chunks,))
+        return PendingCollective(lambda: pairwise_sum(received.view(self.size, chunk_size).unbind()), [work], (chunks,))
 
     def all_gather(self, chunk: torch.Tensor, out: torch.Tensor | None = None) -> PendingCollective:
-        """Every rank's `own` (chunk,) one after another: (size x chunk,), in `into` where that is given.
+        """Concatenates every rank's `chunk` (chunk,) to (size x chunk,), in `out` where that is given.
 
-        `own` may be its place in `into`. On gloo every rank broadcasts: half the time of its own all_gather.
+        `chunk` may be a view of its place in `out`. On gloo every rank broadcasts, which takes half the time of its
+        own all_gather.
         """
-        import torch
 
         if self.size == 1:
             return PendingCollective(lambda: chunk)
         import torch.distributed as dist
 
         self.progress.collectives += 1
-        out = torch.empty(self.size * chunk.numel(), dtype=chunk.dtype, device=chunk.device) if out is None else out
+        gathered = chunk.new_empty(self.size * chunk.numel()) if out is None else out
         if self.device.type == "cuda":
-            return PendingCollective(lambda: out, [dist.all_gather_into_tensor(out, chunk, async_op=True)], (chunk,))
-        pieces = out.view(self.size, -1).unbind()
+            work = dist.all_gather_into_tensor(gathered, chunk, async_op=True)
+            return PendingCollective(lambda: gathered, [work], (chunk,))
+        pieces = gathered.view(self.size, -1).unbind()
         pieces[self.rank].copy_(chunk)
         works = [dist.broadcast(piece, src=rank, async_op=True) for rank, piece in enumerate(pieces)]
-        return PendingCollective(lambda: out, works)
+        return PendingCollective(lambda: gathered, works)
 
     def make_device_mesh(self) -> Any:
-        """All ranks in a row, as PyTorch's DeviceMesh: what `fully_shard` shards over."""
+        """Returns a one-dimensional DeviceMesh of all ranks, over which `fully_shard` shards."""
         from torch.distributed.device_mesh import init_device_mesh
 
         return init_device_mesh(self.device.type, (self.size,))
 
     def gather_to_main(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Every rank's equal-shaped `own` stacked (size, ...) on the main rank; None on the others."""
+        """Returns every rank's equal-shaped `tensor` stacked (size, ...) on the main rank, None on the others."""
         import torch
 
         if self.size == 1:
@@ -234,7 +246,7 @@ class World:
         return out
 
     def barrier(self) -> None:
-        """Return when every rank has come here."""
+        """Returns when every rank has called it."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -243,9 +255,9 @@ class World:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Within it the main rank works alone; the others follow when it is done, and find what it made.
+        """Runs the block on the main rank, then on the others, which find the files that it made.
 
-        After a UserError of the main rank, which it tells, the others leave with exit code 1.
+        When the main rank raises UserError, which it reports itself, the others exit with code 1.
         """
         if not self.is_main:
             if self.all_gather_object(False)[0]:
@@ -261,19 +273,19 @@ class World:
 
     @contextmanager
     def local_main_process_first(self) -> Iterator[None]:
-        """Within it the main rank works alone, then the first rank of every other machine, then the rest.
+        """Runs the block on the main rank, then on the first rank of every other machine, then on the rest.
 
-        On a shared disk the later ones find what the main one made; where machines have disks of their own, each makes
-        its copy. After a UserError of one of them, which it tells, the others leave with exit code 1.
+        On a shared disk the later ranks find the files that the main rank made; machines with a disk each make their
+        own copy. When one of them raises UserError, which it reports itself, the others exit with code 1.
         """
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
 
-        def wait() -> None:
+        def wait_for_turn() -> None:
             if any(self.all_gather_object(False)):
                 raise SystemExit(1)
 
         for _ in range(turn):
-            wait()
+            wait_for_turn()
         try:
             yield
         except UserError:
@@ -281,41 +293,42 @@ class World:
                 self.all_gather_object(True)
             raise
         for _ in range(turn, 2):
-            wait()
+            wait_for_turn()
 
     def close(self) -> None:
-        """Leave the group, so that the process ends without a warning; the world is then spent."""
+        """Leaves the process group, so that the process ends without a warning. No collective works afterwards."""
         if self.size > 1:
             leave_process_group()
 
 
 def is_launched_rank() -> bool:
-    """Whether torchrun, or `fledgling --gpus`, started this process as one of its ranks."""
+    """Returns whether torchrun, or `fledgling --gpus`, started this process as one of its ranks."""
     return "WORLD_SIZE" in os.environ
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that talks to the user, before or after there is a World."""
+    """Returns whether this process is rank 0, also where there is no World."""
     return _int_from_env("RANK", 0) == 0
 
 
 def get_restart_count() -> int:
-    """How often an agent has started the ranks again after a fault."""
+    """Returns how often the launcher has restarted the ranks after a fault."""
     return _int_from_env("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def rendezvous(rank: int, size: int) -> Any:
-    """Meet all ranks that were started together; the store that they, and no others before them, share.
+    """Waits for all ranks that were started together and returns a store that only they share.
 
-    An agent that starts ranks again keeps its store, with the addresses of the dead in it, and agents of several
-    machines may count their restarts differently. So every process brings a name of its own; rank 0 writes down who is
-    there until all have signed the same list, and the list names the store. Raises TimeoutError naming who is missing.
+    A launcher that restarts ranks keeps its store, with the addresses of the dead ranks in it, and launchers of
+    several machines may count their restarts differently. Therefore every process writes a random token. Rank 0 writes
+    the list of tokens until all ranks have signed the same list; the hash of the list is the prefix of the store.
+    Raises TimeoutError that names the missing ranks.
     """
     import torch.distributed as dist
 
     shared, _, _ = next(dist.rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-    own, deadline = secrets.token_hex(8), time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
-    shared.set(f"join/{rank}", own)
+    own_token, deadline = secrets.token_hex(8), time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
+    shared.set(f"join/{rank}", own_token)
 
     def read(key: str) -> str:
         return shared.get(key).decode() if shared.check([key]) else ""
@@ -323,25 +336,25 @@ def rendezvous(rank: int, size: int) -> Any:
     missing: list[int] = []
     while time.monotonic() < deadline:
         if rank == 0:
-            names = [read(f"join/{other}") for other in range(size)]
-            present = json.dumps(names)
+            tokens = [read(f"join/{other}") for other in range(size)]
+            present = json.dumps(tokens)
             shared.set("present", present)
-            missing = [other for other in range(1, size) if not names[other] or read(f"signed/{other}") != present]
+            missing = [other for other in range(1, size) if not tokens[other] or read(f"signed/{other}") != present]
             if not missing:
                 shared.set("complete", present)
         else:
             present = read("present")
-            if present and own in json.loads(present):
+            if present and own_token in json.loads(present):
                 shared.set(f"signed/{rank}", present)
-        if own in (complete := read("complete")):
+        if own_token in (complete := read("complete")):
             return dist.PrefixStore(hashlib.sha256(complete.encode()).hexdigest()[:16], shared)
         time.sleep(0.02 if time.monotonic() < deadline - RENDEZVOUS_TIMEOUT.total_seconds() + 5 else 0.5)
-    who = f"ranks {', '.join(map(str, missing))} are" if rank == 0 else "not all ranks are"
-    raise TimeoutError(f"{who} missing after {RENDEZVOUS_TIMEOUT}: look at their output, and start the run again")
+    subject = f"ranks {', '.join(map(str, missing))} are" if rank == 0 else "not all ranks are"
+    raise TimeoutError(f"{subject} missing after {RENDEZVOUS_TIMEOUT}: read their output, and start the run again")
 
 
 def open_store(name: str, timeout: timedelta) -> Any:
-    """A connection of one's own to the store that all ranks share, for the keys under `name`."""
+    """Opens a separate connection to the store that all ranks share, for the keys under `name`."""
     import torch.distributed as dist
 
     shared, _, _ = next(dist.rendezvous("env://", timeout=timeout))
@@ -350,7 +363,7 @@ def open_store(name: str, timeout: timedelta) -> Any:
 
 
 def leave_process_group() -> None:
-    """Leave the group of ranks, where this process is in one."""
+    """Leaves the process group, where this process is in one."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
@@ -358,28 +371,29 @@ def leave_process_group() -> None:
 
 
 def choose_device(device: str = "auto") -> str:
-    """Return "cuda", "mps" or "cpu": the one asked for, or the first of these that this machine has.
+    """Returns "cuda", "mps" or "cpu": the requested device, or for "auto" the first that this machine has.
 
-    Raises UserError when the device asked for is unknown or missing.
+    Raises UserError when the requested device is unknown or missing.
     """
     import torch
 
     if device not in DEVICES:
         raise UserError(f'device "{device}": expected one of {", ".join(DEVICES)}')
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return next(kind for kind, present in has.items() if present)
-    if not has[device]:
-        raise UserError(f'device "{device}": torch {torch.__version__} finds none here; use auto or cpu')
+        return next(kind for kind, present in available.items() if present)
+    if not available[device]:
+        raise UserError(f'device "{device}": torch {torch.__version__} finds none on this machine; use auto or cpu')
     return device
 
 
 def _int_from_env(name: str, default: int) -> int:
-    """Return an environment variable as a whole number, or the default where it is unset."""
+    """Returns an environment variable as an integer, or `default` where it is unset."""
     text = os.environ.get(name)
     if text is None:
         return default
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"{name}={text}: expected a whole number, as torchrun sets it; unset it to run alone") from None
+        reason = "expected a whole number, as torchrun sets it; unset it to run one process"
+        raise UserError(f"{name}={text}: {reason}") from None

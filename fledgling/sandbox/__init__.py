@@ -1,10 +1,11 @@
-"""Code that a model wrote, run so that it can neither do harm nor lie about how it did.
+"""Runs code that a model wrote, so that it can neither do harm nor fake its test results.
 
-Two ways in. `interpreter.py` is a Python written in Rust (no files, no network, no processes at all): first choice
-for small expressions, any platform. `process.py` is CPython behind the kernel's locks (Linux): for everything else.
-`verdict.py` stands on it and says whether a program passes its tests, in a way that the program cannot forge.
+There are two ways to run code. `interpreter.py` is a Python written in Rust without files, network or processes: the
+first choice for small expressions, on any platform. `process.py` is CPython behind Landlock, seccomp and rlimits
+(Linux), for everything else. `verdict.py` uses it to decide whether a program passes its tests, in a way that the
+program cannot fake.
 
-Start with verdict.py; process.py keeps the fork servers, zygote.py is one, kernel.py holds the locks (Landlock,
-seccomp, rlimits), namespaces.py one more, inside.py is what runs behind them, values.py how plain values cross.
-Nothing imports torch.
+Start with verdict.py. process.py keeps the fork servers, fork_server.py is one of them, restrictions.py applies
+Landlock, seccomp and rlimits, namespaces.py adds namespaces where the machine allows them, jailed.py runs behind the
+restrictions, messages.py passes values between processes. Nothing imports torch.
 """

@@ -1,13 +1,12 @@
-"""A fork server: a Python that has started already and forks a locked-up child for each job.
+"""A fork server: a Python process that has started already and forks a restricted child for each job.
 
-The one idea: it never sees a job. It learns which kind of child to fork and is handed the child's channels; the
-program and the tests go from the harness to the child. So nothing of one job lies in the memory that the next one
-inherits, and no child can reach this process: it is another process, and the child has no system call that touches
-one. Children are forked one after another from the same untouched memory.
+The server never sees a job. It is told which role to fork and receives the child's channels; the program and the tests
+go from the harness to the child. So nothing of one job is in the memory that the next child inherits, and no child can
+reach the server: no system call that a child may make affects another process.
 
-Messages on the control socket, one packet each: {"fork": role, memory, seconds} with two descriptors, answered with
-{"pid"}; {"reap": pid}, which kills that child and is answered with {"status"} once it is gone. When the harness
-goes, so do the children and this process.
+Messages on the control socket, one packet each: {"fork": role, "memory", "seconds"} with two descriptors, answered with
+{"pid"}; {"reap": pid}, which kills that child and is answered with {"status"} once it has ended. When the harness ends,
+the children and this process end too.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from collections.abc import Callable
 from fledgling.sandbox import jailed, namespaces, restrictions
 from fledgling.sandbox.messages import ChannelError, send_message
 
-# imported before the first fork, so that a program need not: what short programs use, and what loads libraries
+# Imported before the first fork, to save time: what short programs use, and what loads shared libraries.
 PRELOADED_MODULES = (
     "array ast bisect bz2 calendar cmath collections contextlib copy ctypes dataclasses datetime decimal enum fcntl "
     "fractions functools hashlib heapq io itertools json lzma math numbers operator queue random re secrets "
     "statistics string struct textwrap threading time traceback typing unicodedata uuid zlib"
 )
-POLL_INTERVAL = 5.0  # seconds between two looks at whether the harness still lives
+POLL_INTERVAL = 5.0  # seconds between two checks that the harness still runs
 ROLES: dict[str, Callable[..., None]] = {
     "run": jailed.execute_program,
     "candidate": jailed.serve_candidate,
@@ -42,33 +41,33 @@ ROLES: dict[str, Callable[..., None]] = {
 
 
 def main(descriptor: int, disabled_layers: str) -> None:
-    """Serve the control socket `descriptor`; `without` names the layers to leave off, separated by commas."""
+    """Serves the control socket `descriptor`. disabled_layers: names separated by commas."""
     control = socket.socket(fileno=descriptor)
     for name in PRELOADED_MODULES.split():
         importlib.import_module(name)
     os.environ.clear()
     sys.argv = [""]
     _prefer_oom_kill()
-    harness, off = os.getppid(), frozenset(filter(None, disabled_layers.split(",")))
-    files, listable = list_readable_paths()
-    if "namespaces" not in off:
+    harness, disabled = os.getppid(), frozenset(filter(None, disabled_layers.split(",")))
+    readable, listable = list_readable_paths()
+    if "namespaces" not in disabled:
         try:
-            namespaces.enter_namespaces([*files, *listable, *sys.path])
+            namespaces.enter_namespaces([*readable, *listable, *sys.path])
         except OSError as error:
             control.send(json.dumps({"no namespaces": str(error)}).encode())
             return
-        first = os.fork()
-        if first:
+        child = os.fork()
+        if child:
             control.close()
-            return namespaces.supervise_init(first, harness, POLL_INTERVAL)
+            return namespaces.supervise_init(child, harness, POLL_INTERVAL)
         restrictions.die_with_parent()
         harness = os.getppid()
     try:
-        locks = Restrictions(off, files, listable)
+        prepared = Restrictions(disabled, readable, listable)
     except restrictions.RestrictionError as error:
         control.send(json.dumps({"error": str(error)}).encode())
         return
-    control.send(json.dumps({"layers": locks.layers}).encode())
+    control.send(json.dumps({"layers": prepared.layers}).encode())
     control.settimeout(POLL_INTERVAL)
     gc.collect()
     gc.freeze()
@@ -83,42 +82,41 @@ def main(descriptor: int, disabled_layers: str) -> None:
             break
         if not message:
             break
-        order = json.loads(message)
-        if "reap" in order:
-            os.kill(order["reap"], signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):  # with its group: it has one only where seccomp is off
-                os.killpg(order["reap"], signal.SIGKILL)
-            control.send(json.dumps({"status": os.waitpid(order["reap"], 0)[1]}).encode())
+        request = json.loads(message)
+        if "reap" in request:
+            os.kill(request["reap"], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # its group has other processes only where seccomp is off
+                os.killpg(request["reap"], signal.SIGKILL)
+            control.send(json.dumps({"status": os.waitpid(request["reap"], 0)[1]}).encode())
             continue
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _run_child(order, descriptors, locks, parent)
+            _run_child(request, descriptors, prepared, parent)
         for descriptor in descriptors:
             os.close(descriptor)
         control.send(json.dumps({"pid": pid}).encode())
 
 
 class Restrictions:
-    """The layers of this kernel, prepared once so that a child only has to put them on."""
+    """The restrictions of this kernel, prepared once, so that a child only applies them."""
 
-    def __init__(self, disabled_layers: frozenset[str], files: list[str], listable: list[str]) -> None:
+    def __init__(self, disabled_layers: frozenset[str], readable: list[str], listable: list[str]) -> None:
         self.disabled_layers = disabled_layers
-        self.ruleset = -1 if "landlock" in disabled_layers else restrictions.make_landlock_ruleset(files, listable)
-        if "seccomp" not in disabled_layers and not restrictions.has_seccomp():
-            raise restrictions.RestrictionError("seccomp: not in this kernel, or not known for this processor")
-        self.seccomp_filter = (
-            b"" if "seccomp" in disabled_layers else restrictions.build_seccomp_filter(os.uname().machine)
-        )
+        has_landlock, has_seccomp = "landlock" not in disabled_layers, "seccomp" not in disabled_layers
+        self.ruleset = restrictions.make_landlock_ruleset(readable, listable) if has_landlock else -1
+        if has_seccomp and not restrictions.has_seccomp():
+            raise restrictions.RestrictionError("seccomp: not in this kernel, or not supported on this processor")
+        self.seccomp_filter = restrictions.build_seccomp_filter(os.uname().machine) if has_seccomp else b""
         self.layers = {
-            "landlock": "off" if "landlock" in disabled_layers else f"version {restrictions.get_landlock_version()}",
-            "seccomp": "off" if "seccomp" in disabled_layers else "on",
-            "rlimits": "off" if "rlimits" in disabled_layers else "on",
-            "namespaces": "off" if "namespaces" in disabled_layers else "on",
-        }
+            "landlock": f"version {restrictions.get_landlock_version()}",
+            "seccomp": "on",
+            "rlimits": "on",
+            "namespaces": "on",
+        } | dict.fromkeys(disabled_layers, "off")
 
     def apply(self, memory: int, seconds: int, parent: int) -> None:
-        """Lock the calling process up for good; raises `LockError` when one lock does not close."""
+        """Restricts the calling process for good. Raises RestrictionError when one restriction fails."""
         restrictions.isolate_process(parent)
         if "rlimits" not in self.disabled_layers:
             restrictions.apply_rlimits(memory, seconds, files=64)
@@ -132,40 +130,40 @@ class Restrictions:
 
 
 def list_readable_paths() -> tuple[list[str], list[str]]:
-    """Return what the jail's Python needs: files and folders to read, and folders whose names it may list.
+    """Returns the paths that the jail's Python reads, and the directories whose names it may list.
 
-    That is the standard library without site-packages, and the shared libraries that are loaded by now.
+    These are the standard library without site-packages, and the shared libraries that are loaded already.
     """
-    folders = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
-    folders |= {os.path.realpath(path) for path in sys.path if os.path.exists(path)}
-    found = [path for path in folders if not os.path.isdir(path)]
-    listable = [path for path in folders if os.path.isdir(path)]
-    for folder in listable:
-        names = (name for name in os.listdir(folder) if name not in ("site-packages", "dist-packages"))
-        found += [os.path.join(folder, name) for name in names]
+    paths = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    paths |= {os.path.realpath(path) for path in sys.path if os.path.exists(path)}
+    readable = [path for path in paths if not os.path.isdir(path)]
+    listable = [path for path in paths if os.path.isdir(path)]
+    for directory in listable:
+        names = (name for name in os.listdir(directory) if name not in ("site-packages", "dist-packages"))
+        readable += [os.path.join(directory, name) for name in names]
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-        found += {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
-    return [*found, "/etc/ld.so.cache", "/dev/null", "/dev/urandom"], listable
+        readable += {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
+    return [*readable, "/etc/ld.so.cache", "/dev/null", "/dev/urandom"], listable
 
 
-def _run_child(order: dict, descriptors: list[int], locks: Restrictions, parent: int) -> None:
-    """Be the child: arrange the descriptors, lock up and say so, do the job, end. Never returns."""
+def _run_child(request: dict, descriptors: list[int], prepared: Restrictions, parent: int) -> None:
+    """Runs in the child: arranges the descriptors, applies the restrictions, reports, does the job. Never returns."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        rules = [] if locks.ruleset < 0 else [locks.ruleset]
-        moved = [_duplicate_high(descriptor) for descriptor in [*descriptors, *rules]]
-        for place, descriptor in enumerate(moved, start=3):
-            os.dup2(descriptor, place)
+        ruleset = [] if prepared.ruleset < 0 else [prepared.ruleset]
+        moved = [_duplicate_high(descriptor) for descriptor in [*descriptors, *ruleset]]
+        for target, descriptor in enumerate(moved, start=3):
+            os.dup2(descriptor, target)
         os.closerange(3 + len(moved), 2**16)
-        if rules:
-            locks.ruleset = 2 + len(moved)
-        role = order["fork"]
-        if role == "run":  # the second channel takes what is printed
+        if ruleset:
+            prepared.ruleset = 2 + len(moved)
+        role = request["fork"]
+        if role == "run":  # the second channel receives what is printed
             os.dup2(4, 1)
             os.dup2(4, 2)
             os.close(4)
         try:
-            locks.apply(order["memory"], order["seconds"], parent)
+            prepared.apply(request["memory"], request["seconds"], parent)
         except restrictions.RestrictionError as error:
             return send_message(3, {"error": str(error)})
         send_message(3, {"locked": True})
@@ -177,12 +175,12 @@ def _run_child(order: dict, descriptors: list[int], locks: Restrictions, parent:
 
 
 def _duplicate_high(descriptor: int) -> int:
-    """Return a copy of `descriptor` out of the way of the places 3 to 5."""
+    """Returns a copy of `descriptor` above the numbers 3 to 5, which the child uses."""
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16)
 
 
 def _prefer_oom_kill() -> None:
-    """Offer this process and its children to the kernel first when memory runs out."""
+    """Makes the kernel kill this process and its children first when memory runs out."""
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
             score.write("1000")

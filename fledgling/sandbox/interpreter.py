@@ -1,11 +1,11 @@
-"""A small Python without a machine under it: Monty, an interpreter written in Rust, in a worker that is reused.
+"""A small Python without access to the machine: Monty, an interpreter written in Rust, in a reused worker process.
 
-The one idea: what is not there needs no lock. The interpreter has no files, network, processes or environment to
-offer, so a call is a message to a process that waits already, a fraction of a millisecond. Each call starts with
-fresh names; time, memory, recursion and printed output have bounds; whatever goes wrong is a short text.
+The interpreter has no files, network or processes that would need to be restricted. A call is one message to a running
+process and takes a fraction of a millisecond. Each call starts with empty names; time, memory, recursion and printed
+output are limited; every error is returned as a short text.
 
-It is not all of Python: no third-party modules, part of the standard library, no `input`, no `exit`. What it cannot
-run belongs into process.py. It runs on every platform. Needs the package `pydantic-monty` (pip install
+Monty is not all of Python: it has no third-party modules, part of the standard library, no `input` and no `exit`. Use
+process.py for programs that need more. Runs on every platform; needs the package `pydantic-monty` (pip install
 'fledgling[sandbox]').
 """
 
@@ -18,19 +18,19 @@ from functools import cache
 from typing import Any
 
 from fledgling.config import UserError
+from fledgling.sandbox.jailed import MAX_ERROR_CHARS, MAX_VALUE_CHARS
 from fledgling.sandbox.process import MIB, ExecutionResult, Limits
 
-TOOL_LIMITS = Limits(timeout=1.0, memory_bytes=16 * MIB, output_bytes=4096)  # what a tool call gets
+TOOL_LIMITS = Limits(timeout=1.0, memory_bytes=16 * MIB, output_bytes=4096)  # of a tool call
 MAX_RECURSION = 200
-MAX_CODE_CHARS = 64 * 1024  # characters
-MAX_VALUE_CHARS = 10_000  # characters of a value, as text
+MAX_CODE_CHARS = 64 * 1024
 
 
 def evaluate_code(code: str, limits: Limits = TOOL_LIMITS) -> ExecutionResult:
-    """Run `code` and return the value of its last expression as text, what it printed, and its error.
+    """Runs `code` and returns the value of its last expression as text, what it printed, and its error.
 
-    Nothing that `code` does raises. `limits.seconds` counts the interpreter's own time; one that does not even
-    come back to look at the clock is killed a second later. Sleeping takes no time. Random numbers start from 0.
+    Nothing that `code` does raises. `limits.timeout` counts the interpreter's own time; an interpreter that does not
+    check its clock is killed a second later. Sleeping takes no time. The random seed is 0.
     """
     monty = import_monty()
     start = time.monotonic()
@@ -50,22 +50,22 @@ def evaluate_code(code: str, limits: Limits = TOOL_LIMITS) -> ExecutionResult:
                 os_policy={"sleep": "zero", "random_start": {"seed": 0}},
             ) as session:
                 value = _format_value(session.feed_run(code, print_callback=printed))
-        except monty.MontySyntaxError as problem:
-            error = f"SyntaxError: {problem}"
+        except monty.MontySyntaxError as exception:
+            error = f"SyntaxError: {exception}"
         except monty.MontyCrashedError:
-            error = "the interpreter had to be stopped"
-        except (monty.MontyError, ValueError, RecursionError) as problem:
-            error = str(problem) or type(problem).__name__
-    return ExecutionResult(value, printed.output, " ".join(error.split())[:300], time.monotonic() - start)
+            error = "the interpreter had to be killed"
+        except (monty.MontyError, ValueError, RecursionError) as exception:
+            error = str(exception) or type(exception).__name__
+    return ExecutionResult(value, printed.output, " ".join(error.split())[:MAX_ERROR_CHARS], time.monotonic() - start)
 
 
 def _format_value(value: Any) -> str | None:
-    """Return a value as Python would show it; raises `ValueError` for an integer of too many digits."""
+    """Formats a value with repr; raises ValueError for an integer with too many digits."""
     return None if value is None else repr(value)[:MAX_VALUE_CHARS]
 
 
 def import_monty() -> Any:
-    """Return the interpreter's package; raises `UserError` where it is not installed."""
+    """Returns the package pydantic_monty. Raises UserError where it is not installed."""
     try:
         import pydantic_monty
     except ImportError as error:
@@ -75,7 +75,7 @@ def import_monty() -> Any:
 
 @cache
 def _get_pool(pid: int) -> Any:
-    """Return the workers of this process, for a forked process must not share its parent's."""
+    """Returns the workers of process `pid`; a forked process must not share its parent's."""
     pool = import_monty().Monty(max_checkouts_per_worker=10_000)
     pool.__enter__()
     atexit.register(pool.__exit__, None, None, None)

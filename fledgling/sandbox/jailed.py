@@ -1,12 +1,12 @@
-"""What runs behind the locks: a program, a candidate that answers calls, or a checker that asks them.
+"""What runs in a jailed process: a program, a candidate that answers calls, or the tests that make the calls.
 
-The one idea: the candidate's code and the tests never share a process. The candidate's process holds the program
-and answers calls with plain values; the checker's process holds the tests, where the function under test is a stub
-that sends its arguments away and gets a value back. Only the checker has a channel to the harness for the verdict,
-so whatever the candidate exits, prints, patches or walks to, it can still only answer calls.
+The candidate's code and the tests never share a process. The candidate's process holds the program and answers calls
+with plain values. The tests' process replaces the function under test by a stub that sends the arguments and receives
+the value. Only the tests' process has a channel for the verdict, so whatever the candidate exits, prints or patches, it
+can only answer calls.
 
-Each function here is the whole life of one jailed process: it reads one job from its channel and returns.
-Nothing is imported but the standard library, because this runs inside the jail's own Python.
+Each role function is the whole life of one process: it reads one job from its channel and returns. Imports only the
+standard library, because it runs inside the jail's own Python.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import io
 import random
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from fledgling.sandbox.messages import (
     ChannelError,
@@ -28,16 +28,16 @@ from fledgling.sandbox.messages import (
     send_message,
 )
 
-MAX_ERROR_CHARS = 300  # characters of an error or a reason
-MAX_VALUE_CHARS = 10_000  # characters of a printed value
+MAX_ERROR_CHARS = 300  # of an error or a reason
+MAX_VALUE_CHARS = 10_000  # of a value as text
 
 
 class CheckAborted(BaseException):
-    """What ends the tests at once and cannot be caught into a pass: the candidate left, or answered no value."""
+    """Ends the tests at once and cannot be caught into a pass: the candidate ended, or returned no plain value."""
 
 
 def format_error(error: BaseException) -> str:
-    """Return an exception as one short line; its own `__str__` may do what it likes."""
+    """Formats an exception as one short line; its own `__str__` may raise."""
     try:
         text = f"{type(error).__name__}: {error}"[: 4 * MAX_ERROR_CHARS]
     except BaseException:
@@ -46,7 +46,7 @@ def format_error(error: BaseException) -> str:
 
 
 def execute_program(channel: int) -> None:
-    """Run a program; report the value of its last line, if that is an expression, and its error, if any."""
+    """Runs a program; reports the value of its last line, if that is an expression, and its error, if any."""
     job = receive_message(channel)
     random.seed(0)
     sys.stdin = io.StringIO(job["stdin"])
@@ -56,7 +56,7 @@ def execute_program(channel: int) -> None:
         tree = ast.parse(job["code"], "<program>")
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         exec(compile(tree, "<program>", "exec"), namespace)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), "<program>", "eval"), namespace)
             report["value"] = None if value is None else repr(value)[:MAX_VALUE_CHARS]
     except BaseException as error:
@@ -70,13 +70,13 @@ def execute_program(channel: int) -> None:
 
 
 def serve_candidate(channel: int, connection: int) -> None:
-    """Run a candidate's program, then answer calls of its function on `link` until the other side closes."""
+    """Runs a candidate's program, then answers calls of its function on `connection` until the other side closes."""
     job = receive_message(channel)
     random.seed(1)
     namespace = {"__name__": "candidate", "__builtins__": builtins}
     try:
         exec(compile(job["program"], "<program>", "exec"), namespace)
-        function = namespace[job["entry_point"]]
+        function: Any = namespace[job["entry_point"]]
     except KeyError:
         return send_message(connection, {"error": f"no function {job['entry_point']}"})
     except BaseException as error:
@@ -85,18 +85,18 @@ def serve_candidate(channel: int, connection: int) -> None:
     while True:
         arguments, keywords = decode_value(receive_message(connection))
         try:
-            answer = {"value": encode_value(function(*arguments, **keywords))}
+            reply = {"value": encode_value(function(*arguments, **keywords))}
         except UnsupportedValue as error:
-            answer = {"odd": str(error)}
+            reply = {"unsupported": str(error)}
         except Exception as error:
-            answer = {"raised": type(error).__name__, "text": format_error(error).partition(": ")[2]}
+            reply = {"raised": type(error).__name__, "text": format_error(error).partition(": ")[2]}
         except BaseException as error:
-            answer = {"left": format_error(error)}
-        send_message(connection, answer)
+            reply = {"exited": format_error(error)}
+        send_message(connection, reply)
 
 
 def execute_tests(channel: int, connection: int) -> None:
-    """Run the tests against the candidate at the other end of `link` and write the verdict on `channel`."""
+    """Runs the tests against the candidate at the other end of `connection`; sends the verdict on `channel`."""
     job = receive_message(channel)
     random.seed(0)
     stub = CandidateStub(connection)
@@ -104,12 +104,12 @@ def execute_tests(channel: int, connection: int) -> None:
     reason = ""
     try:
         stub.wait_ready()
-        exec(compile(job["given"], "<given>", "exec"), namespace)
+        exec(compile(job["setup_code"], "<setup>", "exec"), namespace)
         namespace[job["entry_point"]] = stub.call
         exec(compile(job["tests"], "<tests>", "exec"), namespace)
-        entry = namespace.get("check", stub.call)
-        if entry != stub.call:
-            entry(stub.call)
+        check = namespace.get("check", stub.call)
+        if check != stub.call:
+            check(stub.call)
     except BaseException as error:
         reason = _describe_failure(error, job["tests"]) or "failed"
     reason = stub.failure or reason or ("" if stub.call_count else f"the tests never call {job['entry_point']}")
@@ -117,10 +117,10 @@ def execute_tests(channel: int, connection: int) -> None:
 
 
 class CandidateStub:
-    """The function under test as the checker's process sees it: a wire.
+    """The function under test, as the tests' process sees it.
 
-    `broken` says why no verdict but failure is possible any more: the candidate's process ended, its code did not
-    run, or what it returned is not made of built-in types. It stays, even if the tests catch the exception.
+    `failure` is why the program can no longer pass: its process ended, its code did not run, or it returned something
+    that is not made of built-in types. It stays set, even if the tests catch the exception.
     """
 
     def __init__(self, connection: int) -> None:
@@ -129,61 +129,61 @@ class CandidateStub:
         self.failure = ""
 
     def wait_ready(self) -> None:
-        """Wait until the candidate's program has run."""
+        """Waits until the candidate's program has run."""
         error = self._request().get("error")
         if error:
             self._abort(error)
 
     def call(self, *arguments: Any, **keywords: Any) -> Any:
-        """Call the candidate's function with copies of the arguments; return a copy of its value, or raise alike."""
+        """Calls the candidate's function with copies of the arguments; returns a copy of its value, or raises alike."""
         if self.failure:
             raise CheckAborted(self.failure)
         self.call_count += 1
-        answer = self._request(encode_value((arguments, keywords)))
-        if "value" in answer:
+        reply = self._request(encode_value((arguments, keywords)))
+        if "value" in reply:
             try:
-                return decode_value(answer["value"])
+                return decode_value(reply["value"])
             except (ChannelError, RecursionError, MemoryError):
                 self._abort("the program sent no value")
-        if "raised" in answer:
-            raise _rebuild_exception(str(answer["raised"]), str(answer.get("text", "")))
-        self._abort(
-            f"returned what has no plain value: {answer['odd']}" if "odd" in answer else str(answer.get("left"))
-        )
+        if "raised" in reply:
+            raise _rebuild_exception(str(reply["raised"]), str(reply.get("text", "")))
+        if "unsupported" in reply:
+            self._abort(f"returned what has no plain value: {reply['unsupported']}")
+        self._abort(str(reply.get("exited")))
 
-    def _request(self, request: Any = None) -> dict:
+    def _request(self, message: Any = None) -> dict:
         try:
-            if request is not None:
-                send_message(self.connection, request)
-            answer = receive_message(self.connection)
+            if message is not None:
+                send_message(self.connection, message)
+            reply = receive_message(self.connection)
         except (ChannelError, MemoryError):
             self._abort("the program ended before it answered")
-        if not isinstance(answer, dict):
+        if not isinstance(reply, dict):
             self._abort("the program sent no value")
-        return answer
+        return reply
 
-    def _abort(self, reason: str) -> None:
+    def _abort(self, reason: str) -> NoReturn:
         self.failure = " ".join(str(reason).split())[:MAX_ERROR_CHARS] or "broken"
         raise CheckAborted(self.failure)
 
 
 def _rebuild_exception(name: str, text: str) -> Exception:
-    """Return the built-in exception `name`, or a RuntimeError that names it.
+    """Returns the built-in exception `name`, or a RuntimeError that names it.
 
-    StopIteration is one of the latter: raised inside `map` or `all` it would end the tests early, and quietly.
+    StopIteration becomes a RuntimeError: raised inside `map` or `all` it would end the tests early without an error.
     """
     kind = getattr(builtins, name, None)
-    quiet = StopIteration | StopAsyncIteration
-    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, quiet):
+    ends_iteration = StopIteration | StopAsyncIteration
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, ends_iteration):
         try:
             return kind(text)
-        except TypeError:  # some ask for more than a text
+        except TypeError:  # some need more than a text
             pass
     return RuntimeError(f"{name}: {text}"[:MAX_ERROR_CHARS])
 
 
 def _describe_failure(error: BaseException, tests: str) -> str:
-    """Return the error as a short line, with the line of the tests where an assertion failed."""
+    """Formats an error of the tests as a short line, with the source line of a failed assertion."""
     text = format_error(error)
     if isinstance(error, AssertionError) and text == "AssertionError":
         lines = tests.splitlines()

@@ -1,10 +1,10 @@
-"""Plain values and whole messages between processes that do not trust each other.
+"""Values and messages between processes that do not trust each other.
 
-The one idea: what arrives is data and nothing else. A value crosses as JSON and is built anew on the other side
-from the exact built-in types, so no class, no `__eq__` and no `__hash__` of the sender comes along. No pickle, no
-marshal. A message is its length (4 bytes) and its JSON; one that is too long is refused before it is read.
+A value crosses as JSON and is rebuilt on the other side from the exact built-in types, so no class, no `__eq__` and no
+`__hash__` of the sender comes along; pickle and marshal are not used. A message is its length (4 bytes, big-endian) and
+its JSON; one that is too long is refused before it is read.
 
-Nothing is imported but the standard library, because this runs inside the jail's own Python.
+Imports only the standard library, because it runs inside the jail's own Python.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-MAX_MESSAGE_BYTES = 16 * 2**20  # bytes of a message
+MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_DEPTH = 100  # nesting of a value
-MAX_ITERATOR_ITEMS = 10**6  # items of an iterator
-_BIG = 2**63
+MAX_ITERATOR_ITEMS = 10**6
+_LARGE_INTEGER = 2**63
 
 
 class UnsupportedValue(Exception):
-    """A value that is not made of built-in types alone, or is nested too deeply: the name of the culprit's type."""
+    """A value that is not made of built-in types alone, or is nested too deeply. Its text names the type."""
 
 
 class ChannelError(Exception):
-    """The other side has closed, or sends what is no message."""
+    """The other side has closed the channel, or sent something that is not a message."""
 
 
 def encode_value(value: Any, depth: int = 0) -> Any:
-    """Return `value` as what JSON can say: None, bool, int, float, complex, str, bytes, list, tuple, dict, set, range.
+    """Encodes a value as JSON data: None, bool, int, float, complex, str, bytes, list, tuple, dict, set or range.
 
-    An iterator crosses as an iterator over its first `MOST` items. An instance
-    of a subclass (Counter, namedtuple, IntEnum) crosses as the built-in type it extends.
+    An iterator crosses as an iterator over its first MAX_ITERATOR_ITEMS items. An instance of a subclass (Counter,
+    namedtuple, IntEnum) crosses as the built-in type that it extends. Raises UnsupportedValue for anything else.
     """
     if depth > MAX_DEPTH:
         raise UnsupportedValue("nested too deeply")
@@ -41,7 +41,7 @@ def encode_value(value: Any, depth: int = 0) -> Any:
         return value
     if isinstance(value, int):
         value = int(value)
-        return value if -_BIG < value < _BIG else {"i": hex(value)}  # hex has no limit of digits
+        return value if -_LARGE_INTEGER < value < _LARGE_INTEGER else {"i": hex(value)}  # hex has no limit of digits
     if isinstance(value, float):
         return float(value)
     if isinstance(value, str):
@@ -53,10 +53,11 @@ def encode_value(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [encode_value(item, depth + 1) for item in list(value)]
     if isinstance(value, dict):
-        return {"d": [[encode_value(key, depth + 1), encode_value(item, depth + 1)] for key, item in dict.items(value)]}
+        items = dict.items(value)
+        return {"d": [[encode_value(key, depth + 1), encode_value(item, depth + 1)] for key, item in items]}
     if isinstance(value, range):
         return {"r": [encode_value(value.start), encode_value(value.stop), encode_value(value.step)]}
-    if isinstance(value, Iterator):  # a generator is run to its end, within reason
+    if isinstance(value, Iterator):  # a generator runs to its end, or to the limit
         return {"n": [encode_value(item, depth + 1) for item in islice(value, MAX_ITERATOR_ITEMS)]}
     for tag, kind in (("t", tuple), ("s", set), ("f", frozenset)):
         if isinstance(value, kind):
@@ -64,14 +65,14 @@ def encode_value(value: Any, depth: int = 0) -> Any:
     raise UnsupportedValue(type(value).__name__)
 
 
-def decode_value(packed: Any) -> Any:
-    """Return the value that `pack` was given, of exact built-in types; raises `Gone` on what `pack` never makes."""
-    if isinstance(packed, list):
-        return [decode_value(item) for item in packed]
-    if not isinstance(packed, dict):
-        return packed
+def decode_value(encoded: Any) -> Any:
+    """Rebuilds a value of exact built-in types. Raises ChannelError on data that `encode_value` never returns."""
+    if isinstance(encoded, list):
+        return [decode_value(item) for item in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
     try:
-        ((tag, content),) = packed.items()
+        ((tag, content),) = encoded.items()
         if tag == "i":
             return int(content, 16)
         if tag == "c":
@@ -84,13 +85,14 @@ def decode_value(packed: Any) -> Any:
             return iter(decode_value(content))
         if tag == "d":
             return {decode_value(key): decode_value(item) for key, item in content}
-        return {"t": tuple, "s": set, "f": frozenset}[tag]([decode_value(item) for item in content])
+        kind: Any = {"t": tuple, "s": set, "f": frozenset}[tag]
+        return kind([decode_value(item) for item in content])
     except (ValueError, TypeError, KeyError) as error:
-        raise ChannelError("no value") from error
+        raise ChannelError("not a value") from error
 
 
 def send_message(descriptor: int, message: Any) -> None:
-    """Write one message; raises `Gone` when nobody reads it."""
+    """Writes one message. Raises ChannelError when nothing reads it."""
     body = json.dumps(message).encode()
     data = memoryview(len(body).to_bytes(4, "big") + body)
     try:
@@ -101,14 +103,14 @@ def send_message(descriptor: int, message: Any) -> None:
 
 
 def receive_message(descriptor: int) -> Any:
-    """Read one message, waiting for it; raises `Gone` when the other side closed or sends no message."""
+    """Waits for one message. Raises ChannelError when the other side closed or sent something else."""
     length = int.from_bytes(_read_exactly(descriptor, 4), "big")
     if length > MAX_MESSAGE_BYTES:
         raise ChannelError("too long")
     try:
         return json.loads(_read_exactly(descriptor, length))
     except (ValueError, RecursionError) as error:
-        raise ChannelError("no message") from error
+        raise ChannelError("not a message") from error
 
 
 def _read_exactly(descriptor: int, count: int) -> bytes:

@@ -1,10 +1,10 @@
-"""A world of its own for a fork server: a root with its Python and nothing else, no network, no other process.
+"""Moves a fork server into namespaces: a root that holds its Python only, no network, no other processes.
 
-The one idea: a layer beyond the ones that must hold. Landlock and seccomp refuse what a program asks for; in
-here it is not even there: no path, not the name of a file, no interface, no process number to guess. Many machines
-(containers above all) do not let a process make namespaces, so this is put on where it goes, once a fork server.
+This layer is optional. Landlock and seccomp refuse what a program requests; inside namespaces it does not even exist:
+no path, no network interface, no process number. Many machines (above all containers) do not let a process make
+namespaces, so they are used where they can be made, once for each fork server.
 
-Nothing is imported but the standard library, because this runs inside the jail's own Python.
+Imports only the standard library, because it runs inside the jail's own Python.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from collections.abc import Iterable
 _MOUNTS, _NAMES, _IPC, _USERS, _PROCESSES, _NETWORK = 1 << 17, 1 << 26, 1 << 27, 1 << 28, 1 << 29, 1 << 30
 _NOSUID, _NODEV, _BIND, _RECURSIVE, _PRIVATE, _DETACH = 2, 4, 1 << 12, 1 << 14, 1 << 18, 2
 _PIVOT_ROOT = (155, 41)
-NEW_ROOT = "/tmp"  # where the new root is built; any folder that exists would do
+NEW_ROOT = "/tmp"  # where the new root is mounted; any existing directory works
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
 
 def enter_namespaces(paths: Iterable[str]) -> None:
-    """Move the calling process, which has one thread, into new namespaces whose root holds `paths` only.
+    """Moves the calling process, which has one thread, into new namespaces whose root holds `paths` only.
 
-    Its next child is process 1 in there: with it die all others. Raises `OSError` where a step is refused; the
-    process is then neither here nor there, and had better end.
+    Its next child is process 1 of the namespace; when that ends, all others are killed. Raises OSError where a step is
+    refused; the process is then in an undefined state and must end.
     """
     user, group = os.getuid(), os.getgid()
     _check_result(_libc.unshare(_MOUNTS | _NAMES | _IPC | _USERS | _PROCESSES | _NETWORK))
@@ -37,7 +37,7 @@ def enter_namespaces(paths: Iterable[str]) -> None:
     _mount(None, "/", None, _RECURSIVE | _PRIVATE)
     sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths if os.path.exists(path)}
     _mount("none", NEW_ROOT, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
-    for path in sorted(sources):  # a folder before what lies in it
+    for path in sorted(sources):  # a directory before its content
         target, source = NEW_ROOT + path, f"/proc/self/fd/{sources[path]}"
         if os.path.exists(target):
             continue
@@ -56,7 +56,7 @@ def enter_namespaces(paths: Iterable[str]) -> None:
 
 
 def supervise_init(child: int, harness: int, poll_interval: float) -> None:
-    """Stay outside as the parent of process 1: end when it ends, and end it when the harness is gone."""
+    """Waits outside of the namespaces as the parent of process 1; kills it when the harness has ended."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if os.getppid() != harness:

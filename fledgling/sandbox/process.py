@@ -1,13 +1,13 @@
-"""CPython behind the kernel's locks: run a program, or keep the processes of a check. Linux only.
+"""CPython behind the kernel's restrictions: runs a program, or keeps the processes of a check. Linux only.
 
-The one idea: fail closed. Every layer of `LAYERS` is on, or nothing runs: where the kernel lacks one, or a probe
-shows that it does not hold, the caller gets one line and has to name that layer in `without` to go on. Those of
-`MORE` come on top where they can be had.
+The sandbox fails closed. Unless every layer of REQUIRED_LAYERS is on, nothing runs: where the kernel lacks one, or a
+probe shows that it does not hold, the caller gets a one-line error and has to name that layer in `disabled_layers` to
+continue. OPTIONAL_LAYERS are added where the machine allows them.
 
-A call costs a fork of a Python that is ready (`zygote.py`); the wall clock is kept here, by waiting on the child's
-channel, so it holds from any thread and needs no signal. Every child is killed and reaped before a call returns.
+A call costs one fork of a running Python (`fork_server.py`). The wall clock is kept here, by waiting on the child's
+channel, so it works from any thread and needs no signal. Every child is killed and reaped before a call returns.
 
-It is no verdict: what `run` returns is what the program says of itself. For a verdict see verdict.py.
+What `run_program` returns is what the program reports about itself. For a trustworthy result use verdict.py.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fledgling.config import UserError
+from fledgling.sandbox.jailed import MAX_ERROR_CHARS
 
 Result = TypeVar("Result")
 REQUIRED_LAYERS = ("landlock", "seccomp", "rlimits")
 OPTIONAL_LAYERS = ("namespaces",)  # on where the machine lets a process make them
 MIB = 2**20
-MAX_JOB_BYTES = 4 * MIB  # bytes of a program and its tests
-START_TIMEOUT = 20.0  # seconds a fork server may take to start, or to answer
+MAX_JOB_BYTES = 4 * MIB  # of a program and its tests
+START_TIMEOUT = 20.0  # seconds for a fork server to start, or to answer
 BOOTSTRAP_CODE = """import sys
 sys.path.insert(0, sys.argv[1])
 from fledgling.sandbox.fork_server import main
@@ -58,7 +59,7 @@ print(*held)"""
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use: seconds of wall clock, bytes of address space, bytes of what it prints."""
+    """What one program may use: seconds of wall clock, bytes of address space, bytes of printed output."""
 
     timeout: float = 5.0
     memory_bytes: int = 512 * MIB
@@ -67,9 +68,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class ExecutionResult:
-    """What a program says of itself: the value of its last expression, what it printed, its error; seconds it took.
+    """What a program reports: the value of its last expression, what it printed, its error; and the seconds it took.
 
-    `value` is text and None when there is none; `error` is one line and "" when there is none.
+    `value` is text, None when there is none; `error` is one line, "" when there is none.
     """
 
     value: str | None
@@ -79,50 +80,50 @@ class ExecutionResult:
 
 
 class ForkServerLost(Exception):
-    """A fork server died or does not answer. It is ours, no program can cause it short of the machine's end."""
+    """A fork server has ended or does not answer. No program can cause it short of the machine's end."""
 
 
 def run_program(
     code: str, limits: Limits = Limits(), stdin: str = "", disabled_layers: frozenset[str] = frozenset()
 ) -> ExecutionResult:
-    """Run `code` as `__main__` behind all layers except those in `without`.
+    """Runs `code` as `__main__` behind all layers except `disabled_layers`.
 
-    What it prints beyond `limits.output` ends it. Raises `UserError` when a layer is missing.
+    Printing more than `limits.output_bytes` ends the program. Raises UserError when a layer is missing.
     """
-    return call_with_server(lambda zygote: _run_in_child(zygote, code, limits, stdin), disabled_layers)
+    return call_with_server(lambda server: _run_in_child(server, code, limits, stdin), disabled_layers)
 
 
 def call_with_server(job: Callable[[ForkServer], Result], disabled_layers: frozenset[str] = frozenset()) -> Result:
-    """Return what `job` makes of a fork server; once more with a new one when that got lost on the way."""
-    for last in (False, True):
+    """Calls `job` with a fork server and returns its result; retries once with a new server when the first is lost."""
+    for is_retry in (False, True):
         try:
-            with acquire_server(disabled_layers) as zygote:
-                return job(zygote)
+            with acquire_server(disabled_layers) as server:
+                return job(server)
         except ForkServerLost as error:
-            _get_pool(os.getpid(), disabled_layers).close()  # whoever killed one may have killed the idle ones too
-            if last:
+            _get_pool(os.getpid(), disabled_layers).close()  # the idle servers may have been killed too
+            if is_retry:
                 raise UserError(
-                    f"sandbox: its fork server is gone ({error}): is something killing processes?"
+                    f"sandbox: its fork server has ended ({error}): is something killing processes?"
                 ) from None
     raise AssertionError("unreachable")
 
 
 def get_layers(disabled_layers: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Return which layers are on here: name -> version, "on", "off" or "not here". Raises `UserError` as `run` does."""
-    return call_with_server(lambda zygote: dict(zygote.layers), disabled_layers)
+    """Returns {layer: version, "on", "off" or "unavailable"} of this machine. Raises as `run_program` does."""
+    return call_with_server(lambda server: dict(server.layers), disabled_layers)
 
 
 class JailedProcess:
-    """A jailed process: its channel, and its end when the `with` block of `Server.child` is left."""
+    """A restricted child process and its channel. It ends when the `with` block of `fork_child` is left."""
 
-    def __init__(self, zygote: ForkServer, pid: int, channel: socket.socket) -> None:
-        self.server, self.pid, self.channel = zygote, pid, channel
+    def __init__(self, server: ForkServer, pid: int, channel: socket.socket) -> None:
+        self.server, self.pid, self.channel = server, pid, channel
         self.exit_reason: str | None = None
 
     def send_job(self, job: dict, deadline: float) -> str:
-        """Hand over the job, once the child says that its locks are closed; return "" or why that failed.
+        """Sends the job once the child reports that its restrictions are on; returns "" or why that failed.
 
-        Raises `UserError` when a lock did not close: the child has not seen the job then.
+        deadline: `time.monotonic` seconds. Raises UserError when a restriction failed; the child has no job then.
         """
         opening = self.receive_report(time.monotonic() + START_TIMEOUT)
         if not isinstance(opening, dict):
@@ -141,8 +142,8 @@ class JailedProcess:
             return self.kill()
         return ""
 
-    def receive_report(self, deadline: float, longest: int = MIB) -> Any:
-        """Return the one message of the child, or None: it ended, said no message, or the time is up."""
+    def receive_report(self, deadline: float, max_bytes: int = MIB) -> Any:
+        """Returns the one message of the child; None when it ended, sent no message, or the deadline has passed."""
         data = b""
         while True:
             self.channel.settimeout(max(0.001, deadline - time.monotonic()))
@@ -151,82 +152,82 @@ class JailedProcess:
             except OSError:
                 return None
             data += part
-            if not part or len(data) > longest:
+            if not part or len(data) > max_bytes:
                 return None
             if len(data) >= 4 and len(data) >= 4 + int.from_bytes(data[:4], "big"):
                 return _decode_message(data)
 
     def kill(self) -> str:
-        """Kill and reap the child, once; return how it ended."""
+        """Kills and reaps the child, once; returns how it ended."""
         if self.exit_reason is None:
             status = self.server.request({"reap": self.pid})["status"]
             if os.WIFSIGNALED(status):
-                number = os.WTERMSIG(status)
-                why = {signal.SIGXCPU: "CPU time used up", signal.SIGKILL: "ended without a report"}
-                self.exit_reason = why.get(number) or f"crashed: {signal.Signals(number).name}"
+                number = signal.Signals(os.WTERMSIG(status))
+                reasons = {signal.SIGXCPU: "CPU time used up", signal.SIGKILL: "ended without a report"}
+                self.exit_reason = reasons.get(number) or f"crashed: {number.name}"
             else:
                 self.exit_reason = f"exited with {os.WEXITSTATUS(status)} before its end"
         return self.exit_reason
 
 
 class ForkServer:
-    """One fork server and its control socket; one caller at a time."""
+    """One fork server process and its control socket. Serves one caller at a time."""
 
     def __init__(self, disabled_layers: frozenset[str]) -> None:
         hello = self._start(disabled_layers)
         if "no namespaces" in hello:
             self.close()
             hello = self._start(disabled_layers | {"namespaces"})
-            hello.get("layers", {})["namespaces"] = "not here"
+            hello.get("layers", {})["namespaces"] = "unavailable"
         if "error" in hello:
             self.close()
-            raise UserError(f"sandbox: {hello['error']}: nothing is run without it, unless named in `without`")
+            raise UserError(f"sandbox: {hello['error']}: nothing is run without it, unless named in `disabled_layers`")
         self.layers: dict[str, str] = hello["layers"]
 
     def _start(self, disabled_layers: frozenset[str]) -> dict:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         root = str(Path(__file__).parents[2])
         python = getattr(sys, "_base_executable", None) or sys.executable
-        options = ["-s", "-S", "-P", "-B", "-X", "utf8", "-c", BOOTSTRAP_CODE, root, str(theirs.fileno())]
-        with theirs:
+        options = ["-s", "-S", "-P", "-B", "-X", "utf8", "-c", BOOTSTRAP_CODE, root, str(server_end.fileno())]
+        with server_end:
             self.process = subprocess.Popen(
                 [python, *options, ",".join(sorted(disabled_layers))],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={"PYTHONHASHSEED": "0"},  # nothing else, and sets have the same order every time
+                env={"PYTHONHASHSEED": "0"},  # nothing else; with it, sets have the same order every time
                 cwd="/",
                 start_new_session=True,
             )
-        self.control = ours
+        self.control = own_end
         self.control.settimeout(START_TIMEOUT)
         return self._receive_answer()
 
     @contextlib.contextmanager
     def fork_child(self, role: str, limits: Limits, second: socket.socket) -> Iterator[JailedProcess]:
-        """Fork a child with a channel of its own and `second`; it is gone when the block is left."""
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                order = {"fork": role, "memory": limits.memory_bytes, "seconds": int(limits.timeout) + 1}
-                pid = self.request(order, [theirs.fileno(), second.fileno()])["pid"]
-            child = JailedProcess(self, pid, ours)
+        """Forks a child with its own channel and the socket `second`; kills it when the block is left."""
+        own_end, child_end = socket.socketpair()
+        with own_end:
+            with child_end:
+                request = {"fork": role, "memory": limits.memory_bytes, "seconds": int(limits.timeout) + 1}
+                pid = self.request(request, [child_end.fileno(), second.fileno()])["pid"]
+            child = JailedProcess(self, pid, own_end)
             try:
                 yield child
             finally:
                 child.kill()
 
-    def request(self, order: dict, descriptors: list[int] | None = None) -> dict:
-        """Give one order and return the answer; raises `ServerLost`."""
+    def request(self, message: dict, descriptors: list[int] | None = None) -> dict:
+        """Sends a request and returns the answer. Raises ForkServerLost."""
         try:
-            socket.send_fds(self.control, [json.dumps(order).encode()], descriptors or [])
+            socket.send_fds(self.control, [json.dumps(message).encode()], descriptors or [])
         except OSError as error:
             raise ForkServerLost(str(error)) from error
         return self._receive_answer()
 
     def close(self) -> None:
-        """Let the fork server go, and with it its children."""
+        """Ends the fork server and its children."""
         self.control.close()
         try:
             self.process.wait(1)
@@ -245,19 +246,19 @@ class ForkServer:
 
 
 class ForkServerPool:
-    """The fork servers of one process: an idle one is handed out, a new one is started when none is idle."""
+    """The fork servers of one process. Starts a new one when none is idle."""
 
     def __init__(self, disabled_layers: frozenset[str]) -> None:
         self.disabled_layers = disabled_layers
         self.idle: list[ForkServer] = []
         self.lock = threading.Lock()
-        self.probe_lock = threading.RLock()  # of one thread, which runs the probe; the others wait
+        self.probe_lock = threading.RLock()  # the first thread runs the probe, the others wait
         self.probed = False
         atexit.register(self.close)
 
     @contextlib.contextmanager
     def acquire(self) -> Iterator[ForkServer]:
-        """Lend a server; one that got lost is not taken back."""
+        """Provides a server for the block; a server whose block raises is closed."""
         with self.lock:
             server = self.idle.pop() if self.idle else None
         server = server or ForkServer(self.disabled_layers)
@@ -270,78 +271,76 @@ class ForkServerPool:
             self.idle.append(server)
 
     def probe_layers(self) -> None:
-        """See that every layer that should hold does; raises `UserError` when one does not."""
-        self.probed = True  # the probe is a run like any other
+        """Checks that every required layer holds. Raises UserError when one does not."""
+        self.probed = True  # set first, because the probe calls run_program
         try:
-            held = run_program(PROBE_CODE, Limits(10.0), disabled_layers=self.disabled_layers)
-            missing = [
-                layer
-                for layer in REQUIRED_LAYERS
-                if layer not in self.disabled_layers and layer not in held.output.split()
-            ]
+            result = run_program(PROBE_CODE, Limits(10.0), disabled_layers=self.disabled_layers)
+            required = [layer for layer in REQUIRED_LAYERS if layer not in self.disabled_layers]
+            missing = [layer for layer in required if layer not in result.output.split()]
             if missing:
-                why = f" ({held.error})" if held.error else ""
+                why = f" ({result.error})" if result.error else ""
                 raise UserError(f"sandbox: {', '.join(missing)} does not hold on this kernel{why}: nothing is run")
         except BaseException:
             self.probed = False
             raise
 
     def close(self) -> None:
-        """End the idle servers."""
+        """Ends the idle servers."""
         with self.lock:
             servers, self.idle = self.idle, []
         for server in servers:
             server.close()
 
 
-def _run_in_child(zygote: ForkServer, code: str, limits: Limits, stdin: str) -> ExecutionResult:
+def _run_in_child(server: ForkServer, code: str, limits: Limits, stdin: str) -> ExecutionResult:
     start = time.monotonic()
     deadline = start + limits.timeout
     with contextlib.ExitStack() as stack:
-        printed, writer = (stack.enter_context(end) for end in socket.socketpair())
-        child = stack.enter_context(zygote.fork_child("run", limits, writer))
+        reader, writer = (stack.enter_context(end) for end in socket.socketpair())
+        child = stack.enter_context(server.fork_child("run", limits, writer))
         writer.close()
         output, error = b"", child.send_job({"code": code, "stdin": stdin}, deadline)
         if not error:
-            output, report, error = _collect_output(printed, child.channel, deadline, limits)
+            output, report, error = _collect_output(reader, child.channel, deadline, limits)
             if isinstance(report, dict) and not error:
-                value, error = report.get("value"), report.get("error")
+                value = report.get("value")
                 value = value if value is None else str(value)
-                return ExecutionResult(
-                    value, _decode_output(output), _first_line(error or ""), time.monotonic() - start
-                )
+                error = _single_line(report.get("error") or "")
+                return ExecutionResult(value, _decode_output(output), error, time.monotonic() - start)
         error = error or child.kill()
     return ExecutionResult(None, _decode_output(output), error, time.monotonic() - start)
 
 
 @contextlib.contextmanager
 def acquire_server(disabled_layers: frozenset[str] = frozenset()) -> Iterator[ForkServer]:
-    """Lend a fork server of this process whose layers have been probed; raises `UserError` when one does not hold."""
+    """Provides a fork server of this process whose layers have been probed. Raises UserError when one does not hold."""
     if sys.platform != "linux":
         raise UserError(f"sandbox: {sys.platform} has no Landlock and no seccomp: only the interpreter runs code here")
-    unknown = disabled_layers - {*REQUIRED_LAYERS, *OPTIONAL_LAYERS}
+    known = (*REQUIRED_LAYERS, *OPTIONAL_LAYERS)
+    unknown = disabled_layers - set(known)
     if unknown:
-        raise UserError(
-            f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(REQUIRED_LAYERS + OPTIONAL_LAYERS)}"
-        )
-    servers = _get_pool(os.getpid(), disabled_layers)
-    with servers.probe_lock:
-        if not servers.probed:
-            servers.probe_layers()
-    with servers.acquire() as lent:
-        yield lent
+        raise UserError(f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    pool = _get_pool(os.getpid(), disabled_layers)
+    with pool.probe_lock:
+        if not pool.probed:
+            pool.probe_layers()
+    with pool.acquire() as server:
+        yield server
 
 
 @cache
 def _get_pool(pid: int, disabled_layers: frozenset[str]) -> ForkServerPool:
-    """One set of servers a process, for a forked process must not share its parent's, and a choice of layers."""
+    """Returns the pool of process `pid` for a choice of layers; a forked process must not share its parent's."""
     return ForkServerPool(disabled_layers)
 
 
 def _collect_output(
     printed: socket.socket, channel: socket.socket, deadline: float, limits: Limits
 ) -> tuple[bytes, Any, str]:
-    """Collect what the child prints and its report, until both have ended or a limit is met."""
+    """Reads what the child prints and its report, until both have ended or a limit is reached.
+
+    Returns (output, report or None, error or "").
+    """
     output, report = b"", b""
     with selectors.DefaultSelector() as selector:
         for source in (printed, channel):
@@ -363,7 +362,8 @@ def _collect_output(
                 elif key.fileobj is printed:
                     output += part
                     if len(output) > limits.output_bytes:
-                        return output[: limits.output_bytes], None, f"printed more than {limits.output_bytes} bytes"
+                        too_long = f"printed more than {limits.output_bytes} bytes"
+                        return output[: limits.output_bytes], None, too_long
                 else:
                     report += part
                     if len(report) > MIB:
@@ -372,7 +372,7 @@ def _collect_output(
 
 
 def _decode_message(data: bytes) -> Any:
-    """Return the first message of `data`, or None when there is none."""
+    """Returns the first message of `data`, or None when there is none."""
     if len(data) < 4:
         return None
     try:
@@ -385,5 +385,5 @@ def _decode_output(output: bytes) -> str:
     return output.decode("utf-8", "replace")
 
 
-def _first_line(text: Any) -> str:
-    return " ".join(str(text).split())[:300]
+def _single_line(text: Any) -> str:
+    return " ".join(str(text).split())[:MAX_ERROR_CHARS]

@@ -1,12 +1,12 @@
-"""The kernel's locks, put on the calling process for good: rlimits, capabilities, Landlock, seccomp.
+"""Restricts the calling process for good: rlimits, capabilities, Landlock, seccomp.
 
-The one idea: name what a Python program needs and refuse the rest. seccomp holds a list of some seventy harmless
-system calls, a few of them only with harmless arguments; Landlock holds a list of readable files and not one
-writable. What is on neither list does not exist, so a new system call of a newer kernel is refused too.
+The restrictions are allowlists. seccomp allows about seventy harmless system calls, a few of them only with harmless
+arguments; Landlock allows reading a list of files and no writing. Everything else is refused, also the new system calls
+of a newer kernel.
 
-System calls go through ctypes: `pyseccomp` wants libseccomp on the machine and has seen no release since 2021,
-`landlock` is a pre-release that knows no network or signal scope. x86-64 and aarch64; nothing is imported but the
-standard library, because this runs inside the jail's own Python.
+System calls go through ctypes: `pyseccomp` needs libseccomp on the machine and has had no release since 2021,
+`landlock` is a pre-release without network and signal scopes. Supports x86-64 and aarch64. Imports only the standard
+library, because it runs inside the jail's own Python.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import resource
 import struct
 from collections.abc import Iterable
 
-AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # as seccomp names them (AUDIT_ARCH_...)
+AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # seccomp's AUDIT_ARCH_... constants
 
-# name: number on x86-64, number on aarch64 (None: aarch64 never had it)
+# name: (number on x86-64, number on aarch64); None where aarch64 has no such call
 ALLOWED_SYSCALLS = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "newfstatat": (262, 79), "lseek": (8, 62),
     "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "mremap": (25, 216),
@@ -41,8 +41,15 @@ ALLOWED_SYSCALLS = {
 }  # fmt: skip
 OPEN, OPENAT, IOCTL, FCNTL, PRLIMIT, CLONE3 = (2, None), (257, 56), (16, 29), (72, 25), (302, 261), (435, 435)
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-TCGETS = 0x5401  # what isatty() asks
-ALLOWED_FCNTLS = (0, 1, 2, 3, 4, 1030)  # duplicate, flags; not F_SETOWN, which has the kernel send signals to others
+TCGETS = 0x5401  # the request of isatty()
+ALLOWED_FCNTLS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    1030,
+)  # duplicate, flags; not F_SETOWN, by which the kernel signals others
 
 _LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06  # BPF instructions
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
@@ -57,78 +64,78 @@ _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_
 
 
 class RestrictionError(Exception):
-    """A lock that this kernel did not put on: which one and what it answered."""
+    """The kernel did not apply a restriction: which one and the error."""
 
 
 def get_landlock_version() -> int:
-    """Return Landlock's version on this kernel; 0 where there is none. 1 is Linux 5.13."""
+    """Returns the version of Landlock in this kernel, 0 where there is none. Version 1 is Linux 5.13."""
     return max(0, _libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
 
 
 def has_seccomp() -> bool:
-    """Return whether this kernel filters system calls and this module knows the processor's numbers."""
+    """Returns whether this kernel has seccomp and ALLOWED_SYSCALLS covers this processor."""
     return platform.machine() in AUDIT_ARCHITECTURES and _libc.prctl(_GET_SECCOMP, 0, None, 0, 0) >= 0
 
 
 def make_landlock_ruleset(readable: Iterable[str], listable: Iterable[str] = ()) -> int:
-    """Return a Landlock ruleset (a descriptor) under which nothing is written and only this is read.
+    """Returns the descriptor of a Landlock ruleset that forbids all writing and allows reading `readable` only.
 
-    `readable` are files and directories with all below them; `listable` directories give away names only.
-    From version 4 on TCP is refused too, from 6 on abstract unix sockets and signals to outside.
+    readable: files, and directories with all below them. listable: directories whose file names may be listed.
+    From version 4 on TCP is refused too, from version 6 on abstract unix sockets and signals to outside processes.
     """
     version = get_landlock_version()
     if not version:
         raise RestrictionError("landlock: not in this kernel")
-    files = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
-    fields = struct.pack("=QQQ", files, 3, 3)[: 8 if version < 4 else 16 if version < 6 else 24]
-    rules = _syscall("landlock", _LANDLOCK_CREATE, fields, ctypes.c_size_t(len(fields)), 0)
+    file_rights = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
+    fields = struct.pack("=QQQ", file_rights, 3, 3)[: 8 if version < 4 else 16 if version < 6 else 24]
+    ruleset = _syscall("landlock", _LANDLOCK_CREATE, fields, ctypes.c_size_t(len(fields)), 0)
     for paths, rights in ((readable, _READ_FILE | _READ_DIR), (listable, _READ_DIR)):
         for path in paths:
             try:
-                place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
             except OSError:
-                continue  # a path that is not there gives nobody anything
+                continue  # a missing path needs no rule
             allowed = rights if os.path.isdir(path) else rights & _READ_FILE
-            _syscall("landlock", _LANDLOCK_ADD, rules, 1, struct.pack("=Qi", allowed, place), 0)
-            os.close(place)
-    return rules
+            _syscall("landlock", _LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", allowed, descriptor), 0)
+            os.close(descriptor)
+    return ruleset
 
 
 def apply_landlock(ruleset: int) -> None:
-    """Put the calling process under `rules`, for good."""
+    """Restricts the calling process to a ruleset of `make_landlock_ruleset`, for good."""
     _syscall("landlock", _LANDLOCK_RESTRICT, ruleset, 0)
 
 
 def set_no_new_privileges() -> None:
-    """Give up set-uid programs and file capabilities; Landlock and seccomp ask for it."""
+    """Gives up set-uid programs and file capabilities; Landlock and seccomp require it."""
     if _libc.prctl(_NO_NEW_PRIVS, 1, None, 0, 0):
         raise RestrictionError("no_new_privs: refused")
 
 
 def isolate_process(parent: int) -> None:
-    """Start a session and process group of one's own, die with `parent`, and be closed to other processes."""
+    """Starts a new session, dies with `parent`, and closes this process's memory to other processes."""
     os.setsid()
     die_with_parent()
     if os.getppid() != parent:
-        raise RestrictionError("parent death signal: the parent is gone")
+        raise RestrictionError("parent death signal: the parent has ended")
     _libc.prctl(_SET_DUMPABLE, 0, None, 0, 0)
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill the calling process when its parent ends."""
+    """Makes the kernel kill the calling process when its parent ends."""
     if _libc.prctl(_SET_PDEATHSIG, 9, None, 0, 0):
         raise RestrictionError("parent death signal: refused")
 
 
 def drop_capabilities() -> None:
-    """Give up every capability, which root has and others have not."""
+    """Gives up every capability; only root has any."""
     header, nothing = struct.pack("=Ii", 0x20080522, 0), bytes(24)
     _syscall("capabilities", _CAPSET[platform.machine() == "aarch64"], header, nothing)
 
 
 def apply_rlimits(memory: int, seconds: int, files: int) -> None:
-    """Set the resource limits: address space (bytes), CPU seconds, open files; no file, core or process at all."""
-    for what, most in (
+    """Sets resource limits: `memory` bytes of address space, CPU `seconds`, open `files`; no new file or process."""
+    for resource_id, maximum in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_NOFILE, files),
@@ -138,44 +145,46 @@ def apply_rlimits(memory: int, seconds: int, files: int) -> None:
         (resource.RLIMIT_MEMLOCK, 0),
     ):
         try:
-            resource.setrlimit(what, (most, most))
+            resource.setrlimit(resource_id, (maximum, maximum))
         except (OSError, ValueError) as error:
             raise RestrictionError(f"rlimits: {error}") from error
 
 
 def build_seccomp_filter(machine: str) -> bytes:
-    """Return the seccomp filter for `machine` as BPF instructions of 8 bytes.
+    """Returns the seccomp filter for `machine` as BPF instructions of 8 bytes.
 
-    A call of another architecture kills the process (its numbers mean other things); one that is not on the
-    list gets EPERM; clone3 gets ENOSYS, so that libc asks with clone and is refused there.
+    A call of another architecture kills the process, because its numbers mean other calls. A call that is not allowed
+    gets EPERM. clone3 gets ENOSYS, so that libc falls back to clone, which is refused.
     """
     column = list(AUDIT_ARCHITECTURES).index(machine)
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, AUDIT_ARCHITECTURES[machine]), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
-    if machine == "x86_64":  # numbers with this bit are the x32 interface
+    if machine == "x86_64":  # numbers with this bit belong to the x32 interface
         code += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]
     for numbers in ALLOWED_SYSCALLS.values():
-        if numbers[column] is not None:
-            code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]
+        number = numbers[column]
+        if number is not None:
+            code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     refuse, allow = (_RETURN, 0, 0, _ERROR | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
-    guarded = [
-        (OPEN, [_load_argument(1), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, refuse]),
-        (OPENAT, [_load_argument(2), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, refuse]),
-        (IOCTL, [_load_argument(1), (_EQUAL, 0, 1, TCGETS), allow, refuse]),
-        (FCNTL, [_load_argument(1), *[x for c in ALLOWED_FCNTLS for x in ((_EQUAL, 0, 1, c), allow)], refuse]),
+    argument_checks = [
+        (OPEN, [_argument(1), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, refuse]),
+        (OPENAT, [_argument(2), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, refuse]),
+        (IOCTL, [_argument(1), (_EQUAL, 0, 1, TCGETS), allow, refuse]),
+        (FCNTL, [_argument(1), *[x for c in ALLOWED_FCNTLS for x in ((_EQUAL, 0, 1, c), allow)], refuse]),
         (
             PRLIMIT,
-            [_load_argument(2), (_EQUAL, 0, 3, 0), _load_argument(2, high=True), (_EQUAL, 0, 1, 0), allow, refuse],
+            [_argument(2), (_EQUAL, 0, 3, 0), _argument(2, high=True), (_EQUAL, 0, 1, 0), allow, refuse],
         ),
         (CLONE3, [(_RETURN, 0, 0, _ERROR | errno.ENOSYS)]),
     ]
-    for numbers, block in guarded:
-        if numbers[column] is not None:
-            code += [(_EQUAL, 0, len(block), numbers[column]), *block]
+    for numbers, block in argument_checks:
+        number = numbers[column]
+        if number is not None:
+            code += [(_EQUAL, 0, len(block), number), *block]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in [*code, refuse])
 
 
 def apply_seccomp(program: bytes) -> None:
-    """Put the calling process under the seccomp filter `program`, for good."""
+    """Applies a filter of `build_seccomp_filter` to the calling process, for good."""
 
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
@@ -185,13 +194,13 @@ def apply_seccomp(program: bytes) -> None:
         raise RestrictionError(f"seccomp: {os.strerror(ctypes.get_errno())}")
 
 
-def _load_argument(index: int, high: bool = False) -> tuple[int, int, int, int]:
-    """Return the instruction that loads one half of a call's argument; both machines are little-endian."""
+def _argument(index: int, high: bool = False) -> tuple[int, int, int, int]:
+    """Returns the instruction that loads one half of a call's argument; both machines are little-endian."""
     return (_LOAD, 0, 0, 16 + 8 * index + 4 * high)
 
 
-def _syscall(lock: str, number: int, *arguments: object) -> int:
+def _syscall(restriction: str, number: int, *arguments: object) -> int:
     result = _libc.syscall(number, *arguments)
     if result < 0:
-        raise RestrictionError(f"{lock}: {os.strerror(ctypes.get_errno())}")
+        raise RestrictionError(f"{restriction}: {os.strerror(ctypes.get_errno())}")
     return result

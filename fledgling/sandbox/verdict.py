@@ -1,20 +1,20 @@
-"""Does a program pass its tests? A verdict that the program cannot write.
+"""Decides whether a program passes its tests, in a way that the program cannot fake.
 
-The one idea: the program and the tests never share a process. The program's process answers calls of the function
-under test with plain values; the tests run in a second jailed process, which alone can write the verdict, and whose
-bytes and memory the first never sees (inside.py, values.py, zygote.py).
+The program and the tests run in two jailed processes (jailed.py, messages.py, fork_server.py). The program's process
+answers calls of the function under test with plain values; only the tests' process can send the verdict, and the
+program can reach neither its bytes nor its memory.
 
-Guaranteed, as long as the kernel's locks hold: a program passes only if its function was called by the tests at
-least once, every call was answered with values of built-in types, and the tests ran to their end without an
-exception. Comparison, arithmetic and the assertion are the checker's own. Exiting, printing, forged messages, patched
-built-ins, objects with an `__eq__`, walking frames, hooks, recursion and crashes can only make it fail. The program
-cannot read the tests: they are never in its process, nor in the one it was forked from.
+Guaranteed, as long as the kernel's restrictions hold: a program passes only if the tests called its function at least
+once, every call was answered with values of built-in types, and the tests ran to their end without an exception.
+Comparison, arithmetic and the assertion happen in the tests' process. Exiting, printing, forged messages, patched
+built-ins, objects with an `__eq__`, walking frames, hooks, recursion and crashes can only make a program fail. The
+program cannot read the tests: they are never in its process, nor in the one that it was forked from.
 
-Not guaranteed: that the tests are good. A function that returns the right values for the arguments it is asked passes
-whatever it does otherwise (it may keep state between calls, and learns all arguments before the one it is asked); a
-test that catches every exception accepts every exception; one that compares the function with itself (some
-lines of HumanEval/33 do) accepts whatever agrees with itself. Arguments and values are copies: a test of what a
-function does to its argument, of identity, or of a returned function or object fails honest programs too.
+Not guaranteed: that the tests are good. A function that returns the right values for the arguments of the tests passes,
+whatever else it does (it may keep state between calls, and sees all earlier arguments). A test that catches every
+exception accepts every exception. A test that compares the function with itself (some lines of HumanEval/33) accepts
+whatever agrees with itself. Arguments and values are copies: a test of what a function does to its argument, of
+identity, or of a returned function or object fails honest programs too.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from fledgling.sandbox.jailed import MAX_ERROR_CHARS
 from fledgling.sandbox.process import ForkServer, Limits, call_with_server
 
-DEFAULT_TIMEOUT = 3.0
+DEFAULT_TIMEOUT = 3.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class ProgramCheck:
-    """A program and what it must do.
+    """A program and its tests.
 
-    program      the candidate's code, whole (HumanEval: prompt + completion).
+    program      the complete code of the candidate (HumanEval: prompt + completion).
     tests        code of the task's author. It may define `check(candidate)`, which is then called (HumanEval), or be
                  plain asserts that call the function by its name (MBPP).
-    entry_point  the function under test.
-    given        code of the task's author that the tests may use (HumanEval: the prompt, whose helper functions some
-                 tests call); it is run beside the tests, never taken from the candidate.
+    entry_point  name of the function under test.
+    setup_code   code of the task's author that the tests may use (HumanEval: the prompt, whose helper functions some
+                 tests call); it runs in the tests' process and is never taken from the candidate.
     """
 
     program: str
@@ -62,9 +63,9 @@ class ProgramCheck:
 def check_program(
     program: str, tests: str, entry_point: str, timeout: float = DEFAULT_TIMEOUT, setup_code: str = ""
 ) -> Verdict:
-    """Return whether `program` passes `tests` within `seconds` of wall clock; see `Check` for the arguments.
+    """Returns whether `program` passes `tests` within `timeout` seconds; see ProgramCheck for the arguments.
 
-    Whatever the program does is a `Verdict`; raises `UserError` only when this machine cannot lock a process up.
+    Nothing that the program does raises. Raises UserError only when this machine cannot restrict a process.
     """
     return _run_check(ProgramCheck(program, tests, entry_point, setup_code), timeout)
 
@@ -72,7 +73,10 @@ def check_program(
 def check_programs(
     checks: Iterable[ProgramCheck], timeout: float = DEFAULT_TIMEOUT, workers: int | None = None
 ) -> list[Verdict]:
-    """Return the verdicts in order, `workers` at a time (default: one a core); `seconds` holds for each."""
+    """Returns the verdicts in order, running `workers` checks at a time (default: one a core).
+
+    timeout: seconds of each check.
+    """
     workers = workers or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(partial(_run_check, timeout=timeout), checks))
@@ -80,25 +84,26 @@ def check_programs(
 
 def _run_check(check: ProgramCheck, timeout: float) -> Verdict:
     start = time.monotonic()
-    reason = call_with_server(lambda zygote: _find_failure(check, zygote, Limits(timeout), time.monotonic() + timeout))
+    limits = Limits(timeout)
+    reason = call_with_server(lambda server: _find_failure(check, server, limits, time.monotonic() + timeout))
     return Verdict(not reason, reason, time.monotonic() - start)
 
 
-def _find_failure(check: ProgramCheck, zygote: ForkServer, limits: Limits, deadline: float) -> str:
-    """Return why the program does not pass, "" when it does; both processes are gone by then."""
-    asking, answering = socket.socketpair()
-    with asking, answering, zygote.fork_child("candidate", limits, answering) as candidate:
-        answering.close()
-        with zygote.fork_child("check", limits, asking) as checker:
-            asking.close()
+def _find_failure(check: ProgramCheck, server: ForkServer, limits: Limits, deadline: float) -> str:
+    """Returns why the program does not pass, "" when it does. Both processes have ended by then."""
+    tests_end, candidate_end = socket.socketpair()
+    with tests_end, candidate_end, server.fork_child("candidate", limits, candidate_end) as candidate:
+        candidate_end.close()
+        with server.fork_child("check", limits, tests_end) as tests:
+            tests_end.close()
             error = candidate.send_job({"program": check.program, "entry_point": check.entry_point}, deadline)
-            job = {"tests": check.tests, "entry_point": check.entry_point, "given": check.setup_code}
-            error = checker.send_job(job, deadline) or error
+            job = {"tests": check.tests, "entry_point": check.entry_point, "setup_code": check.setup_code}
+            error = tests.send_job(job, deadline) or error
             if error:
                 return error
-            verdict = checker.receive_report(deadline)
+            verdict = tests.receive_report(deadline)
             if time.monotonic() >= deadline:
                 return f"timed out after {limits.timeout:g} s"
             if not isinstance(verdict, dict):
-                return f"the tests {checker.kill()}"
-            return "" if verdict.get("passed") is True else str(verdict.get("reason") or "failed")[:300]
+                return f"the tests {tests.kill()}"
+            return "" if verdict.get("passed") is True else str(verdict.get("reason") or "failed")[:MAX_ERROR_CHARS]

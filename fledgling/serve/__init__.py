@@ -1,6 +1,6 @@
-"""The server: a trained model behind OpenAI's HTTP API, and a page to talk to it.
+"""The server: a trained model behind an OpenAI-compatible HTTP API, and a page for conversations.
 
-Start with `worker.py` (one thread that owns the engine and answers many requests in one batch), then `requests.py`
-(what a body may say, checked before anything else), `answers.py` (what goes back) and `app.py` (routes, limits, keys).
-`page/` holds the static page. Nothing below this room knows that it exists.
+Start with `worker.py` (one thread that owns the engine and generates for many requests in one batch), then
+`schemas.py` (request bodies and their validation), `responses.py` (response bodies) and `app.py` (routes, limits,
+streaming). `page/` holds the static page.
 """

@@ -1,8 +1,9 @@
-"""The HTTP side: OpenAI's routes, the page, health and metrics; limits, key and host checked before anything else.
+"""The ASGI application: OpenAI's routes, the page, health and metrics.
 
-The one idea: everything that arrives is hostile until it has passed: host and key (`gate.py`), content type, size,
-shape (`requests.py`), length. Then it is a `Job` of the worker, and this file only carries events to the client. Who
-leaves cancels its job. Tokenizing runs on a thread, generation on the worker's: the event loop never computes.
+Everything that arrives is untrusted. A request passes, in this order, the checks of host and key (middleware.py),
+content type, size, shape (schemas.py) and length; then it becomes jobs of the worker, and this module only carries
+events to the client. A client that disconnects cancels its jobs. Tokenization runs on a thread pool and generation on
+the worker's thread: the event loop does not compute.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fledgling.serve.middleware import AccessMiddleware
 from fledgling.serve.openapi import build_openapi
 from fledgling.serve.responses import build_error
 from fledgling.serve.schemas import BadRequest, parse_body
-from fledgling.serve.service import ParsedRequest, Service
+from fledgling.serve.service import Endpoint, ParsedRequest, ResponseChunks, Service
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, JobHandle, QueueFull
 
 PAGE = Path(__file__).parent / "page"
@@ -37,234 +38,239 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-BODY_TIMEOUT = 30  # seconds that a body may take
-MAX_READ_FACTOR = 8  # times the largest body: what is larger is refused unread
-DISCONNECT_POLL_SECONDS = (
-    0.25  # seconds between two looks whether a client that waits for a whole answer is still there
-)
+PAGE_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+BODY_TIMEOUT = 30  # seconds until a body must have arrived
+MAX_READ_FACTOR = 8  # a body up to this factor above the limit is read to its end, so that its sender gets the 413
+DISCONNECT_POLL_SECONDS = 0.25  # between two checks whether a client that waits for a complete response is connected
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(service: Service) -> AccessMiddleware:
-    """The ASGI application of a service."""
+    """Returns the ASGI application of a service."""
     routes = [
-        Route("/v1/chat/completions", _completion_handler(service, chat), methods=["POST"]),
-        Route("/v1/completions", _completion_handler(service, completion), methods=["POST"]),
-        Route("/v1/models", _json(lambda request: {"object": "list", "data": [service.describe_model()]})),
-        Route("/v1/models/{name:path}", _json(lambda request: service.describe_model(request.path_params["name"]))),
-        Route("/health", _json(lambda request: service.describe_health())),
-        Route("/metrics", _metrics(service)),
-        Route("/openapi.json", _json(lambda request: build_openapi())),
-        *(Route(path, _file(name)) for path, name in PAGE_ROUTES.items()),
+        Route("/v1/chat/completions", _completion_handler(service, chat.ENDPOINT), methods=["POST"]),
+        Route("/v1/completions", _completion_handler(service, completion.ENDPOINT), methods=["POST"]),
+        Route("/v1/models", _json_handler(lambda request: {"object": "list", "data": [service.describe_model()]})),
+        Route(
+            "/v1/models/{name:path}", _json_handler(lambda request: service.describe_model(request.path_params["name"]))
+        ),
+        Route("/health", _json_handler(lambda request: service.describe_health())),
+        Route("/metrics", _metrics_handler(service)),
+        Route("/openapi.json", _json_handler(lambda request: build_openapi())),
+        *(Route(path, _file_handler(name)) for path, name in PAGE_ROUTES.items()),
     ]
-    handlers = {404: _no_such_route, 405: _no_such_route, 500: _server_error}
-    return AccessMiddleware(
-        Starlette(routes=routes, exception_handlers=handlers), service, public=("/health", *PAGE_ROUTES)
-    )
+    handlers: dict[Any, Any] = {404: _no_such_route, 405: _no_such_route, 500: _server_error}
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    return AccessMiddleware(app, service, public=("/health", *PAGE_ROUTES))
 
 
-def _json(answer: Callable[[Request], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
+def _json_handler(build_body: Callable[[Request], dict[str, Any]]) -> Handler:
     async def respond(request: Request) -> Response:
         try:
-            return JSONResponse(answer(request))
-        except BadRequest as problem:
-            return bad_request_response(problem)
+            return JSONResponse(build_body(request))
+        except BadRequest as error:
+            return bad_request_response(error)
 
     return respond
 
 
-def _metrics(service: Service) -> Callable[[Request], Awaitable[Response]]:
+def _metrics_handler(service: Service) -> Handler:
     async def respond(request: Request) -> Response:
         return Response(render_metrics(service.worker), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return respond
 
 
-def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    headers = {
-        "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-
+def _file_handler(name: str) -> Handler:
     async def respond(request: Request) -> Response:
-        return FileResponse(PAGE / name, headers={**headers, "Cache-Control": "no-cache"})
+        return FileResponse(PAGE / name, headers=PAGE_HEADERS)
 
     return respond
 
 
-def _completion_handler(service: Service, kind: Any) -> Callable[[Request], Awaitable[Response]]:
-    """The handler of one kind of completion: a module with Request, ask, whole and Chunks."""
-    post = EventBridge()
+def _completion_handler(service: Service, endpoint: Endpoint) -> Handler:
+    bridge = EventBridge()
 
     async def respond(request: Request) -> Response:
         try:
-            body = await _body(request, service.max_body_bytes)
-            asked: ParsedRequest = await run_in_threadpool(_parse_request, kind, service, body)
-            events = RequestEvents(service, asked, post)
-        except BadRequest as problem:
-            return bad_request_response(problem)
-        except QueueFull as problem:
-            again = {"Retry-After": str(problem.retry_after)}
+            body = await _read_body(request, service.max_body_bytes)
+            parsed = await run_in_threadpool(_parse_request, endpoint, service, body)
+            events = RequestEvents(service, parsed, bridge)
+        except BadRequest as error:
+            return bad_request_response(error)
+        except QueueFull as error:
+            headers = {"Retry-After": str(error.retry_after)}
             text = "the server is at its limit of requests; try again later"
-            return JSONResponse(build_error(text, "rate_limit_error", None, "queue_full"), 429, headers=again)
+            return JSONResponse(build_error(text, "rate_limit_error", None, "queue_full"), 429, headers=headers)
         except ClientDisconnect:
             return Response(status_code=499)
-        if asked.stream:
-            lines = _lines(events, kind.Chunks(service, asked))
+        if parsed.stream:
+            lines = _stream_lines(events, endpoint.chunks(service, parsed))
             return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        return await _collect_response(request, service, kind, asked, events)
+        return await _collect_response(request, service, endpoint, parsed, events)
 
     return respond
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The body, of which no more than `most` bytes are kept; raises BadRequest for a wrong content type, and for a body
-    that is larger or does not arrive. One that is a little larger is read to its end, so that its sender hears why.
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    """Returns the body of a request.
+
+    At most `max_bytes` are kept in memory. A body that is a little larger is read to its end, so that its sender
+    receives the error.
+
+    Raises:
+        BadRequest: wrong content type, a body that is too large or does not arrive in time.
     """
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
-        raise BadRequest(f"content type {kind[:80]!r}: expected application/json", status=415)
-    too_large = BadRequest(f"the body is larger than {most:,} bytes", code="body_too_large", status=413)
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > MAX_READ_FACTOR * most:
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise BadRequest(f"content type {content_type[:80]!r}: expected application/json", status=415)
+    too_large = BadRequest(f"the body is larger than {max_bytes:,} bytes", code="body_too_large", status=413)
+    content_length = request.headers.get("content-length", "")
+    if content_length.isdecimal() and int(content_length) > MAX_READ_FACTOR * max_bytes:
         raise too_large
-    found, size = bytearray(), 0
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size > MAX_READ_FACTOR * most:
+                if size > MAX_READ_FACTOR * max_bytes:
                     raise too_large
-                if size <= most:
-                    found += chunk
+                if size <= max_bytes:
+                    body += chunk
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT} s", code="body_timeout", status=408) from None
-    if size > most:
+    if size > max_bytes:
         raise too_large
-    return bytes(found)
+    return bytes(body)
 
 
-def _parse_request(kind: Any, service: Service, body: bytes) -> ParsedRequest:
-    """Check a body and turn it into jobs; a conversation that cannot be rendered is the client's mistake."""
+def _parse_request(endpoint: Endpoint, service: Service, body: bytes) -> ParsedRequest:
+    """Validates a body and makes its jobs; a conversation that cannot be rendered is a BadRequest too."""
     try:
-        return kind.ask(service, parse_body(kind.Request, body))
-    except UserError as problem:
-        raise BadRequest(str(problem)) from None
+        return endpoint.parse_request(service, parse_body(endpoint.body, body))
+    except UserError as error:
+        raise BadRequest(str(error)) from None
 
 
 class EventBridge:
-    """Events on their way from the worker's thread to the event loop, which is woken once for all of a step: each
-    waking takes the interpreter's lock from the thread that computes."""
+    """Carries events from the worker's thread to the event loop, with one wakeup for all events of a step: each wakeup
+    takes the interpreter lock from the thread that computes."""
 
     def __init__(self) -> None:
         self.pending: deque[tuple[asyncio.Queue, tuple[int, ChoiceEvent]]] = deque()
         self.wakeup_scheduled = False
 
     def put(self, loop: asyncio.AbstractEventLoop, queue: asyncio.Queue, event: tuple[int, ChoiceEvent]) -> None:
-        """From any thread: have the loop put an event into a queue."""
+        """Makes the loop put an event into a queue; may be called from any thread."""
         self.pending.append((queue, event))
         if not self.wakeup_scheduled:
             self.wakeup_scheduled = True
             loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self.wakeup_scheduled = False  # first: whoever puts from now on rings again
+        self.wakeup_scheduled = False  # first: an event that is put from now on schedules another wakeup
         while self.pending:
             queue, event = self.pending.popleft()
             queue.put_nowait(event)
 
 
 class RequestEvents:
-    """The jobs of one request under way: an asynchronous iterator of (choice, event) until all have ended.
+    """Submits the jobs of a request and receives their events, as (choice, event), until all choices have ended.
 
-    Leaving it in any way, also by the client's disconnection, cancels what is still under way.
+    Raises QueueFull where the worker rejects a job. Call `cancel` when the client has disconnected.
     """
 
-    def __init__(self, service: Service, asked: ParsedRequest, post: EventBridge) -> None:
-        self.loop, self.post = asyncio.get_running_loop(), post
+    def __init__(self, service: Service, parsed: ParsedRequest, bridge: EventBridge) -> None:
+        self.loop, self.bridge = asyncio.get_running_loop(), bridge
         self.queue: asyncio.Queue[tuple[int, ChoiceEvent]] = asyncio.Queue()
         self.handles: list[JobHandle] = []
-        self.open_choices = sum(job.n for job in asked.jobs)
+        self.open_choices = sum(job.n for job in parsed.jobs)
         try:
-            for first, job in zip(asked.first_choice_indices, asked.jobs, strict=True):
-                self.handles.append(service.worker.submit(job, self._make_emit(first)))
+            for first_choice, job in zip(parsed.first_choice_indices, parsed.jobs, strict=True):
+                self.handles.append(service.worker.submit(job, self._make_emit(first_choice)))
         except QueueFull:
             self.cancel()
             raise
 
-    def _make_emit(self, first: int) -> Callable[[ChoiceEvent], None]:
-        def tell(event: ChoiceEvent) -> None:  # on the worker's thread
-            self.post.put(self.loop, self.queue, (first + event.choice, event))
+    def _make_emit(self, first_choice: int) -> Callable[[ChoiceEvent], None]:
+        def emit(event: ChoiceEvent) -> None:  # on the worker's thread
+            self.bridge.put(self.loop, self.queue, (first_choice + event.choice, event))
 
-        return tell
+        return emit
 
     def cancel(self) -> None:
-        """Free the rows of whatever has not ended."""
+        """Cancels the jobs that have not ended."""
         for handle in self.handles:
             handle.cancel()
 
-    async def next(self, seconds: float | None = None) -> tuple[int, ChoiceEvent] | None:
-        """The next event; None when there are no more, raises TimeoutError after `seconds` without one."""
+    async def next(self, timeout: float | None = None) -> tuple[int, ChoiceEvent] | None:
+        """Returns the next event, None after the last; raises TimeoutError after `timeout` seconds without one."""
         if not self.open_choices:
             return None
-        choice, event = await asyncio.wait_for(self.queue.get(), seconds)
+        choice, event = await asyncio.wait_for(self.queue.get(), timeout)
         self.open_choices -= isinstance(event, ChoiceFinished)
         return choice, event
 
 
-async def _lines(events: RequestEvents, chunks: Any) -> AsyncIterator[str]:
-    """Server-sent events: every chunk one `data:` line, [DONE] last."""
+async def _stream_lines(events: RequestEvents, chunks: ResponseChunks) -> AsyncIterator[str]:
+    """Yields server-sent events: a `data:` line for each chunk, [DONE] last."""
     try:
-        for chunk in chunks.first():
-            yield _line(chunk)
-        while (told := await events.next()) is not None:
-            for chunk in chunks.of(*told):
-                yield _line(chunk)
-        for chunk in chunks.last():
-            yield _line(chunk)
+        for chunk in chunks.start():
+            yield _data_line(chunk)
+        while (choice_event := await events.next()) is not None:
+            for chunk in chunks.chunks_of_event(*choice_event):
+                yield _data_line(chunk)
+        for chunk in chunks.end():
+            yield _data_line(chunk)
         yield "data: [DONE]\n\n"
     finally:
         events.cancel()
 
 
-def _line(chunk: dict[str, Any]) -> str:
+def _data_line(chunk: dict[str, Any]) -> str:
     return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
 
 async def _collect_response(
-    request: Request, service: Service, kind: Any, asked: ParsedRequest, events: RequestEvents
+    request: Request, service: Service, endpoint: Endpoint, parsed: ParsedRequest, events: RequestEvents
 ) -> Response:
-    """Collect all choices, looking now and then whether the client still waits."""
+    """Waits for all choices, checking at intervals whether the client is still connected, and returns the response."""
     try:
         while True:
             try:
-                told = await events.next(DISCONNECT_POLL_SECONDS)
+                choice_event = await events.next(DISCONNECT_POLL_SECONDS)
             except TimeoutError:
                 if await request.is_disconnected():
                     return Response(status_code=499)
                 continue
-            if told is None:
+            if choice_event is None:
                 break
-            choice, event = told
+            choice, event = choice_event
             if isinstance(event, ChoiceFinished) and event.finish_reason == "error":
                 return JSONResponse(build_error("the engine failed on this batch", "server_error"), 500)
-            asked.choices[choice].update(event)
-        return JSONResponse(kind.whole(service, asked))
+            parsed.choices[choice].update(event)
+        return JSONResponse(endpoint.build_response(service, parsed))
     finally:
         events.cancel()
 
 
-def bad_request_response(problem: BadRequest) -> JSONResponse:
-    """OpenAI's error body for a bad request."""
-    body = build_error(problem.message, "invalid_request_error", problem.param, problem.code)
-    return JSONResponse(body, problem.status)
+def bad_request_response(error: BadRequest) -> JSONResponse:
+    """Returns OpenAI's error response for a bad request."""
+    body = build_error(error.message, "invalid_request_error", error.param, error.code)
+    return JSONResponse(body, error.status)
 
 
-async def _no_such_route(request: Request, problem: Any) -> Response:
+async def _no_such_route(request: Request, error: Any) -> Response:
     text = f"{request.method} {request.url.path[:200]}: no such route"
-    code = "method_not_allowed" if problem.status_code == 405 else "not_found"
-    return JSONResponse(build_error(text, "invalid_request_error", None, code), problem.status_code, problem.headers)
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    return JSONResponse(build_error(text, "invalid_request_error", None, code), error.status_code, error.headers)
 
 
-async def _server_error(request: Request, problem: Exception) -> Response:
-    return JSONResponse(build_error("the server failed; its log says why", "server_error"), 500)
+async def _server_error(request: Request, error: Exception) -> Response:
+    return JSONResponse(build_error("the server failed; its log has the reason", "server_error"), 500)

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a conversation in, an answer out, whole or in chunks."""
+"""POST /v1/chat/completions: answers a conversation, complete or as a stream of chunks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from fledgling.serve.responses import (
     FINISH_REASONS,
     build_chat_logprobs,
+    build_error,
     build_parts,
     build_usage,
     join_text,
@@ -15,24 +16,20 @@ from fledgling.serve.responses import (
     unix_time,
 )
 from fledgling.serve.schemas import BadRequest, ChatRequest
-from fledgling.serve.service import ParsedRequest, Service
+from fledgling.serve.service import Endpoint, ParsedRequest, Service
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, GenerationJob
 from fledgling.text.conversation import render_prompt
 
-Request = ChatRequest
 
-
-def ask(service: Service, body: ChatRequest) -> ParsedRequest:
-    """Render the conversation and say how it is to be answered. Raises BadRequest or UserError."""
+def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
+    """Renders the conversation to a prompt and makes its job. Raises BadRequest or UserError."""
     service.check_model_name(body.model)
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
-    prompt = render_prompt(
-        service.tokenizer, {"messages": [message.to_conversation_message() for message in body.messages]}
-    )
-    sampling = service.make_sampling_params(
-        body, prompt, body.max_completion_tokens or body.max_tokens, body.top_logprobs or 0
-    )
+    messages = [message.to_conversation_message() for message in body.messages]
+    prompt = render_prompt(service.tokenizer, {"messages": messages})
+    max_new_tokens = body.max_completion_tokens or body.max_tokens
+    sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)
     n = body.n or 1
     options = body.stream_options
     return ParsedRequest(
@@ -46,63 +43,65 @@ def ask(service: Service, body: ChatRequest) -> ParsedRequest:
     )
 
 
-def _envelope(service: Service, asked: ParsedRequest, kind: str) -> dict[str, Any]:
-    return {"id": asked.id, "object": kind, "created": asked.created, "model": service.model_name}
+def _envelope(service: Service, parsed: ParsedRequest, kind: str) -> dict[str, Any]:
+    return {"id": parsed.id, "object": kind, "created": parsed.created, "model": service.model_name}
 
 
-def whole(service: Service, asked: ParsedRequest) -> dict[str, Any]:
-    """The body of an answer that was not streamed."""
+def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
+    """Returns the body of a complete response."""
     choices = []
-    for number, answer in enumerate(asked.choices):
-        message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
-        if any(piece.kind != "text" for piece in answer.parts):
-            message["parts"] = build_parts(answer.parts)
+    for index, choice in enumerate(parsed.choices):
+        message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
+        if any(part.kind != "text" for part in choice.parts):
+            message["parts"] = build_parts(choice.parts)
         choices.append(
             {
-                "index": number,
+                "index": index,
                 "message": message,
-                "finish_reason": FINISH_REASONS[answer.finish_reason or "stop"],
-                "logprobs": build_chat_logprobs(service.tokenizer, answer.tokens) if asked.include_logprobs else None,
+                "finish_reason": FINISH_REASONS[choice.finish_reason or "stop"],
+                "logprobs": build_chat_logprobs(service.tokenizer, choice.tokens) if parsed.include_logprobs else None,
             }
         )
-    counted = build_usage(asked.prompt_tokens, asked.completion_tokens)
-    return {**_envelope(service, asked, "chat.completion"), "choices": choices, "usage": counted}
+    usage = build_usage(parsed.prompt_tokens, parsed.completion_tokens)
+    return {**_envelope(service, parsed, "chat.completion"), "choices": choices, "usage": usage}
 
 
-class Chunks:
-    """The bodies of a stream: a role for each choice, what is said, why it ended, and the usage where asked for."""
+class ChatChunks:
+    """The chunks of a stream: a role for each choice, its deltas, its finish reason, and the usage."""
 
-    def __init__(self, service: Service, asked: ParsedRequest) -> None:
-        self.service, self.asked = service, asked
+    def __init__(self, service: Service, parsed: ParsedRequest) -> None:
+        self.service, self.parsed = service, parsed
 
-    def first(self) -> Iterator[dict[str, Any]]:
-        """Who speaks."""
-        for number in range(len(self.asked.choices)):
-            yield self._chunk(number, {"role": "assistant", "content": ""})
+    def start(self) -> Iterator[dict[str, Any]]:
+        """Yields the role of each choice."""
+        for index in range(len(self.parsed.choices)):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def of(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
-        """The chunks of one event."""
-        self.asked.choices[choice].update(event)
+    def chunks_of_event(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
+        """Yields the chunks of one event."""
+        self.parsed.choices[choice].update(event)
         if isinstance(event, ChoiceFinished):
             if event.finish_reason == "error":
-                yield {"error": {"message": "the engine failed", "type": "server_error", "param": None, "code": None}}
+                yield build_error("the engine failed", "server_error")
             yield self._chunk(choice, {}, FINISH_REASONS[event.finish_reason])
             return
         delta: dict[str, Any] = {"content": join_text(event.parts)}
-        if any(piece.kind != "text" for piece in event.parts):
+        if any(part.kind != "text" for part in event.parts):
             delta["parts"] = build_parts(event.parts)
-        if event.parts or self.asked.include_logprobs:
-            logprobs = (
-                build_chat_logprobs(self.service.tokenizer, event.tokens) if self.asked.include_logprobs else None
-            )
+        if event.parts or self.parsed.include_logprobs:
+            with_logprobs = self.parsed.include_logprobs
+            logprobs = build_chat_logprobs(self.service.tokenizer, event.tokens) if with_logprobs else None
             yield self._chunk(choice, delta, logprobs=logprobs)
 
-    def last(self) -> Iterator[dict[str, Any]]:
-        """The usage."""
-        if self.asked.include_usage:
-            counted = build_usage(self.asked.prompt_tokens, self.asked.completion_tokens)
-            yield {**_envelope(self.service, self.asked, "chat.completion.chunk"), "choices": [], "usage": counted}
+    def end(self) -> Iterator[dict[str, Any]]:
+        """Yields the usage where it was requested."""
+        if self.parsed.include_usage:
+            usage = build_usage(self.parsed.prompt_tokens, self.parsed.completion_tokens)
+            yield {**_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [], "usage": usage}
 
-    def _chunk(self, choice: int, delta: dict, reason: str | None = None, logprobs: dict | None = None) -> dict:
-        one = {"index": choice, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
-        return {**_envelope(self.service, self.asked, "chat.completion.chunk"), "choices": [one]}
+    def _chunk(self, index: int, delta: dict, finish_reason: str | None = None, logprobs: dict | None = None) -> dict:
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
+        return {**_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [choice]}
+
+
+ENDPOINT = Endpoint(ChatRequest, parse_request, build_response, ChatChunks)

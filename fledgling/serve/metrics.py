@@ -1,58 +1,60 @@
-"""What the server has done, in Prometheus' text format (written by its own client library)."""
+"""The server's counters in Prometheus' text format, for /metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from fledgling.serve.worker import Worker
 
-COUNTERS = {
-    "requests": "Requests taken into the queue.",
-    "refused": "Requests turned away because the queue was full.",
-    "cancelled": "Requests whose client left before the end.",
+COUNTERS = {  # fields of WorkerCounters
+    "requests": "Requests accepted into the queue.",
+    "rejected": "Requests rejected because the queue was full.",
+    "cancelled": "Requests whose client disconnected before the end.",
     "prompt_tokens": "Tokens of prompts.",
-    "answer_tokens": "Tokens of answers, tool output included.",
-    "steps": "Decoding steps of the whole batch.",
-    "busy_seconds": "Seconds in which the engine worked.",
+    "completion_tokens": "Tokens of answers, including tool output.",
+    "steps": "Scheduler steps.",
+    "busy_seconds": "Seconds in which the engine computed.",
 }
-STATS = {
-    "shared_tokens": "Tokens of prompts that were known already: by another row, or from an earlier request.",
-    "read_tokens": "Tokens of prompts that were computed.",
-    "chunks": "Chunks of prompts that were read.",
-    "drafted": "Tokens guessed ahead.",
-    "accepted": "Guessed tokens that held.",
+STATS = {  # fields of SchedulerStats
+    "cached_tokens": "Prompt tokens found in the cache: computed for another row or an earlier request.",
+    "prefilled_tokens": "Prompt tokens that were computed.",
+    "prefill_chunks": "Prefilled chunks of prompts.",
+    "drafted": "Draft tokens of prompt lookup.",
+    "accepted": "Draft tokens that were accepted.",
 }
 
 
-class _Collector:
-    """Reads a worker's counters at the moment they are asked for."""
+class _WorkerCollector(Collector):
+    """Reads a worker's counters when they are scraped."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
-    def collect(self):
-        """Yield every counter, and how much is under way."""
-        for name, text in COUNTERS.items():
-            family = CounterMetricFamily(f"fledgling_{name}", text)
-            family.add_metric([], getattr(self.worker.counters, name))
-            yield family
-        figures, cache = self.worker.stats, self.worker.cache
-        for name, text in STATS.items():
-            family = CounterMetricFamily(f"fledgling_{name}", text)
-            family.add_metric([], getattr(figures, name))
-            yield family
-        yield GaugeMetricFamily("fledgling_load", "Requests waiting or under way.", self.worker.load)
-        rate, held = figures.prefix_hit_rate, cache.used_blocks * cache.block_bytes
-        yield GaugeMetricFamily("fledgling_prefix_hit_rate", "Share of prompts' tokens that were known already.", rate)
+    def collect(self) -> Iterator[Metric]:
+        """Yields every counter and gauge."""
+        stats, cache = self.worker.stats, self.worker.cache
+        for names, values in ((COUNTERS, self.worker.counters), (STATS, stats)):
+            for name, text in names.items():
+                family = CounterMetricFamily(f"fledgling_{name}", text)
+                family.add_metric([], getattr(values, name))
+                yield family
+        yield GaugeMetricFamily("fledgling_load", "Requests waiting or running.", self.worker.load)
         yield GaugeMetricFamily(
-            "fledgling_lookahead_acceptance", "Share of guesses that held.", figures.acceptance_rate
+            "fledgling_prefix_hit_rate", "Share of prompt tokens found in the cache.", stats.prefix_hit_rate
         )
-        yield GaugeMetricFamily("fledgling_cache_bytes", "Keys and values held, of rows and of prefixes.", held)
+        yield GaugeMetricFamily(
+            "fledgling_draft_acceptance_rate", "Share of draft tokens that were accepted.", stats.acceptance_rate
+        )
+        used_bytes = cache.used_blocks * cache.block_bytes
+        yield GaugeMetricFamily("fledgling_cache_bytes", "Bytes of keys and values, of rows and prefixes.", used_bytes)
 
 
 def render_metrics(worker: Worker) -> bytes:
-    """The metrics of a worker as a scrape expects them."""
+    """Returns the metrics of a worker."""
     registry = CollectorRegistry()
-    registry.register(_Collector(worker))
+    registry.register(_WorkerCollector(worker))
     return generate_latest(registry)

@@ -1,8 +1,8 @@
-"""The gate in front of every route: who may address this server, by which name, with which key.
+"""Access control before every route: the Host header and the API key.
 
-The one idea: a page of another site, open in the same browser, must not reach a server on loopback. The name in `Host`
-must be one of ours (against DNS rebinding), bodies must be JSON by their content type, and no CORS header is ever sent,
-so a browser asks first and is told no. Where a key is set, it is compared in constant time.
+A page of another site, open in the same browser, must not reach a server on loopback. The name in `Host` must therefore
+be one of the server's (against DNS rebinding), bodies must be JSON by their content type, and no CORS header is ever
+sent, so that a browser's preflight request fails. An API key is compared in constant time.
 """
 
 from __future__ import annotations
@@ -19,31 +19,30 @@ from fledgling.serve.service import Service
 
 
 class AccessMiddleware:
-    """An ASGI application around another: lets pass what may pass, answers the rest itself."""
+    """An ASGI application that passes allowed requests to `app` and answers all others with an error."""
 
     def __init__(self, app: ASGIApp, service: Service, public: Sequence[str]) -> None:
-        self.app, self.service, self.public = app, service, frozenset(public)
+        self.app, self.service, self.public = app, service, frozenset(public)  # public: paths that need no key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check and pass on, or refuse."""
-        if scope["type"] == "http" and (refused := self._refuse(Request(scope))) is not None:
-            await refused(scope, receive, send)
+        """Handles one ASGI connection."""
+        if scope["type"] == "http" and (error := self._error_response(Request(scope))) is not None:
+            await error(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def _refuse(self, request: Request) -> JSONResponse | None:
+    def _error_response(self, request: Request) -> JSONResponse | None:
         hosts, key = self.service.hosts, self.service.api_key
         host = request.headers.get("host", "")
         name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.split(":")[0]
         if hosts is not None and name.lower() not in hosts:
-            body = build_error(f"this server is not called {name[:80]!r}", "invalid_request_error", None, "wrong_host")
-            return JSONResponse(body, 421)
+            text = f"the host {name[:80]!r} is not a name of this server"
+            return JSONResponse(build_error(text, "invalid_request_error", None, "wrong_host"), 421)
         if key is None or request.url.path in self.public:
             return None
-        kind, _, given = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key.encode()):
+        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(credentials.strip().encode(), key.encode()):
             return None
-        body = build_error(
-            "a key is needed: Authorization: Bearer KEY", "invalid_request_error", None, "invalid_api_key"
-        )
+        text = "an API key is required: Authorization: Bearer KEY"
+        body = build_error(text, "invalid_request_error", None, "invalid_api_key")
         return JSONResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the server, written by the classes that check the requests."""
+"""The OpenAPI description of the server, generated from the classes that validate requests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pydantic.json_schema import models_json_schema
 from fledgling import __version__
 from fledgling.serve.schemas import ChatRequest, CompletionRequest
 
-NUMBER, TEXT, WHOLE = {"type": "number"}, {"type": "string"}, {"type": "integer", "minimum": 0}
+TEXT, COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 
 
-def _thing(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
+def _object(required: dict[str, Any], **optional: Any) -> dict[str, Any]:
     return {"type": "object", "properties": {**required, **optional}, "required": list(required)}
 
 
@@ -20,29 +20,29 @@ def _list(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
-def _maybe(schema: dict[str, Any]) -> dict[str, Any]:
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-EVENT = _thing({"data": {"type": "string", "description": "a chunk as JSON; [DONE] last"}}, event=TEXT)
-ERROR = _thing({"error": _thing({"message": TEXT, "type": TEXT, "param": _maybe(TEXT), "code": _maybe(TEXT)})})
-MODEL = _thing({"id": TEXT, "object": {"const": "model"}, "created": WHOLE, "owned_by": TEXT})
-USAGE = _thing({"prompt_tokens": WHOLE, "completion_tokens": WHOLE, "total_tokens": WHOLE})
+EVENT = _object({"data": {"type": "string", "description": "a chunk as JSON; [DONE] last"}}, event=TEXT)
+ERROR = _object({"error": _object({"message": TEXT, "type": TEXT, "param": _nullable(TEXT), "code": _nullable(TEXT)})})
+MODEL = _object({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT})
+USAGE = _object({"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT})
 REASON = {"enum": ["stop", "length"]}
-MESSAGE = _thing(
+MESSAGE = _object(
     {"role": {"const": "assistant"}, "content": TEXT},
-    parts=_list(_thing({"type": {"enum": ["text", "python", "output"]}, "text": TEXT})),
+    parts=_list(_object({"type": {"enum": ["text", "python", "output"]}, "text": TEXT})),
 )
-ENVELOPE = {"id": TEXT, "object": TEXT, "created": WHOLE, "model": TEXT, "usage": USAGE}
-CHAT = _thing({**ENVELOPE, "choices": _list(_thing({"index": WHOLE, "message": MESSAGE, "finish_reason": REASON}))})
-COMPLETION = _thing({**ENVELOPE, "choices": _list(_thing({"index": WHOLE, "text": TEXT, "finish_reason": REASON}))})
-HEALTH = _thing(
-    {"status": {"const": "ok"}, "model": TEXT, "load": WHOLE, "max_queue_size": WHOLE, "max_batch_size": WHOLE}
+ENVELOPE = {"id": TEXT, "object": TEXT, "created": COUNT, "model": TEXT, "usage": USAGE}
+CHAT = _object({**ENVELOPE, "choices": _list(_object({"index": COUNT, "message": MESSAGE, "finish_reason": REASON}))})
+COMPLETION = _object({**ENVELOPE, "choices": _list(_object({"index": COUNT, "text": TEXT, "finish_reason": REASON}))})
+HEALTH = _object(
+    {"status": {"const": "ok"}, "model": TEXT, "load": COUNT, "max_queue_size": COUNT, "max_batch_size": COUNT}
 )
 
 
 def build_openapi() -> dict[str, Any]:
-    """The description as one dictionary."""
+    """Returns the description as a dictionary."""
     names, schemas = models_json_schema(
         [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template="#/components/schemas/{model}"
     )
@@ -51,14 +51,14 @@ def build_openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "fledgling", "version": __version__},
         "paths": {
-            "/v1/chat/completions": {"post": _operation("Answer a conversation.", CHAT, chat, stream=True)},
-            "/v1/completions": {"post": _operation("Continue a text.", COMPLETION, text, stream=True)},
-            "/v1/models": {"get": _operation("The model.", _thing({"object": TEXT, "data": _list(MODEL)}))},
+            "/v1/chat/completions": {"post": _operation("Answers a conversation.", CHAT, chat, stream=True)},
+            "/v1/completions": {"post": _operation("Continues a text.", COMPLETION, text, stream=True)},
+            "/v1/models": {"get": _operation("The model.", _object({"object": TEXT, "data": _list(MODEL)}))},
             "/v1/models/{name}": {
                 "parameters": [{"name": "name", "in": "path", "required": True, "schema": TEXT}],
                 "get": _operation("The model of that name.", MODEL),
             },
-            "/health": {"get": _operation("Alive, and how busy.", HEALTH)},
+            "/health": {"get": _operation("Whether the server is alive, and its load.", HEALTH)},
         },
         "components": {
             "schemas": schemas["$defs"],
@@ -68,15 +68,15 @@ def build_openapi() -> dict[str, Any]:
 
 
 def _operation(
-    summary: str, answer: dict[str, Any], body: dict[str, Any] | None = None, stream: bool = False
+    summary: str, response: dict[str, Any], body: dict[str, Any] | None = None, stream: bool = False
 ) -> dict[str, Any]:
-    """One operation: its answer, and the errors it can give."""
-    content = {"application/json": {"schema": answer}}
+    """Returns one operation with its response and its errors."""
+    content = {"application/json": {"schema": response}}
     if stream:
-        content["text/event-stream"] = {"schema": EVENT}  # of one event
-    errors = {"401": "no key, or a wrong one", "404": "no such model", "421": "another host's name"}
+        content["text/event-stream"] = {"schema": EVENT}  # schema of one event
+    errors = {"401": "missing or invalid API key", "404": "no such model", "421": "not a name of this server"}
     if body is not None:
-        errors |= {"400": "a field is off", "413": "too large", "415": "not JSON", "429": "too many requests"}
+        errors |= {"400": "an invalid field", "413": "too large", "415": "not JSON", "429": "too many requests"}
     responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
     for status, text in sorted(errors.items()):
         responses[status] = {"description": text, "content": {"application/json": {"schema": ERROR}}}

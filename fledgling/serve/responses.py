@@ -1,10 +1,7 @@
-"""What goes back: events of the worker as OpenAI's bodies, whole or as a stream of chunks.
+"""Response bodies in OpenAI's format, complete or as chunks of a stream, from the worker's events.
 
-The one idea: text and tokens are told apart. `content` is the prose of an answer; calls of the tool and what it said
-travel beside it in `parts`, so that a client which knows only OpenAI's fields shows a clean answer, and the page shows
-everything.
-
-B choices; logprobs are natural logarithms.
+`content` is the prose of an answer. Tool calls and their outputs are in `parts`, so a client that knows only OpenAI's
+fields shows a clean answer, and the page shows everything. Log-probabilities are natural logarithms.
 """
 
 from __future__ import annotations
@@ -15,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fledgling.infer.detokenizer import ContentPart
-from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, GeneratedToken
+from fledgling.infer.detokenizer import ContentPart, append_part
+from fledgling.infer.engine import GeneratedToken
+from fledgling.serve.worker import ChoiceEvent, ChoiceFinished
 from fledgling.text.tokenizer import Tokenizer
 
 FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "error": "stop"}
@@ -24,27 +22,23 @@ FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "erro
 
 @dataclass
 class GeneratedChoice:
-    """One choice as it has been said so far."""
+    """One choice of a response, as generated so far."""
 
     parts: list[ContentPart] = field(default_factory=list)
     tokens: list[GeneratedToken] = field(default_factory=list)
-    prompt_tokens: list[GeneratedToken] = field(default_factory=list)  # the prompt's tokens, where they are scored
+    prompt_tokens: list[GeneratedToken] = field(default_factory=list)  # where the prompt is scored
     finish_reason: str | None = None
 
     def update(self, event: ChoiceEvent) -> None:
-        """Append what is new, or note why it ended."""
+        """Appends what an event reports."""
         if isinstance(event, ChoiceFinished):
             self.finish_reason = event.finish_reason
-            return
-        if event.echo:
+        elif event.echo:
             self.prompt_tokens += event.tokens
-            return
-        self.tokens += event.tokens
-        for piece in event.parts:
-            if self.parts and self.parts[-1].kind == piece.kind:
-                self.parts[-1] = ContentPart(piece.kind, self.parts[-1].text + piece.text)
-            else:
-                self.parts.append(piece)
+        else:
+            self.tokens += event.tokens
+            for part in event.parts:
+                append_part(self.parts, part)
 
     @property
     def content(self) -> str:
@@ -52,64 +46,66 @@ class GeneratedChoice:
         return join_text(self.parts)
 
 
-def join_text(pieces: Iterable[ContentPart]) -> str:
-    """The text of an answer, without calls and their outputs."""
-    return "".join(piece.text for piece in pieces if piece.kind == "text")
+def join_text(parts: Iterable[ContentPart]) -> str:
+    """Returns the prose of an answer, without tool calls and their outputs."""
+    return "".join(part.text for part in parts if part.kind == "text")
 
 
-def build_parts(pieces: Iterable[ContentPart]) -> list[dict[str, str]]:
-    """Pieces as parts of a message."""
-    return [{"type": piece.kind, "text": piece.text} for piece in pieces]
+def build_parts(parts: Iterable[ContentPart]) -> list[dict[str, str]]:
+    """Returns the parts of a message as JSON."""
+    return [{"type": part.kind, "text": part.text} for part in parts]
 
 
-def build_usage(prompt: int, answers: int) -> dict[str, int]:
-    """Tokens of the prompt (counted once for each) and of all answers, tool output included."""
-    return {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers}
+def build_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """Returns the usage: tokens of the prompts, each counted once, and of all answers, including tool output."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
 
 
 def _token_entry(tokenizer: Tokenizer, token: int) -> dict[str, Any]:
     raw = tokenizer.token_bytes[token]
-    if not raw:  # a control token stands for no bytes; it is named
-        raw = next((name for name, number in tokenizer.special_tokens.items() if number == token), "").encode()
+    if not raw:  # a control token has no bytes; its name is shown
+        names = (name for name, special_id in tokenizer.special_tokens.items() if special_id == token)
+        raw = next(names, "").encode()
     return {"token": raw.decode("utf-8", "replace"), "bytes": list(raw)}
 
 
-def build_chat_logprobs(tokenizer: Tokenizer, drawn: Iterable[GeneratedToken]) -> dict[str, Any]:
-    """Log-probabilities in the shape of chat completions; a token that a tool forced has 0, and no alternatives."""
+def build_chat_logprobs(tokenizer: Tokenizer, tokens: Iterable[GeneratedToken]) -> dict[str, Any]:
+    """Returns log-probabilities as chat completions report them; a forced token has 0 and no alternatives."""
     content = []
-    for token in drawn:
-        others = (
-            []
-            if token.forced
-            else [{**_token_entry(tokenizer, other), "logprob": value} for other, value in token.top_logprobs]
-        )
-        content.append({**_token_entry(tokenizer, token.id), "logprob": token.logprob, "top_logprobs": others})
+    for token in tokens:
+        top = () if token.forced else token.top_logprobs
+        top_entries = [{**_token_entry(tokenizer, other), "logprob": value} for other, value in top]
+        content.append({**_token_entry(tokenizer, token.id), "logprob": token.logprob, "top_logprobs": top_entries})
     return {"content": content, "refusal": None}
 
 
-def build_text_logprobs(tokenizer: Tokenizer, drawn: Iterable[GeneratedToken], offset: int) -> dict[str, Any]:
-    """Log-probabilities in the shape of text completions; `offset` is where the text begins, in characters."""
-    tokens, values, tops, offsets = [], [], [], []
-    for token in drawn:
+def build_text_logprobs(tokenizer: Tokenizer, tokens: Iterable[GeneratedToken], offset: int) -> dict[str, Any]:
+    """Returns log-probabilities as text completions report them; the text begins at character `offset`."""
+    texts, logprobs, top_logprobs, offsets = [], [], [], []
+    for token in tokens:
         text = _token_entry(tokenizer, token.id)["token"]
-        tokens.append(text)
-        values.append(token.logprob)
-        tops.append({_token_entry(tokenizer, other)["token"]: value for other, value in token.top_logprobs})
+        texts.append(text)
+        logprobs.append(token.logprob)
+        top_logprobs.append({_token_entry(tokenizer, other)["token"]: value for other, value in token.top_logprobs})
         offsets.append(offset)
         offset += len(text)
-    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+    return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": top_logprobs, "text_offset": offsets}
 
 
 def make_id(prefix: str) -> str:
-    """A name for an answer that nobody can guess."""
+    """Returns a random, unguessable id of a response."""
     return f"{prefix}-{secrets.token_hex(12)}"
 
 
 def unix_time() -> int:
-    """Unix time in whole seconds."""
+    """Returns Unix time in whole seconds."""
     return int(time.time())
 
 
 def build_error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """OpenAI's error body."""
+    """Returns OpenAI's error body."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,11 +1,11 @@
-"""What a client may ask: OpenAI's request bodies, checked whole before anything is tokenized or queued.
+"""Request bodies in OpenAI's format, validated completely before anything is tokenized or queued.
 
-The one idea: a field is honoured or refused, never silently dropped. What would change the answer and cannot be done
-(tool schemas, penalties by frequency, response formats) is refused by name when it asks for anything; what only
-describes the caller (`user`, `metadata`) is accepted and not kept. The same classes write the OpenAPI description.
+A field is honored or rejected by name, never silently ignored: what would change the answer and is not supported (tool
+schemas, frequency penalties, response formats) is rejected when it requests anything; what only describes the caller
+(`user`, `metadata`) is accepted and not stored. The OpenAPI description is generated from these classes.
 
 Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `calculator`; and `parts` of an assistant's message, the
-answer as it was given, tool calls included.
+answer as it was returned, tool calls included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Unused = Annotated[Any, Field(description="Accepted and not used.", json_schema_
 
 
 class BadRequest(Exception):
-    """A request that cannot be served as it is: HTTP status, the message, the field, OpenAI's code."""
+    """An invalid request: the message, the field (`param`), OpenAI's error code and the HTTP status."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -35,14 +35,14 @@ class _Body(BaseModel):
 
 
 class Part(_Body):
-    """A part of a message: text, or (in an assistant's) a call of the tool and what it said."""
+    """A part of a message: text, or in an assistant's message a tool call or its output."""
 
     type: Literal["text", "python", "output"]
     text: StrictStr
 
 
 class Message(_Body):
-    """One turn."""
+    """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: StrictStr | list[Part] | None = None
@@ -51,7 +51,7 @@ class Message(_Body):
     refusal: None = None
 
     def to_conversation_message(self) -> dict[str, Any]:
-        """The message as `fledgling.text.conversation` takes it."""
+        """Returns the message in the format of `fledgling.text.conversation`; raises BadRequest without content."""
         role = "system" if self.role == "developer" else self.role
         content = self.parts if self.parts and role == "assistant" else self.content
         if content is None:
@@ -60,20 +60,20 @@ class Message(_Body):
 
 
 class StreamOptions(_Body):
-    """What a stream ends with."""
+    """Options of a stream."""
 
     include_usage: StrictBool = False
     include_obfuscation: Unused = None
 
 
 class TextFormat(_Body):
-    """The only response format there is."""
+    """The only response format that is supported."""
 
     type: Literal["text"]
 
 
 class CommonRequest(_Body):
-    """What both kinds of completion take."""
+    """The fields of both kinds of completion."""
 
     model: StrictStr = ""
     stream: StrictBool | None = None
@@ -91,18 +91,18 @@ class CommonRequest(_Body):
     frequency_penalty: Annotated[Number, Field(ge=0, le=0, description="Only 0: use repetition_penalty.")] | None = None
     user: Unused = None
 
-    def parse_logit_bias(self, vocabulary: int) -> tuple[tuple[int, float], ...]:
-        """logit_bias with its keys as token ids; raises BadRequest for a key that is none."""
-        found = []
+    def parse_logit_bias(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
+        """Returns logit_bias as (token id, bias); raises BadRequest for a key that is no token id."""
+        pairs = []
         for key, value in (self.logit_bias or {}).items():
-            if not (key.isascii() and key.isdigit() and int(key[:10]) < vocabulary and len(key) <= 10):
-                wanted = f"token ids from 0 to {vocabulary - 1}"
-                raise BadRequest(f"logit_bias has the key {key[:40]!r}; expected {wanted}", "logit_bias")
-            found.append((int(key), float(value)))
-        return tuple(found)
+            if not (key.isascii() and key.isdigit() and int(key[:10]) < vocab_size and len(key) <= 10):
+                expected = f"token ids from 0 to {vocab_size - 1}"
+                raise BadRequest(f"logit_bias has the key {key[:40]!r}; expected {expected}", "logit_bias")
+            pairs.append((int(key), float(value)))
+        return tuple(pairs)
 
     def stop_strings(self) -> tuple[str, ...]:
-        """The stop strings."""
+        """Returns the stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
@@ -130,7 +130,7 @@ class ChatRequest(CommonRequest):
 
 
 class CompletionRequest(CommonRequest):
-    """Body of POST /v1/completions; with echo, logprobs and max_tokens = 0 it only says how likely a text is."""
+    """Body of POST /v1/completions; with echo, logprobs and max_tokens = 0 it only scores the prompt."""
 
     prompt: (
         StrictStr
@@ -145,23 +145,22 @@ class CompletionRequest(CommonRequest):
     suffix: None = None
 
     def prompt_list(self) -> list[str | list[int]]:
-        """The prompts, one or several, as text or token ids."""
-        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return list(self.prompt)
+        """Returns the prompts, one or several, each as text or token ids."""
+        prompt: Any = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else list(prompt)
 
 
 def parse_body(kind: type[CommonRequest], body: bytes) -> Any:
-    """Parse and check a body; raises BadRequest that names the first field that is off and what was expected."""
+    """Parses and validates a body; raises BadRequest that names the first invalid field and what was expected."""
     try:
         return kind.model_validate_json(body)
-    except ValidationError as problem:
-        first = problem.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(step) for step in first["loc"] if not _is_branch(step)) or None
-        what = "no such parameter" if first["type"] == "extra_forbidden" else first["msg"]
-        raise BadRequest(f"{where or 'the body'}: {what}", where) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(str(step) for step in first["loc"] if not _is_union_branch(step)) or None
+        reason = "no such parameter" if first["type"] == "extra_forbidden" else first["msg"]
+        raise BadRequest(f"{field or 'the body'}: {reason}", field) from None
 
 
-def _is_branch(step: object) -> bool:
-    """Whether a step of pydantic's path names a branch of a union and no field of the body."""
+def _is_union_branch(step: object) -> bool:
+    """Whether a step of pydantic's error location names a branch of a union, not a field of the body."""
     return isinstance(step, str) and (any(mark in step for mark in "[(-") or step in ("str", "int", "float"))

@@ -1,10 +1,10 @@
-"""One thread owns the engine and answers many requests in one batch; everybody else only talks to it.
+"""The worker: one thread that owns the engine and generates for many requests in one batch.
 
-The one idea: the event loop never waits for a matrix product. A request is put into an inbox, the thread seats it
-beside those that are under way (continuous batching), and what it says comes back as events by a callback. Who is
-cancelled has left its row before the next step. The queue is bounded: who comes too late is told so at once.
+The event loop never waits for a matrix product. `Worker.submit` puts a job into an inbox; the thread adds it to the
+requests that are already running (continuous batching) and reports progress as events by a callback. A cancelled job
+frees its rows before the next step. The queue is bounded: a job beyond its limit is rejected at once.
 
-It knows no HTTP: `app.py` does.
+HTTP is app.py's.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fledgling.infer.detokenizer import AnswerDetokenizer, ContentPart, StopStringMatcher
-from fledgling.infer.engine import Engine
+from fledgling.infer.engine import Engine, GeneratedToken
 from fledgling.infer.request import Request
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.scheduler import Scheduler, SchedulerStats
 from fledgling.model.cache import KVCache
 
 GPU_PREFILL_CHUNK = 2048
-CPU_PREFILL_CHUNK = (
-    256  # tokens of prompts between two steps: on two cores about a tenth of a second for a model of 110M weights
-)
+CPU_PREFILL_CHUNK = 256  # prompt tokens a step: about 0.1 s on two cores for a model of 110M parameters
 
 
 class QueueFull(Exception):
-    """The queue is full; try again in `retry_after` seconds."""
+    """The queue is full; the client may try again in `retry_after` seconds."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__("the queue is full")
@@ -36,20 +34,10 @@ class QueueFull(Exception):
 
 
 @dataclass(frozen=True)
-class GeneratedToken:
-    """One token of an answer: id, log-probability, whether a tool put it there, and the likeliest alternatives."""
-
-    id: int
-    logprob: float
-    forced: bool
-    top_logprobs: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
 class ChoiceDelta:
-    """What choice `choice` has said since its last delta: text by kind, and the tokens behind it.
+    """What a choice has generated since its last delta.
 
-    echo: these are the prompt's tokens but the first, scored; they come before anything that is said.
+    With `echo`, `tokens` are the scored tokens of the prompt except for the first; such a delta precedes all others.
     """
 
     choice: int
@@ -60,7 +48,7 @@ class ChoiceDelta:
 
 @dataclass(frozen=True)
 class ChoiceFinished:
-    """Choice `choice` has ended: "stop", "length" or "context"; or "error"."""
+    """A choice has ended: "stop", "length" or "context"; "error" where the engine failed."""
 
     choice: int
     finish_reason: str
@@ -71,83 +59,77 @@ ChoiceEvent = ChoiceDelta | ChoiceFinished
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """What to answer: a prompt, `n` times, with one sampling; `stops` are strings that end an answer.
-
-    score: tell how likely the prompt's own tokens are. draws: False where that is all.
-    """
+    """A prompt that is answered `n` times with the same sampling parameters."""
 
     prompt: tuple[int, ...]
     sampling: SamplingParams
     n: int = 1
     stop_strings: tuple[str, ...] = ()
-    use_tools: bool = True
-    score_prompt: bool = False
-    generate: bool = True
+    tools: bool = True  # let the model call the calculator
+    score_prompt: bool = False  # report the log-probabilities of the prompt's tokens
+    generate: bool = True  # False: only score the prompt
 
 
 class _Choice:
-    """One of a job's answers under way: its ticket, and how much of it has been told."""
+    """One answer of a job: its request, and how many of its tokens have been reported."""
 
-    def __init__(self, number: int, job: GenerationJob, engine: Engine) -> None:
-        self.number, self.job = number, job
-        self.stream = AnswerDetokenizer(engine.tokenizer)
+    def __init__(self, number: int, job: GenerationJob, request: Request, engine: Engine) -> None:
+        self.number, self.job, self.request = number, job, request
+        self.detokenizer = AnswerDetokenizer(engine.tokenizer)
         self.stop_matcher = StopStringMatcher(job.stop_strings)
         self.reported = 0
-        self.request: Request | None = None
 
     def poll_events(self) -> tuple[list[ChoiceEvent], bool]:
-        """What is new since the last call, and whether the answer has ended."""
-        ticket = self.request
+        """Returns the events since the last call, and whether the answer has ended."""
+        request, start = self.request, self.reported
         events: list[ChoiceEvent] = []
-        if self.job.score_prompt and not self.reported and (ticket.tokens or ticket.finish_reason):
-            events.append(ChoiceDelta(self.number, (), _score_tokens(ticket), echo=True))
-        fresh = range(self.reported, len(ticket.tokens))
-        self.reported = len(ticket.tokens)
-        drawn = tuple(
+        if self.job.score_prompt and not start and (request.tokens or request.finish_reason):
+            events.append(ChoiceDelta(self.number, (), _prompt_tokens(request), echo=True))
+        self.reported = len(request.tokens)
+        tokens = tuple(
             GeneratedToken(
-                ticket.tokens[i],
-                ticket.logprobs[i],
-                ticket.forced[i],
-                tuple(ticket.top_logprobs[i]) if i < len(ticket.top_logprobs) else (),
+                request.tokens[i],
+                request.logprobs[i],
+                request.forced[i],
+                tuple(request.top_logprobs[i]) if i < len(request.top_logprobs) else (),
             )
-            for i in fresh
+            for i in range(start, self.reported)
         )
-        pieces = [piece for token in drawn for piece in self.stream.push(token.id)]
-        if ticket.finish_reason:
-            pieces += self.stream.finish()
-        shown = self._until_stop(pieces, bool(ticket.finish_reason))
-        events += [ChoiceDelta(self.number, tuple(shown), drawn)] if shown or drawn else []
-        reason = "stop" if self.stop_matcher.stopped else ticket.finish_reason
-        return [*events, ChoiceFinished(self.number, reason)] if reason else events, bool(reason)
+        parts = [part for token in tokens for part in self.detokenizer.push(token.id)]
+        if request.finish_reason:
+            parts += self.detokenizer.finish()
+        parts = self._cut_at_stop_string(parts, bool(request.finish_reason))
+        if parts or tokens:
+            events.append(ChoiceDelta(self.number, tuple(parts), tokens))
+        reason = "stop" if self.stop_matcher.stopped else request.finish_reason
+        if reason:
+            events.append(ChoiceFinished(self.number, reason))
+        return events, bool(reason)
 
-    def _until_stop(self, pieces: list[ContentPart], last: bool) -> list[ContentPart]:
-        """The pieces, their prose cut before a stop string; a call of a tool ends what was waiting."""
-        shown: list[ContentPart] = []
-        for piece in pieces:
+    def _cut_at_stop_string(self, parts: list[ContentPart], last: bool) -> list[ContentPart]:
+        """Returns the parts before a stop string in their prose; a tool call releases prose that was held back."""
+        kept: list[ContentPart] = []
+        for part in parts:
             if self.stop_matcher.stopped:
                 break
-            if piece.kind == "text":
-                text = self.stop_matcher.push(piece.text)
-                shown += [ContentPart("text", text)] if text else []
-            else:
-                waiting = self.stop_matcher.finish()
-                shown += [ContentPart("text", waiting)] if waiting else []
-                shown.append(piece)
-        if last and not self.stop_matcher.stopped and (waiting := self.stop_matcher.finish()):
-            shown.append(ContentPart("text", waiting))
-        return shown
+            text = self.stop_matcher.push(part.text) if part.kind == "text" else self.stop_matcher.finish()
+            kept += [ContentPart("text", text)] if text else []
+            kept += [part] if part.kind != "text" else []
+        if last and not self.stop_matcher.stopped and (text := self.stop_matcher.finish()):
+            kept.append(ContentPart("text", text))
+        return kept
 
 
-def _score_tokens(ticket: Request) -> tuple[GeneratedToken, ...]:
-    """The tokens of a ticket's prompt, but the first, with what they were found likely."""
-    others = ticket.prompt_top_logprobs or [[]] * len(ticket.prompt_logprobs)
-    scored = zip(ticket.prompt[1:], ticket.prompt_logprobs, others, strict=True)
+def _prompt_tokens(request: Request) -> tuple[GeneratedToken, ...]:
+    """Returns the scored tokens of a request's prompt, except for the first."""
+    top: list = request.prompt_top_logprobs or [()] * len(request.prompt_logprobs)
+    scored = zip(request.prompt[1:], request.prompt_logprobs, top, strict=True)
     return tuple(GeneratedToken(token, logprob, False, tuple(likely)) for token, logprob, likely in scored)
 
 
 @dataclass
 class JobHandle:
-    """A submitted job; `cancel` frees its rows at the next step and silences it."""
+    """A submitted job. `cancel` frees its rows at the next step and stops its events."""
 
     job: GenerationJob
     emit: Callable[[ChoiceEvent], None]
@@ -155,28 +137,33 @@ class JobHandle:
     cancelled: bool = False
 
     def cancel(self) -> None:
+        """Requests the cancellation, from any thread."""
         self.cancelled = True
 
 
 @dataclass
 class WorkerCounters:
-    """What the server has done since it started; read by /metrics."""
+    """Counters since the server started, exported by /metrics."""
 
     requests: int = 0
-    refused: int = 0
+    rejected: int = 0
     cancelled: int = 0
     prompt_tokens: int = 0
-    answer_tokens: int = 0
+    completion_tokens: int = 0
     steps: int = 0
     busy_seconds: float = 0.0
 
 
 class Worker:
-    """Answers jobs on a thread of its own, at most `rows` answers at a time, at most `queue` jobs waiting or under way.
+    """Runs generation jobs on a thread of its own.
 
-    chunk, keep, lookahead: as `Decoder` has them; keep None: as many tokens as the rows can need at most, so that what
-    is kept of earlier requests never takes more memory than a full house. `emit` of a job is called on the worker's
-    thread, in order, and must not block.
+    Args:
+        engine: used by the worker's thread alone from now on.
+        max_batch_size: answers that are decoded at once.
+        max_queue_size: jobs waiting or running before `submit` raises QueueFull.
+        prefill_chunk, lookahead_tokens: see `Scheduler`.
+        prefix_cache_tokens: see `Scheduler`; None: as many tokens as the rows can hold at most, so that cached prefixes
+            never take more memory than a full batch.
     """
 
     def __init__(
@@ -189,44 +176,49 @@ class Worker:
         lookahead_tokens: int = 0,
     ) -> None:
         self.engine, self.max_batch_size, self.max_queue_size = engine, max_batch_size, max_queue_size
-        self._settings = {
-            "prefill_chunk": prefill_chunk,
-            "prefix_cache_tokens": max_batch_size * engine.context
-            if prefix_cache_tokens is None
-            else prefix_cache_tokens,
-            "lookahead_tokens": lookahead_tokens,
-        }
+        self.prefill_chunk, self.lookahead_tokens = prefill_chunk, lookahead_tokens
+        self.prefix_cache_tokens = (
+            max_batch_size * engine.context if prefix_cache_tokens is None else prefix_cache_tokens
+        )
         self.counters = WorkerCounters()
         self.last_error: str | None = None
-        self._scheduler = Scheduler(engine, max_batch_size, **self._settings)
+        self._scheduler = self._make_scheduler()
         self._wake = threading.Condition()
         self._inbox: list[JobHandle] = []
-        self._open: list[JobHandle] = []
+        self._active: list[JobHandle] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def load(self) -> int:
-        """Jobs waiting or under way."""
-        return len(self._inbox) + len(self._open)
+        """Jobs waiting or running."""
+        return len(self._inbox) + len(self._active)
 
     @property
     def stats(self) -> SchedulerStats:
-        """What the engine shared, read and guessed since it started, or since it last failed."""
+        """The scheduler's counters since the start, or since the engine last failed."""
         return self._scheduler.stats
 
     @property
     def cache(self) -> KVCache:
-        """The engine's blocks of keys and values."""
+        """The scheduler's KV cache."""
         return self._scheduler.cache
 
     def submit(self, job: GenerationJob, emit: Callable[[ChoiceEvent], None]) -> JobHandle:
-        """Queue a job; raises Full when too many wait."""
+        """Queues a job.
+
+        Args:
+            job: what to generate.
+            emit: called with each event, in order, on the worker's thread; it must not block.
+
+        Raises:
+            QueueFull: `max_queue_size` jobs are waiting or running.
+        """
         handle = JobHandle(job, emit)
         with self._wake:
             if self.load >= self.max_queue_size:
-                self.counters.refused += 1
+                self.counters.rejected += 1
                 raise QueueFull(retry_after=1 + self.load // max(1, self.max_batch_size))
             self._inbox.append(handle)
             self.counters.requests += 1
@@ -235,39 +227,44 @@ class Worker:
         return handle
 
     def close(self) -> None:
-        """Stop after the present step; jobs under way get no further events."""
+        """Stops the thread after the current step; running jobs get no further events."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         self._thread.join()
 
+    def _make_scheduler(self) -> Scheduler:
+        return self.engine.make_scheduler(
+            self.max_batch_size, self.prefill_chunk, self.prefix_cache_tokens, self.lookahead_tokens
+        )
+
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._closing or self._inbox or self._open):
+                while not (self._closing or self._inbox or self._active):
                     self._wake.wait()
                 if self._closing:
                     return
                 arrived, self._inbox = self._inbox, []
-                self._open += arrived
-            began = time.perf_counter()
+                self._active += arrived
+            start = time.perf_counter()
             try:
                 self._run_step(arrived)
-            except Exception as problem:  # one bad step must not end the server: everybody under way is told
-                self._fail(problem)
-            self.counters.busy_seconds += time.perf_counter() - began
+            except Exception as error:  # one failed step must not end the server: all running jobs get an error event
+                self._fail(error)
+            self.counters.busy_seconds += time.perf_counter() - start
 
     def _run_step(self, arrived: list[JobHandle]) -> None:
-        """Seat the newcomers, let go of who left, decode one token for everybody else and tell them."""
+        """Adds new jobs, cancels those whose client has disconnected, runs one scheduler step and emits its events."""
         for handle in arrived:
-            for number in range(handle.job.n):
-                choice = _Choice(number, handle.job, self.engine)
-                job = handle.job
-                choice.request = self._scheduler.add_request(
-                    job.prompt, job.sampling, number, job.use_tools, job.score_prompt, job.generate
+            job = handle.job
+            for number in range(job.n):
+                request = self.engine.make_request(
+                    job.prompt, job.sampling, number, job.tools, job.score_prompt, job.generate
                 )
-                handle.choices.append(choice)
-        for handle in self._open:
+                self._scheduler.add_request(request)
+                handle.choices.append(_Choice(number, job, request, self.engine))
+        for handle in self._active:
             if handle.cancelled:
                 self.counters.cancelled += 1
                 for choice in handle.choices:
@@ -276,24 +273,25 @@ class Worker:
         if self._scheduler.has_unfinished:
             self._scheduler.step()
             self.counters.steps += 1
-        for handle in self._open:
+        for handle in self._active:
             for choice in list(handle.choices):
                 events, ended = choice.poll_events()
                 for event in events:
                     if isinstance(event, ChoiceDelta) and not event.echo:
-                        self.counters.answer_tokens += len(event.tokens)
+                        self.counters.completion_tokens += len(event.tokens)
                     handle.emit(event)
                 if ended:
                     self._scheduler.cancel(choice.request)
                     handle.choices.remove(choice)
         with self._wake:
-            self._open = [handle for handle in self._open if handle.choices]
+            self._active = [handle for handle in self._active if handle.choices]
 
-    def _fail(self, problem: Exception) -> None:
-        self.last_error = f"{type(problem).__name__}: {problem}"
-        for handle in self._open:
+    def _fail(self, error: Exception) -> None:
+        """Ends all running jobs with an error event and starts with an empty scheduler."""
+        self.last_error = f"{type(error).__name__}: {error}"
+        for handle in self._active:
             for choice in handle.choices:
                 handle.emit(ChoiceFinished(choice.number, "error"))
         with self._wake:
-            self._open = []
-        self._scheduler = Scheduler(self.engine, self.max_batch_size, **self._settings)
+            self._active = []
+        self._scheduler = self._make_scheduler()

@@ -72,11 +72,11 @@ def train_step(
         loss = stage.loss(model, batch.to(world.device)) / count
         loss.backward()
         optimizer.accumulate()
-        losses.append(float(loss.detach()))
+        losses.append(loss.detach())  # read once a step: a read on a GPU waits for all that is queued
     everybody: list[float] = []
 
     def finite() -> bool:
-        everybody.extend(chain(*world.all_gather_object(losses)))
+        everybody.extend(chain(*world.all_gather_object(torch.stack(losses).tolist() if losses else [])))
         return all(map(math.isfinite, everybody))
 
     norm = optimizer.step(finite)

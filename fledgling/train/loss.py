@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fledgling.config import RLConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.model.logit_chunks import tokens_per_chunk
+from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.train.rl import objective
@@ -55,7 +55,7 @@ def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, te
 
 def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """Sum over kept positions of weight times the entropy of the next token, nats; logits live one chunk at a time."""
-    step = tokens_per_chunk(model.config.vocab_size)
+    step = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
     parts = zip(hidden[mask].split(step), weights[mask].split(step), strict=True)
 
     def chunk(rows: Tensor, weight: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ import sys
 
 
 def double(number):
-    inside = sys.modules["fledgling.sandbox.jailed"]
-    inside.encode_value = lambda value: True
-    inside.CandidateStub.call = lambda *anything: True
+    jailed = sys.modules["fledgling.sandbox.jailed"]
+    jailed.encode_value = lambda value: True
+    jailed.CandidateStub.call = lambda *anything: True
     return None

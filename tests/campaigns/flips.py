@@ -1,8 +1,9 @@
 """Single flipped bits over all files of a checkpoint: python -m tests.campaigns.flips --count 500 --seed 1
 
-Every flip: one bit of one file of the newest checkpoint of a stage. Asked of each: `verify`, `load` and
-`fledgling checkpoint verify` refuse it and name the file, the run would go on from the checkpoint before, and with
-the bit put back all is whole again. The files take turns, so that small ones are hit as often as large ones.
+Every flip changes one bit of one file of the newest checkpoint of a stage. Checks of each: `verify_checkpoint`,
+`load_checkpoint` and `fledgling checkpoint verify` refuse it and name the file, a run would resume from the checkpoint
+before, and with the bit restored the checkpoint is valid again. The files take turns, so that small ones are hit as
+often as large ones.
 """
 
 import argparse
@@ -23,14 +24,14 @@ from fledgling.config import UserError
 from fledgling.record import checkpoint
 
 
-def stage_of(folder: Path) -> Path:
-    """A stage directory with two checkpoints that have everything a real one has; returns their directory."""
+def make_stage(folder: Path) -> Path:
+    """Makes a stage with two checkpoints that have every file of a real one; returns their directory."""
     directory, source = folder / "pretrain" / "checkpoints", folder / "tokenizer.json"
     folder.mkdir(exist_ok=True)
     source.write_text(json.dumps({"vocabulary": list(range(300))}))
     for step in (300, 600):
-        draw = torch.Generator().manual_seed(step)
-        model = {f"blocks.{i}.weight": torch.randn(24, 24, generator=draw) for i in range(4)}
+        generator = torch.Generator().manual_seed(step)
+        model = {f"blocks.{i}.weight": torch.randn(24, 24, generator=generator) for i in range(4)}
         tensors = {
             "model": model,
             "optimizer": {f"{name}.velocity": value * 2 for name, value in model.items()},
@@ -41,72 +42,72 @@ def stage_of(folder: Path) -> Path:
     return directory
 
 
-def told_by_the_command(directory: Path) -> tuple[int, list[str]]:
-    """The exit code of `fledgling checkpoint verify`, and the files that it names."""
+def run_verify_command(directory: Path) -> tuple[int, list[str]]:
+    """Returns the exit code of `fledgling checkpoint verify`, and the damaged files that it names."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = command(["checkpoint", "verify", str(directory), "--json"])
     return code, [
         f"{name} {problem}"
-        for told in json.loads(out.getvalue())["checkpoints"]
-        for name, problem in told["files"].items()
+        for report in json.loads(out.getvalue())["checkpoints"]
+        for name, problem in report["files"].items()
         if problem
     ]
 
 
-def flip(directory: Path, file: Path, chance: random.Random) -> list[str]:
-    """Flip one bit of `file`, ask everybody, put it back; returns the promises that were broken."""
+def flip(directory: Path, file: Path, generator: random.Random) -> list[str]:
+    """Flips one bit of `file`, runs the checks and restores it; returns the checks that failed."""
     content, problems = file.read_bytes(), []
-    bit = chance.randrange(8 * len(content))
-    where = f"{file.name}, bit {bit}"
+    bit = generator.randrange(8 * len(content))
+    place = f"{file.name}, bit {bit}"
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     file.write_bytes(changed)
-    for look in (checkpoint.verify_checkpoint, checkpoint.load_checkpoint):
+    for function in (checkpoint.verify_checkpoint, checkpoint.load_checkpoint):
         try:
-            look(file.parent)
-            problems.append(f"{where}: {look.__name__} saw nothing")
-        except UserError as told:
-            if file.name not in str(told):
-                problems.append(f"{where}: {look.__name__} does not name the file: {told}")
+            function(file.parent)
+            problems.append(f"{place}: {function.__name__} found nothing")
+        except UserError as error:
+            if file.name not in str(error):
+                problems.append(f"{place}: {function.__name__} does not name the file: {error}")
     warned: list[str] = []
     newest = checkpoint.find_latest_checkpoint(directory, warn=warned.append)
     if newest is None or newest.name != "step-00000300" or len(warned) != 1 or file.name not in warned[0]:
-        problems.append(f"{where}: fell back to {newest} and said {warned}")
-    code, named = told_by_the_command(directory)
+        problems.append(f"{place}: fell back to {newest} and warned {warned}")
+    code, named = run_verify_command(directory)
     if code != 1 or not any(file.name in line for line in named):
-        problems.append(f"{where}: the command ended with {code} and named {named}")
+        problems.append(f"{place}: the command ended with {code} and named {named}")
     file.write_bytes(content)
     return problems
 
 
-def campaign(folder: Path, count: int, seed: int) -> tuple[Counter, list[str]]:
-    """Flip `count` bits; returns how many of each file, and the promises that were broken."""
-    directory, chance = stage_of(folder), random.Random(seed)
+def run_campaign(folder: Path, count: int, seed: int) -> tuple[Counter, list[str]]:
+    """Flips `count` bits; returns how many of each file, and the checks that failed."""
+    directory, generator = make_stage(folder), random.Random(seed)
     files = sorted((directory / "step-00000600").iterdir())
-    hit, problems, said = Counter(), [], time.monotonic()
+    hit, problems, last_log = Counter(), [], time.monotonic()
     for number in range(count):
         file = files[number % len(files)]
-        problems += flip(directory, file, chance)
+        problems += flip(directory, file, generator)
         hit[file.name] += 1
-        if time.monotonic() - said > 2:
-            said = time.monotonic()
-            print(f"flip {number + 1}/{count}, {len(problems)} broken promises", file=sys.stderr)
-    if told_by_the_command(directory) != (0, []):
-        problems.append("with every bit put back something is damaged")
+        if time.monotonic() - last_log > 2:
+            last_log = time.monotonic()
+            print(f"flip {number + 1}/{count}, {len(problems)} failed checks", file=sys.stderr)
+    if run_verify_command(directory) != (0, []):
+        problems.append("with every bit restored something is damaged")
     return hit, problems
 
 
 def main() -> int:
-    """Flip, print, and say by the exit code whether every promise was kept."""
+    """Flips the bits and prints the counts; returns 1 when a check failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        hit, problems = campaign(Path(folder), asked.count, asked.seed)
+        hit, problems = run_campaign(Path(folder), options.count, options.seed)
     for name, count in sorted(hit.items()):
         print(f"{name:22} {count:4} bits flipped")
-    print(f"{hit.total()} flips: {'all detected, named and fallen back from' if not problems else 'PROMISES BROKEN'}")
+    print(f"{hit.total()} flips: {'all detected and named, all runs fall back' if not problems else 'CHECKS FAILED'}")
     print("\n".join(problems), end="\n" if problems else "")
     return 1 if problems else 0
 

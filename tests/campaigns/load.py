@@ -1,13 +1,13 @@
 """Many clients at once against a real server: python -m tests.campaigns.load CHECKPOINT --clients 64 --seconds 120
 
-First every question is asked alone. Then the clients ask at random, streaming and not, with OpenAI's own client; then
-some of them leave in mid-answer, read slowly, send bodies that are too large or no JSON. Asked of it: every answer is
-the one its question gets alone and none is another's, every bad body gets its 4xx, a full queue its 429, the server's
-memory stays flat, and /health answers all the while.
+First every question is sent alone. Then the clients send random questions, streaming and not, with OpenAI's own client;
+in the second half some of them disconnect in mid-answer, read slowly, or send bodies that are too large or no JSON.
+The checks: every answer is the one that its question gets alone and none is another question's, every bad body gets a
+4xx, a full queue a 429, the server's memory does not grow, and /health answers all the time.
 
-An answer that differs from the one alone is no broken promise where products are rounded (bf16): another batch rounds
-otherwise, and a close call between two tokens may go the other way. It is counted; the answer to another question is
-not forgiven.
+An answer that differs from the one alone is no failure where products are rounded (bf16): another batch rounds
+differently, which may decide between two nearly equal tokens. It is counted; the answer to another question is always a
+failure.
 """
 
 import argparse
@@ -32,14 +32,14 @@ import openai
 WORDS = ("apple", "river", "stone", "cloud", "tiger", "piano", "lemon", "coat", "train", "candle", "window", "garden")
 QUESTIONS = [f"Spell the word {word}." for word in WORDS] + [f"What is {7 * n} plus {3 * n + 1}?" for n in range(1, 17)]
 TOKENS = 48
-PATIENCE = 30  # seconds that a client waits
-HEALTH_LIMIT = 0.05  # seconds, of 99 in 100 answers of /health
-GROWTH_LIMIT = 0.03  # of the resident memory, from the third quarter of the time to the last: under the same load
+CLIENT_TIMEOUT = 30  # seconds
+HEALTH_LIMIT = 0.05  # seconds; 99 of 100 answers of /health must be faster
+GROWTH_LIMIT = 0.03  # of the resident memory, from the third quarter of the time to the last, under the same load
 
 
 @dataclass
-class Seen:
-    """What happened, counted."""
+class Observations:
+    """Counts, failures, seconds of /health and bytes of resident memory."""
 
     counts: Counter = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -48,8 +48,8 @@ class Seen:
 
 
 @contextmanager
-def server(checkpoint: str):
-    """`fledgling serve` as a process of its own; gives its port and pid."""
+def run_server(checkpoint: str):
+    """Runs `fledgling serve` in its own process; yields its port and pid."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fledgling", "serve", checkpoint, "--port", "0", "--name", "any"],
         stdout=subprocess.PIPE,
@@ -58,9 +58,9 @@ def server(checkpoint: str):
     )
     try:
         for line in process.stdout:
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+            if match := re.search(r"http://127\.0\.0\.1:(\d+)", line):
                 threading.Thread(target=process.stdout.read, daemon=True).start()
-                yield int(found[1]), process.pid
+                yield int(match[1]), process.pid
                 return
         raise SystemExit("the server did not start")
     finally:
@@ -68,60 +68,62 @@ def server(checkpoint: str):
         process.wait(30)
 
 
-def look(port: int, pid: int, seen: Seen, over: threading.Event) -> None:
-    """Ask /health ten times a second, and read the server's resident memory once a second."""
+def monitor_server(port: int, pid: int, observations: Observations, finished: threading.Event) -> None:
+    """Requests /health ten times a second, and reads the server's resident memory once a second."""
     page, last = os.sysconf("SC_PAGE_SIZE"), 0.0
-    while not over.wait(0.1):
+    while not finished.wait(0.1):
         began = time.perf_counter()
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             connection.request("GET", "/health")
             assert connection.getresponse().status == 200
             connection.close()
-        except (OSError, AssertionError) as problem:
-            seen.problems.append(f"/health: {problem!r}")
-        seen.health.append(time.perf_counter() - began)
+        except (OSError, AssertionError) as error:
+            observations.problems.append(f"/health: {error!r}")
+        observations.health.append(time.perf_counter() - began)
         if time.monotonic() - last > 1:
             last = time.monotonic()
             with open(f"/proc/{pid}/statm") as file:
-                seen.memory.append(int(file.read().split()[1]) * page)
+                observations.memory.append(int(file.read().split()[1]) * page)
 
 
 # ---- clients -------------------------------------------------------------------------------------
 
 
-async def answer(client: openai.AsyncOpenAI, question: str, stream: bool) -> str:
-    """What the server says to a question, greedily."""
-    asked = {"model": "any", "messages": [{"role": "user", "content": question}], "max_tokens": TOKENS}
+async def get_answer(client: openai.AsyncOpenAI, question: str, stream: bool) -> str:
+    """Returns the server's greedy answer to a question."""
+    arguments = {"model": "any", "messages": [{"role": "user", "content": question}], "max_tokens": TOKENS}
     if not stream:
-        found = await client.chat.completions.create(**asked, temperature=0)
-        return found.choices[0].message.content or ""
-    parts = await client.chat.completions.create(**asked, temperature=0, stream=True)
-    return "".join([part.choices[0].delta.content or "" async for part in parts if part.choices])
+        response = await client.chat.completions.create(**arguments, temperature=0)
+        return response.choices[0].message.content or ""
+    chunks = await client.chat.completions.create(**arguments, temperature=0, stream=True)
+    return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks if chunk.choices])
 
 
-async def ask(client: openai.AsyncOpenAI, alone: dict[str, str], chance: random.Random, seen: Seen) -> None:
-    """One question; its answer is compared with what it gets alone."""
-    question, stream = chance.choice(QUESTIONS), chance.random() < 0.5
+async def send_question(
+    client: openai.AsyncOpenAI, expected: dict[str, str], generator: random.Random, observations: Observations
+) -> None:
+    """Sends one question and compares its answer with the one it gets alone."""
+    question, stream = generator.choice(QUESTIONS), generator.random() < 0.5
     try:
-        said = await answer(client, question, stream)
+        answer = await get_answer(client, question, stream)
     except openai.RateLimitError:
-        seen.counts["turned away (429)"] += 1
+        observations.counts["refused (429)"] += 1
         await asyncio.sleep(0.2)
         return
-    except openai.OpenAIError as problem:
-        seen.problems.append(f"{question}: {problem!r}")
+    except openai.OpenAIError as error:
+        observations.problems.append(f"{question}: {error!r}")
         return
-    if said == alone[question]:
-        seen.counts["answered as alone"] += 1
-    elif said in alone.values():
-        seen.problems.append(f"{question}: got another question's answer, {said!r}")
+    if answer == expected[question]:
+        observations.counts["answered as alone"] += 1
+    elif answer in expected.values():
+        observations.problems.append(f"{question}: got another question's answer, {answer!r}")
     else:
-        seen.counts["answered, rounded otherwise"] += 1
+        observations.counts["answered, rounded differently"] += 1
 
 
-def request(body: bytes, length: int | None = None) -> bytes:
-    """A raw POST to the chat endpoint."""
+def make_request(body: bytes, length: int | None = None) -> bytes:
+    """Returns the bytes of a POST to the chat endpoint."""
     head = (
         "POST /v1/chat/completions HTTP/1.1",
         "Host: 127.0.0.1",
@@ -131,24 +133,24 @@ def request(body: bytes, length: int | None = None) -> bytes:
     return "\r\n".join((*head, f"Content-Length: {length or len(body)}", "", "")).encode() + body
 
 
-async def trouble(port: int, chance: random.Random, seen: Seen) -> None:
-    """One client that leaves, reads slowly, or sends what nobody can read."""
-    kind = chance.choice(("leaves", "reads slowly", "body too large", "malformed"))
-    messages = [{"role": "user", "content": chance.choice(QUESTIONS)}]
+async def misbehave(port: int, generator: random.Random, observations: Observations) -> None:
+    """Runs one client that disconnects, reads slowly, or sends an invalid body."""
+    kind = generator.choice(("disconnects", "reads slowly", "body too large", "malformed"))
+    messages = [{"role": "user", "content": generator.choice(QUESTIONS)}]
     good = json.dumps({"model": "any", "messages": messages, "max_tokens": TOKENS, "stream": True}).encode()
-    bad = chance.choice((b"{", b"[]", b"\xff\xfe", b'{"messages": 3}', b'{"model": "any", "messages": [{}]}'))
+    bad = generator.choice((b"{", b"[]", b"\xff\xfe", b'{"messages": 3}', b'{"model": "any", "messages": [{}]}'))
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    seen.counts[kind] += 1
+    observations.counts[kind] += 1
     with suppress(ConnectionError):
         if kind == "body too large":
-            writer.write(request(b"x" * 65536, length=1 << 30))
+            writer.write(make_request(b"x" * 65536, length=1 << 30))
         else:
-            writer.write(request(bad if kind == "malformed" else good))
+            writer.write(make_request(bad if kind == "malformed" else good))
         await writer.drain()
         first = await reader.read(64)
         status = int(first.split()[1]) if first else 0
         if kind in ("body too large", "malformed") and not 400 <= status < 500:
-            seen.problems.append(f"{kind}: status {status}")
+            observations.problems.append(f"{kind}: status {status}")
         for _ in range(60 if kind == "reads slowly" else 0):
             if not await reader.read(24):
                 break
@@ -156,71 +158,81 @@ async def trouble(port: int, chance: random.Random, seen: Seen) -> None:
     writer.close()
 
 
-async def clients(port: int, number: int, seconds: float, seed: int, seen: Seen) -> None:
-    """Ask alone, then all at once for `seconds`, the second half with troublemakers among them."""
+async def run_clients(port: int, number: int, seconds: float, seed: int, observations: Observations) -> None:
+    """Sends each question alone, then all at once for `seconds`; in the second half some clients misbehave."""
     async with openai.AsyncOpenAI(
         base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120
     ) as client:
-        alone = {question: await answer(client, question, False) for question in QUESTIONS}
+        expected = {question: await get_answer(client, question, False) for question in QUESTIONS}
         began = time.monotonic()
 
-        async def one(chance: random.Random) -> None:
-            while (spent := time.monotonic() - began) < seconds:
-                rude = spent > seconds / 2 and chance.random() < 0.3
+        async def run_client(generator: random.Random) -> None:
+            while (elapsed := time.monotonic() - began) < seconds:
+                misbehaves = elapsed > seconds / 2 and generator.random() < 0.3
                 try:
-                    async with asyncio.timeout(PATIENCE):
-                        await (trouble(port, chance, seen) if rude else ask(client, alone, chance, seen))
+                    async with asyncio.timeout(CLIENT_TIMEOUT):
+                        await (
+                            misbehave(port, generator, observations)
+                            if misbehaves
+                            else send_question(client, expected, generator, observations)
+                        )
                 except TimeoutError:
-                    seen.problems.append(f"a {'rude' if rude else 'polite'} client waited {PATIENCE} s in vain")
-                told = f"{spent:4.0f} of {seconds:.0f} s, {sum(seen.counts.values())} requests"
-                print(f"\r{told}, {len(seen.problems)} problems", end="", file=sys.stderr, flush=True)
+                    observations.problems.append(
+                        f"a {'misbehaving' if misbehaves else 'normal'} client got no answer for {CLIENT_TIMEOUT} s"
+                    )
+                counts = f"{elapsed:4.0f} of {seconds:.0f} s, {sum(observations.counts.values())} requests"
+                print(f"\r{counts}, {len(observations.problems)} problems", end="", file=sys.stderr, flush=True)
 
-        await asyncio.gather(*(one(random.Random(seed * 1000 + index)) for index in range(number)))
+        await asyncio.gather(*(run_client(random.Random(seed * 1000 + index)) for index in range(number)))
     print(file=sys.stderr)
 
 
-# ---- what was seen -------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------
 
 
-def judged(seen: Seen) -> list[str]:
-    """The promises that were broken."""
-    problems = list(seen.problems)
-    slowest = statistics.quantiles(seen.health, n=100)[98]
+def check_results(observations: Observations) -> list[str]:
+    """Prints the measurements and returns the failed checks."""
+    problems = list(observations.problems)
+    slowest = statistics.quantiles(observations.health, n=100)[98]
     if slowest > HEALTH_LIMIT:
         problems.append(f"/health: p99 {1e3 * slowest:.0f} ms")
-    quarter = max(1, len(seen.memory) // 4)
+    quarter = max(1, len(observations.memory) // 4)
     before, after = (
-        statistics.median(part) for part in (seen.memory[2 * quarter : 3 * quarter], seen.memory[-quarter:])
+        statistics.median(part)
+        for part in (observations.memory[2 * quarter : 3 * quarter], observations.memory[-quarter:])
     )
     if after > before * (1 + GROWTH_LIMIT):
         problems.append(f"memory grew from {before / 2**20:.0f} to {after / 2**20:.0f} MiB")
-    print(f"/health: p50 {1e3 * statistics.median(seen.health):.1f} ms, p99 {1e3 * slowest:.1f} ms")
-    tenths = [seen.memory[len(seen.memory) * tenth // 10] / 2**20 for tenth in range(10)] + [seen.memory[-1] / 2**20]
-    print(f"memory: {before / 2**20:.0f} MiB in the third quarter, {after / 2**20:.0f} MiB in the last; over time")
+    print(f"/health: p50 {1e3 * statistics.median(observations.health):.1f} ms, p99 {1e3 * slowest:.1f} ms")
+    tenths = [observations.memory[len(observations.memory) * tenth // 10] / 2**20 for tenth in range(10)] + [
+        observations.memory[-1] / 2**20
+    ]
+    print(f"memory: {before / 2**20:.0f} MiB in the third quarter, {after / 2**20:.0f} MiB in the last; finished time")
     print("  " + ", ".join(f"{one:.0f}" for one in tenths))
     return problems
 
 
 def main() -> int:
+    """Runs the server and the clients; returns 1 when a check failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    seen, over = Seen(), threading.Event()
-    with server(given.checkpoint) as (port, pid):
-        watch = threading.Thread(target=look, args=(port, pid, seen, over))
-        watch.start()
+    options = parser.parse_args()
+    observations, finished = Observations(), threading.Event()
+    with run_server(options.checkpoint) as (port, pid):
+        monitor = threading.Thread(target=monitor_server, args=(port, pid, observations, finished))
+        monitor.start()
         try:
-            asyncio.run(clients(port, given.clients, given.seconds, given.seed, seen))
+            asyncio.run(run_clients(port, options.clients, options.seconds, options.seed, observations))
         finally:
-            over.set()
-            watch.join()
-    for name, count in sorted(seen.counts.items()):
+            finished.set()
+            monitor.join()
+    for name, count in sorted(observations.counts.items()):
         print(f"{count:7,} {name}")
-    problems = judged(seen)
-    print(f"{len(problems)} broken promises")
+    problems = check_results(observations)
+    print(f"{len(problems)} failed checks")
     for line in problems[:20]:
         print(f"  {line}")
     return 1 if problems else 0

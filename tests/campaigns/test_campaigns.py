@@ -1,4 +1,4 @@
-"""A few seconds of each campaign; the long ones are run by hand, see docs/benchmarks.md."""
+"""A few seconds of each campaign; the long ones are started by hand, see docs/benchmarks.md."""
 
 import json
 import os
@@ -11,50 +11,50 @@ from fledgling.record import read_jsonl
 from tests.campaigns import flips, full_disk, kill
 
 
-def fire(folder, count: int) -> subprocess.CompletedProcess:
-    """The campaign of kills as a program of its own."""
+def run_kill_campaign(folder, count: int) -> subprocess.CompletedProcess:
+    """Runs the campaign of kills in its own process."""
     options = ("--seed", "5", "--count", str(count), "--first", "1", "--folder", str(folder))
     command = [sys.executable, "-m", "tests.campaigns.kill", *options]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def test_kills_at_random_instants(tmp_path):
-    first = fire(tmp_path, 2)
+def test_kills_at_random_moments(tmp_path):
+    first = run_kill_campaign(tmp_path, 2)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "2 kills, " in first.stdout and " inside a save: 2 resumed and ended with the same bits" in first.stdout
-    again = fire(tmp_path, 2)
-    assert again.returncode == 0 and again.stdout == first.stdout and again.stderr == "", "shots once fired are kept"
+    again = run_kill_campaign(tmp_path, 2)
+    assert again.returncode == 0 and again.stdout == first.stdout and again.stderr == "", "finished shots are stored"
     shots = read_jsonl(tmp_path / "shots-5.jsonl")
     assert [(shot["stage"], shot["aimed_at_save"]) for shot in shots] == [("pretrain", True), ("pretrain", False)]
     (tmp_path / "shots-5.jsonl").write_text(json.dumps(shots[0] | {"problems": ["made up"]}) + "\n")
-    broken = fire(tmp_path, 1)
-    assert broken.returncode == 1 and "made up" in broken.stdout
+    failed = run_kill_campaign(tmp_path, 1)
+    assert failed.returncode == 1 and "made up" in failed.stdout
 
 
-def test_a_run_that_ends_elsewhere_would_be_seen(tmp_path):
+def test_a_run_that_ends_with_other_bytes_is_found(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     for place in (one, other):
-        flips.stage_of(place)
-    assert kill.differences(one, other, "pretrain") == []
+        flips.make_stage(place)
+    assert kill.find_differences(one, other, "pretrain") == []
     (other / "pretrain/metrics.jsonl").write_text('{"step": 1, "loss": 2.5, "time": 3}\n')
     (one / "pretrain/metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "time": 4}\n')
     (other / "pretrain/checkpoints/step-00000600/state.json").write_text("{}")
-    assert kill.differences(one, other, "pretrain") == [
+    assert kill.find_differences(one, other, "pretrain") == [
         "pretrain/checkpoints/step-00000600/state.json differs",
         "pretrain/metrics.jsonl differs",
     ]
 
 
 def test_flipped_bits(tmp_path):
-    hit, problems = flips.campaign(tmp_path, 24, seed=5)
+    hit, problems = flips.run_campaign(tmp_path, 24, seed=5)
     assert problems == [] and len(hit) == 6 and min(hit.values()) == 4
 
 
 def test_a_full_disk_at_each_page(capfd):
-    if not full_disk.possible():
+    if not full_disk.is_possible():
         pytest.skip("no namespaces to mount a file system in")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["full_disk", "--runs", "1"])
         assert full_disk.main() == 0, capfd.readouterr().out
     out = capfd.readouterr().out
-    assert "model.safetensors" in out and "0 broken promises" in out
+    assert "model.safetensors" in out and "0 failed checks" in out

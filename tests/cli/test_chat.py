@@ -1,4 +1,4 @@
-"""`fledgling chat` on a real checkpoint of a model whose every answer is known."""
+"""`fledgling chat` on the checkpoint of a model whose answers are known."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.cli.chat import print_reply, printable, run_conversation
+from fledgling.cli.chat import escape_control_characters, print_reply, run_conversation
 from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.infer.engine import Engine
+from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.session import ChatSession
 from fledgling.model.config import ModelConfig
@@ -30,7 +31,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Transformer:
-    """Answers anything with "=", a call of the calculator, "!" (blocks that add nothing around a table)."""
+    """A model that answers everything with "=", a tool call and "!": blocks add nothing, the head is a lookup table."""
     t = tokenizer
     steps = [t.assistant_start, *map(ord, "="), t.python_start, *map(ord, "2+3"), t.python_end]
     successors = dict(zip(steps, steps[1:], strict=False)) | {t.output_end: ord("!")}  # noqa: RUF007
@@ -70,7 +71,7 @@ def test_standard_input(checkpoint, capsys, monkeypatch) -> None:
     assert "standard input is empty" in capsys.readouterr().err
 
 
-def test_mistakes_are_one_line(checkpoint, capsys, tmp_path) -> None:
+def test_errors_are_one_line(checkpoint, capsys, tmp_path) -> None:
     assert main(["chat", str(tmp_path / "nowhere"), "-p", "x"]) == 1
     assert main(["chat", str(checkpoint), "-p", "x", "--top-p", "3"]) == 1
     assert main(["chat", str(checkpoint), "-p", "long " * 200, "--temperature", "0"]) == 1
@@ -86,14 +87,16 @@ def test_a_conversation(session, capsys, monkeypatch) -> None:
     assert len(session.turns) == 1
 
 
-def test_an_answer_again_in_another_way_and_what_was_said(session, monkeypatch) -> None:
+def test_again_set_and_history(session, monkeypatch) -> None:
     typed = iter(["/again", "add", "/set temperature 0", "/set top_p 7", "/set nothing 1", "/set seed x", "/again"])
     typed = iter([*typed, "/history", "/exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     out = io.StringIO()
     assert run_conversation(session, GREEDY, out) == 0
     shown = out.getvalue()
-    assert shown.startswith("nothing was said yet") and shown.count(ANSWER) == 3 and len(session.turns) == 1
+    assert (
+        shown.startswith("there is no message to answer again") and shown.count(ANSWER) == 3 and len(session.turns) == 1
+    )
     assert "temperature 0.0" in shown and "top_p = 7.0: expected a share" in shown and "top_p 1.0" in shown
     assert "expected /set and one of temperature" in shown and "seed: got x, expected a number" in shown
     assert shown.endswith(f"user: add\nassistant: {ANSWER}")
@@ -106,7 +109,7 @@ def test_a_text_of_several_lines(session, monkeypatch) -> None:
     assert [turn.user_text for turn in session.turns] == ["a\nb\nc", "d\n\ne", "f"]
 
 
-def test_leaving_a_text_of_several_lines_is_not_leaving() -> None:
+def test_ctrl_c_in_a_text_of_several_lines_does_not_exit() -> None:
     typed = iter(['"""', "half", KeyboardInterrupt, "whole"])
 
     def ask(_: str) -> str:
@@ -118,7 +121,7 @@ def test_leaving_a_text_of_several_lines_is_not_leaving() -> None:
     assert [read_message(ask), read_message(ask)] == ["", "whole"]
 
 
-def test_what_was_typed_is_remembered_and_read_by_nobody_else(tmp_path) -> None:
+def test_the_input_history_is_stored_and_private(tmp_path) -> None:
     readline = pytest.importorskip("readline")
     kept = tmp_path / "state" / "history"
     with input_history(kept):
@@ -129,23 +132,23 @@ def test_what_was_typed_is_remembered_and_read_by_nobody_else(tmp_path) -> None:
         assert readline.get_history_item(readline.get_current_history_length()) == "What is 2 + 3?"
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(session, monkeypatch) -> None:
-    calls, plain = [0], Engine.extend_cache
+def test_ctrl_c_stops_the_answer_only(session, monkeypatch) -> None:
+    calls, extend_cache = [0], ModelRunner.extend_cache
 
     def interrupted(self, *arguments):
         calls[0] += 1
         if calls[0] == 4:
             raise KeyboardInterrupt
-        return plain(self, *arguments)
+        return extend_cache(self, *arguments)
 
-    monkeypatch.setattr(Engine, "extend_cache", interrupted)
+    monkeypatch.setattr(ModelRunner, "extend_cache", interrupted)
     assert print_reply(session, "add", GREEDY, out := io.StringIO(), out) == "interrupted"
     assert out.getvalue() == "=[2]\n"
     assert print_reply(session, "add", GREEDY, out := io.StringIO(), out) == "stop"
     assert out.getvalue() == ANSWER and len(session.turns) == 2
 
 
-def test_a_terminal_is_shown_control_sequences_and_obeys_none() -> None:
+def test_control_characters_are_escaped() -> None:
     hostile = "\x1b[2J\x1b]0;title\x07 a\rb\x9b1m \u202eabc\u2066 \x7f\n\tok é 漢 👩‍💻"
-    shown = printable(hostile)
+    shown = escape_control_characters(hostile)
     assert shown == "␛[2J␛]0;title␇ a␍b\\x9b1m \\u202eabc\\u2066 ␡\n\tok é 漢 👩‍💻"

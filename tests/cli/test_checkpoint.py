@@ -1,4 +1,4 @@
-"""`fledgling checkpoint verify`: every file of every checkpoint, the bad ones named, 1 when there are any."""
+"""`fledgling checkpoint verify`: checks every file of every checkpoint, names damaged ones and then exits with 1."""
 
 import json
 
@@ -18,43 +18,43 @@ def run_dir(tmp_path):
     return tmp_path / "run"
 
 
-def verify(capsys, *words) -> tuple[int, str]:
+def run_verify(capsys, *words) -> tuple[int, str]:
     code = main(["checkpoint", "verify", *map(str, words)])
     return code, capsys.readouterr().out
 
 
-def test_a_run_that_is_whole(run_dir, capsys):
-    code, out = verify(capsys, run_dir)
-    assert code == 0 and out.count("whole, 3 files") == 3 and out.endswith("3 checkpoints, all whole\n")
-    found = json.loads(verify(capsys, run_dir, "--json")[1])
-    assert [(told["step"], told["whole"]) for told in found["checkpoints"]] == [(2, True), (4, True), (4, True)]
-    assert found["damaged"] == 0 and all(told["bytes"] > 100 for told in found["checkpoints"])
+def test_a_valid_run(run_dir, capsys):
+    code, out = run_verify(capsys, run_dir)
+    assert code == 0 and out.count("valid, 3 files") == 3 and out.endswith("3 checkpoints, all valid\n")
+    report = json.loads(run_verify(capsys, run_dir, "--json")[1])
+    assert [(one["step"], one["valid"]) for one in report["checkpoints"]] == [(2, True), (4, True), (4, True)]
+    assert report["damaged"] == 0 and all(one["bytes"] > 100 for one in report["checkpoints"])
     for part, count in (("sft", 1), ("pretrain/checkpoints", 2), ("pretrain/checkpoints/step-00000004", 1)):
-        assert len(json.loads(verify(capsys, run_dir / part, "--json")[1])["checkpoints"]) == count
+        assert len(json.loads(run_verify(capsys, run_dir / part, "--json")[1])["checkpoints"]) == count
 
 
-def test_every_bad_file_is_named(run_dir, capsys):
-    here = run_dir / "pretrain/checkpoints/step-00000004"
-    content = bytearray((here / "optimizer.safetensors").read_bytes())
+def test_every_damaged_file_is_named(run_dir, capsys):
+    directory = run_dir / "pretrain/checkpoints/step-00000004"
+    content = bytearray((directory / "optimizer.safetensors").read_bytes())
     content[-1] ^= 4
-    (here / "optimizer.safetensors").write_bytes(content)
-    (here / "model.safetensors").write_bytes(b"short")
+    (directory / "optimizer.safetensors").write_bytes(content)
+    (directory / "model.safetensors").write_bytes(b"short")
     (run_dir / "sft/checkpoints/step-00000004/manifest.json").unlink()
-    code, out = verify(capsys, run_dir)
+    code, out = run_verify(capsys, run_dir)
     assert code == 1 and "2 damaged" in out
     assert "  optimizer.safetensors: does not match its SHA-256 in manifest.json" in out
     assert "  model.safetensors: has 5 bytes, manifest.json says " in out
     assert "  manifest.json: " in out and "sft/checkpoints/step-00000004 has no manifest.json" in out
-    found = json.loads(verify(capsys, here, "--json")[1])
-    assert {name for name, problem in found["checkpoints"][0]["files"].items() if problem} == {
+    report = json.loads(run_verify(capsys, directory, "--json")[1])
+    assert {name for name, damage in report["checkpoints"][0]["files"].items() if damage} == {
         "model.safetensors",
         "optimizer.safetensors",
     }
-    (here / "state.json").unlink()
-    assert "state.json: of manifest.json is missing" in verify(capsys, here)[1]
+    (directory / "state.json").unlink()
+    assert "state.json: of manifest.json is missing" in run_verify(capsys, directory)[1]
 
 
-def test_where_there_is_none_is_one_line(tmp_path, capsys):
+def test_a_directory_without_checkpoints_is_one_error_line(tmp_path, capsys):
     for path in (tmp_path / "nowhere", tmp_path):
         assert main(["checkpoint", "verify", str(path)]) == 1
         err = capsys.readouterr().err

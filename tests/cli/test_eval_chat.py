@@ -15,22 +15,22 @@ def test_chatcore_is_answered_saved_recorded_and_not_answered_again(trained_run,
     out, data = trained_run
     words = ("eval", "chat", out, "--tasks", "chatcore", "--questions", 4, "--data-dir", data, "--json")
     code, out_text, err = run_command(*words, "--log", tmp_path / "log.jsonl")
-    found = {m["name"]: m for m in json.loads(out_text)}
-    assert code == 0 and set(found) == {"arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "chatcore"}
-    assert found["mmlu"]["n"] == 4 and found["mmlu"]["chance"] == 0.25 and "gsm8k 4/4" in err
-    assert all(m["low"] <= m["value"] <= m["high"] for m in found.values())
+    measurements = {m["name"]: m for m in json.loads(out_text)}
+    assert code == 0 and set(measurements) == {"arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "chatcore"}
+    assert measurements["mmlu"]["n"] == 4 and measurements["mmlu"]["chance"] == 0.25 and "gsm8k 4/4" in err
+    assert all(m["low"] <= m["value"] <= m["high"] for m in measurements.values())
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(log) == 20 and {"prompt", "expected", "answer", "score"} <= set(log[0])
     evals = {one["name"]: one["value"] for one in summarize_run(out)["evals"]}
-    assert evals["chatcore"] == found["chatcore"]["value"] and evals["gsm8k"] == found["gsm8k"]["value"]
+    assert evals["chatcore"] == measurements["chatcore"]["value"] and evals["gsm8k"] == measurements["gsm8k"]["value"]
     [saved] = (out / "pretrain" / "exams").rglob("mmlu.jsonl")
     key, *answers = read_jsonl(saved)
     assert [one["place"] for one in answers] == [0, 1, 2, 3]
     saved.write_text("".join(json.dumps(line) + "\n" for line in [key, *({**one, "score": 1.0} for one in answers)]))
     again = {m["name"]: m["value"] for m in json.loads(run_command(*words)[1])}
-    assert again["mmlu"] == 1.0 and again["gsm8k"] == found["gsm8k"]["value"]
+    assert again["mmlu"] == 1.0 and again["gsm8k"] == measurements["gsm8k"]["value"]
     fresh = {m["name"]: m["value"] for m in json.loads(run_command(*words, "--fresh")[1])}
-    assert fresh["mmlu"] == found["mmlu"]["value"]
+    assert fresh["mmlu"] == measurements["mmlu"]["value"]
 
 
 def test_fewer_questions_do_not_replace_more_and_out_leaves_the_run_alone(trained_run, run_command, tmp_path):
@@ -63,7 +63,7 @@ def test_of_a_stopped_exam_only_incomplete_groups_are_asked_again(trained_run, r
         "cpu",
         "--json",
     )
-    _, whole, _ = run_command(*words)
+    _, complete, _ = run_command(*words)
     [saved] = (out / "pretrain" / "exams").rglob("gsm8k.jsonl")
     lines = saved.read_text().splitlines(keepends=True)
     assert len(lines) == 12
@@ -71,24 +71,24 @@ def test_of_a_stopped_exam_only_incomplete_groups_are_asked_again(trained_run, r
     prompts, generate = [], Engine.generate
     monkeypatch.setattr(Engine, "generate", lambda self, p, *a, **k: prompts.extend(p) or generate(self, p, *a, **k))
     _, again, err = run_command(*words)
-    assert again == whole and len(prompts) == 7 and "gsm8k: read 6 saved answers" in err
+    assert again == complete and len(prompts) == 7 and "gsm8k: read 6 saved answers" in err
     answers = {line["place"]: line for line in map(json.loads, saved.read_text().splitlines()[1:])}
     assert answers == {line["place"]: line for line in map(json.loads, lines[1:])}
     prompts.clear()
-    assert run_command(*words)[1] == whole and not prompts
+    assert run_command(*words)[1] == complete and not prompts
 
 
 def test_a_stopped_pass_at_k_resumes(trained_run, run_command):
     out, data = trained_run
     common = ("eval", "passk", out, "--task", "gsm8k", "--samples", 3, "--k", "1,3", "--data-dir", data, "--json")
     code, out_text, _ = run_command(*common, "--questions", 4)
-    found = json.loads(out_text)
-    assert code == 0 and [(m["name"], m["n"]) for m in found] == [("gsm8k_pass@1", 4), ("gsm8k_pass@3", 4)]
+    measurements = json.loads(out_text)
+    assert code == 0 and [(m["name"], m["n"]) for m in measurements] == [("gsm8k_pass@1", 4), ("gsm8k_pass@3", 4)]
     [saved] = (out / "pretrain" / "exams").rglob("gsm8k-passk-*.jsonl")
     lines = saved.read_text().splitlines(keepends=True)
     assert len(lines) == 4 and len(json.loads(lines[0])["answers"]) == 3
     saved.write_text("".join(lines[:2]))
-    assert json.loads(run_command(*common, "--questions", 4)[1]) == found
+    assert json.loads(run_command(*common, "--questions", 4)[1]) == measurements
     assert saved.read_text().splitlines(keepends=True) == lines
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.infer.weights import load_model
+from fledgling.infer.runner import load_model
 from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import save_checkpoint

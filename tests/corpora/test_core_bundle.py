@@ -11,7 +11,7 @@ import pytest
 from fledgling.cli import main
 from fledgling.config import UserError
 from fledgling.corpora import core_bundle
-from fledgling.corpora.public_sets import LOCK_FILE, hash_file
+from fledgling.corpora.public_sets import LOCK_FILE, compute_hub_hash
 from fledgling.tasks.core import read_core_tasks
 from tests import made_up_core
 
@@ -100,7 +100,7 @@ def test_an_archive_without_a_bundle_is_refused(server, tmp_path):
 
 def test_changed_files_are_named_and_published_ones_are_not(tmp_path, monkeypatch):
     root = made_up_core.bundle(tmp_path) / "core"
-    digest = hash_file(root / "eval_data" / "facts" / "choice.jsonl", "sha256").removeprefix("sha256:")
+    digest = compute_hub_hash(root / "eval_data" / "facts" / "choice.jsonl", "sha256").removeprefix("sha256:")
     monkeypatch.setattr(core_bundle, "TASK_FILE_HASHES", {"facts/choice": digest[:16], "facts/letters": "0" * 16})
     assert core_bundle.find_changed_files(root) == ["facts/letters.jsonl"]
 

@@ -171,7 +171,7 @@ def test_a_killed_run_resumes_and_leaves_no_process(folder, tokenizer, tmp_path)
     assert not (out / CORPUS_FILE).exists()
     tokenize_corpus(folder, out, tokenizer, workers=1, unit_bytes=12_000)
     tokenize_corpus(folder, tmp_path / "whole", tokenizer, workers=1, unit_bytes=12_000)
-    found = {name: content for name, content in read_files(out).items() if ".partial" not in name}
+    found = {name: content for name, content in read_files(out).items() if ".tmp-" not in name}
     assert found == read_files(tmp_path / "whole")
 
 

@@ -28,14 +28,14 @@ def test_the_most_likely_of_the_offered_letters_is_chosen(engine):
     offered = [chosen for size in (2, 3) for chosen in itertools.combinations("ABCDE", size)]
     questions = [Question("x", f"Which {'very ' * n}one?", "A", {}, chosen) for n, chosen in enumerate(offered)]
     prompts = [encode_question(tokenizer, question) for question in questions]
-    found = choose_letters(engine, prompts, [question.choices for question in questions])
-    for question, ids, letter in zip(questions, prompts, found, strict=True):
+    letters = choose_letters(engine, prompts, [question.choices for question in questions])
+    for question, ids, letter in zip(questions, prompts, letters, strict=True):
         with torch.no_grad():
             hidden = engine.model(torch.tensor([ids]))
             logits = engine.model.compute_logits(hidden[:, -1])[0]
         scores = [float(logits[tokenizer.encode(choice)[0]]) for choice in question.choices]
         assert letter == question.choices[int(np.argmax(scores))]
-    assert len(set(found)) > 1
+    assert len(set(letters)) > 1
 
 
 def test_letters_and_free_text_are_answered_in_order_with_progress(engine, root):
@@ -74,11 +74,16 @@ def make_answers(right, wrong, subject=None, choices=("A", "B", "C", "D")):
 
 
 def test_subjects_have_their_own_accuracy_and_a_mean():
-    found = {m.name: m for m in measure_exam("mmlu", make_answers(9, 1, "law") + make_answers(10, 30, "music"))}
-    assert set(found) == {"mmlu", "mmlu_subjects", "mmlu/law", "mmlu/music"}
-    assert found["mmlu"].value == 19 / 50 and (found["mmlu"].low, found["mmlu"].high) == wilson_interval(19, 50)
-    assert found["mmlu/law"].value == 0.9 and found["mmlu_subjects"].value == pytest.approx((0.9 + 0.25) / 2)
-    assert found["mmlu_subjects"].low < 0.575 < found["mmlu_subjects"].high
+    measurements = {m.name: m for m in measure_exam("mmlu", make_answers(9, 1, "law") + make_answers(10, 30, "music"))}
+    assert set(measurements) == {"mmlu", "mmlu_subjects", "mmlu/law", "mmlu/music"}
+    assert measurements["mmlu"].value == 19 / 50 and (
+        measurements["mmlu"].low,
+        measurements["mmlu"].high,
+    ) == wilson_interval(19, 50)
+    assert measurements["mmlu/law"].value == 0.9 and measurements["mmlu_subjects"].value == pytest.approx(
+        (0.9 + 0.25) / 2
+    )
+    assert measurements["mmlu_subjects"].low < 0.575 < measurements["mmlu_subjects"].high
     assert [m.name for m in measure_exam("mmlu", make_answers(9, 0, "law") + make_answers(10, 30, "music"))] == [
         "mmlu"
     ]  # nine questions are too few
@@ -88,10 +93,10 @@ def test_chatcore_is_the_published_mean_of_centered_accuracies():
     # The report card of nanochat's speed run after midtraining (October 2025) gives .0730.
     card = {"arc_easy": 0.3561, "arc_challenge": 0.2875, "mmlu": 0.3111, "gsm8k": 0.0250, "humaneval": 0.0671}
     chance = {"gsm8k": 0.0, "humaneval": 0.0}
-    found = [Measurement(name, value, n=1000, chance=chance.get(name, 0.25)) for name, value in card.items()]
-    core = compute_chatcore(found)
+    measurements = [Measurement(name, value, n=1000, chance=chance.get(name, 0.25)) for name, value in card.items()]
+    core = compute_chatcore(measurements)
     assert core.value == pytest.approx(0.0730, abs=5e-5) and core.n == 5000 and core.low < core.value < core.high
-    assert compute_chatcore(found[1:]) is None
+    assert compute_chatcore(measurements[1:]) is None
 
 
 def test_the_bootstrap_is_as_wide_as_theory_says():

@@ -105,10 +105,10 @@ def test_every_task_runs_and_a_second_run_reads_finished_tasks(core_engine, core
         "run_core_task",
         lambda scorer, task, *rest: scored.append(task.label) or original(scorer, task, *rest),
     )
-    whole = run_core(Scorer(core_engine), task_list, CoreSettings(), "m", file)
-    assert scored == ["schema", "schema_shots", "language", "language_zeroshot"] and whole[:3] == first
+    all_results = run_core(Scorer(core_engine), task_list, CoreSettings(), "m", file)
+    assert scored == ["schema", "schema_shots", "language", "language_zeroshot"] and all_results[:3] == first
     scored.clear()
-    assert run_core(Scorer(core_engine), task_list, CoreSettings(), "m", file) == whole and scored == []
+    assert run_core(Scorer(core_engine), task_list, CoreSettings(), "m", file) == all_results and scored == []
     run_core(Scorer(core_engine), task_list[:1], CoreSettings(2), "m", file)
     run_core(Scorer(core_engine), task_list[:1], CoreSettings(), "another model", file)
     task_list[0].file.write_text(task_list[0].file.read_text().replace('Rom"', 'Roma"'))

@@ -21,20 +21,24 @@ def test_a_paired_interval_is_narrower_than_two_wide_ones():
     a = np.array([1.0] * 60 + [0.0] * 40)
     b = a.copy()
     b[60:66] = 1.0
-    found = paired_difference("x", a, b)
-    assert (found.only_a, found.only_b, round(found.value, 3)) == (0, 6, 0.06) and found.p == pytest.approx(2 / 64)
-    assert 0 < found.low < 0.06 < found.high < 0.12
+    difference = paired_difference("x", a, b)
+    assert (difference.only_a, difference.only_b, round(difference.value, 3)) == (
+        0,
+        6,
+        0.06,
+    ) and difference.p == pytest.approx(2 / 64)
+    assert 0 < difference.low < 0.06 < difference.high < 0.12
 
 
 def test_two_logs_are_compared_item_by_item(core_engine, core_tokenizer, core_tasks, tmp_path):
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     first = run_logged(core_engine, core_tasks, a)
     second = run_logged(Engine(make_random_model(core_tokenizer.vocab_size, seed=5), core_tokenizer), core_tasks, b)
-    found = {d.name: d for d in compare_core_logs(a, b)}
-    assert found["core"].value == pytest.approx(compute_core(second).value - compute_core(first).value)
-    assert found["core"].low <= found["core"].value <= found["core"].high
+    differences = {d.name: d for d in compare_core_logs(a, b)}
+    assert differences["core"].value == pytest.approx(compute_core(second).value - compute_core(first).value)
+    assert differences["core"].low <= differences["core"].value <= differences["core"].high
     for one, other in zip(first, second, strict=True):
-        assert found[one.label].value == pytest.approx(other.accuracy - one.accuracy)
+        assert differences[one.label].value == pytest.approx(other.accuracy - one.accuracy)
     same = compare_core_logs(a, a)
     assert all((d.value, d.low, d.high, d.p) == (0, 0, 0, 1) for d in same)
     cut = tmp_path / "cut.jsonl"

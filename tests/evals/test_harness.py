@@ -15,12 +15,12 @@ from fledgling.evals.harness import (
     run_harness,
 )
 from fledgling.evals.likelihood import Scorer
-from tests.evals.test_likelihood import CONTEXT, engine
+from tests.evals.test_likelihood import CONTEXT, make_engine
 
 
 @pytest.fixture(scope="module")
 def scorer():
-    return Scorer(engine())
+    return Scorer(make_engine())
 
 
 def log_probability(scorer, tokens: list[int], start: int) -> float:
@@ -29,19 +29,19 @@ def log_probability(scorer, tokens: list[int], start: int) -> float:
     return float(logits.log_softmax(-1)[start - 1 : -1].gather(1, torch.tensor(tokens[start:])[:, None]).sum())
 
 
-def test_pairs_are_scored_in_their_order_whatever_context_they_share(scorer):
+def test_pairs_are_scored_in_order_with_shared_contexts(scorer):
     tokenizer = scorer.engine.tokenizer
     pairs = [("the fox", " jumps"), ("a dog", " again"), ("the fox", " over"), ("", "the"), ("the fox ", "over")]
-    found = compute_loglikelihoods(scorer, pairs)
-    for (context, continuation), (logprob, _) in zip(pairs, found, strict=True):
+    scores = compute_loglikelihoods(scorer, pairs)
+    for (context, continuation), (logprob, _) in zip(pairs, scores, strict=True):
         tokens = [tokenizer.bos, *tokenizer.encode(context + continuation)]
         start = 1 + (len(tokenizer.encode(context.rstrip())) if context else 0)
         assert logprob == pytest.approx(log_probability(scorer, tokens, start), abs=1e-4)
-    assert found[2] == pytest.approx(found[4]), "a space at the context's end belongs to the continuation"
+    assert scores[2] == pytest.approx(scores[4]), "a space at the context's end belongs to the continuation"
     assert tokenizer.decode(encode_pair(tokenizer, "the fox ", "over").tokens[1:]) == "the fox over"
 
 
-def test_a_long_text_is_asked_for_once_in_full_windows(scorer):
+def test_a_long_text_is_scored_once_in_full_windows(scorer):
     tokens = list(range(1, 131))
     rows = list(rolling_windows(tokens, 48))
     assert [token for row in rows for token in row.tokens[row.start :].tolist()] == tokens[1:]
@@ -57,16 +57,16 @@ def test_a_long_text_is_asked_for_once_in_full_windows(scorer):
 
 
 def test_answers_end_before_their_stop(scorer):
-    (whole,) = generate_until(scorer.engine, [("the", {"until": [], "max_gen_toks": 12})])
-    assert whole
-    stop = whole[3]
-    assert generate_until(scorer.engine, [("the", {"until": [stop], "max_gen_toks": 12})]) == [whole.split(stop)[0]]
-    assert generate_until(scorer.engine, [("the", {"until": stop, "max_gen_toks": 12})]) == [whole.split(stop)[0]]
+    (answer,) = generate_until(scorer.engine, [("the", {"until": [], "max_gen_toks": 12})])
+    assert answer
+    stop = answer[3]
+    assert generate_until(scorer.engine, [("the", {"until": [stop], "max_gen_toks": 12})]) == [answer.split(stop)[0]]
+    assert generate_until(scorer.engine, [("the", {"until": stop, "max_gen_toks": 12})]) == [answer.split(stop)[0]]
     short = generate_until(scorer.engine, [("the", {"max_gen_toks": 2}), ("the", {"max_gen_toks": 12})])
-    assert short[1] == whole and whole.startswith(short[0]) and short[0] != whole
+    assert short[1] == answer and answer.startswith(short[0]) and short[0] != answer
 
 
-def test_without_the_harness_it_says_what_to_install(scorer):
+def test_without_the_harness_the_error_says_what_to_install(scorer):
     try:
         import lm_eval  # noqa: F401
     except ImportError:
@@ -86,7 +86,7 @@ def test_the_harness_runs_a_local_task(scorer, tmp_path):
         "doc_to_choice: '{{choices}}'\ndoc_to_target: gold\ntarget_delimiter: ''\n"
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
-    found = run_harness(scorer, ["made_up"], include_path=tmp_path)
-    assert found["made_up"]["acc,none"] == pytest.approx(1 / 3), "one choice is the likeliest; each is right twice"
+    results = run_harness(scorer, ["made_up"], include_path=tmp_path)
+    assert results["made_up"]["acc,none"] == pytest.approx(1 / 3), "one choice is the most likely; each is right twice"
     with pytest.raises(UserError, match='no task "nothing"'):
         run_harness(scorer, ["nothing"])

@@ -1,4 +1,4 @@
-"""The scorer against the model read row by row: shared beginnings, cropping, batches and ranks change no score."""
+"""The scorer against one forward pass for each row: shared prefixes, cropping, batches and ranks change no score."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from fledgling.text.tokenizer import Tokenizer
 CONTEXT = 48
 
 
-def engine(heads: int = 4, kv_heads: int = 2, context: int = CONTEXT, dtype: torch.dtype | None = None) -> Engine:
+def make_engine(heads: int = 4, kv_heads: int = 2, context: int = CONTEXT, dtype: torch.dtype | None = None) -> Engine:
     """A model with every weight random."""
     tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
     model = Transformer(ModelConfig(tokenizer.vocab_size, 2, 64, heads, kv_heads, context))
@@ -27,8 +27,8 @@ def engine(heads: int = 4, kv_heads: int = 2, context: int = CONTEXT, dtype: tor
     return Engine(model, tokenizer, dtype=dtype)
 
 
-def row_by_row(model: Transformer, row: ContinuationRow) -> tuple[float, list[int]]:
-    """What the model says of a row that it reads alone, from where its context begins."""
+def score_row_alone(model: Transformer, row: ContinuationRow) -> tuple[float, list[int]]:
+    """Returns (log p of the continuation, most likely tokens) of a row in a forward pass of its own."""
     cropped = max(0, len(row.tokens) - model.config.context)
     tokens = torch.from_numpy(row.tokens[cropped:].astype(np.int64))
     start = max(1, row.start - cropped)
@@ -38,15 +38,15 @@ def row_by_row(model: Transformer, row: ContinuationRow) -> tuple[float, list[in
     return float(chosen.sum()), logits.argmax(-1).tolist()
 
 
-def made_up(chance: np.random.Generator, count: int) -> list[list[ContinuationRow]]:
-    """Items of every kind: short and long choices, schemas, rows alone, rows longer than the context."""
+def make_items(rng: np.random.Generator, count: int) -> list[list[ContinuationRow]]:
+    """Returns items of every kind: short and long choices, schemas, single rows, rows longer than the context."""
     items = []
     for number in range(count):
-        shared = chance.integers(1, 300, chance.integers(1, 60)).astype(np.int32)
-        ends = [chance.integers(1, 300, chance.integers(1, 12)).astype(np.int32) for _ in range(1 + number % 4)]
+        shared = rng.integers(1, 300, rng.integers(1, 60)).astype(np.int32)
+        ends = [rng.integers(1, 300, rng.integers(1, 12)).astype(np.int32) for _ in range(1 + number % 4)]
         rows = [np.concatenate([shared, end]) for end in ends]
-        if number % 5 == 4:  # a schema: what is asked for comes after the difference
-            tail = chance.integers(1, 300, 5).astype(np.int32)
+        if number % 5 == 4:  # a schema: the scored tokens follow the difference
+            tail = rng.integers(1, 300, 5).astype(np.int32)
             items.append([ContinuationRow(np.concatenate([row, tail]), len(row)) for row in rows])
         else:
             items.append([ContinuationRow(row, len(shared)) for row in rows])
@@ -54,43 +54,43 @@ def made_up(chance: np.random.Generator, count: int) -> list[list[ContinuationRo
 
 
 @pytest.fixture(scope="module")
-def answers():
-    return engine()
+def small_engine():
+    return make_engine()
 
 
 @pytest.mark.parametrize("batch_tokens", [40, 500, 100_000])
 @pytest.mark.parametrize("share", [True, False])
-def test_scores_are_those_of_rows_read_alone(answers, batch_tokens, share):
-    items = made_up(np.random.default_rng(0), 40)
-    found = Scorer(answers, batch_tokens=batch_tokens, share_prefixes=share).score(items)
-    for item, scores in zip(items, found, strict=True):
+def test_scores_equal_those_of_rows_scored_alone(small_engine, batch_tokens, share):
+    items = make_items(np.random.default_rng(0), 40)
+    scored = Scorer(small_engine, batch_tokens=batch_tokens, share_prefixes=share).score(items)
+    for item, scores in zip(items, scored, strict=True):
         for row, score in zip(item, scores, strict=True):
-            logprob, predicted = row_by_row(answers.model, row)
+            logprob, predicted = score_row_alone(small_engine.model, row)
             assert score.logprob == pytest.approx(logprob, abs=1e-4)
             assert list(score.predicted) == predicted and score.num_tokens == len(predicted)
-            asked = row.tokens[-score.num_tokens :].tolist()
-            assert score.is_greedy == (predicted == asked)
+            continuation = row.tokens[-score.num_tokens :].tolist()
+            assert score.is_greedy == (predicted == continuation)
             assert score.num_cropped == max(0, len(row.tokens) - CONTEXT)
 
 
-def test_long_rows_take_the_library_s_attention_and_agree():
-    """Beyond 2,048 tokens attention goes another way, on a tree too."""
-    long = engine(context=2200)
-    chance = np.random.default_rng(2)
-    shared = chance.integers(1, 300, 2100).astype(np.int32)
+def test_long_rows_use_sdpa_and_agree():
+    """Beyond 2,048 tokens attention uses another implementation, also with a tree mask."""
+    long = make_engine(context=2200)
+    rng = np.random.default_rng(2)
+    shared = rng.integers(1, 300, 2100).astype(np.int32)
     item = [
-        ContinuationRow(np.concatenate([shared, chance.integers(1, 300, n).astype(np.int32)]), 2100) for n in (3, 9, 1)
+        ContinuationRow(np.concatenate([shared, rng.integers(1, 300, n).astype(np.int32)]), 2100) for n in (3, 9, 1)
     ]
     for row, score in zip(item, Scorer(long).score([item])[0], strict=True):
-        assert score.logprob == pytest.approx(row_by_row(long.model, row)[0], abs=1e-4)
+        assert score.logprob == pytest.approx(score_row_alone(long.model, row)[0], abs=1e-4)
 
 
-def test_what_choices_share_is_computed_once(answers):
+def test_the_shared_prefix_of_choices_is_computed_once(small_engine):
     shared = np.arange(1, 41, dtype=np.int32)
     item = [ContinuationRow(np.append(shared, letter).astype(np.int32), 40) for letter in (50, 51, 52, 53)]
     (packed,) = pack_item(item, 0, CONTEXT)
-    assert len(packed.tokens) == 40 and packed.branches is None, "a letter is only predicted, never read"
-    scorer = Scorer(answers)
+    assert len(packed.tokens) == 40 and packed.branches is None, "a letter is only predicted, never fed"
+    scorer = Scorer(small_engine)
     scorer.score([item] * 10)
     assert scorer.stats.computed_tokens == 400 and scorer.stats.choice_tokens == 10 * 4 * 41
     words = [ContinuationRow(np.concatenate([shared, [letter, 7, 8]]).astype(np.int32), 40) for letter in (50, 51)]
@@ -100,26 +100,26 @@ def test_what_choices_share_is_computed_once(answers):
 
 
 def test_rows_cropped_differently_do_not_share():
-    """Their contexts begin at different tokens, so nothing that was computed for one holds for the other."""
+    """Their contexts begin at different tokens, so that nothing computed for one is valid for the other."""
     shared = np.arange(1, 47, dtype=np.int32)
     item = [ContinuationRow(np.concatenate([shared, np.arange(n, dtype=np.int32) + 60]), 46) for n in (4, 4, 7)]
     packed = pack_item(item, 0, CONTEXT)
     assert [one.segments for one in packed] == [((0, 4, 2), (1, 4, 2)), ((2, 7, 5),)]
 
 
-def test_branches_do_not_see_each_other(answers):
+def test_branches_do_not_attend_to_each_other(small_engine):
     shared = np.arange(1, 20, dtype=np.int32)
     first = ContinuationRow(np.concatenate([shared, [30, 31, 32]]).astype(np.int32), 19)
     others = [ContinuationRow(np.concatenate([shared, [n, 90, 91]]).astype(np.int32), 19) for n in (40, 200)]
-    scorer = Scorer(answers)
-    alone, beside = scorer.score([[first, others[0]], [first, others[1]]])
-    assert alone[0].logprob == pytest.approx(beside[0].logprob, abs=1e-6)
+    scorer = Scorer(small_engine)
+    with_first, with_second = scorer.score([[first, others[0]], [first, others[1]]])
+    assert with_first[0].logprob == pytest.approx(with_second[0].logprob, abs=1e-6)
 
 
-def test_bfloat16_is_near(answers):
-    items = made_up(np.random.default_rng(3), 20)
-    exact = Scorer(answers).score(items)
-    rough = Scorer(engine(dtype=torch.bfloat16)).score(items)
+def test_bfloat16_is_near(small_engine):
+    items = make_items(np.random.default_rng(3), 20)
+    exact = Scorer(small_engine).score(items)
+    rough = Scorer(make_engine(dtype=torch.bfloat16)).score(items)
     for one, other in zip((s for i in exact for s in i), (s for i in rough for s in i), strict=True):
         assert other.mean_logprob == pytest.approx(one.mean_logprob, abs=0.1)
 
@@ -134,31 +134,31 @@ def test_common_prefix_and_suffix(rows):
     assert common_suffix_length(arrays) == common_prefix_length([np.array(row[::-1]) for row in rows])
 
 
-def _rank(rank, size, port, results):
+def _score_on_rank(rank, size, port, results):
     import os
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     world = World.start("cpu")
-    scorer = Scorer(engine(), world, batch_tokens=300)
-    found = scorer.score(made_up(np.random.default_rng(0), 40))
-    results[rank] = ([[score.logprob for score in scores] for scores in found], scorer.stats.computed_tokens)
+    scorer = Scorer(make_engine(), world, batch_tokens=300)
+    scored = scorer.score(make_items(np.random.default_rng(0), 40))
+    results[rank] = ([[score.logprob for score in scores] for scores in scored], scorer.stats.computed_tokens)
     world.close()
 
 
-def test_two_ranks_share_the_work_and_both_know_all_scores(answers):
+def test_two_ranks_share_the_work_and_both_get_all_scores(small_engine):
     import socket
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(_rank, args=(2, port, results), nprocs=2)
-    alone = Scorer(answers, batch_tokens=300)
-    expected = [[score.logprob for score in scores] for scores in alone.score(made_up(np.random.default_rng(0), 40))]
+    mp.spawn(_score_on_rank, args=(2, port, results), nprocs=2)
+    alone = Scorer(small_engine, batch_tokens=300)
+    expected = [[score.logprob for score in scores] for scores in alone.score(make_items(np.random.default_rng(0), 40))]
     for rank in range(2):
-        for mine, theirs in zip(results[rank][0], expected, strict=True):
-            assert mine == pytest.approx(theirs, abs=1e-4)
-    fed = [results[rank][1] for rank in range(2)]
-    assert sum(fed) == alone.stats.computed_tokens and min(fed) > 0.3 * sum(fed)
+        for rank_scores, alone_scores in zip(results[rank][0], expected, strict=True):
+            assert rank_scores == pytest.approx(alone_scores, abs=1e-4)
+    computed = [results[rank][1] for rank in range(2)]
+    assert sum(computed) == alone.stats.computed_tokens and min(computed) > 0.3 * sum(computed)

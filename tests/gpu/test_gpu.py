@@ -8,7 +8,7 @@ from fledgling.bench.gpu_parts import resumed, small_recipe
 from fledgling.config import OptimizerConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
-from fledgling.model import logit_chunks
+from fledgling.model import head_chunk
 from fledgling.model.attention import blockwise_attention, make_attention_mask, sdpa
 from fledgling.model.build import build_model
 from fledgling.model.cache import CacheRow
@@ -49,7 +49,7 @@ def distance(found, expected):
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 def test_chunked_loss_and_gradients_are_those_of_cross_entropy(device, dtype, bound, cap, monkeypatch):
-    monkeypatch.setattr(logit_chunks, "CHUNK_LOGITS", 100 * V)
+    monkeypatch.setitem(head_chunk.CHUNK_LOGITS, device.type, 100 * V)
     torch.manual_seed(0)
     hidden = torch.randn(300, C, device=device).to(dtype).requires_grad_()
     weight = torch.randn(V, C, device=device).mul_(0.2).requires_grad_()
@@ -155,12 +155,12 @@ def test_decoding_is_the_forward_of_whole_rows(device, dtype, bound):
     engine = Engine(model, Silent(), device, dtype)
     draw = torch.Generator().manual_seed(4)
     rows = [torch.randint(V, (length,), generator=draw).tolist() for length in (150, 70, 9)]
-    cache, held = engine.new_cache(), [CacheRow() for _ in rows]
-    engine.extend_cache(cache, held, [row[:-3] for row in rows])
+    cache, held = engine.runner.new_cache(), [CacheRow() for _ in rows]
+    engine.runner.extend_cache(cache, held, [row[:-3] for row in rows])
     for step in (-3, -2, -1):
-        hidden = engine.extend_cache(cache, held, [[row[step]] for row in rows])
+        hidden = engine.runner.extend_cache(cache, held, [[row[step]] for row in rows])
     with torch.inference_mode():
-        logits = engine.compute_logits(hidden)[:, 0]
+        logits = engine.runner.compute_logits(hidden)[:, 0]
     for row, last in zip(rows, logits, strict=True):
         with torch.no_grad():
             expected = model.compute_logits(model(torch.tensor([row], device=device)))[0, -1]

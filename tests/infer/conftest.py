@@ -1,4 +1,4 @@
-"""A tiny tokenizer, and a real model whose weights make it a chain: each token has one successor."""
+"""A small tokenizer, and a model whose weights make it a chain: each token has one successor."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def chain(tokenizer: Tokenizer) -> Callable[[dict[int, int]], Engine]:
-    """An engine whose greedy answer follows {token: successor}, assistant_end after all others.
+    """Returns a function that makes an engine whose greedy answer follows {token: successor}, then assistant_end.
 
-    A freshly initialised model's blocks add nothing, so one-hot embeddings and a head make it a table.
+    The blocks of a freshly initialized model add nothing, so one-hot embeddings and the head make it a lookup table.
     """
 
     def make(successors: dict[int, int], context: int = CONTEXT) -> Engine:
@@ -45,7 +45,7 @@ def chain(tokenizer: Tokenizer) -> Callable[[dict[int, int]], Engine]:
 
 @pytest.fixture(scope="session")
 def adder(tokenizer: Tokenizer, chain) -> Engine:
-    """Answers everything with a call: "=" [2+3 = 5] "!"."""
+    """An engine that answers everything with "=", the tool call 2+3, and "!"."""
     t, order = tokenizer, [ord(c) for c in "2+3"]
     steps = [t.assistant_start, ord("="), t.python_start, *order, t.python_end]
     successors = dict(itertools.pairwise(steps))

@@ -1,4 +1,4 @@
-"""The calculator: right where it answers, and bounded whatever it is given."""
+"""The calculator: correct values, and bounded time and output for any input; tool calls."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_values(expression, value) -> None:
         ("1<2", "invalid syntax"),
     ],
 )
-def test_what_has_no_value_gives_a_short_reason(expression, reason) -> None:
+def test_an_expression_without_a_value_gives_a_short_reason(expression, reason) -> None:
     assert calculate(expression) == f"error: {reason}"
 
 
@@ -89,7 +89,7 @@ def test_any_expression_gives_short_plain_text_quickly(expression) -> None:
 
 
 @given(st.text())
-def test_any_text_is_answered(text) -> None:
+def test_any_text_gets_a_result(text) -> None:
     assert calculate(text)
 
 
@@ -97,7 +97,7 @@ numbers = st.integers(-(10**6), 10**6)
 
 
 @given(numbers, numbers, numbers, st.sampled_from("+-*"), st.sampled_from("+-*"))
-def test_it_agrees_with_python(a, b, c, first, second) -> None:
+def test_the_calculator_agrees_with_python(a, b, c, first, second) -> None:
     expression = f"({a}){first}({b}){second}({c})"
     assert calculate(expression) == str(eval(expression))
 
@@ -108,7 +108,7 @@ def test_a_quotient_is_rounded_to_the_nearest_millionth(a, b) -> None:
 
 
 @given(st.text(alphabet="0123456789.,+-*/() ", min_size=1, max_size=40))
-def test_the_python_tool_says_what_the_calculator_says_where_that_has_a_value(expression) -> None:
+def test_the_python_tool_gives_the_calculators_result_where_there_is_one(expression) -> None:
     result = calculate(expression)
     if not result.startswith("error"):
         assert run_python(expression) == result
@@ -126,12 +126,12 @@ def test_the_python_tool_says_what_the_calculator_says_where_that_has_a_value(ex
         ("'x' * 1000", "'" + "x" * (MAX_RESULT_CHARACTERS - 1)),
     ],
 )
-def test_the_python_tool_runs_what_is_no_calculation(code, result) -> None:
+def test_the_python_tool_runs_text_that_is_no_calculation(code, result) -> None:
     assert run_python(code) == result
 
 
-def said(tokenizer, tool: Tool, code: str) -> str:
-    """What a call of `code` puts into the answer."""
+def call_result(tokenizer, tool: Tool, code: str) -> str:
+    """Returns the text that a tool call of `code` inserts into the answer."""
     state, forced = ToolState(tokenizer, tool), []
     for token in [tokenizer.python_start, *tokenizer.encode(code), tokenizer.python_end]:
         forced = state.feed(token)
@@ -139,13 +139,13 @@ def said(tokenizer, tool: Tool, code: str) -> str:
     return tokenizer.decode(forced[1:-1])
 
 
-def test_a_call_goes_to_the_tool_and_a_long_one_to_none(tokenizer) -> None:
-    assert said(tokenizer, CALCULATOR, "max(1,2)") == "error: invalid syntax"
-    assert said(tokenizer, PYTHON, "max(1,2)") == "2"
+def test_a_call_runs_the_tool_unless_it_is_too_long(tokenizer) -> None:
+    assert call_result(tokenizer, CALCULATOR, "max(1,2)") == "error: invalid syntax"
+    assert call_result(tokenizer, PYTHON, "max(1,2)") == "2"
     ran = []
     tool = Tool(lambda code: ran.append(code) or "ran", max_call_tokens=5)
-    assert said(tokenizer, tool, "12345") == "ran"
-    assert said(tokenizer, tool, "123456") == "error: too long" and ran == ["12345"]
+    assert call_result(tokenizer, tool, "12345") == "ran"
+    assert call_result(tokenizer, tool, "123456") == "error: too long" and ran == ["12345"]
 
 
 def test_the_engine_calculates_unless_told_otherwise(adder) -> None:

@@ -1,4 +1,4 @@
-"""Law: what the engine decodes is what the model says of the whole sequence, whoever sits beside it."""
+"""Invariant: decoding gives the tokens and log-probabilities of the full forward pass, in any batch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fledgling.infer.engine import Engine, FinishEvent
+from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.scheduler import Scheduler
 from fledgling.model.cache import CacheRow
 from fledgling.model.config import FAMILIES, config_from_preset
 from fledgling.model.logprob import target_logprobs
@@ -26,7 +26,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
 
 
-KINDS = {  # a family, and what is on beside it
+KINDS = {  # a family, and the optional features that are on
     **{family: (family, {}) for family in FAMILIES},
     "flash_norm": ("llama", {"flash_norm": True}),
     "windows": ("fledgling", {"window_pattern": "S", "window_size": 9, "flash_norm": True}),
@@ -35,7 +35,7 @@ KINDS = {  # a family, and what is on beside it
 
 
 def random_model(vocab_size: int, kind: str, context: int = CONTEXT) -> Transformer:
-    """Every weight random: a fresh model's zero matrices would hide what the blocks do."""
+    """Returns a model with random weights: a fresh model's zero matrices would hide what the blocks do."""
     family, ideas = KINDS[kind]
     kv_heads = 4 if family == "gpt2" else 2
     sizes = {"vocab_size": vocab_size, "depth": 2, "width": 64, "heads": 4, "kv_heads": kv_heads, "context": context}
@@ -53,20 +53,20 @@ def engine(request, tokenizer: Tokenizer) -> Engine:
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: Tokenizer) -> list[list[int]]:
-    """Uneven, one twice, one that fills the context, one that leaves a single token."""
-    chance = random.Random(0)
+    """Prompts of different lengths: one twice, one that fills the context, one that leaves a single token."""
+    generator = random.Random(0)
     lengths = [1, 2, 50, 7, 3, 90, 33, 12, 8, 64, 5, CONTEXT, CONTEXT - 1, 17, 40, 29]
-    drawn = [[chance.randrange(256) for _ in range(length)] for length in lengths]
-    return [*drawn, list(drawn[3])]
+    prompts = [[generator.randrange(256) for _ in range(length)] for length in lengths]
+    return [*prompts, list(prompts[3])]
 
 
 def full_forward(engine: Engine, tokens: list[int]) -> torch.Tensor:
-    """Logits (T, V) of a sequence read at once, without a cache."""
+    """Returns the logits (T, V) of a sequence in one forward pass, without a cache."""
     with torch.no_grad():
         return engine.source.compute_logits(engine.source(torch.tensor([tokens])))[0]
 
 
-@pytest.mark.parametrize("rows", [1, 5, 64])  # rows join and leave, or all sit down at once
+@pytest.mark.parametrize("rows", [1, 5, 64])  # requests are admitted one by one, in groups, or all at once
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 def test_decoding_equals_the_full_forward(engine, prompts, rows, temperature) -> None:
     sampling = SamplingParams(temperature=temperature, max_new_tokens=40, seed=7)
@@ -78,34 +78,36 @@ def test_decoding_equals_the_full_forward(engine, prompts, rows, temperature) ->
             assert len(prompt) == CONTEXT
             continue
         logits = full_forward(engine, prompt + completion.tokens)[len(prompt) - 1 : -1] / (temperature or 1.0)
-        drawn = torch.tensor(completion.tokens)
-        expected = logits.log_softmax(-1)[torch.arange(len(drawn)), drawn]
+        sampled = torch.tensor(completion.tokens)
+        expected = logits.log_softmax(-1)[torch.arange(len(sampled)), sampled]
         assert (expected - torch.tensor(completion.logprobs)).abs().max() < TOLERANCE
         if temperature == 0:
             assert logits.argmax(-1).tolist() == completion.tokens
 
 
 def test_logits_at_every_position_with_uneven_rows(engine) -> None:
-    """Chunks of uneven size go into uneven rows, some of which sit out."""
-    chance = random.Random(3)
-    rows = [[chance.randrange(256) for _ in range(length)] for length in (30, 4, 55, 18)]
-    cache, own, place = engine.new_cache(), [CacheRow() for _ in rows], [0] * len(rows)
+    """Chunks of different sizes extend rows of different lengths, not all of them in each step."""
+    generator = random.Random(3)
+    rows = [[generator.randrange(256) for _ in range(length)] for length in (30, 4, 55, 18)]
+    runner = engine.runner
+    cache, cache_rows, lengths = runner.new_cache(), [CacheRow() for _ in rows], [0] * len(rows)
     with torch.inference_mode():
-        while any(at < len(row) for at, row in zip(place, rows, strict=True)):
-            counts = [min(chance.randrange(4), len(row) - at) for at, row in zip(place, rows, strict=True)]
-            some = [number for number, count in enumerate(counts) if count]
-            if not some:
+        while any(length < len(row) for length, row in zip(lengths, rows, strict=True)):
+            counts = [min(generator.randrange(4), len(row) - n) for n, row in zip(lengths, rows, strict=True)]
+            active = [number for number, count in enumerate(counts) if count]
+            if not active:
                 continue
-            chunks = [rows[number][place[number] : place[number] + counts[number]] for number in some]
-            logits = engine.model.compute_logits(engine.extend_cache(cache, [own[number] for number in some], chunks))
-            for number, seen in zip(some, logits, strict=True):
-                place[number] += counts[number]
-                expected = full_forward(engine, rows[number][: place[number]])[-counts[number] :]
-                assert (expected - seen[: counts[number]]).abs().max() < TOLERANCE
+            chunks = [rows[number][lengths[number] : lengths[number] + counts[number]] for number in active]
+            hidden = runner.extend_cache(cache, [cache_rows[number] for number in active], chunks)
+            logits = engine.model.compute_logits(hidden)
+            for number, row_logits in zip(active, logits, strict=True):
+                lengths[number] += counts[number]
+                expected = full_forward(engine, rows[number][: lengths[number]])[-counts[number] :]
+                assert (expected - row_logits[: counts[number]]).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
-def test_an_answer_depends_on_no_neighbour(engine, prompts, rows) -> None:
+def test_an_answer_does_not_depend_on_the_batch(engine, prompts, rows) -> None:
     """The same request alone through `stream`, in small batches, and in one: the same tokens."""
     sampling = SamplingParams(max_new_tokens=30, seed=11)
     together = engine.generate(prompts, sampling, max_batch_size=rows)
@@ -113,42 +115,48 @@ def test_an_answer_depends_on_no_neighbour(engine, prompts, rows) -> None:
         events = list(engine.stream(prompts[index], sampling, index=index))
         assert ids(events) == together[index].tokens
         assert events[-1] == FinishEvent(together[index].finish_reason)
-    assert prompts[3] == prompts[16] and together[3].tokens != together[16].tokens  # the request decides
+    assert (
+        prompts[3] == prompts[16] and together[3].tokens != together[16].tokens
+    )  # the request index selects the noise
 
 
-def test_requests_that_come_later_and_those_taken_back(engine, prompts) -> None:
+def test_requests_that_arrive_later_and_a_cancelled_one(engine, prompts) -> None:
     sampling = SamplingParams(max_new_tokens=25, seed=2)
     expected = engine.generate(prompts, sampling)
-    decoder = Scheduler(engine, max_batch_size=4)
-    tickets = {index: decoder.add_request(prompts[index], sampling, index) for index in (3, 6, 2)}
+    scheduler = engine.make_scheduler(max_batch_size=4)
+    requests = {
+        index: scheduler.add_request(engine.make_request(prompts[index], sampling, index)) for index in (3, 6, 2)
+    }
     for _ in range(5):
-        decoder.step()
-    taken_back = tickets.pop(6)
-    decoder.cancel(taken_back)
+        scheduler.step()
+    cancelled = requests.pop(6)
+    scheduler.cancel(cancelled)
     for index in (0, 9, 13, 14):
-        tickets[index] = decoder.add_request(prompts[index], sampling, index)
-    while decoder.has_unfinished:
-        decoder.step()
-    for index, ticket in tickets.items():
-        assert (ticket.tokens, ticket.finish_reason) == (expected[index].tokens, expected[index].finish_reason)
-    assert len(taken_back.tokens) < 25 and not taken_back.finish_reason
+        requests[index] = scheduler.add_request(engine.make_request(prompts[index], sampling, index))
+    while scheduler.has_unfinished:
+        scheduler.step()
+    for index, request in requests.items():
+        assert (request.tokens, request.finish_reason) == (expected[index].tokens, expected[index].finish_reason)
+    assert len(cancelled.tokens) < 25 and not cancelled.finish_reason
 
 
 def test_sampled_log_probabilities_are_the_trainers(engine, prompts) -> None:
-    """What RL compares: the sampler's numbers and `target_logprobs` on the same row, at temperature 1."""
-    sampling = SamplingParams(max_new_tokens=20, top_k=5, seed=3)  # truncation shapes the draw, not what is recorded
+    """What RL compares: the sampler's log-probabilities and `target_logprobs` of the same row, at temperature 1."""
+    sampling = SamplingParams(
+        max_new_tokens=20, top_k=5, seed=3
+    )  # truncation changes what is sampled, not what is recorded
     model = engine.source
     for prompt, completion in zip(prompts[:6], engine.generate(prompts[:6], sampling), strict=True):
         row = torch.tensor([prompt + completion.tokens])
         with torch.no_grad():
             hidden = model(row[:, :-1])
-            said = target_logprobs(hidden, model.head.weight, row[:, 1:], model.config.logit_softcap)[0]
+            trained = target_logprobs(hidden, model.head.weight, row[:, 1:], model.config.logit_softcap)[0]
         recorded = torch.tensor(completion.logprobs)
-        assert (said[len(prompt) - 1 :] - recorded).abs().max() < TOLERANCE
+        assert (trained[len(prompt) - 1 :] - recorded).abs().max() < TOLERANCE
 
 
-def test_live_weights_answer(engine, tokenizer, prompts) -> None:
-    """Training moves the weights; the next answers are the moved model's, without a word to the engine."""
+def test_the_current_weights_answer(engine, tokenizer, prompts) -> None:
+    """Training changes the weights; the next answers use the changed weights without a call to the engine."""
     model, sampling = (
         random_model(tokenizer.vocab_size, engine.source.config.family),
         SamplingParams(temperature=0, max_new_tokens=8),
@@ -162,24 +170,26 @@ def test_live_weights_answer(engine, tokenizer, prompts) -> None:
     assert [c.tokens for c in cast.generate(prompts[:3], sampling)] == [c.tokens for c in after]
 
 
-def test_a_prefix_is_read_once_and_survives_being_left(engine, prompts, monkeypatch) -> None:
-    sampling, decoder, said = (
+def test_a_prefix_is_computed_once_and_survives_an_abandoned_stream(engine, prompts, monkeypatch) -> None:
+    sampling, scheduler, tokens = (
         SamplingParams(temperature=0, max_new_tokens=12),
-        Scheduler(engine, 1, prefix_cache_tokens=CONTEXT),
+        engine.make_scheduler(1, prefix_cache_tokens=CONTEXT),
         [],
     )
-    for event in engine.stream(prompts[6], sampling, scheduler=decoder):
-        said.append(event.id)
-        if len(said) == 5:
+    for event in engine.stream(prompts[6], sampling, scheduler=scheduler):
+        tokens.append(event.id)
+        if len(tokens) == 5:
             break  # the iterator is abandoned here
-    longer = [*prompts[6], *said, 1, 2, 3]
-    read: list[int] = []
-    plain = Engine.extend_cache
-    monkeypatch.setattr(Engine, "extend_cache", lambda s, c, r, t: read.append(len(t[0])) or plain(s, c, r, t))
-    assert ids(engine.stream(longer, sampling, scheduler=decoder)) == ids(engine.stream(longer, sampling))
-    assert read[0] == 4  # only what is new, and the last token said
+    longer = [*prompts[6], *tokens, 1, 2, 3]
+    computed: list[int] = []
+    extend_cache = ModelRunner.extend_cache
+    monkeypatch.setattr(
+        ModelRunner, "extend_cache", lambda s, c, r, t: computed.append(len(t[0])) or extend_cache(s, c, r, t)
+    )
+    assert ids(engine.stream(longer, sampling, scheduler=scheduler)) == ids(engine.stream(longer, sampling))
+    assert computed[0] == 4  # the new tokens, and the last one of the abandoned answer
     other = [9, *longer]  # nothing in common
-    assert ids(engine.stream(other, sampling, scheduler=decoder)) == ids(engine.stream(other, sampling))
+    assert ids(engine.stream(other, sampling, scheduler=scheduler)) == ids(engine.stream(other, sampling))
 
 
 def ids(events) -> list[int]:

@@ -39,7 +39,7 @@ TORCH_FREE = (
     "sandbox",
     "cli",
     "model.config",
-    "model.logit_chunks",
+    "model.head_chunk",
     "corpora",
     "optim.partition",
     "optim.roles",

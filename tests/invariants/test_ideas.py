@@ -10,7 +10,7 @@ from fledgling.cli import main
 from fledgling.config import OptimizerConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.weights import load_model
+from fledgling.infer.runner import load_model
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer

@@ -1,7 +1,8 @@
-"""Law: 200 mixed requests that come, leave and are taken back at random are each answered as if alone by the plain
-full forward, whatever is shared, read in chunks or guessed ahead.
+"""Invariant: 200 mixed requests that arrive, finish and are cancelled at random each give the answer of the plain full
+forward pass, whatever is cached, prefilled in chunks or drafted.
 
-FLEDGLING_REQUESTS sets how many each single setting gets (default 40; 200: the campaign); all at once get 200.
+FLEDGLING_REQUESTS sets how many requests each single setting gets (default 40; 200 for the full campaign); all settings
+at once get 200.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from fledgling.infer.engine import Engine
+from fledgling.infer.request import Request
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.scheduler import Scheduler
 from fledgling.model.config import FAMILIES
@@ -25,73 +27,77 @@ ALL, EACH = 200, int(os.environ.get("FLEDGLING_REQUESTS", "40"))
 MODES = {
     "plain": {"prefix_cache_tokens": None},
     "shared": {"prefix_cache_tokens": 0},
-    "kept": {"prefix_cache_tokens": 4096},
-    "hardly kept": {"prefix_cache_tokens": 640},
+    "cached": {"prefix_cache_tokens": 4096},
+    "hardly cached": {"prefix_cache_tokens": 640},
     "chunks": {"prefix_cache_tokens": None, "prefill_chunk": 24},
-    "ahead": {"prefix_cache_tokens": None, "lookahead_tokens": 5},
+    "drafts": {"prefix_cache_tokens": None, "lookahead_tokens": 5},
     "all": {"prefix_cache_tokens": 2048, "prefill_chunk": 24, "lookahead_tokens": 5},
 }
 
 
 @dataclass(frozen=True)
-class Asked:
+class Case:
+    """The arguments of one request."""
+
     prompt: list[int]
     sampling: SamplingParams
-    tools: bool
-    score: bool
+    use_tools: bool
+    score_prompt: bool
 
 
-def requests(count: int, seed: int) -> list[Asked]:
-    """Prompts that begin alike, repeat themselves, fill the context or hardly exist; each drawn in its own way."""
-    chance = random.Random(seed)
-    systems = [[chance.randrange(256) for _ in range(length)] for length in (64, 100, 200)]
-    found = []
+def random_cases(count: int, seed: int) -> list[Case]:
+    """Prompts that begin alike, repeat themselves, fill the context or are very short, with various parameters."""
+    generator = random.Random(seed)
+    systems = [[generator.randrange(256) for _ in range(length)] for length in (64, 100, 200)]
+    cases: list[Case] = []
     for _ in range(count):
-        own = [chance.randrange(256) for _ in range(chance.choice((1, 3, 20, 63, 64, 65, 110)))]
-        if chance.random() < 0.3:
+        own = [generator.randrange(256) for _ in range(generator.choice((1, 3, 20, 63, 64, 65, 110)))]
+        if generator.random() < 0.3:
             own = own[:7] * 6
-        begin = chance.choice(([], [], *systems))
-        if found and chance.random() < 0.1:
-            begin, own = [], list(chance.choice(found).prompt)
+        prefix = generator.choice(([], [], *systems))
+        if cases and generator.random() < 0.1:
+            prefix, own = [], list(generator.choice(cases).prompt)
         sampling = SamplingParams(
-            temperature=chance.choice((0.0, 0.0, 0.0, 1.0, 0.7)),
-            top_k=chance.choice((0, 0, 5)),
-            top_p=chance.choice((1.0, 0.9)),
-            min_p=chance.choice((0.0, 0.02)),
-            repetition_penalty=chance.choice((1.0, 1.0, 1.3)),
-            logit_bias=chance.choice(((), ((65, 3.0), (66, -2.0)))),
-            num_top_logprobs=chance.choice((0, 0, 3)),
-            max_new_tokens=chance.choice((1, 4, 15, 40)),
-            seed=chance.randrange(1 << 40),
+            temperature=generator.choice((0.0, 0.0, 0.0, 1.0, 0.7)),
+            top_k=generator.choice((0, 0, 5)),
+            top_p=generator.choice((1.0, 0.9)),
+            min_p=generator.choice((0.0, 0.02)),
+            repetition_penalty=generator.choice((1.0, 1.0, 1.3)),
+            logit_bias=generator.choice(((), ((65, 3.0), (66, -2.0)))),
+            num_top_logprobs=generator.choice((0, 0, 3)),
+            max_new_tokens=generator.choice((1, 4, 15, 40)),
+            seed=generator.randrange(1 << 40),
         )
-        found.append(Asked([*begin, *own], sampling, chance.random() < 0.5, chance.random() < 0.1))
-    return found
+        cases.append(Case([*prefix, *own], sampling, generator.random() < 0.5, generator.random() < 0.1))
+    return cases
 
 
-def told(engine: Engine, asked: list[Asked], seed: int, rows: int, **mode) -> tuple[list, Scheduler]:
-    """Every request's ticket; some come while others speak, and some that nobody waits for are taken back."""
-    chance, decoder = random.Random(seed), Scheduler(engine, rows, **mode)
-    order = list(range(len(asked)))
-    chance.shuffle(order)
-    tickets, passing = [None] * len(asked), []
-    while order or decoder.has_unfinished:
-        for _ in range(min(len(order), chance.choice((0, 0, 1, 2, 12)))):
-            one = asked[number := order.pop()]
-            tickets[number] = decoder.add_request(one.prompt, one.sampling, number, one.tools, one.score)
-            if chance.random() < 0.2:
-                passing.append(
-                    decoder.add_request(
-                        one.prompt[: chance.randrange(1, 200)], SamplingParams(max_new_tokens=30), number
-                    )
-                )
-        decoder.step()
-        if passing and chance.random() < 0.3:
-            decoder.cancel(passing.pop(chance.randrange(len(passing))))
+def run_cases(
+    engine: Engine, cases: list[Case], seed: int, max_batch_size: int, **mode
+) -> tuple[list[Request], Scheduler]:
+    """Runs every case; some requests arrive while others run, and some additional ones are cancelled."""
+    generator, scheduler = random.Random(seed), engine.make_scheduler(max_batch_size, **mode)
+    order = list(range(len(cases)))
+    generator.shuffle(order)
+    requests: dict[int, Request] = {}
+    to_cancel: list[Request] = []
+    while order or scheduler.has_unfinished:
+        for _ in range(min(len(order), generator.choice((0, 0, 1, 2, 12)))):
+            case = cases[number := order.pop()]
+            requests[number] = scheduler.add_request(
+                engine.make_request(case.prompt, case.sampling, number, case.use_tools, case.score_prompt)
+            )
+            if generator.random() < 0.2:
+                prompt, sampling = case.prompt[: generator.randrange(1, 200)], SamplingParams(max_new_tokens=30)
+                to_cancel.append(scheduler.add_request(engine.make_request(prompt, sampling, number)))
+        scheduler.step()
+        if to_cancel and generator.random() < 0.3:
+            scheduler.cancel(to_cancel.pop(generator.randrange(len(to_cancel))))
         if not order:
-            for ticket in passing:
-                decoder.cancel(ticket)
-            passing = []
-    return tickets, decoder
+            for request in to_cancel:
+                scheduler.cancel(request)
+            to_cancel = []
+    return [requests[number] for number in range(len(cases))], scheduler
 
 
 @pytest.fixture(scope="module")
@@ -106,55 +112,56 @@ def engine(request, tokenizer: Tokenizer) -> Engine:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_answer_is_that_of_the_full_forward(engine, mode) -> None:
-    asked = requests(ALL if mode == "all" else EACH, seed=5)
-    tickets, decoder = told(engine, asked, seed=6, rows=12, **MODES[mode])
-    for one, ticket in zip(asked, tickets, strict=True):
-        assert ticket.finish_reason and len(ticket.tokens) <= one.sampling.max_new_tokens
-        assert_told(engine, one, ticket)
-    figures = decoder.stats
-    assert figures.prefilled_tokens + figures.cached_tokens <= figures.prompt_tokens
-    assert (figures.accepted > 0) == ("lookahead_tokens" in MODES[mode])
-    assert decoder.cache.used_blocks <= (MODES[mode]["prefix_cache_tokens"] or 0) // decoder.cache.block_size
-    if mode in ("kept", "all"):
-        assert figures.prefix_hit_rate > 0.2
+    cases = random_cases(ALL if mode == "all" else EACH, seed=5)
+    requests, scheduler = run_cases(engine, cases, seed=6, max_batch_size=12, **MODES[mode])
+    for case, request in zip(cases, requests, strict=True):
+        assert request.finish_reason and len(request.tokens) <= case.sampling.max_new_tokens
+        assert_full_forward(engine, case, request)
+    stats = scheduler.stats
+    assert stats.prefilled_tokens + stats.cached_tokens <= stats.prompt_tokens
+    assert (stats.accepted > 0) == ("lookahead_tokens" in MODES[mode])
+    assert scheduler.cache.used_blocks <= (MODES[mode]["prefix_cache_tokens"] or 0) // scheduler.cache.block_size
+    if mode in ("cached", "all"):
+        assert stats.prefix_hit_rate > 0.2
 
 
-def assert_told(engine: Engine, one: Asked, ticket) -> None:
-    """A ticket's tokens and log-probabilities are those of the whole sequence read at once."""
-    whole, sampling = [*one.prompt, *ticket.tokens], one.sampling
+def assert_full_forward(engine: Engine, case: Case, request: Request) -> None:
+    """A request's tokens and log-probabilities are those of the whole sequence in one forward pass."""
+    sequence, sampling = [*case.prompt, *request.tokens], case.sampling
     with torch.no_grad():
-        every = engine.source.compute_logits(engine.source(torch.tensor([whole])))[0]
-    if one.score:
-        said = every[: len(one.prompt) - 1].log_softmax(-1)
-        expected = said.gather(-1, torch.tensor(one.prompt[1:])[:, None])[:, 0]
-        assert len(ticket.prompt_logprobs) == len(one.prompt) - 1
-        assert torch.allclose(torch.tensor(ticket.prompt_logprobs), expected, atol=TOLERANCE)
-    logits = every[len(one.prompt) - 1 : -1].clone()
-    for place, row in enumerate(logits):
-        adjusted(row, sampling, whole[: len(one.prompt) + place])
+        all_logits = engine.source.compute_logits(engine.source(torch.tensor([sequence])))[0]
+    if case.score_prompt:
+        logprobs = all_logits[: len(case.prompt) - 1].log_softmax(-1)
+        expected = logprobs.gather(-1, torch.tensor(case.prompt[1:])[:, None])[:, 0]
+        assert len(request.prompt_logprobs) == len(case.prompt) - 1
+        assert torch.allclose(torch.tensor(request.prompt_logprobs), expected, atol=TOLERANCE)
+    logits = all_logits[len(case.prompt) - 1 : -1].clone()
+    for position, row in enumerate(logits):
+        adjust_row(row, sampling, sequence[: len(case.prompt) + position])
     expected = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
-    for place, (token, logprob, forced) in enumerate(zip(ticket.tokens, ticket.logprobs, ticket.forced, strict=True)):
-        assert logprob == 0 if forced else abs(expected[place, token].item() - logprob) < TOLERANCE
-        assert forced or sampling.temperature or token == logits[place].argmax()
-    if sampling.num_top_logprobs and not any(ticket.forced):
+    generated = zip(request.tokens, request.logprobs, request.forced, strict=True)
+    for position, (token, logprob, forced) in enumerate(generated):
+        assert logprob == 0 if forced else abs(expected[position, token].item() - logprob) < TOLERANCE
+        assert forced or sampling.temperature or token == logits[position].argmax()
+    if sampling.num_top_logprobs and not any(request.forced):
         top = logits.log_softmax(-1).topk(sampling.num_top_logprobs)
-        assert [[token for token, _ in found] for found in ticket.top_logprobs] == top.indices.tolist()
+        assert [[token for token, _ in entries] for entries in request.top_logprobs] == top.indices.tolist()
 
 
-def adjusted(row: torch.Tensor, sampling: SamplingParams, seen: list[int]) -> None:
-    """The penalty and the bias, written down once more."""
+def adjust_row(row: torch.Tensor, sampling: SamplingParams, seen: list[int]) -> None:
+    """Penalty and bias, implemented a second time."""
     for token in set(seen):
         row[token] *= 1 / sampling.repetition_penalty if row[token] > 0 else sampling.repetition_penalty
     for token, value in sampling.logit_bias:
         row[token] += value
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(engine) -> None:
-    asked = requests(40, seed=9)
-    crowd, _ = told(engine, asked, seed=1, rows=16, **MODES["all"])
+def test_an_answer_does_not_depend_on_the_other_requests(engine) -> None:
+    cases = random_cases(40, seed=9)
+    together, _ = run_cases(engine, cases, seed=1, max_batch_size=16, **MODES["all"])
     for number in range(0, 40, 3):
-        one, decoder = asked[number], Scheduler(engine, 1, prefix_cache_tokens=None)
-        alone = decoder.add_request(one.prompt, one.sampling, number, one.tools)
-        while decoder.has_unfinished:
-            decoder.step()
-        assert (alone.tokens, alone.finish_reason) == (crowd[number].tokens, crowd[number].finish_reason)
+        case, scheduler = cases[number], engine.make_scheduler(1, prefix_cache_tokens=None)
+        alone = scheduler.add_request(engine.make_request(case.prompt, case.sampling, number, case.use_tools))
+        while scheduler.has_unfinished:
+            scheduler.step()
+        assert (alone.tokens, alone.finish_reason) == (together[number].tokens, together[number].finish_reason)

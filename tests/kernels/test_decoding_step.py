@@ -34,10 +34,10 @@ def make_model(family: str, parts: dict, width: int = 128):
 
 def compute_logits(engine: Engine, prompts: list[list[int]], tokens: list[list[int]]) -> torch.Tensor:
     """Returns the logits after each row's further tokens, read in one step each."""
-    cache, rows = engine.new_cache(), [CacheRow() for _ in prompts]
+    cache, rows = engine.runner.new_cache(), [CacheRow() for _ in prompts]
     for row, prompt in zip(rows, prompts, strict=True):
-        engine.extend_cache(cache, [row], [prompt])
-    hidden = [engine.extend_cache(cache, rows, [[token] for token in step])[:, 0] for step in tokens]
+        engine.runner.extend_cache(cache, [row], [prompt])
+    hidden = [engine.runner.extend_cache(cache, rows, [[token] for token in step])[:, 0] for step in tokens]
     with torch.inference_mode():
         return engine.model.compute_logits(torch.stack(hidden)).float()
 
@@ -57,9 +57,9 @@ def test_a_step_is_as_exact_as_the_model_in_bf16(family, parts, bits):
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
     )
-    plain.backend.native_step = None
+    plain.runner.backend.native_step = None
     exact = compute_logits(Engine(model, NoSpecialTokens({}), dtype=torch.float32), prompts, tokens)
-    assert stepped.backend.native_step is not None
+    assert stepped.runner.backend.native_step is not None
     error = [(compute_logits(engine, prompts, tokens) - exact).square().mean().sqrt() for engine in (stepped, plain)]
     assert error[0] < 1.2 * error[1] and error[0] < 0.05 * exact.std()
 
@@ -70,17 +70,17 @@ def test_rows_with_shared_and_scattered_blocks_are_read_like_single_rows():
     rows = [CacheRow() for _ in range(3)]
     for start in range(0, 18, 3):  # row by row, so that their blocks alternate
         for row in rows:
-            engine.extend_cache(cache, [row], [prompt[start : start + 3]])
+            engine.runner.extend_cache(cache, [row], [prompt[start : start + 3]])
     cache.release_row(rows[1])
     with torch.inference_mode():
         (rows[1],) = cache.fork([rows[2]])
-    together = engine.extend_cache(cache, rows, [[1], [2], [1]])
-    alone = [engine.extend_cache(cache, [row], [[4]])[0, 0] for row in rows]
+    together = engine.runner.extend_cache(cache, rows, [[1], [2], [1]])
+    alone = [engine.runner.extend_cache(cache, [row], [[4]])[0, 0] for row in rows]
     assert torch.equal(together[0], together[2]) and not torch.equal(together[0], together[1])
     assert torch.equal(alone[0], alone[2]) and not torch.equal(alone[0], alone[1])
-    whole, kept = engine.new_cache(), CacheRow()
-    engine.extend_cache(whole, [kept], [prompt[:18]])
-    apart = [engine.extend_cache(whole, [kept], [[token]])[0, 0] for token in (1, 4)]
+    whole, kept = engine.runner.new_cache(), CacheRow()
+    engine.runner.extend_cache(whole, [kept], [prompt[:18]])
+    apart = [engine.runner.extend_cache(whole, [kept], [[token]])[0, 0] for token in (1, 4)]
     assert (apart[0] - together[0, 0]).abs().max() < 0.1 and (apart[1] - alone[0]).abs().max() < 0.1
 
 
@@ -90,16 +90,16 @@ def test_several_tokens_of_a_row_are_read_as_if_one_by_one(family, parts):
     engine.model.forward = None  # every forward pass must go through the step
     draw = torch.Generator().manual_seed(3)
     prompts = [torch.randint(90, (length,), generator=draw).tolist() for length in (3, 17, 9, 20)]
-    together, alone = ((engine.new_cache(), [CacheRow() for _ in prompts]) for _ in range(2))
+    together, alone = ((engine.runner.new_cache(), [CacheRow() for _ in prompts]) for _ in range(2))
     for counts in ((1, 1, 1, 1), (2, 7, 1, 5), (0, 9, 7, 14)):
         begins = [row.length for row in together[1]]
         fresh = [prompt[at : at + n] for prompt, at, n in zip(prompts, begins, counts, strict=True)]
         going = [number for number, part in enumerate(fresh) if part]
         rows = [together[1][number] for number in going]
-        found = engine.extend_cache(together[0], rows, [fresh[number] for number in going])
+        found = engine.runner.extend_cache(together[0], rows, [fresh[number] for number in going])
         for hidden, number in zip(found, going, strict=True):
             for place, token in enumerate(fresh[number]):
-                expected = engine.extend_cache(alone[0], [alone[1][number]], [[token]])[0, 0]
+                expected = engine.runner.extend_cache(alone[0], [alone[1][number]], [[token]])[0, 0]
                 assert torch.equal(hidden[place], expected)
             assert not hidden[len(fresh[number]) :].any()
 

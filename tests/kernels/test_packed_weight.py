@@ -42,10 +42,12 @@ def test_a_packed_product_is_the_product(rows, bias):
 def test_the_engine_packs_every_linear_layer_and_computes_what_the_model_does(model, tokenizer):
     engine = Engine(model, tokenizer)
     linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert set(engine.backend.replaced_weights) == linears and len(linears) == 2 * 6 + 1
+    assert set(engine.runner.backend.replaced_weights) == linears and len(linears) == 2 * 6 + 1
     tokens = [[5, 9, 77, 30, 2, 41]]
     with torch.inference_mode():
-        result = engine.model.compute_logits(engine.extend_cache(engine.new_cache(), [CacheRow()], tokens))[:, -1]
+        result = engine.model.compute_logits(
+            engine.runner.extend_cache(engine.runner.new_cache(), [CacheRow()], tokens)
+        )[:, -1]
         expected = model.compute_logits(model(torch.tensor(tokens)))[:, -1]
     assert (result - expected).abs().max() < 0.05 * expected.std()
     assert all(isinstance(module.weight, nn.Parameter) for module in model.modules() if isinstance(module, nn.Linear))

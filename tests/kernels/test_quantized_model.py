@@ -9,8 +9,8 @@ from fledgling.bench.infer import make_random_model
 from fledgling.cli import main
 from fledgling.config import UserError
 from fledgling.infer.engine import Engine
+from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.weights import load_model
 from fledgling.kernels.quantized_model import count_weight_bytes
 from fledgling.kernels.quantized_tensor import QuantizedTensor
 from fledgling.model.config import config_from_preset

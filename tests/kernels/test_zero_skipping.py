@@ -69,13 +69,19 @@ def test_an_engine_that_skips_gives_the_same_answer_and_follows_the_weights(dtyp
     model = make_model_with_zeros(0.9)
     assert not any(
         isinstance(w, ZeroSkippingWeight)
-        for w in Engine(model, tokenizer, skip_zeros=True).backend.replaced_weights.values()
+        for w in Engine(model, tokenizer, skip_zeros=True).runner.backend.replaced_weights.values()
     )
     monkeypatch.setattr(zero_skipping, "MIN_WEIGHT_NUMEL", 0)
     monkeypatch.setattr(backend, "supports_decoding_step", lambda model: False)  # where there is no native step
     plain, skipping = Engine(model, tokenizer, dtype=dtype), Engine(model, tokenizer, dtype=dtype, skip_zeros=True)
     assert (
-        len([weight for weight in skipping.backend.replaced_weights.values() if isinstance(weight, ZeroSkippingWeight)])
+        len(
+            [
+                weight
+                for weight in skipping.runner.backend.replaced_weights.values()
+                if isinstance(weight, ZeroSkippingWeight)
+            ]
+        )
         == 2
     )
     prompt = [5, 9, 100, 31]
@@ -100,5 +106,5 @@ def test_other_activations_do_not_skip(tokenizer, monkeypatch):
         isinstance(weight, ZeroSkippingWeight)
         for weight in Engine(
             make_model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True
-        ).backend.replaced_weights.values()
+        ).runner.backend.replaced_weights.values()
     )

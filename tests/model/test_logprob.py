@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledgling.model import logit_chunks
+from fledgling.model import head_chunk
 from fledgling.model.logprob import IGNORE_INDEX, cross_entropy_sum, iterate_logits, rational_tanh, target_logprobs
 
 
@@ -29,7 +29,7 @@ def compute_nll(hidden, weight, targets, cap=15.0):
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 @pytest.mark.parametrize("values", [1 << 24, 350])  # one chunk, and chunks of seven tokens
 def test_the_sum_and_its_gradients_are_those_of_whole_logits(case, values, cap, monkeypatch):
-    monkeypatch.setattr(logit_chunks, "CHUNK_LOGITS", values)
+    monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", values)
     hidden, weight, targets = case
     expected = compute_nll(*case, cap).sum()
     result = cross_entropy_sum(hidden, weight, targets, cap)
@@ -44,7 +44,7 @@ def test_the_sum_and_its_gradients_are_those_of_whole_logits(case, values, cap, 
 
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 def test_logprobs_can_be_weighted_token_by_token(case, cap, monkeypatch):
-    monkeypatch.setattr(logit_chunks, "CHUNK_LOGITS", 350)
+    monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", 350)
     hidden, weight, targets = case
     coefficients = torch.randn(3, 20)
     expected, result = -compute_nll(*case, cap), target_logprobs(hidden, weight, targets, cap)
@@ -84,7 +84,7 @@ def test_rational_tanh_equals_tanh():
 
 
 def test_chunks_of_logits_are_the_whole_logits(case, monkeypatch):
-    monkeypatch.setattr(logit_chunks, "CHUNK_LOGITS", 350)
+    monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", 350)
     hidden, weight, _ = case
     hidden = hidden.flatten(0, 1)
     parts, chunks = zip(*iterate_logits(hidden, lambda states: states @ weight.T, len(weight)), strict=True)

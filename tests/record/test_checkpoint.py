@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, whatever happens during a save; every flipped bit is found."""
+"""Checkpoints: complete or absent, whatever happens during a save; every flipped bit is found."""
 
 import errno
 import hashlib
@@ -18,7 +18,7 @@ from fledgling.config import UserError
 from fledgling.record import checkpoint
 
 
-def write(directory, step=100, size=64, **groups):
+def write_checkpoint(directory, step=100, size=64, **groups):
     torch.manual_seed(step)
     groups = groups or {
         "model": {"w": torch.randn(size, size)},
@@ -27,11 +27,11 @@ def write(directory, step=100, size=64, **groups):
     extra = directory.parent / "tokenizer.json"
     extra.parent.mkdir(parents=True, exist_ok=True)
     extra.write_text('{"vocab": {}}')
-    return checkpoint.save_checkpoint(directory, step, groups, {"step": step, "rate": 0.1}, {"tokenizer.json": extra})
+    return checkpoint.save_checkpoint(directory, step, groups, {"step": step, "loss": 0.1}, {"tokenizer.json": extra})
 
 
-def seal(path: Path) -> None:
-    """Make the manifest agree with what lies there: what somebody hostile would do."""
+def rewrite_manifest(path: Path) -> None:
+    """Makes the manifest match the files, as an attacker would."""
     files = {
         p.name: {"bytes": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()}
         for p in path.iterdir()
@@ -40,7 +40,7 @@ def seal(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps({"format": checkpoint.CHECKPOINT_FORMAT, "files": files}))
 
 
-def refused(path, match):
+def assert_refused(path, match):
     with pytest.raises(UserError, match=match) as error:
         checkpoint.load_checkpoint(path)
     assert "\n" not in str(error.value)
@@ -73,7 +73,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
         checkpoint.load_checkpoint(path, groups=("critic",))
 
 
-def test_the_random_state_goes_on_where_it_was(tmp_path):
+def test_the_random_state_continues(tmp_path):
     path = checkpoint.save_checkpoint(tmp_path, 1, {"random": checkpoint.get_rng_state()}, {})
     expected = torch.randn(5)
     checkpoint.set_rng_state(checkpoint.load_checkpoint(path).tensors["random"])
@@ -81,8 +81,8 @@ def test_the_random_state_goes_on_where_it_was(tmp_path):
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
-    write(tmp_path / "c", model={"w": torch.zeros(2)})
-    path = write(tmp_path / "c", model={"w": torch.ones(2)})
+    write_checkpoint(tmp_path / "c", model={"w": torch.zeros(2)})
+    path = write_checkpoint(tmp_path / "c", model={"w": torch.ones(2)})
     assert checkpoint.load_checkpoint(path).tensors["model"]["w"].tolist() == [1, 1]
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["step-00000100"]
 
@@ -113,7 +113,7 @@ KILLED_WHILE_SAVING = """if True:
         checkpoint.shutil.rmtree = counted(checkpoint.shutil.rmtree)
 
     limit, code = 0, 1
-    while code:  # each instant between two effects of a save, until one comes through
+    while code:  # each moment between two effects of a save, until one save succeeds
         directory = root / f"at-{limit:03}"
         save(directory, 1)
         save(directory, 2)
@@ -125,8 +125,8 @@ KILLED_WHILE_SAVING = """if True:
         code = os.waitpid(child, 0)[1]
         limit += 1
 
-    for instant in range(12):  # and a dozen instants on the clock, while saves follow each other
-        directory = root / f"clock-{instant:03}"
+    for moment in range(12):  # and twelve moments on the clock, during one save after another
+        directory = root / f"clock-{moment:03}"
         save(directory, 1)
         child = os.fork()
         if not child:
@@ -135,13 +135,13 @@ KILLED_WHILE_SAVING = """if True:
                 save(directory, step)
                 checkpoint.prune_checkpoints(directory, 2)
                 step += 1
-        time.sleep(0.02 + 0.011 * instant)
+        time.sleep(0.02 + 0.011 * moment)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 """
 
 
-def test_killed_at_any_instant_a_whole_checkpoint_stays(tmp_path):
+def test_after_a_kill_at_any_moment_a_valid_checkpoint_remains(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], check=True, timeout=120)
     directories = sorted(tmp_path.iterdir())
     assert len([d for d in directories if d.name.startswith("at-")]) > 15
@@ -154,14 +154,14 @@ def test_killed_at_any_instant_a_whole_checkpoint_stays(tmp_path):
         assert newest.name.startswith(f"step-{step:08d}")
         assert loaded.tensors["model"]["w"].eq(step).all()
         if directory.name.startswith("at-"):
-            assert step >= 2, "what had been saved before is still there"
-        write(directory, step=0, size=4)
+            assert step >= 2, "what was saved before is still there"
+        write_checkpoint(directory, step=0, size=4)
         checkpoint.prune_checkpoints(directory, 1)
-        assert [p.name for p in directory.iterdir()] == [newest.name], "leftovers of the kill are swept"
+        assert [p.name for p in directory.iterdir()] == [newest.name], "leftovers of the kill are deleted"
 
 
 def test_every_flipped_bit_is_found(tmp_path):
-    path = write(tmp_path / "c", size=4)
+    path = write_checkpoint(tmp_path / "c", size=4)
     for file in sorted(path.iterdir()):
         content = file.read_bytes()
         for at in range(0, len(content), max(1, len(content) // 40)):
@@ -178,31 +178,31 @@ def test_every_flipped_bit_is_found(tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "tokenizer.json", "manifest.json"])
 def test_a_missing_or_short_file_is_named(tmp_path, name):
-    path = write(tmp_path / "c")
+    path = write_checkpoint(tmp_path / "c")
     content = (path / name).read_bytes()
     (path / name).write_bytes(content[:-1] if name != "manifest.json" else content[:40])
-    refused(path, name)
+    assert_refused(path, name)
     (path / name).unlink()
-    refused(path, name)
+    assert_refused(path, name)
 
 
-def test_the_newest_whole_one_is_taken_and_torn_ones_are_told(tmp_path):
+def test_the_newest_valid_checkpoint_is_found_and_torn_ones_are_warned_about(tmp_path):
     for step in (1, 2, 3, 4):
-        write(tmp_path / "c", step)
+        write_checkpoint(tmp_path / "c", step)
     (tmp_path / "c/step-00000004/manifest.json").unlink()
     (tmp_path / "c/step-00000003/model.safetensors").write_bytes(b"short")
-    told = []
-    assert checkpoint.find_latest_checkpoint(tmp_path / "c", warn=told.append).name == "step-00000002"
-    assert len(told) == 2 and "step-00000004" in told[0] and "step-00000003" in told[1]
-    with pytest.warns(UserWarning, match="passed over"):
+    warned = []
+    assert checkpoint.find_latest_checkpoint(tmp_path / "c", warn=warned.append).name == "step-00000002"
+    assert len(warned) == 2 and "step-00000004" in warned[0] and "step-00000003" in warned[1]
+    with pytest.warns(UserWarning, match="skipped"):
         checkpoint.find_latest_checkpoint(tmp_path / "c")
     assert checkpoint.find_latest_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_retention_never_costs_the_last_good_one(tmp_path):
+def test_pruning_never_deletes_the_last_valid_checkpoint(tmp_path):
     c = tmp_path / "c"
     for step in (1, 2, 3, 4):
-        write(c, step)
+        write_checkpoint(c, step)
     (c / ".tmp-step-00000009-1").mkdir()
     (c / "notes.txt").write_text("mine")
     assert [p.name for p in checkpoint.prune_checkpoints(c, 2)] == ["step-00000004", "step-00000003"]
@@ -212,14 +212,14 @@ def test_retention_never_costs_the_last_good_one(tmp_path):
     flipped[-1] ^= 1
     weights.write_bytes(flipped)
     assert [p.name for p in checkpoint.prune_checkpoints(c, 1)] == ["step-00000003"], "the damaged one does not count"
-    assert [p.name for p in checkpoint.prune_checkpoints(c, 0)] == ["step-00000003"], "one always stays"
+    assert [p.name for p in checkpoint.prune_checkpoints(c, 0)] == ["step-00000003"], "one always remains"
     (c / "step-00000003/state.json").unlink()
     assert checkpoint.prune_checkpoints(c, 1) == [] and (c / "step-00000003").is_dir(), (
-        "with none whole, nothing is deleted"
+        "with none valid, nothing is deleted"
     )
 
 
-# ---- foreign and hostile -------------------------------------------------------------------------
+# ---- damaged and hostile -------------------------------------------------------------------------
 
 
 class Bomb:
@@ -230,13 +230,13 @@ class Bomb:
 def test_a_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEDGLING_BOMB", str(tmp_path / "exploded"))
     (tmp_path / "model.pt").write_bytes(pickle.dumps(Bomb()))
-    for look in (checkpoint.load_checkpoint, checkpoint.resolve_checkpoint, checkpoint.verify_checkpoint):
+    for function in (checkpoint.load_checkpoint, checkpoint.resolve_checkpoint, checkpoint.verify_checkpoint):
         with pytest.raises(UserError, match="is a file"):
-            look(tmp_path / "model.pt")
-    path = write(tmp_path / "c")
+            function(tmp_path / "model.pt")
+    path = write_checkpoint(tmp_path / "c")
     (path / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
-    seal(path)
-    refused(path, "model.safetensors: not a safetensors file")
+    rewrite_manifest(path)
+    assert_refused(path, "model.safetensors: not a safetensors file")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -255,10 +255,10 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, monkeypatch):
     ],
 )
 def test_a_hostile_safetensors_header_is_refused(tmp_path, header):
-    path = write(tmp_path / "c")
+    path = write_checkpoint(tmp_path / "c")
     (path / "model.safetensors").write_bytes(header)
-    seal(path)
-    refused(path, r"model\.safetensors")
+    rewrite_manifest(path)
+    assert_refused(path, r"model\.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -268,34 +268,34 @@ def test_a_hostile_safetensors_header_is_refused(tmp_path, header):
 def test_a_manifest_cannot_point_outside(tmp_path, name):
     (tmp_path / "c").mkdir()
     (tmp_path / "c/secret.json").write_text("secret")
-    path = write(tmp_path / "c")
+    path = write_checkpoint(tmp_path / "c")
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"][name] = {"bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    refused(path, "manifest.json is damaged")
+    assert_refused(path, "manifest.json is damaged")
 
 
 def test_a_link_to_elsewhere_is_refused(tmp_path):
-    path = write(tmp_path / "c")
+    path = write_checkpoint(tmp_path / "c")
     shutil.move(path / "model.safetensors", tmp_path / "elsewhere")
     (path / "model.safetensors").symlink_to(tmp_path / "elsewhere")
-    refused(path, "no plain file")
+    assert_refused(path, "not a plain file")
 
 
 @pytest.mark.parametrize("content", [b"[]", b"null", b"[" * 100_000, b"\xff", b'{"a": ' + b"9" * 5000 + b"}"])
-def test_a_foreign_state_or_manifest_is_refused(tmp_path, content):
-    path = write(tmp_path / "c")
+def test_a_state_or_manifest_of_another_kind_is_refused(tmp_path, content):
+    path = write_checkpoint(tmp_path / "c")
     (path / "state.json").write_bytes(content)
-    seal(path)
-    refused(path, "state.json")
+    rewrite_manifest(path)
+    assert_refused(path, "state.json")
     (path / "manifest.json").write_bytes(content)
-    refused(path, "manifest.json")
+    assert_refused(path, "manifest.json")
 
 
-# ---- no room -------------------------------------------------------------------------------------
+# ---- full disk -------------------------------------------------------------------------------------
 
 
-def no_trace(directory, before):
+def assert_unchanged(directory, before):
     assert sorted(p.name for p in directory.iterdir()) == before
     checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(directory))
 
@@ -315,18 +315,18 @@ LIMITED = """if True:
 """
 
 
-def test_a_write_that_really_fails_is_one_line_and_leaves_no_trace(tmp_path):
-    write(tmp_path / "c", 1)
+def test_a_failed_write_is_one_error_line_and_leaves_no_files(tmp_path):
+    write_checkpoint(tmp_path / "c", 1)
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path / "c")], capture_output=True, text=True, check=True
     )
     for line, needed in zip(done.stdout.splitlines(), ("40.0 kB needed", "30.0 kB needed"), strict=True):
         assert "cannot write" in line and "step-00000002" in line and needed in line and "free" in line
-    no_trace(tmp_path / "c", ["step-00000001"])
+    assert_unchanged(tmp_path / "c", ["step-00000001"])
 
 
-def test_a_disk_that_is_really_full(tmp_path):
-    """A one-megabyte file system of our own, where the kernel lets us have one."""
+def test_a_full_file_system(tmp_path):
+    """Uses its own file system of one megabyte, where the kernel allows one."""
     script = (
         "mount -t tmpfs -o size=1m tmpfs $1 && exec $2 -c '"
         "import sys, torch; from pathlib import Path; from fledgling.record import checkpoint as c\n"
@@ -340,42 +340,42 @@ def test_a_disk_that_is_really_full(tmp_path):
     )
     command = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable]
     if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("no user namespaces here")
+        pytest.skip("no user namespaces on this machine")
     done = subprocess.run(command, capture_output=True, text=True)
     if "mount" in done.stderr and done.returncode:
-        pytest.skip("no mounting here")
-    error, left = done.stdout.splitlines()
+        pytest.skip("mounting is not allowed on this machine")
+    error, listing = done.stdout.splitlines()
     assert "No space left on device" in error and "step-00000002" in error and "1.6 MB needed" in error
-    assert left == "['step-00000001'] step-00000001"
+    assert listing == "['step-00000001'] step-00000001"
 
 
 @pytest.mark.parametrize("call", ["copyfile", "fsync", "replace", "write_bytes", "write_text"])
-def test_no_room_at_any_write(tmp_path, monkeypatch, call):
-    write(tmp_path / "c", 1)
+def test_a_full_disk_at_any_write(tmp_path, monkeypatch, call):
+    write_checkpoint(tmp_path / "c", 1)
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    home = {"copyfile": shutil, "fsync": os, "replace": os}.get(call, Path)
+    owner = {"copyfile": shutil, "fsync": os, "replace": os}.get(call, Path)
     with monkeypatch.context() as patch:
-        patch.setattr(home, call, full)
+        patch.setattr(owner, call, full)
         source = tmp_path / "tokenizer.json"
         with pytest.raises(UserError, match=r"step-00000002: No space left .* needed, .* free"):
             checkpoint.save_checkpoint(
                 tmp_path / "c", 2, {"model": {"w": torch.zeros(3)}}, {}, {"tokenizer.json": source}
             )
-    no_trace(tmp_path / "c", ["step-00000001"])
+    assert_unchanged(tmp_path / "c", ["step-00000001"])
 
 
-def test_no_room_is_known_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_known_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(UserError, match="needed, 1 bytes free"):
-        write(tmp_path / "c")
+        write_checkpoint(tmp_path / "c")
     assert list((tmp_path / "c").iterdir()) == []
 
 
-def test_an_interrupted_save_leaves_no_trace(tmp_path, monkeypatch):
-    write(tmp_path / "c", 1)
+def test_an_interrupted_save_leaves_no_files(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "c", 1)
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -383,27 +383,27 @@ def test_an_interrupted_save_leaves_no_trace(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            write(tmp_path / "c", 2)
-    no_trace(tmp_path / "c", ["step-00000001"])
+            write_checkpoint(tmp_path / "c", 2)
+    assert_unchanged(tmp_path / "c", ["step-00000001"])
 
 
-# ---- which checkpoint ----------------------------------------------------------------------------
+# ---- choosing a checkpoint ----------------------------------------------------------------------------
 
 
-def test_a_run_a_stage_and_a_checkpoint_resolve(tmp_path):
+def test_a_run_a_stage_and_a_checkpoint_are_resolved(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         checkpoint.resolve_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"looked for manifest\.json, step-.*, rl, dpo, sft, midtrain, pretrain"):
         checkpoint.resolve_checkpoint(tmp_path)
-    first = write(tmp_path / "pretrain/checkpoints", 1)
+    first = write_checkpoint(tmp_path / "pretrain/checkpoints", 1)
     with pytest.raises(UserError, match=r"no stage .* has finished"):
         checkpoint.resolve_checkpoint(tmp_path)
-    last = write(tmp_path / "sft/checkpoints", 7)
+    last = write_checkpoint(tmp_path / "sft/checkpoints", 7)
     (tmp_path / "pretrain/done.json").write_text("{}")
     assert checkpoint.resolve_checkpoint(tmp_path) == first, "sft has not finished"
     (tmp_path / "sft/done.json").write_text("{}")
-    for meant in (tmp_path, tmp_path / "sft", tmp_path / "sft/checkpoints", last):
-        assert checkpoint.resolve_checkpoint(meant) == last
+    for path in (tmp_path, tmp_path / "sft", tmp_path / "sft/checkpoints", last):
+        assert checkpoint.resolve_checkpoint(path) == last
     (last / "manifest.json").unlink()
     with pytest.raises(UserError, match="manifest"):
         checkpoint.resolve_checkpoint(tmp_path)

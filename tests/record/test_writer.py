@@ -1,4 +1,4 @@
-"""The writer: beside the caller, one job at a time, errors where they are waited for."""
+"""The background writer: one job at a time, and errors are raised in the thread that waits."""
 
 import threading
 
@@ -8,14 +8,14 @@ from fledgling.config import UserError
 from fledgling.record.writer import BackgroundWriter
 
 
-def test_a_job_runs_beside_and_the_next_one_waits_for_it():
+def test_a_job_runs_in_the_background_and_the_next_one_waits_for_it():
     go, order, writer = threading.Event(), [], BackgroundWriter()
 
-    def slow():
+    def slow_job():
         assert go.wait(10)
         order.append("first")
 
-    writer.start(slow)
+    writer.start(slow_job)
     assert writer.busy and order == [], "start has returned, the job has not"
     threading.Timer(0.05, go.set).start()
     writer.start(lambda: order.append("second"))
@@ -25,17 +25,17 @@ def test_a_job_runs_beside_and_the_next_one_waits_for_it():
     writer.wait()
 
 
-def test_what_a_job_ran_into_is_raised_once_where_it_is_waited_for():
+def test_the_error_of_a_job_is_raised_once_in_the_thread_that_waits():
     writer, reached = BackgroundWriter(), []
 
-    def full():
+    def failing_job():
         raise UserError("no room")
 
-    writer.start(full)
+    writer.start(failing_job)
     with pytest.raises(UserError, match="no room"):
         writer.start(lambda: reached.append(1))
     assert reached == [] and not writer.failed
-    writer.start(full)
+    writer.start(failing_job)
     while writer.busy:
         pass
     assert writer.failed

@@ -1,204 +1,27 @@
-"""The files in launch/: the SLURM script trains on two stand-in nodes and is queued again, the others hold together."""
-
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""The launcher: exit codes of several ranks, and counts that are out of range. test_watchdog.py starts real ranks."""
 
 import pytest
-import yaml
 
-from fledgling.record import checkpoint, read_jsonl
-from fledgling.runtime.exit_codes import FAILED, STOPPED, USAGE_ERROR
-from tests.tiny import tiny
-
-ROOT = Path(__file__).parents[2]
-LAUNCH = ROOT / "launch"
-
-# srun starts one task a node and returns the highest exit code; scontrol knows two nodes and writes down requeues.
-STAND_INS = {
-    "srun": """#!/bin/bash
-echo "srun $1" >> "$LOG"; shift
-pids=()
-for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do SLURM_NODEID=$node "$@" & pids+=($!); done
-code=0
-for pid in "${pids[@]}"; do wait "$pid" || { found=$?; ((found > code)) && code=$found; }; done
-exit "$code"
-""",
-    "scontrol": """#!/bin/bash
-if [ "$1 $2" = "show hostnames" ]; then printf '127.0.0.1\\nlocalhost\\n'; else echo "scontrol $*" >> "$LOG"; fi
-""",
-    "fledgling": f"""#!/bin/bash
-exec {sys.executable} -m fledgling "$@"
-""",
-}
+from fledgling.config import UserError
+from fledgling.runtime.exit_codes import FAILED, FAULT, STOPPED
+from fledgling.runtime.launch import _combine_exit_codes, launch_ranks
 
 
-def processes(mark: str) -> list[int]:
-    """Every process of the job's step: agents and ranks, by their environment; not the shells."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if (
-                mark.encode() in (entry / "environ").read_bytes()
-                and b"fledgling" in words
-                and words[0].endswith(b"python")
-            ):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
+def test_a_code_that_forbids_a_restart_wins_and_a_signal_counts_as_a_fault():
+    assert _combine_exit_codes([0, 0]) == 0
+    assert _combine_exit_codes([-9, 0]) == FAULT
+    assert _combine_exit_codes([FAULT, STOPPED, -9]) == STOPPED
+    assert _combine_exit_codes([-9, FAILED]) == FAILED
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_is_up(tmp_path):
-    tiny(tmp_path)
-    recipe = tmp_path / "tiny.toml"
-    text = recipe.read_text(encoding="utf-8")
-    text = text.replace("seed = 3\n", 'seed = 3\nstages = ["pretrain"]\n', 1).replace("steps = 4", "steps = 40", 1)
-    recipe.write_text(text, encoding="utf-8")
-    for name, content in STAND_INS.items():
-        (tmp_path / name).write_text(content)
-        (tmp_path / name).chmod(0o755)
-    run, log = tmp_path / "out", tmp_path / "log"
-    variables = {
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "RECIPE": str(recipe),
-        "RUN": str(run),
-        "GPUS_PER_NODE": "1",
-        "LOG": str(log),
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "node[0-1]",
-        "SLURM_JOB_NUM_NODES": "2",
-    }
-    job = ["bash", str(LAUNCH / "slurm.sbatch")]
-    first = subprocess.Popen(
-        job, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while len(read_jsonl(run / "pretrain" / "metrics.jsonl")) < 3:
-            assert time.monotonic() < deadline and first.poll() is None, first.communicate(timeout=60)[0][-3000:]
-            time.sleep(0.05)
-        step = processes(f"RUN={run}")
-        assert len(step) == 4  # two agents, two ranks
-        for pid in step:
-            os.kill(pid, signal.SIGUSR1)
-        said = first.communicate(timeout=60)[0]
-    finally:
-        first.kill()
-    assert first.returncode == STOPPED, said[-3000:]
-    assert "start 1: 2 nodes, meeting at 127.0.0.1:" in said and "the same command goes on from there" in said
-    assert log.read_text().splitlines() == ["srun --kill-on-bad-exit=0", f"scontrol requeue {os.getpid()}"]
-    saved = checkpoint.find_latest_checkpoint(run / "pretrain" / "checkpoints")
-    assert 3 <= int(saved.name[5:]) < 40
-
-    again = subprocess.run(
-        job, env=os.environ | variables | {"SLURM_RESTART_COUNT": "1"}, capture_output=True, text=True, timeout=120
-    )
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert "start 2" in again.stdout and f"going on after step {int(saved.name[5:])} of 40" in again.stderr
-    assert len(log.read_text().splitlines()) == 3
-    assert [line["step"] for line in read_jsonl(run / "pretrain" / "metrics.jsonl")] == list(range(1, 41))
-
-
-def test_the_slurm_script_is_sound():
-    script = LAUNCH / "slurm.sbatch"
-    subprocess.run(["bash", "-n", script], check=True)
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", "--shell=bash", script], check=True)
-    text = script.read_text()
-    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", text, flags=re.MULTILINE))
-    assert "requeue" in options and options["open-mode"] == "append" and options["ntasks-per-node"] == "1"
-    assert re.fullmatch(r"USR1@\d+", options["signal"]) and f"saved={STOPPED} " in text
-    commands = text.index("\nset -euo pipefail")
-    assert text.rindex("#SBATCH") < commands  # SLURM reads no option after the first command
-
-
-def resources() -> dict[str, dict]:
-    found = list(yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()))
-    return {one["kind"]: one for one in found}
-
-
-def test_the_kubernetes_job_holds_together():
-    kinds = resources()
-    job, service = kinds["Job"]["spec"], kinds["Service"]
-    pod = job["template"]["spec"]
-    (container,) = pod["containers"]
-    options = dict(word.removeprefix("--").split("=", 1) for word in container["args"] if word.startswith("--"))
-    assert job["completionMode"] == "Indexed" and job["completions"] == job["parallelism"] == int(options["nodes"])
-    assert int(options["gpus"]) == container["resources"]["limits"]["nvidia.com/gpu"]
-    name, subdomain = kinds["Job"]["metadata"]["name"], pod["subdomain"]
-    port = service["spec"]["ports"][0]["port"]
-    assert options["rendezvous"] == f"{name}-0.{subdomain}:{port}" and service["metadata"]["name"] == subdomain
-    assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"] == {"job-name": name}
-    rules = {rule["action"]: rule["onExitCodes"]["values"] for rule in job["podFailurePolicy"]["rules"][:2]}
-    assert rules == {"FailJob": [FAILED, USAGE_ERROR], "Ignore": [STOPPED]} and pod["restartPolicy"] == "Never"
-    claims = {one["name"]: one.get("persistentVolumeClaim", {}).get("claimName") for one in pod["volumes"]}
-    mounts = {one["mountPath"]: claims[one["name"]] for one in container["volumeMounts"]}
-    assert mounts["/runs"] == kinds["PersistentVolumeClaim"]["metadata"]["name"] and "/dev/shm" in mounts
-
-
-def test_kubernetes_knows_every_field():
-    validate = pytest.importorskip("kubernetes_validate")
-    for one in resources().values():
-        validate.validate(one, "1.31", strict=True)
-    wrong = resources()["Job"]
-    wrong["spec"]["podFailurePolicy"]["rules"][0]["onExitCode"] = {}
-    with pytest.raises(validate.ValidationError):
-        validate.validate(wrong, "1.31", strict=True)
-
-
-def test_the_skypilot_task_holds_together():
-    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [STOPPED]
-    for script in (task["setup"], task["run"]):
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-    used = set(re.findall(r"\$\{?([A-Z_]+)", task["run"]))
-    given = {"SKYPILOT_NODE_IPS", "SKYPILOT_NUM_NODES", "SKYPILOT_NUM_GPUS_PER_NODE"}
-    assert used <= given | task["envs"].keys() and "/runs" in task["file_mounts"]
-    assert "run.out=/runs/$RECIPE" in task["run"]
-
-
-@pytest.mark.parametrize("name", ["slurm.sbatch", "kubernetes.yaml", "skypilot.yaml", "Dockerfile"])
-def test_every_option_they_use_exists(name, capsys):
-    from fledgling.cli import main
-    from fledgling.config import load_recipe
-
-    text = (LAUNCH / name).read_text()
-    used = set(re.findall(r"--(gpus|nodes|rendezvous|set|restarts|resume)\b", text))
-    assert main(["speedrun", "--help"]) == 0
-    told = capsys.readouterr().out
-    assert all(f"--{option}" in told for option in used)
-    for recipe in {"d20-8xh100", "quickstart"} & set(re.findall(r"[\w-]+", text)):
-        load_recipe(recipe)
-
-
-def instructions(text: str) -> list[tuple[str, str]]:
-    """A Dockerfile's instructions in order; continued lines are joined."""
-    joined = re.sub(r"\\\n", " ", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
-    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]
-
-
-def test_the_dockerfile_copies_what_there_is_and_runs_without_rights():
-    steps = instructions((LAUNCH / "Dockerfile").read_text())
-    known = {"FROM", "RUN", "WORKDIR", "COPY", "USER", "ENV", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
-    assert {name for name, _ in steps} <= known and steps[0][0] == "FROM" and not steps[0][1].endswith("latest")
-    for name, rest in steps:
-        if name == "COPY":
-            assert all((ROOT / source).exists() for source in rest.split()[:-1]), rest
-        if name == "RUN":
-            subprocess.run(["bash", "-n"], input=rest, text=True, check=True)
-    names = [name for name, _ in steps]
-    assert dict(steps)["USER"] == "fledgling" and names.index("USER") < names.index("ENTRYPOINT")
-    assert dict(steps)["ENTRYPOINT"] == '["fledgling"]' and dict(steps)["STOPSIGNAL"] == "SIGTERM"
-    minimum = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[1]
-    image = re.search(r"python:([\d.]+)", steps[0][1])[1]
-    assert tuple(map(int, image.split("."))) >= tuple(map(int, minimum.split(".")))
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"nproc_per_node": 0}, "--gpus 0"),
+        ({"nproc_per_node": 1, "restarts": -1}, "--restarts -1"),
+        ({"nproc_per_node": 1, "nodes": 2}, "expected HOST:PORT"),
+    ],
+)
+def test_counts_out_of_range_are_refused(options, word):
+    with pytest.raises(UserError, match=word):
+        launch_ranks(device="cpu", command=["-c", ""], **options)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the first asks, the second leaves at once, whatever the main thread does."""
+"""Stop signals: the first requests a stop, the second ends the process at once, whatever the main thread does."""
 
 import os
 import signal
@@ -13,20 +13,20 @@ from fledgling.runtime.signals import STOP_SIGNALS, catch_stop_signals
 BUSY = """
 import ctypes, sys, time
 from fledgling.runtime.signals import catch_stop_signals
-with catch_stop_signals() as stop:
+with catch_stop_signals() as stop_requested:
     print("ready", flush=True)
-    while not stop():
+    while not stop_requested():
         time.sleep(0.01)
-    print("asked", flush=True)
-    rest = float(sys.argv[1])
-    while rest > 0:
-        rest = ctypes.CDLL(None).sleep(int(rest))  # a call that no handler of Python's interrupts
+    print("requested", flush=True)
+    seconds = float(sys.argv[1])
+    while seconds > 0:
+        seconds = ctypes.CDLL(None).sleep(int(seconds))  # a call that no Python handler interrupts
 """
 
 
-def started(rest, **variables):
+def start_process(seconds, **variables):
     child = subprocess.Popen(
-        [sys.executable, "-c", BUSY, str(rest)],
+        [sys.executable, "-c", BUSY, str(seconds)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -37,37 +37,37 @@ def started(rest, **variables):
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_first_asks_and_the_second_leaves_at_once(number):
-    child = started(60)
+def test_the_first_signal_requests_a_stop_and_the_second_ends_the_process_at_once(number):
+    child = start_process(60)
     child.send_signal(number)
-    assert child.stdout.readline() == "asked\n"
+    assert child.stdout.readline() == "requested\n"
     began = time.monotonic()
     child.send_signal(number)
     assert child.wait(timeout=20) == 128 + number and time.monotonic() - began < 10
-    assert child.stderr.read() == f"left at once after a second {signal.Signals(number).name}\n"
+    assert child.stderr.read() == f"stopped at once by a second {signal.Signals(number).name}\n"
 
 
-def test_under_an_agent_an_echo_is_no_second_one():
-    child = started(3, WORLD_SIZE="2", RANK="0")
+def test_in_a_launched_rank_an_echo_is_no_second_signal():
+    child = start_process(3, WORLD_SIZE="2", RANK="0")
     for _ in range(3):
         child.send_signal(signal.SIGUSR1)
-    assert child.stdout.readline() == "asked\n"
+    assert child.stdout.readline() == "requested\n"
     assert child.wait(timeout=20) == 0
-    child = started(60, WORLD_SIZE="2", RANK="0")
+    child = start_process(60, WORLD_SIZE="2", RANK="0")
     child.send_signal(signal.SIGTERM)
-    assert child.stdout.readline() == "asked\n"
+    assert child.stdout.readline() == "requested\n"
     time.sleep(1.5)
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=20) == 128 + signal.SIGTERM
 
 
-def test_handlers_are_given_back():
+def test_the_previous_handlers_are_restored():
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
-    with catch_stop_signals() as stop:
-        assert not stop()
+    with catch_stop_signals() as stop_requested:
+        assert not stop_requested()
         os.kill(os.getpid(), signal.SIGUSR1)
         deadline = time.monotonic() + 10
-        while not stop():
+        while not stop_requested():
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before

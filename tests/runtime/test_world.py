@@ -1,5 +1,7 @@
-"""The world: one rank takes the same path as many, and nonsense from the environment is told in one line."""
+"""The world: one rank takes the same path as many, and invalid variables are reported in one line."""
 
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -8,12 +10,12 @@ import torch
 import torch.multiprocessing as mp
 
 from fledgling.config import UserError
-from fledgling.runtime import world
+from fledgling.runtime import world as world_module
 from fledgling.runtime.world import World, choose_device, rendezvous
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch):
+def single_process(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
 
@@ -27,16 +29,14 @@ def test_one_rank():
     world.close()
 
 
-def test_sum_returns_a_new_tensor():
-    given = torch.ones(2)
-    total = World.start("cpu").all_reduce(given)
+def test_all_reduce_returns_a_new_tensor():
+    value = torch.ones(2)
+    total = World.start("cpu").all_reduce(value)
     total += 1
-    assert given.tolist() == [1.0, 1.0]
+    assert value.tolist() == [1.0, 1.0]
 
 
-def _rank(rank, size, port, results):
-    import os
-
+def _run_rank(rank, size, port, results):
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(size),
@@ -45,13 +45,13 @@ def _rank(rank, size, port, results):
         MASTER_PORT=str(port),
     )
     world = World.start("cpu")
-    given = torch.tensor([1.0, rank])
+    value = torch.tensor([1.0, rank])
     results[rank] = (
         world.is_main,
         world.all_reduce(rank + 1),
         world.all_reduce(2**40 + rank),
-        world.all_reduce(given).tolist(),
-        given.tolist(),
+        world.all_reduce(value).tolist(),
+        value.tolist(),
         world.all_gather_object(f"rank {rank}"),
     )
     world.barrier()
@@ -59,41 +59,39 @@ def _rank(rank, size, port, results):
 
 
 def test_two_ranks_agree():
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(_rank, args=(2, port, results), nprocs=2)
+    mp.spawn(_run_rank, args=(2, port, results), nprocs=2)
     for rank in range(2):
-        both = ["rank 0", "rank 1"]
-        assert results[rank] == (rank == 0, 3.0, 2.0**41 + 1, [2.0, 1.0], [1.0, float(rank)], both)
+        gathered = ["rank 0", "rank 1"]
+        assert results[rank] == (rank == 0, 3.0, 2.0**41 + 1, [2.0, 1.0], [1.0, float(rank)], gathered)
 
 
-def _joined(shared, monkeypatch, size=3):
-    """The store that each of `size` ranks gets out of a shared one."""
+def rendezvous_of_ranks(shared, monkeypatch, size=3):
+    """Returns the store that each of `size` ranks gets out of a shared one."""
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(shared, 0, size)]))
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(lambda rank: rendezvous(rank, size), reversed(range(size))))
 
 
-def test_ranks_that_are_started_again_see_nothing_of_those_before(monkeypatch):
-    shared, rounds = torch.distributed.HashStore(), []
+def test_restarted_ranks_see_no_keys_of_the_ranks_before(monkeypatch):
+    shared, first_stores = torch.distributed.HashStore(), []
     for number in range(3):
-        stores = _joined(shared, monkeypatch)
+        stores = rendezvous_of_ranks(shared, monkeypatch)
         assert not any(store.check(["address"]) for store in stores)
         stores[0].set("address", str(number))
         assert all(store.get("address") == str(number).encode() for store in stores)
-        rounds.append(stores[0])
-    assert [store.get("address") for store in rounds] == [b"0", b"1", b"2"]
+        first_stores.append(stores[0])
+    assert [store.get("address") for store in first_stores] == [b"0", b"1", b"2"]
 
 
-def test_who_does_not_come_is_named(monkeypatch):
+def test_missing_ranks_are_named(monkeypatch):
     shared = torch.distributed.HashStore()
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(shared, 0, 3)]))
-    monkeypatch.setattr(world, "RENDEZVOUS_TIMEOUT", timedelta(seconds=0.2))
-    shared.set("join/1", "of a round before")
+    monkeypatch.setattr(world_module, "RENDEZVOUS_TIMEOUT", timedelta(seconds=0.2))
+    shared.set("join/1", "of a start before")
     with pytest.raises(TimeoutError, match="ranks 1, 2 are missing"):
         rendezvous(0, 3)
 
@@ -106,14 +104,14 @@ def test_who_does_not_come_is_named(monkeypatch):
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
     ],
 )
-def test_variables_that_make_no_sense(monkeypatch, variables, word):
+def test_invalid_variables_are_refused(monkeypatch, variables, word):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=word):
         World.start("cpu")
 
 
-def test_devices(monkeypatch):
+def test_the_device_is_the_requested_or_the_first_available(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device() == "mps"

@@ -1,4 +1,4 @@
-"""What the sandbox's tests share: the layers of this machine, and the way a harness without a sandbox grades."""
+"""Fixtures of the sandbox's tests: the layers of this machine, and running a program without a sandbox."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fledgling.sandbox import process
 
 @pytest.fixture(scope="session")
 def layers() -> dict[str, str]:
-    """The layers that are on; without them the tests that need them are skipped."""
+    """The layers that are on; tests that use this fixture are skipped where one is missing."""
     try:
         return process.get_layers()
     except UserError as error:
@@ -24,8 +24,8 @@ def layers() -> dict[str, str]:
 
 
 @pytest.fixture
-def plain() -> Callable[[str], subprocess.CompletedProcess]:
-    """Run a program as a harness without a sandbox would: a process, its environment, a time limit."""
+def run_plain() -> Callable[[str], subprocess.CompletedProcess]:
+    """Runs a program as a harness without a sandbox does: a process, the same environment, a time limit."""
 
     def run(code: str) -> subprocess.CompletedProcess:
         inherited = os.open(os.devnull, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The interpreter way: answers, bounds, and a worker that is used again."""
+"""The interpreter: values, limits, and a worker that is reused."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fledgling.sandbox.process import Limits
         ("'x' * 20000", "'" + "x" * (MAX_VALUE_CHARS - 1), ""),
     ],
 )
-def test_answers(code, value, output):
-    end = evaluate_code(code)
-    assert (end.value, end.output, end.error) == (value, output, "")
+def test_values_and_output(code, value, output):
+    result = evaluate_code(code)
+    assert (result.value, result.output, result.error) == (value, output, "")
 
 
 @pytest.mark.parametrize(
@@ -36,24 +36,24 @@ def test_answers(code, value, output):
         ("[0] * 10 ** 10", "MemoryError"),
     ],
 )
-def test_what_goes_wrong_is_a_short_text(code, error):
-    end = evaluate_code(code)
-    assert error in end.error and len(end.error) <= 300 and end.value is None
+def test_an_error_is_a_short_text(code, error):
+    result = evaluate_code(code)
+    assert error in result.error and len(result.error) <= 300 and result.value is None
 
 
-def test_time_is_bounded():
-    end = evaluate_code("while True: pass", Limits(0.2, TOOL_LIMITS.memory_bytes, TOOL_LIMITS.output_bytes))
-    assert "TimeoutError" in end.error and end.seconds < 2
+def test_time_is_limited():
+    result = evaluate_code("while True: pass", Limits(0.2, TOOL_LIMITS.memory_bytes, TOOL_LIMITS.output_bytes))
+    assert "TimeoutError" in result.error and result.seconds < 2
 
 
 def test_calls_share_nothing_and_random_numbers_repeat():
-    evaluate_code("kept = 1")
-    assert "NameError" in evaluate_code("kept").error
+    evaluate_code("variable = 1")
+    assert "NameError" in evaluate_code("variable").error
     assert (
         evaluate_code("import random\nrandom.random()").value == evaluate_code("import random\nrandom.random()").value
     )
 
 
-def test_many_threads():
+def test_many_threads_share_the_workers():
     with ThreadPoolExecutor(4) as pool:
-        assert {end.value for end in pool.map(evaluate_code, ["1 + 2"] * 60)} == {"3"}
+        assert {result.value for result in pool.map(evaluate_code, ["1 + 2"] * 60)} == {"3"}

@@ -19,7 +19,7 @@ def test_plain_asserts_and_a_check_function():
     assert not verdict.passed and verdict.reason == "AssertionError: assert double(2) == 5"
 
 
-def test_tests_that_call_nothing_pass_nobody():
+def test_tests_that_call_nothing_pass_no_program():
     for tests in ("", "def check(candidate):\n    pass", "import sys\nsys.exit(0)"):
         assert not check_program("def double(number):\n    return 0", tests, "double").passed
 
@@ -34,14 +34,14 @@ def test_tests_may_expect_an_error():
     assert not check_program("def root(number):\n    return 1", tests, "root").passed
 
 
-def test_given_helpers_are_the_author_s():
+def test_helpers_of_the_setup_code_are_not_taken_from_the_program():
     program = "def helper(x):\n    return 0\n\ndef f(x):\n    return 0"
-    given = "def helper(x):\n    return x + 1\n"
-    assert not check_program(program, "assert f(1) == helper(1)", "f", setup_code=given).passed
-    assert check_program(program.replace("0", "x + 1"), "assert f(1) == helper(1)", "f", setup_code=given).passed
+    setup_code = "def helper(x):\n    return x + 1\n"
+    assert not check_program(program, "assert f(1) == helper(1)", "f", setup_code=setup_code).passed
+    assert check_program(program.replace("0", "x + 1"), "assert f(1) == helper(1)", "f", setup_code=setup_code).passed
 
 
-def test_a_broken_verdict_stays_broken_when_the_tests_catch_everything():
+def test_a_failure_stays_when_the_tests_catch_every_exception():
     tests = "try:\n    f(1)\nexcept BaseException:\n    pass\nassert True"
     assert not check_program("import os\ndef f(x):\n    os._exit(0)", tests, "f").passed
     assert not check_program("def f(x):\n    return object()", tests, "f").passed
@@ -65,17 +65,17 @@ def human_eval() -> list[dict]:
     return read(path)
 
 
-def passing(rows: list[dict], programs: list[str]) -> list[str]:
-    """The tasks whose program passed."""
+def find_passing(rows: list[dict], programs: list[str]) -> list[str]:
+    """Returns the ids of the tasks whose program passed."""
     verdicts = zip(rows, grade(rows, programs, seconds=10.0), strict=True)
     return [row["task_id"] for row, verdict in verdicts if verdict.passed]
 
 
 def test_every_reference_solution_passes(human_eval):
     assert len(human_eval) == 164
-    assert len(passing(human_eval, [row["prompt"] + row["canonical_solution"] for row in human_eval])) == 164
+    assert len(find_passing(human_eval, [row["prompt"] + row["canonical_solution"] for row in human_eval])) == 164
 
 
 @pytest.mark.parametrize("how", ["pair", "beside"])
 def test_every_broken_variant_fails(human_eval, how):
-    assert passing(human_eval, [broken(row, how) for row in human_eval]) == []
+    assert find_passing(human_eval, [broken(row, how) for row in human_eval]) == []

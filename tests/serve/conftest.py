@@ -1,4 +1,4 @@
-"""A real server on loopback, on a thread, with a tiny real model; and OpenAI's own client."""
+"""A server on loopback, on a thread, with a tiny model; and OpenAI's client."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def talker(tokenizer: Tokenizer) -> Engine:
-    """A model with random weights everywhere: it says anything, for as long as it may."""
+def random_engine(tokenizer: Tokenizer) -> Engine:
+    """An engine whose model has random weights: it generates any token, up to the limit."""
     model = Transformer(ModelConfig(tokenizer.vocab_size, 2, 32, 2, 2, CONTEXT))
     model.initialize(0)
     torch.manual_seed(5)
@@ -42,29 +42,31 @@ def talker(tokenizer: Tokenizer) -> Engine:
 
 
 @contextlib.contextmanager
-def serving(engine: Engine, rows: int = 8, queue: int = 16, **limits) -> Iterator[tuple[str, Worker]]:
-    """Serve an engine; gives the address and the worker."""
-    worker = Worker(engine, rows, queue)
+def serving(
+    engine: Engine, max_batch_size: int = 8, max_queue_size: int = 16, **limits
+) -> Iterator[tuple[str, Worker]]:
+    """Serves an engine; yields the address and the worker."""
+    worker = Worker(engine, max_batch_size, max_queue_size)
     service = Service(worker, engine.tokenizer, "tiny", 1, **limits)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    uvicorn_server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="error", lifespan="off"))
+    thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    while not server.started:
+    while not uvicorn_server.started:
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", worker
     finally:
-        server.should_exit = True
+        uvicorn_server.should_exit = True
         thread.join(10)
         worker.close()
         listener.close()
 
 
 @pytest.fixture(scope="session")
-def talking(talker: Engine) -> Iterator[tuple[str, Worker]]:
-    with serving(talker) as found:
-        yield found
+def server(random_engine: Engine) -> Iterator[tuple[str, Worker]]:
+    with serving(random_engine) as address_and_worker:
+        yield address_and_worker
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The page in a real browser, against a real server: what a person does, and what a hostile text does not do."""
+"""The page in a browser, against a server: what a user does, and that no text runs as script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 
 RUN = "window.hit = (window.hit || 0) + 1"
-# Ways in which text becomes script in a page that builds markup from it; each would set `hit`.
+# Texts that become script in a page that builds markup from them; each would set `hit`.
 PAYLOADS = [
     f"<script>{RUN}</script>",
     f"<script type=module>{RUN}</script>",
@@ -89,43 +89,43 @@ ELEMENTS = "script, img, svg, iframe, object, embed, style, link, meta, base, fo
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
+        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
-def page(browser, talking):
-    """A fresh page that has found its model; a script error or a refused policy fails the test."""
+def page(browser, server):
+    """A new page that has found its model; a script error or a policy violation fails the test."""
     context = browser.new_context(viewport={"width": 1000, "height": 700})
     opened = context.new_page()
     problems: list[str] = []
     opened.on("pageerror", lambda error: problems.append(str(error)))
     opened.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    expected = "Failed to load resource"  # the browser's own word for an answer of 400, which the page shows
-    opened.goto(talking[0])
-    opened.locator("#status", has_text="Talking with tiny").wait_for()
+    expected = "Failed to load resource"  # the browser's message for a response of 400, which the page shows
+    opened.goto(server[0])
+    opened.locator("#status", has_text="Connected to tiny").wait_for()
     yield opened
     assert [text for text in problems if not text.startswith(expected)] == []
     context.close()
 
 
-def say(page, text: str) -> None:
-    page.fill("#say", text)
-    page.press("#say", "Enter")
+def send(page, text: str) -> None:
+    page.fill("#message", text)
+    page.press("#message", "Enter")
     page.locator("#send").wait_for()
 
 
 def settings(page, **values) -> None:
-    page.click("#tune")
+    page.click("#settings-button")
     for name, value in values.items():
         page.fill(f"#{name}", str(value))
-    page.click("#tune")
+    page.click("#settings-button")
 
 
-def test_a_conversation_is_kept_over_a_reload_and_branches(page):
+def test_a_conversation_survives_a_reload_and_branches(page):
     settings(page, max_tokens=8, seed=1)
-    say(page, "the quick fox")
+    send(page, "the quick fox")
     assert page.locator(".message").count() == 2
     first = page.locator(".message .body").last.inner_text()
     settings(page, seed=2)
@@ -145,23 +145,23 @@ def test_a_conversation_is_kept_over_a_reload_and_branches(page):
     assert page.locator(".message.user .body").inner_text() == "the quick fox"
 
 
-def test_stop_keeps_what_was_said_and_frees_the_row(page, talking):
+def test_stop_keeps_the_answer_so_far_and_frees_the_row(page, server):
     settings(page, max_tokens=90, temperature=2, top_k=0)
-    page.fill("#say", "fox")
-    page.press("#say", "Enter")
+    page.fill("#message", "fox")
+    page.press("#message", "Enter")
     page.locator(".message.assistant .body p").wait_for()
     page.keyboard.press("Escape")
     page.locator("#send").wait_for()
     for _ in range(200):
-        if talking[1].load == 0:
+        if server[1].load == 0:
             break
         page.wait_for_timeout(20)
-    assert talking[1].load == 0 and page.locator(".message").count() == 2
+    assert server[1].load == 0 and page.locator(".message").count() == 2
 
 
 def test_tokens_show_their_alternatives(page):
     settings(page, max_tokens=5)
-    say(page, "fox")
+    send(page, "fox")
     page.get_by_role("button", name="Probabilities").click()
     page.locator(".token").first.hover()
     assert page.locator("#tip").inner_text().count("%") == 5
@@ -173,7 +173,7 @@ def test_a_tool_call_is_folded_with_its_result(browser, adder):
     with serving(adder) as (address, _):
         page = browser.new_page()
         page.goto(address)
-        say(page, "fox")
+        send(page, "fox")
         call = page.locator("details.call")
         call.wait_for()
         assert "2+3" in call.locator("summary").inner_text() and call.get_attribute("open") is None
@@ -183,16 +183,16 @@ def test_a_tool_call_is_folded_with_its_result(browser, adder):
 
 
 def test_an_error_of_the_server_is_shown_as_text(page):
-    page.click("#tune")
+    page.click("#settings-button")
     page.fill("#system", "<img src=x onerror='window.hit=1'> " * 40)
-    page.click("#tune")
-    say(page, "fox")
+    page.click("#settings-button")
+    send(page, "fox")
     assert "whole context" in page.locator(".failed").inner_text()
     assert page.evaluate("window.hit") is None
 
 
-def test_no_text_runs_whoever_wrote_it(browser, talking):
-    """Every payload as user, model, tool, title and error: none runs, none makes an element or a handler."""
+def test_no_text_runs_as_script(browser, server):
+    """Every payload as text of user, model, tool, title and error: none runs, none creates an element or a handler."""
     node = "{id, parent, role, text, parts, tokens: [], reason: null, failed: role === 'assistant' ? text : undefined}"
     stored = f"""(payloads) => {{
         const all = payloads.map((text, number) => {{
@@ -204,7 +204,7 @@ def test_no_text_runs_whoever_wrote_it(browser, talking):
         localStorage.setItem('fledgling.conversations', JSON.stringify(all));
     }}"""
     page = browser.new_page()
-    page.goto(talking[0])
+    page.goto(server[0])
     page.evaluate(stored, PAYLOADS)
     page.reload()
     opened = page.locator("#conversations .open")
@@ -223,11 +223,11 @@ def test_no_text_runs_whoever_wrote_it(browser, talking):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_a_phone_and_a_desk_have_room_and_pass_axe(page, width, theme):
+def test_the_page_fits_phone_and_desktop_and_passes_axe(page, width, theme):
     page.set_viewport_size({"width": width, "height": 760})
-    page.click("#tune")
+    page.click("#settings-button")
     page.select_option("#theme", theme)
-    say(page, "the quick fox jumps " * 2)
+    send(page, "the quick fox jumps " * 2)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = importlib.util.find_spec("axe_playwright_python")
     if found is None:

@@ -23,7 +23,7 @@ def test_own_conversations_come_once_an_epoch(tmp_path):
     lines = [make_conversation("user", "assistant") | {"id": n} for n in range(5)]
     for n, line in enumerate(lines):
         line["messages"][0]["content"] = f"question {n}"
-    path = write_lines(tmp_path / "mine.jsonl", *lines, "", make_conversation("system", "user", "assistant"))
+    path = write_lines(tmp_path / "own.jsonl", *lines, "", make_conversation("system", "user", "assistant"))
     dataset = load_source(f"chat:{path}")
     epoch = [dataset.get_train_example(i, 1) for i in range(6)]
     assert len({json.dumps(c) for c in epoch}) == 6
@@ -46,7 +46,7 @@ def test_conversations_come_once_an_epoch_from_blocks_of_any_kind(tmp_path):
         for n in range(2500)
     ]
     lines = [line for row in many for line in (row, "\n")]  # empty lines are no rows
-    dataset = load_source(f"chat:{write_rows(tmp_path / 'mine.jsonl', lines)}")
+    dataset = load_source(f"chat:{write_rows(tmp_path / 'own.jsonl', lines)}")
     texts = [dataset.get_train_example(i, 1)["messages"][0]["content"] for i in range(2500)]
     assert sorted(map(int, texts)) == list(range(2500)) and texts != sorted(texts, key=int)
     assert dataset.get_train_example(1700, 1)["messages"][0]["content"] == texts[1700]
@@ -68,7 +68,7 @@ def test_conversations_come_once_an_epoch_from_blocks_of_any_kind(tmp_path):
     ],
 )
 def test_a_bad_line_is_one_message_with_file_and_line(tmp_path, line, problem):
-    path = write_lines(tmp_path / "mine.jsonl", make_conversation("user", "assistant"), line)
+    path = write_lines(tmp_path / "own.jsonl", make_conversation("user", "assistant"), line)
     with pytest.raises(UserError) as error:
         load_source(f"chat:{path}")
     message = str(error.value)

@@ -93,7 +93,7 @@ def test_language_modelling_with_examples_strips_every_context(tasks):
 
 
 def test_language_modelling_without_examples(tasks):
-    assert [found for (found,) in texts(tasks["language_zeroshot"], "nanochat")] == [
+    assert [text for (text,) in texts(tasks["language_zeroshot"], "nanochat")] == [
         "Italy is where they eat in\nAnswer: Rome",
         "France is where they eat in\nAnswer: Paris",
         "Spain is where they eat in\nAnswer: Madrid",

@@ -104,5 +104,5 @@ def test_a_truncated_archive_an_empty_file_and_a_torn_table_raise_errors(root, t
     table = tmp_path / "smoltalk" / "data" / "train-0.parquet"
     shutil.copytree(root / "smoltalk", tmp_path / "smoltalk")
     table.write_bytes((root / "smoltalk/data/all/train-00000-of-00001.parquet").read_bytes()[:-40])
-    with pytest.raises(UserError, match="damaged or no parquet file"):
+    with pytest.raises(UserError, match="damaged or not a parquet file"):
         len(load_source("smoltalk", tmp_path))

@@ -14,17 +14,19 @@ def root(tmp_path_factory):
 def test_an_answer_becomes_a_program_by_three_rules(root):
     question = load_task("humaneval", root).examples("test")[1].question
     body = "    return twice(x) + 1\n"
-    whole = f"def add_1(x):\n{body}"
+    function = f"def add_1(x):\n{body}"
     head = question.prompt.split("def add_1")[0]
     assert humaneval.build_program(question, body) == f"{question.prompt}{body}\n"
-    assert humaneval.build_program(question, whole) == f"{head}{whole}\n"
-    fenced = f"Sure:\n```python\n{whole}```\nIt adds."
-    assert humaneval.build_program(question, fenced) == f"{head}{whole.rstrip()}\n" or whole in fenced
+    assert humaneval.build_program(question, function) == f"{head}{function}\n"
+    fenced = f"Sure:\n```python\n{function}```\nIt adds."
+    assert humaneval.build_program(question, fenced) == f"{head}{function.rstrip()}\n" or function in fenced
     assert humaneval.build_program(question, fenced).startswith(head)
     assert "Sure" not in humaneval.build_program(question, fenced) and "It adds" not in humaneval.build_program(
         question, fenced
     )
-    assert humaneval.build_program(question, f"```\n{whole}") == f"{head}{whole}\n"  # cut off before the fence closes
+    assert (
+        humaneval.build_program(question, f"```\n{function}") == f"{head}{function}\n"
+    )  # cut off before the fence closes
 
 
 def count_passing(root, make_answer):

@@ -10,7 +10,7 @@ from tests.made_up_sets import choice_rows, write_rows
 
 def test_a_user_s_questions_are_evaluated_practised_and_learned(tmp_path):
     rows = [{"question": "What is the capital of Peru?", "answer": "Lima"}, *choice_rows("coin", 1)]
-    path = write_rows(tmp_path / "mine.jsonl", rows)
+    path = write_rows(tmp_path / "own.jsonl", rows)
     task = load_task(f"questions:{path}")
     [(name, questions)] = task.list_exam_questions(9)
     assert name == f"questions:{path}" and {bool(question.choices) for question in questions} == {True, False}
@@ -18,5 +18,5 @@ def test_a_user_s_questions_are_evaluated_practised_and_learned(tmp_path):
     assert task.score(free_text, "lima.") == 1.0 and task.score(free_text, "Rome") == 0.0
     assert {task.get_practice_question(i, 0).prompt for i in range(2)} == {question.prompt for question in questions}
     check_conversation(task.get_train_example(0, 0))
-    with pytest.raises(UserError, match=r'mine.jsonl:1: column "answer" is missing'):
-        load_task(f"questions:{write_rows(tmp_path / 'mine.jsonl', [{'question': 'Why?'}])}").get_train_example(0, 0)
+    with pytest.raises(UserError, match=r'own.jsonl:1: column "answer" is missing'):
+        load_task(f"questions:{write_rows(tmp_path / 'own.jsonl', [{'question': 'Why?'}])}").get_train_example(0, 0)

@@ -2,78 +2,22 @@
 
 import concurrent.futures
 import json
-from string import ascii_letters
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
 from fledgling.config import UserError
 from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
-
-relaxed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-whole_text = st.text(st.characters(exclude_categories=("Cs",)))
-# Names of special tokens complete, in pieces and joined, and the white space and digits that splits depend on.
-fragments = ("<|", "|>", "<", "|", "bos", "user_start", "_", ">", "'s", "a", " B", "é")
-turning = (" ", "\n", "\r\n", "\t", "\0", "1", "23", "²", "½")
-pieces = st.sampled_from([*SPECIAL_TOKENS, *fragments, *turning])
-nasty = st.lists(pieces, max_size=12).map("".join) | whole_text
+from tests.text.hostile_texts import hostile_text, many_examples
 
 
-@given(text=nasty)
-@relaxed
+@given(text=hostile_text)
+@many_examples
 def test_any_text_is_restored_and_never_has_a_special_token(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert not set(ids) & set(tokenizer.special_tokens.values())
-
-
-@given(texts=st.lists(nasty, max_size=4))
-@relaxed
-def test_a_batch_has_the_ids_of_its_texts(tokenizer, texts):
-    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
-
-
-def test_ids_do_not_depend_on_the_batch_library(tokenizer, texts, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    plain = Tokenizer(tokenizer.tokenizer_json)
-    assert plain.batch_library == "tokenizers"
-    monkeypatch.undo()
-    assert plain.encode_batch(texts) == Tokenizer(tokenizer.tokenizer_json).encode_batch(texts)
-
-
-def test_gigatoken_is_used_if_installed(tokenizer):
-    pytest.importorskip("gigatoken")
-    assert tokenizer.batch_library == "gigatoken"
-
-
-def test_the_cache_of_gigatoken_is_bounded(tokenizer, texts, monkeypatch):
-    pytest.importorskip("gigatoken")
-    monkeypatch.setattr("fledgling.text.batch_encoding.MAX_CACHED_CHARACTERS", 100)
-    fast = Tokenizer(tokenizer.tokenizer_json)
-    first = fast.encode_batch(texts[:3])
-    before = fast._batch_encoder[1]._encoder
-    assert fast.encode_batch(texts[:3]) == first
-    assert fast._batch_encoder[1]._encoder is not before
-
-
-@pytest.mark.parametrize("digits", (1, 2, 3))
-def test_both_trainers_give_the_same_tokenizer(texts, digits):
-    pytest.importorskip("ffbpe")
-    made = [Tokenizer.train(texts, 700, max_digits=digits, trainer=trainer) for trainer in ("ffbpe", "tokenizers")]
-    assert made[0].fingerprint() == made[1].fingerprint()
-    assert [each.training_info["trainer"] for each in made] == ["ffbpe", "tokenizers"]
-
-
-@given(texts=st.lists(nasty, min_size=1, max_size=4), digits=st.sampled_from((1, 2, 3)))
-@relaxed
-def test_both_trainers_stop_at_the_same_merge(texts, digits):
-    pytest.importorskip("ffbpe")
-    from fledgling.text import bpe
-
-    learned = [bpe.learn_merges(texts * 2, 400, digits, trainer) for trainer in ("ffbpe", "tokenizers")]
-    assert learned[0] == learned[1]
 
 
 def test_the_file_gives_the_same_ids_in_tokenizers_and_transformers(tokenizer, texts, tmp_path):
@@ -99,26 +43,6 @@ def test_saving_and_loading_changes_nothing(tokenizer, texts, tmp_path):
         assert again.fingerprint() == tokenizer.fingerprint()
         assert again.encode_batch(texts[:5]) == tokenizer.encode_batch(texts[:5])
     assert [entry.name for entry in file.parent.iterdir()] == ["tokenizer.json"]
-
-
-def test_every_letter_is_one_token_even_if_the_text_has_none():
-    made = Tokenizer.train(["да нет " * 50], 256 + 52 + 9 + 2)
-    assert made.vocab_size == 319
-    for letter in ascii_letters:
-        assert len(made.encode(letter)) == 1
-        assert len(made.encode(" " + letter)) == 1
-    free = Tokenizer.train(["ab ab ac " * 50], 256 + 9 + 2, letter_tokens=False)
-    assert len(free.encode(" q")) == 2
-
-
-@pytest.mark.parametrize(
-    ("digits", "merges", "expected"),
-    ((1, 0, list("123456")), (2, 3, ["12", "34", "56"]), (3, 4, ["123", "456"])),
-)
-def test_digits_are_grouped(digits, merges, expected):
-    made = Tokenizer.train(["123456 " * 50], 256 + 9 + merges, max_digits=digits, letter_tokens=False)
-    assert [made.decode([index]) for index in made.encode("123456")] == expected
-    assert [made.decode([index]) for index in made.encode_batch(["123456"])[0]] == expected
 
 
 def test_bytes_are_their_own_ids_and_lengths_are_of_raw_bytes(tokenizer):
@@ -192,9 +116,9 @@ def test_invalid_settings_are_refused_in_one_line(texts, tmp_path):
 
 def test_reading_stops_at_the_number_of_characters(texts):
     seen = []
-    made = Tokenizer.train(iter(texts), 512, max_characters=100_000, progress=seen.append)
-    assert made.training_info["characters"] == seen[-1] == 100_000
-    assert made.fingerprint() == Tokenizer.train([*texts], 512, max_characters=100_000).fingerprint()
+    trained = Tokenizer.train(iter(texts), 512, max_characters=100_000, progress=seen.append)
+    assert trained.training_info["characters"] == seen[-1] == 100_000
+    assert trained.fingerprint() == Tokenizer.train([*texts], 512, max_characters=100_000).fingerprint()
 
 
 def test_a_tokenizer_without_chat_tokens_is_refused(tokenizer):

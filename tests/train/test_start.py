@@ -7,7 +7,7 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.export import write_hf
-from fledgling.infer.weights import load_model
+from fledgling.infer.runner import load_model
 from fledgling.model.config import ModelConfig, config_from_preset
 from fledgling.model.transformer import Transformer
 from fledgling.record import read_jsonl

@@ -1,43 +1,43 @@
-// The server's side of a conversation: one request, and what it says as it says it.
+// Requests to the server's API: the list of models, and answers as a stream of chunks.
 
-export class Refused extends Error {}
+export class RequestError extends Error {}
 
-export async function models(key) {
-  const answer = await fetch("v1/models", { headers: headers(key) });
-  if (!answer.ok) throw new Refused(await reason(answer));
-  return (await answer.json()).data.map((model) => model.id);
+export async function listModels(key) {
+  const response = await fetch("v1/models", { headers: requestHeaders(key) });
+  if (!response.ok) throw new RequestError(await errorMessage(response));
+  return (await response.json()).data.map((model) => model.id);
 }
 
-function headers(key) {
+function requestHeaders(key) {
   return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 }
 
-async function reason(answer) {
+async function errorMessage(response) {
   try {
-    return String((await answer.json()).error.message);
+    return String((await response.json()).error.message);
   } catch {
-    return `the server answered ${answer.status}`;
+    return `the server answered ${response.status}`;
   }
 }
 
-// Yields {text, parts, tokens, reason} for every chunk; throws Refused with the server's own words.
-export async function* ask(body, key, signal) {
-  const answer = await fetch("v1/chat/completions", {
-    method: "POST", headers: headers(key), signal, body: JSON.stringify({ ...body, stream: true }),
+// Yields {text, parts, tokens, reason} for every chunk; throws RequestError with the server's message.
+export async function* streamAnswer(body, key, signal) {
+  const response = await fetch("v1/chat/completions", {
+    method: "POST", headers: requestHeaders(key), signal, body: JSON.stringify({ ...body, stream: true }),
   });
-  if (!answer.ok) throw new Refused(await reason(answer));
-  let rest = "";
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  if (!response.ok) throw new RequestError(await errorMessage(response));
+  let buffer = "";
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) throw new Refused("the server ended the answer early");
-    const lines = (rest + value).split("\n\n");
-    rest = lines.pop();
+    if (done) throw new RequestError("the server ended the answer early");
+    const lines = (buffer + value).split("\n\n");
+    buffer = lines.pop();
     for (const line of lines) {
       const data = line.replace(/^data: /, "");
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new Refused(String(chunk.error.message));
+      if (chunk.error) throw new RequestError(String(chunk.error.message));
       const choice = chunk.choices[0];
       if (choice) yield {
         text: choice.delta.content ?? "",

@@ -1,6 +1,6 @@
 // Markdown to DOM nodes: paragraphs, headings, lists, quotes, tables, fenced and inline code, emphasis, links.
-// The one idea: what a model writes is hostile, so no string ever becomes markup: every node is made by createElement and
-// every text by createTextNode. A link is a link only with http, https or mailto; anything not understood stays text.
+// The output of a model is untrusted, so no string ever becomes markup: every node is made by createElement and every
+// text by createTextNode. Only http, https and mailto links become links; anything unknown stays text.
 
 const element = (name, ...children) => {
   const node = document.createElement(name);
@@ -8,15 +8,15 @@ const element = (name, ...children) => {
   return node;
 };
 
-// The inline marks, tried in this order at every place where one of their first characters stands.
+// The inline marks, tried in this order at each of their first characters.
 const INLINE = [
-  [/^(`+)([\s\S]*?[^`])\1(?!`)/, (found) => element("code", found[2].replace(/^ (.*) $/s, "$1"))],
-  [/^\*\*(?=\S)([\s\S]*?\S)\*\*/, (found) => element("strong", inline(found[1]))],
-  [/^\*(?=[^\s*])([^*]*[^\s*])\*(?!\*)/, (found) => element("em", inline(found[1]))],
-  [/^\[([^\]\n]{1,500})\]\(([^\s()<>]{1,2000})\)/, (found) => link(found[1], found[2]) ?? document.createTextNode(found[0])],
+  [/^(`+)([\s\S]*?[^`])\1(?!`)/, (match) => element("code", match[2].replace(/^ (.*) $/s, "$1"))],
+  [/^\*\*(?=\S)([\s\S]*?\S)\*\*/, (match) => element("strong", renderInline(match[1]))],
+  [/^\*(?=[^\s*])([^*]*[^\s*])\*(?!\*)/, (match) => element("em", renderInline(match[1]))],
+  [/^\[([^\]\n]{1,500})\]\(([^\s()<>]{1,2000})\)/, (match) => makeLink(match[1], match[2]) ?? document.createTextNode(match[0])],
 ];
 
-function link(text, address) {
+function makeLink(text, address) {
   let url;
   try {
     url = new URL(address);
@@ -31,15 +31,15 @@ function link(text, address) {
   return node;
 }
 
-function inline(text) {
+function renderInline(text) {
   const nodes = document.createDocumentFragment();
   let plain = "";
   for (let at = 0; at < text.length; ) {
-    const found = "`*[".includes(text[at]) ? first(text.slice(at, at + 4000)) : null;
-    if (found) {
-      nodes.append(plain, found.node);
+    const match = "`*[".includes(text[at]) ? matchInline(text.slice(at, at + 4000)) : null;
+    if (match) {
+      nodes.append(plain, match.node);
       plain = "";
-      at += found.length;
+      at += match.length;
     } else {
       plain += text[at++];
     }
@@ -48,43 +48,43 @@ function inline(text) {
   return nodes;
 }
 
-function first(rest) {
+function matchInline(rest) {
   for (const [pattern, make] of INLINE) {
-    const found = pattern.exec(rest);
-    if (found) return { node: make(found), length: found[0].length };
+    const match = pattern.exec(rest);
+    if (match) return { node: make(match), length: match[0].length };
   }
   return null;
 }
 
-function table(lines) {
+function renderTable(lines) {
   const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
-  const row = (line, kind) => element("tr", ...cells(line).map((cell) => element(kind, inline(cell))));
+  const row = (line, kind) => element("tr", ...cells(line).map((cell) => element(kind, renderInline(cell))));
   const body = element("tbody", ...lines.slice(2).map((line) => row(line, "td")));
   return element("table", element("thead", row(lines[0], "th")), body);
 }
 
-// Kinds of blocks: a line that begins one, whether a further line belongs to it, and what it becomes.
+// Kinds of blocks: the first line, whether a further line belongs to the block, and its DOM node.
 const BLOCKS = [
-  { begins: /^#{1,4} /, goesOn: () => false, make: ([line]) => element(`h${Math.min(4, 1 + line.indexOf(" "))}`, inline(line.replace(/^#+ /, ""))) },
-  { begins: /^> ?/, goesOn: (line) => /^> ?/.test(line), make: (lines, depth) => element("blockquote", markdown(lines.map((line) => line.replace(/^> ?/, "")).join("\n"), depth + 1)) },
-  { begins: /^[-*] /, goesOn: (line) => /^[-*] /.test(line), make: (lines) => element("ul", ...lines.map((line) => element("li", inline(line.slice(2))))) },
-  { begins: /^\d{1,9}[.)] /, goesOn: (line) => /^\d{1,9}[.)] /.test(line), make: (lines) => ordered(lines) },
+  { startsWith: /^#{1,4} /, continues: () => false, make: ([line]) => element(`h${Math.min(4, 1 + line.indexOf(" "))}`, renderInline(line.replace(/^#+ /, ""))) },
+  { startsWith: /^> ?/, continues: (line) => /^> ?/.test(line), make: (lines, depth) => element("blockquote", renderMarkdown(lines.map((line) => line.replace(/^> ?/, "")).join("\n"), depth + 1)) },
+  { startsWith: /^[-*] /, continues: (line) => /^[-*] /.test(line), make: (lines) => element("ul", ...lines.map((line) => element("li", renderInline(line.slice(2))))) },
+  { startsWith: /^\d{1,9}[.)] /, continues: (line) => /^\d{1,9}[.)] /.test(line), make: (lines) => renderOrderedList(lines) },
 ];
 
-function ordered(lines) {
-  const list = element("ol", ...lines.map((line) => element("li", inline(line.replace(/^\d+[.)] /, "")))));
+function renderOrderedList(lines) {
+  const list = element("ol", ...lines.map((line) => element("li", renderInline(line.replace(/^\d+[.)] /, "")))));
   list.start = parseInt(lines[0], 10);
   return list;
 }
 
-export function markdown(text, depth = 0) {
-  if (depth > 8) return element("p", text); // quotes in quotes in quotes ... end somewhere
+export function renderMarkdown(text, depth = 0) {
+  if (depth > 8) return element("p", text); // limits the depth of nested quotes
   const nodes = document.createDocumentFragment();
   const lines = text.split("\n");
   for (let at = 0; at < lines.length; ) {
     const line = lines[at];
     const fence = /^(```+|~~~+)\s*([\w+-]*)\s*$/.exec(line);
-    const block = BLOCKS.find((kind) => kind.begins.test(line));
+    const block = BLOCKS.find((kind) => kind.startsWith.test(line));
     let end = at + 1;
     if (fence) {
       while (end < lines.length && lines[end].trim() !== fence[1]) end++;
@@ -92,13 +92,13 @@ export function markdown(text, depth = 0) {
       end++;
     } else if (line.includes("|") && /^[\s|:-]*-[\s|:-]*$/.test(lines[at + 1] ?? "") && lines[at + 1].includes("|")) {
       while (end < lines.length && lines[end].includes("|")) end++;
-      nodes.append(table(lines.slice(at, end)));
+      nodes.append(renderTable(lines.slice(at, end)));
     } else if (block) {
-      while (end < lines.length && block.goesOn(lines[end])) end++;
+      while (end < lines.length && block.continues(lines[end])) end++;
       nodes.append(block.make(lines.slice(at, end), depth));
     } else if (line.trim()) {
-      while (end < lines.length && lines[end].trim() && !BLOCKS.some((kind) => kind.begins.test(lines[end])) && !/^(```|~~~)/.test(lines[end])) end++;
-      nodes.append(element("p", inline(lines.slice(at, end).join("\n"))));
+      while (end < lines.length && lines[end].trim() && !BLOCKS.some((kind) => kind.startsWith.test(lines[end])) && !/^(```|~~~)/.test(lines[end])) end++;
+      nodes.append(element("p", renderInline(lines.slice(at, end).join("\n"))));
     }
     at = end;
   }

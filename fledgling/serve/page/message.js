@@ -1,34 +1,34 @@
-// One message as DOM nodes: prose as Markdown, calls of the tool folded, or token by token with probabilities.
+// One message as DOM nodes: prose as Markdown and folded tool calls, or single tokens with their probabilities.
 
-import { markdown } from "./markdown.js";
+import { renderMarkdown } from "./markdown.js";
 
-const make = (name, className, text) => {
+const makeElement = (name, className, text) => {
   const node = document.createElement(name);
   if (className) node.className = className;
   if (text !== undefined) node.append(text);
   return node;
 };
 
-export function button(text, label, act) {
-  const node = make("button", "", text);
+export function makeButton(text, label, onClick) {
+  const node = makeElement("button", "", text);
   node.type = "button";
   if (label) node.setAttribute("aria-label", label);
-  node.addEventListener("click", act);
+  node.addEventListener("click", onClick);
   return node;
 }
 
-// What an answer says: prose, and for each call of the tool a folded box with what it was asked and what it said.
-export function prose(parts) {
+// The parts of an answer: prose, and for each tool call a folded box with its expression and its output.
+export function renderParts(parts) {
   const nodes = document.createDocumentFragment();
   for (let at = 0; at < parts.length; at++) {
     const { type, text } = parts[at];
-    if (type === "text") nodes.append(markdown(text));
+    if (type === "text") nodes.append(renderMarkdown(text));
     else if (type === "python") {
-      const said = parts[at + 1]?.type === "output" ? parts[++at].text : null;
-      const box = make("details", "call");
-      box.append(make("summary", "", `Calculated ${text}${said === null ? " …" : ""}`));
-      const lines = make("pre");
-      lines.append(make("code", "", said === null ? text : `${text}\n= ${said}`));
+      const output = parts[at + 1]?.type === "output" ? parts[++at].text : null;
+      const box = makeElement("details", "call");
+      box.append(makeElement("summary", "", `Calculated ${text}${output === null ? " …" : ""}`));
+      const lines = makeElement("pre");
+      lines.append(makeElement("code", "", output === null ? text : `${text}\n= ${output}`));
       box.append(lines);
       nodes.append(box);
     }
@@ -36,16 +36,16 @@ export function prose(parts) {
   return nodes;
 }
 
-// Every token on a ground that is the darker the less likely it was; pointing at it, or focus, names alternatives.
-export function byToken(tokens) {
+// Every token on a background that is darker the less likely the token was; hover or focus shows the alternatives.
+export function renderTokens(tokens) {
   const nodes = document.createDocumentFragment();
   for (const { token, logprob, top_logprobs: others } of tokens) {
     const forced = logprob === 0 && !others.length;
-    const span = make("span", forced ? "token forced" : "token", token);
+    const span = makeElement("span", forced ? "token forced" : "token", token);
     const share = Math.exp(logprob);
     span.style.setProperty("background-color", `rgba(var(--mark), ${(0.55 * (1 - share)).toFixed(3)})`);
     span.tabIndex = 0;
-    const lines = forced ? ["written by the tool"] : [
+    const lines = forced ? ["inserted by the tool"] : [
       `${JSON.stringify(token)}  ${(100 * share).toFixed(1)} %`,
       ...others.map((other) => `${JSON.stringify(other.token)}  ${(100 * Math.exp(other.logprob)).toFixed(1)} %`),
     ];
@@ -60,7 +60,7 @@ export function byToken(tokens) {
 
 function showTip(span, text) {
   hideTip();
-  const tip = make("div", "", text);
+  const tip = makeElement("div", "", text);
   tip.id = "tip";
   const box = span.getBoundingClientRect();
   document.body.append(tip);

@@ -1,65 +1,65 @@
-// The page: a conversation, its branches, and the settings it is drawn with. State lives in `store.js`'s conversations and
-// in `settings`; everything on the screen is drawn from these two.
+// The page: a conversation, its branches, and the sampling settings. The state is the conversations of `store.js` and
+// `settings`; everything on the screen is rendered from these two.
 
-import { ask, models, Refused } from "./api.js";
-import { button, byToken, prose } from "./message.js";
-import { add, begin, load, path, remove, save, siblings } from "./store.js";
+import { streamAnswer, listModels, RequestError } from "./api.js";
+import { makeButton, renderTokens, renderParts } from "./message.js";
+import { addMessage, newConversation, loadConversations, shownPath, removeMessage, saveConversations, listSiblings } from "./store.js";
 
 const $ = (id) => document.getElementById(id);
 const DEFAULTS = {
   temperature: 0.8, top_p: 1, top_k: 50, min_p: 0, repetition_penalty: 1, max_tokens: 256, seed: "", system: "", key: "",
   calculator: true, theme: "auto",
 };
-const KEPT = "fledgling.settings";
+const SETTINGS_KEY = "fledgling.settings";
 const ALTERNATIVES = 4;
-const REASONS = { length: "cut short: the longest answer or the context is reached", stopped: "stopped" };
+const REASONS = { length: "cut: the maximum length or the context is reached", stopped: "stopped" };
 
 let settings = { ...DEFAULTS };
 try {
-  settings = { ...DEFAULTS, ...JSON.parse(localStorage.getItem(KEPT) ?? "{}") };
+  settings = { ...DEFAULTS, ...JSON.parse(localStorage.getItem(SETTINGS_KEY) ?? "{}") };
 } catch { /* unreadable settings are the defaults */ }
 
-let conversations = load();
-let current = conversations[0] ?? begin();
-let running = null; // {node, abort} while an answer is being written
+let conversations = loadConversations();
+let current = conversations[0] ?? newConversation();
+let running = null; // {node, abort} while an answer is generated
 const shownByToken = new Set(); // ids of messages shown token by token
 
-function keep() {
+function storeConversations() {
   conversations = [current, ...conversations.filter((other) => other.id !== current.id)];
-  if (!save(conversations.filter((one) => Object.keys(one.nodes).length)))
-    say("The browser has no room left: this conversation will be gone when the page closes.");
+  if (!saveConversations(conversations.filter((conversation) => Object.keys(conversation.nodes).length)))
+    showStatus("The browser's storage is full: this conversation is lost when the page closes.");
 }
 
-const say = (text) => { $("status").textContent = text; };
+const showStatus = (text) => { $("status").textContent = text; };
 
-// ---- drawing ---------------------------------------------------------------------------------------------------------
+// ---- rendering -------------------------------------------------------------------------------------------------------
 
-function draw() {
+function render() {
   document.title = `${current.title} · fledgling`;
   $("title").textContent = current.title;
   $("messages").replaceChildren(...path(current).map(messageNode));
   $("messages").scrollTop = $("messages").scrollHeight;
-  drawList();
+  renderList();
 }
 
-function drawList() {
-  const kept = conversations.filter((one) => Object.keys(one.nodes).length);
-  $("conversations").replaceChildren(...kept.map((one) => {
+function renderList() {
+  const kept = conversations.filter((conversation) => Object.keys(conversation.nodes).length);
+  $("conversations").replaceChildren(...kept.map((conversation) => {
     const item = document.createElement("li");
-    const open = button(one.title, "", () => { stop(); current = one; showSide(false); draw(); });
+    const open = makeButton(conversation.title, "", () => { stop(); current = conversation; showSidebar(false); render(); });
     open.className = "open";
-    if (one.id === current.id) open.setAttribute("aria-current", "true");
-    item.append(open, button("×", `Delete ${one.title}`, () => forget(one)));
+    if (conversation.id === current.id) open.setAttribute("aria-current", "true");
+    item.append(open, makeButton("×", `Delete ${conversation.title}`, () => deleteConversation(conversation)));
     return item;
   }));
 }
 
-function forget(one) {
-  if (!confirm(`Delete "${one.title}"?`)) return;
-  if (one.id === current.id) { stop(); current = begin(); }
-  conversations = conversations.filter((other) => other.id !== one.id);
-  save(conversations);
-  draw();
+function deleteConversation(conversation) {
+  if (!confirm(`Delete "${conversation.title}"?`)) return;
+  if (conversation.id === current.id) { stop(); current = newConversation(); }
+  conversations = conversations.filter((other) => other.id !== conversation.id);
+  saveConversations(conversations);
+  render();
 }
 
 function messageNode(node) {
@@ -72,14 +72,14 @@ function messageNode(node) {
   who.textContent = node.role === "user" ? "You" : "fledgling";
   const body = document.createElement("div");
   body.className = "body";
-  fill(body, node);
-  box.append(who, body, toolsNode(node, box));
+  fillBody(body, node);
+  box.append(who, body, toolbarNode(node, box));
   return box;
 }
 
-function fill(body, node) {
+function fillBody(body, node) {
   if (node.role === "user") body.replaceChildren(node.text);
-  else body.replaceChildren(shownByToken.has(node.id) ? byToken(node.tokens) : prose(node.parts));
+  else body.replaceChildren(shownByToken.has(node.id) ? renderTokens(node.tokens) : renderParts(node.parts));
   if (node.failed) {
     const failed = document.createElement("p");
     failed.className = "failed";
@@ -88,53 +88,53 @@ function fill(body, node) {
   }
 }
 
-function toolsNode(node, box) {
+function toolbarNode(node, box) {
   const bar = document.createElement("div");
   bar.className = "tools";
-  const others = siblings(current, node);
+  const others = listSiblings(current, node);
   if (others.length > 1) {
     const place = others.findIndex((other) => other.id === node.id);
-    const turn = (by) => { stop(); current.chosen[node.parent] = others.at((place + by) % others.length).id; keep(); draw(); };
-    bar.append(button("‹", "Previous version", () => turn(-1)), `${place + 1}/${others.length}`, button("›", "Next version", () => turn(1)));
+    const turn = (by) => { stop(); current.chosen[node.parent] = others.at((place + by) % others.length).id; storeConversations(); render(); };
+    bar.append(makeButton("‹", "Previous version", () => turn(-1)), `${place + 1}/${others.length}`, makeButton("›", "Next version", () => turn(1)));
   }
-  if (node.role === "user") bar.append(button("Edit", "", () => edit(node, box)));
+  if (node.role === "user") bar.append(makeButton("Edit", "", () => editMessage(node, box)));
   else {
-    bar.append(button("Again", "Answer again", () => { stop(); answer(current.nodes[node.parent]); }));
-    bar.append(button("Copy", "", () => navigator.clipboard?.writeText(node.text).then(() => say("Copied."))));
-    if (node.tokens.length) bar.append(button(shownByToken.has(node.id) ? "Text" : "Probabilities", "", () => {
+    bar.append(makeButton("Again", "Answer again", () => { stop(); generateAnswer(current.nodes[node.parent]); }));
+    bar.append(makeButton("Copy", "", () => navigator.clipboard?.writeText(node.text).then(() => showStatus("Copied."))));
+    if (node.tokens.length) bar.append(makeButton(shownByToken.has(node.id) ? "Text" : "Probabilities", "", () => {
       shownByToken.has(node.id) ? shownByToken.delete(node.id) : shownByToken.add(node.id);
-      draw();
+      render();
     }));
     if (REASONS[node.reason]) bar.append(REASONS[node.reason]);
   }
   return bar;
 }
 
-function edit(node, box) {
+function editMessage(node, box) {
   const field = document.createElement("textarea");
   field.className = "editor";
   field.value = node.text;
   field.setAttribute("aria-label", "Edit the message");
-  const done = button("Send", "", () => { stop(); submit(field.value, node.parent === "root" ? null : node.parent); });
+  const done = makeButton("Send", "", () => { stop(); sendMessage(field.value, node.parent === "root" ? null : node.parent); });
   field.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); done.click(); }
-    if (event.key === "Escape") { event.stopPropagation(); draw(); }
+    if (event.key === "Escape") { event.stopPropagation(); render(); }
   });
   box.querySelector(".body").replaceChildren(field);
-  box.querySelector(".tools").replaceChildren(done, button("Cancel", "", draw));
+  box.querySelector(".tools").replaceChildren(done, makeButton("Cancel", "", render));
   field.focus();
 }
 
-// ---- asking ----------------------------------------------------------------------------------------------------------
+// ---- answers --------------------------------------------------------------------------------------------------------
 
-function submit(text, parent) {
+function sendMessage(text, parent) {
   if (!text.trim()) return;
-  answer(add(current, parent, "user", text.trim()));
+  generateAnswer(addMessage(current, parent, "user", text.trim()));
 }
 
-function body(upTo) {
+function requestBody(upTo) {
   const turns = [];
-  for (const node of path(current)) {
+  for (const node of shownPath(current)) {
     if (node.role === "user") turns.push({ role: "user", content: node.text });
     else if (node.parts.length) turns.push({ role: "assistant", content: node.text || null, parts: node.parts });
     if (node.id === upTo.id) break;
@@ -148,33 +148,33 @@ function body(upTo) {
   };
 }
 
-async function answer(question) {
+async function generateAnswer(question) {
   const conversation = current;
-  const request = body(question);
-  const node = add(conversation, question.id, "assistant", "");
+  const request = requestBody(question);
+  const node = addMessage(conversation, question.id, "assistant", "");
   const abort = new AbortController();
   running = { node, abort };
-  busy(true);
-  keep();
-  draw();
+  setGenerating(true);
+  storeConversations();
+  render();
   try {
-    for await (const chunk of ask(request, settings.key, abort.signal)) {
-      take(node, chunk);
-      if (current === conversation) redraw(node);
+    for await (const chunk of streamAnswer(request, settings.key, abort.signal)) {
+      appendChunk(node, chunk);
+      if (current === conversation) updateBody(node);
     }
-    say("Answered.");
-  } catch (problem) {
-    if (problem.name === "AbortError") node.reason = "stopped";
-    else node.failed = problem instanceof Refused ? problem.message : "The server cannot be reached; is it running?";
-    say(node.failed ?? "Stopped.");
+    showStatus("Answer complete.");
+  } catch (error) {
+    if (error.name === "AbortError") node.reason = "stopped";
+    else node.failed = error instanceof RequestError ? error.message : "The server cannot be reached; is it running?";
+    showStatus(node.failed ?? "Stopped.");
   }
-  if (!node.parts.length && !node.failed) remove(conversation, node);
-  if (running?.node === node) { running = null; busy(false); }
-  keep();
-  if (current === conversation) draw();
+  if (!node.parts.length && !node.failed) removeMessage(conversation, node);
+  if (running?.node === node) { running = null; setGenerating(false); }
+  storeConversations();
+  if (current === conversation) render();
 }
 
-function take(node, chunk) {
+function appendChunk(node, chunk) {
   node.text += chunk.text;
   node.tokens.push(...chunk.tokens);
   node.reason = chunk.reason ?? node.reason;
@@ -185,31 +185,31 @@ function take(node, chunk) {
   }
 }
 
-function redraw(node) {
+function updateBody(node) {
   const shown = $("messages").querySelector(`[data-id="${CSS.escape(node.id)}"] .body`);
   if (!shown) return;
   const low = $("messages").scrollHeight - $("messages").scrollTop - $("messages").clientHeight < 80;
-  fill(shown, node);
+  fillBody(shown, node);
   if (low) $("messages").scrollTop = $("messages").scrollHeight;
 }
 
 function stop() {
   running?.abort.abort();
   running = null;
-  busy(false);
+  setGenerating(false);
 }
 
-function busy(is) {
-  $("send").hidden = is;
-  $("stop").hidden = !is;
-  if (is) say("Answering …");
+function setGenerating(generating) {
+  $("send").hidden = generating;
+  $("stop").hidden = !generating;
+  if (generating) showStatus("Generating …");
 }
 
-// ---- controls --------------------------------------------------------------------------------------------------------
+// ---- controls ------------------------------------------------------------------------------------------------------
 
-function showSide(is) {
-  $("side").classList.toggle("shown", is);
-  $("menu").setAttribute("aria-expanded", String(is));
+function showSidebar(visible) {
+  $("side").classList.toggle("shown", visible);
+  $("menu").setAttribute("aria-expanded", String(visible));
 }
 
 function readSettings() {
@@ -222,13 +222,13 @@ function readSettings() {
   }
   document.documentElement.dataset.theme = settings.theme;
   try {
-    localStorage.setItem(KEPT, JSON.stringify({ ...settings, key: "" })); // the key is never written down
-  } catch { /* no room: the settings last as long as the page */ }
+    localStorage.setItem(SETTINGS_KEY, JSON.stringify({ ...settings, key: "" })); // the API key is never stored
+  } catch { /* storage is full: the settings last until the page closes */ }
 }
 
-function grow() {
-  $("say").style.setProperty("height", "auto");
-  $("say").style.setProperty("height", `${$("say").scrollHeight + 2}px`);
+function resizeField() {
+  $("message").style.setProperty("height", "auto");
+  $("message").style.setProperty("height", `${$("message").scrollHeight + 2}px`);
 }
 
 for (const [name, value] of Object.entries(settings)) {
@@ -243,24 +243,24 @@ readSettings();
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (running) return;
-  const text = $("say").value;
-  $("say").value = "";
-  grow();
-  submit(text, path(current).at(-1)?.id);
+  const text = $("message").value;
+  $("message").value = "";
+  resizeField();
+  sendMessage(text, shownPath(current).at(-1)?.id);
 });
-$("say").addEventListener("input", grow);
-$("say").addEventListener("keydown", (event) => {
+$("message").addEventListener("input", resizeField);
+$("message").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("form").requestSubmit(); }
 });
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") { showSide(false); stop(); } });
-$("stop").addEventListener("click", () => { stop(); $("say").focus(); });
-$("new").addEventListener("click", () => { stop(); current = begin(); showSide(false); draw(); $("say").focus(); });
-$("menu").addEventListener("click", () => showSide(!$("side").classList.contains("shown")));
-$("tune").addEventListener("click", () => {
+document.addEventListener("keydown", (event) => { if (event.key === "Escape") { showSidebar(false); stop(); } });
+$("stop").addEventListener("click", () => { stop(); $("message").focus(); });
+$("new").addEventListener("click", () => { stop(); current = newConversation(); showSidebar(false); render(); $("message").focus(); });
+$("menu").addEventListener("click", () => showSidebar(!$("side").classList.contains("shown")));
+$("settings-button").addEventListener("click", () => {
   $("settings").hidden = !$("settings").hidden;
-  $("tune").setAttribute("aria-expanded", String(!$("settings").hidden));
+  $("settings-button").setAttribute("aria-expanded", String(!$("settings").hidden));
 });
 
-draw();
-models(settings.key).then(([name]) => say(`Talking with ${name}.`), (problem) => say(
-  problem instanceof Refused ? `${problem.message} (Settings, Key)` : "The server cannot be reached; is it running?"));
+render();
+listModels(settings.key).then(([name]) => showStatus(`Connected to ${name}.`), (error) => showStatus(
+  error instanceof RequestError ? `${error.message} (Settings, API key)` : "The server cannot be reached; is it running?"));

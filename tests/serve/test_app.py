@@ -1,4 +1,4 @@
-"""OpenAI's own client against a real server: answers, streams, errors, cancellation, the gate and the limits."""
+"""OpenAI's client against a server: answers, streams, errors, cancellation, access and limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASK = [{"role": "user", "content": "the quick fox"}]
 
 
 def call(address: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict, dict]:
-    """One plain request: status, parsed body, headers."""
+    """Sends one request; returns status, parsed body and headers."""
     request = urllib.request.Request(
         address + path, data=body, headers={k.replace("_", "-"): v for k, v in headers.items()}
     )
@@ -37,24 +37,24 @@ def call(address: str, path: str, body: bytes | None = None, **headers: str) -> 
 def wait_for(condition, seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 
-def test_an_answer_is_what_the_engine_says(talking, talker, client):
-    address, _ = talking
+def test_an_answer_is_the_engines(server, random_engine, client):
+    address, _ = server
     answer = client(address).chat.completions.create(model="tiny", messages=ASK, temperature=0, max_tokens=20, seed=3)
-    prompt = render_prompt(talker.tokenizer, {"messages": ASK})
-    expected = talker.generate([prompt], SamplingParams(temperature=0, max_new_tokens=20))[0]
+    prompt = render_prompt(random_engine.tokenizer, {"messages": ASK})
+    expected = random_engine.generate([prompt], SamplingParams(temperature=0, max_new_tokens=20))[0]
     assert answer.usage.prompt_tokens == len(prompt) and answer.usage.completion_tokens == len(expected.tokens)
-    assert answer.choices[0].message.content == talker.tokenizer.decode(
-        [t for t in expected.tokens if t not in talker.tokenizer.special_tokens.values()]
+    assert answer.choices[0].message.content == random_engine.tokenizer.decode(
+        [t for t in expected.tokens if t not in random_engine.tokenizer.special_tokens.values()]
     )
     assert answer.choices[0].finish_reason == ("length" if expected.finish_reason == "length" else "stop")
 
 
-def test_a_stream_says_what_the_whole_says(talking, client):
-    address, _ = talking
+def test_a_stream_equals_the_complete_response(server, client):
+    address, _ = server
     settings = {
         "model": "tiny",
         "messages": ASK,
@@ -80,7 +80,7 @@ def test_a_stream_says_what_the_whole_says(talking, client):
     assert len(first.top_logprobs) == 2 and first.top_logprobs[0].logprob >= first.logprob - 1e-6
 
 
-def test_a_call_of_the_tool_is_shown_beside_the_prose(adder, client):
+def test_a_tool_call_is_returned_in_parts(adder, client):
     with serving(adder) as (address, _):
         answer = client(address).chat.completions.create(model="", messages=ASK, temperature=0)
         pieces = [
@@ -108,8 +108,8 @@ def test_stop_strings_end_an_answer_and_are_not_shown(chain, tokenizer, client):
         wait_for(lambda: worker.load == 0)
 
 
-def test_text_is_continued_with_echo_logprobs_and_several_prompts(talking, client):
-    address, _ = talking
+def test_completions_with_echo_logprobs_and_several_prompts(server, client):
+    address, _ = server
     create = client(address).completions.create
     two = create(model="tiny", prompt=["the quick", "lazy dog"], max_tokens=5, n=2, temperature=0.5, seed=1, echo=True)
     assert [c.index for c in two.choices] == [0, 1, 2, 3]
@@ -121,13 +121,13 @@ def test_text_is_continued_with_echo_logprobs_and_several_prompts(talking, clien
     assert streamed == create(model="", prompt="the", max_tokens=6, seed=2).choices[0].text
 
 
-def test_echo_with_logprobs_scores_the_prompt(talking, talker, client):
-    """Whole, streamed, and without any answer: what the model says of the text read at once."""
+def test_echo_with_logprobs_scores_the_prompt(server, random_engine, client):
+    """Complete, streamed, and without an answer: the log-probabilities of one forward pass."""
     settings = {"model": "", "prompt": "the quick brown", "echo": True, "logprobs": 2, "temperature": 0, "n": 2}
-    create, tokenizer = client(talking[0]).completions.create, talker.tokenizer
+    create, tokenizer = client(server[0]).completions.create, random_engine.tokenizer
     ids = [tokenizer.bos, *tokenizer.encode("the quick brown")]
     with torch.no_grad():
-        said = talker.model.compute_logits(talker.model(torch.tensor([ids])))[0].log_softmax(-1)
+        said = random_engine.model.compute_logits(random_engine.model(torch.tensor([ids])))[0].log_softmax(-1)
     expected = [said[place, token].item() for place, token in enumerate(ids[1:])]
     for most in (0, 3):
         whole = create(**settings, max_tokens=most, logit_bias={"97": 100})
@@ -146,23 +146,23 @@ def test_echo_with_logprobs_scores_the_prompt(talking, talker, client):
         assert values == pytest.approx(whole.choices[0].logprobs.token_logprobs, abs=1e-4)
 
 
-def test_what_was_read_before_is_counted(talker, client):
+def test_cached_tokens_are_counted(random_engine, client):
     asked = [{"role": "user", "content": "the quick brown fox jumps over the lazy dog " * 2}]
-    with serving(talker, rows=2) as (address, worker):
+    with serving(random_engine, max_batch_size=2) as (address, worker):
         for _ in range(2):
             client(address).chat.completions.create(model="", messages=asked, max_tokens=3)
         wait_for(lambda: worker.load == 0)
-        figures = worker.stats
-        assert figures.cached_tokens > 0 and figures.prefilled_tokens + figures.cached_tokens == figures.prompt_tokens
+        stats = worker.stats
+        assert stats.cached_tokens > 0 and stats.prefilled_tokens + stats.cached_tokens == stats.prompt_tokens
         with urllib.request.urlopen(f"{address}/metrics", timeout=20) as answer:
             lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if line[0] != "#")
-        assert float(lines["fledgling_prefix_hit_rate"]) == pytest.approx(figures.prefix_hit_rate)
-        assert float(lines["fledgling_shared_tokens_total"]) == figures.cached_tokens
+        assert float(lines["fledgling_prefix_hit_rate"]) == pytest.approx(stats.prefix_hit_rate)
+        assert float(lines["fledgling_cached_tokens_total"]) == stats.cached_tokens
         assert float(lines["fledgling_cache_bytes"]) == worker.cache.used_blocks * worker.cache.block_bytes > 0
 
 
-def test_bias_changes_what_is_drawn(talking, client):
-    create = client(talking[0]).completions.create
+def test_logit_bias_changes_the_sampled_tokens(server, client):
+    create = client(server[0]).completions.create
     pushed = create(model="", prompt="the", max_tokens=5, temperature=0, logit_bias={"97": 100})
     assert pushed.choices[0].text == "aaaaa"
     assert create(model="", prompt="the", max_tokens=5, temperature=0).choices[0].text != "aaaaa"
@@ -188,8 +188,8 @@ def test_bias_changes_what_is_drawn(talking, client):
         ("completions", {"prompt": "a", "suffix": "b"}, 400, "suffix"),
     ],
 )
-def test_a_mistake_is_named_in_openai_s_shape(talking, path, body, status, said):
-    address, worker = talking
+def test_an_invalid_request_is_named_in_openais_format(server, path, body, status, said):
+    address, worker = server
     code, answer, _ = call(address, f"/v1/{path}", json.dumps(body).encode(), Content_Type="application/json")
     assert code == status and said in answer["error"]["message"], answer
     assert set(answer["error"]) == {"message", "type", "param", "code"}
@@ -199,13 +199,13 @@ def test_a_mistake_is_named_in_openai_s_shape(talking, path, body, status, said)
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b'{"messages": ' + b"[" * 5000, b"\xff\xfe", b'{"prompt": "\\ud800"}']
 )
-def test_a_malformed_body_is_a_400(talking, body):
+def test_a_malformed_body_is_a_400(server, body):
     for path in ("/v1/chat/completions", "/v1/completions"):
-        assert call(talking[0], path, body, Content_Type="application/json")[0] == 400
+        assert call(server[0], path, body, Content_Type="application/json")[0] == 400
 
 
-def test_content_type_size_method_and_address(talking):
-    address, _ = talking
+def test_content_type_size_method_and_address(server):
+    address, _ = server
     good = json.dumps({"messages": ASK}).encode()
     assert call(address, "/v1/chat/completions", good, Content_Type="text/plain")[0] == 415
     big = json.dumps({"messages": [{"role": "user", "content": "x" * 1_100_000}]}).encode()
@@ -218,22 +218,22 @@ def test_content_type_size_method_and_address(talking):
     assert call(address, "/health")[1]["status"] == "ok"
 
 
-def test_a_body_that_does_not_arrive_is_not_waited_for(talking, monkeypatch):
+def test_a_body_that_does_not_arrive_times_out(server, monkeypatch):
     monkeypatch.setattr("fledgling.serve.app.BODY_TIMEOUT", 0.2)
     head = {"Content_Type": "application/json", "Content_Length": "100"}
-    assert call(talking[0], "/v1/chat/completions", b"{", **head)[1]["error"]["code"] == "body_timeout"
+    assert call(server[0], "/v1/chat/completions", b"{", **head)[1]["error"]["code"] == "body_timeout"
 
 
-def test_a_key_is_asked_for_everywhere_but_at_health(talker, client):
-    with serving(talker, api_key="a-long-key") as (address, _):
+def test_an_api_key_is_required_except_for_health(random_engine, client):
+    with serving(random_engine, api_key="a-long-key") as (address, _):
         with pytest.raises(openai.AuthenticationError):
             client(address, "a-long-kez").models.list()
         assert client(address, "a-long-key").models.list().data[0].id == "tiny"
         assert call(address, "/health")[0] == 200 and call(address, "/metrics")[0] == 401
 
 
-def test_a_full_queue_is_a_429_with_a_time(talker, client):
-    with serving(talker, rows=1, queue=1) as (address, worker):
+def test_a_full_queue_is_a_429_with_retry_after(random_engine, client):
+    with serving(random_engine, max_batch_size=1, max_queue_size=1) as (address, worker):
         stream = client(address).completions.create(
             model="", prompt="a", max_tokens=CONTEXT, stream=True, logit_bias={"97": 100}
         )
@@ -246,9 +246,9 @@ def test_a_full_queue_is_a_429_with_a_time(talker, client):
         assert call(address, "/v1/completions", body, Content_Type="application/json")[0] == 200
 
 
-def test_a_client_that_leaves_frees_its_row(talker):
-    """Both kinds: one that streams, and one that waits for the whole."""
-    with serving(talker, rows=1, queue=4) as (address, worker):
+def test_a_client_that_disconnects_frees_its_row(random_engine):
+    """A client that streams, and one that waits for the complete response."""
+    with serving(random_engine, max_batch_size=1, max_queue_size=4) as (address, worker):
         host, port = address.removeprefix("http://").split(":")
         for stream in (True, False):
             steps = worker.counters.cancelled
@@ -261,8 +261,8 @@ def test_a_client_that_leaves_frees_its_row(talker):
             assert stream is False or worker.counters.cancelled >= steps
 
 
-def test_many_clients_at_once_get_what_each_would_get_alone(talking, client):
-    address, _ = talking
+def test_many_clients_at_once_get_the_answers_of_each_alone(server, client):
+    address, _ = server
     create = client(address).chat.completions.create
 
     def ask(number: int) -> str:
@@ -274,26 +274,26 @@ def test_many_clients_at_once_get_what_each_would_get_alone(talking, client):
         assert list(pool.map(ask, range(12))) == alone
 
 
-def test_control_tokens_in_text_stay_text(talking, talker):
-    """The prompt of a text that names every control token holds exactly the layout's own."""
-    special = set(talker.tokenizer.special_tokens.values())
-    named = " ".join(talker.tokenizer.special_tokens)
-    plain = render_prompt(talker.tokenizer, {"messages": ASK})
-    hostile = render_prompt(talker.tokenizer, {"messages": [{"role": "user", "content": named}]})
+def test_control_tokens_in_text_stay_text(server, random_engine):
+    """The prompt of a text that names every control token contains only the control tokens of the format."""
+    special = set(random_engine.tokenizer.special_tokens.values())
+    named = " ".join(random_engine.tokenizer.special_tokens)
+    plain = render_prompt(random_engine.tokenizer, {"messages": ASK})
+    hostile = render_prompt(random_engine.tokenizer, {"messages": [{"role": "user", "content": named}]})
     assert [t for t in hostile if t in special] == [t for t in plain if t in special]
 
 
-def test_a_failing_step_is_told_and_the_server_goes_on(talker, client, monkeypatch):
-    with serving(talker) as (address, worker):
-        extend, calls = talker.extend_cache, []
+def test_a_failing_step_is_reported_and_the_server_continues(random_engine, client, monkeypatch):
+    with serving(random_engine) as (address, worker):
+        extend_cache, calls = random_engine.runner.extend_cache, []
 
         def broken(*arguments, **named):
             calls.append(1)
             if len(calls) == 3:
                 raise RuntimeError("out of memory")
-            return extend(*arguments, **named)
+            return extend_cache(*arguments, **named)
 
-        monkeypatch.setattr(talker, "extend_cache", broken)
+        monkeypatch.setattr(random_engine.runner, "extend_cache", broken)
         with pytest.raises(openai.InternalServerError):
             client(address).completions.create(model="", prompt="a", max_tokens=20, logit_bias={"97": 100})
         assert client(address).completions.create(model="", prompt="a", max_tokens=3).choices

@@ -1,4 +1,4 @@
-"""What is drawn, what is recorded, and that noise is a function of its three numbers."""
+"""Sampled tokens, recorded log-probabilities, and noise as a function of its three numbers."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from fledgling.config import UserError
 from fledgling.infer.sampling import SamplingParams, adjust_logits_, hash_to_uniform, sample_tokens
 
 
-def even(count: int) -> torch.Tensor:
-    """Noise spread evenly over [0, 1): draws then hit every token in proportion."""
+def even_noise(count: int) -> torch.Tensor:
+    """Returns noise spread evenly over [0, 1): samples then hit every token in proportion."""
     return (torch.arange(count) + 0.5) / count
 
 
-def frequencies(logits: torch.Tensor, sampling: SamplingParams, draws: int = 4000) -> torch.Tensor:
-    ids, _ = sample_tokens(logits.expand(draws, -1), sampling, even(draws))
-    return torch.bincount(ids, minlength=len(logits)) / draws
+def frequencies(logits: torch.Tensor, sampling: SamplingParams, samples: int = 4000) -> torch.Tensor:
+    ids, _ = sample_tokens(logits.expand(samples, -1), sampling, even_noise(samples))
+    return torch.bincount(ids, minlength=len(logits)) / samples
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-29, 1e-40, 9e-77, 5e-324])
-def test_next_to_no_temperature_is_the_likeliest_token(temperature) -> None:
+def test_temperatures_near_zero_give_the_most_likely_token(temperature) -> None:
     logits = torch.tensor([[1.0, 14.9, 15.0, -15.0]])
     ids, logprobs = sample_tokens(logits, SamplingParams(temperature), torch.tensor([0.999]))
     assert ids.tolist() == [2] and logprobs.tolist() == [0.0]
 
 
-def test_draws_follow_the_distribution_at_the_temperature() -> None:
+def test_samples_follow_the_distribution_at_the_temperature() -> None:
     logits = torch.tensor([1.0, -0.5, 2.0, 0.0, -8.0])
     for temperature in (0.5, 1.0, 2.0):
         expected = (logits / temperature).softmax(-1)
         assert (frequencies(logits, SamplingParams(temperature)) - expected).abs().max() < 1e-3
 
 
-def test_log_probability_is_of_the_whole_distribution_however_it_is_truncated() -> None:
+def test_the_log_probability_is_of_the_untruncated_distribution() -> None:
     logits = torch.randn(64, 50, generator=torch.Generator().manual_seed(0)) * 3
     for sampling in (
         SamplingParams(0.7, top_k=3),
@@ -44,10 +44,10 @@ def test_log_probability_is_of_the_whole_distribution_however_it_is_truncated() 
         SamplingParams(0.7, min_p=0.3),
         SamplingParams(0.7),
     ):
-        ids, logprobs = sample_tokens(logits, sampling, even(64))
+        ids, logprobs = sample_tokens(logits, sampling, even_noise(64))
         expected = (logits / 0.7).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
         assert torch.allclose(logprobs, expected, atol=1e-5)
-    ids, logprobs = sample_tokens(logits, SamplingParams(0.0), even(64))
+    ids, logprobs = sample_tokens(logits, SamplingParams(0.0), even_noise(64))
     assert torch.equal(ids, logits.argmax(-1))
     assert torch.allclose(logprobs, logits.log_softmax(-1).amax(-1), atol=1e-5)
 
@@ -55,14 +55,14 @@ def test_log_probability_is_of_the_whole_distribution_however_it_is_truncated() 
 def test_truncation() -> None:
     logits = torch.tensor([0.1, 0.4, 0.2, 0.25, 0.05]).log()
 
-    def drawn(**how) -> set[int]:
-        return set(frequencies(logits, SamplingParams(**how)).nonzero()[:, 0].tolist())
+    def tokens_of(**params) -> set[int]:
+        return set(frequencies(logits, SamplingParams(**params)).nonzero()[:, 0].tolist())
 
-    assert drawn() == {0, 1, 2, 3, 4}
-    assert drawn(top_k=2) == {1, 3} and drawn(top_k=9) == {0, 1, 2, 3, 4} and drawn(top_k=1) == {1}
-    assert drawn(top_p=0.6) == {1, 3} and drawn(top_p=0.7) == {1, 2, 3} and drawn(top_p=1e-9) == {1}
-    assert drawn(min_p=0.45) == {1, 2, 3} and drawn(min_p=1.0) == {1}
-    assert drawn(top_k=3, min_p=0.6) == {1, 3}
+    assert tokens_of() == {0, 1, 2, 3, 4}
+    assert tokens_of(top_k=2) == {1, 3} and tokens_of(top_k=9) == {0, 1, 2, 3, 4} and tokens_of(top_k=1) == {1}
+    assert tokens_of(top_p=0.6) == {1, 3} and tokens_of(top_p=0.7) == {1, 2, 3} and tokens_of(top_p=1e-9) == {1}
+    assert tokens_of(min_p=0.45) == {1, 2, 3} and tokens_of(min_p=1.0) == {1}
+    assert tokens_of(top_k=3, min_p=0.6) == {1, 3}
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
@@ -83,7 +83,7 @@ def test_noise_is_spread_and_uncorrelated_in_each_of_its_numbers() -> None:
         assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.03
 
 
-def test_the_largest_noise_still_draws_a_possible_token() -> None:
+def test_the_largest_noise_samples_a_possible_token() -> None:
     largest = torch.full((200,), 1 - 2.0**-23)
     logits = torch.randn(200, 300, generator=torch.Generator().manual_seed(1))
     logits[:, 100:] = -torch.inf
@@ -104,12 +104,12 @@ def test_the_largest_noise_still_draws_a_possible_token() -> None:
         {"max_new_tokens": 0},
     ],
 )
-def test_impossible_settings_are_named(wrong) -> None:
+def test_invalid_parameters_are_named(wrong) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         SamplingParams(**wrong)
 
 
-def test_a_penalty_lowers_what_was_said_and_a_bias_adds():
+def test_a_penalty_lowers_seen_tokens_and_a_bias_adds() -> None:
     logits = torch.tensor([2.0, -2.0, 3.0, -3.0])
     adjust_logits_(logits, SamplingParams(repetition_penalty=2.0, logit_bias=((3, 10.0),)), [1, 0, 0])
     assert logits.tolist() == [1.0, -4.0, 3.0, 7.0]

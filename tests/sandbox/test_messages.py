@@ -1,4 +1,4 @@
-"""Values cross as they are, and what arrives is data whoever sent it."""
+"""Values arrive unchanged, and only data of built-in types arrives, whatever was sent."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ values = st.recursive(
 )
 
 
-def crossed(value):
-    """What arrives of `value` at the other end of a pipe."""
+def send_through_pipe(value):
+    """Returns what arrives of `value` at the other end of a pipe."""
     reader, writer = os.pipe()
     try:
         send_message(writer, encode_value(value))
@@ -40,23 +40,25 @@ def crossed(value):
         os.close(writer)
 
 
-def same(a, b) -> bool:
-    """Equal, and of the same types all the way down."""
+def equal_with_types(a, b) -> bool:
+    """Returns whether two values are equal and have equal types at every depth."""
     if type(a) is not type(b) or a != b:
         return False
     if isinstance(a, list | tuple):
-        return all(map(same, a, b))
-    return not isinstance(a, dict) or all(same(value, b[key]) for key, value in a.items())
+        return all(map(equal_with_types, a, b))
+    return not isinstance(a, dict) or all(equal_with_types(value, b[key]) for key, value in a.items())
 
 
 @given(values)
-def test_a_value_arrives_as_it_is(value):
-    assert same(crossed(value), value)
+def test_a_value_arrives_unchanged(value):
+    assert equal_with_types(send_through_pipe(value), value)
 
 
-def test_big_and_odd_numbers_arrive():
-    assert crossed(7**9000) == 7**9000 and crossed(-(2**64)) == -(2**64)
-    assert crossed(float("inf")) == float("inf") and crossed(float("nan")) != crossed(float("nan"))
+def test_large_and_special_numbers_arrive():
+    assert send_through_pipe(7**9000) == 7**9000 and send_through_pipe(-(2**64)) == -(2**64)
+    assert send_through_pipe(float("inf")) == float("inf") and send_through_pipe(float("nan")) != send_through_pipe(
+        float("nan")
+    )
 
 
 class Colour(enum.IntEnum):
@@ -73,39 +75,40 @@ class Colour(enum.IntEnum):
         (type("List", (list,), {"__eq__": lambda *_: True})([1]), [1]),
     ],
 )
-def test_a_subclass_arrives_as_what_it_extends(value, arrives):
-    assert same(crossed(value), arrives)
+def test_a_subclass_arrives_as_the_built_in_type_it_extends(value, arrives):
+    assert equal_with_types(send_through_pipe(value), arrives)
 
 
 def test_an_iterator_arrives_as_an_iterator():
-    found = crossed(number * number for number in range(4))
-    assert found != [0, 1, 4, 9] and list(found) == [0, 1, 4, 9]
+    arrived = send_through_pipe(number * number for number in range(4))
+    assert arrived != [0, 1, 4, 9] and list(arrived) == [0, 1, 4, 9]
 
 
-def looping() -> list:
+def make_self_containing_list() -> list:
     value: list = []
     value.append(value)
     return value
 
 
-@pytest.mark.parametrize("value", [object(), len, lambda: 1, type, [object()], {1: print}, looping()])
-def test_what_is_not_plain_is_refused(value):
+@pytest.mark.parametrize("value", [object(), len, lambda: 1, type, [object()], {1: print}, make_self_containing_list()])
+def test_other_values_are_refused(value):
     with pytest.raises(UnsupportedValue):
         encode_value(value)
 
 
 @pytest.mark.parametrize(
-    "packed", [{}, {"a": 1, "b": 2}, {"x": 1}, {"i": "z"}, {"s": [[1]]}, {"d": [[[], 1]]}, {"b": "0"}, {"r": [1, 2, 0]}]
+    "encoded",
+    [{}, {"a": 1, "b": 2}, {"x": 1}, {"i": "z"}, {"s": [[1]]}, {"d": [[[], 1]]}, {"b": "0"}, {"r": [1, 2, 0]}],
 )
-def test_what_pack_never_makes_is_no_value(packed):
+def test_data_that_encode_value_never_returns_is_refused(encoded):
     with pytest.raises(ChannelError):
-        decode_value(packed)
+        decode_value(encoded)
 
 
 @pytest.mark.parametrize(
     "sent", [b"", b"\0\0", b"\0\0\0\x05{{{{{", b"\0\0\0\x09[", (MAX_MESSAGE_BYTES + 1).to_bytes(4, "big")]
 )
-def test_what_is_no_message_is_refused(sent):
+def test_bytes_that_are_no_message_are_refused(sent):
     reader, writer = os.pipe()
     os.write(writer, sent)
     os.close(writer)

@@ -1,6 +1,6 @@
-"""schemathesis over the server's own description: bodies right and wrong, none may break it or its description.
+"""schemathesis over the server's OpenAPI description: valid and invalid bodies, and responses as described.
 
-FLEDGLING_CASES sets how many cases each operation gets (default 30; 1,250 makes 5,000 in all).
+FLEDGLING_CASES sets the number of cases of each operation (default 30; 1,250 makes 5,000 in all).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ CHECKS = (
 
 
 @pytest.fixture(scope="module")
-def description(talker):
-    worker = Worker(talker, max_batch_size=16, max_queue_size=64)
-    service = Service(worker, talker.tokenizer, "tiny", 1, hosts=None)
+def description(random_engine):
+    worker = Worker(random_engine, max_batch_size=16, max_queue_size=64)
+    service = Service(worker, random_engine.tokenizer, "tiny", 1, hosts=None)
     yield schemathesis.openapi.from_asgi("/openapi.json", make_app(service))
     worker.close()
     assert worker.last_error is None
@@ -41,23 +41,23 @@ OPERATIONS = ("POST /v1/chat/completions", "POST /v1/completions", "GET /v1/mode
 
 @pytest.mark.parametrize("label", OPERATIONS)
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
-def test_nothing_that_is_sent_breaks_the_server(description, label, mode):
+def test_no_body_breaks_the_server(description, label, mode):
     operation = next(found for result in description.get_all_operations() if (found := result.ok()).label == label)
     if mode.value == "negative" and label.startswith("GET"):
-        pytest.skip("there is no wrong way to ask for these")
+        pytest.skip("these routes have no invalid requests")
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
     def send(case):
         if isinstance(case.body, dict) and case.body.get("max_tokens") is None:
-            case.body["max_tokens"] = 4  # long answers would only cost time
+            case.body["max_tokens"] = 4  # keeps the test short
         case.call_and_validate(checks=CHECKS)
 
     send()
 
 
 WORDS = st.text(min_size=1, max_size=12).filter(str.strip)
-SAID = st.lists(WORDS, min_size=1, max_size=5).map(
+MESSAGES = st.lists(WORDS, min_size=1, max_size=5).map(
     lambda texts: [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 )
 SHORT = {"max_tokens": st.integers(1, 6)}
@@ -72,25 +72,25 @@ FIELDS = {
 }
 CHAT = {"logprobs": st.booleans()}
 TEXT = {"logprobs": st.integers(0, 5), "echo": st.booleans()}
-ASKED = {
-    "POST /v1/chat/completions": ({"messages": SAID.filter(lambda said: len(said) % 2)}, FIELDS | CHAT),
+BODIES = {
+    "POST /v1/chat/completions": ({"messages": MESSAGES.filter(lambda messages: len(messages) % 2)}, FIELDS | CHAT),
     "POST /v1/completions": ({"prompt": WORDS}, FIELDS | TEXT),
 }
 
 
-@pytest.mark.parametrize("label", ASKED)
-def test_what_may_be_asked_is_answered_as_described(description, label):
-    """What schemathesis makes of the description seldom passes the closer look; this does, and is answered."""
+@pytest.mark.parametrize("label", BODIES)
+def test_valid_bodies_get_the_described_response(description, label):
+    """Bodies that schemathesis generates seldom pass the validation of values; these do, and get an answer."""
     operation = next(found for result in description.get_all_operations() if (found := result.ok()).label == label)
-    needed, more = ASKED[label]
+    required, optional = BODIES[label]
     kinds = set()
 
-    @given(body=st.fixed_dictionaries(needed | SHORT, optional=more))
+    @given(body=st.fixed_dictionaries(required | SHORT, optional=optional))
     @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
     def send(body):
         answer = operation.Case(body=body, media_type="application/json").call_and_validate(checks=CHECKS)
-        told = answer.content.decode()
-        assert answer.status_code == 200 or "context" in told, told
+        text = answer.content.decode()
+        assert answer.status_code == 200 or "context" in text, text
         kinds.add(answer.headers["content-type"][0].split(";")[0])
 
     send()

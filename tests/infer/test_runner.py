@@ -1,17 +1,17 @@
-"""A path is enough to talk to a model; one whose weights and description disagree is refused in one line."""
+"""Loading a model from a checkpoint; one whose weights do not fit its description is refused in one line."""
 
 import pytest
 import torch
 
 from fledgling.config import UserError
-from fledgling.infer.weights import load_model
+from fledgling.infer.runner import load_model
 from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.record import checkpoint
 from fledgling.text.tokenizer import Tokenizer
 
 
-def test_a_model_comes_out_ready_to_talk(tmp_path):
+def test_a_model_is_loaded_with_its_tokenizer_and_state(tmp_path):
     tokenizer = Tokenizer.train(["some text to learn letters from"] * 20, 320)
     tokenizer.save(tmp_path / "tokenizer.json")
     config = ModelConfig(
@@ -31,9 +31,9 @@ def test_a_model_comes_out_ready_to_talk(tmp_path):
         return checkpoint.save_checkpoint(tmp_path / "sft/checkpoints", 1, {"model": model.state_dict()}, state, files)
 
     saved({"model": config.to_dict()})
-    loaded, words, state = load_model(tmp_path / "sft")
+    loaded, loaded_tokenizer, state = load_model(tmp_path / "sft")
     assert not loaded.training and state["model"]["depth"] == 2
-    assert words.fingerprint() == tokenizer.fingerprint()
+    assert loaded_tokenizer.fingerprint() == tokenizer.fingerprint()
     tokens = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         assert torch.equal(loaded(tokens), model(tokens))

@@ -1,0 +1,48 @@
+"""Evaluation sessions: the rule for recording measurements, the stage of a checkpoint, and saved answers."""
+
+from fledgling.evals.chat import ExamAnswer, build_exams
+from fledgling.evals.measurement import Measurement
+from fledgling.evals.session import answer_to_json, find_stage_dir, read_saved_answers, record_measurements
+from fledgling.record.jsonl import JsonlWriter, read_jsonl
+
+
+def test_a_measurement_over_fewer_cases_never_replaces_one_over_more(tmp_path):
+    stage_dir = tmp_path / "sft"
+    record_measurements(stage_dir, 3, [Measurement("core", 0.2, n=100), Measurement("mmlu/law", 0.5, n=100)])
+    record_measurements(stage_dir, 3, [Measurement("core", 0.9, n=99), Measurement("arc_easy", 0.3, n=5)])
+    record_measurements(stage_dir, 3, [Measurement("core", 0.4, n=100)])
+    record_measurements(stage_dir, 4, [Measurement("core", 0.1, n=1)])
+    lines = [
+        (line["stage"], line["step"], line["name"], line["value"]) for line in read_jsonl(stage_dir / "evals.jsonl")
+    ]
+    assert lines == [
+        ("sft", 3, "core", 0.2),
+        ("sft", 3, "arc_easy", 0.3),
+        ("sft", 3, "core", 0.4),
+        ("sft", 4, "core", 0.1),
+    ]
+
+
+def test_a_stage_directory_is_found_only_within_a_run(tmp_path):
+    stage_dir = tmp_path / "run" / "sft"
+    checkpoint = stage_dir / "checkpoints" / "step-1"
+    checkpoint.mkdir(parents=True)
+    assert find_stage_dir(checkpoint, {"stage": "sft"}) is None, "no metrics.jsonl: not a run"
+    (stage_dir / "metrics.jsonl").write_text("{}\n")
+    assert find_stage_dir(checkpoint, {"stage": "sft"}) == stage_dir
+    assert find_stage_dir(checkpoint, {"stage": "rl"}) is None
+    assert find_stage_dir(stage_dir, {"stage": "sft"}) is None
+
+
+def test_saved_answers_are_read_under_their_key_only(tmp_path):
+    [exam] = build_exams(["identity"], 3)
+    writer, key = JsonlWriter(tmp_path / "identity.jsonl"), {"checkpoint": "x", "questions": 3}
+    answers = {index: ExamAnswer(exam.questions[index], f"answer {index}", 1.0) for index in (0, 2)}
+    writer.append({"key": key})
+    for index, answer in answers.items():
+        writer.append({"place": index, **answer_to_json(answer)})
+    writer.append({"place": 3, **answer_to_json(answers[0])})  # beyond the exam
+    writer.close()
+    assert read_saved_answers(writer.path, key, exam) == answers
+    assert read_saved_answers(writer.path, {**key, "checkpoint": "y"}, exam) == {}
+    assert read_saved_answers(tmp_path / "none.jsonl", key, exam) == {}

@@ -1,0 +1,77 @@
+"""The recorder: what is logged is read back, a resumed stage is rewound, a disabled recorder writes nothing."""
+
+import json
+import math
+
+import numpy as np
+
+from fledgling.record import Recorder, read_jsonl
+
+
+def make_recorder(tmp_path, **options):
+    return Recorder(tmp_path / "pretrain", "pretrain", 10, **{"quiet": True, **options})
+
+
+def test_what_is_logged_is_read_back(tmp_path):
+    with make_recorder(tmp_path) as recorder:
+        recorder.log_metrics(1, loss=2.5, tokens=np.int64(100), mfu=math.nan)
+        assert len(read_jsonl(recorder.stage_dir / "metrics.jsonl")) == 1, "readable while the run goes on"
+        recorder.log_evaluation(1, "spelling", 0.5, 0.4, 0.6, 100, baseline=0.1)
+        recorder.log_sample(1, "Hi\n", 'a "quoted" \u2028 line\nand 火')
+        recorder.log_notice("three documents were empty")
+        recorder.mark_done(tokens=100)
+    metric = read_jsonl(tmp_path / "pretrain/metrics.jsonl")[0]
+    assert (metric["step"], metric["loss"], metric["tokens"], metric["mfu"]) == (1, 2.5, 100, None)
+    assert {"time", "elapsed"} <= set(metric)
+    assert read_jsonl(tmp_path / "pretrain/evals.jsonl") == [
+        {"stage": "pretrain", "step": 1, "name": "spelling", "value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
+        | {"baseline": 0.1}
+    ]
+    assert read_jsonl(tmp_path / "pretrain/samples.jsonl")[0]["text"] == 'a "quoted" \u2028 line\nand 火'
+    assert read_jsonl(tmp_path / "pretrain/notices.jsonl")[0]["text"] == "three documents were empty"
+    assert json.loads((tmp_path / "pretrain/done.json").read_text())["tokens"] == 100
+
+
+def test_rewind_drops_later_lines_only(tmp_path):
+    with make_recorder(tmp_path) as recorder:
+        for step in range(1, 6):
+            recorder.log_metrics(step, loss=step)
+            recorder.log_evaluation(step, "bits_per_byte", step)
+            recorder.log_sample(step, "p", "t")
+    with make_recorder(tmp_path) as recorder:
+        recorder.rewind(3)
+        recorder.log_metrics(4, loss=40)
+    assert [line["loss"] for line in read_jsonl(recorder.stage_dir / "metrics.jsonl")] == [1, 2, 3, 40]
+    assert [line["step"] for line in read_jsonl(recorder.stage_dir / "evals.jsonl")] == [1, 2, 3]
+    assert [line["step"] for line in read_jsonl(recorder.stage_dir / "samples.jsonl")] == [1, 2, 3]
+
+
+def test_elapsed_continues_after_a_rewind_of_an_open_file(tmp_path):
+    with make_recorder(tmp_path) as recorder:
+        recorder.log_metrics(1)
+        recorder._opened -= 100
+        recorder.log_metrics(2)
+        recorder.rewind(2)
+        assert 100 <= recorder.elapsed < 110
+        recorder.rewind(1)
+        assert recorder.elapsed < 10
+        recorder.log_metrics(2)
+    assert [line["step"] for line in read_jsonl(recorder.stage_dir / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_disabled_recorder_writes_nothing(tmp_path):
+    with make_recorder(tmp_path, quiet=False, enabled=False) as recorder:
+        recorder.log_metrics(1, loss=1.0)
+        recorder.log_evaluation(1, "x", 1.0)
+        recorder.log_notice("hello")
+        recorder.show_progress(1, loss=1.0)
+        recorder.rewind(0)
+        recorder.mark_done()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quiet_prints_nothing(tmp_path, capsys):
+    with make_recorder(tmp_path) as recorder:
+        recorder.show_progress(10, loss=1.0)
+        recorder.log_notice("x")
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,45 @@
+"""The device setup: dtype, compiler and peak."""
+
+import shutil
+
+import pytest
+import torch
+
+from fledgling.config import RunConfig, UserError
+from fledgling.runtime.device import DeviceSetup, choose_dtype, measure_peak_flops, set_up_device, should_compile
+from fledgling.runtime.world import World
+
+CPU = torch.device("cpu")
+
+
+def test_compiling_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not should_compile("auto", CPU) and not should_compile("off", CPU)
+    with pytest.raises(UserError, match="needs g\\+\\+"):
+        should_compile("on", CPU)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert should_compile("auto", CPU) and should_compile("on", CPU) and not should_compile("off", CPU)
+
+
+def test_the_dtype_is_bfloat16_only_where_the_hardware_multiplies_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert choose_dtype(CPU) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert choose_dtype(CPU) == torch.float32
+
+
+def test_the_setup_follows_the_recipe_and_keeps_the_random_state():
+    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        setup = set_up_device(RunConfig(dtype="float32", compile="off", threads=1), World(0, 1, 0, CPU))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert (setup.dtype_name, setup.compiled) == ("float32", False) and setup.memory_limit > 0
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_the_peak_is_measured_and_shown():
+    assert measure_peak_flops(CPU, torch.float32, size=64, seconds=0.0) > 0
+    setup = DeviceSetup(torch.bfloat16, True, 1.5e12)
+    assert setup.summary == "bfloat16, compiled, peak 1,500 GFLOP/s measured"
