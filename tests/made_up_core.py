@@ -1,4 +1,4 @@
-"""A CORE bundle of a few items a task, laid out as the published one: every kind, with and without examples."""
+"""A CORE bundle with a few items for each task, in the layout of the published one: every kind, with and without examples."""
 
 import json
 from pathlib import Path
@@ -87,8 +87,8 @@ BASELINES = {
 }  # fmt: skip
 
 
-def bundle(root: Path) -> Path:
-    """Write the bundle to root/core and return root: what --data-dir names."""
+def write_core_bundle(root: Path) -> Path:
+    """Writes the bundle to root/core and returns root, the value of --data-dir."""
     folder = root / "core"
     for name, rows in FILES.items():
         file = folder / "eval_data" / name

@@ -1,4 +1,4 @@
-"""Small made-up sets in the layout of the public ones, so that every test of them runs anywhere."""
+"""Small made-up data sets in the layout of the public ones, so that their tests need no download."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ needs_real_data = pytest.mark.skipif(
 
 
 def write_rows(path: Path, rows: list) -> Path:
-    """Write rows as JSONL, packed where the name ends in .gz, or as parquet."""
+    """Writes rows as JSONL, compressed where the name ends in .gz, or as parquet; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         import pyarrow
@@ -27,8 +27,8 @@ def write_rows(path: Path, rows: list) -> Path:
     return path
 
 
-def choice_rows(word: str, count: int, **more) -> list[dict]:
-    """Questions of four choices whose right one is `number % 4`."""
+def make_choice_rows(word: str, count: int, **more) -> list[dict]:
+    """Returns questions with four choices, of which number % 4 is right."""
     return [
         {
             "question": f"Which {word} stands at place {number}?",
@@ -40,16 +40,16 @@ def choice_rows(word: str, count: int, **more) -> list[dict]:
     ]
 
 
-def problem(a: int, b: int) -> dict:
-    """A word problem with one marked calculation, its result written as GSM8K now and then writes it."""
+def make_word_problem(a: int, b: int) -> dict:
+    """Returns a word problem with one marked calculation, whose result has redundant zeros as in GSM8K."""
     return {
         "question": f"Ann has {a} apples and buys {b} more. How many has she?",
         "answer": f"Ann has {a}+{b} = <<{a}+{b}={a + b}.00>>{a + b} apples.\n#### {a + b:,}",
     }
 
 
-def function(number: int) -> dict:
-    """A function to write, with a helper in its prompt and a test of two cases."""
+def make_function_row(number: int) -> dict:
+    """Returns a function to write, with a helper in its prompt and a test of two cases."""
     return {
         "task_id": f"Made/{number}",
         "prompt": f"import math\n\n\ndef twice(x):\n    return 2 * x\n\n\ndef add_{number}(x):\n"
@@ -60,25 +60,25 @@ def function(number: int) -> dict:
     }
 
 
-def subject(number: int) -> str:
-    """Two subjects by turns."""
+def alternate_subject(number: int) -> str:
+    """Returns one of two subjects, alternately."""
     return ("botany", "music")[number % 2]
 
 
-def made_up_sets(root: Path) -> Path:
-    """Every public set under `root`, small: 12 to 40 rows a split."""
+def write_public_sets(root: Path) -> Path:
+    """Writes every public set under `root`, with 12 to 40 rows a split; returns `root`."""
     evals = root / "evals"
     for name in ("arc_easy", "arc_challenge"):
         for split, count in (("train", 30), ("validation", 3), ("test", 12)):
-            write_rows(evals / "arc" / f"{name}_{split}.jsonl", choice_rows(f"{name} {split} stone", count))
-    write_rows(evals / "mmlu" / "mmlu_auxiliary_train.jsonl", choice_rows("leaf", 40))
-    write_rows(evals / "mmlu" / "mmlu_test.jsonl", choice_rows("tree", 24, subject=subject))
-    write_rows(evals / "gsm8k" / "train.jsonl", [problem(n, 1000 - n) for n in range(40)])
-    write_rows(evals / "gsm8k" / "test.jsonl", [problem(n, 70_000 + n) for n in range(12)])
-    write_rows(evals / "humaneval" / "HumanEval.jsonl.gz", [function(n) for n in range(5)])
-    talks = [
+            write_rows(evals / "arc" / f"{name}_{split}.jsonl", make_choice_rows(f"{name} {split} stone", count))
+    write_rows(evals / "mmlu" / "mmlu_auxiliary_train.jsonl", make_choice_rows("leaf", 40))
+    write_rows(evals / "mmlu" / "mmlu_test.jsonl", make_choice_rows("tree", 24, subject=alternate_subject))
+    write_rows(evals / "gsm8k" / "train.jsonl", [make_word_problem(n, 1000 - n) for n in range(40)])
+    write_rows(evals / "gsm8k" / "test.jsonl", [make_word_problem(n, 70_000 + n) for n in range(12)])
+    write_rows(evals / "humaneval" / "HumanEval.jsonl.gz", [make_function_row(n) for n in range(5)])
+    conversations = [
         {"messages": [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"{n}, gladly."}]}
         for n in range(50)
     ]
-    write_rows(root / "smoltalk" / "data" / "all" / "train-00000-of-00001.parquet", talks)
+    write_rows(root / "smoltalk" / "data" / "all" / "train-00000-of-00001.parquet", conversations)
     return root

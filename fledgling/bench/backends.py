@@ -21,6 +21,7 @@ from fledgling.export import gguf, hf_mapping
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.kernels.quantized_model import count_weight_bytes
+from fledgling.model.positions import LearnedPositions
 from fledgling.model.transformer import Transformer
 
 LLAMA_CPP_FORMATS = {16: "f16", 8: "q8_0", 4: "q4_0"}  # file type of each width
@@ -165,5 +166,6 @@ def weight_bytes_per_token(model: Transformer) -> int:
     """Returns the bytes of a model's weights that each token reads: all but lookup tables."""
     weight = model.embedding.weight
     embedding_bytes = 0 if model.config.tie_embeddings else getattr(weight, "packed_bytes", weight.nbytes)
-    position_bytes = model.positions.weight.nbytes if model.config.positions == "learned" else 0
+    positions = model.positions
+    position_bytes = positions.weight.nbytes if isinstance(positions, LearnedPositions) else 0
     return count_weight_bytes(model) - embedding_bytes - position_bytes

@@ -28,16 +28,16 @@ MARK = "@@"  # begins a line of a part that is a result; every other line goes i
 # part: its time limit in seconds. The order is the default order: the cheapest and most telling first.
 PARTS = {
     "card": 60,
-    "tests": 120,
+    "tests": 60,
     "attention": 60,
     "head": 60,
     "muon": 60,
-    "train_d12": 100,
-    "train_d20": 150,
+    "train_d12": 60,
+    "train_d20": 80,
     "decode": 90,
-    "quickstart": 150,
+    "quickstart": 80,
     "ab": 120,
-    "memory": 100,
+    "memory": 60,
     "rollouts": 90,
     "memory_compiled": 300,
 }

@@ -11,9 +11,11 @@ import statistics
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -174,6 +176,7 @@ def noted(label: str, work: Callable[[], dict[str, Any]]) -> bool:
     try:
         found, fine = work(), True
     except Exception as problem:  # a shape that does not fit is a result
+        traceback.print_exc(file=sys.stdout)  # goes to log.txt
         found, fine = {"error": f"{type(problem).__name__}: {' '.join(str(problem).split())[:240]}"}, False
     note(what=label, **found)
     free()
@@ -184,32 +187,42 @@ def noted(label: str, work: Callable[[], dict[str, Any]]) -> bool:
 
 
 def tests(out: Path, tiny: bool) -> None:
-    """tests/gpu by pytest, where the tree has it."""
+    """Runs tests/gpu by pytest; notes each failure as it happens, so that a time limit loses none."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider", "--tb=short", "-rf"]
-    command += ["-o", "addopts=--strict-markers", *(["-k", "loss"] if tiny else [])]  # one -q: the last line counts
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    print(done.stdout[-6000:], done.stderr[-2000:])
-    lines = done.stdout.strip().splitlines()
-    for line in lines:
-        if line.startswith("FAILED"):
-            note(failed=line.removeprefix("FAILED ")[:300])
-    note(pytest=lines[-1] if lines else done.stderr.strip()[-200:], code=done.returncode)
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", "--tb=short"]
+    command += ["-n", "0"] if find_spec("xdist") else []
+    # The part `quickstart` stops and resumes a run.
+    command += ["-o", "addopts=--strict-markers", "-k", "loss" if tiny else "not stopped"]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    passed, last = 0, ""
+    for line in process.stdout or ():
+        print(line, end="")
+        last = line.strip() or last
+        passed += " PASSED" in line
+        if "::" in line and (" FAILED" in line or " ERROR" in line):
+            note(failed=line.split()[0][-200:])
+        elif line.startswith("E  ") or (" PASSED" in line and passed % 5 == 0):
+            note(passed=passed, seconds=time.perf_counter() - began, line=line.strip()[-200:])
+    note(pytest=last, code=process.wait())
 
 
 def train_d12(out: Path, tiny: bool) -> None:
-    """Training steps at depth 12, 16 rows, with two vocabularies."""
-    shapes = ((2, 512, 64, 2),) if tiny else ((12, 65536, 2048, 16), (12, 32768, 2048, 16))
-    for number, shape in enumerate(shapes):
-        noted("d12", lambda: steps_of(shape, profile=None if number else out / "d12.txt"))  # noqa: B023
+    """Training steps at depth 12, 16 rows: three documents a row, then rows of one document."""
+    shape = (2, 512, 64, 2) if tiny else (12, 65536, 2048, 16)
+    for label, documents in (("d12", True), ("d12, no documents", False)):
+        profile = out / f"{label.replace(', ', '-').replace(' ', '-')}.txt"
+        noted(label, lambda: steps_of(shape, documents=documents, profile=profile))  # noqa: B023
 
 
 def train_d20(out: Path, tiny: bool) -> None:
-    """Training steps at depth 20, with as many rows of 32 as fit."""
-    for rows in (2,) if tiny else (32, 16, 8):
-        shape = (2, 512, 64, rows) if tiny else (20, 65536, 2048, rows)
-        if noted("d20", lambda: steps_of(shape, profile=out / "d20.txt")):  # noqa: B023
-            return
+    """Training steps at depth 20, with as many rows of 32 as fit: three documents a row, then rows of one document."""
+    for label, documents in (("d20", True), ("d20, no documents", False)):
+        profile = out / f"{label.replace(', ', '-').replace(' ', '-')}.txt"
+        for rows in (2,) if tiny else (32, 16, 8):
+            shape = (2, 512, 64, rows) if tiny else (20, 65536, 2048, rows)
+            if noted(label, lambda: steps_of(shape, documents=documents, profile=profile)):  # noqa: B023
+                break
 
 
 def ab(out: Path, tiny: bool) -> None:
@@ -328,10 +341,10 @@ def quickstart(out: Path, tiny: bool) -> None:
     """Every stage of the quickstart recipe with few steps and all evaluations; then a stage stopped and resumed."""
     changes = TINY if tiny else []
     with TemporaryDirectory() as folder:
-        recipe = small_recipe(Path(folder), changes)
-        for stage in recipe.stages:
+        for stage in small_recipe(Path(folder), changes).stages:
             began = time.perf_counter()
-            run.run_stage(recipe, stage, quiet=True)
+            compiled = [] if stage == "pretrain" else ["run.compile=off"]  # four steps do not repay a compilation
+            run.run_stage(small_recipe(Path(folder), [*changes, *compiled]), stage, quiet=True)
             note(stage=stage, seconds=time.perf_counter() - began)
         note(what="stopped and resumed, largest difference", **resumed(Path(folder), [*changes, "run.compile=off"]))
 

@@ -125,6 +125,8 @@ def passk(
         Questions of the task; all of a set that has fewer.
     temperature
         Of the sampling.
+    seed
+        Of the sampling noise.
     out
         A folder for the saved answers instead of RUN/STAGE/exams; nothing is written into the run.
     """

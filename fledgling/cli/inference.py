@@ -1,6 +1,6 @@
-"""`fledgling scaling inference`: what more samples buy, for one checkpoint or several at equal FLOPs.
+"""`fledgling scaling inference`: accuracy against the number of samples, for checkpoints at equal FLOPs.
 
-Draws are kept in OUT, a file a checkpoint, question by question; the same command goes on from there.
+Samples are stored in OUT, one file a checkpoint, question by question; the same command resumes from there.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def inference(
     checkpoints
         Checkpoints, stages or run directories; several are compared at equal FLOPs.
     task
-        A task whose answers are written.
+        A task with written answers.
     samples
-        Answers drawn to each question; k are the powers of two up to it.
+        Answers sampled for each question; k are the powers of two up to it.
     questions
-        How many; where a set has fewer, all.
+        Maximum number of questions.
     temperature
-        Of the draws.
+        Sampling temperature.
     hold_out
-        How many of the largest k the law does not see.
+        Number of the largest k that the fit of the law does not use.
     out
-        Where the draws and the page go.
+        Directory of the samples and the page.
     """
     from fledgling.evals.chat import build_exams
     from fledgling.scaling.inference import analyze_samples, build_inference_page, load_samples, sampling_to_json
@@ -58,64 +58,63 @@ def inference(
     if not checkpoints:
         raise UserError("no checkpoint is named: expected one or several, such as runs/quickstart/sft")
     if samples < 2 or questions < 2 or temperature <= 0 or hold_out < 1:
-        given = f"--samples {samples} --questions {questions} --temperature {temperature} --hold {hold_out}"
-        raise UserError(f"{given}: expected at least 2, 2, above 0 and 1")
+        options = f"--samples {samples} --questions {questions} --temperature {temperature} --hold-out {hold_out}"
+        raise UserError(f"{options}: expected at least 2, 2, above 0 and 1")
     ks = [1 << i for i in range(samples.bit_length())]
-    paper = build_exams([task], questions, data_dir=data_dir)[0]
-    files = [complete_samples_file(one, paper, samples, temperature, seed, out, device) for one in checkpoints]
-    found = [analyze_samples(load_samples(file), ks, hold_out) for file in files]
-    page = build_inference_page(found, task, out / "inference.html")
+    exam = build_exams([task], questions, data_dir=data_dir)[0]
+    files = [complete_samples_file(path, exam, samples, temperature, seed, out, device) for path in checkpoints]
+    analyses = [analyze_samples(load_samples(file), ks, hold_out) for file in files]
+    page = build_inference_page(analyses, task, out / "inference.html")
     if as_json:
-        print(
-            json.dumps({"task": task, "models": [sampling_to_json(one) for one in found], "page": str(page)}, indent=2)
-        )
+        models = [sampling_to_json(analysis) for analysis in analyses]
+        print(json.dumps({"task": task, "models": models, "page": str(page)}, indent=2))
         return
-    for one in found:
-        print(f"{one.samples.name}: {len(one.samples.correct)} questions, {samples} draws of each")
-        for i, k in enumerate(one.ks):
-            values = "  ".join(f"{kind} {one.accuracy[kind][i].value:.3f}" for kind in one.accuracy)
-            print(f"  k {k:<5} {values}  {one.tokens[i]:,.0f} tokens, {one.flops[i]:.2e} FLOPs a question")
-        if one.law:
-            law = one.law
+    for analysis in analyses:
+        print(f"{analysis.samples.name}: {len(analysis.samples.correct)} questions, {samples} samples of each")
+        for i, k in enumerate(analysis.ks):
+            values = "  ".join(f"{kind} {analysis.accuracy[kind][i].value:.3f}" for kind in analysis.accuracy)
+            print(f"  k {k:<5} {values}  {analysis.tokens[i]:,.0f} tokens, {analysis.flops[i]:.2e} FLOPs a question")
+        if law := analysis.law:
             print(f"  coverage = exp({law.a.value:.3f} k^{law.b.value:.3f}), error at the largest k {law.error:.4f}")
     print(page)
 
 
 def complete_samples_file(
-    checkpoint: str, paper: Exam, samples: int, temperature: float, seed: int, out: Path, device: str
+    checkpoint: str, exam: Exam, samples: int, temperature: float, seed: int, out: Path, device: str
 ) -> Path:
-    """The file of a checkpoint's draws, made or completed now."""
+    """Samples the answers that a checkpoint's file does not have yet; returns the file."""
     from fledgling.evals.chat import encode_question
     from fledgling.evals.passk import sample_answers
     from fledgling.evals.session import QUESTIONS_PER_SAVE, EvalSession, make_progress
     from fledgling.plan.flops import forward_flops_per_token
     from fledgling.record.jsonl import JsonlWriter, read_jsonl
 
-    desk = EvalSession.open(checkpoint, device)
-    key = {**desk.exam_key(paper), "samples": samples, "temperature": temperature, "seed": seed}
+    session = EvalSession.open(checkpoint, device)
+    key = {**session.exam_key(exam), "samples": samples, "temperature": temperature, "seed": seed}
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    kept = JsonlWriter(out / f"draws-{paper.name}-{name}.jsonl")
-    lines = read_jsonl(kept.path)
+    writer = JsonlWriter(out / f"draws-{exam.name}-{name}.jsonl")
+    lines = read_jsonl(writer.path)
     if not lines:
-        cost = forward_flops_per_token(desk.engine.source.config)
-        kept.append({"name": checkpoint, "flops_per_token": cost, **key})
-    done, told = max(0, len(lines) - 1), make_progress(f"{checkpoint} {paper.name}")
-    while done < len(paper.questions):
-        here = type(paper)(paper.name, paper.task, paper.questions[done : done + QUESTIONS_PER_SAVE])
-        for answers in sample_answers(desk.engine, here, samples, temperature, done, seed):
-            kept.append(sample_record(answers, len(encode_question(desk.engine.tokenizer, answers[0].question))))
+        cost = forward_flops_per_token(session.engine.source.config)
+        writer.append({"name": checkpoint, "flops_per_token": cost, **key})
+    done, report_progress = max(0, len(lines) - 1), make_progress(f"{checkpoint} {exam.name}")
+    while done < len(exam.questions):
+        part = type(exam)(exam.name, exam.task, exam.questions[done : done + QUESTIONS_PER_SAVE])
+        for answers in sample_answers(session.engine, part, samples, temperature, done, seed):
+            prompt_tokens = len(encode_question(session.engine.tokenizer, answers[0].question))
+            writer.append(sample_record(answers, prompt_tokens))
             done += 1
-        told(done, len(paper.questions))
-    return kept.path
+        report_progress(done, len(exam.questions))
+    return writer.path
 
 
 def sample_record(answers: list[Any], prompt_tokens: int) -> dict[str, Any]:
-    """One question's draws."""
+    """Returns the samples of one question as a line of the file."""
     return {
         "prompt": answers[0].question.prompt,
         "prompt_tokens": prompt_tokens,
-        "answers": [one.text for one in answers],
-        "scores": [one.score for one in answers],
-        "logprobs": [one.logprob for one in answers],
-        "tokens": [one.num_tokens for one in answers],
+        "answers": [answer.text for answer in answers],
+        "scores": [answer.score for answer in answers],
+        "logprobs": [answer.logprob for answer in answers],
+        "tokens": [answer.num_tokens for answer in answers],
     }

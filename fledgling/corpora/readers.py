@@ -33,7 +33,7 @@ TEXT_SUFFIXES, JSONL_SUFFIXES, PARQUET_SUFFIXES = (
     (".parquet",),
 )
 TEXT_COLUMNS = ("text", "content")  # searched for text, in this order, when no column is named
-MAX_WHOLE_FILE = 1_000_000  # bytes; a larger text file is cut into pieces
+MAX_UNSPLIT_FILE = 1_000_000  # bytes; a larger text file is cut into pieces
 MIN_PIECE = 8_000  # bytes from which a piece ends at the next blank line
 MAX_LINE = 1 << 20  # bytes; a longer line of text is cut
 MAX_JSON_LINE = 1 << 26  # bytes; a longer JSON line is skipped
@@ -257,8 +257,8 @@ def _read_lines(handle: BinaryIO) -> Iterator[bytes]:
 
 def _read_text_pieces(handle: BinaryIO, name: str) -> Iterator[tuple[bytes, str]]:
     """Yields (bytes, origin) of a small text file, or of the pieces of a large one."""
-    start = handle.read(MAX_WHOLE_FILE + 1)
-    if len(start) <= MAX_WHOLE_FILE and DOCUMENT_SEPARATOR not in start:
+    start = handle.read(MAX_UNSPLIT_FILE + 1)
+    if len(start) <= MAX_UNSPLIT_FILE and DOCUMENT_SEPARATOR not in start:
         yield start, name
         return
     handle.seek(0)
@@ -270,7 +270,7 @@ def _read_text_pieces(handle: BinaryIO, name: str) -> Iterator[tuple[bytes, str]
         if not separates:
             piece.append(line)
             size += len(line)
-        if size and (separates or (blank and size >= MIN_PIECE) or size >= MAX_WHOLE_FILE):
+        if size and (separates or (blank and size >= MIN_PIECE) or size >= MAX_UNSPLIT_FILE):
             yield b"".join(piece).strip(b"\n"), f"{name}:{first}"
             piece, size, first = [], 0, number + 1
     if size:

@@ -32,7 +32,8 @@ from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import resolve_checkpoint
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
 from fledgling.record.progress_bar import ProgressBar
-from fledgling.runtime.device import DTYPES, choose_dtype, keep_freed_memory
+from fledgling.runtime.device import DTYPES, choose_dtype
+from fledgling.runtime.memory import keep_freed_memory
 from fledgling.runtime.world import World
 from fledgling.tasks.core import CoreTask
 from fledgling.text.tokenizer import Tokenizer

@@ -10,8 +10,6 @@ The directory appears complete, in one rename, or not at all.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from fledgling.export.chat_template import special_token_ids, tokenizer_config
 from fledgling.export.hf_mapping import check_family, tensor_mappings, to_hf_config, to_hf_tensor
 from fledgling.model.config import ModelConfig
 from fledgling.record import make_write_error
+from fledgling.record.atomic_directory import atomic_directory
 from fledgling.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,24 +56,20 @@ def write_hf(
         raise UserError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty directory; choose another directory for the export")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        temporary.mkdir(parents=True)
-        _weights(temporary, _tensors(config, state, DTYPES[dtype]), shard_bytes)
-        token_ids = special_token_ids(tokenizer)
-        config_json = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **token_ids}
-        _json(temporary / "config.json", config_json)
-        _json(temporary / "generation_config.json", {**token_ids, "do_sample": True, "temperature": 0.8, "top_k": 50})
-        _json(temporary / "tokenizer_config.json", tokenizer_config(tokenizer, config.context))
-        tokenizer.save(temporary / "tokenizer.json")
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        os.replace(temporary, out)
+        with atomic_directory(out) as temporary:
+            _weights(temporary, _tensors(config, state, DTYPES[dtype]), shard_bytes)
+            token_ids = special_token_ids(tokenizer)
+            config_json = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **token_ids}
+            _json(temporary / "config.json", config_json)
+            _json(
+                temporary / "generation_config.json", {**token_ids, "do_sample": True, "temperature": 0.8, "top_k": 50}
+            )
+            _json(temporary / "tokenizer_config.json", tokenizer_config(tokenizer, config.context))
+            tokenizer.save(temporary / "tokenizer.json")
+            (temporary / "README.md").write_text(card, encoding="utf-8")
     except OSError as problem:
         raise make_write_error(out, problem) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 

@@ -44,7 +44,8 @@ class PrefixCache:
         Returns:
             The nodes of whole blocks; the node that agrees with the most tokens after these, or None; and how many.
         """
-        size, children, nodes = self.cache.block_size, self.roots, []
+        size, children = self.cache.block_size, self.roots
+        nodes: list[PrefixNode] = []
         while len(tokens) >= size * (len(nodes) + 1):
             child = children.get(tuple(tokens[size * len(nodes) : size * (len(nodes) + 1)]))
             if child is None:

@@ -7,7 +7,7 @@ An answer may be abandoned at any point; its tokens so far stay in the conversat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ class ChatSession:
 
     def reply(
         self, text: str, sampling: SamplingParams | None = None
-    ) -> Iterator[ContentPart | SessionNotice | FinishEvent]:
+    ) -> Generator[ContentPart | SessionNotice | FinishEvent, None, None]:
         """Answers `text`: yields content parts as they are sampled, notices, and a FinishEvent at the end.
 
         Abandoning the iterator (close, Ctrl-C) ends the turn with the answer so far; a turn without an answer is

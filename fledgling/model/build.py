@@ -10,6 +10,8 @@ from fledgling.model.logprob import compile_logprob_kernels
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.device import DeviceSetup
 
+CUDA_RECOMPILE_LIMIT = 64  # kinds of blocks (windows, value embeddings) times shapes of batches
+
 
 def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -> Transformer:
     """Returns an uninitialized model on `device`.
@@ -22,5 +24,10 @@ def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -
         compile_logprob_kernels()
         for block in model.blocks:
             block.compile(dynamic=False)
-        model.use_block_masks = device.type == "cuda" and config.head_width >= MIN_HEAD_WIDTH
+        if device.type == "cuda":
+            # Beyond the limit a block runs eagerly, and FlexAttention then makes all T x T scores.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, CUDA_RECOMPILE_LIMIT)
+            model.use_block_masks = config.head_width >= MIN_HEAD_WIDTH
+            for norm in (model.embedding_norm, model.norm):  # eagerly five passes over (B, T, C) in fp32
+                norm.compile(dynamic=False)
     return model

@@ -143,7 +143,11 @@ class Transformer(nn.Module):
         Returns:
             (B, T, C) in compute_dtype.
         """
-        x = self.embedding_norm(self.embedding(tokens).to(self.compute_dtype))
+        training = torch.is_grad_enabled() and cache_batch is None  # only then is compilation worth its time
+        embedding_norm, norm = self.embedding_norm, self.norm
+        if not training:
+            embedding_norm, norm = embedding_norm.forward, norm.forward
+        x = embedding_norm(self.embedding(tokens).to(self.compute_dtype))
         if tree is not None:
             assert cache_batch is None, "a row that forks is read without a cache"
             x, rotary = self.positions(x, tree.positions)
@@ -151,7 +155,6 @@ class Transformer(nn.Module):
             x, rotary = self.positions(x, slice(0, tokens.shape[1]))
         else:
             x, rotary = self.positions(x, cache_batch.positions.clamp(max=self.config.context - 1))
-        training = torch.is_grad_enabled() and cache_batch is None  # else a compiled block is not worth its compilation
         window_sizes = [self.config.layer_window_size(layer) for layer in range(self.config.depth)]
         masks: Mapping[int | None, Tensor | BlockMask | None] = dict.fromkeys(window_sizes)
         if self.use_block_masks and training and tree is None:
@@ -165,7 +168,7 @@ class Transformer(nn.Module):
                 embeddings = embeddings.view_as(embeddings)
             run = block if training else block.forward
             x = run(x, rotary, document_ids, cache_batch, tree, tokens, embeddings, masks[window_size])
-        return self.norm(x)
+        return norm(x)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """hidden_states (..., C) -> logits (..., V) in fp32, soft-capped where the model has a cap."""

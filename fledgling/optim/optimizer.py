@@ -198,7 +198,7 @@ class Optimizer:
             The norm of the whole gradient; nan or inf where it is not finite.
         """
         gradients = self.gradients.finish()
-        norm = compute_gradient_norm(gradients, self.partition, self.world)
+        norm = compute_gradient_norm(gradients, self.partition, self.world, self.deterministic)
         if confirm_update() and math.isfinite(norm):
             self.update_count += 1
             self._update_parameters(gradients)

@@ -166,7 +166,8 @@ def muon_(
     rows, columns = gradient.shape[-2:]
     update *= lr * max(1.0, rows / columns) ** 0.5
     if gradient.device.type != "cpu" and not cautious:  # two launches instead of two for each matrix
-        torch._foreach_mul_(parameters, float(1 - lr * weight_decay))
+        if weight_decay:
+            torch._foreach_mul_(parameters, float(1 - lr * weight_decay))
         torch._foreach_sub_(parameters, update.unbind())
         return
     for parameter, step in zip(parameters, update.unbind(), strict=True):

@@ -208,7 +208,8 @@ def outer_activation_bytes(config: ModelConfig, step: TrainingStep) -> int:
     uses_block_mask = step.device == "cuda" and step.compiled  # a few bytes for each row
     blockwise = activations.uses_blockwise_attention(step.context, step.device)
     masked = step.packed_documents and not blockwise and not uses_block_mask
-    embedding = step.tokens * (4 * config.width + 4) if config.embedding_norm else 0
+    norm_width = step.value_bytes if uses_block_mask else 4  # what a compiled norm keeps; an eager one keeps fp32
+    embedding = step.tokens * (norm_width * config.width + 4) if config.embedding_norm else 0
     return embedding + (step.value_bytes * step.tokens * step.context if masked else 0)
 
 
@@ -303,9 +304,10 @@ def _cast_weights(config: ModelConfig, step: TrainingStep) -> int:
 
 
 def _last_norm(config: ModelConfig, step: TrainingStep) -> int:
-    """Returns the bytes kept by the norm before the head: its input in fp32, and its output."""
+    """Returns the bytes kept by the norm before the head: its input and its output."""
     output = step.value_bytes * config.width * (2 if config.norm == "rms_weighted" else 1)
-    return step.tokens * (4 * config.width + 8 + output)
+    input_bytes = step.value_bytes if step.device == "cuda" and step.compiled else 4  # compiled norms keep no fp32
+    return step.tokens * (input_bytes * config.width + 8 + output)
 
 
 def _accumulates(step: TrainingStep) -> bool:

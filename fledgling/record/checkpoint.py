@@ -166,7 +166,7 @@ def list_checkpoints(path: Path | str) -> list[Path]:
     if not path.is_dir() or (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
         return [resolve_checkpoint(path)]
     directories = [path, path / "checkpoints", *(path / stage / "checkpoints" for stage in STAGES)]
-    checkpoints = [one for directory in directories for one in reversed(list(_step_directories(directory)))]
+    checkpoints = [step for directory in directories for step in reversed(list(_step_directories(directory)))]
     return checkpoints or [resolve_checkpoint(path)]
 
 

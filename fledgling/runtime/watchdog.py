@@ -53,8 +53,10 @@ SIGNAL_DELAY = 2.0  # seconds that a process outlives a launcher's signal, so th
 
 @dataclass(frozen=True)
 class RankProcess:
-    """A rank as a process. agent_pid: the launcher that started it. start_time: as the kernel counts it, by which a
-    process that reuses the pid is told apart."""
+    """A rank as a process.
+
+    agent_pid: the launcher that started it. start_time: as the kernel counts it, so that a reused pid is detected.
+    """
 
     rank: int
     host: str
@@ -68,8 +70,11 @@ class RankProcess:
 
 @dataclass
 class Heartbeat:
-    """The last heartbeat of a rank. received_at: of the last new one; progressed_at: of the last that shows progress
-    (`time.monotonic` seconds)."""
+    """The last heartbeat of a rank.
+
+    received_at: time of the last new heartbeat; progressed_at: of the last one that shows progress (`time.monotonic`
+    seconds).
+    """
 
     payload: bytes = b""
     received_at: float = 0.0

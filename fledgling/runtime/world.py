@@ -2,7 +2,7 @@
 
 A single process is a world of size 1 that takes the same path, so no caller tests whether the run is distributed. All
 communication of training goes through this file, and only this file reads the variables that torchrun sets (RANK,
-WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE). `python -m benchmarks comm` measures the collectives of torch.distributed alone.
+WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE). `python -m benchmarks comm` measures torch.distributed's own collectives.
 
 Which tensors are sharded, and when they travel, is decided in `fledgling.optim.gradients`. `watchdog.py` detects lost
 ranks; `launch.py` starts ranks.

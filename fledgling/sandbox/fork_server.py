@@ -1,7 +1,7 @@
 """A fork server: a Python process that has started already and forks a restricted child for each job.
 
-The server never sees a job. It is told which role to fork and receives the child's channels; the program and the tests
-go from the harness to the child. So nothing of one job is in the memory that the next child inherits, and no child can
+The server never sees a job. It receives the role to fork and the child's channels; the program and the tests go from
+the harness to the child. So nothing of one job is in the memory that the next child inherits, and no child can
 reach the server: no system call that a child may make affects another process.
 
 Messages on the control socket, one packet each: {"fork": role, "memory", "seconds"} with two descriptors, answered with

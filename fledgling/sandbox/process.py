@@ -4,8 +4,8 @@ The sandbox fails closed. Unless every layer of REQUIRED_LAYERS is on, nothing r
 probe shows that it does not hold, the caller gets a one-line error and has to name that layer in `disabled_layers` to
 continue. OPTIONAL_LAYERS are added where the machine allows them.
 
-A call costs one fork of a running Python (`fork_server.py`). The wall clock is kept here, by waiting on the child's
-channel, so it works from any thread and needs no signal. Every child is killed and reaped before a call returns.
+A call costs one fork of a running Python (`fork_server.py`). The time limit is a wait on the child's channel, so it
+works from any thread and needs no signal. Every child is killed and reaped before a call returns.
 
 What `run_program` returns is what the program reports about itself. For a trustworthy result use verdict.py.
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fledgling.train.run import run_stage
-from tests.made_up_sets import made_up_sets
+from tests.made_up_sets import write_public_sets
 from tests.tiny import tiny
 
 
@@ -14,7 +14,7 @@ from tests.tiny import tiny
 def original_run(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("evaluated")
     run_stage(tiny(folder, **{"stages": '["pretrain"]', "pretrain.steps": 2}), "pretrain", quiet=True)
-    return folder / "run", made_up_sets(folder / "data")
+    return folder / "run", write_public_sets(folder / "data")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from tests.made_up_core import bundle
+from tests.made_up_core import write_core_bundle
 
 
 @pytest.mark.parametrize("verb", ["chat", "core", "bpb", "passk"])
@@ -14,7 +14,7 @@ def test_two_ranks_give_the_results_of_one(trained_run, tmp_path, verb, monkeypa
     out, data = trained_run
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "text.txt").write_text("A cat sat on a mat, and another cat saw it. " * 400)
-    core = ("--data-dir", bundle(tmp_path / "core"), "--max-per-task", 4, "--dtype", "float32")
+    core = ("--data-dir", write_core_bundle(tmp_path / "core"), "--max-per-task", 4, "--dtype", "float32")
     more = {
         "chat": ("--tasks", "arc_easy,gsm8k,spelling", "--questions", 9, "--data-dir", data),
         "core": core,

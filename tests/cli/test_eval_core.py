@@ -10,7 +10,7 @@ from fledgling.export import write_hf
 from fledgling.record import checkpoint
 from fledgling.text.tokenizer import Tokenizer
 from tests.evals.random_model import make_random_model
-from tests.made_up_core import bundle
+from tests.made_up_core import write_core_bundle
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def saved(tokenizer, tmp_path) -> Path:
 
 
 def test_the_command_scores_resumes_records_and_replays(saved, tmp_path, capsys):
-    root = bundle(tmp_path)
+    root = write_core_bundle(tmp_path)
     command = ["eval", "core", str(saved), "--data-dir", str(root), "--device", "cpu", "--dtype", "float32"]
     log = tmp_path / "log.jsonl"
     assert main([*command, "--log", str(log), "--json"]) == 0
@@ -59,7 +59,7 @@ def test_the_command_scores_resumes_records_and_replays(saved, tmp_path, capsys)
 def test_an_untrained_model_is_scored_and_not_recorded(saved, tmp_path, capsys):
     """Random weights that distinguish choices: in a fresh model, whose head is zero, all are equally likely."""
     log = tmp_path / "log.jsonl"
-    command = ["eval", "core", str(saved), "--data-dir", str(bundle(tmp_path)), "--device", "cpu", "--json"]
+    command = ["eval", "core", str(saved), "--data-dir", str(write_core_bundle(tmp_path)), "--device", "cpu", "--json"]
     assert main([*command, "--untrained", "--log", str(log)]) == 0
     untrained = json.loads(capsys.readouterr().out)
     assert untrained["untrained"] and untrained["core"]["n"] == 28
@@ -79,7 +79,7 @@ def test_an_untrained_model_is_scored_and_not_recorded(saved, tmp_path, capsys):
     ],
 )
 def test_errors_are_one_line(saved, tmp_path, capsys, options, message):
-    root = [] if "--data-dir" in options else ["--data-dir", str(bundle(tmp_path))]
+    root = [] if "--data-dir" in options else ["--data-dir", str(write_core_bundle(tmp_path))]
     assert main(["eval", "core", str(saved), "--device", "cpu", *root, *options]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert message in error[-1] and error[-1].startswith("error: ")
@@ -88,7 +88,7 @@ def test_errors_are_one_line(saved, tmp_path, capsys, options, message):
 def test_a_hugging_face_directory_scores_as_the_checkpoint_does(saved, tokenizer, tmp_path, capsys):
     model = make_random_model(tokenizer.vocab_size)
     directory = write_hf.write_hf(tmp_path / "hf", model.config, model.state_dict(), tokenizer, "")
-    options = ["--data-dir", str(bundle(tmp_path)), "--device", "cpu", "--dtype", "float32", "--json"]
+    options = ["--data-dir", str(write_core_bundle(tmp_path)), "--device", "cpu", "--dtype", "float32", "--json"]
     printed = []
     for path in (saved, directory):
         assert main(["eval", "core", str(path), *options]) == 0

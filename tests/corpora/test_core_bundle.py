@@ -18,7 +18,7 @@ from tests import made_up_core
 
 def archive(folder, *more: tuple[str, str]) -> bytes:
     """A made-up bundle as the published archive is laid out."""
-    root = made_up_core.bundle(folder) / "core"
+    root = made_up_core.write_core_bundle(folder) / "core"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         for path in sorted(root.rglob("*")):
@@ -99,7 +99,7 @@ def test_an_archive_without_a_bundle_is_refused(server, tmp_path):
 
 
 def test_changed_files_are_named_and_published_ones_are_not(tmp_path, monkeypatch):
-    root = made_up_core.bundle(tmp_path) / "core"
+    root = made_up_core.write_core_bundle(tmp_path) / "core"
     digest = compute_hub_hash(root / "eval_data" / "facts" / "choice.jsonl", "sha256").removeprefix("sha256:")
     monkeypatch.setattr(core_bundle, "TASK_FILE_HASHES", {"facts/choice": digest[:16], "facts/letters": "0" * 16})
     assert core_bundle.find_changed_files(root) == ["facts/letters.jsonl"]

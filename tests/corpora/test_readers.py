@@ -35,7 +35,7 @@ def test_a_small_text_file_is_one_document(tmp_path):
 
 
 def test_a_large_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_WHOLE_FILE", 1_000)
+    monkeypatch.setattr(readers, "MAX_UNSPLIT_FILE", 1_000)
     monkeypatch.setattr(readers, "MIN_PIECE", 100)
     parts = [f"Paragraph {number}: " + "words and words " * 3 for number in range(60)]
     path = tmp_path / "book.txt"
@@ -53,7 +53,7 @@ def test_end_of_text_markers_separate_documents(tmp_path):
 
 @pytest.mark.parametrize("letter", ["x", "é", "語", "🐦"])
 def test_a_very_long_line_is_cut_between_characters(tmp_path, monkeypatch, letter):
-    monkeypatch.setattr(readers, "MAX_WHOLE_FILE", 1_000)
+    monkeypatch.setattr(readers, "MAX_UNSPLIT_FILE", 1_000)
     monkeypatch.setattr(readers, "MAX_LINE", 101)
     path = tmp_path / "line.txt"
     path.write_text(letter * 5_000, encoding="utf-8")

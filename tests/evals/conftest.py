@@ -9,8 +9,8 @@ from fledgling.model.transformer import Transformer
 from fledgling.tasks.core import CoreTask, read_core_tasks
 from fledgling.text.tokenizer import Tokenizer
 from tests.evals.random_model import make_random_model
-from tests.made_up_core import bundle
-from tests.made_up_sets import made_up_sets
+from tests.made_up_core import write_core_bundle
+from tests.made_up_sets import write_public_sets
 
 TEXTS = ["Which stone stands at place one? Respond only with the letter of the correct answer. A B C D"] * 20
 
@@ -28,7 +28,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return made_up_sets(tmp_path_factory.mktemp("data"))
+    return write_public_sets(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -44,4 +44,4 @@ def core_engine(core_tokenizer) -> Engine:
 
 @pytest.fixture(scope="module")
 def core_tasks(tmp_path_factory) -> dict[str, CoreTask]:
-    return {task.label: task for task in read_core_tasks(bundle(tmp_path_factory.mktemp("data")))}
+    return {task.label: task for task in read_core_tasks(write_core_bundle(tmp_path_factory.mktemp("data")))}

@@ -30,8 +30,10 @@ class Silent:
     bos_or_none = None
 
 
-def model_on(device, dtype=torch.float32, compiled=False, context=T):
-    config = config_from_preset("fledgling", vocab_size=V, depth=2, width=C, heads=2, kv_heads=2, context=context)
+def model_on(device, dtype=torch.float32, compiled=False, windows=""):
+    config = config_from_preset(
+        "fledgling", vocab_size=V, depth=2, width=C, heads=2, kv_heads=2, context=T, window_pattern=windows
+    )
     model = build_model(config, DeviceSetup(dtype, compiled, 0.0), device)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -110,8 +112,8 @@ def test_varlen_attention_is_blockwise_attention_inside_documents(device):
     assert distance(found, blockwise_attention(*(t.float() for t in (q, k, v)), numbers)) < 1e-2
 
 
-@pytest.mark.parametrize("documents", [False, True])
-def test_a_compiled_model_is_the_eager_model(device, documents):
+@pytest.mark.parametrize(("documents", "windows"), [(False, ""), (True, ""), (True, "SL"), (False, "SL")])
+def test_a_compiled_model_is_the_eager_model(device, documents, windows):
     if device.type == "cpu":
         pytest.skip("tests/model compares them on a CPU")
     assert should_compile("auto", device)
@@ -120,7 +122,7 @@ def test_a_compiled_model_is_the_eager_model(device, documents):
     numbers = (torch.arange(T, device=device) * 3 // T).int().expand(2, -1) if documents else None
     found = []
     for compiled in (False, True):
-        model = model_on(device, torch.bfloat16, compiled)
+        model = model_on(device, torch.bfloat16, compiled, windows)
         loss = cross_entropy_sum(model(tokens, numbers), model.head.weight, tokens.roll(-1, 1), 15.0)
         loss.backward()
         found.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))

@@ -6,14 +6,14 @@ import pytest
 
 from fledgling.config import UserError
 from fledgling.tasks.contamination import measure_contamination
-from tests.made_up_sets import made_up_sets, write_rows
+from tests.made_up_sets import write_public_sets, write_rows
 
 SENTENCE = "The orbit of each planet about the Sun is an ellipse with the Sun at one focus."
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return made_up_sets(tmp_path_factory.mktemp("sets"))
+    return write_public_sets(tmp_path_factory.mktemp("sets"))
 
 
 def test_items_of_a_test_split_are_found_in_documents(data, tmp_path):

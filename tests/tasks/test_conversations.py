@@ -7,7 +7,7 @@ import pytest
 from fledgling.config import UserError
 from fledgling.tasks import load_source
 from fledgling.text.conversation import check_conversation
-from tests.made_up_sets import made_up_sets, write_rows
+from tests.made_up_sets import write_public_sets, write_rows
 
 
 def write_lines(path, *lines):
@@ -33,7 +33,7 @@ def test_own_conversations_come_once_an_epoch(tmp_path):
 
 
 def test_conversations_come_once_an_epoch_from_blocks_of_any_kind(tmp_path):
-    smoltalk = load_source("smoltalk", made_up_sets(tmp_path / "data"))
+    smoltalk = load_source("smoltalk", write_public_sets(tmp_path / "data"))
     rows = [smoltalk.get_train_example(i, 3)["messages"][0]["content"] for i in range(100)]
     assert (
         len(smoltalk) == 50

@@ -16,12 +16,12 @@ from fledgling.tasks.core import (
     sample_foundry_shots,
     select_items,
 )
-from tests.made_up_core import bundle
+from tests.made_up_core import write_core_bundle
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    return {task.label: task for task in read_core_tasks(bundle(tmp_path_factory.mktemp("data")))}
+    return {task.label: task for task in read_core_tasks(write_core_bundle(tmp_path_factory.mktemp("data")))}
 
 
 def texts(task, convention):
@@ -156,7 +156,7 @@ def test_fewer_items_than_examples_is_no_error(tasks, convention):
     ],
 )
 def test_a_bad_line_is_named_by_file_and_line(tmp_path, file, line, text, word):
-    path = bundle(tmp_path) / "core" / "eval_data" / file
+    path = write_core_bundle(tmp_path) / "core" / "eval_data" / file
     lines = path.read_text().split("\n")
     lines[line - 1] = text
     path.write_text("\n".join(lines))
@@ -172,7 +172,7 @@ def test_a_bundle_that_is_missing_says_how_to_get_it(tmp_path):
 
 
 def test_parts_that_are_missing_or_unknown_are_named(tmp_path):
-    root = bundle(tmp_path)
+    root = write_core_bundle(tmp_path)
     with pytest.raises(UserError, match='"chioce" - did you mean "choice"'):
         read_core_tasks(root, ["chioce"])
     assert [task.label for task in read_core_tasks(root, ["schema", "choice"])] == ["choice", "schema"]

@@ -9,14 +9,14 @@ import pytest
 from fledgling.config import UserError
 from fledgling.tasks import PUBLIC_TASKS, load_source, load_task
 from fledgling.text.conversation import check_conversation
-from tests.made_up_sets import REAL, choice_rows, made_up_sets, needs_real_data, write_rows
+from tests.made_up_sets import REAL, make_choice_rows, needs_real_data, write_public_sets, write_rows
 
 WITH_TRAINING_SPLIT = ("arc_easy", "arc_challenge", "mmlu", "gsm8k")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return made_up_sets(tmp_path_factory.mktemp("data"))
+    return write_public_sets(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("name", WITH_TRAINING_SPLIT)
@@ -84,7 +84,7 @@ def test_a_missing_set_says_how_to_get_it(tmp_path, name):
     ],
 )
 def test_a_bad_row_is_one_line_with_file_and_line(tmp_path, rows, problem):
-    good = choice_rows("stone", 1)
+    good = make_choice_rows("stone", 1)
     write_rows(tmp_path / "evals" / "arc" / "arc_easy_test.jsonl", good + rows)
     with pytest.raises(UserError) as error:
         load_task("arc_easy", tmp_path).list_exam_questions(5)

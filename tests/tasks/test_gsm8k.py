@@ -6,12 +6,12 @@ import pytest
 
 from fledgling.infer.tools import calculate
 from fledgling.tasks import gsm8k, load_task
-from tests.made_up_sets import REAL, made_up_sets, needs_real_data, problem
+from tests.made_up_sets import REAL, make_word_problem, needs_real_data, write_public_sets
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return made_up_sets(tmp_path_factory.mktemp("data"))
+    return write_public_sets(tmp_path_factory.mktemp("data"))
 
 
 def test_marks_become_calls_and_the_tool_agrees():
@@ -31,7 +31,7 @@ def test_marks_become_calls_and_the_tool_agrees():
 
 
 def test_a_number_behind_the_mark_is_the_answer():
-    question = gsm8k.parse_row("gsm8k", problem(1, 69_999), "here:1").question
+    question = gsm8k.parse_row("gsm8k", make_word_problem(1, 69_999), "here:1").question
     assert question.answer == "70000"
     for right in ("#### 70000", "so\n#### 70,000", "#### 70000.00 apples", "#### 70,000."):
         assert gsm8k.score_final_answer(question, right) == 1.0, right

@@ -3,12 +3,12 @@
 import pytest
 
 from fledgling.tasks import humaneval, load_task
-from tests.made_up_sets import REAL, made_up_sets, needs_real_data
+from tests.made_up_sets import REAL, needs_real_data, write_public_sets
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return made_up_sets(tmp_path_factory.mktemp("data"))
+    return write_public_sets(tmp_path_factory.mktemp("data"))
 
 
 def test_an_answer_becomes_a_program_by_three_rules(root):

@@ -5,11 +5,11 @@ import pytest
 from fledgling.config import UserError
 from fledgling.tasks import load_task
 from fledgling.text.conversation import check_conversation
-from tests.made_up_sets import choice_rows, write_rows
+from tests.made_up_sets import make_choice_rows, write_rows
 
 
 def test_a_user_s_questions_are_evaluated_practised_and_learned(tmp_path):
-    rows = [{"question": "What is the capital of Peru?", "answer": "Lima"}, *choice_rows("coin", 1)]
+    rows = [{"question": "What is the capital of Peru?", "answer": "Lima"}, *make_choice_rows("coin", 1)]
     path = write_rows(tmp_path / "own.jsonl", rows)
     task = load_task(f"questions:{path}")
     [(name, questions)] = task.list_exam_questions(9)

@@ -4,7 +4,7 @@ import json
 
 from fledgling.config import load_recipe
 from fledgling.train.run import run_stage
-from tests.made_up_core import BASELINES, bundle
+from tests.made_up_core import BASELINES, write_core_bundle
 from tests.tiny import tiny
 
 
@@ -13,7 +13,7 @@ def lines(path):
 
 
 def test_core_is_measured_every_so_often_and_its_tasks_at_the_end(tmp_path):
-    root = bundle(tmp_path / "data")
+    root = write_core_bundle(tmp_path / "data")
     recipe = tiny(tmp_path, **{"pretrain.core_every": 3, "pretrain.core_max_per_task": 3, "run.data_dir": f'"{root}"'})
     run_stage(recipe, "pretrain", quiet=True)
     found = lines(tmp_path / "run" / "pretrain" / "evals.jsonl")

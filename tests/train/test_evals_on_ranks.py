@@ -11,7 +11,7 @@ from fledgling.infer.engine import Engine
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
 from fledgling.train import run
-from tests.made_up_core import bundle
+from tests.made_up_core import write_core_bundle
 from tests.ranks import on_ranks, one_thread
 from tests.tiny import tiny
 
@@ -50,7 +50,7 @@ def alone(monkeypatch):
 
 
 def test_two_ranks_write_the_lines_of_one_and_share_the_work(tmp_path, alone):
-    root = bundle(tmp_path / "data")
+    root = write_core_bundle(tmp_path / "data")
     asked = {"stages": '["pretrain", "sft", "rl"]', "run.data_dir": f'"{root}"'}
     asked |= {"pretrain.core_every": 2, "pretrain.core_max_per_task": 3, "sft.eval_every": 2, "rl.eval_every": 2}
     recipe = tiny(tmp_path, **asked)

@@ -11,7 +11,7 @@ from fledgling.speedrun import speedrun
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
 from fledgling.train.stage_rows import exam_names, prepare_stage_rows, require_data
-from tests.made_up_sets import REAL, made_up_sets, needs_real_data, write_rows
+from tests.made_up_sets import REAL, needs_real_data, write_public_sets, write_rows
 from tests.tiny import tiny
 
 SETS = {"smoltalk": 0.47, "gsm8k": 0.3, "arc_easy": 0.1, "arc_challenge": 0.08, "mmlu": 0.05}
@@ -25,7 +25,7 @@ def weights(mixture):
 def ready(tmp_path_factory):
     """A tokenizer and a preparer over made-up sets."""
     folder = tmp_path_factory.mktemp("mix")
-    recipe = tiny(folder, **{"run.data_dir": made_up_sets(folder / "data")})
+    recipe = tiny(folder, **{"run.data_dir": write_public_sets(folder / "data")})
     preparer = DataPreparer(recipe, folder / "run")
     return preparer, preparer.load_or_train_tokenizer()
 
@@ -89,7 +89,7 @@ def test_a_few_rows_that_are_no_conversation_are_left_out_and_told(tmp_path):
 
 @pytest.mark.parametrize("name", ["d12-1gpu", "d20-8xh100"])
 def test_the_large_recipes_say_what_to_fetch_before_anything_starts(name, tmp_path):
-    data = made_up_sets(tmp_path / "data")
+    data = write_public_sets(tmp_path / "data")
     write_rows(data / "fineweb-edu" / "a.jsonl", [{"text": "Some text."}])
     recipe = load_recipe(name, [f"run.data_dir={data}", f"run.out={tmp_path / 'run'}"])
     require_data(recipe, recipe.stages)
@@ -112,7 +112,7 @@ def test_the_large_recipes_say_what_to_fetch_before_anything_starts(name, tmp_pa
 
 
 def test_midtrain_sft_and_rl_run_over_public_sets(tmp_path):
-    data = made_up_sets(tmp_path / "data")
+    data = write_public_sets(tmp_path / "data")
     recipe = tiny(
         tmp_path,
         **{
