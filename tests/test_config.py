@@ -12,10 +12,10 @@ from fledgling.config import (
     RunConfig,
     StageConfig,
     UserError,
+    dump_toml,
     load_recipe,
     recipe_names,
 )
-from fledgling.toml import dump_toml
 
 
 @pytest.fixture

@@ -20,9 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.export.hf_mapping import CLASSES, from_hf_config, from_hf_tensor, tensor_mappings
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.text.gpt2 import load_gpt2_tokenizer
 from fledgling.text.tokenizer import Tokenizer

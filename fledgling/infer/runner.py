@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.kernels.backend import select_backend
 from fledgling.kernels.quantized_model import load_quantized_model
 from fledgling.model.attention import TreeMask
 from fledgling.model.cache import CacheRow, KVCache
-from fledgling.model.config import ModelConfig
 from fledgling.model.flash_norm import drop_norm_weights, fold_norm_weights
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import load_checkpoint, resolve_checkpoint

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 from fledgling.model.window import window_mask
 
 BLOCK_SIZE = 64  # tokens: as fast as contiguous rows; blocks of 16 take 1.5 times as long (docs/benchmarks.md)

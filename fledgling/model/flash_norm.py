@@ -26,8 +26,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fledgling.config import UserError
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig, UserError
 from fledgling.model.norm import RMSNorm, WeightedRMSNorm
 
 NormOutput = tuple[Tensor, Tensor | None]  # input of the matrices (..., C), and the scale still to be applied (..., 1)

@@ -18,7 +18,7 @@ States, gradients and the output head are counted in `memory.py`.
 
 from __future__ import annotations
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 
 QUERY_BLOCK = 128  # queries per block of attention, as in fledgling.model.attention
 MAX_BLOCKWISE_CONTEXT = 1024  # longest row that CPUs process block by block

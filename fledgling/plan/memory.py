@@ -19,8 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from fledgling.config import UserError
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig, UserError
 from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.optim.partition import (
     ADAMW_BLOCK_VALUES,

@@ -17,15 +17,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fledgling.config import Recipe, UserError, did_you_mean
-from fledgling.model.config import config_from_table
+from fledgling.config import Recipe, UserError, did_you_mean, dump_toml
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.record import write_text
 from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.report.template import render_page
 from fledgling.scaling.results import CELL, SweepRun, format_flops, read_run
-from fledgling.toml import dump_toml
 
 BASE = "base"
 ABLATION_SETTINGS = "ablation.toml"
@@ -130,7 +128,7 @@ def plan_ablation(
     for seed in range(seeds):
         for name, recipe in recipes.items():
             batch = recipe.pretrain.batch_tokens or BATCH_TOKENS
-            flops = training_flops_per_token(config_from_table(recipe.model, recipe.tokenizer.vocab_size)) * batch
+            flops = training_flops_per_token(recipe.resolve_model()) * batch
             steps = round(budget / flops)
             if steps < MIN_STEPS:
                 min_budget = format_flops(1.01 * MIN_STEPS * flops)

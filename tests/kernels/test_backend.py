@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from fledgling.config import ModelConfig
 from fledgling.kernels import backend, native, zero_skipping
 from fledgling.kernels.backend import select_backend
 from fledgling.kernels.packed_weight import PackedWeight, can_pack_bf16
 from fledgling.kernels.zero_skipping import ZeroSkippingWeight
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def model() -> Transformer:
-    config = config_from_preset("fledgling", vocab_size=60, depth=2, width=64, heads=2, kv_heads=2, context=32)
+    config = ModelConfig(family="fledgling", vocab_size=60, depth=2, width=64, heads=2, kv_heads=2, context=32)
     model = Transformer(config)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():

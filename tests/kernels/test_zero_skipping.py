@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fledgling.config import ModelConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.kernels import backend, zero_skipping
 from fledgling.kernels.packed_weight import can_pack_bf16
 from fledgling.kernels.zero_skipping import MAX_ACTIVE_SHARE, ZeroSkippingWeight, sum_active_rows
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # of the largest value
@@ -17,8 +17,15 @@ CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # of the largest value
 
 def make_model_with_zeros(share: float, activation: str = "relu2") -> Transformer:
     """A random model with at least this share of zero activations in every layer."""
-    config = config_from_preset(
-        "fledgling", vocab_size=330, depth=2, width=64, heads=2, kv_heads=2, context=64, activation=activation
+    config = ModelConfig(
+        family="fledgling",
+        vocab_size=330,
+        depth=2,
+        width=64,
+        heads=2,
+        kv_heads=2,
+        context=64,
+        activation=activation,
     )
     model = Transformer(config)
     draw = torch.Generator().manual_seed(0)

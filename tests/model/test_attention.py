@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fledgling.config import ModelConfig
 from fledgling.model import attention
 from fledgling.model.attention import TreeMask
 from fledgling.model.cache import CacheRow, KVCache
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 SIZES = {"vocab_size": 60, "depth": 2, "width": 32, "heads": 2, "kv_heads": 2, "context": 24}
@@ -23,7 +23,7 @@ def test_unbounded_scores_give_what_sdpa_computes(document_ids):
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
     result = attention.blockwise_attention(q, k, v, document_ids, bounded=False)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
-    cache, row = KVCache(config_from_preset("llama", **SIZES), block_size=16), CacheRow()
+    cache, row = KVCache(ModelConfig(family="llama", **SIZES), block_size=16), CacheRow()
     cache.make_batch([row], [200]).write(0, k, v)
     row.length = 199
     last = attention.paged_attention(q[:, :, -1:], cache.make_batch([row], [1]), 0, bounded=False)
@@ -36,7 +36,7 @@ def test_unbounded_scores_give_what_sdpa_computes(document_ids):
 def test_a_branch_sees_its_window_along_the_trunk_and_itself(max_blockwise, monkeypatch):
     monkeypatch.setattr(attention, "MAX_BLOCKWISE_INFERENCE", max_blockwise)
     fields = {"depth": 3, "heads": 4, "context": 48, "window_pattern": "S", "window_size": 6}
-    model = Transformer(config_from_preset("fledgling", **SIZES | fields))
+    model = Transformer(ModelConfig(family="fledgling", **SIZES | fields))
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3

@@ -2,14 +2,14 @@
 
 import torch
 
-from fledgling.model.config import config_from_preset
+from fledgling.config import ModelConfig
 from fledgling.model.transformer import Transformer
 
 SIZES = {"vocab_size": 60, "depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "context": 48}
 
 
 def test_initial_residual_scalars_change_nothing():
-    plain, scaled = (Transformer(config_from_preset("llama", **SIZES, residual_scalars=on)) for on in (False, True))
+    plain, scaled = (Transformer(ModelConfig(family="llama", **SIZES, residual_scalars=on)) for on in (False, True))
     for model in (plain, scaled):
         model.initialize(3)
     tokens = torch.arange(48)[None]

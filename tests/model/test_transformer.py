@@ -6,8 +6,8 @@ Norms, positions and feed-forward parts are compared with Hugging Face's models 
 import pytest
 import torch
 
-from fledgling.config import OptimizerConfig
-from fledgling.model.config import FAMILIES, ModelConfig, config_from_preset
+from fledgling.config import ModelConfig, OptimizerConfig
+from fledgling.config.model import FAMILIES
 from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
@@ -39,15 +39,21 @@ def make_random_model(config: ModelConfig, seed: int = 0) -> Transformer:
 @pytest.mark.parametrize(("family", "sizes", "count"), PUBLISHED)
 def test_published_models_have_their_published_size(family, sizes, count):
     vocab_size, depth, width, heads, context = sizes
-    config = config_from_preset(
-        family, vocab_size=vocab_size, depth=depth, width=width, heads=heads, kv_heads=heads, context=context
+    config = ModelConfig(
+        family=family,
+        vocab_size=vocab_size,
+        depth=depth,
+        width=width,
+        heads=heads,
+        kv_heads=heads,
+        context=context,
     )
     with torch.device("meta"):
         assert Transformer(config).count_parameters() == count
 
 
 def test_features_that_are_off_have_no_parameters():
-    names = [name for name, _ in Transformer(config_from_preset("fledgling", **SIZES)).named_parameters()]
+    names = [name for name, _ in Transformer(ModelConfig(family="fledgling", **SIZES)).named_parameters()]
     assert not [name for name in names if "residual" in name or "value_embedding" in name]
 
 
@@ -61,7 +67,7 @@ def test_the_same_seed_gives_the_same_weights():
 def test_initial_weights_are_those_of_the_docstring():
     sizes = SIZES | {"vocab_size": 2000, "width": 128, "depth": 8}
     default, gpt2, llama = (
-        Transformer(config_from_preset(family, **sizes)) for family in ("fledgling", "gpt2", "llama")
+        Transformer(ModelConfig(family=family, **sizes)) for family in ("fledgling", "gpt2", "llama")
     )
     for model in (default, gpt2, llama):
         model.initialize(0)
@@ -78,7 +84,7 @@ def test_initial_weights_are_those_of_the_docstring():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_has_one_role_and_is_updated(family):
-    model = Transformer(config_from_preset(family, **SIZES))
+    model = Transformer(ModelConfig(family=family, **SIZES))
     model.initialize(0)
     roles = {name: assign_role(name, tuple(p.shape)) for name, p in model.named_parameters()}
     assert set(roles.values()) <= set(ROLES)
@@ -103,9 +109,9 @@ def test_every_parameter_has_one_role_and_is_updated(family):
 
 @pytest.mark.parametrize("cap", [0.0, 15.0])
 def test_a_tied_matrix_receives_the_gradients_of_both_uses(cap):
-    tied = Transformer(config_from_preset("gpt2", **SIZES, logit_softcap=cap))
+    tied = Transformer(ModelConfig(family="gpt2", **SIZES, logit_softcap=cap))
     tied.initialize(1)
-    untied = Transformer(config_from_preset("gpt2", **SIZES, logit_softcap=cap, tie_embeddings=False))
+    untied = Transformer(ModelConfig(family="gpt2", **SIZES, logit_softcap=cap, tie_embeddings=False))
     untied.load_state_dict(tied.state_dict())
     assert tied.count_parameters() == untied.count_parameters() - 60 * 32
     assert tied.embedding.weight is tied.head.weight
@@ -140,7 +146,7 @@ def test_the_future_is_not_seen():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documents_do_not_see_each_other_and_the_future_is_not_seen_in_any_family(family):
-    model = Transformer(config_from_preset(family, **SIZES))
+    model = Transformer(ModelConfig(family=family, **SIZES))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3

@@ -2,14 +2,21 @@
 
 import torch
 
-from fledgling.model.config import config_from_preset
+from fledgling.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.optim.roles import assign_role
 
 
 def test_value_embeddings_depend_on_the_token_and_are_embeddings():
-    config = config_from_preset(
-        "fledgling", vocab_size=60, depth=3, width=32, heads=4, kv_heads=2, context=48, value_embeddings=2
+    config = ModelConfig(
+        family="fledgling",
+        vocab_size=60,
+        depth=3,
+        width=32,
+        heads=4,
+        kv_heads=2,
+        context=48,
+        value_embeddings=2,
     )
     model = Transformer(config)
     generator = torch.Generator().manual_seed(1)

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fledgling.config import OptimizerConfig
-from fledgling.model.config import config_from_preset
+from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.model.transformer import Transformer
 from fledgling.optim import optimizer as optimizer_module
 from fledgling.optim.optimizer import Optimizer
@@ -21,7 +20,7 @@ from tests.invariants.losses import batch_of
 from tests.ranks import on_ranks
 
 # everything divides
-EVEN = config_from_preset("fledgling", vocab_size=64, depth=4, width=32, heads=2, kv_heads=2, context=24)
+EVEN = ModelConfig(family="fledgling", vocab_size=64, depth=4, width=32, heads=2, kv_heads=2, context=24)
 UNEVEN = replace(EVEN, vocab_size=61, depth=3, kv_heads=1, intermediate_size=97, norm="rms_weighted")
 
 

@@ -2,20 +2,14 @@
 
 import pytest
 
-from fledgling.config import ModelTable, UserError
-from fledgling.model.config import (
-    FAMILIES,
-    ModelConfig,
-    config_from_preset,
-    config_from_table,
-    derive_intermediate_size,
-)
+from fledgling.config import ModelConfig, UserError
+from fledgling.config.model import FAMILIES, derive_intermediate_size
 
 SIZES = {"vocab_size": 60, "depth": 3, "width": 32, "heads": 4, "kv_heads": 4, "context": 24}
 
 
 def test_a_gpt2_of_depth_twelve_is_the_smallest_published_one():
-    config = config_from_table(ModelTable(depth=12, family="gpt2", context=1024), 50257)
+    config = ModelConfig(depth=12, family="gpt2", context=1024).resolve(50257)
     assert (config.width, config.heads, config.intermediate_size, config.tie_embeddings) == (768, 12, 3072, True)
 
 
@@ -28,22 +22,24 @@ def test_descriptions_from_before_there_were_families_still_load():
     old = {**SIZES, "mlp_ratio": 3, "logit_softcap": 15.0, "rope_base": 1e4, "norm_eps": 1e-6, "family": "fledgling"}
     assert ModelConfig.from_dict(old) == ModelConfig(**SIZES, intermediate_size=96)
     for family in FAMILIES:
-        config = config_from_preset(family, **SIZES)
+        config = ModelConfig(family=family, **SIZES)
         assert ModelConfig.from_dict(config.to_dict()) == config
 
 
 def test_any_family_accepts_any_part():
-    table = ModelTable(depth=1, width=32, heads=2, family="llama", activation="relu2", qk_norm=True, logit_softcap=15.0)
-    config = config_from_table(table, 60)
+    table = ModelConfig(
+        depth=1, width=32, heads=2, family="llama", activation="relu2", qk_norm=True, logit_softcap=15.0
+    )
+    config = table.resolve(60)
     parts = (config.activation, config.intermediate_size, config.qk_norm, config.logit_softcap)
     assert parts == ("relu2", 128, True, 15.0)
     assert config.norm == "rms_weighted"
     with pytest.raises(UserError, match="activation"):
-        config_from_preset("llama", **SIZES, activation="swish")
+        ModelConfig(family="llama", **SIZES, activation="swish")
 
 
 def test_optional_features_are_off_by_default():
-    config = config_from_table(ModelTable(depth=3), 60)
+    config = ModelConfig(depth=3).resolve(60)
     assert config.enabled_features == () and config.window_size == 0
 
 
@@ -52,7 +48,7 @@ def test_optional_features_are_off_by_default():
 )
 def test_features_with_impossible_values_are_rejected(fields, word):
     with pytest.raises(UserError, match=word):
-        config_from_preset("fledgling", **SIZES, **fields)
+        ModelConfig(family="fledgling", **SIZES, **fields)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +66,7 @@ def test_sizes_that_do_not_fit_are_named(sizes, word):
 
 def test_a_window_pattern_gives_each_layer_its_window_and_the_last_layer_none():
     def window_sizes(**fields):
-        config = config_from_preset("fledgling", **SIZES | {"context": 48}, **fields)
+        config = ModelConfig(family="fledgling", **SIZES | {"context": 48}, **fields)
         return [config.layer_window_size(layer) for layer in range(3)]
 
     assert window_sizes(window_pattern="SSL", window_size=5) == [5, 5, None]
