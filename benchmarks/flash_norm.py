@@ -22,11 +22,10 @@ import torch
 
 from fledgling.bench.infer import make_random_model
 from fledgling.bench.train import RandomBatches
-from fledgling.config import OptimizerConfig
+from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.model.build import build_model
-from fledgling.model.config import ModelConfig, config_from_preset
 from fledgling.model.flash_norm import drop_norm_weights, fold_norm_weights
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
@@ -50,8 +49,8 @@ def measure_flash_norm(
     shapes = shapes or {"train": TRAINED, "decode": DECODED}
     for what, make in (("train", _training), ("decode", _decoding)):
         for family, depth, width in shapes[what]:
-            config = config_from_preset(
-                family,
+            config = ModelConfig(
+                family=family,
                 vocab_size=VOCABULARY,
                 depth=depth,
                 width=width,

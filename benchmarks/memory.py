@@ -23,9 +23,8 @@ from typing import Any
 import torch
 
 from fledgling.bench.train import RandomBatches
-from fledgling.config import OptimizerConfig, UserError
+from fledgling.config import ModelConfig, OptimizerConfig, UserError
 from fledgling.model.build import build_model
-from fledgling.model.config import ModelConfig, config_from_preset
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import TrainingStep, memory_by_phase
 from fledgling.runtime.device import DTYPES, DeviceSetup
@@ -63,8 +62,8 @@ class Case:
     @property
     def config(self) -> ModelConfig:
         """The model."""
-        return config_from_preset(
-            self.family,
+        return ModelConfig(
+            family=self.family,
             vocab_size=self.vocab_size,
             depth=self.depth,
             width=self.width,

@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fledgling.bench.train import RandomBatches
-from fledgling.config import Recipe
-from fledgling.model.config import ModelConfig, config_from_table
+from fledgling.config import ModelConfig, Recipe
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoidal_schedule
@@ -94,7 +93,7 @@ def measure_optimizer_memory(recipe: Recipe) -> list[dict]:
     Every rank must call it. Returns dicts with zero, ranks, measured, expected, and the counts by kind, in values.
     """
     world = World.start(recipe.run.device)
-    config = replace(config_from_table(recipe.model, recipe.tokenizer.vocab_size), context=CONTEXT)
+    config = replace(recipe.resolve_model(), context=CONTEXT)
     found = []
     for zero in (0, 1, 2, 3):
         with torch.device(world.device):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fledgling.bench.infer import make_random_model
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.data.batch import Batch
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
@@ -30,10 +30,9 @@ from fledgling.evals.bpb import read_first_rows
 from fledgling.evals.sparsity import measure_activation_sparsity
 from fledgling.infer.engine import Engine
 from fledgling.infer.pack import PackedWeight, can_pack_bf16
+from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.skip import ZeroSkippingWeight
-from fledgling.infer.runner import load_model
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 SHARES = (0.5, 0.8, 0.9, 0.95)
@@ -156,7 +155,7 @@ def decoded(repeats: int = 3, depth: int = 6, width: int = 768) -> list[dict[str
     sizes = {"vocab_size": 4096, "depth": depth, "width": width, "heads": width // 128, "kv_heads": width // 128}
     for dtype in dtypes():
         for activation, share in (*(("relu2", share) for share in SHARES), ("gelu", 0.0), ("swiglu", 0.0)):
-            config = config_from_preset("fledgling", **sizes, context=256, activation=activation)
+            config = ModelConfig(family="fledgling", **sizes, context=256, activation=activation)
             model = make_random_model(config, dtype, torch.device("cpu"))
             for block in model.blocks if activation == "relu2" else ():  # of what is left, half is negative
                 block.mlp.fc1.weight.data[: round((2 * share - 1) * config.intermediate_size)] = 0

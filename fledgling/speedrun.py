@@ -1,4 +1,4 @@
-"""All stages of a recipe in order: a finished stage is skipped, a broken one goes on where it was saved."""
+"""All stages of a recipe in order: a finished stage is skipped, an interrupted one resumes where it was saved."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from fledgling.train.run import run_stage
 from fledgling.train.stage_rows import require_data
 
 
-def speedrun(recipe: Recipe, quiet: bool = False) -> list[str]:
-    """Run what is left of the recipe's stages; returns the names of those that had work to do.
+def run_stages(recipe: Recipe, quiet: bool = False) -> list[str]:
+    """Runs the stages of a recipe that are not done; returns the names of those that were run.
 
-    Raises UserError before the first of them when a later one lacks its data.
+    Raises UserError before the first of them if data of a later one are missing.
     """
-    require_data(recipe, [name for name in recipe.stages if not (Path(recipe.run.out) / name / "done.json").exists()])
+    run_dir = Path(recipe.run.out)
+    require_data(recipe, [name for name in recipe.stages if not (run_dir / name / "done.json").exists()])
     return [name for name in recipe.stages if run_stage(recipe, name, quiet=quiet)]

@@ -28,10 +28,9 @@ from fledgling.bench.gpu import note, place
 from fledgling.bench.gpu_kernels import profile_step, wait
 from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_stream_bandwidth
 from fledgling.bench.train import RandomBatches, with_model_size
-from fledgling.config import Recipe, load_recipe
+from fledgling.config import ModelConfig, Recipe, load_recipe
 from fledgling.infer.engine import Engine
 from fledgling.model.build import build_model
-from fledgling.model.config import ModelConfig, config_from_table
 from fledgling.model.head_chunk import CHUNK_LOGITS
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
@@ -130,7 +129,7 @@ def steps_of(
     gpu_kernels.reset_kernels(compiled)
     CHUNK_LOGITS[world.device.type] = chunk * vocab_size if chunk else DEFAULT_CHUNK_LOGITS[world.device.type]
     free()
-    model = build_model(config_from_table(recipe.model, vocab_size), setup, world.device)
+    model = build_model(recipe.model.resolve(vocab_size), setup, world.device)
     fill(model)
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, compiled, setup.dtype)
     stream = RandomBatches(vocab_size, rows, context)
@@ -261,7 +260,7 @@ def decode(out: Path, tiny: bool) -> None:
     asked = (16, 8) if tiny else (256, 64)  # tokens of a prompt, and of its answer
     for depth in (2,) if tiny else (20, 12):
         shape = (depth, 512, 64) if tiny else (depth, 65536, 2048)
-        config = config_from_table(recipe_of(*shape).model, shape[1])
+        config = recipe_of(*shape).model.resolve(shape[1])
         decode_model(config, (1, 2) if tiny else (1, 8, 32, 256), () if depth == 20 else (1, 32), *asked, bandwidth)
         free()
 

@@ -25,12 +25,11 @@ from typing import Any, cast
 import torch
 
 from fledgling.bench.backends import LLAMA_CPP_FORMATS, Backend, EngineBackend, LlamaCppBackend, TransformersBackend
-from fledgling.config import Recipe, UserError
+from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.infer.engine import Engine
 from fledgling.kernels.format import DEFAULT_GROUP_SIZES
 from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
 from fledgling.model.cache import CacheRow
-from fledgling.model.config import ModelConfig, config_from_table
 from fledgling.model.transformer import Transformer
 from fledgling.plan import inference
 from fledgling.plan.flops import forward_flops_per_token
@@ -88,7 +87,7 @@ def measure_inference(
         raise UserError(f"bits: got {' '.join(map(str, bits)) or 'nothing'}, expected some of 16, 8 and 4")
     world = World.start(recipe.run.device)
     device, setup = world.device, set_up_device(recipe.run, world)
-    config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
+    config = recipe.resolve_model()
     model = make_random_model(config, setup.dtype, device)
     room = max(contexts) + tokens + 1
     with TemporaryDirectory() as folder:

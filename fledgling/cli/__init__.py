@@ -1,10 +1,10 @@
-"""The command: one file a verb, each imported only when it is called.
+"""The command `fledgling`: one file per verb, each imported only when it is called.
 
-Start reading at `VERBS`, then open the file of the verb you care about. A verb reads its arguments, calls one
-function of a lower floor and prints: results on stdout, progress on stderr. Nothing here computes anything.
+Start at `COMMANDS`, then open the file of a verb. A verb parses its arguments, calls functions of other packages and
+prints: results on stdout, progress on stderr.
 
-What it promises: `--help` imports no torch; exit codes are those of `runtime/exit_codes.py` (0 done, 1 failed, 2 usage,
-75 stopped and saved, ...); a user's mistake is one line on stderr, never a traceback.
+`--help` imports no torch. Exit codes are those of `runtime/exit_codes.py` (0 done, 1 failed, 2 usage, 75 stopped and
+saved, ...). A user's mistake is one line on stderr, never a traceback.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from fledgling.runtime.exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE
 if TYPE_CHECKING:
     from cyclopts import App
 
-# verb: (attribute of fledgling.cli.<verb>, one line for the overview). A group exports `app`, a single verb a
-# function of its own name; "module:attribute" where a verb's name cannot be a module's.
+# verb: (attribute of fledgling.cli.<verb>, help in one line). A group exports `app`, a single verb a function of its
+# own name; "module:attribute" where a verb's name cannot be a module's.
 COMMANDS = {
-    "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to go on where it stopped."),
+    "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to resume where it stopped."),
     "plan": ("app", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
-    "data": ("app", "Look at, fetch and prepare training text: info, fetch, prepare."),
+    "data": ("app", "Inspect, fetch and prepare training text: info, fetch, prepare."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft, dpo or rl."),
     "checkpoint": ("app", "Check the checkpoints of a run, file by file: verify."),
     "eval": ("app", "Measure a checkpoint: bpb, core, chat; compare two."),
-    "chat": ("chat", "Talk with a checkpoint."),
-    "serve": ("serve", "A checkpoint behind the API that OpenAI clients speak, and a page to talk to it."),
+    "chat": ("chat", "Chat with a checkpoint."),
+    "serve": ("serve", "Serve a checkpoint through an OpenAI-compatible API, and a chat page."),
     "export": ("app", "A checkpoint as files that other programs load: hf, gguf."),
-    "quantize": ("quantize", "A checkpoint in 8 or 4 bits, that every verb but train and export takes."),
-    "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb takes."),
-    "scaling": ("app", "How loss falls with size, data and compute: run, fit, predict, check, recover, inference."),
+    "quantize": ("quantize", "A checkpoint in 8 or 4 bits, which every verb but train and export accepts."),
+    "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb accepts."),
+    "scaling": ("app", "How the loss scales with size, data, compute: run, fit, predict, check, recover, inference."),
     "report": ("report", "A run directory as one self-contained page."),
-    "bench": ("app", "Speed, each figure beside its physical limit on this machine."),
-    "config": ("app", "List recipes, and show one with everything resolved: list, show."),
-    "doctor": ("doctor", "What this machine has for training, and what to do about the rest."),
+    "bench": ("app", "Speed, with its physical limit on this machine."),
+    "config": ("app", "List recipes, and show one with all defaults: list, show."),
+    "doctor": ("doctor", "What this machine has for training, and how to get what it lacks."),
 }
 
 
 def build_app(called: str | None = None) -> App:
-    """Return the command-line app. The verb `called` tells its own help, the others get their one line."""
+    """Returns the command-line app. The verb `called` shows its own help, the others their line in COMMANDS."""
     from cyclopts import App, Parameter
 
     from fledgling import __version__
@@ -56,22 +56,22 @@ def build_app(called: str | None = None) -> App:
         help_epilogue=None if called else "Start with: fledgling speedrun quickstart",
         default_parameter=Parameter(negative_iterable=()),
     )
-    for place, (verb, (attribute, line)) in enumerate(COMMANDS.items()):
+    for position, (verb, (attribute, line)) in enumerate(COMMANDS.items()):
         help_line = None if verb == called else line
-        there = attribute if ":" in attribute else f"{verb}:{attribute}"
-        app.command(f"fledgling.cli.{there}", name=verb, help=help_line, sort_key=place)
+        target = attribute if ":" in attribute else f"{verb}:{attribute}"
+        app.command(f"fledgling.cli.{target}", name=verb, help=help_line, sort_key=position)
     return app
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line (default: the process's own) and return its exit code."""
+    """Runs one command line (default: that of the process) and returns its exit code."""
     from cyclopts import CycloptsError
 
     argv = list(sys.argv[1:] if argv is None else argv)
     called = argv[0] if argv and argv[0] not in ("--help", "-h", "--version") else None
-    if called and called not in COMMANDS:  # asked here, because cyclopts would import every verb to find out
+    if called and called not in COMMANDS:  # cyclopts would import every verb to find out
         hint = did_you_mean(called, COMMANDS) or f": there are {', '.join(COMMANDS)}"
-        return _complain(f'unknown command "{called}"{hint}', USAGE_ERROR)
+        return _fail(f'unknown command "{called}"{hint}', USAGE_ERROR)
     try:
         app = build_app(called)
         result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
@@ -79,17 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return result if type(result) is int else 0
     except CycloptsError as error:
         message = " ".join(str(error).split())
-        return _complain(f"{message} (see fledgling {f'{called} ' if called else ''}--help)", USAGE_ERROR)
+        return _fail(f"{message} (see fledgling {f'{called} ' if called else ''}--help)", USAGE_ERROR)
     except UserError as error:
-        return _complain(str(error), FAILED)
+        return _fail(str(error), FAILED)
     except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `fledgling plan | head -1`: nobody reads on, and that is no fault of anyone's
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `fledgling plan | head -1`: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
 
 
-def _complain(message: str, code: int) -> int:
-    """Print one line on stderr and return the exit code."""
+def _fail(message: str, code: int) -> int:
+    """Prints one line on stderr and returns the exit code."""
     print(f"error: {message}", file=sys.stderr)
     return code

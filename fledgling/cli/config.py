@@ -1,4 +1,4 @@
-"""`fledgling config`: which recipes there are, and what one says once every default is filled in."""
+"""`fledgling config`: lists the recipes, and shows one with every default filled in."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import json
 from cyclopts import App
 
 from fledgling.cli.options import Json, Overrides
-from fledgling.config import load_recipe, recipe_names
-from fledgling.toml import dump_toml
+from fledgling.config import dump_toml, load_recipe, recipe_names
 
 app = App(name="config", help="List recipes, and show one with its defaults and overrides.")
 
@@ -37,5 +36,5 @@ def show(
     recipe
         A recipe's name, a TOML file or a run directory.
     """
-    resolved = load_recipe(recipe, overrides)
-    print(json.dumps(dataclasses.asdict(resolved), indent=2) if as_json else dump_toml(resolved).rstrip())
+    loaded = load_recipe(recipe, overrides)
+    print(json.dumps(dataclasses.asdict(loaded), indent=2) if as_json else dump_toml(loaded).rstrip())

@@ -1,4 +1,4 @@
-"""Options that several verbs share, so that they are spelt and explained the same everywhere."""
+"""Options that several verbs share, so that their names and help are the same everywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Overrides = Annotated[
         name="--set",
         negative=(),
         show_default=False,
-        help="table.key=value, as often as needed; the value none goes back to derived.",
+        help="table.key=value, as often as needed; the value none restores the default.",
     ),
 ]
 Gpus = Annotated[
@@ -25,7 +25,7 @@ Gpus = Annotated[
         name="--gpus",
         negative=(),
         show_default=False,
-        help="Ranks: one process a GPU, or so many processes that share a CPU's cores; default: this one process.",
+        help="Ranks: one process per GPU, or that many processes that share a CPU's cores; default: this process.",
     ),
 ]
 Restarts = Annotated[
@@ -33,7 +33,7 @@ Restarts = Annotated[
     Parameter(
         name="--restarts",
         negative=(),
-        help="With --gpus: how often all ranks start again from the last checkpoint when one dies, hangs or raises.",
+        help="With --gpus: how often all ranks restart from the last checkpoint when one dies, hangs or raises.",
     ),
 ]
 Nodes = Annotated[
@@ -41,7 +41,7 @@ Nodes = Annotated[
     Parameter(
         name="--nodes",
         negative=(),
-        help="With --gpus: machines that take part, each with so many ranks, each started with this same command.",
+        help="With --gpus: number of machines, each with that many ranks, each started with this same command.",
     ),
 ]
 Rendezvous = Annotated[
@@ -49,7 +49,7 @@ Rendezvous = Annotated[
     Parameter(
         name="--rendezvous",
         negative=(),
-        help="With --nodes: HOST:PORT of one of the machines, where all of them meet.",
+        help="With --nodes: HOST:PORT of one of the machines, to which all of them connect.",
     ),
 ]
 Json = Annotated[
@@ -59,22 +59,27 @@ Checkpoint = Annotated[Path, Parameter(help="A checkpoint, a stage or a run dire
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
 ComputeDtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    Parameter(help="Dtype of the products; auto is bfloat16 where the hardware multiplies it."),
+    Parameter(help="Dtype of matrix products; auto is bfloat16 where the hardware multiplies it."),
 ]
 Depth = Annotated[int, Parameter(help="Layers; width and heads follow.")]
 VocabSize = Annotated[int, Parameter(help="Entries of the tokenizer.")]
 
 
 def run_on_ranks(gpus: int | None, device: str, *arguments: object, **options: object) -> int | None:
-    """Run `fledgling WORDS OPTIONS` as `gpus` ranks and return its exit code; None where this process is to do it.
+    """Runs `fledgling ARGUMENTS OPTIONS` on `gpus` ranks; returns its exit code, or None if this process is to do it.
 
-    Options are spelt as on the command line, `as_json` as --json; those that are None, False or empty are left out.
+    Options are named as on the command line, `as_json` is --json; those that are None, False or empty are left out.
     """
     if gpus is None or is_launched_rank():
         return None
-    again = ["-m", "fledgling", *map(str, arguments), "--device", device]
+    command = ["-m", "fledgling", *map(str, arguments), "--device", device]
     for name, value in options.items():
         option = f"--{'json' if name == 'as_json' else name.replace('_', '-')}"
-        for one in value if isinstance(value, tuple) else [] if value is None or value is False else [value]:
-            again += [option] if one is True else [option, str(one)]
-    return launch_ranks(gpus, device, again)
+        for item in value if isinstance(value, tuple) else [] if value is None or value is False else [value]:
+            command += [option] if item is True else [option, str(item)]
+    return launch_ranks(gpus, device, command)
+
+
+def set_arguments(overrides: tuple[str, ...]) -> list[str]:
+    """Returns overrides as arguments of a command line: --set A --set B."""
+    return [argument for override in overrides for argument in ("--set", override)]

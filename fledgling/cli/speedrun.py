@@ -1,10 +1,10 @@
-"""`fledgling speedrun`: from nothing to a model to talk to, one recipe's stages in order."""
+"""`fledgling speedrun`: all stages of a recipe in order, and the report."""
 
 from __future__ import annotations
 
 import sys
 
-from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts
+from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts, set_arguments
 from fledgling.cli.training_exit import training_exit_code
 from fledgling.config import load_recipe
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
@@ -23,7 +23,7 @@ def speedrun(
 ) -> int:
     """Run every stage of a recipe that is not done yet, evaluate after each, and write the report.
 
-    Run it again after an interruption: it goes on from the last checkpoint.
+    Run it again after an interruption: it resumes from the last checkpoint.
 
     Parameters
     ----------
@@ -32,21 +32,21 @@ def speedrun(
     """
     chosen = load_recipe(recipe, overrides)
     if gpus is not None and not is_launched_rank():
-        again = ["speedrun", recipe, *(part for one in overrides for part in ("--set", one))]
-        return launch_ranks(gpus, chosen.run.device, ["-m", "fledgling", *again], restarts, nodes, rendezvous)
+        command = ["-m", "fledgling", "speedrun", recipe, *set_arguments(overrides)]
+        return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
     from rich.console import Console
 
     from fledgling.report import build_report, make_evals_table
-    from fledgling.speedrun import speedrun as run
+    from fledgling.speedrun import run_stages
 
     out = chosen.run.out
-    with training_exit_code() as left:
-        worked = run(chosen)
-    if left.code or not is_main_process():
-        return left.code
-    if not worked:
+    with training_exit_code() as status:
+        stages_run = run_stages(chosen)
+    if status.code or not is_main_process():
+        return status.code
+    if not stages_run:
         print(
-            f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to begin anew",
+            f"all is done in {out}: {', '.join(chosen.stages)}; set run.out, or remove it, to start anew",
             file=sys.stderr,
         )
     page = build_report(out)

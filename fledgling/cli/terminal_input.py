@@ -1,9 +1,7 @@
-"""What a person types: a line, or several; remembered from one conversation to the next.
+"""Reading messages from the terminal: of one line or several, with a history over conversations.
 
-The one idea: a text is one line unless it says otherwise. A line that ends in a backslash goes on in the next; one that
-begins with three double quotes goes on until three more; what is pasted stays together, where the terminal marks it.
-
-It knows no commands and no model: chat.py does.
+A message is one line. A line that ends in a backslash continues on the next; one that begins with three double quotes
+continues until three more; pasted text stays together, where the terminal marks it.
 """
 
 from __future__ import annotations
@@ -14,21 +12,23 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PROMPT, CONTINUATION_PROMPT = "\n> ", ". "  # what stands before a text, and before its further lines
+PROMPT, CONTINUATION_PROMPT = "\n> ", ". "  # before a message, and before its further lines
 FENCE = '"""'
-HISTORY_LINES = 1000  # lines
+HISTORY_LINES = 1000
 
 
 def read_message(ask: Callable[[str], str] | None = None) -> str:
-    """The next text, stripped; raises EOFError or KeyboardInterrupt when the person leaves.
+    """Returns the next message, stripped. Raises EOFError or KeyboardInterrupt when the user quits.
 
-    Ctrl-C or Ctrl-D within a text of several lines drops that text, and is no leaving: the text is then empty.
+    Ctrl-C or Ctrl-D within a message of several lines drops that message: an empty one is returned.
+
+    ask: reads a line after showing its argument; None: `input`.
     """
     ask = ask or input
     line = ask(PROMPT).strip()
     try:
         if line.startswith(FENCE):
-            return _fenced(line.removeprefix(FENCE), ask)
+            return _read_until_fence(line.removeprefix(FENCE), ask)
         lines = [line]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
@@ -39,7 +39,7 @@ def read_message(ask: Callable[[str], str] | None = None) -> str:
         return ""
 
 
-def _fenced(line: str, ask: Callable[[str], str]) -> str:
+def _read_until_fence(line: str, ask: Callable[[str], str]) -> str:
     lines = []
     while not line.rstrip().endswith(FENCE):
         lines.append(line)
@@ -49,10 +49,10 @@ def _fenced(line: str, ask: Callable[[str], str]) -> str:
 
 @contextlib.contextmanager
 def input_history(file: Path | None = None) -> Iterator[None]:
-    """Within it the terminal edits lines and offers those of earlier times, where the platform can.
+    """Within this context the terminal edits lines and offers those of earlier conversations, where the platform can.
 
-    file: where they are kept, readable by nobody else; default: chat-history in the user's state folder. A folder that
-    cannot be written costs the memory and nothing else.
+    file: holds the history, readable by its owner alone; None: chat-history in the user's state folder. If the folder
+    cannot be written, there is no history.
     """
     try:
         import readline
@@ -73,5 +73,5 @@ def input_history(file: Path | None = None) -> Iterator[None]:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             file.touch(mode=0o600)
             readline.write_history_file(file)
-        except OSError as problem:
-            print(f"what was typed is not remembered: {file}: {problem.strerror}", file=sys.stderr)
+        except OSError as error:
+            print(f"the chat history is not saved: {file}: {error.strerror}", file=sys.stderr)

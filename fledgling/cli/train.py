@@ -1,10 +1,10 @@
-"""`fledgling train`: one stage of a recipe, in this process or as several ranks."""
+"""`fledgling train`: one stage of a recipe, in this process or on several ranks."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts
+from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts, set_arguments
 from fledgling.cli.training_exit import training_exit_code
 from fledgling.config import UserError, load_recipe
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
@@ -23,9 +23,9 @@ def train(
     rendezvous: Rendezvous = "127.0.0.1:0",
     overrides: Overrides = (),
 ) -> int:
-    """Run one stage; it starts from the stage before it and goes on from its own newest checkpoint.
+    """Run one stage: it starts from the stage before it, and resumes from its own newest checkpoint.
 
-    `torchrun ... -m fledgling train ...` does the same as `--gpus`, over several machines too.
+    `torchrun ... -m fledgling train ...` does the same as `--gpus`, also over several machines.
 
     Parameters
     ----------
@@ -34,19 +34,19 @@ def train(
     recipe
         A recipe's name, a TOML file or a run directory.
     resume
-        auto: go on from the newest checkpoint; never: begin the stage anew.
+        auto: resume from the newest checkpoint; never: start the stage anew.
     """
     chosen = load_recipe(recipe, overrides)
     if stage not in chosen.stages:
         raise UserError(f"{stage} is not among the stages of {chosen.name}: {', '.join(chosen.stages)}")
     if gpus is not None and not is_launched_rank():
-        again = ["train", stage, recipe, "--resume", resume, *(part for one in overrides for part in ("--set", one))]
-        return launch_ranks(gpus, chosen.run.device, ["-m", "fledgling", *again], restarts, nodes, rendezvous)
+        command = ["-m", "fledgling", "train", stage, recipe, "--resume", resume, *set_arguments(overrides)]
+        return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
     from fledgling.train.run import run_stage
 
-    with training_exit_code() as left:
-        worked = run_stage(chosen, stage, resume)
-    if not left.code and is_main_process():
-        where = f"{chosen.run.out}/{stage}"
-        print(f"{stage} done: {where}" if worked else f"{stage} was done already: {where}")
-    return left.code
+    with training_exit_code() as status:
+        has_run = run_stage(chosen, stage, resume)
+    if not status.code and is_main_process():
+        stage_dir = f"{chosen.run.out}/{stage}"
+        print(f"{stage} done: {stage_dir}" if has_run else f"{stage} was done already: {stage_dir}")
+    return status.code

@@ -1,4 +1,4 @@
-"""How a command that trains ends: what has happened becomes an exit code (`exits.py`) and a line on stderr."""
+"""The end of a command that trains: its outcome as an exit code (`runtime/exit_codes.py`) and a line on stderr."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from fledgling.runtime.world import is_main_process, leave_process_group
 
 @dataclass
 class ExitStatus:
-    """How the work within `leaving` has ended."""
+    """The outcome of the block within `training_exit_code`."""
 
     code: int = DONE
 
 
 @contextmanager
 def training_exit_code() -> Iterator[ExitStatus]:
-    """Within it is training, which may be asked to stop, or fail; afterwards the group of ranks is left.
+    """Runs a block that trains; afterwards leaves the process group.
 
-    A user's mistake goes on up; a bug is shown as it is, with exit code FAULT.
+    A requested stop becomes the code STOPPED; a UserError is raised; any other exception is printed, with code FAULT.
     """
     from fledgling.train.loop import TrainingStopped
 
-    left = ExitStatus()
+    status = ExitStatus()
     try:
-        yield left
+        yield status
     except TrainingStopped as stopped:
-        left.code = STOPPED
+        status.code = STOPPED
         if is_main_process():
-            print(f"{stopped}; the same command goes on from there", file=sys.stderr)
+            print(f"{stopped}; the same command resumes from there", file=sys.stderr)
     except UserError:
         raise
     except Exception:
-        left.code = FAULT
+        status.code = FAULT
         traceback.print_exc()
     finally:
         leave_process_group()

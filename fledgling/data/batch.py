@@ -22,14 +22,14 @@ class Batch:
     """One micro-batch; every field that is present has the shape (B, T).
 
     `document_ids` numbers the documents of a row: attention does not cross from one number to another.
-    `loss_weights`, `advantages`, `old_logprobs`, `reference_logprobs`, `returns` and `old_values` belong to the target
-    of their position, and are not read where that target is IGNORE_INDEX.
+    The fields after it belong to the target of their position, and are not read where that is IGNORE_INDEX.
     """
 
     tokens: Tensor  #                             (B, T) int64
     targets: Tensor  #                            (B, T) int64, IGNORE_INDEX where nothing is learned
     document_ids: Tensor | None = None  #         (B, T) int32
     loss_weights: Tensor | None = None  #         (B, T) float, factor of a target's loss; None: all 1
+    rewards: Tensor | None = None  #              (B, T) float, of the answer that the target belongs to (RL)
     advantages: Tensor | None = None  #           (B, T) float
     old_logprobs: Tensor | None = None  #         (B, T) float, nats, of the policy that sampled
     reference_logprobs: Tensor | None = None  #   (B, T) float, nats, of the frozen reference (KL)

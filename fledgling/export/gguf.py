@@ -21,10 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.export.chat_template import CHAT_TEMPLATE, supports_chat
 from fledgling.export.hf_mapping import check_family
-from fledgling.model.config import ModelConfig
 from fledgling.record import make_write_error
 from fledgling.text.bpe import split_pattern
 from fledgling.text.tokenizer import Tokenizer

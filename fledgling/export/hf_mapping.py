@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledgling.config import UserError
-from fledgling.model.config import FAMILIES, ModelConfig, config_from_preset
+from fledgling.config import ModelConfig, UserError
+from fledgling.config.model import FAMILIES
 
 CLASSES = {"fledgling": "NanoChatForCausalLM", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 # Settings that the class can represent; the others must be those of the family.
@@ -208,21 +208,23 @@ def from_hf_config(config_json: Mapping[str, Any]) -> ModelConfig:
             values[name] = _checked(
                 hf_name, config_json[hf_name], {"norm_eps": float, "tie_embeddings": bool}.get(name, int)
             )
-            if values[name] > MAX_VALUES.get(name, 1 << 20):
-                raise UserError(f"config.json: {hf_name} is {values[name]}; expected at most {MAX_VALUES[name]}")
-    missing = [hf_name for name, hf_name in CONFIG_NAMES[family].items() if name not in values and name in _NEEDED]
+            largest = MAX_VALUES.get(name, 1 << 20)
+            if values[name] > largest:
+                raise UserError(f"config.json: {hf_name} is {values[name]}; expected at most {largest}")
+    missing = [hf for name, hf in CONFIG_NAMES[family].items() if name not in values and name in _REQUIRED]
     if missing:
         raise UserError(f"config.json: {missing[0]} is missing")
     values.setdefault("kv_heads", values["heads"])
-    activation = config_json.get("activation_function" if family == "gpt2" else "hidden_act", _USUAL[family])
+    activation = config_json.get("activation_function" if family == "gpt2" else "hidden_act", _ACTIVATION[family])
     activations = {hf_name: name for name, hf_name in ACTIVATIONS.items()}
     if (
         not isinstance(activation, str)
         or activation not in activations
         or (activations[activation] == "swiglu") != (family == "llama")
     ):
-        raise UserError(f"config.json: the activation {activation!r} is not supported; expected {_USUAL[family]}")
-    config = config_from_preset(family, **values, activation=activations[activation], **_rest(family, config_json))
+        raise UserError(f"config.json: the activation {activation!r} is not supported; expected {_ACTIVATION[family]}")
+    options = _family_options(family, config_json)
+    config = ModelConfig(family=family, **values, activation=activations[activation], **options)
     allowed = {**SUPPORTED_VALUES, "head_dim": (None, config.head_width)}
     for key, supported in allowed.items():
         if key in config_json and config_json[key] not in supported:
@@ -233,11 +235,11 @@ def from_hf_config(config_json: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
-_NEEDED = ("vocab_size", "width", "depth", "heads", "context")
-_USUAL = {"fledgling": "relu2", "gpt2": "gelu_new", "llama": "silu"}
+_REQUIRED = ("vocab_size", "width", "depth", "heads", "context")
+_ACTIVATION = {"fledgling": "relu2", "gpt2": "gelu_new", "llama": "silu"}
 
 
-def _rest(family: str, config_json: Mapping[str, Any]) -> dict[str, Any]:
+def _family_options(family: str, config_json: Mapping[str, Any]) -> dict[str, Any]:
     """Returns rotary base, biases and soft cap, where the family has them."""
     if family == "gpt2":
         return {}
@@ -245,16 +247,16 @@ def _rest(family: str, config_json: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         raise UserError(f"config.json: rope_parameters is {rope!r}; only the default rope_type is supported")
     base = rope.get("rope_theta", config_json.get("rope_theta", 10_000.0))
-    rest = {"rope_base": _checked("rope_theta", base, float)}
+    options = {"rope_base": _checked("rope_theta", base, float)}
     biases = {key: _checked(key, config_json.get(key, False), bool) for key in ("attention_bias", "mlp_bias")}
     if family == "llama":
         if len(set(biases.values())) > 1:
             raise UserError(f"config.json: {biases} differ; biases are supported in all matrices or in none")
-        return {**rest, "bias": biases["attention_bias"]}
+        return {**options, "bias": biases["attention_bias"]}
     if any(biases.values()):
         raise UserError("config.json: attention_bias is true, which is not supported for NanoChat models")
     softcap = config_json.get("final_logit_softcapping", 15.0)
-    return {**rest, "logit_softcap": 0.0 if softcap is None else _checked("final_logit_softcapping", softcap, float)}
+    return {**options, "logit_softcap": 0.0 if softcap is None else _checked("final_logit_softcapping", softcap, float)}
 
 
 def _checked(key: str, value: Any, kind: type[int] | type[float]) -> Any:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fledgling.config import ModelConfig
 from fledgling.export.chat_template import supports_chat
 from fledgling.export.hf_mapping import CLASSES, to_hf_config
-from fledgling.model.config import ModelConfig
 from fledgling.record import read_jsonl
 from fledgling.text.tokenizer import Tokenizer
 

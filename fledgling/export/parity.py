@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fledgling.config import ModelConfig
 from fledgling.export import gguf
 from fledgling.export.read_hf import read_hf
 from fledgling.model.cache import CacheRow, KVCache
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 
 GREEDY_TOKENS = 200  # tokens

@@ -20,9 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.export.hf_mapping import CLASSES, from_hf_config, from_hf_tensor, tensor_mappings
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.text.gpt2 import load_gpt2_tokenizer
 from fledgling.text.tokenizer import Tokenizer
@@ -52,8 +51,10 @@ class HfModel:
 def read_hf(directory: Path) -> HfModel:
     """Reads `directory`. Raises UserError naming the invalid file, key or tensor."""
     if not directory.is_dir():
-        what = "is a file" if directory.exists() else "does not exist"
-        raise UserError(f"{directory} {what}; expected a directory with config.json (hf download NAME --local-dir DIR)")
+        problem = "is a file" if directory.exists() else "does not exist"
+        raise UserError(
+            f"{directory} {problem}; expected a directory with config.json (hf download NAME --local-dir DIR)"
+        )
     config = from_hf_config(_json(directory / "config.json"))
     state = _state(config, _where(directory))
     tokenizer = _tokenizer(directory)

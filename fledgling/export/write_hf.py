@@ -17,10 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.export.chat_template import special_token_ids, tokenizer_config
 from fledgling.export.hf_mapping import check_family, tensor_mappings, to_hf_config, to_hf_tensor
-from fledgling.model.config import ModelConfig
 from fledgling.record import make_write_error
 from fledgling.record.atomic_directory import atomic_directory
 from fledgling.text.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.infer.pack import can_pack_bf16, pack_linear_weights
 from fledgling.infer.skip import skip_relu2_zeros
 from fledgling.kernels.decoding_step import DecodingStep, supports_decoding_step
@@ -23,7 +23,6 @@ from fledgling.kernels.native import MAX_ROWS
 from fledgling.kernels.quantized_model import load_quantized_model
 from fledgling.model.attention import TreeMask
 from fledgling.model.cache import CacheRow, KVCache
-from fledgling.model.config import ModelConfig
 from fledgling.model.flash_norm import drop_norm_weights, fold_norm_weights
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import load_checkpoint, resolve_checkpoint

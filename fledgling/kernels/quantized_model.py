@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.kernels import native
 from fledgling.kernels.format import check_columns, check_quantization, quantize_matrix
 from fledgling.kernels.quantized_tensor import QuantizedTensor
-from fledgling.model.config import ModelConfig
 from fledgling.model.positions import make_positions
 from fledgling.model.transformer import Transformer
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fledgling.config import ModelConfig
 from fledgling.model.cache import CacheBatch
-from fledgling.model.config import ModelConfig
 from fledgling.model.cuda_attention import BlockMask, flex_sdpa
 from fledgling.model.feed_forward import apply_linear
 from fledgling.model.norm import RMSNorm

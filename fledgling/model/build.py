@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 from fledgling.model.cuda_attention import MIN_HEAD_WIDTH
 from fledgling.model.logprob import compile_logprob_kernels
 from fledgling.model.transformer import Transformer

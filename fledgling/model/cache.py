@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 from fledgling.model.window import window_mask
 
 BLOCK_SIZE = (

@@ -26,8 +26,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fledgling.config import UserError
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig, UserError
 
 NormOutput = tuple[
     Tensor, Tensor | None

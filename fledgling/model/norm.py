@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 
 Rotary = tuple[Tensor, Tensor]  # cos and sin, (B or 1, 1, T, D/2)
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fledgling.config import ModelConfig
 from fledgling.model.attention import Attention, TreeMask, make_attention_mask, uses_blockwise_attention
 from fledgling.model.cache import CacheBatch
-from fledgling.model.config import ModelConfig
 from fledgling.model.cuda_attention import BlockMask, make_block_masks
 from fledgling.model.feed_forward import apply_linear, make_feed_forward
 from fledgling.model.flash_norm import apply_norm, apply_norm_deferred

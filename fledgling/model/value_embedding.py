@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 
 
 class ValueEmbedding(nn.Module):

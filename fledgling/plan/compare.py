@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fledgling.config import ModelTable
-from fledgling.model.config import FAMILIES, ModelConfig, config_from_table
+from fledgling.config import ModelConfig
+from fledgling.config.model import FAMILIES
 from fledgling.plan import flops
 from fledgling.plan.parameters import COMPONENTS, count_parameters, parameter_formula
 
@@ -19,7 +19,7 @@ PUBLISHED = (("GPT-2", 3072, 768), ("Llama 2 7B", 11_008, 4_096), ("Llama 3 8B",
 def compare_families(depths: tuple[int, ...], vocab_size: int, context: int) -> list[dict[str, Any]]:
     """Returns one entry per depth and family, `fledgling` first: the contents of a block, and the counts."""
     return [
-        describe_decoder(config_from_table(ModelTable(depth=depth, context=context, family=family), vocab_size))
+        describe_decoder(ModelConfig(depth=depth, context=context, family=family).resolve(vocab_size))
         for depth in depths
         for family in FAMILIES
     ]

@@ -13,7 +13,7 @@ width 1,024) are not counted, as usual.
 
 from __future__ import annotations
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 from fledgling.plan.parameters import count_matrix_parameters
 
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fledgling.config import Recipe, UserError
-from fledgling.model.config import ModelConfig, config_from_table
+from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.plan.parameters import count_parameters
 
 TOKENS_PER_PARAMETER = 20
@@ -37,7 +36,7 @@ class Horizon:
 
 def recipe_horizon(recipe: Recipe) -> Horizon:
     """Returns the length of a recipe's pretraining; raises UserError for a pinned batch of incomplete rows."""
-    config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
+    config = recipe.resolve_model()
     return compute_horizon(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
 
 

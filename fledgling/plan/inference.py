@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fledgling.config import Recipe, UserError
-from fledgling.model.config import ModelConfig, config_from_table
+from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.plan import flops
 from fledgling.plan.hardware import find_device
 from fledgling.plan.parameters import parameter_shapes
@@ -57,11 +56,11 @@ def kv_cache_bytes(config: ModelConfig, rows: int, length: int, weight_format: s
 
 
 def decode_cost(config: ModelConfig, length: int, weight_format: str = "bfloat16", rows: int = 1) -> dict[str, float]:
-    """Returns the cost of one new token for each of `rows` sequences of `length` tokens: FLOPs per token, bytes per
-    step.
+    """Returns the cost of one new token for each of `rows` sequences: FLOPs per token, bytes per step.
 
-    Weights are read once for all rows (of the embedding only one vector per row), the cache once per row. Bytes over
-    memory bandwidth is the minimum time of a step: below a device's FLOPs per byte, decoding is bound by memory.
+    length: tokens per sequence. Weights are read once for all rows (of the embedding only one vector per row), the
+    cache once per row. Bytes over memory bandwidth is the minimum time of a step: below a device's FLOPs per byte,
+    decoding is bound by memory.
     """
     token_flops, embedding_values = (
         flops.decode_flops(config, length),
@@ -108,7 +107,7 @@ def plan_recipe_inference(recipe: Recipe, gpu: str | None, length: int | None, c
     """
     if conversations < 1 or (length is not None and length < 1):
         raise UserError(f"--conversations {conversations} --length {length}: expected at least 1 of each")
-    config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
+    config = recipe.resolve_model()
     if length is not None and length > config.context:
         raise UserError(f"--length {length}: expected at most the model's context, {config.context}")
     device = find_device(gpu or recipe.run.hardware)

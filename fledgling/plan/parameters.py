@@ -11,7 +11,7 @@ head, F = 4 E, no biases, no norm weights and as many key/value heads as query h
 
 from __future__ import annotations
 
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig
 
 COMPONENTS = ("embedding", "positions", "attention", "feed_forward", "norms", "final_norm", "head")
 OPTIONAL_COMPONENTS = ("value_embeddings", "residual_scalars")  # listed only where a model has them

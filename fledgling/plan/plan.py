@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fledgling.config import Recipe, RLConfig, UserError, load_recipe
-from fledgling.model.config import ModelConfig, config_from_table
+from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, UserError, load_recipe
 from fledgling.optim.partition import partition_parameters
 from fledgling.plan import communication, cost, flops, hardware, measured_speed, memory
 from fledgling.plan.horizon import recipe_horizon
@@ -75,7 +74,7 @@ def make_plan(
         raise UserError(f"price: got {price}, expected dollars an hour, at least 0")
     if layout not in memory.LAYOUTS:
         raise UserError(f"layout: got {layout!r}, expected one of {', '.join(memory.LAYOUTS)}")
-    config = config_from_table(recipe.model, recipe.tokenizer.vocab_size)
+    config = recipe.resolve_model()
     horizon, parameters = recipe_horizon(recipe), count_parameters(config)
     utilization, device = choose_utilization(device, mfu)
     dtype = recipe.run.dtype
@@ -206,11 +205,10 @@ def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.Dev
 
 
 def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.TrainingStep] | None:
-    """Returns the steps, tokens, hours, cost, micro-batch and peak memory of a stage, and its step; None if no steps
-    are known.
+    """Returns the values of a stage (steps, tokens, hours, cost, memory, ...) and its step; None if no steps are known.
 
-    For RL the tokens are an upper bound, with prompts as long as the longest answer; each token is sampled once and
-    learned `epochs` times.
+    For RL and DPO the tokens are an upper bound. RL: prompts as long as the longest answer; each token is sampled once
+    and learned `epochs` times. DPO: both answers of a pair fill the context; the reference model reads them once.
     """
     recipe, config, device, ranks = context.recipe, context.config, context.device, context.step.ranks
     stage = recipe.stage_config(name)
@@ -221,6 +219,9 @@ def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.Tr
     if isinstance(stage, RLConfig):
         tokens = steps * stage.prompts_per_round * stage.group_size * min(2 * stage.max_new_tokens, config.context)
         rows, per_token = memory.MAX_MICRO_BATCH_ROWS, per_token + flops.forward_flops_per_token(config) // stage.epochs
+    elif isinstance(stage, DPOConfig):
+        tokens = steps * stage.batch_size * 2 * config.context
+        rows, per_token = memory.MAX_MICRO_BATCH_ROWS, per_token + flops.forward_flops_per_token(config)
     else:
         tokens = steps * (stage.batch_tokens or context.batch_tokens)
         rows, remainder = divmod(tokens // steps // config.context, ranks)
@@ -249,7 +250,7 @@ def _split(name: str, pinned: int | None, rows: int, context: _StageContext) -> 
     """Returns the step with its rows: pinned, or the most that fit. Raises UserError if none fit and strict is set."""
     config, device = context.config, context.device
     stage = context.recipe.stage_config(name)
-    has_reference = isinstance(stage, RLConfig) and stage.kl_weight > 0
+    has_reference = isinstance(stage, DPOConfig) or (isinstance(stage, RLConfig) and stage.kl_weight > 0)
     step = replace(context.step, saves_checkpoints=stage.save_every > 0, has_reference_model=has_reference)
     if pinned is None:
         try:

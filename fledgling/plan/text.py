@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fledgling.record.jsonl import format_bytes
+
 Rows = list[tuple[str, str]]
 
 
@@ -94,7 +96,7 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
     ]
     for name, stage in stages.items():
         money = "" if stage["usd"] is None else f", ${stage['usd']:,.2f}"
-        bound = "at most " if name == "rl" else ""
+        bound = "at most " if name in ("rl", "dpo") else ""
         rows.append(
             (
                 f"  {name}",
@@ -135,9 +137,7 @@ def _communication_rows(section: dict[str, Any]) -> Rows:
 
 def format_memory(count: float) -> str:
     """Returns bytes in binary units, as devices' memory is sold: KiB, MiB or GiB."""
-    if count < 2**20:
-        return f"{count / 2**10:,.1f} KiB"
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+    return format_bytes(count, binary=True)
 
 
 def format_hours(hours: float) -> str:

@@ -88,8 +88,11 @@ def make_write_error(path: Path, error: OSError, bytes_needed: int | None = None
     return UserError(f"cannot write {path}: {reason} ({needed}{free}); make room, then run again to resume")
 
 
-def format_bytes(count: float) -> str:
-    """Formats a number of bytes: 512 bytes, 3.1 MB, 42.0 GB."""
+def format_bytes(count: float, binary: bool = False) -> str:
+    """Returns bytes as text: 512 bytes, 3.1 MB, 42.0 GB; binary: 0.5 KiB, 3.0 MiB, 39.1 GiB, as for memory."""
+    if binary:
+        power = 30 if count >= 2**30 else 20 if count >= 2**20 else 10
+        return f"{count / 2**power:,.1f} {'KMG'[power // 10 - 1]}iB"
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count / unit:,.1f} {name}"

@@ -1,6 +1,7 @@
 """What a process runs on: its ranks, device, memory, signals and exit codes.
 
     world.py        the ranks of a run and their collectives; start here
+    rendezvous.py   lets the ranks of one start find each other
     launch.py       starts the ranks of a machine and restarts them after a fault
     watchdog.py     detects ranks that died, stopped, hung or raised
     signals.py      SIGINT, SIGTERM and SIGUSR1 as a request to stop

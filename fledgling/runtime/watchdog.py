@@ -39,8 +39,9 @@ from typing import Any
 from fledgling.config import UserError
 from fledgling.record.jsonl import JsonlWriter
 from fledgling.runtime.exit_codes import FAILED, FAULT
+from fledgling.runtime.rendezvous import open_store
 from fledgling.runtime.signals import STOP_SIGNALS
-from fledgling.runtime.world import World, open_store
+from fledgling.runtime.world import World
 
 HEARTBEAT_INTERVAL = 0.5  # seconds
 STOPPED_TIMEOUT = 5.0  # seconds in state T until a rank is given up

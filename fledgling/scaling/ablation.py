@@ -17,15 +17,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fledgling.config import Recipe, UserError, did_you_mean
-from fledgling.model.config import config_from_table
+from fledgling.config import Recipe, UserError, did_you_mean, dump_toml
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.record import write_text
 from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.report.template import render_page
 from fledgling.scaling.results import CELL, SweepRun, format_flops, read_run
-from fledgling.toml import dump_toml
 
 BASE = "base"
 ABLATION_SETTINGS = "ablation.toml"
@@ -130,7 +128,7 @@ def plan_ablation(
     for seed in range(seeds):
         for name, recipe in recipes.items():
             batch = recipe.pretrain.batch_tokens or BATCH_TOKENS
-            flops = training_flops_per_token(config_from_table(recipe.model, recipe.tokenizer.vocab_size)) * batch
+            flops = training_flops_per_token(recipe.resolve_model()) * batch
             steps = round(budget / flops)
             if steps < MIN_STEPS:
                 min_budget = format_flops(1.01 * MIN_STEPS * flops)
@@ -151,14 +149,13 @@ def run_ablation(
     log: Callable[[str], None],
     on_finished: Callable[[str, int, SweepRun], None],
 ) -> int:
-    """Trains the runs that are not finished yet; returns their number. `on_finished` is called for every run, old or
-    new.
+    """Trains the unfinished runs; returns their number. `on_finished` is called for every run, old or new.
 
     A variant is the base recipe with a few more overrides; its steps are what the budget allows, so a variant that
-    costs more per token sees fewer tokens. Seeds are the outermost loop: stopped at any time, all variants have equally
-    many seeds up to one. A finished run is skipped, an interrupted one continues from its checkpoint.
+    costs more per token sees fewer tokens. Seeds are the outermost loop: after an interruption the numbers of seeds of
+    the variants differ by at most one. A finished run is skipped, an interrupted one continues from its checkpoint.
 
-    Raises UserError for settings other than those already in `out`, train.loop.Stopped after a signal.
+    Raises UserError for settings other than those already in `out`, TrainingStopped after a signal.
     """
     from fledgling.scaling.sweep import check_settings, prepare_sweep_data, train_run
 
@@ -289,5 +286,5 @@ def effect_chart(effects: Sequence[Effect]) -> Any:
             )
         )
     ticks = [(float(index), str(index)) for index in range(1, len(shown) + 1)]
-    words = "variant, in the order of the table"
-    return render_chart(Chart("difference to the base", lines, words, format_y=lambda y: f"{y:+.3f}", x_ticks=ticks))
+    x_label = "variant, in the order of the table"
+    return render_chart(Chart("difference to the base", lines, x_label, format_y=lambda y: f"{y:+.3f}", x_ticks=ticks))

@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 
-from fledgling.config import Recipe, UserError
-from fledgling.model.config import ModelConfig, config_from_table
+from fledgling.config import ModelConfig, Recipe, UserError, dump_toml
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.scaling_laws import check_budget, parameter_counts
@@ -42,7 +41,6 @@ from fledgling.scaling.results import (
     load_checks,
     read_run,
 )
-from fledgling.toml import dump_toml
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval
@@ -102,9 +100,9 @@ def model_for_depth(recipe: Recipe, depth: int) -> ModelConfig:
     """Returns the model of a depth: width and heads follow from it, ignoring values that the recipe pins."""
     if depth < 1:
         raise UserError(f"depths: got {depth}, expected whole numbers of at least 1, such as 1,2,3,4")
-    table = replace(recipe.model, depth=depth, width=None, heads=None, kv_heads=None)
+    table = replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth)
     try:
-        return config_from_table(table, recipe.tokenizer.vocab_size)
+        return table.resolve(recipe.tokenizer.vocab_size)
     except UserError as error:
         valid = [other for other in range(1, 13) if _is_valid_depth(recipe, other)]
         valid_depths = ", ".join(map(str, valid))
@@ -114,7 +112,7 @@ def model_for_depth(recipe: Recipe, depth: int) -> ModelConfig:
 def _is_valid_depth(recipe: Recipe, depth: int) -> bool:
     """Returns whether the recipe has a model of this depth."""
     try:
-        config_from_table(replace(recipe.model, depth=depth, width=None, heads=None, kv_heads=None), 256)
+        replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth).resolve(256)
     except UserError:
         return False
     return True
@@ -122,7 +120,7 @@ def _is_valid_depth(recipe: Recipe, depth: int) -> bool:
 
 def cell_recipe(recipe: Recipe, depth: int, steps: int, batch: int, out: Path) -> Recipe:
     """Returns the recipe of one run."""
-    sized = replace(recipe, model=replace(recipe.model, depth=depth, width=None, heads=None, kv_heads=None))
+    sized = replace(recipe, model=replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth))
     return shorten_recipe(sized, steps, batch, out)
 
 

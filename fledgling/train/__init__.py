@@ -1,7 +1,8 @@
-"""Training: one loop, and the values that make four stages of it.
+"""Training: one loop, and the stages as values for it.
 
-Start with `stage.py` (what a stage is), `loop.py` (the loop) and `loss.py`; then `prepare.py` (text to token shards),
-`supervised.py` (pretrain, midtrain, sft), `rollout.py` and `rl.py`, `setup.py` (device, dtype, compiler),
-`saving.py` (checkpoints beside the steps), and `run.py`, which puts one stage together and runs it. The files of a
-checkpoint are `fledgling.record.checkpoint`'s.
+Start with `stage.py` (what a stage is), `loop.py` (the loop) and `loss.py` (all losses). Then `prepare.py` and
+`stage_rows.py` (text to token shards to rows), `context.py` and `evals.py` (what all builders share), and the builders:
+`supervised.py` (pretrain, midtrain, sft), `dpo.py`, and `rl`, with `rollout.py` and `critic.py`. `saver.py` writes
+checkpoints beside the steps, `health.py` counts bad steps, `init_from.py` starts from given weights. `run.py` runs one
+stage from the recipe to its last checkpoint.
 """

@@ -1,8 +1,8 @@
-"""The one training loop: forward, backward, step - for pretraining, midtraining, fine-tuning and RL alike.
+"""The training loop: forward, backward, step, for pretraining, midtraining, fine-tuning, DPO and RL alike.
 
-One idea: a stage hands over batches, a summed loss, a schedule and evals; the loop divides by the number of
-targets over all ranks and micro-batches, so the update does not depend on how the batch was split. No other place in
-this package calls backward; a test says so.
+A stage is batches, a summed loss, a schedule and evals. The loop divides by the number of targets over all ranks and
+micro-batches, so the update does not depend on how the batch is split. No other place in this package calls backward; a
+test says so. Start with `run_loop`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.evals.measurement import Measurement
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import unsharded
@@ -27,13 +26,13 @@ from fledgling.runtime.world import World
 from fledgling.train.health import Health, Rollback
 from fledgling.train.stage import Eval, Stage
 
-LOSS_SMOOTHING = 0.9  # of the loss shown on the progress line; metrics.jsonl has the raw one
+LOSS_SMOOTHING = 0.9  # of the loss on the progress line; metrics.jsonl has the raw one
 MEMORY_STEP = 2  # the step of a session, from 0, whose memory is measured: the first two compile
-PROGRESS_METRICS = ("reward", "length", "kl", "accuracy")  # of a stage's own figures; metrics.jsonl has all
+PROGRESS_METRICS = ("reward", "length", "kl", "accuracy")  # shown on the progress line; metrics.jsonl has all
 
 
 class TrainingStopped(Exception):
-    """The run was asked to stop; everything up to `step` is saved."""
+    """A stop was requested; everything up to `step` is saved."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
@@ -42,14 +41,14 @@ class TrainingStopped(Exception):
 
 @dataclass(frozen=True)
 class LoopContext:
-    """What surrounds a step: where to record, how to save, when to stop, and what counts as full speed."""
+    """What the loop needs besides the stage: where to record, how to save, when to stop, what full speed is."""
 
     world: World
     recorder: Recorder
     save: Callable[[int], None]  # called on every rank with the number of finished steps
-    should_stop: Callable[[], bool]  # asked after every step
+    should_stop: Callable[[], bool]  # called after every step
     flops_per_token: float = 0.0
-    peak_flops: float = 0.0  # of one rank, as measured; 0: not measured
+    peak_flops: float = 0.0  # measured, of one rank; 0: not measured
     health: Health = field(default_factory=Health)
     rollback: Rollback = field(default_factory=Rollback)
 
@@ -57,14 +56,14 @@ class LoopContext:
 def train_step(
     stage: Stage, model: Transformer, optimizer: Optimizer, batches: list[Batch], world: World
 ) -> tuple[float, float]:
-    """One optimizer step over micro-batches: returns the mean loss (nats a target) and the gradient's norm.
+    """Runs one optimizer step over micro-batches; returns the mean loss (nats per target) and the gradient norm.
 
-    A batch without any target moves nothing by itself and divides by one. The loss is summed without rounding in
-    between, so that it is the same in any order. One that is not finite, or a gradient, moves nothing.
+    A step without targets divides by one and changes nothing. The loss is summed without intermediate rounding, so it
+    does not depend on the order. If the loss or a gradient is not finite, the step changes no weight.
     """
-    targets = world.all_gather_object([batch.target_count for batch in batches])  # of each micro-batch of each rank
-    count, rounds = max(1, sum(map(sum, targets))), max(map(len, targets))
-    optimizer.begin_step(rounds)
+    targets = world.all_gather_object([batch.target_count for batch in batches])  # per rank and micro-batch
+    count, passes = max(1, sum(map(sum, targets))), max(map(len, targets))
+    optimizer.begin_step(passes)
     if optimizer.needs_equal_passes:
         batches = [*batches, *padding_batches(batches, targets, world)]
     losses = []
@@ -72,105 +71,105 @@ def train_step(
         loss = stage.loss(model, batch.to(world.device)) / count
         loss.backward()
         optimizer.accumulate()
-        losses.append(loss.detach())  # read once a step: a read on a GPU waits for all that is queued
-    everybody: list[float] = []
+        losses.append(loss.detach())  # read once per step: a read on a GPU waits for all that is queued
+    all_losses: list[float] = []
 
-    def finite() -> bool:
-        everybody.extend(chain(*world.all_gather_object(torch.stack(losses).tolist() if losses else [])))
-        return all(map(math.isfinite, everybody))
+    def is_finite() -> bool:
+        local_losses = torch.stack(losses).tolist() if losses else []
+        all_losses.extend(chain(*world.all_gather_object(local_losses)))
+        return all(map(math.isfinite, all_losses))
 
-    norm = optimizer.step(finite)
-    return math.fsum(everybody) if all(map(math.isfinite, everybody)) else math.nan, norm
+    norm = optimizer.step(is_finite)
+    return math.fsum(all_losses) if all(map(math.isfinite, all_losses)) else math.nan, norm
 
 
 def padding_batches(batches: list[Batch], targets: list[list[int]], world: World) -> list[Batch]:
-    """Micro-batches without targets, so that a rank makes as many passes as the one with most of them.
+    """Returns micro-batches without targets, so that this rank makes as many passes as the rank with the most.
 
-    They are copies of another's, because only their fields fit the stage's loss.
+    They are copies of another rank's batch, whose fields fit the stage's loss. targets: counts per rank and batch.
     """
-    rounds = max(map(len, targets))
-    if all(len(one) == rounds for one in targets):
+    passes = max(map(len, targets))
+    if all(len(counts) == passes for counts in targets):
         return []
-    lent = next(chain(*world.all_gather_object(batches[:1])))
-    blank = replace(lent, targets=torch.full_like(lent.targets, IGNORE_INDEX))
-    return [blank] * (rounds - len(batches))
+    example = next(chain(*world.all_gather_object(batches[:1])))
+    blank = replace(example, targets=torch.full_like(example.targets, IGNORE_INDEX))
+    return [blank] * (passes - len(batches))
 
 
 def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: LoopContext, start_step: int = 0) -> None:
-    """Run a stage from step `start` to its end; raises Stopped when asked to stop, after saving."""
-    recorder, world, health = context.recorder, context.world, context.health
-    shown, step, full = None, start_step, context.peak_flops
+    """Runs a stage from `start_step` to its end. Raises TrainingStopped after saving, if a stop is requested."""
+    recorder, world, health, rollback = context.recorder, context.world, context.health, context.rollback
+    shown_loss, step, peak_flops = math.nan, start_step, context.peak_flops
     if start_step == 0:
         run_evals(stage.evals, model, context, 0, last=False)
-    if start_step == 0 and context.rollback.max_rollbacks:
+    if start_step == 0 and rollback.max_rollbacks:
         context.save(0)
     while step < stage.steps:
-        began = time.perf_counter()
+        step_start = time.perf_counter()
         multiplier = stage.schedule(step / stage.steps)
         optimizer.set_schedule_multiplier(multiplier)
         with world.progress.track_step():
             try:
                 batches = stage.batches.next()
-            except UserError:  # such as a reward of the user's that fails: what was learned so far is kept
+            except UserError:  # such as a custom reward that fails: what is learned so far is saved
                 if step > start_step:
                     context.save(step)
                 raise
-            with measure_peak_memory(world.device, enabled=step - start_step == MEMORY_STEP and world.is_main) as peak:
+            measures_memory = step - start_step == MEMORY_STEP and world.is_main
+            with measure_peak_memory(world.device, enabled=measures_memory) as peak:
                 loss, norm = train_step(stage, model, optimizer, batches, world)
         if health.record_step(loss, norm):
-            if health.rollbacks >= context.rollback.max_rollbacks:
+            if health.rollbacks >= rollback.max_rollbacks:
                 raise UserError(
                     f"{stage.name}: loss or gradient was not finite for {health.bad} steps up to {step + 1}; "
-                    "lower the rates, or set run.max_rollbacks=3 to leave such batches out"
+                    "lower the learning rates, or set run.max_rollbacks=3 to leave such batches out"
                 )
-            step, shown = context.rollback.restore(step + 1), None
+            step, shown_loss = rollback.restore(step + 1), math.nan
             continue
-        seconds = time.perf_counter() - began
-        here = int(world.all_reduce(float(sum(batch.tokens.numel() for batch in batches))))
-        finished = step + 1
-        shown = (
-            loss if shown is None or not math.isfinite(loss) else LOSS_SMOOTHING * shown + (1 - LOSS_SMOOTHING) * loss
-        )
-        speed = {"tokens_per_second": here / seconds}
-        if full:
-            reached = context.flops_per_token * here / seconds / world.size
-            full = max(full, reached)  # a peak that was measured on a busy machine is too low
-            speed["mfu"] = reached / full
+        seconds = time.perf_counter() - step_start
+        tokens = int(world.all_reduce(float(sum(batch.tokens.numel() for batch in batches))))
+        step += 1
+        if math.isnan(shown_loss) or not math.isfinite(loss):
+            shown_loss = loss
+        else:
+            shown_loss = LOSS_SMOOTHING * shown_loss + (1 - LOSS_SMOOTHING) * loss
+        speed = {"tokens_per_second": tokens / seconds}
+        if peak_flops:
+            flops = context.flops_per_token * tokens / seconds / world.size
+            peak_flops = max(peak_flops, flops)  # a peak that was measured on a busy machine is too low
+            speed["mfu"] = flops / peak_flops
         extra = stage.extra_metrics() | ({"memory": peak.bytes} if peak.bytes else {})
         recorder.log_metrics(
-            finished,
+            step,
             loss=loss,
-            tokens=finished * here,
+            tokens=step * tokens,
             gradient_norm=norm,
-            rate=multiplier,
+            lr_multiplier=multiplier,
             seconds=seconds,
             **speed,
             **extra,
             **health.metrics(),
         )
-        recorder.show_progress(
-            finished, loss=shown, **speed, **{name: extra[name] for name in PROGRESS_METRICS if name in extra}
-        )
-        last = finished == stage.steps
-        run_evals(stage.evals, model, context, finished, last)
+        progress = {name: extra[name] for name in PROGRESS_METRICS if name in extra}
+        recorder.show_progress(step, loss=shown_loss, **speed, **progress)
+        last = step == stage.steps
+        run_evals(stage.evals, model, context, step, last)
         stopping = bool(world.all_reduce(float(context.should_stop())))
-        due = bool(stage.save_every) and finished % stage.save_every == 0
-        if (
-            last or stopping or (due and not (health.bad and context.rollback.max_rollbacks))
-        ):  # go back to before the bad steps
-            context.save(finished)
+        due = bool(stage.save_every) and step % stage.save_every == 0
+        if due and health.bad and rollback.max_rollbacks:
+            due = False  # a rollback must find the weights from before the bad steps
+        if last or stopping or due:
+            context.save(step)
         if stopping and not last:
-            raise TrainingStopped(finished)
-        step = finished
+            raise TrainingStopped(step)
 
 
 def run_evals(evals: tuple[Eval, ...], model: Transformer, context: LoopContext, step: int, last: bool) -> None:
-    """Measure what is due after `step` steps, on all ranks together, which make the model whole, and record it."""
-    due = [one for one in evals if step == 0 or last or (one.every and step % one.every == 0)]
+    """Runs and records the evals that are due after `step` steps. Every rank calls it."""
+    due = [entry for entry in evals if step == 0 or last or (entry.every and step % entry.every == 0)]
     if not due:
         return
     with unsharded(model), torch.no_grad():
-        for one in due:
-            measured: list[Measurement] = one.measure(step, last)
-            for m in measured:
+        for entry in due:
+            for m in entry.measure(step, last):
                 context.recorder.log_evaluation(step, m.name, m.value, m.low, m.high, m.n, m.baseline)

@@ -1,14 +1,20 @@
-"""Losses: functions of a model and a batch that give the SUM over the batch's targets.
+"""Losses: each takes a model and a batch and returns the SUM over the batch's targets.
 
-Sums and not means, because the loop divides by the count over all ranks and micro-batches: how the batch was split
-then changes nothing. What a loss sees on its way (clipped tokens, divergence) it adds to a `Tally`, sums again.
+The loop divides by the number of targets over all ranks and micro-batches, so the split of a batch changes nothing.
+The first half of the file has the papers' formulas as elementwise functions of tensors, without model, mask or batch;
+the second half applies them: `next_token_loss`, `policy_gradient_loss`, `dpo_loss`. What a loss sees on its way
+(clipped tokens, KL divergence) goes into a `StepMetrics` as sums.
 
-B rows, T positions, C width, V vocabulary.
+Shapes: B rows, T positions, C width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -17,51 +23,122 @@ from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.transformer import Transformer
-from fledgling.train.rl import objective
+from fledgling.runtime.world import World
 
 
 class StepMetrics:
-    """Sums over the micro-batches of one step, by name; what is read is also forgotten."""
+    """Sums over the micro-batches of one step, by name."""
 
     def __init__(self) -> None:
         self.sums: dict[str, list[Tensor]] = {}
 
     def add(self, **sums: Tensor) -> None:
-        """Add scalars; no value is waited for."""
+        """Adds scalars of one micro-batch, without waiting for the device."""
         for name, value in sums.items():
             self.sums.setdefault(name, []).append(value.detach())
 
-    def pop(self) -> dict[str, list[float]]:
-        """The scalars by name, one a micro-batch, and begin anew."""
-        found = {name: [float(value) for value in values] for name, values in self.sums.items()}
+    def pop_sums(self, world: World) -> dict[str, float]:
+        """Returns the sums over the micro-batches of all ranks, by name, and clears them. Every rank calls it."""
+        local = {name: [float(value) for value in values] for name, values in self.sums.items()}
         self.sums = {}
-        return found
+        totals: dict[str, float] = {}
+        for rank_sums in world.all_gather_object(local):
+            for name, values in rank_sums.items():
+                totals[name] = math.fsum([totals.get(name, 0.0), *values])
+        return totals
+
+
+# ---- formulas: elementwise functions of tensors of one shape ---------------------------------------
+
+
+def ppo_clip_loss(ratio: Tensor, advantages: Tensor, clip_ratio: float, clip_ratio_high: float) -> Tensor:
+    """Returns -min(r A, clip(r, 1 - clip_ratio, 1 + clip_ratio_high) A).
+
+    Source: PPO, arXiv 1707.06347, equation 7; the two bounds: DAPO, arXiv 2503.14476, equation 8.
+    """
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_ratio, 1 + clip_ratio_high) * advantages)
+
+
+def is_clipped(ratio: Tensor, advantages: Tensor, clip_ratio: float, clip_ratio_high: float) -> Tensor:
+    """Returns, as bool, where the clip applies, so that the token has no gradient."""
+    return torch.where(advantages > 0, ratio > 1 + clip_ratio_high, (ratio < 1 - clip_ratio) & (advantages < 0))
+
+
+def estimate_kl(logprobs: Tensor, reference_logprobs: Tensor, estimator: str = "k3") -> Tensor:
+    """Returns estimates of KL(policy | reference), in nats, from tokens that the policy sampled.
+
+    With d = reference - policy:  k1 = -d, unbiased;  k2 = d^2 / 2, biased, low variance;  k3 = e^d - d - 1, unbiased,
+    never negative, low variance.
+
+    The value is unbiased, the gradient is not the same: through the logprobs, k3 has the expected gradient of
+    KL(reference | policy), (1 - e^d); k2 that of KL(policy | reference), -d; k1 is constant and has gradient 0.
+
+    Source: Schulman 2020, "Approximating KL divergence"; k3: GRPO, arXiv 2402.03300, equation 4.
+    """
+    difference = reference_logprobs - logprobs
+    if estimator == "k1":
+        return -difference
+    if estimator == "k2":
+        return difference.square() / 2
+    assert estimator == "k3", estimator
+    return difference.exp() - difference - 1
+
+
+def value_clip_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Returns max((v - R)^2, (old + clamp(v - old, -clip, clip) - R)^2) / 2.
+
+    Source: PPO as implemented, arXiv 2005.12729, section 3.
+    """
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return torch.maximum((values - returns).square(), (clipped - returns).square()) / 2
+
+
+def token_entropy(logits: Tensor) -> Tensor:
+    """Returns the entropy of softmax(logits) over the last dimension, in nats: (..., V) -> (...)."""
+    logprobs = logits.log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def preference_loss(margin: Tensor, beta: float) -> Tensor:
+    """Returns -log sigmoid(beta margin).
+
+    margin: (log pi - log reference) of the chosen answer minus that of the rejected one, in nats.
+
+    Source: DPO, arXiv 2305.18290, equation 7.
+    """
+    return -F.logsigmoid(beta * margin)
+
+
+# ---- losses of a batch -----------------------------------------------------------------------------
 
 
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
-    """Sum of -log p(target), in nats: the loss of pretraining, midtraining and supervised fine-tuning."""
+    """Returns the sum of -log p(target), in nats: the loss of pretraining, midtraining and supervised fine-tuning."""
     hidden = model(batch.tokens, batch.document_ids)  # (B, T, C)
     return cross_entropy_sum(hidden, model.head.weight, batch.targets, model.config.logit_softcap)
 
 
 def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """log p(target) (B, T) under softmax(logits / temperature), 0 at IGNORE_INDEX, from hidden states (B, T, C).
+    """Returns log p(target) (B, T) under softmax(logits / temperature), 0 at IGNORE_INDEX.
 
-    logits / t = (cap / t) tanh((hidden / t) W / (cap / t)): dividing hidden and cap is dividing the logits.
+    hidden: (B, T, C). logits / t = (cap / t) tanh((hidden / t) W / (cap / t)): hidden and cap are divided instead.
     """
     cap = model.config.logit_softcap / temperature
     return target_logprobs(hidden / temperature, model.head.weight, targets, cap)
 
 
 def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Sum over kept positions of weight times the entropy of the next token, nats; logits live one chunk at a time."""
-    step = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
-    parts = zip(hidden[mask].split(step), weights[mask].split(step), strict=True)
+    """Returns the sum over masked positions of weight x entropy of the next token, in nats.
 
-    def chunk(rows: Tensor, weight: Tensor) -> Tensor:
-        return (objective.token_entropy(model.compute_logits(rows)) * weight).sum()
+    hidden: (B, T, C); mask: (B, T) bool; weights: (B, T). Logits exist for one chunk at a time, in backward too.
+    """
+    chunk_rows = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
+    chunks = zip(hidden[mask].split(chunk_rows), weights[mask].split(chunk_rows), strict=True)
 
-    return torch.stack([checkpoint(chunk, *part, use_reentrant=False) for part in parts]).sum()
+    def chunk_sum(rows: Tensor, weight: Tensor) -> Tensor:
+        return (token_entropy(model.compute_logits(rows)) * weight).sum()
+
+    return torch.stack([checkpoint(chunk_sum, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 def policy_gradient_loss(
@@ -70,56 +147,65 @@ def policy_gradient_loss(
     config: RLConfig,
     kl_weight: float | None = None,
     metrics: StepMetrics | None = None,
+    critic: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The objective of GRPO and PPO summed over sampled tokens: clipped ratio times advantage; the divergence from the
-    reference, the entropy and, with a critic, the value where the table gives them weight.
+    """Returns the loss of GRPO and PPO, summed over sampled tokens.
 
-    kl: the divergence's weight now, where it adapts; else the table's.
+    The clipped ratio times the advantage, plus the KL divergence from the reference, minus the entropy bonus, plus the
+    critic's loss, each where the recipe or the arguments ask for it.
+
+    Args:
+        batch: with advantages and old_logprobs; reference_logprobs, old_values and returns where they are needed.
+        kl_weight: replaces the recipe's, where it adapts.
+        critic: maps hidden states (B, T, C) to values (B, T).
     """
     kl_weight = config.kl_weight if kl_weight is None else kl_weight
+    assert batch.advantages is not None and batch.old_logprobs is not None
     hidden = model(batch.tokens, batch.document_ids)
-    kept = batch.targets != IGNORE_INDEX
+    mask = batch.targets != IGNORE_INDEX
     weights = torch.ones_like(batch.advantages) if batch.loss_weights is None else batch.loss_weights
     logprobs = logprobs_from_hidden(model, hidden, batch.targets, config.temperature)  # (B, T)
-    ratio = torch.where(kept, logprobs - batch.old_logprobs, 0.0).exp()
+    ratio = torch.where(mask, logprobs - batch.old_logprobs, 0.0).exp()
     bounds = config.clip_ratio, config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
-    loss = objective.ppo_clip_loss(ratio, batch.advantages, *bounds)
-    seen = {
-        "targets": kept.sum(),
-        "clipped": (objective.is_clipped(ratio, batch.advantages, *bounds) & kept).sum(),
-    }
+    loss = ppo_clip_loss(ratio, batch.advantages, *bounds)
+    sums = {"targets": mask.sum(), "clipped": (is_clipped(ratio, batch.advantages, *bounds) & mask).sum()}
     if batch.reference_logprobs is not None:
-        divergence = objective.estimate_kl(logprobs, batch.reference_logprobs)
-        loss = loss + kl_weight * divergence
-        seen["kl"] = torch.where(kept, divergence, 0.0).sum()
-    if config.algorithm == "ppo":
-        value = model.critic(hidden)
-        error = objective.value_clip_loss(value, batch.old_values, batch.returns, config.value_clip)
-        loss = loss + config.value_weight * error
-        seen["value_loss"] = torch.where(kept, error, 0.0).sum()
-    total = torch.where(kept, loss * weights, 0.0).sum()
+        kl = estimate_kl(logprobs, batch.reference_logprobs)
+        loss = loss + kl_weight * kl
+        sums["kl"] = torch.where(mask, kl, 0.0).sum()
+    if critic is not None:
+        assert batch.old_values is not None and batch.returns is not None
+        value_loss = value_clip_loss(critic(hidden), batch.old_values, batch.returns, config.value_clip)
+        loss = loss + config.value_weight * value_loss
+        sums["value_loss"] = torch.where(mask, value_loss, 0.0).sum()
+    total = torch.where(mask, loss * weights, 0.0).sum()
     if config.entropy_weight > 0:
-        total = total - config.entropy_weight * entropy_sum(model, hidden, kept, weights)
+        total = total - config.entropy_weight * entropy_sum(model, hidden, mask, weights)
     if metrics is not None:
-        metrics.add(**seen)
+        metrics.add(**sums)
     return total
 
 
 def dpo_loss(model: Transformer, batch: Batch, beta: float, metrics: StepMetrics | None = None) -> Tensor:
-    """DPO's loss summed over pairs, times the weight that all tokens of a pair share (the loop divides by tokens).
+    """Returns DPO's loss summed over pairs, times the weight that all tokens of a pair share.
 
-    A row holds whole pairs, chosen before rejected: documents 1 and 2, 3 and 4, ...
+    A row holds whole pairs, chosen before rejected: documents 1 and 2, 3 and 4, ... The loop divides by tokens, so the
+    weight (tokens / pairs of the step) makes it a mean over pairs.
     """
+    assert batch.reference_logprobs is not None and batch.document_ids is not None and batch.loss_weights is not None
     hidden = model(batch.tokens, batch.document_ids)
-    kept = batch.targets != IGNORE_INDEX
+    mask = batch.targets != IGNORE_INDEX
     logprobs = logprobs_from_hidden(model, hidden, batch.targets)
-    gained = torch.where(kept, logprobs - batch.reference_logprobs, 0.0)  # (B, T)
+    gains = torch.where(mask, logprobs - batch.reference_logprobs, 0.0)  # (B, T)
     pair, sign = (batch.document_ids.long() - 1) // 2, 2 * (batch.document_ids % 2) - 1
-    nothing = torch.zeros_like(gained)
-    margin = nothing.scatter_add(1, pair, gained * sign)  # (B, pairs of a row)
-    weight = nothing.scatter_reduce(1, pair, torch.where(kept, batch.loss_weights, 0.0), "amax")  # 0 where no pair is
+    zeros = torch.zeros_like(gains)
+    margin = zeros.scatter_add(1, pair, gains * sign)  # (B, pairs of a row)
+    weight = zeros.scatter_reduce(1, pair, torch.where(mask, batch.loss_weights, 0.0), "amax")  # 0 where no pair is
     if metrics is not None:
-        real = weight > 0
-        right, gain = (margin > 0) & real, torch.where(real, margin, 0.0)
-        metrics.add(pairs=real.sum(), right=right.sum(), margin=gain.sum())
-    return (objective.preference_loss(margin, beta) * weight).sum()
+        is_pair = weight > 0
+        metrics.add(
+            pairs=is_pair.sum(),
+            right=((margin > 0) & is_pair).sum(),
+            margin=torch.where(is_pair, margin, 0.0).sum(),
+        )
+    return (preference_loss(margin, beta) * weight).sum()

@@ -29,22 +29,22 @@ TOKENIZER_CONVERSATIONS = 4000  # conversations of the skills that the tokenizer
 
 @dataclass(frozen=True)
 class MixtureParts:
-    """A mixture's weights by kind: document sources, generated tasks, and conversations read from files."""
+    """A mixture's names and weights by kind."""
 
     documents: dict[str, float]
-    tasks: dict[str, float]
-    conversations: dict[str, float]
+    tasks: dict[str, float]  # generated conversations
+    conversations: dict[str, float]  # read from files
 
 
 def split_mixture(mixture: dict[str, float]) -> MixtureParts:
-    """Sort a mixture's names; weights of zero are left out. Raises UserError when nothing is left."""
+    """Splits a mixture by kind of source, without weights of 0. Raises UserError if nothing is left."""
     used = {name: weight for name, weight in mixture.items() if weight > 0}
     if not used:
         raise UserError("the stage's mixture is empty: name at least one source, such as {embedded = 1.0}")
-    tasks = {n: w for n, w in used.items() if n in SKILLS}
-    rows = {n: w for n, w in used.items() if is_file_source(n)}
-    documents = {n: w for n, w in used.items() if n not in tasks and n not in rows}
-    return MixtureParts(documents, tasks, rows)
+    tasks = {name: weight for name, weight in used.items() if name in SKILLS}
+    conversations = {name: weight for name, weight in used.items() if is_file_source(name)}
+    documents = {name: weight for name, weight in used.items() if name not in tasks and name not in conversations}
+    return MixtureParts(documents, tasks, conversations)
 
 
 def list_document_sources(recipe: Recipe) -> list[str]:
@@ -60,8 +60,10 @@ class DataPreparer:
         self, recipe: Recipe, run_dir: Path, log: Log = lambda text: None, workers: int = 0, show_progress: bool = False
     ) -> None:
         """Arguments as for `DocumentPreparer`."""
-        self.recipe, self.run_dir, self.log = recipe, run_dir, log
-        self.documents = DocumentPreparer(run_dir, recipe.run.data_dir, log, workers, show_progress)
+        self.config, self.seed, self.data_dir = recipe.tokenizer, recipe.seed, recipe.run.data_dir
+        self.sft_mixture = recipe.sft.mixture  # its generated tasks are part of the tokenizer's training text
+        self.run_dir, self.log = run_dir, log
+        self.documents = DocumentPreparer(run_dir, self.data_dir, log, workers, show_progress)
 
     @property
     def shard_digests(self) -> list[str]:
@@ -75,57 +77,59 @@ class DataPreparer:
             self.conversation_source(name).files()
 
     def conversation_source(self, name: str) -> ConversationSource:
-        """Returns the conversations that a name stands for, read from files under the recipe's data root."""
-        return load_source(name, self.recipe.run.data_dir)
+        """Returns the conversations of that name, read from files under the recipe's data root."""
+        return load_source(name, self.data_dir)
+
+    def count_source_bytes(self, name: str) -> int:
+        """Returns the size of the files of a source of conversations."""
+        return sum(file.stat().st_size for file in self.conversation_source(name).files())
 
     def load_or_train_tokenizer(self) -> Tokenizer:
         """Returns the run's tokenizer, trained first if RUN/tokenizer does not exist."""
-        return self.documents.load_or_train_tokenizer(self.recipe.tokenizer, self._skill_texts())
+        return self.documents.load_or_train_tokenizer(self.config, self._skill_texts())
 
     def _skill_texts(self) -> Iterator[str]:
         """Yields the texts of some conversations of SFT's skills, so that the tokenizer has their words."""
-        tasks = split_mixture(self.recipe.sft.mixture).tasks if self.recipe.sft.mixture else {}
+        tasks = split_mixture(self.sft_mixture).tasks if self.sft_mixture else {}
         for index in range(TOKENIZER_CONVERSATIONS if tasks else 0):
-            for message in make_mixture_example(tasks, index, self.recipe.seed)["messages"]:
+            for message in make_mixture_example(tasks, index, self.seed)["messages"]:
                 content = message["content"]
                 yield from [content] if isinstance(content, str) else [part["text"] for part in content]
 
     def task_shard(self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer) -> TokenShard:
-        """A shard of at least `tokens` tokens of generated conversations."""
-        seed = self.recipe.seed * len(DEFAULT_STAGES) + DEFAULT_STAGES.index(
-            stage
-        )  # no two stages of a run see the same examples
+        """Returns a shard of at least `tokens` tokens of generated conversations."""
+        seed = self.seed * len(DEFAULT_STAGES) + DEFAULT_STAGES.index(stage)  # no two stages see the same examples
         examples = _examples(tasks, seed)
-        grammar = [make_mixture_example(tasks, index, seed) for index in range(64)]  # another grammar, another shard
-        key = short_digest(stage, tasks, tokens, grammar, tokenizer.fingerprint())
-        return self._rendered(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
+        first = [make_mixture_example(tasks, index, seed) for index in range(64)]  # changed generators, another shard
+        key = short_digest(stage, tasks, tokens, first, tokenizer.fingerprint())
+        return self._render(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
 
     def conversation_shard(self, name: str, tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
-        """A shard of one epoch of a set's conversations; of a large set no more than about `tokens` tokens."""
+        """Returns a shard of one epoch of a set's conversations, of a large set of about `tokens` tokens at most."""
         source = self.conversation_source(name)
         files = stat_files(source.files())
         cap = tokens if sum(size for *_, size in files) > MAX_IN_MEMORY_BYTES else None
-        key = short_digest(name, files, cap, self.recipe.seed, tokenizer.fingerprint())
+        key = short_digest(name, files, cap, self.seed, tokenizer.fingerprint())
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
-        return self._rendered(f"{stem}-rows-{key}", self._epoch(source), cap, tokenizer)
+        return self._render(f"{stem}-rows-{key}", self._epoch(source), cap, tokenizer)
 
     def _epoch(self, source: ConversationSource) -> Iterator[dict]:
-        """Every conversation of a source once. Rows that are none are left out and told, if they are few.
+        """Yields every conversation of a source once; leaves out rows that are no conversation, and logs their number.
 
-        Raises the first one's UserError when more than one row in TOLERATED is no conversation.
+        Raises the first of their errors if there are more than one in ROWS_PER_BAD_ROW.
         """
-        left_out, first = 0, None
+        left_out, first = 0, UserError()
         for index in range(len(source)):
             try:
-                yield source.get_train_example(index, self.recipe.seed)
+                yield source.get_train_example(index, self.seed)
             except UserError as error:
-                left_out, first = left_out + 1, first or error
+                left_out, first = left_out + 1, first if left_out else error
                 if left_out * ROWS_PER_BAD_ROW > len(source):
                     raise first from None
-        if first:
+        if left_out:
             self.log(f"{source.name}: {left_out:,} of {len(source):,} rows left out (first: {first})")
 
-    def _rendered(self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
+    def _render(self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
         directory = self.run_dir / "data" / name
         if not (directory / MANIFEST).exists():
             self.log(f"writing conversations ({name.rsplit('-', 1)[0]})")
@@ -136,10 +140,10 @@ class DataPreparer:
                 tokenizer=tokenizer.fingerprint(),
                 metadata={"kind": name},
             ) as writer:
-                remaining = iter(examples)
-                while (tokens is None or writer.tokens < tokens) and (
-                    group := list(islice(remaining, CONVERSATIONS_PER_BATCH))
-                ):
+                iterator = iter(examples)
+                while tokens is None or writer.tokens < tokens:
+                    if not (group := list(islice(iterator, CONVERSATIONS_PER_BATCH))):
+                        break
                     for rendered in render_conversations(tokenizer, group):
                         writer.add_document(rendered.tokens, rendered.mask)
         shard = TokenShard.open(directory, tokenizer.fingerprint())

@@ -1,14 +1,11 @@
-"""Saving while training goes on: a copy of everything a run needs to continue, handed to a writer.
+"""Checkpoints during training: the loop waits for a copy in host memory, and a thread writes it.
 
     loop      --- steps ---| wait, copy |--- steps ----------------------| wait, copy |---
     writer                              |--- write, hash, publish ---|                |---
 
-The one idea: the loop stands still only for the copy, in host memory; the file system is the writer's. The copy's
-memory is taken once, before the first step, so that a run whose first step fits does not run out of memory at its first
-save. Every rank takes part in the copy, since optimizer state comes from where it is owned; the main rank alone holds
-it and writes.
-
-What it is not: the file format and its protocol, which are `fledgling/record/checkpoint.py`.
+The copy's memory is allocated once, before the first step, so that a run whose first step fits does not run out of
+memory at its first save. Every rank takes part in the copy, since optimizer state is sharded; the main rank alone keeps
+it and writes. The files and how they appear are `fledgling.record.checkpoint`.
 """
 
 from __future__ import annotations
@@ -28,20 +25,22 @@ from fledgling.optim.sharded import gather_parameters
 from fledgling.record import checkpoint
 from fledgling.record.writer import BackgroundWriter
 from fledgling.runtime.world import World
+from fledgling.train.critic import CRITIC, split_critic
 from fledgling.train.loop import TrainingStopped
-from fledgling.train.rl import critic
 
 
 class CheckpointSaver:
-    """Called with a number of finished steps, saves all that is needed to go on after them; on every rank.
+    """Saves, when called with a number of finished steps, all that is needed to resume after them. Every rank calls it.
 
-    on_the_way: whether it will be called before the last step, so that the copy's memory is taken now.
-    directory: of the checkpoints, of which `keep` stay; state(step): state.json, values of its own that nothing changes
-    later; files: copied beside it under the names given; say: told of a write that failed while something else did.
+    As a context manager it waits for the last write. An error of a write (a full disk) is raised on every rank, by the
+    next save or at the end of the context; `failed` is true before.
 
-    As a context it waits for the last write, at the stage's end, at a stop request and at an error. What a write ran
-    into (a full disk) is raised, on every rank, by the save after it or by the end of the context; `failed` tells it
-    before.
+    Args:
+        directory: of the checkpoints, of which the newest `keep_checkpoints` are kept.
+        state: maps a step to the values of state.json, which nothing may change later.
+        files: copied into the checkpoint, by name.
+        saves_during_training: whether it is called before the last step; the copy's memory is then allocated now.
+        log: receives the error of a write that failed while another error ends the run.
     """
 
     def __init__(
@@ -59,61 +58,60 @@ class CheckpointSaver:
         self.directory, self.model, self.optimizer, self.world = directory, model, optimizer, world
         self.state, self.files, self.keep_checkpoints, self.log = state, files, keep_checkpoints, log
         self.writer = BackgroundWriter()
-        self.host_copies: dict[str, dict[str, Tensor]] = {}  # group -> name -> the copy, filled anew at each save
+        self.host_copies: dict[str, dict[str, Tensor]] = {}  # group -> name -> tensor, overwritten by each save
         self.unreported_seconds: dict[str, float] = {}
         if saves_during_training:
             self._copy()
 
     def __call__(self, step: int) -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         self.wait()
         tensors = self._copy()
         if self.world.is_main:
             state = self.state(step)
             self.writer.start(lambda: self._write(step, tensors, state))
-        self._add_seconds(save_stall=time.perf_counter() - began)
+        self._add_seconds(save_stall=time.perf_counter() - start)
 
     @property
     def failed(self) -> bool:
-        """Whether a write has failed and the next save, or the end, will say so."""
+        """Whether a write has failed, which the next save or the end of the context raises."""
         return self.writer.failed
 
     def metrics(self) -> dict[str, float]:
-        """What is new since the last call: seconds that the loop stood still (save_stall), and the writer's own
-        (save_seconds)."""
+        """Returns the seconds since the last call: of the loop (save_stall) and of the writer (save_seconds)."""
         if not self.writer.busy:
             self._collect_write_seconds()
-        told, self.unreported_seconds = self.unreported_seconds, {}
-        return told
+        seconds, self.unreported_seconds = self.unreported_seconds, {}
+        return seconds
 
     def _add_seconds(self, **seconds: float) -> None:
         for name, value in seconds.items():
             self.unreported_seconds[name] = self.unreported_seconds.get(name, 0.0) + value
 
     def wait(self) -> None:
-        """Return, on every rank, when the last checkpoint stands; what the writer ran into ends all ranks."""
+        """Returns, on every rank, when the last checkpoint is complete. Raises the writer's error on all of them."""
         with self.world.main_process_first():
             if self.world.is_main:
                 self.writer.wait()
                 self._collect_write_seconds()
 
     def _collect_write_seconds(self) -> None:
-        """Count the seconds of a write that has ended, once."""
+        """Counts the seconds of a write that has ended, once."""
         if self.writer.last_job_seconds:
             self._add_seconds(save_seconds=self.writer.last_job_seconds)
             self.writer.last_job_seconds = 0.0
 
     def _copy(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that is a tensor, copied on the main rank; nothing on the others."""
-        moments = self.optimizer.full_state_dict(self.host_copies.get("optimizer", {}))
-        before = {**self.host_copies.get("model", {}), **self.host_copies.get(critic.CRITIC, {})}
-        weights = gather_parameters(self.model, self.world, before)
+        """Copies weights, optimizer and random state to host memory on the main rank; returns {} on the others."""
+        optimizer_state = self.optimizer.full_state_dict(self.host_copies.get("optimizer", {}))
+        buffers = {**self.host_copies.get("model", {}), **self.host_copies.get(CRITIC, {})}
+        weights = gather_parameters(self.model, self.world, buffers)
         if self.world.is_main:
-            groups = critic.split_critic(weights)
+            groups = split_critic(weights)
             self.host_copies = {
                 name: copy_tensors(group, self.host_copies.get(name, {})) for name, group in groups.items()
             }
-            self.host_copies["optimizer"] = moments
+            self.host_copies["optimizer"] = optimizer_state
             self.host_copies["random"] = checkpoint.get_rng_state(self.world.device)
         return dict(self.host_copies)
 
@@ -125,19 +123,19 @@ class CheckpointSaver:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        began = time.perf_counter()
+        start = time.perf_counter()
         if error is None or isinstance(error, TrainingStopped):  # all ranks come here together
             self.wait()
-            self._add_seconds(save_stall=time.perf_counter() - began)
+            self._add_seconds(save_stall=time.perf_counter() - start)
             return
-        try:  # perhaps this rank alone failed: it cannot ask the others
+        try:  # this rank alone may have failed, so it does not wait for the others
             self.writer.wait()
-        except UserError as problem:
-            self.log(str(problem))
+        except UserError as write_error:
+            self.log(str(write_error))
 
 
 def copy_tensors(tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of each tensor in host memory: written into the tensor of that name in `into`, or a new one."""
+    """Returns a copy of each tensor in host memory, in the tensor of that name in `buffers` if there is one."""
     return {
         name: buffers[name].copy_(tensor) if name in buffers else tensor.detach().to("cpu", copy=True)
         for name, tensor in tensors.items()

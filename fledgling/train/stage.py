@@ -1,13 +1,10 @@
-"""The contract of the one loop: a stage is a value, and the four stages are four of them.
-
-Nothing here runs. `loop.py` runs any Stage; `supervised.py` and `rl.py` build them.
-"""
+"""The contract of the training loop: a stage is a value that `supervised`, `dpo` or `rl` builds and `loop` runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -17,35 +14,35 @@ from fledgling.model.transformer import Transformer
 
 
 class Stream(Protocol):
-    """Where batches come from: `next()` gives the micro-batches of one step, for this rank."""
+    """A source of batches with a state."""
 
     def next(self) -> list[Batch]:
-        """The micro-batches of the next step."""
+        """Returns this rank's micro-batches of the next step."""
         ...
 
     def state_dict(self) -> dict:
-        """JSON values from which `load_state_dict` goes on with the very same batches; nothing changes them later."""
+        """Returns JSON values from which `load_state_dict` continues with the same batches; they change no more."""
         ...
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where `state_dict` was taken."""
+        """Continues where `state_dict` was taken."""
         ...
 
     def skip(self, steps: int) -> None:
-        """Leave out the next `steps` steps, and give as many more at the end."""
+        """Skips the next `steps` steps; the stream gives as many more at its end."""
         ...
 
     def close(self) -> None:
-        """Stop threads."""
+        """Stops threads and processes."""
         ...
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Something measured beside training: at the start, every `every` steps (0: never between), and at the end.
+    """A measurement at the start of a stage, every `every` steps (0: never between), and at its end.
 
-    measure(step, last) gives the measurements and says what else it wants recorded; `last` asks for the full number of
-    questions. All ranks call it, so that they can share the work; what the main one returns is recorded.
+    measure(step, last) returns measurements, and records what else it has; `last` asks for the full number of
+    questions. Every rank calls it and may do a share of the work; the main rank's measurements are recorded.
     """
 
     name: str
@@ -55,19 +52,14 @@ class Eval:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training.
-
-    steps: known before it starts. batches: see Stream. loss(model, batch): the SUM over the batch's targets.
-    schedule(progress in [0, 1)): multiplier of every rate. micro_batch: rows of one batch, kept on resume.
-    extra(): values to record beside the loss (RL's reward).
-    """
+    """One stage of training."""
 
     name: str
-    steps: int
+    steps: int  # known before the stage starts
     batches: Stream
-    loss: Callable[[Transformer, Batch], Tensor]
-    schedule: Callable[[float], float]
+    loss: Callable[[Transformer, Batch], Tensor]  # the SUM over the batch's targets
+    schedule: Callable[[float], float]  # progress in [0, 1) -> multiplier of every learning rate
     evals: tuple[Eval, ...] = ()
-    save_every: int = 0
-    micro_batch_size: int = 0
-    extra_metrics: Callable[[], dict] = field(default=dict)
+    save_every: int = 0  # steps; 0: only at the end
+    micro_batch_size: int = 0  # rows of one batch, kept on resume
+    extra_metrics: Callable[[], dict[str, Any]] = field(default=dict)  # recorded with the loss, such as RL's reward

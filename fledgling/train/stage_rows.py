@@ -1,14 +1,12 @@
-"""A mixture's names become row sources with weights, and where its length is left open, a number of steps.
+"""A stage's mixture as row sources with weights, and the number of steps if the recipe leaves it open.
 
-One idea: one pass means that no row is learned from twice. The stage ends when, of all sources that have an end, the
-first one has given every row, where each gives rows in proportion to its weight:
+One pass means that no row is learned twice. The stage ends when, of all sources that have an end, the first has given
+every row, where each gives rows in proportion to its weight:
 
-    steps = floor(min over sources of rows(source) / (share(source) x rows a step)), at least 1
+    steps = floor(min over sources of rows(source) / (weight share of source x rows per step)), at least 1
 
-so SFT over 8,000 problems at a share of .37 takes what the other sets give beside them, and of a million conversations
-reads as many as belong there. Sources are written smallest first, and a large one only as far as the others allow.
-
-Not here: how rows are packed and dealt (`fledgling.data`), what a name means (`prepare.py`).
+Sources are prepared smallest first, and a large one only as far as the others allow: of a million conversations as many
+as the pass reads.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fledgling.config import Recipe, UserError
+from fledgling.config import LoopConfig, Recipe, RLConfig, UserError
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.tasks import PUBLIC_TASKS, SKILLS, load_task
@@ -31,11 +29,11 @@ SPARE_FACTOR = 1.1  # conversations prepared beyond what the steps read, so that
 
 @dataclass(frozen=True)
 class StageRows:
-    """What a stage reads: row sources with weights, for so many steps; and held-out documents of the first of them."""
+    """The data of a stage."""
 
-    sources: list[tuple[RowSource, float]]
+    sources: list[tuple[RowSource, float]]  # with weights
     steps: int
-    validation: tuple[TokenShard, ...]
+    validation: tuple[TokenShard, ...]  # held-out documents of the first document source
 
 
 def prepare_stage_rows(
@@ -43,70 +41,71 @@ def prepare_stage_rows(
     mixture: dict[str, float],
     rows_per_step: int,
     steps: int | None,
+    context: int,
     preparer: DataPreparer,
     tokenizer: Tokenizer,
 ) -> StageRows:
-    """The mixture for a stage whose steps read `rows` rows; `steps` None asks for one pass.
+    """Prepares and opens the data of a stage.
 
-    Raises UserError when that has no end: every source is generated.
+    Args:
+        rows_per_step: rows of `context` tokens that one optimizer step reads, over all ranks.
+        steps: None asks for one pass. Raises UserError if that has no end, because every source is generated.
     """
-    recipe, mixed, total = preparer.recipe, split_mixture(mixture), sum(mixture.values())
-    context = recipe.model.context
-    source = partial(RowSource, context=context, seed=recipe.seed, bos=tokenizer.bos, turn_end=tokenizer.assistant_end)
-    most = math.inf if steps is None else steps
-    documents, tasks, conversations, validation = [], [], {}, ()
-    for name, weight in mixed.documents.items():
+    parts, total = split_mixture(mixture), sum(mixture.values())
+    make_source = partial(
+        RowSource, context=context, seed=preparer.seed, bos=tokenizer.bos, turn_end=tokenizer.assistant_end
+    )
+    max_steps = math.inf if steps is None else steps
+    documents: list[tuple[RowSource, float]] = []
+    conversations: dict[str, RowSource] = {}
+    tasks: list[tuple[RowSource, float]] = []
+    validation: tuple[TokenShard, ...] = ()
+    for name, weight in parts.documents.items():
         corpus = preparer.documents.prepare_shards(name, tokenizer)
         validation = validation or corpus.held_out
-        documents.append((source(corpus.train, "crop"), weight))
+        documents.append((make_source(corpus.train, "crop"), weight))
         if steps is None:
-            most = min(most, len(documents[-1][0]) / (weight / total * rows_per_step))
-    for name in sorted(mixed.conversations, key=lambda name: _bytes(preparer, name)):
-        per_step = mixed.conversations[name] / total * rows_per_step
-        needed = None if most == math.inf else math.ceil(most * per_step * context * SPARE_FACTOR) + 1
-        conversations[name] = source(preparer.conversation_shard(name, needed, tokenizer), "whole")
+            max_steps = min(max_steps, len(documents[-1][0]) / (weight / total * rows_per_step))
+    for name in sorted(parts.conversations, key=preparer.count_source_bytes):
+        per_step = parts.conversations[name] / total * rows_per_step
+        tokens = None if max_steps == math.inf else math.ceil(max_steps * per_step * context * SPARE_FACTOR) + 1
+        conversations[name] = make_source(preparer.conversation_shard(name, tokens, tokenizer), "whole")
         if steps is None:
-            most = min(most, len(conversations[name]) / per_step)
-    if most == math.inf:
+            max_steps = min(max_steps, len(conversations[name]) / per_step)
+    if max_steps == math.inf:
         raise UserError(
-            f"{stage}.steps is not set, and its mixture has no end ({', '.join(mixed.tasks)} are generated): "
+            f"{stage}.steps is not set, and its mixture has no end ({', '.join(parts.tasks)} are generated): "
             f"set the number of optimizer steps, such as {stage}.steps=300"
         )
-    length = max(1, math.floor(most))
+    stage_steps = max(1, math.floor(max_steps))
     if steps is None:
-        preparer.log(f"{stage}: {length:,} steps, one pass over its mixture")
-    if mixed.tasks:
-        weight = sum(mixed.tasks.values())
-        tokens = int(length * rows_per_step * context * weight / total * SPARE_FACTOR) + 1
-        tasks.append((source(preparer.task_shard(stage, mixed.tasks, tokens, tokenizer), "whole"), weight))
-    read = [(conversations[name], mixed.conversations[name]) for name in mixed.conversations]  # in the recipe's order
-    return StageRows(documents + tasks + read, length, validation)
+        preparer.log(f"{stage}: {stage_steps:,} steps, one pass over its mixture")
+    if parts.tasks:
+        weight = sum(parts.tasks.values())
+        tokens = int(stage_steps * rows_per_step * context * weight / total * SPARE_FACTOR) + 1
+        tasks.append((make_source(preparer.task_shard(stage, parts.tasks, tokens, tokenizer), "whole"), weight))
+    in_recipe_order = [(conversations[name], weight) for name, weight in parts.conversations.items()]
+    return StageRows(documents + tasks + in_recipe_order, stage_steps, validation)
 
 
-def _bytes(preparer: DataPreparer, name: str) -> int:
-    return sum(file.stat().st_size for file in preparer.conversation_source(name).files())
+def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[str]:
+    """Returns the tasks that a stage is evaluated on: those of its mixture, and those that RL practices.
 
-
-def exam_names(recipe: Recipe, stage: str) -> list[str]:
-    """The tasks that a stage is examined in: those it learns from, by demonstration or by practice.
-
-    RL has no mixture of its own: it is examined in all of SFT's too.
+    default_mixture: replaces an empty one; RL and DPO are evaluated on the tasks of SFT too.
     """
-    table = recipe.stage_config(stage)
-    learned = {**(table.mixture or recipe.sft.mixture), **getattr(table, "tasks", {})}
+    practiced = config.tasks if isinstance(config, RLConfig) else {}
+    learned = {**(config.mixture or default_mixture), **practiced}
     return [name for name in (*SKILLS, *PUBLIC_TASKS) if learned.get(name, 0) > 0]
 
 
 def require_data(recipe: Recipe, stages: Iterable[str]) -> None:
-    """Raise UserError, before anything starts, when a source or an exam of one of the stages is not there.
-
-    The message says how to get it.
-    """
+    """Raises UserError, before any work, if a source or an exam of the stages is missing; says how to get it."""
     preparer = DataPreparer(recipe, Path(recipe.run.out))
     for stage in stages:
-        table = recipe.stage_config(stage)
-        mixed = split_mixture(table.mixture) if table.mixture else MixtureParts({}, {}, {})
-        practised = [name for name, weight in getattr(table, "tasks", {}).items() if weight > 0]
-        preparer.require_sources(mixed.documents, [*mixed.conversations, *practised])
-        for name in exam_names(recipe, stage):
+        config = recipe.stage_config(stage)
+        parts = split_mixture(config.mixture) if config.mixture else MixtureParts({}, {}, {})
+        tasks = config.tasks if isinstance(config, RLConfig) else {}
+        practiced = [name for name, weight in tasks.items() if weight > 0]
+        preparer.require_sources(parts.documents, [*parts.conversations, *practiced])
+        for name in exam_names(config, recipe.sft.mixture):
             load_task(name, recipe.run.data_dir).list_exam_questions(1)

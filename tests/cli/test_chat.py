@@ -11,11 +11,11 @@ import torch
 from fledgling.cli import main
 from fledgling.cli.chat import escape_control_characters, print_reply, run_conversation
 from fledgling.cli.terminal_input import input_history, read_message
+from fledgling.config import ModelConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.session import ChatSession
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import save_checkpoint
 from fledgling.text.tokenizer import Tokenizer

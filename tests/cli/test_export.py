@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fledgling.cli import main
+from fledgling.config import ModelConfig
 from fledgling.infer.runner import load_model
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import save_checkpoint
 from fledgling.text.tokenizer import Tokenizer
@@ -18,7 +18,7 @@ def run(tmp_path):
     """A run directory whose sft stage has a checkpoint of a small llama and one evaluation."""
     tokenizer = Tokenizer.train(["the quick brown fox " * 30], vocab_size=330)
     file = tokenizer.save(tmp_path / "tokenizer.json")
-    model = Transformer(config_from_preset("llama", vocab_size=330, depth=2, width=64, heads=4, kv_heads=2, context=64))
+    model = Transformer(ModelConfig(family="llama", vocab_size=330, depth=2, width=64, heads=4, kv_heads=2, context=64))
     model.initialize(0)
     recipe = 'name = "sparrow"\nseed = 5\n'
     state = {"stage": "sft", "step": 7, "model": model.config.to_dict(), "recipe": recipe}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fledgling.config import ModelConfig
 from fledgling.infer.engine import Engine
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.tasks.core import CoreTask, read_core_tasks
 from fledgling.text.tokenizer import Tokenizer

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from fledgling.config import ModelConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.evals.bpb import compute_perplexities, measure_bits, measure_bpb
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 

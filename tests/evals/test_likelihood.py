@@ -7,9 +7,9 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fledgling.config import ModelConfig
 from fledgling.evals.likelihood import ContinuationRow, Scorer, common_prefix_length, common_suffix_length, pack_item
 from fledgling.infer.engine import Engine
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from fledgling.config import ModelConfig
 from fledgling.data.batch import Batch
 from fledgling.evals.sparsity import measure_activation_sparsity
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 SIZES = {"vocab_size": 40, "depth": 3, "width": 16, "heads": 2, "kv_heads": 2, "context": 12}
@@ -13,7 +13,7 @@ SIZES = {"vocab_size": 40, "depth": 3, "width": 16, "heads": 2, "kv_heads": 2, "
 
 @pytest.mark.parametrize("flash_norm", [False, True])
 def test_zeros_are_counted_layer_by_layer(flash_norm):
-    model = Transformer(config_from_preset("fledgling", **SIZES, flash_norm=flash_norm))
+    model = Transformer(ModelConfig(family="fledgling", **SIZES, flash_norm=flash_norm))
     model.initialize(0)
     with torch.no_grad():
         for layer, block in enumerate(model.blocks):
@@ -29,7 +29,7 @@ def test_zeros_are_counted_layer_by_layer(flash_norm):
 
 
 def test_gelu_has_none():
-    model = Transformer(config_from_preset("fledgling", **SIZES, activation="gelu"))
+    model = Transformer(ModelConfig(family="fledgling", **SIZES, activation="gelu"))
     model.initialize(0)
     tokens = torch.arange(12)[None]
     assert measure_activation_sparsity(model, [Batch(tokens, tokens)])[0].value == 0

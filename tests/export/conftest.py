@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fledgling.model.config import ModelConfig, config_from_preset
+from fledgling.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.text.tokenizer import Tokenizer
 
@@ -32,6 +32,6 @@ def make():
 
     def made(family: str, **fields) -> Transformer:
         sizes = {"vocab_size": 330, "depth": 3, "width": 64, "heads": 4, "kv_heads": 4, "context": 128}
-        return random_model(config_from_preset(family, **(sizes | fields)))
+        return random_model(ModelConfig(family=family, **(sizes | fields)))
 
     return made

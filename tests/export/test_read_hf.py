@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from fledgling.config import UserError
 from fledgling.export import write_hf
-from fledgling.export.hf_mapping import from_hf_config
 from fledgling.export.read_hf import read_hf
 from fledgling.text.bpe import byte_alphabet
 
@@ -47,6 +46,7 @@ def change(directory, **keys) -> None:
         ({"num_hidden_layers": "two"}, "num_hidden_layers"),
         ({"num_hidden_layers": True}, "num_hidden_layers"),
         ({"num_attention_heads": 3}, "heads"),
+        ({"num_attention_heads": 10**12}, "at most 1048576"),
         ({"max_position_embeddings": 10**12}, "max_position_embeddings"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rms_norm_eps": -1}, "rms_norm_eps"),
@@ -227,26 +227,3 @@ def test_gpt2_loads_in_its_published_form(make, tokenizer, tmp_path):
     assert back.config == model.config
     assert all(torch.equal(back.state[name], tensor) for name, tensor in model.state_dict().items())
     assert back.tokenizer.encode("abb") == [256, ord("b")] and back.tokenizer.bos == 257
-
-
-def test_older_config_keys_are_understood():
-    said = {
-        "model_type": "llama",
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 1000000,
-        "rope_scaling": None,
-        "pretraining_tp": 1,
-    }
-    config = from_hf_config(said)
-    assert (config.kv_heads, config.intermediate_size, config.rope_base, config.tie_embeddings) == (
-        32,
-        11008,
-        1e6,
-        False,
-    )

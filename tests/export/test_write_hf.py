@@ -8,9 +8,7 @@ import torch
 from fledgling.config import UserError
 from fledgling.export import parity, write_hf
 from fledgling.export.read_hf import read_hf
-from fledgling.model.config import FAMILIES
-from fledgling.model.flash_norm import fold_norm_weights
-from fledgling.text.conversation import render_conversation, render_prompt
+from fledgling.config.model import FAMILIES
 
 SHAPES = [  # family and what differs from a plain small model
     ("fledgling", {}),
@@ -104,77 +102,6 @@ def test_weights_are_stored_in_the_requested_half_precision(make, tokenizer, tmp
     assert rows[0].max_difference > 1e-4
 
 
-CONVERSATIONS = [
-    [{"role": "user", "content": "  the fox? "}],
-    [
-        {"role": "system", "content": "again\n"},
-        {"role": "user", "content": "the dog"},
-        {"role": "assistant", "content": "the\n\nlazy dog "},
-        {"role": "user", "content": [{"type": "text", "text": "12 "}, {"type": "text", "text": "times"}]},
-    ],
-]
-ANSWER = {
-    "role": "assistant",
-    "content": [
-        {"type": "text", "text": "jumps "},
-        {"type": "python", "text": "1+2"},
-        {"type": "output", "text": "3"},
-        {"type": "text", "text": " over"},
-    ],
-}
-
-
-@pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_the_chat_template_matches_our_conversation_format(messages, make, tokenizer, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    model = make("llama")
-    out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
-    theirs = transformers.AutoTokenizer.from_pretrained(out)
-    said = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert said == render_prompt(tokenizer, {"messages": messages})
-    whole = [*messages, ANSWER]
-    assert (
-        theirs.apply_chat_template(whole)["input_ids"]
-        == render_conversation(tokenizer, {"messages": whole}).tokens.tolist()
-    )
-    assert theirs.eos_token_id == tokenizer.assistant_end and theirs.bos_token_id == tokenizer.bos
-    assert theirs.model_max_length == 128
-
-
-def test_a_model_without_a_transformers_class_is_refused_by_setting(make, tokenizer, tmp_path):
-    for family, fields, word in (
-        ("llama", {"qk_norm": True}, "qk_norm"),
-        ("llama", {"logit_softcap": 15.0}, "logit_softcap"),
-        ("fledgling", {"activation": "swiglu"}, "swiglu"),
-        ("gpt2", {"kv_heads": 2}, "key/value heads"),
-    ):
-        model = make(family, **fields)
-        with pytest.raises(UserError, match=word):
-            write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
-        assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"value_embeddings": 1}, {"window_pattern": "SL"}, {"residual_scalars": True}],
-    ids=lambda fields: next(iter(fields)),
-)
-def test_optional_features_are_refused_by_name(fields, make, tokenizer, tmp_path):
-    model = make("fledgling", **fields)
-    with pytest.raises(UserError, match=next(iter(fields))):
-        write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_folded_and_deferred_norms_export_the_same_model(make, tokenizer, tmp_path):
-    model = make("llama", flash_norm=True)
-    folded = fold_norm_weights(model.config, model.state_dict())
-    out = write_hf.write_hf(tmp_path / "out", model.config, folded, tokenizer, "card")
-    assert all((w == 1).all() for name, w in read_hf(out).state.items() if name.endswith("norm.weight"))
-    rows = list(parity.compare_hf(model, out, tokenizer.bos_or_none))
-    assert all(row.max_difference < 1e-4 and row.greedy_matches == row.greedy_tokens for row in rows)
-
-
 def test_an_existing_directory_is_not_overwritten(make, tokenizer, tmp_path):
     model = make("gpt2")
     (tmp_path / "out").mkdir()
@@ -182,15 +109,3 @@ def test_an_existing_directory_is_not_overwritten(make, tokenizer, tmp_path):
     with pytest.raises(UserError, match="not an empty directory"):
         write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine.txt"]
-
-
-def test_parity_detects_a_changed_weight(make, tokenizer, tmp_path):
-    model = make("fledgling")
-    out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
-    rows = list(parity.compare_hf(model, out, tokenizer.bos_or_none))
-    assert rows[0].max_difference == 0 and rows[0].greedy_matches == rows[0].greedy_tokens == 120
-    assert all(row.max_difference < 1e-5 and row.greedy_matches == row.greedy_tokens for row in rows)
-    with torch.no_grad():
-        model.head.weight.copy_(model.head.weight.roll(1, 0))
-    changed = list(parity.compare_hf(model, out, tokenizer.bos_or_none))
-    assert all(row.max_difference > 0.1 and row.greedy_matches < row.greedy_tokens for row in changed)

@@ -5,14 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from fledgling.bench.gpu_parts import resumed, small_recipe
-from fledgling.config import OptimizerConfig
+from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.model import head_chunk
 from fledgling.model.attention import blockwise_attention, make_attention_mask, sdpa
 from fledgling.model.build import build_model
 from fledgling.model.cache import CacheRow
-from fledgling.model.config import config_from_preset
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.window import windowed_sdpa
 from fledgling.optim.optimizer import Optimizer
@@ -31,8 +30,8 @@ class Silent:
 
 
 def model_on(device, dtype=torch.float32, compiled=False, windows=""):
-    config = config_from_preset(
-        "fledgling", vocab_size=V, depth=2, width=C, heads=2, kv_heads=2, context=T, window_pattern=windows
+    config = ModelConfig(
+        family="fledgling", vocab_size=V, depth=2, width=C, heads=2, kv_heads=2, context=T, window_pattern=windows
     )
     model = build_model(config, DeviceSetup(dtype, compiled, 0.0), device)
     torch.manual_seed(0)

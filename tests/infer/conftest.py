@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fledgling.config import ModelConfig
 from fledgling.infer.engine import Engine
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.text.tokenizer import Tokenizer
 

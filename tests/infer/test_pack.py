@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fledgling.config import ModelConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.pack import PackedWeight, can_pack_bf16, pack_linear_weights
 from fledgling.infer.sampling import SamplingParams
 from fledgling.model.cache import CacheRow
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 
 pytestmark = pytest.mark.skipif(

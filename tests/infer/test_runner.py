@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.infer.runner import load_model
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.record import checkpoint
 from fledgling.text.tokenizer import Tokenizer

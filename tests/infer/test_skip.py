@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fledgling.config import ModelConfig
 from fledgling.infer import runner as runner_module
 from fledgling.infer import skip
 from fledgling.infer.engine import Engine
 from fledgling.infer.pack import can_pack_bf16
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.skip import MAX_ACTIVE_SHARE, ZeroSkippingWeight, sum_active_rows
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 
 CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # of the largest value
@@ -18,8 +18,8 @@ CLOSE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}  # of the largest value
 
 def model_with_zeros(share: float, activation: str = "relu2") -> Transformer:
     """A random model whose hidden layers are zero at least at a share of the places."""
-    config = config_from_preset(
-        "fledgling", vocab_size=330, depth=2, width=64, heads=2, kv_heads=2, context=64, activation=activation
+    config = ModelConfig(
+        family="fledgling", vocab_size=330, depth=2, width=64, heads=2, kv_heads=2, context=64, activation=activation
     )
     model = Transformer(config)
     draw = torch.Generator().manual_seed(0)

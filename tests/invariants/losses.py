@@ -7,8 +7,8 @@ import torch
 
 from fledgling.config import RLConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.train import critic
 from fledgling.train.loss import dpo_loss, next_token_loss, policy_gradient_loss
-from fledgling.train.rl import critic
 
 TEXT, POLICY = ("pretrain", "midtrain", "sft"), ("rl", "ppo")
 LEARNED = (*TEXT, *POLICY, "dpo")

@@ -3,9 +3,8 @@
 Nothing divides: 61 rows, 3 layers, matrices of 18, 36 and 144 rows, six rows a step.
 """
 
-from fledgling.config import OptimizerConfig
+from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.data.batch import Batch
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import unsharded

@@ -11,10 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fledgling.config import OptimizerConfig
+from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.data.batch import Batch
 from fledgling.model import attention, head_chunk
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 from fledgling.optim import partition
 from fledgling.optim.optimizer import Optimizer
@@ -60,8 +59,8 @@ def run_step(monkeypatch, depth=2, **options):
     monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "meta", head_chunk.CHUNK_LOGITS["cuda"])
     monkeypatch.setitem(partition.MUON_STACK_VALUES, "meta", partition.MUON_STACK_VALUES["cuda"])
     monkeypatch.setattr(Batch, "target_count", ROWS * TIME)  # counted on the host, before a batch goes to the device
-    config = config_from_preset(
-        "fledgling", vocab_size=VOCAB, depth=depth, width=256, heads=2, kv_heads=2, context=TIME, **options
+    config = ModelConfig(
+        family="fledgling", vocab_size=VOCAB, depth=depth, width=256, heads=2, kv_heads=2, context=TIME, **options
     )
     device = torch.device("meta")
     with device:

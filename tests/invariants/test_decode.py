@@ -7,11 +7,12 @@ import random
 import pytest
 import torch
 
+from fledgling.config import ModelConfig
+from fledgling.config.model import FAMILIES
 from fledgling.infer.engine import Engine, FinishEvent
 from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
 from fledgling.model.cache import CacheRow
-from fledgling.model.config import FAMILIES, config_from_preset
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.text.conversation import render_prompt
@@ -39,7 +40,7 @@ def random_model(vocab_size: int, kind: str, context: int = CONTEXT) -> Transfor
     family, ideas = KINDS[kind]
     kv_heads = 4 if family == "gpt2" else 2
     sizes = {"vocab_size": vocab_size, "depth": 2, "width": 64, "heads": 4, "kv_heads": kv_heads, "context": context}
-    model = Transformer(config_from_preset(family, **sizes, **ideas))
+    model = Transformer(ModelConfig(family=family, **sizes, **ideas))
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fledgling"
 FLOORS = [
-    {"config", "toml", "files", "runtime", "record"},
+    {"config", "files", "runtime", "record"},
     {"text", "model", "sandbox"},
     {"kernels", "data", "optim"},
     {"corpora"},
@@ -38,7 +38,6 @@ TORCH_FREE = (
     "tasks",
     "sandbox",
     "cli",
-    "model.config",
     "corpora",
     "optim.layout",
     "optim.groups",
@@ -152,7 +151,7 @@ def test_the_law_sees_a_broken_house():
     assert climbing({"model.a": "def f():\n    import fledgling.optim.rules"})
     assert climbing({"model.a": "from ..train import loop"}) and not climbing({"model.a": "from . import b"})
     assert climbing({"attic": "from fledgling.config import UserError"})
-    assert not climbing({"train.a": "from fledgling.model.config import ModelConfig\nfrom fledgling.train import loop"})
+    assert not climbing({"train.a": "from fledgling.model.cache import KVCache\nfrom fledgling.train import loop"})
     assert torch_at_import({"plan.a": "from fledgling.model.b import x", "model.b": "import torch.nn"}) == ["plan.a"]
     assert not torch_at_import({"plan.a": "def f():\n    import torch"})
     assert backward_calls({"train.sft": "loss.backward()", "train.loop": "loss.backward()"}) == ["train.sft:1"]

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.config import OptimizerConfig
+from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.infer.engine import Engine
-from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.runner import load_model
-from fledgling.model.config import ModelConfig
+from fledgling.infer.sampling import SamplingParams
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import unsharded

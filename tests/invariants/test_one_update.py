@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from fledgling.config import OptimizerConfig
+from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.model.config import ModelConfig, config_from_preset
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.runtime.world import World
@@ -17,8 +16,8 @@ from tests.invariants.losses import LEARNED, batch_of, loss_of, prepared
 CONFIG = ModelConfig(60, 2, 32, 2, 1, 24)
 FAMILIES = {
     "fledgling": CONFIG,
-    "gpt2": config_from_preset("gpt2", vocab_size=60, depth=2, width=32, heads=2, kv_heads=2, context=24),
-    "llama": config_from_preset("llama", vocab_size=60, depth=2, width=32, heads=2, kv_heads=1, context=24),
+    "gpt2": ModelConfig(family="gpt2", vocab_size=60, depth=2, width=32, heads=2, kv_heads=2, context=24),
+    "llama": ModelConfig(family="llama", vocab_size=60, depth=2, width=32, heads=2, kv_heads=1, context=24),
 }
 CASES = [(stage, "fledgling") for stage in LEARNED]  # and the other families by one stage of each kind
 CASES += [(stage, family) for stage in ("pretrain", "sft", "rl") for family in ("gpt2", "llama")]

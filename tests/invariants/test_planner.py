@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import memory as bench
-from fledgling.model.config import FAMILIES, ModelConfig, config_from_preset
+from fledgling.config import ModelConfig
+from fledgling.config.model import FAMILIES
 from fledgling.model.transformer import Transformer
 from fledgling.optim.roles import assign_role
 from fledgling.plan import flops
@@ -44,8 +45,8 @@ def configs(draw) -> ModelConfig:
         "residual_scalars": draw(st.booleans()),
         "window_pattern": draw(st.sampled_from(["", "S", "SSL"])),
     }
-    return config_from_preset(
-        draw(st.sampled_from(sorted(FAMILIES))),
+    return ModelConfig(
+        family=draw(st.sampled_from(sorted(FAMILIES))),
         vocab_size=draw(st.integers(1, 999)),
         depth=draw(st.integers(1, 5)),
         width=heads * head_width,
@@ -77,7 +78,7 @@ def test_parameters_equal_the_counted_tensors(config):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kv_heads", [1, 2])
 def test_flops_equal_torch_s_own_count(family, kv_heads):
-    config = config_from_preset(family, vocab_size=96, depth=2, width=32, heads=2, kv_heads=kv_heads, context=16)
+    config = ModelConfig(family=family, vocab_size=96, depth=2, width=32, heads=2, kv_heads=kv_heads, context=16)
     model = Transformer(config)
     model.initialize(0)
     tokens = torch.zeros(3, 16, dtype=torch.long)
@@ -91,7 +92,7 @@ def test_flops_equal_torch_s_own_count(family, kv_heads):
 
 def test_a_window_counts_the_keys_that_are_seen():
     sizes = {"vocab_size": 96, "depth": 2, "width": 32, "heads": 2, "kv_heads": 2, "context": 16}
-    config = config_from_preset("fledgling", **sizes, window_pattern="S", window_size=5)
+    config = ModelConfig(family="fledgling", **sizes, window_pattern="S", window_size=5)
     seen = sum(min(place, 5) for place in range(1, 17)) + sum(range(1, 17))
     assert flops.forward_flops(config, counted="causal")["attention"] * 16 == 4 * 32 * seen
     assert flops.forward_flops(config)["attention"] == 4 * 32 * (5 + 16)
@@ -99,7 +100,7 @@ def test_a_window_counts_the_keys_that_are_seen():
 
 
 def test_causal_attention_counts_the_keys_that_are_seen():
-    config = config_from_preset("fledgling", vocab_size=96, depth=2, width=32, heads=2, kv_heads=2, context=16)
+    config = ModelConfig(family="fledgling", vocab_size=96, depth=2, width=32, heads=2, kv_heads=2, context=16)
     seen = sum(range(1, 17))  # pairs of a row
     causal = flops.forward_flops(config, counted="causal")
     assert causal["attention"] * 16 == 4 * 2 * 32 * seen

@@ -3,16 +3,15 @@
 import pytest
 import torch
 
-from fledgling.config import RLConfig
+from fledgling.config import ModelConfig, RLConfig
 from fledgling.data.batch import IGNORE_INDEX
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
-from fledgling.model.config import ModelConfig
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.loss import policy_gradient_loss
-from fledgling.train.rl.rollout import Rollout, pack_rollouts
+from fledgling.train.rollout import Rollout, pack_rollouts
 
 
 @pytest.mark.parametrize("seed", [1, 57])  # with these an answer ends in BOS, beside the BOS of the next rollout

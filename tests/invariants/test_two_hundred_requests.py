@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from fledgling.config.model import FAMILIES
 from fledgling.infer.engine import Engine
 from fledgling.infer.request import Request
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.scheduler import Scheduler
-from fledgling.model.config import FAMILIES
 from fledgling.text.tokenizer import Tokenizer
 from tests.invariants.test_decode import TOLERANCE, random_model
 

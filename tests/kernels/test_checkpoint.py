@@ -7,13 +7,12 @@ import torch
 
 from fledgling.bench.infer import make_random_model
 from fledgling.cli import main
-from fledgling.config import UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.infer.engine import Engine
-from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.runner import load_model
+from fledgling.infer.sampling import SamplingParams
 from fledgling.kernels.quantized_model import count_weight_bytes
 from fledgling.kernels.quantized_tensor import QuantizedTensor
-from fledgling.model.config import config_from_preset
 from fledgling.plan import inference
 from fledgling.record import checkpoint
 from fledgling.text.tokenizer import Tokenizer
@@ -32,7 +31,7 @@ def whole(tokenizer, tmp_path):
 
     def make(family: str = "fledgling", **parts):
         fields = {"depth": 2, "width": 128, "heads": 2, "kv_heads": 2, "intermediate_size": 384, "context": 64} | parts
-        config = config_from_preset(family, vocab_size=tokenizer.vocab_size, **fields)
+        config = ModelConfig(family=family, vocab_size=tokenizer.vocab_size, **fields)
         model = make_random_model(config, torch.float32, torch.device("cpu"))
         file = tmp_path / "tokenizer.json"
         tokenizer.save(file)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from fledgling.bench.infer import NoSpecialTokens, make_random_model
+from fledgling.config import ModelConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.kernels import native
 from fledgling.kernels.decoding_step import MAX_STEP_TOKENS, supports_decoding_step
 from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
 from fledgling.model.cache import CacheRow, KVCache
-from fledgling.model.config import config_from_preset
 
 pytestmark = pytest.mark.skipif(native.load_library() is None, reason="no compiler, or no AVX-512 with bf16")
 FAMILIES = [
@@ -22,8 +22,8 @@ FAMILIES = [
 
 
 def made(family: str, parts: dict, width: int = 128):
-    config = config_from_preset(
-        family, vocab_size=90, depth=2, width=width, heads=4, **{"kv_heads": 4} | parts, context=64
+    config = ModelConfig(
+        family=family, vocab_size=90, depth=2, width=width, heads=4, **{"kv_heads": 4} | parts, context=64
     )
     model = make_random_model(config, torch.bfloat16, torch.device("cpu")).requires_grad_(False)
     for parameter in model.parameters():

@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 
+from fledgling.config import ModelConfig
 from fledgling.model.cache import CacheRow, KVCache
-from fledgling.model.config import config_from_preset
 from fledgling.plan import inference
 
-CONFIG = config_from_preset("llama", vocab_size=60, depth=2, width=32, heads=4, kv_heads=2, context=512)
+CONFIG = ModelConfig(family="llama", vocab_size=60, depth=2, width=32, heads=4, kv_heads=2, context=512)
 
 
 def fill(cache: KVCache, row: CacheRow, count: int, value: float) -> None:

@@ -5,8 +5,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
 
+from fledgling.config import ModelConfig
 from fledgling.model.attention import blockwise_attention
-from fledgling.model.config import config_from_preset
 from fledgling.model.cuda_attention import flex_sdpa, make_block_mask, make_block_masks
 from fledgling.model.transformer import Transformer
 
@@ -52,7 +52,7 @@ def test_a_row_that_is_one_document_has_no_mask():
 
 @torch.no_grad()
 def test_a_compiled_block_is_compiled_once_for_all_batches_and_layers():
-    config = config_from_preset("fledgling", vocab_size=64, depth=3, width=64, heads=2, kv_heads=2, context=256)
+    config = ModelConfig(family="fledgling", vocab_size=64, depth=3, width=64, heads=2, kv_heads=2, context=256)
     model = Transformer(config)
     model.initialize(0)
     counter = CompileCounter()

@@ -4,16 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledgling.config import ModelTable, OptimizerConfig, UserError
+from fledgling.config import ModelConfig, OptimizerConfig, UserError
+from fledgling.config.model import FAMILIES, derive_intermediate_size
 from fledgling.model import attention
 from fledgling.model.cache import CacheRow, KVCache
-from fledgling.model.config import (
-    FAMILIES,
-    ModelConfig,
-    config_from_preset,
-    config_from_table,
-    derive_intermediate_size,
-)
 from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
@@ -34,15 +28,15 @@ PUBLISHED = [
 @pytest.mark.parametrize(("family", "sizes", "count"), PUBLISHED)
 def test_published_models_have_their_published_size(family, sizes, count):
     vocab_size, depth, width, heads, context = sizes
-    config = config_from_preset(
-        family, vocab_size=vocab_size, depth=depth, width=width, heads=heads, kv_heads=heads, context=context
+    config = ModelConfig(
+        family=family, vocab_size=vocab_size, depth=depth, width=width, heads=heads, kv_heads=heads, context=context
     )
     with torch.device("meta"):
         assert Transformer(config).count_parameters() == count
 
 
 def test_a_depth_of_twelve_is_gpt2_s_smallest():
-    config = config_from_table(ModelTable(depth=12, family="gpt2", context=1024), 50257)
+    config = ModelConfig(depth=12, family="gpt2", context=1024).resolve(50257)
     assert (config.width, config.heads, config.intermediate_size, config.tie_embeddings) == (768, 12, 3072, True)
 
 
@@ -55,13 +49,15 @@ def test_descriptions_from_before_there_were_families_still_load():
     old = {**SIZES, "mlp_ratio": 3, "logit_softcap": 15.0, "rope_base": 1e4, "norm_eps": 1e-6, "family": "fledgling"}
     assert ModelConfig.from_dict(old) == ModelConfig(**SIZES, intermediate_size=96)
     for family in FAMILIES:
-        config = config_from_preset(family, **SIZES)
+        config = ModelConfig(family=family, **SIZES)
         assert ModelConfig.from_dict(config.to_dict()) == config
 
 
 def test_a_part_can_be_pinned_in_any_family():
-    table = ModelTable(depth=1, width=32, heads=2, family="llama", activation="relu2", qk_norm=True, logit_softcap=15.0)
-    config = config_from_table(table, 60)
+    table = ModelConfig(
+        depth=1, width=32, heads=2, family="llama", activation="relu2", qk_norm=True, logit_softcap=15.0
+    )
+    config = table.resolve(60)
     assert (config.activation, config.intermediate_size, config.qk_norm, config.logit_softcap) == (
         "relu2",
         128,
@@ -70,12 +66,12 @@ def test_a_part_can_be_pinned_in_any_family():
     )
     assert config.norm == "rms_weighted"
     with pytest.raises(UserError, match="activation"):
-        config_from_preset("llama", **SIZES, activation="swish")
+        ModelConfig(family="llama", **SIZES, activation="swish")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_has_one_role_and_moves(family):
-    model = Transformer(config_from_preset(family, **SIZES))
+    model = Transformer(ModelConfig(family=family, **SIZES))
     model.initialize(0)
     roles = {name: assign_role(name, tuple(p.shape)) for name, p in model.named_parameters()}
     assert set(roles.values()) <= set(ROLES)
@@ -100,9 +96,9 @@ def test_every_parameter_has_one_role_and_moves(family):
 
 @pytest.mark.parametrize("cap", [0.0, 15.0])
 def test_a_tied_matrix_receives_the_gradients_of_both_uses(cap):
-    tied = Transformer(config_from_preset("gpt2", **SIZES, logit_softcap=cap))
+    tied = Transformer(ModelConfig(family="gpt2", **SIZES, logit_softcap=cap))
     tied.initialize(1)
-    apart = Transformer(config_from_preset("gpt2", **SIZES, logit_softcap=cap, tie_embeddings=False))
+    apart = Transformer(ModelConfig(family="gpt2", **SIZES, logit_softcap=cap, tie_embeddings=False))
     apart.load_state_dict(tied.state_dict())
     assert tied.count_parameters() == apart.count_parameters() - 60 * 32
     assert tied.embedding.weight is tied.head.weight
@@ -117,7 +113,7 @@ def test_a_tied_matrix_receives_the_gradients_of_both_uses(cap):
 def test_first_weights_are_those_the_docstring_promises():
     sizes = SIZES | {"vocab_size": 2000, "width": 128, "depth": 8}
     default, gpt2, llama = (
-        Transformer(config_from_preset(family, **sizes)) for family in ("fledgling", "gpt2", "llama")
+        Transformer(ModelConfig(family=family, **sizes)) for family in ("fledgling", "gpt2", "llama")
     )
     for model in (default, gpt2, llama):
         model.initialize(0)
@@ -143,7 +139,7 @@ def test_unbounded_scores_are_what_the_library_computes(documents):
     ours = attention.blockwise_attention(q, k, v, documents, bounded=False)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     cache, row = (
-        KVCache(config_from_preset("llama", **SIZES | {"heads": 2, "kv_heads": 2, "width": 32}), block_size=16),
+        KVCache(ModelConfig(family="llama", **SIZES | {"heads": 2, "kv_heads": 2, "width": 32}), block_size=16),
         CacheRow(),
     )
     cache.make_batch([row], [200]).write(0, k, v)
@@ -156,7 +152,7 @@ def test_unbounded_scores_are_what_the_library_computes(documents):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documents_do_not_see_each_other_and_the_future_is_not_seen(family):
-    model = Transformer(config_from_preset(family, **SIZES))
+    model = Transformer(ModelConfig(family=family, **SIZES))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3

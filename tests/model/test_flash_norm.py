@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fledgling.config import UserError
-from fledgling.model.config import config_from_preset
+from fledgling.config import ModelConfig, UserError
 from fledgling.model.flash_norm import drop_norm_weights, fold_norm_weights
 from fledgling.model.logprob import cross_entropy_sum
 from fledgling.model.transformer import Transformer
@@ -25,7 +24,7 @@ TOKENS = torch.randint(60, (3, 40), generator=torch.Generator().manual_seed(0))
 
 
 def random_model(family: str, **fields) -> Transformer:
-    model = Transformer(config_from_preset(family, **(SIZES | fields)))
+    model = Transformer(ModelConfig(family=family, **(SIZES | fields)))
     draw = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=draw) * 0.3
@@ -93,4 +92,4 @@ def test_what_cannot_be_folded_or_deferred_is_refused():
         with pytest.raises(UserError, match=word):
             fold_norm_weights(model.config, model.state_dict())
     with pytest.raises(UserError, match="flash_norm"):
-        config_from_preset("gpt2", **(SIZES | {"kv_heads": 4, "flash_norm": True}))
+        ModelConfig(family="gpt2", **(SIZES | {"kv_heads": 4, "flash_norm": True}))

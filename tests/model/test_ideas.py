@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from fledgling.config import ModelTable, UserError
+from fledgling.config import ModelConfig, UserError
 from fledgling.model import attention
 from fledgling.model.attention import TreeMask
-from fledgling.model.config import config_from_preset, config_from_table
 from fledgling.model.transformer import Transformer
 from fledgling.model.window import windowed_sdpa
 from fledgling.optim.roles import assign_role
@@ -15,7 +14,7 @@ SIZES = {"vocab_size": 60, "depth": 3, "width": 32, "heads": 4, "kv_heads": 2, "
 
 
 def random_model(**fields) -> Transformer:
-    model = Transformer(config_from_preset("fledgling", **(SIZES | fields)))
+    model = Transformer(ModelConfig(family="fledgling", **(SIZES | fields)))
     draw = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=draw) * 0.3
@@ -23,13 +22,13 @@ def random_model(**fields) -> Transformer:
 
 
 def test_what_is_off_is_not_there():
-    config = config_from_table(ModelTable(depth=3), 60)
+    config = ModelConfig(depth=3).resolve(60)
     assert config.enabled_features == () and config.window_size == 0
     assert not [n for n, _ in Transformer(config).named_parameters() if "residual" in n or "value_embedding" in n]
 
 
 def test_a_fresh_model_with_scalars_is_the_one_without():
-    plain, scaled = (Transformer(config_from_preset("llama", **SIZES, residual_scalars=on)) for on in (False, True))
+    plain, scaled = (Transformer(ModelConfig(family="llama", **SIZES, residual_scalars=on)) for on in (False, True))
     for model in (plain, scaled):
         model.initialize(3)
     tokens = torch.arange(48)[None]
@@ -55,11 +54,11 @@ def test_value_embeddings_know_the_token_and_are_an_embedding():
 
 
 def test_a_window_hides_what_lies_before_it_and_the_last_layer_sees_all():
-    config = config_from_preset("fledgling", **SIZES, window_pattern="SSL", window_size=5)
+    config = ModelConfig(family="fledgling", **SIZES, window_pattern="SSL", window_size=5)
     assert [config.layer_window_size(layer) for layer in range(3)] == [5, 5, None]
-    assert config_from_preset("fledgling", **SIZES, window_pattern="S").window_size == 12
+    assert ModelConfig(family="fledgling", **SIZES, window_pattern="S").window_size == 12
     assert [
-        config_from_preset("fledgling", **SIZES, window_pattern="LS").layer_window_size(layer) for layer in range(3)
+        ModelConfig(family="fledgling", **SIZES, window_pattern="LS").layer_window_size(layer) for layer in range(3)
     ] == [
         None,
         12,
@@ -100,4 +99,4 @@ def test_a_branch_sees_its_window_along_itself(longest, monkeypatch):
 )
 def test_what_makes_no_sense_is_refused(fields, word):
     with pytest.raises(UserError, match=word):
-        config_from_preset("fledgling", **SIZES, **fields)
+        ModelConfig(family="fledgling", **SIZES, **fields)

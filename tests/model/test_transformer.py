@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from fledgling.config import UserError
-from fledgling.model.config import ModelConfig
+from fledgling.config import ModelConfig, UserError
 from fledgling.model.transformer import Transformer
 
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fledgling.config import OptimizerConfig
-from fledgling.model.config import config_from_preset
+from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import gather_parameters, load_parameters, unsharded
@@ -19,8 +18,8 @@ from fledgling.train.stage import Stage
 from tests.invariants.losses import batch_of
 from tests.ranks import on_ranks
 
-CONFIG = config_from_preset(
-    "fledgling", vocab_size=64, depth=4, width=32, heads=2, kv_heads=2, context=24
+CONFIG = ModelConfig(
+    family="fledgling", vocab_size=64, depth=4, width=32, heads=2, kv_heads=2, context=24
 )  # everything divides
 ODD = replace(CONFIG, vocab_size=61, depth=3, kv_heads=1, intermediate_size=97, norm="rms_weighted")
 

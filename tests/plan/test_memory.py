@@ -6,17 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.config import ModelTable, UserError
+from fledgling.config import UserError
 from fledgling.model.attention import MAX_BLOCKWISE_TRAINING, QUERY_BLOCK
-from fledgling.model.config import ModelConfig, config_from_table
-from fledgling.plan import activations, inference, memory
+from fledgling.plan import activations, memory
 from fledgling.plan.memory import TrainingStep, estimate_peak_memory, memory_by_phase
 
+from .models import config
+
 MIB = 2**20
-
-
-def config(depth: int, vocab_size: int = 65_536, context: int = 2_048, **pinned) -> ModelConfig:
-    return config_from_table(ModelTable(depth=depth, context=context, **pinned), vocab_size)
 
 
 def published_layout_mib(depth: int, vocab_size: int, rows: int, ranks: int) -> float:
@@ -126,31 +123,3 @@ def test_a_cpu_gets_no_larger_micro_batch_than_makes_it_faster():
 def test_a_step_that_does_not_fit_is_one_line():
     with pytest.raises(UserError, match=r"1 rows of 2048 tokens need .* GiB .* 1\.0 GiB: use .*or a larger device"):
         memory.choose_micro_batch_size(config(20), 8, 2**30, TrainingStep(1, 2_048))
-
-
-def test_the_bytes_of_the_cache_and_the_weights():
-    d20 = config(20)
-    assert inference.kv_cache_bytes(d20, rows=1, length=2_048) == 2 * 2_048 * 20 * 1_280 * 2
-    assert inference.kv_cache_bytes(config(20, kv_heads=5), 3, 2_048, "float32") == 3 * 2_048 * 20 * 1_280 * 4
-    count = 560_988_160
-    assert inference.weight_bytes(d20, "float32") == 4 * count and inference.weight_bytes(d20, "bfloat16") == 2 * count
-    head_and_blocks = count - 65_536 * 1_280
-    by_hand = 2 * 65_536 * 1_280 + head_and_blocks // 2 + head_and_blocks // 32 * 2
-    assert inference.weight_bytes(d20, "int4") == by_hand
-    assert (
-        0.7 * count
-        < inference.weight_bytes(d20, "int4")
-        < 0.9 * count
-        < inference.weight_bytes(d20, "int8")
-        < 1.2 * count
-    )
-
-
-@given(rows=st.integers(1, 50), length=st.integers(1, 2_048), gib=st.integers(1, 80))
-def test_so_many_conversations_fit_and_one_more_does_not(rows, length, gib):
-    d12, memory_left = config(12), (1 - inference.RESERVED_SHARE) * gib * 2**30
-    for weight_format, section in inference.plan_inference(d12, gib * 2**30, length, rows)["formats"].items():
-        cache, count = inference.kv_cache_bytes(d12, 1, length, weight_format), section["conversations"]
-        assert section["total"] == section["weights"] + rows * cache
-        assert section["weights"] + count * cache <= memory_left or count == 0
-        assert section["weights"] + (count + 1) * cache > memory_left

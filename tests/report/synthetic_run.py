@@ -5,10 +5,9 @@ import math
 import random
 from pathlib import Path
 
-from fledgling.config import load_recipe
+from fledgling.config import dump_toml, load_recipe
 from fledgling.plan.plan import make_plan
 from fledgling.record import Recorder, collect_environment, write_json
-from fledgling.toml import dump_toml
 
 STAGES = {
     "pretrain": (500, 3.2, 5.6),
@@ -88,6 +87,6 @@ def make_run(path: Path, stages=tuple(STAGES), scale: float = 1.0, planned: bool
             _work(recorder, name, steps, least, most, chance)
             _measure(recorder, name, place, steps)
             recorder.log_notice("compiled for two cores")
-            recorder._spent = steps * 4096 / 18_000
+            recorder._seconds_before = steps * 4096 / 18_000
             recorder.mark_done(tokens=4096 * steps, save_stall=0.21, save_seconds=0.2)
     return path

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from html.parser import HTMLParser
 import pytest
 
 from fledgling.cli import main
-from fledgling.config import UserError
 from fledgling.report import build_report, make_evals_table, summarize_run
 
 from .synthetic_run import make_run
@@ -54,38 +52,6 @@ def assert_self_contained(found: Page) -> None:
     for name, value in found.attributes:
         assert not name.startswith("on") and name not in ("href", "src", "xlink:href"), (name, value)
     assert "url(" not in "".join(found.text)
-
-
-def test_the_last_value_of_each_stage_with_its_baseline(run):
-    found = summarize_run(run)
-    values = {(e["stage"], e["name"]): e for e in found["evals"]}
-    assert len(values) == len(found["evals"])
-    last = {(e["stage"], e["name"]): e for e in found["history"]}
-    assert values == last
-    assert set(values["sft", "counting"]) == {
-        "stage",
-        "step",
-        "name",
-        "value",
-        "low",
-        "high",
-        "n",
-        "baseline",
-    }
-    assert values["sft", "counting"]["baseline"] == 0.6 and values["sft", "counting"]["step"] == 40
-    assert list(found["stages"]) == ["pretrain", "midtrain", "sft", "rl"]
-    pretrain = found["stages"]["pretrain"]
-    assert pretrain["steps"] == 50 and pretrain["tokens"] == 50 * 4096 and pretrain["finished"]
-    assert 17_000 < pretrain["tokens_per_second"] < 19_000, "the compiling step was counted"
-    assert pretrain["saving"] == pytest.approx({"stall": 2 * 0.01 + 0.21, "writer": 3 * 0.2})
-    assert pretrain["hours"] == pytest.approx(50 * 4096 / 18_000 / 3600, rel=0.2)
-
-
-def test_predicted_and_measured_have_the_same_keys(run, tmp_path):
-    found = summarize_run(run)
-    assert set(found["predicted"]) == set(found["measured"]) >= {"pretrain.hours", "pretrain.tokens", "pretrain.usd"}
-    bare = summarize_run(make_run(tmp_path / "bare", scale=0.05, planned=False))
-    assert bare["predicted"] == bare["measured"] == {}
 
 
 def test_the_page_shows_everything_and_is_self_contained(run):
@@ -187,36 +153,6 @@ def test_a_run_that_has_just_started_has_a_report(tmp_path):
     assert summarize_run(run)["stages"]["pretrain"]["steps"] == 1
     assert summarize_run(run)["evals"] == []
     assert make_evals_table(run).row_count == 0
-
-
-def test_repeated_steps_count_once(tmp_path):
-    run = tmp_path / "again"
-    (run / "sft").mkdir(parents=True)
-    lines = [{"step": s, "name": "x", "value": v} for s, v in ((0, 0.1), (5, 0.2), (0, 0.3))]
-    (run / "sft/evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert [(e["step"], e["value"]) for e in summarize_run(run)["history"]] == [(0, 0.3), (5, 0.2)]
-    assert [e["value"] for e in summarize_run(run)["evals"]] == [0.2]
-
-
-def test_parameters_are_counted_from_the_checkpoint(tmp_path):
-    import torch
-    from safetensors.torch import save_file
-
-    run = make_run(tmp_path / "run", stages=("pretrain",), scale=0.05)
-    directory = run / "pretrain/checkpoints/step-00000008"
-    directory.mkdir(parents=True)
-    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, directory / "model.safetensors")
-    assert summarize_run(run)["measured"]["parameters"] == 17
-
-
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
-def test_a_missing_run_is_one_line(tmp_path, make, capsys):
-    make(tmp_path / "run")
-    for look in (build_report, summarize_run, make_evals_table):
-        with pytest.raises(UserError, match=r"run .*(does not exist|is a file|nothing to report yet)"):
-            look(tmp_path / "run")
-    assert main(["report", str(tmp_path / "run")]) == 1
-    assert re.fullmatch(r"error: run .*\n", capsys.readouterr().err)
 
 
 def test_the_command(run, capsys):

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fledgling.config import ModelTable, load_recipe
-from fledgling.model.config import config_from_table
+from fledgling.config import ModelConfig, load_recipe
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.plan import make_plan
@@ -21,13 +20,13 @@ BATCH = 4096
 
 def loss(depth: int, tokens: int) -> float:
     """Returns the law's loss of a depth after `tokens` tokens."""
-    config = config_from_table(ModelTable(depth=depth, context=CONTEXT), VOCABULARY)
+    config = ModelConfig(depth=depth, context=CONTEXT).resolve(VOCABULARY)
     return LAW.loss(parameter_counts(count_parameters(config))[WITH_HEAD], tokens)
 
 
 def make_run(path: Path, depth: int, budget: float, noise: float = 0.0, batch: int = BATCH) -> Path:
     """Writes one finished run whose log loss is off by `noise`."""
-    config = config_from_table(ModelTable(depth=depth, context=CONTEXT), VOCABULARY)
+    config = ModelConfig(depth=depth, context=CONTEXT).resolve(VOCABULARY)
     steps = round(budget / (training_flops_per_token(config) * batch))
     pinned = [
         f"model.depth={depth}",

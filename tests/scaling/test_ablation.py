@@ -8,7 +8,6 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.config import UserError, load_recipe
-from fledgling.model.config import config_from_table
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.scaling import ablation
 from fledgling.scaling.ablation import (
@@ -53,9 +52,7 @@ def test_every_variant_is_a_recipe_at_equal_flops():
     assert runs[0][0] == "base" and {seed for _, seed, _ in runs[: len(VARIANTS) + 1]} == {0}
     for name, seed, recipe in runs:
         flops = (
-            training_flops_per_token(config_from_table(recipe.model, 4096))
-            * recipe.pretrain.batch_tokens
-            * recipe.pretrain.steps
+            training_flops_per_token(recipe.model.resolve(4096)) * recipe.pretrain.batch_tokens * recipe.pretrain.steps
         )
         assert abs(flops / 1e12 - 1) < 0.02, name
         same = replace(runs[0][2], seed=recipe.seed, run=recipe.run, name=recipe.name)

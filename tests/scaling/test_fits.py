@@ -7,7 +7,7 @@ import pytest
 
 from fledgling.plan.scaling_laws import ChinchillaLoss
 from fledgling.scaling import fits
-from fledgling.scaling.recovery import TRUTH, make_synthetic_sweep, run_recovery
+from fledgling.scaling.recovery import TRUTH, make_synthetic_sweep
 
 
 def test_without_noise_the_exact_law_is_recovered():
@@ -15,11 +15,6 @@ def test_without_noise_the_exact_law_is_recovered():
     found = fits.fit_surface(N, D, loss, resamples=0).law
     for name in fits.COEFFICIENTS:
         assert getattr(found, name) == pytest.approx(getattr(TRUTH, name), rel=1e-3)
-
-
-def test_known_coefficients_lie_inside_their_intervals():
-    found = run_recovery(12)  # `fledgling scaling recover` takes 100
-    assert found.all_five >= 10 and min(found.each.values()) >= 10
 
 
 def test_intervals_grow_with_the_noise():

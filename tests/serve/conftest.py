@@ -13,8 +13,8 @@ import torch
 
 uvicorn = pytest.importorskip("uvicorn")
 
+from fledgling.config.model import ModelConfig  # noqa: E402
 from fledgling.infer.engine import Engine  # noqa: E402
-from fledgling.model.config import ModelConfig  # noqa: E402
 from fledgling.model.transformer import Transformer  # noqa: E402
 from fledgling.serve.app import make_app  # noqa: E402
 from fledgling.serve.service import Service  # noqa: E402

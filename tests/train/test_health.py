@@ -1,4 +1,4 @@
-"""Loss or gradient not finite: it never reaches the weights, is counted, ends the stage or sends it back; exactly."""
+"""Steps that are not finite: they change no weight, are counted, and end the stage or roll it back, bit for bit."""
 
 import math
 import shutil
@@ -16,71 +16,71 @@ from tests.ranks import on_ranks, one_thread
 from tests.tiny import tiny
 
 STEPS = {f"{stage}.{key}": value for stage in ("pretrain", "dpo", "rl") for key, value in {"steps": 8}.items()}
-WINDOW = {3, 4, 5}  # positions in the data
+BAD_STEPS = {3, 4, 5}  # positions in the data
 
 
-def spoilt(value, kind):
-    """A loss that is not finite, or whose gradient alone or whose value alone is not."""
+def make_bad(value, kind):
+    """Returns a loss that is not finite, or whose gradient alone or whose value alone is not."""
     if kind == "both":
         return value * math.nan
     if kind == "value":
         return value + math.inf
-    kept = value.clone()
-    kept.register_hook(lambda gradient: gradient * math.nan)
-    return kept
+    copy = value.clone()
+    copy.register_hook(lambda gradient: gradient * math.nan)
+    return copy
 
 
-def spoil(patch, positions, kind="both", ranks=(0, 1), stage="pretrain"):
-    """Make the batches at some positions of a stage's data bad ones."""
+def make_steps_bad(patch, positions, kind="both", ranks=(0, 1), stage="pretrain"):
+    """Makes the losses at some positions of a stage's data not finite."""
     build = run.STAGE_BUILDERS[stage]
 
-    def made(name, context):
+    def patched_builder(name, context):
         built = build(name, context)
 
         def loss(model, batch):
             value = built.loss(model, batch)
-            here = built.batches.step - 1 in positions and context.world.rank in ranks
-            return spoilt(value, kind) if here else value
+            is_bad = built.batches.step - 1 in positions and context.world.rank in ranks
+            return make_bad(value, kind) if is_bad else value
 
         return replace(built, loss=loss)
 
-    patch.setitem(run.STAGE_BUILDERS, stage, made)
+    patch.setitem(run.STAGE_BUILDERS, stage, patched_builder)
 
 
-def leave_out(patch, at, steps, stage="pretrain"):
-    """Skip `steps` steps of a stage's data after the first `at`: what a rollback is to come to."""
+def skip_batches(patch, at, steps, stage="pretrain"):
+    """Skips `steps` steps of a stage's data after the first `at`: the expected outcome of a rollback."""
     build = run.STAGE_BUILDERS[stage]
 
-    def made(name, context):
+    def patched_builder(name, context):
         built = build(name, context)
-        following = built.batches.next
+        original_next = built.batches.next
 
-        def next_one():
+        def skipping_next():
             if built.batches.step == at:
                 built.batches.skip(steps)
-            return following()
+            return original_next()
 
-        built.batches.next = next_one
+        built.batches.next = skipping_next
         return built
 
-    patch.setitem(run.STAGE_BUILDERS, stage, made)
+    patch.setitem(run.STAGE_BUILDERS, stage, patched_builder)
 
 
 def no_evals(evals):
     return ()
 
 
-def work(recipe, stage="pretrain"):
+def run_without_evals(recipe, stage="pretrain"):
     return run.run_stage(recipe, stage, quiet=True, select_evals=no_evals)
 
 
-def outcome(out, stage="pretrain"):
-    found = checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(out / stage / "checkpoints"))
-    return {f"{g}.{n}": t for g, group in found.tensors.items() for n, t in group.items()}, found.state
+def load_outcome(out, stage="pretrain"):
+    loaded = checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(out / stage / "checkpoints"))
+    return {f"{g}.{n}": t for g, group in loaded.tensors.items() for n, t in group.items()}, loaded.state
 
 
-def same(one, other, apart=()):
-    return one.keys() == other.keys() and all(one[key].equal(other[key]) for key in one if key not in apart)
+def are_equal(tensors, others):
+    return tensors.keys() == others.keys() and all(tensors[key].equal(others[key]) for key in tensors)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
+def no_peak_measurement(monkeypatch):
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
     with one_thread():
         yield
@@ -101,121 +101,125 @@ def recipe_for(folder, **settings):
 
 
 @pytest.mark.parametrize("kind", ["both", "gradient", "value"])
-def test_a_bad_step_moves_nothing_and_is_counted(folder, monkeypatch, kind):
+def test_a_bad_step_changes_nothing_and_is_counted(folder, monkeypatch, kind):
     recipe = recipe_for(folder, **{"pretrain.save_every": 1, "pretrain.keep_checkpoints": 9})
-    spoil(monkeypatch, {2, 3, 5}, kind)
-    assert work(recipe)
+    make_steps_bad(monkeypatch, {2, 3, 5}, kind)
+    assert run_without_evals(recipe)
     at = {
         int(path.name[5:]): checkpoint.load_checkpoint(path).tensors
         for path in (folder / "run/pretrain/checkpoints").glob("step-*")
     }
     for step in range(2, 9):
-        still = all(
+        unchanged = all(
             at[step][group][name].equal(t)
             for group in ("model", "optimizer")
             for name, t in at[step - 1][group].items()
         )
-        assert still == (step in (3, 4, 6)), f"step {step}"
+        assert unchanged == (step in (3, 4, 6)), f"step {step}"
     assert all(t.isfinite().all() for t in at[8]["model"].values())
     lines = read_jsonl(folder / "run/pretrain/metrics.jsonl")
     assert [line.get("skipped", 0) for line in lines] == [0, 0, 1, 2, 2, 3, 3, 3]
     assert all((line["loss"] is None or line["gradient_norm"] is None) == (line["step"] in (3, 4, 6)) for line in lines)
 
 
-def test_too_many_in_a_row_end_the_stage(folder, monkeypatch):
+def test_too_many_bad_steps_in_a_row_end_the_stage(folder, monkeypatch):
     recipe = recipe_for(folder)
-    spoil(monkeypatch, WINDOW)
+    make_steps_bad(monkeypatch, BAD_STEPS)
     with pytest.raises(UserError, match=f"not finite for {MAX_BAD_STEPS} steps up to 6; .*run.max_rollbacks"):
-        work(recipe)
-    assert all(t.isfinite().all() for t in outcome(folder / "run")[0].values())
+        run_without_evals(recipe)
+    assert all(t.isfinite().all() for t in load_outcome(folder / "run")[0].values())
 
 
-def expected(folder, patch, stage="pretrain", **settings):
-    """The run that never saw what was read from step 2 to the end of the window."""
+def run_without_bad_steps(folder, patch, stage="pretrain", **settings):
+    """Returns the outcome of a run that skips the batches from step 2 to the last bad one."""
     with patch.context() as inner:
-        leave_out(inner, 2, 4, stage)
-        assert work(recipe_for(folder, **settings), stage)
-    return outcome(folder / "run", stage)
+        skip_batches(inner, 2, 4, stage)
+        assert run_without_evals(recipe_for(folder, **settings), stage)
+    return load_outcome(folder / "run", stage)
 
 
-def test_back_to_the_checkpoint_and_past_the_window_wherever_it_is_stopped(folder, monkeypatch):
-    whole, state = expected(folder, monkeypatch)
-    spoil(monkeypatch, WINDOW)
+def test_a_rollback_skips_the_bad_batches_wherever_the_run_is_stopped(folder, monkeypatch):
+    reference, state = run_without_bad_steps(folder, monkeypatch)
+    make_steps_bad(monkeypatch, BAD_STEPS)
     for stop_after in (0, 1, 2, 4, 5, 7):
         recipe = recipe_for(folder, **{"run.max_rollbacks": 1})
         if stop_after:
             calls = iter(range(100))
             with monkeypatch.context() as patch:
                 patch.setattr(
-                    run, "catch_stop_signals", lambda calls=calls, n=stop_after: _Asked(lambda: next(calls) + 1 >= n)
+                    run,
+                    "catch_stop_signals",
+                    lambda calls=calls, n=stop_after: _StopRequested(lambda: next(calls) + 1 >= n),
                 )
                 with pytest.raises(loop.TrainingStopped):
-                    work(recipe)
-        assert work(recipe)
-        found, at_end = outcome(folder / "run")
-        assert same(found, whole) and at_end["stream"] == state["stream"] == {"step": 12, "skipped": 4}, stop_after
+                    run_without_evals(recipe)
+        assert run_without_evals(recipe)
+        tensors, at_end = load_outcome(folder / "run")
+        assert are_equal(tensors, reference) and at_end["stream"] == state["stream"] == {"step": 12, "skipped": 4}, (
+            stop_after
+        )
         assert at_end["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1}
         assert [line["step"] for line in read_jsonl(folder / "run/pretrain/metrics.jsonl")] == list(range(1, 9))
         notices = [line["text"] for line in read_jsonl(folder / "run/pretrain/notices.jsonl")]
         assert sum("back to the weights of step 2, on with the batches after step 6" in text for text in notices) == 1
 
 
-def test_no_more_often_than_allowed(folder, monkeypatch):
-    spoil(monkeypatch, set(range(3, 100)))
+def test_there_are_no_more_rollbacks_than_allowed(folder, monkeypatch):
+    make_steps_bad(monkeypatch, set(range(3, 100)))
     with pytest.raises(UserError, match="not finite"):
-        work(recipe_for(folder, **{"run.max_rollbacks": 2}))
+        run_without_evals(recipe_for(folder, **{"run.max_rollbacks": 2}))
     texts = [line["text"] for line in read_jsonl(folder / "run/pretrain/notices.jsonl")]
     assert [text.rpartition("rollback ")[2] for text in texts if "rollback " in text] == ["1)", "2)"]
 
 
-def test_before_the_first_checkpoint_it_goes_back_to_the_beginning(folder, monkeypatch):
-    spoil(monkeypatch, {0, 1, 2})
-    assert work(recipe_for(folder, **{"run.max_rollbacks": 1, "pretrain.save_every": 0}))
-    assert outcome(folder / "run")[1]["stream"] == {"step": 11, "skipped": 3}
+def test_before_the_first_checkpoint_a_rollback_restores_the_start(folder, monkeypatch):
+    make_steps_bad(monkeypatch, {0, 1, 2})
+    assert run_without_evals(recipe_for(folder, **{"run.max_rollbacks": 1, "pretrain.save_every": 0}))
+    assert load_outcome(folder / "run")[1]["stream"] == {"step": 11, "skipped": 3}
 
 
 @pytest.mark.parametrize("stage", ["dpo", "rl"])
-def test_in_the_other_streams_too(folder, monkeypatch, stage):
+def test_the_streams_of_dpo_and_rl_skip_too(folder, monkeypatch, stage):
     recipe = recipe_for(folder, **{"run.max_rollbacks": 1})
     for before in ("pretrain", "midtrain", "sft", "dpo")[: 4 if stage == "rl" else 3]:
-        assert work(recipe, before)
+        assert run_without_evals(recipe, before)
     with monkeypatch.context() as patch:
-        leave_out(patch, 2, 4, stage)
-        assert work(recipe, stage)
-    whole, state = outcome(folder / "run", stage)
+        skip_batches(patch, 2, 4, stage)
+        assert run_without_evals(recipe, stage)
+    reference, state = load_outcome(folder / "run", stage)
     shutil.rmtree(folder / "run" / stage)
-    spoil(monkeypatch, WINDOW, stage=stage)
-    assert work(recipe, stage)
-    found, at_end = outcome(folder / "run", stage)
-    assert same(found, whole) and at_end["stream"]["step"] == state["stream"]["step"] == 12
+    make_steps_bad(monkeypatch, BAD_STEPS, stage=stage)
+    assert run_without_evals(recipe, stage)
+    tensors, at_end = load_outcome(folder / "run", stage)
+    assert are_equal(tensors, reference) and at_end["stream"]["step"] == state["stream"]["step"] == 12
 
 
-def spoilt_on_rank_one(recipe):
+def run_with_bad_rank(recipe):
     device.measure_peak_flops = lambda device, dtype: 1e9
-    spoil(pytest.MonkeyPatch(), WINDOW, ranks=(1,))
+    make_steps_bad(pytest.MonkeyPatch(), BAD_STEPS, ranks=(1,))
     return run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
 
 
-def test_a_bad_batch_of_one_rank_sends_all_back(folder, monkeypatch):
+def test_a_bad_batch_of_one_rank_rolls_all_back(folder, monkeypatch):
     wide = {"pretrain.batch_tokens": 1024}
-    whole, _ = expected(folder, monkeypatch, **wide)
+    reference, _ = run_without_bad_steps(folder, monkeypatch, **wide)
     recipe = recipe_for(folder, **wide, **{"run.max_rollbacks": 1})
-    assert on_ranks(2, spoilt_on_rank_one, recipe) == [True, True]
-    assert same(outcome(Path(recipe.run.out))[0], whole)
+    assert on_ranks(2, run_with_bad_rank, recipe) == [True, True]
+    assert are_equal(load_outcome(Path(recipe.run.out))[0], reference)
 
 
-def test_health_counts():
+def test_health_counts_bad_steps():
     health = Health()
-    told = [health.record_step(*one) for one in ((1.0, math.nan), (math.inf, 1.0), (1.0, 1.0), (math.nan, 1.0))]
-    assert told == [False] * 4 and (health.skipped, health.bad) == (3, 1)
+    limits = [health.record_step(*step) for step in ((1.0, math.nan), (math.inf, 1.0), (1.0, 1.0), (math.nan, 1.0))]
+    assert limits == [False] * 4 and (health.skipped, health.bad) == (3, 1)
     assert [health.record_step(1.0, math.nan) for _ in range(2)] == [False, True]
-    again = Health()
-    again.load_state_dict(health.state_dict())
-    assert again == health and again.metrics() == {"skipped": 5}
+    restored = Health()
+    restored.load_state_dict(health.state_dict())
+    assert restored == health and restored.metrics() == {"skipped": 5}
 
 
-class _Asked:
-    """A context that gives a fixed answer to "stop?"."""
+class _StopRequested:
+    """A context manager that gives its answer to "stop?"."""
 
     def __init__(self, answer):
         self.answer = answer

@@ -1,4 +1,4 @@
-"""What the loop says of a step."""
+"""The metrics that the loop records of a step."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from fledgling.train import run
 from tests.tiny import tiny
 
 
-def test_no_step_reaches_more_than_the_whole_of_the_peak(tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1.0)  # as if something had been in the way
+def test_no_step_has_an_mfu_above_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1.0)  # as on a busy machine
     recipe = tiny(tmp_path, **{"pretrain.steps": 6})
     run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
     lines = read_jsonl(Path(recipe.run.out) / "pretrain" / "metrics.jsonl")
-    shares = [line["mfu"] for line in lines]
+    mfu = [line["mfu"] for line in lines]
     speeds = [line["tokens_per_second"] for line in lines]
-    assert len(shares) == 6 and shares[0] == 1.0 == max(shares) and min(shares) > 0
-    assert shares[speeds.index(max(speeds))] == 1.0
+    assert len(mfu) == 6 and mfu[0] == 1.0 == max(mfu) and min(mfu) > 0
+    assert mfu[speeds.index(max(speeds))] == 1.0

@@ -1,7 +1,6 @@
-"""Learning from rewards and preferences: three stage values for the one loop, and none of them a loop.
+"""Reinforcement learning as a stage value for the training loop.
 
-Start with `advantage.py` and `objective.py` (the papers' formulas as functions of arrays and tensors), then
-`rounds.py` (a stream whose batches are answers of the live weights) and `rollout.py` (how they are packed), `reward.py`
-with `grader.py` (what an answer is worth), `critic.py` (the value head of PPO), `watch.py` (what is recorded, and signs
-of collapse). `build.py` puts GRPO and PPO together, `dpo.py` preference tuning.
+Start with `advantage.py` (the papers' formulas as functions of arrays) and `algorithm.py` (GRPO and PPO), then
+`rollout_stream.py` (a stream whose batches are answers of the current weights). `reward.py` scores answers, with
+`grader.py` for custom functions; `collapse.py` has the metrics of a round. `build.py` builds the stage.
 """

@@ -1,8 +1,8 @@
-"""What an answer is worth: the task's score, its form, rewards of the user's own, and what its length costs.
+"""The reward of an answer: the task's score, its format, custom functions, and a length penalty.
 
-The one idea: a reward is a weighted sum of named parts, each recorded. `task` is the task's own score (an exact answer,
-tests run in the sandbox), `format` whether the answer is whole, `module:function` a function of the user's. A function
-that raises, hangs or returns no finite number ends the round with its name and the answer it failed on.
+A reward is a weighted sum of named parts, each recorded: `task` is the task's own score (an exact answer, tests run in
+the sandbox), `format` whether the answer is complete, `module:function` a custom function. A function that raises,
+hangs or returns no finite number ends the round with its name and the answer it failed on.
 """
 
 from __future__ import annotations
@@ -31,96 +31,100 @@ MAX_QUOTE_LENGTH = 100  # characters of a question or an answer in a message
 
 @dataclass(frozen=True)
 class Candidate:
-    """One answer to be scored."""
+    """One answer to score."""
 
     task: Task
     question: Question
     completion: Completion
-    text: str  # what it finally says
+    text: str  # without the calls of tools and their output
 
     def __str__(self) -> str:
-        return f"question {_short(self.question.prompt)}, answer {_short(self.text)}"
+        return f"question {_quote(self.question.prompt)}, answer {_quote(self.text)}"
 
 
-def _short(text: str) -> str:
-    return json.dumps(
-        text if len(text) <= MAX_QUOTE_LENGTH else text[: MAX_QUOTE_LENGTH - 3] + "...", ensure_ascii=False
-    )
+def _quote(text: str) -> str:
+    short = text if len(text) <= MAX_QUOTE_LENGTH else text[: MAX_QUOTE_LENGTH - 3] + "..."
+    return json.dumps(short, ensure_ascii=False)
 
 
 class CustomReward:
-    """A function of the user's, run by `grader.py` in a process of its own that starts with the first answer."""
+    """A user's reward function, run by `grader.py` in a process of its own that starts with the first answer."""
 
     def __init__(self, spec: str, timeout: float) -> None:
         self.spec, self.timeout = spec, timeout
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.buffer = b""
 
     def scores(self, candidates: Sequence[Candidate]) -> list[float]:
-        """One number an answer. Raises UserError with the function's name and the answer it failed on."""
-        return [self._score(one) for one in candidates]
+        """Returns one number per answer. Raises UserError with the function's name and the answer it failed on."""
+        return [self._score(candidate) for candidate in candidates]
 
-    def _score(self, one: Candidate) -> float:
-        if self.process is None:
-            self._start()
-        asked = json.dumps({"question": asdict(one.question), "answer": one.text}, default=str) + "\n"
+    def _score(self, candidate: Candidate) -> float:
+        process = self.process or self._start()
+        request = json.dumps({"question": asdict(candidate.question), "answer": candidate.text}, default=str) + "\n"
         try:
-            self.process.stdin.write(asked.encode())
-            self.process.stdin.flush()
-            told = self._read_line(self.timeout)
+            assert process.stdin is not None
+            process.stdin.write(request.encode())
+            process.stdin.flush()
+            reply = self._read_line(process, self.timeout)
         except BrokenPipeError:
-            told = None
-        if told is None:
-            code = self.process.poll()
+            reply = None
+        if reply is None:
+            code = process.poll()
             late = f"took more than {self.timeout:g} s" if code is None else f"ended its process (exit code {code})"
-            told = {"error": late}
-        if "reward" in told:
-            return told["reward"]
+            reply = {"error": late}
+        if "reward" in reply:
+            return reply["reward"]
         self.close()
-        raise UserError(f'reward "{self.spec}" {told["error"]}; {one}; the run goes on from here once it is mended')
+        raise UserError(
+            f'reward "{self.spec}" {reply["error"]}; {candidate}; the run goes on from here once it is mended'
+        )
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "fledgling.train.rl.grader", self.spec]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.buffer = b""
-        told = self._read_line(LOAD_TIMEOUT) or {"error": "cannot be loaded: its process said nothing"}
-        if "error" in told:
+        reply = self._read_line(process, LOAD_TIMEOUT) or {"error": "cannot be loaded: its process said nothing"}
+        if "error" in reply:
             self.close()
-            raise UserError(f'reward "{self.spec}" {told["error"]}; expected module:function or path.py:function')
+            raise UserError(f'reward "{self.spec}" {reply["error"]}; expected module:function or path.py:function')
+        return process
 
-    def _read_line(self, seconds: float) -> dict[str, Any] | None:
-        """The next line of the process, or None when it ended or the time is over."""
-        pipe = self.process.stdout.fileno()
+    def _read_line(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:
+        """Returns the next line of the process, or None if it ends or the time is over."""
+        assert process.stdout is not None
+        pipe = process.stdout.fileno()
         while b"\n" not in self.buffer:
             ready, _, _ = select.select([pipe], [], [], seconds)
             piece = os.read(pipe, 1 << 16) if ready else b""
             if not piece:
                 if ready:
-                    self.process.wait()
+                    process.wait()
                 return None
             self.buffer += piece
         line, _, self.buffer = self.buffer.partition(b"\n")
         return json.loads(line)
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
             for pipe in (self.process.stdin, self.process.stdout):
-                pipe.close()
+                if pipe is not None:
+                    pipe.close()
             self.process = None
 
 
 def is_well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> bool:
-    """Whether an answer is whole: it ended by itself, says something, and every call of a tool was closed."""
+    """Returns whether an answer ended by itself, is not empty, and closed every call of a tool."""
     opened = completion.tokens.count(tokenizer.python_start)
     closed = completion.tokens.count(tokenizer.python_end)
     return completion.finish_reason == "stop" and bool(text.strip()) and opened == closed
 
 
 class RewardScorer:
-    """The parts of a recipe's reward. `score` gives every part, (N,) each, and their weighted sum."""
+    """Computes a recipe's reward: its parts, and their weighted sum."""
 
     def __init__(self, config: RLConfig, tokenizer: Tokenizer) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -134,28 +138,28 @@ class RewardScorer:
     def score(
         self, questions: Sequence[tuple[Task, Question]], answers: Sequence[Completion]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Rewards (N,) of answers (N,), and their parts by name, not yet weighted; `task` is always among them."""
+        """Returns the rewards of N answers, (N,), and their unweighted parts by name; `task` is always among them."""
         texts = [decode_final_text(self.tokenizer, answer.tokens) for answer in answers]
-        candidates = [Candidate(*one, a, text) for one, a, text in zip(questions, answers, texts, strict=True)]
+        candidates = [
+            Candidate(task, question, answer, text)
+            for (task, question), answer, text in zip(questions, answers, texts, strict=True)
+        ]
         parts = {"task": np.array(score_answers(questions, texts))}
         if "format" in self.weights:
             parts["format"] = np.array(
                 [float(is_well_formed(self.tokenizer, c.completion, c.text)) for c in candidates]
             )
-        parts |= {name: np.array(own.scores(candidates)) for name, own in self.custom_rewards.items()}
-        total = sum(weight * parts[name] for name, weight in self.weights.items())
+        parts |= {name: np.array(reward.scores(candidates)) for name, reward in self.custom_rewards.items()}
+        total: np.ndarray = sum(weight * parts[name] for name, weight in self.weights.items())  # type: ignore[assignment]
         if self.config.length_penalty:
-            longest = self.config.max_new_tokens
-            free = (
-                longest // 2
-                if self.config.length_penalty_free_tokens is None
-                else self.config.length_penalty_free_tokens
-            )
-            parts["length_cost"] = np.array([overlong_penalty(len(answer.tokens), free, longest) for answer in answers])
+            max_tokens, free_tokens = self.config.max_new_tokens, self.config.length_penalty_free_tokens
+            free_tokens = max_tokens // 2 if free_tokens is None else free_tokens
+            costs = [overlong_penalty(len(answer.tokens), free_tokens, max_tokens) for answer in answers]
+            parts["length_cost"] = np.array(costs)
             total = total + self.config.length_penalty * parts["length_cost"]
         return total, parts
 
     def close(self) -> None:
-        """End the processes of the user's rewards."""
-        for own in self.custom_rewards.values():
-            own.close()
+        """Ends the processes of the custom rewards."""
+        for reward in self.custom_rewards.values():
+            reward.close()

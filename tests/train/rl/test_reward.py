@@ -1,4 +1,4 @@
-"""Rewards: parts and their weights; functions of the user's that fail are told, and the run goes on once mended."""
+"""Rewards: parts and their weights; a custom function that fails is named, and the run resumes once it is repaired."""
 
 import dataclasses
 import math
@@ -14,34 +14,34 @@ from fledgling.tasks.task import Question
 from fledgling.train import run
 from fledgling.train.rl.reward import CustomReward, RewardScorer, is_well_formed
 from tests.tiny import tiny
-from tests.train.rl.small import tokenizer
+from tests.train.rl.small_problems import tokenizer
 
 
-def said(text: str, finish: str = "stop") -> Completion:
+def answer_of(text: str, finish: str = "stop") -> Completion:
     words = tokenizer()
     tokens = [*words.encode(text), *([words.assistant_end] if finish == "stop" else [])]
     return Completion(tokens, [-1.0] * len(tokens), [False] * len(tokens), finish)
 
 
 def test_the_parts_add_up(tmp_path):
-    (tmp_path / "mine.py").write_text("def short(question, answer):\n    return -len(answer) / 10\n")
-    mine = f"{tmp_path / 'mine.py'}:short"
-    table = RLConfig(
-        rewards={"task": 1.0, "format": 0.5, mine: 2.0},
+    (tmp_path / "custom.py").write_text("def short(question, answer):\n    return -len(answer) / 10\n")
+    custom = f"{tmp_path / 'custom.py'}:short"
+    config = RLConfig(
+        rewards={"task": 1.0, "format": 0.5, custom: 2.0},
         length_penalty=1.0,
         length_penalty_free_tokens=2,
         max_new_tokens=8,
     )
-    task, answers = load_task("arithmetic"), [said("12"), said("12", "length"), said("no")]
+    task, answers = load_task("arithmetic"), [answer_of("12"), answer_of("12", "length"), answer_of("no")]
     question = Question("arithmetic", "What is 5 + 7?", "12", {"kind": "known", "op": "+", "a": 5, "b": 7})
-    rewards = RewardScorer(table, tokenizer())
+    rewards = RewardScorer(config, tokenizer())
     try:
         total, parts = rewards.score([(task, question)] * 3, answers)
     finally:
         rewards.close()
     assert parts["task"].tolist() == [1, 1, 0]
     assert parts["format"].tolist() == [1, 0, 1]
-    assert parts[mine].tolist() == [-0.2, -0.2, -0.2]
+    assert parts[custom].tolist() == [-0.2, -0.2, -0.2]
     lengths = [len(a.tokens) for a in answers]
     cost = [-max(0, n - 2) / 6 for n in lengths]
     np.testing.assert_allclose(parts["length_cost"], cost)
@@ -55,51 +55,52 @@ def test_an_open_call_of_a_tool_is_not_well_formed():
         (whole, "stop", True),
         ([t for t in whole if t != words.python_end], "stop", False),
     ):
-        one = Completion(tokens, [0.0] * len(tokens), [False] * len(tokens), finish)
-        assert is_well_formed(words, one, "2") is expected
-    assert not is_well_formed(words, said(""), "")
+        completion = Completion(tokens, [0.0] * len(tokens), [False] * len(tokens), finish)
+        assert is_well_formed(words, completion, "2") is expected
+    assert not is_well_formed(words, answer_of(""), "")
 
 
 FAILING = {
     "raises": ("raise ValueError('what is\\n this?')", "raised ValueError: what is this?"),
     "hangs": ("while True: pass", "took more than 0.5 s"),
     "holds the interpreter": ("import re; re.match('(a+)+$', 'a' * 64 + 'b')", "took more than 0.5 s"),
-    "says nonsense": ("return 'good'", "returned 'good', not a finite number"),
-    "says nothing": ("pass", "returned None, not a finite number"),
+    "returns text": ("return 'good'", "returned 'good', not a finite number"),
+    "returns nothing": ("pass", "returned None, not a finite number"),
     "is not a number": ("return float('nan')", "returned nan, not a finite number"),
-    "leaves": ("import os; os._exit(3)", "ended its process (exit code 3)"),
+    "exits": ("import os; os._exit(3)", "ended its process (exit code 3)"),
 }
 
 
 @pytest.mark.parametrize("case", FAILING)
-def test_a_failing_reward_is_told_with_its_name_and_the_answer(case, tmp_path):
+def test_the_error_of_a_failing_reward_names_it_and_the_answer(case, tmp_path):
     code, why = FAILING[case]
-    (tmp_path / "mine.py").write_text(f"def judge(question, answer):\n    print('noise')\n    {code}\n")
-    own = CustomReward(f"{tmp_path / 'mine.py'}:judge", 0.5)
+    (tmp_path / "custom.py").write_text(f"def judge(question, answer):\n    print('noise')\n    {code}\n")
+    custom = CustomReward(f"{tmp_path / 'custom.py'}:judge", 0.5)
     rewards = RewardScorer(RLConfig(rewards={"format": 1.0}), tokenizer())
-    rewards.custom_rewards, rewards.weights = {own.spec: own}, {own.spec: 1.0}
+    rewards.custom_rewards, rewards.weights = {custom.spec: custom}, {custom.spec: 1.0}
     question = Question("spelling", "Spell owl.", "o w l", {"word": "owl"})
     with pytest.raises(UserError) as caught:
-        rewards.score([(load_task("spelling"), question)], [said("o w l")])
+        rewards.score([(load_task("spelling"), question)], [answer_of("o w l")])
     message = str(caught.value)
-    assert f'reward "{own.spec}" {why}' in message and "\n" not in message
+    assert f'reward "{custom.spec}" {why}' in message and "\n" not in message
     assert '"Spell owl."' in message and '"o w l"' in message
-    assert own.process is None, "the process is gone"
+    assert custom.process is None, "the process is gone"
 
 
 @pytest.mark.parametrize(
     ("spec", "why"),
     [("no_such_module:f", "ModuleNotFoundError"), ("math:pi", "not a function"), ("math:f", "attribute")],
 )
-def test_a_function_that_is_not_there(spec, why):
-    own = CustomReward(spec, 1.0)
+def test_the_error_of_a_missing_function_says_what_is_missing(spec, why):
+    custom = CustomReward(spec, 1.0)
     with pytest.raises(UserError, match=why):
-        _with(own).score([(load_task("spelling"), Question("spelling", "?", "!", {"word": "owl"}))], [said("x")])
+        question = Question("spelling", "?", "!", {"word": "owl"})
+        _scorer_with(custom).score([(load_task("spelling"), question)], [answer_of("x")])
 
 
-def _with(own: CustomReward) -> RewardScorer:
+def _scorer_with(custom: CustomReward) -> RewardScorer:
     rewards = RewardScorer(RLConfig(), tokenizer())
-    rewards.custom_rewards, rewards.weights = {own.spec: own}, {own.spec: 1.0}
+    rewards.custom_rewards, rewards.weights = {custom.spec: custom}, {custom.spec: 1.0}
     return rewards
 
 
@@ -108,7 +109,7 @@ def test_an_unknown_part_is_refused():
         RewardScorer(RLConfig(rewards={"formt": 1.0}), tokenizer())
 
 
-def test_a_run_goes_on_once_its_reward_is_mended(tmp_path):
+def test_a_run_resumes_once_its_reward_is_repaired(tmp_path):
     """The weights at the end are those of a run whose reward never failed."""
     good = "def judge(question, answer):\n    return answer.count('e') / (1 + len(answer))\n"
     count = tmp_path / "count"
@@ -118,18 +119,18 @@ def test_a_run_goes_on_once_its_reward_is_mended(tmp_path):
         "    n = int(place.read_text()) if place.exists() else 0\n    place.write_text(str(n + 1))\n"
         "    return answer.count('e') / (1 + len(answer)) if n < 30 else 1 / 0\n"
     )
-    file = tmp_path / "mine.py"
+    file = tmp_path / "custom.py"
     recipe = tiny(tmp_path, **{"rl.rewards": f'{{"{file}:judge" = 1.0}}', "stages": '["rl"]', "rl.save_every": 0})
     outcomes = []
-    for name, first in (("whole", good), ("mended", bad)):
-        one = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, out=str(tmp_path / name)))
+    for name, first in (("reference", good), ("repaired", bad)):
+        run_recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, out=str(tmp_path / name)))
         file.write_text(first)
         if first is bad:
             with pytest.raises(UserError, match="raised ZeroDivisionError"):
-                run.run_stage(one, "rl", quiet=True)
+                run.run_stage(run_recipe, "rl", quiet=True)
             assert checkpoint.find_latest_checkpoint(tmp_path / name / "rl" / "checkpoints").name == "step-00000002"
             file.write_text(good)
-        assert run.run_stage(one, "rl", quiet=True)
+        assert run.run_stage(run_recipe, "rl", quiet=True)
         outcomes.append(
             checkpoint.load_checkpoint(
                 checkpoint.find_latest_checkpoint(tmp_path / name / "rl" / "checkpoints")

@@ -1,37 +1,32 @@
-"""CORE beside training: measured when due and at the end where its files are, else one notice and none."""
-
-import json
+"""CORE during training: measured when due and at the end if its files exist; else one notice."""
 
 from fledgling.config import load_recipe
+from fledgling.record import read_jsonl
 from fledgling.train.run import run_stage
 from tests.made_up_core import BASELINES, write_core_bundle
 from tests.tiny import tiny
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_core_is_measured_every_so_often_and_its_tasks_at_the_end(tmp_path):
+def test_core_is_measured_every_few_steps_and_its_tasks_at_the_end(tmp_path):
     root = write_core_bundle(tmp_path / "data")
     recipe = tiny(tmp_path, **{"pretrain.core_every": 3, "pretrain.core_max_per_task": 3, "run.data_dir": f'"{root}"'})
     run_stage(recipe, "pretrain", quiet=True)
-    found = lines(tmp_path / "run" / "pretrain" / "evals.jsonl")
-    core = [(line["step"], line["n"]) for line in found if line["name"] == "core"]
+    evals = read_jsonl(tmp_path / "run" / "pretrain" / "evals.jsonl")
+    core = [(line["step"], line["n"]) for line in evals if line["name"] == "core"]
     assert core == [(3, 21), (4, 21)], "seven tasks of at most three items, after three steps and at the end"
-    assert {line["name"] for line in found if line["name"].startswith("core_")} == {f"core_{n}" for n in BASELINES}
-    assert all(line["step"] == 4 for line in found if line["name"].startswith("core_"))
+    assert {line["name"] for line in evals if line["name"].startswith("core_")} == {f"core_{n}" for n in BASELINES}
+    assert all(line["step"] == 4 for line in evals if line["name"].startswith("core_"))
 
 
 def test_without_its_files_there_is_one_notice(tmp_path):
     recipe = tiny(tmp_path, **{"pretrain.core_every": 1, "run.data_dir": f'"{tmp_path}"'})
     run_stage(recipe, "pretrain", quiet=True)
     stage = tmp_path / "run" / "pretrain"
-    notices = [line["text"] for line in lines(stage / "notices.jsonl") if "CORE" in line["text"]]
+    notices = [line["text"] for line in read_jsonl(stage / "notices.jsonl") if "CORE" in line["text"]]
     assert len(notices) == 1 and "fledgling data fetch core" in notices[0]
-    assert not [line for line in lines(stage / "evals.jsonl") if line["name"].startswith("core")]
+    assert not [line for line in read_jsonl(stage / "evals.jsonl") if line["name"].startswith("core")]
 
 
-def test_the_large_recipe_asks_for_it():
+def test_the_large_recipe_measures_core():
     assert load_recipe("d20-8xh100").pretrain.core_every == 2000
     assert load_recipe("quickstart").pretrain.core_every == 0

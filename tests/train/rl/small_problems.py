@@ -1,7 +1,7 @@
 """Problems so small that their optimum is known: a bandit, a choice of two steps, copying a digit.
 
-The policy is a model of two layers at random (every token equally likely), answers come from the real engine, updates
-from the real loop and optimizer. What the model's choices are worth is a table.
+The policy is a randomly initialized model of two layers (all tokens equally likely); answers come from the real engine,
+updates from the real loop and optimizer. Rewards are a table.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from pathlib import Path
 
 import torch
 
-from fledgling.config import OptimizerConfig, RLConfig
+from fledgling.config import ModelConfig, OptimizerConfig, RLConfig
 from fledgling.evals.chat import encode_question
 from fledgling.infer.engine import Engine
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.runtime.world import World
 from fledgling.tasks.task import Question
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import loop
-from fledgling.train.loss import policy_gradient_loss
-from fledgling.train.rl import critic
+from fledgling.train.critic import attach_critic
+from fledgling.train.rl.algorithm import ALGORITHMS
 from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.stage import Stage
 
@@ -36,12 +35,12 @@ def tokenizer() -> Tokenizer:
 
 @dataclass(frozen=True)
 class Problem:
-    """A task: question `index` is one of `prompts`; an answer is worth what the table says; `best` is the optimum."""
+    """A task with a known optimum."""
 
     name: str
     prompts: tuple[str, ...]
-    worth: Callable[[str, str], float]  # (prompt, answer)
-    best: Callable[[str], tuple[str, ...]]  # for each token in turn the letters that are optimal
+    reward: Callable[[str, str], float]  # (prompt, answer)
+    best: Callable[[str], tuple[str, ...]]  # the optimal letters of each token
     tokens: int
     longest: int = 8
 
@@ -50,9 +49,9 @@ class Problem:
         return Question(self.name, prompt, "".join(self.best(prompt)))
 
     def score(self, question: Question, answer: str) -> float:
-        return self.worth(question.prompt, answer)
+        return self.reward(question.prompt, answer)
 
-    def scores(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
+    def score_batch(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
         return [self.score(*pair) for pair in pairs]
 
 
@@ -85,7 +84,7 @@ COPY = Problem("copy", ("0", "1", "2", "3"), same_digit, lambda prompt: (prompt,
 
 
 def settings(problem: Problem, algorithm: str, **others: object) -> RLConfig:
-    """What all small problems are learned with."""
+    """Returns the settings that all small problems share."""
     base = RLConfig(
         algorithm=algorithm,
         tasks={problem.name: 1.0},
@@ -101,7 +100,7 @@ def settings(problem: Problem, algorithm: str, **others: object) -> RLConfig:
 
 
 class Flipped(RolloutStream):
-    """Rounds whose advantages have the wrong sign."""
+    """A stream whose advantages have the wrong sign."""
 
     def next(self):
         batches = super().next()
@@ -112,52 +111,51 @@ class Flipped(RolloutStream):
 
 def learn(
     problem: Problem,
-    table: RLConfig,
+    config: RLConfig,
     seed: int,
     steps: int,
-    kind: type[RolloutStream] = RolloutStream,
-    engine: type[Engine] = Engine,
-    rate: float = 1.0,
+    stream_type: type[RolloutStream] = RolloutStream,
+    engine_type: type[Engine] = Engine,
+    learning_rate: float = 1.0,
 ) -> float:
-    """Probability of the optimal answer, the least over the prompts, after so many optimizer steps."""
+    """Returns the probability of the optimal answer after `steps` optimizer steps, the smallest over the prompts."""
     torch.manual_seed(seed)
     words, world = tokenizer(), World.start("cpu")
     model = Transformer(ModelConfig(words.vocab_size, 2, 32, 2, 2, 32))
     model.initialize(seed)
-    if table.algorithm == "ppo":
-        critic.attach_critic(model)
-    rounds = kind(engine(model, words), table, {problem.name: problem}, seed, 16, world)
+    if ALGORITHMS[config.algorithm].uses_critic:
+        attach_critic(model)
+    stream = stream_type(engine_type(model, words), config, {problem.name: problem}, seed, 16, world)
     stage = Stage(
         "rl",
         steps,
-        rounds,
-        lambda m, b: policy_gradient_loss(m, b, table, rounds.kl_weight, rounds.step_metrics),
+        stream,
+        stream.loss,
         lambda progress: 1.0,
     )
     rates = OptimizerConfig(matrix_lr=0.01, embedding_lr=0.02, head_lr=0.02, scalar_lr=0.02, adam_eps=1e-8)
-    optimizer = Optimizer(model, rates, world, rate)
+    optimizer = Optimizer(model, rates, world, learning_rate)
     for _ in range(steps):
-        loop.train_step(stage, model, optimizer, rounds.next(), world)
-        rounds.metrics()
+        loop.train_step(stage, model, optimizer, stream.next(), world)
+        stream.metrics()
     return min(probability(model, words, problem, prompt) for prompt in problem.prompts)
 
 
 @torch.no_grad()
 def probability(model: Transformer, words: Tokenizer, problem: Problem, prompt: str) -> float:
-    """The probability that the model answers a prompt with an optimum: summed over all of them."""
-    said, weights = [encode_question(words, Question(problem.name, prompt, ""))], torch.ones(1)
+    """Returns the probability that the model answers a prompt optimally, summed over all optimal answers."""
+    sequences, weights = [encode_question(words, Question(problem.name, prompt, ""))], torch.ones(1)
     for letters in problem.best(prompt):
         tokens = [words.encode(letter)[0] for letter in letters]
-        chances = model.compute_logits(model(torch.tensor(said))[:, -1]).softmax(-1)[
-            :, tokens
-        ]  # (answers so far, letters)
+        logits = model.compute_logits(model(torch.tensor(sequences))[:, -1])  # (answers so far, V)
+        chances = logits.softmax(-1)[:, tokens]
         weights = (weights[:, None] * chances).flatten()
-        said = [[*before, token] for before in said for token in tokens]
+        sequences = [[*before, token] for before in sequences for token in tokens]
     return float(weights.sum())
 
 
 def main() -> None:
-    """Print the probability of the optimum after growing numbers of steps, for choosing what the tests state."""
+    """Prints the probability of the optimum after growing numbers of steps, for choosing the limits of the tests."""
     import sys
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""DPO's batches: the loss of packed pairs is the mean of the paper's loss over pairs read one by one."""
+"""DPO: the loss of packed pairs is the mean of the paper's loss over pairs computed one by one."""
 
 import json
 
@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fledgling.config import DPOConfig, UserError
+from fledgling.config import DPOConfig, ModelConfig, UserError
 from fledgling.data.batch import IGNORE_INDEX
-from fledgling.model.config import ModelConfig
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 from fledgling.text.conversation import render_conversation, render_prompt
+from fledgling.train.dpo import PairStream, load_pairs, parse_pair
 from fledgling.train.loss import StepMetrics, dpo_loss
-from fledgling.train.rl.dpo import PairStream, load_pairs, parse_pair
-from tests.train.rl.small import tokenizer
+from tests.train.rl.small_problems import tokenizer
 
 ROWS = [
     {"prompt": "Hi", "chosen": "Hello there.", "rejected": "no"},
@@ -27,17 +26,17 @@ ROWS = [
 
 
 def model(seed: int) -> Transformer:
-    made = Transformer(ModelConfig(tokenizer().vocab_size, 2, 32, 2, 2, 64))
-    made.initialize(seed)
+    policy = Transformer(ModelConfig(tokenizer().vocab_size, 2, 32, 2, 2, 64))
+    policy.initialize(seed)
     torch.manual_seed(seed)
-    for parameter in made.parameters():
+    for parameter in policy.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-    return made.requires_grad_(False)
+    return policy.requires_grad_(False)
 
 
 def likelihood(policy: Transformer, conversation: dict) -> float:
-    """log p of the last answer, from all logits of this conversation alone."""
+    """Returns log p of the last answer, from the logits of this conversation alone."""
     tokens = torch.tensor(render_conversation(tokenizer(), conversation).tokens.tolist())
     begin = len(render_prompt(tokenizer(), {"messages": conversation["messages"][:-1]}))
     logprobs = policy.compute_logits(policy(tokens[None, :-1]))[0].log_softmax(-1)
@@ -50,18 +49,18 @@ def test_the_loss_of_packed_pairs_is_the_mean_over_pairs(tmp_path):
     policy, reference = model(1), model(2)
     pairs = load_pairs(str(file), tokenizer(), 65, print)
     stream = PairStream(pairs, DPOConfig(batch_size=3), 0, 2, tokenizer().bos, World.start("cpu"), reference)
-    batches, tally = stream.next(), StepMetrics()
+    batches, metrics = stream.next(), StepMetrics()
     count = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
-    found = sum(float(dpo_loss(policy, batch, 0.3, tally)) for batch in batches) / count
+    loss = sum(float(dpo_loss(policy, batch, 0.3, metrics)) for batch in batches) / count
     margins = []
     for row in ROWS:
         chosen, rejected = parse_pair(row, "here")
-        gained = [likelihood(policy, one) - likelihood(reference, one) for one in (chosen, rejected)]
-        margins.append(gained[0] - gained[1])
-    assert found == pytest.approx(np.mean(np.log1p(np.exp(-0.3 * np.array(margins)))), rel=1e-4)
-    told = {name: sum(values) for name, values in tally.pop().items()}
-    assert told["pairs"] == 3 and told["right"] == sum(m > 0 for m in margins)
-    assert told["margin"] == pytest.approx(sum(margins), rel=1e-3)
+        gains = [likelihood(policy, answer) - likelihood(reference, answer) for answer in (chosen, rejected)]
+        margins.append(gains[0] - gains[1])
+    assert loss == pytest.approx(np.mean(np.log1p(np.exp(-0.3 * np.array(margins)))), rel=1e-4)
+    sums = metrics.pop_sums(World.start("cpu"))
+    assert sums["pairs"] == 3 and sums["right"] == sum(m > 0 for m in margins)
+    assert sums["margin"] == pytest.approx(sum(margins), rel=1e-3)
 
 
 def test_only_the_last_answer_is_learned():
@@ -80,7 +79,7 @@ def test_only_the_last_answer_is_learned():
         ({"prompt": [{"role": "king", "content": "Hi"}], "chosen": "yes", "rejected": "no"}, "role"),
     ],
 )
-def test_a_line_that_is_no_pair_is_told_with_its_place(line, why, tmp_path):
+def test_the_error_of_a_line_that_is_no_pair_names_the_line(line, why, tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(line) + "\n")
     with pytest.raises(UserError) as caught:
@@ -88,8 +87,8 @@ def test_a_line_that_is_no_pair_is_told_with_its_place(line, why, tmp_path):
     assert why in str(caught.value) and ":2" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_pairs_longer_than_a_row_are_cut_and_told(tmp_path):
-    file, said = tmp_path / "pairs.jsonl", []
+def test_pairs_longer_than_a_row_are_cut_and_logged(tmp_path):
+    file, notices = tmp_path / "pairs.jsonl", []
     file.write_text(json.dumps({"prompt": "Hi", "chosen": "word " * 40, "rejected": "no"}) + "\n")
-    (pair,) = load_pairs(str(file), tokenizer(), 65, said.append)
-    assert len(pair.tokens) <= 65 and "1 of 1 pairs" in said[0]
+    (pair,) = load_pairs(str(file), tokenizer(), 65, notices.append)
+    assert len(pair.tokens) <= 65 and "1 of 1 pairs" in notices[0]

@@ -1,4 +1,4 @@
-"""Mixtures over files: one pass, epochs, a missing set told before anything starts, runs over made-up sets."""
+"""Mixtures over files: one pass, epochs, missing sets named before any work, runs over made-up sets."""
 
 import json
 
@@ -7,13 +7,14 @@ import pytest
 
 from fledgling.config import UserError, load_recipe
 from fledgling.record import read_jsonl
-from fledgling.speedrun import speedrun
+from fledgling.speedrun import run_stages
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
 from fledgling.train.stage_rows import exam_names, prepare_stage_rows, require_data
 from tests.made_up_sets import REAL, needs_real_data, write_public_sets, write_rows
 from tests.tiny import tiny
 
+CONTEXT = 128  # of the tiny recipe
 SETS = {"smoltalk": 0.47, "gsm8k": 0.3, "arc_easy": 0.1, "arc_challenge": 0.08, "mmlu": 0.05}
 
 
@@ -22,47 +23,47 @@ def weights(mixture):
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory):
-    """A tokenizer and a preparer over made-up sets."""
+def prepared(tmp_path_factory):
+    """A preparer over made-up sets, and its tokenizer."""
     folder = tmp_path_factory.mktemp("mix")
     recipe = tiny(folder, **{"run.data_dir": write_public_sets(folder / "data")})
     preparer = DataPreparer(recipe, folder / "run")
     return preparer, preparer.load_or_train_tokenizer()
 
 
-def test_names_are_of_three_kinds():
-    mixed = split_mixture(
+def test_a_mixture_has_three_kinds_of_sources():
+    parts = split_mixture(
         {"embedded": 1.0, "spelling": 1.0, "gsm8k": 1.0, "chat:a.jsonl": 1.0, "questions:b": 1.0, "mmlu": 0.0}
     )
-    assert list(mixed.documents) == ["embedded"] and list(mixed.tasks) == ["spelling"]
-    assert list(mixed.conversations) == ["gsm8k", "chat:a.jsonl", "questions:b"]
+    assert list(parts.documents) == ["embedded"] and list(parts.tasks) == ["spelling"]
+    assert list(parts.conversations) == ["gsm8k", "chat:a.jsonl", "questions:b"]
 
 
-def test_one_pass_ends_when_the_first_set_has_been_read_once(ready):
-    preparer, tokenizer = ready
-    mixed = prepare_stage_rows("sft", SETS, 4, None, preparer, tokenizer)
+def test_one_pass_ends_when_the_first_set_is_read_once(prepared):
+    preparer, tokenizer = prepared
+    rows = prepare_stage_rows("sft", SETS, 4, None, CONTEXT, preparer, tokenizer)
     total = sum(SETS.values())
-    given = {
-        name: len(source) / (SETS[name] / total * 4) for name, (source, _) in zip(SETS, mixed.sources, strict=True)
+    passes = {
+        name: len(source) / (SETS[name] / total * 4) for name, (source, _) in zip(SETS, rows.sources, strict=True)
     }
-    assert mixed.steps == int(min(given.values())) and mixed.steps >= 1
-    assert [weight for _, weight in mixed.sources] == list(SETS.values())
-    alone = prepare_stage_rows("sft", {"gsm8k": 1.0}, 1, None, preparer, tokenizer)
+    assert rows.steps == int(min(passes.values())) and rows.steps >= 1
+    assert [weight for _, weight in rows.sources] == list(SETS.values())
+    alone = prepare_stage_rows("sft", {"gsm8k": 1.0}, 1, None, CONTEXT, preparer, tokenizer)
     assert alone.steps == len(alone.sources[0][0])
-    pinned = prepare_stage_rows("sft", SETS, 4, 9, preparer, tokenizer)
+    pinned = prepare_stage_rows("sft", SETS, 4, 9, CONTEXT, preparer, tokenizer)
     assert pinned.steps == 9
 
 
-def test_generated_tasks_have_no_end_and_follow_the_others(ready):
-    preparer, tokenizer = ready
+def test_generated_tasks_last_as_long_as_the_others(prepared):
+    preparer, tokenizer = prepared
     with pytest.raises(UserError, match=r"sft.steps is not set.*spelling.*sft.steps=300"):
-        prepare_stage_rows("sft", {"spelling": 1.0}, 4, None, preparer, tokenizer)
-    mixed = prepare_stage_rows("sft", {"gsm8k": 0.5, "spelling": 0.5}, 2, None, preparer, tokenizer)
-    assert mixed.steps == len(mixed.sources[1][0])  # a row of each to a step
+        prepare_stage_rows("sft", {"spelling": 1.0}, 4, None, CONTEXT, preparer, tokenizer)
+    rows = prepare_stage_rows("sft", {"gsm8k": 0.5, "spelling": 0.5}, 2, None, CONTEXT, preparer, tokenizer)
+    assert rows.steps == len(rows.sources[1][0])  # a row of each to a step
 
 
-def test_a_set_is_written_whole_once_and_each_row_stands_in_it_once(ready):
-    preparer, tokenizer = ready
+def test_a_shard_has_each_row_of_its_set_once_and_is_written_once(prepared):
+    preparer, tokenizer = prepared
     shard = preparer.conversation_shard("gsm8k", 5, tokenizer)
     texts = [tokenizer.decode(shard.read_tokens(i, 0, int(shard.lengths[i]))[0].tolist()) for i in range(len(shard))]
     assert (
@@ -74,27 +75,27 @@ def test_a_set_is_written_whole_once_and_each_row_stands_in_it_once(ready):
     assert len(outputs) and not mask[outputs].any() and mask.any()
 
 
-def test_a_few_rows_that_are_no_conversation_are_left_out_and_told(tmp_path):
-    talk = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}
-    empty = {"messages": [talk["messages"][0], {"role": "assistant", "content": " "}]}
-    said = []
-    write_rows(tmp_path / "smoltalk.jsonl", [talk] * 200 + [empty])
-    preparer = DataPreparer(tiny(tmp_path, **{"run.data_dir": tmp_path}), tmp_path / "run", said.append)
+def test_a_few_rows_that_are_no_conversation_are_left_out_and_logged(tmp_path):
+    conversation = {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]}
+    empty = {"messages": [conversation["messages"][0], {"role": "assistant", "content": " "}]}
+    notices = []
+    write_rows(tmp_path / "smoltalk.jsonl", [conversation] * 200 + [empty])
+    preparer = DataPreparer(tiny(tmp_path, **{"run.data_dir": tmp_path}), tmp_path / "run", notices.append)
     assert len(preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())) == 200
-    assert [text for text in said if "1 of 201 rows left out" in text and "smoltalk.jsonl:201" in text]
-    write_rows(tmp_path / "smoltalk.jsonl", [talk] * 50 + [empty] * 50)
+    assert [text for text in notices if "1 of 201 rows left out" in text and "smoltalk.jsonl:201" in text]
+    write_rows(tmp_path / "smoltalk.jsonl", [conversation] * 50 + [empty] * 50)
     with pytest.raises(UserError, match=r"smoltalk.jsonl:\d+: a message's"):
         preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())
 
 
 @pytest.mark.parametrize("name", ["d12-1gpu", "d20-8xh100"])
-def test_the_large_recipes_say_what_to_fetch_before_anything_starts(name, tmp_path):
+def test_the_error_of_missing_data_says_what_to_fetch_before_any_work(name, tmp_path):
     data = write_public_sets(tmp_path / "data")
     write_rows(data / "fineweb-edu" / "a.jsonl", [{"text": "Some text."}])
     recipe = load_recipe(name, [f"run.data_dir={data}", f"run.out={tmp_path / 'run'}"])
     require_data(recipe, recipe.stages)
-    assert exam_names(recipe, "midtrain") == ["mmlu", "gsm8k"]
-    assert exam_names(recipe, "rl") == ["arc_easy", "arc_challenge", "gsm8k"]
+    assert exam_names(recipe.midtrain, recipe.sft.mixture) == ["mmlu", "gsm8k"]
+    assert exam_names(recipe.rl, recipe.sft.mixture) == ["arc_easy", "arc_challenge", "gsm8k"]
     needed = {
         "fineweb-edu": "fineweb-edu",
         "smoltalk": "smoltalk",
@@ -106,7 +107,7 @@ def test_the_large_recipes_say_what_to_fetch_before_anything_starts(name, tmp_pa
     for missing, path in needed.items():
         (data / path).rename(data / "away")
         with pytest.raises(UserError, match=f"`fledgling data fetch {missing}`"):
-            speedrun(recipe)
+            run_stages(recipe)
         (data / "away").rename(data / path)
     assert not (tmp_path / "run").exists()
 
@@ -126,7 +127,7 @@ def test_midtrain_sft_and_rl_run_over_public_sets(tmp_path):
             "rl.tasks": weights({"gsm8k": 0.5, "arc_easy": 0.5}),
         },
     )
-    assert speedrun(recipe, quiet=True) == ["pretrain", "midtrain", "sft", "rl"]
+    assert run_stages(recipe, quiet=True) == ["pretrain", "midtrain", "sft", "rl"]
     for stage, names in (("midtrain", {"mmlu", "gsm8k"}), ("sft", {"gsm8k", "arc_easy", "arc_challenge"})):
         lines = read_jsonl(tmp_path / "run" / stage / "evals.jsonl")
         assert names <= {line["name"] for line in lines}

@@ -1,10 +1,10 @@
-"""Each objective and its gradient against the paper's formula in numpy."""
+"""Each formula of a loss and its gradient against the paper's formula in numpy."""
 
 import numpy as np
 import pytest
 import torch
 
-from fledgling.train.rl.objective import (
+from fledgling.train.loss import (
     estimate_kl,
     is_clipped,
     ppo_clip_loss,
@@ -13,19 +13,19 @@ from fledgling.train.rl.objective import (
     value_clip_loss,
 )
 
-DRAW = np.random.default_rng(0)
+RNG = np.random.default_rng(0)
 
 
 def with_gradient(function, x):
-    """Values and derivative of a torch function of one tensor, elementwise."""
+    """Returns values and derivatives of a torch function of one tensor, elementwise."""
     x = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     y = function(x)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     return y.detach().numpy(), gradient.numpy()
 
 
-def check(function, formula, x):
-    """The function against the formula, and its gradient against the formula's central difference."""
+def compare(function, formula, x):
+    """Compares the function with the formula, and its gradient with the formula's central difference."""
     value, gradient = with_gradient(function, x)
     h = 1e-6
     np.testing.assert_allclose(value, formula(x), rtol=1e-9, atol=1e-12)
@@ -33,20 +33,20 @@ def check(function, formula, x):
 
 
 RATIO = np.array([0.5, 0.5, 0.9, 0.9, 1.1, 1.1, 1.25, 1.25, 1.6, 1.6])
-WORTH = np.array([1.0, -1.0] * 5) * 1.7
+ADVANTAGES = np.array([1.0, -1.0] * 5) * 1.7
 
 
-def test_clipped_policy_with_two_bounds():
+def test_ppo_clip_loss_with_two_bounds():
     def formula(r):
-        return -np.minimum(r * WORTH, np.clip(r, 1 - 0.2, 1 + 0.3) * WORTH)
+        return -np.minimum(r * ADVANTAGES, np.clip(r, 1 - 0.2, 1 + 0.3) * ADVANTAGES)
 
-    check(lambda r: ppo_clip_loss(r, torch.tensor(WORTH), 0.2, 0.3), formula, RATIO)
+    compare(lambda r: ppo_clip_loss(r, torch.tensor(ADVANTAGES), 0.2, 0.3), formula, RATIO)
 
 
 def test_clipped_tokens_are_those_without_gradient():
-    _, gradient = with_gradient(lambda r: ppo_clip_loss(r, torch.tensor(WORTH), 0.2, 0.3), RATIO)
-    held = is_clipped(torch.tensor(RATIO), torch.tensor(WORTH), 0.2, 0.3).numpy()
-    assert (held == (gradient == 0)).all() and held.sum() == 2
+    _, gradient = with_gradient(lambda r: ppo_clip_loss(r, torch.tensor(ADVANTAGES), 0.2, 0.3), RATIO)
+    clipped = is_clipped(torch.tensor(RATIO), torch.tensor(ADVANTAGES), 0.2, 0.3).numpy()
+    assert (clipped == (gradient == 0)).all() and clipped.sum() == 2
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_clipped_tokens_are_those_without_gradient():
     ],
 )
 def test_kl_estimators(kind, formula):
-    p, q = np.log(DRAW.dirichlet(np.ones(9), size=2))
-    check(lambda x: estimate_kl(x, torch.tensor(q), kind), lambda x: formula(x, q), p)
+    p, q = np.log(RNG.dirichlet(np.ones(9), size=2))
+    compare(lambda x: estimate_kl(x, torch.tensor(q), kind), lambda x: formula(x, q), p)
 
 
 def test_two_of_the_estimators_are_unbiased_and_one_is_never_negative():
-    p, q = DRAW.dirichlet(np.ones(6) * 3, size=2)
+    p, q = RNG.dirichlet(np.ones(6) * 3, size=2)
     exact = (p * np.log(p / q)).sum()
     values = {k: estimate_kl(torch.tensor(np.log(p)), torch.tensor(np.log(q)), k).numpy() for k in ("k1", "k2", "k3")}
     assert (p * values["k1"]).sum() == pytest.approx(exact)
@@ -74,30 +74,30 @@ def test_two_of_the_estimators_are_unbiased_and_one_is_never_negative():
 
 def test_expected_gradients_of_the_estimators_are_those_their_docstring_names():
     """Of logits z: E_p[d k / d log p . d log p / dz] is grad KL(p|q) for k2, grad KL(q|p) for k3, and 0 for k1."""
-    z = torch.tensor(DRAW.normal(size=5), requires_grad=True)
-    q = torch.tensor(np.log(DRAW.dirichlet(np.ones(5))))
+    z = torch.tensor(RNG.normal(size=5), requires_grad=True)
+    q = torch.tensor(np.log(RNG.dirichlet(np.ones(5))))
     p = z.log_softmax(-1)
-    for kind, divergence in (
+    for estimator, divergence in (
         ("k1", lambda: 0 * z.sum()),
         ("k2", lambda: (z.softmax(-1) * (z.log_softmax(-1) - q)).sum()),
         ("k3", lambda: (q.exp() * (q - z.log_softmax(-1))).sum()),
     ):
-        (found,) = torch.autograd.grad((p.exp().detach() * estimate_kl(p, q, kind)).sum(), z, retain_graph=True)
+        (gradient,) = torch.autograd.grad((p.exp().detach() * estimate_kl(p, q, estimator)).sum(), z, retain_graph=True)
         (expected,) = torch.autograd.grad(divergence(), z)
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(gradient, expected)
 
 
-def test_clipped_value():
-    values, old, returns = DRAW.normal(size=(3, 40))
+def test_value_clip_loss():
+    values, old, returns = RNG.normal(size=(3, 40))
 
     def formula(v):
         return np.maximum((v - returns) ** 2, (old + np.clip(v - old, -0.2, 0.2) - returns) ** 2) / 2
 
-    check(lambda v: value_clip_loss(v, torch.tensor(old), torch.tensor(returns), 0.2), formula, values)
+    compare(lambda v: value_clip_loss(v, torch.tensor(old), torch.tensor(returns), 0.2), formula, values)
 
 
-def test_entropy():
-    logits = DRAW.normal(size=(4, 7))
+def test_token_entropy():
+    logits = RNG.normal(size=(4, 7))
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     h = -(p * np.log(p)).sum(-1)
     value, gradient = with_gradient(token_entropy, logits)
@@ -105,6 +105,6 @@ def test_entropy():
     np.testing.assert_allclose(gradient, -p * (np.log(p) + h[:, None]), atol=1e-12)
 
 
-def test_preference():
-    margins = DRAW.normal(size=20) * 5
-    check(lambda m: preference_loss(m, 0.3), lambda m: np.log1p(np.exp(-0.3 * m)), margins)
+def test_preference_loss():
+    margins = RNG.normal(size=20) * 5
+    compare(lambda m: preference_loss(m, 0.3), lambda m: np.log1p(np.exp(-0.3 * m)), margins)

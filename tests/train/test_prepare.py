@@ -1,4 +1,4 @@
-"""A corpus too large for memory, from parquet files to trained steps: the same on two ranks, and without its files."""
+"""A corpus too large for memory, from parquet files to trained steps: the same on two ranks."""
 
 import shutil
 from dataclasses import replace
@@ -40,19 +40,19 @@ def recipe(tmp_path, monkeypatch):
     )
 
 
-def trained(recipe, out: str) -> None:
+def run_pretrain(recipe, out: str) -> None:
     device.measure_peak_flops = lambda device, dtype: 1e9
     run.run_stage(replace(recipe, run=replace(recipe.run, out=out)), "pretrain", quiet=True)
 
 
-def test_from_files_to_steps_the_same_on_two_ranks(recipe, tmp_path):
+def test_steps_on_two_ranks_are_those_of_one(recipe, tmp_path):
     with one_thread():
-        trained(recipe, str(tmp_path / "one"))
+        run_pretrain(recipe, str(tmp_path / "one"))
     [folder] = [path.parent for path in (tmp_path / "one" / "data").glob("*/corpus.json")]
     assert len(list(folder.glob("shard_*"))) >= 4
     shutil.copytree(tmp_path / "one" / "tokenizer", tmp_path / "two" / "tokenizer")
     shutil.copytree(tmp_path / "one" / "data", tmp_path / "two" / "data")
-    on_ranks(2, trained, recipe, str(tmp_path / "two"))
+    on_ranks(2, run_pretrain, recipe, str(tmp_path / "two"))
     lines = [
         [(line["loss"], line["gradient_norm"]) for line in read_jsonl(tmp_path / out / "pretrain" / "metrics.jsonl")]
         for out in ("one", "two")
@@ -62,13 +62,13 @@ def test_from_files_to_steps_the_same_on_two_ranks(recipe, tmp_path):
     assert "bits_per_byte" in evals, "held-out documents of all files measure it"
 
 
-def test_prepare_says_what_it_made_and_makes_it_once(recipe, tmp_path, capsys, monkeypatch):
+def test_data_prepare_prints_what_it_wrote_and_writes_it_once(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fledgling.cli.data.load_recipe", lambda *_: recipe)
     assert main(["data", "prepare", "tiny", "--workers", "1"]) == 0
     out, err = capsys.readouterr()
     assert "training, " in out and "held out, " in out and "documents/s" in err and "MB/s" in err
-    made = {path: path.stat().st_mtime_ns for path in Path(recipe.run.out).rglob("tokens.bin")}
+    written = {path: path.stat().st_mtime_ns for path in Path(recipe.run.out).rglob("tokens.bin")}
     assert main(["data", "prepare", "tiny"]) == 0
-    again, told = capsys.readouterr()
-    assert again == out and "tokenizing" not in told and len(made) >= 4
-    assert {path: path.stat().st_mtime_ns for path in Path(recipe.run.out).rglob("tokens.bin")} == made
+    second_out, second_err = capsys.readouterr()
+    assert second_out == out and "tokenizing" not in second_err and len(written) >= 4
+    assert {path: path.stat().st_mtime_ns for path in Path(recipe.run.out).rglob("tokens.bin")} == written

@@ -1,4 +1,4 @@
-"""Recipes and their values in TOML's notation, which the standard library reads but does not write. Floor 0."""
+"""Recipes in TOML's notation, which the standard library reads but does not write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def dump_toml(recipe: Any) -> str:
-    """Return a recipe (a dataclass of tables) as TOML that `load_recipe` reads back to an equal value, without None."""
+    """Returns a recipe as TOML that `load_recipe` reads back to an equal value; fields that are None are left out."""
     top, tables = [], []
     for entry in fields(recipe):
         value = getattr(recipe, entry.name)
@@ -23,7 +23,7 @@ def dump_toml(recipe: Any) -> str:
 
 
 def format_toml_value(value: Any) -> str:
-    """Return one value in TOML's notation."""
+    """Returns one value in TOML's notation."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):  # a JSON string is a TOML string, once DEL is escaped too
@@ -37,5 +37,5 @@ def format_toml_value(value: Any) -> str:
 
 
 def format_toml_key(key: str) -> str:
-    """Return a key bare where TOML allows it, quoted otherwise."""
+    """Returns a key bare where TOML allows it, quoted otherwise."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else format_toml_value(key)

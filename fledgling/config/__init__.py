@@ -1,0 +1,44 @@
+"""Recipes: every setting of a run, as frozen dataclasses that are read strictly from TOML.
+
+Start with `recipe.py` (the tables and their defaults) and `model.py` (the architecture); `load.py` reads a file and its
+overrides, checks the whole before any work starts, and names the key of every mistake; `toml.py` writes a recipe into
+the run directory, from which it loads again to an equal value. `fields.py` declares a default with its range.
+
+No module here imports torch or derives a value from the data or the machine.
+"""
+
+from fledgling.config.errors import UserError, did_you_mean
+from fledgling.config.load import load_recipe, recipe_names
+from fledgling.config.model import ModelConfig
+from fledgling.config.recipe import (
+    DEFAULT_STAGES,
+    STAGES,
+    DPOConfig,
+    LoopConfig,
+    OptimizerConfig,
+    Recipe,
+    RLConfig,
+    RunConfig,
+    StageConfig,
+    TokenizerConfig,
+)
+from fledgling.config.toml import dump_toml
+
+__all__ = [
+    "DEFAULT_STAGES",
+    "STAGES",
+    "DPOConfig",
+    "LoopConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RLConfig",
+    "Recipe",
+    "RunConfig",
+    "StageConfig",
+    "TokenizerConfig",
+    "UserError",
+    "did_you_mean",
+    "dump_toml",
+    "load_recipe",
+    "recipe_names",
+]

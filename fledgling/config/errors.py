@@ -1,0 +1,16 @@
+"""The error that a user's mistake raises, and suggestions for misspelled names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A user's mistake, in one line: what was given, what was expected, what to do. Any other exception is a bug."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Returns ` - did you mean "x"?` for the closest of `known`, or the empty string when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f' - did you mean "{close[0]}"?' if close else ""

@@ -1,0 +1,231 @@
+"""Reading a recipe: a TOML file and `table.key=value` overrides become one checked `Recipe`."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from fledgling.config.errors import UserError, did_you_mean
+from fledgling.config.recipe import STAGES, Recipe
+
+RECIPES_DIR = Path(__file__).parent.parent / "recipes"
+
+_LOOP_KEYS = {
+    "micro_batch": "micro_batch_size",
+    "rate": "learning_rate",
+    "warmup": "warmup_steps",
+    "decay": "decay_fraction",
+    "final": "final_lr_fraction",
+    "keep": "keep_checkpoints",
+}
+_STAGE_KEYS = {**_LOOP_KEYS, "target": "train_on"}
+RENAMED_KEYS: dict[str, dict[str, str]] = {  # table -> old key -> key
+    "tokenizer": {"characters": "max_characters", "digits": "max_digits", "letters": "letter_tokens"},
+    "model": {
+        "hidden": "intermediate_size",
+        "softcap": "logit_softcap",
+        "tied": "tie_embeddings",
+        "window": "window_size",
+    },
+    "optimizer": {
+        "matrix_rate": "matrix_lr",
+        "embedding_rate": "embedding_lr",
+        "head_rate": "head_lr",
+        "scalar_rate": "scalar_lr",
+        "cautious_decay": "cautious_weight_decay",
+        "matrix_rule": "matrix_optimizer",
+        "zero": "zero_stage",
+        "exact": "deterministic",
+    },
+    "pretrain": _STAGE_KEYS,
+    "midtrain": _STAGE_KEYS,
+    "sft": _STAGE_KEYS,
+    "dpo": {**_LOOP_KEYS, "batch": "batch_size"},
+    "rl": {
+        **_LOOP_KEYS,
+        "prompts": "prompts_per_round",
+        "group": "group_size",
+        "clip": "clip_ratio",
+        "clip_high": "clip_ratio_high",
+        "kl": "kl_weight",
+        "entropy": "entropy_weight",
+        "discount": "gamma",
+        "trace": "gae_lambda",
+        "drop_silent": "drop_uniform_groups",
+        "normalize": "loss_normalization",
+        "advantage": "advantage_normalization",
+        "max_tokens": "max_new_tokens",
+        "reward_seconds": "reward_timeout",
+        "length_free": "length_penalty_free_tokens",
+    },
+    "run": {"rollbacks": "max_rollbacks", "sinks": "loggers", "start_from": "init_from"},
+}
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the recipes that come with the package, sorted."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str] = ()) -> Recipe:
+    """Returns a recipe (of that name, file or run directory), changed by `table.key=value` overrides in order.
+
+    Raises UserError, with the name of the key, for anything unknown, mistyped or out of range.
+    """
+    path = _find_recipe_file(str(name_or_path))
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a recipe: {error}") from error
+    table.setdefault("name", path.stem)
+    for override in overrides:
+        _apply_override(table, override)
+    recipe = _build_config(Recipe, table, "")
+    _check_stages(recipe)
+    return recipe
+
+
+def _find_recipe_file(name_or_path: str) -> Path:
+    """Returns the file of a recipe given by name, path or run directory."""
+    path = Path(name_or_path)
+    if path.is_dir() and (path / "recipe.toml").is_file():
+        return path / "recipe.toml"
+    if path.is_file():
+        return path
+    shipped = RECIPES_DIR / f"{name_or_path}.toml"
+    if path.name == name_or_path and shipped.is_file():
+        return shipped
+    if name_or_path.endswith(".toml") or path.name != name_or_path:
+        raise UserError(f"no recipe at {name_or_path}: expected a TOML file, or one of {', '.join(recipe_names())}")
+    names = recipe_names()
+    raise UserError(f'no recipe "{name_or_path}": there are {", ".join(names)}{did_you_mean(name_or_path, names)}')
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    """Sets `table.key=value` in the nested dictionary; the value is TOML, and a bare word is a string."""
+    dotted, sign, text = override.partition("=")
+    keys = [key.strip().strip('"') for key in dotted.split(".")]
+    if not sign or not all(keys):
+        raise UserError(f'override "{override}": expected table.key=value, for example model.depth=6')
+    *tables, last = keys
+    for key in tables:
+        inner = table.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise UserError(f'override "{override}": {key} is a value, not a table')
+        table = inner
+    text = text.strip()
+    if text.lower() == "none":  # TOML has no null: removes the key, so that the default applies
+        table.pop(last, None)
+        return
+    try:
+        table[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if re.match(r"""[\[{"']""", text):
+            raise UserError(f'override "{override}": the value is not TOML: {error}') from error
+        table[last] = text
+
+
+def _build_config(cls: type, table: Mapping[str, Any], where: str) -> Any:
+    """Builds the dataclass `cls` from a TOML table; `where` is the prefix of its keys in error messages ("rl.")."""
+    known = {entry.name: entry for entry in fields(cls) if not entry.metadata.get("internal")}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in table.items():
+        name = f"{where}{key}"
+        if key not in known:
+            raise _unknown_key(where, key, value, known)
+        if isinstance(hints[key], type) and hasattr(hints[key], "__dataclass_fields__"):
+            if not isinstance(value, dict):
+                raise UserError(f"{name}: expected a table [{name}], got {value!r}")
+            value = {**_changed_defaults(known[key], hints[key]), **value}
+            values[key] = _build_config(hints[key], value, f"{name}.")
+        else:
+            values[key] = _convert(name, hints[key], value)
+            _check_range(name, known[key], values[key])
+    return cls(**values)
+
+
+def _unknown_key(where: str, key: str, value: Any, known: Iterable[str]) -> UserError:
+    """Returns the error for a key that its table does not have: renamed, misspelled or invented."""
+    if new := RENAMED_KEYS.get(where[:-1], {}).get(key):
+        return UserError(f'"{where}{key}" was renamed to "{where}{new}"')
+    kind = "table" if isinstance(value, dict) else "key"
+    owner = f"[{where[:-1]}] has" if where else "a recipe has"
+    hint = did_you_mean(key, known) or f": {owner} {', '.join(known)}"
+    return UserError(f'unknown {kind} "{where}{key}"{hint}')
+
+
+def _changed_defaults(entry: Field[Any], cls: type) -> dict[str, Any]:
+    """Returns the defaults of a recipe's table that differ from those of its class: [sft] trains on "assistant"."""
+    if entry.default_factory is MISSING:
+        return {}
+    own, usual = entry.default_factory(), cls()
+    return {f.name: getattr(own, f.name) for f in fields(cls) if getattr(own, f.name) != getattr(usual, f.name)}
+
+
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _convert(name: str, hint: Any, value: Any) -> Any:
+    """Returns `value` as the type `hint`; the only conversion is from a whole number to a float."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, Union):
+        return _convert(name, next(a for a in arguments if a is not type(None)), value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{name}: expected a table of names and weights, got {value!r}")
+        return {key: _convert(f"{name}.{key}", arguments[1], inner) for key, inner in value.items()}
+    if origin is tuple:
+        open_ended = arguments[-1] is Ellipsis
+        if not isinstance(value, list) or not (open_ended or len(value) == len(arguments)):
+            size = "a list" if open_ended else f"a list of {len(arguments)}"
+            raise UserError(f"{name}: expected {size}, got {value!r}")
+        return tuple(_convert(f"{name}[{i}]", arguments[0], inner) for i, inner in enumerate(value))
+    if origin is Literal:
+        hint = str
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise UserError(f"{name}: expected {_TYPE_NAMES[hint]}, got {value!r}")
+    return value
+
+
+def _check_range(name: str, entry: Field[Any], value: Any) -> None:
+    """Raises UserError if a value, or an element of it, is outside the range that its field declares."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_range(f"{name}.{key}", entry, inner)
+        if value and not any(value.values()):
+            raise UserError(f"{name}: every weight is 0; give at least one a weight above 0")
+        return
+    if isinstance(value, tuple):
+        for i, inner in enumerate(value):
+            _check_range(f"{name}[{i}]", entry, inner)
+        return
+    limits = entry.metadata
+    if "choices" in limits and value not in limits["choices"]:
+        known = ", ".join(limits["choices"])
+        raise UserError(f'{name}: got "{value}", expected one of {known}{did_you_mean(value, limits["choices"])}')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: got {value}, expected a finite number")
+    if "low" not in limits or isinstance(value, str):
+        return
+    low, high, above = limits["low"], limits.get("high", math.inf), limits.get("above", False)
+    if value < low or value > high or (above and value == low):
+        bound = f"above {low:g}" if above else f"at least {low:g}"
+        raise UserError(f"{name}: got {value}, expected {bound}" + (f" and at most {high:g}" * (high < math.inf)))
+
+
+def _check_stages(recipe: Recipe) -> None:
+    """Raises UserError unless the recipe names known stages, once each, in their order."""
+    for name in recipe.stages:
+        recipe.stage_config(name)
+    if list(recipe.stages) != [name for name in STAGES if name in recipe.stages] or not recipe.stages:
+        raise UserError(f"stages: got {list(recipe.stages)}, expected some of {list(STAGES)}, each once, in this order")

@@ -1,0 +1,167 @@
+"""The tables of a recipe and their defaults. A field that is None is derived by the stage or planner that reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fledgling.config.errors import UserError, did_you_mean
+from fledgling.config.fields import WEIGHTS, choice, count, number
+from fledgling.config.model import ModelConfig
+
+STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
+DEFAULT_STAGES = ("pretrain", "midtrain", "sft", "rl")  # of a recipe that names none
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """[tokenizer]: the byte-level BPE vocabulary, and the text it is trained on."""
+
+    vocab_size: int = count(1024, 256)  # entries, the special tokens included
+    max_characters: int = count(2_000_000_000)  # characters of text that are read at most
+    max_digits: int = count(1)  # longest group of digits that may become one token
+    letter_tokens: bool = True  # each ASCII letter, and each after a space, has its own token
+    sources: tuple[str, ...] = ("embedded",)  # names of corpora, or paths
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """[optimizer]: learning rates by parameter role; Muon for the matrices, AdamW for embedding, head and scalars."""
+
+    matrix_lr: float = number(0.02, above=True)
+    embedding_lr: float = number(0.3, above=True)
+    head_lr: float = number(0.004, above=True)
+    scalar_lr: float = number(0.01, above=True)
+    adam_betas: tuple[float, float] = field(default=(0.8, 0.95), metadata={"low": 0.0, "high": 0.9999})
+    adam_eps: float = number(1e-10, above=True)
+    momentum: float = number(0.95, 0.0, 0.9999)
+    weight_decay: float = number(0.0)  # of the blocks' matrices
+    cautious_weight_decay: bool = False  # decays only values that the update moves toward 0
+    matrix_optimizer: str = choice("muon", "normuon", "adamw")  # of the blocks' matrices
+    newton_schulz: str = choice("jordan", "polar_express")  # coefficients of Muon's iteration
+    newton_schulz_steps: int = count(5)
+    zero_stage: int | None = field(default=None, metadata={"low": 0, "high": 3})  # ZeRO; None: 1 with several ranks
+    deterministic: str = choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The fields that every stage has: length, schedule, evaluations, checkpoints. Only its subclasses are tables.
+
+    The mixture of dpo and rl is what they are evaluated on; if it is empty, that of sft.
+    """
+
+    steps: int | None = count(None)  # optimizer steps; None: derived from the budget (pretrain) or one pass (others)
+    micro_batch_size: int | None = count(None)  # rows of one forward/backward on one rank; None: what fits
+    learning_rate: float = number(1.0, above=True)  # a multiplier of all rates of [optimizer]
+    warmup_steps: int = count(20, 0)  # steps from 0 to the full rate
+    decay_fraction: float = number(0.4, 0.0, 1.0)  # the last fraction of the steps, over which the rate decays
+    final_lr_fraction: float = number(0.0, 0.0, 1.0)  # of the full rate, at the last step
+    mixture: dict[str, float] = field(default_factory=dict, metadata=WEIGHTS)  # source -> weight
+    eval_every: int = count(0, 0)  # steps; 0: only at the end
+    eval_questions: int = count(200)  # per task
+    sample_every: int = count(0, 0)  # steps; 0: only at the end
+    save_every: int = count(0, 0)  # steps; 0: only at the end
+    keep_checkpoints: int = count(2)
+
+
+@dataclass(frozen=True)
+class StageConfig(LoopConfig):
+    """[pretrain], [midtrain], [sft]: stages that learn from text and conversations."""
+
+    batch_tokens: int | None = count(None)  # tokens of one step over all ranks; None: derived from the depth
+    train_on: Literal["all", "assistant"] = choice("all", "assistant")  # the tokens that are targets
+    core_every: int = count(0, 0)  # steps between evaluations of CORE, and one at the end; 0: none
+    core_max_per_task: int = count(500)  # items of each of its tasks
+
+
+@dataclass(frozen=True)
+class DPOConfig(LoopConfig):
+    """[dpo]: preference tuning on pairs of a chosen and a rejected answer."""
+
+    pairs: str | None = None  # JSONL of {"prompt", "chosen", "rejected"}; None: no such stage
+    beta: float = number(0.1, above=True)  # weight of the KL divergence from the stage's initial weights
+    batch_size: int = count(16)  # pairs per step
+    learning_rate: float = number(0.05, above=True)
+    warmup_steps: int = count(0, 0)
+    decay_fraction: float = number(1.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class RLConfig(LoopConfig):
+    """[rl]: rollouts of the current weights, scored by tasks and rewards (GRPO, PPO)."""
+
+    algorithm: str = choice("grpo", "ppo")
+    learning_rate: float = number(0.2, above=True)
+    warmup_steps: int = count(0, 0)
+    decay_fraction: float = number(1.0, 0.0, 1.0)
+    tasks: dict[str, float] = field(default_factory=dict, metadata=WEIGHTS)  # task -> weight among the prompts
+    rewards: dict[str, float] = field(default_factory=dict, metadata=WEIGHTS)  # weights; {}: task
+    reward_timeout: float = number(10.0, above=True)  # seconds that a custom reward may take for one answer
+    length_penalty: float = number(0.0)  # subtracted from the reward of an answer of max_new_tokens
+    length_penalty_free_tokens: int | None = count(None, 0)  # tokens without penalty; None: half of max_new_tokens
+    prompts_per_round: int = count(16)
+    group_size: int = count(16, 2)  # answers per prompt; GRPO compares them with each other
+    epochs: int = count(1)  # passes over the rollouts of one round
+    minibatches: int = count(1)  # optimizer steps of one pass
+    clip_ratio: float = number(0.2, above=True)  # the ratio stays in [1 - clip_ratio, 1 + clip_ratio_high]
+    clip_ratio_high: float | None = number(None, above=True)  # None: clip_ratio
+    kl_weight: float = number(0.0)  # of the KL divergence from the stage's initial weights
+    kl_target: float | None = number(None, above=True)  # nats per token that kl_weight adapts to; None: constant
+    entropy_weight: float = number(0.0)  # of the entropy bonus
+    temperature: float = number(1.0, 0.25)
+    max_new_tokens: int = count(64)  # longest answer, tool output included
+    advantage_normalization: str = choice("centered", "zscore", "leave_one_out")
+    loss_normalization: str = choice("token", "sequence")  # what has equal weight: every token, or every answer
+    drop_uniform_groups: bool = True  # GRPO: leaves out groups whose answers all have the same reward
+    gamma: float = number(1.0, 0.0, 1.0)  # PPO: discount of later rewards
+    gae_lambda: float = number(0.95, 0.0, 1.0)  # PPO
+    value_weight: float = number(0.5)  # PPO: of the critic's loss
+    value_clip: float = number(0.2, above=True)  # PPO: largest difference from the old value
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """[run]: where a run computes and writes. Only `dtype` and `max_rollbacks` change what is learned."""
+
+    out: str = "runs/quickstart"  # the run directory
+    init_from: str | None = None  # a checkpoint or Hugging Face directory: the first stage's weights and tokenizer
+    device: str = choice("auto", "cpu", "cuda", "mps")
+    dtype: str = choice("auto", "float32", "bfloat16")
+    compile: str = choice("auto", "on", "off")
+    threads: int = count(0, 0)  # 0: as many as there are cores
+    max_rollbacks: int = count(0, 0)  # times that a stage returns to its last checkpoint after non-finite gradients
+    loggers: tuple[str, ...] = ()  # tensorboard, wandb, trackio: receive every metric, besides the files
+    data_dir: str | None = None  # None: FLEDGLING_DATA, or ~/.cache/fledgling
+    hardware: str = "cpu"  # that `plan` assumes (fledgling.plan.hardware); training measures its own
+    ranks: int = count(1)  # that `plan` assumes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run: which stages it has, and the settings of each."""
+
+    name: str = "quickstart"
+    description: str = ""
+    seed: int = count(0, 0)
+    stages: tuple[str, ...] = DEFAULT_STAGES
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    pretrain: StageConfig = field(default_factory=StageConfig)
+    midtrain: StageConfig = field(default_factory=StageConfig)
+    sft: StageConfig = field(default_factory=lambda: StageConfig(train_on="assistant"))
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def stage_config(self, name: str) -> StageConfig | DPOConfig | RLConfig:
+        """Returns the table of stage `name`. Raises UserError for an unknown one."""
+        if name not in STAGES:
+            known = ", ".join(STAGES)
+            raise UserError(f'unknown stage "{name}": expected one of {known}{did_you_mean(name, STAGES)}')
+        return getattr(self, name)
+
+    def resolve_model(self) -> ModelConfig:
+        """Returns the complete model configuration: [model] with the tokenizer's vocabulary, every field filled in."""
+        return self.model.resolve(self.tokenizer.vocab_size)

@@ -1,0 +1,78 @@
+"""What the builders of all stages need: the objects of a run, the micro-batch size, the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from fledgling.config import LoopConfig, Recipe
+from fledgling.data.shards import TokenShard
+from fledgling.infer.engine import Engine
+from fledgling.model.transformer import Transformer
+from fledgling.optim.schedule import trapezoidal_schedule
+from fledgling.plan import memory
+from fledgling.plan.plan import one_row_step
+from fledgling.record import Recorder
+from fledgling.runtime.device import DeviceSetup
+from fledgling.runtime.world import World
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.prepare import DataPreparer, split_mixture
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """The objects that a stage is built from and that its evaluations use."""
+
+    recipe: Recipe
+    run_dir: Path
+    world: World
+    model: Transformer
+    tokenizer: Tokenizer
+    engine: Engine  # generates with the model's current weights
+    recorder: Recorder
+    preparer: DataPreparer
+    setup: DeviceSetup
+    load_initial_model: Callable[[], Transformer]  # a frozen copy of the model as it was when the stage began
+    saved_micro_batch_size: int | None = None  # of the checkpoint that the stage resumes from
+
+
+def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: int = memory.MAX_MICRO_BATCH_ROWS) -> int:
+    """Returns the rows of one forward/backward: the recipe's, or the planner's proposal for `rows` rows of a rank.
+
+    A resumed stage keeps the size that it had, or takes a smaller one. Raises UserError if not even one row fits.
+    """
+    size = config.micro_batch_size
+    if size is None and context.saved_micro_batch_size is None:
+        size = propose_micro_batch_size(context, rows, config.save_every > 0)
+    return min(known for known in (size, context.saved_micro_batch_size) if known)
+
+
+def propose_micro_batch_size(context: StageContext, rows: int, saves_during_training: bool) -> int:
+    """Returns the most rows that fit this machine's memory, by the planner's count, and divide `rows`."""
+    setup, config, world = context.setup, context.model.config, context.world
+    device_kind = "cpu" if world.device.type == "cpu" else "cuda"
+    step = one_row_step(context.recipe, config, world.size, device_kind, setup.dtype_name, setup.compiled)
+    step = replace(step, saves_checkpoints=saves_during_training)
+    return memory.choose_micro_batch_size(config, max(1, rows), setup.memory_limit, step)
+
+
+def make_schedule(config: LoopConfig, steps: int) -> Callable[[float], float]:
+    """Returns the learning rate's multiplier as a function of progress in [0, 1)."""
+    return partial(
+        trapezoidal_schedule,
+        total_steps=steps,
+        warmup_steps=config.warmup_steps,
+        decay_fraction=config.decay_fraction,
+        final_lr_fraction=config.final_lr_fraction,
+    )
+
+
+def held_out_shards(context: StageContext) -> tuple[TokenShard, ...]:
+    """Returns the held-out documents of pretraining, on which later stages measure bits per byte too."""
+    mixture = context.recipe.pretrain.mixture
+    sources = split_mixture(mixture).documents if mixture else {}
+    if not sources:
+        return ()
+    return context.preparer.documents.prepare_shards(next(iter(sources)), context.tokenizer).held_out

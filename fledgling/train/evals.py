@@ -1,0 +1,118 @@
+"""The evaluations of a stage: bits per byte, chat tasks, CORE, samples. Each is an `Eval` that the loop calls."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fledgling.config import LoopConfig, StageConfig
+from fledgling.data.shards import TokenShard
+from fledgling.data.stream import RowSource
+from fledgling.evals import chat, samples
+from fledgling.evals.bpb import measure_bpb, read_first_rows
+from fledgling.evals.core import run_core
+from fledgling.evals.core_results import CoreSettings, compute_core, list_core_measurements
+from fledgling.evals.likelihood import Scorer
+from fledgling.evals.measurement import Measurement
+from fledgling.evals.sparsity import measure_activation_sparsity
+from fledgling.files import resolve_data_root
+from fledgling.tasks.core import find_core_bundle, read_core_tasks
+from fledgling.text.compression import measure_compressed_bpb
+from fledgling.train.context import StageContext
+from fledgling.train.stage import Eval
+from fledgling.train.stage_rows import exam_names
+
+VALIDATION_ROWS = 512  # of held-out text at the end of a stage; an eighth of it in between
+MAX_COMPRESSED_BYTES = 64_000_000  # of training text up to which compressors are run for comparison
+
+
+def build_evals(
+    config: LoopConfig, context: StageContext, validation: tuple[TokenShard, ...], micro_batch_size: int
+) -> tuple[Eval, ...]:
+    """Returns bits per byte (if there are held-out documents), chat tasks (if the stage learns some), and samples."""
+    evals = []
+    if validation:
+        rows = RowSource(validation, "crop", context.model.config.context, seed=0, bos=context.tokenizer.bos)
+        evals.append(Eval("bits_per_byte", config.eval_every, partial(_measure_bpb, context, rows, micro_batch_size)))
+        if context.model.config.activation == "relu2":
+            measure = partial(_measure_sparsity, context, rows, micro_batch_size)
+            evals.append(Eval("zeros", config.eval_every, measure))
+    names = exam_names(config, context.recipe.sft.mixture)
+    if names:
+        evals.append(Eval("chat", config.eval_every, partial(_run_exams, context, names, config.eval_questions)))
+    evals.append(Eval("samples", config.sample_every, partial(_log_samples, context, bool(names))))
+    return tuple(evals)
+
+
+def build_compression_eval(source: str, context: StageContext) -> Eval:
+    """Returns the comparison of the model with xz and zstd on a document source, at the end of a stage."""
+    return Eval("compression", 0, partial(_measure_compression, context, source))
+
+
+def build_core_evals(config: StageConfig, context: StageContext) -> tuple[Eval, ...]:
+    """Returns CORE if the recipe asks for it. Without its files, it logs a notice and measures nothing."""
+    if not config.core_every:
+        return ()
+    root = resolve_data_root(context.recipe.run.data_dir)
+    tasks = read_core_tasks(root) if find_core_bundle(root) else []
+    scorer, settings = Scorer(context.engine, context.world), CoreSettings(config.core_max_per_task)
+
+    def measure(step: int, last: bool) -> list[Measurement]:
+        if step == 0:  # an untrained model scores chance, and CORE takes minutes
+            if not tasks:
+                how = "`fledgling data fetch core` brings it there"
+                context.recorder.log_notice(f"CORE will not be measured: no bundle under {root}; {how}")
+            return []
+        if not tasks:
+            return []
+        results = run_core(scorer, tasks, settings)
+        return list_core_measurements(results, include_mean=True) if last else [compute_core(results)]
+
+    return (Eval("core", config.core_every, measure),)
+
+
+def _measure_bpb(
+    context: StageContext, rows: RowSource, micro_batch_size: int, step: int, last: bool
+) -> list[Measurement]:
+    batches = read_first_rows(rows, VALIDATION_ROWS if last else VALIDATION_ROWS // 8, micro_batch_size)
+    return [measure_bpb(context.model, batches, context.tokenizer.byte_lengths(), world=context.world)]
+
+
+def _measure_sparsity(
+    context: StageContext, rows: RowSource, micro_batch_size: int, step: int, last: bool
+) -> list[Measurement]:
+    return measure_activation_sparsity(context.model, read_first_rows(rows, micro_batch_size, micro_batch_size))
+
+
+def _measure_compression(context: StageContext, source: str, step: int, last: bool) -> list[Measurement]:
+    """Measures the bits per byte of xz and zstd on the held-out text, after they have seen the training text."""
+    if not (last and context.world.is_main) or context.preparer.documents.is_large(source):
+        return []
+    train, held_out = context.preparer.documents.read_split(source)
+    if not (held_out and sum(document.num_bytes for document in train) < MAX_COMPRESSED_BYTES):
+        return []
+    context.recorder.log_notice("compressing the held-out text with xz and zstd, for comparison")
+    num_bytes = sum(document.num_bytes for document in held_out)
+    values = measure_compressed_bpb((document.text for document in train), (document.text for document in held_out))
+    return [
+        Measurement(f"bits_per_byte of {name}", value, n=num_bytes)
+        for name, value in values.items()
+        if isinstance(value, float)
+    ]
+
+
+def _run_exams(context: StageContext, names: list[str], count: int, step: int, last: bool) -> list[Measurement]:
+    """Measures the chat tasks; between the steps on a quarter of the questions."""
+    practiced = tuple(context.recipe.rl.tasks) if "rl" in context.recipe.stages else ()
+    exams = chat.build_exams(names, count if last else max(1, count // 4), practiced, context.recipe.run.data_dir)
+    return chat.run_exams(context.engine, exams, world=context.world)
+
+
+def _log_samples(context: StageContext, with_replies: bool, step: int, last: bool) -> list[Measurement]:
+    """Records continuations of fixed prompts, and replies where the stage learns conversations."""
+    context.engine.refresh_weights()
+    pairs = samples.sample_continuations(context.engine)
+    if with_replies:
+        pairs = pairs + samples.sample_chat_replies(context.engine)
+    for prompt, text in pairs:
+        context.recorder.log_sample(step, prompt, text)
+    return []

@@ -1,0 +1,138 @@
+"""GRPO and PPO: how rewards become advantages, and the loss that is minimized.
+
+They differ in the baseline of an answer's reward. GRPO compares an answer with the others of its group; PPO estimates
+the value of every token's state with a critic. `make_algorithm` returns the one that `rl.algorithm` names.
+
+Shapes: P prompts, G answers per prompt, B rows, T positions of packed rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fledgling.config import RLConfig, UserError
+from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.model.transformer import Transformer
+from fledgling.runtime.world import World
+from fledgling.train.critic import get_critic
+from fledgling.train.loss import StepMetrics, policy_gradient_loss
+from fledgling.train.rl.advantage import EPSILON, gae, group_advantages
+
+
+class Algorithm(Protocol):
+    """The parts of a policy-gradient stage that depend on the algorithm."""
+
+    uses_critic: ClassVar[bool]
+
+    def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
+        """Returns which groups are trained on, (P,) bool, from rewards (P, G)."""
+        ...
+
+    def advantages(self, rewards: np.ndarray) -> np.ndarray:
+        """Returns each answer's advantage, (P, G), from rewards (P, G); 0 where `add_token_advantages` computes it."""
+        ...
+
+    def add_token_advantages(self, batches: Sequence[Batch], model: Transformer, world: World) -> None:
+        """Writes what needs the current weights into this rank's packed `batches`; every rank calls it."""
+        ...
+
+    def loss(self, model: Transformer, batch: Batch, kl_weight: float, metrics: StepMetrics) -> Tensor:
+        """Returns the loss summed over the batch's targets."""
+        ...
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """Group-relative policy optimization (arXiv 2402.03300)."""
+
+    config: RLConfig
+    uses_critic: ClassVar[bool] = False
+
+    def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
+        """Drops groups of equal rewards, whose advantages are all 0, unless the recipe keeps them."""
+        return (np.ptp(rewards, axis=1) > 0) | (not self.config.drop_uniform_groups)
+
+    def advantages(self, rewards: np.ndarray) -> np.ndarray:
+        """Returns each answer's advantage over its group, (P, G)."""
+        return group_advantages(rewards, self.config.advantage_normalization)
+
+    def add_token_advantages(self, batches: Sequence[Batch], model: Transformer, world: World) -> None:
+        """Does nothing: every token has the advantage of its answer."""
+
+    def loss(self, model: Transformer, batch: Batch, kl_weight: float, metrics: StepMetrics) -> Tensor:
+        """Returns the clipped policy gradient, summed over the batch's targets."""
+        return policy_gradient_loss(model, batch, self.config, kl_weight, metrics)
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Proximal policy optimization with a critic (arXiv 1707.06347) and generalized advantage estimation."""
+
+    config: RLConfig
+    uses_critic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.config.advantage_normalization == "leave_one_out":
+            raise UserError(
+                'rl.advantage_normalization "leave_one_out" compares a group: with rl.algorithm="ppo" use centered or '
+                "zscore"
+            )
+
+    def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
+        """Keeps all: the critic's errors teach even where a group has equal rewards."""
+        return np.ones(len(rewards), dtype=bool)
+
+    def advantages(self, rewards: np.ndarray) -> np.ndarray:
+        """Returns zeros: `add_token_advantages` computes an advantage per token from `Batch.rewards`."""
+        return np.zeros_like(rewards)
+
+    @torch.no_grad()
+    def add_token_advantages(self, batches: Sequence[Batch], model: Transformer, world: World) -> None:
+        """Writes old_values, returns and advantages, normalized over all ranks, into the batches."""
+        config, critic, moments = self.config, get_critic(model), []
+        for batch in batches:
+            assert batch.rewards is not None and batch.document_ids is not None
+            on_device = batch.to(model.head.weight.device)
+            batch.old_values = critic(model(on_device.tokens, on_device.document_ids)).to(batch.tokens.device)
+            mask = (batch.targets != IGNORE_INDEX).numpy()
+            rewards, values = batch.rewards.double().numpy(), batch.old_values.double().numpy()
+            estimates = gae(rewards, values, mask, batch.document_ids.numpy(), config.gamma, config.gae_lambda)
+            batch.returns = torch.from_numpy(np.where(mask, estimates + values, 0.0)).float()
+            batch.advantages = torch.from_numpy(estimates).float()
+            moments.append((math.fsum(estimates[mask]), math.fsum(estimates[mask] ** 2), int(mask.sum())))
+        total, square, count = sum_over_ranks(moments, 3, world)
+        mean = total / max(1, count)
+        deviation = max(0.0, square / max(1, count) - mean**2) ** 0.5
+        scale = 1 / (deviation + EPSILON) if config.advantage_normalization == "zscore" else 1.0
+        for batch in batches:
+            assert batch.advantages is not None
+            batch.advantages = torch.where(batch.targets != IGNORE_INDEX, (batch.advantages - mean) * scale, 0.0)
+
+    def loss(self, model: Transformer, batch: Batch, kl_weight: float, metrics: StepMetrics) -> Tensor:
+        """Returns the clipped policy gradient plus the critic's loss, summed over the batch's targets."""
+        return policy_gradient_loss(model, batch, self.config, kl_weight, metrics, get_critic(model))
+
+
+ALGORITHMS: dict[str, type[GRPO] | type[PPO]] = {"grpo": GRPO, "ppo": PPO}
+
+
+def make_algorithm(config: RLConfig) -> Algorithm:
+    """Returns the algorithm that the recipe names. Raises UserError for settings that it does not have."""
+    return ALGORITHMS[config.algorithm](config)
+
+
+def sum_over_ranks(rows: Sequence[tuple[float, ...]], columns: int, world: World) -> tuple[float, ...]:
+    """Returns the sum of each of `columns` columns over the rows of all ranks.
+
+    Nothing is rounded in between (`math.fsum`), so that the result does not depend on how the rows are distributed.
+    """
+    all_rows = list(chain(*world.all_gather_object(list(rows))))
+    return tuple(math.fsum(row[column] for row in all_rows) for column in range(columns))

@@ -1,0 +1,17 @@
+"""Tests the comparison of an export with its original."""
+
+import torch
+
+from fledgling.export import parity, write_hf
+
+
+def test_parity_detects_a_changed_weight(make, tokenizer, tmp_path):
+    model = make("fledgling")
+    out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
+    rows = list(parity.compare_hf(model, out, tokenizer.bos_or_none))
+    assert rows[0].max_difference == 0 and rows[0].greedy_matches == rows[0].greedy_tokens == 120
+    assert all(row.max_difference < 1e-5 and row.greedy_matches == row.greedy_tokens for row in rows)
+    with torch.no_grad():
+        model.head.weight.copy_(model.head.weight.roll(1, 0))
+    changed = list(parity.compare_hf(model, out, tokenizer.bos_or_none))
+    assert all(row.max_difference > 0.1 and row.greedy_matches < row.greedy_tokens for row in changed)
