@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from fledgling.evals.chat import Exam, ExamAnswer, ProgressCallback, answer_exams
+from fledgling.evals.chat import Exam, ExamAnswer, ProgressCallback, answer_exams, encode_question
 from fledgling.evals.core import run_core
 from fledgling.evals.core_log import CoreLog
 from fledgling.evals.core_results import CoreSettings, CoreTaskResult
@@ -29,6 +29,7 @@ from fledgling.export.read_hf import read_hf
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import load_model
 from fledgling.model.transformer import Transformer
+from fledgling.plan.flops import forward_flops_per_token
 from fledgling.record.checkpoint import resolve_checkpoint
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
 from fledgling.record.progress_bar import ProgressBar
@@ -143,7 +144,7 @@ class EvalSession:
         """
         world = self.world
         key = {**self.exam_key(exam), "samples": samples, "temperature": temperature, "seed": seed}
-        name = f"{_safe_file_name(exam.name)}-passk-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.jsonl"
+        name = f"{_safe_file_name(exam.name)}-passk-{_short_hash(key)}.jsonl"
         writer = JsonlWriter(folder / name) if folder and world.is_main else None
         correct = world.all_gather_object([line["right"] for line in read_jsonl(writer.path)] if writer else [])[0]
         progress = make_progress(f"{exam.name} pass@k")
@@ -162,6 +163,39 @@ class EvalSession:
         if writer:
             writer.close()
         return correct
+
+    def complete_samples_file(
+        self, name: str, exam: Exam, samples: int, temperature: float, seed: int, folder: Path
+    ) -> Path:
+        """Samples the answers that a file in `folder` does not have yet; returns the file.
+
+        Its first line has `name` and the forward FLOPs of a token. Each other line has the sampled answers to one
+        question with their scores, log-probabilities and numbers of tokens.
+        """
+        key = {**self.exam_key(exam), "samples": samples, "temperature": temperature, "seed": seed}
+        writer = JsonlWriter(folder / f"draws-{exam.name}-{_short_hash(key)}.jsonl")
+        lines = read_jsonl(writer.path)
+        if not lines:
+            writer.append({"name": name, "flops_per_token": forward_flops_per_token(self.engine.source.config), **key})
+        done, progress = max(0, len(lines) - 1), make_progress(f"{name} {exam.name}")
+        while done < len(exam.questions):
+            part = Exam(exam.name, exam.task, exam.questions[done : done + QUESTIONS_PER_SAVE])
+            for answers in sample_answers(self.engine, part, samples, temperature, done, seed):
+                prompt = encode_question(self.engine.tokenizer, answers[0].question)
+                writer.append(
+                    {
+                        "prompt": answers[0].question.prompt,
+                        "prompt_tokens": len(prompt),
+                        "answers": [answer.text for answer in answers],
+                        "scores": [answer.score for answer in answers],
+                        "logprobs": [answer.logprob for answer in answers],
+                        "tokens": [answer.num_tokens for answer in answers],
+                    }
+                )
+                done += 1
+            progress(done, len(exam.questions))
+        writer.close()
+        return writer.path
 
     # ---- CORE ------------------------------------------------------------------------------------
 
@@ -250,6 +284,10 @@ def _sample_line(answers: Sequence[ExamAnswer]) -> dict[str, Any]:
         "right": correct,
         "answers": [answer.text for answer in answers],
     }
+
+
+def _short_hash(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 
 def _safe_file_name(name: str) -> str:

@@ -51,8 +51,10 @@ class HfModel:
 def read_hf(directory: Path) -> HfModel:
     """Reads `directory`. Raises UserError naming the invalid file, key or tensor."""
     if not directory.is_dir():
-        what = "is a file" if directory.exists() else "does not exist"
-        raise UserError(f"{directory} {what}; expected a directory with config.json (hf download NAME --local-dir DIR)")
+        problem = "is a file" if directory.exists() else "does not exist"
+        raise UserError(
+            f"{directory} {problem}; expected a directory with config.json (hf download NAME --local-dir DIR)"
+        )
     config = from_hf_config(_json(directory / "config.json"))
     state = _state(config, _where(directory))
     tokenizer = _tokenizer(directory)

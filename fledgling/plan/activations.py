@@ -41,9 +41,7 @@ def count_scored_pairs(context: int, window: int | None = None) -> int:
 def eager_activation_bytes(
     config: ModelConfig, rows: int, context: int, w: int, device: str, documents: bool, window: int | None = None
 ) -> dict[str, int]:
-    """Returns the bytes that one layer with this window keeps, by kind, without a compiler. Exact for blockwise
-    attention.
-    """
+    """Returns the bytes that one layer keeps without a compiler, by kind; exact for blockwise attention."""
     A, E, F = rows * context, config.width, config.intermediate_size
     H, statistics = config.heads, 8 if config.norm == "layer" else 4
     kept = {
@@ -70,9 +68,7 @@ def eager_activation_bytes(
 
 
 def _deferred_norm_bytes(config: ModelConfig, A: int, w: int) -> dict[str, int]:
-    """Returns the bytes kept where 1 / RMS is applied after the products: their raw results, and the factor instead of
-    the norm.
-    """
+    """Returns the bytes kept where 1 / RMS is applied after the products: raw results and the factor."""
     E, F, K = config.width, config.intermediate_size, config.kv_heads * config.head_width
     weighted, copied = config.norm == "rms_weighted", w < 4
     norm_reads = (weighted + copied) * E  # x times its weight; x in addition to its fp32 form

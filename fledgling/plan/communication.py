@@ -96,8 +96,7 @@ class Traffic:
         return max(*self.sent, *self.received)
 
     def seconds(self, link: Link, adding: Bandwidth | None = None) -> float:
-        """Returns the seconds over `link`: alpha x rounds + path / beta, plus the additions if `adding` gives their
-        speed.
+        """Returns the seconds over `link`: alpha x rounds + path / beta, plus additions at the speed `adding`.
 
         Source: the cost model of Thakur et al. 2005. A shared medium is busy for at least the bytes of all ranks.
         """
@@ -123,8 +122,9 @@ def chunk_bytes(size: int, parts: int) -> int:
 
 
 def reduce_scatter(size: int, ranks: int) -> Traffic:
-    """Returns the traffic after which each rank has the sum of one chunk: p-1 rounds of a ring (Patarasuk and Yuan
-    2009).
+    """Returns the traffic of p-1 rounds of a ring that sum one chunk of `size` bytes on each rank.
+
+    Source: Patarasuk and Yuan 2009.
     """
     rounds, chunk = ranks - 1, chunk_bytes(size, ranks)
     per_rank = (rounds * chunk,) * ranks
@@ -132,17 +132,14 @@ def reduce_scatter(size: int, ranks: int) -> Traffic:
 
 
 def all_gather(size: int, ranks: int) -> Traffic:
-    """Returns the traffic after which each rank, starting with one chunk of `size` bytes, has all: p-1 rounds of a
-    ring.
-    """
+    """Returns the traffic of p-1 rounds of a ring that copy each rank's chunk of `size` bytes to all ranks."""
     rounds, chunk = ranks - 1, chunk_bytes(size, ranks)
     per_rank = (rounds * chunk,) * ranks
     return Traffic(per_rank, per_rank, ranks * rounds, rounds, rounds * chunk)
 
 
 def ring_all_reduce(size: int, ranks: int) -> Traffic:
-    """Returns the traffic after which every rank has the whole sum: reduce-scatter, then all-gather; 2 (p-1)/p n per
-    rank.
+    """Returns the traffic of a reduce-scatter followed by an all-gather: 2 (p-1)/p n per rank.
 
     No all-reduce sends less (Patarasuk and Yuan 2009).
     """
@@ -150,8 +147,9 @@ def ring_all_reduce(size: int, ranks: int) -> Traffic:
 
 
 def tree_all_reduce(size: int, ranks: int) -> Traffic:
-    """Returns the traffic of whole vectors up a binomial tree to rank 0 and down again: 2 ceil(log2 p) rounds (Thakur
-    et al. 2005).
+    """Returns the traffic of whole vectors up a binomial tree and down again: 2 ceil(log2 p) rounds.
+
+    Source: Thakur et al. 2005.
     """
     vector, depth = chunk_bytes(size, 1), (ranks - 1).bit_length()  # ceil(log2 p)
     # Up, rank r > 0 sends once and receives from each child; down, the same edges in reverse.
@@ -200,8 +198,7 @@ def zero1(gradients: int, parameters: int, ranks: int) -> Traffic:
 
 
 def zero2(gradients: int, parameters: int, ranks: int, micro_batches: int = 1) -> Traffic:
-    """Returns the traffic of ZeRO-2, gradients sharded too: no rank keeps whole gradients, so each micro-batch is
-    reduced.
+    """Returns the traffic of ZeRO-2: gradients are sharded too, so each micro-batch is reduce-scattered.
 
     The bytes of ZeRO-1 with one micro-batch per step; (k + 1) / 2 times these with k micro-batches.
     """
@@ -212,9 +209,7 @@ def zero2(gradients: int, parameters: int, ranks: int, micro_batches: int = 1) -
 
 
 def all_to_all(size: int, ranks: int) -> Traffic:
-    """Returns the traffic in which each rank gives every other an equal share of its part of `size` bytes: (p-1)/p^2 n
-    per rank.
-    """
+    """Returns the traffic in which each rank sends 1/p of its part of `size` bytes to every other: (p-1)/p^2 n."""
     rounds, chunk = ranks - 1, chunk_bytes(chunk_bytes(size, ranks), ranks)
     per_rank = (rounds * chunk,) * ranks
     return Traffic(per_rank, per_rank, ranks * rounds, rounds, rounds * chunk)
@@ -282,17 +277,14 @@ def fit_link(sizes: Sequence[int], seconds: Sequence[float], name: str = "measur
 
 
 def step_seconds(compute: float, communication: float, overlap: bool = False) -> float:
-    """Returns the seconds of a step; with `overlap`, communication hides behind the backward pass, two thirds of
-    compute.
-    """
+    """Returns the seconds of a step; with `overlap`, communication hides behind the backward pass."""
     return compute + (max(0.0, communication - BACKWARD_SHARE * compute) if overlap else communication)
 
 
 def first_bound_rank_count(
     traffic: Callable[[int], Traffic], compute: float, link: Link, most: int = 1 << 14
 ) -> int | None:
-    """Returns the fewest ranks, a power of two up to `most`, at which communication takes longer than computing; else
-    None.
+    """Returns the fewest ranks, a power of two, at which communication takes longer than computing; else None.
 
     compute: seconds of the whole batch on one rank. The batch is fixed, so each of p ranks computes for compute / p.
     """
@@ -301,11 +293,9 @@ def first_bound_rank_count(
 
 
 def required_bandwidth(traffic: Traffic, compute: float, latency: float) -> float:
-    """Returns the bytes per second at which communication takes as long as computing; inf if latency alone takes
-    longer.
-    """
-    left = compute - traffic.rounds * latency
-    return traffic.path / left if left > 0 else math.inf
+    """Returns the bytes per second at which communication takes as long as computing; inf if none suffices."""
+    remaining = compute - traffic.rounds * latency
+    return traffic.path / remaining if remaining > 0 else math.inf
 
 
 def plan_communication(
@@ -318,8 +308,7 @@ def plan_communication(
     name: str | None,
     matrices: int | None = None,
 ) -> dict[str, Any]:
-    """Returns the plan's section on communication: traffic and time of a step by topology, and whether they slow it
-    down.
+    """Returns the plan's section on communication: traffic and time of a step by topology.
 
     Args:
         parameters: parameters of the model.

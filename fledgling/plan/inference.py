@@ -56,11 +56,11 @@ def kv_cache_bytes(config: ModelConfig, rows: int, length: int, weight_format: s
 
 
 def decode_cost(config: ModelConfig, length: int, weight_format: str = "bfloat16", rows: int = 1) -> dict[str, float]:
-    """Returns the cost of one new token for each of `rows` sequences of `length` tokens: FLOPs per token, bytes per
-    step.
+    """Returns the cost of one new token for each of `rows` sequences: FLOPs per token, bytes per step.
 
-    Weights are read once for all rows (of the embedding only one vector per row), the cache once per row. Bytes over
-    memory bandwidth is the minimum time of a step: below a device's FLOPs per byte, decoding is bound by memory.
+    length: tokens per sequence. Weights are read once for all rows (of the embedding only one vector per row), the
+    cache once per row. Bytes over memory bandwidth is the minimum time of a step: below a device's FLOPs per byte,
+    decoding is bound by memory.
     """
     token_flops, embedding_values = (
         flops.decode_flops(config, length),

@@ -51,9 +51,7 @@ def save_speed(speed: MeasuredSpeed) -> None:
 
 
 def device_name(kind: str, dtype: str, product: str = "") -> str | None:
-    """Returns the table's name of this machine's device, None if unknown; kind: "cpu" or "cuda", product: the card's
-    own name.
-    """
+    """Returns the table's name of this device, None if unknown; kind: "cpu" or "cuda", product: the card's name."""
     if kind == "cpu":
         return "cpu" if dtype == "float32" else "cpu-bf16"
     normalized = product.lower().replace(" ", "")

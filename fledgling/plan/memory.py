@@ -294,9 +294,7 @@ def _snapshot(config: ModelConfig, step: TrainingStep) -> int:
 
 
 def _cast_weights(config: ModelConfig, step: TrainingStep) -> int:
-    """Returns the bytes of the blocks' weights in the compute dtype, kept from forward to backward; `_logits` has the
-    head's.
-    """
+    """Returns the bytes of the blocks' weights in the compute dtype; `_logits` counts those of the head."""
     counts = count_parameters(config)
     outside = (1 if config.tie_embeddings else 2) * config.vocab_size * config.width + counts.get("value_embeddings", 0)
     return 0 if step.dtype == "float32" else step.value_bytes * (counts["total"] - outside)

@@ -205,8 +205,7 @@ def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.Dev
 
 
 def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.TrainingStep] | None:
-    """Returns the steps, tokens, hours, cost, micro-batch and peak memory of a stage, and its step; None if no steps
-    are known.
+    """Returns the values of a stage (steps, tokens, hours, cost, memory, ...) and its step; None if no steps are known.
 
     For RL and DPO the tokens are an upper bound. RL: prompts as long as the longest answer; each token is sampled once
     and learned `epochs` times. DPO: both answers of a pair fill the context; the reference model reads them once.

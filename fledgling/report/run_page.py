@@ -21,7 +21,7 @@ from fledgling.report.template import render_page
 MAX_PROMPTS, MAX_ANSWERS, MAX_TEXT_CHARACTERS = 16, 8, 1200
 MAX_EVALS = 60
 STAGE_COLORS = {name: color for color, name in enumerate((*DEFAULT_STAGES, "dpo"))}
-_RL_METRICS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_share", "accuracy", "margin")
+_RL_METRICS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_fraction", "accuracy", "margin")
 COMPRESSOR_PREFIX = "bits_per_byte of "  # the bits per byte of a compressor: a level, not a curve
 
 
@@ -266,7 +266,7 @@ def rl_charts(run: RunData) -> list[tuple[str, Markup]]:
             is_percent = numbers.is_share(name, values) and name in (
                 "reward",
                 "pass_at_group",
-                "clip_share",
+                "clip_fraction",
                 "accuracy",
             )
             lines = [
@@ -315,8 +315,8 @@ def _stage_axis(run: RunData) -> dict[str, Any]:
     lengths = _stage_lengths(run)
     return {
         "x_label": "steps of each stage",
-        "marks": [(place, name) for place, name in enumerate(lengths)],
-        "x_ticks": [(0.0, "0"), *((place + 1.0, f"{steps:,}") for place, steps in enumerate(lengths.values()))],
+        "marks": list(enumerate(lengths)),
+        "x_ticks": [(0.0, "0"), *((i + 1.0, f"{steps:,}") for i, steps in enumerate(lengths.values()))],
     }
 
 

@@ -101,9 +101,7 @@ def summarize_stage(stage: StageData) -> dict[str, Any]:
 
 
 def _saving(stage: StageData, name: str) -> float | None:
-    """Returns the seconds of all saves together: those recorded with a step, and that of the last one, recorded at the
-    end.
-    """
+    """Returns the seconds of all saves: those recorded with a step, and the last one, recorded at the end."""
     recorded = [*stage.metric_series(name)[1], finite_number(stage.done.get(name))]
     seconds_known = [seconds for seconds in recorded if seconds is not None]
     return sum(seconds_known) if seconds_known else None

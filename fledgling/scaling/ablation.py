@@ -149,14 +149,13 @@ def run_ablation(
     log: Callable[[str], None],
     on_finished: Callable[[str, int, SweepRun], None],
 ) -> int:
-    """Trains the runs that are not finished yet; returns their number. `on_finished` is called for every run, old or
-    new.
+    """Trains the unfinished runs; returns their number. `on_finished` is called for every run, old or new.
 
     A variant is the base recipe with a few more overrides; its steps are what the budget allows, so a variant that
-    costs more per token sees fewer tokens. Seeds are the outermost loop: stopped at any time, all variants have equally
-    many seeds up to one. A finished run is skipped, an interrupted one continues from its checkpoint.
+    costs more per token sees fewer tokens. Seeds are the outermost loop: after an interruption the numbers of seeds of
+    the variants differ by at most one. A finished run is skipped, an interrupted one continues from its checkpoint.
 
-    Raises UserError for settings other than those already in `out`, train.loop.Stopped after a signal.
+    Raises UserError for settings other than those already in `out`, TrainingStopped after a signal.
     """
     from fledgling.scaling.sweep import check_settings, prepare_sweep_data, train_run
 
@@ -287,5 +286,5 @@ def effect_chart(effects: Sequence[Effect]) -> Any:
             )
         )
     ticks = [(float(index), str(index)) for index in range(1, len(shown) + 1)]
-    words = "variant, in the order of the table"
-    return render_chart(Chart("difference to the base", lines, words, format_y=lambda y: f"{y:+.3f}", x_ticks=ticks))
+    x_label = "variant, in the order of the table"
+    return render_chart(Chart("difference to the base", lines, x_label, format_y=lambda y: f"{y:+.3f}", x_ticks=ticks))

@@ -1,5 +1,4 @@
-"""Analyzes a sweep: surface and isoFLOP fits for every way of counting N, and the largest budget predicted from the
-others.
+"""Analyzes a sweep: surface and isoFLOP fits for every way of counting N, and predictions of the largest budget.
 
 A fit is judged by its predictions: every fit is made twice, with all runs and without the largest budget; the runs left
 out are then predicted, and the errors are reported next to the fit's own.

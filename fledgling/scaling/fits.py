@@ -70,9 +70,7 @@ class SurfaceFit:
 
 
 def bootstrap_interval(value: float, samples: Values, widening: float = 1.0) -> Estimate:
-    """Returns `value` with the 95 % interval of its bootstrap samples, on a log scale, widened for few degrees of
-    freedom.
-    """
+    """Returns `value` with the 95 % interval of its samples, on a log scale, times `widening`."""
     if not len(samples):
         return Estimate(value)
     log_ratios = np.log(np.asarray(samples) / value)
@@ -81,8 +79,7 @@ def bootstrap_interval(value: float, samples: Values, widening: float = 1.0) -> 
 
 
 def student_to_normal_ratio(degrees: int) -> float:
-    """Returns the ratio of Student's 95 % interval to the normal one (1 % too narrow at 3 degrees of freedom, less
-    above).
+    """Returns the ratio of Student's 95 % interval to the normal one, 1 % too small at 3 degrees of freedom.
 
     Source: the Cornish-Fisher series (Abramowitz and Stegun 26.7.5), to the third order.
     """
@@ -181,9 +178,7 @@ def fit_surface(N: Values, D: Values, loss: Values, resamples: int = RESAMPLES, 
 
 
 def _additive(n: np.ndarray, d: np.ndarray) -> ResidualModel:
-    """Returns log(exp(e) + exp(a - alpha n) + exp(b - beta d)) and its derivatives; n and d (n,) are centered
-    logarithms.
-    """
+    """Returns log(exp(e) + exp(a - alpha n) + exp(b - beta d)) with derivatives; n, d (n,): centered logarithms."""
 
     def model(coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         e, a, alpha, b, beta = (column[:, None] for column in coefficients.T)
@@ -306,9 +301,7 @@ class _Group:
         return np.vander(self.n, 3)
 
     def minimum(self, curve: np.ndarray) -> tuple[float, float, float, bool]:
-        """Returns (log N, log D, log L) of a parabola's minimum, at most MAX_EXTRAPOLATION outside the sizes, and
-        `is_interior`.
-        """
+        """Returns (log N, log D, log L) at a parabola's minimum, limited by MAX_EXTRAPOLATION, and `is_interior`."""
         opens = curve[0] > 0
         low, high = self.n.min(), self.n.max()
         best = (
@@ -378,7 +371,7 @@ def _groups(N: Values, D: Values, budgets: Values, loss: Values) -> list[_Group]
 def _trend(
     x: np.ndarray,
     curves: Sequence[IsoFlopCurve],
-    draws: Sequence[Sequence[tuple]],
+    samples: Sequence[Sequence[tuple]],
     name: str,
     index: int,
     widening: float,
@@ -392,7 +385,7 @@ def _trend(
         return PowerLaw(math.exp(constant - exponent * x.mean()), float(exponent))
 
     law = power([math.log(getattr(curve, name).value) for curve in curves])
-    bootstrap = tuple(power([minimum[index] for minimum in sample_minima]) for sample_minima in draws)
+    bootstrap = tuple(power([minimum[index] for minimum in sample_minima]) for sample_minima in samples)
     exponent = Estimate(law.exponent)
     if bootstrap:
         low, high = np.quantile([sample.exponent - law.exponent for sample in bootstrap], [0.025, 0.975]) * widening

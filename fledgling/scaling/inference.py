@@ -1,5 +1,4 @@
-"""Measures inference-time scaling: accuracy against k samples, the coverage law fitted to it, and the cost of k
-samples.
+"""Measures inference-time scaling: accuracy against k samples, its coverage law, and the cost of k samples.
 
 From n samples of each question every k <= n is estimated without sampling again. Coverage (pass@k) and best-of-k by
 log-probability are exact means over all k-subsets of the n; the majority vote is a mean over random ones.
@@ -41,9 +40,7 @@ METHOD_LABELS = {"coverage": "pass@k (a verifier)", "best": "best of k by log-pr
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Samples of one model: correct (Q, n), logprob (Q, n) nats, tokens (Q, n), answer_ids (Q, n), equal for equal
-    texts.
-    """
+    """Samples of one model, all (Q, n): correct, logprob in nats, tokens, answer_ids (equal for equal texts)."""
 
     name: str
     correct: np.ndarray
@@ -77,9 +74,7 @@ def load_samples(path: Path) -> SampleSet:
 
 
 def rank_probabilities(n: int, k: int) -> np.ndarray:
-    """Returns (n,): the probability that rank r (0 first) is the first of a random k-subset: C(n - 1 - r, k - 1) / C(n,
-    k).
-    """
+    """Returns (n,): the probability C(n - 1 - r, k - 1) / C(n, k) that rank r is the first of a random k-subset."""
     total = math.comb(n, k)
     return np.array([math.comb(n - 1 - r, k - 1) / total for r in range(n)])
 

@@ -42,9 +42,7 @@ def make_synthetic_sweep(
 
 
 def run_recovery(seeds: int, noise: float = NOISE, on_seed: Callable[[int, int], None] | None = None) -> Recovery:
-    """Fits `seeds` synthetic sweeps and counts the true values inside; calls on_seed(seeds so far, all five inside so
-    far).
-    """
+    """Fits `seeds` synthetic sweeps and counts the true values inside; on_seed: (seeds done, all five inside)."""
     each, all_five, runs = dict.fromkeys(fits.COEFFICIENTS, 0), 0, 0
     for seed in range(seeds):
         N, D, loss = make_synthetic_sweep(seed, noise)

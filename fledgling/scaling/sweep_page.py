@@ -1,5 +1,4 @@
-"""Builds the HTML page of a sweep: isoFLOP curves, frontier, residuals, fits with intervals, predicted against
-measured.
+"""Builds the HTML page of a sweep: isoFLOP curves, frontier, residuals, fits with intervals, predictions.
 
 The page shows measurements (dots) apart from fits (lines), for one way of counting N, and the numbers for all ways in a
 table. Drawings are made by `fledgling.report.chart`, the layout is sweep.html. Does not import torch.
