@@ -97,7 +97,7 @@ def measure_zero_skipping(
     """
     inputs: list[Tensor] = []  # of each layer, (rows, F)
     hooks = [
-        block.mlp.register_forward_pre_hook(lambda mlp, arguments: inputs.append(mlp.compute_activations(*arguments)[0]))
+        block.mlp.register_forward_pre_hook(lambda mlp, args: inputs.append(mlp.compute_activations(*args)[0]))
         for block in model.blocks
         if isinstance(block.mlp, FeedForward) and isinstance(block.mlp.fc2.weight, ZeroSkippingWeight)
     ]
