@@ -3,7 +3,7 @@
     live          the model itself: its weights have the device and dtype of the products
     native step   few new tokens run through all blocks in one call of native.cpp (bf16 or quantized weights on a CPU)
     packed        weights in oneDNN's layout (bf16 on a CPU, without a native step)
-    skipping      ReLU^2's second matrices skip zeros (on request, without a native step)
+    skipping      ReLU^2's second matrices skip zeros (on request, or where that is measured to be faster)
     plain         a copy of the model, cast to the dtype and moved to the device
 
 Quantized weights (`quantized_tensor.py`) are part of the model that is given, and choose their own product.
@@ -22,9 +22,16 @@ from torch import Tensor
 from fledgling.kernels.decoding_step import DecodingStep, supports_decoding_step
 from fledgling.kernels.native import MAX_ROWS
 from fledgling.kernels.packed_weight import PackedWeight, can_pack_bf16, pack_linear_weights
-from fledgling.kernels.zero_skipping import ZeroSkippingWeight, skip_relu2_zeros
+from fledgling.kernels.zero_skipping import (
+    ZeroSkippingWeight,
+    list_skippable_layers,
+    measure_zero_skipping,
+    skip_relu2_zeros,
+)
 from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.transformer import Transformer
+
+MIN_SPEEDUP = 1.05  # of zero skipping, to be chosen after a measurement: it holds a matrix twice
 
 
 class Backend:
@@ -39,6 +46,7 @@ class Backend:
     ) -> None:
         self.source, self.model, self.native_step = source, model, native_step
         self.replaced_weights = replaced_weights  # by the parameter's name
+        self.skipping_speedup: float | None = None  # of single rows, where it was measured
         self.refresh_count = 0
 
     @property
@@ -81,13 +89,38 @@ class Backend:
         return (self.native_step if self.native_step and is_few else self.model).compute_logits(hidden_states)
 
 
-def select_backend(model: Transformer, device: torch.device, dtype: torch.dtype, skip_zeros: bool = False) -> Backend:
+def select_backend(
+    model: Transformer,
+    device: torch.device,
+    dtype: torch.dtype,
+    skip_zeros: bool = False,
+    measured_tokens: Sequence[int] = (),
+) -> Backend:
     """Chooses how inference multiplies the weights of `model`.
 
     Args:
         device, dtype: of the products.
-        skip_zeros: skip zeros after ReLU^2, unless a native step is possible, which is faster still.
+        skip_zeros: skip zeros after ReLU^2, unless a native step is possible, which is faster still. Skipping changes
+            results by rounding.
+        measured_tokens: a text as token ids; where given, zeros are skipped only if that is measured to be faster for
+            the single rows of this text.
     """
+    skip_zeros = skip_zeros and device.type == "cpu"
+    if not skip_zeros or not measured_tokens:
+        return _build_backend(model, device, dtype, skip_zeros)
+    plain = _build_backend(model, device, dtype, skip_zeros=False)
+    if plain.native_step or not list_skippable_layers(model):
+        return plain
+    skipping = _build_backend(model, device, dtype, skip_zeros=True)
+    weights = [weight for weight in skipping.replaced_weights.values() if isinstance(weight, ZeroSkippingWeight)]
+    speedup = measure_zero_skipping(skipping.model, weights, measured_tokens)
+    chosen = skipping if speedup >= MIN_SPEEDUP else plain
+    chosen.skipping_speedup = speedup
+    return chosen
+
+
+def _build_backend(model: Transformer, device: torch.device, dtype: torch.dtype, skip_zeros: bool) -> Backend:
+    """Returns the fastest possible backend, with or without zero skipping."""
     weight = model.embedding.weight
     live = device == weight.device and dtype == weight.dtype == model.compute_dtype and not skip_zeros
     runner = model if live else _cast_copy(model, device, dtype)
