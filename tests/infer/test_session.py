@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fledgling.config import ModelConfig
 from fledgling.infer import session as session_module
 from fledgling.infer.detokenizer import ContentPart
 from fledgling.infer.engine import FinishEvent
@@ -12,7 +13,6 @@ from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.session import ChatSession, SessionNotice, load_chat_engine
 from fledgling.kernels import zero_skipping
-from fledgling.model.config import config_from_preset
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import save_checkpoint
 from fledgling.text.conversation import render_conversation
@@ -118,9 +118,7 @@ def test_clear_begins_again(adder) -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path, tokenizer):
-    config = config_from_preset(
-        "fledgling", vocab_size=tokenizer.vocab_size, depth=1, width=32, heads=2, kv_heads=2, context=64
-    )
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, depth=1, width=32, heads=2, kv_heads=2, context=64)
     model = Transformer(config)
     model.initialize(0)
     files = {"tokenizer.json": tokenizer.save(tmp_path / "made" / "tokenizer.json")}
