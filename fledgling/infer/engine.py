@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Engine:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         tool: Tool = CALCULATOR,
-        skip_zeros: bool = False,
+        skip_zeros: bool | Literal["auto"] = False,
     ) -> None:
         self.runner = ModelRunner(model, device, dtype, skip_zeros)
         self.tokenizer = tokenizer

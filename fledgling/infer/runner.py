@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class ModelRunner:
         model: Transformer,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        skip_zeros: bool = False,
+        skip_zeros: bool | Literal["auto"] = False,
     ) -> None:
         weight = model.embedding.weight
         self.source = model

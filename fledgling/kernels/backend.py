@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from torch import Tensor
 from fledgling.kernels.decoding_step import DecodingStep, supports_decoding_step
 from fledgling.kernels.native import MAX_ROWS
 from fledgling.kernels.packed_weight import PackedWeight, can_pack_bf16, pack_linear_weights
-from fledgling.kernels.zero_skipping import ZeroSkippingWeight, skip_relu2_zeros
+from fledgling.kernels.zero_skipping import ZeroSkippingWeight, is_skipping_faster, skip_relu2_zeros
 from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.transformer import Transformer
 
@@ -81,12 +82,15 @@ class Backend:
         return (self.native_step if self.native_step and is_few else self.model).compute_logits(hidden_states)
 
 
-def select_backend(model: Transformer, device: torch.device, dtype: torch.dtype, skip_zeros: bool = False) -> Backend:
+def select_backend(
+    model: Transformer, device: torch.device, dtype: torch.dtype, skip_zeros: bool | Literal["auto"] = False
+) -> Backend:
     """Chooses how inference multiplies the weights of `model`.
 
     Args:
         device, dtype: of the products.
-        skip_zeros: skip zeros after ReLU^2, unless a native step is possible, which is faster still.
+        skip_zeros: skip zeros after ReLU^2, unless a native step is possible, which is faster still; "auto" measures
+            once whether skipping is faster for this model on this machine.
     """
     weight = model.embedding.weight
     live = device == weight.device and dtype == weight.dtype == model.compute_dtype and not skip_zeros
@@ -97,7 +101,10 @@ def select_backend(model: Transformer, device: torch.device, dtype: torch.dtype,
     packs = not live and can_pack_bf16(device, dtype)
     replaced: dict[str, PackedWeight | ZeroSkippingWeight] = {}
     if skip_zeros:
-        replaced |= skip_relu2_zeros(runner, packs)
+        skipping = skip_relu2_zeros(runner, packs)
+        if skip_zeros == "auto" and not is_skipping_faster(runner, skipping):
+            return select_backend(model, device, dtype)
+        replaced |= skipping
     if packs:
         replaced |= pack_linear_weights(runner)
     return Backend(model, runner, None, replaced)
