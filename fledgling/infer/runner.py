@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,8 +77,7 @@ class ModelRunner:
         model: the source of the weights.
         device: default the model's.
         dtype: of the matrix products; default the model's compute dtype.
-        skip_zeros: skip the weights that meet a zero behind ReLU^2: True, False, or "auto" to measure once whether that
-            is faster for this model on this machine. Skipping changes results by rounding.
+        skip_zeros, measured_tokens: see `select_backend`.
     """
 
     def __init__(
@@ -86,13 +85,14 @@ class ModelRunner:
         model: Transformer,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        skip_zeros: bool | Literal["auto"] = False,
+        skip_zeros: bool = False,
+        measured_tokens: Sequence[int] = (),
     ) -> None:
         weight = model.embedding.weight
         self.source = model
         self.device = torch.device(device) if device else weight.device
         self.dtype = dtype or model.compute_dtype
-        self.backend = select_backend(model, self.device, self.dtype, skip_zeros)
+        self.backend = select_backend(model, self.device, self.dtype, skip_zeros, measured_tokens)
         self.model = self.backend.model
 
     @property

@@ -3,7 +3,7 @@
     live          the model itself: its weights have the device and dtype of the products
     native step   few new tokens run through all blocks in one call of native.cpp (bf16 or quantized weights on a CPU)
     packed        weights in oneDNN's layout (bf16 on a CPU, without a native step)
-    skipping      ReLU^2's second matrices skip zeros (on request, without a native step)
+    skipping      ReLU^2's second matrices skip zeros (on request, or where that is measured to be faster)
     plain         a copy of the model, cast to the dtype and moved to the device
 
 Quantized weights (`quantized_tensor.py`) are part of the model that is given, and choose their own product.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,9 +22,16 @@ from torch import Tensor
 from fledgling.kernels.decoding_step import DecodingStep, supports_decoding_step
 from fledgling.kernels.native import MAX_ROWS
 from fledgling.kernels.packed_weight import PackedWeight, can_pack_bf16, pack_linear_weights
-from fledgling.kernels.zero_skipping import ZeroSkippingWeight, is_skipping_faster, skip_relu2_zeros
+from fledgling.kernels.zero_skipping import (
+    ZeroSkippingWeight,
+    list_skippable_layers,
+    measure_zero_skipping,
+    skip_relu2_zeros,
+)
 from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.transformer import Transformer
+
+MIN_SPEEDUP = 1.05  # of zero skipping, to be chosen after a measurement: it holds a matrix twice
 
 
 class Backend:
@@ -40,6 +46,7 @@ class Backend:
     ) -> None:
         self.source, self.model, self.native_step = source, model, native_step
         self.replaced_weights = replaced_weights  # by the parameter's name
+        self.skipping_speedup: float | None = None  # of single rows, where it was measured
         self.refresh_count = 0
 
     @property
@@ -83,15 +90,37 @@ class Backend:
 
 
 def select_backend(
-    model: Transformer, device: torch.device, dtype: torch.dtype, skip_zeros: bool | Literal["auto"] = False
+    model: Transformer,
+    device: torch.device,
+    dtype: torch.dtype,
+    skip_zeros: bool = False,
+    measured_tokens: Sequence[int] = (),
 ) -> Backend:
     """Chooses how inference multiplies the weights of `model`.
 
     Args:
         device, dtype: of the products.
-        skip_zeros: skip zeros after ReLU^2, unless a native step is possible, which is faster still; "auto" measures
-            once whether skipping is faster for this model on this machine.
+        skip_zeros: skip zeros after ReLU^2, unless a native step is possible, which is faster still. Skipping changes
+            results by rounding.
+        measured_tokens: a text as token ids; where given, zeros are skipped only if that is measured to be faster for
+            the single rows of this text.
     """
+    skip_zeros = skip_zeros and device.type == "cpu"
+    if not skip_zeros or not measured_tokens:
+        return _build_backend(model, device, dtype, skip_zeros)
+    plain = _build_backend(model, device, dtype, skip_zeros=False)
+    if plain.native_step or not list_skippable_layers(model):
+        return plain
+    skipping = _build_backend(model, device, dtype, skip_zeros=True)
+    weights = [weight for weight in skipping.replaced_weights.values() if isinstance(weight, ZeroSkippingWeight)]
+    speedup = measure_zero_skipping(skipping.model, weights, measured_tokens)
+    chosen = skipping if speedup >= MIN_SPEEDUP else plain
+    chosen.skipping_speedup = speedup
+    return chosen
+
+
+def _build_backend(model: Transformer, device: torch.device, dtype: torch.dtype, skip_zeros: bool) -> Backend:
+    """Returns the fastest possible backend, with or without zero skipping."""
     weight = model.embedding.weight
     live = device == weight.device and dtype == weight.dtype == model.compute_dtype and not skip_zeros
     runner = model if live else _cast_copy(model, device, dtype)
@@ -101,10 +130,7 @@ def select_backend(
     packs = not live and can_pack_bf16(device, dtype)
     replaced: dict[str, PackedWeight | ZeroSkippingWeight] = {}
     if skip_zeros:
-        skipping = skip_relu2_zeros(runner, packs)
-        if skip_zeros == "auto" and not is_skipping_faster(runner, skipping):
-            return select_backend(model, device, dtype)
-        replaced |= skipping
+        replaced |= skip_relu2_zeros(runner, packs)
     if packs:
         replaced |= pack_linear_weights(runner)
     return Backend(model, runner, None, replaced)

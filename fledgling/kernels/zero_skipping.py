@@ -14,13 +14,14 @@ C width, F intermediate size.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fledgling.kernels.packed_weight import PackedWeight
 from fledgling.model.feed_forward import FeedForward, relu2
@@ -30,6 +31,7 @@ MAX_ACTIVE_SHARE = {
     torch.float32: 0.4,
     torch.bfloat16: 0.2,
 }  # of the columns; above it all are used (docs/benchmarks.md)
+MEASURED_ROWS = 8  # activations of a text that the speed is measured on
 MIN_WEIGHT_NUMEL = 1 << 19  # smaller matrices are read faster than their zeros are found
 
 
@@ -76,51 +78,68 @@ def sum_active_rows(rows: Tensor, active: Tensor, factors: Tensor) -> Tensor:
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
+def measure_zero_skipping(
+    model: Transformer, skipping: Sequence[ZeroSkippingWeight], tokens: Sequence[int], repeats: int = 3
+) -> float:
+    """Measures how many times as fast single rows are when zeros are skipped.
+
+    As in decoding, a row meets the matrices of all layers in turn, so that none stays in the processor's cache. The
+    rows are the activations of the feed-forwards of `model` for the last MEASURED_ROWS of `tokens`.
+
+    Args:
+        model: whose second matrices `skipping` are, in the order of its layers.
+        skipping: the skipping weight of each ReLU^2 feed-forward.
+        tokens: ids of a text.
+        repeats: rounds; whole and skipping products take turns, and the fastest round counts.
+
+    Returns:
+        Seconds of the whole products divided by seconds of the skipping ones.
+    """
+    inputs: list[Tensor] = []  # of each layer, (rows, F)
+    hooks = [
+        block.mlp.register_forward_pre_hook(lambda mlp, args: inputs.append(mlp.compute_activations(*args)[0]))
+        for block in model.blocks
+        if isinstance(block.mlp, FeedForward) and isinstance(block.mlp.fc2.weight, ZeroSkippingWeight)
+    ]
+    with torch.inference_mode():
+        model(torch.tensor([list(tokens)], device=model.embedding.weight.device))
+        for hook in hooks:
+            hook.remove()
+        rows = [layer[-MEASURED_ROWS:, None] for layer in inputs]
+        ways: dict[str, Sequence[Any]] = {"whole": [weight.dense for weight in skipping], "skipping": skipping}
+        fastest: dict[str, float] = {}
+        for _ in range(repeats):
+            for name, weights in ways.items():
+                start = time.perf_counter()
+                for i in range(len(rows[0])):
+                    for layer, weight in zip(rows, weights, strict=True):
+                        F.linear(layer[i], weight)
+                fastest[name] = min(fastest.get(name, math.inf), time.perf_counter() - start)
+    return fastest["whole"] / fastest["skipping"]
+
+
 def skip_relu2_zeros(model: Transformer, packs: bool) -> dict[str, ZeroSkippingWeight]:
     """Replaces the second matrix of every ReLU^2 feed-forward by one that skips zeros; returns these by name.
 
     packs: whether the whole matrix, for where it is faster, is stored in oneDNN's layout.
     """
     replaced = {}
-    for layer, block in enumerate(model.blocks):
-        mlp = block.mlp
-        if isinstance(mlp, FeedForward) and mlp.activation is relu2 and mlp.fc2.weight.numel() >= MIN_WEIGHT_NUMEL:
-            weight = mlp.fc2.weight.detach()
-            del mlp.fc2.weight
-            skipping = ZeroSkippingWeight(weight, PackedWeight(weight) if packs else weight.clone())
-            mlp.fc2.weight = skipping  # type: ignore[assignment]
-            replaced[f"blocks.{layer}.mlp.fc2.weight"] = skipping
+    for layer, mlp in list_skippable_layers(model):
+        weight = mlp.fc2.weight.detach()
+        del mlp.fc2.weight
+        skipping = ZeroSkippingWeight(weight, PackedWeight(weight) if packs else weight.clone())
+        mlp.fc2.weight = skipping  # type: ignore[assignment]
+        replaced[f"blocks.{layer}.mlp.fc2.weight"] = skipping
     return replaced
 
 
-@torch.inference_mode()
-def is_skipping_faster(model: Transformer, replaced: Mapping[str, ZeroSkippingWeight], repeats: int = 3) -> bool:
-    """Measures whether the weights of `skip_relu2_zeros` multiply single rows faster than their whole matrices.
-
-    The rows are the activations of 16 tokens of the vocabulary, read as one row of the model.
-    """
-    rows: list[tuple[ZeroSkippingWeight, Tensor]] = []  # and activations (16, F)
-    hooks = []
-    for layer, block in enumerate(model.blocks):
-        weight = replaced.get(f"blocks.{layer}.mlp.fc2.weight")
-        if weight is not None:
-            hooks.append(
-                block.mlp.register_forward_pre_hook(
-                    lambda mlp, args, weight=weight: rows.append((weight, mlp.compute_activations(*args)[0]))
-                )
-            )
-    vocab_size = model.config.vocab_size
-    model(torch.arange(min(16, model.config.context), device=model.embedding.weight.device)[None] * 97 % vocab_size)
-    for hook in hooks:
-        hook.remove()
-
-    def measure_seconds(skips: bool) -> float:
-        start = time.perf_counter()
-        for weight, activations in rows:
-            for row in activations:
-                F.linear(row[None], weight if skips else weight.dense)
-        return time.perf_counter() - start
-
-    return bool(rows) and min(measure_seconds(True) for _ in range(repeats)) < min(
-        measure_seconds(False) for _ in range(repeats)
-    )
+def list_skippable_layers(model: Transformer) -> list[tuple[int, FeedForward]]:
+    """Returns numbers and feed-forwards of the layers that can skip zeros: those with ReLU^2 and a large matrix."""
+    return [
+        (layer, block.mlp)
+        for layer, block in enumerate(model.blocks)
+        if isinstance(block.mlp, FeedForward)
+        and block.mlp.activation is relu2
+        and isinstance(block.mlp.fc2.weight, nn.Parameter)
+        and block.mlp.fc2.weight.numel() >= MIN_WEIGHT_NUMEL
+    ]

@@ -57,21 +57,6 @@ def test_skipping_is_on_request(model, monkeypatch):
     assert len(chosen.replaced_weights) == 2
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_automatic_skipping_follows_the_measurement(model, faster, monkeypatch):
-    monkeypatch.setattr(zero_skipping, "MIN_WEIGHT_NUMEL", 0)
-    monkeypatch.setattr(backend, "is_skipping_faster", lambda model, replaced: faster)
-    chosen = select_backend(model, CPU, torch.float32, skip_zeros="auto")
-    assert (len(chosen.replaced_weights), chosen.model is model) == ((2, False) if faster else (0, True))
-
-
-def test_the_measurement_of_skipping_needs_a_weight_that_skips(model, monkeypatch):
-    assert not zero_skipping.is_skipping_faster(model, {})
-    monkeypatch.setattr(zero_skipping, "MIN_WEIGHT_NUMEL", 0)
-    skipping = zero_skipping.skip_relu2_zeros(model, packs=False)
-    assert len(skipping) == 2 and zero_skipping.is_skipping_faster(model, skipping) in (True, False)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_copy_has_the_model_s_weights_after_a_refresh(model, dtype):
     chosen = select_backend(model, CPU, dtype)

@@ -115,3 +115,34 @@ def test_other_activations_do_not_skip(tokenizer, monkeypatch):
             make_model_with_zeros(0.0, "gelu"), tokenizer, skip_zeros=True
         ).runner.backend.replaced_weights.values()
     )
+
+
+@pytest.mark.parametrize("speedup", [2.0, 0.5])
+def test_auto_skips_only_where_that_is_measured_to_be_faster(speedup, tokenizer, monkeypatch):
+    monkeypatch.setattr(zero_skipping, "MIN_WEIGHT_NUMEL", 0)
+    monkeypatch.setattr(backend, "measure_zero_skipping", lambda model, weights, tokens: speedup)
+    model = make_model_with_zeros(0.9)
+    engine = Engine(model, tokenizer, dtype=torch.float32, skip_zeros="auto")
+    assert (len(engine.runner.backend.replaced_weights) == 2) == (speedup > 1)
+    assert (engine.model is model) == (speedup < 1), "without skipping the weights are live"
+    assert engine.runner.backend.skipping_speedup == speedup
+    sampling = SamplingParams(temperature=0, max_new_tokens=20)
+    answer, expected = (e.generate([[5, 9, 100]], sampling)[0] for e in (engine, Engine(model, tokenizer)))
+    assert answer.tokens == expected.tokens
+    assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def test_auto_measures_a_speedup_and_leaves_the_model_unchanged(tokenizer, monkeypatch):
+    monkeypatch.setattr(zero_skipping, "MIN_WEIGHT_NUMEL", 0)
+    model = make_model_with_zeros(0.9)
+    engine = Engine(model, tokenizer, dtype=torch.float32, skip_zeros="auto")
+    assert engine.runner.backend.skipping_speedup > 0
+    assert all(type(block.mlp.fc2.weight) is torch.nn.Parameter for block in model.blocks)
+    assert not any(block.mlp._forward_pre_hooks for block in [*model.blocks, *engine.model.blocks])
+
+
+def test_auto_measures_nothing_where_nothing_can_be_skipped(tokenizer, monkeypatch):
+    monkeypatch.setattr(zero_skipping, "MIN_WEIGHT_NUMEL", 0)
+    model = make_model_with_zeros(0.0, "gelu")
+    engine = Engine(model, tokenizer, dtype=torch.float32, skip_zeros="auto")
+    assert engine.model is model and engine.runner.backend.skipping_speedup is None
