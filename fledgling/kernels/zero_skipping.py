@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fledgling.kernels.packed_weight import PackedWeight
 from fledgling.model.feed_forward import FeedForward, relu2
-from fledgling.model.transformer import Transformer
+from fledgling.model.transformer import Transformer, TransformerBlock
 
 MAX_ACTIVE_SHARE = {
     torch.float32: 0.4,
@@ -97,9 +97,11 @@ def measure_zero_skipping(
     """
     inputs: list[Tensor] = []  # of each layer, (rows, F)
     hooks = [
-        block.mlp.register_forward_pre_hook(lambda mlp, args: inputs.append(mlp.compute_activations(*args)[0]))
+        block.mlp.register_forward_pre_hook(lambda mlp, args: inputs.append(mlp.compute_activations(*args)[0]))  # type: ignore[union-attr]
         for block in model.blocks
-        if isinstance(block.mlp, FeedForward) and isinstance(block.mlp.fc2.weight, ZeroSkippingWeight)
+        if isinstance(block, TransformerBlock)
+        and isinstance(block.mlp, FeedForward)
+        and isinstance(block.mlp.fc2.weight, ZeroSkippingWeight)
     ]
     with torch.inference_mode():
         model(torch.tensor([list(tokens)], device=model.embedding.weight.device))
