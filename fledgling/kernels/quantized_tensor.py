@@ -1,8 +1,8 @@
-"""A quantized matrix that a model holds where its weight was: packed in memory, a tensor to whoever asks.
+"""A quantized matrix that replaces the weight of a model: packed in memory, a tensor for the code that uses it.
 
-The one idea: it is a tensor by its shape and dtype, and what it holds are values and scales. A linear layer of few rows
-reads them as they are (native.cpp), one of many rows and everything else makes the matrix whole for the moment
-that it is needed, and an embedding makes only the rows that are looked up. So a model's code has no branch for it.
+It has the shape and dtype of the weight and contains packed values and scales, so a model's code has no branch for it.
+A linear layer with few input rows multiplies the packed values (native.cpp). A linear layer with more rows, and every
+other operation, dequantizes the matrix for its own duration; an embedding dequantizes only the rows that it returns.
 
 N rows, K columns.
 """
@@ -24,7 +24,14 @@ aten = torch.ops.aten
 
 
 class QuantizedTensor(torch.Tensor):
-    """A matrix (N, K) in 8 or 4 bits, of nominal `dtype`: what it becomes when it is made whole."""
+    """A matrix (N, K) in 8 or 4 bits.
+
+    Args:
+        values: int8 (N, K), or in 4 bits uint8 (N, K / 2), two values in each byte.
+        scales: bf16 (N, K / group_size), one for each group of columns.
+        bits: 8 or 4.
+        dtype: the nominal dtype, to which the matrix is dequantized unless another is requested.
+    """
 
     values: Tensor
     scales: Tensor
@@ -42,18 +49,18 @@ class QuantizedTensor(torch.Tensor):
 
     @classmethod
     def from_weight(cls, weight: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> QuantizedTensor:
-        """Quantize a matrix."""
+        """Quantizes a matrix (N, K), with one scale for every `group_size` columns of a row."""
         return cls(*quantize_matrix(weight, bits, group_size), bits, dtype)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The matrix (N, K) as an ordinary tensor."""
+        """Returns the matrix (N, K) as an ordinary tensor of `dtype`; default: the nominal dtype."""
         if self.matrix is not None and (dtype or self.dtype) == torch.bfloat16:
             return native.widen_matrix(self.matrix)
         return dequantize_matrix(self.values, self.scales, self.bits, dtype or self.dtype)
 
     @property
     def packed_bytes(self) -> int:
-        """Of memory, and of a file."""
+        """Bytes of values and scales, in memory and in a file."""
         return self.values.nbytes + self.scales.nbytes
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -63,6 +70,7 @@ class QuantizedTensor(torch.Tensor):
     def __torch_function__(
         cls, function: Callable, types: Any, arguments: tuple = (), named: Mapping[str, Any] | None = None
     ) -> Any:
+        """Replaces linear layers and embeddings; other functions continue to `__torch_dispatch__`."""
         named = named or {}
         if function is F.linear:
             return _quantized_linear(*arguments, **named)
@@ -77,31 +85,42 @@ class QuantizedTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, arguments: tuple = (), named: dict | None = None) -> Any:
+        """Keeps the matrix packed in copies, views, conversions and `copy_`; dequantizes it for all others."""
         named = named or {}
         if function.overloadpacket in (aten.detach, aten.alias, aten.clone, aten._to_copy, aten.to):
-            return _copy_tensor(function.overloadpacket, *arguments, *named.values())
+            return _convert_tensor(function.overloadpacket, *arguments, *named.values())
         if function is aten.copy_.default and isinstance(arguments[1], cls):
-            to, source = arguments[:2]
-            to.values.copy_(source.values)
-            to.scales.copy_(source.scales)
-            return to
+            target, source = arguments[:2]
+            target.values.copy_(source.values)
+            target.scales.copy_(source.scales)
+            return target
         arguments, named = tree_map_only(cls, cls.dequantize, (arguments, named))
         return function(*arguments, **named)
 
 
-def _copy_tensor(how: Any, tensor: QuantizedTensor, *wishes: Any) -> QuantizedTensor:
-    """The same numbers on another device or of another nominal dtype, where the wishes name one, or copied."""
-    dtype = next((wish for wish in wishes if isinstance(wish, torch.dtype)), tensor.dtype)
-    device = next((wish for wish in wishes if isinstance(wish, torch.device)), tensor.device)
-    if how is aten.to and (dtype, device) == (tensor.dtype, tensor.device):
-        return tensor  # inside inference mode it comes here though nothing is asked
-    copy = how in (aten.clone, aten._to_copy)
+def _convert_tensor(operation: Any, tensor: QuantizedTensor, *arguments: Any) -> QuantizedTensor:
+    """Returns the quantized matrix with another device or nominal dtype, without dequantizing it.
+
+    Args:
+        operation: aten.detach, alias, to (share the memory where they can), clone or _to_copy (copy it).
+        tensor: the matrix.
+        arguments: the operation's other arguments; a torch.dtype and a torch.device among them are applied, the others
+            ignored.
+    """
+    dtype = next((argument for argument in arguments if isinstance(argument, torch.dtype)), tensor.dtype)
+    device = next((argument for argument in arguments if isinstance(argument, torch.device)), tensor.device)
+    if operation is aten.to and (dtype, device) == (tensor.dtype, tensor.device):
+        return tensor  # in inference mode `to` is dispatched even where it changes nothing
+    copy = operation in (aten.clone, aten._to_copy)
     parts = [part.to(device, copy=copy) for part in (tensor.values, tensor.scales)]
     return QuantizedTensor(*parts, tensor.bits, dtype)
 
 
 def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., K) -> (..., N) in x's dtype."""
+    """Returns x (..., K) times the transposed weight (N, K), plus bias (N,): (..., N) in x's dtype.
+
+    A bfloat16 input of at most `native.MAX_ROWS` rows is multiplied with the packed values; else they are dequantized.
+    """
     assert isinstance(weight, QuantizedTensor), "only the weight of a product is quantized"
     if weight.matrix is not None and x.dtype == torch.bfloat16 and x.numel() <= native.MAX_ROWS * x.shape[-1]:
         out = native.multiply_matrix(x, weight.matrix)
