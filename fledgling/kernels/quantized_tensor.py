@@ -1,8 +1,8 @@
-"""A quantized matrix that replaces the weight of a model: packed in memory, a tensor for the code that uses it.
+"""A quantized matrix that takes the place of a model's weight: packed in memory, a tensor to all other code.
 
-It has the shape and dtype of the weight and contains packed values and scales, so a model's code has no branch for it.
-A linear layer with few input rows multiplies the packed values (native.cpp). A linear layer with more rows, and every
-other operation, dequantizes the matrix for its own duration; an embedding dequantizes only the rows that it returns.
+It is a tensor by its shape and dtype; its content is values and scales (`format.py`). A linear layer of few rows reads
+them directly (native.cpp). One of many rows, and every other operation, dequantizes the matrix for the moment; an
+embedding dequantizes only the rows that are looked up. So the model's code has no branch for it.
 
 N rows, K columns.
 """
@@ -30,10 +30,10 @@ class QuantizedTensor(torch.Tensor):
         values: int8 (N, K), or in 4 bits uint8 (N, K / 2), two values in each byte.
         scales: bf16 (N, K / group_size), one for each group of columns.
         bits: 8 or 4.
-        dtype: the nominal dtype, to which the matrix is dequantized unless another is requested.
+        dtype: nominal dtype: that of the dequantized matrix, unless another is requested.
     """
 
-    values: Tensor
+    values: Tensor  # type: ignore[assignment]
     scales: Tensor
     bits: int
 
@@ -53,7 +53,7 @@ class QuantizedTensor(torch.Tensor):
         return cls(*quantize_matrix(weight, bits, group_size), bits, dtype)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Returns the matrix (N, K) as an ordinary tensor of `dtype`; default: the nominal dtype."""
+        """Returns the matrix (N, K) as a plain tensor; dtype None is the nominal one."""
         if self.matrix is not None and (dtype or self.dtype) == torch.bfloat16:
             return native.widen_matrix(self.matrix)
         return dequantize_matrix(self.values, self.scales, self.bits, dtype or self.dtype)
@@ -68,56 +68,55 @@ class QuantizedTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, function: Callable, types: Any, arguments: tuple = (), named: Mapping[str, Any] | None = None
+        cls, function: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Replaces linear layers and embeddings; other functions continue to `__torch_dispatch__`."""
-        named = named or {}
+        kwargs = kwargs or {}
         if function is F.linear:
-            return _quantized_linear(*arguments, **named)
+            return _quantized_linear(*args, **kwargs)
         if function is F.embedding:
-            index, weight = arguments[:2]
+            index, weight = args[:2]
             rows = dequantize_matrix(
                 weight.values[index.flatten()], weight.scales[index.flatten()], weight.bits, weight.dtype
             )
             return rows.view(*index.shape, -1)
         with torch._C.DisableTorchFunctionSubclass():
-            return function(*arguments, **named)
+            return function(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, arguments: tuple = (), named: dict | None = None) -> Any:
+    def __torch_dispatch__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # type: ignore[override]
         """Keeps the matrix packed in copies, views, conversions and `copy_`; dequantizes it for all others."""
-        named = named or {}
+        kwargs = kwargs or {}
         if function.overloadpacket in (aten.detach, aten.alias, aten.clone, aten._to_copy, aten.to):
-            return _convert_tensor(function.overloadpacket, *arguments, *named.values())
-        if function is aten.copy_.default and isinstance(arguments[1], cls):
-            target, source = arguments[:2]
+            return _convert_tensor(function.overloadpacket, *args, *kwargs.values())
+        if function is aten.copy_.default and isinstance(args[1], cls):
+            target, source = args[:2]
             target.values.copy_(source.values)
             target.scales.copy_(source.scales)
             return target
-        arguments, named = tree_map_only(cls, cls.dequantize, (arguments, named))
-        return function(*arguments, **named)
+        args, kwargs = tree_map_only(cls, cls.dequantize, (args, kwargs))
+        return function(*args, **kwargs)
 
 
-def _convert_tensor(operation: Any, tensor: QuantizedTensor, *arguments: Any) -> QuantizedTensor:
-    """Returns the quantized matrix with another device or nominal dtype, without dequantizing it.
+def _convert_tensor(operation: Any, tensor: QuantizedTensor, *options: Any) -> QuantizedTensor:
+    """Returns the matrix on the device and of the nominal dtype that the options name, still packed.
 
     Args:
-        operation: aten.detach, alias, to (share the memory where they can), clone or _to_copy (copy it).
+        operation: aten.clone or aten._to_copy, which copy; or aten.detach, alias or to, which share memory if possible.
         tensor: the matrix.
-        arguments: the operation's other arguments; a torch.dtype and a torch.device among them are applied, the others
-            ignored.
+        options: the operation's other arguments, of which a torch.dtype and a torch.device are applied.
     """
-    dtype = next((argument for argument in arguments if isinstance(argument, torch.dtype)), tensor.dtype)
-    device = next((argument for argument in arguments if isinstance(argument, torch.device)), tensor.device)
+    dtype = next((option for option in options if isinstance(option, torch.dtype)), tensor.dtype)
+    device = next((option for option in options if isinstance(option, torch.device)), tensor.device)
     if operation is aten.to and (dtype, device) == (tensor.dtype, tensor.device):
-        return tensor  # in inference mode `to` is dispatched even where it changes nothing
+        return tensor  # in inference mode PyTorch dispatches `to` even when it changes nothing
     copy = operation in (aten.clone, aten._to_copy)
-    parts = [part.to(device, copy=copy) for part in (tensor.values, tensor.scales)]
-    return QuantizedTensor(*parts, tensor.bits, dtype)
+    values, scales = (part.to(device, copy=copy) for part in (tensor.values, tensor.scales))
+    return QuantizedTensor(values, scales, tensor.bits, dtype)
 
 
 def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns x (..., K) times the transposed weight (N, K), plus bias (N,): (..., N) in x's dtype.
+    """Computes x (..., K) -> (..., N) in x's dtype.
 
     A bfloat16 input of at most `native.MAX_ROWS` rows is multiplied with the packed values; else they are dequantized.
     """
