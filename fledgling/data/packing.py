@@ -104,7 +104,7 @@ def pack_cropped(lengths: np.ndarray, row_length: int) -> PackingPlan:
     )
 
 
-def pack_whole(lengths: np.ndarray, row_length: int, window: int = BEST_FIT_WINDOW) -> PackingPlan:
+def pack_best_fit(lengths: np.ndarray, row_length: int, window: int = BEST_FIT_WINDOW) -> PackingPlan:
     """Packs complete conversations: each row takes the oldest of the window, then the largest that still fits.
 
     Every row takes the oldest, so no conversation is postponed without end. O(conversations log window) comparisons.
@@ -129,7 +129,7 @@ def pack_whole(lengths: np.ndarray, row_length: int, window: int = BEST_FIT_WIND
 
 
 def _best_fit_rows(lengths: list[int], row_length: int, window: int) -> Iterator[list[int]]:
-    """Yields the rows of `pack_whole`, each a list of indices of conversations."""
+    """Yields the rows of `pack_best_fit`, each a list of indices of conversations."""
     # The window is sorted by (length, -index): bisection finds the largest that fits, and of equals the oldest.
     waiting: list[tuple[int, int]] = []
     arriving = ((length, -index) for index, length in enumerate(lengths) if length)

@@ -24,7 +24,7 @@ import torch
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.data.mixture import SourceOrder
-from fledgling.data.packing import PackingPlan, fill_row, pack_cropped, pack_whole, truncate_lengths
+from fledgling.data.packing import PackingPlan, fill_row, pack_best_fit, pack_cropped, truncate_lengths
 from fledgling.data.shards import TokenShard
 
 TrainOn = Literal["all", "assistant"]
@@ -111,7 +111,7 @@ class RowSource:
             numbers.append(np.arange(first + start, first + stop))
         order = permutation(self.seed, 0, sum(map(len, lengths)), section)
         ordered = np.concatenate(lengths)[order]
-        pack = pack_cropped if self.kind == "crop" else pack_whole
+        pack = pack_cropped if self.kind == "crop" else pack_best_fit
         plan = pack(ordered, self.context + 1)
         return replace(plan, piece_documents=np.concatenate(numbers)[order][plan.piece_documents]), truncated
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.data.packing import pack_whole
+from fledgling.data.packing import pack_best_fit
 from fledgling.infer.request import Completion
 from fledgling.model.transformer import Transformer
 from fledgling.train.loss import logprobs_from_hidden
@@ -55,7 +55,7 @@ def pack_rollouts(rollouts: Sequence[Rollout], context: int, micro_batch_size: i
     A rollout longer than a row is cut at the row's end. Rows are padded with BOS, micro-batches with rows of BOS.
     """
     width = context + 1
-    plan = pack_whole(np.array([min(len(rollout.tokens), width) for rollout in rollouts]), width)
+    plan = pack_best_fit(np.array([min(len(rollout.tokens), width) for rollout in rollouts]), width)
     rows = -(-plan.num_rows // micro_batch_size) * micro_batch_size
     tokens = np.full((rows, width), bos, dtype=np.int64)
     sampled = np.zeros((rows, width), dtype=bool)

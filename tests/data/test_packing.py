@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fledgling.data.packing import fill_row, pack_cropped, pack_whole, truncate_lengths
+from fledgling.data.packing import fill_row, pack_best_fit, pack_cropped, truncate_lengths
 from fledgling.data.shards import TokenShard
 
 BOS, END = 90, 91
@@ -42,13 +42,13 @@ def test_a_bos_alone_ends_the_row_and_the_document_begins_in_the_next():
 
 
 def test_whole_takes_the_oldest_then_the_largest_that_fits():
-    plan = pack_whole(np.array([5, 9, 2, 3, 4]), 10)
+    plan = pack_best_fit(np.array([5, 9, 2, 3, 4]), 10)
     rows = [plan.piece_documents[a:b].tolist() for a, b in zip(plan.row_starts[:-1], plan.row_starts[1:], strict=True)]
     assert rows == [[0, 4], [1], [2, 3]]
 
 
 def test_a_window_of_one_keeps_the_order():
-    plan = pack_whole(np.array([5, 9, 5]), 10, window=1)
+    plan = pack_best_fit(np.array([5, 9, 5]), 10, window=1)
     assert plan.num_rows == 3
 
 
@@ -61,14 +61,14 @@ def test_conversations_are_truncated_after_the_last_turn_that_fits():
 
 def test_the_mask_of_the_shard_is_used_only_with_use_mask():
     shard = make_shard([BOS, 1, 2], [BOS, 3, 4], mask=[1, 0, 1, 1, 0, 1])
-    plan = pack_whole(shard.lengths, 8)
+    plan = pack_best_fit(shard.lengths, 8)
     assert fill_row(plan, shard, 0, BOS, BOS)[1].tolist() == [True] * 6 + [False] * 2
     masked = fill_row(plan, shard, 0, BOS, BOS, use_mask=True)[1]
     assert masked.tolist() == [False, False, True, False, False, True, False, False]  # never the BOS
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0]])
-@pytest.mark.parametrize("pack", [pack_cropped, pack_whole])
+@pytest.mark.parametrize("pack", [pack_cropped, pack_best_fit])
 def test_no_tokens_give_no_rows(pack, lengths):
     plan = pack(np.array(lengths, dtype=np.int64), 8)
     assert plan.num_rows == 0 and len(plan.piece_documents) == 0 and plan.efficiency == 1.0
@@ -76,10 +76,10 @@ def test_no_tokens_give_no_rows(pack, lengths):
 
 def test_a_conversation_longer_than_the_row_is_refused():
     with pytest.raises(AssertionError, match="truncate it first"):
-        pack_whole(np.array([3, 9]), 8)
+        pack_best_fit(np.array([3, 9]), 8)
 
 
-@pytest.mark.parametrize("pack", [pack_cropped, pack_whole])
+@pytest.mark.parametrize("pack", [pack_cropped, pack_best_fit])
 def test_planning_is_not_quadratic(pack):
     lengths = np.random.default_rng(0).integers(1, 2000, 100_000)
     start = time.process_time()

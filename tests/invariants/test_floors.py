@@ -39,8 +39,9 @@ TORCH_FREE = (
     "sandbox",
     "cli",
     "corpora",
-    "optim.layout",
-    "optim.groups",
+    "model.head_chunk",
+    "optim.partition",
+    "optim.roles",
 )
 LONGEST = 400
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledgling.data.batch import IGNORE_INDEX
-from fledgling.data.packing import fill_row, pack_cropped, pack_whole, truncate_lengths
+from fledgling.data.packing import fill_row, pack_best_fit, pack_cropped, truncate_lengths
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import MixtureStream, RowSource
 
@@ -63,7 +63,7 @@ def test_whole_rows_have_every_conversation_once_and_complete(lengths, row, wind
     shard = make_shard(lengths, conversations=True)
     lengths, num_truncated = truncate_lengths(shard.tokens, shard.offsets, row, TURN_END)
     assert num_truncated == sum(shard.lengths > row)
-    plan = pack_whole(lengths, row, window)
+    plan = pack_best_fit(lengths, row, window)
     assert plan.num_rows <= np.count_nonzero(lengths)  # each row takes at least one conversation
     assert sorted(plan.piece_documents) == np.flatnonzero(lengths).tolist()
     for i in range(plan.num_rows):
