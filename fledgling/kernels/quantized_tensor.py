@@ -24,7 +24,14 @@ aten = torch.ops.aten
 
 
 class QuantizedTensor(torch.Tensor):
-    """A matrix (N, K) in 8 or 4 bits; `dtype` is that of the dequantized matrix."""
+    """A matrix (N, K) in 8 or 4 bits.
+
+    Args:
+        values: int8 (N, K), or in 4 bits uint8 (N, K / 2), two values in each byte.
+        scales: bf16 (N, K / group_size), one for each group of columns.
+        bits: 8 or 4.
+        dtype: nominal dtype: that of the dequantized matrix, unless another is requested.
+    """
 
     values: Tensor  # type: ignore[assignment]
     scales: Tensor
@@ -42,7 +49,7 @@ class QuantizedTensor(torch.Tensor):
 
     @classmethod
     def from_weight(cls, weight: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> QuantizedTensor:
-        """Quantizes a matrix (N, K)."""
+        """Quantizes a matrix (N, K), with one scale for every `group_size` columns of a row."""
         return cls(*quantize_matrix(weight, bits, group_size), bits, dtype)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -63,6 +70,7 @@ class QuantizedTensor(torch.Tensor):
     def __torch_function__(
         cls, function: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        """Replaces linear layers and embeddings; other functions continue to `__torch_dispatch__`."""
         kwargs = kwargs or {}
         if function is F.linear:
             return _quantized_linear(*args, **kwargs)
@@ -77,9 +85,10 @@ class QuantizedTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # type: ignore[override]
+        """Keeps the matrix packed in copies, views, conversions and `copy_`; dequantizes it for all others."""
         kwargs = kwargs or {}
         if function.overloadpacket in (aten.detach, aten.alias, aten.clone, aten._to_copy, aten.to):
-            return _copy_tensor(function.overloadpacket, *args, *kwargs.values())
+            return _convert_tensor(function.overloadpacket, *args, *kwargs.values())
         if function is aten.copy_.default and isinstance(args[1], cls):
             target, source = args[:2]
             target.values.copy_(source.values)
@@ -89,8 +98,14 @@ class QuantizedTensor(torch.Tensor):
         return function(*args, **kwargs)
 
 
-def _copy_tensor(operation: Any, tensor: QuantizedTensor, *options: Any) -> QuantizedTensor:
-    """Returns the same matrix on the device and of the nominal dtype that the options name, or a copy of it."""
+def _convert_tensor(operation: Any, tensor: QuantizedTensor, *options: Any) -> QuantizedTensor:
+    """Returns the matrix on the device and of the nominal dtype that the options name, still packed.
+
+    Args:
+        operation: aten.clone or aten._to_copy, which copy; or aten.detach, alias or to, which share memory if possible.
+        tensor: the matrix.
+        options: the operation's other arguments, of which a torch.dtype and a torch.device are applied.
+    """
     dtype = next((option for option in options if isinstance(option, torch.dtype)), tensor.dtype)
     device = next((option for option in options if isinstance(option, torch.device)), tensor.device)
     if operation is aten.to and (dtype, device) == (tensor.dtype, tensor.device):
@@ -101,7 +116,10 @@ def _copy_tensor(operation: Any, tensor: QuantizedTensor, *options: Any) -> Quan
 
 
 def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Computes x (..., K) -> (..., N) in x's dtype."""
+    """Computes x (..., K) -> (..., N) in x's dtype.
+
+    A bfloat16 input of at most `native.MAX_ROWS` rows is multiplied with the packed values; else they are dequantized.
+    """
     assert isinstance(weight, QuantizedTensor), "only the weight of a product is quantized"
     if weight.matrix is not None and x.dtype == torch.bfloat16 and x.numel() <= native.MAX_ROWS * x.shape[-1]:
         out = native.multiply_matrix(x, weight.matrix)

@@ -96,10 +96,11 @@ def measure_zero_skipping(
         Seconds of the whole products divided by seconds of the skipping ones.
     """
     inputs: list[Tensor] = []  # of each layer, (rows, F)
+    feed_forwards: list[Any] = [block.mlp for block in model.blocks if isinstance(block.mlp, FeedForward)]
     hooks = [
-        block.mlp.register_forward_pre_hook(lambda mlp, args: inputs.append(mlp.compute_activations(*args)[0]))
-        for block in model.blocks
-        if isinstance(block.mlp, FeedForward) and isinstance(block.mlp.fc2.weight, ZeroSkippingWeight)
+        mlp.register_forward_pre_hook(lambda mlp, args: inputs.append(mlp.compute_activations(*args)[0]))
+        for mlp in feed_forwards
+        if isinstance(mlp.fc2.weight, ZeroSkippingWeight)
     ]
     with torch.inference_mode():
         model(torch.tensor([list(tokens)], device=model.embedding.weight.device))

@@ -10,7 +10,7 @@ B batch, T time, C width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -144,9 +144,10 @@ class Transformer(nn.Module):
             (B, T, C) in compute_dtype.
         """
         training = torch.is_grad_enabled() and cache_batch is None  # only then is compilation worth its time
-        embedding_norm, norm = self.embedding_norm, self.norm
+        embedding_norm: Callable[[Tensor], Tensor] = self.embedding_norm
+        norm: Callable[[Tensor], Tensor] = self.norm
         if not training:
-            embedding_norm, norm = embedding_norm.forward, norm.forward
+            embedding_norm, norm = self.embedding_norm.forward, self.norm.forward
         x = embedding_norm(self.embedding(tokens).to(self.compute_dtype))
         if tree is not None:
             assert cache_batch is None, "a row that forks is read without a cache"

@@ -167,8 +167,8 @@ def muon_(
     update *= lr * max(1.0, rows / columns) ** 0.5
     if gradient.device.type != "cpu" and not cautious:  # two launches instead of two for each matrix
         if weight_decay:
-            torch._foreach_mul_(parameters, float(1 - lr * weight_decay))
-        torch._foreach_sub_(parameters, update.unbind())
+            torch._foreach_mul_(list(parameters), float(1 - lr * weight_decay))
+        torch._foreach_sub_(list(parameters), update.unbind())
         return
     for parameter, step in zip(parameters, update.unbind(), strict=True):
         if cautious and weight_decay:

@@ -117,7 +117,7 @@ def test_it_cannot_be_quantized_again_exported_or_trained(make_checkpoint, tmp_p
     (run / "pretrain/checkpoints").mkdir(parents=True)
     (tmp_path / "out/step-00000007").rename(run / "pretrain/checkpoints/step-00000007")
     with pytest.raises(UserError, match="cannot be trained on"):
-        parent_checkpoint(recipe, "midtrain", run)
+        parent_checkpoint(recipe.stages, "midtrain", run)
 
 
 def test_tensors_that_do_not_fit_are_rejected(make_checkpoint, tmp_path):
