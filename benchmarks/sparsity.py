@@ -29,10 +29,10 @@ from fledgling.data.stream import RowSource
 from fledgling.evals.bpb import read_first_rows
 from fledgling.evals.sparsity import measure_activation_sparsity
 from fledgling.infer.engine import Engine
-from fledgling.infer.pack import PackedWeight, can_pack_bf16
 from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.skip import ZeroSkippingWeight
+from fledgling.kernels.packed_weight import PackedWeight, can_pack_bf16
+from fledgling.kernels.zero_skipping import ZeroSkippingWeight
 from fledgling.model.transformer import Transformer
 
 SHARES = (0.5, 0.8, 0.9, 0.95)

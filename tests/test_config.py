@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and how, and that writing one loses nothing."""
+"""Recipes: what is read, what is refused and with which message, and that a written recipe is read back."""
 
 import tomllib
 from dataclasses import FrozenInstanceError, replace
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fledgling.config import (
+    ModelConfig,
     Recipe,
     RunConfig,
     StageConfig,
@@ -16,6 +17,7 @@ from fledgling.config import (
     load_recipe,
     recipe_names,
 )
+from fledgling.config.load import RENAMED_KEYS
 
 
 @pytest.fixture
@@ -125,6 +127,22 @@ def test_a_mistake_is_one_line_that_names_it(override, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("table", RENAMED_KEYS)
+def test_an_old_key_names_its_new_one(table):
+    config = getattr(Recipe(), table)
+    for old, new in RENAMED_KEYS[table].items():
+        assert hasattr(config, new)
+        with pytest.raises(UserError) as caught:
+            load_recipe("quickstart", [f"{table}.{old}=1"])
+        assert str(caught.value) == f'"{table}.{old}" was renamed to "{table}.{new}"'
+
+
+@pytest.mark.parametrize("key", ["rl.batch_tokens", "rl.train_on", "model.vocab_size"])
+def test_a_key_that_nothing_reads_is_refused(key):
+    with pytest.raises(UserError, match=f'unknown key "{key}"'):
+        load_recipe("quickstart", [f"{key}=512"])
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -153,3 +171,34 @@ def test_any_text_survives_writing(out, names):
     recipe = replace(Recipe(), run=RunConfig(out=out), pretrain=StageConfig(mixture=names))
     read = tomllib.loads(dump_toml(recipe))
     assert read["run"]["out"] == out and read["pretrain"]["mixture"] == names
+
+
+@given(
+    depth=st.sampled_from([1, 2, 4, 12]),
+    family=st.sampled_from(["fledgling", "gpt2", "llama"]),
+    vocab_size=st.integers(1, 999),
+)
+def test_a_complete_model_configuration_survives_json_and_toml(depth, family, vocab_size):
+    config = ModelConfig(depth=depth, family=family).resolve(vocab_size)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    table = config.unpin("vocab_size", "window_size")
+    written = tomllib.loads(dump_toml(replace(Recipe(), model=table)))["model"]
+    assert ModelConfig(**written).resolve(vocab_size) == config
+
+
+def test_an_older_checkpoint_s_field_names_are_read():
+    config = ModelConfig(depth=2, window_pattern="S", window_size=8).resolve(60)
+    values = config.to_dict()
+    names = {
+        "intermediate_size": "hidden",
+        "logit_softcap": "softcap",
+        "tie_embeddings": "tied",
+        "window_size": "window",
+    }
+    assert ModelConfig.from_dict({names.get(name, name): value for name, value in values.items()}) == config
+
+
+def test_a_changed_depth_changes_only_what_is_not_pinned():
+    recipe = load_recipe("quickstart", ["model.depth=6"])
+    assert (recipe.resolve_model().depth, recipe.resolve_model().width) == (6, 256)
+    assert recipe.model.unpin("width").resolve(60).width == 64 * 6

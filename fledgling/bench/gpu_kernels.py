@@ -216,7 +216,7 @@ def head(tiny: bool) -> None:
 
 def reset_kernels(compiled: bool) -> None:
     """Lets the head's fused passes begin anew, so that each chunk size is compiled for itself."""
-    logprob._fused.update(capped_exp=logprob.softcap_exp_inplace, shifted_exp=logprob.shifted_exp)
+    logprob._kernels.update(softcap_exp=logprob.softcap_exp_inplace, shifted_exp=logprob.shifted_exp)
     if compiled:
         torch._dynamo.reset()
         logprob.compile_logprob_kernels()

@@ -43,10 +43,11 @@ from fledgling.runtime.device import measure_peak_flops, set_up_device, should_c
 from fledgling.runtime.world import World
 from fledgling.train import loop, run
 from fledgling.train.loss import next_token_loss
-from fledgling.train.stage import Stage
+from fledgling.train.stage import Eval, Stage
 
 WARMUP, STEPS = 3, 8
 DEFAULT_CHUNK_LOGITS = dict(CHUNK_LOGITS)
+EVALUATED = ("pretrain", "sft")  # stages of the quickstart whose evaluations run
 TINY = [
     *(
         "rl.prompts_per_round=2",
@@ -314,7 +315,7 @@ def rollouts(out: Path, tiny: bool) -> None:
     with TemporaryDirectory() as folder, compiler_off():
         recipe = small_recipe(Path(folder), [*changes, f"model.depth={shape[0]}", f"tokenizer.vocab_size={shape[1]}"])
         recipe = with_model_size(recipe, *shape)
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
         note(**measure(recipe, Path(folder) / "run" / "pretrain", 1 if tiny else 3))
 
 
@@ -329,6 +330,11 @@ def compiler_off() -> Iterator[None]:
         torch._dynamo.config.disable = kept
 
 
+def no_evals(evals: tuple[Eval, ...]) -> tuple[Eval, ...]:
+    """Selects no evaluation of a stage."""
+    return ()
+
+
 def small_recipe(folder: Path, changes: list[str]) -> Recipe:
     """The quickstart recipe on this device, in `folder`/run, with few steps a stage."""
     few = [f"{stage}.steps=4" for stage in ("pretrain", "midtrain", "sft", "rl")]
@@ -337,13 +343,14 @@ def small_recipe(folder: Path, changes: list[str]) -> Recipe:
 
 
 def quickstart(out: Path, tiny: bool) -> None:
-    """Every stage of the quickstart recipe with few steps and all evaluations; then a stage stopped and resumed."""
+    """Every stage of the quickstart recipe with few steps, two of them evaluated; then a stage stopped and resumed."""
     changes = TINY if tiny else []
     with TemporaryDirectory() as folder:
         for stage in small_recipe(Path(folder), changes).stages:
             began = time.perf_counter()
             compiled = [] if stage == "pretrain" else ["run.compile=off"]  # four steps do not repay a compilation
-            run.run_stage(small_recipe(Path(folder), [*changes, *compiled]), stage, quiet=True)
+            evals = tuple if stage in EVALUATED else no_evals
+            run.run_stage(small_recipe(Path(folder), [*changes, *compiled]), stage, quiet=True, select_evals=evals)
             note(stage=stage, seconds=time.perf_counter() - began)
         note(what="stopped and resumed, largest difference", **resumed(Path(folder), [*changes, "run.compile=off"]))
 
@@ -360,7 +367,7 @@ def resumed(folder: Path, changes: list[str]) -> dict[str, float]:
         recipe = small_recipe(place_, [*changes, "pretrain.steps=6", "pretrain.save_every=2"])
         if stops:
             stop_after(recipe, 3)
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
         found = checkpoint.load_checkpoint(
             checkpoint.find_latest_checkpoint(place_ / "run" / "pretrain" / "checkpoints")
         )
@@ -392,7 +399,7 @@ def stop_after(recipe: Recipe, steps: int) -> None:
     kept = run.catch_stop_signals
     run.catch_stop_signals = Asked  # type: ignore[assignment,misc]
     try:
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     except loop.TrainingStopped:
         return
     finally:

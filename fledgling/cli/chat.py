@@ -101,7 +101,11 @@ def _open_session(checkpoint: Path, system: str, device: str, python: bool) -> C
         from fledgling.sandbox.interpreter import import_monty
 
         import_monty()  # raises before the model is loaded
-    engine, _ = load_chat_engine(checkpoint, device, PYTHON if python else CALCULATOR)
+
+    def notify(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    engine, _ = load_chat_engine(checkpoint, device, PYTHON if python else CALCULATOR, notify=notify)
     return ChatSession(engine, system=system)
 
 

@@ -81,7 +81,7 @@ def serve(
     from fledgling.serve.service import LOOPBACK, Service
     from fledgling.serve.worker import CPU_PREFILL_CHUNK, GPU_PREFILL_CHUNK, Worker
 
-    engine, state = load_chat_engine(checkpoint, device)
+    engine, state = load_chat_engine(checkpoint, device, notify=lambda text: print(text, file=sys.stderr))
     chunk = prefill_chunk or (CPU_PREFILL_CHUNK if engine.device.type == "cpu" else GPU_PREFILL_CHUNK)
     service = Service(
         worker=Worker(engine, max_batch_size, max_queue_size, chunk, prefix_cache_tokens, lookahead_tokens),

@@ -80,7 +80,7 @@ def fetch_core_bundle(
 
 
 def find_changed_files(folder: Path) -> list[str]:
-    """Returns the task files under `folder` that are missing or differ from the published ones."""
+    """Returns the task files that are missing or differ from the published ones, as paths in `folder`/eval_data."""
     changed = []
     for name, expected in TASK_FILE_HASHES.items():
         path = folder / "eval_data" / f"{name}.jsonl"
@@ -90,7 +90,11 @@ def find_changed_files(folder: Path) -> list[str]:
 
 
 def unpack_bundle(archive: Path, folder: Path) -> None:
-    """Unpacks the bundle's entries of an archive to `folder`, which appears complete, in one rename."""
+    """Unpacks the bundle's entries of a zip archive to `folder`, which appears complete, in one rename.
+
+    The archive's top directory is dropped, and files that are not in `BUNDLE_ENTRIES` are ignored. Raises UserError for
+    an archive that is damaged or has no core.yaml, and if `folder` cannot be written.
+    """
     try:
         with atomic_directory(folder, replace=False) as temporary, zipfile.ZipFile(archive) as zipped:
             for member in zipped.infolist():
@@ -110,7 +114,7 @@ def unpack_bundle(archive: Path, folder: Path) -> None:
 
 
 def _content_length(url: str) -> int:
-    """Returns the bytes of the file at `url`, as its server reports them."""
+    """Returns the size in bytes of the file at `url`, from a HEAD request. Raises UserError without an answer."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT) as answer:
             return int(answer.headers["Content-Length"])

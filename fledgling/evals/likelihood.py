@@ -21,9 +21,9 @@ from torch import Tensor
 
 from fledgling.infer.engine import Engine
 from fledgling.model.attention import TreeMask
+from fledgling.model.logprob import iterate_logits
 from fledgling.runtime.world import World
 
-LOGITS_PER_CHUNK = 1 << 23  # fp32 values: 32 MiB, whatever the vocabulary
 BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 16}  # of one forward pass: bounds the memory of activations
 MIN_PREFIX_SAVING = 0.1  # of an item's tokens; below it, choices with a short common prefix are separate rows
 
@@ -130,11 +130,9 @@ class Scorer:
         """Returns log p(target) in nats, float64, and the most likely tokens, (m,) each, of hidden (m, C)."""
         model = self.engine.model
         logprobs, predicted = [], []
-        step = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
         with torch.inference_mode():
-            for start in range(0, len(hidden), step):
-                logits = model.compute_logits(hidden[start : start + step])  # (n, V)
-                target_logits = logits.gather(1, targets[start : start + step, None])[:, 0]
+            for part, logits in iterate_logits(hidden, model.compute_logits, model.config.vocab_size):
+                target_logits = logits.gather(1, targets[part, None])[:, 0]
                 logprobs.append(target_logits - logits.logsumexp(-1))
                 predicted.append(logits.argmax(-1))
         return torch.cat(logprobs).double().cpu().numpy(), torch.cat(predicted).cpu().numpy()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from fledgling.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
+
+MEASURED_TEXT = "Water boils at a lower temperature on a mountain, because the air there presses less on its surface."
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,12 @@ class Engine:
     """Generates answers to prompts of token ids.
 
     Args:
-        model: the model whose weights are used; see `ModelRunner` for `device`, `dtype` and `skip_zeros`.
+        model: the model whose weights are used; see `ModelRunner` for `device` and `dtype`.
         tokenizer: gives the stop tokens, and encodes tool results.
         tool: answers what the model writes between `python_start` and `python_end`: CALCULATOR or PYTHON (tools.py).
+        skip_zeros: skip the weights that meet a zero after ReLU^2, in single rows on a CPU: True, False, or "auto" to
+            measure once whether that is faster for this model on this machine. Skipping changes results by rounding, so
+            training and evaluations leave it off.
     """
 
     def __init__(
@@ -60,9 +65,12 @@ class Engine:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         tool: Tool = CALCULATOR,
-        skip_zeros: bool = False,
+        skip_zeros: bool | Literal["auto"] = False,
     ) -> None:
-        self.runner = ModelRunner(model, device, dtype, skip_zeros)
+        tokens: list[int] = []
+        if skip_zeros == "auto":
+            tokens = [tokenizer.bos, *tokenizer.encode(MEASURED_TEXT)][: model.config.context]
+        self.runner = ModelRunner(model, device, dtype, bool(skip_zeros), tokens)
         self.tokenizer = tokenizer
         self.tool = tool
         special = tokenizer.special_tokens

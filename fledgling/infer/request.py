@@ -151,7 +151,10 @@ class PromptLookup:
                     self._continuations[ngram] = len(self.tokens)
 
     def propose(self, max_tokens: int) -> list[int]:
-        """Returns at most `max_tokens` draft tokens; a repetition that reaches the end of the text is continued."""
+        """Returns at most `max_tokens` draft tokens; a repetition that reaches the end of the text is continued.
+
+        During a pause it returns none, and every call shortens the pause by one token.
+        """
         if self.pause:
             self.pause -= 1
             return []
@@ -168,7 +171,10 @@ class PromptLookup:
 
 
 def sample_batch(logits: Tensor, requests: Sequence[Request]) -> None:
-    """Samples the next token of each request from its row of logits (B, V); the host waits for the device here."""
+    """Samples the next token of each request from its row of logits (B, V) and appends it to the request.
+
+    Repetition penalty and logit bias change `logits` in place. The host waits for the device here.
+    """
     seeds = np.array([request.sampling.seed & UINT64_MASK for request in requests], np.uint64)
     indices = np.array([request.index for request in requests], np.uint64)
     positions = np.array([len(request.tokens) for request in requests], np.uint64)
@@ -191,7 +197,7 @@ def sample_batch(logits: Tensor, requests: Sequence[Request]) -> None:
 
 
 def top_logprobs(logits: Tensor, count: int) -> list[TopLogprobs]:
-    """Returns the `count` most likely tokens of each row of logits (B, V)."""
+    """Returns, for each row of logits (B, V), its `count` most likely tokens and their log-probabilities."""
     top = logits.float().log_softmax(-1).topk(count)
     rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [list(zip(tokens, values, strict=True)) for tokens, values in rows]

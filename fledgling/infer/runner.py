@@ -7,7 +7,6 @@ B rows, T tokens, C width, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,7 @@ import torch
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
-from fledgling.infer.pack import can_pack_bf16, pack_linear_weights
-from fledgling.infer.skip import skip_relu2_zeros
-from fledgling.kernels.decoding_step import DecodingStep, supports_decoding_step
-from fledgling.kernels.native import MAX_ROWS
+from fledgling.kernels.backend import select_backend
 from fledgling.kernels.quantized_model import load_quantized_model
 from fledgling.model.attention import TreeMask
 from fledgling.model.cache import CacheRow, KVCache
@@ -81,8 +77,7 @@ class ModelRunner:
         model: the source of the weights.
         device: default the model's.
         dtype: of the matrix products; default the model's compute dtype.
-        skip_zeros: skip the weights that meet a zero behind ReLU^2: True, False, or "auto" to measure once whether that
-            is faster for this model on this machine. Skipping changes results by rounding.
+        skip_zeros, measured_tokens: see `select_backend`.
     """
 
     def __init__(
@@ -91,19 +86,14 @@ class ModelRunner:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         skip_zeros: bool = False,
+        measured_tokens: Sequence[int] = (),
     ) -> None:
         weight = model.embedding.weight
         self.source = model
         self.device = torch.device(device) if device else weight.device
         self.dtype = dtype or model.compute_dtype
-        live = self.device == weight.device and self.dtype == weight.dtype == model.compute_dtype and not skip_zeros
-        self.model = model if live else _cast_copy(model, self.device, self.dtype)
-        frozen = not live or not weight.requires_grad
-        self.native_step = DecodingStep(self.model) if frozen and supports_decoding_step(self.model) else None
-        packs = not (live or self.native_step) and can_pack_bf16(self.device, self.dtype)
-        self.packed_weights = dict(skip_relu2_zeros(self.model, packs)) if skip_zeros and not self.native_step else {}
-        self.packed_weights |= pack_linear_weights(self.model) if packs else {}
-        self.refresh_count = 0
+        self.backend = select_backend(model, self.device, self.dtype, skip_zeros, measured_tokens)
+        self.model = self.backend.model
 
     @property
     def weights_version(self) -> tuple[int, int]:
@@ -111,21 +101,11 @@ class ModelRunner:
 
         It changes with every `refresh_weights`, and for live weights with each change that autograd counts.
         """
-        weights = self.source.parameters() if self.model is self.source else ()
-        return self.refresh_count, sum(weight._version for weight in weights if not weight.is_inference())
+        return self.backend.weights_version
 
-    @torch.no_grad()
     def refresh_weights(self) -> None:
         """Copies the current weights of `source`; live weights need no copy."""
-        self.refresh_count += 1
-        if self.model is not self.source:
-            source = dict(self.source.named_parameters(remove_duplicate=False))
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(source[name])
-            for name, weight in self.packed_weights.items():
-                weight.copy_(source[name])
-            if self.native_step:
-                self.native_step.refresh()
+        self.backend.refresh()
 
     def new_cache(self) -> KVCache:
         """Returns an empty KV cache for this model."""
@@ -158,27 +138,11 @@ class ModelRunner:
         padded = [[*row_tokens, *[0] * (longest - len(row_tokens))] for row_tokens in tokens]
         with torch.inference_mode():
             ids = torch.tensor(padded, device=self.device)
-            if self.native_step and self.native_step.accepts(counts, cache):
-                hidden = self.native_step(ids, cache, rows, counts)
-            else:
-                hidden = self.model(ids, cache_batch=cache.make_batch(rows, counts))
+            hidden = self.backend.extend(cache, rows, ids, counts)
         for row, count in zip(rows, counts, strict=True):
             row.length += count
         return hidden
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Returns logits (..., V) in fp32 of hidden states (..., C)."""
-        few = hidden[..., 0].numel() <= MAX_ROWS
-        model = self.native_step if self.native_step and few else self.model
-        return model.compute_logits(hidden)
-
-
-def _cast_copy(model: Transformer, device: torch.device, dtype: torch.dtype) -> Transformer:
-    """Returns a copy of a model for inference: parameters cast, buffers (the rotary tables) as they are."""
-    cast = {
-        id(weight): torch.nn.Parameter(weight.detach().to(device, dtype, copy=True), requires_grad=False)
-        for weight in model.parameters()
-    }
-    clone = copy.deepcopy(model, cast).to(device)
-    clone.compute_dtype = dtype
-    return clone
+        return self.backend.compute_logits(hidden)

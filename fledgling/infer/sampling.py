@@ -56,7 +56,7 @@ class SamplingParams:
 
     @property
     def batch_key(self) -> tuple[float, int, float, float, int]:
-        """The values that rows must have in common to be sampled together."""
+        """Temperature, top_k, top_p, min_p and num_top_logprobs: rows with equal ones are sampled together."""
         return self.temperature, self.top_k, self.top_p, self.min_p, self.num_top_logprobs
 
 
@@ -123,7 +123,10 @@ def _truncate(probabilities: Tensor, sampling: SamplingParams) -> Tensor:
 
 
 def _sample_inverse_cdf(weights: Tensor, noise: Tensor) -> Tensor:
-    """Returns the first token whose cumulative weight (B, V) exceeds noise (B,) times the total."""
+    """Returns the first token whose cumulative weight (B, V) exceeds noise (B,) times the total, ids (B,).
+
+    A token of weight 0, which only a rounding error can select, is replaced by the row's heaviest.
+    """
     cumulative = weights.cumsum(-1)
     ids = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
     ids.clamp_(max=weights.shape[-1] - 1)
@@ -135,7 +138,7 @@ def _sample_inverse_cdf(weights: Tensor, noise: Tensor) -> Tensor:
 def hash_to_uniform(seeds: np.ndarray, requests: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Returns one number in [0, 1) for each (seed, request, position): uint64 arrays (B,) to float32 (B,).
 
-    The finalizer of splitmix64 is applied once for each of the three. 23 bits are kept: noise times a float32 total
+    A step of splitmix64 is applied once for each of the three. 23 bits are kept: noise times a float32 total
     then always rounds to less than the total.
 
     Source: Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators.
@@ -147,6 +150,7 @@ def hash_to_uniform(seeds: np.ndarray, requests: np.ndarray, positions: np.ndarr
 
 
 def _splitmix64(word: np.ndarray) -> np.ndarray:
+    """Returns one step of splitmix64 from each word: adds its increment, then applies its finalizer."""
     word = word + np.uint64(0x9E3779B97F4A7C15)
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

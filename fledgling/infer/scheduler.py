@@ -24,11 +24,11 @@ from fledgling.infer.prefix_cache import BlockKey, PrefixCache
 from fledgling.infer.request import PromptLookup, Request, sample_batch, top_logprobs
 from fledgling.infer.runner import ModelRunner
 from fledgling.model.cache import CacheRow
+from fledgling.model.logprob import iterate_logits
 
 ADMIT_DIVISOR = 16  # a busy batch admits requests once 1/16 of its rows are free: several prompts share one prefill
 PREFILL_TOKENS = 1 << 14  # default chunk: bounds the memory of activations
 MAX_ATTENTION_SCORES = 1 << 21  # per head, of a chunk that attends to earlier blocks: 8 MiB a head in fp32
-MAX_SCORED_LOGITS = 1 << 23  # logits computed at once while a prompt is scored: 32 MiB in fp32
 
 
 @dataclass
@@ -257,10 +257,9 @@ class Scheduler:
         """Appends the log-probabilities of the prompt tokens that follow the hidden states (T, C)."""
         start = request.row.length - len(hidden)
         targets = request.prompt[start + 1 : request.row.length + 1]
-        step = max(1, MAX_SCORED_LOGITS // self.runner.model.config.vocab_size)
-        for begin in range(0, len(targets), step):
-            ids = torch.tensor(targets[begin : begin + step], device=hidden.device)
-            logits = self.runner.compute_logits(hidden[begin : begin + len(ids)])  # (n, V)
+        vocab_size = self.runner.model.config.vocab_size
+        for part, logits in iterate_logits(hidden[: len(targets)], self.runner.compute_logits, vocab_size):
+            ids = torch.tensor(targets[part], device=hidden.device)
             request.prompt_logprobs += logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0].tolist()
             if request.sampling.num_top_logprobs:
                 request.prompt_top_logprobs += top_logprobs(logits, request.sampling.num_top_logprobs)

@@ -7,7 +7,7 @@ An answer may be abandoned at any point; its tokens so far stay in the conversat
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from fledgling.infer.engine import Engine, FinishEvent
 from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.tools import CALCULATOR, Tool
+from fledgling.kernels.backend import MIN_SPEEDUP
 from fledgling.runtime.device import choose_dtype
 from fledgling.runtime.world import choose_device
 from fledgling.text.conversation import render_prompt
@@ -46,8 +47,12 @@ class Turn:
     answer_tokens: list[int] = field(default_factory=list)
 
 
-def load_chat_engine(checkpoint: Path, device: str = "auto", tool: Tool = CALCULATOR) -> tuple[Engine, dict[str, Any]]:
+def load_chat_engine(
+    checkpoint: Path, device: str = "auto", tool: Tool = CALCULATOR, notify: Callable[[str], None] | None = None
+) -> tuple[Engine, dict[str, Any]]:
     """Loads a checkpoint for conversations, in the dtype that is fastest on the device.
+
+    Zeros after ReLU^2 are skipped where that is measured to be faster; `notify` is then called with the result.
 
     Returns:
         The engine and the checkpoint's state.
@@ -60,7 +65,11 @@ def load_chat_engine(checkpoint: Path, device: str = "auto", tool: Tool = CALCUL
     missing = [token for token in ("<|user_start|>", "<|assistant_end|>") if token not in tokenizer.special_tokens]
     if missing:
         raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
-    return Engine(model, tokenizer, dtype=choose_dtype(torch_device), tool=tool), state
+    engine = Engine(model, tokenizer, dtype=choose_dtype(torch_device), tool=tool, skip_zeros="auto")
+    if notify and (speedup := engine.runner.backend.skipping_speedup) is not None:
+        decision = "skipped" if speedup >= MIN_SPEEDUP else "not skipped"
+        notify(f"zeros after ReLU^2 are {decision}: skipping is {speedup:.2f} times as fast for one request")
+    return engine, state
 
 
 class ChatSession:

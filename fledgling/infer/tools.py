@@ -173,9 +173,10 @@ class _Parser:
 
 
 def run_python(code: str) -> str:
-    """Returns the calculator's result; for text outside its grammar, what the sandbox's interpreter prints and returns.
+    """Returns the calculator's result; for text outside its grammar, that of the sandbox's interpreter.
 
-    A number that is too large for the calculator is an error: only text that is no calculation is run as a program.
+    Text that the calculator cannot parse, or finds too long, is run as a program. Its other errors, such as a number
+    that is too large, are returned. The interpreter's answer is cut at `MAX_RESULT_CHARACTERS`.
     """
     result = calculate(code)
     if result.removeprefix("error: ") not in ("invalid syntax", "misplaced comma", "unbalanced brackets", "too long"):
@@ -201,9 +202,10 @@ class ToolState:
         self.expression: list[int] | None = None  # None: outside a call
 
     def feed(self, token: int) -> list[int]:
-        """Takes the next token, forced or sampled, and returns the tokens that must follow it.
+        """Takes the next sampled token of the answer and returns the tokens that must follow it.
 
-        These are none, or after a call: `output_start`, the result as ordinary text, `output_end`.
+        These are none, or after a call: `output_start`, the result as ordinary text, `output_end`. The caller
+        does not pass these to this method.
         """
         if token == self.start:
             self.expression = []

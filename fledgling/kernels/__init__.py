@@ -1,6 +1,8 @@
-"""Packed weights: matrices in 8 or 4 bits, and products that read them as fast as memory gives them.
+"""Kernels of inference: kinds of weights, their products, and the one place that chooses among them.
 
-Start with `format.py` (what the bits mean), then `tensor.py` (a matrix in that format that a model holds in place of
-its weight), `model.py` (a whole model quantized, and its checkpoint), `native.py` with `native.cpp` (products of few
-rows, compiled here), and `step.py` (a decoding step as one call). Nothing here knows of engines, files or sampling.
+Start with `backend.py` (`select_backend`: how an engine's model multiplies its weights). The kinds of weights are plain
+tensors, `packed_weight.py` (oneDNN's layout), `zero_skipping.py` (ReLU^2) and `quantized_tensor.py` (8 or 4 bits, in
+the format of `format.py`); each takes part in `torch.nn.functional.linear`, so the model has no branch for them.
+`quantized_model.py` quantizes a whole model and loads it. `native.py` compiles `native.cpp`: products of few rows, and
+with `decoding_step.py` a whole decoding step as one call. Nothing here depends on engines, files or sampling.
 """

@@ -1,14 +1,15 @@
-"""A few new tokens, one or more for each row, through all blocks, as one call of native.cpp.
+"""A decoding step as one call of native.cpp: a few new tokens, one or more for each row, through all blocks.
 
-The one idea: at batch 1 a block's products take a tenth of a millisecond, and forty small operations between them take
-as long again. Here the blocks are described once, by addresses, and run in one call on the weights where they are; the
-embedding before and the norm behind stay the model's. The answer is the model's up to rounding: between the products
-it keeps fp32 where the model rounds to bf16. Each token is a query of its own: those of one row read the same blocks,
-each as far as its own place.
+At batch 1 a product of a block takes a tenth of a millisecond, and the forty small operations between products take as
+long again. Here the blocks are described once, by addresses, and run in one call on the weights in place; the embedding
+before and the norm behind them are the model's. The result equals the model's up to rounding: between the products it
+keeps fp32 where the model rounds to bf16. Each new token is a query of its own; those of one row read the same blocks,
+each up to its own position.
 
-It is an engine's, for a model in bf16 on a CPU; everything else takes the model's own way.
+It is for models in bf16 on a CPU; `backend.py` chooses it.
 
-B rows, T their most new tokens, Q queries (all new tokens), C width, D head width.
+B rows, T new tokens of the row that has the most, Q queries (all new tokens), C width, V vocabulary, N blocks of a
+cache, G key/value heads, D head width.
 """
 
 from __future__ import annotations
@@ -28,38 +29,38 @@ from fledgling.model.feed_forward import GatedFeedForward
 from fledgling.model.norm import LayerNorm, WeightedRMSNorm
 from fledgling.model.transformer import Transformer, TransformerBlock
 
-ACTIVATIONS = ("relu2", "gelu", "swiglu")  # by the number that native.cpp knows them by
+ACTIVATIONS = ("relu2", "gelu", "swiglu")  # the index is the number in native.cpp
 MAX_HEAD_WIDTH = 512
-MAX_STEP_TOKENS = 256  # new tokens: a longer prompt is read as quickly by the model, more rows hardly quicker
+MAX_STEP_TOKENS = 256  # with more new tokens the model is about as fast
 
 
 class NativeNorm(ctypes.Structure):
-    """As in native.cpp."""
+    """`Norm` of native.cpp."""
 
     _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("centered", c_int64), ("eps", c_double))
 
 
 class NativeLayer(ctypes.Structure):
-    """As in native.cpp."""
+    """`Layer` of native.cpp."""
 
     _fields_ = (
         *((name, NativeNorm) for name in ("attention_norm", "feed_forward_norm")),
-        *((name, NativeMatrix) for name in ("query", "key", "value", "output", "inward", "gate", "outward")),
+        *((name, NativeMatrix) for name in ("query", "key", "value", "output", "up", "gate", "down")),
     )
 
 
 class NativeShape(ctypes.Structure):
-    """As in native.cpp."""
+    """`Shape` of native.cpp."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("layers", "width", "heads", "kv_heads", "head_width", "hidden")),
+        *((name, c_int64) for name in ("layers", "width", "heads", "kv_heads", "head_width", "intermediate_size")),
         *((name, c_int64) for name in ("activation", "normalize")),
         ("eps", c_double),
     )
 
 
 def supports_decoding_step(model: Transformer) -> bool:
-    """Whether native.cpp can run this model's blocks as they lie in memory."""
+    """Whether native.cpp can run this model's blocks on their weights in place."""
     config = model.config
     widths = (config.width, config.head_width, config.intermediate_size)
     if set(config.enabled_features) - {"flash_norm"}:  # which computes the same function
@@ -71,12 +72,12 @@ def supports_decoding_step(model: Transformer) -> bool:
 
 
 class DecodingStep:
-    """The blocks of `model`, ready to be run for at most `MOST` new tokens."""
+    """Runs the blocks of `model` for at most MAX_STEP_TOKENS new tokens."""
 
     def __init__(self, model: Transformer) -> None:
         config = model.config
         self.model = model
-        self.vectors: list[tuple[Tensor, nn.Parameter]] = []  # in fp32, and what they are copies of
+        self.vectors: list[tuple[Tensor, nn.Parameter]] = []  # copies in fp32, and their sources
         self.shape = NativeShape(
             config.depth,
             config.width,
@@ -92,16 +93,21 @@ class DecodingStep:
         self.head = self._matrix(model.head)
 
     def refresh(self) -> None:
-        """Take over the vectors of the model as they are now; its matrices are read where they lie."""
+        """Copies the vectors of the model as they are now; its matrices are read in place."""
         for copy, parameter in self.vectors:
             copy.copy_(parameter)
 
     def __call__(self, tokens: Tensor, cache: KVCache, rows: Sequence[CacheRow], counts: Sequence[int]) -> Tensor:
-        """tokens (B, T), of each row the first of `counts` (B,), behind what it holds -> hidden states (B, T, C).
+        """Computes the hidden states of new tokens, as the model's `forward` does.
 
-        As the model's `forward` gives them; 0 where a row is padded.
+        Allocates the blocks that the rows need; the caller advances the lengths of the rows.
 
-        The rows get the blocks that they need; the caller moves their lengths on.
+        Args:
+            tokens: (B, T) int64, of which the first `counts[b]` of row b are read.
+            counts: (B,), the number of new tokens of each row.
+
+        Returns:
+            (B, T, C); 0 at padding.
         """
         cache.reserve(rows, counts)
         most = max(len(row.block_table) for row in rows)
@@ -109,15 +115,15 @@ class DecodingStep:
             [[block.index for block in row.block_table] + [0] * (most - len(row.block_table)) for row in rows]
         )
         owners = [number for number, count in enumerate(counts) for _ in range(count)]
-        places = [place for count in counts for place in range(count)]
-        positions = torch.tensor([[rows[number].length + at] for number, at in zip(owners, places, strict=True)])
+        offsets = [offset for count in counts for offset in range(count)]
+        positions = torch.tensor([[rows[number].length + n] for number, n in zip(owners, offsets, strict=True)])
         if len(owners) == len(tokens):
             return self.run_blocks(tokens, positions, cache.keys, cache.values, tables, cache.block_size)
-        asked = tokens[owners, places][:, None]  # (Q, 1)
-        hidden = self.run_blocks(asked, positions, cache.keys, cache.values, tables[owners], cache.block_size)
-        whole = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
-        whole[owners, places] = hidden[:, 0]
-        return whole
+        queries = tokens[owners, offsets][:, None]  # (Q, 1)
+        hidden = self.run_blocks(queries, positions, cache.keys, cache.values, tables[owners], cache.block_size)
+        padded = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
+        padded[owners, offsets] = hidden[:, 0]
+        return padded
 
     def run_blocks(
         self,
@@ -128,23 +134,27 @@ class DecodingStep:
         tables: Tensor,
         block_size: int,
     ) -> Tensor:
-        """tokens, positions (Q, 1) -> hidden states (Q, 1, C); new keys and values are written where they belong.
+        """Computes the hidden states (Q, 1, C) of the queries, and writes their keys and values to the cache.
 
-        keys, values: of each layer, (N, G, block, D) bf16; tables (Q, ...) int64: the blocks of each query's row, in
-        order.
+        Args:
+            tokens, positions: (Q, 1) int64.
+            keys, values: of each layer, (N, G, block_size, D) bf16.
+            tables: (Q, ...) int64, the blocks of each query's row, in order.
         """
         model = self.model
         x = model.embedding_norm(model.embedding(tokens).to(torch.bfloat16))
         x, rotary = model.positions(x, positions.clamp(max=model.config.context - 1))
         x = x.float().contiguous()  # (Q, 1, C)
         angles = [None, None] if rotary is None else [part.float().contiguous() for part in rotary]
-        places = [(c_void_p * len(part))(*(layer.data_ptr() for layer in part)) for part in (keys, values)]
-        native.load_library().fledgling_step(
+        pools = [(c_void_p * len(part))(*(layer.data_ptr() for layer in part)) for part in (keys, values)]
+        library = native.load_library()
+        assert library is not None
+        library.fledgling_step(
             ctypes.byref(self.shape),
             self.layers,
             c_void_p(x.data_ptr()),
             c_int64(len(tokens)),
-            *places,
+            *pools,
             c_void_p(tables.data_ptr()),
             *(c_int64(tables.numel() // len(tokens)), c_int64(block_size)),
             c_void_p(positions.data_ptr()),
@@ -154,27 +164,27 @@ class DecodingStep:
         return model.norm(x.to(torch.bfloat16))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """hidden (..., C) of at most `native.FEW` tokens -> logits (..., V) in fp32, as the model's `logits`."""
+        """hidden_states (..., C) of at most `native.MAX_ROWS` tokens -> logits (..., V) in fp32."""
         return self.model.apply_softcap(native.multiply_matrix(hidden_states, self.head))
 
     def accepts(self, counts: Sequence[int], cache: KVCache) -> bool:
-        """Whether `counts` (B,) new tokens over this cache are few."""
+        """Whether `counts` (B,) new tokens over this cache can be run: few tokens, a cache in bf16."""
         return sum(counts) <= MAX_STEP_TOKENS and cache.dtype == torch.bfloat16 and not cache.block_size % 4
 
-    def _layer(self, block: TransformerBlock) -> NativeLayer:
+    def _layer(self, block: nn.Module) -> NativeLayer:
+        assert isinstance(block, TransformerBlock)
         attention, mlp = block.attention, block.mlp
-        inward, gate = (mlp.up_proj, mlp.gate_proj) if isinstance(mlp, GatedFeedForward) else (mlp.fc1, None)
+        up, gate = (mlp.up_proj, mlp.gate_proj) if isinstance(mlp, GatedFeedForward) else (mlp.fc1, None)
         return NativeLayer(
             self._norm(block.attention_norm),
             self._norm(block.mlp_norm),
-            *map(self._matrix, (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, inward)),
+            *map(self._matrix, (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, up)),
             NativeMatrix() if gate is None else self._matrix(gate),
             self._matrix(mlp.output_projection),
         )
 
     def _norm(self, norm: nn.Module) -> NativeNorm:
-        weighted = isinstance(norm, WeightedRMSNorm | LayerNorm)
-        weight = self._vector(norm.weight) if weighted else None
+        weight = self._vector(norm.weight) if isinstance(norm, WeightedRMSNorm | LayerNorm) else None
         bias = self._vector(norm.bias) if isinstance(norm, LayerNorm) else None
         addresses = [None if vector is None else vector.data_ptr() for vector in (weight, bias)]
         return NativeNorm(*addresses, int(isinstance(norm, LayerNorm)), norm.eps)

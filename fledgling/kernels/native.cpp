@@ -1,12 +1,13 @@
-// Products of a few rows with packed weights, and a whole decoding step on top of them, for AVX-512 with bf16.
+// Products of a few rows with packed weights, and with them a whole decoding step, for AVX-512 with bf16.
 //
-// The one idea: one row reads every weight once, so the weights must arrive at the memory's speed and everything else
-// must cost nothing. A step is one call and one parallel region: each thread owns a stretch of every matrix's rows, and
-// a barrier stands where one stretch needs the others' results. Whatever the weights are stored as (bf16, or 8 or 4 bits
-// with a scale a group), they become bf16 in a register, exactly, and are multiplied with bf16 activations into fp32;
-// the residual stream, norms, rotation and softmax are fp32.
+// One row reads every weight once, so the weights must be read at the speed of memory, and everything else must take no
+// time. A step is one call and one parallel region: each thread computes a range of every matrix's rows, and a barrier
+// separates products that need each other's results. However the weights are stored (bf16, or 8 or 4 bits with a scale
+// for each group), they become bf16 in a register, exactly, and are multiplied by bf16 activations into fp32; the residual
+// stream, norms, rotation and softmax are fp32.
 //
-// B rows, C width, K columns of a matrix, H heads, G key/value heads, D head width. Widths are multiples of 32.
+// B rows, C width, F intermediate size, K columns of a matrix, H heads, G key/value heads, D head width. Widths are
+// multiples of 32.
 
 #include <immintrin.h>
 #include <omp.h>
@@ -22,31 +23,31 @@ using bf16 = uint16_t;
 
 extern "C" {
 
-struct Matrix {  // (rows, columns), row after row
+struct Matrix {  // (rows, columns), row-major
     const void* values;  // bf16; int8; or 4-bit indices: 32 bytes hold 64 columns, the first 32 in the low halves
-    const bf16* scales;  // (rows, columns / group); none for bf16
+    const bf16* scales;  // (rows, columns / group); null for bf16
     const float* bias;   // (rows) or null
-    const bf16* levels;  // what the 16 indices of 4 bits stand for, twice
+    const bf16* levels;  // the values of the 16 indices of 4 bits, twice
     int64_t rows, columns, bits, group;
 };
 
 struct Norm {
     const float* weight;  // (C) or null
     const float* bias;    // (C) or null
-    int64_t centered;     // 1: the mean is taken off first
+    int64_t centered;     // 1: the mean is subtracted first
     double eps;
 };
 
 struct Layer {
     Norm attention_norm, feed_forward_norm;
-    Matrix query, key, value, output, inward, gate, outward;  // gate has no values where the feed-forward has none
+    Matrix query, key, value, output, up, gate, down;  // gate.values is null where the feed-forward part has no gate
 };
 
 struct Shape {
-    int64_t layers, width, heads, kv_heads, head_width, hidden;
+    int64_t layers, width, heads, kv_heads, head_width, intermediate_size;
     int64_t activation;  // 0 ReLU^2, 1 GELU by tanh, 2 SwiGLU
-    int64_t normalize;   // queries and keys are divided by their root mean square
-    double eps;          // of that
+    int64_t normalize;   // 1: queries and keys are divided by their root mean square
+    double eps;          // of that normalization
 };
 
 }  // extern "C"
@@ -114,30 +115,30 @@ struct Reader<4> {
     static constexpr int STEP = 64;
     static inline void read(const uint8_t* row, int64_t k, __m512i levels, __m512bh* out) {
         __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + k / 2));
-        __m512i both = _mm512_cvtepu8_epi16(raw);  // bit 4 is no matter: the levels stand there twice
+        __m512i both = _mm512_cvtepu8_epi16(raw);  // bit 4 does not matter: the levels are stored twice
         out[0] = (__m512bh)_mm512_permutexvar_epi16(both, levels);
         out[1] = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), levels);
     }
 };
 
-inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // of each of the four, in order
+inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each of the four, in order
     const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
     const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
     const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));  // abcd in each quarter
+    const __m512 all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));  // a, b, c, d in each quarter
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
     return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-struct Ahead {  // what a tile asks of memory meanwhile: of which of its rows (bits), what lies so many bytes behind
+struct Prefetch {  // what a tile prefetches: for which of its rows (bits), the data so many bytes after it
     int rows;
     int64_t bytes;
 };
 
 // out[m][r] = sum over k of w[row + r][k] x[m][k], for R rows of the matrix and M rows of x
 template <int BITS, int R, int M>
-inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_t stride, Ahead ahead) {
+inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_t stride, Prefetch prefetch) {
     const int64_t K = w.columns, bytes = K * BITS / 8, groups = BITS == 16 ? 0 : K / w.group;
     const uint8_t* base = static_cast<const uint8_t*>(w.values) + row * bytes;
     const bf16* scales = w.scales + row * groups;
@@ -151,8 +152,8 @@ inline void tile(const Matrix& w, int64_t row, const bf16* x, float* out, int64_
         __m512bh part[R][PARTS];
         for (int r = 0; r < R; r++) {
             const uint8_t* from = base + r * bytes;
-            if (ahead.rows >> r & 1)
-                _mm_prefetch(reinterpret_cast<const char*>(from + k * BITS / 8 + ahead.bytes), _MM_HINT_T0);
+            if (prefetch.rows >> r & 1)
+                _mm_prefetch(reinterpret_cast<const char*>(from + k * BITS / 8 + prefetch.bytes), _MM_HINT_T0);
             Reader<BITS>::read(from, k, levels, part[r]);
         }
         for (int p = 0; p < PARTS; p++) {
@@ -188,12 +189,12 @@ template <int BITS, int R>
 inline void rows_of(const Matrix& w, int64_t row, const bf16* x, int64_t B, float* out, int64_t stride) {
     int64_t m = 0, tiles = 0;
     const auto next = [&](auto count) {
-        // The next rows come while these are multiplied: all with the first tile, but a row with each tile where x
-        // alone fills the nearest cache. One row of x is as quick as memory, so there only the distance matters.
-        Ahead ahead{tiles == 0 ? ~0 : 0, R * w.columns * BITS / 8};
-        if (B == 1) ahead.bytes = 2048;
-        if (B > 16) ahead.rows = 1 << tiles;
-        tile<BITS, R, decltype(count)::value>(w, row, x + m * w.columns, out + m * stride, stride, ahead);
+        // The next rows are prefetched while these are multiplied: all with the first tile, but one with each tile where x
+        // alone fills the L1 cache. With one row of x the speed is that of memory, and only the distance matters.
+        Prefetch prefetch{tiles == 0 ? ~0 : 0, R * w.columns * BITS / 8};
+        if (B == 1) prefetch.bytes = 2048;
+        if (B > 16) prefetch.rows = 1 << tiles;
+        tile<BITS, R, decltype(count)::value>(w, row, x + m * w.columns, out + m * stride, stride, prefetch);
         m += count;
         tiles++;
     };
@@ -204,7 +205,7 @@ inline void rows_of(const Matrix& w, int64_t row, const bf16* x, int64_t B, floa
 }
 
 template <int BITS>
-void widen_rows(const Matrix& w, int64_t row, int64_t count, bf16* out) {  // to bf16, scales and all
+void widen_rows(const Matrix& w, int64_t row, int64_t count, bf16* out) {  // to bf16, scales applied
     constexpr int STEP = Reader<BITS>::STEP;
     const int64_t K = w.columns, groups = K / w.group;
     const __m512i levels = BITS == 4 ? _mm512_loadu_si512(w.levels) : _mm512_setzero_si512();
@@ -223,12 +224,12 @@ void widen_rows(const Matrix& w, int64_t row, int64_t count, bf16* out) {  // to
 }
 
 template <int BITS>
-void stretch(const Matrix& w, const bf16* x, int64_t B, float* out, int64_t stride, int64_t low, int64_t high) {
+void multiply_rows(const Matrix& w, const bf16* x, int64_t B, float* out, int64_t stride, int64_t low, int64_t high) {
     int64_t row = low;
     if (BITS == 16 || B == 1)
         for (; row + 4 <= high; row += 4) rows_of<BITS, 4>(w, row, x, B, out, stride);
     if constexpr (BITS != 16)
-        if (B > 8) {  // four rows widened once stay in the nearest cache for all of x
+        if (B > 8) {  // four rows, widened once, stay in the L1 cache for all of x
             std::vector<bf16> four(4 * w.columns);
             Matrix wide{four.data(), nullptr, nullptr, nullptr, 4, w.columns, 16, 0};
             for (; row + 4 <= high; row += 4) {
@@ -241,7 +242,7 @@ void stretch(const Matrix& w, const bf16* x, int64_t B, float* out, int64_t stri
     for (; row < high; row++) rows_of<BITS, 1>(w, row, x, B, out, stride);
 }
 
-struct Share {  // of a team's thread
+struct Share {  // the part of one thread of the team
     int64_t thread, threads;
     int64_t low(int64_t count, int64_t unit = 1) const { return std::min(count, (count / unit) * thread / threads * unit); }
     int64_t high(int64_t count, int64_t unit = 1) const {
@@ -251,12 +252,12 @@ struct Share {  // of a team's thread
 
 void multiply(const Matrix& w, const bf16* x, int64_t B, float* out, int64_t stride, Share share) {
     const int64_t low = share.low(w.rows, 4), high = share.high(w.rows, 4);
-    if (w.bits == 16) stretch<16>(w, x, B, out, stride, low, high);
-    if (w.bits == 8) stretch<8>(w, x, B, out, stride, low, high);
-    if (w.bits == 4) stretch<4>(w, x, B, out, stride, low, high);
+    if (w.bits == 16) multiply_rows<16>(w, x, B, out, stride, low, high);
+    if (w.bits == 8) multiply_rows<8>(w, x, B, out, stride, low, high);
+    if (w.bits == 4) multiply_rows<4>(w, x, B, out, stride, low, high);
 }
 
-// ---- what stands between the products ----------------------------------------------------------------------------
+// ---- operations between the products -----------------------------------------------------------------------------
 
 void normalize(const Norm& norm, const float* x, int64_t C, bf16* out) {
     __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
@@ -267,29 +268,29 @@ void normalize(const Norm& norm, const float* x, int64_t C, bf16* out) {
         const __m512 v = _mm512_sub_ps(_mm512_loadu_ps(x + c), mean);
         squares = _mm512_fmadd_ps(v, v, squares);
     }
-    const __m512 by = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / C + float(norm.eps)));
+    const __m512 factor = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / C + float(norm.eps)));
     for (int64_t c = 0; c < C; c += 16) {
-        __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + c), mean), by);
+        __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + c), mean), factor);
         if (norm.weight) v = _mm512_mul_ps(v, _mm512_loadu_ps(norm.weight + c));
         if (norm.bias) v = _mm512_add_ps(v, _mm512_loadu_ps(norm.bias + c));
         narrow16(out + c, v);
     }
 }
 
-// Turn a head's two halves by its position, then divide by its root mean square; to bf16.
-void turn(const Shape& s, const float* x, const float* cosine, const float* sine, bf16* out) {
+// Rotates a head's two halves by its position, then divides by its root mean square; to bf16.
+void rotate(const Shape& s, const float* x, const float* cosine, const float* sine, bf16* out) {
     const int64_t D = s.head_width, half = D / 2;
-    float turned[512];
+    float rotated[512];
     for (int64_t d = 0; d < half; d++) {
         const float c = cosine ? cosine[d] : 1.0f, n = sine ? sine[d] : 0.0f;
-        turned[d] = x[d] * c + x[d + half] * n;
-        turned[d + half] = x[d + half] * c - x[d] * n;
+        rotated[d] = x[d] * c + x[d + half] * n;
+        rotated[d + half] = x[d + half] * c - x[d] * n;
     }
-    if (s.normalize) return normalize(Norm{nullptr, nullptr, 0, s.eps}, turned, D, out);
-    for (int64_t d = 0; d < D; d += 16) narrow16(out + d, _mm512_loadu_ps(turned + d));
+    if (s.normalize) return normalize(Norm{nullptr, nullptr, 0, s.eps}, rotated, D, out);
+    for (int64_t d = 0; d < D; d += 16) narrow16(out + d, _mm512_loadu_ps(rotated + d));
 }
 
-inline __m512 products(const bf16* a, const bf16* b, int64_t D) {  // to be summed
+inline __m512 products(const bf16* a, const bf16* b, int64_t D) {  // 16 partial sums of the inner product
     __m512 sum = _mm512_setzero_ps();
     for (int64_t d = 0; d < D; d += 32)
         sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a + d), (__m512bh)_mm512_loadu_si512(b + d));
@@ -305,9 +306,9 @@ struct Cached {  // keys or values of one row and head: token t in block table[t
     }
 };
 
-// out[0 .. 16 N] = by times the sum over tokens of weights[token] value[d ...]
+// out[d .. d + 16 N] = factor * sum over tokens of weights[token] * value[d ...]
 template <int N>
-inline void mix(const Cached& values, const float* weights, int64_t length, int64_t D, int64_t d, __m512 by, bf16* out) {
+inline void mix(const Cached& values, const float* weights, int64_t length, int64_t D, int64_t d, __m512 factor, bf16* out) {
     __m512 sum[N];
     for (int n = 0; n < N; n++) sum[n] = _mm512_setzero_ps();
     for (int64_t start = 0; start < length; start += values.block) {
@@ -317,11 +318,11 @@ inline void mix(const Cached& values, const float* weights, int64_t length, int6
             for (int n = 0; n < N; n++) sum[n] = _mm512_fmadd_ps(w, widen16(v + 16 * n), sum[n]);
         }
     }
-    for (int n = 0; n < N; n++) narrow16(out + d + 16 * n, _mm512_mul_ps(sum[n], by));
+    for (int n = 0; n < N; n++) narrow16(out + d + 16 * n, _mm512_mul_ps(sum[n], factor));
 }
 
-// One query over keys and values of `length` tokens; weights: scratch of length + 16. Keys are read four at a time,
-// also behind the last: a block has a multiple of four.
+// Attention of one query over keys and values of `length` tokens; weights: scratch of length + 16. Keys are read four at
+// a time, also after the last one: the size of a block is a multiple of four.
 void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t length, int64_t D, float* weights,
             bf16* out) {
     for (int64_t start = 0; start < length; start += keys.block) {
@@ -340,10 +341,10 @@ void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t len
         total = _mm512_add_ps(total, w);
         _mm512_storeu_ps(weights + s, w);
     }
-    const __m512 by = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+    const __m512 factor = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
     int64_t d = 0;
-    for (; d + 128 <= D; d += 128) mix<8>(values, weights, length, D, d, by, out);
-    for (; d < D; d += 32) mix<2>(values, weights, length, D, d, by, out);
+    for (; d + 128 <= D; d += 128) mix<8>(values, weights, length, D, d, factor, out);
+    for (; d < D; d += 32) mix<2>(values, weights, length, D, d, factor, out);
 }
 
 inline __m512 activate(int64_t kind, __m512 x, __m512 up) {
@@ -352,7 +353,7 @@ inline __m512 activate(int64_t kind, __m512 x, __m512 up) {
         const __m512 kept = _mm512_max_ps(x, _mm512_setzero_ps());
         return _mm512_mul_ps(kept, kept);
     }
-    __m512 t = x;  // both others are x times a logistic function: tanh(z) = 2 / (1 + exp(-2 z)) - 1
+    __m512 t = x;  // GELU and SiLU are x times a logistic function: tanh(z) = 2 / (1 + exp(-2 z)) - 1
     if (kind == 1) {
         t = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(x, x), x), _mm512_set1_ps(0.044715f), x);
         t = _mm512_mul_ps(t, _mm512_set1_ps(2 * 0.7978845608f));
@@ -372,7 +373,7 @@ void fledgling_linear(const Matrix* w, const bf16* x, int64_t B, float* out, int
     multiply(*w, x, B, out, w->rows, Share{omp_get_thread_num(), omp_get_num_threads()});
 }
 
-// out (rows, columns) bf16: the matrix made whole.
+// out (rows, columns) bf16 = the dequantized matrix.
 void fledgling_widen(const Matrix* w, bf16* out, int64_t threads) {
 #pragma omp parallel num_threads(threads)
     {
@@ -383,23 +384,23 @@ void fledgling_widen(const Matrix* w, bf16* out, int64_t threads) {
     }
 }
 
-// All blocks for B new tokens, of one row or of several; x (B, C) fp32 is changed in place.
-// keys, values: of each layer, bf16 (blocks, G, block, D); tables (B, most): which blocks are its row's, in order;
-// positions (B): how many tokens came before; cosine, sine (B, D / 2), or null where nothing is turned.
+// Runs all blocks for B new tokens, of one row or of several; x (B, C) fp32 is changed in place.
+// keys, values: of each layer, bf16 (blocks, G, block, D); tables (B, most): the blocks of each token's row, in order;
+// positions (B): the number of tokens before it; cosine, sine (B, D / 2), or null without RoPE.
 void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B, bf16* const* keys,
                     bf16* const* values, const int64_t* tables, int64_t most, int64_t block, const int64_t* positions,
                     const float* cosine, const float* sine, int64_t threads) {
     const Shape& s = *shape;
-    const int64_t C = s.width, D = s.head_width, H = s.heads, G = s.kv_heads, F = s.hidden, E = C + 2 * G * D;
+    const int64_t C = s.width, D = s.head_width, H = s.heads, G = s.kv_heads, F = s.intermediate_size, E = C + 2 * G * D;
     const int64_t longest = 32 + *std::max_element(positions, positions + B);
-    std::vector<bf16> read(B * std::max(C, F)), attended(B * C), turned(H * D * threads);
+    std::vector<bf16> read(B * std::max(C, F)), attended(B * C), rotated(H * D * threads);
     std::vector<float> wide(B * std::max(E, 2 * F)), weights(longest * threads);
 #pragma omp parallel num_threads(threads)
     {
         const Share share{omp_get_thread_num(), omp_get_num_threads()};
         float* scratch = weights.data() + longest * share.thread;
-        bf16* q = turned.data() + H * D * share.thread;
-        const auto added = [&](int64_t b, int64_t low, int64_t high) {  // a product onto the residual stream
+        bf16* q = rotated.data() + H * D * share.thread;
+        const auto add = [&](int64_t b, int64_t low, int64_t high) {  // adds a product to the residual stream
             for (int64_t c = low; c < high; c++) x[b * C + c] += wide[b * C + c];
         };
         for (int64_t l = 0; l < s.layers; l++) {
@@ -420,7 +421,7 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
                 const float* row = wide.data() + b * E + C + g * D;
                 bf16* k = const_cast<bf16*>(of(keys, b, g).from(at, D));
                 bf16* v = const_cast<bf16*>(of(values, b, g).from(at, D));
-                turn(s, row, angle(cosine, b), angle(sine, b), k);
+                rotate(s, row, angle(cosine, b), angle(sine, b), k);
                 for (int64_t d = 0; d < D; d += 16) narrow16(v + d, _mm512_loadu_ps(row + G * D + d));
             }
 #pragma omp barrier
@@ -428,18 +429,18 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
                 const int64_t b = job / G, g = job % G;
                 const Cached k = of(keys, b, g), v = of(values, b, g);
                 for (int64_t h = g * (H / G); h < (g + 1) * (H / G); h++) {
-                    turn(s, wide.data() + b * E + h * D, angle(cosine, b), angle(sine, b), q);
+                    rotate(s, wide.data() + b * E + h * D, angle(cosine, b), angle(sine, b), q);
                     attend(q, k, v, positions[b] + 1, D, scratch, attended.data() + b * C + h * D);
                 }
             }
 #pragma omp barrier
             multiply(layer.output, attended.data(), B, wide.data(), C, share);
-            for (int64_t b = 0; b < B; b++) added(b, share.low(C, 4), share.high(C, 4));
+            for (int64_t b = 0; b < B; b++) add(b, share.low(C, 4), share.high(C, 4));
 #pragma omp barrier
             for (int64_t b = share.thread; b < B; b += share.threads)
                 normalize(layer.feed_forward_norm, x + b * C, C, read.data() + b * C);
 #pragma omp barrier
-            multiply(layer.inward, read.data(), B, wide.data(), 2 * F, share);
+            multiply(layer.up, read.data(), B, wide.data(), 2 * F, share);
             if (layer.gate.values) multiply(layer.gate, read.data(), B, wide.data() + F, 2 * F, share);
 #pragma omp barrier
             for (int64_t c = share.low(B * F, 16); c < share.high(B * F, 16); c += 16) {
@@ -449,8 +450,8 @@ void fledgling_step(const Shape* shape, const Layer* layers, float* x, int64_t B
                 narrow16(read.data() + c, activate(s.activation, g, u));
             }
 #pragma omp barrier
-            multiply(layer.outward, read.data(), B, wide.data(), C, share);
-            for (int64_t b = 0; b < B; b++) added(b, share.low(C, 4), share.high(C, 4));
+            multiply(layer.down, read.data(), B, wide.data(), C, share);
+            for (int64_t b = 0; b < B; b++) add(b, share.low(C, 4), share.high(C, 4));
 #pragma omp barrier
         }
     }

@@ -1,8 +1,9 @@
-"""A whole model quantized: which of its matrices, what a checkpoint holds of it, and a model out of that.
+"""Quantization of a whole model: which parameters, the tensors of its checkpoint, and the model loaded from them.
 
-The one idea: the blocks' matrices and the head are read whole for every token and become packed; of the embedding a
-token reads one row, so it stays bf16 unless asked for, as do all vectors. A checkpoint keeps what memory keeps:
-NAME.values and NAME.scales for each packed matrix, and `state["quantized"]` says how.
+The blocks' matrices and the head are read whole for every token and are quantized. A token reads one row of the
+embedding, so the embedding stays bf16 unless requested otherwise, and so do all vectors. A checkpoint stores what
+memory holds: NAME.values and NAME.scales for each quantized matrix, and `state["quantized"]` has the bits and the group
+size.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fledgling.model.transformer import Transformer
 
 
 def should_quantize(config: ModelConfig, name: str, shape: tuple[int, ...], head: bool, embedding: bool) -> bool:
-    """Whether a parameter of that name is quantized. A tied matrix is both, and goes as a head."""
+    """Whether a parameter is quantized; head and embedding say whether these are. A tied matrix counts as the head."""
     if len(shape) != 2 or name.startswith("positions."):
         return False
     if name.startswith("embedding."):
@@ -38,18 +39,27 @@ def quantize_state_dict(
     head: bool = True,
     embedding: bool = False,
 ) -> dict[str, Tensor]:
-    """A model's weights by name, as a quantized checkpoint keeps them; raises UserError where they cannot be."""
+    """Returns the tensors of a quantized checkpoint.
+
+    Args:
+        state: the model's tensors by name.
+        bits, group_size: of the format.
+        head, embedding: whether these are quantized.
+
+    Raises:
+        UserError: bits or group_size are not supported, or the width of a matrix is not a multiple of the group size.
+    """
     check_quantization(bits, group_size)
-    kept: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if config.tie_embeddings and name == "embedding.weight":
             continue
         if not should_quantize(config, name, tuple(tensor.shape), head, embedding):
-            kept[name] = tensor.detach().to("cpu", torch.bfloat16)
+            tensors[name] = tensor.detach().to("cpu", torch.bfloat16)
             continue
         check_columns(name, tensor.shape[1], bits, group_size)
-        kept[f"{name}.values"], kept[f"{name}.scales"] = quantize_matrix(tensor, bits, group_size)
-    return kept
+        tensors[f"{name}.values"], tensors[f"{name}.scales"] = quantize_matrix(tensor, bits, group_size)
+    return tensors
 
 
 def load_quantized_model(
@@ -59,9 +69,15 @@ def load_quantized_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Transformer:
-    """A model, in eval mode, whose packed matrices stay packed; raises ValueError where tensors do not fit.
+    """Returns a model in eval mode whose quantized matrices stay packed in memory.
 
-    how: bits and group. dtype: of the products and of what is not packed; None is bf16 where that is quick.
+    Args:
+        tensors: of `quantize_state_dict`.
+        quantization: the checkpoint's `state["quantized"]`, of which the bits are read.
+        dtype: of the products and of what is not quantized; None is bf16 where that is fast, else fp32.
+
+    Raises:
+        ValueError: the tensors do not fit the model.
     """
     device = torch.device(device)
     bits = quantization["bits"]
@@ -70,37 +86,38 @@ def load_quantized_model(
     with torch.device("meta"):
         model = Transformer(config, dtype)
     model.positions = make_positions(config)
-    left = dict(tensors)
+    unused = dict(tensors)
     for name, parameter in model.named_parameters():
-        if f"{name}.values" in left:
-            values, scales = left.pop(f"{name}.values"), left.pop(f"{name}.scales")
+        if f"{name}.values" in unused:
+            values, scales = unused.pop(f"{name}.values"), unused.pop(f"{name}.scales")
             _require_format(name, tuple(parameter.shape), values, scales, bits)
-            tensor = QuantizedTensor(values.to(device), scales.to(device), bits, dtype)
+            tensor: Tensor = QuantizedTensor(values.to(device), scales.to(device), bits, dtype)
         else:
-            tensor = left.pop(name).to(device, dtype)
+            tensor = unused.pop(name).to(device, dtype)
         if tensor.shape != parameter.shape:
             raise ValueError(f"{name}: {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
-        place, _, last = name.rpartition(".")
-        setattr(model.get_submodule(place), last, nn.Parameter(tensor, requires_grad=False))
-    if left:
-        raise ValueError(f"{next(iter(left))} belongs to no part of the model")
+        module_name, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module_name), attribute, nn.Parameter(tensor, requires_grad=False))
+    if unused:
+        raise ValueError(f"{next(iter(unused))} is not a tensor of the model")
     if config.tie_embeddings:
         model.embedding.weight = model.head.weight
     return model.to(device).eval()
 
 
 def _require_format(name: str, shape: tuple[int, ...], values: Tensor, scales: Tensor, bits: int) -> None:
-    kind = {8: torch.int8, 4: torch.uint8}[bits]
-    sound = values.dtype == kind and scales.dtype == torch.bfloat16 and scales.ndim == 2 and len(shape) == 2
-    if not sound or tuple(values.shape) != (shape[0], shape[1] * bits // 8) or scales.shape[0] != shape[0]:
+    """Raises ValueError unless values and scales are those of a matrix of that shape."""
+    dtype = {8: torch.int8, 4: torch.uint8}[bits]
+    has_format = values.dtype == dtype and scales.dtype == torch.bfloat16 and scales.ndim == 2 and len(shape) == 2
+    if not has_format or tuple(values.shape) != (shape[0], shape[1] * bits // 8) or scales.shape[0] != shape[0]:
         raise ValueError(f"{name}: packed as {tuple(values.shape)} {values.dtype}, expected {shape} in {bits} bits")
-    group = shape[1] // scales.shape[1] if scales.shape[1] else 0
-    if group < 32 or group & (group - 1) or group * scales.shape[1] != shape[1]:
+    group_size = shape[1] // scales.shape[1] if scales.shape[1] else 0
+    if group_size < 32 or group_size & (group_size - 1) or group_size * scales.shape[1] != shape[1]:
         raise ValueError(f"{name}: {scales.shape[1]} scales a row of {shape[1]}")
 
 
 def require_unquantized(state: Mapping[str, Any], path: object, purpose: str) -> None:
-    """Raise UserError if a checkpoint's state says that it is quantized, and the purpose needs whole weights."""
+    """Raises UserError if a checkpoint is quantized; purpose completes "cannot be ...", such as "exported"."""
     if "quantized" in state:
         bits = state["quantized"].get("bits")
         raise UserError(
@@ -109,7 +126,7 @@ def require_unquantized(state: Mapping[str, Any], path: object, purpose: str) ->
 
 
 def count_weight_bytes(model: nn.Module) -> int:
-    """Bytes of all weights in memory, each counted once."""
+    """Returns the bytes of all weights in memory, each counted once."""
     return sum(
         parameter.data.packed_bytes if isinstance(parameter.data, QuantizedTensor) else parameter.nbytes
         for parameter in model.parameters()

@@ -1,8 +1,8 @@
-"""A quantized matrix that a model holds where its weight was: packed in memory, a tensor to whoever asks.
+"""A quantized matrix that takes the place of a model's weight: packed in memory, a tensor to all other code.
 
-The one idea: it is a tensor by its shape and dtype, and what it holds are values and scales. A linear layer of few rows
-reads them as they are (native.cpp), one of many rows and everything else makes the matrix whole for the moment
-that it is needed, and an embedding makes only the rows that are looked up. So a model's code has no branch for it.
+It is a tensor by its shape and dtype; its content is values and scales (`format.py`). A linear layer of few rows reads
+them directly (native.cpp). One of many rows, and every other operation, dequantizes the matrix for the moment; an
+embedding dequantizes only the rows that are looked up. So the model's code has no branch for it.
 
 N rows, K columns.
 """
@@ -24,9 +24,16 @@ aten = torch.ops.aten
 
 
 class QuantizedTensor(torch.Tensor):
-    """A matrix (N, K) in 8 or 4 bits, of nominal `dtype`: what it becomes when it is made whole."""
+    """A matrix (N, K) in 8 or 4 bits.
 
-    values: Tensor
+    Args:
+        values: int8 (N, K), or in 4 bits uint8 (N, K / 2), two values in each byte.
+        scales: bf16 (N, K / group_size), one for each group of columns.
+        bits: 8 or 4.
+        dtype: nominal dtype: that of the dequantized matrix, unless another is requested.
+    """
+
+    values: Tensor  # type: ignore[assignment]
     scales: Tensor
     bits: int
 
@@ -42,18 +49,18 @@ class QuantizedTensor(torch.Tensor):
 
     @classmethod
     def from_weight(cls, weight: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> QuantizedTensor:
-        """Quantize a matrix."""
+        """Quantizes a matrix (N, K), with one scale for every `group_size` columns of a row."""
         return cls(*quantize_matrix(weight, bits, group_size), bits, dtype)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The matrix (N, K) as an ordinary tensor."""
+        """Returns the matrix (N, K) as a plain tensor; dtype None is the nominal one."""
         if self.matrix is not None and (dtype or self.dtype) == torch.bfloat16:
             return native.widen_matrix(self.matrix)
         return dequantize_matrix(self.values, self.scales, self.bits, dtype or self.dtype)
 
     @property
     def packed_bytes(self) -> int:
-        """Of memory, and of a file."""
+        """Bytes of values and scales, in memory and in a file."""
         return self.values.nbytes + self.scales.nbytes
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -61,47 +68,58 @@ class QuantizedTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, function: Callable, types: Any, arguments: tuple = (), named: Mapping[str, Any] | None = None
+        cls, function: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = named or {}
+        """Replaces linear layers and embeddings; other functions continue to `__torch_dispatch__`."""
+        kwargs = kwargs or {}
         if function is F.linear:
-            return _quantized_linear(*arguments, **named)
+            return _quantized_linear(*args, **kwargs)
         if function is F.embedding:
-            index, weight = arguments[:2]
+            index, weight = args[:2]
             rows = dequantize_matrix(
                 weight.values[index.flatten()], weight.scales[index.flatten()], weight.bits, weight.dtype
             )
             return rows.view(*index.shape, -1)
         with torch._C.DisableTorchFunctionSubclass():
-            return function(*arguments, **named)
+            return function(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, arguments: tuple = (), named: dict | None = None) -> Any:
-        named = named or {}
+    def __torch_dispatch__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # type: ignore[override]
+        """Keeps the matrix packed in copies, views, conversions and `copy_`; dequantizes it for all others."""
+        kwargs = kwargs or {}
         if function.overloadpacket in (aten.detach, aten.alias, aten.clone, aten._to_copy, aten.to):
-            return _copy_tensor(function.overloadpacket, *arguments, *named.values())
-        if function is aten.copy_.default and isinstance(arguments[1], cls):
-            to, source = arguments[:2]
-            to.values.copy_(source.values)
-            to.scales.copy_(source.scales)
-            return to
-        arguments, named = tree_map_only(cls, cls.dequantize, (arguments, named))
-        return function(*arguments, **named)
+            return _convert_tensor(function.overloadpacket, *args, *kwargs.values())
+        if function is aten.copy_.default and isinstance(args[1], cls):
+            target, source = args[:2]
+            target.values.copy_(source.values)
+            target.scales.copy_(source.scales)
+            return target
+        args, kwargs = tree_map_only(cls, cls.dequantize, (args, kwargs))
+        return function(*args, **kwargs)
 
 
-def _copy_tensor(how: Any, tensor: QuantizedTensor, *wishes: Any) -> QuantizedTensor:
-    """The same numbers on another device or of another nominal dtype, where the wishes name one, or copied."""
-    dtype = next((wish for wish in wishes if isinstance(wish, torch.dtype)), tensor.dtype)
-    device = next((wish for wish in wishes if isinstance(wish, torch.device)), tensor.device)
-    if how is aten.to and (dtype, device) == (tensor.dtype, tensor.device):
-        return tensor  # inside inference mode it comes here though nothing is asked
-    copy = how in (aten.clone, aten._to_copy)
-    parts = [part.to(device, copy=copy) for part in (tensor.values, tensor.scales)]
-    return QuantizedTensor(*parts, tensor.bits, dtype)
+def _convert_tensor(operation: Any, tensor: QuantizedTensor, *options: Any) -> QuantizedTensor:
+    """Returns the matrix on the device and of the nominal dtype that the options name, still packed.
+
+    Args:
+        operation: aten.clone or aten._to_copy, which copy; or aten.detach, alias or to, which share memory if possible.
+        tensor: the matrix.
+        options: the operation's other arguments, of which a torch.dtype and a torch.device are applied.
+    """
+    dtype = next((option for option in options if isinstance(option, torch.dtype)), tensor.dtype)
+    device = next((option for option in options if isinstance(option, torch.device)), tensor.device)
+    if operation is aten.to and (dtype, device) == (tensor.dtype, tensor.device):
+        return tensor  # in inference mode PyTorch dispatches `to` even when it changes nothing
+    copy = operation in (aten.clone, aten._to_copy)
+    values, scales = (part.to(device, copy=copy) for part in (tensor.values, tensor.scales))
+    return QuantizedTensor(values, scales, tensor.bits, dtype)
 
 
 def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., K) -> (..., N) in x's dtype."""
+    """Computes x (..., K) -> (..., N) in x's dtype.
+
+    A bfloat16 input of at most `native.MAX_ROWS` rows is multiplied with the packed values; else they are dequantized.
+    """
     assert isinstance(weight, QuantizedTensor), "only the weight of a product is quantized"
     if weight.matrix is not None and x.dtype == torch.bfloat16 and x.numel() <= native.MAX_ROWS * x.shape[-1]:
         out = native.multiply_matrix(x, weight.matrix)

@@ -1,6 +1,6 @@
-"""The model: sizes and parts, the transformer, its cache, and log-probabilities without whole logits.
+"""The model: its parts, the transformer, its cache, and log-probabilities without whole logits.
 
-Start with `config.py` (what a family and a depth mean, no torch), then `transformer.py` and its parts `attention.py`,
-`feed_forward.py`, `norm.py`, `positions.py`; `cache.py` is what decoding adds, `logprob.py` is what training adds.
-Nothing here knows of optimizers, data or files.
+Start with `fledgling.config.ModelConfig` (what a family and a depth mean), then `transformer.py` and its parts
+`attention.py`, `feed_forward.py`, `norm.py`, `positions.py`; `cache.py` is for decoding, `logprob.py` for losses and
+evaluations. Nothing here depends on optimizers, data or files.
 """

@@ -1,4 +1,4 @@
-"""Builds a model for the device that it runs on: parameters allocated there, blocks compiled where a compiler exists."""
+"""Builds a model on its device: parameters are allocated there, and blocks are compiled where a compiler exists."""
 
 from __future__ import annotations
 

@@ -91,13 +91,15 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def _visible(document_ids: Tensor | None, window_size: int | None) -> Callable[..., Tensor]:
     """Returns the test of one pair: whether query `i` of row `b` sees key `j`."""
 
+    # each is used only where its argument is not None
     def causal(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (i >= j) & (i - j < window_size)
+        return (i >= j) & (i - j < window_size)  # type: ignore[operator]
 
     def inside(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (i >= j) & (document_ids[b, i] == document_ids[b, j])
+        return (i >= j) & (document_ids[b, i] == document_ids[b, j])  # type: ignore[index]
 
     def both(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (i >= j) & (i - j < window_size) & (document_ids[b, i] == document_ids[b, j])
+        same_document = document_ids[b, i] == document_ids[b, j]  # type: ignore[index]
+        return (i >= j) & (i - j < window_size) & same_document  # type: ignore[operator]
 
     return causal if document_ids is None else inside if window_size is None else both

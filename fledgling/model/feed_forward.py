@@ -1,10 +1,13 @@
 """The feed-forward part of a block: two matrices around an activation, or three with a gate.
 
-One idea: `inward` matrices read the stream and `outward` ones write to it; what stands between is one function.
-Weights are cast to the dtype of what comes in.
+`input_projections` read the residual stream and `output_projection` writes to it. `apply_linear` is the one way in
+which the model multiplies by a weight. What multiplies is the weight's own choice: plain tensors take PyTorch's
+product, and the other kinds of weights (`fledgling.kernels`) answer `torch.nn.functional.linear` themselves.
 
 Sources: ReLU^2, Primer, So et al. 2021, arXiv 2109.08668; GELU in its tanh form, Hendrycks & Gimpel 2016, arXiv
 1606.08415; SwiGLU, Shazeer 2020, arXiv 2002.05202.
+
+B batch, T time, C width of the stream, F intermediate size.
 """
 
 from __future__ import annotations
@@ -18,9 +21,15 @@ from fledgling.config import ModelConfig
 
 
 def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = None) -> Tensor:
-    """x W^T + b with the fp32 master weights cast to x's dtype: the products run in the compute dtype.
+    """Computes x W^T + b, with the weights cast to x's dtype: the products run in the compute dtype.
 
-    factor (..., 1): what x was still to be times (flash_norm.py); then the result is factor (x W^T) + b.
+    Args:
+        x: (..., in).
+        deferred_scale: (..., 1), a factor of x still to be applied (flash_norm.py); the result is then
+            deferred_scale * (x W^T) + b.
+
+    Returns:
+        (..., out) in x's dtype.
     """
     bias = None if linear.bias is None else linear.bias.to(x.dtype)
     if deferred_scale is None:
@@ -30,79 +39,79 @@ def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = N
 
 
 def relu2(x: Tensor) -> Tensor:
-    """max(x, 0)^2."""
+    """Computes max(x, 0)^2."""
     return x.relu().square()
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """x Phi(x) with Phi by its tanh form, within 5e-4 of it: what GPT-2 was trained with."""
+    """Computes x Phi(x) with the tanh form of Phi, within 5e-4 of it: what GPT-2 was trained with."""
     return F.gelu(x, approximate="tanh")
 
 
 class FeedForward(nn.Module):
-    """fc2(activation(fc1 x)), hidden width F."""
+    """fc2(activation(fc1 x))."""
 
     def __init__(self, config: ModelConfig, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.activation = activation
         self.fc1 = nn.Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
         self.fc2 = nn.Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
-        self.scale_commutes = activation is relu2 and not config.bias  # a factor r of its input is r^2 of its output
+        # whether a factor r of the input can be applied as r^2 behind fc2
+        self.scale_commutes = activation is relu2 and not config.bias
 
     @property
     def input_projections(self) -> tuple[nn.Linear, ...]:
-        """The matrices that read the stream."""
+        """The matrices that read the residual stream."""
         return (self.fc1,)
 
     @property
     def output_projection(self) -> nn.Linear:
-        """The matrix that writes to it."""
+        """The matrix that writes to the residual stream."""
         return self.fc2
 
     def compute_activations(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> what the second matrix reads (B, T, F), less a factor that passes behind it."""
+        """(B, T, C) -> the input of fc2 (B, T, F), without a scale that is applied behind fc2."""
         return self.activation(apply_linear(x, self.fc1, None if self.scale_commutes else deferred_scale))
 
     def forward(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C); factor (B, T, 1): see `project`."""
-        behind = deferred_scale.square() if deferred_scale is not None and self.scale_commutes else None
-        return apply_linear(self.compute_activations(x, deferred_scale), self.fc2, behind)
+        """(B, T, C) -> (B, T, C); deferred_scale (B, T, 1): see `apply_linear`."""
+        output_scale = deferred_scale.square() if deferred_scale is not None and self.scale_commutes else None
+        return apply_linear(self.compute_activations(x, deferred_scale), self.fc2, output_scale)
 
 
 class GatedFeedForward(nn.Module):
-    """down(silu(gate x) * up x), hidden width F."""
+    """down(silu(gate x) * up x)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
         self.up_proj = nn.Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
         self.down_proj = nn.Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
-        self.scale_commutes = not config.bias  # the factor of `up`, which is linear
+        self.scale_commutes = not config.bias  # whether the factor of `up`, which is linear, can be applied behind down
 
     @property
     def input_projections(self) -> tuple[nn.Linear, ...]:
-        """The matrices that read the stream."""
+        """The matrices that read the residual stream."""
         return self.gate_proj, self.up_proj
 
     @property
     def output_projection(self) -> nn.Linear:
-        """The matrix that writes to it."""
+        """The matrix that writes to the residual stream."""
         return self.down_proj
 
     def compute_activations(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> what the last matrix reads (B, T, F), less a factor that passes behind it."""
+        """(B, T, C) -> the input of down (B, T, F), without a scale that is applied behind down."""
         up = apply_linear(x, self.up_proj, None if self.scale_commutes else deferred_scale)
         return F.silu(apply_linear(x, self.gate_proj, deferred_scale)) * up
 
     def forward(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C); factor (B, T, 1): see `project`."""
-        return apply_linear(
-            self.compute_activations(x, deferred_scale), self.down_proj, deferred_scale if self.scale_commutes else None
-        )
+        """(B, T, C) -> (B, T, C); deferred_scale (B, T, 1): see `apply_linear`."""
+        output_scale = deferred_scale if self.scale_commutes else None
+        return apply_linear(self.compute_activations(x, deferred_scale), self.down_proj, output_scale)
 
 
 def make_feed_forward(config: ModelConfig) -> FeedForward | GatedFeedForward:
-    """The part that `config.activation` names."""
+    """Returns the part that `config.activation` names."""
     if config.is_gated:
         return GatedFeedForward(config)
     return FeedForward(config, relu2 if config.activation == "relu2" else gelu_tanh)

@@ -1,7 +1,6 @@
-"""Normalization over the width: by the root mean square without or with a weight, or by mean and variance.
+"""Normalization over the width: by the root mean square, without or with a weight, or by mean and variance.
 
-One idea: every norm is one function of x (..., C), computed in fp32 whatever x is, behind one interface; `make_norm`
-gives the one that a configuration names.
+Every norm is a function of x (..., C), computed in fp32 whatever x is; `make_norm` returns the one of a configuration.
 
 Sources: RMSNorm, Zhang & Sennrich 2019, arXiv 1910.07467; LayerNorm, Ba et al. 2016, arXiv 1607.06450.
 """
@@ -16,7 +15,7 @@ from fledgling.config import ModelConfig
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x (..., C) divided by its root mean square over C; computed in fp32, returned in x's dtype."""
+    """Returns x (..., C) divided by its root mean square over C; computed in fp32, in x's dtype."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).type_as(x)
 
@@ -36,7 +35,7 @@ class RMSNorm(nn.Module):
 
 
 class WeightedRMSNorm(nn.Module):
-    """`rms_norm` times a weight (C,): after it in x's dtype, the order in which Llama rounds."""
+    """`rms_norm` times a weight (C,), applied in x's dtype after the rounding, as in Llama."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ class WeightedRMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """x less its mean, over its standard deviation, times a weight (C,), plus a bias (C,); in fp32."""
+    """(x - mean) / standard deviation, times a weight (C,), plus a bias (C,); in fp32."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ class LayerNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """The norm that `config.norm` names: before attention, before the feed-forward, and at the end."""
+    """Returns the norm that `config.norm` names: before attention, before the feed-forward part, and at the end."""
     if config.norm == "rms":
         return RMSNorm(config.norm_eps)
     return (LayerNorm if config.norm == "layer" else WeightedRMSNorm)(config.width, config.norm_eps)

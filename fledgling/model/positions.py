@@ -1,8 +1,8 @@
-"""Where a token stands: rotary angles for every head, or a learned vector added to the embedding.
+"""Positions: rotary angles for every head (RoPE), or a learned vector added to the embedding.
 
-One idea: a part takes the embedded tokens and their positions and gives back (x, rotary): what flows on, and what
-attention has to turn queries and keys by (None where positions are already in x). So a block need not know which of
-the two a model has.
+A positions module takes the embedded tokens and their positions and returns (x, rotary): the input of the first block,
+and the cosines and sines by which attention rotates queries and keys (None where the positions are already in x). So a
+block does not depend on which of the two a model has.
 
 B batch, H heads, T time, D head width, C width.
 """
@@ -18,11 +18,11 @@ Rotary = tuple[Tensor, Tensor]  # cos and sin, (B or 1, 1, T, D/2)
 
 
 def make_rotary_table(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """cos and sin (context, D/2) of RoPE's angles (Su et al. 2021, arXiv 2104.09864), fp32.
+    """Returns cos and sin (context, D/2) of RoPE's angles (Su et al. 2021, arXiv 2104.09864), fp32.
 
-    The direction is in the sine: `rotate` turns by -angle, as NanoChat does; with the sine negated it turns by
-    +angle, as Llama does. Attention sees differences of angles only, so either is as good; weights trained with one
-    mean something else with the other.
+    The sign of the sine holds the direction: `apply_rotary` rotates by -angle, as NanoChat does; with the sine negated
+    it rotates by +angle, as Llama does. Attention depends on differences of angles only, so both are equally good, but
+    weights trained with one do not fit the other.
     """
     pairs = torch.arange(0, config.head_width, 2, dtype=torch.float32, device=device)
     frequencies = 1.0 / config.rope_base ** (pairs / config.head_width)
@@ -31,7 +31,7 @@ def make_rotary_table(config: ModelConfig, device: torch.device | str = "cpu") -
 
 
 def apply_rotary(x: Tensor, rotary: Rotary | None) -> Tensor:
-    """Rotate the two halves of x (B, H, T, D) against each other by -angle; None leaves x as it is."""
+    """Rotates the two halves of x (B, H, T, D) against each other by -angle; None returns x."""
     if rotary is None:
         return x
     cos, sin = rotary
@@ -42,14 +42,17 @@ def apply_rotary(x: Tensor, rotary: Rotary | None) -> Tensor:
 class RotaryPositions(nn.Module):
     """Angles from a table, for every position up to the context; nothing is learned."""
 
+    cos: Tensor  # (context, D/2)
+    sin: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         cos, sin = make_rotary_table(config, torch.get_default_device())
-        self.register_buffer("cos", cos, persistent=False)  # (context, D/2)
+        self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x: Tensor, positions: slice | Tensor) -> tuple[Tensor, Rotary | None]:
-        """x (B, T, C) at positions index, a slice of T or (B, T) -> x, and cos and sin in x's dtype."""
+        """x (B, T, C), positions a slice of length T or (B, T) -> x, and cos and sin in x's dtype."""
         cos, sin = self.cos[positions].to(x.dtype), self.sin[positions].to(x.dtype)
         if cos.ndim == 2:
             return x, (cos[None, None], sin[None, None])  # (1, 1, T, D/2)
@@ -64,10 +67,10 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.zeros(config.context, config.width))
 
     def forward(self, x: Tensor, positions: slice | Tensor) -> tuple[Tensor, Rotary | None]:
-        """x (B, T, C) at positions index, a slice of T or (B, T) -> x with its positions, and no angles."""
+        """x (B, T, C), positions a slice of length T or (B, T) -> x with the positions' vectors added, and None."""
         return x + self.weight[positions].to(x.dtype), None
 
 
-def make_positions(config: ModelConfig) -> nn.Module:
-    """The part that `config.positions` names."""
+def make_positions(config: ModelConfig) -> RotaryPositions | LearnedPositions:
+    """Returns the module that `config.positions` names."""
     return (RotaryPositions if config.positions == "rope" else LearnedPositions)(config)

@@ -1,7 +1,7 @@
-"""What a block reads of the stream: the stream itself, or a mixture of it with the embedded token.
+"""The input of a block: the residual stream, or a mixture of it with the embedded token.
 
-One idea: two learned numbers a layer, a x + b x0, let deep layers turn the stream down and look back at the token. At
-the beginning a = 1 and b = 0: the model without them.
+Two learned numbers for each layer, a x + b x0, let deep layers scale the stream down and read the token again.
+Initially a = 1 and b = 0: the model without them.
 
 Source: the GPT-2 speed-runs (Jordan et al. 2024, modded-nanogpt: "x0 lambdas").
 """
@@ -23,12 +23,12 @@ class ResidualScalars(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(self.initial_values))
 
-    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        """x, embedded (B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, embeddings: Tensor) -> Tensor:
+        """x, embeddings (B, T, C) -> (B, T, C)."""
         a, b = self.weight.to(x.dtype)
-        return a * x + b * embedded
+        return a * x + b * embeddings
 
 
 def make_residual(config: ModelConfig) -> ResidualScalars | None:
-    """The part that `config.residual_scalars` asks for."""
+    """Returns the module that `config.residual_scalars` asks for, or None."""
     return ResidualScalars() if config.residual_scalars else None

@@ -1,14 +1,16 @@
 """The decoder: embedding, positions, blocks of attention and feed-forward, a last norm, the head.
 
-One idea: the blocks are the same for every family; the configuration names the part that stands in each place
-(`norm.py`, `positions.py`, `feed_forward.py`), and only the makers of the parts read those names. Weights are fp32; the
-products run in `compute_dtype`. The model knows neither loss nor optimizer, and training never asks it for logits of
-a whole batch: `logprob.py` takes the hidden states.
+The blocks are the same for every family. The configuration names each part, and only the functions that make the parts
+(`make_norm`, `make_positions`, `make_feed_forward`) read these names. Weights are fp32; the products run in
+`compute_dtype`. The model contains no loss, and training never computes the logits of a whole batch: `logprob.py` takes
+the hidden states.
 
 B batch, T time, C width, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from fledgling.model.positions import LearnedPositions, Rotary, make_positions
 from fledgling.model.residual import ResidualScalars, make_residual
 from fledgling.model.value_embedding import ValueEmbedding
 
-INIT_STD = 0.02  # standard deviation of GPT-2's and Llama's first weights
+INIT_STD = 0.02  # standard deviation of the initial weights of GPT-2 and Llama
 
 
 class TransformerBlock(nn.Module):
@@ -43,30 +45,28 @@ class TransformerBlock(nn.Module):
         self,
         x: Tensor,
         rotary: Rotary | None,
-        document_ids: Tensor | BlockMask | None = None,
+        document_ids: Tensor | None = None,
         cache_batch: CacheBatch | None = None,
         tree: TreeMask | None = None,
         tokens: Tensor | None = None,
         embeddings: Tensor | None = None,
+        mask: Tensor | BlockMask | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C); tokens (B, T) and embedded (B, T, C): what the model began with."""
+        """(B, T, C) -> (B, T, C); tokens (B, T) and embeddings (B, T, C) are the model's input; see `Attention`."""
         x = x if self.residual is None else self.residual(x, embeddings)
-        read, factor = self.apply_norm(self.attention_norm, x)
-        x = x + self.attention(read, rotary, document_ids, cache_batch, tree, factor, tokens)
+        normed, scale = self.apply_norm(self.attention_norm, x)
+        x = x + self.attention(normed, rotary, document_ids, cache_batch, tree, scale, tokens, mask)
         return x + self.mlp(*self.apply_norm(self.mlp_norm, x))
 
 
 class Transformer(nn.Module):
-    """The whole decoder; `forward` ends at the normalized hidden states, `logits` is the head."""
+    """The decoder; `forward` returns the normalized hidden states, `compute_logits` applies the head."""
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config, self.compute_dtype = config, compute_dtype
-        self.use_block_masks = False  # where blocks are compiled for CUDA: documents and windows without a (T, T) mask
         embedding = nn.Embedding(config.vocab_size, config.width)
-        if (
-            config.tie_embeddings
-        ):  # the head comes first, so that the one matrix bears its name and is moved at its rate
+        if config.tie_embeddings:  # the head comes first, so that the one matrix has its name and its learning rate
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
             embedding.weight = self.head.weight
         self.embedding = embedding
@@ -74,50 +74,53 @@ class Transformer(nn.Module):
         self.positions = make_positions(config)
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.depth))
         self.norm = make_norm(config)
+        self.use_block_masks = False  # for blocks compiled for CUDA: documents and windows without a (T, T) mask
         if not config.tie_embeddings:
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Fill the weights; norms become the identity, biases zero. The values depend on seed and shapes alone.
+        """Initializes the weights. The values depend on seed and shapes alone.
 
-        fledgling: matrices uniform with standard deviation C^-1/2, outputs of a block and the head zero: a fresh model
-        is the identity on its residual stream and predicts the uniform distribution. The embedding is normal with
-        standard deviation 1.
-        gpt2, llama: all matrices normal with standard deviation .02; in gpt2 the outputs of a block over sqrt(2 L), so
-        that the stream's variance does not grow with the depth (Radford et al. 2019).
-        A matrix that is embedding and head at once is normal with .02 in every family: it must be small as a head.
+        All families: norms are the identity, biases zero. A matrix that is both embedding and head is normal with
+        standard deviation .02, because it must be small as a head.
+        fledgling: matrices are uniform with standard deviation C^-1/2; the output projections of a block and the head
+        are zero, so that a fresh model is the identity on its residual stream and predicts the uniform distribution.
+        The embedding is normal with standard deviation 1.
+        gpt2, llama: all matrices are normal with standard deviation .02; in gpt2 the output projections of a block are
+        divided by sqrt(2 L), so that the stream's variance does not grow with the depth (Radford et al. 2019).
         """
         generator = torch.Generator().manual_seed(seed)
         config = self.config
 
-        def normal(tensor: Tensor, deviation: float) -> None:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * deviation)
+        def fill_normal(tensor: Tensor, std: float) -> None:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * std)
 
-        identity = config.family == "fledgling"
-        normal(self.embedding.weight, 1.0 if identity and not config.tie_embeddings else INIT_STD)
+        starts_as_identity = config.family == "fledgling"
+        fill_normal(self.embedding.weight, 1.0 if starts_as_identity and not config.tie_embeddings else INIT_STD)
         if isinstance(self.positions, LearnedPositions):
-            normal(self.positions.weight, INIT_STD)
+            fill_normal(self.positions.weight, INIT_STD)
         if not config.tie_embeddings:
-            normal(self.head.weight, INIT_STD) if not identity else self.head.weight.zero_()
+            fill_normal(self.head.weight, INIT_STD) if not starts_as_identity else self.head.weight.zero_()
         bound = (3.0 / config.width) ** 0.5  # of a uniform distribution with variance 1 / C
-        outward = INIT_STD * ((2 * config.depth) ** -0.5 if config.family == "gpt2" else 1.0)
+        output_std = INIT_STD * ((2 * config.depth) ** -0.5 if config.family == "gpt2" else 1.0)
         for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
             for linear in (*block.attention.input_projections, *block.mlp.input_projections):
-                if identity:
+                if starts_as_identity:
                     linear.weight.copy_((2 * torch.rand(linear.weight.shape, generator=generator) - 1) * bound)
                 else:
-                    normal(linear.weight, INIT_STD)
+                    fill_normal(linear.weight, INIT_STD)
             for linear in (block.attention.output_projection, block.mlp.output_projection):
-                normal(linear.weight, outward) if not identity else linear.weight.zero_()
+                fill_normal(linear.weight, output_std) if not starts_as_identity else linear.weight.zero_()
         for name, parameter in self.named_parameters():
             if name.endswith(".bias"):
                 parameter.zero_()
             elif parameter.ndim == 1:  # the weight of a norm
                 parameter.fill_(1.0)
         for module in self.modules():
-            if isinstance(module, ValueEmbedding):  # no larger than what the layers' own values vary by
-                normal(module.weight, config.width**-0.5 if identity else INIT_STD)
+            if isinstance(module, ValueEmbedding):  # no larger than the variation of the layers' own values
+                fill_normal(module.weight, config.width**-0.5 if starts_as_identity else INIT_STD)
             elif isinstance(module, ResidualScalars):
                 module.weight.copy_(torch.tensor(module.initial_values))
 
@@ -128,54 +131,55 @@ class Transformer(nn.Module):
         cache_batch: CacheBatch | None = None,
         tree: TreeMask | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm.
+        """Computes the hidden states after the final norm.
 
-        tokens (B, T) int64; documents (B, T): attention stays where the number is the same; cache: keys and values of
-        the tokens before, extended by these at each row's own length (the caller then moves the lengths on); tree:
-        rows that fork (without a cache).
-        Returns (B, T, C) in compute_dtype.
+        Args:
+            tokens: (B, T) int64.
+            document_ids: (B, T), attention stays within equal numbers; None: one document a row.
+            cache_batch: keys and values of the tokens before, extended by these at each row's own length; the caller
+                then advances the lengths.
+            tree: rows that fork; without a cache.
+
+        Returns:
+            (B, T, C) in compute_dtype.
         """
         training = torch.is_grad_enabled() and cache_batch is None  # only then is compilation worth its time
-        embedding_norm, norm = self.embedding_norm, self.norm
+        embedding_norm: Callable[[Tensor], Tensor] = self.embedding_norm
+        norm: Callable[[Tensor], Tensor] = self.norm
         if not training:
-            embedding_norm, norm = embedding_norm.forward, norm.forward
+            embedding_norm, norm = self.embedding_norm.forward, self.norm.forward
         x = embedding_norm(self.embedding(tokens).to(self.compute_dtype))
         if tree is not None:
-            assert cache_batch is None, "a row that forks is read at once"
+            assert cache_batch is None, "a row that forks is read without a cache"
             x, rotary = self.positions(x, tree.positions)
         elif cache_batch is None:
             x, rotary = self.positions(x, slice(0, tokens.shape[1]))
         else:
             x, rotary = self.positions(x, cache_batch.positions.clamp(max=self.config.context - 1))
-        window_sizes = [block.attention.window_size for block in self.blocks]
+        window_sizes = [self.config.layer_window_size(layer) for layer in range(self.config.depth)]
+        masks: Mapping[int | None, Tensor | BlockMask | None] = dict.fromkeys(window_sizes)
         if self.use_block_masks and training and tree is None:
             masks = make_block_masks(document_ids, tokens.shape[1], tokens.device, window_sizes)
-        else:
-            if (
-                cache_batch is None
-                and not uses_blockwise_attention(x)
-                and (document_ids is not None or tree is not None)
-            ):
-                document_ids = make_attention_mask(x, document_ids, tree)
-            masks = dict.fromkeys(window_sizes, document_ids)
-        embedded = x if self.config.residual_scalars else None
+            document_ids = None
+        elif cache_batch is None and not uses_blockwise_attention(x) and (document_ids is not None or tree is not None):
+            masks = dict.fromkeys(window_sizes, make_attention_mask(x, document_ids, tree))
+        embeddings = x if self.config.residual_scalars else None
         for block, window_size in zip(self.blocks, window_sizes, strict=True):
-            if embedded is not None:  # a node a layer: its gradients are added in pairs, so in one order on any ranks
-                embedded = embedded.view_as(embedded)
-            x = (block if training else block.forward)(
-                x, rotary, masks[window_size], cache_batch, tree, tokens, embedded
-            )
+            if embeddings is not None:  # a node for each layer: gradients are added in pairs, in one order on any ranks
+                embeddings = embeddings.view_as(embeddings)
+            run = block if training else block.forward
+            x = run(x, rotary, document_ids, cache_batch, tree, tokens, embeddings, masks[window_size])
         return norm(x)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """hidden (..., C) -> logits (..., V) in fp32, soft-capped where the model has a cap."""
+        """hidden_states (..., C) -> logits (..., V) in fp32, soft-capped where the model has a cap."""
         return self.apply_softcap(apply_linear(hidden_states, self.head).float())
 
     def apply_softcap(self, logits: Tensor) -> Tensor:
-        """Logits after the model's soft cap, where it has one."""
+        """Returns cap * tanh(logits / cap), or logits where the model has no cap."""
         cap = self.config.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def count_parameters(self) -> int:
-        """Number of trained values; d20 with 65,536 entries has 560,988,160."""
+        """Returns the number of trained values; d20 with 65,536 entries has 560,988,160."""
         return sum(p.numel() for p in self.parameters())

@@ -1,10 +1,10 @@
-"""Value embeddings: a second table by token, added to what attention carries in some of the layers.
+"""Value embeddings: a second embedding table, added to the values of attention in some of the layers.
 
-One idea: a layer's values are a function of the stream; a vector that depends on the token alone is added to them, so
-that deep layers need not keep the token's identity in the stream. It costs memory and a look-up, no product.
+A layer's values are a function of the residual stream; a vector that depends on the token alone is added to them, so
+that deep layers need not keep the token's identity in the stream. It costs memory and a look-up, and no product.
 
-Sources: value residuals, Zhou et al. 2024, arXiv 2410.17897; as tables of their own in the GPT-2 speed-runs (Jordan et
-al. 2024, modded-nanogpt). Here the vector is added as it is, without a gate.
+Sources: value residuals, Zhou et al. 2024, arXiv 2410.17897; as separate tables in the GPT-2 speed-runs (Jordan et al.
+2024, modded-nanogpt). Here the vector is added without a gate.
 """
 
 from __future__ import annotations
@@ -27,5 +27,5 @@ class ValueEmbedding(nn.Module):
 
 
 def make_value_embedding(config: ModelConfig, layer: int) -> ValueEmbedding | None:
-    """The part of a layer that has one."""
+    """Returns the layer's value embedding, or None where it has none."""
     return ValueEmbedding(config) if config.has_value_embedding(layer) else None

@@ -1,7 +1,7 @@
-"""Attention over the last W tokens only: the mask, and the same by pieces of a long row.
+"""Attention over the last W tokens only: the mask, and attention by pieces of a long row.
 
-One idea: a query sees the W keys that end with its own. A piece of W queries needs at most 2 W - 1 keys, so cut in
-pieces the work grows with T W instead of T^2, whatever kernel multiplies the piece.
+A query sees the W keys that end with its own. A piece of W queries needs at most 2 W - 1 keys, so in pieces the work
+grows with T W instead of T^2, whatever kernel multiplies a piece.
 
 Source: Beltagy et al. 2020, arXiv 2004.05150; as a pattern of short and long layers in GPT-3, Brown et al. 2020.
 
@@ -16,31 +16,43 @@ from torch import Tensor
 
 
 def window_mask(queries: Tensor, keys: Tensor, window_size: int | None) -> Tensor:
-    """Whether keys at positions (..., S) are in the window of queries at (..., T), and not behind them: (..., T, S)."""
-    ahead = queries[..., :, None] - keys[..., None, :]
-    return ahead >= 0 if window_size is None else (ahead >= 0) & (ahead < window_size)
+    """Returns (..., T, S): whether a query sees a key, from positions of queries (..., T) and keys (..., S).
+
+    A key is seen if it is not after the query and less than window_size tokens before it; None: all keys not after it.
+    """
+    distance = queries[..., :, None] - keys[..., None, :]
+    return distance >= 0 if window_size is None else (distance >= 0) & (distance < window_size)
 
 
 def first_visible_key(start: int, window_size: int | None) -> int:
-    """The first key that any query from `start` on can see."""
+    """Returns the first key that any query at position `start` or later can see."""
     return 0 if window_size is None else max(0, start - window_size + 1)
 
 
 def windowed_sdpa(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window_size: int, min_piece: int = 128
 ) -> Tensor:
-    """Windowed attention of q (B, H, T, D) over k, v (B, G, T, D) by PyTorch's kernel, max(window, least) rows a time.
+    """Computes windowed attention with PyTorch's kernel, max(window_size, min_piece) queries at a time.
 
-    mask (B, 1, T, T): added to the scores, 0 where seen and -inf elsewhere; None: causal.
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, G, T, D).
+        mask: (B, 1, T, T), added to the scores: 0 where a key is seen, -inf elsewhere; None is causal.
+
+    Returns:
+        (B, H, T, D).
     """
     time, outputs = q.shape[2], []
-    places = torch.arange(time, device=q.device)
+    positions = torch.arange(time, device=q.device)
     size, grouped = max(window_size, min_piece), q.shape[1] != k.shape[1]
     for start in range(0, time, size):
         end, first = min(start + size, time), first_visible_key(start, window_size)
-        seen = window_mask(places[start:end], places[first:end], window_size)
+        visible = window_mask(positions[start:end], positions[first:end], window_size)
         if mask is not None:
-            seen = mask[:, :, start:end, first:end].masked_fill(~seen, float("-inf"))
-        part = (t[:, :, first:end] for t in (k, v))
-        outputs.append(F.scaled_dot_product_attention(q[:, :, start:end], *part, attn_mask=seen, enable_gqa=grouped))
+            visible = mask[:, :, start:end, first:end].masked_fill(~visible, float("-inf"))
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], attn_mask=visible, enable_gqa=grouped
+            )
+        )
     return torch.cat(outputs, dim=2)

@@ -1,16 +1,17 @@
-"""From the gradients of micro-batches to the sum over all of them and all ranks, of which a rank keeps its own part.
+"""Reduction of gradients over micro-batches and ranks, and their norm; each rank keeps the part that it owns.
 
-The one idea: a gradient travels in buckets (`layout.py`), launched in one fixed order on every rank, at most AHEAD of
-them in flight, and what comes back is one chunk a rank that is added to the chunks before it.
+A gradient travels in buckets (`partition.py`). Every rank launches them in the same order, at most MAX_IN_FLIGHT at
+once. The result of each is one chunk for each rank, which is added to the chunks of earlier micro-batches.
 
-    zero 0, 1   buckets are launched after the last micro-batch
-    zero 2      each bucket is launched during backward, as soon as its last gradient exists, and its gradients are
-                freed: whole gradients of all parameters never coexist
-    exact       buckets are launched after (zero 2: during) every micro-batch, and added in a binary tree
+    zero_stage 0, 1   buckets are launched after the last micro-batch
+    zero_stage 2      each bucket is launched during backward, as soon as its last gradient exists, and its gradients
+                      are freed: the whole gradients of all parameters never coexist
+    deterministic     buckets are launched after (stage 2: during) every micro-batch, and added in a binary tree
 
-The tree of exact mode: micro-batch i of a step belongs to rank i mod ranks and round i // ranks. A round is summed over
-ranks as a tree over neighbours, the rounds by a binary counter; with 2^k ranks both together are one tree over i, so
-1, 2, 4 and 8 ranks add the same numbers in the same order. A missing micro-batch is a zero.
+The tree of deterministic mode: micro-batch i of a step belongs to rank i mod ranks and is that rank's micro-batch i //
+ranks. Micro-batches of the same number are summed over ranks as a tree over neighbors, and these sums by a binary
+counter. With 2^k ranks both together are one tree over i, so 1, 2, 4 and 8 ranks add the same numbers in the same
+order. A missing micro-batch counts as zero.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from fledgling.runtime.world import PendingCollective, World
 
 
 def add_pairwise(sums: list[Tensor], chunk: Tensor, before: int) -> None:
-    """Add a chunk to the branches of a tree over `before` chunks: a binary counter, whose 1-bits are the branches.
+    """Adds a chunk to the partial sums of a tree over `before` chunks: a binary counter, whose 1-bits are the sums.
 
-    With `before` the number of branches, at most one, it is a plain sum.
+    With `before` equal to the number of partial sums, which is then 0 or 1, this is a plain sum.
     """
     while before & 1:
         chunk = sums.pop().add_(chunk)
@@ -37,7 +38,7 @@ def add_pairwise(sums: list[Tensor], chunk: Tensor, before: int) -> None:
 
 
 def sum_branches(sums: list[Tensor]) -> Tensor:
-    """Add up what is left: the branches of the tree that have no neighbour. Empties the list."""
+    """Adds up the partial sums that remain in the tree, and empties the list."""
     chunk = sums.pop()
     while sums:
         chunk = sums.pop().add_(chunk)
@@ -45,7 +46,10 @@ def sum_branches(sums: list[Tensor]) -> Tensor:
 
 
 class GradientReducer:
-    """Sums the gradients of one step. `begin`, a backward and `accumulate` for each micro-batch, then `finish`."""
+    """Sums the gradients of one step.
+
+    Call `begin_step`, then for each micro-batch a backward pass and `accumulate`, then `finish`.
+    """
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], partition: Partition, world: World, deterministic: bool
@@ -56,41 +60,39 @@ class GradientReducer:
         self.micro_batches, self.micro_batch, self.next_bucket = 1, 0, 0
         self.ready_names: set[str] = set()
         self.in_flight: deque[tuple[int, PendingCollective]] = deque()
-        self.partial_sums: list[list[Tensor]] = [
-            [] for _ in partition.buckets
-        ]  # of each bucket: chunks not yet added up
+        self.partial_sums: list[list[Tensor]] = [[] for _ in partition.buckets]  # by bucket
         if self.reduces_in_backward:
             for name, parameter in parameters.items():
                 parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._on_gradient_ready(name))
 
     def begin_step(self, micro_batches: int) -> None:
-        """Start a step of `rounds` micro-batches on the rank that has most of them."""
+        """Starts a step; micro_batches is the number on the rank that has the most."""
         self.micro_batches, self.micro_batch, self.next_bucket = micro_batches, 0, 0
         self.partial_sums = [[] for _ in self.partition.buckets]
 
     def accumulate(self) -> None:
-        """A micro-batch's backward is done: send what is due of its gradient."""
+        """Launches the buckets that are due after the backward pass of a micro-batch."""
         if self.reduces_every_micro_batch or self.micro_batch == self.micro_batches - 1:
             self._launch(len(self.partition.buckets))
         self._next_micro_batch()
 
     def finish(self) -> dict[str, Tensor]:
-        """The summed gradient of what this rank owns: by name, rows (n, ...) of the parameter, or all of it."""
-        while self.micro_batch < self.micro_batches:  # others had a micro-batch more
+        """Returns the summed gradient of what this rank owns: by name, rows (n, ...) of the parameter, or all of it."""
+        while self.micro_batch < self.micro_batches:  # other ranks had a micro-batch more
             self.accumulate()
-        gathered: deque[tuple[Bucket, PendingCollective]] = deque()
-        own: dict[str, Tensor] = {}
+        gathering: deque[tuple[Bucket, PendingCollective]] = deque()
+        owned: dict[str, Tensor] = {}
         for index, bucket in enumerate(self.partition.buckets):
             chunk = sum_branches(self.partial_sums[index])
             if not bucket.replicated:
-                own |= self._split_owned(bucket, chunk)
+                owned |= self._split_owned(bucket, chunk)
                 continue
-            gathered.append((bucket, self.world.all_gather(chunk)))
-            if len(gathered) > MAX_IN_FLIGHT:
-                own |= self._split_replicated(*gathered.popleft())
-        for bucket, pending in gathered:
-            own |= self._split_replicated(bucket, pending)
-        return own
+            gathering.append((bucket, self.world.all_gather(chunk)))
+            if len(gathering) > MAX_IN_FLIGHT:
+                owned |= self._split_replicated(*gathering.popleft())
+        for bucket, pending in gathering:
+            owned |= self._split_replicated(bucket, pending)
+        return owned
 
     def _on_gradient_ready(self, name: str) -> None:
         self.ready_names.add(name)
@@ -100,10 +102,10 @@ class GradientReducer:
         self._launch(due)
 
     def _launch(self, end: int) -> None:
-        """Send the buckets up to `end` in their order, never more than AHEAD at once."""
+        """Launches the buckets before `end` in their order, at most MAX_IN_FLIGHT at once."""
         for index in range(self.next_bucket, end):
-            sent = self._pack_bucket(self.partition.buckets[index])
-            self.in_flight.append((index, self.world.reduce_scatter(sent, self.deterministic)))
+            packed = self._pack_bucket(self.partition.buckets[index])
+            self.in_flight.append((index, self.world.reduce_scatter(packed, self.deterministic)))
             if len(self.in_flight) == MAX_IN_FLIGHT:
                 self._finish_oldest()
         self.next_bucket = end
@@ -121,42 +123,84 @@ class GradientReducer:
         self.next_bucket = 0
 
     def _pack_bucket(self, bucket: Bucket) -> Tensor:
-        """The bucket's gradients as one padded vector (ranks x chunk,); the gradients are freed."""
+        """Returns the bucket's gradients as one padded vector (ranks x chunk,), and frees them."""
         grads = [self.parameters[name].grad for name in bucket.names]
         length = bucket.chunk_values * self.partition.world_size
         first = self.parameters[bucket.names[0]]
         if len(grads) == 1 and grads[0] is not None and length == bucket.num_values:
             packed = grads[0].reshape(-1)
         else:
-            packed, at = torch.zeros(length, dtype=first.dtype, device=first.device), 0
+            packed, offset = torch.zeros(length, dtype=first.dtype, device=first.device), 0
             for name, grad in zip(bucket.names, grads, strict=True):
                 values = self.parameters[name].numel()
                 if grad is not None:
-                    packed[at : at + values] = grad.reshape(-1)
-                at += values
+                    packed[offset : offset + values] = grad.reshape(-1)
+                offset += values
         for name in bucket.names:
             self.parameters[name].grad = None
         return packed
 
     def _split_owned(self, bucket: Bucket, chunk: Tensor) -> dict[str, Tensor]:
-        rank = self.world.rank
-        if not bucket.rank_units(rank):
+        """Returns this rank's chunk of a bucket as the matrix, or the rows, that it owns."""
+        units = bucket.rank_units(self.world.rank)
+        if not units:
             return {}
         if self.partition.roles[bucket.names[0]] == "matrix":
-            name = bucket.names[bucket.rank_units(rank)[0]]
+            name = bucket.names[units[0]]
             return {name: chunk.view(self.partition.parameters[name])}
         name = bucket.names[0]
-        return {
-            name: chunk.view(bucket.units_per_rank, *self.partition.parameters[name][1:])[
-                : len(bucket.rank_units(rank))
-            ]
-        }
+        rows = chunk.view(bucket.units_per_rank, *self.partition.parameters[name][1:])
+        return {name: rows[: len(units)]}
 
     def _split_replicated(self, bucket: Bucket, pending: PendingCollective) -> dict[str, Tensor]:
-        flat, at, own = pending.wait(), 0, {}
+        """Waits for a gathered bucket and returns its tensors."""
+        flat, offset, gradients = pending.wait(), 0, {}
         for name in bucket.names:
-            shape = self.partition.parameters[name]
             values = self.parameters[name].numel()
-            own[name] = flat[at : at + values].view(shape)
-            at += values
-        return own
+            gradients[name] = flat[offset : offset + values].view(self.partition.parameters[name])
+            offset += values
+        return gradients
+
+
+def compute_gradient_norm(
+    gradients: Mapping[str, Tensor], partition: Partition, world: World, deterministic: bool
+) -> float:
+    """Returns the norm of the whole gradient, added up in the same order on any number of ranks.
+
+    Its terms are the norms of rows (embedding, head) and of whole tensors; every rank gets all of them.
+
+    Args:
+        gradients: what this rank owns, of `GradientReducer.finish`.
+    """
+    if world.size == 1 and world.device.type != "cpu" and not deterministic:
+        norms = torch._foreach_norm(list(gradients.values()))  # a few launches instead of several for each parameter
+        return float(torch.stack(norms).square().sum().sqrt())
+    buckets = sorted(partition.buckets, key=lambda bucket: bucket.names)
+    terms = []
+    for bucket in buckets:
+        by_row = partition.roles[bucket.names[0]] in ("embedding", "head")
+        own_norms = [_tensor_norms(gradients[name], by_row) for name in bucket.names if name in gradients]
+        count = sum(map(len, own_norms))
+        terms.append(torch.zeros(count if bucket.replicated else bucket.units_per_rank, device=world.device))
+        if own_norms:
+            terms[-1][:count] = torch.cat(own_norms)
+    all_terms = world.all_gather(torch.cat(terms)).wait().view(world.size, -1)
+    named: dict[str, Tensor] = {}
+    for bucket, by_rank in zip(buckets, all_terms.split([len(term) for term in terms], dim=1), strict=True):
+        if bucket.replicated:
+            named[bucket.names[0]] = by_rank[0]
+        elif len(bucket.names) < bucket.num_units:  # rows of one tensor
+            named[bucket.names[0]] = by_rank.flatten()[: bucket.num_units]
+        else:  # a matrix of each rank
+            named |= {name: by_rank[rank] for rank, name in enumerate(bucket.names)}
+    sorted_terms = torch.cat([named[name] for name in sorted(named)])
+    if sorted_terms.device.type == "cpu":  # some devices have no float64, and so few terms do not need it there
+        sorted_terms = sorted_terms.double()
+    return float(sorted_terms.square().sum().sqrt())
+
+
+def _tensor_norms(gradient: Tensor, by_row: bool) -> Tensor:
+    """Returns the norms of the rows of a gradient (n, ...), or of all of it: (n,) or (1,), fp32."""
+    if by_row:
+        return torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    return torch.linalg.vector_norm(gradient)[None]

@@ -1,4 +1,4 @@
-"""Which parameter is moved by which rule: every parameter has exactly one role, every role exactly one rule."""
+"""Roles of parameters: every parameter has exactly one role, and every role exactly one update rule."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ ROLES = ("embedding", "matrix", "head", "scalar")
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """What moves a role: the function's name and its rate at full schedule."""
+    """The rule that updates a role, and its learning rate at a schedule multiplier of 1."""
 
-    name: str  # "adamw", "muon", or "normuon": muon with a variance a row
+    name: str  # "adamw", "muon", or "normuon": Muon with a second moment for each row
     lr: float
 
 
 def assign_role(name: str, shape: tuple[int, ...]) -> str:
-    """The role of the parameter called `name` in `fledgling.model.transformer`, or in the critic beside it.
+    """Returns the role of a parameter of `fledgling.model.transformer`, or of the critic.
 
-    Learned positions are scalars like the weights of norms and the biases: many small values, no matrix that maps
-    anything. A matrix that is embedding and head at once bears the head's name, and moves at its rate.
+    Learned positions are scalars like the weights of norms and the biases: many small values, not a matrix that maps
+    anything. A matrix that is both embedding and head has the name of the head, and so its role.
     """
     if name.startswith("positions."):
         return "scalar"
@@ -32,11 +32,11 @@ def assign_role(name: str, shape: tuple[int, ...]) -> str:
     return "matrix" if len(shape) == 2 else "scalar"
 
 
-def assign_rules(table: OptimizerConfig) -> dict[str, UpdateRule]:
-    """The rule of every role, at the rates of a recipe's [optimizer] table."""
+def assign_rules(config: OptimizerConfig) -> dict[str, UpdateRule]:
+    """Returns the rule of every role, with the learning rates of a recipe's [optimizer] table."""
     return {
-        "embedding": UpdateRule("adamw", table.embedding_lr),
-        "matrix": UpdateRule(table.matrix_optimizer, table.matrix_lr),
-        "head": UpdateRule("adamw", table.head_lr),
-        "scalar": UpdateRule("adamw", table.scalar_lr),
+        "embedding": UpdateRule("adamw", config.embedding_lr),
+        "matrix": UpdateRule(config.matrix_optimizer, config.matrix_lr),
+        "head": UpdateRule("adamw", config.head_lr),
+        "scalar": UpdateRule("adamw", config.scalar_lr),
     }

@@ -1,7 +1,7 @@
-"""Update rules as functions of tensors: AdamW, and Muon's orthogonalized momentum.
+"""Update rules as functions of tensors: AdamW, and Muon with its variants.
 
-One idea: a rule knows nothing of parameters, groups or ranks; it takes values and returns values, so it can be
-compared with its paper, compiled, and applied to a shard.
+A rule takes values and returns values. It does not see parameters, groups or ranks, so it can be compared with its
+paper, compiled, and applied to a shard. Names that end in `_` work in place.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# Jordan et al. 2024: steepest at 0 while singular values stay in [.7, 1.2]; the same at every step.
+# Jordan et al. 2024: the steepest at 0 that keeps singular values in [.7, 1.2]; the same at every step.
 JORDAN_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # Amsel et al. 2025, arXiv 2505.16932, algorithm 1: the best polynomial of each step for singular values in [.001, 1].
 _POLAR_EXPRESS = (
@@ -23,7 +23,7 @@ _POLAR_EXPRESS = (
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
 )
-SAFETY_FACTOR = 1.01  # of all polynomials but the limit, and of the norm: rounding must not lead beyond 1
+SAFETY_FACTOR = 1.01  # divides every polynomial but the limit, and the norm: rounding must not lead beyond 1
 POLAR_EXPRESS_COEFFICIENTS = tuple(
     (a / SAFETY_FACTOR, b / SAFETY_FACTOR**3, c / SAFETY_FACTOR**5) for a, b, c in _POLAR_EXPRESS
 )
@@ -31,7 +31,7 @@ LIMIT_COEFFICIENTS = (1.875, -1.25, 0.375)
 
 
 def newton_schulz_coefficients(variant: str, steps: int) -> tuple[tuple[float, float, float], ...]:
-    """(a, b, c) of p(x) = a x + b x^3 + c x^5 for each step of a "jordan" or "polar_express" iteration."""
+    """Returns (a, b, c) of p(x) = a x + b x^3 + c x^5 for each step; variant is "jordan" or "polar_express"."""
     if variant == "polar_express":
         return (POLAR_EXPRESS_COEFFICIENTS + (LIMIT_COEFFICIENTS,) * steps)[:steps]
     return (JORDAN_COEFFICIENTS,) * steps
@@ -49,25 +49,30 @@ def adamw(
     weight_decay: float,
     cautious: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2).
+    """Computes one step of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2).
 
-    All tensors of one shape, fp32; step (from 1) and rate are 0-d tensors; cautious: only values that the update brings
-    nearer to 0 decay (arXiv 2510.12402). Returns parameter, mean, square.
+    Args:
+        parameter, gradient, exp_avg, exp_avg_sq: tensors of one shape, fp32.
+        step: 0-d tensor, the number of this update, from 1.
+        lr: 0-d tensor.
+        cautious: decay only the values that the update moves nearer to 0 (arXiv 2510.12402).
+
+    Returns:
+        parameter, exp_avg and exp_avg_sq after the step.
     """
-    first, second = betas
-    exp_avg = exp_avg.lerp(gradient, 1 - first)
-    exp_avg_sq = exp_avg_sq.lerp(gradient * gradient, 1 - second)
-    denominator = (exp_avg_sq / (1 - second**step)).sqrt() + eps
-    update = exp_avg / (1 - first**step) / denominator
-    kept = lr * weight_decay * (update * parameter >= 0) if cautious else lr * weight_decay
-    return parameter * (1 - kept) - lr * update, exp_avg, exp_avg_sq
+    beta1, beta2 = betas
+    exp_avg = exp_avg.lerp(gradient, 1 - beta1)
+    exp_avg_sq = exp_avg_sq.lerp(gradient * gradient, 1 - beta2)
+    denominator = (exp_avg_sq / (1 - beta2**step)).sqrt() + eps
+    update = exp_avg / (1 - beta1**step) / denominator
+    decay = lr * weight_decay * (update * parameter >= 0) if cautious else lr * weight_decay
+    return parameter * (1 - decay) - lr * update, exp_avg, exp_avg_sq
 
 
 def adamw_(parameter: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *settings) -> None:
     """`adamw` in place; compiled, it is one pass over the four tensors without a temporary."""
-    for old, new in zip(
-        (parameter, exp_avg, exp_avg_sq), adamw(parameter, gradient, exp_avg, exp_avg_sq, *settings), strict=True
-    ):
+    tensors = (parameter, exp_avg, exp_avg_sq)
+    for old, new in zip(tensors, adamw(parameter, gradient, exp_avg, exp_avg_sq, *settings), strict=True):
         old.copy_(new)
 
 
@@ -78,16 +83,23 @@ def orthogonalize(
     pad_to_pair: bool = False,
     variant: str = "jordan",
 ) -> Tensor:
-    """An approximation of the polar factor U V^T of each matrix U S V^T, by Newton-Schulz iteration.
+    """Approximates the polar factor U V^T of each matrix U S V^T by Newton-Schulz iteration.
 
-    matrices (n, rows, columns). Computed in `dtype`. U and V stay; a singular value of at least .0015 of the matrix's
-    Frobenius norm comes out between .68 and 1.21 after 5 steps, an error of at most .32 in the spectral norm, which
-    training does not notice (Jordan et al. 2024, "Muon"); smaller ones grow by up to 485. In bf16 it holds from .005
-    on, within .01.
-    paired: compute a matrix that is alone as a stack of two; on several threads the product of one takes another
-    kernel, which rounds differently.
-    kind: of `coefficients`; for values from .001 of the norm on, "polar_express" is within .16 of 1 after 5 steps,
-    Jordan's within .53 (both in exact arithmetic).
+    The singular vectors stay. A singular value of at least .0015 of the matrix's Frobenius norm comes out between .68
+    and 1.21 after 5 steps, an error of at most .32 in the spectral norm, which training does not notice (Jordan et al.
+    2024, "Muon"); smaller ones grow by a factor of up to 485. In bf16 this holds from .005 on, within .01. For values
+    from .001 of the norm on, "polar_express" is within .16 of 1 after 5 steps and "jordan" within .53 (in exact
+    arithmetic).
+
+    Args:
+        matrices: (n, rows, columns).
+        dtype: of the products.
+        pad_to_pair: compute a single matrix as a stack of two. On several threads the product of one matrix takes
+            another kernel, which rounds differently.
+        variant: see `newton_schulz_coefficients`.
+
+    Returns:
+        (n, rows, columns), fp32.
     """
     if pad_to_pair and len(matrices) == 1:
         return orthogonalize(matrices.expand(2, -1, -1), steps, dtype, variant=variant)[:1]
@@ -113,7 +125,7 @@ def muon_direction_(
     pad_to_pair: bool,
     variant: str,
 ) -> Tensor:
-    """Returns Muon's orthogonal directions (n, rows, columns); moves the momentum buffer, and uses up the gradient."""
+    """Returns Muon's orthogonal directions (n, rows, columns); updates the momentum buffer, overwrites the gradient."""
     momentum_buffer.lerp_(gradient, 1 - momentum)
     return orthogonalize(gradient.lerp_(momentum_buffer, momentum), steps, dtype, pad_to_pair, variant)
 
@@ -133,24 +145,32 @@ def muon_(
     cautious: bool = False,
     make_direction: Callable[..., Tensor] = muon_direction_,
 ) -> None:
-    """One step of Muon with Nesterov momentum, in place, on n equal-shaped matrices (rows, columns).
+    """Makes one step of Muon with Nesterov momentum, in place, on n matrices of one shape.
 
-    gradient, velocity (n, rows, columns); the gradient is used up. The orthogonal step is scaled by
-    sqrt(max(1, rows / columns)), so that its effect on the outputs' root mean square does not depend on the shape.
-    kind: see `orthogonalize`; variance (n, rows): NorMuon's (`even_rows`); cautious: only values that the step brings
-    nearer to 0 decay (arXiv 2510.12402).
+    The orthogonal update is scaled by sqrt(max(1, rows / columns)), so that its effect on the root mean square of the
+    outputs does not depend on the shape.
+
+    Args:
+        parameters: n tensors (rows, columns).
+        gradient: (n, rows, columns); overwritten.
+        momentum_buffer: (n, rows, columns).
+        lr: 0-d tensor.
+        steps, dtype, pad_to_pair, variant: of `orthogonalize`.
+        exp_avg_sq_row: (n, rows), the state of NorMuon (`normalize_rows_`); None for Muon.
+        cautious: decay only the values that the update moves nearer to 0 (arXiv 2510.12402).
+        make_direction: `muon_direction_`, or its compiled form.
     """
-    direction = make_direction(gradient, momentum_buffer, momentum, steps, dtype, pad_to_pair, variant)
+    update = make_direction(gradient, momentum_buffer, momentum, steps, dtype, pad_to_pair, variant)
     if exp_avg_sq_row is not None:
-        normalize_rows_(direction, exp_avg_sq_row)
+        normalize_rows_(update, exp_avg_sq_row)
     rows, columns = gradient.shape[-2:]
-    direction *= lr * max(1.0, rows / columns) ** 0.5
-    if gradient.device.type != "cpu" and not cautious:  # two launches instead of two a matrix
+    update *= lr * max(1.0, rows / columns) ** 0.5
+    if gradient.device.type != "cpu" and not cautious:  # two launches instead of two for each matrix
         if weight_decay:
-            torch._foreach_mul_(parameters, float(1 - lr * weight_decay))
-        torch._foreach_sub_(parameters, direction.unbind())
+            torch._foreach_mul_(list(parameters), float(1 - lr * weight_decay))
+        torch._foreach_sub_(list(parameters), update.unbind())
         return
-    for parameter, step in zip(parameters, direction.unbind(), strict=True):
+    for parameter, step in zip(parameters, update.unbind(), strict=True):
         if cautious and weight_decay:
             parameter.sub_(parameter * (step * parameter >= 0), alpha=float(lr * weight_decay)).sub_(step)
         else:
@@ -158,20 +178,25 @@ def muon_(
 
 
 def normalize_rows_(updates: Tensor, exp_avg_sq_row: Tensor, beta: float = 0.95, eps: float = 1e-8) -> None:
-    """Divide each row of the directions (n, rows, columns) by the root of its mean square so far, in place.
+    """Divides each row of the updates by the root of its running mean square, in place.
 
-    variance (n, rows): the running mean, moved on here. The norm of a whole matrix stays what it was, so that the rate
-    means the same. Source: NorMuon, arXiv 2510.05491, algorithm 1 (there with a rate of its own in place of the norm).
+    The norm of each matrix is restored afterwards, so that the learning rate keeps its meaning.
+
+    Args:
+        updates: (n, rows, columns).
+        exp_avg_sq_row: (n, rows), the running mean square of each row; updated here.
+
+    Source: NorMuon, arXiv 2510.05491, algorithm 1 (which has its own learning rate instead of restoring the norm).
     """
     squares = torch.linalg.vector_norm(updates, dim=-1).square()  # (n, rows)
     exp_avg_sq_row.lerp_(squares / updates.shape[-1], 1 - beta)
     factors = 1 / (exp_avg_sq_row.sqrt() + eps)
-    total, scaled = squares.sum(-1), (squares * factors.square()).sum(-1)  # (n,)
-    updates *= (factors * (total / scaled.clamp(min=1e-30)).sqrt()[:, None])[..., None]
+    before, after = squares.sum(-1), (squares * factors.square()).sum(-1)  # (n,)
+    updates *= (factors * (before / after.clamp(min=1e-30)).sqrt()[:, None])[..., None]
 
 
 def muon(parameter: Tensor, gradient: Tensor, momentum_buffer: Tensor, *settings) -> tuple[Tensor, Tensor]:
-    """`muon_` as a pure function of stacks (n, rows, columns): returns parameter, velocity."""
+    """`muon_` as a pure function of stacks (n, rows, columns): returns parameter and momentum_buffer."""
     parameter, momentum_buffer = parameter.clone(), momentum_buffer.clone()
     muon_(parameter.unbind(), gradient.clone(), momentum_buffer, *settings)
     return parameter, momentum_buffer

@@ -21,7 +21,7 @@ from fledgling.report.template import render_page
 MAX_PROMPTS, MAX_ANSWERS, MAX_TEXT_CHARACTERS = 16, 8, 1200
 MAX_EVALS = 60
 STAGE_COLORS = {name: color for color, name in enumerate((*DEFAULT_STAGES, "dpo"))}
-_RL_METRICS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_share", "accuracy", "margin")
+_RL_METRICS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_fraction", "accuracy", "margin")
 COMPRESSOR_PREFIX = "bits_per_byte of "  # the bits per byte of a compressor: a level, not a curve
 
 
@@ -266,7 +266,7 @@ def rl_charts(run: RunData) -> list[tuple[str, Markup]]:
             is_percent = numbers.is_share(name, values) and name in (
                 "reward",
                 "pass_at_group",
-                "clip_share",
+                "clip_fraction",
                 "accuracy",
             )
             lines = [

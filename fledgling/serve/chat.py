@@ -44,11 +44,12 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
 
 
 def _envelope(service: Service, parsed: ParsedRequest, kind: str) -> dict[str, Any]:
+    """Returns the fields that every response and chunk has; `kind` is its "object"."""
     return {"id": parsed.id, "object": kind, "created": parsed.created, "model": service.model_name}
 
 
 def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
-    """Returns the body of a complete response."""
+    """Returns the body of a complete response from `parsed.choices`, all of which have finished."""
     choices = []
     for index, choice in enumerate(parsed.choices):
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
@@ -67,7 +68,7 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
 
 
 class ChatChunks:
-    """The chunks of a stream: a role for each choice, its deltas, its finish reason, and the usage."""
+    """The chunks of a stream, in this order: a role for each choice, its deltas, its finish reason, and the usage."""
 
     def __init__(self, service: Service, parsed: ParsedRequest) -> None:
         self.service, self.parsed = service, parsed
@@ -78,7 +79,11 @@ class ChatChunks:
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def chunks_of_event(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
-        """Yields the chunks of one event."""
+        """Adds an event to `parsed.choices[choice]` and yields the chunks that report it.
+
+        A `ChoiceFinished` gives the finish reason, after an error object if the engine failed. Other events give one
+        delta, or none if they have neither text nor requested log-probabilities.
+        """
         self.parsed.choices[choice].update(event)
         if isinstance(event, ChoiceFinished):
             if event.finish_reason == "error":

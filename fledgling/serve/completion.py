@@ -102,7 +102,7 @@ class CompletionChunks:
                 yield self._chunk(_choice(index, prefix, None, None))
 
     def chunks_of_event(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
-        """Yields the chunks of one event."""
+        """Adds an event to `parsed.choices[choice]` and yields the chunks that report it."""
         self.parsed.choices[choice].update(event)
         if isinstance(event, ChoiceFinished):
             if event.finish_reason == "error":

@@ -47,7 +47,10 @@ def compare_bytes_per_token(tokenizers: Mapping[str, Tokenizer], texts: Mapping[
 
 
 def read_udhr(archive: Path) -> dict[str, str]:
-    """Returns the Universal Declaration of Human Rights in some languages from udhr2.zip; {} if it is missing."""
+    """Returns the Universal Declaration of Human Rights from udhr2.zip, by "declaration, LANGUAGE".
+
+    The languages are those of `UDHR_LANGUAGES` that the archive contains; without an archive the result is {}.
+    """
     if not archive.is_file():
         return {}
     texts = {}
@@ -61,7 +64,8 @@ def read_udhr(archive: Path) -> dict[str, str]:
 # ---- general compressors -------------------------------------------------------------------------
 
 
-def _xz_size(data: bytes) -> int:
+def _measure_xz_size(data: bytes) -> int:
+    """Returns the bytes of the data under xz -9e with a dictionary of 128 MiB, without the headers of an .xz file."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 27}]
     return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
 
@@ -101,12 +105,18 @@ def measure_compressed_bpb(
 ) -> dict[str, float | str | None]:
     """Returns the bits per byte of the validation texts under compressors that have seen the training texts.
 
-    That is 8 (compressed(training + validation) - compressed(training)) / bytes of validation. Takes several seconds
-    for each 10 MB, on two threads.
+    That is 8 (compressed(training + validation) - compressed(training)) / bytes of validation, where training is the
+    last `MAX_COMPRESSOR_BYTES` of the training texts. Blank lines separate the texts. Takes several seconds for each 10
+    MB, on two threads.
+
+    Args:
+        training: texts that the compressors have seen.
+        validation: texts that are measured.
+        progress: receives one line when a compressor starts.
 
     Returns:
-        "xz -9e" and "zstd -19 --long" (None without zstd, or without validation text), "training bytes", "validation
-        bytes", and "note", which reports whether only the last `MAX_COMPRESSOR_BYTES` of training were used.
+        "xz -9e" and "zstd -19 --long": bits per byte; both None without validation text, the second without zstd.
+        "training bytes": those that were used. "validation bytes". "note": what was left out and why, or "".
     """
     training_bytes = "\n\n".join(training).encode()
     held_out = "\n\n".join(validation).encode()
@@ -115,7 +125,7 @@ def measure_compressed_bpb(
     if len(training_bytes) > len(window):
         notes.append(f"training text capped: the last {len(window):,} of {len(training_bytes):,} bytes")
     compressors: dict[str, Callable[[bytes], int] | None] = {
-        "xz -9e": _xz_size,
+        "xz -9e": _measure_xz_size,
         "zstd -19 --long": make_zstd_compressor(),
     }
     result: dict[str, float | str | None] = {}

@@ -59,7 +59,15 @@ class DataPreparer:
     def __init__(
         self, recipe: Recipe, run_dir: Path, log: Log = lambda text: None, workers: int = 0, show_progress: bool = False
     ) -> None:
-        """Arguments as for `DocumentPreparer`."""
+        """Prepares nothing yet.
+
+        Args:
+            recipe: tokenizer, seed, data root and mixtures.
+            run_dir: where tokenizer and shards are written.
+            log: receives a line when something begins, or is left out.
+            workers: processes that tokenize a source of documents too large for memory; 0: one a core.
+            show_progress: whether a progress line is written to stderr.
+        """
         self.config, self.seed, self.data_dir = recipe.tokenizer, recipe.seed, recipe.run.data_dir
         self.sft_mixture = recipe.sft.mixture  # its generated tasks are part of the tokenizer's training text
         self.run_dir, self.log = run_dir, log
@@ -99,21 +107,25 @@ class DataPreparer:
     def task_shard(self, stage: str, tasks: dict[str, float], tokens: int, tokenizer: Tokenizer) -> TokenShard:
         """Returns a shard of at least `tokens` tokens of generated conversations."""
         seed = self.seed * len(DEFAULT_STAGES) + DEFAULT_STAGES.index(stage)  # no two stages see the same examples
-        examples = _examples(tasks, seed)
+        examples = _generate_examples(tasks, seed)
         first = [make_mixture_example(tasks, index, seed) for index in range(64)]  # changed generators, another shard
         key = short_digest(stage, tasks, tokens, first, tokenizer.fingerprint())
-        return self._render(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
+        return self._write_shard(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
 
     def conversation_shard(self, name: str, tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
-        """Returns a shard of one epoch of a set's conversations, of a large set of about `tokens` tokens at most."""
+        """Returns a shard of one epoch of a set's conversations.
+
+        `tokens` limits the shard, to the next whole batch of conversations, only if the set's files are larger than
+        `MAX_IN_MEMORY_BYTES`; None: no limit. A smaller set is always written completely.
+        """
         source = self.conversation_source(name)
         files = stat_files(source.files())
         cap = tokens if sum(size for *_, size in files) > MAX_IN_MEMORY_BYTES else None
         key = short_digest(name, files, cap, self.seed, tokenizer.fingerprint())
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
-        return self._render(f"{stem}-rows-{key}", self._epoch(source), cap, tokenizer)
+        return self._write_shard(f"{stem}-rows-{key}", self._read_epoch(source), cap, tokenizer)
 
-    def _epoch(self, source: ConversationSource) -> Iterator[dict]:
+    def _read_epoch(self, source: ConversationSource) -> Iterator[dict]:
         """Yields every conversation of a source once; leaves out rows that are no conversation, and logs their number.
 
         Raises the first of their errors if there are more than one in ROWS_PER_BAD_ROW.
@@ -129,7 +141,11 @@ class DataPreparer:
         if left_out:
             self.log(f"{source.name}: {left_out:,} of {len(source):,} rows left out (first: {first})")
 
-    def _render(self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
+    def _write_shard(self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
+        """Returns the shard RUN/data/`name`, written first if it does not exist.
+
+        The conversations are rendered in batches until the shard has `tokens` tokens (None: until they end).
+        """
         directory = self.run_dir / "data" / name
         if not (directory / MANIFEST).exists():
             self.log(f"writing conversations ({name.rsplit('-', 1)[0]})")
@@ -151,7 +167,8 @@ class DataPreparer:
         return shard
 
 
-def _examples(tasks: dict[str, float], seed: int) -> Iterator[dict]:
+def _generate_examples(tasks: dict[str, float], seed: int) -> Iterator[dict]:
+    """Yields conversations of the tasks in proportion to their weights, without end."""
     index = 0
     while True:
         yield make_mixture_example(tasks, index, seed)

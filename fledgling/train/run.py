@@ -129,7 +129,7 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, sele
     torch.manual_seed(recipe.seed)
     if saved:
         start_step = restore_state(saved, stage, optimizer, health)
-        recorder.log_notice(f"{name}: going on after step {start_step} of {stage.steps}")
+        recorder.log_notice(f"{name}: resuming after step {start_step} of {stage.steps}")
     recorder.rewind(start_step or -1)
     recorder.total_steps = stage.steps
     saver = make_saver(stage, optimizer, context, health)

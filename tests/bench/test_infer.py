@@ -1,4 +1,4 @@
-"""The inference benchmark on a tiny model: shares are what they say, and two engines answer the same model."""
+"""The inference benchmark on a tiny model: shares follow from the times, and two backends run the same model."""
 
 import json
 
@@ -12,15 +12,15 @@ from fledgling.config import load_recipe
 RUN = ["run.dtype=float32", "run.device=cpu", "run.threads=1"]
 
 
-def test_figures_and_their_shares():
+def test_results_and_their_shares():
     pytest.importorskip("transformers")
     recipe = with_model_size(load_recipe("quickstart", RUN), depth=2, vocab_size=300, context=64)
     result = measure_inference(recipe, batches=(1, 3), contexts=(8, 20), tokens=5, repeats=2)
     rows, limits = result["rows"], result["limits"]
-    asked = [(row["engine"], row["batch"], row["context"]) for row in rows]
+    row_cases = [(row["engine"], row["batch"], row["context"]) for row in rows]
     cases = [(1, 8), (3, 8), (1, 20)]
-    everyone = ("fledgling", "fledgling int8", "fledgling int4", "transformers")
-    assert asked == [(engine, *case) for case in cases for engine in everyone]
+    names = ("fledgling", "fledgling int8", "fledgling int4", "transformers")
+    assert row_cases == [(engine, *case) for case in cases for engine in names]
     for row in rows:
         seconds = row["batch"] / row["tokens_per_second"]
         assert row["share_of_bandwidth"] == pytest.approx(row["bytes_per_step"] / seconds / limits["bytes_per_second"])
@@ -32,7 +32,7 @@ def test_figures_and_their_shares():
     # two layers of 12 x 128^2 matrices and a head of 300 x 128, float32; keys and values of 8 + 2.5 tokens
     matrices, cache = 2 * 12 * 128**2 + 300 * 128, 2 * 10 * 2 * 128 * 4
     scales = {"fledgling int8": 1 + 2 / 64, "fledgling int4": 0.5 + 2 / 32}
-    assert [row["bytes_per_step"] for row in rows[:4]] == [scales.get(name, 4) * matrices + cache for name in everyone]
+    assert [row["bytes_per_step"] for row in rows[:4]] == [scales.get(name, 4) * matrices + cache for name in names]
     assert result["logits_differ"] < 1e-3
     assert "transformers" in inference_table(result)
 
@@ -61,7 +61,7 @@ def test_json_without_peers(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--batch", "0"], "batch: got 0, expected at least 1"),
         (["--tokens", "1"], "tokens: got 1, expected at least 2"),
@@ -70,19 +70,19 @@ def test_json_without_peers(capsys):
         (["--bits", "3"], "bits: got 3, expected some of 16, 8 and 4"),
     ],
 )
-def test_a_mistake_is_one_line(words, told, capsys):
+def test_a_usage_error_is_one_line(words, message, capsys):
     assert main(["bench", "infer", *words]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and told in err
+    assert out == "" and err.count("\n") == 1 and message in err
 
 
-def test_llama_cpp_answers_beside_us():
+def test_llama_cpp_is_a_backend():
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     overrides = [*RUN, "model.family=llama", "model.intermediate_size=384"]
     recipe = with_model_size(load_recipe("quickstart", overrides), depth=2, vocab_size=300, context=64)
     rows = measure_inference(recipe, batches=(1, 2), contexts=(8,), tokens=3, repeats=1)["rows"]
-    theirs = {row["engine"]: row for row in rows if row["engine"].startswith("llama.cpp") and row["batch"] == 1}
-    assert list(theirs) == ["llama.cpp f16", "llama.cpp q8_0", "llama.cpp q4_0"]
+    llama_cpp = {row["engine"]: row for row in rows if row["engine"].startswith("llama.cpp") and row["batch"] == 1}
+    assert list(llama_cpp) == ["llama.cpp f16", "llama.cpp q8_0", "llama.cpp q4_0"]
     assert all(row["batch"] == 1 or "llama.cpp" not in row["engine"] for row in rows)
     matrices, cache = 2 * (4 * 128**2 + 3 * 128 * 384) + 300 * 128, 2 * 9 * 2 * 128 * 4
-    assert theirs["llama.cpp q8_0"]["bytes_per_step"] == matrices * 34 / 32 + 5 * 128 * 4 + cache
+    assert llama_cpp["llama.cpp q8_0"]["bytes_per_step"] == matrices * 34 / 32 + 5 * 128 * 4 + cache

@@ -123,12 +123,12 @@ def test_ctrl_c_in_a_text_of_several_lines_does_not_exit() -> None:
 
 def test_the_input_history_is_stored_and_private(tmp_path) -> None:
     readline = pytest.importorskip("readline")
-    kept = tmp_path / "state" / "history"
-    with input_history(kept):
+    history = tmp_path / "state" / "history"
+    with input_history(history):
         readline.add_history("What is 2 + 3?")
-    assert "What is 2 + 3?" in kept.read_text() and kept.stat().st_mode & 0o077 == 0
+    assert "What is 2 + 3?" in history.read_text() and history.stat().st_mode & 0o077 == 0
     readline.clear_history()
-    with input_history(kept):
+    with input_history(history):
         assert readline.get_history_item(readline.get_current_history_length()) == "What is 2 + 3?"
 
 

@@ -36,12 +36,12 @@ def test_export_hf_and_import_round_trip(run, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "read back by fledgling" in table and "0.00e+00" in table and "56 of 56" in table
     card = (tmp_path / "hf" / "README.md").read_text()
-    for told in ("sparrow", "LlamaForCausalLM", "step 7 of sft", "| spelling | 0.9100 | 0.8800 to 0.9400 |", "A chat"):
-        assert told in card
+    for text in ("sparrow", "LlamaForCausalLM", "step 7 of sft", "| spelling | 0.9100 | 0.8800 to 0.9400 |", "A chat"):
+        assert text in card
     assert main(["import", str(tmp_path / "hf"), str(tmp_path / "back"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     model, tokenizer, _ = load_model(run)
-    assert told["parameters"] == model.count_parameters()
+    assert output["parameters"] == model.count_parameters()
     back, again, _ = load_model(tmp_path / "back")
     assert back.config == model.config and again.fingerprint() == tokenizer.fingerprint()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters(), strict=True))
@@ -52,13 +52,13 @@ def test_export_gguf_prints_its_comparison(run, tmp_path, capsys):
     pytest.importorskip("gguf")
     out = tmp_path / "sparrow.gguf"
     assert main(["export", "gguf", str(run), str(out), "--type", "q8_0", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["path"] == str(out) and out.stat().st_size > 50_000
-    assert told["parity"][0]["greedy_tokens"] == 56 and 0 < told["parity"][0]["max_difference"] < 0.1
+    output = json.loads(capsys.readouterr().out)
+    assert output["path"] == str(out) and out.stat().st_size > 50_000
+    assert output["parity"][0]["greedy_tokens"] == 56 and 0 < output["parity"][0]["max_difference"] < 0.1
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["export", "hf", "RUN", "OUT", "--dtype", "int3"], "int3"),
         (["export", "hf", "RUN", "RUN"], "not an empty directory"),
@@ -68,8 +68,8 @@ def test_export_gguf_prints_its_comparison(run, tmp_path, capsys):
         (["import", "RUN", "OUT"], "no config.json"),
     ],
 )
-def test_a_mistake_is_one_line(words, told, run, tmp_path, capsys):
+def test_a_mistake_is_one_line(words, message, run, tmp_path, capsys):
     words = [word.replace("RUN", str(run)).replace("OUT", str(tmp_path / "out")) for word in words]
     assert main(words) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and told in err and err.count("\n") == 1
+    assert err.startswith("error: ") and message in err and err.count("\n") == 1

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from fledgling.config import ModelConfig
+from fledgling.infer import session as session_module
 from fledgling.infer.detokenizer import ContentPart
 from fledgling.infer.engine import FinishEvent
 from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.session import ChatSession, SessionNotice
+from fledgling.infer.session import ChatSession, SessionNotice, load_chat_engine
+from fledgling.kernels import zero_skipping
+from fledgling.model.transformer import Transformer
+from fledgling.record.checkpoint import save_checkpoint
 from fledgling.text.conversation import render_conversation
 from tests.infer.test_engine import GREEDY, user_prompt
 
@@ -108,3 +114,24 @@ def test_clear_begins_again(adder) -> None:
     first = list(session.reply("add", GREEDY))
     session.clear()
     assert session.messages == [] and list(session.reply("add", GREEDY)) == first
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tokenizer):
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, depth=1, width=32, heads=2, kv_heads=2, context=64)
+    model = Transformer(config)
+    model.initialize(0)
+    files = {"tokenizer.json": tokenizer.save(tmp_path / "made" / "tokenizer.json")}
+    state = {"model": config.to_dict()}
+    return save_checkpoint(tmp_path / "sft" / "checkpoints", 1, {"model": model.state_dict()}, state, files)
+
+
+def test_a_chat_engine_reports_once_whether_zeros_are_skipped(checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr(session_module, "choose_dtype", lambda device: torch.float32)
+    messages: list[str] = []
+    load_chat_engine(checkpoint, "cpu", notify=messages.append)
+    assert messages == [], "small matrices are not measured"
+    monkeypatch.setattr(zero_skipping, "MIN_WEIGHT_NUMEL", 0)
+    engine, state = load_chat_engine(checkpoint, "cpu", notify=messages.append)
+    assert len(messages) == 1 and "zeros after ReLU^2" in messages[0]
+    assert state["model"]["depth"] == 1 and engine.context == 64

@@ -8,7 +8,8 @@ import torch
 from fledgling.config import RLConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.train import critic
-from fledgling.train.loss import dpo_loss, next_token_loss, policy_gradient_loss
+from fledgling.train.loss import StepMetrics, dpo_loss, next_token_loss
+from fledgling.train.rl.algorithm import make_algorithm
 
 TEXT, POLICY = ("pretrain", "midtrain", "sft"), ("rl", "ppo")
 LEARNED = (*TEXT, *POLICY, "dpo")
@@ -43,7 +44,10 @@ def loss_of(stage: str) -> Callable:
     """The summed loss of a stage."""
     if stage in TEXT:
         return next_token_loss
-    return partial(dpo_loss, beta=0.1) if stage == "dpo" else partial(policy_gradient_loss, config=TABLES[stage])
+    if stage == "dpo":
+        return partial(dpo_loss, beta=0.1)
+    config = TABLES[stage]
+    return partial(make_algorithm(config).loss, kl_weight=config.kl_weight, metrics=StepMetrics())
 
 
 def prepared(stage: str, model: torch.nn.Module) -> torch.nn.Module:

@@ -113,7 +113,7 @@ FEW = (0, 4, 6, 11, 13, 19, 20, 25, 27)  # of the grid: every kind of moment, dt
 
 @pytest.mark.parametrize("case", [bench.EAGER[i] for i in FEW], ids=str)
 def test_memory_is_within_three_percent_of_the_allocator_s(case):
-    (row,) = bench.measure((case,))
+    (row,) = bench.measure_memory((case,))
     assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
 
 
@@ -129,13 +129,13 @@ IDEAS = [
 def test_memory_of_later_ideas_too(place, ideas, monkeypatch):
     plain = bench.Case.config.fget
     monkeypatch.setattr(bench.Case, "config", property(lambda case: replace(plain(case), **ideas)))
-    (row,) = bench.measure((bench.EAGER[place],))
+    (row,) = bench.measure_memory((bench.EAGER[place],))
     assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
 
 
 def test_memory_of_two_ranks_is_within_three_percent():
     shapes = ((256, 512), (32, 8_192))  # context and vocabulary: the head, the exchange and the optimizer decide
-    rows = bench.measure(tuple(case for case in bench.RANKS if (case.context, case.vocab_size) in shapes))
+    rows = bench.measure_memory(tuple(case for case in bench.RANKS if (case.context, case.vocab_size) in shapes))
     assert {row["zero"] for row in rows} == {0, 1, 2, 3}
     assert {row["moment"] for row in rows} >= {"head", "exchange", "optimizer"}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The sampler's log-probabilities are the trainer's: what RL divides by is what it was drawn with."""
+"""Invariant: the sampler's log-probabilities are the trainer's, so that ratios of an on-policy step are 1."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_log_probabilities_agree_over_packed_rollouts(seed):
         torch.nn.init.normal_(block.mlp.fc2.weight, std=0.1)
     prompts = [[tokenizer.bos, *tokenizer.encode("fox " * n)] for n in (1, 3, 7, 2, 5)]
     answers = Engine(model, tokenizer).generate(prompts, SamplingParams(max_new_tokens=20, seed=5))
-    rollouts = [Rollout.from_completion(p, a, 1.0) for p, a in zip(prompts, answers, strict=True)]
+    rollouts = [Rollout.from_completion(p, a, reward=0.0, advantage=1.0) for p, a in zip(prompts, answers, strict=True)]
     compared = 0
     for batch in pack_rollouts(rollouts, 95, 2, tokenizer.bos):
         hidden = model(batch.tokens, batch.document_ids)

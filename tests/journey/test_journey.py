@@ -1,4 +1,4 @@
-"""The whole road as a user walks it: one command through all stages, again, talk, measure, report."""
+"""The journey of a user: one command through all stages, again, chat, evaluation, report."""
 
 import json
 import subprocess
@@ -25,8 +25,8 @@ def fledgling(*arguments, stdin=None, timeout=90):
 
 
 @pytest.mark.journey
-def test_from_nothing_to_a_model_to_talk_to(tmp_path):
-    began = time.monotonic()
+def test_from_text_to_a_chat_model(tmp_path):
+    start = time.monotonic()
     tiny(tmp_path)
     recipe, out = tmp_path / "tiny.toml", tmp_path / "run"
     first = fledgling("speedrun", recipe)
@@ -35,29 +35,29 @@ def test_from_nothing_to_a_model_to_talk_to(tmp_path):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html>")
 
-    again = fledgling("speedrun", recipe)
-    assert again.returncode == 0 and "done" in again.stderr
+    second = fledgling("speedrun", recipe)
+    assert second.returncode == 0 and "done" in second.stderr
 
-    told = fledgling("report", out, "--json")
-    evals = json.loads(told.stdout)["evals"]
+    report = fledgling("report", out, "--json")
+    evals = json.loads(report.stdout)["evals"]
     assert {e["stage"] for e in evals} == set(DEFAULT_STAGES)
     assert {"bits_per_byte", "arithmetic", "arithmetic_unseen", "identity"} <= {e["name"] for e in evals}
 
-    said = fledgling("chat", out, "-p", "Who are you?", "--max-new-tokens", "8")
-    assert said.returncode == 0, said.stderr
-    measured = fledgling("eval", "chat", out, "--questions", "2", "--json")
-    assert measured.returncode == 0, measured.stderr
-    assert {"n", "low", "high", "baseline"} <= set(json.loads(measured.stdout)[0])
-    bits = fledgling("eval", "bpb", out, tmp_path / "text", "--json")
-    assert bits.returncode == 0, bits.stderr
-    assert 0 < json.loads(bits.stdout)[0]["value"] < 20
-    assert time.monotonic() - began < 90
+    chat = fledgling("chat", out, "-p", "Who are you?", "--max-new-tokens", "8")
+    assert chat.returncode == 0, chat.stderr
+    exams = fledgling("eval", "chat", out, "--questions", "2", "--json")
+    assert exams.returncode == 0, exams.stderr
+    assert {"n", "low", "high", "baseline"} <= set(json.loads(exams.stdout)[0])
+    bpb = fledgling("eval", "bpb", out, tmp_path / "text", "--json")
+    assert bpb.returncode == 0, bpb.stderr
+    assert 0 < json.loads(bpb.stdout)[0]["value"] < 20
+    assert time.monotonic() - start < 90
 
 
 @pytest.mark.journey
 @pytest.mark.skipif(not should_compile("auto", torch.device("cpu")), reason="torch.compile needs a C++ compiler here")
-def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
-    """Compiled, as runs are by default: blocks, loss and the step whose memory is measured meet."""
+def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path):
+    """Compiles as runs do by default: blocks, loss, and the step whose memory is measured."""
     tiny(tmp_path)
     losses = {}
     for compiled in ("on", "off"):
@@ -65,7 +65,7 @@ def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
         settings = (f"--set=run.out={out}", f"--set=run.compile={compiled}")
         done = fledgling("train", "pretrain", tmp_path / "tiny.toml", *settings, timeout=400)
         assert done.returncode == 0, done.stderr[-2000:]
-        losses[compiled] = [one["loss"] for one in read_jsonl(out / "pretrain" / "metrics.jsonl")]
+        losses[compiled] = [line["loss"] for line in read_jsonl(out / "pretrain" / "metrics.jsonl")]
     assert len(losses["on"]) == 4 and losses["on"] == pytest.approx(losses["off"], rel=1e-4)
 
 
@@ -77,8 +77,8 @@ def test_a_compiled_run_learns_what_an_eager_one_does(tmp_path):
         (("train", "pretrain", "quickstart", "--set", "model.dept=3"), "did you mean"),
     ],
 )
-def test_a_mistake_gets_one_line(arguments, words):
-    told = fledgling(*arguments)
-    assert told.returncode == 1
-    assert words in told.stderr and "Traceback" not in told.stderr
-    assert len(told.stderr.strip().splitlines()) == 1
+def test_a_mistake_is_one_line_on_stderr(arguments, words):
+    result = fledgling(*arguments)
+    assert result.returncode == 1
+    assert words in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

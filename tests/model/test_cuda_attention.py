@@ -63,5 +63,5 @@ def test_a_compiled_block_is_compiled_once_for_all_batches_and_layers():
         mask = make_block_mask(random_documents(2, 256, seed), 256, torch.device("cpu"))
         x, rotary = model.positions(torch.randn(2, 256, 64), slice(0, 256))
         for block in model.blocks:
-            x = block(x, rotary, mask)
+            x = block(x, rotary, mask=mask)
     assert counter.frame_count == 1

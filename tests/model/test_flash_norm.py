@@ -1,4 +1,4 @@
-"""Norms folded into matrices, and divided by behind their products: the same numbers as plain RMSNorm."""
+"""Folded norm weights and deferred divisions give the numbers of plain RMSNorm."""
 
 from dataclasses import replace
 
@@ -23,72 +23,72 @@ SHAPES = [
 TOKENS = torch.randint(60, (3, 40), generator=torch.Generator().manual_seed(0))
 
 
-def random_model(family: str, **fields) -> Transformer:
+def make_random_model(family: str, **fields) -> Transformer:
     model = Transformer(ModelConfig(family=family, **(SIZES | fields)))
-    draw = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=draw) * 0.3
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     return model
 
 
-def twin(model: Transformer, **fields) -> Transformer:
-    other = Transformer(replace(model.config, **fields))
-    other.load_state_dict(model.state_dict())
-    return other
+def copy_model(model: Transformer, **fields) -> Transformer:
+    copy = Transformer(replace(model.config, **fields))
+    copy.load_state_dict(model.state_dict())
+    return copy
 
 
-def off(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference, relative to the largest value."""
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """Returns the largest difference, relative to the largest value."""
+    return ((result - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize(("family", "fields"), SHAPES)
-def test_dividing_behind_the_products_changes_nothing(family, fields):
-    plain = random_model(family, **fields)
-    deferred = twin(plain, flash_norm=True)
+def test_deferring_the_division_changes_nothing(family, fields):
+    plain = make_random_model(family, **fields)
+    deferred = copy_model(plain, flash_norm=True)
     with torch.no_grad():
-        assert off(deferred(TOKENS), plain(TOKENS)) < 1e-5
+        assert relative_error(deferred(TOKENS), plain(TOKENS)) < 1e-5
     for model in (plain, deferred):
         cross_entropy_sum(model(TOKENS), model.head.weight, TOKENS.roll(-1, 1), model.config.logit_softcap).backward()
-    for (name, one), other in zip(plain.named_parameters(), deferred.parameters(), strict=True):
-        assert off(other.grad, one.grad) < 1e-4, name
-    assert not torch.equal(plain(TOKENS), deferred(TOKENS)), "the deferred way was not taken"
+    for (name, parameter), other in zip(plain.named_parameters(), deferred.parameters(), strict=True):
+        assert relative_error(other.grad, parameter.grad) < 1e-4, name
+    assert not torch.equal(plain(TOKENS), deferred(TOKENS)), "the division was not deferred"
 
 
-def test_a_factor_that_does_not_pass_is_seen():
-    """With biases r^2 does not pass through ReLU^2: were it let through, the model would be another."""
-    plain = random_model("fledgling", bias=True)
-    deferred = twin(plain, flash_norm=True)
+def test_a_scale_deferred_through_a_bias_changes_the_model():
+    """With biases r^2 does not commute with ReLU^2: deferred anyway, it gives another model."""
+    plain = make_random_model("fledgling", bias=True)
+    deferred = copy_model(plain, flash_norm=True)
     for block in deferred.blocks:
         assert not block.mlp.scale_commutes
         block.mlp.scale_commutes = True
     with torch.no_grad():
-        assert off(deferred(TOKENS), plain(TOKENS)) > 1e-3
+        assert relative_error(deferred(TOKENS), plain(TOKENS)) > 1e-3
 
 
 @pytest.mark.parametrize("fields", [{}, {"activation": "relu2"}, {"bias": True}])
-def test_weights_of_norms_are_folded_into_what_follows(fields):
-    plain = random_model("llama", **fields)
+def test_norm_weights_are_folded_into_the_matrices_that_follow(fields):
+    plain = make_random_model("llama", **fields)
     folded = fold_norm_weights(plain.config, plain.state_dict())
-    same = Transformer(plain.config)
-    same.load_state_dict(folded)
+    with_ones = Transformer(plain.config)
+    with_ones.load_state_dict(folded)
     assert all((w == 1).all() for name, w in folded.items() if name.endswith("norm.weight"))
     config, state = drop_norm_weights(plain.config, folded)
-    bare, both = Transformer(config), Transformer(replace(config, flash_norm=True))
+    without_weights, both = Transformer(config), Transformer(replace(config, flash_norm=True))
     with torch.no_grad():
         expected = plain.compute_logits(plain(TOKENS))
-        for model, weights in ((same, folded), (bare, state), (both, state)):
+        for model, weights in ((with_ones, folded), (without_weights, state), (both, state)):
             model.load_state_dict(weights)
-            assert off(model.compute_logits(model(TOKENS)), expected) < 1e-5
+            assert relative_error(model.compute_logits(model(TOKENS)), expected) < 1e-5
 
 
-def test_what_cannot_be_folded_or_deferred_is_refused():
+def test_norms_that_cannot_be_folded_or_deferred_are_rejected():
     for family, fields, word in (
         ("fledgling", {}, "rms"),
         ("gpt2", {"kv_heads": 4}, "layer"),
         ("llama", {"tie_embeddings": True}, "head"),
     ):
-        model = random_model(family, **fields)
+        model = make_random_model(family, **fields)
         with pytest.raises(UserError, match=word):
             fold_norm_weights(model.config, model.state_dict())
     with pytest.raises(UserError, match="flash_norm"):

@@ -1,11 +1,11 @@
-"""Chunked log-probabilities and their gradients against the plain computation on whole logits."""
+"""Chunked log-probabilities, their gradients and chunked logits against the computation on whole logits."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fledgling.model import head_chunk
-from fledgling.model.logprob import IGNORE_INDEX, cross_entropy_sum, rational_tanh, target_logprobs
+from fledgling.model.logprob import IGNORE_INDEX, cross_entropy_sum, iterate_logits, rational_tanh, target_logprobs
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def case():
     return hidden, weight, targets
 
 
-def plain(hidden, weight, targets, cap=15.0):
+def compute_nll(hidden, weight, targets, cap=15.0):
     logits = hidden @ weight.T
     logits = cap * torch.tanh(logits / cap) if cap else logits
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none").view(
@@ -28,56 +28,65 @@ def plain(hidden, weight, targets, cap=15.0):
 
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 @pytest.mark.parametrize("values", [1 << 24, 350])  # one chunk, and chunks of seven tokens
-def test_sum_and_gradients(case, values, cap, monkeypatch):
+def test_the_sum_and_its_gradients_are_those_of_whole_logits(case, values, cap, monkeypatch):
     monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", values)
     hidden, weight, targets = case
-    expected = plain(*case, cap).sum()
-    found = cross_entropy_sum(hidden, weight, targets, cap)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-    for got, want in zip(
-        torch.autograd.grad(found * 0.37, [hidden, weight]),
+    expected = compute_nll(*case, cap).sum()
+    result = cross_entropy_sum(hidden, weight, targets, cap)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-4)
+    for gradient, expected_gradient in zip(
+        torch.autograd.grad(result * 0.37, [hidden, weight]),
         torch.autograd.grad(expected * 0.37, [hidden, weight]),
         strict=True,
     ):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cap", [15.0, 0.0])
-def test_logprobs_with_a_weight_of_its_own_for_every_token(case, cap, monkeypatch):
+def test_logprobs_can_be_weighted_token_by_token(case, cap, monkeypatch):
     monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", 350)
     hidden, weight, targets = case
     coefficients = torch.randn(3, 20)
-    expected, found = -plain(*case, cap), target_logprobs(hidden, weight, targets, cap)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert (found[targets == IGNORE_INDEX] == 0).all()
-    for got, want in zip(
-        torch.autograd.grad((found * coefficients).sum(), [hidden, weight]),
+    expected, result = -compute_nll(*case, cap), target_logprobs(hidden, weight, targets, cap)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    assert (result[targets == IGNORE_INDEX] == 0).all()
+    for gradient, expected_gradient in zip(
+        torch.autograd.grad((result * coefficients).sum(), [hidden, weight]),
         torch.autograd.grad((expected * coefficients).sum(), [hidden, weight]),
         strict=True,
     ):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_logits_far_beyond_what_exp_can_hold_are_no_trouble_without_a_cap(case):
+def test_logits_beyond_the_range_of_exp_are_computed_without_a_cap(case):
     hidden, weight, targets = case
     large = (hidden * 40).detach().requires_grad_()  # logits up to several hundred
-    found = cross_entropy_sum(large, weight, targets, 0.0)
-    expected = plain(large, weight, targets, 0.0).sum()
+    result = cross_entropy_sum(large, weight, targets, 0.0)
+    expected = compute_nll(large, weight, targets, 0.0).sum()
     assert (large @ weight.T).max() > 200
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
-    for got, want in zip(
-        torch.autograd.grad(found, [large, weight]), torch.autograd.grad(expected, [large, weight]), strict=True
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-3)
+    for gradient, expected_gradient in zip(
+        torch.autograd.grad(result, [large, weight]), torch.autograd.grad(expected, [large, weight]), strict=True
     ):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-3)
 
 
-def test_nothing_to_learn_gives_zero_and_no_gradient(case):
+def test_ignored_targets_give_zero_loss_and_zero_gradient(case):
     hidden, weight, targets = case
     loss = cross_entropy_sum(hidden, weight, torch.full_like(targets, IGNORE_INDEX), 15.0)
     assert loss == 0
     assert not torch.autograd.grad(loss, [weight])[0].any()
 
 
-def test_rational_tanh_is_tanh():
+def test_rational_tanh_equals_tanh():
     x = torch.linspace(-12, 12, 100_001)
     torch.testing.assert_close(rational_tanh(x), torch.tanh(x.double()).float(), rtol=5e-7, atol=1e-9)
+
+
+def test_chunks_of_logits_are_the_whole_logits(case, monkeypatch):
+    monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", 350)
+    hidden, weight, _ = case
+    hidden = hidden.flatten(0, 1)
+    parts, chunks = zip(*iterate_logits(hidden, lambda states: states @ weight.T, len(weight)), strict=True)
+    assert [len(chunk) for chunk in chunks] == [7] * 8 + [4] and parts[1] == slice(7, 14)
+    torch.testing.assert_close(torch.cat(chunks), hidden @ weight.T)

@@ -1,47 +1,54 @@
-"""Each rule against its reference."""
+"""Each update rule against its reference: PyTorch's optimizers, the scalar iteration, the papers' error bounds."""
 
-import itertools
 import math
 
 import pytest
 import torch
 
-from fledgling.optim.roles import ROLES, assign_role, assign_rules
-from fledgling.optim.rules import JORDAN_COEFFICIENTS, adamw, muon, orthogonalize
-from fledgling.optim.schedule import trapezoidal_schedule
+from fledgling.optim.rules import (
+    JORDAN_COEFFICIENTS,
+    adamw,
+    muon,
+    muon_,
+    newton_schulz_coefficients,
+    normalize_rows_,
+    orthogonalize,
+)
+
+GENERATOR = torch.Generator().manual_seed(0)
 
 
-def test_adamw_is_torch_adamw():
+def test_adamw_equals_torch_adamw():
     torch.manual_seed(0)
-    own = torch.randn(7, 5)
-    reference = own.clone().requires_grad_()
-    theirs = torch.optim.AdamW([reference], lr=0.01, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.1)
-    mean = square = torch.zeros(7, 5)
+    parameter = torch.randn(7, 5)
+    reference = parameter.clone().requires_grad_()
+    torch_adamw = torch.optim.AdamW([reference], lr=0.01, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.1)
+    exp_avg = exp_avg_sq = torch.zeros(7, 5)
     for step in range(1, 6):
         gradient = torch.randn(7, 5)
         reference.grad = gradient.clone()
-        theirs.step()
-        own, mean, square = adamw(
-            own,
+        torch_adamw.step()
+        parameter, exp_avg, exp_avg_sq = adamw(
+            parameter,
             gradient,
-            mean,
-            square,
+            exp_avg,
+            exp_avg_sq,
             torch.tensor(float(step)),
             torch.tensor(0.01),
             (0.8, 0.95),
             1e-10,
             0.1,
         )
-        torch.testing.assert_close(own, reference.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(parameter, reference.detach(), rtol=1e-5, atol=1e-6)
 
 
-def spread(shape, least):
-    """A stack whose singular values lie between `least` and most of the Frobenius norm; and its polar factors."""
+def make_matrices(shape, smallest):
+    """A stack with singular values between `smallest` and most of the Frobenius norm; its polar factors; its SVD."""
     count, rows, columns = shape
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
-    values = torch.logspace(0, math.log10(least), min(rows, columns), dtype=torch.float64)
-    values = (values / values.norm()).clamp(min=least)
+    values = torch.logspace(0, math.log10(smallest), min(rows, columns), dtype=torch.float64)
+    values = (values / values.norm()).clamp(min=smallest)
     return (u * values.expand(count, -1)[:, None] @ v).float(), (u @ v).float(), (u, values, v)
 
 
@@ -49,77 +56,118 @@ SHAPES = [(3, 32, 32), (2, 64, 16), (2, 16, 64), (1, 48, 12)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalize_moves_singular_values_alone(shape):
-    matrices, _, (u, values, v) = spread(shape, 1e-4)
-    moved = values / values.norm()
+def test_orthogonalize_changes_only_the_singular_values(shape):
+    matrices, _, (u, values, v) = make_matrices(shape, 1e-4)
+    iterated = values / values.norm()
     for _ in range(5):  # the scalar iteration: 3.4445 s - 4.775 s^3 + 2.0315 s^5 (Jordan et al. 2024)
-        moved = 3.4445 * moved - 4.7750 * moved**3 + 2.0315 * moved**5
-    expected = u * moved.expand(shape[0], -1)[:, None] @ v
-    found = orthogonalize(matrices, 5, torch.float32)
-    torch.testing.assert_close(found, expected.float(), rtol=0, atol=5e-4)
+        iterated = 3.4445 * iterated - 4.7750 * iterated**3 + 2.0315 * iterated**5
+    expected = u * iterated.expand(shape[0], -1)[:, None] @ v
+    result = orthogonalize(matrices, 5, torch.float32)
+    torch.testing.assert_close(result, expected.float(), rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize(("dtype", "least", "rounding"), [(torch.float32, 0.0015, 1e-3), (torch.bfloat16, 0.005, 0.01)])
+@pytest.mark.parametrize(
+    ("dtype", "smallest", "rounding"), [(torch.float32, 0.0015, 1e-3), (torch.bfloat16, 0.005, 0.01)]
+)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalize_is_within_the_stated_error_of_the_polar_factor(shape, dtype, least, rounding):
-    matrices, polar, _ = spread(shape, least)
-    found = orthogonalize(7 * matrices, 5, dtype)
-    error = torch.linalg.matrix_norm(found - polar, 2).max()
+def test_orthogonalize_is_within_the_stated_error_of_the_polar_factor(shape, dtype, smallest, rounding):
+    matrices, polar, _ = make_matrices(shape, smallest)
+    result = orthogonalize(7 * matrices, 5, dtype)
+    error = torch.linalg.matrix_norm(result - polar, 2).max()
     assert 0.1 < error <= 0.32 + rounding, "an approximation, and as good as stated"
-    singular = torch.linalg.svdvals(found)
-    assert 0.68 - rounding <= singular.min() and singular.max() <= 1.21 + rounding
+    singular_values = torch.linalg.svdvals(result)
+    assert 0.68 - rounding <= singular_values.min() and singular_values.max() <= 1.21 + rounding
+
+
+def matrix_with_singular_values(values: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    u, _ = torch.linalg.qr(torch.randn(rows, len(values), generator=GENERATOR))
+    v, _ = torch.linalg.qr(torch.randn(columns, len(values), generator=GENERATOR))
+    return (u * values) @ v.T
+
+
+@pytest.mark.parametrize(
+    ("variant", "steps", "max_error"), [("jordan", 5, 0.53), ("polar_express", 5, 0.16), ("polar_express", 8, 1e-4)]
+)
+def test_singular_values_come_as_close_to_one_as_stated(variant, steps, max_error):
+    rest = torch.logspace(-2.5, 0, 23)
+    values = torch.cat((torch.tensor([1e-3]), rest * ((1 - 1e-6) / rest.square().sum()).sqrt()))  # their norm is 1
+    x = matrix_with_singular_values(values, 64, 32)
+    result = torch.linalg.svdvals(orthogonalize(x[None], steps, torch.float32, variant=variant)[0])[:24]
+    assert (result - 1).abs().max() < max_error
+    assert len(newton_schulz_coefficients(variant, steps)) == steps
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (40, 16), (16, 40)])
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_muon_is_torch_muon(shape, decay):
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_muon_equals_torch_muon(shape, weight_decay):
     torch.manual_seed(0)
-    own = torch.randn(shape)
-    reference = own.clone().requires_grad_()
-    theirs = torch.optim.Muon(
+    start = torch.randn(shape)
+    reference = start.clone().requires_grad_()
+    torch_muon = torch.optim.Muon(
         [reference],
         lr=0.02,
-        weight_decay=decay,
+        weight_decay=weight_decay,
         momentum=0.95,
         nesterov=True,
         ns_coefficients=JORDAN_COEFFICIENTS,
         ns_steps=5,
     )
-    start, own, velocity = own.clone(), own[None], torch.zeros(1, *shape)
+    parameter, momentum_buffer = start.clone()[None], torch.zeros(1, *shape)
     for _ in range(8):
         gradient = torch.randn(shape)
         reference.grad = gradient.clone()
-        theirs.step()
-        own, velocity = muon(own, gradient[None], velocity, torch.tensor(0.02), 0.95, decay, 5)
-        torch.testing.assert_close(own[0], reference.detach(), rtol=0, atol=1e-4)
-    torch.testing.assert_close(velocity[0], theirs.state[reference]["momentum_buffer"], rtol=1e-6, atol=1e-6)
-    assert (own[0] - start).abs().mean() > 1e-3
+        torch_muon.step()
+        parameter, momentum_buffer = muon(
+            parameter, gradient[None], momentum_buffer, torch.tensor(0.02), 0.95, weight_decay, 5
+        )
+        torch.testing.assert_close(parameter[0], reference.detach(), rtol=0, atol=1e-4)
+    expected = torch_muon.state[reference]["momentum_buffer"]
+    torch.testing.assert_close(momentum_buffer[0], expected, rtol=1e-6, atol=1e-6)
+    assert (parameter[0] - start).abs().mean() > 1e-3
 
 
-def test_muon_moves_a_stack_as_it_moves_each_matrix():
+def test_muon_updates_a_stack_like_each_matrix_alone():
     torch.manual_seed(0)
-    parameters, gradients, velocity = torch.randn(3, 4, 16, 8).unbind(1)[0:3]
-    rate = torch.tensor(0.02)
-    together, moving = muon(parameters, gradients, velocity, rate, 0.95, 0.0, 5)
+    parameters, gradients, momentum_buffer = torch.randn(3, 4, 16, 8).unbind(1)[0:3]
+    lr = torch.tensor(0.02)
+    stack, new_buffer = muon(parameters, gradients, momentum_buffer, lr, 0.95, 0.0, 5)
     for i in range(3):
         part = slice(i, i + 1)
-        alone, _ = muon(parameters[part], gradients[part], velocity[part], rate, 0.95, 0.0, 5)
-        torch.testing.assert_close(together[part], alone, rtol=2e-2, atol=2e-3)
-    torch.testing.assert_close(moving, velocity * 0.95 + gradients * 0.05)
+        alone, _ = muon(parameters[part], gradients[part], momentum_buffer[part], lr, 0.95, 0.0, 5)
+        torch.testing.assert_close(stack[part], alone, rtol=2e-2, atol=2e-3)
+    torch.testing.assert_close(new_buffer, momentum_buffer * 0.95 + gradients * 0.05)
 
 
-def test_every_role_has_a_rule():
-    from fledgling.config import OptimizerConfig
+def test_normalized_rows_have_one_norm_and_the_matrix_keeps_its_norm():
+    x = torch.randn(2, 8, 16, generator=GENERATOR) * torch.logspace(-2, 1, 8)[:, None]
+    normalized, exp_avg_sq_row = x.clone(), torch.zeros(2, 8)
+    normalize_rows_(normalized, exp_avg_sq_row)
+    torch.testing.assert_close(normalized.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1))
+    row_norms = normalized.norm(dim=-1)
+    torch.testing.assert_close(row_norms, row_norms.mean(1, keepdim=True).expand_as(row_norms), rtol=1e-3, atol=0)
+    torch.testing.assert_close(exp_avg_sq_row, 0.05 * x.square().mean(-1))
+    torch.testing.assert_close(normalized / normalized.norm(dim=-1, keepdim=True), x / x.norm(dim=-1, keepdim=True))
 
-    assert set(assign_rules(OptimizerConfig())) == set(ROLES)
-    assert assign_role("blocks.0.mlp.fc1.weight", (4, 4)) == "matrix"
-    assert assign_role("head.weight", (4, 4)) == "head"
-    assert assign_role("embedding.weight", (4, 4)) == "embedding"
-    assert assign_role("blocks.0.scale", (4,)) == "scalar"
+
+def test_cautious_muon_decays_only_values_that_the_update_moves_nearer_to_zero():
+    start = torch.randn(6, 5, generator=GENERATOR)
+    gradient = torch.randn(1, 6, 5, generator=GENERATOR)
+
+    def update(weight_decay: float, cautious: bool) -> torch.Tensor:
+        parameter = start.clone()
+        settings = (torch.tensor(0.1), 0.9, weight_decay, 5, torch.float32)
+        muon_([parameter], gradient.clone(), torch.zeros(1, 6, 5), *settings, cautious=cautious)
+        return parameter
+
+    undecayed, decayed, cautious = update(0.0, False), update(0.5, False), update(0.5, True)
+    nearer = (start - undecayed) * start >= 0
+    assert nearer.any() and not nearer.all()
+    torch.testing.assert_close(cautious[nearer], decayed[nearer])
+    torch.testing.assert_close(cautious[~nearer], undecayed[~nearer])
 
 
-def test_trapezoid_rises_stays_and_falls():
-    values = [trapezoidal_schedule(step / 100, 100, warmup_steps=10, decay_fraction=0.4) for step in range(100)]
-    assert values[0] == pytest.approx(0.1) and values[9] == 1.0 and values[59] == 1.0
-    assert values[99] == pytest.approx(0.025) and all(a >= b for a, b in itertools.pairwise(values[9:]))
-    assert trapezoidal_schedule(0.999, 1000, decay_fraction=0.5, final_lr_fraction=0.2) == pytest.approx(0.2, abs=2e-3)
+def test_cautious_adamw_decays_only_values_that_the_update_moves_nearer_to_zero():
+    parameter, gradient = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 1.0])
+    zero, step, lr = torch.zeros(2), torch.tensor(1.0), torch.tensor(0.1)
+    updated, _, _ = adamw(parameter, gradient, zero, zero, step, lr, (0.9, 0.99), 1e-8, 0.5, True)
+    torch.testing.assert_close(updated, torch.tensor([1.0 * 0.95 - 0.1, -1.0 - 0.1]))

@@ -95,7 +95,7 @@ def test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_i
     finally:
         first.kill()
     assert first.returncode == STOPPED, output[-3000:]
-    assert "start 1: 2 nodes, rendezvous at 127.0.0.1:" in output and "the same command goes on from there" in output
+    assert "start 1: 2 nodes, rendezvous at 127.0.0.1:" in output and "the same command resumes from there" in output
     assert log.read_text().splitlines() == ["srun --kill-on-bad-exit=0", f"scontrol requeue {os.getpid()}"]
     saved = checkpoint.find_latest_checkpoint(run / "pretrain" / "checkpoints")
     assert 3 <= int(saved.name[5:]) < 40
@@ -104,7 +104,7 @@ def test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_i
         job, env=os.environ | variables | {"SLURM_RESTART_COUNT": "1"}, capture_output=True, text=True, timeout=120
     )
     assert second.returncode == 0, second.stderr[-3000:]
-    assert "start 2" in second.stdout and f"going on after step {int(saved.name[5:])} of 40" in second.stderr
+    assert "start 2" in second.stdout and f"resuming after step {int(saved.name[5:])} of 40" in second.stderr
     assert len(log.read_text().splitlines()) == 3
     assert [line["step"] for line in read_jsonl(run / "pretrain" / "metrics.jsonl")] == list(range(1, 41))
 

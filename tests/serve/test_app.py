@@ -127,19 +127,24 @@ def test_echo_with_logprobs_scores_the_prompt(server, random_engine, client):
     create, tokenizer = client(server[0]).completions.create, random_engine.tokenizer
     ids = [tokenizer.bos, *tokenizer.encode("the quick brown")]
     with torch.no_grad():
-        said = random_engine.model.compute_logits(random_engine.model(torch.tensor([ids])))[0].log_softmax(-1)
-    expected = [said[place, token].item() for place, token in enumerate(ids[1:])]
-    for most in (0, 3):
-        whole = create(**settings, max_tokens=most, logit_bias={"97": 100})
-        assert whole.usage.prompt_tokens == len(ids) and whole.usage.completion_tokens == 2 * most
+        all_logprobs = random_engine.model.compute_logits(random_engine.model(torch.tensor([ids])))[0].log_softmax(-1)
+    expected = [all_logprobs[position, token].item() for position, token in enumerate(ids[1:])]
+    for max_tokens in (0, 3):
+        whole = create(**settings, max_tokens=max_tokens, logit_bias={"97": 100})
+        assert whole.usage.prompt_tokens == len(ids) and whole.usage.completion_tokens == 2 * max_tokens
         for choice in whole.choices:
-            found = choice.logprobs
-            assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(ids) - 1 + most
-            assert found.token_logprobs[: len(expected)] == pytest.approx(expected, abs=1e-4)
-            assert "".join(found.tokens) == choice.text == "the quick brown" + "a" * most
-            assert found.text_offset[:2] == [0, len(found.tokens[0])]
+            logprobs = choice.logprobs
+            assert (
+                len(logprobs.tokens)
+                == len(logprobs.token_logprobs)
+                == len(logprobs.top_logprobs)
+                == len(ids) - 1 + max_tokens
+            )
+            assert logprobs.token_logprobs[: len(expected)] == pytest.approx(expected, abs=1e-4)
+            assert "".join(logprobs.tokens) == choice.text == "the quick brown" + "a" * max_tokens
+            assert logprobs.text_offset[:2] == [0, len(logprobs.tokens[0])]
         text, values = "", []
-        for chunk in create(**settings | {"n": 1}, max_tokens=most, logit_bias={"97": 100}, stream=True):
+        for chunk in create(**settings | {"n": 1}, max_tokens=max_tokens, logit_bias={"97": 100}, stream=True):
             text += chunk.choices[0].text
             values += chunk.choices[0].logprobs.token_logprobs if chunk.choices[0].logprobs else []
         assert text == whole.choices[0].text
@@ -147,10 +152,10 @@ def test_echo_with_logprobs_scores_the_prompt(server, random_engine, client):
 
 
 def test_cached_tokens_are_counted(random_engine, client):
-    asked = [{"role": "user", "content": "the quick brown fox jumps over the lazy dog " * 2}]
+    messages = [{"role": "user", "content": "the quick brown fox jumps over the lazy dog " * 2}]
     with serving(random_engine, max_batch_size=2) as (address, worker):
         for _ in range(2):
-            client(address).chat.completions.create(model="", messages=asked, max_tokens=3)
+            client(address).chat.completions.create(model="", messages=messages, max_tokens=3)
         wait_for(lambda: worker.load == 0)
         stats = worker.stats
         assert stats.cached_tokens > 0 and stats.prefilled_tokens + stats.cached_tokens == stats.prompt_tokens
@@ -169,7 +174,7 @@ def test_logit_bias_changes_the_sampled_tokens(server, client):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "said"),
+    ("path", "body", "status", "message"),
     [
         ("chat/completions", {"messages": []}, 400, "messages"),
         ("chat/completions", {"messages": ASK * 2}, 400, "message 2 is the user's"),
@@ -188,10 +193,10 @@ def test_logit_bias_changes_the_sampled_tokens(server, client):
         ("completions", {"prompt": "a", "suffix": "b"}, 400, "suffix"),
     ],
 )
-def test_an_invalid_request_is_named_in_openais_format(server, path, body, status, said):
+def test_an_invalid_request_is_named_in_openais_format(server, path, body, status, message):
     address, worker = server
     code, answer, _ = call(address, f"/v1/{path}", json.dumps(body).encode(), Content_Type="application/json")
-    assert code == status and said in answer["error"]["message"], answer
+    assert code == status and message in answer["error"]["message"], answer
     assert set(answer["error"]) == {"message", "type", "param", "code"}
     wait_for(lambda: worker.load == 0)
 

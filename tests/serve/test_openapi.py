@@ -36,13 +36,18 @@ def description(random_engine):
     assert worker.last_error is None
 
 
+def find_operation(description, label: str):
+    operations = (result.ok() for result in description.get_all_operations())
+    return next(operation for operation in operations if operation.label == label)
+
+
 OPERATIONS = ("POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models/{name}", "GET /v1/models")
 
 
 @pytest.mark.parametrize("label", OPERATIONS)
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
 def test_no_body_breaks_the_server(description, label, mode):
-    operation = next(found for result in description.get_all_operations() if (found := result.ok()).label == label)
+    operation = find_operation(description, label)
     if mode.value == "negative" and label.startswith("GET"):
         pytest.skip("these routes have no invalid requests")
 
@@ -81,7 +86,7 @@ BODIES = {
 @pytest.mark.parametrize("label", BODIES)
 def test_valid_bodies_get_the_described_response(description, label):
     """Bodies that schemathesis generates seldom pass the validation of values; these do, and get an answer."""
-    operation = next(found for result in description.get_all_operations() if (found := result.ok()).label == label)
+    operation = find_operation(description, label)
     required, optional = BODIES[label]
     kinds = set()
 

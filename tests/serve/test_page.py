@@ -229,10 +229,10 @@ def test_the_page_fits_phone_and_desktop_and_passes_axe(page, width, theme):
     page.select_option("#theme", theme)
     send(page, "the quick fox jumps " * 2)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = importlib.util.find_spec("axe_playwright_python")
-    if found is None:
+    axe = importlib.util.find_spec("axe_playwright_python")
+    if axe is None:
         pytest.skip("axe-playwright-python is not installed")
-    page.evaluate((Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
-    result = json.loads(page.evaluate("axe.run().then((found) => JSON.stringify(found.violations))"))
+    page.evaluate((Path(axe.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    result = json.loads(page.evaluate("axe.run().then((results) => JSON.stringify(results.violations))"))
     serious = [(v["id"], v["nodes"][0]["html"]) for v in result if v["impact"] in ("serious", "critical")]
     assert serious == []

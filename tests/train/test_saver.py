@@ -97,10 +97,8 @@ def test_a_damaged_newest_checkpoint_is_skipped_named_and_written_again(tmp_path
     (checkpoints.parent / "done.json").unlink()
     assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     notices = [line["text"] for line in read_lines(recipe, "notices")]
-    assert any(
-        "skipped" in text and "step-00000006" in text and "optimizer.safetensors" in text for text in notices
-    )
-    assert "pretrain: going on after step 4 of 6" in notices
+    assert any("skipped" in text and "step-00000006" in text and "optimizer.safetensors" in text for text in notices)
+    assert "pretrain: resuming after step 4 of 6" in notices
     assert damaged.read_bytes() == content
 
 

@@ -45,7 +45,10 @@ class Algorithm(Protocol):
         ...
 
     def loss(self, model: Transformer, batch: Batch, kl_weight: float, metrics: StepMetrics) -> Tensor:
-        """Returns the loss summed over the batch's targets."""
+        """Returns the loss summed over the batch's targets, and adds its parts to `metrics`.
+
+        `kl_weight` multiplies the KL divergence from the reference policy.
+        """
         ...
 
 
@@ -61,14 +64,17 @@ class GRPO:
         return (np.ptp(rewards, axis=1) > 0) | (not self.config.drop_uniform_groups)
 
     def advantages(self, rewards: np.ndarray) -> np.ndarray:
-        """Returns each answer's advantage over its group, (P, G)."""
+        """Returns each answer's advantage over its group, (P, G), as `rl.advantage_normalization` defines it.
+
+        See `group_advantages`.
+        """
         return group_advantages(rewards, self.config.advantage_normalization)
 
     def add_token_advantages(self, batches: Sequence[Batch], model: Transformer, world: World) -> None:
         """Does nothing: every token has the advantage of its answer."""
 
     def loss(self, model: Transformer, batch: Batch, kl_weight: float, metrics: StepMetrics) -> Tensor:
-        """Returns the clipped policy gradient, summed over the batch's targets."""
+        """Returns the clipped policy-gradient loss with its KL and entropy terms, summed over the batch's targets."""
         return policy_gradient_loss(model, batch, self.config, kl_weight, metrics)
 
 
@@ -80,6 +86,7 @@ class PPO:
     uses_critic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Raises UserError for an advantage normalization that needs groups."""
         if self.config.advantage_normalization == "leave_one_out":
             raise UserError(
                 'rl.advantage_normalization "leave_one_out" compares a group: with rl.algorithm="ppo" use centered or '
@@ -96,7 +103,10 @@ class PPO:
 
     @torch.no_grad()
     def add_token_advantages(self, batches: Sequence[Batch], model: Transformer, world: World) -> None:
-        """Writes old_values, returns and advantages, normalized over all ranks, into the batches."""
+        """Writes `old_values`, `returns` and `advantages` into the batches.
+
+        Advantages have mean 0 over the sampled tokens of all ranks, and deviation 1 with "zscore".
+        """
         config, critic, moments = self.config, get_critic(model), []
         for batch in batches:
             assert batch.rewards is not None and batch.document_ids is not None
@@ -117,7 +127,7 @@ class PPO:
             batch.advantages = torch.where(batch.targets != IGNORE_INDEX, (batch.advantages - mean) * scale, 0.0)
 
     def loss(self, model: Transformer, batch: Batch, kl_weight: float, metrics: StepMetrics) -> Tensor:
-        """Returns the clipped policy gradient plus the critic's loss, summed over the batch's targets."""
+        """Returns the loss of `GRPO.loss` plus the critic's value loss, summed over the batch's targets."""
         return policy_gradient_loss(model, batch, self.config, kl_weight, metrics, get_critic(model))
 
 

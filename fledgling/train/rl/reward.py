@@ -77,14 +77,14 @@ class CustomReward:
             return reply["reward"]
         self.close()
         raise UserError(
-            f'reward "{self.spec}" {reply["error"]}; {candidate}; the run goes on from here once it is mended'
+            f'reward "{self.spec}" {reply["error"]}; {candidate}; the run resumes from here once it is repaired'
         )
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "fledgling.train.rl.grader", self.spec]
         self.process = process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.buffer = b""
-        reply = self._read_line(process, LOAD_TIMEOUT) or {"error": "cannot be loaded: its process said nothing"}
+        reply = self._read_line(process, LOAD_TIMEOUT) or {"error": "cannot be loaded: its process wrote nothing"}
         if "error" in reply:
             self.close()
             raise UserError(f'reward "{self.spec}" {reply["error"]}; expected module:function or path.py:function')

@@ -162,8 +162,15 @@ def main() -> None:
     for problem in (BANDIT, TWO_STEPS, COPY):
         for algorithm in sys.argv[2:] or ("grpo", "ppo"):
             for steps in map(int, sys.argv[1].split(",")):
-                found = [learn(problem, settings(problem, algorithm), seed, steps) for seed in range(2)]
-                print(problem.name, algorithm, steps, [round(p, 3) for p in found], Path(__file__).name, flush=True)
+                probabilities = [learn(problem, settings(problem, algorithm), seed, steps) for seed in range(2)]
+                print(
+                    problem.name,
+                    algorithm,
+                    steps,
+                    [round(p, 3) for p in probabilities],
+                    Path(__file__).name,
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

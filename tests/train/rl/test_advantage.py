@@ -49,7 +49,7 @@ def test_generalized_advantages_of_packed_answers(masks, gamma, gae_lambda, seed
     for number, mask in enumerate(masks):
         span = slice(at, at + len(mask))
         documents[0, span], sampled[0, span] = number + 1, mask
-        steps = [at + i for i, kept in enumerate(mask) if kept]
+        steps = [at + i for i, is_sampled in enumerate(mask) if is_sampled]
         step_rewards = [0.0] * (len(steps) - 1) + [rewards[0, t] for t in steps[-1:]]
         expected[steps] = paper_gae(step_rewards, list(values[0, steps]), gamma, gae_lambda)
         at += len(mask)

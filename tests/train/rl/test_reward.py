@@ -50,10 +50,10 @@ def test_the_parts_add_up(tmp_path):
 
 def test_an_open_call_of_a_tool_is_not_well_formed():
     words = tokenizer()
-    whole = [words.python_start, *words.encode("1+1"), words.python_end, *words.encode("2"), words.assistant_end]
+    complete = [words.python_start, *words.encode("1+1"), words.python_end, *words.encode("2"), words.assistant_end]
     for tokens, finish, expected in (
-        (whole, "stop", True),
-        ([t for t in whole if t != words.python_end], "stop", False),
+        (complete, "stop", True),
+        ([t for t in complete if t != words.python_end], "stop", False),
     ):
         completion = Completion(tokens, [0.0] * len(tokens), [False] * len(tokens), finish)
         assert is_well_formed(words, completion, "2") is expected

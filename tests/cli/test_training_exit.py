@@ -1,4 +1,4 @@
-"""How training ends: the exit code and what stderr says."""
+"""The end of a training command: its exit code and its line on stderr."""
 
 import pytest
 
@@ -9,15 +9,15 @@ from fledgling.train import loop, run
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "said"),
+    ("raised", "code", "message"),
     [
         (None, exit_codes.DONE, ""),
-        (loop.TrainingStopped(7), exit_codes.STOPPED, "stopped after step 7; the same command goes on from there\n"),
+        (loop.TrainingStopped(7), exit_codes.STOPPED, "stopped after step 7; the same command resumes from there\n"),
         (UserError("no such file"), exit_codes.FAILED, "error: no such file\n"),
         (SystemExit(exit_codes.FAILED), exit_codes.FAILED, ""),
     ],
 )
-def test_what_happened_is_a_code_and_at_most_a_line(monkeypatch, capsys, raised, code, said):
+def test_every_outcome_has_a_code_and_at_most_one_line(monkeypatch, capsys, raised, code, message):
     def run_stage(*arguments):
         if raised:
             raise raised
@@ -25,10 +25,10 @@ def test_what_happened_is_a_code_and_at_most_a_line(monkeypatch, capsys, raised,
 
     monkeypatch.setattr(run, "run_stage", run_stage)
     try:
-        found = main(["train", "pretrain"])
-    except SystemExit as left:
-        found = left.code
-    assert (found, capsys.readouterr().err) == (code, said)
+        exit_code = main(["train", "pretrain"])
+    except SystemExit as error:
+        exit_code = error.code
+    assert (exit_code, capsys.readouterr().err) == (code, message)
 
 
 def test_a_bug_shows_its_traceback(monkeypatch, capsys):

@@ -21,9 +21,15 @@ FAMILIES = [
 ]
 
 
-def made(family: str, parts: dict, width: int = 128):
+def make_model(family: str, parts: dict, width: int = 128):
     config = ModelConfig(
-        family=family, vocab_size=90, depth=2, width=width, heads=4, **{"kv_heads": 4} | parts, context=64
+        family=family,
+        vocab_size=90,
+        depth=2,
+        width=width,
+        heads=4,
+        **{"kv_heads": 4} | parts,
+        context=64,
     )
     model = make_random_model(config, torch.bfloat16, torch.device("cpu")).requires_grad_(False)
     for parameter in model.parameters():
@@ -32,20 +38,20 @@ def made(family: str, parts: dict, width: int = 128):
     return model
 
 
-def logits(engine: Engine, prompts: list[list[int]], tokens: list[list[int]]) -> torch.Tensor:
-    """After each row's further tokens, one step each."""
+def compute_logits(engine: Engine, prompts: list[list[int]], tokens: list[list[int]]) -> torch.Tensor:
+    """Returns the logits after each row's further tokens, read in one step each."""
     cache, rows = engine.runner.new_cache(), [CacheRow() for _ in prompts]
     for row, prompt in zip(rows, prompts, strict=True):
         engine.runner.extend_cache(cache, [row], [prompt])
-    found = [engine.runner.extend_cache(cache, rows, [[token] for token in step])[:, 0] for step in tokens]
+    hidden = [engine.runner.extend_cache(cache, rows, [[token] for token in step])[:, 0] for step in tokens]
     with torch.inference_mode():
-        return engine.model.compute_logits(torch.stack(found)).float()
+        return engine.model.compute_logits(torch.stack(hidden)).float()
 
 
 @pytest.mark.parametrize(("family", "parts"), FAMILIES)
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_a_step_is_as_near_to_exact_as_the_model_in_bf16(family, parts, bits):
-    model = made(family, parts)
+def test_a_step_is_as_exact_as_the_model_in_bf16(family, parts, bits):
+    model = make_model(family, parts)
     if bits != 16:
         model = load_quantized_model(
             model.config, quantize_state_dict(model.config, model.state_dict(), bits, 32), {"bits": bits}
@@ -57,15 +63,15 @@ def test_a_step_is_as_near_to_exact_as_the_model_in_bf16(family, parts, bits):
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
     )
-    plain.runner.native_step = None
-    exact = logits(Engine(model, NoSpecialTokens({}), dtype=torch.float32), prompts, tokens)
-    assert stepped.runner.native_step is not None
-    error = [(logits(engine, prompts, tokens) - exact).square().mean().sqrt() for engine in (stepped, plain)]
+    plain.runner.backend.native_step = None
+    exact = compute_logits(Engine(model, NoSpecialTokens({}), dtype=torch.float32), prompts, tokens)
+    assert stepped.runner.backend.native_step is not None
+    error = [(compute_logits(engine, prompts, tokens) - exact).square().mean().sqrt() for engine in (stepped, plain)]
     assert error[0] < 1.2 * error[1] and error[0] < 0.05 * exact.std()
 
 
-def test_rows_that_share_blocks_and_lie_scattered_are_read_as_one_would_be():
-    engine = Engine(made("llama", {"intermediate_size": 384}), NoSpecialTokens({}), dtype=torch.bfloat16)
+def test_rows_with_shared_and_scattered_blocks_are_read_like_single_rows():
+    engine = Engine(make_model("llama", {"intermediate_size": 384}), NoSpecialTokens({}), dtype=torch.bfloat16)
     cache, prompt = KVCache(engine.model.config, torch.bfloat16, block_size=4), list(range(2, 21))
     rows = [CacheRow() for _ in range(3)]
     for start in range(0, 18, 3):  # row by row, so that their blocks alternate
@@ -85,9 +91,9 @@ def test_rows_that_share_blocks_and_lie_scattered_are_read_as_one_would_be():
 
 
 @pytest.mark.parametrize(("family", "parts"), FAMILIES)
-def test_several_tokens_of_a_row_are_read_as_one_after_the_other(family, parts):
-    engine = Engine(made(family, parts), NoSpecialTokens({}), dtype=torch.bfloat16)
-    engine.model.forward = None  # all must go through the step
+def test_several_tokens_of_a_row_are_read_as_if_one_by_one(family, parts):
+    engine = Engine(make_model(family, parts), NoSpecialTokens({}), dtype=torch.bfloat16)
+    engine.model.forward = None  # every forward pass must go through the step
     draw = torch.Generator().manual_seed(3)
     prompts = [torch.randint(90, (length,), generator=draw).tolist() for length in (3, 17, 9, 20)]
     together, alone = ((engine.runner.new_cache(), [CacheRow() for _ in prompts]) for _ in range(2))
@@ -105,7 +111,7 @@ def test_several_tokens_of_a_row_are_read_as_one_after_the_other(family, parts):
 
 
 def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
-    engine = Engine(made("fledgling", {}), NoSpecialTokens({}), dtype=torch.bfloat16)
+    engine = Engine(make_model("fledgling", {}), NoSpecialTokens({}), dtype=torch.bfloat16)
     prompts = [[row % 90, 3, 5] for row in range(MAX_STEP_TOKENS + 6)]
     asked = SamplingParams(temperature=0.0, max_new_tokens=4)
     together = engine.generate(prompts, asked)
@@ -114,8 +120,8 @@ def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
     assert len(together) == len(prompts) and agree >= 2  # a near tie may fall either way
 
 
-def test_a_step_follows_the_model_when_it_learns():
-    model = made("llama", {"intermediate_size": 384})
+def test_a_step_follows_the_model_when_it_is_trained():
+    model = make_model("llama", {"intermediate_size": 384})
     engine, asked = (
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
         SamplingParams(temperature=0.0, max_new_tokens=8),
@@ -129,6 +135,6 @@ def test_a_step_follows_the_model_when_it_learns():
     assert before != after == fresh
 
 
-def test_widths_that_no_vector_register_fits_take_the_models_way():
-    assert supports_decoding_step(made("fledgling", {}).bfloat16())
-    assert not supports_decoding_step(made("fledgling", {}, width=64).bfloat16())  # heads of 16
+def test_widths_that_are_not_multiples_of_a_vector_are_not_supported():
+    assert supports_decoding_step(make_model("fledgling", {}).bfloat16())
+    assert not supports_decoding_step(make_model("fledgling", {}, width=64).bfloat16())  # heads of 16

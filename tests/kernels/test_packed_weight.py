@@ -1,4 +1,4 @@
-"""Packed weights answer as the model does, follow it when it learns, and take part in nothing but products."""
+"""Packed weights compute the product, follow the model when it is trained, and take part in products only."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch import nn
 
 from fledgling.config import ModelConfig
 from fledgling.infer.engine import Engine
-from fledgling.infer.pack import PackedWeight, can_pack_bf16, pack_linear_weights
 from fledgling.infer.sampling import SamplingParams
+from fledgling.kernels.packed_weight import PackedWeight, can_pack_bf16, pack_linear_weights
 from fledgling.model.cache import CacheRow
 from fledgling.model.transformer import Transformer
 
@@ -20,11 +20,11 @@ CONTEXT = 96
 
 @pytest.fixture
 def model(tokenizer) -> Transformer:
-    made = Transformer(ModelConfig(tokenizer.vocab_size, 2, 64, 4, 2, CONTEXT), torch.bfloat16)
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 2, 64, 4, 2, CONTEXT), torch.bfloat16)
     generator = torch.Generator().manual_seed(1)
-    for parameter in made.parameters():
+    for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-    return made
+    return model
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 65])
@@ -39,17 +39,17 @@ def test_a_packed_product_is_the_product(rows, bias):
     assert (packed.double() - exact).abs().max() <= 2**-8 * exact.abs().max()
 
 
-def test_the_engine_packs_every_linear_layer_and_answers_as_the_model_does(model, tokenizer):
+def test_the_engine_packs_every_linear_layer_and_computes_what_the_model_does(model, tokenizer):
     engine = Engine(model, tokenizer)
     linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    assert set(engine.runner.packed_weights) == linears and len(linears) == 2 * 6 + 1
+    assert set(engine.runner.backend.replaced_weights) == linears and len(linears) == 2 * 6 + 1
     tokens = [[5, 9, 77, 30, 2, 41]]
     with torch.inference_mode():
-        ours = engine.model.compute_logits(engine.runner.extend_cache(engine.runner.new_cache(), [CacheRow()], tokens))[
-            :, -1
-        ]
-        theirs = model.compute_logits(model(torch.tensor(tokens)))[:, -1]
-    assert (ours - theirs).abs().max() < 0.05 * theirs.std()
+        result = engine.model.compute_logits(
+            engine.runner.extend_cache(engine.runner.new_cache(), [CacheRow()], tokens)
+        )[:, -1]
+        expected = model.compute_logits(model(torch.tensor(tokens)))[:, -1]
+    assert (result - expected).abs().max() < 0.05 * expected.std()
     assert all(isinstance(module.weight, nn.Parameter) for module in model.modules() if isinstance(module, nn.Linear))
 
 
@@ -63,7 +63,7 @@ def test_packed_weights_follow_the_model(model, tokenizer):
     assert before != after == Engine(model, tokenizer).generate([[5, 9, 77]], sampling)[0].tokens
 
 
-def test_a_packed_weight_refuses_what_it_cannot_do(model):
+def test_a_packed_weight_takes_part_in_products_only(model):
     weight = next(iter(pack_linear_weights(model).values()))
     with pytest.raises(AssertionError, match="does not take part in add"):
         torch.add(weight, torch.ones(1))
