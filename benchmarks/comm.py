@@ -76,11 +76,11 @@ def measure_communication(
     Raises UserError for a set-up that makes no sense, for a rank that dies, and for a sum that is not the sum.
     """
     job = _job(ranks, megabytes, servers, repeats)
-    told = run_ranks(job)
-    calibrations = {name: _calibration(job, told, of) for name, of in STATISTICS.items()}
+    reported = run_ranks(job)
+    calibrations = {name: _calibration(job, reported, of) for name, of in STATISTICS.items()}
     rows = {}
     for name, traffic in predictions(job).items():
-        own = [one["rows"][name] for one in told]
+        own = [one["rows"][name] for one in reported]
         rows[name] = {
             "sum_is_exact": all(row["exact"] for row in own),
             "bytes": _bytes(traffic, own, inside=name.startswith("library")),
@@ -120,15 +120,15 @@ def _job(ranks: int, megabytes: float, servers: int | None, repeats: int) -> Job
     return Job(ranks, values, tuple(sorted({1, sharded, ranks})), repeats, pings)
 
 
-def _calibration(job: Job, told: list[dict[str, Any]], of: Callable) -> Calibration:
+def _calibration(job: Job, reported_value: list[dict[str, Any]], of: Callable) -> Calibration:
     """What the same run says of loopback and of adding; `of` is the statistic taken over its repeats."""
     size = communication.ITEM_BYTES * (job.values // job.ranks)
-    pings = tuple(of(times) for times in zip(*told[0]["ping"], strict=True))
+    pings = tuple(of(times) for times in zip(*reported_value[0]["ping"], strict=True))
     link = communication.fit_link(job.pings, pings, "loopback")
-    around = of(_together([one["around"] for one in told]))
-    adding = TIMES * size / of(_together([told[0]["alone"]]))
+    context = of(_together([one["around"] for one in reported_value]))
+    adding = TIMES * size / of(_together([reported_value[0]["alone"]]))
     return Calibration(
-        replace(link, bandwidth=replace(link.bandwidth, shared=job.ranks * TIMES * size / around)),
+        replace(link, bandwidth=replace(link.bandwidth, shared=job.ranks * TIMES * size / context)),
         communication.Bandwidth(
             adding, shared=adding * min(job.ranks, os.cpu_count() or 1)
         ),  # a core adds for one rank
@@ -189,10 +189,10 @@ def format_communication(result: dict[str, Any]) -> str:
     ]
     for name, row in result["topologies"].items():
         kinds = [row["bytes"][kind] for kind in ("predicted", "counted", "sockets")]
-        told = [f"{name:<23}", *(f"{format(max(kind['sent']), ',') if kind else '-':>13}" for kind in kinds)]
+        reported_3 = [f"{name:<23}", *(f"{format(max(kind['sent']), ',') if kind else '-':>13}" for kind in kinds)]
         for one in row["seconds"].values():
-            told.append(f"{one['predicted'] * 1e3:8.1f}{one['measured'] * 1e3:9.1f}{one['error']:>+6.0%}")
-        lines.append("".join(told))
+            reported_3.append(f"{one['predicted'] * 1e3:8.1f}{one['measured'] * 1e3:9.1f}{one['error']:>+6.0%}")
+        lines.append("".join(reported_3))
     different = [name for name, row in result["topologies"].items() if not row["bytes"]["equal"]]
     lines.append("every sum is exact; " + (f"BYTES DIFFER: {', '.join(different)}" if different else "bytes are equal"))
     return "\n".join(lines)

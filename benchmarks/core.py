@@ -109,7 +109,7 @@ def compute_speed_ratios(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure_task(engine: Engine, task: CoreTask, items: Sequence[CoreItem], convention: str) -> dict[str, Any]:
-    ours, unshared = Scorer(engine), Scorer(engine, share_prefixes=False)
+    computed_value, unshared = Scorer(engine), Scorer(engine, share_prefixes=False)
 
     def tokenize() -> list[list[ContinuationRow]]:
         prompts = [prompt for _, prompt in zip_prompts(task, items, convention)]
@@ -117,13 +117,13 @@ def _measure_task(engine: Engine, task: CoreTask, items: Sequence[CoreItem], con
 
     rows = tokenize()
     lengths = [min(len(row.tokens), engine.context) for item in rows for row in item]
-    ours.score(rows)  # not timed: counts the computed tokens, and warms up
-    computed, typical_length = ours.stats.computed_tokens, int(median(lengths))
+    computed_value.score(rows)  # not timed: counts the computed tokens, and warms up
+    computed, typical_length = computed_value.stats.computed_tokens, int(median(lengths))
     ways: dict[str, Callable[[], Any]] = {
-        "ours": lambda: ours.score(tokenize()),
+        "ours": lambda: computed_value.score(tokenize()),
         "unshared": lambda: unshared.score(tokenize()),
         "published": lambda: score_items_one_by_one(engine, tokenize()),
-        "forward": lambda: _run_forward(engine, computed, typical_length, ours.batch_tokens),
+        "forward": lambda: _run_forward(engine, computed, typical_length, computed_value.batch_tokens),
     }
     seconds = dict.fromkeys(ways, float("inf"))
     outputs = {}

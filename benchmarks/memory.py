@@ -165,12 +165,12 @@ COMPILED = (
 def measure_memory(cases: tuple[Case, ...], say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """Run every case and return, in order, its shape, predicted and measured bytes, the error, and the moment."""
     found: dict[Case, int] = {}
-    apart = [one for one in cases if one.ranks > 1 or one.compiled]  # compiling changes what the process does later
-    for case in (one for one in cases if one not in apart):
+    separate = [one for one in cases if one.ranks > 1 or one.compiled]  # compiling changes what the process does later
+    for case in (one for one in cases if one not in separate):
         found[case] = peak_of(case)
         say(f"{len(found)}/{len(cases)}: {case}")
-    for size in sorted({one.ranks for one in apart}):
-        shared = [one for one in apart if one.ranks == size]
+    for size in sorted({one.ranks for one in separate}):
+        shared = [one for one in separate if one.ranks == size]
         found |= dict(zip(shared, _on_ranks(size, shared), strict=True))
         say(f"{len(found)}/{len(cases)}: {len(shared)} shapes on {size} process{'es' if size > 1 else ''}")
     return [_row(case, found[case]) for case in cases]

@@ -43,8 +43,10 @@ def prompts(tokenizer: Tokenizer, context: int, count: int) -> dict[str, list[li
         for kind, many in begun.items()
     }
     for skill in SKILLS:
-        asked = [tasks.load_task(skill).get_practice_question(index, seed=1).prompt for index in range(count)]
-        found[skill] = [render_prompt(tokenizer, {"messages": [{"role": "user", "content": text}]}) for text in asked]
+        requested = [tasks.load_task(skill).get_practice_question(index, seed=1).prompt for index in range(count)]
+        found[skill] = [
+            render_prompt(tokenizer, {"messages": [{"role": "user", "content": text}]}) for text in requested
+        ]
     return found
 
 
@@ -75,21 +77,21 @@ def measure_prompt_lookup(
             best: dict[int, tuple] = {}
             for _ in range(repeats):
                 for most in (0, *ahead):
-                    seconds, said, drafted, accepted = _answer(engine, many, most, tokens)
+                    seconds, printed_value, drafted, accepted = _answer(engine, many, most, tokens)
                     if most not in best or seconds < best[most][0]:
-                        best[most] = seconds, said, drafted, accepted
-            for most, (seconds, said, drafted, accepted) in best.items():
+                        best[most] = seconds, printed_value, drafted, accepted
+            for most, (seconds, printed_value, drafted, accepted) in best.items():
                 rows.append(
                     {
                         "dtype": str(dtype).removeprefix("torch."),
                         "text": kind,
                         "ahead": most,
-                        "tokens_per_second": sum(map(len, said)) / seconds,
+                        "tokens_per_second": sum(map(len, printed_value)) / seconds,
                         "faster": best[0][0] / seconds,
                         "drafted": drafted,
                         "accepted": accepted,
-                        "same": sum(a == b for a, b in zip(said, best[0][1], strict=True)),
-                        "answers": len(said),
+                        "same": sum(a == b for a, b in zip(printed_value, best[0][1], strict=True)),
+                        "answers": len(printed_value),
                     }
                 )
             print(f"{rows[-1]['dtype']}, {kind}", file=sys.stderr, flush=True)
@@ -98,22 +100,22 @@ def measure_prompt_lookup(
 
 def _answer(engine: Engine, many: Sequence[Sequence[int]], most: int, tokens: int) -> tuple:
     """Answer each prompt alone: seconds from the first token to the last, the answers, tokens guessed and held."""
-    seconds, said, drafted, accepted = 0.0, [], 0, 0
+    seconds, printed, drafted, accepted = 0.0, [], 0, 0
     for prompt in many:
         decoder = engine.make_scheduler(1, prefix_cache_tokens=None, lookahead_tokens=most)
-        ticket = decoder.add_request(
+        request = decoder.add_request(
             engine.make_request(prompt, SamplingParams(temperature=0, max_new_tokens=tokens), use_tools=False)
         )
-        while not ticket.tokens:
+        while not request.tokens:
             decoder.step()
         began = time.perf_counter()
         while decoder.has_unfinished:
             decoder.step()
         seconds += time.perf_counter() - began
-        said.append(ticket.tokens)
+        printed.append(request.tokens)
         drafted += decoder.stats.drafted
         accepted += decoder.stats.accepted
-    return seconds, said, drafted, accepted
+    return seconds, printed, drafted, accepted
 
 
 def format_prompt_lookup(rows: Sequence[dict[str, Any]]) -> str:

@@ -57,7 +57,7 @@ def run_ranks(job: Job) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")  # a fork would copy this process's threads' locks
     barrier = context.Barrier(job.ranks)
     processes, ends = [], []
-    told: dict[int, dict[str, Any]] = {}
+    reported: dict[int, dict[str, Any]] = {}
     at = "starting"
     with tempfile.TemporaryDirectory() as place:
         try:
@@ -68,15 +68,15 @@ def run_ranks(job: Job) -> list[dict[str, Any]]:
                 processes[-1].start()
                 there.close()  # the rank's own end is then the only one, and closes when it dies
                 ends.append(here)
-            while len(told) < job.ranks:
-                for ready in wait([end for rank, end in enumerate(ends) if rank not in told]):
+            while len(reported) < job.ranks:
+                for ready in wait([end for rank, end in enumerate(ends) if rank not in reported]):
                     rank = ends.index(ready)
                     kind, what = _hear(ready)
                     if kind == "at" and rank == 0:
                         at = what
                         print(f"\r{at:<40}", end="", file=sys.stderr, flush=True)
                     elif kind == "done":
-                        told[rank] = what
+                        reported[rank] = what
                     elif kind == "died":
                         processes[rank].join(5)
                         how = _ending(processes[rank].exitcode)
@@ -86,10 +86,10 @@ def run_ranks(job: Job) -> list[dict[str, Any]]:
         finally:
             print(file=sys.stderr)
             for process in processes:
-                process.join(5 if len(told) == job.ranks else 0)
+                process.join(5 if len(reported) == job.ranks else 0)
                 process.kill()
                 process.join()
-    return [told[rank] for rank in range(job.ranks)]
+    return [reported[rank] for rank in range(job.ranks)]
 
 
 def _hear(end: Connection) -> tuple[str, Any]:
@@ -168,7 +168,7 @@ def _calibrate(wire: GlooWire, job: Job, meet: Callable) -> dict[str, Any]:
     """Seconds of a ping of each size, and (began, ended) of passing a chunk around and of adding it on rank 0."""
     import torch
 
-    from benchmarks.wire import pass_around, ping
+    from benchmarks.wire import pass_context, ping
 
     def add() -> None:
         for _ in range(TIMES):
@@ -176,7 +176,7 @@ def _calibrate(wire: GlooWire, job: Job, meet: Callable) -> dict[str, Any]:
 
     def send() -> None:
         for _ in range(TIMES):
-            pass_around(wire, one, two)
+            pass_context(wire, one, two)
 
     pings = []
     for size in job.pings:

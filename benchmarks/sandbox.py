@@ -25,7 +25,7 @@ from fledgling.sandbox.process import get_layers, run_program
 from fledgling.sandbox.verdict import ProgramCheck, Verdict, check_program, check_programs
 
 HUMAN_EVAL = Path("evals/humaneval/HumanEval.jsonl.gz")
-BESIDE = """
+COMPARED = """
 def _beside(value):
     if value is None or isinstance(value, bool):
         return not value
@@ -102,7 +102,7 @@ def broken(row: dict, how: str) -> str:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == row["entry_point"]:
             node.body = [_Break(how).visit(line) for line in node.body]
-    return BESIDE + ast.unparse(ast.fix_missing_locations(tree))
+    return COMPARED + ast.unparse(ast.fix_missing_locations(tree))
 
 
 class _Break(ast.NodeTransformer):

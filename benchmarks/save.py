@@ -49,7 +49,7 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
     stage = Stage(
         name, steps, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=steps), save_every=interval
     )
-    idle, beside, stalls, writers, disk = [], [], [], [], []
+    idle, compared, stalls, writers, disk = [], [], [], [], []
 
     def step() -> float:
         began = time.perf_counter()
@@ -70,7 +70,7 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
             within = []
             while save.writer.busy:
                 within.append(step())
-            beside.append(within)
+            compared.append(within)
             idle += [step() for _ in range(BETWEEN)]
             save.writer.wait()
             writers.append(save.metrics()["save_seconds"])
@@ -80,7 +80,7 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
     print(file=sys.stderr)
     usual = statistics.median(idle)
     stall, writer = statistics.median(stalls), statistics.median(writers)
-    longer = statistics.median(sum(within) - len(within) * usual for within in beside)
+    longer = statistics.median(sum(within) - len(within) * usual for within in compared)
     return {
         "recipe": recipe.name,
         "stage": name,
@@ -93,7 +93,7 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
         "stall_seconds_most": max(stalls),
         "stall_share": stall / (interval * usual + stall),
         "writer_seconds": writer,
-        "beside": {"steps": statistics.median(map(len, beside)), "longer_seconds": longer},
+        "beside": {"steps": statistics.median(map(len, compared)), "longer_seconds": longer},
         "cost_share": (stall + max(0.0, longer)) / (interval * usual + stall),
         "bytes_per_second": {"writer": size / writer, "disk": statistics.median(disk)},
     }
@@ -120,7 +120,7 @@ def _plain_write(path: Path, size: int) -> float:
 
 def format_saving(result: dict[str, Any]) -> str:
     """The result of `measure` as lines for people."""
-    speed, beside = result["bytes_per_second"], result["beside"]
+    speed, during = result["bytes_per_second"], result["beside"]
     return "\n".join(
         (
             f"{result['parameters']:,} parameters, {result['bytes'] / 1e6:,.1f} MB a checkpoint; {result['recipe']}, "
@@ -129,7 +129,7 @@ def format_saving(result: dict[str, Any]) -> str:
             f"{result['stall_share']:.3%} of wall time",
             f"writer  {result['writer_seconds'] * 1e3:8,.1f} ms: {speed['writer'] / 1e6:,.0f} MB/s with hashing and "
             f"checking; the disk alone {speed['disk'] / 1e6:,.0f} MB/s",
-            f"beside  {beside['steps']:.0f} steps, {beside['longer_seconds'] * 1e3:,.1f} ms longer than usual; stall "
+            f"beside  {during['steps']:.0f} steps, {during['longer_seconds'] * 1e3:,.1f} ms longer than usual; stall "
             f"and this together {result['cost_share']:.3%} of wall time",
         )
     )

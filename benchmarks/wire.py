@@ -83,6 +83,6 @@ def ping(wire: GlooWire, size: int) -> float:
     return (perf_counter() - began) / 2
 
 
-def pass_around(wire: GlooWire, outgoing: Tensor, incoming: Tensor) -> None:
+def pass_context(wire: GlooWire, outgoing: Tensor, incoming: Tensor) -> None:
     """Pass a vector to the next rank while taking the one before's: what one step of a ring does."""
     wire.exchange(outgoing, (wire.rank + 1) % wire.ranks, incoming, (wire.rank - 1) % wire.ranks)

@@ -1,4 +1,4 @@
-"""A CORE bundle with a few items for each task, in the layout of the published one: every kind, with and without examples."""
+"""A CORE bundle with a few items for each task, in the published layout: every kind, with and without examples."""
 
 import json
 from pathlib import Path

@@ -39,8 +39,10 @@ def tiny(folder: Path, **overrides: object) -> Recipe:
         f'name = "tiny"\nseed = 3\n[tokenizer]\nvocab_size = 420\nsources = ["{text}"]\n'
         f"[model]\ndepth = 2\nwidth = 32\nheads = 2\ncontext = 128\n"
         f'[pretrain]\n{stage}{mixed}[midtrain]\n{stage}{mixed}[sft]\n{stage}train_on = "assistant"\n{mixed}'
-        f'[dpo]\nsteps = 4\npairs = "{pairs}"\nbatch_size = 4\nmicro_batch_size = 1\neval_questions = 3\nsave_every = 2\n'
-        f"[rl]\nsteps = 4\nmicro_batch_size = 2\neval_questions = 3\nsave_every = 2\nprompts_per_round = 3\ngroup_size = 4\n"
+        f'[dpo]\nsteps = 4\npairs = "{pairs}"\nbatch_size = 4\nmicro_batch_size = 1\n'
+        "eval_questions = 3\nsave_every = 2\n"
+        f"[rl]\nsteps = 4\nmicro_batch_size = 2\neval_questions = 3\nsave_every = 2\n"
+        f"prompts_per_round = 3\ngroup_size = 4\n"
         f"max_new_tokens = 16\nlearning_rate = 0.1\ntasks = {{counting = 1.0}}\n"
         f'rewards = {{task = 1.0, "{reward}:vowels" = 1.0}}\n'
         f'[run]\nout = "{folder / "run"}"\ndevice = "cpu"\ndtype = "float32"\ncompile = "off"\nthreads = 1\n'

@@ -13,6 +13,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def attention(tiny: bool) -> None:
     numbers = (torch.arange(time_, device=device) * 3 // time_).int()  # three documents a row
     lengths = torch.bincount(numbers)
     causal = 3.5 * 4 * rows * heads * width * time_ * time_ / 2
-    apart = causal * float((lengths.double() / time_).square().sum())
+    separate = causal * float((lengths.double() / time_).square().sum())
 
     def measured(function: Callable[[Tensor, Tensor, Tensor], Tensor], work: float) -> dict:
         def both() -> None:
@@ -143,9 +144,11 @@ def attention(tiny: bool) -> None:
     dense = seen.expand(rows, 1, -1, -1)
     added = torch.zeros(dense.shape, dtype=q.dtype, device=device).masked_fill_(~dense, float("-inf"))
     sdpa = F.scaled_dot_product_attention
-    attempt("sdpa, added (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=added), apart))
+    attempt("sdpa, added (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=added), separate))
     whole = dense.contiguous()
-    attempt("sdpa, boolean (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=whole), apart))
+    attempt(
+        "sdpa, boolean (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=whole), separate)
+    )
     attempt("sdpa, causal", lambda: measured(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal))
 
     def backend(name: str) -> dict:
@@ -155,7 +158,7 @@ def attention(tiny: bool) -> None:
             return measured(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal)
 
     for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
-        attempt(f"sdpa, causal, {name}", lambda name=name: backend(name))
+        attempt(f"sdpa, causal, {name}", partial(backend, name))
 
     def varlen() -> dict:
         from torch.nn.attention.varlen import varlen_attn
@@ -163,14 +166,15 @@ def attention(tiny: bool) -> None:
         ends = torch.cat([lengths.new_zeros(1), lengths.repeat(rows).cumsum(0)]).int()
         longest = int(lengths.max())
         known = inspect.signature(varlen_attn).parameters
-        how = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+        attend: Any = varlen_attn  # its signature differs between torch 2.11 and 2.13
+        how: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
 
         def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             flat = (t.transpose(1, 2).reshape(-1, heads, width) for t in (q, k, v))
-            y = varlen_attn(*flat, ends, ends, longest, longest, **how)
+            y: Any = attend(*flat, ends, ends, longest, longest, **how)
             return y.view(rows, time_, heads, width).transpose(1, 2)
 
-        return measured(run, apart)
+        return measured(run, separate)
 
     attempt("varlen, three documents a row", varlen)
 
@@ -183,7 +187,7 @@ def attention(tiny: bool) -> None:
         began = time.perf_counter()
         blocks = create_block_mask(together, rows, None, time_, time_, device=device.type)
         compiled = torch.compile(flex_attention, dynamic=False)
-        found = measured(lambda q, k, v: compiled(q, k, v, block_mask=blocks), apart)
+        found = measured(lambda q, k, v: compiled(q, k, v, block_mask=blocks), separate)
         return {**found, "compile_seconds": time.perf_counter() - began}
 
     attempt("flex, compiled, three documents a row", flex)
@@ -210,7 +214,7 @@ def head(tiny: bool) -> None:
         return {"ms": ms, "tflops": floor / ms / 1e9}
 
     for chunk in (16, 64) if tiny else (4096, 16384, 1024, 64):
-        attempt(f"chunks of {chunk:,} tokens", lambda chunk=chunk: chunked(chunk, not tiny))
+        attempt(f"chunks of {chunk:,} tokens", partial(chunked, chunk, not tiny))
     attempt("chunks of 4,096 tokens, not compiled", lambda: chunked(4096, False))
 
 

@@ -12,17 +12,15 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from fledgling.bench import gpu_kernels
+from fledgling.bench import gpu_kernels, gpu_runs
 from fledgling.bench.backends import EngineBackend, TransformersBackend
 from fledgling.bench.gpu import note, place
 from fledgling.bench.gpu_kernels import profile_step, wait
@@ -38,28 +36,14 @@ from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import hardware, inference, measured_speed
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.memory import TrainingStep, memory_by_phase
-from fledgling.record import checkpoint
 from fledgling.runtime.device import measure_peak_flops, set_up_device, should_compile
 from fledgling.runtime.world import World
-from fledgling.train import loop, run
+from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
-from fledgling.train.stage import Eval, Stage
+from fledgling.train.stage import Stage
 
 WARMUP, STEPS = 3, 8
 DEFAULT_CHUNK_LOGITS = dict(CHUNK_LOGITS)
-EVALUATED = ("pretrain", "sft")  # stages of the quickstart whose evaluations run
-TINY = [
-    *(
-        "rl.prompts_per_round=2",
-        "rl.group_size=2",
-        "rl.max_new_tokens=8",
-        "model.depth=2",
-        "model.width=32",
-        "run.compile=off",
-    ),
-    *(f"{stage}.batch_tokens=512" for stage in ("pretrain", "midtrain", "sft")),
-    *(f"{stage}.micro_batch_size=2" for stage in ("pretrain", "midtrain", "sft")),
-]
 # depth, entries, context, rows: the shapes whose memory is held against the plan's
 SHAPES = (
     (4, 32768, 2048, 8),
@@ -241,7 +225,11 @@ def ab(out: Path, tiny: bool) -> None:
     if not tiny:
         for rows in (32, 16):
             shape = (20, 65536, 2048, rows)
-            how = {"chunk": 4096, "documents": False, "profile": out / "d20-chunk-4096-no-documents.txt"}
+            how: dict[str, Any] = {
+                "chunk": 4096,
+                "documents": False,
+                "profile": out / "d20-chunk-4096-no-documents.txt",
+            }
             if noted("d20, chunk 4,096, no documents", lambda: steps_of(shape, **how)):  # noqa: B023
                 return
 
@@ -257,11 +245,11 @@ def decode(out: Path, tiny: bool) -> None:
     device = place()
     bandwidth = measure_stream_bandwidth(device)
     note(bandwidth_gb_per_second=bandwidth / 1e9)
-    asked = (16, 8) if tiny else (256, 64)  # tokens of a prompt, and of its answer
+    requested = (16, 8) if tiny else (256, 64)  # tokens of a prompt, and of its answer
     for depth in (2,) if tiny else (20, 12):
         shape = (depth, 512, 64) if tiny else (depth, 65536, 2048)
         config = recipe_of(*shape).model.resolve(shape[1])
-        decode_model(config, (1, 2) if tiny else (1, 8, 32, 256), () if depth == 20 else (1, 32), *asked, bandwidth)
+        decode_model(config, (1, 2) if tiny else (1, 8, 32, 256), () if depth == 20 else (1, 32), *requested, bandwidth)
         free()
 
 
@@ -272,30 +260,30 @@ def decode_model(
     device = place()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = make_random_model(config, dtype, device)
-    ours = EngineBackend(Engine(model, NoSpecialTokens({}), device, dtype))  # type: ignore[arg-type]
+    computed = EngineBackend(Engine(model, NoSpecialTokens({}), device, dtype))  # type: ignore[arg-type]
     for count in rows:
-        noted(f"d{config.depth}, {count} rows", lambda: decoded(config, ours, count, prompt, tokens, bandwidth))  # noqa: B023
-    theirs: list[TransformersBackend] = []
+        noted(f"d{config.depth}, {count} rows", lambda: decoded(config, computed, count, prompt, tokens, bandwidth))  # noqa: B023
+    reference: list[TransformersBackend] = []
 
     def peer() -> dict[str, Any]:
-        theirs.append(TransformersBackend(model, dtype, device))
+        reference.append(TransformersBackend(model, dtype, device))
         return {"made": True}
 
     if peer_rows and noted(f"d{config.depth}, transformers", peer):
         for count in peer_rows:
             label = f"d{config.depth}, {count} rows, transformers"
-            noted(label, lambda: decoded(config, theirs[0], count, prompt, tokens, bandwidth))  # noqa: B023
+            noted(label, lambda: decoded(config, reference[0], count, prompt, tokens, bandwidth))  # noqa: B023
 
 
-def decoded(config: ModelConfig, speaker: Any, rows: int, prompt: int, tokens: int, bandwidth: float) -> dict[str, Any]:
+def decoded(config: ModelConfig, backend: Any, rows: int, prompt: int, tokens: int, bandwidth: float) -> dict[str, Any]:
     """Times one speaker with so many rows, after one turn that is not counted."""
     draw = torch.Generator().manual_seed(2)
     prompts = torch.randint(config.vocab_size, (rows, prompt), generator=draw).tolist()
-    speaker.generate(prompts, 4)
+    backend.generate(prompts, 4)
     wait()
-    times = speaker.generate(prompts, tokens)
+    times = backend.generate(prompts, tokens)
     step = statistics.median(times[1:])
-    read = speaker.weight_bytes_read + inference.kv_cache_bytes(config, rows, prompt + tokens // 2)
+    read = backend.weight_bytes_read + inference.kv_cache_bytes(config, rows, prompt + tokens // 2)
     return {
         "tokens_per_second": rows / step,
         "step_ms": 1e3 * step,
@@ -303,108 +291,6 @@ def decoded(config: ModelConfig, speaker: Any, rows: int, prompt: int, tokens: i
         "floor_ms": 1e3 * read / bandwidth,
         "share_of_bandwidth": read / step / bandwidth,
     }
-
-
-def rollouts(out: Path, tiny: bool) -> None:
-    """Rollouts of reinforcement learning with random weights, beside plain answers."""
-    from fledgling.bench.rollouts import measure
-
-    shape = (2, 420, 128) if tiny else (12, 32768, 2048)
-    changes = ["pretrain.steps=1", "pretrain.save_every=0", "rl.max_new_tokens=256"]
-    changes += TINY if tiny else []
-    with TemporaryDirectory() as folder, compiler_off():
-        recipe = small_recipe(Path(folder), [*changes, f"model.depth={shape[0]}", f"tokenizer.vocab_size={shape[1]}"])
-        recipe = with_model_size(recipe, *shape)
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
-        note(**measure(recipe, Path(folder) / "run" / "pretrain", 1 if tiny else 3))
-
-
-@contextmanager
-def compiler_off() -> Iterator[None]:
-    """Within it nothing is compiled by torch.compile: one step is not worth it."""
-    kept = torch._dynamo.config.disable
-    torch._dynamo.config.disable = True
-    try:
-        yield
-    finally:
-        torch._dynamo.config.disable = kept
-
-
-def no_evals(evals: tuple[Eval, ...]) -> tuple[Eval, ...]:
-    """Selects no evaluation of a stage."""
-    return ()
-
-
-def small_recipe(folder: Path, changes: list[str]) -> Recipe:
-    """The quickstart recipe on this device, in `folder`/run, with few steps a stage."""
-    few = [f"{stage}.steps=4" for stage in ("pretrain", "midtrain", "sft", "rl")]
-    few += [f"{stage}.eval_questions=4" for stage in ("pretrain", "midtrain", "sft", "rl")]
-    return load_recipe("quickstart", [f"run.device={place().type}", f"run.out={folder / 'run'}", *few, *changes])
-
-
-def quickstart(out: Path, tiny: bool) -> None:
-    """Every stage of the quickstart recipe with few steps, two of them evaluated; then a stage stopped and resumed."""
-    changes = TINY if tiny else []
-    with TemporaryDirectory() as folder:
-        for stage in small_recipe(Path(folder), changes).stages:
-            began = time.perf_counter()
-            compiled = [] if stage == "pretrain" else ["run.compile=off"]  # four steps do not repay a compilation
-            evals = tuple if stage in EVALUATED else no_evals
-            run.run_stage(small_recipe(Path(folder), [*changes, *compiled]), stage, quiet=True, select_evals=evals)
-            note(stage=stage, seconds=time.perf_counter() - began)
-        note(what="stopped and resumed, largest difference", **resumed(Path(folder), [*changes, "run.compile=off"]))
-
-
-def resumed(folder: Path, changes: list[str]) -> dict[str, float]:
-    """Returns the largest difference of weights and states from a whole run: of the same run again, and of one that
-    was stopped and resumed. `folder`/run has the tokenizer."""
-    tokenizer = folder / "run" / "tokenizer"
-    ends = {}
-    for name, stops in (("whole", False), ("again", False), ("stopped", True)):
-        place_ = folder / name
-        (place_ / "run").mkdir(parents=True)
-        (place_ / "run" / "tokenizer").symlink_to(tokenizer)
-        recipe = small_recipe(place_, [*changes, "pretrain.steps=6", "pretrain.save_every=2"])
-        if stops:
-            stop_after(recipe, 3)
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
-        found = checkpoint.load_checkpoint(
-            checkpoint.find_latest_checkpoint(place_ / "run" / "pretrain" / "checkpoints")
-        )
-        ends[name] = {**found.tensors["model"], **found.tensors["optimizer"]}
-
-    def difference(one: str) -> float:
-        pairs = ((ends["whole"][key], ends[one][key]) for key in ends["whole"])
-        return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
-
-    return {"run_to_run": difference("again"), "resumed": difference("stopped")}
-
-
-def stop_after(recipe: Recipe, steps: int) -> None:
-    """Run pretraining until it is asked to stop after so many steps."""
-
-    class Asked:
-        asked = 0
-
-        def __enter__(self) -> Callable[[], bool]:
-            return self.ask
-
-        def __exit__(self, *_: object) -> None:
-            return None
-
-        def ask(self) -> bool:
-            self.asked += 1
-            return self.asked >= steps
-
-    kept = run.catch_stop_signals
-    run.catch_stop_signals = Asked  # type: ignore[assignment,misc]
-    try:
-        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
-    except loop.TrainingStopped:
-        return
-    finally:
-        run.catch_stop_signals = kept
-    raise AssertionError("the run was not stopped")
 
 
 def main(part: str, out: str, tiny: str = "") -> None:
@@ -415,7 +301,7 @@ def main(part: str, out: str, tiny: str = "") -> None:
     elif part == "memory_compiled":
         memory(Path(out), small, compiled=True)
     else:
-        own = (tests, train_d12, train_d20, ab, memory, decode, rollouts, quickstart)
+        own = (tests, train_d12, train_d20, ab, memory, decode, gpu_runs.rollouts, gpu_runs.quickstart)
         {function.__name__: function for function in own}[part](Path(out), small)
 
 

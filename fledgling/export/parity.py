@@ -41,12 +41,12 @@ class Parity:
 def generate_greedy(model: Transformer, prompt: list[int], steps: int) -> list[int]:
     """Returns the `steps` most probable next tokens after the prompt, one after the other."""
     cache, row = KVCache(model.config, model.compute_dtype), CacheRow()
-    generated, unread = [], prompt
+    generated, remaining = [], prompt
     for _ in range(steps):
-        hidden = model(torch.tensor([unread]), cache_batch=cache.make_batch([row], [len(unread)]))
-        row.length += len(unread)
-        unread = [int(model.compute_logits(hidden[0, -1]).argmax())]
-        generated += unread
+        hidden = model(torch.tensor([remaining]), cache_batch=cache.make_batch([row], [len(remaining)]))
+        row.length += len(remaining)
+        remaining = [int(model.compute_logits(hidden[0, -1]).argmax())]
+        generated += remaining
     return generated
 
 

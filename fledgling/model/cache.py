@@ -29,7 +29,7 @@ from fledgling.model.window import window_mask
 BLOCK_SIZE = 64  # tokens: as fast as contiguous rows; blocks of 16 take 1.5 times as long (docs/benchmarks.md)
 GROWTH_DIVISOR = 8  # storage grows by an eighth, layer by layer
 MIN_SLICE_DENSITY = 0.75  # share of a slice's blocks that are read; below it blocks are moved together, or gathered
-UNREAD_START = 1 << 40  # start position of a block that no row reads: beyond every query
+REMAINING_START = 1 << 40  # start position of a block that no row reads: beyond every query
 
 
 @dataclass(eq=False, slots=True)
@@ -329,7 +329,7 @@ def _make_attention_plan(batch: CacheBatch) -> AttentionPlan:
         span, size, places = slice(low, high), high - low, distinct - low
     else:
         span, size, places = cache.to_tensor(distinct), len(distinct), np.arange(len(distinct))
-    output_rows, start_positions = np.full(size, rows), np.full(size, UNREAD_START)
+    output_rows, start_positions = np.full(size, rows), np.full(size, REMAINING_START)
     output_rows[places], start_positions[places] = owners[first], starts[first]
     order = np.empty(len(entries), np.int64)
     order[first] = places

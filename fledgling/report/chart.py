@@ -141,15 +141,15 @@ def _fit(chart: Chart, lines: Sequence[Line]) -> tuple[_Plane, list[float]]:
         low, high = low / 1.04, high * 1.04
         y_ticks = log_ticks(low, high)
     else:
-        low, high = _apart(low, high)
+        low, high = _separate(low, high)
         pad = 0.05 * (high - low)
         low = low if low == chart.floor else low - pad
         high = high if high == chart.ceiling else high + pad
         y_ticks = linear_ticks(low, high)
-    return _Plane(_apart(min(xs), max(xs)), (low, high), logarithmic), y_ticks
+    return _Plane(_separate(min(xs), max(xs)), (low, high), logarithmic), y_ticks
 
 
-def _apart(low: float, high: float) -> tuple[float, float]:
+def _separate(low: float, high: float) -> tuple[float, float]:
     """Returns the interval, widened if it is too narrow to divide by."""
     least = max(1e-9 * max(abs(low), abs(high)), MIN_LOG_VALUE)
     return (low, high) if high - low > least else (low, high + max(1.0, 1e3 * least))

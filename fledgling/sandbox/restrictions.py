@@ -164,15 +164,15 @@ def build_seccomp_filter(machine: str) -> bytes:
         number = numbers[column]
         if number is not None:
             code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
-    refuse, allow = (_RETURN, 0, 0, _ERROR | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
+    deny, allow = (_RETURN, 0, 0, _ERROR | errno.EPERM), (_RETURN, 0, 0, _ALLOW)
     argument_checks = [
-        (OPEN, [_argument(1), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, refuse]),
-        (OPENAT, [_argument(2), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, refuse]),
-        (IOCTL, [_argument(1), (_EQUAL, 0, 1, TCGETS), allow, refuse]),
-        (FCNTL, [_argument(1), *[x for c in ALLOWED_FCNTLS for x in ((_EQUAL, 0, 1, c), allow)], refuse]),
+        (OPEN, [_argument(1), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, deny]),
+        (OPENAT, [_argument(2), (_ANY_BIT, 1, 0, WRITE_FLAGS), allow, deny]),
+        (IOCTL, [_argument(1), (_EQUAL, 0, 1, TCGETS), allow, deny]),
+        (FCNTL, [_argument(1), *[x for c in ALLOWED_FCNTLS for x in ((_EQUAL, 0, 1, c), allow)], deny]),
         (
             PRLIMIT,
-            [_argument(2), (_EQUAL, 0, 3, 0), _argument(2, high=True), (_EQUAL, 0, 1, 0), allow, refuse],
+            [_argument(2), (_EQUAL, 0, 3, 0), _argument(2, high=True), (_EQUAL, 0, 1, 0), allow, deny],
         ),
         (CLONE3, [(_RETURN, 0, 0, _ERROR | errno.ENOSYS)]),
     ]
@@ -180,7 +180,7 @@ def build_seccomp_filter(machine: str) -> bytes:
         number = numbers[column]
         if number is not None:
             code += [(_EQUAL, 0, len(block), number), *block]
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in [*code, refuse])
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in [*code, deny])
 
 
 def apply_seccomp(program: bytes) -> None:

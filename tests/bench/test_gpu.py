@@ -16,8 +16,8 @@ def test_parts_run_in_small_and_one_that_fails_stops_none(tmp_path, monkeypatch,
     assert results["broken"]["state"] == "failed (1)" and "KeyError: 'broken'" in results["broken"]["error"]
     assert results["card"]["state"] == results["head"]["state"] == "ok"
     assert all(row["tflops"] > 0 for row in results["head"]["rows"])
-    told = capsys.readouterr().out
-    assert "broken: failed (1)" in told and "bf16 product" in told
+    reported = capsys.readouterr().out
+    assert "broken: failed (1)" in reported and "bf16 product" in reported
 
 
 def test_no_part_runs_when_the_time_is_over(tmp_path):

@@ -23,12 +23,15 @@ def test_predicted_bytes_are_counted_bytes(ranks, servers):
     assert len(result["topologies"]) == 9 + (ranks > 2)
     for name, row in result["topologies"].items():
         assert row["sum_is_exact"], name
-        told = row["bytes"]
-        assert (told["counted"] is None) == name.startswith("library")
-        if told["counted"]:
-            assert told["counted"] == told["predicted"]
+        reported_value = row["bytes"]
+        assert (reported_value["counted"] is None) == name.startswith("library")
+        if reported_value["counted"]:
+            assert reported_value["counted"] == reported_value["predicted"]
         if LINUX:
-            over = [a - b for a, b in zip(told["sockets"]["sent"], told["predicted"]["sent"], strict=True)]
+            over = [
+                a - b
+                for a, b in zip(reported_value["sockets"]["sent"], reported_value["predicted"]["sent"], strict=True)
+            ]
             assert all(0 < one < 0.05 * result["bytes"] for one in over), name  # gloo's headers, nothing else
         for seconds in row["seconds"].values():
             assert seconds["measured"] > 0 and seconds["predicted"] > 0
@@ -46,10 +49,10 @@ def test_predicted_bytes_are_counted_bytes(ranks, servers):
         (["--repeats", "0"], "repeats: got 0"),
     ],
 )
-def test_a_mistake_is_one_line(words, told, capsys):
+def test_a_mistake_is_one_line(words, reported, capsys):
     assert main(["comm", *words]) == 1
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and told in err
+    assert out == "" and err.count("\n") == 1 and reported in err
 
 
 @pytest.mark.skipif(not LINUX, reason="finds the ranks in /proc")

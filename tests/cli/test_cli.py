@@ -39,10 +39,10 @@ def test_help_lists_every_verb(capsys):
         (["config", "show", "--set", "model.dept=3"], 1, 'did you mean "depth"'),
     ],
 )
-def test_a_mistake_is_one_line_and_an_exit_code(words, code, told, capsys):
+def test_a_mistake_is_one_line_and_an_exit_code(words, code, reported, capsys):
     assert main(words) == code
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and told in err
+    assert out == "" and err.startswith("error: ") and reported in err
     assert err.count("\n") == 1
 
 

@@ -9,9 +9,9 @@ from fledgling.cli import main
 
 def test_info_lists_the_public_sets(tmp_path, capsys):
     assert main(["data", "info", "--data-dir", str(tmp_path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["root"] == str(tmp_path) and {"fineweb-edu", "climbmix"} <= {s["name"] for s in told["sets"]}
-    assert all(entry["files"] == entry["bytes"] == 0 for entry in told["sets"])
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["root"] == str(tmp_path) and {"fineweb-edu", "climbmix"} <= {s["name"] for s in reported["sets"]}
+    assert all(entry["files"] == entry["bytes"] == 0 for entry in reported["sets"])
     assert main(["data", "info", "--data-dir", str(tmp_path)]) == 0
     assert "not fetched" in capsys.readouterr().out
 
@@ -20,8 +20,8 @@ def test_info_of_a_file(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"body": "Text number {n}, of its own."}}\n' for n in range(200)) + "{\n")
     assert main(["data", "info", str(path), "--column", "body", "--json"]) == 0
-    told, notice = capsys.readouterr()
-    figures = json.loads(told)
+    reported_value, notice = capsys.readouterr()
+    figures = json.loads(reported_value)
     assert figures["documents"] == 200 and figures["validation_documents"] > 0
     assert "1 not a JSON object (first: rows.jsonl:201)" in notice
 
@@ -36,5 +36,5 @@ def test_info_of_a_file(tmp_path, capsys):
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, arguments, message):
     assert main(["data", *arguments, "--data-dir", str(tmp_path)]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and message in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and message in printed and printed.count("\n") == 1

@@ -32,13 +32,13 @@ def test_the_chat_template_matches_our_conversation_format(messages, make, token
     transformers = pytest.importorskip("transformers")
     model = make("llama")
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
-    theirs = transformers.AutoTokenizer.from_pretrained(out)
-    said = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert said == render_prompt(tokenizer, {"messages": messages})
+    reference = transformers.AutoTokenizer.from_pretrained(out)
+    printed = reference.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert printed == render_prompt(tokenizer, {"messages": messages})
     whole = [*messages, ANSWER]
     assert (
-        theirs.apply_chat_template(whole)["input_ids"]
+        reference.apply_chat_template(whole)["input_ids"]
         == render_conversation(tokenizer, {"messages": whole}).tokens.tolist()
     )
-    assert theirs.eos_token_id == tokenizer.assistant_end and theirs.bos_token_id == tokenizer.bos
-    assert theirs.model_max_length == 128
+    assert reference.eos_token_id == tokenizer.assistant_end and reference.bos_token_id == tokenizer.bos
+    assert reference.model_max_length == 128

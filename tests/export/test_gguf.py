@@ -33,15 +33,15 @@ def test_weights_round_trip_within_the_error_of_their_type(kind, error, model, t
 def test_the_file_has_the_metadata_of_llama_cpp(model, tokenizer, tmp_path):
     path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "q4_0", "m")
     file = reader.GGUFReader(path)
-    said = {name: field.contents() for name, field in file.fields.items()}
-    assert said["general.architecture"] == "llama"
-    assert (said["llama.attention.head_count"], said["llama.attention.head_count_kv"]) == (4, 2)
-    assert (said["llama.block_count"], said["llama.feed_forward_length"]) == (2, model.config.intermediate_size)
-    assert said["tokenizer.ggml.pre"] == "qwen2"
-    tokens, kinds = said["tokenizer.ggml.tokens"], said["tokenizer.ggml.token_type"]
+    printed = {name: field.contents() for name, field in file.fields.items()}
+    assert printed["general.architecture"] == "llama"
+    assert (printed["llama.attention.head_count"], printed["llama.attention.head_count_kv"]) == (4, 2)
+    assert (printed["llama.block_count"], printed["llama.feed_forward_length"]) == (2, model.config.intermediate_size)
+    assert printed["tokenizer.ggml.pre"] == "qwen2"
+    tokens, kinds = printed["tokenizer.ggml.tokens"], printed["tokenizer.ggml.token_type"]
     assert len(tokens) == 330 and tokens[tokenizer.bos] == "<|bos|>" and kinds[tokenizer.bos] == 3
-    assert kinds[0] == 1 and said["tokenizer.ggml.eos_token_id"] == tokenizer.assistant_end
-    assert "<|user_start|>" in said["tokenizer.chat_template"]
+    assert kinds[0] == 1 and printed["tokenizer.ggml.eos_token_id"] == tokenizer.assistant_end
+    assert "<|user_start|>" in printed["tokenizer.chat_template"]
     kept = {tensor.name: tensor.tensor_type.name for tensor in file.tensors}
     assert kept["blk.0.attn_q.weight"] == "Q4_0" and kept["output.weight"] == "Q8_0"
     assert kept["blk.0.attn_norm.weight"] == "F32"
@@ -88,10 +88,10 @@ def test_llama_cpp_tokenizes_identically(digits, make, tmp_path):
     tokenizer = Tokenizer.train(TEXT, 330, max_digits=digits)
     model = make("llama")
     path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
-    theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    reference_value = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     for text in ("the quick 12345 foxes", " don't  stop\n\n\tnow", "naïve 서울 ½ ..."):
-        assert theirs.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
-    ids = theirs.tokenize(b"<|user_start|>the fox<|user_end|>", add_bos=False, special=True)
+        assert reference_value.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
+    ids = reference_value.tokenize(b"<|user_start|>the fox<|user_end|>", add_bos=False, special=True)
     assert ids == [tokenizer.user_start, *tokenizer.encode("the fox"), tokenizer.user_end]
 
 
@@ -104,16 +104,16 @@ def test_llama_cpp_has_the_same_perplexity_and_continuation(kind, error, make, t
         model.head.weight *= 2  # surer of itself than a random model is, so that weights matter
     text = [tokenizer.start, *sample_text(model, tokenizer.start, 200, torch.Generator().manual_seed(3))]
     path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
-    theirs = llama_cpp.Llama(str(path), n_ctx=256, n_batch=256, logits_all=True, verbose=False)
-    theirs.eval(text)
+    reference_3 = llama_cpp.Llama(str(path), n_ctx=256, n_batch=256, logits_all=True, verbose=False)
+    reference_3.eval(text)
     with torch.inference_mode():
-        ours = model.compute_logits(model(torch.tensor([text])))[0]
-    perplexity = [nats(torch.tensor(theirs.scores[: len(text)]), text).exp(), nats(ours, text).exp()]
+        computed = model.compute_logits(model(torch.tensor([text])))[0]
+    perplexity = [nats(torch.tensor(reference_3.scores[: len(text)]), text).exp(), nats(computed, text).exp()]
     assert 1.5 < perplexity[1] < 200 and abs(perplexity[0] / perplexity[1] - 1) < error
     greedy = parity.generate_greedy(model, text[:8], 100)
-    theirs.reset()
-    theirs.eval(text[:8] + greedy)
-    chosen = torch.tensor(theirs.scores[7:107]).argmax(-1).tolist()
+    reference_3.reset()
+    reference_3.eval(text[:8] + greedy)
+    chosen = torch.tensor(reference_3.scores[7:107]).argmax(-1).tolist()
     agreed = sum(a == b for a, b in zip(chosen, greedy, strict=True))
     assert agreed == 100 if kind == "f16" else agreed >= 85  # random weights are full of near ties
 

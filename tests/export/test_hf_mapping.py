@@ -44,7 +44,7 @@ def test_folded_and_deferred_norms_export_the_same_model(make, tokenizer, tmp_pa
 
 
 def test_older_config_keys_are_understood():
-    said = {
+    printed = {
         "model_type": "llama",
         "vocab_size": 32000,
         "hidden_size": 4096,
@@ -57,7 +57,7 @@ def test_older_config_keys_are_understood():
         "rope_scaling": None,
         "pretraining_tp": 1,
     }
-    config = from_hf_config(said)
+    config = from_hf_config(printed)
     assert (config.kv_heads, config.intermediate_size, config.rope_base, config.tie_embeddings) == (
         32,
         11008,

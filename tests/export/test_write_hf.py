@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fledgling.config import UserError
+from fledgling.config.model import FAMILIES
 from fledgling.export import parity, write_hf
 from fledgling.export.read_hf import read_hf
-from fledgling.config.model import FAMILIES
 
 SHAPES = [  # family and what differs from a plain small model
     ("fledgling", {}),
@@ -28,16 +28,16 @@ def test_transformers_computes_the_same_logits_and_text(family, fields, make, to
     transformers = pytest.importorskip("transformers")
     model = make(family, **{"context": 256, **fields})
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    reference_3, report = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    theirs.eval()
+    reference_3.eval()
     context = model.config.context
     tokens = torch.randint(330, (2, context), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert (theirs(tokens).logits - model.compute_logits(model(tokens))).abs().max() < 1e-5
+        assert (reference_3(tokens).logits - model.compute_logits(model(tokens))).abs().max() < 1e-5
     prompt = tokens[:1, :8]
     written = parity.generate_greedy(model, prompt[0].tolist(), 200)
-    generated = theirs.generate(
+    generated = reference_3.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=200, do_sample=False, eos_token_id=None
     )
     assert generated[0, 8:].tolist() == written
@@ -49,7 +49,7 @@ def test_left_padding_changes_nothing(family, make, tokenizer, tmp_path):
     transformers = pytest.importorskip("transformers")
     model = make(family)
     out = write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     rows = [torch.arange(5, 17), torch.arange(40, 47)]
     padded = torch.zeros(2, 12, dtype=torch.int64)
     seen = torch.zeros(2, 12, dtype=torch.int64)
@@ -57,10 +57,10 @@ def test_left_padding_changes_nothing(family, make, tokenizer, tmp_path):
         padded[index, -len(row) :], seen[index, -len(row) :] = row, 1
     places = (seen.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
-        logits = theirs(padded, attention_mask=seen, position_ids=places).logits
+        logits = reference(padded, attention_mask=seen, position_ids=places).logits
         for index, row in enumerate(rows):
-            ours = model.compute_logits(model(row[None]))[0]
-            assert (logits[index, -len(row) :] - ours).abs().max() < 1e-5
+            computed = model.compute_logits(model(row[None]))[0]
+            assert (logits[index, -len(row) :] - computed).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(("family", "fields"), SHAPES)
@@ -86,10 +86,10 @@ def test_large_weights_are_split_into_shards(family, make, tokenizer, tmp_path):
     back = read_hf(out)
     assert all(torch.equal(back.state[name], tensor) for name, tensor in model.state_dict().items())
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    reference_value = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     tokens = torch.arange(30)[None]
     with torch.no_grad():
-        assert (theirs(tokens).logits - model.compute_logits(model(tokens))).abs().max() < 1e-5
+        assert (reference_value(tokens).logits - model.compute_logits(model(tokens))).abs().max() < 1e-5
 
 
 def test_weights_are_stored_in_the_requested_half_precision(make, tokenizer, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledgling.bench.gpu_parts import resumed, small_recipe
+from fledgling.bench.gpu_runs import resumed, small_recipe
 from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams

@@ -35,9 +35,9 @@ def test_a_shown_command_parses(command, capsys):
             break
     capsys.readouterr()
     assert main([*verb, "--help"]) == 0
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     for option in (word.split("=")[0] for word in words if word.startswith("--")):
-        assert option in told or option in ("--help", "--version"), f"{' '.join(verb)} has no {option}"
+        assert option in reported or option in ("--help", "--version"), f"{' '.join(verb)} has no {option}"
 
 
 def test_there_are_commands_to_check():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fledgling.infer.engine import Engine
-from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.runner import load_model
+from fledgling.infer.sampling import SamplingParams
 from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
 from fledgling.train import loop, run

@@ -61,7 +61,7 @@ def test_stop_and_go_on_equals_not_stopping(finished, case, monkeypatch):
         calls = iter(range(100))
         with monkeypatch.context() as patch:
             patch.setattr(
-                run, "catch_stop_signals", lambda calls=calls, n=stop_after: _asked(lambda: next(calls) + 1 >= n)
+                run, "catch_stop_signals", lambda calls=calls, n=stop_after: _requested(lambda: next(calls) + 1 >= n)
             )
             with pytest.raises(loop.TrainingStopped) as stopped:
                 run.run_stage(recipe, stage, quiet=True)
@@ -75,7 +75,7 @@ def test_stop_and_go_on_equals_not_stopping(finished, case, monkeypatch):
         assert [line["loss"] for line in read_jsonl(out / stage / "metrics.jsonl")] == lines
 
 
-class _asked:
+class _requested:
     """A context that gives a fixed answer to "stop?"."""
 
     def __init__(self, answer):

@@ -35,7 +35,7 @@ def stopped_halfway(recipe: Recipe, root: str, zero: int) -> list[int]:
     stops = []
     for stage in STAGES:
         calls = iter(range(100))
-        run.catch_stop_signals = lambda calls=calls: _Asked(lambda: next(calls) >= 1)
+        run.catch_stop_signals = lambda calls=calls: _Requested(lambda: next(calls) >= 1)
         try:
             run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, select_evals=no_evals)
         except loop.TrainingStopped as stopped:
@@ -51,7 +51,7 @@ def finished(recipe: Recipe, root: str, zero: int) -> list[bool]:
     ]
 
 
-class _Asked:
+class _Requested:
     """A context that gives a fixed answer to "stop?"."""
 
     def __init__(self, answer):

@@ -71,7 +71,7 @@ FILES = sorted(
 
 
 def words_of(identifier: str) -> set[str]:
-    """Returns the words of an identifier in lower case: `PromptLookup.draft_tokens` -> prompt, lookup, draft, tokens."""
+    """Returns the words of an identifier in lower case: `PromptLookup` -> prompt, lookup."""
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", identifier)}
 
 

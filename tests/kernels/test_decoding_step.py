@@ -86,8 +86,8 @@ def test_rows_with_shared_and_scattered_blocks_are_read_like_single_rows():
     assert torch.equal(alone[0], alone[2]) and not torch.equal(alone[0], alone[1])
     whole, kept = engine.runner.new_cache(), CacheRow()
     engine.runner.extend_cache(whole, [kept], [prompt[:18]])
-    apart = [engine.runner.extend_cache(whole, [kept], [[token]])[0, 0] for token in (1, 4)]
-    assert (apart[0] - together[0, 0]).abs().max() < 0.1 and (apart[1] - alone[0]).abs().max() < 0.1
+    separate = [engine.runner.extend_cache(whole, [kept], [[token]])[0, 0] for token in (1, 4)]
+    assert (separate[0] - together[0, 0]).abs().max() < 0.1 and (separate[1] - alone[0]).abs().max() < 0.1
 
 
 @pytest.mark.parametrize(("family", "parts"), FAMILIES)
@@ -113,25 +113,25 @@ def test_several_tokens_of_a_row_are_read_as_if_one_by_one(family, parts):
 def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
     engine = Engine(make_model("fledgling", {}), NoSpecialTokens({}), dtype=torch.bfloat16)
     prompts = [[row % 90, 3, 5] for row in range(MAX_STEP_TOKENS + 6)]
-    asked = SamplingParams(temperature=0.0, max_new_tokens=4)
-    together = engine.generate(prompts, asked)
-    apart = [engine.generate([prompt], asked)[0] for prompt in prompts[:3]]
-    agree = sum(a.tokens == b.tokens for a, b in zip(together, apart, strict=False))
+    requested = SamplingParams(temperature=0.0, max_new_tokens=4)
+    together = engine.generate(prompts, requested)
+    separate_value = [engine.generate([prompt], requested)[0] for prompt in prompts[:3]]
+    agree = sum(a.tokens == b.tokens for a, b in zip(together, separate_value, strict=False))
     assert len(together) == len(prompts) and agree >= 2  # a near tie may fall either way
 
 
 def test_a_step_follows_the_model_when_it_is_trained():
     model = make_model("llama", {"intermediate_size": 384})
-    engine, asked = (
+    engine, requested_value = (
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
         SamplingParams(temperature=0.0, max_new_tokens=8),
     )
-    before = engine.generate([[5, 9, 77]], asked)[0].tokens
+    before = engine.generate([[5, 9, 77]], requested_value)[0].tokens
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(-0.7).add_(0.05)
-    after = engine.generate([[5, 9, 77]], asked)[0].tokens
-    fresh = Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16).generate([[5, 9, 77]], asked)[0].tokens
+    after = engine.generate([[5, 9, 77]], requested_value)[0].tokens
+    fresh = Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16).generate([[5, 9, 77]], requested_value)[0].tokens
     assert before != after == fresh
 
 

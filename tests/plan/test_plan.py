@@ -55,9 +55,9 @@ BLANK = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["
         (["pretrain.micro_batch_size=5"], "expected a divisor .* for example 4"),
     ],
 )
-def test_an_impossible_plan_names_settings_that_would_work(overrides, said):
+def test_an_impossible_plan_names_settings_that_would_work(overrides, printed):
     settings = [*BLANK, "run.hardware=t4", "tokenizer.vocab_size=32768", *overrides]
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=printed) as caught:
         make_plan(load_recipe("quickstart", settings))
     assert "\n" not in str(caught.value)
     if "width" not in overrides[0] and "=5" not in overrides[0]:

@@ -70,11 +70,11 @@ def isoflop_runs(noise: float, seed: int = 0):
 def test_isoflop_curves_find_the_optimum_and_its_exponent():
     law, *runs = isoflop_runs(1e-6)
     found = fits.fit_isoflop(*runs)
-    for bowl in found.curves:
-        N, D = law.optimum(bowl.budget)
-        assert bowl.is_interior
-        assert (bowl.N.value, bowl.D.value) == (pytest.approx(N, rel=0.02), pytest.approx(D, rel=0.02))
-        assert bowl.loss.value == pytest.approx(law.loss(N, D), rel=1e-3) == bowl.loss_at(bowl.N.value)
+    for curve in found.curves:
+        N, D = law.optimum(curve.budget)
+        assert curve.is_interior
+        assert (curve.N.value, curve.D.value) == (pytest.approx(N, rel=0.02), pytest.approx(D, rel=0.02))
+        assert curve.loss.value == pytest.approx(law.loss(N, D), rel=1e-3) == curve.loss_at(curve.N.value)
     assert found.N.exponent.value == pytest.approx(law.beta / (law.alpha + law.beta), abs=0.003)
 
 
@@ -91,8 +91,8 @@ def test_the_interval_of_the_exponent_contains_it():
 def test_a_monotonic_curve_has_no_interior_minimum():
     N = np.array([1.0, 2.0, 4.0, 8.0]) * 1e6
     falling = 3.0 - 0.1 * np.log(N / 1e6)
-    (bowl,) = fits.fit_isoflop(N, 1e15 / N, [1e16] * 4, falling).curves
-    assert not bowl.is_interior and bowl.N.value > 7.9e6
+    (curve_value,) = fits.fit_isoflop(N, 1e15 / N, [1e16] * 4, falling).curves
+    assert not curve_value.is_interior and curve_value.N.value > 7.9e6
 
 
 def test_three_sizes_leave_no_degrees_of_freedom_for_intervals():

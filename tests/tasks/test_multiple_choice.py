@@ -16,8 +16,8 @@ def test_the_prompt_shows_the_letters_as_the_reply_has_them():
 
 
 def test_the_hub_s_form_of_a_row_gives_the_same_example():
-    ours = {"question": "Which?", "choices": ["red", "blue"], "answer": 1}
+    computed = {"question": "Which?", "choices": ["red", "blue"], "answer": 1}
     hub = {"question": "Which?", "choices": {"text": ["red", "blue"], "label": ["1", "2"]}, "answerKey": "2"}
-    auxiliary = {"train": {**ours, "subject": ""}}
-    examples = [multiple_choice.parse_row("arc_easy", row, "here:1") for row in (ours, hub, auxiliary)]
+    auxiliary = {"train": {**computed, "subject": ""}}
+    examples = [multiple_choice.parse_row("arc_easy", row, "here:1") for row in (computed, hub, auxiliary)]
     assert examples[0] == examples[1] == examples[2] and examples[0].reply == "B"

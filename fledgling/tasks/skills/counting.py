@@ -65,7 +65,7 @@ def _sample_word_and_letter(rng: random.Random, held_out: bool) -> tuple[str, st
             return word, letter
 
 
-def write_tally(word: str, letter: str) -> str:
+def write_step_metrics(word: str, letter: str) -> str:
     """Returns the reference reply: the letters, the running count after each match, a colon, the count."""
     count, steps = 0, []
     for each in word:
@@ -94,7 +94,7 @@ def score_count(question: Question, answer: str) -> float:
 
 
 def _write_reply(question: Question) -> str:
-    return write_tally(question.facts["word"], question.facts["letter"])
+    return write_step_metrics(question.facts["word"], question.facts["letter"])
 
 
 def make_task() -> GeneratedTask:

@@ -5,8 +5,8 @@ from fledgling.tasks.task import UNSEEN, Question
 
 
 def test_counting_tallies_and_scores_the_last_number():
-    assert counting.write_tally("strawberry", "r") == " s t r1 a w b e r2 r3 y:3"
-    assert counting.write_tally("cat", "x") == " c a t:0"
+    assert counting.write_step_metrics("strawberry", "r") == " s t r1 a w b e r2 r3 y:3"
+    assert counting.write_step_metrics("cat", "x") == " c a t:0"
     question = Question("counting", "?", "3", {"word": "strawberry", "letter": "r"})
     assert counting.score_count(question, " s t r1 a w b e r2 r3 y:3") == 1.0
     assert counting.score_count(question, "3.") == 1.0
