@@ -14,7 +14,7 @@ test: $(STAMP)  ## every test that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-all: $(STAMP)  ## the invariants at full size too: hours
-	FLEDGLING_REQUESTS=200 FLEDGLING_TEXTS=100000 FLEDGLING_CASES=1250 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	FLEDGLING_FULL=1 FLEDGLING_REQUESTS=200 FLEDGLING_TEXTS=100000 FLEDGLING_CASES=1250 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(STAMP) types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,22 +1,46 @@
-"""Settings of every test: no time limit on an example of hypothesis, because a busy machine would fail it, and speeds
-that were measured on this machine, and what its person typed, are neither read nor written."""
+"""Settings of every test: no time limit for an example of hypothesis, a cache of its own, and which tests run where.
+
+A busy machine would exceed hypothesis' time limit. Speeds that were measured on this machine, and what its user typed,
+are neither read nor written. The slowest tests of a kind whose smaller members always run are left to `make test-all`.
+"""
 
 import os
 
 import pytest
 from hypothesis import settings
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # beside other workers: one thread each, and none that waits busily
+if "PYTEST_XDIST_WORKER" in os.environ:  # several workers: one thread each, and none that waits busily
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 settings.register_profile("fledgling", deadline=None)
 settings.load_profile("fledgling")
 
+FULL_SIZE = (  # each has a smaller member that always runs
+    "test_gpu.py::test_a_run_that_was_stopped_goes_on_where_it_was",
+    "test_algorithm.py::test_the_optimum_is_reached_from_a_random_start[two steps-ppo]",
+    "test_algorithm.py::test_the_optimum_is_reached_from_a_random_start[copy-ppo]",
+    "test_algorithm.py::test_the_optimum_is_reached_from_a_random_start[copy-grpo]",
+    "test_any_ranks.py::test_any_number_of_ranks_gives_the_same_weights[8]",
+    "test_resume_elsewhere.py::test_sharded_weights_are_evaluated_and_sampled_like_whole_ones",
+    "test_launch_files.py::test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_is_up",
+    "test_journey.py::test_a_compiled_run_has_the_losses_of_an_eager_one",
+    "test_memory_of_ranks.py::test_measured_memory_is_the_layouts",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests of FULL_SIZE unless FLEDGLING_FULL is set, as `make test-all` does."""
+    if os.environ.get("FLEDGLING_FULL"):
+        return
+    for item in items:
+        if item.nodeid.endswith(FULL_SIZE):
+            item.add_marker(pytest.mark.skip(reason="at full size: make test-all"))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Cache and state are folders of this session's; `plan` and `chat` find in them what a test put there."""
+    """Cache and state are folders of this session: `plan` and `chat` find in them what a test put there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEDGLING_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))

@@ -40,7 +40,7 @@ def test_predicted_bytes_are_counted_bytes(ranks, servers):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["--ranks", "1"], "ranks: got 1, expected 2 to 8: one rank has nobody"),
         (["--ranks", "99"], "ranks: got 99, expected 2 to 8"),

@@ -27,7 +27,7 @@ def test_help_lists_every_verb(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "reported"),
     [
         (["confg"], 2, 'did you mean "config"'),
         (["--nope"], 2, '"--nope"'),
