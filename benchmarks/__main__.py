@@ -282,7 +282,7 @@ def save(
     return measure_saving(load_recipe(recipe, overrides), stage, saves)
 
 
-@experiment(table_of("fledgling.bench.rollouts", "table"))
+@experiment(table_of("fledgling.bench.rollouts", "format_rollouts"))
 def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = ()) -> Any:
     """Time the rollouts of reinforcement learning beside plain generation by the same engine.
 
@@ -293,9 +293,9 @@ def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = ()) -> An
     rounds
         Rounds of prompts; medians count.
     """
-    from fledgling.bench.rollouts import measure
+    from fledgling.bench.rollouts import measure_rollouts
 
-    return measure(load_recipe(str(run), overrides), run / "sft", rounds)
+    return measure_rollouts(load_recipe(str(run), overrides), run / "sft", rounds)
 
 
 if __name__ == "__main__":

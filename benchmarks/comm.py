@@ -105,7 +105,7 @@ def measure_communication(
 def _job(ranks: int, megabytes: float, servers: int | None, repeats: int) -> Job:
     """The checked and rounded set-up: p and s, and p times p / 2 for the even chunks of gloo, divide the values."""
     if not 2 <= ranks <= MOST_RANKS:
-        why = "one rank has nobody to speak to" if ranks == 1 else "all of them share this machine"
+        why = "one rank has no peer" if ranks == 1 else "all of them share this machine"
         raise UserError(f"ranks: got {ranks}, expected 2 to {MOST_RANKS}: {why}")
     if not 0 < megabytes <= LARGEST:
         raise UserError(f"megabytes: got {megabytes:g}, expected above 0 and at most {LARGEST}")

@@ -34,7 +34,7 @@ SETTLE = 0.02  # seconds after which the sockets' counters have everything
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank is told: ranks, values of its vector, servers to try, timed repeats, bytes of the pings."""
+    """The settings of every rank: ranks, values of its vector, servers to try, timed repeats, bytes of the pings."""
 
     ranks: int
     values: int

@@ -54,7 +54,7 @@ def _trained(words: Sequence[str], threads: int) -> dict:
         env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=False,
     )  # fmt: skip
     if run.returncode:
-        last = run.stderr.strip().splitlines()[-1:] or ["nothing was said"]
+        last = run.stderr.strip().splitlines()[-1:] or ["no output"]
         raise UserError(f"bench train {' '.join(words)} failed: {last[0]}")
     return json.loads(run.stdout)
 

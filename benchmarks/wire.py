@@ -22,7 +22,7 @@ TCP_INFO = 11
 
 
 class GlooWire:
-    """The `Wire` of `topologies.py` over a process group, which counts what it is told to send and to receive."""
+    """The `Wire` of `topologies.py` over a process group, which counts what it sends and receives."""
 
     def __init__(self) -> None:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()

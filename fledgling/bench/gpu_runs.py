@@ -45,7 +45,7 @@ def compiler_off() -> Iterator[None]:
 
 def rollouts(out: Path, tiny: bool) -> None:
     """Rollouts of reinforcement learning with random weights, beside plain answers."""
-    from fledgling.bench.rollouts import measure
+    from fledgling.bench.rollouts import measure_rollouts
 
     shape = (2, 420, 128) if tiny else (12, 32768, 2048)
     changes = ["pretrain.steps=1", "pretrain.save_every=0", "rl.max_new_tokens=256"]
@@ -54,7 +54,7 @@ def rollouts(out: Path, tiny: bool) -> None:
         recipe = small_recipe(Path(folder), [*changes, f"model.depth={shape[0]}", f"tokenizer.vocab_size={shape[1]}"])
         recipe = with_model_size(recipe, *shape)
         run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
-        note(**measure(recipe, Path(folder) / "run" / "pretrain", 1 if tiny else 3))
+        note(**measure_rollouts(recipe, Path(folder) / "run" / "pretrain", 1 if tiny else 3))
 
 
 def no_evals(evals: tuple[Eval, ...]) -> tuple[Eval, ...]:

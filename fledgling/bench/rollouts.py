@@ -1,10 +1,8 @@
-"""How fast reinforcement learning samples, beside the same engine with nothing else to do.
+"""Measures how fast reinforcement learning samples, compared with plain generation by the same engine.
 
-The one idea: rollouts are answers like any other, but they end when they end, take turns at different lengths, call
-tools and are drawn, not greedy. What that costs is seen beside `bench infer`'s way of asking: as many different
-prompts of the same mean length, each answered with the same mean number of tokens, in turn in one process.
-
-What it is not: a share of the step. Training says that itself: rollouts, scoring, update.
+Rollouts are sampled, end at different lengths and call tools. The comparison is `fledgling bench infer`'s way: as many
+different prompts of the same mean length, each with the same mean number of greedy tokens, in turn in one process. The
+rollouts' share of a training step is in the metrics of training.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ from fledgling.train.rl.build import require_valid_rl_config
 from fledgling.train.rl.rollout_stream import RolloutStream
 
 
-def measure(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict[str, Any]:
-    """Time `rounds` rounds of the recipe's [rl] table with a checkpoint's weights, which stay as they are.
+def measure_rollouts(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict[str, Any]:
+    """Times `rounds` rounds of the recipe's [rl] table with a checkpoint's weights, which stay as they are.
 
     Returns medians over rounds: tokens a second of rollouts; of plain answers, reading the prompts included, and of
     their further tokens alone; what rollouts reach of both. Raises UserError for no round, or settings that do not fit.
@@ -46,40 +44,40 @@ def measure(recipe: Recipe, checkpoint: Path, rounds: int = 10) -> dict[str, Any
     plain = EngineBackend(Engine(model, NoSpecialTokens({}), world.device, setup.dtype))  # type: ignore[arg-type]
     tasks = {task: load_task(task, recipe.run.data_dir) for task, weight in table.tasks.items() if weight > 0}
     micro = table.micro_batch_size or table.prompts_per_round * table.group_size
-    asking = RolloutStream(engine, table, tasks, recipe.seed, micro, world)
-    draw, batch = torch.Generator().manual_seed(2), table.prompts_per_round * table.group_size
-    found: dict[str, list[float]] = {name: [] for name in ("rollouts", "whole", "further", "prompt", "answer")}
+    stream = RolloutStream(engine, table, tasks, recipe.seed, micro, world)
+    generator, batch = torch.Generator().manual_seed(2), table.prompts_per_round * table.group_size
+    samples: dict[str, list[float]] = {name: [] for name in ("rollouts", "whole", "further", "prompt", "answer")}
     for number in range(rounds + 1):
-        asking.next()
-        prompt, answer = _prompt(asking, number), max(2, round(asking.round_metrics["length"]))
-        prompts = torch.randint(model.config.vocab_size, (batch, prompt), generator=draw).tolist()
+        stream.next()
+        prompt, answer = _mean_prompt_length(stream, number), max(2, round(stream.round_metrics["length"]))
+        prompts = torch.randint(model.config.vocab_size, (batch, prompt), generator=generator).tolist()
         times = plain.generate(prompts, answer)
         if not number:  # the first round reads what the tasks need, and warms up
             continue
-        found["rollouts"].append(asking.tokens_per_second)
-        found["whole"].append(batch * answer / sum(times))
-        found["further"].append(batch * (answer - 1) / sum(times[1:]))
-        found["prompt"].append(prompt)
-        found["answer"].append(asking.round_metrics["length"])
+        samples["rollouts"].append(stream.tokens_per_second)
+        samples["whole"].append(batch * answer / sum(times))
+        samples["further"].append(batch * (answer - 1) / sum(times[1:]))
+        samples["prompt"].append(prompt)
+        samples["answer"].append(stream.round_metrics["length"])
         print(f"\r{number}/{rounds} rounds", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    asking.close()
-    middle = {name: median(values) for name, values in found.items()}
-    shares = {f"share_of_{name}": middle["rollouts"] / middle[name] for name in ("whole", "further")}
-    return {"batch": batch, "dtype": str(setup.dtype).removeprefix("torch."), **middle, **shares}
+    stream.close()
+    medians = {name: median(values) for name, values in samples.items()}
+    shares = {f"share_of_{name}": medians["rollouts"] / medians[name] for name in ("whole", "further")}
+    return {"batch": batch, "dtype": str(setup.dtype).removeprefix("torch."), **medians, **shares}
 
 
-def _prompt(asking: RolloutStream, number: int) -> int:
-    """Mean length of a round's prompts, in tokens."""
+def _mean_prompt_length(stream: RolloutStream, number: int) -> int:
+    """Returns the mean length of a round's prompts, in tokens."""
     lengths = [
-        len(asking.prompt_tokens(number * asking.config.prompts_per_round + i))
-        for i in range(asking.config.prompts_per_round)
+        len(stream.prompt_tokens(number * stream.config.prompts_per_round + i))
+        for i in range(stream.config.prompts_per_round)
     ]
     return max(1, round(sum(lengths) / len(lengths)))
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result of `measure` as lines for people."""
+def format_rollouts(result: dict[str, Any]) -> str:
+    """Returns the result of `measure_rollouts` as a table."""
     return "\n".join(
         (
             f"{result['batch']} answers at once, {result['dtype']}: prompts of {result['prompt']:.0f} tokens, "

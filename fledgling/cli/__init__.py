@@ -52,7 +52,7 @@ def build_app(called: str | None = None) -> App:
     app = App(
         name="fledgling",
         version=__version__,
-        help="Raise a chat model of your own, from raw text to conversation.",
+        help="Train a chat model of your own, from raw text to conversation.",
         help_epilogue=None if called else "Start with: fledgling speedrun quickstart",
         default_parameter=Parameter(negative_iterable=()),
     )

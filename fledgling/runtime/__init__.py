@@ -9,5 +9,5 @@
     device.py       dtype, threads, compiler and the measured peak FLOP/s
     memory.py       usable memory, and the measured peak of live tensor bytes
 
-Floor 0: imports only config and record. Only device.py and memory.py import torch when they are imported.
+Layer 0: imports only config and record. Only device.py and memory.py import torch when they are imported.
 """

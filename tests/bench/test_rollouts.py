@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.__main__ import main
-from fledgling.bench.rollouts import measure, table
+from fledgling.bench.rollouts import format_rollouts, measure_rollouts
 from fledgling.train.run import run_stage
 from tests.tiny import tiny
 
@@ -11,12 +11,12 @@ from tests.tiny import tiny
 def test_rollouts_beside_plain_answers(tmp_path, capsys):
     recipe = tiny(tmp_path)
     run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
-    found = measure(recipe, tmp_path / "run" / "pretrain", rounds=2)
+    found = measure_rollouts(recipe, tmp_path / "run" / "pretrain", rounds=2)
     assert found["batch"] == recipe.rl.prompts_per_round * recipe.rl.group_size and found["dtype"] == "float32"
     assert 0 < found["answer"] <= recipe.rl.max_new_tokens and found["prompt"] > 1
     assert found["share_of_whole"] == pytest.approx(found["rollouts"] / found["whole"])
     assert found["share_of_further"] == pytest.approx(found["rollouts"] / found["further"])
-    assert "12 answers at once" in table(found)
+    assert "12 answers at once" in format_rollouts(found)
     capsys.readouterr()
     assert main(["rollouts", str(tmp_path / "run"), "--rounds", "0"]) == 1
     assert capsys.readouterr().err == "error: --rounds 0: expected at least 1\n"

@@ -42,7 +42,7 @@ def test_predicted_bytes_are_counted_bytes(ranks, servers):
 @pytest.mark.parametrize(
     ("words", "reported"),
     [
-        (["--ranks", "1"], "ranks: got 1, expected 2 to 8: one rank has nobody"),
+        (["--ranks", "1"], "ranks: got 1, expected 2 to 8: one rank has no peer"),
         (["--ranks", "99"], "ranks: got 99, expected 2 to 8"),
         (["--megabytes", "0"], "megabytes: got 0"),
         (["--ranks", "2", "--servers", "3"], "servers: got 3, expected 1 to 2"),

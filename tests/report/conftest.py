@@ -1,4 +1,4 @@
-"""The made-up run that the tests of this room share."""
+"""The made-up run that the tests of the report share."""
 
 from pathlib import Path
 
