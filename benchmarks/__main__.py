@@ -26,7 +26,7 @@ def table_of(module: str, name: str) -> Any:
 
 @experiment(table_of("benchmarks.tokenizer", "format_tokenizer_table"))
 def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768) -> dict:
-    """Train on 100 MB of text and encode it, on one thread and on all, beside other libraries.
+    """Train on 100 MB of text and encode it, on one thread and on all, next to other libraries.
 
     Parameters
     ----------
@@ -102,12 +102,12 @@ def core(
 
 @experiment(table_of("benchmarks.sparsity", "format_sparsity"))
 def sparsity(checkpoint: Path | None = None, /, *, repeats: int = 20) -> dict:
-    """Time ReLU^2's second matrix with its zeros left out, beside the whole product, at one row.
+    """Time ReLU^2's second matrix with its zeros left out, next to the whole product, at one row.
 
     Parameters
     ----------
     checkpoint
-        A run directory: its own rows and matrices, and tokens a second, beside the constructed ones.
+        A run directory: its own rows and matrices, and tokens a second, next to the constructed ones.
     repeats
         Rounds; the figures are medians.
     """
@@ -119,7 +119,7 @@ def sparsity(checkpoint: Path | None = None, /, *, repeats: int = 20) -> dict:
 
 @experiment(table_of("benchmarks.flash_norm", "format_flash_norm"))
 def norms(*, dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7) -> Any:
-    """Time FlashNorm beside plain RMSNorm, in training steps and in decoding.
+    """Time FlashNorm next to plain RMSNorm, in training steps and in decoding.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def scaling(
 
 @experiment(table_of("benchmarks.comm", "format_communication"))
 def comm(*, ranks: int = 2, megabytes: float = 16, servers: int | None = None, repeats: int = 7) -> Any:
-    """Run ring, tree and parameter server in processes on this machine: bytes and seconds beside the planner's.
+    """Run ring, tree and parameter server in processes on this machine: bytes and seconds next to the planner's.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def comm(*, ranks: int = 2, megabytes: float = 16, servers: int | None = None, r
 def optim(
     *, gpus: Gpus = 2, depth: Depth = 6, vocab_size: VocabSize = 8192, overrides: Overrides = ()
 ) -> LaunchedRanks | Any:
-    """Memory of a rank in a training step under ZeRO 0 to 3: measured, beside what is expected."""
+    """Memory of a rank in a training step under ZeRO 0 to 3: measured, next to what is expected."""
     if launched := launch_experiment(gpus, overrides):
         return launched
     from benchmarks.optim import measure_optimizer_memory
@@ -242,7 +242,7 @@ def optim(
 
 @experiment(table_of("benchmarks.memory", "format_memory"))
 def memory(*, compiled: bool = False, ranks: bool = True) -> Any:
-    """The peak of live tensor bytes of real training steps beside the planner's, over a grid of shapes on the CPU.
+    """The peak of live tensor bytes of real training steps next to the planner's, over a grid of shapes on the CPU.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ def save(
     saves: int = 5,
     overrides: Overrides = (),
 ) -> Any:
-    """Time saving during training: the stall, the writer's bytes per second beside the disk's, shares of wall time.
+    """Time saving during training: the stall, the writer's bytes per second next to the disk's, shares of wall time.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ def save(
 
 @experiment(table_of("fledgling.bench.rollouts", "format_rollouts"))
 def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = ()) -> Any:
-    """Time the rollouts of reinforcement learning beside plain generation by the same engine.
+    """Time the rollouts of reinforcement learning next to plain generation by the same engine.
 
     Parameters
     ----------

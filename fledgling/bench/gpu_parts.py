@@ -99,7 +99,7 @@ def steps_of(
     warmup: int = WARMUP,
     profile: Path | None = None,
 ) -> dict[str, Any]:
-    """Run real training steps on random rows; returns speed, both MFUs, memory beside the plan's, and more.
+    """Run real training steps on random rows; returns speed, both MFUs, memory next to the plan's, and more.
 
     Args: shape: depth, entries, context, rows; chunk: tokens of a chunk of logits; documents: three a row, or no mask;
     profile: where to write the kernels of one step.
@@ -235,13 +235,13 @@ def ab(out: Path, tiny: bool) -> None:
 
 
 def memory(out: Path, tiny: bool, compiled: bool = False) -> None:
-    """The peak of real steps beside the plan's, shape by shape."""
+    """The peak of real steps next to the plan's, shape by shape."""
     for shape in ((2, 512, 64, 2),) if tiny else SHAPES:
         noted("memory", lambda: steps_of(shape, compiled=compiled, steps=1, warmup=1))  # noqa: B023
 
 
 def decode(out: Path, tiny: bool) -> None:
-    """Tokens a second of the engine by rows, greedily, beside the least time that reading weights and cache takes."""
+    """Tokens a second of the engine by rows, greedily, next to the least time that reading weights and cache takes."""
     device = place()
     bandwidth = measure_stream_bandwidth(device)
     note(bandwidth_gb_per_second=bandwidth / 1e9)

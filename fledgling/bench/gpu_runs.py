@@ -44,7 +44,7 @@ def compiler_off() -> Iterator[None]:
 
 
 def rollouts(out: Path, tiny: bool) -> None:
-    """Rollouts of reinforcement learning with random weights, beside plain answers."""
+    """Rollouts of reinforcement learning with random weights, next to plain answers."""
     from fledgling.bench.rollouts import measure_rollouts
 
     shape = (2, 420, 128) if tiny else (12, 32768, 2048)

@@ -1,4 +1,4 @@
-"""`fledgling bench`: speed, each figure beside its limit on this machine."""
+"""`fledgling bench`: speed, each figure next to its limit on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fledgling.config import load_recipe
 from fledgling.runtime.launch import launch_ranks
 from fledgling.runtime.world import is_launched_rank, is_main_process, leave_process_group
 
-app = App(name="bench", help="Speed, each figure beside its physical limit on this machine.")
+app = App(name="bench", help="Speed, each figure next to its physical limit on this machine.")
 
 
 def _on_ranks(verb: str, gpus: int, overrides: tuple[str, ...], as_json: bool, **options: int) -> int:
@@ -93,7 +93,7 @@ def infer(
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> None:
-    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, beside peers.
+    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, next to peers.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def infer(
     bits
         Of the weights: 16 is the run's dtype, 8 and 4 are quantized.
     peers
-        Whether transformers answers beside it, and llama.cpp models of the llama family, where they are installed.
+        Whether transformers answers next to it, and llama.cpp models of the llama family, where they are installed.
     """
     from fledgling.bench import infer as bench
     from fledgling.bench.train import with_model_size
