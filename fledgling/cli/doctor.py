@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.cli.options import Json
+from fledgling.runtime.cores import count_cores
 
 GIB = 2**30
 
@@ -78,7 +79,7 @@ def check_compiler() -> Finding:
 
 def check_processor() -> Finding:
     """Counts the cores that this process may use, and checks whether they multiply bfloat16 in hardware."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     flags = set()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()

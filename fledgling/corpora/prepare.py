@@ -29,7 +29,6 @@ from fledgling.corpora.readers import SkippedDocuments, estimate_text_bytes, lis
 from fledgling.corpora.tokenization import (
     TokenizedCorpus,
     TokenizeStats,
-    count_cores,
     sample_documents,
     tokenize_corpus,
 )
@@ -37,6 +36,7 @@ from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, tokenize_do
 from fledgling.files import resolve_data_root
 from fledgling.record import write_json
 from fledgling.record.progress_bar import ProgressBar
+from fledgling.runtime.cores import count_cores
 from fledgling.text.tokenizer import Tokenizer
 
 Log = Callable[[str], None]

@@ -36,6 +36,7 @@ from fledgling.corpora.document import Document
 from fledgling.corpora.readers import SkippedDocuments, list_source_files, read_file_part, split_file
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, raise_open_file_limit
 from fledgling.record import write_json
+from fledgling.runtime.cores import count_cores
 from fledgling.text.tokenizer import Tokenizer
 
 UNIT_BYTES = 100_000_000  # of the files of a unit, about
@@ -204,11 +205,6 @@ def _read_unit(unit: WorkUnit, column: str | None, skipped: SkippedDocuments) ->
     """Yields the documents of a unit."""
     for file, name, part in unit.parts:
         yield from read_file_part(Path(file), name, column, skipped, part)
-
-
-def count_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tokenize_units(

@@ -12,13 +12,12 @@ JSONL files grow by complete lines only, so the report, a dashboard or `tail -f`
 counts finished optimizer steps: 0 is before the first one.
 
 Start with recorder.py. jsonl.py writes the files, progress_bar.py the line on stderr, loggers.py feeds optional
-dashboards, environment.py describes the machine, atomic_directory.py makes directories appear complete or not at all,
-checkpoint.py stores weights and state in such directories, writer.py is the thread that writes them during training.
-Nothing here knows about models, and only checkpoint.py imports torch.
+dashboards, atomic_directory.py makes directories appear complete or not at all, checkpoint.py stores weights and state
+in such directories, writer.py is the thread that writes them during training. Nothing here knows about models, and only
+checkpoint.py imports torch.
 """
 
-from fledgling.record.environment import collect_environment
 from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text
 from fledgling.record.recorder import Recorder
 
-__all__ = ["Recorder", "collect_environment", "make_write_error", "read_jsonl", "write_json", "write_text"]
+__all__ = ["Recorder", "make_write_error", "read_jsonl", "write_json", "write_text"]

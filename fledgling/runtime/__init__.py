@@ -6,6 +6,8 @@
     watchdog.py     detects ranks that died, stopped, hung or raised
     signals.py      SIGINT, SIGTERM and SIGUSR1 as a request to stop
     exit_codes.py   what a process reports to the program that started it
+    cores.py        how many processor cores it may use
+    environment.py  versions, platform, processor and memory, for the record of a run
     device.py       dtype, threads, compiler and the measured peak FLOP/s
     memory.py       usable memory, and the measured peak of live tensor bytes
 

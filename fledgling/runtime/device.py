@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from fledgling.config import RunConfig, UserError
+from fledgling.runtime.cores import count_cores
 from fledgling.runtime.memory import (
     UNKNOWN_MEMORY,
     count_ranks_sharing_memory,
@@ -54,7 +55,7 @@ def set_up_device(config: RunConfig, world: World) -> DeviceSetup:
     """
     device = world.device
     if device.type == "cpu":
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // world.local_size))
+        torch.set_num_threads(config.threads or max(1, count_cores() // world.local_size))
         keep_freed_memory()
     dtype = DTYPES[config.dtype] if config.dtype != "auto" else choose_dtype(device)
     compiled = should_compile(config.compile, device)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from fledgling.config import UserError
+from fledgling.runtime.cores import count_cores
 from fledgling.runtime.exit_codes import FAULT, NO_RESTART_CODES
 from fledgling.runtime.watchdog import read_process_state
 from fledgling.runtime.world import choose_device
@@ -99,7 +100,7 @@ def launch_ranks(
             return [handler.proc.poll() for handler in handlers]
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks report their own errors
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc_per_node)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // nproc_per_node)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     parameters = RendezvousParameters("c10d", rendezvous, "fledgling", nodes, nodes, timeout=900)
     spec = WorkerSpec(

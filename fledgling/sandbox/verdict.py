@@ -19,7 +19,6 @@ identity, or of a returned function or object fails honest programs too.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from fledgling.runtime.cores import count_cores
 from fledgling.sandbox.jailed import MAX_ERROR_CHARS
 from fledgling.sandbox.process import ForkServer, Limits, call_with_server
 
@@ -77,7 +77,7 @@ def check_programs(
 
     timeout: seconds of each check.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or count_cores()
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(partial(_run_check, timeout=timeout), checks))
 

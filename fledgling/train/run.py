@@ -25,9 +25,10 @@ from fledgling.optim.sharded import load_parameters
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.measured_speed import device_name
 from fledgling.plan.plan import make_plan
-from fledgling.record import Recorder, checkpoint, collect_environment, write_json
+from fledgling.record import Recorder, checkpoint, write_json
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.runtime.device import DeviceSetup, set_up_device
+from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.signals import catch_stop_signals
 from fledgling.runtime.watchdog import run_watchdog
 from fledgling.runtime.world import World, get_restart_count

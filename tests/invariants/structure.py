@@ -103,10 +103,18 @@ def upward_imports(sources: dict[str, str]) -> list[str]:
 
 
 def import_cycles(sources: dict[str, str]) -> list[list[str]]:
-    """Returns the groups of modules that import each other, imports in functions and for types included."""
+    """Returns the groups of modules, and of packages, that import each other, in functions and for types too."""
     graph = {m: sorted({n for n, _ in imported_modules(m, sources) if n in sources and n != m}) for m in sources}
     for module, targets in graph.items():  # a package's __init__ re-exports: importing the package is no cycle
         graph[module] = [target for target in targets if not module.startswith(f"{target}.")]
+    packages: dict[str, set[str]] = {package_of(module): set() for module in graph}
+    for module, targets in graph.items():
+        packages[package_of(module)] |= {package_of(target) for target in targets} - {package_of(module), ""}
+    return find_cycles(graph) or find_cycles({name: sorted(others) for name, others in packages.items()})
+
+
+def find_cycles(graph: dict[str, list[str]]) -> list[list[str]]:
+    """Returns the groups of nodes that reach each other in a graph (node -> the nodes that it leads to)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []

@@ -95,3 +95,9 @@ def test_only_the_world_reads_the_variables_of_torchrun():
         if isinstance(node, ast.Constant) and node.value in names
     }
     assert readers <= {"runtime.world"}
+
+
+def test_packages_that_import_each_other_through_different_modules_are_a_cycle():
+    modules = {"files": "", "record.a": "import fledgling.runtime.c", "record.b": "", "runtime.c": ""}
+    assert import_cycles(modules) == []
+    assert import_cycles({**modules, "runtime.d": "import fledgling.record.b"}) == [["record", "runtime"]]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fledgling.config import dump_toml, load_recipe
 from fledgling.plan.plan import make_plan
-from fledgling.record import Recorder, collect_environment, write_json
+from fledgling.record import Recorder, write_json
+from fledgling.runtime.environment import collect_environment
 
 STAGES = {
     "pretrain": (500, 3.2, 5.6),

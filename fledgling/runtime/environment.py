@@ -3,11 +3,11 @@
 import os
 import platform
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
 from fledgling import __version__
+from fledgling.runtime.cores import count_cores
 
 
 def collect_environment() -> dict:
@@ -18,7 +18,7 @@ def collect_environment() -> dict:
         "torch": _package_version("torch"),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": count_cores(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if os.name == "posix" else None,
         "gpus": _gpu_names(),
         "commit": _git_commit(),
