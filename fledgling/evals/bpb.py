@@ -54,6 +54,10 @@ class TextBits:
     bytes: np.ndarray
     tokens: np.ndarray
 
+    def first_rows(self, count: int) -> TextBits:
+        """Returns the first `count` rows."""
+        return TextBits(self.bits[:count], self.bytes[:count], self.tokens[:count])
+
 
 @torch.no_grad()
 def measure_bits(

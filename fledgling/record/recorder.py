@@ -9,6 +9,7 @@ from fledgling.record.loggers import open_logger
 from fledgling.record.progress_bar import ProgressBar
 
 JSONL_NAMES = ("metrics", "evals", "samples", "notices")
+REWOUND = ("metrics", "evals", "samples")  # a notice tells what happened, also where the work is repeated
 
 
 class Recorder:
@@ -72,10 +73,14 @@ class Recorder:
         n: int | None = None,
         baseline: float | None = None,
     ) -> None:
-        """Appends a line to evals.jsonl: value, 95 % interval, number of cases, score of the best constant answer."""
+        """Appends a line to evals.jsonl: value, 95 % interval, number of cases, score of the best constant answer.
+
+        Lines of one name and different `n` are different series, which no chart joins.
+        """
         scores = {"value": value, "low": low, "high": high, "n": n, "baseline": baseline}
         self._append("evals", {"stage": self.stage, "step": step, "name": name, **scores})
-        self._send_to_loggers(step, {f"eval/{name}": value})
+        series = f"eval/{name}" if n is None else f"eval/{name}/{n}"  # one line of a chart has one number of cases
+        self._send_to_loggers(step, {series: value})
 
     def log_sample(self, step: int, prompt: str, text: str) -> None:
         """Appends a line to samples.jsonl: what the model generates for `prompt` after `step` steps."""
@@ -94,10 +99,10 @@ class Recorder:
             self._progress_bar.update(step, self.total_steps, metrics, self.elapsed)
 
     def rewind(self, step: int) -> None:
-        """On resume: drops every line after `step`, so that repeated work is not recorded twice."""
+        """On resume: drops every line after `step` but notices, so that repeated work is not recorded twice."""
         if self.enabled:
-            for file in self._files.values():
-                file.rewind(step)
+            for name in REWOUND:
+                self._files[name].rewind(step)
             self._step = step
             self._resume_clock()
 

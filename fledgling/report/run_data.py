@@ -22,7 +22,10 @@ MAX_FILE_BYTES = 16 * 2**20  # bytes of a recipe, plan or manifest
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One measurement: a value with its 95 % interval, n cases, and the score of the best constant answer."""
+    """One measurement: a value with its 95 % interval, n cases, and the score of the best constant answer.
+
+    Measurements of one name and another n are another series: training asks the first questions, its end all.
+    """
 
     stage: str
     step: int
@@ -148,7 +151,7 @@ def _stage(path: Path) -> StageData:
     evals = {}
     for line in read_jsonl(path / "evals.jsonl"):
         if (evaluation := _evaluation(path.name, line)) is not None:
-            evals[evaluation.step, evaluation.name] = evaluation
+            evals[evaluation.step, evaluation.name, evaluation.n] = evaluation
     samples = {}
     for line in read_jsonl(path / "samples.jsonl"):
         step, prompt, text = _step(line), printable_text(line.get("prompt")), printable_text(line.get("text"))
@@ -158,7 +161,7 @@ def _stage(path: Path) -> StageData:
     return StageData(
         name=path.name,
         metrics=[metrics[step] for step in sorted(metrics)],
-        evals=sorted(evals.values(), key=lambda evaluation: evaluation.step),
+        evals=sorted(evals.values(), key=lambda evaluation: (evaluation.step, evaluation.n or 0)),
         samples=sorted(samples.values(), key=lambda evaluation: evaluation.step),
         notices=list(dict.fromkeys(filter(None, notices))),
         done=_json(path / "done.json"),

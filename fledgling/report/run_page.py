@@ -248,11 +248,11 @@ def loss_charts(run: RunData) -> list[tuple[str, Markup]]:
 
 
 def _tokens_at(stage: StageData) -> tuple[str, Callable[[float], str]] | None:
-    """Returns the axis of the tokens seen at a step, from the last line's rate; None if not recorded."""
+    """Returns the axis of the tokens seen at a step; None if not recorded."""
     steps, tokens = stage.metric_series("tokens")
     if not tokens or not steps[-1]:
         return None
-    return "tokens", lambda step: format_count(tokens[-1] * step / steps[-1])
+    return "tokens", lambda step: format_count(numbers.value_at(steps, tokens, step))
 
 
 def rl_charts(run: RunData) -> list[tuple[str, Markup]]:
@@ -263,12 +263,8 @@ def rl_charts(run: RunData) -> list[tuple[str, Markup]]:
             steps, values = stage.metric_series(name)
             if not steps:
                 continue
-            is_percent = numbers.is_share(name, values) and name in (
-                "reward",
-                "pass_at_group",
-                "clip_fraction",
-                "accuracy",
-            )
+            shares = ("reward", "pass_at_group", "clip_fraction", "accuracy")
+            is_percent = numbers.is_share(name, values) and name in shares
             lines = [
                 Line("of the step", steps, values, color=STAGE_COLORS[stage.name], faint=True),
                 Line("running mean", steps, running_mean(values, 0.1), color=STAGE_COLORS[stage.name]),
@@ -358,24 +354,26 @@ def _compared_lines(run: RunData) -> list[Line]:
 
 
 def _eval_lines(run: RunData, name: str, unseen: bool) -> list[Line]:
-    position = _step_positions(run)
-    evaluations = [e for stage in run.stages for e in stage.evals if e.name == name]
-    xs = [position(e.stage, e.step) for e in evaluations]
-    line = Line(
-        "new wordings" if unseen else "value",
-        xs,
-        [e.value for e in evaluations],
-        lows=[e.low for e in evaluations],
-        highs=[e.high for e in evaluations],
-        color=5 if unseen else 4,
-        dots=True,
-        point_labels=[f"{e.stage} step {e.step:,}" for e in evaluations],
-    )
-    baseline = [(x, e.baseline) for x, e in zip(xs, evaluations, strict=True) if e.baseline is not None]
-    if unseen or not baseline:
-        return [line]
-    positions, scores = zip(*baseline, strict=True)
-    return [line, Line("best constant answer", positions, scores, color=6, dashed=True)]
+    """Returns one line for each number of cases, dashed but for the longest, and the best constant answer."""
+    position, lines = _step_positions(run), []
+    series = numbers.split_by_cases([e for stage in run.stages for e in stage.evals if e.name == name])
+    for evaluations in series:
+        line = Line(
+            ("new wordings" if unseen else "value") + (f", n {evaluations[0].n}" if len(series) > 1 else ""),
+            [position(e.stage, e.step) for e in evaluations],
+            [e.value for e in evaluations],
+            lows=[e.low for e in evaluations],
+            highs=[e.high for e in evaluations],
+            color=5 if unseen else 4,
+            dots=True,
+            dashed=bool(lines),
+            point_labels=[f"{e.stage} step {e.step:,}" for e in evaluations],
+        )
+        lines.append(line)
+    baseline = [(x, e.baseline) for x, e in zip(lines[0].xs, series[0], strict=True) if e.baseline is not None]
+    if baseline and not unseen:
+        lines.append(Line("best constant answer", *zip(*baseline, strict=True), color=6, dashed=True))
+    return lines
 
 
 # ---- samples ----

@@ -4,6 +4,7 @@ The last value of every evaluation is shown with the score of the best constant 
 answer also reaches is no evidence.
 """
 
+from bisect import bisect_left
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -54,10 +55,28 @@ def evaluation_names(run: RunData) -> list[str]:
 
 
 def final_evaluations(run: RunData) -> list[Evaluation]:
-    """Returns the last value of every evaluation in each stage, by stage and name."""
+    """Returns the last value of every evaluation in each stage, over the most cases, by stage and name."""
     last = {(evaluation.stage, evaluation.name): evaluation for stage in run.stages for evaluation in stage.evals}
     order = evaluation_names(run)
     return [last[stage.name, name] for stage in run.stages for name in order if (stage.name, name) in last]
+
+
+def split_by_cases(evaluations: list[Evaluation]) -> list[list[Evaluation]]:
+    """Returns evaluations of one name as one series for each n, the longest first; no line joins two of them."""
+    series: dict[int | None, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        series.setdefault(evaluation.n, []).append(evaluation)
+    return sorted(series.values(), key=len, reverse=True)
+
+
+def value_at(steps: list[float], values: list[float], step: float) -> float:
+    """Returns a running sum at a step: linear from 0 at step 0 and between the recorded steps."""
+    after = bisect_left(steps, step)
+    if after == len(steps):
+        return values[-1]
+    low_step, low = (steps[after - 1], values[after - 1]) if after else (0.0, 0.0)
+    share = (step - low_step) / (steps[after] - low_step) if steps[after] > low_step else 1.0
+    return low + share * (values[after] - low)
 
 
 def is_share(name: str, values: list[float]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from fledgling.config import LoopConfig, StageConfig
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.evals import chat, samples
-from fledgling.evals.bpb import measure_bpb, read_first_rows
+from fledgling.evals.bpb import measure_bits, measure_ratio, read_first_rows
 from fledgling.evals.core import run_core
 from fledgling.evals.core_results import CoreSettings, compute_core, list_core_measurements
 from fledgling.evals.likelihood import Scorer
@@ -21,7 +22,9 @@ from fledgling.train.context import StageContext
 from fledgling.train.stage import Eval
 from fledgling.train.stage_rows import exam_names
 
-VALIDATION_ROWS = 512  # of held-out text at the end of a stage; an eighth of it in between
+VALIDATION_ROWS = 512  # of held-out text at the end of a stage
+FIRST_ROWS = 64  # of these, measured in between and, as a series of their own, at the end too
+FIRST_QUESTIONS = 4  # the first 1 / 4 of an exam's questions, likewise
 MAX_COMPRESSED_BYTES = 64_000_000  # of training text up to which compressors are run for comparison
 
 
@@ -73,8 +76,11 @@ def build_core_evals(config: StageConfig, context: StageContext) -> tuple[Eval, 
 def _measure_bpb(
     context: StageContext, rows: RowSource, micro_batch_size: int, step: int, last: bool
 ) -> list[Measurement]:
-    batches = read_first_rows(rows, VALIDATION_ROWS if last else VALIDATION_ROWS // 8, micro_batch_size)
-    return [measure_bpb(context.model, batches, context.tokenizer.byte_lengths(), world=context.world)]
+    """Measures the first rows and, at the end of the stage, all rows too: two series, told apart by n."""
+    batches = read_first_rows(rows, VALIDATION_ROWS if last else FIRST_ROWS, micro_batch_size)
+    bits = measure_bits(context.model, batches, context.tokenizer.byte_lengths(), context.world)
+    parts = [bits.first_rows(FIRST_ROWS), bits] if len(bits.bits) > FIRST_ROWS else [bits]
+    return [measure_ratio("bits_per_byte", part.bits, part.bytes) for part in parts]
 
 
 def _measure_sparsity(
@@ -101,10 +107,25 @@ def _measure_compression(context: StageContext, source: str, step: int, last: bo
 
 
 def _run_exams(context: StageContext, names: list[str], count: int, step: int, last: bool) -> list[Measurement]:
-    """Measures the chat tasks; between the steps on a quarter of the questions."""
+    """Measures the chat tasks on their first questions and, at the end of the stage, on all of them too.
+
+    The exams are built whole and cut, and the first questions are always answered in the same batches, so that the
+    same weights have one value: two series, told apart by n.
+    """
     practiced = tuple(context.recipe.rl.tasks) if "rl" in context.recipe.stages else ()
-    exams = chat.build_exams(names, count if last else max(1, count // 4), practiced, context.recipe.run.data_dir)
-    return chat.run_exams(context.engine, exams, world=context.world)
+    exams = chat.build_exams(names, count, practiced, context.recipe.run.data_dir)
+    first = max(1, count // FIRST_QUESTIONS)
+
+    def answer(part: slice) -> list[list[chat.ExamAnswer]]:
+        cut = [replace(exam, questions=exam.questions[part]) for exam in exams]
+        return chat.answer_exams(context.engine, cut, world=context.world)
+
+    answers = answer(slice(first))
+    measurements = [m for exam, part in zip(exams, answers, strict=True) for m in chat.measure_exam(exam.name, part)]
+    if last:
+        for exam, part, rest in zip(exams, answers, answer(slice(first, None)), strict=True):
+            measurements += chat.measure_exam(exam.name, [*part, *rest]) if rest else []
+    return measurements
 
 
 def _log_samples(context: StageContext, with_replies: bool, step: int, last: bool) -> list[Measurement]:

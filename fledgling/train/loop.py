@@ -25,6 +25,7 @@ from fledgling.runtime.memory import measure_peak_memory
 from fledgling.runtime.world import World
 from fledgling.train.health import Health, Rollback
 from fledgling.train.stage import Eval, Stage
+from fledgling.train.totals import Totals
 
 LOSS_SMOOTHING = 0.9  # of the loss on the progress line; metrics.jsonl has the raw one
 MEMORY_STEP = 2  # the step of a session, from 0, whose memory is measured: the first two compile
@@ -51,6 +52,7 @@ class LoopContext:
     peak_flops: float = 0.0  # measured, of one rank; 0: not measured
     health: Health = field(default_factory=Health)
     rollback: Rollback = field(default_factory=Rollback)
+    totals: Totals = field(default_factory=Totals)
 
 
 def train_step(
@@ -142,13 +144,13 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
         recorder.log_metrics(
             step,
             loss=loss,
-            tokens=step * tokens,
             gradient_norm=norm,
             lr_multiplier=multiplier,
             seconds=seconds,
             **speed,
             **extra,
             **health.metrics(),
+            **context.totals.add_step(tokens, seconds),
         )
         progress = {name: extra[name] for name in PROGRESS_METRICS if name in extra}
         recorder.show_progress(step, loss=shown_loss, **speed, **progress)

@@ -46,6 +46,7 @@ from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_rows import require_data
 from fledgling.train.supervised import build_supervised_stage
+from fledgling.train.totals import Totals
 
 STAGE_BUILDERS: dict[str, Callable[[str, StageContext], Stage]] = {
     "pretrain": build_supervised_stage,
@@ -126,15 +127,15 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, sele
     stage = replace(stage, evals=select_evals(stage.evals))
     learning_rate = recipe.stage_config(name).learning_rate
     optimizer = Optimizer(context.model, recipe.optimizer, world, learning_rate, setup.compiled, setup.dtype)
-    start_step, health = 0, Health()
+    start_step, health, totals = 0, Health(), Totals()
     torch.manual_seed(recipe.seed)
     if saved:
-        start_step = restore_state(saved, stage, optimizer, health)
+        start_step = restore_state(saved, stage, optimizer, health, totals)
         recorder.log_notice(f"{name}: resuming after step {start_step} of {stage.steps}")
     recorder.rewind(start_step or -1)
     recorder.total_steps = stage.steps
-    saver = make_saver(stage, optimizer, context, health)
-    rollback = Rollback(recipe.run.max_rollbacks, make_rollback(stage, optimizer, context, health, saver))
+    saver = make_saver(stage, optimizer, context, health, totals)
+    rollback = Rollback(recipe.run.max_rollbacks, make_rollback(stage, optimizer, context, health, totals, saver))
     with catch_stop_signals() as stop_requested, saver:
         loop_context = LoopContext(
             world,
@@ -145,14 +146,14 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, sele
             setup.peak_flops,
             health,
             rollback,
+            totals,
         )
         reporting = replace(stage, extra_metrics=lambda: stage.extra_metrics() | saver.metrics())
         try:
             run_loop(reporting, context.model, optimizer, loop_context, start_step)
         finally:
             stage.batches.close()
-    tokens = stage.steps * (getattr(recipe.stage_config(name), "batch_tokens", None) or 0)
-    recorder.mark_done(tokens=tokens, **saver.metrics())
+    recorder.mark_done(**totals.state_dict(), **saver.metrics())
 
 
 def build_context(
@@ -255,8 +256,9 @@ def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path) -> Path |
     return path
 
 
-def restore_state(loaded: Checkpoint, stage: Stage, optimizer: Optimizer, health: Health) -> int:
-    """Restores stream, optimizer, health counts and random state from a checkpoint; returns its step."""
+def restore_state(loaded: Checkpoint, stage: Stage, optimizer: Optimizer, health: Health, totals: Totals) -> int:
+    """Restores stream, optimizer, counts and random state from a checkpoint; returns its step."""
+    totals.load_state_dict(loaded.state.get("totals", {}))
     health.load_state_dict(loaded.state.get("health", {}))
     optimizer.load_full_state_dict(loaded.tensors["optimizer"])
     stage.batches.load_state_dict(loaded.state["stream"])
@@ -265,7 +267,7 @@ def restore_state(loaded: Checkpoint, stage: Stage, optimizer: Optimizer, health
 
 
 def make_rollback(
-    stage: Stage, optimizer: Optimizer, context: StageContext, health: Health, saver: CheckpointSaver
+    stage: Stage, optimizer: Optimizer, context: StageContext, health: Health, totals: Totals, saver: CheckpointSaver
 ) -> Callable[[int], int]:
     """Returns the function that restores the last checkpoint and skips the batches read since: see health.py."""
 
@@ -273,7 +275,7 @@ def make_rollback(
         saver.wait()  # the last checkpoint may not be written yet
         loaded, before = latest_healthy_checkpoint(context.run_dir / stage.name / "checkpoints"), replace(health)
         load_parameters(context.model, merge_critic(loaded.tensors), context.world)
-        step = restore_state(loaded, stage, optimizer, health)
+        step = restore_state(loaded, stage, optimizer, health, totals)
         stage.batches.skip(finished - step)
         health.load_state_dict({"skipped": before.skipped, "rollbacks": before.rollbacks + 1})
         context.recorder.rewind(step)
@@ -298,7 +300,9 @@ def latest_healthy_checkpoint(directory: Path) -> Checkpoint:
     return checkpoint.load_checkpoint(latest)
 
 
-def make_saver(stage: Stage, optimizer: Optimizer, context: StageContext, health: Health) -> CheckpointSaver:
+def make_saver(
+    stage: Stage, optimizer: Optimizer, context: StageContext, health: Health, totals: Totals
+) -> CheckpointSaver:
     """Returns the saver of a stage, with what goes into state.json; the tensors are the saver's."""
 
     def state(step: int) -> dict:
@@ -311,6 +315,7 @@ def make_saver(stage: Stage, optimizer: Optimizer, context: StageContext, health
             "tokenizer": context.tokenizer.fingerprint(),
             "micro_batch": stage.micro_batch_size,
             "health": health.state_dict(),
+            "totals": totals.state_dict(),
         }
 
     return CheckpointSaver(

@@ -75,3 +75,26 @@ def test_quiet_prints_nothing(tmp_path, capsys):
         recorder.show_progress(10, loss=1.0)
         recorder.log_notice("x")
     assert capsys.readouterr() == ("", "")
+
+
+def test_no_notice_is_erased_by_a_rewind(tmp_path):
+    with make_recorder(tmp_path) as recorder:
+        recorder.log_notice("skipped 1 empty")
+        recorder.rewind(-1)
+        recorder.log_metrics(1, loss=1.0)
+        recorder.show_progress(7)
+        recorder.log_notice("back to the weights of step 3")
+    with make_recorder(tmp_path) as recorder:
+        recorder.rewind(0)
+    texts = [line["text"] for line in read_jsonl(tmp_path / "pretrain/notices.jsonl")]
+    assert texts == ["skipped 1 empty", "back to the weights of step 3"]
+    assert read_jsonl(tmp_path / "pretrain/metrics.jsonl") == []
+
+
+def test_a_logger_gets_values_of_another_number_of_cases_as_another_series(tmp_path):
+    got = []
+    with make_recorder(tmp_path) as recorder:
+        recorder._loggers = [type("Logger", (), {"write": lambda self, v, step: got.append(v), "close": lambda s: 0})()]
+        recorder.log_evaluation(4, "spelling", 0.5, n=50)
+        recorder.log_evaluation(4, "spelling", 0.6, n=200)
+    assert got == [{"eval/spelling/50": 0.5}, {"eval/spelling/200": 0.6}]

@@ -7,7 +7,11 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.config import UserError
+from fledgling.record import Recorder
 from fledgling.report import build_report, make_evals_table, summarize_run
+from fledgling.report.run_data import load_run_data
+from fledgling.report.run_page import _eval_lines
+from fledgling.report.summary import split_by_cases, value_at
 
 from .synthetic_run import make_run
 
@@ -19,6 +23,26 @@ def test_repeated_steps_count_once(tmp_path):
     (run / "sft/evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [(e["step"], e["value"]) for e in summarize_run(run)["history"]] == [(0, 0.3), (5, 0.2)]
     assert [e["value"] for e in summarize_run(run)["evals"]] == [0.2]
+
+
+def test_values_over_different_numbers_of_cases_are_two_series(tmp_path):
+    run = make_run(tmp_path / "run", stages=("pretrain", "midtrain", "sft"), scale=0.05)
+    with Recorder(run / "sft", "sft", 20, quiet=True) as recorder:
+        for step, n, value in ((0, 50, 0.1), (5, 50, 0.2), (10, 50, 0.3), (10, 200, 0.4)):
+            recorder.log_evaluation(step, "x", value, n=n, baseline=0.0)
+    (stage,) = (stage for stage in load_run_data(run).stages if stage.name == "sft")
+    evaluations = [e for e in stage.evals if e.name == "x"]
+    series = split_by_cases(evaluations)
+    assert [[(e.n, e.value) for e in part] for part in series] == [[(50, 0.1), (50, 0.2), (50, 0.3)], [(200, 0.4)]]
+    assert [e["value"] for e in summarize_run(run)["evals"] if e["name"] == "x"] == [0.4]
+    lines = _eval_lines(load_run_data(run), "x", unseen=False)
+    assert [(line.label, len(line.xs)) for line in lines] == [
+        ("value, n 50", 3), ("value, n 200", 1), ("best constant answer", 3)
+    ]  # fmt: skip
+
+
+def test_the_axis_of_tokens_follows_what_was_recorded():
+    assert [value_at([1, 2, 4], [10.0, 30.0, 50.0], step) for step in (0, 1, 1.5, 3, 4, 9)] == [0, 10, 20, 40, 50, 50]
 
 
 def test_parameters_are_counted_from_the_checkpoint(tmp_path):

@@ -2,6 +2,8 @@
 
 from fledgling.config import load_recipe
 from fledgling.record import read_jsonl
+from fledgling.runtime import device
+from fledgling.train import evals
 from fledgling.train.run import run_stage
 from tests.made_up_core import BASELINES, write_core_bundle
 from tests.tiny import tiny
@@ -30,3 +32,18 @@ def test_without_its_files_there_is_one_notice(tmp_path):
 def test_the_large_recipe_measures_core():
     assert load_recipe("d20-8xh100").pretrain.core_every == 2000
     assert load_recipe("quickstart").pretrain.core_every == 0
+
+
+def test_the_same_weights_have_one_value_at_the_end_of_a_stage_and_at_the_start_of_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(evals, "FIRST_ROWS", 4)
+    recipe = tiny(tmp_path, **{"pretrain.eval_questions": 8, "midtrain.eval_questions": 8})
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
+    for stage in ("pretrain", "midtrain"):
+        run_stage(recipe, stage, quiet=True, select_evals=lambda evals: evals[:3])
+    before, after = (read_jsonl(tmp_path / "run" / stage / "evals.jsonl") for stage in ("pretrain", "midtrain"))
+    end = {(line["name"], line["n"]): line["value"] for line in before if line["step"] == 4}
+    start = {(line["name"], line["n"]): line["value"] for line in after if line["step"] == 0}
+    start = {key: value for key, value in start.items() if key[0] != "zeros"}
+    assert ("bits_per_byte", 4) in start and ("spelling", 2) in start, "a part of the rows and questions"
+    assert {key: end[key] for key in start} == start
+    assert {n for name, n in end if name == "spelling"} == {2, 8} and len({n for n_, n in end if "bits" in n_}) >= 2
