@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fledgling.config import UserError
 from fledgling.evals.core_log import CoreLog
 from fledgling.evals.core_results import CoreSettings, CoreTaskResult, ItemResult, compute_task_result
 from fledgling.evals.likelihood import (
@@ -31,7 +32,7 @@ from fledgling.record.jsonl import JsonlWriter, read_jsonl
 from fledgling.tasks.core import CoreItem, CorePrompt, CoreTask, build_prompts, read_core_items, select_items
 from fledgling.text.tokenizer import Tokenizer, bos_prefix
 
-SCORING_VERSION = 1  # of the scoring method: with another number, finished tasks are run again
+SCORING_VERSION = 2  # of the scoring method: with another number, finished tasks are run again
 ITEMS_PER_BATCH = 512  # tokenized and sorted by length at a time, times the number of ranks
 
 TokenizedItem = tuple[CoreItem, CorePrompt, list[ContinuationRow]]
@@ -145,7 +146,10 @@ def tokenize_prompts(
 
     nanochat: a complete text is tokenized at once. Scored are the tokens after those that all choices begin with
     (multiple choice), the tokens that all choices end with (schema), or the tokens after the context (language
-    modeling). A token that extends over the end of the context belongs to the continuation.
+    modeling). A token that extends over the end of the context belongs to the continuation. Where this leaves a choice
+    without a scored token (one choice is the beginning of another, or the choices end with different tokens), the last
+    token of that choice is scored, and in multiple choice all choices are scored from the same place: a mean over no
+    token would decide the item by the order of its choices.
 
     foundry: examples, context and continuation are tokenized separately, with a space before the continuation where
     " a" is one token. Scored is the continuation.
@@ -163,15 +167,16 @@ def _tokenize_whole_texts(
     for prompt in prompts:
         tokens = [np.array([*bos, *next(encoded)], np.int32) for _ in prompt.choices]
         if kind == "multiple_choice":
-            starts = [common_prefix_length(tokens)] * len(tokens)
+            starts = [min(common_prefix_length(tokens), *(len(choice) - 1 for choice in tokens))] * len(tokens)
         elif kind == "schema":
             suffix = common_suffix_length(tokens)
-            starts = [len(choice) - suffix for choice in tokens]
+            starts = [min(len(choice) - suffix, len(choice) - 1) for choice in tokens]
         else:
             context = (prompt.examples + prompt.choices[0][0]).strip().encode("utf-8", "replace")
             ends = byte_lengths[tokens[0][len(bos) :]].cumsum()
-            starts = [len(bos) + int(np.searchsorted(ends, len(context), side="right"))]
-        rows.append([ContinuationRow(choice, start) for choice, start in zip(tokens, starts, strict=True)])
+            end = len(bos) + int(np.searchsorted(ends, len(context), side="right"))
+            starts = [min(end, len(tokens[0]) - 1)]
+        rows.append([_make_row(choice, start) for choice, start in zip(tokens, starts, strict=True)])
     return rows
 
 
@@ -188,8 +193,21 @@ def _tokenize_pieces(tokenizer: Tokenizer, prompts: Sequence[CorePrompt]) -> lis
         examples = [*bos, *pieces[prompt.examples]]
         contexts = [[*examples, *pieces[context]] for context, _ in prompt.choices]
         pairs = zip(contexts, (pieces[choice] for choice in choices), strict=True)
-        rows.append([ContinuationRow(np.array([*before, *after], np.int32), len(before)) for before, after in pairs])
+        rows.append([_make_row(np.array([*before, *after], np.int32), len(before)) for before, after in pairs])
     return rows
+
+
+def _make_row(tokens: np.ndarray, start: int) -> ContinuationRow:
+    """Returns a row whose first scored token follows another: without bos, a choice's first token cannot be scored.
+
+    Raises UserError for a choice of one token that nothing precedes.
+    """
+    if len(tokens) < 2:
+        raise UserError(
+            "a choice is one token and nothing precedes it, so it has no probability; expected a context, or a "
+            "tokenizer that begins a text with bos"
+        )
+    return ContinuationRow(tokens, max(1, start))
 
 
 def make_item_result(index: int, item: CoreItem, scores: Sequence[ContinuationScore]) -> ItemResult:

@@ -8,17 +8,17 @@ https://github.com/EleutherAI/lm-evaluation-harness, 0.4.13: `lm_eval.api.model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.evals.likelihood import ContinuationRow, Scorer
+from fledgling.evals.likelihood import ContinuationRow, Scorer, common_prefix_length
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
-from fledgling.text.tokenizer import Tokenizer, bos_prefix
+from fledgling.text.tokenizer import BOS_NAMES, Tokenizer, bos_prefix
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -27,24 +27,37 @@ DEFAULT_MAX_NEW_TOKENS = 256  # of an answer where a task gives none
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> ContinuationRow:
-    """Returns a pair as the harness splits it: spaces at the context's end belong to the continuation."""
-    stripped = context.rstrip()
-    tokens = [*bos_prefix(tokenizer), *tokenizer.encode(context + continuation)]
-    start = len(bos_prefix(tokenizer)) + (len(tokenizer.encode(stripped)) if stripped else 0)
-    return ContinuationRow(np.array(tokens, np.int32), max(1, start))
+    """Returns a pair as one row: the text is tokenized as a whole, as the model was trained to read it.
 
+    Scored are the tokens from the first one that differs from the context's own. Where a token extends over the join
+    (context "the answer is 1", continuation "2", and "12" is a token), it is scored with the last characters of the
+    context that it contains, given the shorter context before it. Its log-probability is that of both, so it is a lower
+    bound of the continuation's own, and never 0. Counting tokens of the context instead would pass over this token.
+    Spaces at the context's end belong to the continuation, as in the harness.
 
-def rolling_windows(tokens: Sequence[int], context: int) -> Iterator[ContinuationRow]:
-    """Yields a long text as rows of at most `context` tokens in which every token but the first is scored once.
-
-    Each window but the first is full: its new tokens have as many tokens before them as the context allows.
+    Raises:
+        UserError: nothing to score, or nothing before it.
     """
-    array, done = np.array(tokens, np.int32), 1
-    while done < len(array):
-        end = min(len(array), done + context - 1)
-        first = max(0, end - context)
-        yield ContinuationRow(array[first:end], done - first)
-        done = end
+    bos = bos_prefix(tokenizer)
+    tokens = np.array([*bos, *tokenizer.encode(context + continuation)], np.int32)
+    before = np.array([*bos, *tokenizer.encode(context.rstrip())], np.int32)
+    start = common_prefix_length([tokens, before])
+    if not continuation or start == len(tokens):
+        raise UserError(
+            f"the continuation {continuation!r} of {context[-40:]!r} has no token to score; expected text: an empty "
+            "continuation has probability 1 and would be the best of all choices"
+        )
+    return ContinuationRow(tokens, require_prefix(start, context + continuation))
+
+
+def require_prefix(start: int, text: str) -> int:
+    """Returns `start`. Raises UserError for 0: a tokenizer without bos gives the first token nothing to follow."""
+    if start < 1:
+        raise UserError(
+            f"the first token of {text[:40]!r} is to be scored, but nothing precedes it: the tokenizer has none of "
+            f"{', '.join(BOS_NAMES)}; expected a longer context, or a tokenizer with one of them"
+        )
+    return start
 
 
 def compute_loglikelihoods(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -61,10 +74,18 @@ def compute_loglikelihoods(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> 
 
 
 def compute_rolling_loglikelihoods(scorer: Scorer, texts: Sequence[str]) -> list[float]:
-    """Returns log p of whole texts, each token given as many tokens before it as the context allows."""
-    tokenizer, context = scorer.engine.tokenizer, scorer.engine.context
-    rows = [list(rolling_windows([*bos_prefix(tokenizer), *tokenizer.encode(text)], context)) for text in texts]
-    return [sum(score.logprob for score in scores) for scores in scorer.score(rows)]
+    """Returns log p of whole texts, every token once, in nats.
+
+    Texts longer than the context are read in windows (`likelihood.split_windows`). An empty text has log p = 0: it has
+    no token. Raises UserError where the tokenizer has no bos for the first token to follow.
+    """
+    bos = bos_prefix(scorer.engine.tokenizer)
+    encoded = [scorer.engine.tokenizer.encode(text) for text in texts]
+    items = [
+        [ContinuationRow(np.array([*bos, *tokens], np.int32), require_prefix(len(bos), text))] if tokens else []
+        for text, tokens in zip(texts, encoded, strict=True)
+    ]
+    return [sum(score.logprob for score in scores) for scores in scorer.score(items)]
 
 
 def generate_until(engine: Engine, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -30,10 +30,14 @@ MIN_PREFIX_SAVING = 0.1  # of an item's tokens; below it, choices with a short c
 
 @dataclass(frozen=True)
 class ContinuationRow:
-    """A sequence whose tokens[start:] is scored, given the tokens before; tokens (n,) int32, start >= 1."""
+    """A sequence whose tokens[start:] is scored, given the tokens before; tokens (n,) int32, 1 <= start < n."""
 
     tokens: np.ndarray
     start: int
+
+    def __post_init__(self) -> None:
+        """Refuses a row without a scored token, or without a token before the first scored one."""
+        assert 1 <= self.start < len(self.tokens), f"start is {self.start} of a row of {len(self.tokens)} tokens"
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,12 @@ class ContinuationScore:
     num_tokens: int  # of the continuation
     predicted: tuple[int, ...]  # the most likely token at each of its positions
     is_greedy: bool  # whether these are the continuation itself
-    num_cropped: int  # tokens beyond the model's context, removed on the left
+    num_cropped: int  # tokens of the row that one forward pass has no room for: they precede its window
 
     @property
     def mean_logprob(self) -> float:
-        """Nats a token; NaN for an empty continuation."""
-        return self.logprob / self.num_tokens if self.num_tokens else float("nan")
+        """Nats a token."""
+        return self.logprob / self.num_tokens
 
 
 @dataclass
@@ -90,8 +94,9 @@ class Scorer:
     ) -> list[list[ContinuationScore]]:
         """Returns the score of every row of every item, the same on all ranks, which must all pass the same items.
 
-        Each row longer than the model's context loses its beginning. progress(tokens) is called with the tokens of each
-        finished batch of this rank.
+        Each row longer than the model's context loses its beginning; a continuation longer than that is scored in
+        several windows (`split_windows`), so that every one of its tokens counts. progress(tokens) is called with the
+        tokens of each finished batch of this rank.
         """
         self.engine.refresh_weights()
         packed: list[PackedRow] = []
@@ -108,8 +113,11 @@ class Scorer:
             own_scores += self._score_batch(batch)
             if progress:
                 progress(sum(len(row.tokens) for row in batch))
-        scores = dict(pair for part in self.world.all_gather_object(own_scores) for pair in part)
-        in_order = iter(scores[index] for index in range(num_rows))
+        windows: dict[int, list[ContinuationScore]] = {}
+        for part in self.world.all_gather_object(own_scores):
+            for row, score in part:
+                windows.setdefault(row, []).append(score)
+        in_order = iter(join_windows(windows[index]) for index in range(num_rows))
         return [[next(in_order) for _ in item] for item in items]
 
     def _score_batch(self, batch: Sequence[PackedRow]) -> list[tuple[int, ContinuationScore]]:
@@ -138,6 +146,43 @@ class Scorer:
         return torch.cat(logprobs).double().cpu().numpy(), torch.cat(predicted).cpu().numpy()
 
 
+def join_windows(windows: Sequence[ContinuationScore]) -> ContinuationScore:
+    """Returns the score of a whole continuation from those of its windows, in any order."""
+    ordered = sorted(windows, key=lambda window: window.num_cropped)
+    return ContinuationScore(
+        sum(window.logprob for window in ordered),
+        sum(window.num_tokens for window in ordered),
+        tuple(token for window in ordered for token in window.predicted),
+        all(window.is_greedy for window in ordered),
+        ordered[-1].num_cropped,
+    )
+
+
+def split_windows(row: ContinuationRow, context: int) -> Iterator[tuple[int, ContinuationRow]]:
+    """Yields (tokens before it, window) for windows of at most `context` tokens; every scored token is in one of them.
+
+    A continuation that fits has one window, with as much before it as there is room for. A longer one has several full
+    windows: the first keeps the beginning of the row where the continuation begins within `context` tokens, and each
+    further one starts with the last token of the one before. That is lm-evaluation-harness's way (`context_len=1`): the
+    first scored token of a further window is predicted from one token alone, so the sum is a lower bound of what a
+    sliding window gives.
+
+    Args:
+        row: n tokens.
+        context: of the model, in tokens, at least 2.
+    """
+    n, done = len(row.tokens), row.start
+    if n - row.start >= context:
+        first = 0 if row.start < context else row.start - 1
+        yield first, ContinuationRow(row.tokens[first : first + context], row.start - first)
+        done = first + context
+    while done < n:
+        end = min(n, done + context - 1)
+        first = max(0, end - context)
+        yield first, ContinuationRow(row.tokens[first:end], done - first)
+        done = end
+
+
 def split_scores(
     batch: Sequence[PackedRow], logprobs: np.ndarray, predicted: np.ndarray, targets: np.ndarray
 ) -> Iterator[tuple[int, ContinuationScore]]:
@@ -157,13 +202,12 @@ def pack_item(
 ) -> list[PackedRow]:
     """Returns the rows of an item, numbered from `first_row`, as few rows of a forward pass.
 
-    Only rows that lose the same number of tokens share a prefix: others begin with different tokens.
+    Only windows that lose the same number of tokens share a prefix: others begin with different tokens.
     """
     groups: dict[int, list[tuple[int, np.ndarray, int]]] = {}
     for index, row in enumerate(item):
-        cropped = max(0, len(row.tokens) - context)
-        start = max(1, row.start - cropped)  # a continuation longer than the context loses its own beginning
-        groups.setdefault(cropped, []).append((first_row + index, row.tokens[cropped:], start))
+        for cropped, window in split_windows(row, context):
+            groups.setdefault(cropped, []).append((first_row + index, window.tokens, window.start))
     packed = []
     for cropped, group in groups.items():
         fed = [tokens[:-1] for _, tokens, _ in group]

@@ -48,6 +48,32 @@ def test_a_common_beginning_of_the_choices_is_not_scored(core_tokenizer, core_ta
     ]
 
 
+def test_a_choice_that_another_one_begins_with_is_scored_too(core_tokenizer, core_tasks):
+    """Its mean over no token was NaN, which made the first choice the best one, whatever the model."""
+    for order in (("Rome", "Rome now"), ("Rome now", "Rome")):
+        item = CoreItem(("It was",), order, 0)
+        scored = decode_rows(core_tokenizer, core_tasks["choice_zeroshot"], "nanochat", [item])[0]
+        starts = [len(context) for context, _ in scored]
+        assert starts[0] == starts[1] and all(scored_text for _, scored_text in scored), "scored from the same place"
+        assert [context + end for context, end in scored] == [f"It was {choice}" for choice in order]
+        rows = tokenize_prompts(
+            core_tokenizer,
+            "multiple_choice",
+            [prompt for _, prompt in zip_prompts(core_tasks["choice_zeroshot"], [item], "nanochat")],
+            "nanochat",
+        )
+        assert all(len(row.tokens) > row.start for row in rows[0])
+
+
+def test_of_a_schema_that_ends_with_different_tokens_the_last_one_is_scored(core_tasks):
+    """One context ends with a letter that the continuation joins, the other does not."""
+    joining = Tokenizer.train(["ax bx ax. cx. x.. ax.. " * 40], vocab_size=320)
+    task = CoreTask("x", Path("x"), "schema", 0, "", 0.0, False)
+    for contexts in (("a:", "b."), ("b.", "a:")):
+        for _, scored in decode_rows(joining, task, "nanochat", [CoreItem(contexts, (".",), 0)])[0]:
+            assert scored.endswith(".")
+
+
 def test_of_letters_one_token_is_scored(core_tokenizer, core_tasks):
     first = decode_rows(core_tokenizer, core_tasks["letters"], "nanochat")[0]
     assert [end for _, end in first] == [" A", " B"] and first[0][0].endswith("A. yes\nB. no\nAnswer: ")

@@ -1,9 +1,15 @@
 """The adapter to lm-evaluation-harness: its answers without it, and the harness itself where it is installed."""
 
+import copy
 import json
+from functools import cache
+from math import isfinite
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fledgling.config import UserError
 from fledgling.evals.harness import (
@@ -11,11 +17,26 @@ from fledgling.evals.harness import (
     compute_rolling_loglikelihoods,
     encode_pair,
     generate_until,
-    rolling_windows,
     run_harness,
 )
-from fledgling.evals.likelihood import Scorer
+from fledgling.evals.likelihood import ContinuationRow, Scorer, split_windows
+from fledgling.infer.engine import Engine
+from fledgling.text.tokenizer import Tokenizer
+from tests.evals.random_model import make_random_model
 from tests.evals.test_likelihood import CONTEXT, make_engine
+
+TRAINING_TEXTS = {  # of tokenizers whose tokens join digits, letters, spaces and bytes in different ways
+    "digits": "the answer is 12, 12 and 21; 1 2 12 121 " * 40,
+    "words": "ab abab  ba  abba: a:: b:: 1 1 12 " * 40,
+    "bytes": "é€日本語 ñandú 𝄞 日本 语言 ää äö " * 40,
+}
+
+
+@cache
+def make_joining_engine(name: str) -> Engine:
+    """A model with random weights whose tokenizer has tokens that span the joins of its training text."""
+    tokenizer = Tokenizer.train([TRAINING_TEXTS[name]], 322, max_digits=2)
+    return Engine(make_random_model(tokenizer.vocab_size), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +62,82 @@ def test_pairs_are_scored_in_order_with_shared_contexts(scorer):
     assert tokenizer.decode(encode_pair(tokenizer, "the fox ", "over").tokens[1:]) == "the fox over"
 
 
-def test_a_long_text_is_scored_once_in_full_windows(scorer):
-    tokens = list(range(1, 131))
-    rows = list(rolling_windows(tokens, 48))
-    assert [token for row in rows for token in row.tokens[row.start :].tolist()] == tokens[1:]
-    assert all(len(row.tokens) <= 48 for row in rows) and [len(row.tokens) for row in rows[1:]] == [48] * (
-        len(rows) - 1
+def test_a_token_over_the_join_is_scored_with_the_end_of_the_context():
+    engine = make_joining_engine("digits")
+    scorer, tokenizer = Scorer(engine), engine.tokenizer
+    assert tokenizer.encode("12") == tokenizer.encode("12 ")[:1], "the tokenizer has the token 12"
+    row = encode_pair(tokenizer, "the answer is 1", "2")
+    assert tokenizer.decode(row.tokens[row.start :]) == "12"
+    joined, other = compute_loglikelihoods(scorer, [("the answer is 1", "2"), ("the answer is 1", "3")])
+    assert joined[0] == pytest.approx(log_probability(scorer, row.tokens.tolist(), row.start), abs=1e-4)
+    assert joined[0] < 0 and not joined[1], "a random model does not decode it greedily"
+    assert compute_loglikelihoods(scorer, [("the answer is 1", "2")])[0][0] == pytest.approx(joined[0], abs=1e-5)
+    assert other[0] < 0
+
+
+@given(st.sampled_from(sorted(TRAINING_TEXTS)), st.data())
+@settings(max_examples=25, deadline=None)
+def test_log_probabilities_of_pairs_are_negative_and_follow_the_chain_rule(name, data):
+    """log p(context and continuation) = log p(tokens before the first scored one) + log p(continuation)."""
+    engine = make_joining_engine(name)
+    characters = st.text(st.sampled_from([*TRAINING_TEXTS[name][:40], "\n", " ", "x"]), max_size=24)
+    context, continuation = data.draw(characters), data.draw(characters.filter(bool))
+    scorer = Scorer(engine)
+    row = encode_pair(engine.tokenizer, context, continuation)
+    assert engine.tokenizer.decode(row.tokens[1:]) == context + continuation
+    ((logprob, _),) = compute_loglikelihoods(scorer, [(context, continuation)])
+    assert isfinite(logprob) and logprob < 0
+    scored = engine.tokenizer.decode_bytes(row.tokens[row.start :])
+    assert len(scored) >= len(continuation.encode()), "every character of the continuation is scored"
+    whole = compute_rolling_loglikelihoods(scorer, [context + continuation])[0]
+    before = log_probability(scorer, row.tokens[: row.start].tolist(), 1) if row.start > 1 else 0.0
+    assert whole == pytest.approx(before + logprob, abs=1e-3)
+
+
+def test_an_empty_continuation_is_refused(scorer):
+    """Its probability is 1: among choices it would always be the best."""
+    for context in ("the fox", "", " "):
+        with pytest.raises(UserError, match="has no token to score"):
+            compute_loglikelihoods(scorer, [(context, "")])
+
+
+def test_without_bos_the_first_token_is_refused_by_name():
+    document = copy.deepcopy(make_joining_engine("digits").tokenizer.tokenizer_json)
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] != "<|bos|>"]
+    plain = Tokenizer(document)
+    assert encode_pair(plain, "the answer is 1", "2").start >= 1
+    for context in ("", "1"):
+        with pytest.raises(UserError, match=r"nothing precedes it.*<\|bos\|>"):
+            encode_pair(plain, context, "2")
+
+
+def test_texts_longer_than_the_context_are_scored_whole(scorer):
+    """A context that is too long loses its beginning; of a continuation that is too long every token counts."""
+    tokenizer = scorer.engine.tokenizer
+    long = "the quick brown fox jumps over the lazy dog " * 5
+    ((of_long_context, _),) = compute_loglikelihoods(scorer, [(long, "fox")])
+    row = encode_pair(tokenizer, long, "fox")
+    kept = row.tokens[-CONTEXT:].tolist()
+    assert of_long_context == pytest.approx(
+        log_probability(scorer, kept, CONTEXT - len(row.tokens) + row.start), abs=1e-4
     )
-    assert list(rolling_windows([5], 48)) == []
+    ((of_long_continuation, _),) = compute_loglikelihoods(scorer, [("the", " " + long)])
+    row = encode_pair(tokenizer, "the", " " + long)
+    windows = list(split_windows(row, CONTEXT))
+    assert len(windows) > 1 and sum(len(w.tokens) - w.start for _, w in windows) == len(row.tokens) - row.start
+    expected = sum(log_probability(scorer, w.tokens.tolist(), w.start) for _, w in windows)
+    assert of_long_continuation == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_long_text_is_scored_once_in_full_windows(scorer):
     text = "the quick brown fox jumps over the lazy dog " * 5
     tokens = [scorer.engine.tokenizer.bos, *scorer.engine.tokenizer.encode(text)]
     assert len(tokens) > CONTEXT
-    expected = sum(log_probability(scorer, row.tokens.tolist(), row.start) for row in rolling_windows(tokens, CONTEXT))
-    assert compute_rolling_loglikelihoods(scorer, [text, "fox"])[0] == pytest.approx(expected, abs=1e-3)
+    windows = [window for _, window in split_windows(ContinuationRow(np.array(tokens, np.int32), 1), CONTEXT)]
+    assert [len(window.tokens) for window in windows] == [CONTEXT] * len(windows)
+    expected = sum(log_probability(scorer, window.tokens.tolist(), window.start) for window in windows)
+    assert compute_rolling_loglikelihoods(scorer, [text, "fox", ""])[0] == pytest.approx(expected, abs=1e-3)
+    assert compute_rolling_loglikelihoods(scorer, [""]) == [0], "an empty text has no token"
 
 
 def test_answers_end_before_their_stop(scorer):

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fledgling.config import ModelConfig
-from fledgling.evals.likelihood import ContinuationRow, Scorer, common_prefix_length, common_suffix_length, pack_item
+from fledgling.evals.likelihood import (
+    ContinuationRow,
+    Scorer,
+    common_prefix_length,
+    common_suffix_length,
+    pack_item,
+    split_windows,
+)
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
@@ -132,6 +139,35 @@ def test_common_prefix_and_suffix(rows):
     assert all(row[:length] == rows[0][:length] for row in rows)
     assert any(len(row) == length for row in rows) or len({row[length] for row in rows}) > 1
     assert common_suffix_length(arrays) == common_prefix_length([np.array(row[::-1]) for row in rows])
+
+
+@given(st.integers(2, 40), st.integers(2, 120), st.data())
+@settings(max_examples=200, deadline=None)
+def test_windows_score_every_token_of_the_continuation_once(context, length, data):
+    row = ContinuationRow(np.arange(length, dtype=np.int32), data.draw(st.integers(1, length - 1)))
+    windows = list(split_windows(row, context))
+    assert [t for _, w in windows for t in w.tokens[w.start :].tolist()] == list(range(row.start, length))
+    assert all(len(w.tokens) <= context and w.tokens[0] == first for first, w in windows)
+    if length - row.start < context:
+        assert [(first, len(w.tokens)) for first, w in windows] == [(max(0, length - context), min(length, context))]
+
+
+def test_a_continuation_longer_than_the_context_is_scored_in_windows(small_engine):
+    tokens = np.random.default_rng(5).integers(1, 300, 3 * CONTEXT).astype(np.int32)
+    for start in (1, 30, CONTEXT + 9):
+        row = ContinuationRow(tokens, start)
+        ((score,),) = Scorer(small_engine).score([[row]])
+        alone = [score_row_alone(small_engine.model, window) for _, window in split_windows(row, CONTEXT)]
+        assert score.logprob == pytest.approx(sum(logprob for logprob, _ in alone), abs=1e-3)
+        assert score.num_tokens == len(tokens) - start
+        assert list(score.predicted) == [token for _, predicted in alone for token in predicted]
+
+
+def test_a_row_without_a_scored_token_is_refused():
+    """Its log-probability would be 0 and its prediction greedy: the best of all choices."""
+    for start in (0, 3):
+        with pytest.raises(AssertionError, match=f"start is {start} of a row of 3 tokens"):
+            ContinuationRow(np.array([1, 2, 3], np.int32), start)
 
 
 def _score_on_rank(rank, size, port, results):
