@@ -108,12 +108,14 @@ class RLConfig(LoopConfig):
     clip_ratio_high: float | None = number(None, above=True)  # None: clip_ratio
     kl_weight: float = number(0.0)  # of the KL divergence from the stage's initial weights
     kl_target: float | None = number(None, above=True)  # nats per token that kl_weight adapts to; None: constant
-    entropy_weight: float = number(0.0)  # of the entropy bonus
+    entropy_weight: float = number(0.0)  # of the entropy bonus, at `temperature`
     temperature: float = number(1.0, 0.25)
     max_new_tokens: int = count(64)  # longest answer, tool output included
     advantage_normalization: str = choice("centered", "zscore", "leave_one_out")
     loss_normalization: str = choice("token", "sequence")  # what has equal weight: every token, or every answer
-    drop_uniform_groups: bool = True  # GRPO: leaves out groups whose answers all have the same reward
+    drop_uniform_groups: bool = (
+        True  # GRPO: leaves out groups of equal rewards, unless kl_weight or entropy_weight is set
+    )
     gamma: float = number(1.0, 0.0, 1.0)  # PPO: discount of later rewards
     gae_lambda: float = number(0.95, 0.0, 1.0)  # PPO
     value_weight: float = number(0.5)  # PPO: of the critic's loss

@@ -148,7 +148,8 @@ def muon_(
     """Makes one step of Muon with Nesterov momentum, in place, on n matrices of one shape.
 
     The orthogonal update is scaled by sqrt(max(1, rows / columns)), so that its effect on the root mean square of the
-    outputs does not depend on the shape.
+    outputs does not depend on the shape. A matrix whose gradient is zero has no update: orthogonalization would make a
+    whole step of momentum that has decayed to almost nothing. Its momentum and its weights decay as ever.
 
     Args:
         parameters: n tensors (rows, columns).
@@ -160,11 +161,12 @@ def muon_(
         cautious: decay only the values that the update moves nearer to 0 (arXiv 2510.12402).
         make_direction: `muon_direction_`, or its compiled form.
     """
+    has_gradient = gradient.flatten(1).any(1)[:, None, None]  # (n, 1, 1)
     update = make_direction(gradient, momentum_buffer, momentum, steps, dtype, pad_to_pair, variant)
     if exp_avg_sq_row is not None:
         normalize_rows_(update, exp_avg_sq_row)
     rows, columns = gradient.shape[-2:]
-    update *= lr * max(1.0, rows / columns) ** 0.5
+    update *= lr * max(1.0, rows / columns) ** 0.5 * has_gradient
     if gradient.device.type != "cpu" and not cautious:  # two launches instead of two for each matrix
         if weight_decay:
             torch._foreach_mul_(list(parameters), float(1 - lr * weight_decay))

@@ -127,8 +127,7 @@ class PairStream:
     def metrics(self) -> dict[str, float]:
         """Returns, of the step's pairs, the fraction whose chosen answer gained more, and the mean margin in nats."""
         sums = self.step_metrics.pop_sums(self.world)
-        count = max(1.0, sums.get("pairs", 0.0))
-        return {"accuracy": sums.get("right", 0.0) / count, "margin": sums.get("margin", 0.0) / count}
+        return {"accuracy": sums["right"] / sums["pairs"], "margin": sums["margin"] / sums["pairs"]}
 
     def state_dict(self) -> dict:
         """Returns the step."""

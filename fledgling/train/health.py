@@ -1,7 +1,8 @@
-"""Steps whose loss or gradient is not finite: they change no weight, are counted, and end the stage or roll it back.
+"""Steps that change nothing: those without targets, and those whose loss or gradient is not finite. Both are counted.
 
-After MAX_BAD_STEPS of them in a row the stage fails; or, with `run.max_rollbacks`, it restores the last checkpoint and
-continues with the batches after the bad ones. The counts are part of a checkpoint, so a resumed run decides the same.
+The second end the stage or roll it back: after MAX_BAD_STEPS of them in a row the stage fails; or, with
+`run.max_rollbacks`, it restores the last checkpoint and continues with the batches after the bad ones. The counts are
+part of a checkpoint, so a resumed run decides the same.
 """
 
 from __future__ import annotations
@@ -20,17 +21,26 @@ class Health:
     skipped: int = 0  # steps that were not finite
     bad: int = 0  # of these, the ones since the last finite step
     rollbacks: int = 0
+    empty: int = 0  # steps without targets
 
-    def record_step(self, loss: float, norm: float) -> bool:
-        """Counts a step; returns whether it is the MAX_BAD_STEPS-th in a row that is not finite."""
+    def record_step(self, loss: float, norm: float, updated: bool = True) -> bool:
+        """Counts a step; returns whether it is the MAX_BAD_STEPS-th in a row that is not finite.
+
+        updated: whether the step updated the weights; a finite step without targets does not, and ends no row.
+        """
         finite = math.isfinite(loss) and math.isfinite(norm)
-        self.bad = 0 if finite else self.bad + 1
-        self.skipped += not finite
-        return self.bad >= MAX_BAD_STEPS
+        if not finite:
+            self.skipped, self.bad = self.skipped + 1, self.bad + 1
+        elif updated:
+            self.bad = 0
+        else:
+            self.empty += 1
+        return not finite and self.bad >= MAX_BAD_STEPS
 
     def metrics(self) -> dict[str, int]:
         """Returns the counts that are not 0."""
-        return {name: count for name, count in (("skipped", self.skipped), ("rollbacks", self.rollbacks)) if count}
+        counts = {"skipped": self.skipped, "rollbacks": self.rollbacks, "empty": self.empty}
+        return {name: count for name, count in counts.items() if count}
 
     def state_dict(self) -> dict[str, int]:
         """Returns the counts as JSON values."""
@@ -38,7 +48,8 @@ class Health:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues where `state_dict` was taken."""
-        self.skipped, self.bad, self.rollbacks = (int(state.get(n, 0)) for n in ("skipped", "bad", "rollbacks"))
+        for name in asdict(self):
+            setattr(self, name, int(state.get(name, 0)))
 
 
 @dataclass(frozen=True)

@@ -60,28 +60,29 @@ def train_step(
 ) -> tuple[float, float]:
     """Runs one optimizer step over micro-batches; returns the mean loss (nats per target) and the gradient norm.
 
-    A step without targets divides by one and changes nothing. The loss is summed without intermediate rounding, so it
-    does not depend on the order. If the loss or a gradient is not finite, the step changes no weight.
+    A step without targets, over all ranks and micro-batches, divides by one and changes nothing: no weight, no moment,
+    no count of updates, and no weight decays. The same holds if the loss or a gradient is not finite. The loss is
+    summed without intermediate rounding, so it does not depend on the order.
     """
     targets = world.all_gather_object([batch.target_count for batch in batches])  # per rank and micro-batch
-    count, passes = max(1, sum(map(sum, targets))), max(map(len, targets))
+    target_count, passes = sum(map(sum, targets)), max(map(len, targets))
     optimizer.begin_step(passes)
     if optimizer.needs_equal_passes:
         batches = [*batches, *padding_batches(batches, targets, world)]
     losses = []
     for batch in batches:
-        loss = stage.loss(model, batch.to(world.device)) / count
+        loss = stage.loss(model, batch.to(world.device)) / max(1, target_count)
         loss.backward()
         optimizer.accumulate()
         losses.append(loss.detach())  # read once per step: a read on a GPU waits for all that is queued
     all_losses: list[float] = []
 
-    def is_finite() -> bool:
+    def may_update() -> bool:
         local_losses = torch.stack(losses).tolist() if losses else []
         all_losses.extend(chain(*world.all_gather_object(local_losses)))
-        return all(map(math.isfinite, all_losses))
+        return target_count > 0 and all(map(math.isfinite, all_losses))
 
-    norm = optimizer.step(is_finite)
+    norm = optimizer.step(may_update)
     return math.fsum(all_losses) if all(map(math.isfinite, all_losses)) else math.nan, norm
 
 
@@ -118,9 +119,10 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
                     context.save(step)
                 raise
             measures_memory = step - start_step == MEMORY_STEP and world.is_main
+            updates = optimizer.update_count
             with measure_peak_memory(world.device, enabled=measures_memory) as peak:
                 loss, norm = train_step(stage, model, optimizer, batches, world)
-        if health.record_step(loss, norm):
+        if health.record_step(loss, norm, optimizer.update_count > updates):
             if health.rollbacks >= rollback.max_rollbacks:
                 raise UserError(
                     f"{stage.name}: loss or gradient was not finite for {health.bad} steps up to {step + 1}; "
@@ -131,7 +133,9 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
         seconds = time.perf_counter() - step_start
         tokens = int(world.all_reduce(float(sum(batch.tokens.numel() for batch in batches))))
         step += 1
-        if math.isnan(shown_loss) or not math.isfinite(loss):
+        if optimizer.update_count == updates and math.isfinite(loss):  # without targets there is no loss
+            loss = math.nan
+        elif math.isnan(shown_loss) or not math.isfinite(loss):
             shown_loss = loss
         else:
             shown_loss = LOSS_SMOOTHING * shown_loss + (1 - LOSS_SMOOTHING) * loss
@@ -164,6 +168,8 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
             context.save(step)
         if stopping and not last:
             raise TrainingStopped(step)
+    if health.empty:
+        recorder.log_notice(f"{stage.name}: {health.empty} of {stage.steps} steps had no targets and changed nothing")
 
 
 def run_evals(evals: tuple[Eval, ...], model: Transformer, context: LoopContext, step: int, last: bool) -> None:

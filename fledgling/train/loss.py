@@ -127,16 +127,17 @@ def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, te
     return target_logprobs(hidden / temperature, model.head.weight, targets, cap)
 
 
-def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
     """Returns the sum over masked positions of weight x entropy of the next token, in nats.
 
-    hidden: (B, T, C); mask: (B, T) bool; weights: (B, T). Logits exist for one chunk at a time, in backward too.
+    The entropy is that of softmax(logits / temperature), from which tokens are sampled. hidden: (B, T, C); mask:
+    (B, T) bool; weights: (B, T). Logits exist for one chunk at a time, in backward too.
     """
     chunk_rows = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
     chunks = zip(hidden[mask].split(chunk_rows), weights[mask].split(chunk_rows), strict=True)
 
     def chunk_sum(rows: Tensor, weight: Tensor) -> Tensor:
-        return (token_entropy(model.compute_logits(rows)) * weight).sum()
+        return (token_entropy(model.compute_logits(rows) / temperature) * weight).sum()
 
     return torch.stack([checkpoint(chunk_sum, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
@@ -180,7 +181,7 @@ def policy_gradient_loss(
         sums["value_loss"] = torch.where(mask, value_loss, 0.0).sum()
     total = torch.where(mask, loss * weights, 0.0).sum()
     if config.entropy_weight > 0:
-        total = total - config.entropy_weight * entropy_sum(model, hidden, mask, weights)
+        total = total - config.entropy_weight * entropy_sum(model, hidden, mask, weights, config.temperature)
     if metrics is not None:
         metrics.add(**sums)
     return total

@@ -72,6 +72,7 @@ def pack_rollouts(rollouts: Sequence[Rollout], context: int, micro_batch_size: i
             starts[row, span] = (tokens[row, span] == bos) & ~sampled[row, span]
             position += length
         starts[row, position : position + 1] = True
+    starts[plan.num_rows :, 0] = True  # a row of padding is one document; documents are numbered from 1
     batch = Batch(
         tokens=torch.from_numpy(tokens[:, :-1].copy()),
         targets=torch.from_numpy(np.where(sampled, tokens, IGNORE_INDEX)[:, 1:].copy()),

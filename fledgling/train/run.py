@@ -277,7 +277,7 @@ def make_rollback(
         load_parameters(context.model, merge_critic(loaded.tensors), context.world)
         step = restore_state(loaded, stage, optimizer, health, totals)
         stage.batches.skip(finished - step)
-        health.load_state_dict({"skipped": before.skipped, "rollbacks": before.rollbacks + 1})
+        health.load_state_dict({**before.state_dict(), "bad": 0, "rollbacks": before.rollbacks + 1})
         context.recorder.rewind(step)
         context.recorder.log_notice(
             f"{stage.name}: loss or gradient not finite for {before.bad} steps up to {finished}: back to the weights "

@@ -7,11 +7,13 @@ from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
+from fledgling.optim.sharded import gather_parameters
 from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
 from tests.invariants.losses import LEARNED, batch_of, loss_of, prepared
+from tests.ranks import on_ranks
 
 CONFIG = ModelConfig(60, 2, 32, 2, 1, 24)
 FAMILIES = {
@@ -73,6 +75,84 @@ def test_any_split_gives_the_same_gradient(stage, family, rows):
 
     for whole, split in zip(gradients(8), gradients(rows), strict=True):
         torch.testing.assert_close(split, whole, rtol=2e-5, atol=1e-7)
+
+
+RULES = [
+    {"matrix_optimizer": rule, "weight_decay": 0.1, "cautious_weight_decay": cautious}
+    for rule in ("muon", "normuon", "adamw")
+    for cautious in (False, True)
+]
+
+
+def without_targets(stage: str, rows: int = 2) -> Batch:
+    batch = batch_of(stage, rows, 24, 60, seed=7)
+    batch.targets[:] = IGNORE_INDEX
+    return batch
+
+
+def everything(model: Transformer, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """Weights, moments and the count of updates, copied."""
+    return {name: value.clone() for name, value in {**model.state_dict(), **optimizer.full_state_dict()}.items()}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values())))
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_a_step_without_targets_changes_no_weight_no_moment_and_no_count(stage, rule):
+    """After steps that left momentum behind, which Muon would make a whole step of."""
+    model, world = fresh(stage), World.start("cpu")
+    optimizer = Optimizer(model, OptimizerConfig(**rule), world)
+    one = Stage(stage, 3, None, loss_of(stage), lambda progress: 1.0)
+    for _ in range(2):
+        loop.train_step(one, model, optimizer, eight(stage).split(4), world)
+    before = everything(model, optimizer)
+    for batches in ([without_targets(stage)], [without_targets(stage, 1)] * 3):
+        loss, norm = loop.train_step(one, model, optimizer, batches, world)
+        assert loss == 0 and norm == 0
+        after = everything(model, optimizer)
+        assert before["count"] == 2 and [n for n, value in after.items() if not value.equal(before[n])] == []
+    loop.train_step(one, model, optimizer, eight(stage).split(4), world)
+    assert everything(model, optimizer)["count"] == 3
+
+
+@pytest.mark.parametrize("stage", LEARNED)
+def test_a_micro_batch_without_targets_changes_no_bit_of_a_step(stage):
+    def moved_with(*extra: Batch) -> dict[str, torch.Tensor]:
+        model, world = fresh(stage), World.start("cpu")
+        optimizer = Optimizer(model, OptimizerConfig(weight_decay=0.1), world)
+        one = Stage(stage, 3, None, loss_of(stage), lambda progress: 1.0)
+        for _ in range(2):
+            loop.train_step(one, model, optimizer, [*eight(stage).split(8), *extra], world)
+        return everything(model, optimizer)
+
+    alone, padded = moved_with(), moved_with(without_targets(stage), without_targets(stage, 1))
+    assert [name for name, value in alone.items() if not value.equal(padded[name])] == []
+
+
+def shares_of_nothing() -> dict[int, list[str]]:
+    """On each ZeRO stage: two steps in which rank 1 alone has targets, then one without any; what the last changed."""
+    changed = {}
+    for zero_stage in range(4):
+        model, world = fresh("sft"), World.start("cpu")
+        optimizer = Optimizer(model, OptimizerConfig(weight_decay=0.1, zero_stage=zero_stage), world)
+        one = Stage("sft", 3, None, loss_of("sft"), lambda progress: 1.0)
+        for _ in range(2):
+            batches = eight("sft").split(4) if world.rank else [without_targets("sft")]
+            loop.train_step(one, model, optimizer, batches, world)
+        assert optimizer.update_count == 2
+
+        def now(model=model, optimizer=optimizer, world=world) -> dict[str, torch.Tensor]:
+            tensors = {**gather_parameters(model, world), **optimizer.full_state_dict()}
+            return {name: value.clone() for name, value in tensors.items()}
+
+        before = now()
+        loop.train_step(one, model, optimizer, [without_targets("sft")] * (1 + world.rank), world)
+        changed[zero_stage] = [name for name, value in now().items() if not value.equal(before[name])]
+    return changed
+
+
+def test_a_step_without_targets_changes_nothing_on_several_ranks():
+    nothing: dict[int, list[str]] = {stage: [] for stage in range(4)}
+    assert on_ranks(2, shares_of_nothing) == [nothing, nothing]
 
 
 def test_a_batch_without_targets_moves_nothing_and_divides_by_nothing():

@@ -138,6 +138,24 @@ def test_muon_updates_a_stack_like_each_matrix_alone():
     torch.testing.assert_close(new_buffer, momentum_buffer * 0.95 + gradients * 0.05)
 
 
+@pytest.mark.parametrize("exp_avg_sq_row", [None, torch.ones(2, 16)])
+@pytest.mark.parametrize("cautious", [False, True])
+def test_muon_does_not_move_a_matrix_whose_gradient_is_zero(exp_avg_sq_row, cautious):
+    """Its momentum, however small, would be normalized to a whole step; it decays, and so do the weights."""
+    parameters = torch.randn(2, 16, 8, generator=GENERATOR)
+    gradients, momentum = torch.randn(2, 2, 16, 8, generator=GENERATOR).unbind()
+    gradients[1] = 0
+    moved, buffer = parameters.clone(), 1e-3 * momentum
+    rows = exp_avg_sq_row if exp_avg_sq_row is None else exp_avg_sq_row.clone()
+    settings = (torch.tensor(0.02), 0.95, 0.0, 5, torch.float32)
+    muon_(moved.unbind(), gradients.clone(), buffer, *settings, exp_avg_sq_row=rows, cautious=cautious)
+    assert torch.equal(moved[1], parameters[1]) and not torch.equal(moved[0], parameters[0])
+    torch.testing.assert_close(buffer[1], 0.95e-3 * momentum[1])
+    settings = (torch.tensor(0.02), 0.95, 0.5, 5, torch.float32)
+    muon_(moved.unbind(), gradients.clone(), buffer, *settings)
+    torch.testing.assert_close(moved[1], 0.99 * parameters[1])
+
+
 def test_normalized_rows_have_one_norm_and_the_matrix_keeps_its_norm():
     x = torch.randn(2, 8, 16, generator=GENERATOR) * torch.logspace(-2, 1, 8)[:, None]
     normalized, exp_avg_sq_row = x.clone(), torch.zeros(2, 8)

@@ -158,7 +158,7 @@ def test_a_rollback_skips_the_bad_batches_wherever_the_run_is_stopped(folder, mo
         assert are_equal(tensors, reference) and at_end["stream"] == state["stream"] == {"step": 12, "skipped": 4}, (
             stop_after
         )
-        assert at_end["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1}
+        assert at_end["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1, "empty": 0}
         assert [line["step"] for line in read_jsonl(folder / "run/pretrain/metrics.jsonl")] == list(range(1, 9))
         notices = [line["text"] for line in read_jsonl(folder / "run/pretrain/notices.jsonl")]
         assert sum("back to the weights of step 2, on with the batches after step 6" in text for text in notices) == 1
@@ -216,6 +216,14 @@ def test_health_counts_bad_steps():
     restored = Health()
     restored.load_state_dict(health.state_dict())
     assert restored == health and restored.metrics() == {"skipped": 5}
+
+
+def test_a_step_without_targets_is_counted_and_ends_no_row_of_bad_steps():
+    health = Health()
+    steps = ((math.nan, 1.0, False), (0.0, 0.0, False), (math.nan, 1.0, False), (0.0, 0.0, False))
+    assert [health.record_step(*step) for step in steps] == [False] * 4
+    assert health.metrics() == {"skipped": 2, "empty": 2} and health.bad == 2
+    assert health.record_step(math.nan, 1.0, False), "three bad steps with empty ones between them are three in a row"
 
 
 class _StopRequested:

@@ -60,8 +60,13 @@ class GRPO:
     uses_critic: ClassVar[bool] = False
 
     def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
-        """Drops groups of equal rewards, whose advantages are all 0, unless the recipe keeps them."""
-        return (np.ptp(rewards, axis=1) > 0) | (not self.config.drop_uniform_groups)
+        """Drops groups of equal rewards, whose advantages are all 0, where nothing else is learned from them.
+
+        With a KL penalty or an entropy bonus they are kept: both terms are of the policy, whatever the rewards.
+        """
+        config = self.config
+        keeps_all = not config.drop_uniform_groups or config.kl_weight > 0 or config.entropy_weight > 0
+        return (np.ptp(rewards, axis=1) > 0) | keeps_all
 
     def advantages(self, rewards: np.ndarray) -> np.ndarray:
         """Returns each answer's advantage over its group, (P, G), as `rl.advantage_normalization` defines it.

@@ -229,9 +229,10 @@ class RolloutStream:
             kl = estimate_kl(batch.old_logprobs, batch.reference_logprobs)
             sums.append((float(kl[mask].double().sum()), int(mask.sum())))
         total, count = sum_over_ranks(sums, 2, self.world)
-        self.round_metrics["kl"] = total / max(1, count)
-        if self.config.kl_target is not None and count:
-            self.kl_weight = adapt_kl_weight(self.kl_weight, self.round_metrics["kl"], self.config.kl_target)
+        if count:  # a round without a sampled token has no divergence
+            self.round_metrics["kl"] = total / count
+            if self.config.kl_target is not None:
+                self.kl_weight = adapt_kl_weight(self.kl_weight, self.round_metrics["kl"], self.config.kl_target)
         self.round_metrics["kl_weight"] = self.kl_weight
 
     # ---- metrics, resume -----------------------------------------------------------------------------
@@ -242,11 +243,11 @@ class RolloutStream:
         seconds = {**self.step_seconds, "update": update}
         self.total_seconds = {name: self.total_seconds[name] + spent for name, spent in seconds.items()}
         sums = self.step_metrics.pop_sums(self.world)
-        count = max(1.0, sums.pop("targets", 0.0))
+        count = sums.pop("targets", 0.0)
         names = {"clipped": "clip_fraction", "kl": "kl_after", "value_loss": "value_loss"}
         return {
             **self.round_metrics,
-            **{names[name]: value / count for name, value in sums.items()},
+            **({names[name]: value / count for name, value in sums.items()} if count else {}),
             "rollout_tokens_per_second": self.tokens_per_second,
             **{f"share_{name}": spent / sum(seconds.values()) for name, spent in seconds.items()},
         }

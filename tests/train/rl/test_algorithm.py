@@ -99,12 +99,20 @@ def test_forced_tokens_are_learned_only_without_the_mask(monkeypatch):
 REWARDS = np.array([[0.0, 1.0], [1.0, 1.0]], dtype=np.float32)
 
 
-def test_grpo_drops_groups_of_equal_rewards_unless_the_recipe_keeps_them():
-    config = settings(BANDIT, "grpo")
-    assert make_algorithm(config).keep_groups(REWARDS).tolist() == [True, False]
-    kept = make_algorithm(replace(config, drop_uniform_groups=False)).keep_groups(REWARDS)
-    assert kept.tolist() == [True, True]
-    assert make_algorithm(settings(BANDIT, "ppo")).keep_groups(REWARDS).tolist() == [True, True]
+@pytest.mark.parametrize(
+    ("others", "keeps_all"),
+    [
+        ({}, False),
+        ({"drop_uniform_groups": False}, True),
+        ({"kl_weight": 0.04}, True),
+        ({"kl_weight": 0.04, "kl_target": 0.1}, True),
+        ({"entropy_weight": 0.01}, True),
+        ({"algorithm": "ppo"}, True),
+    ],
+)
+def test_grpo_drops_groups_of_equal_rewards_where_nothing_else_is_learned_from_them(others, keeps_all):
+    config = replace(settings(BANDIT, "grpo", entropy_weight=0.0), **others)
+    assert make_algorithm(config).keep_groups(REWARDS).tolist() == [True, keeps_all]
 
 
 def test_ppo_keeps_rewards_and_advantages_apart():

@@ -1,0 +1,93 @@
+"""`fledgling train dpo` as it is documented, on pairs as people have them."""
+
+import json
+import shutil
+
+import pytest
+
+from fledgling.record import read_jsonl
+from fledgling.runtime import device
+from tests.ranks import one_thread
+from tests.smallest import write_pairs, write_recipe
+
+STAGES = '--set=stages=["pretrain", "dpo"]'
+
+
+@pytest.fixture(autouse=True)
+def no_peak_measurement(monkeypatch):
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The folder of a run that has been pretrained, without exams."""
+    from fledgling.cli import main
+
+    folder = tmp_path_factory.mktemp("dpo")
+    recipe = write_recipe(folder)
+    assert main(["train", "pretrain", str(recipe), STAGES, "--set=sft.mixture={}"]) == 0
+    return folder
+
+
+def train_dpo(run_command, folder, *settings):
+    """Runs the documented command on a pretrained run; returns the lines of metrics.jsonl."""
+    shutil.rmtree(folder / "run" / "dpo", ignore_errors=True)
+    words = [f"--set={setting}" for setting in ("sft.mixture={}", *settings)]
+    code, out, err = run_command("train", "dpo", folder / "smallest.toml", STAGES, *words)
+    assert code == 0, err
+    assert "dpo done" in out
+    return read_jsonl(folder / "run" / "dpo" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("rows", [2, 4, 7])
+def test_two_hundred_pairs_of_one_sentence_fill_no_micro_batch(rows, run_command, pretrained):
+    """The last micro-batch has rows of padding, which belong to no pair."""
+    file = write_pairs(pretrained / "200.jsonl", 200)
+    settings = (f"dpo.pairs={file}", "dpo.batch_size=50", f"dpo.micro_batch_size={rows}", "dpo.steps=none")
+    lines = train_dpo(run_command, pretrained, *settings)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4], "one pass over 200 pairs"
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "log 2: the policy is the reference"
+    assert all(0 <= line["accuracy"] <= 1 for line in lines)
+
+
+def test_padding_changes_no_bit_of_what_is_learned(run_command, pretrained):
+    """As many rows in one micro-batch with padding as in micro-batches of one row without."""
+    losses = {
+        rows: [
+            (line["accuracy"], pytest.approx(line["loss"], rel=1e-4), pytest.approx(line["margin"], abs=1e-4))
+            for line in train_dpo(run_command, pretrained, "dpo.steps=3", f"dpo.micro_batch_size={rows}")
+        ]
+        for rows in (1, 5)
+    }
+    assert len(losses[1]) == 3 and losses[1] == losses[5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        (["dpo.steps=4"], 4),
+        (["dpo.batch_size=20"], 1),  # more than there are pairs
+        (["dpo.steps=3", "dpo.eval_every=1", "dpo.sample_every=2", "dpo.save_every=1", "dpo.keep_checkpoints=1"], 3),
+        (["dpo.micro_batch_size=none", "dpo.mixture={identity = 1.0}", "dpo.beta=0.5"], 1),
+    ],
+)
+def test_every_setting_of_dpo_runs(settings, steps, run_command, pretrained):
+    assert len(train_dpo(run_command, pretrained, *settings)) == steps
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Say 1.", "chosen": "It is 1.", "rejected": "It is 1."},  # the same answer twice
+        {"prompt": [{"role": "user", "content": "Say 1."}], "chosen": "Yes. " * 40, "rejected": "No."},  # cut
+        {"chosen": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "b"}], "rejected": "c"},
+    ],
+    ids=["same", "cut", "messages"],
+)
+def test_a_single_pair_is_enough(row, run_command, pretrained):
+    file = pretrained / "one.jsonl"
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    lines = train_dpo(run_command, pretrained, f"dpo.pairs={file}", "dpo.steps=2")
+    assert len(lines) == 2 and all(line["loss"] is not None for line in lines)
