@@ -27,8 +27,8 @@ from fledgling.model.transformer import Transformer
 LLAMA_CPP_FORMATS = {16: "f16", 8: "q8_0", 4: "q4_0"}  # file type of each width
 
 
-class Backend(Protocol):
-    """Something that generates tokens after prompts."""
+class GenerationBackend(Protocol):
+    """Generates tokens after prompts, and measures their time."""
 
     weight_bytes_read: int  # by each further token: all weights except for an untied embedding
     max_batch_size: int
@@ -51,7 +51,7 @@ class EngineBackend:
         self.weight_bytes_read = weight_bytes_per_token(engine.model)
 
     def generate(self, prompts: list[list[int]], tokens: int) -> list[float]:
-        """Generates tokens; see `Backend`."""
+        """Generates tokens; see `GenerationBackend`."""
         scheduler = self.engine.make_scheduler(len(prompts))
         sampling = SamplingParams(temperature=0.0, max_new_tokens=tokens)
         for index, prompt in enumerate(prompts):
@@ -85,7 +85,7 @@ class TransformersBackend:
         self.weight_bytes_read = dtype.itemsize * (model.count_parameters() - count_lookup_values(model))
 
     def generate(self, prompts: list[list[int]], tokens: int) -> list[float]:
-        """Generates tokens; see `Backend`."""
+        """Generates tokens; see `GenerationBackend`."""
         stamps = [time.perf_counter()]
 
         def stamp(ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -137,7 +137,7 @@ class LlamaCppBackend:
         path.unlink()  # the file is memory-mapped
 
     def generate(self, prompts: list[list[int]], tokens: int) -> list[float]:
-        """Generates tokens; see `Backend`."""
+        """Generates tokens; see `GenerationBackend`."""
         (next_ids,) = prompts
         api, times = self.api, []
         api.llama_memory_clear(api.llama_get_memory(self.context), True)

@@ -1,9 +1,9 @@
-"""The check of one GPU: every claim about CUDA as a number, in one command and a few minutes.
+"""The check of one GPU: measures every figure about CUDA with one command, in a few minutes.
 
-Start reading at `PARTS`. Each part runs in a process of its own under a time limit of its own, so that a crash or a
-lack of memory in one part loses nothing of the others. A part prints one JSON object a line as soon as it knows it;
-`run_check` adds each to DIR/results.json at once. The parts themselves are in `gpu_parts.py` and `gpu_kernels.py`;
-docs/gpu.md says what is expected of each number.
+Start reading at `PARTS`. Each part runs in a separate process with its own time limit, so that a crash or a lack of
+memory in one part loses no result of another. A part prints each result as one line of JSON, and `run_check` adds it to
+OUT/results.json at once. The parts are in `gpu_parts.py`, `gpu_kernels.py` and `gpu_runs.py`; docs/gpu.md has the
+measured figures.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,8 @@ from fledgling.record import write_json
 if TYPE_CHECKING:
     import torch
 
-MARK = "@@"  # begins a line of a part that is a result; every other line goes into the log
-# part: its time limit in seconds. The order is the default order: the cheapest and most telling first.
+RESULT_MARK = "@@"  # starts a line of output that is a result; all other lines are logged
+# part -> time limit in seconds, in the default order: short parts and those that show most come first
 PARTS = {
     "card": 60,
     "tests": 60,
@@ -41,22 +42,32 @@ PARTS = {
     "rollouts": 90,
     "memory_compiled": 300,
 }
-DEFAULT = tuple(name for name in PARTS if name != "memory_compiled")
-LAST_LINES = 30  # of a part that failed, kept in the results
-LEAST = 5  # seconds: with less left a part is not begun
+DEFAULT_PARTS = tuple(name for name in PARTS if name != "memory_compiled")
+ERROR_LINES = 30  # last lines of output of a failed part that are kept in the results
+MIN_PART_SECONDS = 5  # a part is skipped if less time is left
 
 
 def run_check(
     out: Path,
     minutes: float,
-    parts: Sequence[str] = DEFAULT,
+    parts: Sequence[str] = DEFAULT_PARTS,
     tiny: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Run the parts in order until `minutes` have passed; returns, by part, what DIR/results.json holds.
+    """Runs the parts in order until `minutes` have passed, and writes OUT/results.json and OUT/log.txt.
 
-    Args: tiny: small shapes, which a CPU computes in seconds. Raises UserError for a part that does not exist, or for
-    no time at all.
+    Args:
+        out: directory of the results; created if it does not exist.
+        minutes: time limit of all parts together.
+        parts: names from `PARTS`.
+        tiny: use small shapes, which a CPU computes in seconds.
+        log: is called with each result as a line of text.
+
+    Returns:
+        For each part its state ("ok", "failed (CODE)", "out of time" or "skipped"), seconds, and results as "rows".
+
+    Raises:
+        UserError: a part does not exist, or minutes is not above 0.
     """
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
@@ -66,16 +77,16 @@ def run_check(
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     end = time.monotonic() + 60 * minutes
-    with open(out / "log.txt", "w", encoding="utf-8") as log:
+    with open(out / "log.txt", "w", encoding="utf-8") as log_file:
         for name in parts:
             limit = min(PARTS[name], end - time.monotonic())
-            if limit < LEAST:
+            if limit < MIN_PART_SECONDS:
                 results[name] = {"state": "skipped", "rows": [], "error": "no time left"}
             else:
                 results[name] = {"state": "running", "rows": []}
-                run_part(name, out, limit, tiny, results, log, say)
+                run_part(name, out, limit, tiny, results, log_file, log)
             write_json(out / "results.json", results)
-            say(f"{name}: {results[name]['state']} {results[name].get('seconds', '')}")
+            log(f"{name}: {results[name]['state']} {results[name].get('seconds', '')}")
     return results
 
 
@@ -85,11 +96,11 @@ def run_part(
     limit: float,
     tiny: bool,
     results: dict[str, Any],
-    log: Any,
-    say: Callable[[str], None],
+    log_file: Any,
+    log: Callable[[str], None],
 ) -> None:
-    """Run one part in a process of its own and add what it says to `results`, line by line."""
-    began, entry = time.monotonic(), results[name]
+    """Runs one part in a separate process, and adds each of its results to `results[name]` as soon as it is printed."""
+    start_time, entry = time.monotonic(), results[name]
     command = [sys.executable, "-m", "fledgling.bench.gpu_parts", name, str(out), *(["tiny"] if tiny else [])]
     process = subprocess.Popen(
         command,
@@ -104,15 +115,15 @@ def run_part(
 
     def read() -> None:
         for line in process.stdout or ():
-            text, mark, found = line.partition(MARK)
+            text, mark, value = line.partition(RESULT_MARK)
             if mark:
-                row = json.loads(found)
+                row = json.loads(value)
                 entry["rows"].append(row)
                 write_json(out / "results.json", results)
-                say(f"  {name}: {describe_row(row)}")
+                log(f"  {name}: {format_row(row)}")
             if text.strip():
-                log.write(f"[{name}] {text.rstrip()}\n")
-                log.flush()
+                log_file.write(f"[{name}] {text.rstrip()}\n")
+                log_file.flush()
                 last.append(text)
 
     reader = threading.Thread(target=read, daemon=True)
@@ -121,29 +132,40 @@ def run_part(
         code = process.wait(limit)
     except subprocess.TimeoutExpired:
         code = None
-    stop_group(process)  # also what it has left behind, such as the compiler's workers
-    reader.join(5)  # not for ever: a process that left the group may hold the pipe open
-    entry["seconds"] = round(time.monotonic() - began, 1)
+    kill_process_group(process)  # ends processes that the part left running too, such as the compiler's workers
+    reader.join(5)  # with a limit: a process that left the group may hold the pipe open
+    entry["seconds"] = round(time.monotonic() - start_time, 1)
     entry["state"] = "ok" if code == 0 else "out of time" if code is None else f"failed ({code})"
     if code:
-        entry["error"] = "".join(last[-LAST_LINES:])
-        say(f"  {name}: {last[-1].strip() if last else 'no output'}")
+        entry["error"] = "".join(last[-ERROR_LINES:])
+        log(f"  {name}: {last[-1].strip() if last else 'no output'}")
 
 
-def note(**values: Any) -> None:
-    """Report one result of the part that runs in this process."""
-    print(MARK + json.dumps(values, default=str), flush=True)
+def report_result(**values: Any) -> None:
+    """Prints one result of the part that runs in this process, for `run_part` to read."""
+    print(RESULT_MARK + json.dumps(values, default=str), flush=True)
 
 
-def place() -> torch.device:
-    """Returns the device that is measured: the first CUDA device, or the CPU."""
+def report_attempt(name: str, measure: Callable[[], dict[str, Any]]) -> bool:
+    """Reports what `measure` returns, or the exception that it raises. Returns whether it succeeded."""
+    try:
+        values, succeeded = measure(), True
+    except Exception as error:  # a shape that does not fit, or a candidate that cannot run here, is a result
+        traceback.print_exc(file=sys.stdout)  # goes to log.txt
+        values, succeeded = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"}, False
+    report_result(what=name, **values)
+    return succeeded
+
+
+def get_device() -> torch.device:
+    """Returns the measured device: the first CUDA device, or the CPU if there is none."""
     import torch
 
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def stop_group(process: subprocess.Popen) -> None:
-    """Kill a part and every process it started."""
+def kill_process_group(process: subprocess.Popen) -> None:
+    """Kills a part and all processes of its group."""
     import signal
 
     try:
@@ -152,24 +174,24 @@ def stop_group(process: subprocess.Popen) -> None:
         process.kill()
 
 
-def describe_row(row: dict[str, Any]) -> str:
-    """Returns one result as `name value, name value`; numbers to four digits."""
-    return ", ".join(f"{name} {shown(value)}" for name, value in row.items())
+def format_row(row: dict[str, Any]) -> str:
+    """Returns one result as text: "name value, name value"."""
+    return ", ".join(f"{name} {format_value(value)}" for name, value in row.items())
 
 
-def shown(value: Any) -> str:
-    """Returns a value as people read it."""
+def format_value(value: Any) -> str:
+    """Returns a value as text: floats with four digits, texts cut at 160 characters."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
     return f"{value:,}" if type(value) is int else str(value)[:160]
 
 
-def table(results: dict[str, Any]) -> str:
-    """Returns all results as lines for people."""
+def format_check_table(results: dict[str, Any]) -> str:
+    """Returns all results as lines of text."""
     lines = []
     for name, entry in results.items():
         lines.append(f"{name}: {entry['state']}, {entry.get('seconds', 0)} s")
-        lines += [f"    {describe_row(row)}" for row in entry["rows"]]
+        lines += [f"    {format_row(row)}" for row in entry["rows"]]
         if "error" in entry:
             lines.append(f"    {entry['error'].strip().splitlines()[-1]}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Parts of the GPU check that time one kernel alone: the card, attention, the head with its loss, Muon's products.
+"""Parts of the GPU check that time single kernels: the card, attention, the head with its loss, Muon's products.
 
 Shapes are those of depth 20: 32 rows of 2,048 tokens, 10 heads of 128, 65,536 entries. Times are medians of device
-events. Each candidate is tried by itself: one that this machine cannot run gives a row with its error.
+events. Each candidate runs separately: one that this machine cannot run gives a row with its error.
 
 B rows, T tokens, H heads, D head width, C width, V vocabulary.
 """
@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledgling.bench.gpu import note, place
+from fledgling.bench.gpu import get_device, report_attempt, report_result
 from fledgling.model import logprob
 from fledgling.model.head_chunk import CHUNK_LOGITS
 from fledgling.optim.rules import orthogonalize
 
-PROFILED = 25  # kernels shown of a step
+PROFILED_KERNELS = 25  # longest kernels of a step that are listed
 
 
 def measure_ms(function: Callable[[], object], repeats: int = 7, warmup: int = 2) -> float:
@@ -43,88 +43,93 @@ def measure_ms(function: Callable[[], object], repeats: int = 7, warmup: int = 2
             torch.cuda.synchronize()
             times.append(begin.elapsed_time(end))
         else:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             function()
-            times.append(1e3 * (time.perf_counter() - began))
+            times.append(1e3 * (time.perf_counter() - start_time))
     return statistics.median(times)
 
 
-def wait() -> None:
-    """Return when the device has done all it was given."""
+def synchronize_device() -> None:
+    """Waits until the device has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def profile_step(step: Callable[[], object], path: Path) -> dict[str, Any]:
-    """Run one step under the profiler, write its longest kernels to `path`; returns how many, and their seconds."""
+    """Profiles one step, and writes its longest kernels to `path`.
+
+    Returns:
+        The number of kernels and copies, and their time in milliseconds: {"kernels", "device_ms"}.
+    """
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
     cuda = torch.cuda.is_available()
-    with profiler(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
+    with profiler(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profile:
         step()
-        wait()
+        synchronize_device()
     rows = sorted(
-        ((e.self_device_time_total if cuda else e.self_cpu_time_total, e.count, e.key) for e in seen.key_averages()),
+        ((e.self_device_time_total if cuda else e.self_cpu_time_total, e.count, e.key) for e in profile.key_averages()),
         reverse=True,
     )
     whole, count = sum(row[0] for row in rows), sum(row[1] for row in rows)
     lines = [f"{count:,} kernels and copies, {whole / 1e3:,.1f} ms in all", "      ms  share   calls  kernel"]
-    for spent, calls, name in rows[:PROFILED]:
+    for spent, calls, name in rows[:PROFILED_KERNELS]:
         lines.append(f"{spent / 1e3:8,.2f} {spent / max(whole, 1):6.1%} {calls:7,}  {name[:150]}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"kernels": count, "device_ms": whole / 1e3}
 
 
-def attempt(name: str, function: Callable[[], dict]) -> None:
-    """Notes what a candidate returns, or its error."""
-    try:
-        note(what=name, **function())
-    except Exception as problem:  # a candidate that cannot run here is a result
-        note(what=name, error=f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}")
+def report_candidate(name: str, measure: Callable[[], dict]) -> None:
+    """Reports what a candidate's measurement returns, or its error, and frees the cached memory."""
+    report_attempt(name, measure)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def card(tiny: bool) -> None:
-    """The card's name and the measured ceilings that every other number is a share of."""
-    device = place()
-    note(torch=torch.__version__, device=device.type, compilers=[n for n in ("gcc", "g++", "nvcc") if shutil.which(n)])
+def measure_card(tiny: bool) -> None:
+    """Reports the card's name, and the measured peak rates to which other results are compared."""
+    device = get_device()
+    report_result(
+        torch=torch.__version__, device=device.type, compilers=[n for n in ("gcc", "g++", "nvcc") if shutil.which(n)]
+    )
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
-        note(name=about.name, memory_gib=about.total_memory / 2**30, multiprocessors=about.multi_processor_count)
+        report_result(
+            name=about.name, memory_gib=about.total_memory / 2**30, multiprocessors=about.multi_processor_count
+        )
     size = 256 if tiny else 8192
     a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
 
     def rate(product: Callable[[], object]) -> dict:
         return {"tflops": 2 * size**3 / measure_ms(product, 20, 5) / 1e9}
 
-    attempt("bf16 product", lambda: rate(lambda: a @ b))
+    report_candidate("bf16 product", lambda: rate(lambda: a @ b))
 
     def fp8() -> dict:
         one = torch.ones((), device=device)
         x, y = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()  # the second by columns
         return rate(lambda: torch._scaled_mm(x, y, scale_a=one, scale_b=one, out_dtype=torch.bfloat16))
 
-    attempt("fp8 product", fp8)
+    report_candidate("fp8 product", fp8)
 
     def copy() -> dict:
         source = torch.randn((1 << 20) if tiny else (1 << 30), device=device)  # 4 GiB
         target = torch.empty_like(source)
         return {"gb_per_second": 2 * source.nbytes / measure_ms(lambda: target.copy_(source)) / 1e6}
 
-    attempt("copy", copy)
+    report_candidate("copy", copy)
 
     def launch() -> dict:
-        few = torch.zeros(8, device=device)
-        return {"microseconds": measure_ms(lambda: [few.add_(1) for _ in range(1000)])}
+        x = torch.zeros(8, device=device)
+        return {"microseconds": measure_ms(lambda: [x.add_(1) for _ in range(1000)])}
 
-    attempt("1,000 tiny operations, each", launch)
+    report_candidate("1,000 tiny operations, each", launch)
 
 
-def attention(tiny: bool) -> None:
-    """Forward and backward of one layer's attention in every way that training could take."""
-    device = place()
+def measure_attention(tiny: bool) -> None:
+    """Times forward and backward of one layer's attention in each implementation that training could use."""
+    device = get_device()
     rows, time_, heads, width = (2, 128, 2, 16) if tiny else (32, 2048, 10, 128)
     q, k, v = (torch.randn(rows, heads, time_, width, device=device).bfloat16().requires_grad_() for _ in range(3))
     grad = torch.randn_like(q)
@@ -140,16 +145,18 @@ def attention(tiny: bool) -> None:
         ms = measure_ms(both)
         return {"ms": ms, "tflops": work / ms / 1e9}
 
-    seen = torch.ones(time_, time_, dtype=torch.bool, device=device).tril() & (numbers[:, None] == numbers)
-    dense = seen.expand(rows, 1, -1, -1)
+    visible = torch.ones(time_, time_, dtype=torch.bool, device=device).tril() & (numbers[:, None] == numbers)
+    dense = visible.expand(rows, 1, -1, -1)
     added = torch.zeros(dense.shape, dtype=q.dtype, device=device).masked_fill_(~dense, float("-inf"))
     sdpa = F.scaled_dot_product_attention
-    attempt("sdpa, added (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=added), separate))
+    report_candidate(
+        "sdpa, added (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=added), separate)
+    )
     whole = dense.contiguous()
-    attempt(
+    report_candidate(
         "sdpa, boolean (B, 1, T, T) mask", lambda: measured(lambda q, k, v: sdpa(q, k, v, attn_mask=whole), separate)
     )
-    attempt("sdpa, causal", lambda: measured(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal))
+    report_candidate("sdpa, causal", lambda: measured(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal))
 
     def backend(name: str) -> dict:
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -158,7 +165,7 @@ def attention(tiny: bool) -> None:
             return measured(lambda q, k, v: sdpa(q, k, v, is_causal=True), causal)
 
     for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
-        attempt(f"sdpa, causal, {name}", partial(backend, name))
+        report_candidate(f"sdpa, causal, {name}", partial(backend, name))
 
     def varlen() -> dict:
         from torch.nn.attention.varlen import varlen_attn
@@ -176,34 +183,34 @@ def attention(tiny: bool) -> None:
 
         return measured(run, separate)
 
-    attempt("varlen, three documents a row", varlen)
+    report_candidate("varlen, three documents a row", varlen)
 
     def flex() -> dict:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        def together(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return (i >= j) & (numbers[i] == numbers[j])
 
-        began = time.perf_counter()
-        blocks = create_block_mask(together, rows, None, time_, time_, device=device.type)
+        start_time = time.perf_counter()
+        blocks = create_block_mask(mask_mod, rows, None, time_, time_, device=device.type)
         compiled = torch.compile(flex_attention, dynamic=False)
-        found = measured(lambda q, k, v: compiled(q, k, v, block_mask=blocks), separate)
-        return {**found, "compile_seconds": time.perf_counter() - began}
+        timing = measured(lambda q, k, v: compiled(q, k, v, block_mask=blocks), separate)
+        return {**timing, "compile_seconds": time.perf_counter() - start_time}
 
-    attempt("flex, compiled, three documents a row", flex)
+    report_candidate("flex, compiled, three documents a row", flex)
 
 
-def head(tiny: bool) -> None:
-    """Head and loss, forward and backward, by tokens a chunk."""
-    device = place()
+def measure_head(tiny: bool) -> None:
+    """Times forward and backward of the head with the loss, for several numbers of tokens in a chunk."""
+    device = get_device()
     tokens, width, vocabulary = (256, 32, 512) if tiny else (65536, 1280, 65536)
     hidden = torch.randn(tokens, width, device=device).bfloat16().requires_grad_()
     weight = (torch.randn(vocabulary, width, device=device) * width**-0.5).requires_grad_()
     targets = torch.randint(vocabulary, (tokens,), device=device)
-    floor = 6 * tokens * width * vocabulary
+    flops = 6 * tokens * width * vocabulary
 
     def chunked(chunk: int, compiled: bool) -> dict:
-        reset_kernels(compiled)
+        reset_loss_kernels(compiled)
         CHUNK_LOGITS[device.type] = chunk * vocabulary
 
         def both() -> None:
@@ -211,24 +218,24 @@ def head(tiny: bool) -> None:
             torch.autograd.grad(loss, (hidden, weight))
 
         ms = measure_ms(both, repeats=3, warmup=1 if chunk < 1024 else 2)
-        return {"ms": ms, "tflops": floor / ms / 1e9}
+        return {"ms": ms, "tflops": flops / ms / 1e9}
 
     for chunk in (16, 64) if tiny else (4096, 16384, 1024, 64):
-        attempt(f"chunks of {chunk:,} tokens", partial(chunked, chunk, not tiny))
-    attempt("chunks of 4,096 tokens, not compiled", lambda: chunked(4096, False))
+        report_candidate(f"chunks of {chunk:,} tokens", partial(chunked, chunk, not tiny))
+    report_candidate("chunks of 4,096 tokens, not compiled", lambda: chunked(4096, False))
 
 
-def reset_kernels(compiled: bool) -> None:
-    """Lets the head's fused passes begin anew, so that each chunk size is compiled for itself."""
+def reset_loss_kernels(compiled: bool) -> None:
+    """Resets the compiled passes of the loss, so that each chunk size is compiled separately."""
     logprob._kernels.update(softcap_exp=logprob.softcap_exp_inplace, shifted_exp=logprob.shifted_exp)
     if compiled:
         torch._dynamo.reset()
         logprob.compile_logprob_kernels()
 
 
-def muon(tiny: bool) -> None:
-    """Muon's orthogonalization of all matrices of a model: one by one, stacked by shape, and stacked and compiled."""
-    device = place()
+def measure_muon(tiny: bool) -> None:
+    """Times Muon's orthogonalization of a model's matrices: one by one and stacked by shape, eager and compiled."""
+    device = get_device()
     depth, width = (2, 32) if tiny else (20, 1280)
     shapes = {(width, width): 4 * depth, (4 * width, width): depth, (width, 4 * width): depth}
     stacks = [torch.randn(count, *shape, device=device) for shape, count in shapes.items()]
@@ -240,9 +247,9 @@ def muon(tiny: bool) -> None:
         return {"ms": ms, "tflops": work / ms / 1e9}
 
     one = [matrix[None] for stack in stacks for matrix in stack]
-    attempt("one by one", lambda: measured(lambda: [orthogonalize(matrix) for matrix in one]))
-    attempt("stacked by shape", lambda: measured(lambda: [orthogonalize(stack) for stack in stacks]))
+    report_candidate("one by one", lambda: measured(lambda: [orthogonalize(matrix) for matrix in one]))
+    report_candidate("stacked by shape", lambda: measured(lambda: [orthogonalize(stack) for stack in stacks]))
     if not tiny:
         fused = torch.compile(orthogonalize, dynamic=False)
-        attempt("one by one, compiled", lambda: measured(lambda: [fused(matrix) for matrix in one]))
-        attempt("stacked by shape, compiled", lambda: measured(lambda: [fused(stack) for stack in stacks]))
+        report_candidate("one by one, compiled", lambda: measured(lambda: [fused(matrix) for matrix in one]))
+        report_candidate("stacked by shape, compiled", lambda: measured(lambda: [fused(stack) for stack in stacks]))

@@ -1,7 +1,7 @@
-"""Parts of the GPU check that run the product: tests, training steps, memory, decoding, rollouts, a small run.
+"""Parts of the GPU check that run tests, training steps and decoding, and compare memory with the plan.
 
 `python -m fledgling.bench.gpu_parts PART DIR [tiny]` runs one part; `gpu.py` starts it and collects its results. The
-kernels by themselves are in `gpu_kernels.py`.
+single kernels are in `gpu_kernels.py`, whole stages in `gpu_runs.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -22,8 +21,8 @@ import torch
 
 from fledgling.bench import gpu_kernels, gpu_runs
 from fledgling.bench.backends import EngineBackend, TransformersBackend
-from fledgling.bench.gpu import note, place
-from fledgling.bench.gpu_kernels import profile_step, wait
+from fledgling.bench.gpu import get_device, report_attempt, report_result
+from fledgling.bench.gpu_kernels import profile_step, synchronize_device
 from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_stream_bandwidth
 from fledgling.bench.train import RandomBatches, with_model_size
 from fledgling.config import ModelConfig, Recipe, load_recipe
@@ -44,7 +43,7 @@ from fledgling.train.stage import Stage
 
 WARMUP, STEPS = 3, 8
 DEFAULT_CHUNK_LOGITS = dict(CHUNK_LOGITS)
-# depth, entries, context, rows: the shapes whose memory is held against the plan's
+# depth, vocabulary, context, rows: shapes whose memory is compared with the plan
 SHAPES = (
     (4, 32768, 2048, 8),
     (8, 65536, 2048, 16),
@@ -61,20 +60,20 @@ SHAPES = (
 )
 
 
-def recipe_of(depth: int, vocab_size: int, context: int) -> Recipe:
-    """The quickstart recipe with a model of this shape, on the device that is here."""
-    return with_model_size(load_recipe("quickstart", [f"run.device={place().type}"]), depth, vocab_size, context)
+def recipe_for_shape(depth: int, vocab_size: int, context: int) -> Recipe:
+    """Returns the quickstart recipe with a model of this shape, for the measured device."""
+    return with_model_size(load_recipe("quickstart", [f"run.device={get_device().type}"]), depth, vocab_size, context)
 
 
-def fill(model: Transformer) -> None:
-    """Fill the weights with small random numbers on the device itself, which takes no time."""
+def randomize_weights_(model: Transformer) -> None:
+    """Fills the weights with small random numbers on the device, which is faster than `initialize` on the CPU."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, model.config.width**-0.5)
 
 
-def free() -> None:
-    """Give back all memory that nothing uses, and forget what was compiled."""
+def free_memory() -> None:
+    """Frees unused memory, and resets the compiler and the peak-memory counter."""
     gc.collect()
     torch._dynamo.reset()
     if torch.cuda.is_available():
@@ -82,15 +81,17 @@ def free() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def planned_bytes(config: ModelConfig, rows: int, dtype: str, compiled: bool, documents: bool) -> tuple[int, str]:
-    """Returns what the planner says a step holds at its peak, in bytes, and at which moment."""
-    step = TrainingStep(rows, config.context, dtype, device=place().type, compiled=compiled, packed_documents=documents)
-    held = memory_by_phase(config, step)
-    moment = max(held, key=lambda name: held[name]["total"])
-    return held[moment]["total"], moment
+def plan_peak_bytes(config: ModelConfig, rows: int, dtype: str, compiled: bool, documents: bool) -> tuple[int, str]:
+    """Returns the planned peak memory of a step in bytes, and the moment of the peak."""
+    step = TrainingStep(
+        rows, config.context, dtype, device=get_device().type, compiled=compiled, packed_documents=documents
+    )
+    phases = memory_by_phase(config, step)
+    moment = max(phases, key=lambda name: phases[name]["total"])
+    return phases[moment]["total"], moment
 
 
-def steps_of(
+def measure_steps(
     shape: tuple[int, int, int, int],
     compiled: bool = True,
     chunk: int | None = None,
@@ -99,40 +100,45 @@ def steps_of(
     warmup: int = WARMUP,
     profile: Path | None = None,
 ) -> dict[str, Any]:
-    """Run real training steps on random rows; returns speed, both MFUs, memory next to the plan's, and more.
+    """Runs training steps on random rows, and returns their speed, MFU and memory, with the planned memory.
 
-    Args: shape: depth, entries, context, rows; chunk: tokens of a chunk of logits; documents: three a row, or no mask;
-    profile: where to write the kernels of one step.
+    Args:
+        shape: depth, vocabulary size, context, rows.
+        compiled: compile the model where the device can.
+        chunk: tokens in a chunk of logits; None is the default.
+        documents: three documents in each row, else one without a mask.
+        steps: timed steps, after `warmup` steps that are not timed.
+        profile: file for the longest kernels of one more step.
     """
     depth, vocab_size, context, rows = shape
-    recipe = recipe_of(depth, vocab_size, context)
+    recipe = recipe_for_shape(depth, vocab_size, context)
     world = World.start(recipe.run.device)
     setup = set_up_device(recipe.run, world)
     compiled = compiled and should_compile("auto", world.device)
     setup = type(setup)(setup.dtype, compiled, setup.peak_flops, setup.memory_limit)
-    gpu_kernels.reset_kernels(compiled)
+    gpu_kernels.reset_loss_kernels(compiled)
     CHUNK_LOGITS[world.device.type] = chunk * vocab_size if chunk else DEFAULT_CHUNK_LOGITS[world.device.type]
-    free()
+    free_memory()
     model = build_model(recipe.model.resolve(vocab_size), setup, world.device)
-    fill(model)
+    randomize_weights_(model)
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, compiled, setup.dtype)
     stream = RandomBatches(vocab_size, rows, context)
     if not documents:
         stream.batch.document_ids = None
     stage = Stage("bench", steps, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=steps))  # type: ignore[arg-type]
-    first, began = 0.0, time.perf_counter()
+    first, start_time = 0.0, time.perf_counter()
     for number in range(warmup + steps):
         if number == warmup:
-            wait()
-            began = time.perf_counter()
+            synchronize_device()
+            start_time = time.perf_counter()
         loss, norm = loop.train_step(stage, model, optimizer, stream.next(), world)
         if number == 0:
-            wait()
-            first = time.perf_counter() - began
-    wait()  # once at the end: in training nothing waits between steps either
-    step = (time.perf_counter() - began) / steps
+            synchronize_device()
+            first = time.perf_counter() - start_time
+    synchronize_device()  # once at the end: in training nothing waits between steps either
+    step = (time.perf_counter() - start_time) / steps
     dtype = setup.dtype_name
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "shape": "/".join(map(str, shape)),
         "compiled": compiled,
         "tokens_per_second": rows * context / step,
@@ -145,39 +151,34 @@ def steps_of(
     if world.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
         name = measured_speed.device_name("cuda", dtype, torch.cuda.get_device_name())
-        found["mfu_datasheet"] = achieved / hardware.DEVICES[name].peak_flops if name else None
-        plan, moment = planned_bytes(model.config, rows, dtype, compiled, documents)
-        found |= {"peak_gb": peak / 1e9, "plan_gb": plan / 1e9, "plan_error": plan / peak - 1, "moment": moment}
-        found["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
-    found["mfu_measured"] = achieved / max(setup.peak_flops, measure_peak_flops(world.device, setup.dtype))
+        result["mfu_datasheet"] = achieved / hardware.DEVICES[name].peak_flops if name else None
+        plan, moment = plan_peak_bytes(model.config, rows, dtype, compiled, documents)
+        result |= {"peak_gb": peak / 1e9, "plan_gb": plan / 1e9, "plan_error": plan / peak - 1, "moment": moment}
+        result["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
+    result["mfu_measured"] = achieved / max(setup.peak_flops, measure_peak_flops(world.device, setup.dtype))
     if profile:
-        found |= profile_step(lambda: loop.train_step(stage, model, optimizer, stream.next(), world), profile)
-    return found
+        result |= profile_step(lambda: loop.train_step(stage, model, optimizer, stream.next(), world), profile)
+    return result
 
 
-def noted(label: str, work: Callable[[], dict[str, Any]]) -> bool:
-    """Note what `work` returns, or the error that it ends with; whether it came through."""
-    try:
-        found, fine = work(), True
-    except Exception as problem:  # a shape that does not fit is a result
-        traceback.print_exc(file=sys.stdout)  # goes to log.txt
-        found, fine = {"error": f"{type(problem).__name__}: {' '.join(str(problem).split())[:240]}"}, False
-    note(what=label, **found)
-    free()
-    return fine
+def report_and_free(label: str, measure: Callable[[], dict[str, Any]]) -> bool:
+    """Reports what `measure` returns, or its error, then frees memory. Returns whether it succeeded."""
+    succeeded = report_attempt(label, measure)
+    free_memory()
+    return succeeded
 
 
 # ---- the parts -----------------------------------------------------------------------------------
 
 
-def tests(out: Path, tiny: bool) -> None:
-    """Runs tests/gpu by pytest; notes each failure as it happens, so that a time limit loses none."""
+def run_gpu_tests(out: Path, tiny: bool) -> None:
+    """Runs tests/gpu with pytest, and reports each failure at once, so that a time limit loses none."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", "--tb=short"]
     command += ["-n", "0"] if find_spec("xdist") else []
     # The part `quickstart` stops and resumes a run.
     command += ["-o", "addopts=--strict-markers", "-k", "loss" if tiny else "not stopped"]
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     passed, last = 0, ""
     for line in process.stdout or ():
@@ -185,33 +186,33 @@ def tests(out: Path, tiny: bool) -> None:
         last = line.strip() or last
         passed += " PASSED" in line
         if "::" in line and (" FAILED" in line or " ERROR" in line):
-            note(failed=line.split()[0][-200:])
+            report_result(failed=line.split()[0][-200:])
         elif line.startswith("E  ") or (" PASSED" in line and passed % 5 == 0):
-            note(passed=passed, seconds=time.perf_counter() - began, line=line.strip()[-200:])
-    note(pytest=last, code=process.wait())
+            report_result(passed=passed, seconds=time.perf_counter() - start_time, line=line.strip()[-200:])
+    report_result(pytest=last, code=process.wait())
 
 
-def train_d12(out: Path, tiny: bool) -> None:
-    """Training steps at depth 12, 16 rows: three documents a row, then rows of one document."""
+def measure_d12(out: Path, tiny: bool) -> None:
+    """Measures training steps at depth 12 with 16 rows: three documents in each row, then one."""
     shape = (2, 512, 64, 2) if tiny else (12, 65536, 2048, 16)
     for label, documents in (("d12", True), ("d12, no documents", False)):
         profile = out / f"{label.replace(', ', '-').replace(' ', '-')}.txt"
-        noted(label, lambda: steps_of(shape, documents=documents, profile=profile))  # noqa: B023
+        report_and_free(label, partial(measure_steps, shape, documents=documents, profile=profile))
 
 
-def train_d20(out: Path, tiny: bool) -> None:
-    """Training steps at depth 20, with as many rows of 32 as fit: three documents a row, then rows of one document."""
+def measure_d20(out: Path, tiny: bool) -> None:
+    """Measures training steps at depth 20 with 32, 16 or 8 rows, as fits: three documents in each row, then one."""
     for label, documents in (("d20", True), ("d20, no documents", False)):
         profile = out / f"{label.replace(', ', '-').replace(' ', '-')}.txt"
         for rows in (2,) if tiny else (32, 16, 8):
             shape = (2, 512, 64, rows) if tiny else (20, 65536, 2048, rows)
-            if noted(label, lambda: steps_of(shape, documents=documents, profile=profile)):  # noqa: B023
+            if report_and_free(label, partial(measure_steps, shape, documents=documents, profile=profile)):
                 break
 
 
-def ab(out: Path, tiny: bool) -> None:
-    """Steps with one thing changed: the chunk of the loss, documents, the compiler."""
-    kinds: list[tuple[str, dict[str, Any]]] = [
+def compare_settings(out: Path, tiny: bool) -> None:
+    """Measures training steps with changed settings: tokens in a chunk of logits, documents, compilation."""
+    variants: list[tuple[str, dict[str, Any]]] = [
         ("chunk 4,096", {"chunk": 4096}),
         ("chunk 4,096, no documents", {"chunk": 4096, "documents": False}),
         ("chunk 16,384, no documents", {"chunk": 16384, "documents": False}),
@@ -220,67 +221,77 @@ def ab(out: Path, tiny: bool) -> None:
         ("not compiled, chunk 4,096, no documents", {"compiled": False, "chunk": 4096, "documents": False}),
     ]
     shape = (2, 512, 64, 2) if tiny else (12, 65536, 2048, 16)
-    for label, change in kinds[-2:] if tiny else kinds:
-        noted(f"d12, {label}", lambda: steps_of(shape, **change))  # noqa: B023
+    for label, change in variants[-2:] if tiny else variants:
+        report_and_free(f"d12, {label}", partial(measure_steps, shape, **change))
     if not tiny:
         for rows in (32, 16):
             shape = (20, 65536, 2048, rows)
-            how: dict[str, Any] = {
+            settings: dict[str, Any] = {
                 "chunk": 4096,
                 "documents": False,
                 "profile": out / "d20-chunk-4096-no-documents.txt",
             }
-            if noted("d20, chunk 4,096, no documents", lambda: steps_of(shape, **how)):  # noqa: B023
+            if report_and_free("d20, chunk 4,096, no documents", partial(measure_steps, shape, **settings)):
                 return
 
 
-def memory(out: Path, tiny: bool, compiled: bool = False) -> None:
-    """The peak of real steps next to the plan's, shape by shape."""
+def compare_memory(out: Path, tiny: bool, compiled: bool = False) -> None:
+    """Measures the peak memory of one step of each shape, next to the planned peak."""
     for shape in ((2, 512, 64, 2),) if tiny else SHAPES:
-        noted("memory", lambda: steps_of(shape, compiled=compiled, steps=1, warmup=1))  # noqa: B023
+        report_and_free("memory", partial(measure_steps, shape, compiled=compiled, steps=1, warmup=1))
 
 
-def decode(out: Path, tiny: bool) -> None:
-    """Tokens a second of the engine by rows, greedily, next to the least time that reading weights and cache takes."""
-    device = place()
+def measure_decoding(out: Path, tiny: bool) -> None:
+    """Measures greedy decoding for several numbers of rows, next to the time to read weights and cache once."""
+    device = get_device()
     bandwidth = measure_stream_bandwidth(device)
-    note(bandwidth_gb_per_second=bandwidth / 1e9)
+    report_result(bandwidth_gb_per_second=bandwidth / 1e9)
     requested = (16, 8) if tiny else (256, 64)  # tokens of a prompt, and of its answer
     for depth in (2,) if tiny else (20, 12):
         shape = (depth, 512, 64) if tiny else (depth, 65536, 2048)
-        config = recipe_of(*shape).model.resolve(shape[1])
-        decode_model(config, (1, 2) if tiny else (1, 8, 32, 256), () if depth == 20 else (1, 32), *requested, bandwidth)
-        free()
+        config = recipe_for_shape(*shape).model.resolve(shape[1])
+        measure_model_decoding(
+            config, (1, 2) if tiny else (1, 8, 32, 256), () if depth == 20 else (1, 32), *requested, bandwidth
+        )
+        free_memory()
 
 
-def decode_model(
+def measure_model_decoding(
     config: ModelConfig, rows: Sequence[int], peer_rows: Sequence[int], prompt: int, tokens: int, bandwidth: float
 ) -> None:
-    """Notes the speed of the engine with so many rows, and that of transformers with the same weights."""
-    device = place()
+    """Reports decoding speed: the engine for each number in `rows`, transformers for each in `peer_rows`.
+
+    Args: prompt, tokens: lengths of a prompt and of its answer; bandwidth: bytes a second.
+    """
+    device = get_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = make_random_model(config, dtype, device)
-    computed = EngineBackend(Engine(model, NoSpecialTokens({}), device, dtype))  # type: ignore[arg-type]
+    engine_backend = EngineBackend(Engine(model, NoSpecialTokens({}), device, dtype))  # type: ignore[arg-type]
     for count in rows:
-        noted(f"d{config.depth}, {count} rows", lambda: decoded(config, computed, count, prompt, tokens, bandwidth))  # noqa: B023
-    reference: list[TransformersBackend] = []
+        report_and_free(
+            f"d{config.depth}, {count} rows",
+            partial(time_decoding, config, engine_backend, count, prompt, tokens, bandwidth),
+        )
+    loaded: list[TransformersBackend] = []
 
-    def peer() -> dict[str, Any]:
-        reference.append(TransformersBackend(model, dtype, device))
-        return {"made": True}
+    def load_transformers() -> dict[str, Any]:
+        loaded.append(TransformersBackend(model, dtype, device))
+        return {"loaded": True}
 
-    if peer_rows and noted(f"d{config.depth}, transformers", peer):
+    if peer_rows and report_and_free(f"d{config.depth}, transformers", load_transformers):
         for count in peer_rows:
             label = f"d{config.depth}, {count} rows, transformers"
-            noted(label, lambda: decoded(config, reference[0], count, prompt, tokens, bandwidth))  # noqa: B023
+            report_and_free(label, partial(time_decoding, config, loaded[0], count, prompt, tokens, bandwidth))
 
 
-def decoded(config: ModelConfig, backend: Any, rows: int, prompt: int, tokens: int, bandwidth: float) -> dict[str, Any]:
-    """Times one speaker with so many rows, after one turn that is not counted."""
-    draw = torch.Generator().manual_seed(2)
-    prompts = torch.randint(config.vocab_size, (rows, prompt), generator=draw).tolist()
+def time_decoding(
+    config: ModelConfig, backend: Any, rows: int, prompt: int, tokens: int, bandwidth: float
+) -> dict[str, Any]:
+    """Returns the decoding speed of a backend with this many rows, after a call that is not timed."""
+    generator = torch.Generator().manual_seed(2)
+    prompts = torch.randint(config.vocab_size, (rows, prompt), generator=generator).tolist()
     backend.generate(prompts, 4)
-    wait()
+    synchronize_device()
     times = backend.generate(prompts, tokens)
     step = statistics.median(times[1:])
     read = backend.weight_bytes_read + inference.kv_cache_bytes(config, rows, prompt + tokens // 2)
@@ -293,16 +304,32 @@ def decoded(config: ModelConfig, backend: Any, rows: int, prompt: int, tokens: i
     }
 
 
+KERNEL_PARTS: dict[str, Callable[[bool], None]] = {
+    "card": gpu_kernels.measure_card,
+    "attention": gpu_kernels.measure_attention,
+    "head": gpu_kernels.measure_head,
+    "muon": gpu_kernels.measure_muon,
+}
+RUN_PARTS: dict[str, Callable[[Path, bool], None]] = {
+    "tests": run_gpu_tests,
+    "train_d12": measure_d12,
+    "train_d20": measure_d20,
+    "ab": compare_settings,
+    "memory": compare_memory,
+    "memory_compiled": partial(compare_memory, compiled=True),
+    "decode": measure_decoding,
+    "rollouts": gpu_runs.run_rollouts,
+    "quickstart": gpu_runs.run_quickstart,
+}
+
+
 def main(part: str, out: str, tiny: str = "") -> None:
-    """Run one part."""
+    """Runs one part with results in directory `out`; tiny: "tiny" for small shapes."""
     small = tiny == "tiny"
-    if part in ("card", "attention", "head", "muon"):
-        getattr(gpu_kernels, part)(small)
-    elif part == "memory_compiled":
-        memory(Path(out), small, compiled=True)
+    if part in KERNEL_PARTS:
+        KERNEL_PARTS[part](small)
     else:
-        own = (tests, train_d12, train_d20, ab, memory, decode, gpu_runs.rollouts, gpu_runs.quickstart)
-        {function.__name__: function for function in own}[part](Path(out), small)
+        RUN_PARTS[part](Path(out), small)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,13 @@ from typing import Any, cast
 
 import torch
 
-from fledgling.bench.backends import LLAMA_CPP_FORMATS, Backend, EngineBackend, LlamaCppBackend, TransformersBackend
+from fledgling.bench.backends import (
+    LLAMA_CPP_FORMATS,
+    EngineBackend,
+    GenerationBackend,
+    LlamaCppBackend,
+    TransformersBackend,
+)
 from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.infer.engine import Engine
 from fledgling.kernels.format import DEFAULT_GROUP_SIZES
@@ -80,7 +86,7 @@ def measure_inference(
         Machine limits and one row a backend and case: medians over all steps, and the best step. JSON types only.
 
     Raises:
-        UserError: a number below 1, other bits, or a context that leaves no room for the tokens.
+        UserError: a number below 1, other bits, or a context too small for the tokens.
     """
     cases = _make_cases(batches, contexts, tokens, repeats, recipe.model.context)
     if not bits or set(bits) - {16, 8, 4}:
@@ -89,9 +95,9 @@ def measure_inference(
     device, setup = world.device, set_up_device(recipe.run, world)
     config = recipe.resolve_model()
     model = make_random_model(config, setup.dtype, device)
-    room = max(contexts) + tokens + 1
+    max_context = max(contexts) + tokens + 1
     with TemporaryDirectory() as folder:
-        backends = _make_backends(model, setup.dtype, device, bits, peers, Path(folder), room)
+        backends = _make_backends(model, setup.dtype, device, bits, peers, Path(folder), max_context)
     prompts = _random_prompts(config, max(case.batch for case in cases), max(case.context for case in cases))
     bandwidth = measure_stream_bandwidth(device)
     pairs = [(case, name) for case in cases for name in backends if case.batch <= backends[name].max_batch_size]
@@ -127,11 +133,11 @@ def _make_backends(
     bits: Sequence[int],
     peers: bool,
     folder: Path,
-    room: int,
-) -> dict[str, Backend]:
+    max_context: int,
+) -> dict[str, GenerationBackend]:
     """Returns the backends that are available, by name."""
     config, tokenizer = model.config, cast(Tokenizer, NoSpecialTokens())
-    backends: dict[str, Backend] = {}
+    backends: dict[str, GenerationBackend] = {}
     for width in bits:
         if width == 16:
             backends["fledgling"] = EngineBackend(Engine(model, tokenizer))
@@ -143,12 +149,12 @@ def _make_backends(
         backends["transformers"] = TransformersBackend(model, dtype, device)
     if peers and find_spec("llama_cpp") and find_spec("gguf") and device.type == "cpu" and config.family == "llama":
         for width in bits:
-            backends[f"llama.cpp {LLAMA_CPP_FORMATS[width]}"] = LlamaCppBackend(model, width, folder, room)
+            backends[f"llama.cpp {LLAMA_CPP_FORMATS[width]}"] = LlamaCppBackend(model, width, folder, max_context)
     return backends
 
 
 def _make_cases(
-    batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int, room: int
+    batches: Sequence[int], contexts: Sequence[int], tokens: int, repeats: int, max_context: int
 ) -> list[InferenceCase]:
     """Returns the cases; raises UserError for values out of range."""
     for name, values in (("batch", batches), ("context", contexts), ("tokens", [tokens]), ("repeats", [repeats])):
@@ -156,8 +162,8 @@ def _make_cases(
             raise UserError(f"{name}: got {' '.join(map(str, values)) or 'nothing'}, expected at least 1")
     if tokens < 2:
         raise UserError(f"tokens: got {tokens}, expected at least 2: the first comes with the prompt")
-    if max(contexts) + tokens + 1 > room:
-        raise UserError(f"context: got {max(contexts)} and {tokens} tokens, but the model's context is {room}")
+    if max(contexts) + tokens + 1 > max_context:
+        raise UserError(f"context: got {max(contexts)} and {tokens} tokens, but the model's context is {max_context}")
     return [
         *(InferenceCase(batch, contexts[0]) for batch in batches),
         *(InferenceCase(1, context) for context in contexts[1:]),
@@ -168,7 +174,7 @@ def _result_row(
     config: ModelConfig,
     case: InferenceCase,
     dtype: str,
-    backend: Backend,
+    backend: GenerationBackend,
     runs: list[list[float]],
     bandwidth: float,
     peak: float,
@@ -199,7 +205,7 @@ def _result_row(
     }
 
 
-def _logits_difference(backends: dict[str, Backend], prompt: list[int]) -> float | None:
+def _logits_difference(backends: dict[str, GenerationBackend], prompt: list[int]) -> float | None:
     """Returns the largest difference between the engine's and transformers' logits, in standard deviations."""
     engine_backend, reference = backends.get("fledgling"), backends.get("transformers")
     if not isinstance(engine_backend, EngineBackend) or not isinstance(reference, TransformersBackend):
@@ -211,7 +217,7 @@ def _logits_difference(backends: dict[str, Backend], prompt: list[int]) -> float
     return float((logits - reference_logits).abs().max() / reference_logits.std())
 
 
-def inference_table(result: dict[str, Any]) -> str:
+def format_inference_table(result: dict[str, Any]) -> str:
     """Formats the result of `measure_inference` as text: medians, and the best step in columns marked (best)."""
     limits = result["limits"]
     lines = [

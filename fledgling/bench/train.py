@@ -1,9 +1,9 @@
-"""Speed of a training step: tokens per second, the time of its parts, memory, share of the machine's measured peak.
+"""Measures a training step: tokens per second, time of its parts, memory, share of the measured peak FLOP/s.
 
-The step is the real one (`train.loop.train_step` with the real loss and optimizer) on random tokens: a benchmark on
-zeros would flatter every cache. Forward and optimizer are timed from outside, backward is the rest. With several ranks
-the collectives are timed too: on a CPU what the computation waits for; on a GPU the time without overlap, because the
-clock waits for the device.
+The step is that of training (`train.loop.train_step` with its loss and optimizer) on random tokens: equal tokens would
+be served from the caches. Forward and optimizer are timed by wrapping them; backward is the rest. With several
+ranks the collectives are timed too: on a CPU the time that the computation waits for them; on a GPU the time without
+overlap, because the clock waits for the device.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ COLLECTIVES = (
 
 @contextmanager
 def time_collectives(clock: Clock) -> Iterator[None]:
-    """Within this context `clock` adds up the time of starting and awaiting collectives."""
+    """Adds to `clock` the time inside the block that is spent starting collectives and waiting for them."""
     owners: dict[type, tuple[str, ...]] = {World: COLLECTIVES, PendingCollective: ("wait",)}
     originals = [(owner, name, getattr(owner, name)) for owner, names in owners.items() for name in names]
     for owner, name, function in originals:
@@ -130,8 +130,9 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
 
     Returns:
         parameters, dtype, ranks, threads (of one rank), tokens_per_second (of all ranks), seconds {step, forward,
-        backward, optimizer, communication} as medians of this rank, gflops {achieved, peak}, share_of_peak, and
-        peak_memory in bytes (of the process on a CPU, of the allocator on a GPU).
+        backward, optimizer, communication} as medians of this rank, gflops {achieved, peak}, share_of_peak,
+        peak_memory in bytes (of the process on a CPU, of the allocator on a GPU), and saved_for, the device name
+        under which the speed was saved, or "".
     """
     world, setup, model, optimizer = build_training(recipe)
     config = model.config
@@ -170,7 +171,7 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
     return {
         "parameters": model.count_parameters(),
         "dtype": dtype,
-        "kept_for": speed_name if world.size == 1 else "",
+        "saved_for": speed_name if world.size == 1 else "",
         "ranks": world.size,
         "threads": torch.get_num_threads(),
         "compiled": setup.compiled,

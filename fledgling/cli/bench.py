@@ -18,7 +18,7 @@ app = App(name="bench", help="Speed, each figure next to its physical limit on t
 
 
 def _on_ranks(verb: str, gpus: int, overrides: tuple[str, ...], as_json: bool, **options: int) -> int:
-    """Run `fledgling bench VERB` again as `gpus` ranks; its exit code."""
+    """Runs `fledgling bench VERB` as `gpus` ranks, and returns the exit code."""
     words = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     words += [*(["--json"] if as_json else []), *(part for one in overrides for part in ("--set", one))]
     recipe = load_recipe("quickstart", overrides)
@@ -39,14 +39,16 @@ def train(
 ) -> int:
     """Time training steps: tokens per second, forward, backward and optimizer, memory, share of the measured peak.
 
+    With one rank, the speed is saved, and `fledgling plan` uses it for this device.
+
     Parameters
     ----------
     context
-        Tokens a row.
+        Tokens in a row.
     batch
-        Rows a step, of each rank.
+        Rows in a step, on each rank.
     steps
-        Steps timed, after three that are not.
+        Timed steps, after three warm-up steps.
     """
     if gpus is not None and not is_launched_rank():
         shape = {"depth": depth, "vocab_size": vocab_size, "context": context, "batch": batch, "steps": steps}
@@ -74,8 +76,8 @@ def train(
         )
     print(f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}")
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
-    if result["kept_for"]:
-        print(f"fledgling plan reckons with this share for --gpu {result['kept_for']}")
+    if result["saved_for"]:
+        print(f"fledgling plan now uses this utilization for --gpu {result['saved_for']}")
     return 0
 
 
@@ -93,50 +95,50 @@ def infer(
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> None:
-    """Time answers: first token, tokens per second, shares of measured bandwidth and arithmetic, next to peers.
+    """Time generation: first token, tokens per second, shares of the measured bandwidth and FLOP/s, other libraries.
 
     Parameters
     ----------
     batch
-        Rows answered at once, each with the first of the contexts.
+        Rows generated at once, measured with the first value of --context.
     context
-        Tokens of a prompt; the others are tried with one row.
+        Prompt tokens; all values after the first are measured with one row.
     tokens
-        Drawn for each row.
+        Generated tokens in each row.
     repeats
-        Of everything, in turn; medians count.
+        Repetitions of all measurements; the result is the median.
     bits
-        Of the weights: 16 is the run's dtype, 8 and 4 are quantized.
+        Bits of a weight: 16 is the run's dtype, 8 and 4 are quantized.
     peers
-        Whether transformers answers next to it, and llama.cpp models of the llama family, where they are installed.
+        Also measure transformers and, for the llama family, llama.cpp, if they are installed.
     """
     from fledgling.bench import infer as bench
     from fledgling.bench.train import with_model_size
 
-    room = max(context, default=0) + tokens + 1
-    recipe = with_model_size(load_recipe("quickstart", overrides), depth, vocab_size, room)
+    model_context = max(context, default=0) + tokens + 1
+    recipe = with_model_size(load_recipe("quickstart", overrides), depth, vocab_size, model_context)
     result = bench.measure_inference(recipe, batch, context, tokens, repeats, peers, bits)
-    print(json.dumps(result, indent=2) if as_json else bench.inference_table(result))
+    print(json.dumps(result, indent=2) if as_json else bench.format_inference_table(result))
 
 
 @app.command
 def gpu(*, out: Path, minutes: float = 8, parts: str = "", tiny: bool = False, as_json: Json = False) -> int:
-    """Check one GPU: tests, kernels, training, memory, decoding and a small run, each part in a process of its own.
+    """Check one GPU: tests, kernels, training, memory, decoding and a small run, each part in a separate process.
 
     Parameters
     ----------
     out
         Directory of results.json, log.txt and the profiles.
     minutes
-        The most that all parts together take.
+        Time limit of all parts together.
     parts
-        Parts by name, with commas between; default all but memory_compiled.
+        Names of parts, separated by commas; default: all but memory_compiled.
     tiny
         Small shapes, for a machine without a GPU.
     """
-    from fledgling.bench.gpu import DEFAULT, run_check, table
+    from fledgling.bench.gpu import DEFAULT_PARTS, format_check_table, run_check
 
-    chosen = tuple(parts.split(",")) if parts else DEFAULT
+    chosen = tuple(parts.split(",")) if parts else DEFAULT_PARTS
     results = run_check(out, minutes, chosen, tiny, lambda text: print(text, file=sys.stderr, flush=True))
-    print(json.dumps(results, indent=2) if as_json else table(results))
+    print(json.dumps(results, indent=2) if as_json else format_check_table(results))
     return 0 if all(one["state"] == "ok" for one in results.values()) else 1

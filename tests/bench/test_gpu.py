@@ -1,4 +1,4 @@
-"""The check of a GPU runs without one, in small: each part alone, what fails is kept, and time is bounded."""
+"""The GPU check runs on a CPU with small shapes: parts fail separately, errors are kept, and time is limited."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_no_part_runs_when_the_time_is_over(tmp_path):
 
 def test_a_part_is_stopped_at_its_limit(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu.PARTS, "card", 1)
-    monkeypatch.setattr(gpu, "LEAST", 0)
+    monkeypatch.setattr(gpu, "MIN_PART_SECONDS", 0)
     assert gpu.run_check(tmp_path, 1, ["card"], tiny=True)["card"]["state"] == "out of time"
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fledgling.bench.infer import inference_table, measure_inference
+from fledgling.bench.infer import format_inference_table, measure_inference
 from fledgling.bench.train import with_model_size
 from fledgling.cli import main
 from fledgling.config import load_recipe
@@ -34,7 +34,7 @@ def test_results_and_their_shares():
     scales = {"fledgling int8": 1 + 2 / 64, "fledgling int4": 0.5 + 2 / 32}
     assert [row["bytes_per_step"] for row in rows[:4]] == [scales.get(name, 4) * matrices + cache for name in names]
     assert result["logits_differ"] < 1e-3
-    assert "transformers" in inference_table(result)
+    assert "transformers" in format_inference_table(result)
 
 
 def test_json_without_peers(capsys):

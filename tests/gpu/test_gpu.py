@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fledgling.bench.gpu_runs import resumed, small_recipe
+from fledgling.bench.gpu_runs import compare_resumed_run, load_small_recipe
 from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
@@ -198,10 +198,10 @@ def test_target_logprobs_learn_as_log_softmax_does(device):
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(device, tmp_path):
     tiny = ["model.depth=2", "model.width=32", "run.compile=off"]
-    recipe = small_recipe(tmp_path, [*tiny, "pretrain.steps=1"])
+    recipe = load_small_recipe(tmp_path, [*tiny, "pretrain.steps=1"])
     run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
-    found = resumed(tmp_path, tiny)
-    assert found["resumed"] <= max(1e-6, 4 * found["run_to_run"])
+    differences = compare_resumed_run(tmp_path, tiny)
+    assert differences["resumed"] <= max(1e-6, 4 * differences["run_to_run"])
 
 
 def test_every_verb_of_a_group_of_one_rank(device, monkeypatch):
