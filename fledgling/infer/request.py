@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fledgling.infer.prefix_cache import PrefixNode
-from fledgling.infer.sampling import UINT64_MASK, SamplingParams, adjust_logits_, hash_to_uniform, sample_tokens
+from fledgling.infer.sampling import UINT64_MASK, LogitAdjuster, SamplingParams, hash_to_uniform, sample_tokens
 from fledgling.infer.tools import ToolState
 from fledgling.model.cache import CacheRow
 
@@ -85,6 +85,7 @@ class Request:
         self.weights_version = (0, 0)  # of the weights that the row was started with
         self.duplicates: list[Request] = []  # requests with the same prompt: they fork the row once it is prefilled
         self.prompt_lookup: PromptLookup | None = None
+        self.logit_adjuster: LogitAdjuster | None = None  # made with the first logits, where `sampling` needs one
 
     @property
     def remaining_prompt_tokens(self) -> int:
@@ -107,6 +108,14 @@ class Request:
             self.prompt_lookup.extend([token])
         if not self.finish_reason and len(self.tokens) >= self.token_limit:
             self.finish_reason = self.limit_reason
+
+    def adjust_logits_(self, logits: Tensor) -> None:
+        """Applies repetition penalty and logit bias to the row of logits (V,) of the next token, in place."""
+        if not self.sampling.logit_bias and self.sampling.repetition_penalty == 1:
+            return
+        if self.logit_adjuster is None:
+            self.logit_adjuster = LogitAdjuster(self.sampling, self.prompt, len(logits), logits.device)
+        self.logit_adjuster.adjust_(logits, self.tokens)
 
     def propose_draft(self) -> list[int]:
         """Returns draft tokens for the next step; none without prompt lookup or while tokens are forced."""
@@ -180,8 +189,7 @@ def sample_batch(logits: Tensor, requests: Sequence[Request]) -> None:
     positions = np.array([len(request.tokens) for request in requests], np.uint64)
     noise = torch.from_numpy(hash_to_uniform(seeds, indices, positions)).to(logits.device, non_blocking=True)
     for row, request in enumerate(requests):
-        if request.sampling.logit_bias or request.sampling.repetition_penalty != 1:
-            adjust_logits_(logits[row], request.sampling, [*request.prompt, *request.tokens])
+        request.adjust_logits_(logits[row])
     groups: dict[tuple, list[int]] = {}  # rows by sampling parameters: most often one group
     for row, request in enumerate(requests):
         groups.setdefault(request.sampling.batch_key, []).append(row)

@@ -47,7 +47,11 @@ class SamplingParams:
             "min_p": (0 <= self.min_p <= 1, "a share in [0, 1]"),
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a finite number above 0 (1: no penalty)"),
-            "logit_bias": (all(math.isfinite(value) for _, value in self.logit_bias), "finite numbers"),
+            "logit_bias": (
+                all(math.isfinite(value) for _, value in self.logit_bias)
+                and len({token for token, _ in self.logit_bias}) == len(self.logit_bias),
+                "finite numbers, each token once",
+            ),
             "num_top_logprobs": (self.num_top_logprobs >= 0, "0 or more"),
         }
         for name, (valid, description) in expected.items():
@@ -60,25 +64,44 @@ class SamplingParams:
         return self.temperature, self.top_k, self.top_p, self.min_p, self.num_top_logprobs
 
 
-def adjust_logits_(logits: Tensor, sampling: SamplingParams, seen: Sequence[int]) -> None:
-    """Applies repetition penalty and logit bias to one row of logits (V,), in place.
+class LogitAdjuster:
+    """Repetition penalty and logit bias of one request, as tensors that are built once.
 
-    The penalty divides positive logits and multiplies negative ones by `sampling.repetition_penalty`.
+    A step costs a fixed number of tensor operations, whatever the length of the bias and of the prompt. The penalty
+    divides positive logits and multiplies negative ones by `sampling.repetition_penalty`.
 
     Args:
-        logits: (V,).
         sampling: penalty and bias.
-        seen: token ids of the prompt and the answer so far.
+        prompt: token ids of the prompt.
+        vocab_size: V.
+        device: where the logits are.
 
     Source: Keskar et al. 2019, CTRL, arXiv 1909.05858, section 4.1.
     """
-    penalty = sampling.repetition_penalty
-    if penalty != 1 and seen:
-        ids = torch.tensor(sorted(set(seen)), device=logits.device)
-        values = logits[ids]
-        logits[ids] = torch.where(values > 0, values / penalty, values * penalty)
-    for token, value in sampling.logit_bias:
-        logits[token] += value
+
+    def __init__(
+        self, sampling: SamplingParams, prompt: Sequence[int], vocab_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.penalty = sampling.repetition_penalty
+        self.bias_ids = torch.tensor([token for token, _ in sampling.logit_bias], dtype=torch.long, device=device)
+        self.bias_values = torch.tensor([value for _, value in sampling.logit_bias], device=device)
+        self.seen = torch.zeros(vocab_size if self.penalty != 1 else 0, dtype=torch.bool, device=device)  # (V,)
+        self.num_answer_tokens = 0  # of these, `seen` holds all
+        self._mark_seen(prompt)
+
+    def adjust_(self, logits: Tensor, answer: Sequence[int]) -> None:
+        """Changes one row of logits (V,) in place; `answer` holds the token ids of the answer so far."""
+        self._mark_seen(answer[self.num_answer_tokens :])
+        self.num_answer_tokens = len(answer)
+        if self.penalty != 1:
+            penalized = torch.where(logits > 0, logits / self.penalty, logits * self.penalty)
+            logits.copy_(torch.where(self.seen, penalized, logits))
+        if len(self.bias_ids):
+            logits[self.bias_ids] += self.bias_values.to(logits.dtype)
+
+    def _mark_seen(self, tokens: Sequence[int]) -> None:
+        if self.penalty != 1 and tokens:
+            self.seen[torch.tensor(tokens, device=self.seen.device)] = True
 
 
 def sample_tokens(logits: Tensor, sampling: SamplingParams, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,21 +53,25 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def make_app(service: Service) -> AccessMiddleware:
     """Returns the ASGI application of a service."""
+    public = [
+        Route("/health", _json_handler(lambda request: service.describe_health())),
+        *(Route(path, _file_handler(name)) for path, name in PAGE_ROUTES.items()),
+    ]
     routes = [
+        *public,
         Route("/v1/chat/completions", _completion_handler(service, chat.ENDPOINT), methods=["POST"]),
         Route("/v1/completions", _completion_handler(service, completion.ENDPOINT), methods=["POST"]),
         Route("/v1/models", _json_handler(lambda request: {"object": "list", "data": [service.describe_model()]})),
         Route(
             "/v1/models/{name:path}", _json_handler(lambda request: service.describe_model(request.path_params["name"]))
         ),
-        Route("/health", _json_handler(lambda request: service.describe_health())),
         Route("/metrics", _metrics_handler(service)),
         Route("/openapi.json", _json_handler(lambda request: build_openapi())),
-        *(Route(path, _file_handler(name)) for path, name in PAGE_ROUTES.items()),
     ]
     handlers: dict[Any, Any] = {404: _no_such_route, 405: _no_such_route, 500: _server_error}
     app = Starlette(routes=routes, exception_handlers=handlers)
-    return AccessMiddleware(app, service, public=("/health", *PAGE_ROUTES))
+    app.router.redirect_slashes = False  # its Location would be made from the client's Host header
+    return AccessMiddleware(app, service, public)
 
 
 def _json_handler(build_body: Callable[[Request], dict[str, Any]]) -> Handler:
@@ -267,7 +271,7 @@ def bad_request_response(error: BadRequest) -> JSONResponse:
 
 
 async def _no_such_route(request: Request, error: Any) -> Response:
-    text = f"{request.method} {request.url.path[:200]}: no such route"
+    text = f"{request.method} {request.scope['path'][:200]}: no such route"
     code = "method_not_allowed" if error.status_code == 405 else "not_found"
     return JSONResponse(build_error(text, "invalid_request_error", None, code), error.status_code, error.headers)
 

@@ -27,6 +27,7 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
     messages = [message.to_conversation_message() for message in body.messages]
+    service.check_prompt_size(text for message in body.messages for text in message.texts())
     prompt = render_prompt(service.tokenizer, {"messages": messages})
     max_new_tokens = body.max_completion_tokens or body.max_tokens
     sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)

@@ -60,7 +60,9 @@ def parse_request(service: Service, body: CompletionRequest) -> ParsedRequest:
 def _prompt_ids(service: Service, prompt: str | list[int]) -> list[int]:
     """Returns a prompt as token ids; raises BadRequest for ids out of range and for control tokens."""
     if isinstance(prompt, str):
+        service.check_prompt_size([prompt])
         return service.tokenizer.encode(prompt)
+    service.check_prompt_size((), num_ids=len(prompt))
     control = set(service.tokenizer.special_tokens.values())
     invalid = next((i for i in prompt if not 0 <= i < service.tokenizer.vocab_size or i in control), None)
     if invalid is not None:

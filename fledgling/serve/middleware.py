@@ -3,6 +3,10 @@
 A page of another site, open in the same browser, must not reach a server on loopback. The name in `Host` must therefore
 be one of the server's (against DNS rebinding), bodies must be JSON by their content type, and no CORS header is ever
 sent, so that a browser's preflight request fails. An API key is compared in constant time.
+
+Whether a request needs the key is decided by the routes themselves, from the ASGI scope: by the same code, on the same
+path, that later chooses the handler. Nothing that a client writes elsewhere (the Host header, an absolute request
+target) takes part. What matches no public route needs the key, whatever it is.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 
-from starlette.requests import Request
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fledgling.serve.responses import build_error
@@ -19,28 +24,38 @@ from fledgling.serve.service import Service
 
 
 class AccessMiddleware:
-    """An ASGI application that passes allowed requests to `app` and answers all others with an error."""
+    """An ASGI application that passes allowed requests to `app` and answers all others with an error.
 
-    def __init__(self, app: ASGIApp, service: Service, public: Sequence[str]) -> None:
-        self.app, self.service, self.public = app, service, frozenset(public)  # public: paths that need no key
+    Args:
+        app: the application.
+        service: gives the accepted hosts and the key.
+        public: routes that need no key.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, public: Sequence[Route]) -> None:
+        self.app, self.service, self.public = app, service, tuple(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection."""
-        if scope["type"] == "http" and (error := self._error_response(Request(scope))) is not None:
-            await error(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
+        if scope["type"] == "websocket":  # there is no websocket route: refused before anything is decided by its path
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] != "http":
+            await self.app(scope, receive, send)
+        else:
+            await (self._error_response(scope) or self.app)(scope, receive, send)
 
-    def _error_response(self, request: Request) -> JSONResponse | None:
-        hosts, key = self.service.hosts, self.service.api_key
-        host = request.headers.get("host", "")
-        name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.split(":")[0]
-        if hosts is not None and name.lower() not in hosts:
-            text = f"the host {name[:80]!r} is not a name of this server"
-            return JSONResponse(build_error(text, "invalid_request_error", None, "wrong_host"), 421)
-        if key is None or request.url.path in self.public:
+    def _error_response(self, scope: Scope) -> JSONResponse | None:
+        hosts, key, headers = self.service.hosts, self.service.api_key, Headers(scope=scope)
+        if hosts is not None:
+            given = headers.getlist("host")
+            host = given[0] if len(given) == 1 else ""
+            name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.split(":")[0]
+            if name.lower() not in hosts:
+                text = f"the host {name[:80]!r} is not a name of this server"
+                return JSONResponse(build_error(text, "invalid_request_error", None, "wrong_host"), 421)
+        if key is None or any(route.matches(scope)[0] is Match.FULL for route in self.public):
             return None
-        scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and hmac.compare_digest(credentials.strip().encode(), key.encode()):
             return None
         text = "an API key is required: Authorization: Bearer KEY"

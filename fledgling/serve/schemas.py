@@ -4,22 +4,66 @@ A field is honored or rejected by name, never silently ignored: what would chang
 schemas, frequency penalties, response formats) is rejected when it requests anything; what only describes the caller
 (`user`, `metadata`) is accepted and not stored. The OpenAPI description is generated from these classes.
 
+Every field has a bound on its size, so that no request costs more than its length suggests; the text of messages and
+prompts is bounded by the model's context (service.py). `x-bounded-by` marks those in the description.
+
 Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `calculator`; and `parts` of an assistant's message, the
 answer as it was returned, tool calls included.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+
+from fledgling.serve.json_body import MAX_OBJECT_KEYS, InvalidJSON, parse_json, shorten_text
 
 MAX_CHOICES = 16
 MAX_STOP_STRINGS = 4
+MAX_STOP_CHARS = 256
 MAX_MESSAGES = 512
+MAX_PARTS = 256  # of one message
+MAX_NAME_CHARS = 256
+MAX_PROMPT_IDS = 1 << 17  # of one prompt; the model's context is checked later
+MAX_UNUSED_CHARS = 16_384  # of the JSON of a field that is accepted and not used
+MAX_INTEGER = 2**63 - 1
+
+
+def _check_unused(value: Any) -> Any:
+    if isinstance(value, str | dict | list):
+        try:
+            size = len(json.dumps(value))
+        except RecursionError:
+            size = MAX_UNUSED_CHARS + 1
+        if size > MAX_UNUSED_CHARS:
+            raise ValueError(f"expected at most {MAX_UNUSED_CHARS:,} characters of JSON")
+    return value
+
 
 Number = StrictInt | StrictFloat
-Unused = Annotated[Any, Field(description="Accepted and not used.", json_schema_extra={"x-unused": True})]
+Unused = Annotated[
+    Any,
+    AfterValidator(_check_unused),
+    Field(description="Accepted and not used.", json_schema_extra={"x-unused": True}),
+]
+ContextText = Annotated[StrictStr, Field(json_schema_extra={"x-bounded-by": "the model's context"})]
+Name = Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
+StopString = Annotated[StrictStr, Field(max_length=MAX_STOP_CHARS)]
+TokenCount = Annotated[StrictInt, Field(ge=1, le=MAX_INTEGER)]
+PromptIds = Annotated[list[StrictInt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_IDS)]
 
 
 class BadRequest(Exception):
@@ -27,6 +71,7 @@ class BadRequest(Exception):
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
         super().__init__(message)
+        message = message.encode("utf-8", "backslashreplace").decode("utf-8")  # a client may send lone surrogates
         self.message, self.param, self.code, self.status = message, param, code, status
 
 
@@ -38,17 +83,28 @@ class Part(_Body):
     """A part of a message: text, or in an assistant's message a tool call or its output."""
 
     type: Literal["text", "python", "output"]
-    text: StrictStr
+    text: ContextText
+
+
+Parts = Annotated[list[Part], Field(fail_fast=True, max_length=MAX_PARTS)]
 
 
 class Message(_Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | list[Part] | None = None
-    parts: list[Part] | None = None
+    content: ContextText | Parts | None = None
+    parts: Parts | None = None
     name: Unused = None
     refusal: None = None
+
+    def texts(self) -> Iterator[str]:
+        """Yields all texts of the message."""
+        if isinstance(self.content, str):
+            yield self.content
+        else:
+            yield from (part.text for part in self.content or ())
+        yield from (part.text for part in self.parts or ())
 
     def to_conversation_message(self) -> dict[str, Any]:
         """Returns the message in the format of `fledgling.text.conversation`; raises BadRequest without content."""
@@ -75,7 +131,7 @@ class TextFormat(_Body):
 class CommonRequest(_Body):
     """The fields of both kinds of completion."""
 
-    model: StrictStr = ""
+    model: Name = ""
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
@@ -84,21 +140,29 @@ class CommonRequest(_Body):
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: StrictStr | Annotated[list[StrictStr], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    seed: Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-MAX_INTEGER - 1, le=MAX_INTEGER)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[str, Annotated[Number, Field(ge=-100, le=100)]],
+            Field(max_length=MAX_OBJECT_KEYS, description="Keys are token ids, written as JSON writes an integer."),
+        ]
+        | None
+    ) = None
     presence_penalty: Annotated[Number, Field(ge=0, le=0, description="Only 0: use repetition_penalty.")] | None = None
     frequency_penalty: Annotated[Number, Field(ge=0, le=0, description="Only 0: use repetition_penalty.")] | None = None
     user: Unused = None
 
     def parse_logit_bias(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
-        """Returns logit_bias as (token id, bias); raises BadRequest for a key that is no token id."""
+        """Returns logit_bias as (token id, bias); raises BadRequest for a key that is not the one name of a token."""
         pairs = []
         for key, value in (self.logit_bias or {}).items():
-            if not (key.isascii() and key.isdigit() and int(key[:10]) < vocab_size and len(key) <= 10):
-                expected = f"token ids from 0 to {vocab_size - 1}"
-                raise BadRequest(f"logit_bias has the key {key[:40]!r}; expected {expected}", "logit_bias")
-            pairs.append((int(key), float(value)))
+            token = int(key) if key.isascii() and key.isdigit() and len(key) <= 10 else -1
+            if not 0 <= token < vocab_size or key != str(token):
+                name = f"; write {token}" if 0 <= token < vocab_size else ""
+                expected = f"token ids from 0 to {vocab_size - 1} without leading zeros{name}"
+                raise BadRequest(f"logit_bias has the key {shorten_text(key)!r}; expected {expected}", "logit_bias")
+            pairs.append((token, float(value)))
         return tuple(pairs)
 
     def stop_strings(self) -> tuple[str, ...]:
@@ -109,14 +173,14 @@ class CommonRequest(_Body):
 class ChatRequest(CommonRequest):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     calculator: StrictBool = True
     response_format: TextFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True, max_length=4)] | None = None
     tools: (
         Annotated[list[Any], Field(max_length=0, description="Only empty: the tools are the server's own.")] | None
     ) = None
@@ -133,12 +197,12 @@ class CompletionRequest(CommonRequest):
     """Body of POST /v1/completions; with echo, logprobs and max_tokens = 0 it only scores the prompt."""
 
     prompt: (
-        StrictStr
-        | Annotated[list[StrictStr], Field(min_length=1, max_length=MAX_CHOICES)]
-        | Annotated[list[StrictInt], Field(min_length=1)]
-        | Annotated[list[Annotated[list[StrictInt], Field(min_length=1)]], Field(min_length=1, max_length=MAX_CHOICES)]
+        ContextText
+        | Annotated[list[ContextText], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
+        | PromptIds
+        | Annotated[list[PromptIds], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
     )
-    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_INTEGER)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: StrictBool | None = None
     best_of: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -153,10 +217,13 @@ class CompletionRequest(CommonRequest):
 def parse_body(kind: type[CommonRequest], body: bytes) -> Any:
     """Parses and validates a body; raises BadRequest that names the first invalid field and what was expected."""
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate(parse_json(body))
+    except InvalidJSON as error:
+        raise BadRequest(f"the body: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(str(step) for step in first["loc"] if not _is_union_branch(step)) or None
+        steps = (shorten_text(str(step)) for step in first["loc"] if not _is_union_branch(step))
+        field = ".".join(steps) or None
         reason = "no such parameter" if first["type"] == "extra_forbidden" else first["msg"]
         raise BadRequest(f"{field or 'the body'}: {reason}", field) from None
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from fledgling.infer.sampling import SamplingParams
@@ -55,6 +56,22 @@ class Service:
             "max_queue_size": worker.max_queue_size,
             "max_batch_size": worker.max_batch_size,
         }
+
+    @cached_property
+    def max_text_bytes(self) -> int:
+        """Bytes of UTF-8 beyond which no text fits into the context: no token stands for more than the longest."""
+        return self.context * max(map(len, self.tokenizer.token_bytes))
+
+    def check_prompt_size(self, texts: Iterable[str], num_ids: int = 0) -> None:
+        """Raises BadRequest where texts and token ids cannot fit into the context, before anything is tokenized.
+
+        The check costs no more than the length of the texts; what passes it may still be too long.
+        """
+        num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        if num_bytes > self.max_text_bytes or num_ids >= self.context:
+            size = f"{num_ids:,} tokens" if num_ids else f"{num_bytes:,} bytes, which are more tokens than fit,"
+            message = f"the prompt has {size} and the model's whole context is {self.context:,} tokens"
+            raise BadRequest(message, "messages", "context_length_exceeded")
 
     def make_sampling_params(
         self, body: CommonRequest, prompt: Sequence[int], max_new_tokens: int | None, num_top_logprobs: int

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fledgling.config import UserError
-from fledgling.infer.sampling import SamplingParams, adjust_logits_, hash_to_uniform, sample_tokens
+from fledgling.infer.sampling import LogitAdjuster, SamplingParams, hash_to_uniform, sample_tokens
 
 
 def even_noise(count: int) -> torch.Tensor:
@@ -110,6 +111,39 @@ def test_invalid_parameters_are_named(wrong) -> None:
 
 
 def test_a_penalty_lowers_seen_tokens_and_a_bias_adds() -> None:
+    adjuster = LogitAdjuster(SamplingParams(repetition_penalty=2.0, logit_bias=((3, 10.0),)), [1, 0, 0], 4)
     logits = torch.tensor([2.0, -2.0, 3.0, -3.0])
-    adjust_logits_(logits, SamplingParams(repetition_penalty=2.0, logit_bias=((3, 10.0),)), [1, 0, 0])
+    adjuster.adjust_(logits, [])
     assert logits.tolist() == [1.0, -4.0, 3.0, 7.0]
+    logits = torch.tensor([2.0, -2.0, 3.0, -3.0])
+    adjuster.adjust_(logits, [2])  # the answer has grown by token 2
+    assert logits.tolist() == [1.0, -4.0, 1.5, 7.0]
+
+
+class _CountedOperations(TorchDispatchMode):
+    """Counts the tensor operations within its block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_a_step_costs_the_same_operations_whatever_the_length_of_bias_and_prompt(penalty) -> None:
+    counts = []
+    for length in (2, 1024):
+        sampling = SamplingParams(repetition_penalty=penalty, logit_bias=tuple((token, 1.0) for token in range(length)))
+        adjuster = LogitAdjuster(sampling, list(range(length)), 1024)
+        with _CountedOperations() as operations:
+            adjuster.adjust_(torch.zeros(1024), [5])
+        counts.append(operations.count)
+    assert counts[0] == counts[1] <= 16
+
+
+def test_a_bias_names_each_token_once() -> None:
+    with pytest.raises(UserError, match="each token once"):
+        SamplingParams(logit_bias=((1, 5.0), (1, 5.0)))
