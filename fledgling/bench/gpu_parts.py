@@ -24,7 +24,7 @@ from fledgling.bench.backends import EngineBackend, TransformersBackend
 from fledgling.bench.gpu import get_device, report_attempt, report_result
 from fledgling.bench.gpu_kernels import profile_step, synchronize_device
 from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_stream_bandwidth
-from fledgling.bench.train import RandomBatches, with_model_size
+from fledgling.bench.train import RandomBatches, measure_peak_above, with_model_size
 from fledgling.config import ModelConfig, Recipe, load_recipe
 from fledgling.infer.engine import Engine
 from fledgling.model.build import build_model
@@ -35,7 +35,7 @@ from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import hardware, inference, measured_speed
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.memory import TrainingStep, memory_by_phase
-from fledgling.runtime.device import measure_peak_flops, set_up_device, should_compile
+from fledgling.runtime.device import set_up_device, should_compile
 from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
@@ -155,7 +155,9 @@ def measure_steps(
         plan, moment = plan_peak_bytes(model.config, rows, dtype, compiled, documents)
         result |= {"peak_gb": peak / 1e9, "plan_gb": plan / 1e9, "plan_error": plan / peak - 1, "moment": moment}
         result["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
-    result["mfu_measured"] = achieved / max(setup.peak_flops, measure_peak_flops(world.device, setup.dtype))
+    measured_peak, problem = measure_peak_above(setup, world.device, achieved)
+    result["mfu_measured"] = measured_peak and achieved / measured_peak
+    result |= {"peak_problem": problem} if problem else {}
     if profile:
         result |= profile_step(lambda: loop.train_step(stage, model, optimizer, stream.next(), world), profile)
     return result

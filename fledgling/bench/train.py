@@ -32,6 +32,7 @@ from fledgling.runtime.device import DeviceSetup, measure_peak_flops, set_up_dev
 from fledgling.runtime.world import PendingCollective, World
 from fledgling.train.loop import train_step
 from fledgling.train.loss import next_token_loss
+from fledgling.train.peak import name_device, replace_exceeded_peak
 from fledgling.train.stage import Stage
 
 
@@ -130,9 +131,10 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
 
     Returns:
         parameters, dtype, ranks, threads (of one rank), tokens_per_second (of all ranks), seconds {step, forward,
-        backward, optimizer, communication} as medians of this rank, gflops {achieved, peak}, share_of_peak,
-        peak_memory in bytes (of the process on a CPU, of the allocator on a GPU), and saved_for, the device name
-        under which the speed was saved, or "".
+        backward, optimizer, communication} as medians of this rank, gflops {achieved, peak}, share_of_peak (both None
+        where the step exceeds every measurement of the peak), peak_memory in bytes (of the process on a CPU, of the
+        allocator on a GPU), saved_for, the device name under which the speed was saved, or "", and notice: what was
+        wrong with the peak, or "".
     """
     world, setup, model, optimizer = build_training(recipe)
     config = model.config
@@ -156,31 +158,44 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
         print(file=sys.stderr)
     seconds = {name: statistics.median(values) for name, values in samples.items()}
     seconds["backward"] = seconds["step"] - seconds["forward"] - seconds["optimizer"]
-    peak = max(setup.peak_flops, measure_peak_flops(world.device, setup.dtype))
     tokens = rows * config.context  # of a rank
     achieved = training_flops_per_token(config) * tokens / seconds["step"]
-    dtype = str(setup.dtype).removeprefix("torch.")
-    card = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
-    speed_name = measured_speed.device_name(world.device.type, dtype, card)
+    peak, notice = measure_peak_above(setup, world.device, achieved)
+    speed_name = name_device(setup, world.device)
+    is_saved = bool(speed_name and world.size == 1 and peak)
     what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens"
-    if speed_name and world.size == 1:
+    if speed_name and is_saved and peak:
         day = time.strftime("%Y-%m-%d")
         measured_speed.save_speed(
             measured_speed.MeasuredSpeed(speed_name, achieved / peak, peak, tokens / seconds["step"], what, day)
         )
     return {
         "parameters": model.count_parameters(),
-        "dtype": dtype,
-        "saved_for": speed_name if world.size == 1 else "",
+        "dtype": setup.dtype_name,
+        "saved_for": speed_name if is_saved else "",
         "ranks": world.size,
         "threads": torch.get_num_threads(),
         "compiled": setup.compiled,
         "tokens_per_second": world.size * tokens / seconds["step"],
         "seconds": seconds,
-        "gflops": {"achieved": achieved / 1e9, "peak": peak / 1e9},
-        "share_of_peak": achieved / peak,
+        "gflops": {"achieved": achieved / 1e9, "peak": peak and peak / 1e9},
+        "share_of_peak": peak and achieved / peak,
+        "notice": notice,
         "peak_memory": measure_process_peak_memory(world.device),
     }
+
+
+def measure_peak_above(setup: DeviceSetup, device: torch.device, achieved: float) -> tuple[float | None, str]:
+    """Returns the peak in FLOP/s that `achieved` is a share of, and what was wrong with it, or "".
+
+    That is the higher of two measurements, before and after the work; where the work exceeds both, the highest of
+    several further ones, and None where it exceeds these too: there is no share then.
+    """
+    peak = max(setup.peak_flops, measure_peak_flops(device, setup.dtype))
+    if achieved <= peak:
+        return peak, ""
+    again, text = replace_exceeded_peak(setup, device, peak, achieved)
+    return again or None, text
 
 
 def measure_process_peak_memory(device: torch.device) -> int:

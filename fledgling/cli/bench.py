@@ -74,7 +74,13 @@ def train(
         print(
             f"{result['ranks']} ranks: {seconds['communication'] * 1e3:,.0f} ms of a step is communication, {share:.1%}"
         )
-    print(f"{gflops['achieved']:,.0f} of {gflops['peak']:,.0f} GFLOP/s measured here: {result['share_of_peak']:.1%}")
+    if result["share_of_peak"] is None:
+        print(f"{gflops['achieved']:,.1f} GFLOP/s")
+    else:
+        peak, share = gflops["peak"], result["share_of_peak"]
+        print(f"{gflops['achieved']:,.0f} of {peak:,.0f} GFLOP/s measured here: {share:.1%}")
+    if result["notice"]:
+        print(result["notice"])
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
     if result["saved_for"]:
         print(f"fledgling plan now uses this utilization for --gpu {result['saved_for']}")

@@ -49,6 +49,7 @@ def make_plan(
     link: str | None = None,
     layout: str = "fledgling",
     strict: bool = True,
+    peak_flops: float | None = None,
 ) -> dict[str, Any]:
     """Returns the plan of a recipe on `gpus` devices called `gpu` (default: run.ranks of run.hardware).
 
@@ -61,6 +62,7 @@ def make_plan(
         link: name of the link between the devices.
         layout: one of `fledgling.plan.memory.LAYOUTS`.
         strict: whether to raise for a batch that ranks do not divide and for a step that does not fit the device.
+        peak_flops: FLOP/s of a device, measured by the run that is planned; None: the table's or the benchmark's.
 
     Raises UserError for an unknown device or link, for invalid values and, if strict, as described.
     """
@@ -76,7 +78,7 @@ def make_plan(
         raise UserError(f"layout: got {layout!r}, expected one of {', '.join(memory.LAYOUTS)}")
     config = recipe.resolve_model()
     horizon, parameters = recipe_horizon(recipe), count_parameters(config)
-    utilization, device = choose_utilization(device, mfu)
+    utilization, device = choose_utilization(device, mfu, peak_flops)
     dtype = recipe.run.dtype
     if dtype == "auto":
         dtype = "float32" if device.name == "cpu" else "bfloat16"
@@ -173,15 +175,35 @@ def one_row_step(
     )
 
 
-def choose_utilization(device: hardware.DeviceSpec, mfu: float | None) -> tuple[dict[str, Any], hardware.DeviceSpec]:
-    """Returns the utilization to assume with its source, and the device with the peak that it refers to."""
+def choose_utilization(
+    device: hardware.DeviceSpec, mfu: float | None, peak_flops: float | None = None
+) -> tuple[dict[str, Any], hardware.DeviceSpec]:
+    """Returns the utilization to assume with its source, and the device with the peak that it refers to.
+
+    Args:
+        device: of the table.
+        mfu: given by the user.
+        peak_flops: FLOP/s measured by the run that is planned: then all shares are of this peak, as the shares that the
+            run records. None: of the table's peak, or of the benchmark's.
+    """
+    source = "table"
+    if peak_flops:
+        device, source = replace(device, peak_flops=peak_flops), "run"
     if mfu is not None:
-        return {"mfu": mfu, "mfu_source": "given"}, device
+        return {"mfu": mfu, "mfu_source": "given", "peak_source": source}, device
     measured = measured_speed.load_speed(device.name)
     if measured is None:
-        return {"mfu": cost.assumed_mfu(device), "mfu_source": "table"}, device
-    utilization = {"mfu": measured.mfu, "mfu_source": "measured", "mfu_of": f"{measured.model}, {measured.date}"}
-    return utilization, replace(device, peak_flops=measured.peak_flops)
+        return {"mfu": cost.assumed_mfu(device), "mfu_source": "table", "peak_source": source}, device
+    reached = measured.mfu * measured.peak_flops
+    if not peak_flops or reached > peak_flops:  # a run's peak below what the benchmark reached was measured too low
+        device, source = replace(device, peak_flops=measured.peak_flops), "benchmark"
+    utilization = {
+        "mfu": reached / device.peak_flops,
+        "mfu_source": "measured",
+        "mfu_of": f"{measured.model}, {measured.date}",
+        "peak_source": source,
+    }
+    return utilization, device
 
 
 def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.DeviceSpec) -> dict[str, Any]:

@@ -90,9 +90,12 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
     time, device, stages = plan["time"], plan["hardware"], plan["stages"]
     source = {"given": "as given", "measured": "measured on this machine", "table": "assumed"}[time["mfu_source"]]
     origin = f" with {time['mfu_of']}" if "mfu_of" in time else ""
+    peak_sources = {"table": "the table", "benchmark": "the benchmark", "run": "the run"}
+    peak = f"{device['peak_flops'] / 1e12:,.4g} TFLOP/s, the peak of {peak_sources[time['peak_source']]}"
     rows = [
         ("hardware", f"{device['ranks']} x {device['name']}"),
         ("time", f"{format_hours(time['hours'])} of pretraining at {time['mfu']:.0%} MFU, {source}{origin} (estimate)"),
+        ("", f"MFU of {peak}; the time of the steps alone, without evaluations, checkpoints and preparation"),
     ]
     for name, stage in stages.items():
         money = "" if stage["usd"] is None else f", ${stage['usd']:,.2f}"

@@ -11,12 +11,14 @@ import struct
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from fledgling.config import STAGES, UserError
 from fledgling.record import read_jsonl
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+WARM_STEPS = 3  # the first steps compile, so speeds ignore them if there are more
 MAX_FILE_BYTES = 16 * 2**20  # bytes of a recipe, plan or manifest
 
 
@@ -117,6 +119,18 @@ def load_run_data(run_dir: Path | str) -> RunData:
         plan=_json(path / "plan.json"),
         stages=stages,
     )
+
+
+def drop_warmup_steps(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """Returns a metric without its first steps, which include compilation."""
+    first = WARM_STEPS if len(steps) > WARM_STEPS else 0
+    return steps[first:], values[first:]
+
+
+def steady_median(stage: StageData, name: str) -> float | None:
+    """Returns the median of a metric after the warm-up steps."""
+    values = drop_warmup_steps(*stage.metric_series(name))[1]
+    return median(values) if values else None
 
 
 def finite_number(value: Any) -> float | None:

@@ -15,7 +15,18 @@ from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.report import summary as numbers
 from fledgling.report.chart import Chart, Line, render_bar, render_chart, running_mean
-from fledgling.report.run_data import RunData, SampledText, StageData, finite_number, load_run_data, nested_table
+from fledgling.report.predictions import hourly_price, pair_predictions
+from fledgling.report.provenance import data_rows, environment_rows
+from fledgling.report.run_data import (
+    RunData,
+    SampledText,
+    StageData,
+    drop_warmup_steps,
+    finite_number,
+    load_run_data,
+    nested_table,
+    steady_median,
+)
 from fledgling.report.template import render_page
 
 MAX_PROMPTS, MAX_ANSWERS, MAX_TEXT_CHARACTERS = 16, 8, 1200
@@ -49,6 +60,7 @@ def run_page_contents(run: RunData) -> dict[str, Any]:
         "stages": stage_rows(run),
         "predictions": prediction_rows(run),
         "samples": sample_groups(run),
+        "left_out": describe_left_out(run),
         "notices": [(stage.name, text) for stage in run.stages for text in stage.notices],
         "recipe": run.recipe_text,
         "environment": environment_rows(run),
@@ -77,22 +89,24 @@ def run_tiles(run: RunData) -> list[tuple[str, str, str]]:
     bits = [e for e in last_values if e.name == "bits_per_byte"]
     if bits:
         tiles.append((f"{bits[-1].value:.3f}", "bits per byte", f"after {bits[-1].stage}"))
-    weights = finite_number(nested_table(run.plan, "parameters").get("total")) or next(
-        (stage.parameter_count for stage in run.stages[::-1] if stage.parameter_count), None
-    )
-    if weights:
-        tiles.append((format_count(weights), "parameters", _model_shape(run)))
+    weights = next((stage.parameter_count for stage in run.stages[::-1] if stage.parameter_count), None)
+    planned = finite_number(nested_table(run.plan, "parameters").get("total"))
+    if weights or planned:
+        is_planned = "" if weights else "planned: no checkpoint is left"
+        tiles.append((format_count(weights or planned or 0), "parameters", is_planned or _model_shape(run)))
     tokens = [stage.last_metric("tokens") for stage in run.stages]
     if any(tokens):
-        tiles.append((format_count(sum(filter(None, tokens))), "tokens seen", f"in {len(run.stages)} stages"))
+        small = f"in {len(run.stages)} stages, repetitions and padding included"
+        tiles.append((format_count(sum(filter(None, tokens))), "token positions", small))
     seconds = [stage.seconds for stage in run.stages if stage.seconds]
     if seconds:
-        price = numbers.hourly_price(run)
-        note = f"about ${price * sum(seconds) / 3600:,.2f}" if price else "of work, pauses left out"
+        price = hourly_price(run)
+        note = "evaluations included, pauses left out"
+        note += f"; about ${price * sum(seconds) / 3600:,.2f}" if price else ""
         tiles.append((format_seconds(sum(seconds)), "time", note))
     for stage in run.stages:
-        if speed := numbers.steady_median(stage, "tokens_per_second"):
-            mfu = numbers.steady_median(stage, "mfu")
+        if speed := steady_median(stage, "tokens_per_second"):
+            mfu = steady_median(stage, "mfu")
             small = stage.name + (f", MFU {100 * mfu:.1f} %" if mfu else "")
             tiles.append((format_count(speed), "tokens per second", small))
             break
@@ -106,7 +120,10 @@ def _model_shape(run: RunData) -> str:
 
 
 def eval_rows(run: RunData) -> list[dict[str, Any]]:
-    """Returns one row per evaluation: a cell per stage, then the best constant answer and n of the last stage."""
+    """Returns one row per evaluation: a cell per stage, then the best constant answer of the last stage, and n.
+
+    n is a range where the stages measured different numbers of cases.
+    """
     last = {(e.stage, e.name): e for e in numbers.final_evaluations(run)}
     stages = [stage.name for stage in run.stages if stage.evals]
     rows = []
@@ -126,7 +143,8 @@ def eval_rows(run: RunData) -> list[dict[str, Any]]:
             cells.append({"value": numbers.format_value(e.value, is_percent), "span": interval, "bar": chart_bar})
         latest = present[-1]
         baseline = numbers.format_value(latest.baseline, is_percent) or "–"
-        n = "–" if latest.n is None else f"{latest.n:,}"
+        counts = sorted({e.n for e in present if e.n is not None})
+        n = "–".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "–"
         rows.append({"name": evaluation_label(name), "cells": cells, "constant": baseline, "n": n})
     return rows
 
@@ -138,8 +156,8 @@ def evaluation_label(name: str) -> str:
 
 
 def stage_rows(run: RunData) -> list[tuple[str, ...]]:
-    """Returns state, steps, tokens, time, speed, MFU, saving and cost of each stage as cells."""
-    price = numbers.hourly_price(run)
+    """Returns state, steps, tokens, time, time of the steps, speed, MFU, saving and cost of each stage as cells."""
+    price = hourly_price(run)
     rows: list[tuple[str, ...]] = []
     for stage in run.stages:
         stats = numbers.summarize_stage(stage)
@@ -151,13 +169,22 @@ def stage_rows(run: RunData) -> list[tuple[str, ...]]:
                 f"{stats['steps']:,}",
                 format_count(stats["tokens"]) if stats["tokens"] else "–",
                 format_seconds(seconds),
+                format_seconds(stage.last_metric("training_seconds")),
                 format_count(speed) if speed else "–",
-                f"{100 * mfu:.1f} %" if mfu else "–",
+                f"{100 * mfu:.1f} %{_format_peak(stats['peak_flops'])}" if mfu else "–",
                 format_stall(stats["saving"]["stall"], seconds),
                 f"${price * seconds / 3600:,.2f}" if price and seconds else "–",
             )
         )
     return rows
+
+
+def _format_peak(peaks: list[float] | None) -> str:
+    """Returns the peak that a share is of, as text; each start of a stage measures it."""
+    if not peaks:
+        return ""
+    values = dict.fromkeys(f"{peak / 1e9:,.4g}" for peak in peaks)
+    return f" of {' to '.join(values)} GFLOP/s"
 
 
 def format_stall(stall: float | None, seconds: float | None) -> str:
@@ -168,16 +195,12 @@ def format_stall(stall: float | None, seconds: float | None) -> str:
 
 
 def prediction_rows(run: RunData) -> list[tuple[str, str, str, str]]:
-    """Returns (quantity, predicted, measured, error of the prediction)."""
-    predicted, measured = numbers.predicted_and_measured(run)
-    off = numbers.prediction_errors(predicted, measured)
+    """Returns (quantity, predicted, measured, error of the prediction or what is not alike)."""
     rows = []
-    for key, expected in predicted.items():
-        format_value = _formatter_for(key)
-        error = f"{100 * off[key]:+.1f} %" if key in off else "–"
-        *stage, what = key.split(".")
-        label = numbers.PREDICTION_LABELS.get(what, what.replace("_", " "))
-        rows.append((" ".join([*stage, label]), format_value(expected), format_value(measured[key]), error))
+    for pair in pair_predictions(run):
+        format_value = _formatter_for(pair.key)
+        error = pair.differs or "–" if pair.error is None else f"{100 * pair.error:+.1f} %"
+        rows.append((pair.label, format_value(pair.predicted), format_value(pair.measured), error))
     return rows
 
 
@@ -190,41 +213,6 @@ def _formatter_for(key: str) -> Callable[[float], str]:
     if key.endswith("usd"):
         return lambda value: f"${value:,.2f}"
     return format_bytes if key.endswith("memory") else format_count
-
-
-def environment_rows(run: RunData) -> list[tuple[str, str]]:
-    """Returns the environment as flat pairs of text."""
-    rows = []
-    for key, value in run.environment.items():
-        if key == "memory" and finite_number(value):
-            value = format_bytes(value)
-        if isinstance(value, list):
-            value = ", ".join(map(str, value)) or "none"
-        if value is not None:
-            rows.append((key.replace("_", " "), str(value)[:300]))
-    return rows
-
-
-def data_rows(run: RunData) -> list[dict[str, str]]:
-    """Returns counts and a fingerprint of each prepared set, and of the tokenizer."""
-    rows = []
-    for name, manifest in run.data.items():
-        tokens, documents = finite_number(manifest.get("tokens")), finite_number(manifest.get("documents"))
-        sha256 = nested_table(manifest, "files", "tokens.bin").get("sha256")
-        rows.append(
-            {
-                "name": name,
-                "documents": f"{documents:,.0f}" if documents is not None else "–",
-                "tokens": format_count(tokens) if tokens is not None else "–",
-                "fingerprint": sha256[:16] if isinstance(sha256, str) else "–",
-            }
-        )
-    if run.tokenizer:
-        entries, fingerprint = finite_number(run.tokenizer.get("vocab_size")), run.tokenizer.get("fingerprint")
-        text = fingerprint[:16] if isinstance(fingerprint, str) else "–"
-        size = f"{entries:,.0f} entries" if entries else "–"
-        rows.append({"name": "tokenizer", "documents": "–", "tokens": size, "fingerprint": text})
-    return rows
 
 
 # ---- drawings ----
@@ -284,7 +272,7 @@ def speed_charts(run: RunData) -> list[tuple[str, Markup]]:
     ):
         lines = []
         for stage in run.stages:
-            steps, values = numbers.drop_warmup_steps(*stage.metric_series(name))
+            steps, values = drop_warmup_steps(*stage.metric_series(name))
             xs = [position(stage.name, step) for step in steps]
             lines.append(Line(stage.name, xs, running_mean(values), color=STAGE_COLORS[stage.name]))
         charts.append((label, render_chart(Chart(label, lines, format_y=format_y, floor=0.0, **_stage_axis(run)))))
@@ -392,6 +380,20 @@ def sample_groups(run: RunData) -> list[dict[str, Any]]:
         answers = [{"stage": s.stage, "step": f"{s.step:,}", "text": _shorten(s.text)} for s in chosen]
         shown.append({"prompt": _shorten(prompt), "answers": answers})
     return shown
+
+
+def describe_left_out(run: RunData) -> dict[str, str]:
+    """Returns a sentence on what the page does not show, of "evals" and of "samples"; "" where it shows everything."""
+    evals = len(numbers.evaluation_names(run)) - MAX_EVALS
+    samples = [sample.prompt for stage in run.stages for sample in stage.samples]
+    prompts = list(dict.fromkeys(samples))
+    shown = sum(min(MAX_ANSWERS, samples.count(prompt)) for prompt in prompts[:MAX_PROMPTS])
+    return {
+        "evals": f"{evals} more evaluations are in evals.jsonl of each stage." if evals > 0 else "",
+        "samples": f"{shown} of {len(samples)} recorded answers are shown; all are in samples.jsonl of each stage."
+        if shown < len(samples)
+        else "",
+    }
 
 
 def _shorten(text: str) -> str:

@@ -7,38 +7,45 @@ answer also reaches is no evidence.
 from bisect import bisect_left
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from fledgling.report.run_data import Evaluation, RunData, StageData, finite_number, load_run_data, nested_table
+from fledgling.report.predictions import pair_predictions
+from fledgling.report.run_data import (
+    Evaluation,
+    RunData,
+    StageData,
+    finite_number,
+    load_run_data,
+    steady_median,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-WARM_STEPS = 3  # the first steps compile, so speeds ignore them if there are more
-PREDICTION_LABELS = {"hours": "time", "mfu": "MFU", "usd": "cost", "flops": "FLOPs", "memory": "peak memory"}
 _LEADING = ("bits_per_byte", "core")
 _NO_SHARES = ("bits", "loss", "perplexity", "length", "tokens", "seconds")
 
 
 def summarize_run(run_dir: Path | str) -> dict[str, Any]:
-    """Returns the run as JSON: {"run", "name", "stages", "evals", "history", "predicted", "measured", "error"}.
+    """Returns the run as JSON.
 
-    evals: the last value of every evaluation in each stage, {stage, step, name, value, low, high, n, baseline};
-    history: all of them. predicted and measured have the same keys (RUN/plan.json against the files); error is
-    predicted / measured - 1. Raises UserError if there is nothing to report.
+    Its keys: run, name, stages, evals, history, predicted, measured, error, differs. evals: the last value of every
+    evaluation in each stage, {stage, step, name, value, low, high, n, baseline}; history: all of them. predicted and
+    measured have the same keys (RUN/plan.json against the files); error is predicted / measured - 1 where the two are
+    of the same thing, and differs says of the others what is not alike. Raises UserError if there is nothing to report.
     """
     run = load_run_data(run_dir)
-    predicted, measured = predicted_and_measured(run)
+    pairs = pair_predictions(run)
     return {
         "run": str(run.path),
         "name": run_title(run),
         "stages": {stage.name: summarize_stage(stage) for stage in run.stages},
         "evals": [asdict(evaluation) for evaluation in final_evaluations(run)],
         "history": [asdict(evaluation) for stage in run.stages for evaluation in stage.evals],
-        "predicted": predicted,
-        "measured": measured,
-        "error": prediction_errors(predicted, measured),
+        "predicted": {pair.key: pair.predicted for pair in pairs},
+        "measured": {pair.key: pair.measured for pair in pairs},
+        "error": {pair.key: pair.error for pair in pairs if pair.error is not None},
+        "differs": {pair.key: pair.differs for pair in pairs if pair.differs},
     }
 
 
@@ -89,31 +96,25 @@ def format_value(value: float | None, share: bool) -> str:
     return "" if value is None else f"{100 * value:.1f} %" if share else f"{value:.3f}"
 
 
-def drop_warmup_steps(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """Returns a metric without its first steps, which include compilation."""
-    first = WARM_STEPS if len(steps) > WARM_STEPS else 0
-    return steps[first:], values[first:]
-
-
-def steady_median(stage: StageData, name: str) -> float | None:
-    """Returns the median of a metric after the warm-up steps."""
-    values = drop_warmup_steps(*stage.metric_series(name))[1]
-    return median(values) if values else None
-
-
 def summarize_stage(stage: StageData) -> dict[str, Any]:
     """Returns the statistics of one stage: steps, tokens, hours, speed, the last loss, whether it has finished.
 
-    saving: seconds that training waited for checkpoints, and seconds that the writer worked in the background.
+    hours: of all work, with evaluations, checkpoints and preparation; training_hours: of the steps alone. mfu: the
+    median share of the measured peak; peak_flops: [lowest, highest] of that peak, of one rank: each start of the stage
+    measures it. loss: of the last step. saving: seconds that training waited for checkpoints, and seconds that the
+    writer worked in the background.
     """
-    seconds = stage.seconds
+    seconds, steps_seconds = stage.seconds, stage.last_metric("training_seconds")
+    peaks = stage.metric_series("peak_flops")[1]
     return {
         "finished": bool(stage.done),
         "steps": stage.last_step,
         "tokens": stage.last_metric("tokens"),
         "hours": None if seconds is None else seconds / 3600,
+        "training_hours": None if steps_seconds is None else steps_seconds / 3600,
         "tokens_per_second": steady_median(stage, "tokens_per_second"),
         "mfu": steady_median(stage, "mfu"),
+        "peak_flops": [min(peaks), max(peaks)] if peaks else None,
         "loss": stage.last_metric("loss"),
         "saving": {"stall": _saving(stage, "save_stall"), "writer": _saving(stage, "save_seconds")},
     }
@@ -124,59 +125,6 @@ def _saving(stage: StageData, name: str) -> float | None:
     recorded = [*stage.metric_series(name)[1], finite_number(stage.done.get(name))]
     seconds_known = [seconds for seconds in recorded if seconds is not None]
     return sum(seconds_known) if seconds_known else None
-
-
-def hourly_price(run: RunData) -> float | None:
-    """Returns US dollars per hour for all devices together, from the plan."""
-    hours, dollars = (
-        finite_number(nested_table(run.plan, "time").get("hours")),
-        finite_number(nested_table(run.plan, "cost").get("usd")),
-    )
-    return dollars / hours if hours and dollars is not None else None
-
-
-def predicted_and_measured(run: RunData) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns (predicted, measured): the values of RUN/plan.json that the files can confirm, with the same keys.
-
-    flops are the tokens seen times the FLOPs per token; memory is the measured peak of live tensors of a step; hours,
-    tokens and dollars only of finished stages.
-    """
-    plans, price = nested_table(run.plan, "stages"), hourly_price(run)
-    per_token = finite_number(nested_table(run.plan, "flops").get("per_token"))
-    predicted: dict[str, Any] = {"parameters": nested_table(run.plan, "parameters").get("total")}
-    measured: dict[str, Any] = {
-        "parameters": next((s.parameter_count for s in run.stages[::-1] if s.parameter_count), None)
-    }
-    for stage in run.stages:
-        name, planned, stats = stage.name, dict(nested_table(plans, stage.name)), summarize_stage(stage)
-        if name == "pretrain":
-            planned |= {
-                **nested_table(run.plan, "horizon"),
-                **nested_table(run.plan, "time"),
-                **nested_table(run.plan, "flops"),
-            }
-            planned["flops"] = planned.pop("total", None)
-            planned["usd"] = nested_table(run.plan, "cost").get("usd")
-        if stage.done and per_token and stats["tokens"]:
-            stats["flops"] = per_token * stats["tokens"]
-        if stage.done and price is not None and stage.seconds:
-            stats["usd"] = price * stage.seconds / 3600
-        stats["memory"] = max(stage.metric_series("memory")[1], default=None)
-        for key in ("steps", "tokens", "hours", "tokens_per_second", "mfu", "flops", "usd", "memory"):
-            predicted[f"{name}.{key}"] = planned.get(key)
-            needs_no_end = key in ("mfu", "tokens_per_second", "memory")
-            measured[f"{name}.{key}"] = stats.get(key) if stage.done or needs_no_end else None
-    common = [
-        key
-        for key in predicted
-        if finite_number(predicted[key]) is not None and finite_number(measured[key]) is not None
-    ]
-    return {key: predicted[key] for key in common}, {key: measured[key] for key in common}
-
-
-def prediction_errors(predicted: dict[str, float], measured: dict[str, float]) -> dict[str, float]:
-    """Returns the error of each prediction as a share of the measured value; zero measurements are left out."""
-    return {key: predicted[key] / value - 1 for key, value in measured.items() if value}
 
 
 def make_evals_table(run_dir: Path | str) -> "Table":
@@ -212,20 +160,3 @@ def _cell(evaluation: Evaluation | None, is_percent: bool) -> str:
     if is_percent:
         return f"{100 * evaluation.value:.1f} % ({100 * evaluation.low:.0f}-{100 * evaluation.high:.0f})"
     return f"{evaluation.value:.3f} ± {(evaluation.high - evaluation.low) / 2:.3f}"
-
-
-def make_predictions_table(run_dir: Path | str) -> "Table":
-    """Returns predicted, measured and error as a table for the terminal; no rows if nothing was planned."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    predicted, measured = predicted_and_measured(load_run_data(run_dir))
-    errors = prediction_errors(predicted, measured)
-    table = Table(box=SIMPLE_HEAD, title="predicted and measured", title_justify="left")
-    for name in ("", "predicted", "measured", "error"):
-        table.add_column(name, justify="right" if name else "left")
-    for key, value in predicted.items():
-        *stage, quantity = key.split(".")
-        name = " ".join([*stage, PREDICTION_LABELS.get(quantity, quantity.replace("_", " "))])
-        table.add_row(name, f"{value:,.4g}", f"{measured[key]:,.4g}", f"{errors[key]:+.1%}" if key in errors else "-")
-    return table

@@ -40,6 +40,10 @@ class TrainingStopped(Exception):
         self.step = step
 
 
+# (measured peak, what a step reached), FLOP/s of a rank -> (peak measured again, or 0.0 if that fails; what to tell)
+MeasurePeak = Callable[[float, float], tuple[float, str]]
+
+
 @dataclass(frozen=True)
 class LoopContext:
     """What the loop needs besides the stage: where to record, how to save, when to stop, what full speed is."""
@@ -50,6 +54,7 @@ class LoopContext:
     should_stop: Callable[[], bool]  # called after every step
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # measured, of one rank; 0: not measured
+    measure_peak: MeasurePeak = lambda peak, reached: (0.0, "")  # called when a step exceeds the peak
     health: Health = field(default_factory=Health)
     rollback: Rollback = field(default_factory=Rollback)
     totals: Totals = field(default_factory=Totals)
@@ -142,8 +147,11 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
         speed = {"tokens_per_second": tokens / seconds}
         if peak_flops:
             flops = context.flops_per_token * tokens / seconds / world.size
-            peak_flops = max(peak_flops, flops)  # a peak that was measured on a busy machine is too low
-            speed["mfu"] = flops / peak_flops
+            if flops > peak_flops and world.is_main:  # whose values are recorded
+                peak_flops, problem = context.measure_peak(peak_flops, flops)
+                recorder.log_notice(problem)
+            if peak_flops:
+                speed |= {"mfu": flops / peak_flops, "peak_flops": peak_flops}
         extra = stage.extra_metrics() | ({"memory": peak.bytes} if peak.bytes else {})
         recorder.log_metrics(
             step,

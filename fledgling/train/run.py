@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,6 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import load_parameters
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.measured_speed import device_name
 from fledgling.plan.plan import make_plan
 from fledgling.record import Recorder, checkpoint, write_json
 from fledgling.record.checkpoint import Checkpoint
@@ -39,6 +39,7 @@ from fledgling.train.dpo import build_dpo_stage
 from fledgling.train.health import Health, Rollback
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
+from fledgling.train.peak import name_device, replace_exceeded_peak
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.rl.algorithm import ALGORITHMS
 from fledgling.train.rl.build import build_rl_stage
@@ -144,6 +145,7 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, sele
             lambda: stop_requested() or saver.failed,
             training_flops_per_token(context.model.config),
             setup.peak_flops,
+            partial(replace_exceeded_peak, setup, world.device),
             health,
             rollback,
             totals,
@@ -231,15 +233,15 @@ def write_run_files(recipe: Recipe, run_dir: Path, setup: DeviceSetup, world: Wo
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
     write_json(run_dir / "environment.json", collect_environment())
-    card = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
     real = replace(
         recipe.run,
         dtype=setup.dtype_name,
         compile="on" if setup.compiled else "off",
         ranks=world.size,
-        hardware=device_name(world.device.type, setup.dtype_name, card) or recipe.run.hardware,
+        hardware=name_device(setup, world.device) or recipe.run.hardware,
     )
-    write_json(run_dir / "plan.json", make_plan(replace(recipe, run=real), strict=False))
+    plan = make_plan(replace(recipe, run=real), strict=False, peak_flops=setup.peak_flops)
+    write_json(run_dir / "plan.json", plan)
 
 
 def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path) -> Path | None:

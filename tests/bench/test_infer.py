@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fledgling.bench.infer import format_inference_table, measure_inference
+from fledgling.bench import infer
+from fledgling.bench.infer import find_exceeded_limits, format_inference_table, measure_inference
 from fledgling.bench.train import with_model_size
 from fledgling.cli import main
 from fledgling.config import load_recipe
@@ -35,6 +36,27 @@ def test_results_and_their_shares():
     assert [row["bytes_per_step"] for row in rows[:4]] == [scales.get(name, 4) * matrices + cache for name in names]
     assert result["logits_differ"] < 1e-3
     assert "transformers" in format_inference_table(result)
+
+
+def test_a_share_above_one_is_told():
+    """Weights in a cache, or a limit measured on a busy machine: the share is no share of this limit."""
+    row = {"engine": "fledgling", "batch": 1, "context": 8, "share_of_bandwidth": 1.2, "share_of_bandwidth_best": 0.9}
+    row |= {"share_of_flops": 0.1, "prefill_share_of_flops": 0.2}
+    (note,) = find_exceeded_limits([row, {**row, "batch": 8, "share_of_bandwidth": 0.8}])
+    assert note.startswith("share of bandwidth above 100 %: fledgling 1 x 8;")
+    assert find_exceeded_limits([{**row, "share_of_bandwidth": 1.0}]) == []
+
+
+def test_a_limit_that_is_exceeded_is_measured_again(monkeypatch):
+    measured = iter([1.0, *[1e15] * 10])
+    monkeypatch.setattr(infer, "measure_stream_bandwidth", lambda device: next(measured))
+    monkeypatch.setattr(infer, "measure_peak_flops", lambda device, dtype: 1e15)
+    recipe = with_model_size(load_recipe("quickstart", RUN), depth=1, vocab_size=64, context=16)
+    result = measure_inference(recipe, batches=(1,), contexts=(4,), tokens=2, repeats=1, peers=False, bits=(16,))
+    assert result["limits"]["bytes_per_second"] == 1e15 and result["notes"] == []
+    monkeypatch.setattr(infer, "measure_stream_bandwidth", lambda device: 1.0)
+    result = measure_inference(recipe, batches=(1,), contexts=(4,), tokens=2, repeats=1, peers=False, bits=(16,))
+    assert "share of bandwidth above 100 %" in format_inference_table(result)
 
 
 def test_json_without_peers(capsys):

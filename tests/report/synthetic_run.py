@@ -10,6 +10,7 @@ from fledgling.plan.plan import make_plan
 from fledgling.record import Recorder, write_json
 from fledgling.runtime.environment import collect_environment
 
+PEAK_FLOPS = 1e12  # of the synthetic machine
 STAGES = {
     "pretrain": (500, 3.2, 5.6),
     "midtrain": (150, 1.9, 2.3),
@@ -49,7 +50,15 @@ def _work(recorder: Recorder, name: str, steps: int, least: float, most: float, 
         saved = {"save_stall": 0.01, "save_seconds": 0.2} if step % 20 == 1 and step > 1 else {}
         speed = chance.gauss(18_000, 250) * (0.2 if name == "rl" else 1) * (0.1 if step == 1 else 1)
         recorder.log_metrics(
-            step, loss=loss, tokens=4096 * step, tokens_per_second=speed, mfu=speed / 47_000, **extra, **saved
+            step,
+            loss=loss,
+            tokens=4096 * step,
+            training_seconds=4096 * step / 20_000,
+            tokens_per_second=speed,
+            mfu=speed / 47_000,
+            peak_flops=PEAK_FLOPS,
+            **extra,
+            **saved,
         )
 
 
@@ -80,7 +89,7 @@ def make_run(path: Path, stages=tuple(STAGES), scale: float = 1.0, planned: bool
     shard = {"documents": 18_211, "tokens": 4_811_302, "files": {"tokens.bin": {"sha256": "ab12" * 16}}}
     write_json(path / "data/embedded-train/manifest.json", shard)
     if planned:
-        write_json(path / "plan.json", make_plan(recipe, price=0.4))
+        write_json(path / "plan.json", make_plan(recipe, price=0.4, peak_flops=PEAK_FLOPS))
     for place, name in enumerate(stages):
         steps, least, most = STAGES[name]
         steps = max(8, round(steps * scale))

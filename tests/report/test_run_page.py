@@ -10,7 +10,10 @@ from html.parser import HTMLParser
 import pytest
 
 from fledgling.cli import main
+from fledgling.record import Recorder
 from fledgling.report import build_report, make_evals_table, summarize_run
+from fledgling.report.run_data import load_run_data
+from fledgling.report.run_page import eval_rows
 
 from .synthetic_run import make_run
 
@@ -168,3 +171,27 @@ def test_the_report_needs_no_torch(run):
     script = "import sys; from fledgling.report import build_report; build_report(sys.argv[1])"
     script += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script, str(run)], check=True)
+
+
+def test_what_the_page_leaves_out_is_said(tmp_path):
+    run = make_run(tmp_path / "run", stages=("pretrain",), scale=0.02)
+    with Recorder(run / "pretrain", "pretrain", 10, quiet=True) as recorder:
+        for number in range(70):
+            recorder.log_evaluation(10, f"task_{number}", 0.5, n=50)
+            recorder.log_sample(10, f"prompt {number}", "answer")
+    page = build_report(run).read_text()
+    assert "11 more evaluations are in evals.jsonl" in page
+    assert "recorded answers are shown; all are in samples.jsonl" in page
+
+
+def test_n_is_a_range_where_stages_measured_different_numbers(tmp_path):
+    run = make_run(tmp_path / "run", stages=("pretrain", "midtrain"), scale=0.02)
+    for stage, count in (("pretrain", 50), ("midtrain", 200)):
+        with Recorder(run / stage, stage, 10, quiet=True) as recorder:
+            recorder.log_evaluation(10, "task", 0.5, n=count)
+    assert {row["name"]: row["n"] for row in eval_rows(load_run_data(run))}["task"] == "50–200"
+
+
+def test_planned_parameters_are_not_shown_as_counted(tmp_path):
+    run = make_run(tmp_path / "run", stages=("pretrain",), scale=0.02)
+    assert "planned: no checkpoint is left" in build_report(run).read_text()

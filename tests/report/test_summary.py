@@ -4,7 +4,7 @@ import pytest
 
 from fledgling.report import summarize_run
 
-from .synthetic_run import make_run
+from .synthetic_run import PEAK_FLOPS, make_run
 
 
 def test_the_last_value_of_each_stage_with_its_baseline(run):
@@ -37,3 +37,10 @@ def test_predicted_and_measured_have_the_same_keys(run, tmp_path):
     assert set(found["predicted"]) == set(found["measured"]) >= {"pretrain.hours", "pretrain.tokens", "pretrain.usd"}
     bare = summarize_run(make_run(tmp_path / "bare", scale=0.05, planned=False))
     assert bare["predicted"] == bare["measured"] == {}
+
+
+def test_the_whole_time_and_the_time_of_the_steps_are_two_numbers(run):
+    pretrain = summarize_run(run)["stages"]["pretrain"]
+    assert pretrain["training_hours"] == pytest.approx(50 * 4096 / 20_000 / 3600)
+    assert pretrain["hours"] > pretrain["training_hours"], "evaluations and checkpoints are in the whole time alone"
+    assert pretrain["peak_flops"] == [PEAK_FLOPS, PEAK_FLOPS]

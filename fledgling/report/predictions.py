@@ -1,0 +1,129 @@
+"""Pairs of what RUN/plan.json predicted and what the files of the run measured: like with like.
+
+Both numbers of a pair are of the same span of time and, if they are shares, of the same peak; where they are not of the
+same thing, the pair says what differs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fledgling.report.run_data import (
+    RunData,
+    StageData,
+    finite_number,
+    load_run_data,
+    nested_table,
+    steady_median,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LABELS = {"hours": "time of the steps", "mfu": "MFU of the plan's peak", "usd": "cost of the steps"}
+LABELS |= {"memory": "peak memory", "tokens_per_second": "tokens per second"}
+UPPER_BOUND = "predicted for answers of full length: at most"
+BOUNDED_STAGES = ("rl", "dpo")  # whose rows have a length that only the run knows
+BOUNDED = ("tokens", "hours", "usd", "tokens_per_second")
+OF_FINISHED_STAGES = ("steps", "tokens", "hours", "usd")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One quantity, predicted and measured.
+
+    key: "parameters" or "STAGE.QUANTITY". differs: what is not alike, or "".
+    """
+
+    key: str
+    predicted: float
+    measured: float
+    differs: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the numbers are of."""
+        *stage, quantity = self.key.split(".")
+        return " ".join([*stage, LABELS.get(quantity, quantity)])
+
+    @property
+    def error(self) -> float | None:
+        """The prediction's error as a share of the measured value; None where that is 0 or the pair is not alike."""
+        return self.predicted / self.measured - 1 if self.measured and not self.differs else None
+
+
+def hourly_price(run: RunData) -> float | None:
+    """Returns US dollars per hour for all devices together, from the plan."""
+    hours, dollars = (
+        finite_number(nested_table(run.plan, "time").get("hours")),
+        finite_number(nested_table(run.plan, "cost").get("usd")),
+    )
+    return dollars / hours if hours and dollars is not None else None
+
+
+def pair_predictions(run: RunData) -> list[Pair]:
+    """Returns the values of RUN/plan.json that the files can confirm, each with its measured value.
+
+    Hours and dollars are those of the steps alone, as planned: `training_seconds`, without evaluations, checkpoints and
+    preparation. MFU is the measured speed as a share of the peak that the plan refers to. Memory is the highest level
+    of live tensors in a step. Steps, tokens, hours and dollars are compared only for finished stages.
+    """
+    parameters = next((stage.parameter_count for stage in run.stages[::-1] if stage.parameter_count), None)
+    pairs = [_make_pair("parameters", nested_table(run.plan, "parameters").get("total"), parameters)]
+    for stage in run.stages:
+        planned, measured = _planned(run, stage.name), _measure(run, stage)
+        for quantity, value in measured.items():
+            if quantity in OF_FINISHED_STAGES and not stage.done:
+                continue
+            differs = UPPER_BOUND if stage.name in BOUNDED_STAGES and quantity in BOUNDED else ""
+            pairs.append(_make_pair(f"{stage.name}.{quantity}", planned.get(quantity), value, differs))
+    return [pair for pair in pairs if pair is not None]
+
+
+def _make_pair(key: str, predicted: Any, measured: Any, differs: str = "") -> Pair | None:
+    predicted, measured = finite_number(predicted), finite_number(measured)
+    return None if predicted is None or measured is None else Pair(key, predicted, measured, differs)
+
+
+def _planned(run: RunData, name: str) -> dict[str, Any]:
+    """Returns the predictions of a stage; those of pretraining are in sections of their own, too."""
+    planned = dict(nested_table(run.plan, "stages", name))
+    if name == "pretrain":
+        planned |= {**nested_table(run.plan, "horizon"), **nested_table(run.plan, "time")}
+        planned["usd"] = nested_table(run.plan, "cost").get("usd")
+    return planned
+
+
+def _measure(run: RunData, stage: StageData) -> dict[str, float | None]:
+    """Returns what a stage's files say about each predicted quantity."""
+    price, speed = hourly_price(run), steady_median(stage, "tokens_per_second")
+    seconds = stage.last_metric("training_seconds")
+    hours = None if seconds is None else seconds / 3600
+    hardware = nested_table(run.plan, "hardware")
+    peak, ranks = finite_number(hardware.get("peak_flops")), finite_number(hardware.get("ranks"))
+    per_token = finite_number(nested_table(run.plan, "flops").get("per_token"))
+    return {
+        "steps": stage.last_step,
+        "tokens": stage.last_metric("tokens"),
+        "hours": hours,
+        "tokens_per_second": speed,
+        "mfu": per_token * speed / (peak * ranks) if per_token and speed and peak and ranks else None,
+        "usd": None if price is None or hours is None else price * hours,
+        "memory": max(stage.metric_series("memory")[1], default=None),
+    }
+
+
+def make_predictions_table(run_dir: Path | str) -> Table:
+    """Returns predicted, measured and error as a table for the terminal; no rows if nothing was planned."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, title="predicted and measured", title_justify="left")
+    for name in ("", "predicted", "measured", "error"):
+        table.add_column(name, justify="right" if name else "left")
+    for pair in pair_predictions(load_run_data(run_dir)):
+        error = pair.differs if pair.error is None else f"{pair.error:+.1%}"
+        table.add_row(pair.label, f"{pair.predicted:,.4g}", f"{pair.measured:,.4g}", error or "-")
+    return table

@@ -1,0 +1,40 @@
+"""What a run came from, as rows of text: the machine, the prepared sets, the tokenizer."""
+
+from fledgling.record.jsonl import format_bytes
+from fledgling.record.progress_bar import format_count
+from fledgling.report.run_data import RunData, finite_number, nested_table
+
+
+def environment_rows(run: RunData) -> list[tuple[str, str]]:
+    """Returns the environment as flat pairs of text."""
+    rows = []
+    for key, value in run.environment.items():
+        if key == "memory" and finite_number(value):
+            value = format_bytes(value)
+        if isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none"
+        if value is not None:
+            rows.append((key.replace("_", " "), str(value)[:300]))
+    return rows
+
+
+def data_rows(run: RunData) -> list[dict[str, str]]:
+    """Returns counts and a fingerprint of each prepared set, and of the tokenizer."""
+    rows = []
+    for name, manifest in run.data.items():
+        tokens, documents = finite_number(manifest.get("tokens")), finite_number(manifest.get("documents"))
+        sha256 = nested_table(manifest, "files", "tokens.bin").get("sha256")
+        rows.append(
+            {
+                "name": name,
+                "documents": f"{documents:,.0f}" if documents is not None else "–",
+                "tokens": format_count(tokens) if tokens is not None else "–",
+                "fingerprint": sha256[:16] if isinstance(sha256, str) else "–",
+            }
+        )
+    if run.tokenizer:
+        entries, fingerprint = finite_number(run.tokenizer.get("vocab_size")), run.tokenizer.get("fingerprint")
+        text = fingerprint[:16] if isinstance(fingerprint, str) else "–"
+        size = f"{entries:,.0f} entries" if entries else "–"
+        rows.append({"name": "tokenizer", "documents": "–", "tokens": size, "fingerprint": text})
+    return rows

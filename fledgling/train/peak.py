@@ -1,0 +1,32 @@
+"""What happens when a training step is faster than the measured peak of the machine."""
+
+from __future__ import annotations
+
+import torch
+
+from fledgling.plan import measured_speed
+from fledgling.runtime import device as runtime_device
+from fledgling.runtime.device import DeviceSetup
+
+
+def name_device(setup: DeviceSetup, device: torch.device) -> str | None:
+    """Returns the planner's name of a device with the dtype of `setup`; None if its table has no such device."""
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return measured_speed.device_name(device.type, setup.dtype_name, card)
+
+
+def replace_exceeded_peak(setup: DeviceSetup, device: torch.device, peak: float, reached: float) -> tuple[float, str]:
+    """Measures a peak again that a step has exceeded, and deletes a stored one of this device that is too low as well.
+
+    Args:
+        setup: of this process.
+        device: that computes.
+        peak: FLOP/s of one rank, as measured before.
+        reached: FLOP/s of a rank in a step, more than `peak`.
+
+    Returns:
+        The new peak, or 0.0 if the step exceeds that too; and one line that says what was done.
+    """
+    again, text = runtime_device.remeasure_peak_flops(device, setup.dtype, peak, reached)
+    discarded = measured_speed.discard_exceeded(name_device(setup, device), max(again, reached))
+    return again, f"{text}; {discarded}" if discarded else text

@@ -1,0 +1,31 @@
+"""The peak that a training benchmark gives shares of."""
+
+import torch
+
+from fledgling.bench.train import measure_peak_above
+from fledgling.runtime import device
+from fledgling.runtime.device import DeviceSetup
+
+CPU = torch.device("cpu")
+
+
+def peak_above(monkeypatch, first: float, further: list[float], achieved: float) -> tuple[float | None, str]:
+    measured = iter(further)
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: next(measured))
+    monkeypatch.setattr("fledgling.bench.train.measure_peak_flops", lambda device, dtype: next(measured))
+    return measure_peak_above(DeviceSetup(torch.float32, False, first), CPU, achieved)
+
+
+def test_the_peak_is_the_higher_of_the_measurements_before_and_after(monkeypatch):
+    assert peak_above(monkeypatch, 5e9, [7e9], 4e9) == (7e9, "")
+    assert peak_above(monkeypatch, 9e9, [7e9], 8e9) == (9e9, "")
+
+
+def test_a_step_above_both_has_the_peak_measured_again_and_told(monkeypatch):
+    peak, notice = peak_above(monkeypatch, 1e9, [2e9, 2e9, 8e9, 3e9], 4e9)
+    assert peak == 8e9 and "4.0 GFLOP/s were reached, more than the measured peak of 2.0" in notice
+
+
+def test_a_step_above_every_measurement_has_no_share(monkeypatch):
+    peak, notice = peak_above(monkeypatch, 1e9, [2e9, 2e9, 2e9, 3e9], 4e9)
+    assert peak is None and "still too low" in notice
