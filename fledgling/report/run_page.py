@@ -343,7 +343,8 @@ def _compared_lines(run: RunData) -> list[Line]:
 
 def _eval_lines(run: RunData, name: str, unseen: bool) -> list[Line]:
     """Returns one line for each number of cases, dashed but for the longest, and the best constant answer."""
-    position, lines = _step_positions(run), []
+    position = _step_positions(run)
+    lines: list[Line] = []
     series = numbers.split_by_cases([e for stage in run.stages for e in stage.evals if e.name == name])
     for evaluations in series:
         line = Line(
@@ -360,7 +361,8 @@ def _eval_lines(run: RunData, name: str, unseen: bool) -> list[Line]:
         lines.append(line)
     baseline = [(x, e.baseline) for x, e in zip(lines[0].xs, series[0], strict=True) if e.baseline is not None]
     if baseline and not unseen:
-        lines.append(Line("best constant answer", *zip(*baseline, strict=True), color=6, dashed=True))
+        xs, scores = zip(*baseline, strict=True)
+        lines.append(Line("best constant answer", xs, scores, color=6, dashed=True))
     return lines
 
 
