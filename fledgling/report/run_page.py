@@ -19,7 +19,6 @@ from fledgling.report.predictions import hourly_price, pair_predictions
 from fledgling.report.provenance import data_rows, environment_rows
 from fledgling.report.run_data import (
     RunData,
-    SampledText,
     StageData,
     drop_warmup_steps,
     finite_number,
@@ -27,9 +26,9 @@ from fledgling.report.run_data import (
     nested_table,
     steady_median,
 )
+from fledgling.report.samples import describe_left_out_samples, sample_groups
 from fledgling.report.template import render_page
 
-MAX_PROMPTS, MAX_ANSWERS, MAX_TEXT_CHARACTERS = 16, 8, 1200
 MAX_EVALS = 60
 STAGE_COLORS = {name: color for color, name in enumerate((*DEFAULT_STAGES, "dpo"))}
 _RL_METRICS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_fraction", "accuracy", "margin")
@@ -60,7 +59,7 @@ def run_page_contents(run: RunData) -> dict[str, Any]:
         "stages": stage_rows(run),
         "predictions": prediction_rows(run),
         "samples": sample_groups(run),
-        "left_out": describe_left_out(run),
+        "left_out": {"evals": describe_left_out_evals(run), "samples": describe_left_out_samples(run)},
         "notices": [(stage.name, text) for stage in run.stages for text in stage.notices],
         "recipe": run.recipe_text,
         "environment": environment_rows(run),
@@ -147,6 +146,12 @@ def eval_rows(run: RunData) -> list[dict[str, Any]]:
         n = "–".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "–"
         rows.append({"name": evaluation_label(name), "cells": cells, "constant": baseline, "n": n})
     return rows
+
+
+def describe_left_out_evals(run: RunData) -> str:
+    """Returns a sentence on the evaluations beyond the page's rows, or ""."""
+    count = len(numbers.evaluation_names(run)) - MAX_EVALS
+    return f"{count} more evaluations are in evals.jsonl of each stage." if count > 0 else ""
 
 
 def evaluation_label(name: str) -> str:
@@ -364,39 +369,3 @@ def _eval_lines(run: RunData, name: str, unseen: bool) -> list[Line]:
         xs, scores = zip(*baseline, strict=True)
         lines.append(Line("best constant answer", xs, scores, color=6, dashed=True))
     return lines
-
-
-# ---- samples ----
-
-
-def sample_groups(run: RunData) -> list[dict[str, Any]]:
-    """Returns prompts in the order of their first use, each with the answers over training."""
-    groups: dict[str, list[SampledText]] = {}
-    for stage in run.stages:
-        for sample in stage.samples:
-            groups.setdefault(sample.prompt, []).append(sample)
-    shown = []
-    for prompt, samples in list(groups.items())[:MAX_PROMPTS]:
-        count = min(MAX_ANSWERS, len(samples))
-        chosen = [samples[round(i * (len(samples) - 1) / max(1, count - 1))] for i in range(count)]
-        answers = [{"stage": s.stage, "step": f"{s.step:,}", "text": _shorten(s.text)} for s in chosen]
-        shown.append({"prompt": _shorten(prompt), "answers": answers})
-    return shown
-
-
-def describe_left_out(run: RunData) -> dict[str, str]:
-    """Returns a sentence on what the page does not show, of "evals" and of "samples"; "" where it shows everything."""
-    evals = len(numbers.evaluation_names(run)) - MAX_EVALS
-    samples = [sample.prompt for stage in run.stages for sample in stage.samples]
-    prompts = list(dict.fromkeys(samples))
-    shown = sum(min(MAX_ANSWERS, samples.count(prompt)) for prompt in prompts[:MAX_PROMPTS])
-    return {
-        "evals": f"{evals} more evaluations are in evals.jsonl of each stage." if evals > 0 else "",
-        "samples": f"{shown} of {len(samples)} recorded answers are shown; all are in samples.jsonl of each stage."
-        if shown < len(samples)
-        else "",
-    }
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= MAX_TEXT_CHARACTERS else text[:MAX_TEXT_CHARACTERS] + " …"
