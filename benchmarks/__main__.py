@@ -40,6 +40,20 @@ def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768) -> dict:
     return measure_tokenizers(data_dir=data_dir, vocab_size=vocab_size)
 
 
+@experiment(table_of("benchmarks.seeds", "format_seeds"))
+def seeds(*runs: Path) -> dict:
+    """Show the middle and the range of every final evaluation over finished runs with different seeds.
+
+    Parameters
+    ----------
+    runs
+        Run directories of one recipe.
+    """
+    from benchmarks.seeds import collect_seeds
+
+    return collect_seeds(list(runs))
+
+
 @experiment(table_of("benchmarks.sandbox", "format_sandbox"))
 def sandbox(*, data_dir: str | None = None, calls: int = 200) -> dict:
     """Time a call of the interpreter and of the process, and HumanEval's reference solutions and broken variants.
