@@ -19,13 +19,13 @@ test-all: $(STAMP)  ## the invariants at full size too: hours
 lint: $(STAMP) types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: $(STAMP)  ## the type checker over the whole package
-	$(BIN)/mypy fledgling
+types: $(STAMP)  ## the type checker over the whole package and its benchmarks
+	$(BIN)/mypy fledgling benchmarks
 
 structure: $(STAMP)  ## packages, layers, lines, upward imports, cycles
 	$(BIN)/python -m tests.invariants.structure
 
-mutants: $(STAMP)  ## make mutants PACKAGE=optim COUNT=50: faults that no test of the package notices
+mutants: $(STAMP)  ## make mutants PACKAGE=optim COUNT=50: changes of the code that no test of the package detects
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	$(BIN)/python -m tests.mutants $(PACKAGE) --count $(or $(COUNT),50)
 

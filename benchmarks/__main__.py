@@ -107,11 +107,11 @@ def core(
     from fledgling.tasks.core import read_core_tasks
 
     chosen = read_core_tasks(resolve_data_root(data_dir), tasks)
-    place = World.start(device).device
+    compute_device = World.start(device).device
     keep_freed_memory()
-    _, model, vocabulary, _ = load_any_model(checkpoint, place)
-    compute_dtype = choose_dtype(place) if dtype == "auto" else DTYPES[dtype]
-    return measure_core_speed(Engine(extend_context(model, context), vocabulary, dtype=compute_dtype), chosen, items)
+    _, model, tokenizer, _ = load_any_model(checkpoint, compute_device)
+    compute_dtype = choose_dtype(compute_device) if dtype == "auto" else DTYPES[dtype]
+    return measure_core_speed(Engine(extend_context(model, context), tokenizer, dtype=compute_dtype), chosen, items)
 
 
 @experiment(table_of("benchmarks.sparsity", "format_sparsity"))
@@ -125,10 +125,10 @@ def sparsity(checkpoint: Path | None = None, /, *, repeats: int = 20) -> dict:
     repeats
         Rounds; the figures are medians.
     """
-    from benchmarks.sparsity import constructed, decoded, real
+    from benchmarks.sparsity import measure_constructed_rows, measure_decoding, measure_real_rows
 
-    found = {"constructed": constructed(repeats), "decoded": decoded()}
-    return {**found, "real": real(checkpoint, repeats) if checkpoint else None}
+    found = {"constructed": measure_constructed_rows(repeats), "decoded": measure_decoding()}
+    return {**found, "real": measure_real_rows(checkpoint, repeats) if checkpoint else None}
 
 
 @experiment(table_of("benchmarks.flash_norm", "format_flash_norm"))
@@ -173,8 +173,8 @@ def prompt_lookup(
     from fledgling.evals.session import load_any_model
     from fledgling.runtime.world import World
 
-    _, model, vocabulary, _ = load_any_model(checkpoint, World.start("auto").device)
-    return measure_prompt_lookup(model, vocabulary, drafts, tokens=tokens, repeats=repeats)
+    _, model, tokenizer, _ = load_any_model(checkpoint, World.start("auto").device)
+    return measure_prompt_lookup(model, tokenizer, drafts, tokens=tokens, repeats=repeats)
 
 
 @experiment(table_of("benchmarks.scaling", "format_rank_scaling"))
@@ -268,7 +268,7 @@ def memory(*, compiled: bool = False, ranks: bool = True) -> Any:
     from benchmarks import memory as grid
 
     cases = grid.EAGER + (grid.RANKS if ranks else ()) + (grid.COMPILED if compiled else ())
-    return grid.measure_memory(cases, say=lambda text: print(text, file=sys.stderr))
+    return grid.measure_memory(cases, log=lambda text: print(text, file=sys.stderr))
 
 
 @experiment(table_of("benchmarks.save", "format_saving"))

@@ -101,15 +101,15 @@ def compute_speed_ratios(part: dict[str, Any]) -> dict[str, Any]:
     """Returns speed-ups and tokens a second from the seconds of the ways."""
     seconds = part["seconds"]
     return {
-        "faster": {way: seconds[way] / seconds["ours"] for way in ("unshared", "published")},
-        "share_of_forward": seconds["forward"] / seconds["ours"],
-        "tokens_per_second": part["tokens"] / seconds["ours"],
-        "computed_per_second": part["computed"] / seconds["ours"],
+        "faster": {way: seconds[way] / seconds["fledgling"] for way in ("unshared", "published")},
+        "share_of_forward": seconds["forward"] / seconds["fledgling"],
+        "tokens_per_second": part["tokens"] / seconds["fledgling"],
+        "computed_per_second": part["computed"] / seconds["fledgling"],
     }
 
 
 def _measure_task(engine: Engine, task: CoreTask, items: Sequence[CoreItem], convention: str) -> dict[str, Any]:
-    computed_value, unshared = Scorer(engine), Scorer(engine, share_prefixes=False)
+    scorer, unshared = Scorer(engine), Scorer(engine, share_prefixes=False)
 
     def tokenize() -> list[list[ContinuationRow]]:
         prompts = [prompt for _, prompt in zip_prompts(task, items, convention)]
@@ -117,13 +117,13 @@ def _measure_task(engine: Engine, task: CoreTask, items: Sequence[CoreItem], con
 
     rows = tokenize()
     lengths = [min(len(row.tokens), engine.context) for item in rows for row in item]
-    computed_value.score(rows)  # not timed: counts the computed tokens, and warms up
-    computed, typical_length = computed_value.stats.computed_tokens, int(median(lengths))
+    scorer.score(rows)  # not timed: counts the computed tokens, and warms up
+    computed, typical_length = scorer.stats.computed_tokens, int(median(lengths))
     ways: dict[str, Callable[[], Any]] = {
-        "ours": lambda: computed_value.score(tokenize()),
+        "fledgling": lambda: scorer.score(tokenize()),
         "unshared": lambda: unshared.score(tokenize()),
         "published": lambda: score_items_one_by_one(engine, tokenize()),
-        "forward": lambda: _run_forward(engine, computed, typical_length, computed_value.batch_tokens),
+        "forward": lambda: _run_forward(engine, computed, typical_length, scorer.batch_tokens),
     }
     seconds = dict.fromkeys(ways, float("inf"))
     outputs = {}
@@ -134,7 +134,7 @@ def _measure_task(engine: Engine, task: CoreTask, items: Sequence[CoreItem], con
             seconds[way] = min(seconds[way], read_seconds(engine) - started)
     means = [
         np.array([score.mean_logprob for scores in outputs[way] for score in scores])
-        for way in ("ours", "unshared", "published")
+        for way in ("fledgling", "unshared", "published")
     ]
     difference = max(float(np.nanmax(np.abs(means[0] - other))) for other in means[1:])
     part = {"tokens": sum(lengths), "computed": computed, "seconds": seconds, "difference": difference}

@@ -1,7 +1,7 @@
 """Compares the time of FlashNorm with plain RMSNorm, in training steps and in decoding.
 
-All models compute the same function with the same weights. Each round times every way once; the figure is the median of
-the ratios within a round, which a busy machine changes least.
+All models compute the same function with the same weights. Each round times every variant once; the figure is the
+median of the ratios within a round, which other load on the machine changes least.
 
     plain     norm, then product          deferred   product, then 1 / RMS
     folded    the norms' weights are in the matrices (llama only; elsewhere the same as plain)
@@ -15,12 +15,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from fledgling.bench.infer import make_random_model
+from fledgling.bench.infer import NoSpecialTokens, make_random_model
 from fledgling.bench.train import RandomBatches
 from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.infer.engine import Engine
@@ -31,6 +30,7 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.runtime.device import DTYPES, DeviceSetup, should_compile
 from fledgling.runtime.world import World
+from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
@@ -43,11 +43,11 @@ VOCABULARY, TOKENS = 1024, 1024  # of a training step: few, so that blocks decid
 def measure_flash_norm(
     dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7, shapes: Mapping[str, tuple] | None = None
 ) -> list[dict[str, Any]]:
-    """Milliseconds of each way and their ratios to plain, for training steps and for decoded tokens at one row."""
+    """Returns milliseconds of each variant and its ratio to plain, for training steps and for decoding one row."""
     rows = []
     compiled = compiled and should_compile("auto", torch.device("cpu"))
     shapes = shapes or {"train": TRAINED, "decode": DECODED}
-    for what, make in (("train", _training), ("decode", _decoding)):
+    for what, make in (("train", _make_training_timers), ("decode", _make_decoding_timers)):
         for family, depth, width in shapes[what]:
             config = ModelConfig(
                 family=family,
@@ -58,76 +58,78 @@ def measure_flash_norm(
                 kv_heads=width // 128,
                 context=256,
             )
-            ways = make(config, dtype, compiled)
+            timers = make(config, dtype, compiled)
             shape = f"{family} {depth} x {width}"
-            rows.append({"what": what, "shape": shape, "dtype": dtype, **_timed(ways, repeats)})
+            rows.append({"what": what, "shape": shape, "dtype": dtype, **_time_rounds(timers, repeats)})
             print(format_flash_norm(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
             if compiled:
                 torch.compiler.reset()
     return rows
 
 
-def _timed(ways: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
-    """Median seconds of each way, in milliseconds, and the median over rounds of its time over plain's."""
-    rounds = [{name: way() for name, way in ways.items()} for _ in range(repeats + 2)][2:]  # the first two compile
+def _time_rounds(timers: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
+    """Returns the median milliseconds of each variant, and the median over rounds of its ratio to plain."""
+    rounds = [{name: measure() for name, measure in timers.items()} for _ in range(repeats + 2)][
+        2:
+    ]  # the first two compile
     return {
-        "ms": {name: 1e3 * statistics.median(one[name] for one in rounds) for name in ways},
-        "ratio": {name: statistics.median(one[name] / one["plain"] for one in rounds) for name in ways},
+        "ms": {name: 1e3 * statistics.median(one[name] for one in rounds) for name in timers},
+        "ratio": {name: statistics.median(one[name] / one["plain"] for one in rounds) for name in timers},
     }
 
 
-def _training(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Callable[[], float]]:
+def _make_training_timers(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Callable[[], float]]:
     world, batch = World.start("cpu"), RandomBatches(VOCABULARY, TOKENS // config.context, config.context).batch
     stage = Stage("bench", 1, None, next_token_loss, lambda progress: 1.0)  # type: ignore[arg-type]
 
-    def way(flash: bool) -> Callable[[], float]:
+    def make_timer(flash: bool) -> Callable[[], float]:
         model = build_model(replace(config, flash_norm=flash), DeviceSetup(DTYPES[dtype], compiled, 0.0), world.device)
         model.initialize(0)
         optimizer = Optimizer(model, OptimizerConfig(), world, dtype=DTYPES[dtype])
 
         def run() -> float:
-            began = time.perf_counter()
+            start = time.perf_counter()
             loop.train_step(stage, model, optimizer, [batch], world)
-            return time.perf_counter() - began
+            return time.perf_counter() - start
 
         return run
 
-    return {"plain": way(False), "deferred": way(True)}
+    return {"plain": make_timer(False), "deferred": make_timer(True)}
 
 
-def _decoding(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Callable[[], float]]:
+def _make_decoding_timers(config: ModelConfig, dtype: str, compiled: bool) -> dict[str, Callable[[], float]]:
     plain = make_random_model(config, DTYPES[dtype], torch.device("cpu"))
-    models = {"plain": plain, "deferred": _twin(plain, replace(config, flash_norm=True), plain.state_dict())}
+    models = {"plain": plain, "deferred": _copy_with_state(plain, replace(config, flash_norm=True), plain.state_dict())}
     if config.norm == "rms_weighted":
-        bare, state = drop_norm_weights(config, fold_norm_weights(config, plain.state_dict()))
-        models["folded"] = _twin(plain, bare, state)
-        models["folded, deferred"] = _twin(plain, replace(bare, flash_norm=True), state)
+        unweighted, state = drop_norm_weights(config, fold_norm_weights(config, plain.state_dict()))
+        models["folded"] = _copy_with_state(plain, unweighted, state)
+        models["folded, deferred"] = _copy_with_state(plain, replace(unweighted, flash_norm=True), state)
     prompt = torch.randint(VOCABULARY, (64,), generator=torch.Generator().manual_seed(0)).tolist()
-    quiet = SimpleNamespace(special={}, start=None)
+    tokenizer = cast(Tokenizer, NoSpecialTokens())
 
-    def way(model: Transformer) -> Callable[[], float]:
-        engine = Engine(model, quiet, dtype=DTYPES[dtype])
+    def make_timer(model: Transformer) -> Callable[[], float]:
+        engine = Engine(model, tokenizer, dtype=DTYPES[dtype])
 
         def run() -> float:
             stamps = [
                 time.perf_counter()
                 for _ in engine.stream(prompt, SamplingParams(temperature=0, max_new_tokens=32), use_tools=False)
             ]
-            return statistics.median(b - a for a, b in pairwise(stamps[:-1]))  # the last is the end's
+            return statistics.median(b - a for a, b in pairwise(stamps[:-1]))  # the last is the finish event
 
         return run
 
-    return {name: way(model) for name, model in models.items()}
+    return {name: make_timer(model) for name, model in models.items()}
 
 
-def _twin(model: Transformer, config: ModelConfig, state: Mapping[str, torch.Tensor]) -> Transformer:
+def _copy_with_state(model: Transformer, config: ModelConfig, state: Mapping[str, torch.Tensor]) -> Transformer:
     other = Transformer(config, model.compute_dtype)
     other.load_state_dict(state)
     return other
 
 
 def format_flash_norm(rows: list[dict[str, Any]]) -> str:
-    """The result of `measure` as lines for people."""
+    """Returns the result of `measure_flash_norm` as a table."""
     lines = [f"{'':<8}{'':<20}{'dtype':<10}{'plain ms':>9}  of plain's time"]
     for row in rows:
         others = ", ".join(f"{name} {ratio:.3f}" for name, ratio in row["ratio"].items() if name != "plain")

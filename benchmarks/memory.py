@@ -1,9 +1,8 @@
 """Compares the planner's memory estimate with the allocator's peak over a grid of shapes.
 
-The measured steps are real: `train.loop.train_step` with the real optimizer, from the model's first tensor on, with
-every byte that the CPU's allocator gives out. Ranks are separate processes, started by the launcher that `--gpus` uses;
-the largest peak of several ranks counts. The memory of the process itself is measured elsewhere
-(`fledgling/runtime/memory.py`).
+The measured steps are those of training: `train.loop.train_step` with its optimizer, from the model's first tensor on,
+with every byte that the CPU's allocator returns. Ranks are separate processes, started by the launcher of `--gpus`; the
+largest peak of several ranks counts. The memory of the process itself is not included.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from fledgling.train.loss import next_token_loss
 from fledgling.train.saver import copy_tensors
 from fledgling.train.stage import Stage
 
-STEPS = 2  # the second has what the first leaves behind
+STEPS = 2  # in the second step the state of the first exists
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,12 @@ class Case:
     compiled: bool = False
     ranks: int = 1
     zero: int = 1
-    exact: str = "auto"
+    deterministic: str = "auto"
     saving: bool = False
 
     @property
     def config(self) -> ModelConfig:
-        """The model."""
+        """Returns the model configuration."""
         return ModelConfig(
             family=self.family,
             vocab_size=self.vocab_size,
@@ -73,7 +72,7 @@ class Case:
 
     @property
     def step(self) -> TrainingStep:
-        """The planner's description of the same step."""
+        """Returns the planner's description of the step."""
         return TrainingStep(
             self.rows,
             self.context,
@@ -83,14 +82,14 @@ class Case:
             self.zero,
             "cpu",
             self.compiled,
-            None if self.exact == "auto" else self.exact == "on",
+            None if self.deterministic == "auto" else self.deterministic == "on",
             self.documents,
             saves_checkpoints=self.saving,
         )
 
     @property
     def logits(self) -> str:
-        """Whether the logits of a micro-batch are more than one chunk."""
+        """Returns "chunked" if the logits of a micro-batch are more than one chunk, else "whole"."""
         from fledgling.model.head_chunk import CHUNK_LOGITS
 
         return "chunked" if self.rows * self.context * self.vocab_size > CHUNK_LOGITS["cpu"] else "whole"
@@ -98,7 +97,7 @@ class Case:
     def __str__(self) -> str:
         ranks = f", ZeRO-{self.zero} on {self.ranks}" if self.ranks > 1 else ""
         kind = "" if self.documents else ", one document"
-        tree = "" if self.exact == "auto" else f", exact {self.exact}"
+        tree = "" if self.deterministic == "auto" else f", deterministic {self.deterministic}"
         how = (", compiled" if self.compiled else "") + (", saving" if self.saving else "")
         grouped = "" if self.kv_heads == self.heads else f"/{self.kv_heads}"
         return (
@@ -134,8 +133,8 @@ EAGER = (
     Case(2, 128, 4, 256, 2048, family="llama", dtype="bfloat16"),
     Case(2, 128, 2, 256, 8192, micro_batches=2),
     Case(2, 128, 2, 256, 8192, micro_batches=4),
-    Case(2, 128, 2, 256, 8192, micro_batches=4, exact="off"),
-    Case(2, 128, 2, 256, 512, micro_batches=3, exact="off"),
+    Case(2, 128, 2, 256, 8192, micro_batches=4, deterministic="off"),
+    Case(2, 128, 2, 256, 512, micro_batches=3, deterministic="off"),
     Case(4, 256, 2, 128, 4096, saving=True),
 )
 RANKS = (
@@ -162,24 +161,24 @@ COMPILED = (
 )
 
 
-def measure_memory(cases: tuple[Case, ...], say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
-    """Run every case and return, in order, its shape, predicted and measured bytes, the error, and the moment."""
-    found: dict[Case, int] = {}
+def measure_memory(cases: tuple[Case, ...], log: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """Returns for each case its shape, predicted and measured bytes, relative error, and the moment of the peak."""
+    peaks_by_case: dict[Case, int] = {}
     separate = [one for one in cases if one.ranks > 1 or one.compiled]  # compiling changes what the process does later
     for case in (one for one in cases if one not in separate):
-        found[case] = peak_of(case)
-        say(f"{len(found)}/{len(cases)}: {case}")
+        peaks_by_case[case] = measure_case_peak(case)
+        log(f"{len(peaks_by_case)}/{len(cases)}: {case}")
     for size in sorted({one.ranks for one in separate}):
         shared = [one for one in separate if one.ranks == size]
-        found |= dict(zip(shared, _on_ranks(size, shared), strict=True))
-        say(f"{len(found)}/{len(cases)}: {len(shared)} shapes on {size} process{'es' if size > 1 else ''}")
-    return [_row(case, found[case]) for case in cases]
+        peaks_by_case |= dict(zip(shared, _on_ranks(size, shared), strict=True))
+        log(f"{len(peaks_by_case)}/{len(cases)}: {len(shared)} shapes on {size} process{'es' if size > 1 else ''}")
+    return [_row(case, peaks_by_case[case]) for case in cases]
 
 
 def _row(case: Case, measured: int) -> dict[str, Any]:
-    held = memory_by_phase(case.config, case.step)
-    moment = max(held, key=lambda name: held[name]["total"])
-    predicted = held[moment]["total"]
+    phases = memory_by_phase(case.config, case.step)
+    moment = max(phases, key=lambda name: phases[name]["total"])
+    predicted = phases[moment]["total"]
     return {
         "case": str(case),
         **asdict(case),
@@ -191,17 +190,17 @@ def _row(case: Case, measured: int) -> dict[str, Any]:
     }
 
 
-def peak_of(case: Case) -> int:
-    """Bytes of tensors at the peak of this process's part of the case, beside what the process held before."""
+def measure_case_peak(case: Case) -> int:
+    """Returns the peak tensor bytes of the case on this rank, without those that existed before."""
     world = World.start("cpu")
     gc.collect()
-    others = count_live_tensor_bytes()
+    bytes_before = count_live_tensor_bytes()
     with measure_peak_memory(world.device) as peak:
         model = build_model(case.config, DeviceSetup(DTYPES[case.dtype], case.compiled, 0.0), world.device)
         model.initialize(0)
-        table = OptimizerConfig(zero_stage=case.zero, deterministic=case.exact)
+        table = OptimizerConfig(zero_stage=case.zero, deterministic=case.deterministic)
         optimizer = Optimizer(model, table, world, compiled=case.compiled, dtype=DTYPES[case.dtype])
-        held = (
+        phases = (
             [optimizer.full_state_dict(), copy_tensors(model.state_dict(), {}) if world.is_main else {}]
             if case.saving
             else []
@@ -212,12 +211,12 @@ def peak_of(case: Case) -> int:
         stage = Stage("bench", STEPS, None, next_token_loss, lambda progress: 1.0)  # type: ignore[arg-type]
         for _ in range(STEPS):
             loop.train_step(stage, model, optimizer, batch.split(case.rows), world)
-        held.clear()
-    return peak.bytes - others
+        phases.clear()
+    return peak.bytes - bytes_before
 
 
 def _on_ranks(size: int, cases: list[Case]) -> list[int]:
-    """The peaks of the cases on `size` processes, the fullest rank's of each."""
+    """Returns the peak of each case on `size` processes, that of the rank with the most."""
     with tempfile.TemporaryDirectory() as folder:
         job = json.dumps([asdict(case) for case in cases])
         command = (
@@ -228,13 +227,13 @@ def _on_ranks(size: int, cases: list[Case]) -> list[int]:
             [sys.executable, "-c", command, "-m", "benchmarks.memory", folder, job], capture_output=True, text=True
         )
         if done.returncode:
-            raise UserError(f"{size} ranks on this machine did not come through: {done.stderr.strip()[-300:]}")
+            raise UserError(f"{size} ranks on this machine failed: {done.stderr.strip()[-300:]}")
         peaks = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     return [max(ranks) for ranks in zip(*peaks, strict=True)]
 
 
 def format_memory(rows: list[dict[str, Any]]) -> str:
-    """The result of `measure` as lines for people."""
+    """Returns the result of `measure_memory` as a table."""
     width = max(len(row["case"]) for row in rows)
     lines = [f"{'':<{width}}  {'predicted':>11} {'measured':>11}  error  moment"]
     for row in rows:
@@ -246,24 +245,26 @@ def format_memory(rows: list[dict[str, Any]]) -> str:
 
 
 def main(folder: str, job: str) -> None:
-    """One rank's part of a job: run its cases, leave the peaks in a file of its own."""
+    """Measures the cases of `job` (JSON) on this rank, and writes their peaks to `folder`/RANK.json."""
     torch.set_num_threads(1)
-    PendingCollective.wait = _patient(PendingCollective.wait)  # type: ignore[method-assign]
-    peaks = [peak_of(Case(**fields)) for fields in json.loads(job)]
+    PendingCollective.wait = _wait_longer(PendingCollective.wait)  # type: ignore[method-assign]
+    peaks = [measure_case_peak(Case(**fields)) for fields in json.loads(job)]
     Path(folder, f"{World.start('cpu').rank}.json").write_text(json.dumps(peaks))
     leave_process_group()
 
 
-def _patient(wait: Callable) -> Callable:
-    """`wait`, and ten milliseconds more: gloo's thread has then let go of the buffers, and the last to free them is the
-    thread that is watched."""
+def _wait_longer(wait: Callable) -> Callable:
+    """Returns `wait` followed by ten milliseconds, in which gloo's thread releases its buffers.
 
-    def waiting(pending: PendingCollective):
+    The measured thread is then the last to free them.
+    """
+
+    def wait_and_sleep(pending: PendingCollective):
         result = wait(pending)
         time.sleep(0.01)
         return result
 
-    return waiting
+    return wait_and_sleep
 
 
 if __name__ == "__main__":

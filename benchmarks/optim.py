@@ -1,8 +1,8 @@
-"""Measures what a rank holds during a training step under ZeRO 0, 1, 2 and 3, and compares it with the plan.
+"""Measures the memory of a rank in a training step under ZeRO 0, 1, 2 and 3, and compares it with the plan.
 
-The step is the real one (`train.loop.train_step` of a real model) on rows so short that activations are negligible. On
-a CPU live tensors are counted storage by storage; on a GPU the allocator is asked. Expected is the partition's
-estimate; for ZeRO-3, where gathered parameters count, the planner's.
+The step is that of training (`train.loop.train_step`) on rows so short that activations are negligible. On a CPU live
+tensors are counted storage by storage; on a GPU the allocator reports its peak. The expected value is the estimate of
+the partition; for ZeRO-3, where gathered parameters count, that of the planner.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from fledgling.train.loss import next_token_loss
 from fledgling.train.stage import Stage
 
 CONTEXT = 16  # tokens of the one row
-STEPS = 3  # the least of their peaks counts: gloo's threads let go of a buffer now earlier, now later
+STEPS = 3  # the least of their peaks counts, because gloo's threads free a buffer at varying times
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation makes within it, while it is held; `peak` is the most.
+    """Counts the bytes of the storages that operations inside the block make, until they are freed; keeps the `peak`.
 
-    Storages that grow and shrink are followed: `fully_shard` fills and empties the same ones.
+    Resized storages are counted too, because `fully_shard` fills and empties the same ones.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._sizes: dict[int, int] = {}  # of storages that are alive, by identity
+        self._sizes: dict[int, int] = {}  # bytes of the storages that are not freed, by identity
 
     def __enter__(self):
         resize = self._resize = torch.UntypedStorage.resize_
@@ -49,12 +49,12 @@ class LiveTensors(TorchDispatchMode):
             self._count(storage)
             return result
 
-        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resized  # type: ignore[method-assign,assignment]
         return super().__enter__()
 
-    def __exit__(self, *problem):
+    def __exit__(self, *error):
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
-        return super().__exit__(*problem)
+        return super().__exit__(*error)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -75,8 +75,8 @@ class LiveTensors(TorchDispatchMode):
         self.live -= self._sizes.pop(storage)
 
 
-def peak_of_step(step, device: torch.device) -> int:
-    """Bytes that `step()` holds at its fullest beyond what was there before."""
+def measure_step_peak(step, device: torch.device) -> int:
+    """Returns the peak bytes of `step()` beyond those that were in use before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -88,13 +88,14 @@ def peak_of_step(step, device: torch.device) -> int:
 
 
 def measure_optimizer_memory(recipe: Recipe) -> list[dict]:
-    """For ZeRO 0 to 3: this rank's bytes measured and expected, in fp32.
+    """Returns the measured and expected bytes of this rank for ZeRO 0 to 3, in fp32. Every rank must call it.
 
-    Every rank must call it. Returns dicts with zero, ranks, measured, expected, and the counts by kind, in values.
+    Returns:
+        For each stage: zero, ranks, measured, expected, and "partition", the expected fp32 values by kind.
     """
     world = World.start(recipe.run.device)
     config = replace(recipe.resolve_model(), context=CONTEXT)
-    found = []
+    results = []
     for zero in (0, 1, 2, 3):
         with torch.device(world.device):
             model = Transformer(config)
@@ -105,40 +106,42 @@ def measure_optimizer_memory(recipe: Recipe) -> list[dict]:
         stage = Stage("bench", STEPS, stream, next_token_loss, schedule)  # type: ignore[arg-type]
         step = partial(_step, stage, model, optimizer, world)
         step()
-        moving = min(peak_of_step(step, world.device) for _ in range(STEPS))
-        standing = optimizer.persistent_bytes()
-        exact = optimizer.deterministic or world.device.type == "cpu"
-        held = asdict(optimizer.partition.estimate_memory(world.rank, exact))
+        transient = min(measure_step_peak(step, world.device) for _ in range(STEPS))
+        persistent = optimizer.persistent_bytes()
+        deterministic = optimizer.deterministic or world.device.type == "cpu"
+        estimate = asdict(optimizer.partition.estimate_memory(world.rank, deterministic))
         if zero == 3:
-            held = _planned(config, world, exact)
-        found.append(
-            {"zero": zero, "ranks": world.size, "measured": standing + moving, "expected": 4 * held["total"]}
-            | {"layout": held}
+            estimate = _plan_values(config, world, deterministic)
+        results.append(
+            {"zero": zero, "ranks": world.size, "measured": persistent + transient, "expected": 4 * estimate["total"]}
+            | {"partition": estimate}
         )
-    return found
+    return results
 
 
-def _planned(config: ModelConfig, world: World, exact: bool) -> dict[str, int]:
-    """The planner's peak in values, by kind as the layout counts them."""
-    step = TrainingStep(1, CONTEXT, "float32", 1, world.size, 3, world.device.type, compiled=False, deterministic=exact)
-    held = estimate_peak_memory(config, step)
-    kinds = {"parameters": "parameters", "gradients": "gradients", "state": "optimizer"}
-    found = {kind: held.get(name, 0) // 4 for kind, name in kinds.items()}
-    return found | {"communication": held.get("communication", 0) // 4, "total": held["total"] // 4}
+def _plan_values(config: ModelConfig, world: World, deterministic: bool) -> dict[str, int]:
+    """Returns the planner's peak in fp32 values, by the kinds of `MemoryEstimate`."""
+    step = TrainingStep(
+        1, CONTEXT, "float32", 1, world.size, 3, world.device.type, compiled=False, deterministic=deterministic
+    )
+    estimate = estimate_peak_memory(config, step)
+    kinds = {"parameters": "parameters", "gradients": "gradients", "optimizer_state": "optimizer"}
+    results = {kind: estimate.get(name, 0) // 4 for kind, name in kinds.items()}
+    return results | {"communication": estimate.get("communication", 0) // 4, "total": estimate["total"] // 4}
 
 
 def _step(stage: Stage, model: Transformer, optimizer: Optimizer, world: World) -> None:
     loop.train_step(stage, model, optimizer, stage.batches.next(), world)
 
 
-def format_optimizer_memory(found: list[dict]) -> str:
-    """The figures of `measure` as lines of text, in MB."""
+def format_optimizer_memory(results: list[dict]) -> str:
+    """Returns the result of `measure_optimizer_memory` as a table, in MB."""
     lines = ["ranks  zero  measured MB  expected MB   ratio | parameters  state  gradients  buffers"]
-    for one in found:
-        held = {name: 4 * values / 1e6 for name, values in one["layout"].items()}
+    for one in results:
+        estimate = {name: 4 * values / 1e6 for name, values in one["partition"].items()}
         lines.append(
             f"{one['ranks']:5}  {one['zero']:4}  {one['measured'] / 1e6:11.1f}  {one['expected'] / 1e6:11.1f}  "
-            f"{one['measured'] / one['expected']:6.3f} | {held['parameters']:10.1f}  {held['state']:5.1f}  "
-            f"{held['gradients']:9.1f}  {held['communication']:7.1f}"
+            f"{one['measured'] / one['expected']:6.3f} | {estimate['parameters']:10.1f}  "
+            f"{estimate['optimizer_state']:5.1f}  {estimate['gradients']:9.1f}  {estimate['communication']:7.1f}"
         )
     return "\n".join(lines)

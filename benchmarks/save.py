@@ -1,8 +1,8 @@
-"""Measures what a checkpoint costs training: the stall, the slower steps meanwhile, and the disk's own speed.
+"""Measures what a checkpoint costs training: the stall, the slower steps meanwhile, and the speed of the disk.
 
 A save costs twice: the loop waits for the copy (the stall), and the writer takes processor time and memory bandwidth
-from the steps that run meanwhile. Both are measured with the real step and the real saver on random rows, as shares of
-the recipe's save interval. Bytes go to the file system of the run directory and are flushed, by the saver and by the
+from the steps that run meanwhile. Both are measured with training's step and saver on random rows, as shares of the
+recipe's save interval. Bytes go to the file system of the run directory and are flushed, by the saver and by the
 plain writes that it is compared with; a disk under other load is not measured.
 """
 
@@ -15,10 +15,10 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fledgling.bench.train import RandomBatches, build_training
-from fledgling.config import Recipe, UserError
+from fledgling.config import Recipe, StageConfig, UserError
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.record.atomic_directory import fsync_path
@@ -27,19 +27,23 @@ from fledgling.train.loss import next_token_loss
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Stage
 
-WARMUP, BETWEEN = 3, 10  # steps: before anything counts; at least so many between two saves with the writer at rest
-CHUNK = 1 << 20  # bytes of one plain write
+WARMUP, REST_STEPS = 3, 10  # steps that are not measured; steps between two saves while nothing is written
+CHUNK_BYTES = 1 << 20  # bytes of one plain write
 
 
 def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> dict[str, Any]:
-    """Train with `saves` saves and return medians: seconds of step, stall and writer, bytes, bandwidths and shares.
+    """Trains with `saves` saves and returns medians: seconds of step, stall and writer, bytes, bandwidths and shares.
 
-    stall_share: of the wall time of one save interval; beside: what the steps beside the writer took longer, in all.
-    Raises UserError for less than one save or a place that cannot be written.
+    Returns:
+        stall_share: of the wall time of one save interval; slowed: number of the steps that ran during a write, and
+        the seconds that they took longer, summed; cost_share: stall and these seconds together.
+
+    Raises:
+        UserError: saves is below 1, or the run directory cannot be written.
     """
     if saves < 1:
         raise UserError(f"--saves {saves}: expected at least 1")
-    table = recipe.stage_config(name)
+    table = cast(StageConfig, recipe.stage_config(name))
     world, setup, model, optimizer = build_training(recipe, table.learning_rate)
     rows = (table.batch_tokens or recipe_horizon(recipe).batch_tokens) // recipe.model.context
     stream = RandomBatches(recipe.tokenizer.vocab_size, rows, recipe.model.context)
@@ -49,15 +53,15 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
     stage = Stage(
         name, steps, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=steps), save_every=interval
     )
-    idle, compared, stalls, writers, disk = [], [], [], [], []
+    usual_steps, slowed_steps, stalls, writers, disk_speeds = [], [], [], [], []
 
     def step() -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         loop.train_step(stage, model, optimizer, micro_batches, world)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     with (
-        tempfile.TemporaryDirectory(dir=_place(recipe), prefix=".bench-save-") as folder,
+        tempfile.TemporaryDirectory(dir=_find_folder(recipe), prefix=".bench-save-") as folder,
         CheckpointSaver(
             Path(folder, "checkpoints"), model, optimizer, world, lambda step: {"step": step}, {}, 2, True
         ) as save,
@@ -67,20 +71,20 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
         for number in range(1, saves + 1):
             save(number)
             stalls.append(save.metrics()["save_stall"])
-            within = []
+            slowed = []
             while save.writer.busy:
-                within.append(step())
-            compared.append(within)
-            idle += [step() for _ in range(BETWEEN)]
+                slowed.append(step())
+            slowed_steps.append(slowed)
+            usual_steps += [step() for _ in range(REST_STEPS)]
             save.writer.wait()
             writers.append(save.metrics()["save_seconds"])
             size = sum(path.stat().st_size for path in Path(folder, "checkpoints", f"step-{number:08d}").iterdir())
-            disk.append(size / _plain_write(Path(folder, "plain"), size))
+            disk_speeds.append(size / _plain_write(Path(folder, "plain"), size))
             print(f"\rsave {number}/{saves}", end="", file=sys.stderr)
     print(file=sys.stderr)
-    usual = statistics.median(idle)
+    usual_seconds = statistics.median(usual_steps)
     stall, writer = statistics.median(stalls), statistics.median(writers)
-    longer = statistics.median(sum(within) - len(within) * usual for within in compared)
+    extra_seconds = statistics.median(sum(slowed) - len(slowed) * usual_seconds for slowed in slowed_steps)
     return {
         "recipe": recipe.name,
         "stage": name,
@@ -88,39 +92,39 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
         "dtype": setup.dtype_name,
         "bytes": size,
         "interval_steps": interval,
-        "step_seconds": usual,
+        "step_seconds": usual_seconds,
         "stall_seconds": stall,
         "stall_seconds_most": max(stalls),
-        "stall_share": stall / (interval * usual + stall),
+        "stall_share": stall / (interval * usual_seconds + stall),
         "writer_seconds": writer,
-        "beside": {"steps": statistics.median(map(len, compared)), "longer_seconds": longer},
-        "cost_share": (stall + max(0.0, longer)) / (interval * usual + stall),
-        "bytes_per_second": {"writer": size / writer, "disk": statistics.median(disk)},
+        "slowed": {"steps": statistics.median(map(len, slowed_steps)), "extra_seconds": extra_seconds},
+        "cost_share": (stall + max(0.0, extra_seconds)) / (interval * usual_seconds + stall),
+        "bytes_per_second": {"writer": size / writer, "disk": statistics.median(disk_speeds)},
     }
 
 
-def _place(recipe: Recipe) -> Path:
-    """The nearest folder there is to where the recipe writes."""
+def _find_folder(recipe: Recipe) -> Path:
+    """Returns the run directory, or its nearest parent that exists."""
     out = Path(recipe.run.out).absolute()
     return next(path for path in (out, *out.parents) if path.is_dir())
 
 
 def _plain_write(path: Path, size: int) -> float:
-    """Seconds to write and flush `size` random bytes to a file of its own."""
-    chunk = os.urandom(min(size, CHUNK))
-    began = time.perf_counter()
+    """Returns the seconds to write and flush `size` random bytes to a new file."""
+    chunk = os.urandom(min(size, CHUNK_BYTES))
+    start = time.perf_counter()
     with open(path, "wb", buffering=0) as file:
         for _ in range(-(-size // len(chunk))):
             file.write(chunk)
     fsync_path(path)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     path.unlink()
     return seconds
 
 
 def format_saving(result: dict[str, Any]) -> str:
-    """The result of `measure` as lines for people."""
-    speed, during = result["bytes_per_second"], result["beside"]
+    """Returns the result of `measure_saving` as lines of text."""
+    speed, slowed = result["bytes_per_second"], result["slowed"]
     return "\n".join(
         (
             f"{result['parameters']:,} parameters, {result['bytes'] / 1e6:,.1f} MB a checkpoint; {result['recipe']}, "
@@ -129,7 +133,7 @@ def format_saving(result: dict[str, Any]) -> str:
             f"{result['stall_share']:.3%} of wall time",
             f"writer  {result['writer_seconds'] * 1e3:8,.1f} ms: {speed['writer'] / 1e6:,.0f} MB/s with hashing and "
             f"checking; the disk alone {speed['disk'] / 1e6:,.0f} MB/s",
-            f"beside  {during['steps']:.0f} steps, {during['longer_seconds'] * 1e3:,.1f} ms longer than usual; stall "
+            f"slowed  {slowed['steps']:.0f} steps, {slowed['extra_seconds'] * 1e3:,.1f} ms longer than usual; stall "
             f"and this together {result['cost_share']:.3%} of wall time",
         )
     )

@@ -22,40 +22,45 @@ from fledgling.runtime.world import choose_device
 def measure_rank_scaling(
     ranks: Sequence[int], batch: int, threads: int | None, options: Sequence[str], repeats: int, device: str = "auto"
 ) -> dict[str, Any]:
-    """Run `bench train` on each number of ranks, `repeats` times in turn; medians by ranks, beside those of the first.
+    """Runs `bench train` with each number of ranks, `repeats` times; returns medians, and ratios to the first number.
 
-    batch: rows a step (on GPUs: of each rank); threads: of all ranks together, default the machine's cores; options:
-    for `bench train`. Raises UserError for rows or threads that cannot be dealt evenly, or for a run that fails.
+    Args:
+        batch: rows in a step; on GPUs, of each rank.
+        threads: of all ranks together; None is the number of cores.
+        options: command-line options of `bench train`.
+
+    Raises:
+        UserError: rows or threads cannot be divided by a number of ranks, or a run fails.
     """
     kind = choose_device(device)
     threads = threads or os.cpu_count() or 1
     for count in ranks:
         if kind == "cpu" and (batch % count or threads % count):
             raise UserError(f"{batch} rows and {threads} threads on {count} ranks: expected numbers that it divides")
-    found: dict[int, list[dict]] = {count: [] for count in ranks}
-    for turn in range(repeats):
+    runs_by_count: dict[int, list[dict]] = {count: [] for count in ranks}
+    for repeat in range(repeats):
         for count in ranks:
-            print(f"\rturn {turn + 1} of {repeats}: {count} rank(s)   ", end="", file=sys.stderr, flush=True)
+            print(f"\rrepeat {repeat + 1} of {repeats}: {count} rank(s)   ", end="", file=sys.stderr, flush=True)
             rows, share = (batch // count, threads // count) if kind == "cpu" else (batch, threads)
-            words = ["--gpus", str(count), "--batch", str(rows), *options, "--set", f"run.device={kind}", "--json"]
-            found[count].append(_trained([*words, "--set", f"run.threads={share}"], share))
+            arguments = ["--gpus", str(count), "--batch", str(rows), *options, "--set", f"run.device={kind}", "--json"]
+            runs_by_count[count].append(_run_bench_train([*arguments, "--set", f"run.threads={share}"], share))
     print(file=sys.stderr)
-    rows = [_row(count, found[count]) for count in ranks]
-    for row in rows:
-        row["speedup"] = row["tokens_per_second"] / rows[0]["tokens_per_second"]
-        row["efficiency"] = row["speedup"] * (1 if kind == "cpu" else rows[0]["ranks"] / row["ranks"])
-    return {"device": kind, "scaling": "strong" if kind == "cpu" else "weak", "threads": threads, "rows": rows}
+    table = [_row(count, runs_by_count[count]) for count in ranks]
+    for row in table:
+        row["speedup"] = row["tokens_per_second"] / table[0]["tokens_per_second"]
+        row["efficiency"] = row["speedup"] * (1 if kind == "cpu" else table[0]["ranks"] / row["ranks"])
+    return {"device": kind, "scaling": "strong" if kind == "cpu" else "weak", "threads": threads, "rows": table}
 
 
-def _trained(words: Sequence[str], threads: int) -> dict:
-    command = [sys.executable, "-m", "fledgling", "bench", "train", *words]
+def _run_bench_train(arguments: Sequence[str], threads: int) -> dict:
+    command = [sys.executable, "-m", "fledgling", "bench", "train", *arguments]
     run = subprocess.run(
         command, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)}, check=False,
     )  # fmt: skip
     if run.returncode:
         last = run.stderr.strip().splitlines()[-1:] or ["no output"]
-        raise UserError(f"bench train {' '.join(words)} failed: {last[0]}")
+        raise UserError(f"bench train {' '.join(arguments)} failed: {last[0]}")
     return json.loads(run.stdout)
 
 
@@ -75,7 +80,7 @@ def _row(ranks: int, runs: Sequence[dict]) -> dict[str, Any]:
 
 
 def format_rank_scaling(result: dict[str, Any]) -> str:
-    """The figures of `measure` as lines of text."""
+    """Returns the result of `measure_rank_scaling` as a table."""
     first = result["rows"][0]
     how = f"{first['dtype']}, {'compiled' if first['compiled'] else 'eager'}"
     lines = [

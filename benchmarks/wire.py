@@ -1,8 +1,8 @@
-"""One rank's end of a measured connection: messages over torch.distributed, counted twice.
+"""The connection of one rank: messages over torch.distributed, whose bytes are counted twice.
 
 Bytes are counted where this program sends them, and where the operating system carries them. The first is the payload.
 The second is read from TCP_INFO of this process's own sockets (Linux): payload and the library's headers, also inside
-the library's collectives. Other processes are not looked at, so other traffic on the machine does not change the count.
+the library's collectives. Sockets of other processes are not read, so other traffic does not change the count.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-HEADER = 48  # bytes of gloo before each message, and of each notice that a side is ready
+HEADER = 48  # bytes that gloo sends before each message, and to announce that a side is ready
 BYTES_RECEIVED, BYTES_SENT = 128, 200  # where Linux's struct tcp_info holds these (and, next, the retransmitted) as u64
 TCP_INFO = 11
 
@@ -29,27 +29,28 @@ class GlooWire:
         self.sent = self.received = self.messages = 0
 
     def exchange(self, outgoing: Tensor | None, to: int, incoming: Tensor | None, source: int) -> None:
-        """Send `outgoing` to rank `to` and fill `incoming` from rank `source`, both at once."""
-        waiting = []
+        """Sends `outgoing` to rank `to` and fills `incoming` from rank `source`, both at once."""
+        pending = []
         if incoming is not None:
-            waiting.append(dist.irecv(incoming, source))
+            pending.append(dist.irecv(incoming, source))
             self.received += incoming.nbytes
         if outgoing is not None:
-            waiting.append(dist.isend(outgoing, to))
+            pending.append(dist.isend(outgoing, to))
             self.sent += outgoing.nbytes
             self.messages += 1
-        for one in waiting:
-            one.wait()
+        for work in pending:
+            assert work is not None, "this rank belongs to the group"
+            work.wait()
 
-    def counted(self) -> tuple[int, int, int]:
-        """Bytes sent, bytes received and messages sent since the last call."""
+    def pop_counts(self) -> tuple[int, int, int]:
+        """Returns the bytes sent, bytes received and messages sent since the last call."""
         counts = self.sent, self.received, self.messages
         self.sent = self.received = self.messages = 0
         return counts
 
 
 def socket_bytes() -> tuple[int, int] | None:
-    """Bytes that this process's TCP sockets have sent (retransmissions left out) and received; None off Linux."""
+    """Returns the bytes that this process's TCP sockets sent (without retransmissions) and received; None off Linux."""
     if not os.path.isdir("/proc/self/fd"):
         return None
     sent = received = 0
@@ -63,26 +64,26 @@ def socket_bytes() -> tuple[int, int] | None:
             continue
         if len(info) < BYTES_SENT + 16:
             return None  # Linux before 4.19
-        went, again = struct.unpack_from("=QQ", info, BYTES_SENT)
-        sent += went - again
+        total_sent, retransmitted = struct.unpack_from("=QQ", info, BYTES_SENT)
+        sent += total_sent - retransmitted
         received += struct.unpack_from("=Q", info, BYTES_RECEIVED)[0]
     return sent, received
 
 
 def ping(wire: GlooWire, size: int) -> float:
-    """Seconds of one message of `size` bytes between ranks 0 and 1: half of one there and back. 0 on other ranks."""
+    """Returns the seconds of one message of `size` bytes between ranks 0 and 1: half a round trip. 0 on other ranks."""
     if wire.rank > 1:
         return 0.0
-    ball = torch.zeros(size // 4)
-    began = perf_counter()
+    message = torch.zeros(size // 4)
+    start = perf_counter()
     if wire.rank == 0:
-        wire.exchange(ball, 1, None, 1)
-    wire.exchange(None, 1 - wire.rank, ball, 1 - wire.rank)
+        wire.exchange(message, 1, None, 1)
+    wire.exchange(None, 1 - wire.rank, message, 1 - wire.rank)
     if wire.rank == 1:
-        wire.exchange(ball, 0, None, 0)
-    return (perf_counter() - began) / 2
+        wire.exchange(message, 0, None, 0)
+    return (perf_counter() - start) / 2
 
 
-def pass_context(wire: GlooWire, outgoing: Tensor, incoming: Tensor) -> None:
-    """Pass a vector to the next rank while taking the one before's: what one step of a ring does."""
+def shift_along_ring(wire: GlooWire, outgoing: Tensor, incoming: Tensor) -> None:
+    """Sends a vector to the next rank and receives one from the previous rank, as one step of a ring does."""
     wire.exchange(outgoing, (wire.rank + 1) % wire.ranks, incoming, (wire.rank - 1) % wire.ranks)

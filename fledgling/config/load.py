@@ -109,7 +109,7 @@ def _find_recipe_file(name_or_path: str) -> Path:
 
 
 def _apply_override(table: dict[str, Any], override: str) -> None:
-    """Sets `table.key=value` in the nested dictionary; the value is TOML, and a bare word is a string."""
+    """Sets `table.key=value` in the nested dictionary; the value is TOML or a bare word; none removes the key."""
     dotted, sign, text = override.partition("=")
     keys = [key.strip().strip('"') for key in dotted.split(".")]
     if not sign or not all(keys):
@@ -153,7 +153,7 @@ def _build_config(cls: type, table: Mapping[str, Any], where: str) -> Any:
 
 
 def _unknown_key(where: str, key: str, value: Any, known: Iterable[str]) -> UserError:
-    """Returns the error for a key that its table does not have: renamed, misspelled or invented."""
+    """Returns the error for an unknown key: its new name, a similar key, or all keys of the table."""
     if new := RENAMED_KEYS.get(where[:-1], {}).get(key):
         return UserError(f'"{where}{key}" was renamed to "{where}{new}"')
     kind = "table" if isinstance(value, dict) else "key"
@@ -163,7 +163,7 @@ def _unknown_key(where: str, key: str, value: Any, known: Iterable[str]) -> User
 
 
 def _changed_defaults(entry: Field[Any], cls: type) -> dict[str, Any]:
-    """Returns the defaults of a recipe's table that differ from those of its class: [sft] trains on "assistant"."""
+    """Returns the defaults of a table of `Recipe` that differ from those of its class: [sft] trains on "assistant"."""
     if entry.default_factory is MISSING:
         return {}
     own, usual = entry.default_factory(), cls()

@@ -78,6 +78,7 @@ def mcnemar_p_value(only_a: int, only_b: int) -> float:
 
 
 def _core_difference(pairs: Sequence[tuple[LoggedTask, LoggedTask]]) -> Difference:
+    """Returns the difference in CORE, with interval and p from the bootstrap; p is at least 2 / resamples."""
     rng = np.random.default_rng(SEED)
     resampled = np.zeros(BOOTSTRAP_RESAMPLES)
     only_a = only_b = 0

@@ -2,7 +2,7 @@
 
 Keys and values depend on a token and on all tokens before it, so a block is identified by its tokens and its parent.
 Requests with a common prefix share its blocks: whole blocks in place, the last one as a copy of as many tokens as
-agree. Blocks without users stay until room is needed; the least recently used is evicted first, and never before the
+agree. Unused blocks stay until memory is needed; the least recently used is evicted first, and never before the
 blocks that continue it.
 
 The tree is valid for one set of weights: call `clear` when they change.
@@ -19,7 +19,7 @@ BlockKey = tuple[int, tuple[int, ...]]  # (identity of the parent node, the bloc
 
 
 class PrefixNode:
-    """A block in the tree. A leaf may hold fewer tokens than a block has room for."""
+    """A block in the tree. A leaf may hold fewer tokens than the block size."""
 
     __slots__ = ("block", "cached", "children", "parent", "ref_count", "tokens")
 
@@ -42,7 +42,8 @@ class PrefixCache:
         """Finds what is cached of these tokens.
 
         Returns:
-            The nodes of whole blocks; the node that agrees with the most tokens after these, or None; and how many.
+            The nodes of whole blocks; the node that agrees with the most tokens after these blocks, or None; and the
+            number of tokens that agree in that node.
         """
         size, children = self.cache.block_size, self.roots
         nodes: list[PrefixNode] = []
@@ -60,8 +61,9 @@ class PrefixCache:
         return nodes, best, best_length
 
     def next_block_key(self, tokens: Sequence[int], nodes: Sequence[PrefixNode]) -> BlockKey | None:
-        """Returns the key of the next whole block after `nodes`, None where less than a block remains.
+        """Returns the key of the next whole block after `nodes`, None unless more than one block of tokens remains.
 
+        The last token is always computed, since the answer needs its logits.
         Requests with equal keys need the same block: one of them computes it.
         """
         start = self.cache.block_size * len(nodes)
@@ -119,7 +121,7 @@ class PrefixCache:
             nodes.append(child)
 
     def detach(self, nodes: list[PrefixNode]) -> None:
-        """Ends a row's use of its nodes; its last block becomes the first that may be evicted."""
+        """Ends a row's use of its nodes and empties the list. Of its unused blocks the last is evicted first."""
         for node in reversed(nodes):
             node.ref_count -= 1
             if not node.ref_count and node.cached:
@@ -132,7 +134,7 @@ class PrefixCache:
             self._remove(next(iter(self.evictable)))
 
     def clear(self) -> None:
-        """Removes all nodes: the weights have changed."""
+        """Removes all nodes, also those in use; rows keep their blocks until they release them."""
         for node in list(_walk(self.roots)):
             self._remove(node)
 
@@ -148,7 +150,7 @@ class PrefixCache:
 
 
 def _walk(children: dict[tuple[int, ...], PrefixNode]) -> Iterator[PrefixNode]:
-    """Yields all nodes below, children before their parents."""
+    """Yields the nodes of these subtrees, children before their parents."""
     for child in children.values():
         yield from _walk(child.children)
         yield child

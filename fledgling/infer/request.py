@@ -76,10 +76,10 @@ class Request:
         self.forced_tokens: deque[int] = deque()  # tokens that must come next
         self.tool_state = tool_state
         self.stop_tokens = stop_tokens.union(sampling.stop_token_ids)
-        room = context - len(self.prompt)
-        self.token_limit = min(sampling.max_new_tokens, room) if generate else 0
-        self.limit_reason = "length" if sampling.max_new_tokens <= room or not generate else "context"
-        self.finish_reason = "" if room > 0 else "context"  # empty while unfinished
+        free_tokens = context - len(self.prompt)
+        self.token_limit = min(sampling.max_new_tokens, free_tokens) if generate else 0
+        self.limit_reason = "length" if sampling.max_new_tokens <= free_tokens or not generate else "context"
+        self.finish_reason = "" if free_tokens > 0 else "context"  # empty while unfinished
         self.row = CacheRow()
         self.prefix_nodes: list[PrefixNode] = []  # of the row's first blocks
         self.weights_version = (0, 0)  # of the weights that the row was started with

@@ -175,7 +175,7 @@ class Scheduler:
         return True
 
     def _release(self, request: Request) -> None:
-        """Releases a request's row; its blocks stay in the prefix cache while there is room."""
+        """Releases a request's row; its blocks stay in the prefix cache until they are evicted."""
         if self.prefix_cache:
             tokens = [*request.prompt, *request.tokens]
             request.row.length = min(request.row.length, len(tokens))  # an interrupt may leave unverified draft tokens
@@ -189,7 +189,7 @@ class Scheduler:
             self.prefix_cache.insert(request.row, tokens, request.prefix_nodes, include_partial)
 
     def _evict(self, requests: Sequence[Request], counts: Sequence[int]) -> None:
-        """Evicts cached prefixes to make room for `counts` more tokens of the requests' rows."""
+        """Evicts cached prefixes until `counts` more tokens of the requests' rows fit."""
         if self.prefix_cache:
             size = self.cache.block_size
             missing = sum(_missing_blocks(r.row, count, size) for r, count in zip(requests, counts, strict=True))

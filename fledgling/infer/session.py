@@ -140,15 +140,15 @@ class ChatSession:
                 yield from detokenizer.push(event.id)
 
     def _fit_context(self, sampling: SamplingParams) -> tuple[list[int], int]:
-        """Drops the oldest turns until the prompt leaves room for an answer.
+        """Drops the oldest turns until the prompt and an answer fit in the context.
 
         Returns:
-            The prompt and the number of dropped turns; an empty prompt if the newest turn alone leaves no room.
+            The prompt and the number of dropped turns; an empty prompt if the newest turn alone is too long.
         """
-        room = self.engine.context - min(sampling.max_new_tokens, self.engine.context // ANSWER_DIVISOR)
+        max_prompt_tokens = self.engine.context - min(sampling.max_new_tokens, self.engine.context // ANSWER_DIVISOR)
         for first in range(len(self.turns)):
             prompt = self._prompt(self.turns[first:])
-            if len(prompt) <= room:
+            if len(prompt) <= max_prompt_tokens:
                 self.turns = self.turns[first:]
                 return prompt, first
         return [], 0

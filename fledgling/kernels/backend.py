@@ -142,6 +142,6 @@ def _cast_copy(model: Transformer, device: torch.device, dtype: torch.dtype) -> 
         id(weight): torch.nn.Parameter(weight.detach().to(device, dtype, copy=True), requires_grad=False)
         for weight in model.parameters()
     }
-    twin = copy.deepcopy(model, cast).to(device)
-    twin.compute_dtype = dtype
-    return twin
+    copied_model = copy.deepcopy(model, cast).to(device)
+    copied_model.compute_dtype = dtype
+    return copied_model

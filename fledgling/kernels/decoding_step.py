@@ -114,15 +114,15 @@ class DecodingStep:
         tables = torch.tensor(
             [[block.index for block in row.block_table] + [0] * (most - len(row.block_table)) for row in rows]
         )
-        owners = [number for number, count in enumerate(counts) for _ in range(count)]
+        row_numbers = [number for number, count in enumerate(counts) for _ in range(count)]
         offsets = [offset for count in counts for offset in range(count)]
-        positions = torch.tensor([[rows[number].length + n] for number, n in zip(owners, offsets, strict=True)])
-        if len(owners) == len(tokens):
+        positions = torch.tensor([[rows[number].length + n] for number, n in zip(row_numbers, offsets, strict=True)])
+        if len(row_numbers) == len(tokens):
             return self.run_blocks(tokens, positions, cache.keys, cache.values, tables, cache.block_size)
-        queries = tokens[owners, offsets][:, None]  # (Q, 1)
-        hidden = self.run_blocks(queries, positions, cache.keys, cache.values, tables[owners], cache.block_size)
+        queries = tokens[row_numbers, offsets][:, None]  # (Q, 1)
+        hidden = self.run_blocks(queries, positions, cache.keys, cache.values, tables[row_numbers], cache.block_size)
         padded = hidden.new_zeros(*tokens.shape, hidden.shape[-1])
-        padded[owners, offsets] = hidden[:, 0]
+        padded[row_numbers, offsets] = hidden[:, 0]
         return padded
 
     def run_blocks(
@@ -168,7 +168,7 @@ class DecodingStep:
         return self.model.apply_softcap(native.multiply_matrix(hidden_states, self.head))
 
     def accepts(self, counts: Sequence[int], cache: KVCache) -> bool:
-        """Whether `counts` (B,) new tokens over this cache can be run: few tokens, a cache in bf16."""
+        """Returns whether `counts` (B,) new tokens can be run: few tokens, a bf16 cache, blocks of a multiple of 4."""
         return sum(counts) <= MAX_STEP_TOKENS and cache.dtype == torch.bfloat16 and not cache.block_size % 4
 
     def _layer(self, block: nn.Module) -> NativeLayer:
@@ -196,6 +196,7 @@ class DecodingStep:
         return native.describe_matrix(weight.detach(), None, 16, bias)
 
     def _vector(self, parameter: nn.Parameter) -> Tensor:
+        """Returns a copy in fp32, which `refresh` updates."""
         copy = parameter.detach().float().contiguous().clone()
         self.vectors.append((copy, parameter))
         return copy

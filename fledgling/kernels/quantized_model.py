@@ -39,7 +39,9 @@ def quantize_state_dict(
     head: bool = True,
     embedding: bool = False,
 ) -> dict[str, Tensor]:
-    """Returns the tensors of a quantized checkpoint.
+    """Returns the tensors of a quantized checkpoint, on the CPU: what is not quantized becomes bf16.
+
+    A tied embedding is stored once, as the head.
 
     Args:
         state: the model's tensors by name.

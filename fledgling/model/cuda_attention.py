@@ -51,45 +51,50 @@ def make_block_mask(
     blocks = -(-time // MASK_BLOCK)
     first = torch.arange(blocks, device=device) * MASK_BLOCK
     last = first + MASK_BLOCK - 1
-    partly = first[None, :] <= last[:, None]  # (N, N): some key is not behind some query
-    whole = (last[None, :] <= first[:, None]) & (last < time)[:, None]
+    computed = first[None, :] <= last[:, None]  # (N, N): some query may attend to some key
+    unmasked = (last[None, :] <= first[:, None]) & (last < time)[:, None]
     if window_size is not None:
-        partly = partly & (first[:, None] - last[None, :] < window_size)
-        whole = whole & (last[:, None] - first[None, :] < window_size)
-    partly, whole = partly[None], whole[None]  # (1, N, N)
+        computed = computed & (first[:, None] - last[None, :] < window_size)
+        unmasked = unmasked & (last[:, None] - first[None, :] < window_size)
+    computed, unmasked = computed[None], unmasked[None]  # (1, N, N)
     if document_ids is not None:
         padded = F.pad(document_ids.float(), (0, blocks * MASK_BLOCK - time), mode="replicate")
         lowest, highest = padded.view(len(document_ids), blocks, MASK_BLOCK).aminmax(dim=-1)  # (B, N)
-        partly = partly & (lowest[:, None, :] <= highest[:, :, None]) & (lowest[:, :, None] <= highest[:, None, :])
-        one = lowest == highest
-        whole = whole & one[:, :, None] & one[:, None, :] & (lowest[:, :, None] == lowest[:, None, :])
-    counts, order = _listed(partly & ~whole)
-    full_counts, full_order = _listed(whole & partly)
+        computed = computed & (lowest[:, None, :] <= highest[:, :, None]) & (lowest[:, :, None] <= highest[:, None, :])
+        single = lowest == highest
+        unmasked = unmasked & single[:, :, None] & single[:, None, :] & (lowest[:, :, None] == lowest[:, None, :])
+    counts, order = _order_key_blocks(computed & ~unmasked)
+    full_counts, full_order = _order_key_blocks(unmasked & computed)
     return BlockMask.from_kv_blocks(
         counts,
         order,
         full_counts,
         full_order,
         BLOCK_SIZE=MASK_BLOCK,
-        mask_mod=_visible(document_ids, window_size),
+        mask_mod=_make_mask_mod(document_ids, window_size),
         seq_lengths=(time, time),
     )
 
 
 def flex_sdpa(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> Tensor:
-    """Attention of q (B, H, T, D) over k, v (B, G, T, D); fused where the caller is compiled."""
+    """Returns attention (B, H, T, D) of q (B, H, T, D) over k, v (B, G, T, D); fused where the caller is compiled."""
     return flex_attention(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Blocks (B, N, N) as FlexAttention reads them: counts (B, 1, N), and their places first (B, 1, N, N); int32."""
+def _order_key_blocks(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Converts a boolean (B, N, N), one value for each block of queries x keys, to the form of FlexAttention.
+
+    Returns:
+        For each query block the number of True key blocks (B, 1, N), and all key blocks, True ones first
+        (B, 1, N, N); int32.
+    """
     counts = blocks.sum(-1, dtype=torch.int32)
     order = blocks.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
     return counts[:, None].contiguous(), order[:, None].contiguous()
 
 
-def _visible(document_ids: Tensor | None, window_size: int | None) -> Callable[..., Tensor]:
-    """Returns the test of one pair: whether query `i` of row `b` sees key `j`."""
+def _make_mask_mod(document_ids: Tensor | None, window_size: int | None) -> Callable[..., Tensor]:
+    """Returns the `mask_mod` of FlexAttention: whether query `i` of row `b` attends to key `j`."""
 
     # each is used only where its argument is not None
     def causal(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:

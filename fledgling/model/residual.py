@@ -30,5 +30,5 @@ class ResidualScalars(nn.Module):
 
 
 def make_residual(config: ModelConfig) -> ResidualScalars | None:
-    """Returns the module that `config.residual_scalars` asks for, or None."""
+    """Returns the module that `config.residual_scalars` selects, or None."""
     return ResidualScalars() if config.residual_scalars else None

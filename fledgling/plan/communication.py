@@ -95,12 +95,12 @@ class Traffic:
         """Bytes through the busiest port in its busier direction."""
         return max(*self.sent, *self.received)
 
-    def seconds(self, link: Link, adding: Bandwidth | None = None) -> float:
-        """Returns the seconds over `link`: alpha x rounds + path / beta, plus additions at the speed `adding`.
+    def seconds(self, link: Link, addition: Bandwidth | None = None) -> float:
+        """Returns the seconds over `link`: alpha x rounds + path / beta, plus additions at the bandwidth `addition`.
 
         Source: the cost model of Thakur et al. 2005. A shared medium is busy for at least the bytes of all ranks.
         """
-        sums = adding.seconds(self.reduced, self.reduced_total) if adding else 0.0
+        sums = addition.seconds(self.reduced, self.reduced_total) if addition else 0.0
         return self.rounds * link.latency + link.bandwidth.seconds(self.path, sum(self.sent)) + sums
 
     def __add__(self, other: Traffic) -> Traffic:
@@ -167,14 +167,14 @@ def tree_children(rank: int, ranks: int) -> list[int]:
     return [rank + (1 << k) for k in range(ranks.bit_length()) if 1 << k < limit and rank + (1 << k) < ranks]
 
 
-def parameter_server(size: int, ranks: int, servers: int = 1, answer: int | None = None) -> Traffic:
+def parameter_server(size: int, ranks: int, servers: int = 1, pulled_size: int | None = None) -> Traffic:
     """Returns the traffic in which every rank pushes gradients to the servers and pulls the result (Li et al. 2014).
 
-    size: bytes pushed; answer: bytes pulled (default: as many, the sum). Ranks 0 ... s-1 are the servers, each for one
-    of s chunks, and also compute like the others. A server's port receives p-1 chunks and sends p-1: that is the
+    size: bytes pushed; pulled_size: bytes pulled (default: as many, the sum). Ranks 0 ... s-1 are the servers, each for
+    one of s chunks, and also compute like the others. A server's port receives p-1 chunks and sends p-1: that is the
     critical path. With s = 1 it is p times the ring's, with s = p it equals the ring's.
     """
-    pushed, pulled = chunk_bytes(size, servers), chunk_bytes(size if answer is None else answer, servers)
+    pushed, pulled = chunk_bytes(size, servers), chunk_bytes(size if pulled_size is None else pulled_size, servers)
     clients, steps = [servers - (rank < servers) for rank in range(ranks)], ranks - 1  # chunks that others serve
     serving = [steps if rank < servers else 0 for rank in range(ranks)]  # clients that this rank serves
     messages = 2 * servers * steps
@@ -282,13 +282,13 @@ def step_seconds(compute: float, communication: float, overlap: bool = False) ->
 
 
 def first_bound_rank_count(
-    traffic: Callable[[int], Traffic], compute: float, link: Link, most: int = 1 << 14
+    traffic: Callable[[int], Traffic], compute: float, link: Link, max_ranks: int = 1 << 14
 ) -> int | None:
     """Returns the fewest ranks, a power of two, at which communication takes longer than computing; else None.
 
     compute: seconds of the whole batch on one rank. The batch is fixed, so each of p ranks computes for compute / p.
     """
-    counts = (1 << k for k in range(1, most.bit_length()))
+    counts = (1 << k for k in range(1, max_ranks.bit_length()))
     return next((p for p in counts if traffic(p).seconds(link) > compute / p), None)
 
 

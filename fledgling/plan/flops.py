@@ -17,13 +17,14 @@ from fledgling.config import ModelConfig
 from fledgling.plan.parameters import count_matrix_parameters
 
 
-def mean_attended_keys(context: int, counted: str = "full", seen: int | None = None) -> float:
+def mean_attended_keys(context: int, counted: str = "full", window_size: int | None = None) -> float:
     """Returns the attended keys per token that are counted, on average over a row of `context` tokens.
 
-    seen: window size of the layer, including the token itself; None for no window.
+    counted: "full" or "causal", see above.
+    window_size: of the layer, including the token itself; None for no window.
     """
     assert counted in ("full", "causal"), counted
-    W = context if seen is None else min(seen, context)
+    W = context if window_size is None else min(window_size, context)
     return W if counted == "full" else W - W * (W - 1) / (2 * context)  # the first W tokens see fewer
 
 

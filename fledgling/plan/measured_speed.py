@@ -76,7 +76,10 @@ def _read_saved() -> dict[str, Any]:
 
 
 def device_name(kind: str, dtype: str, product: str = "") -> str | None:
-    """Returns the table's name of this device, None if unknown; kind: "cpu" or "cuda", product: the card's name."""
+    """Returns the name of a device in `plan.hardware.DEVICES`, None if it is unknown.
+
+    Args: kind: "cpu" or "cuda"; dtype: "float32" or "bfloat16", used for CPUs only; product: name of the GPU.
+    """
     if kind == "cpu":
         return "cpu" if dtype == "float32" else "cpu-bf16"
     normalized = product.lower().replace(" ", "")

@@ -58,8 +58,8 @@ class Sweep:
 
 
 def read_run(run_dir: Path) -> SweepRun | None:
-    """Returns a run of the sweep, or None if it is not finished."""
-    done, plan, cell = (_json(run_dir / name) for name in ("pretrain/done.json", "plan.json", CELL))
+    """Returns a run of the sweep, or None if it is not finished. Raises UserError if its files lack a value."""
+    done, plan, cell = (_load_json(run_dir / name) for name in ("pretrain/done.json", "plan.json", CELL))
     evals = [line for line in read_jsonl(run_dir / "pretrain/evals.jsonl") if line.get("name") == "bits_per_byte"]
     if not (done and plan and cell and evals):
         return None
@@ -82,14 +82,17 @@ def read_run(run_dir: Path) -> SweepRun | None:
 
 
 def load_sweep(out: str | Path) -> Sweep:
-    """Returns the finished runs under `out`, by budget and depth. Raises UserError if there are none."""
+    """Returns the finished runs under `out`, ordered by budget, then depth, without the variants of ablations.
+
+    Raises UserError if no run is finished, or if the data does not describe the held-out text.
+    """
     out = Path(out)
-    cells = [path for path in sorted(out.glob(f"*/{CELL}")) if "variant" not in _json(path)]
+    cells = [path for path in sorted(out.glob(f"*/{CELL}")) if "variant" not in _load_json(path)]
     runs = [run for path in cells if (run := read_run(path.parent))]
     if not runs:
         reason = "has no finished run" if out.is_dir() else "does not exist"
         raise UserError(f"{out} {reason}: expected the directory of a sweep; start one with fledgling scaling run")
-    train_manifest, held_out_manifest = _shards(out)
+    train_manifest, held_out_manifest = _load_manifests(out)
     bytes_per_token = held_out_manifest.get("metadata", {}).get("bytes", 0) / max(
         1, held_out_manifest.get("tokens", 0) - held_out_manifest.get("documents", 0)
     )
@@ -126,7 +129,7 @@ def load_checks(out: str | Path) -> list[CheckResult]:
     """Returns the finished runs under OUT/check with their predictions."""
     checks = []
     for path in sorted((Path(out) / CHECK_DIR).glob(f"*/{CELL}")):
-        run, prediction = read_run(path.parent), _json(path.parent / "prediction.json")
+        run, prediction = read_run(path.parent), _load_json(path.parent / "prediction.json")
         if run and prediction:
             checks.append(CheckResult(run, prediction))
     return checks
@@ -138,7 +141,7 @@ def describe_run(run: SweepRun) -> str:
     return f"{run.name:<12} {sizes}, {run.bits_per_byte:.4f} bits per byte, {format_duration(run.seconds)}"
 
 
-def check_to_json(check: CheckResult) -> dict[str, Any]:
+def check_to_load_json(check: CheckResult) -> dict[str, Any]:
     """Returns a check as JSON values."""
     run = check.run
     return {
@@ -161,18 +164,19 @@ def describe_check(check: CheckResult) -> str:
     )
 
 
-def _shards(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load_manifests(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the manifests of the training and the held-out text of the sweep's first source."""
     for path in sorted((out / "shared" / "data").glob("*/corpus.json")):
-        corpus = _json(path)
+        corpus = _load_json(path)
         held_out = corpus.get("held_out", {})
         return corpus.get("train", {}), {**held_out, "metadata": held_out}
-    manifests = [_json(path) for path in sorted((out / "shared" / "data").glob("*/manifest.json"))]
+    manifests = [_load_json(path) for path in sorted((out / "shared" / "data").glob("*/manifest.json"))]
     by_split = {manifest.get("metadata", {}).get("split"): manifest for manifest in reversed(manifests)}
     return by_split.get("train", {}), by_split.get("validation", {})
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _load_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file, {} if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

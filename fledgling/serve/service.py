@@ -76,9 +76,9 @@ class Service:
     def make_sampling_params(
         self, body: CommonRequest, prompt: Sequence[int], max_new_tokens: int | None, num_top_logprobs: int
     ) -> SamplingParams:
-        """Returns the sampling parameters of a body; raises BadRequest for a prompt that leaves no room to answer."""
-        room = self.context - len(prompt)
-        if room < 1:
+        """Returns the sampling parameters of a body; raises BadRequest for a prompt that fills the context."""
+        free_tokens = self.context - len(prompt)
+        if free_tokens < 1:
             message = f"the prompt has {len(prompt):,} tokens and the model's whole context is {self.context:,}"
             raise BadRequest(message, "messages", "context_length_exceeded")
         vocab_size = self.worker.engine.model.config.vocab_size
@@ -87,7 +87,7 @@ class Service:
             top_k=body.top_k or 0,
             top_p=1.0 if body.top_p is None else float(body.top_p),
             min_p=float(body.min_p or 0.0),
-            max_new_tokens=min(max_new_tokens or room, room),
+            max_new_tokens=min(max_new_tokens or free_tokens, free_tokens),
             seed=secrets.randbits(63) if body.seed is None else body.seed,
             repetition_penalty=float(body.repetition_penalty or 1.0),
             logit_bias=body.parse_logit_bias(vocab_size),

@@ -105,15 +105,17 @@ def _load_skill(name: str) -> GeneratedTask:
 
 
 def _resolve_path(path: str, root: Path) -> Path:
-    """Returns a path unchanged where it exists, else under the data root."""
+    """Returns the path under the data root if only that exists, else the path unchanged."""
     return Path(path) if Path(path).exists() or not (root / path).exists() else root / path
 
 
 def make_mixture_example(weights: Mapping[str, float], index: int, seed: int) -> dict:
-    """Returns conversation `index` of `seed` from a mixture of generated tasks in proportion to `weights`, by name.
+    """Returns training example `index` of `seed` from a mixture of generated tasks: {"messages": [...]}.
 
-    A pure function of its arguments; the order of `weights` has no influence. With probability `JOIN_PROBABILITY`, two
-    examples are joined into one conversation of several turns.
+    A pure function of its arguments. With probability `JOIN_PROBABILITY`, two examples are joined into one conversation
+    of several turns.
+
+    Args: weights: task name -> share; their order has no influence. Raises UserError if no weight is above 0.
     """
     names = sorted(name for name, weight in weights.items() if weight > 0)
     if not names:

@@ -113,7 +113,7 @@ def fit_merges(merges: list[Merge], vocab_size: int, letter_tokens: bool) -> lis
     """Returns the merges of a vocabulary of at most `vocab_size` tokens; fewer if there are not enough merges.
 
     With `letter_tokens`, every " " + ASCII letter is a token (single letters always are: they are bytes). For that,
-    the longest prefix of `merges` is kept that leaves room for the missing ones, which are added at the end: the piece
+    the longest prefix of `merges` is kept that has space for the missing ones, which are added at the end: the piece
     " q" has one pair, so a merge of any rank makes it one token, and a merge of the last rank affects no other piece.
     A prefix of a list of merges is itself a BPE vocabulary.
     """

@@ -66,9 +66,7 @@ def render_pair(tokenizer: Tokenizer, pair: Sequence[dict], row_tokens: int, whe
     limit = max(row_tokens // 2, row_tokens - min(map(len, tokens)))
     documents = [ids[:limit] for ids in tokens] if sum(map(len, tokens)) > row_tokens else tokens
     if min(map(len, documents)) <= prompt_length:
-        raise UserError(
-            f"{where}: the prompt leaves no room for two answers in {row_tokens} tokens; raise model.context"
-        )
+        raise UserError(f"{where}: the prompt and two answers do not fit in {row_tokens} tokens; raise model.context")
     ids = np.concatenate(documents).astype(np.int64)
     is_target = np.concatenate([np.arange(len(document)) >= prompt_length for document in documents])
     rollout = Rollout(ids, is_target, np.zeros(len(ids), np.float32))

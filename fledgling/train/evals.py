@@ -52,7 +52,7 @@ def build_compression_eval(source: str, context: StageContext) -> Eval:
 
 
 def build_core_evals(config: StageConfig, context: StageContext) -> tuple[Eval, ...]:
-    """Returns CORE if the recipe asks for it. Without its files, it logs a notice and measures nothing."""
+    """Returns the evaluation of CORE if `core_every` is set; logs a notice if its files are missing."""
     if not config.core_every:
         return ()
     root = resolve_data_root(context.recipe.run.data_dir)

@@ -49,7 +49,7 @@ def prepare_stage_rows(
 
     Args:
         rows_per_step: rows of `context` tokens that one optimizer step reads, over all ranks.
-        steps: None asks for one pass. Raises UserError if that has no end, because every source is generated.
+        steps: None means one pass. Raises UserError if that has no end, because every source is generated.
     """
     parts, total = split_mixture(mixture), sum(mixture.values())
     make_source = partial(

@@ -23,15 +23,12 @@ def test_predicted_bytes_are_counted_bytes(ranks, servers):
     assert len(result["topologies"]) == 9 + (ranks > 2)
     for name, row in result["topologies"].items():
         assert row["sum_is_exact"], name
-        reported_value = row["bytes"]
-        assert (reported_value["counted"] is None) == name.startswith("library")
-        if reported_value["counted"]:
-            assert reported_value["counted"] == reported_value["predicted"]
+        row_bytes = row["bytes"]
+        assert (row_bytes["counted"] is None) == name.startswith("library")
+        if row_bytes["counted"]:
+            assert row_bytes["counted"] == row_bytes["predicted"]
         if LINUX:
-            over = [
-                a - b
-                for a, b in zip(reported_value["sockets"]["sent"], reported_value["predicted"]["sent"], strict=True)
-            ]
+            over = [a - b for a, b in zip(row_bytes["sockets"]["sent"], row_bytes["predicted"]["sent"], strict=True)]
             assert all(0 < one < 0.05 * result["bytes"] for one in over), name  # gloo's headers, nothing else
         for seconds in row["seconds"].values():
             assert seconds["measured"] > 0 and seconds["predicted"] > 0

@@ -54,24 +54,24 @@ def run_saves(place: Path) -> tuple[Counter, list[str]]:
     real_disk_usage = shutil.disk_usage  # replaced: else every save would be refused before it starts
     shutil.disk_usage = lambda path: real_disk_usage(path)._replace(free=2**40)
     hits_by_file, problems, writer = Counter(), [], BackgroundWriter()
-    for room in range(len(hits) + 1):
-        resize(place, taken + room * PAGE)
+    for free_pages in range(len(hits) + 1):
+        resize(place, taken + free_pages * PAGE)
         problem = ""
         try:
             writer.start(lambda: checkpoint.save_checkpoint(source, 900, loaded.tensors, loaded.state, files))
             writer.wait()
         except UserError as error:
             problem = str(error)
-        if room == len(hits):
+        if free_pages == len(hits):
             if problem or checkpoint.find_latest_checkpoint(source).name != "step-00000900":
-                problems.append(f"with room for all {room} pages: {problem}")
+                problems.append(f"with free_pages for all {free_pages} pages: {problem}")
             continue
-        hits_by_file[hits[room]] += 1
+        hits_by_file[hits[free_pages]] += 1
         names = sorted(path.name for path in source.iterdir())
         if "step-00000900: No space" not in problem or not ONE_LINE.match(problem):
-            problems.append(f"{room} pages: {problem or 'no error'}")
+            problems.append(f"{free_pages} pages: {problem or 'no error'}")
         if names != before or checkpoint.find_latest_checkpoint(source, warn=problems.append).name != "step-00000600":
-            problems.append(f"{room} pages left {names}")
+            problems.append(f"{free_pages} pages left {names}")
     shutil.disk_usage = real_disk_usage
     resize(place, ENOUGH)
     return hits_by_file, problems

@@ -20,8 +20,8 @@ def test_info_of_a_file(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"body": "Text number {n}, of its own."}}\n' for n in range(200)) + "{\n")
     assert main(["data", "info", str(path), "--column", "body", "--json"]) == 0
-    reported_value, notice = capsys.readouterr()
-    figures = json.loads(reported_value)
+    output, notice = capsys.readouterr()
+    figures = json.loads(output)
     assert figures["documents"] == 200 and figures["validation_documents"] > 0
     assert "1 not a JSON object (first: rows.jsonl:201)" in notice
 

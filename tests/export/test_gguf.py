@@ -77,7 +77,7 @@ def test_llama_cpp_generates_the_same_continuation(kind, error, fields, make, to
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     model = make("llama", **fields)
     path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
-    *_, judged = parity.compare_gguf(model, path, tokenizer.start)
+    *_, judged = parity.compare_gguf(model, path, tokenizer.bos)
     assert judged.reference.startswith("llama.cpp")
     assert judged.max_difference < error and judged.greedy_matches >= judged.greedy_tokens - (kind == "f16")
 
@@ -102,18 +102,18 @@ def test_llama_cpp_has_the_same_perplexity_and_continuation(kind, error, make, t
     model = make("llama", context=256)
     with torch.no_grad():
         model.head.weight *= 2  # surer of itself than a random model is, so that weights matter
-    text = [tokenizer.start, *sample_text(model, tokenizer.start, 200, torch.Generator().manual_seed(3))]
+    text = [tokenizer.bos, *sample_text(model, tokenizer.bos, 200, torch.Generator().manual_seed(3))]
     path = gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, kind, "m")
-    reference_3 = llama_cpp.Llama(str(path), n_ctx=256, n_batch=256, logits_all=True, verbose=False)
-    reference_3.eval(text)
+    reader = llama_cpp.Llama(str(path), n_ctx=256, n_batch=256, logits_all=True, verbose=False)
+    reader.eval(text)
     with torch.inference_mode():
         computed = model.compute_logits(model(torch.tensor([text])))[0]
-    perplexity = [nats(torch.tensor(reference_3.scores[: len(text)]), text).exp(), nats(computed, text).exp()]
+    perplexity = [nats(torch.tensor(reader.scores[: len(text)]), text).exp(), nats(computed, text).exp()]
     assert 1.5 < perplexity[1] < 200 and abs(perplexity[0] / perplexity[1] - 1) < error
     greedy = parity.generate_greedy(model, text[:8], 100)
-    reference_3.reset()
-    reference_3.eval(text[:8] + greedy)
-    chosen = torch.tensor(reference_3.scores[7:107]).argmax(-1).tolist()
+    reader.reset()
+    reader.eval(text[:8] + greedy)
+    chosen = torch.tensor(reader.scores[7:107]).argmax(-1).tolist()
     agreed = sum(a == b for a, b in zip(chosen, greedy, strict=True))
     assert agreed == 100 if kind == "f16" else agreed >= 85  # random weights are full of near ties
 

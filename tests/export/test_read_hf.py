@@ -133,8 +133,8 @@ def test_an_impossible_tensor_header_is_refused_by_name(directory, shape, offset
     tensors = load_file(file)
     last = tensors.pop("model.norm.weight")
     save_file(tensors, directory / "a.safetensors")
-    printed_value = {"model.norm.weight": {"dtype": kind, "shape": shape, "data_offsets": offsets}}
-    header = json.dumps(printed_value).encode()
+    entries = {"model.norm.weight": {"dtype": kind, "shape": shape, "data_offsets": offsets}}
+    header = json.dumps(entries).encode()
     (directory / "b.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + last.numpy().tobytes())
     file.unlink()
     where = {**dict.fromkeys(tensors, "a.safetensors"), "model.norm.weight": "b.safetensors"}
@@ -217,8 +217,15 @@ def test_gpt2_loads_in_its_published_form(make, tokenizer, tmp_path):
         tensors.update({f"h.{layer}.attn.bias": mask.clone() for layer in range(3)})
 
     rewrite(out, bare, {"format": "pt"})
-    printed_3 = {"model_type": "gpt2", "vocab_size": 258, "n_embd": 64, "n_head": 4, "n_layer": 3, "n_positions": 64}
-    (out / "config.json").write_text(json.dumps({**printed_3, "n_ctx": 64, "task_specific_params": {}}))
+    config_values = {
+        "model_type": "gpt2",
+        "vocab_size": 258,
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 3,
+        "n_positions": 64,
+    }
+    (out / "config.json").write_text(json.dumps({**config_values, "n_ctx": 64, "task_specific_params": {}}))
     (out / "tokenizer.json").unlink()
     entries = {token: index for index, token in enumerate([*byte_alphabet(), "ab", "<|endoftext|>"])}
     (out / "vocab.json").write_text(json.dumps(entries))

@@ -60,6 +60,20 @@ RETIRED = frozenset(
         "speaks",
         "spoken",
         "spoke",
+        "noted",
+        "meet",
+        "hear",
+        "went",
+        "came",
+        "twin",
+        "twins",
+        "neighbour",
+        "neighbours",
+        "neighbor",
+        "neighbors",
+        "house",
+        "room",
+        "rooms",
     ]
 )  # docs/glossary.md has the words that replaced them
 FILES = sorted(

@@ -115,23 +115,23 @@ def test_more_rows_than_a_step_takes_and_fewer_give_the_same_tokens():
     prompts = [[row % 90, 3, 5] for row in range(MAX_STEP_TOKENS + 6)]
     requested = SamplingParams(temperature=0.0, max_new_tokens=4)
     together = engine.generate(prompts, requested)
-    separate_value = [engine.generate([prompt], requested)[0] for prompt in prompts[:3]]
-    agree = sum(a.tokens == b.tokens for a, b in zip(together, separate_value, strict=False))
+    separate = [engine.generate([prompt], requested)[0] for prompt in prompts[:3]]
+    agree = sum(a.tokens == b.tokens for a, b in zip(together, separate, strict=False))
     assert len(together) == len(prompts) and agree >= 2  # a near tie may fall either way
 
 
 def test_a_step_follows_the_model_when_it_is_trained():
     model = make_model("llama", {"intermediate_size": 384})
-    engine, requested_value = (
+    engine, sampling = (
         Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16),
         SamplingParams(temperature=0.0, max_new_tokens=8),
     )
-    before = engine.generate([[5, 9, 77]], requested_value)[0].tokens
+    before = engine.generate([[5, 9, 77]], sampling)[0].tokens
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(-0.7).add_(0.05)
-    after = engine.generate([[5, 9, 77]], requested_value)[0].tokens
-    fresh = Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16).generate([[5, 9, 77]], requested_value)[0].tokens
+    after = engine.generate([[5, 9, 77]], sampling)[0].tokens
+    fresh = Engine(model, NoSpecialTokens({}), dtype=torch.bfloat16).generate([[5, 9, 77]], sampling)[0].tokens
     assert before != after == fresh
 
 

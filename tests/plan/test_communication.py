@@ -133,7 +133,7 @@ def test_traffic_equals_the_published_formulas(ranks, chunks):
 
 
 def test_a_server_may_answer_in_another_dtype():
-    half = communication.parameter_server(4_000, ranks=5, servers=2, answer=2_000)
+    half = communication.parameter_server(4_000, ranks=5, servers=2, pulled_size=2_000)
     assert half.sent[4] == 4_000 and half.received[4] == 2_000  # a rank that is not a server
     assert half.path == 4 * (2_000 + 1_000)
 
