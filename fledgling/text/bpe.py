@@ -14,12 +14,13 @@ import importlib.util
 import json
 import re
 import tempfile
-import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from string import ascii_letters
 
 from fledgling.config import UserError
+from fledgling.text.unicode_classes import CharacterComparison, is_number, make_splitter
 
 Merge = tuple[str, str]
 
@@ -51,7 +52,7 @@ def mark_digit_pairs(text: str) -> str:
     """Returns `text` with a mark between pairs of digits: split_pattern(3) then splits it as split_pattern(2) does."""
     numbers = "0123456789"
     if not text.isascii():  # the others of Unicode's class N, which `re` cannot name
-        numbers += "".join(sorted(c for c in set(text) if c > "\x7f" and unicodedata.category(c)[0] == "N"))
+        numbers += "".join(sorted(c for c in set(text) if c > "\x7f" and is_number(c)))
     return re.sub(f"[{numbers}]{{2}}(?=[{numbers}])", r"\g<0>" + DIGIT_MARK, text)
 
 
@@ -170,33 +171,58 @@ def _learn_tokenizers(texts: Iterator[str], vocab_size: int, max_digits: int) ->
 def _learn_ffbpe(texts: Iterator[str], vocab_size: int, max_digits: int) -> list[Merge]:
     import ffbpe
 
-    counter = ffbpe.PreTokenizer([], pat_str=_FFBPE_PATTERN).word_counter()
-    counter.add_source(map(mark_digit_pairs, texts) if max_digits == 2 else texts)
+    scanner = ffbpe.PreTokenizer([], pat_str=_FFBPE_PATTERN)
+    split, split_in_threes = make_splitter(split_pattern(max_digits)), make_splitter(split_pattern(3))
+    comparison = CharacterComparison(
+        lambda probes: [scanner.get_words(probe) == Counter(split_in_threes(probe)) for probe in probes]
+    )
+    other_words: Counter[str] = Counter()  # of texts with characters that ffbpe splits differently
+
+    def select_texts() -> Iterator[str]:
+        for text in texts:
+            if comparison.find_different([text]):
+                other_words.update(split(text))
+            else:
+                yield mark_digit_pairs(text) if max_digits == 2 else text
+
+    counter = scanner.word_counter()
+    counter.add_source(select_texts())
     trainer = ffbpe.BpeTrainer([], initial_alphabet="byte_level", tie_break="smallest_pair_id", bigram_cutoff_freq=2)
     if max_digits == 1:
-        trainer.add_words(_single_digits(counter.words()))
+        trainer.add_words(list((_single_digits(counter.words()) + other_words).items()))
+    elif other_words:
+        trainer.add_words(list((Counter(counter.words()) + other_words).items()))
     else:
         trainer.add_word_counter(counter)
     trainer.train(vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "merges.txt"
         trainer.validate_model().save_files(Path(folder) / "vocab.json", file, format="gpt2")
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = read_merge_lines(file)
     # A line is "left right => count"; the byte alphabet has no space.
-    return [(left, right) for left, right, *_ in (line.split(" ") for line in lines if line and "#v" not in line)]
+    return [(left, right) for left, right, *_ in (line.split(" ") for line in lines)]
 
 
-def _single_digits(words: dict[str, int]) -> list[tuple[str, int]]:
+def read_merge_lines(file: Path) -> list[str]:
+    """Returns the lines of a merges.txt, without its header.
+
+    Only the first line can be one: a merge may begin with "#version" too, as in `#versions`, or contain it.
+    """
+    lines = file.read_text(encoding="utf-8").split("\n")
+    return [line.removesuffix("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()]
+
+
+def _single_digits(words: dict[str, int]) -> Counter[str]:
     """Returns the counts of pieces after groups of up to three digits are split into single digits.
 
     This is exact: a piece that begins with a digit has only digits, and a run of digits cut in threes has the same
     single digits.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for word, count in words.items():
-        if len(word) > 1 and unicodedata.category(word[0])[0] == "N":
+        if len(word) > 1 and is_number(word[0]):
             for character in word:
-                counts[character] = counts.get(character, 0) + count
+                counts[character] += count
         else:
-            counts[word] = counts.get(word, 0) + count
-    return list(counts.items())
+            counts[word] += count
+    return counts

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from fledgling.config import UserError
+from fledgling.text.bpe import read_merge_lines
 from fledgling.text.tokenizer import Tokenizer
 
 VOCABULARY_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
@@ -28,10 +29,10 @@ def load_gpt2_tokenizer(directory: Path) -> Tokenizer | None:
     entries, merges = (directory / name for name in file_names)
     try:
         vocabulary = json.loads(entries.read_text(encoding="utf-8"))
-        lines = merges.read_text(encoding="utf-8").splitlines()
+        lines = read_merge_lines(merges)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{directory}: {file_names[0]} or {file_names[1]} cannot be read: {str(error)[:100]}") from None
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    pairs = [line.split(" ") for line in lines]
     has_all_ids = isinstance(vocabulary, dict) and sorted(map(str, vocabulary.values())) == sorted(
         map(str, range(len(vocabulary)))
     )

@@ -57,6 +57,11 @@ class Tokenizer:
                 f"this tokenizer is {model.get('type', 'of no known kind')}; expected byte-level BPE "
                 "(GPT-2, Llama 3, Qwen ...) in the tokenizer.json of Hugging Face tokenizers"
             )
+        if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+            raise UserError(
+                "this tokenizer marks pieces by a prefix or suffix (continuing_subword_prefix, end_of_word_suffix); "
+                "expected byte-level BPE without them"
+            )
         self.tokenizer_json = tokenizer_json
         self.training_info = training_info
         self.special_tokens: dict[str, int] = {t["content"]: t["id"] for t in tokenizer_json.get("added_tokens") or []}
@@ -181,7 +186,10 @@ class Tokenizer:
     def _single(self) -> Any:
         from tokenizers import Tokenizer as Library
 
-        return Library.from_str(self._plain_json)
+        try:
+            return Library.from_str(self._plain_json)
+        except Exception as error:  # the library raises no other type
+            raise UserError(f"this tokenizer.json cannot be used: {' '.join(str(error).split())[:200]}") from None
 
     @cached_property
     def _batch_encoder(self) -> tuple[str, EncodeBatch]:
@@ -336,6 +344,9 @@ def _without_special_tokens(document: dict[str, Any]) -> str:
     plain = copy.copy(document)
     plain["added_tokens"], plain["post_processor"] = [], None
     plain["truncation"], plain["padding"] = None, None
-    plain["model"] = copy.copy(document["model"])
-    plain["model"]["vocab"] = {t: i for t, i in document["model"]["vocab"].items() if t not in names}
+    model = plain["model"] = copy.copy(document["model"])
+    model["dropout"] = None  # merges left out at random, for training alone: a text has one encoding
+    # "left right" of older files: `tokenizers` takes a merge that begins with "#version" for a header
+    model["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+    model["vocab"] = {t: i for t, i in document["model"]["vocab"].items() if t not in names}
     return json.dumps(plain)

@@ -32,6 +32,6 @@ def test_the_cache_of_gigatoken_is_bounded(tokenizer, texts, monkeypatch):
     monkeypatch.setattr("fledgling.text.batch_encoding.MAX_CACHED_CHARACTERS", 100)
     fast = Tokenizer(tokenizer.tokenizer_json)
     first = fast.encode_batch(texts[:3])
-    before = fast._batch_encoder[1]._encoder
+    before = fast._batch_encoder[1]._scanner._encoder
     assert fast.encode_batch(texts[:3]) == first
-    assert fast._batch_encoder[1]._encoder is not before
+    assert fast._batch_encoder[1]._scanner._encoder is not before

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fledgling.text.bpe import learn_merges
+from fledgling.text.bpe import learn_merges, read_merge_lines
 from fledgling.text.tokenizer import Tokenizer
 from tests.text.hostile_texts import hostile_text, many_examples
 
@@ -45,3 +45,22 @@ def test_digits_are_grouped(digits, merges, expected):
     trained = Tokenizer.train(["123456 " * 50], 256 + 9 + merges, max_digits=digits, letter_tokens=False)
     assert [trained.decode([index]) for index in trained.encode("123456")] == expected
     assert [trained.decode([index]) for index in trained.encode_batch(["123456"])[0]] == expected
+
+
+SIGNS = ["#version\n#versions\n#value\n#v\n#vv\n" * 30]
+
+
+@pytest.mark.parametrize("digits", (1, 2, 3))
+def test_a_merge_with_a_number_sign_and_v_is_a_merge(digits):
+    pytest.importorskip("ffbpe")
+    learned = [learn_merges(SIGNS, 275, digits, trainer) for trainer in ("ffbpe", "tokenizers")]
+    assert learned[0] == learned[1]
+    assert {"#v", "#version", "#versions", "#value"} <= {left + right for left, right in learned[0]}
+
+
+@pytest.mark.parametrize("header", ("#version: 0.2\n", "#version: 0.2 - Trained by `huggingface/tokenizers`\r\n", ""))
+def test_only_the_first_line_of_a_merges_file_is_a_header(header, tmp_path):
+    lines = ["# v", "#v e", "#version s", "a #version"]
+    file = tmp_path / "merges.txt"
+    file.write_text(header + "\n".join(lines) + "\n\n", encoding="utf-8", newline="")
+    assert read_merge_lines(file) == lines

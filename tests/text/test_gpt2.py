@@ -61,3 +61,15 @@ def test_the_published_files_give_the_published_ids():
         return
     text = "Don't stop 12345 naïve   \n\n x"
     assert tokenizer.encode(text) == reference.encode(text)
+
+
+def test_a_merge_that_begins_with_the_word_of_the_header_is_kept(tmp_path):
+    pieces = ["#v", "er", "#ver", "si", "on", "sion", "#version", "#versions"]
+    merges = ["# v", "e r", "#v er", "s i", "o n", "si on", "#ver sion", "#version s"]
+    entries = {token: index for index, token in enumerate([*byte_alphabet(), *pieces])}
+    (tmp_path / "vocab.json").write_text(json.dumps(entries))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    tokenizer = load_gpt2_tokenizer(tmp_path)
+    saved = Tokenizer.load(tokenizer.save(tmp_path / "tokenizer.json"))
+    for one in (tokenizer, saved):
+        assert [" ".join(merge) for merge in one.tokenizer_json["model"]["merges"]] == merges

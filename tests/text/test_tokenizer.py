@@ -127,3 +127,30 @@ def test_a_tokenizer_without_chat_tokens_is_refused(tokenizer):
     bare = Tokenizer(document)
     with pytest.raises(UserError, match=r"no special token <\|user_start\|>"):
         _ = bare.user_start
+
+
+def test_merges_in_the_form_of_older_files_are_all_read():
+    """A list of "left right", among which `tokenizers` takes those that begin with #version for a header."""
+    trained = Tokenizer.train(["#version\n#versions\n#v\n" * 50], 256 + 9 + 8, letter_tokens=False)
+    model = trained.tokenizer_json["model"]
+    assert any(left == "#version" for left, _ in model["merges"])
+    older = {**model, "merges": [" ".join(merge) for merge in model["merges"]]}
+    loaded = Tokenizer({**trained.tokenizer_json, "model": older})
+    for text in ("#version", "#versions #v"):
+        assert loaded.encode(text) == trained.encode(text) == loaded.encode_batch([text])[0]
+
+
+@pytest.mark.parametrize("mark", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_a_tokenizer_that_marks_its_pieces_is_refused(tokenizer, mark):
+    model = {**tokenizer.tokenizer_json["model"], mark: "##"}
+    with pytest.raises(UserError, match=mark):
+        Tokenizer({**tokenizer.tokenizer_json, "model": model})
+
+
+def test_merges_of_unknown_tokens_are_one_line(tokenizer):
+    model = {**tokenizer.tokenizer_json["model"], "merges": [["a", "☃"]]}
+    broken = Tokenizer({**tokenizer.tokenizer_json, "model": model})
+    for use in (lambda: broken.encode("a"), lambda: broken.encode_batch(["a"])):
+        with pytest.raises(UserError, match="cannot be used") as error:
+            use()
+        assert "\n" not in str(error.value)
