@@ -98,7 +98,7 @@ def serve_candidate(channel: int, connection: int) -> None:
 def execute_tests(channel: int, connection: int) -> None:
     """Runs the tests against the candidate at the other end of `connection`; sends the verdict on `channel`."""
     job = receive_message(channel)
-    random.seed(0)
+    random.seed(int(job.pop("random_seed"), 16))  # secret: the candidate cannot draw the same tests
     stub = CandidateStub(connection)
     namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
     reason = ""

@@ -37,6 +37,7 @@ REQUIRED_LAYERS = ("landlock", "seccomp", "rlimits")
 OPTIONAL_LAYERS = ("namespaces",)  # on where the machine lets a process make them
 MIB = 2**20
 MAX_JOB_BYTES = 4 * MIB  # of a program and its tests
+FIXED_HASH_SEED = 0  # of programs: their sets have the same order every time
 START_TIMEOUT = 20.0  # seconds for a fork server to start, or to answer
 BOOTSTRAP_CODE = """import sys
 sys.path.insert(0, sys.argv[1])
@@ -90,17 +91,22 @@ def run_program(
 
     Printing more than `limits.output_bytes` ends the program. Raises UserError when a layer is missing.
     """
-    return call_with_server(lambda server: _run_in_child(server, code, limits, stdin), disabled_layers)
+    return call_with_servers(lambda server: _run_in_child(server, code, limits, stdin), disabled_layers)
 
 
-def call_with_server(job: Callable[[ForkServer], Result], disabled_layers: frozenset[str] = frozenset()) -> Result:
-    """Calls `job` with a fork server and returns its result; retries once with a new server when the first is lost."""
+def call_with_servers(
+    job: Callable[..., Result],
+    disabled_layers: frozenset[str] = frozenset(),
+    hash_seeds: tuple[int, ...] = (FIXED_HASH_SEED,),
+) -> Result:
+    """Calls `job` with a fork server of each hash seed and returns its result; retries once when a server is lost."""
     for is_retry in (False, True):
         try:
-            with acquire_server(disabled_layers) as server:
-                return job(server)
+            with contextlib.ExitStack() as stack:
+                return job(*[stack.enter_context(acquire_server(disabled_layers, seed)) for seed in hash_seeds])
         except ForkServerLost as error:
-            _get_pool(os.getpid(), disabled_layers).close()  # the idle servers may have been killed too
+            for seed in hash_seeds:  # the idle servers may have been killed too
+                _get_pool(os.getpid(), disabled_layers, seed).close()
             if is_retry:
                 raise UserError(
                     f"sandbox: its fork server has ended ({error}): is something killing processes?"
@@ -110,7 +116,7 @@ def call_with_server(job: Callable[[ForkServer], Result], disabled_layers: froze
 
 def get_layers(disabled_layers: frozenset[str] = frozenset()) -> dict[str, str]:
     """Returns {layer: version, "on", "off" or "unavailable"} of this machine. Raises as `run_program` does."""
-    return call_with_server(lambda server: dict(server.layers), disabled_layers)
+    return call_with_servers(lambda server: dict(server.layers), disabled_layers)
 
 
 class JailedProcess:
@@ -173,7 +179,8 @@ class JailedProcess:
 class ForkServer:
     """One fork server process and its control socket. Serves one caller at a time."""
 
-    def __init__(self, disabled_layers: frozenset[str]) -> None:
+    def __init__(self, disabled_layers: frozenset[str], hash_seed: int = FIXED_HASH_SEED) -> None:
+        self.hash_seed = hash_seed  # of str and bytes in all children
         hello = self._start(disabled_layers)
         if "no namespaces" in hello:
             self.close()
@@ -196,7 +203,7 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env={"PYTHONHASHSEED": "0"},  # nothing else; with it, sets have the same order every time
+                env={"PYTHONHASHSEED": str(self.hash_seed)},  # nothing else
                 cwd="/",
                 start_new_session=True,
             )
@@ -246,10 +253,10 @@ class ForkServer:
 
 
 class ForkServerPool:
-    """The fork servers of one process. Starts a new one when none is idle."""
+    """The fork servers of one process with one hash seed. Starts a new one when none is idle."""
 
-    def __init__(self, disabled_layers: frozenset[str]) -> None:
-        self.disabled_layers = disabled_layers
+    def __init__(self, disabled_layers: frozenset[str], hash_seed: int = FIXED_HASH_SEED) -> None:
+        self.disabled_layers, self.hash_seed = disabled_layers, hash_seed
         self.idle: list[ForkServer] = []
         self.lock = threading.Lock()
         self.probe_lock = threading.RLock()  # the first thread runs the probe, the others wait
@@ -261,7 +268,7 @@ class ForkServerPool:
         """Provides a server for the block; a server whose block raises is closed."""
         with self.lock:
             server = self.idle.pop() if self.idle else None
-        server = server or ForkServer(self.disabled_layers)
+        server = server or ForkServer(self.disabled_layers, self.hash_seed)
         try:
             yield server
         except BaseException:
@@ -312,7 +319,9 @@ def _run_in_child(server: ForkServer, code: str, limits: Limits, stdin: str) -> 
 
 
 @contextlib.contextmanager
-def acquire_server(disabled_layers: frozenset[str] = frozenset()) -> Iterator[ForkServer]:
+def acquire_server(
+    disabled_layers: frozenset[str] = frozenset(), hash_seed: int = FIXED_HASH_SEED
+) -> Iterator[ForkServer]:
     """Provides a fork server of this process whose layers have been probed. Raises UserError when one does not hold."""
     if sys.platform != "linux":
         raise UserError(f"sandbox: {sys.platform} has no Landlock and no seccomp: only the interpreter runs code here")
@@ -320,18 +329,18 @@ def acquire_server(disabled_layers: frozenset[str] = frozenset()) -> Iterator[Fo
     unknown = disabled_layers - set(known)
     if unknown:
         raise UserError(f"sandbox: unknown layer {', '.join(sorted(unknown))}: there are {', '.join(known)}")
-    pool = _get_pool(os.getpid(), disabled_layers)
+    pool = _get_pool(os.getpid(), disabled_layers, FIXED_HASH_SEED)  # the layers are the same for every seed
     with pool.probe_lock:
         if not pool.probed:
             pool.probe_layers()
-    with pool.acquire() as server:
+    with _get_pool(os.getpid(), disabled_layers, hash_seed).acquire() as server:
         yield server
 
 
 @cache
-def _get_pool(pid: int, disabled_layers: frozenset[str]) -> ForkServerPool:
+def _get_pool(pid: int, disabled_layers: frozenset[str], hash_seed: int = FIXED_HASH_SEED) -> ForkServerPool:
     """Returns the pool of process `pid` for a choice of layers; a forked process must not share its parent's."""
-    return ForkServerPool(disabled_layers)
+    return ForkServerPool(disabled_layers, hash_seed)
 
 
 def _collect_output(

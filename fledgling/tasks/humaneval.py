@@ -12,9 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fledgling.tasks.dataset import TEST, DatasetTask, Example, RawRow, SplitFiles, read_text_column
 from fledgling.tasks.task import Question
+
+if TYPE_CHECKING:
+    from fledgling.sandbox.verdict import Verdict
 
 CODE_FENCE = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n(.*?)(?:\r?\n[ \t]*```|\Z)", re.DOTALL)
 
@@ -30,14 +34,18 @@ def build_program(question: Question, answer: str) -> str:
     return f"{prompt[: definition.start()] if definition else ''}{code}\n"
 
 
-def score_programs(pairs: Sequence[tuple[Question, str]]) -> list[float]:
-    """Returns 1.0 for each (question, answer) whose program passes its tests, else 0.0."""
+def judge_programs(pairs: Sequence[tuple[Question, str]]) -> list[Verdict]:
+    """Returns the verdict on each (question, answer), with the seed that its tests drew from."""
     from fledgling.sandbox.verdict import ProgramCheck, check_programs
 
-    checks = [
+    return check_programs(
         ProgramCheck(build_program(q, answer), q.facts["test"], q.facts["entry_point"], q.prompt) for q, answer in pairs
-    ]
-    return [float(verdict.passed) for verdict in check_programs(checks)]
+    )
+
+
+def score_programs(pairs: Sequence[tuple[Question, str]]) -> list[float]:
+    """Returns 1.0 for each (question, answer) whose program passes its tests, else 0.0."""
+    return [float(verdict.passed) for verdict in judge_programs(pairs)]
 
 
 def score_program(question: Question, answer: str) -> float:

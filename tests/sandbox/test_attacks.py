@@ -22,7 +22,7 @@ import pytest
 from fledgling.sandbox import process
 from fledgling.sandbox.interpreter import evaluate_code
 from fledgling.sandbox.process import MIB, Limits, run_program
-from fledgling.sandbox.verdict import check_program
+from fledgling.sandbox.verdict import CheckSeed, check_program
 
 ATTACKS_DIR = Path(__file__).parents[1] / "attacks"
 LIMITS = Limits(timeout=10.0, memory_bytes=256 * MIB, output_bytes=100_000)
@@ -119,10 +119,12 @@ def descendants(pid: int) -> set[int]:
 
 def find_orphans(before: set[int]) -> set[int]:
     """Returns the processes below this one that did not run `before` and are no fork servers."""
+    seeds = (process.FIXED_HASH_SEED, CheckSeed.draw().hash_seed)
     servers = {
         pid
         for disabled in DISABLED_LAYERS
-        for server in process._get_pool(os.getpid(), disabled).idle
+        for seed in seeds
+        for server in process._get_pool(os.getpid(), disabled, seed).idle
         for pid in (server.process.pid, *init_processes(server))
     }
     workers = {pid for pid in descendants(os.getpid()) if Path(f"/proc/{pid}/comm").read_text().strip() == "monty"}

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.sandbox import HUMAN_EVAL, broken, grade, read
 from fledgling.files import resolve_data_root
-from fledgling.sandbox.verdict import ProgramCheck, check_program, check_programs
+from fledgling.sandbox.process import FIXED_HASH_SEED
+from fledgling.sandbox.verdict import CheckSeed, ProgramCheck, check_program, check_programs
 
 pytestmark = pytest.mark.usefixtures("layers")
 
@@ -55,6 +56,96 @@ def test_values_are_copies():
 def test_verdicts_come_in_order():
     checks = [ProgramCheck(f"def f(x):\n    return {i}", "assert f(0) % 2 == 0", "f") for i in range(12)]
     assert [verdict.passed for verdict in check_programs(checks)] == [i % 2 == 0 for i in range(12)]
+
+
+SHIFT = "def encode(text):\n    return ''.join(chr((ord(c) - 92) % 26 + 97) for c in text)\n"
+RANDOM_TESTS = """
+import string
+from random import choice, randint
+def check(candidate):
+    for _ in range(5):
+        text = "".join(choice(string.ascii_lowercase) for _ in range(randint(10, 20)))
+        assert candidate(encode(text)) == text
+"""
+REPLAY = """
+import os, random, string, sys, time
+{prepare}
+def decode(text):
+    return "".join(random.choice(string.ascii_lowercase) for _ in range(random.randint(10, 20)))
+"""
+PREPARATIONS = {  # what a program may believe that the tests draw from
+    "seed 0": "random.seed(0)",
+    "seed 1": "random.seed(1)",
+    "its own state": "",
+    "the clock": "random.seed(int(time.time()))",
+    "the clock in nanoseconds": "random.seed(time.time_ns())",
+    "its process": "random.seed(os.getpid())",
+    "its parent": "random.seed(os.getppid())",
+    "its arguments": "random.seed(str(sys.argv))",
+    "its environment": "random.seed(str(sorted(os.environ.items())))",
+    "its hash": "random.seed(hash('seed'))",
+    "its caller's job": "random.seed(str(sys._getframe(1).f_locals.get('job', {}).get('random_seed')))",
+    "an address": "random.seed(id(random))",
+}
+
+
+@pytest.mark.parametrize("prepare", PREPARATIONS.values(), ids=PREPARATIONS.keys())
+def test_a_program_that_draws_the_tests_itself_and_decodes_nothing_fails(prepare):
+    """HumanEval/38 and /50 draw a text and ask for it back."""
+    program = REPLAY.format(prepare=prepare)
+    assert not check_program(program, RANDOM_TESTS, "decode", setup_code=SHIFT).passed
+
+
+def test_a_program_that_decodes_passes_whatever_is_drawn():
+    program = "def decode(text):\n    return ''.join(chr((ord(c) - 102) % 26 + 97) for c in text)\n"
+    verdicts = [check_program(program, RANDOM_TESTS, "decode", setup_code=SHIFT) for _ in range(2)]
+    assert all(verdict.passed for verdict in verdicts)
+    assert verdicts[0].seed != verdicts[1].seed
+
+
+def test_a_verdict_is_reproduced_by_its_seed():
+    """The failure's text shows what was drawn: the same with the seed, another without it."""
+    tests = "import random\nraise ValueError(f'{random.random()} {list({str(i) for i in range(9)})} {f(1)}')"
+    program = "def f(x):\n    return x"
+    first = check_program(program, tests, "f")
+    assert first.reason.startswith("ValueError: 0.")
+    assert check_program(program, tests, "f", seed=first.seed).reason == first.reason
+    assert check_program(program, tests, "f").reason != first.reason
+    other_hash = CheckSeed(first.seed.random_seed, first.seed.hash_seed % (2**32 - 1) + 1)
+    assert check_program(program, tests, "f", seed=other_hash).reason != first.reason
+
+
+def test_the_order_of_a_set_in_the_tests_is_not_the_programs():
+    """A program that walks its own set does not meet the tests' order; with the tests' hash seed it would."""
+    names = [f"name {number}" for number in range(40)]
+    program = f"def order(x):\n    return list(set({names!r}))"
+    tests = f"assert order(0) == list(set({names!r}))"
+    assert not check_program(program, tests, "order").passed
+    assert check_program(program, tests, "order", seed=CheckSeed(0, FIXED_HASH_SEED)).passed
+
+
+READERS = {  # where a program may look for what the tests' process was given
+    "the next message": "os.read(4, 1 << 16)",
+    "its channel": "(os.set_blocking(3, False), os.read(3, 1 << 16))",
+    "the tests' environment": "open(f'/proc/{os.getppid()}/environ').read()",
+    "every environment": "[open(f'/proc/{p}/environ').read() for p in range(1, 99)]",
+    "its command line": "open('/proc/self/cmdline').read()",
+    "its siblings": "os.listdir('/proc')",
+    "all objects": "[o for o in gc.get_objects() if isinstance(o, dict) and 'random_seed' in o][0]",
+    "all frames": "[f.f_locals['seed'] for f in sys._current_frames().values()]",
+    "the harness": "__import__('fledgling.sandbox.verdict')",
+    "its memory": "open('/proc/self/mem', 'rb').read(1)",
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS.keys())
+def test_a_program_reads_no_seed(reader):
+    """What it finds is returned and searched for the seed; an error or a hang is no pass either."""
+    program = f"import gc, os, sys\ndef guess(x):\n    return str({reader})"
+    seed = CheckSeed(0x5EED5EED5EED5EED, CheckSeed.draw().hash_seed)
+    tests = f"found = guess(0)\nassert '5eed5eed5eed5eed' in found or '{seed.hash_seed}' in found"
+    assert not check_program(program, tests, "guess", timeout=0.5, seed=seed).passed
+    assert check_program("def guess(x):\n    return '5eed' * 4", tests, "guess", seed=seed).passed
 
 
 @pytest.fixture(scope="module")
