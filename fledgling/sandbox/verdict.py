@@ -125,7 +125,7 @@ def _run_check(check: ProgramCheck, timeout: float, seed: CheckSeed | None = Non
     start = time.monotonic()
     drawn, limits = seed or CheckSeed.draw(), Limits(timeout)
     reason = call_with_servers(
-        lambda *servers: _find_failure(check, *servers, drawn, limits, time.monotonic() + timeout),
+        lambda candidate, tests: _find_failure(check, candidate, tests, drawn, limits, time.monotonic() + timeout),
         hash_seeds=(FIXED_HASH_SEED, drawn.hash_seed),
     )
     return Verdict(not reason, reason, time.monotonic() - start, drawn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.sandbox import HUMAN_EVAL, broken, grade, read
+from benchmarks.sandbox import HUMAN_EVAL, break_solution, grade_programs, read_human_eval
 from fledgling.files import resolve_data_root
 from fledgling.sandbox.process import FIXED_HASH_SEED
 from fledgling.sandbox.verdict import CheckSeed, ProgramCheck, check_program, check_programs
@@ -153,12 +153,12 @@ def human_eval() -> list[dict]:
     path = resolve_data_root() / HUMAN_EVAL
     if not path.is_file():
         pytest.skip(f"needs {HUMAN_EVAL} under FLEDGLING_DATA")
-    return read(path)
+    return read_human_eval(path)
 
 
 def find_passing(rows: list[dict], programs: list[str]) -> list[str]:
     """Returns the ids of the tasks whose program passed."""
-    verdicts = zip(rows, grade(rows, programs, seconds=10.0), strict=True)
+    verdicts = zip(rows, grade_programs(rows, programs, seconds=10.0), strict=True)
     return [row["task_id"] for row, verdict in verdicts if verdict.passed]
 
 
@@ -167,6 +167,6 @@ def test_every_reference_solution_passes(human_eval):
     assert len(find_passing(human_eval, [row["prompt"] + row["canonical_solution"] for row in human_eval])) == 164
 
 
-@pytest.mark.parametrize("how", ["pair", "beside"])
+@pytest.mark.parametrize("how", ["pair", "changed"])
 def test_every_broken_variant_fails(human_eval, how):
-    assert find_passing(human_eval, [broken(row, how) for row in human_eval]) == []
+    assert find_passing(human_eval, [break_solution(row, how) for row in human_eval]) == []
