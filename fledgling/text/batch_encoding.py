@@ -120,11 +120,11 @@ def _make_split_comparison(plain: str) -> Callable[[list[str]], list[bool]]:
     """
     from tokenizers import Tokenizer as Library
 
-    bytes_, document = byte_alphabet(), json.loads(plain)
-    high, beside = bytes_[0x80:], [bytes_[ord(character)] for character in "a1 '.\n"]
-    merges = [pair for one in beside for byte in high for pair in ((one, byte), (byte, one))]
-    merges += [(last, first) for last in bytes_[0x80:0xC0] for first in bytes_[0xC2:0xF5]]
-    vocabulary = {token: index for index, token in enumerate([*bytes_, *map("".join, merges)])}
+    alphabet, document = byte_alphabet(), json.loads(plain)
+    high, neighbors = alphabet[0x80:], [alphabet[ord(character)] for character in "a1 '.\n"]
+    merges = [pair for one in neighbors for byte in high for pair in ((one, byte), (byte, one))]
+    merges += [(last, first) for last in alphabet[0x80:0xC0] for first in alphabet[0xC2:0xF5]]
+    vocabulary = {token: index for index, token in enumerate([*alphabet, *map("".join, merges)])}
     document["model"] = {"type": "BPE", "vocab": vocabulary, "merges": [list(merge) for merge in merges]}
     probed = json.dumps(document)
     single = Library.from_str(probed)
