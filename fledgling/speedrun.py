@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from fledgling.config import Recipe
+from fledgling.runtime.world import World
 from fledgling.train.run import run_stage
+from fledgling.train.run_directory import lock_stage
 from fledgling.train.stage_rows import require_data
 
 
@@ -15,5 +18,10 @@ def run_stages(recipe: Recipe, quiet: bool = False) -> list[str]:
     Raises UserError before the first of them if data of a later one are missing.
     """
     run_dir = Path(recipe.run.out)
-    require_data(recipe, [name for name in recipe.stages if not (run_dir / name / "done.json").exists()])
-    return [name for name in recipe.stages if run_stage(recipe, name, quiet=quiet)]
+    left = [name for name in recipe.stages if not (run_dir / name / "done.json").exists()]
+    require_data(recipe, left)
+    with ExitStack() as locks:
+        lock = None
+        if left and World.start(recipe.run.device).is_main:
+            lock = locks.enter_context(lock_stage(run_dir, left[0]))  # for all stages: no other start comes between
+        return [name for name in recipe.stages if run_stage(recipe, name, quiet=quiet, lock=lock)]

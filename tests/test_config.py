@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -85,7 +86,31 @@ def test_none_goes_back_to_derived():
 def test_a_run_directory_is_a_recipe(tmp_path):
     recipe = load_recipe("quickstart", ["seed=9"])
     (tmp_path / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
-    assert load_recipe(tmp_path) == recipe
+    assert load_recipe(tmp_path) == replace(recipe, run=replace(recipe.run, out=str(tmp_path)))
+    assert load_recipe(tmp_path, ["run.out=elsewhere"]).run.out == "elsewhere"
+
+
+def test_a_run_given_by_its_directory_is_that_directory_however_it_is_named(tmp_path, monkeypatch):
+    text = dump_toml(load_recipe("quickstart", ["run.out=runs/original"]))
+    run = tmp_path / "runs" / "copy"
+    run.mkdir(parents=True)
+    for name, content in {"recipe.toml": text, "environment.json": "{}"}.items():
+        (run / name).write_text(content, encoding="utf-8")
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/copy", "runs/copy/", "./runs/../runs/copy", run, "link", "link/", "runs/copy/recipe.toml"):
+        assert Path(load_recipe(name).run.out).samefile(run), name
+    monkeypatch.chdir(run)
+    assert load_recipe(".").run.out == str(run.resolve())
+    monkeypatch.chdir(run.parent)
+    assert load_recipe("copy").run.out == "copy"
+    (run / "environment.json").unlink()  # a recipe.toml that a person wrote is no run
+    assert load_recipe(run / "recipe.toml").run.out == "runs/original"
+
+
+def test_a_directory_without_a_recipe_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"has no recipe\.toml, so it is not a run directory: .*--set run\.out="):
+        load_recipe(tmp_path)
 
 
 @pytest.mark.parametrize(

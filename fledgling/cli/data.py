@@ -170,14 +170,16 @@ def prepare(
     if workers < 0:
         raise UserError(f"--workers is {workers}; expected at least 1, or 0 for one a core")
     chosen = load_recipe(recipe, overrides)
+    from fledgling.record.run_lock import hold_lock
     from fledgling.train.prepare import DataPreparer, list_document_sources
 
     preparer = DataPreparer(chosen, Path(chosen.run.out), _log, workers, show_progress=True)
     sources = list_document_sources(chosen)
     preparer.require_sources(sources, ())
-    tokenizer = preparer.load_or_train_tokenizer()
-    for source in sources:
-        corpus = preparer.documents.prepare_shards(source, tokenizer)
+    with hold_lock(chosen.run.out, "data prepare", _log):
+        tokenizer = preparer.load_or_train_tokenizer()
+        corpora = {source: preparer.documents.prepare_shards(source, tokenizer) for source in sources}
+    for source, corpus in corpora.items():
         for name, shards in (("training", corpus.train), ("held out", corpus.held_out)):
             documents, tokens = sum(map(len, shards)), sum(int(s.offsets[-1] - s.offsets[0]) for s in shards)
             print(f"{source}: {name}, {len(shards):,} shards, {documents:,} documents, {tokens:,} tokens")

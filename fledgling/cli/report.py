@@ -8,13 +8,15 @@ from pathlib import Path
 from fledgling.cli.options import Json
 
 
-def report(run: Path, /, *, as_json: Json = False) -> None:
+def report(run: Path, /, *, out: Path | None = None, as_json: Json = False) -> None:
     """Write RUN/report.html and print the evaluations of each stage.
 
     Parameters
     ----------
     run
         A run directory, finished or not.
+    out
+        The file to write instead of RUN/report.html, as for a run that is read-only.
     """
     from fledgling.report import build_report, make_evals_table, make_predictions_table, summarize_run
 
@@ -23,7 +25,7 @@ def report(run: Path, /, *, as_json: Json = False) -> None:
         return
     from rich.console import Console
 
-    page = build_report(run)
+    page = build_report(run, out)
     Console().print(make_evals_table(run))
     predictions = make_predictions_table(run)
     if predictions.row_count:

@@ -16,6 +16,7 @@ from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.recipe import STAGES, Recipe
 
 RECIPES_DIR = Path(__file__).parent.parent / "recipes"
+RECIPE_FILE = "recipe.toml"  # of a run directory
 
 _LOOP_KEYS = {
     "micro_batch": "micro_batch_size",
@@ -77,6 +78,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str] = ()) -> Recipe:
     """Returns a recipe (of that name, file or run directory), changed by `table.key=value` overrides in order.
 
+    A run directory, or the recipe.toml in it, is that run: its path replaces the `run.out` that it was started with, so
+    that a copied, moved or linked run is read and written where it is. Only an override names another directory.
     Raises UserError, with the name of the key, for anything unknown, mistyped or out of range.
     """
     path = _find_recipe_file(str(name_or_path))
@@ -85,6 +88,26 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read as a recipe: {error}") from error
     table.setdefault("name", path.stem)
+    if Path(name_or_path).is_dir() or _is_recorded(path):
+        run_dir = path.parent if path.parent.name else path.parent.resolve()
+        if isinstance(table.setdefault("run", {}), dict):
+            table["run"]["out"] = str(run_dir)
+    return _build_recipe(table, overrides)
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Returns the recipe that `dump_toml` wrote as `text`, also with the keys of older versions. Raises UserError."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"not a recipe: {error}") from error
+    for name, renamed in RENAMED_KEYS.items():
+        if isinstance(table.get(name), dict):
+            table[name] = {renamed.get(key, key): value for key, value in table[name].items()}
+    return _build_recipe(table, ())
+
+
+def _build_recipe(table: dict[str, Any], overrides: Iterable[str]) -> Recipe:
     for override in overrides:
         _apply_override(table, override)
     recipe = _build_config(Recipe, table, "")
@@ -92,16 +115,25 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
     return recipe
 
 
+def _is_recorded(path: Path) -> bool:
+    """Returns whether a file is the recipe.toml that a run wrote, which lies next to the run's environment.json."""
+    return path.name == RECIPE_FILE and (path.parent / "environment.json").is_file()
+
+
 def _find_recipe_file(name_or_path: str) -> Path:
     """Returns the file of a recipe given by name, path or run directory."""
     path = Path(name_or_path)
-    if path.is_dir() and (path / "recipe.toml").is_file():
-        return path / "recipe.toml"
+    if path.is_dir() and (path / RECIPE_FILE).is_file():
+        return path / RECIPE_FILE
     if path.is_file():
         return path
     shipped = RECIPES_DIR / f"{name_or_path}.toml"
     if path.name == name_or_path and shipped.is_file():
         return shipped
+    if path.is_dir():
+        raise UserError(
+            f"{path} has no {RECIPE_FILE}, so it is not a run directory: give the recipe, with --set run.out={path}"
+        )
     if name_or_path.endswith(".toml") or path.name != name_or_path:
         raise UserError(f"no recipe at {name_or_path}: expected a TOML file, or one of {', '.join(recipe_names())}")
     names = recipe_names()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fledgling.config import UserError
 from fledgling.evals.chat import Exam, ExamAnswer, ProgressCallback, answer_exams, encode_question
 from fledgling.evals.core import run_core
 from fledgling.evals.core_log import CoreLog
@@ -33,6 +36,7 @@ from fledgling.plan.flops import forward_flops_per_token
 from fledgling.record.checkpoint import resolve_checkpoint
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
 from fledgling.record.progress_bar import ProgressBar
+from fledgling.record.run_lock import hold_lock
 from fledgling.runtime.device import DTYPES, choose_dtype
 from fledgling.runtime.memory import keep_freed_memory
 from fledgling.runtime.world import World
@@ -87,9 +91,12 @@ class EvalSession:
         return self.stage_dir / "exams" / self.checkpoint.name if self.stage_dir else None
 
     def record(self, measurements: Sequence[Measurement]) -> None:
-        """Appends measurements to the evals.jsonl of the checkpoint's stage, if it has one."""
+        """Appends measurements to the evals.jsonl of the checkpoint's stage, if it has one; says if it cannot."""
         if self.stage_dir and self.world.is_main:
-            record_measurements(self.stage_dir, int(self.state.get("step", 0)), measurements)
+            try:
+                record_measurements(self.stage_dir, int(self.state.get("step", 0)), measurements)
+            except UserError as error:  # of a read-only run: what was measured is printed all the same
+                print(f"not recorded: {error}", file=sys.stderr)
 
     # ---- exams -----------------------------------------------------------------------------------
 
@@ -109,6 +116,21 @@ class EvalSession:
 
         fresh: ignores saved answers. log: is called with one line when saved answers are read.
         """
+        with self._lock_answers(folder):
+            return self._run_locked_exam(exam, folder, fresh, log)
+
+    @contextmanager
+    def _lock_answers(self, folder: Path | None) -> Iterator[None]:
+        """Keeps other evaluations from writing the same answers, which are counted by their lines."""
+        with ExitStack() as locks:
+            with self.world.main_process_first():
+                if folder and self.world.is_main:
+                    locks.enter_context(hold_lock(folder, "this evaluation", remedy="save elsewhere with --out DIR"))
+            yield
+
+    def _run_locked_exam(
+        self, exam: Exam, folder: Path | None, fresh: bool, log: Callable[[str], None]
+    ) -> list[ExamAnswer]:
         key = self.exam_key(exam)
         writer, saved = None, {}
         if folder and self.world.is_main:
@@ -142,6 +164,12 @@ class EvalSession:
 
         Finished questions are read from `folder` and saved there.
         """
+        with self._lock_answers(folder):
+            return self._count_locked_samples(exam, samples, temperature, seed, folder)
+
+    def _count_locked_samples(
+        self, exam: Exam, samples: int, temperature: float, seed: int, folder: Path | None
+    ) -> list[int]:
         world = self.world
         key = {**self.exam_key(exam), "samples": samples, "temperature": temperature, "seed": seed}
         name = f"{_safe_file_name(exam.name)}-passk-{_short_hash(key)}.jsonl"
@@ -236,7 +264,11 @@ class EvalSession:
 
 
 def find_stage_dir(checkpoint: Path, state: Mapping[str, Any]) -> Path | None:
-    """Returns RUN/STAGE of a checkpoint RUN/STAGE/checkpoints/NAME, None for a checkpoint outside a run."""
+    """Returns RUN/STAGE of a checkpoint RUN/STAGE/checkpoints/NAME, None for a checkpoint outside a run.
+
+    Links and relative paths are resolved: `.` within a stage, or a link to a checkpoint, is of that stage.
+    """
+    checkpoint = checkpoint.resolve()
     stage_dir = checkpoint.parent.parent
     is_in_run = checkpoint.parent.name == "checkpoints" and stage_dir.name == state.get("stage")
     return stage_dir if is_in_run and (stage_dir / "metrics.jsonl").is_file() else None
@@ -245,12 +277,12 @@ def find_stage_dir(checkpoint: Path, state: Mapping[str, Any]) -> Path | None:
 def record_measurements(stage_dir: Path, step: int, measurements: Sequence[Measurement]) -> None:
     """Appends measurements of `step` to a stage's evals.jsonl.
 
-    A measurement over fewer cases than the recorded one of the same name and step is not appended, nor is one of a part
-    (NAME/PART).
+    The run may be in training: each line is one append, and nothing that the file holds is changed. A measurement over
+    fewer cases than the recorded one of the same name and step is not appended, nor is one of a part (NAME/PART).
     """
     path = stage_dir / "evals.jsonl"
     cases = {line.get("name"): line.get("n") or 0 for line in read_jsonl(path) if line.get("step") == step}
-    writer = JsonlWriter(path)
+    writer = JsonlWriter(path, is_shared=True)
     for m in measurements:
         if "/" not in m.name and (m.n or 0) >= cases.get(m.name, 0):
             writer.append({"stage": stage_dir.name, "step": step, **asdict(m)})

@@ -85,7 +85,7 @@ def render_model_card(
 
 def find_run_dir(checkpoint: Path) -> Path | None:
     """Returns the run directory that contains a checkpoint, RUN/STAGE/checkpoints/step-N; None outside of a run."""
-    run_dir = checkpoint.parents[2]
+    run_dir = checkpoint.resolve().parents[2]
     return run_dir if (run_dir / "recipe.toml").is_file() else None
 
 

@@ -1,6 +1,6 @@
 """The run directory: the files that a run writes, and the progress line that it shows.
 
-    RUN/recipe.toml  RUN/environment.json
+    RUN/recipe.toml  RUN/environment.json  RUN/plan.json  RUN/lock (while a process writes)
     RUN/<stage>/metrics.jsonl   {"step", "time", "elapsed", "loss", "tokens", "tokens_per_second", "mfu", ...}
     RUN/<stage>/evals.jsonl     {"stage", "step", "name", "value", "low", "high", "n", "baseline"}
     RUN/<stage>/samples.jsonl   {"stage", "step", "prompt", "text"}
@@ -13,8 +13,8 @@ counts finished optimizer steps: 0 is before the first one.
 
 Start with recorder.py. jsonl.py writes the files, progress_bar.py the line on stderr, loggers.py feeds optional
 dashboards, atomic_directory.py makes directories appear complete or not at all, checkpoint.py stores weights and state
-in such directories, writer.py is the thread that writes them during training. Nothing here knows about models, and only
-checkpoint.py imports torch.
+in such directories, writer.py is the thread that writes them during training, run_lock.py keeps a second process
+from writing. Nothing here knows about models, and only checkpoint.py imports torch.
 """
 
 from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text

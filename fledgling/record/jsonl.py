@@ -81,7 +81,10 @@ def make_write_error(path: Path, error: OSError, bytes_needed: int | None = None
     """Returns the one-line error for a failed write; for a full disk with the bytes needed and free."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     if error.errno not in DISK_FULL_ERRNOS:
-        return UserError(f"cannot write {path}: {reason}; choose another directory with --set run.out=DIR")
+        return UserError(
+            f"cannot write {path}: {reason}; choose another directory: --set run.out=DIR trains there, --out PATH "
+            "evaluates and reports there"
+        )
     parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     needed = f"{format_bytes(bytes_needed)} needed, " if bytes_needed else ""
     free = f"{format_bytes(shutil.disk_usage(parent).free)} free"
@@ -100,10 +103,14 @@ def format_bytes(count: float, binary: bool = False) -> str:
 
 
 class JsonlWriter:
-    """One append-only JSONL file. The first append repairs a torn last line."""
+    """One append-only JSONL file. The first append repairs a torn last line.
 
-    def __init__(self, path: Path):
-        self.path = path
+    is_shared: another process may be appending, so that an unfinished line may be its own and is not removed; readers
+    skip it.
+    """
+
+    def __init__(self, path: Path, is_shared: bool = False):
+        self.path, self.is_shared = path, is_shared
         self._file: BinaryIO | None = None
 
     def append(self, value: dict) -> None:
@@ -123,7 +130,7 @@ class JsonlWriter:
         if self.path.exists():
             content = self.path.read_bytes()
             tail = content.rpartition(b"\n")[2]
-            if tail and _parse_line(tail) is None:
+            if tail and _parse_line(tail) is None and not self.is_shared:
                 os.truncate(self.path, len(content) - len(tail))
             elif tail:
                 with open(self.path, "ab") as file:

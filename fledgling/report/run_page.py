@@ -35,10 +35,10 @@ _RL_METRICS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_fract
 COMPRESSOR_PREFIX = "bits_per_byte of "  # the bits per byte of a compressor: a level, not a curve
 
 
-def build_report(run_dir: Path | str) -> Path:
-    """Writes RUN/report.html and returns its path. Raises UserError if there is nothing to report."""
+def build_report(run_dir: Path | str, path: Path | None = None) -> Path:
+    """Writes the page to `path`, by default RUN/report.html; returns it. Raises UserError if nothing is recorded."""
     run = load_run_data(run_dir)
-    path = run.path / "report.html"
+    path = path or run.path / "report.html"
     write_text(path, render_page("report", "run.html", **run_page_contents(run)))
     return path
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fledgling.config import LoopConfig, Recipe
 from fledgling.data.shards import TokenShard
@@ -15,6 +16,7 @@ from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import memory
 from fledgling.plan.plan import one_row_step
 from fledgling.record import Recorder
+from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
@@ -36,6 +38,8 @@ class StageContext:
     setup: DeviceSetup
     load_initial_model: Callable[[], Transformer]  # a frozen copy of the model as it was when the stage began
     saved_micro_batch_size: int | None = None  # of the checkpoint that the stage resumes from
+    parent: dict[str, Any] | None = None  # `going_on.describe_parent` of the checkpoint that the stage starts from
+    lock: RunLock | None = None  # of the run; None on all ranks but the main one
 
 
 def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: int = memory.MAX_MICRO_BATCH_ROWS) -> int:

@@ -1,38 +1,47 @@
 """Starting a run from given weights instead of the seed: `run.init_from` names the checkpoint before the first stage.
 
-A Hugging Face directory is imported into RUN/init once; after that the run needs nothing from outside. The weights
-decide the recipe's [model] table, so that the plan, the rows and the report describe the model that is trained.
+A checkpoint or a Hugging Face directory is copied into RUN/init once; after that the run needs nothing from outside,
+and a source that is trained further, moved or replaced changes nothing. The weights decide the recipe's [model] table,
+so that the plan, the rows and the report describe the model that is trained.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.config import STAGES, ModelConfig, Recipe, UserError
 from fledgling.export.import_hf import import_hf
-from fledgling.record import checkpoint
+from fledgling.kernels.quantized_model import require_unquantized
+from fledgling.record import checkpoint, write_json
 from fledgling.text.tokenizer import Tokenizer
 
 INIT_DIR = "init"  # in the run directory: the imported checkpoint
+SOURCE_FILE = "source.json"  # in INIT_DIR: what was imported
 
 
 def find_init_checkpoint(recipe: Recipe, run_dir: Path) -> Path | None:
-    """Returns the checkpoint that the first stage starts from, or None; copies its tokenizer into the run.
+    """Returns the checkpoint that the first stage starts from, or None; copies it and its tokenizer into the run.
 
-    Raises UserError if it is missing, or if the run already has another tokenizer.
+    Raises UserError if it is missing, if the run has other initial weights or another tokenizer already.
     """
-    source = recipe.run.init_from
-    if source is None:
+    source, init_dir = recipe.run.init_from, run_dir / INIT_DIR
+    path = checkpoint.find_latest_checkpoint(init_dir)
+    if path is None and source is None:
         return None
-    path = checkpoint.find_latest_checkpoint(run_dir / INIT_DIR)
-    if path is None and (Path(source) / "config.json").is_file():
-        path, _ = import_hf(Path(source), run_dir / INIT_DIR)
-    path = path or checkpoint.resolve_checkpoint(source)
+    if path is None:
+        assert source is not None
+        path = import_checkpoint(Path(source), init_dir)
+        write_json(init_dir / SOURCE_FILE, {"init_from": source})
+    elif (imported := _read_source(init_dir)) not in (None, source) and not _has_begun(run_dir):
+        raise UserError(
+            f"{init_dir} holds the weights of {imported}, and run.init_from is {source or 'not set'}: delete "
+            f"{init_dir}, or choose another directory with --set run.out=DIR"
+        )
     its_tokenizer, run_tokenizer = path / "tokenizer.json", run_dir / "tokenizer" / "tokenizer.json"
-    if not its_tokenizer.is_file():
-        raise UserError(f"run.init_from: {path} has no tokenizer.json, and weights are of no use with another")
     if not run_tokenizer.exists():
         run_tokenizer.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(its_tokenizer, run_tokenizer)
@@ -43,10 +52,47 @@ def find_init_checkpoint(recipe: Recipe, run_dir: Path) -> Path | None:
     return path
 
 
-def recipe_from_checkpoint(recipe: Recipe, checkpoint_dir: Path | None) -> Recipe:
-    """Returns the recipe with the checkpoint's model configuration and vocabulary size; None: the recipe unchanged."""
+def import_checkpoint(source: Path, init_dir: Path) -> Path:
+    """Copies the weights and the tokenizer of a checkpoint, or of a Hugging Face directory; returns the copy."""
+    if (source / "config.json").is_file():
+        return import_hf(source, init_dir)[0]
+    path = checkpoint.resolve_checkpoint(source)
+    if not (path / "tokenizer.json").is_file():
+        raise UserError(f"run.init_from: {path} has no tokenizer.json, and weights are of no use with another")
+    loaded = checkpoint.load_checkpoint(path, groups=("model",))
+    require_unquantized(loaded.state, path, "trained on")
+    state = {"name": path.resolve().name, "step": 0, "model": loaded.state["model"]}
+    files = {"tokenizer.json": path / "tokenizer.json"}
+    return checkpoint.save_checkpoint(init_dir, 0, {"model": loaded.tensors["model"]}, state, files)
+
+
+def recipe_from_checkpoint(
+    recipe: Recipe, checkpoint_dir: Path | None, log: Callable[[str], None] = lambda text: None
+) -> Recipe:
+    """Returns the recipe with the checkpoint's model configuration and vocabulary size; None: the recipe unchanged.
+
+    log: receives a line that names the fields of [model] whose values in the recipe are ignored.
+    """
     if checkpoint_dir is None:
         return recipe
     config = ModelConfig.from_dict(checkpoint.load_checkpoint(checkpoint_dir, groups=("model",)).state["model"])
+    wanted = vars(recipe.model.unpin("vocab_size"))
+    ignored = [name for name, value in vars(config).items() if wanted[name] is not None and wanted[name] != value]
+    if ignored:
+        log(f"run.init_from decides [model]: {', '.join(ignored)} of the recipe ignored")
     model = config.unpin("vocab_size") if config.window_size else config.unpin("vocab_size", "window_size")
     return replace(recipe, model=model, tokenizer=replace(recipe.tokenizer, vocab_size=config.vocab_size))
+
+
+def _read_source(init_dir: Path) -> str | None:
+    """Returns `run.init_from` as it was when the weights were imported; None if no record of it is left."""
+    try:
+        value = json.loads((init_dir / SOURCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value.get("init_from") if isinstance(value, dict) else None
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Returns whether a stage has saved a checkpoint; then the settings are compared with it."""
+    return any(next((run_dir / stage / "checkpoints").glob("step-*"), None) is not None for stage in STAGES)

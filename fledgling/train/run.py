@@ -1,48 +1,60 @@
 """Runs one stage of a recipe: tokenizer, model, optimizer, stream, checkpoints, loop. Start with `run_stage`.
 
 A stage is written to RUN/<stage>. It starts from the last checkpoint of the stage before it (pretraining: from the
-seed), resumes from its own newest checkpoint, and does nothing once it is done.
+seed), resumes from its own newest checkpoint, and does nothing once it is done. Meanwhile the run is locked
+(`record/run_lock.py`); `going_on.py` decides whether the stage may go on from what it finds there.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from fledgling.config import STAGES, ModelConfig, Recipe, UserError, dump_toml
+from fledgling.config import ModelConfig, Recipe, UserError, dump_toml
 from fledgling.files import resolve_data_root
 from fledgling.infer.engine import Engine
-from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import load_parameters
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.plan import make_plan
-from fledgling.record import Recorder, checkpoint, write_json
+from fledgling.record import Recorder, checkpoint
 from fledgling.record.checkpoint import Checkpoint
+from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import DeviceSetup, set_up_device
-from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.signals import catch_stop_signals
 from fledgling.runtime.watchdog import run_watchdog
-from fledgling.runtime.world import World, get_restart_count
+from fledgling.runtime.world import World, get_restart_count, is_main_process
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.context import StageContext
 from fledgling.train.critic import attach_critic, merge_critic
 from fledgling.train.dpo import build_dpo_stage
+from fledgling.train.going_on import (
+    describe_parent,
+    reconcile,
+)
 from fledgling.train.health import Health, Rollback
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
-from fledgling.train.peak import name_device, replace_exceeded_peak
+from fledgling.train.peak import replace_exceeded_peak
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.rl.algorithm import ALGORITHMS
 from fledgling.train.rl.build import build_rl_stage
+from fledgling.train.run_directory import (
+    lock_stage,
+    parent_checkpoint,
+    print_line,
+    print_nothing,
+    remove_stage,
+    require_done,
+    require_lock,
+    write_run_files,
+)
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_rows import require_data
@@ -60,7 +72,12 @@ SelectEvals = Callable[[tuple[Eval, ...]], tuple[Eval, ...]]
 
 
 def run_stage(
-    recipe: Recipe, name: str, resume: str = "auto", quiet: bool = False, select_evals: SelectEvals = tuple
+    recipe: Recipe,
+    name: str,
+    resume: str = "auto",
+    quiet: bool = False,
+    select_evals: SelectEvals = tuple,
+    lock: RunLock | None = None,
 ) -> bool:
     """Runs stage `name`; returns False if it was already done.
 
@@ -68,45 +85,53 @@ def run_stage(
         resume: "auto" resumes from the newest checkpoint, "never" starts the stage anew.
         quiet: shows no progress line.
         select_evals: returns the evaluations to run, of those that the stage has.
+        lock: of the run, if the caller holds it; else it is taken for the stage.
 
     Raises:
         TrainingStopped: after a signal, once everything is saved.
-        UserError: before any work, if data or the checkpoint of the stage before it are missing.
+        UserError: before any work, if data or the checkpoint of the stage before it are missing, if another process
+            writes the run, or if settings differ that the checkpoint has decided.
     """
     run_dir = Path(recipe.run.out)
     resume = "auto" if get_restart_count() else resume
     if resume == "auto" and (run_dir / name / "done.json").exists():
+        require_done(recipe, name, run_dir, print_nothing if quiet or not is_main_process() else print_line)
         return False
     parent = parent_checkpoint(recipe.stages, name, run_dir)
     require_data(recipe, [name])
     world = World.start(recipe.run.device)
-    with run_watchdog(world, run_dir / name, collective_exceptions=(TrainingStopped,)):
+    with run_watchdog(world, run_dir / name, collective_exceptions=(TrainingStopped,)), ExitStack() as locks:
         with world.main_process_first():
+            if world.is_main and lock is None:
+                lock = locks.enter_context(lock_stage(run_dir, name))
             init = find_init_checkpoint(recipe, run_dir)
-        recipe, parent = recipe_from_checkpoint(recipe, init), parent or init
-        setup = start_run(recipe, name, resume, world)
         saved, notices = find_saved_checkpoint(run_dir / name, resume, world)
+        recipe, parent = recipe_from_checkpoint(recipe, init, notices.append), parent or init
+        with world.main_process_first():
+            recipe = reconcile(recipe, name, run_dir, saved, parent, notices.append)
+        setup = start_run(recipe, name, resume, world, saved)
         loggers = recipe.run.loggers
         with Recorder(run_dir / name, name, 0, quiet=quiet, loggers=loggers, enabled=world.is_main) as recorder:
             for line in (*notices, f"{name}: {setup.summary}"):
                 recorder.log_notice(line)
             preparer = DataPreparer(recipe, run_dir, recorder.log_notice, show_progress=world.is_main and not quiet)
-            context, loaded = build_context(recipe, name, world, setup, recorder, preparer, saved, parent)
+            context, loaded = build_context(recipe, name, world, setup, recorder, preparer, saved, parent, lock)
             train_stage(name, context, loaded if saved else None, select_evals)
     return True
 
 
-def start_run(recipe: Recipe, name: str, resume: str, world: World) -> DeviceSetup:
+def start_run(recipe: Recipe, name: str, resume: str, world: World, saved: Path | None) -> DeviceSetup:
     """Sets up the device and writes the run's files; deletes the stage if it starts anew. Every rank calls it."""
     setup = set_up_device(recipe.run, world)
     memory_limit = min(world.all_gather_object(setup.memory_limit))  # the same micro-batch on every rank
     setup = replace(setup, memory_limit=memory_limit)
     run_dir = Path(recipe.run.out)
+    step = int(checkpoint.read_checkpoint_state(saved)["step"]) if saved else 0
     with world.main_process_first():
         if world.is_main:
-            write_run_files(recipe, run_dir, setup, world)
             if resume == "never":
-                shutil.rmtree(run_dir / name, ignore_errors=True)
+                remove_stage(run_dir / name)
+            write_run_files(recipe, name, run_dir, setup, world, step)
     return setup
 
 
@@ -134,6 +159,10 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, sele
         start_step = restore_state(saved, stage, optimizer, health, totals)
         recorder.log_notice(f"{name}: resuming after step {start_step} of {stage.steps}")
     recorder.rewind(start_step or -1)
+    if start_step > stage.steps:
+        raise UserError(
+            f"{name}.steps: the checkpoint has {start_step} steps, more than the {stage.steps} of the stage"
+        )
     recorder.total_steps = stage.steps
     saver = make_saver(stage, optimizer, context, health, totals)
     rollback = Rollback(recipe.run.max_rollbacks, make_rollback(stage, optimizer, context, health, totals, saver))
@@ -142,7 +171,7 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, sele
             world,
             recorder,
             saver,
-            lambda: stop_requested() or saver.failed,
+            lambda: require_lock(context.lock) or stop_requested() or saver.failed,
             training_flops_per_token(context.model.config),
             setup.peak_flops,
             partial(replace_exceeded_peak, setup, world.device),
@@ -167,6 +196,7 @@ def build_context(
     preparer: DataPreparer,
     saved: Path | None,
     parent: Path | None,
+    lock: RunLock | None = None,
 ) -> tuple[StageContext, Checkpoint | None]:
     """Returns tokenizer, model and engine of a stage, and the checkpoint they were loaded from.
 
@@ -201,6 +231,8 @@ def build_context(
         setup=setup,
         load_initial_model=load_initial_model,
         saved_micro_batch_size=loaded.state.get("micro_batch") if loaded and saved else None,
+        parent=describe_parent(parent),
+        lock=lock,
     )
     return context, loaded
 
@@ -226,36 +258,6 @@ def require_same_data(world: World, preparer: DataPreparer, tokenizer: Tokenizer
                 f"the {what} of rank {other} is not that of rank 0: its machine has other files under "
                 f"{preparer.run_dir} or {resolve_data_root(preparer.data_dir)}; copy rank 0's, or share a disk"
             )
-
-
-def write_run_files(recipe: Recipe, run_dir: Path, setup: DeviceSetup, world: World) -> None:
-    """Writes the recipe, the environment, and the plan for the hardware that the run really has."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
-    write_json(run_dir / "environment.json", collect_environment())
-    real = replace(
-        recipe.run,
-        dtype=setup.dtype_name,
-        compile="on" if setup.compiled else "off",
-        ranks=world.size,
-        hardware=name_device(setup, world.device) or recipe.run.hardware,
-    )
-    plan = make_plan(replace(recipe, run=real), strict=False, peak_flops=setup.peak_flops)
-    write_json(run_dir / "plan.json", plan)
-
-
-def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path) -> Path | None:
-    """Returns the last checkpoint of the stage before `name`; None for the first. Raises UserError if it is missing."""
-    before = [stage for stage in stages if STAGES.index(stage) < STAGES.index(name)]
-    if name == "pretrain" or not before:
-        return None
-    path = checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints")
-    if path is None:
-        raise UserError(
-            f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first"
-        )
-    require_unquantized(checkpoint.read_checkpoint_state(path), path, "trained on")
-    return path
 
 
 def restore_state(loaded: Checkpoint, stage: Stage, optimizer: Optimizer, health: Health, totals: Totals) -> int:
@@ -318,6 +320,7 @@ def make_saver(
             "micro_batch": stage.micro_batch_size,
             "health": health.state_dict(),
             "totals": totals.state_dict(),
+            "parent": context.parent,
         }
 
     return CheckpointSaver(

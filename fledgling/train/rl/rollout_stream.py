@@ -261,7 +261,9 @@ class RolloutStream:
 
     def load_state_dict(self, state: dict) -> None:
         """Continues where `state_dict` was taken."""
-        self.step, self.kl_weight = int(state["step"]), float(state["kl"])
+        self.step = int(state["step"])
+        if self.config.kl_target is not None:  # else the recipe's weight holds, also where it was changed
+            self.kl_weight = float(state["kl"])
         self.minibatches = [[batch_from_json(values) for values in part] for part in state["held"]]
         self.round_metrics = dict(state["last"])
 

@@ -1,0 +1,263 @@
+"""What happens to every setting that is changed when a run goes on: it takes effect, is refused, or is ignored.
+
+`compare_recipes` compares the recipe that is asked for with the one that a checkpoint was saved with, field by field.
+Refused is what the weights, the optimizer's state or the order of the data have decided; ignored is what only concerns
+work that is done. Every field of a recipe has a rule here, and tests/config/test_changes.py fails for one without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from fledgling.config.recipe import STAGES, Recipe
+from fledgling.config.toml import format_toml_value
+
+Outcome = Literal["takes effect", "refused", "ignored"]
+SUPERVISED = ("pretrain", "midtrain", "sft")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The outcome of a changed field while its stage goes on, and why.
+
+    between_stages: the outcome when the next stage starts from the weights of the one before; None: the same.
+    """
+
+    outcome: Outcome
+    reason: str
+    between_stages: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class ChangedSetting:
+    """One field whose value differs: its name ("model.depth"), both values in TOML's notation, and what happens."""
+
+    name: str
+    saved: str
+    wanted: str
+    outcome: Outcome
+    reason: str
+
+
+EFFECT = Rule("takes effect", "from the next step on")
+EVALS = Rule("takes effect", "from the next evaluation or save on")
+PLACE = Rule("takes effect", "it says where and how the run computes")
+PLAN = Rule("takes effect", "only `plan` reads it")
+WEIGHTS = Rule("refused", "the weights were made with it")
+STATE = Rule("refused", "the optimizer's state has other tensors", "takes effect")
+ORDER = Rule("refused", "the order of the data follows from it", "takes effect")
+TOKENIZER = Rule("refused", "the run's tokenizer and weights were made with it")
+TOKENIZER_TEXT = Rule("ignored", "the run's tokenizer is trained already")
+LABEL = Rule("takes effect", "a label")
+
+TOP_RULES = {
+    "name": LABEL,
+    "description": LABEL,
+    "seed": Rule("refused", "the weights and the order of the data of every stage follow from it"),
+    "stages": Rule("takes effect", "for the stages that are not done"),
+}
+TABLE_RULES: dict[str, dict[str, Rule]] = {
+    "tokenizer": {
+        "vocab_size": TOKENIZER,
+        "max_digits": TOKENIZER,
+        "letter_tokens": TOKENIZER,
+        "max_characters": TOKENIZER_TEXT,
+        "sources": TOKENIZER_TEXT,
+    },
+    "model": {
+        "vocab_size": WEIGHTS,
+        "depth": WEIGHTS,
+        "width": WEIGHTS,
+        "heads": WEIGHTS,
+        "kv_heads": WEIGHTS,
+        "context": Rule("refused", "the weights and the rows of the data were made with it"),
+        "intermediate_size": WEIGHTS,
+        "logit_softcap": WEIGHTS,
+        "rope_base": WEIGHTS,
+        "norm_eps": WEIGHTS,
+        "family": WEIGHTS,
+        "norm": WEIGHTS,
+        "positions": WEIGHTS,
+        "rope_direction": WEIGHTS,
+        "activation": WEIGHTS,
+        "bias": WEIGHTS,
+        "tie_embeddings": WEIGHTS,
+        "qk_norm": WEIGHTS,
+        "embedding_norm": WEIGHTS,
+        "flash_norm": WEIGHTS,
+        "value_embeddings": WEIGHTS,
+        "window_pattern": WEIGHTS,
+        "window_size": WEIGHTS,
+        "residual_scalars": WEIGHTS,
+    },
+    "optimizer": {
+        "matrix_lr": EFFECT,
+        "embedding_lr": EFFECT,
+        "head_lr": EFFECT,
+        "scalar_lr": EFFECT,
+        "adam_betas": EFFECT,
+        "adam_eps": EFFECT,
+        "momentum": EFFECT,
+        "weight_decay": EFFECT,
+        "cautious_weight_decay": EFFECT,
+        "matrix_optimizer": STATE,
+        "newton_schulz": EFFECT,
+        "newton_schulz_steps": EFFECT,
+        "zero_stage": PLACE,
+        "deterministic": PLACE,
+    },
+    "run": {
+        "out": Rule("takes effect", "a run is where its directory is"),
+        "init_from": Rule("ignored", "the run has begun from its initial weights"),
+        "device": PLACE,
+        "dtype": EFFECT,
+        "compile": PLACE,
+        "threads": PLACE,
+        "max_rollbacks": EFFECT,
+        "loggers": PLACE,
+        "data_dir": PLACE,
+        "hardware": PLAN,
+        "ranks": PLAN,
+    },
+}
+LOOP_RULES = {
+    "steps": Rule("takes effect", "schedule and end follow it; generated conversations are drawn anew"),
+    "micro_batch_size": Rule("ignored", "a stage keeps its micro-batches, or takes smaller ones", "takes effect"),
+    "learning_rate": EFFECT,
+    "warmup_steps": EFFECT,
+    "decay_fraction": EFFECT,
+    "final_lr_fraction": EFFECT,
+    "eval_every": EVALS,
+    "eval_questions": EVALS,
+    "sample_every": EVALS,
+    "save_every": EVALS,
+    "keep_checkpoints": EVALS,
+}
+SUPERVISED_RULES = {
+    **LOOP_RULES,
+    "mixture": ORDER,
+    "batch_tokens": ORDER,
+    "train_on": EFFECT,
+    "core_every": EVALS,
+    "core_max_per_task": EVALS,
+}
+DPO_RULES = {**LOOP_RULES, "mixture": EVALS, "pairs": ORDER, "batch_size": ORDER, "beta": EFFECT}
+RL_RULES = {
+    **LOOP_RULES,
+    "mixture": EVALS,
+    "algorithm": Rule("refused", "the critic and its optimizer's state depend on it", "takes effect"),
+    "tasks": ORDER,
+    "rewards": EFFECT,
+    "reward_timeout": EFFECT,
+    "length_penalty": EFFECT,
+    "length_penalty_free_tokens": EFFECT,
+    "prompts_per_round": ORDER,
+    "group_size": ORDER,
+    "epochs": ORDER,
+    "minibatches": ORDER,
+    "clip_ratio": EFFECT,
+    "clip_ratio_high": EFFECT,
+    "kl_weight": EFFECT,
+    "kl_target": EFFECT,
+    "entropy_weight": EFFECT,
+    "temperature": EFFECT,
+    "max_new_tokens": EFFECT,
+    "advantage_normalization": EFFECT,
+    "loss_normalization": EFFECT,
+    "drop_uniform_groups": EFFECT,
+    "gamma": EFFECT,
+    "gae_lambda": EFFECT,
+    "value_weight": EFFECT,
+    "value_clip": EFFECT,
+}
+STAGE_RULES = {**dict.fromkeys(SUPERVISED, SUPERVISED_RULES), "dpo": DPO_RULES, "rl": RL_RULES}
+
+
+def find_rule(table: str, field: str) -> Rule:
+    """Returns the rule of `table.field`, or of a field outside of tables where `table` is empty."""
+    if not table:
+        return TOP_RULES[field]
+    return (STAGE_RULES[table] if table in STAGES else TABLE_RULES[table])[field]
+
+
+def list_fields(recipe: Recipe) -> list[tuple[str, str, Any]]:
+    """Returns (table, field, value) of every field of a recipe; the table is empty for those outside of tables."""
+    listed: list[tuple[str, str, Any]] = []
+    for entry in fields(recipe):
+        value = getattr(recipe, entry.name)
+        if hasattr(value, "__dataclass_fields__"):
+            listed += [(entry.name, inner.name, getattr(value, inner.name)) for inner in fields(value)]
+        else:
+            listed.append(("", entry.name, value))
+    return listed
+
+
+def compare_recipes(
+    saved: Recipe, wanted: Recipe, stage: str, done: Iterable[str], goes_on: bool, step: int = 0, vocab_size: int = 0
+) -> list[ChangedSetting]:
+    """Returns the fields in which `wanted` differs from `saved`, the recipe of the checkpoint that is loaded.
+
+    Args:
+        stage: the stage that is started.
+        done: the stages that have finished, whose tables concern nothing any more.
+        goes_on: whether the checkpoint is of this stage; else it is of the stage before.
+        step: the checkpoint's.
+        vocab_size: of the tokenizer, with which open fields of [model] are filled in: a value that a recipe states and
+            the same value derived are no difference.
+    """
+    changed = []
+    complete = [recipe.model.resolve(vocab_size or 256) for recipe in (saved, wanted)]
+    for (table, field, before), (_, _, after) in zip(list_fields(saved), list_fields(wanted), strict=True):
+        if _canonical(before) == _canonical(after) or (table, field) == ("run", "out"):
+            continue
+        if table == "model" and getattr(complete[0], field) == getattr(complete[1], field):
+            continue
+        rule = find_rule(table, field)
+        outcome: Outcome = rule.outcome if goes_on or rule.between_stages is None else rule.between_stages
+        reason = rule.reason if outcome == rule.outcome else f"{stage} starts with it"
+        if table in STAGES and (table != stage or stage in done):
+            outcome, reason = ("ignored", f"{table} is done") if table in done else ("takes effect", f"in {table}")
+        elif table == stage and goes_on and field == "steps" and after is not None and after <= step:
+            outcome, reason = "refused", f"the checkpoint has {step} steps already"
+        elif table == stage and goes_on and field == "micro_batch_size" and _is_smaller(after, before):
+            outcome, reason = EFFECT.outcome, EFFECT.reason
+        name = f"{table}.{field}" if table else field
+        changed.append(ChangedSetting(name, _show(before), _show(after), outcome, reason))
+    return changed
+
+
+def keep_ignored(saved: Recipe, wanted: Recipe, changed: Iterable[ChangedSetting]) -> Recipe:
+    """Returns `wanted` with the saved values of the fields that are ignored: the recipe that really runs."""
+    for setting in changed:
+        if setting.outcome != "ignored":
+            continue
+        table, _, field = setting.name.rpartition(".")
+        source, target = (getattr(recipe, table) if table else recipe for recipe in (saved, wanted))
+        kept: dict[str, Any] = {field: getattr(source, field)}
+        wanted = replace(wanted, **({table: replace(target, **kept)} if table else kept))
+    return wanted
+
+
+def format_changes(changed: Iterable[ChangedSetting]) -> list[str]:
+    """Returns the lines of a table: setting, saved and wanted value, what happens and why."""
+    rows = [("setting", "saved", "wanted", "what happens")]
+    rows += [(c.name, c.saved, c.wanted, f"{c.outcome}: {c.reason}") for c in changed]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return ["  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3])) for row in rows]
+
+
+def _is_smaller(wanted: int | None, saved: int | None) -> bool:
+    return wanted is not None and saved is not None and wanted < saved
+
+
+def _canonical(value: Any) -> Any:
+    """Returns a value that compares as the run does: the sources of a mixture are used in their order."""
+    return list(value.items()) if isinstance(value, Mapping) else value
+
+
+def _show(value: Any) -> str:
+    """Returns a value as in a recipe; long ones are cut."""
+    text = "not set" if value is None else format_toml_value(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

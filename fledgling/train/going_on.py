@@ -1,0 +1,184 @@
+"""What a stage that starts or goes on in an existing run must find there: the same settings, parent and tokenizer.
+
+Start with `reconcile`. `reconcile_settings` compares the recipe with that of the checkpoint that is loaded, says what
+changed in one table, and returns the recipe that really runs. `require_same_parent` finds a stage that was made from
+other weights than its parent has now. `require_tokenizer` puts a lost tokenizer back and refuses another one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fledgling.config import STAGES, ModelConfig, Recipe, UserError
+from fledgling.config.changes import ChangedSetting, compare_recipes, format_changes, keep_ignored
+from fledgling.config.load import parse_recipe
+from fledgling.plan.horizon import compute_horizon
+from fledgling.record import checkpoint
+from fledgling.record.atomic_directory import MANIFEST
+from fledgling.text.tokenizer import Tokenizer
+
+Log = Callable[[str], None]
+
+
+def reconcile(recipe: Recipe, stage: str, run_dir: Path, saved: Path | None, parent: Path | None, log: Log) -> Recipe:
+    """Returns the recipe that a stage runs with, once it is certain that it may.
+
+    Args:
+        saved: the checkpoint of this stage that it resumes from; None: it starts.
+        parent: the checkpoint that the stage starts, or once started, from; None: from the seed.
+        log: receives what changed and what was repaired.
+
+    Raises:
+        UserError: a refused setting, another parent or another tokenizer.
+    """
+    source = saved or parent
+    require_same_parent(stage, run_dir / stage, saved, parent)
+    recipe = reconcile_settings(recipe, stage, run_dir, source, log)
+    require_tokenizer(run_dir, source, log)
+    if source is None:
+        require_tokenizer_settings(recipe, run_dir)
+    return recipe
+
+
+def list_done_stages(run_dir: Path) -> list[str]:
+    """Returns the stages of a run that have finished."""
+    return [stage for stage in STAGES if (run_dir / stage / "done.json").is_file()]
+
+
+def reconcile_settings(recipe: Recipe, stage: str, run_dir: Path, source: Path | None, log: Log) -> Recipe:
+    """Returns the recipe that `stage` runs with when it starts from the checkpoint `source`.
+
+    Fields that are ignored keep the checkpoint's values; what takes effect or is ignored is logged as a table. Raises
+    UserError, with the table, if a field is refused.
+    """
+    saved = _read_saved_recipe(source, log)
+    if source is None or saved is None:
+        return recipe
+    state = checkpoint.read_checkpoint_state(source)
+    goes_on = state.get("stage") == stage
+    changed = _compare(saved, recipe, stage, list_done_stages(run_dir), goes_on, state)
+    _require_allowed(changed, stage, source, run_dir)
+    if changed:
+        log(f"{stage}: settings differ from those of {source}\n" + "\n".join(format_changes(changed)))
+    return keep_ignored(saved, recipe, changed)
+
+
+def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, log: Log) -> None:
+    """Logs which changed settings are ignored because `stage` is done; raises UserError for a refused one."""
+    newest = checkpoint.find_latest_checkpoint(run_dir / stage / "checkpoints", check_hashes=False, warn=log)
+    saved = _read_saved_recipe(newest, log)
+    if newest is None or saved is None:
+        return
+    changed = _compare(saved, recipe, stage, list_done_stages(run_dir), True, checkpoint.read_checkpoint_state(newest))
+    if saved.run.init_from is not None:  # the weights replaced [model] and the vocabulary, and still do
+        changed = [c for c in changed if not c.name.startswith("model.") and c.name != "tokenizer.vocab_size"]
+    _require_allowed(changed, stage, newest, run_dir)
+    if ignored := [c for c in changed if c.outcome == "ignored" and c.name.startswith(f"{stage}.")]:
+        log(f"{stage} is done, and keeps its settings\n" + "\n".join(format_changes(ignored)))
+
+
+def _compare(
+    saved: Recipe, recipe: Recipe, stage: str, done: list[str], goes_on: bool, state: dict[str, Any]
+) -> list[ChangedSetting]:
+    """Compares recipes once open fields of the stage have the values that the stage gave them."""
+    config = ModelConfig.from_dict(state["model"])
+    table, wanted = saved.stage_config(stage), recipe.stage_config(stage)
+    known: dict[str, Any] = {}
+    if table.micro_batch_size is None and wanted.micro_batch_size is not None and goes_on:
+        known["micro_batch_size"] = state.get("micro_batch")
+    if hasattr(table, "batch_tokens") and (table.batch_tokens is None) != (wanted.batch_tokens is None):
+        derived = compute_horizon(config).batch_tokens
+        known["batch_tokens"] = table.batch_tokens or derived
+        recipe = replace(recipe, **{stage: replace(wanted, batch_tokens=wanted.batch_tokens or derived)})
+    filled = replace(saved, **{stage: replace(table, **known)})
+    return compare_recipes(filled, recipe, stage, done, goes_on, int(state.get("step", 0)), config.vocab_size)
+
+
+def _require_allowed(changed: list[ChangedSetting], stage: str, source: Path, run_dir: Path) -> None:
+    if refused := [c for c in changed if c.outcome == "refused"]:
+        first, others = refused[0], ", ".join(c.name for c in refused[1:])
+        raise UserError(
+            f"{stage} cannot go on from {source} with {first.name}={first.wanted}: it is {first.saved} there, and "
+            f"{first.reason}{f' (also {others})' if others else ''}; leave it, or start another run with "
+            f"--set run.out=DIR ({run_dir} is unchanged)\n" + "\n".join(format_changes(changed))
+        )
+
+
+def _read_saved_recipe(source: Path | None, log: Log) -> Recipe | None:
+    """Returns the recipe that a checkpoint of a run was saved with; None for an imported checkpoint."""
+    text = checkpoint.read_checkpoint_state(source).get("recipe") if source else None
+    if not isinstance(text, str):
+        return None
+    try:
+        return parse_recipe(text)
+    except UserError as error:
+        log(f"the recipe in {source} cannot be compared with this one: {error}")
+        return None
+
+
+# ---- parent and tokenizer ------------------------------------------------------------------------
+
+
+def describe_parent(path: Path | None) -> dict[str, Any] | None:
+    """Returns what identifies the checkpoint that a stage starts from: its stage, step, and its weights' SHA-256."""
+    if path is None:
+        return None
+    state, manifest = checkpoint.read_checkpoint_state(path), json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    weights = manifest["files"].get("model.safetensors", {}).get("sha256")
+    return {"stage": state.get("stage"), "step": state.get("step"), "weights": weights}
+
+
+def require_same_parent(stage: str, stage_dir: Path, saved: Path | None, parent: Path | None) -> None:
+    """Raises UserError if a stage's checkpoint was made from other weights than the stage before it has now.
+
+    So happens when that stage was trained anew, or its directory was replaced.
+    """
+    began_from = checkpoint.read_checkpoint_state(saved).get("parent") if saved else None
+    now = describe_parent(parent)
+    if isinstance(began_from, dict) and now and began_from.get("weights") != now["weights"]:
+        raise UserError(
+            f"{stage_dir} was made from other weights than {parent} has now (that stage was trained again since): "
+            f"train {stage} anew with `fledgling train {stage} {stage_dir.parent} --resume never`"
+        )
+
+
+def require_tokenizer(run_dir: Path, source: Path | None, log: Log) -> None:
+    """Puts the tokenizer of the checkpoint `source` back if the run has lost its own.
+
+    Raises UserError if the run has another tokenizer than its weights.
+    """
+    file = run_dir / "tokenizer" / "tokenizer.json"
+    if source is None or not (source / "tokenizer.json").is_file():
+        return
+    if not file.exists():
+        if file.parent.is_symlink():  # of a sweep whose shared folder was not copied
+            file.parent.unlink()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / "tokenizer.json", file)
+        log(f"{file} was missing: it is that of {source}")
+        return
+    if Tokenizer.load(file).fingerprint() != Tokenizer.load(source / "tokenizer.json").fingerprint():
+        raise UserError(
+            f"{file} is another tokenizer than that of {source}, which its weights need: delete {file.parent}, and the "
+            "checkpoint's own is used"
+        )
+
+
+def require_tokenizer_settings(recipe: Recipe, run_dir: Path) -> None:
+    """Raises UserError if a run without weights has a tokenizer that was made with other settings than the recipe's."""
+    try:
+        made_with = json.loads((run_dir / "tokenizer" / "training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for name in ("vocab_size", "max_digits", "letter_tokens"):
+        wanted = getattr(recipe.tokenizer, name)
+        if isinstance(made_with, dict) and made_with.get(name, wanted) != wanted:
+            raise UserError(
+                f"{run_dir / 'tokenizer'} was made with tokenizer.{name}={made_with[name]}, the recipe says {wanted}: "
+                f"delete {run_dir / 'tokenizer'} to train it anew, or choose another directory with --set run.out=DIR"
+            )

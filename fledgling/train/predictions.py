@@ -1,0 +1,50 @@
+"""Predictions of the planner, each written once and before the step that it predicts.
+
+    RUN/plan.json                      of the whole run, before the first step of its first stage
+    RUN/STAGE/plan.json                of the same, before that stage's first step: with the speeds known by then
+    RUN/STAGE/plan-2.json, plan-3 ...  when the stage goes on with other settings, or on another machine
+
+None is rewritten by a later stage, benchmark, resume or evaluation, so that the report compares what was measured with
+what was predicted.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fledgling.config import STAGES, Recipe, dump_toml
+from fledgling.plan.plan import make_plan
+from fledgling.record import write_json
+
+
+def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak_flops: float | None = None) -> None:
+    """Writes the predictions that are due before step `step` + 1 of a stage.
+
+    recipe: with the hardware, dtype and number of ranks that the run really has. peak_flops: measured, of one rank.
+    """
+    settings = dump_toml(replace(recipe, run=replace(recipe.run, out="")))  # where a run is changes nothing
+    stage_dir, of_run = run_dir / stage, run_dir / "plan.json"
+    written = [stage_dir / "plan.json"] if (stage_dir / "plan.json").exists() else []
+    written += sorted(stage_dir.glob("plan-*.json"), key=lambda path: int(path.stem.removeprefix("plan-")))
+    has_begun = {name: (run_dir / name / "metrics.jsonl").exists() for name in STAGES}
+    is_new = not written or _read_settings(written[-1]) != settings
+    is_due = not of_run.exists() or (is_new and not any(has_begun.values()))
+    if not (is_new or is_due):
+        return
+    plan = {**make_plan(recipe, strict=False, peak_flops=peak_flops), "before_step": step + 1, "settings": settings}
+    if is_due:
+        write_json(of_run, plan)
+    if is_new:
+        is_later = written and has_begun[stage]
+        write_json(stage_dir / (f"plan-{len(written) + 1}.json" if is_later else "plan.json"), plan)
+
+
+def _read_settings(path: Path) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value.get("settings") if isinstance(value, dict) else None

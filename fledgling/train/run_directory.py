@@ -1,0 +1,100 @@
+"""The run directory when a stage starts: its lock, the files of the run, the checkpoint of the stage before."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from fledgling.config import STAGES, Recipe, UserError, dump_toml
+from fledgling.config.load import RECIPE_FILE
+from fledgling.kernels.quantized_model import require_unquantized
+from fledgling.record import checkpoint, make_write_error, write_json, write_text
+from fledgling.record.run_lock import RunLock, hold_lock
+from fledgling.runtime.device import DeviceSetup
+from fledgling.runtime.environment import collect_environment
+from fledgling.runtime.world import World
+from fledgling.train.going_on import require_same_parent, require_unchanged
+from fledgling.train.peak import name_device
+from fledgling.train.predictions import write_predictions
+
+
+def print_line(text: str) -> None:
+    """Prints a line on stderr, before there is a recorder."""
+    print(text, file=sys.stderr)
+
+
+def print_nothing(text: str) -> None:
+    """Drops a line."""
+
+
+@contextmanager
+def lock_stage(run_dir: Path, name: str) -> Iterator[RunLock]:
+    """Locks a run for the stage `name`; also the run that the stage's directory belongs to, if it is a link."""
+    owner = (run_dir / name).resolve().parent
+    is_elsewhere = owner.is_dir() and owner != run_dir.resolve()
+    with hold_lock(run_dir, name, log=print_line) as lock, hold_lock(owner, name) if is_elsewhere else nullcontext():
+        yield lock
+
+
+def require_lock(lock: RunLock | None) -> bool:
+    """Returns False; raises UserError if another process has taken over the run's lock."""
+    if lock:
+        lock.require_held()
+    return False
+
+
+def write_run_files(recipe: Recipe, name: str, run_dir: Path, setup: DeviceSetup, world: World, step: int) -> None:
+    """Writes the recipe, the environment, and predictions for the hardware that the run really has.
+
+    step: the finished steps of the stage `name`.
+    """
+    write_text(run_dir / RECIPE_FILE, dump_toml(recipe))
+    write_json(run_dir / "environment.json", collect_environment())
+    real = replace(
+        recipe.run,
+        dtype=setup.dtype_name,
+        compile="on" if setup.compiled else "off",
+        ranks=world.size,
+        hardware=name_device(setup, world.device) or recipe.run.hardware,
+    )
+    write_predictions(replace(recipe, run=real), name, run_dir, step, setup.peak_flops)
+
+
+def remove_stage(stage_dir: Path) -> None:
+    """Deletes what a stage has written; of a link only the link, since what it points to is another run's."""
+    try:
+        if stage_dir.is_symlink():
+            print_line(f"{stage_dir} is a link to {stage_dir.resolve()}: the link is removed, the directory is kept")
+            stage_dir.unlink()
+        elif stage_dir.exists():
+            shutil.rmtree(stage_dir)
+    except OSError as error:
+        raise make_write_error(stage_dir, error) from None
+
+
+def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path, check_hashes: bool = True) -> Path | None:
+    """Returns the last checkpoint of the stage before `name`; None for the first. Raises UserError if it is missing."""
+    before = [stage for stage in stages if STAGES.index(stage) < STAGES.index(name)]
+    if name == "pretrain" or not before:
+        return None
+    path = checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints", check_hashes)
+    if path is None:
+        raise UserError(
+            f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first"
+        )
+    require_unquantized(checkpoint.read_checkpoint_state(path), path, "trained on")
+    return path
+
+
+def require_done(recipe: Recipe, name: str, run_dir: Path, log: Callable[[str], None]) -> None:
+    """Raises UserError if a finished stage was made from other weights, or with settings that are refused now."""
+    newest = checkpoint.find_latest_checkpoint(run_dir / name / "checkpoints", check_hashes=False, warn=log)
+    parent = None
+    with suppress(UserError):  # checkpoints of the stage before may have been deleted to make room
+        parent = parent_checkpoint(recipe.stages, name, run_dir, check_hashes=False)
+    require_same_parent(name, run_dir / name, newest, parent)
+    require_unchanged(recipe, name, run_dir, log)

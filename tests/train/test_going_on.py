@@ -1,0 +1,163 @@
+"""Going on with changed settings, other weights or another tokenizer: what is refused changes nothing."""
+
+import hashlib
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from fledgling.cli import main
+from fledgling.config import UserError, load_recipe
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train import going_on
+from fledgling.train.run import run_stage
+from tests.smallest import write_recipe
+
+LONGER = ("pretrain.steps=2", "pretrain.save_every=1", "sft.save_every=1", 'stages=["pretrain","sft"]')
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A pretrained run."""
+    recipe = load_recipe(write_recipe(tmp_path_factory.mktemp("going_on")), LONGER)
+    assert run_stage(recipe, "pretrain", quiet=True)
+    return Path(recipe.run.out)
+
+
+@pytest.fixture
+def done(finished, tmp_path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def stopped(done) -> Path:
+    """A copy that was stopped after its first step."""
+    (done / "pretrain" / "done.json").unlink()
+    shutil.rmtree(done / "pretrain" / "checkpoints" / "step-00000002")
+    return done
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The content of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+REFUSED = (
+    "model.depth=2",
+    "model.context=32",
+    "tokenizer.vocab_size=340",
+    "pretrain.batch_tokens=256",
+    "pretrain.mixture={embedded=1.0}",
+    "optimizer.matrix_optimizer=adamw",
+    "seed=2",
+    "pretrain.steps=1",
+)
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_the_checkpoint_has_decided_is_refused_and_nothing_is_written(override, stopped, capsys):
+    before = digests(stopped)
+    assert main(["train", "pretrain", str(stopped), "--set", override]) == 1
+    line, *table = capsys.readouterr().err.strip().splitlines()
+    name = override.partition("=")[0]
+    assert line.startswith("error: pretrain cannot go on from ") and f"{name}=" in line and "run.out=DIR" in line
+    assert table[0].split()[0] == "setting" and any(name in row and "refused: " in row for row in table)
+    assert digests(stopped) == before
+
+
+def test_a_finished_stage_refuses_other_weights_and_keeps_its_settings(done, capsys):
+    before = digests(done)
+    assert main(["train", "pretrain", str(done), "--set", "model.depth=2"]) == 1
+    assert "model.depth=2: it is 1 there" in capsys.readouterr().err
+    assert main(["train", "pretrain", str(done), "--set", "pretrain.learning_rate=0.5"]) == 0
+    printed = capsys.readouterr()
+    assert "was done already" in printed.out and "ignored: pretrain is done" in printed.err
+    assert digests(done) == before
+
+
+def test_the_recipe_of_a_run_says_what_really_ran(stopped):
+    overrides = ["pretrain.steps=3", "optimizer.matrix_lr=0.01", "pretrain.micro_batch_size=2"]
+    assert run_stage(load_recipe(stopped, overrides), "pretrain", quiet=True)
+    recorded = tomllib.loads((stopped / "recipe.toml").read_text())
+    assert recorded["pretrain"]["steps"] == 3 and recorded["optimizer"]["matrix_lr"] == 0.01
+    assert recorded["pretrain"]["micro_batch_size"] == 1  # larger ones are ignored
+    metrics = read_jsonl(stopped / "pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [1, 2, 3]
+    notices = "\n".join(line["text"] for line in read_jsonl(stopped / "pretrain" / "notices.jsonl"))
+    assert "optimizer.matrix_lr" in notices and "takes effect: from the next step on" in notices
+    assert "pretrain.micro_batch_size" in notices and "ignored: a stage keeps its micro-batches" in notices
+    assert run_stage(load_recipe(stopped, ["pretrain.steps=9"]), "sft", quiet=True)  # of a stage that is done
+    assert tomllib.loads((stopped / "recipe.toml").read_text())["pretrain"]["steps"] == 3
+
+
+def test_weights_with_another_model_start_no_stage(done):
+    before = digests(done)
+    with pytest.raises(UserError, match=r"sft cannot go on .* with model\.depth=2: it is 1 there"):
+        run_stage(load_recipe(done, ["model.depth=2"]), "sft", quiet=True)
+    assert digests(done) == before
+
+
+def test_a_stage_anew_does_not_use_a_tokenizer_made_with_other_settings(done):
+    before = digests(done)
+    for override, name in (("tokenizer.vocab_size=340", "vocab_size"), ("tokenizer.max_digits=3", "max_digits")):
+        with pytest.raises(UserError, match=rf"was made with tokenizer\.{name}=.*delete .*tokenizer to train it anew"):
+            run_stage(load_recipe(done, [override]), "pretrain", "never", quiet=True)
+    assert digests(done) == before
+
+
+def test_a_recipe_that_cannot_be_compared_is_a_notice(done):
+    lines: list[str] = []
+    source = done / "pretrain" / "checkpoints" / "step-00000002"
+    manifest = json.loads((source / "manifest.json").read_text())
+    state = json.loads((source / "state.json").read_text())
+    (source / "state.json").write_text(json.dumps({**state, "recipe": "model = ["}))
+    manifest["files"]["state.json"]["bytes"] = (source / "state.json").stat().st_size
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    recipe = load_recipe(done)
+    assert going_on.reconcile_settings(recipe, "sft", done, source, lines.append) == recipe
+    assert len(lines) == 1 and "cannot be compared" in lines[0]
+
+
+# ---- weights and tokenizer -----------------------------------------------------------------------
+
+
+def save(directory: Path, value: float, state: dict) -> Path:
+    return checkpoint.save_checkpoint(directory / "checkpoints", 1, {"model": {"w": torch.full((2,), value)}}, state)
+
+
+def test_a_stage_that_was_made_from_other_weights_says_so(tmp_path):
+    first, second = (save(tmp_path / name, value, {"step": 1}) for name, value in (("a", 1.0), ("b", 2.0)))
+    saved = save(tmp_path / "sft", 3.0, {"stage": "sft", "step": 1, "parent": going_on.describe_parent(first)})
+    going_on.require_same_parent("sft", tmp_path / "sft", saved, first)
+    going_on.require_same_parent("sft", tmp_path / "sft", saved, None)  # its checkpoints were deleted to make room
+    with pytest.raises(UserError, match=r"other weights than .*train sft anew with `fledgling train sft"):
+        going_on.require_same_parent("sft", tmp_path / "sft", saved, second)
+
+
+def test_a_run_trained_again_names_the_stages_that_are_left_from_before(done, capsys):
+    recipe = load_recipe(done)
+    assert run_stage(recipe, "sft", quiet=True)
+    state = checkpoint.read_checkpoint_state(checkpoint.resolve_checkpoint(done / "sft"))
+    assert (state["parent"]["stage"], state["parent"]["step"]) == ("pretrain", 2)
+    assert run_stage(load_recipe(done, ["optimizer.embedding_lr=0.5"]), "pretrain", "never", quiet=True)
+    assert main(["train", "sft", str(done)]) == 1
+    assert "was made from other weights than" in capsys.readouterr().err
+
+
+def test_a_lost_tokenizer_comes_back_from_the_checkpoint_and_another_one_is_refused(done):
+    lines: list[str] = []
+    file, source = done / "tokenizer" / "tokenizer.json", checkpoint.resolve_checkpoint(done)
+    fingerprint = Tokenizer.load(file).fingerprint()
+    shutil.rmtree(file.parent)
+    file.parent.symlink_to("nowhere")  # as in a member of a sweep that was copied alone
+    going_on.require_tokenizer(done, source, lines.append)
+    assert Tokenizer.load(file).fingerprint() == fingerprint and "was missing" in lines[0]
+    Tokenizer.train(["some other text " * 50], vocab_size=330).save(file)
+    with pytest.raises(UserError, match=r"is another tokenizer than that of .*delete"):
+        going_on.require_tokenizer(done, source, lines.append)
