@@ -121,8 +121,8 @@ def _make_split_comparison(plain: str) -> Callable[[list[str]], list[bool]]:
     from tokenizers import Tokenizer as Library
 
     alphabet, document = byte_alphabet(), json.loads(plain)
-    high, neighbors = alphabet[0x80:], [alphabet[ord(character)] for character in "a1 '.\n"]
-    merges = [pair for one in neighbors for byte in high for pair in ((one, byte), (byte, one))]
+    high, adjacent = alphabet[0x80:], [alphabet[ord(character)] for character in "a1 '.\n"]
+    merges = [pair for one in adjacent for byte in high for pair in ((one, byte), (byte, one))]
     merges += [(last, first) for last in alphabet[0x80:0xC0] for first in alphabet[0xC2:0xF5]]
     vocabulary = {token: index for index, token in enumerate([*alphabet, *map("".join, merges)])}
     document["model"] = {"type": "BPE", "vocab": vocabulary, "merges": [list(merge) for merge in merges]}
@@ -131,7 +131,7 @@ def _make_split_comparison(plain: str) -> Callable[[list[str]], list[bool]]:
     scanner = _Scanner(probed, single)
 
     def are_equal(probes: list[str]) -> list[bool]:
-        rows = zip(scanner.encode(probes), _encode_with_tokenizers(single, probes), strict=True)
-        return [ours == theirs for ours, theirs in rows]
+        pairs = zip(scanner.encode(probes), _encode_with_tokenizers(single, probes), strict=True)
+        return [row == other for row, other in pairs]
 
     return are_equal
