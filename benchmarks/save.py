@@ -21,7 +21,7 @@ from fledgling.bench.train import RandomBatches, build_training
 from fledgling.config import Recipe, StageConfig, UserError
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan.horizon import recipe_horizon
-from fledgling.record.atomic_directory import fsync_path
+from fledgling.record.durable import fsync_path
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
 from fledgling.train.saver import CheckpointSaver

@@ -26,6 +26,7 @@ from urllib.parse import quote
 
 from fledgling.config import UserError, did_you_mean
 from fledgling.files import resolve_data_root
+from fledgling.record.durable import make_directory, replace_file, write_file
 
 LOCK_FILE = "public.lock.json"
 HUB_URL = "https://huggingface.co"
@@ -225,10 +226,7 @@ def _is_downloaded(path: Path, checked: dict[str, Any] | None) -> bool:
 def write_lock_file(root: Path, lock: dict[str, Any]) -> None:
     """Replaces the lock file in one rename."""
     with _report_disk_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-        temporary = root / f"{LOCK_FILE}.{os.getpid()}"
-        temporary.write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(root / LOCK_FILE)
+        write_file(root / LOCK_FILE, (json.dumps(lock, indent=1, sort_keys=True) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -299,7 +297,7 @@ def download_file(url: str, path: Path, file: dict[str, Any], progress: Download
     """
     part = path.with_name(path.name + ".part")
     with _report_disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         if path.exists() and not part.exists():
             path.replace(part)  # not checked yet: it is checked below
         if part.exists() and part.stat().st_size > file["size"]:
@@ -334,7 +332,7 @@ def download_file(url: str, path: Path, file: dict[str, Any], progress: Download
             f"{path}: its bytes are not those the hub recorded ({file['hash'][:19]}...); removed, fetch again"
         )
     with _report_disk_errors(path):
-        part.replace(path)
+        replace_file(part, path)  # flushed: a set is known as downloaded by the size of its files alone
 
 
 def _resume_download(url: str, part: Path, file: dict[str, Any], progress: DownloadProgress | None) -> None:

@@ -25,6 +25,7 @@ from fledgling.config import ModelConfig, UserError
 from fledgling.export.chat_template import CHAT_TEMPLATE, supports_chat
 from fledgling.export.hf_mapping import check_family
 from fledgling.record import make_write_error
+from fledgling.record.durable import make_directory, replace_file
 from fledgling.text.bpe import split_pattern
 from fledgling.text.tokenizer import Tokenizer
 
@@ -127,7 +128,7 @@ def write_gguf(
     gguf = import_gguf()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         writer = gguf.GGUFWriter(temporary, "llama")
         _describe(writer, config, kind, name, gguf)
         if tokenizer:
@@ -145,7 +146,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     except OSError as problem:
         raise make_write_error(path, problem) from None
     finally:

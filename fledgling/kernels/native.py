@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fledgling.record.durable import make_directory, replace_file
+
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILER_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 MAX_ROWS = 64  # with more rows the product is bound by arithmetic, and PyTorch's is as fast
@@ -68,13 +70,13 @@ def _compile_library(compiler: str) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fledgling"
     path = folder / f"native-{name}.so"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(folder, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             built = Path(temporary) / path.name
             subprocess.run(
                 [compiler, *COMPILER_FLAGS, "-o", built, SOURCE], check=True, capture_output=True, timeout=300
             )
-            os.replace(built, path)
+            replace_file(built, path)  # flushed: an empty library under this name would never be built again
     return path
 
 

@@ -12,9 +12,10 @@ JSONL files grow by complete lines only, so the report, a dashboard or `tail -f`
 counts finished optimizer steps: 0 is before the first one.
 
 Start with recorder.py. jsonl.py writes the files, progress_bar.py the line on stderr, loggers.py feeds optional
-dashboards, atomic_directory.py makes directories appear complete or not at all, checkpoint.py stores weights and state
-in such directories, writer.py is the thread that writes them during training, run_lock.py keeps a second process
-from writing. Nothing here knows about models, and only checkpoint.py imports torch.
+dashboards, durable.py makes changes of files that a power cut does not undo, atomic_directory.py makes directories
+appear complete or not at all, checkpoint.py stores weights and state in such directories, writer.py is the thread that
+writes them during training, run_lock.py keeps a second process from writing. Nothing here knows about models, and only
+checkpoint.py imports torch.
 """
 
 from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text

@@ -2,8 +2,10 @@
 
     step-00000100/model.safetensors  optimizer.safetensors  state.json  tokenizer.json  manifest.json
 
-`atomic_directory.py` writes them: the manifest with size and SHA-256 of every file last, then one rename. A kill at any
-moment leaves the previous checkpoint as it was, and a changed bit is found before the checkpoint is used. Only
+`atomic_directory.py` writes them: the manifest with size and SHA-256 of every file last, then one rename. A kill or a
+power cut at any moment leaves the previous checkpoint as it was, and a changed bit is found before the checkpoint is
+used. The newest is the one with the highest step: a run that goes back to an earlier step first deletes the later ones
+(`discard_checkpoints_after`). Only
 safetensors and JSON are written or read, never a pickle. This file does not interpret tensors and state:
 `fledgling.infer.runner` builds a model from them, `fledgling.train.saver` copies them for the thread of writer.py.
 The only file of this package that imports torch.
@@ -32,9 +34,9 @@ from fledgling.record.atomic_directory import (
     atomic_directory,
     describe_files,
     hash_file,
-    remove_directory,
     write_manifest,
 )
+from fledgling.record.durable import remove_directory
 from fledgling.record.jsonl import make_write_error
 
 CHECKPOINT_FORMAT = "fledgling checkpoint 1"
@@ -74,11 +76,16 @@ def save_checkpoint(
     directory, files = Path(directory), {name: Path(path) for name, path in (files or {}).items()}
     assert all(_NAME.fullmatch(name) for name in (*tensors, *files)), "names of groups and files are plain names"
     final = directory / f"step-{step:08d}"
+    backup = final.with_name(f"{final.name}.old")
     state_json = (json.dumps(dict(state), indent=1) + "\n").encode()
     bytes_needed = len(state_json) + sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     try:
         bytes_needed += sum(Path(path).stat().st_size for path in files.values())
-        with atomic_directory(final, backup=final.with_name(f"{final.name}.old")) as temporary:
+        if backup.exists() and not inspect_checkpoint(final)["valid"]:
+            remove_directory(
+                final
+            )  # a cut left the backup as the only complete one: it stays until the new one is there
+        with atomic_directory(final, backup=backup) as temporary:
             if shutil.disk_usage(directory).free < bytes_needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for name, group in tensors.items():
@@ -255,20 +262,37 @@ def _step_directories(directory: Path) -> Iterator[Path]:
 
 
 def find_latest_checkpoint(
-    directory: Path | str, check_hashes: bool = True, warn: Callable[[str], None] = warnings.warn
+    directory: Path | str,
+    check_hashes: bool = True,
+    warn: Callable[[str], None] = warnings.warn,
+    accept: Callable[[dict[str, Any]], bool] = lambda state: True,
 ) -> Path | None:
     """Returns the newest valid checkpoint of RUN/<stage>/checkpoints, or None.
 
-    warn: receives one line for each newer checkpoint that is skipped because it is torn or damaged.
+    Args:
+        warn: receives one line for each newer checkpoint that is skipped because it is torn or damaged.
+        accept: decides by its state whether a valid checkpoint is considered.
     """
     for path in _step_directories(Path(directory)):
         try:
             verify_checkpoint(path, check_hashes)
+            if accept(_read_json(path / "state.json")):
+                return path
         except UserError as error:
             warn(f"skipped: {error}")
-        else:
-            return path
     return None
+
+
+def discard_checkpoints_after(directory: Path | str, step: int) -> None:
+    """Deletes every checkpoint of a later step, for a run that goes on from `step` on another course.
+
+    When it returns, not even a power cut brings one back. It deletes the newest first: until the last is gone, the
+    newest left is one of the old course.
+    """
+    for path in _step_directories(Path(directory)):
+        match = _STEP.fullmatch(path.name)
+        if match and int(match[1]) > step:
+            remove_directory(path)
 
 
 def prune_checkpoints(directory: Path | str, keep: int) -> list[Path]:

@@ -1,10 +1,10 @@
 """JSON files of a run: append-only JSONL that survives a kill, and files that are replaced in one rename.
 
 A line is written with one write, so a kill leaves at most one torn line at the end. Readers skip it and the next writer
-removes it.
+removes it. Lines are not flushed to the disk one by one: a power cut takes those since the last `JsonlWriter.flush`,
+which a checkpoint calls before it appears.
 """
 
-import contextlib
 import errno
 import json
 import math
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fledgling.config import UserError
+from fledgling.record.durable import fsync_path, make_directory, write_file
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -63,17 +64,9 @@ def write_json(path: Path | str, value: Any) -> None:
 def write_text(path: Path | str, text: str) -> None:
     """Writes a file in one rename. Raises UserError when it cannot be written."""
     path, content = Path(path), text.encode("utf-8", "backslashreplace")
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_file(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise make_write_error(path, error, len(content)) from None
 
 
@@ -126,7 +119,7 @@ class JsonlWriter:
             raise make_write_error(self.path, error, len(line)) from None
 
     def _open(self) -> BinaryIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path.parent)
         if self.path.exists():
             content = self.path.read_bytes()
             tail = content.rpartition(b"\n")[2]
@@ -136,6 +129,15 @@ class JsonlWriter:
                 with open(self.path, "ab") as file:
                     file.write(b"\n")
         return open(self.path, "ab", buffering=0)  # unbuffered: one append is one write
+
+    def flush(self) -> None:
+        """Waits until every line so far is on the disk. Raises UserError. Any thread may call it."""
+        try:
+            if self.path.exists():
+                fsync_path(self.path)
+                fsync_path(self.path.parent)
+        except OSError as error:
+            raise make_write_error(self.path, error) from None
 
     def rewind(self, step: int) -> None:
         """Keeps the lines up to and including `step`, in one rename."""

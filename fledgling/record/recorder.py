@@ -106,9 +106,16 @@ class Recorder:
             self._step = step
             self._resume_clock()
 
+    def flush(self) -> None:
+        """Waits until all that was recorded is on the disk; a checkpoint calls it before it appears. Any thread may."""
+        if self.enabled:
+            for file in self._files.values():
+                file.flush()
+
     def mark_done(self, **values: Any) -> None:
         """Marks the stage as finished: writes done.json with the step, the seconds of work and `values`."""
         if self.enabled:
+            self.flush()
             times = {"seconds": round(self.elapsed, 3), "time": round(time.time(), 3)}
             write_json(self.stage_dir / "done.json", {"stage": self.stage, "step": self._step, **times, **values})
 

@@ -29,6 +29,7 @@ from typing import Any
 from filelock import SoftFileLease, SoftFileLock, Timeout
 
 from fledgling.config import UserError
+from fledgling.record.durable import make_directory
 from fledgling.record.jsonl import make_write_error, write_json
 
 LOCK, HOLDER = "lock", "lock.json"
@@ -80,7 +81,7 @@ def hold_lock(
         thread_local=False,
     )
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         _acquire(lease, directory, purpose, log, remedy)
     except OSError as error:
         raise make_write_error(directory / LOCK, error) from None

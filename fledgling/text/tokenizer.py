@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import UserError
+from fledgling.record.durable import write_file
 from fledgling.text import bpe
 from fledgling.text.batch_encoding import EncodeBatch, make_batch_encoder
 from fledgling.text.bpe import byte_alphabet, replace_surrogates
@@ -152,14 +153,11 @@ class Tokenizer:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes tokenizer.json to `path` (a file ending in .json, or a directory), and returns the file.
 
-        One rename puts it in place, so no reader sees a partial file.
+        One rename puts it in place, so no reader sees a partial file, not even after a power cut.
         """
         file = Path(path)
         file = file if file.suffix == ".json" else file / "tokenizer.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.tokenizer_json, ensure_ascii=False, indent=1), encoding="utf-8")
-        os.replace(partial, file)
+        write_file(file, json.dumps(self.tokenizer_json, ensure_ascii=False, indent=1).encode())
         return file
 
     def fingerprint(self) -> str:

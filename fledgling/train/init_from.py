@@ -8,7 +8,6 @@ so that the plan, the rows and the report describe the model that is trained.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from fledgling.config import STAGES, ModelConfig, Recipe, UserError
 from fledgling.export.import_hf import import_hf
 from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint, write_json
+from fledgling.record.durable import write_file
 from fledgling.text.tokenizer import Tokenizer
 
 INIT_DIR = "init"  # in the run directory: the imported checkpoint
@@ -43,8 +43,7 @@ def find_init_checkpoint(recipe: Recipe, run_dir: Path) -> Path | None:
         )
     its_tokenizer, run_tokenizer = path / "tokenizer.json", run_dir / "tokenizer" / "tokenizer.json"
     if not run_tokenizer.exists():
-        run_tokenizer.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(its_tokenizer, run_tokenizer)
+        write_file(run_tokenizer, its_tokenizer.read_bytes())
     elif Tokenizer.load(run_tokenizer).fingerprint() != Tokenizer.load(its_tokenizer).fingerprint():
         raise UserError(
             f"run.init_from: {run_tokenizer} is another tokenizer than that of {path}; choose another run.out"

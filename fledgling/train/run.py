@@ -8,7 +8,7 @@ seed), resumes from its own newest checkpoint, and does nothing once it is done.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -277,10 +277,14 @@ def make_rollback(
 
     def restore(finished: int) -> int:
         saver.wait()  # the last checkpoint may not be written yet
-        loaded, before = latest_healthy_checkpoint(context.run_dir / stage.name / "checkpoints"), replace(health)
+        directory = context.run_dir / stage.name / "checkpoints"
+        loaded, before = latest_healthy_checkpoint(directory, context.recorder.log_notice), replace(health)
         load_parameters(context.model, merge_critic(loaded.tensors), context.world)
         step = restore_state(loaded, stage, optimizer, health, totals)
         stage.batches.skip(finished - step)
+        with context.world.main_process_first():
+            if context.world.is_main:  # saved when the run was stopped between bad steps: they are of the course left
+                checkpoint.discard_checkpoints_after(directory, step)
         health.load_state_dict({**before.state_dict(), "bad": 0, "rollbacks": before.rollbacks + 1})
         context.recorder.rewind(step)
         context.recorder.log_notice(
@@ -292,14 +296,10 @@ def make_rollback(
     return restore
 
 
-def latest_healthy_checkpoint(directory: Path) -> Checkpoint:
+def latest_healthy_checkpoint(directory: Path, warn: Callable[[str], None]) -> Checkpoint:
     """Returns the newest checkpoint that was not saved between bad steps, as happens when a run is stopped there."""
-    for path in sorted(directory.glob("step-*"), reverse=True):
-        with suppress(UserError):  # of a damaged checkpoint
-            loaded = checkpoint.load_checkpoint(path)
-            if not loaded.state.get("health", {}).get("bad"):
-                return loaded
-    latest = checkpoint.find_latest_checkpoint(directory)
+    find = partial(checkpoint.find_latest_checkpoint, directory, warn=warn)
+    latest = find(accept=lambda state: not state.get("health", {}).get("bad")) or find()
     assert latest is not None, "a stage with rollbacks saves at step 0"
     return checkpoint.load_checkpoint(latest)
 
@@ -333,4 +333,5 @@ def make_saver(
         context.recipe.stage_config(stage.name).keep_checkpoints,
         saves_during_training=stage.save_every > 0,
         log=context.recorder.log_notice,
+        flush_record=context.recorder.flush,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -13,6 +12,7 @@ from fledgling.config import STAGES, Recipe, UserError, dump_toml
 from fledgling.config.load import RECIPE_FILE
 from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint, make_write_error, write_json, write_text
+from fledgling.record.durable import remove_directory
 from fledgling.record.run_lock import RunLock, hold_lock
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.environment import collect_environment
@@ -71,7 +71,7 @@ def remove_stage(stage_dir: Path) -> None:
             print_line(f"{stage_dir} is a link to {stage_dir.resolve()}: the link is removed, the directory is kept")
             stage_dir.unlink()
         elif stage_dir.exists():
-            shutil.rmtree(stage_dir)
+            remove_directory(stage_dir)
     except OSError as error:
         raise make_write_error(stage_dir, error) from None
 

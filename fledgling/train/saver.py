@@ -41,6 +41,7 @@ class CheckpointSaver:
         files: copied into the checkpoint, by name.
         saves_during_training: whether it is called before the last step; the copy's memory is then allocated now.
         log: receives the error of a write that failed while another error ends the run.
+        flush_record: is called by the writer before a checkpoint appears: its metrics must not be younger on the disk.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class CheckpointSaver:
         keep_checkpoints: int,
         saves_during_training: bool,
         log: Callable[[str], None] = lambda text: None,
+        flush_record: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory, self.model, self.optimizer, self.world = directory, model, optimizer, world
         self.state, self.files, self.keep_checkpoints, self.log = state, files, keep_checkpoints, log
+        self.flush_record = flush_record
         self.writer = BackgroundWriter()
         self.host_copies: dict[str, dict[str, Tensor]] = {}  # group -> name -> tensor, overwritten by each save
         self.unreported_seconds: dict[str, float] = {}
@@ -116,6 +119,7 @@ class CheckpointSaver:
         return dict(self.host_copies)
 
     def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        self.flush_record()
         checkpoint.save_checkpoint(self.directory, step, tensors, state, self.files)
         checkpoint.prune_checkpoints(self.directory, self.keep_checkpoints)
 

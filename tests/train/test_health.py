@@ -144,15 +144,7 @@ def test_a_rollback_skips_the_bad_batches_wherever_the_run_is_stopped(folder, mo
     for stop_after in (0, 1, 2, 4, 5, 7):
         recipe = recipe_for(folder, **{"run.max_rollbacks": 1})
         if stop_after:
-            calls = iter(range(100))
-            with monkeypatch.context() as patch:
-                patch.setattr(
-                    run,
-                    "catch_stop_signals",
-                    lambda calls=calls, n=stop_after: _StopRequested(lambda: next(calls) + 1 >= n),
-                )
-                with pytest.raises(loop.TrainingStopped):
-                    run_without_evals(recipe)
+            stop_run(recipe, monkeypatch, stop_after)
         assert run_without_evals(recipe)
         tensors, at_end = load_outcome(folder / "run")
         assert are_equal(tensors, reference) and at_end["stream"] == state["stream"] == {"step": 12, "skipped": 4}, (
@@ -162,6 +154,35 @@ def test_a_rollback_skips_the_bad_batches_wherever_the_run_is_stopped(folder, mo
         assert [line["step"] for line in read_jsonl(folder / "run/pretrain/metrics.jsonl")] == list(range(1, 9))
         notices = [line["text"] for line in read_jsonl(folder / "run/pretrain/notices.jsonl")]
         assert sum("back to the weights of step 2, on with the batches after step 6" in text for text in notices) == 1
+
+
+def stop_run(recipe, monkeypatch, after):
+    """Runs the stage until it was asked `after` times whether to stop."""
+    calls = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "catch_stop_signals", lambda: _StopRequested(lambda: next(calls) + 1 >= after))
+        with pytest.raises(loop.TrainingStopped):
+            run_without_evals(recipe)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_a_checkpoint_saved_between_bad_steps_is_gone_after_the_rollback(folder, monkeypatch, keep):
+    reference, _ = run_without_bad_steps(folder, monkeypatch)
+    recipe = recipe_for(folder, **{"run.max_rollbacks": 1, "pretrain.keep_checkpoints": keep})
+    make_steps_bad(monkeypatch, BAD_STEPS)
+    directory = folder / "run/pretrain/checkpoints"
+    stop_run(recipe, monkeypatch, 5)
+    assert checkpoint.find_latest_checkpoint(directory).name == "step-00000005"
+    stop_run(recipe, monkeypatch, 1)  # the sixth step is bad too: back, one step on, stopped
+    latest = checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(directory))
+    assert latest.state["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1}
+    step_before = (
+        2 if keep > 1 else 5
+    )  # the only one left was saved between the bad steps, with the weights before them
+    assert latest.state["step"] == step_before + 1
+    assert run_without_evals(recipe)
+    if keep > 1:
+        assert are_equal(load_outcome(folder / "run")[0], reference)
 
 
 def test_there_are_no_more_rollbacks_than_allowed(folder, monkeypatch):
