@@ -175,7 +175,7 @@ def test_a_checkpoint_saved_between_bad_steps_is_gone_after_the_rollback(folder,
     assert checkpoint.find_latest_checkpoint(directory).name == "step-00000005"
     stop_run(recipe, monkeypatch, 1)  # the sixth step is bad too: back, one step on, stopped
     latest = checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(directory))
-    assert latest.state["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1}
+    assert latest.state["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1, "empty": 0}
     step_before = (
         2 if keep > 1 else 5
     )  # the only one left was saved between the bad steps, with the weights before them
