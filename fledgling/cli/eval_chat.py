@@ -77,6 +77,7 @@ def chat(
     answers = [session.run_exam(exam, folder, fresh, _print_to_stderr) for exam in exams]
     measurements = [m for exam, given in zip(exams, answers, strict=True) for m in measure_exam(exam.name, given)]
     core = compute_chatcore(measurements)
+    tools = session.engine.tool_name
     if session.world.is_main:
         every_answer = [answer for exam_answers in answers for answer in exam_answers]
         if cropped := sum(answer.cropped for answer in every_answer):
@@ -89,8 +90,8 @@ def chat(
             lines = (json.dumps(answer_to_json(answer)) + "\n" for answer in every_answer)
             log.write_text("".join(lines), encoding="utf-8")
         if not out:
-            session.record(measurements)
-        print_measurements(measurements, as_json)
+            session.record([m.with_tools(tools) for m in measurements])
+        print_measurements([m.with_tools(tools) for m in measurements], as_json)
     session.world.close()
     return 0
 
@@ -148,7 +149,8 @@ def passk(
     session = EvalSession.open(checkpoint, device)
     correct = session.count_correct_samples(exam, samples, temperature, seed, out or session.exams_dir)
     if session.world.is_main:
-        measurements = measure_pass_at_k(exam.name, correct, samples, ks)
+        passed = measure_pass_at_k(exam.name, correct, samples, ks)
+        measurements = [m.with_tools(session.engine.tool_name) for m in passed]
         if not out:
             session.record(measurements)
         print_measurements(measurements, as_json)
@@ -179,4 +181,5 @@ def print_measurements(measurements: Sequence[Measurement], as_json: bool) -> No
     for m in measurements:
         chance = f"   chance {m.chance:.3f}" if m.chance else ""
         baseline = "" if m.baseline is None else f"   best constant answer {m.baseline:.3f}"
-        print(f"{m.name:{width}} {m.value:.4f}  [{m.low:.4f}, {m.high:.4f}]  n {m.n}{chance}{baseline}")
+        tools = "" if m.tools is None else f"   tools {m.tools}"
+        print(f"{m.name:{width}} {m.value:.4f}  [{m.low:.4f}, {m.high:.4f}]  n {m.n}{chance}{baseline}{tools}")

@@ -60,7 +60,8 @@ def hf(
     path = resolve_checkpoint(checkpoint)
     model, tokenizer, state = load_model(path)
     require_unquantized(state, path, "exported")
-    text = render_model_card(model.config, model.count_parameters(), tokenizer, state, find_run_dir(path))
+    run = find_run_dir(path)
+    text = render_model_card(model.config, model.count_parameters(), tokenizer, state, run, dtype)
     write_hf(out, model.config, _weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9))
     return _print_parity(out, compare_hf(model, out, tokenizer.bos_or_none), as_json)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 Z95 = 1.959964  # two-sided 95 % of the normal distribution
@@ -12,7 +12,8 @@ Z95 = 1.959964  # two-sided 95 % of the normal distribution
 class Measurement:
     """value with its 95 % interval [low, high] over n cases.
 
-    baseline: the score of the best constant answer; chance: the expected score of a random answer.
+    baseline: the score of the best constant answer; chance: the expected score of a random answer; tools: what answers
+    could call, "none" for nothing; None where nothing is generated.
     """
 
     name: str
@@ -22,6 +23,11 @@ class Measurement:
     n: int | None = None
     baseline: float | None = None
     chance: float | None = None
+    tools: str | None = None
+
+    def with_tools(self, tools: str) -> Measurement:
+        """Returns an exam's measurement with the tools of its engine; a choice among letters calls none."""
+        return replace(self, tools="none" if self.chance else tools)
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:

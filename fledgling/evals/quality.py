@@ -57,5 +57,6 @@ class QualityCheck:
         measurements = [measure_bpb(model, self.batches, self.tokenizer.byte_lengths())]
         engine = Engine(model, self.tokenizer)
         for exam, answers in zip(self.exams, answer_exams(engine, self.exams), strict=True):
-            measurements += [m for m in measure_exam(exam.name, answers) if "/" not in m.name]
+            measured = [m.with_tools(engine.tool_name) for m in measure_exam(exam.name, answers)]
+            measurements += [m for m in measured if "/" not in m.name]
         return measurements

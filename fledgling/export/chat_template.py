@@ -53,6 +53,12 @@ def supports_chat(tokenizer: Tokenizer) -> bool:
     )
 
 
+def supports_tools(tokenizer: Tokenizer) -> bool:
+    """Returns whether the tokenizer has the control tokens of a tool's call and its output."""
+    names = (f"<|{part}_{end}|>" for part in ("python", "output") for end in ("start", "end"))
+    return set(names) <= set(tokenizer.special_tokens)
+
+
 def special_token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns the ids for generation: the start of a text, and the end of an answer (none without a start token)."""
     start = tokenizer.bos_or_none

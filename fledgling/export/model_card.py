@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.config import ModelConfig
-from fledgling.export.chat_template import supports_chat
+from fledgling.export.chat_template import supports_chat, supports_tools
 from fledgling.export.hf_mapping import CLASSES, to_hf_config
 from fledgling.record import read_jsonl
 from fledgling.text.tokenizer import Tokenizer
@@ -29,17 +29,55 @@ USAGE_SECTION = """
 ## Use
 
 ```python
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
+{imports}
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForCausalLM.from_pretrained(".")
 {lines}
-print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))
 ```
 """
+TOOL_USAGE = """
+
+def answer(question, max_new_tokens=256):
+    \"\"\"Returns the most likely answer. What the model writes between the tokens of a call is calculated.\"\"\"
+    messages = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    start, end, done = tokenizer.convert_tokens_to_ids(["<|python_start|>", "<|python_end|>", "<|output_end|>"])
+    stops = [*model.generation_config.eos_token_id, end]
+    prompt = seen = ids.shape[1]
+    limit = min(prompt + max_new_tokens, model.config.max_position_embeddings)
+    while ids.shape[1] < limit:
+        options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": limit - ids.shape[1]}
+        ids = model.generate(ids, do_sample=False, eos_token_id=stops, **options)
+        new = ids[0, seen:].tolist()
+        if new[-1] != end:
+            break
+        if start in new:
+            call = tokenizer.decode(new[len(new) - new[::-1].index(start) : -1])
+            output = f"<|output_start|>{calculate(call)}<|output_end|>"
+            ids = torch.cat([ids, tokenizer(output, add_special_tokens=False, return_tensors="pt")["input_ids"]], 1)
+            seen = ids.shape[1]
+    new = ids[0, prompt:].tolist()
+    after_calls = max((i + 1 for i, token in enumerate(new) if token == done), default=0)
+    return tokenizer.decode(new[after_calls:], skip_special_tokens=True)
+
+
+print(answer("How many r are in strawberry?"))"""
 CHAT_USAGE = """messages = [{"role": "user", "content": "How many r are in strawberry?"}]
-ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]"""
-COMPLETION_USAGE = """ids = tokenizer("{start}" + "The sea", return_tensors="pt")["input_ids"]"""
+ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64)
+print(tokenizer.decode(output[0]))"""
+COMPLETION_USAGE = """ids = tokenizer("{start}" + "The sea", return_tensors="pt")["input_ids"]
+output = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64)
+print(tokenizer.decode(output[0]))"""
+TOOLS_NOTE = """
+`tools` is what the model could call while it answered, greedily, without sampling. {code} A value
+without tools is no answer in text: bits per byte, or a choice by likelihood. The values are those of the
+training run, in its precision{dtype}.
+"""
+CODE_WITH_CALCULATOR = "The code below calls the calculator in `calculator.py`, so that it reaches the same values."
+CODE_WITHOUT_TOOLS = "The code below calls nothing: it does not reach the values that need a tool."
 TEMPLATE_WARNING = """
 The template is rendered as text and tokenized as a whole, so the name of a control token in a user's message becomes
 that token. A server for untrusted text should remove such names, or tokenize each part separately.
@@ -47,9 +85,23 @@ that token. A server for untrusted text should remove such names, or tokenize ea
 
 
 def render_model_card(
-    config: ModelConfig, parameters: int, tokenizer: Tokenizer, state: Mapping[str, Any], run: Path | None
+    config: ModelConfig,
+    parameters: int,
+    tokenizer: Tokenizer,
+    state: Mapping[str, Any],
+    run: Path | None,
+    dtype: str = "float32",
 ) -> str:
-    """Returns the text of README.md. state: the checkpoint's; run: the run directory that contains it, or None."""
+    """Returns the text of README.md, whose code reaches the scores that the card quotes.
+
+    Args:
+        config: the model's configuration.
+        parameters: their number.
+        tokenizer: the tokenizer.
+        state: the checkpoint's.
+        run: the run directory that contains it, or None.
+        dtype: of the exported weights.
+    """
     recipe = _recipe(state)
     name = str(recipe.get("name") or state.get("name") or "model")
     chat = supports_chat(tokenizer) and state.get("stage") != "pretrain"
@@ -72,14 +124,19 @@ def render_model_card(
         FRONT_MATTER.format(kind=to_hf_config(config)["model_type"], name=name, sentence=sentence),
         _table(("", ""), table),
     ]
+    with_tools = chat and supports_tools(tokenizer)
     evaluations = list(_evaluations(run, str(state.get("stage")))) if run else []
     if evaluations:
-        parts += ["\n## Measured during training\n", _table(("stage", "step", "what", "value", "95 %"), evaluations)]
+        columns = ("stage", "step", "what", "value", "95 %", "n", "tools")
+        note = TOOLS_NOTE.format(
+            code=CODE_WITH_CALCULATOR if with_tools else CODE_WITHOUT_TOOLS,
+            dtype="" if dtype == "float32" else f"; these files hold the weights in {dtype}",
+        )
+        parts += ["\n## Measured during training\n", _table(columns, evaluations), note]
     start = next((text for text, index in tokenizer.special_tokens.items() if index == tokenizer.bos_or_none), "")
-    parts.append(
-        USAGE_SECTION.format(lines=CHAT_USAGE if chat else COMPLETION_USAGE.format(start=start))
-        + (TEMPLATE_WARNING if chat else "")
-    )
+    usage = TOOL_USAGE if with_tools else CHAT_USAGE if chat else COMPLETION_USAGE.format(start=start)
+    imports = "\nfrom calculator import calculate\n" if with_tools else ""
+    parts.append(USAGE_SECTION.format(imports=imports, lines=usage) + (TEMPLATE_WARNING if chat else ""))
     return "\n".join(parts)
 
 
@@ -97,13 +154,19 @@ def _recipe(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluations(run: Path, stage: str) -> Iterable[tuple[str, ...]]:
-    """Yields the last value of every evaluation of the checkpoint's stage."""
-    last = {line["name"]: line for line in read_jsonl(run / stage / "evals.jsonl") if "name" in line}
+    """Yields the last value of every evaluation of the checkpoint's stage, over the most cases."""
+    last: dict[str, dict[str, Any]] = {}
+    for line in read_jsonl(run / stage / "evals.jsonl"):
+        name = line.get("name")
+        if isinstance(name, str) and isinstance(line.get("value"), int | float):
+            last[name] = max(last.get(name, line), line, key=lambda entry: (entry.get("step", 0), entry.get("n") or 0))
     for name, line in last.items():
-        if isinstance(line.get("value"), int | float):
-            low, high = line.get("low"), line.get("high")
-            interval = f"{low:.4f} to {high:.4f}" if isinstance(low, float) and isinstance(high, float) else ""
-            yield stage, f"{line.get('step', 0):,}", name, f"{line['value']:.4f}", interval
+        low, high, n = line.get("low"), line.get("high"), line.get("n")
+        interval = f"{low:.4f} to {high:.4f}" if isinstance(low, float) and isinstance(high, float) else ""
+        count = f"{n:,}" if isinstance(n, int) else ""
+        # Older runs recorded no tools: exams, which have a best constant answer, could call what the engine had.
+        tools = line.get("tools") or ("not recorded" if line.get("baseline") is not None else "")
+        yield stage, f"{line.get('step', 0):,}", name, f"{line['value']:.4f}", interval, count, tools
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -1,7 +1,7 @@
 """Writes a model as a Hugging Face directory: weights, configuration, tokenizer, chat template, model card.
 
     config.json  generation_config.json  model.safetensors (or numbered shards and an index)
-    tokenizer.json  tokenizer_config.json  README.md
+    tokenizer.json  tokenizer_config.json  README.md  calculator.py (where the model can call it)
 
 Only the names of tensors change (`hf_mapping.py`), so `read_hf.py` restores bit for bit what was written in float32.
 The directory appears complete, in one rename, or not at all.
@@ -10,6 +10,7 @@ The directory appears complete, in one rename, or not at all.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
-from fledgling.export.chat_template import special_token_ids, tokenizer_config
+from fledgling.export.chat_template import special_token_ids, supports_tools, tokenizer_config
 from fledgling.export.hf_mapping import check_family, tensor_mappings, to_hf_config, to_hf_tensor
 from fledgling.record import make_write_error
 from fledgling.record.atomic_directory import atomic_directory
+from fledgling.text import calculator
 from fledgling.text.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,6 +69,8 @@ def write_hf(
             _json(temporary / "tokenizer_config.json", tokenizer_config(tokenizer, config.context))
             tokenizer.save(temporary / "tokenizer.json")
             (temporary / "README.md").write_text(card, encoding="utf-8")
+            if supports_tools(tokenizer):  # the card's code imports it
+                shutil.copyfile(calculator.__file__, temporary / "calculator.py")
     except OSError as problem:
         raise make_write_error(out, problem) from None
     return out

@@ -89,6 +89,11 @@ class Engine:
         return self.runner.model
 
     @property
+    def tool_name(self) -> str:
+        """The tool that answers can call, "none" where the vocabulary has no tokens for a call."""
+        return self.tool.name if self.has_tool_tokens else "none"
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.runner.device

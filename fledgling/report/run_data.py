@@ -37,6 +37,7 @@ class Evaluation:
     high: float | None
     n: int | None
     baseline: float | None
+    tools: str | None = None  # what answers could call; None where nothing is generated or an older run did not say
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ def _evaluation(stage: str, line: dict) -> Evaluation | None:
         return None
     n = finite_number(line.get("n"))
     low, high, baseline = (finite_number(line.get(key)) for key in ("low", "high", "baseline"))
-    return Evaluation(stage, step, name, value, low, high, None if n is None else int(n), baseline)
+    cases, tools = None if n is None else int(n), printable_text(line.get("tools"))
+    return Evaluation(stage, step, name, value, low, high, cases, baseline, tools)
 
 
 def _weights(checkpoints: Path) -> int | None:

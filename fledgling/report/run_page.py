@@ -144,7 +144,8 @@ def eval_rows(run: RunData) -> list[dict[str, Any]]:
         baseline = numbers.format_value(latest.baseline, is_percent) or "–"
         counts = sorted({e.n for e in present if e.n is not None})
         n = "–".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "–"
-        rows.append({"name": evaluation_label(name), "cells": cells, "constant": baseline, "n": n})
+        label = evaluation_label(name) + numbers.format_tools(latest.tools)
+        rows.append({"name": label, "cells": cells, "constant": baseline, "n": n})
     return rows
 
 

@@ -96,6 +96,11 @@ def format_value(value: float | None, share: bool) -> str:
     return "" if value is None else f"{100 * value:.1f} %" if share else f"{value:.3f}"
 
 
+def format_tools(tools: str | None) -> str:
+    """Returns what follows an evaluation's name: the tools that answers could call."""
+    return "" if tools is None else ", no tools" if tools == "none" else f", with {tools}"
+
+
 def summarize_stage(stage: StageData) -> dict[str, Any]:
     """Returns the statistics of one stage: steps, tokens, hours, speed, the last loss, whether it has finished.
 
@@ -149,7 +154,19 @@ def make_evals_table(run_dir: Path | str) -> "Table":
         cells = [_cell(evaluation, is_percent) for evaluation in by_stage]
         baseline = format_value(last.baseline, is_percent) or "-"
         table.add_row(*map(Text, (name.replace("_", " "), *cells, baseline, "-" if last.n is None else f"{last.n:,}")))
+    table.caption = Text(_describe_tools(list(rows.values())))
+    table.caption_justify = "left"
     return table
+
+
+def _describe_tools(evaluations: list[Evaluation]) -> str:
+    """Returns what the answers could call: one line, by tool where there are several."""
+    names: dict[str, list[str]] = {}
+    for tools, name in sorted({(e.tools, e.name) for e in evaluations if e.tools}):
+        names.setdefault(tools, []).append(name.replace("_", " "))
+    if len(names) == 1:
+        return f"tools in answers: {next(iter(names))}"
+    return "; ".join(f"tools in answers of {', '.join(parts)}: {tools}" for tools, parts in names.items())
 
 
 def _cell(evaluation: Evaluation | None, is_percent: bool) -> str:

@@ -125,7 +125,7 @@ def _run_exams(context: StageContext, names: list[str], count: int, step: int, l
     if last:
         for exam, part, rest in zip(exams, answers, answer(slice(first, None)), strict=True):
             measurements += chat.measure_exam(exam.name, [*part, *rest]) if rest else []
-    return measurements
+    return [measurement.with_tools(context.engine.tool_name) for measurement in measurements]
 
 
 def _log_samples(context: StageContext, with_replies: bool, step: int, last: bool) -> list[Measurement]:

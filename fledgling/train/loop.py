@@ -188,4 +188,4 @@ def run_evals(evals: tuple[Eval, ...], model: Transformer, context: LoopContext,
     with unsharded(model), torch.no_grad():
         for entry in due:
             for m in entry.measure(step, last):
-                context.recorder.log_evaluation(step, m.name, m.value, m.low, m.high, m.n, m.baseline)
+                context.recorder.log_evaluation(step, m.name, m.value, m.low, m.high, m.n, m.baseline, m.tools)

@@ -2,7 +2,10 @@
 
 import pytest
 
-from fledgling.report import summarize_run
+from fledgling.record import Recorder
+from fledgling.report import make_evals_table, summarize_run
+from fledgling.report.run_data import load_run_data
+from fledgling.report.run_page import eval_rows
 
 from .synthetic_run import PEAK_FLOPS, make_run
 
@@ -22,6 +25,7 @@ def test_the_last_value_of_each_stage_with_its_baseline(run):
         "high",
         "n",
         "baseline",
+        "tools",
     }
     assert values["sft", "counting"]["baseline"] == 0.6 and values["sft", "counting"]["step"] == 40
     assert list(found["stages"]) == ["pretrain", "midtrain", "sft", "rl"]
@@ -44,3 +48,15 @@ def test_the_whole_time_and_the_time_of_the_steps_are_two_numbers(run):
     assert pretrain["training_hours"] == pytest.approx(50 * 4096 / 20_000 / 3600)
     assert pretrain["hours"] > pretrain["training_hours"], "evaluations and checkpoints are in the whole time alone"
     assert pretrain["peak_flops"] == [PEAK_FLOPS, PEAK_FLOPS]
+
+
+def test_what_answers_could_call_is_shown_with_their_scores(tmp_path):
+    run = make_run(tmp_path / "run", stages=("pretrain", "midtrain"), scale=0.02)
+    with Recorder(run / "midtrain", "midtrain", 10, quiet=True) as recorder:
+        recorder.log_evaluation(10, "arithmetic", 0.9, n=200, tools="calculator")
+    assert make_evals_table(run).caption.plain == "tools in answers: calculator"
+    rows = [row["name"] for row in eval_rows(load_run_data(run))]
+    assert "arithmetic, with calculator" in rows and "bits per byte" in rows
+    with Recorder(run / "midtrain", "midtrain", 10, quiet=True) as recorder:
+        recorder.log_evaluation(10, "arc_easy", 0.3, n=200, tools="none")
+    assert "tools in answers of arc easy: none" in make_evals_table(run).caption.plain

@@ -4,8 +4,8 @@ from decimal import Decimal
 
 import pytest
 
-from fledgling.infer.tools import calculate
 from fledgling.tasks import gsm8k, load_task
+from fledgling.text.calculator import calculate
 from tests.made_up_sets import REAL, make_word_problem, needs_real_data, write_public_sets
 
 

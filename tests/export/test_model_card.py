@@ -1,0 +1,108 @@
+"""The model card: what it quotes is what its own code reaches."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from fledgling.evals.chat import Exam, run_exams
+from fledgling.export.model_card import render_model_card
+from fledgling.export.write_hf import write_hf
+from fledgling.infer.engine import Engine
+from fledgling.record import Recorder
+from fledgling.tasks.task import GeneratedTask, Question, score_exact_match
+from fledgling.text.tokenizer import Tokenizer
+from tests.chain import list_adding_successors, make_chain
+
+ANSWERS = ("5", "5", "6", "5")  # the model says 5 to everything
+
+
+@pytest.fixture(scope="module")
+def adder() -> Engine:
+    """A model that calls the calculator and then says 5; without the calculator it says "=" alone."""
+    tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
+    return make_chain(tokenizer, list_adding_successors(tokenizer, "5"), 128)
+
+
+@pytest.fixture(scope="module")
+def exam() -> Exam:
+    questions = tuple(Question("sums", f"{n} plus something?", answer) for n, answer in enumerate(ANSWERS))
+    task = GeneratedTask("sums", lambda *_: questions[0], lambda question: question.answer, score_exact_match)
+    return Exam("sums", task, questions)
+
+
+@pytest.fixture(scope="module")
+def exported(adder, exam, tmp_path_factory) -> Path:
+    """The exported model of a run whose exam was measured by the engine, with its card."""
+    run = tmp_path_factory.mktemp("run")
+    with Recorder(run / "sft", "sft", 10, quiet=True) as recorder:
+        for m in run_exams(adder, [exam]):
+            m = m.with_tools(adder.tool_name)
+            recorder.log_evaluation(10, m.name, m.value, m.low, m.high, m.n, m.baseline, m.tools)
+            recorder.log_evaluation(10, m.name, 1.0, n=1, tools=m.tools)  # the first question alone: another series
+        recorder.log_evaluation(10, "bits_per_byte", 1.5, 1.4, 1.6, 64)
+    model = adder.source
+    card = render_model_card(model.config, model.count_parameters(), adder.tokenizer, {"stage": "sft", "step": 10}, run)
+    return write_hf(run / "out", model.config, model.state_dict(), adder.tokenizer, card)
+
+
+def read_card_rows(card: str) -> dict[str, dict[str, str]]:
+    """Returns the rows of the card's table of measurements, by what they are of."""
+    lines = card.split("## Measured during training")[1].split("## Use")[0].splitlines()
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {row[header.index("what")]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+def test_the_cards_code_reaches_the_score_that_the_card_quotes(exported, exam, monkeypatch):
+    """A quoted score that needs the calculator, next to code that has none, is a score of something else."""
+    pytest.importorskip("transformers")
+    card = (exported / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(exported)
+    monkeypatch.syspath_prepend(str(exported))
+    monkeypatch.delitem(sys.modules, "calculator", raising=False)
+    names: dict = {}
+    exec(compile(code, os.fspath(exported / "README.md"), "exec"), names)
+    answers = [names["answer"](question.prompt) for question in exam.questions]
+    monkeypatch.delitem(sys.modules, "calculator", raising=False)
+    score = sum(map(exam.task.score, exam.questions, answers)) / len(answers)
+    quoted = read_card_rows(card)["sums"]
+    assert quoted["tools"] == "calculator" and quoted["n"] == "4"
+    assert float(quoted["value"]) == pytest.approx(score) == 0.75
+    assert "it reaches the same values" in " ".join(card.split())
+
+
+def test_without_the_calculator_the_score_is_another(adder, exam):
+    """The check above can fail: plain generation of the same weights has no right answer."""
+    prompts = [[adder.tokenizer.assistant_start]]
+    (completion,) = adder.generate(prompts, use_tools=False)
+    assert exam.task.score(exam.questions[0], adder.tokenizer.decode(completion.tokens)) == 0
+
+
+def test_every_score_on_the_card_says_its_tools(exported, tmp_path, adder):
+    rows = read_card_rows((exported / "README.md").read_text())
+    assert rows["sums"]["tools"] == "calculator" and rows["bits_per_byte"]["tools"] == ""
+    (tmp_path / "sft").mkdir()
+    line = {"step": 3, "name": "old", "value": 0.9, "low": 0.8, "high": 1.0, "n": 50, "baseline": 0.1}
+    (tmp_path / "sft" / "evals.jsonl").write_text(json.dumps(line) + "\n")
+    model = adder.source
+    card = render_model_card(model.config, 1, adder.tokenizer, {"stage": "sft", "step": 3}, tmp_path, "bfloat16")
+    assert read_card_rows(card)["old"]["tools"] == "not recorded"
+    assert "these files hold the weights in bfloat16" in card
+
+
+def test_a_vocabulary_without_calls_has_code_without_them(tmp_path, adder):
+    document = adder.tokenizer.tokenizer_json
+    kept = [token for token in document["added_tokens"] if "python" not in token["content"]]
+    plain = Tokenizer({**document, "added_tokens": kept})
+    with Recorder(tmp_path / "sft", "sft", 10, quiet=True) as recorder:
+        recorder.log_evaluation(10, "sums", 0.5, n=4, baseline=0.1, tools="none")
+    model = adder.source
+    card = render_model_card(model.config, 1, plain, {"stage": "sft", "step": 10}, tmp_path)
+    assert "calculator" not in card and "it does not reach the values that need a tool" in " ".join(card.split())
+    assert read_card_rows(card)["sums"]["tools"] == "none"
+    out = write_hf(tmp_path / "out", model.config, model.state_dict(), plain, card)
+    assert not (out / "calculator.py").exists()
