@@ -8,7 +8,6 @@ other weights than its parent has now. `require_tokenizer` puts a lost tokenizer
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from fledgling.config.load import parse_recipe
 from fledgling.plan.horizon import compute_horizon
 from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST
+from fledgling.record.durable import write_file
 from fledgling.text.tokenizer import Tokenizer
 
 Log = Callable[[str], None]
@@ -158,8 +158,7 @@ def require_tokenizer(run_dir: Path, source: Path | None, log: Log) -> None:
     if not file.exists():
         if file.parent.is_symlink():  # of a sweep whose shared folder was not copied
             file.parent.unlink()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / "tokenizer.json", file)
+        write_file(file, (source / "tokenizer.json").read_bytes())
         log(f"{file} was missing: it is that of {source}")
         return
     if Tokenizer.load(file).fingerprint() != Tokenizer.load(source / "tokenizer.json").fingerprint():
