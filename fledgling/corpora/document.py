@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+HELD_OUT_FRACTION = 0.02  # of all documents of a source that fits in memory
 MIN_CHARACTERS = 200  # a document that has lost paragraphs is dropped below this
 MIN_SHARED_LINE = 8  # a line of so many characters may not occur in both parts
 MIN_SHARED_FILE_LINE = 40  # the same for a user's files, where short lines are names, refrains, fields of a form
@@ -64,15 +65,18 @@ def normalized_sentences(paragraph: str, min_length: int) -> list[str]:
     return [part for part in parts if len(part) >= min_length]
 
 
-def split_held_out(documents: Iterable[Document], fraction: float = 0.02) -> tuple[list[Document], list[Document]]:
-    """Returns (training, validation) documents; about `fraction` of all documents is held out.
+def split_held_out(
+    documents: Iterable[Document], fraction: float | None = None
+) -> tuple[list[Document], list[Document]]:
+    """Returns (training, validation) documents; about `fraction` (HELD_OUT_FRACTION) of all documents is held out.
 
-    A document is held out when its `hash_fraction` is below `fraction`. Every training paragraph that shares a
+    A document is held out when its `hash_fraction` is below it. Every training paragraph that shares a
     sentence or line of at least `MIN_SHARED_LINE` characters (`MIN_SHARED_FILE_LINE` for documents of kind "file")
     with the validation text is removed, and so is a training document of which less than `MIN_CHARACTERS` characters
     then remain. Short lines such as `Returns:` or `else:` may still occur in both; `measure_line_overlap` measures
     them. With few documents, none may be held out.
     """
+    fraction = HELD_OUT_FRACTION if fraction is None else fraction
     training: list[Document] = []
     validation: list[Document] = []
     for document in documents:

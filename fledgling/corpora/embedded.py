@@ -20,6 +20,7 @@ from fledgling.config import UserError
 from fledgling.corpora.document import MIN_CHARACTERS, Document, normalized_sentences, split_paragraphs
 from fledgling.corpora.python_text import PythonText, clean_documentation, drop_empty_headings, scan_python
 
+VERSION = 1  # raised when the same files give other documents
 KINDS = ("topics", "docstrings", "comments", "source")
 MAX_CHARACTERS = 20_000  # of a document, about
 DOCSTRING_DOCUMENT_SIZE = 1_000  # characters from which the next class opens a new document

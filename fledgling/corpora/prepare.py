@@ -1,31 +1,42 @@
 """Prepares documents for training: reads and splits a source, trains the tokenizer, writes token shards.
 
 Start with `DocumentPreparer`. Everything lands in the run directory, and finished work is found again by a digest of
-what it was made from, so a second run prepares nothing twice:
+what it was made from (`made_from.py`), so a second run prepares nothing twice and an edited text is prepared anew:
 
     RUN/tokenizer/                   tokenizer.json and training.json
     RUN/data/NAME-train-DIGEST/      one shard of training documents, and one of held-out documents: a source that
     RUN/data/NAME-validation-DIGEST/ fits in memory
-    RUN/data/NAME-DIGEST/            many shards and corpus.json (`tokenization.py`): a larger source
+    RUN/data/NAME-DIGEST/            many shards and corpus.json (`tokenization.py`): a larger source; DIGEST leaves out
+                                     the content: the shards of unchanged files are used again
 
 Conversations of tasks are prepared by `fledgling.train.prepare`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fledgling.config import TokenizerConfig, UserError
+from fledgling.corpora import document as splits
+from fledgling.corpora import embedded, readers, tokenization
 from fledgling.corpora.document import Document, count_bytes_by_kind, measure_line_overlap, split_held_out
 from fledgling.corpora.embedded import harvest_embedded
+from fledgling.corpora.made_from import (
+    Log,
+    MadeFrom,
+    PreparedData,
+    digest_files,
+    digest_installed_python,
+    read_facts,
+    short_digest,
+)
 from fledgling.corpora.public_sets import PUBLIC_SETS
-from fledgling.corpora.readers import SkippedDocuments, estimate_text_bytes, list_source_files, read_documents
+from fledgling.corpora.readers import SkippedDocuments, estimate_text_bytes, list_source, read_documents
 from fledgling.corpora.tokenization import (
     TokenizedCorpus,
     TokenizeStats,
@@ -39,14 +50,20 @@ from fledgling.record.progress_bar import ProgressBar
 from fledgling.runtime.cores import count_cores
 from fledgling.text.tokenizer import Tokenizer
 
-Log = Callable[[str], None]
 MAX_IN_MEMORY_BYTES = 300_000_000  # a larger source is tokenized file by file
 EMBEDDED = "embedded"
+SPLITS = ("train", "validation")
 
 
-def short_digest(*values: object) -> str:
-    """Returns 12 hexadecimal digits that identify some JSON values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+def list_settings(large: bool) -> list[object]:
+    """Returns every setting of this program that shapes the documents of a source; names do not matter, values do."""
+    reading = [readers.VERSION, readers.MAX_UNSPLIT_FILE, readers.MIN_PIECE, readers.MAX_LINE, readers.TEXT_SUFFIXES]
+    if large:
+        return [*reading, tokenization.HELD_OUT_FRACTION]
+    splitting = [splits.HELD_OUT_FRACTION, splits.MIN_CHARACTERS, splits.MIN_SHARED_LINE]
+    harvest = [embedded.VERSION, embedded.KINDS, embedded.MAX_CHARACTERS, embedded.DOCSTRING_DOCUMENT_SIZE]
+    sizes = [splits.MIN_SHARED_FILE_LINE, embedded.CODE_DOCUMENT_SIZE, embedded.MIN_REPEAT_LENGTH]
+    return [*reading, *splitting, *harvest, *sizes, sorted(embedded.SKIPPED_FOLDERS)]
 
 
 def find_source(source: str, data_dir: str | Path | None = None) -> Path:
@@ -134,7 +151,10 @@ class DocumentPreparer:
         self.run_dir, self.data_dir, self.log = run_dir, data_dir, log
         self.workers, self.show_progress = workers, show_progress
         self.shard_digests: list[str] = []  # of every shard that was handed out
+        self.prepared = PreparedData(run_dir / "data", log)
         self._documents: dict[str, tuple[list[Document], list[Document]]] = {}
+        self._skipped: dict[str, SkippedDocuments] = {}
+        self._content_digests: dict[str, str] = {}  # taken before a source is read
 
     @property
     def tokenizer_file(self) -> Path:
@@ -151,26 +171,68 @@ class DocumentPreparer:
         """Whether a source is tokenized file by file instead of being held in memory."""
         if source == EMBEDDED:
             return False
-        files = list_source_files(find_source(source, self.data_dir))
+        files = list_source(find_source(source, self.data_dir)).files
         return sum(map(estimate_text_bytes, files)) > MAX_IN_MEMORY_BYTES
+
+    def digest_source(self, source: str) -> str:
+        """Returns a digest of a source's content; of a large one, of sizes, times and samples."""
+        if source == EMBEDDED:
+            return digest_installed_python()
+        path = find_source(source, self.data_dir)
+        return digest_files(path, list_source(path).files, whole=not self.is_large(source))
+
+    def made_from(self, source: str, tokenizer: Tokenizer) -> MadeFrom:
+        """Returns what the shards of a source are made from."""
+        settings = short_digest(*list_settings(self.is_large(source)))
+        return MadeFrom(self._content_digest(source), tokenizer.fingerprint(), settings)
+
+    def _content_digest(self, source: str) -> str:
+        """Returns the digest of a source as it was when this preparer first met it."""
+        if source not in self._content_digests:
+            self._content_digests[source] = self.digest_source(source)
+        return self._content_digests[source]
+
+    def describe_contents(self, source: str) -> str:
+        """Returns which files of a folder are read and which are passed over; "" for another source."""
+        path = Path() if source == EMBEDDED else find_source(source, self.data_dir)
+        return list_source(path).describe() if source != EMBEDDED and path.is_dir() else ""
 
     def read_split(self, source: str) -> tuple[list[Document], list[Document]]:
         """Returns the (training, validation) documents of a source; each source is read once."""
         if source not in self._documents:
             if source == EMBEDDED:
                 self.log("reading the documentation and source of the installed Python")
-            skipped = SkippedDocuments()
-            self._documents[source] = split_held_out(read_source(source, self.data_dir, skipped=skipped))
-            if skipped.total:
-                self.log(str(skipped))
+            before = self._content_digest(source)
+            skipped = self._skipped[source] = SkippedDocuments()
+            documents = split_held_out(read_source(source, self.data_dir, skipped=skipped))
+            if self.digest_source(source) != before:
+                raise UserError(f"{source} was changed while it was read: run again when nothing writes to it")
+            self._documents[source] = documents
+            self._log_contents(source, self.describe_contents(source), skipped)
             if not self._documents[source][1]:
                 self.log(f"{source} is too small to hold anything out: no bits per byte will be measured on it")
         return self._documents[source]
 
-    def load_or_train_tokenizer(self, config: TokenizerConfig, more_texts: Iterable[str] = ()) -> Tokenizer:
-        """Returns the tokenizer in RUN/tokenizer; if absent, trains it on `config.sources` and then `more_texts`."""
+    def load_or_train_tokenizer(
+        self, config: TokenizerConfig, more_texts: Iterable[str] = (), more_key: str = "", may_replace: bool = False
+    ) -> Tokenizer:
+        """Returns the tokenizer in RUN/tokenizer; if absent, trains it on `config.sources` and then `more_texts`.
+
+        Args:
+            more_key: identifies `more_texts`, which are not read if the tokenizer is found again.
+            may_replace: whether one that was made from other texts or settings is trained anew, because no weights
+                depend on it. Otherwise it is kept, and a line says so; one of unknown origin is always kept.
+        """
+        made_from = self._tokenizer_made_from(config, more_key)
         if self.tokenizer_file.exists():
-            return Tokenizer.load(self.tokenizer_file)
+            older = self._read_training_facts().get("made_from")
+            if older is None or older == made_from:
+                return Tokenizer.load(self.tokenizer_file)
+            changed = " and ".join(name for name in made_from if made_from[name] != older.get(name))
+            if not may_replace or self.tokenizer_file.parent.is_symlink():
+                self.log(f"tokenizer: kept, although its {changed} changed: only a run that starts anew trains another")
+                return Tokenizer.load(self.tokenizer_file)
+            self.log(f"tokenizer: its {changed} changed, so it is trained anew")
         source_bytes: dict[str, int] = {}
         self.log(f"training a tokenizer of {config.vocab_size:,} entries")
         tokenizer = Tokenizer.train(
@@ -179,12 +241,27 @@ class DocumentPreparer:
             max_digits=config.max_digits,
             letter_tokens=config.letter_tokens,
         )
-        _, facts = save_trained_tokenizer(tokenizer, self.tokenizer_file, {**asdict(config), "bytes": source_bytes})
+        facts = {**asdict(config), "bytes": source_bytes, "made_from": made_from}
+        _, facts = save_trained_tokenizer(tokenizer, self.tokenizer_file, facts)
         self.log(
             f"tokenizer: trained by {facts.get('trainer')} in {facts.get('seconds')} s, "
             f"encodes by {tokenizer.batch_library}"
         )
         return tokenizer
+
+    def _tokenizer_made_from(self, config: TokenizerConfig, more_key: str) -> dict[str, str]:
+        """Returns digests of what a tokenizer is a function of, by what a message calls them."""
+        content = [self._content_digest(source) for source in config.sources]
+        settings = [list_settings(self.is_large(source)) for source in config.sources]
+        table = {name: value for name, value in asdict(config).items() if name != "sources"}
+        return {"text": short_digest(content), "settings": short_digest(table, settings), "conversations": more_key}
+
+    def _read_training_facts(self) -> dict[str, Any]:
+        try:
+            facts = json.loads(self.tokenizer_file.with_name("training.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
 
     def _tokenizer_texts(
         self, config: TokenizerConfig, more_texts: Iterable[str], source_bytes: dict[str, int]
@@ -203,45 +280,82 @@ class DocumentPreparer:
                 yield document.text
         yield from more_texts
 
+    def _log_contents(self, source: str, contents: str, skipped: object) -> None:
+        """Logs which files were read and passed over, and which documents were skipped."""
+        if text := "; ".join(filter(None, (contents, str(skipped)))):
+            self.log(f"{source}: {text}")
+
     def prepare_shards(self, source: str, tokenizer: Tokenizer) -> TokenizedCorpus:
-        """Returns the token shards of a source, writing those that do not exist yet."""
-        fingerprint = tokenizer.fingerprint()
-        digest = short_digest(source, fingerprint)
-        folder = self.run_dir / "data" / f"{Path(source).stem}-{digest}"
-        names = ("train", "validation")
-        directories = [folder.with_name(f"{Path(source).stem}-{name}-{digest}") for name in names]
-        corpus = TokenizedCorpus.open(folder, fingerprint)
-        if corpus is None and not all((directory / MANIFEST).exists() for directory in directories):
-            if self.is_large(source):
-                self._tokenize_large(source, folder)
-                corpus = TokenizedCorpus.open(folder, fingerprint)
-                assert corpus is not None, "tokenize_corpus writes corpus.json last"
-            else:
-                for name, documents, directory in zip(names, self.read_split(source), directories, strict=True):
-                    if not (directory / MANIFEST).exists():
-                        self._write_shard(source, name, documents, directory, tokenizer)
+        """Returns the token shards of a source, writing those that do not exist yet; logs which, and why."""
+        made_from, corpus = self.made_from(source, tokenizer), None
+        facts: Mapping[str, Any] = made_from.to_json()
+        if pinned := self.prepared.pin(source, made_from):
+            facts, directories = pinned, [self.prepared.directory / name for name in pinned["directories"]]
+            corpus = self._open_corpus(directories, made_from.tokenizer, facts["digest"])
         if corpus is None:
-            train, held_out = (TokenShard.open(directory, fingerprint) for directory in directories)
-            corpus = TokenizedCorpus((train,), (held_out,) if len(held_out) else ())
+            facts, stem = made_from.to_json(), Path(source).stem or "text"
+            find = self._large_directories if self.is_large(source) else self._small_directories
+            directories = find(stem, made_from)
+            corpus = self._open_corpus(directories, made_from.tokenizer, made_from.digest)
+            if corpus is None:
+                self.prepared.explain(source, directories[0].name.rpartition("-")[0], made_from)
+                if self.is_large(source):
+                    self._tokenize_large(source, directories[0], made_from)
+                else:
+                    for split, part, directory in zip(SPLITS, self.read_split(source), directories, strict=True):
+                        if not (directory / MANIFEST).exists():
+                            self._write_shard(source, split, part, directory, tokenizer, made_from)
+                corpus = self._open_corpus(directories, made_from.tokenizer, made_from.digest)
+                assert corpus is not None, "the listing of a large source is written last"
+            else:
+                self.log(f"{source}: tokens found again in {directories[0]}")
+                earlier = read_facts(directories[0], made_from.digest)
+                self._log_contents(source, earlier.get("contents", ""), earlier.get("skipped", ""))
+        self.prepared.hand_out(source, facts, directories)
         self.record_digest((*corpus.train, *corpus.held_out))
         return corpus
+
+    def _small_directories(self, stem: str, made_from: MadeFrom) -> list[Path]:
+        return [self.prepared.directory / f"{stem}-{split}-{made_from.digest}" for split in SPLITS]
+
+    def _large_directories(self, stem: str, made_from: MadeFrom) -> list[Path]:
+        return [self.prepared.directory / f"{stem}-{short_digest(made_from.tokenizer, made_from.settings)}"]
+
+    def _open_corpus(self, directories: list[Path], tokenizer: str, digest: str) -> TokenizedCorpus | None:
+        """Returns the corpus in the two directories of a small source or the one of a large one; None: unfinished."""
+        if len(directories) == 1:
+            return TokenizedCorpus.open(directories[0], tokenizer, digest)
+        if not all((directory / MANIFEST).exists() for directory in directories):
+            return None
+        train, held_out = (TokenShard.open(directory, tokenizer) for directory in directories)
+        return TokenizedCorpus((train,), (held_out,) if len(held_out) else ())
 
     def record_digest(self, shards: Iterable[TokenShard]) -> None:
         """Adds the digest of some shards to `shard_digests`, by which ranks compare what they read."""
         self.shard_digests.append(short_digest([shard.manifest["files"] for shard in shards]))
 
     def _write_shard(
-        self, source: str, split: str, documents: list[Document], directory: Path, tokenizer: Tokenizer
+        self,
+        source: str,
+        split: str,
+        documents: list[Document],
+        directory: Path,
+        tokenizer: Tokenizer,
+        made_from: MadeFrom,
     ) -> None:
         self.log(f"tokenizing {source} ({split})")
         size = sum(document.num_bytes for document in documents)
-        metadata = {"source": source, "split": split, "bytes": size, "documents": len(documents)}
+        metadata = {
+            **{"source": source, "split": split, "bytes": size, "documents": len(documents)},
+            **{"made_from": made_from.to_json(), "contents": self.describe_contents(source)},
+            "skipped": str(self._skipped.get(source, "")),
+        }
         with ShardWriter(
             directory, tokenizer.vocab_size, tokenizer=tokenizer.fingerprint(), metadata=metadata
         ) as writer:
             tokenize_documents((document.text for document in documents), tokenizer, writer)
 
-    def _tokenize_large(self, source: str, folder: Path) -> None:
+    def _tokenize_large(self, source: str, folder: Path, made_from: MadeFrom) -> None:
         workers, start = self.workers or count_cores(), time.perf_counter()
         self.log(f"tokenizing {source} into {folder} with {workers} process{'es' * (workers > 1)}")
         stats = TokenizeStats()
@@ -255,13 +369,14 @@ class DocumentPreparer:
                 bar.update(bytes_done // 1_000_000, bytes_total // 1_000_000, speed, seconds)
 
         try:
-            tokenize_corpus(find_source(source, self.data_dir), folder, self.tokenizer_file, workers, progress=update)
+            contents, path = self.describe_contents(source), find_source(source, self.data_dir)
+            facts = {"made_from": made_from.to_json(), "contents": contents}
+            tokenize_corpus(path, folder, self.tokenizer_file, workers, progress=update, facts=facts)
         finally:
             if bar:
                 bar.close()
         seconds, megabytes = time.perf_counter() - start, stats.num_bytes / 1e6
-        if stats.skipped.total:
-            self.log(str(stats.skipped))
+        self._log_contents(source, contents, read_facts(folder, made_from.digest).get("skipped", ""))
         self.log(
             f"{source}: {stats.documents:,} documents, {megabytes:,.0f} MB of text, {stats.tokens:,} tokens in "
             f"{seconds:,.0f} s ({stats.documents / seconds:,.0f} documents/s, {megabytes / seconds:,.1f} MB/s)"

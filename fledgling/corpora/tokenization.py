@@ -21,10 +21,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
@@ -33,7 +33,8 @@ from typing import Any
 
 from fledgling.config import UserError
 from fledgling.corpora.document import Document
-from fledgling.corpora.readers import SkippedDocuments, list_source_files, read_file_part, split_file
+from fledgling.corpora.made_from import stamp_file
+from fledgling.corpora.readers import SkippedDocuments, list_source_files, read_part_in_folder, split_file
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, raise_open_file_limit
 from fledgling.record import write_json
 from fledgling.runtime.cores import count_cores
@@ -81,9 +82,14 @@ class TokenizedCorpus:
     held_out: tuple[TokenShard, ...]
 
     @classmethod
-    def open(cls, directory: Path, tokenizer: str) -> TokenizedCorpus | None:
-        """Returns the corpus of a directory, or None if it is not finished. Raises UserError for a damaged one."""
+    def open(cls, directory: Path, tokenizer: str, digest: str | None = None) -> TokenizedCorpus | None:
+        """Returns the corpus of a directory, or None if it is not finished. Raises UserError for a damaged one.
+
+        digest: of what it must be made from; None accepts the newest.
+        """
         listing = directory / CORPUS_FILE
+        if digest is not None and _listed_digest(listing) != digest:
+            listing = _older_listing(directory, digest)
         if not listing.is_file():
             return None
         try:
@@ -96,6 +102,19 @@ class TokenizedCorpus:
         train = [shard.slice_documents(0, edge) for shard, edge in zip(shards, edges, strict=True)]
         held_out = [shard.slice_documents(edge, len(shard)) for shard, edge in zip(shards, edges, strict=True)]
         return cls(tuple(s for s in train if len(s)), tuple(s for s in held_out if len(s)))
+
+
+def _listed_digest(listing: Path) -> str:
+    """Returns the digest of what a listing's corpus is made from; "" if it is missing, damaged or says nothing."""
+    try:
+        return str(json.loads(listing.read_text(encoding="utf-8"))["made_from"]["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _older_listing(directory: Path, digest: str) -> Path:
+    """Returns where the listing of an earlier content is kept, for stages that began with it."""
+    return directory / f"{Path(CORPUS_FILE).stem}-{digest}.json"
 
 
 def split_into_units(source: Path, fingerprint: str, unit_bytes: int = UNIT_BYTES) -> list[WorkUnit]:
@@ -129,7 +148,7 @@ def split_into_units(source: Path, fingerprint: str, unit_bytes: int = UNIT_BYTE
 
 def _unit_name(parts: Sequence[FilePart], fingerprint: str) -> str:
     """Returns the name of a unit's shard: its first file, and a digest of what the shard is made from."""
-    facts = [(name, part, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file, name, part in parts]
+    facts = [(name, part, *stamp_file(Path(file))) for file, name, part in parts]
     digest = hashlib.sha256(json.dumps([facts, fingerprint, HELD_OUT_FRACTION]).encode()).hexdigest()[:12]
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(parts[0][1]).stem)
     return f"{stem[:40]}-{digest}"
@@ -143,18 +162,24 @@ def tokenize_corpus(
     column: str | None = None,
     progress: TokenizeProgress | None = None,
     unit_bytes: int = UNIT_BYTES,
+    facts: Mapping[str, Any] | None = None,
 ) -> list[WorkUnit]:
     """Tokenizes a file or folder into `directory`, except for the shards that exist already; returns the units.
+
+    The listing of an earlier content is kept under another name, for stages that began with it.
 
     Args:
         tokenizer: path of a tokenizer.json.
         workers: processes; 0 for one a core, 1 to work in this process.
         column: the column of JSON lines or parquet that holds the text.
+        facts: written into the listing; facts["made_from"]["digest"] identifies the content.
 
     Raises:
-        UserError: for files that cannot be read, a full disk, or a killed process; finished shards stay.
+        UserError: for files that cannot be read or that change meanwhile, a full disk, or a killed process; finished
+            shards stay.
     """
     fingerprint = Tokenizer.load(tokenizer).fingerprint()
+    fingerprint += f" {column}" if column else ""
     units = split_into_units(source, fingerprint, unit_bytes)
     missing = [unit for unit in units if not (directory / unit.name / MANIFEST).exists()]
     bytes_total, stats = sum(unit.num_bytes for unit in units), TokenizeStats()
@@ -165,10 +190,19 @@ def tokenize_corpus(
         stats, bytes_done = stats + unit_stats, bytes_done + unit.num_bytes
         if progress:
             progress(stats, bytes_done, bytes_total)
-    totals = _count_totals(TokenShard.open(directory / unit.name, fingerprint) for unit in units)
+    if [unit.name for unit in units] != [unit.name for unit in split_into_units(source, fingerprint, unit_bytes)]:
+        raise UserError(f"{source} was changed while it was read: run again when nothing writes to it")
+    shards = [TokenShard.open(directory / unit.name, fingerprint.split()[0]) for unit in units]
+    totals, skipped = _count_totals(shards), SkippedDocuments()
+    for shard in shards:
+        skipped += SkippedDocuments(**shard.metadata.get("skipped", {}))
     if not totals["train"]["documents"]:
         raise UserError(f"{source}: no document to train on; give a source with some text")
-    write_json(directory / CORPUS_FILE, {"source": str(source), **totals, "shards": [unit.name for unit in units]})
+    older = _listed_digest(directory / CORPUS_FILE)
+    if older and older != (facts or {}).get("made_from", {}).get("digest"):
+        (directory / CORPUS_FILE).replace(_older_listing(directory, older))
+    listing = {"source": str(source), **totals, "skipped": str(skipped), "shards": [unit.name for unit in units]}
+    write_json(directory / CORPUS_FILE, {**listing, **(facts or {})})
     return units
 
 
@@ -204,7 +238,7 @@ def sample_documents(
 def _read_unit(unit: WorkUnit, column: str | None, skipped: SkippedDocuments) -> Iterator[Document]:
     """Yields the documents of a unit."""
     for file, name, part in unit.parts:
-        yield from read_file_part(Path(file), name, column, skipped, part)
+        yield from read_part_in_folder(Path(file), name, column, skipped, part)
 
 
 def _tokenize_units(
@@ -252,7 +286,7 @@ def _load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenize_unit(unit: WorkUnit, directory: Path, tokenizer: Path, column: str | None = None) -> TokenizeStats:
-    """Tokenizes a unit into its shard. Raises UserError as `read_file_part` and `ShardWriter` do."""
+    """Tokenizes a unit into its shard. Raises UserError as `read_part_in_folder` and `ShardWriter` do."""
     encoder, skipped = _load_tokenizer(tokenizer), SkippedDocuments()
     documents = _read_unit(unit, column, skipped)
     held_out: list[str] = []
@@ -271,5 +305,5 @@ def tokenize_unit(unit: WorkUnit, directory: Path, tokenizer: Path, column: str 
         edge = writer.documents
         writer.add_documents(encoder.encode_batch(held_out))
         counts = {"held_out": writer.documents - edge, "bytes": text_bytes[0], "held_out_bytes": text_bytes[1]}
-        writer.metadata |= counts
+        writer.metadata |= counts | {"skipped": asdict(skipped)}
     return TokenizeStats(writer.documents, sum(text_bytes), writer.tokens, skipped)

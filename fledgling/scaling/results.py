@@ -166,11 +166,15 @@ def describe_check(check: CheckResult) -> str:
 
 def _load_manifests(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the manifests of the training and the held-out text of the sweep's first source."""
-    for path in sorted((out / "shared" / "data").glob("*/corpus.json")):
+
+    def newest_first(pattern: str) -> list[Path]:  # the tokens of earlier texts stay
+        return sorted((out / "shared" / "data").glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+
+    for path in newest_first("*/corpus.json"):
         corpus = _load_json(path)
         held_out = corpus.get("held_out", {})
         return corpus.get("train", {}), {**held_out, "metadata": held_out}
-    manifests = [_load_json(path) for path in sorted((out / "shared" / "data").glob("*/manifest.json"))]
+    manifests = [_load_json(path) for path in newest_first("*/manifest.json")]
     by_split = {manifest.get("metadata", {}).get("split"): manifest for manifest in reversed(manifests)}
     return by_split.get("train", {}), by_split.get("validation", {})
 

@@ -227,6 +227,8 @@ def prepare_sweep_data(recipe: Recipe, out: Path, log: LogFunction) -> None:
     for source in mixture.documents:
         if not preparer.documents.prepare_shards(source, tokenizer).held_out:
             raise UserError(f"{source} is too small to hold out text, which a sweep needs: give a larger source")
+        if preparer.documents.prepared.find_earlier(source) and any(out.glob("*/pretrain/done.json")):
+            raise UserError(f"{source} has changed since the finished runs of {out} read it: choose another --out")
 
 
 def link_shared_data(out: Path, run_dir: Path) -> None:

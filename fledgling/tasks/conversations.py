@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.files import ROW_FILE_SUFFIXES, RowBlock, list_row_blocks, stat_files
+from fledgling.files import ROW_FILES, FileStamps, RowBlock, is_row_file, list_folder, list_row_blocks, stat_files
 from fledgling.tasks.task import TRAIN, shuffle_indices
 
 EXPECTED = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-FileStamps = tuple[tuple[Path, int, int], ...]
 _ROLES = ("system", "user", "assistant")
 
 
@@ -30,6 +29,7 @@ class ConversationDataset:
 
     name: str
     list_files: Callable[[], Sequence[Path]]
+    contents: str = ""  # of a folder: the files that are read and those that are passed over
 
     def __len__(self) -> int:
         """Returns the conversations of one epoch."""
@@ -81,10 +81,9 @@ def load_conversations(path: str | Path, name: str) -> ConversationDataset:
     """
     path = Path(path)
     if not path.exists():
-        expected = " or ".join(ROW_FILE_SUFFIXES)
-        raise UserError(f"cannot read {path}: no such file; expected {expected} of conversations")
-    is_folder = path.is_dir()
-    files = sorted(file for file in path.rglob("*") if file.name.endswith(ROW_FILE_SUFFIXES)) if is_folder else [path]
+        raise UserError(f"cannot read {path}: no such file; expected {ROW_FILES} of conversations")
+    folder = list_folder(path, is_row_file) if path.is_dir() else None
+    files = folder.files if folder else [path]
     count = 0
     for file in files:
         for block in list_row_blocks(file):
@@ -92,8 +91,9 @@ def load_conversations(path: str | Path, name: str) -> ConversationDataset:
                 parse_conversation(value, location)
                 count += 1
     if not count:
-        raise UserError(f"{path} holds no conversation; expected lines like {EXPECTED}")
-    return ConversationDataset(name, lambda: files)
+        found = f" ({folder.describe()})" if folder else ""
+        raise UserError(f"{path} holds no conversation{found}; expected lines like {EXPECTED}")
+    return ConversationDataset(name, lambda: files, folder.describe() if folder else "")
 
 
 def parse_conversation(value: dict[str, Any], location: str) -> dict:

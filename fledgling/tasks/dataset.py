@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.files import read_rows, stat_files
+from fledgling.files import FileStamps, read_rows, stat_files
 from fledgling.tasks.task import PRACTICE, TRAIN, Question, make_conversation, shuffle_indices
 
 TEST = "test"
@@ -132,7 +132,7 @@ class DatasetTask:
 
 @lru_cache(maxsize=16)
 def _read_examples(
-    name: str, files: tuple[tuple[Path, int, int], ...], parse_row: Callable[[str, RawRow, str], Example]
+    name: str, files: FileStamps, parse_row: Callable[[str, RawRow, str], Example]
 ) -> tuple[Example, ...]:
     examples = tuple(parse_row(name, row, location) for path, *_ in files for row, location in read_rows(path))
     if not examples:

@@ -3,20 +3,24 @@
 A mixture names sources of three kinds (`split_mixture`). Generated tasks have no end and share one shard; public sets
 and the user's own conversations are one shard each; both are packed whole. All other names are documents, packed by
 cropping; `fledgling.corpora.prepare` writes their shards and the tokenizer. A finished shard is found again by a
-digest of what it was made from, so a second run prepares nothing twice.
+digest of what it was made from, so a second run prepares nothing twice and an edited file is prepared anew; a resumed
+stage goes on with what it began with (`fledgling.corpora.made_from`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import fledgling
 from fledgling.config import DEFAULT_STAGES, Recipe, UserError
-from fledgling.corpora.prepare import MAX_IN_MEMORY_BYTES, DocumentPreparer, Log, short_digest
+from fledgling.corpora import prepare
+from fledgling.corpora.made_from import Log, MadeFrom, digest_code, digest_files, short_digest
+from fledgling.corpora.prepare import DocumentPreparer
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard
-from fledgling.files import stat_files
 from fledgling.tasks import SKILLS, is_file_source, load_source, make_mixture_example
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_conversations
@@ -92,9 +96,14 @@ class DataPreparer:
         """Returns the size of the files of a source of conversations."""
         return sum(file.stat().st_size for file in self.conversation_source(name).files())
 
-    def load_or_train_tokenizer(self) -> Tokenizer:
-        """Returns the run's tokenizer, trained first if RUN/tokenizer does not exist."""
-        return self.documents.load_or_train_tokenizer(self.config, self._skill_texts())
+    def load_or_train_tokenizer(self, may_replace: bool = False) -> Tokenizer:
+        """Returns the run's tokenizer, trained first if RUN/tokenizer does not exist.
+
+        may_replace: whether one that was made from other text or settings is trained anew.
+        """
+        tasks = split_mixture(self.sft_mixture).tasks if self.sft_mixture else {}
+        key = short_digest(tasks, self.seed, TOKENIZER_CONVERSATIONS, _digest_tasks()) if tasks else ""
+        return self.documents.load_or_train_tokenizer(self.config, self._skill_texts(), key, may_replace)
 
     def _skill_texts(self) -> Iterator[str]:
         """Yields the texts of some conversations of SFT's skills, so that the tokenizer has their words."""
@@ -108,9 +117,10 @@ class DataPreparer:
         """Returns a shard of at least `tokens` tokens of generated conversations."""
         seed = self.seed * len(DEFAULT_STAGES) + DEFAULT_STAGES.index(stage)  # no two stages see the same examples
         examples = _generate_examples(tasks, seed)
-        first = [make_mixture_example(tasks, index, seed) for index in range(64)]  # changed generators, another shard
-        key = short_digest(stage, tasks, tokens, first, tokenizer.fingerprint())
-        return self._write_shard(f"{stage}-tasks-{key}", examples, tokens, tokenizer)
+        first = [make_mixture_example(tasks, index, seed) for index in range(64)]  # also of what the code reads
+        content = short_digest(_digest_tasks(), tasks, seed, first)
+        made_from = MadeFrom(content, tokenizer.fingerprint(), short_digest(tokens))
+        return self._open_or_write_shard(f"{stage} tasks", f"{stage}-tasks", made_from, examples, tokens, tokenizer)
 
     def conversation_shard(self, name: str, tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
         """Returns a shard of one epoch of a set's conversations.
@@ -119,14 +129,19 @@ class DataPreparer:
         `MAX_IN_MEMORY_BYTES`; None: no limit. A smaller set is always written completely.
         """
         source = self.conversation_source(name)
-        files = stat_files(source.files())
-        cap = tokens if sum(size for *_, size in files) > MAX_IN_MEMORY_BYTES else None
-        key = short_digest(name, files, cap, self.seed, tokenizer.fingerprint())
+        is_large = self.count_source_bytes(name) > prepare.MAX_IN_MEMORY_BYTES
+        cap = tokens if is_large else None
+        files = source.files()
+        content = digest_files(common_folder(files), files, whole=not is_large)
+        settings = short_digest(source.name, cap, self.seed, _digest_tasks())
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
-        return self._write_shard(f"{stem}-rows-{key}", self._read_epoch(source), cap, tokenizer)
+        made_from, contents = MadeFrom(content, tokenizer.fingerprint(), settings), getattr(source, "contents", "")
+        left_out: list[str] = []
+        examples = self._read_epoch(source, left_out)
+        return self._open_or_write_shard(name, f"{stem}-rows", made_from, examples, cap, tokenizer, contents, left_out)
 
-    def _read_epoch(self, source: ConversationSource) -> Iterator[dict]:
-        """Yields every conversation of a source once; leaves out rows that are no conversation, and logs their number.
+    def _read_epoch(self, source: ConversationSource, report: list[str]) -> Iterator[dict]:
+        """Yields every conversation of a source once; leaves out rows that are none, and reports their number.
 
         Raises the first of their errors if there are more than one in ROWS_PER_BAD_ROW.
         """
@@ -139,22 +154,44 @@ class DataPreparer:
                 if left_out * ROWS_PER_BAD_ROW > len(source):
                     raise first from None
         if left_out:
-            self.log(f"{source.name}: {left_out:,} of {len(source):,} rows left out (first: {first})")
+            report.append(f"{left_out:,} of {len(source):,} rows left out (first: {first})")
 
-    def _write_shard(self, name: str, examples: Iterable[dict], tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
-        """Returns the shard RUN/data/`name`, written first if it does not exist.
+    def _open_or_write_shard(
+        self,
+        source: str,
+        stem: str,
+        made_from: MadeFrom,
+        examples: Iterable[dict],
+        tokens: int | None,
+        tokenizer: Tokenizer,
+        contents: str = "",
+        left_out: list[str] | None = None,
+    ) -> TokenShard:
+        """Returns the shard RUN/data/STEM-DIGEST, written first if it does not exist; logs which, and why.
 
         The conversations are rendered in batches until the shard has `tokens` tokens (None: until they end).
+
+        Args:
+            contents: the files of a folder that are read and passed over.
+            left_out: what was left out, filled while `examples` are read.
         """
-        directory = self.run_dir / "data" / name
-        if not (directory / MANIFEST).exists():
-            self.log(f"writing conversations ({name.rsplit('-', 1)[0]})")
+        prepared = self.documents.prepared
+        directory = prepared.directory / f"{stem}-{made_from.digest}"
+        facts: dict[str, str] = made_from.to_json()
+        if pinned := prepared.pin(source, made_from):
+            facts, directory = pinned, prepared.directory / pinned["directories"][0]
+        if (directory / MANIFEST).exists():
+            self.log(f"{source}: tokens found again in {directory}")
+        else:
+            prepared.explain(source, stem, made_from)
+            self.log(f"writing conversations ({stem})")
+            metadata: dict[str, object] = {"kind": directory.name, "source": source, "made_from": made_from.to_json()}
             with ShardWriter(
                 directory,
                 tokenizer.vocab_size,
                 with_mask=True,
                 tokenizer=tokenizer.fingerprint(),
-                metadata={"kind": name},
+                metadata=metadata,
             ) as writer:
                 iterator = iter(examples)
                 while tokens is None or writer.tokens < tokens:
@@ -162,9 +199,24 @@ class DataPreparer:
                         break
                     for rendered in render_conversations(tokenizer, group):
                         writer.add_document(rendered.tokens, rendered.mask)
+                writer.metadata |= {"contents": contents, "left_out": "; ".join(left_out or [])}
         shard = TokenShard.open(directory, tokenizer.fingerprint())
+        if told := "; ".join(filter(None, (shard.metadata.get("contents"), shard.metadata.get("left_out")))):
+            self.log(f"{source}: {told}")
+        prepared.hand_out(source, facts, [directory])
         self.documents.record_digest((shard,))
         return shard
+
+
+def _digest_tasks() -> str:
+    """Returns a digest of the code and tables that make conversations."""
+    package = Path(fledgling.__file__).parent
+    return short_digest(digest_code(package / "tasks"), digest_code(package / "text"))
+
+
+def common_folder(files: Sequence[Path]) -> Path:
+    """Returns the deepest folder that holds all files, so that their names do not depend on where it is."""
+    return Path(os.path.commonpath([file.parent.absolute() for file in files]))
 
 
 def _generate_examples(tasks: dict[str, float], seed: int) -> Iterator[dict]:

@@ -203,9 +203,11 @@ def build_context(
     That is `saved`, else `parent`; without both, the weights are initialized from the seed.
     """
     with world.local_main_process_first():
-        tokenizer = preparer.load_or_train_tokenizer()
+        tokenizer = preparer.load_or_train_tokenizer(may_replace=not (saved or parent))
     source = saved or parent
     loaded = checkpoint.load_checkpoint(source) if source else None
+    if loaded and saved:
+        preparer.documents.prepared.pinned = loaded.state.get("data", {})
     config = ModelConfig.from_dict(loaded.state["model"]) if loaded else recipe.model.resolve(tokenizer.vocab_size)
     sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # built in host memory, moved block by block
     model = build_model(config, setup, torch.device("cpu") if sharded else world.device)
@@ -321,6 +323,7 @@ def make_saver(
             "health": health.state_dict(),
             "totals": totals.state_dict(),
             "parent": context.parent,
+            "data": context.preparer.documents.prepared.handed_out,
         }
 
     return CheckpointSaver(

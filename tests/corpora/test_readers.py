@@ -1,15 +1,19 @@
 """Readers: every kind of file gives the same documents, and skipped documents are counted."""
 
+import bz2
 import gzip
 import json
+import lzma
+import os
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import zstandard
 
 from fledgling.config import UserError
 from fledgling.corpora import readers
-from fledgling.corpora.readers import SkippedDocuments, read_documents
+from fledgling.corpora.readers import SkippedDocuments, list_source, read_documents
 
 
 def texts(path, column=None):
@@ -123,6 +127,87 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
     assert seen == [("a.md", 0), ("b/one.jsonl", 1), ("c.jsonl.gz", 2), ("d.txt.gz", 3)]
 
 
+PACKERS = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("packed", ["", *PACKERS])
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".txt", "One.\n<|endoftext|>\nTwo, \u201cthree\u201d.\n"),
+        (".jsonl", '{"text": "One."}\n{"text": "Two, \u201cthree\u201d."}\n'),
+        (".json", '[{"id": 1, "text": "One."}, {"text": "Two, \u201cthree\u201d."}]'),
+        (".json", '["One.", "Two, \u201cthree\u201d."]'),
+        (".json", '{"text": "One."}\n{"text": "Two, \u201cthree\u201d."}\n'),
+        (".csv", '\ufeffid,text\r\n1,One.\r\n2,"Two, \u201cthree\u201d."\r\n'),
+        (".tsv", "text\tid\nOne.\t1\nTwo, \u201cthree\u201d.\t2\n"),
+    ],
+)
+def test_every_kind_is_read_in_every_compression(tmp_path, suffix, content, packed):
+    path = tmp_path / f"a{suffix}{packed}"
+    path.write_bytes(PACKERS.get(packed, bytes)(content.encode()))
+    assert texts(path) == texts(tmp_path) == ["One.", "Two, \u201cthree\u201d."]
+
+
+def test_a_large_compressed_text_is_cut_as_the_plain_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MAX_UNSPLIT_FILE", 1_000)
+    monkeypatch.setattr(readers, "MIN_PIECE", 100)
+    content = "\n\n".join(f"Paragraph {number} " * 5 for number in range(60)).encode()
+    for suffix, pack in (("", bytes), *PACKERS.items()):
+        (tmp_path / f"a.txt{suffix}").write_bytes(pack(content))
+    pieces = [texts(tmp_path / f"a.txt{suffix}") for suffix in ("", *PACKERS)]
+    assert len(pieces[0]) > 5 and all(part == pieces[0] for part in pieces)
+
+
+def test_a_folder_says_what_it_passes_over_and_why(tmp_path, monkeypatch):
+    folder = tmp_path / "text"
+    (folder / ".git").mkdir(parents=True)
+    (folder / ".git" / "a.txt").write_text("hidden")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(folder / "pipe.txt")
+    for name in (
+        "a.txt",
+        "b.TXT",
+        "c.md",
+        "d.pdf",
+        "e.pdf",
+        "f.tar.gz",
+        "Makefile",
+        "locked.txt",
+        ".env",
+        "g.parquet.gz",
+    ):
+        (folder / name).write_text("Some words.")
+    monkeypatch.setattr("fledgling.files.os.access", lambda path, mode: path.name != "locked.txt")
+    assert list_source(folder).describe() == (
+        "3 files (1 .md, 2 .txt); passed over 11: 1 .parquet.gz (first: g.parquet.gz), 2 .pdf (first: d.pdf), "
+        "1 .tar.gz (first: f.tar.gz), 1 broken link (first: gone.txt), 2 hidden (first: .env), "
+        "1 link to a folder (first: linked/), 1 may not be read (first: locked.txt), "
+        "1 no regular file (first: pipe.txt), 1 without a suffix (first: Makefile)"
+    )
+
+
+def test_a_folder_without_a_file_to_read_says_what_it_has(tmp_path):
+    (tmp_path / "a.pdf").write_text("x")
+    with pytest.raises(UserError, match=r"nothing to read in this folder \(0 files; passed over 1: 1 .pdf"):
+        read_documents(tmp_path)
+
+
+def test_files_without_text_next_to_others_are_counted(tmp_path):
+    (tmp_path / "package.json").write_text('{"name": "x"}')
+    (tmp_path / "prices.csv").write_text("price\n3\n")
+    (tmp_path / "none.jsonl").write_text("")
+    write_table(tmp_path / "none.parquet", {"text": pyarrow.array([], pyarrow.string())})
+    (tmp_path / "a.txt").write_text("words")
+    skipped = SkippedDocuments()
+    assert [document.text for document in read_documents(tmp_path, skipped=skipped)] == ["words"]
+    assert str(skipped) == (
+        "skipped 2 empty (first: none.jsonl), 2 files without a column of text (first: package.json)"
+    )
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path):
     path = tmp_path / "many.jsonl"
     path.write_text('{"text": "x"}\n' * 5_000)
@@ -142,8 +227,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         ("a.txt", b"", None, "no document in it"),
         ("a.txt.gz", gzip.compress(b"words " * 99, mtime=0)[:-12], None, "damaged or cut short"),
         ("a.txt.gz", b"no gzip", None, "damaged or cut short"),
+        ("a.txt.zst", zstandard.compress(b"words " * 99)[:-4], None, "damaged or cut short"),
+        ("a.txt.zst", b"no zstd", None, "damaged or cut short"),
+        ("a.jsonl.xz", lzma.compress(b'{"text": "x"}\n')[:-9], None, "damaged or cut short"),
+        ("a.csv", b"price\n3\n", None, "no column text or content among price"),
+        ("a.json", b'[{"body": "x"}]', None, "no column text or content among body"),
+        ("a.json", b'[{"text": 3}]', None, 'entry 1, "text" is int; expected text'),
         ("a.parquet", b"PAR1", None, "damaged or no parquet file"),
-        ("a.doc", b"x", None, "cannot read this kind of file; expected .txt .md .jsonl .parquet"),
+        ("a.doc", b"x", None, "cannot read this kind of file; expected .txt .md .jsonl .json .csv"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_file(tmp_path, name, content, column, message):

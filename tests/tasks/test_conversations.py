@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import zstandard
 
 from fledgling.config import UserError
 from fledgling.tasks import load_source
@@ -85,3 +86,17 @@ def test_a_file_that_is_missing_empty_or_not_utf8_is_named(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
         load_source(f"chat:{tmp_path / 'latin.jsonl'}")
+
+
+def test_a_folder_of_conversations_says_what_it_passes_over(tmp_path):
+    lines = [json.dumps(make_conversation("user", "assistant")) for _ in range(3)]
+    (tmp_path / "a.jsonl").write_text(lines[0] + "\n")
+    (tmp_path / "b.json").write_text("[" + ", ".join(lines) + "]")
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress("\n".join(lines).encode()))
+    (tmp_path / "d.csv").write_text("x")
+    (tmp_path / ".old.jsonl").write_text("broken")
+    source = load_source(f"chat:{tmp_path}")
+    assert len(source) == 7 and len({json.dumps(source.get_train_example(i, 0)) for i in range(7)}) == 1
+    assert source.contents == (
+        "3 files (1 .json, 1 .jsonl, 1 .jsonl.zst); passed over 2: 1 .csv (first: d.csv), 1 hidden (first: .old.jsonl)"
+    )

@@ -17,6 +17,13 @@ from fledgling.train import run
 from tests.ranks import on_ranks, one_thread
 from tests.tiny import tiny
 
+LARGE_SOURCE = [
+    (prepare, "MAX_IN_MEMORY_BYTES", 1000),
+    (prepare, "tokenize_corpus", partial(tokenization.tokenize_corpus, unit_bytes=40_000)),
+    (tokenization, "HELD_OUT_FRACTION", 0.05),
+    (device, "measure_peak_flops", lambda device, dtype: 1e9),
+]
+
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
@@ -27,10 +34,8 @@ def recipe(tmp_path, monkeypatch):
     for number in range(4):
         table = pyarrow.table({"text": texts[number::4]})
         pyarrow.parquet.write_table(table, source / f"shard_{number:05}.parquet", row_group_size=50)
-    monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 1000)
-    monkeypatch.setattr(prepare, "tokenize_corpus", partial(tokenization.tokenize_corpus, unit_bytes=40_000))
-    monkeypatch.setattr(tokenization, "HELD_OUT_FRACTION", 0.05)
-    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
+    for module, name, value in LARGE_SOURCE:
+        monkeypatch.setattr(module, name, value)
     mixture = {str(source): 1.0}
     return replace(
         small,
@@ -41,7 +46,8 @@ def recipe(tmp_path, monkeypatch):
 
 
 def run_pretrain(recipe, out: str) -> None:
-    device.measure_peak_flops = lambda device, dtype: 1e9
+    for module, name, value in LARGE_SOURCE:  # in a rank's own process too
+        setattr(module, name, value)
     run.run_stage(replace(recipe, run=replace(recipe.run, out=out)), "pretrain", quiet=True)
 
 
@@ -71,4 +77,5 @@ def test_data_prepare_prints_what_it_wrote_and_writes_it_once(recipe, tmp_path, 
     assert main(["data", "prepare", "tiny"]) == 0
     second_out, second_err = capsys.readouterr()
     assert second_out == out and "tokenizing" not in second_err and len(written) >= 4
+    assert "tokens found again in" in second_err and "4 files (4 .parquet)" in err and "4 files" in second_err
     assert {path: path.stat().st_mtime_ns for path in Path(recipe.run.out).rglob("tokens.bin")} == written

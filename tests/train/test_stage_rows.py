@@ -1,13 +1,19 @@
 """Mixtures over files: one pass, epochs, missing sets named before any work, runs over made-up sets."""
 
 import json
+import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from fledgling.config import UserError, load_recipe
 from fledgling.record import read_jsonl
+from fledgling.record.checkpoint import find_latest_checkpoint, read_checkpoint_state
+from fledgling.runtime import device
 from fledgling.speedrun import run_stages
+from fledgling.train import run
+from fledgling.train.loop import TrainingStopped
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
 from fledgling.train.stage_rows import exam_names, prepare_stage_rows, require_data
@@ -86,6 +92,75 @@ def test_a_few_rows_that_are_no_conversation_are_left_out_and_logged(tmp_path):
     write_rows(tmp_path / "smoltalk.jsonl", [conversation] * 50 + [empty] * 50)
     with pytest.raises(UserError, match=r"smoltalk.jsonl:\d+: a message's"):
         preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())
+
+
+def make_rows(kind, word):
+    if kind == "questions":
+        return [{"question": f"What is {word} {n}?", "answer": f"It is {n}."} for n in range(20)]
+    turns = (("user", f"What is {word}?"), ("assistant", "It is."))
+    return [{"messages": [{"role": role, "content": text} for role, text in turns]}] * 20
+
+
+@pytest.mark.parametrize("kind", ["chat", "chat folder", "questions", "public set"])
+def test_edited_conversations_are_prepared_anew_and_unchanged_ones_found_again(prepared, tmp_path, kind):
+    _, tokenizer = prepared
+    file = tmp_path / "smoltalk" / "rows.jsonl"
+    name = {"chat": f"chat:{file}", "chat folder": f"chat:{file.parent}", "questions": f"questions:{file}"}
+    recipe = tiny(tmp_path, **{"run.data_dir": tmp_path})
+    found = []
+    for word in ("Adam", "Adam", "Bert"):
+        write_rows(file, make_rows(kind, word))
+        os.utime(file, ns=(9, 9))
+        messages = []
+        fresh = DataPreparer(recipe, tmp_path / "run", messages.append)
+        shard = fresh.conversation_shard(name.get(kind, "smoltalk"), None, tokenizer)
+        found.append((tokenizer.decode(shard.tokens.tolist()), "\n".join(messages), shard.directory))
+    assert "Adam" in found[0][0] and found[1][2] == found[0][2] and "tokens found again in" in found[1][1]
+    assert "Bert" in found[2][0] and "its text changed, so it is prepared anew" in found[2][1]
+    assert found[0][2].name in found[2][1], "where the earlier tokens are"
+
+
+def test_generated_conversations_are_keyed_by_what_generates_them(prepared, tmp_path, monkeypatch):
+    _, tokenizer = prepared
+    messages = []
+    fresh = DataPreparer(tiny(tmp_path), tmp_path / "run", messages.append)
+    first = fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory
+    assert fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory == first
+    monkeypatch.setattr("fledgling.train.prepare._digest_tasks", lambda: "another version of the generators")
+    assert fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory != first
+    assert any("sft tasks: its text changed, so it is prepared anew" in message for message in messages)
+    assert fresh.task_shard("sft", {"spelling": 1.0}, 900, tokenizer).directory not in (first, None)
+    assert any("a setting or this program changed" in message for message in messages[-3:])
+
+
+def test_a_stage_that_starts_anew_trains_on_the_edited_text_and_a_resumed_one_on_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
+    text = tmp_path / "notes"
+    text.mkdir()
+    recipe = tiny(tmp_path, **{"pretrain.mixture": f'{{"{text}" = 1.0}}', "tokenizer.sources": f'["{text}"]'})
+
+    def write(word):
+        for n in range(60):
+            name = chr(97 + n % 26) * (n // 26 + 1)
+            (text / f"{n}.txt").write_text(f"The {word} note about {name} says that {name} is {name}. " * 9)
+
+    def train(resume="auto", stop=False):
+        monkeypatch.setattr(run.CheckpointSaver, "failed", property(lambda saver: stop))
+        with nullcontext() if not stop else pytest.raises(TrainingStopped):
+            run_stage(recipe, "pretrain", resume, quiet=True, select_evals=lambda evals: ())
+        notices = [line["text"] for line in read_jsonl(tmp_path / "run" / "pretrain" / "notices.jsonl")]
+        [pinned] = read_checkpoint_state(find_latest_checkpoint(tmp_path / "run/pretrain/checkpoints"))["data"].values()
+        return pinned["directories"], "\n".join(notices)
+
+    write("first")
+    first, _ = train(stop=True)
+    write("second")
+    resumed, notices = train()
+    assert resumed == first and "its text changed since this stage began" in notices
+    assert "tokenizer: kept, although its text changed" in notices
+    anew, notices = train("never")
+    assert anew != first and "its text changed and the tokenizer" not in notices
+    assert "tokenizer: its text changed, so it is trained anew" in notices and "so it is prepared anew" in notices
 
 
 @pytest.mark.parametrize("name", ["d12-1gpu", "d20-8xh100"])

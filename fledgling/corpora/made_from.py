@@ -1,0 +1,181 @@
+"""What prepared data is made from, and how it is found again.
+
+Prepared data is a function of a source's content, of the tokenizer and of settings. `MadeFrom` has a digest of each;
+the directory's name ends in the digest of all three, so that an edited text never meets the tokens of the old one.
+`PreparedData` opens what a resumed stage began with, and says what was found again, what is prepared anew, and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fledgling.corpora.embedded import PACKAGES, list_python_files
+from fledgling.record.atomic_directory import MANIFEST
+from fledgling.record.jsonl import format_bytes
+
+CHANGES = {"content": "its text", "tokenizer": "the tokenizer", "settings": "a setting or this program"}
+SAMPLE_BYTES = 1 << 16  # at the beginning, in the middle and at the end of a file too large to be hashed
+DIGEST_LENGTH = 12
+
+Log = Callable[[str], None]
+
+
+def short_digest(*values: object) -> str:
+    """Returns 12 hexadecimal digits that identify some JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+# ---- digests of sources --------------------------------------------------------------------------
+
+
+def digest_files(root: Path, files: Iterable[Path], whole: bool) -> str:
+    """Returns a digest of files: their names under `root`, and their content.
+
+    With `whole`, all bytes are read. Otherwise size, time in nanoseconds and three samples of each file stand for its
+    content: a file that is replaced by one of the same size and time is noticed where the samples differ. Neither
+    depends on where the folder is, so a copied or moved text is found again (with `whole`, whatever its times).
+    """
+    facts = []
+    for file in files:
+        name = file.relative_to(root).as_posix() if file != root and file.is_relative_to(root) else file.name
+        facts.append((name, digest_file(file) if whole else stamp_file(file)))
+    return short_digest(facts)
+
+
+def digest_file(file: Path) -> str:
+    """Returns the SHA-256 of a file's bytes."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def stamp_file(file: Path) -> tuple[int, int, str]:
+    """Returns size, modification time in nanoseconds and a digest of three samples, without reading all of a file."""
+    with file.open("rb") as handle:
+        status = os.fstat(handle.fileno())
+        sample = hashlib.sha256()
+        for offset in sorted({0, status.st_size // 2, max(0, status.st_size - SAMPLE_BYTES)}):
+            handle.seek(offset)
+            sample.update(handle.read(SAMPLE_BYTES))
+    return status.st_size, status.st_mtime_ns, sample.hexdigest()
+
+
+@cache  # an installation does not change while it runs
+def digest_installed_python() -> str:
+    """Returns a digest of what the embedded corpus is read from: versions, and name, size and time of every file."""
+    files = [(module, path.stat().st_size, path.stat().st_mtime_ns) for module, path in list_python_files()]
+    return short_digest(sys.version, [importlib.metadata.version(name) for name in PACKAGES], files)
+
+
+@cache
+def digest_code(package: Path) -> str:
+    """Returns a digest of the source and tables of a package, for text that its code generates."""
+    files = sorted(file for file in package.rglob("*") if file.suffix in (".py", ".toml"))
+    return digest_files(package, files, whole=True)
+
+
+# ---- what a directory is made from ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MadeFrom:
+    """Digests of what prepared data is a function of."""
+
+    content: str
+    tokenizer: str
+    settings: str
+
+    @property
+    def digest(self) -> str:
+        """Returns the digest of all three, which ends the directory's name."""
+        return short_digest(self.content, self.tokenizer, self.settings)
+
+    def to_json(self) -> dict[str, str]:
+        """Returns the digests as JSON values."""
+        return {**asdict(self), "digest": self.digest}
+
+    def explain_difference(self, older: Mapping[str, Any]) -> str:
+        """Returns what has changed since an older preparation, as the beginning of a sentence."""
+        changed = [text for name, text in CHANGES.items() if getattr(self, name) != older.get(name)]
+        return f"{' and '.join(changed)} changed" if changed else "another part of it is needed"
+
+
+@dataclass
+class PreparedData:
+    """The prepared data of a run: RUN/data, what a resumed stage began with, and what was handed out.
+
+    Args:
+        directory: RUN/data.
+        log: receives a line for each source.
+    """
+
+    directory: Path
+    log: Log
+    pinned: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source, from a checkpoint of the stage
+    handed_out: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source, for the next checkpoint
+
+    def pin(self, source: str, made_from: MadeFrom) -> dict[str, Any] | None:
+        """Returns the facts of what the resumed stage began with, or None: a stage reads one text to its end."""
+        pinned = self.pinned.get(source)
+        if not pinned or pinned.get("tokenizer") != made_from.tokenizer:
+            return None
+        directories = [self.directory / name for name in pinned["directories"]]
+        if missing := [path for path in directories if not path.is_dir()]:
+            self.log(f"{source}: {missing[0]}, which this stage began with, is gone: it goes on with the present text")
+            return None
+        if pinned["digest"] != made_from.digest:
+            self.log(
+                f"{source}: {made_from.explain_difference(pinned)} since this stage began; it goes on with the text it "
+                f"began with, {directories[0]} (--resume never trains on the new one)"
+            )
+        return pinned
+
+    def hand_out(self, source: str, made_from: Mapping[str, Any], directories: Iterable[Path]) -> None:
+        """Records what a stage reads, for its checkpoints."""
+        self.handed_out[source] = {**made_from, "directories": [path.name for path in directories]}
+
+    def explain(self, source: str, stem: str, made_from: MadeFrom) -> None:
+        """Logs why a source is prepared, and where earlier preparations are."""
+        older = [path for path in self.find(stem) if not path.name.endswith(made_from.digest)]
+        if not older:
+            return
+        newest = max(older, key=lambda path: path.stat().st_mtime)
+        why = made_from.explain_difference(read_facts(newest).get("made_from") or {})
+        size = sum(file.stat().st_size for path in older for file in path.rglob("*") if file.is_file())
+        names = ", ".join(path.name for path in older)
+        self.log(
+            f"{source}: {why}, so it is prepared anew; {format_bytes(size)} of earlier tokens stay in {self.directory} "
+            f"for stages that began with them (delete them when none is resumed): {names}"
+        )
+
+    def find_earlier(self, source: str) -> list[Path]:
+        """Returns the preparations of other content, tokenizers or settings than that of a source handed out."""
+        directory = self.directory / self.handed_out[source]["directories"][0]
+        listings = sorted(directory.glob("corpus-*.json"))  # of a large source
+        return listings + [path for path in self.find(directory.name.rpartition("-")[0]) if path != directory]
+
+    def find(self, stem: str) -> list[Path]:
+        """Returns the finished preparations STEM-DIGEST in order of names."""
+        name = re.compile(re.escape(stem) + rf"-[0-9a-f]{{{DIGEST_LENGTH}}}")
+        candidates = self.directory.iterdir() if self.directory.is_dir() else []
+        return sorted(path for path in candidates if name.fullmatch(path.name) and read_facts(path))
+
+
+def read_facts(directory: Path, digest: str = "") -> dict[str, Any]:
+    """Returns the metadata of a finished shard, or the listing of a finished corpus; {} if it is not finished."""
+    for name in (MANIFEST, f"corpus-{digest}.json", "corpus.json"):
+        try:
+            facts = json.loads((directory / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return facts.get("metadata", facts) if isinstance(facts, dict) else {}
+    return {}

@@ -1,0 +1,226 @@
+"""Readers of rows: JSON lines, JSON, CSV and parquet, each row as the bytes of its text and the place it was read from.
+
+`readers.py` opens the files and decodes the text. Rows that cannot be used are counted in `SkippedDocuments`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fledgling.config import UserError, did_you_mean
+
+TEXT_COLUMNS = ("text", "content")  # searched for text, in this order, when no column is named
+MAX_JSON_LINE = 1 << 26  # bytes; a longer JSON line is skipped
+BATCH_ROWS = 256  # rows of a parquet file in memory at a time
+
+
+class NoTextColumnError(UserError):
+    """A file of rows has no column of text; in a folder, a .json or .csv file of another purpose is passed over."""
+
+
+@dataclass
+class SkippedDocuments:
+    """Counts of skipped documents, with the first example of each kind; `str()` gives one line, or ""."""
+
+    empty: int = 0
+    undecodable: int = 0
+    broken: int = 0
+    textless: int = 0  # files of rows in a folder that have no column of text
+    first_empty: str = ""
+    first_undecodable: str = ""
+    first_broken: str = ""
+    first_textless: str = ""
+
+    def add(self, reason: str, origin: str) -> None:
+        """Counts one document under "empty", "undecodable", "broken" or "textless"."""
+        if not getattr(self, reason):
+            setattr(self, f"first_{reason}", origin)
+        setattr(self, reason, getattr(self, reason) + 1)
+
+    def __add__(self, other: SkippedDocuments) -> SkippedDocuments:
+        kinds = ("empty", "undecodable", "broken", "textless")
+        counts = {kind: getattr(self, kind) + getattr(other, kind) for kind in kinds}
+        firsts = (f"first_{kind}" for kind in kinds)
+        return SkippedDocuments(**counts, **{name: getattr(self, name) or getattr(other, name) for name in firsts})
+
+    @property
+    def total(self) -> int:
+        """All skipped documents."""
+        return self.empty + self.undecodable + self.broken + self.textless
+
+    def __str__(self) -> str:
+        counted = [
+            (self.empty, "empty", self.first_empty),
+            (self.undecodable, "not UTF-8 text", self.first_undecodable),
+            (self.broken, "not a JSON object", self.first_broken),
+            (self.textless, "files without a column of text", self.first_textless),
+        ]
+        reports = [f"{count:,} {what} (first: {first})" for count, what, first in counted if count]
+        return f"skipped {', '.join(reports)}" if reports else ""
+
+
+def decode_text(raw: bytes) -> str | None:
+    """Returns the text without byte-order mark, NULs and carriage returns, or None when it is not UTF-8."""
+    nulls = raw.count(0)
+    if nulls > 0.1 * len(raw):
+        return None  # UTF-16 or a binary file under a wrong name
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    return text.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _find_text_column(names: Iterable[str], requested: str | None, file: Path) -> str:
+    """Returns the column that holds the text. Raises UserError, naming the columns there are."""
+    names = list(names)
+    if requested is None:
+        column = next((name for name in TEXT_COLUMNS if name in names), None)
+        if column:
+            return column
+        if "messages" in names:
+            raise NoTextColumnError(f'{file}: has conversations ("messages"), not documents; use it as chat:{file}')
+        present = ", ".join(names) or "none"
+        raise NoTextColumnError(f"{file}: no column {' or '.join(TEXT_COLUMNS)} among {present}; name the text column")
+    if requested not in names:
+        hint = did_you_mean(requested, names)
+        raise NoTextColumnError(f'{file}: no column "{requested}"{hint}; expected one of {", ".join(names) or "none"}')
+    return requested
+
+
+def read_json_lines(
+    handle: BinaryIO,
+    file: Path,
+    name: str,
+    requested: str | None,
+    skipped: SkippedDocuments,
+    part: tuple[int, int] | None,
+) -> Iterator[tuple[bytes, str]]:
+    column = None
+    number, offset, last = 0, *(part or (0, 1 << 62))
+    if offset:
+        name = f"{name} from byte {offset:,}"
+        handle.seek(offset - 1)
+        offset += len(handle.readline()) - 1  # skip the end of a line that began in the part before
+    while offset < last and (line := handle.readline(MAX_JSON_LINE)):
+        offset += len(line)
+        number += 1
+        origin = f"{name}:{number}"
+        if len(line) >= MAX_JSON_LINE and not line.endswith(b"\n"):
+            while (more := handle.readline(MAX_JSON_LINE)) and not more.endswith(b"\n"):
+                offset += len(more)
+            offset += len(more)
+            skipped.add("broken", origin)
+            continue
+        text = decode_text(line)
+        if text is None or not text.strip():
+            skipped.add("empty" if text is not None else "undecodable", origin)
+            continue
+        row = _parse_object(text)
+        if row is None:
+            skipped.add("broken", origin)
+            continue
+        column = column or _find_text_column(row, requested, file)
+        yield _text_of(row, column, f"{file}: line {number}"), origin
+
+
+def _text_of(row: dict[str, Any], column: str, place: str) -> bytes:
+    """Returns the bytes of a row's text, b"" for none. Raises UserError for a value that is no text."""
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f'{place}, "{column}" is {type(value).__name__}; expected text, name another column')
+    return (value or "").encode("utf-8", "surrogatepass")
+
+
+def read_json_rows(
+    handle: BinaryIO, file: Path, name: str, requested: str | None, skipped: SkippedDocuments
+) -> Iterator[tuple[bytes, str]]:
+    """Yields (bytes, origin) of a .json file: one array of objects or texts, one object, or an object on each line."""
+    content = handle.read()
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        yield from read_json_lines(io.BytesIO(content), file, name, requested, skipped, None)
+        return
+    column = None
+    for number, row in enumerate(value if isinstance(value, list) else [value], 1):
+        origin = f"{name}:{number}"
+        if isinstance(row, str):
+            yield row.encode("utf-8", "surrogatepass"), origin
+        elif isinstance(row, dict):
+            column = column or _find_text_column(row, requested, file)
+            yield _text_of(row, column, f"{file}: entry {number}"), origin
+        else:
+            skipped.add("broken", origin)
+
+
+def read_csv_rows(handle: BinaryIO, file: Path, name: str, requested: str | None) -> Iterator[tuple[bytes, str]]:
+    """Yields (bytes, origin) of a .csv or .tsv file, whose first line names its columns."""
+    csv.field_size_limit(MAX_JSON_LINE)
+    text = io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    table = csv.DictReader(text, delimiter="\t" if ".tsv" in file.name.lower() else ",")
+    try:
+        if table.fieldnames is None:
+            return
+        column = _find_text_column(table.fieldnames, requested, file)
+        for number, row in enumerate(table, 1):
+            yield (row[column] or "").encode("utf-8", "surrogateescape"), f"{name}:{number}"
+    except csv.Error as error:
+        raise UserError(f"{file}: line {table.line_num} is not CSV ({error}); write it again") from None
+
+
+def _parse_object(text: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+@contextmanager
+def _open_parquet(file: Path) -> Iterator[Any]:
+    """Opens a parquet file. Raises UserError for a damaged one."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield table
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: damaged or no parquet file ({reason}); fetch or write it again") from None
+
+
+def count_row_groups(file: Path) -> int:
+    with _open_parquet(file) as table:
+        return table.num_row_groups
+
+
+def read_parquet_rows(
+    file: Path, name: str, requested: str | None, part: tuple[int, int] | None
+) -> Iterator[tuple[bytes, str]]:
+    import pyarrow
+
+    texts = (pyarrow.string(), pyarrow.large_string(), pyarrow.binary(), pyarrow.large_binary())
+    with _open_parquet(file) as table:
+        schema = table.schema_arrow
+        column = _find_text_column(schema.names, requested, file)
+        kind = schema.field(column).type
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if kind not in texts:
+            raise UserError(f'{file}: column "{column}" is {kind}; expected text, name another column')
+        first, last = part or (0, table.num_row_groups)
+        row = sum(table.metadata.row_group(group).num_rows for group in range(first))
+        groups = list(range(first, last))
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=[column]):
+            # As bytes, so that one row that is not UTF-8 costs one row and not the batch.
+            for value in batch.column(0).cast(kind).cast(pyarrow.large_binary()).to_pylist():
+                row += 1
+                yield value or b"", f"{name}:{row}"
