@@ -201,8 +201,8 @@ class DataPreparer:
                         writer.add_document(rendered.tokens, rendered.mask)
                 writer.metadata |= {"contents": contents, "left_out": "; ".join(left_out or [])}
         shard = TokenShard.open(directory, tokenizer.fingerprint())
-        if told := "; ".join(filter(None, (shard.metadata.get("contents"), shard.metadata.get("left_out")))):
-            self.log(f"{source}: {told}")
+        if report := "; ".join(filter(None, (shard.metadata.get("contents"), shard.metadata.get("left_out")))):
+            self.log(f"{source}: {report}")
         prepared.hand_out(source, facts, [directory])
         self.documents.record_digest((shard,))
         return shard
