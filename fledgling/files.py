@@ -71,7 +71,7 @@ def open_file(path: Path) -> BinaryIO:
         import pyarrow
 
         return io.BufferedReader(cast(io.RawIOBase, pyarrow.input_stream(str(path), compression="zstd")))
-    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     return cast(BinaryIO, openers[packed](path)) if packed else path.open("rb")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -28,5 +28,5 @@ class Totals:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken; a sum that an older checkpoint lacks begins at 0."""
-        for field in fields(self):
-            setattr(self, field.name, type(field.default)(state.get(field.name, 0)))
+        self.tokens = int(state.get("tokens", 0))
+        self.training_seconds = float(state.get("training_seconds", 0.0))
