@@ -64,8 +64,10 @@ def hourly_price(run: RunData) -> float | None:
 
 
 def pair_predictions(run: RunData) -> list[Pair]:
-    """Returns the values of RUN/plan.json that the files can confirm, each with its measured value.
+    """Returns the values of the plans that the files can confirm, each with its measured value.
 
+    A stage is compared with its own plan, which was written before its first step and never again; without one, with
+    the plan of the run.
     Hours and dollars are those of the steps alone, as planned: `training_seconds`, without evaluations, checkpoints and
     preparation. MFU is the measured speed as a share of the peak that the plan refers to. Memory is the highest level
     of live tensors in a step. Steps, tokens, hours and dollars are compared only for finished stages.
@@ -73,7 +75,7 @@ def pair_predictions(run: RunData) -> list[Pair]:
     parameters = next((stage.parameter_count for stage in run.stages[::-1] if stage.parameter_count), None)
     pairs = [_make_pair("parameters", nested_table(run.plan, "parameters").get("total"), parameters)]
     for stage in run.stages:
-        planned, measured = _planned(run, stage.name), _measure(run, stage)
+        planned, measured = _planned(stage.plan or run.plan, stage.name), _measure(run, stage)
         for quantity, value in measured.items():
             if quantity in OF_FINISHED_STAGES and not stage.done:
                 continue
@@ -87,12 +89,12 @@ def _make_pair(key: str, predicted: Any, measured: Any, differs: str = "") -> Pa
     return None if predicted is None or measured is None else Pair(key, predicted, measured, differs)
 
 
-def _planned(run: RunData, name: str) -> dict[str, Any]:
+def _planned(plan: dict[str, Any], name: str) -> dict[str, Any]:
     """Returns the predictions of a stage; those of pretraining are in sections of their own, too."""
-    planned = dict(nested_table(run.plan, "stages", name))
+    planned = dict(nested_table(plan, "stages", name))
     if name == "pretrain":
-        planned |= {**nested_table(run.plan, "horizon"), **nested_table(run.plan, "time")}
-        planned["usd"] = nested_table(run.plan, "cost").get("usd")
+        planned |= {**nested_table(plan, "horizon"), **nested_table(plan, "time")}
+        planned["usd"] = nested_table(plan, "cost").get("usd")
     return planned
 
 
@@ -101,9 +103,10 @@ def _measure(run: RunData, stage: StageData) -> dict[str, float | None]:
     price, speed = hourly_price(run), steady_median(stage, "tokens_per_second")
     seconds = stage.last_metric("training_seconds")
     hours = None if seconds is None else seconds / 3600
-    hardware = nested_table(run.plan, "hardware")
+    plan = stage.plan or run.plan
+    hardware = nested_table(plan, "hardware")
     peak, ranks = finite_number(hardware.get("peak_flops")), finite_number(hardware.get("ranks"))
-    per_token = finite_number(nested_table(run.plan, "flops").get("per_token"))
+    per_token = finite_number(nested_table(plan, "flops").get("per_token"))
     return {
         "steps": stage.last_step,
         "tokens": stage.last_metric("tokens"),

@@ -61,6 +61,7 @@ class StageData:
     notices: list[str]
     done: dict[str, Any]
     parameter_count: int | None  # of the newest model.safetensors
+    plan: dict[str, Any] = field(default_factory=dict)  # what was predicted before the stage's first step
 
     def metric_series(self, name: str) -> tuple[list[float], list[float]]:
         """Returns (steps, values) of one metric, where it is recorded and finite."""
@@ -181,6 +182,7 @@ def _stage(path: Path) -> StageData:
         notices=list(dict.fromkeys(filter(None, notices))),
         done=_json(path / "done.json"),
         parameter_count=_weights(path / "checkpoints"),
+        plan=_json(path / "plan.json"),
     )
 
 

@@ -1,6 +1,7 @@
 """What a changed setting does when a run goes on: every field has a rule, and the rules are applied."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +99,10 @@ def test_the_recipe_that_runs_has_the_saved_values_of_ignored_fields():
     assert table[0].split() == ["setting", "saved", "wanted", "what", "happens"] and len(table) == 4
     assert any("sft.learning_rate" in line and "0.7" in line and "takes effect" in line for line in table)
     assert any("pretrain.steps" in line and "ignored: pretrain is done" in line for line in table)
+
+
+def test_the_page_names_every_field_that_is_not_free():
+    page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
+    for table, field, _ in list_fields(Recipe()):
+        if table != "model" and find_rule(table, field).outcome != "takes effect" and field != "vocab_size":
+            assert f"`{field}`" in page or f"`{table}.{field}`" in page, f"{table}.{field}"

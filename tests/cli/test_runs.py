@@ -1,0 +1,147 @@
+"""Every command on a copied, moved, linked, read-only or half-written run does what the table of docs/runs.md says."""
+
+import ctypes
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fledgling.cli import main
+from fledgling.config import load_recipe
+from fledgling.train.run import run_stage
+from tests.smallest import write_recipe
+from tests.train.test_going_on import digests
+
+PAGE = Path(__file__).parents[2] / "docs" / "runs.md"
+COMMANDS = {
+    "eval chat": "eval chat RUN --tasks counting --questions 1",
+    "report": "report RUN",
+    "export hf": "export hf RUN NEW",
+    "quantize": "quantize RUN NEW --no-measure",
+    "chat": "chat RUN -p hi --max-new-tokens 2",
+    "serve": "serve RUN --port 0",
+    "train": "train pretrain RUN",
+}
+OUT_OPTIONS = {"eval chat": "--out NEW", "report": "--out NEW.html"}
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAPABILITY_VERSION = 1, 2, 0x20080522
+
+
+def read_table() -> dict[tuple[str, str], str]:
+    """The cells of the page's table by (run, command)."""
+    rows = [line.strip("|").split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    rows = [[cell.strip() for cell in row] for row in rows]
+    start = next(index for index, row in enumerate(rows) if row[0] == "run")
+    header = rows[start]
+    table = [row for row in rows[start + 2 :] if len(row) == len(header)]
+    return {(row[0], verb): cell for row in table for verb, cell in zip(header[1:], row[1:], strict=True)}
+
+
+TABLE = read_table()
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    """A pretrained run of one step."""
+    options = ('stages=["pretrain"]', "model.width=64", "pretrain.save_every=1")
+    recipe = load_recipe(write_recipe(tmp_path_factory.mktemp("runs")), options)
+    assert run_stage(recipe, "pretrain", quiet=True)
+    return Path(recipe.run.out)
+
+
+@contextmanager
+def without_root_powers() -> Iterator[None]:
+    """Permissions bind this thread, and those that it starts, also where the tests run as root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, data = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(header, data) != 0:
+        pytest.skip("root, and capabilities cannot be read here: permissions bind nobody")
+    effective = data[0]
+    data[0] = effective & ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+    assert libc.capset(header, data) == 0
+    try:
+        yield
+    finally:
+        data[0] = effective
+        assert libc.capset(header, data) == 0
+
+
+def make_run(kind: str, original: Path, folder: Path) -> Path:
+    """A run of this kind in `folder`."""
+    run = folder / "run"
+    shutil.copytree(original, run)
+    if kind == "moved":
+        return run.rename(folder / "moved")
+    if kind == "linked":
+        (folder / "link").symlink_to("run")
+        return folder / "link"
+    if kind.startswith("read-only"):
+        for path in [run, *run.rglob("*")]:
+            path.chmod(path.stat().st_mode & ~0o222)
+    if kind == "without a checkpoint":
+        shutil.rmtree(run / "pretrain" / "checkpoints")
+        (run / "pretrain" / "done.json").unlink()
+    if kind == "with half a checkpoint":
+        (run / "pretrain" / "checkpoints" / "step-00000001" / "manifest.json").unlink()
+    if kind == "with a torn line":
+        with open(run / "pretrain" / "metrics.jsonl", "a") as file:
+            file.write('{"step": 2, "lo')
+    if kind == "without recipe.toml":
+        (run / "recipe.toml").unlink()
+    return run
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_server(monkeypatch):
+    import uvicorn
+
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("kind", dict.fromkeys(kind for kind, _ in TABLE))
+def test_the_cell_of_the_table_is_what_happens(kind, verb, original, tmp_path, capsys):
+    run, before = make_run(kind, original, tmp_path), digests(original)
+    text = COMMANDS[verb] + (f" {OUT_OPTIONS.get(verb, '')}" if kind.endswith("--out") else "")
+    if verb == "train" and kind != "without a checkpoint":
+        text += " --resume never"
+    with without_root_powers():
+        code = main(text.replace("RUN", str(run)).replace("NEW", str(tmp_path / "new")).split())
+    printed, cell = capsys.readouterr(), TABLE[kind, verb]
+    if cell == "works":
+        assert code == 0, printed.err
+    else:
+        assert code == 1 and printed.out == "", printed
+        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and cell.strip("`") in printed.err
+    assert digests(original) == before
+    if verb == "train" and code == 0:
+        assert str(run) in printed.out and str(original) not in printed.out
+        assert (run / "pretrain" / "done.json").exists() and not (run / "lock").exists()
+    if kind == "moved":
+        assert not (tmp_path / "run").exists()
+
+
+def test_every_command_of_the_table_is_tried():
+    assert {verb for _, verb in TABLE} == set(COMMANDS)
+    assert {cell for cell in TABLE.values() if cell != "works" and not re.fullmatch(r"`[^`]+`", cell)} == set()
+
+
+def test_a_copy_is_trained_anew_and_the_original_keeps_every_byte(original, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(original, "runs/a")
+    recipe = Path("runs/a/recipe.toml")
+    recipe.write_text(recipe.read_text().replace(str(original), "runs/a"))
+    before = digests(Path("runs/a"))
+    shutil.copytree("runs/a", "runs/b")
+    assert main(["train", "pretrain", "runs/b", "--resume", "never", "--set", "optimizer.matrix_lr=0.5"]) == 0
+    assert digests(Path("runs/a")) == before and "runs/b/pretrain" in capsys.readouterr().out
+    assert digests(Path("runs/b")) != before
+    assert 'out = "runs/b"' in Path("runs/b/recipe.toml").read_text()
+    assert main(["data", "prepare", "runs/b"]) == main(["speedrun", "runs/b"]) == 0
+    assert digests(Path("runs/a")) == before

@@ -1,0 +1,93 @@
+"""A prediction is written once, before the step that it predicts; changed settings stand next to it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fledgling.config import load_recipe
+from fledgling.record.jsonl import JsonlWriter
+from fledgling.report.predictions import pair_predictions
+from fledgling.report.run_data import load_run_data
+from fledgling.train import predictions
+from fledgling.train.predictions import write_predictions
+from tests.smallest import write_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return load_recipe(write_recipe(tmp_path))
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    """Returns a function that changes what the planner predicts, as a benchmark in between does."""
+    make_plan, factor = predictions.make_plan, [1.0]
+
+    def make_scaled_plan(*args, **options):
+        plan = make_plan(*args, **options)
+        return {**plan, "time": {**plan["time"], "tokens_per_second": factor[0]}}
+
+    monkeypatch.setattr(predictions, "make_plan", make_scaled_plan)
+    return lambda value: factor.__setitem__(0, value)
+
+
+def take_step(run_dir: Path, stage: str, step: int = 1) -> None:
+    writer = JsonlWriter(run_dir / stage / "metrics.jsonl")
+    writer.append({"step": step, "tokens_per_second": 5.0, "loss": 1.0})
+    writer.close()
+
+
+def read_plans(run_dir: Path) -> dict[str, float]:
+    files = sorted(run_dir.rglob("plan*.json"))
+    plans = {str(file.relative_to(run_dir)): json.loads(file.read_text()) for file in files}
+    return {name: plan["time"]["tokens_per_second"] for name, plan in plans.items()}
+
+
+def test_a_benchmark_between_stages_and_resumes_changes_no_prediction(recipe, tmp_path, speed):
+    run_dir = tmp_path / "run"
+    write_predictions(recipe, "pretrain", run_dir, 0)
+    take_step(run_dir, "pretrain")
+    speed(2.0)
+    write_predictions(recipe, "pretrain", run_dir, 1)  # it resumes
+    assert read_plans(run_dir) == {"plan.json": 1.0, "pretrain/plan.json": 1.0}
+    write_predictions(recipe, "sft", run_dir, 0)
+    take_step(run_dir, "sft")
+    speed(3.0)
+    write_predictions(recipe, "sft", run_dir, 1)
+    before = {"plan.json": 1.0, "pretrain/plan.json": 1.0, "sft/plan.json": 2.0}
+    assert read_plans(run_dir) == before
+    moved = load_recipe(tmp_path / "smallest.toml", ["run.out=elsewhere"])  # where a run is changes nothing
+    write_predictions(moved, "sft", run_dir, 1)
+    assert read_plans(run_dir) == before
+
+
+def test_changed_settings_have_a_prediction_next_to_the_old_one(recipe, tmp_path, speed):
+    run_dir = tmp_path / "run"
+    for count, overrides in enumerate(([], ["pretrain.steps=3"], ["pretrain.steps=3"], ["pretrain.steps=4"])):
+        speed(float(count))
+        write_predictions(load_recipe(tmp_path / "smallest.toml", overrides), "pretrain", run_dir, count)
+        take_step(run_dir, "pretrain", count + 1)
+    names = {"plan.json": 0.0, "pretrain/plan.json": 0.0, "pretrain/plan-2.json": 1.0, "pretrain/plan-3.json": 3.0}
+    assert read_plans(run_dir) == names
+    assert json.loads((run_dir / "pretrain" / "plan-3.json").read_text())["before_step"] == 4
+
+
+def test_a_start_that_took_no_step_predicted_nothing(recipe, tmp_path, speed):
+    run_dir = tmp_path / "run"
+    write_predictions(recipe, "pretrain", run_dir, 0)  # and then its data were missing
+    speed(2.0)
+    write_predictions(load_recipe(tmp_path / "smallest.toml", ["model.depth=2"]), "pretrain", run_dir, 0)
+    assert read_plans(run_dir) == {"plan.json": 2.0, "pretrain/plan.json": 2.0}
+
+
+def test_a_report_compares_a_stage_with_its_own_prediction(recipe, tmp_path, speed):
+    run_dir = tmp_path / "run"
+    for stage, factor in (("pretrain", 10.0), ("sft", 20.0)):
+        speed(factor)
+        write_predictions(recipe, stage, run_dir, 0)
+        take_step(run_dir, stage)
+    pairs = {pair.key: pair for pair in pair_predictions(load_run_data(run_dir))}
+    assert pairs["pretrain.tokens_per_second"].predicted == 10.0
+    plans = {stage.name: stage.plan["time"]["tokens_per_second"] for stage in load_run_data(run_dir).stages}
+    assert plans == {"pretrain": 10.0, "sft": 20.0}
