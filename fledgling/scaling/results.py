@@ -141,7 +141,7 @@ def describe_run(run: SweepRun) -> str:
     return f"{run.name:<12} {sizes}, {run.bits_per_byte:.4f} bits per byte, {format_duration(run.seconds)}"
 
 
-def check_to_load_json(check: CheckResult) -> dict[str, Any]:
+def check_to_json(check: CheckResult) -> dict[str, Any]:
     """Returns a check as JSON values."""
     run = check.run
     return {

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from fledgling.config import ModelConfig
 from fledgling.evals.chat import Exam, run_exams
-from fledgling.export.model_card import render_model_card
+from fledgling.export.model_card import find_run_dir, render_model_card
 from fledgling.export.write_hf import write_hf
 from fledgling.infer.engine import Engine
 from fledgling.record import Recorder
@@ -17,6 +18,8 @@ from fledgling.tasks.task import GeneratedTask, Question, score_exact_match
 from fledgling.text.tokenizer import Tokenizer
 from tests.chain import list_adding_successors, make_chain
 
+CONFIG = ModelConfig(vocab_size=330, depth=2, width=32, heads=4, kv_heads=2, context=1024, intermediate_size=96)
+RECIPE = 'name = "owl"\nseed = 7\n'
 ANSWERS = ("5", "5", "6", "5")  # the model says 5 to everything
 
 
@@ -106,3 +109,32 @@ def test_a_vocabulary_without_calls_has_code_without_them(tmp_path, adder):
     assert read_card_rows(card)["sums"]["tools"] == "none"
     out = write_hf(tmp_path / "out", model.config, model.state_dict(), plain, card)
     assert not (out / "calculator.py").exists()
+
+
+def test_a_card_has_the_figures_of_the_checkpoint(adder):
+    card = render_model_card(CONFIG, 1234567, adder.tokenizer, {"stage": "sft", "step": 1500, "recipe": RECIPE}, None)
+    assert card.startswith("---\nlibrary_name: transformers\n") and "\n# owl\n" in card
+    for row in (
+        "| parameters | 1,234,567 |",
+        "| layers x width | 2 x 32 |",
+        "| heads | 4 of 8, 2 for keys and values |",
+        "| feed-forward | relu2, 96 wide |",
+        "| context | 1,024 tokens |",
+        "| trained until | step 1,500 of sft |",
+        "| seed | 7 |",
+    ):
+        assert row in card
+    assert "NanoChatForCausalLM" in card and "Measured during training" not in card
+
+
+def test_a_damaged_recipe_leaves_the_name_out(adder):
+    card = render_model_card(CONFIG, 9, adder.tokenizer, {"recipe": "name = [", "name": "imported"}, None)
+    assert "\n# imported\n" in card and "| seed |" not in card
+
+
+def test_the_run_of_a_checkpoint_is_found(tmp_path):
+    checkpoint = tmp_path / "sft" / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    assert find_run_dir(checkpoint) is None
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    assert find_run_dir(checkpoint) == tmp_path

@@ -7,6 +7,7 @@ import pytest
 from fledgling.config import STAGES
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.train import loop, run
+from tests.stop_request import StopRequest
 from tests.tiny import tiny
 
 
@@ -58,11 +59,8 @@ def test_stop_and_go_on_equals_not_stopping(finished, case, monkeypatch):
     lines = [line["loss"] for line in read_jsonl(out / stage / "metrics.jsonl")]
     for stop_after in (1, 2, 3):
         shutil.rmtree(out / stage)
-        calls = iter(range(100))
         with monkeypatch.context() as patch:
-            patch.setattr(
-                run, "catch_stop_signals", lambda calls=calls, n=stop_after: _requested(lambda: next(calls) + 1 >= n)
-            )
+            patch.setattr(run, "catch_stop_signals", StopRequest(stop_after))
             with pytest.raises(loop.TrainingStopped) as stopped:
                 run.run_stage(recipe, stage, quiet=True)
         assert stopped.value.step == stop_after
@@ -73,19 +71,6 @@ def test_stop_and_go_on_equals_not_stopping(finished, case, monkeypatch):
             assert again[name].equal(tensor), f"{case}: {name} differs after stopping at {stop_after}"
         assert state_again["stream"] == state["stream"]
         assert [line["loss"] for line in read_jsonl(out / stage / "metrics.jsonl")] == lines
-
-
-class _requested:
-    """A context that gives a fixed answer to "stop?"."""
-
-    def __init__(self, answer):
-        self.answer = answer
-
-    def __enter__(self):
-        return self.answer
-
-    def __exit__(self, *_):
-        return False
 
 
 def test_a_finished_stage_is_left_alone(finished):

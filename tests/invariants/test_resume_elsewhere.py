@@ -14,6 +14,7 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import loop, run
 from tests.ranks import on_ranks, one_thread
+from tests.stop_request import StopRequest
 from tests.tiny import tiny
 
 FOUR_MICRO_BATCHES = {f"{stage}.batch_tokens": 1024 for stage in STAGES[:3]}
@@ -34,8 +35,7 @@ def stopped_halfway(recipe: Recipe, root: str, zero: int) -> list[int]:
     device.measure_peak_flops = lambda device, dtype: 1e9  # it takes longer than these stages
     stops = []
     for stage in STAGES:
-        calls = iter(range(100))
-        run.catch_stop_signals = lambda calls=calls: _Requested(lambda: next(calls) >= 1)
+        run.catch_stop_signals = StopRequest(2)
         try:
             run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, select_evals=no_evals)
         except loop.TrainingStopped as stopped:
@@ -49,19 +49,6 @@ def finished(recipe: Recipe, root: str, zero: int) -> list[bool]:
         run.run_stage(at(recipe, Path(root) / stage, zero), stage, quiet=True, select_evals=no_evals)
         for stage in STAGES
     ]
-
-
-class _Requested:
-    """A context that gives a fixed answer to "stop?"."""
-
-    def __init__(self, answer):
-        self.answer = answer
-
-    def __enter__(self):
-        return self.answer
-
-    def __exit__(self, *_):
-        return False
 
 
 def outcome(out: Path, stage: str):

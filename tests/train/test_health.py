@@ -13,6 +13,7 @@ from fledgling.runtime import device
 from fledgling.train import loop, run
 from fledgling.train.health import MAX_BAD_STEPS, Health
 from tests.ranks import on_ranks, one_thread
+from tests.stop_request import StopRequest
 from tests.tiny import tiny
 
 STEPS = {f"{stage}.{key}": value for stage in ("pretrain", "dpo", "rl") for key, value in {"steps": 8}.items()}
@@ -157,10 +158,9 @@ def test_a_rollback_skips_the_bad_batches_wherever_the_run_is_stopped(folder, mo
 
 
 def stop_run(recipe, monkeypatch, after):
-    """Runs the stage until it was asked `after` times whether to stop."""
-    calls = iter(range(100))
+    """Runs the stage for `after` steps and stops it."""
     with monkeypatch.context() as patch:
-        patch.setattr(run, "catch_stop_signals", lambda: _StopRequested(lambda: next(calls) + 1 >= after))
+        patch.setattr(run, "catch_stop_signals", StopRequest(after))
         with pytest.raises(loop.TrainingStopped):
             run_without_evals(recipe)
 
@@ -245,16 +245,3 @@ def test_a_step_without_targets_is_counted_and_ends_no_row_of_bad_steps():
     assert [health.record_step(*step) for step in steps] == [False] * 4
     assert health.metrics() == {"skipped": 2, "empty": 2} and health.bad == 2
     assert health.record_step(math.nan, 1.0, False), "three bad steps with empty ones between them are three in a row"
-
-
-class _StopRequested:
-    """A context manager that gives its answer to "stop?"."""
-
-    def __init__(self, answer):
-        self.answer = answer
-
-    def __enter__(self):
-        return self.answer
-
-    def __exit__(self, *_):
-        return False
