@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 COMMANDS = {
     "speedrun": ("speedrun", "All stages of a recipe, in order; run it again to resume where it stopped."),
     "plan": ("app", "Parameters, FLOPs, memory, hours and cost of a recipe, before anything runs."),
-    "data": ("app", "Inspect, fetch and prepare training text: info, fetch, prepare."),
+    "data": ("app", "Inspect, fetch and prepare training text: info, fetch, prepare, overlap."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft, dpo or rl."),
     "checkpoint": ("app", "Check the checkpoints of a run, file by file: verify."),
-    "eval": ("app", "Measure a checkpoint: bpb, core, chat; compare two."),
+    "eval": ("app", "Measure a checkpoint: bpb, core, chat, passk, lm-eval; compare two logs."),
     "chat": ("chat", "Chat with a checkpoint."),
     "serve": ("serve", "Serve a checkpoint through an OpenAI-compatible API, and a chat page."),
     "export": ("app", "A checkpoint as files that other programs load: hf, gguf."),
@@ -37,9 +37,31 @@ COMMANDS = {
     "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb accepts."),
     "scaling": ("app", "How the loss scales with size, data, compute: run, fit, predict, check, recover, inference."),
     "report": ("report", "A run directory as one self-contained page."),
-    "bench": ("app", "Speed, with its physical limit on this machine."),
+    "bench": ("app", "Speed next to its physical limit on this machine: train, infer, gpu."),
     "config": ("app", "List recipes, and show one with all defaults: list, show."),
     "doctor": ("doctor", "What this machine has for training, and how to get what it lacks."),
+}
+
+# command -> old option -> option
+RENAMED_OPTIONS = {
+    "chat": {"--max-tokens": "--max-new-tokens"},
+    "quantize": {"--group": "--group-size"},
+    "scaling inference": {"--hold": "--hold-out"},
+    "serve": {
+        "--key": "--api-key",
+        "--name": "--model-name",
+        "--rows": "--max-batch-size",
+        "--queue": "--max-queue-size",
+        "--chunk": "--prefill-chunk",
+        "--keep": "--prefix-cache-tokens",
+        "--lookahead": "--lookahead-tokens",
+    },
+    "tokenizer train": {
+        "--digits": "--max-digits",
+        "--letters": "--letter-tokens",
+        "--no-letters": "--no-letter-tokens",
+        "--characters": "--max-characters",
+    },
 }
 
 
@@ -65,7 +87,7 @@ def build_app(called: str | None = None) -> App:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process) and returns its exit code."""
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, UnknownOptionError
 
     argv = list(sys.argv[1:] if argv is None else argv)
     called = argv[0] if argv and argv[0] not in ("--help", "-h", "--version") else None
@@ -78,8 +100,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return result if type(result) is int else 0
     except CycloptsError as error:
+        command = " ".join(error.command_chain or ([called] if called else []))
         message = " ".join(str(error).split())
-        return _fail(f"{message} (see fledgling {f'{called} ' if called else ''}--help)", USAGE_ERROR)
+        if isinstance(error, UnknownOptionError):
+            option = (error.token.keyword or error.token.value).partition("=")[0]
+            if new := RENAMED_OPTIONS.get(command, {}).get(option):
+                message = f"option {option} was renamed to {new}"
+        return _fail(f"{message} (see fledgling {f'{command} ' if command else ''}--help)", USAGE_ERROR)
     except UserError as error:
         return _fail(str(error), FAILED)
     except KeyboardInterrupt:

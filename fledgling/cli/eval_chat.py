@@ -47,7 +47,7 @@ def chat(
     Parameters
     ----------
     tasks
-        arithmetic, counting, spelling, identity, stdlib (the default: all of these); arc_easy, arc_challenge, mmlu,
+        arithmetic, counting, spelling, identity, stdlib (default: all of these); arc_easy, arc_challenge, mmlu,
         gsm8k, humaneval (all of these: chatcore); questions:PATH, a file of your own. Separate names with commas or
         repeat the option.
     questions
@@ -57,7 +57,7 @@ def chat(
     out
         A folder for the saved answers instead of RUN/STAGE/exams; nothing is written into the run.
     fresh
-        Ask again, ignoring saved answers.
+        Generate all answers again instead of using saved ones.
     """
     from fledgling.evals.chat import build_exams, compute_chatcore, measure_exam
     from fledgling.evals.session import EvalSession, answer_to_json
@@ -121,13 +121,13 @@ def passk(
     samples
         Sampled answers to each question: at least the largest k.
     k
-        The values of k, such as 1,5,10 (the default: 1,10).
+        The values of k, such as 1,5,10 (default: 1,10).
     questions
         Questions of the task; all of a set that has fewer.
     temperature
-        Of the sampling.
+        Sampling temperature.
     seed
-        Of the sampling noise.
+        Seed of the sampling noise.
     out
         A folder for the saved answers instead of RUN/STAGE/exams; nothing is written into the run.
     """

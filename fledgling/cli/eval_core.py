@@ -43,15 +43,15 @@ def core(
     checkpoint
         A checkpoint, a stage or a run directory, or a Hugging Face directory.
     tasks
-        Which of the 22 tasks; the default: all.
+        Which of the 22 tasks; default: all.
     max_per_task
-        Items of each task, selected as the published evaluator does; the default: all.
+        Items of each task, selected as the published evaluator does; default: all.
     convention
         The layout of prompts: nanochat, or foundry as for DCLM's own table (see docs/evaluation.md).
     data_dir
         The data root with the CORE bundle; else FLEDGLING_DATA, else ~/.cache/fledgling.
     out
-        The file of finished tasks; the default: core.jsonl in the stage's exams, or next to the checkpoint.
+        The file of finished tasks; default: core.jsonl in the stage's exams, or next to the checkpoint.
     log
         A file for every prompt and its scores, as JSON lines.
     replay
@@ -159,9 +159,9 @@ def lm_eval(
     tasks
         Names of the harness's tasks, or of those in --include.
     limit
-        Items of each task; the default: all.
+        Items of each task; default: all.
     shots
-        Few-shot examples before each item; the default: the task's own number.
+        Few-shot examples before each item; default: the task's own number.
     include
         A folder of your own task files.
     """

@@ -42,6 +42,8 @@ def inference(
         Maximum number of questions.
     temperature
         Sampling temperature.
+    seed
+        Seed of the sampling noise.
     hold_out
         Number of the largest k that the fit of the law does not use.
     out

@@ -42,7 +42,7 @@ def quantize(
     text
         A file or folder for bits per byte; default the held-out part of the embedded corpus.
     questions
-        Of each task that the quickstart trains; 0 for none.
+        Questions of each quickstart task for measuring accuracy; 0 for none.
     measure
         Measure quality before and after.
     """

@@ -35,7 +35,7 @@ def train(
     Parameters
     ----------
     sources
-        "embedded" (the default: the text of the installed Python), or files and folders, here or under the data
+        "embedded" (default: the text of the installed Python), or files and folders, here or under the data
         root: .txt .md .jsonl .parquet. They are read in turn, up to `max_characters`.
     out
         Directory to write.
@@ -50,7 +50,7 @@ def train(
     trainer
         auto, ffbpe or tokenizers; the result is the same.
     data_dir
-        The data root; default FLEDGLING_DATA.
+        The data root; else FLEDGLING_DATA, else ~/.cache/fledgling.
     """
     from fledgling.corpora.prepare import read_training_texts, save_trained_tokenizer
     from fledgling.text.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def evaluate(
     texts
         More text files to measure.
     data_dir
-        The data root (GPT-2's tokenizer, the Declaration of Human Rights); default FLEDGLING_DATA.
+        The data root (GPT-2's tokenizer, the Declaration of Human Rights); default: FLEDGLING_DATA.
     """
     from fledgling.files import resolve_data_root
     from fledgling.text.compression import compare_bytes_per_token, read_udhr

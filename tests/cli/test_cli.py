@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fledgling.cli import COMMANDS, main
+from fledgling.cli import COMMANDS, RENAMED_OPTIONS, main
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
@@ -104,3 +104,20 @@ def test_python_dash_m_is_the_same_command():
     result = run("config", "list")
     assert result.returncode == 0 and "quickstart" in result.stdout
     assert run("plan", "nope").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [(command, old, new) for command, options in RENAMED_OPTIONS.items() for old, new in options.items()],
+)
+def test_an_old_option_is_refused_with_its_new_name(command, old, new, capsys):
+    assert main([*command.split(), old, "3", "nothing", "nowhere"]) == 2
+    expected = f"error: option {old} was renamed to {new} (see fledgling {command} --help)\n"
+    assert capsys.readouterr().err == expected
+    main([*command.split(), "--help"])
+    assert new in capsys.readouterr().out
+
+
+def test_an_unknown_option_points_to_the_help_of_its_command(capsys):
+    assert main(["bench", "train", "--nonsense"]) == 2
+    assert capsys.readouterr().err.endswith("(see fledgling bench train --help)\n")
