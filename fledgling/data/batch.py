@@ -9,6 +9,7 @@ B rows (batch), T positions (time).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 
 import torch
@@ -57,6 +58,11 @@ class Batch:
         to_gpu = torch.device(device).type == "cuda"  # a copy from a GPU must block: the host would read too early
         pinned = {n: v.pin_memory() if to_gpu and v.device.type == "cpu" else v for n, v in self._present()}
         return Batch(**{name: value.to(device, non_blocking=to_gpu) for name, value in pinned.items()})
+
+    def hash_rows(self) -> list[bytes]:
+        """Returns 8 bytes of the SHA-256 of each row's tokens and targets: what `fledgling verify` compares."""
+        pairs = zip(self.tokens.cpu().numpy(), self.targets.cpu().numpy(), strict=True)
+        return [hashlib.sha256(row.tobytes() + targets.tobytes()).digest()[:8] for row, targets in pairs]
 
     def split(self, max_rows: int) -> list[Batch]:
         """Returns consecutive batches of at most `max_rows` rows; the last may have fewer."""

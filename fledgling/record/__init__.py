@@ -6,6 +6,7 @@
     RUN/<stage>/samples.jsonl   {"stage", "step", "prompt", "text"}
     RUN/<stage>/notices.jsonl   {"step", "text"}
     RUN/<stage>/done.json       written once, when the stage has finished
+    RUN/<stage>/seal.json       hashes of the lines and checkpoints, for `fledgling verify`
     RUN/<stage>/checkpoints/    one directory a checkpoint, complete or absent
 
 JSONL files grow by complete lines only, so the report, a dashboard or `tail -f` can read them at any time. `step`
@@ -14,8 +15,8 @@ counts finished optimizer steps: 0 is before the first one.
 Start with recorder.py. jsonl.py writes the files, progress_bar.py the line on stderr, loggers.py feeds optional
 dashboards, durable.py makes changes of files that a power cut does not undo, atomic_directory.py makes directories
 appear complete or not at all, checkpoint.py stores weights and state in such directories, writer.py is the thread that
-writes them during training, run_lock.py keeps a second process from writing. Nothing here knows about models, and only
-checkpoint.py imports torch.
+writes them during training, seal.py finds later changes, run_lock.py keeps a second process from writing. Nothing here
+knows about models, and only checkpoint.py imports torch.
 """
 
 from fledgling.record.jsonl import make_write_error, read_jsonl, write_json, write_text

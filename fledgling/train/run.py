@@ -26,6 +26,7 @@ from fledgling.plan.flops import training_flops_per_token
 from fledgling.record import Recorder, checkpoint
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.record.run_lock import RunLock
+from fledgling.record.seal import seal_stage
 from fledgling.runtime.device import DeviceSetup, set_up_device
 from fledgling.runtime.signals import catch_stop_signals
 from fledgling.runtime.watchdog import run_watchdog
@@ -69,6 +70,7 @@ STAGE_BUILDERS: dict[str, Callable[[str, StageContext], Stage]] = {
     "rl": build_rl_stage,
 }
 SelectEvals = Callable[[tuple[Eval, ...]], tuple[Eval, ...]]
+AdaptStage = Callable[[Stage], Stage]
 
 
 def run_stage(
@@ -78,6 +80,8 @@ def run_stage(
     quiet: bool = False,
     select_evals: SelectEvals = tuple,
     lock: RunLock | None = None,
+    adapt_stage: AdaptStage = lambda stage: stage,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Runs stage `name`; returns False if it was already done.
 
@@ -86,6 +90,8 @@ def run_stage(
         quiet: shows no progress line.
         select_evals: returns the evaluations to run, of those that the stage has.
         lock: of the run, if the caller holds it; else it is taken for the stage.
+        adapt_stage: returns the stage that runs, given the one of the recipe.
+        should_stop: is asked after every step, as a signal is.
 
     Raises:
         TrainingStopped: after a signal, once everything is saved.
@@ -116,7 +122,7 @@ def run_stage(
                 recorder.log_notice(line)
             preparer = DataPreparer(recipe, run_dir, recorder.log_notice, show_progress=world.is_main and not quiet)
             context, loaded = build_context(recipe, name, world, setup, recorder, preparer, saved, parent, lock)
-            train_stage(name, context, loaded if saved else None, select_evals)
+            train_stage(name, context, loaded if saved else None, select_evals, adapt_stage, should_stop)
     return True
 
 
@@ -144,13 +150,20 @@ def find_saved_checkpoint(stage_dir: Path, resume: str, world: World) -> tuple[P
     return world.all_gather_object(saved)[0], notices  # rank 0's: a shared file system may show others an older state
 
 
-def train_stage(name: str, context: StageContext, saved: Checkpoint | None, select_evals: SelectEvals) -> None:
+def train_stage(
+    name: str,
+    context: StageContext,
+    saved: Checkpoint | None,
+    select_evals: SelectEvals = tuple,
+    adapt_stage: AdaptStage = lambda stage: stage,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Builds the stage's data and optimizer, restores the checkpoint `saved`, and runs the loop to the stage's end."""
     recipe, world, recorder, setup = context.recipe, context.world, context.recorder, context.setup
     with world.local_main_process_first():
         stage = STAGE_BUILDERS[name](name, context)
     require_same_data(world, context.preparer, context.tokenizer)
-    stage = replace(stage, evals=select_evals(stage.evals))
+    stage = adapt_stage(replace(stage, evals=select_evals(stage.evals)))
     learning_rate = recipe.stage_config(name).learning_rate
     optimizer = Optimizer(context.model, recipe.optimizer, world, learning_rate, setup.compiled, setup.dtype)
     start_step, health, totals = 0, Health(), Totals()
@@ -159,6 +172,8 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, sele
         start_step = restore_state(saved, stage, optimizer, health, totals)
         recorder.log_notice(f"{name}: resuming after step {start_step} of {stage.steps}")
     recorder.rewind(start_step or -1)
+    if world.is_main:
+        seal_stage(context.run_dir / name)
     if start_step > stage.steps:
         raise UserError(
             f"{name}.steps: the checkpoint has {start_step} steps, more than the {stage.steps} of the stage"
@@ -171,7 +186,7 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, sele
             world,
             recorder,
             saver,
-            lambda: require_lock(context.lock) or stop_requested() or saver.failed,
+            lambda: require_lock(context.lock) or stop_requested() or saver.failed or should_stop(),
             training_flops_per_token(context.model.config),
             setup.peak_flops,
             partial(replace_exceeded_peak, setup, world.device),
@@ -185,6 +200,8 @@ def train_stage(name: str, context: StageContext, saved: Checkpoint | None, sele
         finally:
             stage.batches.close()
     recorder.mark_done(**totals.state_dict(), **saver.metrics())
+    if world.is_main:
+        seal_stage(context.run_dir / name)
 
 
 def build_context(
@@ -289,6 +306,8 @@ def make_rollback(
                 checkpoint.discard_checkpoints_after(directory, step)
         health.load_state_dict({**before.state_dict(), "bad": 0, "rollbacks": before.rollbacks + 1})
         context.recorder.rewind(step)
+        if context.world.is_main:
+            seal_stage(context.run_dir / stage.name)
         context.recorder.log_notice(
             f"{stage.name}: loss or gradient not finite for {before.bad} steps up to {finished}: back to the weights "
             f"of step {step}, on with the batches after step {finished} (rollback {health.rollbacks})"
@@ -323,6 +342,7 @@ def make_saver(
             "health": health.state_dict(),
             "totals": totals.state_dict(),
             "parent": context.parent,
+            "ranks": context.world.size,
             "data": context.preparer.documents.prepared.handed_out,
         }
 
@@ -337,4 +357,5 @@ def make_saver(
         saves_during_training=stage.save_every > 0,
         log=context.recorder.log_notice,
         flush_record=context.recorder.flush,
+        seal_record=partial(seal_stage, context.run_dir / stage.name),
     )

@@ -42,6 +42,7 @@ class CheckpointSaver:
         saves_during_training: whether it is called before the last step; the copy's memory is then allocated now.
         log: receives the error of a write that failed while another error ends the run.
         flush_record: is called by the writer before a checkpoint appears: its metrics must not be younger on the disk.
+        seal_record: is called by the writer once the checkpoint is complete.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class CheckpointSaver:
         saves_during_training: bool,
         log: Callable[[str], None] = lambda text: None,
         flush_record: Callable[[], None] = lambda: None,
+        seal_record: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory, self.model, self.optimizer, self.world = directory, model, optimizer, world
         self.state, self.files, self.keep_checkpoints, self.log = state, files, keep_checkpoints, log
-        self.flush_record = flush_record
+        self.flush_record, self.seal_record = flush_record, seal_record
         self.writer = BackgroundWriter()
         self.host_copies: dict[str, dict[str, Tensor]] = {}  # group -> name -> tensor, overwritten by each save
         self.unreported_seconds: dict[str, float] = {}
@@ -122,6 +124,7 @@ class CheckpointSaver:
         self.flush_record()
         checkpoint.save_checkpoint(self.directory, step, tensors, state, self.files)
         checkpoint.prune_checkpoints(self.directory, self.keep_checkpoints)
+        self.seal_record()
 
     def __enter__(self) -> CheckpointSaver:
         return self

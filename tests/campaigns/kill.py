@@ -225,13 +225,24 @@ def find_differences(reference: Path, again: Path, stage: str) -> list[str]:
         missing = left.keys() - right.keys() if place.name == "checkpoints" else ()  # later stages prepare more data
         different += [f"{name} is only in one" for name in sorted({*missing, *(right.keys() - left.keys())})]
         for name in sorted(left.keys() & right.keys()):
-            if name.name != "training.json" and left[name].read_bytes() != right[name].read_bytes():
+            if name.name != "training.json" and read_comparable(left[name]) != read_comparable(right[name]):
                 different.append(f"{name} differs")
     for name in ("metrics", "evals", "samples"):
         lines = [read_without_times(root / stage / f"{name}.jsonl") for root in (reference, again)]
         if lines[0] != lines[1]:
             different.append(f"{stage}/{name}.jsonl differs")
     return different
+
+
+def read_comparable(path: Path) -> object:
+    """Returns what a file must have in common with that of another run: all but the seconds in a state, and its hash."""
+    if path.name == "state.json":
+        state = json.loads(path.read_bytes())
+        return {**state, "totals": {**state.get("totals", {}), "training_seconds": None}}
+    if path.name == "manifest.json" and path.with_name("state.json").exists():
+        manifest = json.loads(path.read_bytes())
+        return {**manifest, "files": {name: entry for name, entry in manifest["files"].items() if name != "state.json"}}
+    return path.read_bytes()
 
 
 def read_without_times(path: Path) -> list[dict]:

@@ -1,0 +1,61 @@
+"""The seal of a stage: hashes of its record's lines, its checkpoints and its end, by which a later change is found.
+
+RUN/<stage>/seal.json is written after every checkpoint and at the end of the stage. It names the line that was changed.
+It has no key: it shows accidents and edits, not a forger who writes the seal anew. `fledgling.verify` adds what hashes
+cannot show, and prints one digest of all seals, which a publisher states elsewhere.
+"""
+
+import hashlib
+import json
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from fledgling.record.atomic_directory import MANIFEST, hash_file
+from fledgling.record.jsonl import write_json
+from fledgling.record.recorder import JSONL_NAMES
+
+SEAL = "seal.json"
+DONE = "done.json"
+
+
+def seal_stage(stage_dir: Path) -> None:
+    """Writes the seal of what the stage has now. Raises UserError if it cannot be written."""
+    lines = {name: hash_lines(stage_dir / f"{name}.jsonl") for name in JSONL_NAMES}
+    done = hash_file(stage_dir / DONE) if (stage_dir / DONE).is_file() else None
+    write_json(stage_dir / SEAL, {"lines": lines, "checkpoints": hash_manifests(stage_dir / "checkpoints"), DONE: done})
+
+
+def read_seal(stage_dir: Path) -> dict[str, Any] | None:
+    """Returns the seal of a stage; None where it is missing or no seal."""
+    try:
+        seal = json.loads((stage_dir / SEAL).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_seal = isinstance(seal, dict) and all(isinstance(seal.get(key), dict) for key in ("lines", "checkpoints"))
+    return seal if is_seal else None
+
+
+def hash_lines(path: Path) -> list[str]:
+    """Returns 16 hexadecimal digits of the SHA-256 of each complete line of a file; [] without the file."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # what follows the last newline is unfinished
+    return [hashlib.sha256(line).hexdigest()[:16] for line in lines if line.strip()]
+
+
+def hash_manifests(checkpoints: Path) -> dict[str, str]:
+    """Returns the SHA-256 of the manifest of each checkpoint of a directory, by name."""
+    return {path.parent.name: hash_file(path) for path in sorted(checkpoints.glob(f"step-*/{MANIFEST}"))}
+
+
+def find_changed_lines(sealed: list[str], now: list[str]) -> tuple[list[str], int]:
+    """Returns what happened to the sealed lines of a file, and how many lines were added after them."""
+    problems: list[str] = []
+    added = 0
+    for kind, first, last, start, stop in SequenceMatcher(None, sealed, now, autojunk=False).get_opcodes():
+        if kind == "insert" and first == len(sealed):
+            added = stop - start
+        elif kind != "equal":
+            verb = {"replace": "changed", "delete": "removed", "insert": "inserted"}[kind]
+            begin, end = (start, stop) if kind == "insert" else (first, last)
+            problems.append(f"line {begin + 1} {verb}" if end - begin == 1 else f"lines {begin + 1} to {end} {verb}")
+    return problems, added
