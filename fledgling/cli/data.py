@@ -40,7 +40,7 @@ def info(
     column
         The column of JSON lines or parquet that holds the text.
     compress
-        Also measure the bits per byte of xz and zstd on the held-out text, given the rest (slow).
+        Also measure the bits per byte of xz, zstd and PPMd on the held-out text, given the rest (slow).
     """
     if source is None:
         _show_sets(data_dir, as_json)

@@ -23,6 +23,8 @@ from fledgling.text.tokenizer import Tokenizer
 UDHR_LANGUAGES = {"eng": "English", "deu": "German", "kor": "Korean", "cmn_hans": "Chinese", "jpn": "Japanese"}
 MAX_COMPRESSOR_BYTES = 16_000_000  # of training text that a compressor is given: the last ones
 WINDOW_LOG = 27  # zstd --long: matches up to 128 MiB back
+PPMD_ORDER = 16  # bytes of context: more than 16 gain nothing on text
+PPMD_MEMORY = 1 << 30  # bytes that the contexts may fill, as they grow; 16 MB of text need about a third
 
 # ---- bytes per token -----------------------------------------------------------------------------
 
@@ -100,6 +102,19 @@ def make_zstd_compressor() -> Callable[[bytes], int] | None:
     return None
 
 
+def make_ppmd_compressor() -> Callable[[bytes], int] | None:
+    """Returns a function from bytes to their size under PPMd (variant H, as in 7z), or None without pyppmd.
+
+    PPMd predicts each byte from up to `PPMD_ORDER` bytes before it, as a language model does, so it is the compressor to
+    compare a model of text with; xz and zstd find repetitions.
+    """
+    try:
+        pyppmd = importlib.import_module("pyppmd")
+    except ImportError:
+        return None
+    return lambda data: len(pyppmd.compress(data, max_order=PPMD_ORDER, mem_size=PPMD_MEMORY, variant="H"))
+
+
 def measure_compressed_bpb(
     training: Iterable[str], validation: Iterable[str], progress: Callable[[str], None] | None = None
 ) -> dict[str, float | str | None]:
@@ -115,7 +130,8 @@ def measure_compressed_bpb(
         progress: receives one line when a compressor starts.
 
     Returns:
-        "xz -9e" and "zstd -19 --long": bits per byte; both None without validation text, the second without zstd.
+        "xz -9e", "zstd -19 --long" and "PPMd order 16": bits per byte; None without validation text, the second without
+        zstd, the third without pyppmd.
         "training bytes": those that were used. "validation bytes". "note": what was left out and why, or "".
     """
     training_bytes = "\n\n".join(training).encode()
@@ -124,19 +140,20 @@ def measure_compressed_bpb(
     notes = []
     if len(training_bytes) > len(window):
         notes.append(f"training text capped: the last {len(window):,} of {len(training_bytes):,} bytes")
-    compressors: dict[str, Callable[[bytes], int] | None] = {
-        "xz -9e": _measure_xz_size,
-        "zstd -19 --long": make_zstd_compressor(),
+    compressors: dict[str, tuple[Callable[[bytes], int] | None, str]] = {
+        "xz -9e": (_measure_xz_size, ""),
+        "zstd -19 --long": (make_zstd_compressor(), "no compression.zstd, zstandard or zstd command here"),
+        f"PPMd order {PPMD_ORDER}": (make_ppmd_compressor(), "no pyppmd here; pip install 'fledgling[compare]'"),
     }
     result: dict[str, float | str | None] = {}
-    for name, compress in compressors.items():
+    for name, (compress, missing) in compressors.items():
         if compress is None or not held_out:
-            notes += [] if compress else [f"{name}: no compression.zstd, zstandard or zstd command here"]
+            notes += [] if compress else [f"{name} is left out: {missing}"]
             result[name] = None
             continue
         if progress:
             progress(f"{name} over {len(window) / 1e6:.1f} MB")
-        with ThreadPoolExecutor(2) as pool:  # both compressors release the interpreter's lock
+        with ThreadPoolExecutor(2) as pool:  # the compressors release the interpreter's lock
             alone, together = pool.map(compress, [window, window + held_out])
         result[name] = 8 * (together - alone) / len(held_out)
     return {**result, "training bytes": len(window), "validation bytes": len(held_out), "note": "; ".join(notes)}

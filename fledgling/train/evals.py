@@ -47,7 +47,7 @@ def build_evals(
 
 
 def build_compression_eval(source: str, context: StageContext) -> Eval:
-    """Returns the comparison of the model with xz and zstd on a document source, at the end of a stage."""
+    """Returns the comparison of the model with xz, zstd and PPMd on a document source, at the end of a stage."""
     return Eval("compression", 0, partial(_measure_compression, context, source))
 
 
@@ -90,17 +90,18 @@ def _measure_sparsity(
 
 
 def _measure_compression(context: StageContext, source: str, step: int, last: bool) -> list[Measurement]:
-    """Measures the bits per byte of xz and zstd on the held-out text, after they have seen the training text."""
+    """Measures the bits per byte of compressors on the held-out text, after they have seen the training text."""
     if not (last and context.world.is_main) or context.preparer.documents.is_large(source):
         return []
     train, held_out = context.preparer.documents.read_split(source)
     if not (held_out and sum(document.num_bytes for document in train) < MAX_COMPRESSED_BYTES):
         return []
-    context.recorder.log_notice("compressing the held-out text with xz and zstd, for comparison")
-    num_bytes = sum(document.num_bytes for document in held_out)
+    context.recorder.log_notice("compressing the held-out text with xz, zstd and PPMd, for comparison")
     values = measure_compressed_bpb((document.text for document in train), (document.text for document in held_out))
+    if values["note"]:
+        context.recorder.log_notice(f"comparison with compressors: {values['note']}")
     return [
-        Measurement(f"bits_per_byte of {name}", value, n=num_bytes)
+        Measurement(f"bits_per_byte of {name}", value, n=len(held_out))  # documents
         for name, value in values.items()
         if isinstance(value, float)
     ]

@@ -2,6 +2,8 @@
 
 import json
 import lzma
+import random
+import sys
 import zipfile
 
 import pytest
@@ -10,6 +12,7 @@ from fledgling.cli import main
 from fledgling.text import compression
 from fledgling.text.bpe import byte_alphabet
 from fledgling.text.compression import (
+    make_ppmd_compressor,
     make_zstd_compressor,
     measure_bytes_per_token,
     measure_compressed_bpb,
@@ -90,10 +93,29 @@ def test_compressors_use_the_training_text():
     seen = measure_compressed_bpb(texts, texts[:3], messages.append)
     assert messages[0].startswith("xz -9e over ")
     alone = 8 * len(lzma.compress(texts[0].encode())) / len(texts[0])
-    for name in ("xz -9e", "zstd -19 --long"):
+    for name in ("xz -9e", "zstd -19 --long", "PPMd order 16"):
         if seen[name] is not None:
-            assert 0 < seen[name] < 0.2 < alone
-    assert (seen["zstd -19 --long"] is None) == (make_zstd_compressor() is None) == bool(seen["note"])
+            assert 0 < seen[name] < 0.4 < alone
+    missing = [make() is None for make in (make_zstd_compressor, make_ppmd_compressor)]
+    assert [seen["zstd -19 --long"] is None, seen["PPMd order 16"] is None] == missing
+    assert any(missing) == bool(seen["note"])
+
+
+def test_ppmd_predicts_new_text_better_than_repetitions_do():
+    """The model's rival: on text whose words recur in new orders a context model needs fewer bits than xz."""
+    pytest.importorskip("pyppmd")
+    chance = random.Random(0)
+    words = ["".join(chance.choices("aeiourstlnm", k=chance.randint(2, 8))) for _ in range(60)]
+    texts = [" ".join(chance.choices(words, k=200)) for _ in range(40)]
+    seen = measure_compressed_bpb(texts[:39], texts[39:])
+    assert 0 < seen["PPMd order 16"] < seen["xz -9e"]
+
+
+def test_without_pyppmd_the_note_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyppmd", None)
+    result = measure_compressed_bpb(["Some text."] * 9, ["Other text."])
+    assert result["PPMd order 16"] is None
+    assert "PPMd order 16 is left out: no pyppmd here; pip install 'fledgling[compare]'" in result["note"]
 
 
 def test_a_cap_on_the_training_text_is_reported(monkeypatch):
