@@ -113,7 +113,8 @@ def compare_resumed_run(folder: Path, changes: list[str]) -> dict[str, float]:
 
     def difference(one: str) -> float:
         pairs = ((ends["whole"][key], ends[one][key]) for key in ends["whole"])
-        return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+        largest = torch.stack([(a.double() - b.double()).abs().max() for a, b in pairs])
+        return float(largest.max())  # NaN stays NaN, as Python's max would not have it
 
     return {"run_to_run": difference("again"), "resumed": difference("stopped")}
 

@@ -118,7 +118,7 @@ def _print_parity(out: Path, comparisons: Iterable[Parity], as_json: bool) -> in
         return 0
     print(out)
     width = max(len(row.reference) for row in rows)
-    print(f"{'':<{width}}  largest logit difference  greedy agreement")
+    print(f"{'':<{width}}  largest logit difference  greedy agreement (one random row and one greedy text)")
     for row in rows:
         print(f"{row.reference:<{width}}  {row.max_difference:>24.2e}  {row.greedy_matches:>9} of {row.greedy_tokens}")
     return 0

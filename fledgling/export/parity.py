@@ -63,11 +63,12 @@ def compare_logits(
         prompt[0] = start
     steps = min(GREEDY_TOKENS, context - len(prompt))
     continuation = prompt + generate_greedy(model, prompt, steps)
-    max_difference = 0.0
+    differences = []
     for tokens in (row, continuation):
         other_logits = other(tokens)
         our_logits = model.compute_logits(model(torch.tensor([tokens])))[0]
-        max_difference = max(max_difference, (our_logits - other_logits).abs().max().item())
+        differences.append((our_logits - other_logits).abs().max())
+    max_difference = float(torch.stack(differences).max())  # NaN stays NaN, as Python's max would not have it
     other_choices = other_logits[len(prompt) - 1 : -1].argmax(-1).tolist()
     matches = sum(a == b for a, b in zip(other_choices, continuation[len(prompt) :], strict=True))
     return Parity(name, max_difference, matches, steps)

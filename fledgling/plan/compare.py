@@ -33,6 +33,8 @@ def describe_decoder(config: ModelConfig) -> dict[str, Any]:
     activation = {"relu2": "ReLU^2", "gelu": "GELU", "swiglu": "SwiGLU"}[config.activation]
     return {
         "family": config.family,
+        "vocab_size": config.vocab_size,
+        "context": config.context,
         "depth": config.depth,
         "width": config.width,
         "heads": config.heads,
@@ -62,7 +64,8 @@ def format_comparison(entries: list[dict[str, Any]]) -> str:
     lines: list[str] = []
     for depth in dict.fromkeys(entry["depth"] for entry in entries):
         same_depth = [entry for entry in entries if entry["depth"] == depth]
-        lines += ["", f"depth {depth}"] if lines else [f"depth {depth}"]
+        title = f"depth {depth}, context {same_depth[0]['context']:,}, {same_depth[0]['vocab_size']:,} entries"
+        lines += ["", title] if lines else [title]
         rows = [("", [entry["family"] for entry in same_depth])]
         rows += [(name, [_cell(entry, name) for entry in same_depth]) for name in ROWS]
         rows += [
@@ -88,12 +91,12 @@ ROWS = (
     "H / E",
     "biases",
     "head",
-    "a block",
-    "a block / E^2",
-    "FLOPs a token",
+    "parameters of a block",
+    "parameters of a block / E^2",
+    "training FLOPs a token, full attention",
     "formula",
     "simplified",
-    "parameters",
+    "parameters of all blocks and tables",
 )
 
 
@@ -108,10 +111,10 @@ def _cell(entry: dict[str, Any], name: str) -> str:
         "H / E": f"{entry['hidden']} / {entry['width']} = {entry['hidden_ratio']:.2f}",
         "biases": "yes" if block["biases"] else "no",
         "head": entry["head"],
-        "a block": f"{block['parameters']:,}",
-        "a block / E^2": f"{block['parameters_per_width_squared']:.2f}",
-        "FLOPs a token": f"{entry['flops_per_token']:,}",
+        "parameters of a block": f"{block['parameters']:,}",
+        "parameters of a block / E^2": f"{block['parameters_per_width_squared']:.2f}",
+        "training FLOPs a token, full attention": f"{entry['flops_per_token']:,}",
         "formula": entry["formula"],
         "simplified": entry["simplified"],
-        "parameters": f"{entry['parameters']['total']:,}",
+        "parameters of all blocks and tables": f"{entry['parameters']['total']:,}",
     }[name]

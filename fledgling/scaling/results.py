@@ -23,7 +23,10 @@ CHECK_DIR = "check"  # OUT/check: runs beyond the sweep's budgets, compared with
 
 @dataclass(frozen=True)
 class SweepRun:
-    """A finished run: parameters in each way of counting, tokens, FLOPs, bits per byte with its 95 % interval."""
+    """A finished run: parameters in each way of counting, tokens, FLOPs, bits per byte with its 95 % interval.
+
+    tokens: that the run read. seconds: of all its work, evaluations included.
+    """
 
     name: str
     depth: int
@@ -52,9 +55,9 @@ class Sweep:
     train_tokens: int
 
     @property
-    def epochs(self) -> float:
-        """How often the longest run read the training text."""
-        return max(run.tokens for run in self.runs) / max(1, self.train_tokens)
+    def epochs(self) -> float | None:
+        """How often the longest run read the training text; None where the data does not say how long that is."""
+        return max(run.tokens for run in self.runs) / self.train_tokens if self.train_tokens else None
 
 
 def read_run(run_dir: Path) -> SweepRun | None:
@@ -63,7 +66,7 @@ def read_run(run_dir: Path) -> SweepRun | None:
     evals = [line for line in read_jsonl(run_dir / "pretrain/evals.jsonl") if line.get("name") == "bits_per_byte"]
     if not (done and plan and cell and evals):
         return None
-    last = evals[-1]
+    last = max(evals, key=lambda line: (line.get("step") or 0, line.get("n") or 0))  # of all rows, not the first ones
     try:
         return SweepRun(
             name=run_dir.name,
@@ -71,7 +74,7 @@ def read_run(run_dir: Path) -> SweepRun | None:
             budget=float(cell["budget"]),
             parameters=parameter_counts(plan["parameters"]),
             flops_per_token=int(plan["flops"]["per_token"]),
-            tokens=int(plan["horizon"]["tokens"]),
+            tokens=int(done.get("tokens") or plan["horizon"]["tokens"]),  # older runs did not count what they read
             bits_per_byte=float(last["value"]),
             low=float(last["low"]),
             high=float(last["high"]),

@@ -55,7 +55,7 @@ def sweep_page_contents(analysis: SweepAnalysis) -> dict[str, Any]:
         "isoflop_rows": [isoflop_row(curve) for curve in fit.isoflop.curves],
         "runs": [run_row(run) for run in sweep.runs],
         "checks": [check_row(check) for check in checks],
-        "epochs": f"{sweep.epochs:.1f}",
+        "epochs": "an unknown number of" if sweep.epochs is None else f"{sweep.epochs:.1f}",
         "laws": law_rows(
             analysis, [*(curve.budget for curve in fit.isoflop.curves), *(check.run.budget for check in checks)]
         ),
@@ -88,7 +88,8 @@ def sweep_tiles(analysis: SweepAnalysis, checks: Sequence[CheckResult]) -> list[
     tiles.append((f"{best.bits_per_byte:.3f}", "bits per byte", f"the best run, {best.name}"))
     if fit.isoflop.N:
         tiles.append((f"C^{fit.isoflop.N.law.exponent:.2f}", "best size", f"N: {fit.counts}"))
-    tiles.append((f"{100 * fit.held_out.mean_error:.2f} %", "held-out error", "the largest budget from the others"))
+    held_out = f"mean of the {len(fit.held_out.errors)} runs of the largest budget, predicted from the others"
+    tiles.append((f"{100 * fit.held_out.mean_error:.2f} %", "held-out error", held_out))
     for check in checks[-1:]:
         position = "inside" if check.within_interval else "outside"
         tiles.append(
@@ -115,7 +116,7 @@ def fit_rows(fits: Sequence[SweepFit]) -> list[tuple[str, ...]]:
 
 def isoflop_row(curve: IsoFlopCurve) -> tuple[str, ...]:
     """Returns the minimum of one budget as cells."""
-    position = "inside the trained sizes" if curve.is_interior else "outside the trained sizes"
+    position = "inside the trained sizes" if curve.is_interior else "outside the trained sizes: an extrapolation"
     ratio = f"{curve.D.value / curve.N.value:.3g}"
     return (
         format_flops(curve.budget),

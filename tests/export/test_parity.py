@@ -1,5 +1,7 @@
 """Tests the comparison of an export with its original."""
 
+import math
+
 import torch
 
 from fledgling.export import parity, write_hf
@@ -15,3 +17,15 @@ def test_parity_detects_a_changed_weight(make, tokenizer, tmp_path):
         model.head.weight.copy_(model.head.weight.roll(1, 0))
     changed = list(parity.compare_hf(model, out, tokenizer.bos_or_none))
     assert all(row.max_difference > 0.1 and row.greedy_matches < row.greedy_tokens for row in changed)
+
+
+def test_a_difference_that_is_no_number_is_not_hidden(make):
+    """Python's max(0.0, nan) is 0.0: an export whose logits overflow would have looked exact."""
+    model = make("fledgling")
+
+    def overflowing(tokens: list[int]) -> torch.Tensor:
+        logits = model.compute_logits(model(torch.tensor([tokens])))[0].detach().clone()
+        logits[-1, 0] = torch.nan
+        return logits
+
+    assert math.isnan(parity.compare_logits(model, overflowing, "overflows").max_difference)

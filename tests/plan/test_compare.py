@@ -15,7 +15,9 @@ def test_blocks_of_all_families_have_about_twelve_squares_of_the_width():
 
 def test_the_table_has_one_column_per_family_and_one_block_per_depth():
     text = format_comparison(compare_families((2, 4), 1_024, 256))
-    assert text.count("depth ") == 2 and "GELU" in text and "SwiGLU" in text and "ReLU^2" in text
+    assert text.count("depth 2, context 256, 1,024 entries") == text.count("depth 4, context 256, 1,024 entries") == 1
+    assert "training FLOPs a token, full attention" in text, "the square of the context is counted in full"
+    assert "GELU" in text and "SwiGLU" in text and "ReLU^2" in text
 
 
 def test_the_command_prints_the_entries_as_json(capsys):
