@@ -105,8 +105,8 @@ def make_zstd_compressor() -> Callable[[bytes], int] | None:
 def make_ppmd_compressor() -> Callable[[bytes], int] | None:
     """Returns a function from bytes to their size under PPMd (variant H, as in 7z), or None without pyppmd.
 
-    PPMd predicts each byte from up to `PPMD_ORDER` bytes before it, as a language model does, so it is the compressor to
-    compare a model of text with; xz and zstd find repetitions.
+    PPMd predicts each byte from up to `PPMD_ORDER` bytes before it, as a language model does, so it is the compressor
+    to compare a model of text with; xz and zstd find repetitions.
     """
     try:
         pyppmd = importlib.import_module("pyppmd")

@@ -11,6 +11,7 @@ import torch
 from fledgling.config import DEFAULT_STAGES
 from fledgling.record import read_jsonl
 from fledgling.runtime.device import should_compile
+from tests.invariants.test_figures import check_every_recorded_name_is_described
 from tests.tiny import tiny
 
 
@@ -35,6 +36,7 @@ def test_from_text_to_a_chat_model(tmp_path):
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html>")
 
+    check_every_recorded_name_is_described(out)
     second = fledgling("speedrun", recipe)
     assert second.returncode == 0 and "done" in second.stderr
 
