@@ -74,13 +74,13 @@ def serve(
             raise UserError(f"--{option} {value}: expected {low} or more")
     if port > 65535:
         raise UserError(f"--port {port}: expected at most 65535")
-    import uvicorn
-
     from fledgling.infer.session import load_chat_engine
     from fledgling.serve.app import make_app
+    from fledgling.serve.server import Server, choose_limits, raise_file_limit
     from fledgling.serve.service import LOOPBACK, Service
     from fledgling.serve.worker import CPU_PREFILL_CHUNK, GPU_PREFILL_CHUNK, Worker
 
+    limits = choose_limits(max_queue_size, raise_file_limit())
     engine, state = load_chat_engine(checkpoint, device, notify=lambda text: print(text, file=sys.stderr))
     chunk = prefill_chunk or (CPU_PREFILL_CHUNK if engine.device.type == "cpu" else GPU_PREFILL_CHUNK)
     service = Service(
@@ -95,14 +95,7 @@ def serve(
     url_host = f"[{host}]" if ":" in host else host
     print(f"http://{url_host}:{listener.getsockname()[1]}", flush=True)
     print(f"serving {service.model_name}, batch size {max_batch_size}; Ctrl-C stops the server", file=sys.stderr)
-    settings = uvicorn.Config(
-        make_app(service),
-        log_level="warning",
-        timeout_keep_alive=30,
-        limit_concurrency=4 * max_queue_size + 64,
-        lifespan="off",
-    )
-    uvicorn.Server(settings).run(sockets=[listener])
+    Server(make_app(service), limits).run(sockets=[listener])
     service.worker.close()
     return 0
 

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-uvicorn = pytest.importorskip("uvicorn")
-
-from fledgling.config.model import ModelConfig  # noqa: E402
-from fledgling.infer.engine import Engine  # noqa: E402
-from fledgling.model.transformer import Transformer  # noqa: E402
-from fledgling.serve.app import make_app  # noqa: E402
-from fledgling.serve.service import Service  # noqa: E402
-from fledgling.serve.worker import Worker  # noqa: E402
-from fledgling.text.tokenizer import Tokenizer  # noqa: E402
-from tests.infer.conftest import adder, chain  # noqa: E402, F401 - fixtures
+from fledgling.config.model import ModelConfig
+from fledgling.infer.engine import Engine
+from fledgling.model.transformer import Transformer
+from fledgling.serve.app import make_app
+from fledgling.serve.connections import ConnectionLimits
+from fledgling.serve.server import Server
+from fledgling.serve.service import Service
+from fledgling.serve.worker import Worker
+from fledgling.text.tokenizer import Tokenizer
+from tests.infer.conftest import adder, chain  # noqa: F401 - fixtures
 
 CONTEXT = 96
 
@@ -43,13 +43,17 @@ def random_engine(tokenizer: Tokenizer) -> Engine:
 
 @contextlib.contextmanager
 def serving(
-    engine: Engine, max_batch_size: int = 8, max_queue_size: int = 16, **limits
+    engine: Engine,
+    max_batch_size: int = 8,
+    max_queue_size: int = 16,
+    connections: ConnectionLimits | None = None,
+    **limits,
 ) -> Iterator[tuple[str, Worker]]:
     """Serves an engine; yields the address and the worker."""
     worker = Worker(engine, max_batch_size, max_queue_size)
     service = Service(worker, engine.tokenizer, "tiny", 1, **limits)
     listener = socket.create_server(("127.0.0.1", 0))
-    uvicorn_server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="error", lifespan="off"))
+    uvicorn_server = Server(make_app(service), connections or ConnectionLimits())
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not uvicorn_server.started:
