@@ -1,5 +1,6 @@
 """The table of figures in docs/evaluation.md is true: its tests exist, and nothing that is recorded is missing."""
 
+import ast
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from fledgling.record import read_jsonl
 from fledgling.report.summary import summarize_run
 from fledgling.serve import metrics
 from fledgling.tasks import PUBLIC_TASKS, SKILLS
+from fledgling.train import loop
 from fledgling.train.health import Health
 from fledgling.train.rl.collapse import measure_round
 from fledgling.train.totals import Totals
@@ -65,6 +67,14 @@ def test_a_run_of_every_stage_has_no_figure_that_the_table_lacks(tmp_path):
     assert {"bits_per_byte", "loss", "reward"} <= list_recorded_names(run)
     for stage in summarize_run(run)["stages"].values():
         assert set(stage) <= NAMES, set(stage) - NAMES
+
+
+def test_what_the_loop_records_of_a_step_is_described():
+    """Read from the source of the loop, so that a new keyword is noticed without a run."""
+    tree = ast.parse(Path(loop.__file__).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and "log_metrics" in ast.unparse(node.func)]
+    names = [keyword.arg for call in calls for keyword in call.keywords if keyword.arg]
+    assert {"loss", "seconds"} <= set(names) and not [name for name in names if not is_described(name)]
 
 
 def test_what_stages_add_to_a_step_is_described():
