@@ -23,7 +23,11 @@ from fledgling.corpora.embedded import PACKAGES, list_python_files
 from fledgling.record.atomic_directory import MANIFEST
 from fledgling.record.jsonl import format_bytes
 
-CHANGES = {"content": "its text", "tokenizer": "the tokenizer", "settings": "a setting or this program"}
+CHANGES = {
+    "content": "its text",
+    "tokenizer": "the tokenizer",
+    "settings": "a setting, the part that is read or this program",
+}
 SAMPLE_BYTES = 1 << 16  # at the beginning, in the middle and at the end of a file too large to be hashed
 DIGEST_LENGTH = 12
 

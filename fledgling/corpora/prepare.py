@@ -207,6 +207,11 @@ class DocumentPreparer:
             documents = split_held_out(read_source(source, self.data_dir, skipped=skipped))
             if self.digest_source(source) != before:
                 raise UserError(f"{source} was changed while it was read: run again when nothing writes to it")
+            if not documents[0]:
+                raise UserError(
+                    f"{source}: no document is left to train on; {len(documents[1]):,} are held out, and the others "
+                    "repeat their lines; give a source with more text"
+                )
             self._documents[source] = documents
             self._log_contents(source, self.describe_contents(source), skipped)
             if not self._documents[source][1]:

@@ -1,6 +1,7 @@
 """From token shards to the micro-batches of one step.
 
 Reading order: `batch.py` (what a step needs), `shards.py` (tokens on disk), `packing.py` (rows from documents),
-`mixture.py` (which source a row comes from) and `stream.py` (which rows a rank reads in a step). Where the documents
+`mixture.py` (which source a row comes from), `stream.py` (which rows a rank reads in a step) and `prefetch.py` (the
+thread that builds them). Where the documents
 come from: `fledgling.corpora`.
 """

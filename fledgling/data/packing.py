@@ -175,6 +175,19 @@ def truncate_lengths(
     return lengths, len(long)
 
 
+def count_without_targets(mask: np.ndarray | None, offsets: np.ndarray, lengths: np.ndarray) -> int:
+    """Returns how many truncated conversations have no target left: their prompt alone fills the row.
+
+    Args:
+        mask, offsets: of a shard; a shard without a mask has targets everywhere.
+        lengths: (N,) after `truncate_lengths`.
+    """
+    if mask is None:
+        return 0
+    truncated = np.flatnonzero(lengths < np.diff(offsets))
+    return sum(not mask[offsets[index] + 1 : offsets[index] + lengths[index]].any() for index in truncated)
+
+
 def fill_row(
     plan: PackingPlan, reader: TokenReader, index: int, bos: int, pad: int, use_mask: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -10,12 +10,13 @@ B rows of a micro-batch, T positions (context), R rows of a step over all ranks,
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import threading
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -24,11 +25,18 @@ import torch
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.data.mixture import SourceOrder
-from fledgling.data.packing import PackingPlan, fill_row, pack_best_fit, pack_cropped, truncate_lengths
+from fledgling.data.packing import (
+    PackingPlan,
+    count_without_targets,
+    fill_row,
+    pack_best_fit,
+    pack_cropped,
+    truncate_lengths,
+)
+from fledgling.data.prefetch import Prefetcher
 from fledgling.data.shards import TokenShard
 
 TrainOn = Literal["all", "assistant"]
-PREFETCH_STEPS = 2  # steps prepared during the one before
 MAX_SECTION_DOCUMENTS = 1 << 18  # documents shuffled and packed as one
 
 
@@ -77,12 +85,13 @@ class RowSource:
         self.kind, self.context, self.seed, self.bos, self.turn_end = kind, context, seed, bos, turn_end
         self._first_document = np.cumsum([0] + [len(shard) for shard in self.shards])
         self._num_sections = max(1, math.ceil(int(self._first_document[-1]) / max_section_documents))
-        rows, used, self.num_truncated = [], 0.0, 0
+        rows, used, self.num_truncated, self.num_without_targets = [], 0.0, 0, 0
         for section in range(self._num_sections):
-            plan, truncated = self._pack_section(section)
+            plan, truncated, without_targets = self._pack_section(section)
             rows.append(plan.num_rows)
             used += plan.efficiency * plan.num_rows
             self.num_truncated += truncated
+            self.num_without_targets += without_targets
         self._section_rows = np.array(rows, dtype=np.int64)  # (K,)
         if not self._section_rows.any():
             raise UserError(f"{self.shards[0].directory} has no tokens: prepare it with some text")
@@ -96,15 +105,34 @@ class RowSource:
         """Rows of one epoch."""
         return int(self._section_rows.sum())
 
-    def _pack_section(self, section: int) -> tuple[PackingPlan, int]:
-        """Returns the plan of a section, with documents numbered across shards, and how many were truncated."""
-        numbers, lengths, truncated = [], [], 0
+    @property
+    def num_documents(self) -> int:
+        """Documents or conversations of one epoch."""
+        return int(self._first_document[-1])
+
+    @cached_property
+    def key(self) -> str:
+        """Identifies the endless sequence of rows: what the shards hold, and how their documents are packed."""
+        held = [
+            (shard.manifest["files"]["tokens.bin"]["sha256"], int(shard.offsets[0]), int(shard.offsets[-1]), len(shard))
+            for shard in self.shards
+        ]
+        packing = [self.kind, self.context, self.seed, self.bos, self.turn_end, self._num_sections]
+        return hashlib.sha256(json.dumps([held, packing]).encode()).hexdigest()[:16]
+
+    def _pack_section(self, section: int) -> tuple[PackingPlan, int, int]:
+        """Returns the plan of a section, with documents numbered across shards.
+
+        Also returns how many were truncated, and how many of these have no target of their mask left.
+        """
+        numbers, lengths, truncated, without_targets = [], [], 0, 0
         for first, shard in zip(self._first_document.tolist(), self.shards, strict=False):
             start, stop = (len(shard) * edge // self._num_sections for edge in (section, section + 1))
             offsets = shard.offsets[start : stop + 1]
             if self.kind == "whole":
                 shard_lengths, count = truncate_lengths(shard.tokens, offsets, self.context + 1, self.turn_end)
                 truncated += count
+                without_targets += count_without_targets(shard.mask, offsets, shard_lengths)
             else:
                 shard_lengths = np.diff(offsets)
             lengths.append(shard_lengths)
@@ -113,7 +141,8 @@ class RowSource:
         ordered = np.concatenate(lengths)[order]
         pack = pack_cropped if self.kind == "crop" else pack_best_fit
         plan = pack(ordered, self.context + 1)
-        return replace(plan, piece_documents=np.concatenate(numbers)[order][plan.piece_documents]), truncated
+        plan = replace(plan, piece_documents=np.concatenate(numbers)[order][plan.piece_documents])
+        return plan, truncated, without_targets
 
     def _section_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the sections in the order of an epoch (K,), and the rows before each (K + 1,)."""
@@ -169,10 +198,12 @@ class BatchBuilder:
     train_on: TrainOn
     rank: int
     world_size: int
+    starts: tuple[int, ...]  # the first row of each source
 
     def build_batches(self, step: int) -> list[Batch]:
         """Returns micro-batches rank, rank + world_size, ... of the step's ceil(R / micro_batch_size)."""
-        rows = [self.source_order.locate(step * self.rows_per_step + k) for k in range(self.rows_per_step)]
+        located = (self.source_order.locate(step * self.rows_per_step + k) for k in range(self.rows_per_step))
+        rows = [(source, self.starts[source] + index) for source, index in located]
         starts = range(0, self.rows_per_step, self.micro_batch_size)
         return [
             self._build_batch(rows[start : start + self.micro_batch_size])
@@ -204,6 +235,7 @@ class MixtureStream:
         steps: steps of the stage, then StopIteration; None for a stream without end.
         seed: rotates the cycle of sources; the rows of a source have the source's own seed.
         prefetch: whether a thread builds the next steps during this one.
+        starts: the first row of each source; None for 0.
 
     Raises:
         UserError: if a step has fewer rows than there are ranks.
@@ -220,6 +252,7 @@ class MixtureStream:
         world_size: int = 1,
         prefetch: bool = True,
         train_on: TrainOn = "all",
+        starts: Sequence[int] | None = None,
     ) -> None:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         assert micro_batch_size >= 1, f"micro-batches of {micro_batch_size} rows"
@@ -227,13 +260,23 @@ class MixtureStream:
             raise UserError(
                 f"a step of {rows_per_step} rows cannot be split over {world_size} ranks: increase batch_tokens"
             )
-        used = [(source, weight) for source, weight in sources if weight != 0]
-        order = SourceOrder.from_weights([weight for _, weight in used], offset=seed)
-        row_sources = tuple(source for source, _ in used)
+        firsts = [0] * len(sources) if starts is None else starts
+        used = [(source, weight, first) for (source, weight), first in zip(sources, firsts, strict=True) if weight != 0]
+        order = SourceOrder.from_weights([weight for _, weight, _ in used], offset=seed)
+        row_sources = tuple(source for source, *_ in used)
         assert len({(source.context, source.bos) for source in row_sources}) == 1, "contexts or BOS differ"
         self.steps = steps
         self.step = self.skipped = 0
-        self.builder = BatchBuilder(row_sources, order, rows_per_step, micro_batch_size, train_on, rank, world_size)
+        self.builder = BatchBuilder(
+            row_sources,
+            order,
+            rows_per_step,
+            micro_batch_size,
+            train_on,
+            rank,
+            world_size,
+            starts=tuple(first for *_, first in used),
+        )
         self._prefetch = prefetch
         self._prefetcher: Prefetcher | None = None
 
@@ -278,6 +321,13 @@ class MixtureStream:
         self.step += steps
         self.skipped += steps
 
+    def source_rows(self, steps: int | None = None) -> list[int]:
+        """Returns the row at which each source goes on after `steps` steps (None: after those given so far)."""
+        counts = self.builder.source_order.count_rows(
+            (self.step if steps is None else steps) * self.builder.rows_per_step
+        )
+        return [first + int(count) for first, count in zip(self.builder.starts, counts, strict=True)]
+
     def summary(self, steps: int | None = None) -> list[dict[str, object]]:
         """Returns one dict for each source, of what it gives in `steps` steps (None for those of the stage).
 
@@ -305,57 +355,3 @@ class MixtureStream:
         if self._prefetcher is not None:
             self._release()
             self._prefetcher = None
-
-
-class Prefetcher:
-    """Calls `produce(first)`, `produce(first + 1)`, ... up to `last` in a thread, at most `PREFETCH_STEPS` ahead.
-
-    An exception in `produce` is raised by the `get` of its result; the thread then ends. The thread has no reference
-    to its user, so that a deleted stream can be collected and closed.
-    """
-
-    def __init__(self, produce: Callable[[int], list[Batch]], first: int, last: int | None) -> None:
-        self._produce = produce
-        self._next, self._last = first, last
-        self._ready: deque[tuple[list[Batch] | None, BaseException | None]] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="fledgling-data", daemon=True)
-        self._thread.start()
-
-    def get(self) -> list[Batch]:
-        """Waits for the next result and returns it. Raises what `produce` raised."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._closed)
-            assert self._ready, "get after close"
-            result, error = self._ready.popleft()
-            self._changed.notify_all()
-        if error is not None:
-            raise error
-        assert result is not None
-        return result
-
-    def close(self) -> None:
-        """Stops the thread after its current step, and waits for it."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not threading.current_thread():  # a finalizer may run anywhere
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._closed:
-            batches: list[Batch] | None = None
-            error: BaseException | None = None
-            try:
-                batches = self._produce(self._next)
-            except BaseException as raised:
-                error = raised
-            with self._changed:
-                self._changed.wait_for(lambda: len(self._ready) < PREFETCH_STEPS or self._closed)
-                if self._closed:
-                    return
-                self._ready.append((batches, error))
-                self._next += 1
-                self._closed = error is not None or self._next == self._last
-                self._changed.notify_all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.positions import Positions
 from fledgling.train.prepare import DataPreparer, split_mixture
 
 
@@ -37,6 +38,7 @@ class StageContext:
     preparer: DataPreparer
     setup: DeviceSetup
     load_initial_model: Callable[[], Transformer]  # a frozen copy of the model as it was when the stage began
+    positions: Positions = field(default_factory=dict)  # of the sources that earlier stages have read
     saved_micro_batch_size: int | None = None  # of the checkpoint that the stage resumes from
     parent: dict[str, Any] | None = None  # `going_on.describe_parent` of the checkpoint that the stage starts from
     lock: RunLock | None = None  # of the run; None on all ranks but the main one

@@ -16,7 +16,7 @@ import numpy as np
 
 from fledgling.config import DPOConfig, UserError
 from fledgling.data.batch import Batch
-from fledgling.files import list_row_blocks
+from fledgling.files import read_rows
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 from fledgling.tasks.task import shuffle_indices
@@ -53,6 +53,10 @@ def parse_pair(value: dict[str, Any], where: str) -> tuple[dict, dict]:
     return conversations[0], conversations[1]
 
 
+class NoRoomError(UserError):
+    """A pair's prompt and two answers do not fit in a row."""
+
+
 def render_pair(tokenizer: Tokenizer, pair: Sequence[dict], row_tokens: int, where: str) -> tuple[Rollout, bool]:
     """Returns a pair as one rollout of two documents in at most `row_tokens` tokens, and whether it was cut.
 
@@ -66,7 +70,7 @@ def render_pair(tokenizer: Tokenizer, pair: Sequence[dict], row_tokens: int, whe
     limit = max(row_tokens // 2, row_tokens - min(map(len, tokens)))
     documents = [ids[:limit] for ids in tokens] if sum(map(len, tokens)) > row_tokens else tokens
     if min(map(len, documents)) <= prompt_length:
-        raise UserError(f"{where}: the prompt and two answers do not fit in {row_tokens} tokens; raise model.context")
+        raise NoRoomError(f"{where}: the prompt and two answers do not fit in {row_tokens} tokens; raise model.context")
     ids = np.concatenate(documents).astype(np.int64)
     is_target = np.concatenate([np.arange(len(document)) >= prompt_length for document in documents])
     rollout = Rollout(ids, is_target, np.zeros(len(ids), np.float32))
@@ -74,16 +78,24 @@ def render_pair(tokenizer: Tokenizer, pair: Sequence[dict], row_tokens: int, whe
 
 
 def load_pairs(path: str, tokenizer: Tokenizer, row_tokens: int, log: Callable[[str], None]) -> list[Rollout]:
-    """Returns the pairs of a JSONL file. Raises UserError that names file and line."""
+    """Returns the pairs of a JSONL file; leaves out, and counts, those whose prompt leaves no room for two answers.
+
+    Raises UserError that names file and line, also if no pair is left.
+    """
     if not Path(path).is_file():
         raise UserError(f"dpo.pairs: cannot read {path}: no such file; expected JSONL lines like {EXPECTED_LINE}")
-    pairs = [
-        render_pair(tokenizer, parse_pair(value, where), row_tokens, where)
-        for block in list_row_blocks(Path(path))
-        for value, where in block.read_rows()
-    ]
+    pairs, left_out = [], []
+    for value, where in read_rows(Path(path)):
+        try:
+            pairs.append(render_pair(tokenizer, parse_pair(value, where), row_tokens, where))
+        except NoRoomError as error:
+            left_out.append(error)
+    if not pairs and left_out:
+        raise UserError(f"dpo.pairs: none of the {len(left_out):,} pairs can be learned from; {left_out[0]}")
     if not pairs:
         raise UserError(f"dpo.pairs: {path} holds no pair; expected lines like {EXPECTED_LINE}")
+    if left_out:
+        log(f"dpo: {len(left_out):,} of {len(left_out) + len(pairs):,} pairs are left out (first: {left_out[0]})")
     if cut := sum(was_cut for _, was_cut in pairs):
         log(f"dpo: {cut:,} of {len(pairs):,} pairs are longer than a row and were cut at their ends")
     return [pair for pair, _ in pairs]
@@ -153,6 +165,8 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
     initial_model = context.load_initial_model()
     stream = PairStream(pairs, config, context.recipe.seed, micro_batch_size, bos, context.world, initial_model)
     steps = config.steps or max(1, len(pairs) // config.batch_size)
+    if (passes := steps * config.batch_size / len(pairs)) > 1:
+        context.recorder.log_notice(f"dpo: each of {len(pairs):,} pairs is read {passes:.1f} times")
     return Stage(
         name=name,
         steps=steps,

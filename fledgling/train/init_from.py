@@ -61,6 +61,7 @@ def import_checkpoint(source: Path, init_dir: Path) -> Path:
     loaded = checkpoint.load_checkpoint(path, groups=("model",))
     require_unquantized(loaded.state, path, "trained on")
     state = {"name": path.resolve().name, "step": 0, "model": loaded.state["model"]}
+    state["positions"] = loaded.state.get("positions", {})  # its sources go on where it has stopped reading
     files = {"tokenizer.json": path / "tokenizer.json"}
     return checkpoint.save_checkpoint(init_dir, 0, {"model": loaded.tensors["model"]}, state, files)
 

@@ -148,6 +148,7 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
             continue
         seconds = time.perf_counter() - step_start
         tokens = int(world.all_reduce(float(sum(batch.tokens.numel() for batch in batches))))
+        targets = int(world.all_reduce(float(sum(batch.target_count for batch in batches))))
         step += 1
         if optimizer.update_count == updates and math.isfinite(loss):  # without targets there is no loss
             loss = math.nan
@@ -174,7 +175,7 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
             **speed,
             **extra,
             **health.metrics(),
-            **context.totals.add_step(tokens, seconds),
+            **context.totals.add_step(tokens, targets, seconds),
         )
         progress = {name: extra[name] for name in PROGRESS_METRICS if name in extra}
         recorder.show_progress(step, loss=shown_loss, **speed, **progress)

@@ -25,6 +25,7 @@ from fledgling.tasks import SKILLS, is_file_source, load_source, make_mixture_ex
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_conversations
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.positions import Positions
 
 CONVERSATIONS_PER_BATCH = 2000  # rendered at a time, on all cores
 ROWS_PER_BAD_ROW = 100  # one row in so many of a public set may be no conversation
@@ -55,6 +56,36 @@ def list_document_sources(recipe: Recipe) -> list[str]:
     """Returns the sources of documents that the stages of a recipe read, without repetitions."""
     mixtures = [recipe.stage_config(stage).mixture for stage in recipe.stages]
     return list(dict.fromkeys(name for mixture in mixtures if mixture for name in split_mixture(mixture).documents))
+
+
+@dataclass
+class EpochReader:
+    """Yields the conversations of one epoch from number `first` on; leaves out rows that are none, and counts them.
+
+    Raises the first of their errors if there are more than one in ROWS_PER_BAD_ROW.
+    """
+
+    source: ConversationSource
+    seed: int
+    first: int = 0
+    read: int = 0  # rows so far, those included that were left out
+    left_out: int = 0
+    first_error: UserError | None = None
+
+    def __iter__(self) -> Iterator[dict]:
+        for index in range(self.first, self.first + len(self.source)):
+            self.read += 1
+            try:
+                yield self.source.get_train_example(index, self.seed)
+            except UserError as error:
+                self.left_out, self.first_error = self.left_out + 1, self.first_error or error
+                if self.left_out * ROWS_PER_BAD_ROW > len(self.source):
+                    raise self.first_error from None
+
+    def describe(self) -> str:
+        """Returns how many rows were left out, or ""."""
+        counts = f"{self.left_out:,} of {len(self.source):,} rows left out"
+        return f"{counts} (first: {self.first_error})" if self.left_out else ""
 
 
 class DataPreparer:
@@ -122,39 +153,32 @@ class DataPreparer:
         made_from = MadeFrom(content, tokenizer.fingerprint(), short_digest(tokens))
         return self._open_or_write_shard(f"{stage} tasks", f"{stage}-tasks", made_from, examples, tokens, tokenizer)
 
-    def conversation_shard(self, name: str, tokens: int | None, tokenizer: Tokenizer) -> TokenShard:
-        """Returns a shard of one epoch of a set's conversations.
+    def conversation_shard(
+        self, name: str, tokens: int | None, tokenizer: Tokenizer, positions: Positions | None = None
+    ) -> tuple[TokenShard, Positions]:
+        """Returns a shard of a set's conversations, and the set's position after it if it is prepared in parts.
 
-        `tokens` limits the shard, to the next whole batch of conversations, only if the set's files are larger than
-        `MAX_IN_MEMORY_BYTES`; None: no limit. A smaller set is always written completely.
+        A set whose files are larger than `MAX_IN_MEMORY_BYTES` is prepared in parts: from its position on, as many
+        conversations as have `tokens` tokens, to the next whole batch (None: one epoch). A smaller set is always
+        written completely, and its position is one of rows.
         """
         source = self.conversation_source(name)
         is_large = self.count_source_bytes(name) > prepare.MAX_IN_MEMORY_BYTES
         cap = tokens if is_large else None
         files = source.files()
         content = digest_files(common_folder(files), files, whole=not is_large)
-        settings = short_digest(source.name, cap, self.seed, _digest_tasks())
+        key = short_digest(content, source.name, self.seed, "conversations")
+        first = int((positions or {}).get(key, {}).get("row", 0)) if is_large else 0
+        settings = short_digest(source.name, cap, self.seed, _digest_tasks(), first)
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
         made_from, contents = MadeFrom(content, tokenizer.fingerprint(), settings), getattr(source, "contents", "")
-        left_out: list[str] = []
-        examples = self._read_epoch(source, left_out)
-        return self._open_or_write_shard(name, f"{stem}-rows", made_from, examples, cap, tokenizer, contents, left_out)
-
-    def _read_epoch(self, source: ConversationSource, report: list[str]) -> Iterator[dict]:
-        """Yields every conversation of a source once; leaves out rows that are none, and reports their number.
-
-        Raises the first of their errors if there are more than one in ROWS_PER_BAD_ROW.
-        """
-        left_out, first = 0, UserError()
-        for index in range(len(source)):
-            try:
-                yield source.get_train_example(index, self.seed)
-            except UserError as error:
-                left_out, first = left_out + 1, first if left_out else error
-                if left_out * ROWS_PER_BAD_ROW > len(source):
-                    raise first from None
-        if left_out:
-            report.append(f"{left_out:,} of {len(source):,} rows left out (first: {first})")
+        reader = EpochReader(source, self.seed, first)
+        shard = self._open_or_write_shard(name, f"{stem}-rows", made_from, reader, cap, tokenizer, contents)
+        if not is_large:
+            return shard, {}
+        read = first + int(shard.metadata.get("read", len(source)))
+        self.log(f"{name}: conversations {first:,} to {read - 1:,} of {len(source):,} a pass")
+        return shard, {key: {"source": name, "row": read}}
 
     def _open_or_write_shard(
         self,
@@ -165,7 +189,6 @@ class DataPreparer:
         tokens: int | None,
         tokenizer: Tokenizer,
         contents: str = "",
-        left_out: list[str] | None = None,
     ) -> TokenShard:
         """Returns the shard RUN/data/STEM-DIGEST, written first if it does not exist; logs which, and why.
 
@@ -173,7 +196,6 @@ class DataPreparer:
 
         Args:
             contents: the files of a folder that are read and passed over.
-            left_out: what was left out, filled while `examples` are read.
         """
         prepared = self.documents.prepared
         directory = prepared.directory / f"{stem}-{made_from.digest}"
@@ -199,7 +221,8 @@ class DataPreparer:
                         break
                     for rendered in render_conversations(tokenizer, group):
                         writer.add_document(rendered.tokens, rendered.mask)
-                writer.metadata |= {"contents": contents, "left_out": "; ".join(left_out or [])}
+                if isinstance(examples, EpochReader):
+                    writer.metadata |= {"contents": contents, "left_out": examples.describe(), "read": examples.read}
         shard = TokenShard.open(directory, tokenizer.fingerprint())
         if report := "; ".join(filter(None, (shard.metadata.get("contents"), shard.metadata.get("left_out")))):
             self.log(f"{source}: {report}")

@@ -43,6 +43,7 @@ from fledgling.train.health import Health, Rollback
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
 from fledgling.train.peak import replace_exceeded_peak
+from fledgling.train.positions import carry_positions, read_positions
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.rl.algorithm import ALGORITHMS
 from fledgling.train.rl.build import build_rl_stage
@@ -199,6 +200,10 @@ def train_stage(
             run_loop(reporting, context.model, optimizer, loop_context, start_step)
         finally:
             stage.batches.close()
+    counted = not saved or "targets" in saved.state.get("totals", {})  # an older checkpoint has not
+    if name != "rl" and counted and not totals.targets:
+        nothing = f"{name}: none of {stage.steps:,} steps had a token to learn from, so the weights are as they were"
+        raise UserError(f"{nothing}; see the stage's notices for what was cut or left out")
     recorder.mark_done(**totals.state_dict(), **saver.metrics())
     if world.is_main:
         seal_stage(context.run_dir / name)
@@ -249,6 +254,7 @@ def build_context(
         preparer=preparer,
         setup=setup,
         load_initial_model=load_initial_model,
+        positions=read_positions(loaded.state, resumes=saved is not None) if loaded else {},
         saved_micro_batch_size=loaded.state.get("micro_batch") if loaded and saved else None,
         parent=describe_parent(parent),
         lock=lock,
@@ -343,6 +349,7 @@ def make_saver(
             "totals": totals.state_dict(),
             "parent": context.parent,
             "ranks": context.world.size,
+            "positions": (stage.positions or carry_positions(context.positions))(),
             "data": context.preparer.documents.prepared.handed_out,
         }
 

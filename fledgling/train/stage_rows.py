@@ -22,6 +22,7 @@ from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.tasks import PUBLIC_TASKS, SKILLS, load_task
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.positions import Positions, SourcePositions
 from fledgling.train.prepare import DataPreparer, MixtureParts, split_mixture
 
 SPARE_FACTOR = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
@@ -33,6 +34,7 @@ class StageRows:
 
     sources: list[tuple[RowSource, float]]  # with weights
     steps: int
+    positions: SourcePositions
     validation: tuple[TokenShard, ...]  # held-out documents of the first document source
 
 
@@ -44,10 +46,12 @@ def prepare_stage_rows(
     context: int,
     preparer: DataPreparer,
     tokenizer: Tokenizer,
+    before: Positions | None = None,
 ) -> StageRows:
     """Prepares and opens the data of a stage.
 
     Args:
+        before: the positions of the sources that earlier stages have read.
         rows_per_step: rows of `context` tokens that one optimizer step reads, over all ranks.
         steps: None means one pass. Raises UserError if that has no end, because every source is generated.
     """
@@ -60,6 +64,7 @@ def prepare_stage_rows(
     conversations: dict[str, RowSource] = {}
     tasks: list[tuple[RowSource, float]] = []
     validation: tuple[TokenShard, ...] = ()
+    parts_read: Positions = {}
     for name, weight in parts.documents.items():
         corpus = preparer.documents.prepare_shards(name, tokenizer)
         validation = validation or corpus.held_out
@@ -69,7 +74,8 @@ def prepare_stage_rows(
     for name in sorted(parts.conversations, key=preparer.count_source_bytes):
         per_step = parts.conversations[name] / total * rows_per_step
         tokens = None if max_steps == math.inf else math.ceil(max_steps * per_step * context * SPARE_FACTOR) + 1
-        conversations[name] = make_source(preparer.conversation_shard(name, tokens, tokenizer), "whole")
+        shard, part = preparer.conversation_shard(name, tokens, tokenizer, before)
+        conversations[name], parts_read = make_source(shard, "whole"), parts_read | part
         if steps is None:
             max_steps = min(max_steps, len(conversations[name]) / per_step)
     if max_steps == math.inf:
@@ -85,7 +91,11 @@ def prepare_stage_rows(
         tokens = int(stage_steps * rows_per_step * context * weight / total * SPARE_FACTOR) + 1
         tasks.append((make_source(preparer.task_shard(stage, parts.tasks, tokens, tokenizer), "whole"), weight))
     in_recipe_order = [(conversations[name], weight) for name, weight in parts.conversations.items()]
-    return StageRows(documents + tasks + in_recipe_order, stage_steps, validation)
+    in_parts = {entry["source"] for entry in parts_read.values()}
+    indexed = enumerate([*parts.documents, *["" for _ in tasks], *parts.conversations])
+    names = {index: name for index, name in indexed if name and name not in in_parts}
+    positions = SourcePositions(before or {}, names, parts_read)
+    return StageRows(documents + tasks + in_recipe_order, stage_steps, positions, validation)
 
 
 def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fledgling.config import StageConfig
+from collections.abc import Callable
+from functools import partial
+
+from fledgling.config import StageConfig, UserError
 from fledgling.data.stream import MixtureStream
 from fledgling.plan.horizon import compute_horizon
 from fledgling.train.context import StageContext, make_schedule, resolve_micro_batch_size
@@ -10,7 +13,7 @@ from fledgling.train.evals import build_compression_eval, build_core_evals, buil
 from fledgling.train.loss import next_token_loss
 from fledgling.train.prepare import split_mixture
 from fledgling.train.stage import Stage
-from fledgling.train.stage_rows import prepare_stage_rows
+from fledgling.train.stage_rows import StageRows, prepare_stage_rows
 
 
 def build_supervised_stage(name: str, context: StageContext) -> Stage:
@@ -28,8 +31,11 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         )
     steps = horizon.steps if name == "pretrain" else config.steps  # None: one pass over the mixture
     stage_rows = prepare_stage_rows(
-        name, config.mixture, rows, steps, context.model.config.context, context.preparer, context.tokenizer
+        *(name, config.mixture, rows, steps, context.model.config.context, context.preparer, context.tokenizer),
+        before=context.positions,
     )
+    report_lost_conversations(name, config, stage_rows, context.recorder.log_notice)
+    positions = stage_rows.positions
     stream = MixtureStream(
         stage_rows.sources,
         rows_per_step=rows,
@@ -39,7 +45,10 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         rank=world.rank,
         world_size=world.size,
         train_on=config.train_on,
+        starts=positions.find_starts([source for source, _ in stage_rows.sources]),
     )
+    for line in positions.describe(name, stream, stage_rows.steps):
+        context.recorder.log_notice(line)
     evals = build_evals(config, context, stage_rows.validation, micro_batch_size)
     documents = split_mixture(config.mixture).documents
     if name == "pretrain" and documents:
@@ -54,4 +63,33 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         evals=evals,
         save_every=config.save_every,
         micro_batch_size=micro_batch_size,
+        positions=partial(positions.state_dict, stream),
+        extra_metrics=partial(measure_passes, stream),
     )
+
+
+def measure_passes(stream: MixtureStream) -> dict[str, float]:
+    """Returns how often the source that is read most has been read so far, in all stages together."""
+    passes = [row / len(source) for row, source in zip(stream.source_rows(), stream.builder.sources, strict=True)]
+    return {"passes": round(max(passes), 4)}
+
+
+def report_lost_conversations(
+    stage: str, config: StageConfig, stage_rows: StageRows, log: Callable[[str], None]
+) -> None:
+    """Logs how many conversations do not fit in a row. Raises UserError for a source that then teaches nothing."""
+    for index, (source, _) in enumerate(stage_rows.sources):
+        if not source.num_truncated:
+            continue
+        name, count = stage_rows.positions.names.get(index, f"{stage} tasks"), source.num_documents
+        lost = source.num_without_targets
+        if config.train_on == "assistant" and lost == count:
+            raise UserError(
+                f"{stage}: {name}: the prompts of all {count:,} conversations fill model.context, {source.context} "
+                "tokens, so nothing can be learned from them; raise model.context or shorten the prompts"
+            )
+        log(
+            f"{stage}: {name}: {source.num_truncated:,} of {count:,} conversations are longer than a row of "
+            f"{source.context:,} tokens: {source.num_truncated - lost:,} are cut after the last turn that fits, or in "
+            f"their first answer; of {lost:,} only a part of the prompt is left"
+        )

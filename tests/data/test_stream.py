@@ -11,8 +11,9 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX
+from fledgling.data.prefetch import PREFETCH_STEPS, Prefetcher
 from fledgling.data.shards import ShardWriter, TokenShard
-from fledgling.data.stream import PREFETCH_STEPS, MixtureStream, Prefetcher, RowSource, assign_document_ids, permutation
+from fledgling.data.stream import MixtureStream, RowSource, assign_document_ids, permutation
 
 BOS, USER, END = 90, 91, 92
 

@@ -75,7 +75,6 @@ def test_only_the_last_answer_is_learned():
         ({"prompt": "Hi", "chosen": "yes"}, 'no text "rejected"'),
         ({"chosen": "yes", "rejected": "no"}, "no prompt"),
         ({"prompt": "Hi", "chosen": "yes", "rejected": " "}, 'no text "rejected"'),
-        ({"prompt": "word " * 90, "chosen": "yes", "rejected": "no"}, "raise model.context"),
         ({"prompt": [{"role": "king", "content": "Hi"}], "chosen": "yes", "rejected": "no"}, "role"),
     ],
 )
@@ -92,3 +91,14 @@ def test_pairs_longer_than_a_row_are_cut_and_logged(tmp_path):
     file.write_text(json.dumps({"prompt": "Hi", "chosen": "word " * 40, "rejected": "no"}) + "\n")
     (pair,) = load_pairs(str(file), tokenizer(), 65, notices.append)
     assert len(pair.tokens) <= 65 and "1 of 1 pairs" in notices[0]
+
+
+def test_pairs_that_do_not_fit_are_left_out_and_counted_and_none_at_all_is_an_error(tmp_path):
+    file, notices = tmp_path / "pairs.jsonl", []
+    long = {"prompt": "word " * 90, "chosen": "yes", "rejected": "no"}
+    file.write_text("".join(json.dumps(line) + "\n" for line in [ROWS[0], long] * 3))
+    assert len(load_pairs(str(file), tokenizer(), 65, notices.append)) == 3
+    assert "dpo: 3 of 6 pairs are left out" in notices[0] and "pairs.jsonl:2" in notices[0]
+    file.write_text((json.dumps(long) + "\n") * 4)
+    with pytest.raises(UserError, match=r"none of the 4 pairs can be learned from; .*jsonl:1.*raise model"):
+        load_pairs(str(file), tokenizer(), 65, notices.append)

@@ -70,11 +70,11 @@ def test_generated_tasks_last_as_long_as_the_others(prepared):
 
 def test_a_shard_has_each_row_of_its_set_once_and_is_written_once(prepared):
     preparer, tokenizer = prepared
-    shard = preparer.conversation_shard("gsm8k", 5, tokenizer)
+    shard = preparer.conversation_shard("gsm8k", 5, tokenizer)[0]
     texts = [tokenizer.decode(shard.read_tokens(i, 0, int(shard.lengths[i]))[0].tolist()) for i in range(len(shard))]
     assert (
         len(shard) == len(set(texts)) == 40
-        and preparer.conversation_shard("gsm8k", 10**6, tokenizer).directory == shard.directory
+        and preparer.conversation_shard("gsm8k", 10**6, tokenizer)[0].directory == shard.directory
     )
     tokens, mask = shard.read_tokens(0, 0, int(shard.lengths[0]))
     outputs = np.flatnonzero(tokens == tokenizer.output_start)
@@ -87,7 +87,7 @@ def test_a_few_rows_that_are_no_conversation_are_left_out_and_logged(tmp_path):
     notices = []
     write_rows(tmp_path / "smoltalk.jsonl", [conversation] * 200 + [empty])
     preparer = DataPreparer(tiny(tmp_path, **{"run.data_dir": tmp_path}), tmp_path / "run", notices.append)
-    assert len(preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())) == 200
+    assert len(preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())[0]) == 200
     assert [text for text in notices if "1 of 201 rows left out" in text and "smoltalk.jsonl:201" in text]
     write_rows(tmp_path / "smoltalk.jsonl", [conversation] * 50 + [empty] * 50)
     with pytest.raises(UserError, match=r"smoltalk.jsonl:\d+: a message's"):
@@ -113,7 +113,7 @@ def test_edited_conversations_are_prepared_anew_and_unchanged_ones_found_again(p
         os.utime(file, ns=(9, 9))
         messages = []
         fresh = DataPreparer(recipe, tmp_path / "run", messages.append)
-        shard = fresh.conversation_shard(name.get(kind, "smoltalk"), None, tokenizer)
+        shard, _ = fresh.conversation_shard(name.get(kind, "smoltalk"), None, tokenizer)
         found.append((tokenizer.decode(shard.tokens.tolist()), "\n".join(messages), shard.directory))
     assert "Adam" in found[0][0] and found[1][2] == found[0][2] and "tokens found again in" in found[1][1]
     assert "Bert" in found[2][0] and "its text changed, so it is prepared anew" in found[2][1]
@@ -130,7 +130,7 @@ def test_generated_conversations_are_keyed_by_what_generates_them(prepared, tmp_
     assert fresh.task_shard("sft", {"spelling": 1.0}, 500, tokenizer).directory != first
     assert any("sft tasks: its text changed, so it is prepared anew" in message for message in messages)
     assert fresh.task_shard("sft", {"spelling": 1.0}, 900, tokenizer).directory not in (first, None)
-    assert any("a setting or this program changed" in message for message in messages[-3:])
+    assert any("a setting, the part that is read or this program changed" in message for message in messages[-3:])
 
 
 def test_a_stage_that_starts_anew_trains_on_the_edited_text_and_a_resumed_one_on_its_own(tmp_path, monkeypatch):

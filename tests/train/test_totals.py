@@ -7,7 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from fledgling.config import UserError
+from fledgling.data.batch import IGNORE_INDEX
+from fledgling.data.stream import MixtureStream
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
 from fledgling.train import loop, run
@@ -106,6 +110,19 @@ def test_evaluations_are_no_seconds_of_training(tmp_path, monkeypatch):
 
 
 def test_an_older_checkpoint_without_sums_begins_at_zero():
-    totals = Totals(5, 1.0)
+    totals = Totals(5, 4, 1.0)
     totals.load_state_dict({"tokens": 7})
-    assert totals.state_dict() == {"tokens": 7, "training_seconds": 0.0}
+    assert totals.state_dict() == {"tokens": 7, "targets": 0, "training_seconds": 0.0}
+
+
+def test_a_stage_whose_steps_have_no_targets_is_an_error_and_not_done(tmp_path, monkeypatch):
+    original = MixtureStream.next
+
+    def without_targets(self):
+        return [replace(batch, targets=torch.full_like(batch.targets, IGNORE_INDEX)) for batch in original(self)]
+
+    monkeypatch.setattr(MixtureStream, "next", without_targets)
+    recipe = tiny(tmp_path, **{"pretrain.steps": 2})
+    with pytest.raises(UserError, match="pretrain: none of 2 steps had a token to learn from"):
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    assert not (Path(recipe.run.out) / "pretrain" / "done.json").exists()

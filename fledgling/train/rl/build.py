@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fledgling.config import RLConfig, UserError
 from fledgling.optim.optimizer import is_deterministic
 from fledgling.tasks import load_task
@@ -10,6 +12,8 @@ from fledgling.train.evals import build_evals
 from fledgling.train.rl.algorithm import make_algorithm
 from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.stage import Stage
+
+MAX_CHECKED_PROMPTS = 256
 
 
 def build_rl_stage(name: str, context: StageContext) -> Stage:
@@ -28,6 +32,7 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         context.load_initial_model() if config.kl_weight > 0 else None,
         context.recorder.log_notice,
     )
+    report_cropped_prompts(stream, steps, context.recorder.log_notice)
     return Stage(
         name=name,
         steps=steps,
@@ -39,6 +44,22 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         micro_batch_size=micro_batch_size,
         extra_metrics=stream.metrics,
     )
+
+
+def report_cropped_prompts(stream: RolloutStream, steps: int, log: Callable[[str], None]) -> None:
+    """Logs how many of the stage's first prompts are longer than the context has room for.
+
+    Raises UserError if all of them are: answers to questions without their beginning teach nothing.
+    """
+    config = stream.config
+    rounds = -(-steps // stream.steps_per_round)
+    count = min(MAX_CHECKED_PROMPTS, rounds * config.prompts_per_round)
+    cropped = sum(stream.crop_prompt(index)[1] for index in range(count))
+    room = f"{stream.prompt_room} tokens, which model.context leaves next to rl.max_new_tokens"
+    if cropped == count:
+        raise UserError(f"rl: all of the first {count:,} prompts are longer than {room}; raise model.context")
+    if cropped:
+        log(f"rl: {cropped:,} of the first {count:,} prompts are longer than {room}: they lose their beginning")
 
 
 def require_valid_rl_config(config: RLConfig) -> int:

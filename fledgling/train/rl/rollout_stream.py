@@ -163,10 +163,18 @@ class RolloutStream:
         self.tokens_per_second = new_tokens / max(1e-9, self.step_seconds["rollouts"])
         return {index: completions[i * group_size : (i + 1) * group_size] for i, index in enumerate(indices)}
 
+    @property
+    def prompt_room(self) -> int:
+        """The tokens that a prompt may have."""
+        return self.engine.context - min(self.config.max_new_tokens, self.engine.context // 2)
+
+    def crop_prompt(self, index: int) -> tuple[list[int], bool]:
+        """Returns prompt number `index` as token ids, and whether it was too long and lost its beginning."""
+        return crop_prompt(encode_question(self.engine.tokenizer, self.sample_question(index)[1]), self.prompt_room)
+
     def prompt_tokens(self, index: int) -> list[int]:
         """Returns prompt number `index` as token ids."""
-        ids = encode_question(self.engine.tokenizer, self.sample_question(index)[1])
-        return crop_prompt(ids, self.engine.context - min(self.config.max_new_tokens, self.engine.context // 2))[0]
+        return self.crop_prompt(index)[0]
 
     def _score(self, answers: Mapping[int, list[Completion]]) -> list[ScoredPrompt]:
         """Scores this rank's answers and returns the scored prompts of all ranks.
