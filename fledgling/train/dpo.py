@@ -53,7 +53,7 @@ def parse_pair(value: dict[str, Any], where: str) -> tuple[dict, dict]:
     return conversations[0], conversations[1]
 
 
-class NoRoomError(UserError):
+class PairTooLongError(UserError):
     """A pair's prompt and two answers do not fit in a row."""
 
 
@@ -70,7 +70,9 @@ def render_pair(tokenizer: Tokenizer, pair: Sequence[dict], row_tokens: int, whe
     limit = max(row_tokens // 2, row_tokens - min(map(len, tokens)))
     documents = [ids[:limit] for ids in tokens] if sum(map(len, tokens)) > row_tokens else tokens
     if min(map(len, documents)) <= prompt_length:
-        raise NoRoomError(f"{where}: the prompt and two answers do not fit in {row_tokens} tokens; raise model.context")
+        raise PairTooLongError(
+            f"{where}: the prompt and two answers do not fit in {row_tokens} tokens; raise model.context"
+        )
     ids = np.concatenate(documents).astype(np.int64)
     is_target = np.concatenate([np.arange(len(document)) >= prompt_length for document in documents])
     rollout = Rollout(ids, is_target, np.zeros(len(ids), np.float32))
@@ -88,7 +90,7 @@ def load_pairs(path: str, tokenizer: Tokenizer, row_tokens: int, log: Callable[[
     for value, where in read_rows(Path(path)):
         try:
             pairs.append(render_pair(tokenizer, parse_pair(value, where), row_tokens, where))
-        except NoRoomError as error:
+        except PairTooLongError as error:
             left_out.append(error)
     if not pairs and left_out:
         raise UserError(f"dpo.pairs: none of the {len(left_out):,} pairs can be learned from; {left_out[0]}")

@@ -55,11 +55,11 @@ def report_cropped_prompts(stream: RolloutStream, steps: int, log: Callable[[str
     rounds = -(-steps // stream.steps_per_round)
     count = min(MAX_CHECKED_PROMPTS, rounds * config.prompts_per_round)
     cropped = sum(stream.crop_prompt(index)[1] for index in range(count))
-    room = f"{stream.prompt_room} tokens, which model.context leaves next to rl.max_new_tokens"
+    limit = f"{stream.max_prompt_tokens} tokens, which model.context leaves next to rl.max_new_tokens"
     if cropped == count:
-        raise UserError(f"rl: all of the first {count:,} prompts are longer than {room}; raise model.context")
+        raise UserError(f"rl: all of the first {count:,} prompts are longer than {limit}; raise model.context")
     if cropped:
-        log(f"rl: {cropped:,} of the first {count:,} prompts are longer than {room}: they lose their beginning")
+        log(f"rl: {cropped:,} of the first {count:,} prompts are longer than {limit}: they lose their beginning")
 
 
 def require_valid_rl_config(config: RLConfig) -> int:

@@ -164,13 +164,15 @@ class RolloutStream:
         return {index: completions[i * group_size : (i + 1) * group_size] for i, index in enumerate(indices)}
 
     @property
-    def prompt_room(self) -> int:
+    def max_prompt_tokens(self) -> int:
         """The tokens that a prompt may have."""
         return self.engine.context - min(self.config.max_new_tokens, self.engine.context // 2)
 
     def crop_prompt(self, index: int) -> tuple[list[int], bool]:
         """Returns prompt number `index` as token ids, and whether it was too long and lost its beginning."""
-        return crop_prompt(encode_question(self.engine.tokenizer, self.sample_question(index)[1]), self.prompt_room)
+        return crop_prompt(
+            encode_question(self.engine.tokenizer, self.sample_question(index)[1]), self.max_prompt_tokens
+        )
 
     def prompt_tokens(self, index: int) -> list[int]:
         """Returns prompt number `index` as token ids."""

@@ -11,7 +11,7 @@ from fledgling.train.rl.build import report_cropped_prompts
 def make_stream(is_cropped):
     config = RLConfig(prompts_per_round=4, minibatches=2)
     crop_prompt = lambda index: ([0], is_cropped(index))  # noqa: E731
-    return SimpleNamespace(config=config, steps_per_round=2, prompt_room=64, crop_prompt=crop_prompt)
+    return SimpleNamespace(config=config, steps_per_round=2, max_prompt_tokens=64, crop_prompt=crop_prompt)
 
 
 def test_prompts_that_are_all_too_long_are_an_error():
