@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fledgling.config import OptimizerConfig, UserError
+from fledgling.optim import optimizer as optimizer_module
 from fledgling.optim.optimizer import Optimizer, is_deterministic
 from fledgling.runtime.world import World
 from tests.ranks import on_ranks, one_thread
@@ -230,3 +231,20 @@ def test_deterministic_mode_needs_a_power_of_two():
     assert not is_deterministic(OptimizerConfig(deterministic="off"), World(0, 1, 0, cpu))
     with pytest.raises(UserError, match="3 ranks"):
         is_deterministic(OptimizerConfig(deterministic="on"), World(0, 3, 0, cpu))
+
+
+@pytest.mark.parametrize(("threads", "deterministic", "padded"), [(2, "on", True), (1, "on", False), (2, "off", False)])
+def test_matrices_are_padded_to_pairs_where_threads_could_change_their_bits(
+    threads, deterministic, padded, monkeypatch
+):
+    """Which processor's kernels round a lone matrix differently on two threads is not known here: the choice is."""
+    calls = []
+    monkeypatch.setattr(optimizer_module, "muon_", lambda *args, **options: calls.append(options["pad_to_pair"]))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        world, model, optimizer = make_optimizer(deterministic=deterministic)
+        run_steps(model, optimizer, world, range(1), micro_batches=1)
+    finally:
+        torch.set_num_threads(before)
+    assert calls and set(calls) == {padded}
