@@ -1,25 +1,33 @@
-"""Mutation testing of one package with cosmic-ray: how many small faults the tests of that package notice.
+"""Mutation testing of one package with cosmic-ray: how many small changes of the code its tests detect.
 
 `python -m tests.mutants PACKAGE --count 50 --seed 1` copies the tree, draws `count` of cosmic-ray's mutants of
-fledgling/PACKAGE, runs the tests below for each, and prints the share that made them fail and the ones that did not.
-The test file of the changed module runs first: most mutants fail there, within seconds.
+fledgling/PACKAGE, runs the tests below for each, and prints the survivors, which no test detected, and the share of the
+others. The test file of the mutated module runs first, in a fork of a process that has imported torch: most mutants end
+there, within seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import difflib
 import json
+import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
-TESTS = {  # what must notice a fault of the package: its own tests, and the invariants that hold its promises
-    "optim": "tests/optim tests/invariants/test_one_update.py",
+TESTS = {  # what must detect a change of the package: its own tests, and those that compare it from outside
+    "optim": "tests/optim tests/plan/test_zero3.py tests/invariants/test_one_update.py",
     "train": "tests/train tests/invariants/test_one_update.py tests/invariants/test_sampler_and_trainer.py",
     "infer": "tests/infer tests/invariants/test_decode.py",
     "record": "tests/record",
@@ -28,12 +36,23 @@ OPERATORS_LEFT_OUT = ("core/NumberReplacer",)  # constants of tuning: most of th
 SOURCE_ORDER = "module_path, start_pos_row, start_pos_col, operator_name, occurrence, operator_args"
 CONFIG = """[cosmic-ray]
 module-path = "fledgling/{package}"
-timeout = {timeout}
+timeout = 0
 excluded-modules = ["fledgling/{package}/__init__.py"]
-test-command = "{python} -m tests.mutants {package} --run-tests {original}"
+test-command = ""
 [cosmic-ray.distributor]
 name = "local"
 """
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: the `occurrence`-th place in `module` where an operator of cosmic-ray applies."""
+
+    module: Path  # relative to the tree
+    operator: str
+    arguments: dict[str, Any]
+    occurrence: int
+    line: int
 
 
 def copy_tree(folder: Path) -> Path:
@@ -45,68 +64,115 @@ def copy_tree(folder: Path) -> Path:
     return folder
 
 
-def changed_module(package: str, original: Path) -> Path | None:
-    """Returns the module of fledgling/`package` in the working directory that differs from the one under `original`."""
-    for unchanged in sorted((original / "fledgling" / package).rglob("*.py")):
-        module = unchanged.relative_to(original)
-        if module.read_bytes() != unchanged.read_bytes():
-            return module
-    return None
+def find_annotations(module: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Returns (start, end) of the type annotations of a module, as (line, column): no change there does anything."""
+    nodes = list(ast.walk(ast.parse(module.read_text(encoding="utf-8"))))
+    found = [node.annotation for node in nodes if isinstance(node, ast.arg | ast.AnnAssign)]
+    found += [node.returns for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [((e.lineno, e.col_offset), (e.end_lineno or 0, e.end_col_offset or 0)) for e in found if e is not None]
 
 
-def run_tests(package: str, original: Path) -> int:
-    """Runs the tests of `package` in the working directory, those of the changed module first; returns the status."""
-    named = [Path(name) for name in TESTS[package].split()]
-    files = [file for path in named for file in ([path] if path.is_file() else sorted(path.rglob("test_*.py")))]
-    module = changed_module(package, original)
-    if module is not None:
-        files.sort(key=lambda file: file != Path("tests", *module.parts[1:-1], f"test_{module.name}"))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *map(str, files)]
-    return subprocess.run(command).returncode
-
-
-def draw_mutants(session: Path, count: int, seed: int) -> int:
-    """Leaves `count` random mutants in a cosmic-ray session, chosen by `seed`; returns how many there were."""
+def draw_mutants(tree: Path, package: str, count: int, seed: int) -> tuple[list[Mutant], int]:
+    """Returns `count` random mutants of a package, chosen by `seed`, in the order drawn, and how many there are."""
+    config, session = tree / "mutants.toml", tree / "mutants.sqlite"
+    config.write_text(CONFIG.format(package=package))
+    runner = Path(sys.executable).with_name("cosmic-ray")
+    subprocess.run([runner, "init", str(config), str(session)], cwd=tree, check=True)
+    columns = "module_path, operator_name, operator_args, occurrence, start_pos_row, start_pos_col"
     with sqlite3.connect(session) as database:
-        rows = database.execute(f"SELECT job_id, operator_name FROM mutation_specs ORDER BY {SOURCE_ORDER}").fetchall()
-        useful = [job for job, operator in rows if not operator.startswith(OPERATORS_LEFT_OUT)]
-        kept = set(random.Random(seed).sample(useful, min(count, len(useful))))
-        for job, _ in rows:
-            if job not in kept:
-                database.execute("DELETE FROM mutation_specs WHERE job_id = ?", (job,))
-                database.execute("DELETE FROM work_items WHERE job_id = ?", (job,))
-    return len(useful)
+        rows = database.execute(f"SELECT {columns} FROM mutation_specs ORDER BY {SOURCE_ORDER}").fetchall()
+    annotations = {module: find_annotations(tree / module) for module in {row[0] for row in rows}}
+    useful = [
+        Mutant(Path(module), operator, json.loads(json.loads(arguments)), occurrence, line)  # stored as text of JSON
+        for module, operator, arguments, occurrence, line, column in rows
+        if not operator.startswith(OPERATORS_LEFT_OUT)
+        and not any(start <= (line, column) < end for start, end in annotations[module])
+    ]
+    return random.Random(seed).sample(useful, min(count, len(useful))), len(useful)
+
+
+def list_test_files(package: str, module: Path) -> list[str]:
+    """Returns the test files of a package, that of `module` first, those that start ranks last of the others."""
+    named = [ROOT / name for name in TESTS[package].split()]
+    files = [file for path in named for file in ([path] if path.is_file() else sorted(path.rglob("test_*.py")))]
+    own = ROOT.joinpath("tests", *module.parts[1:-1], f"test_{module.name}")
+    files.sort(key=lambda file: (file != own, "on_ranks" in file.read_text(encoding="utf-8")))
+    return [str(file.relative_to(ROOT)) for file in files]
+
+
+def run_tests(tree: Path, files: list[str], timeout: float) -> str:
+    """Runs test files of `tree` in a fork of this process; returns "passed", "failed" or "timeout"."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.chdir(tree)
+        os.environ["PYTHONPATH"] = sys.path[0] = str(tree)
+        for name in [name for name in sys.modules if name.split(".")[0] in ("fledgling", "tests")]:
+            del sys.modules[name]
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nowhere, descriptor)
+        import pytest
+
+        status = 1
+        try:
+            status = int(pytest.main(["-q", "-x", "-n", "0", "-p", "no:cacheprovider", *files]))
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return "failed" if status else "passed"
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "timeout"
+
+
+def try_mutant(tree: Path, mutant: Mutant, files: list[str], timeout: float) -> tuple[str, str]:
+    """Applies a mutant to the copy of the tree, runs the tests, and undoes it; returns the outcome and the diff."""
+    from cosmic_ray.mutating import use_mutation
+    from cosmic_ray.plugins import get_operator
+
+    operator = get_operator(mutant.operator)(**mutant.arguments)
+    with use_mutation(tree / mutant.module, operator, mutant.occurrence) as (before, after):
+        outcome = run_tests(tree, files, timeout)
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+    return outcome, "\n".join(line for line in lines if line[:3] not in ("---", "+++") and line[:2] != "@@")
 
 
 def main() -> int:
-    """Runs the campaign, or with --run-tests the tests of one mutant; returns the exit status."""
+    """Runs the campaign; returns 0 when every mutant was tried."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("package", choices=sorted(TESTS))
     parser.add_argument("--count", type=int, default=50, help="mutants drawn")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--skip", type=int, default=0, help="mutants left out at the start, to go on after a stop")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for the tests of one mutant")
-    parser.add_argument("--run-tests", type=Path, metavar="TREE", help="only run the tests of a mutant of TREE, here")
     options = parser.parse_args()
-    if options.run_tests:
-        return run_tests(options.package, options.run_tests)
-    runner = Path(sys.executable).with_name("cosmic-ray")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import hypothesis  # noqa: F401  # imported once, before the forks
+    import numpy  # noqa: F401
+    import torch  # noqa: F401
+
     with tempfile.TemporaryDirectory() as folder:
-        tree, config, session = copy_tree(Path(folder)), Path(folder, "mutants.toml"), Path(folder, "session.sqlite")
-        values = {"package": options.package, "timeout": options.timeout, "python": sys.executable, "original": ROOT}
-        config.write_text(CONFIG.format(**values))
-        subprocess.run([runner, "init", str(config), str(session)], cwd=tree, check=True)
-        total = draw_mutants(session, options.count, options.seed)
-        subprocess.run([runner, "baseline", str(config)], cwd=tree, check=True)  # the tests pass without a mutant
-        subprocess.run([runner, "exec", str(config), str(session)], cwd=tree, check=True)
-        dumped = subprocess.run([runner, "dump", str(session)], cwd=tree, capture_output=True, text=True, check=True)
-    rows = [json.loads(line) for line in dumped.stdout.splitlines() if line.strip()]
-    survivors = [item for item, result in rows if result and result["test_outcome"] == "survived"]
-    for item in survivors:
-        mutation = item["mutations"][0]
-        line, column = mutation["start_pos"]
-        print(f"survived: {mutation['module_path']}:{line}:{column} {mutation['operator_name']}")
-    killed = len(rows) - len(survivors)
-    print(f"{options.package}: {killed} of {len(rows)} mutants noticed ({killed / max(1, len(rows)):.0%}), of {total}")
+        tree = copy_tree(Path(folder))
+        mutants, total = draw_mutants(tree, options.package, options.count, options.seed)
+        unchanged = run_tests(tree, list_test_files(options.package, Path("none")), 10 * options.timeout)
+        if unchanged != "passed":
+            print(f"{options.package}: the tests {unchanged} without a mutant", file=sys.stderr)
+            return 1
+        survivors = 0
+        for number, mutant in enumerate(mutants[options.skip :], options.skip + 1):
+            files = list_test_files(options.package, mutant.module)
+            outcome, difference = try_mutant(tree, mutant, files, options.timeout)
+            survivors += outcome == "passed"
+            print(f"{number} {outcome}: {mutant.module}:{mutant.line} {mutant.operator}", flush=True)
+            if outcome == "passed":
+                print(difference, flush=True)
+    tried = len(mutants) - options.skip
+    print(f"{options.package}: {tried - survivors} of {tried} mutants detected, of {total}; {survivors} survived")
     return 0
 
 
