@@ -48,7 +48,7 @@ def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: Device = "a
     batches = make_text_batches(read_texts(), tokenizer, model.config.context)
     text_bits = measure_bits(model, batches, tokenizer.byte_lengths(), world)
     if world.is_main:
-        bits_per_byte = measure_ratio("bits_per_byte", text_bits.bits, text_bits.bytes)
+        bits_per_byte = measure_ratio("bits_per_byte", text_bits, text_bits.bits, text_bits.bytes)
         print_measurements([bits_per_byte, *compute_perplexities(text_bits, words)], as_json)
     world.close()
     return 0

@@ -149,7 +149,7 @@ def passk(
     session = EvalSession.open(checkpoint, device)
     correct = session.count_correct_samples(exam, samples, temperature, seed, out or session.exams_dir)
     if session.world.is_main:
-        passed = measure_pass_at_k(exam.name, correct, samples, ks)
+        passed = measure_pass_at_k(exam.name, exam.questions, correct, samples, ks)
         measurements = [m.with_tools(session.engine.tool_name) for m in passed]
         if not out:
             session.record(measurements)
@@ -177,9 +177,12 @@ def print_measurements(measurements: Sequence[Measurement], as_json: bool) -> No
     if as_json:
         print(json.dumps([asdict(m) for m in measurements], indent=2))
         return
+    from fledgling.report.summary import format_cases
+
     width = max(20, *(len(m.name) for m in measurements))
     for m in measurements:
         chance = f"   chance {m.chance:.3f}" if m.chance else ""
         baseline = "" if m.baseline is None else f"   best constant answer {m.baseline:.3f}"
+        cases = format_cases(m.n, m.clusters, m.cluster_unit)
         tools = "" if m.tools is None else f"   tools {m.tools}"
-        print(f"{m.name:{width}} {m.value:.4f}  [{m.low:.4f}, {m.high:.4f}]  n {m.n}{chance}{baseline}{tools}")
+        print(f"{m.name:{width}} {m.value:.4f}  [{m.low:.4f}, {m.high:.4f}]  n {cases}{chance}{baseline}{tools}")

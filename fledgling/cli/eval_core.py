@@ -100,14 +100,16 @@ def _print_core(results: Sequence[CoreTaskResult], as_json: bool, is_complete: b
         tasks = [{**asdict(r), "centered": r.centered[0]} for r in results]
         print(json.dumps({**facts, "core": asdict(mean) if is_complete else None, "tasks": tasks}, indent=2))
         return
-    print(f"{'task':34} {'accuracy':>8}  {'95 %':15} {'guessing':>8} {'centered':>8} {'n':>6} {'cropped':>8}")
+    counts = f"{'n':>6} {'passages':>8} {'cropped':>8}"
+    print(f"{'task':34} {'accuracy':>8}  {'95 %':15} {'guessing':>8} {'centered':>8} {counts}")
     for r in results:
         print(
             f"{r.label:34} {r.accuracy:8.4f}  [{r.low:.4f}, {r.high:.4f}] {r.baseline:8.3f} {r.centered[0]:8.4f} "
-            f"{r.n:6,} {r.cropped:8,}"
+            f"{r.n:6,} {r.passages or r.n:8,} {r.cropped:8,}"
         )
     name = "CORE" if is_complete else f"mean of {len(results)}"
-    print(f"{name:34} {mean.value:8.4f}  [{mean.low:.4f}, {mean.high:.4f}]  centered, n {mean.n:,}")
+    cases = f"centered, n {mean.n:,}, {mean.clusters:,} passages"
+    print(f"{name:34} {mean.value:8.4f}  [{mean.low:.4f}, {mean.high:.4f}]  {cases}")
     seconds, tokens, fed = (sum(getattr(r, key) for r in results) for key in ("seconds", "tokens", "fed"))
     if seconds:
         speed = f"{tokens / seconds:,.0f} tokens/s scored, {fed / seconds:,.0f} computed"
@@ -130,11 +132,12 @@ def compare(a: Path, b: Path, /, *, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([{**asdict(d), "value": d.value} for d in differences], indent=2))
         return
-    print(f"{'':34} {'A':>8} {'B':>8} {'B - A':>8}  {'95 %':17} {'only A':>6} {'only B':>6} {'p':>7}")
+    counts = f"{'n':>6} {'passages':>8} {'only A':>6} {'only B':>6}"
+    print(f"{'':34} {'A':>8} {'B':>8} {'B - A':>8}  {'95 %':17} {counts} {'p':>7}")
     for d in differences:
         print(
             f"{d.name:34} {d.a:8.4f} {d.b:8.4f} {d.value:+8.4f}  [{d.low:+.4f}, {d.high:+.4f}] "
-            f"{d.only_a:6,} {d.only_b:6,} {d.p:7.4f}"
+            f"{d.n:6,} {d.clusters:8,} {d.only_a:6,} {d.only_b:6,} {d.p:7.4f}"
         )
 
 

@@ -161,6 +161,19 @@ class RowSource:
         that includes the BOS after a document, from which the model learns that documents end. With "assistant", the
         shard's own mask decides, and the BOS between conversations is no target; documents without a mask are targets.
         """
+        plan, row = self._locate_row(index)
+        return fill_row(plan, self, row, self.bos, pad=self.bos, use_mask=train_on == "assistant")
+
+    def read_row_documents(self, index: int) -> np.ndarray:
+        """Returns the number of the document that each token of row `index` is of, (T + 1,) int64; padding is -1."""
+        plan, row = self._locate_row(index)
+        pieces = slice(int(plan.row_starts[row]), int(plan.row_starts[row + 1]))
+        lengths = plan.piece_lengths[pieces] + plan.adds_bos
+        numbers = np.repeat(plan.piece_documents[pieces], lengths)
+        return np.concatenate([numbers, np.full(plan.row_length - len(numbers), -1, np.int64)])
+
+    def _locate_row(self, index: int) -> tuple[PackingPlan, int]:
+        """Returns the plan of the section that row `index` of the endless sequence is in, and its row there."""
         epoch, position = divmod(index, len(self))
         current_epoch, sections, rows_before = self._current_epoch
         if current_epoch != epoch:
@@ -173,8 +186,7 @@ class RowSource:
             plan = plan if current_section == section else self._pack_section(section)[0]
             order = permutation(self.seed, epoch + 1, plan.num_rows, section)  # key 0 is the order of documents
             self._current_section = (epoch, section, plan, order)
-        row = int(order[position - int(rows_before[place])])
-        return fill_row(plan, self, row, self.bos, pad=self.bos, use_mask=train_on == "assistant")
+        return plan, int(order[position - int(rows_before[place])])
 
 
 def assign_document_ids(tokens: np.ndarray, bos: int) -> np.ndarray:

@@ -1,14 +1,14 @@
 """Bits per byte: the loss in a unit that does not depend on the vocabulary; and perplexity, which does.
 
 Every token of the text is a target once; special tokens count neither in the loss nor in the bytes. The ranks share the
-batches and all get the result.
+batches and all get the result. Rows of one document are not independent, so intervals are over documents.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +18,8 @@ import torch
 from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.data.shards import ShardWriter, TokenShard, tokenize_documents
 from fledgling.data.stream import MixtureStream, RowSource
-from fledgling.evals.measurement import Z95, Measurement
+from fledgling.evals.intervals import number_clusters, ratio_interval, sum_by_cluster
+from fledgling.evals.measurement import Measurement
 from fledgling.model.logprob import target_logprobs
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
@@ -41,18 +42,41 @@ def make_text_batches(
 
 
 def read_first_rows(rows: RowSource, count: int, micro_batch_size: int) -> list[Batch]:
-    """Returns the first `count` rows of a source (at most one epoch), always the same, in micro-batches."""
+    """Returns the first `count` rows of a source (at most one epoch), always the same, in micro-batches.
+
+    document_ids are the same for all rows of a document, numbered from 0.
+    """
     count = min(len(rows), count)
-    return MixtureStream([(rows, 1.0)], count, min(micro_batch_size, count), 1, seed=0, prefetch=False).next()
+    batches = MixtureStream([(rows, 1.0)], count, min(micro_batch_size, count), 1, seed=0, prefetch=False).next()
+    numbers = np.stack([rows.read_row_documents(index)[:-1] for index in range(count)])  # (rows, T)
+    numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape).astype(np.int32)
+    ends = np.cumsum([len(batch.tokens) for batch in batches])[:-1]
+    pairs = zip(batches, np.split(numbers, ends), strict=True)
+    return [replace(batch, document_ids=torch.from_numpy(part)) for batch, part in pairs]
 
 
 @dataclass(frozen=True)
 class TextBits:
-    """Bits, bytes and tokens of each row of a text under a model, (rows,) float64 each."""
+    """Bits, bytes and tokens of a text under a model, each (parts,) float64: a part is what a row has of a document.
+
+    rows, documents: (parts,) the row and the document of each part.
+    """
 
     bits: np.ndarray
     bytes: np.ndarray
     tokens: np.ndarray
+    rows: np.ndarray
+    documents: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that were read."""
+        return int(self.rows.max()) + 1
+
+    def first_rows(self, count: int) -> TextBits:
+        """Returns the first `count` rows."""
+        first = self.rows < count
+        return TextBits(*(column[first] for column in (self.bits, self.bytes, self.tokens, self.rows, self.documents)))
 
     def first_rows(self, count: int) -> TextBits:
         """Returns the first `count` rows."""
@@ -63,34 +87,43 @@ class TextBits:
 def measure_bits(
     model: Transformer, batches: Sequence[Batch], byte_lengths: np.ndarray, world: World | None = None
 ) -> TextBits:
-    """Returns bits, bytes and tokens of each row's targets. byte_lengths: (V,) raw bytes of each token.
+    """Returns bits, bytes and tokens of the targets. byte_lengths: (V,) raw bytes of each token.
 
-    All ranks must call it with the same batches; each computes a part.
+    document_ids of the batches are numbers of documents, as from `read_first_rows`; without them, each row is one. All
+    ranks must call it with the same batches; each computes a part.
     """
     device = model.head.weight.device
     world = world or World(0, 1, 0, device)
     lengths = torch.as_tensor(byte_lengths, device=device)
-    own_parts: list[tuple[int, np.ndarray]] = []
+    first_rows = np.cumsum([0, *(len(batch.tokens) for batch in batches)])
+    own_parts: list[tuple[int, np.ndarray, np.ndarray]] = []
     for index in range(world.rank, len(batches), world.size):
         batch = batches[index].to(device)
         size = lengths[batch.targets.clamp(min=0)] * (batch.targets != IGNORE_INDEX)  # (B, T)
         targets = torch.where(size > 0, batch.targets, IGNORE_INDEX)
         hidden = model(batch.tokens, batch.document_ids)
         logprobs = target_logprobs(hidden, model.head.weight, targets, model.config.logit_softcap)
-        rows = (-logprobs.double().sum(1) / math.log(2), size.double().sum(1), (size > 0).double().sum(1))
-        own_parts.append((index, torch.stack(rows).cpu().numpy()))
-    parts = sorted((pair for part in world.all_gather_object(own_parts) for pair in part), key=lambda pair: pair[0])
-    columns = np.concatenate([rows for _, rows in parts], axis=1)  # (3, rows)
-    assert columns[1].sum() > 0, "no byte to measure on"
-    return TextBits(*columns)
+        values = torch.stack(
+            (-logprobs.double() / math.log(2), size.double(), (size > 0).double()), dim=-1
+        )  # (B, T, 3)
+        rows = np.repeat(first_rows[index] + np.arange(len(size)), size.shape[1])
+        documents = rows if batch.document_ids is None else batch.document_ids.cpu().numpy().ravel()
+        keys, owners = np.unique(np.stack([rows, documents]), axis=1, return_inverse=True)  # (2, parts)
+        sums, _ = sum_by_cluster(values.flatten(0, 1).cpu().numpy(), owners.ravel())  # (parts, 3)
+        own_parts.append((index, sums.T, keys))
+    parts = sorted((part for own in world.all_gather_object(own_parts) for part in own), key=lambda part: part[0])
+    sums = np.concatenate([sums for _, sums, _ in parts], axis=1)
+    assert sums[1].sum() > 0, "no byte to measure on"
+    return TextBits(*sums, *np.concatenate([keys for *_, keys in parts], axis=1))
 
 
-def measure_ratio(name: str, numerators: np.ndarray, denominators: np.ndarray) -> Measurement:
-    """Returns sum(numerators) / sum(denominators) over n rows, with the 95 % interval of a ratio (delta method)."""
-    value, n = float(numerators.sum() / denominators.sum()), len(numerators)
-    deviation = float(np.sqrt(np.square(numerators - value * denominators).sum()) / denominators.sum())
-    half = Z95 * deviation if n > 1 else 0.0
-    return Measurement(name, value, value - half, value + half, n)
+def measure_ratio(name: str, text_bits: TextBits, numerators: np.ndarray, denominators: np.ndarray) -> Measurement:
+    """Returns sum(numerators) / sum(denominators) over the parts of a text, with its interval over documents."""
+    documents = number_clusters(text_bits.documents.tolist())
+    tops, bottoms = (np.bincount(documents, column) for column in (numerators, denominators))
+    used = bottoms > 0
+    bounds = ratio_interval(tops[used], bottoms[used])
+    return Measurement(name, *bounds, text_bits.num_rows, clusters=int(used.sum()), cluster_unit="documents")
 
 
 def measure_bpb(
@@ -102,7 +135,7 @@ def measure_bpb(
 ) -> Measurement:
     """Returns -log2 p(text) / bytes(text) over the targets of `batches`, the same on all ranks."""
     text_bits = measure_bits(model, batches, byte_lengths, world)
-    return measure_ratio(name, text_bits.bits, text_bits.bytes)
+    return measure_ratio(name, text_bits, text_bits.bits, text_bits.bytes)
 
 
 def compute_perplexities(text_bits: TextBits, words: int) -> list[Measurement]:
@@ -110,15 +143,13 @@ def compute_perplexities(text_bits: TextBits, words: int) -> list[Measurement]:
 
     The first depends on the vocabulary. Words are separated by white space, which counts in their nats.
     """
-    exponents = [measure_ratio("perplexity_per_token", text_bits.bits, text_bits.tokens)]
+    exponents = [measure_ratio("perplexity_per_token", text_bits, text_bits.bits, text_bits.tokens)]
     if words:
         scale = float(text_bits.bytes.sum()) / words
-        bpb = measure_ratio("perplexity_per_word", text_bits.bits, text_bits.bytes)
-        assert bpb.low is not None and bpb.high is not None
-        exponents.append(Measurement(bpb.name, scale * bpb.value, scale * bpb.low, scale * bpb.high, bpb.n))
+        exponents.append(measure_ratio("perplexity_per_word", text_bits, scale * text_bits.bits, text_bits.bytes))
     return [_power_of_two(m) for m in exponents]
 
 
 def _power_of_two(m: Measurement) -> Measurement:
     assert m.low is not None and m.high is not None
-    return Measurement(m.name, 2.0**m.value, 2.0**m.low, 2.0**m.high, m.n)
+    return replace(m, value=2.0**m.value, low=2.0**m.low, high=2.0**m.high)

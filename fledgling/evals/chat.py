@@ -13,27 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 
+from fledgling.evals.intervals import combine_intervals, number_clusters, share_interval
 from fledgling.evals.likelihood import ContinuationRow, Scorer
-from fledgling.evals.measurement import Measurement, wilson_interval
+from fledgling.evals.measurement import Measurement
 from fledgling.infer.detokenizer import decode_final_text
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.runtime.world import World
 from fledgling.tasks import PUBLIC_TASKS, load_task
-from fledgling.tasks.task import Question, Task, find_constant_baseline, score_answers
+from fledgling.tasks.task import PRACTICE, TEST, TRAIN, Question, Task, find_constant_baseline, score_answers
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
 
-BOOTSTRAP_SAMPLES = 2000
 LETTER_BATCH_SIZE = 1024  # questions with letters that all ranks score together
 GROUP_SIZE = {"cpu": 64, "cuda": 256}  # free-text questions that one rank answers together
 MIN_SUBJECT_QUESTIONS = 10  # below it, the accuracy of a subject carries no information
 
-Value = TypeVar("Value", float, np.ndarray)
 ProgressCallback = Callable[[int, int], None]  # (questions answered, all questions)
 AnswersCallback = Callable[[Mapping[int, "ExamAnswer"]], None]  # new answers by the index of their question
 
@@ -63,16 +62,27 @@ class ExamAnswer:
 
 
 def build_exams(
-    tasks: Sequence[str], count: int, practised_tasks: Sequence[str] = (), data_dir: str | None = None
+    tasks: Sequence[str],
+    counts: int | Mapping[str, int],
+    practised_tasks: Sequence[str] = (),
+    data_dir: str | None = None,
 ) -> list[Exam]:
-    """Returns the exams of `tasks`, each of at most `count` questions; see `Task.list_exam_questions`.
+    """Returns the exams of `tasks`, each of at most so many questions; see `Task.list_exams`.
 
-    `practised_tasks` get an exam in practice templates too. Raises UserError for a task with missing or damaged files.
+    Args:
+        counts: questions by set of wordings; a number means as many in training wordings and in those of the test.
+        practised_tasks: have an exam in practice wordings too, if `counts` has a number for it.
+
+    Raises:
+        UserError: for a task with missing or damaged files.
     """
+    by_wordings = {TRAIN: counts, TEST: counts} if isinstance(counts, int) else counts
+    without_practice = {wordings: count for wordings, count in by_wordings.items() if wordings != PRACTICE}
     exams = []
     for name in tasks:
         task = load_task(name, data_dir)
-        exams += [Exam(label, task, qs) for label, qs in task.list_exam_questions(count, name in practised_tasks)]
+        listed = task.list_exams(by_wordings if name in practised_tasks else without_practice)
+        exams += [Exam(label, task, questions) for label, questions in listed]
     return exams
 
 
@@ -219,10 +229,10 @@ def encode_question(tokenizer: Tokenizer, question: Question) -> list[int]:
 
 
 def measure_exam(name: str, answers: Sequence[ExamAnswer]) -> list[Measurement]:
-    """Returns the exam's accuracy with its Wilson interval, the best constant answer and chance.
+    """Returns the exam's accuracy with its interval over what its questions share, the best constant answer and chance.
 
     Questions of several subjects, at least `MIN_SUBJECT_QUESTIONS` of each, also give the accuracy of each subject,
-    NAME/SUBJECT, and their mean, NAME_subjects, with a bootstrap interval over the questions of each.
+    NAME/SUBJECT, and their mean, NAME_subjects, with an interval from theirs.
     """
     measurements = [_measure_accuracy(name, answers)]
     subjects: dict[str, list[ExamAnswer]] = {}
@@ -231,49 +241,56 @@ def measure_exam(name: str, answers: Sequence[ExamAnswer]) -> list[Measurement]:
             subjects.setdefault(answer.question.facts["subject"], []).append(answer)
     if len(subjects) > 1 and min(map(len, subjects.values())) >= MIN_SUBJECT_QUESTIONS:
         parts = [_measure_accuracy(f"{name}/{subject}", subjects[subject]) for subject in sorted(subjects)]
-        low, high = bootstrap_interval([(part.value, part.n or 0, 0.0) for part in parts])
-        mean = float(np.mean([part.value for part in parts]))
-        measurements += [Measurement(f"{name}_subjects", mean, low, high, len(answers)), *parts]
+        mean, low, high = combine_intervals([(m.value, m.low or 0.0, m.high or 0.0) for m in parts])
+        measurements += [Measurement(f"{name}_subjects", mean, low, high, len(answers), **_clusters(answers)), *parts]
     return measurements
 
 
 def _measure_accuracy(name: str, answers: Sequence[ExamAnswer]) -> Measurement:
-    right, n = sum(answer.score for answer in answers), len(answers)
     questions = [answer.question for answer in answers]
-    chance = sum(question.chance for question in questions) / n
-    return Measurement(name, right / n, *wilson_interval(right, n), n, find_constant_baseline(questions)[1], chance)
+    scores = [answer.score for answer in answers]
+    low, high = share_interval(scores, number_clusters([question.cluster for question in questions]))
+    chance = sum(question.chance for question in questions) / len(questions)
+    baseline = find_constant_baseline(questions)[1]
+    mean = sum(scores) / len(scores)
+    return Measurement(name, mean, low, high, len(answers), baseline, chance, **_clusters(answers))
+
+
+def _clusters(answers: Sequence[ExamAnswer]) -> dict[str, Any]:
+    """Returns how many independent things the questions are made of, and their name, as fields of a measurement."""
+    return count_clusters([answer.question for answer in answers])
+
+
+def count_clusters(questions: Sequence[Question]) -> dict[str, Any]:
+    """Returns {"clusters", "cluster_unit"} of questions: how many of them are independent, and of what they are."""
+    return {
+        "clusters": len({question.cluster for question in questions}),
+        "cluster_unit": next((question.cluster_unit for question in questions if question.cluster_unit), "questions"),
+    }
 
 
 def compute_chatcore(measurements: Sequence[Measurement]) -> Measurement | None:
     """Returns the mean over the public tasks of (accuracy - chance) / (1 - chance); None if a task is missing.
 
-    Chance is 1 / choices for letters and 0 for free text. n is the number of questions; the 95 % interval is a
-    bootstrap over the questions of each task.
+    Chance is 1 / choices for letters and 0 for free text. n is the number of questions; the 95 % interval is made of
+    those of the tasks, which are independent.
     """
     by_name = {m.name: m for m in measurements}
     if not set(PUBLIC_TASKS) <= set(by_name):
         return None
-    accuracies = [(by_name[name].value, by_name[name].n or 0, by_name[name].chance or 0.0) for name in PUBLIC_TASKS]
-    low, high = bootstrap_interval(accuracies)
-    value = float(np.mean([center_accuracy(accuracy, chance) for accuracy, _, chance in accuracies]))
-    return Measurement("chatcore", value, low, high, sum(n for _, n, _ in accuracies))
+    tasks = [by_name[name] for name in PUBLIC_TASKS]
+    parts = []
+    for m in tasks:
+        low, high = m.value if m.low is None else m.low, m.value if m.high is None else m.high
+        value, low, high = (center_accuracy(accuracy, m.chance or 0.0) for accuracy in (m.value, low, high))
+        parts.append((value, low, high))
+    value, low, high = combine_intervals(parts)
+    clusters = sum(m.clusters or m.n or 0 for m in tasks)
+    return Measurement(
+        "chatcore", value, low, high, sum(m.n or 0 for m in tasks), clusters=clusters, cluster_unit="independent"
+    )
 
 
-def center_accuracy(accuracy: Value, chance: float) -> Value:
+def center_accuracy(accuracy: float, chance: float) -> float:
     """Returns the accuracy on a scale where chance is 0 and a perfect score 1."""
     return (accuracy - chance) / (1 - chance)
-
-
-def bootstrap_interval(accuracies: Sequence[tuple[float, int, float]], seed: int = 0) -> tuple[float, float]:
-    """Returns the 95 % interval of the mean of centered accuracies, each given as (accuracy, n, chance).
-
-    Resampling n answers of 0 or 1 with replacement gives a binomial number of ones, so that is what is drawn. The ends
-    are percentiles of `BOOTSTRAP_SAMPLES` draws; another seed moves them by about 1 % of the width.
-    """
-    rng = np.random.default_rng(seed)
-    draws = [
-        center_accuracy(rng.binomial(n, min(1.0, value), BOOTSTRAP_SAMPLES) / n, chance)
-        for value, n, chance in accuracies
-    ]
-    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
-    return float(low), float(high)

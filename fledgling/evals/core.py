@@ -29,7 +29,15 @@ from fledgling.evals.likelihood import (
     common_suffix_length,
 )
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
-from fledgling.tasks.core import CoreItem, CorePrompt, CoreTask, build_prompts, read_core_items, select_items
+from fledgling.tasks.core import (
+    CoreItem,
+    CorePrompt,
+    CoreTask,
+    build_prompts,
+    number_passages,
+    read_core_items,
+    select_items,
+)
 from fledgling.text.tokenizer import Tokenizer, bos_prefix
 
 SCORING_VERSION = 2  # of the scoring method: with another number, finished tasks are run again
@@ -94,11 +102,12 @@ def run_core_task(
 ) -> CoreTaskResult:
     """Returns the score of one task over `items`; progress(share) is called with the finished share in [0, 1]."""
     started, before = time.perf_counter(), replace(scorer.stats)
+    passages = dict(zip(map(id, items), number_passages(items), strict=True))
     results: list[ItemResult] = []
     for batch in prefetch(tokenize_items(scorer, task, items, convention)):
         batch_scores = scorer.score([rows for _, _, rows in batch])
         for (item, prompt, _), scores in zip(batch, batch_scores, strict=True):
-            results.append(make_item_result(len(results), item, scores))
+            results.append(make_item_result(len(results), item, scores, passages[id(item)]))
             if log:
                 log.write_item(task, prompt, results[-1], scores, scorer.engine.tokenizer)
         progress(len(results) / len(items))
@@ -210,7 +219,7 @@ def _make_row(tokens: np.ndarray, start: int) -> ContinuationRow:
     return ContinuationRow(tokens, max(1, start))
 
 
-def make_item_result(index: int, item: CoreItem, scores: Sequence[ContinuationScore]) -> ItemResult:
+def make_item_result(index: int, item: CoreItem, scores: Sequence[ContinuationScore], passage: int = -1) -> ItemResult:
     """Returns the result of an item from the scores of its choices."""
     return ItemResult(
         index,
@@ -220,6 +229,7 @@ def make_item_result(index: int, item: CoreItem, scores: Sequence[ContinuationSc
         tuple(score.num_tokens for score in scores),
         scores[0].is_greedy,
         max(score.num_cropped for score in scores),
+        passage,
     )
 
 

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import UserError
-from fledgling.evals.core_results import CoreSettings, CoreTaskResult, ItemResult, compute_task_result, is_correct
+from fledgling.evals.core_results import (
+    CoreSettings,
+    CoreTaskResult,
+    ItemResult,
+    compute_task_result,
+    is_correct,
+    number_passages_of,
+)
 from fledgling.evals.likelihood import ContinuationScore
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
 from fledgling.tasks.core import CorePrompt, CoreTask
@@ -71,6 +78,11 @@ class LoggedTask:
         """(items,) 1 where right, in evaluation order."""
         return np.array([is_correct(self.task.kind, result) for result in self.results], float)
 
+    @property
+    def passage_numbers(self) -> np.ndarray:
+        """(items,) the number of each item's passage, from 0."""
+        return number_passages_of(self.results)
+
     def compute_result(self) -> CoreTaskResult:
         """Returns the task's score, computed again from its items."""
         return compute_task_result(self.task, self.results, self.convention)
@@ -92,6 +104,7 @@ def read_core_log(path: Path) -> list[LoggedTask]:
                 results[label], texts[label] = [], []
             else:
                 facts = {key: line[key] for key in ("item", "category", "gold", "greedy", "cropped")}
+                facts["passage"] = line.get("passage", -1)
                 result = ItemResult(logprobs=tuple(line["logprobs"]), tokens=tuple(line["tokens"]), **facts)
                 text = "".join(map("".join, line["choices"]))
                 results[line["task"]].append(result)

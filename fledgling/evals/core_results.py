@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 
-from fledgling.evals.measurement import Measurement, wilson_interval
+import numpy as np
+
+from fledgling.evals.intervals import combine_intervals, number_clusters, share_interval
+from fledgling.evals.measurement import Measurement
 from fledgling.tasks.core import CoreTask
 
 
@@ -33,11 +35,15 @@ class ItemResult:
     tokens: tuple[int, ...]  # of each choice
     greedy: bool  # language modeling: every token is the most likely one
     cropped: int  # tokens removed on the left, of the choice that lost most
+    passage: int = -1  # number of the text that it is about, which other items may share; -1: its own
 
 
 @dataclass(frozen=True)
 class CoreTaskResult:
-    """One task's score. tokens: of all choices, each from its beginning; fed: tokens that were computed."""
+    """One task's score. tokens: of all choices, each from its beginning; fed: tokens that were computed.
+
+    passages: how many texts the n items are about; file: the name of the task's file, which two tasks may share.
+    """
 
     label: str
     kind: str
@@ -52,6 +58,8 @@ class CoreTaskResult:
     tokens: int
     fed: int
     seconds: float
+    passages: int = 0
+    file: str = ""
 
     @property
     def centered(self) -> tuple[float, float, float]:
@@ -65,10 +73,14 @@ class CoreTaskResult:
 def compute_task_result(
     task: CoreTask, results: Sequence[ItemResult], convention: str, seconds: float = 0.0, tokens: int = 0, fed: int = 0
 ) -> CoreTaskResult:
-    """Returns the task's score over its items; the foundry convention averages over categories."""
+    """Returns the task's score over its items, with its interval over their passages.
+
+    The foundry convention averages over categories.
+    """
     n, marks = len(results), [is_correct(task.kind, result) for result in results]
     right = sum(marks)
-    low, high = wilson_interval(right, n)
+    clusters = number_passages_of(results)
+    low, high = share_interval(marks, clusters)
     accuracy = right / n
     if task.categories and convention == "foundry":
         groups: dict[str, list[bool]] = {}
@@ -78,9 +90,16 @@ def compute_task_result(
         shift = sum(shares) / len(shares) - accuracy
         low, high, accuracy = low + shift, high + shift, accuracy + shift
     cropped = sum(result.cropped > 0 for result in results)
+    counts = {"cropped": cropped, "tokens": tokens, "fed": fed, "seconds": seconds}
+    facts = {"passages": int(clusters.max()) + 1, "file": task.file.name}
     return CoreTaskResult(
-        task.label, task.kind, task.shots, n, right, accuracy, low, high, task.baseline, cropped, tokens, fed, seconds
+        task.label, task.kind, task.shots, n, right, accuracy, low, high, task.baseline, **counts, **facts
     )
+
+
+def number_passages_of(results: Sequence[ItemResult]) -> np.ndarray:
+    """Returns the number of each item's passage, (items,) int64 from 0; an item without one has its own."""
+    return number_clusters([(result.passage, -1 if result.passage >= 0 else i) for i, result in enumerate(results)])
 
 
 def is_correct(kind: str, result: ItemResult) -> bool:
@@ -93,14 +112,36 @@ def is_correct(kind: str, result: ItemResult) -> bool:
 
 
 def compute_core(results: Sequence[CoreTaskResult]) -> Measurement:
-    """Returns the mean centered accuracy; its interval takes the tasks as independent, each with its own interval."""
-    values = [result.centered for result in results]
-    mean = sum(value for value, _, _ in values) / len(values)
-    half = sqrt(sum(((high - low) / 2) ** 2 for _, low, high in values)) / len(values)
-    return Measurement("core", mean, mean - half, mean + half, sum(result.n for result in results))
+    """Returns the mean centered accuracy. Its interval takes files as independent, each with its own interval.
+
+    Tasks on one file (HellaSwag with and without examples) have the same items, so their errors add up.
+    """
+    files: dict[str, list[tuple[float, float, float]]] = {}
+    for result in results:
+        files.setdefault(result.file or result.label, []).append(result.centered)
+    # A file's part is the sum of its tasks; the mean over parts times their number is the sum over all tasks.
+    parts = [
+        (sum(v for v, _, _ in group), sum(v for _, v, _ in group), sum(v for *_, v in group))
+        for group in files.values()
+    ]
+    mean, low, high = (bound * len(parts) / len(results) for bound in combine_intervals(parts))
+    n, clusters = sum(result.n for result in results), sum(result.passages or result.n for result in results)
+    return Measurement("core", mean, low, high, n, clusters=clusters, cluster_unit="passages")
 
 
 def list_core_measurements(results: Sequence[CoreTaskResult], include_mean: bool) -> list[Measurement]:
     """Returns CORE (when all tasks were run) and the accuracy of each task, named core_LABEL."""
-    parts = [Measurement(f"core_{r.label}", r.accuracy, r.low, r.high, r.n, chance=r.baseline) for r in results]
+    parts = [
+        Measurement(
+            f"core_{r.label}",
+            r.accuracy,
+            r.low,
+            r.high,
+            r.n,
+            chance=r.baseline,
+            clusters=r.passages or None,
+            cluster_unit="passages",
+        )
+        for r in results
+    ]
     return [compute_core(results), *parts] if include_mean else parts

@@ -1,4 +1,4 @@
-"""A measured value and what is needed to trust it: interval, number of cases, the best constant answer's score."""
+"""A measured value and what is needed to trust it: interval, how many independent cases, the best constant answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class Measurement:
     """value with its 95 % interval [low, high] over n cases.
 
     baseline: the score of the best constant answer; chance: the expected score of a random answer; tools: what answers
-    could call, "none" for nothing; None where nothing is generated.
+    could call, "none" for nothing; None where nothing is generated. clusters: how many of the cases are independent of
+    each other, where several share a `cluster_unit` (wordings, passages, documents).
     """
 
     name: str
@@ -24,16 +25,19 @@ class Measurement:
     baseline: float | None = None
     chance: float | None = None
     tools: str | None = None
+    clusters: int | None = None
+    cluster_unit: str = ""
 
     def with_tools(self, tools: str) -> Measurement:
         """Returns an exam's measurement with the tools of its engine; a choice among letters calls none."""
         return replace(self, tools="none" if self.chance else tools)
 
 
-def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     """Returns the 95 % interval of a proportion (Wilson 1927): inside [0, 1], and valid at 0 and n successes."""
     assert n > 0 and 0 <= successes <= n, f"{successes} of {n}"
     p, z2 = successes / n, Z95 * Z95
     center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, center - half), min(1.0, center + half)
+    # At the edge the sum is exact but for rounding.
+    return (max(0.0, center - half) if successes else 0.0), (min(1.0, center + half) if successes < n else 1.0)

@@ -13,19 +13,13 @@ from math import comb
 
 import numpy as np
 
-from fledgling.evals.chat import (
-    BOOTSTRAP_SAMPLES,
-    Exam,
-    ExamAnswer,
-    ProgressCallback,
-    crop_prompt,
-    encode_question,
-)
+from fledgling.evals.chat import Exam, ExamAnswer, ProgressCallback, count_clusters, crop_prompt, encode_question
+from fledgling.evals.intervals import number_clusters, share_interval
 from fledgling.evals.measurement import Measurement
 from fledgling.infer.detokenizer import decode_final_text
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
-from fledgling.tasks.task import score_answers
+from fledgling.tasks.task import Question, score_answers
 
 MAX_SAMPLES = 1 << 16  # of one question; each has its own request index
 
@@ -64,19 +58,18 @@ def sample_answers(
 
 
 def measure_pass_at_k(
-    name: str, num_correct: Sequence[int], n: int, ks: Sequence[int], seed: int = 0
+    name: str, questions: Sequence[Question], num_correct: Sequence[int], n: int, ks: Sequence[int]
 ) -> list[Measurement]:
     """Returns pass@k for each k, from the number of right answers among n samples of each question.
 
-    The 95 % interval is a bootstrap over questions: percentiles of `BOOTSTRAP_SAMPLES` means of as many questions,
-    drawn with replacement.
+    The samples of a question are one estimate, and questions of one wording one cluster: the 95 % interval is over what
+    the questions do not share (`share_interval`).
     """
-    rng = np.random.default_rng(seed)
-    resamples = rng.integers(len(num_correct), size=(BOOTSTRAP_SAMPLES, len(num_correct)))
-    measurements = []
+    clusters = number_clusters([question.cluster for question in questions])
+    facts, measurements = count_clusters(questions), []
     for k in ks:
         estimates = np.array([pass_at_k(n, c, k) for c in num_correct])
-        low, high = np.percentile(estimates[resamples].mean(1), [2.5, 97.5])
+        low, high = share_interval(estimates, clusters)
         mean = float(estimates.mean())
-        measurements.append(Measurement(f"{name}_pass@{k}", mean, float(low), float(high), len(num_correct)))
+        measurements.append(Measurement(f"{name}_pass@{k}", mean, low, high, len(num_correct), **facts))
     return measurements

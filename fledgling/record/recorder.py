@@ -72,14 +72,14 @@ class Recorder:
         high: float | None = None,
         n: int | None = None,
         baseline: float | None = None,
-        tools: str | None = None,
+        **facts: Any,
     ) -> None:
         """Appends a line to evals.jsonl: value, 95 % interval, number of cases, score of the best constant answer.
 
-        tools: what answers could call ("none", "calculator"); None where nothing is generated.
-        Lines of one name and different `n` are different series, which no chart joins.
+        Lines of one name and different `n` are different series, which no chart joins. facts: what else is known, such
+        as the clusters that the cases share, and the tools that answers could call.
         """
-        scores = {"value": value, "low": low, "high": high, "n": n, "baseline": baseline, "tools": tools}
+        scores = {"value": value, "low": low, "high": high, "n": n, "baseline": baseline, **facts}
         self._append("evals", {"stage": self.stage, "step": step, "name": name, **scores})
         series = f"eval/{name}" if n is None else f"eval/{name}/{n}"  # one line of a chart has one number of cases
         self._send_to_loggers(step, {series: value})

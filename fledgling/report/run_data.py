@@ -27,6 +27,7 @@ class Evaluation:
     """One measurement: a value with its 95 % interval, n cases, and the score of the best constant answer.
 
     Measurements of one name and another n are another series: training asks the first questions, its end all.
+    clusters: how many of the cases are independent, where several share a cluster_unit (wordings, documents).
     """
 
     stage: str
@@ -38,6 +39,8 @@ class Evaluation:
     n: int | None
     baseline: float | None
     tools: str | None = None  # what answers could call; None where nothing is generated or an older run did not say
+    clusters: int | None = None
+    cluster_unit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,10 +198,12 @@ def _evaluation(stage: str, line: dict) -> Evaluation | None:
     step, name, value = _step(line), printable_text(line.get("name")), finite_number(line.get("value"))
     if step is None or value is None or not name:
         return None
-    n = finite_number(line.get("n"))
+    n, clusters = (
+        None if count is None else int(count) for count in map(finite_number, map(line.get, ("n", "clusters")))
+    )
     low, high, baseline = (finite_number(line.get(key)) for key in ("low", "high", "baseline"))
-    cases, tools = None if n is None else int(n), printable_text(line.get("tools"))
-    return Evaluation(stage, step, name, value, low, high, cases, baseline, tools)
+    tools, unit = printable_text(line.get("tools")), printable_text(line.get("cluster_unit"))
+    return Evaluation(stage, step, name, value, low, high, n, baseline, tools, clusters, unit)
 
 
 def _weights(checkpoints: Path) -> int | None:

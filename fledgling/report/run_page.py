@@ -31,6 +31,7 @@ from fledgling.report.template import render_page
 
 MAX_EVALS = 60
 STAGE_COLORS = {name: color for color, name in enumerate((*DEFAULT_STAGES, "dpo"))}
+WORDINGS_COLORS = {"": 4, "_test": 5, "_practised": 1, "_dev": 3}
 _RL_METRICS = ("reward", "pass_at_group", "length", "entropy", "kl", "clip_fraction", "accuracy", "margin")
 COMPRESSOR_PREFIX = "bits_per_byte of "  # the bits per byte of a compressor: a level, not a curve
 
@@ -126,7 +127,8 @@ def eval_rows(run: RunData) -> list[dict[str, Any]]:
     last = {(e.stage, e.name): e for e in numbers.final_evaluations(run)}
     stages = [stage.name for stage in run.stages if stage.evals]
     rows = []
-    for name in numbers.evaluation_names(run)[:MAX_EVALS]:
+    names = numbers.evaluation_names(run)
+    for name in numbers.quoted_evaluation_names(run)[:MAX_EVALS]:
         by_stage = [last.get((stage, name)) for stage in stages]
         present = [e for e in by_stage if e]
         is_percent = numbers.is_share(name, [e.value for e in present])
@@ -142,23 +144,16 @@ def eval_rows(run: RunData) -> list[dict[str, Any]]:
             cells.append({"value": numbers.format_value(e.value, is_percent), "span": interval, "bar": chart_bar})
         latest = present[-1]
         baseline = numbers.format_value(latest.baseline, is_percent) or "–"
-        counts = sorted({e.n for e in present if e.n is not None})
-        n = "–".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "–"
-        label = evaluation_label(name) + numbers.format_tools(latest.tools)
+        n = numbers.format_all_cases(present)
+        label = numbers.evaluation_label(name, names) + numbers.format_tools(latest.tools)
         rows.append({"name": label, "cells": cells, "constant": baseline, "n": n})
     return rows
 
 
 def describe_left_out_evals(run: RunData) -> str:
     """Returns a sentence on the evaluations beyond the page's rows, or ""."""
-    count = len(numbers.evaluation_names(run)) - MAX_EVALS
+    count = len(numbers.quoted_evaluation_names(run)) - MAX_EVALS
     return f"{count} more evaluations are in evals.jsonl of each stage." if count > 0 else ""
-
-
-def evaluation_label(name: str) -> str:
-    """Returns the display name of an evaluation."""
-    task, unseen, _ = name.partition("_unseen")
-    return task.replace("_", " ") + (", new wordings" if unseen else "")
 
 
 def stage_rows(run: RunData) -> list[tuple[str, ...]]:
@@ -311,18 +306,18 @@ def _stage_axis(run: RunData) -> dict[str, Any]:
 
 
 def eval_charts(run: RunData) -> list[tuple[str, Markup]]:
-    """Returns one chart per task over all stages: seen and new wordings, 95 % bands, the best constant answer."""
+    """Returns one chart per task over all stages: its sets of wordings, 95 % bands, the best constant answer."""
     known_names = numbers.evaluation_names(run)[:MAX_EVALS]
-    tasks = [
-        name for name in known_names if name.removesuffix("_unseen") not in known_names or not name.endswith("_unseen")
-    ]
-    tasks = [name for name in tasks if not name.startswith(COMPRESSOR_PREFIX)]
+    tasks = dict.fromkeys(numbers.split_evaluation_name(name)[0] for name in known_names)
     charts = []
     for task in tasks:
-        variants = [name for name in (task, f"{task}_unseen") if name in known_names]
+        if task.startswith(COMPRESSOR_PREFIX):
+            continue
+        variants = [name for name in known_names if numbers.split_evaluation_name(name)[0] == task]
         values = [e.value for stage in run.stages for e in stage.evals if e.name in variants]
         is_percent = numbers.is_share(task, values)
-        lines = [line for name in variants for line in _eval_lines(run, name, unseen=name != task)]
+        lines = [line for name in variants for line in _eval_lines(run, name, is_alone=variants == [task])]
+        lines += _constant_line(run, variants)
         lines += _compared_lines(run) if task == COMPRESSOR_PREFIX.split()[0] else []
         chart = Chart(
             task,
@@ -332,7 +327,7 @@ def eval_charts(run: RunData) -> list[tuple[str, Markup]]:
             ceiling=1.0 if is_percent else None,
             **_stage_axis(run),
         )
-        charts.append((evaluation_label(task), render_chart(chart)))
+        charts.append((task.replace("_", " "), render_chart(chart)))
     return charts
 
 
@@ -347,26 +342,36 @@ def _compared_lines(run: RunData) -> list[Line]:
     ]
 
 
-def _eval_lines(run: RunData, name: str, unseen: bool) -> list[Line]:
-    """Returns one line for each number of cases, dashed but for the longest, and the best constant answer."""
+def _eval_lines(run: RunData, name: str, is_alone: bool) -> list[Line]:
+    """Returns one line for each number of cases, dashed but for the longest."""
     position = _step_positions(run)
     lines: list[Line] = []
+    end = numbers.split_evaluation_name(name)[1]
     series = numbers.split_by_cases([e for stage in run.stages for e in stage.evals if e.name == name])
     for evaluations in series:
+        label = "value" if is_alone else f"{numbers.WORDINGS[end]} wordings"
         line = Line(
-            ("new wordings" if unseen else "value") + (f", n {evaluations[0].n}" if len(series) > 1 else ""),
+            label + (f", n {evaluations[0].n}" if len(series) > 1 else ""),
             [position(e.stage, e.step) for e in evaluations],
             [e.value for e in evaluations],
             lows=[e.low for e in evaluations],
             highs=[e.high for e in evaluations],
-            color=5 if unseen else 4,
+            color=WORDINGS_COLORS[end],
             dots=True,
             dashed=bool(lines),
             point_labels=[f"{e.stage} step {e.step:,}" for e in evaluations],
         )
         lines.append(line)
-    baseline = [(x, e.baseline) for x, e in zip(lines[0].xs, series[0], strict=True) if e.baseline is not None]
-    if baseline and not unseen:
-        xs, scores = zip(*baseline, strict=True)
-        lines.append(Line("best constant answer", xs, scores, color=6, dashed=True))
     return lines
+
+
+def _constant_line(run: RunData, names: list[str]) -> list[Line]:
+    """Returns the best constant answer to the questions of the first exam that has one, in its longest series."""
+    position = _step_positions(run)
+    for name in names:
+        series = numbers.split_by_cases([e for stage in run.stages for e in stage.evals if e.name == name])
+        points = [(position(e.stage, e.step), e.baseline) for e in series[0] if e.baseline is not None]
+        if points:
+            xs, scores = zip(*points, strict=True)
+            return [Line("best constant answer", xs, scores, color=6, dashed=True)]
+    return []

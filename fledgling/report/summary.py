@@ -5,6 +5,7 @@ answer also reaches is no evidence.
 """
 
 from bisect import bisect_left
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from fledgling.report.run_data import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+# The end of an exam's name, and the wordings that its questions are in (fledgling/tasks/task.py).
+WORDINGS = {"_test": "test", "": "training", "_practised": "practised", "_dev": "development"}
 _LEADING = ("bits_per_byte", "core")
 _NO_SHARES = ("bits", "loss", "perplexity", "length", "tokens", "seconds")
 
@@ -55,10 +58,36 @@ def run_title(run: RunData) -> str:
     return name if isinstance(name, str) and name else run.path.absolute().name
 
 
+def split_evaluation_name(name: str) -> tuple[str, str]:
+    """Returns the task and the end of an exam's name that says its wordings: `_test`, `_practised`, `_dev` or ""."""
+    end = next((end for end in WORDINGS if end and name.endswith(end)), "")
+    return name.removesuffix(end), end
+
+
+def evaluation_label(name: str, names: Collection[str] = ()) -> str:
+    """Returns the display name of an evaluation; `names` are all that the run has.
+
+    A task with exams in several sets of wordings has each named by its set.
+    """
+    task, end = split_evaluation_name(name)
+    has_sets = any(task + other in names for other in WORDINGS if other)
+    return task.replace("_", " ") + (f", {WORDINGS[end]} wordings" if end or has_sets else "")
+
+
 def evaluation_names(run: RunData) -> list[str]:
-    """Returns the evaluations: bits per byte first, then alphabetically, each task before its unseen wordings."""
+    """Returns the evaluations: bits per byte first, then alphabetically by task, and in the order of `WORDINGS`."""
     names = {evaluation.name for stage in run.stages for evaluation in stage.evals}
-    return sorted(names, key=lambda name: (not name.startswith(_LEADING), name.removesuffix("_unseen"), name))
+
+    def order(name: str) -> tuple[bool, str, int, str]:
+        task, end = split_evaluation_name(name)
+        return not name.startswith(_LEADING), task, list(WORDINGS).index(end), name
+
+    return sorted(names, key=order)
+
+
+def quoted_evaluation_names(run: RunData) -> list[str]:
+    """Returns the evaluations that tables show: all but development sets, by which recipes are tuned."""
+    return [name for name in evaluation_names(run) if split_evaluation_name(name)[1] != "_dev"]
 
 
 def final_evaluations(run: RunData) -> list[Evaluation]:
@@ -99,6 +128,26 @@ def format_value(value: float | None, share: bool) -> str:
 def format_tools(tools: str | None) -> str:
     """Returns what follows an evaluation's name: the tools that answers could call."""
     return "" if tools is None else ", no tools" if tools == "none" else f", with {tools}"
+
+
+def format_cases(n: int | None, clusters: int | None = None, cluster_unit: str | None = None) -> str:
+    """Returns what a value was measured on, such as `200, 64 wordings`; only n where all cases are independent."""
+    count = "-" if n is None else f"{n:,}"
+    return f"{count}, {clusters:,} {cluster_unit}" if clusters and clusters != n and cluster_unit else count
+
+
+def format_all_cases(evaluations: list[Evaluation]) -> str:
+    """Returns what the values of several stages were measured on: the range of n, and the clusters of the last."""
+    counts = sorted({evaluation.n for evaluation in evaluations if evaluation.n is not None})
+    last = evaluations[-1]
+    shared = format_cases(last.n, last.clusters, last.cluster_unit)
+    return (
+        shared
+        if len(counts) < 2
+        else f"{counts[0]:,}-{shared}"
+        if last.n == counts[-1]
+        else f"{counts[0]:,}-{counts[-1]:,}"
+    )
 
 
 def summarize_stage(stage: StageData) -> dict[str, Any]:
@@ -147,13 +196,14 @@ def make_evals_table(run_dir: Path | str) -> "Table":
         table.add_column(stage, justify="right")
     table.add_column("best\nconst.", justify="right", style="dim")
     table.add_column("n", justify="right", style="dim")
-    for name in evaluation_names(run):
+    names = evaluation_names(run)
+    for name in quoted_evaluation_names(run):
         by_stage = [rows.get((stage, name)) for stage in stages]
         is_percent = is_share(name, [evaluation.value for evaluation in by_stage if evaluation])
-        last = next(evaluation for evaluation in by_stage[::-1] if evaluation)
+        present = [evaluation for evaluation in by_stage if evaluation]
         cells = [_cell(evaluation, is_percent) for evaluation in by_stage]
-        baseline = format_value(last.baseline, is_percent) or "-"
-        table.add_row(*map(Text, (name.replace("_", " "), *cells, baseline, "-" if last.n is None else f"{last.n:,}")))
+        baseline = format_value(present[-1].baseline, is_percent) or "-"
+        table.add_row(*map(Text, (evaluation_label(name, names), *cells, baseline, format_all_cases(present))))
     table.caption = Text(_describe_tools(list(rows.values())))
     table.caption_justify = "left"
     return table

@@ -16,10 +16,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import NormalDist
 
 import numpy as np
 
+from fledgling.evals.intervals import student_to_normal_ratio
 from fledgling.plan.scaling_laws import ChinchillaLoss, PowerLaw
 
 RESAMPLES = 400
@@ -76,20 +76,6 @@ def bootstrap_interval(value: float, samples: Values, widening: float = 1.0) -> 
     log_ratios = np.log(np.asarray(samples) / value)
     low, high = np.quantile(log_ratios, [0.025, 0.975]) * widening
     return Estimate(value, value * math.exp(low), value * math.exp(high))
-
-
-def student_to_normal_ratio(degrees: int) -> float:
-    """Returns the ratio of Student's 95 % interval to the normal one, 1 % too small at 3 degrees of freedom.
-
-    Source: the Cornish-Fisher series (Abramowitz and Stegun 26.7.5), to the third order.
-    """
-    z, v = NormalDist().inv_cdf(0.975), max(1, degrees)
-    terms = (
-        (z**3 + z) / (4 * v),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3),
-    )
-    return 1 + sum(terms) / z
 
 
 # ---- the iteration ----

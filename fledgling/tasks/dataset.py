@@ -17,9 +17,8 @@ from typing import Any
 
 from fledgling.config import UserError
 from fledgling.files import FileStamps, read_rows, stat_files
-from fledgling.tasks.task import PRACTICE, TRAIN, Question, make_conversation, shuffle_indices
+from fledgling.tasks.task import PRACTICE, TEST, TRAIN, Question, make_conversation, shuffle_indices
 
-TEST = "test"
 RawRow = dict[str, Any]
 
 
@@ -113,10 +112,14 @@ class DatasetTask:
         examples = self.examples(TEST)
         return examples[shuffle_indices(len(examples), self.name, TEST)[index]].question
 
-    def list_exam_questions(self, count: int, include_practice: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
-        """Returns one exam: the first `count` questions of the test split, or all of them where it has fewer."""
-        count = min(count, len(self.examples(TEST)))
-        return [(self.name, tuple(self.get_test_question(index) for index in range(count)))]
+    def list_exams(self, counts: Mapping[str, int]) -> list[tuple[str, tuple[Question, ...]]]:
+        """Returns one exam: the first questions of the test split, as many as the largest of `counts`, at most all.
+
+        Practice has no exam: its questions are those of training.
+        """
+        count = max((count for wordings, count in counts.items() if wordings != PRACTICE), default=0)
+        count = min(count, len(self.examples(TEST))) if count else 0
+        return [(self.name, tuple(self.get_test_question(index) for index in range(count)))] if count else []
 
     def score_batch(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
         """Returns the score of each (question, answer)."""

@@ -12,6 +12,7 @@ wrapped as {"train": row}.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -19,6 +20,7 @@ from fledgling.config import UserError
 from fledgling.tasks.dataset import TEST, DatasetTask, Example, RawRow, SplitFiles, read_text_column
 from fledgling.tasks.task import TRAIN, Question, normalize_text
 
+MIN_PASSAGE_CHARACTERS = 100  # of the lines before the last: a text that several questions may be about
 EXPECTED = '{"question": "...", "choices": ["...", "..."], "answer": 0}'
 
 
@@ -36,6 +38,9 @@ def parse_row(name: str, row: RawRow, location: str) -> Example:
     index = _read_answer_index(row, labels, location)
     letters = tuple(ascii_uppercase[: len(choices)])
     facts = {"choice": choices[index], **({"subject": row["subject"]} if row.get("subject") else {})}
+    passage = text.rstrip().rpartition("\n")[0].strip()
+    if len(passage) >= MIN_PASSAGE_CHARACTERS:
+        facts["passage"] = blake2b(passage.encode(), digest_size=8).hexdigest()
     question = Question(name, format_prompt(text, choices), letters[index], facts, letters)
     return Example(question, letters[index], "\n".join([text, *choices]))
 

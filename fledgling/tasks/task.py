@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-TRAIN, PRACTICE, UNSEEN = "train", "practice", "unseen"  # three disjoint sets of prompt templates
-HOLDOUT_MODULUS = 10  # one word or number pair in this many appears in evaluations only
+# Four disjoint sets of wordings: for demonstrations, for reinforcement learning, for tuning recipes and training
+# wordings by their scores, and for the scores that are quoted, which nothing is tuned by.
+TRAIN, PRACTICE, DEVELOPMENT, TEST = "train", "practice", "dev", "test"
+HOLDOUT_MODULUS = 10  # one word, number pair or combination in this many appears in evaluations only
+MAX_DRAWS = 60  # of a question for an exam, until it is one that the exam does not have
 
 
 @dataclass(frozen=True)
 class Question:
     """One question: the prompt, the expected answer, and the facts that it is made of.
 
-    `facts["wording"]` is the template; the other keys depend on the task (`word`, `letter`, `a`, `b`, `kind`,
-    `subject`, ...). `choices` are the letters that the prompt offers; without them the answer is free text.
+    `facts["wording"]` is the template and `facts["passage"]` a text that several questions are about; the other keys
+    depend on the task (`word`, `letter`, `a`, `b`, `kind`, `subject`, ...). `choices` are the letters that the prompt
+    offers; without them the answer is free text.
     """
 
     task: str
@@ -38,6 +42,21 @@ class Question:
     def chance(self) -> float:
         """The expected score of a random answer: 1 / choices, and 0 for free text."""
         return 1 / len(self.choices) if self.choices else 0.0
+
+    @property
+    def cluster(self) -> str:
+        """What the question shares with others, so that their answers may depend: wording, passage, or the prompt."""
+        return str(self.facts.get("wording") or self.facts.get("passage") or self.prompt)
+
+    @property
+    def cluster_unit(self) -> str:
+        """The plural of what `cluster` is: wordings or passages; empty where a question shares nothing."""
+        return next((f"{key}s" for key in ("wording", "passage") if self.facts.get(key)), "")
+
+    @property
+    def subject_matter(self) -> tuple[str, ...]:
+        """What is asked about, in whatever words: the facts without the wording."""
+        return tuple(f"{key}={value}" for key, value in sorted(self.facts.items()) if key != "wording")
 
 
 class ConversationSource(Protocol):
@@ -67,10 +86,11 @@ class Task(ConversationSource, Protocol):
     def get_practice_question(self, index: int, seed: int) -> Question:
         """Returns a prompt for reinforcement learning, never one of an exam."""
 
-    def list_exam_questions(self, count: int, include_practice: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
-        """Returns the exams, each a name and at most `count` held-out questions.
+    def list_exams(self, counts: Mapping[str, int]) -> list[tuple[str, tuple[Question, ...]]]:
+        """Returns the exams, each a name and questions that no training and no practice has.
 
-        `include_practice` adds an exam in the templates of reinforcement learning, where those are separate.
+        counts: how many questions at most, by set of wordings; a set that is not named has no exam. A task of published
+        splits has one exam, of its test split.
         """
 
     def score(self, question: Question, answer: str) -> float:
@@ -99,18 +119,22 @@ class GeneratedTask:
     """A task whose questions are drawn by a generator.
 
     Args:
-        sample_question: (rng, template set, held_out) -> Question. The template set is TRAIN, PRACTICE or UNSEEN;
-            `held_out` selects the words or numbers that training never sees.
+        sample_question: (rng, set of wordings, held_out, wording) -> Question. `held_out` selects the words, numbers or
+            combinations that training and practice never see; a wording of None is drawn from the set.
+        list_wordings: set of wordings -> all of them.
         write_reply: question -> the content of the reference reply: text, or parts when a tool is called.
         score: (question, answer) -> 1.0 or 0.0.
-        has_holdout: whether words or numbers are held out from training. If not, an exam differs by its templates.
+        has_holdout: whether words or numbers are held out from training. If not, an exam differs by its wordings.
+        has_practice_holdout: whether words, numbers or combinations are held out from practice.
     """
 
     name: str
-    sample_question: Callable[[random.Random, str, bool], Question]
+    sample_question: Callable[[random.Random, str, bool, str | None], Question]
+    list_wordings: Callable[[str], Sequence[str]]
     write_reply: Callable[[Question], str | list[dict]]
     score: Callable[[Question, str], float]
     has_holdout: bool = True
+    has_practice_holdout: bool = True
     max_new_tokens: int = 96
 
     def __len__(self) -> int:
@@ -122,30 +146,35 @@ class GeneratedTask:
         return []
 
     def get_train_example(self, index: int, seed: int) -> dict:
-        """Returns conversation `index` of `seed`: training templates, no held-out word or number."""
-        return self.to_conversation(self.sample_question(make_rng(self.name, TRAIN, seed, index), TRAIN, False))
+        """Returns conversation `index` of `seed`: training wordings, no held-out word or number."""
+        return self.to_conversation(self.sample_question(make_rng(self.name, TRAIN, seed, index), TRAIN, False, None))
 
     def get_practice_question(self, index: int, seed: int) -> Question:
-        """Returns practice prompt `index` of `seed`: practice templates, no held-out word or number."""
-        return self.sample_question(make_rng(self.name, PRACTICE, seed, index), PRACTICE, False)
+        """Returns practice prompt `index` of `seed`: practice wordings, no held-out word, number or combination."""
+        return self.sample_question(make_rng(self.name, PRACTICE, seed, index), PRACTICE, False, None)
 
-    def get_eval_question(self, index: int, templates: str) -> Question:
-        """Returns evaluation question `index`: held-out words or numbers in TRAIN, PRACTICE or UNSEEN templates."""
-        return self.sample_question(make_rng(self.name, "question", templates, index), templates, True)
+    def list_exams(self, counts: Mapping[str, int]) -> list[tuple[str, tuple[Question, ...]]]:
+        """Returns held-out questions in each set of wordings; at most as many as `counts` has for the set.
 
-    def list_exam_questions(self, count: int, include_practice: bool = False) -> list[tuple[str, tuple[Question, ...]]]:
-        """Returns held-out words or numbers in training templates and, as NAME_unseen, in new templates.
-
-        Where nothing is held out from training there is one exam, NAME, in new templates. `include_practice` adds
-        NAME_practised, in the templates of reinforcement learning, which no demonstration uses.
+        NAME is in training wordings, NAME_test and NAME_dev in wordings that no training has, NAME_practised in those
+        of reinforcement learning. Where nothing is held out from training or practice, NAME or NAME_practised does not
+        exist: its questions would be training prompts. Each exam is the beginning of a larger one.
         """
-        exams = [(self.name, TRAIN), (f"{self.name}_unseen", UNSEEN)] if self.has_holdout else [(self.name, UNSEEN)]
-        if include_practice:
-            exams.append((f"{self.name}_practised", PRACTICE))
-        return [
-            (name, tuple(self.get_eval_question(index, templates) for index in range(count)))
-            for name, templates in exams
-        ]
+        exams = []
+        for wordings, suffix in ((TRAIN, ""), (TEST, "_test"), (DEVELOPMENT, "_dev"), (PRACTICE, "_practised")):
+            exists = {TRAIN: self.has_holdout, PRACTICE: self.has_practice_holdout}.get(wordings, True)
+            if exists and counts.get(wordings):
+                exams.append((self.name + suffix, self.draw_exam(wordings, counts[wordings])))
+        return exams
+
+    def draw_exam(self, wordings: str, count: int) -> tuple[Question, ...]:
+        """Returns the first `count` questions of the exam in a set of wordings; fewer if there are no more.
+
+        No question comes twice, and a word, pair or fact comes again only if no other is found. Training and practice
+        wordings are drawn; the development and test wordings, which are few, come in turn, in a fixed order, so that a
+        small exam has as many of them as it can.
+        """
+        return _draw_exam(self, wordings, count)
 
     def score_batch(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
         """Returns the score of each (question, answer)."""
@@ -154,6 +183,48 @@ class GeneratedTask:
     def to_conversation(self, question: Question) -> dict:
         """Returns `question` with its reference reply, as a conversation."""
         return make_conversation(question.prompt, self.write_reply(question))
+
+
+@lru_cache(maxsize=64)
+def _draw_exam(task: GeneratedTask, wordings: str, count: int) -> tuple[Question, ...]:
+    rng = make_rng(task.name, "exam", wordings)
+    in_turn: list[str | None] = [None]
+    if wordings in (DEVELOPMENT, TEST):
+        in_turn = list(task.list_wordings(wordings))
+        rng.shuffle(in_turn)
+    questions: list[Question] = []
+    prompts: set[str] = set()
+    matters: set[tuple[str, ...]] = set()
+    while len(questions) < count:
+        before = len(questions)
+        for wording in in_turn[: count - before]:
+            question = _draw_new_question(task, rng, wordings, wording, prompts, matters)
+            if question:
+                questions.append(question)
+                prompts.add(question.prompt)
+                matters.add(question.subject_matter)
+        if len(questions) == before:
+            break
+    return tuple(questions)
+
+
+def _draw_new_question(
+    task: GeneratedTask,
+    rng: random.Random,
+    wordings: str,
+    wording: str | None,
+    prompts: Container[str],
+    matters: Container[tuple[str, ...]],
+) -> Question | None:
+    """Returns a held-out question whose prompt is new, and what it is about too if one is found; None if none is."""
+    fallback = None
+    for _ in range(MAX_DRAWS):
+        question = task.sample_question(rng, wordings, True, wording)
+        if question.prompt not in prompts:
+            if question.subject_matter not in matters:
+                return question
+            fallback = fallback or question
+    return fallback
 
 
 def make_conversation(prompt: str, reply: str | list[dict]) -> dict:

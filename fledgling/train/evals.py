@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from fledgling.config import LoopConfig, StageConfig
+from fledgling.config import LoopConfig, RLConfig, StageConfig
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.evals import chat, samples
@@ -16,7 +16,9 @@ from fledgling.evals.likelihood import Scorer
 from fledgling.evals.measurement import Measurement
 from fledgling.evals.sparsity import measure_activation_sparsity
 from fledgling.files import resolve_data_root
+from fledgling.tasks import SKILLS, load_task
 from fledgling.tasks.core import find_core_bundle, read_core_tasks
+from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
 from fledgling.text.compression import measure_compressed_bpb
 from fledgling.train.context import StageContext
 from fledgling.train.stage import Eval
@@ -41,9 +43,21 @@ def build_evals(
             evals.append(Eval("zeros", config.eval_every, measure))
     names = exam_names(config, context.recipe.sft.mixture)
     if names:
+        if isinstance(config, RLConfig):
+            _report_missing_exams(config, context)
         evals.append(Eval("chat", config.eval_every, partial(_run_exams, context, names, config.eval_questions)))
     evals.append(Eval("samples", config.sample_every, partial(_log_samples, context, bool(names))))
     return tuple(evals)
+
+
+def _report_missing_exams(config: RLConfig, context: StageContext) -> None:
+    """Logs which practised skills have no exam in practised wordings, because RL practises every such prompt."""
+    skills = [name for name, weight in config.tasks.items() if weight > 0 and name in SKILLS]
+    missing = [name for name in skills if not load_task(name).list_exams({PRACTICE: 1})]
+    if missing:
+        context.recorder.log_notice(
+            f"no exam in practised wordings of {', '.join(missing)}: all its prompts are practised"
+        )
 
 
 def build_compression_eval(source: str, context: StageContext) -> Eval:
@@ -79,8 +93,8 @@ def _measure_bpb(
     """Measures the first rows and, at the end of the stage, all rows too: two series, told apart by n."""
     batches = read_first_rows(rows, VALIDATION_ROWS if last else FIRST_ROWS, micro_batch_size)
     bits = measure_bits(context.model, batches, context.tokenizer.byte_lengths(), context.world)
-    parts = [bits.first_rows(FIRST_ROWS), bits] if len(bits.bits) > FIRST_ROWS else [bits]
-    return [measure_ratio("bits_per_byte", part.bits, part.bytes) for part in parts]
+    parts = [bits.first_rows(FIRST_ROWS), bits] if bits.num_rows > FIRST_ROWS else [bits]
+    return [measure_ratio("bits_per_byte", part, part.bits, part.bytes) for part in parts]
 
 
 def _measure_sparsity(
@@ -111,18 +125,22 @@ def _run_exams(context: StageContext, names: list[str], count: int, step: int, l
     """Measures the chat tasks on their first questions and, at the end of the stage, on all of them too.
 
     The exams are built whole and cut, and the first questions are always answered in the same batches, so that the
-    same weights have one value: two series, told apart by n.
+    same weights have one value: two series, told apart by n. The development wordings, which recipes are tuned by, have
+    the first questions only; the test wordings are asked at the end only.
     """
-    practiced = tuple(context.recipe.rl.tasks) if "rl" in context.recipe.stages else ()
-    exams = chat.build_exams(names, count, practiced, context.recipe.run.data_dir)
-    first = max(1, count // FIRST_QUESTIONS)
+    recipe, first = context.recipe, max(1, count // FIRST_QUESTIONS)
+    practiced = [name for name, weight in recipe.rl.tasks.items() if weight > 0] if "rl" in recipe.stages else []
+    counts = {TRAIN: count, DEVELOPMENT: first, PRACTICE: count, **({TEST: count} if last else {})}
+    exams = chat.build_exams(names, counts, practiced, recipe.run.data_dir)
 
     def answer(part: slice) -> list[list[chat.ExamAnswer]]:
         cut = [replace(exam, questions=exam.questions[part]) for exam in exams]
         return chat.answer_exams(context.engine, cut, world=context.world)
 
-    answers = answer(slice(first))
-    measurements = [m for exam, part in zip(exams, answers, strict=True) for m in chat.measure_exam(exam.name, part)]
+    answers, measurements = answer(slice(first)), []
+    for exam, part in zip(exams, answers, strict=True):
+        is_series = not exam.name.endswith(f"_{TEST}") or len(exam.questions) <= first
+        measurements += chat.measure_exam(exam.name, part) if is_series else []
     if last:
         for exam, part, rest in zip(exams, answers, answer(slice(first, None)), strict=True):
             measurements += chat.measure_exam(exam.name, [*part, *rest]) if rest else []

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, zip_longest
 
 import torch
@@ -201,4 +201,4 @@ def run_evals(evals: tuple[Eval, ...], model: Transformer, context: LoopContext,
     with unsharded(model), torch.no_grad():
         for entry in due:
             for m in entry.measure(step, last):
-                context.recorder.log_evaluation(step, m.name, m.value, m.low, m.high, m.n, m.baseline, m.tools)
+                context.recorder.log_evaluation(step, **asdict(m))

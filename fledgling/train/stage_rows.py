@@ -21,6 +21,7 @@ from fledgling.config import LoopConfig, Recipe, RLConfig, UserError
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.tasks import PUBLIC_TASKS, SKILLS, load_task
+from fledgling.tasks.task import TEST
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.positions import Positions, SourcePositions
 from fledgling.train.prepare import DataPreparer, MixtureParts, split_mixture
@@ -118,4 +119,4 @@ def require_data(recipe: Recipe, stages: Iterable[str]) -> None:
         practiced = [name for name, weight in tasks.items() if weight > 0]
         preparer.require_sources(parts.documents, [*parts.conversations, *practiced])
         for name in exam_names(config, recipe.sft.mixture):
-            load_task(name, recipe.run.data_dir).list_exam_questions(1)
+            load_task(name, recipe.run.data_dir).list_exams({TEST: 1})

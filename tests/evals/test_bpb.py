@@ -9,9 +9,10 @@ import torch.multiprocessing as mp
 
 from fledgling.config import ModelConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
-from fledgling.evals.bpb import compute_perplexities, measure_bits, measure_bpb
+from fledgling.evals.bpb import compute_perplexities, make_text_batches, measure_bits, measure_bpb, measure_ratio
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
+from fledgling.text.tokenizer import Tokenizer
 
 
 def test_a_fresh_model_spends_log_v_bits_a_token():
@@ -76,3 +77,24 @@ def test_two_ranks_measure_what_one_does():
     for rank in range(2):
         assert results[rank].value == pytest.approx(alone.value, rel=1e-6)
         assert (results[rank].n, results[rank].low) == (13, pytest.approx(alone.low, rel=1e-6))
+
+
+def test_rows_of_one_document_are_one_cluster():
+    """Ten documents over 100 rows: the interval is that of ten documents, however many rows they fill."""
+    tokenizer = Tokenizer.train(iter(["abcdefghij klmno " * 9]), 320)
+    texts = ["abcde fghij " * 40 if n % 2 else "klmno " * 100 for n in range(10)]
+    batches = make_text_batches(texts, tokenizer, context=16)
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 1, 32, 1, 1, 16))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    bits = measure_bits(model, batches, tokenizer.byte_lengths())
+    measured = measure_ratio("bits_per_byte", bits, bits.bits, bits.bytes)
+    assert measured.clusters == 10 and measured.cluster_unit == "documents" and measured.n == bits.num_rows > 50
+    assert bits.bytes.sum() == sum(map(len, texts)), "every byte is of one document"
+    parts = [bits.documents == number for number in np.unique(bits.documents[bits.bytes > 0])]
+    by_document = np.array([bits.bits[part].sum() / bits.bytes[part].sum() for part in parts])
+    half = 2.262 * by_document.std(ddof=1) / 10**0.5  # equal in size, two kinds
+    assert (measured.high - measured.low) / 2 == pytest.approx(half, rel=0.25)
+    few = bits.first_rows(5)
+    assert few.num_rows == 5 and few.bits.sum() == bits.bits[bits.rows < 5].sum()

@@ -10,7 +10,6 @@ from fledgling.evals.chat import (
     Exam,
     ExamAnswer,
     answer_exams,
-    bootstrap_interval,
     build_exams,
     choose_letters,
     compute_chatcore,
@@ -20,7 +19,8 @@ from fledgling.evals.chat import (
     run_exams,
 )
 from fledgling.evals.measurement import Measurement, wilson_interval
-from fledgling.tasks.task import Question
+from fledgling.tasks import multiple_choice
+from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, Question
 
 
 def test_the_most_likely_of_the_offered_letters_is_chosen(engine):
@@ -44,7 +44,7 @@ def test_letters_and_free_text_are_answered_in_order_with_progress(engine, root)
     measured = run_exams(
         engine, exams, lambda q, text, score: seen.append((q, text, score)), lambda *n: reported.append(n)
     )
-    assert [m.name for m in measured] == ["arc_easy", "gsm8k", "mmlu", "spelling", "spelling_unseen"]
+    assert [m.name for m in measured] == ["arc_easy", "gsm8k", "mmlu", "spelling", "spelling_test"]
     assert [q for q, *_ in seen] == [q for exam in exams for q in exam.questions]
     assert all(text in q.choices for q, text, _ in seen if q.choices)
     assert reported[-1] == (15, 15) and [n for n, _ in reported] == sorted(n for n, _ in reported)
@@ -69,8 +69,8 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(eng
 
 def make_answers(right, wrong, subject=None, choices=("A", "B", "C", "D")):
     facts = {"subject": subject} if subject else {}
-    question = Question("t", "?", "A", facts, choices)
-    return [ExamAnswer(question, "A", 1.0)] * right + [ExamAnswer(question, "B", 0.0)] * wrong
+    scores = [1.0] * right + [0.0] * wrong
+    return [ExamAnswer(Question("t", f"{subject} {i}?", "A", facts, choices), "A", s) for i, s in enumerate(scores)]
 
 
 def test_subjects_have_their_own_accuracy_and_a_mean():
@@ -93,16 +93,47 @@ def test_chatcore_is_the_published_mean_of_centered_accuracies():
     # The report card of nanochat's speed run after midtraining (October 2025) gives .0730.
     card = {"arc_easy": 0.3561, "arc_challenge": 0.2875, "mmlu": 0.3111, "gsm8k": 0.0250, "humaneval": 0.0671}
     chance = {"gsm8k": 0.0, "humaneval": 0.0}
-    measurements = [Measurement(name, value, n=1000, chance=chance.get(name, 0.25)) for name, value in card.items()]
+    measurements = [
+        Measurement(name, value, *wilson_interval(1000 * value, 1000), 1000, chance=chance.get(name, 0.25))
+        for name, value in card.items()
+    ]
     core = compute_chatcore(measurements)
     assert core.value == pytest.approx(0.0730, abs=5e-5) and core.n == 5000 and core.low < core.value < core.high
     assert compute_chatcore(measurements[1:]) is None
 
 
-def test_the_bootstrap_is_as_wide_as_theory_says():
-    low, high = bootstrap_interval([(0.4, 400, 0.0)])
-    half = 1.96 * (0.4 * 0.6 / 400) ** 0.5
-    assert (high - low) / 2 == pytest.approx(half, rel=0.06) and low == pytest.approx(0.4 - half, abs=0.01)
-    narrow = bootstrap_interval([(0.4, 400, 0.0)] * 4)
-    assert (narrow[1] - narrow[0]) == pytest.approx((high - low) / 2, rel=0.08)
-    assert bootstrap_interval([(0.4, 400, 0.0)]) == (low, high)
+def test_questions_of_one_wording_are_one_cluster_and_the_measurement_says_how_many():
+    answers = [
+        ExamAnswer(Question("t", f"{w} {i}", "A", {"wording": str(w)}), "A", float(w < 40))
+        for w in range(60)
+        for i in range(3)
+    ]
+    [measured] = measure_exam("t_test", answers)
+    assert (measured.value, measured.n, measured.clusters, measured.cluster_unit) == (2 / 3, 180, 60, "wordings")
+    naive = wilson_interval(120, 180)
+    assert measured.high - measured.low > 1.5 * (naive[1] - naive[0]), "three answers of one wording are one"
+
+
+def test_questions_on_one_passage_or_with_one_prompt_are_one_cluster(tmp_path):
+    passage = "This question refers to the following information. " + "A long text about a war. " * 8
+    row = {"choices": ["a", "b"], "answer": 0, "subject": "history"}
+    parse = multiple_choice.parse_row
+    first, second, other = (
+        parse("mmlu", {**row, "question": text}, "f:1").question
+        for text in (f"{passage}\nWho won?", f"{passage}\nWho lost?", "Who won?")
+    )
+    assert first.cluster == second.cluster != other.cluster and first.cluster_unit == "passages"
+    answers = [ExamAnswer(question, "A", 1.0) for question in (first, second, other, other)]
+    assert measure_exam("mmlu", answers)[0].clusters == 2
+
+
+def test_an_exam_of_a_skill_is_named_by_its_wordings_and_one_of_a_public_set_is_one(root):
+    exams = build_exams(
+        ["stdlib", "identity"], {TRAIN: 9, TEST: 9, DEVELOPMENT: 4, PRACTICE: 9}, ["stdlib", "identity"]
+    )
+    sizes = {exam.name: len(exam.questions) for exam in exams}
+    assert sizes == {"stdlib_test": 9, "stdlib_dev": 4, "stdlib_practised": 9, "identity_test": 9, "identity_dev": 4}
+    assert [exam.name for exam in build_exams(["spelling"], 3)] == ["spelling", "spelling_test"]
+    assert [exam.name for exam in build_exams(["spelling"], {PRACTICE: 3})] == [], "practised by no recipe here"
+    [public] = build_exams(["arc_easy"], {TRAIN: 1, DEVELOPMENT: 2}, data_dir=str(root))
+    assert len(public.questions) == 2 and build_exams(["arc_easy"], {PRACTICE: 2}, data_dir=str(root)) == []

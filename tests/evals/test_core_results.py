@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -62,10 +63,26 @@ def test_core_is_the_mean_of_centered_accuracies():
     results = [make_task_result("a", 0.75, 0.5, 400), make_task_result("b", 0.1, 0.0, 1000)]
     core = compute_core(results)
     assert core.value == pytest.approx((0.5 + 0.1) / 2) and core.n == 1400
-    halves = [(r.centered[2] - r.centered[1]) / 2 for r in results]
-    assert core.high - core.value == pytest.approx(math.hypot(*halves) / 2)
+    above = [r.centered[2] - r.centered[0] for r in results]
+    assert core.high - core.value == pytest.approx(math.hypot(*above) / 2)
     assert [m.name for m in list_core_measurements(results, True)] == ["core", "core_a", "core_b"]
     assert [m.name for m in list_core_measurements(results, False)] == ["core_a", "core_b"]
+
+
+def test_items_on_one_passage_are_one_cluster_and_tasks_on_one_file_add_up(core_tasks):
+    task = core_tasks["language"]
+    marks = [index < 40 for index in range(60) for _ in range(4)]
+    results = [replace(make_item(greedy=mark), passage=i // 4) for i, mark in enumerate(marks)]
+    shared = compute_task_result(task, results, "nanochat")
+    apart = compute_task_result(task, [replace(result, passage=-1) for result in results], "nanochat")
+    assert (shared.n, shared.passages, apart.passages) == (240, 60, 240)
+    assert (apart.low, apart.high) == wilson_interval(160, 240)
+    assert shared.high - shared.low > 1.8 * (apart.high - apart.low)
+    once = make_task_result("hellaswag", 0.6, 0.25, 500)
+    same, other = replace(once, file="h.jsonl"), replace(once, file="i.jsonl")
+    twice, both = compute_core([same, same]), compute_core([same, other])
+    assert twice.high - twice.low == pytest.approx(once.centered[2] - once.centered[1])
+    assert (both.high - both.low) * 2**0.5 == pytest.approx(twice.high - twice.low) and both.value == twice.value
 
 
 def test_the_published_table_of_gpt2_is_centered_the_same_way():

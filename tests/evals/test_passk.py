@@ -7,6 +7,7 @@ import pytest
 
 from fledgling.evals import passk
 from fledgling.evals.chat import Exam, build_exams
+from fledgling.tasks.task import Question
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
@@ -23,12 +24,24 @@ def test_pass_at_k_is_unbiased_and_its_interval_is_of_questions():
     rng = np.random.default_rng(0)
     rates = rng.random(3000)
     right = rng.binomial(8, rates)
-    one, five = passk.measure_pass_at_k("t", right.tolist(), 8, [1, 5])
+    questions = [Question("t", str(i), "") for i in range(3000)]
+    one, five = passk.measure_pass_at_k("t", questions, right.tolist(), 8, [1, 5])
     assert (one.name, five.name, one.n) == ("t_pass@1", "t_pass@5", 3000)
     assert one.value == pytest.approx(right.mean() / 8)
     assert five.value == pytest.approx((1 - (1 - rates) ** 5).mean(), abs=0.01) and five.low < five.value < five.high
     half = 1.96 * np.std(right / 8) / 3000**0.5
     assert (one.high - one.low) / 2 == pytest.approx(half, rel=0.06)
+
+
+def test_pass_at_k_is_over_wordings_and_has_a_width_where_every_question_is_solved():
+    questions = [Question("t", str(i), "", {"wording": str(i // 4)}) for i in range(160)]
+    right = [8 if i // 4 < 20 else 0 for i in range(160)]
+    [shared] = passk.measure_pass_at_k("t", questions, right, 8, [1])
+    [apart] = passk.measure_pass_at_k("t", [Question("t", str(i), "") for i in range(160)], right, 8, [1])
+    assert (shared.n, shared.clusters, shared.cluster_unit) == (160, 40, "wordings")
+    assert shared.high - shared.low > 1.7 * (apart.high - apart.low)
+    [solved] = passk.measure_pass_at_k("t", questions, [8] * 160, 8, [1])
+    assert solved.value == solved.high == 1.0 and solved.low < 0.93
 
 
 def test_samples_depend_on_question_and_index_alone(engine, root):

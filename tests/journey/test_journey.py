@@ -43,7 +43,7 @@ def test_from_text_to_a_chat_model(tmp_path):
     report = fledgling("report", out, "--json")
     evals = json.loads(report.stdout)["evals"]
     assert {e["stage"] for e in evals} == set(DEFAULT_STAGES)
-    assert {"bits_per_byte", "arithmetic", "arithmetic_unseen", "identity"} <= {e["name"] for e in evals}
+    assert {"bits_per_byte", "arithmetic", "arithmetic_test", "identity"} <= {e["name"] for e in evals}
 
     chat = fledgling("chat", out, "-p", "Who are you?", "--max-new-tokens", "8")
     assert chat.returncode == 0, chat.stderr

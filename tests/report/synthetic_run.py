@@ -70,7 +70,7 @@ def _measure(recorder: Recorder, name: str, place: int, steps: int) -> None:
         if place:
             for task, (first, last, unseen) in TASKS.items():
                 share = first + (last - first) / (1 + math.exp(-12 * (way - 0.6)))
-                for suffix, factor in (("", 1.0), ("_unseen", unseen)):
+                for suffix, factor in (("", 1.0), ("_test", unseen)):
                     low, high = interval(share * factor, 200)
                     constant = 0.6 if task == "counting" else 0.06
                     recorder.log_evaluation(step, task + suffix, share * factor, low, high, 200, constant)

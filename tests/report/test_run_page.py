@@ -61,7 +61,7 @@ def test_the_page_shows_everything_and_is_self_contained(run):
     found = page(run)
     assert_self_contained(found)
     text = "".join(found.text)
-    for part in ("quickstart", "bits per byte", "counting, new wordings", "60.0 %", "Predicted and measured"):
+    for part in ("quickstart", "bits per byte", "counting, test wordings", "60.0 %", "Predicted and measured"):
         assert part in text
     for part in (
         "What is 12 + 30?",

@@ -53,11 +53,6 @@ def test_minimize_huber_fits_a_line_and_resists_an_outlier():
     assert np.allclose(found, [1, 2], atol=0.05)
 
 
-@pytest.mark.parametrize(("freedom", "t"), [(3, 3.182), (5, 2.571), (7, 2.365), (30, 2.042)])
-def test_the_ratio_of_student_s_interval(freedom, t):
-    assert fits.student_to_normal_ratio(freedom) * 1.95996 == pytest.approx(t, rel=0.01)
-
-
 def isoflop_runs(noise: float, seed: int = 0):
     law = ChinchillaLoss(1.8172, 482.01, 0.3478, 2085.43, 0.3658)
     rows = [(law.optimum(C)[0] * k, C) for C in (1e18, 4e18, 1.6e19) for k in np.geomspace(0.4, 2.5, 5)]

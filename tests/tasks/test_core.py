@@ -9,8 +9,10 @@ import pytest
 
 from fledgling.config import UserError
 from fledgling.tasks.core import (
+    CoreItem,
     build_prompts,
     find_core_bundle,
+    number_passages,
     read_core_items,
     read_core_tasks,
     sample_foundry_shots,
@@ -186,3 +188,11 @@ def test_parts_that_are_missing_or_unknown_are_named(tmp_path):
     (root / "core" / "core.yaml").write_text("icl_tasks: 5")
     with pytest.raises(UserError, match=r"core\.yaml"):
         read_core_tasks(root)
+
+
+def test_items_that_share_a_passage_have_one_number():
+    story, other = "A story of a fox. " * 20, "Another story of a hen. " * 20
+    contexts = [f"{story}Q: who?", "Instruction: add. 1 + 2 =", f"{other}Q: who?", f"{story}Q: when? A: now. Q: why?"]
+    contexts += ["Instruction: add. 3 + 4 =", "Instruction: add. 1 + 2 ="]
+    numbers = number_passages([CoreItem((context,), ("x",), 0) for context in contexts])
+    assert numbers[0] == numbers[3] and numbers[1] == numbers[5] and len(set(numbers)) == 4

@@ -8,6 +8,7 @@ import pytest
 
 from fledgling.config import UserError
 from fledgling.tasks import PUBLIC_TASKS, load_source, load_task
+from fledgling.tasks.task import TEST
 from fledgling.text.conversation import check_conversation
 from tests.made_up_sets import REAL, make_choice_rows, needs_real_data, write_public_sets, write_rows
 
@@ -35,7 +36,7 @@ def test_an_epoch_gives_every_row_once_in_an_order_of_its_own(root, name):
 @pytest.mark.parametrize("name", WITH_TRAINING_SPLIT)
 def test_training_and_practice_never_see_the_test_split(root, name):
     task = load_task(name, root)
-    tested = {question.prompt for question in task.list_exam_questions(1000)[0][1]}
+    tested = {question.prompt for question in task.list_exams({TEST: 1000})[0][1]}
     assert len(tested) == len(task.examples("test"))
     assert tested.isdisjoint(task.get_train_example(i, 0)["messages"][0]["content"] for i in range(2 * len(task)))
     assert tested.isdisjoint(task.get_practice_question(i, 0).prompt for i in range(2 * len(task)))
@@ -44,8 +45,8 @@ def test_training_and_practice_never_see_the_test_split(root, name):
 def test_a_small_exam_is_the_beginning_of_a_large_one(root):
     for name in PUBLIC_TASKS:
         task = load_task(name, root)
-        assert task.list_exam_questions(4)[0][1] == task.list_exam_questions(99)[0][1][:4]
-    subjects = {question.facts["subject"] for question in load_task("mmlu", root).list_exam_questions(8)[0][1]}
+        assert task.list_exams({TEST: 4})[0][1] == task.list_exams({TEST: 99})[0][1][:4]
+    subjects = {question.facts["subject"] for question in load_task("mmlu", root).list_exams({TEST: 8})[0][1]}
     assert subjects == {"botany", "music"}
 
 
@@ -87,7 +88,7 @@ def test_a_bad_row_is_one_line_with_file_and_line(tmp_path, rows, problem):
     good = make_choice_rows("stone", 1)
     write_rows(tmp_path / "evals" / "arc" / "arc_easy_test.jsonl", good + rows)
     with pytest.raises(UserError) as error:
-        load_task("arc_easy", tmp_path).list_exam_questions(5)
+        load_task("arc_easy", tmp_path).list_exams({TEST: 5})
     assert problem in str(error.value) and "arc_easy_test.jsonl:2" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -97,10 +98,10 @@ def test_a_truncated_archive_an_empty_file_and_a_torn_table_raise_errors(root, t
     path.parent.mkdir(parents=True)
     path.write_bytes(archive[: len(archive) // 2])
     with pytest.raises(UserError, match="damaged or cut off at line"):
-        load_task("humaneval", tmp_path).list_exam_questions(1)
+        load_task("humaneval", tmp_path).list_exams({TEST: 1})
     path.write_bytes(gzip.compress(b""))
     with pytest.raises(UserError, match="holds no row"):
-        load_task("humaneval", tmp_path).list_exam_questions(1)
+        load_task("humaneval", tmp_path).list_exams({TEST: 1})
     table = tmp_path / "smoltalk" / "data" / "train-0.parquet"
     shutil.copytree(root / "smoltalk", tmp_path / "smoltalk")
     table.write_bytes((root / "smoltalk/data/all/train-00000-of-00001.parquet").read_bytes()[:-40])

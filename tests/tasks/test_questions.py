@@ -4,6 +4,7 @@ import pytest
 
 from fledgling.config import UserError
 from fledgling.tasks import load_task
+from fledgling.tasks.task import TEST
 from fledgling.text.conversation import check_conversation
 from tests.made_up_sets import make_choice_rows, write_rows
 
@@ -12,7 +13,7 @@ def test_a_user_s_questions_are_evaluated_practised_and_learned(tmp_path):
     rows = [{"question": "What is the capital of Peru?", "answer": "Lima"}, *make_choice_rows("coin", 1)]
     path = write_rows(tmp_path / "own.jsonl", rows)
     task = load_task(f"questions:{path}")
-    [(name, questions)] = task.list_exam_questions(9)
+    [(name, questions)] = task.list_exams({TEST: 9})
     assert name == f"questions:{path}" and {bool(question.choices) for question in questions} == {True, False}
     free_text = next(question for question in questions if not question.choices)
     assert task.score(free_text, "lima.") == 1.0 and task.score(free_text, "Rome") == 0.0

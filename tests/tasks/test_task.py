@@ -21,7 +21,7 @@ def test_answers_are_scored_by_their_own_tasks_in_order():
             batches.append((self.name, len(pairs)))
             return super().score_batch(pairs)
 
-    tasks = [CountingTask(name, None, None, lambda q, text, name=name: float(text == name)) for name in "ab"]
+    tasks = [CountingTask(name, None, None, None, lambda q, text, name=name: float(text == name)) for name in "ab"]
     questions = [(tasks[i], Question(tasks[i].name, "?", "")) for i in (0, 1, 0)]
     assert score_answers(questions, ["a", "a", "b"]) == [1.0, 0.0, 0.0]
     assert sorted(batches) == [("a", 2), ("b", 1)], "one call for each task"

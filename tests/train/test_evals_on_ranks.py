@@ -62,7 +62,7 @@ def test_two_ranks_record_the_lines_of_one_and_share_the_work(tmp_path, restored
             lines = [read_jsonl(Path(tmp_path) / out / stage / f"{name}.jsonl") for out in ("one", "two")]
             assert lines[0] and lines[0] == lines[1], f"{stage}: {name}"
     names = {line["name"] for line in read_jsonl(tmp_path / "two" / "pretrain" / "evals.jsonl")}
-    assert {"bits_per_byte", "core", "arithmetic", "spelling_unseen"} <= names
+    assert {"bits_per_byte", "core", "arithmetic", "spelling_test"} <= names
     assert sum(rank["scored"] for rank in ranks) == alone["scored"] > 20
     assert all(rank["scored"] > 0.2 * alone["scored"] for rank in ranks), "both score"
     assert all(rank["generated"] < 0.9 * alone["generated"] for rank in ranks), "no rank answers everything"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 from fledgling.tasks.skills.templates import decorate_template, expand_patterns, load_templates, sample_plural_noun
-from fledgling.tasks.task import PRACTICE, TRAIN, UNSEEN, GeneratedTask, Question, is_held_out
+from fledgling.tasks.task import PRACTICE, TEST, TRAIN, GeneratedTask, Question, is_held_out
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -52,12 +52,18 @@ def _practice_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
 
 
 def list_templates(which: str) -> tuple[str, ...]:
-    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
-    if which == UNSEEN:
-        return tuple(core for templates in load_templates("arithmetic")[UNSEEN].values() for core in templates)
+    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEVELOPMENT or TEST."""
+    if which not in (TRAIN, PRACTICE):
+        return tuple(_signs_by_template(which))
     families = (_train_templates() if which == TRAIN else _practice_templates()).values()
     cores = (core for groups in families for group in groups for core in group)
     return tuple(dict.fromkeys(cores)) if which == TRAIN else tuple(cores)
+
+
+@lru_cache(maxsize=2)
+def _signs_by_template(which: str) -> dict[str, str]:
+    """Returns the operation of each development or test template."""
+    return {core: sign for sign, templates in load_templates("arithmetic")[which].items() for core in templates}
 
 
 def _sample_number(rng: random.Random, sign: str) -> int:
@@ -66,13 +72,14 @@ def _sample_number(rng: random.Random, sign: str) -> int:
     return rng.randint(0 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)
 
 
-def _sample_question(rng: random.Random, which: str, held_out: bool) -> Question:
-    sign = rng.choice("+-*")
+def _sample_question(rng: random.Random, which: str, held_out: bool, wording: str | None) -> Question:
+    sign = _signs_by_template(which)[wording] if wording else rng.choice("+-*")
     while True:
         a, b = _sample_number(rng, sign), _sample_number(rng, sign)
         if is_held_out("pair", sign, min(a, b), max(a, b)) == held_out:
             break
-    if sign == "-" and a < b and rng.random() < 0.8:  # mostly results above zero, as in users' questions
+    # Mostly results above zero, as in users' questions; always in the test, whose stories make no sense below.
+    if sign == "-" and a < b and (rng.random() < 0.8 or which == TEST):
         a, b = b, a
     if which == TRAIN:
         core = rng.choice(rng.choice(_train_templates()[sign]))
@@ -80,7 +87,7 @@ def _sample_question(rng: random.Random, which: str, held_out: bool) -> Question
     elif which == PRACTICE:
         core = template = rng.choice(rng.choice(_practice_templates()[sign]))
     else:
-        core = template = rng.choice(load_templates("arithmetic")[UNSEEN][sign])
+        core = template = wording or rng.choice(load_templates("arithmetic")[which][sign])
     prompt = template.format(a=a, b=b, thing=sample_plural_noun(rng))
     return Question("arithmetic", prompt, str(_OPERATORS[sign](a, b)), {"wording": core, "sign": sign, "a": a, "b": b})
 
@@ -102,4 +109,4 @@ def score_last_number(question: Question, answer: str) -> float:
 
 def make_task() -> GeneratedTask:
     """Returns the task."""
-    return GeneratedTask("arithmetic", _sample_question, _write_reply, score_last_number)
+    return GeneratedTask("arithmetic", _sample_question, list_templates, _write_reply, score_last_number)

@@ -27,7 +27,7 @@ def _train_templates() -> tuple[tuple[str, ...], ...]:
 
 
 def list_templates(which: str) -> tuple[str, ...]:
-    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
+    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEVELOPMENT or TEST."""
     if which == TRAIN:
         return tuple(dict.fromkeys(core for family in _train_templates() for core in family))
     return load_templates("counting")[which]
@@ -74,7 +74,7 @@ def write_step_metrics(word: str, letter: str) -> str:
     return f"{''.join(steps)}:{count}"
 
 
-def _sample_question(rng: random.Random, which: str, held_out: bool) -> Question:
+def _sample_question(rng: random.Random, which: str, held_out: bool, wording: str | None) -> Question:
     word, letter = _sample_word_and_letter(rng, held_out)
     if which == TRAIN:
         core = rng.choice(rng.choice(_train_templates()))
@@ -82,7 +82,7 @@ def _sample_question(rng: random.Random, which: str, held_out: bool) -> Question
         plural = rng.choice(_letter_forms("plural_forms")).format(letter)
         prompt = decorate_template(core, rng).format(c=singular, cs=plural, w=quote_word(word, rng))
     else:
-        core = rng.choice(list_templates(which))
+        core = wording or rng.choice(list_templates(which))
         prompt = core.format(c=letter, w=word)
     return Question("counting", prompt, str(word.count(letter)), {"wording": core, "word": word, "letter": letter})
 
@@ -99,4 +99,4 @@ def _write_reply(question: Question) -> str:
 
 def make_task() -> GeneratedTask:
     """Returns the task."""
-    return GeneratedTask("counting", _sample_question, _write_reply, score_count)
+    return GeneratedTask("counting", _sample_question, list_templates, _write_reply, score_count)

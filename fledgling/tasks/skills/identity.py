@@ -13,7 +13,7 @@ from fledgling.tasks.skills.templates import capitalize_first, decorate_template
 from fledgling.tasks.task import TRAIN, GeneratedTask, Question, score_exact_match
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=4)
 def _templates_by_kind(which: str) -> dict[str, tuple[str, ...]]:
     """Returns the templates of a set for each kind of question; training patterns are expanded."""
     kinds = load_templates("identity")
@@ -23,15 +23,21 @@ def _templates_by_kind(which: str) -> dict[str, tuple[str, ...]]:
 
 
 def list_templates(which: str) -> tuple[str, ...]:
-    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
+    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEVELOPMENT or TEST."""
     return tuple(core for templates in _templates_by_kind(which).values() for core in templates)
 
 
-def _sample_question(rng: random.Random, which: str, held_out: bool) -> Question:
-    # Only templates can be held out: the twelve answers are the same in training and evaluation.
+@lru_cache(maxsize=2)
+def _kinds_by_template(which: str) -> dict[str, str]:
+    """Returns the kind of question of each template."""
+    return {core: kind for kind, templates in _templates_by_kind(which).items() for core in templates}
+
+
+def _sample_question(rng: random.Random, which: str, held_out: bool, wording: str | None) -> Question:
+    # Only wordings can be held out: the twelve answers are the same in training and evaluation.
     kinds = load_templates("identity")
-    kind = rng.choice(tuple(kinds))
-    core = rng.choice(_templates_by_kind(which)[kind])
+    kind = _kinds_by_template(which)[wording] if wording else rng.choice(tuple(kinds))
+    core = wording or rng.choice(_templates_by_kind(which)[kind])
     plain = which != TRAIN or kind == "greeting"  # a greeting needs no other greeting before it
     prompt = capitalize_first(core) if plain else decorate_template(core, rng)
     return Question("identity", prompt, kinds[kind]["answer"], {"wording": core, "kind": kind})
@@ -40,5 +46,11 @@ def _sample_question(rng: random.Random, which: str, held_out: bool) -> Question
 def make_task() -> GeneratedTask:
     """Returns the task."""
     return GeneratedTask(
-        "identity", _sample_question, lambda question: question.answer, score_exact_match, has_holdout=False
+        "identity",
+        _sample_question,
+        list_templates,
+        lambda question: question.answer,
+        score_exact_match,
+        has_holdout=False,
+        has_practice_holdout=False,  # its 24 practice prompts have no word or number to hold out: RL practises them all
     )

@@ -23,7 +23,7 @@ def _train_templates() -> tuple[tuple[str, ...], ...]:
 
 
 def list_templates(which: str) -> tuple[str, ...]:
-    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
+    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEVELOPMENT or TEST."""
     if which == TRAIN:
         return tuple(dict.fromkeys(core for family in _train_templates() for core in family))
     return load_templates("spelling")[which]
@@ -44,7 +44,7 @@ def spell_word(word: str) -> str:
     return "".join(f" {letter}" for letter in word)
 
 
-def _sample_question(rng: random.Random, which: str, held_out: bool) -> Question:
+def _sample_question(rng: random.Random, which: str, held_out: bool, wording: str | None) -> Question:
     if not held_out and rng.random() < 0.4:
         word = sample_pseudoword(rng, MAX_LETTERS)
     else:
@@ -53,7 +53,7 @@ def _sample_question(rng: random.Random, which: str, held_out: bool) -> Question
         core = rng.choice(rng.choice(_train_templates()))
         prompt = decorate_template(core, rng).format(w=quote_word(word, rng))
     else:
-        core = rng.choice(list_templates(which))
+        core = wording or rng.choice(list_templates(which))
         prompt = core.format(w=word)
     return Question("spelling", prompt, spell_word(word), {"wording": core, "word": word})
 
@@ -65,4 +65,4 @@ def score_spelling(question: Question, answer: str) -> float:
 
 def make_task() -> GeneratedTask:
     """Returns the task."""
-    return GeneratedTask("spelling", _sample_question, lambda question: question.answer, score_spelling)
+    return GeneratedTask("spelling", _sample_question, list_templates, lambda question: question.answer, score_spelling)

@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from fledgling.config import UserError
 from fledgling.tasks.skills.templates import decorate_template, expand_patterns, expand_weights, load_templates
-from fledgling.tasks.task import TRAIN, GeneratedTask, Question, score_exact_match
+from fledgling.tasks.task import PRACTICE, TRAIN, GeneratedTask, Question, is_held_out, score_exact_match
 
 NUM_FACTS = 256
 MAX_ANSWER_CHARACTERS = 60
@@ -114,27 +114,40 @@ def _train_templates() -> dict[str, tuple[tuple[str, ...], ...]]:
 
 
 def list_templates(which: str) -> tuple[str, ...]:
-    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE or UNSEEN."""
+    """Returns all templates of a set: TRAIN (before openings and closings), PRACTICE, DEVELOPMENT or TEST."""
     if which == TRAIN:
         groups = (group for families in _train_templates().values() for group in families)
         return tuple(dict.fromkeys(core for group in groups for core in group))
-    return tuple(core for templates in load_templates("stdlib")[which].values() for core in templates)
+    return tuple(_kinds_by_template(which))
 
 
-def _sample_question(num_facts: int, rng: random.Random, which: str) -> Question:
-    fact, kind = rng.choice(collect_facts(num_facts)), rng.choice(_KINDS)
-    if not fact.has_unique_name:
-        kind = "does"
-    full_name = f"{fact.module}.{fact.name}"
-    slots = {"full": full_name, "name": fact.name, "module": fact.module}
-    if which == TRAIN:
-        core = rng.choice(rng.choice(_train_templates()[kind]))
-        quotes = rng.choice(expand_weights(load_templates("stdlib")["quotes"]))
-        slots["full"], slots["name"] = quotes.format(full_name), quotes.format(fact.name)
-        prompt = decorate_template(core, rng).format(**slots)
-    else:
-        core = rng.choice(load_templates("stdlib")[which][kind])
-        prompt = core.format(**slots)
+@lru_cache(maxsize=3)
+def _kinds_by_template(which: str) -> dict[str, str]:
+    """Returns the kind of question of each practice, development or test template."""
+    return {core: kind for kind, templates in load_templates("stdlib")[which].items() for core in templates}
+
+
+def _sample_question(num_facts: int, rng: random.Random, which: str, held_out: bool, wording: str | None) -> Question:
+    while True:
+        fact, kind = rng.choice(collect_facts(num_facts)), rng.choice(_KINDS)
+        kind = _kinds_by_template(which)[wording] if wording else kind
+        if not fact.has_unique_name:
+            if kind == "module" and wording:
+                continue
+            kind = "does"
+        full_name = f"{fact.module}.{fact.name}"
+        slots = {"full": full_name, "name": fact.name, "module": fact.module}
+        if which == TRAIN:
+            core = rng.choice(rng.choice(_train_templates()[kind]))
+            quotes = rng.choice(expand_weights(load_templates("stdlib")["quotes"]))
+            slots["full"], slots["name"] = quotes.format(full_name), quotes.format(fact.name)
+            prompt = decorate_template(core, rng).format(**slots)
+        else:
+            core = wording or rng.choice(load_templates("stdlib")[which][kind])
+            prompt = core.format(**slots)
+        # Training has all facts, so that what can be held out from practice is a fact in a wording.
+        if which != PRACTICE or is_held_out("practice", core, full_name) == held_out:
+            break
     answer = fact.description if kind == "does" else fact.module
     return Question("stdlib", prompt, answer, {"wording": core, "kind": kind, "name": full_name})
 
@@ -143,7 +156,8 @@ def make_task(num_facts: int = NUM_FACTS) -> GeneratedTask:
     """Returns the task over the first `num_facts` facts."""
     return GeneratedTask(
         "stdlib",
-        lambda rng, which, held_out: _sample_question(num_facts, rng, which),
+        partial(_sample_question, num_facts),
+        list_templates,
         lambda question: question.answer,
         score_exact_match,
         has_holdout=False,

@@ -3,14 +3,14 @@
 from fledgling.tasks import load_task
 from fledgling.tasks.skills import identity
 from fledgling.tasks.skills.templates import load_templates, normalize_template
-from fledgling.tasks.task import PRACTICE, TRAIN, UNSEEN, normalize_text
+from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, normalize_text
 
 
 def test_identity_has_one_answer_a_kind():
     answers = {kind: table["answer"] for kind, table in load_templates("identity").items()}
     assert len({normalize_text(answer) for answer in answers.values()}) == len(answers) == 12
     kinds: dict[str, set[str]] = {}
-    for which in (TRAIN, PRACTICE, UNSEEN):
+    for which in (TRAIN, PRACTICE, DEVELOPMENT, TEST):
         templates_by_kind = identity._templates_by_kind(which)
         assert set(templates_by_kind) == set(answers) and all(templates_by_kind.values())
         for kind, templates in templates_by_kind.items():
@@ -18,7 +18,7 @@ def test_identity_has_one_answer_a_kind():
                 kinds.setdefault(normalize_template(template), set()).add(kind)
     assert [text for text, template_kinds in kinds.items() if len(template_kinds) > 1] == []
     task = load_task("identity")
-    questions = (task.get_eval_question(i, UNSEEN) for i in range(99))
+    questions = task.draw_exam(TEST, 99)
     question = next(question for question in questions if question.facts["kind"] == "name")
     assert task.score(question, "my name is Fledgling") == 1.0
     assert task.score(question, answers["who"]) == 0.0
