@@ -78,10 +78,6 @@ class TextBits:
         first = self.rows < count
         return TextBits(*(column[first] for column in (self.bits, self.bytes, self.tokens, self.rows, self.documents)))
 
-    def first_rows(self, count: int) -> TextBits:
-        """Returns the first `count` rows."""
-        return TextBits(self.bits[:count], self.bytes[:count], self.tokens[:count])
-
 
 @torch.no_grad()
 def measure_bits(

@@ -140,14 +140,9 @@ def format_all_cases(evaluations: list[Evaluation]) -> str:
     """Returns what the values of several stages were measured on: the range of n, and the clusters of the last."""
     counts = sorted({evaluation.n for evaluation in evaluations if evaluation.n is not None})
     last = evaluations[-1]
-    shared = format_cases(last.n, last.clusters, last.cluster_unit)
-    return (
-        shared
-        if len(counts) < 2
-        else f"{counts[0]:,}-{shared}"
-        if last.n == counts[-1]
-        else f"{counts[0]:,}-{counts[-1]:,}"
-    )
+    if len(counts) < 2:
+        return format_cases(last.n, last.clusters, last.cluster_unit)
+    return f"{counts[0]:,}–{format_cases(counts[-1], last.clusters, last.cluster_unit)}"
 
 
 def summarize_stage(stage: StageData) -> dict[str, Any]:

@@ -34,10 +34,10 @@ def test_a_paired_difference_over_passages_is_wider_than_over_their_items():
     rng = np.random.default_rng(0)
     gain = np.repeat(rng.choice([-1.0, 0.0, 1.0], 40, p=[0.1, 0.6, 0.3]), 5)
     a, b = (gain < 0).astype(float), (gain > 0).astype(float)
-    apart = paired_difference("x", a, b)
+    separate = paired_difference("x", a, b)
     shared = paired_difference("x", a, b, np.repeat(np.arange(40), 5))
-    assert (apart.clusters, shared.clusters, shared.value) == (200, 40, apart.value)
-    assert shared.high - shared.low > 1.8 * (apart.high - apart.low) and shared.p > apart.p
+    assert (separate.clusters, shared.clusters, shared.value) == (200, 40, separate.value)
+    assert shared.high - shared.low > 1.8 * (separate.high - separate.low) and shared.p > separate.p
 
 
 def test_two_logs_are_compared_item_by_item(core_engine, core_tokenizer, core_tasks, tmp_path):

@@ -74,10 +74,10 @@ def test_items_on_one_passage_are_one_cluster_and_tasks_on_one_file_add_up(core_
     marks = [index < 40 for index in range(60) for _ in range(4)]
     results = [replace(make_item(greedy=mark), passage=i // 4) for i, mark in enumerate(marks)]
     shared = compute_task_result(task, results, "nanochat")
-    apart = compute_task_result(task, [replace(result, passage=-1) for result in results], "nanochat")
-    assert (shared.n, shared.passages, apart.passages) == (240, 60, 240)
-    assert (apart.low, apart.high) == wilson_interval(160, 240)
-    assert shared.high - shared.low > 1.8 * (apart.high - apart.low)
+    separate = compute_task_result(task, [replace(result, passage=-1) for result in results], "nanochat")
+    assert (shared.n, shared.passages, separate.passages) == (240, 60, 240)
+    assert (separate.low, separate.high) == wilson_interval(160, 240)
+    assert shared.high - shared.low > 1.8 * (separate.high - separate.low)
     once = make_task_result("hellaswag", 0.6, 0.25, 500)
     same, other = replace(once, file="h.jsonl"), replace(once, file="i.jsonl")
     twice, both = compute_core([same, same]), compute_core([same, other])

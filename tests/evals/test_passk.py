@@ -37,9 +37,9 @@ def test_pass_at_k_is_over_wordings_and_has_a_width_where_every_question_is_solv
     questions = [Question("t", str(i), "", {"wording": str(i // 4)}) for i in range(160)]
     right = [8 if i // 4 < 20 else 0 for i in range(160)]
     [shared] = passk.measure_pass_at_k("t", questions, right, 8, [1])
-    [apart] = passk.measure_pass_at_k("t", [Question("t", str(i), "") for i in range(160)], right, 8, [1])
+    [separate] = passk.measure_pass_at_k("t", [Question("t", str(i), "") for i in range(160)], right, 8, [1])
     assert (shared.n, shared.clusters, shared.cluster_unit) == (160, 40, "wordings")
-    assert shared.high - shared.low > 1.7 * (apart.high - apart.low)
+    assert shared.high - shared.low > 1.7 * (separate.high - separate.low)
     [solved] = passk.measure_pass_at_k("t", questions, [8] * 160, 8, [1])
     assert solved.value == solved.high == 1.0 and solved.low < 0.93
 

@@ -10,7 +10,7 @@ from fledgling.config import UserError
 from fledgling.record import Recorder
 from fledgling.report import build_report, make_evals_table, summarize_run
 from fledgling.report.run_data import load_run_data
-from fledgling.report.run_page import _eval_lines
+from fledgling.report.run_page import _constant_line, _eval_lines
 from fledgling.report.summary import split_by_cases, value_at
 
 from .synthetic_run import make_run
@@ -35,7 +35,7 @@ def test_values_over_different_numbers_of_cases_are_two_series(tmp_path):
     series = split_by_cases(evaluations)
     assert [[(e.n, e.value) for e in part] for part in series] == [[(50, 0.1), (50, 0.2), (50, 0.3)], [(200, 0.4)]]
     assert [e["value"] for e in summarize_run(run)["evals"] if e["name"] == "x"] == [0.4]
-    lines = _eval_lines(load_run_data(run), "x", unseen=False)
+    lines = [*_eval_lines(load_run_data(run), "x", is_alone=True), *_constant_line(load_run_data(run), ["x"])]
     assert [(line.label, len(line.xs)) for line in lines] == [
         ("value, n 50", 3), ("value, n 200", 1), ("best constant answer", 3)
     ]  # fmt: skip

@@ -26,6 +26,8 @@ def test_the_last_value_of_each_stage_with_its_baseline(run):
         "n",
         "baseline",
         "tools",
+        "clusters",
+        "cluster_unit",
     }
     assert values["sft", "counting"]["baseline"] == 0.6 and values["sft", "counting"]["step"] == 40
     assert list(found["stages"]) == ["pretrain", "midtrain", "sft", "rl"]
