@@ -177,7 +177,7 @@ def print_measurements(measurements: Sequence[Measurement], as_json: bool) -> No
     if as_json:
         print(json.dumps([asdict(m) for m in measurements], indent=2))
         return
-    from fledgling.report.summary import format_cases
+    from fledgling.record.evaluation_names import format_cases
 
     width = max(20, *(len(m.name) for m in measurements))
     for m in measurements:

@@ -11,6 +11,7 @@ from fledgling.config import ModelConfig
 from fledgling.export.chat_template import supports_chat, supports_tools
 from fledgling.export.hf_mapping import CLASSES, to_hf_config
 from fledgling.record import read_jsonl
+from fledgling.record.evaluation_names import format_cases, is_quoted
 from fledgling.text.tokenizer import Tokenizer
 
 FRONT_MATTER = """---
@@ -154,16 +155,18 @@ def _recipe(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluations(run: Path, stage: str) -> Iterable[tuple[str, ...]]:
-    """Yields the last value of every evaluation of the checkpoint's stage, over the most cases."""
+    """Yields the last value of every quoted evaluation of the checkpoint's stage, over the most cases."""
     last: dict[str, dict[str, Any]] = {}
     for line in read_jsonl(run / stage / "evals.jsonl"):
         name = line.get("name")
         if isinstance(name, str) and isinstance(line.get("value"), int | float):
             last[name] = max(last.get(name, line), line, key=lambda entry: (entry.get("step", 0), entry.get("n") or 0))
     for name, line in last.items():
+        if not is_quoted(name, last):
+            continue
         low, high, n = line.get("low"), line.get("high"), line.get("n")
         interval = f"{low:.4f} to {high:.4f}" if isinstance(low, float) and isinstance(high, float) else ""
-        count = f"{n:,}" if isinstance(n, int) else ""
+        count = format_cases(n, line.get("clusters"), line.get("cluster_unit")) if isinstance(n, int) else ""
         # Older runs recorded no tools: exams, which have a best constant answer, could call what the engine had.
         tools = line.get("tools") or ("not recorded" if line.get("baseline") is not None else "")
         yield stage, f"{line.get('step', 0):,}", name, f"{line['value']:.4f}", interval, count, tools

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from fledgling.config import DEFAULT_STAGES
 from fledgling.record import write_text
+from fledgling.record.evaluation_names import WORDINGS, evaluation_label, split_evaluation_name
 from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.report import summary as numbers
@@ -145,7 +146,7 @@ def eval_rows(run: RunData) -> list[dict[str, Any]]:
         latest = present[-1]
         baseline = numbers.format_value(latest.baseline, is_percent) or "–"
         n = numbers.format_all_cases(present)
-        label = numbers.evaluation_label(name, names) + numbers.format_tools(latest.tools)
+        label = evaluation_label(name, names) + numbers.format_tools(latest.tools)
         rows.append({"name": label, "cells": cells, "constant": baseline, "n": n})
     return rows
 
@@ -308,12 +309,12 @@ def _stage_axis(run: RunData) -> dict[str, Any]:
 def eval_charts(run: RunData) -> list[tuple[str, Markup]]:
     """Returns one chart per task over all stages: its sets of wordings, 95 % bands, the best constant answer."""
     known_names = numbers.evaluation_names(run)[:MAX_EVALS]
-    tasks = dict.fromkeys(numbers.split_evaluation_name(name)[0] for name in known_names)
+    tasks = dict.fromkeys(split_evaluation_name(name)[0] for name in known_names)
     charts = []
     for task in tasks:
         if task.startswith(COMPRESSOR_PREFIX):
             continue
-        variants = [name for name in known_names if numbers.split_evaluation_name(name)[0] == task]
+        variants = [name for name in known_names if split_evaluation_name(name)[0] == task]
         values = [e.value for stage in run.stages for e in stage.evals if e.name in variants]
         is_percent = numbers.is_share(task, values)
         lines = [line for name in variants for line in _eval_lines(run, name, is_alone=variants == [task])]
@@ -346,10 +347,10 @@ def _eval_lines(run: RunData, name: str, is_alone: bool) -> list[Line]:
     """Returns one line for each number of cases, dashed but for the longest."""
     position = _step_positions(run)
     lines: list[Line] = []
-    end = numbers.split_evaluation_name(name)[1]
+    end = split_evaluation_name(name)[1]
     series = numbers.split_by_cases([e for stage in run.stages for e in stage.evals if e.name == name])
     for evaluations in series:
-        label = "value" if is_alone else f"{numbers.WORDINGS[end]} wordings"
+        label = "value" if is_alone else f"{WORDINGS[end]} wordings"
         line = Line(
             label + (f", n {evaluations[0].n}" if len(series) > 1 else ""),
             [position(e.stage, e.step) for e in evaluations],

@@ -5,11 +5,11 @@ answer also reaches is no evidence.
 """
 
 from bisect import bisect_left
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fledgling.record.evaluation_names import WORDINGS, evaluation_label, format_cases, split_evaluation_name
 from fledgling.report.predictions import pair_predictions
 from fledgling.report.run_data import (
     Evaluation,
@@ -23,8 +23,6 @@ from fledgling.report.run_data import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-# The end of an exam's name, and the wordings that its questions are in (fledgling/tasks/task.py).
-WORDINGS = {"_test": "test", "": "training", "_practised": "practised", "_dev": "development"}
 _LEADING = ("bits_per_byte", "core")
 _NO_SHARES = ("bits", "loss", "perplexity", "length", "tokens", "seconds")
 
@@ -56,22 +54,6 @@ def run_title(run: RunData) -> str:
     """Returns the recipe's name, or the directory's."""
     name = run.recipe.get("name")
     return name if isinstance(name, str) and name else run.path.absolute().name
-
-
-def split_evaluation_name(name: str) -> tuple[str, str]:
-    """Returns the task and the end of an exam's name that says its wordings: `_test`, `_practised`, `_dev` or ""."""
-    end = next((end for end in WORDINGS if end and name.endswith(end)), "")
-    return name.removesuffix(end), end
-
-
-def evaluation_label(name: str, names: Collection[str] = ()) -> str:
-    """Returns the display name of an evaluation; `names` are all that the run has.
-
-    A task with exams in several sets of wordings has each named by its set.
-    """
-    task, end = split_evaluation_name(name)
-    has_sets = any(task + other in names for other in WORDINGS if other)
-    return task.replace("_", " ") + (f", {WORDINGS[end]} wordings" if end or has_sets else "")
 
 
 def evaluation_names(run: RunData) -> list[str]:
@@ -128,12 +110,6 @@ def format_value(value: float | None, share: bool) -> str:
 def format_tools(tools: str | None) -> str:
     """Returns what follows an evaluation's name: the tools that answers could call."""
     return "" if tools is None else ", no tools" if tools == "none" else f", with {tools}"
-
-
-def format_cases(n: int | None, clusters: int | None = None, cluster_unit: str | None = None) -> str:
-    """Returns what a value was measured on, such as `200, 64 wordings`; only n where all cases are independent."""
-    count = "-" if n is None else f"{n:,}"
-    return f"{count}, {clusters:,} {cluster_unit}" if clusters and clusters != n and cluster_unit else count
 
 
 def format_all_cases(evaluations: list[Evaluation]) -> str:
