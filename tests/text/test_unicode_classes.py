@@ -10,8 +10,10 @@ from fledgling.text.bpe import learn_merges, mark_digit_pairs, split_pattern
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.text.unicode_classes import CharacterComparison, is_number, make_probe, make_splitter
 
-CHANGING = [(0x80, 0x3400), (0xA000, 0xAC00), (0xF900, 0x12000), (0x16A00, 0x17000), (0x1CC00, 0x1FC00)]
-EVERYTHING = [(0x80, 0xD800), (0xE000, 0x110000)]
+# (first, end, step) of code points; planes 4 to 13 are not assigned, and 15 and 16 are private
+CHANGING = [(0x80, 0x3400, 5), (0xA000, 0xAC00, 5), (0xF900, 0x12000, 5), (0x16A00, 0x17000, 5), (0x1CC00, 0x1FC00, 5)]
+SAMPLES = [(0x80, 0xD800, 331), (0xE000, 0x110000, 331)]
+ASSIGNED = [(0x80, 0xD800, 1), (0xE000, 0x40000, 1), (0x40000, 0xE0000, 257), (0xE0000, 0xE0200, 1)]
 NEWER = {  # character: the version of Unicode that it is of; Python 3.11 knows 14
     "\U0001e4f0": 15.0,  # digits
     "\U00010d40": 16.0,
@@ -32,14 +34,14 @@ def trained(digits: int) -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    ("digits", "ranges", "stride"),
-    [(2, CHANGING, 5), (2, EVERYTHING, 331), *((digits, EVERYTHING, 1) for digits in (1, 2, 3))],
+    ("digits", "ranges"),
+    [(2, CHANGING), (2, SAMPLES), *((digits, ASSIGNED) for digits in (1, 2, 3))],
     ids=["changing", "samples", "all-1", "all-2", "all-3"],
 )
-def test_every_character_has_the_same_ids_in_a_batch_and_alone(digits, ranges, stride):
+def test_every_character_has_the_same_ids_in_a_batch_and_alone(digits, ranges):
     """Among them those that gigatoken splits differently, and those that it alone encodes."""
     tokenizer = trained(digits)
-    codes = [code for start, end in ranges for code in range(start, end, stride)]
+    codes = [code for limits in ranges for code in range(*limits)]
     for start in range(0, len(codes), 4096):
         block = [chr(code) for code in codes[start : start + 4096]]
         comparison = getattr(tokenizer._batch_encoder[1], "_comparison", None)
