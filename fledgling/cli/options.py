@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from fledgling.runtime.launch import launch_ranks
+from fledgling.config import UserError
+from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
 from fledgling.runtime.world import is_launched_rank
 
 Overrides = Annotated[
@@ -63,6 +64,21 @@ ComputeDtype = Annotated[
 ]
 Depth = Annotated[int, Parameter(help="Layers; width and heads follow.")]
 VocabSize = Annotated[int, Parameter(help="Entries of the tokenizer.")]
+
+
+DEFAULT_RENDEZVOUS = "127.0.0.1:0"
+
+
+def require_gpus(restarts: int, nodes: int, rendezvous: str) -> None:
+    """Raises UserError for an option that has no effect without --gpus, in a process that no launcher started."""
+    given = {
+        "--restarts": (restarts, DEFAULT_RESTARTS),
+        "--nodes": (nodes, 1),
+        "--rendezvous": (rendezvous, DEFAULT_RENDEZVOUS),
+    }
+    for option, (value, default) in given.items():
+        if value != default and not is_launched_rank():
+            raise UserError(f"{option} {value} has no effect without --gpus: add --gpus N, or leave {option} out")
 
 
 def run_on_ranks(gpus: int | None, device: str, *arguments: object, **options: object) -> int | None:

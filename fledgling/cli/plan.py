@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from fledgling.cli.options import Json, Overrides, VocabSize
+from fledgling.config import UserError
 from fledgling.plan.inference import plan_recipe_inference
 from fledgling.plan.plan import load_planned_recipe, make_plan
 from fledgling.plan.text import format_inference, format_plan
@@ -34,7 +35,7 @@ def plan(
     layout: str = "fledgling",
     inference: Annotated[bool, Parameter(negative=())] = False,
     length: int | None = None,
-    conversations: int = 1,
+    conversations: int | None = None,
     overrides: Overrides = (),
     as_json: Json = False,
 ) -> None:
@@ -71,12 +72,17 @@ def plan(
     length
         Tokens per conversation, for --inference; default: the context.
     conversations
-        Simultaneous conversations, for --inference.
+        Simultaneous conversations, for --inference; default: 1.
     """
     pinned = {"model.depth": depth, "tokenizer.vocab_size": vocab_size, "model.context": context}
     chosen = load_planned_recipe(recipe, depth, [f"{k}={v}" for k, v in pinned.items() if v is not None], overrides)
+    training_options = {"gpus": gpus, "mfu": mfu, "price": price, "link": link}
+    inference_options = {"length": length, "conversations": conversations}
+    for name, value in (training_options if inference else inference_options).items():
+        if value is not None:
+            raise UserError(f"--{name} {value} has no effect {'with' if inference else 'without'} --inference")
     if inference:
-        section = plan_recipe_inference(chosen, gpu, length, conversations)
+        section = plan_recipe_inference(chosen, gpu, length, 1 if conversations is None else conversations)
         print(json.dumps(section, indent=2) if as_json else format_inference(section))
         return
     result = make_plan(chosen, gpu, gpus, mfu, price, link, layout)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts, set_arguments
+from fledgling.cli.options import (
+    DEFAULT_RENDEZVOUS,
+    Gpus,
+    Nodes,
+    Overrides,
+    Rendezvous,
+    Restarts,
+    require_gpus,
+    set_arguments,
+)
 from fledgling.cli.training_exit import training_exit_code
 from fledgling.config import load_recipe
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
@@ -18,7 +27,7 @@ def speedrun(
     gpus: Gpus = None,
     restarts: Restarts = DEFAULT_RESTARTS,
     nodes: Nodes = 1,
-    rendezvous: Rendezvous = "127.0.0.1:0",
+    rendezvous: Rendezvous = DEFAULT_RENDEZVOUS,
     overrides: Overrides = (),
 ) -> int:
     """Run every stage of a recipe that is not done yet, evaluate after each, and write the report.
@@ -34,6 +43,7 @@ def speedrun(
     if gpus is not None and not is_launched_rank():
         command = ["-m", "fledgling", "speedrun", recipe, *set_arguments(overrides)]
         return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
+    require_gpus(restarts, nodes, rendezvous)
     from rich.console import Console
 
     from fledgling.report import build_report, make_evals_table

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fledgling.cli.options import Gpus, Nodes, Overrides, Rendezvous, Restarts, set_arguments
+from fledgling.cli.options import (
+    DEFAULT_RENDEZVOUS,
+    Gpus,
+    Nodes,
+    Overrides,
+    Rendezvous,
+    Restarts,
+    require_gpus,
+    set_arguments,
+)
 from fledgling.cli.training_exit import training_exit_code
 from fledgling.config import UserError, load_recipe
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
@@ -20,7 +29,7 @@ def train(
     gpus: Gpus = None,
     restarts: Restarts = DEFAULT_RESTARTS,
     nodes: Nodes = 1,
-    rendezvous: Rendezvous = "127.0.0.1:0",
+    rendezvous: Rendezvous = DEFAULT_RENDEZVOUS,
     overrides: Overrides = (),
 ) -> int:
     """Run one stage: it starts from the stage before it, and resumes from its own newest checkpoint.
@@ -42,6 +51,7 @@ def train(
     if gpus is not None and not is_launched_rank():
         command = ["-m", "fledgling", "train", stage, recipe, "--resume", resume, *set_arguments(overrides)]
         return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
+    require_gpus(restarts, nodes, rendezvous)
     from fledgling.train.run import run_stage
 
     with training_exit_code() as status:

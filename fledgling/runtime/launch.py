@@ -63,7 +63,7 @@ def launch_ranks(
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, SubprocessContext
-    from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
+    from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, registry
 
     class Agent(LocalElasticAgent):
         """torchrun's agent; reports restarts, and restarts only where that may help."""
@@ -103,12 +103,19 @@ def launch_ranks(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // nproc_per_node)))
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     parameters = RendezvousParameters("c10d", rendezvous, "fledgling", nodes, nodes, timeout=900)
+    try:
+        rendezvous_handler = registry.get_rendezvous_handler(parameters)
+    except RendezvousError as error:
+        raise UserError(
+            f"--rendezvous {rendezvous}: no connection ({' '.join(str(error).split())[:120]}); expected HOST:PORT of "
+            "one of the machines, which runs this same command"
+        ) from None
     spec = WorkerSpec(
         role="default_role",
         local_world_size=nproc_per_node,
         entrypoint=sys.executable,
         args=tuple(command),
-        rdzv_handler=registry.get_rendezvous_handler(parameters),
+        rdzv_handler=rendezvous_handler,
         max_restarts=restarts,
         monitor_interval=0.1,
     )

@@ -61,7 +61,8 @@ def reconcile_settings(recipe: Recipe, stage: str, run_dir: Path, source: Path |
         return recipe
     state = checkpoint.read_checkpoint_state(source)
     goes_on = state.get("stage") == stage
-    changed = _compare(saved, recipe, stage, list_done_stages(run_dir), goes_on, state)
+    done = [name for name in list_done_stages(run_dir) if name != stage]  # one that starts anew is done no more
+    changed = _compare(saved, recipe, stage, done, goes_on, state)
     _require_allowed(changed, stage, source, run_dir)
     if changed:
         log(f"{stage}: settings differ from those of {source}\n" + "\n".join(format_changes(changed)))
