@@ -305,12 +305,12 @@ def stage_settings(stage: str, folder: Path) -> list[str]:
 def test_every_setting_that_stages_share_has_its_effect(stage, folder, tmp_path, monkeypatch):
     rates: list[float] = []
 
-    class Noted(Optimizer):
+    class RecordingOptimizer(Optimizer):
         def __init__(self, model, config, world, lr_multiplier, *others) -> None:
             rates.append(lr_multiplier)
             super().__init__(model, config, world, lr_multiplier, *others)
 
-    monkeypatch.setattr(run, "Optimizer", Noted)
+    monkeypatch.setattr(run, "Optimizer", RecordingOptimizer)
     write_core_bundle(tmp_path / "data")
     write_pairs(folder / "others.jsonl", 5)
     out, before = tmp_path / "run", ["pretrain"] if stage != "pretrain" else []
