@@ -1,7 +1,7 @@
 """Prepares documents for training: reads and splits a source, trains the tokenizer, writes token shards.
 
 Start with `DocumentPreparer`. Everything lands in the run directory, and finished work is found again by a digest of
-what it was made from (`made_from.py`), so a second run prepares nothing twice and an edited text is prepared anew:
+what it was made from (`prepared_data.py`), so a second run prepares nothing twice and an edited text is prepared anew:
 
     RUN/tokenizer/                   tokenizer.json and training.json
     RUN/data/NAME-train-DIGEST/      one shard of training documents, and one of held-out documents: a source that
@@ -26,9 +26,9 @@ from fledgling.corpora import document as splits
 from fledgling.corpora import embedded, readers, tokenization
 from fledgling.corpora.document import Document, count_bytes_by_kind, measure_line_overlap, split_held_out
 from fledgling.corpora.embedded import harvest_embedded
-from fledgling.corpora.made_from import (
+from fledgling.corpora.prepared_data import (
     Log,
-    MadeFrom,
+    PreparationInputs,
     PreparedData,
     digest_files,
     digest_installed_python,
@@ -181,10 +181,10 @@ class DocumentPreparer:
         path = find_source(source, self.data_dir)
         return digest_files(path, list_source(path).files, whole=not self.is_large(source))
 
-    def made_from(self, source: str, tokenizer: Tokenizer) -> MadeFrom:
+    def collect_inputs(self, source: str, tokenizer: Tokenizer) -> PreparationInputs:
         """Returns what the shards of a source are made from."""
         settings = short_digest(*list_settings(self.is_large(source)))
-        return MadeFrom(self._content_digest(source), tokenizer.fingerprint(), settings)
+        return PreparationInputs(self._content_digest(source), tokenizer.fingerprint(), settings)
 
     def _content_digest(self, source: str) -> str:
         """Returns the digest of a source as it was when this preparer first met it."""
@@ -228,12 +228,12 @@ class DocumentPreparer:
             may_replace: whether one that was made from other texts or settings is trained anew, because no weights
                 depend on it. Otherwise it is kept, and a line says so; one of unknown origin is always kept.
         """
-        made_from = self._tokenizer_made_from(config, more_key)
+        inputs = self._tokenizer_inputs(config, more_key)
         if self.tokenizer_file.exists():
-            older = self._read_training_facts().get("made_from")
-            if older is None or older == made_from:
+            older = self._read_training_facts().get("inputs")
+            if older is None or older == inputs:
                 return Tokenizer.load(self.tokenizer_file)
-            changed = " and ".join(name for name in made_from if made_from[name] != older.get(name))
+            changed = " and ".join(name for name in inputs if inputs[name] != older.get(name))
             if not may_replace or self.tokenizer_file.parent.is_symlink():
                 self.log(f"tokenizer: kept, although its {changed} changed: only a run that starts anew trains another")
                 return Tokenizer.load(self.tokenizer_file)
@@ -246,7 +246,7 @@ class DocumentPreparer:
             max_digits=config.max_digits,
             letter_tokens=config.letter_tokens,
         )
-        facts = {**asdict(config), "bytes": source_bytes, "made_from": made_from}
+        facts = {**asdict(config), "bytes": source_bytes, "inputs": inputs}
         _, facts = save_trained_tokenizer(tokenizer, self.tokenizer_file, facts)
         self.log(
             f"tokenizer: trained by {facts.get('trainer')} in {facts.get('seconds')} s, "
@@ -254,7 +254,7 @@ class DocumentPreparer:
         )
         return tokenizer
 
-    def _tokenizer_made_from(self, config: TokenizerConfig, more_key: str) -> dict[str, str]:
+    def _tokenizer_inputs(self, config: TokenizerConfig, more_key: str) -> dict[str, str]:
         """Returns digests of what a tokenizer is a function of, by what a message calls them."""
         content = [self._content_digest(source) for source in config.sources]
         settings = [list_settings(self.is_large(source)) for source in config.sources]
@@ -292,39 +292,39 @@ class DocumentPreparer:
 
     def prepare_shards(self, source: str, tokenizer: Tokenizer) -> TokenizedCorpus:
         """Returns the token shards of a source, writing those that do not exist yet; logs which, and why."""
-        made_from, corpus = self.made_from(source, tokenizer), None
-        facts: Mapping[str, Any] = made_from.to_json()
-        if pinned := self.prepared.pin(source, made_from):
+        inputs, corpus = self.collect_inputs(source, tokenizer), None
+        facts: Mapping[str, Any] = inputs.to_json()
+        if pinned := self.prepared.get_pinned(source, inputs):
             facts, directories = pinned, [self.prepared.directory / name for name in pinned["directories"]]
-            corpus = self._open_corpus(directories, made_from.tokenizer, facts["digest"])
+            corpus = self._open_corpus(directories, inputs.tokenizer, facts["digest"])
         if corpus is None:
-            facts, stem = made_from.to_json(), Path(source).stem or "text"
+            facts, stem = inputs.to_json(), Path(source).stem or "text"
             find = self._large_directories if self.is_large(source) else self._small_directories
-            directories = find(stem, made_from)
-            corpus = self._open_corpus(directories, made_from.tokenizer, made_from.digest)
+            directories = find(stem, inputs)
+            corpus = self._open_corpus(directories, inputs.tokenizer, inputs.digest)
             if corpus is None:
-                self.prepared.explain(source, directories[0].name.rpartition("-")[0], made_from)
+                self.prepared.explain(source, directories[0].name.rpartition("-")[0], inputs)
                 if self.is_large(source):
-                    self._tokenize_large(source, directories[0], made_from)
+                    self._tokenize_large(source, directories[0], inputs)
                 else:
                     for split, part, directory in zip(SPLITS, self.read_split(source), directories, strict=True):
                         if not (directory / MANIFEST).exists():
-                            self._write_shard(source, split, part, directory, tokenizer, made_from)
-                corpus = self._open_corpus(directories, made_from.tokenizer, made_from.digest)
+                            self._write_shard(source, split, part, directory, tokenizer, inputs)
+                corpus = self._open_corpus(directories, inputs.tokenizer, inputs.digest)
                 assert corpus is not None, "the listing of a large source is written last"
             else:
                 self.log(f"{source}: tokens found again in {directories[0]}")
-                earlier = read_facts(directories[0], made_from.digest)
+                earlier = read_facts(directories[0], inputs.digest)
                 self._log_contents(source, earlier.get("contents", ""), earlier.get("skipped", ""))
-        self.prepared.hand_out(source, facts, directories)
+        self.prepared.record_used(source, facts, directories)
         self.record_digest((*corpus.train, *corpus.held_out))
         return corpus
 
-    def _small_directories(self, stem: str, made_from: MadeFrom) -> list[Path]:
-        return [self.prepared.directory / f"{stem}-{split}-{made_from.digest}" for split in SPLITS]
+    def _small_directories(self, stem: str, inputs: PreparationInputs) -> list[Path]:
+        return [self.prepared.directory / f"{stem}-{split}-{inputs.digest}" for split in SPLITS]
 
-    def _large_directories(self, stem: str, made_from: MadeFrom) -> list[Path]:
-        return [self.prepared.directory / f"{stem}-{short_digest(made_from.tokenizer, made_from.settings)}"]
+    def _large_directories(self, stem: str, inputs: PreparationInputs) -> list[Path]:
+        return [self.prepared.directory / f"{stem}-{short_digest(inputs.tokenizer, inputs.settings)}"]
 
     def _open_corpus(self, directories: list[Path], tokenizer: str, digest: str) -> TokenizedCorpus | None:
         """Returns the corpus in the two directories of a small source or the one of a large one; None: unfinished."""
@@ -346,13 +346,13 @@ class DocumentPreparer:
         documents: list[Document],
         directory: Path,
         tokenizer: Tokenizer,
-        made_from: MadeFrom,
+        inputs: PreparationInputs,
     ) -> None:
         self.log(f"tokenizing {source} ({split})")
         size = sum(document.num_bytes for document in documents)
         metadata = {
             **{"source": source, "split": split, "bytes": size, "documents": len(documents)},
-            **{"made_from": made_from.to_json(), "contents": self.describe_contents(source)},
+            **{"inputs": inputs.to_json(), "contents": self.describe_contents(source)},
             "skipped": str(self._skipped.get(source, "")),
         }
         with ShardWriter(
@@ -360,7 +360,7 @@ class DocumentPreparer:
         ) as writer:
             tokenize_documents((document.text for document in documents), tokenizer, writer)
 
-    def _tokenize_large(self, source: str, folder: Path, made_from: MadeFrom) -> None:
+    def _tokenize_large(self, source: str, folder: Path, inputs: PreparationInputs) -> None:
         workers, start = self.workers or count_cores(), time.perf_counter()
         self.log(f"tokenizing {source} into {folder} with {workers} process{'es' * (workers > 1)}")
         stats = TokenizeStats()
@@ -375,13 +375,13 @@ class DocumentPreparer:
 
         try:
             contents, path = self.describe_contents(source), find_source(source, self.data_dir)
-            facts = {"made_from": made_from.to_json(), "contents": contents}
+            facts = {"inputs": inputs.to_json(), "contents": contents}
             tokenize_corpus(path, folder, self.tokenizer_file, workers, progress=update, facts=facts)
         finally:
             if bar:
                 bar.close()
         seconds, megabytes = time.perf_counter() - start, stats.num_bytes / 1e6
-        self._log_contents(source, contents, read_facts(folder, made_from.digest).get("skipped", ""))
+        self._log_contents(source, contents, read_facts(folder, inputs.digest).get("skipped", ""))
         self.log(
             f"{source}: {stats.documents:,} documents, {megabytes:,.0f} MB of text, {stats.tokens:,} tokens in "
             f"{seconds:,.0f} s ({stats.documents / seconds:,.0f} documents/s, {megabytes / seconds:,.1f} MB/s)"

@@ -33,7 +33,7 @@ from typing import Any
 
 from fledgling.config import UserError
 from fledgling.corpora.document import Document
-from fledgling.corpora.made_from import stamp_file
+from fledgling.corpora.prepared_data import stamp_file
 from fledgling.corpora.readers import SkippedDocuments, list_source_files, read_part_in_folder, split_file
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, raise_open_file_limit
 from fledgling.record import write_json
@@ -107,7 +107,7 @@ class TokenizedCorpus:
 def _listed_digest(listing: Path) -> str:
     """Returns the digest of what a listing's corpus is made from; "" if it is missing, damaged or says nothing."""
     try:
-        return str(json.loads(listing.read_text(encoding="utf-8"))["made_from"]["digest"])
+        return str(json.loads(listing.read_text(encoding="utf-8"))["inputs"]["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
@@ -172,7 +172,7 @@ def tokenize_corpus(
         tokenizer: path of a tokenizer.json.
         workers: processes; 0 for one a core, 1 to work in this process.
         column: the column of JSON lines or parquet that holds the text.
-        facts: written into the listing; facts["made_from"]["digest"] identifies the content.
+        facts: written into the listing; facts["inputs"]["digest"] identifies the content.
 
     Raises:
         UserError: for files that cannot be read or that change meanwhile, a full disk, or a killed process; finished
@@ -199,7 +199,7 @@ def tokenize_corpus(
     if not totals["train"]["documents"]:
         raise UserError(f"{source}: no document to train on; give a source with some text")
     older = _listed_digest(directory / CORPUS_FILE)
-    if older and older != (facts or {}).get("made_from", {}).get("digest"):
+    if older and older != (facts or {}).get("inputs", {}).get("digest"):
         (directory / CORPUS_FILE).replace(_older_listing(directory, older))
     listing = {"source": str(source), **totals, "skipped": str(skipped), "shards": [unit.name for unit in units]}
     write_json(directory / CORPUS_FILE, {**listing, **(facts or {})})

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import STAGES, ModelConfig, Recipe, UserError
+from fledgling.config import STAGES, ModelConfig, Recipe, StageConfig, UserError
 from fledgling.config.changes import ChangedSetting, compare_recipes, format_changes, keep_ignored
 from fledgling.config.load import parse_recipe
 from fledgling.plan.horizon import compute_horizon
@@ -92,12 +92,22 @@ def _compare(
     known: dict[str, Any] = {}
     if table.micro_batch_size is None and wanted.micro_batch_size is not None and goes_on:
         known["micro_batch_size"] = state.get("micro_batch")
-    if hasattr(table, "batch_tokens") and (table.batch_tokens is None) != (wanted.batch_tokens is None):
+    if (
+        isinstance(table, StageConfig)
+        and isinstance(wanted, StageConfig)
+        and (table.batch_tokens is None) != (wanted.batch_tokens is None)
+    ):
         derived = compute_horizon(config).batch_tokens
         known["batch_tokens"] = table.batch_tokens or derived
-        recipe = replace(recipe, **{stage: replace(wanted, batch_tokens=wanted.batch_tokens or derived)})
-    filled = replace(saved, **{stage: replace(table, **known)})
+        recipe = _replace_stage(recipe, stage, replace(wanted, batch_tokens=wanted.batch_tokens or derived))
+    filled = _replace_stage(saved, stage, replace(table, **known))
     return compare_recipes(filled, recipe, stage, done, goes_on, int(state.get("step", 0)), config.vocab_size)
+
+
+def _replace_stage(recipe: Recipe, stage: str, table: Any) -> Recipe:
+    """Returns the recipe with another table of a stage."""
+    tables: dict[str, Any] = {stage: table}
+    return replace(recipe, **tables)
 
 
 def _require_allowed(changed: list[ChangedSetting], stage: str, source: Path, run_dir: Path) -> None:

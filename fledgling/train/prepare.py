@@ -4,7 +4,7 @@ A mixture names sources of three kinds (`split_mixture`). Generated tasks have n
 and the user's own conversations are one shard each; both are packed whole. All other names are documents, packed by
 cropping; `fledgling.corpora.prepare` writes their shards and the tokenizer. A finished shard is found again by a
 digest of what it was made from, so a second run prepares nothing twice and an edited file is prepared anew; a resumed
-stage goes on with what it began with (`fledgling.corpora.made_from`).
+stage goes on with what it began with (`fledgling.corpora.prepared_data`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 import fledgling
 from fledgling.config import DEFAULT_STAGES, Recipe, UserError
 from fledgling.corpora import prepare
-from fledgling.corpora.made_from import Log, MadeFrom, digest_code, digest_files, short_digest
 from fledgling.corpora.prepare import DocumentPreparer
+from fledgling.corpora.prepared_data import Log, PreparationInputs, digest_code, digest_files, short_digest
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard
 from fledgling.tasks import SKILLS, is_file_source, load_source, make_mixture_example
 from fledgling.tasks.task import ConversationSource
@@ -150,8 +150,8 @@ class DataPreparer:
         examples = _generate_examples(tasks, seed)
         first = [make_mixture_example(tasks, index, seed) for index in range(64)]  # also of what the code reads
         content = short_digest(_digest_tasks(), tasks, seed, first)
-        made_from = MadeFrom(content, tokenizer.fingerprint(), short_digest(tokens))
-        return self._open_or_write_shard(f"{stage} tasks", f"{stage}-tasks", made_from, examples, tokens, tokenizer)
+        inputs = PreparationInputs(content, tokenizer.fingerprint(), short_digest(tokens))
+        return self._open_or_write_shard(f"{stage} tasks", f"{stage}-tasks", inputs, examples, tokens, tokenizer)
 
     def conversation_shard(
         self, name: str, tokens: int | None, tokenizer: Tokenizer, positions: Positions | None = None
@@ -171,9 +171,12 @@ class DataPreparer:
         first = int((positions or {}).get(key, {}).get("row", 0)) if is_large else 0
         settings = short_digest(source.name, cap, self.seed, _digest_tasks(), first)
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
-        made_from, contents = MadeFrom(content, tokenizer.fingerprint(), settings), getattr(source, "contents", "")
+        inputs, contents = (
+            PreparationInputs(content, tokenizer.fingerprint(), settings),
+            getattr(source, "contents", ""),
+        )
         reader = EpochReader(source, self.seed, first)
-        shard = self._open_or_write_shard(name, f"{stem}-rows", made_from, reader, cap, tokenizer, contents)
+        shard = self._open_or_write_shard(name, f"{stem}-rows", inputs, reader, cap, tokenizer, contents)
         if not is_large:
             return shard, {}
         read = first + int(shard.metadata.get("read", len(source)))
@@ -184,7 +187,7 @@ class DataPreparer:
         self,
         source: str,
         stem: str,
-        made_from: MadeFrom,
+        inputs: PreparationInputs,
         examples: Iterable[dict],
         tokens: int | None,
         tokenizer: Tokenizer,
@@ -198,16 +201,16 @@ class DataPreparer:
             contents: the files of a folder that are read and passed over.
         """
         prepared = self.documents.prepared
-        directory = prepared.directory / f"{stem}-{made_from.digest}"
-        facts: dict[str, str] = made_from.to_json()
-        if pinned := prepared.pin(source, made_from):
+        directory = prepared.directory / f"{stem}-{inputs.digest}"
+        facts: dict[str, str] = inputs.to_json()
+        if pinned := prepared.get_pinned(source, inputs):
             facts, directory = pinned, prepared.directory / pinned["directories"][0]
         if (directory / MANIFEST).exists():
             self.log(f"{source}: tokens found again in {directory}")
         else:
-            prepared.explain(source, stem, made_from)
+            prepared.explain(source, stem, inputs)
             self.log(f"writing conversations ({stem})")
-            metadata: dict[str, object] = {"kind": directory.name, "source": source, "made_from": made_from.to_json()}
+            metadata: dict[str, object] = {"kind": directory.name, "source": source, "inputs": inputs.to_json()}
             with ShardWriter(
                 directory,
                 tokenizer.vocab_size,
@@ -226,7 +229,7 @@ class DataPreparer:
         shard = TokenShard.open(directory, tokenizer.fingerprint())
         if report := "; ".join(filter(None, (shard.metadata.get("contents"), shard.metadata.get("left_out")))):
             self.log(f"{source}: {report}")
-        prepared.hand_out(source, facts, [directory])
+        prepared.record_used(source, facts, [directory])
         self.documents.record_digest((shard,))
         return shard
 

@@ -350,7 +350,7 @@ def make_saver(
             "parent": context.parent,
             "ranks": context.world.size,
             "positions": (stage.positions or carry_positions(context.positions))(),
-            "data": context.preparer.documents.prepared.handed_out,
+            "data": context.preparer.documents.prepared.used_inputs,
         }
 
     return CheckpointSaver(

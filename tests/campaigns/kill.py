@@ -235,7 +235,7 @@ def find_differences(reference: Path, again: Path, stage: str) -> list[str]:
 
 
 def read_comparable(path: Path) -> object:
-    """Returns what a file must have in common with that of another run: all but the seconds in a state, and its hash."""
+    """Returns the part of a file that equals that of another run: all but the seconds of a state, and its hash."""
     if path.name == "state.json":
         state = json.loads(path.read_bytes())
         return {**state, "totals": {**state.get("totals", {}), "training_seconds": None}}

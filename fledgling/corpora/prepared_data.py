@@ -1,8 +1,8 @@
-"""What prepared data is made from, and how it is found again.
+"""The inputs of prepared data, and the search for data that was prepared from the same inputs.
 
-Prepared data is a function of a source's content, of the tokenizer and of settings. `MadeFrom` has a digest of each;
-the directory's name ends in the digest of all three, so that an edited text never meets the tokens of the old one.
-`PreparedData` opens what a resumed stage began with, and says what was found again, what is prepared anew, and why.
+Prepared data is a function of a source's content, of the tokenizer and of settings. `PreparationInputs` has a digest of
+each; the directory's name ends in the digest of all three, so that the tokens of an old text are never used for an
+edited one. `PreparedData` finds the data with which a resumed stage began, and logs what is prepared again, and why.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def digest_code(package: Path) -> str:
 
 
 @dataclass(frozen=True)
-class MadeFrom:
+class PreparationInputs:
     """Digests of what prepared data is a function of."""
 
     content: str
@@ -125,35 +125,35 @@ class PreparedData:
     directory: Path
     log: Log
     pinned: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source, from a checkpoint of the stage
-    handed_out: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source, for the next checkpoint
+    used_inputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source, saved in the next checkpoint
 
-    def pin(self, source: str, made_from: MadeFrom) -> dict[str, Any] | None:
+    def get_pinned(self, source: str, inputs: PreparationInputs) -> dict[str, Any] | None:
         """Returns the facts of what the resumed stage began with, or None: a stage reads one text to its end."""
         pinned = self.pinned.get(source)
-        if not pinned or pinned.get("tokenizer") != made_from.tokenizer:
+        if not pinned or pinned.get("tokenizer") != inputs.tokenizer:
             return None
         directories = [self.directory / name for name in pinned["directories"]]
         if missing := [path for path in directories if not path.is_dir()]:
             self.log(f"{source}: {missing[0]}, which this stage began with, is gone: it goes on with the present text")
             return None
-        if pinned["digest"] != made_from.digest:
+        if pinned["digest"] != inputs.digest:
             self.log(
-                f"{source}: {made_from.explain_difference(pinned)} since this stage began; it goes on with the text it "
+                f"{source}: {inputs.explain_difference(pinned)} since this stage began; it goes on with the text it "
                 f"began with, {directories[0]} (--resume never trains on the new one)"
             )
         return pinned
 
-    def hand_out(self, source: str, made_from: Mapping[str, Any], directories: Iterable[Path]) -> None:
+    def record_used(self, source: str, inputs: Mapping[str, Any], directories: Iterable[Path]) -> None:
         """Records what a stage reads, for its checkpoints."""
-        self.handed_out[source] = {**made_from, "directories": [path.name for path in directories]}
+        self.used_inputs[source] = {**inputs, "directories": [path.name for path in directories]}
 
-    def explain(self, source: str, stem: str, made_from: MadeFrom) -> None:
+    def explain(self, source: str, stem: str, inputs: PreparationInputs) -> None:
         """Logs why a source is prepared, and where earlier preparations are."""
-        older = [path for path in self.find(stem) if not path.name.endswith(made_from.digest)]
+        older = [path for path in self.find(stem) if not path.name.endswith(inputs.digest)]
         if not older:
             return
         newest = max(older, key=lambda path: path.stat().st_mtime)
-        why = made_from.explain_difference(read_facts(newest).get("made_from") or {})
+        why = inputs.explain_difference(read_facts(newest).get("inputs") or {})
         size = sum(file.stat().st_size for path in older for file in path.rglob("*") if file.is_file())
         names = ", ".join(path.name for path in older)
         self.log(
@@ -163,7 +163,7 @@ class PreparedData:
 
     def find_earlier(self, source: str) -> list[Path]:
         """Returns the preparations of other content, tokenizers or settings than that of a source handed out."""
-        directory = self.directory / self.handed_out[source]["directories"][0]
+        directory = self.directory / self.used_inputs[source]["directories"][0]
         listings = sorted(directory.glob("corpus-*.json"))  # of a large source
         return listings + [path for path in self.find(directory.name.rpartition("-")[0]) if path != directory]
 

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from fledgling.config import TokenizerConfig, UserError
-from fledgling.corpora import document, embedded, made_from, prepare, readers, tokenization
+from fledgling.corpora import document, embedded, prepare, prepared_data, readers, tokenization
 from fledgling.corpora.prepare import DocumentPreparer
 from fledgling.text.tokenizer import Tokenizer
 
@@ -100,9 +100,9 @@ def test_a_large_file_replaced_by_one_of_the_same_size_and_time_is_noticed(tmp_p
     (tmp_path / "b.txt").write_bytes(b"a" * 299_000 + b"b" * 1_000)
     for name in "ab":
         os.utime(tmp_path / f"{name}.txt", ns=(7, 7))
-    before = made_from.stamp_file(tmp_path / "a.txt")
+    before = prepared_data.stamp_file(tmp_path / "a.txt")
     os.replace(tmp_path / "b.txt", tmp_path / "a.txt")
-    after = made_from.stamp_file(tmp_path / "a.txt")
+    after = prepared_data.stamp_file(tmp_path / "a.txt")
     assert before[:2] == after[:2] and before[2] != after[2]
 
 
@@ -139,22 +139,22 @@ def test_every_setting_that_shapes_documents_is_part_of_the_key(tmp_path, tokeni
     for module, name in [*constants, (readers, "TEXT_COLUMN_UNUSED")]:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, getattr(module, name, 0) * 2 + 1, raising=False)
-            digests.add(DocumentPreparer(tmp_path / "run").made_from(str(source), tokenizer).digest)
+            digests.add(DocumentPreparer(tmp_path / "run").collect_inputs(str(source), tokenizer).digest)
     assert len(digests) == len(constants) + 1
 
 
 def test_the_embedded_corpus_is_prepared_anew_when_the_installation_changes(run, tmp_path, tokenizer, monkeypatch):
     module = tmp_path / "library.py"
-    monkeypatch.setattr(made_from, "list_python_files", lambda: [("library", module)])
+    monkeypatch.setattr(prepared_data, "list_python_files", lambda: [("library", module)])
     monkeypatch.setattr(embedded, "list_python_files", lambda: [("library", module)])
     found = []
     for word in ("first", "first", "second"):
-        made_from.digest_installed_python.cache_clear()
+        prepared_data.digest_installed_python.cache_clear()
         prose = " ".join(f"Sentence {n} of the {word} version has some words about matter {n * n}." for n in range(20))
         if not found or word == "second":
             module.write_text(f'"""{prose}"""\n')
         found.append(prepare_once(run, "embedded", tokenizer)[:2])
-    made_from.digest_installed_python.cache_clear()
+    prepared_data.digest_installed_python.cache_clear()
     assert "first version" in found[0][0] and "tokens found again in" in found[1][1]
     assert "second version" in found[2][0] and "its text changed" in found[2][1]
 
@@ -176,7 +176,7 @@ def test_only_changed_files_of_a_large_source_are_tokenized_anew(run, tmp_path, 
     now = {path: path.stat().st_mtime_ns for path in directory.glob("*/manifest.json")}
     assert len(shards) == 4 and len(now) == 5 and shards.items() <= now.items()
 
-    text, messages, _ = prepare_once(run, folder, tokenizer, first.prepared.handed_out)
+    text, messages, _ = prepare_once(run, folder, tokenizer, first.prepared.used_inputs)
     assert "is document 2." in text and "its text changed since this stage began" in messages
 
 
@@ -185,10 +185,10 @@ def test_a_resumed_stage_goes_on_with_the_text_it_began_with(run, tmp_path, toke
     WRITERS["rows.jsonl"](source, TEXTS)
     _, _, first = prepare_once(run, source, tokenizer)
     WRITERS["rows.jsonl"](source, EDITED)
-    pinned = json.loads(json.dumps(first.prepared.handed_out))
+    pinned = json.loads(json.dumps(first.prepared.used_inputs))
     text, messages, resumed = prepare_once(run, source, tokenizer, pinned)
     assert "is document 7." in text and "--resume never trains on the new one" in messages
-    assert resumed.prepared.handed_out == pinned, "the next checkpoint pins it too"
+    assert resumed.prepared.used_inputs == pinned, "the next checkpoint pins it too"
     shutil.rmtree(run / "data")
     text, messages, _ = prepare_once(run, source, tokenizer, pinned)
     assert "is DOCUMENT 7." in text and "is gone: it goes on with the present text" in messages
