@@ -31,7 +31,7 @@ def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768) -> dict:
     Parameters
     ----------
     data_dir
-        Where the data sets are; default FLEDGLING_DATA.
+        Directory of the data sets; default: FLEDGLING_DATA.
     vocab_size
         Entries to train.
     """
@@ -61,9 +61,9 @@ def sandbox(*, data_dir: str | None = None, calls: int = 200) -> dict:
     Parameters
     ----------
     data_dir
-        Where the data sets are; default FLEDGLING_DATA. Without HumanEval there, only calls are timed.
+        Directory of the data sets; default: FLEDGLING_DATA. Without HumanEval there, only calls are timed.
     calls
-        Calls timed, one after another, after one that is not.
+        Timed calls, one after another, after one warm-up call.
     """
     from benchmarks.sandbox import measure_sandbox
 
@@ -89,13 +89,13 @@ def core(
     checkpoint
         A checkpoint, a stage or a run directory, or a Hugging Face directory. The values of its weights do not matter.
     tasks
-        Some of the 22 tasks; default all.
+        Some of the 22 tasks; default: all.
     items
         Items of each task; the last line estimates the time of the whole files.
     context
         Longest row in tokens, where it is more than the model was trained with.
     data_dir
-        Directory of the CORE bundle; default FLEDGLING_DATA.
+        Directory of the CORE bundle; default: FLEDGLING_DATA.
     """
     from benchmarks.core import extend_context, measure_core_speed
     from fledgling.evals.session import load_any_model
@@ -123,7 +123,7 @@ def sparsity(checkpoint: Path | None = None, /, *, repeats: int = 20) -> dict:
     checkpoint
         A run directory: its own rows and matrices, and tokens a second, next to the constructed ones.
     repeats
-        Rounds; the figures are medians.
+        Number of rounds; the figures are medians.
     """
     from benchmarks.sparsity import measure_constructed_rows, measure_decoding, measure_real_rows
 
@@ -142,7 +142,7 @@ def norms(*, dtype: str = "bfloat16", compiled: bool = False, repeats: int = 7) 
     compiled
         Compile the blocks that are trained.
     repeats
-        Rounds; the figures are medians.
+        Number of rounds; the figures are medians.
     """
     from benchmarks.flash_norm import measure_flash_norm
 
@@ -167,7 +167,7 @@ def prompt_lookup(
     tokens
         Generated for each prompt, at most.
     repeats
-        Of everything, in turn; the least counts.
+        Repetitions of each measurement; the shortest time counts.
     """
     from benchmarks.prompt_lookup import measure_prompt_lookup
     from fledgling.evals.session import load_any_model
@@ -190,24 +190,24 @@ def scaling(
     repeats: int = 3,
     overrides: Overrides = (),
 ) -> Any:
-    """Train the same step on 1, 2, ... ranks in turn: tokens per second, speed-up, share of communication.
+    """Time the same training step on 1, 2, ... ranks: tokens per second, speed-up, share of communication.
 
     On a CPU the ranks share the rows and the threads (strong scaling); on GPUs each rank has all rows (weak scaling).
 
     Parameters
     ----------
     ranks
-        Numbers of ranks to try; the first is what the others are compared to.
+        Numbers of ranks; all are compared with the first.
     context
-        Tokens a row.
+        Tokens in a row.
     batch
-        Rows a step; on GPUs of each rank.
+        Rows in a step; on GPUs, of each rank.
     threads
-        Of all ranks together, on a CPU; default its cores.
+        Threads of all ranks together, on a CPU; default: its cores.
     steps
-        Steps timed in a turn, after three that are not.
+        Timed steps, after three warm-up steps.
     repeats
-        Turns; medians count.
+        Repetitions; the figures are medians.
     """
     from benchmarks.scaling import measure_rank_scaling
 
@@ -230,7 +230,7 @@ def comm(*, ranks: int = 2, megabytes: float = 16, servers: int | None = None, r
     megabytes
         Gradients of one rank, in 10^6 bytes.
     servers
-        Of the sharded parameter server; default half of the ranks. One, and all ranks, are always tried too.
+        Servers of the sharded parameter server; default: half of the ranks. One and all are always measured too.
     repeats
         Timed runs of each topology; the median counts.
     """
@@ -243,7 +243,7 @@ def comm(*, ranks: int = 2, megabytes: float = 16, servers: int | None = None, r
 def optim(
     *, gpus: Gpus = 2, depth: Depth = 6, vocab_size: VocabSize = 8192, overrides: Overrides = ()
 ) -> LaunchedRanks | Any:
-    """Memory of a rank in a training step under ZeRO 0 to 3: measured, next to what is expected."""
+    """Measure the memory of a rank in a training step under ZeRO 0 to 3, next to the expected."""
     if launched := launch_experiment(gpus, overrides):
         return launched
     from benchmarks.optim import measure_optimizer_memory
@@ -256,7 +256,7 @@ def optim(
 
 @experiment(table_of("benchmarks.memory", "format_memory"))
 def memory(*, compiled: bool = False, ranks: bool = True) -> Any:
-    """The peak of live tensor bytes of real training steps next to the planner's, over a grid of shapes on the CPU.
+    """Measure peak tensor bytes of training steps next to the planner's, over a grid of shapes on the CPU.
 
     Parameters
     ----------
@@ -285,9 +285,9 @@ def save(
     Parameters
     ----------
     recipe
-        Whose model, batch and save interval; checkpoints are written where it would write them, and deleted.
+        The recipe, with its model, batch and save interval; checkpoints are written to its run directory, then deleted.
     stage
-        Whose batch and interval.
+        The stage, with its batch and save interval.
     saves
         Checkpoints written; medians count.
     """
@@ -303,9 +303,9 @@ def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = ()) -> An
     Parameters
     ----------
     run
-        A run directory that has been through sft: its recipe and its weights.
+        A run directory with a finished sft stage, for its recipe and weights.
     rounds
-        Rounds of prompts; medians count.
+        Rounds of prompts; the figures are medians.
     """
     from fledgling.bench.rollouts import measure_rollouts
 

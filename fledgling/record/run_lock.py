@@ -159,7 +159,7 @@ def _is_of_this_machine(holder: dict[str, Any]) -> bool:
 
 
 def _read_holder(directory: Path, lease: SoftFileLease) -> dict[str, Any] | None:
-    """Returns what is known of the process that holds the claim; None if nobody does."""
+    """Returns what is known of the process that holds the claim; None if there is none."""
     deadline = time.monotonic() + HOLDER_SECONDS
     while True:
         owner = lease.owner

@@ -59,7 +59,7 @@ class Service:
 
     @cached_property
     def max_text_bytes(self) -> int:
-        """Bytes of UTF-8 beyond which no text fits into the context: no token stands for more than the longest."""
+        """Returns the largest number of UTF-8 bytes that can fit into the context: that of its longest tokens."""
         return self.context * max(map(len, self.tokenizer.token_bytes))
 
     def check_prompt_size(self, texts: Iterable[str], num_ids: int = 0) -> None:

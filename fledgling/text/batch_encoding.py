@@ -113,9 +113,9 @@ def _check_ids(scanner: _Scanner, single: Any) -> None:
 
 
 def _make_split_comparison(plain: str) -> Callable[[list[str]], list[bool]]:
-    """Returns a function that says of texts whether both libraries split them alike.
+    """Returns a function that compares, for each text, whether both libraries split it alike.
 
-    It encodes them with a vocabulary in which the ids show where a text was split: bytes beside the end of a character
+    It encodes them with a vocabulary in which the ids show where a text was split: bytes next to the end of a character
     merge unless a split separates them.
     """
     from tokenizers import Tokenizer as Library

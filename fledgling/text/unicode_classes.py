@@ -21,8 +21,8 @@ UNKNOWN, EQUAL, DIFFERENT = 0, 1, 2  # how two libraries split a character
 def make_probe(character: str) -> str:
     """Returns a text in which the class of a character decides where it is split.
 
-    It stands between letters, digits, white space and punctuation, after an apostrophe (a long s is the s of 's), and
-    beside itself.
+    It occurs between letters, digits, white space and punctuation, after an apostrophe (a long s is the s of 's), and
+    twice in a row.
     """
     return f"a{character}a 1{character}1 a'{character}a .{character}.\n{character}\n  {character}{character}x"
 

@@ -90,7 +90,7 @@ def build_core_evals(config: StageConfig, context: StageContext) -> tuple[Eval, 
 def _measure_bpb(
     context: StageContext, rows: RowSource, micro_batch_size: int, step: int, last: bool
 ) -> list[Measurement]:
-    """Measures the first rows and, at the end of the stage, all rows too: two series, told apart by n."""
+    """Measures the first rows and, at the end of the stage, all rows too: two series, which differ in n."""
     batches = read_first_rows(rows, VALIDATION_ROWS if last else FIRST_ROWS, micro_batch_size)
     bits = measure_bits(context.model, batches, context.tokenizer.byte_lengths(), context.world)
     parts = [bits.first_rows(FIRST_ROWS), bits] if bits.num_rows > FIRST_ROWS else [bits]
@@ -125,7 +125,7 @@ def _run_exams(context: StageContext, names: list[str], count: int, step: int, l
     """Measures the chat tasks on their first questions and, at the end of the stage, on all of them too.
 
     The exams are built whole and cut, and the first questions are always answered in the same batches, so that the
-    same weights have one value: two series, told apart by n. The development wordings, which recipes are tuned by, have
+    same weights have one value: two series, which differ in n. The development wordings, which recipes are tuned by, have
     the first questions only; the test wordings are asked at the end only.
     """
     recipe, first = context.recipe, max(1, count // FIRST_QUESTIONS)
