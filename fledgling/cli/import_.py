@@ -19,7 +19,9 @@ def import_(source: Path, out: Path, /, *, as_json: Json = False) -> None:
         The directory for the checkpoint, which is saved as OUT/step-00000000.
     """
     from fledgling.export.import_hf import import_hf
+    from fledgling.record.outside import require_outside_run
 
+    require_outside_run(out)
     path, model = import_hf(source, out)
     count = model.count_parameters()
     if as_json:

@@ -52,11 +52,13 @@ def quantize(
     from fledgling.kernels.quantized_model import count_weight_bytes, quantize_state_dict, require_unquantized
     from fledgling.plan.inference import weight_bytes
     from fledgling.record.checkpoint import resolve_checkpoint, save_checkpoint
+    from fledgling.record.outside import require_outside_run
 
     group_size = group_size or DEFAULT_GROUP_SIZES.get(bits, 64)
     check_quantization(bits, group_size)
     if questions < 0:
         raise UserError(f"--questions {questions}: expected 0 or more")
+    require_outside_run(out)
     source = resolve_checkpoint(checkpoint)
     model, tokenizer, state = load_model(source)
     require_unquantized(state, source, "quantized again")

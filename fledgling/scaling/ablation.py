@@ -21,6 +21,7 @@ from fledgling.config import Recipe, UserError, did_you_mean, dump_toml
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.record import write_text
 from fledgling.record.progress_bar import format_count, format_duration
+from fledgling.record.run_lock import hold_lock
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.report.template import render_page
 from fledgling.scaling.results import CELL, SweepRun, format_flops, read_run
@@ -161,22 +162,27 @@ def run_ablation(
 
     runs = plan_ablation(load_recipe, variants, seeds, budget, out)
     base = replace(runs[0][2], run=replace(runs[0][2].run, out="run"))
-    check_settings(out / ABLATION_SETTINGS, f"# {format_flops(budget)} FLOPs a run\n{dump_toml(base)}", "an ablation")
-    prepare_sweep_data(load_recipe(()), out, log)
-    trained, seconds = 0, list[float]()
-    for index, (name, seed, recipe) in enumerate(runs):
-        run_dir = Path(recipe.run.out)
-        if (run := read_run(run_dir)) is None:
-            time_left = (
-                f", about {format_duration(sum(seconds) / len(seconds) * (len(runs) - index))} left" if seconds else ""
-            )
-            log(f"ablation: run {index + 1} of {len(runs)}, {name} with seed {seed}{time_left}")
-            train_run(recipe, out, {"depth": recipe.model.depth, "budget": budget, "variant": name, "seed": seed})
-            trained += 1
+    with hold_lock(out, "this ablation", log, remedy="choose another --out"):
+        check_settings(
+            out / ABLATION_SETTINGS, f"# {format_flops(budget)} FLOPs a run\n{dump_toml(base)}", "an ablation"
+        )
+        prepare_sweep_data(load_recipe(()), out, log)
+        trained, seconds = 0, list[float]()
+        for index, (name, seed, recipe) in enumerate(runs):
+            run_dir = Path(recipe.run.out)
             if (run := read_run(run_dir)) is None:
-                raise UserError(f"{run_dir} is done but has no bits per byte; remove it and run again")
-            seconds.append(run.seconds)
-        on_finished(name, seed, run)
+                time_left = (
+                    f", about {format_duration(sum(seconds) / len(seconds) * (len(runs) - index))} left"
+                    if seconds
+                    else ""
+                )
+                log(f"ablation: run {index + 1} of {len(runs)}, {name} with seed {seed}{time_left}")
+                train_run(recipe, out, {"depth": recipe.model.depth, "budget": budget, "variant": name, "seed": seed})
+                trained += 1
+                if (run := read_run(run_dir)) is None:
+                    raise UserError(f"{run_dir} is done but has no bits per byte; remove it and run again")
+                seconds.append(run.seconds)
+            on_finished(name, seed, run)
     return trained
 
 

@@ -30,6 +30,7 @@ from fledgling.plan.parameters import count_parameters
 from fledgling.plan.scaling_laws import check_budget, parameter_counts
 from fledgling.record import write_json, write_text
 from fledgling.record.progress_bar import format_duration
+from fledgling.record.run_lock import hold_lock
 from fledgling.scaling.analysis import PRIMARY_COUNT, SweepAnalysis, SweepFit, estimate_to_json, predict_loss
 from fledgling.scaling.results import (
     CELL,
@@ -156,20 +157,20 @@ def run_sweep(
     log: receives progress with the time left; on_finished: called with every run when it is finished. Raises UserError
     for settings other than those of the sweep already in `out`, and train.loop.Stopped after a signal.
     """
-    out = Path(out)
-    claim_directory(recipe, out)
-    prepare_sweep_data(recipe, out, log)
-    trained = 0
-    for index, cell in enumerate(cells):
-        run = read_run(Path(cell.recipe.run.out))
-        if run is None:
-            log(f"sweep: run {index + 1} of {len(cells)}, {cell.name}{estimate_time_left(cells[index:], out)}")
-            run_cell(cell, out)
-            trained += 1
+    out, trained = Path(out), 0
+    with hold_lock(out, "this sweep", log, remedy="choose another --out"):
+        claim_directory(recipe, out)
+        prepare_sweep_data(recipe, out, log)
+        for index, cell in enumerate(cells):
             run = read_run(Path(cell.recipe.run.out))
-        if run is None:
-            raise UserError(f"{cell.recipe.run.out} is done but has no bits per byte; remove it and run again")
-        on_finished(run)
+            if run is None:
+                log(f"sweep: run {index + 1} of {len(cells)}, {cell.name}{estimate_time_left(cells[index:], out)}")
+                run_cell(cell, out)
+                trained += 1
+                run = read_run(Path(cell.recipe.run.out))
+            if run is None:
+                raise UserError(f"{cell.recipe.run.out} is done but has no bits per byte; remove it and run again")
+            on_finished(run)
     return trained
 
 
@@ -237,6 +238,7 @@ def link_shared_data(out: Path, run_dir: Path) -> None:
     for name in ("tokenizer", "data"):
         if not (run_dir / name).exists():
             try:
+                (run_dir / name).unlink(missing_ok=True)  # a link that leads nowhere
                 (run_dir / name).symlink_to(os.path.relpath(out / "shared" / name, run_dir), target_is_directory=True)
             except OSError as error:
                 raise UserError(
@@ -281,12 +283,13 @@ def run_check(
     depth = depth or nearest_depth(recipe, analysis.fit_for(PRIMARY_COUNT), budget)
     (cell,) = make_grid(recipe, [depth], [budget], sweep.path / CHECK_DIR)
     run_dir = Path(cell.recipe.run.out)
-    prepare_sweep_data(recipe, sweep.path, log)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if not (run_dir / "prediction.json").exists():
-        write_json(run_dir / "prediction.json", predict_run(analysis.fit_for(PRIMARY_COUNT), cell))
-    log(f"check: {cell.name}, {times:g} times the largest budget of the sweep")
-    run_cell(cell, sweep.path)
+    with hold_lock(sweep.path, "this check", log, remedy="start it later"):
+        prepare_sweep_data(recipe, sweep.path, log)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not (run_dir / "prediction.json").exists():
+            write_json(run_dir / "prediction.json", predict_run(analysis.fit_for(PRIMARY_COUNT), cell))
+        log(f"check: {cell.name}, {times:g} times the largest budget of the sweep")
+        run_cell(cell, sweep.path)
     return next(check for check in load_checks(sweep.path) if check.run.name == cell.name)
 
 

@@ -92,14 +92,10 @@ def _compare(
     known: dict[str, Any] = {}
     if table.micro_batch_size is None and wanted.micro_batch_size is not None and goes_on:
         known["micro_batch_size"] = state.get("micro_batch")
-    if (
-        isinstance(table, StageConfig)
-        and isinstance(wanted, StageConfig)
-        and (table.batch_tokens is None) != (wanted.batch_tokens is None)
-    ):
+    if isinstance(table, StageConfig) and isinstance(wanted, StageConfig):
         derived = compute_horizon(config).batch_tokens
-        known["batch_tokens"] = table.batch_tokens or derived
-        recipe = _replace_stage(recipe, stage, replace(wanted, batch_tokens=wanted.batch_tokens or derived))
+        if (table.batch_tokens or derived) == (wanted.batch_tokens or derived):
+            known["batch_tokens"] = wanted.batch_tokens
     filled = _replace_stage(saved, stage, replace(table, **known))
     return compare_recipes(filled, recipe, stage, done, goes_on, int(state.get("step", 0)), config.vocab_size)
 
@@ -167,8 +163,6 @@ def require_tokenizer(run_dir: Path, source: Path | None, log: Log) -> None:
     if source is None or not (source / "tokenizer.json").is_file():
         return
     if not file.exists():
-        if file.parent.is_symlink():  # of a sweep whose shared folder was not copied
-            file.parent.unlink()
         write_file(file, (source / "tokenizer.json").read_bytes())
         log(f"{file} was missing: it is that of {source}")
         return

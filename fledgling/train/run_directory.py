@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -37,7 +38,17 @@ def lock_stage(run_dir: Path, name: str) -> Iterator[RunLock]:
     owner = (run_dir / name).resolve().parent
     is_elsewhere = owner.is_dir() and owner != run_dir.resolve()
     with hold_lock(run_dir, name, log=print_line) as lock, hold_lock(owner, name) if is_elsewhere else nullcontext():
+        remove_dead_links(run_dir)
         yield lock
+
+
+def remove_dead_links(run_dir: Path) -> None:
+    """Removes links of a run that lead nowhere: a member of a sweep that was copied alone has no shared tokens."""
+    for name in ("tokenizer", "data"):
+        if (run_dir / name).is_symlink() and not (run_dir / name).exists():
+            target = os.readlink(run_dir / name)
+            print_line(f"{run_dir / name} is a link to {target}, which does not exist here: it is made anew")
+            (run_dir / name).unlink()
 
 
 def require_lock(lock: RunLock | None) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from fledgling.cli import main
 from fledgling.config import load_recipe
+from fledgling.record.run_lock import hold_lock
 from fledgling.train.run import run_stage
 from tests.smallest import write_recipe
 from tests.train.test_going_on import digests
@@ -125,6 +126,62 @@ def test_the_cell_of_the_table_is_what_happens(kind, verb, original, tmp_path, c
         assert (run / "pretrain" / "done.json").exists() and not (run / "lock").exists()
     if kind == "moved":
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("words", ["train pretrain RUN --resume never", "speedrun RUN", "data prepare RUN"])
+def test_a_second_start_says_who_holds_the_run_and_writes_nothing(words, original, tmp_path, capsys):
+    run = shutil.copytree(original, tmp_path / "run")
+    (run / "pretrain" / "done.json").unlink()
+    with hold_lock(run, "train"):
+        before = digests(run)
+        assert main(words.replace("RUN", str(run)).split()) == 1
+        assert digests(run) == before
+    printed = capsys.readouterr()
+    assert f"{run} is being written by process {os.getpid()} on " in printed.err and printed.err.count("\n") == 1
+
+
+def test_an_evaluation_is_recorded_in_a_run_in_training_and_not_asked_twice_at_once(original, tmp_path, capsys):
+    run = shutil.copytree(original, tmp_path / "run")
+    evals = run / "pretrain" / "evals.jsonl"
+    evals.write_text('{"step": 1, "na')  # the trainer is writing this line
+    question = COMMANDS["eval chat"].replace("RUN", str(run)).split()
+    with hold_lock(run, "train"):
+        assert main(question) == 0
+    kept, *added = evals.read_text().splitlines()
+    assert kept == '{"step": 1, "na' and '"counting"' in added[0]
+    with hold_lock(run / "pretrain" / "exams" / "step-00000001", "another evaluation"):
+        capsys.readouterr()
+        assert main(question) == 1
+        assert "save elsewhere with --out" in capsys.readouterr().err
+        assert main([*question, "--out", str(tmp_path / "elsewhere")]) == 0
+
+
+@pytest.mark.parametrize(
+    "place", ["run", "run/pretrain", "run/pretrain/checkpoints", "run/pretrain/checkpoints/step-00000001"]
+)
+def test_nothing_is_written_where_it_would_pass_for_the_runs_own(place, original, tmp_path, capsys):
+    run = shutil.copytree(original, tmp_path / "run")
+    before = digests(run)
+    for verb in ("quantize", "export hf"):
+        assert main([*verb.split(), str(run), str(tmp_path / place)]) == 1
+        assert "choose another directory" in capsys.readouterr().err
+    assert digests(run) == before
+    assert main(["quantize", str(run), str(run / "small"), "--no-measure"]) == 0  # a folder of its own is fine
+
+
+@pytest.mark.parametrize("place", [".", "pretrain", "pretrain/checkpoints", "pretrain/checkpoints/step-00000001"])
+def test_a_run_is_found_from_within_it(place, original, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(original, tmp_path / "run")
+    (tmp_path / "link").symlink_to(run / place)
+    for given in (".", tmp_path / "link"):
+        monkeypatch.chdir(run / place)
+        question = COMMANDS["eval chat"].replace("RUN", str(given)).split()
+        (run / "pretrain" / "evals.jsonl").unlink(missing_ok=True)
+        assert main(question) == 0
+        assert "counting" in (run / "pretrain" / "evals.jsonl").read_text()  # of this run, not lost
+    monkeypatch.chdir(run / place)
+    assert main(["export", "hf", ".", str(tmp_path / "exported")]) == 0
+    assert "Measured during training" in (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_every_command_of_the_table_is_tried():

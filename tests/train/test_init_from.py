@@ -1,11 +1,12 @@
 """A run that starts from given weights and their tokenizer."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
-from fledgling.config import ModelConfig, UserError
+from fledgling.config import ModelConfig, UserError, load_recipe
 from fledgling.export import write_hf
 from fledgling.infer.runner import load_model
 from fledgling.model.transformer import Transformer
@@ -13,6 +14,7 @@ from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, load_checkpoint
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import run
+from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from tests.tiny import tiny
 
 
@@ -69,6 +71,37 @@ def test_a_run_starts_from_a_checkpoint(tmp_path):
     for name, tensor in fresh.state_dict().items():  # closer to the initial weights than to the seed's
         moved = (final[name] - initial[name]).norm()
         assert 0 < moved < (final[name] - tensor).norm(), name
+
+
+def test_a_source_is_copied_once_and_another_one_is_refused(tmp_path):
+    first, _ = export_random_model(tmp_path, "llama")
+    run_dir = tmp_path / "run"
+    recipe = load_recipe("quickstart", [f"run.init_from={tmp_path / 'source'}"])
+    path = find_init_checkpoint(recipe, run_dir)
+    shutil.rmtree(tmp_path / "source")  # moved, or trained further
+    assert find_init_checkpoint(recipe, run_dir) == path
+    moved = run_dir.rename(tmp_path / "moved")
+    copied = find_init_checkpoint(recipe, moved)
+    assert copied.is_relative_to(moved)
+    from_checkpoint = load_recipe("quickstart", [f"run.init_from={copied}"])
+    second = find_init_checkpoint(from_checkpoint, tmp_path / "second")
+    shutil.rmtree(moved)
+    weights = load_checkpoint(find_init_checkpoint(from_checkpoint, tmp_path / "second")).tensors["model"]
+    assert second.is_relative_to(tmp_path / "second") and all(
+        weights[name].equal(tensor) for name, tensor in first.state_dict().items()
+    )
+    for other in ("run.init_from=another", "run.init_from=none"):
+        with pytest.raises(UserError, match=r"holds the weights of .*delete .*or choose another directory"):
+            find_init_checkpoint(load_recipe("quickstart", [other]), tmp_path / "second")
+
+
+def test_what_the_given_weights_decide_is_named(tmp_path):
+    export_random_model(tmp_path, "llama")
+    recipe = load_recipe("quickstart", [f"run.init_from={tmp_path / 'source'}", "model.depth=3"])
+    lines: list[str] = []
+    path = find_init_checkpoint(recipe, tmp_path / "run")
+    assert recipe_from_checkpoint(recipe, path, lines.append).model.depth == 1
+    assert len(lines) == 1 and "run.init_from decides [model]: depth" in lines[0]
 
 
 def test_a_missing_source_and_another_tokenizer_are_errors(tmp_path):

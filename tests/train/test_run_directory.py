@@ -1,0 +1,49 @@
+"""Links in a run: what they lead to is not deleted, is locked too, and is made anew where it is missing."""
+
+import pytest
+
+from fledgling.config import UserError
+from fledgling.record.run_lock import hold_lock
+from fledgling.train.run_directory import lock_stage, remove_dead_links, remove_stage
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs; the stage of b is a link to that of a."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "sft").mkdir()
+    (tmp_path / "a" / "sft" / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "b" / "sft").symlink_to("../a/sft")
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_of_a_linked_stage_only_the_link_is_removed(runs, capsys):
+    a, b = runs
+    remove_stage(b / "sft")
+    assert not (b / "sft").is_symlink() and (a / "sft" / "metrics.jsonl").exists()
+    assert "is a link to" in capsys.readouterr().err
+    remove_stage(a / "sft")
+    assert not (a / "sft").exists()
+    remove_stage(a / "sft")
+
+
+def test_a_linked_stage_is_locked_where_it_is(runs):
+    a, b = runs
+    with lock_stage(b, "sft"):
+        for run in runs:
+            with pytest.raises(UserError, match="is being written by process"), hold_lock(run, "sft"):
+                pass
+    with hold_lock(a, "sft"), pytest.raises(UserError, match="a is being written by process"), lock_stage(b, "sft"):
+        pass
+    with hold_lock(b, "sft"):
+        pass
+
+
+def test_links_that_lead_nowhere_are_removed_and_others_kept(runs, capsys):
+    a, b = runs
+    (b / "tokenizer").symlink_to("../shared/tokenizer")
+    (b / "data").symlink_to(a)
+    remove_dead_links(b)
+    assert not (b / "tokenizer").is_symlink() and (b / "data").is_symlink()
+    assert "../shared/tokenizer, which does not exist here" in capsys.readouterr().err
