@@ -89,11 +89,22 @@ def compute_task_result(
         shares = [sum(group) / len(group) for group in groups.values()]
         shift = sum(shares) / len(shares) - accuracy
         low, high, accuracy = low + shift, high + shift, accuracy + shift
-    cropped = sum(result.cropped > 0 for result in results)
-    counts = {"cropped": cropped, "tokens": tokens, "fed": fed, "seconds": seconds}
-    facts = {"passages": int(clusters.max()) + 1, "file": task.file.name}
     return CoreTaskResult(
-        task.label, task.kind, task.shots, n, right, accuracy, low, high, task.baseline, **counts, **facts
+        label=task.label,
+        kind=task.kind,
+        shots=task.shots,
+        n=n,
+        right=right,
+        accuracy=accuracy,
+        low=low,
+        high=high,
+        baseline=task.baseline,
+        cropped=sum(result.cropped > 0 for result in results),
+        tokens=tokens,
+        fed=fed,
+        seconds=seconds,
+        passages=int(clusters.max()) + 1,
+        file=task.file.name,
     )
 
 

@@ -125,8 +125,8 @@ def _run_exams(context: StageContext, names: list[str], count: int, step: int, l
     """Measures the chat tasks on their first questions and, at the end of the stage, on all of them too.
 
     The exams are built whole and cut, and the first questions are always answered in the same batches, so that the
-    same weights have one value: two series, which differ in n. The development wordings, which recipes are tuned by, have
-    the first questions only; the test wordings are asked at the end only.
+    same weights have one value: two series, which differ in n. The development wordings, which recipes are tuned by,
+    have the first questions only; the test wordings are measured at the end only.
     """
     recipe, first = context.recipe, max(1, count // FIRST_QUESTIONS)
     practiced = [name for name, weight in recipe.rl.tasks.items() if weight > 0] if "rl" in recipe.stages else []
