@@ -33,6 +33,7 @@ def chat(
     /,
     *,
     tasks: NameList = (),
+    wordings: NameList = (),
     questions: int = 200,
     data_dir: DataDir = None,
     log: Path | None = None,
@@ -50,8 +51,10 @@ def chat(
         arithmetic, counting, spelling, identity, stdlib (default: all of these); arc_easy, arc_challenge, mmlu,
         gsm8k, humaneval (all of these: chatcore); questions:PATH, a file of your own. Separate names with commas or
         repeat the option.
+    wordings
+        Of the generated tasks: test, training (the default: both), development, practised.
     questions
-        Questions of each task; all of a set that has fewer.
+        Questions of each exam; all of a set that has fewer.
     log
         A file for every question, answer and score, as JSON lines.
     out
@@ -65,13 +68,24 @@ def chat(
 
     if questions < 1:
         raise UserError(f"--questions is {questions}; expected at least 1")
-    options = {"tasks": tasks, "questions": questions, "data_dir": data_dir, "log": log, "out": out, "fresh": fresh}
+    counts = _count_questions(_split_names(wordings), questions)
+    options = {
+        "tasks": tasks,
+        "wordings": wordings,
+        "questions": questions,
+        "data_dir": data_dir,
+        "log": log,
+        "out": out,
+        "fresh": fresh,
+    }
     code = run_on_ranks(gpus, device, "eval", "chat", checkpoint, **options, as_json=as_json)
     if code is not None:
         return code
     groups = [PUBLIC_TASKS if name == "chatcore" else (name,) for name in _split_names(tasks) or SKILLS]
     names = list(dict.fromkeys(name for group in groups for name in group))
-    exams = build_exams(names, questions, data_dir=data_dir)
+    exams = build_exams(names, counts, names, data_dir)
+    if not exams:
+        raise UserError(f"--wordings {','.join(wordings)}: {', '.join(names)} has no exam in them; name test too")
     session = EvalSession.open(checkpoint, device)
     folder = out or session.exams_dir
     answers = [session.run_exam(exam, folder, fresh, _print_to_stderr) for exam in exams]
@@ -156,6 +170,18 @@ def passk(
         print_measurements(measurements, as_json)
     session.world.close()
     return 0
+
+
+def _count_questions(wordings: Sequence[str], questions: int) -> dict[str, int]:
+    """Returns the number of questions by set of wordings. Raises UserError for a set that does not exist."""
+    from fledgling.record.evaluation_names import WORDINGS
+    from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
+
+    sets = dict(zip(WORDINGS.values(), (TEST, TRAIN, PRACTICE, DEVELOPMENT), strict=True))
+    unknown = [name for name in wordings if name not in sets]
+    if unknown:
+        raise UserError(f'--wordings has "{unknown[0]}"; expected some of {", ".join(sets)}')
+    return {sets[name]: questions for name in wordings or ("test", "training")}
 
 
 def _print_to_stderr(text: str) -> None:

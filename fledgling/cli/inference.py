@@ -51,6 +51,7 @@ def inference(
     """
     from fledgling.evals.chat import build_exams
     from fledgling.evals.session import EvalSession
+    from fledgling.record.evaluation_names import format_cases
     from fledgling.scaling.inference import analyze_samples, build_inference_page, load_samples, sampling_to_json
 
     if not checkpoints:
@@ -71,7 +72,9 @@ def inference(
         print(json.dumps({"task": task, "models": models, "page": str(page)}, indent=2))
         return
     for analysis in analyses:
-        print(f"{analysis.samples.name}: {len(analysis.samples.correct)} questions, {samples} samples of each")
+        clusters, unit = int(analysis.samples.clusters.max()) + 1, exam.questions[0].cluster_unit
+        cases = format_cases(len(analysis.samples.correct), clusters, unit)
+        print(f"{analysis.samples.name}: questions {cases}, {samples} samples of each")
         for i, k in enumerate(analysis.ks):
             values = "  ".join(f"{kind} {analysis.accuracy[kind][i].value:.3f}" for kind in analysis.accuracy)
             print(f"  k {k:<5} {values}  {analysis.tokens[i]:,.0f} tokens, {analysis.flops[i]:.2e} FLOPs a question")

@@ -60,7 +60,9 @@ def _print_report(report: dict[str, Any]) -> None:
     size = f"{report['documents']:,} documents, {report['bytes'] / 1e6:,.1f} MB"
     print(f"runs of {report['words']} words in {', '.join(report['sources'])}: {size}, {report['seconds']} s")
     for name, item_set in report["sets"].items():
-        print(f"{Path(name).stem:<20} {item_set['overlapping']:>6,} of {item_set['items']:,} items")
+        short = item_set["items"] - item_set["searchable"]
+        unknown = f"; {short:,} more have fewer than {report['words']} words and are not searched for" if short else ""
+        print(f"{Path(name).stem:<20} {item_set['overlapping']:>6,} of {item_set['searchable']:,} items{unknown}")
         for match in item_set["matches"][:MAX_SHOWN]:
             print(f"  item {match['item']}, {match['origin']}: {match['words']}")
 

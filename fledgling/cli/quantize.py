@@ -9,6 +9,7 @@ from typing import Any
 
 from fledgling.cli.options import Checkpoint, Json
 from fledgling.config import UserError
+from fledgling.record.evaluation_names import format_cases
 
 
 def quantize(
@@ -46,7 +47,7 @@ def quantize(
     measure
         Measure quality before and after.
     """
-    from fledgling.evals.quality import QualityCheck
+    from fledgling.evals.quality import QualityCheck, measure_change
     from fledgling.infer.runner import load_model
     from fledgling.kernels.format import DEFAULT_GROUP_SIZES, check_quantization
     from fledgling.kernels.quantized_model import count_weight_bytes, quantize_state_dict, require_unquantized
@@ -85,7 +86,15 @@ def quantize(
         check = QualityCheck.prepare(tokenizer, model.config.context, text, questions)
         before, after = check.measure_quality(model, "before"), check.measure_quality(quantized, "after")
         pairs = zip(before, after, strict=True)
-        result["quality"] = [{"name": a.name, "before": asdict(a), "after": asdict(b)} for a, b in pairs]
+        result["quality"] = [
+            {
+                "name": a.measurement.name,
+                "before": asdict(a.measurement),
+                "after": asdict(b.measurement),
+                "change": dict(zip(("value", "low", "high"), measure_change(a, b), strict=True)),
+            }
+            for a, b in pairs
+        ]
     print(json.dumps(result, indent=2) if as_json else quantization_table(result))
 
 
@@ -100,10 +109,11 @@ def quantization_table(result: dict[str, Any]) -> str:
         f"{sizes['predicted']:,}; {sizes['float32']:,} in float32",
     ]
     if result["quality"]:
-        lines.append(f"{'':<24}{'before':>10}{'after':>10}{'change':>10}")
+        lines.append(f"{'':<24}{'before':>10}{'after':>10}{'change':>10}  {'95 %':<20}n")
     for row in result["quality"]:
-        before, after = row["before"]["value"], row["after"]["value"]
-        is_ratio = row["name"] == "bits_per_byte"
-        change = f"{after / before - 1:+.2%}" if is_ratio else f"{after - before:+.4f}"
-        lines.append(f"{row['name']:<24}{before:>10.4f}{after:>10.4f}{change:>10}")
+        before, change = row["before"], row["change"]
+        interval = f"[{change['low']:+.4f}, {change['high']:+.4f}]"
+        cases = format_cases(before["n"], before["clusters"], before["cluster_unit"])
+        values = f"{before['value']:>10.4f}{row['after']['value']:>10.4f}{change['value']:>+10.4f}"
+        lines.append(f"{row['name']:<24}{values}  {interval:<20}{cases}")
     return "\n".join(lines)

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fledgling.corpora.document import split_held_out
 from fledgling.corpora.embedded import harvest_embedded
 from fledgling.corpora.readers import read_documents
-from fledgling.evals.bpb import make_text_batches, measure_bpb
+from fledgling.evals.bpb import make_text_batches, measure_bits, measure_ratio
 from fledgling.evals.chat import answer_exams, build_exams, measure_exam
+from fledgling.evals.intervals import number_clusters, ratio_interval, sum_by_cluster
 from fledgling.infer.engine import Engine
 from fledgling.tasks import SKILLS
 
@@ -26,6 +29,23 @@ if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
 
 MAX_TEXT_ROWS = 128  # of the context's length
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A measurement, and what it is a ratio of: bits and bytes of each document (C,), or scores and questions.
+
+    Scores and questions are summed over each wording (C,).
+    """
+
+    measurement: Measurement
+    numerators: np.ndarray
+    denominators: np.ndarray
+
+
+def measure_change(before: Quality, after: Quality) -> tuple[float, float, float]:
+    """Returns after minus before, with its 95 % interval over the clusters, of which both have the same."""
+    return ratio_interval(after.numerators - before.numerators, before.denominators)
 
 
 @dataclass(frozen=True)
@@ -51,12 +71,17 @@ class QualityCheck:
         exams = build_exams(list(SKILLS), questions) if questions and has_chat_tokens else []
         return cls(tokenizer, batches, exams)
 
-    def measure_quality(self, model: Transformer, version: str) -> list[Measurement]:
+    def measure_quality(self, model: Transformer, version: str) -> list[Quality]:
         """Returns bits per byte, and the accuracy in each task; version is reported on stderr."""
         print(f"measuring {version}", file=sys.stderr)
-        measurements = [measure_bpb(model, self.batches, self.tokenizer.byte_lengths())]
+        text_bits = measure_bits(model, self.batches, self.tokenizer.byte_lengths())
+        documents = number_clusters(text_bits.documents.tolist())
+        bits, size = (np.bincount(documents, column) for column in (text_bits.bits, text_bits.bytes))
+        bits_per_byte = measure_ratio("bits_per_byte", text_bits, text_bits.bits, text_bits.bytes)
+        qualities = [Quality(bits_per_byte, bits, size)]
         engine = Engine(model, self.tokenizer)
         for exam, answers in zip(self.exams, answer_exams(engine, self.exams), strict=True):
-            measured = [m.with_tools(engine.tool_name) for m in measure_exam(exam.name, answers)]
-            measurements += [m for m in measured if "/" not in m.name]
-        return measurements
+            clusters = number_clusters([answer.question.cluster for answer in answers])
+            sums = sum_by_cluster(np.array([answer.score for answer in answers]), clusters)
+            qualities.append(Quality(measure_exam(exam.name, answers)[0].with_tools(engine.tool_name), *sums))
+        return qualities

@@ -213,6 +213,7 @@ class EvalSession:
                 writer.append(
                     {
                         "prompt": answers[0].question.prompt,
+                        "cluster": answers[0].question.cluster,
                         "prompt_tokens": len(prompt),
                         "answers": [answer.text for answer in answers],
                         "scores": [answer.score for answer in answers],

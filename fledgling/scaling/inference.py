@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import UserError
+from fledgling.evals.intervals import number_clusters, resample_clusters, share_interval, sum_by_cluster
 from fledgling.record import read_jsonl, write_text
 from fledgling.record.progress_bar import format_count
 from fledgling.report.chart import Chart, Line, render_chart
@@ -49,6 +50,7 @@ class SampleSet:
     answer_ids: np.ndarray
     prompt_tokens: float  # mean over questions
     flops_per_token: float  # forward
+    clusters: np.ndarray  # (Q,) from 0: questions of one wording are one cluster
 
     @property
     def samples_per_question(self) -> int:
@@ -70,6 +72,7 @@ def load_samples(path: Path) -> SampleSet:
         np.array([[code[normalize_text(t)] for t in line["answers"]] for line, code in zip(lines, codes, strict=True)]),
         float(np.mean([line["prompt_tokens"] for line in lines])),
         float(header["flops_per_token"]),
+        number_clusters([line.get("cluster", index) for index, line in enumerate(lines)]),
     )
 
 
@@ -126,19 +129,18 @@ class CoverageLaw:
 
 
 def fit_coverage_law(
-    coverage: np.ndarray, ks: Sequence[int], hold: int = HELD_OUT, seed: int = 0
+    coverage: np.ndarray, ks: Sequence[int], hold: int = HELD_OUT, clusters: np.ndarray | None = None
 ) -> CoverageLaw | None:
     """Returns the law fitted to per-question coverage (Q, K) without its `hold` largest k; None if all of it is 0 or 1.
 
-    Intervals are 95 % percentiles of fits to questions drawn with replacement.
+    Intervals are 95 % percentiles of fits to clusters of questions (Q,) drawn with replacement; None: each its own.
     """
     fitted_count = len(ks) - hold
     mean = coverage.mean(0)
     if fitted_count < 3 or not ((mean[:fitted_count] > 0) & (mean[:fitted_count] < 1)).any():
         return None
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(len(coverage), size=(RESAMPLES, len(coverage)))
-    targets = np.concatenate([mean[None], coverage[chosen].mean(1)])  # (R + 1, K)
+    sums, sizes = sum_by_cluster(coverage, np.arange(len(coverage)) if clusters is None else clusters)
+    targets = np.concatenate([mean[None], resample_clusters(sums, sizes, RESAMPLES)])  # (R + 1, K)
     logs = np.log(np.array(ks, dtype=float))
     fits = _fit(targets[:, :fitted_count], logs[:fitted_count])  # (R + 1, 2): log -a, b
     a, b = -np.exp(fits[:, 0]), fits[:, 1]
@@ -171,12 +173,6 @@ def _estimate(samples: np.ndarray) -> Estimate:
     return Estimate(float(samples[0]), float(low), float(high))
 
 
-def bootstrap_mean(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Returns the mean over questions (Q,) with its bootstrap interval."""
-    chosen = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    return _estimate(np.concatenate([[values.mean()], values[chosen].mean(1)]))
-
-
 @dataclass(frozen=True)
 class SamplingResult:
     """The curves of one model: accuracy by method and k, tokens and FLOPs per question by k, the law."""
@@ -192,10 +188,14 @@ class SamplingResult:
 def analyze_samples(samples: SampleSet, ks: Sequence[int], hold: int = HELD_OUT) -> SamplingResult:
     """Returns the accuracy curves, costs and coverage law of one model."""
     curves = {method: accuracy_curve(samples, method, ks) for method in SELECTION_METHODS}
-    accuracy = {method: [bootstrap_mean(values[:, i]) for i in range(len(ks))] for method, values in curves.items()}
+    accuracy = {
+        method: [Estimate(float(column.mean()), *share_interval(column, samples.clusters)) for column in values.T]
+        for method, values in curves.items()
+    }
     tokens = [samples.prompt_tokens + k * float(samples.tokens.mean()) for k in ks]
     flops = [count * samples.flops_per_token for count in tokens]
-    return SamplingResult(samples, tuple(ks), accuracy, tokens, flops, fit_coverage_law(curves["coverage"], ks, hold))
+    law = fit_coverage_law(curves["coverage"], ks, hold, samples.clusters)
+    return SamplingResult(samples, tuple(ks), accuracy, tokens, flops, law)
 
 
 def sampling_to_json(result: SamplingResult) -> dict[str, Any]:
@@ -214,6 +214,7 @@ def sampling_to_json(result: SamplingResult) -> dict[str, Any]:
     return {
         "name": result.samples.name,
         "questions": len(result.samples.correct),
+        "clusters": int(result.samples.clusters.max()) + 1,
         "samples": result.samples.samples_per_question,
         "k": list(result.ks),
         "accuracy": {method: [bounds(value) for value in values] for method, values in result.accuracy.items()},

@@ -5,9 +5,9 @@ sets: `dataset.py` (a task of finite splits), `multiple_choice.py` (ARC, MMLU), 
 own files: `questions.py` (with answers), `conversations.py` (without; SmolTalk too). `core.py` reads the 22 tasks of
 CORE.
 
-Every example is a pure function of (seed, index). Generated tasks have three disjoint sets of prompt templates (train,
-practice, unseen) and hold out words and number pairs by a stable hash; the others have the published splits. No torch,
-no network.
+Every example is a pure function of (seed, index). Generated tasks have four disjoint sets of wordings (train, practice,
+dev, test) and hold out words, number pairs and combinations by a stable hash; the others have the published splits. No
+torch, no network.
 """
 
 from __future__ import annotations

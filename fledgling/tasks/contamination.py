@@ -38,8 +38,9 @@ def measure_contamination(
         progress: is called with documents, bytes and seconds so far.
 
     Returns:
-        sources, words, documents, bytes, seconds, and sets: name -> {items, overlapping, matches}, where a match is
-        {item, origin, words}, the first one of its item.
+        sources, words, documents, bytes, seconds, and sets: name -> {items, searchable, overlapping, matches}, where a
+        match is {item, origin, words}, the first one of its item. Items with fewer words than a run are not searchable:
+        they cannot be found and are not known to be clean.
 
     Raises:
         UserError: for generated tasks, and if there is nothing to search for.
@@ -67,6 +68,7 @@ def measure_contamination(
         "sets": {
             name: {
                 "items": len(texts),
+                "searchable": sum(owners[item][0] == name for item in overlap.searchable),
                 "overlapping": sum(owners[item][0] == name for item in overlap.matches),
                 "matches": [
                     {"item": owners[item][1], "origin": match.origin, "words": match.words}

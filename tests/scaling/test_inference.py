@@ -1,5 +1,6 @@
 """Tests curves over k against counting every subset, and recovers the coverage law from samples of it."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -20,7 +21,9 @@ from fledgling.scaling.inference import (
 def make_samples(seed: int = 0, questions: int = 6, n: int = 7) -> SampleSet:
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, size=(questions, n))
-    return SampleSet("model", ids == 0, rng.normal(size=(questions, n)), np.full((questions, n), 5), ids, 10.0, 100.0)
+    numbers = np.arange(questions)
+    logprobs, tokens = rng.normal(size=(questions, n)), np.full((questions, n), 5)
+    return SampleSet("model", ids == 0, logprobs, tokens, ids, 10.0, 100.0, numbers)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
@@ -65,6 +68,19 @@ def test_the_law_is_recovered_and_predicts_larger_k():
 
 def test_there_is_no_law_without_correct_answers():
     assert fit_coverage_law(np.zeros((5, 6)), [1, 2, 4, 8, 16, 32]) is None
+
+
+def test_questions_of_one_wording_are_one_cluster():
+    rates = np.repeat(np.random.default_rng(0).choice([0.1, 0.9], 30), 6)
+    correct = np.random.default_rng(1).random((180, 16)) < rates[:, None]
+    alone = replace(make_samples(0, 180, 16), correct=correct)
+    shared = replace(alone, clusters=np.repeat(np.arange(30), 6))
+    widths = []
+    for samples in (alone, shared):
+        result = analyze_samples(samples, [1, 2, 4, 8, 16])
+        widths.append(result.accuracy["coverage"][0].high - result.accuracy["coverage"][0].low)
+        assert sampling_to_json(result)["clusters"] == int(samples.clusters.max()) + 1
+    assert widths[1] > 1.8 * widths[0]
 
 
 def test_tokens_and_flops_count_the_prompt_once():
