@@ -54,6 +54,26 @@ def seeds(*runs: Path) -> dict:
     return collect_seeds(list(runs))
 
 
+@experiment(table_of("benchmarks.doors", "format_doors"))
+def doors(*, connections: int = 1000, answers: int = 20, rounds: int = 3, threads: int = 1) -> dict:
+    """Time another user's answer and /health while hostile clients keep the server busy, and without them.
+
+    Parameters
+    ----------
+    connections
+        Slow or idle connections that are held at once.
+    answers
+        Answers timed in each turn.
+    rounds
+        Turns without and with the hostile clients, for each kind of them.
+    threads
+        Threads of the server's matrix products.
+    """
+    from benchmarks.doors import measure_doors
+
+    return measure_doors(connections, answers, rounds, threads)
+
+
 @experiment(table_of("benchmarks.sandbox", "format_sandbox"))
 def sandbox(*, data_dir: str | None = None, calls: int = 200) -> dict:
     """Time a call of the interpreter and of the process, and HumanEval's reference solutions and broken variants.

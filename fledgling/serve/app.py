@@ -15,14 +15,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
+from anyio.to_thread import run_sync
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fledgling.config import UserError
 from fledgling.serve import chat, completion
+from fledgling.serve.json_body import encode_json
 from fledgling.serve.metrics import render_metrics
 from fledgling.serve.middleware import AccessMiddleware
 from fledgling.serve.openapi import build_openapi
@@ -45,6 +47,8 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 BODY_TIMEOUT = 30  # seconds until a body must have arrived
+SMALL_BODY_BYTES = 65_536
+SMALL_LANES, LARGE_LANES = 4, 1  # requests that are parsed at once, of small and of large bodies
 MAX_READ_FACTOR = 8  # a body up to this factor above the limit is read to its end, so that its sender gets the 413
 DISCONNECT_POLL_SECONDS = 0.25  # between two checks whether a client that waits for a complete response is connected
 
@@ -100,11 +104,14 @@ def _file_handler(name: str) -> Handler:
 
 def _completion_handler(service: Service, endpoint: Endpoint) -> Handler:
     bridge = EventBridge()
+    # Threads that parse take the interpreter's lock from the engine, so large bodies wait for each other.
+    small, large = anyio.CapacityLimiter(SMALL_LANES), anyio.CapacityLimiter(LARGE_LANES)
 
     async def respond(request: Request) -> Response:
         try:
             body = await _read_body(request, service.max_body_bytes)
-            parsed = await run_in_threadpool(_parse_request, endpoint, service, body)
+            lane = small if len(body) <= SMALL_BODY_BYTES else large
+            parsed = await run_sync(_parse_request, endpoint, service, body, limiter=lane)
             events = RequestEvents(service, parsed, bridge)
         except BadRequest as error:
             return bad_request_response(error)
@@ -148,7 +155,8 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
                 if size <= max_bytes:
                     body += chunk
     except TimeoutError:
-        raise BadRequest(f"the body did not arrive within {BODY_TIMEOUT} s", code="body_timeout", status=408) from None
+        message = f"the body did not arrive within {BODY_TIMEOUT} s"
+        raise BadRequest(message, code="body_timeout", status=408, retry_after=1) from None
     if size > max_bytes:
         raise too_large
     return bytes(body)
@@ -259,7 +267,8 @@ async def _collect_response(
             if isinstance(event, ChoiceFinished) and event.finish_reason == "error":
                 return JSONResponse(build_error("the engine failed on this batch", "server_error"), 500)
             parsed.choices[choice].update(event)
-        return JSONResponse(endpoint.build_response(service, parsed))
+        body = await run_sync(lambda: encode_json(endpoint.build_response(service, parsed)))
+        return Response(body, media_type="application/json")
     finally:
         events.cancel()
 
@@ -267,7 +276,8 @@ async def _collect_response(
 def bad_request_response(error: BadRequest) -> JSONResponse:
     """Returns OpenAI's error response for a bad request."""
     body = build_error(error.message, "invalid_request_error", error.param, error.code)
-    return JSONResponse(body, error.status)
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after), "Connection": "close"}
+    return JSONResponse(body, error.status, headers)
 
 
 async def _no_such_route(request: Request, error: Any) -> Response:

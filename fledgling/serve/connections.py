@@ -52,7 +52,7 @@ class ConnectionLimits:
 
 
 class Phase(IntEnum):
-    """What a connection waits for. The order is that in which connections are closed for newcomers."""
+    """What a connection waits for; up to BODY, for its client."""
 
     IDLE = 0
     HEADERS = 1
@@ -97,11 +97,14 @@ class ConnectionTable:
                 del self._by_address[connection.address]
 
     def _close_longest_waiting(self, connections: Iterable[LimitedProtocol]) -> bool:
-        """Closes one connection that waits for its client: an idle one first. Returns False where there is none."""
+        """Closes the connection that has waited longest for its client. Returns False where none waits.
+
+        The longest wait alone decides: a newcomer, whose headers are on their way, must not give way to older ones.
+        """
         waiting = [connection for connection in connections if connection.phase <= Phase.BODY]
         if not waiting:
             return False
-        min(waiting, key=lambda connection: (connection.phase, connection.phase_start)).give_way()
+        min(waiting, key=lambda connection: connection.phase_start).give_way()
         return True
 
 
@@ -305,16 +308,20 @@ class LimitedProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.flow.resume_writing()
-        if not can_answer or self.table.lingering >= MAX_LINGERING or not self.transport.can_write_eof():
+        if not can_answer or self.table.lingering >= MAX_LINGERING:
             self._close()
             return
         # Closing a socket with unread bytes resets the connection, and the client may lose the answer.
+        try:
+            self.transport.write_eof()
+        except (OSError, NotImplementedError):  # the client has left already, or the transport has no half
+            self._close()
+            return
         self.table.discard(self)
         self._enter(Phase.CLOSING)
         self._lingers = True
         self.table.lingering += 1
         self.flow.resume_reading()
-        self.transport.write_eof()
         self._phase_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _encode_error(self, status: int, message: str, code: str, retry: bool) -> bytes:

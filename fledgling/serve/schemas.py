@@ -67,12 +67,20 @@ PromptIds = Annotated[list[StrictInt], Field(fail_fast=True, min_length=1, max_l
 
 
 class BadRequest(Exception):
-    """An invalid request: the message, the field (`param`), OpenAI's error code and the HTTP status."""
+    """An invalid request: the message, the field (`param`), OpenAI's error code, the HTTP status, and the seconds after
+    which the client may try again."""
 
-    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
         message = message.encode("utf-8", "backslashreplace").decode("utf-8")  # a client may send lone surrogates
-        self.message, self.param, self.code, self.status = message, param, code, status
+        self.message, self.param, self.code, self.status, self.retry_after = message, param, code, status, retry_after
 
 
 class _Body(BaseModel):

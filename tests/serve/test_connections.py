@@ -6,6 +6,7 @@ import contextlib
 import json
 import select
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -170,7 +171,7 @@ def test_requests_that_arrive_faster_than_they_are_answered_are_not_kept_in_memo
 
 @pytest.mark.parametrize("started", [b"", b"GET /health HT", HEAD + b"Content-Length: 9\r\n\r\n{"])
 def test_half_sent_requests_of_any_number_leave_room_for_health(small, started):
-    """Five times the cap, from nine addresses: a newcomer takes the place of the one that waited longest."""
+    """Five times the cap, from nine addresses: a newest takes the place of the one that waited longest."""
     with contextlib.ExitStack() as stack:
         for number in range(60):
             client = stack.enter_context(connect(small, f"127.0.1.{number % 9 + 1}"))
@@ -189,6 +190,16 @@ def test_an_address_does_not_take_the_place_of_another(small):
             stack.enter_context(connect(small, "127.0.3.2")).sendall(b"GET")
         assert is_healthy(small, "127.0.3.2")
         assert keeps_its_connection(quiet)
+
+
+def test_clients_that_left_before_they_give_way_disturb_nobody(small):
+    """Half-sent requests that are reset (no FIN): the table closes sockets that are no longer connected."""
+    for _ in range(40):
+        client = connect(small, "127.0.6.1")
+        client.sendall(b"GET /health HT")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    assert is_healthy(small, "127.0.6.1")
 
 
 def test_a_half_sent_request_that_gives_way_is_a_503_with_retry_after(small):
@@ -217,12 +228,12 @@ def test_an_address_whose_every_connection_is_being_answered_is_a_429(random_eng
             while worker.load <= number:
                 pass
             if number == 1:
-                with connect(address, "127.0.5.1") as refused:
-                    status, headers, answer = read_to_end(refused)
+                with connect(address, "127.0.5.1") as rejected:
+                    status, headers, answer = read_to_end(rejected)
                 assert (status, answer["error"]["type"]) == (429, "rate_limit_error") and "retry-after" in headers
-        with connect(address, "127.0.5.9") as refused:
-            refused.sendall(HEALTH)
-            status, headers, answer = read_to_end(refused)
+        with connect(address, "127.0.5.9") as rejected:
+            rejected.sendall(HEALTH)
+            status, headers, answer = read_to_end(rejected)
         assert (status, answer["error"]["code"]) == (503, "too_many_connections") and "retry-after" in headers
         worker._active = []
 
@@ -247,8 +258,8 @@ def test_an_address_whose_every_connection_is_being_answered_is_a_429(random_eng
 def test_a_request_that_cannot_be_parsed_is_an_error_in_the_servers_format(small, sent, status):
     with connect(small) as client:
         client.sendall(sent)
-        given, headers, body = read_to_end(client)
-    assert (given, body["error"]["code"]) == (status, "invalid_http_request")
+        answered, headers, body = read_to_end(client)
+    assert (answered, body["error"]["code"]) == (status, "invalid_http_request")
     assert headers["content-type"] == "application/json" and headers["connection"] == "close"
     assert is_healthy(small)
 
@@ -303,15 +314,27 @@ class _Connection:
         self.table.discard(self)
 
 
-def test_the_longest_idle_connection_of_the_busiest_address_gives_way_first():
+def test_the_longest_waiting_connection_of_the_busiest_address_gives_way_first():
     table = ConnectionTable(ConnectionLimits(max_connections=4, max_per_address=3))
     made = [
         _Connection(table, "a", Phase.ANSWER, 0.0),
-        _Connection(table, "a", Phase.HEADERS, 1.0),
+        _Connection(table, "a", Phase.BODY, 1.0),
         _Connection(table, "a", Phase.IDLE, 2.0),
         _Connection(table, "b", Phase.IDLE, 0.0),
     ]
     assert [table.add(connection) for connection in made] == [0, 0, 0, 0]
-    assert table.add(_Connection(table, "c", Phase.HEADERS, 9.0)) == 0 and made[2].phase is Phase.CLOSING
     assert table.add(_Connection(table, "c", Phase.HEADERS, 9.0)) == 0 and made[1].phase is Phase.CLOSING
+    assert table.add(_Connection(table, "c", Phase.HEADERS, 9.0)) == 0 and made[2].phase is Phase.CLOSING
     assert made[0].phase is Phase.ANSWER and made[3].phase is Phase.IDLE and table.count == 4
+
+
+@pytest.mark.parametrize("phase", [Phase.IDLE, Phase.HEADERS, Phase.BODY])
+def test_a_newcomer_never_gives_way_to_older_connections_of_any_phase(phase):
+    table = ConnectionTable(ConnectionLimits(max_connections=8, max_per_address=4))
+    for number in range(4):
+        table.add(_Connection(table, "a", phase, float(number)))
+    newest = _Connection(table, "a", Phase.HEADERS, 10.0)
+    assert table.add(newest) == 0
+    for number in range(3):
+        assert table.add(_Connection(table, "a", phase, 11.0 + number)) == 0
+    assert newest.phase is Phase.HEADERS
