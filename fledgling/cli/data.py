@@ -122,14 +122,16 @@ def _show_sets(data_dir: Path | None, as_json: bool) -> None:
 
 def _measure_source(source: str, column: str | None, compress: bool, data_dir: Path | None) -> dict[str, Any]:
     from fledgling.corpora.document import split_held_out
-    from fledgling.corpora.prepare import read_source, summarize_split
-    from fledgling.corpora.readers import SkippedDocuments
+    from fledgling.corpora.prepare import EMBEDDED, find_source, read_source, summarize_split
+    from fledgling.corpora.readers import SkippedDocuments, list_source
     from fledgling.text.compression import measure_compressed_bpb
 
     skipped = SkippedDocuments()
     documents = list(read_source(source, data_dir, column, skipped))
     if skipped.total:
         print(skipped, file=sys.stderr)
+    if source != EMBEDDED and (path := find_source(source, data_dir)).is_dir():
+        print(list_source(path).describe(), file=sys.stderr)
     training, validation = split_held_out(documents)
     stats = {**summarize_split(documents, training, validation), "skipped": skipped.total}
     if compress:

@@ -98,9 +98,13 @@ def read_training_texts(sources: Iterable[str], data_dir: str | Path | None, log
     """Yields the texts of some sources in turn; of the embedded corpus those that are not held out."""
     for source in sources:
         log(f"reading {source}")
-        documents = read_source(source, data_dir)
+        skipped = SkippedDocuments()
+        documents = read_source(source, data_dir, skipped=skipped)
         for document in split_held_out(documents)[0] if source == EMBEDDED else documents:
             yield document.text
+        contents = "" if source == EMBEDDED else list_source(find_source(source, data_dir)).describe()
+        if report := "; ".join(filter(None, (contents, str(skipped)))):
+            log(f"{source}: {report}")
 
 
 def summarize_split(documents: list[Document], training: list[Document], validation: list[Document]) -> dict[str, Any]:

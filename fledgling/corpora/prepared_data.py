@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ CHANGES = {
     "tokenizer": "the tokenizer",
     "settings": "a setting, the part that is read or this program",
 }
+MAX_HASHED_BYTES = 300_000_000  # of files that are read as they are, up to which all bytes are compared
 SAMPLE_BYTES = 1 << 16  # at the beginning, in the middle and at the end of a file too large to be hashed
 DIGEST_LENGTH = 12
 
@@ -146,6 +147,14 @@ class PreparedData:
     def record_used(self, source: str, inputs: Mapping[str, Any], directories: Iterable[Path]) -> None:
         """Records what a stage reads, for its checkpoints."""
         self.used_inputs[source] = {**inputs, "directories": [path.name for path in directories]}
+
+    def record_files(self, source: str, files: Sequence[Path]) -> None:
+        """Records files that a stage reads as they are; logs when they changed since the resumed stage began."""
+        whole = sum(file.stat().st_size for file in files) <= MAX_HASHED_BYTES
+        digest = digest_files(Path(os.path.commonpath([file.parent for file in files])), files, whole) if files else ""
+        if (older := self.pinned.get(source)) and older["digest"] != digest:
+            self.log(f"{source}: its files changed since this stage began; it goes on with the present ones")
+        self.used_inputs[source] = {"digest": digest, "directories": []}
 
     def explain(self, source: str, stem: str, inputs: PreparationInputs) -> None:
         """Logs why a source is prepared, and where earlier preparations are."""

@@ -46,14 +46,18 @@ class Recorder:
 
     def _resume_clock(self) -> None:
         """Continues from the last metrics line; the pause since then is not counted."""
+        self._seconds_before = self._read_seconds()
+        self._opened = time.monotonic()
+
+    def _read_seconds(self) -> float:
+        """Returns the seconds of work up to the last metrics line."""
         last = read_jsonl(self._files["metrics"].path)[-1:]
         seconds = last[0].get("elapsed") if last else 0.0
-        self._seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
-        self._opened = time.monotonic()
+        return float(seconds) if isinstance(seconds, int | float) else 0.0
 
     @property
     def elapsed(self) -> float:
-        """Seconds of work on this stage over all sessions, without the pauses between them."""
+        """Seconds of the work that is recorded, over all sessions: no pauses, and nothing that a kill has lost."""
         return self._seconds_before + time.monotonic() - self._opened
 
     def log_metrics(self, step: int, **values: Any) -> None:
@@ -103,10 +107,15 @@ class Recorder:
     def rewind(self, step: int) -> None:
         """On resume: drops every line after `step` but notices, so that repeated work is not recorded twice."""
         if self.enabled:
+            recorded = self._read_seconds()
             for name in REWOUND:
                 self._files[name].rewind(step)
             self._step = step
             self._resume_clock()
+            if (lost := recorded - self._seconds_before) >= 1:
+                self.log_notice(
+                    f"{lost:,.0f} s of work after step {max(0, step)} were lost; the seconds leave them out"
+                )
 
     def flush(self) -> None:
         """Waits until all that was recorded is on the disk; a checkpoint calls it before it appears. Any thread may."""

@@ -164,6 +164,7 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
         raise UserError(f"dpo.pairs is not set: expected a JSONL file of lines like {EXPECTED_LINE}")
     micro_batch_size, bos = resolve_micro_batch_size(config, context), context.tokenizer.bos
     pairs = load_pairs(config.pairs, context.tokenizer, context.model.config.context + 1, context.recorder.log_notice)
+    context.preparer.documents.prepared.record_files("dpo.pairs", [Path(config.pairs)])
     initial_model = context.load_initial_model()
     stream = PairStream(pairs, config, context.recipe.seed, micro_batch_size, bos, context.world, initial_model)
     steps = config.steps or max(1, len(pairs) // config.batch_size)

@@ -144,6 +144,9 @@ def _run_exams(context: StageContext, names: list[str], count: int, step: int, l
     if last:
         for exam, part, rest in zip(exams, answers, answer(slice(first, None)), strict=True):
             measurements += chat.measure_exam(exam.name, [*part, *rest]) if rest else []
+            if cropped := sum(answer.cropped for answer in (*part, *rest)):
+                what = f"{cropped:,} of {len(part) + len(rest):,} questions are longer than model.context has room for"
+                context.recorder.log_notice(f"exam {exam.name}: {what}, and lose their beginning")
     return [measurement.with_tools(context.engine.tool_name) for measurement in measurements]
 
 

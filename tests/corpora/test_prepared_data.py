@@ -244,3 +244,34 @@ def test_what_was_skipped_and_passed_over_is_said_again_when_it_is_found_again(r
         monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 10 if large else 10**6)
         for _ in range(2):
             assert f"{folder}: {expected}" in prepare_once(run, folder, tokenizer)[1]
+
+
+def test_files_that_a_resumed_stage_reads_as_they_are_are_compared(tmp_path):
+    lines, path = [], tmp_path / "pairs.jsonl"
+    path.write_text("one")
+    first = prepared_data.PreparedData(tmp_path / "data", lines.append)
+    first.record_files("dpo.pairs", [path])
+    pinned = json.loads(json.dumps(first.used_inputs))
+    prepared_data.PreparedData(tmp_path / "data", lines.append, pinned).record_files("dpo.pairs", [path])
+    assert not lines
+    path.write_text("two")
+    prepared_data.PreparedData(tmp_path / "data", lines.append, pinned).record_files("dpo.pairs", [path])
+    assert lines == ["dpo.pairs: its files changed since this stage began; it goes on with the present ones"]
+
+
+def test_a_source_whose_documents_all_repeat_held_out_lines_is_one_clear_error(run, tmp_path, tokenizer, monkeypatch):
+    WRITERS["rows.jsonl"](tmp_path / "rows.jsonl", ["A line that every document of this source repeats. " * 9] * 3)
+    monkeypatch.setattr(document, "HELD_OUT_FRACTION", 1.0)
+    with pytest.raises(UserError, match=r"rows.jsonl: no document is left to train on; 3 are held out"):
+        prepare_once(run, tmp_path / "rows.jsonl", tokenizer)
+    (tmp_path / "rows.jsonl").write_text('{"text": " "}\n{"text": ""}\n')
+    with pytest.raises(UserError, match=r"rows.jsonl: no document in it; skipped 2 empty"):
+        prepare_once(run, tmp_path / "rows.jsonl", tokenizer)
+
+
+def test_training_a_tokenizer_says_what_it_passed_over(tmp_path):
+    messages = []
+    (tmp_path / "a.jsonl").write_bytes(lines([*TEXTS[:3], " "]))
+    (tmp_path / "b.pdf").write_text("x")
+    assert len(list(prepare.read_training_texts([str(tmp_path)], None, messages.append))) == 3
+    assert "passed over 1: 1 .pdf (first: b.pdf); skipped 1 empty (first: a.jsonl:4)" in messages[-1]

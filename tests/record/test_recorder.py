@@ -98,3 +98,16 @@ def test_a_logger_gets_values_of_another_number_of_cases_as_another_series(tmp_p
         recorder.log_evaluation(4, "spelling", 0.5, n=50)
         recorder.log_evaluation(4, "spelling", 0.6, n=200)
     assert got == [{"eval/spelling/50": 0.5}, {"eval/spelling/200": 0.6}]
+
+
+def test_work_that_is_lost_is_told_and_not_counted(tmp_path):
+    with make_recorder(tmp_path) as recorder:
+        recorder.log_metrics(1)
+        recorder._opened -= 100
+        recorder.log_metrics(2)
+    with make_recorder(tmp_path) as recorder:
+        recorder.rewind(1)
+        assert recorder.elapsed < 10
+        recorder.rewind(1)
+    texts = [line["text"] for line in read_jsonl(tmp_path / "pretrain/notices.jsonl")]
+    assert texts == ["100 s of work after step 1 were lost and are not counted"]

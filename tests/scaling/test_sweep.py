@@ -50,14 +50,20 @@ def test_a_sweep_trains_and_skips_finished_runs(tmp_path):
     assert sum("tokenizing" in text for text in messages) == 2, "the text was tokenized more than once"
     runs = [Path(cell.recipe.run.out) for cell in cells]
     assert all((run / "data").resolve() == (out / "shared/data").resolve() for run in runs)
-    lines = (runs[0] / "pretrain/evals.jsonl").read_text().splitlines()
-    assert len(lines) == 1 and json.loads(lines[0])["name"] == "bits_per_byte", "evaluated other than at the end"
+    lines = [json.loads(line) for line in (runs[0] / "pretrain/evals.jsonl").read_text().splitlines()]
+    assert len({line["step"] for line in lines}) == 1, "evaluated other than at the end"
+    assert {line["name"] for line in lines} == {"bits_per_byte"} and len({line["n"] for line in lines}) == len(lines)
     sweep = load_sweep(out)
     assert [run.bits_per_byte for run in sweep.runs] == [run.bits_per_byte for run in finished[1:]]
     assert 1 < sweep.bytes_per_token < 8
     with pytest.raises(UserError, match="other settings"):
         claim_directory(replace(chosen, seed=7), out)
     claim_directory(replace(chosen, run=replace(chosen.run, threads=2)), out)
+    edited = next((tmp_path / "text").iterdir())
+    edited.write_text(edited.read_text().replace("e", "E"))
+    for _ in range(2):  # also when the new text is prepared already
+        with pytest.raises(UserError, match="has changed since the finished runs of .* read it: choose another --out"):
+            run_sweep(chosen, cells, out, messages.append, finished.append)
 
 
 def test_cells_differ_in_depth_and_length_alone(tmp_path):

@@ -1,8 +1,12 @@
 """CORE during training: measured when due and at the end if its files exist; else one notice."""
 
+from types import SimpleNamespace
+
 from fledgling.config import load_recipe
+from fledgling.evals import chat
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
+from fledgling.tasks.task import Question
 from fledgling.train import evals
 from fledgling.train.run import run_stage
 from tests.made_up_core import BASELINES, write_core_bundle
@@ -47,3 +51,27 @@ def test_the_same_weights_have_one_value_at_the_end_of_a_stage_and_at_the_start_
     assert ("bits_per_byte", 4) in start and ("spelling", 2) in start, "a part of the rows and questions"
     assert {key: end[key] for key in start} == start
     assert {n for name, n in end if name == "spelling"} == {2, 8} and len({n for n_, n in end if "bits" in n_}) >= 2
+
+
+def test_questions_that_lose_their_beginning_are_counted(monkeypatch):
+    question = Question("own", "What is it?", "This.")
+    exam = chat.Exam("own", None, (question,) * 8)
+    monkeypatch.setattr(chat, "build_exams", lambda *args: [exam])
+    cropped = iter([True, False, True, False, False, False, False, False] * 2)
+
+    def answer(engine, exams, world):
+        return [[chat.ExamAnswer(q, "", 0.0, next(cropped)) for q in exam.questions] for exam in exams]
+
+    monkeypatch.setattr(chat, "answer_exams", answer)
+    notices = []
+    context = SimpleNamespace(
+        recipe=load_recipe("quickstart"),
+        engine=SimpleNamespace(tool_name="none"),
+        world=None,
+        recorder=SimpleNamespace(log_notice=notices.append),
+    )
+    for last in (True, False):
+        evals._run_exams(context, ["own"], 8, 4, last)
+    assert notices == [
+        "exam own: 2 of 8 questions are longer than model.context has room for, and lose their beginning"
+    ]

@@ -21,10 +21,14 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
     config, recipe = context.recipe.rl, context.recipe
     steps = require_valid_rl_config(config)
     micro_batch_size = resolve_micro_batch_size(config, context)
+    tasks = {task: load_task(task, recipe.run.data_dir) for task, weight in config.tasks.items() if weight > 0}
+    for task_name, task in tasks.items():
+        if files := task.files():
+            context.preparer.documents.prepared.record_files(f"rl.tasks {task_name}", files)
     stream = RolloutStream(
         context.engine,
         config,
-        {task: load_task(task, recipe.run.data_dir) for task, weight in config.tasks.items() if weight > 0},
+        tasks,
         recipe.seed,
         micro_batch_size,
         context.world,

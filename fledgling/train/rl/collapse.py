@@ -7,6 +7,7 @@ answer ends, the policy is far from its initial weights. A sign that lasts is lo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,15 @@ class CollapseMonitor:
     def __init__(self, log: Callable[[str], None]) -> None:
         self.log, self.streaks = log, dict.fromkeys(COLLAPSE_SIGNS, 0)
         self.reported: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the counts as JSON values."""
+        return {"streaks": dict(self.streaks), "reported": sorted(self.reported)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where `state_dict` was taken; {} from an older checkpoint begins to count."""
+        self.streaks = dict.fromkeys(COLLAPSE_SIGNS, 0) | state.get("streaks", {})
+        self.reported = set(state.get("reported", ()))
 
     def update(self, metrics: dict[str, float]) -> None:
         """Adds the metrics of one round."""

@@ -263,11 +263,12 @@ class RolloutStream:
         }
 
     def state_dict(self) -> dict:
-        """Returns the step and the KL weight, and within a round its batches, whose sampling weights are gone."""
+        """Returns step, KL weight and counts, and within a round its batches, whose sampling weights are gone."""
         within_round = self.step % self.steps_per_round > 0
         held = [[batch_to_json(batch) for batch in part] for part in self.minibatches] if within_round else []
         last = dict(self.round_metrics) if within_round else {}
-        return {"step": self.step, "kl": self.kl_weight, "held": held, "last": last}
+        collapse = self.collapse_monitor.state_dict()
+        return {"step": self.step, "kl": self.kl_weight, "held": held, "last": last, "collapse": collapse}
 
     def load_state_dict(self, state: dict) -> None:
         """Continues where `state_dict` was taken."""
@@ -276,6 +277,7 @@ class RolloutStream:
             self.kl_weight = float(state["kl"])
         self.minibatches = [[batch_from_json(values) for values in part] for part in state["held"]]
         self.round_metrics = dict(state["last"])
+        self.collapse_monitor.load_state_dict(state.get("collapse", {}))
 
     def skip(self, steps: int) -> None:
         """Skips the next `steps` steps, and the rest of the round of the last one."""
@@ -287,4 +289,6 @@ class RolloutStream:
         self.reward_scorer.close()
         if total := sum(self.total_seconds.values()):
             shares = ", ".join(f"{100 * spent / total:.0f} % {name}" for name, spent in self.total_seconds.items())
-            self.log(f"rl: {total:.0f} s, of these {shares}; rollouts at {self.tokens_per_second:,.0f} tokens a second")
+            self.log(
+                f"rl: {total:.0f} s in this session, of these {shares}; rollouts at {self.tokens_per_second:,.0f} tokens a second"
+            )
