@@ -62,7 +62,7 @@ def test_a_sweep_trains_and_skips_finished_runs(tmp_path):
     edited = next((tmp_path / "text").iterdir())
     edited.write_text(edited.read_text().replace("e", "E"))
     for _ in range(2):  # also when the new text is prepared already
-        with pytest.raises(UserError, match="has changed since the finished runs of .* read it: choose another --out"):
+        with pytest.raises(UserError, match=r"has changed since the finished runs of .* read it: choose another --out"):
             run_sweep(chosen, cells, out, messages.append, finished.append)
 
 

@@ -289,6 +289,5 @@ class RolloutStream:
         self.reward_scorer.close()
         if total := sum(self.total_seconds.values()):
             shares = ", ".join(f"{100 * spent / total:.0f} % {name}" for name, spent in self.total_seconds.items())
-            self.log(
-                f"rl: {total:.0f} s in this session, of these {shares}; rollouts at {self.tokens_per_second:,.0f} tokens a second"
-            )
+            speed = f"{self.tokens_per_second:,.0f} tokens a second"
+            self.log(f"rl: {total:.0f} s in this session, of these {shares}; rollouts at {speed}")
