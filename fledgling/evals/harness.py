@@ -8,7 +8,9 @@ https://github.com/EleutherAI/lm-evaluation-harness, 0.4.13: `lm_eval.api.model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +90,33 @@ def compute_rolling_loglikelihoods(scorer: Scorer, texts: Sequence[str]) -> list
     return [sum(score.logprob for score in scores) for scores in scorer.score(items)]
 
 
-def generate_until(engine: Engine, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Returns greedy answers to (context, {"until": [...], "max_gen_toks": n}), each cut before its first stop."""
+def generate_until(
+    engine: Engine,
+    requests: Sequence[tuple[str, dict[str, Any]]],
+    log: Callable[[str], None] = print,
+) -> list[str]:
+    """Returns greedy answers to (context, {"until": [...], "max_gen_toks": n}), each cut before its first stop.
+
+    An answer takes at most half of the model's context, and a context loses its beginning where no room is left for the
+    answer. `log` is called with one line for each of these, and for sampling that a task asks for, with the number of
+    requests.
+    """
     tokenizer, texts = engine.tokenizer, []
-    limits = [int(options.get("max_gen_toks", DEFAULT_MAX_NEW_TOKENS)) for _, options in requests]
-    longest = min(max(limits, default=1), engine.context // 2)
+    requested = [int(options.get("max_gen_toks", DEFAULT_MAX_NEW_TOKENS)) for _, options in requests]
+    limits = [min(limit, engine.context // 2) for limit in requested]
+    longest = max(limits, default=1)
     encoded = [[*bos_prefix(tokenizer), *tokenizer.encode(context)] for context, _ in requests]
-    prompts = [prompt[-(engine.context - longest) :] for prompt in encoded]
+    prompts = [prompt[-(engine.context - limit) :] for prompt, limit in zip(encoded, limits, strict=True)]
+    for count, what in (
+        (
+            sum(map(int.__gt__, requested, limits)),
+            f"answers may take {engine.context // 2} tokens, not those of the task",
+        ),
+        (sum(map(int.__gt__, map(len, encoded), map(len, prompts))), "contexts were too long and lost their beginning"),
+        (sum(bool(options.get("do_sample")) for _, options in requests), "answers are greedy where the task samples"),
+    ):
+        if count:
+            log(f"{count:,} of {len(requests):,} requests: {what}")
     completions = engine.generate(prompts, SamplingParams(temperature=0.0, max_new_tokens=longest), use_tools=False)
     for (_, options), limit, completion in zip(requests, limits, completions, strict=True):
         text = tokenizer.decode([token for token in completion.tokens[:limit] if token not in engine.stop_tokens])
@@ -122,7 +144,9 @@ def make_harness_model(scorer: Scorer) -> LM:
             return compute_rolling_loglikelihoods(scorer, [request.args[0] for request in requests])
 
         def generate_until(self, requests: list) -> list[str]:
-            return generate_until(scorer.engine, [request.args for request in requests])
+            return generate_until(
+                scorer.engine, [request.args for request in requests], partial(print, file=sys.stderr)
+            )
 
     return Fledgling()
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LABELS = {"hours": "time of the steps", "mfu": "MFU of the plan's peak", "usd": "cost of the steps"}
 LABELS |= {"memory": "peak memory", "tokens_per_second": "tokens per second"}
 UPPER_BOUND = "predicted for answers of full length: at most"
+CHANGED = "predicted before the stage went on with other settings"
 BOUNDED_STAGES = ("rl", "dpo")  # whose rows have a length that only the run knows
 BOUNDED = ("tokens", "hours", "usd", "tokens_per_second")
 OF_FINISHED_STAGES = ("steps", "tokens", "hours", "usd")
@@ -54,11 +55,11 @@ class Pair:
         return self.predicted / self.measured - 1 if self.measured and not self.differs else None
 
 
-def hourly_price(run: RunData) -> float | None:
-    """Returns US dollars per hour for all devices together, from the plan."""
+def hourly_price(plan: dict[str, Any]) -> float | None:
+    """Returns US dollars per hour for all devices together, from a plan."""
     hours, dollars = (
-        finite_number(nested_table(run.plan, "time").get("hours")),
-        finite_number(nested_table(run.plan, "cost").get("usd")),
+        finite_number(nested_table(plan, "time").get("hours")),
+        finite_number(nested_table(plan, "cost").get("usd")),
     )
     return dollars / hours if hours and dollars is not None else None
 
@@ -67,10 +68,10 @@ def pair_predictions(run: RunData) -> list[Pair]:
     """Returns the values of the plans that the files can confirm, each with its measured value.
 
     A stage is compared with its own plan, which was written before its first step and never again; without one, with
-    the plan of the run.
-    Hours and dollars are those of the steps alone, as planned: `training_seconds`, without evaluations, checkpoints and
-    preparation. MFU is the measured speed as a share of the peak that the plan refers to. Memory is the highest level
-    of live tensors in a step. Steps, tokens, hours and dollars are compared only for finished stages.
+    the plan of the run. Where it went on with other settings, its pairs say so and have no error. Hours and dollars are
+    those of the steps alone, as planned: `training_seconds`, without evaluations, checkpoints and preparation. MFU is
+    the measured speed as a share of the peak that the plan refers to. Memory is the highest level of live tensors in a
+    step. Steps, tokens, hours and dollars are compared only for finished stages.
     """
     parameters = next((stage.parameter_count for stage in run.stages[::-1] if stage.parameter_count), None)
     pairs = [_make_pair("parameters", nested_table(run.plan, "parameters").get("total"), parameters)]
@@ -79,7 +80,8 @@ def pair_predictions(run: RunData) -> list[Pair]:
         for quantity, value in measured.items():
             if quantity in OF_FINISHED_STAGES and not stage.done:
                 continue
-            differs = UPPER_BOUND if stage.name in BOUNDED_STAGES and quantity in BOUNDED else ""
+            is_bound = stage.name in BOUNDED_STAGES and quantity in BOUNDED
+            differs = CHANGED if stage.plan_changes else UPPER_BOUND if is_bound else ""
             pairs.append(_make_pair(f"{stage.name}.{quantity}", planned.get(quantity), value, differs))
     return [pair for pair in pairs if pair is not None]
 
@@ -100,10 +102,10 @@ def _planned(plan: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _measure(run: RunData, stage: StageData) -> dict[str, float | None]:
     """Returns what a stage's files say about each predicted quantity."""
-    price, speed = hourly_price(run), steady_median(stage, "tokens_per_second")
+    plan = stage.plan or run.plan
+    price, speed = hourly_price(plan), steady_median(stage, "tokens_per_second")
     seconds = stage.last_metric("training_seconds")
     hours = None if seconds is None else seconds / 3600
-    plan = stage.plan or run.plan
     hardware = nested_table(plan, "hardware")
     peak, ranks = finite_number(hardware.get("peak_flops")), finite_number(hardware.get("ranks"))
     per_token = finite_number(nested_table(plan, "flops").get("per_token"))

@@ -65,6 +65,7 @@ class StageData:
     done: dict[str, Any]
     parameter_count: int | None  # of the newest model.safetensors
     plan: dict[str, Any] = field(default_factory=dict)  # what was predicted before the stage's first step
+    plan_changes: int = 0  # later predictions: the stage went on with other settings, or on another machine
 
     def metric_series(self, name: str) -> tuple[list[float], list[float]]:
         """Returns (steps, values) of one metric, where it is recorded and finite."""
@@ -186,6 +187,7 @@ def _stage(path: Path) -> StageData:
         done=_json(path / "done.json"),
         parameter_count=_weights(path / "checkpoints"),
         plan=_json(path / "plan.json"),
+        plan_changes=len(list(path.glob("plan-*.json"))),
     )
 
 

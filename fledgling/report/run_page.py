@@ -101,7 +101,7 @@ def run_tiles(run: RunData) -> list[tuple[str, str, str]]:
         tiles.append((format_count(sum(filter(None, tokens))), "token positions", small))
     seconds = [stage.seconds for stage in run.stages if stage.seconds]
     if seconds:
-        price = hourly_price(run)
+        price = hourly_price(run.plan)
         note = "evaluations included, pauses left out"
         note += f"; about ${price * sum(seconds) / 3600:,.2f}" if price else ""
         tiles.append((format_seconds(sum(seconds)), "time", note))
@@ -159,7 +159,7 @@ def describe_left_out_evals(run: RunData) -> str:
 
 def stage_rows(run: RunData) -> list[tuple[str, ...]]:
     """Returns state, steps, tokens, time, time of the steps, speed, MFU, saving and cost of each stage as cells."""
-    price = hourly_price(run)
+    price = hourly_price(run.plan)
     rows: list[tuple[str, ...]] = []
     for stage in run.stages:
         stats = numbers.summarize_stage(stage)

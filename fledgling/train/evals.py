@@ -110,7 +110,10 @@ def _measure_compression(context: StageContext, source: str, step: int, last: bo
     train, held_out = context.preparer.documents.read_split(source)
     if not (held_out and sum(document.num_bytes for document in train) < MAX_COMPRESSED_BYTES):
         return []
-    context.recorder.log_notice("compressing the held-out text with xz, zstd and PPMd, for comparison")
+    context.recorder.log_notice(
+        f"compressing all {len(held_out):,} held-out documents with xz, zstd and PPMd, for comparison with the model's "
+        f"bits per byte of at most {VALIDATION_ROWS} rows"
+    )
     values = measure_compressed_bpb((document.text for document in train), (document.text for document in held_out))
     if values["note"]:
         context.recorder.log_notice(f"comparison with compressors: {values['note']}")

@@ -8,11 +8,21 @@ from fledgling.plan import measured_speed
 from fledgling.runtime import device as runtime_device
 from fledgling.runtime.device import DeviceSetup
 
+NOISE = 0.1  # of two measurements of one peak on an idle machine
+
 
 def name_device(setup: DeviceSetup, device: torch.device) -> str | None:
     """Returns the planner's name of a device with the dtype of `setup`; None if its table has no such device."""
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return measured_speed.device_name(device.type, setup.dtype_name, card)
+
+
+def discard_outdated_peak(setup: DeviceSetup, device: torch.device) -> str:
+    """Deletes a stored speed whose peak is more than `NOISE` below the one just measured; returns a line about it.
+
+    Such a peak was measured on a busy machine, and the utilization stored with it is too high.
+    """
+    return measured_speed.discard_exceeded(name_device(setup, device), setup.peak_flops / (1 + NOISE))
 
 
 def replace_exceeded_peak(setup: DeviceSetup, device: torch.device, peak: float, reached: float) -> tuple[float, str]:

@@ -42,7 +42,7 @@ from fledgling.train.going_on import (
 from fledgling.train.health import Health, Rollback
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
-from fledgling.train.peak import replace_exceeded_peak
+from fledgling.train.peak import discard_outdated_peak, replace_exceeded_peak
 from fledgling.train.positions import carry_positions, read_positions
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.rl.algorithm import ALGORITHMS
@@ -119,6 +119,8 @@ def run_stage(
         setup = start_run(recipe, name, resume, world, saved)
         loggers = recipe.run.loggers
         with Recorder(run_dir / name, name, 0, quiet=quiet, loggers=loggers, enabled=world.is_main) as recorder:
+            if world.is_main and (discarded := discard_outdated_peak(setup, world.device)):
+                notices.append(discarded)
             for line in (*notices, f"{name}: {setup.summary}"):
                 recorder.log_notice(line)
             preparer = DataPreparer(recipe, run_dir, recorder.log_notice, show_progress=world.is_main and not quiet)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 from functools import cache
 from math import isfinite
 
@@ -30,6 +31,17 @@ TRAINING_TEXTS = {  # of tokenizers whose tokens join digits, letters, spaces an
     "words": "ab abab  ba  abba: a:: b:: 1 1 12 " * 40,
     "bytes": "é€日本語 ñandú 𝄞 日本 语言 ää äö " * 40,
 }
+
+
+def write_random_text(seed: int) -> str:
+    """Returns a text of random words over a random alphabet, with its own tokens that span joins."""
+    chance = random.Random(seed)
+    alphabet = chance.sample("abcdefgh0123456789.:,é€日本ñ𝄞", 6)
+    words = ["".join(chance.choices(alphabet, k=chance.randint(1, 4))) for _ in range(12)]
+    return "".join(chance.choice(words) + chance.choice(("", " ", "  ")) for _ in range(400))
+
+
+TRAINING_TEXTS |= {f"random {seed}": write_random_text(seed) for seed in range(3)}
 
 
 @cache
@@ -76,7 +88,7 @@ def test_a_token_over_the_join_is_scored_with_the_end_of_the_context():
 
 
 @given(st.sampled_from(sorted(TRAINING_TEXTS)), st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_log_probabilities_of_pairs_are_negative_and_follow_the_chain_rule(name, data):
     """log p(context and continuation) = log p(tokens before the first scored one) + log p(continuation)."""
     engine = make_joining_engine(name)
@@ -148,6 +160,29 @@ def test_answers_end_before_their_stop(scorer):
     assert generate_until(scorer.engine, [("the", {"until": stop, "max_gen_toks": 12})]) == [answer.split(stop)[0]]
     short = generate_until(scorer.engine, [("the", {"max_gen_toks": 2}), ("the", {"max_gen_toks": 12})])
     assert short[1] == answer and answer.startswith(short[0]) and short[0] != answer
+
+
+def test_what_is_cut_of_requests_for_text_is_told(scorer):
+    """A context is cropped for its own answer, not for the longest answer of the batch."""
+    lines: list[str] = []
+    long = "the quick brown fox jumps over the lazy dog " * 3
+    requests = [
+        (long, {"max_gen_toks": 2}),
+        ("the", {"max_gen_toks": 500, "do_sample": True}),
+        ("fox", {"max_gen_toks": 3}),
+    ]
+    assert len(generate_until(scorer.engine, requests, lines.append)) == 3
+    assert lines == [
+        f"1 of 3 requests: answers may take {CONTEXT // 2} tokens, not those of the task",
+        "1 of 3 requests: contexts were too long and lost their beginning",
+        "1 of 3 requests: answers are greedy where the task samples",
+    ]
+    lines.clear()
+    fitting = "the quick brown fox jumps over the lazy dog a"
+    assert CONTEXT // 2 < len(scorer.engine.tokenizer.encode(fitting)) < CONTEXT - 3
+    alone = generate_until(scorer.engine, [(fitting, {"max_gen_toks": 2})], lines.append)
+    with_long_answer = [(fitting, {"max_gen_toks": 2}), ("the", {"max_gen_toks": CONTEXT // 2})]
+    assert generate_until(scorer.engine, with_long_answer, lines.append)[0] == alone[0] and not lines
 
 
 def test_without_the_harness_the_error_says_what_to_install(scorer):

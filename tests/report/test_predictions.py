@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fledgling.report.predictions import UPPER_BOUND, Pair, make_predictions_table, pair_predictions
+from fledgling.report.predictions import CHANGED, UPPER_BOUND, Pair, make_predictions_table, pair_predictions
 from fledgling.report.run_data import load_run_data
 from fledgling.report.summary import summarize_run
 from tests.report.synthetic_run import PEAK_FLOPS, make_run
@@ -57,6 +57,13 @@ def test_an_upper_bound_is_no_prediction_with_an_error(run_dir, pairs):
 def test_nothing_computed_by_the_plan_itself_is_called_measured(pairs):
     """FLOPs "measured" as the plan's FLOPs a token times tokens would agree whatever the machine did."""
     assert not [key for key in pairs if key.endswith("flops")]
+
+
+def test_a_prediction_for_other_settings_has_no_error(tmp_path):
+    run = make_run(tmp_path / "changed", stages=("pretrain",), scale=0.02)
+    (run / "pretrain" / "plan-2.json").write_text((run / "plan.json").read_text())
+    pairs = [pair for pair in pair_predictions(load_run_data(run)) if pair.key.startswith("pretrain.")]
+    assert pairs and all(pair.differs == CHANGED and pair.error is None for pair in pairs)
 
 
 def test_runs_without_the_time_of_their_steps_have_no_pair_of_hours(tmp_path):
