@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def adder() -> Engine:
 @pytest.fixture(scope="module")
 def exam() -> Exam:
     questions = tuple(Question("sums", f"{n} plus something?", answer) for n, answer in enumerate(ANSWERS))
-    task = GeneratedTask("sums", lambda *_: questions[0], lambda question: question.answer, score_exact_match)
+    task = GeneratedTask(
+        "sums", lambda *_: questions[0], lambda _: ["wording"], lambda question: question.answer, score_exact_match
+    )
     return Exam("sums", task, questions)
 
 
@@ -43,9 +46,8 @@ def exported(adder, exam, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("run")
     with Recorder(run / "sft", "sft", 10, quiet=True) as recorder:
         for m in run_exams(adder, [exam]):
-            m = m.with_tools(adder.tool_name)
-            recorder.log_evaluation(10, m.name, m.value, m.low, m.high, m.n, m.baseline, m.tools)
-            recorder.log_evaluation(10, m.name, 1.0, n=1, tools=m.tools)  # the first question alone: another series
+            recorder.log_evaluation(10, **asdict(m.with_tools(adder.tool_name)))
+            recorder.log_evaluation(10, m.name, 1.0, n=1, tools="calculator")  # the first one alone
         recorder.log_evaluation(10, "bits_per_byte", 1.5, 1.4, 1.6, 64)
     model = adder.source
     card = render_model_card(model.config, model.count_parameters(), adder.tokenizer, {"stage": "sft", "step": 10}, run)
