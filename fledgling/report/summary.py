@@ -162,7 +162,7 @@ def make_evals_table(run_dir: Path | str) -> "Table":
     rows = {(evaluation.stage, evaluation.name): evaluation for evaluation in final_evaluations(run)}
     stages = [stage.name for stage in run.stages if stage.evals]
     table = Table(box=SIMPLE_HEAD, title=Text(f"{run_title(run)}: evaluations, 95 % intervals"), title_justify="left")
-    table.add_column("", min_width=10)
+    table.add_column("", min_width=11)  # "arithmetic,"
     for stage in stages:
         table.add_column(stage, justify="right")
     table.add_column("best\nconst.", justify="right", style="dim")

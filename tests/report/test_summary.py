@@ -1,6 +1,9 @@
 """Tests the numbers of the report."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from fledgling.record import Recorder
 from fledgling.report import make_evals_table, summarize_run
@@ -62,3 +65,15 @@ def test_what_answers_could_call_is_shown_with_their_scores(tmp_path):
     with Recorder(run / "midtrain", "midtrain", 10, quiet=True) as recorder:
         recorder.log_evaluation(10, "arc_easy", 0.3, n=200, tools="none")
     assert "tools in answers of arc easy: none" in make_evals_table(run).caption.plain
+
+
+def test_the_terminal_of_80_columns_shows_whole_names(tmp_path):
+    """Four stages with intervals leave eleven columns for a name: the longest word of the exams and its comma."""
+    run = make_run(tmp_path / "run", scale=0.02)
+    for stage in ("pretrain", "midtrain", "sft", "rl"):
+        with Recorder(run / stage, stage, 10, quiet=True) as recorder:
+            facts = {"clusters": 64, "cluster_unit": "wordings", "tools": "calculator"}
+            recorder.log_evaluation(400, "arithmetic_test", 0.5, 0.4, 0.6, 200, 0.1, **facts)
+    console = Console(width=80, file=io.StringIO())
+    console.print(make_evals_table(run))
+    assert "arithmetic," in console.file.getvalue() and "…" not in console.file.getvalue()
