@@ -86,21 +86,6 @@ def build_exams(
     return exams
 
 
-def run_exams(
-    engine: Engine,
-    exams: Sequence[Exam],
-    log: Callable[[Question, str, float], None] | None = None,
-    progress: ProgressCallback | None = None,
-    world: World | None = None,
-) -> list[Measurement]:
-    """Returns the measurements of each exam (see `measure_exam`). log(question, answer, score) gets every answer."""
-    answers = answer_exams(engine, exams, progress, world)
-    if log:
-        for answer in (answer for exam_answers in answers for answer in exam_answers):
-            log(answer.question, answer.text, answer.score)
-    return [m for exam, given in zip(exams, answers, strict=True) for m in measure_exam(exam.name, given)]
-
-
 def answer_exams(
     engine: Engine,
     exams: Sequence[Exam],

@@ -16,7 +16,6 @@ from fledgling.evals.chat import (
     crop_prompt,
     encode_question,
     measure_exam,
-    run_exams,
 )
 from fledgling.evals.measurement import Measurement, wilson_interval
 from fledgling.tasks import multiple_choice
@@ -40,10 +39,10 @@ def test_the_most_likely_of_the_offered_letters_is_chosen(engine):
 
 def test_letters_and_free_text_are_answered_in_order_with_progress(engine, root):
     exams = build_exams(["arc_easy", "gsm8k", "mmlu", "spelling"], 3, data_dir=str(root))
-    seen, reported = [], []
-    measured = run_exams(
-        engine, exams, lambda q, text, score: seen.append((q, text, score)), lambda *n: reported.append(n)
-    )
+    reported = []
+    answers = answer_exams(engine, exams, lambda *n: reported.append(n))
+    measured = [m for exam, given in zip(exams, answers, strict=True) for m in measure_exam(exam.name, given)]
+    seen = [(answer.question, answer.text, answer.score) for given in answers for answer in given]
     assert [m.name for m in measured] == ["arc_easy", "gsm8k", "mmlu", "spelling", "spelling_test"]
     assert [q for q, *_ in seen] == [q for exam in exams for q in exam.questions]
     assert all(text in q.choices for q, text, _ in seen if q.choices)

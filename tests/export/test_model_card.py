@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fledgling.config import ModelConfig
-from fledgling.evals.chat import Exam, run_exams
+from fledgling.evals.chat import Exam, answer_exams, measure_exam
 from fledgling.export.model_card import find_run_dir, render_model_card
 from fledgling.export.write_hf import write_hf
 from fledgling.infer.engine import Engine
@@ -45,7 +45,7 @@ def exported(adder, exam, tmp_path_factory) -> Path:
     """The exported model of a run whose exam was measured by the engine, with its card."""
     run = tmp_path_factory.mktemp("run")
     with Recorder(run / "sft", "sft", 10, quiet=True) as recorder:
-        for m in run_exams(adder, [exam]):
+        for m in measure_exam(exam.name, answer_exams(adder, [exam])[0]):
             recorder.log_evaluation(10, **asdict(m.with_tools(adder.tool_name)))
             recorder.log_evaluation(10, m.name, 1.0, n=1, tools="calculator")  # the first one alone
         recorder.log_evaluation(10, "bits_per_byte", 1.5, 1.4, 1.6, 64)
@@ -97,6 +97,17 @@ def test_every_score_on_the_card_says_its_tools(exported, tmp_path, adder):
     card = render_model_card(model.config, 1, adder.tokenizer, {"stage": "sft", "step": 3}, tmp_path, "bfloat16")
     assert read_card_rows(card)["old"]["tools"] == "not recorded"
     assert "these files hold the weights in bfloat16" in card
+
+
+def test_of_a_skill_a_card_quotes_the_test_alone_and_says_how_many_wordings_it_has(tmp_path, adder):
+    with Recorder(tmp_path / "sft", "sft", 10, quiet=True) as recorder:
+        for end, value in (("", 0.99), ("_dev", 0.9), ("_test", 0.8), ("_practised", 0.95)):
+            clusters = {"clusters": 72, "cluster_unit": "wordings"}
+            recorder.log_evaluation(10, f"arithmetic{end}", value, 0.7, 1.0, 200, 0.1, tools="calculator", **clusters)
+    model = adder.source
+    rows = read_card_rows(render_model_card(model.config, 1, adder.tokenizer, {"stage": "sft", "step": 10}, tmp_path))
+    assert [name for name in rows if name.startswith("arithmetic")] == ["arithmetic_test"]
+    assert "200, 72 wordings" in rows["arithmetic_test"].values()
 
 
 def test_a_vocabulary_without_calls_has_code_without_them(tmp_path, adder):
