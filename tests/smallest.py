@@ -34,7 +34,7 @@ def write_recipe(folder: Path) -> Path:
     file.write_text(
         f'seed = 1\nstages = ["pretrain", "midtrain", "sft", "dpo", "rl"]\n'
         f'[tokenizer]\nvocab_size = 330\nsources = ["{text}"]\n'
-        "[model]\ndepth = 1\nwidth = 16\nheads = 2\ncontext = 64\n"
+        "[model]\ndepth = 1\nwidth = 64\nheads = 2\ncontext = 64\n"
         f'[pretrain]\n{stage}mixture = {{"{text}" = 1.0}}\n[midtrain]\n{stage}{conversations}'
         f"[sft]\n{stage}{conversations}"
         f'[dpo]\nsteps = 1\npairs = "{folder / "pairs.jsonl"}"\nbatch_size = 3\nmicro_batch_size = 4\n'

@@ -51,7 +51,7 @@ class Observations:
 def run_server(checkpoint: str):
     """Runs `fledgling serve` in its own process; yields its port and pid."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "fledgling", "serve", checkpoint, "--port", "0", "--name", "any"],
+        [sys.executable, "-m", "fledgling", "serve", checkpoint, "--port", "0", "--model-name", "any"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
