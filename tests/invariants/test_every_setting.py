@@ -277,7 +277,7 @@ LOOP = {
     "warmup_steps": 2,
     "decay_fraction": 0.5,
     "final_lr_fraction": 0.1,
-    "mixture": {"identity": 0.4, "counting": 0.6},
+    "mixture": {"arithmetic": 0.4, "counting": 0.6},
     "eval_every": 2,
     "eval_questions": 2,
     "sample_every": 1,
@@ -330,8 +330,8 @@ def test_every_setting_that_stages_share_has_its_effect(stage, folder, tmp_path,
     # two steps of warm-up; over the last half of three steps the rate falls from 1 to 0.1
     falls = 0.1 + 0.9 * (1 - 2 / 3) / 0.5
     assert [line["lr_multiplier"] for line in metrics] == pytest.approx([0.5, 1.0, falls])
-    exams = {line["name"]: line for line in evals if line["name"] in ("identity", "counting")}
-    assert exams.keys() == {"identity", "counting"} and {line["n"] for line in exams.values()} == {2}
+    exams = {line["name"]: line for line in evals if line["name"] in ("arithmetic", "counting")}
+    assert exams.keys() == {"arithmetic", "counting"} and {line["n"] for line in exams.values()} == {2}
     assert {line["step"] for line in evals if line["name"] == "counting"} == {0, 2, 3}
     assert {line["step"] for line in read_jsonl(out / stage / "samples.jsonl")} == {0, 1, 2, 3}
     kept = sorted(path.name for path in (out / stage / "checkpoints").glob("step-*"))
