@@ -140,6 +140,9 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling eval chat runs/quickstart --tasks chatcore": (
             "fledgling eval chat runs/quickstart --tasks chatcore --questions 1 --out chat --fresh --log log.jsonl"
         ),
+        "fledgling eval chat runs/quickstart --wordings development": (
+            "fledgling eval chat runs/quickstart --tasks counting --questions 1 --wordings development"
+        ),
         "fledgling eval chat runs/d12-1gpu --tasks arc_easy,mmlu --questions 500": (
             "fledgling eval chat runs/quickstart --tasks arc_easy,mmlu --questions 1"
         ),
