@@ -1,7 +1,8 @@
 """Measures what hostile clients cost others: the time of another user's answer and of /health, with and without them.
 
 The server, the hostile clients and the measuring client are three processes. All use one address, the worst case: as
-behind a proxy that shows only its own. Each scenario is measured in turns, without and with the hostile clients.
+behind a proxy that shows only its own. Each scenario is measured in turns, without and with the hostile clients. The
+moment in which a client opens all its connections is not measured; those that it opens anew afterwards are.
 """
 
 from __future__ import annotations
@@ -175,15 +176,20 @@ def _probe_health(port: int, stop: threading.Event, times: list[float]) -> None:
     """Appends the seconds of requests of /health, each on a new connection; one that fails counts as 60."""
     while not stop.is_set():
         start = time.perf_counter()
-        client = http.client.HTTPConnection(HOST, port, timeout=60)
-        try:
-            client.request("GET", "/health")
-            good = client.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            good = False
-        client.close()
-        times.append(time.perf_counter() - start if good else 60.0)
+        times.append(time.perf_counter() - start if _is_healthy(port) else 60.0)
         stop.wait(HEALTH_INTERVAL)
+
+
+def _is_healthy(port: int) -> bool:
+    """Requests /health on a new connection; returns whether it is answered."""
+    client = http.client.HTTPConnection(HOST, port, timeout=60)
+    try:
+        client.request("GET", "/health")
+        return client.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        client.close()
 
 
 def run_hostile(pipe: Connection, name: str, port: int, connections: int) -> None:
@@ -230,6 +236,7 @@ def _hold_connections(pipe: Connection, opening: bytes, port: int, count: int) -
                 with contextlib.suppress(OSError):
                     key.fileobj.send(b"a")  # type: ignore[union-attr]
         if not begun:
+            _is_healthy(port)  # all connections before this one have been accepted
             pipe.send("begun")
             begun = True
         time.sleep(TOP_UP_INTERVAL)

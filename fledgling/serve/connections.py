@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -62,50 +63,60 @@ class Phase(IntEnum):
 
 
 class ConnectionTable:
-    """All open connections of a server, by address."""
+    """All open connections of a server, by address. Of each address, those that wait for their client are in order."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self.count = 0
         self.lingering = 0
-        self._by_address: defaultdict[str, set[LimitedProtocol]] = defaultdict(set)
+        self._open: defaultdict[str, set[LimitedProtocol]] = defaultdict(set)
+        self._waiting: defaultdict[str, dict[LimitedProtocol, None]] = defaultdict(dict)  # longest wait first
 
     def add(self, connection: LimitedProtocol) -> int:
         """Adds a connection; returns 0, or the status (429 or 503) with which it must be refused.
 
-        Where the table is full, the connection that has waited longest is closed for it.
+        Where the table is full, the connection that has waited longest is closed for it. The longest wait alone
+        decides: a newcomer, whose headers are on their way, must not give way to older ones.
         """
-        own = self._by_address[connection.address]
         status = 0
-        if len(own) >= self.limits.max_per_address:
-            status = 0 if self._close_longest_waiting(own) else 429
+        if len(self._open[connection.address]) >= self.limits.max_per_address:
+            status = 0 if self._close_longest_waiting([connection.address]) else 429
         elif self.count >= self.limits.max_connections:
-            groups = sorted(self._by_address.values(), key=len, reverse=True)
-            status = 0 if any(self._close_longest_waiting(group) for group in groups) else 503
+            status = 0 if self._close_longest_waiting(self._waiting) else 503
         if not status:
-            self._by_address[connection.address].add(connection)
+            self._open[connection.address].add(connection)
             self.count += 1
+            self.update(connection)
         return status
+
+    def update(self, connection: LimitedProtocol) -> None:
+        """Notes that a connection has entered another phase."""
+        waiting = self._waiting[connection.address]
+        waiting.pop(connection, None)
+        if connection.phase <= Phase.BODY and connection in self._open[connection.address]:
+            waiting[connection] = None
+        self._forget_empty(connection.address)
 
     def discard(self, connection: LimitedProtocol) -> None:
         """Removes a connection, if it is here."""
-        own = self._by_address.get(connection.address, set())
-        if connection in own:
-            own.remove(connection)
+        if connection in self._open[connection.address]:
+            self._open[connection.address].remove(connection)
             self.count -= 1
-            if not own:
-                del self._by_address[connection.address]
+        self._waiting[connection.address].pop(connection, None)
+        self._forget_empty(connection.address)
 
-    def _close_longest_waiting(self, connections: Iterable[LimitedProtocol]) -> bool:
-        """Closes the connection that has waited longest for its client. Returns False where none waits.
-
-        The longest wait alone decides: a newcomer, whose headers are on their way, must not give way to older ones.
-        """
-        waiting = [connection for connection in connections if connection.phase <= Phase.BODY]
-        if not waiting:
+    def _close_longest_waiting(self, addresses: Iterable[str]) -> bool:
+        """Closes the longest waiting connection of the address with most connections; returns False if none waits."""
+        crowded = max((a for a in addresses if self._waiting.get(a)), key=lambda a: len(self._open[a]), default=None)
+        if crowded is None:
             return False
-        min(waiting, key=lambda connection: connection.phase_start).give_way()
+        next(iter(self._waiting[crowded])).give_way()
         return True
+
+    def _forget_empty(self, address: str) -> None:
+        for groups in (self._open, self._waiting):
+            if not groups[address]:  # type: ignore[index]
+                del groups[address]  # type: ignore[attr-defined]
 
 
 def group_address(host: str) -> str:
@@ -149,7 +160,7 @@ class LimitedProtocol(H11Protocol):
         self.table, self.limits = table, table.limits
         self.conn = _BoundedConnection(h11.SERVER, MAX_HEADER_BYTES)
         self.address = ""
-        self.phase, self.phase_start = Phase.HEADERS, self.loop.time()
+        self.phase = Phase.HEADERS
         self._phase_timer: asyncio.TimerHandle | None = None
         self._received_any = False  # of the current request
         self._early_bytes = 0
@@ -255,7 +266,8 @@ class LimitedProtocol(H11Protocol):
             return
         if self._phase_timer:
             self._phase_timer.cancel()
-        self.phase, self.phase_start = phase, self.loop.time()
+        self.phase = phase
+        self.table.update(self)
         if phase is Phase.CLOSING:
             self._start_stall()  # an answer that is never read must not keep the socket
             return
@@ -327,10 +339,10 @@ class LimitedProtocol(H11Protocol):
     def _encode_error(self, status: int, message: str, code: str, retry: bool) -> bytes:
         kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
         body = json.dumps(build_error(message, kind, None, code)).encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
-        headers += [("Retry-After", str(RETRY_AFTER))] if retry else []
-        response = h11.Response(status_code=status, headers=headers)
-        return b"".join(self.conn.send(event) or b"" for event in (response, h11.Data(data=body), h11.EndOfMessage()))
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Content-Type: application/json"]
+        head += [f"Content-Length: {len(body)}", "Connection: close"]
+        head += [f"Retry-After: {RETRY_AFTER}"] if retry else []
+        return "\r\n".join([*head, "", ""]).encode() + body
 
     # ---- slow readers ----------------------------------------------------------------------------
 

@@ -306,8 +306,8 @@ def test_an_ipv6_network_of_64_bits_is_one_address(one, other, same):
 class _Connection:
     """A connection of the table without a socket."""
 
-    def __init__(self, table: ConnectionTable, address: str, phase: Phase, start: float) -> None:
-        self.table, self.address, self.phase, self.phase_start = table, address, phase, start
+    def __init__(self, table: ConnectionTable, address: str, phase: Phase) -> None:
+        self.table, self.address, self.phase = table, address, phase
 
     def give_way(self) -> None:
         self.phase = Phase.CLOSING
@@ -317,24 +317,36 @@ class _Connection:
 def test_the_longest_waiting_connection_of_the_busiest_address_gives_way_first():
     table = ConnectionTable(ConnectionLimits(max_connections=4, max_per_address=3))
     made = [
-        _Connection(table, "a", Phase.ANSWER, 0.0),
-        _Connection(table, "a", Phase.BODY, 1.0),
-        _Connection(table, "a", Phase.IDLE, 2.0),
-        _Connection(table, "b", Phase.IDLE, 0.0),
+        _Connection(table, "a", Phase.ANSWER),
+        _Connection(table, "a", Phase.BODY),
+        _Connection(table, "a", Phase.IDLE),
+        _Connection(table, "b", Phase.IDLE),
     ]
     assert [table.add(connection) for connection in made] == [0, 0, 0, 0]
-    assert table.add(_Connection(table, "c", Phase.HEADERS, 9.0)) == 0 and made[1].phase is Phase.CLOSING
-    assert table.add(_Connection(table, "c", Phase.HEADERS, 9.0)) == 0 and made[2].phase is Phase.CLOSING
+    assert table.add(_Connection(table, "c", Phase.HEADERS)) == 0 and made[1].phase is Phase.CLOSING
+    assert table.add(_Connection(table, "c", Phase.HEADERS)) == 0 and made[2].phase is Phase.CLOSING
     assert made[0].phase is Phase.ANSWER and made[3].phase is Phase.IDLE and table.count == 4
+
+
+def test_a_connection_that_enters_another_phase_waits_anew():
+    table = ConnectionTable(ConnectionLimits(max_connections=4, max_per_address=2))
+    first, second = (_Connection(table, "a", Phase.HEADERS) for _ in range(2))
+    assert table.add(first) == table.add(second) == 0
+    first.phase = Phase.ANSWER
+    table.update(first)
+    first.phase = Phase.IDLE
+    table.update(first)
+    assert table.add(_Connection(table, "a", Phase.HEADERS)) == 0
+    assert second.phase is Phase.CLOSING and first.phase is Phase.IDLE
 
 
 @pytest.mark.parametrize("phase", [Phase.IDLE, Phase.HEADERS, Phase.BODY])
 def test_a_newcomer_never_gives_way_to_older_connections_of_any_phase(phase):
     table = ConnectionTable(ConnectionLimits(max_connections=8, max_per_address=4))
-    for number in range(4):
-        table.add(_Connection(table, "a", phase, float(number)))
-    newest = _Connection(table, "a", Phase.HEADERS, 10.0)
+    for _ in range(4):
+        table.add(_Connection(table, "a", phase))
+    newest = _Connection(table, "a", Phase.HEADERS)
     assert table.add(newest) == 0
-    for number in range(3):
-        assert table.add(_Connection(table, "a", phase, 11.0 + number)) == 0
+    for _ in range(3):
+        assert table.add(_Connection(table, "a", phase)) == 0
     assert newest.phase is Phase.HEADERS
