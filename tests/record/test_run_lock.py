@@ -30,15 +30,15 @@ ELSEWHERE = """
 import socket, sys
 socket.gethostname = lambda: "elsewhere"
 from fledgling.record import run_lock
-run_lock.LEASE_SECONDS, run_lock.HEARTBEAT_SECONDS = 0.4, 0.05
+run_lock.LEASE_SECONDS, run_lock.HEARTBEAT_SECONDS = float(sys.argv[2]), 0.05
 with run_lock.hold_lock(sys.argv[1], "train"):
     print("held", flush=True)
     sys.stdin.readline()
 """
 
 
-def start(program: str, directory: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", program, str(directory)]
+def start(program: str, directory: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", program, str(directory), *options]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -116,10 +116,11 @@ def test_a_link_to_a_run_has_the_same_lock(tmp_path):
 
 @pytest.mark.parametrize("lives", [True, False])
 def test_a_holder_on_another_machine_is_known_by_its_heartbeat(lives, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lock, "LEASE_SECONDS", 0.4)
+    lease = 300.0 if lives else 0.4
+    monkeypatch.setattr(run_lock, "LEASE_SECONDS", lease)
     monkeypatch.setattr(run_lock, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(run_lock, "POLL_SECONDS", 0.02)
-    holder, lines = start(ELSEWHERE, tmp_path), []
+    holder, lines = start(ELSEWHERE, tmp_path, str(lease)), []
     assert holder.stdout.readline() == "held\n"
     os.utime(tmp_path / "lock", (0, 0))  # its clock may say anything: only a change counts
     if lives:
@@ -127,6 +128,7 @@ def test_a_holder_on_another_machine_is_known_by_its_heartbeat(lives, tmp_path, 
             pass
     else:
         holder.send_signal(signal.SIGSTOP)
+        os.waitpid(holder.pid, os.WUNTRACED)  # until it has stopped
         with hold_lock(tmp_path, "sft", lines.append) as lock:
             assert lines == [line for line in lines if "waiting up to" in line] and len(lines) == 1
             holder.send_signal(signal.SIGCONT)
