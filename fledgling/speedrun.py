@@ -22,6 +22,8 @@ def run_stages(recipe: Recipe, quiet: bool = False) -> list[str]:
     require_data(recipe, left)
     with ExitStack() as locks:
         lock = None
-        if left and World.start(recipe.run.device).is_main:
-            lock = locks.enter_context(lock_stage(run_dir, left[0]))  # for all stages: no other start comes between
+        if left:
+            world = World.start(recipe.run.device)
+            with world.main_process_first():  # for all stages: no other start comes between two of them
+                lock = locks.enter_context(lock_stage(run_dir, left[0])) if world.is_main else None
         return [name for name in recipe.stages if run_stage(recipe, name, quiet=quiet, lock=lock)]

@@ -1,10 +1,15 @@
 """Links in a run: what they lead to is not deleted, is locked too, and is made anew where it is missing."""
 
+from pathlib import Path
+
 import pytest
 
-from fledgling.config import UserError
+from fledgling.config import UserError, load_recipe
 from fledgling.record.run_lock import hold_lock
+from fledgling.speedrun import run_stages
 from fledgling.train.run_directory import lock_stage, remove_dead_links, remove_stage
+from tests.ranks import on_ranks
+from tests.smallest import write_recipe
 
 
 @pytest.fixture
@@ -47,3 +52,18 @@ def test_links_that_lead_nowhere_are_removed_and_others_kept(runs, capsys):
     remove_dead_links(b)
     assert not (b / "tokenizer").is_symlink() and (b / "data").is_symlink()
     assert "../shared/tokenizer, which does not exist here" in capsys.readouterr().err
+
+
+def start_on_rank(recipe_file: str) -> str:
+    """Starts all stages as one of several ranks; returns how that ended."""
+    try:
+        return str(run_stages(load_recipe(recipe_file), quiet=True))
+    except (UserError, SystemExit) as end:
+        return str(end)
+
+
+def test_one_rank_says_that_the_run_is_locked_and_the_others_end_quietly(tmp_path):
+    file = write_recipe(tmp_path)
+    with hold_lock(Path(load_recipe(file).run.out), "another start"):
+        first, second = on_ranks(2, start_on_rank, str(file))
+    assert "is being written by process" in first and second == "1"
