@@ -123,7 +123,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
     },
 }
 LOOP_RULES = {
-    "steps": Rule("takes effect", "schedule and end follow it; generated conversations are drawn anew"),
+    "steps": Rule("takes effect", "the schedule and the end follow it"),
     "micro_batch_size": Rule("ignored", "a stage keeps its micro-batches, or takes smaller ones", "takes effect"),
     "learning_rate": EFFECT,
     "warmup_steps": EFFECT,
@@ -223,6 +223,8 @@ def compare_recipes(
             outcome, reason = "refused", f"the checkpoint has {step} steps already"
         elif table == stage and goes_on and field == "micro_batch_size" and _is_smaller(after, before):
             outcome, reason = EFFECT.outcome, EFFECT.reason
+        elif (table, field) == ("rl", "kl_weight") and table == stage and goes_on and wanted.rl.kl_target is not None:
+            outcome, reason = "ignored", "rl.kl_target has adapted it since"
         name = f"{table}.{field}" if table else field
         changed.append(ChangedSetting(name, _show(before), _show(after), outcome, reason))
     return changed

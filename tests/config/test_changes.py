@@ -2,10 +2,11 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from fledgling.config import STAGES, Recipe, load_recipe
+from fledgling.config import STAGES, Recipe, RLConfig, load_recipe
 from fledgling.config.changes import (
     STAGE_RULES,
     TABLE_RULES,
@@ -16,6 +17,7 @@ from fledgling.config.changes import (
     keep_ignored,
     list_fields,
 )
+from fledgling.train.rl.rollout_stream import RolloutStream
 
 SAVED = load_recipe("quickstart")
 
@@ -88,6 +90,18 @@ def test_smaller_micro_batches_take_effect_and_larger_ones_do_not():
     for size, outcome in ((2, "takes effect"), (8, "ignored")):
         wanted = replace(SAVED, sft=replace(SAVED.sft, micro_batch_size=size))
         assert [c.outcome for c in compare_recipes(small, wanted, "sft", (), True, 5, 1024)] == [outcome]
+
+
+def test_a_kl_weight_that_has_adapted_to_its_target_is_kept():
+    assert outcomes("rl", "rl.kl_weight=0.7") == {"rl.kl_weight": "takes effect"}
+    assert outcomes("rl", "rl.kl_weight=0.7", "rl.kl_target=0.1")["rl.kl_weight"] == "ignored"
+    state = {"step": 4, "kl": 0.3, "held": [], "last": {}}
+    for target, weight in ((None, 0.7), (0.1, 0.3)):
+        stream = object.__new__(RolloutStream)
+        stream.config, stream.kl_weight = RLConfig(kl_weight=0.7, kl_target=target), 0.7
+        stream.collapse_monitor = Mock()
+        stream.load_state_dict(state)
+        assert stream.kl_weight == weight
 
 
 def test_the_recipe_that_runs_has_the_saved_values_of_ignored_fields():
