@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from fledgling.infer.sampling import SamplingParams
+from fledgling.serve import app as app_module
 from fledgling.text.conversation import render_prompt
 from tests.serve.conftest import CONTEXT, serving
 
@@ -303,3 +305,51 @@ def test_a_failing_step_is_reported_and_the_server_continues(random_engine, clie
             client(address).completions.create(model="", prompt="a", max_tokens=20, logit_bias={"97": 100})
         assert client(address).completions.create(model="", prompt="a", max_tokens=3).choices
         assert "out of memory" in worker.last_error
+
+
+def test_large_bodies_are_parsed_one_at_a_time_and_small_ones_do_not_wait_for_them(random_engine, monkeypatch):
+    """Six large bodies at once; while the first is parsed, a small one is answered."""
+    running, most, first, small_done = [], [], threading.Event(), threading.Event()
+    parse = app_module._parse_request
+
+    def observed(endpoint, service, body):
+        if len(body) <= app_module.SMALL_BODY_BYTES:
+            return parse(endpoint, service, body)
+        running.append(1)
+        most.append(len(running))
+        first.set()
+        small_done.wait(20)
+        running.pop()
+        return parse(endpoint, service, body)
+
+    monkeypatch.setattr(app_module, "_parse_request", observed)
+    large = json.dumps({"prompt": "fox " * 40_000}).encode()
+    small = json.dumps({"prompt": "fox", "max_tokens": 1}).encode()
+    with serving(random_engine) as (address, _), ThreadPoolExecutor(6) as pool:
+        answers = [
+            pool.submit(call, address, "/v1/completions", large, Content_Type="application/json") for _ in range(6)
+        ]
+        assert first.wait(20)
+        assert call(address, "/v1/completions", small, Content_Type="application/json")[0] == 200
+        small_done.set()
+        assert {answer.result()[1]["error"]["code"] for answer in answers} == {"context_length_exceeded"}
+    assert max(most) == app_module.LARGE_LANES == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"prompt": "fox " * 40_000}),
+        ("completions", {"prompt": ["fox " * 40_000]}),
+        ("completions", {"prompt": [65] * 60_000}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "fox " * 40_000}]}),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "fox " * 9000}] * 4}]},
+        ),
+    ],
+)
+def test_a_prompt_that_cannot_fit_is_an_error_before_it_is_tokenized(server, random_engine, monkeypatch, path, body):
+    monkeypatch.setattr(type(random_engine.tokenizer), "encode", lambda self, text: pytest.fail("tokenized"))
+    code, answer, _ = call(server[0], f"/v1/{path}", json.dumps(body).encode(), Content_Type="application/json")
+    assert (code, answer["error"]["code"]) == (400, "context_length_exceeded")
