@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.cli.options import Json
+from fledgling.runtime.compiler import find_cxx_compiler
 from fledgling.runtime.cores import count_cores
 
 GIB = 2**30
@@ -71,10 +72,10 @@ def check_torch(torch: Any) -> Finding:
 
 def check_compiler() -> Finding:
     """Checks for the C++ compiler that torch.compile calls."""
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
-        if name and shutil.which(name):
-            return Finding("compiler", True, str(shutil.which(name)))
-    return Finding("compiler", False, "no C++ compiler", "install g++ or clang; without one nothing is compiled")
+    if found := find_cxx_compiler():
+        return Finding("compiler", True, found)
+    missing = f"CXX={os.environ['CXX']} is not there" if os.environ.get("CXX") else "no C++ compiler"
+    return Finding("compiler", False, missing, "install g++ or clang; without one nothing is compiled")
 
 
 def check_processor() -> Finding:

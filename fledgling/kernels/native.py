@@ -13,7 +13,6 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fledgling.record.durable import make_directory, replace_file
+from fledgling.runtime.compiler import find_cxx_compiler
 
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILER_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
@@ -48,7 +48,7 @@ def is_supported() -> bool:
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
     """Returns the compiled library, or None where it is not possible; a failing compiler is reported once on stderr."""
-    compiler = next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
+    compiler = find_cxx_compiler()
     if (
         os.environ.get(ENV_SWITCH) == "0"
         or compiler is None

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from fledgling.config import RunConfig, UserError
+from fledgling.runtime.compiler import find_cxx_compiler
 from fledgling.runtime.cores import count_cores
 from fledgling.runtime.memory import (
     UNKNOWN_MEMORY,
@@ -84,9 +85,9 @@ def should_compile(setting: str, device: torch.device) -> bool:
         names = filter(None, (os.environ.get("CC"), "gcc", "clang", "cc"))
         has_compiler = find_spec("triton") is not None and any(shutil.which(name) for name in names)
     else:
-        has_compiler = any(shutil.which(name) for name in ("g++", "clang++"))
+        has_compiler = find_cxx_compiler() is not None
     if setting == "on" and not has_compiler:
-        needed = "Triton, and gcc or clang" if device.type == "cuda" else "g++ or clang++"
+        needed = "Triton, and gcc or clang" if device.type == "cuda" else "g++ or clang++ (or CXX)"
         raise UserError(f'run.compile is "on" but it needs {needed}, which was not found; install it or use "off"')
     return has_compiler
 
