@@ -28,6 +28,7 @@ COMMANDS = {
     "data": ("app", "Inspect, fetch and prepare training text: info, fetch, prepare, overlap."),
     "tokenizer": ("app", "Train, evaluate and show a tokenizer: train, eval, show."),
     "train": ("train", "One stage of a recipe: pretrain, midtrain, sft, dpo or rl."),
+    "verify": ("verify", "Show that a run's weights come from its recipe and text: files, figures, steps made again."),
     "checkpoint": ("app", "Check the checkpoints of a run, file by file: verify."),
     "eval": ("app", "Measure a checkpoint: bpb, core, chat, passk, lm-eval; compare two logs."),
     "chat": ("chat", "Chat with a checkpoint."),

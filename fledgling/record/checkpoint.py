@@ -129,13 +129,13 @@ def verify_checkpoint(path: Path | str, check_hashes: bool = True) -> dict[str, 
     path = Path(path)
     files = _read_manifest(path)
     for name, expected in files.items():
-        damage = _find_damage(path / name, expected, check_hashes)
+        damage = find_damage(path / name, expected, check_hashes)
         if damage:
             raise UserError(f"checkpoint {path} is damaged: {name} {damage}; use another one")
     return files
 
 
-def _find_damage(file: Path, expected: dict, check_hashes: bool) -> str:
+def find_damage(file: Path, expected: dict, check_hashes: bool) -> str:
     """Returns how a file differs from its manifest entry, "" where it does not."""
     if file.is_symlink() or not file.is_file():
         return f"of {MANIFEST} is missing or not a plain file"
@@ -159,7 +159,7 @@ def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
         files = _read_manifest(path)
     except UserError as error:
         return report | {"valid": False, "files": {MANIFEST: str(error)}}
-    report["files"] = {name: _find_damage(path / name, expected, True) for name, expected in files.items()}
+    report["files"] = {name: find_damage(path / name, expected, True) for name, expected in files.items()}
     report["bytes"] = sum(expected["bytes"] for expected in files.values())
     return report | {"valid": not any(report["files"].values())}
 

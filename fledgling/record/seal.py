@@ -5,6 +5,8 @@ It has no key: it shows accidents and edits, not a forger who writes the seal an
 cannot show, and prints one digest of all seals, which a publisher states elsewhere.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from difflib import SequenceMatcher
@@ -22,8 +24,7 @@ DONE = "done.json"
 def seal_stage(stage_dir: Path) -> None:
     """Writes the seal of what the stage has now. Raises UserError if it cannot be written."""
     lines = {name: hash_lines(stage_dir / f"{name}.jsonl") for name in JSONL_NAMES}
-    done = hash_file(stage_dir / DONE) if (stage_dir / DONE).is_file() else None
-    write_json(stage_dir / SEAL, {"lines": lines, "checkpoints": hash_manifests(stage_dir / "checkpoints"), DONE: done})
+    write_json(stage_dir / SEAL, {"lines": lines, "files": hash_sealed_files(stage_dir)})
 
 
 def read_seal(stage_dir: Path) -> dict[str, Any] | None:
@@ -32,7 +33,7 @@ def read_seal(stage_dir: Path) -> dict[str, Any] | None:
         seal = json.loads((stage_dir / SEAL).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    is_seal = isinstance(seal, dict) and all(isinstance(seal.get(key), dict) for key in ("lines", "checkpoints"))
+    is_seal = isinstance(seal, dict) and all(isinstance(seal.get(key), dict) for key in ("lines", "files"))
     return seal if is_seal else None
 
 
@@ -42,9 +43,15 @@ def hash_lines(path: Path) -> list[str]:
     return [hashlib.sha256(line).hexdigest()[:16] for line in lines if line.strip()]
 
 
-def hash_manifests(checkpoints: Path) -> dict[str, str]:
-    """Returns the SHA-256 of the manifest of each checkpoint of a directory, by name."""
-    return {path.parent.name: hash_file(path) for path in sorted(checkpoints.glob(f"step-*/{MANIFEST}"))}
+def hash_sealed_files(stage_dir: Path) -> dict[str, str]:
+    """Returns the SHA-256 of the files that say what the stage is made of, by path in the run.
+
+    They are the manifests of its checkpoints and of the run's prepared data, the tokenizer, and done.json.
+    """
+    run_dir = stage_dir.parent
+    paths = [*stage_dir.glob(f"checkpoints/step-*/{MANIFEST}"), *(run_dir / "data").rglob(MANIFEST)]
+    paths += [run_dir / "tokenizer" / "tokenizer.json", stage_dir / DONE]
+    return {str(path.relative_to(run_dir)): hash_file(path) for path in sorted(paths) if path.is_file()}
 
 
 def find_changed_lines(sealed: list[str], now: list[str]) -> tuple[list[str], int]:

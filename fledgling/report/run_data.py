@@ -119,10 +119,10 @@ def load_run_data(run_dir: Path | str) -> RunData:
         path=path,
         recipe_text=text,
         recipe=_toml(text),
-        environment=_json(path / "environment.json"),
-        tokenizer=_json(path / "tokenizer" / "training.json"),
-        data={manifest.parent.name: _json(manifest) for manifest in manifests},
-        plan=_json(path / "plan.json"),
+        environment=read_object(path / "environment.json"),
+        tokenizer=read_object(path / "tokenizer" / "training.json"),
+        data={manifest.parent.name: read_object(manifest) for manifest in manifests},
+        plan=read_object(path / "plan.json"),
         stages=stages,
     )
 
@@ -184,9 +184,9 @@ def _stage(path: Path) -> StageData:
         evals=sorted(evals.values(), key=lambda evaluation: (evaluation.step, evaluation.n or 0)),
         samples=sorted(samples.values(), key=lambda evaluation: evaluation.step),
         notices=list(dict.fromkeys(filter(None, notices))),
-        done=_json(path / "done.json"),
+        done=read_object(path / "done.json"),
         parameter_count=_weights(path / "checkpoints"),
-        plan=_json(path / "plan.json"),
+        plan=read_object(path / "plan.json"),
         plan_changes=len(list(path.glob("plan-*.json"))),
     )
 
@@ -229,7 +229,8 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file, or {} if there is none."""
     try:
         value = json.loads(_text(path))
     except (ValueError, RecursionError):

@@ -41,8 +41,13 @@ def build_report(run_dir: Path | str, path: Path | None = None) -> Path:
     """Writes the page to `path`, by default RUN/report.html; returns it. Raises UserError if nothing is recorded."""
     run = load_run_data(run_dir)
     path = path or run.path / "report.html"
-    write_text(path, render_page("report", "run.html", **run_page_contents(run)))
+    write_text(path, render_report(run))
     return path
+
+
+def render_report(run: RunData) -> str:
+    """Returns the page of a run as HTML. It is a function of the run's files alone."""
+    return render_page("report", "run.html", **run_page_contents(run))
 
 
 def run_page_contents(run: RunData) -> dict[str, Any]:

@@ -42,6 +42,7 @@ SETTINGS = {
 SETTINGS |= {"model.width": 64, "rl.rewards": "{task = 1.0}"}
 TIMING_KEYS = {"time", "elapsed", "seconds", "tokens_per_second", "mfu", "memory", "save_stall", "save_seconds"}
 TIMING_KEYS |= {"rollout_tokens_per_second", "share_rollouts", "share_scoring", "share_update"}
+TIMING_KEYS |= {"training_seconds", "peak_flops"}
 POLL, MAX_DELAY = 0.0005, 0.008  # seconds: between checks for a save, and the longest from a match to the shot
 STAGE_TIMEOUT = 200  # seconds for a stage that takes a few
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h

@@ -1,0 +1,14 @@
+"""Shows that a run's weights come from its recipe and its text: `fledgling verify RUN`. Start with `verify_run`.
+
+    files.py    every file by its hash: checkpoints, prepared data, the record by its seals
+    figures.py  the report, the sums and the learning rates, computed again from the record
+    steps.py    the data that every step has read, and steps made again from a checkpoint in a scratch copy of the run
+    verify.py   all of it, within a time
+
+A step is made again by `fledgling.train.run`, which trains: there is no second loop. Nothing is written into the run.
+"""
+
+from fledgling.verify.check import Check
+from fledgling.verify.verify import verify_run
+
+__all__ = ["Check", "verify_run"]

@@ -1,0 +1,111 @@
+"""The figures of a run, computed again from its record: the report's page, sums over steps, settings."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from fledgling.config import UserError
+from fledgling.record.checkpoint import read_checkpoint_state
+from fledgling.record.jsonl import read_jsonl
+from fledgling.report.run_data import load_run_data, read_object
+from fledgling.report.run_page import render_report
+from fledgling.verify.check import Check
+from fledgling.verify.files import list_stage_checkpoints, list_stages
+
+_MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
+_FIGURE = re.compile(r"\d[\d,.]*")
+MAX_NAMED = 5  # differences of the report that are named
+
+
+def check_report(run_dir: Path, same_version: bool) -> Check:
+    """Compares RUN/report.html with the page that its record gives now.
+
+    same_version: whether this version of the package wrote it; another one may lay it out differently.
+    """
+    check, path = Check("figures of the report", "figures"), run_dir / "report.html"
+    if not path.is_file():
+        check.notes.append("no report.html: write it with `fledgling report`")
+        return check
+    if not same_version:
+        check.notes.append("report.html was written by another version, which may lay it out differently")
+        return check
+    stored = path.read_text("utf-8", "replace")
+    expected = render_report(load_run_data(run_dir))
+    texts = [_MARKUP.sub(" ", page).split() for page in (stored, expected)]
+    check.total = check.checked = sum(bool(_FIGURE.search(word)) for word in texts[1])
+    differences = [
+        f'report.html has "{" ".join(texts[0][a:b])[:80]}" after "{" ".join(texts[0][max(0, a - 4) : a])[:60]}", '
+        f'the record gives "{" ".join(texts[1][c:d])[:80]}"'
+        for kind, a, b, c, d in SequenceMatcher(None, *texts, autojunk=False).get_opcodes()
+        if kind != "equal"
+    ]
+    check.problems += differences[:MAX_NAMED]
+    if len(differences) > MAX_NAMED:
+        check.problems.append(f"and {len(differences) - MAX_NAMED} more differences of report.html")
+    if stored != expected and not differences:
+        check.problems.append("a chart of report.html is not that of the record")
+    return check
+
+
+def check_sums(run_dir: Path) -> Check:
+    """Checks that steps count up by one, that running sums are the sums, and that done.json has the last of them."""
+    check = Check("sums of the record", "lines")
+    for stage in list_stages(run_dir):
+        lines = read_jsonl(run_dir / stage / "metrics.jsonl")
+        done, seconds, before = read_object(run_dir / stage / "done.json"), 0.0, 0
+        for number, line in enumerate(lines, start=1):
+            place = f"{stage}/metrics.jsonl line {number}"
+            check.checked += 1
+            if line.get("step") != number:
+                check.problems.append(f"{place}: step {line.get('step')}, expected {number}")
+                break
+            tokens = line.get("tokens")
+            if not isinstance(tokens, int) or tokens < before:
+                check.problems.append(f"{place}: tokens {tokens} after {before}")
+                break
+            before = tokens
+            if "training_seconds" in line:
+                seconds += line.get("seconds") or 0.0
+                if abs(line["training_seconds"] - seconds) > 1e-6 * max(1.0, seconds):
+                    check.problems.append(f"{place}: training_seconds {line['training_seconds']}, the sum is {seconds}")
+                    seconds = line["training_seconds"]
+        last = lines[-1] if lines else {}
+        for name in ("step", "tokens", "training_seconds") if done else ():
+            if name in last and done.get(name) != last[name]:
+                check.problems.append(f"{stage}/done.json: {name} is {done.get(name)}, the record says {last[name]}")
+    check.total = check.checked
+    return check
+
+
+def check_settings(run_dir: Path) -> Check:
+    """Compares recipe.toml with the recipe that the newest checkpoint of each stage was saved with."""
+    check, recipe = Check("settings", "settings"), _parse(run_dir / "recipe.toml")
+    for stage in list_stages(run_dir):
+        for path in list_stage_checkpoints(run_dir, stage)[-1:]:
+            try:
+                saved = tomllib.loads(read_checkpoint_state(path)["recipe"])
+            except (UserError, KeyError, TypeError, tomllib.TOMLDecodeError):
+                check.notes.append(f"{path.relative_to(run_dir)} has no recipe")
+                continue
+            tables = [(name, saved.get(name, {}), recipe.get(name, {})) for name in ("model", "tokenizer", stage)]
+            pairs = [("seed", saved.get("seed"), recipe.get("seed"))]
+            pairs += [(f"{t}.{key}", a.get(key), b.get(key)) for t, a, b in tables for key in sorted({*a, *b})]
+            check.checked += len(pairs)
+            check.problems += [
+                f"recipe.toml: {name} is {now}, {path.relative_to(run_dir)} was trained with {then}"
+                for name, then, now in pairs
+                if then != now
+            ]
+    check.total = check.checked
+    return check
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}

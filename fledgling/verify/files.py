@@ -1,0 +1,119 @@
+"""Every file of a run by its hash: checkpoints and prepared data by their manifests, those and the record by seals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from fledgling.config import STAGES, UserError
+from fledgling.record import checkpoint
+from fledgling.record.atomic_directory import MANIFEST
+from fledgling.record.checkpoint import find_damage, inspect_checkpoint
+from fledgling.record.recorder import JSONL_NAMES
+from fledgling.record.seal import DONE, SEAL, find_changed_lines, hash_lines, hash_sealed_files, read_seal
+from fledgling.verify.check import Check
+
+Step = Callable[[str], None]  # is called with what is checked next
+
+
+def list_stages(run_dir: Path) -> list[str]:
+    """Returns the stages that have a record, in their order."""
+    return [name for name in STAGES if (run_dir / name / "metrics.jsonl").is_file()]
+
+
+def list_stage_checkpoints(run_dir: Path, stage: str) -> list[Path]:
+    """Returns the checkpoints of a stage, damaged ones too, oldest first."""
+    try:
+        return checkpoint.list_checkpoints(run_dir / stage / "checkpoints")
+    except UserError:
+        return []
+
+
+def check_checkpoints(run_dir: Path, show: Step) -> Check:
+    """Compares every file of every checkpoint with the size and SHA-256 of its manifest."""
+    check = Check("checkpoints", "files")
+    for stage in list_stages(run_dir):
+        for path in list_stage_checkpoints(run_dir, stage):
+            show(f"{stage}/{path.name}")
+            report = inspect_checkpoint(path)
+            check.checked += len(report["files"])
+            place = path.relative_to(run_dir)
+            check.problems += [f"{place}/{name} {damage}" for name, damage in report["files"].items() if damage]
+            unknown = {file.name for file in path.iterdir()} - {*report["files"], MANIFEST}
+            check.problems += [f"{place}/{name} is not in {MANIFEST}" for name in sorted(unknown)]
+    check.total = check.checked
+    return check
+
+
+def check_prepared_data(run_dir: Path, show: Step) -> Check:
+    """Compares every file of every token shard with the size and SHA-256 of its manifest."""
+    check = Check("prepared data", "files")
+    for manifest in sorted((run_dir / "data").rglob(MANIFEST)):
+        place = manifest.parent.relative_to(run_dir)
+        show(str(place))
+        try:
+            files = json.loads(manifest.read_bytes())["files"]
+            damages = {name: find_damage(manifest.parent / name, entry, True) for name, entry in files.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            check.problems.append(f"{place}/{MANIFEST} cannot be read")
+            continue
+        check.checked += len(damages)
+        check.problems += [f"{place}/{name} {damage}" for name, damage in damages.items() if damage]
+    check.total = check.checked
+    return check
+
+
+def check_seals(run_dir: Path, show: Step) -> Check:
+    """Compares the record's lines, the manifests, the tokenizer and done.json with the seal of each stage."""
+    check = Check("record and manifests", "lines and files")
+    for stage in list_stages(run_dir):
+        show(f"{stage}/{SEAL}")
+        stage_dir, seal = run_dir / stage, read_seal(run_dir / stage)
+        if seal is None:
+            exists = (stage_dir / SEAL).exists()
+            text = f"{stage}/{SEAL} " + ("is damaged" if exists else "is missing")
+            (check.problems if exists or _has_data_digests(stage_dir) else check.notes).append(text)
+            continue
+        for name in JSONL_NAMES:
+            sealed = seal["lines"].get(name, [])
+            problems, added = find_changed_lines(sealed, hash_lines(stage_dir / f"{name}.jsonl"))
+            check.checked += len(sealed)
+            check.problems += [f"{stage}/{name}.jsonl: {problem}" for problem in problems]
+            if added and name == "metrics" and (stage_dir / DONE).exists():
+                check.problems.append(f"{stage}/{name}.jsonl: {added} lines added after the stage's end")
+            elif added and name == "evals":
+                check.notes.append(
+                    f"{stage}/{name}.jsonl: {added} lines added after the seal, as `fledgling eval` does"
+                )
+        now = hash_sealed_files(stage_dir)
+        for path, digest in seal["files"].items():
+            check.checked += 1
+            if path not in now and "checkpoints" in path:
+                check.notes.append(f"{Path(path).parent} was deleted after the seal")
+            elif path not in now:
+                (check.notes if path.startswith("data/") else check.problems).append(f"{path} is gone")
+            elif now[path] != digest:
+                what = "was replaced: " if path.endswith(MANIFEST) else "was changed: "
+                check.problems.append(f"{path.removesuffix(f'/{MANIFEST}')} {what}not what the seal of {stage} says")
+        unsealed = {path for path in now if path.startswith(f"{stage}/checkpoints/")} - set(seal["files"])
+        if unsealed and (stage_dir / DONE).exists():
+            check.problems += [f"{Path(path).parent} is not in the seal of {stage}" for path in sorted(unsealed)]
+    check.total = check.checked
+    return check
+
+
+def _has_data_digests(stage_dir: Path) -> bool:
+    """Returns whether the record was written by a version that seals."""
+    with open(stage_dir / "metrics.jsonl", "rb") as file:
+        return b'"data":' in file.readline()
+
+
+def compute_root(run_dir: Path) -> str:
+    """Returns one SHA-256 over the seals of all stages: whoever publishes a run can state it elsewhere."""
+    digest = hashlib.sha256()
+    for stage in list_stages(run_dir):
+        seal = run_dir / stage / SEAL
+        digest.update(stage.encode() + b"\0" + (hashlib.sha256(seal.read_bytes()).digest() if seal.is_file() else b""))
+    return digest.hexdigest()

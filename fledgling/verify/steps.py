@@ -1,0 +1,244 @@
+"""Steps made again: a stage goes on from one of its checkpoints in a scratch copy of the run, and is compared.
+
+A start is the beginning of a stage (its parent's weights, or the seed) or a checkpoint. The first step after it depends
+on all of its weights, the second on all of its moments. `fledgling.train.run` makes them, as it makes every step.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from fledgling.config import Recipe, load_recipe
+from fledgling.config.load import parse_recipe
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.runtime.world import World
+from fledgling.train.loop import TrainingStopped, digest_step
+from fledgling.train.run import run_stage
+from fledgling.train.stage import Eval, Stage
+from fledgling.verify.files import list_stage_checkpoints, list_stages
+
+CLOCK_KEYS = {"time", "elapsed", "seconds", "training_seconds", "tokens_per_second", "mfu", "peak_flops", "memory"}
+CLOCK_KEYS |= {"save_stall", "save_seconds", "rollout_tokens_per_second"}
+CLOCK_KEYS |= {"share_rollouts", "share_scoring", "share_update"}
+MIN_DISTANCE = 2  # a changed moment shows in the second step
+GROUPS = ("model", "critic", "optimizer", "random")
+DATA_STAGES = ("pretrain", "midtrain", "sft")  # what their steps read is known without a model
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where steps can be made again from. path: the checkpoint; None: the beginning of the stage."""
+
+    stage: str
+    step: int
+    path: Path | None
+    last: int  # the next checkpoint's step, or the last recorded one
+
+    def __str__(self) -> str:
+        return f"{self.stage} step {self.step}"
+
+
+@dataclass
+class Replay:
+    """What a start gave: lines by step, the checkpoint at its end, digests of all data, evaluations of the weights."""
+
+    lines: dict[int, dict[str, Any]] = field(default_factory=dict)
+    saved: checkpoint.Checkpoint | None = None
+    data: list[str] = field(default_factory=list)
+    multipliers: list[float] = field(default_factory=list)
+    evals: dict[tuple[str, int], float] = field(default_factory=dict)
+
+
+def read_lines(run_dir: Path, stage: str) -> dict[int, dict[str, Any]]:
+    """Returns the recorded metrics by step."""
+    lines = read_jsonl(run_dir / stage / "metrics.jsonl")
+    return {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
+
+
+def list_starts(run_dir: Path) -> list[Start]:
+    """Returns the beginnings and the valid checkpoints of all stages, the last checkpoint of each too."""
+    starts = []
+    for stage in list_stages(run_dir):
+        lines = read_lines(run_dir, stage)
+        paths = [
+            path for path in list_stage_checkpoints(run_dir, stage) if checkpoint.inspect_checkpoint(path)["valid"]
+        ]
+        by_step = {int(checkpoint.read_checkpoint_state(path)["step"]): path for path in paths}
+        steps = sorted({0, *by_step})
+        for step, following in zip(steps, [*steps[1:], max([0, *lines])], strict=True):
+            starts.append(Start(stage, step, by_step.get(step), max(step, following)))
+    return starts
+
+
+def measure_step_seconds(run_dir: Path, stage: str) -> float:
+    """Returns the median of the recorded seconds of a step."""
+    return median([line.get("seconds") or 0.0 for line in read_lines(run_dir, stage).values()] or [0.0])
+
+
+def draw_distances(
+    starts: Sequence[Start], count: int, reach: Callable[[Start], int], chance: random.Random
+) -> dict[Start, list[int]]:
+    """Draws `count` steps at random among those that can be reached; returns their distances from each start.
+
+    Every start that is not the last of its stage gets one of the first MIN_DISTANCE steps at least, as far as `count`
+    goes; starts are drawn first, distances then, so that a start far from the next one does not take all.
+    """
+    possible = [start for start in starts if start.last > start.step]
+    chance.shuffle(possible)
+    drawn: dict[Start, list[int]] = {}
+    for number in range(count if possible else 0):
+        start = possible[number] if number < len(possible) else chance.choice(possible)
+        limit = max(MIN_DISTANCE, reach(start)) if number >= len(possible) else MIN_DISTANCE
+        drawn.setdefault(start, []).append(chance.randint(1, min(limit, start.last - start.step)))
+    return drawn
+
+
+# ---- making them again ---------------------------------------------------------------------------
+
+
+def read_stage_recipe(run_dir: Path, stage: str) -> Recipe:
+    """Returns the recipe that a stage ran with: that of its newest checkpoint, else recipe.toml."""
+    recipe = load_recipe(str(run_dir))
+    for path in list_stage_checkpoints(run_dir, stage)[::-1]:
+        if checkpoint.inspect_checkpoint(path)["valid"]:
+            state = checkpoint.read_checkpoint_state(path)
+            recipe = parse_recipe(state["recipe"])
+            table = recipe.stage_config(stage)
+            if table.micro_batch_size is None and state.get("micro_batch"):
+                recipe = replace(recipe, **{stage: replace(table, micro_batch_size=state["micro_batch"])})
+            break
+    return recipe
+
+
+@contextmanager
+def scratch_run(run_dir: Path, start: Start) -> Iterator[Path]:
+    """Yields a run directory that has what a stage needs to go on from `start`; nothing in it leads back by a write."""
+    with TemporaryDirectory(prefix="fledgling-verify-") as folder:
+        scratch = Path(folder) / "run"
+        (scratch / "data").mkdir(parents=True)
+        if (run_dir / "tokenizer").is_dir():
+            shutil.copytree(run_dir / "tokenizer", scratch / "tokenizer")
+        for path in (run_dir / "data").iterdir() if (run_dir / "data").is_dir() else ():
+            _link(path, scratch / "data" / path.name)
+        if (run_dir / "init").is_dir():
+            (scratch / "init").mkdir()
+            for path in (run_dir / "init").iterdir():
+                _link(path, scratch / "init" / path.name)
+        for stage in list_stages(run_dir):
+            paths = list_stage_checkpoints(run_dir, stage)[-1:]
+            if stage == start.stage:
+                paths = [start.path] if start.path else []
+            (scratch / stage / "checkpoints").mkdir(parents=True)
+            for path in paths:
+                _link(path, scratch / stage / "checkpoints" / path.name)
+            if stage == start.stage:
+                break
+            if (run_dir / stage / "done.json").is_file():
+                shutil.copyfile(run_dir / stage / "done.json", scratch / stage / "done.json")
+        yield scratch
+
+
+def _link(path: Path, target: Path) -> None:
+    """Links a directory and copies a file: a file that is replaced or appended to is the scratch run's own."""
+    if path.is_dir():
+        target.symlink_to(path.resolve(), target_is_directory=True)
+    else:
+        shutil.copyfile(path, target)
+
+
+def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measures: bool) -> Replay:
+    """Makes the `distance` steps after `start` again.
+
+    Args:
+        reads_data: whether the data of all steps of the stage are read.
+        measures: whether the weights of `start` are evaluated on held-out text.
+
+    Raises: UserError as training does.
+    """
+    result, made = Replay(), 0
+
+    def should_stop() -> bool:
+        nonlocal made
+        made += 1
+        return made >= distance
+
+    def adapt(stage: Stage) -> Stage:
+        if reads_data:
+            before = stage.batches.state_dict()
+            for step in range(stage.steps):
+                result.data.append(digest_step(stage.batches.next(), World.start(recipe.run.device)))
+                result.multipliers.append(stage.schedule(step / stage.steps))
+            stage.batches.load_state_dict(before)
+        return replace(stage, save_every=0) if distance else replace(stage, steps=start.step)
+
+    def measure(evals: tuple[Eval, ...]) -> tuple[Eval, ...]:
+        for entry in evals:
+            if measures and entry.name == "bits_per_byte":
+                with torch.no_grad():
+                    result.evals |= {(m.name, m.n or 0): m.value for m in entry.measure(start.step, True)}
+        return ()
+
+    with scratch_run(run_dir, start) as scratch:
+        recipe = read_stage_recipe(run_dir, start.stage)
+        recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=()))
+        stopped = False
+        try:
+            run_stage(recipe, start.stage, quiet=True, select_evals=measure, adapt_stage=adapt, should_stop=should_stop)
+        except TrainingStopped:
+            stopped = True
+        result.lines = read_lines(scratch, start.stage)
+        newest = checkpoint.find_latest_checkpoint(scratch / start.stage / "checkpoints", check_hashes=False)
+        if distance and newest is not None and (stopped or result.lines):
+            result.saved = checkpoint.load_checkpoint(newest, check_hashes=False)
+    return result
+
+
+# ---- comparing -----------------------------------------------------------------------------------
+
+
+def compare_lines(recorded: dict[str, Any], again: dict[str, Any], tolerance: float) -> list[str]:
+    """Returns what differs between two lines of metrics; tolerance: relative, 0 for bits. Clocks are left out."""
+    names = sorted(({*recorded, *again} - CLOCK_KEYS) - {"step"})
+    return [
+        f"{name} {recorded.get(name)} recorded, {again.get(name)} made again"
+        for name in names
+        if not is_close(recorded.get(name), again.get(name), tolerance)
+    ]
+
+
+def is_close(recorded: Any, again: Any, tolerance: float) -> bool:
+    """Returns whether two JSON values are equal, or numbers whose relative difference is at most `tolerance`."""
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (recorded, again))
+    if tolerance and numbers:
+        return math.isclose(recorded, again, rel_tol=tolerance, abs_tol=tolerance)
+    return bool(recorded == again)
+
+
+def compare_checkpoints(recorded: checkpoint.Checkpoint, again: checkpoint.Checkpoint, tolerance: float) -> list[str]:
+    """Returns the tensors that differ between a checkpoint of the run and one made again."""
+    problems = []
+    for group in GROUPS:
+        ours, theirs = recorded.tensors.get(group, {}), again.tensors.get(group, {})
+        for name in sorted({*ours, *theirs}):
+            one, other = ours.get(name), theirs.get(name)
+            if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
+                problems.append(f"{group} {name} is only in one")
+            elif not tolerance and not torch.equal(one, other):
+                count = int((one != other).sum())
+                problems.append(f"{group} {name}: {count:,} of {one.numel():,} values differ")
+            elif tolerance and group == "model":
+                scale = one.double().abs().max().clamp_min(1e-30)
+                if float((one.double() - other.double()).abs().max() / scale) > tolerance:
+                    problems.append(f"{group} {name} differs by more than {tolerance:g} of its largest value")
+    return problems

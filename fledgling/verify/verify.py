@@ -1,0 +1,195 @@
+"""Runs all checks of a run within a time. Start with `verify_run`."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fledgling.config import UserError
+from fledgling.record import checkpoint, read_jsonl
+from fledgling.record.progress_bar import ProgressBar
+from fledgling.report.run_data import read_object
+from fledgling.runtime.environment import collect_environment
+from fledgling.train.stage_rows import require_data
+from fledgling.verify import figures, files, steps
+from fledgling.verify.check import Check
+
+MACHINE_KEYS = ("fledgling", "python", "torch", "cpu", "cores", "gpus")
+TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}  # of another machine, relative, for the few steps after a checkpoint
+REPLAY_SHARE = 0.5  # of the time, for the steps themselves; the rest goes to loading and to the data of all steps
+
+
+def verify_run(
+    run_dir: Path | str, count: int = 20, seconds: float = 60.0, seed: int | None = None, show_progress: bool = False
+) -> dict[str, Any]:
+    """Checks a run and returns {"run", "root", "seed", "machine", "tolerance", "checks": [...], "holds"}.
+
+    Args:
+        count: steps that are drawn at random.
+        seconds: steps are made again for so long; files are read whole in any case.
+        seed: of the draw; None draws one.
+        show_progress: whether a progress line is written to stderr.
+
+    Raises UserError if it is no run.
+    """
+    run_dir, began = Path(run_dir), time.monotonic()
+    if not files.list_stages(run_dir):
+        raise UserError(
+            f"{run_dir} has no stage with a metrics.jsonl: expected a run directory, such as runs/quickstart"
+        )
+    seed = random.SystemRandom().randrange(2**31) if seed is None else seed
+    bar = ProgressBar("verify") if show_progress else None
+    environment, here = read_object(run_dir / "environment.json"), collect_environment()
+    other = [key for key in MACHINE_KEYS if environment.get(key) != here[key]]
+    done = 0
+
+    def show(what: str) -> None:
+        nonlocal done
+        done += 1
+        if bar:
+            bar.update(done, max(done, 40), {}, time.monotonic() - began)
+
+    try:
+        checks = [
+            files.check_checkpoints(run_dir, show),
+            files.check_prepared_data(run_dir, show),
+            files.check_seals(run_dir, show),
+            figures.check_settings(run_dir),
+            figures.check_sums(run_dir),
+            figures.check_report(run_dir, "fledgling" not in other),
+        ]
+        tolerance = find_tolerance(run_dir, other)
+        checks += check_steps(run_dir, count, began + seconds, random.Random(seed), tolerance, show)
+    finally:
+        if bar:
+            bar.close()
+    return {
+        "run": str(run_dir),
+        "root": files.compute_root(run_dir),
+        "seed": seed,
+        "machine": {key: [environment.get(key), here[key]] for key in other},
+        "tolerance": tolerance,
+        "seconds": time.monotonic() - began,
+        "checks": [check.to_json() for check in checks],
+        "holds": not any(check.problems for check in checks),
+    }
+
+
+def find_tolerance(run_dir: Path, other: list[str]) -> float:
+    """Returns the relative difference that is allowed: 0 for a run of one process, on its machine and versions."""
+    ranks = {
+        checkpoint.read_checkpoint_state(path).get("ranks", 1)
+        for stage in files.list_stages(run_dir)
+        for path in files.list_stage_checkpoints(run_dir, stage)
+        if checkpoint.inspect_checkpoint(path)["valid"]
+    }
+    if not other and ranks <= {1}:
+        return 0.0
+    return max(TOLERANCES.values())
+
+
+def check_steps(
+    run_dir: Path, count: int, deadline: float, chance: random.Random, tolerance: float, show: Callable[[str], None]
+) -> list[Check]:
+    """Returns the checks that need the data and the model: data of every step, drawn steps, weights, evaluations."""
+    data, made = Check("data of every step", "steps"), Check("steps made again", "steps")
+    weights, scores = Check("weights after them", "tensors"), Check("bits per byte made again", "values")
+    checks = [data, made, weights, scores]
+    starts, budget = steps.list_starts(run_dir), max(0.0, deadline - time.monotonic())
+    try:
+        for stage in files.list_stages(run_dir):
+            require_data(steps.read_stage_recipe(run_dir, stage), [stage])
+    except UserError as error:
+        for check in checks:
+            check.notes.append(f"not made again: {error}")
+        return checks
+    seconds = {stage: steps.measure_step_seconds(run_dir, stage) for stage in files.list_stages(run_dir)}
+
+    def reach(start: steps.Start) -> int:
+        """Returns how many steps after a start can be made in its part of the time."""
+        return int(budget * REPLAY_SHARE / max(1, len(starts)) / max(1e-9, seconds[start.stage]))
+
+    drawn = steps.draw_distances(starts, count, reach, chance)
+    data.total = made.total = sum(len(steps.read_lines(run_dir, stage)) for stage in seconds)
+    beginnings = [start for start in starts if start.step == 0 and start.stage in steps.DATA_STAGES]
+    ends = [start for start in starts if start.path and start.step == start.last]
+    others = [start for start in drawn if start not in beginnings]
+    chance.shuffle(others)
+    left_out: list[str] = []
+    for start in [*beginnings, *ends[::-1], *others]:
+        distance = max(drawn.get(start, [0]))
+        if time.monotonic() > deadline:
+            left_out.append(str(start))
+            continue
+        show(str(start))
+        is_beginning, is_end = start in beginnings, start in ends
+        if is_beginning:
+            distance = max(1, distance)
+        try:
+            result = steps.replay(run_dir, start, distance, is_beginning, is_end)
+        except UserError as error:
+            made.problems.append(f"{start} cannot be made again: {error}")
+            continue
+        _compare(run_dir, start, result, tolerance, checks)
+    for start, distances in drawn.items():
+        if str(start) not in left_out:
+            made.notes.append(f"drawn after {start}: {', '.join(str(start.step + d) for d in sorted(distances))}")
+    if left_out:
+        made.notes.append(f"no time left for {', '.join(left_out)}: give --seconds more")
+    weights.total, scores.total = weights.checked, scores.checked
+    return checks
+
+
+def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance: float, checks: list[Check]) -> None:
+    """Adds what a replay shows to the checks."""
+    data, made, weights, scores = checks
+    recorded = steps.read_lines(run_dir, start.stage)
+    if result.data:
+        _compare_data(start.stage, recorded, result, data)
+    for step, again in sorted(result.lines.items()):
+        made.checked += 1
+        differences = steps.compare_lines(recorded.get(step, {}), again, tolerance)
+        if differences:
+            what = "weights" if step == start.step + 1 else "moments"
+            cause = f"the {what} or the seed {start} began with" if start.step == 0 else f"the {what} of {start}"
+            made.problems.append(f"{start.stage} step {step}: {'; '.join(differences)} (this line, or {cause})")
+            break
+    if result.saved is not None:
+        path = run_dir / start.stage / "checkpoints" / result.saved.path.name
+        if path.is_dir() and checkpoint.inspect_checkpoint(path)["valid"]:
+            ours = checkpoint.load_checkpoint(path, check_hashes=False)
+            weights.checked += sum(map(len, result.saved.tensors.values()))
+            found = steps.compare_checkpoints(ours, result.saved, tolerance)
+            weights.problems += [f"{start.stage}/{path.name}: {problem}" for problem in found]
+    for (name, n), value in result.evals.items():
+        lines = read_jsonl(run_dir / start.stage / "evals.jsonl")
+        same = [line for line in lines if (line.get("step"), line.get("name"), line.get("n")) == (start.step, name, n)]
+        for line in same[-1:]:
+            scores.checked += 1
+            if not steps.is_close(line.get("value"), value, tolerance):
+                scores.problems.append(
+                    f"{start.stage} step {start.step}: {name} over {n:,} is {line.get('value')} in evals.jsonl and "
+                    f"{value} from the weights of that checkpoint"
+                )
+
+
+def _compare_data(stage: str, recorded: dict[int, dict[str, Any]], result: steps.Replay, data: Check) -> None:
+    """Compares the digest of each step's tokens, and its learning rate, with the record."""
+    if any(line.get("rollbacks") for line in recorded.values()):
+        data.notes.append(f"{stage}: rolled back, so that its steps do not follow the order of the data")
+        return
+    wrong: list[str] = []
+    for step, line in recorded.items():
+        if "data" not in line or not 0 < step <= len(result.data):
+            continue
+        data.checked += 1
+        if line["data"] != result.data[step - 1]:
+            wrong.append(f"{stage} step {step} read other tokens than the recipe, its seed and the prepared data give")
+        elif line.get("lr_multiplier") != result.multipliers[step - 1]:
+            wrong.append(f"{stage} step {step}: lr_multiplier {line.get('lr_multiplier')}, the recipe gives another")
+    data.problems += wrong[:3]
+    if len(wrong) > 3:
+        data.problems.append(f"and {len(wrong) - 3} more steps of {stage}: another seed, text or tokenizer")
