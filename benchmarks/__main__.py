@@ -74,6 +74,26 @@ def doors(*, connections: int = 1000, answers: int = 20, rounds: int = 3, thread
     return measure_doors(connections, answers, rounds, threads)
 
 
+@experiment(table_of("benchmarks.verify", "format_verify"))
+def verify(*, copies: int = 100, honest: int = 50, draws: int = 20, seed: int = 1) -> dict:
+    """Tamper with copies of a small run and verify each, and verify honest runs.
+
+    Parameters
+    ----------
+    copies
+        Tampered copies: seven kinds, three ways to cover them.
+    honest
+        Runs that nobody touched, each with a seed of its own.
+    draws
+        Steps that are drawn at random in each.
+    seed
+        Of the runs and of the places.
+    """
+    from benchmarks.verify import measure_verify
+
+    return measure_verify(copies, honest, seed, draws)
+
+
 @experiment(table_of("benchmarks.sandbox", "format_sandbox"))
 def sandbox(*, data_dir: str | None = None, calls: int = 200) -> dict:
     """Time a call of the interpreter and of the process, and HumanEval's reference solutions and broken variants.

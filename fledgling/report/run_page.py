@@ -46,7 +46,7 @@ def build_report(run_dir: Path | str, path: Path | None = None) -> Path:
 
 
 def render_report(run: RunData) -> str:
-    """Returns the page of a run as HTML. It is a function of the run's files alone."""
+    """Returns the page of a run as HTML: a function of the run's files, but for the footer, which has the time."""
     return render_page("report", "run.html", **run_page_contents(run))
 
 

@@ -17,6 +17,7 @@ from fledgling.verify.check import Check
 from fledgling.verify.files import list_stage_checkpoints, list_stages
 
 _MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
+_WHEN_MADE = re.compile(r"<footer>.*?</footer>", re.DOTALL)
 _FIGURE = re.compile(r"\d[\d,.]*")
 MAX_NAMED = 5  # differences of the report that are named
 
@@ -33,8 +34,8 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
     if not same_version:
         check.notes.append("report.html was written by another version, which may lay it out differently")
         return check
-    stored = path.read_text("utf-8", "replace")
-    expected = render_report(load_run_data(run_dir))
+    pages = (path.read_text("utf-8", "replace"), render_report(load_run_data(run_dir)))
+    stored, expected = (_WHEN_MADE.sub("", page) for page in pages)
     texts = [_MARKUP.sub(" ", page).split() for page in (stored, expected)]
     check.total = check.checked = sum(bool(_FIGURE.search(word)) for word in texts[1])
     differences = [

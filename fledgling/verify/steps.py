@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -193,8 +194,11 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
         recipe = read_stage_recipe(run_dir, start.stage)
         recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=()))
         stopped = False
+        options = {"select_evals": measure, "adapt_stage": adapt, "should_stop": should_stop}
         try:
-            run_stage(recipe, start.stage, quiet=True, select_evals=measure, adapt_stage=adapt, should_stop=should_stop)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of damaged checkpoints, which another check names
+                run_stage(recipe, start.stage, quiet=True, **options)
         except TrainingStopped:
             stopped = True
         result.lines = read_lines(scratch, start.stage)

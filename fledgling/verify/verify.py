@@ -19,6 +19,7 @@ from fledgling.verify.check import Check
 
 MACHINE_KEYS = ("fledgling", "python", "torch", "cpu", "cores", "gpus")
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}  # of another machine, relative, for the few steps after a checkpoint
+MAX_NAMED = 3  # tensors of a checkpoint, or steps of a stage, that are named
 REPLAY_SHARE = 0.5  # of the time, for the steps themselves; the rest goes to loading and to the data of all steps
 
 
@@ -163,7 +164,10 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
             ours = checkpoint.load_checkpoint(path, check_hashes=False)
             weights.checked += sum(map(len, result.saved.tensors.values()))
             found = steps.compare_checkpoints(ours, result.saved, tolerance)
-            weights.problems += [f"{start.stage}/{path.name}: {problem}" for problem in found]
+            where = f"{start.stage}/{path.name} or {start}, from which it was made again"
+            weights.problems += [f"{where}: {problem}" for problem in found[:MAX_NAMED]]
+            if len(found) > MAX_NAMED:
+                weights.problems.append(f"{where}: and {len(found) - MAX_NAMED} more tensors")
     for (name, n), value in result.evals.items():
         lines = read_jsonl(run_dir / start.stage / "evals.jsonl")
         same = [line for line in lines if (line.get("step"), line.get("name"), line.get("n")) == (start.step, name, n)]
@@ -190,6 +194,6 @@ def _compare_data(stage: str, recorded: dict[int, dict[str, Any]], result: steps
             wrong.append(f"{stage} step {step} read other tokens than the recipe, its seed and the prepared data give")
         elif line.get("lr_multiplier") != result.multipliers[step - 1]:
             wrong.append(f"{stage} step {step}: lr_multiplier {line.get('lr_multiplier')}, the recipe gives another")
-    data.problems += wrong[:3]
-    if len(wrong) > 3:
-        data.problems.append(f"and {len(wrong) - 3} more steps of {stage}: another seed, text or tokenizer")
+    data.problems += wrong[:MAX_NAMED]
+    if len(wrong) > MAX_NAMED:
+        data.problems.append(f"and {len(wrong) - MAX_NAMED} more steps of {stage}: another seed, text or tokenizer")

@@ -1,0 +1,38 @@
+"""`fledgling verify`: a table, one line for each problem, and the exit status."""
+
+import json
+
+import pytest
+
+from fledgling import cli, verify
+from fledgling.verify import Check
+
+
+@pytest.fixture
+def result(monkeypatch):
+    check = Check("steps made again", "steps", 3, 9, notes=["drawn after pretrain step 0: 2"])
+    values = {"run": "runs/a", "root": "ab12", "seed": 5, "machine": {"torch": ["1", "2"]}, "tolerance": 0.02}
+    values |= {"checks": [check.to_json()], "holds": True}
+    monkeypatch.setattr(verify, "verify_run", lambda *_, **__: values)
+    return values
+
+
+def test_what_holds_is_a_table_with_its_notes(result, capsys):
+    assert cli.main(["verify", "runs/a"]) == 0
+    out = capsys.readouterr().out
+    assert "steps made again" in out and "holds" in out and "drawn after pretrain step 0: 2" in out
+    assert "torch was 1, is 2" in out and "within 0.02" in out and "root ab12" in out and "--seed 5" in out
+
+
+def test_what_fails_is_named_and_the_status_is_1(result, capsys):
+    result["checks"][0] |= {"problems": ["pretrain step 3: loss [a] differs"], "verdict": "FAILS"}
+    result["holds"] = False
+    assert cli.main(["verify", "runs/a"]) == 1
+    assert "FAILS  steps made again: pretrain step 3: loss [a] differs" in capsys.readouterr().out
+
+
+def test_another_root_than_the_stated_one_fails(result, capsys):
+    assert cli.main(["verify", "runs/a", "--root", "ab12", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["holds"] is True
+    assert cli.main(["verify", "runs/a", "--root", "cd34"]) == 1
+    assert "stated was cd34" in capsys.readouterr().out

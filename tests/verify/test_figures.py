@@ -1,0 +1,60 @@
+"""The report, the sums and the settings, computed again from the record."""
+
+import json
+import re
+
+import pytest
+
+from fledgling.report import build_report
+from fledgling.verify.figures import check_report, check_settings, check_sums
+
+
+def test_an_honest_run_has_the_figures_of_its_record(run):
+    for check in (check_report(run, True), check_sums(run), check_settings(run)):
+        assert check.verdict == "holds" and check.checked == check.total > 10, check
+
+
+def test_a_figure_of_the_report_that_was_changed_is_shown_with_that_of_the_record(copy):
+    page = copy / "report.html"
+    text = page.read_text()
+    number = re.search(r">\s*(\d\.\d{3})\b", text)[1]
+    page.write_text(text.replace(number, "0.123", 1))
+    problem = check_report(copy, True).problems[0]
+    assert "0.123" in problem and f'the record gives "{number}"' in problem
+
+
+def test_a_report_of_another_record_or_version_is_told(copy):
+    evals = copy / "sft/evals.jsonl"
+    lines = [json.loads(line) for line in evals.read_text().splitlines()]
+    lines[-1]["value"] = 0.987
+    evals.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert check_report(copy, True).problems and not check_report(copy, False).checked
+    build_report(copy)
+    assert not check_report(copy, True).problems
+    (copy / "report.html").unlink()
+    assert check_report(copy, True).verdict == "not checked"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("step", 9, "step 9, expected 4"), ("tokens", 1, "tokens 1 after"), ("training_seconds", 99.0, "the sum is")],
+)
+def test_a_line_that_does_not_fit_the_sums_is_named(copy, key, value, said):
+    path = copy / "pretrain/metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[3][key] = value
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    problem = check_sums(copy).problems[0]
+    assert problem.startswith("pretrain/metrics.jsonl line 4:") and said in problem
+
+
+def test_done_has_the_last_sums(copy):
+    done = copy / "sft/done.json"
+    done.write_text(json.dumps(json.loads(done.read_text()) | {"tokens": 5}))
+    assert check_sums(copy).problems[0].startswith("sft/done.json: tokens is 5, the record says")
+
+
+def test_a_setting_that_was_changed_is_named(copy):
+    recipe = copy / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("seed = 1\n", "seed = 7\n"))
+    assert {problem.split(",")[0] for problem in check_settings(copy).problems} == {"recipe.toml: seed is 7"}

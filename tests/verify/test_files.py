@@ -1,0 +1,80 @@
+"""Files and records by their hashes: each change is named, what a run does itself is none."""
+
+import json
+import shutil
+
+import pytest
+
+from fledgling.record.jsonl import JsonlWriter
+from fledgling.record.seal import SEAL
+from fledgling.verify.files import check_checkpoints, check_prepared_data, check_seals, compute_root
+
+
+def show(text):
+    pass
+
+
+def find_problems(run):
+    return [
+        text for check in (check_checkpoints, check_prepared_data, check_seals) for text in check(run, show).problems
+    ]
+
+
+def change_line(path, number, change):
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[number - 1 : number] = change(lines[number - 1])
+    path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda line: [line.replace(b'"loss"', b'"Loss"')], "pretrain/metrics.jsonl: line 3 changed"),
+        (lambda line: [], "pretrain/metrics.jsonl: line 3 removed"),
+        (lambda line: [b"{}\n", line], "pretrain/metrics.jsonl: line 3 inserted"),
+    ],
+)
+def test_a_line_that_was_changed_removed_or_inserted_is_named(copy, change, said):
+    change_line(copy / "pretrain/metrics.jsonl", 3, change)
+    assert find_problems(copy) == [said]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("sft/evals.jsonl", "sft/evals.jsonl: line 1 changed"),
+        ("rl/done.json", "rl/done.json was changed"),
+        ("tokenizer/tokenizer.json", "tokenizer/tokenizer.json was changed"),
+        ("sft/checkpoints/step-00000006/tokenizer.json", "tokenizer.json has"),
+        ("sft/checkpoints/step-00000006/extra.bin", "extra.bin is not in manifest.json"),
+        (f"sft/{SEAL}", "seal.json is damaged"),
+    ],
+)
+def test_a_file_that_was_changed_is_named(copy, path, said):
+    file = copy / path
+    file.write_bytes((b"x" + file.read_bytes()) if file.exists() else b"x")
+    assert any(said in problem for problem in find_problems(copy)), find_problems(copy)
+
+
+def test_a_seal_that_was_deleted_is_a_problem_and_an_older_run_has_none(copy):
+    (copy / "sft" / SEAL).unlink()
+    assert find_problems(copy) == [f"sft/{SEAL} is missing"]
+    path = copy / "sft/metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "data"}) + "\n" for line in lines))
+    assert find_problems(copy) == [] and check_seals(copy, show).notes == [f"sft/{SEAL} is missing"]
+
+
+def test_what_a_run_and_its_commands_do_later_is_no_change(copy):
+    JsonlWriter(copy / "rl/evals.jsonl").append({"stage": "rl", "step": 6, "name": "core", "value": 0.1})
+    shutil.rmtree(copy / "pretrain/checkpoints/step-00000004")
+    (copy / "data/later").mkdir()
+    assert find_problems(copy) == []
+    notes = " ".join(check_seals(copy, show).notes)
+    assert "1 lines added after the seal" in notes and "step-00000004 was deleted after the seal" in notes
+
+
+def test_the_root_changes_with_every_seal(copy, run):
+    assert compute_root(copy) == compute_root(run)
+    (copy / "rl" / SEAL).write_text("{}")
+    assert compute_root(copy) != compute_root(run)

@@ -1,0 +1,57 @@
+"""Which steps are drawn, and how lines and checkpoints are compared."""
+
+import random
+from pathlib import Path
+
+import torch
+
+from benchmarks.verify import STEPS
+from fledgling.record.checkpoint import Checkpoint
+from fledgling.verify import steps
+
+
+def test_starts_are_the_beginnings_and_the_checkpoints(run):
+    starts = steps.list_starts(run)
+    assert [(s.stage, s.step, s.last) for s in starts if s.stage == "sft"] == [
+        ("sft", 0, STEPS - 2),
+        ("sft", STEPS - 2, STEPS),
+        ("sft", STEPS, STEPS),
+    ]
+    assert all((start.path is None) == (start.step == 0) for start in starts) and len(starts) == 9
+
+
+def test_every_start_gets_one_of_its_first_steps_and_no_draw_leaves_its_reach():
+    starts = [steps.Start("pretrain", 0, None, 300), steps.Start("pretrain", 300, Path("c"), 600)]
+    starts.append(steps.Start("pretrain", 600, Path("d"), 600))
+    drawn = steps.draw_distances(starts, 200, lambda start: 40, random.Random(1))
+    assert set(drawn) == set(starts[:2]) and sum(map(len, drawn.values())) == 200
+    distances = [distance for every in drawn.values() for distance in every]
+    assert min(distances) == 1 and 35 < max(distances) <= 40
+    assert all(min(every) <= steps.MIN_DISTANCE for every in drawn.values())
+    assert steps.draw_distances([starts[2]], 5, lambda start: 40, random.Random(1)) == {}
+
+
+def test_lines_are_compared_in_every_value_but_the_clocks():
+    line = {"step": 3, "loss": 2.5, "tokens": 10, "data": "a", "seconds": 1.0, "mfu": 0.5}
+    assert steps.compare_lines(line, {**line, "seconds": 2.0, "mfu": 0.1}, 0.0) == []
+    almost = 2.5 * (1 + 1e-15)
+    assert steps.compare_lines(line, {**line, "loss": almost}, 0.0) == [f"loss 2.5 recorded, {almost} made again"]
+    assert steps.compare_lines(line, {**line, "loss": 2.51}, 0.02) == []
+    assert len(steps.compare_lines(line, {**line, "loss": 2.6, "data": "b"}, 0.02)) == 2
+    assert steps.compare_lines(line, {**line, "reward": 1.0}, 0.0) == ["reward None recorded, 1.0 made again"]
+
+
+def test_checkpoints_are_compared_tensor_by_tensor():
+    def make(**changed):
+        tensors = {"model": {"w": torch.ones(4)}, "optimizer": {"m": torch.zeros(4)}} | changed
+        return Checkpoint(Path("x"), tensors, {})
+
+    other = torch.tensor([1.0, 1.0, 1.0, 1.001])
+    assert steps.compare_checkpoints(make(), make(), 0.0) == []
+    changed = make(model={"w": other}, optimizer={})
+    assert steps.compare_checkpoints(make(), changed, 0.0) == [
+        "model w: 1 of 4 values differ",
+        "optimizer m is only in one",
+    ]
+    assert steps.compare_checkpoints(make(), make(model={"w": other}), 0.02) == []
+    assert steps.compare_checkpoints(make(), make(model={"w": other}), 1e-4) != []

@@ -1,0 +1,65 @@
+"""An honest run holds in every bit; a tampered copy of each kind is caught, and the problem names the place."""
+
+import random
+
+import pytest
+
+from benchmarks import verify as tampering
+from fledgling.config import UserError
+from fledgling.record.atomic_directory import hash_file
+from fledgling.verify import verify_run
+
+
+def list_problems(result):
+    return [f"{check['name']}: {text}" for check in result["checks"] for text in check["problems"]]
+
+
+def hash_tree(folder):
+    return {path.relative_to(folder): hash_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_honest_run_holds_and_is_not_changed(run):
+    before = hash_tree(run)
+    result = verify_run(run, count=30, seconds=600, seed=1)
+    assert list_problems(result) == [] and result["holds"] and result["tolerance"] == 0.0
+    checked = {check["name"]: (check["checked"], check["total"]) for check in result["checks"]}
+    steps = 3 * tampering.STEPS
+    assert checked["data of every step"] == (2 * tampering.STEPS, steps)
+    assert 10 <= checked["steps made again"][0] <= steps
+    assert all(count for count, _ in checked.values()), checked
+    assert hash_tree(run) == before
+
+
+def test_a_run_on_another_machine_is_compared_within_a_tolerance(copy):
+    environment = copy / "environment.json"
+    environment.write_text(environment.read_text().replace('"torch": "', '"torch": "0.'))
+    result = verify_run(copy, count=2, seconds=600, seed=1)
+    assert result["holds"] and result["tolerance"] == 0.02 and list(result["machine"]) == ["torch"]
+
+
+def test_without_time_the_steps_are_told_as_not_made(run):
+    result = verify_run(run, count=4, seconds=0, seed=1)
+    made = next(check for check in result["checks"] if check["name"] == "steps made again")
+    assert made["verdict"] == "not checked" and any("no time left for" in note for note in made["notes"])
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no stage with a metrics\.jsonl"):
+        verify_run(tmp_path)
+
+
+@pytest.mark.parametrize("way", ["edited", "manifest"])
+@pytest.mark.parametrize("kind", tampering.KINDS[:-1], ids=lambda kind: kind.__name__)
+def test_a_tampered_copy_is_caught_by_its_hashes_and_named(copy, runs, kind, way):
+    tampered = kind(copy, runs[1], way, random.Random(5))
+    problems = list_problems(verify_run(copy, count=0, seconds=0, seed=1))
+    assert any(expected in text for expected in tampered.expected for text in problems), (tampered, problems)
+
+
+@pytest.mark.parametrize("kind", tampering.KINDS, ids=lambda kind: kind.__name__)
+def test_a_copy_whose_hashes_were_all_forged_is_caught_by_steps_made_again(copy, runs, kind):
+    tampered = kind(copy, runs[1], "forged", random.Random(7))
+    checks = {check["name"]: check["problems"] for check in verify_run(copy, 30, 600, seed=1)["checks"]}
+    assert not checks["record and manifests"] and not checks["checkpoints"] and not checks["prepared data"]
+    problems = [text for texts in checks.values() for text in texts]
+    assert any(expected in text for expected in tampered.expected for text in problems), (tampered, problems)
