@@ -39,9 +39,10 @@ STEPS = 6  # of each stage; a checkpoint every other step, of which the last two
 def make_recipe(folder: Path, seed: int) -> Recipe:
     """Returns the recipe of a run of seconds in `folder`/run: pretraining, fine-tuning and RL on generated text."""
     folder.mkdir(parents=True, exist_ok=True)
-    chance, text = random.Random(0), folder / "text.txt"
+    chance, text = random.Random(0), folder / "text.jsonl"
     words = ["red", "blue", "river", "stone", "walks", "sings", "over", "under", "the", "a", "bird", "tree"]
-    text.write_text("\n\n".join(" ".join(chance.choices(words, k=60)) for _ in range(300)), encoding="utf-8")
+    rows = (json.dumps({"text": " ".join(chance.choices(words, k=60))}) for _ in range(300))
+    text.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
     stage = {"steps": STEPS, "save_every": 2, "micro_batch_size": 2, "eval_questions": 4, "warmup_steps": 1}
     mixture = f'{{"{text}" = 0.5, arithmetic = 0.25, counting = 0.25}}'
     settings = [
