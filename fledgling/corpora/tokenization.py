@@ -37,6 +37,7 @@ from fledgling.corpora.prepared_data import stamp_file
 from fledgling.corpora.readers import SkippedDocuments, list_source_files, read_part_in_folder, split_file
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, raise_open_file_limit
 from fledgling.record import write_json
+from fledgling.record.durable import replace_file
 from fledgling.runtime.cores import count_cores
 from fledgling.text.tokenizer import Tokenizer
 
@@ -200,7 +201,7 @@ def tokenize_corpus(
         raise UserError(f"{source}: no document to train on; give a source with some text")
     older = _listed_digest(directory / CORPUS_FILE)
     if older and older != (facts or {}).get("inputs", {}).get("digest"):
-        (directory / CORPUS_FILE).replace(_older_listing(directory, older))
+        replace_file(directory / CORPUS_FILE, _older_listing(directory, older))
     listing = {"source": str(source), **totals, "skipped": str(skipped), "shards": [unit.name for unit in units]}
     write_json(directory / CORPUS_FILE, {**listing, **(facts or {})})
     return units

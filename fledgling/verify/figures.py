@@ -41,7 +41,7 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
     differences = [
         f'report.html has "{" ".join(texts[0][a:b])[:80]}" after "{" ".join(texts[0][max(0, a - 4) : a])[:60]}", '
         f'the record gives "{" ".join(texts[1][c:d])[:80]}"'
-        for kind, a, b, c, d in SequenceMatcher(None, *texts, autojunk=False).get_opcodes()
+        for kind, a, b, c, d in SequenceMatcher(None, texts[0], texts[1], autojunk=False).get_opcodes()
         if kind != "equal"
     ]
     check.problems += differences[:MAX_NAMED]

@@ -117,7 +117,8 @@ def read_stage_recipe(run_dir: Path, stage: str) -> Recipe:
             recipe = parse_recipe(state["recipe"])
             table = recipe.stage_config(stage)
             if table.micro_batch_size is None and state.get("micro_batch"):
-                recipe = replace(recipe, **{stage: replace(table, micro_batch_size=state["micro_batch"])})
+                changed: dict[str, Any] = {stage: replace(table, micro_batch_size=state["micro_batch"])}
+                recipe = replace(recipe, **changed)
             break
     return recipe
 
@@ -194,7 +195,7 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
         recipe = read_stage_recipe(run_dir, start.stage)
         recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=()))
         stopped = False
-        options = {"select_evals": measure, "adapt_stage": adapt, "should_stop": should_stop}
+        options: dict[str, Any] = {"select_evals": measure, "adapt_stage": adapt, "should_stop": should_stop}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of damaged checkpoints, which another check names
@@ -233,9 +234,9 @@ def compare_checkpoints(recorded: checkpoint.Checkpoint, again: checkpoint.Check
     """Returns the tensors that differ between a checkpoint of the run and one made again."""
     problems = []
     for group in GROUPS:
-        ours, theirs = recorded.tensors.get(group, {}), again.tensors.get(group, {})
-        for name in sorted({*ours, *theirs}):
-            one, other = ours.get(name), theirs.get(name)
+        before, after = recorded.tensors.get(group, {}), again.tensors.get(group, {})
+        for name in sorted({*before, *after}):
+            one, other = before.get(name), after.get(name)
             if one is None or other is None or one.shape != other.shape or one.dtype != other.dtype:
                 problems.append(f"{group} {name} is only in one")
             elif not tolerance and not torch.equal(one, other):

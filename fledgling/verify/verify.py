@@ -161,9 +161,9 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
     if result.saved is not None:
         path = run_dir / start.stage / "checkpoints" / result.saved.path.name
         if path.is_dir() and checkpoint.inspect_checkpoint(path)["valid"]:
-            ours = checkpoint.load_checkpoint(path, check_hashes=False)
+            recorded_state = checkpoint.load_checkpoint(path, check_hashes=False)
             weights.checked += sum(map(len, result.saved.tensors.values()))
-            found = steps.compare_checkpoints(ours, result.saved, tolerance)
+            found = steps.compare_checkpoints(recorded_state, result.saved, tolerance)
             where = f"{start.stage}/{path.name} or {start}, from which it was made again"
             weights.problems += [f"{where}: {problem}" for problem in found[:MAX_NAMED]]
             if len(found) > MAX_NAMED:

@@ -36,16 +36,16 @@ def test_a_report_of_another_record_or_version_is_told(copy):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "expected"),
     [("step", 9, "step 9, expected 4"), ("tokens", 1, "tokens 1 after"), ("training_seconds", 99.0, "the sum is")],
 )
-def test_a_line_that_does_not_fit_the_sums_is_named(copy, key, value, said):
+def test_a_line_that_does_not_fit_the_sums_is_named(copy, key, value, expected):
     path = copy / "pretrain/metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     lines[3][key] = value
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     problem = check_sums(copy).problems[0]
-    assert problem.startswith("pretrain/metrics.jsonl line 4:") and said in problem
+    assert problem.startswith("pretrain/metrics.jsonl line 4:") and expected in problem
 
 
 def test_done_has_the_last_sums(copy):

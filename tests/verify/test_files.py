@@ -27,20 +27,20 @@ def change_line(path, number, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (lambda line: [line.replace(b'"loss"', b'"Loss"')], "pretrain/metrics.jsonl: line 3 changed"),
         (lambda line: [], "pretrain/metrics.jsonl: line 3 removed"),
         (lambda line: [b"{}\n", line], "pretrain/metrics.jsonl: line 3 inserted"),
     ],
 )
-def test_a_line_that_was_changed_removed_or_inserted_is_named(copy, change, said):
+def test_a_line_that_was_changed_removed_or_inserted_is_named(copy, change, expected):
     change_line(copy / "pretrain/metrics.jsonl", 3, change)
-    assert find_problems(copy) == [said]
+    assert find_problems(copy) == [expected]
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "expected"),
     [
         ("sft/evals.jsonl", "sft/evals.jsonl: line 1 changed"),
         ("rl/done.json", "rl/done.json was changed"),
@@ -50,10 +50,10 @@ def test_a_line_that_was_changed_removed_or_inserted_is_named(copy, change, said
         (f"sft/{SEAL}", "seal.json is damaged"),
     ],
 )
-def test_a_file_that_was_changed_is_named(copy, path, said):
+def test_a_file_that_was_changed_is_named(copy, path, expected):
     file = copy / path
     file.write_bytes((b"x" + file.read_bytes()) if file.exists() else b"x")
-    assert any(said in problem for problem in find_problems(copy)), find_problems(copy)
+    assert any(expected in problem for problem in find_problems(copy)), find_problems(copy)
 
 
 def test_a_seal_that_was_deleted_is_a_problem_and_an_older_run_has_none(copy):
