@@ -74,9 +74,16 @@ def _operation(
     content = {"application/json": {"schema": response}}
     if stream:
         content["text/event-stream"] = {"schema": EVENT}  # schema of one event
-    errors = {"401": "missing or invalid API key", "404": "no such model", "421": "not a name of this server"}
+    errors = {
+        "401": "missing or invalid API key",
+        "404": "no such model",
+        "408": "the request did not arrive in time",
+        "421": "not a name of this server",
+        "429": "too many requests or connections",
+        "503": "too many connections, or the answer took too long",
+    }
     if body is not None:
-        errors |= {"400": "an invalid field", "413": "too large", "415": "not JSON", "429": "too many requests"}
+        errors |= {"400": "an invalid field", "413": "too large", "415": "not JSON"}
     responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
     for status, text in sorted(errors.items()):
         responses[status] = {"description": text, "content": {"application/json": {"schema": ERROR}}}
