@@ -229,8 +229,9 @@ def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.Dev
 def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.TrainingStep] | None:
     """Returns the values of a stage (steps, tokens, hours, cost, memory, ...) and its step; None if no steps are known.
 
-    For RL and DPO the tokens are an upper bound. RL: prompts as long as the longest answer; each token is sampled once
-    and learned `epochs` times. DPO: both answers of a pair fill the context; the reference model reads them once.
+    The tokens of RL are an assumption, those of DPO an upper bound. RL: prompts as long as the longest answer, which
+    they may exceed, and answers of full length; each token is sampled once and learned `epochs` times. DPO: both
+    answers of a pair fill the context; the reference model reads them once.
     """
     recipe, config, device, ranks = context.recipe, context.config, context.device, context.step.ranks
     stage = recipe.stage_config(name)

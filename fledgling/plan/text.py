@@ -99,7 +99,7 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
     ]
     for name, stage in stages.items():
         money = "" if stage["usd"] is None else f", ${stage['usd']:,.2f}"
-        bound = "at most " if name in ("rl", "dpo") else ""
+        bound = {"rl": "an assumed ", "dpo": "at most "}.get(name, "")  # prompts of RL may be longer than its answers
         rows.append(
             (
                 f"  {name}",

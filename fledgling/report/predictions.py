@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LABELS = {"hours": "time of the steps", "mfu": "MFU of the plan's peak", "usd": "cost of the steps"}
 LABELS |= {"memory": "peak memory", "tokens_per_second": "tokens per second"}
-UPPER_BOUND = "predicted for answers of full length: at most"
+ASSUMED_LENGTHS = "predicted for assumed lengths of prompts and answers"
 CHANGED = "predicted before the stage went on with other settings"
 BOUNDED_STAGES = ("rl", "dpo")  # whose rows have a length that only the run knows
 BOUNDED = ("tokens", "hours", "usd", "tokens_per_second")
@@ -81,7 +81,7 @@ def pair_predictions(run: RunData) -> list[Pair]:
             if quantity in OF_FINISHED_STAGES and not stage.done:
                 continue
             is_bound = stage.name in BOUNDED_STAGES and quantity in BOUNDED
-            differs = CHANGED if stage.plan_changes else UPPER_BOUND if is_bound else ""
+            differs = CHANGED if stage.plan_changes else ASSUMED_LENGTHS if is_bound else ""
             pairs.append(_make_pair(f"{stage.name}.{quantity}", planned.get(quantity), value, differs))
     return [pair for pair in pairs if pair is not None]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fledgling.report.predictions import CHANGED, UPPER_BOUND, Pair, make_predictions_table, pair_predictions
+from fledgling.report.predictions import ASSUMED_LENGTHS, CHANGED, Pair, make_predictions_table, pair_predictions
 from fledgling.report.run_data import load_run_data
 from fledgling.report.summary import summarize_run
 from tests.report.synthetic_run import PEAK_FLOPS, make_run
@@ -43,15 +43,15 @@ def test_both_shares_are_of_one_peak(run_dir, pairs):
     assert moved["pretrain.mfu"].label == "pretrain MFU of the plan's peak"
 
 
-def test_an_upper_bound_is_no_prediction_with_an_error(run_dir, pairs):
-    """The plan of RL counts answers of full length; an error of +80 % would say that the plan is bad."""
+def test_a_prediction_for_assumed_lengths_has_no_error(run_dir, pairs):
+    """The plan of RL assumes the lengths of prompts and answers; an error of +80 % would say that the plan is bad."""
     for quantity in ("tokens", "hours", "usd", "tokens_per_second"):
-        assert pairs[f"rl.{quantity}"].differs == UPPER_BOUND and pairs[f"rl.{quantity}"].error is None
+        assert pairs[f"rl.{quantity}"].differs == ASSUMED_LENGTHS and pairs[f"rl.{quantity}"].error is None
         assert pairs[f"sft.{quantity}"].differs == "" and pairs[f"sft.{quantity}"].error is not None
     found = summarize_run(run_dir)
-    assert found["differs"]["rl.tokens"] == UPPER_BOUND and "rl.tokens" not in found["error"]
+    assert found["differs"]["rl.tokens"] == ASSUMED_LENGTHS and "rl.tokens" not in found["error"]
     cells = [list(column.cells) for column in make_predictions_table(run_dir).columns]
-    assert cells[3][cells[0].index("rl tokens")] == UPPER_BOUND
+    assert cells[3][cells[0].index("rl tokens")] == ASSUMED_LENGTHS
 
 
 def test_nothing_computed_by_the_plan_itself_is_called_measured(pairs):
