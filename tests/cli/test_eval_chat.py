@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fledgling.cli import main
 from fledgling.evals import chat
 from fledgling.infer.engine import Engine
 from fledgling.record import read_jsonl
@@ -112,3 +113,17 @@ def test_help_lists_the_tasks(run_command, monkeypatch):
     assert code == 0
     for name in (*SKILLS, *PUBLIC_TASKS, "chatcore", "questions:PATH"):
         assert name in out, name
+
+
+def test_sets_of_wordings_are_named_and_an_unknown_one_is_one_line(capsys):
+    from fledgling.cli.eval_chat import _count_questions
+    from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
+
+    assert _count_questions([], 9) == {TEST: 9, TRAIN: 9}
+    assert _count_questions(["development", "practised"], 5) == {DEVELOPMENT: 5, PRACTICE: 5}
+    for wordings, expected in (
+        ("unseen", 'has "unseen"; expected some of test, training'),
+        ("training", "has no exam"),
+    ):
+        assert main(["eval", "chat", "nowhere", "--tasks", "identity", "--wordings", wordings]) != 0
+        assert expected in capsys.readouterr().err
