@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse
 
@@ -22,6 +22,7 @@ values = st.recursive(
 
 
 @given(values)
+@settings(max_examples=30, deadline=None)
 def test_json_in_parts_is_json(value):
     assert encode_json(value) == JSONResponse(value).body
     assert parse_json(encode_json(value)) == value

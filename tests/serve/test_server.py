@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
 
 import pytest
 
@@ -13,16 +11,16 @@ from fledgling.serve.connections import ConnectionLimits, LimitedProtocol
 from fledgling.serve.server import BACKLOG, RESERVED_FILES, Server, choose_limits, raise_file_limit
 
 
-def test_the_soft_limit_of_files_becomes_the_hard_one():
-    code = (
-        "import resource; hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1];"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, min(hard, 4096)));"
-        "from fledgling.serve.server import raise_file_limit;"
-        "print(raise_file_limit(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    raised, soft = map(int, result.stdout.split())
-    assert raised == soft == min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised"),
+    [(256, 4096, 4096), (1024, 10**6, 65_536), (256, resource.RLIM_INFINITY, 65_536), (4096, 4096, None)],
+)
+def test_the_soft_limit_of_files_becomes_the_hard_one(monkeypatch, soft, hard, raised):
+    chosen = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: chosen.append(limits))
+    assert raise_file_limit() == (raised or soft)
+    assert chosen == ([(raised, hard)] if raised else [])
 
 
 def test_a_limit_that_is_high_already_stays():
