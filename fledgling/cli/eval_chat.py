@@ -210,5 +210,6 @@ def print_measurements(measurements: Sequence[Measurement], as_json: bool) -> No
         chance = f"   chance {m.chance:.3f}" if m.chance else ""
         baseline = "" if m.baseline is None else f"   best constant answer {m.baseline:.3f}"
         cases = format_cases(m.n, m.clusters, m.cluster_unit)
+        interval = "[no interval]" if m.low is None else f"[{m.low:.4f}, {m.high:.4f}]"
         tools = "" if m.tools is None else f"   tools {m.tools}"
-        print(f"{m.name:{width}} {m.value:.4f}  [{m.low:.4f}, {m.high:.4f}]  n {cases}{chance}{baseline}{tools}")
+        print(f"{m.name:{width}} {m.value:.4f}  {interval}  n {cases}{chance}{baseline}{tools}")

@@ -112,7 +112,10 @@ def quantization_table(result: dict[str, Any]) -> str:
         lines.append(f"{'':<24}{'before':>10}{'after':>10}{'change':>10}  {'95 %':<20}n")
     for row in result["quality"]:
         before, change = row["before"], row["change"]
-        interval = f"[{change['low']:+.4f}, {change['high']:+.4f}]"
+        low, high = change["low"], change["high"]
+        interval = (
+            "none: one cluster" if low is None else "nothing changed" if low == high else f"[{low:+.4f}, {high:+.4f}]"
+        )
         cases = format_cases(before["n"], before["clusters"], before["cluster_unit"])
         values = f"{before['value']:>10.4f}{row['after']['value']:>10.4f}{change['value']:>+10.4f}"
         lines.append(f"{row['name']:<24}{values}  {interval:<20}{cases}")

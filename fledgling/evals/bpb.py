@@ -147,5 +147,5 @@ def compute_perplexities(text_bits: TextBits, words: int) -> list[Measurement]:
 
 
 def _power_of_two(m: Measurement) -> Measurement:
-    assert m.low is not None and m.high is not None
-    return replace(m, value=2.0**m.value, low=2.0**m.low, high=2.0**m.high)
+    low, high = (None if bound is None else 2.0**bound for bound in (m.low, m.high))
+    return replace(m, value=2.0**m.value, low=low, high=high)

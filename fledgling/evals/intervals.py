@@ -99,16 +99,16 @@ def combine_intervals(parts: Sequence[tuple[float, float, float]]) -> tuple[floa
     return mean, mean - below, mean + above
 
 
-def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float, float]:
+def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float | None, float | None]:
     """Returns sum(numerators) / sum(denominators) over independent clusters (C,), and its 95 % interval.
 
-    The variance is that of a ratio (delta method), with Student's t of C - 1 degrees. One cluster has no variance: the
-    interval is the value.
+    The variance is that of a ratio (delta method), with Student's t of C - 1 degrees. One cluster has no variance that
+    could be seen, so it has no interval: None.
     """
     total, count = float(denominators.sum()), len(numerators)
     value = float(numerators.sum() / total)
     if count < 2:
-        return value, value, value
+        return value, None, None
     squares = float(np.square(numerators - value * denominators).sum())
     deviation = (squares * count / (count - 1)) ** 0.5 / total
     half = Z95 * student_to_normal_ratio(count - 1) * deviation

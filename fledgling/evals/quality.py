@@ -43,7 +43,7 @@ class Quality:
     denominators: np.ndarray
 
 
-def measure_change(before: Quality, after: Quality) -> tuple[float, float, float]:
+def measure_change(before: Quality, after: Quality) -> tuple[float, float | None, float | None]:
     """Returns after minus before, with its 95 % interval over the clusters, of which both have the same."""
     return ratio_interval(after.numerators - before.numerators, before.denominators)
 
@@ -78,7 +78,7 @@ class QualityCheck:
         documents = number_clusters(text_bits.documents.tolist())
         bits, size = (np.bincount(documents, column) for column in (text_bits.bits, text_bits.bytes))
         bits_per_byte = measure_ratio("bits_per_byte", text_bits, text_bits.bits, text_bits.bytes)
-        qualities = [Quality(bits_per_byte, bits, size)]
+        qualities = [Quality(bits_per_byte, bits[size > 0], size[size > 0])]
         engine = Engine(model, self.tokenizer)
         for exam, answers in zip(self.exams, answer_exams(engine, self.exams), strict=True):
             clusters = number_clusters([answer.question.cluster for answer in answers])

@@ -35,8 +35,8 @@ class SweepRun:
     flops_per_token: int
     tokens: int
     bits_per_byte: float
-    low: float
-    high: float
+    low: float | None  # None: the text is one document
+    high: float | None
     seconds: float
 
     @property
@@ -76,8 +76,8 @@ def read_run(run_dir: Path) -> SweepRun | None:
             flops_per_token=int(plan["flops"]["per_token"]),
             tokens=int(done.get("tokens") or plan["horizon"]["tokens"]),  # older runs did not count what they read
             bits_per_byte=float(last["value"]),
-            low=float(last["low"]),
-            high=float(last["high"]),
+            low=last["low"],
+            high=last["high"],
             seconds=float(done["seconds"]),
         )
     except (KeyError, TypeError, ValueError) as error:
