@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from fledgling.config import UserError
+from fledgling.record.evaluation_names import format_cases
 from fledgling.report.run_data import load_run_data
 from fledgling.report.summary import final_evaluations, format_value, is_share
 
@@ -28,7 +29,10 @@ def collect_seeds(runs: list[Path]) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     for run in runs:
         for one in final_evaluations(load_run_data(run)):
-            row = rows.setdefault(one.name, {"n": one.n, "constant": one.baseline, "values": {}})
+            row = rows.setdefault(
+                one.name,
+                {"n": format_cases(one.n, one.clusters, one.cluster_unit), "constant": one.baseline, "values": {}},
+            )
             row["values"].setdefault(one.stage, []).append(one.value)
     for name, row in rows.items():
         counts = {len(values) for values in row["values"].values()}
