@@ -22,8 +22,12 @@ from tests.ranks import one_thread
 from tests.smallest import write_recipe
 
 AS_SHOWN = None
+VERIFY = "tests/cli/test_verify.py::test_what_holds_is_a_table_with_its_notes"
 RANKS = "tests/cli/test_ranks.py::test_ranks_are_started_and_their_exit_code_is_ours"
 ELSEWHERE = {  # shown command: the test that runs it
+    "fledgling verify runs/quickstart": VERIFY,
+    "fledgling verify runs/quickstart --root 3f2a...": VERIFY,
+    "fledgling verify runs/quickstart --steps 40 --seconds 300": VERIFY,
     "fledgling serve runs/quickstart": "tests/cli/test_runs.py::test_the_cell_of_the_table_is_what_happens",
     "fledgling speedrun quickstart --gpus 2": RANKS,
     "fledgling speedrun quickstart --gpus 2 --set sft.micro_batch_size=8": (RANKS),
