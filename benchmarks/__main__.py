@@ -75,7 +75,7 @@ def doors(*, connections: int = 1000, answers: int = 20, rounds: int = 3, thread
 
 
 @experiment(table_of("benchmarks.verify", "format_verify"))
-def verify(*, copies: int = 100, honest: int = 50, draws: int = 20, seed: int = 1) -> dict:
+def verify(*, copies: int = 100, honest: int = 50, draws: int = 60, seed: int = 1) -> dict:
     """Tamper with copies of a small run and verify each, and verify honest runs.
 
     Parameters
