@@ -16,7 +16,7 @@ def test_what_is_logged_is_read_back(tmp_path):
     with make_recorder(tmp_path) as recorder:
         recorder.log_metrics(1, loss=2.5, tokens=np.int64(100), mfu=math.nan)
         assert len(read_jsonl(recorder.stage_dir / "metrics.jsonl")) == 1, "readable while the run goes on"
-        recorder.log_evaluation(1, "spelling", 0.5, 0.4, 0.6, 100, baseline=0.1)
+        recorder.log_evaluation(1, "spelling", 0.5, 0.4, 0.6, 100, baseline=0.1, clusters=24)
         recorder.log_sample(1, "Hi\n", 'a "quoted" \u2028 line\nand 火')
         recorder.log_notice("three documents were empty")
         recorder.mark_done(tokens=100)
@@ -25,7 +25,7 @@ def test_what_is_logged_is_read_back(tmp_path):
     assert {"time", "elapsed"} <= set(metric)
     assert read_jsonl(tmp_path / "pretrain/evals.jsonl") == [
         {"stage": "pretrain", "step": 1, "name": "spelling", "value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
-        | {"baseline": 0.1, "tools": None}
+        | {"baseline": 0.1, "clusters": 24}
     ]
     assert read_jsonl(tmp_path / "pretrain/samples.jsonl")[0]["text"] == 'a "quoted" \u2028 line\nand 火'
     assert read_jsonl(tmp_path / "pretrain/notices.jsonl")[0]["text"] == "three documents were empty"
@@ -110,4 +110,4 @@ def test_work_that_is_lost_is_told_and_not_counted(tmp_path):
         assert recorder.elapsed < 10
         recorder.rewind(1)
     texts = [line["text"] for line in read_jsonl(tmp_path / "pretrain/notices.jsonl")]
-    assert texts == ["100 s of work after step 1 were lost and are not counted"]
+    assert texts == ["100 s of work after step 1 were lost; the seconds leave them out"]

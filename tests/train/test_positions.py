@@ -187,14 +187,14 @@ def test_a_stage_that_can_learn_nothing_is_an_error_and_not_done(trained, tmp_pa
         ]
         write_rows(tmp_path / "own.jsonl", rows)
         mixture = {f"chat:{tmp_path / 'own.jsonl'}": 1.0}
-        train(replace(trained, stages=("pretrain", "sft"), sft=replace(trained.sft, mixture=mixture, steps=2)), "sft")
+        train(replace(trained, stages=("pretrain", "sft"), sft=replace(trained.sft, mixture=mixture, steps=4)), "sft")
 
     with pytest.raises(
         UserError, match=r"own.jsonl: the prompts of all 20 conversations fill model.context, 128 tokens"
     ):
         sft([300] * 20)
     assert not (Path(trained.run.out) / "sft" / "done.json").exists()
-    sft([300, 5] * 10)
+    sft([300, 5] * 10)  # the steps read every row once, so the short ones too
     notices = [line["text"] for line in read_jsonl(Path(trained.run.out) / "sft" / "notices.jsonl")]
     assert any("10 of 20 conversations are longer than a row" in t and "of 10 only a part" in t for t in notices)
     assert all(line["passes"] > 0 for line in read_jsonl(Path(trained.run.out) / "sft" / "metrics.jsonl"))

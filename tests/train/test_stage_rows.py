@@ -193,6 +193,7 @@ def test_midtrain_sft_and_rl_run_over_public_sets(tmp_path):
         tmp_path,
         **{
             "run.data_dir": data,
+            "model.context": 256,  # a question of ARC with its choices is longer than 128 tokens of this tokenizer
             "pretrain.steps": 2,
             "midtrain.steps": "none",
             "midtrain.mixture": weights({"smoltalk": 0.8, "mmlu": 0.1, "gsm8k": 0.1}),
