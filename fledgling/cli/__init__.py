@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from fledgling.config import UserError, did_you_mean
 from fledgling.runtime.exit_codes import BROKEN_PIPE, FAILED, INTERRUPTED, USAGE_ERROR
@@ -96,8 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = did_you_mean(called, COMMANDS) or f": there are {', '.join(COMMANDS)}"
         return _fail(f'unknown command "{called}"{hint}', USAGE_ERROR)
     try:
-        app = build_app(called)
-        result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        with show_own_warnings():
+            app = build_app(called)
+            result = app(argv, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return result if type(result) is int else 0
     except CycloptsError as error:
@@ -115,6 +118,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fledgling plan | head -1`: not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+@contextmanager
+def show_own_warnings() -> Iterator[None]:
+    """Shows a warning of this package as one line, without the source line that Python adds, during the block."""
+    default = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **options: Any) -> None:
+        if os.path.dirname(os.path.dirname(__file__)) in filename:
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            default(message, category, filename, *rest, **options)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = default
 
 
 def _fail(message: str, code: int) -> int:

@@ -353,6 +353,8 @@ def _require_latest(directory: Path) -> Path:
     latest = find_latest_checkpoint(directory, check_hashes=False, warn=warned.append)
     if latest is None:
         raise UserError(warned[0] if warned else f"no checkpoint in {directory}: looked for step-*")
+    for text in warned:
+        warnings.warn(f"{text}; {latest} is used", stacklevel=3)
     return latest
 
 

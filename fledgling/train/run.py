@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,6 +84,7 @@ def run_stage(
     lock: RunLock | None = None,
     adapt_stage: AdaptStage = lambda stage: stage,
     should_stop: Callable[[], bool] = lambda: False,
+    prepared: dict[str, Any] | None = None,
 ) -> bool:
     """Runs stage `name`; returns False if it was already done.
 
@@ -93,6 +95,8 @@ def run_stage(
         lock: of the run, if the caller holds it; else it is taken for the stage.
         adapt_stage: returns the stage that runs, given the one of the recipe.
         should_stop: is asked after every step, as a signal is.
+        prepared: the prepared data that the stage starts with, as a checkpoint's state records it in "data"; None: as
+            its texts are now. A stage that resumes has that of its checkpoint.
 
     Raises:
         TrainingStopped: after a signal, once everything is saved.
@@ -124,6 +128,7 @@ def run_stage(
             for line in (*notices, f"{name}: {setup.summary}"):
                 recorder.log_notice(line)
             preparer = DataPreparer(recipe, run_dir, recorder.log_notice, show_progress=world.is_main and not quiet)
+            preparer.documents.prepared.pinned = prepared or {}
             context, loaded = build_context(recipe, name, world, setup, recorder, preparer, saved, parent, lock)
             train_stage(name, context, loaded if saved else None, select_evals, adapt_stage, should_stop)
     return True
@@ -226,8 +231,9 @@ def build_context(
 
     That is `saved`, else `parent`; without both, the weights are initialized from the seed.
     """
+    pinned = preparer.documents.prepared.pinned
     with world.local_main_process_first():
-        tokenizer = preparer.load_or_train_tokenizer(may_replace=not (saved or parent))
+        tokenizer = preparer.load_or_train_tokenizer(may_replace=not (saved or parent or pinned))
     source = saved or parent
     loaded = checkpoint.load_checkpoint(source) if source else None
     if loaded and saved:

@@ -123,6 +123,14 @@ def read_stage_recipe(run_dir: Path, stage: str) -> Recipe:
     return recipe
 
 
+def read_prepared_data(run_dir: Path, stage: str) -> dict[str, Any] | None:
+    """Returns which prepared data a stage read, from its newest valid checkpoint: its texts may have changed since."""
+    for path in list_stage_checkpoints(run_dir, stage)[::-1]:
+        if checkpoint.inspect_checkpoint(path)["valid"]:
+            return checkpoint.read_checkpoint_state(path).get("data")
+    return None
+
+
 @contextmanager
 def scratch_run(run_dir: Path, start: Start) -> Iterator[Path]:
     """Yields a run directory that has what a stage needs to go on from `start`; nothing in it leads back by a write."""
@@ -196,6 +204,7 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
         recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=()))
         stopped = False
         options: dict[str, Any] = {"select_evals": measure, "adapt_stage": adapt, "should_stop": should_stop}
+        options["prepared"] = read_prepared_data(run_dir, start.stage)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of damaged checkpoints, which another check names

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 
+from fledgling import cli
 from fledgling.cli import COMMANDS, RENAMED_OPTIONS, main
 
 
@@ -121,3 +123,13 @@ def test_an_old_option_is_refused_with_its_new_name(command, old, new, capsys):
 def test_an_unknown_option_points_to_the_help_of_its_command(capsys):
     assert main(["bench", "train", "--nonsense"]) == 2
     assert capsys.readouterr().err.endswith("(see fledgling bench train --help)\n")
+
+
+def test_a_warning_of_the_package_is_one_line(capsys):
+    namespace = {"warn": warnings.warn}
+    own = compile("warn('skipped: a checkpoint', stacklevel=1)", cli.__file__, "exec")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with cli.show_own_warnings():
+            exec(own, namespace)
+        assert capsys.readouterr().err == "warning: skipped: a checkpoint\n"

@@ -38,6 +38,17 @@ def test_a_run_on_another_machine_is_compared_within_a_tolerance(copy):
     assert result["holds"] and result["tolerance"] == 0.02 and list(result["machine"]) == ["torch"]
 
 
+def test_a_text_that_was_edited_since_raises_no_alarm(run):
+    text = run.parent / "text.jsonl"
+    before = text.read_bytes()
+    text.write_bytes(before.replace(b" ", b"  ", 50))
+    try:
+        result = verify_run(run, count=12, seconds=600, seed=1)
+    finally:
+        text.write_bytes(before)
+    assert list_problems(result) == [] and result["holds"]
+
+
 def test_without_time_the_steps_are_told_as_not_made(run):
     result = verify_run(run, count=4, seconds=0, seed=1)
     made = next(check for check in result["checks"] if check["name"] == "steps made again")
