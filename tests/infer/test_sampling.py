@@ -99,15 +99,28 @@ def test_the_largest_noise_samples_a_possible_token() -> None:
     [
         {"temperature": -1},
         {"temperature": float("nan")},
+        {"temperature": float("inf")},
         {"top_k": -1},
         {"top_p": 0},
+        {"top_p": 1.01},
         {"min_p": 2},
+        {"min_p": -0.1},
         {"max_new_tokens": 0},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("inf")},
+        {"logit_bias": ((1, float("nan")),)},
+        {"logit_bias": ((1, 0.5), (1, 0.5))},
+        {"num_top_logprobs": -1},
     ],
 )
 def test_invalid_parameters_are_named(wrong) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         SamplingParams(**wrong)
+
+
+def test_parameters_at_their_bounds_are_valid() -> None:
+    SamplingParams(0, top_k=0, top_p=1, min_p=0, max_new_tokens=1, num_top_logprobs=0)
+    SamplingParams(min_p=1, logit_bias=((1, 0.5), (2, 0.5)))
 
 
 def test_a_penalty_lowers_seen_tokens_and_a_bias_adds() -> None:

@@ -10,7 +10,8 @@ import torch
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import ModelRunner
 from fledgling.infer.sampling import SamplingParams
-from fledgling.infer.scheduler import Scheduler
+from fledgling.infer.scheduler import ADMIT_DIVISOR, Scheduler, _missing_blocks
+from fledgling.model.cache import CacheRow
 from fledgling.plan import inference
 from tests.invariants.test_decode import random_model
 
@@ -196,3 +197,27 @@ def test_a_text_that_repeats_itself_takes_fewer_steps_for_the_same_answer(chain,
         steps.append(scheduler.stats.decode_steps)
     assert steps[0] == 79 and steps[1] < 25
     assert scheduler.stats.acceptance_rate > 0.9
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "blocks", "missing"), [(0, 1, 0, 1), (4, 1, 1, 1), (7, 1, 2, 0), (7, 2, 2, 1), (3, 9, 1, 2)]
+)
+def test_the_blocks_that_a_row_lacks_are_counted(length, count, blocks, missing) -> None:
+    row = CacheRow(length=length, block_table=list(range(blocks)))
+    assert _missing_blocks(row, count, block_size=4) == missing
+
+
+def test_a_busy_batch_admits_requests_in_groups(engine) -> None:
+    rows = 2 * ADMIT_DIVISOR  # so a group is two
+    scheduler = engine.make_scheduler(rows, prefix_cache_tokens=None)
+    lengths = [8, 12] + [16] * (rows - 2) + [4] * 3
+    for number, length in enumerate(lengths):
+        sampling = SamplingParams(temperature=0, max_new_tokens=length)
+        scheduler.add_request(engine.make_request(random_prompt(3, number), sampling, use_tools=False))
+    waiting = []
+    while scheduler.waiting:
+        waiting.append((len(scheduler.running), len(scheduler.waiting)))
+        scheduler.step()
+    assert (rows - 1, 3) in waiting, "one free row does not interrupt the others"
+    assert any(running == rows - 2 and left == 3 for running, left in waiting), "two do"
+    run_all(scheduler)

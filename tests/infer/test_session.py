@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -66,6 +68,10 @@ def test_overflow_drops_the_oldest_turns_with_a_notice(adder) -> None:
         assert session.turns[-1].user_text == f"turn {number}"
         assert len(session._prompt(session.turns)) <= adder.context
     assert notices and len(session.turns) < 12
+    assert {notice.text.partition(": ")[2] for notice in notices} == {"the oldest turn was dropped"}
+    longer = session.reply("many words " * 4, SamplingParams(temperature=0, max_new_tokens=12))
+    dropped = [event.text for event in longer if isinstance(event, SessionNotice)]
+    assert len(dropped) == 1 and re.search(r": the [2-9] oldest turns were dropped$", dropped[0])
 
 
 def test_a_text_longer_than_the_context_is_refused(adder) -> None:
