@@ -414,3 +414,12 @@ def test_an_older_checkpoint_that_stands_in_for_a_damaged_one_is_named(tmp_path)
     (newest / "manifest.json").unlink()
     with pytest.warns(UserWarning, match=r"skipped: .*step-00000002.*; .*step-00000001 is used"):
         assert checkpoint.resolve_checkpoint(tmp_path / "sft") == older
+
+
+def test_the_checkpoints_of_a_run_are_listed_by_stage_oldest_first(tmp_path):
+    later = [write_checkpoint(tmp_path / "sft/checkpoints", step) for step in (3, 9)]
+    earlier = [write_checkpoint(tmp_path / "pretrain/checkpoints", step) for step in (2, 7)]
+    assert checkpoint.list_checkpoints(tmp_path) == earlier + later
+    assert checkpoint.list_checkpoints(tmp_path / "sft") == later
+    assert checkpoint.list_checkpoints(tmp_path / "sft/checkpoints") == later
+    assert checkpoint.list_checkpoints(later[0]) == later[:1]

@@ -78,5 +78,17 @@ def test_write_json_replaces_in_one_rename(tmp_path):
     assert os.listdir(tmp_path / "a") == ["x.json"]
 
 
-def test_bytes_are_formatted_with_their_unit():
-    assert [format_bytes(n) for n in (512, 3_100_000, 4.2e10)] == ["512 bytes", "3.1 MB", "42.0 GB"]
+@pytest.mark.parametrize(
+    ("count", "binary", "expected"),
+    [
+        (999, False, "999 bytes"),
+        (1000, False, "1.0 kB"),
+        (3_100_000, False, "3.1 MB"),
+        (42e9, False, "42.0 GB"),
+        (512, True, "0.5 KiB"),
+        (3 << 20, True, "3.0 MiB"),
+        (42e9, True, "39.1 GiB"),
+    ],
+)
+def test_bytes_are_formatted_in_their_unit(count, binary, expected):
+    assert format_bytes(count, binary) == expected
