@@ -91,13 +91,17 @@ def draw_mutants(tree: Path, package: str, count: int, seed: int) -> tuple[list[
     return random.Random(seed).sample(useful, min(count, len(useful))), len(useful)
 
 
-def list_test_files(package: str, module: Path) -> list[str]:
-    """Returns the test files of a package, that of `module` first, those that start ranks last of the others."""
+def list_test_files(package: str, module: Path, ranks: bool = True) -> list[str]:
+    """Returns the test files of a package, that of `module` first, those that start ranks last of the others.
+
+    ranks: False leaves out the files that start ranks, but for the module's own.
+    """
     named = [ROOT / name for name in TESTS[package].split()]
     files = [file for path in named for file in ([path] if path.is_file() else sorted(path.rglob("test_*.py")))]
     own = ROOT.joinpath("tests", *module.parts[1:-1], f"test_{module.name}")
-    files.sort(key=lambda file: (file != own, "on_ranks" in file.read_text(encoding="utf-8")))
-    return [str(file.relative_to(ROOT)) for file in files]
+    starts_ranks = {file: "on_ranks" in file.read_text(encoding="utf-8") for file in files}
+    files.sort(key=lambda file: (file != own, starts_ranks[file]))
+    return [str(file.relative_to(ROOT)) for file in files if ranks or file == own or not starts_ranks[file]]
 
 
 def run_tests(tree: Path, files: list[str], timeout: float) -> str:
@@ -149,6 +153,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=50, help="mutants drawn")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--skip", type=int, default=0, help="mutants left out at the start, to go on after a stop")
+    parser.add_argument("--no-ranks", action="store_true", help="leave out tests on several ranks: a lower bound")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for the tests of one mutant")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -159,13 +164,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(Path(folder))
         mutants, total = draw_mutants(tree, options.package, options.count, options.seed)
-        unchanged = run_tests(tree, list_test_files(options.package, Path("none")), 10 * options.timeout)
+        unchanged = run_tests(
+            tree, list_test_files(options.package, Path("none"), not options.no_ranks), 10 * options.timeout
+        )
         if unchanged != "passed":
             print(f"{options.package}: the tests {unchanged} without a mutant", file=sys.stderr)
             return 1
         survivors = 0
         for number, mutant in enumerate(mutants[options.skip :], options.skip + 1):
-            files = list_test_files(options.package, mutant.module)
+            files = list_test_files(options.package, mutant.module, not options.no_ranks)
             outcome, difference = try_mutant(tree, mutant, files, options.timeout)
             survivors += outcome == "passed"
             print(f"{number} {outcome}: {mutant.module}:{mutant.line} {mutant.operator}", flush=True)
