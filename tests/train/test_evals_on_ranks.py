@@ -52,7 +52,7 @@ def restored(monkeypatch):
 def test_two_ranks_record_the_lines_of_one_and_share_the_work(tmp_path, restored):
     root = write_core_bundle(tmp_path / "data")
     settings = {"stages": '["pretrain", "sft", "rl"]', "run.data_dir": f'"{root}"'}
-    settings |= {"pretrain.core_every": 4, "pretrain.core_max_per_task": 1, "sft.eval_every": 2, "rl.eval_every": 2}
+    settings |= {"pretrain.core_every": 2, "pretrain.core_max_per_task": 3, "sft.eval_every": 2, "rl.eval_every": 2}
     recipe = tiny(tmp_path, **settings)
     with one_thread():
         alone = run_stages_counting(recipe, str(tmp_path / "one"))
