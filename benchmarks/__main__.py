@@ -83,7 +83,7 @@ def verify(*, copies: int = 100, honest: int = 50, draws: int = 60, seed: int = 
     copies
         Tampered copies: seven kinds, three ways to cover them.
     honest
-        Runs that nobody touched, each with a seed of its own.
+        Untouched runs, each with a seed of its own.
     draws
         Steps that are drawn at random in each.
     seed

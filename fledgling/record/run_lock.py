@@ -5,7 +5,7 @@
 
 filelock makes and takes over the claim: exclusive creation works on NFS too. The claim of a process of this machine is
 taken over when that process has ended, which its id and start time prove. On another machine only the heartbeat shows
-that a holder lives: whoever starts there waits until the claim changes, or takes it over when it has not changed for
+that a holder lives: a process there waits until the claim changes, or takes it over when it has not changed for
 LEASE_SECONDS of its own clock, so that the clocks of two machines are never compared. A claim that was copied with its
 directory belongs to the original, and is removed.
 

@@ -1,11 +1,11 @@
-"""Connections of the server: time limits for each phase of a request, and a cap that leaves room for newcomers.
+"""Connections of the server: time limits for each phase of a request, and a cap that leaves room for new ones.
 
 uvicorn has one limit of time, between two requests, and every byte resets it. `LimitedProtocol` adds what it lacks, on
 real timers: a request's headers, its body and its answer each have a deadline that no byte prolongs, and a client that
 does not read its answer has a budget of seconds. `ConnectionTable` counts connections, in all and of each address. At
-the cap a newcomer takes the place of the connection that has waited longest without a complete request, of the address
+the cap a new one takes the place of the connection that has waited longest without a complete request, of the address
 with the most connections: thousands of idle or half-sent requests cannot keep `/health` out. Requests that are being
-answered are never closed for a newcomer; their number is bounded by the worker's queue.
+answered are never closed for a new one; their number is bounded by the worker's queue.
 
 A client gets 408 if it was too slow, 429 if its address is at its cap, 503 if the server is; with Retry-After.
 """
@@ -76,7 +76,7 @@ class ConnectionTable:
         """Adds a connection; returns 0, or the status (429 or 503) with which it must be refused.
 
         Where the table is full, the connection that has waited longest is closed for it. The longest wait alone
-        decides: a newcomer, whose headers are on their way, must not give way to older ones.
+        decides: a new one, whose headers are on their way, must not give way to older ones.
         """
         status = 0
         if len(self._open[connection.address]) >= self.limits.max_per_address:
@@ -291,7 +291,7 @@ class LimitedProtocol(H11Protocol):
             self._end_with_error(408, f"the request's {part} did not arrive within {seconds:g} s", f"{part}_timeout")
 
     def give_way(self) -> None:
-        """Closes this connection for a newcomer."""
+        """Closes this connection for a new one."""
         if self.phase is Phase.IDLE or not self._received_any:
             self._close()
         else:

@@ -111,7 +111,7 @@ def _has_data_digests(stage_dir: Path) -> bool:
 
 
 def compute_root(run_dir: Path) -> str:
-    """Returns one SHA-256 over the seals of all stages: whoever publishes a run can state it elsewhere."""
+    """Returns one SHA-256 over the seals of all stages: the publisher of a run can state it elsewhere."""
     digest = hashlib.sha256()
     for stage in list_stages(run_dir):
         seal = run_dir / stage / SEAL

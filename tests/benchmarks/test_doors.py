@@ -29,7 +29,7 @@ class _Pipe:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_begins(name, monkeypatch):
-    """Against a socket that never answers; an idle scenario opens as many connections as it was told."""
+    """Against a socket that never answers; an idle scenario opens as many connections as requested."""
     monkeypatch.setattr(doors, "_is_healthy", lambda port: True)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         with pytest.raises(_Begun):

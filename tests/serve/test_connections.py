@@ -1,4 +1,4 @@
-"""Slow, idle, greedy and broken clients on real sockets: each is told why, and others are served all the same."""
+"""Slow, idle, greedy and broken clients on real sockets: each gets the reason, and others are served."""
 
 from __future__ import annotations
 

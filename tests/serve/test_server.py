@@ -1,4 +1,4 @@
-"""Limits of the server: files, connections, and what uvicorn is told."""
+"""Limits of the server: files, connections, and the settings of uvicorn."""
 
 from __future__ import annotations
 

@@ -3,19 +3,11 @@
 import pytest
 
 from fledgling.tasks import SKILLS, load_task
-from fledgling.tasks.skills import arithmetic, counting, identity, spelling, stdlib
+from fledgling.tasks.skills import arithmetic, counting, spelling
 from fledgling.tasks.skills.templates import normalize_template
 from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, find_constant_baseline, is_held_out
 from fledgling.text.conversation import check_conversation
-
-MODULES = {
-    "arithmetic": arithmetic,
-    "spelling": spelling,
-    "counting": counting,
-    "identity": identity,
-    "stdlib": stdlib,
-}
-
+from tests.tasks.skills.test_wordings import MODULES
 
 CONCEPTS = {
     "arithmetic": "sum plus add added adding total + difference minus take taken subtract remove product "
