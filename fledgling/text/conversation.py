@@ -9,7 +9,8 @@ not. Tokens and mask are both computed from that list, so they cannot disagree. 
     in an answer:  TEXT python_start EXPRESSION python_end output_start RESULT output_end TEXT
                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~                               ~~~~ supervised
 
-There is one layout; `fledgling.export` writes it as a chat template.
+There is one layout; `fledgling.export` writes it as a chat template. Messages that it cannot take are first joined or
+dropped by the rule of turns.py.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import numpy as np
 
 from fledgling.config import UserError
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.text.turns import PART_TYPES, normalize_turns
 
 ROLES = ("system", "user", "assistant")
-PART_TYPES = ("text", "python", "output")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def check_conversation(conversation: Mapping[str, Any]) -> None:
 
     Expected is {"messages": [{"role", "content"}, ...]}: at most one system message, which comes first, then user and
     assistant in turn, user first. Content is text, or a list of parts {"type": "text"|"python"|"output", "text"}; the
-    parts of user and system are text; an output follows its python part.
+    parts of user and system are text; outputs follow the python parts that they answer.
     """
     messages = conversation.get("messages") if isinstance(conversation, Mapping) else None
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -80,7 +81,11 @@ def check_conversation(conversation: Mapping[str, Any]) -> None:
 
 
 def render_conversation(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> RenderedConversation:
-    """Returns tokens, mask and turn ends of a conversation. Raises UserError as `check_conversation` does."""
+    """Returns tokens, mask and turn ends of a conversation, which may have `tools` besides its messages.
+
+    Raises:
+        UserError: what neither the rule of turns.py nor the layout can take.
+    """
     segments = _segments(conversation)
     return _render_segments(tokenizer, segments, (tokenizer.encode(s.text) for s in segments if not s.special))
 
@@ -97,13 +102,16 @@ def render_conversations(
 def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list[int]:
     """Returns the ids after which an answer is sampled: the conversation, then assistant_start.
 
-    Raises UserError as `check_conversation` does, and if the last turn is not the user's.
+    A conversation that ends with the assistant's message is rendered without that message's end: the answer continues
+    it, after a tool's result or in the middle of a text. Raises UserError as `render_conversation` does.
     """
     segments = _segments(conversation)
-    if conversation["messages"][-1]["role"] != "user":
-        raise UserError("the last message is the assistant's; a prompt ends with a message of the user")
+    continued = segments[-1] == _Segment("<|assistant_end|>", True, True)
+    if continued:
+        segments.pop()
     encoded = (tokenizer.encode(s.text) for s in segments if not s.special)
-    return [*_render_segments(tokenizer, segments, encoded).tokens.tolist(), tokenizer.assistant_start]
+    ids = _render_segments(tokenizer, segments, encoded).tokens.tolist()
+    return ids if continued else [*ids, tokenizer.assistant_start]
 
 
 def _check_content(number: int, role: str, content: Any) -> None:
@@ -117,24 +125,27 @@ def _check_content(number: int, role: str, content: Any) -> None:
     if not content:
         raise UserError(f"{where} is empty; omit it, or give it some text")
     allowed = PART_TYPES if role == "assistant" else PART_TYPES[:1]
-    previous = None
+    open_calls = 0
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in allowed:
             raise UserError(f"{where} has a part of type {kind!r}; expected {' or '.join(allowed)}")
         if not isinstance(part.get("text"), str):
             raise UserError(f"{where} has a {kind} part whose text is not a string")
-        if kind == "output" and previous != "python":
+        if kind == "output" and not open_calls:
             raise UserError(f"{where} has an output that follows no python part; insert the expression before it")
-        previous = kind
+        open_calls = {"python": open_calls + 1, "output": open_calls - 1, "text": 0}[kind]
 
 
 def _segments(conversation: Mapping[str, Any]) -> list[_Segment]:
-    """Returns the segments of a conversation, after checking it."""
-    check_conversation(conversation)
+    """Returns the segments of a conversation, after the rule of turns.py and a check."""
+    if not isinstance(conversation, Mapping) or not conversation.get("messages"):
+        check_conversation(conversation)
+    messages, _ = normalize_turns(conversation["messages"], conversation.get("tools"))
+    check_conversation({"messages": messages})
     segments = [_Segment("<|bos|>", True, False)]
     system = ""
-    for message in conversation["messages"]:
+    for message in messages:
         if message["role"] == "system":
             system = _join_text_parts(message["content"]) + "\n\n"
         elif message["role"] == "user":

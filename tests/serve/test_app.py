@@ -179,8 +179,7 @@ def test_logit_bias_changes_the_sampled_tokens(server, client):
     ("path", "body", "status", "message"),
     [
         ("chat/completions", {"messages": []}, 400, "messages"),
-        ("chat/completions", {"messages": ASK * 2}, 400, "message 2 is the user's"),
-        ("chat/completions", {"messages": [{"role": "user", "content": ""}]}, 400, "is empty"),
+        ("chat/completions", {"messages": [{"role": "user", "content": ""}]}, 400, "no message of the user"),
         ("chat/completions", {"messages": [{"role": "robot", "content": "a"}]}, 400, "role"),
         ("chat/completions", {"messages": ASK, "temperature": 2.5}, 400, "temperature"),
         ("chat/completions", {"messages": ASK, "temperature": "1"}, 400, "temperature"),

@@ -80,14 +80,37 @@ def test_a_prompt_is_a_prefix_of_the_conversation(bytewise):
     rendered = render_conversation(bytewise, make_conversation(*messages_so_far["messages"], assistant("!")))
     assert prompt == rendered.tokens[: len(prompt)].tolist()
     assert prompt[-1] == bytewise.assistant_start
-    with pytest.raises(UserError, match="last message is the assistant's"):
-        render_prompt(bytewise, make_conversation(user("a"), assistant("b")))
+
+
+def test_a_prompt_that_ends_with_the_assistant_continues_its_message(bytewise):
+    conversation = make_conversation(user("a"), assistant("The answer"))
+    rendered = render_conversation(bytewise, conversation).tokens.tolist()
+    assert [*render_prompt(bytewise, conversation), bytewise.assistant_end] == rendered
+
+
+def test_what_renders_has_been_joined_by_the_rule_first(bytewise):
+    separate = make_conversation(user("a"), user("b"), assistant(""), assistant("c"))
+    together = make_conversation(user("a\n\nb"), assistant("c"))
+    first, second = (render_conversation(bytewise, each) for each in (separate, together))
+    assert first.tokens.tolist() == second.tokens.tolist() and first.mask.tolist() == second.mask.tolist()
+
+
+def test_calls_in_parallel_are_supervised_and_their_results_are_not(bytewise):
+    calls = [{"id": i, "function": {"name": i, "arguments": "{}"}} for i in "xy"]
+    results = [{"role": "tool", "tool_call_id": i, "content": i.upper()} for i in "yx"]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    rendered = render_conversation(bytewise, make_conversation(user("q"), message, *results, assistant("b")))
+    learned = bytewise.decode(rendered.tokens[rendered.mask])
+    call = '<|python_start|>{"name": "%s", "arguments": {}}<|python_end|>'
+    assert learned == call % "x" + call % "y" + "b<|assistant_end|>"
+    text = bytewise.decode(rendered.tokens)
+    assert "<|output_start|>X<|output_end|><|output_start|>Y<|output_end|>b" in text
 
 
 names = st.lists(st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "x", " "]), min_size=1, max_size=5).map("".join)
 
 
-@given(text=names, tool=names, output=names)
+@given(text=names.filter(str.strip), tool=names, output=names)
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_names_of_special_tokens_in_text_stay_text(tokenizer, text, tool, output):
     kinds = {"python": tool, "output": output, "text": text}
