@@ -39,6 +39,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_launch_files.py::test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_is_up",
     "test_journey.py::test_a_compiled_run_has_the_losses_of_an_eager_one",
     "test_memory_of_ranks.py::test_measured_memory_is_the_layouts",
+    "test_page_faults.py::test_random_faults_never_stop_the_page_and_lose_no_finished_turn[200]",
 )
 
 

@@ -76,6 +76,7 @@ def serve(
         raise UserError(f"--port {port}: expected at most 65535")
     from fledgling.infer.session import load_chat_engine
     from fledgling.serve.app import make_app
+    from fledgling.serve.examples import list_examples
     from fledgling.serve.server import Server, choose_limits, raise_file_limit
     from fledgling.serve.service import LOOPBACK, Service
     from fledgling.serve.worker import CPU_PREFILL_CHUNK, GPU_PREFILL_CHUNK, Worker
@@ -90,6 +91,7 @@ def serve(
         created=int(time.time()),
         api_key=api_key,
         hosts=LOOPBACK if local else None,
+        examples=list_examples(str(state.get("recipe", ""))),
     )
     listener = _listen(host, port)
     url_host = f"[{host}]" if ":" in host else host

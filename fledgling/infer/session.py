@@ -24,12 +24,12 @@ from fledgling.kernels.backend import MIN_SPEEDUP
 from fledgling.runtime.device import choose_dtype
 from fledgling.runtime.world import choose_device
 from fledgling.text.conversation import render_prompt
+from fledgling.text.truncation import max_prompt_tokens
 
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
 
 CACHED_CONTEXTS = 2  # cache size in contexts: the conversation, and the one before it was cleared
-ANSWER_DIVISOR = 4  # 1/4 of the context is reserved for the answer, or max_new_tokens where that is less
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,10 @@ class ChatSession:
         Returns:
             The prompt and the number of dropped turns; an empty prompt if the newest turn alone is too long.
         """
-        max_prompt_tokens = self.engine.context - min(sampling.max_new_tokens, self.engine.context // ANSWER_DIVISOR)
+        limit = max_prompt_tokens(self.engine.context, sampling.max_new_tokens)
         for first in range(len(self.turns)):
             prompt = self._prompt(self.turns[first:])
-            if len(prompt) <= max_prompt_tokens:
+            if len(prompt) <= limit:
                 self.turns = self.turns[first:]
                 return prompt, first
         return [], 0

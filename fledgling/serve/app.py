@@ -34,11 +34,20 @@ from fledgling.serve.service import Endpoint, ParsedRequest, ResponseChunks, Ser
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, JobHandle, QueueFull
 
 PAGE = Path(__file__).parent / "page"
-PAGE_FILES = ("index.html", "page.css", "page.js", "store.js", "api.js", "message.js", "markdown.js")
+PAGE_FILES = (
+    "index.html",
+    "page.css",
+    *(
+        f"{name}.js"
+        for name in ["page", "answer", "api", "conversation", "markdown", "message", "settings", "sidebar", "store"]
+    ),
+    "vendor/markdown.bundle.js",
+    "vendor/LICENSES.txt",
+)
 PAGE_ROUTES = {"/": "index.html", **{f"/{name}": name for name in PAGE_FILES}}
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
 )
 PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,

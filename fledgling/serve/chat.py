@@ -19,6 +19,7 @@ from fledgling.serve.schemas import BadRequest, ChatRequest
 from fledgling.serve.service import Endpoint, ParsedRequest, Service
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, GenerationJob
 from fledgling.text.conversation import render_prompt
+from fledgling.text.truncation import drop_oldest_turns
 
 
 def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
@@ -27,9 +28,14 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
     messages = [message.to_conversation_message() for message in body.messages]
-    service.check_prompt_size(text for message in body.messages for text in message.texts())
-    prompt = render_prompt(service.tokenizer, {"messages": messages})
     max_new_tokens = body.max_completion_tokens or body.max_tokens
+    dropped = 0
+    if body.truncation == "auto":
+        messages, dropped = drop_oldest_turns(service.tokenizer, messages, service.context, max_new_tokens)
+        service.check_prompt_size(_texts(messages))
+    else:
+        service.check_prompt_size(text for message in body.messages for text in message.texts())
+    prompt = render_prompt(service.tokenizer, {"messages": messages})
     sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)
     n = body.n or 1
     options = body.stream_options
@@ -41,12 +47,20 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
         echo_prefixes=[""] * n,
         id=make_id("chatcmpl"),
         created=unix_time(),
+        dropped_turns=dropped,
     )
+
+
+def _texts(messages: list[dict[str, Any]]) -> Iterator[str]:
+    for message in messages:
+        content = message["content"]
+        yield from [content] if isinstance(content, str) else (part["text"] for part in content)
 
 
 def _envelope(service: Service, parsed: ParsedRequest, kind: str) -> dict[str, Any]:
     """Returns the fields that every response and chunk has; `kind` is its "object"."""
-    return {"id": parsed.id, "object": kind, "created": parsed.created, "model": service.model_name}
+    fields = {"id": parsed.id, "object": kind, "created": parsed.created, "model": service.model_name}
+    return fields | ({"dropped_turns": parsed.dropped_turns} if parsed.dropped_turns else {})
 
 
 def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:

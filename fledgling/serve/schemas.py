@@ -7,8 +7,8 @@ schemas, frequency penalties, response formats) is rejected when it requests any
 Every field has a bound on its size, so that no request costs more than its length suggests; the text of messages and
 prompts is bounded by the model's context (service.py). `x-bounded-by` marks those in the description.
 
-Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `calculator`; and `parts` of an assistant's message, the
-answer as it was returned, tool calls included.
+Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `calculator`, `truncation` (as in OpenAI's Responses
+API); and `parts` of an assistant's message, the answer as it was returned, tool calls included.
 """
 
 from __future__ import annotations
@@ -187,6 +187,7 @@ class ChatRequest(CommonRequest):
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     calculator: StrictBool = True
+    truncation: Literal["auto", "disabled"] | None = None
     response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True, max_length=4)] | None = None
     tools: (

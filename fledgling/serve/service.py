@@ -28,6 +28,7 @@ class Service:
     api_key: str | None = None  # None: no key is required
     hosts: tuple[str, ...] | None = LOOPBACK  # accepted names in the Host header; None: any
     max_body_bytes: int = 1_000_000
+    examples: tuple[str, ...] = ()  # questions that the model was taught to answer, for the page
 
     @property
     def context(self) -> int:
@@ -38,7 +39,14 @@ class Service:
         """Returns the model's entry of /v1/models; raises BadRequest where `name` is not the served model."""
         if name is not None:
             self.check_model_name(name)
-        return {"id": self.model_name, "object": "model", "created": self.created, "owned_by": "fledgling"}
+        return {
+            "id": self.model_name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "fledgling",
+            "max_model_len": self.context,
+            "examples": list(self.examples),
+        }
 
     def check_model_name(self, name: str) -> None:
         """Raises BadRequest unless `name` is the served model, or empty."""
@@ -106,6 +114,7 @@ class ParsedRequest:
     echo_prefixes: list[str]  # of each choice: text before the answer (the echoed prompt)
     id: str
     created: int  # Unix time
+    dropped_turns: int = 0  # of the conversation, so that it fits into the context
     choices: list[GeneratedChoice] = field(init=False)
 
     def __post_init__(self) -> None:

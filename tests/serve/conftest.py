@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import threading
 import time
@@ -71,6 +72,19 @@ def serving(
 def server(random_engine: Engine) -> Iterator[tuple[str, Worker]]:
     with serving(random_engine) as address_and_worker:
         yield address_and_worker
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window; its tests are skipped where it or playwright is not installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session")

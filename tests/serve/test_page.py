@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.serve.conftest import serving
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 
 RUN = "window.hit = (window.hit || 0) + 1"
 # Texts that become script in a page that builds markup from them; each would set `hit`.
@@ -84,14 +79,6 @@ PAYLOADS = [
 
 
 ELEMENTS = "script, img, svg, iframe, object, embed, style, link, meta, base, form, input, video, audio, math"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -208,9 +195,11 @@ def test_no_text_runs_as_script(browser, server):
     page.evaluate(stored, PAYLOADS)
     page.reload()
     opened = page.locator("#conversations .open")
+    opened.nth(len(PAYLOADS) - 1).wait_for()
     assert opened.count() == len(PAYLOADS) >= 60
     for number in range(len(PAYLOADS)):
         opened.nth(number).click()
+        page.wait_for_function("title => document.getElementById('title').textContent === title", arg=PAYLOADS[number])
         assert page.locator(".message").count() == 2
         assert page.locator(f"#messages :is({ELEMENTS})").count() == 0, PAYLOADS[number]
         links = page.eval_on_selector_all("#messages a", "nodes => nodes.map((node) => node.protocol)")
@@ -236,3 +225,13 @@ def test_the_page_fits_phone_and_desktop_and_passes_axe(page, width, theme):
     result = json.loads(page.evaluate("axe.run().then((results) => JSON.stringify(results.violations))"))
     serious = [(v["id"], v["nodes"][0]["html"]) for v in result if v["impact"] in ("serious", "critical")]
     assert serious == []
+
+
+def test_a_conversation_that_outgrows_the_context_goes_on_without_its_oldest_turns(page):
+    settings(page, max_tokens=24, seed=3)
+    for number in range(5):  # the context is 96 tokens
+        send(page, f"the quick brown fox jumps over the lazy dog {number}")
+        page.locator("#status", has_text="Answer complete.").wait_for()
+    assert page.locator(".message").count() == 10 and page.locator(".failed").count() == 0
+    assert "dropped" in page.locator(".notice").last.inner_text()
+    assert "of 96 tokens" in page.locator("#context-text").inner_text()

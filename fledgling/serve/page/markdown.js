@@ -1,106 +1,94 @@
-// Markdown to DOM nodes: paragraphs, headings, lists, quotes, tables, fenced and inline code, emphasis, links.
-// The output of a model is untrusted, so no string ever becomes markup: every node is made by createElement and every
-// text by createTextNode. Only http, https and mailto links become links; anything unknown stays text.
+// Markdown to DOM nodes. markdown-it parses, temml sets formulas as MathML, highlight.js colours code, and DOMPurify
+// makes the nodes; the page's policy (trusted types) lets nothing else make nodes from text.
+// The output of a model is untrusted: HTML in it stays text, images are shown as links and never loaded, only http,
+// https and mailto become links, and what is too long is shown as it is.
 
-const element = (name, ...children) => {
-  const node = document.createElement(name);
-  node.append(...children);
-  return node;
+import { markdownIt, tex, DOMPurify, temml, highlight } from "./vendor/markdown.bundle.js";
+
+const MAX_CHARS = 100_000; // of one message
+const MAX_FORMULA_CHARS = 2_000;
+const MAX_FORMULAS = 300; // of one message
+const MAX_CODE_CHARS = 20_000; // of one block that is highlighted
+const LINK = /^(?:https?:\/\/|mailto:)/i;
+
+const TAGS = (
+  "a p br hr strong em s code pre ul ol li blockquote h2 h3 h4 h5 h6 table thead tbody tr th td div span " +
+  "math mrow mi mn mo mtext ms mspace mfrac msqrt mroot mstyle mpadded mphantom merror msub msup msubsup munder mover " +
+  "munderover mmultiscripts mprescripts none mtable mtr mtd"
+).split(" ");
+const ATTRIBUTES = (
+  "href class start tabindex xmlns display mathvariant stretchy fence separator form lspace rspace largeop symmetric " +
+  "movablelimits minsize maxsize accent accentunder linethickness displaystyle scriptlevel width height depth voffset " +
+  "columnalign columnspacing rowspacing columnlines rowlines rowspan columnspan"
+).split(" ");
+const SANITIZE = {
+  ALLOWED_TAGS: TAGS, ALLOWED_ATTR: ATTRIBUTES, ALLOW_DATA_ATTR: false, ALLOW_ARIA_ATTR: false,
+  ALLOWED_URI_REGEXP: LINK, RETURN_DOM_FRAGMENT: true,
 };
 
-// The inline marks, tried in this order at each of their first characters.
-const INLINE = [
-  [/^(`+)([\s\S]*?[^`])\1(?!`)/, (match) => element("code", match[2].replace(/^ (.*) $/s, "$1"))],
-  [/^\*\*(?=\S)([\s\S]*?\S)\*\*/, (match) => element("strong", renderInline(match[1]))],
-  [/^\*(?=[^\s*])([^*]*[^\s*])\*(?!\*)/, (match) => element("em", renderInline(match[1]))],
-  [/^\[([^\]\n]{1,500})\]\(([^\s()<>]{1,2000})\)/, (match) => makeLink(match[1], match[2]) ?? document.createTextNode(match[0])],
-];
+const parser = markdownIt({ html: false, linkify: true, maxNesting: 30, highlight: highlightCode });
+parser.validateLink = (address) => LINK.test(address.trim());
+parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false }); // `setup.py` is a file and not a site
+parser.use(tex, { delimiters: "all", render: renderFormula });
 
-function makeLink(text, address) {
-  let url;
+const rules = parser.renderer.rules;
+rules.image = (tokens, at) => { // with the address as a link, never loaded
+  const { content, attrs } = tokens[at];
+  const address = attrs.find(([name]) => name === "src")[1];
+  return `<a href="${parser.utils.escapeHtml(address)}">image: ${parser.utils.escapeHtml(content || address)}</a>`;
+};
+for (const name of ["heading_open", "heading_close"]) rules[name] = (tokens, at, options, env, self) => { // h1 is the page's
+  tokens[at].tag = `h${Math.min(6, Number(tokens[at].tag[1]) + (tokens[at].lowered ? 0 : 1))}`;
+  tokens[at].lowered = true;
+  return self.renderToken(tokens, at, options);
+};
+for (const name of ["th_open", "td_open"]) rules[name] = (tokens, at, options, env, self) => { // the policy forbids styles
+  const align = /^text-align:(left|center|right)$/.exec(tokens[at].attrGet("style") ?? "");
+  tokens[at].attrs = align ? [["class", `align-${align[1]}`]] : null;
+  return self.renderToken(tokens, at, options);
+};
+rules.table_open = () => '<div class="scroll" tabindex="0"><table>';
+rules.table_close = () => "</table></div>";
+
+function highlightCode(code, name) {
+  const known = code.length <= MAX_CODE_CHARS && highlight.getLanguage(name);
+  return known ? highlight.highlight(code, { language: name, ignoreIllegals: true }).value : "";
+}
+
+function renderFormula(source, displayMode, env) {
+  env.formulas = (env.formulas ?? 0) + 1;
+  const plain = `<code>${parser.utils.escapeHtml(source)}</code>`;
+  if (source.length > MAX_FORMULA_CHARS || env.formulas > MAX_FORMULAS) return plain;
   try {
-    url = new URL(address);
+    const formula = temml.renderToString(source, {
+      displayMode, throwOnError: true, trust: false, maxSize: [20, 20], maxExpand: 200,
+    });
+    return displayMode ? `<div class="scroll formula" tabindex="0">${formula}</div>` : formula;
   } catch {
-    return null;
+    return plain; // half a formula while the answer is streamed, or one that is not TeX
   }
-  if (!["http:", "https:", "mailto:"].includes(url.protocol)) return null;
-  const node = element("a", text);
-  node.href = url.href;
-  node.target = "_blank";
-  node.rel = "noopener noreferrer nofollow";
-  return node;
 }
 
-function renderInline(text) {
-  const nodes = document.createDocumentFragment();
-  let plain = "";
-  for (let at = 0; at < text.length; ) {
-    const match = "`*[".includes(text[at]) ? matchInline(text.slice(at, at + 4000)) : null;
-    if (match) {
-      nodes.append(plain, match.node);
-      plain = "";
-      at += match.length;
-    } else {
-      plain += text[at++];
-    }
+export function renderMarkdown(text) {
+  if (text.length > MAX_CHARS) return makePlain(text);
+  let nodes;
+  try {
+    nodes = DOMPurify.sanitize(parser.render(text, {}), SANITIZE);
+  } catch {
+    return makePlain(text);
   }
-  nodes.append(plain);
+  for (const link of nodes.querySelectorAll("a")) {
+    if (!link.hasAttribute("href")) continue;
+    link.target = "_blank";
+    link.rel = "noopener noreferrer nofollow";
+  }
+  for (const block of nodes.querySelectorAll("pre")) block.tabIndex = 0; // it may scroll
   return nodes;
 }
 
-function matchInline(rest) {
-  for (const [pattern, make] of INLINE) {
-    const match = pattern.exec(rest);
-    if (match) return { node: make(match), length: match[0].length };
-  }
-  return null;
-}
-
-function renderTable(lines) {
-  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
-  const row = (line, kind) => element("tr", ...cells(line).map((cell) => element(kind, renderInline(cell))));
-  const body = element("tbody", ...lines.slice(2).map((line) => row(line, "td")));
-  return element("table", element("thead", row(lines[0], "th")), body);
-}
-
-// Kinds of blocks: the first line, whether a further line belongs to the block, and its DOM node.
-const BLOCKS = [
-  { startsWith: /^#{1,4} /, continues: () => false, make: ([line]) => element(`h${Math.min(4, 1 + line.indexOf(" "))}`, renderInline(line.replace(/^#+ /, ""))) },
-  { startsWith: /^> ?/, continues: (line) => /^> ?/.test(line), make: (lines, depth) => element("blockquote", renderMarkdown(lines.map((line) => line.replace(/^> ?/, "")).join("\n"), depth + 1)) },
-  { startsWith: /^[-*] /, continues: (line) => /^[-*] /.test(line), make: (lines) => element("ul", ...lines.map((line) => element("li", renderInline(line.slice(2))))) },
-  { startsWith: /^\d{1,9}[.)] /, continues: (line) => /^\d{1,9}[.)] /.test(line), make: (lines) => renderOrderedList(lines) },
-];
-
-function renderOrderedList(lines) {
-  const list = element("ol", ...lines.map((line) => element("li", renderInline(line.replace(/^\d+[.)] /, "")))));
-  list.start = parseInt(lines[0], 10);
-  return list;
-}
-
-export function renderMarkdown(text, depth = 0) {
-  if (depth > 8) return element("p", text); // limits the depth of nested quotes
-  const nodes = document.createDocumentFragment();
-  const lines = text.split("\n");
-  for (let at = 0; at < lines.length; ) {
-    const line = lines[at];
-    const fence = /^(```+|~~~+)\s*([\w+-]*)\s*$/.exec(line);
-    const block = BLOCKS.find((kind) => kind.startsWith.test(line));
-    let end = at + 1;
-    if (fence) {
-      while (end < lines.length && lines[end].trim() !== fence[1]) end++;
-      nodes.append(element("pre", element("code", lines.slice(at + 1, end).join("\n"))));
-      end++;
-    } else if (line.includes("|") && /^[\s|:-]*-[\s|:-]*$/.test(lines[at + 1] ?? "") && lines[at + 1].includes("|")) {
-      while (end < lines.length && lines[end].includes("|")) end++;
-      nodes.append(renderTable(lines.slice(at, end)));
-    } else if (block) {
-      while (end < lines.length && block.continues(lines[end])) end++;
-      nodes.append(block.make(lines.slice(at, end), depth));
-    } else if (line.trim()) {
-      while (end < lines.length && lines[end].trim() && !BLOCKS.some((kind) => kind.startsWith.test(lines[end])) && !/^(```|~~~)/.test(lines[end])) end++;
-      nodes.append(element("p", renderInline(lines.slice(at, end).join("\n"))));
-    }
-    at = end;
-  }
-  return nodes;
+function makePlain(text) {
+  const block = document.createElement("pre");
+  block.append(text);
+  block.tabIndex = 0;
+  return block;
 }

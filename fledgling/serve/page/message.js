@@ -2,7 +2,7 @@
 
 import { renderMarkdown } from "./markdown.js";
 
-const makeElement = (name, className, text) => {
+export const makeElement = (name, className, text) => {
   const node = document.createElement(name);
   if (className) node.className = className;
   if (text !== undefined) node.append(text);
@@ -28,6 +28,7 @@ export function renderParts(parts) {
       const box = makeElement("details", "call");
       box.append(makeElement("summary", "", `Calculated ${text}${output === null ? " …" : ""}`));
       const lines = makeElement("pre");
+      lines.tabIndex = 0;
       lines.append(makeElement("code", "", output === null ? text : `${text}\n= ${output}`));
       box.append(lines);
       nodes.append(box);
@@ -36,11 +37,24 @@ export function renderParts(parts) {
   return nodes;
 }
 
+// Buttons that copy the blocks of code of a finished answer.
+export function addCopyButtons(body, copied) {
+  for (const block of body.querySelectorAll("pre:not(details pre)")) {
+    const text = block.textContent;
+    const button = makeButton("Copy", "Copy the code", () => navigator.clipboard?.writeText(text).then(copied));
+    button.className = "copy";
+    const box = makeElement("div", "code");
+    block.replaceWith(box);
+    box.append(block, button);
+  }
+}
+
 // Every token on a background that is darker the less likely the token was; hover or focus shows the alternatives.
 export function renderTokens(tokens) {
   const nodes = document.createDocumentFragment();
+  nodes.append(tokenLegend(tokens));
   for (const { token, logprob, top_logprobs: others } of tokens) {
-    const forced = logprob === 0 && !others.length;
+    const forced = isForced({ logprob, top_logprobs: others });
     const span = makeElement("span", forced ? "token forced" : "token", token);
     const share = Math.exp(logprob);
     span.style.setProperty("background-color", `rgba(var(--mark), ${(0.55 * (1 - share)).toFixed(3)})`);
@@ -56,6 +70,22 @@ export function renderTokens(tokens) {
     nodes.append(span);
   }
   return nodes;
+}
+
+const isForced = ({ logprob, top_logprobs: others }) => logprob === 0 && !others.length;
+
+// What the colours mean, and the answer's mean information: -log2 of the probability, in bits a token.
+function tokenLegend(tokens) {
+  const sampled = tokens.filter((token) => !isForced(token));
+  const bits = sampled.reduce((sum, { logprob }) => sum - logprob / Math.LN2, 0) / Math.max(1, sampled.length);
+  const legend = makeElement("p", "legend", "likely ");
+  for (const share of [1, 0.75, 0.5, 0.25, 0]) {
+    const step = makeElement("span", "step", "  ");
+    step.style.setProperty("background-color", `rgba(var(--mark), ${0.55 * (1 - share)})`);
+    legend.append(step);
+  }
+  legend.append(` unlikely; ${sampled.length} tokens, ${bits.toFixed(2)} bits a token`);
+  return legend;
 }
 
 function showTip(span, text) {

@@ -1,121 +1,133 @@
-// The page: a conversation, its branches, and the sampling settings. The state is the conversations of `store.js` and
-// `settings`; everything on the screen is rendered from these two.
+// The page: the shown conversation, its branches, and answers in progress. Everything on the screen is rendered from
+// the conversation (conversation.js), the settings (settings.js) and the list (sidebar.js).
 
-import { streamAnswer, listModels, RequestError } from "./api.js";
-import { makeButton, renderTokens, renderParts } from "./message.js";
-import { addMessage, newConversation, loadConversations, shownPath, removeMessage, saveConversations, listSiblings } from "./store.js";
+import { listModels } from "./api.js";
+import { generateAnswer } from "./answer.js";
+import { addMessage, hasAnswer, listSiblings, makeId, newConversation, removeMessage, shownPath } from "./conversation.js";
+import { addCopyButtons, makeButton, makeElement, renderParts, renderTokens } from "./message.js";
+import { bindSettings, labelOf, offerModels, requestFields, settings, systemOf } from "./settings.js";
+import { makeSidebar } from "./sidebar.js";
+import { listConversations, loadMessages, onOtherTab, openStore, saveMessages } from "./store.js";
 
 const $ = (id) => document.getElementById(id);
-const DEFAULTS = {
-  temperature: 0.8, top_p: 1, top_k: 50, min_p: 0, repetition_penalty: 1, max_tokens: 256, seed: "", system: "", key: "",
-  calculator: true, theme: "auto",
-};
-const SETTINGS_KEY = "fledgling.settings";
-const ALTERNATIVES = 4;
 const REASONS = { length: "cut: the maximum length or the context is reached", stopped: "stopped" };
+const UNSAVED = "The browser does not store this conversation: it is lost when the page closes.";
 
-let settings = { ...DEFAULTS };
-try {
-  settings = { ...DEFAULTS, ...JSON.parse(localStorage.getItem(SETTINGS_KEY) ?? "{}") };
-} catch { /* unreadable settings are the defaults */ }
-
-let conversations = loadConversations();
-let current = conversations[0] ?? newConversation();
-let running = null; // {node, abort} while an answer is generated
+let current = newConversation();
+let models = [];
+const running = new Map(); // id of a message that is generated -> its AbortController
 const shownByToken = new Set(); // ids of messages shown token by token
-
-function storeConversations() {
-  conversations = [current, ...conversations.filter((other) => other.id !== current.id)];
-  if (!saveConversations(conversations.filter((conversation) => Object.keys(conversation.nodes).length)))
-    showStatus("The browser's storage is full: this conversation is lost when the page closes.");
-}
+let frame = 0; // the animation frame that shows new text
 
 const showStatus = (text) => { $("status").textContent = text; };
+const save = (nodes) => saveMessages(current, nodes).catch(() => showStatus(UNSAVED));
 
 // ---- rendering -------------------------------------------------------------------------------------------------------
 
 function render() {
+  const path = shownPath(current);
   document.title = `${current.title} · fledgling`;
   $("title").textContent = current.title;
-  $("messages").replaceChildren(...path(current).map(messageNode));
+  $("messages").replaceChildren(...path.map((node) => (node.pair ? pairNode(node) : messageNode(node))));
+  if (!path.length) $("messages").append(examplesNode());
+  if (path.at(-1)?.role === "user" && !running.size) $("messages").append(
+    makeButton("Answer", "Answer the last message", () => answer(path.at(-1))));
   $("messages").scrollTop = $("messages").scrollHeight;
-  renderList();
+  showMeter(path);
+  sidebar.render();
 }
 
-function renderList() {
-  const kept = conversations.filter((conversation) => Object.keys(conversation.nodes).length);
-  $("conversations").replaceChildren(...kept.map((conversation) => {
-    const item = document.createElement("li");
-    const open = makeButton(conversation.title, "", () => { stop(); current = conversation; showSidebar(false); render(); });
-    open.className = "open";
-    if (conversation.id === current.id) open.setAttribute("aria-current", "true");
-    item.append(open, makeButton("×", `Delete ${conversation.title}`, () => deleteConversation(conversation)));
-    return item;
+// Two answers to one question, each by its own setting; the conversation goes on with the one that is chosen.
+function pairNode(node) {
+  const box = makeElement("div", "pair");
+  const pair = listSiblings(current, node).filter((other) => other.pair === node.pair);
+  box.append(...pair.map((other) => {
+    const shown = messageNode(other);
+    shown.classList.toggle("chosen", other.id === node.id);
+    if (other.id !== node.id) shown.querySelector(".tools").prepend(makeButton("Continue with this one", "", () => choose(other)));
+    return shown;
   }));
+  return box;
 }
 
-function deleteConversation(conversation) {
-  if (!confirm(`Delete "${conversation.title}"?`)) return;
-  if (conversation.id === current.id) { stop(); current = newConversation(); }
-  conversations = conversations.filter((other) => other.id !== conversation.id);
-  saveConversations(conversations);
+function choose(node) {
+  stop();
+  current.chosen.set(node.parent, node.id);
+  save([]);
   render();
 }
 
 function messageNode(node) {
-  const box = document.createElement("article");
-  box.className = `message ${node.role}`;
+  const box = makeElement("article", `message ${node.role}`);
   box.dataset.id = node.id;
+  const who = node.role === "user" ? "You" : `fledgling${node.label ? ` · ${node.label}` : ""}`;
   box.setAttribute("aria-label", node.role === "user" ? "You" : "The model");
-  const who = document.createElement("div");
-  who.className = "who";
-  who.textContent = node.role === "user" ? "You" : "fledgling";
-  const body = document.createElement("div");
-  body.className = "body";
+  if (node.dropped) box.append(makeElement("p", "notice", "The conversation exceeds the model's context: " +
+    (node.dropped === 1 ? "the oldest turn was dropped." : `the ${node.dropped} oldest turns were dropped.`)));
+  const body = makeElement("div", "body");
   fillBody(body, node);
-  box.append(who, body, toolbarNode(node, box));
+  box.append(makeElement("div", "who", who), body, toolbarNode(node, box));
   return box;
 }
 
 function fillBody(body, node) {
-  if (node.role === "user") body.replaceChildren(node.text);
-  else body.replaceChildren(shownByToken.has(node.id) ? renderTokens(node.tokens) : renderParts(node.parts));
-  if (node.failed) {
-    const failed = document.createElement("p");
-    failed.className = "failed";
-    failed.textContent = node.failed;
-    body.append(failed);
-  }
+  if (node.role === "user") return body.replaceChildren(node.text);
+  body.replaceChildren(shownByToken.has(node.id) ? renderTokens(node.tokens) : renderParts(node.parts));
+  if (!running.has(node.id)) addCopyButtons(body, () => showStatus("Copied."));
+  if (node.failed) body.append(makeElement("p", "failed", node.failed));
 }
 
 function toolbarNode(node, box) {
-  const bar = document.createElement("div");
-  bar.className = "tools";
+  const bar = makeElement("div", "tools");
   const others = listSiblings(current, node);
-  if (others.length > 1) {
+  if (others.length > 1 && !node.pair) {
     const place = others.findIndex((other) => other.id === node.id);
-    const turn = (by) => { stop(); current.chosen[node.parent] = others.at((place + by) % others.length).id; storeConversations(); render(); };
+    const turn = (by) => choose(others.at((place + by) % others.length));
     bar.append(makeButton("‹", "Previous version", () => turn(-1)), `${place + 1}/${others.length}`, makeButton("›", "Next version", () => turn(1)));
   }
-  if (node.role === "user") bar.append(makeButton("Edit", "", () => editMessage(node, box)));
-  else {
-    bar.append(makeButton("Again", "Answer again", () => { stop(); generateAnswer(current.nodes[node.parent]); }));
-    bar.append(makeButton("Copy", "", () => navigator.clipboard?.writeText(node.text).then(() => showStatus("Copied."))));
-    if (node.tokens.length) bar.append(makeButton(shownByToken.has(node.id) ? "Text" : "Probabilities", "", () => {
-      shownByToken.has(node.id) ? shownByToken.delete(node.id) : shownByToken.add(node.id);
-      render();
-    }));
-    if (REASONS[node.reason]) bar.append(REASONS[node.reason]);
+  if (node.role === "user") {
+    bar.append(makeButton("Edit", "", () => editMessage(node, box)));
+    return bar;
   }
+  const question = current.nodes.get(node.parent);
+  if (question?.role === "user") bar.append(makeButton("Again", "Answer again", () => answer(question)));
+  bar.append(makeButton("Copy", "Copy the answer", () => navigator.clipboard?.writeText(node.text).then(() => showStatus("Copied."))));
+  if (node.tokens.length) bar.append(makeButton(shownByToken.has(node.id) ? "Text" : "Probabilities", "", () => {
+    if (!shownByToken.delete(node.id)) shownByToken.add(node.id);
+    render();
+  }));
+  const count = node.usage?.completion_tokens ?? node.tokens.length;
+  if (node.seconds > 0 && count > 1) bar.append(makeElement("span", "speed", `${count} tokens, ${((count - 1) / node.seconds).toFixed(0)} a second`));
+  const unfinished = !node.reason && !node.failed && !running.has(node.id) ? "unfinished" : "";
+  bar.append(REASONS[node.reason] ?? unfinished);
   return bar;
 }
 
+function examplesNode() {
+  const box = makeElement("div", "examples");
+  const examples = models[0]?.examples ?? [];
+  if (examples.length) box.append(makeElement("p", "", "What this model was taught to answer:"));
+  box.append(...examples.map((text) => makeButton(text, "", () => sendMessage(text, null))));
+  return box;
+}
+
+// How full the model's context was at the last answer.
+function showMeter(path) {
+  const usage = path.findLast((node) => node.usage)?.usage;
+  const context = (models.find(({ id }) => id === settings.model) ?? models[0])?.max_model_len;
+  $("context").hidden = !usage || !context;
+  if (!usage || !context) return;
+  const used = usage.prompt_tokens + usage.completion_tokens;
+  $("context-meter").max = context;
+  $("context-meter").value = used;
+  $("context-text").textContent = `${used} of ${context} tokens`;
+}
+
 function editMessage(node, box) {
-  const field = document.createElement("textarea");
-  field.className = "editor";
+  const field = makeElement("textarea", "editor");
   field.value = node.text;
   field.setAttribute("aria-label", "Edit the message");
-  const done = makeButton("Send", "", () => { stop(); sendMessage(field.value, node.parent === "root" ? null : node.parent); });
+  const done = makeButton("Send", "", () => sendMessage(field.value, node.parent));
   field.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); done.click(); }
     if (event.key === "Escape") { event.stopPropagation(); render(); }
@@ -129,64 +141,47 @@ function editMessage(node, box) {
 
 function sendMessage(text, parent) {
   if (!text.trim()) return;
-  generateAnswer(addMessage(current, parent, "user", text.trim()));
+  stop();
+  const question = addMessage(current, parent, "user", text.trim());
+  save([question]);
+  answer(question);
 }
 
-function requestBody(upTo) {
-  const turns = [];
-  for (const node of shownPath(current)) {
-    if (node.role === "user") turns.push({ role: "user", content: node.text });
-    else if (node.parts.length) turns.push({ role: "assistant", content: node.text || null, parts: node.parts });
-    if (node.id === upTo.id) break;
-  }
-  if (settings.system.trim()) turns.unshift({ role: "system", content: settings.system });
-  const drawn = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "calculator"];
-  return {
-    messages: turns, logprobs: true, top_logprobs: ALTERNATIVES,
-    ...Object.fromEntries(drawn.map((name) => [name, settings[name]])),
-    ...(settings.seed === "" ? {} : { seed: Number(settings.seed) }),
-  };
+function answer(question) {
+  stop();
+  const pair = settings.compare ? makeId() : null;
+  for (const side of pair ? ["b", ""] : [""]) generate(question, side, pair); // the first setting's is shown as chosen
 }
 
-async function generateAnswer(question) {
+async function generate(question, side, pair) {
   const conversation = current;
-  const request = requestBody(question);
-  const node = addMessage(conversation, question.id, "assistant", "");
+  const node = Object.assign(addMessage(conversation, question.id, "assistant", ""), { pair, label: pair ? labelOf(side) : "" });
   const abort = new AbortController();
-  running = { node, abort };
-  setGenerating(true);
-  storeConversations();
+  running.set(node.id, abort);
+  setGenerating();
   render();
-  try {
-    for await (const chunk of streamAnswer(request, settings.key, abort.signal)) {
-      appendChunk(node, chunk);
-      if (current === conversation) updateBody(node);
-    }
-    showStatus("Answer complete.");
-  } catch (error) {
-    if (error.name === "AbortError") node.reason = "stopped";
-    else node.failed = error instanceof RequestError ? error.message : "The server cannot be reached; is it running?";
-    showStatus(node.failed ?? "Stopped.");
-  }
-  if (!node.parts.length && !node.failed) removeMessage(conversation, node);
-  if (running?.node === node) { running = null; setGenerating(false); }
-  storeConversations();
-  if (current === conversation) render();
+  const problem = await generateAnswer({
+    conversation, question, node, fields: requestFields(side), system: systemOf(side), key: settings.key,
+    signal: abort.signal, changed: () => { if (current === conversation) showSoon(node); },
+  });
+  running.delete(node.id);
+  if (!hasAnswer(node) && !node.failed) removeMessage(conversation, node);
+  setGenerating();
+  showStatus(problem ? UNSAVED : node.failed ?? (node.reason === "stopped" ? "Stopped." : "Answer complete."));
+  if (current === conversation && !document.querySelector(".editor")) render();
 }
 
-function appendChunk(node, chunk) {
-  node.text += chunk.text;
-  node.tokens.push(...chunk.tokens);
-  node.reason = chunk.reason ?? node.reason;
-  for (const part of chunk.parts) {
-    const before = node.parts.at(-1);
-    if (before?.type === part.type) before.text += part.text;
-    else node.parts.push({ ...part });
-  }
+// Shows new text with the next frame of the screen: many chunks may arrive before it.
+function showSoon(node) {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    for (const id of running.keys()) updateBody(current.nodes.get(id));
+  });
+  if (!running.has(node.id)) updateBody(node);
 }
 
 function updateBody(node) {
-  const shown = $("messages").querySelector(`[data-id="${CSS.escape(node.id)}"] .body`);
+  const shown = node && $("messages").querySelector(`[data-id="${CSS.escape(node.id)}"] .body`);
   if (!shown) return;
   const low = $("messages").scrollHeight - $("messages").scrollTop - $("messages").clientHeight < 80;
   fillBody(shown, node);
@@ -194,15 +189,15 @@ function updateBody(node) {
 }
 
 function stop() {
-  running?.abort.abort();
-  running = null;
-  setGenerating(false);
+  for (const abort of running.values()) abort.abort();
+  running.clear();
+  setGenerating();
 }
 
-function setGenerating(generating) {
-  $("send").hidden = generating;
-  $("stop").hidden = !generating;
-  if (generating) showStatus("Generating …");
+function setGenerating() {
+  $("send").hidden = running.size > 0;
+  $("stop").hidden = !running.size;
+  if (running.size) showStatus("Generating …");
 }
 
 // ---- controls ------------------------------------------------------------------------------------------------------
@@ -212,55 +207,92 @@ function showSidebar(visible) {
   $("menu").setAttribute("aria-expanded", String(visible));
 }
 
-function readSettings() {
-  for (const name of Object.keys(DEFAULTS)) {
-    const field = $(name);
-    const value = field.type === "checkbox" ? field.checked : ["range", "number"].includes(field.type) && field.value !== "" ? Number(field.value) : field.value;
-    settings[name] = value === "" && typeof DEFAULTS[name] === "number" ? DEFAULTS[name] : value;
-    const shown = $(`${name}-shown`);
-    if (shown) shown.textContent = field.value;
-  }
-  document.documentElement.dataset.theme = settings.theme;
-  try {
-    localStorage.setItem(SETTINGS_KEY, JSON.stringify({ ...settings, key: "" })); // the API key is never stored
-  } catch { /* storage is full: the settings last until the page closes */ }
-}
-
 function resizeField() {
   $("message").style.setProperty("height", "auto");
   $("message").style.setProperty("height", `${$("message").scrollHeight + 2}px`);
 }
 
-for (const [name, value] of Object.entries(settings)) {
-  const field = $(name);
-  if (!field) continue;
-  if (field.type === "checkbox") field.checked = Boolean(value);
-  else field.value = value;
-  field.addEventListener("input", readSettings);
+function open(conversation) {
+  if (conversation !== current) stop();
+  current = conversation;
+  showSidebar(false);
+  render();
 }
-readSettings();
 
-$("form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  if (running) return;
-  const text = $("message").value;
-  $("message").value = "";
-  resizeField();
-  sendMessage(text, shownPath(current).at(-1)?.id);
-});
-$("message").addEventListener("input", resizeField);
-$("message").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("form").requestSubmit(); }
-});
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") { showSidebar(false); stop(); } });
-$("stop").addEventListener("click", () => { stop(); $("message").focus(); });
-$("new").addEventListener("click", () => { stop(); current = newConversation(); showSidebar(false); render(); $("message").focus(); });
-$("menu").addEventListener("click", () => showSidebar(!$("side").classList.contains("shown")));
-$("settings-button").addEventListener("click", () => {
-  $("settings").hidden = !$("settings").hidden;
-  $("settings-button").setAttribute("aria-expanded", String(!$("settings").hidden));
+function openNew() {
+  open(newConversation());
+  $("message").focus();
+}
+
+const sidebar = makeSidebar({
+  current: () => current, open, status: showStatus,
+  renamed: (conversation) => { if (conversation.id === current.id) { current.title = conversation.title; render(); } },
 });
 
-render();
-listModels(settings.key).then(([name]) => showStatus(`Connected to ${name}.`), (error) => showStatus(
-  error instanceof RequestError ? `${error.message} (Settings, API key)` : "The server cannot be reached; is it running?"));
+async function followOtherTab({ saved, deleted }) {
+  if (deleted === current.id) await save([...current.nodes.values()].filter((node) => node.role === "user" || hasAnswer(node)));
+  if (saved !== current.id) return sidebar.render();
+  await loadMessages(current, new Set(running.keys()));
+  if (running.size || document.querySelector(".editor")) return sidebar.render(); // shown when the answer has ended
+  render();
+}
+
+async function connect() {
+  try {
+    models = await listModels(settings.key);
+    offerModels(models);
+    showStatus(`Connected to ${models.map(({ id }) => id).join(", ")}.`);
+    if (!current.nodes.size) render();
+  } catch (error) {
+    showStatus(`${error.message}${error.code === "invalid_api_key" ? " (Settings, API key)" : ""}`);
+  }
+}
+
+function bindControls() {
+  $("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (running.size) return;
+    const text = $("message").value;
+    $("message").value = "";
+    resizeField();
+    sendMessage(text, shownPath(current).findLast((node) => node.role === "user" || hasAnswer(node))?.id);
+  });
+  $("message").addEventListener("input", resizeField);
+  $("message").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); $("form").requestSubmit(); }
+    const last = $("messages").querySelector(".message.user:nth-last-of-type(-n+2) .tools button:last-child");
+    if (event.key === "ArrowUp" && !$("message").value && last) { event.preventDefault(); last.click(); }
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") { showSidebar(false); stop(); }
+    if (!(event.ctrlKey || event.metaKey)) return;
+    if (event.key === "k") { event.preventDefault(); showSidebar(true); $("search").focus(); }
+    if (event.shiftKey && event.key.toLowerCase() === "o") { event.preventDefault(); openNew(); }
+  });
+  $("stop").addEventListener("click", () => { stop(); $("message").focus(); });
+  $("new").addEventListener("click", openNew);
+  $("menu").addEventListener("click", () => showSidebar(!$("side").classList.contains("shown")));
+  $("key").addEventListener("change", connect);
+  addEventListener("pagehide", () => { // an answer in progress is stored as far as it has come
+    const nodes = [...running.keys()].map((id) => current.nodes.get(id)).filter((node) => node && hasAnswer(node));
+    if (nodes.length) save(nodes);
+  });
+  $("settings-button").addEventListener("click", () => {
+    $("settings").hidden = !$("settings").hidden;
+    $("settings-button").setAttribute("aria-expanded", String(!$("settings").hidden));
+  });
+}
+
+async function start() {
+  bindSettings();
+  bindControls();
+  const stored = await openStore();
+  const [newest] = await listConversations();
+  if (newest && !current.nodes.size) current = await loadMessages({ ...newConversation(), ...newest });
+  onOtherTab(followOtherTab);
+  render();
+  await connect();
+  if (!stored) showStatus(UNSAVED);
+}
+
+start();

@@ -1,64 +1,124 @@
-// Conversations in the browser's storage: each is a tree of messages, and one path through it is shown.
-// Editing a message or answering again overwrites nothing: the new message becomes a sibling of the old one.
-//
-//   conversation = {id, title, nodes: {id: {id, parent, role, text, parts, tokens, reason}}, chosen: {parent: child}}
+// Conversations in the browser's database (IndexedDB). Every message is a record of its own: two tabs that write to the
+// same conversation add records and overwrite none. Where there is no database, conversations last until the page closes.
 
-const STORAGE_KEY = "fledgling.conversations";
-const MAX_CONVERSATIONS = 200; // conversations stored
-const ROOT = "root";
+import { fromRecord } from "./conversation.js";
 
-const makeId = () => crypto.randomUUID?.() ?? String(Math.random()).slice(2);
+const NAME = "fledgling";
+const OLD_KEY = "fledgling.conversations"; // where an earlier version of the page kept everything
+const STORES = ["conversations", "messages"];
 
-function isValid(conversation) {
-  return conversation && typeof conversation.id === "string" && typeof conversation.title === "string" &&
-    conversation.nodes && typeof conversation.nodes === "object" && conversation.chosen && typeof conversation.chosen === "object";
-}
+let database = null;
+const memory = new Map(); // conversations, where there is no database
+const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel(NAME) : null;
 
-export function loadConversations() {
+// Opens the database; returns false where conversations cannot be stored.
+export async function openStore() {
   try {
-    const stored = JSON.parse(localStorage.getItem(STORAGE_KEY) ?? "[]");
-    return Array.isArray(stored) ? stored.filter(isValid) : [];
-  } catch {
-    return [];
-  }
-}
-
-// Returns false where the storage is full; the page then shows a notice and works without it.
-export function saveConversations(conversations) {
-  try {
-    localStorage.setItem(STORAGE_KEY, JSON.stringify(conversations.slice(0, MAX_CONVERSATIONS)));
+    const request = indexedDB.open(NAME, 1);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore("conversations", { keyPath: "id" });
+      request.result.createObjectStore("messages", { keyPath: ["conversation", "id"] });
+    };
+    database = await promise(request);
+    database.onversionchange = () => database.close();
+    await importOldStorage();
     return true;
   } catch {
+    database = null;
     return false;
   }
 }
 
-export const newConversation = () => ({ id: makeId(), title: "New conversation", nodes: {}, chosen: {} });
+const promise = (request) => new Promise((resolve, reject) => {
+  request.onsuccess = () => resolve(request.result);
+  request.onerror = request.onblocked = () => reject(request.error);
+});
 
-export function addMessage(conversation, parent, role, text) {
-  const node = { id: makeId(), parent: parent ?? ROOT, role, text, parts: [], tokens: [], reason: null };
-  conversation.nodes[node.id] = node;
-  conversation.chosen[node.parent] = node.id;
-  if (role === "user" && node.parent === ROOT) conversation.title = text.slice(0, 60);
-  return node;
+// Runs `work(conversations, messages)` in one transaction; resolves when it is committed.
+function write(work) {
+  if (!database) return Promise.resolve();
+  return new Promise((resolve, reject) => {
+    const transaction = database.transaction(STORES, "readwrite", { durability: "strict" });
+    transaction.oncomplete = () => resolve();
+    transaction.onabort = () => reject(transaction.error);
+    work(transaction.objectStore("conversations"), transaction.objectStore("messages"));
+    transaction.commit?.(); // at once: a page that is closed now would otherwise abort it
+  });
 }
 
-export function removeMessage(conversation, node) {
-  delete conversation.nodes[node.id];
-  const left = listSiblings(conversation, node);
-  if (left.length) conversation.chosen[node.parent] = left.at(-1).id;
-  else delete conversation.chosen[node.parent];
+const messagesOf = (id) => IDBKeyRange.bound([id], [id, []]); // an array is above every text
+
+const headOf = ({ id, title, named, updated, chosen }) => ({ id, title, named, updated, chosen });
+
+// Stores a conversation's head and the given messages.
+export async function saveMessages(conversation, nodes) {
+  if (!database) memory.set(conversation.id, conversation);
+  await write((conversations, messages) => {
+    conversations.put(headOf(conversation));
+    for (const node of nodes) messages.put(node);
+  });
+  channel?.postMessage({ saved: conversation.id });
 }
 
-export const listSiblings = (conversation, node) =>
-  Object.values(conversation.nodes).filter((other) => other.parent === node.parent);
+export async function deleteConversation(id) {
+  memory.delete(id);
+  await write((conversations, messages) => {
+    conversations.delete(id);
+    messages.delete(messagesOf(id));
+  });
+  channel?.postMessage({ deleted: id });
+}
 
-export function shownPath(conversation) {
-  const nodes = [];
-  let at = conversation.chosen[ROOT];
-  while (at && conversation.nodes[at] && nodes.length < 10000) {
-    nodes.push(conversation.nodes[at]);
-    at = conversation.chosen[at];
+// Returns the stored conversations without their messages, the newest first.
+export async function listConversations() {
+  const heads = database ? await promise(database.transaction("conversations").objectStore("conversations").getAll()) : memory.values();
+  return [...heads].sort((a, b) => b.updated - a.updated);
+}
+
+// Fills in a conversation's stored messages. Messages that this tab is writing keep their state.
+export async function loadMessages(conversation, writing = new Set()) {
+  if (!database) return memory.get(conversation.id) ?? conversation;
+  const messages = database.transaction("messages").objectStore("messages");
+  for (const node of await promise(messages.getAll(messagesOf(conversation.id))))
+    if (!writing.has(node.id)) conversation.nodes.set(node.id, node);
+  return conversation;
+}
+
+// Returns the ids of the conversations in which a text occurs, in a title or a message.
+export async function searchConversations(text) {
+  const wanted = text.toLowerCase();
+  const found = new Set();
+  for (const head of await listConversations()) if (head.title.toLowerCase().includes(wanted)) found.add(head.id);
+  if (!database) return found;
+  await new Promise((resolve) => {
+    database.transaction("messages").objectStore("messages").openCursor().onsuccess = ({ target }) => {
+      if (!target.result) return resolve();
+      const node = target.result.value;
+      if (node.text.toLowerCase().includes(wanted)) found.add(node.conversation);
+      target.result.continue();
+    };
+  });
+  return found;
+}
+
+// Calls `changed({saved: id} or {deleted: id})` when another tab has written.
+export function onOtherTab(changed) {
+  if (channel) channel.onmessage = ({ data }) => changed(data);
+}
+
+async function importOldStorage() {
+  let records;
+  try {
+    records = JSON.parse(localStorage.getItem(OLD_KEY) ?? "[]");
+  } catch {
+    return;
   }
-  return nodes;
+  if (!Array.isArray(records) || !records.length) return;
+  let updated = Date.now();
+  for (const conversation of records.map(fromRecord)) {
+    if (!conversation) continue;
+    conversation.updated = updated--;
+    await saveMessages(conversation, conversation.nodes.values());
+  }
+  localStorage.removeItem(OLD_KEY);
 }

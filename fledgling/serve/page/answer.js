@@ -1,0 +1,44 @@
+// Generates one answer into a message of a conversation. Whatever happens (an error, a cut stream, a stop, an empty
+// answer), the message ends in a state that can be shown and asked again, and nothing of it reaches a later request but
+// the text that has arrived.
+
+import { RequestError, streamAnswer } from "./api.js";
+import { appendChunk, hasAnswer, requestMessages } from "./conversation.js";
+import { saveMessages } from "./store.js";
+
+const ALTERNATIVES = 4;
+const SAVE_SECONDS = 1; // between two times that an unfinished answer is stored
+
+// Fills `node`, the answer to `question`. Calls `changed()` when there is more to show. Resolves when the answer has
+// ended and is stored: to an error of the storage, or null.
+export async function generateAnswer({ conversation, question, node, fields, system, key, signal, changed }) {
+  const { messages, omitted } = requestMessages(conversation, question, system);
+  const body = { messages, logprobs: true, top_logprobs: ALTERNATIVES, truncation: "auto", ...fields };
+  let started = 0;
+  let saved = performance.now();
+  let problem = null;
+  try {
+    for await (const chunk of streamAnswer(body, key, signal)) {
+      appendChunk(node, chunk);
+      started ||= chunk.parts.length ? performance.now() : 0;
+      const now = performance.now();
+      if (started) node.seconds = (now - started) / 1000;
+      if (now - saved > 1000 * SAVE_SECONDS && hasAnswer(node)) {
+        saved = now;
+        saveMessages(conversation, [node]).catch((error) => { problem = error; });
+      }
+      changed();
+    }
+    if (!hasAnswer(node)) node.failed = "The model gave an empty answer.";
+  } catch (error) {
+    if (error.name === "AbortError") node.reason = "stopped";
+    else node.failed = error instanceof RequestError ? error.message : `The answer cannot be shown: ${error.message}`;
+  }
+  node.dropped += omitted;
+  try {
+    if (hasAnswer(node)) await saveMessages(conversation, [node]);
+  } catch (error) {
+    problem = error;
+  }
+  return problem;
+}

@@ -1,0 +1,107 @@
+// The list of conversations: open, search, rename, delete, export and import.
+
+import { fromRecord, newConversation, toRecord } from "./conversation.js";
+import { makeButton, makeElement } from "./message.js";
+import { deleteConversation, listConversations, loadMessages, saveMessages, searchConversations } from "./store.js";
+
+const MAX_SHOWN = 500;
+const MAX_FILE_BYTES = 50_000_000;
+const FORMAT = "fledgling.conversations";
+const $ = (id) => document.getElementById(id);
+
+// `host` gives the current conversation and does what the list asks for: current(), open(conversation), status(text).
+export function makeSidebar(host) {
+  let heads = [];
+  let renders = 0;
+
+  async function render() {
+    const number = ++renders;
+    const wanted = $("search").value.trim();
+    const found = wanted ? await searchConversations(wanted) : null;
+    const stored = await listConversations();
+    if (number !== renders) return; // a later call shows a later state
+    heads = stored;
+    const current = host.current();
+    if (current.nodes.size && !heads.some(({ id }) => id === current.id)) heads.unshift(current); // not stored
+    const shown = heads.filter(({ id }) => !found || found.has(id)).slice(0, MAX_SHOWN);
+    $("conversations").replaceChildren(...shown.map(itemNode));
+    $("found").textContent = wanted ? `${shown.length} found` : "";
+  }
+
+  function itemNode(head) {
+    const item = makeElement("li");
+    const open = makeButton(head.title, "", async () => host.open(await load(head)));
+    open.className = "open";
+    if (head.id === host.current().id) open.setAttribute("aria-current", "true");
+    item.append(open, makeButton("✎", `Rename ${head.title}`, () => rename(item, head)));
+    item.append(makeButton("×", `Delete ${head.title}`, () => remove(head)));
+    return item;
+  }
+
+  // The current conversation is the object that answers are written to; any other is read from the database.
+  const load = async (head) => (head.id === host.current().id ? host.current() : loadMessages({ ...newConversation(), ...head }));
+
+  function rename(item, head) {
+    const field = makeElement("input");
+    field.value = head.title;
+    field.maxLength = 200;
+    field.setAttribute("aria-label", "Title");
+    field.addEventListener("keydown", async (event) => {
+      if (event.key === "Escape") { event.stopPropagation(); render(); }
+      if (event.key !== "Enter" || event.isComposing || !field.value.trim()) return;
+      const conversation = await load(head);
+      Object.assign(conversation, { title: field.value.trim(), named: true });
+      await saveMessages(conversation, []);
+      host.renamed(conversation);
+      render();
+    });
+    item.replaceChildren(field);
+    field.focus();
+    field.select();
+  }
+
+  async function remove(head) {
+    if (!confirm(`Delete "${head.title}"?`)) return;
+    if (head.id === host.current().id) host.open(newConversation());
+    await deleteConversation(head.id);
+    render();
+  }
+
+  async function exportAll() {
+    const all = await Promise.all((await listConversations()).map(load));
+    const text = JSON.stringify({ format: FORMAT, version: 1, conversations: all.map(toRecord) });
+    const link = makeElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    link.download = `conversations-${new Date().toISOString().slice(0, 10)}.json`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    host.status(`${all.length} conversations exported.`);
+  }
+
+  async function importFile(file) {
+    if (file.size > MAX_FILE_BYTES) return host.status(`The file has ${file.size} bytes; expected at most ${MAX_FILE_BYTES}.`);
+    let conversations;
+    try {
+      const { format, conversations: records } = JSON.parse(await file.text());
+      if (format !== FORMAT || !Array.isArray(records)) throw new Error();
+      conversations = records.map(fromRecord).filter(Boolean);
+    } catch {
+      return host.status(`${file.name} cannot be read; expected a file of exported conversations.`);
+    }
+    for (const conversation of conversations) {
+      await loadMessages(conversation); // messages that are stored already stay as they are
+      await saveMessages(conversation, conversation.nodes.values());
+    }
+    host.status(`${conversations.length} conversations imported.`);
+    return render();
+  }
+
+  $("search").addEventListener("input", render);
+  $("export").addEventListener("click", exportAll);
+  $("import").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", async () => {
+    if ($("file").files[0]) await importFile($("file").files[0]);
+    $("file").value = "";
+  });
+  return { render };
+}

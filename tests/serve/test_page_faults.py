@@ -1,0 +1,227 @@
+"""The page when answers fail: no fault keeps it from asking again, and no finished turn is lost."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.serve.faulty_server import FaultyServer, make_stream
+
+STORED = """async () => {
+    const request = indexedDB.open("fledgling", 1);
+    await new Promise((resolve) => { request.onsuccess = resolve; });
+    const all = request.result.transaction("messages").objectStore("messages").getAll();
+    await new Promise((resolve) => { all.onsuccess = resolve; });
+    request.result.close();
+    return all.result.map((node) => node.text.trim());
+}"""
+
+
+@pytest.fixture
+def faulty():
+    server = FaultyServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def context(browser):
+    opened = browser.new_context(viewport={"width": 1000, "height": 700})
+    opened.set_default_timeout(15_000)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def page(context, faulty):
+    return open_page(context, faulty)
+
+
+def open_page(context, faulty):
+    opened = context.new_page()
+    opened.goto(faulty.address)
+    opened.locator("#status", has_text="Connected to faulty").wait_for()
+    return opened
+
+
+def send(page, text: str) -> None:
+    page.fill("#message", text)
+    page.press("#message", "Enter")
+
+
+def answered(page, text: str) -> None:
+    """Sends a message and expects a complete answer to it: the last message on the page, and stored."""
+    send(page, text)
+    page.locator("#status", has_text="Answer complete.").wait_for()
+    page.locator("#send").wait_for()
+    assert "answer number" in page.locator(".message .body").last.inner_text()
+
+
+def sent_texts(faulty) -> list[str]:
+    return [message["content"] for message in faulty.bodies[-1]["messages"]]
+
+
+@pytest.mark.parametrize("fault", [429, 503, 500, "empty", "html", ("cut", 0), ("cut", 900)])
+def test_a_question_after_a_failed_answer_is_answered(page, faulty, fault):
+    answered(page, "first")
+    faulty.faults.append(fault)
+    send(page, "second")
+    page.locator(".failed").wait_for()
+    answered(page, "third")
+    texts = sent_texts(faulty)
+    assert texts[0] == "first" and texts[-1] == "third"
+    page.reload()
+    page.locator(".message.user", has_text="second").wait_for()  # what was typed is still there
+
+
+def test_a_stop_before_the_first_token_leaves_a_question_that_can_be_answered(page, faulty):
+    faulty.faults.append(("hang", 0))
+    send(page, "first")
+    page.locator("#stop").click()
+    page.locator(".message.user").wait_for()
+    assert page.locator(".message.assistant").count() == 0
+    page.get_by_role("button", name="Answer the last message").click()
+    page.locator("#status", has_text="Answer complete.").wait_for()
+    assert sent_texts(faulty) == ["first"]
+    answered(page, "second")
+
+
+def test_a_message_sent_right_after_a_stop_is_kept(page, faulty):
+    answered(page, "first")
+    faulty.faults.append(("hang", 0))
+    send(page, "second")
+    page.locator("#stop").wait_for()
+    page.evaluate("""() => {
+        document.getElementById("stop").click();
+        document.getElementById("message").value = "third";
+        document.getElementById("form").requestSubmit();
+    }""")
+    page.locator("#status", has_text="Answer complete.").wait_for()
+    page.reload()
+    page.locator(".message.user", has_text="third").wait_for()
+    assert page.locator(".message").count() == 5  # second has no answer
+
+
+def test_two_tabs_lose_no_conversation(context, faulty):
+    first, second = open_page(context, faulty), open_page(context, faulty)
+    answered(first, "of the first tab")
+    answered(second, "of the second tab")
+    answered(first, "of the first tab again")
+    third = open_page(context, faulty)
+    assert sorted(third.locator("#conversations .open").all_inner_texts()) == ["of the first tab", "of the second tab"]
+    assert third.locator(".message").count() == 4
+    answered(third, "of the third tab")  # in the conversation that the first tab shows
+    first.locator(".message.user", has_text="of the third tab").wait_for()
+    answered(first, "and on")
+    third.locator(".message.user", has_text="and on").wait_for()
+    assert first.locator(".message").count() == 8
+
+
+def test_an_answer_cut_after_any_byte_can_be_followed_by_another(page):
+    """Every byte of an answer as the last, through the page's own modules: the next request is one that is accepted."""
+    stream = make_stream("ünï *x* words").decode()
+    states = page.evaluate(
+        """async (stream) => {
+            const { addMessage, newConversation, requestMessages } = await import("./conversation.js");
+            const { generateAnswer } = await import("./answer.js");
+            const bytes = new TextEncoder().encode(stream);
+            const states = [];
+            for (const broken of [false, true]) for (let end = 0; end <= bytes.length; end++) {
+                const body = new ReadableStream({ start(controller) {
+                    if (end) controller.enqueue(bytes.slice(0, end));
+                    broken ? controller.error(new TypeError("network error")) : controller.close();
+                } });
+                window.fetch = async () => new Response(body);
+                const conversation = newConversation();
+                const question = addMessage(conversation, null, "user", "one");
+                const node = addMessage(conversation, question.id, "assistant", "");
+                const signal = new AbortController().signal;
+                await generateAnswer({ conversation, question, node, fields: {}, system: "", key: "", signal, changed() {} });
+                const next = addMessage(conversation, node.id, "user", "two");
+                const { messages } = requestMessages(conversation, next, "");
+                states.push([node.text, node.failed, messages.map(({ role }) => role).join(" ")]);
+            }
+            return states;
+        }""",
+        stream,
+    )
+    assert len(states) == 2 * (len(stream.encode()) + 1)
+    for text, failed, roles in states:
+        assert roles == ("user assistant user" if text else "user")
+        assert failed or text == "ünï *x* words "
+    assert states[len(states) // 2 - 1][1] is None
+    assert {text for text, _, _ in states} == {"", "ünï ", "ünï *x* ", "ünï *x* words "}
+
+
+def test_stored_settings_and_conversations_of_any_type_do_not_stop_the_page(page, faulty):
+    page.evaluate("""() => {
+        localStorage.setItem("fledgling.settings", JSON.stringify({ temperature: "hot", top_k: -4, max_tokens: 1e9,
+            seed: {}, system: 7, theme: "<b>", top_p: null, calculator: "yes", min_p: [], model: "gone" }));
+        localStorage.setItem("fledgling.conversations", JSON.stringify([null, 3, {}, { id: "a", nodes: 4 }, { id: "b",
+            title: 5, nodes: { x: null, y: { id: "y", parent: "root", role: "assistant", text: "answer first" },
+            z: { id: "z", parent: "z", role: "user", text: "its own parent" } }, chosen: { root: 12 } }]));
+    }""")
+    page.reload()
+    page.locator("#conversations .open").wait_for()
+    answered(page, "one")
+    assert sent_texts(faulty) == ["one"]
+
+
+def test_half_a_character_and_many_parts_are_sent_in_a_form_that_is_accepted(page, faulty):
+    messages = page.evaluate("""async () => {
+        const { addMessage, newConversation, requestMessages } = await import("./conversation.js");
+        const conversation = newConversation();
+        let last = null;
+        for (let turn = 0; turn < 400; turn++) {
+            last = addMessage(conversation, last?.id, "user", `half \\ud800 ${turn}`);
+            last = addMessage(conversation, last.id, "assistant", "");
+            for (let part = 0; part < 2 * turn; part++) last.parts.push({ type: part % 2 ? "text" : "python", text: "x" });
+            if (!turn) last.parts.push({ type: "text", text: "x".repeat(2e6) });
+        }
+        last = addMessage(conversation, last.id, "user", "last");
+        const { messages, omitted } = requestMessages(conversation, last, "be brief");
+        const response = await fetch("v1/chat/completions", { method: "POST", body: JSON.stringify({ messages }) });
+        return { status: response.status, count: messages.length, omitted };
+    }""")
+    assert messages == {"status": 200, "count": 512, "omitted": 145}
+
+
+@pytest.mark.parametrize("steps", [25, 200])
+def test_random_faults_never_stop_the_page_and_lose_no_finished_turn(context, faulty, steps):
+    draw = random.Random(steps)
+    pages = [open_page(context, faulty), open_page(context, faulty)]
+    finished: set[str] = set()
+    kinds = ["status", "cut", "cut", "slow", "empty", "restart", "reload", "stop", "fine", "new"]
+    for step in range(steps):
+        page, kind = draw.choice(pages), draw.choice(kinds)
+        byte = draw.randrange(2500)
+        faults = {"status": draw.choice([429, 500, 503]), "empty": "empty", "fine": None}
+        faulty.faults.append(faults.get(kind, ("cut" if kind == "cut" else "hang", byte)))
+        if kind == "new":
+            page.locator("#new").click()
+            faulty.faults[-1] = None
+        send(page, f"step {step}")
+        if kind in ("slow", "restart", "reload", "stop"):
+            page.wait_for_function("() => document.getElementById('send').hidden")
+            if kind == "restart":
+                faulty.stop()
+            elif kind == "reload":
+                page.reload()
+            elif kind == "stop":
+                page.keyboard.press("Escape")
+            faulty.released.set()
+        if kind == "restart":
+            page.locator("#send").wait_for()
+            faulty.start()
+        faulty.released.clear()
+        page.locator("#send").wait_for()
+        page.locator("#status:not(:text('Generating'))").wait_for()
+        if "Answer complete." in page.locator("#status").inner_text():
+            finished.add(faulty.sent[-1].replace("*", "").replace("`", ""))
+    for page in pages:
+        faulty.faults.clear()
+        answered(page, "at last")
+    stored = [text.replace("*", "").replace("`", "") for text in pages[0].evaluate(STORED)]
+    assert len(finished) > steps / 12 and finished <= set(stored)
+    assert {f"step {step}" for step in range(steps)} <= set(stored)
