@@ -137,7 +137,8 @@ def test_an_answer_cut_after_any_byte_can_be_followed_by_another(page):
                 const question = addMessage(conversation, null, "user", "one");
                 const node = addMessage(conversation, question.id, "assistant", "");
                 const signal = new AbortController().signal;
-                await generateAnswer({ conversation, question, node, fields: {}, system: "", key: "", signal, changed() {} });
+                const settings = { fields: {}, system: "", key: "" };
+                await generateAnswer({ conversation, question, node, ...settings, signal, changed() {} });
                 const next = addMessage(conversation, node.id, "user", "two");
                 const { messages } = requestMessages(conversation, next, "");
                 states.push([node.text, node.failed, messages.map(({ role }) => role).join(" ")]);
@@ -176,7 +177,8 @@ def test_half_a_character_and_many_parts_are_sent_in_a_form_that_is_accepted(pag
         for (let turn = 0; turn < 400; turn++) {
             last = addMessage(conversation, last?.id, "user", `half \\ud800 ${turn}`);
             last = addMessage(conversation, last.id, "assistant", "");
-            for (let part = 0; part < 2 * turn; part++) last.parts.push({ type: part % 2 ? "text" : "python", text: "x" });
+            for (let part = 0; part < 2 * turn; part++)
+                last.parts.push({ type: part % 2 ? "text" : "python", text: "x" });
             if (!turn) last.parts.push({ type: "text", text: "x".repeat(2e6) });
         }
         last = addMessage(conversation, last.id, "user", "last");

@@ -14,7 +14,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
 
 
-TEXTS = st.text(st.sampled_from("the quick fox\n é"), min_size=1, max_size=40)
+TEXTS = st.text(st.sampled_from("the quick fox\n é"), min_size=1, max_size=40).filter(str.strip)
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=9), TEXTS, st.booleans(), st.integers(16, 96), st.integers(1, 40))
@@ -36,6 +36,6 @@ def test_what_is_kept_fits_and_one_turn_more_would_not(tokenizer, texts, last, h
     assert dropped == expected or (has_system and expected < dropped and sizes[dropped - 1] > limit - 2)
 
 
-def test_a_conversation_of_another_form_is_returned_as_it_is(tokenizer):
-    messages = [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "x"}]
-    assert drop_oldest_turns(tokenizer, messages, 8, 4) == (messages, 0)
+def test_messages_of_one_role_in_a_row_are_one_turn(tokenizer):
+    messages = [{"role": "user", "content": text} for text in ("the quick", "fox")]
+    assert drop_oldest_turns(tokenizer, messages, 8, 4) == ([{"role": "user", "content": "the quick\n\nfox"}], 0)
