@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from fledgling.bench.train import RandomBatches
-from fledgling.config import ModelConfig, OptimizerConfig, UserError
+from fledgling.config import AdapterConfig, ModelConfig, OptimizerConfig, UserError
+from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import TrainingStep, memory_by_phase
@@ -56,6 +57,7 @@ class Case:
     zero: int = 1
     deterministic: str = "auto"
     saving: bool = False
+    adapter: str = "none"  # a method, with rank 8 on all matrices
 
     @property
     def config(self) -> ModelConfig:
@@ -85,6 +87,7 @@ class Case:
             None if self.deterministic == "auto" else self.deterministic == "on",
             self.documents,
             saves_checkpoints=self.saving,
+            adapter=None if self.adapter == "none" else AdapterConfig(self.adapter, rank=8),
         )
 
     @property
@@ -99,6 +102,7 @@ class Case:
         kind = "" if self.documents else ", one document"
         tree = "" if self.deterministic == "auto" else f", deterministic {self.deterministic}"
         how = (", compiled" if self.compiled else "") + (", saving" if self.saving else "")
+        how += "" if self.adapter == "none" else f", {self.adapter}"
         grouped = "" if self.kv_heads == self.heads else f"/{self.kv_heads}"
         return (
             f"{self.family} {self.depth} x {self.width}, {self.heads}{grouped} heads, V {self.vocab_size:,}, "
@@ -136,6 +140,11 @@ EAGER = (
     Case(2, 128, 2, 256, 8192, micro_batches=4, deterministic="off"),
     Case(2, 128, 2, 256, 512, micro_batches=3, deterministic="off"),
     Case(4, 256, 2, 128, 4096, saving=True),
+    Case(4, 256, 4, 256, 4096, adapter="lora"),
+    Case(4, 128, 8, 256, 512, family="llama", kv_heads=1, adapter="lora"),
+    Case(2, 128, 4, 256, 2048, family="llama", dtype="bfloat16", adapter="rslora"),
+    Case(2, 256, 2, 256, 1024, family="gpt2", adapter="dora"),
+    Case(6, 256, 1, 32, 1024, family="llama", adapter="lora"),
 )
 RANKS = (
     *(
@@ -198,6 +207,9 @@ def measure_case_peak(case: Case) -> int:
     with measure_peak_memory(world.device) as peak:
         model = build_model(case.config, DeviceSetup(DTYPES[case.dtype], case.compiled, 0.0), world.device)
         model.initialize(0)
+        if case.step.adapter:
+            attach_adapter(model, case.step.adapter, case.config)
+            initialize_adapter(model, 0)
         table = OptimizerConfig(zero_stage=case.zero, deterministic=case.deterministic)
         optimizer = Optimizer(model, table, world, compiled=case.compiled, dtype=DTYPES[case.dtype])
         phases = (

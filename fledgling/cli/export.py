@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Fold = Annotated[bool, Parameter(negative=())]
 
-app = App(name="export", help="A checkpoint in the formats of other programs: hf, gguf.")
+app = App(name="export", help="A checkpoint in the formats of other programs: hf, gguf, adapter.")
 
 
 @app.command
@@ -98,6 +98,24 @@ def gguf(
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
     write_gguf(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem)
     return _print_parity(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
+
+
+@app.command
+def adapter(checkpoint: Checkpoint, out: Path, /, *, base: str | None = None, as_json: Json = False) -> None:
+    """Write the adapter of a checkpoint in peft's format.
+
+    Parameters
+    ----------
+    out
+        The directory to write.
+    base
+        Name of the model that it belongs to, for other programs; default: what the run started from.
+    """
+    from fledgling.export.checkpoint_weights import write_adapter
+    from fledgling.record.checkpoint import resolve_checkpoint
+
+    write_adapter(resolve_checkpoint(checkpoint), out, base)
+    print(json.dumps({"path": str(out)}) if as_json else out)
 
 
 def _weights(model: Transformer, folded: bool) -> dict[str, Tensor]:

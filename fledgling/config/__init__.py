@@ -7,6 +7,7 @@ the run directory, from which it loads again to an equal value. `fields.py` decl
 No module here imports torch or derives a value from the data or the machine.
 """
 
+from fledgling.config.adapter import AdapterConfig
 from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.load import load_recipe, recipe_names
 from fledgling.config.model import ModelConfig
@@ -27,6 +28,7 @@ from fledgling.config.toml import dump_toml
 __all__ = [
     "DEFAULT_STAGES",
     "STAGES",
+    "AdapterConfig",
     "DPOConfig",
     "LoopConfig",
     "ModelConfig",

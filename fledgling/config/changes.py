@@ -47,6 +47,7 @@ PLACE = Rule("takes effect", "it says where and how the run computes")
 PLAN = Rule("takes effect", "only `plan` reads it")
 WEIGHTS = Rule("refused", "the weights were made with it")
 STATE = Rule("refused", "the optimizer's state has other tensors", "takes effect")
+ADAPTER = Rule("refused", "the stage's adapter was made with it", "takes effect")
 ORDER = Rule("refused", "the order of the data follows from it", "takes effect")
 TOKENIZER = Rule("refused", "the run's tokenizer and weights were made with it")
 TOKENIZER_TEXT = Rule("ignored", "the run's tokenizer is trained already")
@@ -97,6 +98,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "embedding_lr": EFFECT,
         "head_lr": EFFECT,
         "scalar_lr": EFFECT,
+        "adapter_lr": EFFECT,
         "adam_betas": EFFECT,
         "adam_eps": EFFECT,
         "momentum": EFFECT,
@@ -107,6 +109,14 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "newton_schulz_steps": EFFECT,
         "zero_stage": PLACE,
         "deterministic": PLACE,
+    },
+    "adapter": {
+        "method": ADAPTER,
+        "rank": ADAPTER,
+        "alpha": ADAPTER,
+        "targets": ADAPTER,
+        "stages": ADAPTER,
+        "init_from": Rule("ignored", "the adapter is trained already", "takes effect"),
     },
     "run": {
         "out": Rule("takes effect", "a run is where its directory is"),

@@ -177,6 +177,19 @@ class ModelConfig:
         """D, the width of one head."""
         return self.width // self.heads
 
+    def layer_matrices(self) -> dict[str, tuple[int, int]]:
+        """Returns name -> (out, in) of the matrices of one block, in the model's order."""
+        E, F, K = self.width, self.intermediate_size, self.kv_heads * self.head_width
+        inputs = ("gate_proj", "up_proj") if self.is_gated else ("fc1",)
+        shapes = {f"attention.{n}_proj": (out, E) for n, out in (("q", E), ("k", K), ("v", K), ("o", E))}
+        shapes |= {f"mlp.{name}": (F, E) for name in inputs}
+        return shapes | {f"mlp.{'down_proj' if self.is_gated else 'fc2'}": (E, F)}
+
+    def block_matrices(self) -> dict[str, tuple[int, int]]:
+        """Returns name -> (out, in) of the matrices of all blocks, in the model's order."""
+        matrices = self.layer_matrices()
+        return {f"blocks.{layer}.{name}": shape for layer in range(self.depth) for name, shape in matrices.items()}
+
     def layer_window_size(self, layer: int) -> int | None:
         """Returns how many tokens a query of that layer sees, itself included; None: all before it."""
         pattern = self.window_pattern

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fledgling.config.adapter import AdapterConfig
 from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.fields import WEIGHTS, choice, count, number
 from fledgling.config.model import ModelConfig
@@ -35,6 +36,7 @@ class OptimizerConfig:
     adam_betas: tuple[float, float] = field(default=(0.8, 0.95), metadata={"low": 0.0, "high": 0.9999})
     adam_eps: float = number(1e-10, above=True)
     momentum: float = number(0.95, 0.0, 0.9999)
+    adapter_lr: float = number(0.001, above=True)  # AdamW, of the trained part of an [adapter]
     weight_decay: float = number(0.0)  # of the blocks' matrices
     cautious_weight_decay: bool = False  # decays only values that the update moves toward 0
     matrix_optimizer: str = choice("muon", "normuon", "adamw")  # of the blocks' matrices
@@ -150,6 +152,7 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     pretrain: StageConfig = field(default_factory=StageConfig)
     midtrain: StageConfig = field(default_factory=StageConfig)
     sft: StageConfig = field(default_factory=lambda: StageConfig(train_on="assistant"))

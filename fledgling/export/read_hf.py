@@ -7,31 +7,23 @@ one line, and nothing is loaded partially.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
 from fledgling.export.hf_mapping import CLASSES, from_hf_config, from_hf_tensor, tensor_mappings
+from fledgling.export.untrusted import open_safetensors, read_json, require_floats
 from fledgling.model.transformer import Transformer
 from fledgling.text.gpt2 import load_gpt2_tokenizer
 from fledgling.text.tokenizer import Tokenizer
 
-MAX_JSON_BYTES = 64 * 2**20  # bytes of config.json or of an index
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors")
 # Masks and tables that older writers stored, not weights.
 _NO_WEIGHTS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
-_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ def read_hf(directory: Path) -> HfModel:
         raise UserError(
             f"{directory} {problem}; expected a directory with config.json (hf download NAME --local-dir DIR)"
         )
-    config = from_hf_config(_json(directory / "config.json"))
+    config = from_hf_config(read_json(directory / "config.json"))
     state = _state(config, _where(directory))
     tokenizer = _tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
@@ -65,80 +57,18 @@ def read_hf(directory: Path) -> HfModel:
     return HfModel(config, state, tokenizer)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path.parent} has no {path.name}; expected a directory that transformers can load")
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        value = json.loads(path.read_bytes(), object_pairs_hook=_once)
-    except (OSError, ValueError, RecursionError) as problem:
-        raise UserError(f"{path} is not readable JSON: {' '.join(str(problem).split())[:100]}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got a {type(value).__name__}")
-    return value
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Opens a safetensors file; every error in it becomes one line that names the file (and the tensor, if known)."""
-    try:
-        with safe_open(path, "pt") as file:
-            _header(path)
-            yield file
-    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as problem:
-        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
-        raise UserError(f"{path}: weights cannot be read: {_culprit(path) or reason}") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns the pairs of a JSON object as a dictionary; raises ValueError for a duplicate key."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key[:80]} appears twice")
-        found[key] = value
-    return found
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """What a safetensors file says of its tensors, and how many bytes of data follow."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length), object_pairs_hook=_once) if length <= MAX_JSON_BYTES else {}
-    return header, path.stat().st_size - 8 - length
-
-
-def _culprit(path: Path) -> str:
-    """Returns a description of the first tensor with an impossible header entry; empty if there is none."""
-    try:
-        header, data = _header(path)
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            count, (start, end) = prod(entry["shape"]), entry["data_offsets"]
-            size = _BYTES.get(entry["dtype"])
-            if size is None or min(entry["shape"], default=0) < 0 or not 0 <= start <= end <= data:
-                return f"tensor {name[:80]} is declared as {str(entry)[:120]}, in {data} bytes of data"
-            if count * size != end - start:
-                return f"tensor {name[:80]} has {end - start} bytes, its shape {entry['shape']} needs {count * size}"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return ""
-    return ""
-
-
 def _where(directory: Path) -> dict[str, Path]:
     """Returns tensor name -> file, from the index or from the one file. Names in an index stay inside the directory."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.is_file():
-        with _opened(single) as file:
+        with open_safetensors(single) as file:
             return dict.fromkeys(file.keys(), single)
     if not index.is_file():
         pickles = sorted(path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         if pickles:
             raise UserError(f"{directory} has only {pickles[0]}, a pickle, which is never read: convert to safetensors")
         raise UserError(f"{directory} has no model.safetensors and no model.safetensors.index.json")
-    listed = _json(index).get("weight_map")
+    listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise UserError(f"{index}: weight_map is missing or not a table of names")
     files: dict[str, Path] = {}
@@ -149,7 +79,7 @@ def _where(directory: Path) -> dict[str, Path]:
     for path in sorted(set(files.values())):
         if not path.is_file():
             raise UserError(f"{index} names {path.name}, which does not exist")
-        with _opened(path) as file:
+        with open_safetensors(path) as file:
             stored = set(file.keys())
         absent = sorted(name for name, shard in files.items() if shard == path and name not in stored)
         if absent:
@@ -175,23 +105,18 @@ def _state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor]:
             raise UserError(f"tensor {min(names)} {problem}: these are not the weights of {CLASSES[config.family]}")
     state: dict[str, Tensor] = {}
     for path in sorted(set(files.values())):
-        with _opened(path) as file:
+        with open_safetensors(path) as file:
             for name in sorted(name for name, shard in files.items() if shard == path):
-                state |= from_hf_tensor(mappings[name], _floats(name, file.get_tensor(name)), shapes)
+                state |= from_hf_tensor(mappings[name], require_floats(name, file.get_tensor(name)), shapes)
     if config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     if tied_head is not None:
-        with _opened(tied_head) as file:
-            if not torch.equal(_floats("lm_head.weight", file.get_tensor("lm_head.weight")), state["head.weight"]):
+        with open_safetensors(tied_head) as file:
+            if not torch.equal(
+                require_floats("lm_head.weight", file.get_tensor("lm_head.weight")), state["head.weight"]
+            ):
                 raise UserError("tensor lm_head.weight differs from the embedding, but config.json ties them")
     return state
-
-
-def _floats(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype not in _FLOATS:
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"tensor {name} has dtype {kind}; expected float32, bfloat16 or float16")
-    return tensor.to(torch.float32)
 
 
 def _tokenizer(directory: Path) -> Tokenizer:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
+from fledgling.export.checkpoint_weights import read_weights
 from fledgling.kernels.backend import select_backend
 from fledgling.kernels.quantized_model import load_quantized_model
 from fledgling.model.attention import TreeMask
 from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.flash_norm import drop_norm_weights, fold_norm_weights
 from fledgling.model.transformer import Transformer
-from fledgling.record.checkpoint import load_checkpoint, resolve_checkpoint
+from fledgling.record.checkpoint import resolve_checkpoint
 from fledgling.text.tokenizer import Tokenizer
 
 
@@ -42,11 +43,12 @@ def load_model(
     Raises:
         UserError: the checkpoint has no tokenizer, or its weights do not fit the model that its state describes.
     """
-    checkpoint = load_checkpoint(resolve_checkpoint(path), groups=("model",))
-    tokenizer_path = checkpoint.path / "tokenizer.json"
+    path = resolve_checkpoint(path)
+    checkpoint = read_weights(path)
+    tokenizer_path = path / "tokenizer.json"
     if not tokenizer_path.is_file():
-        raise UserError(f"checkpoint {checkpoint.path} has no tokenizer.json, which inference needs")
-    weights = checkpoint.tensors["model"]
+        raise UserError(f"checkpoint {path} has no tokenizer.json, which inference needs")
+    weights = checkpoint.merged
     try:
         config = ModelConfig.from_dict(checkpoint.state["model"])
         if config.depth > len(weights):
@@ -62,7 +64,7 @@ def load_model(
             model.load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint {checkpoint.path}: model and weights do not fit: {reason}") from None
+        raise UserError(f"checkpoint {path}: model and weights do not fit: {reason}") from None
     return model.to(device=device, dtype=dtype).eval(), Tokenizer.load(tokenizer_path), checkpoint.state
 
 

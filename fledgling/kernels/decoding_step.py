@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fledgling.kernels import native
 from fledgling.kernels.native import NativeMatrix
 from fledgling.kernels.quantized_tensor import QuantizedTensor
+from fledgling.model.adapter import has_adapter
 from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.feed_forward import GatedFeedForward
 from fledgling.model.norm import LayerNorm, WeightedRMSNorm
@@ -66,6 +67,8 @@ def supports_decoding_step(model: Transformer) -> bool:
     if set(config.enabled_features) - {"flash_norm"}:  # which computes the same function
         return False
     if any(width % 32 for width in widths) or config.head_width > MAX_HEAD_WIDTH or native.load_library() is None:
+        return False
+    if has_adapter(model):
         return False
     weights = [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
     return all(weight.device.type == "cpu" and weight.dtype == torch.bfloat16 for weight in weights)

@@ -55,7 +55,7 @@ def pack_linear_weights(model: nn.Module) -> dict[str, PackedWeight]:
     """Replaces the plain weight of every linear layer by its packed form; returns these by the parameter's name."""
     packed = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and isinstance(module.weight, Tensor):
+        if type(module) is nn.Linear and isinstance(module.weight, Tensor):  # DoRA reads the rows of an adapted one
             weight = PackedWeight(module.weight)
             del module.weight
             module.weight = weight  # type: ignore[assignment]

@@ -141,6 +141,7 @@ def list_skippable_layers(model: Transformer) -> list[tuple[int, FeedForward]]:
         for layer, block in enumerate(model.blocks)
         if isinstance(block.mlp, FeedForward)
         and block.mlp.activation is relu2
+        and type(block.mlp.fc2) is nn.Linear  # and not one with an adapter
         and isinstance(block.mlp.fc2.weight, nn.Parameter)
         and block.mlp.fc2.weight.numel() >= MIN_WEIGHT_NUMEL
     ]

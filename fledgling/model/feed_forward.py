@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fledgling.config import ModelConfig
+from fledgling.model.adapter import AdaptedLinear
 
 
 def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = None) -> Tensor:
@@ -32,9 +33,14 @@ def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = N
         (..., out) in x's dtype.
     """
     bias = None if linear.bias is None else linear.bias.to(x.dtype)
-    if deferred_scale is None:
-        return F.linear(x, linear.weight.to(x.dtype), bias)
-    y = F.linear(x, linear.weight.to(x.dtype)) * deferred_scale
+    weight = linear.weight.to(x.dtype)
+    if isinstance(linear, AdaptedLinear):
+        y = linear.adapter(F.linear(x, weight), x, linear.weight)
+    elif deferred_scale is None:
+        return F.linear(x, weight, bias)
+    else:
+        y = F.linear(x, weight)
+    y = y if deferred_scale is None else y * deferred_scale
     return y if bias is None else y + bias
 
 

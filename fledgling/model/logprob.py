@@ -119,11 +119,13 @@ def _chunk_slices(hidden_states: Tensor, vocab_size: int) -> Iterator[slice]:
 def _backward_chunk(
     hidden_states: Tensor, weight: Tensor, g: Tensor, scale: Tensor, hidden_grad: Tensor, weight_grad: Tensor
 ) -> None:
-    """Writes the gradient of a chunk's hidden states and adds to that of the weight.
+    """Writes the gradient of a chunk's hidden states and adds to that of the weight, unless that is empty (frozen).
 
     g (n, V) holds -S times the derivatives of the log-probabilities; scale (n, 1) is coefficient / S.
     """
     torch.mul((g @ weight), scale, out=hidden_grad)
+    if not weight_grad.numel():
+        return
     scaled = (hidden_states * scale).to(g.dtype)
     if g.dtype == weight_grad.dtype:
         weight_grad.addmm_(g.T, scaled)  # without a temporary (V, C) product
@@ -138,7 +140,8 @@ class _CrossEntropySum(torch.autograd.Function):
         needs_grad = hidden_states.requires_grad or weight.requires_grad
         device = hidden_states.device
         hidden_grad = torch.empty(hidden_states.shape if needs_grad else 0, dtype=torch.float32, device=device)
-        weight_grad = torch.zeros(weight.shape if needs_grad else 0, dtype=torch.float32, device=weight.device)
+        shape = weight.shape if needs_grad and weight.requires_grad else 0  # a frozen head has no gradient
+        weight_grad = torch.zeros(shape, dtype=torch.float32, device=weight.device)
         total = torch.zeros((), dtype=torch.float32, device=device)
         for part in _chunk_slices(hidden_states, len(weight)):
             mask = (targets[part] != IGNORE_INDEX).float()
@@ -155,7 +158,8 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * grad.to(hidden_grad.dtype), weight_grad.mul_(grad), None, None
+        head_grad = weight_grad.mul_(grad) if ctx.needs_input_grad[1] else None
+        return hidden_grad * grad.to(hidden_grad.dtype), head_grad, None, None
 
 
 class _TargetLogprobs(torch.autograd.Function):
@@ -175,14 +179,16 @@ class _TargetLogprobs(torch.autograd.Function):
         hidden_states, weight, targets = ctx.saved_tensors
         cast = weight.to(hidden_states.dtype)
         hidden_grad = torch.empty(hidden_states.shape, dtype=torch.float32, device=hidden_states.device)
-        weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        shape = weight.shape if ctx.needs_input_grad[1] else 0
+        weight_grad = torch.zeros(shape, dtype=torch.float32, device=weight.device)
         for part in _chunk_slices(hidden_states, len(weight)):
             _, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], ctx.cap)
             coefficients = torch.where(targets[part] != IGNORE_INDEX, grad[part], 0.0)
             scale = (-coefficients / sums)[:, None]
             _backward_chunk(hidden_states[part], cast, g, scale, hidden_grad[part], weight_grad)
             del g
-        return hidden_grad.to(hidden_states.dtype), weight_grad, None, None
+        head_grad = weight_grad if ctx.needs_input_grad[1] else None
+        return hidden_grad.to(hidden_states.dtype), head_grad, None, None
 
 
 def cross_entropy_sum(hidden_states: Tensor, head_weight: Tensor, targets: Tensor, logit_softcap: float) -> Tensor:

@@ -92,7 +92,7 @@ class Optimizer:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config, self.world, self.lr_multiplier, self.dtype = config, world, lr_multiplier, dtype
-        self.parameters = dict(model.named_parameters())
+        self.parameters = trainable_parameters(model)
         self.rules = assign_rules(config)
         self.schedule_multiplier, self.update_count = 1.0, 0
         self.compiled = compiled
@@ -107,7 +107,7 @@ class Optimizer:
         self.gradients: GradientReducer | ShardedGradientReducer
         if self.partition.shards_parameters:
             shard_parameters(model, self.partition, world, self.deterministic)
-            self.parameters = dict(model.named_parameters())
+            self.parameters = trainable_parameters(model)
             self.shards = ParameterShards(self.parameters, self.partition, world)
             self.gradients = ShardedGradientReducer(
                 self.parameters, self.partition, world, self.deterministic, self.shards
@@ -372,6 +372,11 @@ class Optimizer:
                     if rows:
                         self.state[key].copy_(_select_rows(saved[key], rows))
         self.update_count = int(saved["count"])
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the parameters that are trained; frozen ones have neither gradients nor optimizer state."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _state_shape(state_name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

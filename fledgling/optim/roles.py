@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fledgling.config import OptimizerConfig
 
-ROLES = ("embedding", "matrix", "head", "scalar")
+ROLES = ("embedding", "matrix", "head", "scalar", "adapter")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,11 @@ def assign_role(name: str, shape: tuple[int, ...]) -> str:
     """Returns the role of a parameter of `fledgling.model.transformer`, or of the critic.
 
     Learned positions are scalars like the weights of norms and the biases: many small values, not a matrix that maps
-    anything. A matrix that is both embedding and head has the name of the head, and so its role.
+    anything. The thin matrices of an adapter have a role of their own: Muon would give all of their few directions
+    equal updates. A matrix that is both embedding and head has the name of the head, and so its role.
     """
+    if ".adapter." in name:
+        return "adapter"
     if name.startswith("positions."):
         return "scalar"
     if name.startswith("embedding.") or name.endswith(".value_embedding.weight"):
@@ -39,4 +42,5 @@ def assign_rules(config: OptimizerConfig) -> dict[str, UpdateRule]:
         "matrix": UpdateRule(config.matrix_optimizer, config.matrix_lr),
         "head": UpdateRule("adamw", config.head_lr),
         "scalar": UpdateRule("adamw", config.scalar_lr),
+        "adapter": UpdateRule("adamw", config.adapter_lr),
     }

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from fledgling.config import UserError
 from fledgling.optim.gradients import GradientReducer, add_pairwise, sum_branches
 from fledgling.optim.partition import Bucket, Partition, fsdp_module_of
 from fledgling.runtime.world import PendingCollective, World
@@ -60,8 +61,11 @@ class _ReduceScatter:
 def shard_parameters(model: nn.Module, partition: Partition, world: World, deterministic: bool) -> None:
     """Keeps only this rank's rows of every large parameter, on the world's device; the small ones stay whole.
 
-    The model may be in the host's memory: it is moved block by block, so that the device never holds all of it.
+    The model may be in the host's memory: it is moved block by block, so that the device never holds all of it. Raises
+    UserError if a part of it is frozen.
     """
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("optimizer.zero_stage is 3, which shards what is trained; frozen weights are whole: use 2")
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     parameters = dict(model.named_parameters())
@@ -136,8 +140,10 @@ def gather_parameters(model: nn.Module, world: World, out: Mapping[str, Tensor] 
 
 @torch.no_grad()
 def load_parameters(model: nn.Module, weights: Mapping[str, Tensor], world: World) -> None:
-    """Loads whole tensors, which every rank must have, into a model that is sharded or not."""
+    """Loads whole tensors, which every rank must have, into a model that is sharded or not; others stay as they are."""
     for name, tensor in model.state_dict().items():
+        if name not in weights:
+            continue
         if _is_sharded(tensor):
             rows = -(-tensor.shape[0] // world.size)
             _local_rows(tensor).copy_(weights[name][world.rank * rows : (world.rank + 1) * rows])

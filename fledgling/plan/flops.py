@@ -13,7 +13,10 @@ width 1,024) are not counted, as usual.
 
 from __future__ import annotations
 
-from fledgling.config import ModelConfig
+from math import prod
+
+from fledgling.config import AdapterConfig, ModelConfig
+from fledgling.plan.adapter import adapter_shapes
 from fledgling.plan.parameters import count_matrix_parameters
 
 
@@ -48,14 +51,27 @@ def forward_flops(config: ModelConfig, context: int | None = None, counted: str 
     return {"total": sum(counts.values()), **counts}
 
 
-def training_flops(config: ModelConfig, context: int | None = None, counted: str = "full") -> dict[str, int]:
-    """Returns the FLOPs of forward and backward of one token by component: three times the forward pass."""
-    return {name: 3 * count for name, count in forward_flops(config, context, counted).items()}
+def training_flops(
+    config: ModelConfig, context: int | None = None, counted: str = "full", adapter: AdapterConfig | None = None
+) -> dict[str, int]:
+    """Returns the FLOPs of forward and backward of one token by component: three times the forward pass.
+
+    With an adapter a frozen matrix has no gradient of its own, twice its forward pass, and the adapter counts in full.
+    """
+    forward = forward_flops(config, context, counted)
+    if adapter is None:
+        return {name: 3 * count for name, count in forward.items()}
+    counts = {name: (3 if name == "attention" else 2) * count for name, count in forward.items() if name != "total"}
+    thin = sum(prod(shape) for shape in adapter_shapes(config, adapter).values() if len(shape) == 2)
+    counts["adapter"] = 6 * thin
+    return {"total": sum(counts.values()), **counts}
 
 
-def training_flops_per_token(config: ModelConfig, context: int | None = None) -> int:
+def training_flops_per_token(
+    config: ModelConfig, context: int | None = None, adapter: AdapterConfig | None = None
+) -> int:
     """Returns the FLOPs of forward and backward for one token of a row of `context` tokens (default: the model's)."""
-    return training_flops(config, context)["total"]
+    return training_flops(config, context, adapter=adapter)["total"]
 
 
 def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> int:

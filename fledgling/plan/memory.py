@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from fledgling.config import ModelConfig, UserError
+from fledgling.config import AdapterConfig, ModelConfig, UserError
 from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.optim.partition import (
     ADAMW_BLOCK_VALUES,
@@ -28,8 +28,8 @@ from fledgling.optim.partition import (
     muon_stack_size,
     partition_parameters,
 )
-from fledgling.plan import activations, zero3
-from fledgling.plan.parameters import count_matrix_parameters, count_parameters, parameter_shapes
+from fledgling.plan import activations, adapter, zero3
+from fledgling.plan.parameters import count_matrix_parameters, count_parameters
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 # "fledgling" is this package; "whole-logits" another system: the logits of all rows in one compiled graph.
@@ -61,6 +61,7 @@ class TrainingStep:
         has_reference_model: RL keeps the initial weights in addition to the trained ones.
         layout: one of LAYOUTS.
         matrix_optimizer: the update rule of the matrices.
+        adapter: what is trained while the weights are frozen; None: the weights are trained.
     """
 
     rows: int
@@ -78,6 +79,7 @@ class TrainingStep:
     has_reference_model: bool = False
     layout: str = "fledgling"
     matrix_optimizer: str = "muon"
+    adapter: AdapterConfig | None = None
 
     @property
     def tokens(self) -> int:
@@ -110,11 +112,13 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
     """Returns the bytes held in each phase of a step, by component, with their `total`."""
     if step.layout == "whole-logits":
         return {"head": _summed(_whole_logits(config, step))}
-    partition = partition_parameters(
-        parameter_shapes(config), step.ranks, step.zero_stage, matrix_optimizer=step.matrix_optimizer
+    trained = adapter.trained_shapes(config, step.adapter)
+    partition = partition_parameters(trained, step.ranks, step.zero_stage, matrix_optimizer=step.matrix_optimizer)
+    all_parameters, full_gradients = (
+        4 * adapter.count_all_parameters(config, step.adapter),
+        4 * sum(map(prod, trained.values())),
     )
-    full_gradients = 4 * count_parameters(config)["total"]
-    head = 4 * config.vocab_size * config.width
+    head = 0 if step.adapter else 4 * config.vocab_size * config.width
     earlier_gradients = _gradients_before(partition, step, full_gradients)
     receives_copies, sharded_parameters = step.reduces_in_tree or step.device == "cpu", step.shards_parameters
     *arrivals, exchange = (
@@ -123,20 +127,21 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
         else partition.simulate_reduction(receives_copies)
     )
     base = {
-        "parameters": 4 * zero3.resident_values(partition) if sharded_parameters else full_gradients,
+        "parameters": 4 * zero3.resident_values(partition) if sharded_parameters else all_parameters,
         "optimizer": 4 * partition.estimate_memory(0).optimizer_state,
         "buffers": _buffers(config, step),
         "snapshot": _snapshot(config, step),
-        **({"reference": full_gradients} if step.has_reference_model else {}),
+        **({"reference": full_gradients} if step.has_reference_model else {}),  # of an adapter: another adapter
     }
     two_gradients = _accumulates(step) or config.tie_embeddings  # the gradients of both uses at once
-    last = max((arrival.peak for arrival in arrivals if "blocks" not in arrival.name), key=sum)
+    last = max((arrival.peak for arrival in arrivals if step.adapter or "blocks" not in arrival.name), key=sum)
     phases = {
         "head": {
             "gradients": earlier_gradients + head,
             "cast_weights": _cast_weights(config, step),
             "activations": sum(sum(layer_activation_bytes(config, step, n).values()) for n in range(config.depth))
             + outer_activation_bytes(config, step)
+            + adapter.activation_bytes(config, step.adapter, step.tokens, step.value_bytes)
             + _last_norm(config, step),
             "logits": _logits(config, step),
         },
@@ -173,16 +178,17 @@ def _backward(config: ModelConfig, step: TrainingStep, arrivals: list[GradientAr
     layers, cast_weights = [sum(arrival.values()) for arrival in kept], _cast_weights(config, step)
     temporaries = activations.backward_peak_bytes(config, step.tokens, step.value_bytes, step.compiled)
     stream = step.tokens * step.value_bytes * config.width
+    thin = adapter.activation_bytes(config, step.adapter, step.tokens, step.value_bytes)
     candidates = []
     for arrival in arrivals:
         if not arrival.name.startswith("blocks."):
             continue
         layer = int(arrival.name.split(".")[1])
-        starts_block = arrival.name.endswith(("mlp.fc2.weight", "mlp.down_proj.weight"))
+        starts_block = ".mlp.fc2." in arrival.name or ".mlp.down_proj." in arrival.name
         remaining = layers[layer] - (0 if starts_block else kept[layer]["feed_forward"])
         components = {
             "cast_weights": cast_weights * (layer + 1) // config.depth,
-            "activations": sum(layers[:layer]) + remaining + outer,
+            "activations": sum(layers[:layer]) + remaining + outer + thin * (layer + 1) // config.depth,
         }
         candidates.append(components | _travelling(arrival.peak) | {"temporaries": stream})
         if starts_block:
@@ -199,7 +205,10 @@ def layer_activation_bytes(config: ModelConfig, step: TrainingStep, layer: int |
     """Returns the bytes that a block keeps for backward, by kind: layer `layer`, or (None) one without a window."""
     kept = activations.compiled_activation_bytes if step.compiled else activations.eager_activation_bytes
     window = None if layer is None else config.layer_window_size(layer)
-    return kept(config, step.rows, step.context, step.value_bytes, step.device, step.packed_documents, window)
+    counted = kept(config, step.rows, step.context, step.value_bytes, step.device, step.packed_documents, window)
+    if step.adapter and config.norm == "rms_weighted":  # what a frozen weight multiplies is not kept
+        counted["norms"] //= 2
+    return counted
 
 
 def outer_activation_bytes(config: ModelConfig, step: TrainingStep) -> int:
@@ -285,12 +294,9 @@ def _snapshot(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes of the copy that a checkpoint is written from: weights and full optimizer state."""
     if not step.saves_checkpoints or step.device != "cpu":
         return 0
-    return 4 * (
-        count_parameters(config)["total"]
-        + partition_parameters(parameter_shapes(config), 1, 0, matrix_optimizer=step.matrix_optimizer)
-        .estimate_memory(0)
-        .optimizer_state
-    )
+    trained = adapter.trained_shapes(config, step.adapter)
+    partition = partition_parameters(trained, 1, 0, matrix_optimizer=step.matrix_optimizer)
+    return 4 * (sum(map(prod, trained.values())) + partition.estimate_memory(0).optimizer_state)
 
 
 def _cast_weights(config: ModelConfig, step: TrainingStep) -> int:
@@ -302,7 +308,7 @@ def _cast_weights(config: ModelConfig, step: TrainingStep) -> int:
 
 def _last_norm(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes kept by the norm before the head: its input and its output."""
-    output = step.value_bytes * config.width * (2 if config.norm == "rms_weighted" else 1)
+    output = step.value_bytes * config.width * (2 if config.norm == "rms_weighted" and not step.adapter else 1)
     input_bytes = step.value_bytes if step.device == "cuda" and step.compiled else 4  # compiled norms keep no fp32
     return step.tokens * (input_bytes * config.width + 8 + output)
 
@@ -331,7 +337,7 @@ def _logits(config: ModelConfig, step: TrainingStep) -> int:
     # compiled: logits in, gradients out; else in fp32 z, t, e (without a cap z, e), in bf16 as many bytes
     loss_bytes = n * V * (2 * w if step.compiled else 12 if config.logit_softcap else 8)
     gradient_bytes = (
-        n * V * w + n * E * 8 + (0 if w == 4 else V * E * (w + 4))
+        n * V * w + n * E * 8 + (0 if w == 4 or step.adapter else V * E * (w + 4))
     )  # the product, and the promotion of its sum
     return A * 4 * E + (0 if w == 4 else w * V * E) + max(loss_bytes, gradient_bytes)
 
@@ -358,8 +364,9 @@ def _update(partition: Partition, step: TrainingStep) -> dict[str, int]:
             stack = min(own, 4 * prod(shape) * muon_stack_size(shape, step.device))
             gram = 2 * w * min(shape) / max(shape)
             temporaries = round(stack * (2 + gram if w == 1 else 2.5))
-        else:  # AdamW: temporaries of one block of values; none when compiled
-            temporaries = 0 if step.compiled else 4 * ADAMW_TEMPORARIES * min(own // 4, ADAMW_BLOCK_VALUES)
+        else:  # AdamW: temporaries of one block of values of one parameter; none when compiled
+            largest = max(prod(partition.parameters[name]) for bucket in buckets for name in bucket.names)
+            temporaries = 0 if step.compiled else 4 * ADAMW_TEMPORARIES * min(own // 4, largest, ADAMW_BLOCK_VALUES)
         candidates.append((gradients, temporaries, in_transit))
         gradients -= own
         for bucket in buckets:

@@ -49,25 +49,22 @@ def count_matrix_parameters(config: ModelConfig) -> int:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Returns the name and shape of every parameter, in the order of `Transformer.named_parameters`."""
-    V, E, F, K = config.vocab_size, config.width, config.intermediate_size, config.kv_heads * config.head_width
+    V, E, K = config.vocab_size, config.width, config.kv_heads * config.head_width
     head: dict[str, tuple[int, ...]] = {"head.weight": (V, E)}
     embedding: dict[str, tuple[int, ...]] = {"embedding.weight": (V, E)}
     shapes = dict(head if config.tie_embeddings else embedding)
     if config.positions == "learned":
         shapes["positions.weight"] = (config.context, E)
-    names = ("gate_proj", "up_proj", "down_proj") if config.is_gated else ("fc1", "fc2")
-    linear: dict[str, tuple[int, ...]] = {
-        f"attention.{n}_proj": (out, E) for n, out in (("q", E), ("k", K), ("v", K), ("o", E))
-    }
-    linear |= {f"mlp.{name}": (F, E) for name in names[:-1]} | {f"mlp.{names[-1]}": (E, F)}
+    matrices = config.layer_matrices()
+    first_of_mlp = next(name for name in matrices if name.startswith("mlp."))
     vectors = NORM_VECTORS[config.norm]
     for layer in range(config.depth):
         block = f"blocks.{layer}."
         if config.residual_scalars:
             shapes[f"{block}residual.weight"] = (2,)
         shapes |= {f"{block}attention_norm.{vector}": (E,) for vector in vectors}
-        for name, shape in linear.items():
-            if name == f"mlp.{names[0]}":
+        for name, shape in matrices.items():
+            if name == first_of_mlp:
                 if config.has_value_embedding(layer):
                     shapes[f"{block}attention.value_embedding.weight"] = (V, K)
                 shapes |= {f"{block}mlp_norm.{vector}": (E,) for vector in vectors}

@@ -238,7 +238,8 @@ def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.Tr
     steps = recipe_horizon(recipe).steps if name == "pretrain" else stage.steps
     if not steps:
         return None
-    per_token = flops.training_flops_per_token(config)
+    adapter = recipe.adapter if recipe.adapter.trains_in(name) else None
+    per_token = flops.training_flops_per_token(config, adapter=adapter)
     if isinstance(stage, RLConfig):
         tokens = steps * stage.prompts_per_round * stage.group_size * min(2 * stage.max_new_tokens, config.context)
         rows, per_token = memory.MAX_MICRO_BATCH_ROWS, per_token + flops.forward_flops_per_token(config) // stage.epochs
@@ -274,7 +275,9 @@ def _split(name: str, pinned: int | None, rows: int, context: _StageContext) -> 
     config, device = context.config, context.device
     stage = context.recipe.stage_config(name)
     has_reference = isinstance(stage, DPOConfig) or (isinstance(stage, RLConfig) and stage.kl_weight > 0)
+    adapter = context.recipe.adapter if context.recipe.adapter.trains_in(name) else None
     step = replace(context.step, saves_checkpoints=stage.save_every > 0, has_reference_model=has_reference)
+    step = replace(step, adapter=adapter)
     if pinned is None:
         try:
             size = memory.choose_micro_batch_size(config, rows, device.memory, step)

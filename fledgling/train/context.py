@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import LoopConfig, Recipe
+from fledgling.config import AdapterConfig, LoopConfig, Recipe
 from fledgling.data.shards import TokenShard
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
@@ -22,6 +22,7 @@ from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.positions import Positions
 from fledgling.train.prepare import DataPreparer, split_mixture
+from fledgling.train.stage_weights import StageWeights
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,14 @@ class StageContext:
     load_initial_model: Callable[[], Transformer]  # a frozen copy of the model as it was when the stage began
     positions: Positions = field(default_factory=dict)  # of the sources that earlier stages have read
     saved_micro_batch_size: int | None = None  # of the checkpoint that the stage resumes from
+    start: StageWeights | None = None  # what the weights were loaded from; None: from the seed
     parent: dict[str, Any] | None = None  # `going_on.describe_parent` of the checkpoint that the stage starts from
     lock: RunLock | None = None  # of the run; None on all ranks but the main one
+
+    @property
+    def adapter(self) -> AdapterConfig | None:
+        """The adapter that the stage trains; None: it trains the weights."""
+        return self.start.adapter if self.start else None
 
 
 def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: int = memory.MAX_MICRO_BATCH_ROWS) -> int:
@@ -60,7 +67,7 @@ def propose_micro_batch_size(context: StageContext, rows: int, saves_during_trai
     setup, config, world = context.setup, context.model.config, context.world
     device_kind = "cpu" if world.device.type == "cpu" else "cuda"
     step = one_row_step(context.recipe, config, world.size, device_kind, setup.dtype_name, setup.compiled)
-    step = replace(step, saves_checkpoints=saves_during_training)
+    step = replace(step, saves_checkpoints=saves_during_training, adapter=context.adapter)
     return memory.choose_micro_batch_size(config, max(1, rows), setup.memory_limit, step)
 
 

@@ -45,8 +45,3 @@ def split_critic(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     critic = {name: value for name, value in tensors.items() if name.startswith(f"{CRITIC}.")}
     groups = {"model": {name: value for name, value in tensors.items() if name not in critic}}
     return {**groups, **({CRITIC: critic} if critic else {})}
-
-
-def merge_critic(groups: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the tensors of a model and its critic from the groups of a checkpoint: the inverse of `split_critic`."""
-    return {**groups["model"], **groups.get(CRITIC, {})}

@@ -78,6 +78,8 @@ def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, log: Log) -> No
     changed = _compare(saved, recipe, stage, list_done_stages(run_dir), True, checkpoint.read_checkpoint_state(newest))
     if saved.run.init_from is not None:  # the weights replaced [model] and the vocabulary, and still do
         changed = [c for c in changed if not c.name.startswith("model.") and c.name != "tokenizer.vocab_size"]
+    if saved.adapter.init_from is not None:  # so did the given adapter its shape
+        changed = [c for c in changed if not c.name.startswith("adapter.")]
     _require_allowed(changed, stage, newest, run_dir)
     if ignored := [c for c in changed if c.outcome == "ignored" and c.name.startswith(f"{stage}.")]:
         log(f"{stage} is done, and keeps its settings\n" + "\n".join(format_changes(ignored)))
@@ -136,7 +138,8 @@ def describe_parent(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     state, manifest = checkpoint.read_checkpoint_state(path), json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    weights = manifest["files"].get("model.safetensors", {}).get("sha256")
+    files = manifest["files"]
+    weights = files.get("model.safetensors", files.get("adapter_model.safetensors", {})).get("sha256")
     return {"stage": state.get("stage"), "step": state.get("step"), "weights": weights}
 
 

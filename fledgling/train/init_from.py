@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fledgling.config import STAGES, ModelConfig, Recipe, UserError
+from fledgling.export.checkpoint_weights import read_weights
 from fledgling.export.import_hf import import_hf
 from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint, write_json
@@ -58,12 +59,12 @@ def import_checkpoint(source: Path, init_dir: Path) -> Path:
     path = checkpoint.resolve_checkpoint(source)
     if not (path / "tokenizer.json").is_file():
         raise UserError(f"run.init_from: {path} has no tokenizer.json, and weights are of no use with another")
-    loaded = checkpoint.load_checkpoint(path, groups=("model",))
+    loaded = read_weights(path)
     require_unquantized(loaded.state, path, "trained on")
     state = {"name": path.resolve().name, "step": 0, "model": loaded.state["model"]}
     state["positions"] = loaded.state.get("positions", {})  # its sources go on where it has stopped reading
     files = {"tokenizer.json": path / "tokenizer.json"}
-    return checkpoint.save_checkpoint(init_dir, 0, {"model": loaded.tensors["model"]}, state, files)
+    return checkpoint.save_checkpoint(init_dir, 0, {"model": loaded.merged}, state, files)
 
 
 def recipe_from_checkpoint(
@@ -75,7 +76,7 @@ def recipe_from_checkpoint(
     """
     if checkpoint_dir is None:
         return recipe
-    config = ModelConfig.from_dict(checkpoint.load_checkpoint(checkpoint_dir, groups=("model",)).state["model"])
+    config = ModelConfig.from_dict(checkpoint.read_checkpoint_state(checkpoint_dir)["model"])
     wanted = vars(recipe.model.unpin("vocab_size"))
     ignored = [name for name, value in vars(config).items() if wanted[name] is not None and wanted[name] != value]
     if ignored:

@@ -34,7 +34,7 @@ from fledgling.runtime.watchdog import run_watchdog
 from fledgling.runtime.world import World, get_restart_count, is_main_process
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.context import StageContext
-from fledgling.train.critic import attach_critic, merge_critic
+from fledgling.train.critic import attach_critic
 from fledgling.train.dpo import build_dpo_stage
 from fledgling.train.going_on import (
     describe_parent,
@@ -61,6 +61,17 @@ from fledgling.train.run_directory import (
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_rows import require_data
+from fledgling.train.stage_weights import (
+    add_adapter,
+    describe_start,
+    find_stage_weights,
+    load_or_init,
+    make_initial_model,
+    read_trained,
+    recipe_with_adapter,
+    split_trained,
+    write_adapter_config,
+)
 from fledgling.train.supervised import build_supervised_stage
 from fledgling.train.totals import Totals
 
@@ -119,6 +130,7 @@ def run_stage(
         saved, notices = find_saved_checkpoint(run_dir / name, resume, world)
         recipe, parent = recipe_from_checkpoint(recipe, init, notices.append), parent or init
         with world.main_process_first():
+            recipe = recipe_with_adapter(recipe, run_dir, parent)
             recipe = reconcile(recipe, name, run_dir, saved, parent, notices.append)
         setup = start_run(recipe, name, resume, world, saved)
         loggers = recipe.run.loggers
@@ -130,7 +142,7 @@ def run_stage(
             preparer = DataPreparer(recipe, run_dir, recorder.log_notice, show_progress=world.is_main and not quiet)
             preparer.documents.prepared.pinned = prepared or {}
             context, loaded = build_context(recipe, name, world, setup, recorder, preparer, saved, parent, lock)
-            train_stage(name, context, loaded if saved else None, select_evals, adapt_stage, should_stop)
+            train_stage(name, context, loaded, select_evals, adapt_stage, should_stop)
     return True
 
 
@@ -195,7 +207,7 @@ def train_stage(
             recorder,
             saver,
             lambda: require_lock(context.lock) or stop_requested() or saver.failed or should_stop(),
-            training_flops_per_token(context.model.config),
+            training_flops_per_token(context.model.config, adapter=context.adapter),
             setup.peak_flops,
             partial(replace_exceeded_peak, setup, world.device),
             health,
@@ -227,29 +239,33 @@ def build_context(
     parent: Path | None,
     lock: RunLock | None = None,
 ) -> tuple[StageContext, Checkpoint | None]:
-    """Returns tokenizer, model and engine of a stage, and the checkpoint they were loaded from.
+    """Returns tokenizer, model and engine of a stage, and the checkpoint that it resumes from.
 
-    That is `saved`, else `parent`; without both, the weights are initialized from the seed.
+    The weights are those of `saved`, else of `parent`; without both, they are initialized from the seed.
     """
     pinned = preparer.documents.prepared.pinned
     with world.local_main_process_first():
         tokenizer = preparer.load_or_train_tokenizer(may_replace=not (saved or parent or pinned))
-    source = saved or parent
-    loaded = checkpoint.load_checkpoint(source) if source else None
-    if loaded and saved:
+    loaded = checkpoint.load_checkpoint(saved) if saved else None
+    if loaded:
         preparer.documents.prepared.pinned = loaded.state.get("data", {})
-    config = ModelConfig.from_dict(loaded.state["model"]) if loaded else recipe.model.resolve(tokenizer.vocab_size)
+    start = find_stage_weights(recipe, name, Path(recipe.run.out), saved, parent)
+    config = ModelConfig.from_dict(start.state["model"]) if start else recipe.model.resolve(tokenizer.vocab_size)
     sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # built in host memory, moved block by block
     model = build_model(config, setup, torch.device("cpu") if sharded else world.device)
-    load_or_init(model, loaded, recipe.seed)
+    load_or_init(model, start, recipe.seed)
+    add_adapter(model, start, recipe.seed)
     if name == "rl" and ALGORITHMS[recipe.rl.algorithm].uses_critic:
         attach_critic(model)
-    if loaded and saved:
-        model.load_state_dict(merge_critic(loaded.tensors))
+    adapter = start.adapter if start else None
+    if loaded:
+        load_parameters(model, read_trained(loaded, config, adapter), world)
 
     def load_initial_model() -> Transformer:
+        if start and adapter:
+            return make_initial_model(model, start)
         initial = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)
-        return load_or_init(initial, checkpoint.load_checkpoint(parent, ("model",)) if parent else None, recipe.seed)
+        return load_or_init(initial, find_stage_weights(recipe, name, context.run_dir, None, parent), recipe.seed)
 
     context = StageContext(
         recipe=recipe,
@@ -262,21 +278,13 @@ def build_context(
         preparer=preparer,
         setup=setup,
         load_initial_model=load_initial_model,
-        positions=read_positions(loaded.state, resumes=saved is not None) if loaded else {},
-        saved_micro_batch_size=loaded.state.get("micro_batch") if loaded and saved else None,
+        positions=read_positions(start.state, resumes=saved is not None) if start else {},
+        start=start,
+        saved_micro_batch_size=loaded.state.get("micro_batch") if loaded else None,
         parent=describe_parent(parent),
         lock=lock,
     )
     return context, loaded
-
-
-def load_or_init(model: Transformer, loaded: Checkpoint | None, seed: int) -> Transformer:
-    """Fills a model with the weights of a checkpoint, or initializes them from the seed. Returns the model."""
-    if loaded:
-        model.load_state_dict(loaded.tensors["model"])
-    else:
-        model.initialize(seed)
-    return model
 
 
 def require_same_data(world: World, preparer: DataPreparer, tokenizer: Tokenizer) -> None:
@@ -312,7 +320,7 @@ def make_rollback(
         saver.wait()  # the last checkpoint may not be written yet
         directory = context.run_dir / stage.name / "checkpoints"
         loaded, before = latest_healthy_checkpoint(directory, context.recorder.log_notice), replace(health)
-        load_parameters(context.model, merge_critic(loaded.tensors), context.world)
+        load_parameters(context.model, read_trained(loaded, context.model.config, context.adapter), context.world)
         step = restore_state(loaded, stage, optimizer, health, totals)
         stage.batches.skip(finished - step)
         with context.world.main_process_first():
@@ -344,8 +352,11 @@ def make_saver(
 ) -> CheckpointSaver:
     """Returns the saver of a stage, with what goes into state.json; the tensors are the saver's."""
 
+    directory = context.run_dir / stage.name / "checkpoints"
+
     def state(step: int) -> dict:
         return {
+            **describe_start(context.start, directory / f"step-{step:08d}"),
             "stage": stage.name,
             "step": step,
             "stream": stage.batches.state_dict(),
@@ -362,15 +373,25 @@ def make_saver(
         }
 
     return CheckpointSaver(
-        context.run_dir / stage.name / "checkpoints",
+        directory,
         context.model,
         optimizer,
         context.world,
         state,
-        {"tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json"},
+        {
+            "tokenizer.json": context.run_dir / "tokenizer" / "tokenizer.json",
+            **write_adapter_config(
+                context.run_dir / stage.name,
+                context.model,
+                context.start,
+                context.recipe.run.init_from,
+                context.world.is_main,
+            ),
+        },
         context.recipe.stage_config(stage.name).keep_checkpoints,
         saves_during_training=stage.save_every > 0,
         log=context.recorder.log_notice,
         flush_record=context.recorder.flush,
         seal_record=partial(seal_stage, context.run_dir / stage.name),
+        split=split_trained(context.model, context.adapter),
     )

@@ -43,6 +43,7 @@ class CheckpointSaver:
         log: receives the error of a write that failed while another error ends the run.
         flush_record: is called by the writer before a checkpoint appears: its metrics must not be younger on the disk.
         seal_record: is called by the writer once the checkpoint is complete.
+        split: makes groups of the model's tensors, by name; what is in none of them is not saved.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class CheckpointSaver:
         log: Callable[[str], None] = lambda text: None,
         flush_record: Callable[[], None] = lambda: None,
         seal_record: Callable[[], None] = lambda: None,
+        split: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] = split_critic,
     ) -> None:
         self.directory, self.model, self.optimizer, self.world = directory, model, optimizer, world
         self.state, self.files, self.keep_checkpoints, self.log = state, files, keep_checkpoints, log
-        self.flush_record, self.seal_record = flush_record, seal_record
+        self.flush_record, self.seal_record, self.split = flush_record, seal_record, split
         self.writer = BackgroundWriter()
         self.host_copies: dict[str, dict[str, Tensor]] = {}  # group -> name -> tensor, overwritten by each save
         self.unreported_seconds: dict[str, float] = {}
@@ -112,7 +114,7 @@ class CheckpointSaver:
         buffers = {**self.host_copies.get("model", {}), **self.host_copies.get(CRITIC, {})}
         weights = gather_parameters(self.model, self.world, buffers)
         if self.world.is_main:
-            groups = split_critic(weights)
+            groups = self.split(weights)
             self.host_copies = {
                 name: copy_tensors(group, self.host_copies.get(name, {})) for name, group in groups.items()
             }

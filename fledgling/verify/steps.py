@@ -24,16 +24,18 @@ from fledgling.config import Recipe, load_recipe
 from fledgling.config.load import parse_recipe
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime.world import World
+from fledgling.train.init_from import INIT_DIR
 from fledgling.train.loop import TrainingStopped, digest_step
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval, Stage
+from fledgling.train.stage_weights import INIT_ADAPTER_DIR
 from fledgling.verify.files import list_stage_checkpoints, list_stages
 
 CLOCK_KEYS = {"time", "elapsed", "seconds", "training_seconds", "tokens_per_second", "mfu", "peak_flops", "memory"}
 CLOCK_KEYS |= {"save_stall", "save_seconds", "rollout_tokens_per_second"}
 CLOCK_KEYS |= {"share_rollouts", "share_scoring", "share_update"}
 MIN_DISTANCE = 2  # a changed moment shows in the second step
-GROUPS = ("model", "critic", "optimizer", "random")
+GROUPS = ("model", "adapter_model", "critic", "optimizer", "random")
 DATA_STAGES = ("pretrain", "midtrain", "sft")  # what their steps read is known without a model
 
 
@@ -141,10 +143,10 @@ def scratch_run(run_dir: Path, start: Start) -> Iterator[Path]:
             shutil.copytree(run_dir / "tokenizer", scratch / "tokenizer")
         for path in (run_dir / "data").iterdir() if (run_dir / "data").is_dir() else ():
             _link(path, scratch / "data" / path.name)
-        if (run_dir / "init").is_dir():
-            (scratch / "init").mkdir()
-            for path in (run_dir / "init").iterdir():
-                _link(path, scratch / "init" / path.name)
+        for folder in (INIT_DIR, INIT_ADAPTER_DIR):
+            for path in (run_dir / folder).iterdir() if (run_dir / folder).is_dir() else ():
+                (scratch / folder).mkdir(exist_ok=True)
+                _link(path, scratch / folder / path.name)
         for stage in list_stages(run_dir):
             paths = list_stage_checkpoints(run_dir, stage)[-1:]
             if stage == start.stage:

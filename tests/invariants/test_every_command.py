@@ -108,6 +108,12 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling export hf runs/quickstart exported": "fledgling export hf runs/quickstart exported --dtype float32",
         "fledgling import exported runs/again": AS_SHOWN,
         "import": "fledgling import exported runs/again-json --json",
+        "fledgling train sft quickstart --set adapter.method=lora --set adapter.rank=8": (
+            "fledgling train sft smallest.toml --set adapter.method=lora --set adapter.rank=8 --resume never"
+        ),
+        "fledgling export adapter runs/quickstart adapter": AS_SHOWN,
+        "export adapter": "fledgling export adapter runs/quickstart named --base somewhere/model --json",
+        "fledgling export hf runs/quickstart merged": AS_SHOWN,
         "fledgling export gguf runs/again again.gguf --type q8_0": (
             "fledgling export gguf runs/llama again.gguf --type q8_0 --fold-norms --json"
         ),

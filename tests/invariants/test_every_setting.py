@@ -15,6 +15,7 @@ import torch
 
 from fledgling.cli import main
 from fledgling.config import (
+    AdapterConfig,
     DPOConfig,
     LoopConfig,
     ModelConfig,
@@ -27,6 +28,7 @@ from fledgling.config import (
 )
 from fledgling.data.batch import Batch
 from fledgling.infer.engine import Engine
+from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.plan import make_plan
@@ -127,6 +129,7 @@ OPTIMIZER: dict[str, Case] = {
     "embedding_lr": (0.05, {}),
     "head_lr": (0.05, {}),
     "scalar_lr": (0.5, {}),
+    "adapter_lr": (0.05, {"adapter": AdapterConfig("lora", rank=2)}),
     "adam_betas": ((0.5, 0.6), {}),
     "adam_eps": (0.1, {}),
     "momentum": (0.5, {}),
@@ -140,10 +143,13 @@ OPTIMIZER: dict[str, Case] = {
 }
 
 
-def optimizer_outcome(**table: Any) -> dict[str, Any]:
+def optimizer_outcome(adapter: AdapterConfig | None = None, **table: Any) -> dict[str, Any]:
     """The weights after three steps; how parameters are distributed and added up."""
     model, world = Transformer(ModelConfig(60, 1, 32, 2, 2, 16, residual_scalars=True)), World.start("cpu")
     model.initialize(0)
+    if adapter:
+        attach_adapter(model, adapter, model.config)
+        initialize_adapter(model, 0)
     fill_zeros(model)
     optimizer = Optimizer(model, OptimizerConfig(**table), world)
     stage = Stage("pretrain", 3, None, next_token_loss, lambda progress: 1.0)
@@ -159,6 +165,19 @@ def optimizer_outcome(**table: Any) -> dict[str, Any]:
 def test_a_setting_of_the_optimizer_changes_the_update(key):
     value, others = OPTIMIZER[key]
     assert differ(optimizer_outcome(**others), optimizer_outcome(**others, **{key: value}))
+
+
+# ---- [adapter] -----------------------------------------------------------------------------------------
+
+ADAPTER: dict[str, Any] = {"method": "dora", "rank": 3, "alpha": 5.0, "targets": ("q_proj", "fc1")}
+ADAPTER_ELSEWHERE = ("stages", "init_from")  # tests/train/test_stage_weights.py
+
+
+@pytest.mark.parametrize("key", ADAPTER)
+def test_a_setting_of_the_adapter_changes_what_is_trained(key):
+    base = {"method": "lora", "rank": 2, "alpha": 4.0}
+    plain, other = (optimizer_outcome(AdapterConfig(**table)) for table in (base, {**base, key: ADAPTER[key]}))
+    assert differ(plain, other)
 
 
 # ---- [tokenizer] ---------------------------------------------------------------------------------------
@@ -458,6 +477,7 @@ def test_every_key_has_a_value_here():
     assert keys_of(Recipe) - tables.keys() == set(TOP)
     assert keys_of(tables["model"]) == set(MODEL)
     assert keys_of(tables["optimizer"]) == set(OPTIMIZER)
+    assert keys_of(tables["adapter"]) == {*ADAPTER, *ADAPTER_ELSEWHERE}
     assert keys_of(tables["tokenizer"]) == set(TOKENIZER)
     assert keys_of(tables["run"]) == set(RUN)
     assert keys_of(LoopConfig) == set(LOOP)
@@ -465,7 +485,9 @@ def test_every_key_has_a_value_here():
     assert keys_of(DPOConfig, LoopConfig) == set(DPO)
     assert keys_of(RLConfig, LoopConfig) == {*RL, *RL_ELSEWHERE}
     stages = {"pretrain", "midtrain", "sft", "dpo", "rl"}
-    assert tables.keys() == {"model", "optimizer", "tokenizer", "run", *stages}, "a new table needs tests here"
+    assert tables.keys() == {"model", "optimizer", "adapter", "tokenizer", "run", *stages}, (
+        "a new table needs tests here"
+    )
 
 
 def limited_keys() -> list[tuple[str, float]]:

@@ -1,0 +1,123 @@
+"""The weights of a checkpoint: its own, or those of the checkpoint it names as its base, with its adapter.
+
+A stage that trains an adapter saves only that, as peft's two files, and where its base is. `read_weights` follows the
+names; `merged` has what the model computes with, whoever asks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fledgling.config import AdapterConfig, ModelConfig, UserError
+from fledgling.export.peft_format import CONFIG_FILE, TENSORS_FILE, read_peft
+from fledgling.export.untrusted import read_json
+from fledgling.model.adapter import merge_adapter
+from fledgling.record import checkpoint, make_write_error
+from fledgling.record.atomic_directory import atomic_directory
+
+ADAPTER_GROUP = TENSORS_FILE.removesuffix(".safetensors")  # of a checkpoint
+MAX_BASES = 8  # checkpoints that name one another
+
+
+@dataclass(frozen=True)
+class CheckpointWeights:
+    """A model's tensors by name, and the adapter on them, if there is one."""
+
+    path: Path  # the checkpoint whose weights `base` is
+    state: dict[str, Any]  # of the checkpoint that was read
+    base: dict[str, Tensor]
+    adapter: AdapterConfig | None = None
+    adapter_tensors: dict[str, Tensor] | None = None
+
+    @property
+    def merged(self) -> dict[str, Tensor]:
+        """The weights of a plain model that computes the same."""
+        if self.adapter is None or self.adapter_tensors is None:
+            return self.base
+        return merge_adapter(self.base, self.adapter, self.adapter_tensors)
+
+
+def describe_adapter(adapter: AdapterConfig, checkpoint_dir: Path, base: Path) -> dict[str, Any]:
+    """Returns what the state of a checkpoint says of its adapter: the configuration, and where its base is from it."""
+    return {"config": asdict(adapter), "base": os.path.relpath(base, checkpoint_dir)}
+
+
+def read_adapter_state(state: dict[str, Any], path: Path) -> tuple[AdapterConfig, Path] | None:
+    """Returns the adapter and the base that the state of the checkpoint `path` describes; None without an adapter.
+
+    Raises UserError if it describes none that this program writes.
+    """
+    described = state.get("adapter")
+    if described is None:
+        return None
+    known = {entry.name for entry in fields(AdapterConfig)}
+    try:
+        values = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in described["config"].items()
+        }
+        if set(values) - known:
+            raise ValueError(f"unknown fields {sorted(set(values) - known)[:3]}")
+        adapter, base = AdapterConfig(**values), path / described["base"]
+        if not adapter.scale > 0:
+            raise ValueError(f"scale {adapter.scale}")
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"checkpoint {path}: its state describes no adapter: {' '.join(str(error).split())[:120]}"
+        ) from None
+    return adapter, Path(os.path.normpath(base))
+
+
+def read_weights(path: Path, check_hashes: bool = True, depth: int = 0) -> CheckpointWeights:
+    """Reads the weights of a checkpoint.
+
+    Raises UserError that names a missing base or an adapter that does not fit it.
+    """
+    state = checkpoint.read_checkpoint_state(path)
+    described = read_adapter_state(state, path)
+    if described is None:
+        loaded = checkpoint.load_checkpoint(path, ("model",), check_hashes)
+        return CheckpointWeights(path, loaded.state, loaded.tensors["model"])
+    adapter, base = described
+    if depth == MAX_BASES:
+        raise UserError(f"checkpoint {path}: more than {MAX_BASES} checkpoints name one another as their base")
+    if not base.is_dir():
+        raise UserError(
+            f"checkpoint {path} is an adapter, and the weights that it belongs to are not at {base}: move or copy the "
+            "run as a whole"
+        )
+    checkpoint.verify_checkpoint(path, check_hashes)
+    below = read_weights(base, check_hashes, depth + 1)
+    config = ModelConfig.from_dict(state["model"])
+    _, tensors = read_peft(path, config, adapter)
+    return CheckpointWeights(base, state, below.merged, adapter, tensors)
+
+
+def write_adapter(path: Path, out: Path, base: str | None = None) -> None:
+    """Writes the adapter of the checkpoint `path` as the directory `out`, which must not exist or be empty.
+
+    Args:
+        base: name of the model that it belongs to; None keeps what the checkpoint says.
+
+    Raises:
+        UserError: the checkpoint has no adapter, or the directory cannot be written.
+    """
+    if read_adapter_state(checkpoint.read_checkpoint_state(path), path) is None:
+        raise UserError(f"checkpoint {path} has no adapter: its stage trained the weights; use export hf")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty directory; choose another directory for the adapter")
+    checkpoint.verify_checkpoint(path)
+    contents = read_json(path / CONFIG_FILE)
+    contents["base_model_name_or_path"] = base or contents.get("base_model_name_or_path")
+    try:
+        with atomic_directory(out) as temporary:
+            (temporary / CONFIG_FILE).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+            shutil.copyfile(path / TENSORS_FILE, temporary / TENSORS_FILE)
+    except OSError as problem:
+        raise make_write_error(out, problem) from None

@@ -1,0 +1,91 @@
+"""Reads JSON and safetensors files from any source: bounded, and with one line for everything that is wrong in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fledgling.config import UserError
+
+MAX_JSON_BYTES = 64 * 2**20  # bytes of config.json, of an index or of a header
+_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file. Raises UserError if there is none, or a key appears twice."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no {path.name}; expected a directory that transformers can load")
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
+        value = json.loads(path.read_bytes(), object_pairs_hook=_once)
+    except (OSError, ValueError, RecursionError) as problem:
+        raise UserError(f"{path} is not readable JSON: {' '.join(str(problem).split())[:100]}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, got a {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file; every error in it becomes one line that names the file (and the tensor, if known)."""
+    try:
+        with safe_open(path, "pt") as file:
+            _header(path)
+            yield file
+    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError) as problem:
+        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
+        raise UserError(f"{path}: weights cannot be read: {_culprit(path) or reason}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the pairs of a JSON object as a dictionary; raises ValueError for a duplicate key."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:80]} appears twice")
+        found[key] = value
+    return found
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, and how many bytes of data follow."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length), object_pairs_hook=_once) if length <= MAX_JSON_BYTES else {}
+    return header, path.stat().st_size - 8 - length
+
+
+def _culprit(path: Path) -> str:
+    """Returns a description of the first tensor with an impossible header entry; empty if there is none."""
+    try:
+        header, data = _header(path)
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            count, (start, end) = prod(entry["shape"]), entry["data_offsets"]
+            size = _BYTES.get(entry["dtype"])
+            if size is None or min(entry["shape"], default=0) < 0 or not 0 <= start <= end <= data:
+                return f"tensor {name[:80]} is declared as {str(entry)[:120]}, in {data} bytes of data"
+            if count * size != end - start:
+                return f"tensor {name[:80]} has {end - start} bytes, its shape {entry['shape']} needs {count * size}"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return ""
+    return ""
+
+
+def require_floats(name: str, tensor: Tensor) -> Tensor:
+    """Returns a tensor in float32. Raises UserError for one that holds no floating-point numbers."""
+    if tensor.dtype not in _FLOATS:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"tensor {name} has dtype {kind}; expected float32, bfloat16 or float16")
+    return tensor.to(torch.float32)

@@ -1,0 +1,136 @@
+"""Adapters leave as peft's own files, with the same function there, and come back bit for bit; damaged ones do not."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from fledgling.config import AdapterConfig, UserError
+from fledgling.export import write_hf
+from fledgling.export.peft_format import from_peft, read_peft, to_peft
+from fledgling.model.adapter import attach_adapter, initialize_adapter, is_adapter_name, load_adapter
+
+ROW = torch.arange(1, 25)[None]
+
+
+def write_adapter(folder, contents, tensors):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(contents))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def adapt(model, adapter):
+    """Attaches an adapter with random values; returns its tensors."""
+    attach_adapter(model, adapter, model.config)
+    initialize_adapter(model, 0)
+    draw = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if is_adapter_name(name):
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
+    return {name: value.detach() for name, value in model.named_parameters() if is_adapter_name(name)}
+
+
+CASES = [
+    ("llama", AdapterConfig("lora", 4, 8.0)),
+    ("llama", AdapterConfig("dora", 3, 7.0, ("q_proj", "down_proj"))),
+    ("llama", AdapterConfig("rslora", 3, 7.0, ("blocks.1.attention.q_proj",))),
+    ("gpt2", AdapterConfig("rslora", 3, 7.0)),
+    ("gpt2", AdapterConfig("dora", 3, 7.0)),
+    ("gpt2", AdapterConfig("lora", 2, 4.0, ("k_proj", "fc2"))),
+]
+
+
+@pytest.mark.parametrize(("family", "adapter"), CASES, ids=str)
+def test_peft_computes_what_we_do_and_the_tensors_come_back(make, tokenizer, tmp_path, family, adapter):
+    model = make(family, depth=2)
+    write_hf.write_hf(tmp_path / "base", model.config, model.state_dict(), tokenizer, "card")
+    own = adapt(model, adapter)
+    folder = write_adapter(tmp_path / "adapter", *to_peft(model.config, adapter, own, "base"))
+    other = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), folder).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.compute_logits(model(ROW)), other(ROW).logits, rtol=1e-4, atol=1e-4)
+    again, tensors = read_peft(folder, model.config, adapter)
+    assert again.has_tensors_of(adapter, model.config) and tensors.keys() == own.keys()
+    assert all(tensors[name].equal(value) for name, value in own.items())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_adapter_that_peft_made_computes_the_same_here(make, tokenizer, tmp_path, family):
+    model = make(family, depth=2)
+    write_hf.write_hf(tmp_path / "base", model.config, model.state_dict(), tokenizer, "card")
+    names = ["c_attn", "c_fc"] if family == "gpt2" else ["q_proj", "gate_proj"]
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=names, rank_pattern={names[1]: 2}, init_lora_weights=False, use_dora=True,
+        fan_in_fan_out=family == "gpt2",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    other = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).eval()
+    other.save_pretrained(tmp_path / "adapter")
+    adapter, tensors = read_peft(tmp_path / "adapter", model.config)
+    attach_adapter(model, adapter, model.config)
+    load_adapter(model, tensors)
+    with torch.no_grad():
+        torch.testing.assert_close(model.compute_logits(model(ROW)), other(ROW).logits, rtol=1e-4, atol=1e-4)
+
+
+HOSTILE = [
+    ({"peft_type": "IA3"}, {}, "peft_type"),
+    ({"peft_type": None}, {}, "peft_type"),
+    ({"bias": "all"}, {}, "bias"),
+    ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
+    ({"r": 10**9}, {}, "r is"),
+    ({"r": "four"}, {}, "r is"),
+    ({"lora_alpha": float("nan")}, {}, "lora_alpha"),
+    ({"r": 5}, {}, "rank 5 implies"),
+    ({"rank_pattern": ["q_proj"]}, {}, "rank_pattern"),
+    ({"rank_pattern": {"q_proj": -1}}, {}, "r is"),
+    ({}, {"base_model.model.lm_head.lora_A.weight": torch.zeros(2, 2)}, "belongs to no matrix"),
+    ({}, {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.zeros(4, 64)}, "belongs to no"),
+    ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_C": torch.zeros(2)}, "is of no matrix"),
+    ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 63)}, "implies"),
+    ({}, {"base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": torch.zeros(64, 4).int()}, "dtype int32"),
+]
+
+
+@pytest.mark.parametrize(("keys", "tensors", "word"), HOSTILE)
+def test_an_adapter_for_another_model_or_with_a_lying_header_is_refused_in_one_line(
+    make, tmp_path, keys, tensors, word
+):
+    model, adapter = make("llama", depth=2), AdapterConfig("lora", 4, 8.0)
+    own = adapt(model, adapter)
+    contents, stored = to_peft(model.config, adapter, own)
+    folder = write_adapter(tmp_path / "adapter", contents | keys, stored | tensors)
+    with pytest.raises(UserError, match=word) as error:
+        read_peft(folder, model.config)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_torn_file_and_a_missing_one_are_named(make, tmp_path):
+    model, adapter = make("llama", depth=2), AdapterConfig("lora", 4, 8.0)
+    folder = write_adapter(tmp_path / "adapter", *to_peft(model.config, adapter, adapt(model, adapter)))
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes((10**9).to_bytes(8, "little") + file.read_bytes()[8:])
+    with pytest.raises(UserError, match=r"adapter_model.safetensors: weights cannot be read"):
+        read_peft(folder, model.config)
+    file.unlink()
+    with pytest.raises(UserError, match=r"has no adapter_model.safetensors \(no pickle is ever read\)"):
+        read_peft(folder, model.config)
+
+
+def test_dora_on_a_part_of_a_joint_matrix_is_refused(make):
+    model, adapter = make("gpt2", depth=1), AdapterConfig("dora", 2, 4.0, ("q_proj",))
+    with pytest.raises(UserError, match=r"c_attn is one matrix .* name all of q_proj, k_proj, v_proj"):
+        to_peft(model.config, adapter, adapt(model, adapter))
+
+
+def test_a_fresh_adapter_of_a_joint_matrix_keeps_its_rank(make):
+    model, adapter = make("gpt2", depth=1), AdapterConfig("lora", 2, 4.0)
+    attach_adapter(model, adapter, model.config)
+    initialize_adapter(model, 0)
+    own = {name: value.detach() for name, value in model.named_parameters() if is_adapter_name(name)}
+    again, tensors = from_peft(model.config, *to_peft(model.config, adapter, own))
+    assert again.rank == 2 and all(tensors[name].equal(value) for name, value in own.items())
