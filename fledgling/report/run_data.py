@@ -9,6 +9,7 @@ import math
 import re
 import struct
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -18,6 +19,7 @@ from fledgling.config import STAGES, UserError
 from fledgling.record import read_jsonl
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+GROWING_FILES = ("evals", "samples", "notices")  # .jsonl; commands add lines to them after the run's end
 WARM_STEPS = 3  # the first steps compile, so speeds ignore them if there are more
 MAX_FILE_BYTES = 16 * 2**20  # bytes of a recipe, plan or manifest
 
@@ -66,6 +68,7 @@ class StageData:
     parameter_count: int | None  # of the newest model.safetensors
     plan: dict[str, Any] = field(default_factory=dict)  # what was predicted before the stage's first step
     plan_changes: int = 0  # later predictions: the stage went on with other settings, or on another machine
+    lines_read: dict[str, int] = field(default_factory=dict)  # of GROWING_FILES
 
     def metric_series(self, name: str) -> tuple[list[float], list[float]]:
         """Returns (steps, values) of one metric, where it is recorded and finite."""
@@ -101,14 +104,22 @@ class RunData:
     plan: dict[str, Any]
     stages: list[StageData] = field(default_factory=list)
 
+    @property
+    def lines_read(self) -> dict[str, int]:
+        """Lines of each file that may grow after the run's end, by its path in the run without `.jsonl`."""
+        return {f"{stage.name}/{name}": count for stage in self.stages for name, count in stage.lines_read.items()}
 
-def load_run_data(run_dir: Path | str) -> RunData:
-    """Reads a run directory. Raises UserError if it is missing or no stage has written a line."""
+
+def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = None) -> RunData:
+    """Reads a run directory. Raises UserError if it is missing or no stage has written a line.
+
+    max_lines: reads no more lines of these files, as an earlier `lines_read` has them; None: reads all.
+    """
     path = Path(run_dir)
     if not path.is_dir():
         problem = "is a file" if path.exists() else "does not exist"
         raise UserError(f"run {path} {problem}; expected a run directory, such as runs/quickstart")
-    stages = [_stage(path / name) for name in STAGES if (path / name).is_dir()]
+    stages = [_stage(path / name, max_lines) for name in STAGES if (path / name).is_dir()]
     stages = [stage for stage in stages if stage.metrics or stage.evals or stage.samples or stage.done]
     if not stages:
         searched = ", ".join(f"{name}/metrics.jsonl" for name in STAGES)
@@ -166,18 +177,21 @@ def nested_table(values: dict[str, Any], *keys: str) -> dict[str, Any]:
     return values
 
 
-def _stage(path: Path) -> StageData:
+def _stage(path: Path, max_lines: Mapping[str, int] | None) -> StageData:
+    lines = {name: read_jsonl(path / f"{name}.jsonl") for name in GROWING_FILES}
+    if max_lines is not None:
+        lines = {name: rows[: max_lines.get(f"{path.name}/{name}", 0)] for name, rows in lines.items()}
     metrics = {line["step"]: line for line in read_jsonl(path / "metrics.jsonl") if _step(line) is not None}
     evals = {}
-    for line in read_jsonl(path / "evals.jsonl"):
+    for line in lines["evals"]:
         if (evaluation := _evaluation(path.name, line)) is not None:
             evals[evaluation.step, evaluation.name, evaluation.n] = evaluation
     samples = {}
-    for line in read_jsonl(path / "samples.jsonl"):
+    for line in lines["samples"]:
         step, prompt, text = _step(line), printable_text(line.get("prompt")), printable_text(line.get("text"))
         if step is not None and prompt is not None and text is not None:
             samples[step, prompt] = SampledText(path.name, step, prompt, text)
-    notices = [line["text"] for line in read_jsonl(path / "notices.jsonl") if isinstance(line.get("text"), str)]
+    notices = [line["text"] for line in lines["notices"] if isinstance(line.get("text"), str)]
     return StageData(
         name=path.name,
         metrics=[metrics[step] for step in sorted(metrics)],
@@ -188,6 +202,7 @@ def _stage(path: Path) -> StageData:
         parameter_count=_weights(path / "checkpoints"),
         plan=read_object(path / "plan.json"),
         plan_changes=len(list(path.glob("plan-*.json"))),
+        lines_read={name: len(rows) for name, rows in lines.items()},
     )
 
 

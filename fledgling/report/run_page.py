@@ -3,6 +3,7 @@
 The template receives finished values and escapes every one of them; only report/chart.py makes markup.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def run_page_contents(run: RunData) -> dict[str, Any]:
         "recipe": run.recipe_text,
         "environment": environment_rows(run),
         "data": data_rows(run),
+        "lines_read": json.dumps(run.lines_read),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import tomllib
 from difflib import SequenceMatcher
@@ -17,13 +19,14 @@ from fledgling.verify.check import Check
 from fledgling.verify.files import list_stage_checkpoints, list_stages
 
 _MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
-_WHEN_MADE = re.compile(r"<footer>.*?</footer>", re.DOTALL)
+_WHEN_MADE = re.compile(r"<footer[ >].*?</footer>", re.DOTALL)
+_LINES_READ = re.compile(r'<footer data-lines="([^"]*)">')
 _FIGURE = re.compile(r"\d[\d,.]*")
 MAX_NAMED = 5  # differences of the report that are named
 
 
 def check_report(run_dir: Path, same_version: bool) -> Check:
-    """Compares RUN/report.html with the page that its record gives now.
+    """Compares RUN/report.html with the page that its record gives now, without the lines that were added since.
 
     same_version: whether this version of the package wrote it; another one may lay it out differently.
     """
@@ -34,8 +37,20 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
     if not same_version:
         check.notes.append("report.html was written by another version, which may lay it out differently")
         return check
-    pages = (path.read_text("utf-8", "replace"), render_report(load_run_data(run_dir)))
-    stored, expected = (_WHEN_MADE.sub("", page) for page in pages)
+    page = path.read_text("utf-8", "replace")
+    lines_read = read_lines_read(page)
+    run = load_run_data(run_dir, lines_read)
+    if lines_read is not None:
+        here = load_run_data(run_dir).lines_read
+        added = {name: count - lines_read.get(name, 0) for name, count in here.items()}
+        check.problems += [
+            f"report.html was made from {lines_read[name]} lines of {name}.jsonl, which has {here.get(name, 0)}"
+            for name in sorted(lines_read)
+            if lines_read[name] > here.get(name, 0)
+        ]
+        if new := sum(count for count in added.values() if count > 0):
+            check.notes.append(f"report.html is older than {new} lines of the record: `fledgling report` adds them")
+    stored, expected = (_WHEN_MADE.sub("", text) for text in (page, render_report(run)))
     texts = [_MARKUP.sub(" ", page).split() for page in (stored, expected)]
     check.total = check.checked = sum(bool(_FIGURE.search(word)) for word in texts[1])
     differences = [
@@ -50,6 +65,17 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
     if stored != expected and not differences:
         check.problems.append("a chart of report.html is not that of the record")
     return check
+
+
+def read_lines_read(page: str) -> dict[str, int] | None:
+    """Returns `RunData.lines_read` of the run that a page was made from; None where the page does not say it."""
+    found = _LINES_READ.search(page)
+    try:
+        values = json.loads(html.unescape(found[1])) if found else None
+    except ValueError:
+        return None
+    right = isinstance(values, dict) and all(type(count) is int and count >= 0 for count in values.values())
+    return values if right else None
 
 
 def check_sums(run_dir: Path) -> Check:

@@ -35,6 +35,24 @@ def test_a_report_of_another_record_or_version_is_told(copy):
     assert check_report(copy, True).verdict == "not checked"
 
 
+def test_lines_that_were_added_after_the_report_are_a_note_and_removed_ones_a_problem(copy):
+    evals = copy / "sft/evals.jsonl"
+    before = evals.read_text()
+    line = json.loads(before.splitlines()[-1]) | {"name": "spelling_test", "value": 0.5, "n": 3}
+    evals.write_text(before + json.dumps(line) + "\n")
+    check = check_report(copy, True)
+    assert (check.verdict, check.problems) == ("holds", []) and "older than 1 lines" in check.notes[0]
+    evals.write_text("".join(before.splitlines(keepends=True)[:-1]))
+    assert any("lines of sft/evals.jsonl, which has" in problem for problem in check_report(copy, True).problems)
+
+
+def test_a_page_that_says_nonsense_about_its_lines_is_compared_with_the_whole_record(copy):
+    page = copy / "report.html"
+    for value in ("{", "[]", '{"sft/evals": -1}', '{"sft/evals": "x"}'):
+        page.write_text(re.sub(r'data-lines="[^"]*"', f"data-lines='{value}'", page.read_text()))
+        assert check_report(copy, True).verdict == "holds"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [("step", 9, "step 9, expected 4"), ("tokens", 1, "tokens 1 after"), ("training_seconds", 99.0, "the sum is")],
