@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from fledgling.config import Recipe, load_recipe
 from fledgling.data.batch import Batch
 from fledgling.record.atomic_directory import MANIFEST, describe_files
-from fledgling.record.seal import seal_stage
+from fledgling.record.seal import seal_run, seal_stage
 from fledgling.report import build_report
 from fledgling.speedrun import run_stages
 from fledgling.train.run import run_stage
@@ -121,6 +121,7 @@ def cover(run: Path, changed: Sequence[Path], way: str) -> None:
     if way == "forged":
         for stage in list_stages(run):
             seal_stage(run / stage)
+        seal_run(run)
 
 
 def tamper_weight(run: Path, other: Path, way: str, chance: random.Random) -> Tampered:

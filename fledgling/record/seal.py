@@ -1,7 +1,9 @@
-"""The seal of a stage: hashes of its record's lines, its checkpoints and its end, by which a later change is found.
+"""Seals: hashes of what a run has written, by which a later change is found.
 
-RUN/<stage>/seal.json is written after every checkpoint and at the end of the stage. It names the line that was changed.
-It has no key: it shows accidents and edits, not a forger who writes the seal anew. `fledgling.verify` adds what hashes
+RUN/<stage>/seal.json has the lines of a stage's record, its predictions, checkpoints and end. It is written after every
+checkpoint and at the end of the stage, and names the line that was changed. RUN/seal.json has the files of the whole
+run: recipe, environment, prediction, tokenizer, initial weights. It is written with them, when a stage starts. A seal
+has no key: it shows accidents and edits, not a forger who writes the seal anew. `fledgling.verify` adds what hashes
 cannot show, and prints one digest of all seals, which a publisher states elsewhere.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from fledgling.record.recorder import JSONL_NAMES
 
 SEAL = "seal.json"
 DONE = "done.json"
+RUN_FILES = ("recipe.toml", "environment.json", "plan.json")
 
 
 def seal_stage(stage_dir: Path) -> None:
@@ -27,14 +31,23 @@ def seal_stage(stage_dir: Path) -> None:
     write_json(stage_dir / SEAL, {"lines": lines, "files": hash_sealed_files(stage_dir)})
 
 
-def read_seal(stage_dir: Path) -> dict[str, Any] | None:
-    """Returns the seal of a stage; None where it is missing or no seal."""
+def seal_run(run_dir: Path) -> None:
+    """Writes the seal of the run's own files. Raises UserError if it cannot be written."""
+    write_json(run_dir / SEAL, {"lines": {}, "files": hash_run_files(run_dir)})
+
+
+def read_seal(directory: Path) -> dict[str, Any] | None:
+    """Returns the seal of a stage or run; None where it is missing or no seal."""
     try:
-        seal = json.loads((stage_dir / SEAL).read_bytes())
+        seal = json.loads((directory / SEAL).read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     is_seal = isinstance(seal, dict) and all(isinstance(seal.get(key), dict) for key in ("lines", "files"))
-    return seal if is_seal else None
+    if not is_seal or not all(isinstance(value, str) for value in seal["files"].values()):
+        return None
+    lines = seal["lines"].values()
+    right = all(isinstance(hashes, list) and all(isinstance(each, str) for each in hashes) for hashes in lines)
+    return seal if right else None
 
 
 def hash_lines(path: Path) -> list[str]:
@@ -46,11 +59,25 @@ def hash_lines(path: Path) -> list[str]:
 def hash_sealed_files(stage_dir: Path) -> dict[str, str]:
     """Returns the SHA-256 of the files that say what the stage is made of, by path in the run.
 
-    They are the manifests of its checkpoints and of the run's prepared data, the tokenizer, and done.json.
+    They are the manifests of its checkpoints and of the run's prepared data, the tokenizer, the stage's
+    predictions and its done.json.
     """
     run_dir = stage_dir.parent
     paths = [*stage_dir.glob(f"checkpoints/step-*/{MANIFEST}"), *(run_dir / "data").rglob(MANIFEST)]
-    paths += [run_dir / "tokenizer" / "tokenizer.json", stage_dir / DONE]
+    return _hash_files(run_dir, [*paths, *stage_dir.glob("plan*.json"), *_tokenizer_files(run_dir), stage_dir / DONE])
+
+
+def hash_run_files(run_dir: Path) -> dict[str, str]:
+    """Returns the SHA-256 of the files that say what the run is, by path in the run."""
+    paths = [run_dir / name for name in RUN_FILES]
+    return _hash_files(run_dir, [*paths, *_tokenizer_files(run_dir), *(run_dir / "init").glob("*.json")])
+
+
+def _tokenizer_files(run_dir: Path) -> list[Path]:
+    return [run_dir / "tokenizer" / name for name in ("tokenizer.json", "training.json")]
+
+
+def _hash_files(run_dir: Path, paths: Iterable[Path]) -> dict[str, str]:
     return {str(path.relative_to(run_dir)): hash_file(path) for path in sorted(paths) if path.is_file()}
 
 

@@ -15,6 +15,7 @@ from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint, make_write_error, write_json, write_text
 from fledgling.record.durable import remove_directory
 from fledgling.record.run_lock import RunLock, hold_lock
+from fledgling.record.seal import seal_run
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.world import World
@@ -59,7 +60,7 @@ def require_lock(lock: RunLock | None) -> bool:
 
 
 def write_run_files(recipe: Recipe, name: str, run_dir: Path, setup: DeviceSetup, world: World, step: int) -> None:
-    """Writes the recipe, the environment, and predictions for the hardware that the run really has.
+    """Writes the recipe, the environment, predictions for the hardware that the run really has, and the seal of these.
 
     step: the finished steps of the stage `name`.
     """
@@ -73,6 +74,7 @@ def write_run_files(recipe: Recipe, name: str, run_dir: Path, setup: DeviceSetup
         hardware=name_device(setup, world.device) or recipe.run.hardware,
     )
     write_predictions(replace(recipe, run=real), name, run_dir, step, setup.peak_flops)
+    seal_run(run_dir)
 
 
 def remove_stage(stage_dir: Path) -> None:

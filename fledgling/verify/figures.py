@@ -13,15 +13,16 @@ from typing import Any
 from fledgling.config import UserError
 from fledgling.record.checkpoint import read_checkpoint_state
 from fledgling.record.jsonl import read_jsonl
-from fledgling.report.run_data import load_run_data, read_object
+from fledgling.report.run_data import finite_number, load_run_data, read_object
 from fledgling.report.run_page import render_report
 from fledgling.verify.check import Check
-from fledgling.verify.files import list_stage_checkpoints, list_stages
+from fledgling.verify.files import list_deleted, list_stage_checkpoints, list_stages, read_recipe_table
 
 _MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
-_WHEN_MADE = re.compile(r"<footer[ >].*?</footer>", re.DOTALL)
+_WHEN_MADE = re.compile(r"\bMade \d{4}-\d\d-\d\d \d\d:\d\d UTC\b")
 _LINES_READ = re.compile(r'<footer data-lines="([^"]*)">')
 _FIGURE = re.compile(r"\d[\d,.]*")
+RUN_SETTINGS = ("init_from", "dtype", "max_rollbacks")  # that change what is learned
 MAX_NAMED = 5  # differences of the report that are named
 
 
@@ -37,6 +38,11 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
     if not same_version:
         check.notes.append("report.html was written by another version, which may lay it out differently")
         return check
+    if deleted := list_deleted(run_dir):
+        check.notes.append(
+            f"report.html is not compared: {', '.join(deleted)} were deleted, and it has figures of them"
+        )
+        return check
     page = path.read_text("utf-8", "replace")
     lines_read = read_lines_read(page)
     run = load_run_data(run_dir, lines_read)
@@ -50,7 +56,7 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
         ]
         if new := sum(count for count in added.values() if count > 0):
             check.notes.append(f"report.html is older than {new} lines of the record: `fledgling report` adds them")
-    stored, expected = (_WHEN_MADE.sub("", text) for text in (page, render_report(run)))
+    stored, expected = (_WHEN_MADE.sub("Made", text) for text in (page, render_report(run)))
     texts = [_MARKUP.sub(" ", page).split() for page in (stored, expected)]
     check.total = check.checked = sum(bool(_FIGURE.search(word)) for word in texts[1])
     differences = [
@@ -91,15 +97,19 @@ def check_sums(run_dir: Path) -> Check:
                 check.problems.append(f"{place}: step {line.get('step')}, expected {number}")
                 break
             tokens = line.get("tokens")
-            if not isinstance(tokens, int) or tokens < before:
+            if type(tokens) is not int or tokens < before:
                 check.problems.append(f"{place}: tokens {tokens} after {before}")
                 break
             before = tokens
             if "training_seconds" in line:
-                seconds += line.get("seconds") or 0.0
-                if abs(line["training_seconds"] - seconds) > 1e-6 * max(1.0, seconds):
-                    check.problems.append(f"{place}: training_seconds {line['training_seconds']}, the sum is {seconds}")
-                    seconds = line["training_seconds"]
+                spent, total = finite_number(line.get("seconds") or 0.0), finite_number(line["training_seconds"])
+                if spent is None or total is None:
+                    check.problems.append(f"{place}: seconds or training_seconds is no number")
+                    break
+                seconds += spent
+                if abs(total - seconds) > 1e-6 * max(1.0, seconds):
+                    check.problems.append(f"{place}: training_seconds {total}, the sum is {seconds}")
+                    seconds = total
         last = lines[-1] if lines else {}
         for name in ("step", "tokens", "training_seconds") if done else ():
             if name in last and done.get(name) != last[name]:
@@ -109,18 +119,25 @@ def check_sums(run_dir: Path) -> Check:
 
 
 def check_settings(run_dir: Path) -> Check:
-    """Compares recipe.toml with the recipe that the newest checkpoint of each stage was saved with."""
-    check, recipe = Check("settings", "settings"), _parse(run_dir / "recipe.toml")
-    for stage in list_stages(run_dir):
+    """Compares recipe.toml with the recipe that the newest checkpoint of each stage was saved with.
+
+    The optimizer and [run] may change from stage to stage: of these the newest stage's settings are compared.
+    """
+    check, recipe, stages = Check("settings", "settings"), read_recipe_table(run_dir), list_stages(run_dir)
+    for stage in stages:
         for path in list_stage_checkpoints(run_dir, stage)[-1:]:
             try:
                 saved = tomllib.loads(read_checkpoint_state(path)["recipe"])
             except (UserError, KeyError, TypeError, tomllib.TOMLDecodeError):
                 check.notes.append(f"{path.relative_to(run_dir)} has no recipe")
                 continue
-            tables = [(name, saved.get(name, {}), recipe.get(name, {})) for name in ("model", "tokenizer", stage)]
+            names = ["model", "tokenizer", stage, *(["optimizer"] if stage == stages[-1] else [])]
+            tables = [(name, _table(saved, name), _table(recipe, name)) for name in names]
             pairs = [("seed", saved.get("seed"), recipe.get("seed"))]
             pairs += [(f"{t}.{key}", a.get(key), b.get(key)) for t, a, b in tables for key in sorted({*a, *b})]
+            if stage == stages[-1]:
+                before, now = _table(saved, "run"), _table(recipe, "run")
+                pairs += [(f"run.{key}", before.get(key), now.get(key)) for key in RUN_SETTINGS]
             check.checked += len(pairs)
             check.problems += [
                 f"recipe.toml: {name} is {now}, {path.relative_to(run_dir)} was trained with {then}"
@@ -131,8 +148,7 @@ def check_settings(run_dir: Path) -> Check:
     return check
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+def _table(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns a table of a recipe as key -> value; anything else under its name as {"": value}."""
+    value = recipe.get(name, {})
+    return value if isinstance(value, dict) else {"": value}

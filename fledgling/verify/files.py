@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fledgling.config import STAGES, UserError
 from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST
 from fledgling.record.checkpoint import find_damage, inspect_checkpoint
 from fledgling.record.recorder import JSONL_NAMES
-from fledgling.record.seal import DONE, SEAL, find_changed_lines, hash_lines, hash_sealed_files, read_seal
+from fledgling.record.seal import (
+    DONE,
+    RUN_FILES,
+    SEAL,
+    find_changed_lines,
+    hash_lines,
+    hash_run_files,
+    hash_sealed_files,
+    read_seal,
+)
 from fledgling.verify.check import Check
 
 Step = Callable[[str], None]  # is called with what is checked next
@@ -21,6 +32,41 @@ Step = Callable[[str], None]  # is called with what is checked next
 def list_stages(run_dir: Path) -> list[str]:
     """Returns the stages that have a record, in their order."""
     return [name for name in STAGES if (run_dir / name / "metrics.jsonl").is_file()]
+
+
+def check_stages(run_dir: Path) -> Check:
+    """Checks that what lies in the run as a stage has a record, and names the stages of the recipe that are not there."""
+    check = Check("stages", "stages")
+    recorded, named = list_stages(run_dir), read_recipe_table(run_dir).get("stages")
+    for name in STAGES:
+        stage_dir = run_dir / name
+        if name in recorded:
+            check.checked += 1
+        elif stage_dir.is_dir() and any(stage_dir.iterdir()):
+            what = "checkpoints" if list_stage_checkpoints(run_dir, name) else "files"
+            check.problems.append(f"{name} has {what} and no metrics.jsonl: nothing shows where they come from")
+        elif isinstance(named, list) and name in named:
+            check.notes.append(f"{name}, a stage of recipe.toml, has no record here")
+    check.notes += [
+        f"{stage}/{path.name} is a link to {path.resolve()}"
+        for stage in recorded
+        for path in list_stage_checkpoints(run_dir, stage)
+        if path.is_symlink()
+    ]
+    known = {*STAGES, "data", "tokenizer", "init", "lock", "lock.json", "report.html", SEAL, *RUN_FILES}
+    check.notes += [
+        f"{path.name} is not a file of a run" for path in sorted(run_dir.iterdir()) if path.name not in known
+    ]
+    check.total = check.checked
+    return check
+
+
+def read_recipe_table(run_dir: Path) -> dict[str, Any]:
+    """Returns the values of recipe.toml; none where it cannot be read."""
+    try:
+        return tomllib.loads((run_dir / "recipe.toml").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def list_stage_checkpoints(run_dir: Path, stage: str) -> list[Path]:
@@ -61,6 +107,8 @@ def check_prepared_data(run_dir: Path, show: Step) -> Check:
             continue
         check.checked += len(damages)
         check.problems += [f"{place}/{name} {damage}" for name, damage in damages.items() if damage]
+        unknown = {file.name for file in manifest.parent.iterdir() if file.is_file()} - {*damages, MANIFEST}
+        check.problems += [f"{place}/{name} is not in {MANIFEST}" for name in sorted(unknown)]
     check.total = check.checked
     return check
 
@@ -81,12 +129,12 @@ def check_seals(run_dir: Path, show: Step) -> Check:
             problems, added = find_changed_lines(sealed, hash_lines(stage_dir / f"{name}.jsonl"))
             check.checked += len(sealed)
             check.problems += [f"{stage}/{name}.jsonl: {problem}" for problem in problems]
+            what = "1 line was" if added == 1 else f"{added} lines were"
             if added and name == "metrics" and (stage_dir / DONE).exists():
-                check.problems.append(f"{stage}/{name}.jsonl: {added} lines added after the stage's end")
-            elif added and name == "evals":
-                check.notes.append(
-                    f"{stage}/{name}.jsonl: {added} lines added after the seal, as `fledgling eval` does"
-                )
+                check.problems.append(f"{stage}/{name}.jsonl: {what} added after the stage's end")
+            elif added:
+                by = ", as `fledgling eval` does: no seal has their values" if name == "evals" else ""
+                check.notes.append(f"{stage}/{name}.jsonl: {what} added after the seal{by}")
         now = hash_sealed_files(stage_dir)
         for path, digest in seal["files"].items():
             check.checked += 1
@@ -100,8 +148,38 @@ def check_seals(run_dir: Path, show: Step) -> Check:
         unsealed = {path for path in now if path.startswith(f"{stage}/checkpoints/")} - set(seal["files"])
         if unsealed and (stage_dir / DONE).exists():
             check.problems += [f"{Path(path).parent} is not in the seal of {stage}" for path in sorted(unsealed)]
+    _check_run_seal(run_dir, check)
     check.total = check.checked
     return check
+
+
+def _check_run_seal(run_dir: Path, check: Check) -> None:
+    """Compares the files of the whole run with RUN/seal.json, which versions that seal predictions write."""
+    seal, now = read_seal(run_dir), hash_run_files(run_dir)
+    if seal is None:
+        seals = [read_seal(run_dir / stage) for stage in list_stages(run_dir)]
+        expected = (run_dir / SEAL).exists() or any(
+            "/plan.json" in path for each in seals if each for path in each["files"]
+        )
+        text = f"{SEAL} of the run is " + ("damaged" if (run_dir / SEAL).exists() else "missing")
+        (check.problems if expected else check.notes).append(text)
+        return
+    check.checked += len(seal["files"])
+    check.problems += [
+        f"{path} is gone" if path not in now else f"{path} was changed: not what the seal of the run says"
+        for path, digest in sorted(seal["files"].items())
+        if now.get(path) != digest
+    ]
+
+
+def list_deleted(run_dir: Path) -> list[str]:
+    """Returns what the seals have and the run has no longer, of what may be deleted: prepared data, all checkpoints."""
+    stages = list_stages(run_dir)
+    sealed = {path for stage in stages if (seal := read_seal(run_dir / stage)) for path in seal["files"]}
+    data = sorted({path.split("/")[1] for path in sealed if path.startswith("data/") and not (run_dir / path).exists()})
+    had_weights = [stage for stage in stages if any(path.startswith(f"{stage}/checkpoints/") for path in sealed)]
+    bare = [f"the checkpoints of {stage}" for stage in had_weights if not list_stage_checkpoints(run_dir, stage)]
+    return [f"data/{name}" for name in data] + bare
 
 
 def _has_data_digests(stage_dir: Path) -> bool:
@@ -116,4 +194,6 @@ def compute_root(run_dir: Path) -> str:
     for stage in list_stages(run_dir):
         seal = run_dir / stage / SEAL
         digest.update(stage.encode() + b"\0" + (hashlib.sha256(seal.read_bytes()).digest() if seal.is_file() else b""))
+    if (run_dir / SEAL).is_file():
+        digest.update(hashlib.sha256((run_dir / SEAL).read_bytes()).digest())
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,10 @@ from typing import Any
 
 import torch
 
-from fledgling.config import Recipe, load_recipe
+from fledgling.config import STAGES, Recipe, load_recipe
 from fledgling.config.load import parse_recipe
 from fledgling.record import checkpoint, read_jsonl
+from fledgling.report.run_data import finite_number
 from fledgling.runtime.world import World
 from fledgling.train.init_from import INIT_DIR
 from fledgling.train.loop import TrainingStopped, digest_step
@@ -34,6 +36,7 @@ from fledgling.verify.files import list_stage_checkpoints, list_stages
 CLOCK_KEYS = {"time", "elapsed", "seconds", "training_seconds", "tokens_per_second", "mfu", "peak_flops", "memory"}
 CLOCK_KEYS |= {"save_stall", "save_seconds", "rollout_tokens_per_second"}
 CLOCK_KEYS |= {"share_rollouts", "share_scoring", "share_update"}
+SCRATCH_PREFIX = "fledgling-verify-"
 MIN_DISTANCE = 2  # a changed moment shows in the second step
 GROUPS = ("model", "adapter_model", "critic", "optimizer", "random")
 DATA_STAGES = ("pretrain", "midtrain", "sft")  # what their steps read is known without a model
@@ -86,7 +89,7 @@ def list_starts(run_dir: Path) -> list[Start]:
 
 def measure_step_seconds(run_dir: Path, stage: str) -> float:
     """Returns the median of the recorded seconds of a step."""
-    return median([line.get("seconds") or 0.0 for line in read_lines(run_dir, stage).values()] or [0.0])
+    return median([finite_number(line.get("seconds")) or 0.0 for line in read_lines(run_dir, stage).values()] or [0.0])
 
 
 def draw_distances(
@@ -133,10 +136,23 @@ def read_prepared_data(run_dir: Path, stage: str) -> dict[str, Any] | None:
     return None
 
 
+def find_obstacle(run_dir: Path, start: Start) -> str:
+    """Returns why `start` cannot be gone on from, "" if it can: a stage needs the weights that it was started with."""
+    before = [stage for stage in list_stages(run_dir) if STAGES.index(stage) < STAGES.index(start.stage)]
+    if before and checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints", check_hashes=False) is None:
+        return f"the checkpoints of {before[-1]} were deleted"
+    return ""
+
+
+def name_run(message: str, run_dir: Path) -> str:
+    """Returns a message about a scratch run with the path of the run that it is a copy of."""
+    return re.sub(rf"\S*/{SCRATCH_PREFIX}[^/\s]*/run", lambda _: str(run_dir), message)
+
+
 @contextmanager
 def scratch_run(run_dir: Path, start: Start) -> Iterator[Path]:
     """Yields a run directory that has what a stage needs to go on from `start`; nothing in it leads back by a write."""
-    with TemporaryDirectory(prefix="fledgling-verify-") as folder:
+    with TemporaryDirectory(prefix=SCRATCH_PREFIX) as folder:
         scratch = Path(folder) / "run"
         (scratch / "data").mkdir(parents=True)
         if (run_dir / "tokenizer").is_dir():

@@ -55,6 +55,7 @@ def verify_run(
 
     try:
         checks = [
+            files.check_stages(run_dir),
             files.check_checkpoints(run_dir, show),
             files.check_prepared_data(run_dir, show),
             files.check_seals(run_dir, show),
@@ -129,10 +130,13 @@ def check_steps(
         is_beginning, is_end = start in beginnings, start in ends
         if is_beginning:
             distance = max(1, distance)
+        if reason := steps.find_obstacle(run_dir, start):
+            made.notes.append(f"not made again: {start}: {reason}")
+            continue
         try:
             result = steps.replay(run_dir, start, distance, is_beginning, is_end)
         except UserError as error:
-            made.problems.append(f"{start} cannot be made again: {error}")
+            made.problems.append(f"{start} cannot be made again: {steps.name_run(str(error), run_dir)}")
             continue
         _compare(run_dir, start, result, tolerance, checks)
     for start, distances in drawn.items():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -46,11 +47,61 @@ def test_lines_that_were_added_after_the_report_are_a_note_and_removed_ones_a_pr
     assert any("lines of sft/evals.jsonl, which has" in problem for problem in check_report(copy, True).problems)
 
 
-def test_a_page_that_says_nonsense_about_its_lines_is_compared_with_the_whole_record(copy):
+def test_the_footer_of_the_report_is_compared_but_for_the_time(copy):
+    page = copy / "report.html"
+    page.write_text(page.read_text().replace("from the files of the run alone", "99.9 % on every exam"))
+    assert any("99.9 %" in problem for problem in check_report(copy, True).problems)
+
+
+def test_a_report_with_figures_of_deleted_files_is_not_compared(copy):
+    shutil.rmtree(copy / "pretrain/checkpoints")
+    check = check_report(copy, True)
+    assert check.verdict == "not checked" and "the checkpoints of pretrain were deleted" in check.notes[0]
+
+
+@pytest.mark.parametrize("key", ["seconds", "training_seconds"])
+def test_seconds_that_are_no_number_are_named(copy, key):
+    path = copy / "sft/metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[2][key] = "x"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert check_sums(copy).problems == ["sft/metrics.jsonl line 3: seconds or training_seconds is no number"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('dtype = "float32"', 'dtype = "bfloat16"', "recipe.toml: run.dtype is bfloat16"),
+        ("[optimizer]", "[optimizer]\nmatrix_lr = 0.5", "recipe.toml: optimizer.matrix_lr is 0.5"),
+        ("[run]", '[run]\ninit_from = "runs/better"', "recipe.toml: run.init_from is runs/better"),
+    ],
+)
+def test_a_setting_that_decides_what_is_learned_is_compared(copy, old, new, expected):
+    path = copy / "recipe.toml"
+    key = new.splitlines()[-1].split(" = ")[0]
+    text = (
+        path.read_text().replace(old, new, 1)
+        if "\n" not in new
+        else "".join(
+            line
+            for line in path.read_text().replace(old, new, 1).splitlines(keepends=True)
+            if not line.startswith(f"{key} ") or line.strip() == new.splitlines()[-1]
+        )
+    )
+    path.write_text(text)
+    assert any(expected in problem for problem in check_settings(copy).problems), check_settings(copy).problems
+
+
+def test_a_recipe_of_another_shape_is_compared_too(copy):
+    (copy / "recipe.toml").write_text("model = 3\nrun = 1\n")
+    assert any("recipe.toml: model" in problem for problem in check_settings(copy).problems)
+
+
+def test_a_page_that_says_nonsense_about_its_lines_is_compared_with_the_whole_record_and_named(copy):
     page = copy / "report.html"
     for value in ("{", "[]", '{"sft/evals": -1}', '{"sft/evals": "x"}'):
         page.write_text(re.sub(r'data-lines="[^"]*"', f"data-lines='{value}'", page.read_text()))
-        assert check_report(copy, True).verdict == "holds"
+        assert check_report(copy, True).verdict == "FAILS"
 
 
 @pytest.mark.parametrize(

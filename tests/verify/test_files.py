@@ -7,7 +7,14 @@ import pytest
 
 from fledgling.record.jsonl import JsonlWriter
 from fledgling.record.seal import SEAL
-from fledgling.verify.files import check_checkpoints, check_prepared_data, check_seals, compute_root
+from fledgling.verify.files import (
+    check_checkpoints,
+    check_prepared_data,
+    check_seals,
+    check_stages,
+    compute_root,
+    list_deleted,
+)
 
 
 def show(text):
@@ -44,6 +51,12 @@ def test_a_line_that_was_changed_removed_or_inserted_is_named(copy, change, expe
     [
         ("sft/evals.jsonl", "sft/evals.jsonl: line 1 changed"),
         ("rl/done.json", "rl/done.json was changed"),
+        ("rl/plan.json", "rl/plan.json was changed"),
+        ("plan.json", "plan.json was changed: not what the seal of the run says"),
+        ("environment.json", "environment.json was changed: not what the seal of the run says"),
+        ("recipe.toml", "recipe.toml was changed: not what the seal of the run says"),
+        ("seal.json", "seal.json of the run is damaged"),
+        ("data/{shard}/extra.bin", "extra.bin is not in manifest.json"),
         ("tokenizer/tokenizer.json", "tokenizer/tokenizer.json was changed"),
         ("sft/checkpoints/step-00000006/tokenizer.json", "tokenizer.json has"),
         ("sft/checkpoints/step-00000006/extra.bin", "extra.bin is not in manifest.json"),
@@ -51,7 +64,8 @@ def test_a_line_that_was_changed_removed_or_inserted_is_named(copy, change, expe
     ],
 )
 def test_a_file_that_was_changed_is_named(copy, path, expected):
-    file = copy / path
+    shard = sorted((copy / "data").glob("*/manifest.json"))[0].parent.name
+    file = copy / path.replace("{shard}", shard)
     file.write_bytes((b"x" + file.read_bytes()) if file.exists() else b"x")
     assert any(expected in problem for problem in find_problems(copy)), find_problems(copy)
 
@@ -71,10 +85,69 @@ def test_what_a_run_and_its_commands_do_later_is_no_change(copy):
     (copy / "data/later").mkdir()
     assert find_problems(copy) == []
     notes = " ".join(check_seals(copy, show).notes)
-    assert "1 lines added after the seal" in notes and "step-00000004 was deleted after the seal" in notes
+    assert "1 line was added after the seal" in notes and "step-00000004 was deleted after the seal" in notes
 
 
 def test_the_root_changes_with_every_seal(copy, run):
     assert compute_root(copy) == compute_root(run)
     (copy / "rl" / SEAL).write_text("{}")
     assert compute_root(copy) != compute_root(run)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "environment.json", "recipe.toml", "seal.json", "rl/plan.json"])
+def test_a_file_of_the_run_that_was_deleted_is_named(copy, name):
+    (copy / name).unlink()
+    assert any(name in problem and ("gone" in problem or "missing" in problem) for problem in find_problems(copy))
+
+
+@pytest.mark.parametrize(
+    "seal",
+    [
+        {"lines": {"metrics": 5}, "files": {}},
+        {"lines": {"metrics": [5]}, "files": {}},
+        {"lines": {}, "files": {"rl/done.json": 1}},
+        {"lines": [], "files": {}},
+        [],
+    ],
+)
+def test_a_seal_of_another_shape_is_damaged(copy, seal):
+    (copy / "sft" / SEAL).write_text(json.dumps(seal))
+    assert find_problems(copy) == [f"sft/{SEAL} is damaged"]
+
+
+def test_a_stage_without_its_record_is_named(copy):
+    assert check_stages(copy).verdict == "holds" and not check_stages(copy).notes
+    (copy / "rl/metrics.jsonl").unlink()
+    assert check_stages(copy).problems == [
+        "rl has checkpoints and no metrics.jsonl: nothing shows where they come from"
+    ]
+    shutil.rmtree(copy / "rl")
+    assert check_stages(copy).notes == ["rl, a stage of recipe.toml, has no record here"]
+    shutil.copytree(copy / "sft/checkpoints", copy / "dpo/checkpoints")
+    assert check_stages(copy).problems == [
+        "dpo has checkpoints and no metrics.jsonl: nothing shows where they come from"
+    ]
+
+
+def test_links_and_files_of_others_are_notes(copy, tmp_path):
+    path = sorted((copy / "sft/checkpoints").iterdir())[0]
+    shutil.move(path, tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    (copy / "notes.txt").write_text("mine")
+    notes = check_stages(copy).notes
+    assert any(f"{path.name} is a link to" in note for note in notes) and "notes.txt is not a file of a run" in notes
+
+
+@pytest.mark.parametrize("name", ["samples", "notices", "evals"])
+def test_every_file_that_grew_after_the_seal_is_a_note(copy, name):
+    JsonlWriter(copy / f"rl/{name}.jsonl").append({"step": 6, "text": "x"})
+    assert find_problems(copy) == []
+    assert any(f"rl/{name}.jsonl: 1 line was added" in note for note in check_seals(copy, show).notes)
+
+
+def test_what_was_deleted_is_listed(copy):
+    assert list_deleted(copy) == []
+    shutil.rmtree(copy / "pretrain/checkpoints")
+    shard = sorted((copy / "data").glob("*/manifest.json"))[0].parent
+    shutil.rmtree(shard)
+    assert list_deleted(copy) == [f"data/{shard.name}", "the checkpoints of pretrain"]

@@ -1,12 +1,14 @@
 """An honest run holds in every bit; a tampered copy of each kind is caught, and the problem names the place."""
 
 import random
+import shutil
 
 import pytest
 
 from benchmarks import verify as tampering
 from fledgling.config import UserError
 from fledgling.record.atomic_directory import hash_file
+from fledgling.record.seal import seal_run
 from fledgling.verify import verify_run
 
 
@@ -34,6 +36,7 @@ def test_a_run_on_another_machine_is_compared_within_a_tolerance(copy):
     environment = copy / "environment.json"
     (copy / "report.html").unlink()  # it shows the environment
     environment.write_text(environment.read_text().replace('"torch": "', '"torch": "0.'))
+    seal_run(copy)
     result = verify_run(copy, count=2, seconds=600, seed=1)
     assert result["holds"] and result["tolerance"] == 0.02 and list(result["machine"]) == ["torch"]
 
@@ -75,3 +78,11 @@ def test_a_copy_whose_hashes_were_all_forged_is_caught_by_steps_made_again(copy,
     assert not checks["record and manifests"] and not checks["checkpoints"] and not checks["prepared data"]
     problems = [text for texts in checks.values() for text in texts]
     assert any(expected in text for expected in tampered.expected for text in problems), (tampered, problems)
+
+
+def test_checkpoints_that_were_deleted_to_make_room_are_notes(copy):
+    shutil.rmtree(copy / "pretrain/checkpoints")
+    result = verify_run(copy, count=3, seconds=600, seed=1)
+    assert result["holds"], [check for check in result["checks"] if check["problems"]]
+    notes = [note for check in result["checks"] for note in check["notes"]]
+    assert "not made again: sft step 0: the checkpoints of pretrain were deleted" in notes
