@@ -18,8 +18,10 @@ import numpy as np
 import torch
 
 from fledgling.export import gguf, hf_mapping
+from fledgling.infer.device_decoder import run_block
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.scheduler import Scheduler
 from fledgling.kernels.quantized_model import count_weight_bytes
 from fledgling.model.positions import LearnedPositions
 from fledgling.model.transformer import Transformer
@@ -49,6 +51,7 @@ class EngineBackend:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.weight_bytes_read = weight_bytes_per_token(engine.model)
+        self.decode_path = ""  # how the last tokens were decoded
 
     def generate(self, prompts: list[list[int]], tokens: int) -> list[float]:
         """Generates tokens; see `GenerationBackend`."""
@@ -61,7 +64,17 @@ class EngineBackend:
             start = time.perf_counter()
             scheduler.step()
             times.append(time.perf_counter() - start)
+        self.decode_path = describe_decode_path(scheduler)
         return times
+
+
+def describe_decode_path(scheduler: Scheduler) -> str:
+    """Returns how a scheduler decodes: reads each token at once, or one step late with which attention and graphs."""
+    if scheduler.pipeline is None:
+        return "reads each token at once"
+    decoder = scheduler.pipeline.decoder
+    block = "compiled" if decoder.run_block is not run_block else "not compiled"
+    return f"reads tokens one step late, {decoder.kernel}, {block}, {len(decoder.graphs.graphs)} graphs"
 
 
 class TransformersBackend:

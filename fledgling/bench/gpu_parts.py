@@ -27,6 +27,7 @@ from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_st
 from fledgling.bench.train import RandomBatches, measure_peak_above, with_model_size
 from fledgling.config import ModelConfig, Recipe, load_recipe
 from fledgling.infer.engine import Engine
+from fledgling.infer.runner import DeviceDecode
 from fledgling.model.build import build_model
 from fledgling.model.head_chunk import CHUNK_LOGITS
 from fledgling.model.transformer import Transformer
@@ -263,17 +264,23 @@ def measure_model_decoding(
 ) -> None:
     """Reports decoding speed: the engine for each number in `rows`, transformers for each in `peer_rows`.
 
+    The engine that reads each token at once is measured too, for the fewest and the most rows.
+
     Args: prompt, tokens: lengths of a prompt and of its answer; bandwidth: bytes a second.
     """
     device = get_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = make_random_model(config, dtype, device)
-    engine_backend = EngineBackend(Engine(model, NoSpecialTokens({}), device, dtype))  # type: ignore[arg-type]
-    for count in rows:
-        report_and_free(
-            f"d{config.depth}, {count} rows",
-            partial(time_decoding, config, engine_backend, count, prompt, tokens, bandwidth),
-        )
+    variants: tuple[tuple[str, DeviceDecode, Sequence[int]], ...] = (
+        ("", "on" if device.type == "cpu" else "auto", rows),
+        (", read at once", "off", (rows[0], rows[-1])),
+    )
+    for name, device_decode, counts in variants:
+        engine = Engine(model, NoSpecialTokens({}), device, dtype, device_decode=device_decode)  # type: ignore[arg-type]
+        backend = EngineBackend(engine)
+        for count in counts:
+            measure = partial(time_decoding, config, backend, count, prompt, tokens, bandwidth)
+            report_and_free(f"d{config.depth}, {count} rows{name}", measure)
     loaded: list[TransformersBackend] = []
 
     def load_transformers() -> dict[str, Any]:
@@ -296,13 +303,16 @@ def time_decoding(
     synchronize_device()
     times = backend.generate(prompts, tokens)
     step = statistics.median(times[1:])
+    path = {"path": backend.decode_path} if isinstance(backend, EngineBackend) else {}
     read = backend.weight_bytes_read + inference.kv_cache_bytes(config, rows, prompt + tokens // 2)
     return {
         "tokens_per_second": rows / step,
         "step_ms": 1e3 * step,
         "first_ms": 1e3 * times[0],
         "floor_ms": 1e3 * read / bandwidth,
-        "share_of_bandwidth": read / step / bandwidth,
+        "floor_tokens_per_second": rows * bandwidth / read,
+        "share_of_floor": read / step / bandwidth,
+        **path,
     }
 
 

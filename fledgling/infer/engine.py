@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fledgling.infer.request import Completion, Request
-from fledgling.infer.runner import ModelRunner
+from fledgling.infer.runner import DeviceDecode, ModelRunner
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.scheduler import PREFILL_TOKENS, Scheduler
 from fledgling.infer.tools import CALCULATOR, Tool, ToolState
@@ -56,6 +56,7 @@ class Engine:
         skip_zeros: skip the weights that meet a zero after ReLU^2, in single rows on a CPU: True, False, or "auto" to
             measure once whether that is faster for this model on this machine. Skipping changes results by rounding, so
             training and evaluations leave it off.
+        device_decode: see `ModelRunner`.
     """
 
     def __init__(
@@ -66,11 +67,12 @@ class Engine:
         dtype: torch.dtype | None = None,
         tool: Tool = CALCULATOR,
         skip_zeros: bool | Literal["auto"] = False,
+        device_decode: DeviceDecode = "auto",
     ) -> None:
         tokens: list[int] = []
         if skip_zeros == "auto":
             tokens = [tokenizer.bos, *tokenizer.encode(MEASURED_TEXT)][: model.config.context]
-        self.runner = ModelRunner(model, device, dtype, bool(skip_zeros), tokens)
+        self.runner = ModelRunner(model, device, dtype, bool(skip_zeros), tokens, device_decode)
         self.tokenizer = tokenizer
         self.tool = tool
         special = tokenizer.special_tokens

@@ -9,21 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
 from fledgling.export.checkpoint_weights import read_weights
+from fledgling.infer.device_decoder import DeviceDecoder, RunBlock, run_block
+from fledgling.infer.step_graphs import StepGraphs, compile_or_fall_back, print_notice
 from fledgling.kernels.backend import select_backend
 from fledgling.kernels.quantized_model import load_quantized_model
 from fledgling.model.attention import TreeMask
-from fledgling.model.cache import CacheRow, KVCache
+from fledgling.model.cache import BLOCK_SIZE, CacheRow, KVCache
+from fledgling.model.decode_attention import VARLEN_BLOCK_SIZE, choose_decode_kernel
 from fledgling.model.flash_norm import drop_norm_weights, fold_norm_weights
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import resolve_checkpoint
+from fledgling.runtime.device import should_compile
 from fledgling.text.tokenizer import Tokenizer
+
+DeviceDecode = Literal["auto", "graphs", "on", "off"]
+GATHER_NOTICE = (
+    "decoding copies the cache's blocks for attention: reading them in place needs torch 2.12 or newer, 16 bits, "
+    "compute capability 8.0 and a head width of at most 256 that 8 divides"
+)
 
 
 def load_model(
@@ -80,6 +90,9 @@ class ModelRunner:
         device: default the model's.
         dtype: of the matrix products; default the model's compute dtype.
         skip_zeros, measured_tokens: see `select_backend`.
+        device_decode: decode in steps without a host read (device_decoder.py). "auto": on CUDA, captured as CUDA
+            graphs, and compiled where a compiler is found; "graphs": the same without compiling; "on": on any device;
+            "off": never.
     """
 
     def __init__(
@@ -89,6 +102,7 @@ class ModelRunner:
         dtype: torch.dtype | None = None,
         skip_zeros: bool = False,
         measured_tokens: Sequence[int] = (),
+        device_decode: DeviceDecode = "auto",
     ) -> None:
         weight = model.embedding.weight
         self.source = model
@@ -96,6 +110,13 @@ class ModelRunner:
         self.dtype = dtype or model.compute_dtype
         self.backend = select_backend(model, self.device, self.dtype, skip_zeros, measured_tokens)
         self.model = self.backend.model
+        is_cuda = self.device.type == "cuda"
+        self.decodes_on_device = device_decode == "on" or (is_cuda and device_decode != "off")
+        self.decode_kernel = choose_decode_kernel(self.device, self.dtype, model.config.head_width)
+        self.captures_graphs = is_cuda
+        compiles = is_cuda and device_decode != "graphs" and should_compile("auto", self.device)
+        self.run_block: RunBlock = compile_or_fall_back(run_block) if compiles and self.decodes_on_device else run_block
+        self._has_reported = False
 
     @property
     def weights_version(self) -> tuple[int, int]:
@@ -111,8 +132,20 @@ class ModelRunner:
 
     def new_cache(self) -> KVCache:
         """Returns an empty KV cache for this model."""
+        is_static = self.decodes_on_device
+        block_size = VARLEN_BLOCK_SIZE if is_static and self.decode_kernel == "varlen" else BLOCK_SIZE
         with torch.inference_mode():
-            return KVCache(self.model.config, self.dtype, self.device)
+            return KVCache(self.model.config, self.dtype, self.device, block_size, is_static)
+
+    def make_decoder(self, cache: KVCache, max_rows: int) -> DeviceDecoder | None:
+        """Returns what decodes up to `max_rows` rows of the cache without host reads; None where that is not used."""
+        if not self.decodes_on_device:
+            return None
+        if self.device.type == "cuda" and self.decode_kernel == "gather" and not self._has_reported:
+            print_notice(GATHER_NOTICE)
+            self._has_reported = True
+        graphs = StepGraphs(self.captures_graphs)
+        return DeviceDecoder(self.model, cache, max_rows, self.decode_kernel, graphs, self.run_block)
 
     def forward(self, tokens: Tensor, tree: TreeMask | None = None) -> Tensor:
         """Returns hidden states (B, T, C) of whole rows, without a cache.

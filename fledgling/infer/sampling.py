@@ -125,7 +125,7 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, noise: Tensor) -> tu
         ids = logits.argmax(-1)
     else:
         probabilities = (logits / max(sampling.temperature, MIN_TEMPERATURE)).softmax(-1)  # (B, V)
-        ids = _sample_inverse_cdf(_truncate(probabilities, sampling), noise)
+        ids = sample_inverse_cdf(_truncate(probabilities, sampling), noise)
     return ids, probabilities.gather(-1, ids[:, None])[:, 0].log()
 
 
@@ -145,7 +145,7 @@ def _truncate(probabilities: Tensor, sampling: SamplingParams) -> Tensor:
     return probabilities if threshold is None else probabilities.masked_fill(probabilities < threshold, 0)
 
 
-def _sample_inverse_cdf(weights: Tensor, noise: Tensor) -> Tensor:
+def sample_inverse_cdf(weights: Tensor, noise: Tensor) -> Tensor:
     """Returns the first token whose cumulative weight (B, V) exceeds noise (B,) times the total, ids (B,).
 
     A token of weight 0, which only a rounding error can select, is replaced by the row's heaviest.
@@ -166,10 +166,13 @@ def hash_to_uniform(seeds: np.ndarray, requests: np.ndarray, positions: np.ndarr
 
     Source: Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators.
     """
-    word = _splitmix64(seeds)
-    word = _splitmix64(word ^ requests)
-    word = _splitmix64(word ^ positions)
+    word = _splitmix64(hash_request(seeds, requests) ^ positions)
     return (word >> np.uint64(41)).astype(np.float32) * np.float32(2.0**-23)
+
+
+def hash_request(seeds: np.ndarray, requests: np.ndarray) -> np.ndarray:
+    """Returns the part of the hash that all positions of a request share, uint64 (B,)."""
+    return _splitmix64(_splitmix64(seeds) ^ requests)
 
 
 def _splitmix64(word: np.ndarray) -> np.ndarray:

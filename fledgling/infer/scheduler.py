@@ -20,6 +20,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from fledgling.infer.pipeline import DecodePipeline
 from fledgling.infer.prefix_cache import BlockKey, PrefixCache
 from fledgling.infer.request import PromptLookup, Request, sample_batch, top_logprobs
 from fledgling.infer.runner import ModelRunner
@@ -40,6 +41,7 @@ class SchedulerStats:
     prefilled_tokens: int = 0  # of these: computed
     prefill_chunks: int = 0
     decode_steps: int = 0
+    device_steps: int = 0  # of these: decoded without a host read (pipeline.py)
     drafted: int = 0
     accepted: int = 0
 
@@ -86,6 +88,8 @@ class Scheduler:
         self.cache = runner.new_cache()
         self.prefix_cache = None if prefix_cache_tokens is None else PrefixCache(self.cache, prefix_cache_tokens)
         self.weights_version = runner.weights_version
+        decoder = runner.make_decoder(self.cache, max_batch_size)
+        self.pipeline = DecodePipeline(decoder) if decoder else None
         self.stats = SchedulerStats()
 
     @property
@@ -116,6 +120,8 @@ class Scheduler:
             self._release(request)
         if request in self.running:
             self.running.remove(request)
+            if self.pipeline:
+                self.pipeline.discard(request)
             self._release(request)
 
     def step(self) -> list[Request]:
@@ -306,9 +312,22 @@ class Scheduler:
 
     def _decode(self) -> list[Request]:
         """Samples the next token of each running request; several where draft tokens are accepted."""
+        waiting_for = self.running  # requests whose tokens are read in this step
+        if self.pipeline:
+            on_device = [request for request in self.running if self.pipeline.covers(request)]
+            waiting_for = [request for request in self.running if not self.pipeline.covers(request)]
+            self._evict(on_device, [1] * len(on_device))
+            started = bool(self.pipeline.step(on_device))
+            self.stats.decode_steps += started
+            self.stats.device_steps += started
+        if waiting_for:
+            self._decode_and_wait(waiting_for)
         requests = self.running
-        if not requests:
-            return []
+        self.running = [request for request in requests if not request.finish_reason]
+        return self._collect_finished(requests)
+
+    def _decode_and_wait(self, requests: list[Request]) -> None:
+        """Samples the next tokens of the requests in one forward pass, and reads them at once."""
         drafts = [request.propose_draft() for request in requests]
         counts = [1 + len(draft) for draft in drafts]
         self._evict(requests, counts)
@@ -332,8 +351,6 @@ class Scheduler:
                 request.prompt_lookup.update(len(draft), count)
         self.stats.drafted += sum(map(len, drafts))
         self.stats.accepted += sum(accepted)
-        self.running = [request for request in requests if not request.finish_reason]
-        return self._collect_finished(requests)
 
 
 def _missing_blocks(row: CacheRow, count: int, block_size: int) -> int:

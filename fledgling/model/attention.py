@@ -1,10 +1,11 @@
-"""Causal self-attention with grouped key/value heads. Start with `Attention.forward`, which chooses one of five ways:
+"""Causal self-attention with grouped key/value heads. Start with `Attention.forward`, which chooses one of six ways:
 
     blockwise_attention   short rows on a CPU, in training and prefill
     sdpa                  long rows and GPUs: PyTorch's kernel
     windowed_sdpa         the same with a window (window.py)
     flex_sdpa             training with a block mask on CUDA (cuda_attention.py)
     paged_attention       new tokens after those of a cache, block by block
+    DecodeLayer.attend    one new token of each row, with all tables on the device (decode_attention.py)
 
 Where queries and keys are normalized, |q k| / sqrt(D) <= sqrt(D) and the softmax needs no maximum. So for short rows
 `blockwise_attention` is two matrix products around one fused exponential, which on CPU is 3x faster than PyTorch's
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from fledgling.config import ModelConfig
 from fledgling.model.cache import CacheBatch
 from fledgling.model.cuda_attention import BlockMask, flex_sdpa
+from fledgling.model.decode_attention import DecodeLayer
 from fledgling.model.feed_forward import apply_linear
 from fledgling.model.norm import RMSNorm
 from fledgling.model.positions import Rotary, apply_rotary
@@ -252,7 +254,7 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: Rotary | None,
         document_ids: Tensor | None,
-        cache_batch: CacheBatch | None = None,
+        cache_batch: CacheBatch | DecodeLayer | None = None,
         tree: TreeMask | None = None,
         deferred_scale: Tensor | None = None,
         tokens: Tensor | None = None,
@@ -264,7 +266,8 @@ class Attention(nn.Module):
             x: (B, T, C), normalized.
             rotary: cosines and sines of the positions; None without RoPE.
             document_ids: (B, T), for `blockwise_attention`.
-            cache_batch: keys and values before x, extended by those of x; None without a cache.
+            cache_batch: keys and values before x, extended by those of x; None without a cache. A `DecodeLayer` is
+                that of this layer alone.
             deferred_scale: (B, T, 1), a factor of x still to be applied (flash_norm.py).
             tokens: (B, T), for value embeddings.
             mask: `make_attention_mask`, for rows that do not take `blockwise_attention`; or a block mask for CUDA.
@@ -279,10 +282,16 @@ class Attention(nn.Module):
         v = apply_linear(x, self.v_proj, deferred_scale)
         v = v if self.value_embedding is None else self.value_embedding(v, tokens)
         v = v.view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
-        q, k = self.qk_norm(apply_rotary(q, rotary)), self.qk_norm(apply_rotary(k, rotary))
-        if cache_batch is not None:
+        if isinstance(cache_batch, DecodeLayer) and rotary is not None:  # few values: fewer kernels count
+            both = self.qk_norm(apply_rotary(torch.cat((q, k), dim=1), rotary))
+            q, k = both.split((self.heads, self.kv_heads), dim=1)
+        else:
+            q, k = self.qk_norm(apply_rotary(q, rotary)), self.qk_norm(apply_rotary(k, rotary))
+        if isinstance(cache_batch, CacheBatch):
             cache_batch.write(self.layer, k, v)
-        if cache_batch is not None and not cache_batch.starts_empty:  # else a prompt is read like a training row
+        if isinstance(cache_batch, DecodeLayer):
+            y = cache_batch.attend(q, k, v)
+        elif cache_batch is not None and not cache_batch.starts_empty:  # else a prompt is read like a training row
             y = paged_attention(q, cache_batch, self.layer, self.bounded, self.window_size)
         elif isinstance(mask, BlockMask):
             y = flex_sdpa(q, k, v, mask)

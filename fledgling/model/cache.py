@@ -141,7 +141,12 @@ class CacheBatch:
 
 
 class KVCache:
-    """Blocks of keys and values, L tensors (N, H, S, D) of each. Block 0 stores padding and is never read."""
+    """Blocks of keys and values, L tensors (N, H, S, D) of each. Block 0 stores padding and is never read.
+
+    Args:
+        is_static: for steps that are captured as a CUDA graph (infer/step_graphs.py): blocks never move, the storage is
+            (N, S, H, D) in memory and grows by doubling. Each growth changes `storage_version`.
+    """
 
     def __init__(
         self,
@@ -149,11 +154,13 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         block_size: int = BLOCK_SIZE,
+        is_static: bool = False,
     ) -> None:
         self.block_size, self.dtype, self.device = block_size, dtype, torch.device(device)
-        empty = torch.zeros((1, config.kv_heads, block_size, config.head_width), dtype=dtype, device=device)
-        self.keys = [empty.clone() for _ in range(config.depth)]
-        self.values = [empty.clone() for _ in range(config.depth)]
+        self.is_static, self.storage_version = is_static, 0
+        self.block_shape = (config.kv_heads, block_size, config.head_width)
+        self.keys = [self._make_storage(1) for _ in range(config.depth)]
+        self.values = [self._make_storage(1) for _ in range(config.depth)]
         self.allocated: dict[int, CacheBlock] = {}  # by index
         self._free: list[int] = []  # a heap: the lowest index is allocated first
 
@@ -232,11 +239,15 @@ class KVCache:
     def ensure_free(self, count: int) -> None:
         """Grows the storage until `count` blocks are free."""
         if len(self._free) < count:
-            self._resize(max(self.used_blocks + count, self.used_blocks + self.used_blocks // GROWTH_DIVISOR, 4))
+            spare = self.used_blocks // GROWTH_DIVISOR
+            if self.is_static:  # each growth costs captures: doubles while half of the free memory suffices
+                free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 1 << 62
+                spare = max(spare, min(self.used_blocks, free // 2 // self.block_bytes))
+            self._resize(max(self.used_blocks + count, self.used_blocks + spare, 4))
 
     def trim(self) -> None:
-        """Frees storage when less than half of it is used."""
-        if 2 * self.used_blocks >= self.capacity:
+        """Frees storage when less than half of it is used, unless it is static."""
+        if self.is_static or 2 * self.used_blocks >= self.capacity:
             return
         blocks = [self.allocated[index] for index in sorted(self.allocated)]
         indices = torch.tensor([0, *(block.index for block in blocks)], device=self.device)
@@ -252,9 +263,17 @@ class KVCache:
         size = self.capacity + 1
         for storages in (self.keys, self.values):
             for layer, old in enumerate(storages):
-                storages[layer] = old.new_zeros((capacity + 1, *old.shape[1:]))
+                storages[layer] = self._make_storage(capacity + 1)
                 storages[layer][:size] = old[:size]
+        self.storage_version += 1
         self._free = [index for index in range(1, capacity + 1) if index not in self.allocated]
+
+    def _make_storage(self, blocks: int) -> Tensor:
+        """Returns zeros (blocks, H, S, D); in memory (blocks, S, H, D) where the cache is static."""
+        heads, size, width = self.block_shape
+        if self.is_static:
+            return torch.zeros((blocks, size, heads, width), dtype=self.dtype, device=self.device).transpose(1, 2)
+        return torch.zeros((blocks, heads, size, width), dtype=self.dtype, device=self.device)
 
     def _move_to_front(self, wanted: Sequence[CacheBlock]) -> None:
         """Moves the wanted blocks, each named once, to the indices 1, 2, ...; those beyond swap places with others."""
@@ -289,7 +308,7 @@ class KVCache:
         needed = [-(-(row.length + count) // self.block_size) for row, count in zip(rows, counts, strict=True)]
         self.reserve(rows, counts)
         starts_empty = all(row.length == 0 for row in rows)
-        if not starts_empty and max(counts) == 1:
+        if not starts_empty and max(counts) == 1 and not self.is_static:
             self._compact_rows(rows)
         lengths = np.array([row.length for row in rows])
         positions = lengths[:, None] + np.arange(max(counts))  # (B, T)

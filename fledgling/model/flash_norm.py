@@ -38,8 +38,13 @@ def apply_norm(norm: nn.Module, x: Tensor) -> NormOutput:
 
 
 def apply_norm_deferred(norm: nn.Module, x: Tensor) -> NormOutput:
-    """x (..., C) -> x times the norm's weight, if any, and 1 / RMS(x) (..., 1), computed in fp32, in x's dtype."""
+    """x (..., C) -> x times the norm's weight, if any, and 1 / RMS(x) (..., 1), computed in fp32, in x's dtype.
+
+    On CUDA without gradients nothing is deferred: there a norm is one kernel, and its scale would be several.
+    """
     assert isinstance(norm, RMSNorm | WeightedRMSNorm)
+    if x.device.type == "cuda" and not torch.is_grad_enabled():
+        return norm(x), None
     scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.eps).type_as(x)
     return (x if norm.weight is None else x * norm.weight.to(x.dtype)), scale
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fledgling.config import ModelConfig
 
-Rotary = tuple[Tensor, Tensor]  # cos and sin, (B or 1, 1, T, D/2)
+Rotary = tuple[Tensor, Tensor]  # cos and sin, (B or 1, 1, T, D/2); of `widen_rotary` (..., D)
 
 
 def make_rotary_table(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -35,8 +35,18 @@ def apply_rotary(x: Tensor, rotary: Rotary | None) -> Tensor:
     if rotary is None:
         return x
     cos, sin = rotary
+    if cos.shape[-1] == x.shape[-1]:
+        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
+
+
+def widen_rotary(rotary: Rotary | None) -> Rotary | None:
+    """Returns cos and sin of width D, with which `apply_rotary` takes three operations instead of seven."""
+    if rotary is None:
+        return None
+    cos, sin = rotary
+    return torch.cat((cos, cos), dim=-1), torch.cat((sin, -sin), dim=-1)
 
 
 class RotaryPositions(nn.Module):

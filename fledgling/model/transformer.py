@@ -19,6 +19,7 @@ from fledgling.config import ModelConfig
 from fledgling.model.attention import Attention, TreeMask, make_attention_mask, uses_blockwise_attention
 from fledgling.model.cache import CacheBatch
 from fledgling.model.cuda_attention import BlockMask, make_block_masks
+from fledgling.model.decode_attention import DecodeLayer
 from fledgling.model.feed_forward import apply_linear, make_feed_forward
 from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
 from fledgling.model.norm import RMSNorm, make_norm
@@ -46,7 +47,7 @@ class TransformerBlock(nn.Module):
         x: Tensor,
         rotary: Rotary | None,
         document_ids: Tensor | None = None,
-        cache_batch: CacheBatch | None = None,
+        cache_batch: CacheBatch | DecodeLayer | None = None,
         tree: TreeMask | None = None,
         tokens: Tensor | None = None,
         embeddings: Tensor | None = None,

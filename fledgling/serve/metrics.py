@@ -23,6 +23,8 @@ STATS = {  # fields of SchedulerStats
     "cached_tokens": "Prompt tokens found in the cache: computed for another row or an earlier request.",
     "prefilled_tokens": "Prompt tokens that were computed.",
     "prefill_chunks": "Prefilled chunks of prompts.",
+    "decode_steps": "Decoding steps: one token of each running row.",
+    "device_steps": "Of these, steps whose tokens are read while the next one runs.",
     "drafted": "Draft tokens of prompt lookup.",
     "accepted": "Draft tokens that were accepted.",
 }

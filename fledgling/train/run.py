@@ -273,7 +273,9 @@ def build_context(
         world=world,
         model=model,
         tokenizer=tokenizer,
-        engine=Engine(model, tokenizer, world.device, setup.dtype),
+        engine=Engine(
+            model, tokenizer, world.device, setup.dtype, device_decode="auto" if setup.compiled else "graphs"
+        ),
         recorder=recorder,
         preparer=preparer,
         setup=setup,
