@@ -54,6 +54,22 @@ def seeds(*runs: Path) -> dict:
     return collect_seeds(list(runs))
 
 
+@experiment(table_of("benchmarks.clients", "format_clients"))
+def clients(*, python: str = sys.executable, node_modules: Path | None = None) -> dict:
+    """Try real clients of OpenAI's, Anthropic's and Ollama's API against a server whose model is random.
+
+    Parameters
+    ----------
+    python
+        Interpreter that has the Python clients; default this one.
+    node_modules
+        Folder whose node_modules has the JavaScript clients; default: none are tried.
+    """
+    from benchmarks.clients import measure_clients
+
+    return measure_clients(python, node_modules)
+
+
 @experiment(table_of("benchmarks.doors", "format_doors"))
 def doors(*, connections: int = 1000, answers: int = 20, rounds: int = 3, threads: int = 1) -> dict:
     """Time another user's answer and /health while hostile clients keep the server busy, and without them.

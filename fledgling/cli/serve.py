@@ -21,6 +21,8 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
+    allow_host: tuple[str, ...] = (),
+    allow_origin: tuple[str, ...] = (),
     model_name: str | None = None,
     max_batch_size: int = 32,
     max_queue_size: int = 64,
@@ -41,12 +43,16 @@ def serve(
         0 takes a free one and prints it.
     api_key
         The key that clients must send as a bearer token; default FLEDGLING_API_KEY.
+    allow_host
+        A further name of this server in the Host header, such as host.docker.internal or a proxy's; may be repeated.
+    allow_origin
+        The origin (https://example.org) of a site whose pages may use this server; may be repeated.
     model_name
         The model's name in the API; default the run's.
     max_batch_size
         Answers decoded at once, in one batch.
     max_queue_size
-        Requests waiting or running before new ones are rejected with status 429.
+        Answers waiting or running before new requests are rejected with status 429; one request has n answers.
     prefill_chunk
         Prompt tokens computed between two decoding steps; default 256, on a GPU 2,048.
     prefix_cache_tokens
@@ -62,6 +68,12 @@ def serve(
         )
     if api_key is not None and not re.fullmatch(r"[!-~]{8,}", api_key):
         raise UserError("the API key: expected at least 8 visible ASCII characters")
+    for name in allow_host:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]", name):
+            raise UserError(f"--allow-host {name}: expected a host's name without scheme and port")
+    for origin in allow_origin:
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*\s]+", origin):
+            raise UserError(f"--allow-origin {origin}: expected SCHEME://HOST[:PORT], such as https://example.org")
     for option, value, low in (
         ("port", port, 0),
         ("max-batch-size", max_batch_size, 1),
@@ -90,7 +102,8 @@ def serve(
         model_name=model_name or _run_name(checkpoint, state),
         created=int(time.time()),
         api_key=api_key,
-        hosts=LOOPBACK if local else None,
+        hosts=(*LOOPBACK, *(name.lower() for name in allow_host)) if local else None,
+        origins=allow_origin,
         examples=list_examples(str(state.get("recipe", ""))),
     )
     listener = _listen(host, port)

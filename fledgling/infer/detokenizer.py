@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ class ContentPart:
 
     kind: str  # "text", "python" (a tool call) or "output" (the tool's result)
     text: str
+    opens: bool = field(
+        default=False, compare=False
+    )  # follows a control token: not joined to the part before
 
 
 class AnswerDetokenizer:
@@ -82,6 +85,7 @@ class AnswerDetokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.detokenizer = IncrementalDetokenizer(tokenizer.token_bytes)
         self.kind = "text"
+        self.opens = False
         self.kind_after = {
             tokenizer.python_start: "python",
             tokenizer.python_end: "text",
@@ -93,22 +97,26 @@ class AnswerDetokenizer:
         """Returns the text that this token completes, if any; a control token ends the part before it."""
         kind = self.kind_after.get(token)
         if kind is None:
-            text = self.detokenizer.push(token)
-            return [ContentPart(self.kind, text)] if text else []
+            return self._make_parts(self.detokenizer.push(token))
         parts = self.finish()
-        self.kind = kind
+        self.kind, self.opens = kind, kind != "text"
         return parts
 
     def finish(self) -> list[ContentPart]:
         """Returns what remains of an incomplete character."""
-        text = self.detokenizer.finish()
-        return [ContentPart(self.kind, text)] if text else []
+        return self._make_parts(self.detokenizer.finish())
+
+    def _make_parts(self, text: str) -> list[ContentPart]:
+        if not text:
+            return []
+        part, self.opens = ContentPart(self.kind, text, self.opens), False
+        return [part]
 
 
 def append_part(parts: list[ContentPart], part: ContentPart) -> None:
-    """Appends a part, joined with the last one where both are of the same kind."""
-    if parts and parts[-1].kind == part.kind:
-        parts[-1] = ContentPart(part.kind, parts[-1].text + part.text)
+    """Appends a part, joined with the last one where both are of the same kind and it opens none."""
+    if parts and parts[-1].kind == part.kind and not part.opens:
+        parts[-1] = replace(parts[-1], text=parts[-1].text + part.text)
     else:
         parts.append(part)
 

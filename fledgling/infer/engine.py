@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from fledgling.infer.grammar import Grammar, GrammarCompiler
 from fledgling.infer.request import Completion, Request
 from fledgling.infer.runner import DeviceDecode, ModelRunner
 from fledgling.infer.sampling import SamplingParams
@@ -80,6 +82,13 @@ class Engine:
         self.stop_tokens = frozenset(token for token in ends if token is not None)
         self.has_tool_tokens = "<|python_start|>" in special
 
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles constraints of answers for this vocabulary."""
+        special = self.tokenizer.special_tokens
+        end = special.get("<|assistant_end|>")
+        return GrammarCompiler(self.tokenizer, self.tokenizer.bos if end is None else end)
+
     @property
     def source(self) -> Transformer:
         """The model that was given, with its live weights."""
@@ -136,10 +145,19 @@ class Engine:
         use_tools: bool = True,
         score_prompt: bool = False,
         generate: bool = True,
+        grammar: Grammar | None = None,
+        client_calls: bool = False,
     ) -> Request:
-        """Returns a request for a scheduler of this engine; see `Request` for the arguments."""
-        tool_state = ToolState(self.tokenizer, self.tool) if use_tools and self.has_tool_tokens else None
-        return Request(prompt, sampling, self.context, self.stop_tokens, index, tool_state, score_prompt, generate)
+        """Returns a request for a scheduler of this engine.
+
+        See `Request` and `ToolState` for the arguments; `grammar` constrains the answer.
+        """
+        calls_tool = use_tools and self.has_tool_tokens
+        tool_state = ToolState(self.tokenizer, self.tool, client_calls) if calls_tool else None
+        constraint = grammar.start() if grammar else None
+        return Request(
+            prompt, sampling, self.context, self.stop_tokens, index, tool_state, score_prompt, generate, constraint
+        )
 
     def generate(
         self,

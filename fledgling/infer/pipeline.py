@@ -51,8 +51,9 @@ class DecodePipeline:
         self._tables = np.zeros((0, decoder.max_blocks), np.int32)
 
     def covers(self, request: Request) -> bool:
-        """Whether the request can be decoded here: without draft tokens, and sampled on the device."""
-        return request.prompt_lookup is None and can_sample_on_device(request.sampling)
+        """Whether the request can be decoded here: without drafts and constraint, and sampled on the device."""
+        hosted = request.prompt_lookup is not None or request.constraint is not None
+        return not hosted and can_sample_on_device(request.sampling)
 
     def discard(self, request: Request) -> None:
         """Forgets a request that was cancelled: its pending token is not read."""

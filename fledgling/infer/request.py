@@ -8,6 +8,7 @@ B rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fledgling.infer.grammar import GrammarError, GrammarState
 from fledgling.infer.prefix_cache import PrefixNode
 from fledgling.infer.sampling import UINT64_MASK, LogitAdjuster, SamplingParams, hash_to_uniform, sample_tokens
 from fledgling.infer.tools import ToolState
@@ -34,7 +36,7 @@ class Completion:
     tokens: list[int]
     logprobs: list[float]  # under softmax(logits / temperature); 0 where forced
     forced: list[bool]  # inserted by a tool, not sampled from the model: excluded from RL losses
-    finish_reason: str  # "stop", "length" (max_new_tokens reached) or "context" (the model's context is full)
+    finish_reason: str  # "stop", "length" (max_new_tokens), "context" (is full) or "constraint" (beyond its limits)
 
 
 class Request:
@@ -49,6 +51,7 @@ class Request:
         tool_state: runs tool calls inside the answer; None disables them.
         score_prompt: also compute the log-probability of each prompt token given those before it.
         generate: False computes no answer (for `score_prompt` alone).
+        constraint: the state of a grammar that the answer must satisfy (grammar.py); None: any answer.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Request:
         tool_state: ToolState | None = None,
         score_prompt: bool = False,
         generate: bool = True,
+        constraint: GrammarState | None = None,
     ) -> None:
         assert len(prompt), "a prompt has at least one token: bos"
         self.prompt = list(prompt)
@@ -75,12 +79,14 @@ class Request:
         self.prompt_top_logprobs: list[TopLogprobs] = []
         self.forced_tokens: deque[int] = deque()  # tokens that must come next
         self.tool_state = tool_state
+        self.constraint = constraint
         self.stop_tokens = stop_tokens.union(sampling.stop_token_ids)
         free_tokens = context - len(self.prompt)
         self.token_limit = min(sampling.max_new_tokens, free_tokens) if generate else 0
         self.limit_reason = "length" if sampling.max_new_tokens <= free_tokens or not generate else "context"
         self.finish_reason = "" if free_tokens > 0 else "context"  # empty while unfinished
         self.row = CacheRow()
+        self.cached_tokens = 0  # of the prompt: found in the cache when the request was admitted
         self.prefix_nodes: list[PrefixNode] = []  # of the row's first blocks
         self.weights_version = (0, 0)  # of the weights that the row was started with
         self.duplicates: list[Request] = []  # requests with the same prompt: they fork the row once it is prefilled
@@ -97,10 +103,15 @@ class Request:
         forced = bool(self.forced_tokens)
         if forced:
             token, logprob = self.forced_tokens.popleft(), 0.0
+        elif self.finish_reason:  # the constraint ended the answer
+            return
         elif token in self.stop_tokens:
             self.finish_reason = "stop"
-        elif self.tool_state:
-            self.forced_tokens.extend(self.tool_state.feed(token))
+        else:
+            if self.constraint:
+                self.constraint.accept(token)
+            if self.tool_state:
+                self.forced_tokens.extend(self.tool_state.feed(token))
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self.forced.append(forced)
@@ -110,12 +121,19 @@ class Request:
             self.finish_reason = self.limit_reason
 
     def adjust_logits_(self, logits: Tensor) -> None:
-        """Applies repetition penalty and logit bias to the row of logits (V,) of the next token, in place."""
-        if not self.sampling.logit_bias and self.sampling.repetition_penalty == 1:
-            return
-        if self.logit_adjuster is None:
-            self.logit_adjuster = LogitAdjuster(self.sampling, self.prompt, len(logits), logits.device)
-        self.logit_adjuster.adjust_(logits, self.tokens)
+        """Applies penalties, logit bias and the constraint to the row of logits (V,) of the next token, in place.
+
+        A constraint that exceeds its limits ends the answer with "constraint".
+        """
+        if self.sampling.adjusts_logits:
+            if self.logit_adjuster is None:
+                self.logit_adjuster = LogitAdjuster(self.sampling, self.prompt, len(logits), logits.device)
+            self.logit_adjuster.adjust_(logits, self.tokens)
+        if self.constraint and not self.forced_tokens:
+            try:
+                self.constraint.mask_logits_(logits)
+            except GrammarError:
+                self.finish_reason = "constraint"
 
     def propose_draft(self) -> list[int]:
         """Returns draft tokens for the next step; none without prompt lookup or while tokens are forced."""
@@ -182,7 +200,7 @@ class PromptLookup:
 def sample_batch(logits: Tensor, requests: Sequence[Request]) -> None:
     """Samples the next token of each request from its row of logits (B, V) and appends it to the request.
 
-    Repetition penalty and logit bias change `logits` in place. The host waits for the device here.
+    Penalties, logit bias and constraints change `logits` in place. The host waits for the device here.
     """
     seeds = np.array([request.sampling.seed & UINT64_MASK for request in requests], np.uint64)
     indices = np.array([request.index for request in requests], np.uint64)
@@ -199,13 +217,17 @@ def sample_batch(logits: Tensor, requests: Sequence[Request]) -> None:
         ids, logprobs = sample_tokens(logits[selected], sampling, noise[selected])
         if sampling.num_top_logprobs:
             for row, top in zip(rows, top_logprobs(logits[selected], sampling.num_top_logprobs), strict=True):
-                requests[row].top_logprobs.append(top)
+                if not requests[row].finish_reason:
+                    requests[row].top_logprobs.append(top)
         for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
             requests[row].append_token(token, logprob)
 
 
 def top_logprobs(logits: Tensor, count: int) -> list[TopLogprobs]:
-    """Returns, for each row of logits (B, V), its `count` most likely tokens and their log-probabilities."""
+    """Returns, for each row of logits (B, V), its `count` most likely tokens and their log-probabilities.
+
+    Tokens that a constraint excludes are left out: minus infinity is no JSON number.
+    """
     top = logits.float().log_softmax(-1).topk(count)
     rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return [list(zip(tokens, values, strict=True)) for tokens, values in rows]
+    return [[pair for pair in zip(ids, values, strict=True) if pair[1] > -math.inf] for ids, values in rows]

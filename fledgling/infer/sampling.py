@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()  # token ids that end the answer, in addition to the engine's
     repetition_penalty: float = 1.0  # above 1: tokens of prompt and answer become less likely (arXiv 1909.05858)
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, value added to its logit)
+    presence_penalty: float = 0.0  # subtracted from the logit of each token that the answer has
+    frequency_penalty: float = 0.0  # subtracted as many times as the answer has the token
     num_top_logprobs: int = 0  # number of most likely tokens that are reported for each sampled token
 
     def __post_init__(self) -> None:
@@ -52,6 +54,8 @@ class SamplingParams:
                 and len({token for token, _ in self.logit_bias}) == len(self.logit_bias),
                 "finite numbers, each token once",
             ),
+            "presence_penalty": (math.isfinite(self.presence_penalty), "a finite number (0: no penalty)"),
+            "frequency_penalty": (math.isfinite(self.frequency_penalty), "a finite number (0: no penalty)"),
             "num_top_logprobs": (self.num_top_logprobs >= 0, "0 or more"),
         }
         for name, (valid, description) in expected.items():
@@ -63,45 +67,74 @@ class SamplingParams:
         """Temperature, top_k, top_p, min_p and num_top_logprobs: rows with equal ones are sampled together."""
         return self.temperature, self.top_k, self.top_p, self.min_p, self.num_top_logprobs
 
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether there is a penalty or a bias."""
+        return bool(self.logit_bias or self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 
-class LogitAdjuster:
-    """Repetition penalty and logit bias of one request, as tensors that are built once.
 
-    A step costs a fixed number of tensor operations, whatever the length of the bias and of the prompt. The penalty
-    divides positive logits and multiplies negative ones by `sampling.repetition_penalty`.
+def penalize_logits(logits: Tensor, seen: Tensor, counts: Tensor, sampling: SamplingParams) -> Tensor:
+    """Returns one row of logits (V,) after the three penalties of `sampling`.
+
+    The repetition penalty divides positive logits and multiplies negative ones, of every token of prompt and answer.
+    The frequency penalty is then subtracted once for each occurrence in the answer, the presence penalty once for a
+    token that occurs there at all.
 
     Args:
-        sampling: penalty and bias.
+        logits: (V,).
+        seen: (V,) bool, tokens of prompt and answer.
+        counts: (V,) float, occurrences in the answer.
+        sampling: the penalties.
+
+    Source: Keskar et al. 2019, CTRL, arXiv 1909.05858, section 4.1; OpenAI's API reference for the other two.
+    """
+    if sampling.repetition_penalty != 1:
+        penalty = sampling.repetition_penalty
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if sampling.frequency_penalty:
+        logits = logits - sampling.frequency_penalty * counts
+    if sampling.presence_penalty:
+        logits = logits - sampling.presence_penalty * (counts > 0)
+    return logits
+
+
+class LogitAdjuster:
+    """Penalties and logit bias of one request, as tensors that are built once.
+
+    A step costs a fixed number of tensor operations, whatever the length of the bias and of the prompt.
+
+    Args:
+        sampling: penalties and bias.
         prompt: token ids of the prompt.
         vocab_size: V.
         device: where the logits are.
-
-    Source: Keskar et al. 2019, CTRL, arXiv 1909.05858, section 4.1.
     """
 
     def __init__(
         self, sampling: SamplingParams, prompt: Sequence[int], vocab_size: int, device: torch.device | str = "cpu"
     ) -> None:
-        self.penalty = sampling.repetition_penalty
+        self.sampling = sampling
         self.bias_ids = torch.tensor([token for token, _ in sampling.logit_bias], dtype=torch.long, device=device)
         self.bias_values = torch.tensor([value for _, value in sampling.logit_bias], device=device)
-        self.seen = torch.zeros(vocab_size if self.penalty != 1 else 0, dtype=torch.bool, device=device)  # (V,)
-        self.num_answer_tokens = 0  # of these, `seen` holds all
-        self._mark_seen(prompt)
+        self.penalizes = replace(sampling, logit_bias=()).adjusts_logits
+        size = vocab_size if self.penalizes else 0
+        self.seen = torch.zeros(size, dtype=torch.bool, device=device)  # (V,) of prompt and answer
+        self.counts = torch.zeros(size, device=device)  # (V,) in the answer
+        self.num_answer_tokens = 0  # of these, `seen` and `counts` hold all
+        if self.penalizes and prompt:
+            self.seen[torch.tensor(prompt, device=device)] = True
 
     def adjust_(self, logits: Tensor, answer: Sequence[int]) -> None:
         """Changes one row of logits (V,) in place; `answer` holds the token ids of the answer so far."""
-        self._mark_seen(answer[self.num_answer_tokens :])
-        self.num_answer_tokens = len(answer)
-        if self.penalty != 1:
-            penalized = torch.where(logits > 0, logits / self.penalty, logits * self.penalty)
-            logits.copy_(torch.where(self.seen, penalized, logits))
+        if self.penalizes:
+            if new := answer[self.num_answer_tokens :]:
+                ids = torch.tensor(new, device=self.seen.device)
+                self.seen[ids] = True
+                self.counts.index_add_(0, ids, torch.ones(len(new), device=ids.device))
+            self.num_answer_tokens = len(answer)
+            logits.copy_(penalize_logits(logits, self.seen, self.counts, self.sampling))
         if len(self.bias_ids):
             logits[self.bias_ids] += self.bias_values.to(logits.dtype)
-
-    def _mark_seen(self, tokens: Sequence[int]) -> None:
-        if self.penalty != 1 and tokens:
-            self.seen[torch.tensor(tokens, device=self.seen.device)] = True
 
 
 def sample_tokens(logits: Tensor, sampling: SamplingParams, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -175,6 +175,7 @@ class Scheduler:
             if next_block is not None and next_block in pending_blocks:
                 return False
             request.prefix_nodes = self.prefix_cache.attach(request.row, request.prompt[:-1])
+            request.cached_tokens = request.row.length
             self.stats.cached_tokens += request.row.length
         if self.lookahead_tokens:
             request.prompt_lookup = PromptLookup(request.prompt, self.lookahead_tokens)
@@ -302,6 +303,7 @@ class Scheduler:
             duplicate.row = row
             duplicate.prompt_logprobs = leader.prompt_logprobs
             duplicate.prompt_top_logprobs = leader.prompt_top_logprobs
+            duplicate.cached_tokens = leader.cached_tokens  # the prompt was computed for this request too
             self.stats.cached_tokens += len(duplicate.prompt)
             duplicate.weights_version = leader.weights_version
             self._cache_prefix(duplicate, duplicate.prompt)

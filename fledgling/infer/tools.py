@@ -49,11 +49,15 @@ PYTHON = Tool(run_python, 2000, "python")
 
 
 class ToolState:
-    """Detects tool calls in the tokens of one answer: `python_start expression python_end`, and runs them."""
+    """Detects tool calls in the tokens of one answer: `python_start expression python_end`, and runs them.
 
-    def __init__(self, tokenizer: Tokenizer, tool: Tool = CALCULATOR) -> None:
+    With `client_calls`, a call that begins with a brace is one of a client's tools (text/turns.py): it is not run.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, tool: Tool = CALCULATOR, client_calls: bool = False) -> None:
         self.tokenizer = tokenizer
         self.tool = tool
+        self.client_calls = client_calls
         self.start, self.end = tokenizer.python_start, tokenizer.python_end
         self.expression: list[int] | None = None  # None: outside a call
 
@@ -67,6 +71,9 @@ class ToolState:
             self.expression = []
         elif self.expression is not None and token == self.end:
             call = self.tokenizer.decode_bytes(self.expression).decode("utf-8", "replace")
+            if self.client_calls and call.startswith("{"):
+                self.expression = None
+                return []
             result = "error: too long" if len(self.expression) > self.tool.max_call_tokens else self.tool.run(call)
             self.expression = None
             return [self.tokenizer.output_start, *self.tokenizer.encode(result), self.tokenizer.output_end]

@@ -9,28 +9,29 @@ the worker's thread: the event loop does not compute.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fledgling.config import UserError
-from fledgling.serve import chat, completion
+from fledgling.serve import chat, completion, responses_api
+from fledgling.serve.embeddings import embeddings_handler
 from fledgling.serve.json_body import encode_json
 from fledgling.serve.metrics import render_metrics
 from fledgling.serve.middleware import AccessMiddleware
 from fledgling.serve.openapi import build_openapi
-from fledgling.serve.responses import build_error
+from fledgling.serve.request_body import Handler, answer_errors, bad_request_response, read_body
+from fledgling.serve.responses import FAILURES, build_error
 from fledgling.serve.schemas import BadRequest, parse_body
-from fledgling.serve.service import Endpoint, ParsedRequest, ResponseChunks, Service
+from fledgling.serve.service import Endpoint, ParsedRequest, ResponseChunks, Service, StreamForm
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, JobHandle, QueueFull
 
 PAGE = Path(__file__).parent / "page"
@@ -55,13 +56,10 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-BODY_TIMEOUT = 30  # seconds until a body must have arrived
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx passes each chunk on at once
 SMALL_BODY_BYTES = 65_536
 SMALL_LANES, LARGE_LANES = 4, 1  # requests that are parsed at once, of small and of large bodies
-MAX_READ_FACTOR = 8  # a body up to this factor above the limit is read to its end, so that its sender gets the 413
 DISCONNECT_POLL_SECONDS = 0.25  # between two checks whether a client that waits for a complete response is connected
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(service: Service) -> AccessMiddleware:
@@ -74,6 +72,8 @@ def make_app(service: Service) -> AccessMiddleware:
         *public,
         Route("/v1/chat/completions", _completion_handler(service, chat.ENDPOINT), methods=["POST"]),
         Route("/v1/completions", _completion_handler(service, completion.ENDPOINT), methods=["POST"]),
+        Route("/v1/responses", _completion_handler(service, responses_api.ENDPOINT), methods=["POST"]),
+        Route("/v1/embeddings", embeddings_handler(service), methods=["POST"]),
         Route("/v1/models", _json_handler(lambda request: {"object": "list", "data": [service.describe_model()]})),
         Route(
             "/v1/models/{name:path}", _json_handler(lambda request: service.describe_model(request.path_params["name"]))
@@ -99,7 +99,7 @@ def _json_handler(build_body: Callable[[Request], dict[str, Any]]) -> Handler:
 
 def _metrics_handler(service: Service) -> Handler:
     async def respond(request: Request) -> Response:
-        return Response(render_metrics(service.worker), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(render_metrics(service), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return respond
 
@@ -117,64 +117,26 @@ def _completion_handler(service: Service, endpoint: Endpoint) -> Handler:
     small, large = anyio.CapacityLimiter(SMALL_LANES), anyio.CapacityLimiter(LARGE_LANES)
 
     async def respond(request: Request) -> Response:
-        try:
-            body = await _read_body(request, service.max_body_bytes)
-            lane = small if len(body) <= SMALL_BODY_BYTES else large
-            parsed = await run_sync(_parse_request, endpoint, service, body, limiter=lane)
-            events = RequestEvents(service, parsed, bridge)
-        except BadRequest as error:
-            return bad_request_response(error)
-        except QueueFull as error:
-            headers = {"Retry-After": str(error.retry_after)}
-            text = "the server is at its limit of requests; try again later"
-            return JSONResponse(build_error(text, "rate_limit_error", None, "queue_full"), 429, headers=headers)
-        except ClientDisconnect:
-            return Response(status_code=499)
+        body = await read_body(request, service.max_body_bytes)
+        lane = small if len(body) <= SMALL_BODY_BYTES else large
+        parsed = await run_sync(_parse_request, endpoint, service, body, limiter=lane)
+        events = RequestEvents(service, parsed, bridge)
+        service.ignored_fields.add(parsed.ignored_fields)
         if parsed.stream:
-            lines = _stream_lines(events, endpoint.chunks(service, parsed))
-            return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            lines = _stream_lines(events, endpoint.chunks(service, parsed), endpoint.stream)
+            return StreamingResponse(lines, media_type=endpoint.stream.media_type, headers=STREAM_HEADERS)
         return await _collect_response(request, service, endpoint, parsed, events)
 
-    return respond
-
-
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """Returns the body of a request.
-
-    At most `max_bytes` are kept in memory. A body that is a little larger is read to its end, so that its sender
-    receives the error.
-
-    Raises:
-        BadRequest: wrong content type, a body that is too large or does not arrive in time.
-    """
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise BadRequest(f"content type {content_type[:80]!r}: expected application/json", status=415)
-    too_large = BadRequest(f"the body is larger than {max_bytes:,} bytes", code="body_too_large", status=413)
-    content_length = request.headers.get("content-length", "")
-    if content_length.isdecimal() and int(content_length) > MAX_READ_FACTOR * max_bytes:
-        raise too_large
-    body, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MAX_READ_FACTOR * max_bytes:
-                    raise too_large
-                if size <= max_bytes:
-                    body += chunk
-    except TimeoutError:
-        message = f"the body did not arrive within {BODY_TIMEOUT} s"
-        raise BadRequest(message, code="body_timeout", status=408, retry_after=1) from None
-    if size > max_bytes:
-        raise too_large
-    return bytes(body)
+    return answer_errors(respond)
 
 
 def _parse_request(endpoint: Endpoint, service: Service, body: bytes) -> ParsedRequest:
     """Validates a body and makes its jobs; a conversation that cannot be rendered is a BadRequest too."""
     try:
-        return endpoint.parse_request(service, parse_body(endpoint.body, body))
+        validated = parse_body(endpoint.body, body)
+        parsed = endpoint.parse_request(service, validated)
+        parsed.ignored_fields = validated.ignored_fields
+        return parsed
     except UserError as error:
         raise BadRequest(str(error)) from None
 
@@ -239,23 +201,19 @@ class RequestEvents:
         return choice, event
 
 
-async def _stream_lines(events: RequestEvents, chunks: ResponseChunks) -> AsyncIterator[str]:
-    """Yields server-sent events: a `data:` line for each chunk, [DONE] last."""
+async def _stream_lines(events: RequestEvents, chunks: ResponseChunks, form: StreamForm) -> AsyncIterator[str]:
+    """Yields the chunks of a stream as an endpoint writes them."""
     try:
         for chunk in chunks.start():
-            yield _data_line(chunk)
+            yield form.write(chunk)
         while (choice_event := await events.next()) is not None:
             for chunk in chunks.chunks_of_event(*choice_event):
-                yield _data_line(chunk)
+                yield form.write(chunk)
         for chunk in chunks.end():
-            yield _data_line(chunk)
-        yield "data: [DONE]\n\n"
+            yield form.write(chunk)
+        yield form.last
     finally:
         events.cancel()
-
-
-def _data_line(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
 
 async def _collect_response(
@@ -273,20 +231,14 @@ async def _collect_response(
             if choice_event is None:
                 break
             choice, event = choice_event
-            if isinstance(event, ChoiceFinished) and event.finish_reason == "error":
-                return JSONResponse(build_error("the engine failed on this batch", "server_error"), 500)
+            if isinstance(event, ChoiceFinished) and event.finish_reason in FAILURES:
+                message, kind, status = FAILURES[event.finish_reason]
+                return JSONResponse(build_error(message, kind), status)
             parsed.choices[choice].update(event)
         body = await run_sync(lambda: encode_json(endpoint.build_response(service, parsed)))
         return Response(body, media_type="application/json")
     finally:
         events.cancel()
-
-
-def bad_request_response(error: BadRequest) -> JSONResponse:
-    """Returns OpenAI's error response for a bad request."""
-    body = build_error(error.message, "invalid_request_error", error.param, error.code)
-    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after), "Connection": "close"}
-    return JSONResponse(body, error.status, headers)
 
 
 async def _no_such_route(request: Request, error: Any) -> Response:

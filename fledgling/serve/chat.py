@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fledgling.infer.detokenizer import ContentPart
+from fledgling.serve.constraints import read_answer_form
 from fledgling.serve.responses import (
+    FAILURES,
     FINISH_REASONS,
+    GeneratedChoice,
+    PartStream,
     build_chat_logprobs,
     build_error,
     build_parts,
@@ -17,9 +22,11 @@ from fledgling.serve.responses import (
 )
 from fledgling.serve.schemas import BadRequest, ChatRequest
 from fledgling.serve.service import Endpoint, ParsedRequest, Service
+from fledgling.serve.tool_calls import ToolCall, is_tool_call, list_tool_calls
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, GenerationJob
 from fledgling.text.conversation import render_prompt
 from fledgling.text.truncation import drop_oldest_turns
+from fledgling.text.turns import normalize_turns
 
 
 def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
@@ -28,19 +35,32 @@ def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
     if body.top_logprobs and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs = true", "top_logprobs")
     messages = [message.to_conversation_message() for message in body.messages]
+    engine = service.worker.engine
+    form = read_answer_form(body, engine.grammars, engine.has_tool_tokens)
+    messages, changes = normalize_turns(messages, [tool.describe() for tool in form.tools])
+    service.changed_turns.add(changes)
     max_new_tokens = body.max_completion_tokens or body.max_tokens
     dropped = 0
     if body.truncation == "auto":
         messages, dropped = drop_oldest_turns(service.tokenizer, messages, service.context, max_new_tokens)
-        service.check_prompt_size(_texts(messages))
-    else:
-        service.check_prompt_size(text for message in body.messages for text in message.texts())
+    service.check_prompt_size(_texts(messages))
     prompt = render_prompt(service.tokenizer, {"messages": messages})
     sampling = service.make_sampling_params(body, prompt, max_new_tokens, body.top_logprobs or 0)
     n = body.n or 1
+    service.check_num_choices(n)
     options = body.stream_options
     return ParsedRequest(
-        jobs=[GenerationJob(tuple(prompt), sampling, n, body.stop_strings(), body.calculator)],
+        jobs=[
+            GenerationJob(
+                prompt=tuple(prompt),
+                sampling=sampling,
+                n=n,
+                stop_strings=body.stop_strings(),
+                tools=body.calculator and (form.grammar is None or bool(form.tools)),
+                grammar=form.grammar,
+                client_calls=bool(form.tools),
+            )
+        ],
         stream=bool(body.stream),
         include_usage=bool(options and options.include_usage),
         include_logprobs=bool(body.logprobs),
@@ -68,18 +88,30 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
     choices = []
     for index, choice in enumerate(parsed.choices):
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
-        if any(part.kind != "text" for part in choice.parts):
+        if calls := _list_calls(parsed, choice.parts):
+            message |= {"content": choice.content or None, "tool_calls": [call.to_json() for call in calls]}
+        if any(part.kind != "text" and not (calls and is_tool_call(part)) for part in choice.parts):
             message["parts"] = build_parts(choice.parts)
         choices.append(
             {
                 "index": index,
                 "message": message,
-                "finish_reason": FINISH_REASONS[choice.finish_reason or "stop"],
+                "finish_reason": _finish_reason(choice, bool(calls)),
                 "logprobs": build_chat_logprobs(service.tokenizer, choice.tokens) if parsed.include_logprobs else None,
             }
         )
-    usage = build_usage(parsed.prompt_tokens, parsed.completion_tokens)
+    usage = build_usage(parsed.prompt_tokens, parsed.completion_tokens, parsed.cached_tokens)
     return {**_envelope(service, parsed, "chat.completion"), "choices": choices, "usage": usage}
+
+
+def _list_calls(parsed: ParsedRequest, parts: list[ContentPart]) -> list[ToolCall]:
+    """Returns the calls of the request's tools; parts are never taken for calls where a request has no tools."""
+    return list_tool_calls(parts) if parsed.jobs[0].client_calls else []
+
+
+def _finish_reason(choice: GeneratedChoice, has_calls: bool) -> str:
+    reason = FINISH_REASONS[choice.finish_reason or "stop"]
+    return "tool_calls" if has_calls and reason == "stop" else reason
 
 
 class ChatChunks:
@@ -87,6 +119,9 @@ class ChatChunks:
 
     def __init__(self, service: Service, parsed: ParsedRequest) -> None:
         self.service, self.parsed = service, parsed
+        self.calls: list[list[ToolCall]] = [[] for _ in parsed.choices]  # of the request's tools
+        self.in_call = [False] * len(parsed.choices)  # whether the newest call is one of the request's tools
+        self.parts = [PartStream() for _ in parsed.choices]
 
     def start(self) -> Iterator[dict[str, Any]]:
         """Yields the role of each choice."""
@@ -99,15 +134,24 @@ class ChatChunks:
         A `ChoiceFinished` gives the finish reason, after an error object if the engine failed. Other events give one
         delta, or none if they have neither text nor requested log-probabilities.
         """
-        self.parsed.choices[choice].update(event)
+        generated = self.parsed.choices[choice]
+        generated.update(event)
         if isinstance(event, ChoiceFinished):
-            if event.finish_reason == "error":
-                yield build_error("the engine failed", "server_error")
-            yield self._chunk(choice, {}, FINISH_REASONS[event.finish_reason])
+            if event.finish_reason in FAILURES:
+                yield build_error(*FAILURES[event.finish_reason][:2])
+            yield self._chunk(choice, {}, _finish_reason(generated, any(call.name for call in self.calls[choice])))
             return
         delta: dict[str, Any] = {"content": join_text(event.parts)}
-        if any(part.kind != "text" for part in event.parts):
-            delta["parts"] = build_parts(event.parts)
+        others = []
+        for part in event.parts:
+            if part.opens:
+                self.in_call[choice] = self.parsed.jobs[0].client_calls and is_tool_call(part)
+            if part.kind == "python" and self.in_call[choice]:
+                delta.setdefault("tool_calls", []).extend(self._call_deltas(choice, part))
+            else:
+                others.append(part)
+        if parts := self.parts[choice].push(others):
+            delta["parts"] = parts
         if event.parts or self.parsed.include_logprobs:
             with_logprobs = self.parsed.include_logprobs
             logprobs = build_chat_logprobs(self.service.tokenizer, event.tokens) if with_logprobs else None
@@ -116,8 +160,21 @@ class ChatChunks:
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields the usage where it was requested."""
         if self.parsed.include_usage:
-            usage = build_usage(self.parsed.prompt_tokens, self.parsed.completion_tokens)
+            usage = build_usage(self.parsed.prompt_tokens, self.parsed.completion_tokens, self.parsed.cached_tokens)
             yield {**_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [], "usage": usage}
+
+    def _call_deltas(self, choice: int, part: ContentPart) -> Iterator[dict[str, Any]]:
+        """Yields what a piece of a call tells a client: its name once it is known, then more of its arguments."""
+        calls = self.calls[choice]
+        if part.opens:
+            calls.append(ToolCall())
+        name, arguments = calls[-1].push(part.text)
+        index = len(calls) - 1
+        if name is not None:
+            function = {"name": name, "arguments": arguments}
+            yield {"index": index, "id": calls[-1].id, "type": "function", "function": function}
+        elif arguments:
+            yield {"index": index, "function": {"arguments": arguments}}
 
     def _chunk(self, index: int, delta: dict, finish_reason: str | None = None, logprobs: dict | None = None) -> dict:
         choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}

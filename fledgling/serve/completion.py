@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fledgling.serve.constraints import compile_constraint
 from fledgling.serve.responses import (
+    FAILURES,
     FINISH_REASONS,
     build_error,
     build_text_logprobs,
@@ -27,13 +29,15 @@ def parse_request(service: Service, body: CompletionRequest) -> ParsedRequest:
     prompts, n = body.prompt_list(), body.n or 1
     if len(prompts) * n > MAX_CHOICES:
         raise BadRequest(f"{len(prompts)} prompts times n = {n} is more than {MAX_CHOICES} choices", "n")
+    service.check_num_choices(len(prompts) * n)
     if body.best_of not in (None, n):
         raise BadRequest(f"best_of is {body.best_of}; only n itself ({n}) is possible", "best_of")
     score_prompt = bool(body.echo) and body.logprobs is not None
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    grammar = compile_constraint(body, service.worker.engine.grammars)
     jobs, echo_prefixes = [], []
     for prompt in prompts:
-        ids = [service.tokenizer.bos, *_prompt_ids(service, prompt)]
+        ids = [service.tokenizer.bos, *service.tokenize_text(prompt, "prompt")]
         job = GenerationJob(
             prompt=tuple(ids),
             sampling=service.make_sampling_params(body, ids, max(1, max_tokens), body.logprobs or 0),
@@ -42,6 +46,7 @@ def parse_request(service: Service, body: CompletionRequest) -> ParsedRequest:
             tools=False,
             score_prompt=score_prompt,
             generate=max_tokens > 0,
+            grammar=grammar,
         )
         jobs.append(job)
         echo_prefixes += [service.tokenizer.decode(ids[1:]) if body.echo else ""] * n
@@ -55,19 +60,6 @@ def parse_request(service: Service, body: CompletionRequest) -> ParsedRequest:
         id=make_id("cmpl"),
         created=unix_time(),
     )
-
-
-def _prompt_ids(service: Service, prompt: str | list[int]) -> list[int]:
-    """Returns a prompt as token ids; raises BadRequest for ids out of range and for control tokens."""
-    if isinstance(prompt, str):
-        service.check_prompt_size([prompt])
-        return service.tokenizer.encode(prompt)
-    service.check_prompt_size((), num_ids=len(prompt))
-    control = set(service.tokenizer.special_tokens.values())
-    invalid = next((i for i in prompt if not 0 <= i < service.tokenizer.vocab_size or i in control), None)
-    if invalid is not None:
-        raise BadRequest(f"{invalid} is not the id of a token of text", "prompt")
-    return prompt
 
 
 def _envelope(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
@@ -86,7 +78,7 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
         logprobs = build_text_logprobs(service.tokenizer, tokens, offset) if parsed.include_logprobs else None
         reason = FINISH_REASONS[choice.finish_reason or "stop"]
         choices.append(_choice(index, prefix + choice.content, reason, logprobs))
-    usage = build_usage(parsed.prompt_tokens, parsed.completion_tokens)
+    usage = build_usage(parsed.prompt_tokens, parsed.completion_tokens, parsed.cached_tokens)
     return {**_envelope(service, parsed), "choices": choices, "usage": usage}
 
 
@@ -107,8 +99,8 @@ class CompletionChunks:
         """Adds an event to `parsed.choices[choice]` and yields the chunks that report it."""
         self.parsed.choices[choice].update(event)
         if isinstance(event, ChoiceFinished):
-            if event.finish_reason == "error":
-                yield build_error("the engine failed", "server_error")
+            if event.finish_reason in FAILURES:
+                yield build_error(*FAILURES[event.finish_reason][:2])
             yield self._chunk(_choice(choice, "", FINISH_REASONS[event.finish_reason], None))
             return
         tokenizer = self.service.tokenizer
@@ -126,7 +118,7 @@ class CompletionChunks:
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields the usage where it was requested."""
         if self.parsed.include_usage:
-            usage = build_usage(self.parsed.prompt_tokens, self.parsed.completion_tokens)
+            usage = build_usage(self.parsed.prompt_tokens, self.parsed.completion_tokens, self.parsed.cached_tokens)
             yield {**_envelope(self.service, self.parsed), "choices": [], "usage": usage}
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:

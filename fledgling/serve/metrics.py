@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from fledgling.serve.worker import Worker
+from fledgling.serve.extra_fields import FieldCounter
+from fledgling.serve.service import Service
 
 COUNTERS = {  # fields of WorkerCounters
     "requests": "Requests accepted into the queue.",
@@ -30,11 +31,12 @@ STATS = {  # fields of SchedulerStats
 }
 
 
-class _WorkerCollector(Collector):
-    """Reads a worker's counters when they are scraped."""
+class _ServiceCollector(Collector):
+    """Reads a service's counters when they are scraped."""
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.worker = service.worker
 
     def collect(self) -> Iterator[Metric]:
         """Yields every counter and gauge."""
@@ -44,7 +46,13 @@ class _WorkerCollector(Collector):
                 family = CounterMetricFamily(f"fledgling_{name}", text)
                 family.add_metric([], getattr(values, name))
                 yield family
-        yield GaugeMetricFamily("fledgling_load", "Requests waiting or running.", self.worker.load)
+        yield _count_names(
+            "ignored_fields", "field", "Fields of requests that change no answer.", self.service.ignored_fields
+        )
+        yield _count_names(
+            "changed_turns", "change", "Messages that were joined or dropped.", self.service.changed_turns
+        )
+        yield GaugeMetricFamily("fledgling_load", "Answers waiting or running.", self.worker.load)
         yield GaugeMetricFamily(
             "fledgling_prefix_hit_rate", "Share of prompt tokens found in the cache.", stats.prefix_hit_rate
         )
@@ -55,8 +63,15 @@ class _WorkerCollector(Collector):
         yield GaugeMetricFamily("fledgling_cache_bytes", "Bytes of keys and values, of rows and prefixes.", used_bytes)
 
 
-def render_metrics(worker: Worker) -> bytes:
-    """Returns the metrics of a worker."""
+def _count_names(name: str, label: str, text: str, counter: FieldCounter) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"fledgling_{name}", text, labels=[label])
+    for value, count in sorted(dict(counter.counts).items()):
+        family.add_metric([value], count)
+    return family
+
+
+def render_metrics(service: Service) -> bytes:
+    """Returns the metrics of a service."""
     registry = CollectorRegistry()
-    registry.register(_WorkerCollector(worker))
+    registry.register(_ServiceCollector(service))
     return generate_latest(registry)

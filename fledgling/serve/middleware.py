@@ -1,8 +1,9 @@
-"""Access control before every route: the Host header and the API key.
+"""Access control before every route: the Host header, other sites' pages, and the API key.
 
 A page of another site, open in the same browser, must not reach a server on loopback. The name in `Host` must therefore
-be one of the server's (against DNS rebinding), bodies must be JSON by their content type, and no CORS header is ever
-sent, so that a browser's preflight request fails. An API key is compared in constant time.
+be one of the server's (against DNS rebinding), bodies must be JSON by their content type, and CORS headers are sent to
+the origins of `--allow-origin` alone, so that the browser's preflight request of any other page fails. An API key is
+compared in constant time.
 
 Whether a request needs the key is decided by the routes themselves, from the ASGI scope: by the same code, on the same
 path, that later chooses the handler. Nothing that a client writes elsewhere (the Host header, an absolute request
@@ -15,6 +16,7 @@ import hmac
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,12 +30,17 @@ class AccessMiddleware:
 
     Args:
         app: the application.
-        service: gives the accepted hosts and the key.
+        service: gives the accepted hosts, the origins of other sites, and the key.
         public: routes that need no key.
     """
 
     def __init__(self, app: ASGIApp, service: Service, public: Sequence[Route]) -> None:
-        self.app, self.service, self.public = app, service, tuple(public)
+        self.hosts = service.hosts
+        self.app: ASGIApp = app if service.api_key is None else KeyMiddleware(app, service.api_key, public)
+        if service.origins:  # outside the key's check: a preflight request carries no key
+            self.app = CORSMiddleware(
+                self.app, service.origins, ("GET", "POST"), ("*",), expose_headers=("Retry-After",), max_age=600
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection."""
@@ -45,19 +52,38 @@ class AccessMiddleware:
             await (self._error_response(scope) or self.app)(scope, receive, send)
 
     def _error_response(self, scope: Scope) -> JSONResponse | None:
-        hosts, key, headers = self.service.hosts, self.service.api_key, Headers(scope=scope)
-        if hosts is not None:
-            given = headers.getlist("host")
-            host = given[0] if len(given) == 1 else ""
-            name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.split(":")[0]
-            if name.lower() not in hosts:
-                text = f"the host {name[:80]!r} is not a name of this server"
-                return JSONResponse(build_error(text, "invalid_request_error", None, "wrong_host"), 421)
-        if key is None or any(route.matches(scope)[0] is Match.FULL for route in self.public):
+        if self.hosts is None:
             return None
+        given = Headers(scope=scope).getlist("host")
+        host = given[0] if len(given) == 1 else ""
+        name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.split(":")[0]
+        if name.lower() in self.hosts:
+            return None
+        text = f"the host {name[:80]!r} is not a name of this server; start it with --allow-host NAME"
+        return JSONResponse(build_error(text, "invalid_request_error", None, "wrong_host"), 421)
+
+
+class KeyMiddleware:
+    """An ASGI application that passes requests with the key, and those of public routes, to `app`."""
+
+    def __init__(self, app: ASGIApp, key: str, public: Sequence[Route]) -> None:
+        self.app, self.key, self.public = app, key, tuple(public)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one HTTP request."""
+        await (self.app if self._is_allowed(scope) else self._refusal())(scope, receive, send)
+
+    def _is_allowed(self, scope: Scope) -> bool:
+        if scope["type"] != "http" or any(route.matches(scope)[0] is Match.FULL for route in self.public):
+            return True
+        headers = Headers(scope=scope)
         scheme, _, credentials = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(credentials.strip().encode(), key.encode()):
-            return None
+        given = (
+            credentials.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        )  # Anthropic's header
+        return hmac.compare_digest(given.encode(), self.key.encode())
+
+    def _refusal(self) -> JSONResponse:
         text = "an API key is required: Authorization: Bearer KEY"
         body = build_error(text, "invalid_request_error", None, "invalid_api_key")
         return JSONResponse(body, 401, headers={"WWW-Authenticate": "Bearer"})

@@ -7,8 +7,11 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from fledgling import __version__
+from fledgling.serve.embeddings import EmbeddingsRequest
+from fledgling.serve.responses_api import ResponsesRequest
 from fledgling.serve.schemas import ChatRequest, CompletionRequest
 
+BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingsRequest)
 TEXT, COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 
 
@@ -28,14 +31,21 @@ EVENT = _object({"data": {"type": "string", "description": "a chunk as JSON; [DO
 ERROR = _object({"error": _object({"message": TEXT, "type": TEXT, "param": _nullable(TEXT), "code": _nullable(TEXT)})})
 MODEL = _object({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT})
 USAGE = _object({"prompt_tokens": COUNT, "completion_tokens": COUNT, "total_tokens": COUNT})
-REASON = {"enum": ["stop", "length"]}
+REASON = {"enum": ["stop", "length", "tool_calls"]}
+FUNCTION = _object({"name": TEXT, "arguments": TEXT})
+TOOL_CALL = _object({"id": TEXT, "type": {"const": "function"}, "function": FUNCTION})
 MESSAGE = _object(
-    {"role": {"const": "assistant"}, "content": TEXT},
+    {"role": {"const": "assistant"}, "content": _nullable(TEXT)},
+    tool_calls=_list(TOOL_CALL),
     parts=_list(_object({"type": {"enum": ["text", "python", "output"]}, "text": TEXT})),
 )
 ENVELOPE = {"id": TEXT, "object": TEXT, "created": COUNT, "model": TEXT, "usage": USAGE}
 CHAT = _object({**ENVELOPE, "choices": _list(_object({"index": COUNT, "message": MESSAGE, "finish_reason": REASON}))})
 COMPLETION = _object({**ENVELOPE, "choices": _list(_object({"index": COUNT, "text": TEXT, "finish_reason": REASON}))})
+RESPONSE = _object({"id": TEXT, "object": {"const": "response"}, "status": TEXT, "output": _list({"type": "object"})})
+VECTOR = {"anyOf": [_list({"type": "number"}), {"type": "string", "description": "base64 of float32"}]}
+EMBEDDING = _object({"object": {"const": "embedding"}, "index": COUNT, "embedding": VECTOR})
+EMBEDDINGS = _object({"object": {"const": "list"}, "model": TEXT, "data": _list(EMBEDDING)})
 HEALTH = _object(
     {"status": {"const": "ok"}, "model": TEXT, "load": COUNT, "max_queue_size": COUNT, "max_batch_size": COUNT}
 )
@@ -44,15 +54,19 @@ HEALTH = _object(
 def build_openapi() -> dict[str, Any]:
     """Returns the description as a dictionary."""
     names, schemas = models_json_schema(
-        [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template="#/components/schemas/{model}"
+        [(kind, "validation") for kind in BODIES], ref_template="#/components/schemas/{model}"
     )
-    chat, text = (names[kind, "validation"] for kind in (ChatRequest, CompletionRequest))
+    chat, text, responses, embeddings = (names[kind, "validation"] for kind in BODIES)
     return {
         "openapi": "3.1.0",
         "info": {"title": "fledgling", "version": __version__},
         "paths": {
             "/v1/chat/completions": {"post": _operation("Answers a conversation.", CHAT, chat, stream=True)},
             "/v1/completions": {"post": _operation("Continues a text.", COMPLETION, text, stream=True)},
+            "/v1/responses": {
+                "post": _operation("Answers a conversation, as items.", RESPONSE, responses, stream=True)
+            },
+            "/v1/embeddings": {"post": _operation("A vector for each text.", EMBEDDINGS, embeddings)},
             "/v1/models": {"get": _operation("The model.", _object({"object": TEXT, "data": _list(MODEL)}))},
             "/v1/models/{name}": {
                 "parameters": [{"name": "name", "in": "path", "required": True, "schema": TEXT}],

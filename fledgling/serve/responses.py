@@ -1,7 +1,8 @@
 """Response bodies in OpenAI's format, complete or as chunks of a stream, from the worker's events.
 
-`content` is the prose of an answer. Tool calls and their outputs are in `parts`, so a client that knows only OpenAI's
-fields shows a clean answer, and the page shows everything. Log-probabilities are natural logarithms.
+`content` is the prose of an answer. Calls of the request's tools are in `tool_calls`; those of the model's own tool and
+their outputs in `parts`, so a client that knows only OpenAI's fields shows a clean answer, and the page shows
+everything. Log-probabilities are natural logarithms.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from fledgling.infer.engine import GeneratedToken
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished
 from fledgling.text.tokenizer import Tokenizer
 
-FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "error": "stop"}
+FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "error": "stop", "constraint": "stop"}
+FAILURES = {  # finish reason: message, kind and HTTP status
+    "error": ("the engine failed on this batch", "server_error", 500),
+    "constraint": ("the constraint of the answer exceeds the limits of a step", "invalid_request_error", 400),
+}
 
 
 @dataclass
@@ -28,11 +33,12 @@ class GeneratedChoice:
     tokens: list[GeneratedToken] = field(default_factory=list)
     prompt_tokens: list[GeneratedToken] = field(default_factory=list)  # where the prompt is scored
     finish_reason: str | None = None
+    cached_tokens: int = 0  # of the prompt
 
     def update(self, event: ChoiceEvent) -> None:
         """Appends what an event reports."""
         if isinstance(event, ChoiceFinished):
-            self.finish_reason = event.finish_reason
+            self.finish_reason, self.cached_tokens = event.finish_reason, event.cached_tokens
         elif event.echo:
             self.prompt_tokens += event.tokens
         else:
@@ -51,17 +57,42 @@ def join_text(parts: Iterable[ContentPart]) -> str:
     return "".join(part.text for part in parts if part.kind == "text")
 
 
-def build_parts(parts: Iterable[ContentPart]) -> list[dict[str, str]]:
+def build_parts(parts: Iterable[ContentPart]) -> list[dict[str, Any]]:
     """Returns the parts of a message as JSON."""
     return [{"type": part.kind, "text": part.text} for part in parts]
 
 
-def build_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+class PartStream:
+    """The `parts` of one choice's deltas, from its first call of the model's own tool on.
+
+    Each has an index, by which clients join those of one part, as they do with tool calls: one without cannot be
+    accumulated (openai-python raises).
+    """
+
+    def __init__(self) -> None:
+        self.index = -1
+        self.kind = ""
+
+    def push(self, parts: Iterable[ContentPart]) -> list[dict[str, Any]]:
+        """Returns the parts of a delta as JSON; none before the first call."""
+        parts = list(parts)
+        if self.index < 0 and all(part.kind == "text" for part in parts):
+            return []
+        entries = []
+        for part in parts:
+            self.index += part.opens or part.kind != self.kind
+            self.kind = part.kind
+            entries.append({"index": self.index, "type": part.kind, "text": part.text})
+        return entries
+
+
+def build_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
     """Returns the usage: tokens of the prompts, each counted once, and of all answers, including tool output."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 

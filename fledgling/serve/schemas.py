@@ -1,20 +1,20 @@
 """Request bodies in OpenAI's format, validated completely before anything is tokenized or queued.
 
-A field is honored or rejected by name, never silently ignored: what would change the answer and is not supported (tool
-schemas, frequency penalties, response formats) is rejected when it requests anything; what only describes the caller
-(`user`, `metadata`) is accepted and not stored. The OpenAPI description is generated from these classes.
+What changes an answer is honored or refused by name; what does not is ignored and counted (extra_fields.py): `user`,
+`metadata`, what a client adds to our own messages before it sends them back. The OpenAPI description is generated from
+these classes.
 
 Every field has a bound on its size, so that no request costs more than its length suggests; the text of messages and
 prompts is bounded by the model's context (service.py). `x-bounded-by` marks those in the description.
 
 Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `calculator`, `truncation` (as in OpenAI's Responses
-API); and `parts` of an assistant's message, the answer as it was returned, tool calls included.
+API), vLLM's `structured_outputs` and `guided_*`, llama.cpp's `grammar`; and `parts` of an assistant's message, the
+answer as it was returned, calls of the model's own tool included.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,6 +22,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -29,6 +30,8 @@ from pydantic import (
     ValidationError,
 )
 
+from fledgling.serve.extra_fields import UnsupportedField, list_ignored
+from fledgling.serve.field_errors import describe_error
 from fledgling.serve.json_body import MAX_OBJECT_KEYS, InvalidJSON, parse_json, shorten_text
 
 MAX_CHOICES = 16
@@ -38,32 +41,33 @@ MAX_MESSAGES = 512
 MAX_PARTS = 256  # of one message
 MAX_NAME_CHARS = 256
 MAX_PROMPT_IDS = 1 << 17  # of one prompt; the model's context is checked later
-MAX_UNUSED_CHARS = 16_384  # of the JSON of a field that is accepted and not used
+MAX_TOOLS = 64
+MAX_TOOL_CALLS = 64  # of one message
+MAX_SCHEMA_CHARS = 32_768  # of the JSON of a schema
+MAX_GRAMMAR_CHARS = 16_384  # of a pattern or grammar
+MAX_CHOICE_TEXTS = 256  # of guided_choice
 MAX_INTEGER = 2**63 - 1
 
 
-def _check_unused(value: Any) -> Any:
-    if isinstance(value, str | dict | list):
-        try:
-            size = len(json.dumps(value))
-        except RecursionError:
-            size = MAX_UNUSED_CHARS + 1
-        if size > MAX_UNUSED_CHARS:
-            raise ValueError(f"expected at most {MAX_UNUSED_CHARS:,} characters of JSON")
+def _check_schema_size(value: Any) -> Any:
+    try:
+        size = len(json.dumps(value))
+    except RecursionError:
+        size = MAX_SCHEMA_CHARS + 1
+    if size > MAX_SCHEMA_CHARS:
+        raise ValueError(f"expected at most {MAX_SCHEMA_CHARS:,} characters of JSON")
     return value
 
 
 Number = StrictInt | StrictFloat
-Unused = Annotated[
-    Any,
-    AfterValidator(_check_unused),
-    Field(description="Accepted and not used.", json_schema_extra={"x-unused": True}),
-]
 ContextText = Annotated[StrictStr, Field(json_schema_extra={"x-bounded-by": "the model's context"})]
 Name = Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
 StopString = Annotated[StrictStr, Field(max_length=MAX_STOP_CHARS)]
 TokenCount = Annotated[StrictInt, Field(ge=1, le=MAX_INTEGER)]
 PromptIds = Annotated[list[StrictInt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_IDS)]
+SchemaText = Annotated[StrictStr, Field(max_length=MAX_GRAMMAR_CHARS)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(_check_schema_size)]
 
 
 class BadRequest(Exception):
@@ -84,59 +88,96 @@ class BadRequest(Exception):
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
 
 class Part(_Body):
-    """A part of a message: text, or in an assistant's message a tool call or its output."""
+    """A part of a message: text, or in an assistant's message a call of the model's own tool, or its output."""
 
-    type: Literal["text", "python", "output"]
-    text: ContextText
+    type: Name
+    text: ContextText | None = None
 
 
 Parts = Annotated[list[Part], Field(fail_fast=True, max_length=MAX_PARTS)]
+TEXT_PARTS = ("text", "input_text", "output_text")
+UNUSED_PARTS = ("refusal", "thinking", "redacted_thinking", "reasoning", "reasoning_content")  # of earlier answers
+
+
+class CalledFunction(_Body):
+    """Name and arguments of a call."""
+
+    name: Name
+    arguments: ContextText | None = None
+
+
+class ToolCall(_Body):
+    """A call of one of the request's tools in an assistant's message."""
+
+    id: Name | None = None
+    type: Name | None = None
+    function: CalledFunction
 
 
 class Message(_Body):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: ContextText | Parts | None = None
     parts: Parts | None = None
-    name: Unused = None
-    refusal: None = None
-
-    def texts(self) -> Iterator[str]:
-        """Yields all texts of the message."""
-        if isinstance(self.content, str):
-            yield self.content
-        else:
-            yield from (part.text for part in self.content or ())
-        yield from (part.text for part in self.parts or ())
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_TOOL_CALLS)] | None = None
+    tool_call_id: Name | None = None
 
     def to_conversation_message(self) -> dict[str, Any]:
-        """Returns the message in the format of `fledgling.text.conversation`; raises BadRequest without content."""
-        role = "system" if self.role == "developer" else self.role
-        content = self.parts if self.parts and role == "assistant" else self.content
-        if content is None:
-            raise BadRequest(f"a message of the {self.role} has no content", "messages")
-        return {"role": role, "content": content if isinstance(content, str) else [p.model_dump() for p in content]}
+        """Returns the message in the form of `fledgling.text.turns`; raises BadRequest for a part that is no text."""
+        message: dict[str, Any] = {"role": self.role}
+        content = self.parts if self.parts and self.role == "assistant" else self.content
+        message["content"] = content if content is None or isinstance(content, str) else _read_parts(content)
+        if content is self.parts and isinstance(self.content, str):
+            # Parts that were accumulated from a stream begin with the first call: the prose before it is in `content`.
+            prose = "".join(part.text or "" for part in self.parts or () if part.type == "text")
+            if len(self.content) > len(prose) and self.content.endswith(prose):
+                before = self.content[: len(self.content) - len(prose)]
+                message["content"].insert(0, {"type": "text", "text": before})
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+def _read_parts(parts: list[Part]) -> list[dict[str, str]]:
+    """Returns the parts that a model of text reads; raises BadRequest that names any other."""
+    kept = []
+    for part in parts:
+        if part.type in UNUSED_PARTS:
+            continue
+        if part.type not in (*TEXT_PARTS, "python", "output"):
+            text = f"messages: a part of type {shorten_text(part.type)}; the model reads text only"
+            raise BadRequest(text, "messages")
+        if part.text is None:
+            raise BadRequest(f"messages: a part of type {part.type} has no text", "messages")
+        kept.append({"type": "text" if part.type in TEXT_PARTS else part.type, "text": part.text})
+    return kept
 
 
 class StreamOptions(_Body):
     """Options of a stream."""
 
-    include_usage: StrictBool = False
-    include_obfuscation: Unused = None
+    include_usage: StrictBool | None = None
 
 
-class TextFormat(_Body):
-    """The only response format that is supported."""
+class IgnoringBody(_Body):
+    """A body whose further fields are ignored and counted."""
 
-    type: Literal["text"]
+    _ignored: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def ignored_fields(self) -> list[str]:
+        """Names of the fields that were ignored."""
+        return self._ignored
 
 
-class CommonRequest(_Body):
+class CommonRequest(IgnoringBody):
     """The fields of both kinds of completion."""
 
     model: Name = ""
@@ -157,9 +198,14 @@ class CommonRequest(_Body):
         ]
         | None
     ) = None
-    presence_penalty: Annotated[Number, Field(ge=0, le=0, description="Only 0: use repetition_penalty.")] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=0, le=0, description="Only 0: use repetition_penalty.")] | None = None
-    user: Unused = None
+    presence_penalty: Penalty | None = None
+    structured_outputs: JsonObject | None = None  # this and the next five are vLLM's names
+    guided_json: JsonObject | SchemaText | None = None
+    guided_regex: SchemaText | None = None
+    guided_choice: Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_CHOICE_TEXTS)] | None = None
+    guided_grammar: SchemaText | None = None
+    grammar: SchemaText | None = None
+    frequency_penalty: Penalty | None = None
 
     def parse_logit_bias(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
         """Returns logit_bias as (token id, bias); raises BadRequest for a key that is not the one name of a token."""
@@ -188,18 +234,11 @@ class ChatRequest(CommonRequest):
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     calculator: StrictBool = True
     truncation: Literal["auto", "disabled"] | None = None
-    response_format: TextFormat | None = None
+    response_format: JsonObject | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True, max_length=4)] | None = None
-    tools: (
-        Annotated[list[Any], Field(max_length=0, description="Only empty: the tools are the server's own.")] | None
-    ) = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: Unused = None
-    metadata: Unused = None
-    store: Unused = None
-    service_tier: Unused = None
-    safety_identifier: Unused = None
-    prompt_cache_key: Unused = None
+    tools: Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tool_choice: Name | JsonObject | None = None
+    parallel_tool_calls: StrictBool | None = None
 
 
 class CompletionRequest(CommonRequest):
@@ -215,7 +254,6 @@ class CompletionRequest(CommonRequest):
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: StrictBool | None = None
     best_of: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
-    suffix: None = None
 
     def prompt_list(self) -> list[str | list[int]]:
         """Returns the prompts, one or several, each as text or token ids."""
@@ -223,20 +261,24 @@ class CompletionRequest(CommonRequest):
         return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else list(prompt)
 
 
-def parse_body(kind: type[CommonRequest], body: bytes) -> Any:
-    """Parses and validates a body; raises BadRequest that names the first invalid field and what was expected."""
+def parse_body(kind: type[IgnoringBody], body: bytes) -> Any:
+    """Parses and validates a body; raises BadRequest that names the first invalid field, and what was expected."""
     try:
-        return kind.model_validate(parse_json(body))
+        value = parse_json(body)
     except InvalidJSON as error:
         raise BadRequest(f"the body: {error}") from None
+    parsed = validate_body(kind, value)
+    try:
+        parsed._ignored = list_ignored(parsed)
+    except UnsupportedField as error:
+        raise BadRequest(str(error), error.name) from None
+    return parsed
+
+
+def validate_body(kind: type[IgnoringBody], value: Any) -> Any:
+    """Returns the value of a body as its class; raises BadRequest as `parse_body` does."""
+    try:
+        return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        steps = (shorten_text(str(step)) for step in first["loc"] if not _is_union_branch(step))
-        field = ".".join(steps) or None
-        reason = "no such parameter" if first["type"] == "extra_forbidden" else first["msg"]
-        raise BadRequest(f"{field or 'the body'}: {reason}", field) from None
-
-
-def _is_union_branch(step: object) -> bool:
-    """Whether a step of pydantic's error location names a branch of a union, not a field of the body."""
-    return isinstance(step, str) and (any(mark in step for mark in "[(-") or step in ("str", "int", "float"))
+        field, message = describe_error(error.errors(include_url=False), value)  # type: ignore[arg-type]
+        raise BadRequest(message, field) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from fledgling.infer.sampling import SamplingParams
+from fledgling.serve.extra_fields import FieldCounter
 from fledgling.serve.responses import GeneratedChoice
-from fledgling.serve.schemas import BadRequest, CommonRequest
+from fledgling.serve.schemas import BadRequest, CommonRequest, IgnoringBody
 from fledgling.serve.worker import ChoiceEvent, GenerationJob, Worker
 from fledgling.text.tokenizer import Tokenizer
 
@@ -29,6 +31,9 @@ class Service:
     hosts: tuple[str, ...] | None = LOOPBACK  # accepted names in the Host header; None: any
     max_body_bytes: int = 1_000_000
     examples: tuple[str, ...] = ()  # questions that the model was taught to answer, for the page
+    origins: tuple[str, ...] = ()  # other sites whose pages may use the server
+    ignored_fields: FieldCounter = field(default_factory=FieldCounter)
+    changed_turns: FieldCounter = field(default_factory=FieldCounter)
 
     @property
     def context(self) -> int:
@@ -54,8 +59,14 @@ class Service:
             message = f"no model {name[:80]!r} on this server; it serves {self.model_name!r}"
             raise BadRequest(message, "model", "model_not_found", status=404)
 
+    def check_num_choices(self, count: int) -> None:
+        """Raises BadRequest for more choices than the queue holds: they could never be accepted."""
+        if count > self.worker.max_queue_size:
+            message = f"n: {count} answers are more than the server's queue holds ({self.worker.max_queue_size})"
+            raise BadRequest(message, "n")
+
     def describe_health(self) -> dict[str, Any]:
-        """Returns the body of /health: `load` counts requests waiting or running."""
+        """Returns the body of /health: `load` counts answers waiting or running."""
         worker = self.worker
         return {
             "status": "ok",
@@ -81,6 +92,18 @@ class Service:
             message = f"the prompt has {size} and the model's whole context is {self.context:,} tokens"
             raise BadRequest(message, "messages", "context_length_exceeded")
 
+    def tokenize_text(self, text: str | list[int], field: str) -> list[int]:
+        """Returns a text, or token ids, as ids; raises BadRequest for ids out of range and for control tokens."""
+        if isinstance(text, str):
+            self.check_prompt_size([text])
+            return self.tokenizer.encode(text)
+        self.check_prompt_size((), num_ids=len(text))
+        control = set(self.tokenizer.special_tokens.values())
+        invalid = next((i for i in text if not 0 <= i < self.tokenizer.vocab_size or i in control), None)
+        if invalid is not None:
+            raise BadRequest(f"{invalid} is not the id of a token of text", field)
+        return text
+
     def make_sampling_params(
         self, body: CommonRequest, prompt: Sequence[int], max_new_tokens: int | None, num_top_logprobs: int
     ) -> SamplingParams:
@@ -99,6 +122,8 @@ class Service:
             seed=secrets.randbits(63) if body.seed is None else body.seed,
             repetition_penalty=float(body.repetition_penalty or 1.0),
             logit_bias=body.parse_logit_bias(vocab_size),
+            presence_penalty=float(body.presence_penalty or 0.0),
+            frequency_penalty=float(body.frequency_penalty or 0.0),
             num_top_logprobs=min(num_top_logprobs, vocab_size),
         )
 
@@ -114,8 +139,10 @@ class ParsedRequest:
     echo_prefixes: list[str]  # of each choice: text before the answer (the echoed prompt)
     id: str
     created: int  # Unix time
+    body: Any = None  # what an endpoint repeats of its request in the response
     dropped_turns: int = 0  # of the conversation, so that it fits into the context
     choices: list[GeneratedChoice] = field(init=False)
+    ignored_fields: list[str] = field(default_factory=list)  # names of fields that change no answer
 
     def __post_init__(self) -> None:
         self.choices = [GeneratedChoice() for job in self.jobs for _ in range(job.n)]
@@ -129,6 +156,12 @@ class ParsedRequest:
     def prompt_tokens(self) -> int:
         """Tokens of the prompts, each counted once."""
         return sum(len(job.prompt) for job in self.jobs)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that were in the cache when their first answer began."""
+        firsts = (self.choices[index] for index in self.first_choice_indices)
+        return sum(choice.cached_tokens for choice in firsts)
 
     @property
     def completion_tokens(self) -> int:
@@ -150,10 +183,37 @@ class ResponseChunks(Protocol):
 
 
 @dataclass(frozen=True)
+class StreamForm:
+    """How the chunks of a stream are written: as server-sent events, or a line of JSON each."""
+
+    write: Callable[[dict[str, Any]], str]
+    last: str = ""
+    media_type: str = "text/event-stream"
+
+
+def _write_data(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+
+
+def _write_event(chunk: dict[str, Any]) -> str:
+    return f"event: {chunk.get('type', 'error')}\n{_write_data(chunk)}"
+
+
+def _write_line(chunk: dict[str, Any]) -> str:
+    return json.dumps(chunk, ensure_ascii=False) + "\n"
+
+
+DATA_STREAM = StreamForm(_write_data, "data: [DONE]\n\n")  # OpenAI's completions
+EVENT_STREAM = StreamForm(_write_event)  # named events: OpenAI's responses, Anthropic's messages
+LINE_STREAM = StreamForm(_write_line, media_type="application/x-ndjson")  # Ollama's
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """One kind of completion: its body, and how a request and its response are made (chat.py, completion.py)."""
 
-    body: type[CommonRequest]
+    body: type[IgnoringBody]
     parse_request: Callable[[Service, Any], ParsedRequest]  # raises BadRequest or UserError
     build_response: Callable[[Service, ParsedRequest], dict[str, Any]]
     chunks: Callable[[Service, ParsedRequest], ResponseChunks]
+    stream: StreamForm = DATA_STREAM

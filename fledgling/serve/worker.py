@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from fledgling.infer.detokenizer import AnswerDetokenizer, ContentPart, StopStringMatcher
 from fledgling.infer.engine import Engine, GeneratedToken
+from fledgling.infer.grammar import Grammar
 from fledgling.infer.request import Request
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.scheduler import Scheduler, SchedulerStats
@@ -48,10 +51,11 @@ class ChoiceDelta:
 
 @dataclass(frozen=True)
 class ChoiceFinished:
-    """A choice has ended: "stop", "length" or "context"; "error" where the engine failed."""
+    """A choice has ended ("stop", "length", "context") or failed ("constraint": see `Request`; "error": the engine)."""
 
     choice: int
     finish_reason: str
+    cached_tokens: int = 0  # of the prompt
 
 
 ChoiceEvent = ChoiceDelta | ChoiceFinished
@@ -68,6 +72,8 @@ class GenerationJob:
     tools: bool = True  # let the model call the calculator
     score_prompt: bool = False  # report the log-probabilities of the prompt's tokens
     generate: bool = True  # False: only score the prompt
+    grammar: Grammar | None = None  # that every answer obeys
+    client_calls: bool = False  # calls in the form of a client's tools are not run here
 
 
 class _Choice:
@@ -103,7 +109,7 @@ class _Choice:
             events.append(ChoiceDelta(self.number, tuple(parts), tokens))
         reason = "stop" if self.stop_matcher.stopped else request.finish_reason
         if reason:
-            events.append(ChoiceFinished(self.number, reason))
+            events.append(ChoiceFinished(self.number, reason, request.cached_tokens))
         return events, bool(reason)
 
     def _cut_at_stop_string(self, parts: list[ContentPart], last: bool) -> list[ContentPart]:
@@ -135,6 +141,23 @@ class JobHandle:
     emit: Callable[[ChoiceEvent], None]
     choices: list[_Choice] = field(default_factory=list)
     cancelled: bool = False
+    num_unfinished: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_unfinished = self.job.n
+
+    def cancel(self) -> None:
+        """Requests the cancellation, from any thread."""
+        self.cancelled = True
+
+
+@dataclass
+class TaskHandle:
+    """A computation on the worker's thread, between two steps. `cancel` keeps it from starting."""
+
+    run: Callable[[Engine], Any]
+    emit: Callable[[Any, Exception | None], None]  # with the result, or with None and the exception
+    cancelled: bool = False
 
     def cancel(self) -> None:
         """Requests the cancellation, from any thread."""
@@ -160,7 +183,7 @@ class Worker:
     Args:
         engine: used by the worker's thread alone from now on.
         max_batch_size: answers that are decoded at once.
-        max_queue_size: jobs waiting or running before `submit` raises QueueFull.
+        max_queue_size: answers waiting or running before `submit` raises QueueFull.
         prefill_chunk, lookahead_tokens: see `Scheduler`.
         prefix_cache_tokens: see `Scheduler`; None: as many tokens as the rows can hold at most, so that cached prefixes
             never take more memory than a full batch.
@@ -186,14 +209,15 @@ class Worker:
         self._wake = threading.Condition()
         self._inbox: list[JobHandle] = []
         self._active: list[JobHandle] = []
+        self._tasks: deque[TaskHandle] = deque()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def load(self) -> int:
-        """Jobs waiting or running."""
-        return len(self._inbox) + len(self._active)
+        """Answers and tasks waiting or running: a job with n = 16 is sixteen."""
+        return sum(handle.num_unfinished for handle in [*self._inbox, *self._active]) + len(self._tasks)
 
     @property
     def stats(self) -> SchedulerStats:
@@ -213,16 +237,36 @@ class Worker:
             emit: called with each event, in order, on the worker's thread; it must not block.
 
         Raises:
-            QueueFull: `max_queue_size` jobs are waiting or running.
+            QueueFull: with this job, more than `max_queue_size` answers would be waiting or running.
         """
         handle = JobHandle(job, emit)
         with self._wake:
-            if self.load >= self.max_queue_size:
+            if self.load + job.n > self.max_queue_size:
                 self.counters.rejected += 1
                 raise QueueFull(retry_after=1 + self.load // max(1, self.max_batch_size))
             self._inbox.append(handle)
             self.counters.requests += 1
             self.counters.prompt_tokens += len(job.prompt)
+            self._wake.notify()
+        return handle
+
+    def submit_task(self, run: Callable[[Engine], Any], emit: Callable[[Any, Exception | None], None]) -> TaskHandle:
+        """Queues a computation with the engine; it counts as one answer.
+
+        Args:
+            run: called on the worker's thread, between two steps of the running requests: it must be short.
+            emit: called there with the result, or with None and the exception; it must not block.
+
+        Raises:
+            QueueFull: `max_queue_size` answers are waiting or running.
+        """
+        handle = TaskHandle(run, emit)
+        with self._wake:
+            if self.load >= self.max_queue_size:
+                self.counters.rejected += 1
+                raise QueueFull(retry_after=1 + self.load // max(1, self.max_batch_size))
+            self._tasks.append(handle)
+            self.counters.requests += 1
             self._wake.notify()
         return handle
 
@@ -241,7 +285,7 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._closing or self._inbox or self._active):
+                while not (self._closing or self._inbox or self._active or self._tasks):
                     self._wake.wait()
                 if self._closing:
                     return
@@ -249,10 +293,26 @@ class Worker:
                 self._active += arrived
             start = time.perf_counter()
             try:
+                self._run_task()
                 self._run_step(arrived)
             except Exception as error:  # one failed step must not end the server: all running jobs get an error event
                 self._fail(error)
             self.counters.busy_seconds += time.perf_counter() - start
+
+    def _run_task(self) -> None:
+        """Runs the oldest task, if there is one; its exception is its own result."""
+        if not self._tasks:
+            return
+        handle = self._tasks[0]  # it counts until it has ended
+        value, problem = None, None
+        if not handle.cancelled:
+            try:
+                value = handle.run(self.engine)
+            except Exception as error:
+                problem, self.last_error = error, f"{type(error).__name__}: {error}"
+            handle.emit(value, problem)
+        with self._wake:
+            self._tasks.popleft()
 
     def _run_step(self, arrived: list[JobHandle]) -> None:
         """Adds new jobs, cancels those whose client has disconnected, runs one scheduler step and emits its events."""
@@ -260,7 +320,14 @@ class Worker:
             job = handle.job
             for number in range(job.n):
                 request = self.engine.make_request(
-                    job.prompt, job.sampling, number, job.tools, job.score_prompt, job.generate
+                    job.prompt,
+                    job.sampling,
+                    number,
+                    job.tools,
+                    job.score_prompt,
+                    job.generate,
+                    job.grammar,
+                    job.client_calls,
                 )
                 self._scheduler.add_request(request)
                 handle.choices.append(_Choice(number, job, request, self.engine))
@@ -269,7 +336,7 @@ class Worker:
                 self.counters.cancelled += 1
                 for choice in handle.choices:
                     self._scheduler.cancel(choice.request)
-                handle.choices = []
+                handle.choices, handle.num_unfinished = [], 0
         if self._scheduler.has_unfinished:
             self._scheduler.step()
             self.counters.steps += 1
@@ -283,6 +350,7 @@ class Worker:
                 if ended:
                     self._scheduler.cancel(choice.request)
                     handle.choices.remove(choice)
+                    handle.num_unfinished -= 1
         with self._wake:
             self._active = [handle for handle in self._active if handle.choices]
 

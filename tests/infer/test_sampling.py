@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fledgling.config import UserError
-from fledgling.infer.sampling import LogitAdjuster, SamplingParams, hash_to_uniform, sample_tokens
+from fledgling.infer.sampling import (
+    LogitAdjuster,
+    SamplingParams,
+    hash_to_uniform,
+    penalize_logits,
+    sample_tokens,
+)
 
 
 def even_noise(count: int) -> torch.Tensor:
@@ -111,6 +117,8 @@ def test_the_largest_noise_samples_a_possible_token() -> None:
         {"logit_bias": ((1, float("nan")),)},
         {"logit_bias": ((1, 0.5), (1, 0.5))},
         {"num_top_logprobs": -1},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
     ],
 )
 def test_invalid_parameters_are_named(wrong) -> None:
@@ -133,6 +141,28 @@ def test_a_penalty_lowers_seen_tokens_and_a_bias_adds() -> None:
     assert logits.tolist() == [1.0, -4.0, 1.5, 7.0]
 
 
+def test_the_three_penalties_are_those_of_their_formulas() -> None:
+    logits = torch.tensor([2.0, -2.0, 4.0, -4.0])
+    seen, counts = torch.tensor([True, True, False, True]), torch.tensor([0.0, 3.0, 0.0, 1.0])
+
+    def penalized(**params) -> list[float]:
+        return penalize_logits(logits, seen, counts, SamplingParams(**params)).tolist()
+
+    assert penalized() == [2.0, -2.0, 4.0, -4.0]
+    assert penalized(repetition_penalty=2.0) == [1.0, -4.0, 4.0, -8.0]
+    assert penalized(presence_penalty=0.5) == [2.0, -2.5, 4.0, -4.5]
+    assert penalized(frequency_penalty=0.5) == [2.0, -3.5, 4.0, -4.5]
+    assert penalized(frequency_penalty=-1, presence_penalty=1, repetition_penalty=2.0) == [1.0, -2.0, 4.0, -8.0]
+
+
+def test_presence_and_frequency_count_the_answer_and_not_the_prompt() -> None:
+    adjuster = LogitAdjuster(SamplingParams(presence_penalty=1.0, frequency_penalty=0.25), [0, 0], 3)
+    for answer, expected in (([], [0, 0, 0]), ([1], [0, -1.25, 0]), ([1, 2, 2, 2], [0, -1.25, -1.75])):
+        logits = torch.zeros(3)
+        adjuster.adjust_(logits, answer)
+        assert logits.tolist() == expected
+
+
 class _CountedOperations(TorchDispatchMode):
     """Counts the tensor operations within its block."""
 
@@ -145,16 +175,19 @@ class _CountedOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.5])
+@pytest.mark.parametrize("penalty", [0.0, 1.5])
 def test_a_step_costs_the_same_operations_whatever_the_length_of_bias_and_prompt(penalty) -> None:
     counts = []
     for length in (2, 1024):
-        sampling = SamplingParams(repetition_penalty=penalty, logit_bias=tuple((token, 1.0) for token in range(length)))
+        penalties = {name: penalty for name in ("presence_penalty", "frequency_penalty")}
+        sampling = SamplingParams(
+            repetition_penalty=1 + penalty, **penalties, logit_bias=tuple((token, 1.0) for token in range(length))
+        )
         adjuster = LogitAdjuster(sampling, list(range(length)), 1024)
         with _CountedOperations() as operations:
             adjuster.adjust_(torch.zeros(1024), [5])
         counts.append(operations.count)
-    assert counts[0] == counts[1] <= 16
+    assert counts[0] == counts[1] <= 24
 
 
 def test_a_bias_names_each_token_once() -> None:

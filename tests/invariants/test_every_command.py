@@ -202,7 +202,10 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
 ]
 REFUSED = {  # options that need what a test does not have: refused in one line
     "fledgling serve runs/quickstart --host 0.0.0.0 --api-key short --model-name a --max-batch-size 2 "
-    "--max-queue-size 3 --prefill-chunk 8 --prefix-cache-tokens 9 --lookahead-tokens 2 --device cpu": "at least 8",
+    "--max-queue-size 3 --prefill-chunk 8 --prefix-cache-tokens 9 --lookahead-tokens 2 --device cpu "
+    "--allow-host a.example --allow-origin https://a.example": "at least 8",
+    "fledgling serve runs/quickstart --allow-host http://a.example": "without scheme and port",
+    "fledgling serve runs/quickstart --allow-origin *": "expected SCHEME://HOST[:PORT]",
     "fledgling bench infer --peers --batch 0": "batch",
     "fledgling bench gpu --no-tiny --out gpu --minutes 0": "minutes",
     "fledgling data fetch nowhere --shards 2": "nowhere",

@@ -24,6 +24,7 @@ from fledgling.text.tokenizer import Tokenizer
 from tests.infer.conftest import adder, chain  # noqa: F401 - fixtures
 
 CONTEXT = 96
+ROOMY_CONTEXT = 800
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,17 @@ def tokenizer() -> Tokenizer:
 def random_engine(tokenizer: Tokenizer) -> Engine:
     """An engine whose model has random weights: it generates any token, up to the limit."""
     model = Transformer(ModelConfig(tokenizer.vocab_size, 2, 32, 2, 2, CONTEXT))
+    model.initialize(0)
+    torch.manual_seed(5)
+    for weight in model.parameters():
+        weight.data = torch.randn_like(weight) * 0.3
+    return Engine(model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def roomy_engine(tokenizer: Tokenizer) -> Engine:
+    """An engine with random weights and a context that holds descriptions of tools and a few calls."""
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 1, 32, 2, 2, ROOMY_CONTEXT))
     model.initialize(0)
     torch.manual_seed(5)
     for weight in model.parameters():
@@ -85,6 +97,12 @@ def browser():
         chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def roomy_server(roomy_engine: Engine) -> Iterator[tuple[str, Worker]]:
+    with serving(roomy_engine) as address_and_worker:
+        yield address_and_worker
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,9 @@ def test_a_stream_equals_the_complete_response(server, client):
         usage = chunk.usage
     assert text == [choice.message.content for choice in whole.choices] and len(set(text)) > 1
     assert ends == [choice.finish_reason for choice in whole.choices]
-    assert usage == whole.usage and count == usage.completion_tokens
+    assert (usage.prompt_tokens, usage.total_tokens) == (whole.usage.prompt_tokens, whole.usage.total_tokens)
+    assert usage.prompt_tokens_details.cached_tokens > 0  # of the request before
+    assert count == usage.completion_tokens
     first = whole.choices[0].logprobs.content[0]
     assert len(first.top_logprobs) == 2 and first.top_logprobs[0].logprob >= first.logprob - 1e-6
 
@@ -98,7 +100,7 @@ def test_a_tool_call_is_returned_in_parts(adder, client):
         {"type": "text", "text": "!"},
     ]
     assert "".join(p["text"] for p in pieces if p["type"] == "python") == "2+3"
-    assert {"type": "output", "text": "5"} in pieces
+    assert {"index": 1, "type": "output", "text": "5"} in pieces
 
 
 def test_stop_strings_end_an_answer_and_are_not_shown(chain, tokenizer, client):
@@ -185,7 +187,10 @@ def test_logit_bias_changes_the_sampled_tokens(server, client):
         ("chat/completions", {"messages": ASK, "temperature": "1"}, 400, "temperature"),
         ("chat/completions", {"messages": ASK, "n": 16384}, 400, "n: "),
         ("chat/completions", {"messages": ASK, "tools": [{}]}, 400, "tools"),
-        ("chat/completions", {"messages": ASK, "temprature": 1}, 400, "temprature: no such parameter"),
+        ("chat/completions", {"messages": ASK, "temprature": 1}, 400, "temprature: no such field; temperature?"),
+        ("chat/completions", {"messages": ASK, "stop": list("vwxyz")}, 400, "stop: at most 4 items, 5 given"),
+        ("chat/completions", {"messages": ASK, "functions": [{}]}, 400, "functions: not supported; use tools"),
+        ("chat/completions", {"messages": ASK, "response_format": {"type": "xml"}}, 400, "got 'xml'"),
         ("chat/completions", {"messages": ASK, "logit_bias": {"990": 1}}, 400, "logit_bias"),
         ("chat/completions", {"messages": ASK, "model": "gpt-9"}, 404, "no model 'gpt-9'"),
         ("chat/completions", {"messages": [{"role": "user", "content": "fox " * 99}]}, 400, "whole context"),
@@ -225,7 +230,7 @@ def test_content_type_size_method_and_address(server):
 
 
 def test_a_body_that_does_not_arrive_times_out(server, monkeypatch):
-    monkeypatch.setattr("fledgling.serve.app.BODY_TIMEOUT", 0.2)
+    monkeypatch.setattr("fledgling.serve.request_body.BODY_TIMEOUT", 0.2)
     head = {"Content_Type": "application/json", "Content_Length": "100"}
     assert call(server[0], "/v1/chat/completions", b"{", **head)[1]["error"]["code"] == "body_timeout"
 

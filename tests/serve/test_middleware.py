@@ -216,3 +216,44 @@ def gated_server(random_engine):
     with serving(random_engine, api_key=KEY, hosts=None) as (address, _):
         host, port = address.removeprefix("http://").split(":")
         yield host, int(port)
+
+
+ORIGIN = b"https://chat.example"
+
+
+@pytest.fixture(scope="module")
+def shared_app(random_engine):
+    worker = Worker(random_engine, 2, 2)
+    hosts = ("localhost", "host.docker.internal")
+    access = {"api_key": KEY, "hosts": hosts, "origins": (ORIGIN.decode(),)}
+    yield make_app(Service(worker, random_engine.tokenizer, "tiny", 1, **access))
+    worker.close()
+
+
+def preflight(app, origin: bytes) -> dict:
+    headers = [(b"host", b"localhost"), (b"origin", origin), (b"access-control-request-method", b"POST")]
+    headers.append((b"access-control-request-headers", b"authorization, content-type, x-stainless-lang"))
+    return ask(app, "/v1/chat/completions", headers, method="OPTIONS")[0]
+
+
+def test_an_allowed_origin_passes_the_preflight_without_a_key_and_no_other_does(shared_app, app):
+    answer = preflight(shared_app, ORIGIN)
+    assert answer["status"] == 200 and (b"access-control-allow-origin", ORIGIN) in answer["headers"]
+    for origin in (b"https://evil.example", b"null", b"https://chat.example.evil", b"http://chat.example"):
+        answer = preflight(shared_app, origin)
+        assert answer["status"] == 400 and b"access-control-allow-origin" not in dict(answer["headers"])
+    assert preflight(app, ORIGIN)["status"] == 401  # without --allow-origin
+
+
+def test_an_allowed_origin_still_needs_the_key_and_may_read_the_error(shared_app):
+    headers = [(b"host", b"localhost"), (b"origin", ORIGIN)]
+    refused = ask(shared_app, "/v1/models", headers)[0]
+    assert refused["status"] == 401 and (b"access-control-allow-origin", ORIGIN) in refused["headers"]
+    for key in ((b"authorization", f"Bearer {KEY}".encode()), (b"x-api-key", KEY.encode())):
+        assert status(shared_app, "/v1/models", [*headers, key]) == 200
+
+
+def test_an_allowed_host_is_a_name_of_this_server(shared_app):
+    for host in (b"host.docker.internal:8000", b"HOST.docker.internal", b"localhost"):
+        assert status(shared_app, "/health", [(b"host", host)]) == 200
+    assert status(shared_app, "/health", [(b"host", b"docker.internal")]) == 421

@@ -53,6 +53,12 @@ def test_fields_of_the_body_become_sampling_parameters(service):
     assert sampling.num_top_logprobs == 5 and dict(sampling.logit_bias) == {3: -2.0}
 
 
+def test_more_answers_than_the_queue_holds_are_an_error(service):
+    service.check_num_choices(16)
+    with pytest.raises(BadRequest, match="17 answers are more"):
+        service.check_num_choices(17)
+
+
 def test_usage_counts_each_prompt_once_and_every_answer():
     jobs = [GenerationJob([1, 2, 3], SamplingParams(), n) for n in (2, 3)]
     parsed = ParsedRequest(jobs, False, False, False, [], "id", 1)

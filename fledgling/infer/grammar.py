@@ -1,0 +1,203 @@
+"""Constraints on an answer: JSON, a JSON schema, a regular expression or a grammar, as masks over the vocabulary.
+
+`GrammarCompiler` makes a `Grammar` of a text in the library's notation; each request starts a `GrammarState` of it,
+which gives the tokens that may come next (`mask`) and takes the token that came (`accept`). Tokens are sampled one
+after the other, also those of an accepted draft, so a constraint holds with prompt lookup and in batches as it does
+alone.
+
+The library is llguidance: masks are computed when they are needed, so a schema costs nothing before its first token,
+and its limits bound memory and time of a hostile one. docs/dependencies.md compares it with xgrammar.
+
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fledgling.config import UserError
+
+if TYPE_CHECKING:
+    from fledgling.text.tokenizer import Tokenizer
+
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps writes
+LIMITS = {  # of one answer; a lexer state takes 1 to 2 kB, 14 thousand units of fuel take 1 ms
+    "max_lexer_states": 8_000,
+    "max_grammar_size": 50_000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 20_000,
+    "verbose_errors": False,
+}
+MAX_SCHEMA_NUMBER = 2**53  # the library computes bounds of numbers in 64 bits
+MAX_SHOWN_CHARS = 200
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+
+
+class GrammarError(UserError):
+    """A constraint that cannot be compiled, that no text satisfies, or that exceeds the limits of a step."""
+
+
+class GrammarState:
+    """The state of one answer under a grammar."""
+
+    def __init__(self, matcher: Any, eos_token: int) -> None:
+        self.matcher = matcher
+        self.eos_token = eos_token
+
+    def mask(self, vocab_size: int) -> np.ndarray:
+        """Returns which tokens may come next, (V,) bool; at least one. Raises GrammarError beyond a step's limits."""
+        allowed = np.zeros(vocab_size, dtype=bool)
+        if self.matcher.is_stopped() and not self.matcher.is_error():
+            allowed[self.eos_token] = True
+            return allowed
+        packed = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
+        if self.matcher.is_error():
+            raise GrammarError(f"the constraint of the answer: {self.describe_error()}")
+        bits = np.unpackbits(packed, bitorder="little")[:vocab_size]
+        allowed[: len(bits)] = bits
+        if not allowed.any():
+            raise GrammarError("the constraint of the answer allows no further token")
+        return allowed
+
+    def mask_logits_(self, logits: Tensor) -> None:
+        """Sets the logits (V,) of tokens that may not come next to minus infinity, in place."""
+        allowed = torch.from_numpy(self.mask(len(logits))).to(logits.device, non_blocking=True)
+        logits.masked_fill_(~allowed, -torch.inf)
+
+    def accept(self, token: int) -> None:
+        """Advances by the token that came; it is one that `mask` allowed."""
+        if not self.matcher.is_stopped():
+            self.matcher.consume_token(token)
+
+    def describe_error(self) -> str:
+        """Returns the library's reason in one line."""
+        return _shorten(self.matcher.get_error())
+
+
+class Grammar:
+    """A compiled constraint; `start` gives the state of a new answer. Answers of one request share a grammar."""
+
+    def __init__(self, matcher: Any, eos_token: int) -> None:
+        self._matcher = matcher
+        self._eos_token = eos_token
+
+    def start(self) -> GrammarState:
+        """Returns the state before the first token."""
+        return GrammarState(self._matcher.deep_copy(), self._eos_token)
+
+
+class GrammarCompiler:
+    """Compiles constraints for a tokenizer. Thread-safe.
+
+    Args:
+        tokenizer: the vocabulary; control tokens take part in a grammar by their names only.
+        eos_token: the token that ends an answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos_token: int) -> None:
+        self.tokenizer = tokenizer
+        self.eos_token = eos_token
+
+    def compile_schema(self, schema: Mapping[str, Any] | bool) -> Grammar:
+        """Returns the constraint "JSON that the schema accepts", with a space after commas and colons.
+
+        Raises:
+            GrammarError: the schema has keywords that the library does not know, or numbers that it cannot compute.
+        """
+        return self.compile_lark(write_json_rule("start", schema))
+
+    def compile_regex(self, pattern: str) -> Grammar:
+        """Returns the constraint that the whole answer matches `pattern`, in the syntax of Rust's regex crate."""
+        return self._compile(self._library.LLMatcher.grammar_from_regex(pattern))
+
+    def compile_lark(self, grammar: str) -> Grammar:
+        """Returns the constraint of a grammar in Lark's notation; `start` is its first rule."""
+        return self._compile(self._library.LLMatcher.grammar_from_lark(grammar))
+
+    def compile_gbnf(self, grammar: str) -> Grammar:
+        """Returns the constraint of a grammar in llama.cpp's notation."""
+        assert self._library
+        try:
+            converted = import_module("llguidance.gbnf_to_lark").gbnf_to_lark(grammar)
+        except Exception as error:  # the converter, in Python, raises several kinds
+            raise GrammarError(f"the constraint of the answer: {_shorten(str(error))}") from None
+        return self.compile_lark(converted)
+
+    def _compile(self, text: str) -> Grammar:
+        matcher = self._library.LLMatcher(
+            self._vocabulary, text, log_level=0, limits=self._library.LLParserLimits(**LIMITS)
+        )
+        state = GrammarState(matcher, self.eos_token)
+        if matcher.is_error():
+            raise GrammarError(f"the constraint of the answer: {state.describe_error()}")
+        grammar = Grammar(matcher, self.eos_token)
+        try:
+            grammar.start().mask(self.tokenizer.vocab_size)
+        except GrammarError:
+            raise GrammarError("the constraint of the answer: no text satisfies it") from None
+        return grammar
+
+    @cached_property
+    def _library(self) -> Any:
+        if find_spec("llguidance") is None:
+            raise GrammarError("constrained answers need llguidance: pip install 'fledgling[structured]'")
+        import llguidance
+
+        return llguidance
+
+    @cached_property
+    def _vocabulary(self) -> Any:
+        wrapper = self._library.TokenizerWrapper(_Vocabulary(self.tokenizer, self.eos_token))
+        return self._library.LLTokenizer(wrapper)
+
+
+class _Vocabulary:
+    """The tokenizer as the library reads it: bytes of each token, control tokens by name after a byte 0xFF."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_token: int) -> None:
+        names = {index: name for name, index in tokenizer.special_tokens.items()}
+        self.eos_token_id, self.bos_token_id = eos_token, tokenizer.bos_or_none
+        self.tokens = [
+            b"\xff" + names[index].encode() if index in names else piece
+            for index, piece in enumerate(tokenizer.token_bytes)
+        ]
+        self.special_token_ids = sorted(names)
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return self._encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+
+
+def write_json_rule(name: str, schema: Mapping[str, Any] | bool, lenient: bool = False) -> str:
+    """Returns a rule of a Lark grammar: JSON that the schema accepts, with spaces as json.dumps writes them.
+
+    `lenient` drops keywords that the library does not know, instead of an error. Raises GrammarError for numbers that
+    it cannot represent.
+    """
+    _check_numbers(schema)
+    document = dict(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}
+    return f"{name}: %json {json.dumps(document | {'x-guidance': {**JSON_STYLE, 'lenient': lenient}})}"
+
+
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) <= MAX_SCHEMA_NUMBER:
+        raise GrammarError("the schema has a number beyond 2**53, which the constraint cannot represent")
+    for child in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        _check_numbers(child)
+
+
+def _shorten(text: str) -> str:
+    """Returns the library's reason without the place in, and the text of, the grammar that it was given."""
+    line = _PLACE.sub("", text.replace("<non-verbose/>", "").strip().split("\n")[0])
+    return line if len(line) <= MAX_SHOWN_CHARS else f"{line[:MAX_SHOWN_CHARS]}..."

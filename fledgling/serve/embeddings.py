@@ -1,0 +1,140 @@
+"""POST /v1/embeddings: a vector for each text, the mean of the model's last hidden states over the text's tokens.
+
+The model was trained to continue texts and not to compare them, so the vectors group texts coarsely; they are
+normalized to length 1, and no state is learned for them. Each text is one task of the worker, between two steps of the
+running requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Annotated, Any, Literal
+
+import torch
+from anyio.to_thread import run_sync
+from pydantic import Field, StrictInt
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from fledgling.infer.engine import Engine
+from fledgling.serve.json_body import encode_json
+from fledgling.serve.request_body import Handler, answer_errors, read_body
+from fledgling.serve.responses import build_error
+from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, Name, PromptIds, parse_body
+from fledgling.serve.service import Service
+from fledgling.serve.worker import TaskHandle
+
+MAX_TEXTS = 256  # of one request
+
+
+class EmbeddingsRequest(IgnoringBody):
+    """Body of POST /v1/embeddings."""
+
+    model: Name = ""
+    input: (
+        ContextText
+        | Annotated[list[ContextText], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS)]
+        | PromptIds
+        | Annotated[list[PromptIds], Field(fail_fast=True, min_length=1, max_length=MAX_TEXTS)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: StrictInt | None = None
+
+    def input_list(self) -> list[str | list[int]]:
+        """Returns the texts, one or several, each as text or token ids."""
+        value: Any = self.input
+        return [value] if isinstance(value, str) or isinstance(value[0], int) else list(value)
+
+
+def embed_tokens(engine: Engine, tokens: list[int]) -> list[float]:
+    """Returns the mean of the hidden states (T, C) of a text's tokens after bos, with length 1: C numbers."""
+    hidden = engine.forward(torch.tensor([[engine.tokenizer.bos, *tokens]]))[0, 1:].float()  # (T, C)
+    return torch.nn.functional.normalize(hidden.mean(0), dim=0).tolist()
+
+
+def embeddings_handler(service: Service) -> Handler:
+    """Returns the handler of the route."""
+
+    async def respond(request: Request) -> Response:
+        body = await read_body(request, service.max_body_bytes)
+        parsed, inputs = await run_sync(_parse_request, service, body)
+        results = _Results(service, inputs)
+        try:
+            vectors = await results.wait()
+        except asyncio.CancelledError:
+            results.cancel()
+            raise
+        except Exception:  # its reason is the worker's last error
+            return JSONResponse(build_error("the engine failed on this text", "server_error"), 500)
+        service.ignored_fields.add(parsed.ignored_fields)
+        content = await run_sync(lambda: encode_json(_build_response(service, parsed, inputs, vectors)))
+        return Response(content, media_type="application/json")
+
+    return answer_errors(respond)
+
+
+def _parse_request(service: Service, raw: bytes) -> tuple[EmbeddingsRequest, list[list[int]]]:
+    """Returns the body and the token ids of its texts. Raises BadRequest."""
+    body: EmbeddingsRequest = parse_body(EmbeddingsRequest, raw)
+    service.check_model_name(body.model)
+    width = service.worker.engine.model.config.width
+    if body.dimensions not in (None, width):
+        raise BadRequest(f"dimensions: expected {width}, the model's width, got {body.dimensions}", "dimensions")
+    inputs = [service.tokenize_text(value, "input") for value in body.input_list()]
+    for number, ids in enumerate(inputs):
+        if not 0 < len(ids) < service.context:
+            message = f"input {number} has {len(ids):,} tokens; expected 1 to {service.context - 1:,}"
+            raise BadRequest(message, "input", "context_length_exceeded" if ids else None)
+    if len(inputs) > service.worker.max_queue_size:
+        message = f"input: {len(inputs)} texts are more than the server's queue holds ({service.worker.max_queue_size})"
+        raise BadRequest(message, "input")
+    return body, inputs
+
+
+class _Results:
+    """Submits a task for each text and waits for all of them. Raises QueueFull where the worker rejects one."""
+
+    def __init__(self, service: Service, inputs: list[list[int]]) -> None:
+        loop = asyncio.get_running_loop()
+        self.futures: list[asyncio.Future[list[float]]] = [loop.create_future() for _ in inputs]
+        self.handles: list[TaskHandle] = []
+
+        def deliver(future: asyncio.Future[list[float]], value: Any, error: Exception | None) -> None:
+            if not future.done():
+                future.set_result(value) if error is None else future.set_exception(error)
+
+        try:
+            for future, ids in zip(self.futures, inputs, strict=True):
+
+                def emit(value: Any, error: Exception | None, future: asyncio.Future = future) -> None:
+                    loop.call_soon_threadsafe(deliver, future, value, error)
+
+                run = lambda engine, ids=ids: embed_tokens(engine, ids)  # noqa: E731
+                self.handles.append(service.worker.submit_task(run, emit))
+        except Exception:
+            self.cancel()
+            raise
+
+    async def wait(self) -> list[list[float]]:
+        """Returns the vectors."""
+        return list(await asyncio.gather(*self.futures))
+
+    def cancel(self) -> None:
+        """Cancels the tasks that have not begun."""
+        for handle in self.handles:
+            handle.cancel()
+
+
+def _build_response(
+    service: Service, body: EmbeddingsRequest, inputs: list[list[int]], vectors: list[list[float]]
+) -> dict[str, Any]:
+    def encode(vector: list[float]) -> list[float] | str:
+        if body.encoding_format != "base64":
+            return vector
+        return base64.b64encode(torch.tensor(vector, dtype=torch.float32).numpy().astype("<f4").tobytes()).decode()
+
+    data = [{"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in enumerate(vectors)]
+    count = sum(map(len, inputs))
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return {"object": "list", "data": data, "model": service.model_name, "usage": usage}

@@ -1,0 +1,99 @@
+"""Fields of a body that its class does not have: ignored and counted, or refused by name.
+
+Clients send a field of their own, replay ours and those of other servers, and name settings that this server has no use
+for. What cannot change an answer is ignored and counted (/metrics). What would change it, and is not supported, is an
+error that names the field, unless its value asks for nothing; so is a name that is nearly one of ours.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel
+
+MAX_COUNTED_NAMES = 64  # further names are counted as "other": a client chooses them
+MAX_NAME_CHARS = 64
+MISSPELLED = 0.85  # similarity from which a name is taken for a misspelled one
+NEUTRAL: tuple[Any, ...] = (None, False, 0, "", [], {})
+
+UNSUPPORTED = {  # fields that would change an answer: what to use, or that there is nothing
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+    "web_search_options": "this server searches nothing",
+    "audio": "the model writes text only",
+    "min_tokens": "",
+    "ignore_eos": "",
+    "stop_token_ids": "use stop",
+    "bad_words": "use logit_bias",
+    "allowed_token_ids": "use logit_bias",
+    "length_penalty": "",
+    "use_beam_search": "",
+    "best_of": "use n",
+    "echo": "use /v1/completions",
+    "suffix": "",
+    "typical_p": "",
+    "tfs_z": "",
+    "top_a": "",
+    "mirostat": "",
+    "xtc_probability": "",
+    "dry_multiplier": "",
+    "prompt_logprobs": "use echo and logprobs of /v1/completions",
+    "previous_response_id": "responses are not stored: send the whole conversation as input",
+    "conversation": "conversations are not stored: send the whole conversation as input",
+    "background": "",
+    "images": "the model reads text only",
+    "chat_template": "the model has one layout",
+}
+NEUTRAL_ONES = ("length_penalty", "typical_p", "tfs_z", "best_of")  # 1 asks for nothing
+
+
+class UnsupportedField(ValueError):
+    """A field that would change the answer and is not supported; `name` is its name."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+def list_ignored(body: BaseModel) -> list[str]:
+    """Returns the names of the fields that a validated body ignores, of its messages too. Raises UnsupportedField."""
+    ignored = []
+    for name, value in (body.model_extra or {}).items():
+        hint = UNSUPPORTED.get(name)
+        if hint is not None and value not in NEUTRAL and not (name in NEUTRAL_ONES and value == 1):
+            raise UnsupportedField(name, f"{name}: not supported{'; ' if hint else ''}{hint}")
+        if hint is None and (near := get_close_matches(name[:MAX_NAME_CHARS], type(body).model_fields, 1, MISSPELLED)):
+            raise UnsupportedField(name[:MAX_NAME_CHARS], f"{name[:MAX_NAME_CHARS]}: no such field; {near[0]}?")
+        ignored.append(name)
+    for child in _children(body):
+        ignored += [name for name in child.model_extra or () if child.model_extra[name] not in NEUTRAL]  # type: ignore[index]
+    return ignored
+
+
+def _children(body: BaseModel) -> Iterator[BaseModel]:
+    """Yields the objects within a body."""
+    for name in type(body).model_fields:
+        value = getattr(body, name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, BaseModel):
+                yield item
+                yield from _children(item)
+
+
+class FieldCounter:
+    """Counts names, of which clients may choose any: at most MAX_COUNTED_NAMES different ones. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, names: Iterable[str]) -> None:
+        """Counts each of the names once."""
+        with self._lock:
+            for name in names:
+                name = name[:MAX_NAME_CHARS].encode("utf-8", "replace").decode("utf-8")
+                self.counts[name if name in self.counts or len(self.counts) < MAX_COUNTED_NAMES else "other"] += 1

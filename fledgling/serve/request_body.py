@@ -1,0 +1,76 @@
+"""Receives the body of a request, and answers with an error where it cannot be accepted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from fledgling.serve.responses import build_error
+from fledgling.serve.schemas import BadRequest
+from fledgling.serve.worker import QueueFull
+
+BODY_TIMEOUT = 30  # seconds until a body must have arrived
+MAX_READ_FACTOR = 8  # a body up to this factor above the limit is read to its end, so that its sender gets the 413
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Returns the body of a request.
+
+    At most `max_bytes` are kept in memory. A body that is a little larger is read to its end, so that its sender
+    receives the error.
+
+    Raises:
+        BadRequest: wrong content type, a body that is too large or does not arrive in time.
+    """
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise BadRequest(f"content type {content_type[:80]!r}: expected application/json", status=415)
+    too_large = BadRequest(f"the body is larger than {max_bytes:,} bytes", code="body_too_large", status=413)
+    content_length = request.headers.get("content-length", "")
+    if content_length.isdecimal() and int(content_length) > MAX_READ_FACTOR * max_bytes:
+        raise too_large
+    body, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > MAX_READ_FACTOR * max_bytes:
+                    raise too_large
+                if size <= max_bytes:
+                    body += chunk
+    except TimeoutError:
+        message = f"the body did not arrive within {BODY_TIMEOUT} s"
+        raise BadRequest(message, code="body_timeout", status=408, retry_after=1) from None
+    if size > max_bytes:
+        raise too_large
+    return bytes(body)
+
+
+def answer_errors(respond: Handler) -> Handler:
+    """Returns a handler that answers what `respond` raises: a bad request, a full queue, a client that has left."""
+
+    async def respond_or_error(request: Request) -> Response:
+        try:
+            return await respond(request)
+        except BadRequest as error:
+            return bad_request_response(error)
+        except QueueFull as error:
+            headers = {"Retry-After": str(error.retry_after)}
+            text = "the server is at its limit of requests; try again later"
+            return JSONResponse(build_error(text, "rate_limit_error", None, "queue_full"), 429, headers=headers)
+        except ClientDisconnect:
+            return Response(status_code=499)
+
+    return respond_or_error
+
+
+def bad_request_response(error: BadRequest) -> JSONResponse:
+    """Returns OpenAI's error response for a bad request."""
+    body = build_error(error.message, "invalid_request_error", error.param, error.code)
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after), "Connection": "close"}
+    return JSONResponse(body, error.status, headers)

@@ -1,0 +1,272 @@
+"""POST /v1/responses: OpenAI's Responses API over the same conversation, complete or as named events.
+
+Responses are not stored: the whole conversation is in `input`, and `previous_response_id` is an error. Items become
+messages (chat.py answers them); an answer becomes items again, a message and calls of the request's tools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictBool, StrictInt
+
+from fledgling.serve import chat
+from fledgling.serve.json_body import shorten_text
+from fledgling.serve.responses import FAILURES, GeneratedChoice, build_chat_logprobs, join_text, make_id
+from fledgling.serve.schemas import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    BadRequest,
+    ChatRequest,
+    CommonRequest,
+    ContextText,
+    JsonObject,
+    Name,
+    StreamOptions,
+    TokenCount,
+    validate_body,
+)
+from fledgling.serve.service import EVENT_STREAM, Endpoint, ParsedRequest, Service
+from fledgling.serve.tool_calls import ToolCall, is_tool_call, list_tool_calls
+from fledgling.serve.worker import ChoiceEvent, ChoiceFinished
+
+LOGPROBS = "message.output_text.logprobs"  # of `include`
+InputItem = Annotated[dict[str, Any], Field(json_schema_extra={"x-bounded-by": "the model's context"})]
+
+
+class ResponsesRequest(CommonRequest):
+    """Body of POST /v1/responses."""
+
+    input: ContextText | Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+    instructions: ContextText | None = None
+    max_output_tokens: TokenCount | None = None
+    text: JsonObject | None = None
+    tools: Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tool_choice: Name | JsonObject | None = None
+    parallel_tool_calls: StrictBool | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    calculator: StrictBool = True
+    include: Annotated[list[Name], Field(fail_fast=True, max_length=16)] | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=1)] | None = None
+    stream_options: StreamOptions | None = None
+
+
+def parse_request(service: Service, body: ResponsesRequest) -> ParsedRequest:
+    """Makes the chat request of a body and its job. Raises BadRequest or UserError."""
+    shared = [name for name in ResponsesRequest.model_fields if name in ChatRequest.model_fields]
+    fields: dict[str, Any] = {name: getattr(body, name) for name in shared}
+    messages = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else read_items(body.input)
+    if body.instructions:
+        messages.insert(0, {"role": "system", "content": body.instructions})
+    response_format = (body.text or {}).get("format")
+    if response_format is not None and not isinstance(response_format, Mapping):
+        raise BadRequest("text.format: expected an object", "text")
+    with_logprobs = LOGPROBS in (body.include or ())
+    fields |= {
+        "messages": messages,
+        "max_tokens": body.max_output_tokens,
+        "response_format": response_format,
+        "logprobs": with_logprobs,
+        "top_logprobs": body.top_logprobs if with_logprobs else None,
+    }
+    parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
+    parsed.id, parsed.body = make_id("resp"), body
+    return parsed
+
+
+def read_items(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the messages of input items: calls in a row are of one message. Raises BadRequest for other items."""
+    messages: list[dict[str, Any]] = []
+    for number, item in enumerate(items):
+        kind = item.get("type", "message")
+        if kind == "message":
+            messages.append({key: item[key] for key in ("role", "content") if key in item})
+        elif kind == "function_call":
+            if not messages or messages[-1].get("role") != "assistant":
+                messages.append({"role": "assistant", "content": None})
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            messages[-1].setdefault("tool_calls", []).append({"id": item.get("call_id"), "function": function})
+        elif kind == "function_call_output":
+            content = item.get("output")
+            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
+        elif kind != "reasoning":
+            shown = shorten_text(str(kind))
+            raise BadRequest(f"input.{number}: an item of type {shown!r}; the model reads text and calls", "input")
+    return messages
+
+
+def _describe_response(service: Service, parsed: ParsedRequest, status: str, output: list[Any]) -> dict[str, Any]:
+    """Returns a response object."""
+    body: ResponsesRequest = parsed.body
+    incomplete = {"reason": "max_output_tokens"} if status == "incomplete" else None
+    return {
+        "id": parsed.id,
+        "object": "response",
+        "created_at": parsed.created,
+        "status": status,
+        "error": None,
+        "incomplete_details": incomplete,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": {},
+        "model": service.model_name,
+        "output": output,
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "store": False,
+        "temperature": parsed.jobs[0].sampling.temperature,
+        "text": body.text or {"format": {"type": "text"}},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "top_p": parsed.jobs[0].sampling.top_p,
+        "truncation": body.truncation or "disabled",
+        "usage": None if status == "in_progress" else _build_usage(parsed),
+    }
+
+
+def _build_usage(parsed: ParsedRequest) -> dict[str, Any]:
+    return {
+        "input_tokens": parsed.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": parsed.cached_tokens},
+        "output_tokens": parsed.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},  # the model has no tokens for reasoning
+        "total_tokens": parsed.prompt_tokens + parsed.completion_tokens,
+    }
+
+
+def _text_part(text: str, logprobs: list[Any]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def _message_item(item_id: str, status: str, content: list[Any]) -> dict[str, Any]:
+    return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+
+
+def _call_item(call: ToolCall, status: str) -> dict[str, Any]:
+    item = {"id": call.id.replace("call_", "fc_"), "type": "function_call", "status": status, "call_id": call.id}
+    return item | {"name": call.name, "arguments": call.arguments if status != "in_progress" else ""}
+
+
+def _status(choice: GeneratedChoice) -> str:
+    return "incomplete" if choice.finish_reason in ("length", "context") else "completed"
+
+
+def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
+    """Returns the body of a complete response."""
+    choice = parsed.choices[0]
+    status, output = _status(choice), []
+    calls = list_tool_calls(choice.parts) if parsed.jobs[0].client_calls else []
+    if choice.content or not calls:
+        tokens = choice.tokens if parsed.include_logprobs else []
+        logprobs = build_chat_logprobs(service.tokenizer, tokens)["content"]
+        output.append(_message_item(make_id("msg"), status, [_text_part(choice.content, logprobs)]))
+    output += [_call_item(call, status if call is calls[-1] else "completed") for call in calls]
+    return _describe_response(service, parsed, status, output)
+
+
+class ResponseEvents:
+    """The events of a stream: of the response, of each item, and of each piece of text or arguments."""
+
+    def __init__(self, service: Service, parsed: ParsedRequest) -> None:
+        self.service, self.parsed = service, parsed
+        self.number = -1  # of the newest event
+        self.message_id = ""  # of the open message; empty: none is open
+        self.message_text = ""
+        self.message_logprobs: list[Any] = []
+        self.call: ToolCall | None = None  # that is open
+        self.output: list[dict[str, Any]] = []  # finished items
+
+    def start(self) -> Iterator[dict[str, Any]]:
+        """Yields the events before the first token."""
+        response = _describe_response(self.service, self.parsed, "in_progress", [])
+        yield self._event("created", response=response)
+        yield self._event("in_progress", response=response)
+
+    def chunks_of_event(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
+        """Adds an event of the worker to the choice and yields the events that report it."""
+        generated = self.parsed.choices[choice]
+        generated.update(event)
+        if isinstance(event, ChoiceFinished):
+            yield from self._finish(generated)
+            return
+        tokens = event.tokens if self.parsed.include_logprobs else ()
+        logprobs = build_chat_logprobs(self.service.tokenizer, tokens)["content"]
+        for part in event.parts:
+            if part.kind == "python" and self.parsed.jobs[0].client_calls:
+                yield from self._push_call(part.text, part.opens and is_tool_call(part))
+        text = join_text(event.parts)
+        if text or (logprobs and self.message_id):
+            yield from self._push_text(text, logprobs)
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """Yields nothing: the last event is that of the choice's end."""
+        yield from ()
+
+    def _push_text(self, text: str, logprobs: list[Any]) -> Iterator[dict[str, Any]]:
+        if not self.message_id:
+            self.message_id = make_id("msg")
+            yield self._item_event("added", _message_item(self.message_id, "in_progress", []))
+            yield self._event("content_part.added", **self._place(), part=_text_part("", []))
+        self.message_text += text
+        self.message_logprobs += logprobs
+        yield self._event("output_text.delta", **self._place(), delta=text, logprobs=logprobs)
+
+    def _push_call(self, text: str, opens: bool) -> Iterator[dict[str, Any]]:
+        if opens:
+            yield from self._close("completed")
+            self.call = ToolCall()
+        if self.call is None:  # a call of the model's own tool
+            return
+        name, arguments = self.call.push(text)
+        if name is not None:
+            yield self._item_event("added", _call_item(self.call, "in_progress"))
+        if arguments:
+            item_id = _call_item(self.call, "")["id"]
+            index = len(self.output)
+            yield self._event("function_call_arguments.delta", item_id=item_id, output_index=index, delta=arguments)
+
+    def _close(self, status: str) -> Iterator[dict[str, Any]]:
+        """Yields the events that end the open item."""
+        if self.message_id:
+            part = _text_part(self.message_text, self.message_logprobs)
+            yield self._event("output_text.done", **self._place(), text=part["text"], logprobs=part["logprobs"])
+            yield self._event("content_part.done", **self._place(), part=part)
+            item = _message_item(self.message_id, status, [part])
+            self.message_id, self.message_text, self.message_logprobs = "", "", []
+        elif self.call and self.call.name:
+            item = _call_item(self.call, status)
+            fields = {"item_id": item["id"], "output_index": len(self.output), "name": item["name"]}
+            yield self._event("function_call_arguments.done", **fields, arguments=item["arguments"])
+        else:
+            return
+        self.call = None
+        yield self._item_event("done", item)
+        self.output.append(item)
+
+    def _finish(self, choice: GeneratedChoice) -> Iterator[dict[str, Any]]:
+        failure = FAILURES.get(choice.finish_reason or "")
+        if failure:
+            response = _describe_response(self.service, self.parsed, "failed", self.output)
+            error = {"code": "server_error", "message": failure[0]}
+            yield self._event("failed", response=response | {"error": error})
+            return
+        if not self.output and not self.message_id and not (self.call and self.call.name):
+            yield from self._push_text("", [])  # an answer without text is an empty message
+        status = _status(choice)
+        yield from self._close(status)
+        yield self._event(status, response=_describe_response(self.service, self.parsed, status, self.output))
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self.message_id, "output_index": len(self.output), "content_index": 0}
+
+    def _item_event(self, kind: str, item: dict[str, Any]) -> dict[str, Any]:
+        return self._event(f"output_item.{kind}", output_index=len(self.output), item=item)
+
+    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        self.number += 1
+        return {"type": f"response.{kind}", "sequence_number": self.number, **fields}
+
+
+ENDPOINT = Endpoint(ResponsesRequest, parse_request, build_response, ResponseEvents, EVENT_STREAM)

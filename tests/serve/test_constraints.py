@@ -1,0 +1,160 @@
+"""What a request demands of its answer's form, and tools, through the routes of a server whose model is random."""
+
+from __future__ import annotations
+
+import json
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.serve.test_app import ASK, call
+
+pytest.importorskip("llguidance")
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"enum": [1, 2]}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+STOP = {"type": "function", "function": {"name": "stop"}}
+SIZE = {
+    "type": "object",
+    "properties": {"size": {"enum": ["s", "l"]}},
+    "required": ["size"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def address(roomy_server):
+    return roomy_server[0]
+
+
+def post(address, path="chat/completions", **fields):
+    body = json.dumps(({"messages": ASK} if path == "chat/completions" else {}) | fields).encode()
+    return call(address, f"/v1/{path}", body, Content_Type="application/json")[:2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "check"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SIZE}}}, "size"),
+        ({"guided_json": SIZE}, "size"),
+        ({"guided_json": json.dumps(SIZE)}, "size"),
+        ({"structured_outputs": {"json": SIZE}}, "size"),
+        ({"guided_choice": ['{"size": 1}', '{"size": 2}']}, "size"),
+        ({"guided_regex": r'\{"size": [0-9]\}'}, "size"),
+        ({"structured_outputs": {"grammar": r'root ::= "{\"size\": " [0-9] "}"'}}, "size"),
+        ({"grammar": r'start: "{\"size\": " /[0-9]/ "}"'}, "size"),
+    ],
+)
+def test_each_field_constrains_chat_and_text(address, fields, check):
+    code, answer = post(address, seed=1, n=2, **fields)
+    assert code == 200, answer
+    assert all(check in json.loads(choice["message"]["content"]) for choice in answer["choices"])
+    if "response_format" not in fields:
+        answer = post(address, "completions", prompt="fox", max_tokens=60, seed=2, **fields)[1]
+        assert check in json.loads(answer["choices"][0]["text"])
+
+
+def test_an_answer_that_is_cut_is_said_to_be(address):
+    answer = post(address, response_format={"type": "json_object"}, max_tokens=1)[1]["choices"][0]
+    assert answer["finish_reason"] == "length" and answer["message"]["content"] == "{"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "json_schema.schema: expected an object",
+        ),
+        ({"guided_json": {"type": "robot"}}, "guided_json: the constraint of the answer: Invalid type: robot"),
+        ({"guided_regex": "(", "guided_json": SIZE}, "guided_regex: an answer has one constraint; guided_json"),
+        ({"guided_regex": "("}, "guided_regex: the constraint"),
+        ({"guided_choice": []}, "guided_choice: expected a list of texts"),
+        ({"grammar": "root ::= ("}, "grammar: the constraint"),
+        ({"grammar": "a" * 20_000}, "grammar: at most 16,384 characters, 20,000 given"),
+        ({"structured_outputs": {"regex": "a" * 20_000}}, "expected text of at most 16,384 characters"),
+        ({"tools": [ADD], "grammar": "start: /a/"}, "cannot be combined with tools"),
+        ({"tools": [ADD, ADD]}, "tools.1.function.name: 'add' is another tool's name too"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type: expected function, got 'web_search'"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name: expected 1 to 64"),
+        ({"tools": [ADD], "tool_choice": "maybe"}, "got 'maybe'"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "'sub' is none of the"),
+    ],
+)
+def test_what_cannot_be_demanded_is_named(address, fields, message):
+    code, answer = post(address, **fields)
+    assert code == 400 and message in answer["error"]["message"], answer
+
+
+def test_required_tools_are_called_with_valid_arguments(address):
+    names = set()
+    for letter in "as":
+        settings = {"logit_bias": {str(ord(letter)): 20}, "max_tokens": 200}
+        choice = post(address, tools=[ADD, STOP], tool_choice="required", **settings)[1]["choices"][0]
+        assert choice["finish_reason"] in ("tool_calls", "length")
+        calls = choice["message"]["tool_calls"]
+        for each in calls[: None if choice["finish_reason"] == "tool_calls" else -1]:
+            names.add(each["function"]["name"])
+            arguments = json.loads(each["function"]["arguments"])
+            assert isinstance(arguments, dict)
+            assert each["function"]["name"] == "stop" or arguments in ({"a": 1}, {"a": 2})
+    assert names == {"add", "stop"}
+
+
+def test_one_call_at_a_time_and_a_named_tool(address):
+    named = {"type": "function", "function": {"name": "add"}}
+    for choice in (named, {"type": "allowed_tools", "mode": "required", "tools": [named]}):
+        answer = post(address, tools=[STOP, ADD], tool_choice=choice, parallel_tool_calls=False, seed=3)[1]
+        message = answer["choices"][0]["message"]
+        assert [each["function"]["name"] for each in message["tool_calls"]] == ["add"] and message["content"] is None
+        assert "parts" not in message
+
+
+def test_a_stream_gives_the_calls_of_the_whole_answer(address):
+    settings = {
+        "tools": [ADD, STOP],
+        "tool_choice": "required",
+        "seed": 1,
+        "max_tokens": 150,
+        "logit_bias": {"326": 20},
+    }
+    whole = post(address, **settings)[1]["choices"][0]
+    body = json.dumps({"messages": ASK, "stream": True} | settings).encode()
+    request = Request(f"{address}/v1/chat/completions", body, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=20) as answer:
+        lines = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: {")]
+    calls: list[dict[str, str]] = []
+    for choice in (json.loads(line)["choices"][0] for line in lines):
+        for delta in choice["delta"].get("tool_calls", ()):
+            if "id" in delta:
+                calls.append({"name": delta["function"]["name"], "arguments": ""})
+            calls[delta["index"]]["arguments"] += delta["function"]["arguments"]
+    assert calls == [each["function"] for each in whole["message"]["tool_calls"]] and len(calls) > 1
+    assert choice["finish_reason"] == whole["finish_reason"]
+
+
+def test_a_free_answer_with_tools_may_call_none_and_stays_valid(address):
+    answer = post(address, tools=[ADD], n=8, seed=2, max_tokens=60)[1]
+    for choice in answer["choices"]:
+        for each in choice["message"].get("tool_calls") or ():
+            assert choice["finish_reason"] == "length" or json.loads(each["function"]["arguments"])["a"] in (1, 2)
+
+
+def test_tools_and_a_format_give_a_call_or_the_format(address):
+    schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": SIZE}}
+    for seed in range(4):
+        message = post(address, tools=[ADD], response_format=schema, seed=seed, max_tokens=300)[1]["choices"][0][
+            "message"
+        ]
+        assert message.get("tool_calls") or "size" in json.loads(message["content"])

@@ -1,0 +1,53 @@
+"""What a client adds is ignored and counted; what would change the answer is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fledgling.serve.extra_fields import MAX_COUNTED_NAMES, UNSUPPORTED, FieldCounter
+from fledgling.serve.schemas import BadRequest, ChatRequest, parse_body
+
+ASK = [{"role": "user", "content": "a"}]
+
+
+def parse(messages=ASK, **fields) -> ChatRequest:
+    return parse_body(ChatRequest, json.dumps({"messages": messages} | fields).encode())
+
+
+def test_a_clients_own_fields_are_ignored_and_counted():
+    message = {"role": "assistant", "content": "b", "refusal": None, "annotations": []}
+    message |= {"provider_specific_fields": {"a": 1}}
+    part = {"type": "text", "text": "c", "cache_control": {"type": "ephemeral"}}
+    body = parse(
+        [{"role": "user", "content": "a", "id": 5}, message, {"role": "user", "content": [part]}],
+        user="u", metadata={"a": "b"}, chat_id="x", num_ctx=2048, reasoning_effort="low", keep_alive=-1, extra=None,
+    )  # fmt: skip
+    expected = (
+        "user metadata chat_id num_ctx reasoning_effort keep_alive extra id provider_specific_fields cache_control"
+    )
+    assert sorted(body.ignored_fields) == sorted(expected.split())
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_field_that_would_change_the_answer_is_refused_unless_it_requests_nothing(name):
+    for nothing in (None, False, 0, "", [], {}):
+        parse(**{name: nothing})
+    with pytest.raises(BadRequest, match=f"{name}: not supported") as error:
+        parse(**{name: "something"})
+    assert error.value.param == name
+
+
+@pytest.mark.parametrize("name", ["temprature", "max_token", "message", "stops"])
+def test_a_misspelled_field_is_refused_with_the_name_that_was_meant(name):
+    with pytest.raises(BadRequest, match=rf"{name}: no such field; \w+\?"):
+        parse(**{name: 1})
+
+
+def test_a_client_cannot_make_the_counter_grow():
+    counter = FieldCounter()
+    counter.add(f"name{number}" for number in range(1000))
+    counter.add(["name1", "x" * 10_000])
+    assert len(counter.counts) == MAX_COUNTED_NAMES + 1 and counter.counts["name1"] == 2
+    assert counter.counts["other"] == 1000 - MAX_COUNTED_NAMES + 1
