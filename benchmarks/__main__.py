@@ -327,6 +327,14 @@ def memory(*, compiled: bool = False, ranks: bool = True) -> Any:
     return grid.measure_memory(cases, log=lambda text: print(text, file=sys.stderr))
 
 
+@experiment(table_of("benchmarks.published", "format_published"))
+def published() -> list[dict]:
+    """Show the planner's memory, speeds and hours next to published ones, with the error of each."""
+    from benchmarks.published import compare_with_published
+
+    return compare_with_published()
+
+
 @experiment(table_of("benchmarks.save", "format_saving"))
 def save(
     recipe: str = "quickstart",

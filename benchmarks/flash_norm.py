@@ -20,7 +20,6 @@ from typing import Any, cast
 import torch
 
 from fledgling.bench.infer import NoSpecialTokens, make_random_model
-from fledgling.bench.train import RandomBatches
 from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
@@ -33,6 +32,7 @@ from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
+from fledgling.train.random_batches import RandomBatches
 from fledgling.train.stage import Stage
 
 TRAINED = (("fledgling", 2, 256), ("llama", 2, 256), ("fledgling", 2, 768), ("llama", 2, 768))  # family, layers, width

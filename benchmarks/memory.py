@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from fledgling.bench.train import RandomBatches
 from fledgling.config import AdapterConfig, ModelConfig, OptimizerConfig, UserError
 from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
@@ -31,6 +30,7 @@ from fledgling.runtime.memory import count_live_tensor_bytes, measure_peak_memor
 from fledgling.runtime.world import PendingCollective, World, leave_process_group
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
+from fledgling.train.random_batches import RandomBatches
 from fledgling.train.saver import copy_tensors
 from fledgling.train.stage import Stage
 

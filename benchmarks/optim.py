@@ -15,7 +15,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fledgling.bench.train import RandomBatches
 from fledgling.config import ModelConfig, Recipe
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
@@ -24,6 +23,7 @@ from fledgling.plan.memory import TrainingStep, estimate_peak_memory
 from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
+from fledgling.train.random_batches import RandomBatches
 from fledgling.train.stage import Stage
 
 CONTEXT = 16  # tokens of the one row

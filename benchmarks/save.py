@@ -17,13 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from fledgling.bench.train import RandomBatches, build_training
+from fledgling.bench.train import build_training
 from fledgling.config import Recipe, StageConfig, UserError
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.record.durable import fsync_path
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
+from fledgling.train.random_batches import RandomBatches
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Stage
 

@@ -24,7 +24,7 @@ from fledgling.bench.backends import EngineBackend, TransformersBackend
 from fledgling.bench.gpu import get_device, report_attempt, report_result
 from fledgling.bench.gpu_kernels import profile_step, synchronize_device
 from fledgling.bench.infer import NoSpecialTokens, make_random_model, measure_stream_bandwidth
-from fledgling.bench.train import RandomBatches, measure_peak_above, with_model_size
+from fledgling.bench.train import measure_peak_above, with_model_size
 from fledgling.config import ModelConfig, Recipe, load_recipe
 from fledgling.infer.engine import Engine
 from fledgling.infer.runner import DeviceDecode
@@ -33,13 +33,15 @@ from fledgling.model.head_chunk import CHUNK_LOGITS
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoidal_schedule
-from fledgling.plan import hardware, inference, measured_speed
+from fledgling.plan import inference
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.memory import TrainingStep, memory_by_phase
 from fledgling.runtime.device import set_up_device, should_compile
 from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
+from fledgling.train.peak import find_datasheet_peak
+from fledgling.train.random_batches import RandomBatches
 from fledgling.train.stage import Stage
 
 WARMUP, STEPS = 3, 8
@@ -151,8 +153,8 @@ def measure_steps(
     achieved = training_flops_per_token(model.config) * rows * context / step
     if world.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
-        name = measured_speed.device_name("cuda", dtype, torch.cuda.get_device_name())
-        result["mfu_datasheet"] = achieved / hardware.DEVICES[name].peak_flops if name else None
+        datasheet = find_datasheet_peak(setup, world.device)
+        result["mfu_datasheet"] = achieved / datasheet if datasheet else None
         plan, moment = plan_peak_bytes(model.config, rows, dtype, compiled, documents)
         result |= {"peak_gb": peak / 1e9, "plan_gb": plan / 1e9, "plan_error": plan / peak - 1, "moment": moment}
         result["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9

@@ -32,7 +32,8 @@ from fledgling.runtime.device import DeviceSetup, measure_peak_flops, set_up_dev
 from fledgling.runtime.world import PendingCollective, World
 from fledgling.train.loop import train_step
 from fledgling.train.loss import next_token_loss
-from fledgling.train.peak import name_device, replace_exceeded_peak
+from fledgling.train.peak import find_datasheet_peak, name_device, replace_exceeded_peak
+from fledgling.train.random_batches import RandomBatches
 from fledgling.train.stage import Stage
 
 
@@ -85,33 +86,6 @@ def time_collectives(clock: Clock) -> Iterator[None]:
             setattr(owner, name, function)
 
 
-class RandomBatches:
-    """An endless stream of one random micro-batch: tokens (rows, T), uniform over the vocabulary."""
-
-    def __init__(self, vocab_size: int, rows: int, context: int, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randint(vocab_size, (rows, context + 1), generator=generator)
-        documents = (torch.arange(context) * 3 // context).int().expand(rows, -1)  # three documents per row
-        self.batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), documents.contiguous())
-
-    def next(self) -> list[Batch]:
-        """Returns the micro-batches of a step: one."""
-        return [self.batch]
-
-    def state_dict(self) -> dict:
-        """Returns nothing: every step is the same."""
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Does nothing."""
-
-    def skip(self, steps: int) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
 def build_training(recipe: Recipe, learning_rate: float = 1.0) -> tuple[World, DeviceSetup, Transformer, Optimizer]:
     """Returns what a training step needs besides data, as the recipe describes it."""
     world = World.start(recipe.run.device)
@@ -132,9 +106,10 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
     Returns:
         parameters, dtype, ranks, threads (of one rank), tokens_per_second (of all ranks), seconds {step, forward,
         backward, optimizer, communication} as medians of this rank, gflops {achieved, peak}, share_of_peak (both None
-        where the step exceeds every measurement of the peak), peak_memory in bytes (of the process on a CPU, of the
-        allocator on a GPU), saved_for, the device name under which the speed was saved, or "", and notice: what was
-        wrong with the peak, or "".
+        where the step exceeds every measurement of the peak), share_of_datasheet (of the vendor's dense peak, as
+        published MFU is; None for a CPU or a card that the planner's table lacks), peak_memory in bytes (of the process
+        on a CPU, of the allocator on a GPU), saved_for, the device name under which the speed was saved, or "", and
+        notice: what was wrong with the peak, or "".
     """
     world, setup, model, optimizer = build_training(recipe)
     config = model.config
@@ -163,11 +138,17 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
     peak, notice = measure_peak_above(setup, world.device, achieved)
     speed_name = name_device(setup, world.device)
     is_saved = bool(speed_name and world.size == 1 and peak)
-    what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens"
+    what = f"{config.family} {config.depth} x {config.width}, {rows} x {config.context} tokens, {setup.dtype_name}"
+    what += "" if setup.compiled else ", not compiled"
+    datasheet = find_datasheet_peak(setup, world.device)
     if speed_name and is_saved and peak:
         day = time.strftime("%Y-%m-%d")
         measured_speed.save_speed(
-            measured_speed.MeasuredSpeed(speed_name, achieved / peak, peak, tokens / seconds["step"], what, day)
+            measured_speed.MeasuredSpeed(
+                *(speed_name, achieved / peak, peak, tokens / seconds["step"], what, day),
+                flops_per_token=training_flops_per_token(config),
+                micro_batch_tokens=tokens,
+            )
         )
     return {
         "parameters": model.count_parameters(),
@@ -180,6 +161,7 @@ def measure_training(recipe: Recipe, rows: int, steps: int = 12, warmup: int = 3
         "seconds": seconds,
         "gflops": {"achieved": achieved / 1e9, "peak": peak and peak / 1e9},
         "share_of_peak": peak and achieved / peak,
+        "share_of_datasheet": achieved / datasheet if datasheet else None,
         "notice": notice,
         "peak_memory": measure_process_peak_memory(world.device),
     }

@@ -39,7 +39,7 @@ def train(
 ) -> int:
     """Time training steps: tokens per second, forward, backward and optimizer, memory, share of the measured peak.
 
-    With one rank, the speed is saved, and `fledgling plan` uses it for this device.
+    With one rank, the speed is saved, and `fledgling plan` uses it for this device and similar shapes.
 
     Parameters
     ----------
@@ -78,12 +78,16 @@ def train(
         print(f"{gflops['achieved']:,.1f} GFLOP/s")
     else:
         peak, share = gflops["peak"], result["share_of_peak"]
-        print(f"{gflops['achieved']:,.0f} of {peak:,.0f} GFLOP/s measured here: {share:.1%}")
+        print(f"{gflops['achieved']:,.0f} of {peak:,.0f} GFLOP/s, the product measured here: {share:.1%}")
+    if result["share_of_datasheet"] is not None:
+        print(f"{result['share_of_datasheet']:.1%} MFU of the datasheet's dense peak, as others publish it")
     if result["notice"]:
         print(result["notice"])
     print(f"{result['peak_memory'] / 1e9:.2f} GB peak memory")
     if result["saved_for"]:
-        print(f"fledgling plan now uses this utilization for --gpu {result['saved_for']}")
+        print(
+            f"fledgling plan now uses this utilization for --gpu {result['saved_for']} and shapes within twice of this"
+        )
     return 0
 
 

@@ -9,9 +9,17 @@ from cyclopts import App, Parameter
 
 from fledgling.cli.options import Json, Overrides, VocabSize
 from fledgling.config import UserError
+from fledgling.plan.hardware import OWN, DeviceSpec, find_device, make_own_device
 from fledgling.plan.inference import plan_recipe_inference
 from fledgling.plan.plan import load_planned_recipe, make_plan
 from fledgling.plan.text import format_inference, format_plan
+
+_FIGURE = {"negative": (), "show_default": False}
+Peak = Annotated[
+    float | None, Parameter(help="TFLOP/s of your own card: dense, in the dtype that it trains in.", **_FIGURE)
+]
+Bandwidth = Annotated[float | None, Parameter(help="GB/s of its memory.", **_FIGURE)]
+Memory = Annotated[float | None, Parameter(help="GiB of its memory.", **_FIGURE)]
 
 app = App(
     name="plan",
@@ -29,6 +37,9 @@ def plan(
     context: int | None = None,
     gpus: int | None = None,
     gpu: str | None = None,
+    peak: Peak = None,
+    bandwidth: Bandwidth = None,
+    memory: Memory = None,
     mfu: float | None = None,
     price: Annotated[float | None, Parameter(negative=())] = None,
     link: str | None = None,
@@ -57,7 +68,8 @@ def plan(
     gpus
         Number of devices.
     gpu
-        Device: cpu, cpu-bf16, t4, l4, rtx3090, rtx4090, rtx5090, a100, h100, h200, b200.
+        Device, by its exact name: cpu, cpu-bf16, t4, l4, l40s, a10, rtx3060, rtx3090, rtx4060ti, rtx4090, rtx5090,
+        a100-40, a100-80, h100, h100-pcie, h200, b200, mi300x, m1, m2-max, m3-max, m4-max; or your own with --peak.
     mfu
         Assumed utilization, in (0, 1].
     price
@@ -85,8 +97,73 @@ def plan(
         section = plan_recipe_inference(chosen, gpu, length, 1 if conversations is None else conversations)
         print(json.dumps(section, indent=2) if as_json else format_inference(section))
         return
-    result = make_plan(chosen, gpu, gpus, mfu, price, link, layout)
+    from fledgling.train.source_sizes import count_source_sizes
+
+    device = choose_device(chosen.run.hardware if peak is None or gpu else None, gpu, peak, bandwidth, memory)
+    sizes = count_source_sizes(chosen)
+    result = make_plan(chosen, None, gpus, mfu, price, link, layout, sizes=sizes, device=device)
     print(json.dumps(result, indent=2) if as_json else format_plan(result))
+
+
+def choose_device(
+    assumed: str | None, gpu: str | None, peak: float | None, bandwidth: float | None, memory: float | None
+) -> DeviceSpec:
+    """Returns the device called `gpu`, else `assumed`, else (None) one of its own, with the figures that are given."""
+    name = gpu or assumed
+    return make_own_device(find_device(name) if name else None, peak, bandwidth, memory)
+
+
+@app.command
+def devices(
+    *,
+    gpu: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    vocab_size: VocabSize = 65_536,
+    context: int = 2_048,
+    hours: float = 24.0,
+    peak: Peak = None,
+    bandwidth: Bandwidth = None,
+    memory: Memory = None,
+    mfu: float | None = None,
+    price: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
+    as_json: Json = False,
+) -> None:
+    """Print for each device the largest depth that trains on one of it, its dtype, hours, energy and cost.
+
+    Parameters
+    ----------
+    gpu
+        Devices; default: all of the table.
+    context
+        Tokens per row.
+    hours
+        Also print the largest depth whose pretraining takes at most that.
+    mfu
+        Assumed utilization, in (0, 1].
+    price
+        NAME=USD, US dollars per hour for a device.
+    """
+    from dataclasses import asdict
+
+    from fledgling.plan.hardware import DEVICES
+    from fledgling.plan.largest import describe_devices
+    from fledgling.plan.text import format_devices
+
+    chosen = [find_device(name) for name in gpu] or ([] if peak is not None else list(DEVICES.values()))
+    if peak is not None or bandwidth is not None or memory is not None:
+        chosen.append(choose_device(None, None, peak, bandwidth, memory))
+    prices = {}
+    for entry in price:
+        name, _, usd = entry.partition("=")
+        try:
+            prices[find_device(name).name if name != OWN else OWN] = float(usd)
+        except ValueError:
+            raise UserError(f"--price {entry}: expected NAME=USD an hour, such as h100=3") from None
+    entries = describe_devices(chosen, vocab_size, context, hours, prices, mfu)
+    if as_json:
+        shown = [{name: value and asdict(value) for name, value in entry.items()} for entry in entries]
+        print(json.dumps(shown, indent=2))
+        return
+    print(format_devices(entries, hours))
 
 
 @app.command

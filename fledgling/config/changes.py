@@ -134,6 +134,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
 }
 LOOP_RULES = {
     "steps": Rule("takes effect", "the schedule and the end follow it"),
+    "passes": Rule("takes effect", "the schedule and the end follow it"),
     "micro_batch_size": Rule("ignored", "a stage keeps its micro-batches, or takes smaller ones", "takes effect"),
     "learning_rate": EFFECT,
     "warmup_steps": EFFECT,
@@ -149,6 +150,8 @@ SUPERVISED_RULES = {
     **LOOP_RULES,
     "mixture": ORDER,
     "batch_tokens": ORDER,
+    "examples_per_step": ORDER,
+    "mixture_unit": ORDER,
     "train_on": EFFECT,
     "core_every": EVALS,
     "core_max_per_task": EVALS,

@@ -53,7 +53,8 @@ class LoopConfig:
     The mixture of dpo and rl is what they are evaluated on; if it is empty, that of sft.
     """
 
-    steps: int | None = count(None)  # optimizer steps; None: derived from the budget (pretrain) or one pass (others)
+    steps: int | None = count(None)  # optimizer steps; None: derived from `passes`
+    passes: float | None = number(None, above=True)  # over the data; None: 20 tokens a parameter (pretrain), else 1
     micro_batch_size: int | None = count(None)  # rows of one forward/backward on one rank; None: what fits
     learning_rate: float = number(1.0, above=True)  # a multiplier of all rates of [optimizer]
     warmup_steps: int = count(20, 0)  # steps from 0 to the full rate
@@ -71,7 +72,9 @@ class LoopConfig:
 class StageConfig(LoopConfig):
     """[pretrain], [midtrain], [sft]: stages that learn from text and conversations."""
 
-    batch_tokens: int | None = count(None)  # tokens of one step over all ranks; None: derived from the depth
+    batch_tokens: int | None = count(None)  # tokens of one step over all ranks; None: derived
+    examples_per_step: int | None = count(None)  # where batch_tokens is open; None: sft 32, others by the depth
+    mixture_unit: str = choice("tokens", "examples")  # what the weights of the mixture are shares of
     train_on: Literal["all", "assistant"] = choice("all", "assistant")  # the tokens that are targets
     core_every: int = count(0, 0)  # steps between evaluations of CORE, and one at the end; 0: none
     core_max_per_task: int = count(500)  # items of each of its tasks

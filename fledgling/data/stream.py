@@ -242,15 +242,12 @@ class MixtureStream:
 
     Args:
         sources: (source, weight) pairs; weights in any unit, sources of one context and one BOS.
-        rows_per_step: R, over all ranks and micro-batches; at least one a rank.
+        rows_per_step: R, over all ranks and micro-batches; ranks beyond its micro-batches have none.
         micro_batch_size: rows of a micro-batch, at most.
         steps: steps of the stage, then StopIteration; None for a stream without end.
         seed: rotates the cycle of sources; the rows of a source have the source's own seed.
         prefetch: whether a thread builds the next steps during this one.
         starts: the first row of each source; None for 0.
-
-    Raises:
-        UserError: if a step has fewer rows than there are ranks.
     """
 
     def __init__(
@@ -268,10 +265,6 @@ class MixtureStream:
     ) -> None:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         assert micro_batch_size >= 1, f"micro-batches of {micro_batch_size} rows"
-        if rows_per_step < world_size:
-            raise UserError(
-                f"a step of {rows_per_step} rows cannot be split over {world_size} ranks: increase batch_tokens"
-            )
         firsts = [0] * len(sources) if starts is None else starts
         used = [(source, weight, first) for (source, weight), first in zip(sources, firsts, strict=True) if weight != 0]
         order = SourceOrder.from_weights([weight for _, weight, _ in used], offset=seed)

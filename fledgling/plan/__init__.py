@@ -4,10 +4,13 @@ Start with `horizon` (one depth determines a whole run), then `parameters` and `
 and `cost` (estimates, marked as such). `plan` combines them; training calls the same functions.
 
     horizon          depth -> width, heads, tokens, batch, steps; every derived value can be pinned
+    stage_length     the batch and steps of the other stages, from their data (`source_sizes`: of the public sets)
+    split            the rows of a step over ranks and micro-batches
     parameters       parameters by component
     flops            floating-point operations per token
     memory           bytes per rank, by component (`activations`: per layer; `zero3`: with sharded parameters)
     hardware         device table: peak FLOP/s, memory, power; `measured_speed`: what this machine reached
+    largest          the largest depth that each device trains
     communication    bytes and seconds of a step's communication: ring, tree, parameter server, ZeRO
     cost             FLOPs -> hours -> energy and money
     inference        weights, key/value cache and conversations per device

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from fledgling.plan.hardware import DeviceSpec
 
-# Model FLOPs utilization assumed by default: the published depth-20 run reached 47 to 49 % on eight H100;
-# two CPU cores reached 29 to 45 % of their measured matrix-product throughput.
+# Model FLOPs utilization assumed by default, of a GPU's datasheet: the published depth-20 run reached 47 to 49 % on
+# eight H100, this package 50.9 % at depth 20 and 42.8 % at depth 12 on one (docs/gpu.md); two CPU cores reached 29 to
+# 45 % of their measured matrix-product throughput.
 ASSUMED_MFU = {"gpu": 0.45, "cpu": 0.35}
 
 
 def assumed_mfu(device: DeviceSpec) -> float:
     """Returns the utilization that is assumed for a device."""
-    return ASSUMED_MFU["cpu" if device.name.startswith("cpu") else "gpu"]
+    return ASSUMED_MFU["cpu" if device.kind == "cpu" else "gpu"]
 
 
 def estimate_hours(flops: float, device: DeviceSpec, ranks: int = 1, mfu: float | None = None) -> float:

@@ -1,58 +1,182 @@
-"""A table of devices: peak compute, memory and power.
+"""A table of devices: peak compute by dtype, memory, bandwidth and power.
 
-Peaks are the vendors' dense (not sparse) numbers in the training dtype: bfloat16 with float32 accumulation, float16 on
-the T4. Those of CPUs are measured: a matrix product on two cores (`fledgling doctor` measures yours). Watts are the
-vendor's limit of the whole card, which training approaches; for a CPU an assumed share of a server. The rest of the
-machine and cooling are not included. A price is given only where it is the published run's own; prices change, so pass
-`--price`.
+Peaks are the vendors' dense (not sparse) numbers with float32 accumulation, which published MFU refers to; float32 is
+without TF32. Those of CPUs are measured: a matrix product on two cores (`fledgling doctor` measures yours). Apple
+publishes none for its later chips: cores x 128 x 2 x clock. The memory of a Mac is what the system lets a GPU fill, two
+thirds or three quarters of all. Watts are the vendor's limit of the whole card, which training approaches; of a Mac
+that of the whole machine; for a CPU an assumed share of a server. The rest of the machine and cooling are not included.
+A price is given only where it is the published run's own; prices change, so pass `--price`.
+
+A card is found by its exact product name and its memory (`find_product`): an L40S is no L4, and an A100 has 40 or 80
+GiB. Start with `find_device`; `make_own_device` takes a card that the table lacks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from fledgling.config import UserError, did_you_mean
+
+_GIB, _TERA, _GIGA = 2**30, 1e12, 1e9
+DTYPE_ORDER = ("bfloat16", "float16", "float32")  # of training's choice, among those that a device multiplies
+OWN = "own"  # the name of a card that is given by its figures
+MEMORY_TOLERANCE = 0.12  # between a card's nominal memory and what its driver reports
 
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """A device: peak FLOP/s in the training dtype, memory in bytes, watts, US dollars per hour (None: unknown)."""
+    """A device.
+
+    Attributes:
+        name: as `--gpu` takes it.
+        peak_flops: FLOP/s in the dtype that training chooses for it.
+        memory: bytes.
+        watts: of the whole device.
+        usd_per_hour: None: unknown.
+        bandwidth: bytes per second between the device and its memory; 0: unknown.
+        peaks: FLOP/s by dtype.
+        kind: the torch device type.
+        product: a pattern that the driver's name matches in full, in lower case and without vendors' names.
+        is_measured: the peak is a measured product, not a datasheet's.
+    """
 
     name: str
     peak_flops: float
     memory: int
     watts: float
     usd_per_hour: float | None = None
+    bandwidth: float = 0.0
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    kind: str = "cuda"
+    product: str = ""
+    is_measured: bool = False
 
     @property
-    def kind(self) -> str:
-        """The torch device type: "cpu" or "cuda"."""
-        return "cpu" if self.name.startswith("cpu") else "cuda"
+    def dtype(self) -> str:
+        """The dtype that training chooses on it."""
+        return next(name for name in DTYPE_ORDER if name in self.peaks)
+
+    def with_dtype(self, dtype: str) -> DeviceSpec:
+        """Returns the device with the peak of a dtype. Raises UserError if it does not multiply that."""
+        if dtype not in self.peaks:
+            raise UserError(f"run.dtype={dtype}: {self.name} multiplies {', '.join(self.peaks)} only; use one of these")
+        return replace(self, peak_flops=self.peaks[dtype])
 
 
-_GIB = 2**30
+def _device(
+    name: str,
+    tera: tuple[float, float, float],  # bfloat16, float16, float32; 0: it has none
+    gib: float,
+    gigabytes: float,
+    watts: float,
+    product: str = "",
+    kind: str = "cuda",
+    usd_per_hour: float | None = None,
+) -> DeviceSpec:
+    peaks = {dtype: peak * _TERA for dtype, peak in zip(DTYPE_ORDER, tera, strict=True) if peak}
+    return DeviceSpec(
+        name,
+        next(iter(peaks.values())),
+        round(gib * _GIB),
+        watts,
+        usd_per_hour,
+        gigabytes * _GIGA,
+        peaks,
+        kind,
+        product,
+        is_measured=kind == "cpu",
+    )
+
 
 DEVICES = {
     device.name: device
     for device in (
-        DeviceSpec("cpu", 195e9, 8 * _GIB, 30),  # two cores with AVX-512, float32
-        DeviceSpec("cpu-bf16", 873e9, 8 * _GIB, 30),  # the same two with AVX-512 BF16
-        DeviceSpec("t4", 65e12, 15 * _GIB, 70),
-        DeviceSpec("l4", 121e12, 22 * _GIB, 72),
-        DeviceSpec("rtx3090", 71e12, 24 * _GIB, 350),
-        DeviceSpec("rtx4090", 165e12, 24 * _GIB, 450),
-        DeviceSpec("rtx5090", 209e12, 32 * _GIB, 575),
-        DeviceSpec("a100", 312e12, 80 * _GIB, 400),
-        DeviceSpec("h100", 989e12, 80 * _GIB, 700, 3.0),  # the published speed run paid $24 an hour for eight
-        DeviceSpec("h200", 989e12, 141 * _GIB, 700),
-        DeviceSpec("b200", 2250e12, 180 * _GIB, 1000),
+        _device("cpu", (0, 0, 0.195), 8, 38, 30, kind="cpu"),  # two cores with AVX-512, float32
+        _device("cpu-bf16", (0.873, 0, 0.195), 8, 38, 30, kind="cpu"),  # the same two with AVX-512 BF16
+        _device("t4", (0, 65, 8.1), 15, 320, 70, "t4"),
+        _device("l4", (121, 121, 30.3), 22, 300, 72, "l4"),
+        _device("l40s", (362, 362, 91.6), 45, 864, 350, "l40s"),
+        _device("a10", (125, 125, 31.2), 22.5, 600, 150, "a10"),
+        _device("rtx3060", (25.5, 25.5, 12.7), 12, 360, 170, "rtx 3060"),
+        _device("rtx3090", (71, 71, 35.6), 24, 936, 350, "rtx 3090"),
+        _device("rtx4060ti", (44.1, 44.1, 22.1), 16, 288, 165, "rtx 4060 ti"),
+        _device("rtx4090", (165.2, 165.2, 82.6), 24, 1008, 450, "rtx 4090"),
+        _device("rtx5090", (209.5, 209.5, 104.8), 32, 1792, 575, "rtx 5090"),
+        _device("a100-40", (312, 312, 19.5), 40, 1555, 400, r"a100( sxm4| pcie)?( 40gb)?( pcie)?"),
+        _device("a100-80", (312, 312, 19.5), 80, 2039, 400, r"a100( sxm4| pcie)?( 80gb)?( pcie)?"),
+        # the published speed run paid $24 an hour for eight
+        _device("h100", (989, 989, 67), 80, 3350, 700, r"h100( sxm5?)?( 80gb)?( hbm3)?", usd_per_hour=3.0),
+        _device("h100-pcie", (756, 756, 51.2), 80, 2000, 350, r"h100( 80gb)?( hbm2e)? pcie"),
+        _device("h200", (989, 989, 67), 141, 4800, 700, r"h200( sxm)?( 141gb)?( hbm3e)?"),
+        _device("b200", (2250, 2250, 75), 180, 8000, 1000, r"b200( sxm)?( 1[89]\dgb)?( hbm3e)?"),
+        _device("mi300x", (1307, 1307, 163.4), 192, 5300, 750, r"mi300x( oam)?( vf)?"),
+        _device("m1", (2.6, 2.6, 2.6), 10.7, 68, 39, "m1", "mps"),  # 16 GiB in all
+        _device("m2-max", (13.6, 13.6, 13.6), 48, 400, 145, "m2 max", "mps"),  # 64 GiB
+        _device("m3-max", (14.3, 14.3, 14.3), 48, 400, 145, "m3 max", "mps"),  # 40 cores at 1.4 GHz, 64 GiB
+        _device("m4-max", (16.2, 16.2, 16.2), 96, 546, 145, "m4 max", "mps"),  # 40 cores at 1.58 GHz, 128 GiB
     )
 }
+SHORT_NAMES = {"a100": "a100-80", "rtx4060ti-16": "rtx4060ti", "rtx3060-12": "rtx3060"}
+_NO_PART_OF_A_NAME = ("nvidia", "geforce", "tesla", "amd", "radeon", "instinct", "apple", "graphics")
 
 
 def find_device(name: str) -> DeviceSpec:
     """Returns the device with this name; raises UserError for an unknown name."""
-    if name.lower() not in DEVICES:
-        hint = did_you_mean(name.lower(), DEVICES) or f": there are {', '.join(DEVICES)}"
-        raise UserError(f'unknown GPU "{name}"{hint}')
-    return DEVICES[name.lower()]
+    known = SHORT_NAMES.get(name.lower(), name.lower())
+    if known not in DEVICES:
+        hint = did_you_mean(known, DEVICES) or f": there are {', '.join(DEVICES)}"
+        raise UserError(f'unknown GPU "{name}"{hint}; or give --peak and --memory of your own')
+    return DEVICES[known]
+
+
+def find_product(kind: str, product: str, memory: int = 0) -> DeviceSpec | None:
+    """Returns the device that a driver calls `product`, of `memory` bytes (0: unknown); None if the table lacks it.
+
+    Args:
+        kind: the torch device type, "cuda" or "mps". The memory of a Mac is not compared: it is sold with any.
+    """
+    words = product.lower().replace("-", " ").replace("(tm)", "").split()
+    name = " ".join(word for word in words if word not in _NO_PART_OF_A_NAME)
+    for device in DEVICES.values():
+        if device.kind != kind or not device.product or not re.fullmatch(device.product, name):
+            continue
+        if kind == "mps" or not memory or abs(memory / device.memory - 1) <= MEMORY_TOLERANCE:
+            return device
+    return None
+
+
+def make_own_device(
+    base: DeviceSpec | None,
+    peak_tera: float | None = None,
+    bandwidth_giga: float | None = None,
+    memory_gib: float | None = None,
+    watts: float | None = None,
+) -> DeviceSpec:
+    """Returns a device given by its figures: those that are None are the base's.
+
+    Args:
+        base: a device of the table; None: a GPU that the table lacks.
+        peak_tera: TFLOP/s, dense, in the dtype that it trains in.
+        bandwidth_giga: GB/s of its memory.
+        memory_gib: GiB.
+
+    Raises UserError for values that are not above 0, and without a base where peak or memory is missing.
+    """
+    figures = {"peak": peak_tera, "bandwidth": bandwidth_giga, "memory": memory_gib, "watts": watts}
+    for option, value in figures.items():
+        if value is not None and not 0 < value < 1e7:
+            raise UserError(f"--{option} {value:g}: expected a number above 0")
+    if base is None:
+        if peak_tera is None or memory_gib is None:
+            raise UserError("a card of your own needs --peak (TFLOP/s) and --memory (GiB); or name one with --gpu")
+        base = DeviceSpec(OWN, 0.0, 0, 0.0, peaks={"bfloat16": 0.0})
+    if peak_tera is not None:
+        peak = peak_tera * _TERA
+        base = replace(base, peak_flops=peak, peaks=dict.fromkeys(base.peaks, peak), is_measured=False)
+    if memory_gib is not None:
+        base = replace(base, memory=round(memory_gib * _GIB))
+    if bandwidth_giga is not None:
+        base = replace(base, bandwidth=bandwidth_giga * _GIGA)
+    return base if watts is None else replace(base, watts=watts)

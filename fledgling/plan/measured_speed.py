@@ -1,8 +1,9 @@
 """Stores speeds measured on this machine, so that a plan for it needs no assumed utilization.
 
-`fledgling bench train` writes one entry per device and dtype to a per-user file; `plan` uses it when it plans for that
-device, and says so. The file is FLEDGLING_CACHE/speed.json, or ~/.cache/fledgling/speed.json. An entry whose peak is
-too low is deleted as soon as something exceeds it: its utilization would be too high.
+`fledgling bench train` writes one entry per device and shape to a per-user file; `plan` uses the entry that is nearest
+to the planned step, if it is near (`MAX_SHAPE_RATIO`), and says so: the share that a small model reaches says little of
+a large one. The file is FLEDGLING_CACHE/speed.json, or ~/.cache/fledgling/speed.json. An entry whose peak is too low is
+deleted as soon as something exceeds it: its utilization would be too high.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fledgling.plan.hardware import DEVICES
+from fledgling.plan.hardware import find_product
 from fledgling.record import write_json
+
+MAX_SHAPE_RATIO = 2.0  # of FLOPs per token, and of tokens of a forward/backward, in either direction
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,15 @@ class MeasuredSpeed:
     mfu: float
     peak_flops: float
     tokens_per_second: float
-    model: str  # a description of the model
+    model: str  # a description of the model and its micro-batch
     date: str
+    flops_per_token: float
+    micro_batch_tokens: int
+
+    def distance(self, flops_per_token: float, micro_batch_tokens: int) -> float:
+        """Returns the larger of the two ratios to another shape, at least 1."""
+        ratios = (self.flops_per_token / flops_per_token, self.micro_batch_tokens / micro_batch_tokens)
+        return max(max(ratio, 1 / ratio) for ratio in ratios)
 
 
 def speed_file() -> Path:
@@ -35,34 +45,49 @@ def speed_file() -> Path:
     return Path(folder) / "speed.json" if os.environ.get("FLEDGLING_CACHE") else Path(folder) / "fledgling/speed.json"
 
 
-def load_speed(device: str) -> MeasuredSpeed | None:
-    """Returns the speed measured on this machine for a device name; None if there is none or the file is damaged.
+def list_speeds(device: str) -> list[MeasuredSpeed]:
+    """Returns the speeds measured on this machine for a device name, without damaged entries.
 
-    An entry of more than its own peak, which earlier versions wrote for a peak measured too low, counts as damaged.
+    An entry of more than its own peak, or without its shape, is of an earlier version and counts as damaged.
     """
-    try:
-        speed = MeasuredSpeed(**json.loads(speed_file().read_text(encoding="utf-8"))[device])
-        return speed if 0 < speed.mfu <= 1 and speed.peak_flops > 0 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = []
+    for entry in _read_saved().values():
+        try:
+            speed = MeasuredSpeed(**entry)
+            lowest = min(speed.peak_flops, speed.flops_per_token, speed.micro_batch_tokens)
+            plausible = 0 < speed.mfu <= 1 and lowest > 0
+        except TypeError:
+            continue
+        if plausible and speed.device == device:
+            found.append(speed)
+    return found
+
+
+def load_speed(device: str, flops_per_token: float, micro_batch_tokens: int) -> MeasuredSpeed | None:
+    """Returns the measured speed of the shape nearest to a planned step; None if none is near."""
+    distance = {speed: speed.distance(flops_per_token, micro_batch_tokens) for speed in list_speeds(device)}
+    nearest = min(distance, key=lambda speed: distance[speed], default=None)
+    return nearest if nearest is not None and distance[nearest] <= MAX_SHAPE_RATIO else None
 
 
 def save_speed(speed: MeasuredSpeed) -> None:
-    """Saves a speed, replacing the previous one of the same device."""
-    write_json(speed_file(), _read_saved() | {speed.device: asdict(speed)})
+    """Saves a speed, replacing the previous one of the same device and shape."""
+    write_json(speed_file(), _read_saved() | {f"{speed.device}: {speed.model}": asdict(speed)})
 
 
 def discard_exceeded(device: str | None, reached: float) -> str:
-    """Deletes the saved speed of a device whose peak is below `reached` FLOP/s.
+    """Deletes the saved speeds of a device whose peak is below `reached` FLOP/s.
 
     Returns a line that says so, or "" if nothing was deleted.
     """
-    saved = load_speed(device) if device else None
-    if saved is None or saved.peak_flops >= reached:
+    low = [speed for speed in (list_speeds(device) if device else []) if speed.peak_flops < reached]
+    if not low:
         return ""
-    write_json(speed_file(), {name: entry for name, entry in _read_saved().items() if name != device})
+    gone = [asdict(speed) for speed in low]
+    write_json(speed_file(), {name: entry for name, entry in _read_saved().items() if entry not in gone})
+    lowest = min(low, key=lambda speed: speed.peak_flops)
     return (
-        f"the speed of {saved.date} for `fledgling plan --gpu {device}` was a share of {saved.peak_flops / 1e9:,.1f} "
+        f"the speed of {lowest.date} for `fledgling plan --gpu {device}` was a share of {lowest.peak_flops / 1e9:,.1f} "
         "GFLOP/s, which is too low: it is deleted, and `fledgling bench train` measures it again"
     )
 
@@ -72,15 +97,19 @@ def _read_saved() -> dict[str, Any]:
         saved = json.loads(speed_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return saved if isinstance(saved, dict) else {}
+    return {name: entry for name, entry in saved.items() if isinstance(entry, dict)} if isinstance(saved, dict) else {}
 
 
-def device_name(kind: str, dtype: str, product: str = "") -> str | None:
+def device_name(kind: str, dtype: str, product: str = "", memory: int = 0) -> str | None:
     """Returns the name of a device in `plan.hardware.DEVICES`, None if it is unknown.
 
-    Args: kind: "cpu" or "cuda"; dtype: "float32" or "bfloat16", used for CPUs only; product: name of the GPU.
+    Args:
+        kind: the torch device type.
+        dtype: of the products, for CPUs.
+        product: the driver's name of the card.
+        memory: its bytes; 0: unknown.
     """
     if kind == "cpu":
         return "cpu" if dtype == "float32" else "cpu-bf16"
-    normalized = product.lower().replace(" ", "")
-    return next((name for name in DEVICES if not name.startswith("cpu") and name in normalized), None)
+    device = find_product(kind, product, memory)
+    return device.name if device else None

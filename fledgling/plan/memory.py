@@ -31,7 +31,7 @@ from fledgling.optim.partition import (
 from fledgling.plan import activations, adapter, zero3
 from fledgling.plan.parameters import count_matrix_parameters, count_parameters
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # "fledgling" is this package; "whole-logits" another system: the logits of all rows in one compiled graph.
 LAYOUTS = ("fledgling", "whole-logits")
 WHOLE_GRAPH_ACTIVATIONS = 22  # widths per token and layer; fitted to three published peaks (docs/math/memory.md)
@@ -226,14 +226,18 @@ def memory_slack(total: int, device: str) -> int:
     return 0 if device == "cpu" else round(SLACK_SHARE * total) + CUDA_CONTEXT
 
 
+def largest_micro_batch(step: TrainingStep) -> int:
+    """Returns the most rows of one forward/backward that are chosen automatically, however large the memory."""
+    return min(MAX_MICRO_BATCH_ROWS, max(1, MAX_MICRO_BATCH_TOKENS.get(step.device, 1 << 62) // step.context))
+
+
 def choose_micro_batch_size(config: ModelConfig, rows: int, memory: int, step: TrainingStep) -> int:
     """Returns the most rows of one forward/backward that divide a rank's `rows` and fit into `memory` bytes.
 
     `plan` proposes it and `train` uses it. At most MAX_MICRO_BATCH_ROWS, and no more tokens than increase the device's
     speed. Raises UserError if not even one row fits.
     """
-    largest = min(rows, MAX_MICRO_BATCH_ROWS, max(1, MAX_MICRO_BATCH_TOKENS.get(step.device, 1 << 62) // step.context))
-    for size in range(largest, 0, -1):
+    for size in range(min(rows, largest_micro_batch(step)), 0, -1):
         if rows % size == 0 and fits_memory(config, replace(step, rows=size, micro_batches=rows // size), memory):
             return size
     raise UserError(explain_memory_shortage(config, replace(step, rows=1, micro_batches=rows), memory))

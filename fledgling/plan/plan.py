@@ -7,16 +7,19 @@ are estimates. `time`, `flops.total` and `cost` describe pretraining; `stages` h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, UserError, load_recipe
+from fledgling.config import DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, UserError, load_recipe
 from fledgling.optim.partition import partition_parameters
 from fledgling.plan import communication, cost, flops, hardware, measured_speed, memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
 from fledgling.plan.parameters import count_matrix_parameters, count_parameters, parameter_formula, parameter_shapes
+from fledgling.plan.source_sizes import published_sizes
+from fledgling.plan.split import choose_split, empty_share, require_row_each
+from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
 
 CHARACTERS_PER_TOKEN = 4.8  # English web text with 65,536 entries; lower for a small vocabulary
 CHARACTERS_PER_SHARD = 250_000_000  # of the files of the public data sets
@@ -36,8 +39,8 @@ class _StageContext:
     mfu: float
     price: float | None
     step: memory.TrainingStep
-    batch_tokens: int
     strict: bool
+    sizes: Mapping[str, SourceSize]
 
 
 def make_plan(
@@ -50,6 +53,8 @@ def make_plan(
     layout: str = "fledgling",
     strict: bool = True,
     peak_flops: float | None = None,
+    sizes: Mapping[str, SourceSize] | None = None,
+    device: hardware.DeviceSpec | None = None,
 ) -> dict[str, Any]:
     """Returns the plan of a recipe on `gpus` devices called `gpu` (default: run.ranks of run.hardware).
 
@@ -61,12 +66,15 @@ def make_plan(
         price: US dollars per hour for one device.
         link: name of the link between the devices.
         layout: one of `fledgling.plan.memory.LAYOUTS`.
-        strict: whether to raise for a batch that ranks do not divide and for a step that does not fit the device.
+        strict: whether to raise for a step of fewer rows than ranks, and for one that does not fit the device.
         peak_flops: FLOP/s of a device, measured by the run that is planned; None: the table's or the benchmark's.
+        sizes: of the sources that open steps and batches follow from (`fledgling.train.source_sizes`); None: those that
+            the public sets are known for.
+        device: replaces `gpu`: a card given by its figures.
 
     Raises UserError for an unknown device or link, for invalid values and, if strict, as described.
     """
-    device = hardware.find_device(gpu or recipe.run.hardware)
+    device = device or hardware.find_device(gpu or recipe.run.hardware)
     ranks = recipe.run.ranks if gpus is None else gpus
     if ranks < 1:
         raise UserError(f"gpus: got {ranks}, expected at least 1")
@@ -78,12 +86,17 @@ def make_plan(
         raise UserError(f"layout: got {layout!r}, expected one of {', '.join(memory.LAYOUTS)}")
     config = recipe.resolve_model()
     horizon, parameters = recipe_horizon(recipe), count_parameters(config)
-    utilization, device = choose_utilization(device, mfu, peak_flops)
-    dtype = recipe.run.dtype
-    if dtype == "auto":
-        dtype = "float32" if device.name == "cpu" else "bfloat16"
+    dtype = device.dtype if recipe.run.dtype == "auto" else recipe.run.dtype
+    if strict or dtype in device.peaks:
+        device = device.with_dtype(dtype)
     step = replace(one_row_step(recipe, config, ranks, device.kind, dtype, recipe.run.compile != "off"), layout=layout)
-    context = _StageContext(recipe, config, device, utilization["mfu"], price, step, horizon.batch_tokens, strict)
+    known_sizes = published_sizes(config.context) | dict(sizes or {})
+    context = _StageContext(recipe, config, device, 0.0, price, step, strict, known_sizes)
+    rows = horizon.batch_tokens // config.context
+    micro_batch_tokens = _split("pretrain", recipe.pretrain.micro_batch_size, rows, context).tokens
+    flops_per_token = flops.training_flops_per_token(config)
+    utilization, device = choose_utilization(device, mfu, peak_flops, flops_per_token, micro_batch_tokens)
+    context = replace(context, device=device, mfu=utilization["mfu"])
     planned = {name: _stage(name, context) for name in ("pretrain", *recipe.stages)}
     known = {name: stage for name, stage in planned.items() if stage is not None}  # pretraining always is
     stages = {name: known[name][0] for name in recipe.stages if name in known}
@@ -159,7 +172,10 @@ def load_planned_recipe(
 def one_row_step(
     recipe: Recipe, config: ModelConfig, ranks: int, device_kind: str, dtype: str, compiled: bool
 ) -> memory.TrainingStep:
-    """Returns one row of a training step of the recipe, from which `plan` and `train` derive micro-batch sizes."""
+    """Returns one row of a training step of the recipe, from which `plan` and `train` derive micro-batch sizes.
+
+    device_kind: the torch device type; every accelerator is counted as a GPU.
+    """
     optimizer = recipe.optimizer
     return memory.TrainingStep(
         rows=1,
@@ -167,7 +183,7 @@ def one_row_step(
         dtype=dtype,
         ranks=ranks,
         zero_stage=1 if optimizer.zero_stage is None else optimizer.zero_stage,
-        device=device_kind,
+        device="cpu" if device_kind == "cpu" else "cuda",
         compiled=compiled,
         deterministic=None if optimizer.deterministic == "auto" else optimizer.deterministic == "on",
         copies_weights_for_eval=True,
@@ -175,10 +191,23 @@ def one_row_step(
     )
 
 
+def stage_step(step: memory.TrainingStep, table: LoopConfig) -> memory.TrainingStep:
+    """Returns a step with what the stage of a table holds besides: a copy for checkpoints, a reference model."""
+    has_reference = isinstance(table, DPOConfig) or (isinstance(table, RLConfig) and table.kl_weight > 0)
+    return replace(step, saves_checkpoints=table.save_every > 0, has_reference_model=has_reference)
+
+
 def choose_utilization(
-    device: hardware.DeviceSpec, mfu: float | None, peak_flops: float | None = None
+    device: hardware.DeviceSpec,
+    mfu: float | None,
+    peak_flops: float | None,
+    flops_per_token: float,
+    micro_batch_tokens: int,
 ) -> tuple[dict[str, Any], hardware.DeviceSpec]:
     """Returns the utilization to assume with its source, and the device with the peak that it refers to.
+
+    `mfu` is of that peak. `mfu_datasheet` is of the vendor's dense peak, as published figures are (None: the table has
+    none), `mfu_product` of a matrix product measured on this machine (None: none was measured).
 
     Args:
         device: of the table.
@@ -186,22 +215,25 @@ def choose_utilization(
         peak_flops: FLOP/s measured by the run that is planned: then all shares are of this peak, as the shares that the
             run records. None: of the table's peak, or of the benchmark's.
     """
-    source = "table"
+    datasheet, source = None if device.is_measured else device.peak_flops, "table"
     if peak_flops:
         device, source = replace(device, peak_flops=peak_flops), "run"
+    measured = measured_speed.load_speed(device.name, flops_per_token, micro_batch_tokens)
+    utilization: dict[str, Any] = {"mfu": cost.assumed_mfu(device), "mfu_source": "table"}
     if mfu is not None:
-        return {"mfu": mfu, "mfu_source": "given", "peak_source": source}, device
-    measured = measured_speed.load_speed(device.name)
-    if measured is None:
-        return {"mfu": cost.assumed_mfu(device), "mfu_source": "table", "peak_source": source}, device
-    reached = measured.mfu * measured.peak_flops
-    if not peak_flops or reached > peak_flops:  # a run's peak below what the benchmark reached was measured too low
-        device, source = replace(device, peak_flops=measured.peak_flops), "benchmark"
-    utilization = {
-        "mfu": reached / device.peak_flops,
-        "mfu_source": "measured",
-        "mfu_of": f"{measured.model}, {measured.date}",
+        utilization = {"mfu": mfu, "mfu_source": "given"}
+    elif measured is not None:
+        reached = measured.mfu * measured.peak_flops
+        if not peak_flops or reached > peak_flops:  # a run's peak below what the benchmark reached was measured too low
+            device, source = replace(device, peak_flops=measured.peak_flops), "benchmark"
+        of = f"{measured.model}, {measured.date}"
+        utilization = {"mfu": reached / device.peak_flops, "mfu_source": "measured", "mfu_of": of}
+    share = utilization["mfu"]
+    utilization |= {
         "peak_source": source,
+        "mfu_datasheet": datasheet and share * device.peak_flops / datasheet,
+        "mfu_product": share if source != "table" else None,
+        "datasheet_flops": datasheet,
     }
     return utilization, device
 
@@ -234,31 +266,32 @@ def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.Tr
     answers of a pair fill the context; the reference model reads them once.
     """
     recipe, config, device, ranks = context.recipe, context.config, context.device, context.step.ranks
-    stage = recipe.stage_config(name)
-    steps = recipe_horizon(recipe).steps if name == "pretrain" else stage.steps
-    if not steps:
+    stage, length = recipe.stage_config(name), _length(name, context)
+    if length is None:
         return None
+    rows, steps, is_assumed = length
     adapter = recipe.adapter if recipe.adapter.trains_in(name) else None
     per_token = flops.training_flops_per_token(config, adapter=adapter)
     if isinstance(stage, RLConfig):
         tokens = steps * stage.prompts_per_round * stage.group_size * min(2 * stage.max_new_tokens, config.context)
-        rows, per_token = memory.MAX_MICRO_BATCH_ROWS, per_token + flops.forward_flops_per_token(config) // stage.epochs
+        tokens //= stage.minibatches  # which share the answers of a round
+        per_token += flops.forward_flops_per_token(config) // stage.epochs
     elif isinstance(stage, DPOConfig):
         tokens = steps * stage.batch_size * 2 * config.context
-        rows, per_token = memory.MAX_MICRO_BATCH_ROWS, per_token + flops.forward_flops_per_token(config)
+        per_token += flops.forward_flops_per_token(config)
     else:
-        tokens = steps * (stage.batch_tokens or context.batch_tokens)
-        rows, remainder = divmod(tokens // steps // config.context, ranks)
-        if context.strict and (remainder or not rows):
-            raise UserError(
-                f"{tokens // steps // config.context} rows a step do not divide by {ranks} ranks: choose a divisor, "
-                f"or another {name}.batch_tokens"
-            )
-    step = _split(name, stage.micro_batch_size, max(1, rows), context)
-    hours = cost.estimate_hours(per_token * tokens, device, ranks, context.mfu)
+        tokens = steps * rows * config.context
+        if context.strict:
+            require_row_each(name, stage, rows, ranks)
+    step = _split(name, stage.micro_batch_size, rows, context)
+    empty = 0.0 if isinstance(stage, RLConfig | DPOConfig) else empty_share(rows, step)
+    hours = cost.estimate_hours(per_token * tokens, device, ranks, context.mfu) / (1 - empty)
     values = {
         "steps": steps,
+        "rows_per_step": rows,
         "tokens": tokens,
+        "assumed_lengths": is_assumed,
+        "empty_share": empty,
         "hours": hours,
         "tokens_per_second": tokens / (hours * 3600),
         "usd": cost.estimate_usd(hours, device, ranks, context.price),
@@ -270,33 +303,55 @@ def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.Tr
     return values, step
 
 
+def _length(name: str, context: _StageContext) -> tuple[int, int, bool] | None:
+    """Returns (rows of a step over all ranks, steps, whether an assumed size decides); None if no steps are known."""
+    recipe, sizes = context.recipe, context.sizes
+    stage = recipe.stage_config(name)
+    if name == "pretrain" and stage.passes is None:
+        horizon = recipe_horizon(recipe)
+        return horizon.batch_tokens // context.config.context, horizon.steps, False
+    if isinstance(stage, DPOConfig):
+        if stage.steps is None and stage.pairs not in sizes:
+            return None
+        pairs = 0 if stage.steps else int(sizes[str(stage.pairs)].examples)
+        return memory.MAX_MICRO_BATCH_ROWS * context.step.ranks, derive_dpo_steps(stage, pairs), False
+    if isinstance(stage, RLConfig):
+        tasks = [task for task, weight in stage.tasks.items() if weight > 0]
+        if stage.steps is None and (not tasks or any(task not in sizes for task in tasks)):
+            return None
+        prompts = {task: sizes[task].examples for task in tasks if task in sizes}
+        return memory.MAX_MICRO_BATCH_ROWS * context.step.ranks, derive_rl_steps(stage, prompts), False
+    return derive_length(recipe, name, context.config, sizes)
+
+
 def _split(name: str, pinned: int | None, rows: int, context: _StageContext) -> memory.TrainingStep:
     """Returns the step with its rows: pinned, or the most that fit. Raises UserError if none fit and strict is set."""
-    config, device = context.config, context.device
+    config, device, ranks = context.config, context.device, context.step.ranks
     stage = context.recipe.stage_config(name)
     has_reference = isinstance(stage, DPOConfig) or (isinstance(stage, RLConfig) and stage.kl_weight > 0)
     adapter = context.recipe.adapter if context.recipe.adapter.trains_in(name) else None
     step = replace(context.step, saves_checkpoints=stage.save_every > 0, has_reference_model=has_reference)
     step = replace(step, adapter=adapter)
-    if pinned is None:
-        try:
-            size = memory.choose_micro_batch_size(config, rows, device.memory, step)
-        except UserError as problem:
-            if context.strict:
-                raise UserError(f"{name} does not fit {device.name}: {problem}") from None
-            size = 1
-        return replace(step, rows=size, micro_batches=rows // size)
-    if not context.strict:
-        return replace(step, rows=pinned, micro_batches=-(-rows // pinned))
-    if rows % pinned:
-        divisors = [size for size in range(1, rows + 1) if rows % size == 0]
+    if (
+        context.strict
+        and pinned is not None
+        and rows % ranks == 0
+        and rows // ranks % pinned
+        and pinned < rows // ranks
+    ):
+        divisors = [size for size in range(1, rows // ranks + 1) if rows // ranks % size == 0]
         nearest = min(divisors, key=lambda size: abs(size - pinned))
         raise UserError(
-            f"{name}.micro_batch_size: got {pinned}, expected a divisor of a rank's {rows} rows per step, "
+            f"{name}.micro_batch_size: got {pinned}, expected a divisor of a rank's {rows // ranks} rows per step, "
             f"for example {nearest}"
         )
-    step_with_rows = replace(step, rows=pinned, micro_batches=rows // pinned)
-    if not memory.fits_memory(config, step_with_rows, device.memory):
-        shortage = memory.explain_memory_shortage(config, step_with_rows, device.memory)
+    try:
+        split = choose_split(config, rows, device.memory, step, pinned)
+    except UserError as problem:
+        if context.strict:
+            raise UserError(f"{name} does not fit {device.name}: {problem}") from None
+        return choose_split(config, rows, device.memory, step, pinned=1)
+    if context.strict and pinned is not None and not memory.fits_memory(config, split, device.memory):
+        shortage = memory.explain_memory_shortage(config, split, device.memory)
         raise UserError(f"{name}.micro_batch_size={pinned} does not fit {device.name}: {shortage}")
-    return step_with_rows
+    return split

@@ -92,6 +92,10 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
     origin = f" with {time['mfu_of']}" if "mfu_of" in time else ""
     peak_sources = {"table": "the table", "benchmark": "the benchmark", "run": "the run"}
     peak = f"{device['peak_flops'] / 1e12:,.4g} TFLOP/s, the peak of {peak_sources[time['peak_source']]}"
+    if time["mfu_datasheet"] is not None and time["peak_source"] != "table":
+        peak += f"; {time['mfu_datasheet']:.0%} of the datasheet's {time['datasheet_flops'] / 1e12:,.4g}"
+    elif time["mfu_datasheet"] is not None:
+        peak = f"the datasheet's {time['datasheet_flops'] / 1e12:,.4g} TFLOP/s in {plan['horizon']['dtype']}"
     rows = [
         ("hardware", f"{device['ranks']} x {device['name']}"),
         ("time", f"{format_hours(time['hours'])} of pretraining at {time['mfu']:.0%} MFU, {source}{origin} (estimate)"),
@@ -100,13 +104,18 @@ def _time_rows(plan: dict[str, Any]) -> Rows:
     for name, stage in stages.items():
         money = "" if stage["usd"] is None else f", ${stage['usd']:,.2f}"
         bound = {"rl": "an assumed ", "dpo": "at most "}.get(name, "")  # prompts of RL may be longer than its answers
+        bound = "an assumed " if stage["assumed_lengths"] else bound
         rows.append(
             (
                 f"  {name}",
-                f"{format_hours(stage['hours'])}{money} for {bound}{stage['tokens']:,} tokens; "
+                f"{format_hours(stage['hours'])}{money} for {stage['steps']:,} steps, "
+                f"{bound}{stage['tokens']:,} tokens; "
                 f"{stage['grad_accumulation']} x {stage['micro_batch_size']} rows in {format_memory(stage['memory'])}",
             )
         )
+        if stage["empty_share"] > 0:
+            empty = f"{stage['empty_share']:.0%} of the work is on no row, for {device['ranks']} ranks do not divide"
+            rows.append(("", f"{empty} {stage['rows_per_step']} rows a step"))
     energy = [stage["kwh"] for stage in stages.values()] or [plan["cost"]["kwh"]]
     rows.append(("energy", f"{sum(energy):,.3g} kWh of the devices at their power limit (estimate)"))
     prices = [stage["usd"] for stage in stages.values()] or [plan["cost"]["usd"]]
@@ -148,3 +157,34 @@ def format_hours(hours: float) -> str:
     if hours < 1:
         return f"{hours * 60:.1f} min"
     return f"{hours:.1f} h" if hours < 72 else f"{hours / 24:.1f} days"
+
+
+def format_devices(entries: list[dict[str, Any]], hours: float) -> str:
+    """Returns the entries of `largest.describe_devices` as a table."""
+    header = ["device", "memory", "GB/s", "dtype", "TFLOP/s", "largest", "parameters", "rows", "time", "kWh", "cost"]
+    table = [[*header, f"in {format_hours(hours)}", "cost"]]
+    for entry in entries:
+        device, largest, within = entry["device"], entry["largest"], entry["within"]
+        row = [device.name, format_memory(device.memory), f"{device.bandwidth / 1e9:,.0f}", device.dtype]
+        row.append(f"{device.peak_flops / 1e12:,.4g}")
+        if largest is None:
+            row += ["none", *[""] * 5]
+        else:
+            row += [f"depth {largest.depth}", f"{largest.parameters / 1e6:,.0f}M", str(largest.rows)]
+            row += [format_hours(largest.hours), f"{largest.kwh:,.3g}", _format_price(largest.usd)]
+        row += ["none", ""] if within is None else [f"depth {within.depth}", _format_price(within.usd)]
+        table.append(row)
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join(
+        [
+            *lines,
+            "largest: one row of a step fits one device. time, kWh, cost: 20 tokens a parameter, of the steps alone,",
+            "at the utilization measured here for a similar shape, else an assumed one (--mfu); all are estimates.",
+            "cost: give prices with --price NAME=USD an hour.",
+        ]
+    )
+
+
+def _format_price(usd: float | None) -> str:
+    return "" if usd is None else f"${usd:,.2f}"

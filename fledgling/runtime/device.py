@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -59,10 +59,19 @@ def set_up_device(config: RunConfig, world: World) -> DeviceSetup:
     if device.type == "cpu":
         torch.set_num_threads(config.threads or max(1, count_cores() // world.local_size))
         keep_freed_memory()
+    setup = choose_setup(config, world)
+    return replace(setup, peak_flops=measure_peak_flops(device, setup.dtype))
+
+
+def choose_setup(config: RunConfig, world: World) -> DeviceSetup:
+    """Returns the setup as [run] requests it, without setting or measuring anything: its peak is 0.
+
+    Raises UserError for a compiler that is requested and missing.
+    """
+    device = world.device
     dtype = DTYPES[config.dtype] if config.dtype != "auto" else choose_dtype(device)
     compiled = should_compile(config.compile, device)
-    memory_limit = get_usable_memory(device) // count_ranks_sharing_memory(world)
-    return DeviceSetup(dtype, compiled, measure_peak_flops(device, dtype), memory_limit)
+    return DeviceSetup(dtype, compiled, 0.0, get_usable_memory(device) // count_ranks_sharing_memory(world))
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:

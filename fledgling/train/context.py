@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import memory
-from fledgling.plan.plan import one_row_step
+from fledgling.plan.plan import one_row_step, stage_step
+from fledgling.plan.split import choose_split
 from fledgling.record import Recorder
 from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import DeviceSetup
@@ -41,6 +42,7 @@ class StageContext:
     load_initial_model: Callable[[], Transformer]  # a frozen copy of the model as it was when the stage began
     positions: Positions = field(default_factory=dict)  # of the sources that earlier stages have read
     saved_micro_batch_size: int | None = None  # of the checkpoint that the stage resumes from
+    saved_rows_per_step: int | None = None  # the same
     start: StageWeights | None = None  # what the weights were loaded from; None: from the seed
     parent: dict[str, Any] | None = None  # `going_on.describe_parent` of the checkpoint that the stage starts from
     lock: RunLock | None = None  # of the run; None on all ranks but the main one
@@ -58,17 +60,31 @@ def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: in
     """
     size = config.micro_batch_size
     if size is None and context.saved_micro_batch_size is None:
-        size = propose_micro_batch_size(context, rows, config.save_every > 0)
+        size = propose_micro_batch_size(context, rows, config)
     return min(known for known in (size, context.saved_micro_batch_size) if known)
 
 
-def propose_micro_batch_size(context: StageContext, rows: int, saves_during_training: bool) -> int:
+def resolve_split(config: LoopConfig, context: StageContext, rows: int) -> memory.TrainingStep:
+    """Returns the step of a rank for `rows` rows over all ranks: the recipe's micro-batches, or what fits this machine.
+
+    A resumed stage keeps the size that it had, or takes a smaller one. Raises UserError if not even one row fits.
+    """
+    known = [size for size in (config.micro_batch_size, context.saved_micro_batch_size) if size]
+    step = planned_step(context, config)
+    return choose_split(context.model.config, rows, context.setup.memory_limit, step, min(known, default=None))
+
+
+def propose_micro_batch_size(context: StageContext, rows: int, config: LoopConfig) -> int:
     """Returns the most rows that fit this machine's memory, by the planner's count, and divide `rows`."""
+    step = planned_step(context, config)
+    return memory.choose_micro_batch_size(context.model.config, max(1, rows), context.setup.memory_limit, step)
+
+
+def planned_step(context: StageContext, table: LoopConfig) -> memory.TrainingStep:
+    """Returns one row of a step of this process, as the planner counts its memory."""
     setup, config, world = context.setup, context.model.config, context.world
-    device_kind = "cpu" if world.device.type == "cpu" else "cuda"
-    step = one_row_step(context.recipe, config, world.size, device_kind, setup.dtype_name, setup.compiled)
-    step = replace(step, saves_checkpoints=saves_during_training, adapter=context.adapter)
-    return memory.choose_micro_batch_size(config, max(1, rows), setup.memory_limit, step)
+    step = one_row_step(context.recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
+    return stage_step(step, table, context.adapter)
 
 
 def make_schedule(config: LoopConfig, steps: int) -> Callable[[float], float]:

@@ -18,6 +18,7 @@ from fledgling.config import DPOConfig, UserError
 from fledgling.data.batch import Batch
 from fledgling.files import read_rows
 from fledgling.model.transformer import Transformer
+from fledgling.plan.stage_length import derive_dpo_steps
 from fledgling.runtime.world import World
 from fledgling.tasks.task import shuffle_indices
 from fledgling.text.conversation import render_conversation, render_prompt
@@ -167,7 +168,7 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
     context.preparer.documents.prepared.record_files("dpo.pairs", [Path(config.pairs)])
     initial_model = context.load_initial_model()
     stream = PairStream(pairs, config, context.recipe.seed, micro_batch_size, bos, context.world, initial_model)
-    steps = config.steps or max(1, len(pairs) // config.batch_size)
+    steps = derive_dpo_steps(config, len(pairs))
     if (passes := steps * config.batch_size / len(pairs)) > 1:
         context.recorder.log_notice(f"dpo: each of {len(pairs):,} pairs is read {passes:.1f} times")
     return Stage(

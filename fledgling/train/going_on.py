@@ -17,6 +17,7 @@ from fledgling.config import STAGES, ModelConfig, Recipe, StageConfig, UserError
 from fledgling.config.changes import ChangedSetting, compare_recipes, format_changes, keep_ignored
 from fledgling.config.load import parse_recipe
 from fledgling.plan.horizon import compute_horizon
+from fledgling.plan.stage_length import fixed_rows
 from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST
 from fledgling.record.durable import write_file
@@ -95,11 +96,26 @@ def _compare(
     if table.micro_batch_size is None and wanted.micro_batch_size is not None and goes_on:
         known["micro_batch_size"] = state.get("micro_batch")
     if isinstance(table, StageConfig) and isinstance(wanted, StageConfig):
-        derived = compute_horizon(config).batch_tokens
+        rows = read_rows_per_step(state, saved, stage) if goes_on else fixed_rows(stage, table, config)
+        derived = rows and rows * config.context
         if (table.batch_tokens or derived) == (wanted.batch_tokens or derived):
             known["batch_tokens"] = wanted.batch_tokens
+            if table.batch_tokens != wanted.batch_tokens:  # the same batch, stated on one side and derived on the other
+                known["examples_per_step"] = wanted.examples_per_step
     filled = _replace_stage(saved, stage, replace(table, **known))
     return compare_recipes(filled, recipe, stage, done, goes_on, int(state.get("step", 0)), config.vocab_size)
+
+
+def read_rows_per_step(state: dict[str, Any], recipe: Recipe, stage: str) -> int | None:
+    """Returns the rows of a step of the stage that a checkpoint is of; None for a stage that does not count them.
+
+    An older checkpoint does not record them: its batch was the recipe's, or followed from the depth.
+    """
+    table = recipe.stage_config(stage)
+    if not isinstance(table, StageConfig):
+        return None
+    config = ModelConfig.from_dict(state["model"])
+    return state.get("rows_per_step") or compute_horizon(config, table.batch_tokens).batch_tokens // config.context
 
 
 def _replace_stage(recipe: Recipe, stage: str, table: Any) -> Recipe:

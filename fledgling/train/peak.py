@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import suppress
+
 import torch
 
 from fledgling.plan import measured_speed
+from fledgling.plan.hardware import DEVICES
 from fledgling.runtime import device as runtime_device
 from fledgling.runtime.device import DeviceSetup
 
@@ -13,8 +17,27 @@ NOISE = 0.1  # of two measurements of one peak on an idle machine
 
 def name_device(setup: DeviceSetup, device: torch.device) -> str | None:
     """Returns the planner's name of a device with the dtype of `setup`; None if its table has no such device."""
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return measured_speed.device_name(device.type, setup.dtype_name, card)
+    card, memory = describe_card(device)
+    return measured_speed.device_name(device.type, setup.dtype_name, card, memory)
+
+
+def describe_card(device: torch.device) -> tuple[str, int]:
+    """Returns the product name of a device and its bytes of memory (0: unknown); ("", 0) for a CPU."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return properties.name, properties.total_memory
+    if device.type == "mps":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip(), 0
+    return "", 0
+
+
+def find_datasheet_peak(setup: DeviceSetup, device: torch.device) -> float:
+    """Returns the vendor's dense FLOP/s of a device in the dtype of `setup`; 0.0 if the planner's table lacks it."""
+    name = name_device(setup, device)
+    spec = DEVICES[name] if name else None
+    return 0.0 if spec is None or spec.is_measured else spec.peaks.get(setup.dtype_name, 0.0)
 
 
 def discard_outdated_peak(setup: DeviceSetup, device: torch.device) -> str:

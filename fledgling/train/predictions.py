@@ -18,6 +18,7 @@ from typing import Any
 from fledgling.config import STAGES, Recipe, dump_toml
 from fledgling.plan.plan import make_plan
 from fledgling.record import write_json
+from fledgling.train.source_sizes import count_source_sizes
 
 
 def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak_flops: float | None = None) -> None:
@@ -34,7 +35,8 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     is_due = not of_run.exists() or (is_new and not any(has_begun.values()))
     if not (is_new or is_due):
         return
-    plan = {**make_plan(recipe, strict=False, peak_flops=peak_flops), "before_step": step + 1, "settings": settings}
+    planned = make_plan(recipe, strict=False, peak_flops=peak_flops, sizes=count_source_sizes(recipe))
+    plan = {**planned, "before_step": step + 1, "settings": settings}
     if is_due:
         write_json(of_run, plan)
     if is_new:

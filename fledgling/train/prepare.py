@@ -9,6 +9,7 @@ stage goes on with what it began with (`fledgling.corpora.prepared_data`).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fledgling.corpora import prepare
 from fledgling.corpora.prepare import DocumentPreparer
 from fledgling.corpora.prepared_data import Log, PreparationInputs, digest_code, digest_files, short_digest
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard
+from fledgling.plan.stage_length import SourceSize
 from fledgling.tasks import SKILLS, is_file_source, load_source, make_mixture_example
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_conversations
@@ -29,6 +31,7 @@ from fledgling.train.positions import Positions
 
 CONVERSATIONS_PER_BATCH = 2000  # rendered at a time, on all cores
 ROWS_PER_BAD_ROW = 100  # one row in so many of a public set may be no conversation
+SAMPLED_CONVERSATIONS = 256  # from which the mean length of a source is measured
 TOKENIZER_CONVERSATIONS = 4000  # conversations of the skills that the tokenizer is trained on too
 
 
@@ -71,15 +74,16 @@ class EpochReader:
     read: int = 0  # rows so far, those included that were left out
     left_out: int = 0
     first_error: UserError | None = None
+    limit: int | None = None  # rows; None: one epoch, which a generated source does not have
 
     def __iter__(self) -> Iterator[dict]:
-        for index in range(self.first, self.first + len(self.source)):
+        for index in range(self.first, self.first + (len(self.source) or self.limit or 0)):
             self.read += 1
             try:
                 yield self.source.get_train_example(index, self.seed)
             except UserError as error:
                 self.left_out, self.first_error = self.left_out + 1, self.first_error or error
-                if self.left_out * ROWS_PER_BAD_ROW > len(self.source):
+                if self.left_out * ROWS_PER_BAD_ROW > len(self.source):  # of a generated source no row is bad
                     raise self.first_error from None
 
     def describe(self) -> str:
@@ -126,6 +130,14 @@ class DataPreparer:
     def count_source_bytes(self, name: str) -> int:
         """Returns the size of the files of a source of conversations."""
         return sum(file.stat().st_size for file in self.conversation_source(name).files())
+
+    def measure_source(self, name: str, tokenizer: Tokenizer, context: int) -> SourceSize:
+        """Returns the size of a source of conversations; the rows of an example are the mean of its first ones."""
+        source = load_source(name, self.data_dir)
+        reader = islice(EpochReader(source, self.seed, limit=SAMPLED_CONVERSATIONS), SAMPLED_CONVERSATIONS)
+        lengths = [len(rendered.tokens) for rendered in render_conversations(tokenizer, list(reader))]
+        rows = sum(min(length, context + 1) for length in lengths) / (context + 1) / max(1, len(lengths))
+        return SourceSize(len(source) or math.inf, rows)
 
     def load_or_train_tokenizer(self, may_replace: bool = False) -> Tokenizer:
         """Returns the run's tokenizer, trained first if RUN/tokenizer does not exist.

@@ -38,6 +38,7 @@ from fledgling.train.critic import attach_critic
 from fledgling.train.dpo import build_dpo_stage
 from fledgling.train.going_on import (
     describe_parent,
+    read_rows_per_step,
     reconcile,
 )
 from fledgling.train.health import Health, Rollback
@@ -58,6 +59,7 @@ from fledgling.train.run_directory import (
     require_lock,
     write_run_files,
 )
+from fledgling.train.same_device import require_same_device
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_rows import require_data
@@ -149,6 +151,7 @@ def run_stage(
 def start_run(recipe: Recipe, name: str, resume: str, world: World, saved: Path | None) -> DeviceSetup:
     """Sets up the device and writes the run's files; deletes the stage if it starts anew. Every rank calls it."""
     setup = set_up_device(recipe.run, world)
+    require_same_device(setup, world)
     memory_limit = min(world.all_gather_object(setup.memory_limit))  # the same micro-batch on every rank
     setup = replace(setup, memory_limit=memory_limit)
     run_dir = Path(recipe.run.out)
@@ -283,6 +286,7 @@ def build_context(
         positions=read_positions(start.state, resumes=saved is not None) if start else {},
         start=start,
         saved_micro_batch_size=loaded.state.get("micro_batch") if loaded else None,
+        saved_rows_per_step=read_rows_per_step(loaded.state, recipe, name) if loaded else None,
         parent=describe_parent(parent),
         lock=lock,
     )
@@ -366,6 +370,7 @@ def make_saver(
             "recipe": dump_toml(context.recipe),
             "tokenizer": context.tokenizer.fingerprint(),
             "micro_batch": stage.micro_batch_size,
+            "rows_per_step": stage.rows_per_step,
             "health": health.state_dict(),
             "totals": totals.state_dict(),
             "parent": context.parent,

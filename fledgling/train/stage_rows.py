@@ -1,12 +1,8 @@
-"""A stage's mixture as row sources with weights, and the number of steps if the recipe leaves it open.
+"""A stage's mixture as row sources with weights, and its batch and steps if the recipe leaves them open.
 
 One pass means that no row is learned twice. The stage ends when, of all sources that have an end, the first has given
-every row, where each gives rows in proportion to its weight:
-
-    steps = floor(min over sources of rows(source) / (weight share of source x rows per step)), at least 1
-
-Sources are prepared smallest first, and a large one only as far as the others allow: of a million conversations as many
-as the pass reads.
+every row, where each gives rows in proportion to its share (`fledgling.plan.stage_length`). Sources are prepared
+smallest first, and a large one only as far as the others allow: of a million conversations as many as the pass reads.
 """
 
 from __future__ import annotations
@@ -17,9 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fledgling.config import LoopConfig, Recipe, RLConfig, UserError
+from fledgling.config import LoopConfig, Recipe, RLConfig, StageConfig
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
+from fledgling.plan.stage_length import SourceSize, count_steps, derive_rows, require_end, row_weights
 from fledgling.tasks import PUBLIC_TASKS, SKILLS, load_task
 from fledgling.tasks.task import TEST
 from fledgling.text.tokenizer import Tokenizer
@@ -33,7 +30,8 @@ SPARE_FACTOR = 1.1  # conversations prepared beyond what the steps read, so that
 class StageRows:
     """The data of a stage."""
 
-    sources: list[tuple[RowSource, float]]  # with weights
+    sources: list[tuple[RowSource, float]]  # with their weights among the rows
+    rows_per_step: int
     steps: int
     positions: SourcePositions
     validation: tuple[TokenShard, ...]  # held-out documents of the first document source
@@ -41,9 +39,8 @@ class StageRows:
 
 def prepare_stage_rows(
     stage: str,
-    mixture: dict[str, float],
-    rows_per_step: int,
-    steps: int | None,
+    table: StageConfig,
+    rows_per_step: int | None,
     context: int,
     preparer: DataPreparer,
     tokenizer: Tokenizer,
@@ -52,51 +49,64 @@ def prepare_stage_rows(
     """Prepares and opens the data of a stage.
 
     Args:
+        table: mixture, steps (None: `passes` over the mixture), and what a batch is derived from.
+        rows_per_step: rows of `context` tokens that one optimizer step reads, over all ranks; None: as many as
+            `examples_per_step` examples fill.
         before: the positions of the sources that earlier stages have read.
-        rows_per_step: rows of `context` tokens that one optimizer step reads, over all ranks.
-        steps: None means one pass. Raises UserError if that has no end, because every source is generated.
+
+    Raises UserError if the steps are open and have no end, because every source is generated.
     """
-    parts, total = split_mixture(mixture), sum(mixture.values())
+    parts = split_mixture(table.mixture)
     make_source = partial(
         RowSource, context=context, seed=preparer.seed, bos=tokenizer.bos, turn_end=tokenizer.assistant_end
     )
-    max_steps = math.inf if steps is None else steps
-    documents: list[tuple[RowSource, float]] = []
-    conversations: dict[str, RowSource] = {}
-    tasks: list[tuple[RowSource, float]] = []
+    documents: dict[str, RowSource] = {}
     validation: tuple[TokenShard, ...] = ()
-    parts_read: Positions = {}
-    for name, weight in parts.documents.items():
+    for name in parts.documents:
         corpus = preparer.documents.prepare_shards(name, tokenizer)
         validation = validation or corpus.held_out
-        documents.append((make_source(corpus.train, "crop"), weight))
-        if steps is None:
-            max_steps = min(max_steps, len(documents[-1][0]) / (weight / total * rows_per_step))
+        documents[name] = make_source(corpus.train, "crop")
+    sizes: dict[str, SourceSize] = {}
+    if rows_per_step is None or table.mixture_unit == "examples":
+        sizes = {name: SourceSize(s.num_documents, len(s) / s.num_documents) for name, s in documents.items()}
+        for name in (*parts.tasks, *parts.conversations):
+            sizes[name] = preparer.measure_source(name, tokenizer, context)
+    weights = row_weights(table, sizes)
+    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    if rows_per_step is None:
+        rows_per_step = derive_rows(table, sizes)
+        preparer.log(f"{stage}: {rows_per_step:,} rows a step, {rows_per_step * context:,} tokens, from its examples")
+
+    max_steps = math.inf if table.steps is None else table.steps
+    lengths = [(shares[name], len(source)) for name, source in documents.items()]
+    conversations: dict[str, RowSource] = {}
+    parts_read: Positions = {}
     for name in sorted(parts.conversations, key=preparer.count_source_bytes):
-        per_step = parts.conversations[name] / total * rows_per_step
-        tokens = None if max_steps == math.inf else math.ceil(max_steps * per_step * context * SPARE_FACTOR) + 1
+        steps = max_steps if table.steps is not None else count_steps(table.passes, rows_per_step, lengths)
+        rows = steps * shares[name] * rows_per_step
+        tokens = None if steps == math.inf else math.ceil(rows * context * SPARE_FACTOR) + 1
         shard, part = preparer.conversation_shard(name, tokens, tokenizer, before)
         conversations[name], parts_read = make_source(shard, "whole"), parts_read | part
-        if steps is None:
-            max_steps = min(max_steps, len(conversations[name]) / per_step)
+        lengths.append((shares[name], len(conversations[name])))
+    if table.steps is None:
+        max_steps = count_steps(table.passes, rows_per_step, lengths)
     if max_steps == math.inf:
-        raise UserError(
-            f"{stage}.steps is not set, and its mixture has no end ({', '.join(parts.tasks)} are generated): "
-            f"set the number of optimizer steps, such as {stage}.steps=300"
-        )
+        raise require_end(stage, "mixture has", parts.tasks)
     stage_steps = max(1, math.floor(max_steps))
-    if steps is None:
-        preparer.log(f"{stage}: {stage_steps:,} steps, one pass over its mixture")
+    if table.steps is None:
+        passes = "one pass" if table.passes in (None, 1.0) else f"{table.passes:g} passes"
+        preparer.log(f"{stage}: {stage_steps:,} steps, {passes} over its mixture")
+    sources = [(source, weights[name]) for name, source in documents.items()]
     if parts.tasks:
-        weight = sum(parts.tasks.values())
-        tokens = int(stage_steps * rows_per_step * context * weight / total * SPARE_FACTOR) + 1
-        tasks.append((make_source(preparer.task_shard(stage, parts.tasks, tokens, tokenizer), "whole"), weight))
-    in_recipe_order = [(conversations[name], weight) for name, weight in parts.conversations.items()]
+        weight = sum(weights[name] for name in parts.tasks)
+        tokens = int(stage_steps * rows_per_step * context * weight / sum(weights.values()) * SPARE_FACTOR) + 1
+        sources.append((make_source(preparer.task_shard(stage, parts.tasks, tokens, tokenizer), "whole"), weight))
+    sources += [(conversations[name], weights[name]) for name in parts.conversations]
     in_parts = {entry["source"] for entry in parts_read.values()}
-    indexed = enumerate([*parts.documents, *["" for _ in tasks], *parts.conversations])
+    indexed = enumerate([*parts.documents, *([""] if parts.tasks else []), *parts.conversations])
     names = {index: name for index, name in indexed if name and name not in in_parts}
     positions = SourcePositions(before or {}, names, parts_read)
-    return StageRows(documents + tasks + in_recipe_order, stage_steps, positions, validation)
+    return StageRows(sources, rows_per_step, stage_steps, positions, validation)
 
 
 def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from fledgling.config import StageConfig, UserError
 from fledgling.data.stream import MixtureStream
 from fledgling.plan.horizon import compute_horizon
-from fledgling.train.context import StageContext, make_schedule, resolve_micro_batch_size
+from fledgling.plan.split import empty_share, require_row_each
+from fledgling.plan.stage_length import fixed_rows
+from fledgling.train.context import StageContext, make_schedule, resolve_split
 from fledgling.train.evals import build_compression_eval, build_core_evals, build_evals
 from fledgling.train.loss import next_token_loss
 from fledgling.train.prepare import split_mixture
@@ -19,22 +22,27 @@ from fledgling.train.stage_rows import StageRows, prepare_stage_rows
 def build_supervised_stage(name: str, context: StageContext) -> Stage:
     """Returns stage `name` (pretrain, midtrain or sft) as the recipe describes it."""
     config: StageConfig = getattr(context.recipe, name)
-    world = context.world
-    horizon = compute_horizon(context.model.config, config.batch_tokens, config.steps)
-    rows = horizon.batch_tokens // context.model.config.context
-    micro_batch_size = resolve_micro_batch_size(config, context, rows // world.size)
-    if rows // world.size < micro_batch_size:
-        micro_batch_size = rows // world.size or 1
-        context.recorder.log_notice(
+    world, model_config, log = context.world, context.model.config, context.recorder.log_notice
+    rows = context.saved_rows_per_step or fixed_rows(name, config, model_config)
+    steps = config.steps
+    if name == "pretrain" and config.passes is None:
+        steps = compute_horizon(model_config, config.batch_tokens, steps).steps
+    stage_rows = prepare_stage_rows(
+        *(name, replace(config, steps=steps), rows, model_config.context, context.preparer, context.tokenizer),
+        before=context.positions,
+    )
+    rows = stage_rows.rows_per_step
+    require_row_each(name, config, rows, world.size)
+    split = resolve_split(config, context, rows)
+    micro_batch_size = split.rows
+    if config.micro_batch_size and micro_batch_size < config.micro_batch_size:
+        log(
             f"{name}: micro-batches of {micro_batch_size} rows, so that each of {world.size} ranks has one; "
             f"set {name}.micro_batch_size={micro_batch_size} for the same bits on other numbers of ranks"
         )
-    steps = horizon.steps if name == "pretrain" else config.steps  # None: one pass over the mixture
-    stage_rows = prepare_stage_rows(
-        *(name, config.mixture, rows, steps, context.model.config.context, context.preparer, context.tokenizer),
-        before=context.positions,
-    )
-    report_lost_conversations(name, config, stage_rows, context.recorder.log_notice)
+    if (empty := empty_share(rows, split)) > 0:
+        log(f"{name}: {world.size} ranks do not divide {rows} rows: {empty:.0%} of the work of a step is on no row")
+    report_lost_conversations(name, config, stage_rows, log)
     positions = stage_rows.positions
     stream = MixtureStream(
         stage_rows.sources,
@@ -48,7 +56,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         starts=positions.find_starts([source for source, _ in stage_rows.sources]),
     )
     for line in positions.describe(name, stream, stage_rows.steps):
-        context.recorder.log_notice(line)
+        log(line)
     evals = build_evals(config, context, stage_rows.validation, micro_batch_size)
     documents = split_mixture(config.mixture).documents
     if name == "pretrain" and documents:
@@ -63,6 +71,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         evals=evals,
         save_every=config.save_every,
         micro_batch_size=micro_batch_size,
+        rows_per_step=rows,
         positions=partial(positions.state_dict, stream),
         extra_metrics=partial(measure_passes, stream),
     )

@@ -40,7 +40,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys):
 
 def test_every_experiment_has_a_help_text(capsys):
     for name in ("tokenizer", "sandbox", "core", "sparsity", "norms", "prompt-lookup", "scaling", "comm", "optim",
-                 "memory", "save", "rollouts"):  # fmt: skip
+                 "memory", "published", "save", "rollouts"):  # fmt: skip
         assert main([name, "--help"]) == 0
         shown = capsys.readouterr().out
         assert "--results" in shown and "--json" in shown, name

@@ -124,9 +124,11 @@ def test_padding_is_one_document():
 # ---- mixtures ------------------------------------------------------------------------------------
 
 
-def test_fewer_rows_than_ranks_are_refused():
-    with pytest.raises(UserError, match="8 ranks"):
-        make_stream(rank=7, world_size=8)
+def test_ranks_beyond_the_micro_batches_of_a_step_have_none():
+    steps = [make_stream(rank=rank, world_size=8).next() for rank in range(8)]
+    (alone,) = [make_stream(rank=0, world_size=1).next()]
+    assert [len(batches) for batches in steps[len(alone) :]] == [0] * (8 - len(alone))
+    assert [batch.hash_rows() for batches in steps for batch in batches] == [batch.hash_rows() for batch in alone]
 
 
 def test_the_summary_counts_the_rows_of_the_stage():

@@ -42,8 +42,10 @@ from fledgling.train.prepare import DataPreparer
 from fledgling.train.rl.algorithm import ALGORITHMS
 from fledgling.train.rl.reward import RewardScorer
 from fledgling.train.rl.rollout_stream import RolloutStream
+from fledgling.train.source_sizes import count_source_sizes
 from fledgling.train.stage import Stage
 from tests.made_up_core import write_core_bundle
+from tests.made_up_sets import write_public_sets
 from tests.ranks import one_thread
 from tests.smallest import write_pairs, write_recipe
 from tests.train.rl.small_problems import BANDIT, COPY, Problem, tokenizer
@@ -303,6 +305,8 @@ LOOP = {
     "save_every": 1,
     "keep_checkpoints": 2,
 }
+PASSES = ("passes",)  # test_passes_multiply_the_steps_that_a_table_leaves_open
+OPEN_BATCH = ("examples_per_step", "mixture_unit")  # test_what_an_open_batch_and_a_mixture_are_measured_in
 STAGE = {"batch_tokens": 256, "train_on": "assistant", "core_every": 3, "core_max_per_task": 1}
 DPO = {"pairs": "{folder}/others.jsonl", "beta": 0.5, "batch_size": 2}
 
@@ -395,6 +399,32 @@ def test_a_setting_of_text_changes_what_is_learned(setting, folder):
     assert differ(plain, other)
 
 
+def open_lengths(folder: Path, data: Path, *settings: str) -> dict[str, tuple[int, int]]:
+    """Returns (rows of a step, steps) of fine-tuning and of RL over made-up public sets, without a run."""
+    base = [f"run.data_dir={data}", "sft.steps=none", "sft.batch_tokens=none", "rl.steps=none"]
+    base += ["sft.mixture={smoltalk = 0.5, arc_easy = 0.5}", "rl.tasks={gsm8k = 1.0}"]
+    recipe = load_recipe(folder / "smallest.toml", [*base, *settings])
+    stages = make_plan(recipe, sizes=count_source_sizes(recipe))["stages"]
+    return {name: (stages[name]["rows_per_step"], stages[name]["steps"]) for name in ("sft", "rl")}
+
+
+def test_passes_multiply_the_steps_that_a_table_leaves_open(folder, tmp_path):
+    data = write_public_sets(tmp_path / "data")
+    once, twice = (open_lengths(folder, data, f"sft.passes={passes}", f"rl.passes={passes}") for passes in (1.0, 2.0))
+    assert once["rl"][1] == 20 and twice["rl"][1] == 40  # 40 prompts, two a round
+    assert twice["sft"][1] in (2 * once["sft"][1], 2 * once["sft"][1] + 1) and twice["sft"][0] == once["sft"][0]
+
+
+def test_what_an_open_batch_and_a_mixture_are_measured_in(folder, tmp_path):
+    data = write_public_sets(tmp_path / "data")
+    few, many, by_examples = (
+        open_lengths(folder, data, *extra)["sft"]
+        for extra in (["sft.examples_per_step=4"], ["sft.examples_per_step=32"], ["sft.mixture_unit=examples"])
+    )
+    assert few[0] * 8 == many[0] and few[1] > many[1]
+    assert by_examples != many
+
+
 def test_another_seed_is_another_run(folder, tmp_path):
     weights = [
         final_weights(recipe_of(folder, f"seed={seed}", f"run.out={tmp_path / str(seed)}"), "pretrain")
@@ -480,8 +510,8 @@ def test_every_key_has_a_value_here():
     assert keys_of(tables["adapter"]) == {*ADAPTER, *ADAPTER_ELSEWHERE}
     assert keys_of(tables["tokenizer"]) == set(TOKENIZER)
     assert keys_of(tables["run"]) == set(RUN)
-    assert keys_of(LoopConfig) == set(LOOP)
-    assert keys_of(StageConfig, LoopConfig) == set(STAGE)
+    assert keys_of(LoopConfig) == {*LOOP, *PASSES}
+    assert keys_of(StageConfig, LoopConfig) == {*STAGE, *OPEN_BATCH}
     assert keys_of(DPOConfig, LoopConfig) == set(DPO)
     assert keys_of(RLConfig, LoopConfig) == {*RL, *RL_ELSEWHERE}
     stages = {"pretrain", "midtrain", "sft", "dpo", "rl"}

@@ -1,5 +1,7 @@
 """Tests the stored speeds of this machine."""
 
+import json
+
 import pytest
 
 from fledgling.config import load_recipe
@@ -7,15 +9,26 @@ from fledgling.plan import cost, measured_speed
 from fledgling.plan.plan import make_plan
 from fledgling.plan.text import format_plan
 
+QUICKSTART = 23_592_960  # FLOPs of a token; 16 rows of 256 tokens
+
+
+def save(device, mfu, peak, flops_per_token=QUICKSTART, tokens=4096, model="a model"):
+    date = "2026-01-02"
+    speed = measured_speed.MeasuredSpeed(device, mfu, peak, 9_000.0, model, date, flops_per_token, tokens)
+    measured_speed.save_speed(speed)
+
+
+def load(device):
+    return measured_speed.load_speed(device, QUICKSTART, 4096)
+
 
 def test_the_mfu_is_given_measured_or_from_the_table(monkeypatch, tmp_path):
     monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
     recipe = load_recipe("quickstart")
-    table = make_plan(recipe)["time"]
-    assert table["mfu_source"] == "table" and table["mfu"] == cost.ASSUMED_MFU["cpu"]
-    measured_speed.save_speed(
-        measured_speed.MeasuredSpeed("cpu-bf16", 0.5, 4e11, 9_000.0, "fledgling 4 x 256", "2026-01-02")
-    )
+    table = make_plan(recipe)
+    assert table["flops"]["per_token"] == QUICKSTART
+    assert table["time"]["mfu_source"] == "table" and table["time"]["mfu"] == cost.ASSUMED_MFU["cpu"]
+    save("cpu-bf16", 0.5, 4e11, model="fledgling 4 x 256")
     time = make_plan(recipe)["time"]
     assert (time["mfu"], time["mfu_source"]) == (0.5, "measured") and "2026-01-02" in time["mfu_of"]
     total_flops = make_plan(recipe)["flops"]["total"]
@@ -24,17 +37,37 @@ def test_the_mfu_is_given_measured_or_from_the_table(monkeypatch, tmp_path):
     assert make_plan(recipe, mfu=0.4)["time"]["mfu_source"] == "given"
     measured_speed.speed_file().write_text("[broken")
     assert make_plan(recipe)["time"]["mfu_source"] == "table"
-    measured_speed.save_speed(measured_speed.MeasuredSpeed("cpu", 0.5, 4e11, 9_000.0, "x", "2026-01-02"))
-    assert measured_speed.load_speed("cpu") and measured_speed.load_speed("cpu-bf16") is None
-    measured_speed.save_speed(measured_speed.MeasuredSpeed("l4", 1.2, 4e11, 9_000.0, "x", "2026-01-02"))
-    assert measured_speed.load_speed("l4") is None, "more than its own peak"
-    measured_speed.save_speed(measured_speed.MeasuredSpeed("l4", 0.5, 3e12, 9_000.0, "x", "2026-01-02"))
-    assert measured_speed.discard_exceeded("l4", 2e12) == "" and measured_speed.load_speed("l4"), "not exceeded"
-    assert "it is deleted" in measured_speed.discard_exceeded("l4", 4e12) and not measured_speed.load_speed("l4")
-    assert measured_speed.load_speed("cpu") and measured_speed.discard_exceeded(None, 4e12) == ""
-    assert measured_speed.device_name("cuda", "bfloat16", "NVIDIA H100 80GB HBM3") == "h100"
-    assert measured_speed.device_name("cuda", "bfloat16", "NVIDIA GeForce RTX 4090") == "rtx4090"
-    assert measured_speed.device_name("cuda", "bfloat16", "Other") is None
+    save("cpu", 0.5, 4e11)
+    assert load("cpu") and load("cpu-bf16") is None
+    save("l4", 1.2, 4e11)
+    assert load("l4") is None, "more than its own peak"
+    save("l4", 0.5, 3e12)
+    assert measured_speed.discard_exceeded("l4", 2e12) == "" and load("l4"), "not exceeded"
+    assert "it is deleted" in measured_speed.discard_exceeded("l4", 4e12) and not load("l4")
+    assert load("cpu") and measured_speed.discard_exceeded(None, 4e12) == ""
+    old = {"cpu": {"device": "cpu", "mfu": 0.5, "peak_flops": 1e9, "tokens_per_second": 1, "model": "x", "date": "y"}}
+    measured_speed.speed_file().write_text(json.dumps(old))
+    assert load("cpu") is None, "an entry of an earlier version has no shape"
+
+
+def test_a_measured_speed_is_that_of_its_shape(monkeypatch, tmp_path):
+    """A toy's utilization says nothing of a large model's."""
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path))
+    save("h100", 0.05, 8e14, flops_per_token=10**7, tokens=4096, model="toy")
+    d20 = load_recipe("d20-8xh100")
+    assert make_plan(d20)["time"]["mfu_source"] == "table"
+    per_token = make_plan(d20)["flops"]["per_token"]
+    save("h100", 0.65, 7.9e14, flops_per_token=per_token, tokens=65_536, model="d20")
+    time = make_plan(d20)["time"]
+    assert time["mfu_of"].startswith("d20") and len(measured_speed.list_speeds("h100")) == 2
+    assert time["mfu_product"] == time["mfu"] == 0.65
+    assert time["mfu_datasheet"] == pytest.approx(0.65 * 7.9e14 / 989e12)
+    text = format_plan(make_plan(d20))
+    assert "65% MFU" in text and "52% of the datasheet's 989" in text
+    save("h100", 0.1, 7.9e14, flops_per_token=per_token * 3, tokens=65_536, model="three times")
+    assert make_plan(d20)["time"]["mfu"] == 0.65, "the nearest"
+    table = make_plan(load_recipe("d12-1gpu"))["time"]
+    assert table["mfu_datasheet"] == cost.ASSUMED_MFU["gpu"] and table["mfu_product"] is None
 
 
 def test_a_run_and_its_plan_have_one_peak(monkeypatch, tmp_path):
@@ -45,7 +78,7 @@ def test_a_run_and_its_plan_have_one_peak(monkeypatch, tmp_path):
     assert table["time"]["peak_source"] == "table" and run["time"]["peak_source"] == "run"
     assert run["hardware"]["peak_flops"] == 6e11 and run["time"]["mfu"] == table["time"]["mfu"]
     assert "MFU of 0.6 TFLOP/s, the peak of the run" in format_plan(run)
-    measured_speed.save_speed(measured_speed.MeasuredSpeed("cpu-bf16", 0.5, 4e11, 9_000.0, "a model", "2026-01-02"))
+    save("cpu-bf16", 0.5, 4e11)
     benchmark, rebased = make_plan(recipe), make_plan(recipe, peak_flops=8e11)
     assert rebased["time"]["mfu"] == pytest.approx(0.25), "2e11 of 8e11"
     assert rebased["time"]["hours"] == pytest.approx(benchmark["time"]["hours"]), "the speed is the same"

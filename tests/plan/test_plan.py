@@ -7,9 +7,12 @@ import sys
 
 import pytest
 
-from fledgling.config import Recipe, UserError, load_recipe, recipe_names
+from fledgling.config import UserError, load_recipe, recipe_names
 from fledgling.plan import hardware
 from fledgling.plan.plan import make_plan
+from fledgling.plan.source_sizes import PUBLISHED_EXAMPLES
+from fledgling.plan.stage_length import SourceSize
+from fledgling.plan.text import format_plan
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -27,7 +30,7 @@ def test_every_recipe_has_a_plan_with_the_stable_keys(name):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"gpus": 3}, "3 ranks"),
+        ({"gpus": 17}, "pretrain: a step has 16 rows, so 1 of 17 ranks have none"),
         ({"gpus": 0}, "at least 1"),
         ({"gpu": "x100"}, "x100"),
         ({"mfu": 1.5}, "mfu"),
@@ -37,7 +40,29 @@ def test_every_recipe_has_a_plan_with_the_stable_keys(name):
 )
 def test_impossible_plans(arguments, word):
     with pytest.raises(UserError, match=word):
-        make_plan(Recipe(), **arguments)
+        make_plan(load_recipe("quickstart"), **arguments)
+
+
+@pytest.mark.parametrize(("gpus", "split", "empty"), [(16, (1, 16), 0), (24, (1, 11), 1 - 256 / 264), (64, (1, 4), 0)])
+def test_more_ranks_than_a_recipe_names_are_planned(gpus, split, empty):
+    plan = make_plan(load_recipe("d20-8xh100"), gpus=gpus)
+    stage, eight = plan["stages"]["pretrain"], make_plan(load_recipe("d20-8xh100"))["stages"]["pretrain"]
+    assert plan["stages"]["sft"]["empty_share"] == pytest.approx(1 - 8 / gpus)  # 8 rows a step, whatever the ranks
+    assert (stage["grad_accumulation"], stage["micro_batch_size"]) == split
+    assert stage["empty_share"] == pytest.approx(empty)
+    assert stage["hours"] == pytest.approx(eight["hours"] * 8 / gpus / (1 - empty))
+    assert (f"{gpus} ranks do not divide 256 rows" in format_plan(plan)) == bool(empty)
+
+
+@pytest.mark.parametrize("name", ["d12-1gpu", "d20-8xh100"])
+def test_the_stages_of_a_recipe_end_where_it_names_no_steps(name):
+    stages = make_plan(load_recipe(name))["stages"]
+    assert stages["rl"]["steps"] == 7473 // 16  # one pass over the prompts of GSM8K
+    assert stages["sft"]["steps"] > 300 and stages["sft"]["assumed_lengths"] and not stages["rl"]["assumed_lengths"]
+    assert stages["sft"]["rows_per_step"] == 8  # 32 conversations of an assumed 512 tokens
+    measured = {n: SourceSize(c, 0.125) for n, c in PUBLISHED_EXAMPLES.items()}
+    known = make_plan(load_recipe(name), sizes=measured)["stages"]["sft"]
+    assert known["rows_per_step"] == 4 and not known["assumed_lengths"]
 
 
 BLANK = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["pretrain"]')

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fledgling.config import RunConfig, UserError
+from fledgling.runtime import device
 from fledgling.runtime.device import DeviceSetup, choose_dtype, measure_peak_flops, set_up_device, should_compile
 from fledgling.runtime.world import World
 
@@ -19,6 +20,21 @@ def test_compiling_needs_a_compiler(monkeypatch):
         should_compile("on", CPU)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert should_compile("auto", CPU) and should_compile("on", CPU) and not should_compile("off", CPU)
+
+
+def test_a_gpu_compiles_only_with_triton_and_a_c_compiler(monkeypatch):
+    gpu, programs = torch.device("cuda"), {"gcc"}
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if name in programs else None)
+    monkeypatch.setattr(device, "find_spec", lambda name: object())
+    assert should_compile("auto", gpu) and should_compile("on", gpu)
+    programs.clear()
+    assert not should_compile("auto", gpu)
+    with pytest.raises(UserError, match="needs Triton, and gcc or clang"):
+        should_compile("on", gpu)
+    programs.add("gcc")
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    assert not should_compile("auto", gpu)
 
 
 def test_the_dtype_is_bfloat16_only_where_the_hardware_multiplies_it(monkeypatch):

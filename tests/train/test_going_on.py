@@ -160,3 +160,27 @@ def test_a_lost_tokenizer_comes_back_from_the_checkpoint_and_another_one_is_refu
     Tokenizer.train(["some other text " * 50], vocab_size=330).save(file)
     with pytest.raises(UserError, match=r"is another tokenizer than that of .*delete"):
         going_on.require_tokenizer(done, source, lines.append)
+
+
+def test_a_batch_that_followed_from_examples_is_kept_and_may_be_stated(done):
+    """Two rows of 64 tokens hold the two conversations of a step, whatever the depth's batch would be."""
+    settings = [*LONGER, "sft.batch_tokens=none", "sft.examples_per_step=2", "sft.steps=2"]
+    recipe = load_recipe(done, settings)
+    assert run_stage(recipe, "sft", quiet=True)
+    newest = checkpoint.find_latest_checkpoint(done / "sft" / "checkpoints")
+    rows = checkpoint.read_checkpoint_state(newest)["rows_per_step"]
+    lines = read_jsonl(done / "sft" / "metrics.jsonl")
+    assert 1 <= rows <= 4 and [line["tokens"] for line in lines] == [64 * rows, 2 * 64 * rows]
+    shutil.rmtree(newest)
+    (done / "sft" / "done.json").unlink()
+    before = digests(done)
+    stated = ["sft.examples_per_step=none", f"sft.batch_tokens={64 * rows}"]
+    with pytest.raises(UserError, match=r"sft.batch_tokens=512: it is not set there"):
+        run_stage(load_recipe(done, ["sft.examples_per_step=none", "sft.batch_tokens=512"]), "sft", quiet=True)
+    assert digests(done) == before
+    assert run_stage(load_recipe(done, [*stated, "sft.steps=3"]), "sft", quiet=True)
+    assert [line["tokens"] for line in read_jsonl(done / "sft" / "metrics.jsonl")] == [n * 64 * rows for n in (1, 2, 3)]
+    old = {name: value for name, value in checkpoint.read_checkpoint_state(
+        checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
+    ).items() if name != "rows_per_step"}  # fmt: skip
+    assert going_on.read_rows_per_step(old, load_recipe(done), "pretrain") == 2, "an older checkpoint: its recipe's"

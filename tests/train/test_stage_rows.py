@@ -1,13 +1,16 @@
 """Mixtures over files: one pass, epochs, missing sets named before any work, runs over made-up sets."""
 
 import json
+import math
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fledgling.config import UserError, load_recipe
+from fledgling.config import ModelConfig, StageConfig, UserError, load_recipe
+from fledgling.plan.stage_length import fixed_rows
 from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, read_checkpoint_state
 from fledgling.runtime import device
@@ -47,25 +50,44 @@ def test_a_mixture_has_three_kinds_of_sources():
 
 def test_one_pass_ends_when_the_first_set_is_read_once(prepared):
     preparer, tokenizer = prepared
-    rows = prepare_stage_rows("sft", SETS, 4, None, CONTEXT, preparer, tokenizer)
+    rows = prepare_stage_rows("sft", StageConfig(mixture=SETS), 4, CONTEXT, preparer, tokenizer)
     total = sum(SETS.values())
     passes = {
         name: len(source) / (SETS[name] / total * 4) for name, (source, _) in zip(SETS, rows.sources, strict=True)
     }
     assert rows.steps == int(min(passes.values())) and rows.steps >= 1
     assert [weight for _, weight in rows.sources] == list(SETS.values())
-    alone = prepare_stage_rows("sft", {"gsm8k": 1.0}, 1, None, CONTEXT, preparer, tokenizer)
+    alone = prepare_stage_rows("sft", StageConfig(mixture={"gsm8k": 1.0}), 1, CONTEXT, preparer, tokenizer)
     assert alone.steps == len(alone.sources[0][0])
-    pinned = prepare_stage_rows("sft", SETS, 4, 9, CONTEXT, preparer, tokenizer)
+    pinned = prepare_stage_rows("sft", StageConfig(mixture=SETS, steps=9), 4, CONTEXT, preparer, tokenizer)
     assert pinned.steps == 9
 
 
 def test_generated_tasks_last_as_long_as_the_others(prepared):
     preparer, tokenizer = prepared
     with pytest.raises(UserError, match=r"sft.steps is not set.*spelling.*sft.steps=300"):
-        prepare_stage_rows("sft", {"spelling": 1.0}, 4, None, CONTEXT, preparer, tokenizer)
-    rows = prepare_stage_rows("sft", {"gsm8k": 0.5, "spelling": 0.5}, 2, None, CONTEXT, preparer, tokenizer)
+        prepare_stage_rows("sft", StageConfig(mixture={"spelling": 1.0}), 4, CONTEXT, preparer, tokenizer)
+    half = StageConfig(mixture={"gsm8k": 0.5, "spelling": 0.5})
+    rows = prepare_stage_rows("sft", half, 2, CONTEXT, preparer, tokenizer)
     assert rows.steps == len(rows.sources[1][0])  # a row of each to a step
+
+
+def test_an_open_batch_holds_as_many_examples_as_the_recipe_says(prepared):
+    preparer, tokenizer = prepared
+    mixture = {"gsm8k": 0.5, "arc_easy": 0.25, "spelling": 0.25}
+    table = StageConfig(mixture=mixture, mixture_unit="examples", examples_per_step=8)
+    found = prepare_stage_rows("sft", table, None, CONTEXT, preparer, tokenizer)
+    sizes = {name: preparer.measure_source(name, tokenizer, CONTEXT) for name in mixture}
+    filled = 8 * sum(weight * sizes[name].rows for name, weight in mixture.items())
+    assert found.rows_per_step == 2 ** round(math.log2(filled)) > 1
+    assert sizes["gsm8k"].examples == 40 and sizes["spelling"].examples == math.inf
+    rows = {"gsm8k": len(found.sources[1][0]), "arc_easy": len(found.sources[2][0])}
+    shares = {name: mixture[name] * sizes[name].rows * 8 / filled for name in rows}
+    assert found.steps == int(min(rows[name] / shares[name] for name in rows) / found.rows_per_step)
+    twice = prepare_stage_rows("sft", replace(table, passes=2.0), None, CONTEXT, preparer, tokenizer)
+    assert twice.steps in (2 * found.steps, 2 * found.steps + 1)
+    with pytest.raises(UserError, match=r"sft.batch_tokens=512 and sft.examples_per_step=8 both set the batch"):
+        fixed_rows("sft", replace(table, batch_tokens=512), ModelConfig(depth=2).resolve(300))
 
 
 def test_a_shard_has_each_row_of_its_set_once_and_is_written_once(prepared):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from fledgling.config import RLConfig, UserError
 from fledgling.optim.optimizer import is_deterministic
+from fledgling.plan.stage_length import derive_rl_steps
 from fledgling.tasks import load_task
 from fledgling.train.context import StageContext, held_out_shards, make_schedule, resolve_micro_batch_size
 from fledgling.train.evals import build_evals
@@ -19,12 +21,15 @@ MAX_CHECKED_PROMPTS = 256
 def build_rl_stage(name: str, context: StageContext) -> Stage:
     """Returns the rl stage as the recipe's [rl] table describes it."""
     config, recipe = context.recipe.rl, context.recipe
-    steps = require_valid_rl_config(config)
+    require_valid_rl_config(config)
     micro_batch_size = resolve_micro_batch_size(config, context)
     tasks = {task: load_task(task, recipe.run.data_dir) for task, weight in config.tasks.items() if weight > 0}
     for task_name, task in tasks.items():
         if files := task.files():
             context.preparer.documents.prepared.record_files(f"rl.tasks {task_name}", files)
+    steps = derive_rl_steps(config, {task_name: len(task) or math.inf for task_name, task in tasks.items()})
+    if config.steps is None:
+        context.recorder.log_notice(f"rl: {steps:,} steps, {config.passes or 1:g} passes over the prompts of its tasks")
     stream = RolloutStream(
         context.engine,
         config,
@@ -66,12 +71,10 @@ def report_cropped_prompts(stream: RolloutStream, steps: int, log: Callable[[str
         log(f"rl: {cropped:,} of the first {count:,} prompts are longer than {limit}: they lose their beginning")
 
 
-def require_valid_rl_config(config: RLConfig) -> int:
-    """Returns the number of steps. Raises UserError for settings of [rl] that do not go together."""
+def require_valid_rl_config(config: RLConfig) -> None:
+    """Raises UserError for settings of [rl] that do not go together."""
     if not any(weight > 0 for weight in config.tasks.values()):
         raise UserError(f"rl.tasks: got {dict(config.tasks)}, expected weights for some tasks, such as {{gsm8k = 1.0}}")
-    if config.steps is None:
-        raise UserError("rl.steps is not set: expected the number of optimizer steps, such as rl.steps=50")
     if config.minibatches > config.prompts_per_round:
         raise UserError(
             f"rl.minibatches is {config.minibatches}: expected at most rl.prompts_per_round, {config.prompts_per_round}"
@@ -81,4 +84,3 @@ def require_valid_rl_config(config: RLConfig) -> int:
             "rl.kl_target is set and rl.kl_weight is 0: expected a weight to begin with, such as rl.kl_weight=0.05"
         )
     make_algorithm(config)
-    return config.steps

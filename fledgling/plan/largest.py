@@ -1,0 +1,116 @@
+"""The largest model that each device trains, with dtype, hours and cost: the table of `fledgling plan devices`.
+
+A model is given by its depth, which determines the rest (`horizon.py`). It trains on one device if a step of one row at
+a time fits its memory with the planner's slack; hours and cost are those of its whole pretraining, 20 tokens a
+parameter, with the most rows that fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.plan import cost, flops, memory
+from fledgling.plan.hardware import DeviceSpec
+from fledgling.plan.horizon import compute_horizon
+from fledgling.plan.parameters import count_parameters
+from fledgling.plan.plan import choose_utilization, one_row_step
+
+MAX_DEPTH = 160  # beyond any device of the table
+DEPTH_STEP = 2  # odd depths have no whole number of heads
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model on a device, and what its pretraining takes there."""
+
+    depth: int
+    parameters: int
+    rows: int  # of a forward/backward
+    bytes: int  # at the peak, without slack
+    hours: float
+    usd: float | None
+    kwh: float
+    mfu: float
+    mfu_source: str
+
+
+def describe_devices(
+    devices: Iterable[DeviceSpec],
+    vocab_size: int,
+    context: int,
+    hours: float,
+    prices: Mapping[str, float],
+    mfu: float | None = None,
+) -> list[dict[str, Any]]:
+    """Returns an entry for each device: its figures, the largest model that trains, and the largest within `hours`.
+
+    prices: US dollars per hour by device name, instead of the table's. Either model is None if no depth does.
+    """
+    if not hours > 0:
+        raise UserError(f"--hours {hours:g}: expected a number above 0")
+    entries = []
+    for device in devices:
+
+        def fits(depth: int, device: DeviceSpec = device) -> bool:
+            config, step = make_step(device, depth, vocab_size, context)
+            return memory.fits_memory(config, step, device.memory)
+
+        @cache
+        def train(depth: int, device: DeviceSpec = device) -> TrainedModel | None:
+            return plan_depth(device, depth, vocab_size, context, prices.get(device.name), mfu)
+
+        def ends(depth: int, train: Callable[[int], TrainedModel | None] = train) -> bool:
+            model = train(depth)
+            return model is not None and model.hours <= hours
+
+        largest = find_largest(fits)
+        within = find_largest(ends, largest) if largest else None
+        entries.append({"device": device, "largest": largest and train(largest), "within": within and train(within)})
+    return entries
+
+
+def find_largest(holds: Callable[[int], bool], most: int = MAX_DEPTH) -> int | None:
+    """Returns the largest depth up to `most` for which `holds`, by bisection: it must hold for every smaller depth."""
+    low, high = 0, most // DEPTH_STEP  # in steps; it holds at low
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle * DEPTH_STEP) else (low, middle - 1)
+    return low * DEPTH_STEP or None
+
+
+def make_step(device: DeviceSpec, depth: int, vocab_size: int, context: int) -> tuple[ModelConfig, memory.TrainingStep]:
+    """Returns the model of a depth, and a step of one row at a time, in the dtype that training chooses."""
+    config = ModelConfig(depth=depth, context=context).resolve(vocab_size)
+    step = one_row_step(Recipe(), config, 1, device.kind, device.dtype, compiled=device.kind != "mps")
+    return config, replace(step, micro_batches=compute_horizon(config).batch_tokens // context)
+
+
+def plan_depth(
+    device: DeviceSpec, depth: int, vocab_size: int, context: int, price: float | None, mfu: float | None
+) -> TrainedModel | None:
+    """Returns what the pretraining of a depth takes on one device; None if not even one row fits."""
+    config, step = make_step(device, depth, vocab_size, context)
+    horizon = compute_horizon(config)
+    try:
+        rows = memory.choose_micro_batch_size(config, step.micro_batches, device.memory, step)
+    except UserError:
+        return None
+    step = replace(step, rows=rows, micro_batches=step.micro_batches // rows)
+    per_token = flops.training_flops_per_token(config)
+    utilization, device = choose_utilization(device, mfu, None, per_token, step.tokens)
+    hours = cost.estimate_hours(per_token * horizon.tokens, device, 1, utilization["mfu"])
+    return TrainedModel(
+        depth,
+        count_parameters(config)["total"],
+        rows,
+        memory.estimate_peak_memory(config, step)["total"],
+        hours,
+        cost.estimate_usd(hours, device, 1, price),
+        cost.estimate_kwh(hours, device),
+        utilization["mfu"],
+        utilization["mfu_source"],
+    )

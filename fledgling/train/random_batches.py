@@ -1,0 +1,57 @@
+"""Random tokens in the batches of every stage: for benchmarks, and for steps that only check shapes and memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fledgling.config import DPOConfig, LoopConfig, RLConfig
+from fledgling.data.batch import Batch
+from fledgling.train.rl.algorithm import ALGORITHMS
+
+DOCUMENTS_PER_ROW = 3
+
+
+class RandomBatches:
+    """An endless stream of the same micro-batches, `count` a step: tokens (rows, T), uniform over the vocabulary."""
+
+    def __init__(self, vocab_size: int, rows: int, context: int, seed: int = 0, count: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(vocab_size, (rows, context + 1), generator=generator)
+        documents = (torch.arange(context) * DOCUMENTS_PER_ROW // context).int().expand(rows, -1)
+        self.batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), documents.contiguous())
+        self.count = count
+
+    def next(self) -> list[Batch]:
+        """Returns the micro-batches of a step."""
+        return [self.batch] * self.count
+
+    def state_dict(self) -> dict:
+        """Returns nothing: every step is the same."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Does nothing."""
+
+    def skip(self, steps: int) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def add_stage_fields(batch: Batch, table: LoopConfig) -> Batch:
+    """Returns a batch with what the loss of a stage reads besides tokens and targets, as zeros or ones."""
+    zeros = torch.zeros(batch.tokens.shape)
+    if isinstance(table, DPOConfig):  # documents are numbered from 1: chosen, rejected, chosen, ...
+        numbered = None if batch.document_ids is None else batch.document_ids + 1
+        return replace(batch, document_ids=numbered, loss_weights=zeros + 1, reference_logprobs=zeros)
+    if not isinstance(table, RLConfig):
+        return batch
+    fields = {"loss_weights": zeros + 1, "rewards": zeros, "advantages": zeros + 1, "old_logprobs": zeros}
+    if table.kl_weight > 0:
+        fields["reference_logprobs"] = zeros
+    if ALGORITHMS[table.algorithm].uses_critic:
+        fields |= {"returns": zeros, "old_values": zeros}
+    return replace(batch, **fields)

@@ -1,0 +1,66 @@
+"""Sizes of the sources that a recipe's open steps and batches follow from, counted from the files at hand.
+
+The count of examples is exact; their tokens are estimated from characters, because a plan has no tokenizer. Training
+measures with the run's own (`DataPreparer.measure_source`) and derives steps with the same functions.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from fledgling.config import Recipe, RLConfig, StageConfig, UserError
+from fledgling.files import read_rows
+from fledgling.plan.plan import CHARACTERS_PER_TOKEN
+from fledgling.plan.stage_length import SourceSize, open_batch
+from fledgling.tasks import SKILLS, is_file_source, load_source, load_task
+
+SAMPLED_EXAMPLES = 64
+TURN_TOKENS = 2  # special tokens around a message
+
+
+def list_needed_sources(recipe: Recipe) -> list[str]:
+    """Returns the sources that an open batch or open steps of the recipe's stages depend on."""
+    needed: list[str] = []
+    for stage in recipe.stages:
+        table = recipe.stage_config(stage)
+        if isinstance(table, RLConfig):
+            names = table.tasks if table.steps is None else {}
+        elif isinstance(table, StageConfig):
+            is_open = open_batch(stage, table) or table.mixture_unit == "examples"
+            has_budget = stage == "pretrain" and table.passes is None
+            names = table.mixture if is_open or (table.steps is None and not has_budget) else {}
+        else:
+            names = {}
+        needed += [name for name, weight in names.items() if weight > 0]
+    return list(dict.fromkeys(needed))
+
+
+def count_source_sizes(recipe: Recipe) -> dict[str, SourceSize]:
+    """Returns the sizes of the sources that a plan of the recipe needs and whose files are at hand."""
+    context, found = recipe.resolve_model().context, {}
+    for name in list_needed_sources(recipe):
+        if name not in SKILLS and not is_file_source(name):
+            continue  # documents: how many tokens they have is known once they are tokens
+        try:
+            source = load_task(name) if name in SKILLS else load_source(name, recipe.run.data_dir)
+            count = len(source)
+            sampled = min(count or SAMPLED_EXAMPLES, SAMPLED_EXAMPLES)
+            sample = [source.get_train_example(index, recipe.seed) for index in range(sampled)]
+        except UserError:
+            continue  # missing, or with a bad row: training says so
+        rows = [min(1.0, _estimate_tokens(example) / context) for example in sample]
+        found[name] = SourceSize(count or math.inf, sum(rows) / len(rows))
+    pairs = recipe.dpo.pairs
+    if "dpo" in recipe.stages and recipe.dpo.steps is None and pairs and Path(pairs).is_file():
+        found[pairs] = SourceSize(sum(1 for _ in read_rows(Path(pairs))))
+    return found
+
+
+def _estimate_tokens(example: dict) -> float:
+    total = 1.0
+    for message in example["messages"]:
+        content = message["content"]
+        parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+        total += sum(map(len, parts)) / CHARACTERS_PER_TOKEN + TURN_TOKENS * len(parts)
+    return total
