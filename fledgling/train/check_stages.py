@@ -1,0 +1,269 @@
+"""Checks every stage of a recipe before the first step of any: data, steps, batch, memory, and the step's shapes.
+
+Nothing is prepared or trained. Lengths of conversations are measured on samples, with the run's tokenizer if it has one
+and else from characters. What a check finds is a line in `StageCheck.problems`; `require_sound` makes them an error.
+Start with `check_stages`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
+from fledgling.evals.chat import encode_question
+from fledgling.plan import memory
+from fledgling.plan.horizon import recipe_horizon
+from fledgling.plan.plan import CHARACTERS_PER_TOKEN, one_row_step, stage_step
+from fledgling.plan.split import choose_split, empty_share, require_row_each
+from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
+from fledgling.record import checkpoint
+from fledgling.runtime.device import DeviceSetup
+from fledgling.runtime.world import World
+from fledgling.tasks import load_task
+from fledgling.text.conversation import render_prompt
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.dpo import load_pairs
+from fledgling.train.prepare import DataPreparer, split_mixture
+from fledgling.train.rl.build import require_valid_rl_config
+from fledgling.train.source_sizes import count_source_sizes
+from fledgling.train.stage_rows import require_data
+from fledgling.train.trial_step import trace_step
+
+SAMPLED_PROMPTS = 64
+
+
+@dataclass(frozen=True)
+class StageCheck:
+    """What is known of a stage before it starts; None where it is known only later."""
+
+    stage: str
+    steps: int | None = None
+    rows: int | None = None  # of a step, over all ranks; None for DPO and RL
+    split: memory.TrainingStep | None = None  # rows of a micro-batch and passes of a rank
+    bytes: int | None = None  # of a rank at its peak, by the planner's count
+    problems: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+
+@dataclass
+class _Findings:
+    """Collects the problems and notices of one stage."""
+
+    problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def attempt(self, check: Callable[[], object]) -> None:
+        """Runs a check; the line of a UserError becomes a problem, once."""
+        try:
+            check()
+        except UserError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+
+
+def find_model_config(recipe: Recipe, run_dir: Path) -> ModelConfig | None:
+    """Returns the configuration of the model that the stages train; None where weights decide it that are not read yet.
+
+    A stage that is saved has decided it, then `run.init_from`, then the recipe.
+    """
+    for stage in reversed(recipe.stages):
+        saved = checkpoint.find_latest_checkpoint(run_dir / stage / "checkpoints", check_hashes=False)
+        if saved is not None:
+            return ModelConfig.from_dict(checkpoint.read_checkpoint_state(saved)["model"])
+    if recipe.run.init_from is not None:
+        return None
+    return recipe.resolve_model()
+
+
+def check_stages(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, world: World) -> list[StageCheck]:
+    """Returns a check of each of `stages`, all of them, whatever is wrong with the first."""
+    run_dir = Path(recipe.run.out)
+    preparer = DataPreparer(recipe, run_dir)
+    tokenizer = None
+    if preparer.documents.tokenizer_file.exists():
+        tokenizer = Tokenizer.load(preparer.documents.tokenizer_file)
+    config = find_model_config(recipe, run_dir)
+    sizes = count_source_sizes(recipe)
+    traced: dict[object, str] = {}
+    return [_check_stage(recipe, name, config, sizes, preparer, tokenizer, setup, world, traced) for name in stages]
+
+
+def require_sound(checks: Iterable[StageCheck]) -> None:
+    """Raises UserError with every problem, one a line."""
+    lines = [f"{check.stage}: {problem}" for check in checks for problem in check.problems]
+    if lines:
+        raise UserError("\n".join(dict.fromkeys(lines)))
+
+
+def _check_stage(
+    recipe: Recipe,
+    name: str,
+    config: ModelConfig | None,
+    sizes: Mapping[str, SourceSize],
+    preparer: DataPreparer,
+    tokenizer: Tokenizer | None,
+    setup: DeviceSetup,
+    world: World,
+    traced: dict[object, str],
+) -> StageCheck:
+    """Checks one stage. traced: the errors of the steps that were traced before, by what decides a step."""
+    table, found = recipe.stage_config(name), _Findings()
+    found.attempt(lambda: require_data(recipe, [name]))
+    if config is None:
+        found.notices.append("run.init_from decides the model, so its batch and memory are known once it is read")
+        return StageCheck(name, problems=tuple(found.problems), notices=tuple(found.notices))
+    rows, steps = None, None
+    if isinstance(table, RLConfig):
+        found.attempt(lambda: require_valid_rl_config(table))
+        steps = _check_prompts(recipe, table, config, sizes, tokenizer, found)
+    elif isinstance(table, DPOConfig):
+        steps = _check_pairs(table, config, tokenizer, found)
+    else:
+        length = _check_mixture(recipe, name, config, sizes, preparer, tokenizer, found)
+        rows, steps = length if length else (None, None)
+        if rows is not None:
+            fixed: int = rows
+            found.attempt(lambda: require_row_each(name, table, fixed, world.size))
+    step_rows = memory.MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
+    step = one_row_step(recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
+    step = stage_step(step, table)
+    split, peak = None, None
+    if not isinstance(table, StageConfig) or rows is not None:
+        try:
+            split = choose_split(config, step_rows, setup.memory_limit, step, table.micro_batch_size)
+            peak = memory.estimate_peak_memory(config, split)["total"]
+        except UserError as error:
+            found.problems.append(str(error))
+    if split is not None and peak is not None and not memory.fits_memory(config, split, setup.memory_limit):
+        shortage = memory.explain_memory_shortage(config, split, setup.memory_limit)
+        is_certain = world.device.type != "cpu"  # a CPU's limit is half of the machine's memory
+        (found.problems if is_certain else found.notices).append(shortage)
+    if split is not None and rows is not None and (empty := empty_share(rows, split)) > 0:
+        found.notices.append(f"{world.size} ranks do not divide {rows} rows: {empty:.0%} of the work is on no row")
+    if not found.problems:
+        key = (type(table), getattr(table, "algorithm", ""), step.has_reference_model)
+        if key not in traced:
+            traced[key] = _trace(recipe, name, config, setup)
+        found.problems += [traced[key]] if traced[key] else []
+    return StageCheck(name, steps, rows, split, peak, tuple(found.problems), tuple(found.notices))
+
+
+def _trace(recipe: Recipe, name: str, config: ModelConfig, setup: DeviceSetup) -> str:
+    """Returns the first line of the error of a step on meta tensors, or ""."""
+    try:
+        trace_step(recipe, name, config, setup.dtype)
+    except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
+        return f"its step cannot be computed: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    return ""
+
+
+def _check_mixture(
+    recipe: Recipe,
+    name: str,
+    config: ModelConfig,
+    sizes: Mapping[str, SourceSize],
+    preparer: DataPreparer,
+    tokenizer: Tokenizer | None,
+    found: _Findings,
+) -> tuple[int, int | None] | None:
+    """Returns (rows of a step, steps) of a supervised stage as far as they are known, and samples its conversations."""
+    table: StageConfig = getattr(recipe, name)
+    try:
+        parts = split_mixture(table.mixture)
+        if name == "pretrain" and table.passes is None:
+            horizon = recipe_horizon(recipe) if config == recipe.resolve_model() else None
+            if horizon is not None:
+                return horizon.batch_tokens // config.context, horizon.steps
+        known = dict(sizes)
+        if tokenizer is not None:
+            for source in (*parts.tasks, *parts.conversations):
+                known[source] = preparer.measure_source(source, tokenizer, config.context)
+        for source in parts.conversations if table.train_on == "assistant" else ():
+            _check_conversations(source, preparer, config.context, tokenizer, found)
+        length = derive_length(recipe, name, config, known)
+    except UserError as error:
+        if str(error) not in found.problems:
+            found.problems.append(str(error))
+        return None
+    if length is None:
+        found.notices.append("its steps are known once its text is prepared")
+        return None
+    rows, steps, is_assumed = length
+    if is_assumed or (tokenizer is None and table.batch_tokens is None):
+        found.notices.append("its batch and steps are estimated: its conversations are no tokens yet")
+    return rows, steps
+
+
+def _check_conversations(
+    source: str, preparer: DataPreparer, context: int, tokenizer: Tokenizer | None, found: _Findings
+) -> None:
+    """Finds a source of which every sampled prompt fills the context, so that no answer is left to learn from."""
+    conversations = preparer.conversation_source(source)
+    count = min(len(conversations), SAMPLED_PROMPTS)
+    lengths = []
+    for index in range(count):
+        messages = conversations.get_train_example(index, preparer.seed)["messages"]
+        end = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+        if tokenizer:
+            lengths.append(float(len(render_prompt(tokenizer, {"messages": messages[:end]}))))
+        else:
+            lengths.append(sum(len(str(message["content"])) for message in messages[:end]) / CHARACTERS_PER_TOKEN)
+    if lengths and min(lengths) > context:
+        found.problems.append(
+            f"{source}: the prompts of all {count} sampled conversations fill model.context, {context} tokens, so "
+            "nothing can be learned from them; raise model.context or shorten the prompts"
+        )
+
+
+def _check_prompts(
+    recipe: Recipe,
+    table: RLConfig,
+    config: ModelConfig,
+    sizes: Mapping[str, SourceSize],
+    tokenizer: Tokenizer | None,
+    found: _Findings,
+) -> int | None:
+    """Returns the steps of RL as far as they are known, and samples its prompts."""
+    max_prompt_tokens = config.context - min(table.max_new_tokens, config.context // 2)
+    try:
+        tasks = {name: load_task(name, recipe.run.data_dir) for name, weight in table.tasks.items() if weight > 0}
+        lengths = []
+        for task in tasks.values():
+            for index in range(min(len(task) or SAMPLED_PROMPTS, SAMPLED_PROMPTS)):
+                question = task.get_practice_question(index, recipe.seed)
+                estimate = len(question.prompt) / CHARACTERS_PER_TOKEN
+                lengths.append(len(encode_question(tokenizer, question)) if tokenizer else estimate)
+        steps = derive_rl_steps(table, {name: len(task) or math.inf for name, task in tasks.items()})
+    except UserError as error:
+        if str(error) not in found.problems:
+            found.problems.append(str(error))
+        return table.steps
+    longer = sum(length > max_prompt_tokens for length in lengths)
+    limit = f"{max_prompt_tokens} tokens, which model.context leaves next to rl.max_new_tokens"
+    if longer and longer == len(lengths):
+        found.problems.append(f"all of {longer} sampled prompts are longer than {limit}; raise model.context")
+    elif longer:
+        found.notices.append(f"{longer} of {len(lengths)} sampled prompts are longer than {limit}")
+    return steps
+
+
+def _check_pairs(table: DPOConfig, config: ModelConfig, tokenizer: Tokenizer | None, found: _Findings) -> int | None:
+    """Returns the steps of DPO as far as they are known, and reads its pairs."""
+    if table.pairs is None:
+        found.problems.append("dpo.pairs is not set: expected a JSONL file of pairs")
+        return table.steps
+    if not Path(table.pairs).is_file():
+        found.problems.append(f"dpo.pairs: cannot read {table.pairs}: no such file")
+        return table.steps
+    if tokenizer is None:
+        found.notices.append("its pairs are measured once the tokenizer exists")
+        return table.steps
+    try:
+        pairs = load_pairs(table.pairs, tokenizer, config.context + 1, found.notices.append)
+    except UserError as error:
+        found.problems.append(str(error))
+        return table.steps
+    return derive_dpo_steps(table, len(pairs))

@@ -1,0 +1,162 @@
+"""One step of a stage on random rows: traced without data on the meta device, or really made on an accelerator.
+
+`trace_step` runs the loop's own step with tensors that have shapes and no values, so a shape, a dtype or an operation
+that does not go together fails before anything is prepared or paid for. `make_trial_step` makes the step at its full
+size, writes a checkpoint of it, and returns its memory and time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig
+from fledgling.data.batch import Batch
+from fledgling.infer.engine import Engine
+from fledgling.infer.sampling import SamplingParams
+from fledgling.model.build import build_model
+from fledgling.model.transformer import Transformer
+from fledgling.optim.optimizer import Optimizer
+from fledgling.plan.memory import TrainingStep
+from fledgling.runtime.device import DeviceSetup
+from fledgling.runtime.memory import measure_peak_memory
+from fledgling.runtime.world import World
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.critic import attach_critic
+from fledgling.train.loop import train_step
+from fledgling.train.loss import StepMetrics, dpo_loss, next_token_loss
+from fledgling.train.random_batches import RandomBatches, add_stage_fields
+from fledgling.train.rl.algorithm import ALGORITHMS, make_algorithm
+from fledgling.train.saver import CheckpointSaver
+from fledgling.train.stage import Stage
+
+HOST_READS = {"_local_scalar_dense", "item", "is_nonzero", "equal"}
+
+
+@dataclass(frozen=True)
+class TrialStep:
+    """A step that was made: seconds of the second of two steps, bytes at the peak, bytes of its checkpoint."""
+
+    seconds: float
+    peak_bytes: int
+    checkpoint_bytes: int
+    rollout_seconds: float = 0.0  # of a round of RL
+
+
+class _AnswerHostReads(TorchDispatchMode):
+    """Answers what the host reads from meta tensors with ones and zeros: they have no values."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function.__name__.split(".")[0]
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(tensor.device.type == "meta" for tensor in given):
+            if name in HOST_READS:
+                return 1.0
+            if name == "_to_copy" and kwargs.get("device") == torch.device("cpu"):
+                return torch.zeros(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype)
+        return function(*args, **kwargs)
+
+
+def stage_loss(recipe: Recipe, name: str) -> Callable[[Transformer, Batch], Tensor]:
+    """Returns the loss of a stage, which its builder gives to the loop too."""
+    table = recipe.stage_config(name)
+    if isinstance(table, DPOConfig):
+        return partial(dpo_loss, beta=table.beta, metrics=StepMetrics())
+    if isinstance(table, RLConfig):
+        return partial(make_algorithm(table).loss, kl_weight=table.kl_weight, metrics=StepMetrics())
+    return next_token_loss
+
+
+def _uses_critic(recipe: Recipe, name: str) -> bool:
+    return name == "rl" and ALGORITHMS[recipe.rl.algorithm].uses_critic
+
+
+def _random_stage(recipe: Recipe, name: str, config: ModelConfig, rows: int, passes: int) -> Stage:
+    stream = RandomBatches(config.vocab_size, rows, config.context, recipe.seed, passes)
+    stream.batch = add_stage_fields(stream.batch, recipe.stage_config(name))
+    return Stage(name, 1, stream, stage_loss(recipe, name), lambda progress: 1.0)
+
+
+def trace_step(recipe: Recipe, name: str, config: ModelConfig, dtype: torch.dtype) -> None:
+    """Runs forward, backward and update of a stage on one row, with meta tensors. Raises what a real step would."""
+    device = torch.device("meta")
+    world = World(0, 1, 0, device)
+    stage = _random_stage(recipe, name, config, 1, 1)
+    batches = [batch.to(device) for batch in stage.batches.next()]
+    with _AnswerHostReads():
+        with device:
+            model = Transformer(config, dtype)
+            if _uses_critic(recipe, name):
+                attach_critic(model)
+            optimizer = Optimizer(model, recipe.optimizer, world, 1.0, False, dtype)
+        train_step(stage, model, optimizer, batches, world)
+
+
+def make_trial_step(
+    recipe: Recipe,
+    name: str,
+    config: ModelConfig,
+    setup: DeviceSetup,
+    world: World,
+    split: TrainingStep,
+    directory: Path,
+    tokenizer: Tokenizer | None = None,
+) -> TrialStep:
+    """Makes two steps of a stage at full size, and a checkpoint of them. Every rank calls it.
+
+    Args:
+        split: rows of a micro-batch and passes of a rank.
+        directory: where the checkpoint is written; it is deleted again.
+        tokenizer: with it, RL also generates a round of answers to random prompts; None: it does not.
+    """
+    model = build_model(config, setup, world.device)
+    model.initialize(recipe.seed)
+    if _uses_critic(recipe, name):
+        attach_critic(model)
+    optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
+    stage = _random_stage(recipe, name, config, split.rows, split.micro_batches)
+    reference = None
+    if split.has_reference_model:
+        reference = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)  # only its memory counts
+    rollout_seconds = 0.0
+    with measure_peak_memory(world.device) as peak:
+        if name == "rl" and tokenizer is not None:
+            rollout_seconds = _time_rollouts(recipe.rl, Engine(model, tokenizer, world.device, setup.dtype), world)
+        for _ in range(2):  # the first compiles
+            start = time.perf_counter()
+            train_step(stage, model, optimizer, stage.batches.next(), world)
+            seconds = time.perf_counter() - start
+    del reference
+    with TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as folder:
+        state = {"stage": name, "step": 1, "model": config.to_dict()}
+        saver = CheckpointSaver(
+            Path(folder), model, optimizer, world, lambda step: state | {"step": step}, {}, 1, False
+        )
+        with saver:
+            saver(1)
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    return TrialStep(seconds, peak.bytes, size, rollout_seconds)
+
+
+def _time_rollouts(table: RLConfig, engine: Engine, world: World) -> float:
+    """Returns the seconds of one round of this rank's answers, of full length, to random prompts."""
+    prompts = -(-table.prompts_per_round // world.size)
+    length = max(1, engine.context - table.max_new_tokens)
+    generator = torch.Generator().manual_seed(world.rank)
+    ids = torch.randint(engine.tokenizer.vocab_size, (prompts, length), generator=generator).tolist()
+    sampling = SamplingParams(temperature=table.temperature, max_new_tokens=table.max_new_tokens, seed=0)
+    start = time.perf_counter()
+    requests = [prompt for prompt in ids for _ in range(table.group_size)]
+    engine.generate(requests, sampling, max_batch_size=len(requests))
+    return time.perf_counter() - start

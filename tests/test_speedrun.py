@@ -1,0 +1,166 @@
+"""Before the first step of a recipe every stage of it is checked; a dry run does only that."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fledgling.cli import main
+from fledgling.config import UserError, load_recipe
+from fledgling.plan.memory import TrainingStep
+from fledgling.runtime.device import DeviceSetup
+from fledgling.runtime.world import World
+from fledgling.speedrun import dry_run, format_dry_run, run_stages, try_stages
+from fledgling.train.check_stages import check_stages
+from fledgling.train.trial_step import make_trial_step, trace_step
+from tests.made_up_sets import write_public_sets, write_rows
+from tests.ranks import one_thread
+from tests.smallest import WORDS, write_recipe
+
+
+@pytest.fixture(autouse=True)
+def single_thread():
+    with one_thread():
+        yield
+
+
+def write_shipped_data(root):
+    """Writes everything that d12-1gpu and d20-8xh100 read, made up and small; returns the folder."""
+    data = write_public_sets(root)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=80)) for _ in range(60)]
+    write_rows(data / "fineweb-edu" / "a.jsonl", [{"text": text} for text in texts])
+    return data
+
+
+def scaled_down(name, tmp_path):
+    """Overrides that make a shipped recipe tiny; what it leaves open stays open."""
+    data = write_shipped_data(tmp_path / "data")
+    stages = ("pretrain", "midtrain", "sft", "rl")
+    small = [f"run.data_dir={data}", f"run.out={tmp_path / 'run'}", "run.device=cpu", "run.dtype=float32"]
+    small += ["run.compile=off", "run.threads=1", "run.ranks=1", "run.hardware=cpu"]
+    small += ["tokenizer.vocab_size=330", "tokenizer.max_characters=20000", "model.depth=1", "model.width=32"]
+    small += ["model.heads=2", "model.kv_heads=2", "model.context=256", "pretrain.steps=2", "pretrain.core_every=0"]
+    small += [f"{stage}.batch_tokens=1024" for stage in ("pretrain", "midtrain")]
+    small += [f"{stage}.micro_batch_size=4" for stage in stages] + [f"{stage}.eval_questions=2" for stage in stages]
+    return [*small, "rl.max_new_tokens=3", "rl.group_size=2"]
+
+
+@pytest.mark.parametrize("name", ["d12-1gpu", "d20-8xh100"])
+def test_a_shipped_recipe_passes_the_dry_run_of_every_stage_at_its_full_size(name, tmp_path, monkeypatch):
+    recipe = load_recipe(name, [f"run.data_dir={write_shipped_data(tmp_path / 'data')}", f"run.out={tmp_path / 'run'}"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if name.startswith("d12"):
+        recipe = replace(recipe, run=replace(recipe.run, device="cuda"))
+    outcome = dry_run(recipe)
+    checks = outcome.checks
+    assert f"{recipe.run.ranks} x h100, which the recipe names: this machine has no cuda" in format_dry_run(outcome)
+    assert [check.stage for check in checks] == list(recipe.stages)
+    assert [check.problems for check in checks] == [()] * 4
+    pretrain, _, sft, rl = checks
+    assert pretrain.steps > 1000 and sft.steps >= 1 and rl.steps == 40 // 16
+    assert all(0 < check.bytes < 80 * 2**30 for check in checks)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["d12-1gpu", "d20-8xh100"])
+def test_a_scaled_down_recipe_runs_to_its_report(name, tmp_path, capsys):
+    arguments = [name, *(part for value in scaled_down(name, tmp_path) for part in ("--set", value))]
+    assert main(["speedrun", *arguments, "--dry-run"]) == 0
+    table = capsys.readouterr().out
+    assert table.count(" ok\n") == 4 and not (tmp_path / "run").exists()
+    assert main(["speedrun", *arguments]) == 0
+    assert (tmp_path / "run" / "report.html").exists()
+    rl = [json.loads(line) for line in (tmp_path / "run" / "rl" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rl) == 2, "40 prompts, 16 a round"
+    capsys.readouterr()
+    assert main(["speedrun", *arguments, "--dry-run"]) == 0 and "all is done" in capsys.readouterr().out
+
+
+WRONG = {
+    "a stage without end": (["rl.steps=none"], r"rl: rl.steps is not set, and its tasks have no end \(counting are"),
+    "a mixture without end": (["sft.steps=none"], r"sft: sft.steps is not set, and its mixture has no end"),
+    "a missing file": (['sft.mixture={"chat:no.jsonl" = 1.0}'], r"sft: cannot read no.jsonl: no such file"),
+    "missing pairs": (["dpo.pairs=gone.jsonl"], r"dpo: dpo.pairs: cannot read gone.jsonl"),
+    "prompts without room": (["model.context=4", "rl.max_new_tokens=3"], r"rl: all of 64 sampled prompts are longer"),
+    "settings of rl": (["rl.minibatches=9"], r"rl: rl.minibatches is 9: expected at most rl.prompts_per_round"),
+    "a batch of no rows": (["sft.batch_tokens=100"], r"sft: pretrain.batch_tokens: got 100|sft.*whole rows of 64"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_with_a_late_stage_is_one_line_before_the_first_step(what, tmp_path, capsys):
+    settings, line = WRONG[what]
+    recipe = load_recipe(write_recipe(tmp_path), settings)
+    with pytest.raises(UserError, match=line) as caught:
+        run_stages(recipe, quiet=True)
+    assert not (tmp_path / "run").exists(), "nothing was prepared or trained"
+    assert all(len(text) < 400 for text in str(caught.value).splitlines())
+    outcome = dry_run(recipe)
+    assert not outcome.is_sound and [check.stage for check in outcome.checks] == list(recipe.stages)
+    assert str(caught.value).splitlines()[0].partition(": ")[2] in format_dry_run(outcome)
+
+
+def test_no_room_for_one_row_is_told_for_the_stage_that_needs_it(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path), ["rl.kl_weight=0.1", "rl.micro_batch_size=none"])
+    world = World(0, 1, 0, torch.device("meta"))
+    step = {name: check.bytes for name, check in zip(recipe.stages, check_all(recipe, 2**40, world), strict=True)}
+    assert step["rl"] > step["pretrain"], "it holds a reference model"
+    limit = int(1.05 * step["pretrain"]) + 2**30 + 1000  # with the planner's slack, but without a reference model
+    checks = check_all(recipe, limit, world)
+    assert [bool(check.problems) for check in checks] == [name in ("dpo", "rl") for name in recipe.stages]
+    assert "GiB and there are" in checks[-1].problems[0]
+
+
+def check_all(recipe, memory, world):
+    return check_stages(recipe, recipe.stages, DeviceSetup(torch.float32, False, 0.0, memory), world)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+@pytest.mark.parametrize("stage", ["pretrain", "dpo", "rl"])
+def test_a_traced_step_fails_where_a_real_one_would(stage, algorithm, tmp_path, monkeypatch):
+    recipe = load_recipe(write_recipe(tmp_path), [f"rl.algorithm={algorithm}", "rl.kl_weight=0.1"])
+    config = recipe.resolve_model()
+    trace_step(recipe, stage, config, torch.bfloat16)
+    monkeypatch.setattr("fledgling.model.transformer.Transformer.compute_logits", lambda model, hidden: hidden)
+    monkeypatch.setattr("fledgling.model.transformer.Transformer.forward", lambda model, tokens, ids: tokens @ ids)
+    with pytest.raises(RuntimeError):
+        trace_step(recipe, stage, config, torch.bfloat16)
+
+
+def test_a_trial_makes_a_step_and_a_checkpoint_of_each_stage_and_leaves_nothing(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path))
+    world, setup = World(0, 1, 0, torch.device("cpu")), DeviceSetup(torch.float32, False, 0.0, 2**40)
+    outcome = try_stages(recipe, check_stages(recipe, recipe.stages, setup, world), setup, world)
+    assert outcome.is_sound and list(outcome.trials) == list(recipe.stages)
+    before = sorted(tmp_path.rglob("*"))
+    for trial in outcome.trials.values():
+        assert trial.seconds > 0 and trial.peak_bytes > 0
+        assert trial.checkpoint_bytes > 4 * 3 * 330 * 64, "weights and both moments of the embedding"
+    assert sorted(tmp_path.rglob("*")) == before and "a step took" in format_dry_run(outcome)
+
+
+def test_a_step_that_fails_at_full_size_is_a_problem_of_its_stage(tmp_path, monkeypatch):
+    recipe = load_recipe(write_recipe(tmp_path), ['stages=["pretrain"]'])
+    world, setup = World(0, 1, 0, torch.device("cpu")), DeviceSetup(torch.float32, False, 0.0, 2**40)
+    checks = check_stages(recipe, recipe.stages, setup, world)
+
+    def run_out_of_memory(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("fledgling.speedrun.make_trial_step", run_out_of_memory)
+    outcome = try_stages(recipe, checks, setup, world)
+    assert not outcome.is_sound and "out of memory" in outcome.checks[0].problems[0]
+
+
+def test_the_memory_of_a_trial_is_that_of_its_step(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path))
+    config, setup = recipe.resolve_model(), DeviceSetup(torch.float32, False, 0.0, 2**40)
+    world = World(0, 1, 0, torch.device("cpu"))
+    few, many = (
+        make_trial_step(recipe, "pretrain", config, setup, world, TrainingStep(rows, 64, "float32"), tmp_path)
+        for rows in (1, 16)
+    )
+    assert many.peak_bytes > few.peak_bytes
