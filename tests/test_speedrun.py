@@ -82,7 +82,7 @@ def test_a_scaled_down_recipe_runs_to_its_report(name, tmp_path, capsys):
 WRONG = {
     "a stage without end": (["rl.steps=none"], r"rl: rl.steps is not set, and its tasks have no end \(counting are"),
     "a mixture without end": (["sft.steps=none"], r"sft: sft.steps is not set, and its mixture has no end"),
-    "a missing file": (['sft.mixture={"chat:no.jsonl" = 1.0}'], r"sft: cannot read no.jsonl: no such file"),
+    "a missing file": (['sft.mixture={"chat:no.jsonl" = 1.0}'], r"cannot read no.jsonl: no such file"),
     "missing pairs": (["dpo.pairs=gone.jsonl"], r"dpo: dpo.pairs: cannot read gone.jsonl"),
     "prompts without room": (["model.context=4", "rl.max_new_tokens=3"], r"rl: all of 64 sampled prompts are longer"),
     "settings of rl": (["rl.minibatches=9"], r"rl: rl.minibatches is 9: expected at most rl.prompts_per_round"),

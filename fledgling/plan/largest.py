@@ -18,6 +18,7 @@ from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.plan import choose_utilization, one_row_step
+from fledgling.plan.split import choose_micro_batch_size
 
 MAX_DEPTH = 160  # beyond any device of the table
 DEPTH_STEP = 2  # odd depths have no whole number of heads
@@ -96,7 +97,7 @@ def plan_depth(
     config, step = make_step(device, depth, vocab_size, context)
     horizon = compute_horizon(config)
     try:
-        rows = memory.choose_micro_batch_size(config, step.micro_batches, device.memory, step)
+        rows = choose_micro_batch_size(config, step.micro_batches, device.memory, step)
     except UserError:
         return None
     step = replace(step, rows=rows, micro_batches=step.micro_batches // rows)

@@ -16,10 +16,10 @@ GPU the host memory, which holds the copy that a checkpoint is written from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
-from fledgling.config import AdapterConfig, ModelConfig, UserError
+from fledgling.config import AdapterConfig, ModelConfig
 from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.optim.partition import (
     ADAMW_BLOCK_VALUES,
@@ -38,8 +38,6 @@ WHOLE_GRAPH_ACTIVATIONS = 22  # widths per token and layer; fitted to three publ
 # Of a GPU's memory: fragmentation of the caching allocator (a share, estimated) and CUDA's own context.
 SLACK_SHARE, CUDA_CONTEXT = 0.05, 1 << 30
 ADAMW_TEMPORARIES = 7  # moments, denominator, update and its parts, where the rule is not fused
-MAX_MICRO_BATCH_ROWS = 64  # of an automatically chosen forward/backward
-MAX_MICRO_BATCH_TOKENS = {"cpu": 8192}  # a larger micro-batch is not faster on a CPU
 
 
 @dataclass(frozen=True)
@@ -226,51 +224,10 @@ def memory_slack(total: int, device: str) -> int:
     return 0 if device == "cpu" else round(SLACK_SHARE * total) + CUDA_CONTEXT
 
 
-def largest_micro_batch(step: TrainingStep) -> int:
-    """Returns the most rows of one forward/backward that are chosen automatically, however large the memory."""
-    return min(MAX_MICRO_BATCH_ROWS, max(1, MAX_MICRO_BATCH_TOKENS.get(step.device, 1 << 62) // step.context))
-
-
-def choose_micro_batch_size(config: ModelConfig, rows: int, memory: int, step: TrainingStep) -> int:
-    """Returns the most rows of one forward/backward that divide a rank's `rows` and fit into `memory` bytes.
-
-    `plan` proposes it and `train` uses it. At most MAX_MICRO_BATCH_ROWS, and no more tokens than increase the device's
-    speed. Raises UserError if not even one row fits.
-    """
-    for size in range(min(rows, largest_micro_batch(step)), 0, -1):
-        if rows % size == 0 and fits_memory(config, replace(step, rows=size, micro_batches=rows // size), memory):
-            return size
-    raise UserError(explain_memory_shortage(config, replace(step, rows=1, micro_batches=rows), memory))
-
-
 def fits_memory(config: ModelConfig, step: TrainingStep, memory: int) -> bool:
     """Returns whether the peak and its slack are at most `memory` bytes."""
     total = estimate_peak_memory(config, step)["total"]
     return total + memory_slack(total, step.device) <= memory
-
-
-def explain_memory_shortage(config: ModelConfig, step: TrainingStep, memory: int) -> str:
-    """Returns one line: the memory needed, the memory available, and settings that would fit."""
-    total = estimate_peak_memory(config, step)["total"]
-    needed = total + memory_slack(total, step.device)
-    rows = step.rows * step.micro_batches
-    smaller = (n for n in range(step.rows - 1, 0, -1) if rows % n == 0)
-    fitting_rows = next(
-        (n for n in smaller if fits_memory(config, replace(step, rows=n, micro_batches=rows // n), memory)), 0
-    )
-    one_row = replace(step, rows=1, micro_batches=rows)
-    contexts = (step.context >> k for k in range(1, step.context.bit_length()))
-    context = next((T for T in contexts if fits_memory(config, replace(one_row, context=T), memory)), 0)
-    depths = range(config.depth - 1, 0, -1)
-    depth = next((L for L in depths if fits_memory(replace(config, depth=L), one_row, memory)), 0)
-    advice = [f"a micro-batch of {fitting_rows}"] if fitting_rows else [f"model.context={context}"] if context else []
-    advice += [f"model.depth={depth} at this width"] if depth and not fitting_rows else []
-    advice = advice or ["a smaller model.depth and width"]
-    zero3_hint = "" if step.shards_parameters else ", more ranks with optimizer.zero_stage=3"
-    return (
-        f"{step.rows} rows of {step.context} tokens need {needed / 2**30:,.1f} GiB and there are "
-        f"{memory / 2**30:,.1f} GiB: use {', or '.join(advice)}{zero3_hint}, or a larger device"
-    )
 
 
 def rule_of_thumb_bytes(count: int) -> dict[str, int]:

@@ -11,14 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fledgling.config import DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, UserError, load_recipe
+from fledgling.config import AdapterConfig, DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, UserError, load_recipe
 from fledgling.optim.partition import partition_parameters
 from fledgling.plan import communication, cost, flops, hardware, measured_speed, memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
 from fledgling.plan.parameters import count_matrix_parameters, count_parameters, parameter_formula, parameter_shapes
 from fledgling.plan.source_sizes import published_sizes
-from fledgling.plan.split import choose_split, empty_share, require_row_each
+from fledgling.plan.split import (
+    MAX_MICRO_BATCH_ROWS,
+    choose_split,
+    empty_share,
+    explain_memory_shortage,
+    require_row_each,
+)
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
 
 CHARACTERS_PER_TOKEN = 4.8  # English web text with 65,536 entries; lower for a small vocabulary
@@ -191,10 +197,15 @@ def one_row_step(
     )
 
 
-def stage_step(step: memory.TrainingStep, table: LoopConfig) -> memory.TrainingStep:
-    """Returns a step with what the stage of a table holds besides: a copy for checkpoints, a reference model."""
+def stage_step(
+    step: memory.TrainingStep, table: LoopConfig, adapter: AdapterConfig | None = None
+) -> memory.TrainingStep:
+    """Returns a step with what the stage of a table holds besides: a copy for checkpoints, a reference model.
+
+    adapter: that it trains instead of the weights.
+    """
     has_reference = isinstance(table, DPOConfig) or (isinstance(table, RLConfig) and table.kl_weight > 0)
-    return replace(step, saves_checkpoints=table.save_every > 0, has_reference_model=has_reference)
+    return replace(step, saves_checkpoints=table.save_every > 0, has_reference_model=has_reference, adapter=adapter)
 
 
 def choose_utilization(
@@ -314,13 +325,13 @@ def _length(name: str, context: _StageContext) -> tuple[int, int, bool] | None:
         if stage.steps is None and stage.pairs not in sizes:
             return None
         pairs = 0 if stage.steps else int(sizes[str(stage.pairs)].examples)
-        return memory.MAX_MICRO_BATCH_ROWS * context.step.ranks, derive_dpo_steps(stage, pairs), False
+        return MAX_MICRO_BATCH_ROWS * context.step.ranks, derive_dpo_steps(stage, pairs), False
     if isinstance(stage, RLConfig):
         tasks = [task for task, weight in stage.tasks.items() if weight > 0]
         if stage.steps is None and (not tasks or any(task not in sizes for task in tasks)):
             return None
         prompts = {task: sizes[task].examples for task in tasks if task in sizes}
-        return memory.MAX_MICRO_BATCH_ROWS * context.step.ranks, derive_rl_steps(stage, prompts), False
+        return MAX_MICRO_BATCH_ROWS * context.step.ranks, derive_rl_steps(stage, prompts), False
     return derive_length(recipe, name, context.config, sizes)
 
 
@@ -328,10 +339,8 @@ def _split(name: str, pinned: int | None, rows: int, context: _StageContext) -> 
     """Returns the step with its rows: pinned, or the most that fit. Raises UserError if none fit and strict is set."""
     config, device, ranks = context.config, context.device, context.step.ranks
     stage = context.recipe.stage_config(name)
-    has_reference = isinstance(stage, DPOConfig) or (isinstance(stage, RLConfig) and stage.kl_weight > 0)
     adapter = context.recipe.adapter if context.recipe.adapter.trains_in(name) else None
-    step = replace(context.step, saves_checkpoints=stage.save_every > 0, has_reference_model=has_reference)
-    step = replace(step, adapter=adapter)
+    step = stage_step(context.step, stage, adapter)
     if (
         context.strict
         and pinned is not None
@@ -352,6 +361,6 @@ def _split(name: str, pinned: int | None, rows: int, context: _StageContext) -> 
             raise UserError(f"{name} does not fit {device.name}: {problem}") from None
         return choose_split(config, rows, device.memory, step, pinned=1)
     if context.strict and pinned is not None and not memory.fits_memory(config, split, device.memory):
-        shortage = memory.explain_memory_shortage(config, split, device.memory)
+        shortage = explain_memory_shortage(config, split, device.memory)
         raise UserError(f"{name}.micro_batch_size={pinned} does not fit {device.name}: {shortage}")
     return split

@@ -17,7 +17,13 @@ from fledgling.evals.chat import encode_question
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN, one_row_step, stage_step
-from fledgling.plan.split import choose_split, empty_share, require_row_each
+from fledgling.plan.split import (
+    MAX_MICRO_BATCH_ROWS,
+    choose_split,
+    empty_share,
+    explain_memory_shortage,
+    require_row_each,
+)
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
 from fledgling.record import checkpoint
 from fledgling.runtime.device import DeviceSetup
@@ -127,9 +133,9 @@ def _check_stage(
         if rows is not None:
             fixed: int = rows
             found.attempt(lambda: require_row_each(name, table, fixed, world.size))
-    step_rows = memory.MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
+    step_rows = MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
     step = one_row_step(recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
-    step = stage_step(step, table)
+    step = stage_step(step, table, recipe.adapter if recipe.adapter.trains_in(name) else None)
     split, peak = None, None
     if not isinstance(table, StageConfig) or rows is not None:
         try:
@@ -138,13 +144,13 @@ def _check_stage(
         except UserError as error:
             found.problems.append(str(error))
     if split is not None and peak is not None and not memory.fits_memory(config, split, setup.memory_limit):
-        shortage = memory.explain_memory_shortage(config, split, setup.memory_limit)
+        shortage = explain_memory_shortage(config, split, setup.memory_limit)
         is_certain = world.device.type != "cpu"  # a CPU's limit is half of the machine's memory
         (found.problems if is_certain else found.notices).append(shortage)
     if split is not None and rows is not None and (empty := empty_share(rows, split)) > 0:
         found.notices.append(f"{world.size} ranks do not divide {rows} rows: {empty:.0%} of the work is on no row")
     if not found.problems:
-        key = (type(table), getattr(table, "algorithm", ""), step.has_reference_model)
+        key = (type(table), getattr(table, "algorithm", ""), step.has_reference_model, step.adapter)
         if key not in traced:
             traced[key] = _trace(recipe, name, config, setup)
         found.problems += [traced[key]] if traced[key] else []

@@ -15,7 +15,7 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import memory
 from fledgling.plan.plan import one_row_step, stage_step
-from fledgling.plan.split import choose_split
+from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, choose_micro_batch_size, choose_split
 from fledgling.record import Recorder
 from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import DeviceSetup
@@ -53,7 +53,7 @@ class StageContext:
         return self.start.adapter if self.start else None
 
 
-def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: int = memory.MAX_MICRO_BATCH_ROWS) -> int:
+def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: int = MAX_MICRO_BATCH_ROWS) -> int:
     """Returns the rows of one forward/backward: the recipe's, or the planner's proposal for `rows` rows of a rank.
 
     A resumed stage keeps the size that it had, or takes a smaller one. Raises UserError if not even one row fits.
@@ -77,7 +77,7 @@ def resolve_split(config: LoopConfig, context: StageContext, rows: int) -> memor
 def propose_micro_batch_size(context: StageContext, rows: int, config: LoopConfig) -> int:
     """Returns the most rows that fit this machine's memory, by the planner's count, and divide `rows`."""
     step = planned_step(context, config)
-    return memory.choose_micro_batch_size(context.model.config, max(1, rows), context.setup.memory_limit, step)
+    return choose_micro_batch_size(context.model.config, max(1, rows), context.setup.memory_limit, step)
 
 
 def planned_step(context: StageContext, table: LoopConfig) -> memory.TrainingStep:

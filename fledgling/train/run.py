@@ -36,11 +36,7 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.context import StageContext
 from fledgling.train.critic import attach_critic
 from fledgling.train.dpo import build_dpo_stage
-from fledgling.train.going_on import (
-    describe_parent,
-    read_rows_per_step,
-    reconcile,
-)
+from fledgling.train.going_on import describe_parent, read_rows_per_step, reconcile
 from fledgling.train.health import Health, Rollback
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop

@@ -24,6 +24,7 @@ from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig
 from fledgling.data.batch import Batch
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
+from fledgling.model.adapter import attach_adapter
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
@@ -78,8 +79,12 @@ def stage_loss(recipe: Recipe, name: str) -> Callable[[Transformer, Batch], Tens
     return next_token_loss
 
 
-def _uses_critic(recipe: Recipe, name: str) -> bool:
-    return name == "rl" and ALGORITHMS[recipe.rl.algorithm].uses_critic
+def _attach(model: Transformer, recipe: Recipe, name: str) -> None:
+    """Adds the adapter and the critic that the stage trains."""
+    if recipe.adapter.trains_in(name):
+        attach_adapter(model, recipe.adapter, model.config)
+    if name == "rl" and ALGORITHMS[recipe.rl.algorithm].uses_critic:
+        attach_critic(model)
 
 
 def _random_stage(recipe: Recipe, name: str, config: ModelConfig, rows: int, passes: int) -> Stage:
@@ -97,8 +102,7 @@ def trace_step(recipe: Recipe, name: str, config: ModelConfig, dtype: torch.dtyp
     with _AnswerHostReads():
         with device:
             model = Transformer(config, dtype)
-            if _uses_critic(recipe, name):
-                attach_critic(model)
+            _attach(model, recipe, name)
             optimizer = Optimizer(model, recipe.optimizer, world, 1.0, False, dtype)
         train_step(stage, model, optimizer, batches, world)
 
@@ -122,8 +126,7 @@ def make_trial_step(
     """
     model = build_model(config, setup, world.device)
     model.initialize(recipe.seed)
-    if _uses_critic(recipe, name):
-        attach_critic(model)
+    _attach(model, recipe, name)
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
     stage = _random_stage(recipe, name, config, split.rows, split.micro_batches)
     reference = None

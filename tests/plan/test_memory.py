@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fledgling.config import UserError
 from fledgling.model.attention import MAX_BLOCKWISE_TRAINING, QUERY_BLOCK
-from fledgling.plan import activations, memory
+from fledgling.plan import activations, memory, split
 from fledgling.plan.memory import TrainingStep, estimate_peak_memory, memory_by_phase
 
 from .models import config
@@ -107,19 +107,19 @@ def test_deterministic_sums_keep_the_gradients_of_a_binary_tree():
 @given(rows=st.integers(1, 200), gib=st.integers(9, 80))
 def test_the_micro_batch_size_divides_the_rows_fits_and_is_the_largest(rows, gib):
     d12, step = config(12), TrainingStep(1, 2_048)
-    micro = memory.choose_micro_batch_size(d12, rows, gib * 2**30, step)
+    micro = split.choose_micro_batch_size(d12, rows, gib * 2**30, step)
     assert rows % micro == 0
     assert memory.fits_memory(d12, replace(step, rows=micro, micro_batches=rows // micro), gib * 2**30)
-    larger = [n for n in range(micro + 1, min(rows, memory.MAX_MICRO_BATCH_ROWS) + 1) if rows % n == 0]
+    larger = [n for n in range(micro + 1, min(rows, split.MAX_MICRO_BATCH_ROWS) + 1) if rows % n == 0]
     assert not any(memory.fits_memory(d12, replace(step, rows=n, micro_batches=rows // n), gib * 2**30) for n in larger)
 
 
 def test_a_cpu_gets_no_larger_micro_batch_than_makes_it_faster():
     d4 = config(4, 1_024, 256)
-    assert memory.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cpu")) == 8_192 // 256
-    assert memory.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cuda")) == 64
+    assert split.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cpu")) == 8_192 // 256
+    assert split.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cuda")) == 64
 
 
 def test_a_step_that_does_not_fit_is_one_line():
     with pytest.raises(UserError, match=r"1 rows of 2048 tokens need .* GiB .* 1\.0 GiB: use .*or a larger device"):
-        memory.choose_micro_batch_size(config(20), 8, 2**30, TrainingStep(1, 2_048))
+        split.choose_micro_batch_size(config(20), 8, 2**30, TrainingStep(1, 2_048))
