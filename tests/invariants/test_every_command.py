@@ -88,6 +88,11 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "--vocab-size 300",
         "plan inference": "fledgling plan smallest.toml --inference --length 16 --conversations 2 --json",
         "fledgling plan compare --depth 12": AS_SHOWN,
+        "fledgling plan --depth 12 --peak 165 --bandwidth 1008 --memory 24 --price 0.40": AS_SHOWN,
+        "fledgling plan devices --hours 24 --price h100=3 --price t4=0.35": (
+            "fledgling plan devices --gpu h100 t4 --hours 24 --price h100=3 --price t4=0.35"
+        ),
+        "fledgling speedrun quickstart --dry-run": "fledgling speedrun smallest.toml --dry-run",
         "plan compare": "fledgling plan compare --depth 1 2 --context 32 --vocab-size 300 --json",
         "fledgling config show quickstart": AS_SHOWN,
         "fledgling config show quickstart --set sft.steps=400 --set sft.mixture.spelling=0.3": AS_SHOWN,
