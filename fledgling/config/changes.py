@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 from fledgling.config.recipe import STAGES, Recipe
 from fledgling.config.toml import format_toml_value
 
 Outcome = Literal["takes effect", "refused", "ignored"]
+MAX_SHOWN = 40  # characters of a value in the table
 SUPERVISED = ("pretrain", "midtrain", "sft")
 
 
@@ -239,7 +241,7 @@ def compare_recipes(
         elif (table, field) == ("rl", "kl_weight") and table == stage and goes_on and wanted.rl.kl_target is not None:
             outcome, reason = "ignored", "rl.kl_target has adapted it since"
         name = f"{table}.{field}" if table else field
-        changed.append(ChangedSetting(name, _show(before), _show(after), outcome, reason))
+        changed.append(ChangedSetting(name, *_show_difference(before, after), outcome, reason))
     return changed
 
 
@@ -272,7 +274,18 @@ def _canonical(value: Any) -> Any:
     return list(value.items()) if isinstance(value, Mapping) else value
 
 
-def _show(value: Any) -> str:
-    """Returns a value as in a recipe; long ones are cut."""
-    text = "not set" if value is None else format_toml_value(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _show_difference(before: Any, after: Any) -> tuple[str, str]:
+    """Returns two values as in a recipe: of tables the entries that differ, of long texts what follows their beginning.
+
+    What is still long is cut.
+    """
+    if isinstance(before, Mapping) and isinstance(after, Mapping) and {*before.items()} != {*after.items()}:
+        same = {key for key in before if key in after and before[key] == after[key]}
+        before, after = ({key: item for key, item in table.items() if key not in same} for table in (before, after))
+    texts = ["not set" if value is None else format_toml_value(value) for value in (before, after)]
+    if max(map(len, texts)) > MAX_SHOWN:
+        first_difference = next(n for n, (a, b) in enumerate(zip_longest(*texts)) if a != b)
+        start = max(0, first_difference - MAX_SHOWN // 4)
+        texts = [f"...{text[start:]}" if start else text for text in texts]
+    first, second = (text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..." for text in texts)
+    return first, second

@@ -317,6 +317,7 @@ class DocumentPreparer:
                 corpus = self._open_corpus(directories, inputs.tokenizer, inputs.digest)
                 assert corpus is not None, "the listing of a large source is written last"
             else:
+                self.prepared.require_whole(source, directories)
                 self.log(f"{source}: tokens found again in {directories[0]}")
                 earlier = read_facts(directories[0], inputs.digest)
                 self._log_contents(source, earlier.get("contents", ""), earlier.get("skipped", ""))

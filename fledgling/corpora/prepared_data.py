@@ -19,8 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fledgling.config import UserError
 from fledgling.corpora.embedded import PACKAGES, list_python_files
 from fledgling.record.atomic_directory import MANIFEST
+from fledgling.record.checkpoint import find_damage
 from fledgling.record.jsonl import format_bytes
 
 CHANGES = {
@@ -28,6 +30,7 @@ CHANGES = {
     "tokenizer": "the tokenizer",
     "settings": "a setting, the part that is read or this program",
 }
+MAX_READ_BYTES = 4_000_000_000  # of shards that are found again, up to which all bytes are compared: seconds
 MAX_HASHED_BYTES = 300_000_000  # of files that are read as they are, up to which all bytes are compared
 SAMPLE_BYTES = 1 << 16  # at the beginning, in the middle and at the end of a file too large to be hashed
 DIGEST_LENGTH = 12
@@ -143,6 +146,24 @@ class PreparedData:
                 f"began with, {directories[0]} (--resume never trains on the new one)"
             )
         return pinned
+
+    def require_whole(self, source: str, directories: Iterable[Path]) -> None:
+        """Reads shards that are found again; raises UserError for bytes that are not those of its manifest.
+
+        Of shards larger than MAX_READ_BYTES in all only sizes are compared, when they are opened; a line says so.
+        """
+        manifests = sorted(manifest for directory in directories for manifest in directory.rglob(MANIFEST))
+        files = {manifest: json.loads(manifest.read_text(encoding="utf-8"))["files"] for manifest in manifests}
+        size = sum(entry["bytes"] for entries in files.values() for entry in entries.values())
+        if size > MAX_READ_BYTES:
+            self.log(f"{source}: {format_bytes(size)} of tokens, whose sizes alone are compared with their manifests")
+            return
+        for manifest, entries in files.items():
+            for name, entry in entries.items():
+                if damage := find_damage(manifest.parent / name, entry, check_hashes=True):
+                    raise UserError(
+                        f"{manifest.parent / name} {damage}: delete {manifest.parent}, and it is prepared anew"
+                    )
 
     def record_used(self, source: str, inputs: Mapping[str, Any], directories: Iterable[Path]) -> None:
         """Records what a stage reads, for its checkpoints."""

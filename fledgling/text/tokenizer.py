@@ -148,7 +148,12 @@ class Tokenizer:
             raise UserError(f"{file} is not a readable tokenizer.json: {error}") from None
         if not isinstance(document, dict):
             raise UserError(f"{file} is not a tokenizer.json: expected a JSON object")
-        return cls(document)
+        try:
+            return cls(document)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file} is not a whole tokenizer.json: {type(error).__name__} {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes tokenizer.json to `path` (a file ending in .json, or a directory), and returns the file.

@@ -82,8 +82,14 @@ def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, log: Log) -> No
     if saved.adapter.init_from is not None:  # so did the given adapter its shape
         changed = [c for c in changed if not c.name.startswith("adapter.")]
     _require_allowed(changed, stage, newest, run_dir)
-    if ignored := [c for c in changed if c.outcome == "ignored" and c.name.startswith(f"{stage}.")]:
-        log(f"{stage} is done, and keeps its settings\n" + "\n".join(format_changes(ignored)))
+    ignored = [
+        replace(c, outcome="ignored", reason=f"{stage} is done")
+        for c in changed
+        if c.name.partition(".")[0] not in {*STAGES, "run", "name", "description", "stages"} - {stage}
+    ]
+    if ignored:
+        how = f"`fledgling train {stage} {run_dir} --resume never` trains it anew, --set run.out=DIR in another run"
+        log(f"{stage} is done, and keeps its settings ({how})\n" + "\n".join(format_changes(ignored)))
 
 
 def _compare(
@@ -193,15 +199,29 @@ def require_tokenizer(run_dir: Path, source: Path | None, log: Log) -> None:
 
 
 def require_tokenizer_settings(recipe: Recipe, run_dir: Path) -> None:
-    """Raises UserError if a run without weights has a tokenizer that was made with other settings than the recipe's."""
+    """Raises UserError if a run without weights has a tokenizer that was made with other settings than the recipe's.
+
+    That is one without the digests of what it was made from, which is therefore not trained anew by itself; and one
+    whose tokenizer.json is not the file that its training.json describes.
+    """
+    file = run_dir / "tokenizer" / "tokenizer.json"
     try:
-        made_with = json.loads((run_dir / "tokenizer" / "training.json").read_text(encoding="utf-8"))
+        made_with = json.loads(file.with_name("training.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        made_with = {}
+    if not file.is_file() or not isinstance(made_with, dict):
         return
+    anew = f"delete {file.parent} to train it anew, or choose another directory with --set run.out=DIR"
+    tokenizer = Tokenizer.load(file)
+    if made_with.get("fingerprint", tokenizer.fingerprint()) != tokenizer.fingerprint():
+        raise UserError(f"{file} is not the tokenizer that training.json next to it describes: {anew}")
+    if "inputs" in made_with and not file.parent.is_symlink():
+        return  # DataPreparer trains it anew where text or settings changed
+    if tokenizer.vocab_size != recipe.tokenizer.vocab_size:
+        made_with = {"vocab_size": tokenizer.vocab_size, **made_with}
     for name in ("vocab_size", "max_digits", "letter_tokens"):
         wanted = getattr(recipe.tokenizer, name)
-        if isinstance(made_with, dict) and made_with.get(name, wanted) != wanted:
+        if made_with.get(name, wanted) != wanted:
             raise UserError(
-                f"{run_dir / 'tokenizer'} was made with tokenizer.{name}={made_with[name]}, the recipe says {wanted}: "
-                f"delete {run_dir / 'tokenizer'} to train it anew, or choose another directory with --set run.out=DIR"
+                f"{file.parent} was made with tokenizer.{name}={made_with[name]}, the recipe says {wanted}: {anew}"
             )

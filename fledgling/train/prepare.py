@@ -218,6 +218,7 @@ class DataPreparer:
         if pinned := prepared.get_pinned(source, inputs):
             facts, directory = pinned, prepared.directory / pinned["directories"][0]
         if (directory / MANIFEST).exists():
+            prepared.require_whole(source, [directory])
             self.log(f"{source}: tokens found again in {directory}")
         else:
             prepared.explain(source, stem, inputs)

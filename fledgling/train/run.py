@@ -53,6 +53,7 @@ from fledgling.train.run_directory import (
     remove_stage,
     require_done,
     require_lock,
+    restore_unless_begun,
     write_run_files,
 )
 from fledgling.train.same_device import require_same_device
@@ -130,6 +131,7 @@ def run_stage(
         with world.main_process_first():
             recipe = recipe_with_adapter(recipe, run_dir, parent)
             recipe = reconcile(recipe, name, run_dir, saved, parent, notices.append)
+        begun = locks.enter_context(restore_unless_begun(run_dir, name, world.is_main))
         setup = start_run(recipe, name, resume, world, saved)
         loggers = recipe.run.loggers
         with Recorder(run_dir / name, name, 0, quiet=quiet, loggers=loggers, enabled=world.is_main) as recorder:
@@ -140,7 +142,7 @@ def run_stage(
             preparer = DataPreparer(recipe, run_dir, recorder.log_notice, show_progress=world.is_main and not quiet)
             preparer.documents.prepared.pinned = prepared or {}
             context, loaded = build_context(recipe, name, world, setup, recorder, preparer, saved, parent, lock)
-            train_stage(name, context, loaded, select_evals, adapt_stage, should_stop)
+            train_stage(name, context, loaded, select_evals, adapt_stage, should_stop, begun.set)
     return True
 
 
@@ -176,8 +178,12 @@ def train_stage(
     select_evals: SelectEvals = tuple,
     adapt_stage: AdaptStage = lambda stage: stage,
     should_stop: Callable[[], bool] = lambda: False,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> None:
-    """Builds the stage's data and optimizer, restores the checkpoint `saved`, and runs the loop to the stage's end."""
+    """Builds the stage's data and optimizer, restores the checkpoint `saved`, and runs the loop to the stage's end.
+
+    on_begin: is called once everything is built, before the first step.
+    """
     recipe, world, recorder, setup = context.recipe, context.world, context.recorder, context.setup
     with world.local_main_process_first():
         stage = STAGE_BUILDERS[name](name, context)
@@ -198,6 +204,7 @@ def train_stage(
             f"{name}.steps: the checkpoint has {start_step} steps, more than the {stage.steps} of the stage"
         )
     recorder.total_steps = stage.steps
+    on_begin()
     saver = make_saver(stage, optimizer, context, health, totals)
     rollback = Rollback(recipe.run.max_rollbacks, make_rollback(stage, optimizer, context, health, totals, saver))
     with catch_stop_signals() as stop_requested, saver:

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 from fledgling.config import STAGES, Recipe, UserError, dump_toml
 from fledgling.config.load import RECIPE_FILE
 from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint, make_write_error, write_json, write_text
-from fledgling.record.durable import remove_directory
+from fledgling.record.durable import remove_directory, write_file
 from fledgling.record.run_lock import RunLock, hold_lock
-from fledgling.record.seal import seal_run
+from fledgling.record.seal import RUN_FILES, SEAL, seal_run
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.world import World
@@ -75,6 +76,41 @@ def write_run_files(recipe: Recipe, name: str, run_dir: Path, setup: DeviceSetup
     )
     write_predictions(replace(recipe, run=real), name, run_dir, step, setup.peak_flops)
     seal_run(run_dir)
+
+
+def read_run_files(run_dir: Path, name: str) -> dict[Path, bytes]:
+    """Returns the files that `write_run_files` writes for the stage `name`, as they are before it; {} for a new run."""
+    if not (run_dir / RECIPE_FILE).is_file():
+        return {}
+    paths = [run_dir / file for file in (*RUN_FILES, SEAL)] + sorted((run_dir / name).glob("plan*.json"))
+    return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+@contextmanager
+def restore_unless_begun(run_dir: Path, name: str, is_main: bool) -> Iterator[Event]:
+    """Yields an event that is set once the stage has begun; puts the run's files back if it ends with UserError before.
+
+    A start that fails, for a package that is missing or a setting that does not fit, leaves the recipe that has run.
+    """
+    before, begun = read_run_files(run_dir, name) if is_main else {}, Event()
+    try:
+        yield begun
+    except UserError:
+        if not begun.is_set():
+            restore_run_files(run_dir, name, before)
+        raise
+
+
+def restore_run_files(run_dir: Path, name: str, before: dict[Path, bytes]) -> None:
+    """Puts back what `read_run_files` returned; of a new run nothing."""
+    if not before:
+        return
+    for path in read_run_files(run_dir, name):
+        if path not in before:
+            path.unlink()
+    for path, content in before.items():
+        if path.parent.is_dir():
+            write_file(path, content)
 
 
 def remove_stage(stage_dir: Path) -> None:

@@ -35,7 +35,7 @@ def list_stages(run_dir: Path) -> list[str]:
 
 
 def check_stages(run_dir: Path) -> Check:
-    """Checks that what lies in the run as a stage has a record, and names the stages of the recipe that are not there."""
+    """Checks that each stage in the run has a record, and names the recipe's stages that are not there."""
     check = Check("stages", "stages")
     recorded, named = list_stages(run_dir), read_recipe_table(run_dir).get("stages")
     for name in STAGES:

@@ -120,3 +120,23 @@ def test_the_page_names_every_field_that_is_not_free():
     for table, field, _ in list_fields(Recipe()):
         if table != "model" and find_rule(table, field).outcome != "takes effect" and field != "vocab_size":
             assert f"`{field}`" in page or f"`{table}.{field}`" in page, f"{table}.{field}"
+
+
+@pytest.mark.parametrize(
+    ("override", "before", "after"),
+    [
+        ("pretrain.mixture.spelling=0.3", "{spelling = 0.06}", "{spelling = 0.3}"),
+        ("pretrain.mixture.other=0.3", "{}", "{other = 0.3}"),
+        (f"run.init_from={'/very' * 12}/long", "not set", None),
+    ],
+)
+def test_the_table_shows_what_differs(override, before, after):
+    changed = compare_recipes(SAVED, load_recipe("quickstart", [override]), "pretrain", (), True, 5, 1024)
+    assert changed[0].saved == before and changed[0].wanted == (after or changed[0].wanted)
+    assert len(changed[0].wanted) <= 40
+
+
+def test_long_texts_are_shown_from_where_they_differ():
+    one, two = (replace(SAVED, name=f"{'the same beginning ' * 5}{end}") for end in ("one", "two"))
+    changed = compare_recipes(one, two, "pretrain", (), True, 5, 1024)[0]
+    assert changed.saved.endswith('one"') and changed.wanted.endswith('two"') and changed.saved.startswith("...")

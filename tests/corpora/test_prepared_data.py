@@ -275,3 +275,20 @@ def test_training_a_tokenizer_says_what_it_passed_over(tmp_path):
     (tmp_path / "b.pdf").write_text("x")
     assert len(list(prepare.read_training_texts([str(tmp_path)], None, messages.append))) == 3
     assert "passed over 1: 1 .pdf (first: b.pdf); skipped 1 empty (first: a.jsonl:4)" in messages[-1]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_changed_byte_of_tokens_that_are_found_again_is_named(run, tmp_path, tokenizer, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 0)
+    source = tmp_path / "text.txt"
+    WRITERS["text.txt"](source, TEXTS)
+    _, _, preparer = prepare_once(run, source, tokenizer)
+    file = sorted(preparer.prepared.directory.rglob("tokens.bin"))[0]
+    content = bytearray(file.read_bytes())
+    content[2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"tokens.bin does not match its SHA-256 .*delete .* and it is prepared anew"):
+        prepare_once(run, source, tokenizer)
+    monkeypatch.setattr(prepared_data, "MAX_READ_BYTES", 0)
+    assert "whose sizes alone are compared" in prepare_once(run, source, tokenizer)[1]

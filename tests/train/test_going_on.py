@@ -103,12 +103,69 @@ def test_weights_with_another_model_start_no_stage(done):
     assert digests(done) == before
 
 
-def test_a_stage_anew_does_not_use_a_tokenizer_made_with_other_settings(done):
+def test_a_stage_anew_trains_a_tokenizer_with_the_settings_of_its_recipe(done):
+    run_stage(load_recipe(done, ["tokenizer.vocab_size=340"]), "pretrain", "never", quiet=True)
+    facts = json.loads((done / "tokenizer" / "training.json").read_text())
+    assert facts["vocab_size"] == 340 == tomllib.loads((done / "recipe.toml").read_text())["tokenizer"]["vocab_size"]
+    notices = "\n".join(line["text"] for line in read_jsonl(done / "pretrain" / "notices.jsonl"))
+    assert "its settings changed, so it is trained anew" in notices
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda facts: facts | {"fingerprint": "0"}, "is not the tokenizer that training.json next to it describes"),
+        (lambda facts: {"vocab_size": 999}, "was made with tokenizer.vocab_size=999, the recipe says"),
+        (lambda facts: {"max_digits": 9}, "was made with tokenizer.max_digits=9, the recipe says"),
+        (lambda facts: None, None),
+    ],
+)
+def test_a_tokenizer_of_another_origin_is_refused_where_nothing_was_trained_with_it(done, change, message):
+    file = done / "tokenizer" / "training.json"
+    facts = change(json.loads(file.read_text()))
+    file.write_text(json.dumps(facts)) if facts else file.unlink()
+    if message is None:  # a tokenizer that was given: of the right size
+        assert run_stage(load_recipe(done), "pretrain", "never", quiet=True)
+        return
     before = digests(done)
-    for override, name in (("tokenizer.vocab_size=340", "vocab_size"), ("tokenizer.max_digits=3", "max_digits")):
-        with pytest.raises(UserError, match=rf"was made with tokenizer\.{name}=.*delete .*tokenizer to train it anew"):
-            run_stage(load_recipe(done, [override]), "pretrain", "never", quiet=True)
+    with pytest.raises(UserError, match=f"{message}.*delete .*tokenizer to train it anew"):
+        run_stage(load_recipe(done), "pretrain", "never", quiet=True)
     assert digests(done) == before
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ['run.loggers=["nothere"]'],
+        ["rl.rewards={nothere=1.0}"],
+        ["rl.kl_target=0.1", "rl.kl_weight=0.0"],
+        ["sft.mixture={counting=1.0}", 'run.loggers=["nothere"]'],
+    ],
+)
+def test_a_start_that_fails_leaves_the_recipe_that_has_run(done, overrides):
+    stage = "rl" if "rl." in overrides[0] else "sft"
+    names = ("recipe.toml", "environment.json", "plan.json", "seal.json")
+    before = [(done / name).read_bytes() for name in names]
+    resume = "never" if stage == "sft" else "auto"
+    base = [
+        'stages=["pretrain", "rl"]',
+        "rl.steps=1",
+        "rl.tasks={counting=1.0}",
+        "rl.prompts_per_round=2",
+        "rl.group_size=2",
+        "rl.max_new_tokens=2",
+    ]
+    with pytest.raises(UserError):
+        run_stage(load_recipe(done, [*(base if stage == "rl" else []), *overrides]), stage, resume, quiet=True)
+    assert [(done / name).read_bytes() for name in names] == before and not (done / stage / "plan.json").exists()
+
+
+def test_a_done_stage_says_which_settings_it_keeps(done):
+    lines: list[str] = []
+    overrides = ["optimizer.matrix_lr=9.0", "pretrain.learning_rate=0.5", "sft.learning_rate=0.5", "run.threads=1"]
+    going_on.require_unchanged(load_recipe(done, overrides), "pretrain", done, lines.append)
+    assert "optimizer.matrix_lr" in lines[0] and "pretrain.learning_rate" in lines[0] and "--resume never" in lines[0]
+    assert "sft.learning_rate" not in lines[0] and "threads" not in lines[0]
 
 
 def test_a_recipe_that_cannot_be_compared_is_a_notice(done):
