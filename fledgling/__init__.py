@@ -15,7 +15,7 @@ learning are four values of one function. Reading order:
     10  evals/                           what it has learned, with intervals
 
 Imports only go down: 0 config files runtime record, 1 text model sandbox, 2 kernels data corpora optim,
-3 plan export tasks report, 4 infer, 5 evals serve, 6 train, 7 bench scaling speedrun verify, 8 cli.
+3 plan export tasks report, 4 infer, 5 evals serve, 6 train, 7 bench scaling speedrun verify watch, 8 cli.
 docs/architecture.md describes the layers; tests/invariants enforces them.
 """
 

@@ -39,6 +39,7 @@ COMMANDS = {
     "quantize": ("quantize", "A checkpoint in 8 or 4 bits, which every verb but train and export accepts."),
     "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb accepts."),
     "scaling": ("app", "How the loss scales with size, data, compute: run, fit, predict, check, recover, inference."),
+    "watch": ("watch", "A live page of runs: charts, samples, evaluations, and buttons that stop and sample."),
     "report": ("report", "A run directory as one self-contained page."),
     "bench": ("app", "Speed next to its physical limit on this machine: train, infer, gpu."),
     "config": ("app", "List recipes, and show one with all defaults: list, show."),

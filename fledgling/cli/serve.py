@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from fledgling.cli.listen import check_port, choose_api_key, is_loopback, listen
 from fledgling.cli.options import Device
 from fledgling.config import UserError
 
@@ -60,14 +59,8 @@ def serve(
     lookahead_tokens
         Draft tokens of prompt lookup in one step; the answers stay the same. 0: none.
     """
-    api_key = api_key or os.environ.get("FLEDGLING_API_KEY") or None
-    local = host in ("127.0.0.1", "localhost", "::1")
-    if not local and api_key is None:
-        raise UserError(
-            f"--host {host} is reachable from outside: give --api-key KEY (or FLEDGLING_API_KEY), or use 127.0.0.1"
-        )
-    if api_key is not None and not re.fullmatch(r"[!-~]{8,}", api_key):
-        raise UserError("the API key: expected at least 8 visible ASCII characters")
+    check_port(port)
+    api_key = choose_api_key(host, api_key)
     for name in allow_host:
         if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]", name):
             raise UserError(f"--allow-host {name}: expected a host's name without scheme and port")
@@ -75,7 +68,6 @@ def serve(
         if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/*\s]+", origin):
             raise UserError(f"--allow-origin {origin}: expected SCHEME://HOST[:PORT], such as https://example.org")
     for option, value, low in (
-        ("port", port, 0),
         ("max-batch-size", max_batch_size, 1),
         ("max-queue-size", max_queue_size, 1),
         ("prefill-chunk", prefill_chunk, 1),
@@ -84,8 +76,6 @@ def serve(
     ):
         if value is not None and value < low:
             raise UserError(f"--{option} {value}: expected {low} or more")
-    if port > 65535:
-        raise UserError(f"--port {port}: expected at most 65535")
     from fledgling.infer.session import load_chat_engine
     from fledgling.serve.app import make_app
     from fledgling.serve.examples import list_examples
@@ -102,13 +92,12 @@ def serve(
         model_name=model_name or _run_name(checkpoint, state),
         created=int(time.time()),
         api_key=api_key,
-        hosts=(*LOOPBACK, *(name.lower() for name in allow_host)) if local else None,
+        hosts=(*LOOPBACK, *(name.lower() for name in allow_host)) if is_loopback(host) else None,
         origins=allow_origin,
         examples=list_examples(str(state.get("recipe", ""))),
     )
-    listener = _listen(host, port)
-    url_host = f"[{host}]" if ":" in host else host
-    print(f"http://{url_host}:{listener.getsockname()[1]}", flush=True)
+    listener, url = listen(host, port)
+    print(url, flush=True)
     print(f"serving {service.model_name}, batch size {max_batch_size}; Ctrl-C stops the server", file=sys.stderr)
     Server(make_app(service), limits).run(sockets=[listener])
     service.worker.close()
@@ -119,17 +108,3 @@ def _run_name(checkpoint: Path, state: dict[str, Any]) -> str:
     """Returns the run's name in the recipe of the checkpoint, otherwise the directory's name."""
     match = re.search(r'^name = "([^"]+)"', str(state.get("recipe", "")), re.MULTILINE)
     return match[1] if match else Path(checkpoint).resolve().name
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Returns a listening socket; raises UserError where the address is not available."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(256)
-    except OSError as error:
-        listener.close()
-        raise UserError(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; try --port 0") from None
-    return listener

@@ -18,6 +18,7 @@ from fledgling.cli.options import (
     set_arguments,
 )
 from fledgling.cli.training_exit import training_exit_code
+from fledgling.cli.watch import WATCH_PORT, watching
 from fledgling.config import Recipe, load_recipe
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
 from fledgling.runtime.world import is_launched_rank, is_main_process
@@ -32,6 +33,8 @@ def speedrun(
     nodes: Nodes = 1,
     rendezvous: Rendezvous = DEFAULT_RENDEZVOUS,
     dry_run: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    watch: Annotated[bool, Parameter(negative=())] = False,
+    watch_port: int = WATCH_PORT,
     overrides: Overrides = (),
 ) -> int:
     """Run every stage of a recipe that is not done yet, evaluate after each, and write the report.
@@ -45,12 +48,17 @@ def speedrun(
         A recipe's name, a TOML file or a run directory.
     dry_run
         Only check all stages: data, steps, batch, memory, shapes; on a GPU also make a step and a checkpoint of each.
+    watch
+        Show the run on a live page meanwhile, as `fledgling watch` does.
+    watch_port
+        The port of that page.
     """
     chosen = load_recipe(recipe, overrides)
     if gpus is not None and not is_launched_rank():
         dry = ["--dry-run"] if dry_run else []
         command = ["-m", "fledgling", "speedrun", recipe, *dry, *set_arguments(overrides)]
-        return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
+        with watching(chosen.run.out, watch_port, watch and not dry_run):
+            return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
     require_gpus(restarts, nodes, rendezvous)
     from rich.console import Console
 
@@ -60,7 +68,7 @@ def speedrun(
     if dry_run:
         return print_dry_run(chosen)
     out = chosen.run.out
-    with training_exit_code() as status:
+    with watching(out, watch_port, watch and not is_launched_rank()), training_exit_code() as status:
         stages_run = run_stages(chosen)
     if status.code or not is_main_process():
         return status.code

@@ -96,6 +96,27 @@ def hold_lock(
         lease.release()
 
 
+def read_living_holder(directory: Path | str) -> dict[str, Any] | None:
+    """Returns what is known of the process that holds the lock of a directory; None where none lives.
+
+    Takes no lock and waits for nothing. Of a process on another machine the claim's age is what shows that it lives, so
+    the clocks of the two machines must agree to LEASE_SECONDS.
+    """
+    directory = Path(directory)
+    state, holder = _read_claim_state(directory), _read_json(directory / HOLDER)
+    if state is None or holder.get("inode") != state[0]:
+        return None
+    if not _is_of_this_machine(holder):
+        return holder if time.time() - state[1] / 1e9 < LEASE_SECONDS else None
+    try:
+        os.kill(int(holder.get("pid", 0)) or -1, 0)
+    except PermissionError:
+        return holder
+    except (OSError, ValueError, TypeError):
+        return None
+    return holder
+
+
 def _acquire(lease: SoftFileLease, directory: Path, purpose: str, log: Callable[[str], None], remedy: str) -> None:
     """Takes the claim. Raises UserError once it is certain that a living process holds it."""
     _remove_copied_claim(directory)

@@ -124,12 +124,12 @@ def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = Non
     if not stages:
         searched = ", ".join(f"{name}/metrics.jsonl" for name in STAGES)
         raise UserError(f"run {path} has nothing to report yet: looked for {searched}")
-    text = _text(path / "recipe.toml")
+    text = read_text(path / "recipe.toml")
     manifests = sorted((path / "data").glob("*/manifest.json"))
     return RunData(
         path=path,
         recipe_text=text,
-        recipe=_toml(text),
+        recipe=parse_toml(text),
         environment=read_object(path / "environment.json"),
         tokenizer=read_object(path / "tokenizer" / "training.json"),
         data={manifest.parent.name: read_object(manifest) for manifest in manifests},
@@ -181,14 +181,14 @@ def _stage(path: Path, max_lines: Mapping[str, int] | None) -> StageData:
     lines = {name: read_jsonl(path / f"{name}.jsonl") for name in GROWING_FILES}
     if max_lines is not None:
         lines = {name: rows[: max_lines.get(f"{path.name}/{name}", 0)] for name, rows in lines.items()}
-    metrics = {line["step"]: line for line in read_jsonl(path / "metrics.jsonl") if _step(line) is not None}
+    metrics = {line["step"]: line for line in read_jsonl(path / "metrics.jsonl") if parse_step(line) is not None}
     evals = {}
     for line in lines["evals"]:
-        if (evaluation := _evaluation(path.name, line)) is not None:
+        if (evaluation := parse_evaluation(path.name, line)) is not None:
             evals[evaluation.step, evaluation.name, evaluation.n] = evaluation
     samples = {}
     for line in lines["samples"]:
-        step, prompt, text = _step(line), printable_text(line.get("prompt")), printable_text(line.get("text"))
+        step, prompt, text = parse_step(line), printable_text(line.get("prompt")), printable_text(line.get("text"))
         if step is not None and prompt is not None and text is not None:
             samples[step, prompt] = SampledText(path.name, step, prompt, text)
     notices = [line["text"] for line in lines["notices"] if isinstance(line.get("text"), str)]
@@ -199,20 +199,22 @@ def _stage(path: Path, max_lines: Mapping[str, int] | None) -> StageData:
         samples=sorted(samples.values(), key=lambda evaluation: evaluation.step),
         notices=list(dict.fromkeys(filter(None, notices))),
         done=read_object(path / "done.json"),
-        parameter_count=_weights(path / "checkpoints"),
+        parameter_count=count_saved_parameters(path / "checkpoints"),
         plan=read_object(path / "plan.json"),
         plan_changes=len(list(path.glob("plan-*.json"))),
         lines_read={name: len(rows) for name, rows in lines.items()},
     )
 
 
-def _step(line: dict) -> int | None:
+def parse_step(line: dict) -> int | None:
+    """Returns the step of a line; None where it has none."""
     step = line.get("step")
     return step if type(step) is int and 0 <= step < 2**53 else None
 
 
-def _evaluation(stage: str, line: dict) -> Evaluation | None:
-    step, name, value = _step(line), printable_text(line.get("name")), finite_number(line.get("value"))
+def parse_evaluation(stage: str, line: dict) -> Evaluation | None:
+    """Returns a line of evals.jsonl; None where it has no name or no finite value."""
+    step, name, value = parse_step(line), printable_text(line.get("name")), finite_number(line.get("value"))
     if step is None or value is None or not name:
         return None
     n, clusters = (
@@ -223,7 +225,7 @@ def _evaluation(stage: str, line: dict) -> Evaluation | None:
     return Evaluation(stage, step, name, value, low, high, n, baseline, tools, clusters, unit)
 
 
-def _weights(checkpoints: Path) -> int | None:
+def count_saved_parameters(checkpoints: Path) -> int | None:
     """Returns the newest checkpoint's parameter count from the header of its safetensors file; tensors are not read."""
     for path in sorted(checkpoints.glob("step-*/model.safetensors"), reverse=True):
         try:
@@ -237,7 +239,8 @@ def _weights(checkpoints: Path) -> int | None:
     return None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Returns the text of a file, "" where it is missing or too large."""
     try:
         return path.read_text("utf-8", "replace") if path.stat().st_size <= MAX_FILE_BYTES else ""
     except OSError:
@@ -247,13 +250,14 @@ def _text(path: Path) -> str:
 def read_object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file, or {} if there is none."""
     try:
-        value = json.loads(_text(path))
+        value = json.loads(read_text(path))
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _toml(text: str) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
+    """Returns the table in a TOML text, or {} if there is none."""
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError):

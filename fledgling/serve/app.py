@@ -11,51 +11,30 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fledgling.config import UserError
 from fledgling.serve import chat, completion, responses_api
 from fledgling.serve.embeddings import embeddings_handler
+from fledgling.serve.errors import build_error
 from fledgling.serve.json_body import encode_json
 from fledgling.serve.metrics import render_metrics
 from fledgling.serve.middleware import AccessMiddleware
 from fledgling.serve.openapi import build_openapi
+from fledgling.serve.page_files import make_page_routes
 from fledgling.serve.request_body import Handler, answer_errors, bad_request_response, read_body
-from fledgling.serve.responses import FAILURES, build_error
+from fledgling.serve.responses import FAILURES
 from fledgling.serve.schemas import BadRequest, parse_body
 from fledgling.serve.service import Endpoint, ParsedRequest, ResponseChunks, Service, StreamForm
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, JobHandle, QueueFull
 
-PAGE = Path(__file__).parent / "page"
-PAGE_FILES = (
-    "index.html",
-    "page.css",
-    *(
-        f"{name}.js"
-        for name in ["page", "answer", "api", "conversation", "markdown", "message", "settings", "sidebar", "store"]
-    ),
-    "vendor/markdown.bundle.js",
-    "vendor/LICENSES.txt",
-)
-PAGE_ROUTES = {"/": "index.html", **{f"/{name}": name for name in PAGE_FILES}}
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
-)
-PAGE_HEADERS = {
-    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx passes each chunk on at once
 SMALL_BODY_BYTES = 65_536
 SMALL_LANES, LARGE_LANES = 4, 1  # requests that are parsed at once, of small and of large bodies
@@ -66,7 +45,7 @@ def make_app(service: Service) -> AccessMiddleware:
     """Returns the ASGI application of a service."""
     public = [
         Route("/health", _json_handler(lambda request: service.describe_health())),
-        *(Route(path, _file_handler(name)) for path, name in PAGE_ROUTES.items()),
+        *make_page_routes(),
     ]
     routes = [
         *public,
@@ -100,13 +79,6 @@ def _json_handler(build_body: Callable[[Request], dict[str, Any]]) -> Handler:
 def _metrics_handler(service: Service) -> Handler:
     async def respond(request: Request) -> Response:
         return Response(render_metrics(service), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    return respond
-
-
-def _file_handler(name: str) -> Handler:
-    async def respond(request: Request) -> Response:
-        return FileResponse(PAGE / name, headers=PAGE_HEADERS)
 
     return respond
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from fledgling.infer.detokenizer import ContentPart
 from fledgling.serve.constraints import read_answer_form
+from fledgling.serve.errors import build_error
 from fledgling.serve.responses import (
     FAILURES,
     FINISH_REASONS,
     GeneratedChoice,
     PartStream,
     build_chat_logprobs,
-    build_error,
     build_parts,
     build_usage,
     join_text,

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from fledgling.serve.constraints import compile_constraint
+from fledgling.serve.errors import build_error
 from fledgling.serve.responses import (
     FAILURES,
     FINISH_REASONS,
-    build_error,
     build_text_logprobs,
     build_usage,
     join_text,

@@ -28,7 +28,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fledgling.serve.responses import build_error
+from fledgling.serve.errors import build_error
 
 MAX_HEADER_BYTES = 16_384  # of one request; also the bytes that h11 gets to parse at once
 MAX_EARLY_BYTES = 65_536  # of requests that arrive before the answer to the one before them

@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fledgling.infer.engine import Engine
+from fledgling.serve.errors import build_error
 from fledgling.serve.json_body import encode_json
 from fledgling.serve.request_body import Handler, answer_errors, read_body
-from fledgling.serve.responses import build_error
 from fledgling.serve.schemas import BadRequest, ContextText, IgnoringBody, Name, PromptIds, parse_body
 from fledgling.serve.service import Service
 from fledgling.serve.worker import TaskHandle

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from typing import Protocol
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -21,8 +22,23 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fledgling.serve.responses import build_error
-from fledgling.serve.service import Service
+from fledgling.serve.errors import build_error
+
+
+class Access(Protocol):
+    """Who may reach a server: names in the Host header (None: any), origins of other sites, the key (None: none)."""
+
+    @property
+    def api_key(self) -> str | None:
+        """The key that a client must send."""
+
+    @property
+    def hosts(self) -> tuple[str, ...] | None:
+        """The names of this server."""
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may use this server."""
 
 
 class AccessMiddleware:
@@ -34,7 +50,7 @@ class AccessMiddleware:
         public: routes that need no key.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, public: Sequence[Route]) -> None:
+    def __init__(self, app: ASGIApp, service: Access, public: Sequence[Route]) -> None:
         self.hosts = service.hosts
         self.app: ASGIApp = app if service.api_key is None else KeyMiddleware(app, service.api_key, public)
         if service.origins:  # outside the key's check: a preflight request carries no key

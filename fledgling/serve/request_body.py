@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from fledgling.serve.responses import build_error
+from fledgling.serve.errors import build_error
 from fledgling.serve.schemas import BadRequest
 from fledgling.serve.worker import QueueFull
 

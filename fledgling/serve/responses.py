@@ -135,8 +135,3 @@ def make_id(prefix: str) -> str:
 def unix_time() -> int:
     """Returns Unix time in whole seconds."""
     return int(time.time())
-
-
-def build_error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """Returns OpenAI's error body."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

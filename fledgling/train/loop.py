@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, zip_longest
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,8 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import unsharded
 from fledgling.record import Recorder
+from fledgling.record.jsonl import write_json
+from fledgling.record.run_requests import ACTIONS, BATCH, EVALUATE, SAMPLE, STOP, take_actions
 from fledgling.runtime.memory import measure_peak_memory
 from fledgling.runtime.world import World
 from fledgling.train.health import Health, Rollback
@@ -30,6 +33,7 @@ from fledgling.train.totals import Totals
 
 LOSS_SMOOTHING = 0.9  # of the loss on the progress line; metrics.jsonl has the raw one
 MEMORY_STEP = 2  # the step of a session, from 0, whose memory is measured: the first two compile
+SHOWN_ROWS = 4  # of a batch that a watcher asks for
 PROGRESS_METRICS = ("reward", "length", "kl", "accuracy")  # shown on the progress line; metrics.jsonl has all
 
 
@@ -181,7 +185,11 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
         recorder.show_progress(step, loss=shown_loss, **speed, **progress)
         last = step == stage.steps
         run_evals(stage.evals, model, context, step, last)
-        stopping = bool(world.all_reduce(float(context.should_stop())))
+        actions = agree_on_actions(context)
+        stopping = STOP in actions
+        if BATCH in actions and batches and world.is_main:
+            write_rows(batches[0], step, recorder.stage_dir / "batch.json")
+        run_evals(stage.evals, model, context, step, last, actions)
         due = bool(stage.save_every) and step % stage.save_every == 0
         if due and health.bad and rollback.max_rollbacks:
             due = False  # a rollback must find the weights from before the bad steps
@@ -193,9 +201,48 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
         recorder.log_notice(f"{stage.name}: {health.empty} of {stage.steps} steps had no targets and changed nothing")
 
 
-def run_evals(evals: tuple[Eval, ...], model: Transformer, context: LoopContext, step: int, last: bool) -> None:
-    """Runs and records the evals that are due after `step` steps. Every rank calls it."""
+def agree_on_actions(context: LoopContext) -> frozenset[str]:
+    """Returns the actions that any rank is asked for, a stop by a signal among them; the same on all. One collective.
+
+    The sum over the ranks has a digit for each action, in base ranks + 1.
+    """
+    world = context.world
+    taken = take_actions(context.recorder.stage_dir.parent) if world.is_main else frozenset()
+    taken |= frozenset([STOP]) if context.should_stop() else frozenset()
+    base = world.size + 1
+    counts = int(world.all_reduce(float(sum(base**i for i, name in enumerate(ACTIONS) if name in taken))))
+    agreed = frozenset(name for i, name in enumerate(ACTIONS) if counts // base**i % base)
+    if agreed - {STOP, BATCH} and world.is_main:
+        context.recorder.log_notice(f"a watcher asked to {' and '.join(sorted(agreed - {STOP, BATCH}))}")
+    return agreed
+
+
+def write_rows(batch: Batch, step: int, path: Path) -> None:
+    """Writes the first rows of a batch for a watcher: token ids, and which of them were targets of the step."""
+    rows = []
+    for ids, targets in zip(batch.tokens[:SHOWN_ROWS].tolist(), batch.targets[:SHOWN_ROWS].tolist(), strict=True):
+        learned = [False, *(target != IGNORE_INDEX for target in targets)]  # a target is the token after its position
+        end = len(ids) + learned[-1]
+        rows.append({"ids": [*ids, targets[-1]][:end], "learned": learned[:end]})
+    write_json(path, {"step": step, "rows": rows})
+
+
+def run_evals(
+    evals: tuple[Eval, ...],
+    model: Transformer,
+    context: LoopContext,
+    step: int,
+    last: bool,
+    actions: Collection[str] | None = None,
+) -> None:
+    """Runs and records the evals that are due after `step` steps. Every rank calls it.
+
+    actions: what a watcher asks for; then only what they need and what was not due anyhow is run.
+    """
     due = [entry for entry in evals if step == 0 or last or (entry.every and step % entry.every == 0)]
+    if actions is not None:
+        wanted = [entry for entry in evals if (SAMPLE if entry.name == "samples" else EVALUATE) in actions]
+        due = [entry for entry in wanted if entry not in due]
     if not due:
         return
     with unsharded(model), torch.no_grad():

@@ -16,6 +16,7 @@ from fledgling.kernels.quantized_model import require_unquantized
 from fledgling.record import checkpoint, make_write_error, write_json, write_text
 from fledgling.record.durable import remove_directory, write_file
 from fledgling.record.run_lock import RunLock, hold_lock
+from fledgling.record.run_requests import take_actions
 from fledgling.record.seal import RUN_FILES, SEAL, seal_run
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.environment import collect_environment
@@ -41,6 +42,7 @@ def lock_stage(run_dir: Path, name: str) -> Iterator[RunLock]:
     is_elsewhere = owner.is_dir() and owner != run_dir.resolve()
     with hold_lock(run_dir, name, log=print_line) as lock, hold_lock(owner, name) if is_elsewhere else nullcontext():
         remove_dead_links(run_dir)
+        take_actions(run_dir)  # what was asked of an earlier start
         yield lock
 
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("infer",),
     ("evals", "serve"),
     ("train",),
-    ("bench", "scaling", "speedrun", "verify"),
+    ("bench", "scaling", "speedrun", "verify", "watch"),
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

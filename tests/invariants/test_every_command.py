@@ -28,6 +28,9 @@ ELSEWHERE = {  # shown command: the test that runs it
     "fledgling verify runs/quickstart": VERIFY,
     "fledgling verify runs/quickstart --root 3f2a...": VERIFY,
     "fledgling verify runs/quickstart --steps 40 --seconds 300": VERIFY,
+    "fledgling watch runs/quickstart": (
+        "tests/cli/test_watch.py::test_the_page_is_served_until_a_signal_and_no_torch_is_imported"
+    ),
     "fledgling serve runs/quickstart": "tests/cli/test_runs.py::test_the_cell_of_the_table_is_what_happens",
     "fledgling speedrun quickstart --gpus 2": RANKS,
     "fledgling speedrun quickstart --gpus 2 --set sft.micro_batch_size=8": (RANKS),
@@ -200,12 +203,15 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
             "fledgling train rl smallest.toml --set 'rl.rewards={task = 1.0, \"rewards.py:vowels\" = 0.2}' "
             "--resume never"
         ),
-        "speedrun": "fledgling speedrun smallest.toml --set rl.steps=1",
+        "fledgling speedrun quickstart --watch": (
+            "fledgling speedrun smallest.toml --set rl.steps=1 --watch --watch-port 0"
+        ),
         "bench train": "fledgling bench train --batch 1 --context 16 --depth 1 --vocab-size 300 --steps 1 "
         "--set run.compile=off --set model.width=64 --json",
     },
 ]
 REFUSED = {  # options that need what a test does not have: refused in one line
+    "fledgling watch runs/quickstart --host 0.0.0.0 --api-key short --port 0": "at least 8",
     "fledgling serve runs/quickstart --host 0.0.0.0 --api-key short --model-name a --max-batch-size 2 "
     "--max-queue-size 3 --prefill-chunk 8 --prefix-cache-tokens 9 --lookahead-tokens 2 --device cpu "
     "--allow-host a.example --allow-origin https://a.example": "at least 8",

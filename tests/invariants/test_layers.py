@@ -30,6 +30,7 @@ TORCH_FREE = (
     "tasks",
     "sandbox",
     "cli",
+    "watch",
     "corpora",
     "optim.partition",
     "optim.roles",

@@ -86,7 +86,7 @@ def server(random_engine: Engine) -> Iterator[tuple[str, Worker]]:
         yield address_and_worker
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop is the thread's: other modules need their own
 def browser():
     """Chromium without a window; its tests are skipped where it or playwright is not installed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -15,8 +15,8 @@ from collections import deque
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.serve.app import PAGE, PAGE_HEADERS, PAGE_ROUTES
-from fledgling.serve.responses import build_error
+from fledgling.serve.errors import build_error
+from fledgling.serve.page_files import PAGE, PAGE_HEADERS, page_paths
 from fledgling.serve.schemas import BadRequest, ChatRequest, parse_body
 from fledgling.text.conversation import check_conversation
 
@@ -127,7 +127,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.respond(status, json.dumps(body).encode(), "application/json", {"Retry-After": "1"})
 
     def do_GET(self) -> None:
-        name = PAGE_ROUTES.get(self.path)
+        name = page_paths().get(self.path)
         if name:
             self.respond(200, (PAGE / name).read_bytes(), TYPES[name.rsplit(".", 1)[1]], PAGE_HEADERS)
         elif self.path == "/v1/models":

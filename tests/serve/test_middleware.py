@@ -8,7 +8,8 @@ import socket
 import pytest
 from starlette.requests import HTTPConnection
 
-from fledgling.serve.app import PAGE_ROUTES, make_app
+from fledgling.serve.app import make_app
+from fledgling.serve.page_files import page_paths
 from fledgling.serve.service import Service
 from fledgling.serve.worker import Worker
 from tests.serve.conftest import serving
@@ -121,7 +122,7 @@ def test_a_path_that_is_not_exactly_public_needs_the_key(app, no_url, path):
 
 def test_public_routes_need_no_key_and_private_ones_take_it(app, no_url):
     assert status(app, "/health") == 200
-    assert all(status(app, path) == 200 for path in PAGE_ROUTES)
+    assert all(status(app, path) == 200 for path in page_paths())
     assert status(app, "/metrics", headers=[(b"authorization", f"Bearer {KEY}".encode())]) == 200
 
 

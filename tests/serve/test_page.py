@@ -75,10 +75,33 @@ PAYLOADS = [
     f"<div style='background:url(javascript:{RUN})'>x</div>",
     f"\u202e<script>{RUN}</script>",
     "__proto__",
+    # Markdown, mathematics and fences as carriers
+    f"$\\text{{<img src=x onerror='{RUN}'>}}$",
+    "$\\href{javascript:window.hit=1}{x}$",
+    "$\\url{javascript:window.hit=1}$",
+    "$\\includegraphics{https://evil.example/x.png}$",
+    '$$\\class{x" onload=window.hit=1 "}{y}$$',
+    "$\\style{background:url(https://evil.example/x)}{y}$",
+    "$\\cssId{title}{y}$",
+    f"\\(\\mathrm{{<script>{RUN}</script>}}\\)",
+    "<javascript:window.hit=1>",
+    "[x]: javascript:window.hit=1\n\n[x]",
+    "[x](&#106;avascript:window.hit=1)",
+    "[x](javascript&colon;window.hit=1)",
+    "[x](\x01javascript:window.hit=1)",
+    "[x](file:///etc/passwd)",
+    "![x](https://evil.example/track.png)",
+    "[![x](https://evil.example/track.png)](https://evil.example)",
+    "![x](data:image/svg+xml;base64,PHN2Zy8+)",
+    "[x](https://ok.example 'a\" onmouseover=\"window.hit=1')",
+    '```"><img src=x onerror=window.hit=1>\nx\n```',
+    f"```html\n<script>{RUN}</script>\n```",
+    "~~~js onload=window.hit=1\nx\n~~~",
+    "a | b\n:-:|-\n<td onclick=window.hit=1> | y",
 ]
 
 
-ELEMENTS = "script, img, svg, iframe, object, embed, style, link, meta, base, form, input, video, audio, math"
+ELEMENTS = "script, img, svg, iframe, object, embed, style, link, meta, base, form, input, video, audio"
 
 
 @pytest.fixture
@@ -178,36 +201,152 @@ def test_an_error_of_the_server_is_shown_as_text(page):
     assert page.evaluate("window.hit") is None
 
 
-def test_no_text_runs_as_script(browser, server):
-    """Every payload as text of user, model, tool, title and error: none runs, none creates an element or a handler."""
-    node = "{id, parent, role, text, parts, tokens: [], reason: null, failed: role === 'assistant' ? text : undefined}"
-    stored = f"""(payloads) => {{
-        const all = payloads.map((text, number) => {{
-            const make = (id, parent, role, parts) => ({node});
-            const parts = [{{type: 'text', text}}, {{type: 'python', text}}, {{type: 'output', text}}];
-            const nodes = {{q: make('q', 'root', 'user', []), a: make('a', 'q', 'assistant', parts)}};
-            return {{id: String(number), title: text, nodes, chosen: {{root: 'q', q: 'a'}}}};
-        }});
-        localStorage.setItem('fledgling.conversations', JSON.stringify(all));
+def test_no_text_runs_as_script_or_loads_anything(browser, server):
+    """Every payload as text of user, model, tool, title and error: none runs, none creates an element or a handler, and
+    none makes the browser ask for anything but the page's own files."""
+    stored = """(payloads) => {
+        const nodes = {}, chosen = {};
+        let parent = "root";
+        const add = (role, text, parts, failed) => {
+            const id = `${Object.keys(nodes).length}`;
+            nodes[id] = { id, parent, role, text, parts, tokens: [], reason: null, failed };
+            chosen[parent] = parent = id;
+        };
+        for (const text of payloads) {
+            add("user", text, []);
+            const parts = [{ type: "text", text }, { type: "python", text }, { type: "output", text }];
+            add("assistant", text, parts, text);
+        }
+        const titles = payloads.map((title, number) => ({ id: `title ${number}`, title, nodes: {}, chosen: {} }));
+        const all = [{ id: "all", title: payloads[0], nodes, chosen }, ...titles];
+        localStorage.setItem("fledgling.conversations", JSON.stringify(all));
+    }"""
+    found = f"""() => {{
+        const bad = (node) => [...node.querySelectorAll(":is({ELEMENTS})")].map((one) => one.outerHTML)
+            .concat([...node.querySelectorAll("*")].filter((one) => [...one.attributes].some(({{name}}) =>
+                name.startsWith("on") || ["style", "src", "srcset", "srcdoc", "id", "name"].includes(name) ||
+                (name === "href" && one.localName !== "a")))
+                .map((one) => one.outerHTML))
+            .concat([...node.querySelectorAll("a")].filter((one) =>
+                !["http:", "https:", "mailto:"].includes(one.protocol) || !one.rel.includes("noopener"))
+                .map((one) => one.outerHTML));
+        return [...document.querySelectorAll(".message, #conversations")].flatMap((node) =>
+            bad(node).map((html) => [node.textContent.slice(0, 80), html.slice(0, 200)]));
     }}"""
     page = browser.new_page()
     page.goto(server[0])
     page.evaluate(stored, PAYLOADS)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
     page.reload()
-    opened = page.locator("#conversations .open")
-    opened.nth(len(PAYLOADS) - 1).wait_for()
-    assert opened.count() == len(PAYLOADS) >= 60
-    for number in range(len(PAYLOADS)):
-        opened.nth(number).click()
-        page.wait_for_function("title => document.getElementById('title').textContent === title", arg=PAYLOADS[number])
-        assert page.locator(".message").count() == 2
-        assert page.locator(f"#messages :is({ELEMENTS})").count() == 0, PAYLOADS[number]
-        links = page.eval_on_selector_all("#messages a", "nodes => nodes.map((node) => node.protocol)")
-        assert set(links) <= {"http:", "https:", "mailto:"}, PAYLOADS[number]
-        handlers = "nodes => nodes.some((n) => [...n.attributes].some((a) => a.name.startsWith('on')))"
-        assert not page.eval_on_selector_all("#messages *", handlers)
-        assert page.evaluate("window.hit") is None, PAYLOADS[number]
+    page.locator(".message").nth(2 * len(PAYLOADS) - 1).wait_for()
+    page.locator("#conversations .open").nth(len(PAYLOADS)).wait_for()
+    assert len(PAYLOADS) >= 80 and page.locator("#messages code").count() > 20
+    assert page.evaluate(found) == []
+    page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
+    assert page.evaluate("window.hit") is None
+    assert [url for url in requests if not url.startswith((f"{server[0]}/", "data:image/svg+xml"))] == []
     page.close()
+
+
+MARKDOWN = [  # text, selector, the texts of the elements that it must give
+    ('```python title="a.py" {1,3}\nx = 1\n```\nafter', "pre code, p", ["x = 1\n", "after"]),
+    ("`````\n```\ninner\n```\n`````\nafter", "pre code, p", ["```\ninner\n```\n", "after"]),
+    ("1. one\n   ```sh\n   ls\n   ```\n2. two\n\nafter", "li pre code, ol + p", ["ls\n", "after"]),
+    ("- a\n  - b\n    - c\n- d", "ul > li > ul > li > ul > li", ["c"]),
+    ("~~gone~~ and **bold** and *slanted*", "s, strong, em", ["gone", "bold", "slanted"]),
+    ("a\n\n---\n\nb", "hr + p", ["b"]),
+    ("see https://example.org/a_b?c=d. and setup.py", "a", ["https://example.org/a_b?c=d"]),
+    ("a | b\n:-|-:\n1 | **2**\n", "td.align-right strong, th.align-left", ["a", "2"]),
+    ("the $x^2$ and \\(y\\), it costs $5 or $6", "math", ["x2", "y"]),
+    ("$$\n\\frac{1}{2}\n$$", "div.formula mfrac mn", ["1", "2"]),
+    (
+        "$\\notacommand{x}$ and $\\href{javascript:hit=1}{x}$",
+        "code",
+        ["\\notacommand{x}", "\\href{javascript:hit=1}{x}"],
+    ),
+    ("# one\n## two", "h2, h3", ["one", "two"]),
+    ("> a\n> > b", "blockquote blockquote p", ["b"]),
+    ("![a cat](https://example.org/cat.png)", "a", ["image: a cat"]),
+    ("```python\ndef f(): pass\n```", "span.hljs-keyword", ["def", "pass"]),
+    ("```nonsense\n<b>&amp;</b>\n```", "code", ["<b>&amp;</b>\n"]),
+    ("<b>not bold</b>", "p", ["<b>not bold</b>"]),
+    ("[" * 9000, "p", ["[" * 9000]),
+    ("> " * 3000 + "x", "blockquote", None),
+    ("x" * 100_001, "pre", ["x" * 100_001]),
+]
+
+
+def test_markdown_is_shown_as_it_is_meant(page):
+    shown = page.evaluate(
+        """async (cases) => {
+            const { renderMarkdown } = await import("./markdown.js");
+            return cases.map(([text, selector]) => {
+                const box = document.createElement("div");
+                box.append(renderMarkdown(text));
+                return [...box.querySelectorAll(selector)].map((node) => node.textContent);
+            });
+        }""",
+        [case[:2] for case in MARKDOWN],
+    )
+    for (text, _, expected), texts in zip(MARKDOWN, shown, strict=True):
+        if expected is None:
+            assert texts, text[:80]
+        else:
+            assert [value.strip("\n") for value in texts] == [value.strip("\n") for value in expected], text[:80]
+
+
+def test_conversations_are_renamed_found_exported_and_imported(page, browser, server):
+    settings(page, max_tokens=4)
+    for text in ("the quick fox", "lazy dog"):
+        page.click("#new")
+        send(page, text)
+    page.get_by_role("button", name="Rename lazy dog").click()
+    page.fill("#conversations input", "a sleeping <b>animal</b>")
+    page.press("#conversations input", "Enter")
+    page.locator("#title", has_text="a sleeping <b>animal</b>").wait_for()
+    page.keyboard.press("Control+k")
+    page.keyboard.type("QUICK")
+    page.locator("#found", has_text="1 found").wait_for()
+    page.locator("#conversations .open", has_text="the quick fox").click()
+    page.locator(".message.user", has_text="the quick fox").wait_for()
+    with page.expect_download() as download:
+        page.click("#export")
+    other = browser.new_context().new_page()
+    other.goto(server[0])
+    other.locator("#status", has_text="Connected").wait_for()
+    for _ in range(2):  # a second import changes nothing
+        other.set_input_files("#file", download.value.path())
+        other.locator("#status", has_text="2 conversations imported").wait_for()
+        other.evaluate("document.getElementById('status').textContent = ''")
+    other.locator("#conversations .open", has_text="a sleeping <b>animal</b>").click()
+    other.locator(".message.user", has_text="lazy dog").wait_for()
+    assert other.locator("#conversations li").count() == 2 and other.locator(".message").count() == 2
+    other.set_input_files("#file", {"name": "x.json", "mimeType": "application/json", "buffer": b"[1, 2"})
+    other.locator("#status", has_text="cannot be read").wait_for()
+    other.context.close()
+
+
+def test_two_answers_stand_side_by_side_and_the_chosen_one_goes_on(page):
+    settings(page, max_tokens=6)
+    page.click("#settings-button")
+    page.check("#compare")
+    page.click("#settings-button")
+    send(page, "fox")
+    page.locator("#status", has_text="Answer complete.").wait_for()
+    pair = page.locator(".pair .message")
+    assert pair.count() == 2 and "temperature 0," in pair.first.inner_text()
+    assert "chosen" in pair.last.get_attribute("class")
+    first = pair.first.locator(".body").inner_text()
+    page.get_by_role("button", name="Continue with this one").click()
+    page.locator(".pair .message.chosen .body", has_text=first).wait_for()
+    page.click("#settings-button")
+    page.uncheck("#compare")
+    page.click("#settings-button")
+    with page.expect_request("**/v1/chat/completions") as request:
+        send(page, "dog")
+    assert [m["role"] for m in request.value.post_data_json["messages"]] == ["user", "assistant", "user"]
+    assert request.value.post_data_json["messages"][1]["content"].strip() == first.strip()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

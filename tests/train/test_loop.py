@@ -1,11 +1,21 @@
 """The metrics that the loop records of a step."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from fledgling.config import load_recipe
+from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.plan.measured_speed import MeasuredSpeed, list_speeds, save_speed
 from fledgling.record import read_jsonl
+from fledgling.record.run_requests import request_action
 from fledgling.runtime import device
-from fledgling.train import run
+from fledgling.train import loop, run
+from fledgling.train.loop import TrainingStopped, agree_on_actions, write_rows
+from tests.smallest import write_recipe
 from tests.tiny import tiny
 
 
@@ -40,3 +50,73 @@ def test_without_a_peak_above_the_steps_no_mfu_is_recorded(tmp_path, monkeypatch
     assert "it is deleted" in notices[0], "the peak measured at the start is twice the stored one"
     assert len(lines) == 3 and not any("mfu" in line or "peak_flops" in line for line in lines)
     assert sum("MFU is not recorded" in text for text in notices) == 1
+
+
+def test_what_a_watcher_asks_for_is_done_after_the_step_and_changes_no_weight(tmp_path, monkeypatch):
+    """The same steps with and without requests: the same data and losses; samples, evaluations, batch, and a stop."""
+    file = write_recipe(tmp_path)
+    options = {"pretrain.steps": 4, "pretrain.eval_every": 0, "pretrain.sample_every": 0, "pretrain.save_every": 0}
+    recipe = load_recipe(file, [f"{key}={value}" for key, value in options.items()])
+    stage = Path(recipe.run.out) / "pretrain"
+    wanted = {1: ("sample", "batch"), 2: ("evaluate",), 3: ("stop",)}
+
+    def ask(*arguments, step=[0], **options):  # noqa: B006 - counts the calls
+        step[0] += 1
+        for action in wanted.get(step[0], ()):
+            request_action(Path(recipe.run.out), action)
+        return train_step(*arguments, **options)
+
+    train_step = loop.train_step
+    Path(recipe.run.out).mkdir()
+    request_action(Path(recipe.run.out), "stop")  # of an earlier start: it is removed
+    monkeypatch.setattr(loop, "train_step", ask)
+    with pytest.raises(TrainingStopped, match="after step 3"):
+        run.run_stage(recipe, "pretrain", quiet=True)
+    assert {line["step"] for line in read_jsonl(stage / "samples.jsonl")} == {0, 1}
+    assert {line["step"] for line in read_jsonl(stage / "evals.jsonl")} == {0, 2}
+    assert json.loads((stage / "batch.json").read_text())["step"] == 1
+    assert run.run_stage(recipe, "pretrain", quiet=True)  # goes on from step 3
+    options["run.out"] = f'"{tmp_path / "other"}"'
+    other = load_recipe(file, [f"{key}={value}" for key, value in options.items()])
+    monkeypatch.setattr(loop, "train_step", train_step)
+    assert run.run_stage(other, "pretrain", quiet=True)
+    values = [
+        [(line["step"], line["loss"], line["data"]) for line in read_jsonl(Path(out) / "pretrain" / "metrics.jsonl")]
+        for out in (recipe.run.out, other.run.out)
+    ]
+    assert values[0] == values[1] and len(values[0]) == 4
+
+
+def test_a_request_of_any_rank_reaches_all(tmp_path):
+    """Three ranks in turn: the last one sees the sum of all."""
+    total = [0.0]
+
+    def all_reduce(value: float) -> float:
+        total[0] += value
+        return total[0]
+
+    def rank(actions, stops):
+        for action in actions:
+            request_action(tmp_path, action)
+        recorder = SimpleNamespace(stage_dir=tmp_path / "sft", log_notice=notices.append)
+        world = SimpleNamespace(size=3, is_main=bool(actions), all_reduce=all_reduce)
+        return agree_on_actions(SimpleNamespace(world=world, recorder=recorder, should_stop=lambda: stops))
+
+    notices: list[str] = []
+
+    rank((), True)
+    rank((), True)
+    assert rank(("batch", "sample"), True) == {"stop", "batch", "sample"}
+    assert notices == ["a watcher asked to sample"]
+    total[0] = 0.0
+    assert rank((), False) == frozenset()
+
+
+def test_rows_of_a_batch_mark_the_tokens_that_were_learned(tmp_path):
+    targets = torch.tensor([[2, IGNORE_INDEX, 4], [IGNORE_INDEX, 7, IGNORE_INDEX]])
+    write_rows(Batch(torch.tensor([[1, 2, 3], [5, 6, 7]]), targets), 9, tmp_path / "batch.json")
+    rows = json.loads((tmp_path / "batch.json").read_text())["rows"]
+    assert rows == [
+        {"ids": [1, 2, 3, 4], "learned": [False, True, False, True]},
+        {"ids": [5, 6, 7], "learned": [False, False, True]},
+    ]

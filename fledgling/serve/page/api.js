@@ -100,7 +100,7 @@ function parseChunk(data) {
   const parts = Array.isArray(delta.parts) ? delta.parts : text ? [{ type: "text", text }] : [];
   return {
     text,
-    parts: parts.map((part) => ({ type: String(part?.type), text: String(part?.text ?? "") })),
+    parts: parts.map((part) => ({ type: String(part?.type), text: String(part?.text ?? ""), index: part?.index })),
     tokens: choice?.logprobs?.content ?? [],
     reason: choice?.finish_reason ?? null,
     usage: chunk?.usage ?? null,

@@ -105,10 +105,10 @@ export function appendChunk(node, chunk) {
   node.reason = chunk.reason ?? node.reason;
   node.usage = chunk.usage ?? node.usage;
   node.dropped = chunk.dropped || node.dropped;
-  for (const part of chunk.parts) {
+  for (const { type, text, index } of chunk.parts) { // a part with another index is another part
     const before = node.parts.at(-1);
-    if (before?.type === part.type) before.text += part.text;
-    else node.parts.push({ ...part });
+    if (before?.type === type && before.index === index) before.text += text;
+    else node.parts.push({ type, text, index });
   }
 }
 

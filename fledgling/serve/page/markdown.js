@@ -62,7 +62,7 @@ function renderFormula(source, displayMode, env) {
   try {
     const formula = temml.renderToString(source, {
       displayMode, throwOnError: true, trust: false, maxSize: [20, 20], maxExpand: 200,
-    });
+    }).replace(/ style="[^"]*"/g, ""); // the policy forbids styles in markup
     return displayMode ? `<div class="scroll formula" tabindex="0">${formula}</div>` : formula;
   } catch {
     return plain; // half a formula while the answer is streamed, or one that is not TeX

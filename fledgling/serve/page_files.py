@@ -1,0 +1,49 @@
+"""The page's files, and the policy under which a browser runs a page of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+PAGE = Path(__file__).parent / "page"
+PAGE_FILES = (
+    "index.html",
+    "page.css",
+    *(f"{name}.js" for name in ("page", "answer", "api", "conversation", "markdown", "message")),
+    *(f"{name}.js" for name in ("settings", "sidebar", "store")),
+    "vendor/markdown.bundle.js",
+    "vendor/LICENSES.txt",
+)
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify"
+)
+PAGE_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def make_page_routes() -> list[Route]:
+    """Returns the routes of the chat page's files."""
+    return [Route(path, make_file_handler(PAGE / name)) for path, name in page_paths().items()]
+
+
+def page_paths() -> dict[str, str]:
+    """Returns the path of each of the chat page's files, and of the page itself."""
+    return {"/": "index.html", **{f"/{name}": name for name in PAGE_FILES}}
+
+
+def make_file_handler(path: Path) -> Callable[[Request], Awaitable[Response]]:
+    """Returns the handler that sends one file with the page's policy."""
+
+    async def respond(request: Request) -> Response:
+        return FileResponse(path, headers=PAGE_HEADERS)
+
+    return respond

@@ -1,0 +1,286 @@
+// The watcher's page: asks the server for what is new every two seconds and shows it. It goes on by itself when the
+// server or the run was away. Texts of a run become text nodes, never markup.
+
+import { Chart, colourOf, formatNumber, smooth } from "./charts.js";
+
+const $ = (id) => document.getElementById(id);
+const SECONDS = 2;
+const SMOOTHING = 0.9;
+const QUANTITIES = [
+  ["tokens_per_second", "Tokens a second"], ["mfu", "MFU, share of the measured peak", true], ["lr_multiplier", "Learning rate, of its full value", true],
+  ["gradient_norm", "Gradient norm"], ["memory", "Peak memory, bytes"], ["reward", "Reward"], ["kl", "KL to the reference, nats"],
+  ["length", "Tokens of an answer"], ["accuracy", "Accuracy of pairs", true],
+];
+const ACTIONS = [["stop", "Stop (saves)"], ["sample", "Sample now"], ["evaluate", "Evaluate now"]];
+
+let cursor = "";
+let runs = []; // as the server describes them, with all their stages
+let stage = null; // the stage that is shown
+let chosen = false; // whether the user has chosen it
+let key = "";
+let lastMachine = null;
+const evalName = [null, null]; // of the two charts of evaluations
+
+const element = (name, className, text) => {
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
+
+function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
+  return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min ${Math.floor(seconds % 60)} s` : `${Math.floor(seconds)} s`;
+}
+
+// ---- the server ----------------------------------------------------------------------------------------------------
+
+async function request(path, options = {}) {
+  const headers = { ...(key ? { Authorization: `Bearer ${key}` } : {}), ...(options.body ? { "Content-Type": "application/json" } : {}) };
+  const response = await fetch(path, { ...options, headers });
+  const body = await response.json();
+  if (!response.ok) throw new Error(body.error?.message ?? `the server answered ${response.status}`);
+  return body;
+}
+
+async function poll() {
+  try {
+    const state = await request(`api/runs?since=${encodeURIComponent(cursor)}`);
+    cursor = state.cursor;
+    runs = state.runs.map((run, number) => {
+      const before = runs[number]?.path === run.path ? runs[number].stages : [];
+      const stages = new Map(before.map((each) => [each.name, each]));
+      for (const each of run.stages) stages.set(each.name, each);
+      return { ...run, stages: run.order.filter((name) => stages.has(name)).map((name) => stages.get(name)) };
+    });
+    $("status").className = "";
+    $("status").textContent = `Read at ${new Date(1000 * state.time).toLocaleTimeString()}.`;
+    show(state);
+  } catch (error) {
+    $("status").className = "lost";
+    $("status").textContent = error instanceof TypeError ? "The watcher cannot be reached; trying again …" : error.message;
+  }
+}
+
+async function ask(run, action) {
+  try {
+    await request("api/requests", { method: "POST", body: JSON.stringify({ run, action }) });
+    $("status").textContent = `Asked ${runs[run].name} to ${action}; it does so after its next step.`;
+    return true;
+  } catch (error) {
+    $("status").className = "lost";
+    $("status").textContent = error.message;
+    return false;
+  }
+}
+
+// ---- what is shown ---------------------------------------------------------------------------------------------------
+
+const charts = new Map();
+
+function show({ machine }) {
+  lastMachine = machine;
+  const names = [...new Set(runs.flatMap((run) => run.order))];
+  const active = runs.map((run) => run.stages.findLast((each) => each.steps.length)?.name).find(Boolean);
+  if (!chosen || !names.includes(stage)) stage = active ?? names[0] ?? null;
+  showRuns();
+  showMachine(machine);
+  showStages(names);
+  showCharts();
+  showTables();
+  showTexts();
+}
+
+function showRuns() {
+  if ($("runs").childElementCount !== runs.length) $("runs").replaceChildren(...runs.map(makeRun));
+  runs.forEach((run, number) => {
+    const box = $("runs").children[number];
+    const part = (name) => box.querySelector(`.${name}`);
+    const last = run.stages.findLast((each) => each.steps.length) ?? run.stages.at(-1);
+    const finished = run.stages.filter((each) => each.finished).length;
+    part("name").textContent = run.name;
+    const state = run.alive ? "running" : run.order.length && finished === run.order.length ? "finished" : "not running";
+    part("state").textContent = `${state}${run.holder ? `: ${run.holder}` : ""}; ${run.path}`;
+    part("progress").max = last?.total_steps ?? 1;
+    part("progress").value = last?.step ?? 0;
+    const speed = last?.series.tokens_per_second?.at(-1);
+    const memory = last?.series.memory?.findLast((value) => value !== null);
+    const later = Object.values(run.planned_seconds).reduce((sum, seconds) => sum + (seconds ?? 0), 0);
+    const entries = [
+      ["stage", last ? `${last.name} (${run.order.indexOf(last.name) + 1} of ${run.order.length})` : "–"],
+      ["step", last ? `${last.step}${last.total_steps ? ` of ${last.total_steps}` : ""}` : "–"],
+      ["loss", formatNumber(smooth(last?.series.loss ?? [null], SMOOTHING).at(-1))],
+      ["tokens a second", formatNumber(speed ?? null)],
+      ["memory", memory ? `${(memory / 2 ** 20).toFixed(0)} MiB` : "–"],
+      ["worked", duration(last?.seconds)], ["left in this stage", run.alive ? duration(last?.seconds_left) : "–"],
+      ["in later ones, as planned", later ? duration(later) : "–"],
+    ];
+    part("numbers").replaceChildren(...entries.map(([name, value]) => {
+      const entry = element("div");
+      entry.append(element("dt", "", name), element("dd", "", value));
+      return entry;
+    }));
+    for (const button of box.querySelectorAll(".actions button")) button.disabled = !run.alive;
+  });
+  $("batch-button").disabled = !runs.some((run) => run.alive);
+}
+
+function makeRun(run, number) {
+  const box = element("article", "run");
+  const head = element("h2");
+  const swatch = element("span", "swatch");
+  swatch.style.setProperty("background", colourOf(number));
+  head.append(swatch, element("span", "name"));
+  const progress = element("progress", "progress");
+  progress.setAttribute("aria-label", "Steps of the stage");
+  const actions = element("div", "actions");
+  for (const [action, text] of ACTIONS) {
+    const button = element("button", "", text);
+    button.type = "button";
+    button.addEventListener("click", () => (action !== "stop" || confirm(`Save and stop ${runs[number].name}?`)) && ask(number, action));
+    actions.append(button);
+  }
+  box.append(head, element("p", "state"), progress, element("dl", "numbers"), actions);
+  return box;
+}
+
+function showMachine(machine) {
+  const memory = machine.memory_total ? `, memory ${((machine.memory_total - machine.memory_free) / 2 ** 30).toFixed(1)} of ${(machine.memory_total / 2 ** 30).toFixed(1)} GiB` : "";
+  const busy = machine.cpu === null ? "" : `: ${(100 * machine.cpu).toFixed(0)} % busy`;
+  const gpus = machine.gpus.map((gpu, number) => `GPU ${number} ${gpu.name} ${gpu.busy === null ? "" : `${(100 * gpu.busy).toFixed(0)} %`}, ` +
+    `${((gpu.memory_used ?? 0) / 2 ** 30).toFixed(1)} of ${((gpu.memory_total ?? 0) / 2 ** 30).toFixed(1)} GiB${gpu.watts ? `, ${gpu.watts} W` : ""}${gpu.celsius ? `, ${gpu.celsius} °C` : ""}`);
+  $("machine").textContent = [`This machine, ${machine.cores} cores${busy}, load ${machine.load.toFixed(2)}${memory}`, ...gpus].join("; ");
+}
+
+function showStages(names) {
+  $("stages").replaceChildren(...names.map((name) => {
+    const button = element("button", "", name);
+    button.type = "button";
+    button.setAttribute("aria-pressed", String(name === stage));
+    button.disabled = !runs.some((run) => run.stages.some((each) => each.name === name));
+    button.addEventListener("click", () => { stage = name; chosen = true; show({ machine: lastMachine }); });
+    return button;
+  }));
+}
+
+// The shown stage of every run that has it, with its number.
+const shownStages = () => runs.flatMap((run, number) => run.stages.filter((each) => each.name === stage).map((each) => ({ run, number, each })));
+
+function chartOf(name, title, percent) {
+  if (!charts.has(name)) charts.set(name, new Chart($("charts"), title, percent));
+  return charts.get(name);
+}
+
+function showCharts() {
+  const stages = shownStages();
+  const loss = chartOf("loss", "Loss, nats a token");
+  loss.show(stages.flatMap(({ run, number, each }) => (each.series.loss ? [
+    { label: `${run.name}, each step`, colour: colourOf(number), steps: each.steps, values: each.series.loss, faint: true },
+    { label: run.name, colour: colourOf(number), steps: each.steps, values: smooth(each.series.loss, SMOOTHING) },
+  ] : [])));
+  for (const which of [0, 1]) showEvaluation(stages, which);
+  for (const [name, title, percent] of QUANTITIES) chartOf(name, title, percent).show(stages
+    .filter(({ each }) => each.series[name])
+    .map(({ run, number, each }) => ({ label: run.name, colour: colourOf(number), steps: each.steps, values: each.series[name] })));
+}
+
+// One of two charts of evaluations, whose name the user may choose; of one name the series with the most points.
+function showEvaluation(stages, which) {
+  const chart = chartOf(`evaluation ${which}`, "Evaluation");
+  const names = [...new Set(stages.flatMap(({ each }) => each.evals.map((one) => one.name)))];
+  if (!chart.select) {
+    chart.select = element("select");
+    chart.select.setAttribute("aria-label", "Evaluation");
+    chart.select.addEventListener("change", () => { evalName[which] = chart.select.value; showCharts(); });
+    chart.name.replaceChildren(chart.select);
+  }
+  if ([...chart.select.options].map(({ value }) => value).join("\n") !== names.join("\n"))
+    chart.select.replaceChildren(...names.map((name) => { const option = element("option", "", name); option.value = name; return option; }));
+  const scores = names.filter((name) => name !== "bits_per_byte" && !name.startsWith("zeros"));
+  if (!names.includes(evalName[which])) evalName[which] = which ? scores[0] ?? names[1] : names.includes("bits_per_byte") ? "bits_per_byte" : names[0];
+  chart.select.value = evalName[which] ?? "";
+  const lines = stages.map(({ run, number, each }) => {
+    const byCount = Map.groupBy(each.evals.filter((one) => one.name === evalName[which]), (one) => one.n);
+    const longest = [...byCount.values()].reduce((best, one) => (one.length >= best.length ? one : best), []);
+    return {
+      label: run.name, colour: colourOf(number), steps: longest.map((one) => one.step), values: longest.map((one) => one.value),
+      low: longest.map((one) => one.low), high: longest.map((one) => one.high),
+    };
+  }).filter(({ steps }) => steps.length);
+  chart.show(lines);
+}
+
+function makeTable(head, rows) {
+  const table = element("table");
+  const row = (cells, kind) => { const line = element("tr"); line.append(...cells.map((cell) => element(kind, "", cell))); return line; };
+  const [top, body] = [element("thead"), element("tbody")];
+  top.append(row(head, "th"));
+  body.append(...rows.map((cells) => row(cells, "td")));
+  table.append(top, body);
+  return table;
+}
+
+function showTables() {
+  const stages = shownStages();
+  const names = [...new Set(stages.flatMap(({ each }) => each.evals.map((one) => one.name)))];
+  $("evals").replaceChildren(makeTable(["", ...stages.map(({ run }) => run.name), "n"], names.map((name) => {
+    const last = stages.map(({ each }) => each.evals.findLast((one) => one.name === name));
+    const cells = last.map((one) => (!one ? "–" : `${formatNumber(one.value)}${one.low === null ? "" : ` (${formatNumber(one.low)} to ${formatNumber(one.high)})`}`));
+    return [name, ...cells, String(last.find(Boolean)?.n ?? "")];
+  })));
+  const pairs = runs.flatMap((run) => run.pairs.map((pair) => [runs.length > 1 ? `${run.name}: ${pair.label}` : pair.label,
+    formatNumber(pair.predicted), formatNumber(pair.measured), pair.error === null ? pair.differs : `${(100 * pair.error).toFixed(1)} %`]));
+  $("pairs").replaceChildren(makeTable(["", "predicted", "measured", "error"], pairs));
+}
+
+function showTexts() {
+  const samples = shownStages().flatMap(({ run, each }) => each.samples.map((sample) => ({ ...sample, run: run.name })));
+  samples.sort((a, b) => b.step - a.step);
+  $("samples").replaceChildren(...samples.slice(0, 40).map((sample) => {
+    const box = element("div", "sample");
+    box.append(element("div", "where", `${runs.length > 1 ? `${sample.run}, ` : ""}step ${sample.step}`), element("span", "prompt", sample.prompt), " ", sample.text);
+    return box;
+  }));
+  const notices = shownStages().flatMap(({ each }) => each.notices).reverse();
+  $("notices").replaceChildren(...notices.slice(0, 40).map((text) => element("li", "", text)));
+}
+
+async function showBatch() {
+  const run = runs.findIndex((each) => each.alive);
+  if (run < 0) return;
+  const nameOf = (batch) => `${batch?.stage} ${batch?.step}`;
+  const before = nameOf((await request(`api/batch?run=${run}`)).batch);
+  if (!(await ask(run, "batch"))) return;
+  for (let tries = 0; tries < 60; tries++) {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    const { batch } = await request(`api/batch?run=${run}`);
+    if (!batch || nameOf(batch) === before) continue;
+    $("batch").replaceChildren(element("div", "where", batch.problem ?? `${batch.stage}, step ${batch.step}`), ...(batch.rows ?? []).map((row) => {
+      const line = element("p");
+      line.tabIndex = 0;
+      for (const { text, learned } of row) line.append(learned ? element("mark", "", text) : text);
+      return line;
+    }));
+    return;
+  }
+}
+
+async function loop() {
+  if (!document.hidden) await poll();
+  setTimeout(loop, 1000 * SECONDS);
+}
+
+$("theme").addEventListener("input", () => {
+  document.documentElement.dataset.theme = $("theme").value;
+  try { localStorage.setItem("fledgling.watch.theme", $("theme").value); } catch { /* the theme lasts until the page closes */ }
+  showCharts();
+});
+try { $("theme").value = localStorage.getItem("fledgling.watch.theme") ?? "auto"; } catch { /* as the system */ }
+if (!$("theme").value) $("theme").value = "auto";
+document.documentElement.dataset.theme = $("theme").value;
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showCharts);
+$("key").addEventListener("change", () => { key = $("key").value; cursor = ""; poll(); });
+$("batch-button").addEventListener("click", () => showBatch().catch((error) => { $("status").textContent = error.message; }));
+document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+loop();

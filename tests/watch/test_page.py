@@ -1,0 +1,90 @@
+"""The watcher's page in a browser: a run that goes on, stops, and is asked for something."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import socket
+import threading
+from pathlib import Path
+
+from fledgling.record import Recorder
+from fledgling.record.run_lock import hold_lock
+from fledgling.record.run_requests import take_actions
+from fledgling.serve.connections import ConnectionLimits
+from fledgling.serve.server import Server
+from fledgling.watch.app import WatchAccess, WatchedRuns, make_watch_app
+from tests.report.synthetic_run import make_run
+from tests.serve.conftest import browser  # noqa: F401 - a fixture
+
+HOSTILE = "<img src=x onerror='window.hit=1'>"
+
+
+@contextlib.contextmanager
+def serving(runs, port: int = 0):
+    listener = socket.create_server(("127.0.0.1", port))
+    server = Server(make_watch_app(WatchedRuns(runs), WatchAccess(None, ("127.0.0.1",))), ConnectionLimits())
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+        listener.close()
+
+
+def violations(page) -> list:
+    axe = importlib.util.find_spec("axe_playwright_python")
+    if axe is None:
+        return []
+    page.evaluate((Path(axe.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
+    result = json.loads(page.evaluate("axe.run().then((results) => JSON.stringify(results.violations))"))
+    return [(v["id"], v["nodes"][0]["html"]) for v in result if v["impact"] in ("serious", "critical")]
+
+
+def test_a_run_is_followed_asked_and_found_again(browser, tmp_path):  # noqa: F811
+    run = make_run(tmp_path / "run", stages=("pretrain", "midtrain"), scale=0.05)
+    (run / "midtrain" / "done.json").unlink()
+    other = make_run(tmp_path / "other", stages=("pretrain", "midtrain"), scale=0.04)
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: dialog.accept())
+    with serving([run, other]) as port, hold_lock(run, "test"):
+        page.clock.install()
+        page.goto(f"http://127.0.0.1:{port}")
+        first = page.locator(".run").first
+        first.locator(".state", has_text="running").wait_for()
+        assert page.locator(".run").nth(1).locator("button:disabled").count() == 3
+        assert page.locator(".chart:visible canvas").count() >= 4
+        loss = page.locator(".chart [role=img]").first
+        assert "quickstart" in loss.get_attribute("aria-label")
+        with Recorder(run / "midtrain", "midtrain", 9, quiet=True) as recorder:
+            recorder.log_metrics(99, loss=1.25, tokens_per_second=4321.0, seconds=0.1)
+            recorder.log_sample(99, HOSTILE, HOSTILE)
+        page.clock.run_for(2100)  # it asks every two seconds
+        first.locator("dd", has_text="99").wait_for()
+        page.locator(".sample", has_text=HOSTILE).first.wait_for()
+        first.get_by_role("button", name="Sample now").click()
+        page.locator("#status", has_text="Asked").wait_for()
+        assert take_actions(run) == {"sample"}
+        first.get_by_role("button", name="Stop").click()
+        page.wait_for_function("() => document.getElementById('status').textContent.includes('to stop')")
+        assert take_actions(run) == {"stop"}
+        page.get_by_role("button", name="pretrain").click()
+        page.locator("button[aria-pressed=true]", has_text="pretrain").wait_for()
+        for width, theme in ((1200, "light"), (390, "dark")):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.select_option("#theme", theme)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert violations(page) == []
+    page.clock.run_for(2100)
+    page.locator("#status.lost").wait_for()  # the watcher is away
+    with serving([run, other], port):
+        page.clock.run_for(2100)
+        page.locator("#status:not(.lost)").wait_for()
+        first.locator(".state", has_text="not running").wait_for()
+    assert problems == [] and page.evaluate("window.hit") is None
+    page.close()
