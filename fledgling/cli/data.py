@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from fledgling.cli.inspect import inspect
 from fledgling.cli.options import Json, Overrides
 from fledgling.cli.overlap import overlap
 from fledgling.config import UserError, load_recipe
@@ -187,4 +188,5 @@ def prepare(
             print(f"{source}: {name}, {len(shards):,} shards, {documents:,} documents, {tokens:,} tokens")
 
 
+app.command(inspect)
 app.command(overlap)

@@ -44,7 +44,7 @@ from fledgling.corpora.tokenization import (
     tokenize_corpus,
 )
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, tokenize_documents
-from fledgling.files import resolve_data_root
+from fledgling.files import resolve_data_root, split_columns
 from fledgling.record import write_json
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.runtime.cores import count_cores
@@ -71,6 +71,7 @@ def find_source(source: str, data_dir: str | Path | None = None) -> Path:
 
     Raises UserError, saying how to get it, where neither exists.
     """
+    source, _ = split_columns(source)
     path, under_root = Path(source), resolve_data_root(data_dir) / source
     if path.exists() or under_root.exists():
         return path if path.exists() else under_root
@@ -91,6 +92,7 @@ def read_source(
     """
     if source == EMBEDDED:
         return harvest_embedded()
+    text_column = text_column or split_columns(source)[1].get("text")
     return read_documents(find_source(source, data_dir), text_column, skipped=skipped)
 
 
@@ -187,7 +189,7 @@ class DocumentPreparer:
 
     def collect_inputs(self, source: str, tokenizer: Tokenizer) -> PreparationInputs:
         """Returns what the shards of a source are made from."""
-        settings = short_digest(*list_settings(self.is_large(source)))
+        settings = short_digest(*list_settings(self.is_large(source)), *split_columns(source)[1].items())
         return PreparationInputs(self._content_digest(source), tokenizer.fingerprint(), settings)
 
     def _content_digest(self, source: str) -> str:
@@ -281,7 +283,8 @@ class DocumentPreparer:
             source_bytes[source] = 0
             large = self.is_large(source)
             path = find_source(source, self.data_dir) if large else Path()
-            for document in sample_documents(path, left) if large else self.read_split(source)[0]:
+            column = split_columns(source)[1].get("text")
+            for document in sample_documents(path, left, column) if large else self.read_split(source)[0]:
                 if left <= 0:
                     return
                 left -= len(document.text)
@@ -302,7 +305,7 @@ class DocumentPreparer:
             facts, directories = pinned, [self.prepared.directory / name for name in pinned["directories"]]
             corpus = self._open_corpus(directories, inputs.tokenizer, facts["digest"])
         if corpus is None:
-            facts, stem = inputs.to_json(), Path(source).stem or "text"
+            facts, stem = inputs.to_json(), Path(split_columns(source)[0]).stem or "text"
             find = self._large_directories if self.is_large(source) else self._small_directories
             directories = find(stem, inputs)
             corpus = self._open_corpus(directories, inputs.tokenizer, inputs.digest)
@@ -381,7 +384,8 @@ class DocumentPreparer:
         try:
             contents, path = self.describe_contents(source), find_source(source, self.data_dir)
             facts = {"inputs": inputs.to_json(), "contents": contents}
-            tokenize_corpus(path, folder, self.tokenizer_file, workers, progress=update, facts=facts)
+            column = split_columns(source)[1].get("text")
+            tokenize_corpus(path, folder, self.tokenizer_file, workers, column, progress=update, facts=facts)
         finally:
             if bar:
                 bar.close()

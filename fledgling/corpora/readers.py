@@ -3,10 +3,10 @@
     .txt .md    a file of up to 1 MB is one document; a larger one is cut at blank lines into pieces of at least 8 KB,
                 and at lines that read <|endoftext|>, which some data sets put between documents
     .jsonl      one object a line; the text is in "text" or "content", or in the column that the caller names
-    .json       an array of such objects or of texts, or one object; read completely
+    .json       an array of such objects or of texts, or one object
     .csv .tsv   the same columns, named by the first line
     .parquet    the same columns, read batch by batch
-    .gz .zst    .bz2 .xz: any of these but parquet, decompressed while it is read
+    .gz .zst    .bz2 .xz: any of these, decompressed while it is read (parquet: into a temporary file)
     a folder    all of these in it, at any depth, sorted by path; what is passed over is counted (`list_source`)
 
 Start with `read_documents`. The order depends on names alone, and memory does not grow with the size of a file.
@@ -36,11 +36,11 @@ from fledgling.corpora.row_files import (
     read_json_rows,
     read_parquet_rows,
 )
-from fledgling.files import LINE_SUFFIXES, FolderContents, list_folder, open_file, split_suffixes
+from fledgling.files import LINE_SUFFIXES, TABLE_SUFFIXES, FolderContents, list_folder, open_file, split_suffixes
 
-VERSION = 2  # raised when the same files give other documents
+VERSION = 3  # raised when the same files give other documents
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
-OTHER_SUFFIXES = (".json", ".csv", ".tsv", ".parquet")
+OTHER_SUFFIXES = (".json", *TABLE_SUFFIXES, ".parquet")
 MAX_UNSPLIT_FILE = 1_000_000  # bytes; a larger text file is cut into pieces
 MIN_PIECE = 8_000  # bytes from which a piece ends at the next blank line
 MAX_LINE = 1 << 20  # bytes; a longer line of text is cut
@@ -80,7 +80,7 @@ def list_source(path: Path) -> FolderContents:
     Raises UserError when there are none.
     """
     kinds = " ".join((*TEXT_SUFFIXES[:2], LINE_SUFFIXES[0], *OTHER_SUFFIXES))
-    expected = f"expected {kinds}, these but .parquet with .gz .zst .bz2 .xz"
+    expected = f"expected {kinds}, also with .gz .zst .bz2 .xz"
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; {expected}, or a folder of them")
     if path.is_file():
@@ -107,8 +107,8 @@ def estimate_text_bytes(file: Path) -> int:
 
 def is_text_file(path: Path) -> bool:
     """Returns whether documents can be read from this kind of file, judged by its name."""
-    kind, packed = split_suffixes(path)
-    return kind in (*TEXT_SUFFIXES, *LINE_SUFFIXES, *OTHER_SUFFIXES) and not (packed and kind == ".parquet")
+    kind = split_suffixes(path)[0]
+    return kind in (*TEXT_SUFFIXES, *LINE_SUFFIXES, *OTHER_SUFFIXES)
 
 
 def _read_files(
@@ -160,7 +160,7 @@ def read_part_in_folder(
     try:
         yield from read_file_part(file, name, column, skipped, part)
     except NoTextColumnError:
-        if split_suffixes(file)[0] not in (".json", ".csv", ".tsv"):
+        if split_suffixes(file)[0] not in (".json", *TABLE_SUFFIXES):
             raise
         skipped.add("textless", name)  # such as package.json or a list of prices next to the texts
 
@@ -176,7 +176,7 @@ def split_file(file: Path, size: int) -> list[tuple[int, int] | None]:
         return [None]
     kind, packed = split_suffixes(file)
     splits_at_lines = kind in LINE_SUFFIXES and not packed
-    last = count_row_groups(file) if kind == ".parquet" else file_bytes if splits_at_lines else 0
+    last = count_row_groups(file) if kind == ".parquet" and not packed else file_bytes if splits_at_lines else 0
     edges = sorted({last * edge // count for edge in range(count + 1)})
     return list(pairwise(edges)) or [None]
 

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fledgling.config import UserError, did_you_mean
+from fledgling.files import open_parquet_bytes, split_suffixes
+from fledgling.files.values import Unreadable, iterate_json, parse_json_line, read_lines, read_table
 
 TEXT_COLUMNS = ("text", "content")  # searched for text, in this order, when no column is named
-MAX_JSON_LINE = 1 << 26  # bytes; a longer JSON line is skipped
 BATCH_ROWS = 256  # rows of a parquet file in memory at a time
 
 
@@ -103,32 +102,33 @@ def read_json_lines(
     skipped: SkippedDocuments,
     part: tuple[int, int] | None,
 ) -> Iterator[tuple[bytes, str]]:
+    """Yields (bytes, origin) of each line; part: [first, last) bytes, in which the lines that are read begin."""
     column = None
-    number, offset, last = 0, *(part or (0, 1 << 62))
+    offset, last = part or (0, 1 << 62)
     if offset:
         name = f"{name} from byte {offset:,}"
         handle.seek(offset - 1)
-        offset += len(handle.readline()) - 1  # skip the end of a line that began in the part before
-    while offset < last and (line := handle.readline(MAX_JSON_LINE)):
-        offset += len(line)
-        number += 1
-        origin = f"{name}:{number}"
-        if len(line) >= MAX_JSON_LINE and not line.endswith(b"\n"):
-            while (more := handle.readline(MAX_JSON_LINE)) and not more.endswith(b"\n"):
-                offset += len(more)
-            offset += len(more)
-            skipped.add("broken", origin)
-            continue
-        text = decode_text(line)
-        if text is None or not text.strip():
-            skipped.add("empty" if text is not None else "undecodable", origin)
-            continue
-        row = _parse_object(text)
+        offset += next(read_lines(handle), (1, b""))[0] - 1  # skip the end of a line that began in the part before
+    lines = read_lines(handle)
+    for number in count(1):
+        if offset >= last or (entry := next(lines, None)) is None:
+            return
+        size, line = entry
+        offset += size
+        row, origin = parse_json_line(line), f"{name}:{number}"
         if row is None:
-            skipped.add("broken", origin)
-            continue
-        column = column or _find_text_column(row, requested, file)
-        yield _text_of(row, column, f"{file}: line {number}"), origin
+            skipped.add("empty", origin)
+        elif isinstance(row, dict):
+            column = column or _find_text_column(row, requested, file)
+            yield _text_of(row, column, f"{file}: line {number}"), origin
+        else:
+            skipped.add(_reason_of(row, line), origin)
+
+
+def _reason_of(value: Any, line: bytes | None = None) -> str:
+    """Returns as what a value that is no object is counted."""
+    is_text = not isinstance(value, Unreadable) or (not value.undecodable and (line is None or decode_text(line)))
+    return "broken" if is_text else "undecodable"
 
 
 def _text_of(row: dict[str, Any], column: str, place: str) -> bytes:
@@ -143,14 +143,8 @@ def read_json_rows(
     handle: BinaryIO, file: Path, name: str, requested: str | None, skipped: SkippedDocuments
 ) -> Iterator[tuple[bytes, str]]:
     """Yields (bytes, origin) of a .json file: one array of objects or texts, one object, or an object on each line."""
-    content = handle.read()
-    try:
-        value = json.loads(content.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        yield from read_json_lines(io.BytesIO(content), file, name, requested, skipped, None)
-        return
     column = None
-    for number, row in enumerate(value if isinstance(value, list) else [value], 1):
+    for number, row in enumerate(iterate_json(handle), 1):
         origin = f"{name}:{number}"
         if isinstance(row, str):
             yield row.encode("utf-8", "surrogatepass"), origin
@@ -158,30 +152,17 @@ def read_json_rows(
             column = column or _find_text_column(row, requested, file)
             yield _text_of(row, column, f"{file}: entry {number}"), origin
         else:
-            skipped.add("broken", origin)
+            skipped.add(_reason_of(row), origin)
 
 
 def read_csv_rows(handle: BinaryIO, file: Path, name: str, requested: str | None) -> Iterator[tuple[bytes, str]]:
     """Yields (bytes, origin) of a .csv or .tsv file, whose first line names its columns."""
-    csv.field_size_limit(MAX_JSON_LINE)
-    text = io.TextIOWrapper(handle, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    table = csv.DictReader(text, delimiter="\t" if ".tsv" in file.name.lower() else ",")
-    try:
-        if table.fieldnames is None:
-            return
-        column = _find_text_column(table.fieldnames, requested, file)
-        for number, row in enumerate(table, 1):
-            yield (row[column] or "").encode("utf-8", "surrogateescape"), f"{name}:{number}"
-    except csv.Error as error:
-        raise UserError(f"{file}: line {table.line_num} is not CSV ({error}); write it again") from None
-
-
-def _parse_object(text: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-    return row if isinstance(row, dict) else None
+    column = None
+    for number, row in enumerate(read_table(handle, split_suffixes(file)[0] == ".tsv"), 1):
+        if isinstance(row, Unreadable):
+            raise UserError(f"{file}: {row}; write it again")
+        column = column or _find_text_column(row, requested, file)
+        yield row[column].encode("utf-8", "surrogateescape"), f"{name}:{number}"
 
 
 @contextmanager
@@ -191,7 +172,7 @@ def _open_parquet(file: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(file) as table:
+        with pyarrow.parquet.ParquetFile(open_parquet_bytes(file)) as table:
             yield table
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]

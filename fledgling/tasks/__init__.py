@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from fledgling.config import UserError, did_you_mean
-from fledgling.files import resolve_data_root
+from fledgling.files import resolve_data_root, split_columns
 from fledgling.tasks import conversations, gsm8k, humaneval, multiple_choice, questions
 from fledgling.tasks.dataset import SplitFiles
 from fledgling.tasks.task import (
@@ -82,6 +82,8 @@ def load_task(name: str, data_dir: str | Path | None = None) -> Task:
 def load_source(name: str, data_dir: str | Path | None = None) -> ConversationSource:
     """Returns what training reads under `name`: a task, a public set of conversations, or `chat:PATH`.
 
+    A path may be followed by the names of its columns (`fledgling.files.split_columns`).
+
     Raises UserError as `load_task` does, and for malformed conversations in a user's file.
     """
     root = resolve_data_root(data_dir)
@@ -90,7 +92,8 @@ def load_source(name: str, data_dir: str | Path | None = None) -> ConversationSo
         split_files = SplitFiles(name, root, {TRAIN: patterns})
         return conversations.ConversationDataset(name, partial(split_files.find_files, TRAIN))
     if name.startswith(CHAT_PREFIX) and name != CHAT_PREFIX:
-        return conversations.load_conversations(_resolve_path(name.removeprefix(CHAT_PREFIX), root), name)
+        path, columns = split_columns(name.removeprefix(CHAT_PREFIX))
+        return conversations.load_conversations(_resolve_path(path, root), name, columns)
     return load_task(name, data_dir)
 
 

@@ -46,7 +46,7 @@ def measure_contamination(
         UserError: for generated tasks, and if there is nothing to search for.
     """
     root, sources = resolve_data_root(data_dir), list(sources)
-    item_sets = {**_read_test_splits(tasks, root), **_read_item_files(item_files, root)}
+    item_sets = {**read_test_splits(tasks, root), **_read_item_files(item_files, root)}
     if not item_sets:
         raise UserError("nothing to search for; name --tasks, such as mmlu,gsm8k, or --items with a JSONL file")
     owners = [(name, number) for name, texts in item_sets.items() for number in range(len(texts))]
@@ -81,7 +81,7 @@ def measure_contamination(
     }
 
 
-def _read_test_splits(names: Iterable[str], root: Path) -> dict[str, list[str]]:
+def read_test_splits(names: Iterable[str], root: str | Path | None) -> dict[str, list[str]]:
     """Returns the texts of the test split of each task."""
     texts = {}
     for name in names:

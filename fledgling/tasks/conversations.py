@@ -1,4 +1,4 @@
-"""Conversations for supervised training: rows {"messages": [...]} of a user's files, or of a public set like SmolTalk.
+"""Conversations for supervised training: rows of a user's files in the forms of text/forms.py, or of a public set.
 
 A million conversations need not fit in memory. The files are indexed as blocks (parquet row groups, 1,024 lines of
 JSONL); an epoch shuffles the blocks, and the rows of each block, so that sequential reading touches one block at a time
@@ -8,19 +8,36 @@ and example i is still a pure function of (seed, i). There is no evaluation: suc
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from fledgling.config import UserError
-from fledgling.files import ROW_FILES, FileStamps, RowBlock, is_row_file, list_folder, list_row_blocks, stat_files
+from fledgling.files import (
+    ROW_FILES,
+    BadRows,
+    FileStamps,
+    Row,
+    RowBlock,
+    is_row_file,
+    list_folder,
+    list_row_blocks,
+    stat_files,
+)
 from fledgling.tasks.task import TRAIN, shuffle_indices
+from fledgling.text.forms import EXPECTED, parse_conversation
 
-EXPECTED = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
-_ROLES = ("system", "user", "assistant")
+CHANGES = {  # what `parse_conversation` counts
+    "assistant first": "of the assistant before the user's first",
+    "empty": "empty",
+    "joined": "joined to the one before",
+    "not answered": "without an answer",
+    "result": "results without a call",
+    "system": "of the system among the others",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,8 @@ class ConversationDataset:
 
     name: str
     list_files: Callable[[], Sequence[Path]]
-    contents: str = ""  # of a folder: the files that are read and those that are passed over
+    contents: str = ""  # what is read of a folder and passed over, and which messages are changed
+    columns: Mapping[str, str] | None = None  # the name of a form's column -> the files', where they differ
 
     def __len__(self) -> int:
         """Returns the conversations of one epoch."""
@@ -48,7 +66,7 @@ class ConversationDataset:
         rows = _rows(self._stamps, block_index)
         row_order = shuffle_indices(len(rows), self.name, TRAIN, seed, epoch, block_index)
         value, location = rows[row_order[position - (ends[block_position - 1] if block_position else 0)]]
-        return parse_conversation(value, location)
+        return _parse_row(value, location, self.columns)
 
     @cached_property
     def _stamps(self) -> FileStamps:
@@ -61,8 +79,8 @@ def _blocks(files: FileStamps) -> tuple[RowBlock, ...]:
 
 
 @lru_cache(maxsize=4)
-def _rows(files: FileStamps, block_index: int) -> tuple[tuple[dict[str, Any], str], ...]:
-    return tuple(_blocks(files)[block_index].read_rows())
+def _rows(files: FileStamps, block_index: int) -> tuple[tuple[Row | UserError, str], ...]:
+    return tuple(_blocks(files)[block_index].iterate_rows())
 
 
 @lru_cache(maxsize=8)
@@ -73,45 +91,42 @@ def _shuffle_blocks(files: FileStamps, name: str, seed: int, epoch: int) -> tupl
     return sequence, tuple(accumulate(counts[index] for index in sequence))
 
 
-def load_conversations(path: str | Path, name: str) -> ConversationDataset:
+def load_conversations(path: str | Path, name: str, columns: Mapping[str, str] | None = None) -> ConversationDataset:
     """Returns the user's conversations in a file, or in all files of a folder; empty lines are skipped.
 
-    Every row is parsed, so that a bad one is reported before training starts. Raises UserError with file and line for a
-    file that is missing, empty or not UTF-8, and for a row that is no conversation.
+    Every row is parsed, so that bad ones are reported before training starts. They are left out and counted; more than
+    one in a hundred, and the first is raised, with file and line. Raises UserError also for a file that is missing,
+    damaged or empty.
+
+    columns: the name of a form's column -> the file's, where they differ.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"cannot read {path}: no such file; expected {ROW_FILES} of conversations")
     folder = list_folder(path, is_row_file) if path.is_dir() else None
     files = folder.files if folder else [path]
-    count = 0
+    count, bad, changes = 0, BadRows(), Counter[str]()
     for file in files:
         for block in list_row_blocks(file):
-            for value, location in block.read_rows():
-                parse_conversation(value, location)
+            for row, location in block.iterate_rows():
                 count += 1
+                try:
+                    _parse_row(row, location, columns, changes)
+                except UserError as error:
+                    bad.add(error)
     if not count:
         found = f" ({folder.describe()})" if folder else ""
         raise UserError(f"{path} holds no conversation{found}; expected lines like {EXPECTED}")
-    return ConversationDataset(name, lambda: files, folder.describe() if folder else "")
+    bad.require_few(count)
+    changed = "messages changed: " + ", ".join(f"{n:,} {CHANGES[kind]}" for kind, n in sorted(changes.items()))
+    contents = [folder.describe() if folder else "", changed if changes else ""]
+    return ConversationDataset(name, lambda: files, "; ".join(filter(None, contents)), columns)
 
 
-def parse_conversation(value: dict[str, Any], location: str) -> dict:
+def _parse_row(
+    row: Row | UserError, location: str, columns: Mapping[str, str] | None, changes: Counter[str] | None = None
+) -> dict:
     """Returns the conversation in a row. Raises UserError with the location (file:line) where it is none."""
-
-    def make_error(problem: str) -> UserError:
-        return UserError(f"{location}: {problem}; expected {EXPECTED}")
-
-    messages = value.get("messages")
-    if not isinstance(messages, list):
-        raise make_error('no list "messages"')
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
-            raise make_error(f'a message\'s "role" must be one of {", ".join(_ROLES)}')
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise make_error('a message\'s "content" must be text that is not empty')
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise make_error(f"the turns are {', '.join(roles) or 'none'}, not user, assistant, user, assistant, ...")
-    return {"messages": [{"role": m["role"], "content": m["content"]} for m in messages]}
+    if isinstance(row, UserError):
+        raise row
+    return parse_conversation(row, location, columns, changes)

@@ -24,7 +24,7 @@ import numpy as np
 
 from fledgling.config import UserError
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.text.turns import PART_TYPES, normalize_turns
+from fledgling.text.turns import PART_TYPES, is_learned, normalize_turns
 
 ROLES = ("system", "user", "assistant")
 
@@ -106,7 +106,7 @@ def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list
     it, after a tool's result or in the middle of a text. Raises UserError as `render_conversation` does.
     """
     segments = _segments(conversation)
-    continued = segments[-1] == _Segment("<|assistant_end|>", True, True)
+    continued = segments[-1].special and segments[-1].text == "<|assistant_end|>"
     if continued:
         segments.pop()
     encoded = (tokenizer.encode(s.text) for s in segments if not s.special)
@@ -156,14 +156,15 @@ def _segments(conversation: Mapping[str, Any]) -> list[_Segment]:
         else:
             segments.append(_Segment("<|assistant_start|>", True, False))
             segments.extend(_assistant_segments(message["content"]))
-            segments.append(_Segment("<|assistant_end|>", True, True))
+            last = message["content"][-1] if isinstance(message["content"], list) else {}
+            segments.append(_Segment("<|assistant_end|>", True, last.get("weight", 1) != 0))
     return segments
 
 
 def _assistant_segments(content: str | list[Mapping[str, str]]) -> Iterator[_Segment]:
-    """Yields the segments of an assistant's message: tool calls are supervised, tool outputs are not."""
+    """Yields the segments of an assistant's message: tool outputs, and parts of weight 0, are not supervised."""
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-        kind, supervised = part["type"], part["type"] != "output"
+        kind, supervised = part["type"], is_learned(part)
         if kind != "text":
             yield _Segment(f"<|{kind}_start|>", True, supervised)
         yield _Segment(part["text"], False, supervised)

@@ -29,7 +29,7 @@ PART_TYPES = ("text", "python", "output")  # of an assistant's message; the othe
 SEPARATOR = "\n\n"  # between what is joined
 TOOLS_INTRODUCTION = 'Tools, one on each line. A call is {"name": NAME, "arguments": {...}}.'
 
-Part = dict[str, str]
+Part = dict[str, Any]
 
 
 def normalize_turns(
@@ -39,7 +39,7 @@ def normalize_turns(
 
     Args:
         messages: {"role", "content"} and, in OpenAI's form, `tool_calls` and `tool_call_id`. Content is text, a list of
-            parts {"type", "text"}, or None.
+            parts {"type", "text"}, or None. An assistant's message or part of `weight` 0 is read and not learned.
         tools: descriptions of tools, in OpenAI's form or as {"name", "description", "parameters"}.
 
     Returns:
@@ -78,6 +78,11 @@ def normalize_turns(
         system.append(describe_tools(tools))
     result = [{"role": "system", "content": SEPARATOR.join(system)}] if system else []
     return [*result, *({"role": role, "content": _simplify_content(parts)} for role, parts in joined)], changes
+
+
+def is_learned(part: Mapping[str, Any]) -> bool:
+    """Returns whether a part of an assistant's message is learned: not the output of a call, nor of weight 0."""
+    return part["type"] != "output" and part.get("weight", 1) != 0
 
 
 def join_text(parts: Sequence[Mapping[str, Any]]) -> str:
@@ -163,6 +168,10 @@ def _merge_tool_results(messages: Sequence[Mapping[str, Any]], changes: list[str
             name, arguments, call_id = _read_tool_call(number, call)
             parts.append({"type": "python", "text": write_call(name, arguments)})
             calls.append(call_id)
+        weight = message.get("weight", 1)
+        if weight not in (0, 1) or isinstance(weight, str):
+            raise UserError(f"message {number} has the weight {weight!r}; expected 0, so that it is not learned, or 1")
+        parts = [{**part, "weight": 0} for part in parts] if weight == 0 and role == "assistant" else parts
         turns.append((role, parts))
     add_results()
     return turns
@@ -201,7 +210,8 @@ def _read_content(number: int, role: str, content: Any) -> list[Part]:
         if not isinstance(part.get("text"), str):
             raise UserError(f"message {number} ({role}) has a {kind} part whose text is not a string")
         if part["text"] or kind != "text":
-            parts.append({"type": kind, "text": part["text"]})
+            kept = {"weight": 0} if part.get("weight", 1) == 0 else {}
+            parts.append({"type": kind, "text": part["text"], **kept})
     return parts
 
 
@@ -221,11 +231,14 @@ def _leading_system(turns: list[tuple[str, list[Part]]]) -> list[tuple[str, list
 def _append_parts(parts: list[Part], more: Sequence[Part]) -> None:
     """Appends the parts of the next message of the same role."""
     if parts[-1]["type"] == more[0]["type"] == "text":
-        parts[-1] = {"type": "text", "text": parts[-1]["text"] + SEPARATOR + more[0]["text"]}
-        more = more[1:]
+        if is_learned(parts[-1]) == is_learned(more[0]):
+            parts[-1] = {**parts[-1], "text": parts[-1]["text"] + SEPARATOR + more[0]["text"]}
+            more = more[1:]
+        else:
+            more = [{**more[0], "text": SEPARATOR + more[0]["text"]}, *more[1:]]
     parts.extend(more)
 
 
 def _simplify_content(parts: list[Part]) -> str | list[Part]:
-    """Returns the text where all parts are text, otherwise the parts."""
-    return join_text(parts) if all(part["type"] == "text" for part in parts) else parts
+    """Returns the text where all parts are text that is learned, otherwise the parts."""
+    return join_text(parts) if all(part["type"] == "text" and is_learned(part) for part in parts) else parts

@@ -177,12 +177,12 @@ def test_a_folder_says_what_it_passes_over_and_why(tmp_path, monkeypatch):
         "Makefile",
         "locked.txt",
         ".env",
-        "g.parquet.gz",
+        "g.docx.gz",
     ):
         (folder / name).write_text("Some words.")
-    monkeypatch.setattr("fledgling.files.os.access", lambda path, mode: path.name != "locked.txt")
+    monkeypatch.setattr("fledgling.files.folder.os.access", lambda path, mode: path.name != "locked.txt")
     assert list_source(folder).describe() == (
-        "3 files (1 .md, 2 .txt); passed over 11: 1 .parquet.gz (first: g.parquet.gz), 2 .pdf (first: d.pdf), "
+        "3 files (1 .md, 2 .txt); passed over 11: 1 .docx.gz (first: g.docx.gz), 2 .pdf (first: d.pdf), "
         "1 .tar.gz (first: f.tar.gz), 1 broken link (first: gone.txt), 2 hidden (first: .env), "
         "1 link to a folder (first: linked/), 1 may not be read (first: locked.txt), "
         "1 no regular file (first: pipe.txt), 1 without a suffix (first: Makefile)"

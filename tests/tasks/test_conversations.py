@@ -57,23 +57,46 @@ def test_conversations_come_once_an_epoch_from_blocks_of_any_kind(tmp_path):
     ("line", "problem"),
     [
         ("{not json", "not JSON"),
-        ([1], "a list, expected {"),
-        ({"conversation": []}, 'no list "messages"'),
-        (make_conversation("user", "user"), "the turns are user, user"),
-        (make_conversation("assistant", "user"), "the turns are assistant, user"),
-        (make_conversation("user"), "the turns are user"),
-        ({"messages": [{"role": "bot", "content": "x"}]}, '"role" must be one of'),
-        ({"messages": [{"role": "user", "content": " "}]}, '"content" must be text'),
-        ({"messages": [{"role": "user", "content": 3}]}, '"content" must be text'),
-        ({"messages": []}, "the turns are none"),
+        ([1], "message 1 is int '1'; expected an object"),
+        ({"conversation": []}, "expected a list of messages"),
+        ({"text": "x"}, "no form of a conversation has the columns text"),
+        (make_conversation("user"), "no message of the assistant"),
+        ({"messages": [{"role": "moderator", "content": "x"}]}, "has the role 'moderator'"),
+        ({"messages": [{"role": "user", "content": 3}]}, "has content of type int"),
     ],
 )
-def test_a_bad_line_is_one_message_with_file_and_line(tmp_path, line, problem):
+def test_a_bad_line_of_few_is_one_message_with_file_and_line(tmp_path, line, problem):
     path = write_lines(tmp_path / "own.jsonl", make_conversation("user", "assistant"), line)
     with pytest.raises(UserError) as error:
         load_source(f"chat:{path}")
     message = str(error.value)
     assert f"{path}:2: " in message and problem in message and "expected {" in message and "\n" not in message
+
+
+def test_a_bad_line_among_many_is_an_error_of_its_own_row_alone(tmp_path):
+    path = write_lines(tmp_path / "own.jsonl", "{torn", *[make_conversation("user", "assistant")] * 100)
+    dataset = load_source(f"chat:{path}")
+    found = 0
+    for index in range(len(dataset)):
+        try:
+            check_conversation(dataset.get_train_example(index, 0))
+        except UserError as error:
+            found += str(error).startswith(f"{path}:1: not JSON")
+    assert len(dataset) == 101 and found == 1
+
+
+def test_a_file_of_any_form_is_read_and_what_is_changed_is_said(tmp_path):
+    sharegpt = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    unanswered = make_conversation("system", "system", "user", "assistant", "user")
+    path = write_lines(
+        tmp_path / "own.ndjson", sharegpt, [*make_conversation("user", "assistant")["messages"]], unanswered
+    )
+    dataset = load_source(f"chat:{path}")
+    assert {len(dataset.get_train_example(index, 0)["messages"]) for index in range(3)} == {2, 3}
+    assert dataset.contents == "messages changed: 1 joined to the one before, 1 without an answer"
+    (tmp_path / "fragen.csv").write_text("Frage,Antwort\nWer?,Ich.\n")
+    dataset = load_source(f"chat:{tmp_path / 'fragen.csv'}?prompt=Frage&answer=Antwort")
+    assert [message["content"] for message in dataset.get_train_example(0, 0)["messages"]] == ["Wer?", "Ich."]
 
 
 def test_a_file_that_is_missing_empty_or_not_utf8_is_named(tmp_path):
@@ -93,10 +116,10 @@ def test_a_folder_of_conversations_says_what_it_passes_over(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines[0] + "\n")
     (tmp_path / "b.json").write_text("[" + ", ".join(lines) + "]")
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress("\n".join(lines).encode()))
-    (tmp_path / "d.csv").write_text("x")
+    (tmp_path / "d.txt").write_text("x")
     (tmp_path / ".old.jsonl").write_text("broken")
     source = load_source(f"chat:{tmp_path}")
     assert len(source) == 7 and len({json.dumps(source.get_train_example(i, 0)) for i in range(7)}) == 1
     assert source.contents == (
-        "3 files (1 .json, 1 .jsonl, 1 .jsonl.zst); passed over 2: 1 .csv (first: d.csv), 1 hidden (first: .old.jsonl)"
+        "3 files (1 .json, 1 .jsonl, 1 .jsonl.zst); passed over 2: 1 .txt (first: d.txt), 1 hidden (first: .old.jsonl)"
     )

@@ -143,3 +143,17 @@ def test_the_layout_takes_every_result_and_the_rule_changes_it_no_further(messag
         return
     check_conversation({"messages": result})
     assert normalize_turns(result) == (result, [])
+
+
+def test_a_message_of_weight_zero_joined_to_a_learned_one_stays_not_learned():
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "weight": 0},
+        {"role": "assistant", "content": "c"},
+    ]
+    joined, _ = normalize_turns(messages)
+    assert joined[1]["content"] == [{"type": "text", "text": "b", "weight": 0}, {"type": "text", "text": "\n\nc"}]
+    assert normalize_turns(joined)[0] == joined
+    for weight in ("1", 0.5, None, 2):
+        with pytest.raises(UserError, match="the weight"):
+            normalize_turns([messages[0], {**messages[1], "weight": weight}])

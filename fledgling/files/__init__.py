@@ -1,0 +1,45 @@
+"""Files that a user provides: the data folder, what a folder holds, and rows of JSONL, JSON, CSV and parquet files.
+
+Start with `rows.py`: each row comes with its "FILE:LINE", so that an error can name the place however much later it is
+found. `values.py` parses lines, JSON and CSV in bounded memory, for rows and for documents alike; `opening.py` opens
+what is compressed; `columns.py` reads the names of columns behind a path. Packages that do not import each other
+(corpora, tasks) read through this one. No torch.
+"""
+
+from fledgling.files.columns import split_columns
+from fledgling.files.folder import (
+    COMPRESSED_SUFFIXES,
+    FileStamps,
+    FolderContents,
+    list_folder,
+    resolve_data_root,
+    split_suffixes,
+    stat_files,
+)
+from fledgling.files.opening import DAMAGED, open_file, open_parquet_bytes
+from fledgling.files.rows import ROW_FILES, BadRows, Row, RowBlock, is_row_file, list_row_blocks, read_rows
+from fledgling.files.values import LINE_SUFFIXES, MAX_ROW_BYTES, TABLE_SUFFIXES
+
+__all__ = [
+    "COMPRESSED_SUFFIXES",
+    "DAMAGED",
+    "LINE_SUFFIXES",
+    "MAX_ROW_BYTES",
+    "ROW_FILES",
+    "TABLE_SUFFIXES",
+    "BadRows",
+    "FileStamps",
+    "FolderContents",
+    "Row",
+    "RowBlock",
+    "is_row_file",
+    "list_folder",
+    "list_row_blocks",
+    "open_file",
+    "open_parquet_bytes",
+    "read_rows",
+    "resolve_data_root",
+    "split_columns",
+    "split_suffixes",
+    "stat_files",
+]

@@ -1,0 +1,89 @@
+"""Opens files, decompressed as their names say, and ends a file that expands without measure."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from fledgling.config import UserError
+from fledgling.files.folder import split_suffixes
+
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError)  # raised by reading a damaged compressed file
+MAX_EXPANSION = 1000  # bytes of contents per byte of a compressed file: text expands 3 to 30 times
+MIN_EXPANSION_LIMIT = 1 << 28  # bytes that any compressed file may hold
+COPY_BYTES = 1 << 20
+
+
+class _LimitedReader(io.RawIOBase):
+    """Reads another stream, and raises UserError after `limit` bytes."""
+
+    def __init__(self, stream: BinaryIO, path: Path, limit: int) -> None:
+        self.stream, self.path, self.limit, self.count = stream, path, limit, 0
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills a buffer and returns how many bytes it now holds."""
+        data = self.stream.read(len(buffer))
+        self.count += len(data)
+        if self.count > self.limit:
+            raise UserError(
+                f"{self.path}: expands to more than {self.limit:,} bytes, {MAX_EXPANSION:,} times its size, as no text "
+                "does; if that is right, decompress it first"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Closes both streams."""
+        self.stream.close()
+        super().close()
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a file for reading, decompressed as its name says.
+
+    Raises OSError. Reading raises one of `DAMAGED`, and UserError for a file that expands more than `MAX_EXPANSION`
+    times.
+    """
+    packed = split_suffixes(path)[1]
+    if not packed:
+        return path.open("rb")
+    openers: dict[str, Callable[[Path], Any]] = {
+        ".gz": gzip.open,
+        ".bz2": bz2.open,
+        ".xz": lzma.open,
+        ".zst": _open_zstd,
+    }
+    limit = max(MIN_EXPANSION_LIMIT, MAX_EXPANSION * path.stat().st_size)
+    return io.BufferedReader(_LimitedReader(openers[packed](path), path, limit), COPY_BYTES)
+
+
+def _open_zstd(path: Path) -> Any:
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
+def open_parquet_bytes(path: Path) -> Path | BinaryIO:
+    """Returns what pyarrow reads a parquet file from: its path, or a temporary copy of what a compressed one holds.
+
+    Raises OSError and UserError as `open_file` does.
+    """
+    if not split_suffixes(path)[1]:
+        return path
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    with open_file(path) as handle:
+        while data := handle.read(COPY_BYTES):
+            copy.write(data)
+    copy.seek(0)
+    return cast(BinaryIO, copy)

@@ -1,0 +1,217 @@
+"""Rows of JSONL, JSON, CSV and parquet files, each with its "FILE:LINE".
+
+A row that cannot be read is an error of one line. `RowBlock.iterate_rows` yields it in its place, for a caller that
+leaves such rows out and counts them; `read_rows` raises it. A damaged file always raises.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fledgling.config import UserError
+from fledgling.files.folder import split_suffixes
+from fledgling.files.opening import DAMAGED, open_file, open_parquet_bytes
+from fledgling.files.values import (
+    LINE_SUFFIXES,
+    TABLE_SUFFIXES,
+    Unreadable,
+    iterate_json,
+    parse_json_line,
+    read_lines,
+    read_table,
+)
+
+ROW_SUFFIXES = (*LINE_SUFFIXES, ".json", *TABLE_SUFFIXES, ".parquet")
+ROW_FILES = ".jsonl .ndjson .json .csv .tsv .parquet, also with .gz .zst .bz2 .xz"  # in messages
+JSONL_FORMAT = '{"name": value, ...} on each line'
+LINES_PER_BLOCK = 1024
+BATCH_ROWS = 256  # of a parquet file at a time
+ROWS_PER_BAD_ROW = 100  # one row in so many may be left out
+
+Row = dict[str, Any] | list[Any]  # a list: the messages of one conversation
+
+
+@dataclass
+class BadRows:
+    """Counts the rows that are left out, and keeps the first error."""
+
+    count: int = 0
+    first: UserError | None = None
+
+    def add(self, error: UserError) -> None:
+        """Counts one row."""
+        self.count, self.first = self.count + 1, self.first or error
+
+    def require_few(self, rows: int) -> None:
+        """Raises the first error if more than one in `ROWS_PER_BAD_ROW` of `rows` rows is left out."""
+        if self.first is not None and self.count * ROWS_PER_BAD_ROW > rows:
+            raise self.first
+
+    def describe(self, rows: int) -> str:
+        """Returns how many of `rows` rows are left out and the first error, or ""."""
+        return f"{self.count:,} of {rows:,} rows left out (first: {self.first})" if self.count else ""
+
+
+def is_row_file(path: Path) -> bool:
+    """Returns whether `read_rows` reads this kind of file, judged by its name."""
+    return split_suffixes(path)[0] in ROW_SUFFIXES
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Consecutive rows of a file that can be read without the others: a parquet row group, or lines of a JSONL file.
+
+    A .json or .csv file, and a compressed one, is one block.
+
+    first_row: number of the block's first row, or line, counted from 1. offset: index of the row group, or the byte
+    of the first line.
+    """
+
+    path: Path
+    row_count: int
+    first_row: int
+    offset: int
+
+    def read_rows(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Yields each row with its "FILE:LINE". Raises UserError for one that is not a JSON object."""
+        for row, place in self.iterate_rows():
+            if isinstance(row, UserError):
+                raise row
+            if isinstance(row, list):
+                raise UserError(f"{place}: a list, expected {JSONL_FORMAT}")
+            yield row, place
+
+    def iterate_rows(self) -> Iterator[tuple[Row | UserError, str]]:
+        """Yields each row, also one that is a list, or the error of a row that cannot be read; with its place."""
+        for number, row in self._iterate_values():
+            place = f"{self.path}:{number}"
+            if isinstance(row, Unreadable):
+                yield UserError(f"{place}: {row}, expected {JSONL_FORMAT}"), place
+            elif isinstance(row, dict | list):
+                yield row, place
+            else:
+                yield UserError(f"{place}: a value of type {type(row).__name__}, expected {JSONL_FORMAT}"), place
+
+    def _iterate_values(self) -> Iterator[tuple[int, Any]]:
+        kind, packed = split_suffixes(self.path)
+        if kind == ".parquet":
+            groups = None if packed else [self.offset]
+            yield from enumerate(_read_parquet(self.path, groups), self.first_row)
+        elif kind in LINE_SUFFIXES:
+            yield from _read_json_lines(self)
+        else:
+            yield from enumerate(_read_whole_file(self.path), 1)
+
+
+def list_row_blocks(path: Path) -> list[RowBlock]:
+    """Returns the blocks of a file of rows (`ROW_FILES`) in order, without keeping its rows.
+
+    Empty lines are skipped. Raises UserError for a file that is missing, damaged or of another kind.
+    """
+    kind, packed = split_suffixes(path)
+    if not is_row_file(path):
+        raise UserError(f"{path}: cannot read rows from this kind of file; expected {ROW_FILES}")
+    if kind == ".parquet":
+        return _list_row_groups(path, bool(packed))
+    if kind not in LINE_SUFFIXES:
+        count = sum(1 for _ in _read_whole_file(path))
+        return [RowBlock(path, count, 1, 0)] if count else []
+    blocks: list[RowBlock] = []
+    with _open(path) as handle:
+        count = number = offset = 0
+        first_row, end = 1, 0
+        for size, line in read_lines(handle):
+            number, end = number + 1, end + size
+            count += line is None or bool(line.strip())
+            if count == LINES_PER_BLOCK and not packed:  # seeking in a compressed file reads all that comes before
+                blocks.append(RowBlock(path, count, first_row, offset))
+                count, first_row, offset = 0, number + 1, end
+    return [*blocks, RowBlock(path, count, first_row, offset)] if count else blocks
+
+
+def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields every row of a file with its "FILE:LINE"; skips empty lines.
+
+    Raises as `list_row_blocks` does, and UserError for a row that is not an object.
+    """
+    for block in list_row_blocks(path):
+        yield from block.read_rows()
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file. Raises UserError if that fails, or if reading finds it damaged."""
+    try:
+        with open_file(path) as handle:
+            yield handle
+    except OSError as error:
+        if error.errno is not None:
+            reason = error.strerror or str(error)
+            raise UserError(f"cannot read {path}: {reason}; check the path and --data-dir") from None
+        raise _damaged_error(path, error) from None
+    except DAMAGED as error:
+        raise _damaged_error(path, error) from None
+
+
+def _damaged_error(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: damaged or cut off ({' '.join(str(error).split())}); fetch or copy it again")
+
+
+def _read_json_lines(block: RowBlock) -> Iterator[tuple[int, Any]]:
+    with _open(block.path) as handle:
+        if block.offset:  # not in a compressed file, which cannot be searched
+            handle.seek(block.offset, io.SEEK_SET)
+        rows_left, number, lines = block.row_count, block.first_row, read_lines(handle)
+        while rows_left and (entry := next(lines, None)):
+            line = entry[1]
+            if line is None or line.strip():
+                rows_left -= 1
+                value = parse_json_line(line)
+                if isinstance(value, Unreadable) and line is not None and not line.endswith(b"\n"):
+                    value = Unreadable(
+                        f"{value}; the file ends there; if it was cut off, fetch or copy it again", value.undecodable
+                    )
+                yield number, value
+            number += 1
+
+
+def _read_whole_file(path: Path) -> Iterator[Any]:
+    """Yields the values of a .json or .csv file."""
+    kind = split_suffixes(path)[0]
+    with _open(path) as handle:
+        yield from iterate_json(handle) if kind == ".json" else read_table(handle, kind == ".tsv")
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(open_parquet_bytes(path)) as table:
+            yield table
+    except FileNotFoundError:
+        raise UserError(f"cannot read {path}: no such file; check the path and --data-dir") from None
+    except (*DAMAGED, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged or not a parquet file ({reason}); fetch or copy it again") from None
+
+
+def _list_row_groups(path: Path, as_one: bool) -> list[RowBlock]:
+    with _open_parquet(path) as table:
+        sizes = [table.metadata.row_group(index).num_rows for index in range(table.metadata.num_row_groups)]
+    if as_one:
+        return [RowBlock(path, sum(sizes), 1, 0)] if sum(sizes) else []
+    firsts = [1 + sum(sizes[:index]) for index in range(len(sizes))]
+    return [RowBlock(path, size, first, index) for index, (size, first) in enumerate(zip(sizes, firsts, strict=True))]
+
+
+def _read_parquet(path: Path, groups: list[int] | None) -> Iterator[dict[str, Any]]:
+    with _open_parquet(path) as table:
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=groups):
+            yield from batch.to_pylist()

@@ -1,0 +1,169 @@
+"""Parses lines of JSON, JSON files and tables, each value with its number, in memory that does not grow with the file.
+
+A value that cannot be read is yielded as the reason, a text; the caller skips, counts or refuses it. Documents
+(`fledgling.corpora`) and rows (`rows.py`) are both read through here.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+LINE_SUFFIXES = (".jsonl", ".ndjson")
+TABLE_SUFFIXES = (".csv", ".tsv")
+MAX_ROW_BYTES = 1 << 26  # a longer line, entry or cell is no row
+READ_BYTES = 1 << 16
+BYTE_ORDER_MARK = codecs.BOM_UTF8
+WHITE_SPACE = " \t\r\n"
+CLOSING = '}]"'  # the last character of a value that no more text can change
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row that cannot be read, and why."""
+
+    reason: str
+    undecodable: bool = False  # it is not UTF-8
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def read_lines(handle: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Yields (bytes read, line) of each line; None for a line of more than `MAX_ROW_BYTES`, which is not kept."""
+    while line := handle.readline(MAX_ROW_BYTES):
+        size = len(line)
+        if size < MAX_ROW_BYTES or line.endswith(b"\n"):
+            yield size, line
+            continue
+        while more := handle.readline(READ_BYTES):
+            size += len(more)
+            if more.endswith(b"\n"):
+                break
+        yield size, None
+
+
+def parse_json_line(line: bytes | None) -> Any | Unreadable:
+    """Returns the value in a line, None for an empty one; a byte-order mark before it is ignored."""
+    if line is None:
+        return Unreadable(f"longer than {MAX_ROW_BYTES:,} bytes")
+    try:
+        text = line.removeprefix(BYTE_ORDER_MARK).decode()
+    except UnicodeDecodeError as error:
+        return Unreadable(f"not UTF-8 (byte {error.start} of the line)", undecodable=True)
+    if not text.strip():
+        return None
+    value, end = _decode(json.JSONDecoder(), text, len(text) - len(text.lstrip()))
+    if not isinstance(value, Unreadable) and text[end:].strip():
+        return Unreadable(f"not JSON (Extra data at column {end + 1})")
+    return value
+
+
+def iterate_json(handle: BinaryIO) -> Iterator[Any | Unreadable]:
+    """Yields the values of a .json file: the entries of one array, or one value after the other.
+
+    The file is read piece by piece. After a value that cannot be read, the next line goes on, except in an array, which
+    ends there.
+    """
+    buffer = _TextBuffer(handle)
+    try:
+        in_array = buffer.skip(WHITE_SPACE) == "["
+        buffer.at += in_array
+        separators = WHITE_SPACE + "," if in_array else WHITE_SPACE
+        while (first := buffer.skip(separators)) and not (in_array and first == "]"):
+            value = buffer.parse_value()
+            yield value
+            if isinstance(value, Unreadable) and (in_array or not buffer.skip_line()):
+                return
+        if in_array and not first:
+            yield Unreadable("the array has no end, so the file was cut off")
+    except UnicodeDecodeError:
+        yield Unreadable("not UTF-8", undecodable=True)
+
+
+class _TextBuffer:
+    """The part of a text file that is in memory, and the position in it. Raises UnicodeDecodeError."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.handle, self.text, self.at = handle, "", 0
+        self.utf8, self.decoder = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
+
+    def extend(self) -> bool:
+        """Reads as much as there is, so that a long value is parsed few times. Returns False at the file's end."""
+        data = self.handle.read(max(READ_BYTES, len(self.text) - self.at))
+        more = self.utf8.decode(data, final=not data)
+        if data:
+            self.text, self.at = self.text[self.at :] + more, 0
+        return bool(data)
+
+    def skip(self, characters: str) -> str:
+        """Passes over some characters and returns the next one, "" at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in characters:
+                self.at += 1
+            if self.at < len(self.text) or not self.extend():
+                return self.text[self.at : self.at + 1]
+
+    def skip_line(self) -> bool:
+        """Passes over the rest of a line. Returns False at the end."""
+        while (end := self.text.find("\n", self.at)) < 0:
+            self.at = len(self.text)
+            if not self.extend():
+                return False
+        self.at = end + 1
+        return True
+
+    def parse_value(self) -> Any | Unreadable:
+        """Returns the value that begins here, and passes over it."""
+        while True:
+            value, end = _decode(self.decoder, self.text, self.at)
+            may_go_on = isinstance(value, Unreadable) or self.text[end - 1] not in CLOSING
+            if may_go_on and len(self.text) - self.at < MAX_ROW_BYTES and self.extend():
+                continue
+            self.at = end
+            return value
+
+
+def _decode(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any | Unreadable, int]:
+    try:
+        return decoder.raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        return Unreadable(f"not JSON ({error.msg} at column {error.colno})"), at
+    except RecursionError:
+        return Unreadable("not JSON (nested too deeply at column 1)"), at
+    except ValueError:  # a number of thousands of digits
+        return Unreadable("not JSON (a number is too long)"), at
+
+
+def read_table(handle: BinaryIO, is_tabbed: bool) -> Iterator[dict[str, str] | Unreadable]:
+    """Yields the rows of a .csv or .tsv file, whose first line names its columns; of a damaged one, the reason last.
+
+    A cell is "" where a row is too short. Bytes that are not UTF-8 become lone surrogates. What follows a cell or a
+    line of more than `MAX_ROW_BYTES` is not read.
+    """
+    csv.field_size_limit(MAX_ROW_BYTES)
+    table = csv.reader(_read_text_lines(handle), delimiter="\t" if is_tabbed else ",")
+    try:
+        names = next(table, None)
+        for cells in table if names else ():
+            if cells:
+                yield dict(zip(names or (), [*cells, *[""] * (len(names or ()) - len(cells))], strict=False))
+    except (csv.Error, _TooLongError) as error:
+        yield Unreadable(f"line {table.line_num + 1} is not CSV ({error})")
+
+
+class _TooLongError(Exception):
+    """A line is longer than `MAX_ROW_BYTES`."""
+
+
+def _read_text_lines(handle: BinaryIO) -> Iterator[str]:
+    start = BYTE_ORDER_MARK
+    for _, line in read_lines(handle):
+        if line is None:
+            raise _TooLongError(f"longer than {MAX_ROW_BYTES:,} bytes")
+        yield line.removeprefix(start).decode(errors="surrogateescape")
+        start = b""

@@ -1,0 +1,138 @@
+"""`inspect_data` says of every kind of data what training would read of it."""
+
+import gzip
+import json
+
+import pytest
+
+from fledgling.config import UserError
+from fledgling.tasks.inspection import EXAMPLES, Examples, inspect_data
+from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
+from tests.made_up_sets import write_public_sets
+
+WORDS = [
+    "the",
+    "mill",
+    "by",
+    "the",
+    "river",
+    "turns",
+    "its",
+    "wheel",
+    "all",
+    "night",
+    "and",
+    "all",
+    "day",
+    "while",
+    "the",
+    "water",
+    "runs",
+    "under",
+    "the",
+    "bridge",
+]
+
+
+def turns(question, answer):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_conversations_of_several_forms_are_counted_marked_and_measured(tmp_path):
+    sharegpt = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
+    rows = [turns(f"Question {n}?", f"Answer {n}.") for n in range(300)]
+    unanswered = {"messages": [*turns("a", "b")["messages"], {"role": "user", "content": "c"}]}
+    source = write(tmp_path / "own.jsonl", [sharegpt, *rows, unanswered, {"messages": []}, {"text": "x"}])
+    tokenizer = Tokenizer.train([], 256 + len(SPECIAL_TOKENS), letter_tokens=False)
+    found = inspect_data(source, tokenizer, context=24, data_dir=tmp_path)
+    assert found["kind"] == "conversations" and found["rows"] == 302
+    assert found["forms"] == {"messages": 301, "ShareGPT": 1}
+    assert found["left_out"]["rows"] == 2 and "own.jsonl:303" in found["left_out"]["first"]
+    assert found["changed"] == {"without an answer": 1}
+    assert len(found["examples"]) == EXAMPLES
+    first = found["examples"][0]
+    assert [piece["text"] for piece in first["pieces"] if piece["learned"]] == ["Hello.<|assistant_end|>"]
+    assert "".join(piece["text"] for piece in first["pieces"]).startswith("<|bos|><|user_start|>Hi<|user_end|>")
+    sizes = [5 + len(f"Question {n}?Answer {n}.") for n in range(300)] + [5 + 8, 5 + 2]
+    assert found["total"] == sum(sizes) and found["lengths"]["longest"] == max(sizes)
+    assert found["cut"] == {
+        "context": 24,
+        "rows": sum(size > 25 for size in sizes),
+        "tokens": sum(max(0, size - 25) for size in sizes),
+    }
+    assert found["overlap"]["mmlu"].keys() == {"missing"}
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl.gz", "pairs.json"])
+def test_pairs_are_recognized_and_both_answers_shown(tmp_path, name):
+    rows = [{"prompt": f"Say {n}.", "chosen": "Yes.", "rejected": "No."} for n in range(3)]
+    content = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    found = inspect_data(str(tmp_path / name), data_dir=tmp_path)
+    assert found["kind"] == "pairs" and found["unit"] == "bytes" and found["cut"] is None
+    learned = [piece["text"] for piece in found["examples"][0]["pieces"] if piece["learned"]]
+    assert learned == ["Yes.<|assistant_end|>", "No.<|assistant_end|>"]
+
+
+def test_judged_answers_and_columns_of_other_names(tmp_path):
+    source = write(tmp_path / "own.jsonl", [{"q": "Hi", "a": "Hello.", "good": n % 2 == 0} for n in range(4)])
+    found = inspect_data(f"{source}?prompt=q&answer=a&label=good", data_dir=tmp_path)
+    assert found["kind"] == "judged answers" and found["forms"] == {"desirable": 2, "not desirable": 2}
+    assert inspect_data(f"{source}?prompt=q&answer=a", data_dir=tmp_path)["kind"] == "conversations"
+
+
+def test_repeated_and_nearly_repeated_rows_are_counted(tmp_path):
+    pytest.importorskip("rensa")
+    text, other = " ".join(WORDS), " ".join([*WORDS[:-1], "bridges"])
+    rows = [turns("Tell me.", text), turns("Tell me.", text.upper()), turns("Tell me.", other), turns("So?", "No.")]
+    repeats = inspect_data(write(tmp_path / "own.jsonl", rows), data_dir=tmp_path)["repeats"]
+    assert (repeats["exact"], repeats["near"]) == (1, 1)
+    assert [[place.rpartition(":")[2] for place in pair] for pair in repeats["examples"]] == [["2", "1"]]
+
+
+def test_documents_of_a_folder_and_their_overlap_with_an_exam(tmp_path):
+    root = write_public_sets(tmp_path / "data")
+    item = next(json.loads(line) for line in (root / "evals/gsm8k/test.jsonl").read_text().splitlines())
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.md").write_text(f"Once: {item['question']} {item['answer']}")
+    (folder / "b.txt").write_text(" ".join(WORDS))
+    (folder / "c.pdf").write_text("no")
+    found = inspect_data(str(folder), data_dir=root)
+    assert found["kind"] == "documents" and found["rows"] == 2 and found["learned"] == found["total"]
+    assert "passed over 1: 1 .pdf" in found["contents"]
+    with_words = inspect_data(str(folder), exams=["gsm8k"], data_dir=root)["overlap"]["gsm8k"]
+    assert with_words["items"] > 0 and all(match["row"] == "a.md" for match in with_words["matches"])
+
+
+def test_more_rows_than_are_read_are_said(tmp_path):
+    source = write(tmp_path / "own.jsonl", [turns(str(n), "x") for n in range(30)])
+    found = inspect_data(source, data_dir=tmp_path, max_rows=20)
+    assert found["rows"] == 20 and found["more_rows"]
+    assert not inspect_data(source, data_dir=tmp_path, max_rows=30)["more_rows"]
+
+
+def test_examples_are_spread_over_any_number_of_rows():
+    for count in (1, 9, 10, 11, 500, 4321):
+        examples = Examples()
+        for number in range(count):
+            examples.add(number, number)
+        chosen = examples.choose()
+        assert len(chosen) == min(count, EXAMPLES) and chosen == sorted(set(chosen)) and chosen[0] == 0
+        assert max([b - a for a, b in zip(chosen, [*chosen[1:], count], strict=True)]) <= max(1, count // 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [("", "it is empty"), ('{"messages": []}\n', "expected a list of messages"), ("{", "not JSON")],
+)
+def test_data_that_teaches_nothing_is_one_line(tmp_path, content, problem):
+    (tmp_path / "own.jsonl").write_text(content)
+    with pytest.raises(UserError, match="nothing to learn from") as error:
+        inspect_data(str(tmp_path / "own.jsonl"), data_dir=tmp_path)
+    assert problem in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,177 @@
+"""Every form of conversations, as its project documents it, teaches the assistant's text and nothing else."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from fledgling.config import UserError
+from fledgling.text.conversation import render_conversation
+from fledgling.text.forms import parse_conversation, recognize_form
+from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+Q, A = "What is 2 + 3?", "5."
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = '{"name": "add", "arguments": {"a": 2, "b": 3}}'
+END, PYTHON = "<|assistant_end|>", f"<|python_start|>{CALL}<|python_end|>"
+
+GOLDEN = {  # form -> row, and the text that is learned
+    "messages": ({"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]}, A + END),
+    "list of messages": ([{"role": "user", "content": Q}, {"role": "assistant", "content": A}], A + END),
+    "conversations": (
+        {"conversations": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]},
+        A + END,
+    ),
+    "ShareGPT": (
+        {"id": "1", "conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}], "system": "Add."},
+        A + END,
+    ),
+    "ShareGPT with tools": (  # as LLaMA-Factory documents it: tools are the text of a list
+        {
+            "conversations": [
+                {"from": "human", "value": Q},
+                {"from": "function_call", "value": CALL},
+                {"from": "observation", "value": "5"},
+                {"from": "gpt", "value": A},
+            ],
+            "tools": json.dumps([TOOL["function"]]),
+        },
+        PYTHON + A + END,
+    ),
+    "instruction, input, output": ({"instruction": "Add.", "input": "2 3", "output": A}, A + END),
+    "instruction, output": (
+        {"instruction": Q, "input": "", "output": A, "system": "S", "history": [["Hi", "Hello."], ["Ho", "Hey."]]},
+        f"Hello.{END}Hey.{END}{A}{END}",
+    ),
+    "instruction, context, response": ({"instruction": "Add.", "context": "2 3", "response": A}, A + END),  # Dolly
+    "prompt, completion": ({"prompt": Q, "completion": A}, A + END),
+    "prompt, completion of messages": (
+        {"prompt": [{"role": "user", "content": Q}], "completion": [{"role": "assistant", "content": A}]},
+        A + END,
+    ),
+    "question, answer": ({"question": Q, "answer": A}, A + END),
+    "question, response": ({"system_prompt": "S", "question": Q, "response": A}, A + END),  # OpenOrca
+    "query, response": ({"query": Q, "response": A}, A + END),
+    "OpenAI's": (
+        {
+            "messages": [
+                {"role": "developer", "content": "Add."},
+                {"role": "user", "content": [{"type": "text", "text": Q}]},
+                {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": json.loads(CALL)}]},
+                {"role": "tool", "tool_call_id": "c", "content": "5"},
+                {"role": "assistant", "content": A},
+            ],
+            "tools": [TOOL],
+            "parallel_tool_calls": False,
+        },
+        PYTHON + A + END,
+    ),
+    "OpenAI's with weights": (
+        {
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Bad.", "weight": 0},
+                {"role": "user", "content": Q},
+                {"role": "assistant", "content": A, "weight": 1},
+            ]
+        },
+        A + END,
+    ),
+    "own parts": (
+        {
+            "messages": [
+                {"role": "user", "content": Q},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "python", "text": "2+3"},
+                        {"type": "output", "text": "5"},
+                        {"type": "text", "text": A},
+                    ],
+                },
+            ]
+        },
+        f"<|python_start|>2+3<|python_end|>{A}{END}",
+    ),
+    "a list as text": (
+        {"messages": json.dumps([{"role": "user", "content": Q}, {"role": "assistant", "content": A}])},
+        A + END,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def bytewise() -> Tokenizer:
+    """A tokenizer of bytes and special tokens only."""
+    return Tokenizer.train([], 256 + len(SPECIAL_TOKENS), letter_tokens=False)
+
+
+@pytest.mark.parametrize("form", GOLDEN)
+def test_the_assistants_text_alone_is_learned(bytewise, form):
+    row, learned = GOLDEN[form]
+    rendered = render_conversation(bytewise, parse_conversation(row, "here"))
+    assert bytewise.decode(rendered.tokens[rendered.mask]) == learned
+    text = bytewise.decode(rendered.tokens)
+    assert text.startswith("<|bos|><|user_start|>") and text.endswith(A + END)
+    assert Q in text or "Add.\n2 3" in text
+
+
+@pytest.mark.parametrize("form", GOLDEN)
+def test_a_form_is_named(form):
+    name = recognize_form(GOLDEN[form][0])
+    assert name == form or name in ("messages", "ShareGPT", "prompt, completion")
+
+
+DAMAGED = {
+    "no form of a conversation has the columns text": {"text": "A document."},
+    "expected a list of messages, got str 'Hi'": {"messages": "Hi"},
+    "expected a list of messages, got list '[]'": {"messages": []},
+    "message 2 is str": {"messages": [{"role": "user", "content": Q}, A]},
+    'message 1 has no "role"': {"messages": [{"content": Q}]},
+    "has the role 'moderator'": {"messages": [{"role": "moderator", "content": Q}]},
+    "has content of type int": {"messages": [{"role": "user", "content": 3}]},
+    "a part of type 'image_url'": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+    "no message of the user has text": {
+        "messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": A}]
+    },
+    "no message of the assistant follows": [{"role": "user", "content": Q}],
+    "no answer in the columns prompt": {"prompt": Q},
+    "an answer is int '5'": {"question": Q, "answer": 5},
+    "history is list": {"instruction": Q, "output": A, "history": [["Hi"]]},
+    "is a call, but no JSON": {
+        "conversations": [{"from": "human", "value": Q}, {"from": "function_call", "value": "{"}]
+    },
+    "tools are str": {"prompt": Q, "completion": A, "tools": "add"},
+    '"input" is int': {"instruction": Q, "output": A, "input": 3},
+    "the weight 0.5": [{"role": "user", "content": Q}, {"role": "assistant", "content": A, "weight": 0.5}],
+    "nothing to learn": [{"role": "user", "content": Q}, {"role": "assistant", "content": A, "weight": 0}],
+    "a tool call without a name": {
+        "messages": [{"role": "user", "content": Q}, {"role": "assistant", "tool_calls": [{"type": "function"}]}]
+    },
+}
+
+
+@pytest.mark.parametrize("problem", DAMAGED)
+def test_a_row_that_is_no_conversation_is_one_line(problem):
+    with pytest.raises(UserError) as error:
+        parse_conversation(DAMAGED[problem], "data.jsonl:7")
+    line = str(error.value)
+    assert line.startswith("data.jsonl:7: ") and problem in line and "\n" not in line
+    assert "; expected {" in line or "nothing to learn" in line
+
+
+def test_what_is_changed_is_counted():
+    changes = Counter()
+    messages = [("system", "A"), ("system", "B"), ("user", "a"), ("user", "b"), ("assistant", "c"), ("user", "d")]
+    row = {"messages": [{"role": role, "content": text} for role, text in messages]}
+    conversation = parse_conversation(row, "here", None, changes)
+    assert [m["content"] for m in conversation["messages"]] == ["A\n\nB", "a\n\nb", "c"]
+    assert changes == {"joined": 2, "not answered": 1}
+
+
+def test_columns_of_other_names_are_mapped_and_come_before_the_usual_ones():
+    row = {"Frage": Q, "Antwort": A, "output": "no", "prompt": "no"}
+    columns = {"prompt": "Frage", "answer": "Antwort"}
+    assert recognize_form(row, columns) == "prompt, answer"
+    conversation = parse_conversation(row, "here", columns)
+    assert [m["content"] for m in conversation["messages"]] == [Q, A]

@@ -1,0 +1,79 @@
+"""Pairs in every common shape are the same two conversations; a damaged one is one line."""
+
+import json
+
+import pytest
+
+from fledgling.config import UserError
+from fledgling.text.preferences import parse_judged, parse_pair
+
+USER, GOOD, BAD = (
+    {"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Hello."), ("assistant", "No."))
+)
+EXPECTED = ({"messages": [USER, GOOD]}, {"messages": [USER, BAD]})
+SHAPES = {
+    "texts": {"prompt": "Hi", "chosen": "Hello.", "rejected": "No."},
+    "messages": {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},  # TRL, explicit prompt
+    "whole conversations": {"chosen": [USER, GOOD], "rejected": [USER, BAD]},  # TRL, implicit prompt
+    "conversations and a prompt": {"prompt": "Hi", "chosen": [USER, GOOD], "rejected": [USER, BAD]},  # UltraFeedback
+    "dialogues": {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant: No."},  # HH
+    "ShareGPT": {  # LLaMA-Factory
+        "conversations": [{"from": "human", "value": "Hi"}],
+        "chosen": {"from": "gpt", "value": "Hello."},
+        "rejected": {"from": "gpt", "value": "No."},
+    },
+    "Alpaca": {"instruction": "Hi", "input": "", "chosen": "Hello.", "rejected": "No."},
+    "question": {"question": "Hi", "chosen": "Hello.", "rejected": "No."},  # Intel's Orca pairs
+    "OpenAI": {
+        "input": {"messages": [USER], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [GOOD],
+        "non_preferred_output": [BAD],
+    },
+    "messages before": {"messages": [USER], "chosen": "Hello.", "rejected": "No."},
+    "lists as text": {"chosen": json.dumps([USER, GOOD]), "rejected": json.dumps([USER, BAD])},  # of a .csv
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_pair_of_any_shape_is_two_conversations(shape):
+    assert parse_pair(SHAPES[shape], "here") == EXPECTED
+    assert parse_judged(SHAPES[shape], "here") == [(EXPECTED[0], True), (EXPECTED[1], False)]
+
+
+def test_a_prompt_keeps_its_system_message_and_its_columns_may_have_other_names():
+    row = {"system": "S", "Frage": "Hi", "gut": "Hello.", "schlecht": "No."}
+    columns = {"prompt": "Frage", "chosen": "gut", "rejected": "schlecht"}
+    system = {"role": "system", "content": "S"}
+    assert parse_pair(row, "here", columns) == tuple({"messages": [system, USER, answer]} for answer in (GOOD, BAD))
+
+
+@pytest.mark.parametrize("label", [True, "true", 1, "1"])
+def test_a_judged_answer_has_a_label(label):
+    assert parse_judged({"prompt": "Hi", "completion": "Hello.", "label": label}, "here") == [(EXPECTED[0], True)]
+    row = {"messages": [USER, BAD], "kto_tag": False}
+    assert parse_judged(row, "here") == [(EXPECTED[1], False)]
+
+
+DAMAGED = {
+    'no "rejected" in the columns': {"prompt": "Hi", "chosen": "Hello."},
+    'no "chosen" in the columns none': {},
+    "no message of the user": {"chosen": "Hello.", "rejected": "No."},
+    "has no text": {"prompt": "Hi", "chosen": "Hello.", "rejected": " "},
+    "an answer is int": {"prompt": "Hi", "chosen": 5, "rejected": "No."},
+    "differ before their last message": {"chosen": [USER, GOOD], "rejected": [{**USER, "content": "Ho"}, BAD]},
+    "a list, not an object": [USER, GOOD],
+}
+
+
+@pytest.mark.parametrize("problem", DAMAGED)
+def test_a_damaged_pair_is_one_line(problem):
+    with pytest.raises(UserError) as error:
+        parse_pair(DAMAGED[problem], "pairs.jsonl:3")
+    line = str(error.value)
+    assert line.startswith("pairs.jsonl:3: ") and problem in line and "expected {" in line and "\n" not in line
+
+
+def test_an_answer_without_a_label_is_one_line():
+    for row in ({"prompt": "Hi", "completion": "x"}, {"prompt": "Hi", "completion": "x", "label": "maybe"}, [USER]):
+        with pytest.raises(UserError, match="here: no label that is true or false"):
+            parse_judged(row, "here")
