@@ -158,7 +158,17 @@ SUPERVISED_RULES = {
     "core_every": EVALS,
     "core_max_per_task": EVALS,
 }
-DPO_RULES = {**LOOP_RULES, "mixture": EVALS, "pairs": ORDER, "batch_size": ORDER, "beta": EFFECT}
+DPO_RULES = {
+    **LOOP_RULES,
+    "mixture": EVALS,
+    "objective": Rule("refused", "the pairs and the trained parameters depend on it", "takes effect"),
+    "pairs": ORDER,
+    "batch_size": ORDER,
+    "beta": EFFECT,
+    "target_margin": EFFECT,
+    "desirable_weight": EFFECT,
+    "undesirable_weight": EFFECT,
+}
 RL_RULES = {
     **LOOP_RULES,
     "mixture": EVALS,

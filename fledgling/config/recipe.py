@@ -7,7 +7,7 @@ from typing import Literal
 
 from fledgling.config.adapter import AdapterConfig
 from fledgling.config.errors import UserError, did_you_mean
-from fledgling.config.fields import WEIGHTS, choice, count, number
+from fledgling.config.fields import WEIGHTS, choice, count, number, optional_choice
 from fledgling.config.model import ModelConfig
 
 STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
@@ -82,21 +82,30 @@ class StageConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class DPOConfig(LoopConfig):
-    """[dpo]: preference tuning on pairs of a chosen and a rejected answer."""
+    """[dpo]: preference tuning on pairs of a chosen and a rejected answer, or on answers that were judged (kto)."""
 
-    pairs: str | None = None  # JSONL of {"prompt", "chosen", "rejected"}; None: no such stage
-    beta: float = number(0.1, above=True)  # weight of the KL divergence from the stage's initial weights
-    batch_size: int = count(16)  # pairs per step
+    objective: str = choice("dpo", "ipo", "simpo", "orpo", "kto", "reward")  # what is minimized; reward: a reward model
+    pairs: str | None = None  # a file of prompt, chosen and rejected; kto: or of a label; None: no such stage
+    beta: float | None = number(None, above=True)  # strength of the objective; None: 0.1, of simpo 2
+    target_margin: float = number(1.0)  # simpo: of beta x log p of a token, between the two answers
+    desirable_weight: float = number(1.0, above=True)  # kto: of answers that are desirable
+    undesirable_weight: float = number(1.0, above=True)  # kto
+    batch_size: int = count(16)  # pairs per step; kto: answers
     learning_rate: float = number(0.05, above=True)
     warmup_steps: int = count(0, 0)
     decay_fraction: float = number(1.0, 0.0, 1.0)
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the objective compares the weights with those that the stage begins with."""
+        return self.objective in ("dpo", "ipo", "kto")
+
 
 @dataclass(frozen=True)
 class RLConfig(LoopConfig):
-    """[rl]: rollouts of the current weights, scored by tasks and rewards (GRPO, PPO)."""
+    """[rl]: rollouts of the current weights, scored by tasks and rewards."""
 
-    algorithm: str = choice("grpo", "ppo")
+    algorithm: str = choice("grpo", "dr_grpo", "cispo", "gspo", "ppo")
     learning_rate: float = number(0.2, above=True)
     warmup_steps: int = count(0, 0)
     decay_fraction: float = number(1.0, 0.0, 1.0)
@@ -116,8 +125,12 @@ class RLConfig(LoopConfig):
     entropy_weight: float = number(0.0)  # of the entropy bonus, at `temperature`
     temperature: float = number(1.0, 0.25)
     max_new_tokens: int = count(64)  # longest answer, tool output included
-    advantage_normalization: str = choice("centered", "zscore", "leave_one_out")
-    loss_normalization: str = choice("token", "sequence")  # what has equal weight: every token, or every answer
+    advantage_normalization: str | None = optional_choice(
+        "centered", "zscore", "leave_one_out"
+    )  # None: centered; cispo and gspo: zscore
+    loss_normalization: str | None = optional_choice(
+        "token", "sequence", "constant"
+    )  # what has equal weight; None: token; gspo: sequence; dr_grpo: constant
     drop_uniform_groups: bool = (
         True  # GRPO: leaves out groups of equal rewards, unless kl_weight or entropy_weight is set
     )

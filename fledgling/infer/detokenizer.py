@@ -74,9 +74,7 @@ class ContentPart:
 
     kind: str  # "text", "python" (a tool call) or "output" (the tool's result)
     text: str
-    opens: bool = field(
-        default=False, compare=False
-    )  # follows a control token: not joined to the part before
+    opens: bool = field(default=False, compare=False)  # follows a control token: not joined to the part before
 
 
 class AnswerDetokenizer:

@@ -204,7 +204,9 @@ def stage_step(
 
     adapter: that it trains instead of the weights.
     """
-    has_reference = isinstance(table, DPOConfig) or (isinstance(table, RLConfig) and table.kl_weight > 0)
+    has_reference = (isinstance(table, DPOConfig) and table.uses_reference) or (
+        isinstance(table, RLConfig) and table.kl_weight > 0
+    )
     return replace(step, saves_checkpoints=table.save_every > 0, has_reference_model=has_reference, adapter=adapter)
 
 
@@ -274,7 +276,8 @@ def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.Tr
 
     The tokens of RL are an assumption, those of DPO an upper bound. RL: prompts as long as the longest answer, which
     they may exceed, and answers of full length; each token is sampled once and learned `epochs` times. DPO: both
-    answers of a pair fill the context; the reference model reads them once.
+    answers of a pair fill the context; the reference model, if there is one, reads them once. KTO: an answer fills the
+    context; the reference model reads it, and both models read it once more with another prompt.
     """
     recipe, config, device, ranks = context.recipe, context.config, context.device, context.step.ranks
     stage, length = recipe.stage_config(name), _length(name, context)
@@ -288,8 +291,9 @@ def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.Tr
         tokens //= stage.minibatches  # which share the answers of a round
         per_token += flops.forward_flops_per_token(config) // stage.epochs
     elif isinstance(stage, DPOConfig):
-        tokens = steps * stage.batch_size * 2 * config.context
-        per_token += flops.forward_flops_per_token(config)
+        answers, reads = (1, 3) if stage.objective == "kto" else (2, int(stage.uses_reference))
+        tokens = steps * stage.batch_size * answers * config.context
+        per_token += reads * flops.forward_flops_per_token(config)
     else:
         tokens = steps * rows * config.context
         if context.strict:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
 from fledgling.evals.chat import encode_question
+from fledgling.files import split_columns
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN, one_row_step, stage_step
@@ -31,7 +32,7 @@ from fledgling.runtime.world import World
 from fledgling.tasks import load_task
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.dpo import load_pairs
+from fledgling.train.preference_data import load_preferences
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.rl.build import require_valid_rl_config
 from fledgling.train.source_sizes import count_source_sizes
@@ -259,16 +260,17 @@ def _check_prompts(
 def _check_pairs(table: DPOConfig, config: ModelConfig, tokenizer: Tokenizer | None, found: _Findings) -> int | None:
     """Returns the steps of DPO as far as they are known, and reads its pairs."""
     if table.pairs is None:
-        found.problems.append("dpo.pairs is not set: expected a JSONL file of pairs")
+        found.problems.append("dpo.pairs is not set: expected a file of pairs")
         return table.steps
-    if not Path(table.pairs).is_file():
+    if not Path(split_columns(table.pairs)[0]).is_file():
         found.problems.append(f"dpo.pairs: cannot read {table.pairs}: no such file")
         return table.steps
     if tokenizer is None:
         found.notices.append("its pairs are measured once the tokenizer exists")
         return table.steps
     try:
-        pairs = load_pairs(table.pairs, tokenizer, config.context + 1, found.notices.append)
+        judged = table.objective == "kto"
+        pairs = load_preferences(table.pairs, judged, tokenizer, config.context + 1, found.notices.append)
     except UserError as error:
         found.problems.append(str(error))
         return table.steps

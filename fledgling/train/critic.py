@@ -1,4 +1,4 @@
-"""The critic of PPO: a linear value head on the model's last hidden state.
+"""The critic of PPO, and the score of a reward model: a linear value head on the model's last hidden state.
 
 Policy and critic share one forward: the value of a token's state is read from the hidden state that predicts the token.
 The head is a submodule of the model called `critic`, so its parameters have names, roles and optimizer state like all
@@ -23,9 +23,10 @@ class ValueHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, width, device=device))
         self.bias = nn.Parameter(torch.zeros(1, device=device))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Returns values (B, T) of hidden states (B, T, C)."""
-        return (hidden.float() @ self.weight.T)[..., 0] + self.bias
+    def forward(self, hidden: Tensor, with_bias: bool = True) -> Tensor:
+        """Returns values (B, T) of hidden states (B, T, C); without the bias where only differences have a meaning."""
+        values = (hidden.float() @ self.weight.T)[..., 0]
+        return values + self.bias if with_bias else values
 
 
 def attach_critic(model: Transformer) -> None:

@@ -2,8 +2,8 @@
 
 The loop divides by the number of targets over all ranks and micro-batches, so the split of a batch changes nothing.
 The first half of the file has the papers' formulas as elementwise functions of tensors, without model, mask or batch;
-the second half applies them: `next_token_loss`, `policy_gradient_loss`, `dpo_loss`. What a loss sees on its way
-(clipped tokens, KL divergence) goes into a `StepMetrics` as sums.
+the second half applies them: `next_token_loss`, `policy_gradient_loss`. What a loss sees on its way (clipped tokens, KL
+divergence) goes into a `StepMetrics` as sums. Preferences have files of their own: objectives.py, preference_loss.py.
 
 Shapes: B rows, T positions, C width, V vocabulary.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -59,6 +59,35 @@ def ppo_clip_loss(ratio: Tensor, advantages: Tensor, clip_ratio: float, clip_rat
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip_ratio, 1 + clip_ratio_high) * advantages)
 
 
+def cispo_loss(
+    ratio: Tensor, logprobs: Tensor, advantages: Tensor, clip_ratio: float, clip_ratio_high: float
+) -> Tensor:
+    """Returns -sg(clip(r, 1 - clip_ratio, 1 + clip_ratio_high)) A log p, sg: without a gradient.
+
+    The clip bounds a token's weight, and no token loses its gradient.
+
+    Source: CISPO, arXiv 2506.13585, equations 4 and 5.
+    """
+    return -ratio.clamp(1 - clip_ratio, 1 + clip_ratio_high).detach() * advantages * logprobs
+
+
+def mean_log_ratio(log_ratio: Tensor, mask: Tensor, documents: Tensor) -> Tensor:
+    """Returns, at each sampled token, the mean log ratio of its answer's tokens; 0 elsewhere. All are (B, T).
+
+    Its exponential is the ratio of an answer, (pi / pi_old)^(1 / tokens).
+
+    Args:
+        mask: bool, the sampled tokens.
+        documents: the number of the answer within its row, from 1.
+
+    Source: GSPO, arXiv 2507.18071, equation 7.
+    """
+    index, zeros = documents.long() - 1, torch.zeros_like(log_ratio)
+    sums = zeros.scatter_add(1, index, torch.where(mask, log_ratio, 0.0))
+    counts = zeros.scatter_add(1, index, mask.to(log_ratio.dtype))
+    return torch.where(mask, (sums / counts.clamp(min=1)).gather(1, index), 0.0)
+
+
 def is_clipped(ratio: Tensor, advantages: Tensor, clip_ratio: float, clip_ratio_high: float) -> Tensor:
     """Returns, as bool, where the clip applies, so that the token has no gradient."""
     return torch.where(advantages > 0, ratio > 1 + clip_ratio_high, (ratio < 1 - clip_ratio) & (advantages < 0))
@@ -99,14 +128,20 @@ def token_entropy(logits: Tensor) -> Tensor:
     return -(logprobs.exp() * logprobs).sum(-1)
 
 
-def preference_loss(margin: Tensor, beta: float) -> Tensor:
-    """Returns -log sigmoid(beta margin).
+@dataclass(frozen=True)
+class Surrogate:
+    """The objective of a sampled token, as a function of (ratio, logprobs, advantages, clip_ratio, clip_ratio_high).
 
-    margin: (log pi - log reference) of the chosen answer minus that of the rejected one, in nats.
-
-    Source: DPO, arXiv 2305.18290, equation 7.
+    per_answer: whether the ratio is that of the token's answer.
     """
-    return -F.logsigmoid(beta * margin)
+
+    loss: Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
+    per_answer: bool = False
+
+
+CLIPPED = Surrogate(lambda ratio, logprobs, *others: ppo_clip_loss(ratio, *others))
+CLIPPED_ANSWERS = Surrogate(CLIPPED.loss, per_answer=True)
+CLIPPED_WEIGHTS = Surrogate(cispo_loss)
 
 
 # ---- losses of a batch -----------------------------------------------------------------------------
@@ -149,11 +184,12 @@ def policy_gradient_loss(
     kl_weight: float | None = None,
     metrics: StepMetrics | None = None,
     critic: Callable[[Tensor], Tensor] | None = None,
+    surrogate: Surrogate = CLIPPED,
 ) -> Tensor:
-    """Returns the loss of GRPO and PPO, summed over sampled tokens.
+    """Returns the loss of a policy-gradient algorithm, summed over sampled tokens.
 
-    The clipped ratio times the advantage, plus the KL divergence from the reference, minus the entropy bonus, plus the
-    critic's loss, each where the recipe or the arguments ask for it.
+    The surrogate (the clipped ratio times the advantage), plus the KL divergence from the reference, minus the entropy
+    bonus, plus the critic's loss, each where the recipe or the arguments ask for it.
 
     Args:
         batch: with advantages and old_logprobs; reference_logprobs, old_values and returns where they are needed.
@@ -166,9 +202,13 @@ def policy_gradient_loss(
     mask = batch.targets != IGNORE_INDEX
     weights = torch.ones_like(batch.advantages) if batch.loss_weights is None else batch.loss_weights
     logprobs = logprobs_from_hidden(model, hidden, batch.targets, config.temperature)  # (B, T)
-    ratio = torch.where(mask, logprobs - batch.old_logprobs, 0.0).exp()
+    log_ratio = torch.where(mask, logprobs - batch.old_logprobs, 0.0)
+    if surrogate.per_answer:
+        assert batch.document_ids is not None
+        log_ratio = mean_log_ratio(log_ratio, mask, batch.document_ids)
+    ratio = log_ratio.exp()
     bounds = config.clip_ratio, config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
-    loss = ppo_clip_loss(ratio, batch.advantages, *bounds)
+    loss = surrogate.loss(ratio, logprobs, batch.advantages, *bounds)
     sums = {"targets": mask.sum(), "clipped": (is_clipped(ratio, batch.advantages, *bounds) & mask).sum()}
     if batch.reference_logprobs is not None:
         kl = estimate_kl(logprobs, batch.reference_logprobs)
@@ -185,28 +225,3 @@ def policy_gradient_loss(
     if metrics is not None:
         metrics.add(**sums)
     return total
-
-
-def dpo_loss(model: Transformer, batch: Batch, beta: float, metrics: StepMetrics | None = None) -> Tensor:
-    """Returns DPO's loss summed over pairs, times the weight that all tokens of a pair share.
-
-    A row holds whole pairs, chosen before rejected: documents 1 and 2, 3 and 4, ... The loop divides by tokens, so the
-    weight (tokens / pairs of the step) makes it a mean over pairs.
-    """
-    assert batch.reference_logprobs is not None and batch.document_ids is not None and batch.loss_weights is not None
-    hidden = model(batch.tokens, batch.document_ids)
-    mask = batch.targets != IGNORE_INDEX
-    logprobs = logprobs_from_hidden(model, hidden, batch.targets)
-    gains = torch.where(mask, logprobs - batch.reference_logprobs, 0.0)  # (B, T)
-    pair, sign = (batch.document_ids.long() - 1) // 2, 2 * (batch.document_ids % 2) - 1
-    zeros = torch.zeros_like(gains)
-    margin = zeros.scatter_add(1, pair, gains * sign)  # (B, pairs of a row)
-    weight = zeros.scatter_reduce(1, pair, torch.where(mask, batch.loss_weights, 0.0), "amax")  # 0 where no pair is
-    if metrics is not None:
-        is_pair = weight > 0
-        metrics.add(
-            pairs=is_pair.sum(),
-            right=((margin > 0) & is_pair).sum(),
-            margin=torch.where(is_pair, margin, 0.0).sum(),
-        )
-    return (preference_loss(margin, beta) * weight).sum()

@@ -40,6 +40,7 @@ from fledgling.train.going_on import describe_parent, read_rows_per_step, reconc
 from fledgling.train.health import Health, Rollback
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
+from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.peak import discard_outdated_peak, replace_exceeded_peak
 from fledgling.train.positions import carry_positions, read_positions
 from fledgling.train.prepare import DataPreparer
@@ -162,6 +163,13 @@ def start_run(recipe: Recipe, name: str, resume: str, world: World, saved: Path 
     return setup
 
 
+def trains_value_head(recipe: Recipe, name: str) -> bool:
+    """Returns whether a stage trains a value head besides the model: PPO's critic, or a reward model's score."""
+    if name == "rl":
+        return ALGORITHMS[recipe.rl.algorithm].uses_critic
+    return name == "dpo" and OBJECTIVES[recipe.dpo.objective].trains_head
+
+
 def find_saved_checkpoint(stage_dir: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
     """Returns the checkpoint that the stage resumes from, the same on all ranks, and notices about skipped ones."""
     notices: list[str] = []
@@ -261,7 +269,7 @@ def build_context(
     model = build_model(config, setup, torch.device("cpu") if sharded else world.device)
     load_or_init(model, start, recipe.seed)
     add_adapter(model, start, recipe.seed)
-    if name == "rl" and ALGORITHMS[recipe.rl.algorithm].uses_critic:
+    if trains_value_head(recipe, name):
         attach_critic(model)
     adapter = start.adapter if start else None
     if loaded:

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from fledgling.config import Recipe, RLConfig, StageConfig, UserError
-from fledgling.files import read_rows
+from fledgling.files import list_row_blocks, split_columns
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.stage_length import SourceSize, open_batch
 from fledgling.tasks import SKILLS, is_file_source, load_source, load_task
@@ -52,8 +52,10 @@ def count_source_sizes(recipe: Recipe) -> dict[str, SourceSize]:
         rows = [min(1.0, _estimate_tokens(example) / context) for example in sample]
         found[name] = SourceSize(count or math.inf, sum(rows) / len(rows))
     pairs = recipe.dpo.pairs
-    if "dpo" in recipe.stages and recipe.dpo.steps is None and pairs and Path(pairs).is_file():
-        found[pairs] = SourceSize(sum(1 for _ in read_rows(Path(pairs))))
+    if "dpo" in recipe.stages and recipe.dpo.steps is None and pairs:
+        path = Path(split_columns(pairs)[0])
+        if path.is_file():
+            found[pairs] = SourceSize(sum(block.row_count for block in list_row_blocks(path)))
     return found
 
 

@@ -91,3 +91,51 @@ def test_a_single_pair_is_enough(row, run_command, pretrained):
     file.write_text(json.dumps(row) + "\n", encoding="utf-8")
     lines = train_dpo(run_command, pretrained, f"dpo.pairs={file}", "dpo.steps=2")
     assert len(lines) == 2 and all(line["loss"] is not None for line in lines)
+
+
+@pytest.mark.parametrize("objective", ["ipo", "simpo", "orpo", "kto"])
+def test_every_objective_runs(objective, run_command, pretrained):
+    lines = train_dpo(run_command, pretrained, f"dpo.objective={objective}", "dpo.steps=2")
+    assert all({"accuracy", "margin"} <= line.keys() and line["loss"] is not None for line in lines)
+    assert ("baseline" in lines[0]) == (objective == "kto")
+
+
+def test_a_reward_model_learns_which_answer_is_chosen_and_scores_answers_of_reinforcement(run_command, pretrained):
+    """40 pairs whose rejected answers say no; then the run is named in rl.rewards."""
+    from fledgling.config import RLConfig, UserError
+    from fledgling.infer.request import Completion
+    from fledgling.tasks import Question, load_task
+    from fledgling.text.tokenizer import Tokenizer
+    from fledgling.train.rl.reward import RewardScorer
+
+    file = write_pairs(pretrained / "40.jsonl", 40)
+    settings = ("dpo.objective=reward", "dpo.steps=12", "dpo.batch_size=10", "dpo.learning_rate=0.5")
+    lines = train_dpo(run_command, pretrained, f"dpo.pairs={file}", *settings)
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and lines[-1]["accuracy"] == 1.0
+    words, run = Tokenizer.load(pretrained / "run" / "tokenizer"), pretrained / "run" / "dpo"
+    scorer = RewardScorer(RLConfig(rewards={f"model:{run}": 1.0}), words)
+    answers = []
+    for text in ("It is 7.", "no no "):
+        ids = [*words.encode(text), words.assistant_end]
+        answers.append(Completion(ids, [0.0] * len(ids), [False] * len(ids), "stop"))
+    question = (load_task("counting"), Question("counting", "Say 7.", "7"))
+    total, parts = scorer.score([question] * 2, answers)
+    assert total[0] > total[1] and list(parts[f"model:{run}"]) == list(total)
+    assert scorer.score([question], answers[1:])[0][0] == total[1], "a score depends on no other answer"
+    with pytest.raises(UserError, match="scores nothing"):
+        RewardScorer(RLConfig(rewards={f"model:{pretrained / 'run' / 'pretrain'}": 1.0}), words)
+    with pytest.raises(UserError, match="its tokenizer is not"):
+        RewardScorer(RLConfig(rewards={f"model:{run}": 1.0}), Tokenizer.train([], 265, letter_tokens=False))
+
+
+def test_a_reward_model_is_the_last_stage(run_command, pretrained):
+    shutil.rmtree(pretrained / "run" / "dpo", ignore_errors=True)
+    code, _, err = run_command(
+        "train",
+        "dpo",
+        pretrained / "smallest.toml",
+        "--set=sft.mixture={}",
+        "--set=dpo.objective=reward",
+        '--set=stages=["pretrain", "dpo", "rl"]',
+    )
+    assert code != 0 and "let dpo be the last of stages" in err and len(err.strip().splitlines()) <= 3

@@ -6,15 +6,16 @@ For all stages, ZeRO 0 to 3, rows and layers that do not divide, micro-batches t
 import pytest
 import torch
 
-from tests.invariants.losses import LEARNED
+from tests.invariants.losses import EVERY_WAY, LEARNED, UNMOVED
 from tests.invariants.many_ranks import fresh, results_of
 from tests.ranks import on_ranks, one_thread
 
 # Of 3 steps; AdamW's quotient amplifies the rounding of gradients near zero by rate / eps: 1e-3 / 1e-6 keeps it small
 STEPS = 3
 CASES = [  # stage, zero, exact, rows of a micro-batch
-    *((stage, zero, "on", 1) for stage in LEARNED for zero in (0, 1, 2, 3)),
-    *((stage, zero, "off", 1) for stage in LEARNED for zero in (2, 3)),
+    *((stage, zero, "on", 1) for stage in EVERY_WAY for zero in (0, 1, 2, 3)),
+    *((stage, zero, "off", 1) for stage in EVERY_WAY for zero in (2, 3)),
+    *((stage, 2, "on", 1) for stage in LEARNED if stage not in EVERY_WAY),  # the same loop and optimizer
     *(("sft", zero, "off", 1) for zero in (0, 1)),
     *(("sft", zero, "on", 4) for zero in (0, 1, 2, 3)),  # 2 micro-batches of 4 and 2 rows: with 4 ranks two have none
     *(("sft", zero, "off", 4) for zero in (2, 3)),
@@ -40,7 +41,8 @@ def test_any_number_of_ranks_gives_the_same_weights(alone, size):
         start = fresh(case[0]).state_dict()
         for found in (ranks[rank][index] for rank in range(size)):
             for name, value in expected["weights"].items():
-                assert not torch.equal(value, start[name]), f"{case}: {name} did not move"
+                moved = not torch.equal(value, start[name])
+                assert moved != ((case[0], name) in UNMOVED), f"{case}: {name} moved: {moved}"
                 if exact:
                     assert torch.equal(found["weights"][name], value), f"{case}: {name}"
                 else:
@@ -56,7 +58,7 @@ def test_any_number_of_ranks_gives_the_same_weights(alone, size):
 
 def test_the_stage_of_zero_changes_no_bit(alone):
     for index, (stage, _, exact, rows) in enumerate(CASES):
-        if exact == "on":
+        if exact == "on" and (stage, 0, exact, rows) in CASES:
             same = CASES.index((stage, 0, exact, rows))
             for name, value in alone[same]["weights"].items():
                 assert torch.equal(alone[index]["weights"][name], value)

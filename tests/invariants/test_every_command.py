@@ -189,6 +189,10 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "tokenizer train": "fledgling tokenizer train text --vocab-size 300 --no-letter-tokens --max-characters 4000 "
         "--max-digits 2 --trainer tokenizers --out trained --json",
         "tokenizer train letters": "fledgling tokenizer train text --vocab-size 320 --letter-tokens --out trained",
+        "fledgling data inspect my.jsonl --run runs/quickstart --page data.html": (
+            "fledgling data inspect pairs.jsonl --run runs/quickstart --page data.html --rows 5"
+        ),
+        "data inspect": "fledgling data inspect text --exams gsm8k --data-dir . --json",
         "tokenizer show": "fledgling tokenizer show trained 'a text' --json",
     },
     {

@@ -31,6 +31,11 @@ CASES = {
         {**PASSES, "rl.loss_normalization": "sequence", "rl.advantage_normalization": "leave_one_out"},
     ),
     "ppo": ("rl", {"rl.algorithm": "ppo"}),
+    "gspo": ("rl", {"rl.algorithm": "gspo"}),
+    "cispo": ("rl", {"rl.algorithm": "cispo"}),
+    "dr_grpo": ("rl", {"rl.algorithm": "dr_grpo"}),
+    **{name: ("dpo", {"dpo.objective": name}) for name in ("ipo", "simpo", "orpo", "kto")},
+    "reward": ("dpo", {"dpo.objective": "reward", "stages": '["pretrain", "midtrain", "sft", "dpo"]'}),
     "ppo in passes": (
         "rl",
         {**PASSES, "rl.algorithm": "ppo", "rl.entropy_weight": 0.01, "rl.advantage_normalization": "zscore"},

@@ -11,8 +11,9 @@ from fledgling.data.batch import IGNORE_INDEX
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 from fledgling.text.conversation import render_conversation, render_prompt
-from fledgling.train.dpo import PairStream, load_pairs, parse_pair
-from fledgling.train.loss import StepMetrics, dpo_loss
+from fledgling.text.preferences import parse_pair
+from fledgling.train.dpo import PreferenceStream
+from fledgling.train.preference_data import load_preferences
 from tests.train.rl.small_problems import tokenizer
 
 ROWS = [
@@ -47,20 +48,21 @@ def test_the_loss_of_packed_pairs_is_the_mean_over_pairs(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     policy, reference = model(1), model(2)
-    pairs = load_pairs(str(file), tokenizer(), 65, print)
-    stream = PairStream(pairs, DPOConfig(batch_size=3), 0, 2, tokenizer().bos, World.start("cpu"), reference)
-    batches, metrics = stream.next(), StepMetrics()
+    pairs = load_preferences(str(file), False, tokenizer(), 65, print)
+    config = DPOConfig(batch_size=3, beta=0.3)
+    stream = PreferenceStream(pairs, config, 0, 2, tokenizer().bos, World.start("cpu"), policy, reference)
+    batches = stream.next()
     count = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
-    loss = sum(float(dpo_loss(policy, batch, 0.3, metrics)) for batch in batches) / count
+    loss = sum(float(stream.loss(policy, batch)) for batch in batches) / count
     margins = []
     for row in ROWS:
         chosen, rejected = parse_pair(row, "here")
         gains = [likelihood(policy, answer) - likelihood(reference, answer) for answer in (chosen, rejected)]
         margins.append(gains[0] - gains[1])
     assert loss == pytest.approx(np.mean(np.log1p(np.exp(-0.3 * np.array(margins)))), rel=1e-4)
-    sums = metrics.pop_sums(World.start("cpu"))
-    assert sums["pairs"] == 3 and sums["right"] == sum(m > 0 for m in margins)
-    assert sums["margin"] == pytest.approx(sum(margins), rel=1e-3)
+    metrics = stream.metrics()
+    assert metrics["accuracy"] == pytest.approx(np.mean([m > 0 for m in margins]))
+    assert metrics["margin"] == pytest.approx(np.mean(margins), rel=1e-3)
 
 
 def test_only_the_last_answer_is_learned():
@@ -72,9 +74,9 @@ def test_only_the_last_answer_is_learned():
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ({"prompt": "Hi", "chosen": "yes"}, 'no text "rejected"'),
-        ({"chosen": "yes", "rejected": "no"}, "no prompt"),
-        ({"prompt": "Hi", "chosen": "yes", "rejected": " "}, 'no text "rejected"'),
+        ({"prompt": "Hi", "chosen": "yes"}, 'no "rejected"'),
+        ({"chosen": "yes", "rejected": "no"}, "no message of the user"),
+        ({"prompt": "Hi", "chosen": "yes", "rejected": " "}, "has no text"),
         ({"prompt": [{"role": "king", "content": "Hi"}], "chosen": "yes", "rejected": "no"}, "role"),
     ],
 )
@@ -82,14 +84,14 @@ def test_the_error_of_a_line_that_is_no_pair_names_the_line(line, why, tmp_path)
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(line) + "\n")
     with pytest.raises(UserError) as caught:
-        load_pairs(str(file), tokenizer(), 65, print)
+        load_preferences(str(file), False, tokenizer(), 65, print)
     assert why in str(caught.value) and ":2" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_pairs_longer_than_a_row_are_cut_and_logged(tmp_path):
     file, notices = tmp_path / "pairs.jsonl", []
     file.write_text(json.dumps({"prompt": "Hi", "chosen": "word " * 40, "rejected": "no"}) + "\n")
-    (pair,) = load_pairs(str(file), tokenizer(), 65, notices.append)
+    (pair,) = load_preferences(str(file), False, tokenizer(), 65, notices.append)
     assert len(pair.tokens) <= 65 and "1 of 1 pairs" in notices[0]
 
 
@@ -97,8 +99,57 @@ def test_pairs_that_do_not_fit_are_left_out_and_counted_and_none_at_all_is_an_er
     file, notices = tmp_path / "pairs.jsonl", []
     long = {"prompt": "word " * 90, "chosen": "yes", "rejected": "no"}
     file.write_text("".join(json.dumps(line) + "\n" for line in [ROWS[0], long] * 3))
-    assert len(load_pairs(str(file), tokenizer(), 65, notices.append)) == 3
+    assert len(load_preferences(str(file), False, tokenizer(), 65, notices.append)) == 3
     assert "dpo: 3 of 6 pairs are left out" in notices[0] and "pairs.jsonl:2" in notices[0]
     file.write_text((json.dumps(long) + "\n") * 4)
     with pytest.raises(UserError, match=r"none of the 4 pairs can be learned from; .*jsonl:1.*raise model"):
-        load_pairs(str(file), tokenizer(), 65, notices.append)
+        load_preferences(str(file), False, tokenizer(), 65, notices.append)
+
+
+JUDGED = [
+    {"prompt": "Hi", "completion": "Hello there.", "label": True},
+    {"prompt": "Go", "completion": "left", "label": False},
+    {"prompt": "A?", "completion": "bbb", "label": "true"},
+]
+
+
+def test_ktos_loss_of_packed_answers_is_the_mean_over_answers_with_the_baseline_of_exchanged_ones(tmp_path):
+    file = tmp_path / "judged.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in JUDGED))
+    policy, reference, world = model(1), model(2), World.start("cpu")
+    answers = load_preferences(str(file), True, tokenizer(), 65, print)
+    config = DPOConfig(objective="kto", batch_size=3, undesirable_weight=2.0)
+    stream = PreferenceStream(answers, config, 0, 2, tokenizer().bos, world, policy, reference)
+    batches = stream.next()
+    loss = sum(float(stream.loss(policy, batch)) for batch in batches) / sum(batch.target_count for batch in batches)
+
+    def gain(prompt: str, answer: str) -> float:
+        conversation, _ = parse_pair({"prompt": prompt, "chosen": answer, "rejected": "x"}, "here")
+        return likelihood(policy, conversation) - likelihood(reference, conversation)
+
+    order = [
+        next(row for row in JUDGED if answer_of(row) in tokenizer().decode(rollout.tokens))
+        for rollout in map(stream._rollout, range(3))
+    ]
+    exchanged = [
+        gain(row["prompt"], other["completion"]) for row, other in zip(order, order[1:] + order[:1], strict=True)
+    ]
+    baseline = max(0.0, float(np.mean(exchanged)))
+    assert stream.baseline == pytest.approx(baseline, abs=1e-4)
+    signs = [1 if row["label"] in (True, "true") else -1 for row in JUDGED]
+    gains = [gain(row["prompt"], row["completion"]) for row in JUDGED]
+    weights = [1 if sign > 0 else 2 for sign in signs]
+    values = [w / (1 + np.exp(s * 0.1 * (g - baseline))) for w, s, g in zip(weights, signs, gains, strict=True)]
+    assert loss == pytest.approx(np.mean(values), rel=1e-4)
+    assert set(stream.metrics()) == {"accuracy", "margin", "baseline"}
+
+
+def answer_of(row: dict) -> str:
+    return row["completion"]
+
+
+def test_pairs_are_read_from_any_file_with_columns_of_other_names(tmp_path):
+    (tmp_path / "p.csv").write_text("Frage,gut,schlecht\nHi,Hello.,no\n")
+    source = f"{tmp_path / 'p.csv'}?prompt=Frage&chosen=gut&rejected=schlecht"
+    assert len(load_preferences(source, False, tokenizer(), 65, print)) == 1
+    assert [rollout.reward for rollout in load_preferences(source, True, tokenizer(), 65, print)] == [1.0, 0.0]

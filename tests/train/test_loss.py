@@ -8,7 +8,6 @@ from fledgling.train.loss import (
     estimate_kl,
     is_clipped,
     ppo_clip_loss,
-    preference_loss,
     token_entropy,
     value_clip_loss,
 )
@@ -103,8 +102,3 @@ def test_token_entropy():
     value, gradient = with_gradient(token_entropy, logits)
     np.testing.assert_allclose(value, h)
     np.testing.assert_allclose(gradient, -p * (np.log(p) + h[:, None]), atol=1e-12)
-
-
-def test_preference_loss():
-    margins = RNG.normal(size=20) * 5
-    compare(lambda m: preference_loss(m, 0.3), lambda m: np.log1p(np.exp(-0.3 * m)), margins)

@@ -112,7 +112,7 @@ def test_a_few_rows_that_are_no_conversation_are_left_out_and_logged(tmp_path):
     assert len(preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())[0]) == 200
     assert [text for text in notices if "1 of 201 rows left out" in text and "smoltalk.jsonl:201" in text]
     write_rows(tmp_path / "smoltalk.jsonl", [conversation] * 50 + [empty] * 50)
-    with pytest.raises(UserError, match=r"smoltalk.jsonl:\d+: a message's"):
+    with pytest.raises(UserError, match=r"smoltalk.jsonl:\d+: no message of the assistant"):
         preparer.conversation_shard("smoltalk", None, preparer.load_or_train_tokenizer())
 
 

@@ -69,15 +69,20 @@ def gae(
     return estimates
 
 
-def token_weights(lengths: Sequence[int], normalization: str) -> np.ndarray:
-    """Returns the loss weight of each token of an answer, (N,); over all tokens they add up to the number of tokens.
+def token_weights(lengths: Sequence[int], normalization: str, max_tokens: int = 1) -> np.ndarray:
+    """Returns the loss weight of each token of an answer, (N,).
 
     token     every token has equal weight: sum over tokens / tokens (DAPO, arXiv 2503.14476, equation 8)
     sequence  every answer has equal weight: mean over answers of the mean over its tokens (GRPO, arXiv 2402.03300,
               equation 3)
+    constant  every token has equal weight, one over the longest answer, whatever the lengths: mean over answers of the
+              sum over its tokens / max_tokens (Dr. GRPO, arXiv 2503.20783, listing 1)
 
-    lengths: sampled tokens of each answer, (N,). The loop divides the weighted sum by the number of tokens.
+    lengths: sampled tokens of each answer, (N,). The loop divides the weighted sum by the number of tokens; the weights
+    of all tokens add up to it, but those of "constant".
     """
+    if normalization == "constant":
+        return np.full(len(lengths), sum(lengths) / max(1, len(lengths)) / max_tokens)
     if normalization == "token":
         return np.ones(len(lengths))
     assert normalization == "sequence", normalization

@@ -1,7 +1,14 @@
-"""GRPO and PPO: how rewards become advantages, and the loss that is minimized.
+"""GRPO, its variants, and PPO: how rewards become advantages, and the loss that is minimized.
 
 They differ in the baseline of an answer's reward. GRPO compares an answer with the others of its group; PPO estimates
-the value of every token's state with a critic. `make_algorithm` returns the one that `rl.algorithm` names.
+the value of every token's state with a critic. The variants of GRPO differ in the surrogate and in two defaults:
+
+    grpo      the clipped ratio of a token                        centered, token
+    dr_grpo   the same (arXiv 2503.20783)                         centered, constant
+    cispo     the clipped weight of a token (arXiv 2506.13585)    zscore, token
+    gspo      the clipped ratio of an answer (arXiv 2507.18071)   zscore, sequence
+
+`make_algorithm` returns the one that `rl.algorithm` names.
 
 Shapes: P prompts, G answers per prompt, B rows, T positions of packed rows.
 """
@@ -9,10 +16,11 @@ Shapes: P prompts, G answers per prompt, B rows, T positions of packed rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,14 +31,24 @@ from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.world import World
 from fledgling.train.critic import get_critic
-from fledgling.train.loss import StepMetrics, policy_gradient_loss
+from fledgling.train.loss import (
+    CLIPPED,
+    CLIPPED_ANSWERS,
+    CLIPPED_WEIGHTS,
+    StepMetrics,
+    Surrogate,
+    policy_gradient_loss,
+)
 from fledgling.train.rl.advantage import EPSILON, gae, group_advantages
 
 
 class Algorithm(Protocol):
     """The parts of a policy-gradient stage that depend on the algorithm."""
 
-    uses_critic: ClassVar[bool]
+    @property
+    def loss_normalization(self) -> str:
+        """What has equal weight in the loss: see `token_weights`."""
+        ...
 
     def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
         """Returns which groups are trained on, (P,) bool, from rewards (P, G)."""
@@ -54,10 +72,20 @@ class Algorithm(Protocol):
 
 @dataclass(frozen=True)
 class GRPO:
-    """Group-relative policy optimization (arXiv 2402.03300)."""
+    """Group-relative policy optimization (arXiv 2402.03300), and its variants.
+
+    default_advantages, default_weights: the normalizations where the recipe has none.
+    """
 
     config: RLConfig
-    uses_critic: ClassVar[bool] = False
+    surrogate: Surrogate = CLIPPED
+    default_advantages: str = "centered"
+    default_weights: str = "token"
+
+    @property
+    def loss_normalization(self) -> str:
+        """What has equal weight in the loss."""
+        return self.config.loss_normalization or self.default_weights
 
     def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
         """Drops groups of equal rewards, whose advantages are all 0, where nothing else is learned from them.
@@ -73,14 +101,14 @@ class GRPO:
 
         See `group_advantages`.
         """
-        return group_advantages(rewards, self.config.advantage_normalization)
+        return group_advantages(rewards, self.config.advantage_normalization or self.default_advantages)
 
     def add_token_advantages(self, batches: Sequence[Batch], model: Transformer, world: World) -> None:
         """Does nothing: every token has the advantage of its answer."""
 
     def loss(self, model: Transformer, batch: Batch, kl_weight: float, metrics: StepMetrics) -> Tensor:
-        """Returns the clipped policy-gradient loss with its KL and entropy terms, summed over the batch's targets."""
-        return policy_gradient_loss(model, batch, self.config, kl_weight, metrics)
+        """Returns the surrogate with its KL and entropy terms, summed over the batch's targets."""
+        return policy_gradient_loss(model, batch, self.config, kl_weight, metrics, surrogate=self.surrogate)
 
 
 @dataclass(frozen=True)
@@ -88,7 +116,11 @@ class PPO:
     """Proximal policy optimization with a critic (arXiv 1707.06347) and generalized advantage estimation."""
 
     config: RLConfig
-    uses_critic: ClassVar[bool] = True
+
+    @property
+    def loss_normalization(self) -> str:
+        """What has equal weight in the loss."""
+        return self.config.loss_normalization or "token"
 
     def __post_init__(self) -> None:
         """Raises UserError for an advantage normalization that needs groups."""
@@ -136,12 +168,28 @@ class PPO:
         return policy_gradient_loss(model, batch, self.config, kl_weight, metrics, get_critic(model))
 
 
-ALGORITHMS: dict[str, type[GRPO] | type[PPO]] = {"grpo": GRPO, "ppo": PPO}
+@dataclass(frozen=True)
+class AlgorithmKind:
+    """How an algorithm is made, and whether its stage trains a critic."""
+
+    make: Callable[[RLConfig], Algorithm]
+    uses_critic: bool = False
+
+
+ALGORITHMS = {
+    "grpo": AlgorithmKind(GRPO),
+    "dr_grpo": AlgorithmKind(partial(GRPO, default_weights="constant")),
+    "cispo": AlgorithmKind(partial(GRPO, surrogate=CLIPPED_WEIGHTS, default_advantages="zscore")),
+    "gspo": AlgorithmKind(
+        partial(GRPO, surrogate=CLIPPED_ANSWERS, default_advantages="zscore", default_weights="sequence")
+    ),
+    "ppo": AlgorithmKind(PPO, uses_critic=True),
+}
 
 
 def make_algorithm(config: RLConfig) -> Algorithm:
     """Returns the algorithm that the recipe names. Raises UserError for settings that it does not have."""
-    return ALGORITHMS[config.algorithm](config)
+    return ALGORITHMS[config.algorithm].make(config)
 
 
 def sum_over_ranks(rows: Sequence[tuple[float, ...]], columns: int, world: World) -> tuple[float, ...]:

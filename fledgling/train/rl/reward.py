@@ -1,7 +1,8 @@
 """The reward of an answer: the task's score, its format, custom functions, and a length penalty.
 
 A reward is a weighted sum of named parts, each recorded: `task` is the task's own score (an exact answer, tests run in
-the sandbox), `format` whether the answer is complete, `module:function` a custom function. A function that raises,
+the sandbox), `format` whether the answer is complete, `module:function` a custom function, `model:RUN` a reward model's
+score. A function that raises,
 hangs or returns no finite number ends the round with its name and the answer it failed on.
 """
 
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from fledgling.config import RLConfig, UserError, did_you_mean
 from fledgling.infer.detokenizer import decode_final_text
@@ -24,6 +26,7 @@ from fledgling.infer.request import Completion
 from fledgling.tasks.task import Question, Task, score_answers
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.rl.advantage import overlong_penalty
+from fledgling.train.rl.model_reward import MODEL_PREFIX, ModelReward
 
 LOAD_TIMEOUT = 120.0  # seconds that a function's module may take to import
 MAX_QUOTE_LENGTH = 100  # characters of a question or an answer in a message
@@ -126,14 +129,22 @@ def is_well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> b
 class RewardScorer:
     """Computes a recipe's reward: its parts, and their weighted sum."""
 
-    def __init__(self, config: RLConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: RLConfig, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
         self.config, self.tokenizer = config, tokenizer
         self.weights = {name: w for name, w in config.rewards.items() if w > 0} or {"task": 1.0}
-        self.custom_rewards = {name: CustomReward(name, config.reward_timeout) for name in self.weights if ":" in name}
+        self.custom_rewards: dict[str, CustomReward | ModelReward] = {
+            name: ModelReward(name, tokenizer, device)
+            if name.startswith(MODEL_PREFIX)
+            else CustomReward(name, config.reward_timeout)
+            for name in self.weights
+            if ":" in name
+        }
         for name in self.weights:
             if name not in ("task", "format", *self.custom_rewards):
                 hint = did_you_mean(name, ("task", "format"))
-                raise UserError(f'rl.rewards: unknown "{name}"{hint}; expected task, format or module:function')
+                raise UserError(
+                    f'rl.rewards: unknown "{name}"{hint}; expected task, format, module:function or model:RUN'
+                )
 
     def score(
         self, questions: Sequence[tuple[Task, Question]], answers: Sequence[Completion]

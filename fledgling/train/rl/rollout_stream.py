@@ -84,7 +84,7 @@ class RolloutStream:
         names = sorted(name for name in tasks if config.tasks.get(name, 0) > 0)
         self.tasks = [tasks[name] for name in names]
         self.source_order = SourceOrder.from_weights([config.tasks[name] for name in names])
-        self.reward_scorer = RewardScorer(config, engine.tokenizer)
+        self.reward_scorer = RewardScorer(config, engine.tokenizer, engine.source.head.weight.device)
         self.minibatches: list[list[Batch]] = []  # of the current round: the micro-batches of all ranks
         self.kl_weight, self.step_metrics, self.collapse_monitor = config.kl_weight, StepMetrics(), CollapseMonitor(log)
         self.round_metrics: dict[str, float] = {}  # of the newest round
@@ -210,7 +210,7 @@ class RolloutStream:
         if not rollouts:
             return [empty_batch(context, self.micro_batch_size, bos)]
         lengths = [answer.forced[: context + 1 - len(prompt)].count(False) for prompt, answer, *_ in rollouts]
-        weights = token_weights(lengths, self.config.loss_normalization)
+        weights = token_weights(lengths, self.algorithm.loss_normalization, self.config.max_new_tokens)
         packed = [Rollout.from_completion(*item, float(weight)) for item, weight in zip(rollouts, weights, strict=True)]
         return pack_rollouts(packed, context, self.micro_batch_size, bos)
 

@@ -1,0 +1,115 @@
+"""Pairs and judged answers of a file as rollouts: documents whose answers are targets and whose prompts are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from fledgling.config import UserError
+from fledgling.files import ROW_FILES, BadRows, list_row_blocks, split_columns
+from fledgling.text.conversation import render_conversation, render_prompt
+from fledgling.text.preferences import EXPECTED_JUDGED, EXPECTED_PAIR, Pair, parse_judged, parse_pair
+from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.rollout import Rollout
+
+
+class TooLongError(UserError):
+    """A prompt and what answers it do not fit in a row."""
+
+
+def render_pair(tokenizer: Tokenizer, pair: Pair, row_tokens: int, where: str) -> tuple[Rollout, bool]:
+    """Returns a pair as one rollout of two documents in at most `row_tokens` tokens, and whether it was cut."""
+    prompt_length, tokens = _render_answers(tokenizer, pair, where)
+    limit = max(row_tokens // 2, row_tokens - min(map(len, tokens)))
+    documents = [ids[:limit] for ids in tokens] if sum(map(len, tokens)) > row_tokens else tokens
+    if min(map(len, documents)) <= prompt_length:
+        raise TooLongError(
+            f"{where}: the prompt and two answers do not fit in {row_tokens} tokens; raise model.context"
+        )
+    return _make_rollout(documents, prompt_length), sum(map(len, documents)) < sum(map(len, tokens))
+
+
+def render_judged(
+    tokenizer: Tokenizer, conversation: dict, desirable: bool, row_tokens: int, where: str
+) -> tuple[Rollout, bool]:
+    """Returns a conversation as a rollout whose reward is 1 if it is desirable, else 0; and whether it was cut."""
+    prompt_length, (ids,) = _render_answers(tokenizer, [conversation], where)
+    if min(len(ids), row_tokens) <= prompt_length:
+        raise TooLongError(f"{where}: the prompt leaves no room in {row_tokens} tokens; raise model.context")
+    rollout = _make_rollout([ids[:row_tokens]], prompt_length)
+    return replace(rollout, reward=float(desirable)), len(ids) > row_tokens
+
+
+def load_preferences(
+    source: str, judged: bool, tokenizer: Tokenizer, row_tokens: int, log: Callable[[str], None]
+) -> list[Rollout]:
+    """Returns the pairs of a file, or its judged answers.
+
+    Rows that are damaged, and those whose prompt leaves no room for an answer, are left out and counted.
+
+    Args:
+        source: a path, which may be followed by the names of its columns.
+
+    Raises:
+        UserError: that names file and line: more than one row in a hundred is damaged, or nothing is left.
+    """
+    name, columns = split_columns(source)
+    path, what, expected = Path(name), *(("answer", EXPECTED_JUDGED) if judged else ("pair", EXPECTED_PAIR))
+    if not path.is_file():
+        raise UserError(f"dpo.pairs: cannot read {path}: no such file; expected {ROW_FILES} of rows like {expected}")
+    found: list[tuple[Rollout, bool]] = []
+    bad, too_long, count = BadRows(), BadRows(), 0
+    for block in list_row_blocks(path):
+        for row, where in block.iterate_rows():
+            count += 1
+            try:
+                if isinstance(row, UserError):
+                    raise row
+                if judged:
+                    answers = parse_judged(row, where, columns)
+                    found += [render_judged(tokenizer, *answer, row_tokens, where) for answer in answers]
+                else:
+                    found.append(render_pair(tokenizer, parse_pair(row, where, columns), row_tokens, where))
+            except TooLongError as error:
+                too_long.add(error)
+            except UserError as error:
+                bad.add(error)
+    bad.require_few(count)
+    if not found and too_long.count:
+        raise UserError(f"dpo.pairs: none of the {too_long.count:,} {what}s can be learned from; {too_long.first}")
+    if not found:
+        raise UserError(f"dpo.pairs: {path} holds no {what}; expected rows like {expected}")
+    for rows in (bad, too_long):
+        if rows.count:
+            log(f"dpo: {rows.count:,} of {count:,} {what}s are left out (first: {rows.first})")
+    if cut := sum(was_cut for _, was_cut in found):
+        log(f"dpo: {cut:,} of {len(found):,} {what}s are longer than a row and were cut at their ends")
+    return [rollout for rollout, _ in found]
+
+
+def exchange_answers(rollouts: Sequence[Rollout], row_tokens: int) -> list[Rollout]:
+    """Returns each prompt with the answer of the next rollout, cut to a row: samples of no relation to the prompt."""
+    exchanged = []
+    for rollout, other in zip(rollouts, [*rollouts[1:], *rollouts[:1]], strict=True):
+        prompt, answer = rollout.tokens[~rollout.sampled], other.tokens[other.sampled]
+        documents = [np.concatenate([prompt, answer])[:row_tokens]]
+        exchanged.append(replace(_make_rollout(documents, len(prompt)), loss_weight=1.0))
+    return exchanged
+
+
+def _render_answers(tokenizer: Tokenizer, conversations: Sequence[dict], where: str) -> tuple[int, list[np.ndarray]]:
+    """Returns the tokens of the prompt that conversations share, and the tokens of each."""
+    try:
+        prompt_length = len(render_prompt(tokenizer, {"messages": conversations[0]["messages"][:-1]}))
+        return prompt_length, [render_conversation(tokenizer, each).tokens for each in conversations]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _make_rollout(documents: Sequence[np.ndarray], prompt_length: int) -> Rollout:
+    ids = np.concatenate(documents).astype(np.int64)
+    is_target = np.concatenate([np.arange(len(document)) >= prompt_length for document in documents])
+    return Rollout(ids, is_target, np.zeros(len(ids), np.float32))
