@@ -1,8 +1,7 @@
-"""Writes a model of the llama family as one GGUF file, with its tokenizer, for llama.cpp and programs based on it.
+"""Writes a model as one GGUF file, with its tokenizer, for llama.cpp and programs based on it.
 
-The file is the same model under other names, with two differences: queries and keys are rotated in neighbouring pairs
-instead of halves, so the rows of those two matrices are reordered; and the pre-tokenizer is chosen by name, so only
-tokenizers whose pre-tokenizer has a name in llama.cpp can be included.
+The file is the same model under other names (gguf_mapping.py). The pre-tokenizer is chosen by name, so only tokenizers
+whose pre-tokenizer has a name in llama.cpp can be included.
 
     f32  exact    f16  half precision    q8_0  blocks of 32 in 8 bits    q4_0  in 4 bits, embedding and head in q8_0
 
@@ -12,7 +11,7 @@ tokenizers whose pre-tokenizer has a name in llama.cpp can be included.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,29 +22,16 @@ from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
 from fledgling.export.chat_template import CHAT_TEMPLATE, supports_chat
-from fledgling.export.hf_mapping import check_family
+from fledgling.export.gguf_mapping import choose_architecture, from_gguf_tensor, list_tensors, to_gguf_tensor
+from fledgling.model.transformer import Transformer
 from fledgling.record import make_write_error
 from fledgling.record.durable import make_directory, replace_file
 from fledgling.text.bpe import split_pattern
 from fledgling.text.tokenizer import Tokenizer
 
 TYPES = ("f32", "f16", "q8_0", "q4_0")
-LAYER_NAMES = {
-    "attention.q_proj": "attn_q",
-    "attention.k_proj": "attn_k",
-    "attention.v_proj": "attn_v",
-    "attention.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "attention_norm": "attn_norm",
-    "mlp_norm": "ffn_norm",
-}
-OUTER_NAMES = {
-    "embedding.weight": "token_embd.weight",
-    "norm.weight": "output_norm.weight",
-    "head.weight": "output.weight",
-}
+ALWAYS_F32 = ("position_embd.weight",)  # as llama.cpp's own converter keeps it
+OUTER_NAMES = ("token_embd.weight", "output.weight")
 
 
 def import_gguf() -> Any:
@@ -55,15 +41,6 @@ def import_gguf() -> Any:
     import gguf
 
     return gguf
-
-
-def check_gguf_support(config: ModelConfig) -> None:
-    """Raises UserError unless llama.cpp's `llama` architecture can represent this model."""
-    if config.family != "llama":
-        raise UserError(f"this model is of the {config.family} family; GGUF export supports llama only: use export hf")
-    check_family(config)
-    if config.bias:
-        raise UserError("this model has biases, which the llama architecture of GGUF does not support: use export hf")
 
 
 def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
@@ -85,27 +62,6 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
     return names[patterns[0]]
 
 
-def interleave_halves(rows: Tensor, heads: int) -> Tensor:
-    """Reorders the rows (H x D, C) of queries or keys from halves to neighbouring pairs, head by head."""
-    return rows.view(heads, 2, -1, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
-
-
-def deinterleave_halves(rows: Tensor, heads: int) -> Tensor:
-    """Reorders rows from neighbouring pairs to halves: the inverse of `interleave_halves`."""
-    return rows.view(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
-
-
-def _names(config: ModelConfig) -> Iterator[tuple[str, str, int]]:
-    """Yields (our name, GGUF name, heads of rotated rows or 0) for every stored tensor."""
-    for name, gguf_name in OUTER_NAMES.items():
-        if not (config.tie_embeddings and name == "head.weight"):
-            yield name, gguf_name, 0
-    rotated = {"attention.q_proj": config.heads, "attention.k_proj": config.kv_heads}
-    for layer in range(config.depth):
-        for name, gguf_name in LAYER_NAMES.items():
-            yield f"blocks.{layer}.{name}.weight", f"blk.{layer}.{gguf_name}.weight", rotated.get(name, 0)
-
-
 def write_gguf(
     path: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Tokenizer | None, kind: str, name: str
 ) -> Path:
@@ -121,7 +77,7 @@ def write_gguf(
 
     Raises UserError for an unsupported model, an unknown type and a write error.
     """
-    check_gguf_support(config)
+    architecture = choose_architecture(config)
     if kind not in TYPES:
         raise UserError(f"type {kind!r} is unknown; expected one of {', '.join(TYPES)}")
     pre_tokenizer = pre_tokenizer_name(tokenizer) if tokenizer else ""
@@ -129,19 +85,17 @@ def write_gguf(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         make_directory(path.parent)
-        writer = gguf.GGUFWriter(temporary, "llama")
+        writer = gguf.GGUFWriter(temporary, architecture.name)
         _describe(writer, config, kind, name, gguf)
         if tokenizer:
             _vocabulary(writer, config, tokenizer, pre_tokenizer, gguf)
         else:
             writer.add_tokenizer_model("no_vocab")
-        for our_name, gguf_name, heads in _names(config):
-            tensor = state[our_name].detach().float().cpu()
-            tensor = interleave_halves(tensor, heads) if heads else tensor
-            storage_type = _type(kind, gguf_name, tensor, gguf)
-            writer.add_tensor(
-                gguf_name, gguf.quantize(tensor.contiguous().numpy(), storage_type), raw_dtype=storage_type
-            )
+        for entry in list_tensors(config, architecture):
+            tensor = to_gguf_tensor(entry, state, config, architecture)
+            storage_type = _type(kind, entry.name, tensor, gguf)
+            stored = gguf.quantize(tensor.contiguous().numpy(), storage_type)
+            writer.add_tensor(entry.name, stored, raw_dtype=storage_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -157,12 +111,11 @@ def write_gguf(
 def _type(kind: str, name: str, tensor: Tensor, gguf: Any) -> Any:
     """Returns a tensor's storage type: vectors in f32; matrices as requested if rows are whole blocks, else f16."""
     types = gguf.GGMLQuantizationType
-    if tensor.ndim == 1 or kind == "f32":
+    if tensor.ndim == 1 or kind == "f32" or name in ALWAYS_F32:
         return types.F32
     if kind == "f16" or tensor.shape[1] % 32:
         return types.F16
-    is_outer = name in OUTER_NAMES.values()
-    return types.Q8_0 if kind == "q8_0" or is_outer else types.Q4_0
+    return types.Q8_0 if kind == "q8_0" or name in OUTER_NAMES else types.Q4_0
 
 
 def _describe(writer: Any, config: ModelConfig, kind: str, name: str, gguf: Any) -> None:
@@ -179,9 +132,15 @@ def _describe(writer: Any, config: ModelConfig, kind: str, name: str, gguf: Any)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.heads)
     writer.add_head_count_kv(config.kv_heads)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_rope_freq_base(config.rope_base)
-    writer.add_rope_dimension_count(config.head_width)
+    if config.norm == "layer":
+        writer.add_layer_norm_eps(config.norm_eps)
+    else:
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+    if config.positions == "rope":
+        writer.add_rope_freq_base(config.rope_base)
+        writer.add_rope_dimension_count(config.head_width)
+        writer.add_key_length(config.head_width)
+        writer.add_value_length(config.head_width)
 
 
 def _vocabulary(writer: Any, config: ModelConfig, tokenizer: Tokenizer, pre_tokenizer: str, gguf: Any) -> None:
@@ -213,12 +172,14 @@ def _vocabulary(writer: Any, config: ModelConfig, tokenizer: Tokenizer, pre_toke
 def read_gguf_state(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     """Returns our state dictionary from a file that `write_gguf` wrote, dequantized to float32."""
     gguf = import_gguf()
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Transformer(config).state_dict().items()}
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    state = {}
-    for name, gguf_name, heads in _names(config):
-        values = np.array(gguf.dequantize(stored[gguf_name].data, stored[gguf_name].tensor_type), dtype=np.float32)
-        tensor = torch.from_numpy(values)
-        state[name] = deinterleave_halves(tensor, heads) if heads else tensor
+    architecture, state = choose_architecture(config), {}
+    for entry in list_tensors(config, architecture):
+        tensor = stored[entry.name]
+        values = torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        state |= from_gguf_tensor(entry, values, shapes, config, architecture)
     if config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     return state

@@ -47,23 +47,6 @@ def test_the_file_has_the_metadata_of_llama_cpp(model, tokenizer, tmp_path):
     assert kept["blk.0.attn_norm.weight"] == "F32"
 
 
-def test_reordering_rows_is_inverted():
-    rows = torch.arange(24.0).view(12, 2)
-    assert gguf.interleave_halves(rows, 2)[:, 0].tolist() == [0, 6, 2, 8, 4, 10, 12, 18, 14, 20, 16, 22]
-    assert torch.equal(gguf.deinterleave_halves(gguf.interleave_halves(rows, 2), 2), rows)
-
-
-@pytest.mark.parametrize(
-    ("family", "fields", "word"),
-    [("gpt2", {}, "gpt2"), ("fledgling", {}, "fledgling"), ("llama", {"bias": True}, "biases")],
-)
-def test_other_models_are_refused(family, fields, word, make, tokenizer, tmp_path):
-    model = make(family, **fields)
-    with pytest.raises(UserError, match=word):
-        gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_pre_tokenizer_without_a_name_in_llama_cpp_is_refused(tokenizer):
     assert gguf.pre_tokenizer_name(tokenizer) == "qwen2"
     assert gguf.pre_tokenizer_name(Tokenizer.train(TEXT, 330, max_digits=3)) == "dbrx"
