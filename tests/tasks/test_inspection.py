@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pytest
 
@@ -10,28 +11,9 @@ from fledgling.tasks.inspection import EXAMPLES, Examples, inspect_data
 from fledgling.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 from tests.made_up_sets import write_public_sets
 
-WORDS = [
-    "the",
-    "mill",
-    "by",
-    "the",
-    "river",
-    "turns",
-    "its",
-    "wheel",
-    "all",
-    "night",
-    "and",
-    "all",
-    "day",
-    "while",
-    "the",
-    "water",
-    "runs",
-    "under",
-    "the",
-    "bridge",
-]
+WORDS = re.split(
+    " ", "the mill by the river turns its wheel all night and all day while the water runs under the bridge"
+)
 
 
 def turns(question, answer):

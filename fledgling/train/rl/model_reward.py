@@ -6,21 +6,34 @@ Such a run is made by `dpo.objective = "reward"` (train/dpo.py); its score is th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from fledgling.config import ModelConfig, UserError
 from fledgling.evals.chat import encode_question
+from fledgling.infer.request import Completion
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import load_checkpoint, resolve_checkpoint
+from fledgling.tasks.task import Question
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.critic import CRITIC, attach_critic, get_critic, merge_critic
 
-if TYPE_CHECKING:
-    from fledgling.train.rl.reward import Candidate
-
 MODEL_PREFIX = "model:"  # followed by a run, a stage or a checkpoint
+
+
+class Answered(Protocol):
+    """A question with its answer, as `reward.Candidate` is."""
+
+    @property
+    def question(self) -> Question:
+        """The question."""
+        ...
+
+    @property
+    def completion(self) -> Completion:
+        """The answer's tokens."""
+        ...
 
 
 class ModelReward:
@@ -46,7 +59,7 @@ class ModelReward:
         self.model.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def scores(self, candidates: Sequence[Candidate]) -> list[float]:
+    def scores(self, candidates: Sequence[Answered]) -> list[float]:
         """Returns one number per answer, computed alone, so that it depends on no other answer.
 
         An answer that does not fit the model's context is scored at its last token that does.
