@@ -40,11 +40,9 @@ from fledgling.train.going_on import describe_parent, read_rows_per_step, reconc
 from fledgling.train.health import Health, Rollback
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
-from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.peak import discard_outdated_peak, replace_exceeded_peak
 from fledgling.train.positions import carry_positions, read_positions
 from fledgling.train.prepare import DataPreparer
-from fledgling.train.rl.algorithm import ALGORITHMS
 from fledgling.train.rl.build import build_rl_stage
 from fledgling.train.run_directory import (
     lock_stage,
@@ -70,6 +68,7 @@ from fledgling.train.stage_weights import (
     read_trained,
     recipe_with_adapter,
     split_trained,
+    trains_value_head,
     write_adapter_config,
 )
 from fledgling.train.supervised import build_supervised_stage
@@ -161,13 +160,6 @@ def start_run(recipe: Recipe, name: str, resume: str, world: World, saved: Path 
                 remove_stage(run_dir / name)
             write_run_files(recipe, name, run_dir, setup, world, step)
     return setup
-
-
-def trains_value_head(recipe: Recipe, name: str) -> bool:
-    """Returns whether a stage trains a value head besides the model: PPO's critic, or a reward model's score."""
-    if name == "rl":
-        return ALGORITHMS[recipe.rl.algorithm].uses_critic
-    return name == "dpo" and OBJECTIVES[recipe.dpo.objective].trains_head
 
 
 def find_saved_checkpoint(stage_dir: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:

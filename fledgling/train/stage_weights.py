@@ -35,6 +35,8 @@ from fledgling.record import checkpoint, write_json
 from fledgling.record.atomic_directory import atomic_directory
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.train.critic import CRITIC, split_critic
+from fledgling.train.objectives import OBJECTIVES
+from fledgling.train.rl.algorithm import ALGORITHMS
 
 INIT_ADAPTER_DIR = "init_adapter"  # in the run directory: a copy of adapter.init_from
 
@@ -202,3 +204,10 @@ def write_adapter_config(
     if write:
         write_json(path, contents)
     return {CONFIG_FILE: path}
+
+
+def trains_value_head(recipe: Recipe, name: str) -> bool:
+    """Returns whether a stage trains a value head besides the model: PPO's critic, or a reward model's score."""
+    if name == "rl":
+        return ALGORITHMS[recipe.rl.algorithm].uses_critic
+    return name == "dpo" and OBJECTIVES[recipe.dpo.objective].trains_head

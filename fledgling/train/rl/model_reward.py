@@ -12,12 +12,13 @@ import torch
 
 from fledgling.config import ModelConfig, UserError
 from fledgling.evals.chat import encode_question
+from fledgling.export.checkpoint_weights import read_weights
 from fledgling.infer.request import Completion
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import load_checkpoint, resolve_checkpoint
 from fledgling.tasks.task import Question
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.critic import CRITIC, attach_critic, get_critic, merge_critic
+from fledgling.train.critic import CRITIC, attach_critic, get_critic
 
 MODEL_PREFIX = "model:"  # followed by a run, a stage or a checkpoint
 
@@ -42,12 +43,12 @@ class ModelReward:
     def __init__(self, spec: str, tokenizer: Tokenizer, device: torch.device | str = "cpu") -> None:
         """Loads the model. Raises UserError for a checkpoint without a trained value head or of another tokenizer."""
         path = resolve_checkpoint(spec.removeprefix(MODEL_PREFIX))
-        loaded = load_checkpoint(path)
-        if CRITIC not in loaded.tensors:
+        if not (path / f"{CRITIC}.safetensors").is_file():
             raise UserError(
                 f'rl.rewards "{spec}": {path} scores nothing; expected a run whose last stage is dpo with '
                 'dpo.objective="reward"'
             )
+        loaded = read_weights(path)
         if loaded.state.get("tokenizer") != tokenizer.fingerprint():
             raise UserError(
                 f'rl.rewards "{spec}": its tokenizer is not that of this run; make both from one checkpoint'
@@ -55,7 +56,8 @@ class ModelReward:
         self.spec, self.tokenizer, self.device = spec, tokenizer, torch.device(device)
         self.model = Transformer(ModelConfig.from_dict(loaded.state["model"]))
         attach_critic(self.model)
-        self.model.load_state_dict(merge_critic({name: loaded.tensors[name] for name in ("model", CRITIC)}))
+        head = load_checkpoint(path, (CRITIC,), check_hashes=False).tensors[CRITIC]
+        self.model.load_state_dict({**loaded.merged, **head})
         self.model.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
