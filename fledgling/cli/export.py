@@ -76,7 +76,9 @@ def gguf(
     fold_norms: Fold = False,
     as_json: Json = False,
 ) -> int:
-    """Write a model of the llama family as one GGUF file with its tokenizer, and compare the two.
+    """Write a model as one GGUF file with its tokenizer, and a Modelfile for Ollama; compare the two.
+
+    llama.cpp runs it as llama, qwen3, arcee or gpt2, by its parts; the recipe quickstart-gguf trains such a model.
 
     Parameters
     ----------
@@ -87,7 +89,9 @@ def gguf(
     fold_norms
         Multiply the norms' weights into the following matrices, which leaves ones (untied heads).
     """
+    from fledgling.export.chat_template import supports_chat
     from fledgling.export.gguf import write_gguf
+    from fledgling.export.modelfile import write_modelfile
     from fledgling.export.parity import compare_gguf
     from fledgling.infer.runner import load_model
     from fledgling.kernels.quantized_model import require_unquantized
@@ -97,6 +101,8 @@ def gguf(
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
     write_gguf(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem)
+    if supports_chat(tokenizer):
+        print(write_modelfile(out.with_suffix(".Modelfile"), out, model.config, tokenizer), file=sys.stderr)
     return _print_parity(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fledgling.config import ModelConfig, UserError
+from fledgling.config import ModelConfig, UserError, load_recipe
 from fledgling.export import gguf
 from fledgling.export.gguf_mapping import choose_architecture, list_tensors, order_rows, restore_rows, to_gguf_tensor
-from tests.export.conftest import random_model
+from fledgling.text.tokenizer import Tokenizer
+from tests.export.conftest import TEXT, random_model
 
 PLAIN = {"activation": "swiglu", "logit_softcap": 0.0}  # of our own family
 MODELS = {
@@ -154,3 +155,16 @@ def test_what_no_architecture_has_is_named(family, fields, word, tokenizer, tmp_
     with pytest.raises(UserError) as error:
         gguf.write_gguf(tmp_path / "m.gguf", model.config, model.state_dict(), tokenizer, "f16", "m")
     assert word in str(error.value) and "quickstart-gguf" in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+def test_the_recipe_for_gguf_trains_a_model_and_a_tokenizer_that_llama_cpp_has():
+    recipe = load_recipe("quickstart-gguf")
+    assert choose_architecture(recipe.resolve_model()).name == "qwen3"
+    assert gguf.pre_tokenizer_name(Tokenizer.train(TEXT, 330, max_digits=recipe.tokenizer.max_digits)) == "qwen2"
+    plain = load_recipe("quickstart")
+    assert {name for name in vars(plain) if getattr(plain, name) != getattr(recipe, name)} == {
+        "name",
+        "description",
+        "model",
+        "run",
+    }, "the same run but for the model"

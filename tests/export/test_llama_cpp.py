@@ -1,6 +1,5 @@
 """GGUF files of every architecture in llama.cpp itself, where xllamacpp (its server in Python) is installed."""
 
-
 import pytest
 import torch
 

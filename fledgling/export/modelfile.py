@@ -1,0 +1,69 @@
+"""Writes the Modelfile with which `ollama create NAME -f FILE` takes a GGUF file, and checks the grammar of one.
+
+A Modelfile is a list of instructions: FROM, PARAMETER, TEMPLATE, SYSTEM, ADAPTER, LICENSE, MESSAGE, each with a value,
+which may be in three double quotes. TEMPLATE is Go's text/template, and renders the layout of `text/conversation.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from fledgling.config import ModelConfig, UserError
+from fledgling.record import write_text
+from fledgling.text.tokenizer import Tokenizer
+
+INSTRUCTIONS = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "ADAPTER", "LICENSE", "MESSAGE")
+PARAMETERS = ("num_ctx", "num_predict", "stop", "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty")
+# A system message comes before the first question. Ollama adds no token: the file says add_bos_token = false.
+TEMPLATE = """\
+<|bos|>{{- $system := .System }}
+{{- range .Messages }}
+{{- if eq .Role "user" }}<|user_start|>
+{{- if $system }}{{ $system }}{{ "\\n\\n" }}{{ $system = "" }}{{ end }}{{ .Content }}<|user_end|>
+{{- else if eq .Role "assistant" }}<|assistant_start|>{{ .Content }}<|assistant_end|>
+{{- end }}
+{{- end }}<|assistant_start|>"""
+
+
+def write_modelfile(path: Path, gguf_path: Path, config: ModelConfig, tokenizer: Tokenizer) -> Path:
+    """Writes the Modelfile of a GGUF file that lies in the same folder; returns its path."""
+    stops = [name for name in ("<|assistant_end|>", "<|user_start|>", "<|bos|>") if name in tokenizer.special_tokens]
+    lines = [
+        f"FROM ./{gguf_path.name}",
+        f'TEMPLATE """{TEMPLATE}"""',
+        f"PARAMETER num_ctx {config.context}",
+        *(f"PARAMETER stop {json.dumps(name)}" for name in stops),
+    ]
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def parse_modelfile(text: str) -> list[tuple[str, str]]:
+    """Returns the instructions of a Modelfile with their values.
+
+    Raises UserError that names the line of anything else.
+    """
+    found, at = [], 0
+    pattern = re.compile(r'(\w+)[ \t]+(?:"""(.*?)"""|((?!""")[^\n]*))[ \t]*(?:\n|\Z)', re.DOTALL)
+    while rest := text[at:]:
+        if blank := re.match(r"(?:[ \t]*(?:#[^\n]*)?\n)+", rest):
+            at += blank.end()
+            continue
+        match = pattern.match(rest)
+        line = text.count("\n", 0, at) + 1
+        if not match or match[1].upper() not in INSTRUCTIONS:
+            raise UserError(f"Modelfile, line {line}: expected one of {', '.join(INSTRUCTIONS)} with a value")
+        name, value = match[1].upper(), match[2] if match[2] is not None else match[3].strip()
+        if name == "PARAMETER" and value.split(" ")[0] not in PARAMETERS:
+            raise UserError(
+                f"Modelfile, line {line}: {value.split(' ')[0]} is no parameter; {', '.join(PARAMETERS)} are"
+            )
+        if not value:
+            raise UserError(f"Modelfile, line {line}: {name} has no value")
+        found.append((name, value))
+        at += match.end()
+    if not any(name == "FROM" for name, _ in found):
+        raise UserError("Modelfile: no FROM names the model")
+    return found
