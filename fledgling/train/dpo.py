@@ -20,6 +20,7 @@ from fledgling.config import DPOConfig, UserError
 from fledgling.data.batch import Batch
 from fledgling.files import split_columns
 from fledgling.model.transformer import Transformer
+from fledgling.optim.sharded import unsharded
 from fledgling.plan.stage_length import derive_dpo_steps
 from fledgling.runtime.world import World
 from fledgling.tasks.task import shuffle_indices
@@ -30,7 +31,7 @@ from fledgling.train.loss import StepMetrics
 from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.preference_data import exchange_answers, load_preferences
 from fledgling.train.preference_loss import collect_answers, preference_batch_loss
-from fledgling.train.rollout import Rollout, add_reference_logprobs, empty_batch, pack_rollouts
+from fledgling.train.rollout import Rollout, add_reference_logprobs, pack_rollouts
 from fledgling.train.stage import Stage
 
 
@@ -84,13 +85,12 @@ class PreferenceStream:
         """
         context = self.policy.config.context
         batches = pack_rollouts(exchange_answers(rollouts, context + 1), context, self.micro_batch_size, self.bos)
-        blank = empty_batch(context, self.micro_batch_size, self.bos)
-        batches += [blank] * (-len(batches) % self.world.size)  # as many on every rank, for sharded weights
         gains: list[float] = []
-        for batch in batches[self.world.rank :: self.world.size]:
-            batch = add_reference_logprobs(batch, self.reference).to(self.policy.head.weight.device)
-            answers = collect_answers(self.policy, self.policy(batch.tokens, batch.document_ids), batch)
-            gains += answers.gain[answers.weight > 0].tolist()
+        with unsharded(self.policy):
+            for batch in batches[self.world.rank :: self.world.size]:
+                batch = add_reference_logprobs(batch, self.reference).to(self.policy.head.weight.device)
+                answers = collect_answers(self.policy, self.policy(batch.tokens, batch.document_ids), batch)
+                gains += answers.gain[answers.weight > 0].tolist()
         every = list(chain(*self.world.all_gather_object(gains)))
         return max(0.0, math.fsum(every) / max(1, len(every)))
 
