@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from fledgling.train.loss import (
+    CLIPPED_ANSWERS,
+    cispo_loss,
     estimate_kl,
     is_clipped,
+    mean_log_ratio,
     ppo_clip_loss,
     token_entropy,
     value_clip_loss,
@@ -46,6 +49,41 @@ def test_clipped_tokens_are_those_without_gradient():
     _, gradient = with_gradient(lambda r: ppo_clip_loss(r, torch.tensor(ADVANTAGES), 0.2, 0.3), RATIO)
     clipped = is_clipped(torch.tensor(RATIO), torch.tensor(ADVANTAGES), 0.2, 0.3).numpy()
     assert (clipped == (gradient == 0)).all() and clipped.sum() == 2
+
+
+def test_cispo_bounds_the_weight_of_a_token_and_leaves_it_its_gradient():
+    """Of log p: the ratio is exp(log p - old), and its clipped value is a constant."""
+    old = np.log(RNG.uniform(0.1, 0.9, size=len(RATIO)))
+    weight = np.clip(RATIO, 1 - 0.2, 1 + 0.3)
+
+    def function(logprobs):
+        return cispo_loss((logprobs - torch.tensor(old)).exp(), logprobs, torch.tensor(ADVANTAGES), 0.2, 0.3)
+
+    value, gradient = with_gradient(function, old + np.log(RATIO))
+    np.testing.assert_allclose(value, -weight * ADVANTAGES * (old + np.log(RATIO)))
+    np.testing.assert_allclose(gradient, -weight * ADVANTAGES)
+
+
+def test_the_ratio_of_an_answer_is_the_geometric_mean_of_its_tokens():
+    documents = torch.tensor([[1, 1, 1, 2, 2, 2, 3]])
+    mask = torch.tensor([[False, True, True, True, False, True, False]])
+    log_ratio = torch.tensor([[9.0, 0.2, -0.4, 0.5, 9.0, 0.1, 9.0]], dtype=torch.float64)
+    found = mean_log_ratio(log_ratio, mask, documents)
+    np.testing.assert_allclose(found.numpy(), [[0, -0.1, -0.1, 0.3, 0, 0.3, 0]], atol=1e-12)
+
+
+def test_gspos_gradient_is_that_of_equation_10():
+    """An answer's ratio times its advantage times the mean gradient of its log p, and none where it is clipped."""
+    documents, mask = torch.tensor([[1, 1, 2, 2, 2]]), torch.ones(1, 5, dtype=torch.bool)
+    advantages = torch.tensor([[1.5, 1.5, 2.0, 2.0, 2.0]], dtype=torch.float64)
+    log_ratio = torch.tensor([[0.1, -0.3, 0.9, 0.2, 0.4]], dtype=torch.float64, requires_grad=True)
+    ratio = mean_log_ratio(log_ratio, mask, documents).exp()
+    weights = torch.tensor([[1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3]], dtype=torch.float64)
+    loss = (CLIPPED_ANSWERS.loss(ratio, log_ratio, advantages, 0.2, 0.2) * weights).sum()
+    (gradient,) = torch.autograd.grad(loss, log_ratio)
+    first = -np.exp(-0.1) * 1.5 / 2
+    np.testing.assert_allclose(gradient.numpy(), [[first, first, 0, 0, 0]], atol=1e-12)
+    assert CLIPPED_ANSWERS.per_answer and np.exp(0.5) > 1.2
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,9 @@ def test_token_weights_give_the_mean_of_each_paper(lengths):
         mean = sum(w * loss.sum() for w, loss in zip(weights, losses, strict=True)) / tokens
         assert mean == pytest.approx(expected)
         assert sum(weights * lengths) == pytest.approx(tokens)
+    weights = token_weights(lengths, "constant", 10)
+    mean = sum(w * loss.sum() for w, loss in zip(weights, losses, strict=True)) / tokens
+    assert mean == pytest.approx(sum(loss.sum() for loss in losses) / len(lengths) / 10), "Dr. GRPO: no length divides"
 
 
 def test_the_length_penalty_starts_after_the_free_tokens():

@@ -45,6 +45,12 @@ def test_the_optimum_is_reached_from_a_random_start(problem, algorithm):
     assert min(probabilities) > REACHED, probabilities
 
 
+@pytest.mark.parametrize("algorithm", ["dr_grpo", "cispo", "gspo"])
+def test_a_variant_reaches_the_optimum_of_the_bandit(algorithm):
+    config = settings(BANDIT, algorithm, loss_normalization=None, advantage_normalization=None)
+    assert learn(BANDIT, config, 0, STEPS[BANDIT]) > REACHED
+
+
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 def test_the_optimum_is_not_reached_with_the_sign_flipped(algorithm):
     assert learn(BANDIT, settings(BANDIT, algorithm), 0, STEPS[BANDIT], Flipped) < 0.1
