@@ -44,9 +44,12 @@ class RandomBatches:
 def add_stage_fields(batch: Batch, table: LoopConfig) -> Batch:
     """Returns a batch with what the loss of a stage reads besides tokens and targets, as zeros or ones."""
     zeros = torch.zeros(batch.tokens.shape)
-    if isinstance(table, DPOConfig):  # documents are numbered from 1: chosen, rejected, chosen, ...
-        numbered = None if batch.document_ids is None else batch.document_ids + 1
-        return replace(batch, document_ids=numbered, loss_weights=zeros + 1, reference_logprobs=zeros)
+    numbered = None if batch.document_ids is None else batch.document_ids + 1  # of answers, from 1
+    if isinstance(table, DPOConfig):  # chosen, rejected, chosen, ...
+        reference = zeros if table.uses_reference else None
+        return replace(
+            batch, document_ids=numbered, loss_weights=zeros + 1, rewards=zeros, reference_logprobs=reference
+        )
     if not isinstance(table, RLConfig):
         return batch
     fields = {"loss_weights": zeros + 1, "rewards": zeros, "advantages": zeros + 1, "old_logprobs": zeros}
@@ -54,4 +57,4 @@ def add_stage_fields(batch: Batch, table: LoopConfig) -> Batch:
         fields["reference_logprobs"] = zeros
     if ALGORITHMS[table.algorithm].uses_critic:
         fields |= {"returns": zeros, "old_values": zeros}
-    return replace(batch, **fields)
+    return replace(batch, document_ids=numbered, **fields)

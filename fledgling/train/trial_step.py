@@ -35,11 +35,13 @@ from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.critic import attach_critic
 from fledgling.train.loop import train_step
-from fledgling.train.loss import StepMetrics, dpo_loss, next_token_loss
+from fledgling.train.loss import StepMetrics, next_token_loss
+from fledgling.train.preference_loss import preference_batch_loss
 from fledgling.train.random_batches import RandomBatches, add_stage_fields
-from fledgling.train.rl.algorithm import ALGORITHMS, make_algorithm
+from fledgling.train.rl.algorithm import make_algorithm
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Stage
+from fledgling.train.stage_weights import trains_value_head
 
 HOST_READS = {"_local_scalar_dense", "item", "is_nonzero", "equal"}
 
@@ -73,7 +75,7 @@ def stage_loss(recipe: Recipe, name: str) -> Callable[[Transformer, Batch], Tens
     """Returns the loss of a stage, which its builder gives to the loop too."""
     table = recipe.stage_config(name)
     if isinstance(table, DPOConfig):
-        return partial(dpo_loss, beta=table.beta, metrics=StepMetrics())
+        return partial(preference_batch_loss, config=table, metrics=StepMetrics())
     if isinstance(table, RLConfig):
         return partial(make_algorithm(table).loss, kl_weight=table.kl_weight, metrics=StepMetrics())
     return next_token_loss
@@ -83,7 +85,7 @@ def _attach(model: Transformer, recipe: Recipe, name: str) -> None:
     """Adds the adapter and the critic that the stage trains."""
     if recipe.adapter.trains_in(name):
         attach_adapter(model, recipe.adapter, model.config)
-    if name == "rl" and ALGORITHMS[recipe.rl.algorithm].uses_critic:
+    if trains_value_head(recipe, name):
         attach_critic(model)
 
 
