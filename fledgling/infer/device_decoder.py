@@ -170,6 +170,9 @@ class DeviceDecoder:
         for block, window, keys, values in zip(model.blocks, windows, cache.keys, cache.values, strict=True):
             assert isinstance(block, TransformerBlock)
             flat_keys, flat_values = (part.transpose(1, 2).flatten(0, 1) for part in (keys, values))  # views
+            if self.run_block is not run_block:  # storage grows: its size is compiled as a variable
+                for storage in (flat_keys, flat_values):
+                    torch._dynamo.maybe_mark_dynamic(storage, 0)
             layer = DecodeLayer(
                 self.kernel, size, flat_keys, flat_values, slots, tables, lengths, row_starts, masks[window], window
             )

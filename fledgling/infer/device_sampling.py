@@ -89,7 +89,7 @@ def sample_rows(logits: Tensor, rows: RowParameters, positions: Tensor, mode: Sa
     if mode == "greedy":
         probabilities, ids = logits.softmax(-1), logits.argmax(-1)
     else:
-        temperature = torch.where(is_greedy, 1.0, rows.temperature.clamp(min=MIN_TEMPERATURE))
+        temperature = rows.temperature.clamp(min=MIN_TEMPERATURE).masked_fill(is_greedy, 1.0)
         probabilities = (logits / temperature[:, None]).softmax(-1)
         weights = _truncate_rows(probabilities, rows) if mode == "truncated" else probabilities
         ids = sample_inverse_cdf(weights, hash_to_uniform_on_device(rows.keys, positions))
@@ -102,11 +102,11 @@ def _truncate_rows(probabilities: Tensor, rows: RowParameters) -> Tensor:
     vocab_size = probabilities.shape[-1]
     descending = probabilities.sort(-1, descending=True).values
     last = descending.gather(1, (rows.top_k.clamp(max=vocab_size) - 1).clamp(min=0)[:, None])
-    kth = torch.where((rows.top_k > 0)[:, None], last, 0.0)
+    kth = last.masked_fill((rows.top_k == 0)[:, None], 0.0)
     before = descending.cumsum(-1) - descending  # probability of everything more likely
     excluded = before >= rows.top_p[:, None]
     nucleus = descending.masked_fill(excluded, math.inf).amin(-1, keepdim=True)
-    nucleus = torch.where((rows.top_p < 1)[:, None], nucleus, 0.0)
+    nucleus = nucleus.masked_fill((rows.top_p >= 1)[:, None], 0.0)
     relative = rows.min_p[:, None] * probabilities.amax(-1, keepdim=True)
     threshold = torch.maximum(torch.maximum(kth, nucleus), relative)
     return probabilities.masked_fill(probabilities < threshold, 0)

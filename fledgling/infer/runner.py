@@ -20,6 +20,7 @@ from fledgling.infer.device_decoder import DeviceDecoder, RunBlock, run_block
 from fledgling.infer.step_graphs import StepGraphs, compile_or_fall_back, print_notice
 from fledgling.kernels.backend import select_backend
 from fledgling.kernels.quantized_model import load_quantized_model
+from fledgling.kernels.quantized_tensor import QuantizedTensor
 from fledgling.model.attention import TreeMask
 from fledgling.model.cache import BLOCK_SIZE, CacheRow, KVCache
 from fledgling.model.decode_attention import VARLEN_BLOCK_SIZE, choose_decode_kernel
@@ -31,8 +32,8 @@ from fledgling.text.tokenizer import Tokenizer
 
 DeviceDecode = Literal["auto", "graphs", "on", "off"]
 GATHER_NOTICE = (
-    "decoding copies the cache's blocks for attention: reading them in place needs torch 2.12 or newer, 16 bits, "
-    "compute capability 8.0 and a head width of at most 256 that 8 divides"
+    "decoding copies the cache's blocks for attention: reading them in place needs a compiler (Triton and gcc), or "
+    "FlashAttention 3 activated by torch.nn.attention.activate_flash_attention_impl"
 )
 
 
@@ -114,7 +115,8 @@ class ModelRunner:
         self.decodes_on_device = device_decode == "on" or (is_cuda and device_decode != "off")
         self.decode_kernel = choose_decode_kernel(self.device, self.dtype, model.config.head_width)
         self.captures_graphs = is_cuda
-        compiles = is_cuda and device_decode != "graphs" and should_compile("auto", self.device)
+        is_quantized = any(isinstance(weight.data, QuantizedTensor) for weight in self.model.parameters())
+        compiles = is_cuda and device_decode != "graphs" and not is_quantized and should_compile("auto", self.device)
         self.run_block: RunBlock = compile_or_fall_back(run_block) if compiles and self.decodes_on_device else run_block
         self._has_reported = False
 
@@ -141,7 +143,8 @@ class ModelRunner:
         """Returns what decodes up to `max_rows` rows of the cache without host reads; None where that is not used."""
         if not self.decodes_on_device:
             return None
-        if self.device.type == "cuda" and self.decode_kernel == "gather" and not self._has_reported:
+        copies = self.captures_graphs and self.decode_kernel == "gather" and self.run_block is run_block
+        if copies and not self._has_reported:
             print_notice(GATHER_NOTICE)
             self._has_reported = True
         graphs = StepGraphs(self.captures_graphs)

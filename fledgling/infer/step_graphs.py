@@ -31,13 +31,14 @@ class StepGraphs:
 
     Args:
         captures: whether to capture; False always runs the function.
-        report: called with one line when capturing fails and steps run plainly from then on.
+        report: called with one line when capturing fails for the first time; steps of that shape then run plainly.
     """
 
     def __init__(self, captures: bool, report: Callable[[str], None] | None = None) -> None:
         self.captures = captures
         self.report = report or print_notice
         self.runs: dict[Hashable, int] = {}
+        self.failed: set[Hashable] = set()
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.pool: Any = None  # one memory pool for all graphs, made with the first
 
@@ -53,7 +54,10 @@ class StepGraphs:
             return step()
         if any(other[0] != key[0] for other in self.runs):  # type: ignore[index]
             self.runs.clear()
+            self.failed.clear()
             self.graphs.clear()
+        if key in self.failed:
+            return step()
         if key not in self.graphs:
             self.runs[key] = self.runs.get(key, 0) + 1
             if self.runs[key] <= RUNS_BEFORE_CAPTURE:
@@ -61,10 +65,10 @@ class StepGraphs:
             try:
                 self.graphs[key] = self._capture(step)
             except RuntimeError as error:
-                self.captures = False
-                self.graphs.clear()
-                reason = " ".join(str(error).split())[:200]
-                self.report(f"decoding runs without CUDA graphs: capturing a step failed: {reason}")
+                if not self.failed:
+                    reason = " ".join(str(error).split())[:200]
+                    self.report(f"some decoding steps run without CUDA graphs: capturing one failed: {reason}")
+                self.failed.add(key)
                 return step()
         graph, outputs = self.graphs[key]
         graph.replay()

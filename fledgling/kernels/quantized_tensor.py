@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fledgling.kernels import native
+from fledgling.kernels.device_matrix import MAX_DEVICE_ROWS, DeviceMatrix, can_pack, pack_device_matrix
 from fledgling.kernels.format import dequantize_matrix, quantize_matrix
 
 aten = torch.ops.aten
@@ -46,6 +47,7 @@ class QuantizedTensor(torch.Tensor):
         self.values, self.scales, self.bits = values, scales, bits
         usable = values.device.type == "cpu" and native.load_library() is not None
         self.matrix = native.describe_matrix(values, scales, bits) if usable else None
+        self._device_matrix: DeviceMatrix | None = None
 
     @classmethod
     def from_weight(cls, weight: Tensor, bits: int, group_size: int, dtype: torch.dtype) -> QuantizedTensor:
@@ -57,6 +59,13 @@ class QuantizedTensor(torch.Tensor):
         if self.matrix is not None and (dtype or self.dtype) == torch.bfloat16:
             return native.widen_matrix(self.matrix)
         return dequantize_matrix(self.values, self.scales, self.bits, dtype or self.dtype)
+
+    @property
+    def device_matrix(self) -> DeviceMatrix | None:
+        """The matrix as its device multiplies it, packed on first use; None where the device has no kernel for it."""
+        if self._device_matrix is None and can_pack(self.values, self.scales, self.bits):
+            self._device_matrix = pack_device_matrix(self.values, self.scales, self.bits)
+        return self._device_matrix
 
     @property
     def packed_bytes(self) -> int:
@@ -93,6 +102,8 @@ class QuantizedTensor(torch.Tensor):
             target, source = args[:2]
             target.values.copy_(source.values)
             target.scales.copy_(source.scales)
+            if target._device_matrix is not None:
+                target._device_matrix.copy_(pack_device_matrix(target.values, target.scales, target.bits))
             return target
         args, kwargs = tree_map_only(cls, cls.dequantize, (args, kwargs))
         return function(*args, **kwargs)
@@ -118,10 +129,15 @@ def _convert_tensor(operation: Any, tensor: QuantizedTensor, *options: Any) -> Q
 def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Computes x (..., K) -> (..., N) in x's dtype.
 
-    A bfloat16 input of at most `native.MAX_ROWS` rows is multiplied with the packed values; else they are dequantized.
+    A bfloat16 input of at most `native.MAX_ROWS` rows (on CUDA `MAX_DEVICE_ROWS`) is multiplied with the packed
+    values; else they are dequantized.
     """
     assert isinstance(weight, QuantizedTensor), "only the weight of a product is quantized"
-    if weight.matrix is not None and x.dtype == torch.bfloat16 and x.numel() <= native.MAX_ROWS * x.shape[-1]:
+    is_bf16, rows = x.dtype == torch.bfloat16, x.numel() // x.shape[-1]
+    if is_bf16 and rows <= MAX_DEVICE_ROWS and weight.device_matrix is not None:
+        out = weight.device_matrix.multiply(x)
+        return out if bias is None else out + bias
+    if weight.matrix is not None and is_bf16 and rows <= native.MAX_ROWS:
         out = native.multiply_matrix(x, weight.matrix)
         return (out if bias is None else out + bias).to(x.dtype)
     return F.linear(x, weight.dequantize(x.dtype), bias)

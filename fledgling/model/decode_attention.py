@@ -2,10 +2,11 @@
 
 So a step can be captured as a CUDA graph. Two kernels:
 
-    varlen   PyTorch's flash attention reads the blocks of a row in place (CUDA, 16 bits, torch 2.12 or newer)
-    gather   the blocks of each row are copied side by side, then scaled_dot_product_attention (everywhere)
+    varlen   PyTorch's `varlen_attn` reads the blocks of a row in place (FlashAttention 3 or 4, where they are active)
+    gather   compiled: two reductions, into which the compiler fuses the look-up of keys and values: each is read once,
+             in place. Else blocks are copied side by side, then scaled_dot_product_attention: three times the bytes
 
-`gather` moves three times the bytes of `varlen`. `choose_decode_kernel` selects one for a model.
+`choose_decode_kernel` selects one for a model. FlashAttention 2, which PyTorch brings, rejects block tables.
 
 B rows, N blocks of S tokens, P blocks in the longest table, H heads, G key/value heads, D head width.
 """
@@ -21,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DecodeKernel = Literal["varlen", "gather"]
-VARLEN_BLOCK_SIZE = 256  # tokens: flash attention 2 reads blocks of a multiple of this
+VARLEN_BLOCK_SIZE = 256  # tokens
+PAGED_IMPLS = ("FA3", "FA4")
 MAX_VARLEN_HEAD_WIDTH = 256
-MIN_VARLEN_CAPABILITY = (8, 0)  # of CUDA: Ampere
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class DecodeLayer:
         self.values.index_put_((self.slots,), v.reshape(rows, groups, width).to(self.values.dtype))
         if self.kernel == "varlen":
             return self._attend_varlen(q.reshape(rows, heads, width)).view(rows, heads, 1, width)
+        if torch.compiler.is_compiling():
+            return self._attend_fused(q)
         tables = self.block_tables.flatten()
         keys, values = (
             part.view(-1, self.block_size, groups, width)
@@ -68,6 +71,23 @@ class DecodeLayer:
         queries = q.reshape(rows, groups, -1, width)  # (B, G, H / G, D): heads that share keys are queries of one group
         y = F.scaled_dot_product_attention(queries, keys.to(q.dtype), values.to(q.dtype), attn_mask=self.mask)
         return y.reshape(rows, heads, 1, width)
+
+    def _attend_fused(self, q: Tensor) -> Tensor:
+        """Returns attention (B, H, 1, D) of q (B, H, 1, D): products and sums that the compiler fuses with look-ups.
+
+        Uncompiled it would make tensors of (B, P S, H, D) in fp32. Entries of a table behind a row's last block are
+        block 0, which all rows share, so that they are read from the processor's cache.
+        """
+        assert self.mask is not None
+        rows, heads, _, width = q.shape
+        groups = self.keys.shape[1]
+        offsets = torch.arange(self.block_size, device=q.device, dtype=torch.int32)
+        tokens = (self.block_tables[:, :, None] * self.block_size + offsets).flatten(1)  # (B, P S)
+        keys, values = (part[tokens][:, :, :, None].float() for part in (self.keys, self.values))  # (B, P S, G, 1, D)
+        queries = q.reshape(rows, 1, groups, -1, width).float() * width**-0.5
+        scores = (queries * keys).sum(-1)  # (B, P S, G, H / G)
+        weights = scores.masked_fill(~self.mask.view(rows, -1, 1, 1), float("-inf")).softmax(1)
+        return (weights[..., None] * values).sum(1).reshape(rows, heads, 1, width).to(q.dtype)
 
     def _attend_varlen(self, q: Tensor) -> Tensor:
         """Returns attention (B, H, D) of q (B, H, D), each row over the blocks of its table."""
@@ -101,18 +121,22 @@ def make_decode_mask(lengths: Tensor, keys: int, window_size: int | None) -> Ten
 
 
 def choose_decode_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> DecodeKernel:
-    """Returns "varlen" where device, dtype, head width and this PyTorch support it, else "gather"."""
+    """Returns "varlen" where device, dtype, head width and the active flash attention support it, else "gather"."""
     if device.type != "cuda" or torch.version.hip or dtype not in (torch.bfloat16, torch.float16):
         return "gather"
     if head_width % 8 or head_width > MAX_VARLEN_HEAD_WIDTH or not has_paged_varlen():
         return "gather"
-    return "varlen" if torch.cuda.get_device_capability(device) >= MIN_VARLEN_CAPABILITY else "gather"
+    return "varlen"
 
 
 def has_paged_varlen() -> bool:
-    """Whether this PyTorch's `varlen_attn` reads blocks through a table (2.12 and newer)."""
+    """Whether `varlen_attn` reads blocks through a table: torch 2.12 or newer, with FlashAttention 3 or 4 active.
+
+    A program activates it by `torch.nn.attention.activate_flash_attention_impl("FA3")`, for the whole process.
+    """
     try:
+        from torch.nn.attention import current_flash_attention_impl
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return False
-    return "block_table" in inspect.signature(varlen_attn).parameters
+    return "block_table" in inspect.signature(varlen_attn).parameters and current_flash_attention_impl() in PAGED_IMPLS

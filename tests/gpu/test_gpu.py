@@ -8,6 +8,8 @@ from fledgling.bench.gpu_runs import compare_resumed_run, load_small_recipe
 from fledgling.config import ModelConfig, OptimizerConfig
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
+from fledgling.kernels.device_matrix import pack_device_matrix
+from fledgling.kernels.format import dequantize_matrix, quantize_matrix
 from fledgling.model import head_chunk
 from fledgling.model.attention import blockwise_attention, make_attention_mask, sdpa
 from fledgling.model.build import build_model
@@ -166,6 +168,43 @@ def test_decoding_is_the_forward_of_whole_rows(device, dtype, bound):
         with torch.no_grad():
             expected = model.compute_logits(model(torch.tensor([row], device=device)))[0, -1]
         assert distance(last, expected) < bound
+
+
+@pytest.mark.parametrize("windows", ["", "SL"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoding_one_step_late_gives_the_log_probabilities_of_decoding_that_waits(device, dtype, windows):
+    model = model_on(device, dtype, windows=windows)
+    late = Engine(model, Silent(), device, dtype, device_decode="auto" if device.type == "cuda" else "on")
+    waiting = Engine(model, Silent(), device, dtype, device_decode="off")
+    scheduler = late.make_scheduler(8)
+    requests = [
+        scheduler.add_request(late.make_request([number + 1] * length, SamplingParams(max_new_tokens=30), number))
+        for number, length in enumerate((3, 60, 150, 7, 20))
+    ]
+    while scheduler.has_unfinished:
+        scheduler.step()
+    assert scheduler.stats.device_steps >= 29
+    assert bool(scheduler.pipeline.decoder.graphs.graphs) == (device.type == "cuda")
+    for request in requests:  # bf16 may round to another token: each token is scored as the other path scores it
+        scored = waiting.make_request([*request.prompt, *request.tokens], SamplingParams(), 0, False, True, False)
+        scorer = waiting.make_scheduler(1)
+        scorer.add_request(scored)
+        while scorer.has_unfinished:
+            scorer.step()
+        expected = torch.tensor(scored.prompt_logprobs[len(request.prompt) - 1 :])
+        assert float((torch.tensor(request.logprobs) - expected).abs().max()) < (
+            1e-3 if dtype == torch.float32 else 0.15
+        )
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_products_are_those_of_the_dequantized_matrix(device, bits):
+    torch.manual_seed(0)
+    values, scales = quantize_matrix(torch.randn(512, 1280), bits, 64)
+    x = torch.randn(3, 1280).bfloat16()
+    expected = x.float() @ dequantize_matrix(values, scales, bits, torch.float32).T
+    matrix = pack_device_matrix(values.to(device), scales.to(device), bits)
+    assert distance(matrix.multiply(x.to(device)), expected) < 1e-2
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])

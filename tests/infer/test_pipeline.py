@@ -4,11 +4,17 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from fledgling.config import ModelConfig
 from fledgling.infer import device_decoder
 from fledgling.infer.device_decoder import DeviceDecoder, PendingTokens
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.infer.scheduler import Scheduler
+from fledgling.kernels import quantized_tensor
+from fledgling.kernels.device_matrix import DeviceMatrix
+from fledgling.kernels.format import DEFAULT_GROUP_SIZES
+from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
+from fledgling.model.transformer import Transformer
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
 from tests.invariants.test_decode import KINDS, random_model
@@ -78,6 +84,8 @@ def test_the_token_after_a_stop_is_discarded(device_engine):
     sampling = SamplingParams(max_new_tokens=30, seed=1, stop_token_ids=(stop,))
     scheduler = device_engine.make_scheduler(2, prefix_cache_tokens=4096)
     request = scheduler.add_request(device_engine.make_request(PROMPT, sampling, use_tools=False))
+    longer = SamplingParams(max_new_tokens=30, seed=1)  # the pending token is read, because this one goes on
+    scheduler.add_request(device_engine.make_request(PROMPT[:2], longer, use_tools=False))
     finish(scheduler)
     assert request.finish_reason == "stop"
     assert request.tokens == free.tokens[: free.tokens.index(stop) + 1]
@@ -117,6 +125,28 @@ def test_the_blocks_of_a_static_cache_never_move(device_engine):
     finish(scheduler)
     assert [part.data_ptr() for part in (*cache.keys, *cache.values)] == addresses
     assert cache.storage_version == version and cache.capacity >= 4
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_weights_are_multiplied_by_the_kernel_of_their_device(tokenizer, monkeypatch, bits):
+    monkeypatch.setattr(quantized_tensor, "can_pack", lambda values, scales, bits: True)  # as on CUDA
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, depth=1, width=64, heads=2, kv_heads=2, context=64)
+    torch.manual_seed(0)
+    state = {name: torch.randn(weight.shape) * 0.2 for name, weight in Transformer(config).state_dict().items()}
+    group_size = DEFAULT_GROUP_SIZES[bits]
+    tensors = quantize_state_dict(config, state, bits, group_size, head=False)
+    model = load_quantized_model(config, tensors, {"bits": bits}, dtype=torch.bfloat16)
+    products = []
+    multiply = DeviceMatrix.multiply
+    monkeypatch.setattr(DeviceMatrix, "multiply", lambda self, x: products.append(1) or multiply(self, x))
+    engine = Engine(model, tokenizer, device_decode="on")
+    answer = engine.generate([PROMPT], SamplingParams(temperature=0, max_new_tokens=6), use_tools=False)[0]
+    assert len(products) == 6 * 6  # a prefill and five steps, six matrices each
+    with torch.no_grad():
+        row = torch.tensor([[*PROMPT, *answer.tokens[:-1]]])
+        logits = model.compute_logits(model(row))[0, len(PROMPT) - 1 :]
+    taken = logits.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
+    assert torch.all(taken > logits.amax(-1) - 0.1)  # the most likely, up to the rounding of bf16
 
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (33, 64), (256, 256), (257, 512), (600, 768)])

@@ -19,7 +19,10 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 copy = aten.copy_
 READS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero"}
-KERNELS = {"_varlen_attn": 2}  # flash attention, and zeros for its random state
+KERNELS = {
+    "_varlen_attn": 2,  # flash attention, and zeros for its random state
+    "scaled_dot_product_attention": 2,  # with a mask: memory-efficient attention, and an aligned copy of the mask
+}
 FREE = {"empty", "device", "detach", "alias", "lift_fresh", "_assert_tensor_metadata"}
 
 
