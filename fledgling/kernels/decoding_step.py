@@ -171,8 +171,12 @@ class DecodingStep:
         return self.model.apply_softcap(native.multiply_matrix(hidden_states, self.head))
 
     def accepts(self, counts: Sequence[int], cache: KVCache) -> bool:
-        """Returns whether `counts` (B,) new tokens can be run: few tokens, a bf16 cache, blocks of a multiple of 4."""
-        return sum(counts) <= MAX_STEP_TOKENS and cache.dtype == torch.bfloat16 and not cache.block_size % 4
+        """Returns whether `counts` (B,) new tokens can be run: few tokens, a bf16 cache, blocks of a multiple of 4.
+
+        A static cache has another layout in memory.
+        """
+        fits = cache.dtype == torch.bfloat16 and not cache.block_size % 4 and not cache.is_static
+        return fits and sum(counts) <= MAX_STEP_TOKENS
 
     def _layer(self, block: nn.Module) -> NativeLayer:
         assert isinstance(block, TransformerBlock)

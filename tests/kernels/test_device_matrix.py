@@ -22,8 +22,8 @@ def test_the_product_is_that_of_the_dequantized_matrix(bits, group_size, rows):
 def test_every_level_is_kept():
     levels = torch.arange(-127, 128, dtype=torch.int32)
     assert torch.equal(16 * (levels >> 4) + (levels & 15), levels)
-    values = torch.arange(-128, 128, dtype=torch.int8).clamp(min=-127).repeat(8, 1)  # (8, 256): every level once
-    matrix = pack_device_matrix(values, torch.ones(8, 4, dtype=torch.bfloat16), 8)
+    values = torch.arange(-128, 128, dtype=torch.int8).clamp(min=-127).repeat(16, 1)  # (16, 256): every level once
+    matrix = pack_device_matrix(values, torch.ones(16, 4, dtype=torch.bfloat16), 8)
     assert torch.equal(matrix.multiply(torch.eye(256).bfloat16())[:, 0].int(), values[0].int())
     assert set(LEVELS_4BIT) <= set(levels.tolist())
 
