@@ -21,8 +21,7 @@ from typing import Any
 
 from fledgling.config import UserError
 from fledgling.corpora.embedded import PACKAGES, list_python_files
-from fledgling.record.atomic_directory import MANIFEST
-from fledgling.record.checkpoint import find_damage
+from fledgling.record.atomic_directory import MANIFEST, find_damage
 from fledgling.record.jsonl import format_bytes
 
 CHANGES = {

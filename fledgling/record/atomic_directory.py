@@ -78,3 +78,15 @@ def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_damage(file: Path, expected: dict, check_hashes: bool) -> str:
+    """Returns how a file differs from its manifest entry, "" where it does not."""
+    if file.is_symlink() or not file.is_file():
+        return f"of {MANIFEST} is missing or not a plain file"
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        return f"has {size} bytes, {MANIFEST} says {expected['bytes']}"
+    if check_hashes and hash_file(file) != expected["sha256"]:
+        return f"does not match its SHA-256 in {MANIFEST}"
+    return ""

@@ -33,7 +33,7 @@ from fledgling.record.atomic_directory import (
     MANIFEST,
     atomic_directory,
     describe_files,
-    hash_file,
+    find_damage,
     write_manifest,
 )
 from fledgling.record.durable import remove_directory
@@ -133,18 +133,6 @@ def verify_checkpoint(path: Path | str, check_hashes: bool = True) -> dict[str, 
         if damage:
             raise UserError(f"checkpoint {path} is damaged: {name} {damage}; use another one")
     return files
-
-
-def find_damage(file: Path, expected: dict, check_hashes: bool) -> str:
-    """Returns how a file differs from its manifest entry, "" where it does not."""
-    if file.is_symlink() or not file.is_file():
-        return f"of {MANIFEST} is missing or not a plain file"
-    size = file.stat().st_size
-    if size != expected["bytes"]:
-        return f"has {size} bytes, {MANIFEST} says {expected['bytes']}"
-    if check_hashes and hash_file(file) != expected["sha256"]:
-        return f"does not match its SHA-256 in {MANIFEST}"
-    return ""
 
 
 def inspect_checkpoint(path: Path | str) -> dict[str, Any]:

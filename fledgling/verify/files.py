@@ -11,8 +11,8 @@ from typing import Any
 
 from fledgling.config import STAGES, UserError
 from fledgling.record import checkpoint
-from fledgling.record.atomic_directory import MANIFEST
-from fledgling.record.checkpoint import find_damage, inspect_checkpoint
+from fledgling.record.atomic_directory import MANIFEST, find_damage
+from fledgling.record.checkpoint import inspect_checkpoint
 from fledgling.record.recorder import JSONL_NAMES
 from fledgling.record.seal import (
     DONE,

@@ -6,8 +6,8 @@ from pathlib import Path
 from fledgling.config import UserError
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.build_context import require_same_data
 from fledgling.train.prepare import DataPreparer
-from fledgling.train.run import require_same_data
 from tests.ranks import on_ranks
 from tests.tiny import tiny
 
