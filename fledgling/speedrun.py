@@ -20,6 +20,7 @@ from fledgling.runtime.device import DTYPES, DeviceSetup, choose_setup
 from fledgling.runtime.world import World, choose_device
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.check_stages import StageCheck, check_stages, find_model_config, require_sound
+from fledgling.train.going_on import read_prepared_data
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import lock_stage
 from fledgling.train.same_device import require_same_device
@@ -48,7 +49,8 @@ def run_stages(recipe: Recipe, quiet: bool = False) -> list[str]:
     """
     run_dir = Path(recipe.run.out)
     left = list_stages_left(recipe)
-    require_data(recipe, left)
+    for stage in left:
+        require_data(recipe, [stage], read_prepared_data(Path(recipe.run.out), stage))
     with ExitStack() as locks:
         lock = None
         if left:

@@ -122,8 +122,8 @@ def _show_sets(data_dir: Path | None, as_json: bool) -> None:
 
 
 def _measure_source(source: str, column: str | None, compress: bool, data_dir: Path | None) -> dict[str, Any]:
-    from fledgling.corpora.document import split_held_out
-    from fledgling.corpora.prepare import EMBEDDED, find_source, read_source, summarize_split
+    from fledgling.corpora.document import split_held_out, summarize_split
+    from fledgling.corpora.prepare import EMBEDDED, find_source, read_source
     from fledgling.corpora.readers import SkippedDocuments, list_source
     from fledgling.text.compression import measure_compressed_bpb
 

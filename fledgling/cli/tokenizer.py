@@ -52,7 +52,8 @@ def train(
     data_dir
         The data root; else FLEDGLING_DATA, else ~/.cache/fledgling.
     """
-    from fledgling.corpora.prepare import read_training_texts, save_trained_tokenizer
+    from fledgling.corpora.prepare import read_training_texts
+    from fledgling.corpora.trained_tokenizer import save_trained_tokenizer
     from fledgling.text.tokenizer import Tokenizer
 
     sources = sources or ("embedded",)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from fledgling.cli.options import Json
+from fledgling.config import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +30,8 @@ def verify(
 ) -> int:
     """Check every file of a run, its report, and steps drawn at random that are made again from the data.
 
-    Exits with 1 if something does not hold, and names it. Nothing is written into the run.
+    Exits with 1 if something does not hold, and names it, or if no step could be made again. Nothing is written into
+    the run.
 
     Parameters
     ----------
@@ -45,9 +48,11 @@ def verify(
     """
     from fledgling.verify import verify_run
 
+    if not (steps >= 1 and 0 < seconds < math.inf):
+        raise UserError(f"got --steps {steps} --seconds {seconds:g}: expected at least 1 step and more than 0 seconds")
     result = verify_run(run, steps, seconds, seed, show_progress=True)
     if root is not None and root != result["root"]:
-        result |= {"holds": False, "stated_root": root}
+        result |= {"holds": False, "verdict": "FAILS", "stated_root": root}
     if as_json:
         print(json.dumps(result, indent=2))
     else:
@@ -73,9 +78,8 @@ def _print_result(result: dict[str, Any]) -> None:
         console.print(f"note   {text}", markup=False)
     if "stated_root" in result:
         console.print(f"FAILS  root {result['root']}, stated was {result['stated_root']}", markup=False)
-    verdict = "holds" if result["holds"] else "FAILS"
     console.print(
-        f"{result['run']}: {verdict}; root {result['root']}; drawn with --seed {result['seed']}", markup=False
+        f"{result['run']}: {result['verdict']}; root {result['root']}; drawn with --seed {result['seed']}", markup=False
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 WEIGHTS = {"low": 0.0}  # metadata of a dictionary of names with weights, relative to each other
 
 
-def count(default: int | None, low: int = 1) -> Any:
-    """A whole number of at least `low`."""
-    return field(default=default, metadata={"low": low})
+def count(default: int | None, low: int = 1, high: int = 2**63 - 1) -> Any:
+    """A whole number in [low, high]; what counts has 64 bits."""
+    return field(default=default, metadata={"low": low, "high": high})
 
 
 def number(default: float | None, low: float = 0.0, high: float = math.inf, *, above: bool = False) -> Any:

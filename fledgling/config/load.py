@@ -252,7 +252,8 @@ def _check_range(name: str, entry: Field[Any], value: Any) -> None:
     low, high, above = limits["low"], limits.get("high", math.inf), limits.get("above", False)
     if value < low or value > high or (above and value == low):
         bound = f"above {low:g}" if above else f"at least {low:g}"
-        raise UserError(f"{name}: got {value}, expected {bound}" + (f" and at most {high:g}" * (high < math.inf)))
+        limit = f" and at most {high:g}" if high < 2**53 or value > high else ""
+        raise UserError(f"{name}: got {value}, expected {bound}{limit}")
 
 
 def _check_stages(recipe: Recipe) -> None:

@@ -149,7 +149,7 @@ class RunConfig:
     device: str = choice("auto", "cpu", "cuda", "mps")
     dtype: str = choice("auto", "float32", "bfloat16")
     compile: str = choice("auto", "on", "off")
-    threads: int = count(0, 0)  # 0: as many as there are cores
+    threads: int = count(0, 0, 1024)  # 0: as many as there are cores
     max_rollbacks: int = count(0, 0)  # times that a stage returns to its last checkpoint after non-finite gradients
     loggers: tuple[str, ...] = ()  # tensorboard, wandb, trackio: receive every metric, besides the files
     data_dir: str | None = None  # None: FLEDGLING_DATA, or ~/.cache/fledgling

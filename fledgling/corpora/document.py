@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 HELD_OUT_FRACTION = 0.02  # of all documents of a source that fits in memory
 MIN_CHARACTERS = 200  # a document that has lost paragraphs is dropped below this
@@ -108,3 +109,18 @@ def measure_line_overlap(training: Iterable[Document], validation: Iterable[Docu
     seen = {line.strip() for document in training for line in document.text.split("\n")}
     repeated = sum(len(line.encode()) for line in held_out_lines if len(line) >= min_length and line in seen)
     return repeated / max(1, sum(len(line.encode()) for line in held_out_lines))
+
+
+def summarize_split(documents: list[Document], training: list[Document], validation: list[Document]) -> dict[str, Any]:
+    """Returns counts of documents and of their two parts, in documents and bytes.
+
+    line_overlap is the share of validation bytes in lines that the training part has too.
+    """
+    return {
+        "documents": len(documents),
+        "bytes": count_bytes_by_kind(documents),
+        "training_bytes": sum(document.num_bytes for document in training),
+        "validation_bytes": sum(document.num_bytes for document in validation),
+        "validation_documents": len(validation),
+        "line_overlap": measure_line_overlap(training, validation),
+    }

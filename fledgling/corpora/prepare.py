@@ -14,7 +14,6 @@ Conversations of tasks are prepared by `fledgling.train.prepare`.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from typing import Any
 from fledgling.config import TokenizerConfig, UserError
 from fledgling.corpora import document as splits
 from fledgling.corpora import embedded, readers, tokenization
-from fledgling.corpora.document import Document, count_bytes_by_kind, measure_line_overlap, split_held_out
+from fledgling.corpora.document import Document, split_held_out
 from fledgling.corpora.embedded import harvest_embedded
 from fledgling.corpora.prepared_data import (
     Log,
@@ -43,9 +42,9 @@ from fledgling.corpora.tokenization import (
     sample_documents,
     tokenize_corpus,
 )
+from fledgling.corpora.trained_tokenizer import read_training_facts, save_trained_tokenizer
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard, tokenize_documents
 from fledgling.files import resolve_data_root, split_columns
-from fledgling.record import write_json
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.runtime.cores import count_cores
 from fledgling.text.tokenizer import Tokenizer
@@ -109,32 +108,6 @@ def read_training_texts(sources: Iterable[str], data_dir: str | Path | None, log
             log(f"{source}: {report}")
 
 
-def summarize_split(documents: list[Document], training: list[Document], validation: list[Document]) -> dict[str, Any]:
-    """Returns counts of documents and of their two parts, in documents and bytes.
-
-    line_overlap is the share of validation bytes in lines that the training part has too.
-    """
-    return {
-        "documents": len(documents),
-        "bytes": count_bytes_by_kind(documents),
-        "training_bytes": sum(document.num_bytes for document in training),
-        "validation_bytes": sum(document.num_bytes for document in validation),
-        "validation_documents": len(validation),
-        "line_overlap": measure_line_overlap(training, validation),
-    }
-
-
-def save_trained_tokenizer(tokenizer: Tokenizer, path: Path, facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Writes tokenizer.json, and training.json in the same folder; returns the first file and the facts of the second.
-
-    training.json has `facts`, the tokenizer's `training_info` and its fingerprint.
-    """
-    file = tokenizer.save(path)
-    written = {**facts, **(tokenizer.training_info or {}), "fingerprint": tokenizer.fingerprint()}
-    write_json(file.with_name("training.json"), written)
-    return file, written
-
-
 class DocumentPreparer:
     """Prepares the tokenizer and the shards of documents of one run, and keeps the texts it has read.
 
@@ -170,7 +143,7 @@ class DocumentPreparer:
     def require_sources(self, sources: Iterable[str]) -> None:
         """Raises UserError, saying how to get it, for a source that does not exist."""
         for source in sources:
-            if source != EMBEDDED:
+            if source != EMBEDDED and not self.prepared.has_kept(source):
                 find_source(source, self.data_dir)
 
     def is_large(self, source: str) -> bool:
@@ -234,9 +207,15 @@ class DocumentPreparer:
             may_replace: whether one that was made from other texts or settings is trained anew, because no weights
                 depend on it. Otherwise it is kept, and a line says so; one of unknown origin is always kept.
         """
-        inputs = self._tokenizer_inputs(config, more_key)
+        try:
+            inputs = self._tokenizer_inputs(config, more_key)
+        except UserError as error:
+            if may_replace or not self.tokenizer_file.exists():
+                raise
+            self.log(f"tokenizer: kept; {error}")
+            return Tokenizer.load(self.tokenizer_file)
         if self.tokenizer_file.exists():
-            older = self._read_training_facts().get("inputs")
+            older = read_training_facts(self.tokenizer_file).get("inputs")
             if older is None or older == inputs:
                 return Tokenizer.load(self.tokenizer_file)
             changed = " and ".join(name for name in inputs if inputs[name] != older.get(name))
@@ -267,13 +246,6 @@ class DocumentPreparer:
         table = {name: value for name, value in asdict(config).items() if name != "sources"}
         return {"text": short_digest(content), "settings": short_digest(table, settings), "conversations": more_key}
 
-    def _read_training_facts(self) -> dict[str, Any]:
-        try:
-            facts = json.loads(self.tokenizer_file.with_name("training.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return facts if isinstance(facts, dict) else {}
-
     def _tokenizer_texts(
         self, config: TokenizerConfig, more_texts: Iterable[str], source_bytes: dict[str, int]
     ) -> Iterator[str]:
@@ -299,6 +271,8 @@ class DocumentPreparer:
 
     def prepare_shards(self, source: str, tokenizer: Tokenizer) -> TokenizedCorpus:
         """Returns the token shards of a source, writing those that do not exist yet; logs which, and why."""
+        if kept := self._open_kept(source, tokenizer):
+            return kept
         inputs, corpus = self.collect_inputs(source, tokenizer), None
         facts: Mapping[str, Any] = inputs.to_json()
         if pinned := self.prepared.get_pinned(source, inputs):
@@ -327,6 +301,24 @@ class DocumentPreparer:
         self.prepared.record_used(source, facts, directories)
         self.record_digest((*corpus.train, *corpus.held_out))
         return corpus
+
+    def _open_kept(self, source: str, tokenizer: Tokenizer) -> TokenizedCorpus | None:
+        """Returns the tokens that the resumed stage began with, if its text is gone and they are here; else None."""
+        kept = self.prepared.get_kept(source, tokenizer.fingerprint())
+        if kept is None or source == EMBEDDED:
+            return None
+        try:
+            find_source(source, self.data_dir)
+        except UserError as error:
+            directories = [self.prepared.directory / name for name in kept["directories"]]
+            corpus = self._open_corpus(directories, kept["tokenizer"], kept["digest"])
+            if corpus is None:
+                return None
+            self.log(f"{error}; the stage goes on with the tokens that it began with, {directories[0]}")
+            self.prepared.record_used(source, kept, directories)
+            self.record_digest((*corpus.train, *corpus.held_out))
+            return corpus
+        return None
 
     def _small_directories(self, stem: str, inputs: PreparationInputs) -> list[Path]:
         return [self.prepared.directory / f"{stem}-{split}-{inputs.digest}" for split in SPLITS]

@@ -130,6 +130,18 @@ class PreparedData:
     pinned: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source, from a checkpoint of the stage
     used_inputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source, saved in the next checkpoint
 
+    def get_kept(self, source: str, tokenizer: str) -> dict[str, Any] | None:
+        """Returns the facts of what the resumed stage began with if all of it is here, whatever became of its text."""
+        pinned = self.pinned.get(source)
+        if not pinned or pinned.get("tokenizer") != tokenizer or not self.has_kept(source):
+            return None
+        return pinned
+
+    def has_kept(self, source: str) -> bool:
+        """Returns whether the directories that the resumed stage began with are here."""
+        names = self.pinned.get(source, {}).get("directories", [])
+        return bool(names) and all((self.directory / name).is_dir() for name in names)
+
     def get_pinned(self, source: str, inputs: PreparationInputs) -> dict[str, Any] | None:
         """Returns the facts of what the resumed stage began with, or None: a stage reads one text to its end."""
         pinned = self.pinned.get(source)

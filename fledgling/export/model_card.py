@@ -126,7 +126,9 @@ def render_model_card(
         _table(("", ""), table),
     ]
     with_tools = chat and supports_tools(tokenizer)
-    evaluations = list(_evaluations(run, str(state.get("stage")))) if run else []
+    evaluations = list(_evaluations(run, str(state.get("stage")), state.get("step"))) if run else []
+    if run and not evaluations:
+        parts.append("\nNo evaluation of these weights was recorded during training.")
     if evaluations:
         columns = ("stage", "step", "what", "value", "95 %", "n", "tools")
         note = TOOLS_NOTE.format(
@@ -154,13 +156,13 @@ def _recipe(state: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _evaluations(run: Path, stage: str) -> Iterable[tuple[str, ...]]:
-    """Yields the last value of every quoted evaluation of the checkpoint's stage, over the most cases."""
+def _evaluations(run: Path, stage: str, step: int | None) -> Iterable[tuple[str, ...]]:
+    """Yields every quoted evaluation of the checkpoint of `stage` after `step`, over the most cases."""
     last: dict[str, dict[str, Any]] = {}
     for line in read_jsonl(run / stage / "evals.jsonl"):
         name = line.get("name")
-        if isinstance(name, str) and isinstance(line.get("value"), int | float):
-            last[name] = max(last.get(name, line), line, key=lambda entry: (entry.get("step", 0), entry.get("n") or 0))
+        if isinstance(name, str) and isinstance(line.get("value"), int | float) and line.get("step") == step:
+            last[name] = max(line, last.get(name, line), key=lambda entry: entry.get("n") or 0)
     for name, line in last.items():
         if not is_quoted(name, last):
             continue

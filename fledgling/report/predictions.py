@@ -27,7 +27,7 @@ LABELS |= {"memory": "peak memory", "tokens_per_second": "tokens per second"}
 ASSUMED_LENGTHS = "predicted for assumed lengths of prompts and answers"
 CHANGED = "predicted before the stage went on with other settings"
 BOUNDED_STAGES = ("rl", "dpo")  # whose rows have a length that only the run knows
-BOUNDED = ("tokens", "hours", "usd", "tokens_per_second")
+BOUNDED = ("tokens", "hours", "usd", "tokens_per_second", "memory")
 OF_FINISHED_STAGES = ("steps", "tokens", "hours", "usd")
 
 

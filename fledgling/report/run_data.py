@@ -68,7 +68,7 @@ class StageData:
     parameter_count: int | None  # of the newest model.safetensors
     plan: dict[str, Any] = field(default_factory=dict)  # what was predicted before the stage's first step
     plan_changes: int = 0  # later predictions: the stage went on with other settings, or on another machine
-    lines_read: dict[str, int] = field(default_factory=dict)  # of GROWING_FILES
+    lines_read: dict[str, int] = field(default_factory=dict)  # of the metrics and of GROWING_FILES
 
     def metric_series(self, name: str) -> tuple[list[float], list[float]]:
         """Returns (steps, values) of one metric, where it is recorded and finite."""
@@ -179,6 +179,7 @@ def nested_table(values: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def _stage(path: Path, max_lines: Mapping[str, int] | None) -> StageData:
     lines = {name: read_jsonl(path / f"{name}.jsonl") for name in GROWING_FILES}
+    steps_read = len(read_jsonl(path / "metrics.jsonl"))
     if max_lines is not None:
         lines = {name: rows[: max_lines.get(f"{path.name}/{name}", 0)] for name, rows in lines.items()}
     metrics = {line["step"]: line for line in read_jsonl(path / "metrics.jsonl") if parse_step(line) is not None}
@@ -202,7 +203,7 @@ def _stage(path: Path, max_lines: Mapping[str, int] | None) -> StageData:
         parameter_count=count_saved_parameters(path / "checkpoints"),
         plan=read_object(path / "plan.json"),
         plan_changes=len(list(path.glob("plan-*.json"))),
-        lines_read={name: len(rows) for name, rows in lines.items()},
+        lines_read={"metrics": steps_read, **{name: len(rows) for name, rows in lines.items()}},
     )
 
 

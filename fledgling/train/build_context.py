@@ -21,6 +21,7 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.context import StageContext
 from fledgling.train.critic import attach_critic
 from fledgling.train.going_on import describe_parent, read_rows_per_step
+from fledgling.train.history import extend_history
 from fledgling.train.positions import read_positions
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.stage_weights import (
@@ -91,6 +92,7 @@ def build_context(
         saved_rows_per_step=read_rows_per_step(loaded.state, recipe, name) if loaded else None,
         parent=describe_parent(parent),
         lock=lock,
+        history=tuple(extend_history(loaded.state if loaded else None, recipe)),
     )
     return context, loaded
 

@@ -32,6 +32,7 @@ from fledgling.runtime.world import World
 from fledgling.tasks import load_task
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.going_on import read_prepared_data
 from fledgling.train.preference_data import load_preferences
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.rl.build import require_valid_rl_config
@@ -118,7 +119,7 @@ def _check_stage(
 ) -> StageCheck:
     """Checks one stage. traced: the errors of the steps that were traced before, by what decides a step."""
     table, found = recipe.stage_config(name), _Findings()
-    found.attempt(lambda: require_data(recipe, [name]))
+    found.attempt(lambda: require_data(recipe, [name], read_prepared_data(Path(recipe.run.out), name)))
     if config is None:
         found.notices.append("run.init_from decides the model, so its batch and memory are known once it is read")
         return StageCheck(name, problems=tuple(found.problems), notices=tuple(found.notices))

@@ -46,6 +46,7 @@ class StageContext:
     start: StageWeights | None = None  # what the weights were loaded from; None: from the seed
     parent: dict[str, Any] | None = None  # `going_on.describe_parent` of the checkpoint that the stage starts from
     lock: RunLock | None = None  # of the run; None on all ranks but the main one
+    history: tuple[dict[str, Any], ...] = ()  # what the stage ran with (history.py)
 
     @property
     def adapter(self) -> AdapterConfig | None:

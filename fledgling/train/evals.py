@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from fledgling.config import LoopConfig, RLConfig, StageConfig
+from fledgling.config import LoopConfig, RLConfig, StageConfig, UserError
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.evals import chat, samples
@@ -105,7 +105,14 @@ def _measure_sparsity(
 
 def _measure_compression(context: StageContext, source: str, step: int, last: bool) -> list[Measurement]:
     """Measures the bits per byte of compressors on the held-out text, after they have seen the training text."""
-    if not (last and context.world.is_main) or context.preparer.documents.is_large(source):
+    if not (last and context.world.is_main):
+        return []
+    try:
+        is_large = context.preparer.documents.is_large(source)
+    except UserError as error:
+        context.recorder.log_notice(f"compression is not measured: {error}")
+        return []
+    if is_large:
         return []
     train, held_out = context.preparer.documents.read_split(source)
     if not (held_out and sum(document.num_bytes for document in train) < MAX_COMPRESSED_BYTES):

@@ -152,6 +152,15 @@ def _read_saved_recipe(source: Path | None, log: Log) -> Recipe | None:
         return None
 
 
+def read_prepared_data(run_dir: Path, stage: str) -> dict[str, Any] | None:
+    """Returns which prepared data a stage reads, from its newest valid checkpoint: its texts may have changed since."""
+    newest = checkpoint.find_latest_checkpoint(
+        run_dir / stage / "checkpoints", check_hashes=False, warn=lambda text: None
+    )
+    data = checkpoint.read_checkpoint_state(newest).get("data") if newest else None
+    return data if isinstance(data, dict) else None
+
+
 # ---- parent and tokenizer ------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from fledgling.runtime.world import World, get_restart_count, is_main_process
 from fledgling.train.build_context import build_context, require_same_data
 from fledgling.train.context import StageContext
 from fledgling.train.dpo import build_dpo_stage
-from fledgling.train.going_on import reconcile
+from fledgling.train.going_on import read_prepared_data, reconcile
 from fledgling.train.health import Health, Rollback
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
@@ -109,7 +109,8 @@ def run_stage(
         require_done(recipe, name, run_dir, print_nothing if quiet or not is_main_process() else print_line)
         return False
     parent = parent_checkpoint(recipe.stages, name, run_dir)
-    require_data(recipe, [name])
+    kept = read_prepared_data(run_dir, name) if resume == "auto" else None
+    require_data(recipe, [name], prepared or kept)
     world = World.start(recipe.run.device)
     with run_watchdog(world, run_dir / name, collective_exceptions=(TrainingStopped,)), ExitStack() as locks:
         with world.main_process_first():
@@ -285,6 +286,7 @@ def make_saver(
             "stream": stage.batches.state_dict(),
             "model": context.model.config.to_dict(),
             "recipe": dump_toml(context.recipe),
+            "history": list(context.history),
             "tokenizer": context.tokenizer.fingerprint(),
             "micro_batch": stage.micro_batch_size,
             "rows_per_step": stage.rows_per_step,

@@ -8,10 +8,11 @@ smallest first, and a large one only as far as the others allow: of a million co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fledgling.config import LoopConfig, Recipe, RLConfig, StageConfig
 from fledgling.data.shards import TokenShard
@@ -119,9 +120,13 @@ def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[st
     return [name for name in (*SKILLS, *PUBLIC_TASKS) if learned.get(name, 0) > 0]
 
 
-def require_data(recipe: Recipe, stages: Iterable[str]) -> None:
-    """Raises UserError, before any work, if a source or an exam of the stages is missing; says how to get it."""
+def require_data(recipe: Recipe, stages: Iterable[str], kept: Mapping[str, Any] | None = None) -> None:
+    """Raises UserError, before any work, if a source or an exam of the stages is missing; says how to get it.
+
+    kept: the prepared data that a stage goes on with (`going_on.read_prepared_data`), whose texts need not be here.
+    """
     preparer = DataPreparer(recipe, Path(recipe.run.out))
+    preparer.documents.prepared.pinned = dict(kept or {})
     for stage in stages:
         config = recipe.stage_config(stage)
         parts = split_mixture(config.mixture) if config.mixture else MixtureParts({}, {}, {})

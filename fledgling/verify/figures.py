@@ -54,6 +54,9 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
             for name in sorted(lines_read)
             if lines_read[name] > here.get(name, 0)
         ]
+        if any(count > 0 for name, count in added.items() if name.endswith("/metrics")):
+            check.notes.append("report.html is older than the run, which has gone on: `fledgling report` makes it anew")
+            return check
         if new := sum(count for count in added.values() if count > 0):
             check.notes.append(f"report.html is older than {new} lines of the record: `fledgling report` adds them")
     stored, expected = (_WHEN_MADE.sub("Made", text) for text in (page, render_report(run)))

@@ -26,6 +26,7 @@ from fledgling.config.load import parse_recipe
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.report.run_data import finite_number
 from fledgling.runtime.world import World
+from fledgling.train.going_on import read_prepared_data
 from fledgling.train.init_from import INIT_DIR
 from fledgling.train.loop import TrainingStopped, digest_step
 from fledgling.train.run import run_stage
@@ -49,7 +50,8 @@ class Start:
     stage: str
     step: int
     path: Path | None
-    last: int  # the next checkpoint's step, or the last recorded one
+    last: int  # the next checkpoint's step, the last recorded one, or the last with the same settings
+    same_until: int | None = None  # the last step with the same settings and machine; None: all are
 
     def __str__(self) -> str:
         return f"{self.stage} step {self.step}"
@@ -83,7 +85,9 @@ def list_starts(run_dir: Path) -> list[Start]:
         by_step = {int(checkpoint.read_checkpoint_state(path)["step"]): path for path in paths}
         steps = sorted({0, *by_step})
         for step, following in zip(steps, [*steps[1:], max([0, *lines])], strict=True):
-            starts.append(Start(stage, step, by_step.get(step), max(step, following)))
+            segment = find_segment(run_dir, stage, step)
+            following = following if segment.last is None else min(following, segment.last)
+            starts.append(Start(stage, step, by_step.get(step), max(step, following), segment.last))
     return starts
 
 
@@ -113,27 +117,43 @@ def draw_distances(
 # ---- making them again ---------------------------------------------------------------------------
 
 
-def read_stage_recipe(run_dir: Path, stage: str) -> Recipe:
-    """Returns the recipe that a stage ran with: that of its newest checkpoint, else recipe.toml."""
+@dataclass(frozen=True)
+class Segment:
+    """What the steps of a stage from one on ran with. last: the last of them; None: up to the end."""
+
+    recipe: str | None  # as TOML; None: recipe.toml
+    machine: dict[str, Any]
+    last: int | None
+
+
+def find_segment(run_dir: Path, stage: str, step: int) -> Segment:
+    """Returns what the step after `step` ran with, and up to which one that holds."""
+    history: list[dict[str, Any]] = []
+    for path in list_stage_checkpoints(run_dir, stage)[::-1]:
+        if checkpoint.inspect_checkpoint(path)["valid"]:
+            state = checkpoint.read_checkpoint_state(path)
+            history = state.get("history") or [{"after_step": 0, "recipe": state["recipe"], "machine": {}}]
+            break
+    if not history:
+        return Segment(None, {}, None)
+    number = max((i for i, entry in enumerate(history) if entry["after_step"] <= step), default=0)
+    last = history[number + 1]["after_step"] if number + 1 < len(history) else None
+    return Segment(history[number]["recipe"], history[number]["machine"], last)
+
+
+def read_stage_recipe(run_dir: Path, stage: str, step: int = 0) -> Recipe:
+    """Returns the recipe that the step of a stage after `step` ran with."""
     recipe = load_recipe(str(run_dir))
     for path in list_stage_checkpoints(run_dir, stage)[::-1]:
         if checkpoint.inspect_checkpoint(path)["valid"]:
             state = checkpoint.read_checkpoint_state(path)
-            recipe = parse_recipe(state["recipe"])
+            recipe = parse_recipe(find_segment(run_dir, stage, step).recipe or state["recipe"])
             table = recipe.stage_config(stage)
             if table.micro_batch_size is None and state.get("micro_batch"):
                 changed: dict[str, Any] = {stage: replace(table, micro_batch_size=state["micro_batch"])}
                 recipe = replace(recipe, **changed)
             break
     return recipe
-
-
-def read_prepared_data(run_dir: Path, stage: str) -> dict[str, Any] | None:
-    """Returns which prepared data a stage read, from its newest valid checkpoint: its texts may have changed since."""
-    for path in list_stage_checkpoints(run_dir, stage)[::-1]:
-        if checkpoint.inspect_checkpoint(path)["valid"]:
-            return checkpoint.read_checkpoint_state(path).get("data")
-    return None
 
 
 def find_obstacle(run_dir: Path, start: Start) -> str:
@@ -218,7 +238,7 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
         return ()
 
     with scratch_run(run_dir, start) as scratch:
-        recipe = read_stage_recipe(run_dir, start.stage)
+        recipe = read_stage_recipe(run_dir, start.stage, start.step)
         recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=()))
         stopped = False
         options: dict[str, Any] = {"select_evals": measure, "adapt_stage": adapt, "should_stop": should_stop}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.report.run_data import read_object
 from fledgling.runtime.environment import collect_environment
+from fledgling.train.going_on import read_prepared_data
+from fledgling.train.history import MACHINE_KEYS
 from fledgling.train.stage_rows import require_data
 from fledgling.verify import figures, files, steps
 from fledgling.verify.check import Check
 
-MACHINE_KEYS = ("fledgling", "python", "torch", "cpu", "cores", "gpus")
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}  # of another machine, relative, for the few steps after a checkpoint
+MADE_AGAIN = "steps made again"
 MAX_NAMED = 3  # tensors of a checkpoint, or steps of a stage, that are named
 REPLAY_SHARE = 0.5  # of the time, for the steps themselves; the rest goes to loading and to the data of all steps
 
@@ -26,7 +29,9 @@ REPLAY_SHARE = 0.5  # of the time, for the steps themselves; the rest goes to lo
 def verify_run(
     run_dir: Path | str, count: int = 20, seconds: float = 60.0, seed: int | None = None, show_progress: bool = False
 ) -> dict[str, Any]:
-    """Checks a run and returns {"run", "root", "seed", "machine", "tolerance", "checks": [...], "holds"}.
+    """Checks a run and returns {"run", "root", "seed", "machine", "tolerance", "checks": [...], "verdict", "holds"}.
+
+    The verdict is "holds", "FAILS", or "steps not checked" where nothing contradicts and no step could be made again.
 
     Args:
         count: steps that are drawn at random.
@@ -37,6 +42,8 @@ def verify_run(
     Raises UserError if it is no run.
     """
     run_dir, began = Path(run_dir), time.monotonic()
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir} {'is a file' if run_dir.exists() else 'does not exist'}: expected a run directory")
     if not files.list_stages(run_dir):
         raise UserError(
             f"{run_dir} has no stage with a metrics.jsonl: expected a run directory, such as runs/quickstart"
@@ -68,6 +75,8 @@ def verify_run(
     finally:
         if bar:
             bar.close()
+    fails = any(check.problems for check in checks)
+    made_again = any(check.checked for check in checks if check.name == MADE_AGAIN)
     return {
         "run": str(run_dir),
         "root": files.compute_root(run_dir),
@@ -76,7 +85,8 @@ def verify_run(
         "tolerance": tolerance,
         "seconds": time.monotonic() - began,
         "checks": [check.to_json() for check in checks],
-        "holds": not any(check.problems for check in checks),
+        "verdict": "FAILS" if fails else "holds" if made_again else "steps not checked",
+        "holds": made_again and not fails,
     }
 
 
@@ -97,13 +107,15 @@ def check_steps(
     run_dir: Path, count: int, deadline: float, chance: random.Random, tolerance: float, show: Callable[[str], None]
 ) -> list[Check]:
     """Returns the checks that need the data and the model: data of every step, drawn steps, weights, evaluations."""
-    data, made = Check("data of every step", "steps"), Check("steps made again", "steps")
+    data, made = Check("data of every step", "steps"), Check(MADE_AGAIN, "steps")
     weights, scores = Check("weights after them", "tensors"), Check("bits per byte made again", "values")
     checks = [data, made, weights, scores]
     starts, budget = steps.list_starts(run_dir), max(0.0, deadline - time.monotonic())
+    here = collect_environment()
     try:
         for stage in files.list_stages(run_dir):
-            require_data(steps.read_stage_recipe(run_dir, stage), [stage])
+            recipe, kept = steps.read_stage_recipe(run_dir, stage), read_prepared_data(run_dir, stage)
+            require_data(replace(recipe, run=replace(recipe.run, out=str(run_dir))), [stage], kept)
     except UserError as error:
         for check in checks:
             check.notes.append(f"not made again: {error}")
@@ -138,7 +150,9 @@ def check_steps(
         except UserError as error:
             made.problems.append(f"{start} cannot be made again: {steps.name_run(str(error), run_dir)}")
             continue
-        _compare(run_dir, start, result, tolerance, checks)
+        machine = steps.find_segment(run_dir, start.stage, start.step).machine
+        elsewhere = machine and any(machine.get(key) != here[key] for key in MACHINE_KEYS)
+        _compare(run_dir, start, result, max(TOLERANCES.values()) if elsewhere else tolerance, checks)
     for start, distances in drawn.items():
         if str(start) not in left_out:
             made.notes.append(f"drawn after {start}: {', '.join(str(start.step + d) for d in sorted(distances))}")
@@ -153,7 +167,11 @@ def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance:
     data, made, weights, scores = checks
     recorded = steps.read_lines(run_dir, start.stage)
     if result.data:
+        if start.same_until is not None:
+            recorded = {step: line for step, line in recorded.items() if step <= start.same_until}
+            data.notes.append(f"{start.stage}: went on after step {start.same_until} with other settings or elsewhere")
         _compare_data(start.stage, recorded, result, data)
+        recorded = steps.read_lines(run_dir, start.stage)
     for step, again in sorted(result.lines.items()):
         made.checked += 1
         differences = steps.compare_lines(recorded.get(step, {}), again, tolerance)

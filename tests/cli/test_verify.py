@@ -12,7 +12,7 @@ from fledgling.verify import Check
 def result(monkeypatch):
     check = Check("steps made again", "steps", 3, 9, notes=["drawn after pretrain step 0: 2"])
     values = {"run": "runs/a", "root": "ab12", "seed": 5, "machine": {"torch": ["1", "2"]}, "tolerance": 0.02}
-    values |= {"checks": [check.to_json()], "holds": True}
+    values |= {"checks": [check.to_json()], "holds": True, "verdict": "holds"}
     monkeypatch.setattr(verify, "verify_run", lambda *_, **__: values)
     return values
 
@@ -26,7 +26,7 @@ def test_what_holds_is_a_table_with_its_notes(result, capsys):
 
 def test_what_fails_is_named_and_the_status_is_1(result, capsys):
     result["checks"][0] |= {"problems": ["pretrain step 3: loss [a] differs"], "verdict": "FAILS"}
-    result["holds"] = False
+    result |= {"holds": False, "verdict": "FAILS"}
     assert cli.main(["verify", "runs/a"]) == 1
     assert "FAILS  steps made again: pretrain step 3: loss [a] differs" in capsys.readouterr().out
 
@@ -36,3 +36,17 @@ def test_another_root_than_the_stated_one_fails(result, capsys):
     assert json.loads(capsys.readouterr().out)["holds"] is True
     assert cli.main(["verify", "runs/a", "--root", "cd34"]) == 1
     assert "stated was cd34" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options", [["--steps", "0"], ["--steps", "-1"], ["--seconds", "0"], ["--seconds", "nan"], ["--seconds", "inf"]]
+)
+def test_nothing_to_make_again_is_refused(result, capsys, options):
+    assert cli.main(["verify", "runs/a", *options]) == 1
+    assert "expected at least 1 step and more than 0 seconds" in capsys.readouterr().err
+
+
+def test_a_run_whose_steps_could_not_be_made_again_is_not_said_to_hold(result, capsys):
+    result |= {"holds": False, "verdict": "steps not checked"}
+    assert cli.main(["verify", "runs/a"]) == 1
+    assert "runs/a: steps not checked" in capsys.readouterr().out

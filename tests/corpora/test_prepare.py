@@ -6,7 +6,8 @@ import pytest
 
 from fledgling.config import TokenizerConfig, UserError
 from fledgling.corpora import prepare
-from fledgling.corpora.prepare import DocumentPreparer, find_source, read_training_texts, summarize_split
+from fledgling.corpora.document import summarize_split
+from fledgling.corpora.prepare import DocumentPreparer, find_source, read_training_texts
 
 TEXTS = [f"The document about {chr(97 + n % 26) * (n // 26 + 1)} is document {n}." for n in range(400)]
 

@@ -151,3 +151,13 @@ def test_the_run_of_a_checkpoint_is_found(tmp_path):
     assert find_run_dir(checkpoint) is None
     (tmp_path / "recipe.toml").write_text(RECIPE)
     assert find_run_dir(checkpoint) == tmp_path
+
+
+def test_a_card_quotes_no_score_of_other_weights(tmp_path, adder):
+    with Recorder(tmp_path / "sft", "sft", 10, quiet=True) as recorder:
+        recorder.log_evaluation(5, "sums", 0.25, n=4, baseline=0.1, tools="none")
+        recorder.log_evaluation(10, "sums", 0.75, n=4, baseline=0.1, tools="none")
+    config = adder.source.config
+    cards = [render_model_card(config, 1, adder.tokenizer, {"stage": "sft", "step": step}, tmp_path) for step in (5, 7)]
+    assert read_card_rows(cards[0])["sums"]["value"] == "0.2500"
+    assert "Measured during training" not in cards[1] and "No evaluation of these weights was recorded" in cards[1]

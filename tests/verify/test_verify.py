@@ -2,13 +2,17 @@
 
 import random
 import shutil
+from contextlib import redirect_stderr
+from io import StringIO
 
 import pytest
 
 from benchmarks import verify as tampering
-from fledgling.config import UserError
+from fledgling.config import UserError, load_recipe
 from fledgling.record.atomic_directory import hash_file
 from fledgling.record.seal import seal_run
+from fledgling.report import build_report
+from fledgling.train.run import run_stage
 from fledgling.verify import verify_run
 
 
@@ -55,6 +59,7 @@ def test_a_text_that_was_edited_since_raises_no_alarm(run):
 def test_without_time_the_steps_are_told_as_not_made(run):
     result = verify_run(run, count=4, seconds=0, seed=1)
     made = next(check for check in result["checks"] if check["name"] == "steps made again")
+    assert not result["holds"] and result["verdict"] == "steps not checked"
     assert made["verdict"] == "not checked" and any("no time left for" in note for note in made["notes"])
 
 
@@ -86,3 +91,54 @@ def test_checkpoints_that_were_deleted_to_make_room_are_notes(copy):
     assert result["holds"], [check for check in result["checks"] if check["problems"]]
     notes = [note for check in result["checks"] for note in check["notes"]]
     assert "not made again: sft step 0: the checkpoints of pretrain were deleted" in notes
+
+
+def test_a_run_without_its_text_is_verified_from_its_tokens(copy, run):
+    text = run.parent / "text.jsonl"
+    text.rename(text.with_suffix(".away"))
+    try:
+        result = verify_run(copy, count=6, seconds=600, seed=1)
+        shutil.rmtree(copy / "data")
+        without = verify_run(copy, count=6, seconds=600, seed=1)
+    finally:
+        text.with_suffix(".away").rename(text)
+    assert list_problems(result) == [] and result["holds"]
+    assert without["verdict"] == "steps not checked" and not without["holds"]
+
+
+def go_on_with(copy, stage, overrides, late_report=True):
+    """Goes on with a stage from a checkpoint of its middle, with changed settings; the report comes after or before."""
+    (copy / stage / "done.json").unlink()
+    shutil.rmtree(copy / stage / "checkpoints" / f"step-{tampering.STEPS:08d}")
+    for later in ("pretrain", "sft", "rl")[("pretrain", "sft", "rl").index(stage) + 1 :]:
+        shutil.rmtree(copy / later)
+    build_report(copy)
+    with redirect_stderr(StringIO()):
+        run_stage(load_recipe(str(copy), overrides), stage, quiet=True)
+    if late_report:
+        build_report(copy)
+
+
+@pytest.mark.parametrize(
+    ("stage", "override"),
+    [
+        ("pretrain", "pretrain.steps=8"),
+        ("pretrain", "optimizer.matrix_lr=0.05"),
+        ("pretrain", "pretrain.micro_batch_size=1"),
+        ("sft", "sft.train_on=all"),
+        ("rl", "rl.temperature=1.5"),
+    ],
+)
+def test_a_run_that_went_on_with_other_settings_raises_no_alarm(copy, stage, override):
+    go_on_with(copy, stage, [override])
+    result = verify_run(copy, count=8, seconds=600, seed=1)
+    assert list_problems(result) == [] and result["holds"]
+    if stage != "rl":
+        notes = [note for check in result["checks"] for note in check["notes"]]
+        assert any("went on after step 4 with other settings" in note for note in notes)
+
+
+def test_a_report_that_was_made_before_the_run_went_on_raises_no_alarm(copy):
+    go_on_with(copy, "pretrain", ["pretrain.steps=8"], late_report=False)
+    result = verify_run(copy, count=2, seconds=600, seed=1)
+    assert list_problems(result) == []
