@@ -120,9 +120,9 @@ def _set_sampling(row: np.ndarray, request: Request) -> None:
 
 
 def _append_tokens(rows: Sequence[Request | None], pending: PendingTokens | None) -> None:
-    """Appends a step's tokens to its requests; one that has finished meanwhile, or was cancelled, gets none."""
+    """Appends a step's tokens to its requests; one that was cancelled gets none, and one that has ended ignores it."""
     if pending is None:
         return
     for request, token, logprob in zip(rows, *pending.read(), strict=False):  # the bucket may have further rows
-        if request is not None and not request.finish_reason:
+        if request is not None:
             request.append_token(token, logprob)

@@ -103,7 +103,7 @@ class Request:
         forced = bool(self.forced_tokens)
         if forced:
             token, logprob = self.forced_tokens.popleft(), 0.0
-        elif self.finish_reason:  # the constraint ended the answer
+        elif self.finish_reason:  # ended by its constraint, or by the token before, which was read late (pipeline.py)
             return
         elif token in self.stop_tokens:
             self.finish_reason = "stop"
