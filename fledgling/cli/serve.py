@@ -23,6 +23,7 @@ def serve(
     allow_host: tuple[str, ...] = (),
     allow_origin: tuple[str, ...] = (),
     model_name: str | None = None,
+    compare: tuple[Path, ...] = (),
     max_batch_size: int = 32,
     max_queue_size: int = 64,
     prefill_chunk: int | None = None,
@@ -48,6 +49,9 @@ def serve(
         The origin (https://example.org) of a site whose pages may use this server; may be repeated.
     model_name
         The model's name in the API; default the run's.
+    compare
+        A further checkpoint, which answers under the name of its run and stage; the page shows two side by side.
+        May be repeated.
     max_batch_size
         Answers decoded at once, in one batch.
     max_queue_size
@@ -84,23 +88,31 @@ def serve(
     from fledgling.serve.worker import CPU_PREFILL_CHUNK, GPU_PREFILL_CHUNK, Worker
 
     limits = choose_limits(max_queue_size, raise_file_limit())
-    engine, state = load_chat_engine(checkpoint, device, notify=lambda text: print(text, file=sys.stderr))
-    chunk = prefill_chunk or (CPU_PREFILL_CHUNK if engine.device.type == "cpu" else GPU_PREFILL_CHUNK)
-    service = Service(
-        worker=Worker(engine, max_batch_size, max_queue_size, chunk, prefix_cache_tokens, lookahead_tokens),
-        tokenizer=engine.tokenizer,
-        model_name=model_name or _run_name(checkpoint, state),
-        created=int(time.time()),
-        api_key=api_key,
-        hosts=(*LOOPBACK, *(name.lower() for name in allow_host)) if is_loopback(host) else None,
-        origins=allow_origin,
-        examples=list_examples(str(state.get("recipe", ""))),
-    )
+
+    def load(path: Path, name: str | None, taken: list[str]) -> Service:
+        engine, state = load_chat_engine(path, device, notify=lambda text: print(text, file=sys.stderr))
+        chunk = prefill_chunk or (CPU_PREFILL_CHUNK if engine.device.type == "cpu" else GPU_PREFILL_CHUNK)
+        return Service(
+            worker=Worker(engine, max_batch_size, max_queue_size, chunk, prefix_cache_tokens, lookahead_tokens),
+            tokenizer=engine.tokenizer,
+            model_name=name or _free_name(_run_name(path, state), str(state.get("stage", "")), taken),
+            created=int(time.time()),
+            api_key=api_key,
+            hosts=(*LOOPBACK, *(name.lower() for name in allow_host)) if is_loopback(host) else None,
+            origins=allow_origin,
+            examples=list_examples(str(state.get("recipe", ""))),
+        )
+
+    services = [load(checkpoint, model_name, [])]
+    for path in compare:
+        services.append(load(path, None, [service.model_name for service in services]))
     listener, url = listen(host, port)
     print(url, flush=True)
-    print(f"serving {service.model_name}, batch size {max_batch_size}; Ctrl-C stops the server", file=sys.stderr)
-    Server(make_app(service), limits).run(sockets=[listener])
-    service.worker.close()
+    names = ", ".join(service.model_name for service in services)
+    print(f"serving {names}, batch size {max_batch_size}; Ctrl-C stops the server", file=sys.stderr)
+    Server(make_app(services[0], services[1:]), limits).run(sockets=[listener])
+    for service in services:
+        service.worker.close()
     return 0
 
 
@@ -108,3 +120,9 @@ def _run_name(checkpoint: Path, state: dict[str, Any]) -> str:
     """Returns the run's name in the recipe of the checkpoint, otherwise the directory's name."""
     match = re.search(r'^name = "([^"]+)"', str(state.get("recipe", "")), re.MULTILINE)
     return match[1] if match else Path(checkpoint).resolve().name
+
+
+def _free_name(name: str, stage: str, taken: list[str]) -> str:
+    """Returns a model's name that no other has: that of the run, of run and stage, or with a number."""
+    names = [name, f"{name}-{stage}"] if stage else [name]
+    return next((one for one in names if one not in taken), f"{names[-1]}-{len(taken) + 1}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -41,22 +42,25 @@ SMALL_LANES, LARGE_LANES = 4, 1  # requests that are parsed at once, of small an
 DISCONNECT_POLL_SECONDS = 0.25  # between two checks whether a client that waits for a complete response is connected
 
 
-def make_app(service: Service) -> AccessMiddleware:
-    """Returns the ASGI application of a service."""
+def make_app(service: Service, others: Sequence[Service] = ()) -> AccessMiddleware:
+    """Returns the ASGI application of a service.
+
+    Completions and the list of models know the `others` too, by the name of their model. Embeddings, health and metrics
+    are those of `service`, and so are the limits of access.
+    """
+    services = (service, *others)
     public = [
         Route("/health", _json_handler(lambda request: service.describe_health())),
         *make_page_routes(),
     ]
     routes = [
         *public,
-        Route("/v1/chat/completions", _completion_handler(service, chat.ENDPOINT), methods=["POST"]),
-        Route("/v1/completions", _completion_handler(service, completion.ENDPOINT), methods=["POST"]),
-        Route("/v1/responses", _completion_handler(service, responses_api.ENDPOINT), methods=["POST"]),
+        Route("/v1/chat/completions", _completion_handler(services, chat.ENDPOINT), methods=["POST"]),
+        Route("/v1/completions", _completion_handler(services, completion.ENDPOINT), methods=["POST"]),
+        Route("/v1/responses", _completion_handler(services, responses_api.ENDPOINT), methods=["POST"]),
         Route("/v1/embeddings", embeddings_handler(service), methods=["POST"]),
-        Route("/v1/models", _json_handler(lambda request: {"object": "list", "data": [service.describe_model()]})),
-        Route(
-            "/v1/models/{name:path}", _json_handler(lambda request: service.describe_model(request.path_params["name"]))
-        ),
+        Route("/v1/models", _json_handler(lambda request: _describe_models(services))),
+        Route("/v1/models/{name:path}", _json_handler(partial(_describe_model, services))),
         Route("/metrics", _metrics_handler(service)),
         Route("/openapi.json", _json_handler(lambda request: build_openapi())),
     ]
@@ -64,6 +68,20 @@ def make_app(service: Service) -> AccessMiddleware:
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # its Location would be made from the client's Host header
     return AccessMiddleware(app, service, public)
+
+
+def _describe_models(services: Sequence[Service]) -> dict[str, Any]:
+    return {"object": "list", "data": [service.describe_model() for service in services]}
+
+
+def _describe_model(services: Sequence[Service], request: Request) -> dict[str, Any]:
+    name = request.path_params["name"]
+    return find_service(services, name).describe_model(name)
+
+
+def find_service(services: Sequence[Service], model: str) -> Service:
+    """Returns the service of a model; the first for "" and for a name that none has, which it then refuses."""
+    return next((service for service in services if service.model_name == model), services[0])
 
 
 def _json_handler(build_body: Callable[[Request], dict[str, Any]]) -> Handler:
@@ -83,15 +101,15 @@ def _metrics_handler(service: Service) -> Handler:
     return respond
 
 
-def _completion_handler(service: Service, endpoint: Endpoint) -> Handler:
+def _completion_handler(services: Sequence[Service], endpoint: Endpoint) -> Handler:
     bridge = EventBridge()
     # Threads that parse take the interpreter's lock from the engine, so large bodies wait for each other.
     small, large = anyio.CapacityLimiter(SMALL_LANES), anyio.CapacityLimiter(LARGE_LANES)
 
     async def respond(request: Request) -> Response:
-        body = await read_body(request, service.max_body_bytes)
+        body = await read_body(request, services[0].max_body_bytes)
         lane = small if len(body) <= SMALL_BODY_BYTES else large
-        parsed = await run_sync(_parse_request, endpoint, service, body, limiter=lane)
+        service, parsed = await run_sync(_parse_request, endpoint, services, body, limiter=lane)
         events = RequestEvents(service, parsed, bridge)
         service.ignored_fields.add(parsed.ignored_fields)
         if parsed.stream:
@@ -102,13 +120,14 @@ def _completion_handler(service: Service, endpoint: Endpoint) -> Handler:
     return answer_errors(respond)
 
 
-def _parse_request(endpoint: Endpoint, service: Service, body: bytes) -> ParsedRequest:
+def _parse_request(endpoint: Endpoint, services: Sequence[Service], body: bytes) -> tuple[Service, ParsedRequest]:
     """Validates a body and makes its jobs; a conversation that cannot be rendered is a BadRequest too."""
     try:
         validated = parse_body(endpoint.body, body)
+        service = find_service(services, validated.model)
         parsed = endpoint.parse_request(service, validated)
         parsed.ignored_fields = validated.ignored_fields
-        return parsed
+        return service, parsed
     except UserError as error:
         raise BadRequest(str(error)) from None
 

@@ -7,7 +7,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -60,13 +60,14 @@ def serving(
     max_batch_size: int = 8,
     max_queue_size: int = 16,
     connections: ConnectionLimits | None = None,
+    others: Sequence[Service] = (),
     **limits,
 ) -> Iterator[tuple[str, Worker]]:
     """Serves an engine; yields the address and the worker."""
     worker = Worker(engine, max_batch_size, max_queue_size)
     service = Service(worker, engine.tokenizer, "tiny", 1, **limits)
     listener = socket.create_server(("127.0.0.1", 0))
-    uvicorn_server = Server(make_app(service), connections or ConnectionLimits())
+    uvicorn_server = Server(make_app(service, others), connections or ConnectionLimits())
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not uvicorn_server.started:

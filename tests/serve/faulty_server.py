@@ -52,6 +52,7 @@ class FaultyServer:
         self.sent: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self.answers = 0
+        self.models = ["faulty"]
         self.released = threading.Event()  # ends answers that hang
         self.server: http.server.ThreadingHTTPServer | None = None
         self.port = 0
@@ -127,11 +128,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.respond(status, json.dumps(body).encode(), "application/json", {"Retry-After": "1"})
 
     def do_GET(self) -> None:
-        name = page_paths().get(self.path)
+        name = page_paths().get(self.path.partition("?")[0])
         if name:
             self.respond(200, (PAGE / name).read_bytes(), TYPES[name.rsplit(".", 1)[1]], PAGE_HEADERS)
         elif self.path == "/v1/models":
-            self.respond_json(200, {"data": [{"id": "faulty", "max_model_len": 1000, "examples": ["What is 2 + 3?"]}]})
+            facts = {"max_model_len": 1000, "examples": ["What is 2 + 3?"]}
+            self.respond_json(200, {"data": [{"id": name, **facts} for name in self.faulty.models]})
         else:
             self.respond_json(404, build_error("no such route", "invalid_request_error"))
 
@@ -144,6 +146,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             check_conversation({"messages": messages})  # without the rule that joins what does not alternate
         except (BadRequest, UserError) as error:
             return self.respond_json(400, build_error(str(error), "invalid_request_error"))
+        if request.model not in ("", *faulty.models):
+            return self.respond_json(404, build_error("no such model", "invalid_request_error", "model"))
         faulty.bodies.append(json.loads(body))
         fault = faulty.faults.popleft() if faulty.faults else None
         if isinstance(fault, int):

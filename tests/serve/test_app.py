@@ -16,6 +16,8 @@ import torch
 
 from fledgling.infer.sampling import SamplingParams
 from fledgling.serve import app as app_module
+from fledgling.serve.service import Service
+from fledgling.serve.worker import Worker
 from fledgling.text.conversation import render_prompt
 from tests.serve.conftest import CONTEXT, serving
 
@@ -357,3 +359,21 @@ def test_a_prompt_that_cannot_fit_is_an_error_before_it_is_tokenized(server, ran
     monkeypatch.setattr(type(random_engine.tokenizer), "encode", lambda self, text: pytest.fail("tokenized"))
     code, answer, _ = call(server[0], f"/v1/{path}", json.dumps(body).encode(), Content_Type="application/json")
     assert (code, answer["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_two_checkpoints_answer_under_their_names(random_engine, adder, client):
+    worker = Worker(adder, 2, 4)
+    second = Service(worker, adder.tokenizer, "second", 1)
+    with serving(random_engine, others=[second]) as (address, _):
+        models = client(address).models.list().data
+        assert [model.id for model in models] == ["tiny", "second"]
+        assert client(address).models.retrieve("second").id == "second"
+        answers = [
+            client(address).chat.completions.create(model=name, messages=ASK, temperature=0, max_tokens=8, seed=1)
+            for name in ("tiny", "second")
+        ]
+        assert [answer.model for answer in answers] == ["tiny", "second"]
+        assert answers[0].choices[0].message.content != answers[1].choices[0].message.content
+        with pytest.raises(openai.NotFoundError, match="it serves 'tiny'"):
+            client(address).chat.completions.create(model="third", messages=ASK)
+    worker.close()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fledgling.serve.service import Service
+from fledgling.serve.worker import Worker
 from tests.serve.conftest import serving
 
 RUN = "window.hit = (window.hit || 0) + 1"
@@ -374,3 +376,21 @@ def test_a_conversation_that_outgrows_the_context_goes_on_without_its_oldest_tur
     assert page.locator(".message").count() == 10 and page.locator(".failed").count() == 0
     assert "dropped" in page.locator(".notice").last.inner_text()
     assert "of 96 tokens" in page.locator("#context-text").inner_text()
+
+
+def test_two_checkpoints_are_compared_on_the_page(browser, random_engine, adder):
+    worker = Worker(adder, 2, 4)
+    with serving(random_engine, others=[Service(worker, adder.tokenizer, "second", 1)]) as (address, _):
+        page = browser.new_page()
+        page.goto(address)
+        page.locator("#status", has_text="Connected to tiny, second").wait_for()
+        page.click("#settings-button")
+        page.check("#compare")
+        assert page.locator("#model").input_value() == "tiny" and page.locator("#b_model").input_value() == "second"
+        page.click("#settings-button")
+        send(page, "fox")
+        page.locator("#status", has_text="Answer complete.").wait_for()
+        who = page.locator(".pair .who").all_inner_texts()
+        assert "second, temperature 0" in who[0] and "tiny, temperature 0.8" in who[1]
+        page.close()
+    worker.close()

@@ -118,6 +118,34 @@ def test_two_tabs_lose_no_conversation(context, faulty):
     assert first.locator(".message").count() == 8
 
 
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+def test_a_server_that_comes_back_with_other_models_is_found(page, faulty, names):
+    faulty.models = ["a", "b"]
+    page.reload()
+    page.locator("#status", has_text="Connected to a, b").wait_for()
+    answered(page, "first")
+    faulty.models = names
+    send(page, "second")
+    page.locator(".failed", has_text="no such model").wait_for()
+    page.wait_for_function("(count) => document.getElementById('model').options.length === count", arg=len(names))
+    page.wait_for_function("() => document.getElementById('model').value === 'one'")
+    answered(page, "third")
+
+
+def test_a_rename_in_one_tab_is_kept_when_another_goes_on(context, faulty):
+    first = open_page(context, faulty)
+    answered(first, "one")
+    second = open_page(context, faulty)
+    first.get_by_role("button", name="Rename one").click()
+    first.fill("#conversations input", "a better title")
+    first.press("#conversations input", "Enter")
+    second.locator("#title", has_text="a better title").wait_for()
+    answered(second, "two")
+    first.locator(".message.user", has_text="two").wait_for()
+    first.reload()
+    first.locator("#title", has_text="a better title").wait_for()
+
+
 def test_an_answer_cut_after_any_byte_can_be_followed_by_another(page):
     """Every byte of an answer as the last, through the page's own modules: the next request is one that is accepted."""
     stream = make_stream("ünï *x* words").decode()

@@ -168,6 +168,7 @@ async function generate(question, side, pair) {
   if (!hasAnswer(node) && !node.failed) removeMessage(conversation, node);
   setGenerating();
   showStatus(problem ? UNSAVED : node.failed ?? (node.reason === "stopped" ? "Stopped." : "Answer complete."));
+  if (node.failed) readModels().catch(() => {}); // it may be another server by now, with other models
   if (current === conversation && !document.querySelector(".editor")) render();
 }
 
@@ -237,10 +238,14 @@ async function followOtherTab({ saved, deleted }) {
   render();
 }
 
+async function readModels() {
+  models = await listModels(settings.key);
+  offerModels(models);
+}
+
 async function connect() {
   try {
-    models = await listModels(settings.key);
-    offerModels(models);
+    await readModels();
     showStatus(`Connected to ${models.map(({ id }) => id).join(", ")}.`);
     if (!current.nodes.size) render();
   } catch (error) {

@@ -73,6 +73,8 @@ export function offerModels(models) {
   }
 }
 
+const hasSeveralModels = () => $("model").options.length > 1; // a single one need not be named
+
 // The fields of a request; of the second setting for `side` "b".
 export function requestFields(side = "") {
   const own = (name) => settings[side ? `${side}_${name}` : name];
@@ -80,7 +82,7 @@ export function requestFields(side = "") {
   return {
     ...Object.fromEntries(SAMPLED.map((name) => [name, own(name)])),
     max_tokens: settings.max_tokens, calculator: settings.calculator,
-    ...(seed === "" ? {} : { seed }), ...(own("model") ? { model: own("model") } : {}),
+    ...(seed === "" ? {} : { seed }), ...(hasSeveralModels() ? { model: own("model") } : {}),
   };
 }
 
@@ -88,6 +90,5 @@ export const systemOf = (side = "") => settings[side ? `${side}_system` : "syste
 
 export function labelOf(side = "") {
   const { model, temperature, top_p: topP, top_k: topK } = requestFields(side);
-  const several = $("model").options.length > 1;
-  return `${several ? `${model}, ` : ""}temperature ${temperature}, top-p ${topP}, top-k ${topK}`;
+  return `${model ? `${model}, ` : ""}temperature ${temperature}, top-p ${topP}, top-k ${topK}`;
 }

@@ -8,11 +8,17 @@ const OLD_KEY = "fledgling.conversations"; // where an earlier version of the pa
 const STORES = ["conversations", "messages"];
 
 let database = null;
+let opened = Promise.resolve(false); // what is written before the database is open waits for it
 const memory = new Map(); // conversations, where there is no database
 const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel(NAME) : null;
 
 // Opens the database; returns false where conversations cannot be stored.
-export async function openStore() {
+export function openStore() {
+  opened = openDatabase();
+  return opened.then((stored) => stored && importOldStorage().then(() => true, () => true));
+}
+
+async function openDatabase() {
   try {
     const request = indexedDB.open(NAME, 1);
     request.onupgradeneeded = () => {
@@ -21,7 +27,6 @@ export async function openStore() {
     };
     database = await promise(request);
     database.onversionchange = () => database.close();
-    await importOldStorage();
     return true;
   } catch {
     database = null;
@@ -52,6 +57,7 @@ const headOf = ({ id, title, named, updated, chosen }) => ({ id, title, named, u
 
 // Stores a conversation's head and the given messages.
 export async function saveMessages(conversation, nodes) {
+  await opened;
   if (!database) memory.set(conversation.id, conversation);
   await write((conversations, messages) => {
     conversations.put(headOf(conversation));
@@ -75,10 +81,13 @@ export async function listConversations() {
   return [...heads].sort((a, b) => b.updated - a.updated);
 }
 
-// Fills in a conversation's stored messages. Messages that this tab is writing keep their state.
+// Fills in a conversation's stored title and messages. Messages that this tab is writing keep their state.
 export async function loadMessages(conversation, writing = new Set()) {
   if (!database) return memory.get(conversation.id) ?? conversation;
-  const messages = database.transaction("messages").objectStore("messages");
+  const transaction = database.transaction(STORES);
+  const messages = transaction.objectStore("messages");
+  const head = await promise(transaction.objectStore("conversations").get(conversation.id));
+  if (head) Object.assign(conversation, { title: head.title, named: head.named });
   for (const node of await promise(messages.getAll(messagesOf(conversation.id))))
     if (!writing.has(node.id)) conversation.nodes.set(node.id, node);
   return conversation;
