@@ -1,6 +1,6 @@
 """All stages of a recipe in order: a finished stage is skipped, an interrupted one resumes where it was saved.
 
-Before the first step of any, all stages that are left are checked (`fledgling.train.check_stages`). `dry_run` does
+Before the first step of any, all stages that are left are checked (`fledgling.train.check_recipe`). `dry_run` does
 only that, and on an accelerator also makes a step and a checkpoint of each at full size.
 """
 
@@ -19,7 +19,7 @@ from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import DTYPES, DeviceSetup, choose_setup
 from fledgling.runtime.world import World, choose_device
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.check_stages import StageCheck, check_stages, find_model_config, require_sound
+from fledgling.train.check_recipe import StageCheck, check_recipe, find_model_config, require_sound
 from fledgling.train.going_on import read_prepared_data
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import lock_stage
@@ -45,7 +45,7 @@ class DryRun:
 def run_stages(recipe: Recipe, quiet: bool = False) -> list[str]:
     """Runs the stages of a recipe that are not done; returns the names of those that were run.
 
-    Raises UserError before the first of them for whatever `check_stages` finds wrong with any.
+    Raises UserError before the first of them for whatever `check_recipe` finds wrong with any.
     """
     run_dir = Path(recipe.run.out)
     left = list_stages_left(recipe)
@@ -59,7 +59,7 @@ def run_stages(recipe: Recipe, quiet: bool = False) -> list[str]:
             require_same_device(setup, world)
             with world.main_process_first():  # for all stages: no other start comes between two of them
                 if world.is_main:
-                    require_sound(check_stages(recipe, left, setup, world))
+                    require_sound(check_recipe(recipe, left, setup, world))
                 lock = locks.enter_context(lock_stage(run_dir, left[0])) if world.is_main else None
         return [name for name in recipe.stages if run_stage(recipe, name, quiet=quiet, lock=lock)]
 
@@ -80,12 +80,12 @@ def dry_run(recipe: Recipe) -> DryRun:
     if recipe.run.device not in ("auto", "cpu") and not is_device_here(recipe.run.device):
         world, setup = assume_hardware(recipe)
         of = f"{world.size} x {recipe.run.hardware}, which the recipe names: this machine has no {recipe.run.device}"
-        return DryRun(check_stages(recipe, left, setup, world), {}, f"checked for {of}")
+        return DryRun(check_recipe(recipe, left, setup, world), {}, f"checked for {of}")
     world = World.start(recipe.run.device)
     setup = choose_setup(recipe.run, world)
     require_same_device(setup, world)
     setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))
-    outcome = DryRun(check_stages(recipe, left, setup, world), {})
+    outcome = DryRun(check_recipe(recipe, left, setup, world), {})
     if world.device.type != "cpu" and outcome.is_sound:
         outcome = try_stages(recipe, outcome.checks, setup, world)
     return outcome

@@ -2,7 +2,9 @@
 
 import json
 import random
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from fledgling.plan.memory import TrainingStep
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.speedrun import dry_run, format_dry_run, run_stages, try_stages
-from fledgling.train.check_stages import check_stages
+from fledgling.train import check_recipe as check_recipe_module
+from fledgling.train.check_recipe import check_recipe
 from fledgling.train.trial_step import make_trial_step, trace_step
 from tests.made_up_sets import write_public_sets, write_rows
 from tests.ranks import one_thread
@@ -86,7 +89,12 @@ WRONG = {
     "missing pairs": (["dpo.pairs=gone.jsonl"], r"dpo: dpo.pairs: cannot read gone.jsonl"),
     "prompts without room": (["model.context=4", "rl.max_new_tokens=3"], r"rl: all of 64 sampled prompts are longer"),
     "settings of rl": (["rl.minibatches=9"], r"rl: rl.minibatches is 9: expected at most rl.prompts_per_round"),
-    "a batch of no rows": (["sft.batch_tokens=100"], r"sft: pretrain.batch_tokens: got 100|sft.*whole rows of 64"),
+    "an unknown reward": (["rl.rewards={taste=1.0}"], r'rl: rl.rewards: unknown "taste"'),
+    "a reward that is not there": (
+        ['rl.rewards={"none.py:taste"=1.0}'],
+        r'rl: reward "none.py:taste" cannot be loaded',
+    ),
+    "a batch of no rows": (["sft.batch_tokens=100"], r"sft: sft.batch_tokens: got 100, expected whole rows of 64"),
 }
 
 
@@ -103,6 +111,26 @@ def test_what_is_wrong_with_a_late_stage_is_one_line_before_the_first_step(what,
     assert str(caught.value).splitlines()[0].partition(": ")[2] in format_dry_run(outcome)
 
 
+def test_a_disk_too_small_for_the_last_checkpoints_is_a_problem_of_the_stage_that_fills_it(tmp_path, monkeypatch):
+    recipe = load_recipe(write_recipe(tmp_path))
+    world = World(0, 1, 0, torch.device("meta"))
+    size = check_all(recipe, 2**40, world)[0].checkpoint_bytes
+    assert size > 4 * 2 * 330 * 64, "weights and state"
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=int(2.5 * size)))
+    problems = {check.stage: check.problems for check in check_all(recipe, 2**40, world) if check.problems}
+    assert list(problems) == ["sft"] and "make space, or set run.out to another disk" in problems["sft"][0]
+
+
+def test_programs_to_write_need_the_sandbox(tmp_path, monkeypatch):
+    def no_sandbox():
+        raise UserError("sandbox: needs Linux 5.13")
+
+    monkeypatch.setattr(check_recipe_module, "get_layers", no_sandbox)
+    settings = ["sft.mixture={humaneval=1.0}", f"run.data_dir={write_public_sets(tmp_path / 'data')}"]
+    checks = dry_run(load_recipe(write_recipe(tmp_path), settings)).checks
+    assert ["sandbox: needs Linux 5.13" in check.problems for check in checks] == [False, False, True, True, True]
+
+
 def test_no_room_for_one_row_is_told_for_the_stage_that_needs_it(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path), ["rl.kl_weight=0.1", "rl.micro_batch_size=none"])
     world = World(0, 1, 0, torch.device("meta"))
@@ -115,7 +143,7 @@ def test_no_room_for_one_row_is_told_for_the_stage_that_needs_it(tmp_path):
 
 
 def check_all(recipe, memory, world):
-    return check_stages(recipe, recipe.stages, DeviceSetup(torch.float32, False, 0.0, memory), world)
+    return check_recipe(recipe, recipe.stages, DeviceSetup(torch.float32, False, 0.0, memory), world)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
@@ -133,7 +161,7 @@ def test_a_traced_step_fails_where_a_real_one_would(stage, algorithm, tmp_path, 
 def test_a_trial_makes_a_step_and_a_checkpoint_of_each_stage_and_leaves_nothing(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path))
     world, setup = World(0, 1, 0, torch.device("cpu")), DeviceSetup(torch.float32, False, 0.0, 2**40)
-    outcome = try_stages(recipe, check_stages(recipe, recipe.stages, setup, world), setup, world)
+    outcome = try_stages(recipe, check_recipe(recipe, recipe.stages, setup, world), setup, world)
     assert outcome.is_sound and list(outcome.trials) == list(recipe.stages)
     before = sorted(tmp_path.rglob("*"))
     for trial in outcome.trials.values():
@@ -145,7 +173,7 @@ def test_a_trial_makes_a_step_and_a_checkpoint_of_each_stage_and_leaves_nothing(
 def test_a_step_that_fails_at_full_size_is_a_problem_of_its_stage(tmp_path, monkeypatch):
     recipe = load_recipe(write_recipe(tmp_path), ['stages=["pretrain"]'])
     world, setup = World(0, 1, 0, torch.device("cpu")), DeviceSetup(torch.float32, False, 0.0, 2**40)
-    checks = check_stages(recipe, recipe.stages, setup, world)
+    checks = check_recipe(recipe, recipe.stages, setup, world)
 
     def run_out_of_memory(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

@@ -40,13 +40,15 @@ def recipe_horizon(recipe: Recipe) -> Horizon:
     return compute_horizon(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
 
 
-def compute_horizon(config: ModelConfig, batch_tokens: int | None = None, steps: int | None = None) -> Horizon:
-    """Returns the horizon of a model; `batch_tokens` and `steps` pin its values."""
+def compute_horizon(
+    config: ModelConfig, batch_tokens: int | None = None, steps: int | None = None, stage: str = "pretrain"
+) -> Horizon:
+    """Returns the horizon of a model; `batch_tokens` and `steps` pin its values. stage: whose table gives them."""
     tokens = TOKENS_PER_PARAMETER * count_parameters(config)["total"]
     if batch_tokens is None:
         batch_tokens = max(config.context, optimal_batch_tokens(tokens))
     if batch_tokens % config.context:
-        raise UserError(f"pretrain.batch_tokens: got {batch_tokens}, expected whole rows of {config.context}")
+        raise UserError(f"{stage}.batch_tokens: got {batch_tokens}, expected whole rows of {config.context}")
     return Horizon(batch_tokens, max(1, tokens // batch_tokens) if steps is None else steps)
 
 

@@ -252,9 +252,12 @@ def _buffers(config: ModelConfig, step: TrainingStep) -> int:
 
 
 def _snapshot(config: ModelConfig, step: TrainingStep) -> int:
-    """Returns the bytes of the copy that a checkpoint is written from: weights and full optimizer state."""
-    if not step.saves_checkpoints or step.device != "cpu":
-        return 0
+    """Returns the bytes of the copy in the device's memory that a checkpoint is written from; a GPU's is the host's."""
+    return checkpoint_bytes(config, step) if step.saves_checkpoints and step.device == "cpu" else 0
+
+
+def checkpoint_bytes(config: ModelConfig, step: TrainingStep) -> int:
+    """Returns the bytes of a checkpoint's tensors: trained weights and full optimizer state."""
     trained = adapter.trained_shapes(config, step.adapter)
     partition = partition_parameters(trained, 1, 0, matrix_optimizer=step.matrix_optimizer)
     return 4 * (sum(map(prod, trained.values())) + partition.estimate_memory(0).optimizer_state)

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fledgling.config import AdapterConfig, DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, UserError, load_recipe
-from fledgling.optim.partition import partition_parameters
 from fledgling.plan import communication, cost, flops, hardware, measured_speed, memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
-from fledgling.plan.parameters import count_matrix_parameters, count_parameters, parameter_formula, parameter_shapes
+from fledgling.plan.parameters import count_matrix_parameters, count_parameters, parameter_formula
 from fledgling.plan.source_sizes import published_sizes
 from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
@@ -135,13 +134,7 @@ def make_plan(
             "shards": -(-characters // CHARACTERS_PER_SHARD),
             "bytes_text": -(-characters // CHARACTERS_PER_SHARD) * BYTES_PER_SHARD,
             "bytes_tokenized": horizon.tokens * (2 if config.vocab_size <= 65_536 else 4),
-            "bytes_checkpoint": 4
-            * (
-                parameters["total"]
-                + partition_parameters(parameter_shapes(config), matrix_optimizer=step.matrix_optimizer)
-                .estimate_memory()
-                .optimizer_state
-            ),
+            "bytes_checkpoint": memory.checkpoint_bytes(config, step),
         },
         "memory": _memory(config, step, device),
         "inference": plan_inference(config, device.memory),

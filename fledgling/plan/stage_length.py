@@ -54,7 +54,7 @@ def fixed_rows(name: str, table: StageConfig, config: ModelConfig) -> int | None
     """Returns the rows of a step over all ranks from `batch_tokens` or the depth; None where the examples decide."""
     if open_batch(name, table):
         return None
-    return compute_horizon(config, table.batch_tokens).batch_tokens // config.context
+    return compute_horizon(config, table.batch_tokens, stage=name).batch_tokens // config.context
 
 
 def row_weights(table: StageConfig, sizes: Mapping[str, SourceSize]) -> dict[str, float]:

@@ -38,8 +38,9 @@ def format_metric(name: str, value: Any) -> str:
         return f"{name.replace('_', ' ')} -"
     if name == "tokens_per_second":
         return f"{format_count(value)} tok/s"
-    if name == "mfu":
-        return f"MFU {100 * value:.1f} %"
+    if name in ("mfu", "mfu_datasheet"):
+        of = "" if name == "mfu" else " of the datasheet"
+        return f"MFU {100 * value:.1f} %{of}"
     return f"{name.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
 
 

@@ -277,8 +277,11 @@ def speed_charts(run: RunData) -> list[tuple[str, Markup]]:
     position = _step_positions(run)
     for name, label, format_y in (
         ("tokens_per_second", "tokens per second", format_count),
-        ("mfu", "MFU", format_percent),
+        ("mfu", "MFU of the product measured here", format_percent),
+        ("mfu_datasheet", "MFU of the datasheet's peak", format_percent),
     ):
+        if name == "mfu_datasheet" and not any(stage.metric_series(name)[1] for stage in run.stages):
+            continue  # a CPU has no datasheet
         lines = []
         for stage in run.stages:
             steps, values = drop_warmup_steps(*stage.metric_series(name))

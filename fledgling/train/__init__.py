@@ -3,7 +3,7 @@
 Start with `stage.py` (what a stage is), `loop.py` (the loop) and `loss.py` (all losses). Then `prepare.py` and
 `stage_rows.py` (text to token shards to rows), `context.py` and `evals.py` (what all builders share), and the builders:
 `supervised.py` (pretrain, midtrain, sft), `dpo.py`, and `rl`, with `rollout.py` and `critic.py`. `saver.py` writes
-checkpoints next to the steps, `check_stages.py` checks all stages before the first step, `health.py` counts bad steps,
+checkpoints next to the steps, `check_recipe.py` checks all stages before the first step, `health.py` counts bad steps,
 `init_from.py` starts from given weights. `build_context.py` loads tokenizer, model and
 weights, `run.py` runs one stage from the recipe to its last checkpoint.
 """

@@ -59,6 +59,7 @@ class LoopContext:
     should_stop: Callable[[], bool]  # called after every step
     flops_per_token: float = 0.0
     peak_flops: float = 0.0  # measured, of one rank; 0: not measured
+    datasheet_flops: float = 0.0  # the vendor's dense peak of a rank, as published MFU is a share of; 0: unknown
     measure_peak: MeasurePeak = lambda peak, reached: (0.0, "")  # called when a step exceeds the peak
     health: Health = field(default_factory=Health)
     rollback: Rollback = field(default_factory=Rollback)
@@ -161,8 +162,10 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
         else:
             shown_loss = LOSS_SMOOTHING * shown_loss + (1 - LOSS_SMOOTHING) * loss
         speed = {"tokens_per_second": tokens / seconds}
+        flops = context.flops_per_token * tokens / seconds / world.size
+        if context.datasheet_flops:
+            speed["mfu_datasheet"] = flops / context.datasheet_flops
         if peak_flops:
-            flops = context.flops_per_token * tokens / seconds / world.size
             if flops > peak_flops and world.is_main:  # whose values are recorded
                 peak_flops, problem = context.measure_peak(peak_flops, flops)
                 recorder.log_notice(problem)

@@ -35,7 +35,7 @@ from fledgling.train.going_on import read_prepared_data, reconcile
 from fledgling.train.health import Health, Rollback
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
-from fledgling.train.peak import discard_outdated_peak, replace_exceeded_peak
+from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, replace_exceeded_peak
 from fledgling.train.positions import carry_positions
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.rl.build import build_rl_stage
@@ -141,10 +141,9 @@ def start_run(recipe: Recipe, name: str, resume: str, world: World, saved: Path 
     """Sets up the device and writes the run's files; deletes the stage if it starts anew. Every rank calls it."""
     setup = set_up_device(recipe.run, world)
     require_same_device(setup, world)
-    memory_limit = min(world.all_gather_object(setup.memory_limit))  # the same micro-batch on every rank
-    setup = replace(setup, memory_limit=memory_limit)
-    run_dir = Path(recipe.run.out)
-    step = int(checkpoint.read_checkpoint_state(saved)["step"]) if saved else 0
+    # the same micro-batch on every rank
+    setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))
+    run_dir, step = Path(recipe.run.out), int(checkpoint.read_checkpoint_state(saved)["step"]) if saved else 0
     with world.main_process_first():
         if world.is_main:
             if resume == "never":
@@ -206,6 +205,7 @@ def train_stage(
             lambda: require_lock(context.lock) or stop_requested() or saver.failed or should_stop(),
             training_flops_per_token(context.model.config, adapter=context.adapter),
             setup.peak_flops,
+            find_datasheet_peak(setup, world.device),
             partial(replace_exceeded_peak, setup, world.device),
             health,
             rollback,

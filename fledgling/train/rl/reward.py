@@ -63,7 +63,7 @@ class CustomReward:
         return [self._score(candidate) for candidate in candidates]
 
     def _score(self, candidate: Candidate) -> float:
-        process = self.process or self._start()
+        process = self.process or self.load()
         request = json.dumps({"question": asdict(candidate.question), "answer": candidate.text}, default=str) + "\n"
         try:
             assert process.stdin is not None
@@ -83,7 +83,8 @@ class CustomReward:
             f'reward "{self.spec}" {reply["error"]}; {candidate}; the run resumes from here once it is repaired'
         )
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def load(self) -> subprocess.Popen[bytes]:
+        """Starts the process that loads the function. Raises UserError if it cannot be loaded."""
         command = [sys.executable, "-m", "fledgling.train.rl.grader", self.spec]
         self.process = process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.buffer = b""
@@ -126,6 +127,25 @@ def is_well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> b
     return completion.finish_reason == "stop" and bool(text.strip()) and opened == closed
 
 
+def make_custom_rewards(config: RLConfig) -> dict[str, CustomReward]:
+    """Returns the rewards of a recipe that are functions, by name. Raises UserError for a name that is no reward."""
+    names = [name for name, weight in config.rewards.items() if weight > 0 and not name.startswith(MODEL_PREFIX)]
+    for name in names:
+        if name not in ("task", "format") and ":" not in name:
+            hint = did_you_mean(name, ("task", "format"))
+            raise UserError(f'rl.rewards: unknown "{name}"{hint}; expected task, format, module:function or model:RUN')
+    return {name: CustomReward(name, config.reward_timeout) for name in names if ":" in name}
+
+
+def require_rewards(config: RLConfig) -> None:
+    """Raises UserError for a reward that is unknown or cannot be loaded."""
+    for reward in make_custom_rewards(config).values():
+        try:
+            reward.load()
+        finally:
+            reward.close()
+
+
 class RewardScorer:
     """Computes a recipe's reward: its parts, and their weighted sum."""
 
@@ -133,18 +153,9 @@ class RewardScorer:
         self.config, self.tokenizer = config, tokenizer
         self.weights = {name: w for name, w in config.rewards.items() if w > 0} or {"task": 1.0}
         self.custom_rewards: dict[str, CustomReward | ModelReward] = {
-            name: ModelReward(name, tokenizer, device)
-            if name.startswith(MODEL_PREFIX)
-            else CustomReward(name, config.reward_timeout)
-            for name in self.weights
-            if ":" in name
+            **make_custom_rewards(config),
+            **{n: ModelReward(n, tokenizer, device) for n in self.weights if n.startswith(MODEL_PREFIX)},
         }
-        for name in self.weights:
-            if name not in ("task", "format", *self.custom_rewards):
-                hint = did_you_mean(name, ("task", "format"))
-                raise UserError(
-                    f'rl.rewards: unknown "{name}"{hint}; expected task, format, module:function or model:RUN'
-                )
 
     def score(
         self, questions: Sequence[tuple[Task, Question]], answers: Sequence[Completion]

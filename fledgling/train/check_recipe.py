@@ -2,19 +2,20 @@
 
 Nothing is prepared or trained. Lengths of conversations are measured on samples, with the run's tokenizer if it has one
 and else from characters. What a check finds is a line in `StageCheck.problems`; `require_sound` makes them an error.
-Start with `check_stages`.
+Start with `check_recipe`.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError
 from fledgling.evals.chat import encode_question
-from fledgling.files import split_columns
+from fledgling.files import resolve_data_root, split_columns
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN, one_row_step, stage_step
@@ -27,17 +28,21 @@ from fledgling.plan.split import (
 )
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
 from fledgling.record import checkpoint
+from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
+from fledgling.sandbox.process import get_layers
 from fledgling.tasks import load_task
+from fledgling.tasks.core import find_core_bundle
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.going_on import read_prepared_data
 from fledgling.train.preference_data import load_preferences
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.rl.build import require_valid_rl_config
+from fledgling.train.rl.reward import require_rewards
 from fledgling.train.source_sizes import count_source_sizes
-from fledgling.train.stage_rows import require_data
+from fledgling.train.stage_rows import exam_names, require_data
 from fledgling.train.trial_step import trace_step
 
 SAMPLED_PROMPTS = 64
@@ -52,6 +57,7 @@ class StageCheck:
     rows: int | None = None  # of a step, over all ranks; None for DPO and RL
     split: memory.TrainingStep | None = None  # rows of a micro-batch and passes of a rank
     bytes: int | None = None  # of a rank at its peak, by the planner's count
+    checkpoint_bytes: int = 0  # 0: not known
     problems: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
 
@@ -86,7 +92,7 @@ def find_model_config(recipe: Recipe, run_dir: Path) -> ModelConfig | None:
     return recipe.resolve_model()
 
 
-def check_stages(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, world: World) -> list[StageCheck]:
+def check_recipe(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, world: World) -> list[StageCheck]:
     """Returns a check of each of `stages`, all of them, whatever is wrong with the first."""
     run_dir = Path(recipe.run.out)
     preparer = DataPreparer(recipe, run_dir)
@@ -96,7 +102,26 @@ def check_stages(recipe: Recipe, stages: Sequence[str], setup: DeviceSetup, worl
     config = find_model_config(recipe, run_dir)
     sizes = count_source_sizes(recipe)
     traced: dict[object, str] = {}
-    return [_check_stage(recipe, name, config, sizes, preparer, tokenizer, setup, world, traced) for name in stages]
+    checks = [_check_stage(recipe, name, config, sizes, preparer, tokenizer, setup, world, traced) for name in stages]
+    return _check_disk(checks, run_dir)
+
+
+def _check_disk(checks: list[StageCheck], run_dir: Path) -> list[StageCheck]:
+    """Finds the first stage whose last checkpoint does not fit on the disk next to those of the stages before it."""
+    parent = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.is_dir())
+    free: float = shutil.disk_usage(parent).free
+    needed, found = 0, []
+    for check in checks:
+        needed += check.checkpoint_bytes
+        if check.checkpoint_bytes and needed > free:
+            problem = (
+                f"the last checkpoints of the stages up to it take {format_bytes(needed)}, and {parent} has "
+                f"{format_bytes(int(free))} free: make space, or set run.out to another disk"
+            )
+            check = replace(check, problems=(*check.problems, problem))
+            free = math.inf  # named once
+        found.append(check)
+    return found
 
 
 def require_sound(checks: Iterable[StageCheck]) -> None:
@@ -120,12 +145,23 @@ def _check_stage(
     """Checks one stage. traced: the errors of the steps that were traced before, by what decides a step."""
     table, found = recipe.stage_config(name), _Findings()
     found.attempt(lambda: require_data(recipe, [name], read_prepared_data(Path(recipe.run.out), name)))
+    if "humaneval" in exam_names(table, recipe.sft.mixture) or (
+        isinstance(table, RLConfig) and "humaneval" in table.tasks
+    ):
+        found.attempt(get_layers)  # its answers are programs, which no machine runs without the sandbox
+    if (
+        isinstance(table, StageConfig)
+        and table.core_every
+        and not find_core_bundle(resolve_data_root(preparer.data_dir))
+    ):
+        found.notices.append("CORE will not be measured: no bundle; `fledgling data fetch core` brings it")
     if config is None:
         found.notices.append("run.init_from decides the model, so its batch and memory are known once it is read")
         return StageCheck(name, problems=tuple(found.problems), notices=tuple(found.notices))
     rows, steps = None, None
     if isinstance(table, RLConfig):
         found.attempt(lambda: require_valid_rl_config(table))
+        found.attempt(lambda: require_rewards(table))
         steps = _check_prompts(recipe, table, config, sizes, tokenizer, found)
     elif isinstance(table, DPOConfig):
         steps = _check_pairs(table, config, tokenizer, found)
@@ -156,7 +192,8 @@ def _check_stage(
         if key not in traced:
             traced[key] = _trace(recipe, name, config, setup)
         found.problems += [traced[key]] if traced[key] else []
-    return StageCheck(name, steps, rows, split, peak, tuple(found.problems), tuple(found.notices))
+    size = memory.checkpoint_bytes(config, step)
+    return StageCheck(name, steps, rows, split, peak, size, tuple(found.problems), tuple(found.notices))
 
 
 def _trace(recipe: Recipe, name: str, config: ModelConfig, setup: DeviceSetup) -> str:
