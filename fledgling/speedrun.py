@@ -23,7 +23,7 @@ from fledgling.train.check_recipe import StageCheck, check_recipe, find_model_co
 from fledgling.train.going_on import read_prepared_data
 from fledgling.train.run import run_stage
 from fledgling.train.run_directory import lock_stage
-from fledgling.train.same_device import require_same_device
+from fledgling.train.same_ranks import require_same_device
 from fledgling.train.stage_rows import require_data
 from fledgling.train.trial_step import TrialStep, make_trial_step
 

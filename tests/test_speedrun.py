@@ -78,6 +78,10 @@ def test_a_scaled_down_recipe_runs_to_its_report(name, tmp_path, capsys):
     assert (tmp_path / "run" / "report.html").exists()
     rl = [json.loads(line) for line in (tmp_path / "run" / "rl" / "metrics.jsonl").read_text().splitlines()]
     assert len(rl) == 2, "40 prompts, 16 a round"
+    recipe = load_recipe(tmp_path / "run")
+    sft = check_all(recipe, 2**40, World(0, 1, 0, torch.device("cpu")))[2]  # with the run's tokenizer
+    lines = (tmp_path / "run" / "sft" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["tokens"] == 256 * sft.rows and abs(len(lines) - sft.steps) <= 1
     capsys.readouterr()
     assert main(["speedrun", *arguments, "--dry-run"]) == 0 and "all is done" in capsys.readouterr().out
 

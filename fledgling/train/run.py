@@ -50,7 +50,7 @@ from fledgling.train.run_directory import (
     restore_unless_begun,
     write_run_files,
 )
-from fledgling.train.same_device import require_same_device
+from fledgling.train.same_ranks import require_same_device
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_rows import require_data
@@ -141,9 +141,10 @@ def start_run(recipe: Recipe, name: str, resume: str, world: World, saved: Path 
     """Sets up the device and writes the run's files; deletes the stage if it starts anew. Every rank calls it."""
     setup = set_up_device(recipe.run, world)
     require_same_device(setup, world)
-    # the same micro-batch on every rank
-    setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))
-    run_dir, step = Path(recipe.run.out), int(checkpoint.read_checkpoint_state(saved)["step"]) if saved else 0
+    memory_limit = min(world.all_gather_object(setup.memory_limit))  # the same micro-batch on every rank
+    setup = replace(setup, memory_limit=memory_limit)
+    run_dir = Path(recipe.run.out)
+    step = int(checkpoint.read_checkpoint_state(saved)["step"]) if saved else 0
     with world.main_process_first():
         if world.is_main:
             if resume == "never":

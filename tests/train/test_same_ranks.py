@@ -7,8 +7,8 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.runtime.device import DeviceSetup
-from fledgling.train import same_device
-from fledgling.train.same_device import require_same_device
+from fledgling.train import same_ranks
+from fledgling.train.same_ranks import require_same_device
 
 CASES = {
     "device": ("NVIDIA A100-SXM4-40GB", "device of rank 1 is NVIDIA A100-SXM4-40GB, of rank 0 NVIDIA H100 80GB HBM3"),
@@ -21,7 +21,7 @@ CASES = {
 @pytest.mark.parametrize("what", CASES)
 def test_a_rank_that_computes_otherwise_is_named_in_one_line(what, monkeypatch):
     value, line = CASES[what]
-    monkeypatch.setattr(same_device, "describe_card", lambda device: ("NVIDIA H100 80GB HBM3", 80 * 2**30))
+    monkeypatch.setattr(same_ranks, "describe_card", lambda device: ("NVIDIA H100 80GB HBM3", 80 * 2**30))
     setup = DeviceSetup(torch.bfloat16, True, 0.0)
 
     def world(**other):
