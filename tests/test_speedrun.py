@@ -163,14 +163,17 @@ def test_a_traced_step_fails_where_a_real_one_would(stage, algorithm, tmp_path, 
 
 
 def test_a_trial_makes_a_step_and_a_checkpoint_of_each_stage_and_leaves_nothing(tmp_path):
-    recipe = load_recipe(write_recipe(tmp_path))
+    recipe = load_recipe(write_recipe(tmp_path), ["adapter.method=lora", 'adapter.stages=["sft"]', "rl.kl_weight=0.1"])
     world, setup = World(0, 1, 0, torch.device("cpu")), DeviceSetup(torch.float32, False, 0.0, 2**40)
     outcome = try_stages(recipe, check_recipe(recipe, recipe.stages, setup, world), setup, world)
     assert outcome.is_sound and list(outcome.trials) == list(recipe.stages)
     before = sorted(tmp_path.rglob("*"))
-    for trial in outcome.trials.values():
-        assert trial.seconds > 0 and trial.peak_bytes > 0
-        assert trial.checkpoint_bytes > 4 * 3 * 330 * 64, "weights and both moments of the embedding"
+    sizes = {name: trial.checkpoint_bytes for name, trial in outcome.trials.items()}
+    assert all(trial.seconds > 0 and trial.peak_bytes > 0 for trial in outcome.trials.values())
+    assert sizes["pretrain"] > 4 * 3 * 330 * 64, "weights and both moments of the embedding"
+    assert sizes["sft"] < sizes["pretrain"] / 2, "an adapter alone"
+    planned = {check.stage: check.checkpoint_bytes for check in outcome.checks}
+    assert all(planned[name] == pytest.approx(sizes[name], rel=0.3, abs=40_000) for name in sizes)
     assert sorted(tmp_path.rglob("*")) == before and "a step took" in format_dry_run(outcome)
 
 

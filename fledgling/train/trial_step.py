@@ -126,7 +126,8 @@ def make_trial_step(
         directory: where the checkpoint is written; it is deleted again.
         tokenizer: with it, RL also generates a round of answers to random prompts; None: it does not.
     """
-    model = build_model(config, setup, world.device)
+    sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # as in a run: built in host memory
+    model = build_model(config, setup, torch.device("cpu") if sharded else world.device)
     model.initialize(recipe.seed)
     _attach(model, recipe, name)
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
