@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fledgling.files import resolve_data_root, split_columns
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN, one_row_step, stage_step
+from fledgling.plan.source_sizes import published_sizes
 from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
     choose_split,
@@ -69,13 +71,19 @@ class _Findings:
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
-    def attempt(self, check: Callable[[], object]) -> None:
-        """Runs a check; the line of a UserError becomes a problem, once."""
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Runs a block; the line of its UserError becomes a problem, once."""
         try:
-            check()
+            yield
         except UserError as error:
             if str(error) not in self.problems:
                 self.problems.append(str(error))
+
+    def attempt(self, check: Callable[[], object]) -> None:
+        """Runs a check, as `collecting` does."""
+        with self.collecting():
+            check()
 
 
 def find_model_config(recipe: Recipe, run_dir: Path) -> ModelConfig | None:
@@ -216,25 +224,25 @@ def _check_mixture(
 ) -> tuple[int, int | None] | None:
     """Returns (rows of a step, steps) of a supervised stage as far as they are known, and samples its conversations."""
     table: StageConfig = getattr(recipe, name)
-    try:
+    length = None
+    with found.collecting():
         parts = split_mixture(table.mixture)
         if name == "pretrain" and table.passes is None:
             horizon = recipe_horizon(recipe) if config == recipe.resolve_model() else None
             if horizon is not None:
                 return horizon.batch_tokens // config.context, horizon.steps
-        known = dict(sizes)
-        if tokenizer is not None:
-            for source in (*parts.tasks, *parts.conversations):
-                known[source] = preparer.measure_source(source, tokenizer, config.context)
-        for source in parts.conversations if table.train_on == "assistant" else ():
-            _check_conversations(source, preparer, config.context, tokenizer, found)
+        known = published_sizes(config.context) | dict(sizes)
+        for source in (*parts.tasks, *parts.conversations):
+            if tokenizer is not None:
+                with found.collecting():
+                    known[source] = preparer.measure_source(source, tokenizer, config.context)
+            if source in parts.conversations and table.train_on == "assistant":
+                with found.collecting():
+                    _check_conversations(source, preparer, config.context, tokenizer, found)
         length = derive_length(recipe, name, config, known)
-    except UserError as error:
-        if str(error) not in found.problems:
-            found.problems.append(str(error))
-        return None
     if length is None:
-        found.notices.append("its steps are known once its text is prepared")
+        if not found.problems:
+            found.notices.append("its steps are known once its text is prepared")
         return None
     rows, steps, is_assumed = length
     if is_assumed or (tokenizer is None and table.batch_tokens is None):
@@ -273,19 +281,19 @@ def _check_prompts(
 ) -> int | None:
     """Returns the steps of RL as far as they are known, and samples its prompts."""
     max_prompt_tokens = config.context - min(table.max_new_tokens, config.context // 2)
-    try:
-        tasks = {name: load_task(name, recipe.run.data_dir) for name, weight in table.tasks.items() if weight > 0}
-        lengths = []
-        for task in tasks.values():
+    steps, lengths = table.steps, []
+    prompts = {name: size.examples for name, size in (published_sizes(config.context) | dict(sizes)).items()}
+    for name in (name for name, weight in table.tasks.items() if weight > 0):
+        with found.collecting():
+            task = load_task(name, recipe.run.data_dir)
+            prompts[name] = len(task) or math.inf
             for index in range(min(len(task) or SAMPLED_PROMPTS, SAMPLED_PROMPTS)):
                 question = task.get_practice_question(index, recipe.seed)
                 estimate = len(question.prompt) / CHARACTERS_PER_TOKEN
                 lengths.append(len(encode_question(tokenizer, question)) if tokenizer else estimate)
-        steps = derive_rl_steps(table, {name: len(task) or math.inf for name, task in tasks.items()})
-    except UserError as error:
-        if str(error) not in found.problems:
-            found.problems.append(str(error))
-        return table.steps
+    if all(name in prompts for name, weight in table.tasks.items() if weight > 0):
+        with found.collecting():
+            steps = derive_rl_steps(table, prompts)
     longer = sum(length > max_prompt_tokens for length in lengths)
     limit = f"{max_prompt_tokens} tokens, which model.context leaves next to rl.max_new_tokens"
     if longer and longer == len(lengths):

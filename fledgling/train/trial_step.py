@@ -24,7 +24,7 @@ from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig
 from fledgling.data.batch import Batch
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
-from fledgling.model.adapter import attach_adapter
+from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
@@ -130,6 +130,8 @@ def make_trial_step(
     model = build_model(config, setup, torch.device("cpu") if sharded else world.device)
     model.initialize(recipe.seed)
     _attach(model, recipe, name)
+    if recipe.adapter.trains_in(name):
+        initialize_adapter(model, recipe.seed)
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
     stage = _random_stage(recipe, name, config, split.rows, split.micro_batches)
     reference = None
