@@ -41,7 +41,7 @@ from fledgling.train.random_batches import RandomBatches, add_stage_fields
 from fledgling.train.rl.algorithm import make_algorithm
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Stage
-from fledgling.train.stage_weights import trains_value_head
+from fledgling.train.stage_weights import split_trained, trains_value_head
 
 HOST_READS = {"_local_scalar_dense", "item", "is_nonzero", "equal"}
 
@@ -148,9 +148,9 @@ def make_trial_step(
     del reference
     with TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as folder:
         state = {"stage": name, "step": 1, "model": config.to_dict()}
-        saver = CheckpointSaver(
-            Path(folder), model, optimizer, world, lambda step: state | {"step": step}, {}, 1, False
-        )
+        split_tensors = split_trained(model, recipe.adapter if recipe.adapter.trains_in(name) else None)
+        arguments = (Path(folder), model, optimizer, world, lambda step: state | {"step": step}, {}, 1)
+        saver = CheckpointSaver(*arguments, saves_during_training=False, split=split_tensors)
         with saver:
             saver(1)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
