@@ -70,6 +70,38 @@ def clients(*, python: str = sys.executable, node_modules: Path | None = None) -
     return measure_clients(python, node_modules)
 
 
+@experiment(table_of("benchmarks.constrained", "format_constrained"))
+def constrained(
+    *,
+    answers: int = 1000,
+    batch: int = 16,
+    tokens: int = 64,
+    rounds: int = 5,
+    threads: int = 1,
+    suite: Path | None = None,
+) -> dict:
+    """Count the valid ones among constrained answers of a random model, and time them beside free text.
+
+    Parameters
+    ----------
+    answers
+        Answers in all, over ten schemas.
+    batch
+        Answers decoded at once.
+    tokens
+        Tokens of each answer that is timed.
+    rounds
+        Rounds of free and constrained answers.
+    threads
+        Threads of the model's matrix products.
+    suite
+        Tests of one draft of JSON-Schema-Test-Suite (tests/draft2020-12); default: none are tried.
+    """
+    from benchmarks.constrained import measure_constrained
+
+    return measure_constrained(answers, batch, tokens, rounds, threads, suite)
+
+
 @experiment(table_of("benchmarks.doors", "format_doors"))
 def doors(*, connections: int = 1000, answers: int = 20, rounds: int = 3, threads: int = 1) -> dict:
     """Time another user's answer and /health while hostile clients keep the server busy, and without them.

@@ -1,8 +1,10 @@
 """What real clients do with the server: each does what its documentation shows, against a model of random weights.
 
-The clients are packages of other environments (`--python`, `--node-modules`), so that they and their dependencies need
-not fit this project's: `pip install openai langchain-openai litellm llama-index-llms-openai-like anthropic ollama` and
-`"pydantic-ai-slim[openai]"`, `npm install openai ai @ai-sdk/openai-compatible zod`. The table says what is missing.
+The clients are packages of other environments (`--python`, `--node-modules`), so that their dependencies need not fit
+this project's. What is not installed is reported as such.
+
+    pip install openai langchain-openai litellm llama-index-llms-openai-like pydantic-ai-slim[openai] anthropic ollama
+    npm install openai ai @ai-sdk/openai-compatible zod
 """
 
 from __future__ import annotations

@@ -95,17 +95,14 @@ def chat(
 
 def _open_session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSession:
     from fledgling.infer.session import ChatSession, load_chat_engine
-    from fledgling.infer.tools import CALCULATOR, PYTHON
+    from fledgling.infer.tools import select_tool
 
-    if python:
-        from fledgling.sandbox.interpreter import import_monty
-
-        import_monty()  # raises before the model is loaded
+    tool = select_tool(python)  # raises before the model is loaded
 
     def notify(text: str) -> None:
         print(text, file=sys.stderr)
 
-    engine, _ = load_chat_engine(checkpoint, device, PYTHON if python else CALCULATOR, notify=notify)
+    engine, _ = load_chat_engine(checkpoint, device, tool, notify=notify)
     return ChatSession(engine, system=system)
 
 

@@ -29,6 +29,7 @@ def serve(
     prefill_chunk: int | None = None,
     prefix_cache_tokens: int | None = None,
     lookahead_tokens: int = 0,
+    python: bool = False,
     device: Device = "auto",
 ) -> int:
     """Serve a checkpoint: a page at http://127.0.0.1:8000, and an OpenAI-compatible API under /v1.
@@ -62,6 +63,8 @@ def serve(
         Tokens of earlier prompts and answers kept in the cache; default max-batch-size times the context.
     lookahead_tokens
         Draft tokens of prompt lookup in one step; the answers stay the same. 0: none.
+    python
+        Run the model's own tool calls that are no calculation as Python, in the sandbox's interpreter.
     """
     check_port(port)
     api_key = choose_api_key(host, api_key)
@@ -81,16 +84,18 @@ def serve(
         if value is not None and value < low:
             raise UserError(f"--{option} {value}: expected {low} or more")
     from fledgling.infer.session import load_chat_engine
+    from fledgling.infer.tools import select_tool
     from fledgling.serve.app import make_app
     from fledgling.serve.examples import list_examples
     from fledgling.serve.server import Server, choose_limits, raise_file_limit
     from fledgling.serve.service import LOOPBACK, Service
     from fledgling.serve.worker import CPU_PREFILL_CHUNK, GPU_PREFILL_CHUNK, Worker
 
+    tool = select_tool(python)
     limits = choose_limits(max_queue_size, raise_file_limit())
 
     def load(path: Path, name: str | None, taken: list[str]) -> Service:
-        engine, state = load_chat_engine(path, device, notify=lambda text: print(text, file=sys.stderr))
+        engine, state = load_chat_engine(path, device, tool, notify=lambda text: print(text, file=sys.stderr))
         chunk = prefill_chunk or (CPU_PREFILL_CHUNK if engine.device.type == "cpu" else GPU_PREFILL_CHUNK)
         return Service(
             worker=Worker(engine, max_batch_size, max_queue_size, chunk, prefix_cache_tokens, lookahead_tokens),

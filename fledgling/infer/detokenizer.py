@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fledgling.text.tokenizer import Tokenizer
 
+THOUGHT_START, THOUGHT_END = "<think>", "</think>"
+
 
 class IncrementalDetokenizer:
     """Decodes a sequence of tokens to text; `token_bytes` are the bytes of each token id (`Tokenizer.token_bytes`)."""
@@ -68,11 +70,56 @@ def _overlap_length(text: str, stop: str) -> int:
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
 
 
+class ThoughtSplitter:
+    """Separates a thought at the start of an answer, `<think>...</think>`, from the prose after it.
+
+    No control token marks thoughts: models that were trained to think write these words as text. White space before the
+    thought and after it belongs to neither.
+    """
+
+    def __init__(self) -> None:
+        self.state = "start"  # then "open" (its new lines), "thought", "gap" (white space after it), "prose"
+        self.held_back = ""
+
+    def push(self, text: str) -> tuple[str, str]:
+        """Returns the (thought, prose) that a further text decides."""
+        text, self.held_back = self.held_back + text, ""
+        thought = ""
+        if self.state == "start":
+            start = text.lstrip()
+            if not start.startswith(THOUGHT_START):
+                if THOUGHT_START.startswith(start):
+                    self.held_back = text
+                    return "", ""
+                self.state = "prose"
+                return "", text
+            self.state, text = "open", start[len(THOUGHT_START) :]
+        if self.state == "open":
+            text = text.lstrip("\n")
+            self.state = "thought" if text else "open"
+        if self.state == "thought":
+            end = text.find(THOUGHT_END)
+            if end < 0:
+                safe = len(text) - _overlap_length(text, THOUGHT_END)
+                self.held_back = text[safe:]
+                return text[:safe], ""
+            thought, text, self.state = text[:end], text[end + len(THOUGHT_END) :], "gap"
+        if self.state == "gap":
+            text = text.lstrip()
+            self.state = "prose" if text else "gap"
+        return thought, text
+
+    def finish(self) -> tuple[str, str]:
+        """Returns what was held back: it became no tag."""
+        text, self.held_back = self.held_back, ""
+        return (text, "") if self.state == "thought" else ("", text)
+
+
 @dataclass(frozen=True)
 class ContentPart:
     """A part of an answer's text; the kinds are those of a conversation's parts."""
 
-    kind: str  # "text", "python" (a tool call) or "output" (the tool's result)
+    kind: str  # "text", "python" (a tool call), "output" (the tool's result) or "thinking" (of ThoughtSplitter)
     text: str
     opens: bool = field(default=False, compare=False)  # follows a control token: not joined to the part before
 

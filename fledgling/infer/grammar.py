@@ -109,13 +109,13 @@ class GrammarCompiler:
         self.tokenizer = tokenizer
         self.eos_token = eos_token
 
-    def compile_schema(self, schema: Mapping[str, Any] | bool) -> Grammar:
-        """Returns the constraint "JSON that the schema accepts", with a space after commas and colons.
+    def compile_schema(self, schema: Mapping[str, Any] | bool, lenient: bool = False) -> Grammar:
+        """Returns the constraint "JSON that the schema accepts", as `write_json_rule` writes it.
 
         Raises:
             GrammarError: the schema has keywords that the library does not know, or numbers that it cannot compute.
         """
-        return self.compile_lark(write_json_rule("start", schema))
+        return self.compile_lark(write_json_rule("start", schema, lenient))
 
     def compile_regex(self, pattern: str) -> Grammar:
         """Returns the constraint that the whole answer matches `pattern`, in the syntax of Rust's regex crate."""
@@ -182,12 +182,13 @@ class _Vocabulary:
 def write_json_rule(name: str, schema: Mapping[str, Any] | bool, lenient: bool = False) -> str:
     """Returns a rule of a Lark grammar: JSON that the schema accepts, with spaces as json.dumps writes them.
 
-    `lenient` drops keywords that the library does not know, instead of an error. Raises GrammarError for numbers that
-    it cannot represent.
+    `lenient` drops keywords that the library does not know and reads `oneOf` as `anyOf`, instead of an error. Raises
+    GrammarError for numbers that it cannot represent.
     """
     _check_numbers(schema)
     document = dict(schema) if isinstance(schema, Mapping) else {"allOf": [schema]}
-    return f"{name}: %json {json.dumps(document | {'x-guidance': {**JSON_STYLE, 'lenient': lenient}})}"
+    style = {**JSON_STYLE, "lenient": lenient, "coerce_one_of": lenient}
+    return f"{name}: %json {json.dumps(document | {'x-guidance': style})}"
 
 
 def _check_numbers(value: Any) -> None:

@@ -48,6 +48,15 @@ CALCULATOR = Tool(calculate, MAX_CHARACTERS, "calculator")
 PYTHON = Tool(run_python, 2000, "python")
 
 
+def select_tool(python: bool) -> Tool:
+    """Returns PYTHON or CALCULATOR. Raises UserError where the sandbox's interpreter is not installed."""
+    if python:
+        from fledgling.sandbox.interpreter import import_monty
+
+        import_monty()
+    return PYTHON if python else CALCULATOR
+
+
 class ToolState:
     """Detects tool calls in the tokens of one answer: `python_start expression python_end`, and runs them.
 

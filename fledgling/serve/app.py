@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from fledgling.config import UserError
-from fledgling.serve import chat, completion, responses_api
+from fledgling import __version__
+from fledgling.serve import chat, completion, messages_api, ollama_api, responses_api
 from fledgling.serve.embeddings import embeddings_handler
 from fledgling.serve.errors import build_error
 from fledgling.serve.json_body import encode_json
@@ -58,7 +58,13 @@ def make_app(service: Service, others: Sequence[Service] = ()) -> AccessMiddlewa
         Route("/v1/chat/completions", _completion_handler(services, chat.ENDPOINT), methods=["POST"]),
         Route("/v1/completions", _completion_handler(services, completion.ENDPOINT), methods=["POST"]),
         Route("/v1/responses", _completion_handler(services, responses_api.ENDPOINT), methods=["POST"]),
+        Route("/v1/messages", _completion_handler(services, messages_api.ENDPOINT), methods=["POST"]),
+        Route("/v1/messages/count_tokens", messages_api.count_tokens_handler(service), methods=["POST"]),
         Route("/v1/embeddings", embeddings_handler(service), methods=["POST"]),
+        Route("/api/chat", _completion_handler(services, ollama_api.CHAT), methods=["POST"]),
+        Route("/api/generate", _completion_handler(services, ollama_api.GENERATE), methods=["POST"]),
+        Route("/api/tags", _json_handler(lambda request: ollama_api.describe_tags(services))),
+        Route("/api/version", _json_handler(lambda request: {"version": __version__})),
         Route("/v1/models", _json_handler(lambda request: _describe_models(services))),
         Route("/v1/models/{name:path}", _json_handler(partial(_describe_model, services))),
         Route("/metrics", _metrics_handler(service)),
@@ -121,15 +127,12 @@ def _completion_handler(services: Sequence[Service], endpoint: Endpoint) -> Hand
 
 
 def _parse_request(endpoint: Endpoint, services: Sequence[Service], body: bytes) -> tuple[Service, ParsedRequest]:
-    """Validates a body and makes its jobs; a conversation that cannot be rendered is a BadRequest too."""
-    try:
-        validated = parse_body(endpoint.body, body)
-        service = find_service(services, validated.model)
-        parsed = endpoint.parse_request(service, validated)
-        parsed.ignored_fields = validated.ignored_fields
-        return service, parsed
-    except UserError as error:
-        raise BadRequest(str(error)) from None
+    """Validates a body and makes its jobs. Raises BadRequest or UserError."""
+    validated = parse_body(endpoint.body, body)
+    service = find_service(services, validated.model)
+    parsed = endpoint.parse_request(service, validated)
+    parsed.ignored_fields = validated.ignored_fields
+    return service, parsed
 
 
 class EventBridge:

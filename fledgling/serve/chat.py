@@ -22,11 +22,13 @@ from fledgling.serve.responses import (
 )
 from fledgling.serve.schemas import BadRequest, ChatRequest
 from fledgling.serve.service import Endpoint, ParsedRequest, Service
-from fledgling.serve.tool_calls import ToolCall, is_tool_call, list_tool_calls
+from fledgling.serve.tool_calls import CallPiece, CallStream, ToolCall, is_tool_call, list_tool_calls
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished, GenerationJob
 from fledgling.text.conversation import render_prompt
 from fledgling.text.truncation import drop_oldest_turns
 from fledgling.text.turns import normalize_turns
+
+OWN_TOOL = ("python", "output")  # kinds of parts: calls of the model's own tool, and what it returned
 
 
 def parse_request(service: Service, body: ChatRequest) -> ParsedRequest:
@@ -90,7 +92,9 @@ def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.content, "refusal": None}
         if calls := _list_calls(parsed, choice.parts):
             message |= {"content": choice.content or None, "tool_calls": [call.to_json() for call in calls]}
-        if any(part.kind != "text" and not (calls and is_tool_call(part)) for part in choice.parts):
+        if thought := join_text(choice.parts, "thinking"):
+            message["reasoning_content"] = thought
+        if any(part.kind in OWN_TOOL and not (calls and is_tool_call(part)) for part in choice.parts):
             message["parts"] = build_parts(choice.parts)
         choices.append(
             {
@@ -114,13 +118,20 @@ def _finish_reason(choice: GeneratedChoice, has_calls: bool) -> str:
     return "tool_calls" if has_calls and reason == "stop" else reason
 
 
+def _call_delta(piece: CallPiece) -> dict[str, Any]:
+    """Returns what a piece of a call tells a client: id and name once they are known, then more of the arguments."""
+    if not piece.begins:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.call.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.call.id, "type": "function", "function": function}
+
+
 class ChatChunks:
     """The chunks of a stream, in this order: a role for each choice, its deltas, its finish reason, and the usage."""
 
     def __init__(self, service: Service, parsed: ParsedRequest) -> None:
         self.service, self.parsed = service, parsed
-        self.calls: list[list[ToolCall]] = [[] for _ in parsed.choices]  # of the request's tools
-        self.in_call = [False] * len(parsed.choices)  # whether the newest call is one of the request's tools
+        self.calls = [CallStream(job.client_calls) for job in parsed.jobs for _ in range(job.n)]
         self.parts = [PartStream() for _ in parsed.choices]
 
     def start(self) -> Iterator[dict[str, Any]]:
@@ -139,17 +150,20 @@ class ChatChunks:
         if isinstance(event, ChoiceFinished):
             if event.finish_reason in FAILURES:
                 yield build_error(*FAILURES[event.finish_reason][:2])
-            yield self._chunk(choice, {}, _finish_reason(generated, any(call.name for call in self.calls[choice])))
+            yield self._chunk(
+                choice, {}, _finish_reason(generated, any(call.name for call in self.calls[choice].calls))
+            )
             return
         delta: dict[str, Any] = {"content": join_text(event.parts)}
         others = []
         for part in event.parts:
-            if part.opens:
-                self.in_call[choice] = self.parsed.jobs[0].client_calls and is_tool_call(part)
-            if part.kind == "python" and self.in_call[choice]:
-                delta.setdefault("tool_calls", []).extend(self._call_deltas(choice, part))
-            else:
+            piece = self.calls[choice].push(part)
+            if piece is None:
                 others.append(part)
+            elif piece.begins or piece.arguments:
+                delta.setdefault("tool_calls", []).append(_call_delta(piece))
+        if thought := join_text(others, "thinking"):
+            delta["reasoning_content"] = thought
         if parts := self.parts[choice].push(others):
             delta["parts"] = parts
         if event.parts or self.parsed.include_logprobs:
@@ -162,19 +176,6 @@ class ChatChunks:
         if self.parsed.include_usage:
             usage = build_usage(self.parsed.prompt_tokens, self.parsed.completion_tokens, self.parsed.cached_tokens)
             yield {**_envelope(self.service, self.parsed, "chat.completion.chunk"), "choices": [], "usage": usage}
-
-    def _call_deltas(self, choice: int, part: ContentPart) -> Iterator[dict[str, Any]]:
-        """Yields what a piece of a call tells a client: its name once it is known, then more of its arguments."""
-        calls = self.calls[choice]
-        if part.opens:
-            calls.append(ToolCall())
-        name, arguments = calls[-1].push(part.text)
-        index = len(calls) - 1
-        if name is not None:
-            function = {"name": name, "arguments": arguments}
-            yield {"index": index, "id": calls[-1].id, "type": "function", "function": function}
-        elif arguments:
-            yield {"index": index, "function": {"arguments": arguments}}
 
     def _chunk(self, index: int, delta: dict, finish_reason: str | None = None, logprobs: dict | None = None) -> dict:
         choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}

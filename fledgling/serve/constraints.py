@@ -62,7 +62,10 @@ def read_answer_form(body: ChatRequest, compiler: GrammarCompiler, has_tool_toke
     for number, tool in enumerate(tools):
         head = json.dumps(f'{{"name": "{tool.name}", "arguments": ')
         rules.append(f'tool{number}: {head} arguments{number} "}}"')
-        rules.append(write_json_rule(f"arguments{number}", tool.parameters or JSON_OBJECT, lenient=not tool.strict))
+        parameters = tool.parameters or JSON_OBJECT
+        if not tool.strict and not _can_compile(parameters, compiler):
+            parameters = JSON_OBJECT
+        rules.append(write_json_rule(f"arguments{number}", parameters, lenient=not tool.strict))
     calls = f"call{{1,{count}}}"
     if choice == "required":
         rules.insert(0, f"start: {calls}")
@@ -98,6 +101,14 @@ def compile_constraint(body: CommonRequest, compiler: GrammarCompiler) -> Gramma
     return _compile(field, lambda: compiler.compile_gbnf(value) if "::=" in value else compiler.compile_lark(value))
 
 
+def _can_compile(schema: Mapping[str, Any], compiler: GrammarCompiler) -> bool:
+    try:
+        compiler.compile_schema(schema, lenient=True)
+    except GrammarError:
+        return False
+    return True
+
+
 def _compile(field: str, compile_grammar: Any) -> Grammar:
     try:
         return compile_grammar()
@@ -120,22 +131,22 @@ def _find_constraint(body: CommonRequest) -> tuple[str, str, str | None, Any]:
             found.append((f"guided_{kind}", f"guided_{kind}", kind, value))
     if body.grammar is not None:
         found.append(("grammar", "grammar", "grammar", body.grammar))
-    for kind, value in (body.structured_outputs or {}).items():
-        if kind in CONSTRAINTS and value not in (None, False):
-            found.append((f"structured_outputs.{kind}", "structured_outputs", kind, value))
+    for name, value in (body.structured_outputs or {}).items():
+        if name in CONSTRAINTS and value not in (None, False):
+            found.append((f"structured_outputs.{name}", "structured_outputs", name, value))
     if len(found) > 1:
         raise BadRequest(f"{found[1][0]}: an answer has one constraint; {found[0][0]} is another", found[1][1])
     if not found:
         return "", "", None, None
-    field, first, kind, value = found[0]
-    if kind == "json" and isinstance(value, str):
+    field, first, found_kind, value = found[0]
+    if found_kind == "json" and isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise BadRequest(f"{field}: expected a JSON schema", first) from None
-    if kind == "json" and not isinstance(value, dict | bool):
+    if found_kind == "json" and not isinstance(value, dict | bool):
         raise BadRequest(f"{field}: expected a JSON schema", first)
-    return field, first, kind, value
+    return field, first, found_kind, value
 
 
 def _read_response_format(value: Mapping[str, Any]) -> list[tuple[str, str, str | None, Any]]:

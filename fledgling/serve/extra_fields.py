@@ -47,6 +47,7 @@ UNSUPPORTED = {  # fields that would change an answer: what to use, or that ther
     "background": "",
     "images": "the model reads text only",
     "chat_template": "the model has one layout",
+    "template": "the model has one layout",
 }
 NEUTRAL_ONES = ("length_penalty", "typical_p", "tfs_z", "best_of")  # 1 asks for nothing
 
@@ -60,28 +61,41 @@ class UnsupportedField(ValueError):
 
 
 def list_ignored(body: BaseModel) -> list[str]:
-    """Returns the names of the fields that a validated body ignores, of its messages too. Raises UnsupportedField."""
-    ignored = []
+    """Returns the names of the fields that a validated body ignores, of its objects too. Raises UnsupportedField.
+
+    Only the body and its options (objects that are no items of a list) have settings; messages have a client's fields.
+    """
+    ignored = list(_check_settings(body))
+    for name in type(body).model_fields:
+        value = getattr(body, name)
+        if isinstance(value, BaseModel):
+            ignored += list_ignored(value)
+        for item in value if isinstance(value, list) else ():
+            ignored += _list_extra(item)
+    return ignored
+
+
+def _check_settings(body: BaseModel) -> Iterator[str]:
+    """Yields the fields that a body ignores. Raises UnsupportedField for one that would change the answer."""
     for name, value in (body.model_extra or {}).items():
         hint = UNSUPPORTED.get(name)
         if hint is not None and value not in NEUTRAL and not (name in NEUTRAL_ONES and value == 1):
             raise UnsupportedField(name, f"{name}: not supported{'; ' if hint else ''}{hint}")
         if hint is None and (near := get_close_matches(name[:MAX_NAME_CHARS], type(body).model_fields, 1, MISSPELLED)):
             raise UnsupportedField(name[:MAX_NAME_CHARS], f"{name[:MAX_NAME_CHARS]}: no such field; {near[0]}?")
-        ignored.append(name)
-    for child in _children(body):
-        ignored += [name for name in child.model_extra or () if child.model_extra[name] not in NEUTRAL]  # type: ignore[index]
+        yield name
+
+
+def _list_extra(item: Any) -> list[str]:
+    """Returns the fields with a value that a message, and the objects within it, have beyond ours."""
+    if not isinstance(item, BaseModel):
+        return []
+    ignored = [name for name, value in (item.model_extra or {}).items() if value not in NEUTRAL]
+    for name in type(item).model_fields:
+        value = getattr(item, name)
+        for child in value if isinstance(value, list) else [value]:
+            ignored += _list_extra(child)
     return ignored
-
-
-def _children(body: BaseModel) -> Iterator[BaseModel]:
-    """Yields the objects within a body."""
-    for name in type(body).model_fields:
-        value = getattr(body, name)
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, BaseModel):
-                yield item
-                yield from _children(item)
 
 
 class FieldCounter:

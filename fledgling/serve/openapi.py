@@ -8,10 +8,20 @@ from pydantic.json_schema import models_json_schema
 
 from fledgling import __version__
 from fledgling.serve.embeddings import EmbeddingsRequest
+from fledgling.serve.messages_api import MessagesRequest
+from fledgling.serve.ollama_api import GenerateRequest, OllamaChatRequest
 from fledgling.serve.responses_api import ResponsesRequest
 from fledgling.serve.schemas import ChatRequest, CompletionRequest
 
-BODIES = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingsRequest)
+BODIES = (
+    ChatRequest,
+    CompletionRequest,
+    ResponsesRequest,
+    EmbeddingsRequest,
+    MessagesRequest,
+    OllamaChatRequest,
+    GenerateRequest,
+)
 TEXT, COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 
 
@@ -46,6 +56,8 @@ RESPONSE = _object({"id": TEXT, "object": {"const": "response"}, "status": TEXT,
 VECTOR = {"anyOf": [_list({"type": "number"}), {"type": "string", "description": "base64 of float32"}]}
 EMBEDDING = _object({"object": {"const": "embedding"}, "index": COUNT, "embedding": VECTOR})
 EMBEDDINGS = _object({"object": {"const": "list"}, "model": TEXT, "data": _list(EMBEDDING)})
+BLOCKS = _object({"id": TEXT, "type": {"const": "message"}, "content": _list({"type": "object"})}, usage={})
+LINE = _object({"model": TEXT, "created_at": TEXT, "done": {"type": "boolean"}}, message={}, response=TEXT)
 HEALTH = _object(
     {"status": {"const": "ok"}, "model": TEXT, "load": COUNT, "max_queue_size": COUNT, "max_batch_size": COUNT}
 )
@@ -56,7 +68,7 @@ def build_openapi() -> dict[str, Any]:
     names, schemas = models_json_schema(
         [(kind, "validation") for kind in BODIES], ref_template="#/components/schemas/{model}"
     )
-    chat, text, responses, embeddings = (names[kind, "validation"] for kind in BODIES)
+    chat, text, responses, embeddings, blocks, ollama_chat, generate = (names[kind, "validation"] for kind in BODIES)
     return {
         "openapi": "3.1.0",
         "info": {"title": "fledgling", "version": __version__},
@@ -67,6 +79,12 @@ def build_openapi() -> dict[str, Any]:
                 "post": _operation("Answers a conversation, as items.", RESPONSE, responses, stream=True)
             },
             "/v1/embeddings": {"post": _operation("A vector for each text.", EMBEDDINGS, embeddings)},
+            "/v1/messages": {"post": _operation("Answers a conversation, as blocks.", BLOCKS, blocks, stream=True)},
+            "/v1/messages/count_tokens": {
+                "post": _operation("Counts a prompt.", _object({"input_tokens": COUNT}), blocks)
+            },
+            "/api/chat": {"post": _operation("Answers a conversation, as Ollama does.", LINE, ollama_chat)},
+            "/api/generate": {"post": _operation("Answers a question, as Ollama does.", LINE, generate)},
             "/v1/models": {"get": _operation("The model.", _object({"object": TEXT, "data": _list(MODEL)}))},
             "/v1/models/{name}": {
                 "parameters": [{"name": "name", "in": "path", "required": True, "schema": TEXT}],

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from fledgling.config import UserError
 from fledgling.serve.errors import build_error
 from fledgling.serve.schemas import BadRequest
 from fledgling.serve.worker import QueueFull
@@ -52,13 +53,17 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 def answer_errors(respond: Handler) -> Handler:
-    """Returns a handler that answers what `respond` raises: a bad request, a full queue, a client that has left."""
+    """Returns a handler that answers what `respond` raises: a bad request, a full queue, a client that left."""
 
     async def respond_or_error(request: Request) -> Response:
         try:
             return await respond(request)
         except BadRequest as error:
             return bad_request_response(error)
+        except UserError as error:  # a conversation that cannot be rendered
+            return bad_request_response(BadRequest(str(error)))
+        except RecursionError:  # in a schema or in arguments, which are walked after the body was parsed
+            return bad_request_response(BadRequest("the body: nested too deeply"))
         except QueueFull as error:
             headers = {"Retry-After": str(error.retry_after)}
             text = "the server is at its limit of requests; try again later"

@@ -52,14 +52,14 @@ class GeneratedChoice:
         return join_text(self.parts)
 
 
-def join_text(parts: Iterable[ContentPart]) -> str:
-    """Returns the prose of an answer, without tool calls and their outputs."""
-    return "".join(part.text for part in parts if part.kind == "text")
+def join_text(parts: Iterable[ContentPart], kind: str = "text") -> str:
+    """Returns the prose of an answer, without tool calls, outputs and thoughts; or the text of another kind."""
+    return "".join(part.text for part in parts if part.kind == kind)
 
 
 def build_parts(parts: Iterable[ContentPart]) -> list[dict[str, Any]]:
-    """Returns the parts of a message as JSON."""
-    return [{"type": part.kind, "text": part.text} for part in parts]
+    """Returns the parts of a message as JSON, without thoughts."""
+    return [{"type": part.kind, "text": part.text} for part in parts if part.kind != "thinking"]
 
 
 class PartStream:
@@ -75,7 +75,7 @@ class PartStream:
 
     def push(self, parts: Iterable[ContentPart]) -> list[dict[str, Any]]:
         """Returns the parts of a delta as JSON; none before the first call."""
-        parts = list(parts)
+        parts = [part for part in parts if part.kind != "thinking"]
         if self.index < 0 and all(part.kind == "text" for part in parts):
             return []
         entries = []

@@ -28,7 +28,7 @@ from fledgling.serve.schemas import (
     validate_body,
 )
 from fledgling.serve.service import EVENT_STREAM, Endpoint, ParsedRequest, Service
-from fledgling.serve.tool_calls import ToolCall, is_tool_call, list_tool_calls
+from fledgling.serve.tool_calls import CallPiece, CallStream, ToolCall, list_tool_calls
 from fledgling.serve.worker import ChoiceEvent, ChoiceFinished
 
 LOGPROBS = "message.output_text.logprobs"  # of `include`
@@ -176,6 +176,7 @@ class ResponseEvents:
         self.message_text = ""
         self.message_logprobs: list[Any] = []
         self.call: ToolCall | None = None  # that is open
+        self.calls = CallStream(parsed.jobs[0].client_calls)
         self.output: list[dict[str, Any]] = []  # finished items
 
     def start(self) -> Iterator[dict[str, Any]]:
@@ -193,12 +194,13 @@ class ResponseEvents:
             return
         tokens = event.tokens if self.parsed.include_logprobs else ()
         logprobs = build_chat_logprobs(self.service.tokenizer, tokens)["content"]
-        for part in event.parts:
-            if part.kind == "python" and self.parsed.jobs[0].client_calls:
-                yield from self._push_call(part.text, part.opens and is_tool_call(part))
-        text = join_text(event.parts)
+        text = join_text(event.parts)  # of one event, prose precedes calls: after a call the answer ends
         if text or (logprobs and self.message_id):
             yield from self._push_text(text, logprobs)
+        for part in event.parts:
+            piece = self.calls.push(part)
+            if piece is not None and (piece.begins or piece.arguments):
+                yield from self._push_call(piece)
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Yields nothing: the last event is that of the choice's end."""
@@ -213,19 +215,14 @@ class ResponseEvents:
         self.message_logprobs += logprobs
         yield self._event("output_text.delta", **self._place(), delta=text, logprobs=logprobs)
 
-    def _push_call(self, text: str, opens: bool) -> Iterator[dict[str, Any]]:
-        if opens:
+    def _push_call(self, piece: CallPiece) -> Iterator[dict[str, Any]]:
+        if piece.begins:
             yield from self._close("completed")
-            self.call = ToolCall()
-        if self.call is None:  # a call of the model's own tool
-            return
-        name, arguments = self.call.push(text)
-        if name is not None:
-            yield self._item_event("added", _call_item(self.call, "in_progress"))
-        if arguments:
-            item_id = _call_item(self.call, "")["id"]
-            index = len(self.output)
-            yield self._event("function_call_arguments.delta", item_id=item_id, output_index=index, delta=arguments)
+            self.call = piece.call
+            yield self._item_event("added", _call_item(piece.call, "in_progress"))
+        if piece.arguments:
+            place = {"item_id": _call_item(piece.call, "")["id"], "output_index": len(self.output)}
+            yield self._event("function_call_arguments.delta", **place, delta=piece.arguments)
 
     def _close(self, status: str) -> Iterator[dict[str, Any]]:
         """Yields the events that end the open item."""
@@ -235,7 +232,7 @@ class ResponseEvents:
             yield self._event("content_part.done", **self._place(), part=part)
             item = _message_item(self.message_id, status, [part])
             self.message_id, self.message_text, self.message_logprobs = "", "", []
-        elif self.call and self.call.name:
+        elif self.call:
             item = _call_item(self.call, status)
             fields = {"item_id": item["id"], "output_index": len(self.output), "name": item["name"]}
             yield self._event("function_call_arguments.done", **fields, arguments=item["arguments"])
@@ -252,7 +249,7 @@ class ResponseEvents:
             error = {"code": "server_error", "message": failure[0]}
             yield self._event("failed", response=response | {"error": error})
             return
-        if not self.output and not self.message_id and not (self.call and self.call.name):
+        if not self.output and not self.message_id and not self.call:
             yield from self._push_text("", [])  # an answer without text is an empty message
         status = _status(choice)
         yield from self._close(status)

@@ -185,7 +185,7 @@ class CommonRequest(IgnoringBody):
     stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1, le=1_000_000, description="-1 and 0: all tokens.")] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None

@@ -115,7 +115,7 @@ class Service:
         vocab_size = self.worker.engine.model.config.vocab_size
         return SamplingParams(
             temperature=1.0 if body.temperature is None else float(body.temperature),
-            top_k=body.top_k or 0,
+            top_k=max(0, body.top_k or 0),
             top_p=1.0 if body.top_p is None else float(body.top_p),
             min_p=float(body.min_p or 0.0),
             max_new_tokens=min(max_new_tokens or free_tokens, free_tokens),

@@ -54,8 +54,42 @@ class ToolCall:
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
+@dataclass(frozen=True)
+class CallPiece:
+    """What a part adds to a call."""
+
+    call: ToolCall
+    index: int  # of the call among those of the answer
+    begins: bool  # the name has just become known
+    arguments: str  # further text of the arguments
+
+
+class CallStream:
+    """The calls of the request's tools in the parts of one choice, as they come.
+
+    Args:
+        enabled: whether the request has tools; otherwise no part is taken for a call.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.calls: list[ToolCall] = []
+        self.is_open = False
+
+    def push(self, part: ContentPart) -> CallPiece | None:
+        """Returns what a part adds to a call; None where it is prose, or a call of the model's own tool."""
+        if part.opens:
+            self.is_open = self.enabled and is_tool_call(part)
+            if self.is_open:
+                self.calls.append(ToolCall())
+        if part.kind != "python" or not self.is_open:
+            return None
+        name, arguments = self.calls[-1].push(part.text)
+        return CallPiece(self.calls[-1], len(self.calls) - 1, name is not None, arguments)
+
+
 def list_tool_calls(parts: Iterable[ContentPart]) -> list[ToolCall]:
-    """Returns the calls of an answer; of one that was cut before its name, nothing."""
+    """Returns the calls of a whole answer; of one that was cut before its name, nothing."""
     calls = []
     for part in parts:
         if is_tool_call(part):

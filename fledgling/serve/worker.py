@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fledgling.infer.detokenizer import AnswerDetokenizer, ContentPart, StopStringMatcher
+from fledgling.infer.detokenizer import AnswerDetokenizer, ContentPart, StopStringMatcher, ThoughtSplitter
 from fledgling.infer.engine import Engine, GeneratedToken
 from fledgling.infer.grammar import Grammar
 from fledgling.infer.request import Request
@@ -83,6 +83,7 @@ class _Choice:
         self.number, self.job, self.request = number, job, request
         self.detokenizer = AnswerDetokenizer(engine.tokenizer)
         self.stop_matcher = StopStringMatcher(job.stop_strings)
+        self.thoughts = ThoughtSplitter()
         self.reported = 0
 
     def poll_events(self) -> tuple[list[ChoiceEvent], bool]:
@@ -105,12 +106,25 @@ class _Choice:
         if request.finish_reason:
             parts += self.detokenizer.finish()
         parts = self._cut_at_stop_string(parts, bool(request.finish_reason))
+        parts = self._split_thoughts(parts, bool(request.finish_reason) or self.stop_matcher.stopped)
         if parts or tokens:
             events.append(ChoiceDelta(self.number, tuple(parts), tokens))
         reason = "stop" if self.stop_matcher.stopped else request.finish_reason
         if reason:
             events.append(ChoiceFinished(self.number, reason, request.cached_tokens))
         return events, bool(reason)
+
+    def _split_thoughts(self, parts: list[ContentPart], last: bool) -> list[ContentPart]:
+        """Returns the parts with a thought at the answer's start as a part of its own."""
+        split: list[ContentPart] = []
+        for part in parts:
+            thought, prose = self.thoughts.push(part.text) if part.kind == "text" else self.thoughts.finish()
+            split += [ContentPart(kind, text) for kind, text in (("thinking", thought), ("text", prose)) if text]
+            split += [part] if part.kind != "text" else []
+        if last:
+            thought, prose = self.thoughts.finish()
+            split += [ContentPart(kind, text) for kind, text in (("thinking", thought), ("text", prose)) if text]
+        return split
 
     def _cut_at_stop_string(self, parts: list[ContentPart], last: bool) -> list[ContentPart]:
         """Returns the parts before a stop string in their prose; a tool call releases prose that was held back."""
@@ -305,14 +319,16 @@ class Worker:
             return
         handle = self._tasks[0]  # it counts until it has ended
         value, problem = None, None
-        if not handle.cancelled:
-            try:
-                value = handle.run(self.engine)
-            except Exception as error:
-                problem, self.last_error = error, f"{type(error).__name__}: {error}"
-            handle.emit(value, problem)
-        with self._wake:
-            self._tasks.popleft()
+        try:
+            if not handle.cancelled:
+                try:
+                    value = handle.run(self.engine)
+                except Exception as error:
+                    problem, self.last_error = error, f"{type(error).__name__}: {error}"
+                handle.emit(value, problem)
+        finally:
+            with self._wake:
+                self._tasks.popleft()
 
     def _run_step(self, arrived: list[JobHandle]) -> None:
         """Adds new jobs, cancels those whose client has disconnected, runs one scheduler step and emits its events."""

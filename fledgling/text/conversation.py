@@ -134,7 +134,7 @@ def _check_content(number: int, role: str, content: Any) -> None:
             raise UserError(f"{where} has a {kind} part whose text is not a string")
         if kind == "output" and not open_calls:
             raise UserError(f"{where} has an output that follows no python part; insert the expression before it")
-        open_calls = {"python": open_calls + 1, "output": open_calls - 1, "text": 0}[kind]
+        open_calls = {"python": open_calls + 1, "output": open_calls - 1, "text": 0}[str(kind)]
 
 
 def _segments(conversation: Mapping[str, Any]) -> list[_Segment]:

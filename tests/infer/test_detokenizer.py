@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from fledgling.infer.detokenizer import (
     ContentPart,
     IncrementalDetokenizer,
     StopStringMatcher,
+    ThoughtSplitter,
     decode_final_text,
     decode_parts,
 )
@@ -88,3 +90,23 @@ def test_stop_strings_cut_where_the_whole_text_would_be_cut(text, stops, random)
     else:  # the stop string that is complete first, or one that came in the same part and begins earlier
         assert matcher.stopped and text.startswith(shown) and any(text[len(shown) :].startswith(stop) for stop in stops)
         assert not any(stop in shown for stop in stops)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "prose"),
+    [
+        ("<think>\nTwo and three.\n</think>\n\nFive.", "Two and three.\n", "Five."),
+        (" <think>a</think>b</think><think>c", "a", "b</think><think>c"),
+        ("Five. <think>no</think>", "", "Five. <think>no</think>"),
+        ("<thinking> is text", "", "<thinking> is text"),
+        ("<think>cut</thi", "cut</thi", ""),
+        ("<thi", "", "<thi"),
+        ("", "", ""),
+        ("  five", "", "  five"),
+    ],
+)
+def test_a_thought_at_the_start_is_separated_however_the_text_arrives(text, thought, prose):
+    for size in (1, 2, 5, 99):
+        splitter = ThoughtSplitter()
+        pieces = [splitter.push(text[i : i + size]) for i in range(0, len(text), size)] + [splitter.finish()]
+        assert ("".join(a for a, _ in pieces), "".join(b for _, b in pieces)) == (thought, prose), size

@@ -158,3 +158,26 @@ def test_tools_and_a_format_give_a_call_or_the_format(address):
             "message"
         ]
         assert message.get("tool_calls") or "size" in json.loads(message["content"])
+
+
+def test_a_thought_is_returned_apart_from_the_prose(address):
+    settings = {"guided_regex": "<think>ab{2}</think>\n\nc{3}", "n": 2}
+    message = post(address, **settings)[1]["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("abb", "ccc") and "parts" not in message
+    history = [*ASK, message, {"role": "user", "content": "fox"}]
+    with_thought = post(address, messages=history, max_tokens=1)[1]["usage"]["prompt_tokens"]
+    message.pop("reasoning_content")
+    assert post(address, messages=history, max_tokens=1)[1]["usage"]["prompt_tokens"] == with_thought
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"not": {}}, {"oneOf": [{"type": "string"}, {"minLength": 2}]}, {"format": "iri", "type": "string"}]
+)
+def test_a_tool_that_is_not_strict_may_have_a_schema_that_cannot_be_promised(address, parameters):
+    schema = {"type": "object", "properties": {"x": parameters}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    settings = {"tool_choice": "required", "max_tokens": 2}
+    assert post(address, tools=[tool], **settings)[0] == 200
+    strict = {"type": "function", "function": tool["function"] | {"strict": True}}
+    code, answer = post(address, tools=[strict], **settings)
+    assert code == 400 and answer["error"]["param"] == "tools", answer

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+from fledgling.serve.embeddings import EmbeddingsRequest
+from fledgling.serve.messages_api import MessagesRequest
+from fledgling.serve.ollama_api import GenerateRequest, OllamaChatRequest
+from fledgling.serve.responses_api import ResponsesRequest
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
     MAX_SCHEMA_CHARS,
@@ -16,10 +20,16 @@ from fledgling.serve.schemas import (
     CompletionRequest,
     parse_body,
 )
+from tests.serve.test_app import call
 
 BODIES: dict[type, dict[str, Any]] = {
     ChatRequest: {"messages": [{"role": "user", "content": "a"}]},
     CompletionRequest: {"prompt": "a"},
+    ResponsesRequest: {"input": "a"},
+    EmbeddingsRequest: {"input": "a"},
+    MessagesRequest: {"messages": [{"role": "user", "content": "a"}]},
+    OllamaChatRequest: {"messages": [{"role": "user", "content": "a"}]},
+    GenerateRequest: {"prompt": "a"},
 }
 LARGE = 20_000
 RAW = "RAW"  # marks JSON that Python's encoder would not write
@@ -124,7 +134,7 @@ def test_the_walk_reaches_every_field():
         ("messages", 0, "tool_calls", 0, "function", "arguments"),
         ("logit_bias",),
     } <= paths
-    assert set(ChatRequest.model_fields) | set(CompletionRequest.model_fields) <= {path[0] for path in paths}
+    assert {name for kind in BODIES for name in kind.model_fields} <= {path[0] for path in paths}
 
 
 @pytest.mark.parametrize("kind", list(BODIES), ids=lambda kind: kind.__name__)
@@ -162,6 +172,19 @@ def test_a_token_has_one_name_in_logit_bias(bias, message):
     with pytest.raises(BadRequest) as error:
         request.parse_logit_bias(330)
     assert error.value.param == "logit_bias" and message in error.value.message and len(error.value.message) < 200
+
+
+def test_a_schema_that_is_nested_too_deeply_is_an_error(roomy_server):
+    for depth in (400, 900, 980):
+        deep = '{"items":' * depth + "{}" + "}" * depth
+        fields = (
+            f'"guided_json": {deep}',
+            f'"tools": [{{"type": "function", "function": {{"name": "f", "parameters": {deep}}}}}]',
+        )
+        for field in fields:
+            body = f'{{"messages": [{{"role": "user", "content": "a"}}], "max_tokens": 2, {field}}}'
+            status = call(roomy_server[0], "/v1/chat/completions", body.encode(), Content_Type="application/json")[0]
+            assert status in (200, 400), (depth, field[:20])
 
 
 def test_the_canonical_keys_of_logit_bias_are_accepted():

@@ -1,0 +1,232 @@
+"""/api/chat, /api/generate and /api/tags: Ollama's API over the same conversation, in lines of JSON unless complete.
+
+Options that change an answer are honored under Ollama's names; those of its runner (`num_ctx`, `num_thread`) are
+ignored and counted. The durations are those that this server knows: the whole request's, in nanoseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, StrictBool, StrictInt
+
+from fledgling.serve import chat
+from fledgling.serve.responses import FAILURES, GeneratedChoice, join_text
+from fledgling.serve.schemas import (
+    MAX_MESSAGES,
+    MAX_STOP_STRINGS,
+    MAX_TOOL_CALLS,
+    MAX_TOOLS,
+    BadRequest,
+    ChatRequest,
+    ContextText,
+    IgnoringBody,
+    JsonObject,
+    Name,
+    Number,
+    SchemaText,
+    StopString,
+    validate_body,
+)
+from fledgling.serve.service import LINE_STREAM, Endpoint, ParsedRequest, Service
+from fledgling.serve.tool_calls import list_tool_calls
+from fledgling.serve.worker import ChoiceEvent, ChoiceFinished
+
+OPTION_NAMES = {  # Ollama's name: the field of a chat request
+    "num_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    **{
+        name: name
+        for name in ["temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty"]
+    },
+}
+LATEST = ":latest"  # the tag that Ollama's clients append to a name
+Image = Annotated[list[Any], Field(max_length=0, description="Only empty: the model reads text only.")]
+
+
+class Options(IgnoringBody):
+    """Settings of sampling."""
+
+    num_predict: StrictInt | None = None  # negative: as many as fit
+    repeat_penalty: Number | None = None
+    temperature: Number | None = None
+    top_k: StrictInt | None = None
+    top_p: Number | None = None
+    min_p: Number | None = None
+    seed: StrictInt | None = None
+    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)] | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+
+
+class OllamaMessage(IgnoringBody):
+    """One message; arguments of calls are objects."""
+
+    role: Name
+    content: ContextText | None = None
+    images: Image | None = None
+    tool_calls: Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOL_CALLS)] | None = None
+
+
+class _OllamaRequest(IgnoringBody):
+    model: Annotated[Name, AfterValidator(lambda name: name.removesuffix(LATEST))] = ""
+    format: SchemaText | JsonObject | None = None
+    options: Options | None = None
+    stream: StrictBool | None = None  # None: a stream
+
+
+class OllamaChatRequest(_OllamaRequest):
+    """Body of POST /api/chat."""
+
+    messages: Annotated[list[OllamaMessage], Field(fail_fast=True, max_length=MAX_MESSAGES)]
+    tools: Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+
+
+class GenerateRequest(_OllamaRequest):
+    """Body of POST /api/generate: one question; `raw`, which would leave out the layout, is not supported."""
+
+    prompt: ContextText
+    system: ContextText | None = None
+    images: Image | None = None
+    raw: Annotated[StrictBool, Field(description="Only false: use /v1/completions.")] | None = None
+
+
+def parse_chat(service: Service, body: OllamaChatRequest) -> ParsedRequest:
+    """Makes the chat request of a body and its job. Raises BadRequest or UserError."""
+    messages = []
+    for message in body.messages:
+        converted: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.tool_calls:
+            converted["tool_calls"] = [_read_call(call) for call in message.tool_calls]
+        messages.append(converted)
+    return _parse(service, body, messages, body.tools)
+
+
+def parse_generate(service: Service, body: GenerateRequest) -> ParsedRequest:
+    """Makes the chat request of a question and its job. Raises BadRequest or UserError."""
+    if body.raw:
+        raise BadRequest("raw: not supported; use /v1/completions", "raw")
+    system = [{"role": "system", "content": body.system}] if body.system else []
+    return _parse(service, body, [*system, {"role": "user", "content": body.prompt}], None)
+
+
+def _read_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict):
+        raise BadRequest("messages: a tool call without a function", "messages")
+    return {"function": {"name": function.get("name"), "arguments": json.dumps(function.get("arguments") or {})}}
+
+
+def _parse(service: Service, body: _OllamaRequest, messages: list[Any], tools: list[Any] | None) -> ParsedRequest:
+    options = body.options or Options()
+    fields = {field: getattr(options, name) for name, field in OPTION_NAMES.items()}
+    if (options.num_predict or 0) <= 0:
+        fields["max_tokens"] = None
+    response_format: dict[str, Any] | None = None
+    if body.format == "json":
+        response_format = {"type": "json_object"}
+    elif isinstance(body.format, dict):
+        response_format = {"type": "json_schema", "json_schema": {"schema": body.format}}
+    elif body.format:
+        raise BadRequest("format: expected 'json' or a JSON schema", "format")
+    fields |= {"model": body.model, "messages": messages, "tools": tools}
+    fields |= {"response_format": response_format, "stream": body.stream is not False, "truncation": "auto"}
+    parsed = chat.parse_request(service, validate_body(ChatRequest, fields))
+    parsed.body = time.monotonic_ns()
+    return parsed
+
+
+def _message_of(choice: GeneratedChoice, parsed: ParsedRequest, text: str, last: bool) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    calls = list_tool_calls(choice.parts) if last and parsed.jobs[0].client_calls else []
+    if calls:
+        message["tool_calls"] = []
+        for call in calls:
+            try:
+                function = {"name": call.name, "arguments": json.loads(call.arguments)}
+            except ValueError:  # cut
+                continue
+            message["tool_calls"].append({"function": function})
+    return message
+
+
+def _chat_line(choice: GeneratedChoice, parsed: ParsedRequest, text: str, last: bool) -> dict[str, Any]:
+    return {"message": _message_of(choice, parsed, text, last)}
+
+
+def _generate_line(choice: GeneratedChoice, parsed: ParsedRequest, text: str, last: bool) -> dict[str, Any]:
+    return {"response": text}
+
+
+Line = Callable[[GeneratedChoice, ParsedRequest, str, bool], dict[str, Any]]
+
+
+def _envelope(service: Service) -> dict[str, Any]:
+    return {"model": service.model_name, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+
+
+def _end(choice: GeneratedChoice, parsed: ParsedRequest) -> dict[str, Any]:
+    reason = "length" if choice.finish_reason in ("length", "context") else "stop"
+    counts = {"prompt_eval_count": parsed.prompt_tokens, "eval_count": parsed.completion_tokens}
+    return {"done": True, "done_reason": reason, "total_duration": time.monotonic_ns() - parsed.body, **counts}
+
+
+def _response_builder(line: Line) -> Callable[[Service, ParsedRequest], dict[str, Any]]:
+    def build_response(service: Service, parsed: ParsedRequest) -> dict[str, Any]:
+        choice = parsed.choices[0]
+        return {**_envelope(service), **line(choice, parsed, choice.content, True), **_end(choice, parsed)}
+
+    return build_response
+
+
+class OllamaLines:
+    """The lines of a stream: a piece of text each, and the counts last."""
+
+    def __init__(self, line: Line, service: Service, parsed: ParsedRequest) -> None:
+        self.line, self.service, self.parsed = line, service, parsed
+
+    def start(self) -> Iterator[dict[str, Any]]:
+        """Yields nothing."""
+        yield from ()
+
+    def chunks_of_event(self, choice: int, event: ChoiceEvent) -> Iterator[dict[str, Any]]:
+        """Adds an event of the worker to the choice and yields the line that reports it."""
+        generated = self.parsed.choices[choice]
+        generated.update(event)
+        if isinstance(event, ChoiceFinished):
+            if failure := FAILURES.get(event.finish_reason):
+                yield {"error": failure[0]}
+                return
+            line = self.line(generated, self.parsed, "", True)
+            yield {**_envelope(self.service), **line, **_end(generated, self.parsed)}
+        elif text := join_text(event.parts):
+            yield {**_envelope(self.service), **self.line(generated, self.parsed, text, False), "done": False}
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """Yields nothing: the last line is that of the choice's end."""
+        yield from ()
+
+
+def describe_tags(services: Sequence[Service]) -> dict[str, Any]:
+    """Returns the body of /api/tags: the served models."""
+    models = []
+    for service in services:
+        name = f"{service.model_name}{LATEST}"
+        modified = datetime.fromtimestamp(service.created, UTC).isoformat().replace("+00:00", "Z")
+        models.append({"name": name, "model": name, "modified_at": modified, "details": {"family": "fledgling"}})
+    return {"models": models}
+
+
+def _endpoint(body: type[IgnoringBody], parse: Callable[[Service, Any], ParsedRequest], line: Line) -> Endpoint:
+    def make_lines(service: Service, parsed: ParsedRequest) -> OllamaLines:
+        return OllamaLines(line, service, parsed)
+
+    return Endpoint(body, parse, _response_builder(line), make_lines, LINE_STREAM)
+
+
+CHAT = _endpoint(OllamaChatRequest, parse_chat, _chat_line)
+GENERATE = _endpoint(GenerateRequest, parse_generate, _generate_line)

@@ -1,0 +1,89 @@
+"""Ollama's API: the chat's answers in lines of JSON, with options under its names."""
+
+from __future__ import annotations
+
+import json
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.serve.test_app import call
+
+ASK = {"role": "user", "content": "the quick fox"}
+OPTIONS = {"num_predict": 8, "temperature": 0, "repeat_penalty": 1.2, "num_ctx": 4096, "num_thread": 2}
+SIZE = {
+    "type": "object",
+    "properties": {"size": {"enum": ["s", "l"]}},
+    "required": ["size"],
+    "additionalProperties": False,
+}
+PICK = {"type": "function", "function": {"name": "pick", "parameters": SIZE}}
+
+
+def send(address: str, path: str, **fields) -> tuple[int, dict]:
+    body = json.dumps({"model": "tiny:latest", "stream": False, "options": OPTIONS} | fields).encode()
+    return call(address, path, body, Content_Type="application/json")[:2]
+
+
+def read_lines(address: str, path: str, **fields) -> list[dict]:
+    body = json.dumps({"model": "tiny", "options": OPTIONS} | fields).encode()
+    request = Request(address + path, body, {"Content-Type": "application/json"})
+    with urlopen(request, timeout=20) as answer:
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        return [json.loads(line) for line in answer.read().decode().splitlines()]
+
+
+def test_an_answer_is_the_chats_and_a_stream_is_the_default(roomy_server):
+    address = roomy_server[0]
+    body = {"messages": [ASK], "max_tokens": 8, "temperature": 0, "repetition_penalty": 1.2}
+    chat = call(address, "/v1/chat/completions", json.dumps(body).encode(), Content_Type="application/json")[1]
+    answer = send(address, "/api/chat", messages=[ASK])[1]
+    assert answer["message"] == {"role": "assistant", "content": chat["choices"][0]["message"]["content"]}
+    assert (
+        answer["done"] and answer["eval_count"] == chat["usage"]["completion_tokens"] and answer["total_duration"] > 0
+    )
+    lines = read_lines(address, "/api/chat", messages=[ASK])
+    assert "".join(line["message"]["content"] for line in lines) == answer["message"]["content"]
+    assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
+    generated = send(address, "/api/generate", prompt="the quick fox", system="")[1]
+    assert generated["response"] == answer["message"]["content"]
+    assert (
+        "".join(line["response"] for line in read_lines(address, "/api/generate", prompt="the quick fox"))
+        == (generated["response"])
+    )
+
+
+def test_formats_and_tools(roomy_server):
+    address, long = roomy_server[0], {"num_predict": -1}
+    answer = send(address, "/api/chat", messages=[ASK], format=SIZE, options=long)[1]
+    assert json.loads(answer["message"]["content"])["size"] in ("s", "l")
+    assert send(address, "/api/generate", prompt="a", format="json", options={"num_predict": 1})[1]["response"] == "{"
+    calls = [{"function": {"name": "pick", "arguments": {"size": "s"}}}]
+    history = [ASK, {"role": "assistant", "content": "", "tool_calls": calls}, {"role": "tool", "content": "done"}]
+    answer = send(address, "/api/chat", messages=history, tools=[PICK])[1]
+    assert (
+        answer["prompt_eval_count"] > send(address, "/api/chat", messages=[ASK], tools=[PICK])[1]["prompt_eval_count"]
+    )
+
+
+def test_the_served_model_is_listed(roomy_server):
+    models = call(roomy_server[0], "/api/tags")[1]["models"]
+    assert [model["name"] for model in models] == ["tiny:latest"] and call(roomy_server[0], "/api/version")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        ("/api/generate", {"prompt": "a", "raw": True}, "raw: not supported"),
+        ("/api/generate", {"prompt": "a", "images": ["aa"]}, "images: at most 0 items"),
+        ("/api/generate", {"prompt": "a", "format": "xml"}, "format: expected 'json' or a JSON schema"),
+        ("/api/chat", {"messages": [{"role": "robot", "content": "a"}]}, "messages.0.role"),
+        ("/api/chat", {"messages": [ASK], "options": {"temperature": 9}}, "temperature: expected at most 2"),
+        ("/api/chat", {"messages": [ASK], "options": {"temprature": 1}}, "temprature: no such field; temperature?"),
+        ("/api/chat", {"messages": [ASK], "options": {"mirostat": 2}}, "mirostat: not supported"),
+        ("/api/chat", {"messages": [ASK], "model": "owl"}, "no model 'owl'"),
+    ],
+)
+def test_what_cannot_be_honored_is_named(roomy_server, path, fields, message):
+    status, answer = send(roomy_server[0], path, **fields)
+    assert status in (400, 404) and message in answer["error"]["message"]
