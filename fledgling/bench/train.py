@@ -28,6 +28,7 @@ from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import measured_speed
 from fledgling.plan.flops import training_flops_per_token
+from fledgling.runtime.accelerator import synchronize
 from fledgling.runtime.device import DeviceSetup, measure_peak_flops, set_up_device
 from fledgling.runtime.world import PendingCollective, World
 from fledgling.train.loop import train_step
@@ -45,8 +46,7 @@ class Clock:
 
     def now(self) -> float:
         """Returns the time in seconds, after everything queued on the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.device)
         return time.perf_counter()
 
     def wrap(self, function: Callable) -> Callable:
@@ -181,9 +181,9 @@ def measure_peak_above(setup: DeviceSetup, device: torch.device, achieved: float
 
 
 def measure_process_peak_memory(device: torch.device) -> int:
-    """Returns the most bytes that this process (CPU) or the allocator (CUDA) has held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    """Returns the most bytes that this process (CPU, Apple GPU) or the allocator (CUDA, Intel) has held."""
+    if device.type in ("cuda", "xpu"):
+        return torch.get_device_module(device.type).max_memory_allocated(device)
     factor = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor
 

@@ -130,6 +130,9 @@ def check_gpus(torch: Any) -> Finding:
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         return Finding("gpu", True, ", ".join(f"{gpu.name} ({gpu.total_memory / GIB:.0f} GiB)" for gpu in gpus))
+    if torch.xpu.is_available():
+        names = [torch.xpu.get_device_properties(i).name for i in range(torch.xpu.device_count())]
+        return Finding("gpu", True, f"{', '.join(names)} (xpu)")
     if torch.backends.mps.is_available():
         return Finding("gpu", True, "Apple GPU (mps)")
     if Path("/proc/driver/nvidia").exists():

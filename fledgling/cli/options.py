@@ -57,7 +57,7 @@ Json = Annotated[
     bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON for programs instead.")
 ]
 Checkpoint = Annotated[Path, Parameter(help="A checkpoint, a stage or a run directory.")]
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or mps.")]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda, xpu or mps.")]
 ComputeDtype = Annotated[
     Literal["auto", "float32", "bfloat16"],
     Parameter(help="Dtype of matrix products; auto is bfloat16 where the hardware multiplies it."),

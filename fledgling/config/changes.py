@@ -126,6 +126,8 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "device": PLACE,
         "dtype": EFFECT,
         "compile": PLACE,
+        "fp8": EFFECT,
+        "recompute": PLACE,
         "threads": PLACE,
         "max_rollbacks": EFFECT,
         "loggers": PLACE,

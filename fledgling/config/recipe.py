@@ -142,13 +142,15 @@ class RLConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """[run]: where a run computes and writes. Only `dtype` and `max_rollbacks` change what is learned."""
+    """[run]: where a run computes and writes. Only `dtype`, `fp8` and `max_rollbacks` change what is learned."""
 
     out: str = "runs/quickstart"  # the run directory
     init_from: str | None = None  # a checkpoint or Hugging Face directory: the first stage's weights and tokenizer
-    device: str = choice("auto", "cpu", "cuda", "mps")
-    dtype: str = choice("auto", "float32", "bfloat16")
+    device: str = choice("auto", "cpu", "cuda", "xpu", "mps")
+    dtype: str = choice("auto", "float32", "bfloat16", "float16")
     compile: str = choice("auto", "on", "off")
+    fp8: bool = False  # the blocks' products in training, on cards that multiply fp8; needs torchao
+    recompute: str = choice("auto", "on", "off")  # blocks keep only their inputs for backward; auto: if a row needs it
     threads: int = count(0, 0, 1024)  # 0: as many as there are cores
     max_rollbacks: int = count(0, 0)  # times that a stage returns to its last checkpoint after non-finite gradients
     loggers: tuple[str, ...] = ()  # tensorboard, wandb, trackio: receive every metric, besides the files

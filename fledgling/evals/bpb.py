@@ -99,13 +99,12 @@ def measure_bits(
         targets = torch.where(size > 0, batch.targets, IGNORE_INDEX)
         hidden = model(batch.tokens, batch.document_ids)
         logprobs = target_logprobs(hidden, model.head.weight, targets, model.config.logit_softcap)
-        values = torch.stack(
-            (-logprobs.double() / math.log(2), size.double(), (size > 0).double()), dim=-1
-        )  # (B, T, 3)
+        nats, size = logprobs.cpu().double(), size.cpu().double()  # some devices have no float64
+        values = torch.stack((-nats / math.log(2), size, (size > 0).double()), dim=-1)  # (B, T, 3)
         rows = np.repeat(first_rows[index] + np.arange(len(size)), size.shape[1])
         documents = rows if batch.document_ids is None else batch.document_ids.cpu().numpy().ravel()
         keys, owners = np.unique(np.stack([rows, documents]), axis=1, return_inverse=True)  # (2, parts)
-        sums, _ = sum_by_cluster(values.flatten(0, 1).cpu().numpy(), owners.ravel())  # (parts, 3)
+        sums, _ = sum_by_cluster(values.flatten(0, 1).numpy(), owners.ravel())  # (parts, 3)
         own_parts.append((index, sums.T, keys))
     parts = sorted((part for own in world.all_gather_object(own_parts) for part in own), key=lambda part: part[0])
     sums = np.concatenate([sums for _, sums, _ in parts], axis=1)

@@ -143,7 +143,7 @@ class Scorer:
                 target_logits = logits.gather(1, targets[part, None])[:, 0]
                 logprobs.append(target_logits - logits.logsumexp(-1))
                 predicted.append(logits.argmax(-1))
-        return torch.cat(logprobs).double().cpu().numpy(), torch.cat(predicted).cpu().numpy()
+        return torch.cat(logprobs).cpu().double().numpy(), torch.cat(predicted).cpu().numpy()
 
 
 def join_windows(windows: Sequence[ContinuationScore]) -> ContinuationScore:

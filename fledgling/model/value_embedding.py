@@ -9,6 +9,7 @@ Sources: value residuals, Zhou et al. 2024, arXiv 2410.17897; as separate tables
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fledgling.config import ModelConfig
@@ -19,7 +20,7 @@ class ValueEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(Tensor(config.vocab_size, config.kv_heads * config.head_width))
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.kv_heads * config.head_width))
 
     def forward(self, v: Tensor, tokens: Tensor) -> Tensor:
         """v (B, T, K), tokens (B, T) -> (B, T, K) in v's dtype."""

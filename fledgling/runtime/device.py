@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from fledgling.config import RunConfig, UserError
+from fledgling.runtime.accelerator import synchronize
 from fledgling.runtime.compiler import find_cxx_compiler
 from fledgling.runtime.cores import count_cores
 from fledgling.runtime.memory import (
@@ -22,7 +23,7 @@ from fledgling.runtime.memory import (
 from fledgling.runtime.world import World
 
 PEAK_TRIES = 3  # further measurements of a peak that real work has exceeded
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -30,24 +31,26 @@ class DeviceSetup:
     """How this process computes.
 
     dtype: of the matrix products. compiled: whether torch.compile is used. peak_flops: measured FLOP/s.
-    memory_limit: bytes that this rank may fill.
+    memory_limit: bytes that this rank may fill. fp8: whether the blocks' products in training are.
     """
 
     dtype: torch.dtype
     compiled: bool
     peak_flops: float
     memory_limit: int = UNKNOWN_MEMORY
+    fp8: bool = False
 
     @property
     def dtype_name(self) -> str:
-        """The dtype as recipes name it: float32 or bfloat16."""
+        """The dtype as recipes name it: float32, bfloat16 or float16."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def summary(self) -> str:
         """The choices in one line."""
         compile_state = "compiled" if self.compiled else "not compiled (no compiler found, or switched off)"
-        return f"{self.dtype_name}, {compile_state}, peak {self.peak_flops / 1e9:,.0f} GFLOP/s measured"
+        products = ", products of the blocks in fp8" if self.fp8 else ""
+        return f"{self.dtype_name}{products}, {compile_state}, peak {self.peak_flops / 1e9:,.0f} GFLOP/s measured"
 
 
 def set_up_device(config: RunConfig, world: World) -> DeviceSetup:
@@ -71,32 +74,48 @@ def choose_setup(config: RunConfig, world: World) -> DeviceSetup:
     device = world.device
     dtype = DTYPES[config.dtype] if config.dtype != "auto" else choose_dtype(device)
     compiled = should_compile(config.compile, device)
-    return DeviceSetup(dtype, compiled, 0.0, get_usable_memory(device) // count_ranks_sharing_memory(world))
+    memory_limit = get_usable_memory(device) // count_ranks_sharing_memory(world)
+    return DeviceSetup(dtype, compiled, 0.0, memory_limit, config.fp8)
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """Returns bfloat16 where the hardware multiplies it, else float32."""
+    """Returns bfloat16 where the hardware multiplies it, else float16 on CUDA and float32 on the others.
+
+    float16 trains with a gradient scaler (`fledgling.optim.loss_scale`).
+    """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
-        return torch.bfloat16
-    return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    has_bf16 = {
+        "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False),
+        "xpu": lambda: torch.xpu.is_bf16_supported(),
+        "mps": lambda: torch.backends.mps.is_macos_or_newer(14, 0),  # the first Metal that multiplies it
+    }
+    return torch.bfloat16 if has_bf16[device.type]() else torch.float32
 
 
 def should_compile(setting: str, device: torch.device) -> bool:
-    """Returns whether torch.compile is used. On a CPU it needs a C++ compiler, on CUDA Triton and a C compiler.
+    """Returns whether torch.compile is used: not on an Apple GPU, for which it is a prototype.
+
+    On a CPU it needs a C++ compiler, on CUDA and on an Intel GPU Triton and a C compiler.
 
     setting: "auto", "on" or "off". Raises UserError for "on" where something is missing.
     """
     if setting == "off":
         return False
-    if device.type == "cuda":  # Triton builds a C stub that launches each kernel
+    uses_triton = device.type in ("cuda", "xpu")
+    if device.type == "mps":
+        has_compiler = False
+    elif uses_triton:  # Triton builds a C stub that launches each kernel
         names = filter(None, (os.environ.get("CC"), "gcc", "clang", "cc"))
         has_compiler = find_spec("triton") is not None and any(shutil.which(name) for name in names)
     else:
         has_compiler = find_cxx_compiler() is not None
+    if setting == "on" and device.type == "mps":
+        raise UserError(
+            'run.compile is "on" and run.device is an Apple GPU, which does not compile; use "off" or "auto"'
+        )
     if setting == "on" and not has_compiler:
-        needed = "Triton, and gcc or clang" if device.type == "cuda" else "g++ or clang++ (or CXX)"
+        needed = "Triton, and gcc or clang" if uses_triton else "g++ or clang++ (or CXX)"
         raise UserError(f'run.compile is "on" but it needs {needed}, which was not found; install it or use "off"')
     return has_compiler
 
@@ -113,8 +132,7 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype, size: int = 204
     while best == float("inf") or time.perf_counter() - began < seconds:
         start = time.perf_counter()
         a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from fledgling.config import UserError
+from fledgling.runtime.accelerator import count_devices
 from fledgling.runtime.cores import count_cores
 from fledgling.runtime.exit_codes import FAULT, NO_RESTART_CODES
 from fledgling.runtime.watchdog import read_process_state
@@ -54,10 +55,8 @@ def launch_ranks(
     if nodes < 1 or (nodes > 1 and rendezvous.endswith(":0")):
         raise UserError(f"--nodes {nodes} --rendezvous {rendezvous}: expected HOST:PORT that all {nodes} nodes reach")
     kind = choose_device(device)
-    import torch
-
-    if kind == "cuda" and nproc_per_node > torch.cuda.device_count():
-        raise UserError(f"--gpus {nproc_per_node}: this machine has {torch.cuda.device_count()} GPUs; use at most that")
+    if kind in ("cuda", "xpu") and nproc_per_node > count_devices(kind):
+        raise UserError(f"--gpus {nproc_per_node}: this machine has {count_devices(kind)} GPUs; use at most that")
     if kind == "mps" and nproc_per_node > 1:
         raise UserError(f"--gpus {nproc_per_node}: Apple GPUs train with one rank; use --set run.device=cpu, or one")
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState

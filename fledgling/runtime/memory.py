@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from fledgling.runtime.accelerator import ACCELERATORS, total_memory
 from fledgling.runtime.world import World
 
 TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)  # the compiler's fake tensors have other types
@@ -26,14 +27,14 @@ UNKNOWN_MEMORY = 1 << 62  # bytes, where the system does not report its memory
 
 def get_usable_memory(device: torch.device) -> int:
     """Returns the bytes of the GPU, or half of the machine's: the rest is for other programs and non-tensors."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+    if device.type in ACCELERATORS:
+        return total_memory(device)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if os.name == "posix" else UNKNOWN_MEMORY
 
 
 def count_ranks_sharing_memory(world: World) -> int:
     """Returns the number of ranks that share the memory of `get_usable_memory`; each rank on a GPU has its own."""
-    return 1 if world.device.type == "cuda" else world.local_size
+    return 1 if world.device.type in ACCELERATORS else world.local_size
 
 
 def keep_freed_memory() -> None:
@@ -60,12 +61,13 @@ def measure_peak_memory(device: torch.device, enabled: bool = True) -> Iterator[
     The block runs a little slower on a CPU. On Apple GPUs the value stays 0.
     """
     peak = PeakMemory()
-    if not enabled or device.type not in ("cpu", "cuda"):
+    if not enabled or device.type not in ("cpu", "cuda", "xpu"):
         yield peak
-    elif device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type != "cpu":
+        module = torch.get_device_module(device.type)
+        module.reset_peak_memory_stats(device)
         yield peak
-        peak.bytes = torch.cuda.max_memory_allocated(device)
+        peak.bytes = module.max_memory_allocated(device)
     else:
         bytes_before = count_live_tensor_bytes()
         with _silence_stderr(), torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profiler:

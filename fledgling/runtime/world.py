@@ -10,6 +10,7 @@ Which tensors are sharded, and when they travel, is decided in `fledgling.optim.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +19,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fledgling.config import UserError
+from fledgling.runtime.accelerator import ACCELERATORS, allow_expandable_segments, count_devices, is_available
 from fledgling.runtime.rendezvous import COLLECTIVE_TIMEOUT, rendezvous
 
 if TYPE_CHECKING:
     import torch
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES = ("auto", "cpu", *ACCELERATORS)
+BACKENDS = {"cuda": "nccl", "xpu": "xccl"}  # whose own collectives are the fastest; the CPU takes gloo
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class World:
     def start(cls, device: str = "auto") -> World:
         """Reads torchrun's variables, chooses the device and joins the process group when there are several ranks.
 
-        device: "auto" (cuda, then mps, then cpu), "cpu", "cuda" or "mps". The backend is nccl on cuda, else gloo.
+        device: "auto" (cuda, then xpu, then mps, then cpu), "cpu", "cuda", "xpu" or "mps". The backend is nccl on cuda,
+        xccl on xpu, gloo on the CPU.
         Raises UserError for a device that this machine lacks and for inconsistent variables.
         """
         import torch
@@ -111,14 +115,17 @@ class World:
         kind = choose_device(device)
         if kind == "mps" and size > 1:
             raise UserError(f"{size} ranks on mps: Apple GPUs train with one rank; use --device cpu, or one rank")
+        has_index = kind in ("cuda", "xpu")
         if kind == "cuda":
-            gpus = torch.cuda.device_count()
+            allow_expandable_segments()
+        if has_index:
+            gpus = count_devices(kind)
             if local_rank >= gpus:
                 raise UserError(f"LOCAL_RANK={local_rank}, but this machine shows {gpus} GPU(s): start fewer ranks")
-            torch.cuda.set_device(local_rank)
-        own_device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+            torch.get_device_module(kind).set_device(local_rank)
+        own_device = torch.device(kind, local_rank) if has_index else torch.device(kind)
         if size > 1 and not dist.is_initialized():
-            backend, device_id = ("nccl", own_device) if kind == "cuda" else ("gloo", None)
+            backend, device_id = (BACKENDS[kind], own_device) if has_index else ("gloo", None)
             dist.init_process_group(
                 backend,
                 store=rendezvous(rank, size),
@@ -137,7 +144,8 @@ class World:
     def all_reduce(self, value: float | torch.Tensor) -> Any:
         """Returns the sum of `value` over all ranks: a new tensor for a tensor, a float for a number. Collective.
 
-        Numbers are summed as float64, which is exact for integers below 2^53 (token counts).
+        Numbers are summed as float64, which is exact for integers below 2^53 (token counts). They travel as the 64-bit
+        integers of the same bits, because no accelerator is given a float64.
         """
         import torch
 
@@ -150,9 +158,10 @@ class World:
             total = value.clone()
             dist.all_reduce(total)
             return total
-        total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.item()
+        own = torch.tensor([float(value)], dtype=torch.float64).view(torch.int64).to(self.device)
+        values = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(values, own)
+        return math.fsum(torch.cat(values).cpu().view(torch.float64).tolist())
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """Returns every rank's `value` (any small picklable object) in order of rank. Collective."""
@@ -192,7 +201,7 @@ class World:
 
         self.progress.collectives += 1
         chunk_size = chunks.numel() // self.size
-        if self.device.type == "cuda" and not deterministic:
+        if self.device.type in BACKENDS and not deterministic:
             own = torch.empty(chunk_size, dtype=chunks.dtype, device=chunks.device)
             work = dist.reduce_scatter_tensor(own, chunks, async_op=True)
             return PendingCollective(lambda: own, [work], (chunks,))
@@ -213,7 +222,7 @@ class World:
 
         self.progress.collectives += 1
         gathered = chunk.new_empty(self.size * chunk.numel()) if out is None else out
-        if self.device.type == "cuda":
+        if self.device.type in BACKENDS:
             work = dist.all_gather_into_tensor(gathered, chunk, async_op=True)
             return PendingCollective(lambda: gathered, [work], (chunk,))
         pieces = gathered.view(self.size, -1).unbind()
@@ -320,7 +329,7 @@ def leave_process_group() -> None:
 
 
 def choose_device(device: str = "auto") -> str:
-    """Returns "cuda", "mps" or "cpu": the requested device, or for "auto" the first that this machine has.
+    """Returns "cuda", "xpu", "mps" or "cpu": the requested device, or for "auto" the first that this machine has.
 
     Raises UserError when the requested device is unknown or missing.
     """
@@ -328,10 +337,9 @@ def choose_device(device: str = "auto") -> str:
 
     if device not in DEVICES:
         raise UserError(f'device "{device}": expected one of {", ".join(DEVICES)}')
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return next(kind for kind, present in available.items() if present)
-    if not available[device]:
+        return next(kind for kind in (*ACCELERATORS, "cpu") if is_available(kind))
+    if not is_available(device):
         raise UserError(f'device "{device}": torch {torch.__version__} finds none on this machine; use auto or cpu')
     return device
 

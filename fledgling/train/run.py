@@ -232,7 +232,7 @@ def restore_state(loaded: Checkpoint, stage: Stage, optimizer: Optimizer, health
     health.load_state_dict(loaded.state.get("health", {}))
     optimizer.load_full_state_dict(loaded.tensors["optimizer"])
     stage.batches.load_state_dict(loaded.state["stream"])
-    checkpoint.set_rng_state(loaded.tensors["random"])
+    checkpoint.set_rng_state(loaded.tensors["random"], optimizer.world.device)
     return int(loaded.state["step"])
 
 

@@ -16,7 +16,9 @@ from fledgling.runtime.compiler import find_cxx_compiler
 from fledgling.runtime.device import should_compile
 from tests.invariants.test_docs import ROOT
 
-OF_LIBRARIES = {"OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "TORCHELASTIC_SIGNALS_TO_HANDLE"}  # set for libraries
+OF_LIBRARIES = {  # set for libraries
+    *("OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "TOKENIZERS_PARALLELISM", "TORCHELASTIC_SIGNALS_TO_HANDLE"),
+}
 READ = re.compile(r"""environ(?:\.get\(|\[|\.setdefault\()\s*["']([A-Z_]+)["']""")
 
 
