@@ -17,6 +17,7 @@ N tokens, n tokens of a chunk, C width, V vocabulary. Sums are fp32; products ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from fledgling.model.head_chunk import head_chunk_tokens
 
 IGNORE_INDEX = -1
+FLOAT16_ROW_SUM = 1024.0
 TANH_NUMERATOR = (
     -2.76076847742355e-16,
     2.00018790482477e-13,
@@ -76,13 +78,31 @@ def shifted_exp(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return maxima, e.sum(-1), e.to(z.dtype)
 
 
-_kernels: dict[str, Callable] = {"softcap_exp": softcap_exp_inplace, "shifted_exp": shifted_exp}
+def scaled_softmax(z: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """z (n, V) -> shifts (n, 1), row sums (n,) of e = exp(y - shift), and G (n, V): y is z, capped if cap is not 0.
+
+    For float16, whose largest number is 65,504: every row of e sums to FLOAT16_ROW_SUM, so that neither G nor the term
+    of a target exceeds it, and the probabilities of a uniform distribution stay above its smallest normal number.
+    """
+    t = torch.tanh(z.float() / cap) if cap else None
+    y = z.float() if t is None else cap * t
+    shifts = y.logsumexp(-1, keepdim=True) - math.log(FLOAT16_ROW_SUM)
+    e = torch.exp(y - shifts)
+    return shifts, e.sum(-1), (e if t is None else e * (1 - t * t)).to(z.dtype)
+
+
+_kernels: dict[str, Callable] = {
+    "softcap_exp": softcap_exp_inplace,
+    "shifted_exp": shifted_exp,
+    "scaled_softmax": scaled_softmax,
+}
 
 
 def compile_logprob_kernels() -> None:
     """Compiles each pass over a chunk into one fused kernel. Needs a compiler; further calls do nothing."""
-    for name, eager in (("softcap_exp", softcap_exp), ("shifted_exp", shifted_exp)):
-        if _kernels[name] in (softcap_exp_inplace, shifted_exp):
+    fused = {"softcap_exp": softcap_exp, "shifted_exp": shifted_exp, "scaled_softmax": scaled_softmax}
+    for name, eager in fused.items():
+        if _kernels[name] in (softcap_exp_inplace, shifted_exp, scaled_softmax):
             _kernels[name] = torch.compile(eager, dynamic=None)
 
 
@@ -97,10 +117,17 @@ def _chunk_logprobs(
     z = hidden_states @ weight.T  # (n, V)
     y = targets.clamp(min=0)[:, None]
     rows = torch.arange(len(y), device=y.device)  # index_put, because scatter_ on CPU makes an fp32 copy of all of g
-    if cap == 0:
+    if cap == 0 and z.dtype != torch.float16:
         maxima, sums, g = _kernels["shifted_exp"](z)
         shifted = z.gather(1, y).float() - maxima  # (n, 1)
         g[rows, y[:, 0]] = (torch.exp(shifted[:, 0]) - sums).to(g.dtype)
+        return shifted[:, 0] - sums.log(), sums, g
+    if z.dtype == torch.float16:
+        shifts, sums, g = _kernels["scaled_softmax"](z, cap)
+        target = z.gather(1, y).float()  # (n, 1)
+        slope = 1 - torch.tanh(target / cap).square() if cap else torch.ones_like(target)
+        shifted = (cap * torch.tanh(target / cap) if cap else target) - shifts
+        g[rows, y[:, 0]] = ((torch.exp(shifted[:, 0]) - sums) * slope[:, 0]).to(g.dtype)
         return shifted[:, 0] - sums.log(), sums, g
     t = torch.tanh(z.gather(1, y).float() / cap)  # (n, 1)
     sums, g = _kernels["softcap_exp"](z, cap)

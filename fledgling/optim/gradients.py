@@ -3,7 +3,7 @@
 A gradient travels in buckets (`partition.py`). Every rank launches them in the same order, at most MAX_IN_FLIGHT at
 once. The result of each is one chunk for each rank, which is added to the chunks of earlier micro-batches.
 
-    zero_stage 0, 1   buckets are launched after the last micro-batch
+    zero_stage 0, 1   buckets are launched during the last backward, each as soon as its last gradient exists
     zero_stage 2      each bucket is launched during backward, as soon as its last gradient exists, and its gradients
                       are freed: the whole gradients of all parameters never coexist
     deterministic     buckets are launched after (stage 2: during) every micro-batch, and added in a binary tree
@@ -57,13 +57,14 @@ class GradientReducer:
         self.parameters, self.partition, self.world, self.deterministic = parameters, partition, world, deterministic
         self.reduces_in_backward = partition.zero_stage == 2 and world.size > 1
         self.reduces_every_micro_batch = self.reduces_in_backward or deterministic
+        self.reduces_in_last_backward = world.size > 1 and not deterministic
         self.micro_batches, self.micro_batch, self.next_bucket = 1, 0, 0
         self.ready_names: set[str] = set()
         self.in_flight: deque[tuple[int, PendingCollective]] = deque()
         self.partial_sums: list[list[Tensor]] = [[] for _ in partition.buckets]  # by bucket
-        if self.reduces_in_backward:
-            for name, parameter in parameters.items():
-                parameter.register_post_accumulate_grad_hook(lambda _, name=name: self._on_gradient_ready(name))
+        if self.reduces_in_backward or self.reduces_in_last_backward:
+            for name in (name for bucket in partition.buckets for name in bucket.names):
+                parameters[name].register_post_accumulate_grad_hook(lambda _, name=name: self._on_gradient_ready(name))
 
     def begin_step(self, micro_batches: int) -> None:
         """Starts a step; micro_batches is the number on the rank that has the most."""
@@ -95,6 +96,8 @@ class GradientReducer:
         return owned
 
     def _on_gradient_ready(self, name: str) -> None:
+        if not self.reduces_in_backward and self.micro_batch < self.micro_batches - 1:
+            return
         self.ready_names.add(name)
         due = self.next_bucket
         while due < len(self.partition.buckets) and self.ready_names.issuperset(self.partition.buckets[due].names):

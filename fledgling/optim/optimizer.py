@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fledgling.config import OptimizerConfig, UserError
 from fledgling.optim.gradients import GradientReducer, compute_gradient_norm
+from fledgling.optim.loss_scale import make_loss_scale
 from fledgling.optim.partition import (
     ADAMW_BLOCK_VALUES,
     MAX_IN_FLIGHT,
@@ -95,7 +96,7 @@ class Optimizer:
         self.parameters = trainable_parameters(model)
         self.rules = assign_rules(config)
         self.schedule_multiplier, self.update_count = 1.0, 0
-        self.compiled = compiled
+        self.compiled, self.loss_scale = compiled, make_loss_scale(dtype)
         self._adamw: Callable = torch.compile(adamw_, dynamic=False) if compiled else adamw_
         fused = compiled and world.device.type == "cuda"  # on a CPU the time is all in the products
         self._muon_direction: Callable = torch.compile(muon_direction_, dynamic=False) if fused else muon_direction_
@@ -106,7 +107,7 @@ class Optimizer:
         self.shards: ParameterShards | None = None  # of parameters that are sharded
         self.gradients: GradientReducer | ShardedGradientReducer
         if self.partition.shards_parameters:
-            shard_parameters(model, self.partition, world, self.deterministic)
+            shard_parameters(model, self.partition, world, self.deterministic, dtype)
             self.parameters = trainable_parameters(model)
             self.shards = ParameterShards(self.parameters, self.partition, world)
             self.gradients = ShardedGradientReducer(
@@ -198,10 +199,14 @@ class Optimizer:
             The norm of the whole gradient; nan or inf where it is not finite.
         """
         gradients = self.gradients.finish()
+        self.loss_scale.unscale_(gradients)
         norm = compute_gradient_norm(gradients, self.partition, self.world, self.deterministic)
-        if confirm_update() and math.isfinite(norm):
-            self.update_count += 1
-            self._update_parameters(gradients)
+        self.loss_scale.lowered = False
+        if confirm_update():
+            self.loss_scale.record_step(math.isfinite(norm))
+            if math.isfinite(norm):
+                self.update_count += 1
+                self._update_parameters(gradients)
         return norm
 
     def _update_parameters(self, gradients: dict[str, Tensor]) -> None:
@@ -327,7 +332,7 @@ class Optimizer:
         return [(name, v[: prod(s)].view(s)) for name, v, s in zip(bucket.names, values, state_shapes, strict=True)]
 
     def full_state_dict(self, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Returns all state by parameter name, whole: `<name>.<state name>` and `count` (the updates so far).
+        """Returns all state by parameter name, whole: `<name>.<state name>`, `count` (the updates so far), loss scale.
 
         Every rank must call it. The main rank gets the state on the CPU, gathered bucket by bucket; the others get an
         empty dictionary.
@@ -349,7 +354,8 @@ class Optimizer:
                         for name, value in tensors:
                             key = f"{name}.{state_name}"
                             saved[key] = out[key].copy_(value) if key in out else value.to("cpu", copy=True)
-        return saved | {"count": torch.tensor(self.update_count)} if self.world.is_main else {}
+        saved |= {"count": torch.tensor(self.update_count), **self.loss_scale.state_dict()}
+        return saved if self.world.is_main else {}
 
     @torch.no_grad()
     def load_full_state_dict(self, saved: dict[str, Tensor]) -> None:
@@ -372,6 +378,7 @@ class Optimizer:
                     if rows:
                         self.state[key].copy_(_select_rows(saved[key], rows))
         self.update_count = int(saved["count"])
+        self.loss_scale.load_state_dict(saved)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

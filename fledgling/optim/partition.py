@@ -26,7 +26,7 @@ from fledgling.optim.roles import assign_role
 MAX_IN_FLIGHT = 2  # buckets: bounds what overlaps, and with it the memory of the buffers
 # Values of the matrices orthogonalized at once. CPU: 16 of 256 x 256, the last size that gains by stacking. CUDA: all
 # 80 of 1,280 x 1,280 of depth 20; on an H100 that model's iterations take 84 ms one by one and 29 ms stacked.
-MUON_STACK_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27}
+MUON_STACK_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27, "xpu": 1 << 27, "mps": 1 << 24}  # the last two not measured
 ADAMW_BLOCK_VALUES = 1 << 18  # updated at once where the rule is not fused: temporaries stay in the processor's cache
 
 Shape = tuple[int, ...]
@@ -188,12 +188,14 @@ class Partition:
         """Returns (gradients, buffers) at the peak of the reduction."""
         return max((arrival.peak for arrival in self.simulate_reduction(deterministic)), key=sum)
 
-    def simulate_reduction(self, deterministic: bool = True) -> list[GradientArrival]:
+    def simulate_reduction(self, deterministic: bool = True, in_backward: bool | None = None) -> list[GradientArrival]:
         """Simulates what is held while the gradients of one micro-batch appear and are reduced, tensor by tensor.
 
         Returns one entry for each parameter in the order of backward, then one (name "") for the collectives after it.
-        deterministic: see `estimate_memory`.
+        deterministic: see `estimate_memory`. in_backward: buckets are launched during the backward pass; None: at stage
+        2, and otherwise where `deterministic` is False.
         """
+        launches_early = self.zero_stage == 2 or (not deterministic if in_backward is None else in_backward)
         sizes = {name: prod(shape) for name, shape in self.parameters.items()}
         gradients = buffers = 0  # whole gradients and the rank's shards; what is packed, sent and received
         in_flight: deque[tuple[int, int]] = deque()  # (buffers, chunk) of each bucket
@@ -204,7 +206,7 @@ class Partition:
             gradients += sizes.get(name, 0)
             ready.add(name)
             peak = (gradients, buffers)
-            while unsent and (not name or (self.zero_stage == 2 and ready.issuperset(unsent[0].names))):
+            while unsent and (not name or (launches_early and ready.issuperset(unsent[0].names))):
                 bucket = unsent.popleft()
                 sent = bucket.chunk_values * self.world_size
                 received = sent if deterministic else bucket.chunk_values

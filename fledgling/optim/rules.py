@@ -103,6 +103,8 @@ def orthogonalize(
     """
     if pad_to_pair and len(matrices) == 1:
         return orthogonalize(matrices.expand(2, -1, -1), steps, dtype, variant=variant)[:1]
+    if dtype == torch.float16:  # gradients may be smaller than its smallest number
+        matrices = matrices / (matrices.square().sum((-2, -1), keepdim=True).sqrt() + 1e-30)
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:

@@ -58,15 +58,24 @@ class _ReduceScatter:
         output_tensor.copy_(self.world.reduce_scatter(input_tensor, self.deterministic).wait())
 
 
-def shard_parameters(model: nn.Module, partition: Partition, world: World, deterministic: bool) -> None:
+def shard_parameters(
+    model: nn.Module, partition: Partition, world: World, deterministic: bool, dtype: torch.dtype = torch.float32
+) -> None:
     """Keeps only this rank's rows of every large parameter, on the world's device; the small ones stay whole.
 
-    The model may be in the host's memory: it is moved block by block, so that the device never holds all of it. Raises
-    UserError if a part of it is frozen.
+    The model may be in the host's memory: it is moved block by block, so that the device never holds all of it.
+
+    Args:
+        dtype: in which the matrices of a block are gathered: that of its products, which cast them anyway, so the
+            results have the same bits. Embeddings and the head, whose gradients are sums of many terms, are gathered in
+            fp32, and so is a block with a value embedding. All gradients are summed over ranks in fp32.
+
+    Raises:
+        UserError: a part of the model is frozen.
     """
     if not all(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("optimizer.zero_stage is 3, which shards what is trained; frozen weights are whole: use 2")
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     parameters = dict(model.named_parameters())
     small = {parameters[name] for bucket in partition.buckets if bucket.replicated for name in bucket.names}
@@ -76,10 +85,15 @@ def shard_parameters(model: nn.Module, partition: Partition, world: World, deter
         fsdp_module_of(name) for bucket in partition.buckets if not bucket.replicated for name in bucket.names
     }
     mesh = world.make_device_mesh()
+    roles: dict[str, set[str]] = {}  # by module
+    for name in partition.roles:
+        roles.setdefault(fsdp_module_of(name), set()).add(partition.roles[name])
+    in_dtype = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for module_name in (*sorted(module_names - {""}), ""):
         module = model.get_submodule(module_name)
         # the head, which belongs to no block, is needed from the end of forward to the beginning of backward
-        fully_shard(module, mesh=mesh, reshard_after_forward=module_name != "", ignored_params=small)
+        policy = in_dtype if roles[module_name] <= {"matrix", "scalar"} else MixedPrecisionPolicy()
+        fully_shard(module, mesh=mesh, reshard_after_forward=module_name != "", ignored_params=small, mp_policy=policy)
         assert isinstance(module, FSDPModule)
         # not subclasses of PyTorch's interfaces, whose import takes over a second
         module.set_custom_all_gather(_AllGather(world))  # type: ignore[arg-type]

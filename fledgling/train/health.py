@@ -22,12 +22,17 @@ class Health:
     bad: int = 0  # of these, the ones since the last finite step
     rollbacks: int = 0
     empty: int = 0  # steps without targets
+    rescaled: int = 0  # steps that only lowered the scale of a float16 loss
 
-    def record_step(self, loss: float, norm: float, updated: bool = True) -> bool:
+    def record_step(self, loss: float, norm: float, updated: bool = True, rescaled: bool = False) -> bool:
         """Counts a step; returns whether it is the MAX_BAD_STEPS-th in a row that is not finite.
 
         updated: whether the step updated the weights; a finite step without targets does not, and ends no row.
+        rescaled: whether it lowered the scale of the loss instead, as float16 expects now and then; ends no row either.
         """
+        if rescaled:
+            self.rescaled += 1
+            return False
         finite = math.isfinite(loss) and math.isfinite(norm)
         if not finite:
             self.skipped, self.bad = self.skipped + 1, self.bad + 1
@@ -39,7 +44,7 @@ class Health:
 
     def metrics(self) -> dict[str, int]:
         """Returns the counts that are not 0."""
-        counts = {"skipped": self.skipped, "rollbacks": self.rollbacks, "empty": self.empty}
+        counts = {"skipped": self.skipped, "rollbacks": self.rollbacks, "empty": self.empty, "rescaled": self.rescaled}
         return {name: count for name, count in counts.items() if count}
 
     def state_dict(self) -> dict[str, int]:

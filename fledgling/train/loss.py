@@ -39,7 +39,7 @@ class StepMetrics:
 
     def pop_sums(self, world: World) -> dict[str, float]:
         """Returns the sums over the micro-batches of all ranks, by name, and clears them. Every rank calls it."""
-        local = {name: [float(value) for value in values] for name, values in self.sums.items()}
+        local = {name: torch.stack(values).tolist() for name, values in self.sums.items()}  # one read for each name
         self.sums = {}
         totals: dict[str, float] = {}
         for rank_sums in world.all_gather_object(local):
@@ -169,7 +169,11 @@ def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tenso
     (B, T) bool; weights: (B, T). Logits exist for one chunk at a time, in backward too.
     """
     chunk_rows = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
-    chunks = zip(hidden[mask].split(chunk_rows), weights[mask].split(chunk_rows), strict=True)
+    if hidden.device.type == "cpu":
+        rows, row_weights = hidden[mask], weights[mask]
+    else:  # to select would wait for the device, which alone knows how many there are
+        rows, row_weights = hidden.flatten(0, 1), (weights * mask).flatten()
+    chunks = zip(rows.split(chunk_rows), row_weights.split(chunk_rows), strict=True)
 
     def chunk_sum(rows: Tensor, weight: Tensor) -> Tensor:
         return (token_entropy(model.compute_logits(rows) / temperature) * weight).sum()

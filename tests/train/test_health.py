@@ -151,7 +151,7 @@ def test_a_rollback_skips_the_bad_batches_wherever_the_run_is_stopped(folder, mo
         assert are_equal(tensors, reference) and at_end["stream"] == state["stream"] == {"step": 12, "skipped": 4}, (
             stop_after
         )
-        assert at_end["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1, "empty": 0}
+        assert at_end["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1, "empty": 0, "rescaled": 0}
         assert [line["step"] for line in read_jsonl(folder / "run/pretrain/metrics.jsonl")] == list(range(1, 9))
         notices = [line["text"] for line in read_jsonl(folder / "run/pretrain/notices.jsonl")]
         assert sum("back to the weights of step 2, on with the batches after step 6" in text for text in notices) == 1
@@ -175,7 +175,7 @@ def test_a_checkpoint_saved_between_bad_steps_is_gone_after_the_rollback(folder,
     assert checkpoint.find_latest_checkpoint(directory).name == "step-00000005"
     stop_run(recipe, monkeypatch, 1)  # the sixth step is bad too: back, one step on, stopped
     latest = checkpoint.load_checkpoint(checkpoint.find_latest_checkpoint(directory))
-    assert latest.state["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1, "empty": 0}
+    assert latest.state["health"] == {"skipped": 3, "bad": 0, "rollbacks": 1, "empty": 0, "rescaled": 0}
     step_before = (
         2 if keep > 1 else 5
     )  # the only one left was saved between the bad steps, with the weights before them
