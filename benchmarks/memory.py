@@ -58,6 +58,7 @@ class Case:
     deterministic: str = "auto"
     saving: bool = False
     adapter: str = "none"  # a method, with rank 8 on all matrices
+    recompute: bool = False
 
     @property
     def config(self) -> ModelConfig:
@@ -88,6 +89,7 @@ class Case:
             self.documents,
             saves_checkpoints=self.saving,
             adapter=None if self.adapter == "none" else AdapterConfig(self.adapter, rank=8),
+            recompute=self.recompute,
         )
 
     @property
@@ -206,6 +208,7 @@ def measure_case_peak(case: Case) -> int:
     bytes_before = count_live_tensor_bytes()
     with measure_peak_memory(world.device) as peak:
         model = build_model(case.config, DeviceSetup(DTYPES[case.dtype], case.compiled, 0.0), world.device)
+        model.recompute = case.recompute
         model.initialize(0)
         if case.step.adapter:
             attach_adapter(model, case.step.adapter, case.config)

@@ -72,6 +72,7 @@ def profile_step(step: Callable[[], object], path: Path) -> dict[str, Any]:
         ((e.self_device_time_total if cuda else e.self_cpu_time_total, e.count, e.key) for e in profile.key_averages()),
         reverse=True,
     )
+    rows = [row for row in rows if row[0] > 0]  # the rest are calls of the host, such as those that launch a kernel
     whole, count = sum(row[0] for row in rows), sum(row[1] for row in rows)
     lines = [f"{count:,} kernels and copies, {whole / 1e3:,.1f} ms in all", "      ms  share   calls  kernel"]
     for spent, calls, name in rows[:PROFILED_KERNELS]:

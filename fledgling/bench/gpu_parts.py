@@ -84,10 +84,18 @@ def free_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def plan_peak_bytes(config: ModelConfig, rows: int, dtype: str, compiled: bool, documents: bool) -> tuple[int, str]:
+def plan_peak_bytes(
+    config: ModelConfig, rows: int, dtype: str, compiled: bool, documents: bool, recompute: bool = False
+) -> tuple[int, str]:
     """Returns the planned peak memory of a step in bytes, and the moment of the peak."""
     step = TrainingStep(
-        rows, config.context, dtype, device=get_device().type, compiled=compiled, packed_documents=documents
+        rows,
+        config.context,
+        dtype,
+        device=get_device().type,
+        compiled=compiled,
+        packed_documents=documents,
+        recompute=recompute,
     )
     phases = memory_by_phase(config, step)
     moment = max(phases, key=lambda name: phases[name]["total"])
@@ -99,6 +107,8 @@ def measure_steps(
     compiled: bool = True,
     chunk: int | None = None,
     documents: bool = True,
+    fp8: bool = False,
+    recompute: bool = False,
     steps: int = STEPS,
     warmup: int = WARMUP,
     profile: Path | None = None,
@@ -110,6 +120,7 @@ def measure_steps(
         compiled: compile the model where the device can.
         chunk: tokens in a chunk of logits; None is the default.
         documents: three documents in each row, else one without a mask.
+        fp8, recompute: as in [run].
         steps: timed steps, after `warmup` steps that are not timed.
         profile: file for the longest kernels of one more step.
     """
@@ -118,12 +129,13 @@ def measure_steps(
     world = World.start(recipe.run.device)
     setup = set_up_device(recipe.run, world)
     compiled = compiled and should_compile("auto", world.device)
-    setup = type(setup)(setup.dtype, compiled, setup.peak_flops, setup.memory_limit)
+    setup = type(setup)(setup.dtype, compiled, setup.peak_flops, setup.memory_limit, fp8)
     gpu_kernels.reset_loss_kernels(compiled)
     CHUNK_LOGITS[world.device.type] = chunk * vocab_size if chunk else DEFAULT_CHUNK_LOGITS[world.device.type]
     free_memory()
     model = build_model(recipe.model.resolve(vocab_size), setup, world.device)
     randomize_weights_(model)
+    model.recompute = recompute
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, compiled, setup.dtype)
     stream = RandomBatches(vocab_size, rows, context)
     if not documents:
@@ -155,7 +167,7 @@ def measure_steps(
         peak = torch.cuda.max_memory_allocated()
         datasheet = find_datasheet_peak(setup, world.device)
         result["mfu_datasheet"] = achieved / datasheet if datasheet else None
-        plan, moment = plan_peak_bytes(model.config, rows, dtype, compiled, documents)
+        plan, moment = plan_peak_bytes(model.config, rows, dtype, compiled, documents, recompute)
         result |= {"peak_gb": peak / 1e9, "plan_gb": plan / 1e9, "plan_error": plan / peak - 1, "moment": moment}
         result["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
     measured_peak, problem = measure_peak_above(setup, world.device, achieved)
@@ -216,12 +228,14 @@ def measure_d20(out: Path, tiny: bool) -> None:
 
 
 def compare_settings(out: Path, tiny: bool) -> None:
-    """Measures training steps with changed settings: tokens in a chunk of logits, documents, compilation."""
+    """Measures steps with changed settings: tokens in a chunk of logits, documents, fp8, recomputation, compilation."""
     variants: list[tuple[str, dict[str, Any]]] = [
         ("chunk 4,096", {"chunk": 4096}),
         ("chunk 4,096, no documents", {"chunk": 4096, "documents": False}),
         ("chunk 16,384, no documents", {"chunk": 16384, "documents": False}),
         ("no documents", {"documents": False}),
+        ("fp8", {"fp8": True}),
+        ("blocks recompute", {"recompute": True}),
         ("not compiled", {"compiled": False}),
         ("not compiled, chunk 4,096, no documents", {"compiled": False, "chunk": 4096, "documents": False}),
     ]

@@ -55,7 +55,7 @@ class Adapter(nn.Module):
 
 
 class AdaptedLinear(nn.Linear):
-    """A linear layer with a frozen weight and an adapter; `feed_forward.apply_linear` multiplies by both."""
+    """A linear layer with a frozen weight and an adapter; `linear.apply_linear` multiplies by both."""
 
     def __init__(self, linear: nn.Linear, config: AdapterConfig) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")

@@ -27,7 +27,7 @@ from fledgling.config import ModelConfig
 from fledgling.model.cache import CacheBatch
 from fledgling.model.cuda_attention import BlockMask, flex_sdpa
 from fledgling.model.decode_attention import DecodeLayer
-from fledgling.model.feed_forward import apply_linear
+from fledgling.model.linear import Linear, apply_linear, apply_linears
 from fledgling.model.norm import RMSNorm
 from fledgling.model.positions import Rotary, apply_rotary
 from fledgling.model.value_embedding import make_value_embedding
@@ -232,10 +232,10 @@ class Attention(nn.Module):
         self.layer, self.bounded, self.window_size = layer, config.qk_norm, config.layer_window_size(layer)
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
         kv_width = config.kv_heads * config.head_width
-        self.q_proj = nn.Linear(config.width, config.width, bias=config.bias)
-        self.k_proj = nn.Linear(config.width, kv_width, bias=config.bias)
-        self.v_proj = nn.Linear(config.width, kv_width, bias=config.bias)
-        self.o_proj = nn.Linear(config.width, config.width, bias=config.bias)
+        self.q_proj = Linear(config.width, config.width, bias=config.bias)
+        self.k_proj = Linear(config.width, kv_width, bias=config.bias)
+        self.v_proj = Linear(config.width, kv_width, bias=config.bias)
+        self.o_proj = Linear(config.width, config.width, bias=config.bias)
         self.qk_norm = RMSNorm(config.norm_eps) if config.qk_norm else nn.Identity()
         self.value_embedding = make_value_embedding(config, layer)
 
@@ -274,14 +274,13 @@ class Attention(nn.Module):
         """
         batch, time, width = x.shape
 
-        def project_heads(linear: nn.Linear, heads: int) -> Tensor:
-            y = apply_linear(x, linear, deferred_scale)
+        def split_heads(y: Tensor, heads: int) -> Tensor:
             return y.view(batch, time, heads, self.head_width).transpose(1, 2)  # (B, heads, T, D)
 
-        q, k = project_heads(self.q_proj, self.heads), project_heads(self.k_proj, self.kv_heads)
-        v = apply_linear(x, self.v_proj, deferred_scale)
+        q, k, v = apply_linears(x, self.input_projections, deferred_scale)
         v = v if self.value_embedding is None else self.value_embedding(v, tokens)
-        v = v.view(batch, time, self.kv_heads, self.head_width).transpose(1, 2)
+        q, k, v = split_heads(q, self.heads), split_heads(k, self.kv_heads), split_heads(v, self.kv_heads)
+        bounded = self.bounded and x.dtype != torch.float16  # e^11.3 exceeds its largest number
         if isinstance(cache_batch, DecodeLayer) and rotary is not None:  # few values: fewer kernels count
             both = self.qk_norm(apply_rotary(torch.cat((q, k), dim=1), rotary))
             q, k = both.split((self.heads, self.kv_heads), dim=1)
@@ -292,14 +291,14 @@ class Attention(nn.Module):
         if isinstance(cache_batch, DecodeLayer):
             y = cache_batch.attend(q, k, v)
         elif cache_batch is not None and not cache_batch.starts_empty:  # else a prompt is read like a training row
-            y = paged_attention(q, cache_batch, self.layer, self.bounded, self.window_size)
+            y = paged_attention(q, cache_batch, self.layer, bounded, self.window_size)
         elif isinstance(mask, BlockMask):
             y = flex_sdpa(q, k, v, mask)
         elif uses_blockwise_attention(x):
             repeats = self.heads // self.kv_heads
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-            y = blockwise_attention(q, k, v, document_ids, self.bounded, tree, self.window_size)
+            y = blockwise_attention(q, k, v, document_ids, bounded, tree, self.window_size)
         elif self.window_size is not None and tree is None:
             y = windowed_sdpa(q, k, v, mask, self.window_size)
         elif self.window_size is not None:

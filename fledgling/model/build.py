@@ -6,27 +6,33 @@ import torch
 
 from fledgling.config import ModelConfig
 from fledgling.model.cuda_attention import MIN_HEAD_WIDTH
+from fledgling.model.fp8 import require_fp8, use_fp8
 from fledgling.model.logprob import compile_logprob_kernels
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.device import DeviceSetup
 
-CUDA_RECOMPILE_LIMIT = 64  # kinds of blocks (windows, value embeddings) times shapes of batches
+RECOMPILE_LIMIT = 64  # kinds of blocks (windows, value embeddings) times shapes of batches
 
 
 def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -> Transformer:
     """Returns an uninitialized model on `device`.
 
-    With `setup.compiled`, the blocks are compiled once for all layers, with static shapes.
+    With `setup.compiled`, the blocks are compiled once for all layers, with static shapes. Raises UserError for fp8
+    where the device lacks it.
     """
+    if setup.fp8:
+        require_fp8(device)
     with torch.device(device):
         model = Transformer(config, setup.dtype)
+    if setup.fp8:
+        use_fp8(model.blocks)
     if setup.compiled:
         compile_logprob_kernels()
+        # Beyond the limit a block runs eagerly, and FlexAttention then makes all T x T scores.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         for block in model.blocks:
             block.compile(dynamic=False)
         if device.type == "cuda":
-            # Beyond the limit a block runs eagerly, and FlexAttention then makes all T x T scores.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, CUDA_RECOMPILE_LIMIT)
             model.use_block_masks = config.head_width >= MIN_HEAD_WIDTH
             for norm in (model.embedding_norm, model.norm):  # eagerly five passes over (B, T, C) in fp32
                 norm.compile(dynamic=False)

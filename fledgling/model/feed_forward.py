@@ -1,8 +1,6 @@
 """The feed-forward part of a block: two matrices around an activation, or three with a gate.
 
-`input_projections` read the residual stream and `output_projection` writes to it. `apply_linear` is the one way in
-which the model multiplies by a weight. What multiplies is the weight's own choice: plain tensors take PyTorch's
-product, and the other kinds of weights (`fledgling.kernels`) answer `torch.nn.functional.linear` themselves.
+`input_projections` read the residual stream and `output_projection` writes to it. The products are those of linear.py.
 
 Sources: ReLU^2, Primer, So et al. 2021, arXiv 2109.08668; GELU in its tanh form, Hendrycks & Gimpel 2016, arXiv
 1606.08415; SwiGLU, Shazeer 2020, arXiv 2002.05202.
@@ -18,30 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fledgling.config import ModelConfig
-from fledgling.model.adapter import AdaptedLinear
-
-
-def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = None) -> Tensor:
-    """Computes x W^T + b, with the weights cast to x's dtype: the products run in the compute dtype.
-
-    Args:
-        x: (..., in).
-        deferred_scale: (..., 1), a factor of x still to be applied (flash_norm.py); the result is then
-            deferred_scale * (x W^T) + b.
-
-    Returns:
-        (..., out) in x's dtype.
-    """
-    bias = None if linear.bias is None else linear.bias.to(x.dtype)
-    weight = linear.weight.to(x.dtype)
-    if isinstance(linear, AdaptedLinear):
-        y = linear.adapter(F.linear(x, weight), x, linear.weight)
-    elif deferred_scale is None:
-        return F.linear(x, weight, bias)
-    else:
-        y = F.linear(x, weight)
-    y = y if deferred_scale is None else y * deferred_scale
-    return y if bias is None else y + bias
+from fledgling.model.linear import Linear, apply_linear, apply_linears
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -60,8 +35,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.activation = activation
-        self.fc1 = nn.Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
-        self.fc2 = nn.Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
+        self.fc1 = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
+        self.fc2 = Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
         # whether a factor r of the input can be applied as r^2 behind fc2
         self.scale_commutes = activation is relu2 and not config.bias
 
@@ -90,9 +65,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
-        self.up_proj = nn.Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
-        self.down_proj = nn.Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
+        self.gate_proj = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
+        self.up_proj = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
+        self.down_proj = Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
         self.scale_commutes = not config.bias  # whether the factor of `up`, which is linear, can be applied behind down
 
     @property
@@ -107,8 +82,10 @@ class GatedFeedForward(nn.Module):
 
     def compute_activations(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
         """(B, T, C) -> the input of down (B, T, F), without a scale that is applied behind down."""
-        up = apply_linear(x, self.up_proj, None if self.scale_commutes else deferred_scale)
-        return F.silu(apply_linear(x, self.gate_proj, deferred_scale)) * up
+        if deferred_scale is not None and self.scale_commutes:
+            return F.silu(apply_linear(x, self.gate_proj, deferred_scale)) * apply_linear(x, self.up_proj)
+        gate, up = apply_linears(x, self.input_projections, deferred_scale)
+        return F.silu(gate) * up
 
     def forward(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); deferred_scale (B, T, 1): see `apply_linear`."""

@@ -11,17 +11,20 @@ B batch, T time, C width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fledgling.config import ModelConfig
 from fledgling.model.attention import Attention, TreeMask, make_attention_mask, uses_blockwise_attention
 from fledgling.model.cache import CacheBatch
 from fledgling.model.cuda_attention import BlockMask, make_block_masks
 from fledgling.model.decode_attention import DecodeLayer
-from fledgling.model.feed_forward import apply_linear, make_feed_forward
+from fledgling.model.feed_forward import make_feed_forward
 from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
+from fledgling.model.linear import apply_linear
 from fledgling.model.norm import RMSNorm, make_norm
 from fledgling.model.positions import LearnedPositions, Rotary, make_positions
 from fledgling.model.residual import ResidualScalars, make_residual
@@ -75,6 +78,7 @@ class Transformer(nn.Module):
         self.positions = make_positions(config)
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.depth))
         self.norm = make_norm(config)
+        self.recompute = False  # keep only the inputs of blocks for backward, and compute the rest again
         self.use_block_masks = False  # for blocks compiled for CUDA: documents and windows without a (T, T) mask
         if not config.tie_embeddings:
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
@@ -168,7 +172,9 @@ class Transformer(nn.Module):
         for block, window_size in zip(self.blocks, window_sizes, strict=True):
             if embeddings is not None:  # a node for each layer: gradients are added in pairs, in one order on any ranks
                 embeddings = embeddings.view_as(embeddings)
-            run = block if training else block.forward
+            run: Callable[..., Tensor] = block if training else block.forward
+            if training and self.recompute:  # nothing in a block is random
+                run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x = run(x, rotary, document_ids, cache_batch, tree, tokens, embeddings, masks[window_size])
         return norm(x)
 

@@ -60,6 +60,7 @@ class TrainingStep:
         layout: one of LAYOUTS.
         matrix_optimizer: the update rule of the matrices.
         adapter: what is trained while the weights are frozen; None: the weights are trained.
+        recompute: a block keeps only its input for backward, and its activations are computed again.
     """
 
     rows: int
@@ -78,6 +79,7 @@ class TrainingStep:
     layout: str = "fledgling"
     matrix_optimizer: str = "muon"
     adapter: AdapterConfig | None = None
+    recompute: bool = False
 
     @property
     def tokens(self) -> int:
@@ -122,7 +124,7 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
     *arrivals, exchange = (
         zero3.backward_arrivals(partition, receives_copies)
         if sharded_parameters
-        else partition.simulate_reduction(receives_copies)
+        else partition.simulate_reduction(receives_copies, in_backward=not step.reduces_in_tree)
     )
     base = {
         "parameters": 4 * zero3.resident_values(partition) if sharded_parameters else all_parameters,
@@ -169,10 +171,8 @@ def _backward(config: ModelConfig, step: TrainingStep, arrivals: list[GradientAr
 
     In a block the feed-forward comes first, while all of the block is still kept; its temporaries are the largest.
     """
-    kept, outer = (
-        [layer_activation_bytes(config, step, n) for n in range(config.depth)],
-        outer_activation_bytes(config, step),
-    )
+    kept = [layer_activation_bytes(config, step, n) for n in range(config.depth)]
+    outer = outer_activation_bytes(config, step)
     layers, cast_weights = [sum(arrival.values()) for arrival in kept], _cast_weights(config, step)
     temporaries = activations.backward_peak_bytes(config, step.tokens, step.value_bytes, step.compiled)
     stream = step.tokens * step.value_bytes * config.width
@@ -184,6 +184,9 @@ def _backward(config: ModelConfig, step: TrainingStep, arrivals: list[GradientAr
         layer = int(arrival.name.split(".")[1])
         starts_block = ".mlp.fc2." in arrival.name or ".mlp.down_proj." in arrival.name
         remaining = layers[layer] - (0 if starts_block else kept[layer]["feed_forward"])
+        if step.recompute:
+            again = block_activation_bytes(config, step, layer)
+            remaining += sum(again.values()) - (0 if starts_block else again["feed_forward"])
         components = {
             "cast_weights": cast_weights * (layer + 1) // config.depth,
             "activations": sum(layers[:layer]) + remaining + outer + thin * (layer + 1) // config.depth,
@@ -201,6 +204,13 @@ def estimate_peak_memory(config: ModelConfig, step: TrainingStep) -> dict[str, i
 
 def layer_activation_bytes(config: ModelConfig, step: TrainingStep, layer: int | None = None) -> dict[str, int]:
     """Returns the bytes that a block keeps for backward, by kind: layer `layer`, or (None) one without a window."""
+    if step.recompute:
+        return {"input": step.tokens * step.value_bytes * config.width, "feed_forward": 0}
+    return block_activation_bytes(config, step, layer)
+
+
+def block_activation_bytes(config: ModelConfig, step: TrainingStep, layer: int | None = None) -> dict[str, int]:
+    """Returns the bytes that a block holds while its gradients are computed, by kind; `layer` as above."""
     kept = activations.compiled_activation_bytes if step.compiled else activations.eager_activation_bytes
     window = None if layer is None else config.layer_window_size(layer)
     counted = kept(config, step.rows, step.context, step.value_bytes, step.device, step.packed_documents, window)
@@ -309,10 +319,8 @@ def _logits(config: ModelConfig, step: TrainingStep) -> int:
 def _update(partition: Partition, step: TrainingStep) -> dict[str, int]:
     """Returns gradients and temporaries at the optimizer's peak: group by group, in the optimizer's own order."""
     if step.shards_parameters:
-        sharded_peak = zero3.update_peak(partition, step.value_bytes / 4, step.compiled)
-        return dict(
-            zip(("gradients", "temporaries", "communication"), (4 * values for values in sharded_peak), strict=True)
-        )
+        gradients, temporaries, in_transit = zero3.update_peak(partition, step.value_bytes / 4, step.compiled)
+        return {"gradients": 4 * gradients, "temporaries": 4 * temporaries, "communication": 4 * in_transit}
     groups: dict[tuple, list] = {}
     for index, bucket in enumerate(partition.buckets):
         stacked = partition.is_stacked(bucket)

@@ -16,6 +16,7 @@ from fledgling.plan import communication, cost, flops, hardware, measured_speed,
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
 from fledgling.plan.parameters import count_matrix_parameters, count_parameters, parameter_formula
+from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.source_sizes import published_sizes
 from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
@@ -338,6 +339,7 @@ def _split(name: str, pinned: int | None, rows: int, context: _StageContext) -> 
     stage = context.recipe.stage_config(name)
     adapter = context.recipe.adapter if context.recipe.adapter.trains_in(name) else None
     step = stage_step(context.step, stage, adapter)
+    step = resolve_recompute(context.recipe.run.recompute, config, step, device.memory)
     if (
         context.strict
         and pinned is not None

@@ -15,6 +15,7 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import memory
 from fledgling.plan.plan import one_row_step, stage_step
+from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, choose_micro_batch_size, choose_split
 from fledgling.record import Recorder
 from fledgling.record.run_lock import RunLock
@@ -57,9 +58,13 @@ class StageContext:
 def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: int = MAX_MICRO_BATCH_ROWS) -> int:
     """Returns the rows of one forward/backward: the recipe's, or the planner's proposal for `rows` rows of a rank.
 
-    A resumed stage keeps the size that it had, or takes a smaller one. Raises UserError if not even one row fits.
+    A resumed stage keeps the size that it had, or takes a smaller one. Raises UserError if not even one row fits. Where
+    it fits only with recomputation and `run.recompute` is "auto", the model is set to recompute its blocks.
     """
     size = config.micro_batch_size
+    if planned_step(context, config.save_every > 0).recompute and not context.model.recompute:
+        context.model.recompute = True
+        context.recorder.log_notice("blocks compute their activations again in backward: they do not fit in memory")
     if size is None and context.saved_micro_batch_size is None:
         size = propose_micro_batch_size(context, rows, config)
     return min(known for known in (size, context.saved_micro_batch_size) if known)
@@ -85,7 +90,8 @@ def planned_step(context: StageContext, table: LoopConfig) -> memory.TrainingSte
     """Returns one row of a step of this process, as the planner counts its memory."""
     setup, config, world = context.setup, context.model.config, context.world
     step = one_row_step(context.recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
-    return stage_step(step, table, context.adapter)
+    step = stage_step(step, table, context.adapter)
+    return resolve_recompute(context.recipe.run.recompute, config, step, setup.memory_limit)
 
 
 def make_schedule(config: LoopConfig, steps: int) -> Callable[[float], float]:

@@ -11,6 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.model.linear import cast_weights
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import unsharded
@@ -81,11 +83,14 @@ def train_step(
     if optimizer.needs_equal_passes:
         batches = [*batches, *padding_batches(batches, targets, world)]
     losses = []
-    for batch in batches:
-        loss = stage.loss(model, batch.to(world.device)) / max(1, target_count)
-        loss.backward()
-        optimizer.accumulate()
-        losses.append(loss.detach())  # read once per step: a read on a GPU waits for all that is queued
+    with ExitStack() as casts:
+        if len(batches) > 1 and world.device.type != "cpu" and not optimizer.needs_equal_passes:
+            casts.enter_context(cast_weights(model.blocks, model.compute_dtype))
+        for batch in batches:
+            loss = stage.loss(model, batch.to(world.device)) / max(1, target_count)
+            (loss * optimizer.loss_scale.value if optimizer.loss_scale.enabled else loss).backward()
+            optimizer.accumulate()
+            losses.append(loss.detach())  # read once per step: a read on a GPU waits for all that is queued
     all_losses: list[float] = []
 
     def may_update() -> bool:
@@ -143,7 +148,8 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
             updates = optimizer.update_count
             with measure_peak_memory(world.device, enabled=measures_memory) as peak:
                 loss, norm = train_step(stage, model, optimizer, batches, world)
-        if health.record_step(loss, norm, optimizer.update_count > updates):
+        rescaled = optimizer.loss_scale.lowered
+        if health.record_step(loss, norm, optimizer.update_count > updates, rescaled):
             if health.rollbacks >= rollback.max_rollbacks:
                 raise UserError(
                     f"{stage.name}: loss or gradient was not finite for {health.bad} steps up to {step + 1}; "
@@ -155,7 +161,9 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
         tokens = int(world.all_reduce(float(sum(batch.tokens.numel() for batch in batches))))
         targets = int(world.all_reduce(float(sum(batch.target_count for batch in batches))))
         step += 1
-        if optimizer.update_count == updates and math.isfinite(loss):  # without targets there is no loss
+        if (
+            optimizer.update_count == updates and math.isfinite(loss) and not rescaled
+        ):  # without targets there is no loss
             loss = math.nan
         elif math.isnan(shown_loss) or not math.isfinite(loss):
             shown_loss = loss

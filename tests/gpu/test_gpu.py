@@ -10,10 +10,11 @@ from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.kernels.device_matrix import pack_device_matrix
 from fledgling.kernels.format import dequantize_matrix, quantize_matrix
-from fledgling.model import head_chunk
+from fledgling.model import fp8, head_chunk
 from fledgling.model.attention import blockwise_attention, make_attention_mask, sdpa
 from fledgling.model.build import build_model
 from fledgling.model.cache import CacheRow
+from fledgling.model.cuda_attention import flex_sdpa, make_block_mask
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.window import windowed_sdpa
 from fledgling.optim.optimizer import Optimizer
@@ -49,7 +50,7 @@ def distance(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2), (torch.float16, 5e-3)])
 @pytest.mark.parametrize("cap", [15.0, 0.0])
 def test_chunked_loss_and_gradients_are_those_of_cross_entropy(device, dtype, bound, cap, monkeypatch):
     monkeypatch.setitem(head_chunk.CHUNK_LOGITS, device.type, 100 * V)
@@ -93,6 +94,49 @@ def test_windowed_attention_is_blockwise_attention(device, documents):
     mask = make_attention_mask(q[:, 0], numbers, None) if documents else None
     expected = blockwise_attention(*(t.float() for t in (q, k, v)), numbers, window_size=48)
     assert distance(windowed_sdpa(q, k, v, mask, 48), expected) < 1e-2
+
+
+@pytest.mark.parametrize("window_size", [None, 48])
+@pytest.mark.parametrize("documents", [False, True])
+def test_attention_with_a_block_mask_is_blockwise_attention(device, documents, window_size):
+    torch.manual_seed(0)
+    numbers = (torch.arange(T, device=device) * 3 // T).int().expand(2, -1) if documents else None
+    q, k, v = (F.rms_norm(torch.randn(2, 2, T, 64, device=device), (64,)).bfloat16() for _ in range(3))
+    q, k, v = (t.requires_grad_(device.type == "cuda") for t in (q, k, v))  # the CPU's kernel has no backward
+    attend = torch.compile(flex_sdpa) if device.type == "cuda" else flex_sdpa
+    y = attend(q, k, v, make_block_mask(numbers, T, device, window_size))
+    expected = blockwise_attention(*(t.float() for t in (q, k, v)), numbers, window_size=window_size)
+    assert distance(y, expected) < 1e-2
+    if device.type == "cuda":
+        grad = torch.randn_like(y)
+        pairs = zip(*(torch.autograd.grad(o, (q, k, v), grad.to(o.dtype)) for o in (y, expected)), strict=True)
+        assert all(distance(one, other) < 2e-2 for one, other in pairs)
+
+
+def test_blocks_that_recompute_have_the_gradients_of_blocks_that_keep(device):
+    torch.manual_seed(1)
+    tokens, found = torch.randint(V, (2, T), device=device), []
+    for recompute in (False, True):
+        model = model_on(device, torch.bfloat16)
+        model.recompute = recompute
+        cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), 15.0).backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(distance(one, other) <= 1e-3 for one, other in zip(*found, strict=True))
+
+
+def test_fp8_products_learn_about_what_bf16_does(device):
+    pytest.importorskip("torchao")
+    real = device.type == "cuda" and torch.cuda.get_device_capability() >= fp8.FIRST_CAPABILITY
+    torch.manual_seed(1)
+    tokens, losses = torch.randint(V, (2, T), device=device), []
+    for rounded in (False, True):
+        model = model_on(device, torch.bfloat16)
+        if rounded:
+            fp8.use_fp8(model.blocks, emulate=not real)
+        losses.append(cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), 15.0))
+        losses[-1].backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert float(losses[1]) == pytest.approx(float(losses[0]), rel=2e-2)
 
 
 def test_varlen_attention_is_blockwise_attention_inside_documents(device):

@@ -136,6 +136,13 @@ def test_memory_of_later_ideas_too(place, ideas, monkeypatch):
     assert abs(row["error"]) <= MOST, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
 
 
+@pytest.mark.parametrize("place", [0, 20])
+def test_memory_of_blocks_that_recompute_too(place):
+    kept, again = bench.measure_memory((bench.EAGER[place], replace(bench.EAGER[place], recompute=True)))
+    assert again["measured"] < kept["measured"]
+    assert abs(again["error"]) <= MOST, f"{again['predicted']:,} predicted, {again['measured']:,} measured"
+
+
 def test_memory_of_two_ranks_is_within_three_percent():
     shapes = ((256, 512), (32, 8_192))  # context and vocabulary: the head, the exchange and the optimizer decide
     rows = bench.measure_memory(tuple(case for case in bench.RANKS if (case.context, case.vocab_size) in shapes))

@@ -1,0 +1,61 @@
+"""Products of the blocks in fp8, in training only: torchao's float8 training, as `run.fp8` asks for it.
+
+Inputs, weights and gradients of a product are each scaled by their largest value and rounded to 8 bits, anew in every
+step; sums, weights and optimizer state keep their dtypes. Evaluation and answers use the dtype of the run.
+
+Source: Micikevicius et al. 2022, FP8 formats for deep learning, arXiv 2209.05433.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+from fledgling.config import UserError
+from fledgling.model.linear import Linear
+
+FIRST_CAPABILITY = (8, 9)  # of CUDA devices that multiply fp8: Ada and Hopper
+SIZE_MULTIPLE = 16  # of inputs and outputs, for the kernels
+
+
+def require_fp8(device: torch.device) -> None:
+    """Raises UserError, in one line, where the device or the installed packages cannot train in fp8."""
+    if device.type != "cuda":
+        raise UserError(
+            f"run.fp8: {device.type} multiplies no fp8; expected a CUDA device of 8.9 or later, or run.fp8=false"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < FIRST_CAPABILITY:
+        name, version = torch.cuda.get_device_name(device), ".".join(map(str, capability))
+        raise UserError(f"run.fp8: {name} has compute capability {version}; expected 8.9 or later, or run.fp8=false")
+    if find_spec("torchao") is None:
+        raise UserError("run.fp8 needs torchao, which is not installed: pip install 'fledgling[fp8]', or run.fp8=false")
+
+
+def make_fp8_product(emulate: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns (x, weight) -> x W^T in fp8, differentiable. emulate: round to fp8, but multiply in the given dtype."""
+    from torchao.float8 import Float8LinearConfig
+    from torchao.float8.float8_linear import Float8Linear, matmul_with_hp_or_float8_args
+
+    config = Float8LinearConfig(emulate=emulate)
+    settings = Float8Linear(1, 1, bias=False, config=config).linear_mm_config
+    return partial(_multiply, matmul_with_hp_or_float8_args.apply, settings, config)
+
+
+def _multiply(apply: Callable[..., Tensor], settings: object, config: object, x: Tensor, weight: Tensor) -> Tensor:
+    return apply(x, weight.t(), settings, config)
+
+
+def use_fp8(module: nn.Module, emulate: bool = False) -> None:
+    """Gives every `Linear` inside `module` the product of fp8. Raises UserError for sizes that the kernels lack."""
+    linears = [part for part in module.modules() if isinstance(part, Linear)]
+    product = make_fp8_product(emulate)
+    for linear in linears:
+        if linear.in_features % SIZE_MULTIPLE or linear.out_features % SIZE_MULTIPLE:
+            sizes = f"{linear.in_features} x {linear.out_features}"
+            raise UserError(f"run.fp8: a product of {sizes}; expected multiples of {SIZE_MULTIPLE}, or run.fp8=false")
+        linear.product = product

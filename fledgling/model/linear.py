@@ -1,0 +1,109 @@
+"""Products with a weight: `apply_linear`, and `apply_linears` for several weights that read the same input.
+
+What multiplies is the weight's own choice: plain tensors take PyTorch's product, and the other kinds of weights
+(`fledgling.kernels`) answer `torch.nn.functional.linear` themselves.
+
+In training off the CPU, matrices that read the same input are one product, and the weights of a step with several
+micro-batches are cast once (`cast_weights`). On a CPU both were no faster, and one product of three matrices rounds
+differently from three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fledgling.model.adapter import AdaptedLinear
+
+
+class _UseCast(torch.autograd.Function):
+    """Replaces a weight by a cast of it that was made before; the gradient is the weight's, in the weight's dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, cast: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return cast.view_as(cast)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad.to(ctx.dtype), None
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` whose weight may have a cast of this step (`cast_weights`), and another product in training.
+
+    product: (x, weight) -> x W^T, used where gradients are computed; fp8.py replaces it.
+    """
+
+    cast: Tensor | None = None
+    product: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.linear)
+
+    def weight_in(self, dtype: torch.dtype) -> Tensor:
+        """Returns the weight (out, in) in a dtype."""
+        if self.cast is not None and self.cast.dtype == dtype and torch.is_grad_enabled():
+            return _UseCast.apply(self.weight, self.cast)
+        return self.weight.to(dtype)
+
+
+def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = None) -> Tensor:
+    """Computes x W^T + b, with the weights cast to x's dtype: the products run in the compute dtype.
+
+    Args:
+        x: (..., in).
+        deferred_scale: (..., 1), a factor of x still to be applied (flash_norm.py); the result is then
+            deferred_scale * (x W^T) + b.
+
+    Returns:
+        (..., out) in x's dtype.
+    """
+    bias = None if linear.bias is None else linear.bias.to(x.dtype)
+    if isinstance(linear, Linear):
+        weight, product = linear.weight_in(x.dtype), linear.product if torch.is_grad_enabled() else F.linear
+    else:
+        weight, product = linear.weight.to(x.dtype), F.linear
+    is_adapted = isinstance(linear, AdaptedLinear)
+    if deferred_scale is None and product is F.linear and not is_adapted:
+        return F.linear(x, weight, bias)
+    y = product(x, weight)
+    y = linear.adapter(y, x, linear.weight) if is_adapted else y
+    y = y if deferred_scale is None else y * deferred_scale
+    return y if bias is None else y + bias
+
+
+def apply_linears(x: Tensor, linears: Sequence[nn.Linear], deferred_scale: Tensor | None = None) -> Sequence[Tensor]:
+    """Returns `apply_linear` of x with each of several layers; one product in training off the CPU."""
+    plain = [linear for linear in linears if type(linear) is Linear]  # another kind may do more than multiply
+    if not joins_products(x) or len(plain) < len(linears):
+        return [apply_linear(x, linear, deferred_scale) for linear in linears]
+    y = plain[0].product(x, torch.cat([linear.weight_in(x.dtype) for linear in plain]))
+    y = y if deferred_scale is None else y * deferred_scale
+    parts = y.split([linear.out_features for linear in plain], dim=-1)
+    biases = [linear.bias for linear in plain]
+    return [part if bias is None else part + bias.to(x.dtype) for part, bias in zip(parts, biases, strict=True)]
+
+
+def joins_products(x: Tensor) -> bool:
+    """Whether matrices that read x are one product."""
+    return x.device.type != "cpu" and torch.is_grad_enabled()
+
+
+@contextmanager
+def cast_weights(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within the context every `Linear` inside `module` has a cast of its weight as it is now, made at once.
+
+    The weights must not change within the context.
+    """
+    linears = [part for part in module.modules() if isinstance(part, Linear)]
+    with torch.no_grad():
+        for linear in linears:
+            linear.cast = linear.weight.to(dtype)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.cast = None
