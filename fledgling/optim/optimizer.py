@@ -26,6 +26,14 @@ from torch import Tensor, nn
 from fledgling.config import OptimizerConfig, UserError
 from fledgling.optim.gradients import GradientReducer, compute_gradient_norm
 from fledgling.optim.loss_scale import make_loss_scale
+from fledgling.optim.owned import (
+    is_gathered_in_half,
+    require_shape,
+    select_rows,
+    state_shape,
+    trainable_parameters,
+    write_other_rows,
+)
 from fledgling.optim.partition import (
     ADAMW_BLOCK_VALUES,
     MAX_IN_FLIGHT,
@@ -79,8 +87,8 @@ class Optimizer:
         config: the [optimizer] table.
         lr_multiplier: of all learning rates of the table, for this stage.
         compiled: fuse AdamW with torch.compile (needs a C++ compiler on CPU); the result is the same up to rounding.
-        dtype: of Muon's products. bf16 is enough for the update; fp32 keeps splits of a batch equal to fp32's
-            precision.
+        dtype: of the model's products and Muon's, in which ranks also send each other updated parameters. bf16 is enough
+            for the update; fp32 keeps splits of a batch equal to fp32's precision.
     """
 
     def __init__(
@@ -123,7 +131,7 @@ class Optimizer:
         }  # the rows of each parameter that this rank updates
         shards = self.shards.local if self.shards else {}
         self.owned_parameters = {
-            name: shards[name] if name in shards else _select_rows(self.parameters[name].detach(), rows)
+            name: shards[name] if name in shards else select_rows(self.parameters[name].detach(), rows)
             for name, rows in self.owned_rows.items()
             if not (self.shards and self.partition.roles[name] == "matrix")
         }  # as views; a sharded matrix is gathered when it is updated
@@ -136,7 +144,7 @@ class Optimizer:
             if rule in STACKED_RULES and group.owned_names:
                 shape = self.partition.parameters[group.owned_names[0]]
                 for state_name in state_names:
-                    stack = torch.zeros(len(group.owned_names), *_state_shape(state_name, shape), device=world.device)
+                    stack = torch.zeros(len(group.owned_names), *state_shape(state_name, shape), device=world.device)
                     self.stacks.setdefault(group, {})[state_name] = stack
                     self.state |= {f"{name}.{state_name}": stack[i] for i, name in enumerate(group.owned_names)}
             else:
@@ -299,6 +307,8 @@ class Optimizer:
         """Gathers a bucket's updated parameters: in place where its rows divide, else through a padded buffer."""
         parameter = self.parameters[bucket.names[0]].detach()
         chunk = self._pack_chunk(bucket, self.owned_parameters)
+        if is_gathered_in_half(bucket, self.partition, self.dtype):
+            return self.world.all_gather(chunk.to(self.dtype))
         if bucket.chunk_values * self.world.size == parameter.numel():
             return self.world.all_gather(chunk, parameter.view(-1))
         return self.world.all_gather(chunk)
@@ -321,15 +331,30 @@ class Optimizer:
         flat = pending.wait()
         if flat.data_ptr() == self.parameters[bucket.names[0]].data_ptr():
             return
+        in_half = is_gathered_in_half(bucket, self.partition, self.dtype)
         for name, value in self._split_bucket(bucket, flat):
-            self.parameters[name].copy_(value)
+            write_other_rows(self.parameters[name], value, self.owned_rows.get(name, range(0)) if in_half else range(0))
 
     def _split_bucket(self, bucket: Bucket, flat: Tensor, state_name: str = "") -> list[tuple[str, Tensor]]:
         """Splits a bucket's values, padded at the end, into its parameters, or into their state of one name."""
         shapes = [self.partition.parameters[name] for name in bucket.names]
         values = flat[: bucket.num_values].split([prod(shape) for shape in shapes])
-        state_shapes = [_state_shape(state_name, shape) for shape in shapes]
+        state_shapes = [state_shape(state_name, shape) for shape in shapes]
         return [(name, v[: prod(s)].view(s)) for name, v, s in zip(bucket.names, values, state_shapes, strict=True)]
+
+    @torch.no_grad()
+    def gather_exact_parameters(self) -> dict[str, Tensor]:
+        """Returns on the main rank, in fp32, the parameters that it has only in the dtype of the products, on the CPU.
+
+        Every rank must call it.
+        """
+        exact: dict[str, Tensor] = {}
+        for bucket in self.partition.buckets:
+            if is_gathered_in_half(bucket, self.partition, self.dtype):
+                flat = self.world.gather_to_main(self._pack_chunk(bucket, self.owned_parameters))
+                tensors = [] if flat is None else self._split_bucket(bucket, flat.flatten())
+                exact |= {name: value.to("cpu", copy=True) for name, value in tensors}
+        return exact
 
     def full_state_dict(self, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Returns all state by parameter name, whole: `<name>.<state name>`, `count` (the updates so far), loss scale.
@@ -367,36 +392,15 @@ class Optimizer:
         for group in self.groups:
             for name in (name for bucket in group.buckets for name in bucket.names):
                 for state_name in STATE_NAMES[self.rules[group.role].name]:
-                    shape = _state_shape(state_name, self.partition.parameters[name])
-                    _require_shape(saved, f"{name}.{state_name}", shape)
-        _require_shape(saved, "count", ())
+                    shape = state_shape(state_name, self.partition.parameters[name])
+                    require_shape(saved, f"{name}.{state_name}", shape)
+        require_shape(saved, "count", ())
         for bucket in self.partition.buckets:
             for name in bucket.names:
                 rows = self.partition.owned_rows(bucket, name, self.world.rank)
                 for state_name in STATE_NAMES[self.rules[self.partition.roles[name]].name]:
                     key = f"{name}.{state_name}"
                     if rows:
-                        self.state[key].copy_(_select_rows(saved[key], rows))
+                        self.state[key].copy_(select_rows(saved[key], rows))
         self.update_count = int(saved["count"])
         self.loss_scale.load_state_dict(saved)
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the parameters that are trained; frozen ones have neither gradients nor optimizer state."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _state_shape(state_name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of a parameter's state: its own, or one value for each row."""
-    return shape[:1] if state_name == "exp_avg_sq_row" else shape
-
-
-def _select_rows(tensor: Tensor, rows: range) -> Tensor:
-    """Returns rows of a tensor as a view; a 0-d tensor counts as one row."""
-    return tensor[rows.start : rows.stop] if tensor.ndim else tensor
-
-
-def _require_shape(saved: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> None:
-    found = tuple(saved[name].shape) if name in saved else "nothing"
-    if found != shape:
-        raise UserError(f"optimizer state {name}: expected shape {shape}, found {found}")

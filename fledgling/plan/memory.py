@@ -345,7 +345,9 @@ def _update(partition: Partition, step: TrainingStep) -> dict[str, int]:
             in_place = bucket.replicated or (
                 len(bucket.names) == 1 and bucket.chunk_values * step.ranks == bucket.num_values
             )
-            incoming = 0 if in_place else 4 * bucket.chunk_values * step.ranks
+            in_half = step.dtype != "float32" and not bucket.replicated  # what is sent and what is received
+            incoming = 2 * (step.ranks + 1) if in_half else 0 if in_place else 4 * step.ranks
+            incoming *= bucket.chunk_values
             candidates.append((gradients, 0, in_transit + incoming))
             in_transit = incoming
     peak = max(candidates, key=sum)

@@ -112,7 +112,7 @@ class CheckpointSaver:
         """Copies weights, optimizer and random state to host memory on the main rank; returns {} on the others."""
         optimizer_state = self.optimizer.full_state_dict(self.host_copies.get("optimizer", {}))
         buffers = {**self.host_copies.get("model", {}), **self.host_copies.get(CRITIC, {})}
-        weights = gather_parameters(self.model, self.world, buffers)
+        weights = gather_parameters(self.model, self.world, buffers) | self.optimizer.gather_exact_parameters()
         if self.world.is_main:
             groups = self.split(weights)
             self.host_copies = {

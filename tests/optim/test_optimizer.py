@@ -160,6 +160,18 @@ def test_learning_rates_are_multiplied_by_stage_and_schedule():
         torch.testing.assert_close(half[name], 0.5 * full[name], rtol=1e-3, atol=1e-6)
 
 
+def _train_in_half(exact):
+    """Weights of a rank after steps with products in bf16, and those that a checkpoint has; exact: sent in fp32."""
+    world, model = World.start("cpu"), UnevenModel()
+    optimizer = Optimizer(model, OptimizerConfig(**LEARNING_RATES), world, dtype=torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        if exact:
+            patch.setattr(optimizer_module, "is_gathered_in_half", lambda *_: False)
+        run_steps(model, optimizer, world, range(2))
+    whole = {name: value.clone() for name, value in model.state_dict().items()}
+    return whole, whole | optimizer.gather_exact_parameters()
+
+
 def _train_at_every_stage(folder):
     """What the ranks of one spawn do: train at every ZeRO stage, save, and break a gradient."""
     deterministic = {stage: train(range(4), zero_stage=stage) for stage in (0, 1, 2)}
@@ -182,7 +194,7 @@ def _train_at_every_stage(folder):
         update_count = optimizer.update_count
         run_steps(model, optimizer, world, range(2, 4))
         broken[stage] = (norm, unchanged, update_count, model.state_dict())
-    return deterministic, fast, half, broken
+    return deterministic, fast, half, broken, (_train_in_half(exact=False), _train_in_half(exact=True))
 
 
 def _resume(saved):
@@ -194,7 +206,10 @@ def test_ranks_agree_resume_elsewhere_and_survive_a_broken_gradient(world_size, 
     with one_thread():
         one_rank = train(range(4))
         ranks = on_ranks(world_size, _train_at_every_stage, str(tmp_path))
-        for rank, (deterministic, fast, half, broken) in enumerate(ranks):
+        for (sent, saved), (exact, _) in (rank[-1] for rank in ranks[:1]):  # the main rank, which saves
+            assert are_equal(saved, exact) and not are_equal(sent, exact)
+            assert are_equal(*({n: w.bfloat16() for n, w in weights.items()} for weights in (sent, exact)))
+        for rank, (deterministic, fast, half, broken, _) in enumerate(ranks):
             for stage in (0, 1, 2):
                 assert are_equal(deterministic[stage]["weights"], one_rank["weights"]), f"rank {rank}, stage {stage}"
                 assert deterministic[stage]["norms"] == one_rank["norms"]
