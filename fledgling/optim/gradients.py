@@ -22,8 +22,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fledgling.config import OptimizerConfig, UserError
 from fledgling.optim.partition import MAX_IN_FLIGHT, Bucket, Partition
 from fledgling.runtime.world import PendingCollective, World
+
+
+def is_deterministic(config: OptimizerConfig, world: World) -> bool:
+    """Whether 1, 2, 4 and 8 ranks must give the same bits, as [optimizer] deterministic says; auto: on a CPU.
+
+    Raises:
+        UserError: it is "on", and the number of ranks is not a power of two.
+    """
+    power_of_two = world.size & (world.size - 1) == 0
+    if config.deterministic == "on" and not power_of_two:
+        raise UserError(
+            f'optimizer.deterministic is "on" with {world.size} ranks: expected 1, 2, 4, 8, ...; or use "off"'
+        )
+    on_cpu = world.device.type == "cpu"
+    return power_of_two and (config.deterministic == "on" or (config.deterministic == "auto" and on_cpu))
 
 
 def add_pairwise(sums: list[Tensor], chunk: Tensor, before: int) -> None:

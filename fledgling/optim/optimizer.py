@@ -23,8 +23,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from fledgling.config import OptimizerConfig, UserError
-from fledgling.optim.gradients import GradientReducer, compute_gradient_norm
+from fledgling.config import OptimizerConfig
+from fledgling.optim.gradients import GradientReducer, compute_gradient_norm, is_deterministic
 from fledgling.optim.loss_scale import make_loss_scale
 from fledgling.optim.owned import (
     is_gathered_in_half,
@@ -54,21 +54,6 @@ STATE_NAMES = {  # by rule
 STACKED_RULES = ("muon", "normuon")  # rules that update matrices of one shape together
 
 
-def is_deterministic(config: OptimizerConfig, world: World) -> bool:
-    """Whether 1, 2, 4 and 8 ranks must give the same bits, as [optimizer] deterministic says; auto: on a CPU.
-
-    Raises:
-        UserError: it is "on", and the number of ranks is not a power of two.
-    """
-    power_of_two = world.size & (world.size - 1) == 0
-    if config.deterministic == "on" and not power_of_two:
-        raise UserError(
-            f'optimizer.deterministic is "on" with {world.size} ranks: expected 1, 2, 4, 8, ...; or use "off"'
-        )
-    on_cpu = world.device.type == "cpu"
-    return power_of_two and (config.deterministic == "on" or (config.deterministic == "auto" and on_cpu))
-
-
 @dataclass(frozen=True)
 class UpdateGroup:
     """What is updated together: matrices of one shape as one stack, or the tensors of one bucket one by one."""
@@ -87,8 +72,8 @@ class Optimizer:
         config: the [optimizer] table.
         lr_multiplier: of all learning rates of the table, for this stage.
         compiled: fuse AdamW with torch.compile (needs a C++ compiler on CPU); the result is the same up to rounding.
-        dtype: of the model's products and Muon's, in which ranks also send each other updated parameters. bf16 is enough
-            for the update; fp32 keeps splits of a batch equal to fp32's precision.
+        dtype: of the products, the model's and Muon's, in which ranks also send each other updated parameters. bf16 is
+            enough for the update; fp32 keeps splits of a batch equal to fp32's precision.
     """
 
     def __init__(

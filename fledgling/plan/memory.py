@@ -240,15 +240,6 @@ def fits_memory(config: ModelConfig, step: TrainingStep, memory: int) -> bool:
     return total + memory_slack(total, step.device) <= memory
 
 
-def rule_of_thumb_bytes(count: int) -> dict[str, int]:
-    """Returns the usual rule of thumb for `count` parameters, in bytes: 2 + 2 + 8 per parameter, and 16 to 20 in total.
-
-    It ignores activations and logits, which depend on tokens and not on parameters, and assumes AdamW for all
-    parameters.
-    """
-    return {"states": 12 * count, "low": 16 * count, "high": 20 * count}
-
-
 def _summed(components: dict[str, int]) -> dict[str, int]:
     return {"total": sum(components.values()), **components}
 

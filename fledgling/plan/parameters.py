@@ -101,3 +101,12 @@ def parameter_formula(config: ModelConfig) -> tuple[str, str]:
     tables_term = f" + {tables} V K" if tables else ""
     simplified = f"{'' if config.tie_embeddings else '2 '}V E{tables_term} + {squares:.4g} L E^2{vectors_note}"
     return " + ".join(filter(None, terms)), simplified
+
+
+def rule_of_thumb_bytes(count: int) -> dict[str, int]:
+    """Returns the usual rule of thumb for `count` parameters, in bytes: 2 + 2 + 8 per parameter, and 16 to 20 in total.
+
+    It ignores activations and logits, which depend on tokens and not on parameters, and assumes AdamW for all
+    parameters.
+    """
+    return {"states": 12 * count, "low": 16 * count, "high": 20 * count}

@@ -15,7 +15,12 @@ from fledgling.config import AdapterConfig, DPOConfig, LoopConfig, ModelConfig, 
 from fledgling.plan import communication, cost, flops, hardware, measured_speed, memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
-from fledgling.plan.parameters import count_matrix_parameters, count_parameters, parameter_formula
+from fledgling.plan.parameters import (
+    count_matrix_parameters,
+    count_parameters,
+    parameter_formula,
+    rule_of_thumb_bytes,
+)
 from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.source_sizes import published_sizes
 from fledgling.plan.split import (
@@ -261,7 +266,7 @@ def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.Dev
         "slack": slack,
         "device": device.memory,
         "fits": phases[peak_phase]["total"] + slack <= device.memory,
-        "rule_of_thumb": memory.rule_of_thumb_bytes(count_parameters(config)["total"]),
+        "rule_of_thumb": rule_of_thumb_bytes(count_parameters(config)["total"]),
     }
 
 

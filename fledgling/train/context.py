@@ -64,7 +64,9 @@ def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: in
     size = config.micro_batch_size
     if planned_step(context, config.save_every > 0).recompute and not context.model.recompute:
         context.model.recompute = True
-        context.recorder.log_notice("blocks compute their activations again in backward: they do not fit in memory")
+        context.recorder.log_notice(
+            "blocks compute their activations again in backward: not one row fits in memory otherwise"
+        )
     if size is None and context.saved_micro_batch_size is None:
         size = propose_micro_batch_size(context, rows, config)
     return min(known for known in (size, context.saved_micro_batch_size) if known)

@@ -443,13 +443,14 @@ def test_every_setting_of_a_run_has_its_effect(folder, tmp_path, capsys):
     settings = [
         *(f"run.out={out}", f"run.init_from={found}", "run.device=cpu", "run.dtype=bfloat16", "run.threads=2"),
         *("run.max_rollbacks=1", f"run.data_dir={tmp_path}", "run.compile=off", "pretrain.learning_rate=1e-9"),
+        "run.recompute=on",
         *("name=renamed", "description=Described."),
     ]
     recipe = recipe_of(folder, *settings)
     assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
     assert torch.get_num_threads() == 2
     notices = " ".join(line["text"] for line in read_jsonl(out / "pretrain" / "notices.jsonl"))
-    assert "bfloat16, not compiled" in notices
+    assert "bfloat16, not compiled" in notices and "again in backward" in notices
     assert (out / "pretrain" / "checkpoints" / "step-000000").exists() or any(
         int(path.name[5:]) == 0 for path in (out / "pretrain" / "checkpoints").glob("step-*")
     ), "a run that may roll back saves its first weights"
@@ -473,7 +474,8 @@ def test_assumed_hardware_and_ranks_change_the_plan(folder):
         (["run.device=cuda"], "cuda"),
         (["run.loggers=['nowhere']"], "nowhere"),
         (["run.init_from=nowhere"], "nowhere"),
-        (["run.dtype=float16"], "float32, bfloat16"),
+        (["run.dtype=float64"], "float32, bfloat16, float16"),
+        (["run.fp8=true"], "run.fp8"),
         (["run.compile=maybe"], "run.compile"),
         (["stages=['sft', 'pretrain']"], "stages"),
         (["stages=[]"], "stages"),
@@ -490,7 +492,7 @@ def test_what_a_run_cannot_do_is_refused_in_one_line(settings, named, folder, tm
     assert named in lines[-1] and lines[-1].startswith("error: ")
 
 
-RUN = "out init_from device dtype compile threads max_rollbacks loggers data_dir hardware ranks".split()  # noqa: SIM905
+RUN = "out init_from device dtype compile fp8 recompute threads max_rollbacks loggers data_dir hardware ranks".split()  # noqa: SIM905
 TOP = "name description seed stages".split()  # noqa: SIM905
 
 

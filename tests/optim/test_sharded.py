@@ -104,7 +104,20 @@ def _train_and_read():
     after = copy_parameters(model, world)
     load_parameters(model, read, world)
     loaded = gather_parameters(model, world)
-    return {"held": held, "again": held_again, "before": before, "read": read, "after": after, "loaded": loaded}
+    half = [_train_in_half(zero_stage) for zero_stage in (1, 3)]
+    return {
+        **{"held": held, "again": held_again, "before": before, "read": read},
+        **{"after": after, "loaded": loaded, "half": half},
+    }
+
+
+def _train_in_half(zero_stage):
+    """The weights, as a checkpoint has them, after steps with products in bf16."""
+    world, model = World.start("cpu"), Transformer(UNEVEN, torch.bfloat16)
+    model.initialize(1)
+    optimizer = Optimizer(model, OptimizerConfig(zero_stage=zero_stage), world, dtype=torch.bfloat16)
+    run_steps(UNEVEN, world, model, optimizer, 2)
+    return copy_parameters(model, world) | optimizer.gather_exact_parameters()
 
 
 def test_between_steps_rows_are_held_and_reading_changes_nothing():
@@ -120,6 +133,8 @@ def test_between_steps_rows_are_held_and_reading_changes_nothing():
         assert all(torch.equal(rank["read"][name], value) for name, value in main["before"].items())
     assert not any(torch.equal(main["after"][name], value) for name, value in main["before"].items())
     assert all(torch.equal(main["loaded"][name], value) for name, value in main["before"].items())
+    whole, sharded = main["half"]  # blocks are gathered in bf16
+    assert whole.keys() == sharded.keys() and all(torch.equal(sharded[name], value) for name, value in whole.items())
 
 
 def test_one_rank_holds_everything():
