@@ -280,7 +280,14 @@ CASES = {
     "zero 2": {"ranks": 2, "zero_stage": 2},
 }
 D20 = {"vocab_size": VOCAB, "depth": 20, "width": 1280, "heads": 10, "kv_heads": 10, "rows": 32, "micro_batches": 1}
-ALONE = {"zero 1", "zero 2"}  # on an Apple GPU there is one rank
+ON_MPS = (
+    "pretrain",
+    "ideas",
+    "rl",
+    "ppo",
+    "dpo",
+    "float16",
+)  # the rest differs in no operation that depends on the device
 
 
 def main(library, *kinds):
@@ -290,7 +297,7 @@ def main(library, *kinds):
 
     Watch = load_watch()
     for kind in kinds:
-        cases = {name: case for name, case in CASES.items() if kind == "cuda" or name not in ALONE}
+        cases = {name: case for name, case in CASES.items() if kind == "cuda" or name in ON_MPS}
         for name, case in (cases | ({"d20": D20} if kind == "cuda" else {})).items():
             with fake_accelerator(guard, kind) as device:
                 try:

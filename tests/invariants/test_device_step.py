@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests import fake_accelerator
-from tests.fake_accelerator_steps import ALONE, CASES, TIME
+from tests.fake_accelerator_steps import CASES, ON_MPS, TIME
 
 pytestmark = pytest.mark.skipif(bool(fake_accelerator.missing()), reason=fake_accelerator.missing())
 ROOT = Path(__file__).parents[2]
-ON_MPS = [name for name in CASES if name not in ALONE]
 
 
 @pytest.fixture(scope="module")
