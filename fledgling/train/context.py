@@ -62,11 +62,10 @@ def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: in
     it fits only with recomputation and `run.recompute` is "auto", the model is set to recompute its blocks.
     """
     size = config.micro_batch_size
-    if planned_step(context, config.save_every > 0).recompute and not context.model.recompute:
-        context.model.recompute = True
-        context.recorder.log_notice(
-            "blocks compute their activations again in backward: not one row fits in memory otherwise"
-        )
+    if planned_step(context, config.save_every > 0).recompute:
+        context.model.recompute, asked = True, context.recipe.run.recompute == "on"
+        reason = "run.recompute is on" if asked else "not one row fits in memory otherwise"
+        context.recorder.log_notice(f"blocks compute their activations again in backward: {reason}")
     if size is None and context.saved_micro_batch_size is None:
         size = propose_micro_batch_size(context, rows, config)
     return min(known for known in (size, context.saved_micro_batch_size) if known)
