@@ -6,7 +6,7 @@ import torch
 
 from fledgling.config import ModelConfig
 from fledgling.model.cuda_attention import MIN_HEAD_WIDTH
-from fledgling.model.fp8 import require_fp8, use_fp8
+from fledgling.model.fp8 import use_fp8
 from fledgling.model.logprob import compile_logprob_kernels
 from fledgling.model.transformer import Transformer
 from fledgling.runtime.device import DeviceSetup
@@ -17,11 +17,8 @@ RECOMPILE_LIMIT = 64  # kinds of blocks (windows, value embeddings) times shapes
 def build_model(config: ModelConfig, setup: DeviceSetup, device: torch.device) -> Transformer:
     """Returns an uninitialized model on `device`.
 
-    With `setup.compiled`, the blocks are compiled once for all layers, with static shapes. Raises UserError for fp8
-    where the device lacks it.
+    With `setup.compiled`, the blocks are compiled once for all layers, with static shapes.
     """
-    if setup.fp8:
-        require_fp8(device)
     with torch.device(device):
         model = Transformer(config, setup.dtype)
     if setup.fp8:

@@ -10,30 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
-import torch
 from torch import Tensor, nn
 
 from fledgling.config import UserError
 from fledgling.model.linear import Linear
 
-FIRST_CAPABILITY = (8, 9)  # of CUDA devices that multiply fp8: Ada and Hopper
 SIZE_MULTIPLE = 16  # of inputs and outputs, for the kernels
-
-
-def require_fp8(device: torch.device) -> None:
-    """Raises UserError, in one line, where the device or the installed packages cannot train in fp8."""
-    if device.type != "cuda":
-        raise UserError(
-            f"run.fp8: {device.type} multiplies no fp8; expected a CUDA device of 8.9 or later, or run.fp8=false"
-        )
-    capability = torch.cuda.get_device_capability(device)
-    if torch.version.hip is None and capability < FIRST_CAPABILITY:
-        name, version = torch.cuda.get_device_name(device), ".".join(map(str, capability))
-        raise UserError(f"run.fp8: {name} has compute capability {version}; expected 8.9 or later, or run.fp8=false")
-    if find_spec("torchao") is None:
-        raise UserError("run.fp8 needs torchao, which is not installed: pip install 'fledgling[fp8]', or run.fp8=false")
 
 
 def make_fp8_product(emulate: bool = False) -> Callable[[Tensor, Tensor], Tensor]:

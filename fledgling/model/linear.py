@@ -66,11 +66,12 @@ def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = N
         weight, product = linear.weight_in(x.dtype), linear.product if torch.is_grad_enabled() else F.linear
     else:
         weight, product = linear.weight.to(x.dtype), F.linear
-    is_adapted = isinstance(linear, AdaptedLinear)
-    if deferred_scale is None and product is F.linear and not is_adapted:
+    if isinstance(linear, AdaptedLinear):
+        y = linear.adapter(product(x, weight), x, linear.weight)
+    elif deferred_scale is None and product is F.linear:
         return F.linear(x, weight, bias)
-    y = product(x, weight)
-    y = linear.adapter(y, x, linear.weight) if is_adapted else y
+    else:
+        y = product(x, weight)
     y = y if deferred_scale is None else y * deferred_scale
     return y if bias is None else y + bias
 

@@ -100,7 +100,11 @@ _kernels: dict[str, Callable] = {
 
 def compile_logprob_kernels() -> None:
     """Compiles each pass over a chunk into one fused kernel. Needs a compiler; further calls do nothing."""
-    fused = {"softcap_exp": softcap_exp, "shifted_exp": shifted_exp, "scaled_softmax": scaled_softmax}
+    fused: dict[str, Callable] = {
+        "softcap_exp": softcap_exp,
+        "shifted_exp": shifted_exp,
+        "scaled_softmax": scaled_softmax,
+    }
     for name, eager in fused.items():
         if _kernels[name] in (softcap_exp_inplace, shifted_exp, scaled_softmax):
             _kernels[name] = torch.compile(eager, dynamic=None)

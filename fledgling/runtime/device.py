@@ -23,6 +23,7 @@ from fledgling.runtime.memory import (
 from fledgling.runtime.world import World
 
 PEAK_TRIES = 3  # further measurements of a peak that real work has exceeded
+FP8_CAPABILITY = (8, 9)  # of CUDA devices that multiply fp8: Ada and Hopper
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,13 +70,29 @@ def set_up_device(config: RunConfig, world: World) -> DeviceSetup:
 def choose_setup(config: RunConfig, world: World) -> DeviceSetup:
     """Returns the setup as [run] requests it, without setting or measuring anything: its peak is 0.
 
-    Raises UserError for a compiler that is requested and missing.
+    Raises UserError for a compiler that is requested and missing, and for fp8 where it cannot be.
     """
     device = world.device
+    if config.fp8:
+        require_fp8(device)
     dtype = DTYPES[config.dtype] if config.dtype != "auto" else choose_dtype(device)
     compiled = should_compile(config.compile, device)
     memory_limit = get_usable_memory(device) // count_ranks_sharing_memory(world)
     return DeviceSetup(dtype, compiled, 0.0, memory_limit, config.fp8)
+
+
+def require_fp8(device: torch.device) -> None:
+    """Raises UserError, in one line, where the device or the installed packages cannot train in fp8."""
+    if device.type != "cuda":
+        raise UserError(
+            f"run.fp8: {device.type} multiplies no fp8; expected a CUDA device of 8.9 or later, or run.fp8=false"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < FP8_CAPABILITY:
+        name, version = torch.cuda.get_device_name(device), ".".join(map(str, capability))
+        raise UserError(f"run.fp8: {name} has compute capability {version}; expected 8.9 or later, or run.fp8=false")
+    if find_spec("torchao") is None:
+        raise UserError("run.fp8 needs torchao, which is not installed: pip install 'fledgling[fp8]', or run.fp8=false")
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:

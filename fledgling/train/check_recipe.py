@@ -20,7 +20,11 @@ from fledgling.files import resolve_data_root, split_columns
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN, one_row_step, stage_step
+<<<<<<< HEAD:fledgling/train/check_recipe.py
 from fledgling.plan.source_sizes import published_sizes
+=======
+from fledgling.plan.recompute import resolve_recompute
+>>>>>>> 19051d2 (fp8 is refused, and recomputation is planned, before the first step of any stage):fledgling/train/check_stages.py
 from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
     choose_split,
@@ -182,6 +186,7 @@ def _check_stage(
     step_rows = MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
     step = one_row_step(recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
     step = stage_step(step, table, recipe.adapter if recipe.adapter.trains_in(name) else None)
+    step = resolve_recompute(recipe.run.recompute, config, step, setup.memory_limit)
     split, peak = None, None
     if not isinstance(table, StageConfig) or rows is not None:
         try:

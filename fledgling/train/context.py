@@ -58,14 +58,10 @@ class StageContext:
 def resolve_micro_batch_size(config: LoopConfig, context: StageContext, rows: int = MAX_MICRO_BATCH_ROWS) -> int:
     """Returns the rows of one forward/backward: the recipe's, or the planner's proposal for `rows` rows of a rank.
 
-    A resumed stage keeps the size that it had, or takes a smaller one. Raises UserError if not even one row fits. Where
-    it fits only with recomputation and `run.recompute` is "auto", the model is set to recompute its blocks.
+    A resumed stage keeps the size that it had, or takes a smaller one. Raises UserError if not even one row fits.
     """
     size = config.micro_batch_size
-    if planned_step(context, config.save_every > 0).recompute:
-        context.model.recompute, asked = True, context.recipe.run.recompute == "on"
-        reason = "run.recompute is on" if asked else "not one row fits in memory otherwise"
-        context.recorder.log_notice(f"blocks compute their activations again in backward: {reason}")
+    set_recompute(context, planned_step(context, config).recompute)
     if size is None and context.saved_micro_batch_size is None:
         size = propose_micro_batch_size(context, rows, config)
     return min(known for known in (size, context.saved_micro_batch_size) if known)
@@ -78,7 +74,17 @@ def resolve_split(config: LoopConfig, context: StageContext, rows: int) -> memor
     """
     known = [size for size in (config.micro_batch_size, context.saved_micro_batch_size) if size]
     step = planned_step(context, config)
+    set_recompute(context, step.recompute)
     return choose_split(context.model.config, rows, context.setup.memory_limit, step, min(known, default=None))
+
+
+def set_recompute(context: StageContext, recompute: bool) -> None:
+    """Sets whether the model's blocks compute their activations again, and says so where they do."""
+    context.model.recompute = recompute
+    if recompute:
+        asked = context.recipe.run.recompute == "on"
+        reason = "run.recompute is on" if asked else "not one row fits in memory otherwise"
+        context.recorder.log_notice(f"blocks compute their activations again in backward: {reason}")
 
 
 def propose_micro_batch_size(context: StageContext, rows: int, config: LoopConfig) -> int:

@@ -18,7 +18,7 @@ from fledgling.model.cuda_attention import flex_sdpa, make_block_mask
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.window import windowed_sdpa
 from fledgling.optim.optimizer import Optimizer
-from fledgling.runtime.device import DeviceSetup, should_compile
+from fledgling.runtime.device import FP8_CAPABILITY, DeviceSetup, should_compile
 from fledgling.runtime.world import World
 from fledgling.train import run
 from fledgling.train.loss import logprobs_from_hidden
@@ -126,7 +126,7 @@ def test_blocks_that_recompute_have_the_gradients_of_blocks_that_keep(device):
 
 def test_fp8_products_learn_about_what_bf16_does(device):
     pytest.importorskip("torchao")
-    real = device.type == "cuda" and torch.cuda.get_device_capability() >= fp8.FIRST_CAPABILITY
+    real = device.type == "cuda" and torch.cuda.get_device_capability() >= FP8_CAPABILITY
     torch.manual_seed(1)
     tokens, losses = torch.randint(V, (2, T), device=device), []
     for rounded in (False, True):

@@ -59,3 +59,33 @@ def test_the_peak_is_measured_and_shown():
     assert measure_peak_flops(CPU, torch.float32, size=64, seconds=0.0) > 0
     setup = DeviceSetup(torch.bfloat16, True, 1.5e12)
     assert setup.summary == "bfloat16, compiled, peak 1,500 GFLOP/s measured"
+
+
+def test_fp8_where_it_cannot_be_is_one_line(monkeypatch):
+    with pytest.raises(UserError, match=r"run\.fp8: cpu multiplies no fp8"):
+        device.require_fp8(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda card: "A100")
+    with pytest.raises(UserError, match=r"A100 has compute capability 8\.0; expected 8\.9"):
+        device.require_fp8(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda card: (9, 0))
+    device.require_fp8(torch.device("cuda"))
+    monkeypatch.setattr(device, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs torchao"):
+        device.require_fp8(torch.device("cuda"))
+
+
+def test_each_kind_of_accelerator_has_its_dtype(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert choose_dtype(torch.device("cuda")) == torch.float16  # a T4
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.xpu, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: major <= 13)
+    kinds = {kind: choose_dtype(torch.device(kind)) for kind in ("cuda", "xpu", "mps")}
+    assert kinds == {"cuda": torch.bfloat16, "xpu": torch.bfloat16, "mps": torch.float32}
+
+
+def test_an_apple_gpu_is_not_compiled():
+    assert not should_compile("auto", torch.device("mps"))
+    with pytest.raises(UserError, match="Apple GPU"):
+        should_compile("on", torch.device("mps"))

@@ -85,6 +85,8 @@ def test_the_device_is_the_requested_or_the_first_available(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device() == "mps"
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    assert choose_device() == "xpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device() == "cuda" and choose_device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
