@@ -104,7 +104,7 @@ def build_case(kind, device, **options):
     """Returns (stage, model, optimizer, batches, world) of a small model; options as in CASES."""
     import torch
 
-    from fledgling.config import ModelConfig, OptimizerConfig, RLConfig
+    from fledgling.config import DPOConfig, ModelConfig, OptimizerConfig, RLConfig
     from fledgling.data.batch import Batch
     from fledgling.model.transformer import Transformer
     from fledgling.optim.optimizer import Optimizer
@@ -112,6 +112,7 @@ def build_case(kind, device, **options):
     from fledgling.runtime.world import World
     from fledgling.train import loss as losses
     from fledgling.train.critic import attach_critic, get_critic
+    from fledgling.train.preference_loss import preference_batch_loss
     from fledgling.train.stage import Stage
 
     stage_name, dtype = options.pop("stage", "pretrain"), options.pop("dtype", "bfloat16")
@@ -146,7 +147,7 @@ def build_case(kind, device, **options):
         "ppo": lambda model, batch: losses.policy_gradient_loss(
             model, batch, settings, 0.1, metrics, get_critic(model)
         ),
-        "dpo": partial(losses.dpo_loss, beta=0.1, metrics=metrics),
+        "dpo": lambda model, batch: preference_batch_loss(model, batch, DPOConfig(), metrics=metrics),
     }[stage_name]
     stage = Stage(stage_name, 1, None, loss, partial(trapezoidal_schedule, total_steps=1))
     return stage, model, optimizer, [batch] * micro_batches, world

@@ -20,11 +20,8 @@ from fledgling.files import resolve_data_root, split_columns
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN, one_row_step, stage_step
-<<<<<<< HEAD:fledgling/train/check_recipe.py
-from fledgling.plan.source_sizes import published_sizes
-=======
 from fledgling.plan.recompute import resolve_recompute
->>>>>>> 19051d2 (fp8 is refused, and recomputation is planned, before the first step of any stage):fledgling/train/check_stages.py
+from fledgling.plan.source_sizes import published_sizes
 from fledgling.plan.split import (
     MAX_MICRO_BATCH_ROWS,
     choose_split,

@@ -82,8 +82,8 @@ def set_recompute(context: StageContext, recompute: bool) -> None:
     """Sets whether the model's blocks compute their activations again, and says so where they do."""
     context.model.recompute = recompute
     if recompute:
-        asked = context.recipe.run.recompute == "on"
-        reason = "run.recompute is on" if asked else "not one row fits in memory otherwise"
+        is_set = context.recipe.run.recompute == "on"
+        reason = "run.recompute is on" if is_set else "not one row fits in memory otherwise"
         context.recorder.log_notice(f"blocks compute their activations again in backward: {reason}")
 
 
