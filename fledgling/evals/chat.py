@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from fledgling.evals.episodes import make_tools, read_answers
 from fledgling.evals.intervals import combine_intervals, number_clusters, share_interval
 from fledgling.evals.likelihood import ContinuationRow, Scorer
 from fledgling.evals.measurement import Measurement
-from fledgling.infer.detokenizer import decode_final_text
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.runtime.world import World
-from fledgling.tasks import PUBLIC_TASKS, load_task
+from fledgling.tasks import ENVIRONMENT_PREFIX, PUBLIC_TASKS, load_task
 from fledgling.tasks.task import PRACTICE, TEST, TRAIN, Question, Task, find_constant_baseline, score_answers
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
@@ -118,7 +118,8 @@ def answer_exams(
         for group in groups[world.rank : world.rank + 1] if is_generated else groups:
             group_prompts = [prompts[i] for i in group]
             if is_generated:
-                texts = _generate_answers(engine, group_prompts, max_new_tokens, group_progress)
+                group_questions = [questions[i] for i in group]
+                texts = _generate_answers(engine, group_questions, group_prompts, max_new_tokens, group_progress)
             else:
                 choices = [questions[i][1].choices for i in group]
                 texts = choose_letters(engine, group_prompts, choices, group_progress, world)
@@ -166,11 +167,15 @@ def schedule_groups(
 
 
 def _generate_answers(
-    engine: Engine, prompts: list[list[int]], max_new_tokens: int, progress: ProgressCallback | None
+    engine: Engine,
+    questions: Sequence[tuple[Task, Question]],
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    progress: ProgressCallback | None,
 ) -> list[str]:
     sampling = SamplingParams(temperature=0.0, max_new_tokens=max_new_tokens)
-    completions = engine.generate(prompts, sampling, progress=progress)
-    return [decode_final_text(engine.tokenizer, completion.tokens) for completion in completions]
+    completions = engine.generate(prompts, sampling, progress=progress, tools=make_tools(questions))
+    return read_answers(engine.tokenizer, [task for task, _ in questions], [c.tokens for c in completions])
 
 
 def choose_letters(
@@ -238,7 +243,8 @@ def _measure_accuracy(name: str, answers: Sequence[ExamAnswer]) -> Measurement:
     chance = sum(question.chance for question in questions) / len(questions)
     baseline = find_constant_baseline(questions)[1]
     mean = sum(scores) / len(scores)
-    return Measurement(name, mean, low, high, len(answers), baseline, chance, **_clusters(answers))
+    tools = questions[0].task if questions[0].task.startswith(ENVIRONMENT_PREFIX) else None
+    return Measurement(name, mean, low, high, len(answers), baseline, chance, tools, **_clusters(answers))
 
 
 def _clusters(answers: Sequence[ExamAnswer]) -> dict[str, Any]:

@@ -29,8 +29,11 @@ class Measurement:
     cluster_unit: str = ""
 
     def with_tools(self, tools: str) -> Measurement:
-        """Returns an exam's measurement with the tools of its engine; a choice among letters calls none."""
-        return replace(self, tools="none" if self.chance else tools)
+        """Returns an exam's measurement with the tools of its engine, unless it had its own.
+
+        A choice among letters calls none.
+        """
+        return replace(self, tools="none" if self.chance else self.tools or tools)
 
 
 def wilson_interval(successes: float, n: float) -> tuple[float, float]:

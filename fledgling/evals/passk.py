@@ -14,9 +14,9 @@ from math import comb
 import numpy as np
 
 from fledgling.evals.chat import Exam, ExamAnswer, ProgressCallback, count_clusters, crop_prompt, encode_question
+from fledgling.evals.episodes import make_tools, read_answers
 from fledgling.evals.intervals import number_clusters, share_interval
 from fledgling.evals.measurement import Measurement
-from fledgling.infer.detokenizer import decode_final_text
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
 from fledgling.tasks.task import Question, score_answers
@@ -46,10 +46,13 @@ def sample_answers(
     indices = [(first_question + i) * MAX_SAMPLES + s for i in range(len(prompts)) for s in range(samples)]
     sampling = SamplingParams(temperature=temperature, max_new_tokens=exam.task.max_new_tokens, seed=seed)
     requests = [prompt for prompt, _ in prompts for _ in range(samples)]
-    completions = engine.generate(requests, sampling, request_indices=indices, progress=progress)
-    texts = [decode_final_text(engine.tokenizer, completion.tokens) for completion in completions]
     questions = [question for question in exam.questions for _ in range(samples)]
-    scores = score_answers([(exam.task, question) for question in questions], texts)
+    with_task = [(exam.task, question) for question in questions]
+    completions = engine.generate(
+        requests, sampling, request_indices=indices, progress=progress, tools=make_tools(with_task)
+    )
+    texts = read_answers(engine.tokenizer, [exam.task] * len(questions), [c.tokens for c in completions])
+    scores = score_answers(with_task, texts)
     answers = [
         ExamAnswer(question, text, score, prompts[i // samples][1], len(completion.tokens), sum(completion.logprobs))
         for i, (question, text, score, completion) in enumerate(zip(questions, texts, scores, completions, strict=True))

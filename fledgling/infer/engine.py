@@ -147,13 +147,15 @@ class Engine:
         generate: bool = True,
         grammar: Grammar | None = None,
         client_calls: bool = False,
+        tool: Tool | None = None,
     ) -> Request:
         """Returns a request for a scheduler of this engine.
 
-        See `Request` and `ToolState` for the arguments; `grammar` constrains the answer.
+        See `Request` and `ToolState` for the arguments; `grammar` constrains the answer; `tool` answers this request's
+        calls, None: the engine's.
         """
         calls_tool = use_tools and self.has_tool_tokens
-        tool_state = ToolState(self.tokenizer, self.tool, client_calls) if calls_tool else None
+        tool_state = ToolState(self.tokenizer, tool or self.tool, client_calls) if calls_tool else None
         constraint = grammar.start() if grammar else None
         return Request(
             prompt, sampling, self.context, self.stop_tokens, index, tool_state, score_prompt, generate, constraint
@@ -167,6 +169,7 @@ class Engine:
         use_tools: bool = True,
         progress: Callable[[int, int], None] | None = None,
         request_indices: Sequence[int] | None = None,
+        tools: Sequence[Tool | None] | None = None,
     ) -> list[Completion]:
         """Answers every prompt.
 
@@ -182,6 +185,7 @@ class Engine:
             use_tools: let the model call the tool.
             progress: called with (finished, total) as answers finish.
             request_indices: numbers of the requests.
+            tools: for each prompt the tool that answers its calls; None: the engine's.
 
         Returns:
             Completions in the order of the prompts.
@@ -192,7 +196,8 @@ class Engine:
         requests: dict[int, Request] = {}
         for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):  # similar lengths need little padding
             index = request_indices[i] if request_indices is not None else i
-            requests[i] = scheduler.add_request(self.make_request(prompts[i], sampling, index, use_tools))
+            tool = tools[i] if tools is not None else None
+            requests[i] = scheduler.add_request(self.make_request(prompts[i], sampling, index, use_tools, tool=tool))
         done = sum(1 for request in requests.values() if request.finish_reason)
         while scheduler.has_unfinished:
             finished = len(scheduler.step())

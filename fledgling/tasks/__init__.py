@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fledgling.config import UserError, did_you_mean
 from fledgling.files import resolve_data_root, split_columns
-from fledgling.tasks import conversations, gsm8k, humaneval, multiple_choice, questions
+from fledgling.tasks import conversations, environments, gsm8k, humaneval, multiple_choice, questions
 from fledgling.tasks.dataset import SplitFiles
 from fledgling.tasks.task import (
     TRAIN,
@@ -34,6 +34,7 @@ from fledgling.tasks.task import (
 
 __all__ = [
     "CONVERSATION_SETS",
+    "ENVIRONMENT_PREFIX",
     "PUBLIC_TASKS",
     "SKILLS",
     "ConversationSource",
@@ -41,6 +42,7 @@ __all__ = [
     "Task",
     "find_constant_baseline",
     "is_file_source",
+    "is_generated_source",
     "load_source",
     "load_task",
     "make_mixture_example",
@@ -51,6 +53,7 @@ SKILLS = ("arithmetic", "spelling", "counting", "identity", "stdlib")  # the gen
 PUBLIC_TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")  # whose mean is ChatCORE
 CONVERSATION_SETS = ("smoltalk", "smol-smoltalk")  # for training only
 CHAT_PREFIX, QUESTIONS_PREFIX = "chat:", "questions:"  # followed by the path of a user's file
+ENVIRONMENT_PREFIX = "env:"  # followed by an environment's name, module:Class or path.py:Class
 JOIN_PROBABILITY = 0.07  # of two mixture examples in one conversation
 
 _PUBLIC_FACTORIES = {
@@ -63,7 +66,7 @@ _PUBLIC_FACTORIES = {
 
 
 def load_task(name: str, data_dir: str | Path | None = None) -> Task:
-    """Returns the task called `name`; `questions:PATH` is a user's file.
+    """Returns the task called `name`; `questions:PATH` is a user's file, `env:NAME` an environment.
 
     data_dir is the data root, as `fledgling.files.resolve_data_root` takes it. The files of a public set are read when
     they are first needed. Raises UserError for an unknown name.
@@ -75,7 +78,9 @@ def load_task(name: str, data_dir: str | Path | None = None) -> Task:
         return _PUBLIC_FACTORIES[name](name, root)
     if name.startswith(QUESTIONS_PREFIX) and name != QUESTIONS_PREFIX:
         return questions.load_questions(_resolve_path(name.removeprefix(QUESTIONS_PREFIX), root), name)
-    names = (*SKILLS, *PUBLIC_TASKS)
+    if name.startswith(ENVIRONMENT_PREFIX) and name != ENVIRONMENT_PREFIX:
+        return environments.load_environment_task(name, name.removeprefix(ENVIRONMENT_PREFIX))
+    names = (*SKILLS, *PUBLIC_TASKS, *(f"{ENVIRONMENT_PREFIX}{each}" for each in environments.ENVIRONMENTS))
     raise UserError(f'no task "{name}"{did_you_mean(name, names)}; known: {", ".join(names)}, {QUESTIONS_PREFIX}PATH')
 
 
@@ -102,6 +107,11 @@ def is_file_source(name: str) -> bool:
     return name in (*PUBLIC_TASKS, *CONVERSATION_SETS) or name.startswith((CHAT_PREFIX, QUESTIONS_PREFIX))
 
 
+def is_generated_source(name: str) -> bool:
+    """Returns whether a mixture's name means conversations that are generated without end: a skill, an environment."""
+    return name in SKILLS or name.startswith(ENVIRONMENT_PREFIX)
+
+
 @lru_cache(maxsize=32)
 def _load_skill(name: str) -> GeneratedTask:
     return importlib.import_module(f"fledgling.tasks.skills.{name}").make_task()
@@ -113,7 +123,7 @@ def _resolve_path(path: str, root: Path) -> Path:
 
 
 def make_mixture_example(weights: Mapping[str, float], index: int, seed: int) -> dict:
-    """Returns training example `index` of `seed` from a mixture of generated tasks: {"messages": [...]}.
+    """Returns training example `index` of `seed` from a mixture of generated sources: {"messages": [...]}.
 
     A pure function of its arguments. With probability `JOIN_PROBABILITY`, two examples are joined into one conversation
     of several turns.
@@ -125,8 +135,8 @@ def make_mixture_example(weights: Mapping[str, float], index: int, seed: int) ->
         raise UserError("the mixture of tasks is empty; give at least one task a weight above 0")
     shares = [weights[name] for name in names]
     rng = make_rng("mixture", seed, index)
-    first = _load_skill(rng.choices(names, shares)[0]).get_train_example(index, seed)
+    first = load_task(rng.choices(names, shares)[0]).get_train_example(index, seed)
     if rng.random() >= JOIN_PROBABILITY:
         return first
-    second = _load_skill(rng.choices(names, shares)[0]).get_train_example(index, seed + 1_000_003)
+    second = load_task(rng.choices(names, shares)[0]).get_train_example(index, seed + 1_000_003)
     return {"messages": [*first["messages"], *second["messages"]]}

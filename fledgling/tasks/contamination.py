@@ -16,7 +16,7 @@ from fledgling.corpora.document import Document
 from fledgling.corpora.ngram_overlap import NGRAM_WORDS, find_overlap
 from fledgling.corpora.prepare import read_source
 from fledgling.files import read_rows, resolve_data_root
-from fledgling.tasks import SKILLS, is_file_source, load_source, load_task
+from fledgling.tasks import is_file_source, is_generated_source, load_source, load_task
 from fledgling.tasks.dataset import TEST, DatasetTask
 from fledgling.tasks.task import TRAIN
 
@@ -112,7 +112,7 @@ def _iterate_strings(value: Any) -> Iterator[str]:
 
 def _read_training_documents(source: str, root: Path) -> Iterable[Document]:
     """Yields the texts of a source: documents as they are, and the messages of a conversation as one text."""
-    if source in SKILLS:
+    if is_generated_source(source):
         raise UserError(f"{source} is generated without end; name a source of documents or conversations")
     if not is_file_source(source):
         yield from read_source(source, root)

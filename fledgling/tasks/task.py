@@ -20,6 +20,7 @@ from typing import Any, Protocol
 # wordings by their scores, and for the scores that are quoted, which nothing is tuned by.
 TRAIN, PRACTICE, DEVELOPMENT, TEST = "train", "practice", "dev", "test"
 HOLDOUT_MODULUS = 10  # one word, number pair or combination in this many appears in evaluations only
+CLUSTER_FACTS = ("wording", "passage", "instance")  # keys of Question.facts that several questions may share
 MAX_DRAWS = 60  # of a question for an exam, until it is one that the exam does not have
 
 
@@ -45,13 +46,13 @@ class Question:
 
     @property
     def cluster(self) -> str:
-        """What the question shares with others, so that their answers may depend: wording, passage, or the prompt."""
-        return str(self.facts.get("wording") or self.facts.get("passage") or self.prompt)
+        """What the question shares with others, so that their answers may depend: one of CLUSTER_FACTS, or the prompt."""
+        return str(next((self.facts[key] for key in CLUSTER_FACTS if self.facts.get(key)), self.prompt))
 
     @property
     def cluster_unit(self) -> str:
-        """The plural of what `cluster` is: wordings or passages; empty where a question shares nothing."""
-        return next((f"{key}s" for key in ("wording", "passage") if self.facts.get(key)), "")
+        """The plural of what `cluster` is: wordings, passages, instances; empty where a question shares nothing."""
+        return next((f"{key}s" for key in CLUSTER_FACTS if self.facts.get(key)), "")
 
     @property
     def subject_matter(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from fledgling.corpora.prepare import DocumentPreparer
 from fledgling.corpora.prepared_data import Log, PreparationInputs, digest_code, digest_files, short_digest
 from fledgling.data.shards import MANIFEST, ShardWriter, TokenShard
 from fledgling.plan.stage_length import SourceSize
-from fledgling.tasks import SKILLS, is_file_source, load_source, make_mixture_example
+from fledgling.tasks import is_file_source, is_generated_source, load_source, make_mixture_example
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_conversations
 from fledgling.text.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def split_mixture(mixture: dict[str, float]) -> MixtureParts:
     used = {name: weight for name, weight in mixture.items() if weight > 0}
     if not used:
         raise UserError("the stage's mixture is empty: name at least one source, such as {embedded = 1.0}")
-    tasks = {name: weight for name, weight in used.items() if name in SKILLS}
+    tasks = {name: weight for name, weight in used.items() if is_generated_source(name)}
     conversations = {name: weight for name, weight in used.items() if is_file_source(name)}
     documents = {name: weight for name, weight in used.items() if name not in tasks and name not in conversations}
     return MixtureParts(documents, tasks, conversations)

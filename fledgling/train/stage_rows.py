@@ -18,7 +18,7 @@ from fledgling.config import LoopConfig, Recipe, RLConfig, StageConfig
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.plan.stage_length import SourceSize, count_steps, derive_rows, require_end, row_weights
-from fledgling.tasks import PUBLIC_TASKS, SKILLS, load_task
+from fledgling.tasks import ENVIRONMENT_PREFIX, PUBLIC_TASKS, SKILLS, load_task
 from fledgling.tasks.task import TEST
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.positions import Positions, SourcePositions
@@ -117,7 +117,8 @@ def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[st
     """
     practiced = config.tasks if isinstance(config, RLConfig) else {}
     learned = {**(config.mixture or default_mixture), **practiced}
-    return [name for name in (*SKILLS, *PUBLIC_TASKS) if learned.get(name, 0) > 0]
+    environments = [name for name in learned if name.startswith(ENVIRONMENT_PREFIX)]
+    return [name for name in (*SKILLS, *PUBLIC_TASKS, *environments) if learned.get(name, 0) > 0]
 
 
 def require_data(recipe: Recipe, stages: Iterable[str], kept: Mapping[str, Any] | None = None) -> None:

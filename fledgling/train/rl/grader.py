@@ -11,43 +11,23 @@ it prints goes to stderr, so it cannot write into the answers.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
+from fledgling.runtime.json_process import serve_json_lines
+from fledgling.runtime.user_code import MAX_MESSAGE_LENGTH, describe_error, load_object
 from fledgling.tasks.task import Question
-
-MAX_MESSAGE_LENGTH = 160  # characters of a value or a reason in a message
 
 
 def load_reward_function(spec: str) -> Callable[[Question, str], Any]:
     """Returns the function that `module:function` or `path.py:function` names."""
-    location, _, name = spec.rpartition(":")
-    if location.endswith(".py"):
-        module_spec = importlib.util.spec_from_file_location(Path(location).stem, location)
-        assert module_spec is not None and module_spec.loader is not None
-        module = importlib.util.module_from_spec(module_spec)
-        sys.modules[module_spec.name] = module
-        module_spec.loader.exec_module(module)
-    else:
-        sys.path.insert(0, os.getcwd())
-        module = importlib.import_module(location)
-    function = getattr(module, name)
+    function = load_object(spec)
     if not callable(function):
-        raise TypeError(f"{name} is a {type(function).__name__}, not a function")
+        raise TypeError(f"{spec.rpartition(':')[2]} is a {type(function).__name__}, not a function")
     return function
-
-
-def describe_error(error: BaseException) -> str:
-    """Returns an exception in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_MESSAGE_LENGTH]
 
 
 def grade_answer(function: Callable[[Question, str], Any], question: dict[str, Any], answer: str) -> dict[str, Any]:
@@ -66,21 +46,7 @@ def grade_answer(function: Callable[[Question, str], Any], question: dict[str, A
 
 def main(spec: str) -> None:
     """Grades answers until stdin ends."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def reply(value: dict[str, Any]) -> None:
-        replies.write(json.dumps(value) + "\n")
-        replies.flush()
-
-    try:
-        function = load_reward_function(spec)
-    except BaseException as error:
-        reply({"error": f"cannot be loaded: {describe_error(error)}"})
-        return
-    reply({"ready": True})
-    for line in sys.stdin:
-        reply(grade_answer(function, **json.loads(line)))
+    serve_json_lines(lambda: load_reward_function(spec), lambda function, request: grade_answer(function, **request))
 
 
 if __name__ == "__main__":

@@ -1,34 +1,33 @@
 """The reward of an answer: the task's score, its format, custom functions, and a length penalty.
 
 A reward is a weighted sum of named parts, each recorded: `task` is the task's own score (an exact answer, tests run in
-the sandbox), `format` whether the answer is complete, `module:function` a custom function, `model:RUN` a reward model's
-score. A function that raises,
+the sandbox), `format` whether the answer is complete, `turns` the sum of an environment's rewards of its turns,
+`module:function` a custom function, `model:RUN` a reward model's score. A function that raises,
 hangs or returns no finite number ends the round with its name and the answer it failed on.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import select
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from fledgling.config import RLConfig, UserError, did_you_mean
-from fledgling.infer.detokenizer import decode_final_text
+from fledgling.evals.episodes import read_answers
 from fledgling.infer.request import Completion
+from fledgling.runtime.json_process import JsonProcess
+from fledgling.tasks.environments import EnvironmentTask
 from fledgling.tasks.task import Question, Task, score_answers
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.rl.advantage import overlong_penalty
 from fledgling.train.rl.model_reward import MODEL_PREFIX, ModelReward
 
 LOAD_TIMEOUT = 120.0  # seconds that a function's module may take to import
+NAMED_PARTS = ("task", "format", "turns")
 MAX_QUOTE_LENGTH = 100  # characters of a question or an answer in a message
 
 
@@ -39,7 +38,7 @@ class Candidate:
     task: Task
     question: Question
     completion: Completion
-    text: str  # without the calls of tools and their output
+    text: str  # without the calls of tools and their output; of an environment the transcript
 
     def __str__(self) -> str:
         return f"question {_quote(self.question.prompt)}, answer {_quote(self.text)}"
@@ -55,8 +54,7 @@ class CustomReward:
 
     def __init__(self, spec: str, timeout: float) -> None:
         self.spec, self.timeout = spec, timeout
-        self.process: subprocess.Popen[bytes] | None = None
-        self.buffer = b""
+        self.process: JsonProcess | None = None
 
     def scores(self, candidates: Sequence[Candidate]) -> list[float]:
         """Returns one number per answer. Raises UserError with the function's name and the answer it failed on."""
@@ -64,18 +62,7 @@ class CustomReward:
 
     def _score(self, candidate: Candidate) -> float:
         process = self.process or self.load()
-        request = json.dumps({"question": asdict(candidate.question), "answer": candidate.text}, default=str) + "\n"
-        try:
-            assert process.stdin is not None
-            process.stdin.write(request.encode())
-            process.stdin.flush()
-            reply = self._read_line(process, self.timeout)
-        except BrokenPipeError:
-            reply = None
-        if reply is None:
-            code = process.poll()
-            late = f"took more than {self.timeout:g} s" if code is None else f"ended its process (exit code {code})"
-            reply = {"error": late}
+        reply = process.ask({"question": asdict(candidate.question), "answer": candidate.text}, self.timeout)
         if "reward" in reply:
             return reply["reward"]
         self.close()
@@ -83,41 +70,25 @@ class CustomReward:
             f'reward "{self.spec}" {reply["error"]}; {candidate}; the run resumes from here once it is repaired'
         )
 
-    def load(self) -> subprocess.Popen[bytes]:
+    def load(self) -> JsonProcess:
         """Starts the process that loads the function. Raises UserError if it cannot be loaded."""
-        command = [sys.executable, "-m", "fledgling.train.rl.grader", self.spec]
-        self.process = process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.buffer = b""
-        reply = self._read_line(process, LOAD_TIMEOUT) or {"error": "cannot be loaded: its process wrote nothing"}
+        self.process = process = JsonProcess([sys.executable, "-m", "fledgling.train.rl.grader", self.spec])
+        reply = process.read_reply(LOAD_TIMEOUT) or {"error": "cannot be loaded: its process wrote nothing"}
         if "error" in reply:
             self.close()
             raise UserError(f'reward "{self.spec}" {reply["error"]}; expected module:function or path.py:function')
         return process
 
-    def _read_line(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:
-        """Returns the next line of the process, or None if it ends or the time is over."""
-        assert process.stdout is not None
-        pipe = process.stdout.fileno()
-        while b"\n" not in self.buffer:
-            ready, _, _ = select.select([pipe], [], [], seconds)
-            piece = os.read(pipe, 1 << 16) if ready else b""
-            if not piece:
-                if ready:
-                    process.wait()
-                return None
-            self.buffer += piece
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        return json.loads(line)
-
     def close(self) -> None:
         """Ends the process."""
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            self.process.close()
             self.process = None
+
+
+def score_turns(task: Task, question: Question, text: str) -> float:
+    """Returns the sum of the rewards of an episode's turns; 0 for a task that is no environment."""
+    return task.score_turns(question, text) if isinstance(task, EnvironmentTask) else 0.0
 
 
 def is_well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> bool:
@@ -131,9 +102,9 @@ def make_custom_rewards(config: RLConfig) -> dict[str, CustomReward]:
     """Returns the rewards of a recipe that are functions, by name. Raises UserError for a name that is no reward."""
     names = [name for name, weight in config.rewards.items() if weight > 0 and not name.startswith(MODEL_PREFIX)]
     for name in names:
-        if name not in ("task", "format") and ":" not in name:
-            hint = did_you_mean(name, ("task", "format"))
-            raise UserError(f'rl.rewards: unknown "{name}"{hint}; expected task, format, module:function or model:RUN')
+        if name not in NAMED_PARTS and ":" not in name:
+            hint, expected = did_you_mean(name, NAMED_PARTS), ", ".join(NAMED_PARTS)
+            raise UserError(f'rl.rewards: unknown "{name}"{hint}; expected {expected}, module:function or model:RUN')
     return {name: CustomReward(name, config.reward_timeout) for name in names if ":" in name}
 
 
@@ -161,7 +132,7 @@ class RewardScorer:
         self, questions: Sequence[tuple[Task, Question]], answers: Sequence[Completion]
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Returns the rewards of N answers, (N,), and their unweighted parts by name; `task` is always among them."""
-        texts = [decode_final_text(self.tokenizer, answer.tokens) for answer in answers]
+        texts = read_answers(self.tokenizer, [task for task, _ in questions], [answer.tokens for answer in answers])
         candidates = [
             Candidate(task, question, answer, text)
             for (task, question), answer, text in zip(questions, answers, texts, strict=True)
@@ -171,6 +142,8 @@ class RewardScorer:
             parts["format"] = np.array(
                 [float(is_well_formed(self.tokenizer, c.completion, c.text)) for c in candidates]
             )
+        if "turns" in self.weights:
+            parts["turns"] = np.array([score_turns(c.task, c.question, c.text) for c in candidates])
         parts |= {name: np.array(reward.scores(candidates)) for name, reward in self.custom_rewards.items()}
         total: np.ndarray = sum(weight * parts[name] for name, weight in self.weights.items())  # type: ignore[assignment]
         if self.config.length_penalty:

@@ -20,6 +20,7 @@ from fledgling.config import RLConfig, UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.data.mixture import SourceOrder
 from fledgling.evals.chat import crop_prompt, encode_question
+from fledgling.evals.episodes import make_tools
 from fledgling.infer.engine import Engine
 from fledgling.infer.request import Completion
 from fledgling.infer.sampling import SamplingParams
@@ -157,6 +158,7 @@ class RolloutStream:
             sampling,
             max_batch_size=max(1, len(prompts) * group_size),
             request_indices=[index * group_size + k for index in indices for k in range(group_size)],
+            tools=make_tools(self.sample_question(index) for index in indices for _ in range(group_size)),
         )
         self.step_seconds["rollouts"] = time.perf_counter() - start
         new_tokens = sum(len(completion.tokens) for completion in completions)

@@ -1,0 +1,180 @@
+"""An environment, and an episode in it.
+
+A model acts by calls, `name(arguments)` between `python_start` and `python_end`; what a call returns follows between
+`output_start` and `output_end`, as with the calculator. Rollouts, fine-tuning and the engine therefore treat an episode
+as one answer, whose tool output is never learned from.
+
+    class Guess(Environment):
+        def reset(self, seed):
+            self.number = random.Random(seed).randint(1, 31)
+            return "I think of a number from 1 to 31. Which? Use guess(n)."
+        def tools(self):
+            return {"guess": self.guess}
+        def guess(self, number: int) -> str:
+            return "higher" if self.number > number else "lower" if self.number < number else "yes"
+        @property
+        def solution(self):
+            return str(self.number)
+
+Everything is a function of the instance's seed and the calls, so an episode can be played again from its calls. That is
+how it is scored: by playing it again, in whatever process has its text.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import random
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from fledgling.tasks.task import normalize_text
+
+MAX_CALL_CHARACTERS = 200
+MAX_OBSERVATION_CHARACTERS = 400
+TOO_LONG = "error: too long"  # the output of a call that was not run, as `fledgling.infer.tools` writes it
+
+
+class ToolError(Exception):
+    """A call that cannot be answered; its text is what the model sees."""
+
+
+class Environment(ABC):
+    """One instance of a small world. A class may be reset any number of times."""
+
+    max_turns: ClassVar[int] = 8  # calls that are run
+    max_new_tokens: ClassVar[int] = 192  # of an episode, tool output included
+
+    @abstractmethod
+    def reset(self, seed: int) -> str:
+        """Starts instance `seed` and returns the user's prompt, which names the tools. A pure function of `seed`."""
+
+    @abstractmethod
+    def tools(self) -> Mapping[str, Callable[..., str]]:
+        """Returns the functions that the model may call, by name.
+
+        Their parameters are annotated with int, float, str or bool. They raise ToolError with a text for the model.
+        """
+
+    def run(self, text: str) -> str:
+        """Runs the call `text` and returns the tool's answer. Raises ToolError with a text for the model."""
+        return run_call(self.tools(), text)
+
+    @property
+    @abstractmethod
+    def solution(self) -> str:
+        """The answer of a perfect player."""
+
+    @property
+    def identity(self) -> str:
+        """What the instance is. Instances are held out from training by its hash; equal ones stay on one side."""
+        return self.solution
+
+    def reward(self, answer: str) -> float:
+        """Returns the score in [0, 1] of an episode that ended with the text `answer`."""
+        return float(normalize_text(answer) == normalize_text(self.solution))
+
+    def turn_reward(self) -> float:
+        """Returns the reward of the call that was just run; `rl.rewards` weights the sum as `turns`."""
+        return 0.0
+
+    def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
+        """Plays the instance for supervised training and returns the final answer.
+
+        `call` runs a call and returns what the model would see. An environment that is only practised has none.
+        """
+        raise NotImplementedError
+
+
+@dataclass
+class Episode:
+    """One instance in play: runs calls, counts turns, and computes the rewards."""
+
+    environment: Environment
+    seed: int
+    prompt: str = ""
+    calls: list[tuple[str, str]] = field(default_factory=list)  # (call, what it returned)
+    turn_rewards: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Resets the environment."""
+        self.prompt = self.environment.reset(self.seed)
+
+    def call(self, text: str) -> str:
+        """Runs the call `text` and returns what the model sees; never raises for what a model wrote."""
+        if len(self.turn_rewards) >= self.environment.max_turns:
+            observation = f"error: no turn left of {self.environment.max_turns}"
+        else:
+            try:
+                observation = self.environment.run(text)
+            except ToolError as error:
+                observation = f"error: {error}"
+            self.turn_rewards.append(self.environment.turn_reward())
+        observation = observation[:MAX_OBSERVATION_CHARACTERS]
+        self.calls.append((text, observation))
+        return observation
+
+    def to_transcript(self, answer: str) -> str:
+        """Returns the episode's calls and its final text, as `play_transcript` reads them."""
+        return write_transcript([call for call, _ in self.calls], answer)
+
+
+def write_transcript(calls: list[str], answer: str) -> str:
+    """Returns calls and final text as one line of JSON, which no text of a model can imitate."""
+    return json.dumps({"calls": calls, "answer": answer}, ensure_ascii=False)
+
+
+def play_transcript(environment: Environment, seed: int, transcript: str) -> tuple[Episode, str]:
+    """Plays the calls of a transcript in instance `seed`; returns the episode and the final text."""
+    try:
+        values = json.loads(transcript)
+        calls, answer = [str(call) for call in values["calls"]], str(values["answer"])
+    except (ValueError, TypeError, KeyError):
+        calls, answer = [], transcript  # the text of an answer without its calls
+    episode = Episode(environment, seed)
+    for call in calls:
+        episode.call(call)
+    return episode, answer
+
+
+def run_call(tools: Mapping[str, Callable[..., str]], text: str) -> str:
+    """Runs `name(arguments)` of literals and returns the tool's answer. Raises ToolError, which says what is wrong."""
+    name, positional, keywords = parse_call(text)
+    if name not in tools:
+        raise ToolError(f"no tool {name}; there are {', '.join(sorted(tools))}")
+    function = tools[name]
+    try:
+        bound = inspect.signature(function).bind(*positional, **keywords)
+    except TypeError as error:
+        raise ToolError(f"{name}: {error}") from None
+    types = typing.get_type_hints(function)
+    for parameter, value in bound.arguments.items():
+        expected = types.get(parameter)
+        if expected in (int, float, str, bool) and not _is_value_of(value, expected):
+            raise ToolError(f"{name}: {parameter} is no {expected.__name__}")
+    return str(function(*bound.args, **bound.kwargs))
+
+
+def _is_value_of(value: Any, expected: type) -> bool:
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is expected
+
+
+def parse_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Returns (name, positional arguments, keyword arguments) of a call in Python's notation, of literals only."""
+    if len(text) > MAX_CALL_CHARACTERS:
+        raise ToolError(f"a call has at most {MAX_CALL_CHARACTERS} characters")
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise ValueError
+        positional = [ast.literal_eval(argument) for argument in node.args]
+        keywords = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise ToolError("expected a call such as name(1)") from None
+    return node.func.id, positional, keywords

@@ -1,0 +1,122 @@
+"""An environment as a task: demonstrations, practice and exams of instances that training never has."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fledgling.config import UserError
+from fledgling.tasks.environments.environment import Environment, Episode, play_transcript
+from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN, Question, is_held_out, make_conversation, make_rng
+
+MAX_DRAWS = 200  # of an instance, until one belongs to the requested set
+MAX_SEED = 2**31
+
+
+@dataclass(frozen=True)
+class EnvironmentTask:
+    """Instances of one environment. One in ten is for the test, one in ten for development, the others train.
+
+    A question's prompt is the instance's; its answer is the solution; `facts["seed"]` is the instance.
+
+    Args:
+        make_environment: returns an environment; several of them are in play at once.
+        paths: the user's files that hold the class.
+    """
+
+    name: str
+    make_environment: Callable[[], Environment]
+    paths: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        """Returns 0: the instances are endless."""
+        return 0
+
+    def files(self) -> list[Path]:
+        """Returns the files that hold the class."""
+        return list(self.paths)
+
+    @property
+    def short_name(self) -> str:
+        """The name without the file or module of a user's class, as scores are labelled."""
+        prefix, _, spec = self.name.partition(":")
+        return f"{prefix}:{spec.rpartition(':')[2]}"
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The tokens that an episode may take."""
+        return self.make_environment().max_new_tokens
+
+    def start(self, question: Question) -> Episode:
+        """Returns a new episode of the question's instance."""
+        return Episode(self.make_environment(), question.facts["seed"])
+
+    def get_train_example(self, index: int, seed: int) -> dict:
+        """Returns a demonstration as a conversation: the prompt, calls with their output, the final answer.
+
+        Raises UserError for an environment without demonstrations.
+        """
+        rng = make_rng(self.name, TRAIN, seed, index)
+        episode = self._draw(rng, TRAIN)
+        try:
+            answer = episode.environment.demonstrate(episode.call, rng)
+        except NotImplementedError:
+            raise UserError(f"{self.name} has no demonstrations; it can be in rl.tasks, not in a mixture") from None
+        parts = [
+            {"type": kind, "text": text}
+            for call, observation in episode.calls
+            for kind, text in (("python", call), ("output", observation))
+        ]
+        return make_conversation(episode.prompt, [*parts, {"type": "text", "text": answer}])
+
+    def get_practice_question(self, index: int, seed: int) -> Question:
+        """Returns practice instance `index` of `seed`, never one of an exam."""
+        return self._to_question(self._draw(make_rng(self.name, PRACTICE, seed, index), PRACTICE))
+
+    def list_exams(self, counts: Mapping[str, int]) -> list[tuple[str, tuple[Question, ...]]]:
+        """Returns NAME_test and NAME_dev, as far as `counts` asks for them: held-out instances, each once."""
+        exams = []
+        for wordings, suffix in ((TEST, "_test"), (DEVELOPMENT, "_dev")):
+            if counts.get(wordings):
+                rng, drawn = make_rng(self.name, "exam", wordings), dict[str, Question]()
+                for _ in range(MAX_DRAWS * counts[wordings]):
+                    if len(drawn) == counts[wordings]:
+                        break
+                    episode = Episode(self.make_environment(), rng.randrange(MAX_SEED))
+                    if self._set_of(episode) == wordings:
+                        drawn.setdefault(episode.environment.identity, self._to_question(episode))
+                exams.append((f"{self.short_name}{suffix}", tuple(drawn.values())))
+        return exams
+
+    def score(self, question: Question, answer: str) -> float:
+        """Returns the environment's reward of a transcript, played again."""
+        episode, text = play_transcript(self.make_environment(), question.facts["seed"], answer)
+        return float(episode.environment.reward(text))
+
+    def score_batch(self, pairs: Sequence[tuple[Question, str]]) -> list[float]:
+        """Returns the score of each (question, transcript)."""
+        return [self.score(question, answer) for question, answer in pairs]
+
+    def score_turns(self, question: Question, answer: str) -> float:
+        """Returns the sum of the rewards of a transcript's turns."""
+        return float(sum(play_transcript(self.make_environment(), question.facts["seed"], answer)[0].turn_rewards))
+
+    def _draw(self, rng: random.Random, wordings: str) -> Episode:
+        for _ in range(MAX_DRAWS):
+            episode = Episode(self.make_environment(), rng.randrange(MAX_SEED))
+            if self._set_of(episode) == TRAIN:
+                return episode
+        raise UserError(f"{self.name}: none of {MAX_DRAWS} instances is for training; expected several identities")
+
+    def _set_of(self, episode: Episode) -> str:
+        """Returns the set that an instance belongs to: by the hash of its identity."""
+        identity = episode.environment.identity
+        if is_held_out(self.name, TEST, identity):
+            return TEST
+        return DEVELOPMENT if is_held_out(self.name, DEVELOPMENT, identity) else TRAIN
+
+    def _to_question(self, episode: Episode) -> Question:
+        facts = {"seed": episode.seed, "instance": episode.environment.identity}
+        return Question(self.name, episode.prompt, episode.environment.solution, facts)

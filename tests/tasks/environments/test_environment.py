@@ -1,0 +1,185 @@
+"""Episodes: calls of a model are parsed, bounded and played again; the shipped worlds can be won, and not by chance."""
+
+import json
+import random
+
+import pytest
+
+from fledgling.tasks.environments import ENVIRONMENTS, load_environment_task
+from fledgling.tasks.environments.environment import (
+    MAX_OBSERVATION_CHARACTERS,
+    Episode,
+    ToolError,
+    parse_call,
+    play_transcript,
+    run_call,
+)
+from fledgling.tasks.task import DEVELOPMENT, TEST
+
+HOSTILE = [
+    "", "guess", "guess(", "guess(x)", "guess(1", "a.b(1)", "guess(*[1])", "guess(**{})", "(lambda: 1)()",
+    "__import__('os').system('x')", "x" * 10_000, "guess(" + "(" * 150 + ")", "guess(1)(2)",
+    "guess(1); guess(2)", "guess('a')", "guess(1.5)", "guess(True)", "guess()", "guess(1, 2)", "guess(number=1, n=2)",
+    "open('/etc/passwd')", "guess(\x00)", "guess([1]*10**9)",
+]  # fmt: skip
+
+
+def shipped(name):
+    return load_environment_task(f"env:{name}", name)
+
+
+def play_guessing(episode):
+    """Halves the range until the number is known."""
+    low, high = episode.environment.low, episode.environment.high
+    while low < high:
+        middle = (low + high) // 2
+        reply = episode.call(f"guess({middle})")
+        if reply == "yes":
+            return str(middle)
+        low, high = (middle + 1, high) if reply == "higher" else (low, middle - 1)
+    return str(low)
+
+
+def play_file_tree(episode):
+    for folder in episode.call('ls("")').split():
+        for file in episode.call(f'ls("{folder}")').split():
+            if len(episode.calls) < episode.environment.max_turns:
+                if episode.call(f'cat("{folder}/{file}")') in episode.prompt:
+                    return f"{folder}/{file}"
+            else:
+                return f"{folder}/{file}"  # the last one
+
+
+def play_database(episode):
+    table = episode.call("tables()")
+    column = episode.call(f"columns('{table}')").split()[-1]
+    order = "DESC" if "most" in episode.prompt else "ASC"
+    return episode.call(f'sql("SELECT name FROM {table} ORDER BY {column} {order} LIMIT 1")')
+
+
+def play_web_shop(episode):
+    _, _, color, thing = episode.prompt.split(".")[0].split()
+    offers = [offer for page in (1, 2, 3) for offer in episode.call(f'search("{thing}", {page})').split()]
+    for offer in offers:
+        if episode.call(f"open({offer})").startswith(color):
+            episode.call(f"buy({offer})")
+            return offer
+
+
+PLAYERS = {
+    "guessing": play_guessing,
+    "file_tree": play_file_tree,
+    "database": play_database,
+    "web_shop": play_web_shop,
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_a_perfect_player_always_wins_and_the_demonstrations_seldom_do(name):
+    task = shipped(name)
+    wins, turns, demonstrated = 0, 0, 0
+    for index in range(150):
+        question = task.get_practice_question(index, 1)
+        episode = task.start(question)
+        transcript = episode.to_transcript(PLAYERS[name](episode))
+        wins += task.score(question, transcript)
+        turns += len(episode.calls)
+        rng = random.Random(index)
+        episode = task.start(question)
+        demonstrated += task.score(question, episode.to_transcript(episode.environment.demonstrate(episode.call, rng)))
+    assert wins == 150
+    assert turns / 150 >= 3
+    assert demonstrated / 150 < 0.25
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_an_episode_played_again_from_its_transcript_is_the_same(name):
+    task = shipped(name)
+    question = task.get_practice_question(3, 1)
+    episode = task.start(question)
+    answer = PLAYERS[name](episode)
+    again, text = play_transcript(task.make_environment(), question.facts["seed"], episode.to_transcript(answer))
+    assert (again.calls, again.turn_rewards, text) == (episode.calls, episode.turn_rewards, answer)
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_no_instance_of_an_exam_is_demonstrated_or_practised(name):
+    task = shipped(name)
+    exams = dict(task.list_exams({TEST: 40, DEVELOPMENT: 40}))
+    assert {label: len(questions) for label, questions in exams.items()} == {
+        f"env:{name}_test": 40,
+        f"env:{name}_dev": 40,
+    }
+
+    def identity(question):
+        return task.start(question).environment.identity
+
+    held_out = [{identity(question) for question in questions} for questions in exams.values()]
+    practised = {identity(task.get_practice_question(i, 1)) for i in range(300)}
+    assert not held_out[0] & held_out[1] and not (held_out[0] | held_out[1]) & practised
+    prompts = {task.get_train_example(i, 1)["messages"][0]["content"] for i in range(20)}
+    assert len(prompts) > 1
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_call_that_is_no_call_is_an_observation(text):
+    episode = shipped("guessing").start(shipped("guessing").get_practice_question(0, 1))
+    assert episode.call(text).startswith("error: ")
+
+
+def test_turns_beyond_the_last_are_not_run():
+    episode = shipped("guessing").start(shipped("guessing").get_practice_question(0, 1))
+    replies = [episode.call("guess(1)") for _ in range(6)]
+    assert [reply.startswith("error: no turn left") for reply in replies] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DROP TABLE {t}",
+        "INSERT INTO {t} VALUES ('x', 1)",
+        "ATTACH '/tmp/x' AS y",
+        "PRAGMA table_info({t})",
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c",
+        "SELECT count(*) FROM {t} a, {t} b, {t} c, {t} d, {t} e, {t} f, {t} g, {t} h, {t} i",
+        "SELECT zeroblob(1000000000)",
+        "SELECT load_extension('x')",
+        "SELECT 1; SELECT 2",
+        "SELECT hex(zeroblob(9))",
+        "nonsense",
+    ],
+)
+def test_a_query_reads_a_little_or_is_refused(query):
+    task = shipped("database")
+    episode = task.start(task.get_practice_question(0, 1))
+    query = query.replace("{t}", episode.environment.table)
+    assert episode.call(f"sql({query!r})").startswith("error: ")
+    assert len(episode.environment.rows) == 8
+
+
+def test_a_long_answer_of_a_tool_is_cut():
+    class Long(type(shipped("guessing").make_environment())):
+        def guess(self, number: int) -> str:
+            return "x" * 10**6
+
+    episode = Episode(Long(), 1)
+    assert len(episode.call("guess(1)")) == MAX_OBSERVATION_CHARACTERS
+
+
+def test_a_transcript_is_read_as_a_whole_or_as_the_answer():
+    task = shipped("guessing")
+    question = task.get_practice_question(0, 1)
+    assert task.score(question, question.answer) == 1.0
+    assert task.score(question, json.dumps({"calls": "guess(1)", "answer": question.answer})) == 1.0
+    assert task.score(question, '{"calls": 3}') == 0.0
+
+
+def test_arguments_may_be_named():
+    assert parse_call("f(1, b='x')") == ("f", [1], {"b": "x"})
+
+    def half(number: float) -> str:
+        return str(number / 2)
+
+    assert run_call({"half": half}, "half(number=3)") == "1.5"
+    with pytest.raises(ToolError, match="no tool g; there are half"):
+        run_call({"half": half}, "g(3)")
