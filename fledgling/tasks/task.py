@@ -46,7 +46,7 @@ class Question:
 
     @property
     def cluster(self) -> str:
-        """What the question shares with others, so that their answers may depend: one of CLUSTER_FACTS, or the prompt."""
+        """What the question shares with others, so that answers may depend: one of CLUSTER_FACTS, or the prompt."""
         return str(next((self.facts[key] for key in CLUSTER_FACTS if self.facts.get(key)), self.prompt))
 
     @property

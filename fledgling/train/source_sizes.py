@@ -13,7 +13,7 @@ from fledgling.config import Recipe, RLConfig, StageConfig, UserError
 from fledgling.files import list_row_blocks, split_columns
 from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.stage_length import SourceSize, open_batch
-from fledgling.tasks import SKILLS, is_file_source, load_source, load_task
+from fledgling.tasks import is_file_source, is_generated_source, load_source, load_task
 
 SAMPLED_EXAMPLES = 64
 TURN_TOKENS = 2  # special tokens around a message
@@ -40,10 +40,10 @@ def count_source_sizes(recipe: Recipe) -> dict[str, SourceSize]:
     """Returns the sizes of the sources that a plan of the recipe needs and whose files are at hand."""
     context, found = recipe.resolve_model().context, {}
     for name in list_needed_sources(recipe):
-        if name not in SKILLS and not is_file_source(name):
+        if not is_generated_source(name) and not is_file_source(name):
             continue  # documents: how many tokens they have is known once they are tokens
         try:
-            source = load_task(name) if name in SKILLS else load_source(name, recipe.run.data_dir)
+            source = load_task(name) if is_generated_source(name) else load_source(name, recipe.run.data_dir)
             count = len(source)
             sampled = min(count or SAMPLED_EXAMPLES, SAMPLED_EXAMPLES)
             sample = [source.get_train_example(index, recipe.seed) for index in range(sampled)]

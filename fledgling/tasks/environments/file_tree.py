@@ -10,8 +10,9 @@ from fledgling.tasks.environments.environment import Environment, ToolError
 FOLDERS = ("art", "bills", "code", "data", "home", "letters", "music", "notes", "plans", "school", "trips", "work")
 FILES = ("a.txt", "b.txt", "c.txt", "d.txt", "e.txt")
 WORDS = (
-    "apple", "bridge", "candle", "dragon", "engine", "forest", "garden", "hammer", "island", "jacket", "kitten", "lemon",
-    "marble", "needle", "orange", "pencil", "quartz", "rocket", "silver", "tunnel", "umbrella", "violin", "window", "zebra",
+    "apple", "bridge", "candle", "dragon", "engine", "forest", "garden", "hammer", "island", "jacket", "kitten",
+    "lemon", "marble", "needle", "orange", "pencil", "quartz", "rocket", "silver", "tunnel", "umbrella", "violin",
+    "window", "zebra",
 )  # fmt: skip
 
 

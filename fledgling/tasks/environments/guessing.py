@@ -30,9 +30,9 @@ class Guessing(Environment):
 
     def tools(self) -> Mapping[str, Callable[..., str]]:
         """Returns guess(number)."""
-        return {"guess": self.guess}
+        return {"guess": self.compare}
 
-    def guess(self, number: int) -> str:
+    def compare(self, number: int) -> str:
         """Returns whether the number is higher or lower, or yes."""
         return "yes" if number == self.number else "higher" if self.number > number else "lower"
 

@@ -159,7 +159,7 @@ def test_a_query_reads_a_little_or_is_refused(query):
 
 def test_a_long_answer_of_a_tool_is_cut():
     class Long(type(shipped("guessing").make_environment())):
-        def guess(self, number: int) -> str:
+        def compare(self, number: int) -> str:
             return "x" * 10**6
 
     episode = Episode(Long(), 1)

@@ -1,4 +1,4 @@
-"""A user's environment runs in a process of its own: its errors are told with the instance, and it cannot hang a run."""
+"""A user's environment runs in a process of its own: its errors name the instance, and it cannot hang a run."""
 
 import pytest
 
@@ -38,9 +38,11 @@ class Doubling(Environment):
         return call(f"add({self.seed})")
 
 class Bare(Environment):
-    reset = lambda self, seed: str(seed)
     tools = lambda self: {}
-    solution = property(lambda self: "x")
+    solution = property(lambda self: str(self.seed))
+    def reset(self, seed):
+        self.seed = seed
+        return str(seed)
 """
 
 
@@ -83,7 +85,7 @@ def test_a_class_that_fails_ends_the_round_with_its_name_and_goes_on_afterwards(
 
 def test_a_class_without_demonstrations_says_where_it_can_be_used(spec):
     task = load_task(spec.replace("Doubling", "Bare"))
-    with pytest.raises(UserError, match="can be in rl.tasks, not in a mixture"):
+    with pytest.raises(UserError, match=r"can be in rl\.tasks, not in a mixture"):
         task.get_train_example(0, 1)
 
 
