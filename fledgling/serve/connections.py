@@ -30,7 +30,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fledgling.serve.errors import build_error
 
-MAX_HEADER_BYTES = 16_384  # of one request; also the bytes that h11 gets to parse at once
+MAX_HEADER_BYTES = 16_384  # of one request; also the bytes of a body that h11 gets to parse at once
+HEADER_PART_BYTES = 512  # of headers that it gets to parse at once
 MAX_EARLY_BYTES = 65_536  # of requests that arrive before the answer to the one before them
 MAX_CHUNKS = 4096  # of a chunked body: one-byte chunks cost a hundred times their length
 READ_RATE = 16_384  # bytes a second: a client that reads its answer at this rate loses nothing of its budget
@@ -183,13 +184,16 @@ class LimitedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses what arrived, in parts, so that headers of any length are noticed before they are parsed."""
-        for start in range(0, len(data), MAX_HEADER_BYTES):
+        start = 0
+        while start < len(data):
             if self.phase is Phase.CLOSING or self.transport.is_closing():
                 return
             self._received_any = True
             if self.phase is Phase.IDLE:
                 self._enter(Phase.HEADERS)
-            part = data[start : start + MAX_HEADER_BYTES]
+            # h11 limits headers that are incomplete: what completes them may exceed the limit by one part.
+            size = HEADER_PART_BYTES if self.phase is Phase.HEADERS else MAX_HEADER_BYTES
+            part, start = data[start : start + size], start + size
             super().data_received(part)
             self._update_phase()
             if self.phase is Phase.ANSWER:

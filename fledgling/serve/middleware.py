@@ -72,10 +72,11 @@ class AccessMiddleware:
             return None
         given = Headers(scope=scope).getlist("host")
         host = given[0] if len(given) == 1 else ""
-        name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.split(":")[0]
-        if name.lower() in self.hosts:
+        end = host.index("]") + 1 if host.startswith("[") and "]" in host else (host + ":").index(":")
+        name, port = host[:end], host[end:]
+        if name.lower() in self.hosts and (not port or (port[0] == ":" and port[1:].isdecimal())):
             return None
-        text = f"the host {name[:80]!r} is not a name of this server; start it with --allow-host NAME"
+        text = f"the host {host[:80]!r} is not a name of this server; start it with --allow-host NAME"
         return JSONResponse(build_error(text, "invalid_request_error", None, "wrong_host"), 421)
 
 

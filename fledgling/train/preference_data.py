@@ -16,8 +16,8 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.rollout import Rollout
 
 
-class TooLongError(UserError):
-    """A prompt and what answers it do not fit in a row."""
+class NothingToLearnError(UserError):
+    """A prompt and what answers it do not fit in a row, or two answers are the same."""
 
 
 def render_pair(tokenizer: Tokenizer, pair: Pair, row_tokens: int, where: str) -> tuple[Rollout, bool]:
@@ -26,10 +26,14 @@ def render_pair(tokenizer: Tokenizer, pair: Pair, row_tokens: int, where: str) -
     limit = max(row_tokens // 2, row_tokens - min(map(len, tokens)))
     documents = [ids[:limit] for ids in tokens] if sum(map(len, tokens)) > row_tokens else tokens
     if min(map(len, documents)) <= prompt_length:
-        raise TooLongError(
+        raise NothingToLearnError(
             f"{where}: the prompt and two answers do not fit in {row_tokens} tokens; raise model.context"
         )
-    return _make_rollout(documents, prompt_length), sum(map(len, documents)) < sum(map(len, tokens))
+    was_cut = sum(map(len, documents)) < sum(map(len, tokens))
+    if np.array_equal(documents[0], documents[1]):
+        where_equal = f" in the {row_tokens} tokens of a row; raise model.context" if was_cut else ""
+        raise NothingToLearnError(f"{where}: the chosen and the rejected answer are the same{where_equal}")
+    return _make_rollout(documents, prompt_length), was_cut
 
 
 def render_judged(
@@ -38,7 +42,7 @@ def render_judged(
     """Returns a conversation as a rollout whose reward is 1 if it is desirable, else 0; and whether it was cut."""
     prompt_length, (ids,) = _render_answers(tokenizer, [conversation], where)
     if min(len(ids), row_tokens) <= prompt_length:
-        raise TooLongError(f"{where}: the prompt leaves no room in {row_tokens} tokens; raise model.context")
+        raise NothingToLearnError(f"{where}: the prompt leaves no room in {row_tokens} tokens; raise model.context")
     rollout = _make_rollout([ids[:row_tokens]], prompt_length)
     return replace(rollout, reward=float(desirable)), len(ids) > row_tokens
 
@@ -48,7 +52,8 @@ def load_preferences(
 ) -> list[Rollout]:
     """Returns the pairs of a file, or its judged answers.
 
-    Rows that are damaged, and those whose prompt leaves no room for an answer, are left out and counted.
+    Left out, and counted, are rows that are damaged, whose prompt leaves no room for an answer, or whose answers are
+    the same.
 
     Args:
         source: a path, which may be followed by the names of its columns.
@@ -61,7 +66,7 @@ def load_preferences(
     if not path.is_file():
         raise UserError(f"dpo.pairs: cannot read {path}: no such file; expected {ROW_FILES} of rows like {expected}")
     found: list[tuple[Rollout, bool]] = []
-    bad, too_long, count = BadRows(), BadRows(), 0
+    bad, unusable, count = BadRows(), BadRows(), 0
     for block in list_row_blocks(path):
         for row, where in block.iterate_rows():
             count += 1
@@ -73,16 +78,16 @@ def load_preferences(
                     found += [render_judged(tokenizer, *answer, row_tokens, where) for answer in answers]
                 else:
                     found.append(render_pair(tokenizer, parse_pair(row, where, columns), row_tokens, where))
-            except TooLongError as error:
-                too_long.add(error)
+            except NothingToLearnError as error:
+                unusable.add(error)
             except UserError as error:
                 bad.add(error)
     bad.require_few(count)
-    if not found and too_long.count:
-        raise UserError(f"dpo.pairs: none of the {too_long.count:,} {what}s can be learned from; {too_long.first}")
+    if not found and unusable.count:
+        raise UserError(f"dpo.pairs: none of the {unusable.count:,} {what}s can be learned from; {unusable.first}")
     if not found:
         raise UserError(f"dpo.pairs: {path} holds no {what}; expected rows like {expected}")
-    for rows in (bad, too_long):
+    for rows in (bad, unusable):
         if rows.count:
             log(f"dpo: {rows.count:,} of {count:,} {what}s are left out (first: {rows.first})")
     if cut := sum(was_cut for _, was_cut in found):

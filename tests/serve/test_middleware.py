@@ -182,7 +182,20 @@ def test_no_redirect_is_made_from_the_host_header(random_engine):
 
 @pytest.mark.parametrize(
     "hosts",
-    [[], [b"evil.example"], [b"localhost", b"evil.example"], [b"localhost.evil"], [b"[::1"], [b"[]"], [b"x@localhost"]],
+    [
+        [],
+        [b"evil.example"],
+        [b"localhost", b"evil.example"],
+        [b"localhost.evil"],
+        [b"[::1"],
+        [b"[]"],
+        [b"x@localhost"],
+        [b"localhost:80@evil.example"],
+        [b"localhost:x"],
+        [b"localhost:"],
+        [b"[::1]evil"],
+        [b"localhost:80:80"],
+    ],
 )
 def test_one_host_header_with_a_name_of_this_server_is_needed(random_engine, hosts):
     worker = Worker(random_engine, 2, 2)

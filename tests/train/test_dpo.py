@@ -65,6 +65,19 @@ def test_the_loss_of_packed_pairs_is_the_mean_over_pairs(tmp_path):
     assert metrics["margin"] == pytest.approx(np.mean(margins), rel=1e-3)
 
 
+def test_pairs_with_nothing_to_prefer_are_left_out_and_counted(tmp_path):
+    file, lines = tmp_path / "pairs.jsonl", []
+    same = {"prompt": "Hi", "chosen": "yes", "rejected": "yes"}
+    late = {"prompt": "Hi", "chosen": "q" * 120 + "good", "rejected": "q" * 120 + "bad"}  # equal where they are cut
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, same, late]))
+    assert len(load_preferences(str(file), False, tokenizer(), 65, lines.append)) == len(ROWS)
+    assert lines[0].startswith(f"dpo: 2 of {len(ROWS) + 2} pairs are left out")
+    assert "the chosen and the rejected answer are the same" in lines[0]
+    file.write_text(json.dumps(late) + "\n")
+    with pytest.raises(UserError, match=r"none of the 1 pairs .* are the same in the 65 tokens of a row; raise model"):
+        load_preferences(str(file), False, tokenizer(), 65, lines.append)
+
+
 def test_only_the_last_answer_is_learned():
     turns = [{"role": r, "content": c} for r, c in (("user", "A"), ("assistant", "b"), ("user", "C"))]
     chosen, rejected = parse_pair({"prompt": turns, "chosen": "dd", "rejected": "e"}, "here")
