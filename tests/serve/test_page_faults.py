@@ -132,6 +132,18 @@ def test_a_server_that_comes_back_with_other_models_is_found(page, faulty, names
     answered(page, "third")
 
 
+def test_a_message_that_is_sent_before_the_database_is_open_is_stored(page):
+    page.evaluate("""async () => {
+        const store = await import("./store.js?another"); // a module of its own, whose database is not open
+        const { addMessage, newConversation } = await import("./conversation.js");
+        const conversation = newConversation();
+        const opening = store.openStore();
+        await store.saveMessages(conversation, [addMessage(conversation, null, "user", "early")]);
+        await opening;
+    }""")
+    assert page.evaluate(STORED) == ["early"]
+
+
 def test_a_rename_in_one_tab_is_kept_when_another_goes_on(context, faulty):
     first = open_page(context, faulty)
     answered(first, "one")

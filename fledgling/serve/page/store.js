@@ -5,6 +5,7 @@ import { fromRecord } from "./conversation.js";
 
 const NAME = "fledgling";
 const OLD_KEY = "fledgling.conversations"; // where an earlier version of the page kept everything
+const JOURNAL = "fledgling.unsaved."; // followed by a message's id: what a reload would take before it is committed
 const STORES = ["conversations", "messages"];
 
 let database = null;
@@ -15,7 +16,7 @@ const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel(NAME) : 
 // Opens the database; returns false where conversations cannot be stored.
 export function openStore() {
   opened = openDatabase();
-  return opened.then((stored) => stored && importOldStorage().then(() => true, () => true));
+  return opened.then((stored) => stored && importJournal().then(importOldStorage).then(() => true, () => true));
 }
 
 async function openDatabase() {
@@ -55,14 +56,18 @@ const messagesOf = (id) => IDBKeyRange.bound([id], [id, []]); // an array is abo
 
 const headOf = ({ id, title, named, updated, chosen }) => ({ id, title, named, updated, chosen });
 
-// Stores a conversation's head and the given messages.
+// Stores a conversation's head and the given messages. A message of the user is kept at once, without waiting for the
+// database, until it is committed: a reload right after it was sent does not lose it.
 export async function saveMessages(conversation, nodes) {
+  nodes = [...nodes];
+  const keys = nodes.filter(({ role }) => role === "user").map((node) => keepInJournal(conversation, node));
   await opened;
   if (!database) memory.set(conversation.id, conversation);
   await write((conversations, messages) => {
     conversations.put(headOf(conversation));
     for (const node of nodes) messages.put(node);
   });
+  for (const key of database ? keys : []) localStorage.removeItem(key);
   channel?.postMessage({ saved: conversation.id });
 }
 
@@ -88,6 +93,7 @@ export async function loadMessages(conversation, writing = new Set()) {
   const messages = transaction.objectStore("messages");
   const head = await promise(transaction.objectStore("conversations").get(conversation.id));
   if (head) Object.assign(conversation, { title: head.title, named: head.named });
+  if (head && !conversation.chosen.size) conversation.chosen = head.chosen;
   for (const node of await promise(messages.getAll(messagesOf(conversation.id))))
     if (!writing.has(node.id)) conversation.nodes.set(node.id, node);
   return conversation;
@@ -113,6 +119,26 @@ export async function searchConversations(text) {
 // Calls `changed({saved: id} or {deleted: id})` when another tab has written.
 export function onOtherTab(changed) {
   if (channel) channel.onmessage = ({ data }) => changed(data);
+}
+
+function keepInJournal(conversation, node) {
+  const key = JOURNAL + node.id;
+  try {
+    localStorage.setItem(key, JSON.stringify({ ...headOf(conversation), chosen: {}, nodes: { [node.id]: node } }));
+  } catch { /* storage is full: the database alone keeps it */ }
+  return key;
+}
+
+async function importJournal() {
+  for (const key of Object.keys(localStorage).filter((name) => name.startsWith(JOURNAL))) {
+    try {
+      const conversation = fromRecord(JSON.parse(localStorage.getItem(key)));
+      const nodes = conversation ? [...conversation.nodes.values()] : [];
+      if (conversation) await loadMessages(conversation); // the title and the answers that are stored
+      if (nodes.length) await saveMessages(conversation, nodes);
+    } catch { /* not a message */ }
+    localStorage.removeItem(key);
+  }
 }
 
 async function importOldStorage() {
