@@ -175,7 +175,8 @@ def read_gguf_state(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in Transformer(config).state_dict().items()}
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    architecture, state = choose_architecture(config), {}
+    architecture = choose_architecture(config)
+    state: dict[str, Tensor] = {}
     for entry in list_tensors(config, architecture):
         tensor = stored[entry.name]
         values = torch.from_numpy(np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
