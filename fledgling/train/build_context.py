@@ -90,6 +90,7 @@ def build_context(
         start=start,
         saved_micro_batch_size=loaded.state.get("micro_batch") if loaded else None,
         saved_rows_per_step=read_rows_per_step(loaded.state, recipe, name) if loaded else None,
+        saved_row_weights=loaded.state.get("row_weights") if loaded else None,
         parent=describe_parent(parent),
         lock=lock,
         history=tuple(extend_history(loaded.state if loaded else None, recipe)),

@@ -234,7 +234,8 @@ def _check_mixture(
             if horizon is not None:
                 return horizon.batch_tokens // config.context, horizon.steps
         known = published_sizes(config.context) | dict(sizes)
-        for source in (*parts.tasks, *parts.conversations):
+        kept = read_prepared_data(Path(recipe.run.out), name) or {}  # their texts need not be here
+        for source in (*parts.tasks, *(source for source in parts.conversations if source not in kept)):
             if tokenizer is not None:
                 with found.collecting():
                     known[source] = preparer.measure_source(source, tokenizer, config.context)

@@ -44,6 +44,7 @@ class StageContext:
     positions: Positions = field(default_factory=dict)  # of the sources that earlier stages have read
     saved_micro_batch_size: int | None = None  # of the checkpoint that the stage resumes from
     saved_rows_per_step: int | None = None  # the same
+    saved_row_weights: dict[str, float] | None = None  # the same
     start: StageWeights | None = None  # what the weights were loaded from; None: from the seed
     parent: dict[str, Any] | None = None  # `going_on.describe_parent` of the checkpoint that the stage starts from
     lock: RunLock | None = None  # of the run; None on all ranks but the main one

@@ -291,6 +291,7 @@ def make_saver(
             "tokenizer": context.tokenizer.fingerprint(),
             "micro_batch": stage.micro_batch_size,
             "rows_per_step": stage.rows_per_step,
+            "row_weights": stage.row_weights,
             "health": health.state_dict(),
             "totals": totals.state_dict(),
             "parent": context.parent,

@@ -63,5 +63,6 @@ class Stage:
     save_every: int = 0  # steps; 0: only at the end
     micro_batch_size: int = 0  # rows of one batch, kept on resume
     rows_per_step: int = 0  # over all ranks, kept on resume; 0 where rows do not count the batch, as in DPO and RL
+    row_weights: dict[str, float] = field(default_factory=dict)  # of the sources of its mixture, kept on resume
     positions: Callable[[], dict[str, Any]] | None = None  # of its sources, for the checkpoint; None: it reads none
     extra_metrics: Callable[[], dict[str, Any]] = field(default=dict)  # recorded with the loss, such as RL's reward

@@ -32,6 +32,7 @@ class StageRows:
     """The data of a stage."""
 
     sources: list[tuple[RowSource, float]]  # with their weights among the rows
+    weights: dict[str, float]  # of the names of the mixture among the rows
     rows_per_step: int
     steps: int
     positions: SourcePositions
@@ -46,6 +47,7 @@ def prepare_stage_rows(
     preparer: DataPreparer,
     tokenizer: Tokenizer,
     before: Positions | None = None,
+    saved_weights: Mapping[str, float] | None = None,
 ) -> StageRows:
     """Prepares and opens the data of a stage.
 
@@ -54,6 +56,8 @@ def prepare_stage_rows(
         rows_per_step: rows of `context` tokens that one optimizer step reads, over all ranks; None: as many as
             `examples_per_step` examples fill.
         before: the positions of the sources that earlier stages have read.
+        saved_weights: of the sources among the rows, as the checkpoint of a resumed stage has them: its texts may have
+            changed since.
 
     Raises UserError if the steps are open and have no end, because every source is generated.
     """
@@ -68,11 +72,11 @@ def prepare_stage_rows(
         validation = validation or corpus.held_out
         documents[name] = make_source(corpus.train, "crop")
     sizes: dict[str, SourceSize] = {}
-    if rows_per_step is None or table.mixture_unit == "examples":
+    if rows_per_step is None or (table.mixture_unit == "examples" and not saved_weights):
         sizes = {name: SourceSize(s.num_documents, len(s) / s.num_documents) for name, s in documents.items()}
         for name in (*parts.tasks, *parts.conversations):
             sizes[name] = preparer.measure_source(name, tokenizer, context)
-    weights = row_weights(table, sizes)
+    weights = dict(saved_weights or row_weights(table, sizes))
     shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
     if rows_per_step is None:
         rows_per_step = derive_rows(table, sizes)
@@ -107,7 +111,7 @@ def prepare_stage_rows(
     indexed = enumerate([*parts.documents, *([""] if parts.tasks else []), *parts.conversations])
     names = {index: name for index, name in indexed if name and name not in in_parts}
     positions = SourcePositions(before or {}, names, parts_read)
-    return StageRows(sources, rows_per_step, stage_steps, positions, validation)
+    return StageRows(sources, weights, rows_per_step, stage_steps, positions, validation)
 
 
 def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[str]:

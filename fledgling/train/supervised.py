@@ -30,6 +30,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
     stage_rows = prepare_stage_rows(
         *(name, replace(config, steps=steps), rows, model_config.context, context.preparer, context.tokenizer),
         before=context.positions,
+        saved_weights=context.saved_row_weights,
     )
     rows = stage_rows.rows_per_step
     require_row_each(name, config, rows, world.size)
@@ -72,6 +73,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         save_every=config.save_every,
         micro_batch_size=micro_batch_size,
         rows_per_step=rows,
+        row_weights=stage_rows.weights,
         positions=partial(positions.state_dict, stream),
         extra_metrics=partial(measure_passes, stream),
     )

@@ -86,6 +86,10 @@ def test_an_open_batch_holds_as_many_examples_as_the_recipe_says(prepared):
     assert found.steps == int(min(rows[name] / shares[name] for name in rows) / found.rows_per_step)
     twice = prepare_stage_rows("sft", replace(table, passes=2.0), None, CONTEXT, preparer, tokenizer)
     assert twice.steps in (2 * found.steps, 2 * found.steps + 1)
+    fixed = prepare_stage_rows(
+        "sft", table, 4, CONTEXT, preparer, tokenizer, saved_weights={**found.weights, "gsm8k": 9}
+    )
+    assert fixed.rows_per_step == 4 and fixed.weights["gsm8k"] == 9, "a resumed stage measures nothing anew"
     with pytest.raises(UserError, match=r"sft.batch_tokens=512 and sft.examples_per_step=8 both set the batch"):
         fixed_rows("sft", replace(table, batch_tokens=512), ModelConfig(depth=2).resolve(300))
 
