@@ -18,6 +18,7 @@ from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.plan import choose_utilization, one_row_step
+from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import choose_micro_batch_size
 
 MAX_DEPTH = 160  # beyond any device of the table
@@ -31,6 +32,7 @@ class TrainedModel:
     depth: int
     parameters: int
     rows: int  # of a forward/backward
+    recompute: bool  # whether blocks compute their activations again: one row fits only so
     bytes: int  # at the peak, without slack
     hours: float
     usd: float | None
@@ -87,7 +89,8 @@ def make_step(device: DeviceSpec, depth: int, vocab_size: int, context: int) -> 
     """Returns the model of a depth, and a step of one row at a time, in the dtype that training chooses."""
     config = ModelConfig(depth=depth, context=context).resolve(vocab_size)
     step = one_row_step(Recipe(), config, 1, device.kind, device.dtype, compiled=device.kind != "mps")
-    return config, replace(step, micro_batches=compute_horizon(config).batch_tokens // context)
+    step = replace(step, micro_batches=compute_horizon(config).batch_tokens // context)
+    return config, resolve_recompute("auto", config, step, device.memory)
 
 
 def plan_depth(
@@ -108,6 +111,7 @@ def plan_depth(
         depth,
         count_parameters(config)["total"],
         rows,
+        step.recompute,
         memory.estimate_peak_memory(config, step)["total"],
         hours,
         cost.estimate_usd(hours, device, 1, price),

@@ -170,7 +170,8 @@ def format_devices(entries: list[dict[str, Any]], hours: float) -> str:
         if largest is None:
             row += ["none", *[""] * 5]
         else:
-            row += [f"depth {largest.depth}", f"{largest.parameters / 1e6:,.0f}M", str(largest.rows)]
+            row += [f"depth {largest.depth}", f"{largest.parameters / 1e6:,.0f}M"]
+            row.append(f"{largest.rows}{' again' if largest.recompute else ''}")
             row += [format_hours(largest.hours), f"{largest.kwh:,.3g}", _format_price(largest.usd)]
         row += ["none", ""] if within is None else [f"depth {within.depth}", _format_price(within.usd)]
         table.append(row)
@@ -179,8 +180,8 @@ def format_devices(entries: list[dict[str, Any]], hours: float) -> str:
     return "\n".join(
         [
             *lines,
-            "largest: one row of a step fits one device. time, kWh, cost: 20 tokens a parameter, of the steps alone,",
-            "at the utilization measured here for a similar shape, else an assumed one (--mfu); all are estimates.",
+            "largest: one row of a step fits a device (again: if blocks compute their activations twice). time, kWh,",
+            "cost: 20 tokens a parameter, the steps alone, at the MFU measured for a similar shape or assumed (--mfu).",
             "cost: give prices with --price NAME=USD an hour.",
         ]
     )
