@@ -59,7 +59,7 @@ def read_adapter_state(state: dict[str, Any], path: Path) -> tuple[AdapterConfig
         return None
     known = {entry.name for entry in fields(AdapterConfig)}
     try:
-        values = {
+        values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in described["config"].items()
         }
         if set(values) - known:

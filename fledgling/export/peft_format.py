@@ -28,7 +28,7 @@ CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 1 << 12
 PREFIX = "base_model.model."
 # Keys that change what the tensors mean, with the values that leave them as they are read here.
-SUPPORTED = {
+SUPPORTED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "modules_to_save": (None, []),

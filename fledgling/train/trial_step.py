@@ -149,8 +149,17 @@ def make_trial_step(
     with TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as folder:
         state = {"stage": name, "step": 1, "model": config.to_dict()}
         split_tensors = split_trained(model, recipe.adapter if recipe.adapter.trains_in(name) else None)
-        arguments = (Path(folder), model, optimizer, world, lambda step: state | {"step": step}, {}, 1)
-        saver = CheckpointSaver(*arguments, saves_during_training=False, split=split_tensors)
+        saver = CheckpointSaver(
+            Path(folder),
+            model,
+            optimizer,
+            world,
+            lambda step: state | {"step": step},
+            {},
+            1,
+            saves_during_training=False,
+            split=split_tensors,
+        )
         with saver:
             saver(1)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
