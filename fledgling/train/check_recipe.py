@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -235,12 +235,11 @@ def _check_mixture(
                 return horizon.batch_tokens // config.context, horizon.steps
         known = published_sizes(config.context) | dict(sizes)
         kept = read_prepared_data(Path(recipe.run.out), name) or {}  # their texts need not be here
-        for source in (*parts.tasks, *(source for source in parts.conversations if source not in kept)):
-            if tokenizer is not None:
-                with found.collecting():
+        for source in (*parts.tasks, *parts.conversations):
+            with suppress(UserError) if source in kept else found.collecting():
+                if tokenizer is not None:
                     known[source] = preparer.measure_source(source, tokenizer, config.context)
-            if source in parts.conversations and table.train_on == "assistant":
-                with found.collecting():
+                if source in parts.conversations and table.train_on == "assistant":
                     _check_conversations(source, preparer, config.context, tokenizer, found)
         length = derive_length(recipe, name, config, known)
     if length is None:
