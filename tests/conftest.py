@@ -44,6 +44,14 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_resume_elsewhere.py::test_sharded_weights_are_evaluated_and_sampled_like_whole_ones",
     "test_launch_files.py::test_the_slurm_job_trains_on_two_nodes_and_is_queued_again_before_its_time_is_up",
     "test_journey.py::test_a_compiled_run_has_the_losses_of_an_eager_one",
+    *(
+        f"test_open_models.py::test_an_adapted_class_is_the_same_here_in_transformers_and_in_peft[{name}]"
+        for name in ("mistral", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3", "gpt_neox", "gpt_neox, in sequence")
+    ),
+    *(
+        f"test_open_models.py::test_an_adapted_class_is_the_same_here_in_transformers_and_in_peft[llama{how}]"
+        for how in (" with wide heads", ", linear", ", yarn")
+    ),
     "test_memory_of_ranks.py::test_measured_memory_is_the_layouts",
     "test_page_faults.py::test_random_faults_never_stop_the_page_and_lose_no_finished_turn[200]",
 )

@@ -60,6 +60,7 @@ class NoSpecialTokens:
 
     special_tokens: dict[str, int] = field(default_factory=dict)
     bos_or_none: int | None = None
+    end_tokens: frozenset[int] = frozenset()
 
 
 def measure_inference(

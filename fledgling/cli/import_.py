@@ -9,12 +9,12 @@ from fledgling.cli.options import Json
 
 
 def import_(source: Path, out: Path, /, *, as_json: Json = False) -> None:
-    """Make a checkpoint of a model that transformers can load: NanoChat, GPT-2 or Llama, from safetensors.
+    """Make a checkpoint of a model that transformers can load, of a class in docs/families.md, from safetensors.
 
     Parameters
     ----------
     source
-        A directory with config.json, model.safetensors (or shards and their index) and tokenizer.json.
+        A directory with config.json, model.safetensors (or shards and their index) and tokenizer.json; or a GGUF file.
     out
         The directory for the checkpoint, which is saved as OUT/step-00000000.
     """

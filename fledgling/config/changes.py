@@ -55,6 +55,13 @@ TOKENIZER = Rule("refused", "the run's tokenizer and weights were made with it")
 TOKENIZER_TEXT = Rule("ignored", "the run's tokenizer is trained already")
 LABEL = Rule("takes effect", "a label")
 
+OPEN_MODEL_FIELDS = (
+    *("head_dim", "qkv_bias", "qk_norm_weights", "norm_placement", "parallel_residual", "embedding_multiplier"),
+    *("partial_rotary_factor", "rope_pattern", "rope_local_base", "rope_type", "rope_factor", "rope_original_context"),
+    *("rope_low_freq_factor", "rope_high_freq_factor", "rope_beta_fast", "rope_beta_slow", "rope_attention_factor"),
+    "window_last_layer",
+)
+INIT = Rule("ignored", "the run has begun from its initial weights")
 TOP_RULES = {
     "name": LABEL,
     "description": LABEL,
@@ -94,6 +101,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "window_pattern": WEIGHTS,
         "window_size": WEIGHTS,
         "residual_scalars": WEIGHTS,
+        **dict.fromkeys(OPEN_MODEL_FIELDS, WEIGHTS),
     },
     "optimizer": {
         "matrix_lr": EFFECT,
@@ -122,7 +130,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
     },
     "run": {
         "out": Rule("takes effect", "a run is where its directory is"),
-        "init_from": Rule("ignored", "the run has begun from its initial weights"),
+        **dict.fromkeys(("init_from", "init_context", "init_rope"), INIT),
         "device": PLACE,
         "dtype": EFFECT,
         "compile": PLACE,

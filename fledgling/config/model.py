@@ -18,12 +18,18 @@ from fledgling.config.fields import (
     optional,
     optional_choice,
 )
+from fledgling.config.open_families import LLAMA, OPEN_FAMILIES
 
 WIDTH_PER_LAYER = 64
-HEAD_WIDTH = {"fledgling": 128, "gpt2": 64, "llama": 128}  # of a model whose recipe pins no heads
+HEAD_WIDTH = {"fledgling": 128, "gpt2": 64}  # of a model whose recipe pins no heads; 128 for the others
 NORMS = ("rms", "rms_weighted", "layer")
 POSITIONS = ("rope", "learned")
-ACTIVATIONS = ("relu2", "gelu", "swiglu")
+ACTIVATIONS = ("relu2", "gelu", "gelu_exact", "swiglu", "geglu")
+FIRST_ACTIVATIONS = ("relu2", "gelu", "swiglu")
+GATED_ACTIVATIONS = ("swiglu", "geglu")
+QK_NORM_WEIGHTS = ("none", "head", "layer")
+NORM_PLACEMENTS = ("pre", "post", "both")
+ROPE_TYPES = ("default", "linear", "ntk", "yarn", "llama3")
 OPTIONAL_FEATURES = ("flash_norm", "value_embeddings", "window_pattern", "residual_scalars")
 LEGACY_FIELDS = {
     "hidden": "intermediate_size",
@@ -32,8 +38,18 @@ LEGACY_FIELDS = {
     "window": "window_size",
 }
 
+# What the first families have of the parts that open models added.
+PLAIN = {
+    "qk_norm_weights": "none",
+    "norm_placement": "pre",
+    "parallel_residual": False,
+    "partial_rotary_factor": 1.0,
+    "embedding_multiplier": 1.0,
+    "window_last_layer": False,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "fledgling": {
+        **PLAIN,
         "norm": "rms",
         "positions": "rope",
         "rope_direction": -1,
@@ -46,6 +62,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm_eps": 1e-6,
     },
     "gpt2": {  # Radford et al. 2019
+        **PLAIN,
         "norm": "layer",
         "positions": "learned",
         "rope_direction": -1,  # not used
@@ -57,19 +74,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "logit_softcap": 0.0,
         "norm_eps": 1e-5,
     },
-    "llama": {  # Touvron et al. 2023, arXiv 2307.09288
-        "norm": "rms_weighted",
-        "positions": "rope",
-        "rope_direction": 1,
-        "activation": "swiglu",
-        "bias": False,
-        "tie_embeddings": False,
-        "qk_norm": False,
-        "embedding_norm": False,
-        "logit_softcap": 0.0,
-        "norm_eps": 1e-5,
-    },
+    "llama": LLAMA,
 }
+PRESETS = {**FAMILIES, **OPEN_FAMILIES}  # FAMILIES are those that this package trains from the seed
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,11 @@ class ModelConfig:
     logit_softcap: float = number(None)  # logits become softcap * tanh(logits / softcap); 0: unchanged
     rope_base: float = number(10_000.0, above=True)  # theta of RoPE
     norm_eps: float = number(None, above=True)
-    family: str = choice("fledgling", "gpt2", "llama")  # the preset, and the Hugging Face class of an export
+    family: str = choice(*PRESETS)  # the preset, and the Hugging Face class of an export
     norm: str = optional_choice(*NORMS)  # RMS without weights, RMS with weights, or LayerNorm with weight and bias
     positions: str = optional_choice(*POSITIONS)  # RoPE, or a learned vector per position added to the embedding
     rope_direction: int = optional()  # -1 rotates the first half against the second by -angle; Llama's is 1
-    activation: str = optional_choice(*ACTIVATIONS)  # relu2, gelu (tanh form): two matrices; swiglu: three
+    activation: str = optional_choice(*ACTIVATIONS)  # relu2, gelu (tanh form), gelu_exact, swiglu, geglu
     bias: bool = optional()  # of every linear layer but the head
     tie_embeddings: bool = optional()  # embedding and head are one matrix
     qk_norm: bool = optional()  # queries and keys are divided by their root mean square
@@ -104,6 +111,24 @@ class ModelConfig:
     value_embeddings: int = count(0, 0)  # every n-th layer, from the last, adds an embedding to its values; 0: none
     window_pattern: str = ""  # S and L, repeated over the layers: S sees window_size tokens; the last layer sees all
     window_size: int = count(None)  # tokens that S sees, itself included; None: a quarter of the context
+    head_dim: int = count(0, 0)  # D, width of a head; 0: width / heads
+    qkv_bias: bool = optional()  # of queries, keys and values; None: as bias
+    qk_norm_weights: str = optional_choice(*QK_NORM_WEIGHTS)  # of qk_norm, before RoPE: for a head, or for all
+    norm_placement: str = optional_choice(*NORM_PLACEMENTS)  # of attention and feed-forward: before, behind, or both
+    parallel_residual: bool = optional()  # attention and feed-forward read the same stream
+    embedding_multiplier: float = number(None, above=True)  # of the embedded tokens
+    partial_rotary_factor: float = number(None, 0.0, 1.0, above=True)  # the share of a head that RoPE rotates
+    rope_pattern: str = ""  # R and N, repeated over the layers: N has no positions; "": all have
+    rope_local_base: float = number(0.0)  # theta of layers with a window, without rope_type; 0: rope_base
+    rope_type: str = choice(*ROPE_TYPES)  # how RoPE reaches beyond the context that it was trained for
+    rope_factor: float = number(1.0, 1.0)  # that the trained context is multiplied by
+    rope_original_context: int = count(0, 0)  # tokens of the trained context; 0: context / rope_factor
+    rope_low_freq_factor: float = number(1.0, above=True)  # of llama3
+    rope_high_freq_factor: float = number(4.0, above=True)  # of llama3
+    rope_beta_fast: float = number(32.0, above=True)  # of yarn
+    rope_beta_slow: float = number(1.0, above=True)  # of yarn
+    rope_attention_factor: float = number(0.0)  # of yarn, times cosines and sines; 0: 0.1 ln(rope_factor) + 1
+    window_last_layer: bool = optional()  # whether the last layer may have a window
     residual_scalars: bool = False  # each block reads a x + b x0: x0 the embedded token, a and b learned
 
     def __post_init__(self) -> None:
@@ -115,15 +140,19 @@ class ModelConfig:
 
     def _derived(self) -> dict[str, Any]:
         """Returns the value of every field that family, depth and the given fields determine."""
-        if self.family not in FAMILIES:
-            hint = did_you_mean(self.family, FAMILIES)
-            raise UserError(f"model.family {self.family!r} is not known; expected one of {', '.join(FAMILIES)}{hint}")
-        parts = FAMILIES[self.family]
+        if self.family not in PRESETS:
+            hint = did_you_mean(self.family, PRESETS)
+            raise UserError(f"model.family {self.family!r} is not known; expected one of {', '.join(PRESETS)}{hint}")
+        parts = PRESETS[self.family]
         width = WIDTH_PER_LAYER * self.depth if self.width is None else self.width
-        heads = max(1, width // HEAD_WIDTH[self.family]) if self.heads is None else self.heads
+        heads = max(1, width // HEAD_WIDTH.get(self.family, 128)) if self.heads is None else self.heads
         activation = self.activation or parts["activation"]
+        bias = parts["bias"] if self.bias is None else self.bias
+        multiplier = parts["embedding_multiplier"]
         return {
             **parts,
+            "qkv_bias": bias or bool(parts.get("qkv_bias")),
+            "embedding_multiplier": width**0.5 if multiplier is None else multiplier,
             "width": width,
             "heads": heads,
             "kv_heads": heads,
@@ -136,18 +165,20 @@ class ModelConfig:
         for name in ("vocab_size", "depth", "width", "heads", "kv_heads", "context", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} is {getattr(self, name)}; expected at least 1")
-        for name, choices in {"norm": NORMS, "positions": POSITIONS, "activation": ACTIVATIONS}.items():
+        choices_of = {"norm": NORMS, "positions": POSITIONS, "activation": ACTIVATIONS, "rope_type": ROPE_TYPES}
+        choices_of |= {"qk_norm_weights": QK_NORM_WEIGHTS, "norm_placement": NORM_PLACEMENTS}
+        for name, choices in choices_of.items():
             value = getattr(self, name)
             if value not in choices:
                 hint = did_you_mean(str(value), choices)
                 raise UserError(f"model.{name} {value!r} is not known; expected one of {', '.join(choices)}{hint}")
-        if self.width % self.heads:
+        if not self.head_dim and self.width % self.heads:
             divisors = [h for h in range(1, self.width + 1) if self.width % h == 0]
             fit = min(divisors, key=lambda h: abs(h - self.heads))
             raise UserError(f"model.width {self.width} is not divisible by model.heads {self.heads}; try heads = {fit}")
-        if self.head_width % 2 and self.positions == "rope":
+        if self.rotary_width % 2 and self.positions == "rope":
             raise UserError(
-                f"model head width {self.head_width} is odd; RoPE rotates pairs: choose an even width / heads"
+                f"RoPE rotates pairs, and {self.rotary_width} values of a head: choose an even width / heads"
             )
         if self.heads % self.kv_heads:
             raise UserError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
@@ -155,6 +186,10 @@ class ModelConfig:
             raise UserError(f"model.rope_direction is {self.rope_direction}; expected 1 or -1")
         if not self.logit_softcap >= 0:
             raise UserError(f"model.logit_softcap is {self.logit_softcap}; expected a positive number, or 0 for none")
+        if set(self.rope_pattern) - set("RN"):
+            raise UserError(f'model.rope_pattern is "{self.rope_pattern}"; expected letters R and N, such as RRRN')
+        if self.flash_norm and self.norm_placement == "post":
+            raise UserError("model.flash_norm needs norms before attention and feed-forward; norm_placement is post")
         if self.flash_norm and self.norm == "layer":
             raise UserError('model.flash_norm needs a norm by the root mean square; model.norm is "layer"')
         if set(self.window_pattern) - set("SL"):
@@ -167,6 +202,28 @@ class ModelConfig:
         """Returns the complete configuration for a vocabulary of `vocab_size` entries."""
         return replace(self, vocab_size=vocab_size)
 
+    def with_context(self, context: int, rope_type: str = "default") -> ModelConfig:
+        """Returns the same model with rows of at most `context` tokens.
+
+        Args:
+            rope_type: how RoPE reaches beyond the present context; "default" rotates on with the same frequencies.
+
+        Raises:
+            UserError: its positions are learned, or already scaled and the context is longer.
+        """
+        if context == self.context:
+            return self
+        if self.positions != "rope":
+            raise UserError(f"the model has {self.context} learned positions: its context can only stay as it is")
+        pinned = replace(self, rope_original_context=0 if self.rope_type == "default" else self.trained_context)
+        if context < self.context or rope_type == "default":
+            return replace(pinned, context=context)
+        if self.rope_type != "default":
+            raise UserError(f"the model's RoPE is scaled already ({self.rope_type}); lengthen what it was made from")
+        factor = context / self.context
+        scaled = replace(self, rope_type=rope_type, rope_factor=factor, rope_original_context=self.context)
+        return replace(scaled, context=context)
+
     def unpin(self, *names: str) -> ModelConfig:
         """Returns a recipe's table in which the fields `names` are open, so that they are derived."""
         opened: dict[str, Any] = dict.fromkeys(names)
@@ -175,13 +232,29 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         """D, the width of one head."""
-        return self.width // self.heads
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def attention_width(self) -> int:
+        """The width of all query heads, which is C unless head_dim is set."""
+        return self.heads * self.head_width
+
+    @property
+    def rotary_width(self) -> int:
+        """How many values of a head RoPE rotates."""
+        return int(self.head_width * self.partial_rotary_factor)
+
+    @property
+    def trained_context(self) -> int:
+        """Tokens of the context that RoPE was trained for."""
+        return self.rope_original_context or max(1, round(self.context / self.rope_factor))
 
     def layer_matrices(self) -> dict[str, tuple[int, int]]:
         """Returns name -> (out, in) of the matrices of one block, in the model's order."""
-        E, F, K = self.width, self.intermediate_size, self.kv_heads * self.head_width
+        E, F, Q, K = self.width, self.intermediate_size, self.attention_width, self.kv_heads * self.head_width
         inputs = ("gate_proj", "up_proj") if self.is_gated else ("fc1",)
-        shapes = {f"attention.{n}_proj": (out, E) for n, out in (("q", E), ("k", K), ("v", K), ("o", E))}
+        shapes = {f"attention.{n}_proj": (out, E) for n, out in (("q", Q), ("k", K), ("v", K))}
+        shapes["attention.o_proj"] = (E, Q)
         shapes |= {f"mlp.{name}": (F, E) for name in inputs}
         return shapes | {f"mlp.{'down_proj' if self.is_gated else 'fc2'}": (E, F)}
 
@@ -193,8 +266,19 @@ class ModelConfig:
     def layer_window_size(self, layer: int) -> int | None:
         """Returns how many tokens a query of that layer sees, itself included; None: all before it."""
         pattern = self.window_pattern
-        is_short = pattern and layer < self.depth - 1 and pattern[layer % len(pattern)] == "S"
+        may = self.window_last_layer or layer < self.depth - 1
+        is_short = pattern and may and pattern[layer % len(pattern)] == "S"
         return self.window_size if is_short and self.window_size < self.context else None
+
+    def has_rope(self, layer: int) -> bool:
+        """Returns whether RoPE rotates the queries and keys of that layer."""
+        pattern = self.rope_pattern
+        return self.positions == "rope" and (not pattern or pattern[layer % len(pattern)] == "R")
+
+    def has_local_rope(self, layer: int) -> bool:
+        """Returns whether that layer has the rotation of `rope_local_base`."""
+        windowed = bool(self.window_pattern) and self.window_pattern[layer % len(self.window_pattern)] == "S"
+        return self.rope_local_base > 0 and windowed
 
     def has_value_embedding(self, layer: int) -> bool:
         """Returns whether that layer adds an embedding of the token to its values."""
@@ -205,10 +289,22 @@ class ModelConfig:
         """The optional features that are on, which no family has and which other programs cannot load."""
         return tuple(name for name in OPTIONAL_FEATURES if getattr(self, name))
 
+    def list_open_parts(self) -> list[str]:
+        """Returns the fields of open models' parts in which this model differs from the first families."""
+        plain = {**PLAIN, "head_dim": 0, "qkv_bias": self.bias, "rope_pattern": "", "rope_local_base": 0.0}
+        return [name for name, value in {**plain, "rope_type": "default"}.items() if getattr(self, name) != value]
+
+    @property
+    def has_plain_blocks(self) -> bool:
+        """Whether the blocks have only parts of the first families, for which other code has shortcuts."""
+        plain = all(getattr(self, name) == value for name, value in PLAIN.items() if name.startswith(("qk_", "norm_")))
+        no_other = not (self.parallel_residual or self.rope_pattern or self.rope_local_base or self.head_dim)
+        return plain and no_other and self.partial_rotary_factor == 1.0 and self.activation in FIRST_ACTIVATIONS
+
     @property
     def is_gated(self) -> bool:
         """Whether the feed-forward has a third matrix, the gate."""
-        return self.activation == "swiglu"
+        return self.activation in GATED_ACTIVATIONS
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
@@ -230,12 +326,12 @@ class ModelConfig:
 
 
 def derive_intermediate_size(width: int, activation: str) -> int:
-    """Returns the default width of the feed-forward: 4 C, or 8/3 C rounded up for SwiGLU's three matrices.
+    """Returns the default width of the feed-forward: 4 C, or 8/3 C rounded up for the three matrices of a gate.
 
     Rounds to the largest power of two up to C / 4, at most 256: 11,008 for 4,096 (Llama 2), 704 for 256. The ratio
     stays between 2.66 and 2.92.
     """
-    if activation != "swiglu":
+    if activation not in GATED_ACTIVATIONS:
         return 4 * width
     multiple = min(256, 1 << max(0, (width // 4).bit_length() - 1))
     return -(-8 * width // (3 * multiple)) * multiple

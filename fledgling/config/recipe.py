@@ -8,7 +8,7 @@ from typing import Literal
 from fledgling.config.adapter import AdapterConfig
 from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.fields import WEIGHTS, choice, count, number, optional_choice
-from fledgling.config.model import ModelConfig
+from fledgling.config.model import ROPE_TYPES, ModelConfig
 
 STAGES = ("pretrain", "midtrain", "sft", "dpo", "rl")
 DEFAULT_STAGES = ("pretrain", "midtrain", "sft", "rl")  # of a recipe that names none
@@ -146,6 +146,8 @@ class RunConfig:
 
     out: str = "runs/quickstart"  # the run directory
     init_from: str | None = None  # a checkpoint or Hugging Face directory: the first stage's weights and tokenizer
+    init_context: int | None = count(None)  # longest row of given weights with RoPE, in tokens; None: as they were made
+    init_rope: str = choice(*ROPE_TYPES[:-1])  # how RoPE reaches an init_context beyond that
     device: str = choice("auto", "cpu", "cuda", "xpu", "mps")
     dtype: str = choice("auto", "float32", "bfloat16", "float16")
     compile: str = choice("auto", "on", "off")

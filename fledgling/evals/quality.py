@@ -67,7 +67,7 @@ class QualityCheck:
         print("reading the text that quality is measured on", file=sys.stderr)
         documents = read_documents(text) if text else split_held_out(harvest_embedded())[1]
         batches = make_text_batches((document.text for document in documents), tokenizer, context, MAX_TEXT_ROWS)
-        has_chat_tokens = "<|assistant_end|>" in tokenizer.special_tokens
+        has_chat_tokens = tokenizer.can_chat
         exams = build_exams(list(SKILLS), questions) if questions and has_chat_tokens else []
         return cls(tokenizer, batches, exams)
 

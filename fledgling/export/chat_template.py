@@ -64,6 +64,9 @@ def special_token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     start = tokenizer.bos_or_none
     if start is None:
         return {}
+    if layout := tokenizer.chat_layout:
+        ends = [tokenizer.special_tokens[name] for name in layout["end_tokens"]]
+        return {"bos_token_id": start, "eos_token_id": ends, "pad_token_id": ends[0]}
     stop = tokenizer.special_tokens.get("<|assistant_end|>")
     return {"bos_token_id": start, "eos_token_id": [stop, start] if stop is not None else start, "pad_token_id": start}
 
@@ -80,6 +83,8 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
         begin = names[tokenizer.bos_or_none]
         end = "<|assistant_end|>" if "<|assistant_end|>" in tokenizer.special_tokens else begin
         values |= {"bos_token": begin, "eos_token": end, "pad_token": begin}
-    if supports_chat(tokenizer):
+    if layout := tokenizer.chat_layout:
+        values |= {key: layout[key] for key in ("bos_token", "eos_token", "chat_template") if layout[key]}
+    elif supports_chat(tokenizer):
         values["chat_template"] = CHAT_TEMPLATE
     return values

@@ -48,6 +48,8 @@ def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
 
     `dbrx` and not `llama-bpe` for groups of three digits: the same expression, but merges are never skipped.
     """
+    if not tokenizer.is_byte_level:
+        raise UserError("a tokenizer of SentencePiece is not written to GGUF here: use export hf")
     pre_tokenizer = tokenizer.tokenizer_json["pre_tokenizer"]
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
     patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]

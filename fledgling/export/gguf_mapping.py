@@ -60,6 +60,7 @@ def choose_architecture(config: ModelConfig) -> Architecture:
     """Returns the architecture that computes the same function. Raises UserError, naming what none of them has."""
     unsupported = [name for name in config.enabled_features if name != "flash_norm"]  # computes the same function
     unsupported += ["logit_softcap"] if config.logit_softcap else []
+    unsupported += config.list_open_parts()
     if config.tie_embeddings and config.embedding_norm:
         unsupported.append("embedding_norm")  # head and embedding are one matrix in the file too
     if unsupported:

@@ -1,8 +1,7 @@
 """Maps our tensors and configuration to those of Hugging Face's classes: one table of names, read in both directions.
 
-A Hugging Face tensor is one of ours or several of ours stacked along the first dimension (GPT-2 keeps queries, keys and
-values in one), possibly transposed (GPT-2 stores (in, out)). A list of such mappings is the whole difference, so export
-and import cannot disagree. No value is changed.
+A list of mappings (`hf_tensor.py`) is the whole difference between two state dictionaries, so export and import cannot
+disagree. The classes of open models are in `open_classes.py`.
 
     fledgling  NanoChatForCausalLM      gpt2  GPT2LMHeadModel      llama  LlamaForCausalLM
 """
@@ -10,36 +9,32 @@ and import cannot disagree. No value is changed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fledgling.config import ModelConfig, UserError
-from fledgling.config.model import FAMILIES
+from fledgling.config.model import PRESETS
+from fledgling.export import open_classes
+from fledgling.export.hf_rope import read_rope, write_rope
+from fledgling.export.hf_tensor import TensorMapping
+from fledgling.export.untrusted import check_value
 
 CLASSES = {"fledgling": "NanoChatForCausalLM", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
+CLASSES |= {family: kind.name for family, kind in open_classes.CLASSES.items()}
 # Settings that the class can represent; the others must be those of the family.
 CONFIGURABLE = {
     "fledgling": {"activation", "tie_embeddings", "logit_softcap", "norm_eps"},
     "gpt2": {"tie_embeddings", "norm_eps"},
-    "llama": {"tie_embeddings", "bias", "norm_eps"},
+    "llama": {"tie_embeddings", "bias", "norm_eps", "qkv_bias"},
+    **{family: {"tie_embeddings", "norm_eps", "window_last_layer"} for family in open_classes.CLASSES},
 }
-
-
-@dataclass(frozen=True)
-class TensorMapping:
-    """One Hugging Face tensor: the names of our tensors, stacked along dimension 0, then possibly transposed."""
-
-    hf_name: str
-    names: tuple[str, ...]
-    transposed: bool = False
+CONFIGURABLE["gemma3"] |= {"embedding_multiplier", "logit_softcap"}
+CONFIGURABLE["gpt_neox"] |= {"parallel_residual", "partial_rotary_factor"}
+CONFIGURABLE["phi3"] |= {"partial_rotary_factor"}
 
 
 def check_family(config: ModelConfig) -> None:
     """Raises UserError, naming the setting, unless the family's class in transformers can represent this model."""
-    for setting, expected in FAMILIES[config.family].items():
+    for setting, expected in PRESETS[config.family].items():
         value = getattr(config, setting)
         if value != expected and setting not in CONFIGURABLE[config.family]:
             raise UserError(
@@ -47,7 +42,7 @@ def check_family(config: ModelConfig) -> None:
                 "no class of transformers represents it"
             )
     for feature in config.enabled_features:
-        if feature != "flash_norm":  # computes the same function
+        if feature != "flash_norm" and not (feature == "window_pattern" and config.window_last_layer):
             raise UserError(
                 f"this model's {feature} is {getattr(config, feature)!r}, and no class of transformers supports it"
             )
@@ -61,9 +56,10 @@ def check_family(config: ModelConfig) -> None:
 
 def tensor_mappings(config: ModelConfig) -> list[TensorMapping]:
     """Returns the tensors of the family's class in transformers, in its own order, each stored tensor once."""
-    mappings = list({"fledgling": _nanochat, "gpt2": _gpt2, "llama": _llama}[config.family](config))
+    first = {"fledgling": _nanochat, "gpt2": _gpt2, "llama": _llama}
+    mappings = list(first.get(config.family, open_classes.open_tensors)(config))
     if not config.tie_embeddings:
-        mappings.append(TensorMapping("lm_head.weight", ("head.weight",)))
+        mappings.append(TensorMapping(open_classes.head_name(config), ("head.weight",)))
     return mappings
 
 
@@ -110,28 +106,6 @@ def _gpt2(config: ModelConfig) -> Iterator[TensorMapping]:
         yield TensorMapping(f"transformer.ln_f.{kind}", (f"norm.{kind}",))
 
 
-def to_hf_tensor(mapping: TensorMapping, state: Mapping[str, Tensor]) -> Tensor:
-    """Returns the Hugging Face tensor from our state dictionary."""
-    parts = [state[name] for name in mapping.names]
-    tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return tensor.T.contiguous() if mapping.transposed else tensor
-
-
-def from_hf_tensor(mapping: TensorMapping, tensor: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """Returns our tensors, of the shapes given by name, from a Hugging Face tensor; the inverse of `to_hf_tensor`.
-
-    Raises UserError naming the tensor if its shape is not the expected one.
-    """
-    rows = [shapes[name][0] for name in mapping.names]
-    expected = [sum(rows), *shapes[mapping.names[0]][1:]]
-    if mapping.transposed:
-        expected.reverse()
-    if list(tensor.shape) != expected:
-        raise UserError(f"tensor {mapping.hf_name} has the shape {list(tensor.shape)}; config.json implies {expected}")
-    untransposed = tensor.T if mapping.transposed else tensor
-    return {name: piece.contiguous() for name, piece in zip(mapping.names, untransposed.split(rows), strict=True)}
-
-
 # ---- config.json ----
 
 ACTIVATIONS = {"relu2": "relu2", "gelu": "gelu_new", "swiglu": "silu"}
@@ -160,15 +134,15 @@ CONFIG_NAMES = {  # our name: Hugging Face name
 }
 CONFIG_NAMES["llama"] = CONFIG_NAMES["fledgling"]
 MODEL_TYPES = {"nanochat": "fledgling", "gpt2": "gpt2", "llama": "llama"}
+MODEL_TYPES |= {kind.model_type: family for family, kind in open_classes.CLASSES.items()}
 # Keys of unsupported features, with the values that disable them.
 SUPPORTED_VALUES = {
+    "attn_logit_softcapping": (None,),
+    "use_bidirectional_attention": (False, None),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
-    "rope_scaling": (None,),
     "quantization_config": (None,),
-    "partial_rotary_factor": (1, 1.0),
-    "head_dim": (None,),
 }
 MAX_VALUES = {
     "context": 1 << 20,
@@ -181,6 +155,8 @@ MAX_VALUES = {
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """Returns the keys of config.json that describe the model; the inverse of `from_hf_config`."""
+    if config.family in open_classes.CLASSES:
+        return open_classes.write_open_config(config)
     model_type = next(name for name, family in MODEL_TYPES.items() if family == config.family)
     values: dict[str, Any] = {"architectures": [CLASSES[config.family]], "model_type": model_type}
     values |= {hf_name: getattr(config, name) for name, hf_name in CONFIG_NAMES[config.family].items()}
@@ -188,7 +164,7 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
         dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
         return {**values, "activation_function": ACTIVATIONS[config.activation], **dropouts}
     values["hidden_act"] = ACTIVATIONS[config.activation]
-    values["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_base}
+    values["rope_parameters"] = write_rope(config)
     values["rope_theta"] = config.rope_base  # for readers older than rope_parameters
     values["attention_bias"] = config.bias
     if config.family == "llama":
@@ -202,10 +178,19 @@ def from_hf_config(config_json: Mapping[str, Any]) -> ModelConfig:
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise UserError(f"config.json: model_type is {model_type!r}; expected one of {', '.join(MODEL_TYPES)}")
     family = MODEL_TYPES[model_type]
+    for key, supported in SUPPORTED_VALUES.items():
+        if key in config_json and config_json[key] not in supported:
+            raise UserError(
+                f"config.json: {key} is {config_json[key]!r}, which is not supported; expected {supported[-1]!r}"
+            )
+    if family in open_classes.CLASSES:
+        config = open_classes.read_open_config(family, config_json, MAX_VALUES)
+        check_family(config)
+        return config
     values: dict[str, Any] = {}
     for name, hf_name in CONFIG_NAMES[family].items():
         if config_json.get(hf_name) is not None:
-            values[name] = _checked(
+            values[name] = check_value(
                 hf_name, config_json[hf_name], {"norm_eps": float, "tie_embeddings": bool}.get(name, int)
             )
             largest = MAX_VALUES.get(name, 1 << 20)
@@ -225,12 +210,6 @@ def from_hf_config(config_json: Mapping[str, Any]) -> ModelConfig:
         raise UserError(f"config.json: the activation {activation!r} is not supported; expected {_ACTIVATION[family]}")
     options = _family_options(family, config_json)
     config = ModelConfig(family=family, **values, activation=activations[activation], **options)
-    allowed = {**SUPPORTED_VALUES, "head_dim": (None, config.head_width)}
-    for key, supported in allowed.items():
-        if key in config_json and config_json[key] not in supported:
-            raise UserError(
-                f"config.json: {key} is {config_json[key]!r}, which is not supported; expected {supported[-1]!r}"
-            )
     check_family(config)
     return config
 
@@ -243,27 +222,22 @@ def _family_options(family: str, config_json: Mapping[str, Any]) -> dict[str, An
     """Returns rotary base, biases and soft cap, where the family has them."""
     if family == "gpt2":
         return {}
-    rope = config_json.get("rope_parameters") or {}
-    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        raise UserError(f"config.json: rope_parameters is {rope!r}; only the default rope_type is supported")
-    base = rope.get("rope_theta", config_json.get("rope_theta", 10_000.0))
-    options = {"rope_base": _checked("rope_theta", base, float)}
-    biases = {key: _checked(key, config_json.get(key, False), bool) for key in ("attention_bias", "mlp_bias")}
+    options = read_rope(config_json, 10_000.0)
+    if family == "fledgling" and options["rope_type"] != "default":
+        raise UserError(f"config.json: rope_parameters has the type {options['rope_type']}; NanoChat has the default")
+    biases = {key: check_value(key, config_json.get(key, False), bool) for key in ("attention_bias", "mlp_bias")}
     if family == "llama":
         if len(set(biases.values())) > 1:
             raise UserError(f"config.json: {biases} differ; biases are supported in all matrices or in none")
+        if config_json.get("head_dim") is not None:
+            head_dim = check_value("head_dim", config_json["head_dim"], int)
+            if head_dim * config_json["num_attention_heads"] != config_json["hidden_size"]:
+                options["head_dim"] = head_dim
         return {**options, "bias": biases["attention_bias"]}
     if any(biases.values()):
         raise UserError("config.json: attention_bias is true, which is not supported for NanoChat models")
     softcap = config_json.get("final_logit_softcapping", 15.0)
-    return {**options, "logit_softcap": 0.0 if softcap is None else _checked("final_logit_softcapping", softcap, float)}
-
-
-def _checked(key: str, value: Any, kind: type[int] | type[float]) -> Any:
-    """Returns a value of config.json as `kind`; raises UserError if it has another type or is out of range."""
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or not (kind is bool or 0 < value < float("inf")):
-        expected = {int: "a whole number above 0", float: "a number above 0", bool: "true or false"}[kind]
-        raise UserError(f"config.json: {key} is {str(value)[:60]!r}; expected {expected}")
-    return value
+    return {
+        **options,
+        "logit_softcap": 0.0 if softcap is None else check_value("final_logit_softcapping", softcap, float),
+    }

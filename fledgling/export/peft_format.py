@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fledgling.config import AdapterConfig, ModelConfig, UserError
 from fledgling.export.hf_mapping import tensor_mappings
+from fledgling.export.hf_tensor import TensorMapping, join_rows, split_rows
 from fledgling.export.untrusted import open_safetensors, read_json, require_floats
 
 CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -53,14 +54,14 @@ class Update:
     magnitude: Tensor | None  # (out,)
 
 
-def list_modules(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Returns the module of the model's class in transformers -> our matrices in it, of the blocks' matrices."""
+def list_modules(config: ModelConfig) -> dict[str, TensorMapping]:
+    """Returns module of the model's class in transformers -> our matrices in it, of those of the blocks."""
     matrices = config.block_matrices()
     modules = {}
     for mapping in tensor_mappings(config):
         names = tuple(name.removesuffix(".weight") for name in mapping.names)
         if mapping.hf_name.endswith(".weight") and all(name in matrices for name in names):
-            modules[mapping.hf_name.removesuffix(".weight")] = names
+            modules[mapping.hf_name.removesuffix(".weight")] = replace(mapping, names=names)
     return modules
 
 
@@ -83,8 +84,9 @@ def to_peft(
     shapes = config.block_matrices()
     written: dict[str, Tensor] = {}
     joint: dict[str, int] = {}
-    modules = [(module, names) for module, names in list_modules(config).items() if set(names) & set(chosen)]
-    for module, names in modules:
+    modules = {module: one for module, one in list_modules(config).items() if set(one.names) & set(chosen)}
+    for module, mapping in modules.items():
+        names = mapping.names
         adapted = [name for name in names if name in chosen]
         if adapter.has_magnitude and len(adapted) < len(names):
             raise UserError(
@@ -100,9 +102,9 @@ def to_peft(
                 for one in adapted
             ]
             rows.append(torch.cat([block.cpu() for block in blocks], dim=1))
-        written[f"{PREFIX}{module}.lora_B.weight"] = torch.cat(rows)
+        written[f"{PREFIX}{module}.lora_B.weight"] = join_rows(mapping, rows)
         if adapter.has_magnitude:
-            lengths = torch.cat([tensors[f"{part[name]}magnitude"] for name in names])
+            lengths = join_rows(mapping, [tensors[f"{part[name]}magnitude"] for name in names])
             written[f"{PREFIX}{module}.lora_magnitude_vector"] = lengths
         if len(adapted) > 1:
             joint[module] = len(adapted)
@@ -115,7 +117,7 @@ def to_peft(
         "lora_alpha": adapter.alpha,
         "use_rslora": adapter.method == "rslora",
         "use_dora": adapter.has_magnitude,
-        "target_modules": _target_modules(config, [module for module, _ in modules]),
+        "target_modules": _target_modules(config, list(modules)),
         "rank_pattern": {module: adapter.rank * count for module, count in joint.items()},
         "alpha_pattern": {module: adapter.alpha * count**power for module, count in joint.items()},
         "bias": "none",
@@ -182,7 +184,8 @@ def from_peft(
     chosen = expected.select_matrices(config) if expected else {}
     unused, shapes = dict(tensors), config.block_matrices()
     updates: dict[str, Update] = {}
-    for module, names in list_modules(config).items():
+    for module, mapping in list_modules(config).items():
+        names = mapping.names
         A = unused.pop(f"{PREFIX}{module}.lora_A.weight", None)
         if A is None:
             continue
@@ -195,10 +198,12 @@ def from_peft(
             raise UserError(f"{module}: lora_A, lora_B and magnitude are {found}; rank {r} implies {expected_shapes}")
         scale = _of_module(contents, "alpha_pattern", module, alpha) / (r**0.5 if rooted else r)
         adapted = [name for name in names if name in chosen]
-        if not expected and r % (int(rank) * len(names)) == 0 and len(names) > 1 and _is_diagonal(B, rows):
+        parts = split_rows(mapping, B, rows)
+        is_joint = len(names) > 1 and r % (int(rank) * len(names)) == 0
+        if not expected and is_joint and _is_diagonal(parts):
             adapted = list(names)
-        lengths = dict(zip(names, magnitude.split(rows), strict=True)) if magnitude is not None else {}
-        for name, part in zip(names, B.split(rows), strict=True):
+        lengths = dict(zip(names, split_rows(mapping, magnitude, rows), strict=True)) if magnitude is not None else {}
+        for name, part in zip(names, parts, strict=True):
             if name in adapted:
                 index, size = adapted.index(name), r // len(adapted)
                 pair = A.split(size)[index], part.split(size, dim=1)[index].contiguous()
@@ -241,9 +246,9 @@ def _of_module(contents: Mapping[str, Any], key: str, module: str, default: floa
     return default
 
 
-def _is_diagonal(B: Tensor, rows: list[int]) -> bool:
-    """Returns whether B (sum of rows, n r) is zero but for n blocks on its diagonal."""
-    parts = [part.split(B.shape[1] // len(rows), dim=1) for part in B.split(rows)]
+def _is_diagonal(rows: list[Tensor]) -> bool:
+    """Returns whether n tensors (out, n r), below each other, are zero but for n blocks on the diagonal."""
+    parts = [part.split(part.shape[1] // len(rows), dim=1) for part in rows]
     return not any(block.any() for i, part in enumerate(parts) for j, block in enumerate(part) if i != j)
 
 
@@ -257,7 +262,7 @@ def _unite(
     alpha = first * (rank**0.5 if method == "rslora" else rank)
     last_names = {name.rpartition(".")[2] for name in updates}
     complete = all(name in updates for name in config.block_matrices() if name.rpartition(".")[2] in last_names)
-    adapter = AdapterConfig(method, rank, alpha, tuple(sorted(last_names if complete else updates)))
+    adapter = AdapterConfig(method, rank, alpha, targets=tuple(sorted(last_names if complete else updates)))
     tensors: dict[str, Tensor] = {}
     for name in adapter.select_matrices(config):
         update, part = updates[name], f"{name}.adapter."

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
-from fledgling.export.hf_mapping import CLASSES, from_hf_config, from_hf_tensor, tensor_mappings
+from fledgling.export.hf_mapping import CLASSES, from_hf_config, tensor_mappings
+from fledgling.export.hf_tensor import from_hf_tensor
+from fledgling.export.open_classes import head_name
+from fledgling.export.read_layout import read_layout
 from fledgling.export.untrusted import open_safetensors, read_json, require_floats
 from fledgling.model.transformer import Transformer
 from fledgling.text.gpt2 import load_gpt2_tokenizer
@@ -99,7 +102,8 @@ def _state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor]:
         mapping.hf_name.removeprefix("transformer.") if unprefixed else mapping.hf_name: mapping
         for mapping in tensor_mappings(config)
     }
-    tied_head = files.pop("lm_head.weight", None) if config.tie_embeddings else None
+    head = head_name(config)
+    tied_head = files.pop(head, None) if config.tie_embeddings else None
     for names, problem in ((set(mappings) - set(files), "is missing"), (set(files) - set(mappings), "is left over")):
         if names:
             raise UserError(f"tensor {min(names)} {problem}: these are not the weights of {CLASSES[config.family]}")
@@ -112,17 +116,15 @@ def _state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor]:
         state["head.weight"] = state["embedding.weight"]
     if tied_head is not None:
         with open_safetensors(tied_head) as file:
-            if not torch.equal(
-                require_floats("lm_head.weight", file.get_tensor("lm_head.weight")), state["head.weight"]
-            ):
-                raise UserError("tensor lm_head.weight differs from the embedding, but config.json ties them")
+            if not torch.equal(require_floats(head, file.get_tensor(head)), state["head.weight"]):
+                raise UserError(f"tensor {head} differs from the embedding, but config.json ties them")
     return state
 
 
 def _tokenizer(directory: Path) -> Tokenizer:
-    """Returns the tokenizer of tokenizer.json, or of GPT-2's two files."""
+    """Returns the tokenizer of tokenizer.json with the layout of conversations, or of GPT-2's two files."""
     if (directory / "tokenizer.json").is_file():
-        return Tokenizer.load(directory / "tokenizer.json")
+        return Tokenizer.load(directory / "tokenizer.json").with_layout(read_layout(directory))
     tokenizer = load_gpt2_tokenizer(directory)
     if tokenizer is None:
         raise UserError(f"{directory} has no tokenizer.json (nor vocab.json and merges.txt)")

@@ -89,3 +89,13 @@ def require_floats(name: str, tensor: Tensor) -> Tensor:
         kind = str(tensor.dtype).removeprefix("torch.")
         raise UserError(f"tensor {name} has dtype {kind}; expected float32, bfloat16 or float16")
     return tensor.to(torch.float32)
+
+
+def check_value(key: str, value: Any, kind: type[int] | type[float]) -> Any:
+    """Returns a value of config.json as `kind`; raises UserError if it has another type or is out of range."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or not (kind is bool or 0 < value < float("inf")):
+        expected = {int: "a whole number above 0", float: "a number above 0", bool: "true or false"}[kind]
+        raise UserError(f"config.json: {key} is {str(value)[:60]!r}; expected {expected}")
+    return value

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
 from fledgling.export.chat_template import special_token_ids, supports_tools, tokenizer_config
-from fledgling.export.hf_mapping import check_family, tensor_mappings, to_hf_config, to_hf_tensor
+from fledgling.export.hf_mapping import check_family, tensor_mappings, to_hf_config
+from fledgling.export.hf_tensor import to_hf_tensor
 from fledgling.record import make_write_error
 from fledgling.record.atomic_directory import atomic_directory
 from fledgling.text import calculator
@@ -63,11 +64,10 @@ def write_hf(
             token_ids = special_token_ids(tokenizer)
             config_json = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **token_ids}
             _json(temporary / "config.json", config_json)
-            _json(
-                temporary / "generation_config.json", {**token_ids, "do_sample": True, "temperature": 0.8, "top_k": 50}
-            )
+            sampling = tokenizer.sampling_defaults or {"temperature": 0.8, "top_k": 50}
+            _json(temporary / "generation_config.json", {**token_ids, "do_sample": True, **sampling})
             _json(temporary / "tokenizer_config.json", tokenizer_config(tokenizer, config.context))
-            tokenizer.save(temporary / "tokenizer.json")
+            tokenizer.without_layout().save(temporary / "tokenizer.json")
             (temporary / "README.md").write_text(card, encoding="utf-8")
             if supports_tools(tokenizer):  # the card's code imports it
                 shutil.copyfile(calculator.__file__, temporary / "calculator.py")

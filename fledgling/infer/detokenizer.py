@@ -131,12 +131,9 @@ class AnswerDetokenizer:
         self.detokenizer = IncrementalDetokenizer(tokenizer.token_bytes)
         self.kind = "text"
         self.opens = False
-        self.kind_after = {
-            tokenizer.python_start: "python",
-            tokenizer.python_end: "text",
-            tokenizer.output_start: "output",
-            tokenizer.output_end: "text",
-        }
+        kinds = {"python_start": "python", "python_end": "text", "output_start": "output", "output_end": "text"}
+        controls = tokenizer.special_tokens
+        self.kind_after = {controls[f"<|{name}|>"]: kind for name, kind in kinds.items() if f"<|{name}|>" in controls}
 
     def push(self, token: int) -> list[ContentPart]:
         """Returns the text that this token completes, if any; a control token ends the part before it."""

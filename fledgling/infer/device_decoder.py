@@ -166,7 +166,10 @@ class DeviceDecoder:
             masks = {window: make_decode_mask(lengths, blocks * size, window) for window in masks}
         x = model.embedding_norm.forward(model.embedding(tokens[:, None]).to(model.compute_dtype))
         x, rotary = model.positions(x, positions[:, None])
-        embeddings, rotary = (x if model.config.residual_scalars else None), widen_rotary(rotary)
+        embeddings, rotary = (
+            (x if model.config.residual_scalars else None),
+            widen_rotary(rotary, model.config.head_width),
+        )
         for block, window, keys, values in zip(model.blocks, windows, cache.keys, cache.values, strict=True):
             assert isinstance(block, TransformerBlock)
             flat_keys, flat_values = (part.transpose(1, 2).flatten(0, 1) for part in (keys, values))  # views

@@ -78,8 +78,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.tool = tool
         special = tokenizer.special_tokens
-        ends = (special.get("<|assistant_end|>"), tokenizer.bos_or_none)
-        self.stop_tokens = frozenset(token for token in ends if token is not None)
+        self.stop_tokens = tokenizer.end_tokens
         self.has_tool_tokens = "<|python_start|>" in special
 
     @cached_property

@@ -62,9 +62,11 @@ def load_chat_engine(
     """
     torch_device = torch.device(choose_device(device))
     model, tokenizer, state = load_model(checkpoint, torch_device)
-    missing = [token for token in ("<|user_start|>", "<|assistant_end|>") if token not in tokenizer.special_tokens]
-    if missing:
-        raise UserError(f"the tokenizer of {checkpoint} has no {missing[0]}: it was not made for conversation")
+    if not tokenizer.can_chat:
+        raise UserError(
+            f"the tokenizer of {checkpoint} has no <|user_start|> and <|assistant_end|>, nor a chat template: "
+            "it was not made for conversation"
+        )
     engine = Engine(model, tokenizer, dtype=choose_dtype(torch_device), tool=tool, skip_zeros="auto")
     if notify and (speedup := engine.runner.backend.skipping_speedup) is not None:
         decision = "skipped" if speedup >= MIN_SPEEDUP else "not skipped"
@@ -156,6 +158,14 @@ class ChatSession:
     def _prompt(self, turns: list[Turn]) -> list[int]:
         """Returns the tokens up to where the answer of the last turn begins, and that answer's tokens so far."""
         tokens: list[int] = []
+        if self.tokenizer.chat_layout:  # whose template may write another text for each turn than for all of them
+            messages = [{"role": "system", "content": self.system}] if self.system else []
+            for turn in turns:
+                messages.append({"role": "user", "content": turn.user_text})
+                if turn is not turns[-1]:
+                    text = self.tokenizer.decode(t for t in turn.answer_tokens if t not in self.tokenizer.end_tokens)
+                    messages.append({"role": "assistant", "content": text})
+            return render_prompt(self.tokenizer, {"messages": messages}) + turns[-1].answer_tokens
         for turn in turns:
             messages = [{"role": "user", "content": turn.user_text}]
             if not tokens and self.system:

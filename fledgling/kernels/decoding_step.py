@@ -68,7 +68,7 @@ def supports_decoding_step(model: Transformer) -> bool:
         return False
     if any(width % 32 for width in widths) or config.head_width > MAX_HEAD_WIDTH or native.load_library() is None:
         return False
-    if has_adapter(model):
+    if has_adapter(model) or not config.has_plain_blocks:
         return False
     weights = [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
     return all(weight.device.type == "cpu" and weight.dtype == torch.bfloat16 for weight in weights)

@@ -28,8 +28,8 @@ from fledgling.model.cache import CacheBatch
 from fledgling.model.cuda_attention import BlockMask, flex_sdpa
 from fledgling.model.decode_attention import DecodeLayer
 from fledgling.model.linear import Linear, apply_linear, apply_linears
-from fledgling.model.norm import RMSNorm
-from fledgling.model.positions import Rotary, apply_rotary
+from fledgling.model.positions import Rotary
+from fledgling.model.query_key import choose_rotary, make_query_key
 from fledgling.model.value_embedding import make_value_embedding
 from fledgling.model.window import first_visible_key, window_mask, windowed_sdpa
 
@@ -229,14 +229,16 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.bounded, self.window_size = layer, config.qk_norm, config.layer_window_size(layer)
+        self.layer, self.window_size = layer, config.layer_window_size(layer)
+        self.rotary_part = choose_rotary(config, layer)
+        self.bounded = config.qk_norm and config.qk_norm_weights == "none"
         self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
         kv_width = config.kv_heads * config.head_width
-        self.q_proj = Linear(config.width, config.width, bias=config.bias)
-        self.k_proj = Linear(config.width, kv_width, bias=config.bias)
-        self.v_proj = Linear(config.width, kv_width, bias=config.bias)
-        self.o_proj = Linear(config.width, config.width, bias=config.bias)
-        self.qk_norm = RMSNorm(config.norm_eps) if config.qk_norm else nn.Identity()
+        self.q_proj = Linear(config.width, config.attention_width, bias=config.qkv_bias)
+        self.k_proj = Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.v_proj = Linear(config.width, kv_width, bias=config.qkv_bias)
+        self.o_proj = Linear(config.attention_width, config.width, bias=config.bias)
+        self.query_key = make_query_key(config)
         self.value_embedding = make_value_embedding(config, layer)
 
     @property
@@ -272,7 +274,7 @@ class Attention(nn.Module):
             tokens: (B, T), for value embeddings.
             mask: `make_attention_mask`, for rows that do not take `blockwise_attention`; or a block mask for CUDA.
         """
-        batch, time, width = x.shape
+        batch, time, _ = x.shape
 
         def split_heads(y: Tensor, heads: int) -> Tensor:
             return y.view(batch, time, heads, self.head_width).transpose(1, 2)  # (B, heads, T, D)
@@ -281,11 +283,8 @@ class Attention(nn.Module):
         v = v if self.value_embedding is None else self.value_embedding(v, tokens)
         q, k, v = split_heads(q, self.heads), split_heads(k, self.kv_heads), split_heads(v, self.kv_heads)
         bounded = self.bounded and x.dtype != torch.float16  # e^11.3 exceeds its largest number
-        if isinstance(cache_batch, DecodeLayer) and rotary is not None:  # few values: fewer kernels count
-            both = self.qk_norm(apply_rotary(torch.cat((q, k), dim=1), rotary))
-            q, k = both.split((self.heads, self.kv_heads), dim=1)
-        else:
-            q, k = self.qk_norm(apply_rotary(q, rotary)), self.qk_norm(apply_rotary(k, rotary))
+        rotary = None if rotary is None or self.rotary_part is None else rotary[self.rotary_part]
+        q, k = self.query_key(q, k, rotary, as_one=isinstance(cache_batch, DecodeLayer))
         if isinstance(cache_batch, CacheBatch):
             cache_batch.write(self.layer, k, v)
         if isinstance(cache_batch, DecodeLayer):
@@ -307,4 +306,4 @@ class Attention(nn.Module):
             y = sdpa(q, k, v, mask.masked_fill(outside, float("-inf")))
         else:
             y = sdpa(q, k, v, mask)
-        return apply_linear(y.transpose(1, 2).reshape(batch, time, width), self.o_proj)
+        return apply_linear(y.transpose(1, 2).reshape(batch, time, -1), self.o_proj)

@@ -29,6 +29,9 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+ACTIVATIONS = {"relu2": relu2, "gelu": gelu_tanh, "gelu_exact": F.gelu, "swiglu": F.silu, "geglu": gelu_tanh}
+
+
 class FeedForward(nn.Module):
     """fc2(activation(fc1 x))."""
 
@@ -61,10 +64,11 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """down(silu(gate x) * up x)."""
+    """down(activation(gate x) * up x)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
+        self.activation = activation
         self.gate_proj = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
         self.up_proj = Linear(config.width, config.intermediate_size, bias=config.bias)  # (F, C)
         self.down_proj = Linear(config.intermediate_size, config.width, bias=config.bias)  # (C, F)
@@ -83,9 +87,9 @@ class GatedFeedForward(nn.Module):
     def compute_activations(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
         """(B, T, C) -> the input of down (B, T, F), without a scale that is applied behind down."""
         if deferred_scale is not None and self.scale_commutes:
-            return F.silu(apply_linear(x, self.gate_proj, deferred_scale)) * apply_linear(x, self.up_proj)
+            return self.activation(apply_linear(x, self.gate_proj, deferred_scale)) * apply_linear(x, self.up_proj)
         gate, up = apply_linears(x, self.input_projections, deferred_scale)
-        return F.silu(gate) * up
+        return self.activation(gate) * up
 
     def forward(self, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); deferred_scale (B, T, 1): see `apply_linear`."""
@@ -95,6 +99,5 @@ class GatedFeedForward(nn.Module):
 
 def make_feed_forward(config: ModelConfig) -> FeedForward | GatedFeedForward:
     """Returns the part that `config.activation` names."""
-    if config.is_gated:
-        return GatedFeedForward(config)
-    return FeedForward(config, relu2 if config.activation == "relu2" else gelu_tanh)
+    activation = ACTIVATIONS[config.activation]
+    return GatedFeedForward(config, activation) if config.is_gated else FeedForward(config, activation)

@@ -66,6 +66,25 @@ class LayerNorm(nn.Module):
         return wide.type_as(x)
 
 
+class EmbeddingScale(nn.Module):
+    """x times a constant, as in Gemma."""
+
+    def __init__(self, multiplier: float) -> None:
+        super().__init__()
+        self.multiplier = multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return x * self.multiplier
+
+
+def make_embedding_norm(config: ModelConfig) -> nn.Module:
+    """Returns what the embedded tokens pass through: `embedding_norm`, `embedding_multiplier`, or nothing."""
+    if config.embedding_norm:
+        return RMSNorm(config.norm_eps)
+    return nn.Identity() if config.embedding_multiplier == 1.0 else EmbeddingScale(config.embedding_multiplier)
+
+
 def make_norm(config: ModelConfig) -> nn.Module:
     """Returns the norm that `config.norm` names: before attention, before the feed-forward part, and at the end."""
     if config.norm == "rms":

@@ -25,7 +25,7 @@ from fledgling.model.decode_attention import DecodeLayer
 from fledgling.model.feed_forward import make_feed_forward
 from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
 from fledgling.model.linear import apply_linear
-from fledgling.model.norm import RMSNorm, make_norm
+from fledgling.model.norm import make_embedding_norm, make_norm
 from fledgling.model.positions import LearnedPositions, Rotary, make_positions
 from fledgling.model.residual import ResidualScalars, make_residual
 from fledgling.model.value_embedding import ValueEmbedding
@@ -34,16 +34,20 @@ INIT_STD = 0.02  # standard deviation of the initial weights of GPT-2 and Llama
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); norms may stand behind the parts too, or only there."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.apply_norm = apply_norm_deferred if config.flash_norm else apply_norm
         self.residual = make_residual(config)
-        self.attention_norm = make_norm(config)
+        before, behind = config.norm_placement != "post", config.norm_placement != "pre"
+        self.parallel_residual = config.parallel_residual
+        self.attention_norm = make_norm(config) if before else nn.Identity()
         self.attention = Attention(config, layer)
-        self.mlp_norm = make_norm(config)
+        self.attention_output_norm = make_norm(config) if behind else nn.Identity()
+        self.mlp_norm = make_norm(config) if before else nn.Identity()
         self.mlp = make_feed_forward(config)
+        self.mlp_output_norm = make_norm(config) if behind else nn.Identity()
 
     def forward(
         self,
@@ -59,8 +63,10 @@ class TransformerBlock(nn.Module):
         """(B, T, C) -> (B, T, C); tokens (B, T) and embeddings (B, T, C) are the model's input; see `Attention`."""
         x = x if self.residual is None else self.residual(x, embeddings)
         normed, scale = self.apply_norm(self.attention_norm, x)
-        x = x + self.attention(normed, rotary, document_ids, cache_batch, tree, scale, tokens, mask)
-        return x + self.mlp(*self.apply_norm(self.mlp_norm, x))
+        attended = self.attention(normed, rotary, document_ids, cache_batch, tree, scale, tokens, mask)
+        y = x + self.attention_output_norm(attended)
+        read = x if self.parallel_residual else y
+        return y + self.mlp_output_norm(self.mlp(*self.apply_norm(self.mlp_norm, read)))
 
 
 class Transformer(nn.Module):
@@ -74,7 +80,7 @@ class Transformer(nn.Module):
             self.head = nn.Linear(config.width, config.vocab_size, bias=False)
             embedding.weight = self.head.weight
         self.embedding = embedding
-        self.embedding_norm = RMSNorm(config.norm_eps) if config.embedding_norm else nn.Identity()
+        self.embedding_norm = make_embedding_norm(config)
         self.positions = make_positions(config)
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.depth))
         self.norm = make_norm(config)

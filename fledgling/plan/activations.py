@@ -59,11 +59,11 @@ def eager_activation_bytes(
         masks = (rows if documents else 1) * count_scored_pairs(context, window)
         weights = pairs * (4 if w == 4 else 4 + w) + masks
         kept["attention"] = (
-            weights + A * (w * E + H * w) + A * w * E
+            weights + A * (w * config.attention_width + H * w) + A * w * config.attention_width
         )  # products, row sums; the input of the output projection
     else:
         output_copied = config.positions == "rope"  # rotation changes the memory layout, so the output is copied
-        kept["attention"] = A * ((1 + output_copied) * w * E + 4 * H)
+        kept["attention"] = A * ((1 + output_copied) * w * config.attention_width + 4 * H)
     return kept
 
 
@@ -79,7 +79,7 @@ def _deferred_norm_bytes(config: ModelConfig, A: int, w: int) -> dict[str, int]:
 
 def _projection_bytes(config: ModelConfig, w: int, plain: bool) -> int:
     """Returns the bytes kept per token for queries, keys and values."""
-    E, K, H, G = config.width, config.kv_heads * config.head_width, config.heads, config.kv_heads
+    E, K, H, G = config.attention_width, config.kv_heads * config.head_width, config.heads, config.kv_heads
     repeated = H != G and plain
     total = 0
     for width, heads, is_key in ((E, H, False), (K, G, True)):
@@ -120,7 +120,7 @@ def backward_peak_bytes(config: ModelConfig, tokens: int, w: int, compiled: bool
     are no longer needed by then are subtracted. Exact without a compiler; compiled, an estimate from the same
     measurements.
     """
-    eager_factors = {"relu2": 3, "gelu": 1, "swiglu": 2}
-    compiled_factors = {"relu2": 1.75, "gelu": 1.2, "swiglu": 3.3}
+    eager_factors = {"relu2": 3, "gelu": 1, "gelu_exact": 1, "swiglu": 2, "geglu": 2}
+    compiled_factors = {"relu2": 1.75, "gelu": 1.2, "gelu_exact": 1.2, "swiglu": 3.3, "geglu": 3.3}
     factor = (compiled_factors if compiled else eager_factors)[config.activation]
     return round(tokens * w * (config.width + factor * config.intermediate_size))

@@ -39,11 +39,11 @@ def total_attended_keys(config: ModelConfig, context: int, counted: str = "full"
 def forward_flops(config: ModelConfig, context: int | None = None, counted: str = "full") -> dict[str, int]:
     """Returns the FLOPs of the forward pass of one token by component, and their `total`."""
     T = config.context if context is None else context
-    L, E, K = config.depth, config.width, config.kv_heads * config.head_width
+    L, E, Q, K = config.depth, config.width, config.attention_width, config.kv_heads * config.head_width
     counts = {
-        "projections": 2 * L * (2 * E * E + 2 * E * K),
+        "projections": 2 * L * (2 * E * Q + 2 * E * K),
         "attention": round(
-            4 * E * total_attended_keys(config, T, counted)
+            4 * Q * total_attended_keys(config, T, counted)
         ),  # scores and values: 2 products x 2 operations
         "feed_forward": 2 * L * (3 if config.is_gated else 2) * E * config.intermediate_size,
         "head": 2 * config.vocab_size * E,
@@ -82,7 +82,7 @@ def forward_flops_per_token(config: ModelConfig, context: int | None = None) -> 
 def decode_flops(config: ModelConfig, length: int) -> int:
     """Returns the FLOPs of one new token of a sequence of `length` tokens, the new one included."""
     return 2 * (count_matrix_parameters(config) + config.vocab_size * config.width) + round(
-        4 * config.width * total_attended_keys(config, length)
+        4 * config.attention_width * total_attended_keys(config, length)
     )
 
 

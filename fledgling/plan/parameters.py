@@ -21,15 +21,16 @@ NORM_VECTORS = {"rms": (), "rms_weighted": ("weight",), "layer": ("weight", "bia
 def count_parameters(config: ModelConfig) -> dict[str, int]:
     """Returns the number of parameters of each component, and their `total`."""
     V, L, E, F = config.vocab_size, config.depth, config.width, config.intermediate_size
-    K = config.kv_heads * config.head_width
+    Q, K = config.attention_width, config.kv_heads * config.head_width
     input_matrices = 2 if config.is_gated else 1  # matrices that read the stream
     norm = len(NORM_VECTORS[config.norm]) * E
+    biases = config.bias * E + config.qkv_bias * (Q + 2 * K)
     counts = {
         "embedding": V * E,
         "positions": config.context * E if config.positions == "learned" else 0,
-        "attention": L * (2 * E * E + 2 * E * K + config.bias * (2 * E + 2 * K)),  # query, output; key, value
+        "attention": L * (2 * E * Q + 2 * E * K + biases + sum(_qk_norms(config))),  # query, output; key, value
         "feed_forward": L * ((input_matrices + 1) * E * F + config.bias * (input_matrices * F + E)),
-        "norms": L * 2 * norm,
+        "norms": L * norm * (4 if config.norm_placement == "both" else 2),
         "final_norm": norm,
         "head": 0 if config.tie_embeddings else V * E,
     }
@@ -41,10 +42,18 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
     return {"total": sum(counts.values()), **counts}
 
 
+def _qk_norms(config: ModelConfig) -> tuple[int, int]:
+    """Returns the widths of the weights that normalize queries and keys; 0 where they have none."""
+    D, heads = config.head_width, (config.heads, config.kv_heads)
+    if not config.qk_norm or config.qk_norm_weights == "none":
+        return 0, 0
+    return (D * heads[0], D * heads[1]) if config.qk_norm_weights == "layer" else (D, D)
+
+
 def count_matrix_parameters(config: ModelConfig) -> int:
     """Returns the parameters of the blocks' matrices: those that Muon updates and that every token is multiplied by."""
-    E, K = config.width, config.kv_heads * config.head_width
-    return config.depth * (2 * E * E + 2 * E * K + (3 if config.is_gated else 2) * E * config.intermediate_size)
+    E, Q, K = config.width, config.attention_width, config.kv_heads * config.head_width
+    return config.depth * (2 * E * Q + 2 * E * K + (3 if config.is_gated else 2) * E * config.intermediate_size)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -62,15 +71,22 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         block = f"blocks.{layer}."
         if config.residual_scalars:
             shapes[f"{block}residual.weight"] = (2,)
-        shapes |= {f"{block}attention_norm.{vector}": (E,) for vector in vectors}
+        if config.norm_placement != "post":
+            shapes |= {f"{block}attention_norm.{vector}": (E,) for vector in vectors}
         for name, shape in matrices.items():
             if name == first_of_mlp:
+                for norm, width in zip("qk", _qk_norms(config), strict=True):
+                    shapes |= {f"{block}attention.query_key.{norm}_norm.weight": (width,)} if width else {}
                 if config.has_value_embedding(layer):
                     shapes[f"{block}attention.value_embedding.weight"] = (V, K)
-                shapes |= {f"{block}mlp_norm.{vector}": (E,) for vector in vectors}
+                placed = {"pre": ("mlp_norm",), "post": ("attention_output_norm",)}
+                for norm in placed.get(config.norm_placement, ("attention_output_norm", "mlp_norm")):
+                    shapes |= {f"{block}{norm}.{vector}": (E,) for vector in vectors}
             shapes[f"{block}{name}.weight"] = shape
-            if config.bias:
+            if config.qkv_bias if name.endswith(("q_proj", "k_proj", "v_proj")) else config.bias:
                 shapes[f"{block}{name}.bias"] = shape[:1]
+        if config.norm_placement != "pre":
+            shapes |= {f"{block}mlp_output_norm.{vector}": (E,) for vector in vectors}
     shapes |= {f"norm.{vector}": (E,) for vector in vectors}
     return shapes if config.tie_embeddings else shapes | head
 
@@ -78,6 +94,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def parameter_formula(config: ModelConfig) -> tuple[str, str]:
     """Returns the count as a sum of its terms, and simplified, in the letters above."""
     attention = "2 E^2 + 2 E K" if config.kv_heads != config.heads else "4 E^2"
+    if config.attention_width != config.width:
+        attention = "2 E Q + 2 E K"
     feed_forward = f"{3 if config.is_gated else 2} E F"
     bias = f" + {'2 ' if config.is_gated else ''}F + 3 E + 2 K" if config.bias else ""
     norm = {0: "", 1: "E", 2: "2 E"}[len(NORM_VECTORS[config.norm])]
@@ -94,7 +112,7 @@ def parameter_formula(config: ModelConfig) -> tuple[str, str]:
     ]
     terms += [f"{tables} V K" if tables else "", "2 L" if config.residual_scalars else ""]
     feed_forward_squares = (3 if config.is_gated else 2) * config.intermediate_size / config.width
-    squares = 2 + 2 * config.kv_heads / config.heads + feed_forward_squares
+    squares = (2 + 2 * config.kv_heads / config.heads) * config.attention_width / config.width + feed_forward_squares
     vectors_note = (
         " + vectors" if config.bias or norm or config.positions == "learned" or config.residual_scalars else ""
     )

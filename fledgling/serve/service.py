@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -34,11 +34,20 @@ class Service:
     origins: tuple[str, ...] = ()  # other sites whose pages may use the server
     ignored_fields: FieldCounter = field(default_factory=FieldCounter)
     changed_turns: FieldCounter = field(default_factory=FieldCounter)
+    adapters: Mapping[str, Service] = field(default_factory=dict)  # by model name: the same weights with an adapter
 
     @property
     def context(self) -> int:
         """The model's context in tokens."""
         return self.worker.engine.context
+
+    def select(self, name: str) -> Service:
+        """Returns the service of a request's `model`: that of an adapter, or this one."""
+        return self.adapters.get(name, self)
+
+    def describe_models(self) -> list[dict[str, Any]]:
+        """Returns the entries of /v1/models."""
+        return [service.describe_model() for service in (self, *self.adapters.values())]
 
     def describe_model(self, name: str | None = None) -> dict[str, Any]:
         """Returns the model's entry of /v1/models; raises BadRequest where `name` is not the served model."""
@@ -56,7 +65,8 @@ class Service:
     def check_model_name(self, name: str) -> None:
         """Raises BadRequest unless `name` is the served model, or empty."""
         if name not in ("", self.model_name):
-            message = f"no model {name[:80]!r} on this server; it serves {self.model_name!r}"
+            served = ", ".join(map(repr, (self.model_name, *self.adapters)))
+            message = f"no model {name[:80]!r} on this server; it serves {served[:300]}"
             raise BadRequest(message, "model", "model_not_found", status=404)
 
     def check_num_choices(self, count: int) -> None:
@@ -113,14 +123,15 @@ class Service:
             message = f"the prompt has {len(prompt):,} tokens and the model's whole context is {self.context:,}"
             raise BadRequest(message, "messages", "context_length_exceeded")
         vocab_size = self.worker.engine.model.config.vocab_size
+        defaults = self.tokenizer.sampling_defaults
         return SamplingParams(
-            temperature=1.0 if body.temperature is None else float(body.temperature),
-            top_k=max(0, body.top_k or 0),
-            top_p=1.0 if body.top_p is None else float(body.top_p),
+            temperature=float(defaults.get("temperature", 1.0) if body.temperature is None else body.temperature),
+            top_k=int(defaults.get("top_k", 0)) if body.top_k is None else max(0, body.top_k),
+            top_p=float(defaults.get("top_p", 1.0) if body.top_p is None else body.top_p),
             min_p=float(body.min_p or 0.0),
             max_new_tokens=min(max_new_tokens or free_tokens, free_tokens),
             seed=secrets.randbits(63) if body.seed is None else body.seed,
-            repetition_penalty=float(body.repetition_penalty or 1.0),
+            repetition_penalty=float(body.repetition_penalty or defaults.get("repetition_penalty", 1.0)),
             logit_bias=body.parse_logit_bias(vocab_size),
             presence_penalty=float(body.presence_penalty or 0.0),
             frequency_penalty=float(body.frequency_penalty or 0.0),

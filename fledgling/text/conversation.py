@@ -9,7 +9,8 @@ not. Tokens and mask are both computed from that list, so they cannot disagree. 
     in an answer:  TEXT python_start EXPRESSION python_end output_start RESULT output_end TEXT
                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~                               ~~~~ supervised
 
-There is one layout; `fledgling.export` writes it as a chat template. Messages that it cannot take are first joined or
+There is one layout, which `fledgling.export` writes as a chat template, and that of an open model's own template
+(template_layout.py). Messages that it cannot take are first joined or
 dropped by the rule of turns.py.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from fledgling.config import UserError
+from fledgling.text.template_layout import encode_pieces, render_pieces
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.text.turns import PART_TYPES, is_learned, normalize_turns
 
@@ -86,6 +88,8 @@ def render_conversation(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -
     Raises:
         UserError: what neither the rule of turns.py nor the layout can take.
     """
+    if tokenizer.chat_layout:
+        return _render_by_template(tokenizer, conversation)
     segments = _segments(conversation)
     return _render_segments(tokenizer, segments, (tokenizer.encode(s.text) for s in segments if not s.special))
 
@@ -94,6 +98,8 @@ def render_conversations(
     tokenizer: Tokenizer, conversations: Iterable[Mapping[str, Any]]
 ) -> list[RenderedConversation]:
     """Renders many conversations, with their text encoded in one batch on all cores."""
+    if tokenizer.chat_layout:
+        return [_render_by_template(tokenizer, conversation) for conversation in conversations]
     segments = [_segments(conversation) for conversation in conversations]
     encoded = iter(tokenizer.encode_batch([s.text for s in chain.from_iterable(segments) if not s.special]))
     return [_render_segments(tokenizer, each, encoded) for each in segments]
@@ -105,6 +111,11 @@ def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list
     A conversation that ends with the assistant's message is rendered without that message's end: the answer continues
     it, after a tool's result or in the middle of a text. Raises UserError as `render_conversation` does.
     """
+    if tokenizer.chat_layout:
+        messages = _take_texts(conversation)
+        continues = messages[-1]["role"] == "assistant"
+        pieces = render_pieces(tokenizer, messages, asks=not continues)
+        return encode_pieces(tokenizer, pieces[:-1] if continues else pieces)[0]
     segments = _segments(conversation)
     continued = segments[-1].special and segments[-1].text == "<|assistant_end|>"
     if continued:
@@ -112,6 +123,26 @@ def render_prompt(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> list
     encoded = (tokenizer.encode(s.text) for s in segments if not s.special)
     ids = _render_segments(tokenizer, segments, encoded).tokens.tolist()
     return ids if continued else [*ids, tokenizer.assistant_start]
+
+
+def _take_texts(conversation: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the messages of a conversation as texts, for a template. Raises UserError for a call of a tool."""
+    if not isinstance(conversation, Mapping) or not conversation.get("messages"):
+        check_conversation(conversation)
+    messages, _ = normalize_turns(conversation["messages"], conversation.get("tools"))
+    check_conversation({"messages": messages})
+    for number, message in enumerate(messages, start=1):
+        content = message["content"]
+        if not isinstance(content, str) and any(part["type"] != "text" for part in content):
+            raise UserError(f"message {number} calls a tool, for which this model's chat template has no place here")
+    return [{"role": message["role"], "content": _join_text_parts(message["content"])} for message in messages]
+
+
+def _render_by_template(tokenizer: Tokenizer, conversation: Mapping[str, Any]) -> RenderedConversation:
+    """Returns a conversation in the layout that the model brought."""
+    tokens, mask = encode_pieces(tokenizer, render_pieces(tokenizer, _take_texts(conversation), asks=False))
+    ends = [n + 1 for n, token in enumerate(tokens) if token == tokenizer.assistant_end and mask[n]]
+    return RenderedConversation(np.array(tokens, dtype=np.int32), np.array(mask, dtype=bool), ends)
 
 
 def _check_content(number: int, role: str, content: Any) -> None:

@@ -8,7 +8,6 @@ it is installed and supports the split (`batch_library` names the one in use). T
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -25,19 +24,17 @@ from fledgling.record.durable import write_file
 from fledgling.text import bpe
 from fledgling.text.batch_encoding import EncodeBatch, make_batch_encoder
 from fledgling.text.bpe import byte_alphabet, replace_surrogates
-
-SPECIAL_TOKENS = (
-    "<|bos|>",
-    "<|user_start|>",
-    "<|user_end|>",
-    "<|assistant_start|>",
-    "<|assistant_end|>",
-    "<|python_start|>",
-    "<|python_end|>",
-    "<|output_start|>",
-    "<|output_end|>",
+from fledgling.text.sentence_piece import (
+    adds_space,
+    is_sentence_piece,
+    piece_bytes,
+    vocabulary_of,
 )
-BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<|endoftext|>")  # of this project, Llama 3, Llama 2, GPT-2
+from fledgling.text.template_layout import find_end_of_turn
+from fledgling.text.tokenizer_json import LAYOUT, SPECIAL_TOKENS, build_tokenizer_json, without_special_tokens
+
+# of this project, Llama 3, Llama 2 and Mistral, Gemma, GPT-2 and Qwen
+BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>")
 
 
 class Tokenizer:
@@ -53,10 +50,11 @@ class Tokenizer:
     def __init__(self, tokenizer_json: dict[str, Any], training_info: dict[str, Any] | None = None) -> None:
         """Raises UserError unless the contents of a tokenizer.json are a byte-level BPE."""
         model = tokenizer_json.get("model") or {}
-        if model.get("type") != "BPE" or '"ByteLevel"' not in json.dumps(tokenizer_json.get("pre_tokenizer")):
+        self.is_byte_level = '"ByteLevel"' in json.dumps(tokenizer_json.get("pre_tokenizer"))
+        if not (model.get("type") == "BPE" and self.is_byte_level) and not is_sentence_piece(tokenizer_json):
             raise UserError(
-                f"this tokenizer is {model.get('type', 'of no known kind')}; expected byte-level BPE "
-                "(GPT-2, Llama 3, Qwen ...) in the tokenizer.json of Hugging Face tokenizers"
+                f"this tokenizer is {model.get('type', 'of no known kind')}; expected byte-level BPE (GPT-2, Llama 3, "
+                "Qwen ...), or BPE or Unigram of SentencePiece, in the tokenizer.json of Hugging Face tokenizers"
             )
         if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
             raise UserError(
@@ -65,10 +63,11 @@ class Tokenizer:
             )
         self.tokenizer_json = tokenizer_json
         self.training_info = training_info
-        self.special_tokens: dict[str, int] = {t["content"]: t["id"] for t in tokenizer_json.get("added_tokens") or []}
-        ids = [*model["vocab"].values(), *self.special_tokens.values()]
-        self.vocab_size: int = max(ids) + 1
-        self._plain_json = _without_special_tokens(tokenizer_json)
+        added = tokenizer_json.get("added_tokens") or []
+        self.special_tokens: dict[str, int] = {t["content"]: t["id"] for t in added if t.get("special", True)}
+        self.vocab: dict[str, int] = vocabulary_of(tokenizer_json)
+        self.vocab_size: int = max([*self.vocab.values(), *(t["id"] for t in added)]) + 1
+        self._plain_json = without_special_tokens(tokenizer_json)
 
     # ---- training, loading, saving ---------------------------------------------------------------
 
@@ -119,7 +118,7 @@ class Tokenizer:
         merges = bpe.fit_merges(
             bpe.learn_merges(texts, entries, max_digits, trainer, max_characters, count), entries, letter_tokens
         )
-        tokenizer = cls(_build_tokenizer_json(merges, pattern))
+        tokenizer = cls(build_tokenizer_json(merges, pattern))
         tokenizer.training_info = {
             "trainer": trainer,
             "characters": characters_read,
@@ -205,10 +204,18 @@ class Tokenizer:
         """The bytes that each id represents, (V,); empty for special tokens."""
         value = {character: byte for byte, character in enumerate(byte_alphabet())}
         table = [b""] * self.vocab_size
-        for token, index in self.tokenizer_json["model"]["vocab"].items():
-            if index not in self._special_names:
-                is_byte_level = all(character in value for character in token)
-                table[index] = bytes(map(value.__getitem__, token)) if is_byte_level else token.encode()
+        for token, index in self.vocab.items():
+            if index in self._special_names:
+                continue
+            if not self.is_byte_level:
+                table[index] = piece_bytes(token)
+            elif all(character in value for character in token):
+                table[index] = bytes(map(value.__getitem__, token))
+            else:
+                table[index] = token.encode()
+        for token in self.tokenizer_json.get("added_tokens") or []:
+            if token["content"] not in self.special_tokens:
+                table[token["id"]] = token["content"].encode()
         return table
 
     def byte_lengths(self) -> np.ndarray:
@@ -230,8 +237,80 @@ class Tokenizer:
         return b"".join(out)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; bytes that are not UTF-8, such as a part of a character, become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
+        """Returns the text of `ids`; bytes that are not UTF-8, such as a part of a character, become U+FFFD.
+
+        The space that SentencePiece puts before a text is removed.
+        """
+        text = self.decode_bytes(ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if adds_space(self.tokenizer_json) else text
+
+    # ---- the layout of conversations that came with an open model ---------------------------------
+
+    def with_layout(self, layout: dict[str, Any] | None) -> Tokenizer:
+        """Returns this tokenizer with the chat template of an open model, which its tokenizer.json then holds.
+
+        A tokenizer with the control tokens of our own layout keeps that one.
+
+        Args:
+            layout: chat_template, bos_token, eos_token (texts), stop_ids, at which generation stops, and sampling.
+
+        Raises:
+            UserError: the template cannot be read, or what ends an answer is not to be found.
+        """
+        if layout is None or self.can_chat:
+            return self
+        names = {index: name for name, index in self.special_tokens.items()}
+        ends = [layout["eos_token"], *(names[index] for index in layout["stop_ids"] if index in names)]
+        ends = list(dict.fromkeys(name for name in ends if name in self.special_tokens))
+        if not ends:
+            raise UserError("this tokenizer has a chat template, and no token that ends an answer (eos_token)")
+        kept = {key: layout[key] for key in ("chat_template", "bos_token", "eos_token")}
+        given = {**kept, "end_tokens": ends, "end_of_turn": ends[0], "sampling": layout.get("sampling", {})}
+        found = Tokenizer({**self.tokenizer_json, LAYOUT: given}, self.training_info)
+        given["end_of_turn"] = find_end_of_turn(found, ends)
+        return Tokenizer({**self.tokenizer_json, LAYOUT: given}, self.training_info)
+
+    def without_layout(self) -> Tokenizer:
+        """Returns this tokenizer as other programs read it: the layout is in another file of theirs."""
+        return Tokenizer({key: value for key, value in self.tokenizer_json.items() if key != LAYOUT})
+
+    @property
+    def chat_layout(self) -> dict[str, Any] | None:
+        """The chat template and its names, where a model brought its own; None: the layout of conversation.py."""
+        return self.tokenizer_json.get(LAYOUT)
+
+    @property
+    def sampling_defaults(self) -> dict[str, float]:
+        """How an open model's makers sample: temperature, top_k, top_p, repetition_penalty; {} for others."""
+        return self.chat_layout.get("sampling", {}) if self.chat_layout else {}
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The ids at which an answer ends."""
+        ends = [self.special_tokens.get("<|assistant_end|>"), self.bos_or_none]
+        if self.chat_layout:
+            ends += [self.special_tokens.get(name) for name in self.chat_layout["end_tokens"]]
+        return frozenset(token for token in ends if token is not None)
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether conversations can be rendered: by a layout of its own, or with the tokens of ours."""
+        return bool(self.chat_layout) or {"<|user_start|>", "<|assistant_end|>"} <= self.special_tokens.keys()
+
+    def encode_layout(self, text: str) -> tuple[list[int], list[int]]:
+        """Returns the ids of a rendered conversation, and the place of each one's last character in the text.
+
+        Names of control tokens become these tokens.
+        """
+        encoding = self._whole.encode(replace_surrogates(text), add_special_tokens=False)
+        return encoding.ids, [max(start, end - 1) for start, end in encoding.offsets]
+
+    @cached_property
+    def _whole(self) -> Any:
+        from tokenizers import Tokenizer as Library
+
+        document = {key: value for key, value in self.tokenizer_json.items() if key != LAYOUT}
+        return Library.from_str(json.dumps({**document, "truncation": None, "padding": None}))
 
     # ---- special tokens --------------------------------------------------------------------------
 
@@ -270,7 +349,7 @@ class Tokenizer:
     @property
     def assistant_end(self) -> int:
         """The id after a message of the assistant: sampling stops there."""
-        return self._special_id("<|assistant_end|>")
+        return self._special_id(self.chat_layout["end_of_turn"] if self.chat_layout else "<|assistant_end|>")
 
     @property
     def python_start(self) -> int:
@@ -305,51 +384,3 @@ def read_training_info(path: Path) -> dict[str, Any]:
 def bos_prefix(tokenizer: Tokenizer) -> list[int]:
     """Returns the ids that any text begins with: [bos], or [] if the tokenizer has none."""
     return [] if tokenizer.bos_or_none is None else [tokenizer.bos_or_none]
-
-
-def _build_tokenizer_json(merges: list[bpe.Merge], pattern: str) -> dict[str, Any]:
-    """Returns the contents of a tokenizer.json: ids are bytes, then merges in order, then SPECIAL_TOKENS."""
-    vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
-    for left, right in merges:
-        vocabulary.setdefault(left + right, len(vocabulary))
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": len(vocabulary) + number, "content": name, **flags} for number, name in enumerate(SPECIAL_TOKENS)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": [list(merge) for merge in merges],
-        },
-    }
-
-
-def _without_special_tokens(document: dict[str, Any]) -> str:
-    """Returns a tokenizer.json for text alone, without special tokens in any place."""
-    names = {token["content"] for token in document.get("added_tokens") or []}
-    plain = copy.copy(document)
-    plain["added_tokens"], plain["post_processor"] = [], None
-    plain["truncation"], plain["padding"] = None, None
-    model = plain["model"] = copy.copy(document["model"])
-    model["dropout"] = None  # merges left out at random, for training alone: a text has one encoding
-    # "left right" of older files: `tokenizers` takes a merge that begins with "#version" for a header
-    model["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
-    model["vocab"] = {t: i for t, i in document["model"]["vocab"].items() if t not in names}
-    return json.dumps(plain)

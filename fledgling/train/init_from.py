@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from fledgling.config import STAGES, ModelConfig, Recipe, UserError
+from fledgling.config import STAGES, ModelConfig, Recipe, RunConfig, UserError
 from fledgling.export.checkpoint_weights import read_weights
 from fledgling.export.import_hf import import_hf
 from fledgling.kernels.quantized_model import require_unquantized
@@ -35,7 +35,7 @@ def find_init_checkpoint(recipe: Recipe, run_dir: Path) -> Path | None:
         return None
     if path is None:
         assert source is not None
-        path = import_checkpoint(Path(source), init_dir)
+        path = import_checkpoint(Path(source), init_dir, recipe.run)
         write_json(init_dir / SOURCE_FILE, {"init_from": source})
     elif (imported := _read_source(init_dir)) not in (None, source) and not _has_begun(run_dir):
         raise UserError(
@@ -52,16 +52,24 @@ def find_init_checkpoint(recipe: Recipe, run_dir: Path) -> Path | None:
     return path
 
 
-def import_checkpoint(source: Path, init_dir: Path) -> Path:
-    """Copies the weights and the tokenizer of a checkpoint, or of a Hugging Face directory; returns the copy."""
-    if (source / "config.json").is_file():
-        return import_hf(source, init_dir)[0]
+def import_checkpoint(source: Path, init_dir: Path, run: RunConfig) -> Path:
+    """Copies the weights and the tokenizer of a checkpoint, or of a Hugging Face directory; returns the copy.
+
+    Its context is `run.init_context`, if that is set.
+    """
+
+    def adapt(config: ModelConfig) -> ModelConfig:
+        return config.with_context(run.init_context or config.context, run.init_rope)
+
+    if (source / "config.json").is_file() or source.is_file():
+        return import_hf(source, init_dir, adapt)[0]
     path = checkpoint.resolve_checkpoint(source)
     if not (path / "tokenizer.json").is_file():
         raise UserError(f"run.init_from: {path} has no tokenizer.json, and weights are of no use with another")
     loaded = read_weights(path)
     require_unquantized(loaded.state, path, "trained on")
-    state = {"name": path.resolve().name, "step": 0, "model": loaded.state["model"]}
+    config = adapt(ModelConfig.from_dict(loaded.state["model"]))
+    state = {"name": path.resolve().name, "step": 0, "model": config.to_dict()}
     state["positions"] = loaded.state.get("positions", {})  # its sources go on where it has stopped reading
     files = {"tokenizer.json": path / "tokenizer.json"}
     return checkpoint.save_checkpoint(init_dir, 0, {"model": loaded.merged}, state, files)

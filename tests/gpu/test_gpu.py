@@ -29,6 +29,7 @@ V, C, T = 512, 64, 256
 
 class Silent:
     special_tokens: dict[str, int] = {}  # noqa: RUF012
+    end_tokens: frozenset[int] = frozenset()
     bos_or_none = None
 
 

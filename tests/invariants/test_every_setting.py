@@ -103,6 +103,24 @@ MODEL: dict[str, Case] = {
     "window_pattern": ("S", {"window_size": 2}),
     "window_size": (3, {"window_pattern": "S"}),
     "residual_scalars": (True, {}),
+    "head_dim": (32, {}),
+    "qkv_bias": (True, {}),
+    "qk_norm_weights": ("head", {"rope_base": 3.0}),
+    "norm_placement": ("post", {}),
+    "parallel_residual": (True, {}),
+    "embedding_multiplier": (2.0, {"embedding_norm": False}),
+    "partial_rotary_factor": (0.5, {}),
+    "rope_pattern": ("RN", {}),
+    "rope_local_base": (50.0, {"window_pattern": "S", "window_size": 9}),
+    "rope_type": ("linear", {"rope_factor": 2.0}),
+    "rope_factor": (3.0, {"rope_type": "ntk"}),
+    "rope_original_context": (20, {"rope_type": "llama3", "rope_factor": 4.0}),
+    "rope_low_freq_factor": (0.5, {"rope_type": "llama3", "rope_factor": 4.0, "rope_original_context": 60}),
+    "rope_high_freq_factor": (2.0, {"rope_type": "llama3", "rope_factor": 4.0, "rope_original_context": 60}),
+    "rope_beta_fast": (4.0, {"rope_type": "yarn", "rope_factor": 2.0, "rope_original_context": 4000}),
+    "rope_beta_slow": (0.1, {"rope_type": "yarn", "rope_factor": 2.0, "rope_original_context": 400}),
+    "rope_attention_factor": (2.0, {"rope_type": "yarn", "rope_factor": 2.0, "qk_norm": False}),
+    "window_last_layer": (True, {"window_pattern": "S", "window_size": 2}),
 }
 
 
@@ -492,7 +510,8 @@ def test_what_a_run_cannot_do_is_refused_in_one_line(settings, named, folder, tm
     assert named in lines[-1] and lines[-1].startswith("error: ")
 
 
-RUN = "out init_from device dtype compile fp8 recompute threads max_rollbacks loggers data_dir hardware ranks".split()  # noqa: SIM905
+RUN = "out init_from init_context init_rope device dtype compile threads".split()  # noqa: SIM905
+RUN += ["fp8", "recompute", "max_rollbacks", "loggers", "data_dir", "hardware", "ranks"]
 TOP = "name description seed stages".split()  # noqa: SIM905
 
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import memory as bench
 from fledgling.config import ModelConfig
-from fledgling.config.model import FAMILIES
+from fledgling.config.model import FAMILIES, PRESETS
 from fledgling.model.transformer import Transformer
 from fledgling.optim.roles import assign_role
 from fledgling.plan import flops
@@ -18,7 +18,14 @@ from fledgling.plan.parameters import COMPONENTS, count_matrix_parameters, count
 
 MOST = 0.03  # error of memory, as a share
 
-PART = {"attention_norm": "norms", "mlp_norm": "norms", "attention": "attention", "mlp": "feed_forward"}
+PART = {
+    "attention_norm": "norms",
+    "mlp_norm": "norms",
+    "attention_output_norm": "norms",
+    "mlp_output_norm": "norms",
+    "attention": "attention",
+    "mlp": "feed_forward",
+}
 
 
 def component(name: str) -> str:
@@ -44,15 +51,20 @@ def configs(draw) -> ModelConfig:
         "value_embeddings": draw(st.integers(0, 3)),
         "residual_scalars": draw(st.booleans()),
         "window_pattern": draw(st.sampled_from(["", "S", "SSL"])),
+        "norm_placement": draw(st.sampled_from(["pre", "post", "both"])),
+        "qk_norm_weights": draw(st.sampled_from(["none", "head", "layer"])),
+        "qkv_bias": draw(st.booleans()),
+        "head_dim": draw(st.sampled_from([0, 4, 12])),
     }
     return ModelConfig(
-        family=draw(st.sampled_from(sorted(FAMILIES))),
+        family=draw(st.sampled_from(sorted(PRESETS))),
         vocab_size=draw(st.integers(1, 999)),
         depth=draw(st.integers(1, 5)),
         width=heads * head_width,
         heads=heads,
         kv_heads=kv_heads,
         context=draw(st.integers(1, 64)),
+        partial_rotary_factor=1.0,
         intermediate_size=draw(st.integers(1, 200)),
         **(parts if draw(st.booleans()) else {}),
     )

@@ -114,3 +114,28 @@ def test_a_missing_source_and_another_tokenizer_are_errors(tmp_path):
     other = tiny(tmp_path, stages='["pretrain"]', **{"run.init_from": f'"{tmp_path / "source"}"'})
     with pytest.raises(UserError, match="another tokenizer"):
         run.run_stage(other, "pretrain", resume="never", quiet=True)
+
+
+def test_given_weights_can_have_a_shorter_or_a_longer_context(tmp_path):
+    model, _ = export_random_model(tmp_path, "llama")
+    source = [f"run.init_from={tmp_path / 'source'}"]
+    for number, (settings, expected) in enumerate(
+        [
+            (["run.init_context=32"], (32, "default", 1.0, 0)),
+            (["run.init_context=128"], (128, "default", 1.0, 0)),
+            (["run.init_context=128", "run.init_rope=yarn"], (128, "yarn", 2.0, 64)),
+        ]
+    ):
+        recipe = load_recipe("quickstart", [*source, *settings])
+        path = find_init_checkpoint(recipe, tmp_path / str(number))
+        config = recipe_from_checkpoint(recipe, path).model
+        assert (config.context, config.rope_type, config.rope_factor, config.rope_original_context) == expected
+        Transformer(config.resolve(model.config.vocab_size)).load_state_dict(
+            load_checkpoint(path, ("model",)).tensors["model"]
+        )
+    with pytest.raises(UserError, match="is scaled already"):
+        config.with_context(256, "ntk")
+    export_random_model(tmp_path / "learned", "gpt2")
+    learned = load_recipe("quickstart", [f"run.init_from={tmp_path / 'learned' / 'source'}", "run.init_context=32"])
+    with pytest.raises(UserError, match="has 64 learned positions"):
+        find_init_checkpoint(learned, tmp_path / "gpt2")

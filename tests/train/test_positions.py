@@ -173,7 +173,7 @@ def test_midtraining_goes_on_after_pretraining_and_exactly_after_a_stop(trained,
     notices = [line["text"] for line in read_jsonl(Path(trained.run.out) / "midtrain" / "notices.jsonl")]
     assert any("goes on at row 8 of" in text for text in notices)
 
-    imported = import_checkpoint(Path(trained.run.out), tmp_path / "init")
+    imported = import_checkpoint(Path(trained.run.out), tmp_path / "init", trained.run)
     assert read_positions(load_checkpoint(imported, ("model",)).state, resumes=False) == positions["now"]
     train(replace(trained, stages=("pretrain", "midtrain", "rl")), "rl")
     assert read_state(trained, "rl")["positions"]["now"] == positions["now"]

@@ -1,0 +1,307 @@
+"""Classes of open models in transformers: their tensors and their config.json, for every family of OPEN_FAMILIES.
+
+A class is a value of `OpenClass`. Tensors follow from the model's configuration, since most classes name them as Llama
+does; what a class names or stores otherwise are fields of its value. Nothing here is computed: the parts are those of
+`fledgling.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fledgling.config import ModelConfig, UserError
+from fledgling.config.open_families import OPEN_FAMILIES
+from fledgling.export.hf_rope import read_rope, write_rope
+from fledgling.export.hf_tensor import TensorMapping
+from fledgling.export.untrusted import check_value
+
+SIZES = {  # our name: key of config.json
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "context": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+}
+REQUIRED = ("vocab_size", "width", "intermediate_size", "depth", "heads", "context")
+TYPES = {"norm_eps": float, "tie_embeddings": bool}
+LAYER_TYPES = {"sliding_attention": "S", "full_attention": "L"}
+
+
+@dataclass(frozen=True)
+class OpenClass:
+    """How a class differs from Llama's in names and defaults.
+
+    joint: queries, keys and values are one tensor, and so are gate and up.
+    norm_offset: our weight of a norm less the stored one.
+    theta: default of rope_theta.
+    head_dim: its default; 0 is width / heads.
+    window: how layers have windows where config.json has no layer_types: "all", "from" a layer, "every" n-th not, "no".
+    """
+
+    name: str
+    model_type: str
+    joint: bool = False
+    norm_offset: float = 0.0
+    theta: float = 10_000.0
+    head_dim: int = 0
+    window: str = "no"
+    activation_key: str = "hidden_act"
+    activation: str = "silu"
+    norm_eps: float = 1e-6
+
+
+CLASSES = {
+    "mistral": OpenClass("MistralForCausalLM", "mistral", window="all"),
+    "phi3": OpenClass("Phi3ForCausalLM", "phi3", joint=True, window="all", norm_eps=1e-5),
+    "qwen2": OpenClass("Qwen2ForCausalLM", "qwen2", window="from"),
+    "qwen3": OpenClass("Qwen3ForCausalLM", "qwen3", window="from", head_dim=128),
+    "smollm3": OpenClass("SmolLM3ForCausalLM", "smollm3", theta=2_000_000.0),
+    "olmo2": OpenClass("Olmo2ForCausalLM", "olmo2", theta=500_000.0, norm_eps=1e-5),
+    "olmo3": OpenClass("Olmo3ForCausalLM", "olmo3", theta=500_000.0, norm_eps=1e-5, window="every"),
+    "gemma3": OpenClass(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        norm_offset=1.0,
+        theta=1_000_000.0,
+        head_dim=256,
+        window="every",
+        activation_key="hidden_activation",
+        activation="gelu_pytorch_tanh",
+    ),
+    "gpt_neox": OpenClass("GPTNeoXForCausalLM", "gpt_neox", activation="gelu", norm_eps=1e-5),
+}
+NORM_NAMES = {  # by norm_placement: our norm of a block: its name
+    "pre": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    "post": {
+        "attention_output_norm": "post_attention_layernorm",
+        "mlp_output_norm": "post_feedforward_layernorm",
+    },
+    "both": {
+        "attention_norm": "input_layernorm",
+        "attention_output_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_output_norm": "post_feedforward_layernorm",
+    },
+}
+
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+
+def open_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
+    """Yields the tensors of the family's class, without the head."""
+    yield from _neox_tensors(config) if config.family == "gpt_neox" else _llama_like_tensors(config)
+
+
+def _llama_like_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
+    kind = CLASSES[config.family]
+    yield TensorMapping("model.embed_tokens.weight", ("embedding.weight",))
+    for layer in range(config.depth):
+        block, prefix = f"blocks.{layer}", f"model.layers.{layer}"
+        qkv = tuple(f"{block}.attention.{name}_proj" for name in "qkv")
+        gates = tuple(f"{block}.mlp.{name}_proj" for name in ("gate", "up"))
+        modules = {f"self_attn.{name}_proj": (one,) for name, one in zip("qkv", qkv, strict=True)}
+        modules |= {f"mlp.{name}_proj": (one,) for name, one in zip(("gate", "up"), gates, strict=True)}
+        if kind.joint:
+            modules = {"self_attn.qkv_proj": qkv, "mlp.gate_up_proj": gates}
+        modules |= {"self_attn.o_proj": (f"{block}.attention.o_proj",), "mlp.down_proj": (f"{block}.mlp.down_proj",)}
+        for module, names in modules.items():
+            yield TensorMapping(f"{prefix}.{module}.weight", tuple(f"{name}.weight" for name in names))
+            if config.qkv_bias if set(names) <= set(qkv) else config.bias:
+                yield TensorMapping(f"{prefix}.{module}.bias", tuple(f"{name}.bias" for name in names))
+        if config.qk_norm_weights != "none":
+            for name in ("q_norm", "k_norm"):
+                names = (f"{block}.attention.query_key.{name}.weight",)
+                yield TensorMapping(f"{prefix}.self_attn.{name}.weight", names, offset=kind.norm_offset)
+        for part, name in NORM_NAMES[config.norm_placement].items():
+            yield TensorMapping(f"{prefix}.{name}.weight", (f"{block}.{part}.weight",), offset=kind.norm_offset)
+    yield TensorMapping("model.norm.weight", ("norm.weight",), offset=kind.norm_offset)
+
+
+def _neox_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
+    yield TensorMapping("gpt_neox.embed_in.weight", ("embedding.weight",))
+    for layer in range(config.depth):
+        block, prefix = f"blocks.{layer}", f"gpt_neox.layers.{layer}"
+        for kind in ("weight", "bias"):
+            yield TensorMapping(f"{prefix}.input_layernorm.{kind}", (f"{block}.attention_norm.{kind}",))
+            yield TensorMapping(f"{prefix}.post_attention_layernorm.{kind}", (f"{block}.mlp_norm.{kind}",))
+            qkv = tuple(f"{block}.attention.{name}_proj.{kind}" for name in "qkv")
+            if kind == "weight" or config.qkv_bias:
+                yield TensorMapping(f"{prefix}.attention.query_key_value.{kind}", qkv, heads=config.heads)
+                yield TensorMapping(f"{prefix}.attention.dense.{kind}", (f"{block}.attention.o_proj.{kind}",))
+            yield TensorMapping(f"{prefix}.mlp.dense_h_to_4h.{kind}", (f"{block}.mlp.fc1.{kind}",))
+            yield TensorMapping(f"{prefix}.mlp.dense_4h_to_h.{kind}", (f"{block}.mlp.fc2.{kind}",))
+    for kind in ("weight", "bias"):
+        yield TensorMapping(f"gpt_neox.final_layer_norm.{kind}", (f"norm.{kind}",))
+
+
+def head_name(config: ModelConfig) -> str:
+    """Returns the name of the head's tensor."""
+    return "embed_out.weight" if config.family == "gpt_neox" else "lm_head.weight"
+
+
+# ---- config.json ---------------------------------------------------------------------------------
+
+
+def size_keys(family: str) -> dict[str, str]:
+    """Returns our names of sizes -> keys of config.json."""
+    if family != "gpt_neox":
+        return SIZES
+    return {name: key for name, key in SIZES.items() if name != "kv_heads"} | {"norm_eps": "layer_norm_eps"}
+
+
+def read_open_config(family: str, config_json: Mapping[str, Any], largest: Mapping[str, int]) -> ModelConfig:
+    """Returns the model of a config.json. Raises UserError that names the unsupported key.
+
+    largest: bounds of sizes, by our names.
+    """
+    kind, preset = CLASSES[family], OPEN_FAMILIES[family]
+    values: dict[str, Any] = {"norm_eps": kind.norm_eps}
+    for name, key in size_keys(family).items():
+        if config_json.get(key) is not None:
+            values[name] = check_value(key, config_json[key], TYPES.get(name, int))
+            if values[name] > largest.get(name, 1 << 20):
+                raise UserError(f"config.json: {key} is {values[name]}; expected at most {largest.get(name, 1 << 20)}")
+    if missing := [size_keys(family)[name] for name in REQUIRED if name not in values]:
+        raise UserError(f"config.json: {missing[0]} is missing")
+    values.setdefault("kv_heads", values["heads"])
+    values["head_dim"] = check_value("head_dim", config_json.get("head_dim") or kind.head_dim or _divided(values), int)
+    if values["head_dim"] > 1 << 14:
+        raise UserError(f"config.json: head_dim is {values['head_dim']}; expected at most {1 << 14}")
+    if values["head_dim"] * values["heads"] == values["width"]:
+        values["head_dim"] = 0
+    activation = config_json.get(kind.activation_key, kind.activation)
+    if activation != kind.activation:
+        raise UserError(
+            f"config.json: the activation {str(activation)[:60]!r} is not supported; expected {kind.activation}"
+        )
+    theta_key = "rotary_emb_base" if family == "gpt_neox" else "rope_theta"
+    values |= read_rope(config_json, kind.theta, theta_key)
+    values |= _read_layers(family, config_json, values)
+    if family == "gpt_neox":
+        share = config_json.get("rotary_pct", 0.25)
+        values.setdefault("partial_rotary_factor", check_value("rotary_pct", share, float))
+        parallel = check_value("use_parallel_residual", config_json.get("use_parallel_residual", True), bool)
+        values["parallel_residual"] = parallel
+        values["qkv_bias"] = check_value("attention_bias", config_json.get("attention_bias", True), bool)
+        if not values["qkv_bias"]:
+            raise UserError("config.json: attention_bias is false, which is not supported for this class")
+    elif config_json.get("attention_bias") or config_json.get("mlp_bias"):
+        raise UserError("config.json: attention_bias or mlp_bias is true, which is not supported for this class")
+    if family == "gemma3":
+        values |= _read_gemma(config_json, values)
+    return ModelConfig(family=family, activation=preset["activation"], **values)
+
+
+def _divided(values: Mapping[str, Any]) -> int:
+    width, heads = values["width"], values["heads"]
+    if width % heads:
+        raise UserError(f"config.json: hidden_size {width} is not divisible by num_attention_heads {heads}")
+    return width // heads
+
+
+def _read_gemma(config_json: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    scalar = config_json.get("query_pre_attn_scalar", 256)
+    head_dim = values["head_dim"] or values["width"] // values["heads"]
+    if scalar != head_dim:
+        raise UserError(f"config.json: query_pre_attn_scalar is {scalar!r}; supported is head_dim, {head_dim}")
+    softcap = config_json.get("final_logit_softcapping")
+    cap = 0.0 if softcap is None else check_value("final_logit_softcapping", softcap, float)
+    rope = {} if "rope_local_base" in values else {"rope_local_base": _local_theta(config_json)}
+    return {"logit_softcap": cap, **rope}
+
+
+def _local_theta(config_json: Mapping[str, Any]) -> float:
+    return check_value("rope_local_base_freq", config_json.get("rope_local_base_freq", 10_000.0), float)
+
+
+def _read_layers(family: str, config_json: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields that say which layers have a window, and which have no positions."""
+    depth, kind = values["depth"], CLASSES[family]
+    fields: dict[str, Any] = {}
+    if family == "smollm3":
+        rotated = config_json.get("no_rope_layers")
+        if rotated is None:
+            interval = check_value("no_rope_layer_interval", config_json.get("no_rope_layer_interval", 4), int)
+            rotated = [int((layer + 1) % interval != 0) for layer in range(depth)]
+        if not isinstance(rotated, list) or len(rotated) != depth or set(map(str, rotated)) - {"0", "1"}:
+            raise UserError(f"config.json: no_rope_layers is not a list of {depth} numbers 0 or 1")
+        fields["rope_pattern"] = shorten_pattern("".join("NR"[int(value)] for value in rotated))
+    window = config_json.get("sliding_window")
+    uses = config_json.get("use_sliding_window", family not in ("qwen2", "qwen3", "smollm3"))
+    if window is None or not uses or (kind.window == "no" and "layer_types" not in config_json):
+        return fields
+    types = config_json.get("layer_types")
+    if types is None:
+        first, every = config_json.get("max_window_layers", 28), config_json.get("sliding_window_pattern")
+        every = every if type(every) is int and every > 0 else 6 if family == "gemma3" else 4
+        pattern = {
+            "all": "S" * depth,
+            "from": "".join("S" if layer >= first else "L" for layer in range(depth)) if type(first) is int else "",
+            "every": "".join("L" if (layer + 1) % every == 0 else "S" for layer in range(depth)),
+        }[kind.window]
+    elif not isinstance(types, list) or len(types) != depth or not all(str(one) in LAYER_TYPES for one in types):
+        raise UserError(f"config.json: layer_types is not a list of {depth} of {', '.join(LAYER_TYPES)}")
+    else:
+        pattern = "".join(LAYER_TYPES[one] for one in types)
+    if "S" in pattern:
+        fields |= {
+            "window_pattern": shorten_pattern(pattern),
+            "window_size": check_value("sliding_window", window, int),
+            "window_last_layer": True,
+        }
+    return fields
+
+
+def shorten_pattern(pattern: str) -> str:
+    """Returns the shortest beginning of a pattern that gives it when repeated; "" where all letters are L or R."""
+    if not set(pattern) - {"L"} or not set(pattern) - {"R"}:
+        return ""
+    sizes = range(1, len(pattern) + 1)
+    return next(pattern[:n] for n in sizes if (pattern[:n] * len(pattern))[: len(pattern)] == pattern)
+
+
+def write_open_config(config: ModelConfig) -> dict[str, Any]:
+    """Returns the keys of config.json that describe the model; the inverse of `read_open_config`."""
+    family, kind = config.family, CLASSES[config.family]
+    values: dict[str, Any] = {"architectures": [kind.name], "model_type": kind.model_type}
+    values |= {key: getattr(config, name) for name, key in size_keys(family).items()}
+    values |= {kind.activation_key: kind.activation, "head_dim": config.head_width}
+    rope = write_rope(config)
+    values["rope_parameters"] = rope
+    if config.rope_local_base:
+        local = {"rope_type": "default", "rope_theta": config.rope_local_base}
+        values["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
+    if family == "gpt_neox":
+        del values["head_dim"]
+        values |= {"use_parallel_residual": config.parallel_residual, "attention_bias": True}
+        return values
+    return values | _write_layers(config)
+
+
+def _write_layers(config: ModelConfig) -> dict[str, Any]:
+    """Returns the keys that say which layers have a window, and which have no positions."""
+    letters = ((config.window_pattern or "L") * config.depth)[: config.depth]
+    types = [next(name for name, letter in LAYER_TYPES.items() if letter == one) for one in letters]
+    values: dict[str, Any] = {"sliding_window": config.window_size if "S" in letters else None}
+    if config.family == "smollm3":
+        rotated = ((config.rope_pattern or "R") * config.depth)[: config.depth]
+        values["no_rope_layers"] = [int(letter == "R") for letter in rotated]
+    if config.family in ("mistral", "phi3"):
+        if set(letters) == {"S", "L"}:
+            raise UserError("this model has windows in some layers, and its class has them in all or none")
+        return values
+    if config.family in ("qwen2", "qwen3", "smollm3"):
+        values |= {"use_sliding_window": "S" in letters, "max_window_layers": config.depth}
+    if config.family == "gemma3":
+        values |= {"query_pre_attn_scalar": config.head_width, "sliding_window": config.window_size or config.context}
+        values["final_logit_softcapping"] = config.logit_softcap or None
+    if config.family == "olmo2":
+        return {}
+    return values | {"layer_types": types}

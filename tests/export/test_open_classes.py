@@ -1,0 +1,166 @@
+"""Every open class computes here what it computes in transformers, and leaves again as the same class.
+
+Random models of two or three layers, made with transformers' own classes: logits, greedy tokens through the cache, a
+left-padded batch, a text longer than the window or than the context that RoPE was trained for.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from fledgling.config import UserError
+from fledgling.export import parity
+from fledgling.export.hf_mapping import from_hf_config, to_hf_config
+from fledgling.export.read_hf import read_hf
+from fledgling.export.write_hf import write_hf
+from fledgling.model.transformer import Transformer
+
+SIZES = {
+    "vocab_size": 330,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+NO_GROUPS = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 24}
+LLAMA3 = {
+    **YARN,
+    **{"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+CASES = {  # name: class of the configuration, its keys
+    "llama": ("LlamaConfig", {**SIZES, "rope_parameters": LLAMA3}),
+    "llama with wide heads": ("LlamaConfig", {**SIZES, "head_dim": 16, "rope_parameters": PLAIN}),
+    "llama, linear": (
+        "LlamaConfig",
+        {**SIZES, "rope_parameters": {**PLAIN, "rope_type": "linear", "factor": 4.0}, "tie_word_embeddings": True},
+    ),
+    "llama, yarn": ("LlamaConfig", {**SIZES, "rope_parameters": YARN}),
+    "mistral": ("MistralConfig", {**SIZES, "sliding_window": 7, "rope_parameters": PLAIN}),
+    "phi3": ("Phi3Config", {**SIZES, "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}}),
+    "qwen2": ("Qwen2Config", {**SIZES, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}),
+    "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 16, "tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3Config", {**SIZES, "no_rope_layer_interval": 3}),
+    "olmo2": ("Olmo2Config", {**SIZES, "rope_parameters": PLAIN}),
+    "olmo3": (
+        "Olmo3Config",
+        {**SIZES, "sliding_window": 7, "rope_parameters": {"full_attention": YARN, "sliding_attention": PLAIN}},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            **SIZES,
+            **{"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 7, "sliding_window_pattern": 3},
+            "final_logit_softcapping": 20.0,
+        },
+    ),
+    "gpt_neox": ("GPTNeoXConfig", {**NO_GROUPS, "rotary_pct": 0.5}),
+    "gpt_neox, in sequence": (
+        "GPTNeoXConfig",
+        {**NO_GROUPS, "rotary_pct": 0.5, "use_parallel_residual": False},
+    ),
+}
+
+
+def random_class(name: str):
+    """A random model of transformers; no weight is at its initial value."""
+    kind, keys = CASES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**keys)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().float()
+    draw = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
+    return model
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_class_computes_what_transformers_computes_and_leaves_again(name, tokenizer, tmp_path):
+    other = random_class(name)
+    other.save_pretrained(tmp_path / "in", max_shard_size="60KB" if name == "qwen3" else "5GB")
+    tokenizer.save(tmp_path / "in" / "tokenizer.json")
+    imported = read_hf(tmp_path / "in")
+    model = Transformer(imported.config).eval()
+    model.load_state_dict(imported.state)
+    row = torch.randint(1, 330, (1, 60), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = other(row).logits
+        torch.testing.assert_close(model.compute_logits(model(row)), expected, rtol=1e-4, atol=1e-4)
+        generated = other.generate(row[:, :9], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert parity.generate_greedy(model, row[0, :9].tolist(), 20) == generated[0, 9:].tolist()
+        padded = torch.cat((torch.zeros(1, 11, dtype=torch.long), row[:, :30]), dim=1)
+        mask = (torch.arange(41) >= 11).long()[None]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        last = other(padded, attention_mask=mask, position_ids=positions).logits[0, -1]
+        torch.testing.assert_close(model.compute_logits(model(row[:, :30]))[0, -1], last, rtol=1e-4, atol=1e-4)
+    write_hf(tmp_path / "out", imported.config, model.state_dict(), tokenizer, "card")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    assert type(again) is type(other)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(row).logits, expected, rtol=1e-4, atol=1e-4)
+    assert read_hf(tmp_path / "out").config == imported.config
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_configuration_of_a_class_survives_both_ways(name):
+    kind, keys = CASES[name]
+    config = from_hf_config(getattr(transformers, kind)(**keys).to_dict())
+    assert from_hf_config(to_hf_config(config)) == config
+
+
+HOSTILE = [
+    ("qwen3", {"head_dim": 10**9}, "head_dim"),
+    ("qwen3", {"layer_types": ["full_attention"] * 2, "use_sliding_window": True, "sliding_window": 4}, "layer_types"),
+    ("qwen2", {"hidden_act": "gelu"}, "activation"),
+    ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
+    ("smollm3", {"no_rope_layers": "all"}, "no_rope_layers"),
+    ("gemma3", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar"),
+    ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ("gpt_neox", {"attention_bias": False}, "attention_bias"),
+    ("llama", {"rope_parameters": {**YARN, "mscale": 1.0}}, "mscale"),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "has no factor"),
+    ("llama", {"rope_parameters": {**LLAMA3, "factor": float("inf")}}, "factor"),
+    ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1] * 10**6}}, "longrope"),
+    ("olmo2", {"attention_bias": True}, "attention_bias"),
+    ("mistral", {"sliding_window": -1}, "sliding_window"),
+    ("gpt_neox", {"hidden_size": 50}, "hidden_size"),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "word"), HOSTILE)
+def test_what_a_class_cannot_be_here_is_named_in_one_line(name, keys, word):
+    kind, given = CASES[name]
+    contents = {**getattr(transformers, kind)(**given).to_dict(), **keys}
+    with pytest.raises(UserError, match=word) as error:
+        from_hf_config(contents)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_ntk_is_the_dynamic_type_of_transformers_at_one_length(tokenizer, tmp_path):
+    """Theirs depends on the text's length, so it is not read; at the longest length both are the same."""
+    kind, keys = CASES["llama"]
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 1.0}
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**{**keys, "max_position_embeddings": 24, "rope_parameters": rope})
+    other = transformers.AutoModelForCausalLM.from_config(config).eval()
+    other.save_pretrained(tmp_path)
+    contents = {**config.to_dict(), "rope_parameters": PLAIN, "max_position_embeddings": 48}
+    config_here = replace(from_hf_config(contents), rope_type="ntk", rope_factor=2.0)
+    model = Transformer(config_here).eval()
+    other.config.rope_parameters = PLAIN
+    other.save_pretrained(tmp_path / "plain")
+    tokenizer.save(tmp_path / "plain" / "tokenizer.json")
+    model.load_state_dict(read_hf(tmp_path / "plain").state)
+    row = torch.randint(1, 330, (1, 48), generator=torch.Generator().manual_seed(2))
+    other.config.rope_parameters = rope
+    with torch.inference_mode():
+        torch.testing.assert_close(model.compute_logits(model(row)), other(row).logits, rtol=1e-4, atol=1e-4)
