@@ -21,8 +21,10 @@ from typing import Any
 import torch
 
 from fledgling.config import AdapterConfig, ModelConfig, OptimizerConfig, UserError
+from fledgling.kernels.frozen_weights import quantize_blocks
 from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
+from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import TrainingStep, memory_by_phase
 from fledgling.runtime.device import DTYPES, DeviceSetup
@@ -59,6 +61,7 @@ class Case:
     saving: bool = False
     adapter: str = "none"  # a method, with rank 8 on all matrices
     recompute: bool = False
+    quantization: str = "none"
 
     @property
     def config(self) -> ModelConfig:
@@ -88,7 +91,9 @@ class Case:
             None if self.deterministic == "auto" else self.deterministic == "on",
             self.documents,
             saves_checkpoints=self.saving,
-            adapter=None if self.adapter == "none" else AdapterConfig(self.adapter, rank=8),
+            adapter=None
+            if self.adapter == "none"
+            else AdapterConfig(self.adapter, rank=8, quantization=self.quantization),
             recompute=self.recompute,
         )
 
@@ -104,7 +109,7 @@ class Case:
         kind = "" if self.documents else ", one document"
         tree = "" if self.deterministic == "auto" else f", deterministic {self.deterministic}"
         how = (", compiled" if self.compiled else "") + (", saving" if self.saving else "")
-        how += "" if self.adapter == "none" else f", {self.adapter}"
+        how += "" if self.adapter == "none" else f", {self.adapter} on {self.quantization}"
         grouped = "" if self.kv_heads == self.heads else f"/{self.kv_heads}"
         return (
             f"{self.family} {self.depth} x {self.width}, {self.heads}{grouped} heads, V {self.vocab_size:,}, "
@@ -147,6 +152,9 @@ EAGER = (
     Case(2, 128, 4, 256, 2048, family="llama", dtype="bfloat16", adapter="rslora"),
     Case(2, 256, 2, 256, 1024, family="gpt2", adapter="dora"),
     Case(6, 256, 1, 32, 1024, family="llama", adapter="lora"),
+    Case(4, 256, 4, 256, 1024, family="llama", adapter="lora", quantization="nf4"),
+    Case(4, 512, 1, 128, 512, family="llama", adapter="lora", quantization="int4"),
+    Case(4, 512, 1, 128, 512, family="llama", dtype="bfloat16", adapter="lora", quantization="int8"),
 )
 RANKS = (
     *(
@@ -206,10 +214,12 @@ def measure_case_peak(case: Case) -> int:
     world = World.start("cpu")
     gc.collect()
     bytes_before = count_live_tensor_bytes()
+    packed = build_quantized(case) if case.quantization != "none" else None
     with measure_peak_memory(world.device) as peak:
-        model = build_model(case.config, DeviceSetup(DTYPES[case.dtype], case.compiled, 0.0), world.device)
+        model = packed or build_model(case.config, DeviceSetup(DTYPES[case.dtype], case.compiled, 0.0), world.device)
         model.recompute = case.recompute
-        model.initialize(0)
+        if packed is None:
+            model.initialize(0)
         if case.step.adapter:
             attach_adapter(model, case.step.adapter, case.config)
             initialize_adapter(model, 0)
@@ -228,6 +238,15 @@ def measure_case_peak(case: Case) -> int:
             loop.train_step(stage, model, optimizer, batch.split(case.rows), world)
         phases.clear()
     return peak.bytes - bytes_before
+
+
+def build_quantized(case: Case) -> Transformer:
+    """Returns the case's model with quantized matrices: what is left once they are made."""
+    model = build_model(case.config, DeviceSetup(DTYPES[case.dtype], False, 0.0), torch.device("cpu"))
+    model.initialize(0)
+    quantize_blocks(model.requires_grad_(False), case.quantization)
+    gc.collect()
+    return model
 
 
 def _on_ranks(size: int, cases: list[Case]) -> list[int]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fledgling.export import gguf, hf_mapping
+from fledgling.export.hf_tensor import to_hf_tensor
 from fledgling.infer.device_decoder import run_block
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
@@ -88,9 +89,7 @@ class TransformersBackend:
         model_class = getattr(transformers, hf_mapping.CLASSES[model.config.family])
         self.model = model_class(model_class.config_class.from_dict(hf_mapping.to_hf_config(model.config)))
         state = model.state_dict()
-        tensors = {
-            entry.hf_name: hf_mapping.to_hf_tensor(entry, state) for entry in hf_mapping.tensor_mappings(model.config)
-        }
+        tensors = {entry.hf_name: to_hf_tensor(entry, state) for entry in hf_mapping.tensor_mappings(model.config)}
         tied = model.config.tie_embeddings  # then the head is one tensor under two names
         self.model.load_state_dict(tensors, strict=not tied)
         self.model = self.model.to(device, dtype).eval()

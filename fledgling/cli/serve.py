@@ -30,6 +30,7 @@ def serve(
     prefix_cache_tokens: int | None = None,
     lookahead_tokens: int = 0,
     python: bool = False,
+    adapter: tuple[str, ...] = (),
     device: Device = "auto",
 ) -> int:
     """Serve a checkpoint: a page at http://127.0.0.1:8000, and an OpenAI-compatible API under /v1.
@@ -65,6 +66,8 @@ def serve(
         Draft tokens of prompt lookup in one step; the answers stay the same. 0: none.
     python
         Run the model's own tool calls that are no calculation as Python, in the sandbox's interpreter.
+    adapter
+        NAME=DIR: an adapter in peft's format on these weights, served as the model NAME; may be repeated.
     """
     check_port(port)
     api_key = choose_api_key(host, api_key)
@@ -83,6 +86,9 @@ def serve(
     ):
         if value is not None and value < low:
             raise UserError(f"--{option} {value}: expected {low} or more")
+    from dataclasses import replace
+
+    from fledgling.infer.adapters import make_engines, parse_adapters
     from fledgling.infer.session import load_chat_engine
     from fledgling.infer.tools import select_tool
     from fledgling.serve.app import make_app
@@ -109,6 +115,10 @@ def serve(
         )
 
     services = [load(checkpoint, model_name, [])]
+    for name, engine in make_engines(services[0].worker.engine, parse_adapters(adapter)).items():
+        worker = services[0].worker
+        settings = (max_batch_size, max_queue_size, worker.prefill_chunk, prefix_cache_tokens, lookahead_tokens)
+        services.append(replace(services[0], worker=Worker(engine, *settings), model_name=name))
     for path in compare:
         services.append(load(path, None, [service.model_name for service in services]))
     listener, url = listen(host, port)

@@ -20,6 +20,7 @@ class AdapterConfig:
     targets: tuple[str, ...] = ()  # matrices, as q_proj or blocks.3.mlp.fc1; (): all matrices of the blocks
     stages: tuple[str, ...] = ("midtrain", "sft", "dpo", "rl")  # that train the adapter
     init_from: str | None = None  # a directory in peft's format that the first of them starts from
+    quantization: str = choice("none", "int8", "int4", "nf4")  # of the blocks' frozen matrices (QLoRA)
 
     @property
     def scale(self) -> float:
@@ -37,7 +38,8 @@ class AdapterConfig:
 
     def has_tensors_of(self, other: AdapterConfig, config: ModelConfig) -> bool:
         """Returns whether the tensors of an adapter `other` of the model are, unchanged, those of this one."""
-        same_update = (self.rank, self.has_magnitude) == (other.rank, other.has_magnitude)
+        names = ("rank", "has_magnitude", "quantization")
+        same_update = all(getattr(self, name) == getattr(other, name) for name in names)
         is_scaled = math.isclose(self.scale, other.scale, rel_tol=1e-9)
         return same_update and is_scaled and self.select_matrices(config) == other.select_matrices(config)
 

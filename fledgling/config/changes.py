@@ -125,6 +125,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "rank": ADAPTER,
         "alpha": ADAPTER,
         "targets": ADAPTER,
+        "quantization": ADAPTER,
         "stages": ADAPTER,
         "init_from": Rule("ignored", "the adapter is trained already", "takes effect"),
     },

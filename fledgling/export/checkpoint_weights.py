@@ -18,6 +18,7 @@ from torch import Tensor
 from fledgling.config import AdapterConfig, ModelConfig, UserError
 from fledgling.export.peft_format import CONFIG_FILE, TENSORS_FILE, read_peft
 from fledgling.export.untrusted import read_json
+from fledgling.kernels.frozen_weights import round_to_quantized
 from fledgling.model.adapter import merge_adapter
 from fledgling.record import checkpoint, make_write_error
 from fledgling.record.atomic_directory import atomic_directory
@@ -38,10 +39,13 @@ class CheckpointWeights:
 
     @property
     def merged(self) -> dict[str, Tensor]:
-        """The weights of a plain model that computes the same."""
+        """The weights of a plain model that computes the same: on matrices as they were quantized, if they were."""
         if self.adapter is None or self.adapter_tensors is None:
             return self.base
-        return merge_adapter(self.base, self.adapter, self.adapter_tensors)
+        base = self.base
+        if self.adapter.quantization != "none":
+            base = round_to_quantized(base, ModelConfig.from_dict(self.state["model"]), self.adapter.quantization)
+        return merge_adapter(base, self.adapter, self.adapter_tensors)
 
 
 def describe_adapter(adapter: AdapterConfig, checkpoint_dir: Path, base: Path) -> dict[str, Any]:
@@ -59,9 +63,8 @@ def read_adapter_state(state: dict[str, Any], path: Path) -> tuple[AdapterConfig
         return None
     known = {entry.name for entry in fields(AdapterConfig)}
     try:
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in described["config"].items()
-        }
+        given: dict[str, Any] = described["config"]
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         if set(values) - known:
             raise ValueError(f"unknown fields {sorted(set(values) - known)[:3]}")
         adapter, base = AdapterConfig(**values), path / described["base"]

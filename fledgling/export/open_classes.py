@@ -106,7 +106,9 @@ def _llama_like_tensors(config: ModelConfig) -> Iterator[TensorMapping]:
         block, prefix = f"blocks.{layer}", f"model.layers.{layer}"
         qkv = tuple(f"{block}.attention.{name}_proj" for name in "qkv")
         gates = tuple(f"{block}.mlp.{name}_proj" for name in ("gate", "up"))
-        modules = {f"self_attn.{name}_proj": (one,) for name, one in zip("qkv", qkv, strict=True)}
+        modules: dict[str, tuple[str, ...]] = {
+            f"self_attn.{name}_proj": (one,) for name, one in zip("qkv", qkv, strict=True)
+        }
         modules |= {f"mlp.{name}_proj": (one,) for name, one in zip(("gate", "up"), gates, strict=True)}
         if kind.joint:
             modules = {"self_attn.qkv_proj": qkv, "mlp.gate_up_proj": gates}

@@ -11,6 +11,8 @@ N rows, K columns of a matrix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ INTERLEAVED_COLUMNS = (
 # -127. Relative error .077 on trained matrices; evenly spaced levels leave .085.
 LEVELS_4BIT = (-127, -103, -83, -66, -51, -37, -24, -11, 2, 15, 28, 41, 56, 72, 90, 113)
 SCALE_CANDIDATES = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 1.03)  # times a group's first scale
+DEQUANTIZED_VALUES = {"cpu": 1 << 16}  # at once
 GROUPS_PER_CHUNK = 1 << 14  # as many as stay in the processor's cache
 
 
@@ -66,7 +69,7 @@ def quantize_matrix(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor,
         return values.view(weight.shape), scale.to(torch.bfloat16).view(len(weight), -1)
     parts = [_nearest_levels(part) for part in groups.split(GROUPS_PER_CHUNK)]
     index, scale = (torch.cat(part) for part in zip(*parts, strict=True))
-    return _interleave(index.view(weight.shape)), scale.to(torch.bfloat16).view(len(weight), -1)
+    return interleave(index.view(weight.shape)), scale.to(torch.bfloat16).view(len(weight), -1)
 
 
 def _round_scale(scale: Tensor) -> Tensor:
@@ -91,20 +94,35 @@ def _nearest_levels(groups: Tensor) -> tuple[Tensor, Tensor]:
     return index, scale
 
 
-def _interleave(index: Tensor) -> Tensor:
+def interleave(index: Tensor) -> Tensor:
     """Packs indices (N, K) of 4 bits into (N, K / 2) bytes."""
     low, high = index.view(len(index), -1, 2, INTERLEAVED_COLUMNS // 2).unbind(2)
     return (low | high << 4).reshape(len(index), -1)
 
 
-def dequantize_matrix(values: Tensor, scales: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """Inverts `quantize_matrix` up to its rounding: returns (N, K) in dtype, rounded once."""
+def dequantize_matrix(
+    values: Tensor, scales: Tensor, bits: int, dtype: torch.dtype, levels_4bit: Sequence[float] = LEVELS_4BIT
+) -> Tensor:
+    """Inverts `quantize_matrix` up to its rounding: returns (N, K) in dtype, rounded once.
+
+    Some rows at a time: the temporaries of 4 bits are eight times as large as the result.
+    """
+    columns = values.shape[1] * (2 if bits == 4 else 1)
+    matrix = torch.empty(len(values), columns, dtype=dtype, device=values.device)
+    rows = max(1, DEQUANTIZED_VALUES.get(values.device.type, 1 << 22) // columns)
+    for start in range(0, len(values), rows):
+        part = slice(start, start + rows)
+        matrix[part] = _dequantize_rows(values[part], scales[part], bits, levels_4bit)
+    return matrix
+
+
+def _dequantize_rows(values: Tensor, scales: Tensor, bits: int, levels_4bit: Sequence[float]) -> Tensor:
     if bits == 8:
         levels = values.float()
     else:
-        table = torch.tensor(LEVELS_4BIT, dtype=torch.float32, device=values.device)
+        table = torch.tensor(levels_4bit, dtype=torch.float32, device=values.device)
         halves = values.view(len(values), -1, 1, INTERLEAVED_COLUMNS // 2)
         index = torch.cat((halves & 15, halves >> 4), dim=2).reshape(len(values), -1)
         levels = table[index.int()]
     groups = levels.view(len(values), scales.shape[1], -1)
-    return (groups * scales.float()[:, :, None]).view(levels.shape).to(dtype)
+    return (groups * scales.float()[:, :, None]).view(levels.shape)

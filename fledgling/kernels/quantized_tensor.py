@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_map_only
 
 from fledgling.kernels import native
 from fledgling.kernels.device_matrix import MAX_DEVICE_ROWS, DeviceMatrix, can_pack, pack_device_matrix
-from fledgling.kernels.format import dequantize_matrix, quantize_matrix
+from fledgling.kernels.format import LEVELS_4BIT, dequantize_matrix, quantize_matrix
 
 aten = torch.ops.aten
+Levels = tuple[float, ...]
 
 
 class QuantizedTensor(torch.Tensor):
@@ -32,6 +33,7 @@ class QuantizedTensor(torch.Tensor):
         scales: bf16 (N, K / group_size), one for each group of columns.
         bits: 8 or 4.
         dtype: nominal dtype: that of the dequantized matrix, unless another is requested.
+        levels: of 4 bits, if they are not those of format.py.
     """
 
     values: Tensor  # type: ignore[assignment]
@@ -39,13 +41,17 @@ class QuantizedTensor(torch.Tensor):
     bits: int
 
     @staticmethod
-    def __new__(cls, values: Tensor, scales: Tensor, bits: int, dtype: torch.dtype) -> QuantizedTensor:
+    def __new__(
+        cls, values: Tensor, scales: Tensor, bits: int, dtype: torch.dtype, levels: Levels = LEVELS_4BIT
+    ) -> QuantizedTensor:
         shape = (values.shape[0], values.shape[1] * (2 if bits == 4 else 1))
         return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=values.device)
 
-    def __init__(self, values: Tensor, scales: Tensor, bits: int, dtype: torch.dtype) -> None:
-        self.values, self.scales, self.bits = values, scales, bits
-        usable = values.device.type == "cpu" and native.load_library() is not None
+    def __init__(
+        self, values: Tensor, scales: Tensor, bits: int, dtype: torch.dtype, levels: Levels = LEVELS_4BIT
+    ) -> None:
+        self.values, self.scales, self.bits, self.levels = values, scales, bits, levels
+        usable = values.device.type == "cpu" and levels is LEVELS_4BIT and native.load_library() is not None
         self.matrix = native.describe_matrix(values, scales, bits) if usable else None
         self._device_matrix: DeviceMatrix | None = None
 
@@ -58,12 +64,13 @@ class QuantizedTensor(torch.Tensor):
         """Returns the matrix (N, K) as a plain tensor; dtype None is the nominal one."""
         if self.matrix is not None and (dtype or self.dtype) == torch.bfloat16:
             return native.widen_matrix(self.matrix)
-        return dequantize_matrix(self.values, self.scales, self.bits, dtype or self.dtype)
+        return dequantize_matrix(self.values, self.scales, self.bits, dtype or self.dtype, self.levels)
 
     @property
     def device_matrix(self) -> DeviceMatrix | None:
         """The matrix as its device multiplies it, packed on first use; None where the device has no kernel for it."""
-        if self._device_matrix is None and can_pack(self.values, self.scales, self.bits):
+        is_known = self.levels is LEVELS_4BIT
+        if self._device_matrix is None and is_known and can_pack(self.values, self.scales, self.bits):
             self._device_matrix = pack_device_matrix(self.values, self.scales, self.bits)
         return self._device_matrix
 
@@ -86,7 +93,11 @@ class QuantizedTensor(torch.Tensor):
         if function is F.embedding:
             index, weight = args[:2]
             rows = dequantize_matrix(
-                weight.values[index.flatten()], weight.scales[index.flatten()], weight.bits, weight.dtype
+                weight.values[index.flatten()],
+                weight.scales[index.flatten()],
+                weight.bits,
+                weight.dtype,
+                weight.levels,
             )
             return rows.view(*index.shape, -1)
         with torch._C.DisableTorchFunctionSubclass():
@@ -123,7 +134,20 @@ def _convert_tensor(operation: Any, tensor: QuantizedTensor, *options: Any) -> Q
         return tensor  # in inference mode PyTorch dispatches `to` even when it changes nothing
     copy = operation in (aten.clone, aten._to_copy)
     values, scales = (part.to(device, copy=copy) for part in (tensor.values, tensor.scales))
-    return QuantizedTensor(values, scales, tensor.bits, dtype)
+    return QuantizedTensor(values, scales, tensor.bits, dtype, tensor.levels)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T + b of which only x has a gradient: W is dequantized again in the backward pass, and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: QuantizedTensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight.dequantize(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return grad @ ctx.weight.dequantize(grad.dtype), None, None
 
 
 def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -133,6 +157,8 @@ def _quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     values; else they are dequantized.
     """
     assert isinstance(weight, QuantizedTensor), "only the weight of a product is quantized"
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _FrozenProduct.apply(x, weight, bias)
     is_bf16, rows = x.dtype == torch.bfloat16, x.numel() // x.shape[-1]
     if is_bf16 and rows <= MAX_DEVICE_ROWS and weight.device_matrix is not None:
         out = weight.device_matrix.multiply(x)

@@ -29,7 +29,13 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS = {"relu2": relu2, "gelu": gelu_tanh, "gelu_exact": F.gelu, "swiglu": F.silu, "geglu": gelu_tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu2": relu2,
+    "gelu": gelu_tanh,
+    "gelu_exact": F.gelu,
+    "swiglu": F.silu,
+    "geglu": gelu_tanh,
+}
 
 
 class FeedForward(nn.Module):

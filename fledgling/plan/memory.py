@@ -115,7 +115,7 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
     trained = adapter.trained_shapes(config, step.adapter)
     partition = partition_parameters(trained, step.ranks, step.zero_stage, matrix_optimizer=step.matrix_optimizer)
     all_parameters, full_gradients = (
-        4 * adapter.count_all_parameters(config, step.adapter),
+        adapter.parameter_bytes(config, step.adapter),
         4 * sum(map(prod, trained.values())),
     )
     head = 0 if step.adapter else 4 * config.vocab_size * config.width
@@ -131,6 +131,7 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
         "optimizer": 4 * partition.estimate_memory(0).optimizer_state,
         "buffers": _buffers(config, step),
         "snapshot": _snapshot(config, step),
+        **adapter.dequantized_bytes(config, step.adapter, step.value_bytes),
         **({"reference": full_gradients} if step.has_reference_model else {}),  # of an adapter: another adapter
     }
     two_gradients = _accumulates(step) or config.tie_embeddings  # the gradients of both uses at once
@@ -268,7 +269,9 @@ def _cast_weights(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes of the blocks' weights in the compute dtype; `_logits` counts those of the head."""
     counts = count_parameters(config)
     outside = (1 if config.tie_embeddings else 2) * config.vocab_size * config.width + counts.get("value_embeddings", 0)
-    return 0 if step.dtype == "float32" else step.value_bytes * (counts["total"] - outside)
+    if step.dtype == "float32" or (step.adapter and step.adapter.quantization != "none"):
+        return 0
+    return step.value_bytes * (counts["total"] - outside)
 
 
 def _last_norm(config: ModelConfig, step: TrainingStep) -> int:

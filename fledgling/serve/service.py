@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -34,20 +34,11 @@ class Service:
     origins: tuple[str, ...] = ()  # other sites whose pages may use the server
     ignored_fields: FieldCounter = field(default_factory=FieldCounter)
     changed_turns: FieldCounter = field(default_factory=FieldCounter)
-    adapters: Mapping[str, Service] = field(default_factory=dict)  # by model name: the same weights with an adapter
 
     @property
     def context(self) -> int:
         """The model's context in tokens."""
         return self.worker.engine.context
-
-    def select(self, name: str) -> Service:
-        """Returns the service of a request's `model`: that of an adapter, or this one."""
-        return self.adapters.get(name, self)
-
-    def describe_models(self) -> list[dict[str, Any]]:
-        """Returns the entries of /v1/models."""
-        return [service.describe_model() for service in (self, *self.adapters.values())]
 
     def describe_model(self, name: str | None = None) -> dict[str, Any]:
         """Returns the model's entry of /v1/models; raises BadRequest where `name` is not the served model."""
@@ -65,8 +56,7 @@ class Service:
     def check_model_name(self, name: str) -> None:
         """Raises BadRequest unless `name` is the served model, or empty."""
         if name not in ("", self.model_name):
-            served = ", ".join(map(repr, (self.model_name, *self.adapters)))
-            message = f"no model {name[:80]!r} on this server; it serves {served[:300]}"
+            message = f"no model {name[:80]!r} on this server; it serves {self.model_name!r}"
             raise BadRequest(message, "model", "model_not_found", status=404)
 
     def check_num_choices(self, count: int) -> None:

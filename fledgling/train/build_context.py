@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.files import resolve_data_root
 from fledgling.infer.engine import Engine
-from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.sharded import load_parameters
 from fledgling.record import Recorder, checkpoint
@@ -25,7 +23,7 @@ from fledgling.train.history import extend_history
 from fledgling.train.positions import read_positions
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.stage_weights import (
-    add_adapter,
+    build_stage_model,
     find_stage_weights,
     load_or_init,
     make_initial_model,
@@ -57,10 +55,7 @@ def build_context(
         preparer.documents.prepared.pinned = loaded.state.get("data", {})
     start = find_stage_weights(recipe, name, Path(recipe.run.out), saved, parent)
     config = ModelConfig.from_dict(start.state["model"]) if start else recipe.model.resolve(tokenizer.vocab_size)
-    sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # built in host memory, moved block by block
-    model = build_model(config, setup, torch.device("cpu") if sharded else world.device)
-    load_or_init(model, start, recipe.seed)
-    add_adapter(model, start, recipe.seed)
+    model = build_stage_model(recipe, config, start, setup, world)
     if trains_value_head(recipe, name):
         attach_critic(model)
     adapter = start.adapter if start else None
@@ -87,7 +82,7 @@ def build_context(
         setup=setup,
         load_initial_model=load_initial_model,
         positions=read_positions(start.state, resumes=saved is not None) if start else {},
-        start=start,
+        start=replace(start, weights={}) if start else None,  # loaded: their memory is not needed twice
         saved_micro_batch_size=loaded.state.get("micro_batch") if loaded else None,
         saved_rows_per_step=read_rows_per_step(loaded.state, recipe, name) if loaded else None,
         saved_row_weights=loaded.state.get("row_weights") if loaded else None,

@@ -16,12 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fledgling.config import AdapterConfig, ModelConfig, Recipe, UserError
 from fledgling.export.checkpoint_weights import ADAPTER_GROUP, describe_adapter, read_weights
 from fledgling.export.peft_format import CONFIG_FILE, TENSORS_FILE, from_peft, read_peft, to_peft
 from fledgling.export.untrusted import read_json
+from fledgling.kernels.frozen_weights import quantize_blocks
 from fledgling.model.adapter import (
     AdaptedLinear,
     attach_adapter,
@@ -30,10 +32,13 @@ from fledgling.model.adapter import (
     list_adapted,
     load_adapter,
 )
+from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.record import checkpoint, write_json
 from fledgling.record.atomic_directory import atomic_directory
 from fledgling.record.checkpoint import Checkpoint
+from fledgling.runtime.device import DeviceSetup
+from fledgling.runtime.world import World
 from fledgling.train.critic import CRITIC, split_critic
 from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.rl.algorithm import ALGORITHMS
@@ -115,6 +120,28 @@ def find_stage_weights(
         return StageWeights(before.state, weights, adapter, initial, base, initial)
     tensors = read_peft(saved, config, adapter)[1]
     return StageWeights(checkpoint.read_checkpoint_state(saved), weights, adapter, tensors, base, initial)
+
+
+def build_stage_model(
+    recipe: Recipe, config: ModelConfig, start: StageWeights | None, setup: DeviceSetup, world: World
+) -> Transformer:
+    """Returns the model of a stage on its device, with its weights and the adapter that the stage trains.
+
+    Weights that are sharded or quantized are loaded into the host's memory first; quantized ones run without a
+    compiler.
+    """
+    adapter = start.adapter if start else None
+    quantized = adapter is not None and adapter.quantization != "none"
+    sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # moved block by block when they are sharded
+    device = torch.device("cpu") if sharded or quantized else world.device
+    model = build_model(config, replace(setup, compiled=False) if quantized else setup, device)
+    load_or_init(model, start, recipe.seed)
+    if adapter and quantized:
+        model.requires_grad_(False)
+        quantize_blocks(model, adapter.quantization)
+        model.to(world.device)
+    add_adapter(model, start, recipe.seed)
+    return model
 
 
 def load_or_init(model: Transformer, start: StageWeights | None, seed: int) -> Transformer:

@@ -219,7 +219,7 @@ REFUSED = {  # options that need what a test does not have: refused in one line
     "fledgling serve runs/quickstart --compare runs/quickstart/sft --host 0.0.0.0 --api-key short --model-name a "
     "--max-batch-size 2 --max-queue-size 3 --prefill-chunk 8 --prefix-cache-tokens 9 --lookahead-tokens 2 --device cpu "
     "--python "
-    "--allow-host a.example --allow-origin https://a.example": "at least 8",
+    "--adapter a=b --allow-host a.example --allow-origin https://a.example": "at least 8",
     "fledgling serve runs/quickstart --allow-host http://a.example": "without scheme and port",
     "fledgling serve runs/quickstart --allow-origin *": "expected SCHEME://HOST[:PORT]",
     "fledgling bench infer --peers --batch 0": "batch",

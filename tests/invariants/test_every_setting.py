@@ -190,7 +190,7 @@ def test_a_setting_of_the_optimizer_changes_the_update(key):
 # ---- [adapter] -----------------------------------------------------------------------------------------
 
 ADAPTER: dict[str, Any] = {"method": "dora", "rank": 3, "alpha": 5.0, "targets": ("q_proj", "fc1")}
-ADAPTER_ELSEWHERE = ("stages", "init_from")  # tests/train/test_stage_weights.py
+ADAPTER_ELSEWHERE = ("stages", "init_from", "quantization")  # tests/train/test_stage_weights.py
 
 
 @pytest.mark.parametrize("key", ADAPTER)

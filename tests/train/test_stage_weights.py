@@ -80,12 +80,9 @@ def test_all_stages_pass_one_adapter_on_and_its_base_stays(copied):
     assert read_jsonl(out / "rl" / "metrics.jsonl")[0]["kl"] == pytest.approx(0.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl"])
-@pytest.mark.parametrize("method", ["dora", "lora"])
-def test_stop_and_go_on_equals_not_stopping(copied, stage, method, monkeypatch):
-    if (stage, method) == ("rl", "lora"):
-        pytest.skip("the other three are enough")
-    settings = {**LORA, "adapter.method": method, "rl.algorithm": "ppo"}
+@pytest.mark.parametrize(("stage", "method", "quantization"), [("sft", "dora", "nf4"), ("rl", "dora", "none")])
+def test_stop_and_go_on_equals_not_stopping(copied, stage, method, quantization, monkeypatch):
+    settings = {**LORA, "adapter.method": method, "adapter.quantization": quantization, "rl.algorithm": "ppo"}
     recipe, out = recipe_of(copied, "pretrain", stage, **settings), copied / "run"
     assert run.run_stage(recipe, stage, quiet=True)
     whole = tensors_of(out, stage)
