@@ -80,7 +80,7 @@ def constrained(
     threads: int = 1,
     suite: Path | None = None,
 ) -> dict:
-    """Count the valid ones among constrained answers of a random model, and time them beside free text.
+    """Count the valid ones among constrained answers of a random model, and time them next to free text.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Measures constrained answers: how many satisfy their schema, and their speed beside free text.
+"""Measures constrained answers: how many satisfy their schema, and their speed next to free text.
 
 A model of random weights writes anything, so every token that a schema excludes would come soon: an answer that ends is
 right because of the mask alone. Speeds are of batches of free text and of one string in JSON, in turns.

@@ -183,7 +183,7 @@ def run_case(watch, kind, device, saved=None, **options):
         optimizer.load_full_state_dict(saved["optimizer"])
 
     def attend(q, k, v, mask=None):
-        """Stands for a fused kernel: one operation that reads q, k and v and writes a result of q's shape."""
+        """Represents a fused kernel: one operation that reads q, k and v and writes a result of q's shape."""
         with watch.inside("attention"):
             return q + (k.sum() + v.sum())
 

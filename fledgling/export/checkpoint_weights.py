@@ -1,7 +1,7 @@
 """The weights of a checkpoint: its own, or those of the checkpoint it names as its base, with its adapter.
 
 A stage that trains an adapter saves only that, as peft's two files, and where its base is. `read_weights` follows the
-names; `merged` has what the model computes with, whoever asks.
+names; `merged` has what the model computes with in any case.
 """
 
 from __future__ import annotations

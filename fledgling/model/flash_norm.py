@@ -62,7 +62,7 @@ def fold_norm_weights(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[
     if config.norm != "rms_weighted":
         raise UserError(f'only weights of RMSNorm can be folded, and this model\'s norm is "{config.norm}"')
     if not config.has_plain_blocks:
-        raise UserError("norms can be folded only where each stands before its matrices, and nowhere else")
+        raise UserError("norms can be folded only where each comes right before its matrices")
     if config.tie_embeddings:
         raise UserError("the last norm cannot be folded into a head that is also the embedding (model.tie_embeddings)")
     input_projections = ("gate_proj", "up_proj") if config.is_gated else ("fc1",)

@@ -126,7 +126,7 @@ def inspect_data(
     Args:
         source: a path, which may be followed by the names of its columns (`fledgling.files.split_columns`).
         tokenizer: None counts bytes instead of tokens.
-        context: the tokens of a row; None: nothing is said of what is cut.
+        context: the tokens of a row; None: what is cut is not reported.
         exams: public tasks whose test splits are searched for; empty: those that are under the data root.
         max_rows: rows that are read at most.
 

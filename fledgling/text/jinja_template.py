@@ -1,6 +1,6 @@
 """Chat templates of other models: Jinja, in a sandbox, with bounded work and memory.
 
-A template is a program of whoever wrote the model's directory. Jinja's sandbox keeps it from Python's objects; here it
+A template is a program from the model's directory. Jinja's sandbox keeps it from Python's objects; here it
 can also neither run long nor grow: a step is counted at the start of every loop's body and every macro, and every
 operation that makes a text or a list is counted by the size of its result before it is made. A template that exceeds
 either bound is cut with one line.

@@ -62,12 +62,12 @@ def render_pieces(tokenizer: LayoutTokenizer, messages: Sequence[Mapping[str, An
         pieces += [Piece(before, ""), Piece(message["content"], message["role"])]
     pieces.append(Piece(rest, ""))
     if MARK[0] in rest:
-        raise UserError("the chat template repeats a message, so it cannot be said what is learned")
+        raise UserError("the chat template repeats a message, so what is learned is not known")
     whole = render_template(template, messages, names, asks)
     for candidate in (pieces, [Piece(p.text.strip() if p.role else p.text, p.role) for p in pieces]):
         if "".join(piece.text for piece in candidate) == whole:
             return candidate
-    raise UserError("the chat template changes the contents of messages, so it cannot be said what is learned")
+    raise UserError("the chat template changes the contents of messages, so what is learned is not known")
 
 
 def find_end_of_turn(tokenizer: LayoutTokenizer, ends: Sequence[str]) -> str:

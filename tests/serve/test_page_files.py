@@ -1,4 +1,4 @@
-"""Every file of a page is served, and the bundled libraries have their versions and licences beside them."""
+"""Every file of a page is served, and the bundled libraries have their versions and licences next to them."""
 
 import json
 import re

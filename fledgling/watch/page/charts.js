@@ -27,7 +27,7 @@ export function smooth(values, share) {
 }
 
 export class Chart {
-  // `head` is what stands above the chart; `percent` shows values as shares.
+  // `head` is what comes above the chart; `percent` shows values as shares.
   constructor(parent, title, percent = false) {
     this.box = document.createElement("div");
     this.box.className = "chart";
