@@ -7,7 +7,8 @@ from fledgling.optim.roles import ROLES, assign_role, assign_rules
 
 
 def test_every_role_has_a_rule_with_its_learning_rate():
-    config = OptimizerConfig(matrix_optimizer="normuon", matrix_lr=1.0, embedding_lr=2.0, head_lr=3.0, scalar_lr=4.0)
+    rates = {"matrix_lr": 1.0, "embedding_lr": 2.0, "head_lr": 3.0, "scalar_lr": 4.0, "adapter_lr": 5.0}
+    config = OptimizerConfig(matrix_optimizer="normuon", **rates)
     rules = assign_rules(config)
     assert set(rules) == set(ROLES)
     assert {role: (rule.name, rule.lr) for role, rule in rules.items()} == {
@@ -15,6 +16,7 @@ def test_every_role_has_a_rule_with_its_learning_rate():
         "embedding": ("adamw", 2.0),
         "head": ("adamw", 3.0),
         "scalar": ("adamw", 4.0),
+        "adapter": ("adamw", 5.0),
     }
 
 
