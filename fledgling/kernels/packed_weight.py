@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fledgling.model.linear import is_plain
+
 
 class PackedWeight:
     """The weight (out, in) of a linear layer in oneDNN's layout, bf16; takes part in `F.linear` only."""
@@ -55,7 +57,7 @@ def pack_linear_weights(model: nn.Module) -> dict[str, PackedWeight]:
     """Replaces the plain weight of every linear layer by its packed form; returns these by the parameter's name."""
     packed = {}
     for name, module in model.named_modules():
-        if type(module) is nn.Linear and isinstance(module.weight, Tensor):  # DoRA reads the rows of an adapted one
+        if is_plain(module) and isinstance(module.weight, Tensor):  # DoRA reads the rows of an adapted one
             weight = PackedWeight(module.weight)
             del module.weight
             module.weight = weight  # type: ignore[assignment]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from fledgling.kernels.packed_weight import PackedWeight
 from fledgling.model.feed_forward import FeedForward, relu2
+from fledgling.model.linear import is_plain
 from fledgling.model.transformer import Transformer
 
 MAX_ACTIVE_SHARE = {
@@ -141,7 +142,7 @@ def list_skippable_layers(model: Transformer) -> list[tuple[int, FeedForward]]:
         for layer, block in enumerate(model.blocks)
         if isinstance(block.mlp, FeedForward)
         and block.mlp.activation is relu2
-        and type(block.mlp.fc2) is nn.Linear  # and not one with an adapter
+        and is_plain(block.mlp.fc2)
         and isinstance(block.mlp.fc2.weight, nn.Parameter)
         and block.mlp.fc2.weight.numel() >= MIN_WEIGHT_NUMEL
     ]

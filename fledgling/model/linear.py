@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,11 @@ class Linear(nn.Linear):
         if self.cast is not None and self.cast.dtype == dtype and torch.is_grad_enabled():
             return _UseCast.apply(self.weight, self.cast)
         return self.weight.to(dtype)
+
+
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Returns whether a layer only multiplies by its weight and adds its bias: no adapter, nothing else around it."""
+    return type(module) in (nn.Linear, Linear)
 
 
 def apply_linear(x: Tensor, linear: nn.Linear, deferred_scale: Tensor | None = None) -> Tensor:

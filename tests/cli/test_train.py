@@ -80,11 +80,11 @@ def test_every_setting_of_dpo_runs(settings, steps, run_command, pretrained):
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": "Say 1.", "chosen": "It is 1.", "rejected": "It is 1."},  # the same answer twice
+        {"prompt": "Say 1.", "chosen": "It is 1.", "rejected": "It is 2."},
         {"prompt": [{"role": "user", "content": "Say 1."}], "chosen": "Yes. " * 40, "rejected": "No."},  # cut
         {"chosen": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "b"}], "rejected": "c"},
     ],
-    ids=["same", "cut", "messages"],
+    ids=["short", "cut", "messages"],
 )
 def test_a_single_pair_is_enough(row, run_command, pretrained):
     file = pretrained / "one.jsonl"

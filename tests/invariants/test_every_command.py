@@ -192,7 +192,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling data inspect my.jsonl --run runs/quickstart --page data.html": (
             "fledgling data inspect pairs.jsonl --run runs/quickstart --page data.html --rows 5"
         ),
-        "data inspect": "fledgling data inspect text --exams gsm8k --data-dir . --json",
+        "data inspect": "fledgling data inspect text --exams gsm8k --data-dir data --json",
         "tokenizer show": "fledgling tokenizer show trained 'a text' --json",
     },
     {
@@ -208,7 +208,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
             "--resume never"
         ),
         "fledgling speedrun quickstart --watch": (
-            "fledgling speedrun smallest.toml --set rl.steps=1 --watch --watch-port 0"
+            "fledgling speedrun smallest.toml --set run.out=runs/watched --watch --watch-port 0"
         ),
         "bench train": "fledgling bench train --batch 1 --context 16 --depth 1 --vocab-size 300 --steps 1 "
         "--set run.compile=off --set model.width=64 --json",
