@@ -26,6 +26,7 @@ from fledgling.record.seal import (
 )
 from fledgling.verify.check import Check
 
+RUN_DIRECTORIES = ("data", "tokenizer", "init", "init_adapter", "requests")  # those of no stage
 Step = Callable[[str], None]  # is called with what is checked next
 
 
@@ -53,7 +54,7 @@ def check_stages(run_dir: Path) -> Check:
         for path in list_stage_checkpoints(run_dir, stage)
         if path.is_symlink()
     ]
-    known = {*STAGES, "data", "tokenizer", "init", "lock", "lock.json", "report.html", SEAL, *RUN_FILES}
+    known = {*STAGES, *RUN_DIRECTORIES, "lock", "lock.json", "report.html", SEAL, *RUN_FILES}
     check.notes += [
         f"{path.name} is not a file of a run" for path in sorted(run_dir.iterdir()) if path.name not in known
     ]
