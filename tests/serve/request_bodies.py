@@ -1,4 +1,4 @@
-"""Bodies as programs send them by default, made after their documentation and settings: name -> (path, body)."""
+"""Bodies as programs are known to send them by default, written from memory, not recorded: name -> (path, body)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Real clients against a server: their helpers work, and nothing that an ordinary default sends is refused.
 
 openai-python is among the tests' packages; `python -m benchmarks clients` tries the others and writes docs/clients.md.
-Bodies of programs without a Python package are made after their documentation (request_bodies.py).
+Bodies of programs without a Python package are written from memory, not recorded (request_bodies.py).
 """
 
 from __future__ import annotations
