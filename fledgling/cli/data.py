@@ -10,16 +10,11 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from fledgling.cli.inspect import inspect
-from fledgling.cli.options import Json, Overrides
+from fledgling.cli.options import DataDir, Json, Overrides
 from fledgling.cli.overlap import overlap
 from fledgling.config import UserError, load_recipe
 
 app = App(name="data", help="Show, fetch and prepare training text.")
-
-DataDir = Annotated[
-    Path | None,
-    Parameter(name="--data-dir", help="The data root; else FLEDGLING_DATA, else ~/.cache/fledgling."),
-]
 
 
 @app.command

@@ -9,10 +9,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from fledgling.cli.options import Json
+from fledgling.cli.options import DataDir, Json, Names
 from fledgling.config import UserError, load_recipe
-
-Names = Annotated[tuple[str, ...], Parameter(show_default=False)]
 
 
 def inspect(
@@ -23,9 +21,7 @@ def inspect(
     exams: Names = (),
     rows: int = 100_000,
     page: Path | None = None,
-    data_dir: Annotated[
-        Path | None, Parameter(name="--data-dir", help="The data root; else FLEDGLING_DATA, else ~/.cache/fledgling.")
-    ] = None,
+    data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Show what a file or folder holds: its forms, what is learned, cut and left out, repeats, overlap with exams.

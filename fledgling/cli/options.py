@@ -56,6 +56,10 @@ Rendezvous = Annotated[
 Json = Annotated[
     bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON for programs instead.")
 ]
+DataDir = Annotated[
+    Path | None, Parameter(name="--data-dir", help="The data root; else FLEDGLING_DATA, else ~/.cache/fledgling.")
+]
+Names = Annotated[tuple[str, ...], Parameter(show_default=False)]
 Checkpoint = Annotated[Path, Parameter(help="A checkpoint, a stage or a run directory.")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, xpu or mps.")]
 ComputeDtype = Annotated[

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
-
-from fledgling.cli.options import Json
+from fledgling.cli.options import DataDir, Json, Names
 from fledgling.config import UserError
 
 MAX_SHOWN = 3  # matches printed for each set; --json has all
-Names = Annotated[tuple[str, ...], Parameter(show_default=False)]
 
 
 def overlap(
@@ -21,9 +18,7 @@ def overlap(
     tasks: Names = (),
     items: Names = (),
     words: int = 13,
-    data_dir: Annotated[
-        Path | None, Parameter(name="--data-dir", help="The data root; else FLEDGLING_DATA, else ~/.cache/fledgling.")
-    ] = None,
+    data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Report which evaluation items share a run of 13 words with training text.

@@ -110,17 +110,8 @@ def _gpt2(config: ModelConfig) -> Iterator[TensorMapping]:
 
 ACTIVATIONS = {"relu2": "relu2", "gelu": "gelu_new", "swiglu": "silu"}
 CONFIG_NAMES = {  # our name: Hugging Face name
-    "fledgling": {
-        "vocab_size": "vocab_size",
-        "width": "hidden_size",
-        "intermediate_size": "intermediate_size",
-        "depth": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "kv_heads": "num_key_value_heads",
-        "context": "max_position_embeddings",
-        "norm_eps": "rms_norm_eps",
-        "tie_embeddings": "tie_word_embeddings",
-    },
+    "fledgling": open_classes.SIZES,
+    "llama": open_classes.SIZES,
     "gpt2": {
         "vocab_size": "vocab_size",
         "width": "n_embd",
@@ -132,7 +123,6 @@ CONFIG_NAMES = {  # our name: Hugging Face name
         "tie_embeddings": "tie_word_embeddings",
     },
 }
-CONFIG_NAMES["llama"] = CONFIG_NAMES["fledgling"]
 MODEL_TYPES = {"nanochat": "fledgling", "gpt2": "gpt2", "llama": "llama"}
 MODEL_TYPES |= {kind.model_type: family for family, kind in open_classes.CLASSES.items()}
 # Keys of unsupported features, with the values that disable them.

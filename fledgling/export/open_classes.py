@@ -17,7 +17,7 @@ from fledgling.export.hf_rope import read_rope, write_rope
 from fledgling.export.hf_tensor import TensorMapping
 from fledgling.export.untrusted import check_value
 
-SIZES = {  # our name: key of config.json
+SIZES = {  # our name: key of config.json, in all classes but GPT-2
     "vocab_size": "vocab_size",
     "width": "hidden_size",
     "intermediate_size": "intermediate_size",
