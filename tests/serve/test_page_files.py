@@ -4,8 +4,11 @@ import json
 import re
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
-from fledgling.serve.page_files import CONTENT_SECURITY_POLICY, PAGE, page_paths
+from fledgling.serve.page_files import CONTENT_SECURITY_POLICY, PAGE, make_file_handler, page_paths
 from fledgling.watch import app as watch_app
 
 BUILD_FILES = {"vendor/bundle.js", "vendor/package.json"}  # from which a bundle is built; not served
@@ -19,6 +22,20 @@ def test_every_file_of_the_pages_is_served_and_no_other():
     assert set(page_paths().values()) == files_of(PAGE)
     served = {str(path.relative_to(watch_app.PAGE)) for name, path in watch_app.FILES.items() if name != "/page.css"}
     assert served == files_of(watch_app.PAGE)
+
+
+def test_a_file_is_sent_from_memory_and_not_again_to_a_browser_that_has_it(tmp_path):
+    path = tmp_path / "page.js"
+    path.write_text("let x = 'é'", encoding="utf-8")
+    with TestClient(Starlette(routes=[Route("/page.js", make_file_handler(path))])) as client:
+        path.unlink()
+        first = client.get("/page.js")
+        assert first.text == "let x = 'é'" and first.headers["content-type"] == "text/javascript; charset=utf-8"
+        again = client.get("/page.js", headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+        other = client.get("/page.js", headers={"If-None-Match": '"0"'})
+        assert other.content == first.content
 
 
 def test_a_module_imports_only_what_is_served():
