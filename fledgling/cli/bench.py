@@ -9,12 +9,14 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from fledgling.cli.learn import learn
 from fledgling.cli.options import Depth, Gpus, Json, Overrides, VocabSize
 from fledgling.config import load_recipe
 from fledgling.runtime.launch import launch_ranks
 from fledgling.runtime.world import is_launched_rank, is_main_process, leave_process_group
 
 app = App(name="bench", help="Speed, each figure next to its physical limit on this machine.")
+app.command(learn)
 
 
 def _on_ranks(verb: str, gpus: int, overrides: tuple[str, ...], as_json: bool, **options: int) -> int:

@@ -52,6 +52,12 @@ ELSEWHERE = {  # shown command: the test that runs it
     "fledgling eval lm-eval runs/quickstart --tasks arc_easy --limit 100": (
         "tests/evals/test_harness.py::test_the_harness_runs_a_local_task"
     ),
+    "fledgling bench learn base= value-embeddings smear --minutes 5 --seeds 3 --out runs/race": (
+        "tests/scaling/test_race.py::test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_other_programs"
+    ),
+    "fledgling bench learn base= before=../before:quickstart theirs=results.jsonl --minutes 5.8 --text my_text.jsonl": (
+        "tests/scaling/test_race.py::test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_other_programs"
+    ),
     "fledgling scaling run --ablate gelu,swiglu,tied --seeds 3 --budgets 1e13": (
         "tests/scaling/test_ablation.py::test_an_ablation_runs_resumes_and_prints_its_effects"
     ),
@@ -223,6 +229,8 @@ REFUSED = {  # options that need what a test does not have: refused in one line
     "fledgling serve runs/quickstart --allow-host http://a.example": "without scheme and port",
     "fledgling serve runs/quickstart --allow-origin *": "expected SCHEME://HOST[:PORT]",
     "fledgling bench infer --peers --batch 0": "batch",
+    "fledgling bench learn base= tied --minutes 0 --recipe smallest.toml --points 2 --held-out-kb 9 --clock cpu "
+    "--json": "minutes 0",
     "fledgling bench gpu --no-tiny --out gpu --minutes 0": "minutes",
     "fledgling data fetch nowhere --shards 2": "nowhere",
     "fledgling scaling run --depths 1 --budgets 1e3 --recipe smallest.toml": "budget",

@@ -1,0 +1,248 @@
+"""Races: recipes, checkouts and other programs' results on one text, at equal time of training steps.
+
+    OUT/race.toml            what all runs share: the time, the text
+    OUT/text/                train.jsonl and held_out.jsonl, one {"text": ...} a line: also for another program
+    OUT/base-s0/             an ordinary run directory; points.jsonl: what it reached by when; race.json once finished
+    OUT/race.html            table and curves
+
+Seeds are the outermost loop, and each seed begins with another contestant, so that a machine that slows down slows all.
+A finished run is skipped, an interrupted one continues. Start with `run_race`; `race_results.py` compares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fledgling.config import Recipe, UserError, load_recipe
+from fledgling.corpora.document import Document, split_held_out
+from fledgling.corpora.prepare import read_source
+from fledgling.record import write_json, write_text
+from fledgling.record.run_lock import hold_lock
+from fledgling.runtime.exit_codes import STOPPED
+from fledgling.scaling import race_run
+from fledgling.scaling.ablation import VARIANTS
+from fledgling.scaling.race_results import RacedRun, read_points, read_results, read_run
+from fledgling.scaling.sweep import check_settings
+from fledgling.train.loop import TrainingStopped
+from fledgling.train.prepare import split_mixture
+
+SETTINGS = "race.toml"
+MAX_TEXT_BYTES = 250_000_000  # of the text, which is split in memory
+HELD_OUT_BYTES = 600_000  # that every measurement reads, if nothing else is asked for
+FORMS = "NAME, RECIPE, TREE:RECIPE or FILE.jsonl, each with +table.key=value as often as needed, and NAME= before it"
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What takes part: a recipe with overrides, of this package or of the checkout `tree`; or a file of results."""
+
+    name: str
+    recipe: str = ""
+    overrides: tuple[str, ...] = ()
+    tree: Path | None = None
+    results: Path | None = None
+
+
+def parse_contestant(text: str, base: str, overrides: Sequence[str] = ()) -> Contestant:
+    """Returns the contestant that a word of the command line describes.
+
+    Args:
+        text: [NAME=]WHAT[+table.key=value...]; WHAT is a recipe's name or file, the name of an idea of
+            `ablation.VARIANTS` (the base recipe with its overrides), nothing (the base recipe), TREE:RECIPE with the
+            directory of a checkout, or a .jsonl file of another program's results.
+        base: the base recipe.
+        overrides: of all recipes.
+
+    Raises:
+        UserError: for anything else.
+    """
+    match = re.fullmatch(r"(?:(?P<name>[\w-]+)=)?(?P<what>[^+=]*)(?P<more>(?:\+.*)?)", text)
+    if not match:
+        raise UserError(f'contestant "{text}": expected {FORMS}')
+    what, more = match["what"], tuple(filter(None, match["more"].split("+")))
+    name = match["name"] or re.sub(r"[^\w.=-]+", "-", text).strip("-")
+    if what.endswith((".jsonl", ".jsonl.gz")):
+        if more:
+            raise UserError(f'contestant "{text}": a file of results takes no overrides')
+        read_points(Path(what))
+        return Contestant(name, results=Path(what))
+    tree, separator, recipe = what.rpartition(":")
+    if separator and not (Path(tree) / "fledgling" / "__init__.py").is_file():
+        raise UserError(f'contestant "{text}": {tree} holds no fledgling/__init__.py; expected the root of a checkout')
+    variant = VARIANTS.get(recipe, ())
+    chosen = base if variant or not recipe else recipe
+    contestant = Contestant(
+        name, chosen, (*overrides, *variant, *more), tree=Path(tree).resolve() if separator else None
+    )
+    if not contestant.tree:  # another checkout may know other keys
+        load_recipe(chosen, contestant.overrides)
+    return contestant
+
+
+def parse_contestants(words: Sequence[str], base: str, overrides: Sequence[str] = ()) -> list[Contestant]:
+    """Returns the contestants of a race, the first the one that others are compared with.
+
+    Raises UserError for fewer than two, and for two of one name.
+    """
+    contestants = [parse_contestant(word, base, overrides) for word in words]
+    names = [contestant.name for contestant in contestants]
+    if len(names) < 2:
+        raise UserError(f"a race needs two contestants or more, got {len(names)}; each is {FORMS}")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f'two contestants are called "{twice[0]}": put NAME= before one of them')
+    if contestants[0].results:
+        raise UserError(f"{contestants[0].results}: the first contestant, which others are compared with, must be run")
+    return contestants
+
+
+def run_race(
+    contestants: Sequence[Contestant],
+    seeds: int,
+    minutes: float,
+    out: Path,
+    log: Log,
+    text: str | None = None,
+    points: int = 8,
+    held_out_bytes: int = HELD_OUT_BYTES,
+    clock: str = "wall",
+    on_finished: Callable[[], object] = lambda: None,
+) -> int:
+    """Runs what is not finished; returns how many runs that was.
+
+    Args:
+        minutes: of training steps of each run.
+        text: a source of documents; None: those of the first recipe's pretraining mixture.
+        points: measurements of a run.
+        held_out_bytes: of the documents that a measurement reads, about.
+        clock: of `race_run.Job`.
+        on_finished: is called after every run, old or new.
+
+    Raises:
+        UserError: for settings other than those of the race in `out`, and for a text without held-out documents.
+        TrainingStopped: after a signal, once everything is saved.
+    """
+    if not (0 < minutes < math.inf and min(seeds, points, held_out_bytes) >= 1):
+        counts = f"seeds {seeds}, points {points}, held-out bytes {held_out_bytes}"
+        raise UserError(f"minutes {minutes:g}, {counts}: expected more than 0 minutes, and at least 1 of the others")
+    first, ran = contestants[0], 0
+    sources = (text,) if text else list_text_sources(load_recipe(first.recipe, () if first.tree else first.overrides))
+    out = out.resolve()
+    with hold_lock(out, "this race", log, remedy="choose another --out"):
+        shared = f'seconds = {60 * minutes:g}\npoints = {points}\nclock = "{clock}"\nsources = {json.dumps(sources)}\n'
+        shared += f"held_out_bytes = {held_out_bytes}\n"
+        check_settings(out / SETTINGS, shared, "a race")
+        write_race_text(sources, load_recipe(first.recipe).run.data_dir, out / "text", held_out_bytes, log)
+        for seed in range(seeds):
+            turn = seed % len(contestants)
+            for contestant in [*contestants[turn:], *contestants[:turn]]:
+                if contestant.results:
+                    continue
+                run = f"{contestant.name}-s{seed}"
+                job = race_run.Job(
+                    contestant.recipe, contestant.overrides, seed, 60 * minutes, str(out), run, points, clock
+                )
+                if not is_finished(job):
+                    log(f"race: {run}, {minutes:g} minutes of steps")
+                    run_job(job, contestant.tree, log)
+                    ran += 1
+                on_finished()
+    return ran
+
+
+def is_finished(job: race_run.Job) -> bool:
+    """Returns whether a job's run is finished. Raises UserError if that run is of another job."""
+    path = job.run_dir / race_run.RESULT
+    if not path.is_file():
+        return False
+    there, here = json.loads(path.read_text(encoding="utf-8"))["job"], json.loads(json.dumps(asdict(job)))
+    for name in ("recipe", "overrides", "seed", "seconds", "points", "clock"):
+        if there.get(name) != here[name]:
+            raise UserError(
+                f"{job.run_dir} has {name} {there.get(name)!r}, asked for {here[name]!r}: put another NAME= before the "
+                "contestant, or choose another --out"
+            )
+    return True
+
+
+def run_job(job: race_run.Job, tree: Path | None, log: Log) -> None:
+    """Runs a job in this process, or with the package of a checkout in another one.
+
+    Raises UserError where the other process fails, TrainingStopped where it was stopped.
+    """
+    if tree is None:
+        race_run.run_contestant(job, log)
+        return
+    file = job.run_dir / "job.json"
+    write_json(file, asdict(job))
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, race_run.__file__, str(file)], env=environment, check=False)
+    if done.returncode == STOPPED:
+        raise TrainingStopped(0)
+    if done.returncode or not is_finished(job):
+        raise UserError(
+            f"{job.run}: {tree} ended with exit code {done.returncode}; its message is above, its files are in "
+            f"{job.run_dir}"
+        )
+
+
+def load_race(out: Path, contestants: Sequence[Contestant], seeds: int) -> list[RacedRun]:
+    """Returns the finished runs of the contestants, in their order."""
+    runs = list[RacedRun]()
+    for contestant in contestants:
+        if contestant.results:
+            runs += read_results(contestant.results, contestant.name)
+        else:
+            own = (read_run(out / f"{contestant.name}-s{seed}", contestant.name, seed) for seed in range(seeds))
+            runs += [run for run in own if run]
+    return runs
+
+
+def list_text_sources(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the sources of documents of a recipe's pretraining."""
+    return tuple(split_mixture(recipe.pretrain.mixture).documents)
+
+
+def write_race_text(sources: Sequence[str], data_dir: str | None, folder: Path, held_out_bytes: int, log: Log) -> None:
+    """Writes the documents to train on and those to measure on, once.
+
+    Raises UserError if nothing is held out, or the text is larger than MAX_TEXT_BYTES.
+    """
+    train, held_out = folder / race_run.TRAIN_TEXT, folder / race_run.HELD_OUT_TEXT
+    if train.exists():
+        return
+    documents, size = list[Document](), 0
+    for source in sources:
+        for document in read_source(source, data_dir):
+            documents.append(document)
+            size += document.num_bytes
+            if size > MAX_TEXT_BYTES:
+                raise UserError(
+                    f"{source}: more than {MAX_TEXT_BYTES / 1e6:.0f} MB of text, which a race splits in memory; "
+                    "give some of its files with --text"
+                )
+    training, validation = split_held_out(documents)
+    if not (training and validation):
+        raise UserError(f"{', '.join(sources)}: too small to hold out a document to measure on; give a larger --text")
+    kept, left = list[Document](), held_out_bytes
+    for document in validation:
+        if left > 0:
+            kept.append(document)
+        left -= document.num_bytes
+    write_documents(held_out, kept)
+    write_documents(train, training)  # last: it says that both are complete
+    log(f"race: {sum(d.num_bytes for d in training) / 1e6:.1f} MB to train on, measured on {len(kept):,} documents")
+
+
+def write_documents(path: Path, documents: Sequence[Document]) -> None:
+    """Writes documents as lines {"text": ...}."""
+    write_text(path, "".join(json.dumps({"text": document.text}, ensure_ascii=False) + "\n" for document in documents))

@@ -1,0 +1,172 @@
+"""Races: equal time of steps, one text, interleaved seeds, resumable, other programs' results beside."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import fledgling
+from fledgling.cli import main
+from fledgling.config import UserError
+from fledgling.record import read_jsonl
+from fledgling.runtime.exit_codes import STOPPED
+from fledgling.scaling import race, race_run
+from fledgling.scaling.race_results import Point, RacedRun, rank_runs, read_points, standing_rows
+
+SETTINGS = [
+    *("tokenizer.vocab_size=330", "model.depth=1", "model.width=16", "model.heads=2", "model.context=32"),
+    *("pretrain.batch_tokens=128", "pretrain.micro_batch_size=4", "pretrain.save_every=2", "run.dtype=float32"),
+    *("run.compile=off", "run.threads=1", "run.device=cpu"),
+]
+
+
+@pytest.fixture
+def command(tmp_path):
+    sets = [word for setting in SETTINGS for word in ("--set", setting)]
+    sources = sorted((Path(fledgling.__file__).parent / "model").glob("*.py"))
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    parts = [{"text": text[start : start + 400]} for start in range(0, 160_000, 400)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(part) + "\n" for part in parts))
+    where = ["--text", str(tmp_path / "text.jsonl"), "--out", str(tmp_path / "out")]
+    return lambda *words: [
+        "bench",
+        "learn",
+        *words,
+        "--minutes",
+        "0.01",
+        "--points",
+        "3",
+        "--held-out-kb",
+        "4",
+        *where,
+        *sets,
+    ]
+
+
+def test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_other_programs(command, tmp_path, capsys):
+    other = tmp_path / "theirs.jsonl"
+    lines = [{"steps": 5, "seconds": 0.1, "bits": 7.5}, {"steps": 9, "seconds": 0.2, "bits": 7.25}]
+    other.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"steps": 99, "seconds": 9.0, "bits": 1.0}]))
+    tree = Path(fledgling.__file__).parent.parent
+    words = command("base=", "tied", f"old={tree}:quickstart", str(other), "--seeds", "1")
+    words[words.index(str(other))] = f"theirs={other}"
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    by_name = {standing["name"]: standing for standing in result["race"]}
+    assert next(iter(by_name)) == "base" and set(by_name) == {"base", "tied", "old", "theirs"}
+    for name in ("base", "tied", "old"):
+        (points,) = (run["points"] for run in by_name[name]["runs"])
+        assert len(points) == 3 and 0.6 <= points[-1]["seconds"] < 1.2, name
+        assert points[-1]["tokens"] == 128 * points[-1]["steps"] and points[-1]["flops"] > 0
+    assert by_name["theirs"]["bits_per_byte"] == 7.25 and by_name["theirs"]["seconds"] == 0.2
+    assert by_name["tied"]["runs"][0]["parameters"] == by_name["base"]["runs"][0]["parameters"] - 330 * 16
+    results = [json.loads((tmp_path / "out" / f"{name}-s0" / "race.json").read_text()) for name in ("base", "old")]
+    assert results[0]["bytes"] == results[1]["bytes"] and results[0]["tokenizer"] == results[1]["tokenizer"]
+    page = (tmp_path / "out" / "race.html").read_text()
+    assert page.count("<svg") == 2 and "theirs" in page
+    before = (tmp_path / "out" / "base-s0" / "points.jsonl").stat().st_mtime_ns
+    assert main(words) == 0 and "minutes of steps" in capsys.readouterr().out
+    assert (tmp_path / "out" / "base-s0" / "points.jsonl").stat().st_mtime_ns == before, "a finished run ran again"
+    assert main(command("base=+model.depth=2", "tied")) == 1
+    assert "put another NAME= before" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_time_that_was_left(command, tmp_path, capsys, monkeypatch):
+    class Stopped(race_run.StepClock):
+        def end_step(self):
+            if self.steps == 5:
+                raise KeyboardInterrupt
+            return super().end_step()
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
+        patch.setattr(race_run, "StepClock", Stopped)
+        main(command("base=", "tied", "--seeds", "1"))
+    metrics = tmp_path / "out" / "base-s0" / "pretrain" / "metrics.jsonl"
+    first = read_jsonl(metrics)
+    assert main(command("base=", "tied", "--seeds", "1")) == 0
+    lines = read_jsonl(metrics)
+    assert lines[:4] == first[:4], "the steps up to the last checkpoint are kept"
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert sum(line["race_seconds"] for line in lines[:-1]) < 0.6 <= sum(line["race_seconds"] for line in lines)
+    multipliers = [line["lr_multiplier"] for line in lines]
+    assert max(multipliers) > 0.5 and multipliers[-1] < 0.5 * max(multipliers), "the schedule's tail is whole"
+    points = read_jsonl(tmp_path / "out" / "base-s0" / "points.jsonl")
+    assert len(points) == 3 and points[-1]["steps"] == len(lines)
+
+
+def test_processor_time_is_the_time_of_an_idle_machine(monkeypatch):
+    clock = race_run.StepClock(race_run.CLOCKS["cpu"])
+    monkeypatch.setattr(race_run.time, "process_time", iter((10.0, 14.0)).__next__)
+    monkeypatch.setattr(race_run.torch, "get_num_threads", lambda: 2)
+    clock.start_step()
+    assert clock.end_step()["race_seconds"] == 2.0 and clock.elapsed == 2.0
+
+
+def test_a_step_that_compiles_counts_as_the_median_of_the_others():
+    clock = race_run.StepClock()
+    for seconds, compiled in ((9.0, True), (1.0, False), (2.0, False), (3.0, False), (50.0, True)):
+        clock.restore_step({"race_seconds": seconds, "race_compiled": compiled, "race_tokens": 7})
+    assert clock.elapsed == 6.0 + 2 * 2.0 and clock.compiled_seconds == 59.0 and (clock.steps, clock.tokens) == (5, 7)
+
+
+def test_differences_are_paired_by_seed_and_a_short_result_is_told():
+    def run(name: str, seed: int, bits: float, seconds: float = 60.0) -> RacedRun:
+        return RacedRun(name, seed, (Point(1, seconds / 2, 9.0), Point(2, seconds, bits, 120.0, 1e9)), 7)
+
+    runs = [run("base", seed, bits) for seed, bits in enumerate((2.0, 2.4, 2.2))]
+    runs += [run("better", seed, bits) for seed, bits in enumerate((1.9, 2.31, 2.09))]
+    runs += [RacedRun("theirs", 0, (Point(3, 20.0, 3.0), Point(4, 61.0, 1.0)))]
+    standings = {standing.name: standing for standing in rank_runs(runs, 60.0)}
+    assert list(standings) == ["base", "better", "theirs"] and standings["base"].verdict == ""
+    assert standings["better"].difference == pytest.approx(-0.1) and standings["better"].verdict == "better"
+    assert standings["better"].difference_margin == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)
+    assert standings["base"].margin > 0.4, "seeds differ by more than contestants do"
+    assert standings["theirs"].bits == 3.0 and standings["theirs"].verdict == "not significant"
+    rows = {row[0]: row for row in standing_rows(list(standings.values()), 60.0)}
+    assert rows["theirs"][-1] == "not significant; only 20 s" and rows["better"][2] == "-0.1000 ± 0.0248"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"steps": 1, "seconds": 2}', '"bits" is null'),
+        ('{"steps": 1, "seconds": 1e999, "bits": 2}', '"seconds" is Infinity'),
+        ('{"steps": true, "seconds": 1, "bits": 2}', '"steps" is true'),
+        ('{"steps": 1, "seconds": -1, "bits": 2}', '"seconds" is -1'),
+        ('{"steps": 9, "seconds": 5, "bits": 2}\n{"steps": 10, "seconds": 4, "bits": 2}', "order of time"),
+        ("", "no line"),
+        ("[1]", "a list, expected"),
+    ],
+)
+def test_a_bad_line_of_another_program_is_one_line(line, message, tmp_path):
+    path = tmp_path / "theirs.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UserError, match=message) as error:
+        read_points(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quickstart"], "two contestants or more, got 1"),
+        (["base=", "base=tied"], 'two contestants are called "base"'),
+        (["base=", "swigly"], 'no recipe "swigly"'),
+        (["base=", "/nowhere:quickstart"], "/nowhere holds no fledgling"),
+        (["base=", "model.depth=2"], "expected NAME, RECIPE"),
+        (["base=", "deep=+model.dept=2"], "dept"),
+    ],
+)
+def test_a_bad_contestant_is_one_line(words, message):
+    with pytest.raises(UserError, match=message):
+        race.parse_contestants(words, "quickstart")
+
+
+def test_another_checkout_that_stops_or_fails_is_told(tmp_path, monkeypatch):
+    job = race_run.Job("quickstart", (), 0, 1.0, str(tmp_path), "old-s0")
+    ends = iter((STOPPED, 1))
+    monkeypatch.setattr(race.subprocess, "run", lambda *args, **options: type("Done", (), {"returncode": next(ends)})())
+    with pytest.raises(race.TrainingStopped):
+        race.run_job(job, tmp_path, print)
+    with pytest.raises(UserError, match="exit code 1"):
+        race.run_job(job, tmp_path, print)
