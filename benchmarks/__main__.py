@@ -392,6 +392,49 @@ def save(
     return measure_saving(load_recipe(recipe, overrides), stage, saves)
 
 
+@experiment(table_of("benchmarks.ideas", "format_ideas"))
+def ideas(
+    *names: str,
+    sizes: str = "4x128,4x256",
+    minutes: float = 2,
+    seeds: int = 3,
+    out: Path = Path("runs/ideas"),
+    text: str | None = None,
+    clock: Literal["wall", "cpu"] = "wall",
+    overrides: Overrides = (),
+) -> Any:
+    """Race every optional feature against the plain model for the same time; the same command continues.
+
+    Parameters
+    ----------
+    names
+        Ideas of docs/ideas.md, as in `fledgling scaling run --ablate`. Default: all.
+    sizes
+        Of 4x128 and 4x256, comma-separated.
+    minutes
+        Training steps of each run.
+    seeds
+        Runs of each idea and size.
+    out
+        Directory of the runs, and of ideas.json, which is written after each.
+    text
+        A source of documents; default: embedded.
+    clock
+        cpu counts processor time, for a machine that others use too.
+    """
+    from benchmarks.ideas import SIZES, measure_ideas
+    from fledgling.config import UserError
+    from fledgling.record import write_json
+
+    chosen = [size.strip() for size in sizes.split(",")]
+    if unknown := [size for size in chosen if size not in SIZES]:
+        raise UserError(f"sizes: got {unknown[0]!r}, expected some of {', '.join(SIZES)}")
+    return measure_ideas(
+        *(names, chosen, minutes, seeds, out, text, clock, overrides),
+        write=lambda values: write_json(out / "ideas.json", values),
+    )
+
+
 @experiment(table_of("fledgling.bench.rollouts", "format_rollouts"))
 def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = ()) -> Any:
     """Time the rollouts of reinforcement learning next to plain generation by the same engine.

@@ -61,6 +61,9 @@ OPEN_MODEL_FIELDS = (
     *("rope_low_freq_factor", "rope_high_freq_factor", "rope_beta_fast", "rope_beta_slow", "rope_attention_factor"),
     "window_last_layer",
 )
+OPTIONAL_MODEL_FIELDS = (
+    *("residual_scalars", "value_gates", "head_gates", "exclusive_attention", "skip_scalars", "back_out", "smear"),
+)
 INIT = Rule("ignored", "the run has begun from its initial weights")
 TOP_RULES = {
     "name": LABEL,
@@ -88,6 +91,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "rope_base": WEIGHTS,
         "norm_eps": WEIGHTS,
         "family": WEIGHTS,
+        "preset": WEIGHTS,
         "norm": WEIGHTS,
         "positions": WEIGHTS,
         "rope_direction": WEIGHTS,
@@ -100,7 +104,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "value_embeddings": WEIGHTS,
         "window_pattern": WEIGHTS,
         "window_size": WEIGHTS,
-        "residual_scalars": WEIGHTS,
+        **dict.fromkeys(OPTIONAL_MODEL_FIELDS, WEIGHTS),
         **dict.fromkeys(OPEN_MODEL_FIELDS, WEIGHTS),
     },
     "optimizer": {
@@ -117,6 +121,8 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "matrix_optimizer": STATE,
         "newton_schulz": EFFECT,
         "newton_schulz_steps": EFFECT,
+        "equilibrate": EFFECT,
+        "normalize_update": EFFECT,
         "zero_stage": PLACE,
         "deterministic": PLACE,
     },
@@ -164,6 +170,8 @@ SUPERVISED_RULES = {
     "mixture": ORDER,
     "batch_tokens": ORDER,
     "examples_per_step": ORDER,
+    "batch_warmup_steps": ORDER,
+    "context_warmup_steps": ORDER,
     "mixture_unit": ORDER,
     "train_on": EFFECT,
     "core_every": EVALS,

@@ -30,7 +30,11 @@ GATED_ACTIVATIONS = ("swiglu", "geglu")
 QK_NORM_WEIGHTS = ("none", "head", "layer")
 NORM_PLACEMENTS = ("pre", "post", "both")
 ROPE_TYPES = ("default", "linear", "ntk", "yarn", "llama3")
-OPTIONAL_FEATURES = ("flash_norm", "value_embeddings", "window_pattern", "residual_scalars")
+GATE_WIDTH = 32  # values of the normalized input that a gate reads
+OPTIONAL_FEATURES = (
+    *("flash_norm", "value_embeddings", "window_pattern", "residual_scalars", "skip_scalars", "back_out", "smear"),
+    *("head_gates", "exclusive_attention"),
+)
 LEGACY_FIELDS = {
     "hidden": "intermediate_size",
     "softcap": "logit_softcap",
@@ -76,6 +80,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "llama": LLAMA,
 }
+# Optional features of our own family by `preset`: the system that this package began from, by year.
+FEATURES_OFF: dict[str, Any] = {
+    **{"value_embeddings": 0, "value_gates": False, "window_pattern": "", "window_share": 0.25},
+    **dict.fromkeys(("residual_scalars", "skip_scalars", "back_out", "smear"), False),
+    **dict.fromkeys(("head_gates", "exclusive_attention"), False),
+}
+FEATURES_2026 = {
+    **{"value_embeddings": 2, "value_gates": True, "window_pattern": "SSSL", "window_share": 0.5},
+    **{"residual_scalars": True, "back_out": True, "smear": True},
+}
+FEATURE_PRESETS = {"nanochat-2025": FEATURES_OFF, "nanochat-2026": {**FEATURES_OFF, **FEATURES_2026}}
 PRESETS = {**FAMILIES, **OPEN_FAMILIES}  # FAMILIES are those that this package trains from the seed
 
 
@@ -98,7 +113,8 @@ class ModelConfig:
     logit_softcap: float = number(None)  # logits become softcap * tanh(logits / softcap); 0: unchanged
     rope_base: float = number(10_000.0, above=True)  # theta of RoPE
     norm_eps: float = number(None, above=True)
-    family: str = choice(*PRESETS)  # the preset, and the Hugging Face class of an export
+    family: str = choice(*PRESETS)  # the preset of parts, and the Hugging Face class of an export
+    preset: str = choice(*FEATURE_PRESETS)  # of the optional features of our own family; each can be pinned
     norm: str = optional_choice(*NORMS)  # RMS without weights, RMS with weights, or LayerNorm with weight and bias
     positions: str = optional_choice(*POSITIONS)  # RoPE, or a learned vector per position added to the embedding
     rope_direction: int = optional()  # -1 rotates the first half against the second by -angle; Llama's is 1
@@ -108,9 +124,11 @@ class ModelConfig:
     qk_norm: bool = optional()  # queries and keys are divided by their root mean square
     embedding_norm: bool = optional()  # the embedding is divided by its root mean square
     flash_norm: bool = False  # the norms before attention and feed-forward divide after the product (flash_norm.py)
-    value_embeddings: int = count(0, 0)  # every n-th layer, from the last, adds an embedding to its values; 0: none
-    window_pattern: str = ""  # S and L, repeated over the layers: S sees window_size tokens; the last layer sees all
-    window_size: int = count(None)  # tokens that S sees, itself included; None: a quarter of the context
+    value_embeddings: int = count(None, 0)  # every n-th layer, from the last, adds an embedding to its values; 0: none
+    window_pattern: str = (
+        optional()
+    )  # S and L, repeated over the layers: S sees window_size tokens; the last layer sees all
+    window_size: int = count(None)  # tokens that S sees, itself included; None: the preset's share of the context
     head_dim: int = count(0, 0)  # D, width of a head; 0: width / heads
     qkv_bias: bool = optional()  # of queries, keys and values; None: as bias
     qk_norm_weights: str = optional_choice(*QK_NORM_WEIGHTS)  # of qk_norm, before RoPE: for a head, or for all
@@ -129,7 +147,13 @@ class ModelConfig:
     rope_beta_slow: float = number(1.0, above=True)  # of yarn
     rope_attention_factor: float = number(0.0)  # of yarn, times cosines and sines; 0: 0.1 ln(rope_factor) + 1
     window_last_layer: bool = optional()  # whether the last layer may have a window
-    residual_scalars: bool = False  # each block reads a x + b x0: x0 the embedded token, a and b learned
+    residual_scalars: bool = optional()  # each block reads a x + b x0: x0 the embedded token, a and b learned
+    value_gates: bool = optional()  # of value_embeddings: each head decides how much of it a token takes
+    head_gates: bool = optional()  # each head's result is multiplied by 2 sigmoid(W x)
+    exclusive_attention: bool = optional()  # each head's result without its part along the token's own value
+    skip_scalars: bool = optional()  # blocks of the second half also read outputs of the first, times learned scalars
+    back_out: bool = optional()  # the last norm reads the stream less a learned share of its state in the middle
+    smear: bool = optional()  # the first block reads the embedded token and a gated share of the one before
 
     def __post_init__(self) -> None:
         if self.vocab_size is not None:
@@ -140,6 +164,10 @@ class ModelConfig:
 
     def _derived(self) -> dict[str, Any]:
         """Returns the value of every field that family, depth and the given fields determine."""
+        if self.preset not in FEATURE_PRESETS:
+            hint = did_you_mean(self.preset, FEATURE_PRESETS)
+            names = ", ".join(FEATURE_PRESETS)
+            raise UserError(f"model.preset {self.preset!r} is not known; expected one of {names}{hint}")
         if self.family not in PRESETS:
             hint = did_you_mean(self.family, PRESETS)
             raise UserError(f"model.family {self.family!r} is not known; expected one of {', '.join(PRESETS)}{hint}")
@@ -149,15 +177,21 @@ class ModelConfig:
         activation = self.activation or parts["activation"]
         bias = parts["bias"] if self.bias is None else self.bias
         multiplier = parts["embedding_multiplier"]
+        features = dict(FEATURE_PRESETS[self.preset] if self.family == "fledgling" else FEATURES_OFF)
+        pattern, share = features["window_pattern"], features.pop("window_share")
+        pattern = pattern if self.window_pattern is None else self.window_pattern
+        if self.value_embeddings == 0:
+            features["value_gates"] = False
         return {
             **parts,
+            **features,
             "qkv_bias": bias or bool(parts.get("qkv_bias")),
             "embedding_multiplier": width**0.5 if multiplier is None else multiplier,
             "width": width,
             "heads": heads,
             "kv_heads": heads,
             "intermediate_size": derive_intermediate_size(width, activation),
-            "window_size": max(1, self.context // 4) if "S" in self.window_pattern else 0,
+            "window_size": max(1, int(self.context * share)) if "S" in pattern else 0,
         }
 
     def _check(self) -> None:
@@ -194,6 +228,8 @@ class ModelConfig:
             raise UserError('model.flash_norm needs a norm by the root mean square; model.norm is "layer"')
         if set(self.window_pattern) - set("SL"):
             raise UserError(f'model.window_pattern is "{self.window_pattern}"; expected letters S and L, such as SSSL')
+        if self.value_gates and not self.value_embeddings:
+            raise UserError("model.value_gates needs model.value_embeddings, such as 2: without them nothing is gated")
         for name in ("value_embeddings", "window_size"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name} is {getattr(self, name)}; expected at least 0")
@@ -285,6 +321,11 @@ class ModelConfig:
         return self.value_embeddings > 0 and (self.depth - 1 - layer) % self.value_embeddings == 0
 
     @property
+    def num_skips(self) -> int:
+        """How many blocks read the output of one before the one before them (`skip_scalars`)."""
+        return max(0, (self.depth - 2) // 2) if self.skip_scalars else 0
+
+    @property
     def enabled_features(self) -> tuple[str, ...]:
         """The optional features that are on, which no family has and which other programs cannot load."""
         return tuple(name for name in OPTIONAL_FEATURES if getattr(self, name))
@@ -317,6 +358,7 @@ class ModelConfig:
         The oldest have `mlp_ratio`, the feed-forward's width over C. Raises UserError for an unknown field.
         """
         values = {LEGACY_FIELDS.get(name, name): value for name, value in values.items()}
+        values.setdefault("preset", "nanochat-2025")  # features that were not there yet are off
         if "mlp_ratio" in values:
             values["intermediate_size"] = values.pop("mlp_ratio") * values["width"]
         known = {entry.name for entry in fields(cls)}

@@ -42,6 +42,8 @@ class OptimizerConfig:
     matrix_optimizer: str = choice("muon", "normuon", "adamw")  # of the blocks' matrices
     newton_schulz: str = choice("jordan", "polar_express")  # coefficients of Muon's iteration
     newton_schulz_steps: int = count(5)
+    equilibrate: bool = False  # MuonEq: rows of a matrix's momentum are equally long before the iteration
+    normalize_update: bool = False  # Muon+: columns, then rows, of a matrix's update are equally long
     zero_stage: int | None = field(default=None, metadata={"low": 0, "high": 3})  # ZeRO; None: 1 with several ranks
     deterministic: str = choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
 
@@ -74,6 +76,8 @@ class StageConfig(LoopConfig):
 
     batch_tokens: int | None = count(None)  # tokens of one step over all ranks; None: derived
     examples_per_step: int | None = count(None)  # where batch_tokens is open; None: sft 32, others by the depth
+    batch_warmup_steps: int = count(0, 0)  # steps that read a quarter, then half, of the rows
+    context_warmup_steps: int = count(0, 0)  # steps whose rows are cut into four, then two, pieces of their own
     mixture_unit: str = choice("tokens", "examples")  # what the weights of the mixture are shares of
     train_on: Literal["all", "assistant"] = choice("all", "assistant")  # the tokens that are targets
     core_every: int = count(0, 0)  # steps between evaluations of CORE, and one at the end; 0: none

@@ -64,6 +64,11 @@ class Batch:
         pairs = zip(self.tokens.cpu().numpy(), self.targets.cpu().numpy(), strict=True)
         return [hashlib.sha256(row.tobytes() + targets.tobytes()).digest()[:8] for row, targets in pairs]
 
+    def cut_rows(self, pieces: int) -> Batch:
+        """Returns each row as so many rows, which do not see each other: (B, T) -> (B pieces, T / pieces)."""
+        rows, time = self.tokens.shape
+        return Batch(**{name: value.reshape(rows * pieces, time // pieces) for name, value in self._present()})
+
     def split(self, max_rows: int) -> list[Batch]:
         """Returns consecutive batches of at most `max_rows` rows; the last may have fewer."""
         assert max_rows >= 1, f"cannot split into batches of {max_rows} rows"

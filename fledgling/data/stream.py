@@ -24,6 +24,7 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.data.growth import Growth
 from fledgling.data.mixture import SourceOrder
 from fledgling.data.packing import (
     PackingPlan,
@@ -205,20 +206,21 @@ class BatchBuilder:
 
     sources: tuple[RowSource, ...]
     source_order: SourceOrder
-    rows_per_step: int
     micro_batch_size: int
     train_on: TrainOn
     rank: int
     world_size: int
     starts: tuple[int, ...]  # the first row of each source
+    growth: Growth
 
     def build_batches(self, step: int) -> list[Batch]:
         """Returns micro-batches rank, rank + world_size, ... of the step's ceil(R / micro_batch_size)."""
-        located = (self.source_order.locate(step * self.rows_per_step + k) for k in range(self.rows_per_step))
+        first, count = self.growth.rows_before(step), self.growth.rows_at(step)
+        located = (self.source_order.locate(first + k) for k in range(count))
         rows = [(source, self.starts[source] + index) for source, index in located]
-        starts = range(0, self.rows_per_step, self.micro_batch_size)
+        starts = range(0, count, self.micro_batch_size)
         return [
-            self._build_batch(rows[start : start + self.micro_batch_size])
+            self.growth.cut(self._build_batch(rows[start : start + self.micro_batch_size]), step)
             for start in starts[self.rank :: self.world_size]
         ]
 
@@ -248,6 +250,7 @@ class MixtureStream:
         seed: rotates the cycle of sources; the rows of a source have the source's own seed.
         prefetch: whether a thread builds the next steps during this one.
         starts: the first row of each source; None for 0.
+        batch_warmup_steps, context_warmup_steps: of `Growth`.
     """
 
     def __init__(
@@ -262,6 +265,8 @@ class MixtureStream:
         prefetch: bool = True,
         train_on: TrainOn = "all",
         starts: Sequence[int] | None = None,
+        batch_warmup_steps: int = 0,
+        context_warmup_steps: int = 0,
     ) -> None:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         assert micro_batch_size >= 1, f"micro-batches of {micro_batch_size} rows"
@@ -275,12 +280,12 @@ class MixtureStream:
         self.builder = BatchBuilder(
             row_sources,
             order,
-            rows_per_step,
             micro_batch_size,
             train_on,
             rank,
             world_size,
             starts=tuple(first for *_, first in used),
+            growth=Growth(rows_per_step, batch_warmup_steps, context_warmup_steps),
         )
         self._prefetch = prefetch
         self._prefetcher: Prefetcher | None = None
@@ -329,7 +334,7 @@ class MixtureStream:
     def source_rows(self, steps: int | None = None) -> list[int]:
         """Returns the row at which each source goes on after `steps` steps (None: after those given so far)."""
         counts = self.builder.source_order.count_rows(
-            (self.step if steps is None else steps) * self.builder.rows_per_step
+            self.builder.growth.rows_before(self.step if steps is None else steps)
         )
         return [first + int(count) for first, count in zip(self.builder.starts, counts, strict=True)]
 
@@ -341,7 +346,7 @@ class MixtureStream:
         """
         steps = self.steps if steps is None else steps
         assert steps is not None, "a stream without end has no summary"
-        taken = self.builder.source_order.count_rows(steps * self.builder.rows_per_step).tolist()
+        taken = self.builder.source_order.count_rows(self.builder.growth.rows_before(steps)).tolist()
         return [
             {
                 "directory": str(source.shards[0].directory),

@@ -3,7 +3,8 @@
 A list of mappings (`hf_tensor.py`) is the whole difference between two state dictionaries, so export and import cannot
 disagree. The classes of open models are in `open_classes.py`.
 
-    fledgling  NanoChatForCausalLM      gpt2  GPT2LMHeadModel      llama  LlamaForCausalLM
+    fledgling  NanoChatForCausalLM, or FledglingForCausalLM with its own code (own_class.py)
+    gpt2  GPT2LMHeadModel      llama  LlamaForCausalLM
 """
 
 from __future__ import annotations
@@ -16,6 +17,15 @@ from fledgling.config.model import PRESETS
 from fledgling.export import open_classes
 from fledgling.export.hf_rope import read_rope, write_rope
 from fledgling.export.hf_tensor import TensorMapping
+from fledgling.export.own_class import (
+    OWN_CLASS,
+    OWN_TYPE,
+    check_own_class,
+    needs_own_class,
+    own_tensors,
+    read_own_config,
+    write_own_config,
+)
 from fledgling.export.untrusted import check_value
 
 CLASSES = {"fledgling": "NanoChatForCausalLM", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
@@ -33,7 +43,10 @@ CONFIGURABLE["phi3"] |= {"partial_rotary_factor"}
 
 
 def check_family(config: ModelConfig) -> None:
-    """Raises UserError, naming the setting, unless the family's class in transformers can represent this model."""
+    """Raises UserError, naming the setting, unless a class in transformers, or our own, can represent this model."""
+    if needs_own_class(config):
+        check_own_class(config)
+        return
     for setting, expected in PRESETS[config.family].items():
         value = getattr(config, setting)
         if value != expected and setting not in CONFIGURABLE[config.family]:
@@ -46,17 +59,20 @@ def check_family(config: ModelConfig) -> None:
             raise UserError(
                 f"this model's {feature} is {getattr(config, feature)!r}, and no class of transformers supports it"
             )
-    if config.activation == "swiglu" and config.family == "fledgling":
-        raise UserError("this model's activation is 'swiglu' and NanoChatForCausalLM has two matrices, not three")
     if config.family == "gpt2" and config.kv_heads != config.heads:
         raise UserError(
             f"this model has {config.kv_heads} key/value heads of {config.heads}; GPT2LMHeadModel needs all"
         )
 
 
+def class_name(config: ModelConfig) -> str:
+    """Returns the class that loads an export of this model."""
+    return OWN_CLASS if needs_own_class(config) else CLASSES[config.family]
+
+
 def tensor_mappings(config: ModelConfig) -> list[TensorMapping]:
     """Returns the tensors of the family's class in transformers, in its own order, each stored tensor once."""
-    first = {"fledgling": _nanochat, "gpt2": _gpt2, "llama": _llama}
+    first = {"fledgling": own_tensors if needs_own_class(config) else _nanochat, "gpt2": _gpt2, "llama": _llama}
     mappings = list(first.get(config.family, open_classes.open_tensors)(config))
     if not config.tie_embeddings:
         mappings.append(TensorMapping(open_classes.head_name(config), ("head.weight",)))
@@ -145,6 +161,8 @@ MAX_VALUES = {
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """Returns the keys of config.json that describe the model; the inverse of `from_hf_config`."""
+    if needs_own_class(config):
+        return write_own_config(config)
     if config.family in open_classes.CLASSES:
         return open_classes.write_open_config(config)
     model_type = next(name for name, family in MODEL_TYPES.items() if family == config.family)
@@ -165,6 +183,8 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
 def from_hf_config(config_json: Mapping[str, Any]) -> ModelConfig:
     """Returns the model of a config.json. Raises UserError that names the unsupported key."""
     model_type = config_json.get("model_type")
+    if model_type == OWN_TYPE:
+        return read_own_config(config_json, MAX_VALUES)
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise UserError(f"config.json: model_type is {model_type!r}; expected one of {', '.join(MODEL_TYPES)}")
     family = MODEL_TYPES[model_type]

@@ -9,7 +9,8 @@ from typing import Any
 
 from fledgling.config import ModelConfig
 from fledgling.export.chat_template import supports_chat, supports_tools
-from fledgling.export.hf_mapping import CLASSES, to_hf_config
+from fledgling.export.hf_mapping import class_name, to_hf_config
+from fledgling.export.own_class import needs_own_class
 from fledgling.record import read_jsonl
 from fledgling.record.evaluation_names import format_cases, is_quoted
 from fledgling.text.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 {imports}
 tokenizer = AutoTokenizer.from_pretrained(".")
-model = AutoModelForCausalLM.from_pretrained(".")
+model = AutoModelForCausalLM.from_pretrained("."{options})
 {lines}
 ```
 """
@@ -107,7 +108,7 @@ def render_model_card(
     name = str(recipe.get("name") or state.get("name") or "model")
     chat = supports_chat(tokenizer) and state.get("stage") != "pretrain"
     kind = "A chat model" if chat else "A language model"
-    sentence = f"{kind} of {parameters:,} parameters, made with fledgling and loaded as `{CLASSES[config.family]}`."
+    sentence = f"{kind} of {parameters:,} parameters, made with fledgling and loaded as `{class_name(config)}`."
     table = [
         ("family", config.family),
         ("parameters", f"{parameters:,}"),
@@ -138,8 +139,11 @@ def render_model_card(
         parts += ["\n## Measured during training\n", _table(columns, evaluations), note]
     start = next((text for text, index in tokenizer.special_tokens.items() if index == tokenizer.bos_or_none), "")
     usage = TOOL_USAGE if with_tools else CHAT_USAGE if chat else COMPLETION_USAGE.format(start=start)
+    options = ", trust_remote_code=True" if needs_own_class(config) else ""  # it carries modeling_fledgling.py
     imports = "\nfrom calculator import calculate\n" if with_tools else ""
-    parts.append(USAGE_SECTION.format(imports=imports, lines=usage) + (TEMPLATE_WARNING if chat else ""))
+    parts.append(
+        USAGE_SECTION.format(imports=imports, options=options, lines=usage) + (TEMPLATE_WARNING if chat else "")
+    )
     return "\n".join(parts)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fledgling.config import ModelConfig
 from fledgling.export import gguf
+from fledgling.export.own_class import needs_own_class
 from fledgling.export.read_hf import read_hf
 from fledgling.model.cache import CacheRow, KVCache
 from fledgling.model.transformer import Transformer
@@ -82,7 +83,9 @@ def compare_hf(model: Transformer, directory: Path, start: int | None) -> Iterat
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        other = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+        other = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, trust_remote_code=needs_own_class(model.config)
+        ).eval()
         name = f"transformers {transformers.__version__}, {type(other).__name__}"
         yield compare_logits(model, lambda tokens: other(torch.tensor([tokens])).logits[0].float(), name, start)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
-from fledgling.export.hf_mapping import CLASSES, from_hf_config, tensor_mappings
+from fledgling.export.hf_mapping import class_name, from_hf_config, tensor_mappings
 from fledgling.export.hf_tensor import from_hf_tensor
 from fledgling.export.open_classes import head_name
 from fledgling.export.read_layout import read_layout
@@ -106,7 +106,7 @@ def _state(config: ModelConfig, files: dict[str, Path]) -> dict[str, Tensor]:
     tied_head = files.pop(head, None) if config.tie_embeddings else None
     for names, problem in ((set(mappings) - set(files), "is missing"), (set(files) - set(mappings), "is left over")):
         if names:
-            raise UserError(f"tensor {min(names)} {problem}: these are not the weights of {CLASSES[config.family]}")
+            raise UserError(f"tensor {min(names)} {problem}: these are not the weights of {class_name(config)}")
     state: dict[str, Tensor] = {}
     for path in sorted(set(files.values())):
         with open_safetensors(path) as file:

@@ -2,6 +2,7 @@
 
     config.json  generation_config.json  model.safetensors (or numbered shards and an index)
     tokenizer.json  tokenizer_config.json  README.md  calculator.py (where the model can call it)
+    modeling_fledgling.py (where no class of transformers holds the model)
 
 Only the names of tensors change (`hf_mapping.py`), so `read_hf.py` restores bit for bit what was written in float32.
 The directory appears complete, in one rename, or not at all.
@@ -22,6 +23,7 @@ from fledgling.config import ModelConfig, UserError
 from fledgling.export.chat_template import special_token_ids, supports_tools, tokenizer_config
 from fledgling.export.hf_mapping import check_family, tensor_mappings, to_hf_config
 from fledgling.export.hf_tensor import to_hf_tensor
+from fledgling.export.own_class import MODELING_FILE, needs_own_class
 from fledgling.record import make_write_error
 from fledgling.record.atomic_directory import atomic_directory
 from fledgling.text import calculator
@@ -69,6 +71,8 @@ def write_hf(
             _json(temporary / "tokenizer_config.json", tokenizer_config(tokenizer, config.context))
             tokenizer.without_layout().save(temporary / "tokenizer.json")
             (temporary / "README.md").write_text(card, encoding="utf-8")
+            if needs_own_class(config):
+                shutil.copyfile(MODELING_FILE, temporary / MODELING_FILE.name)
             if supports_tools(tokenizer):  # the card's code imports it
                 shutil.copyfile(calculator.__file__, temporary / "calculator.py")
     except OSError as problem:

@@ -164,12 +164,15 @@ class DeviceDecoder:
         masks: dict[int | None, Tensor | None] = dict.fromkeys(windows)
         if self.kernel == "gather":
             masks = {window: make_decode_mask(lengths, blocks * size, window) for window in masks}
-        x = model.embedding_norm.forward(model.embedding(tokens[:, None]).to(model.compute_dtype))
+        x = self._embed(tokens[:, None])
+        if model.smear is not None:
+            x = model.smear(x, self._embed(self._exchange_tokens(tokens, positions, tables, slots)))
         x, rotary = model.positions(x, positions[:, None])
         embeddings, rotary = (
             (x if model.config.residual_scalars else None),
             widen_rotary(rotary, model.config.head_width),
         )
+        streams = list[Tensor | None]()
         for block, window, keys, values in zip(model.blocks, windows, cache.keys, cache.values, strict=True):
             assert isinstance(block, TransformerBlock)
             flat_keys, flat_values = (part.transpose(1, 2).flatten(0, 1) for part in (keys, values))  # views
@@ -179,8 +182,22 @@ class DeviceDecoder:
             layer = DecodeLayer(
                 self.kernel, size, flat_keys, flat_values, slots, tables, lengths, row_starts, masks[window], window
             )
+            x = x if model.shortcuts is None else model.shortcuts(x, streams)
             x = self.run_block(block, x, rotary, layer, tokens[:, None], embeddings)
-        return model.norm.forward(x)[:, 0]
+        return model.norm.forward(x if model.shortcuts is None else model.shortcuts(x, streams))[:, 0]
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Returns embedded tokens, (B, T) -> (B, T, C)."""
+        model = self.model
+        return model.embedding_norm.forward(model.embedding(tokens).to(model.compute_dtype))
+
+    def _exchange_tokens(self, tokens: Tensor, positions: Tensor, tables: Tensor, slots: Tensor) -> Tensor:
+        """Stores the newest tokens (B,) and returns the ones before them (B, 1); every row has one."""
+        (stored,) = self.cache.tokens
+        stored.view(-1).index_put_((slots,), tokens)
+        before = (positions - 1).clamp(min=0)
+        blocks = tables.gather(1, (before // self.cache.block_size)[:, None])[:, 0]
+        return stored.view(-1)[blocks * self.cache.block_size + before % self.cache.block_size][:, None]
 
     def _column(self, column: int, rows: int) -> Tensor:
         return self.state.select(1, column).narrow(0, 0, rows)

@@ -30,6 +30,7 @@ from fledgling.model.decode_attention import DecodeLayer
 from fledgling.model.linear import Linear, apply_linear, apply_linears
 from fledgling.model.positions import Rotary
 from fledgling.model.query_key import choose_rotary, make_query_key
+from fledgling.model.scalars import Gate
 from fledgling.model.value_embedding import make_value_embedding
 from fledgling.model.window import first_visible_key, window_mask, windowed_sdpa
 
@@ -61,6 +62,15 @@ class TreeMask:
         if window_size is None:
             return visible
         return visible & window_mask(self.positions[:, queries], self.positions[:, : queries.stop], window_size)
+
+    def previous_places(self) -> tuple[Tensor, Tensor]:
+        """Returns the place in the row of the token before each one along the tree, and whether there is one (B, T).
+
+        A branch begins behind the trunk, whose places are its positions.
+        """
+        places = torch.arange(self.branches.shape[1], device=self.branches.device).expand_as(self.branches)
+        goes_on = F.pad(self.branches[:, 1:] == self.branches[:, :-1], (1, 0))
+        return torch.where(goes_on, places, self.positions).sub(1).clamp(min=0), self.positions > 0
 
 
 def masked_exp(scores: Tensor, visible: Tensor, bounded: bool) -> Tensor:
@@ -224,6 +234,17 @@ def partial_attention(
     return (weights.to(q.dtype) @ v.to(q.dtype)).float(), totals, totals if maxima is None else maxima
 
 
+def exclude_own_value(y: Tensor, v: Tensor) -> Tensor:
+    """Returns attention y (B, H, T, D) without its part along the token's own value v (B, G, T, D).
+
+    Source: exclusive self-attention, Zhai 2026, arXiv 2603.09078.
+    """
+    groups = v.shape[1]
+    y, own = y.unflatten(1, (groups, -1)), v[:, :, None].float()  # (B, G, H / G, T, D), (B, G, 1, T, D)
+    share = (y.float() * own).sum(-1, keepdim=True) / own.square().sum(-1, keepdim=True).clamp(min=1e-12)
+    return (y - (share * own).to(y.dtype)).flatten(1, 2)
+
+
 class Attention(nn.Module):
     """Projects, rotates and normalizes queries and keys as the configuration says, attends, and projects back."""
 
@@ -240,6 +261,8 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.attention_width, config.width, bias=config.bias)
         self.query_key = make_query_key(config)
         self.value_embedding = make_value_embedding(config, layer)
+        self.gate = Gate(config, config.heads) if config.head_gates else None
+        self.is_exclusive = config.exclusive_attention
 
     @property
     def input_projections(self) -> tuple[nn.Linear, ...]:
@@ -280,8 +303,9 @@ class Attention(nn.Module):
             return y.view(batch, time, heads, self.head_width).transpose(1, 2)  # (B, heads, T, D)
 
         q, k, v = apply_linears(x, self.input_projections, deferred_scale)
-        v = v if self.value_embedding is None else self.value_embedding(v, tokens)
+        v = v if self.value_embedding is None else self.value_embedding(v, tokens, x, deferred_scale)
         q, k, v = split_heads(q, self.heads), split_heads(k, self.kv_heads), split_heads(v, self.kv_heads)
+        own_value = v
         bounded = self.bounded and x.dtype != torch.float16  # e^11.3 exceeds its largest number
         rotary = None if rotary is None or self.rotary_part is None else rotary[self.rotary_part]
         q, k = self.query_key(q, k, rotary, as_one=isinstance(cache_batch, DecodeLayer))
@@ -306,4 +330,7 @@ class Attention(nn.Module):
             y = sdpa(q, k, v, mask.masked_fill(outside, float("-inf")))
         else:
             y = sdpa(q, k, v, mask)
+        y = exclude_own_value(y, own_value) if self.is_exclusive else y
+        if self.gate is not None:
+            y = y * (2 * self.gate(x, deferred_scale)).transpose(1, 2)[..., None]
         return apply_linear(y.transpose(1, 2).reshape(batch, time, -1), self.o_proj)

@@ -161,6 +161,8 @@ class KVCache:
         self.block_shape = (config.kv_heads, block_size, config.head_width)
         self.keys = [self._make_storage(1) for _ in range(config.depth)]
         self.values = [self._make_storage(1) for _ in range(config.depth)]
+        ids = torch.zeros((1, block_size), dtype=torch.int64, device=self.device)
+        self.tokens = [ids] if config.smear else []  # for smear.py
         self.allocated: dict[int, CacheBlock] = {}  # by index
         self._free: list[int] = []  # a heap: the lowest index is allocated first
 
@@ -178,8 +180,9 @@ class KVCache:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block in all layers."""
-        return 2 * len(self.keys) * self.keys[0][0].numel() * self.keys[0].element_size()
+        """Bytes of one block in all layers, with the ids of its tokens where these are kept."""
+        values = 2 * len(self.keys) * self.keys[0][0].numel() * self.keys[0].element_size()
+        return values + sum(storage[0].nbytes for storage in self.tokens)
 
     def allocate(self) -> CacheBlock:
         """Returns a free block with one owner; grows the storage where no block is free."""
@@ -204,7 +207,7 @@ class KVCache:
             torch.tensor([block.index for block in part], dtype=torch.int64, device=self.device)
             for part in (blocks, sources)
         )
-        for storage in (*self.keys, *self.values):
+        for storage in (*self.keys, *self.values, *self.tokens):
             storage[targets] = storage[origins]
         return blocks
 
@@ -251,7 +254,7 @@ class KVCache:
             return
         blocks = [self.allocated[index] for index in sorted(self.allocated)]
         indices = torch.tensor([0, *(block.index for block in blocks)], device=self.device)
-        for storages in (self.keys, self.values):
+        for storages in (self.keys, self.values, self.tokens):
             for layer, old in enumerate(storages):
                 storages[layer] = old[indices]
         for index, block in enumerate(blocks, 1):
@@ -265,6 +268,7 @@ class KVCache:
             for layer, old in enumerate(storages):
                 storages[layer] = self._make_storage(capacity + 1)
                 storages[layer][:size] = old[:size]
+        self.tokens = [torch.cat((old, old.new_zeros(capacity + 1 - size, self.block_size))) for old in self.tokens]
         self.storage_version += 1
         self._free = [index for index in range(1, capacity + 1) if index not in self.allocated]
 
@@ -284,7 +288,7 @@ class KVCache:
             return
         sources = torch.tensor([block.index for block in beyond], device=self.device)
         targets = torch.tensor(holes, device=self.device)
-        for storage in (*self.keys, *self.values):
+        for storage in (*self.keys, *self.values, *self.tokens):
             moved = storage[sources]
             storage[sources] = storage[targets]
             storage[targets] = moved

@@ -27,7 +27,9 @@ from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
 from fledgling.model.linear import apply_linear
 from fledgling.model.norm import make_embedding_norm, make_norm
 from fledgling.model.positions import LearnedPositions, Rotary, make_positions
-from fledgling.model.residual import ResidualScalars, make_residual
+from fledgling.model.residual import make_residual, make_shortcuts, mix_embeddings
+from fledgling.model.scalars import Gate, LearnedScalars
+from fledgling.model.smear import make_smear, shift_embeddings
 from fledgling.model.value_embedding import ValueEmbedding
 
 INIT_STD = 0.02  # standard deviation of the initial weights of GPT-2 and Llama
@@ -61,7 +63,7 @@ class TransformerBlock(nn.Module):
         mask: Tensor | BlockMask | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C); tokens (B, T) and embeddings (B, T, C) are the model's input; see `Attention`."""
-        x = x if self.residual is None else self.residual(x, embeddings)
+        x = x if self.residual is None else mix_embeddings(self.residual, x, embeddings)
         normed, scale = self.apply_norm(self.attention_norm, x)
         attended = self.attention(normed, rotary, document_ids, cache_batch, tree, scale, tokens, mask)
         y = x + self.attention_output_norm(attended)
@@ -81,8 +83,10 @@ class Transformer(nn.Module):
             embedding.weight = self.head.weight
         self.embedding = embedding
         self.embedding_norm = make_embedding_norm(config)
+        self.smear = make_smear(config)
         self.positions = make_positions(config)
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.depth))
+        self.shortcuts = make_shortcuts(config)
         self.norm = make_norm(config)
         self.recompute = False  # keep only the inputs of blocks for backward, and compute the rest again
         self.use_block_masks = False  # for blocks compiled for CUDA: documents and windows without a (T, T) mask
@@ -132,8 +136,10 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, ValueEmbedding):  # no larger than the variation of the layers' own values
                 fill_normal(module.weight, config.width**-0.5 if starts_as_identity else INIT_STD)
-            elif isinstance(module, ResidualScalars):
+            elif isinstance(module, LearnedScalars):
                 module.weight.copy_(torch.tensor(module.initial_values))
+            elif isinstance(module, Gate):
+                module.weight.zero_()
 
     def forward(
         self,
@@ -159,7 +165,13 @@ class Transformer(nn.Module):
         norm: Callable[[Tensor], Tensor] = self.norm
         if not training:
             embedding_norm, norm = self.embedding_norm.forward, self.norm.forward
-        x = embedding_norm(self.embedding(tokens).to(self.compute_dtype))
+
+        def embed(tokens: Tensor) -> Tensor:
+            return embedding_norm(self.embedding(tokens).to(self.compute_dtype))
+
+        x = embed(tokens)
+        if self.smear is not None:
+            x = self.smear(x, shift_embeddings(x, tokens, embed, document_ids, cache_batch, tree))
         if tree is not None:
             assert cache_batch is None, "a row that forks is read without a cache"
             x, rotary = self.positions(x, tree.positions)
@@ -174,15 +186,16 @@ class Transformer(nn.Module):
             document_ids = None
         elif cache_batch is None and not uses_blockwise_attention(x) and (document_ids is not None or tree is not None):
             masks = dict.fromkeys(window_sizes, make_attention_mask(x, document_ids, tree))
-        embeddings = x if self.config.residual_scalars else None
+        embeddings, streams = x if self.config.residual_scalars else None, list[Tensor | None]()
         for block, window_size in zip(self.blocks, window_sizes, strict=True):
             if embeddings is not None:  # a node for each layer: gradients are added in pairs, in one order on any ranks
                 embeddings = embeddings.view_as(embeddings)
+            x = x if self.shortcuts is None else self.shortcuts(x, streams)
             run: Callable[..., Tensor] = block if training else block.forward
             if training and self.recompute:  # nothing in a block is random
                 run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x = run(x, rotary, document_ids, cache_batch, tree, tokens, embeddings, masks[window_size])
-        return norm(x)
+        return norm(x if self.shortcuts is None else self.shortcuts(x, streams))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
         """hidden_states (..., C) -> logits (..., V) in fp32, soft-capped where the model has a cap."""

@@ -3,8 +3,10 @@
 A layer's values are a function of the residual stream; a vector that depends on the token alone is added to them, so
 that deep layers need not keep the token's identity in the stream. It costs memory and a look-up, and no product.
 
-Sources: value residuals, Zhou et al. 2024, arXiv 2410.17897; as separate tables in the GPT-2 speed-runs (Jordan et al.
-2024, modded-nanogpt). Here the vector is added without a gate.
+A gate for each key/value head, 2 sigmoid(W x), lets a token take less or more of it; initially it is 1.
+
+Sources: value residuals, Zhou et al. 2024, arXiv 2410.17897; as separate tables, and with gates, in the GPT-2
+speed-runs (Jordan et al. 2024, modded-nanogpt).
 """
 
 from __future__ import annotations
@@ -13,18 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from fledgling.config import ModelConfig
+from fledgling.model.scalars import Gate
 
 
 class ValueEmbedding(nn.Module):
-    """v + table[token], over the whole key/value width K."""
+    """v + gate table[token], over the whole key/value width K."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.kv_heads * config.head_width))
+        self.gate = Gate(config, config.kv_heads) if config.value_gates else None
 
-    def forward(self, v: Tensor, tokens: Tensor) -> Tensor:
-        """v (B, T, K), tokens (B, T) -> (B, T, K) in v's dtype."""
-        return v + nn.functional.embedding(tokens, self.weight).to(v.dtype)
+    def forward(self, v: Tensor, tokens: Tensor, x: Tensor, deferred_scale: Tensor | None = None) -> Tensor:
+        """v (B, T, K), tokens (B, T), the layer's normalized input x (B, T, C) -> (B, T, K) in v's dtype."""
+        added = nn.functional.embedding(tokens, self.weight).to(v.dtype)
+        if self.gate is not None:
+            gate = 2 * self.gate(x, deferred_scale)  # (B, T, G)
+            added = (added.unflatten(-1, (gate.shape[-1], -1)) * gate[..., None]).flatten(-2)
+        return v + added
 
 
 def make_value_embedding(config: ModelConfig, layer: int) -> ValueEmbedding | None:

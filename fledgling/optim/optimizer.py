@@ -265,6 +265,8 @@ class Optimizer:
             variant=config.newton_schulz,
             exp_avg_sq_row=state.get("exp_avg_sq_row"),
             cautious=config.cautious_weight_decay,
+            equilibrate=config.equilibrate,
+            normalize=config.normalize_update,
             make_direction=self._muon_direction,
         )
 

@@ -20,13 +20,13 @@ class UpdateRule:
 def assign_role(name: str, shape: tuple[int, ...]) -> str:
     """Returns the role of a parameter of `fledgling.model.transformer`, or of the critic.
 
-    Learned positions are scalars like the weights of norms and the biases: many small values, not a matrix that maps
-    anything. The thin matrices of an adapter have a role of their own: Muon would give all of their few directions
-    equal updates. A matrix that is both embedding and head has the name of the head, and so its role.
+    Learned positions and gates are scalars like the weights of norms and the biases: many small values, not a matrix
+    that maps anything. The thin matrices of an adapter have a role of their own: Muon would give all of their few
+    directions equal updates. A matrix that is both embedding and head has the name of the head, and so its role.
     """
     if ".adapter." in name:
         return "adapter"
-    if name.startswith("positions."):
+    if name.startswith("positions.") or name.endswith("gate.weight"):
         return "scalar"
     if name.startswith("embedding.") or name.endswith(".value_embedding.weight"):
         return "embedding"

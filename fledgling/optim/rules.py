@@ -126,10 +126,22 @@ def muon_direction_(
     dtype: torch.dtype,
     pad_to_pair: bool,
     variant: str,
+    equilibrate: bool = False,
+    normalize: bool = False,
 ) -> Tensor:
-    """Returns Muon's orthogonal directions (n, rows, columns); updates the momentum buffer, overwrites the gradient."""
+    """Returns Muon's orthogonal directions (n, rows, columns); updates the momentum buffer, overwrites the gradient.
+
+    Args:
+        equilibrate: divide each row by its norm before the iteration, which then begins with more equal singular values
+            (MuonEq, form R, arXiv 2603.28254).
+        normalize: make columns, then rows, of the result equally long (`normalize_lines_`).
+    """
     momentum_buffer.lerp_(gradient, 1 - momentum)
-    return orthogonalize(gradient.lerp_(momentum_buffer, momentum), steps, dtype, pad_to_pair, variant)
+    gradient.lerp_(momentum_buffer, momentum)
+    if equilibrate:
+        gradient /= torch.linalg.vector_norm(gradient, dim=-1, keepdim=True).clamp(min=1e-30)
+    direction = orthogonalize(gradient, steps, dtype, pad_to_pair, variant)
+    return normalize_lines_(direction) if normalize else direction
 
 
 def muon_(
@@ -145,6 +157,8 @@ def muon_(
     variant: str = "jordan",
     exp_avg_sq_row: Tensor | None = None,
     cautious: bool = False,
+    equilibrate: bool = False,
+    normalize: bool = False,
     make_direction: Callable[..., Tensor] = muon_direction_,
 ) -> None:
     """Makes one step of Muon with Nesterov momentum, in place, on n matrices of one shape.
@@ -161,10 +175,13 @@ def muon_(
         steps, dtype, pad_to_pair, variant: of `orthogonalize`.
         exp_avg_sq_row: (n, rows), the state of NorMuon (`normalize_rows_`); None for Muon.
         cautious: decay only the values that the update moves nearer to 0 (arXiv 2510.12402).
+        equilibrate, normalize: of `muon_direction_`.
         make_direction: `muon_direction_`, or its compiled form.
     """
     has_gradient = gradient.flatten(1).any(1)[:, None, None]  # (n, 1, 1)
-    update = make_direction(gradient, momentum_buffer, momentum, steps, dtype, pad_to_pair, variant)
+    update = make_direction(
+        gradient, momentum_buffer, momentum, steps, dtype, pad_to_pair, variant, equilibrate, normalize
+    )
     if exp_avg_sq_row is not None:
         normalize_rows_(update, exp_avg_sq_row)
     rows, columns = gradient.shape[-2:]
@@ -197,6 +214,20 @@ def normalize_rows_(updates: Tensor, exp_avg_sq_row: Tensor, beta: float = 0.95,
     factors = 1 / (exp_avg_sq_row.sqrt() + eps)
     before, after = squares.sum(-1), (squares * factors.square()).sum(-1)  # (n,)
     updates *= (factors * (before / after.clamp(min=1e-30)).sqrt()[:, None])[..., None]
+
+
+def normalize_lines_(updates: Tensor) -> Tensor:
+    """Makes the columns, then the rows, of each of the updates (n, rows, columns) equally long, in place.
+
+    The norm of each matrix is restored, so that the learning rate keeps its meaning. Rows without values stay zero.
+
+    Source: Muon+, arXiv 2602.21545.
+    """
+    before = torch.linalg.vector_norm(updates, dim=(-2, -1), keepdim=True)
+    for dim in (-2, -1):
+        updates /= torch.linalg.vector_norm(updates, dim=dim, keepdim=True).clamp(min=1e-30)
+    updates *= before / torch.linalg.vector_norm(updates, dim=(-2, -1), keepdim=True).clamp(min=1e-30)
+    return updates
 
 
 def muon(parameter: Tensor, gradient: Tensor, momentum_buffer: Tensor, *settings) -> tuple[Tensor, Tensor]:

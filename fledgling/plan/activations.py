@@ -54,6 +54,8 @@ def eager_activation_bytes(
         kept |= _deferred_norm_bytes(config, A, w)
     if config.residual_scalars:
         kept["residual"] = A * w * E  # the residual stream before scaling
+    if ideas := _idea_bytes(config, A, w):
+        kept["ideas"] = ideas
     if uses_blockwise_attention(context, device):
         pairs = rows * H * count_scored_pairs(context, window)
         masks = (rows if documents else 1) * count_scored_pairs(context, window)
@@ -65,6 +67,28 @@ def eager_activation_bytes(
         output_copied = config.positions == "rope"  # rotation changes the memory layout, so the output is copied
         kept["attention"] = A * ((1 + output_copied) * w * config.attention_width + 4 * H)
     return kept
+
+
+def _idea_bytes(config: ModelConfig, A: int, w: int) -> int:
+    """Returns the bytes that gates and exclusive attention keep in a layer; of value gates the mean over the layers."""
+    Q, K, H, G = config.attention_width, config.kv_heads * config.head_width, config.heads, config.kv_heads
+    copied = w < 4  # an fp32 copy in addition to the values
+    kept = 0
+    if config.value_gates:  # the embedding, and the gate before and behind its factor
+        tables = sum(map(config.has_value_embedding, range(config.depth)))
+        kept += A * w * (K + 2 * G) * tables // config.depth
+    if config.exclusive_attention:  # in fp32 y and v; the share, its numerator and denominator; y itself
+        kept += A * (4 * Q + 4 * K * copied + 8 * H + 4 * G)
+    if config.head_gates:  # the result, and the gate before and behind its factor
+        kept += A * w * (Q + 2 * H)
+    return kept
+
+
+def stream_bytes(config: ModelConfig, A: int, w: int) -> int:
+    """Returns the bytes that smear, skip scalars and back-out keep outside the blocks, for A tokens."""
+    smear = A * w * (2 * config.width + 2) if config.smear else 0  # the token, the one before, the gate and its product
+    kept_again = 0 if w == 4 else config.num_skips + config.back_out  # in fp32 they are inputs of a norm, kept anyway
+    return smear + A * w * config.width * kept_again
 
 
 def _deferred_norm_bytes(config: ModelConfig, A: int, w: int) -> dict[str, int]:
@@ -106,6 +130,8 @@ def compiled_activation_bytes(
         "attention": A * w * 2 * E,
         "feed_forward": A * w * F * (3 if config.is_gated else 2),
     }
+    if ideas := _idea_bytes(config, A, w):
+        kept["ideas"] = ideas * w // 4  # fp32 is computed again
     if uses_blockwise_attention(context, device):
         pairs = rows * config.heads * count_scored_pairs(context, window)
         kept["attention"] += 2 * w * pairs + (round(2.6 * A * w * E) if w < 4 else 0)

@@ -227,6 +227,7 @@ def outer_activation_bytes(config: ModelConfig, step: TrainingStep) -> int:
     masked = step.packed_documents and not blockwise and not uses_block_mask
     norm_width = step.value_bytes if uses_block_mask else 4  # what a compiled norm keeps; an eager one keeps fp32
     embedding = step.tokens * (norm_width * config.width + 4) if config.embedding_norm else 0
+    embedding += activations.stream_bytes(config, step.tokens, step.value_bytes)
     return embedding + (step.value_bytes * step.tokens * step.context if masked else 0)
 
 

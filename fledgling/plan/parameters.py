@@ -11,10 +11,14 @@ head, F = 4 E, no biases, no norm weights and as many key/value heads as query h
 
 from __future__ import annotations
 
+from math import prod
+
 from fledgling.config import ModelConfig
+from fledgling.config.model import GATE_WIDTH
 
 COMPONENTS = ("embedding", "positions", "attention", "feed_forward", "norms", "final_norm", "head")
-OPTIONAL_COMPONENTS = ("value_embeddings", "residual_scalars")  # listed only where a model has them
+OPTIONAL_COMPONENTS = ("value_embeddings", "residual_scalars", "gates", "shortcuts")  # listed where a model has them
+SMALL = {"residual_scalars", "gates", "shortcuts"}  # components of a few values
 NORM_VECTORS = {"rms": (), "rms_weighted": ("weight",), "layer": ("weight", "bias")}
 
 
@@ -37,6 +41,8 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
     extras = {
         "value_embeddings": V * K * sum(map(config.has_value_embedding, range(L))),
         "residual_scalars": 2 * L * config.residual_scalars,
+        "gates": sum(prod(shape) for name, shape in parameter_shapes(config).items() if name.endswith("gate.weight")),
+        "shortcuts": config.num_skips + config.back_out + config.smear,
     }
     counts |= {name: count for name, count in extras.items() if count}
     return {"total": sum(counts.values()), **counts}
@@ -62,6 +68,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     head: dict[str, tuple[int, ...]] = {"head.weight": (V, E)}
     embedding: dict[str, tuple[int, ...]] = {"embedding.weight": (V, E)}
     shapes = dict(head if config.tie_embeddings else embedding)
+    gate_width = min(GATE_WIDTH, E)
+    if config.smear:
+        shapes |= {"smear.scale.weight": (1,), "smear.gate.weight": (1, gate_width)}
     if config.positions == "learned":
         shapes["positions.weight"] = (config.context, E)
     matrices = config.layer_matrices()
@@ -79,6 +88,10 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
                     shapes |= {f"{block}attention.query_key.{norm}_norm.weight": (width,)} if width else {}
                 if config.has_value_embedding(layer):
                     shapes[f"{block}attention.value_embedding.weight"] = (V, K)
+                    if config.value_gates:
+                        shapes[f"{block}attention.value_embedding.gate.weight"] = (config.kv_heads, gate_width)
+                if config.head_gates:
+                    shapes[f"{block}attention.gate.weight"] = (config.heads, gate_width)
                 placed = {"pre": ("mlp_norm",), "post": ("attention_output_norm",)}
                 for norm in placed.get(config.norm_placement, ("attention_output_norm", "mlp_norm")):
                     shapes |= {f"{block}{norm}.{vector}": (E,) for vector in vectors}
@@ -87,6 +100,10 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
                 shapes[f"{block}{name}.bias"] = shape[:1]
         if config.norm_placement != "pre":
             shapes |= {f"{block}mlp_output_norm.{vector}": (E,) for vector in vectors}
+    if config.num_skips:
+        shapes["shortcuts.skips.weight"] = (config.num_skips,)
+    if config.back_out:
+        shapes["shortcuts.back_out.weight"] = (1,)
     shapes |= {f"norm.{vector}": (E,) for vector in vectors}
     return shapes if config.tie_embeddings else shapes | head
 
@@ -103,6 +120,7 @@ def parameter_formula(config: ModelConfig) -> tuple[str, str]:
         f" + {norm and 2 * len(NORM_VECTORS[config.norm])} E" if norm else ""
     )
     tables = sum(map(config.has_value_embedding, range(config.depth)))
+    counts = count_parameters(config)
     terms = [
         "V E",
         "T E" if config.positions == "learned" else "",
@@ -111,11 +129,10 @@ def parameter_formula(config: ModelConfig) -> tuple[str, str]:
         "" if config.tie_embeddings else "V E",
     ]
     terms += [f"{tables} V K" if tables else "", "2 L" if config.residual_scalars else ""]
+    terms += [f"{counts[name]} {name}" for name in ("gates", "shortcuts") if name in counts]
     feed_forward_squares = (3 if config.is_gated else 2) * config.intermediate_size / config.width
     squares = (2 + 2 * config.kv_heads / config.heads) * config.attention_width / config.width + feed_forward_squares
-    vectors_note = (
-        " + vectors" if config.bias or norm or config.positions == "learned" or config.residual_scalars else ""
-    )
+    vectors_note = " + vectors" if config.bias or norm or config.positions == "learned" or counts.keys() & SMALL else ""
     tables_term = f" + {tables} V K" if tables else ""
     simplified = f"{'' if config.tie_embeddings else '2 '}V E{tables_term} + {squares:.4g} L E^2{vectors_note}"
     return " + ".join(filter(None, terms)), simplified

@@ -55,6 +55,8 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         world_size=world.size,
         train_on=config.train_on,
         starts=positions.find_starts([source for source, _ in stage_rows.sources]),
+        batch_warmup_steps=config.batch_warmup_steps,
+        context_warmup_steps=config.context_warmup_steps,
     )
     for line in positions.describe(name, stream, stage_rows.steps):
         log(line)

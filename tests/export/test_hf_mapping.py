@@ -13,25 +13,15 @@ def test_a_model_without_a_transformers_class_is_refused_by_setting(make, tokeni
     for family, fields, word in (
         ("llama", {"qk_norm": True}, "qk_norm"),
         ("llama", {"logit_softcap": 15.0}, "logit_softcap"),
-        ("fledgling", {"activation": "swiglu"}, "swiglu"),
+        ("llama", {"residual_scalars": True}, "residual_scalars"),
+        ("fledgling", {"value_embeddings": 1, "norm": "layer"}, "norm"),
+        ("fledgling", {"smear": True, "activation": "geglu"}, "activation"),
         ("gpt2", {"kv_heads": 2}, "key/value heads"),
     ):
         model = make(family, **fields)
         with pytest.raises(UserError, match=word):
             write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
         assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"value_embeddings": 1}, {"window_pattern": "SL"}, {"residual_scalars": True}],
-    ids=lambda fields: next(iter(fields)),
-)
-def test_optional_features_are_refused_by_name(fields, make, tokenizer, tmp_path):
-    model = make("fledgling", **fields)
-    with pytest.raises(UserError, match=next(iter(fields))):
-        write_hf.write_hf(tmp_path / "out", model.config, model.state_dict(), tokenizer, "card")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_folded_and_deferred_norms_export_the_same_model(make, tokenizer, tmp_path):

@@ -15,6 +15,8 @@ from tests.invariants.fake_cuda import DeviceWatch, fake_cuda, move_to_fake
 
 MAX_LAYER_KERNELS = 25  # for a token
 IDEAS = {"window_pattern": "SL", "window_size": 256, "value_embeddings": 2, "residual_scalars": True}
+LATER = {**IDEAS, "value_gates": True, "head_gates": True, "exclusive_attention": True}
+STREAM = {"skip_scalars": True, "back_out": True, "smear": True}
 
 
 def watch_step(monkeypatch, depth=4, rows=8, kernel="varlen", mode="plain", family="fledgling", **options):
@@ -48,8 +50,8 @@ def test_a_step_stays_on_the_device(monkeypatch, kernel, mode):
 @pytest.mark.parametrize("kernel", ["varlen", "gather"])
 @pytest.mark.parametrize(
     "options",
-    [*({"family": family} for family in FAMILIES), IDEAS, {"flash_norm": True}],
-    ids=[*FAMILIES, "ideas", "flash_norm"],
+    [*({"family": family} for family in FAMILIES), IDEAS, STREAM, {"flash_norm": True}],
+    ids=[*FAMILIES, "ideas", "stream", "flash_norm"],
 )
 def test_a_layer_takes_at_most_25_kernels_a_token(monkeypatch, options, kernel):
     few, many = (watch_step(monkeypatch, depth, kernel=kernel, **options) for depth in (4, 8))

@@ -32,6 +32,17 @@ KINDS = {  # a family, and the optional features that are on
     "flash_norm": ("llama", {"flash_norm": True}),
     "windows": ("fledgling", {"window_pattern": "S", "window_size": 9, "flash_norm": True}),
     "tables": ("fledgling", {"value_embeddings": 1, "residual_scalars": True}),
+    "stream": ("fledgling", {"depth": 4, "skip_scalars": True, "back_out": True, "smear": True}),
+    "gates": (
+        "fledgling",
+        {
+            "value_embeddings": 1,
+            "value_gates": True,
+            "head_gates": True,
+            "flash_norm": True,
+            "exclusive_attention": True,
+        },
+    ),
 }
 
 
@@ -40,7 +51,7 @@ def random_model(vocab_size: int, kind: str, context: int = CONTEXT) -> Transfor
     family, ideas = KINDS[kind]
     kv_heads = 4 if family == "gpt2" else 2
     sizes = {"vocab_size": vocab_size, "depth": 2, "width": 64, "heads": 4, "kv_heads": kv_heads, "context": context}
-    model = Transformer(ModelConfig(family=family, **sizes, **ideas))
+    model = Transformer(ModelConfig(family=family, **{**sizes, **ideas}))
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2

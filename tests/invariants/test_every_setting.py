@@ -90,6 +90,7 @@ MODEL: dict[str, Case] = {
     "rope_base": (50.0, {}),
     "norm_eps": (0.1, {}),
     "family": ("gpt2", {}),
+    "preset": ("nanochat-2026", {}),
     "norm": ("layer", {}),
     "positions": ("learned", {}),
     "rope_direction": (1, {"kv_heads": 1}),
@@ -103,6 +104,12 @@ MODEL: dict[str, Case] = {
     "window_pattern": ("S", {"window_size": 2}),
     "window_size": (3, {"window_pattern": "S"}),
     "residual_scalars": (True, {}),
+    "value_gates": (True, {"value_embeddings": 1}),
+    "head_gates": (True, {}),
+    "exclusive_attention": (True, {}),
+    "skip_scalars": (True, {"depth": 4}),
+    "back_out": (True, {}),
+    "smear": (True, {}),
     "head_dim": (32, {}),
     "qkv_bias": (True, {}),
     "qk_norm_weights": ("head", {"rope_base": 3.0}),
@@ -158,6 +165,8 @@ OPTIMIZER: dict[str, Case] = {
     "matrix_optimizer": ("normuon", {}),
     "newton_schulz": ("polar_express", {}),
     "newton_schulz_steps": (2, {}),
+    "equilibrate": (True, {}),
+    "normalize_update": (True, {}),
     "zero_stage": (2, {}),
     "deterministic": ("off", {}),
 }
@@ -325,6 +334,7 @@ LOOP = {
 }
 PASSES = ("passes",)  # test_passes_multiply_the_steps_that_a_table_leaves_open
 OPEN_BATCH = ("examples_per_step", "mixture_unit")  # test_what_an_open_batch_and_a_mixture_are_measured_in
+GROWTH = ("batch_warmup_steps", "context_warmup_steps")  # tests/data/test_growth.py
 STAGE = {"batch_tokens": 256, "train_on": "assistant", "core_every": 3, "core_max_per_task": 1}
 DPO = {"pairs": "{folder}/others.jsonl", "beta": 0.5, "batch_size": 2, "objective": "simpo", "target_margin": 0.5}
 DPO_ELSEWHERE = ("desirable_weight", "undesirable_weight")  # tests/train/test_objectives.py
@@ -533,7 +543,7 @@ def test_every_key_has_a_value_here():
     assert keys_of(tables["tokenizer"]) == set(TOKENIZER)
     assert keys_of(tables["run"]) == set(RUN)
     assert keys_of(LoopConfig) == {*LOOP, *PASSES}
-    assert keys_of(StageConfig, LoopConfig) == {*STAGE, *OPEN_BATCH}
+    assert keys_of(StageConfig, LoopConfig) == {*STAGE, *OPEN_BATCH, *GROWTH}
     assert keys_of(DPOConfig, LoopConfig) == {*DPO, *DPO_ELSEWHERE}
     assert keys_of(RLConfig, LoopConfig) == {*RL, *RL_ELSEWHERE}
     stages = {"pretrain", "midtrain", "sft", "dpo", "rl"}

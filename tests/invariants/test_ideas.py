@@ -1,4 +1,4 @@
-"""Law: whatever is on, a model trains, stops and goes on, is loaded, answers, and is refused by formats without it."""
+"""Law: whatever is on, a model trains, stops and goes on, is loaded, answers, and and leaves with its own code."""
 
 import json
 import shutil
@@ -26,6 +26,11 @@ from tests.tiny import tiny
 EVERYTHING = {
     "model.flash_norm": "true",
     "model.value_embeddings": "1",
+    "model.value_gates": "true",
+    "model.head_gates": "true",
+    "model.exclusive_attention": "true",
+    "model.back_out": "true",
+    "model.smear": "true",
     "model.window_pattern": '"SL"',
     "model.window_size": "20",
     "model.residual_scalars": "true",
@@ -35,13 +40,15 @@ EVERYTHING = {
     "optimizer.cautious_weight_decay": "true",
     "optimizer.matrix_optimizer": '"normuon"',
     "optimizer.newton_schulz": '"polar_express"',
+    "optimizer.equilibrate": "true",
+    "optimizer.normalize_update": "true",
 }
 
 
 @pytest.mark.parametrize(
     "options", [EVERYTHING, {"optimizer.matrix_optimizer": '"adamw"', "optimizer.matrix_lr": "0.003"}]
 )
-def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch, capsys):
+def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch):
     options = {**options, "stages": '["pretrain"]'}
     recipes = [tiny(tmp_path, **options, **{"run.out": f'"{tmp_path / name}"'}) for name in ("whole", "halves")]
     run.run_stage(recipes[0], "pretrain", quiet=True)
@@ -72,14 +79,15 @@ def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch, 
     stored = sum(t.numel() for group in ("model", "optimizer") for t in one.tensors[group].values() if t.ndim)
     assert plan["data"]["bytes_checkpoint"] == 4 * stored
     assert Engine(model, tokenizer).generate([[tokenizer.bos]], SamplingParams(max_new_tokens=8))[0].tokens
-    if "model.value_embeddings" in options:
-        assert main(["export", "hf", str(tmp_path / "whole"), str(tmp_path / "exported")]) == 1
-        assert "value_embeddings" in capsys.readouterr().err and not (tmp_path / "exported").exists()
+    assert main(["export", "hf", str(tmp_path / "whole"), str(tmp_path / "exported")]) == 0
+    carries_code = (tmp_path / "exported" / "modeling_fledgling.py").exists()
+    assert carries_code == ("model.value_embeddings" in options)
+    assert ("trust_remote_code=True" in (tmp_path / "exported" / "README.md").read_text()) == carries_code
 
 
-CONFIG = ModelConfig(
-    61, 3, 32, 2, 1, 24, value_embeddings=2, residual_scalars=True, window_pattern="S", flash_norm=True
-)
+STREAM = {"residual_scalars": True, "skip_scalars": True, "back_out": True, "smear": True}
+HEADS = {"value_embeddings": 2, "value_gates": True, "head_gates": True, "exclusive_attention": True}
+CONFIG = ModelConfig(61, 4, 32, 2, 1, 24, window_pattern="S", flash_norm=True, **STREAM, **HEADS)
 
 
 def trained(rule: str, zero: int) -> dict:

@@ -32,6 +32,10 @@ PART = {
 def component(name: str) -> str:
     """The component of the parameter called `name`."""
     words = name.split(".")
+    if words[-2] == "gate":
+        return "gates"
+    if words[0] in ("smear", "shortcuts"):
+        return "shortcuts"
     if words[-2] in ("value_embedding", "residual"):
         return {"residual": "residual_scalars"}.get(words[-2], "value_embeddings")
     return PART[words[2]] if words[0] == "blocks" else {"norm": "final_norm"}.get(words[0], words[0])
@@ -50,13 +54,17 @@ def configs(draw) -> ModelConfig:
         "qk_norm": draw(st.booleans()),
         "positions": draw(st.sampled_from(["rope", "learned"])),
         "value_embeddings": draw(st.integers(0, 3)),
-        "residual_scalars": draw(st.booleans()),
+        **{
+            name: draw(st.booleans())
+            for name in ("residual_scalars", "head_gates", "skip_scalars", "back_out", "smear")
+        },
         "window_pattern": draw(st.sampled_from(["", "S", "SSL"])),
         "norm_placement": draw(st.sampled_from(["pre", "post", "both"])),
         "qk_norm_weights": draw(st.sampled_from(["none", "head", "layer"])),
         "qkv_bias": draw(st.booleans()),
         "head_dim": draw(st.sampled_from([0, 4, 12])),
     }
+    parts["value_gates"] = parts["value_embeddings"] > 0 and draw(st.booleans())
     return ModelConfig(
         family=draw(st.sampled_from(sorted(PRESETS))),
         vocab_size=draw(st.integers(1, 999)),
@@ -134,11 +142,16 @@ def test_memory_is_within_three_percent_of_the_allocator_s(case):
     assert abs(row["error"]) <= most, f"{row['predicted']:,} predicted, {row['measured']:,} measured"
 
 
+STREAM = {"skip_scalars": True, "back_out": True, "smear": True}
+GATES = {"value_embeddings": 2, "value_gates": True, "head_gates": True, "exclusive_attention": True}
 IDEAS = [
     (0, {"flash_norm": True}),
     (20, {"flash_norm": True}),
     (12, {"residual_scalars": True, "value_embeddings": 2}),
     (0, {"window_pattern": "SL", "window_size": 40}),
+    (0, STREAM),
+    (12, {**STREAM, **GATES}),
+    (20, GATES),
 ]
 
 

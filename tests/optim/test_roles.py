@@ -29,6 +29,10 @@ def test_every_role_has_a_rule_with_its_learning_rate():
         ("embedding.weight", (4, 4), "embedding"),
         ("blocks.0.attention.value_embedding.weight", (4, 4), "embedding"),
         ("blocks.0.scale", (4,), "scalar"),
+        ("blocks.0.attention.gate.weight", (2, 32), "scalar"),
+        ("blocks.0.attention.value_embedding.gate.weight", (2, 32), "scalar"),
+        ("smear.gate.weight", (1, 32), "scalar"),
+        ("blocks.0.mlp.gate_proj.weight", (4, 4), "matrix"),
         ("positions.weight", (4, 4), "scalar"),
     ],
 )

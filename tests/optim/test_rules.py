@@ -10,7 +10,9 @@ from fledgling.optim.rules import (
     adamw,
     muon,
     muon_,
+    muon_direction_,
     newton_schulz_coefficients,
+    normalize_lines_,
     normalize_rows_,
     orthogonalize,
 )
@@ -165,6 +167,26 @@ def test_normalized_rows_have_one_norm_and_the_matrix_keeps_its_norm():
     torch.testing.assert_close(row_norms, row_norms.mean(1, keepdim=True).expand_as(row_norms), rtol=1e-3, atol=0)
     torch.testing.assert_close(exp_avg_sq_row, 0.05 * x.square().mean(-1))
     torch.testing.assert_close(normalized / normalized.norm(dim=-1, keepdim=True), x / x.norm(dim=-1, keepdim=True))
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_equilibration_and_normalization_of_lines(shape):
+    """MuonEq does not see the scale of rows; Muon+ makes rows equally long and keeps the matrix's norm."""
+    torch.manual_seed(0)
+    gradient, scales = torch.randn(2, *shape), torch.rand(2, shape[0], 1) * 9 + 0.1
+    plain, scaled = (
+        muon_direction_(g.clone(), torch.zeros_like(g), 0.95, 5, torch.float32, False, "jordan", equilibrate=True)
+        for g in (gradient, gradient * scales)
+    )
+    torch.testing.assert_close(plain, scaled)
+    without = muon_direction_(gradient * scales, torch.zeros(2, *shape), 0.95, 5, torch.float32, False, "jordan")
+    assert not torch.allclose(without, scaled, atol=0.05)
+    update = gradient.clone()
+    update[1, 2] = 0
+    lengths = normalize_lines_(update.clone()).norm(dim=-1)
+    torch.testing.assert_close(lengths[0], lengths[0, :1].expand_as(lengths[0]))
+    assert lengths[1, 2] == 0
+    torch.testing.assert_close(normalize_lines_(update.clone()).norm(dim=(-2, -1)), update.norm(dim=(-2, -1)))
 
 
 def test_cautious_muon_decays_only_values_that_the_update_moves_nearer_to_zero():

@@ -1,0 +1,94 @@
+"""The table of docs/ideas.md: every optional feature against the plain model, at equal time, at two sizes.
+
+Each size is a race of `fledgling bench learn`: resumable, seeds interleaved. After every run the table of what is
+finished is written, so that it can be read while the rest runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fledgling.scaling.ablation import VARIANTS
+from fledgling.scaling.race import load_race, parse_contestants, run_race
+from fledgling.scaling.race_results import format_estimate, rank_runs
+
+SIZES: dict[str, tuple[str, ...]] = {  # overrides of quickstart
+    "4x128": (
+        *("model.width=128", "model.heads=1", "pretrain.batch_tokens=1024", "pretrain.micro_batch_size=4"),
+        "pretrain.decay_fraction=0.4",
+    ),
+    "4x256": ("pretrain.decay_fraction=0.4",),
+}
+BASE = "base"
+
+
+def measure_ideas(
+    names: Sequence[str],
+    sizes: Sequence[str],
+    minutes: float,
+    seeds: int,
+    out: Path,
+    text: str | None,
+    clock: str,
+    overrides: Sequence[str],
+    write: Callable[[dict[str, Any]], object] = lambda values: None,
+) -> dict[str, Any]:
+    """Runs what is not finished; returns {"minutes", "clock", "sizes": {size: rows}}, a row for each idea.
+
+    Args:
+        names: of `ablation.VARIANTS`; none: all.
+        write: receives the table after every run.
+    """
+    words = [f"{BASE}=", *(names or VARIANTS)]
+    table: dict[str, Any] = {"minutes": minutes, "clock": clock, "text": text or "embedded", "sizes": {}}
+    for size in sizes:
+        contestants = parse_contestants(words, "quickstart", (*SIZES[size], *overrides))
+
+        def collect(size: str = size, contestants: Sequence[Any] = contestants) -> None:
+            standings = rank_runs(load_race(out / size, contestants, seeds), 60 * minutes)
+            table["sizes"][size] = [
+                {
+                    "name": standing.name,
+                    "bits_per_byte": standing.bits,
+                    "margin": standing.margin,
+                    "difference": standing.difference,
+                    "difference_margin": standing.difference_margin,
+                    "verdict": standing.verdict,
+                    "seeds": standing.seeds,
+                    "parameters": standing.runs[0].parameters,
+                    "steps": [end.steps for end in standing.ends],
+                    "tokens": [end.tokens for end in standing.ends],
+                    "bits": [end.bits for end in standing.ends],
+                }
+                for standing in standings
+            ]
+            write(table)
+
+        run_race(
+            *(contestants, seeds, minutes, out / size, lambda line: print(line, file=sys.stderr), text),
+            points=1,
+            held_out_bytes=200_000,
+            clock=clock,
+            on_finished=collect,
+        )
+    return table
+
+
+def format_ideas(values: dict[str, Any]) -> str:
+    """Returns a Markdown table: bits per byte minus the plain model's at each size, with 95 % intervals over seeds."""
+    sizes = list(values["sizes"])
+    rows: dict[str, list[str]] = {}
+    for place, size in enumerate(sizes):
+        for row in values["sizes"][size]:
+            cells = rows.setdefault(row["name"], ["open"] * len(sizes))
+            if row["difference"] is None:
+                cells[place] = format_estimate(row["bits_per_byte"], row["margin"])
+            else:
+                interval = format_estimate(row["difference"], row["difference_margin"], "+")
+                cells[place] = f"{interval} ({row['seeds']}), {row['verdict']}"
+    head = f"| after {60 * values['minutes']:g} s of steps | {' | '.join(sizes)} |"
+    lines = [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    return "\n".join([head, "|---" * (len(sizes) + 1) + "|", *lines])

@@ -1,0 +1,88 @@
+"""A model that no class of transformers holds carries its own code: loaded from there, it is the same model."""
+
+import json
+
+import pytest
+import torch
+
+from fledgling.config import UserError
+from fledgling.export import parity, write_hf
+from fledgling.export.hf_mapping import from_hf_config, to_hf_config
+from fledgling.export.own_class import needs_own_class
+from fledgling.export.read_hf import read_hf
+from fledgling.model.transformer import Transformer
+
+STREAM = {"depth": 6, "residual_scalars": True, "skip_scalars": True, "back_out": True, "smear": True}
+HEADS = {"value_embeddings": 2, "value_gates": True, "head_gates": True, "exclusive_attention": True}
+EVERYTHING = {**STREAM, **HEADS, "window_pattern": "SL", "window_size": 7, "flash_norm": True, "kv_heads": 2}
+
+
+def export(model: Transformer, tokenizer, folder):
+    return write_hf.write_hf(folder / "out", model.config, model.state_dict(), tokenizer, "card")
+
+
+def load(directory, monkeypatch, tmp_path):
+    import transformers
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        directory, trust_remote_code=True, dtype=torch.float32
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [EVERYTHING, {"activation": "swiglu", "tie_embeddings": True, "value_embeddings": 1}, {"qk_norm": False}],
+    ids=["everything", "swiglu", "no qk-norm"],
+)
+def test_transformers_computes_the_same_logits_from_the_directory(fields, make, tokenizer, tmp_path, monkeypatch):
+    model = make("fledgling", **fields)
+    out = export(model, tokenizer, tmp_path)
+    assert {"modeling_fledgling.py", "config.json"} <= {path.name for path in out.iterdir()}
+    other = load(out, monkeypatch, tmp_path)
+    row = parity.compare_logits(model, lambda t: other(torch.tensor([t])).logits[0], "", tokenizer.bos_or_none)
+    assert row.max_difference < 1e-4 and row.greedy_matches == row.greedy_tokens
+    again = read_hf(out)
+    assert again.config.to_dict() == {**model.config.to_dict(), "flash_norm": False}
+    assert all(torch.equal(again.state[name], value) for name, value in model.state_dict().items())
+
+
+def test_its_cache_and_its_padding_give_the_same_tokens(make, tokenizer, tmp_path, monkeypatch):
+    model = make("fledgling", **EVERYTHING)
+    other = load(export(model, tokenizer, tmp_path), monkeypatch, tmp_path)
+    prompts = [[5, 9, 200, 31], [17, 40]]
+    expected = [parity.generate_greedy(model, prompt, 12) for prompt in prompts]
+    padded = torch.tensor([prompts[0], [0, 0, *prompts[1]]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    for use_cache in (True, False):
+        found = other.generate(
+            padded, attention_mask=mask, do_sample=False, max_new_tokens=12, use_cache=use_cache, pad_token_id=0,
+            eos_token_id=None,
+        )  # fmt: skip
+        assert found[:, 4:].tolist() == expected, use_cache
+
+
+def test_a_plain_model_keeps_the_class_of_transformers(make, tokenizer, tmp_path):
+    model = make("fledgling")
+    out = export(model, tokenizer, tmp_path)
+    assert not needs_own_class(model.config) and not (out / "modeling_fledgling.py").exists()
+    config = json.loads((out / "config.json").read_text())
+    assert config["architectures"] == ["NanoChatForCausalLM"] and "auto_map" not in config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("window_pattern", "SLSLSLSLS", "window_pattern"),
+        ("window_pattern", "SX", "SX"),
+        ("value_embeddings", True, "value_embeddings"),
+        ("hidden_size", 1 << 30, "hidden_size"),
+        ("hidden_act", "tanh", "hidden_act"),
+        ("num_hidden_layers", None, "num_hidden_layers"),
+    ],
+)
+def test_an_edited_configuration_is_refused_by_key(key, value, word, make):
+    values = to_hf_config(make("fledgling", smear=True).config)
+    with pytest.raises(UserError, match=word):
+        from_hf_config({**values, key: value})
