@@ -36,6 +36,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[ipo]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[simpo]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[orpo]",
+    "test_resume.py::test_stop_and_go_on_equals_not_stopping[kto]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[midtrain]",
     "test_resume.py::test_stop_and_go_on_equals_not_stopping[ppo]",
     "test_campaigns.py::test_kills_at_random_moments",
@@ -52,6 +53,8 @@ FULL_SIZE = (  # each has a smaller member that always runs
         f"test_open_models.py::test_an_adapted_class_is_the_same_here_in_transformers_and_in_peft[llama{how}]"
         for how in (" with wide heads", ", linear", ", yarn")
     ),
+    "test_watchdog.py::test_a_stopped_main_rank_is_named_and_the_run_ends_with_the_same_bits",
+    "test_families_train.py::test_a_tied_model_resumes_as_if_it_had_not_stopped",
     "test_memory_of_ranks.py::test_measured_memory_is_the_layouts",
     "test_page_faults.py::test_random_faults_never_stop_the_page_and_lose_no_finished_turn[200]",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from fledgling.cli.options import Json
@@ -26,6 +27,8 @@ def report(run: Path, /, *, out: Path | None = None, as_json: Json = False) -> N
     from rich.console import Console
 
     page = build_report(run, out)
+    for line in summarize_run(run)["unreadable"]:
+        print(f"not read: {line}", file=sys.stderr)
     Console().print(make_evals_table(run))
     predictions = make_predictions_table(run)
     if predictions.row_count:

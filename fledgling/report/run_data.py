@@ -17,6 +17,7 @@ from typing import Any
 
 from fledgling.config import STAGES, UserError
 from fledgling.record import read_jsonl
+from fledgling.report.unreadable import find_unreadable
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 GROWING_FILES = ("evals", "samples", "notices")  # .jsonl; commands add lines to them after the run's end
@@ -103,6 +104,7 @@ class RunData:
     data: dict[str, dict[str, Any]]
     plan: dict[str, Any]
     stages: list[StageData] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)  # damaged files, one line each
 
     @property
     def lines_read(self) -> dict[str, int]:
@@ -135,6 +137,7 @@ def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = Non
         data={manifest.parent.name: read_object(manifest) for manifest in manifests},
         plan=read_object(path / "plan.json"),
         stages=stages,
+        unreadable=find_unreadable(path, [stage.name for stage in stages], MAX_FILE_BYTES),
     )
 
 

@@ -69,6 +69,7 @@ def run_page_contents(run: RunData) -> dict[str, Any]:
         "samples": sample_groups(run),
         "left_out": {"evals": describe_left_out_evals(run), "samples": describe_left_out_samples(run)},
         "notices": [(stage.name, text) for stage in run.stages for text in stage.notices],
+        "unreadable": run.unreadable,
         "recipe": run.recipe_text,
         "environment": environment_rows(run),
         "data": data_rows(run),

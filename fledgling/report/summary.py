@@ -30,10 +30,11 @@ _NO_SHARES = ("bits", "loss", "perplexity", "length", "tokens", "seconds")
 def summarize_run(run_dir: Path | str) -> dict[str, Any]:
     """Returns the run as JSON.
 
-    Its keys: run, name, stages, evals, history, predicted, measured, error, differs. evals: the last value of every
-    evaluation in each stage, {stage, step, name, value, low, high, n, baseline}; history: all of them. predicted and
-    measured have the same keys (RUN/plan.json against the files); error is predicted / measured - 1 where the two are
-    of the same thing, and differs says of the others what is not alike. Raises UserError if there is nothing to report.
+    Its keys: run, name, stages, evals, history, predicted, measured, error, differs, unreadable. evals: the last value
+    of every evaluation in each stage, {stage, step, name, value, low, high, n, baseline}; history: all of them.
+    predicted and measured have the same keys (RUN/plan.json against the files); error is predicted / measured - 1 where
+    the two are of the same thing, and differs says of the others what is not alike. unreadable: damaged files, one line
+    each. Raises UserError if there is nothing to report.
     """
     run = load_run_data(run_dir)
     pairs = pair_predictions(run)
@@ -47,6 +48,7 @@ def summarize_run(run_dir: Path | str) -> dict[str, Any]:
         "measured": {pair.key: pair.measured for pair in pairs},
         "error": {pair.key: pair.error for pair in pairs if pair.error is not None},
         "differs": {pair.key: pair.differs for pair in pairs if pair.differs},
+        "unreadable": run.unreadable,
     }
 
 

@@ -1,5 +1,6 @@
-"""Stopping and going on equals never stopping, bit for bit, in every stage, from any step."""
+"""Stopping and going on equals never stopping, bit for bit, in every stage, from any step (most at full size)."""
 
+import os
 import shutil
 
 import pytest
@@ -43,6 +44,9 @@ CASES = {
 }
 
 
+EVERY_STEP = bool(os.environ.get("FLEDGLING_FULL"))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of all stages that never stopped."""
@@ -62,7 +66,8 @@ def test_stop_and_go_on_equals_not_stopping(finished, case, monkeypatch):
     assert run.run_stage(recipe, stage, quiet=True)
     whole, state = tensors(out, stage)
     lines = [line["loss"] for line in read_jsonl(out / stage / "metrics.jsonl")]
-    for stop_after in (1, 2, 3):
+    # 3 is between two periodic saves and within a round of several passes; pretraining stops at every step here too.
+    for stop_after in (1, 2, 3) if EVERY_STEP or case == "pretrain" else (3,):
         shutil.rmtree(out / stage)
         with monkeypatch.context() as patch:
             patch.setattr(run, "catch_stop_signals", StopRequest(stop_after))

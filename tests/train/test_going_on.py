@@ -168,6 +168,17 @@ def test_a_done_stage_says_which_settings_it_keeps(done):
     assert "sft.learning_rate" not in lines[0] and "threads" not in lines[0]
 
 
+@pytest.mark.parametrize("stage", ["midtrain", "sft", "rl"])
+def test_a_later_stage_says_which_settings_of_a_done_one_are_ignored(stage, done):
+    lines: list[str] = []
+    source = checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
+    recipe = load_recipe(done, ["pretrain.learning_rate=0.5", "rl.tasks={counting=1.0}", "rl.steps=1"])
+    kept = going_on.reconcile_settings(recipe, stage, done, source, lines.append)
+    (line,) = (line for line in lines[0].splitlines() if "pretrain.learning_rate" in line)
+    assert "ignored" in line and "pretrain is done" in line
+    assert kept.pretrain.learning_rate == load_recipe(done).pretrain.learning_rate
+
+
 def test_a_recipe_that_cannot_be_compared_is_a_notice(done):
     lines: list[str] = []
     source = done / "pretrain" / "checkpoints" / "step-00000002"

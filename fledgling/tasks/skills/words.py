@@ -29,12 +29,17 @@ _TRIPLE_LETTER = re.compile(r"(.)\1\1")
 def _iterate_docstrings(path: Path) -> Iterator[str]:
     """Yields the docstrings of a source file; of the topic pages, every string."""
     tree = ast.parse(path.read_text("utf-8"))
-    is_topics = path.stem == "topics"
-    for node in ast.walk(tree):
-        if is_topics and isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
-        elif isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+    if path.stem == "topics":
+        yield from (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+        return
+    nodes: list[ast.AST] = [tree]
+    while nodes:  # statements alone: expressions, most of the tree, hold no docstring
+        node = nodes.pop()
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield ast.get_docstring(node, clean=False) or ""
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            nested = getattr(node, field, ())
+            nodes += nested if isinstance(nested, list) else ()  # the body of a lambda or of `a if b else c` is none
 
 
 @lru_cache(maxsize=1)

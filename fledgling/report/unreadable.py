@@ -1,0 +1,56 @@
+"""Finds the files of a run that exist and cannot be read, in part or whole: a report names them and goes on."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+RUN_FILES = ("recipe.toml", "environment.json", "plan.json", "tokenizer/training.json", "data/*/manifest.json")
+STAGE_FILES = ("plan.json", "done.json", "metrics.jsonl", "evals.jsonl", "samples.jsonl", "notices.jsonl")
+ERRORS = (
+    OSError,
+    ValueError,
+    RecursionError,
+)  # of bytes, JSON and TOML: all are ValueErrors
+
+
+def find_unreadable(run_dir: Path, stages: list[str], max_bytes: int) -> list[str]:
+    """Returns one line for each damaged file of a run: its path in the run, and what is wrong.
+
+    A file that does not exist is none, nor is the last line of a JSONL file as long as no newline ends it: a run that
+    is still written, or was killed, has such a line.
+
+    Args:
+        run_dir: the run's directory.
+        stages: the names of its stages.
+        max_bytes: a larger file is not read, except JSONL.
+    """
+    patterns = [*RUN_FILES, *(f"{stage}/{name}" for stage in stages for name in STAGE_FILES)]
+    paths = [path for pattern in patterns for path in sorted(run_dir.glob(pattern))]
+    problems = {str(path.relative_to(run_dir)): _find_problem(path, max_bytes) for path in paths}
+    return [f"{name}: {problem}" for name, problem in problems.items() if problem]
+
+
+def _find_problem(path: Path, max_bytes: int) -> str:
+    """Returns what keeps a file from being read, or ""."""
+    try:
+        if path.suffix == ".jsonl":
+            lines = path.read_bytes().split(b"\n")[:-1]
+            bad = sum(not _is_table(line, json.loads) for line in lines if line.strip())
+            return f"{bad:,} of {len(lines):,} lines are no JSON objects" if bad else ""
+        if path.stat().st_size > max_bytes:
+            return f"{path.stat().st_size:,} bytes, expected at most {max_bytes:,}"
+        is_toml = path.suffix == ".toml"
+        is_good = _is_table(path.read_bytes(), tomllib.loads if is_toml else json.loads)
+        return "" if is_good else f"not a {'TOML document' if is_toml else 'JSON object'}"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _is_table(content: bytes, parse: Callable[[str], object]) -> bool:
+    try:
+        return isinstance(parse(content.decode("utf-8")), dict)
+    except ERRORS:
+        return False
