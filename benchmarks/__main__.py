@@ -54,6 +54,53 @@ def seeds(*runs: Path) -> dict:
     return collect_seeds(list(runs))
 
 
+@experiment(table_of("benchmarks.rates", "format_rates"))
+def rates(
+    *,
+    out: Path = Path("runs/rates"),
+    depths: Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())] = None,
+    multiples: Annotated[list[float] | None, Parameter(consume_multiple=True, negative=())] = None,
+    batch_tokens: Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())] = None,
+    roles: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    decays: Annotated[list[float] | None, Parameter(consume_multiple=True, negative=())] = None,
+    tokens: int = 200_000,
+    width_per_layer: int = 32,
+    seconds: float | None = None,
+    plot: Path | None = None,
+    overrides: Overrides = (),
+) -> dict:
+    """Compare the rules of learning rates with sweeps of rates at several depths; goes on where it was stopped.
+
+    Parameters
+    ----------
+    out
+        Directory of the runs.
+    depths
+        Layers; default: 2 4 6.
+    multiples
+        Learning rates, as multiples of what rules 4 to 7 give; default: 0.25 0.5 1 2 4.
+    batch_tokens
+        Tokens of a step; default: 1024.
+    roles
+        Which rates: all, matrix, embedding, head, scalar; default: all.
+    decays
+        Weight decays, as multiples of the rule's; default: 1.
+    tokens
+        Training tokens of a run.
+    width_per_layer
+        The width is that times the depth.
+    seconds
+        Begin no run after that many; default: make all.
+    plot
+        Write the chart of the sweeps to this SVG file.
+    """
+    from benchmarks.rates import make_runs, measure_rates
+
+    grid = (depths or [2, 4, 6], multiples or [0.25, 0.5, 1.0, 2.0, 4.0], batch_tokens or [1024])
+    runs = make_runs(*grid, tokens, roles or ["all"], decays or [1.0])
+    return measure_rates(out, runs, overrides, width_per_layer, seconds, plot)
+
+
 @experiment(table_of("benchmarks.clients", "format_clients"))
 def clients(*, python: str = sys.executable, node_modules: Path | None = None) -> dict:
     """Try real clients of OpenAI's, Anthropic's and Ollama's API against a server whose model is random.

@@ -45,7 +45,7 @@ def measure_saving(recipe: Recipe, name: str = "pretrain", saves: int = 5) -> di
     if saves < 1:
         raise UserError(f"--saves {saves}: expected at least 1")
     table = cast(StageConfig, recipe.stage_config(name))
-    world, setup, model, optimizer = build_training(recipe, table.learning_rate)
+    world, setup, model, optimizer = build_training(recipe, table.learning_rate or 1.0)
     rows = (table.batch_tokens or recipe_horizon(recipe).batch_tokens) // recipe.model.context
     stream = RandomBatches(recipe.tokenizer.vocab_size, rows, recipe.model.context)
     micro_batches = stream.batch.split(table.micro_batch_size or rows)

@@ -9,6 +9,7 @@ from cyclopts import App
 
 from fledgling.cli.options import Json, Overrides
 from fledgling.config import dump_toml, load_recipe, recipe_names
+from fledgling.plan.derive import derive_known, list_derived
 
 app = App(name="config", help="List recipes, and show one with its defaults and overrides.")
 
@@ -31,10 +32,21 @@ def show(
 ) -> None:
     """Print a recipe with its defaults filled in and its overrides applied, as TOML to save and edit.
 
+    What the recipe leaves open and a rule fills is printed as comments, so that it still follows the depth once saved.
+
     Parameters
     ----------
     recipe
         A recipe's name, a TOML file or a run directory.
     """
     loaded = load_recipe(recipe, overrides)
-    print(json.dumps(dataclasses.asdict(loaded), indent=2) if as_json else dump_toml(loaded).rstrip())
+    derived = list_derived(loaded, derive_known(loaded))
+    if as_json:
+        values = dataclasses.asdict(loaded) | {"derived": [dataclasses.asdict(each) for each in derived]}
+        print(json.dumps(values, indent=2))
+        return
+    comments: dict[str, list[str]] = {}
+    for each in derived:
+        table, _, _ = each.name.partition(".")
+        comments.setdefault(table, []).append(each.describe().partition(".")[2])
+    print(dump_toml(loaded, comments).rstrip())

@@ -2,7 +2,8 @@
 
 Start with `recipe.py` (the tables and their defaults) and `model.py` (the architecture); `load.py` reads a file and its
 overrides, checks the whole before any work starts, and names the key of every mistake; `toml.py` writes a recipe into
-the run directory, from which it loads again to an equal value. `fields.py` declares a default with its range.
+the run directory, from which it loads again to an equal value. `fields.py` declares a default with its range;
+`scaling_rules.py` has the rules by which rates, weight decay, warm-up and horizon follow from the size of a model.
 
 No module here imports torch or derives a value from the data or the machine.
 """

@@ -216,6 +216,12 @@ RL_RULES = {
     "value_weight": EFFECT,
     "value_clip": EFFECT,
 }
+# Fields that rules fill where a recipe leaves them open: a run that goes on keeps the values that it ran with.
+DERIVED_FIELDS = {
+    "optimizer": ("matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "weight_decay"),
+    **dict.fromkeys(STAGES, ("learning_rate", "warmup_steps")),
+    "pretrain": ("learning_rate", "warmup_steps", "batch_tokens", "steps"),
+}
 STAGE_RULES = {**dict.fromkeys(SUPERVISED, SUPERVISED_RULES), "dpo": DPO_RULES, "rl": RL_RULES}
 
 
@@ -272,6 +278,18 @@ def compare_recipes(
         name = f"{table}.{field}" if table else field
         changed.append(ChangedSetting(name, *_show_difference(before, after), outcome, reason))
     return changed
+
+
+def keep_derived(saved: Recipe, wanted: Recipe) -> Recipe:
+    """Returns `wanted` with the saved values of derived fields that it leaves open."""
+    for table, names in DERIVED_FIELDS.items():
+        before, after = getattr(saved, table), getattr(wanted, table)
+        kept: dict[str, Any] = {name: getattr(before, name) for name in names if getattr(after, name) is None}
+        if table == "pretrain" and (after.passes is not None or after.examples_per_step is not None):
+            kept = {name: value for name, value in kept.items() if name not in ("batch_tokens", "steps")}
+        tables: dict[str, Any] = {table: replace(after, **kept)}
+        wanted = replace(wanted, **tables)
+    return wanted
 
 
 def keep_ignored(saved: Recipe, wanted: Recipe, changed: Iterable[ChangedSetting]) -> Recipe:

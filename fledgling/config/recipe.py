@@ -1,4 +1,8 @@
-"""The tables of a recipe and their defaults. A field that is None is derived by the stage or planner that reads it."""
+"""The tables of a recipe and their defaults.
+
+A field that is None is open: `fledgling.plan.derive` fills rates, weight decay, warm-up and horizon by the rules of
+`scaling_rules.py`; the stage or planner that reads it derives the others.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +33,15 @@ class TokenizerConfig:
 class OptimizerConfig:
     """[optimizer]: learning rates by parameter role; Muon for the matrices, AdamW for embedding, head and scalars."""
 
-    matrix_lr: float = number(0.02, above=True)
-    embedding_lr: float = number(0.3, above=True)
-    head_lr: float = number(0.004, above=True)
-    scalar_lr: float = number(0.01, above=True)
+    matrix_lr: float | None = number(None, above=True)  # this and the next three: None: by rules 4 to 7
+    embedding_lr: float | None = number(None, above=True)
+    head_lr: float | None = number(None, above=True)
+    scalar_lr: float | None = number(None, above=True)
     adam_betas: tuple[float, float] = field(default=(0.8, 0.95), metadata={"low": 0.0, "high": 0.9999})
     adam_eps: float = number(1e-10, above=True)
     momentum: float = number(0.95, 0.0, 0.9999)
     adapter_lr: float = number(0.001, above=True)  # AdamW, of the trained part of an [adapter]
-    weight_decay: float = number(0.0)  # of the blocks' matrices
+    weight_decay: float | None = number(None)  # of the blocks' matrices; None: by rule 9
     cautious_weight_decay: bool = False  # decays only values that the update moves toward 0
     matrix_optimizer: str = choice("muon", "normuon", "adamw")  # of the blocks' matrices
     newton_schulz: str = choice("jordan", "polar_express")  # coefficients of Muon's iteration
@@ -58,8 +62,8 @@ class LoopConfig:
     steps: int | None = count(None)  # optimizer steps; None: derived from `passes`
     passes: float | None = number(None, above=True)  # over the data; None: 20 tokens a parameter (pretrain), else 1
     micro_batch_size: int | None = count(None)  # rows of one forward/backward on one rank; None: what fits
-    learning_rate: float = number(1.0, above=True)  # a multiplier of all rates of [optimizer]
-    warmup_steps: int = count(20, 0)  # steps from 0 to the full rate
+    learning_rate: float | None = number(None, above=True)  # multiplies all rates of [optimizer]; None: rules 11 to 13
+    warmup_steps: int | None = count(None, 0)  # steps from 0 to the full rate; None: by rule 10
     decay_fraction: float = number(0.4, 0.0, 1.0)  # the last fraction of the steps, over which the rate decays
     final_lr_fraction: float = number(0.0, 0.0, 1.0)  # of the full rate, at the last step
     mixture: dict[str, float] = field(default_factory=dict, metadata=WEIGHTS)  # source -> weight
@@ -95,8 +99,7 @@ class DPOConfig(LoopConfig):
     desirable_weight: float = number(1.0, above=True)  # kto: of answers that are desirable
     undesirable_weight: float = number(1.0, above=True)  # kto
     batch_size: int = count(16)  # pairs per step; kto: answers
-    learning_rate: float = number(0.05, above=True)
-    warmup_steps: int = count(0, 0)
+    warmup_steps: int | None = count(0, 0)
     decay_fraction: float = number(1.0, 0.0, 1.0)
 
     @property
@@ -110,8 +113,7 @@ class RLConfig(LoopConfig):
     """[rl]: rollouts of the current weights, scored by tasks and rewards."""
 
     algorithm: str = choice("grpo", "dr_grpo", "cispo", "gspo", "ppo")
-    learning_rate: float = number(0.2, above=True)
-    warmup_steps: int = count(0, 0)
+    warmup_steps: int | None = count(0, 0)
     decay_fraction: float = number(1.0, 0.0, 1.0)
     tasks: dict[str, float] = field(default_factory=dict, metadata=WEIGHTS)  # task -> weight among the prompts
     rewards: dict[str, float] = field(default_factory=dict, metadata=WEIGHTS)  # weights; {}: task

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 
-def dump_toml(recipe: Any) -> str:
-    """Returns a recipe as TOML that `load_recipe` reads back to an equal value; fields that are None are left out."""
+def dump_toml(recipe: Any, comments: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Returns a recipe as TOML that `load_recipe` reads back to an equal value; fields that are None are left out.
+
+    comments: lines that are added at the end of a table, by its name.
+    """
     top, tables = [], []
     for entry in fields(recipe):
         value = getattr(recipe, entry.name)
         if hasattr(value, "__dataclass_fields__"):
             pairs = ((inner.name, getattr(value, inner.name)) for inner in fields(value))
             lines = [f"{key} = {format_toml_value(inner)}" for key, inner in pairs if inner is not None]
+            lines += [f"# {line}" for line in (comments or {}).get(entry.name, ())]
             tables.append("\n".join([f"[{entry.name}]", *lines]))
         else:
             top.append(f"{entry.name} = {format_toml_value(value)}")

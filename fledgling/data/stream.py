@@ -51,6 +51,11 @@ def permutation(seed: int, key: int, size: int, section: int = 0) -> np.ndarray:
     return np.argsort(bits.random_raw(size), kind="stable")
 
 
+def keep_order(seed: int, key: int, size: int, section: int = 0) -> np.ndarray:
+    """Returns 0 to size - 1, (size,) int64: `permutation` for a source that keeps its order."""
+    return np.arange(size, dtype=np.int64)
+
+
 class RowSource:
     """An endless sequence of rows from one or more shards; each epoch gives every row once, in another order.
 
@@ -66,6 +71,7 @@ class RowSource:
         bos: id that begins a document or conversation; it is the padding too, so that padding is one document.
         turn_end: id that ends an assistant's turn; conversations longer than the row are truncated there.
         max_section_documents: documents of a section, which bounds the memory of a plan.
+        shuffled: False keeps the order of documents and rows, of a part of a set that was shuffled before.
 
     Raises:
         UserError: if the shards have no tokens.
@@ -80,7 +86,9 @@ class RowSource:
         bos: int,
         turn_end: int | None = None,
         max_section_documents: int = MAX_SECTION_DOCUMENTS,
+        shuffled: bool = True,
     ) -> None:
+        self._permute = permutation if shuffled else keep_order
         self.shards = (shards,) if isinstance(shards, TokenShard) else tuple(shards)
         assert self.shards, "a source needs a shard"
         self.kind, self.context, self.seed, self.bos, self.turn_end = kind, context, seed, bos, turn_end
@@ -119,6 +127,7 @@ class RowSource:
             for shard in self.shards
         ]
         packing = [self.kind, self.context, self.seed, self.bos, self.turn_end, self._num_sections]
+        packing += [] if self._permute is permutation else ["in order"]
         return hashlib.sha256(json.dumps([held, packing]).encode()).hexdigest()[:16]
 
     def _pack_section(self, section: int) -> tuple[PackingPlan, int, int]:
@@ -138,7 +147,7 @@ class RowSource:
                 shard_lengths = np.diff(offsets)
             lengths.append(shard_lengths)
             numbers.append(np.arange(first + start, first + stop))
-        order = permutation(self.seed, 0, sum(map(len, lengths)), section)
+        order = self._permute(self.seed, 0, sum(map(len, lengths)), section)
         ordered = np.concatenate(lengths)[order]
         pack = pack_cropped if self.kind == "crop" else pack_best_fit
         plan = pack(ordered, self.context + 1)
@@ -147,7 +156,7 @@ class RowSource:
 
     def _section_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the sections in the order of an epoch (K,), and the rows before each (K + 1,)."""
-        sections = permutation(self.seed, epoch + 1, self._num_sections, self._num_sections)
+        sections = self._permute(self.seed, epoch + 1, self._num_sections, self._num_sections)
         return sections, np.cumsum([0, *self._section_rows[sections]])
 
     def read_tokens(self, document: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -164,6 +173,20 @@ class RowSource:
         """
         plan, row = self._locate_row(index)
         return fill_row(plan, self, row, self.bos, pad=self.bos, use_mask=train_on == "assistant")
+
+    def list_documents(self, rows: int) -> np.ndarray:
+        """Returns the documents of which the first `rows` rows of the first epoch have a part, ascending, each once.
+
+        Only of a source that is not shuffled: it packs every section that the rows reach.
+        """
+        found = [np.empty(0, dtype=np.int64)]
+        for section, count in enumerate(self._section_rows.tolist()):
+            if rows <= 0:
+                break
+            plan = self._current_section[2] if self._current_section[1] == section else self._pack_section(section)[0]
+            found.append(plan.piece_documents[: plan.row_starts[min(rows, count)]])
+            rows -= count
+        return np.unique(np.concatenate(found))
 
     def read_row_documents(self, index: int) -> np.ndarray:
         """Returns the number of the document that each token of row `index` is of, (T + 1,) int64; padding is -1."""
@@ -185,7 +208,7 @@ class RowSource:
         current_epoch, current_section, plan, order = self._current_section
         if (current_epoch, current_section) != (epoch, section):
             plan = plan if current_section == section else self._pack_section(section)[0]
-            order = permutation(self.seed, epoch + 1, plan.num_rows, section)  # key 0 is the order of documents
+            order = self._permute(self.seed, epoch + 1, plan.num_rows, section)  # key 0 is the order of documents
             self._current_section = (epoch, section, plan, order)
         return plan, int(order[position - int(rows_before[place])])
 

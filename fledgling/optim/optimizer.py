@@ -229,7 +229,7 @@ class Optimizer:
     def _update_adamw(self, name: str, role: str, gradient: Tensor, step: Tensor) -> None:
         config = self.config
         exp_avg, exp_avg_sq = (self.state[f"{name}.{state_name}"] for state_name in STATE_NAMES["adamw"])
-        decay = (config.weight_decay, config.cautious_weight_decay) if role == "matrix" else (0.0, False)
+        decay = (config.weight_decay or 0.0, config.cautious_weight_decay) if role == "matrix" else (0.0, False)
         whole = (self.owned_parameters[name], gradient, exp_avg, exp_avg_sq)
         blocks = zip(*(tensor.view(-1).split(ADAMW_BLOCK_VALUES) for tensor in whole), strict=True)
         for tensors in [whole] if self.compiled else blocks:
@@ -258,7 +258,7 @@ class Optimizer:
             state["momentum_buffer"],
             self._lr("matrix"),
             config.momentum,
-            config.weight_decay,
+            config.weight_decay or 0.0,
             config.newton_schulz_steps,
             self.dtype,
             pad_to_pair=self.deterministic and torch.get_num_threads() > 1,

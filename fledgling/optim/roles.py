@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from fledgling.config import OptimizerConfig
 
+# Rates of an optimizer outside a run, whose size no rule can know; a run's recipe has all of its rates.
+UNSIZED_RATES = {"embedding": 0.3, "matrix": 0.02, "head": 0.004, "scalar": 0.01}
 ROLES = ("embedding", "matrix", "head", "scalar", "adapter")
 
 
@@ -37,10 +39,7 @@ def assign_role(name: str, shape: tuple[int, ...]) -> str:
 
 def assign_rules(config: OptimizerConfig) -> dict[str, UpdateRule]:
     """Returns the rule of every role, with the learning rates of a recipe's [optimizer] table."""
-    return {
-        "embedding": UpdateRule("adamw", config.embedding_lr),
-        "matrix": UpdateRule(config.matrix_optimizer, config.matrix_lr),
-        "head": UpdateRule("adamw", config.head_lr),
-        "scalar": UpdateRule("adamw", config.scalar_lr),
-        "adapter": UpdateRule("adamw", config.adapter_lr),
-    }
+    given = {role: getattr(config, f"{role}_lr") for role in UNSIZED_RATES}
+    rates = {role: UNSIZED_RATES[role] if rate is None else rate for role, rate in given.items()}
+    names = dict.fromkeys(ROLES, "adamw") | {"matrix": config.matrix_optimizer}
+    return {role: UpdateRule(names[role], rate) for role, rate in (rates | {"adapter": config.adapter_lr}).items()}

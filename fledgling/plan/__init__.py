@@ -4,6 +4,7 @@ Start with `horizon` (one depth determines a whole run), then `parameters` and `
 and `cost` (estimates, marked as such). `plan` combines them; training calls the same functions.
 
     horizon          depth -> width, heads, tokens, batch, steps; every derived value can be pinned
+    derive           rates, weight decay and warm-up that a recipe leaves open, by the rules of config/scaling_rules.py
     stage_length     the batch and steps of the other stages, from their data (`source_sizes`: of the public sets)
     split            the rows of a step over ranks and micro-batches
     parameters       parameters by component

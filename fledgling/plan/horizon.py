@@ -1,9 +1,4 @@
-"""Derives a whole pretraining run from one value, the depth.
-
-    width = 64 x depth            heads = width / 128           (fledgling.model.config)
-    tokens = 20 x parameters      compute-optimal (Chinchilla, arXiv 2203.15556)
-    batch = 524,288 tokens at 11.2e9 tokens, and ~ tokens^0.383 from there (arXiv 2505.13738), a power of two
-    steps = tokens / batch, rounded down
+"""Derives the length of pretraining from the depth, by rules 1 to 3 of `fledgling.config.scaling_rules`.
 
 A recipe can pin every value; a pinned value is used unchanged, and the rest follows from it.
 """
@@ -13,12 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.config import ModelConfig, Recipe, UserError, scaling_rules
 from fledgling.plan.parameters import count_parameters
-
-TOKENS_PER_PARAMETER = 20
-REFERENCE_BATCH, REFERENCE_TOKENS = 524_288, 11_219_763_200  # the published depth-20 run
-BATCH_EXPONENT = 0.383
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ def compute_horizon(
     config: ModelConfig, batch_tokens: int | None = None, steps: int | None = None, stage: str = "pretrain"
 ) -> Horizon:
     """Returns the horizon of a model; `batch_tokens` and `steps` pin its values. stage: whose table gives them."""
-    tokens = TOKENS_PER_PARAMETER * count_parameters(config)["total"]
+    tokens = scaling_rules.TOKENS_PER_PARAMETER * count_parameters(config)["total"]
     if batch_tokens is None:
         batch_tokens = max(config.context, optimal_batch_tokens(tokens))
     if batch_tokens % config.context:
@@ -53,6 +44,5 @@ def compute_horizon(
 
 
 def optimal_batch_tokens(tokens: int) -> int:
-    """Returns the batch size in tokens for a run of `tokens` tokens: the nearest power of two to the law above."""
-    best = REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** BATCH_EXPONENT
-    return 2 ** round(math.log2(best))
+    """Returns the batch size in tokens for a run of `tokens` tokens: the power of two nearest to rule 3."""
+    return 2 ** round(math.log2(scaling_rules.optimal_batch_tokens(tokens)))

@@ -11,8 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fledgling.config import AdapterConfig, DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, UserError, load_recipe
+from fledgling.config import (
+    AdapterConfig,
+    DPOConfig,
+    LoopConfig,
+    ModelConfig,
+    Recipe,
+    RLConfig,
+    StageConfig,
+    UserError,
+    load_recipe,
+)
 from fledgling.plan import communication, cost, flops, hardware, measured_speed, memory
+from fledgling.plan.derive import derive_known, list_derived
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
 from fledgling.plan.parameters import (
@@ -36,7 +47,7 @@ CHARACTERS_PER_TOKEN = 4.8  # English web text with 65,536 entries; lower for a 
 CHARACTERS_PER_SHARD = 250_000_000  # of the files of the public data sets
 BYTES_PER_SHARD = 100_000_000  # of such a file, compressed
 # Overrides of quickstart that leave everything to the depth, and the published run's vocabulary, context and device.
-DEPTH_ONLY = ("pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["pretrain"]')
+DEPTH_ONLY = ("optimizer={}", "pretrain={}", "midtrain={}", "sft={}", "rl={}", "model={}", 'stages=["pretrain"]')
 PUBLISHED = ("tokenizer.vocab_size=65536", "model.context=2048", "run.hardware=h100")
 
 
@@ -111,6 +122,11 @@ def make_plan(
     planned = {name: _stage(name, context) for name in ("pretrain", *recipe.stages)}
     known = {name: stage for name, stage in planned.items() if stage is not None}  # pretraining always is
     stages = {name: known[name][0] for name in recipe.stages if name in known}
+    supervised = {name: isinstance(recipe.stage_config(name), StageConfig) for name in recipe.stages}
+    lengths = {
+        name: (stage["steps"], stage["rows_per_step"] * config.context if supervised[name] else 0)
+        for name, stage in stages.items()
+    }
     pretrain, step = known["pretrain"]
     characters = round(horizon.tokens * CHARACTERS_PER_TOKEN)
     split = {key: pretrain[key] for key in ("micro_batch_size", "grad_accumulation")} | {"dtype": dtype}
@@ -162,6 +178,7 @@ def make_plan(
             count_matrix_parameters(config),
         ),
         "stages": stages,
+        "derived": [asdict(each) for each in list_derived(recipe, derive_known(recipe, lengths))],
     }
 
 

@@ -15,7 +15,7 @@ Rows = list[tuple[str, str]]
 
 def format_plan(plan: dict[str, Any]) -> str:
     """Returns a plan as lines of text in two columns."""
-    rows = [*_model_rows(plan), *_memory_rows(plan["memory"]), *_time_rows(plan)]
+    rows = [*_model_rows(plan), *_derived_rows(plan["derived"]), *_memory_rows(plan["memory"]), *_time_rows(plan)]
     rows += _communication_rows(plan["communication"])
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
@@ -63,6 +63,16 @@ def _model_rows(plan: dict[str, Any]) -> Rows:
             f"{format_memory(data['bytes_tokenized'])}; a checkpoint {format_memory(data['bytes_checkpoint'])}",
         ),
     ]
+
+
+def _derived_rows(derived: list[dict[str, Any]]) -> Rows:
+    """Returns one row of the values that rules have filled for each table of the recipe, with the rules' numbers."""
+    tables: dict[str, list[str]] = {}
+    for each in derived:
+        table, _, field = each["name"].partition(".")
+        tables.setdefault(table, []).append(f"{field} {each['value']:,g} ({each['rule']})")
+    rows = [(f"  {table}", ", ".join(values)) for table, values in tables.items()]
+    return [("by rule", "of fledgling/config/scaling_rules.py, by its number"), *rows] if rows else []
 
 
 def _memory_rows(section: dict[str, Any]) -> Rows:

@@ -38,3 +38,18 @@ def data_rows(run: RunData) -> list[dict[str, str]]:
         size = f"{entries:,.0f} entries" if entries else "–"
         rows.append({"name": "tokenizer", "documents": "–", "tokens": size, "fingerprint": text})
     return rows
+
+
+def reading_rows(run: RunData) -> list[tuple[str, str, str, str, str, str]]:
+    """Returns what each finished stage read: stage, source, its rows, rows of a pass, passes so far, rows left."""
+    rows = []
+    for stage in run.stages:
+        found = stage.done.get("sources")
+        for each in found if isinstance(found, list) else ():
+            keys = ("read", "rows", "passes", "remaining")
+            read, size, passes, remaining = (finite_number(each.get(key)) for key in keys)
+            if None in (read, size, passes, remaining):
+                continue  # of a file that no fledgling wrote
+            shown = (f"{read:,.0f}", f"{size:,.0f}", f"{passes:.2f}", f"{remaining:,.0f}")
+            rows.append((stage.name, str(each.get("source")), *shown))
+    return rows

@@ -18,7 +18,7 @@ from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.report import summary as numbers
 from fledgling.report.chart import Chart, Line, render_bar, render_chart, running_mean
 from fledgling.report.predictions import hourly_price, pair_predictions
-from fledgling.report.provenance import data_rows, environment_rows
+from fledgling.report.provenance import data_rows, environment_rows, reading_rows
 from fledgling.report.run_data import (
     RunData,
     StageData,
@@ -65,6 +65,7 @@ def run_page_contents(run: RunData) -> dict[str, Any]:
         "rl_charts": rl_charts(run),
         "speed_charts": speed_charts(run),
         "stages": stage_rows(run),
+        "reading": reading_rows(run),
         "predictions": prediction_rows(run),
         "samples": sample_groups(run),
         "left_out": {"evals": describe_left_out_evals(run), "samples": describe_left_out_samples(run)},

@@ -135,7 +135,7 @@ def shorten_recipe(recipe: Recipe, steps: int, batch: int, out: Path) -> Recipe:
             recipe.pretrain,
             steps=steps,
             batch_tokens=batch,
-            warmup_steps=min(recipe.pretrain.warmup_steps, steps // 10),
+            warmup_steps=min(20 if recipe.pretrain.warmup_steps is None else recipe.pretrain.warmup_steps, steps // 10),
             eval_every=0,
             sample_every=0,
             save_every=-(-steps // CHECKPOINTS_PER_RUN),

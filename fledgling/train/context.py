@@ -14,6 +14,7 @@ from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import memory
+from fledgling.plan.derive import derive_warmup
 from fledgling.plan.plan import one_row_step, stage_step
 from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, choose_micro_batch_size, choose_split
@@ -102,12 +103,13 @@ def planned_step(context: StageContext, table: LoopConfig) -> memory.TrainingSte
     return resolve_recompute(context.recipe.run.recompute, config, step, setup.memory_limit)
 
 
-def make_schedule(config: LoopConfig, steps: int) -> Callable[[float], float]:
-    """Returns the learning rate's multiplier as a function of progress in [0, 1)."""
+def make_schedule(recipe: Recipe, name: str, steps: int) -> Callable[[float], float]:
+    """Returns the learning rate's multiplier, in stage `name` of `steps` steps, as a function of progress in [0, 1)."""
+    config = derive_warmup(recipe, name, steps).stage_config(name)
     return partial(
         trapezoidal_schedule,
         total_steps=steps,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.warmup_steps or 0,
         decay_fraction=config.decay_fraction,
         final_lr_fraction=config.final_lr_fraction,
     )

@@ -147,7 +147,7 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
         steps=steps,
         batches=stream,
         loss=stream.loss,
-        schedule=make_schedule(config, steps),
+        schedule=make_schedule(context.recipe, "dpo", steps),
         evals=evals,
         save_every=config.save_every,
         micro_batch_size=micro_batch_size,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.config import STAGES, ModelConfig, Recipe, StageConfig, UserError
-from fledgling.config.changes import ChangedSetting, compare_recipes, format_changes, keep_ignored
+from fledgling.config.changes import ChangedSetting, compare_recipes, format_changes, keep_derived, keep_ignored
 from fledgling.config.load import parse_recipe
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.stage_length import fixed_rows
@@ -54,12 +54,13 @@ def list_done_stages(run_dir: Path) -> list[str]:
 def reconcile_settings(recipe: Recipe, stage: str, run_dir: Path, source: Path | None, log: Log) -> Recipe:
     """Returns the recipe that `stage` runs with when it starts from the checkpoint `source`.
 
-    Fields that are ignored keep the checkpoint's values; what takes effect or is ignored is logged as a table. Raises
-    UserError, with the table, if a field is refused.
+    Fields that are ignored, and open ones that a rule had filled, keep the checkpoint's values; what takes effect or is
+    ignored is logged as a table. Raises UserError, with the table, if a field is refused.
     """
     saved = _read_saved_recipe(source, log)
     if source is None or saved is None:
         return recipe
+    recipe = keep_derived(saved, recipe)
     state = checkpoint.read_checkpoint_state(source)
     goes_on = state.get("stage") == stage
     done = [name for name in list_done_stages(run_dir) if name != stage]  # one that starts anew is done no more
@@ -76,6 +77,7 @@ def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, log: Log) -> No
     saved = _read_saved_recipe(newest, log)
     if newest is None or saved is None:
         return
+    recipe = keep_derived(saved, recipe)
     changed = _compare(saved, recipe, stage, list_done_stages(run_dir), True, checkpoint.read_checkpoint_state(newest))
     if saved.run.init_from is not None:  # the weights replaced [model] and the vocabulary, and still do
         changed = [c for c in changed if not c.name.startswith("model.") and c.name != "tokenizer.vocab_size"]

@@ -4,7 +4,7 @@ A later stage reads the rows after those that earlier stages have read, and begi
 read. Positions are numbers in every checkpoint: `start`, where the stage began, from which it resumes, and `now`, from
 which the next stage goes on. A source is recognized by what it holds and how it is packed (`RowSource.key`), not by its
 name: an edited text begins at its first row. Of a set of conversations that is prepared in parts, the position is the
-number of conversations.
+first conversation that no stage has read ("row"), and those after it that one has ("ahead").
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from fledgling.data.stream import MixtureStream, RowSource
 
@@ -28,18 +30,54 @@ def read_positions(state: Mapping[str, Any], resumes: bool) -> Positions:
 
 
 @dataclass(frozen=True)
+class SetPart:
+    """The conversations of a large set that a stage's shard was written from: `span` of them from number `first` on.
+
+    The shard lacks those that earlier stages have read ahead (`skipped`) and rows that are none (`left_out`).
+    """
+
+    name: str
+    key: str  # of its position
+    first: int
+    span: int
+    skipped: frozenset[int] = frozenset()
+    left_out: frozenset[int] = frozenset()
+
+    def find_position(self, source: RowSource, rows: int) -> dict[str, Any]:
+        """Returns the set's position once the first `rows` rows of `source`, the rows of the shard, are read."""
+        absent = self.skipped | self.left_out
+        held = [number for number in range(self.first, self.first + self.span) if number not in absent]
+        entry = {"source": self.name, "row": self.first + self.span}
+        if rows >= len(source) or len(held) != source.num_documents:  # all is read, or an older shard
+            return entry
+        read = source.list_documents(rows)
+        is_left = np.ones(len(held), dtype=bool)
+        is_left[read] = False
+        entry["row"] = first_left = held[int(is_left.argmax())]
+        ahead = {held[document] for document in read.tolist()} | self.skipped
+        if later := sorted(number for number in ahead if number > first_left):
+            entry["ahead"] = later
+        return entry
+
+
+@dataclass(frozen=True)
 class SourcePositions:
     """The positions of a stage's sources.
 
     Args:
         before: of all sources that earlier stages have read.
         names: of the stage's sources that later stages may go on reading, by their index in its mixture.
-        parts: entries of sets that are prepared in parts, as they are after the stage.
+        parts: of sets that are prepared in parts, by the source's index.
     """
 
     before: Positions
     names: Mapping[int, str] = field(default_factory=dict)
-    parts: Positions = field(default_factory=dict)
+    parts: Mapping[int, SetPart] = field(default_factory=dict)
+
+    def name_of(self, index: int, stage: str) -> str:
+        """Returns the name of a source in what is printed and recorded."""
+        part = self.parts.get(index)
+        return part.name if part else self.names.get(index, f"{stage} tasks")
 
     def find_starts(self, sources: Sequence[RowSource]) -> list[int]:
         """Returns the row at which each source begins."""
@@ -50,10 +88,12 @@ class SourcePositions:
 
     def state_dict(self, stream: MixtureStream) -> dict[str, Positions]:
         """Returns `start` and `now`, as JSON values, after the steps that `stream` has given."""
-        now: Positions = {**self.before, **self.parts}
+        now: Positions = dict(self.before)
         for index, (source, row) in enumerate(zip(stream.builder.sources, stream.source_rows(), strict=True)):
             if index in self.names:
                 now[source.key] = {"source": self.names[index], "row": row}
+            elif part := self.parts.get(index):
+                now[part.key] = part.find_position(source, row)
         return {"start": self.before, "now": now}
 
     def describe(self, stage: str, stream: MixtureStream, steps: int) -> Iterator[str]:
@@ -62,7 +102,7 @@ class SourcePositions:
         ends = stream.source_rows(steps)
         changed = {entry["source"] for entry in self.before.values()}
         for index, (source, start, end) in enumerate(zip(builder.sources, builder.starts, ends, strict=True)):
-            rows, name = len(source), self.names.get(index, f"{stage} tasks")
+            rows, name = len(source), self.name_of(index, stage)
             first, last = start // rows + 1, max(start, end - 1) // rows + 1
             passes = f"pass {first}" if first == last else f"passes {first} to {last}"
             if start:
@@ -77,6 +117,35 @@ class SourcePositions:
                     f"{stage}: {name}: is not what earlier stages read (text, tokenizer or context), so it begins at "
                     "its first row"
                 )
+
+    def count_reading(self, stage: str, stream: MixtureStream) -> list[dict[str, Any]]:
+        """Returns what each source has given so far, as JSON values for done.json.
+
+        Keys: source; rows (of one pass); read (rows in this stage); passes (in all stages together); remaining (rows
+        that no stage has read yet). Of a set that is prepared in parts, rows are those of this stage's part.
+        """
+        builder, found = stream.builder, []
+        ends = stream.source_rows()
+        for index, (source, start, end) in enumerate(zip(builder.sources, builder.starts, ends, strict=True)):
+            found.append(
+                {
+                    "source": self.name_of(index, stage),
+                    "rows": len(source),
+                    "read": end - start,
+                    "passes": round(end / len(source), 4),
+                    "remaining": max(0, len(source) - end),
+                }
+            )
+        return found
+
+
+def describe_reading(stage: str, reading: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what a stage has read of its sources as one line of text; "" for a stage that reads none."""
+    parts = []
+    for each in reading:
+        passes = f"{each['passes']:.1f} times" if each["passes"] > 1 else f"{each['remaining']:,} not read yet"
+        parts.append(f"{each['source']}: {each['read']:,} rows, of {each['rows']:,} in all stages {passes}")
+    return f"{stage}: has read {'; '.join(parts)}" if parts else ""
 
 
 def carry_positions(positions: Positions) -> Callable[[], dict[str, Positions]]:

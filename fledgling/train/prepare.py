@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from fledgling.tasks import is_file_source, is_generated_source, load_source, ma
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_conversations
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.positions import Positions
+from fledgling.train.positions import Positions, SetPart
 
 CONVERSATIONS_PER_BATCH = 2000  # rendered at a time, on all cores
 ROWS_PER_BAD_ROW = 100  # one row in so many of a public set may be no conversation
@@ -63,7 +63,7 @@ def list_document_sources(recipe: Recipe) -> list[str]:
 
 @dataclass
 class EpochReader:
-    """Yields the conversations of one epoch from number `first` on; leaves out rows that are none, and counts them.
+    """Yields the conversations of one epoch from number `first` on; leaves out rows that are none, and lists them.
 
     Raises the first of their errors if there are more than one in ROWS_PER_BAD_ROW.
     """
@@ -71,24 +71,28 @@ class EpochReader:
     source: ConversationSource
     seed: int
     first: int = 0
-    read: int = 0  # rows so far, those included that were left out
-    left_out: int = 0
+    read: int = 0  # rows so far, those included that were left out or passed over
+    left_out: list[int] = field(default_factory=list)  # their numbers
     first_error: UserError | None = None
     limit: int | None = None  # rows; None: one epoch, which a generated source does not have
+    skipped: frozenset[int] = frozenset()  # numbers to pass over: they are read already
 
     def __iter__(self) -> Iterator[dict]:
         for index in range(self.first, self.first + (len(self.source) or self.limit or 0)):
             self.read += 1
+            if index in self.skipped:
+                continue
             try:
                 yield self.source.get_train_example(index, self.seed)
             except UserError as error:
-                self.left_out, self.first_error = self.left_out + 1, self.first_error or error
-                if self.left_out * ROWS_PER_BAD_ROW > len(self.source):  # of a generated source no row is bad
+                self.left_out.append(index)
+                self.first_error = self.first_error or error
+                if len(self.left_out) * ROWS_PER_BAD_ROW > len(self.source):  # of a generated source no row is bad
                     raise self.first_error from None
 
     def describe(self) -> str:
         """Returns how many rows were left out, or ""."""
-        counts = f"{self.left_out:,} of {len(self.source):,} rows left out"
+        counts = f"{len(self.left_out):,} of {len(self.source):,} rows left out"
         return f"{counts} (first: {self.first_error})" if self.left_out else ""
 
 
@@ -167,8 +171,8 @@ class DataPreparer:
 
     def conversation_shard(
         self, name: str, tokens: int | None, tokenizer: Tokenizer, positions: Positions | None = None
-    ) -> tuple[TokenShard, Positions]:
-        """Returns a shard of a set's conversations, and the set's position after it if it is prepared in parts.
+    ) -> tuple[TokenShard, SetPart | None]:
+        """Returns a shard of a set's conversations, and which part of the set it is if it is prepared in parts.
 
         A set whose files are larger than `MAX_IN_MEMORY_BYTES` is prepared in parts: from its position on, as many
         conversations as have `tokens` tokens, to the next whole batch (None: one epoch). A smaller set is always
@@ -180,20 +184,22 @@ class DataPreparer:
         files = source.files()
         content = digest_files(common_folder(files), files, whole=not is_large)
         key = short_digest(content, source.name, self.seed, "conversations")
-        first = int((positions or {}).get(key, {}).get("row", 0)) if is_large else 0
-        settings = short_digest(source.name, cap, self.seed, _digest_tasks(), first)
+        position = (positions or {}).get(key, {}) if is_large else {}
+        first, skipped = int(position.get("row", 0)), frozenset(map(int, position.get("ahead", ())))
+        ahead = [sorted(skipped)] if skipped else []
+        settings = short_digest(source.name, cap, self.seed, _digest_tasks(), first, *ahead)
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
         inputs, contents = (
             PreparationInputs(content, tokenizer.fingerprint(), settings),
             getattr(source, "contents", ""),
         )
-        reader = EpochReader(source, self.seed, first)
+        reader = EpochReader(source, self.seed, first, skipped=skipped)
         shard = self._open_or_write_shard(name, f"{stem}-rows", inputs, reader, cap, tokenizer, contents)
         if not is_large:
-            return shard, {}
-        read = first + int(shard.metadata.get("read", len(source)))
-        self.log(f"{name}: conversations {first:,} to {read - 1:,} of {len(source):,} a pass")
-        return shard, {key: {"source": name, "row": read}}
+            return shard, None
+        span = int(shard.metadata.get("read", len(source)))
+        self.log(f"{name}: conversations {first:,} to {first + span - 1:,} of {len(source):,} a pass")
+        return shard, SetPart(name, key, first, span, skipped, frozenset(shard.metadata.get("left_out_rows", ())))
 
     def _open_or_write_shard(
         self,
@@ -239,6 +245,7 @@ class DataPreparer:
                         writer.add_document(rendered.tokens, rendered.mask)
                 if isinstance(examples, EpochReader):
                     writer.metadata |= {"contents": contents, "left_out": examples.describe(), "read": examples.read}
+                    writer.metadata |= {"left_out_rows": examples.left_out} if examples.left_out else {}
         shard = TokenShard.open(directory, tokenizer.fingerprint())
         if report := "; ".join(filter(None, (shard.metadata.get("contents"), shard.metadata.get("left_out")))):
             self.log(f"{source}: {report}")

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 
 from fledgling.config import Recipe, UserError, dump_toml
+from fledgling.config.load import RECIPE_FILE
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import load_parameters
+from fledgling.plan.derive import derive_recipe, derive_stage, list_derived
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.record import Recorder, checkpoint
+from fledgling.record import Recorder, checkpoint, write_text
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.record.run_lock import RunLock
-from fledgling.record.seal import seal_stage
+from fledgling.record.seal import seal_run, seal_stage
 from fledgling.runtime.device import DeviceSetup, set_up_device
 from fledgling.runtime.signals import catch_stop_signals
 from fledgling.runtime.watchdog import run_watchdog
@@ -33,10 +35,11 @@ from fledgling.train.context import StageContext
 from fledgling.train.dpo import build_dpo_stage
 from fledgling.train.going_on import read_prepared_data, reconcile
 from fledgling.train.health import Health, Rollback
+from fledgling.train.history import extend_history
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
 from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
 from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, replace_exceeded_peak
-from fledgling.train.positions import carry_positions
+from fledgling.train.positions import carry_positions, describe_reading
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.rl.build import build_rl_stage
 from fledgling.train.run_directory import (
@@ -121,7 +124,9 @@ def run_stage(
         recipe, parent = recipe_from_checkpoint(recipe, init, notices.append), parent or init
         with world.main_process_first():
             recipe = recipe_with_adapter(recipe, run_dir, parent)
-            recipe = reconcile(recipe, name, run_dir, saved, parent, notices.append)
+            given = reconcile(recipe, name, run_dir, saved, parent, notices.append)
+            recipe = derive_recipe(given)
+            notices += describe_derived(name, given, recipe)
         begun = locks.enter_context(restore_unless_begun(run_dir, name, world.is_main))
         setup = start_run(recipe, name, resume, world, saved)
         loggers = recipe.run.loggers
@@ -180,7 +185,9 @@ def train_stage(
         stage = STAGE_BUILDERS[name](name, context)
     require_same_data(world, context.preparer, context.tokenizer)
     stage = adapt_stage(replace(stage, evals=select_evals(stage.evals)))
-    learning_rate = recipe.stage_config(name).learning_rate
+    context = derive_context(context, stage, saved)
+    recipe = context.recipe
+    learning_rate = recipe.stage_config(name).learning_rate or 1.0  # derived, if it was open
     optimizer = Optimizer(context.model, recipe.optimizer, world, learning_rate, setup.compiled, setup.dtype)
     start_step, health, totals = 0, Health(), Totals()
     torch.manual_seed(recipe.seed)
@@ -221,9 +228,33 @@ def train_stage(
     if name != "rl" and counted and not totals.targets:
         nothing = f"{name}: none of {stage.steps:,} steps had a token to learn from, so the weights are as they were"
         raise UserError(f"{nothing}; see the stage's notices for what was cut or left out")
-    recorder.mark_done(**totals.state_dict(), **saver.metrics())
+    reading = stage.count_reading()
+    if line := describe_reading(name, reading):
+        recorder.log_notice(line)
+    recorder.mark_done(**totals.state_dict(), **saver.metrics(), **({"sources": reading} if reading else {}))
     if world.is_main:
         seal_stage(context.run_dir / name)
+
+
+def describe_derived(name: str, given: Recipe, derived: Recipe) -> list[str]:
+    """Returns a line with the values that rules have filled and the numbers of these rules; none if there are none."""
+    values = ", ".join(value.describe() for value in list_derived(given, derived))
+    return [f"{name}: by the rules of fledgling/config/scaling_rules.py: {values}"] if values else []
+
+
+def derive_context(context: StageContext, stage: Stage, saved: Checkpoint | None) -> StageContext:
+    """Returns the context with what follows from the stage's length; writes that into the run's recipe.toml."""
+    config, given = context.model.config, context.recipe
+    recipe = derive_stage(given, stage.name, stage.steps, stage.rows_per_step * config.context, config)
+    if recipe == given:
+        return context
+    for line in describe_derived(stage.name, given, recipe):
+        context.recorder.log_notice(line)
+    if context.world.is_main:
+        write_text(context.run_dir / RECIPE_FILE, dump_toml(recipe))
+        seal_run(context.run_dir)
+    history = tuple(extend_history(saved.state if saved else None, recipe))
+    return replace(context, recipe=recipe, history=history)
 
 
 def restore_state(loaded: Checkpoint, stage: Stage, optimizer: Optimizer, health: Health, totals: Totals) -> int:

@@ -65,4 +65,5 @@ class Stage:
     rows_per_step: int = 0  # over all ranks, kept on resume; 0 where rows do not count the batch, as in DPO and RL
     row_weights: dict[str, float] = field(default_factory=dict)  # of the sources of its mixture, kept on resume
     positions: Callable[[], dict[str, Any]] | None = None  # of its sources, for the checkpoint; None: it reads none
+    count_reading: Callable[[], list[dict[str, Any]]] = list  # what its sources have given, for done.json
     extra_metrics: Callable[[], dict[str, Any]] = field(default=dict)  # recorded with the loss, such as RL's reward

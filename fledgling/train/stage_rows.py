@@ -8,20 +8,21 @@ smallest first, and a large one only as far as the others allow: of a million co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fledgling.config import LoopConfig, Recipe, RLConfig, StageConfig
+from fledgling.corpora.prepared_data import Log
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.plan.stage_length import SourceSize, count_steps, derive_rows, require_end, row_weights
 from fledgling.tasks import ENVIRONMENT_PREFIX, PUBLIC_TASKS, SKILLS, load_task
 from fledgling.tasks.task import TEST
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.positions import Positions, SourcePositions
+from fledgling.train.positions import Positions, SetPart, SourcePositions
 from fledgling.train.prepare import DataPreparer, MixtureParts, split_mixture
 
 SPARE_FACTOR = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
@@ -85,13 +86,15 @@ def prepare_stage_rows(
     max_steps = math.inf if table.steps is None else table.steps
     lengths = [(shares[name], len(source)) for name, source in documents.items()]
     conversations: dict[str, RowSource] = {}
-    parts_read: Positions = {}
+    set_parts: dict[str, SetPart] = {}
     for name in sorted(parts.conversations, key=preparer.count_source_bytes):
         steps = max_steps if table.steps is not None else count_steps(table.passes, rows_per_step, lengths)
         rows = steps * shares[name] * rows_per_step
         tokens = None if steps == math.inf else math.ceil(rows * context * SPARE_FACTOR) + 1
         shard, part = preparer.conversation_shard(name, tokens, tokenizer, before)
-        conversations[name], parts_read = make_source(shard, "whole"), parts_read | part
+        conversations[name] = make_source(shard, "whole", shuffled=part is None)
+        if part:
+            set_parts[name] = part
         lengths.append((shares[name], len(conversations[name])))
     if table.steps is None:
         max_steps = count_steps(table.passes, rows_per_step, lengths)
@@ -107,11 +110,35 @@ def prepare_stage_rows(
         tokens = int(stage_steps * rows_per_step * context * weight / sum(weights.values()) * SPARE_FACTOR) + 1
         sources.append((make_source(preparer.task_shard(stage, parts.tasks, tokens, tokenizer), "whole"), weight))
     sources += [(conversations[name], weights[name]) for name in parts.conversations]
-    in_parts = {entry["source"] for entry in parts_read.values()}
     indexed = enumerate([*parts.documents, *([""] if parts.tasks else []), *parts.conversations])
-    names = {index: name for index, name in indexed if name and name not in in_parts}
-    positions = SourcePositions(before or {}, names, parts_read)
+    named = {index: name for index, name in indexed if name}
+    sources, named = merge_equal_sources(sources, named, preparer.log)
+    names = {index: name for index, name in named.items() if name not in set_parts}
+    found = {index: set_parts[name] for index, name in named.items() if name in set_parts}
+    positions = SourcePositions(before or {}, names, found)
     return StageRows(sources, weights, rows_per_step, stage_steps, positions, validation)
+
+
+def merge_equal_sources(
+    sources: Sequence[tuple[RowSource, float]], names: Mapping[int, str], log: Log
+) -> tuple[list[tuple[RowSource, float]], dict[int, str]]:
+    """Returns sources and their names by index, where those that hold the same rows are one with the sum of weights.
+
+    Two names of one text would otherwise each read its rows from the first on: every row twice.
+    """
+    merged: dict[str, int] = {}
+    kept: list[tuple[RowSource, float]] = []
+    kept_names: dict[int, str] = {}
+    for index, (source, weight) in enumerate(sources):
+        first = merged.setdefault(source.key, len(kept))
+        if first < len(kept):
+            log(f"{names.get(index)} holds the same rows as {kept_names.get(first)}: they are read as one source")
+            kept[first] = (kept[first][0], kept[first][1] + weight)
+            continue
+        kept.append((source, weight))
+        if index in names:
+            kept_names[first] = names[index]
+    return kept, kept_names
 
 
 def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[str]:

@@ -70,13 +70,14 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         steps=stage_rows.steps,
         batches=stream,
         loss=next_token_loss,
-        schedule=make_schedule(config, stage_rows.steps),
+        schedule=make_schedule(context.recipe, name, stage_rows.steps),
         evals=evals,
         save_every=config.save_every,
         micro_batch_size=micro_batch_size,
         rows_per_step=rows,
         row_weights=stage_rows.weights,
         positions=partial(positions.state_dict, stream),
+        count_reading=partial(positions.count_reading, name, stream),
         extra_metrics=partial(measure_passes, stream),
     )
 
@@ -94,7 +95,7 @@ def report_lost_conversations(
     for index, (source, _) in enumerate(stage_rows.sources):
         if not source.num_truncated:
             continue
-        name, count = stage_rows.positions.names.get(index, f"{stage} tasks"), source.num_documents
+        name, count = stage_rows.positions.name_of(index, stage), source.num_documents
         lost = source.num_without_targets
         if config.train_on == "assistant" and lost == count:
             raise UserError(

@@ -12,6 +12,7 @@ import pytest
 from fledgling.cli import main
 from fledgling.record import Recorder
 from fledgling.report import build_report, make_evals_table, summarize_run
+from fledgling.report.provenance import reading_rows
 from fledgling.report.run_data import load_run_data
 from fledgling.report.run_page import eval_rows
 
@@ -195,3 +196,15 @@ def test_n_is_a_range_where_stages_measured_different_numbers(tmp_path):
 def test_planned_parameters_are_not_shown_as_counted(tmp_path):
     run = make_run(tmp_path / "run", stages=("pretrain",), scale=0.02)
     assert "planned: no checkpoint is left" in build_report(run).read_text()
+
+
+def test_what_each_stage_read_of_its_sources_is_a_table(tmp_path):
+    run = make_run(tmp_path)
+    done = run / "pretrain" / "done.json"
+    sources = [{"source": "notes", "rows": 1200, "read": 900, "passes": 0.75, "remaining": 300}, {"source": "torn"}]
+    done.write_text(json.dumps({**json.loads(done.read_text()), "sources": sources}))
+    assert reading_rows(load_run_data(run)) == [("pretrain", "notes", "900", "1,200", "0.75", "300")]
+    page = build_report(run).read_text()
+    assert "What was read" in page and "no row is read twice before all are read once" in " ".join(page.split())
+    done.write_text(json.dumps({"sources": "nonsense"}))
+    assert reading_rows(load_run_data(run)) == [] and "What was read" not in build_report(run).read_text()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.config import UserError, load_recipe
+from fledgling.config import UserError, load_recipe, scaling_rules
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import going_on
@@ -94,6 +94,28 @@ def test_the_recipe_of_a_run_says_what_really_ran(stopped):
     assert "pretrain.micro_batch_size" in notices and "ignored: a stage keeps its micro-batches" in notices
     assert run_stage(load_recipe(stopped, ["pretrain.steps=9"]), "sft", quiet=True)  # of a stage that is done
     assert tomllib.loads((stopped / "recipe.toml").read_text())["pretrain"]["steps"] == 3
+
+
+def test_a_run_records_the_rates_that_rules_gave_it_and_goes_on_with_them(stopped, monkeypatch):
+    before = tomllib.loads((stopped / "recipe.toml").read_text())
+    assert set(before["optimizer"]) >= {"matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "weight_decay"}
+    monkeypatch.setattr(scaling_rules, "MATRIX_LR", 0.5)
+    monkeypatch.setattr(scaling_rules, "TIMESCALE", 0.01)
+    monkeypatch.setattr(scaling_rules, "SFT_LR", 0.25)
+    opened = [f"optimizer.{field}=none" for field in ("matrix_lr", "head_lr", "weight_decay")]
+    assert run_stage(load_recipe(stopped, opened), "pretrain", quiet=True)
+    assert run_stage(load_recipe(stopped, opened), "sft", quiet=True)
+    after = tomllib.loads((stopped / "recipe.toml").read_text())
+    assert after["optimizer"] == before["optimizer"] and after["pretrain"] == before["pretrain"]
+    assert "learning_rate" not in before["sft"] and 0 < after["sft"]["learning_rate"] <= 0.25
+    newest = checkpoint.find_latest_checkpoint(stopped / "sft" / "checkpoints")
+    state = checkpoint.read_checkpoint_state(newest)
+    for text in (state["recipe"], state["history"][-1]["recipe"]):
+        assert tomllib.loads(text)["sft"] == after["sft"]
+    notices = "\n".join(line["text"] for line in read_jsonl(stopped / "sft" / "notices.jsonl"))
+    assert "sft: by the rules of fledgling/config/scaling_rules.py: sft.learning_rate = " in notices
+    reading = json.loads((stopped / "sft" / "done.json").read_text())["sources"]
+    assert reading and all(each["read"] > 0 for each in reading) and "sft: has read " in notices
 
 
 def test_weights_with_another_model_start_no_stage(done):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -111,22 +112,38 @@ def test_a_set_that_is_prepared_in_parts_goes_on_with_the_next_conversations(tmp
     monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 100)
     monkeypatch.setattr("fledgling.train.prepare.CONVERSATIONS_PER_BATCH", 10)
     rows = [
-        {"messages": [{"role": "user", "content": f"Item {n}?"}, {"role": "assistant", "content": "Yes."}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"Item {n}?"},
+                {"role": "assistant", "content": "Y" * (1 + 7 * n % 20)},
+            ]
+        }
         for n in range(50)
     ]
     write_rows(tmp_path / "smoltalk.jsonl", rows)
     recipe = tiny(tmp_path, **{"run.data_dir": tmp_path, "sft.mixture": "{smoltalk = 1.0}"})
     preparer = DataPreparer(recipe, tmp_path / "run")
-    tokenizer, positions, texts = preparer.load_or_train_tokenizer(), {}, []
-    for _ in range(3):
+    tokenizer, positions, counts, ahead = preparer.load_or_train_tokenizer(), {}, Counter(), []
+    for share in (0.5, 0.3, 1.0, 0.6, 0.7, 0.4, 0.8):  # of a part's rows that a stage reads: more are prepared
         shard, part = preparer.conversation_shard("smoltalk", 300, tokenizer, positions)
         again, _ = preparer.conversation_shard("smoltalk", 300, tokenizer, positions)
         assert again.directory == shard.directory, "a resumed stage finds its part"
-        texts += tokenizer.decode(shard.tokens.tolist()).split("<|bos|>")[1:]
-        positions = through_json(positions | part)
-    [entry] = positions.values()
-    assert entry == {"source": "smoltalk", "row": len(texts)} and len(texts) > 50
-    assert len(set(texts[:50])) == 50, "no conversation twice before all are read once"
+        source = RowSource(shard, "whole", 64, 5, tokenizer.bos, tokenizer.assistant_end, shuffled=False)
+        rows = max(1, int(share * len(source)))
+        for row in range(rows):
+            counts.update(tokenizer.decode(source.read_row(row)[0].tolist()).split("<|bos|>"))
+        counts[""] = 0  # padding
+        reads = [count for text, count in counts.items() if text]
+        assert max(reads) - (min(reads) if len(reads) == 50 else 0) <= 1, "no conversation twice before all are read"
+        stage = SourcePositions(positions, {}, {0: part})
+        stream = MixtureStream([(source, 1.0)], 1, 1, rows, 7, prefetch=False)
+        for _ in range(rows):
+            stream.next()
+        positions = through_json(stage.state_dict(stream))["now"]
+        [entry] = positions.values()
+        assert entry["source"] == "smoltalk"
+        ahead += entry.get("ahead", [])
+    assert len(reads) == 50 and max(reads) == 2 and ahead, "rows take shorter conversations ahead of longer ones"
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         steps=steps,
         batches=stream,
         loss=stream.loss,
-        schedule=make_schedule(config, steps),
+        schedule=make_schedule(recipe, "rl", steps),
         evals=build_evals(config, context, held_out_shards(context), micro_batch_size),
         save_every=config.save_every,
         micro_batch_size=micro_batch_size,

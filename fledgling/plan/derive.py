@@ -1,0 +1,135 @@
+"""Fills the open fields of a recipe by the rules of `fledgling.config.scaling_rules`, for `plan`, `config` and `train`.
+
+A field that a recipe gives is never changed. What follows from the depth alone is filled before a run begins
+(`derive_recipe`); what follows from a stage's own length, once that is known (`derive_stage`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fledgling.config import ModelConfig, Recipe, RLConfig, StageConfig
+from fledgling.config import scaling_rules as rules
+from fledgling.plan.horizon import compute_horizon
+from fledgling.plan.parameters import count_parameters
+
+DIGITS = 3  # of a derived rate: more would promise what no rule holds
+RATES = ("matrix", "embedding", "head", "scalar")
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A field that a rule has filled: its name ("optimizer.head_lr"), the value, and the rule's number."""
+
+    name: str
+    value: float
+    rule: int
+
+    def describe(self) -> str:
+        """Returns the field as text."""
+        return f"{self.name} = {self.value:g} (rule {self.rule})"
+
+
+def find_run_size(recipe: Recipe, config: ModelConfig) -> rules.RunSize:
+    """Returns what the rules follow from. A pretraining that ends by `passes` counts as one of rule 2's tokens."""
+    horizon = compute_horizon(config, recipe.pretrain.batch_tokens, recipe.pretrain.steps)
+    return rules.RunSize(config.width, count_parameters(config)["total"], horizon.tokens, horizon.batch_tokens)
+
+
+def derive_recipe(recipe: Recipe, config: ModelConfig | None = None) -> Recipe:
+    """Returns a recipe whose horizon, rates and weight decay are all given, and what depends on nothing else.
+
+    config: the model, where it is not the recipe's own: weights that were given. Raises UserError as `compute_horizon`.
+    """
+    config = config or recipe.resolve_model()
+    size, optimizer, pretrain = find_run_size(recipe, config), recipe.optimizer, recipe.pretrain
+    rates = rules.role_rates(size, optimizer.matrix_optimizer)
+    filled = {f"{role}_lr": round_rate(rates[role]) for role in RATES if getattr(optimizer, f"{role}_lr") is None}
+    optimizer = replace(optimizer, **filled)
+    if optimizer.weight_decay is None:
+        assert optimizer.matrix_lr is not None
+        decay = round_rate(rules.weight_decay(size, optimizer.matrix_lr))
+        optimizer = replace(optimizer, weight_decay=decay)
+    recipe = replace(recipe, optimizer=optimizer)
+    if "pretrain" in recipe.stages and pretrain.examples_per_step is None:
+        pretrain = replace(pretrain, batch_tokens=size.batch_tokens)
+        if pretrain.steps is None and pretrain.passes is None:
+            pretrain = replace(pretrain, steps=size.tokens // size.batch_tokens)
+        recipe = replace(recipe, pretrain=pretrain)
+    for name in recipe.stages:
+        steps = recipe.stage_config(name).steps
+        if steps is not None:
+            recipe = derive_warmup(recipe, name, steps)
+    return recipe
+
+
+def derive_warmup(recipe: Recipe, name: str, steps: int) -> Recipe:
+    """Returns the recipe with the warm-up of a stage of `steps` steps."""
+    table = recipe.stage_config(name)
+    if table.warmup_steps is not None:
+        return recipe
+    return _replace_stage(recipe, name, warmup_steps=rules.warmup_steps(steps, recipe.optimizer.adam_betas[1]))
+
+
+def derive_stage(recipe: Recipe, name: str, steps: int, batch_tokens: int, config: ModelConfig) -> Recipe:
+    """Returns the recipe with warm-up and learning rate of a stage whose length is known.
+
+    Args:
+        batch_tokens: of a step; 0 for a stage whose rate does not depend on it (dpo, rl).
+        config: the model.
+    """
+    recipe = derive_warmup(recipe, name, steps)
+    if recipe.stage_config(name).learning_rate is not None:
+        return recipe
+    size, rate = find_run_size(recipe, config), 1.0
+    is_full = recipe.run.init_from is None and name == recipe.stages[0]  # from random weights: a pretraining
+    is_full |= recipe.adapter.trains_in(name)  # its thin matrices start from zero, and have a rate of their own
+    if isinstance(recipe.stage_config(name), RLConfig):
+        rate = rules.rl_rate(config.width)
+    elif name == "dpo":
+        rate = rules.DPO_LR
+    elif not is_full and name == "midtrain":
+        rate = rules.midtrain_rate(batch_tokens / size.batch_tokens)
+    elif not is_full and name == "sft":
+        rate = rules.sft_rate(steps * batch_tokens / size.tokens, batch_tokens / size.batch_tokens)
+    return _replace_stage(recipe, name, learning_rate=round_rate(rate))
+
+
+def derive_known(recipe: Recipe, lengths: Mapping[str, tuple[int, int]] | None = None) -> Recipe:
+    """Returns the recipe with all that rules fill in before its data are read.
+
+    lengths: (steps, tokens of a step) of stages that are known; None: those whose tables give both.
+    """
+    config = recipe.resolve_model()
+    derived = derive_recipe(recipe, config)
+    for name in recipe.stages:
+        table = derived.stage_config(name)
+        batch = table.batch_tokens if isinstance(table, StageConfig) else 0
+        length = (table.steps, batch) if lengths is None else lengths.get(name, (None, None))
+        if length[0] is not None and length[1] is not None:
+            derived = derive_stage(derived, name, length[0], length[1], config)
+    return derived
+
+
+def list_derived(given: Recipe, derived: Recipe) -> list[Derived]:
+    """Returns the fields that are open in `given` and filled in `derived`, in the order of a recipe."""
+    found = []
+    for table in ("optimizer", *derived.stages):
+        before, after = (getattr(recipe, table) for recipe in (given, derived))
+        for field, value in vars(after).items():
+            number = rules.RULE_NUMBERS.get(f"{table}.{field}", rules.RULE_NUMBERS.get(field))
+            if number is not None and getattr(before, field) is None and value is not None:
+                found.append(Derived(f"{table}.{field}", value, number))
+    return found
+
+
+def round_rate(value: float) -> float:
+    """Returns a rate to as many digits as a recipe shows."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _replace_stage(recipe: Recipe, name: str, **values: Any) -> Recipe:
+    tables: dict[str, Any] = {name: replace(recipe.stage_config(name), **values)}
+    return replace(recipe, **tables)

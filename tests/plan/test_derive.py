@@ -1,0 +1,84 @@
+"""Open fields of a recipe are filled by rules, given ones never change, and each filled one names its rule."""
+
+from dataclasses import fields
+
+import pytest
+
+from fledgling.config import Recipe, load_recipe, recipe_names
+from fledgling.config.changes import DERIVED_FIELDS, keep_derived
+from fledgling.config.scaling_rules import RULE_NUMBERS
+from fledgling.plan.derive import derive_known, derive_recipe, derive_stage, list_derived
+from fledgling.plan.plan import make_plan
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_no_rate_is_left_open_and_none_that_a_recipe_gives_changes(name):
+    given = load_recipe(name)
+    derived = derive_recipe(given)
+    for table in ("optimizer", *given.stages):
+        before, after = getattr(given, table), getattr(derived, table)
+        for entry in fields(before):
+            if getattr(before, entry.name) is not None:
+                assert getattr(after, entry.name) == getattr(before, entry.name), f"{table}.{entry.name}"
+    assert all(getattr(derived.optimizer, field) is not None for field in DERIVED_FIELDS["optimizer"])
+    for stage in derived.stages:
+        table = derive_stage(derived, stage, 100, 4096, derived.resolve_model()).stage_config(stage)
+        assert table.learning_rate is not None and table.warmup_steps is not None
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart-gguf", "guessing", "scaling"])
+def test_measured_recipes_pin_every_rate(name):
+    given = load_recipe(name)
+    kinds = {each.name.partition(".")[2] for each in list_derived(given, derive_known(given))}
+    assert kinds <= {"steps", "batch_tokens"}, "a rule would move the bits of a recipe whose figures are in the docs"
+
+
+@pytest.mark.parametrize(
+    "name", sorted({f"{table}.{field}" for table in DERIVED_FIELDS for field in DERIVED_FIELDS[table]})
+)
+def test_every_derived_field_can_be_pinned(name):
+    table, _, field = name.partition(".")
+    value = 3 if field in ("warmup_steps", "steps") else 512 if field == "batch_tokens" else 0.7
+    stages = '["pretrain","midtrain","sft","dpo","rl"]'
+    given = load_recipe("d4-cpu", [f"{name}={value}", f"stages={stages}", "dpo.steps=5"])
+    derived = derive_known(given)
+    assert getattr(getattr(derived, table), field) == value
+    assert name not in {each.name for each in list_derived(given, derived)}
+
+
+def test_every_filled_field_names_a_rule():
+    given = Recipe(stages=("pretrain", "midtrain", "sft", "dpo", "rl"))
+    derived = derive_known(given, {name: (200, 4096) for name in given.stages})
+    named = {each.name for each in list_derived(given, derived)}
+    for table in ("optimizer", *given.stages):
+        for field, value in vars(getattr(derived, table)).items():
+            if value != getattr(getattr(given, table), field):
+                assert f"{table}.{field}" in named
+    assert named >= {"optimizer.matrix_lr", "pretrain.steps", "midtrain.learning_rate", "sft.warmup_steps"}
+    assert set(RULE_NUMBERS.values()) >= {each.rule for each in list_derived(given, derived)}
+
+
+def test_the_depth_decides_and_the_plan_says_by_which_rule():
+    small, large = (make_plan(load_recipe("d12-1gpu", [f"model.depth={depth}"])) for depth in (6, 12))
+    values = [{each["name"]: each["value"] for each in plan["derived"]} for plan in (small, large)]
+    assert values[0]["optimizer.embedding_lr"] > values[1]["optimizer.embedding_lr"]
+    assert values[0]["pretrain.steps"] < values[1]["pretrain.steps"]
+    assert {each["rule"] for each in large["derived"]} >= {2, 3, 4, 5, 6, 7, 9, 10, 13}
+
+
+def test_a_first_stage_from_random_weights_learns_at_the_full_rates():
+    recipe = load_recipe("guessing", ["sft.learning_rate=none"])
+    config = recipe.resolve_model()
+    assert derive_stage(recipe, "sft", 400, 4096, config).sft.learning_rate == 1.0
+    given = load_recipe("guessing", ["sft.learning_rate=none", "run.init_from=elsewhere"])
+    assert derive_stage(given, "sft", 400, 4096, config).sft.learning_rate < 1.0
+    adapter = load_recipe("guessing", ["sft.learning_rate=none", "run.init_from=elsewhere", "adapter.method=lora"])
+    assert derive_stage(adapter, "sft", 400, 4096, config).sft.learning_rate == 1.0, "adapter_lr is its rate"
+
+
+def test_a_run_that_goes_on_keeps_its_derived_values_and_takes_given_ones():
+    saved = derive_recipe(load_recipe("d4-cpu"))
+    wanted = load_recipe("d4-cpu", ["model.depth=4", "optimizer.head_lr=0.5"])
+    kept = keep_derived(saved, wanted)
+    assert kept.optimizer.matrix_lr == saved.optimizer.matrix_lr and kept.optimizer.head_lr == 0.5
+    assert kept.pretrain == saved.pretrain and kept.sft.learning_rate is None
