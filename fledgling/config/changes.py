@@ -199,6 +199,7 @@ RL_RULES = {
     "length_penalty_free_tokens": EFFECT,
     "prompts_per_round": ORDER,
     "group_size": ORDER,
+    "stale_rounds": ORDER,
     "epochs": ORDER,
     "minibatches": ORDER,
     "clip_ratio": EFFECT,

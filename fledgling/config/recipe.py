@@ -124,6 +124,7 @@ class RLConfig(LoopConfig):
     group_size: int = count(16, 2)  # answers per prompt; GRPO compares them with each other
     epochs: int = count(1)  # passes over the rollouts of one round
     minibatches: int = count(1)  # optimizer steps of one pass
+    stale_rounds: int = count(0, 0, 8)  # rounds by which the weights that sample are older, so that both overlap
     clip_ratio: float = number(0.2, above=True)  # the ratio stays in [1 - clip_ratio, 1 + clip_ratio_high]
     clip_ratio_high: float | None = number(None, above=True)  # None: clip_ratio
     kl_weight: float = number(0.0)  # of the KL divergence from the stage's initial weights

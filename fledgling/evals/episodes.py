@@ -35,6 +35,17 @@ def read_answers(tokenizer: Tokenizer, tasks: Sequence[Task], answers: Sequence[
     ]
 
 
+def locate_calls(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
+    """Returns the position of the last token of each call of an episode that was run, in its transcript's order."""
+    too_long = [tokenizer.output_start, *tokenizer.encode(TOO_LONG), tokenizer.output_end]
+    return [
+        i - 1
+        for i, token in enumerate(tokens)
+        if token == tokenizer.output_start and i and tokens[i - 1] == tokenizer.python_end
+        if list(tokens[i : i + len(too_long)]) != too_long
+    ]
+
+
 def read_transcript(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
     """Returns the transcript of an episode: the calls that were run, and the prose after the last output.
 

@@ -30,15 +30,22 @@ class Rollout:
     tokens: np.ndarray  # (L,) int64
     sampled: np.ndarray  # (L,) bool: False for the prompt and for tokens that a tool forced
     logprobs: np.ndarray  # (L,) fp32, nats, of the policy that sampled; 0 where nothing was sampled
-    reward: float = 0.0
+    reward: float = 0.0  # of the whole answer
     advantage: float = 0.0
     loss_weight: float = 1.0  # of each of its tokens
+    early_rewards: tuple[tuple[int, float], ...] = ()  # (position, part of the reward that arises there), of its turns
 
     @classmethod
     def from_completion(
-        cls, prompt: Sequence[int], completion: Completion, reward: float, advantage: float, loss_weight: float = 1.0
+        cls,
+        prompt: Sequence[int],
+        completion: Completion,
+        reward: float,
+        advantage: float,
+        loss_weight: float = 1.0,
+        turn_rewards: Sequence[tuple[int, float]] = (),
     ) -> Rollout:
-        """Joins a prompt and the engine's completion of it."""
+        """Joins a prompt and the engine's completion of it; `turn_rewards` has positions within the completion."""
         return cls(
             np.array([*prompt, *completion.tokens], dtype=np.int64),
             np.array([False] * len(prompt) + [not forced for forced in completion.forced]),
@@ -46,7 +53,21 @@ class Rollout:
             reward,
             advantage,
             loss_weight,
+            tuple((len(prompt) + position, part) for position, part in turn_rewards),
         )
+
+    def place_rewards(self, length: int) -> np.ndarray:
+        """Returns the reward by token of the first `length` tokens, (length,).
+
+        The parts of turns are where they arise; the rest is at the last sampled token, parts beyond `length` included.
+        """
+        placed = np.zeros(length)
+        if len(sampled := np.flatnonzero(self.sampled[:length])):
+            for position, part in self.early_rewards:
+                if position < length:
+                    placed[position] += part
+            placed[sampled[-1]] += self.reward - placed.sum()
+        return placed
 
 
 def pack_rollouts(rollouts: Sequence[Rollout], context: int, micro_batch_size: int, bos: int) -> list[Batch]:
@@ -68,7 +89,7 @@ def pack_rollouts(rollouts: Sequence[Rollout], context: int, micro_batch_size: i
             span = slice(position, position + length)
             tokens[row, span], sampled[row, span] = rollout.tokens[:length], rollout.sampled[:length]
             logprobs[row, span], loss_weights[row, span] = rollout.logprobs[:length], rollout.loss_weight
-            rewards[row, span], advantages[row, span] = rollout.reward, rollout.advantage
+            rewards[row, span], advantages[row, span] = rollout.place_rewards(length), rollout.advantage
             starts[row, span] = (tokens[row, span] == bos) & ~sampled[row, span]
             position += length
         starts[row, position : position + 1] = True

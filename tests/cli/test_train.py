@@ -119,9 +119,10 @@ def test_a_reward_model_learns_which_answer_is_chosen_and_scores_answers_of_rein
         ids = [*words.encode(text), words.assistant_end]
         answers.append(Completion(ids, [0.0] * len(ids), [False] * len(ids), "stop"))
     question = (load_task("counting"), Question("counting", "Say 7.", "7"))
-    total, parts = scorer.score([question] * 2, answers)
+    scores = scorer.score([question] * 2, answers)
+    total, parts = scores.total, scores.parts
     assert total[0] > total[1] and list(parts[f"model:{run}"]) == list(total)
-    assert scorer.score([question], answers[1:])[0][0] == total[1], "a score depends on no other answer"
+    assert scorer.score([question], answers[1:]).total[0] == total[1], "a score depends on no other answer"
     with pytest.raises(UserError, match="scores nothing"):
         RewardScorer(RLConfig(rewards={f"model:{pretrained / 'run' / 'pretrain'}": 1.0}), words)
     with pytest.raises(UserError, match="its tokenizer is not"):

@@ -269,6 +269,7 @@ RL: dict[str, Case] = {
     "max_new_tokens": (2, {}),
     "advantage_normalization": ("zscore", {}),
     "loss_normalization": ("sequence", {}),
+    "stale_rounds": (1, {}),
     "drop_uniform_groups": (False, {"tasks": {BANDIT.name: 1.0}}),
     "gamma": (0.5, PPO),
     "gae_lambda": (0.5, PPO),

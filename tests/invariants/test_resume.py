@@ -32,6 +32,7 @@ CASES = {
         {**PASSES, "rl.loss_normalization": "sequence", "rl.advantage_normalization": "leave_one_out"},
     ),
     "ppo": ("rl", {"rl.algorithm": "ppo"}),
+    "stale answers": ("rl", {"rl.stale_rounds": 1}),
     "gspo": ("rl", {"rl.algorithm": "gspo"}),
     "cispo": ("rl", {"rl.algorithm": "cispo"}),
     "dr_grpo": ("rl", {"rl.algorithm": "dr_grpo"}),

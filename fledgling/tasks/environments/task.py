@@ -99,9 +99,9 @@ class EnvironmentTask:
         """Returns the score of each (question, transcript)."""
         return [self.score(question, answer) for question, answer in pairs]
 
-    def score_turns(self, question: Question, answer: str) -> float:
-        """Returns the sum of the rewards of a transcript's turns."""
-        return float(sum(play_transcript(self.make_environment(), question.facts["seed"], answer)[0].turn_rewards))
+    def score_turns(self, question: Question, answer: str) -> list[float]:
+        """Returns the reward of each call of a transcript that was run, in order."""
+        return play_transcript(self.make_environment(), question.facts["seed"], answer)[0].turn_rewards
 
     def _draw(self, rng: random.Random, wordings: str) -> Episode:
         for _ in range(MAX_DRAWS):

@@ -46,7 +46,7 @@ def gae(
     sampled tokens alone: the output of a tool is no step. An episode ends at an answer's last sampled token.
 
     Args:
-        rewards: (B, T), of which those at an answer's last sampled token count.
+        rewards: (B, T), each at the sampled token where it arises: the end of a call, or of the answer.
         values: (B, T), the critic's.
         sampled: (B, T) bool.
         documents: (B, T) int, the number of the answer within its row.
@@ -59,8 +59,7 @@ def gae(
     next_value, next_advantage = np.zeros(rows), np.zeros(rows)
     for t in range(length - 1, -1, -1):
         continues = documents[:, t] == next_document
-        reward = np.where(continues, 0.0, rewards[:, t])
-        delta = reward + gamma * np.where(continues, next_value, 0.0) - values[:, t]
+        delta = rewards[:, t] + gamma * np.where(continues, next_value, 0.0) - values[:, t]
         advantage = delta + gamma * gae_lambda * np.where(continues, next_advantage, 0.0)
         estimates[:, t] = np.where(sampled[:, t], advantage, 0.0)
         next_document = np.where(sampled[:, t], documents[:, t], next_document)

@@ -22,6 +22,9 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
     """Returns the rl stage as the recipe's [rl] table describes it."""
     config, recipe = context.recipe.rl, context.recipe
     require_valid_rl_config(config)
+    if config.stale_rounds and (context.world.size > 1 or context.world.device.type != "cpu"):
+        where = f"{context.world.size} ranks on {context.world.device.type}"
+        raise UserError(f"rl.stale_rounds is {config.stale_rounds} on {where}: expected one process on a CPU, or 0")
     micro_batch_size = resolve_micro_batch_size(config, context)
     tasks = {task: load_task(task, recipe.run.data_dir) for task, weight in config.tasks.items() if weight > 0}
     for task_name, task in tasks.items():
@@ -40,6 +43,7 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         is_deterministic(recipe.optimizer, context.world),
         context.load_initial_model() if config.kl_weight > 0 else None,
         context.recorder.log_notice,
+        math.ceil(steps / (config.epochs * config.minibatches)),
     )
     report_cropped_prompts(stream, steps, context.recorder.log_notice)
     return Stage(

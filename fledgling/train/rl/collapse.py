@@ -7,6 +7,7 @@ answer ends, the policy is far from its initial weights. A sign that lasts is lo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ def measure_round(
 
     reward and its parts: means. pass_at_1, pass_at_group: unbiased estimates; an answer is right where its task scores
     1. groups_with_signal: the fraction of groups whose rewards differ. entropy: the mean of -log p over sampled tokens,
-    an unbiased estimate in nats per token. distinct: different answers / answers. truncated_fraction: answers that did
-    not end by themselves / answers.
+    an unbiased estimate in nats per token. tool_calls: answered calls per answer. distinct: different answers /
+    answers. truncated_fraction: answers that did not end by themselves / answers.
 
     Args:
         rewards: (P, G).
@@ -51,6 +52,7 @@ def measure_round(
         "pass_at_1": float(np.mean([pass_at_k(group_size, int(count), 1) for count in right])),
         "pass_at_group": float((right > 0).mean()),
         "groups_with_signal": float((np.ptp(rewards, axis=1) > 0).mean()),
+        "tool_calls": float(np.mean([_count_outputs(c.forced) for c in completions])),
         "length": float(np.mean([len(c.tokens) for c in completions])),
         "entropy": -float(np.mean(sampled)) if sampled else 0.0,
         "distinct": len({tuple(c.tokens) for c in completions}) / len(completions),
@@ -59,6 +61,11 @@ def measure_round(
     if len(reward_parts) > 1:
         metrics |= {f"reward_{name}": float(part.mean()) for name, part in reward_parts.items()}
     return metrics
+
+
+def _count_outputs(forced: Sequence[bool]) -> int:
+    """Returns the number of runs of forced tokens: each is the output of a tool."""
+    return sum(token and not before for before, token in pairwise([False, *forced]))
 
 
 class CollapseMonitor:

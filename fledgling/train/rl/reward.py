@@ -1,9 +1,9 @@
 """The reward of an answer: the task's score, its format, custom functions, and a length penalty.
 
 A reward is a weighted sum of named parts, each recorded: `task` is the task's own score (an exact answer, tests run in
-the sandbox), `format` whether the answer is complete, `turns` the sum of an environment's rewards of its turns,
-`module:function` a custom function, `model:RUN` a reward model's score. A function that raises,
-hangs or returns no finite number ends the round with its name and the answer it failed on.
+the sandbox), `format` whether the answer is complete, `turns` the sum of an environment's rewards of its turns (which
+PPO places at their calls), `module:function` a custom function, `model:RUN` a reward model's score. A function that
+raises, hangs or returns no finite number ends the round with its name and the answer it failed on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fledgling.config import RLConfig, UserError, did_you_mean
-from fledgling.evals.episodes import read_answers
+from fledgling.evals.episodes import locate_calls, read_answers
 from fledgling.infer.request import Completion
 from fledgling.runtime.json_process import JsonProcess
 from fledgling.tasks.environments import EnvironmentTask
@@ -86,9 +86,21 @@ class CustomReward:
             self.process = None
 
 
-def score_turns(task: Task, question: Question, text: str) -> float:
-    """Returns the sum of the rewards of an episode's turns; 0 for a task that is no environment."""
-    return task.score_turns(question, text) if isinstance(task, EnvironmentTask) else 0.0
+def score_turns(tokenizer: Tokenizer, candidate: Candidate) -> list[tuple[int, float]]:
+    """Returns (position of the call's last token, reward) of each turn of an episode; none for another task."""
+    if not isinstance(candidate.task, EnvironmentTask):
+        return []
+    rewards = candidate.task.score_turns(candidate.question, candidate.text)
+    return list(zip(locate_calls(tokenizer, candidate.completion.tokens), rewards, strict=False))  # turns are limited
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The rewards of N answers."""
+
+    total: np.ndarray  # (N,)
+    parts: dict[str, np.ndarray]  # by name, (N,) each, unweighted; `task` is always among them
+    turns: list[list[tuple[int, float]]]  # of each answer (position in it, weighted reward), included in its total
 
 
 def is_well_formed(tokenizer: Tokenizer, completion: Completion, text: str) -> bool:
@@ -128,10 +140,8 @@ class RewardScorer:
             **{n: ModelReward(n, tokenizer, device) for n in self.weights if n.startswith(MODEL_PREFIX)},
         }
 
-    def score(
-        self, questions: Sequence[tuple[Task, Question]], answers: Sequence[Completion]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Returns the rewards of N answers, (N,), and their unweighted parts by name; `task` is always among them."""
+    def score(self, questions: Sequence[tuple[Task, Question]], answers: Sequence[Completion]) -> Scores:
+        """Returns the rewards of N answers."""
         texts = read_answers(self.tokenizer, [task for task, _ in questions], [answer.tokens for answer in answers])
         candidates = [
             Candidate(task, question, answer, text)
@@ -142,8 +152,11 @@ class RewardScorer:
             parts["format"] = np.array(
                 [float(is_well_formed(self.tokenizer, c.completion, c.text)) for c in candidates]
             )
-        if "turns" in self.weights:
-            parts["turns"] = np.array([score_turns(c.task, c.question, c.text) for c in candidates])
+        turns: list[list[tuple[int, float]]] = [[] for _ in candidates]
+        if weight := self.weights.get("turns"):
+            turns = [score_turns(self.tokenizer, candidate) for candidate in candidates]
+            parts["turns"] = np.array([float(sum(reward for _, reward in rewards)) for rewards in turns])
+            turns = [[(position, weight * reward) for position, reward in rewards] for rewards in turns]
         parts |= {name: np.array(reward.scores(candidates)) for name, reward in self.custom_rewards.items()}
         total: np.ndarray = sum(weight * parts[name] for name, weight in self.weights.items())  # type: ignore[assignment]
         if self.config.length_penalty:
@@ -152,7 +165,7 @@ class RewardScorer:
             costs = [overlong_penalty(len(answer.tokens), free_tokens, max_tokens) for answer in answers]
             parts["length_cost"] = np.array(costs)
             total = total + self.config.length_penalty * parts["length_cost"]
-        return total, parts
+        return Scores(total, parts, turns)
 
     def close(self) -> None:
         """Ends the processes of the custom rewards."""

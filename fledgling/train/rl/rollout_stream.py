@@ -1,13 +1,14 @@
 """The stream of an RL stage: rounds of prompts, answers of the current weights, rewards and advantages.
 
-A round is sampled once and trained on for `epochs` passes of `minibatches` optimizer steps; `next()` starts a round
-when the last one is used up. What depends on the algorithm is a value of `algorithm.py`.
+A round is sampled once (`round_sampler.py`) and trained on for `epochs` passes of `minibatches` optimizer steps;
+`next()` starts a round when the last one is used up. What depends on the algorithm is a value of `algorithm.py`.
 
 Shapes: P prompts, G answers per prompt, B rows, T positions.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,8 @@ from fledgling.config import RLConfig, UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
 from fledgling.data.mixture import SourceOrder
 from fledgling.evals.chat import crop_prompt, encode_question
-from fledgling.evals.episodes import make_tools
 from fledgling.infer.engine import Engine
 from fledgling.infer.request import Completion
-from fledgling.infer.sampling import SamplingParams
 from fledgling.model.transformer import Transformer
 from fledgling.optim.sharded import unsharded
 from fledgling.runtime.world import World
@@ -33,6 +32,7 @@ from fledgling.train.rl.advantage import adapt_kl_weight, token_weights
 from fledgling.train.rl.algorithm import make_algorithm, sum_over_ranks
 from fledgling.train.rl.collapse import CollapseMonitor, measure_round
 from fledgling.train.rl.reward import RewardScorer
+from fledgling.train.rl.round_sampler import RoundSampler
 from fledgling.train.rollout import (
     Rollout,
     add_reference_logprobs,
@@ -52,6 +52,12 @@ class ScoredPrompt:
     answers: list[Completion]  # G
     rewards: np.ndarray  # (G,)
     reward_parts: dict[str, np.ndarray]  # by name, (G,) each
+    turns: list[list[tuple[int, float]]]  # of each answer (position in it, reward), included in `rewards`
+
+
+ScoredAnswer = tuple[
+    list[int], Completion, float, float, list[tuple[int, float]]
+]  # prompt, ..., reward, advantage, turns
 
 
 class RolloutStream:
@@ -64,6 +70,7 @@ class RolloutStream:
     Args:
         tasks: by name, those that the recipe weights.
         reference: the stage's initial weights, if the KL divergence from them is measured.
+        rounds: of the stage.
         log: receives notices for the user.
     """
 
@@ -78,6 +85,7 @@ class RolloutStream:
         deterministic: bool = False,
         reference: Transformer | None = None,
         log: Callable[[str], None] = lambda text: None,
+        rounds: float = math.inf,
     ) -> None:
         self.engine, self.config, self.seed, self.world, self.deterministic = engine, config, seed, world, deterministic
         self.micro_batch_size, self.step, self.reference, self.log = micro_batch_size, 0, reference, log
@@ -86,6 +94,9 @@ class RolloutStream:
         self.tasks = [tasks[name] for name in names]
         self.source_order = SourceOrder.from_weights([config.tasks[name] for name in names])
         self.reward_scorer = RewardScorer(config, engine.tokenizer, engine.source.head.weight.device)
+        self.sampler = RoundSampler(
+            engine, config, seed, self.prompt_tokens, self.sample_question, self._round_prompts, rounds
+        )
         self.minibatches: list[list[Batch]] = []  # of the current round: the micro-batches of all ranks
         self.kl_weight, self.step_metrics, self.collapse_monitor = config.kl_weight, StepMetrics(), CollapseMonitor(log)
         self.round_metrics: dict[str, float] = {}  # of the newest round
@@ -124,11 +135,12 @@ class RolloutStream:
 
     def _run_round(self, number: int) -> list[list[Batch]]:
         """Returns the micro-batches of all ranks by minibatch; every rank packs the rollouts of all of them."""
-        size, count = self.world.size, self.config.prompts_per_round
-        prompts = range(number * count, (number + 1) * count)
-        local_prompts = prompts[self.world.rank :: size]
-        answers = self._generate(prompts if self.deterministic or size == 1 else local_prompts)
-        scored = self._score({index: answers[index] for index in local_prompts})
+        start = time.perf_counter()
+        sampled = self.sampler.take(number)
+        self.step_seconds["rollouts"] = time.perf_counter() - start
+        self.tokens_per_second = sampled.tokens_per_second
+        local_prompts = self._prompts(number)[self.world.rank :: self.world.size]
+        scored = self._score({index: sampled.answers[index] for index in local_prompts})
         rewards = np.stack([prompt.rewards for prompt in scored])  # (P, G)
         parts = {name: np.stack([prompt.reward_parts[name] for prompt in scored]) for name in scored[0].reward_parts}
         self.round_metrics = measure_round(rewards, parts, [answer for prompt in scored for answer in prompt.answers])
@@ -136,7 +148,7 @@ class RolloutStream:
         minibatches = []
         for part in range(self.config.minibatches):
             rollouts = [
-                (scored[i].prompt, answer, float(rewards[i, k]), float(advantages[i, k]))
+                (scored[i].prompt, answer, float(rewards[i, k]), float(advantages[i, k]), scored[i].turns[k])
                 for i in range(part, len(scored), self.config.minibatches)
                 for k, answer in enumerate(scored[i].answers)
                 if answer.tokens and keep[i]
@@ -146,24 +158,15 @@ class RolloutStream:
         self.collapse_monitor.update(self.round_metrics)
         return minibatches
 
-    def _generate(self, indices: Sequence[int]) -> dict[int, list[Completion]]:
-        """Returns G answers to each prompt, by its index. Which rank calls it changes no more than rounding."""
-        start, group_size = time.perf_counter(), self.config.group_size
-        prompts = [self.prompt_tokens(index) for index in indices]
-        sampling = SamplingParams(
-            temperature=self.config.temperature, max_new_tokens=self.config.max_new_tokens, seed=self.seed
-        )
-        completions = self.engine.generate(
-            [prompt for prompt in prompts for _ in range(group_size)],
-            sampling,
-            max_batch_size=max(1, len(prompts) * group_size),
-            request_indices=[index * group_size + k for index in indices for k in range(group_size)],
-            tools=make_tools(self.sample_question(index) for index in indices for _ in range(group_size)),
-        )
-        self.step_seconds["rollouts"] = time.perf_counter() - start
-        new_tokens = sum(len(completion.tokens) for completion in completions)
-        self.tokens_per_second = new_tokens / max(1e-9, self.step_seconds["rollouts"])
-        return {index: completions[i * group_size : (i + 1) * group_size] for i, index in enumerate(indices)}
+    def _prompts(self, number: int) -> range:
+        """Returns the indices of the prompts of a round."""
+        count = self.config.prompts_per_round
+        return range(number * count, (number + 1) * count)
+
+    def _round_prompts(self, number: int) -> range:
+        """Returns the prompts of a round that this rank answers."""
+        prompts = self._prompts(number)
+        return prompts if self.deterministic or self.world.size == 1 else prompts[self.world.rank :: self.world.size]
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -190,15 +193,15 @@ class RolloutStream:
         error_message, local = None, []
         try:
             completions = [answer for group in answers.values() for answer in group]
-            total, parts = self.reward_scorer.score(questions, completions)
+            scores = self.reward_scorer.score(questions, completions)
         except UserError as error:
             error_message = str(error)
         else:
             for i, (index, group) in enumerate(answers.items()):
                 span = slice(i * group_size, (i + 1) * group_size)
-                group_parts = {name: part[span].astype(np.float32) for name, part in parts.items()}
-                rewards = total[span].astype(np.float32)
-                local.append(ScoredPrompt(index, self.prompt_tokens(index), group, rewards, group_parts))
+                parts = {name: part[span].astype(np.float32) for name, part in scores.parts.items()}
+                rewards, turns = scores.total[span].astype(np.float32), scores.turns[span]
+                local.append(ScoredPrompt(index, self.prompt_tokens(index), group, rewards, parts, turns))
         gathered = self.world.all_gather_object((error_message, local))
         self.step_seconds["scoring"] = time.perf_counter() - start
         for message, _ in gathered:
@@ -206,14 +209,17 @@ class RolloutStream:
                 raise UserError(message)
         return sorted(chain(*(prompts for _, prompts in gathered)), key=lambda prompt: prompt.index)
 
-    def _pack(self, rollouts: Sequence[tuple[list[int], Completion, float, float]]) -> list[Batch]:
-        """Returns micro-batches of (prompt, answer, reward, advantage); one without targets if there are none."""
+    def _pack(self, rollouts: Sequence[ScoredAnswer]) -> list[Batch]:
+        """Returns micro-batches of answers; one without targets if there are none."""
         context, bos = self.engine.source.config.context, self.engine.tokenizer.bos
         if not rollouts:
             return [empty_batch(context, self.micro_batch_size, bos)]
         lengths = [answer.forced[: context + 1 - len(prompt)].count(False) for prompt, answer, *_ in rollouts]
         weights = token_weights(lengths, self.algorithm.loss_normalization, self.config.max_new_tokens)
-        packed = [Rollout.from_completion(*item, float(weight)) for item, weight in zip(rollouts, weights, strict=True)]
+        packed = [
+            Rollout.from_completion(prompt, answer, reward, advantage, float(weight), turns)
+            for (prompt, answer, reward, advantage, turns), weight in zip(rollouts, weights, strict=True)
+        ]
         return pack_rollouts(packed, context, self.micro_batch_size, bos)
 
     # ---- before the first pass: reference, critic -----------------------------------------------------
@@ -265,12 +271,13 @@ class RolloutStream:
         }
 
     def state_dict(self) -> dict:
-        """Returns step, KL weight and counts, and within a round its batches, whose sampling weights are gone."""
+        """Returns step, KL weight and counts, within a round its batches, and rounds that were sampled ahead."""
         within_round = self.step % self.steps_per_round > 0
         held = [[batch_to_json(batch) for batch in part] for part in self.minibatches] if within_round else []
         last = dict(self.round_metrics) if within_round else {}
         collapse = self.collapse_monitor.state_dict()
-        return {"step": self.step, "kl": self.kl_weight, "held": held, "last": last, "collapse": collapse}
+        state = {"step": self.step, "kl": self.kl_weight, "held": held, "last": last, "collapse": collapse}
+        return state | ({"pending": self.sampler.state_dict()} if self.config.stale_rounds else {})
 
     def load_state_dict(self, state: dict) -> None:
         """Continues where `state_dict` was taken."""
@@ -280,14 +287,17 @@ class RolloutStream:
         self.minibatches = [[batch_from_json(values) for values in part] for part in state["held"]]
         self.round_metrics = dict(state["last"])
         self.collapse_monitor.load_state_dict(state.get("collapse", {}))
+        self.sampler.load_state_dict(state.get("pending", {}))
 
     def skip(self, steps: int) -> None:
         """Skips the next `steps` steps, and the rest of the round of the last one."""
         self.step = -(-(self.step + steps) // self.steps_per_round) * self.steps_per_round
         self.minibatches = []
+        self.sampler.forget()
 
     def close(self) -> None:
-        """Ends the processes of custom rewards, and logs where the time went."""
+        """Ends the thread of rollouts and the processes of custom rewards, and logs where the time went."""
+        self.sampler.close()
         self.reward_scorer.close()
         if total := sum(self.total_seconds.values()):
             shares = ", ".join(f"{100 * spent / total:.0f} % {name}" for name, spent in self.total_seconds.items())

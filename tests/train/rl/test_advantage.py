@@ -50,7 +50,7 @@ def test_generalized_advantages_of_packed_answers(masks, gamma, gae_lambda, seed
         span = slice(at, at + len(mask))
         documents[0, span], sampled[0, span] = number + 1, mask
         steps = [at + i for i, is_sampled in enumerate(mask) if is_sampled]
-        step_rewards = [0.0] * (len(steps) - 1) + [rewards[0, t] for t in steps[-1:]]
+        step_rewards = [rewards[0, t] for t in steps]
         expected[steps] = paper_gae(step_rewards, list(values[0, steps]), gamma, gae_lambda)
         at += len(mask)
     advantages = gae(rewards, values, sampled, documents, gamma, gae_lambda)
@@ -60,8 +60,9 @@ def test_generalized_advantages_of_packed_answers(masks, gamma, gae_lambda, seed
 def test_with_gae_lambda_one_the_returns_are_the_discounted_rewards():
     sampled, documents = np.ones((1, 5), bool), np.ones((1, 5), int)
     values = np.random.default_rng(0).normal(size=(1, 5))
-    advantages = gae(np.full((1, 5), 2.0), values, sampled, documents, 0.9, 1.0)
-    np.testing.assert_allclose(advantages + values, [[2 * 0.9**4, 2 * 0.9**3, 2 * 0.9**2, 2 * 0.9, 2]])
+    advantages = gae(np.array([[0, 1.0, 0, 0, 2.0]]), values, sampled, documents, 0.9, 1.0)
+    returns = [2 * 0.9**4 + 0.9, 2 * 0.9**3 + 1, 2 * 0.9**2, 2 * 0.9, 2]
+    np.testing.assert_allclose(advantages + values, [returns])
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 8], [5], [2, 0, 2]])

@@ -36,9 +36,10 @@ def test_the_parts_add_up(tmp_path):
     question = Question("arithmetic", "What is 5 + 7?", "12", {"kind": "known", "op": "+", "a": 5, "b": 7})
     rewards = RewardScorer(config, tokenizer())
     try:
-        total, parts = rewards.score([(task, question)] * 3, answers)
+        scores = rewards.score([(task, question)] * 3, answers)
     finally:
         rewards.close()
+    total, parts = scores.total, scores.parts
     assert parts["task"].tolist() == [1, 1, 0]
     assert parts["format"].tolist() == [1, 0, 1]
     assert parts[custom].tolist() == [-0.2, -0.2, -0.2]
