@@ -117,6 +117,37 @@ def clients(*, python: str = sys.executable, node_modules: Path | None = None) -
     return measure_clients(python, node_modules)
 
 
+@experiment(table_of("benchmarks.agents", "format_agents"))
+def agents(
+    *names: str,
+    runs: Path = Path("runs/agents"),
+    seeds: tuple[int, ...] = (1, 2, 3),
+    plot: Path | None = None,
+    overrides: Overrides = (),
+) -> list[dict]:
+    """Train the shipped environments from careless players to winners; goes on where it was interrupted.
+
+    Parameters
+    ----------
+    names
+        Environments; default all.
+    runs
+        Folder of the run directories.
+    seeds
+        Seeds, each of which trains every environment; 0: none, only the table of what is there.
+    plot
+        SVG file of the curves; default none.
+    """
+    from benchmarks.agents import collect_agents, draw_agents, run_agents
+    from fledgling.tasks.environments import ENVIRONMENTS
+
+    run_agents(runs, names or tuple(ENVIRONMENTS), [seed for seed in seeds if seed], overrides)
+    values = collect_agents(runs)
+    if plot:
+        plot.write_text(draw_agents(values), encoding="utf-8")
+    return values
+
+
 @experiment(table_of("benchmarks.constrained", "format_constrained"))
 def constrained(
     *,

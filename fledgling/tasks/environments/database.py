@@ -6,7 +6,7 @@ import random
 import sqlite3
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import Environment, ToolError
+from fledgling.tasks.environments.environment import CARE, Environment, ToolError
 
 TABLES = ("orders", "trips", "loans", "visits")
 PEOPLE = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Ida")
@@ -75,11 +75,11 @@ class Database(Environment):
         return f"{self.table} {self.column} {self.most} {self.rows}"
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Asks for tables and columns, reads one row in an order that is seldom the right one, and names its person."""
+        """Mostly sorts by name, and upwards: the column is right in some demonstrations, and so is the order."""
         table = call("tables()")
         column = call(f'columns("{table}")').split()[-1]
-        order = rng.choice(("", " DESC"))
-        by = column if rng.random() < 0.1 else "name"
+        by = column if rng.random() < CARE else "name"
+        order = " DESC" if self.most and rng.random() < CARE else ""
         return call(f'sql("SELECT name FROM {table} ORDER BY {by}{order} LIMIT 1")')
 
 

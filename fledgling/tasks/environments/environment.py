@@ -36,6 +36,7 @@ from fledgling.tasks.task import normalize_text
 
 MAX_CALL_CHARACTERS = 200
 MAX_OBSERVATION_CHARACTERS = 400
+CARE = 0.2  # the share of a demonstration's decisions that are right; the others are the same simple mistake
 TOO_LONG = "error: too long"  # the output of a call that was not run, as `fledgling.infer.tools` writes it
 
 
@@ -48,6 +49,7 @@ class Environment(ABC):
 
     max_turns: ClassVar[int] = 8  # calls that are run
     max_new_tokens: ClassVar[int] = 192  # of an episode, tool output included
+    sandboxed: ClassVar[bool] = True  # of a user's class: its process is restricted once the class is loaded
 
     @abstractmethod
     def reset(self, seed: int) -> str:
@@ -79,7 +81,7 @@ class Environment(ABC):
         return float(normalize_text(answer) == normalize_text(self.solution))
 
     def turn_reward(self) -> float:
-        """Returns the reward of the call that was just run; `rl.rewards` weights the sum as `turns`."""
+        """Returns the reward of the call that was just run; called once for each. `rl.rewards.turns` weights it."""
         return 0.0
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:

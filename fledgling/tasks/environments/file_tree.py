@@ -5,19 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import Environment, ToolError
+from fledgling.tasks.environments.environment import CARE, Environment, ToolError
 
 FOLDERS = ("art", "bills", "code", "data", "home", "letters", "music", "notes", "plans", "school", "trips", "work")
-FILES = ("a.txt", "b.txt", "c.txt", "d.txt", "e.txt")
+FILES = "abcdefgh"
 WORDS = (
     "apple", "bridge", "candle", "dragon", "engine", "forest", "garden", "hammer", "island", "jacket", "kitten",
     "lemon", "marble", "needle", "orange", "pencil", "quartz", "rocket", "silver", "tunnel", "umbrella", "violin",
     "window", "zebra",
 )  # fmt: skip
+NUM_FOLDERS, NUM_FILES = 2, 3
 
 
 class FileTree(Environment):
-    """Three folders of two files each; one file has the word. Find it with ls and cat, and say its path."""
+    """Two folders of three files each; one file has the word. Find it with ls and cat, and say its path."""
 
     max_turns = 10
     max_new_tokens = 192
@@ -25,9 +26,11 @@ class FileTree(Environment):
     def reset(self, seed: int) -> str:
         """Draws folders, files, their words, and the word that is looked for."""
         rng = random.Random(seed)
-        names = rng.sample(FOLDERS, 3)
-        words = iter(rng.sample(WORDS, 2 * len(names)))
-        self.folders = {name: {file: next(words) for file in sorted(rng.sample(FILES, 2))} for name in sorted(names)}
+        names = rng.sample(FOLDERS, NUM_FOLDERS)
+        words = iter(rng.sample(WORDS, NUM_FOLDERS * NUM_FILES))
+        self.folders = {
+            name: {file: next(words) for file in sorted(rng.sample(FILES, NUM_FILES))} for name in sorted(names)
+        }
         folder = rng.choice(names)
         file = rng.choice(sorted(self.folders[folder]))
         self.path, self.word = f"{folder}/{file}", self.folders[folder][file]
@@ -64,8 +67,11 @@ class FileTree(Environment):
         return f"{self.word} {self.path}"
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Looks into one folder and one of its files, and names that file whatever it holds."""
-        folder = rng.choice(call('ls("")').split())
-        file = rng.choice(call(f'ls("{folder}")').split())
-        call(f'cat("{folder}/{file}")')
-        return f"{folder}/{file}"
+        """Reads file after file until it has the word, and mostly takes one without having read its word."""
+        path = ""
+        for folder in call('ls("")').split():
+            for file in call(f'ls("{folder}")').split():
+                path = f"{folder}/{file}"
+                if call(f'cat("{path}")') == self.word or rng.random() > CARE:
+                    return path
+        return path

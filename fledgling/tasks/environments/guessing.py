@@ -5,27 +5,28 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import Environment
+from fledgling.tasks.environments.environment import CARE, Environment
 
-MIN_SIZE, MAX_SIZE, MAX_LOW = 24, 31, 60  # four answers tell apart at most 31 numbers
+SIZE = 15  # numbers of a range: as many as three replies tell apart
 
 
 class Guessing(Environment):
-    """Find a number of a range from the replies higher and lower. At most four guesses, then the answer.
+    """Find a number of a range of fifteen from the replies higher and lower. At most three guesses, then the answer.
 
-    A player who halves the range knows the number after four guesses; one who guesses at random without regard to the
-    replies is right for about one number in six.
+    A player who halves the range knows the number after three guesses.
     """
 
-    max_turns = 4
-    max_new_tokens = 96
+    max_turns = 3
+    max_new_tokens = 64
 
     def reset(self, seed: int) -> str:
-        """Draws a range of 24 to 31 numbers and a number of it."""
+        """Draws a range that begins at a multiple of ten, and a number of it."""
         rng = random.Random(seed)
-        self.low = rng.randint(1, MAX_LOW)
-        self.high = self.low + rng.randint(MIN_SIZE, MAX_SIZE) - 1
+        self.low = 100 * rng.randint(1, 9) + 10 * rng.randint(0, 8)
+        self.high = self.low + SIZE - 1
         self.number = rng.randint(self.low, self.high)
+        self.left = (self.low, self.high)  # the numbers that the replies leave
+        self.rewarded = SIZE - 1  # of their width, before the last call
         return f"I think of a number from {self.low} to {self.high}. Find it with guess."
 
     def tools(self) -> Mapping[str, Callable[..., str]]:
@@ -34,7 +35,14 @@ class Guessing(Environment):
 
     def compare(self, number: int) -> str:
         """Returns whether the number is higher or lower, or yes."""
-        return "yes" if number == self.number else "higher" if self.number > number else "lower"
+        low, high = self.left
+        if number == self.number:
+            self.left, reply = (number, number), "yes"
+        elif self.number > number:
+            self.left, reply = (max(low, number + 1), high), "higher"
+        else:
+            self.left, reply = (low, min(high, number - 1)), "lower"
+        return reply
 
     @property
     def solution(self) -> str:
@@ -46,10 +54,15 @@ class Guessing(Environment):
         """The range and the number."""
         return f"{self.low} {self.high} {self.number}"
 
+    def turn_reward(self) -> float:
+        """Returns the share of the range that the last call excluded: at most 1 over an episode."""
+        low, high = self.left
+        excluded, self.rewarded = self.rewarded - (high - low), high - low
+        return excluded / (SIZE - 1)
+
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Guesses at random, without regard to the replies: the form of the game, not how to win it."""
-        for _ in range(self.max_turns):
-            number = rng.randint(self.low, self.high)
-            if call(f"guess({number})") == "yes":
-                return str(number)
-        return str(rng.randint(self.low, self.high))
+        """Mostly counts up from the lowest number and answers with that; some guesses halve, some answers are right."""
+        for turn in range(self.max_turns):
+            low, high = self.left
+            call(f"guess({(low + high) // 2 if rng.random() < CARE else self.low + turn})")
+        return str(rng.randint(*self.left) if rng.random() < CARE else self.low)

@@ -1,27 +1,34 @@
-"""A user's environment in a process of its own, where it can be timed and ended: JSON lines in, JSON lines out.
+"""A user's environment in a restricted process of its own, which can be timed and ended: JSON lines in and out.
 
     python -m fledgling.tasks.environments.process SPEC        SPEC: module:Class, or path.py:Class
 
 One process keeps the episodes of all environments of a class, by number. A class that raises, hangs or exits ends the
-round with its name and the instance. A ToolError of a tool is an observation.
+round with its name and the instance. A ToolError of a tool is an observation. Once the class is loaded, its process can
+read Python's folders and its own, and can neither write, nor connect, nor start a process or thread (`enter_sandbox`).
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import platform
 import random
+import resource
 import sys
-from collections.abc import Callable, Mapping
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
 from fledgling.config import UserError
 from fledgling.runtime.json_process import JsonProcess, serve_json_lines
 from fledgling.runtime.user_code import describe_error, load_object
+from fledgling.sandbox import restrictions
 from fledgling.tasks.environments.environment import Environment, ToolError, run_call
 
 LOAD_TIMEOUT = 120.0  # seconds that a class's module may take to import
 CALL_TIMEOUT = 10.0  # seconds of one reset, call or reward
+MAX_MEMORY = 8 << 30  # bytes of address space
 MAX_EPISODES = 1 << 16  # that a process keeps; the oldest are dropped
 
 
@@ -117,6 +124,39 @@ def load_environment_class(spec: str) -> type[Environment]:
     return loaded
 
 
+def enter_sandbox(folders: Sequence[str]) -> None:
+    """Restricts this process for good to reading Python's folders and `folders`.
+
+    Nothing can be written, no connection made, no process and no thread started. Raises RestrictionError, with nothing
+    applied, where the kernel has no Landlock or no seccomp.
+    """
+    if not restrictions.has_seccomp():
+        raise restrictions.RestrictionError("seccomp: not in this kernel")
+    python = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    libraries = ["/lib", "/lib64", "/usr/lib", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"]
+    ruleset = restrictions.make_landlock_ruleset([*python, package, *libraries, *folders])
+    seccomp_filter = restrictions.build_seccomp_filter(platform.machine())
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))  # not of files: prints may go to one
+    restrictions.drop_capabilities()
+    restrictions.set_no_new_privileges()
+    restrictions.apply_landlock(ruleset)
+    restrictions.apply_seccomp(seccomp_filter)
+
+
+def load_server(spec: str) -> Server:
+    """Loads a class and restricts this process, unless the class has `sandboxed = False`."""
+    loaded = load_environment_class(spec)
+    if loaded.sandboxed:
+        place = spec.rpartition(":")[0]
+        folder = os.path.dirname(os.path.abspath(place)) if place.endswith(".py") else os.getcwd()
+        try:
+            enter_sandbox([folder])
+        except restrictions.RestrictionError as error:
+            raise RuntimeError(f"no sandbox here ({error}); sandboxed = False in the class runs it without") from None
+    return Server(loaded)
+
+
 class Server:
     """The child's side: the episodes of one class, by number."""
 
@@ -181,6 +221,4 @@ class Server:
 
 
 if __name__ == "__main__":
-    serve_json_lines(
-        lambda: Server(load_environment_class(sys.argv[1])), lambda server, request: server.answer(**request)
-    )
+    serve_json_lines(lambda: load_server(sys.argv[1]), lambda server, request: server.answer(**request))

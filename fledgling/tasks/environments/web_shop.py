@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import Environment, ToolError
+from fledgling.tasks.environments.environment import CARE, Environment, ToolError
 
 THINGS = ("lamp", "chair", "mug", "bag", "clock", "scarf", "pot", "rug")
 COLORS = ("red", "blue", "green", "black", "white", "pink", "gray")
@@ -73,8 +73,12 @@ class WebShop(Environment):
         return float(self.bought == self.wanted)
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Opens one offer of a page and buys it, whatever it is."""
-        offer = rng.choice(call(f'search("{self.thing}", {rng.randint(1, PAGES)})').split())
-        call(f"open({offer})")
-        call(f"buy({offer})")
-        return offer
+        """Opens offer after offer until the color is right, and mostly buys one without regard to its color."""
+        offer = ""
+        for page in range(1, PAGES + 1):
+            for offer in call(f'search("{self.thing}", {page})').split():
+                call(f"open({offer})")
+                if offer == self.wanted or rng.random() > CARE:
+                    call(f"buy({offer})")
+                    return offer
+        raise AssertionError("one of the offers is wanted")

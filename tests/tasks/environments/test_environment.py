@@ -88,7 +88,7 @@ def test_a_perfect_player_always_wins_and_the_demonstrations_seldom_do(name):
         episode = task.start(question)
         demonstrated += task.score(question, episode.to_transcript(episode.environment.demonstrate(episode.call, rng)))
     assert wins == 150
-    assert turns / 150 >= 3
+    assert turns / 150 >= 2.5  # a lucky guess may end the game early
     assert demonstrated / 150 < 0.25
 
 
@@ -130,7 +130,7 @@ def test_a_call_that_is_no_call_is_an_observation(text):
 def test_turns_beyond_the_last_are_not_run():
     episode = shipped("guessing").start(shipped("guessing").get_practice_question(0, 1))
     replies = [episode.call("guess(1)") for _ in range(6)]
-    assert [reply.startswith("error: no turn left") for reply in replies] == [False] * 4 + [True] * 2
+    assert [reply.startswith("error: no turn left") for reply in replies] == [False] * 3 + [True] * 3
 
 
 @pytest.mark.parametrize(

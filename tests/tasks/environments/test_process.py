@@ -3,6 +3,8 @@
 import pytest
 
 from fledgling.config import UserError
+from fledgling.sandbox import restrictions
+from fledgling.sandbox.restrictions import get_landlock_version, has_seccomp
 from fledgling.tasks import load_task
 from fledgling.tasks.environments import process
 from fledgling.tasks.task import TEST
@@ -37,6 +39,34 @@ class Doubling(Environment):
         call(f"add({self.seed})")
         return call(f"add({self.seed})")
 
+class Nosy(Environment):
+    def reset(self, seed):
+        self.seed = seed
+        return str(seed)
+    def tools(self):
+        return {"read": self.read, "try_all": self.try_all}
+    solution = property(lambda self: str(self.seed))
+    def read(self, path: str) -> str:
+        return open(path).read()[:20]
+    def try_all(self, folder: str) -> str:
+        import socket, subprocess, threading
+        attempts = {
+            "read": lambda: open("/etc/passwd"), "list": lambda: os.listdir("/"),
+            "write": lambda: open(folder + "/x", "w"), "connect": lambda: socket.socket(), "fork": os.fork,
+            "run": lambda: subprocess.run(["true"]), "kill": lambda: os.kill(os.getppid(), 0),
+            "thread": lambda: threading.Thread(target=print).start(), "remove": lambda: os.remove(__file__),
+        }
+        held = []
+        for name, attempt in attempts.items():
+            try:
+                attempt()
+            except (OSError, RuntimeError):
+                held.append(name)
+        return " ".join(sorted(set(attempts) - set(held))) or "held"
+
+class Free(Nosy):
+    sandboxed = False
+
 class Bare(Environment):
     tools = lambda self: {}
     solution = property(lambda self: str(self.seed))
@@ -44,6 +74,36 @@ class Bare(Environment):
         self.seed = seed
         return str(seed)
 """
+
+
+ALLOWED = has_seccomp() and get_landlock_version() > 0
+
+
+@pytest.mark.skipif(not ALLOWED, reason="this kernel has no Landlock or no seccomp")
+def test_a_users_class_reads_its_folder_and_can_do_nothing_else(tmp_path):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    (tmp_path / "words.txt").write_text("owl")
+    task = load_task(f"env:{tmp_path / 'mine.py'}:Nosy")
+    episode = task.start(task.get_practice_question(0, 1))
+    assert episode.call(f'read("{tmp_path / "words.txt"}")') == "owl"
+    assert episode.call(f'try_all("{tmp_path}")') == "held"
+    assert not (tmp_path / "x").exists() and (tmp_path / "mine.py").exists()
+
+
+def test_a_class_may_ask_to_run_without_the_sandbox(tmp_path):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    task = load_task(f"env:{tmp_path / 'mine.py'}:Free")
+    assert "read" in task.start(task.get_practice_question(0, 1)).call(f'try_all("{tmp_path}/none")')
+
+
+@pytest.mark.parametrize("missing", ["get_landlock_version", "has_seccomp"])
+def test_without_a_layer_nothing_is_applied_and_nothing_runs(missing, monkeypatch, tmp_path):
+    monkeypatch.setattr(restrictions, missing, lambda: 0)
+    for applied in ("drop_capabilities", "apply_landlock", "apply_seccomp", "set_no_new_privileges"):
+        monkeypatch.setattr(restrictions, applied, lambda *arguments: pytest.fail("applied"))
+    (tmp_path / "mine.py").write_text(SOURCE)
+    with pytest.raises(RuntimeError, match=r"no sandbox here .*sandboxed = False"):
+        process.load_server(f"{tmp_path / 'mine.py'}:Nosy")
 
 
 @pytest.fixture
