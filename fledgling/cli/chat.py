@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import io
 import sys
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 from cyclopts import Parameter
 
+from fledgling.cli.escape import escape_control_characters
+from fledgling.cli.mcp import ask_in_terminal, start_mcp_tools
 from fledgling.cli.options import Device
 from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.config import UserError
 
 if TYPE_CHECKING:
+    from fledgling.infer.mcp_tools import McpTools
     from fledgling.infer.sampling import SamplingParams
     from fledgling.infer.session import ChatSession
 
@@ -50,6 +52,8 @@ def chat(
     max_new_tokens: int = 256,
     device: Device = "auto",
     python: bool = False,
+    mcp: tuple[str, ...] = (),
+    allow_tool: tuple[str, ...] = (),
 ) -> int:
     """Chat with a checkpoint in the terminal.
 
@@ -75,6 +79,10 @@ def chat(
         Maximum length of an answer in tokens.
     python
         Run tool calls that are no calculation as Python, in the sandbox's interpreter.
+    mcp
+        The command of an MCP server, whose tools the model may call; you are asked before each call. May be repeated.
+    allow_tool
+        A tool of an MCP server that is called without asking; may be repeated.
     """
     from fledgling.infer.sampling import SamplingParams
 
@@ -86,14 +94,19 @@ def chat(
         prompt = sys.stdin.read()
         if not prompt.strip():
             raise UserError("standard input is empty; expected the text to answer (or give it with -p)")
-    session = _open_session(checkpoint, system, device, python)
-    if prompt is not None:
-        reason = print_reply(session, prompt, sampling, sys.stdout, sys.stderr)
-        return 130 if reason == "interrupted" else 0 if session.turns else 1
-    return run_conversation(session, sampling, sys.stdout)
+    tools = start_mcp_tools(mcp, allow_tool, ask_in_terminal if sys.stdin.isatty() else None)
+    try:
+        session = _open_session(checkpoint, system, device, python, tools)
+        if prompt is not None:
+            reason = print_reply(session, prompt, sampling, sys.stdout, sys.stderr)
+            return 130 if reason == "interrupted" else 0 if session.turns else 1
+        return run_conversation(session, sampling, sys.stdout)
+    finally:
+        if tools:
+            tools.close()
 
 
-def _open_session(checkpoint: Path, system: str, device: str, python: bool) -> ChatSession:
+def _open_session(checkpoint: Path, system: str, device: str, python: bool, tools: McpTools | None) -> ChatSession:
     from fledgling.infer.session import ChatSession, load_chat_engine
     from fledgling.infer.tools import select_tool
 
@@ -102,7 +115,11 @@ def _open_session(checkpoint: Path, system: str, device: str, python: bool) -> C
     def notify(text: str) -> None:
         print(text, file=sys.stderr)
 
+    if tools:
+        tool, system = tools.extend(tool), tools.add_to_system(system)
     engine, _ = load_chat_engine(checkpoint, device, tool, notify=notify)
+    if tools and not engine.has_tool_tokens:
+        raise UserError(f"--mcp: the tokenizer of {checkpoint} has no <|python_start|>; its model cannot call tools")
     return ChatSession(engine, system=system)
 
 
@@ -206,22 +223,3 @@ def _separator(before: str, after: str, styled: bool) -> str:
     closing = "" if before == "text" else f"]{RESET if styled else ''}"
     opening = "" if after == "text" else f"{DIM if styled else ''}["
     return closing + opening
-
-
-def escape_control_characters(text: str) -> str:
-    """Returns text that a terminal shows but does not obey: control characters and those that reorder text are escaped.
-
-    Newlines and tabs stay. C0 controls become their pictures (U+2400 and following), all others \\x.. or \\u.... .
-    """
-    return "".join(_escape_character(character) for character in text)
-
-
-def _escape_character(character: str) -> str:
-    code = ord(character)
-    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    if character in "\u200c\u200d":  # joiners: words and emoji are written with them
-        return character
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

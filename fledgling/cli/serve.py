@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.cli.listen import check_port, choose_api_key, is_loopback, listen
+from fledgling.cli.mcp import start_mcp_tools
 from fledgling.cli.options import Device
 from fledgling.config import UserError
 
@@ -31,6 +32,8 @@ def serve(
     lookahead_tokens: int = 0,
     python: bool = False,
     adapter: tuple[str, ...] = (),
+    mcp: tuple[str, ...] = (),
+    allow_tool: tuple[str, ...] = (),
     device: Device = "auto",
 ) -> int:
     """Serve a checkpoint: a page at http://127.0.0.1:8000, and an OpenAI-compatible API under /v1.
@@ -68,6 +71,10 @@ def serve(
         Run the model's own tool calls that are no calculation as Python, in the sandbox's interpreter.
     adapter
         NAME=DIR: an adapter in peft's format on these weights, served as the model NAME; may be repeated.
+    mcp
+        The command of an MCP server, whose tools the page offers to the model; may be repeated.
+    allow_tool
+        A tool of an MCP server that the page calls without asking; may be repeated.
     """
     check_port(port)
     api_key = choose_api_key(host, api_key)
@@ -121,11 +128,14 @@ def serve(
         services.append(replace(services[0], worker=Worker(engine, *settings), model_name=name))
     for path in compare:
         services.append(load(path, None, [service.model_name for service in services]))
+    tools = start_mcp_tools(mcp, allow_tool)
     listener, url = listen(host, port)
     print(url, flush=True)
     names = ", ".join(service.model_name for service in services)
     print(f"serving {names}, batch size {max_batch_size}; Ctrl-C stops the server", file=sys.stderr)
-    Server(make_app(services[0], services[1:]), limits).run(sockets=[listener])
+    Server(make_app(services[0], services[1:], tools), limits).run(sockets=[listener])
+    if tools:
+        tools.close()
     for service in services:
         service.worker.close()
     return 0

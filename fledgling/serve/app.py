@@ -22,10 +22,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fledgling import __version__
+from fledgling.infer.mcp_tools import McpTools
 from fledgling.serve import chat, completion, messages_api, ollama_api, responses_api
 from fledgling.serve.embeddings import embeddings_handler
 from fledgling.serve.errors import build_error
 from fledgling.serve.json_body import encode_json
+from fledgling.serve.mcp_api import make_mcp_routes
 from fledgling.serve.metrics import render_metrics
 from fledgling.serve.middleware import AccessMiddleware
 from fledgling.serve.openapi import build_openapi
@@ -42,11 +44,11 @@ SMALL_LANES, LARGE_LANES = 4, 1  # requests that are parsed at once, of small an
 DISCONNECT_POLL_SECONDS = 0.25  # between two checks whether a client that waits for a complete response is connected
 
 
-def make_app(service: Service, others: Sequence[Service] = ()) -> AccessMiddleware:
+def make_app(service: Service, others: Sequence[Service] = (), mcp: McpTools | None = None) -> AccessMiddleware:
     """Returns the ASGI application of a service.
 
     Completions and the list of models know the `others` too, by the name of their model. Embeddings, health and metrics
-    are those of `service`, and so are the limits of access.
+    are those of `service`, and so are the limits of access. The page offers the tools of `mcp`.
     """
     services = (service, *others)
     public = [
@@ -67,6 +69,7 @@ def make_app(service: Service, others: Sequence[Service] = ()) -> AccessMiddlewa
         Route("/api/version", _json_handler(lambda request: {"version": __version__})),
         Route("/v1/models", _json_handler(lambda request: _describe_models(services))),
         Route("/v1/models/{name:path}", _json_handler(partial(_describe_model, services))),
+        *make_mcp_routes(mcp),
         Route("/metrics", _metrics_handler(service)),
         Route("/openapi.json", _json_handler(lambda request: build_openapi())),
     ]

@@ -16,7 +16,7 @@ PAGE_FILES = (
     "index.html",
     "page.css",
     *(f"{name}.js" for name in ("page", "answer", "api", "conversation", "markdown", "message")),
-    *(f"{name}.js" for name in ("settings", "sidebar", "store")),
+    *(f"{name}.js" for name in ("settings", "sidebar", "store", "tools")),
     "vendor/markdown.bundle.js",
     "vendor/LICENSES.txt",
 )

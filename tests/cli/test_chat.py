@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.cli.chat import escape_control_characters, print_reply, run_conversation
+from fledgling.cli.chat import print_reply, run_conversation
+from fledgling.cli.escape import escape_control_characters
 from fledgling.cli.terminal_input import input_history, read_message
 from fledgling.config import ModelConfig
 from fledgling.infer.engine import Engine

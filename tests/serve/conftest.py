@@ -61,13 +61,14 @@ def serving(
     max_queue_size: int = 16,
     connections: ConnectionLimits | None = None,
     others: Sequence[Service] = (),
+    mcp: object | None = None,
     **limits,
 ) -> Iterator[tuple[str, Worker]]:
     """Serves an engine; yields the address and the worker."""
     worker = Worker(engine, max_batch_size, max_queue_size)
     service = Service(worker, engine.tokenizer, "tiny", 1, **limits)
     listener = socket.create_server(("127.0.0.1", 0))
-    uvicorn_server = Server(make_app(service, others), connections or ConnectionLimits())
+    uvicorn_server = Server(make_app(service, others, mcp), connections or ConnectionLimits())
     thread = threading.Thread(target=uvicorn_server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not uvicorn_server.started:

@@ -3,10 +3,12 @@
 // the text that has arrived.
 
 import { RequestError, streamAnswer } from "./api.js";
-import { appendChunk, hasAnswer, requestMessages } from "./conversation.js";
+import { answerMessage, appendChunk, hasAnswer, openCall, requestMessages } from "./conversation.js";
 import { saveMessages } from "./store.js";
+import { useTool } from "./tools.js";
 
 const ALTERNATIVES = 4;
+const MAX_CALLS = 8; // of offered tools, in one answer
 const SAVE_SECONDS = 1; // between two times that an unfinished answer is stored
 
 // Fills `node`, the answer to `question`. Calls `changed()` when there is more to show. Resolves when the answer has
@@ -18,15 +20,24 @@ export async function generateAnswer({ conversation, question, node, fields, sys
   let saved = performance.now();
   let problem = null;
   try {
-    for await (const chunk of streamAnswer(body, key, signal)) {
-      appendChunk(node, chunk);
-      started ||= chunk.parts.length ? performance.now() : 0;
-      const now = performance.now();
-      if (started) node.seconds = (now - started) / 1000;
-      if (now - saved > 1000 * SAVE_SECONDS && hasAnswer(node)) {
-        saved = now;
-        saveMessages(conversation, [node]).catch((error) => { problem = error; });
+    for (let calls = 0; ; calls++) {
+      for await (const chunk of streamAnswer(body, key, signal)) {
+        appendChunk(node, chunk);
+        started ||= chunk.parts.length ? performance.now() : 0;
+        const now = performance.now();
+        if (started) node.seconds = (now - started) / 1000;
+        if (now - saved > 1000 * SAVE_SECONDS && hasAnswer(node)) {
+          saved = now;
+          saveMessages(conversation, [node]).catch((error) => { problem = error; });
+        }
+        changed();
       }
+      const call = openCall(node);
+      if (!call) break;
+      const text = calls < MAX_CALLS ? await useTool(call, key, signal) : "error: too many calls in one answer";
+      node.parts.push({ type: "output", text });
+      if (calls >= MAX_CALLS) break;
+      body.messages = [...messages, answerMessage(node)]; // the server continues it
       changed();
     }
     if (!hasAnswer(node)) node.failed = "The model gave an empty answer.";

@@ -19,6 +19,24 @@ export async function listModels(key) {
   }
 }
 
+// Returns the tools of MCP servers: [{type, function: {name, description, parameters}, allowed}, ...].
+export async function listTools(key) {
+  const { tools } = await (await request("mcp/tools", { headers: requestHeaders(key) })).json();
+  return tools.filter((tool) => typeof tool?.function?.name === "string");
+}
+
+// Returns the text of a tool's result, or of why there is none.
+export async function callTool(name, values, key, signal) {
+  try {
+    const body = JSON.stringify({ name, arguments: values });
+    const response = await request("mcp/call", { method: "POST", headers: requestHeaders(key), signal, body });
+    return String((await response.json()).result);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return `error: ${error.message}`;
+  }
+}
+
 function requestHeaders(key) {
   return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 }
@@ -47,7 +65,7 @@ async function responseError(response) {
   return new RequestError(message, code);
 }
 
-// Yields {text, parts, tokens, reason, usage, dropped} for every chunk. Throws RequestError with the server's message,
+// Yields {text, parts, calls, tokens, reason, usage, dropped} for every chunk. Throws RequestError with the server's message,
 // and where the stream ends before the answer did.
 export async function* streamAnswer(body, key, signal) {
   const response = await request("v1/chat/completions", {
@@ -101,6 +119,8 @@ function parseChunk(data) {
   return {
     text,
     parts: parts.map((part) => ({ type: String(part?.type), text: String(part?.text ?? ""), index: part?.index })),
+    calls: (Array.isArray(delta.tool_calls) ? delta.tool_calls : []).map(({ function: called }) => (
+      { name: called?.name ?? null, args: String(called?.arguments ?? "") })),
     tokens: choice?.logprobs?.content ?? [],
     reason: choice?.finish_reason ?? null,
     usage: chunk?.usage ?? null,

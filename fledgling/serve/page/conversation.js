@@ -92,7 +92,7 @@ const size = (messages) => encoder.encode(JSON.stringify(messages)).length;
 
 export const hasAnswer = (node) => node.role === "assistant" && node.parts.some((part) => part.text);
 
-function answerMessage(node) {
+export function answerMessage(node) {
   const parts = node.parts.filter((part) => part.text).map(({ type, text }) => ({ type, text: text.toWellFormed() }));
   const plain = parts.every((part) => part.type === "text");
   if (!plain && parts.length <= MAX_PARTS) return { role: "assistant", content: null, parts };
@@ -110,7 +110,17 @@ export function appendChunk(node, chunk) {
     if (before?.type === type && before.index === index) before.text += text;
     else node.parts.push({ type, text, index });
   }
+  for (const { name, args } of chunk.calls) { // of a tool that the request offered: its text is as the model wrote it
+    if (name !== null) node.parts.push({ type: "python", tool: String(name), args: "", text: "" });
+    const call = node.parts.at(-1);
+    if (!call?.tool) continue;
+    call.args += args;
+    call.text = `{"name": ${JSON.stringify(call.tool)}, "arguments": ${call.args}}`;
+  }
 }
+
+// The call that an answer ends with, which has no output yet; null where there is none.
+export const openCall = (node) => (node.parts.at(-1)?.tool ? node.parts.at(-1) : null);
 
 // ---- files ---------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,8 @@ export function renderParts(parts) {
     else if (type === "python") {
       const output = parts[at + 1]?.type === "output" ? parts[++at].text : null;
       const box = makeElement("details", "call");
-      box.append(makeElement("summary", "", `Calculated ${text}${output === null ? " …" : ""}`));
+      const name = /^\{"name": "((?:[^"\\]|\\.)*)"/.exec(text)?.[1];
+      box.append(makeElement("summary", "", `${name ? `Called ${name}` : `Calculated ${text}`}${output === null ? " …" : ""}`));
       const lines = makeElement("pre");
       lines.tabIndex = 0;
       lines.append(makeElement("code", "", output === null ? text : `${text}\n= ${output}`));

@@ -8,6 +8,7 @@ import { addCopyButtons, makeButton, makeElement, renderParts, renderTokens } fr
 import { bindSettings, labelOf, offerModels, requestFields, settings, systemOf } from "./settings.js";
 import { makeSidebar } from "./sidebar.js";
 import { listConversations, loadMessages, onOtherTab, openStore, saveMessages } from "./store.js";
+import { offeredTools, readTools } from "./tools.js";
 
 const $ = (id) => document.getElementById(id);
 const REASONS = { length: "cut: the maximum length or the context is reached", stopped: "stopped" };
@@ -161,7 +162,7 @@ async function generate(question, side, pair) {
   setGenerating();
   render();
   const problem = await generateAnswer({
-    conversation, question, node, fields: requestFields(side), system: systemOf(side), key: settings.key,
+    conversation, question, node, fields: { ...requestFields(side), ...toolFields() }, system: systemOf(side), key: settings.key,
     signal: abort.signal, changed: () => { if (current === conversation) showSoon(node); },
   });
   running.delete(node.id);
@@ -170,6 +171,11 @@ async function generate(question, side, pair) {
   showStatus(problem ? UNSAVED : node.failed ?? (node.reason === "stopped" ? "Stopped." : "Answer complete."));
   if (node.failed) readModels().catch(() => {}); // it may be another server by now, with other models
   if (current === conversation && !document.querySelector(".editor")) render();
+}
+
+function toolFields() {
+  const tools = settings.tools ? offeredTools() : [];
+  return tools.length ? { tools, parallel_tool_calls: false } : {};
 }
 
 // Shows new text with the next frame of the screen: many chunks may arrive before it.
@@ -245,7 +251,7 @@ async function readModels() {
 
 async function connect() {
   try {
-    await readModels();
+    await Promise.all([readModels(), readTools(settings.key)]);
     showStatus(`Connected to ${models.map(({ id }) => id).join(", ")}.`);
     if (!current.nodes.size) render();
   } catch (error) {

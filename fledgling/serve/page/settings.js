@@ -3,7 +3,7 @@
 const STORAGE_KEY = "fledgling.settings";
 export const DEFAULTS = {
   temperature: 0.8, top_p: 1, top_k: 50, min_p: 0, repetition_penalty: 1, max_tokens: 256, seed: "", system: "", key: "",
-  calculator: true, theme: "auto", model: "", compare: false,
+  calculator: true, tools: true, theme: "auto", model: "", compare: false,
   b_temperature: 0, b_top_p: 1, b_top_k: 50, b_min_p: 0, b_repetition_penalty: 1, b_seed: "", b_system: "", b_model: "",
 };
 const SAMPLED = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty"];

@@ -1,0 +1,61 @@
+// Tools of the MCP servers that this server was started with: offered to the model, asked for before each call.
+
+import { callTool, listTools } from "./api.js";
+
+const $ = (id) => document.getElementById(id);
+const MAX_SHOWN = 5000; // characters of arguments
+const REFUSED = "error: the user refused the call";
+
+let tools = [];
+let asking = Promise.resolve(); // one question at a time
+const allowed = new Set(); // names that are called without asking
+
+export async function readTools(key) {
+  try {
+    tools = await listTools(key);
+  } catch {
+    tools = []; // a server without tools
+  }
+  for (const tool of tools) if (tool.allowed) allowed.add(tool.function.name);
+  $("tools").parentElement.hidden = !tools.length;
+}
+
+export const offeredTools = () => tools.map(({ type, function: described }) => ({ type, function: described }));
+
+// Returns the text of a call's result, or of why there is none. Throws AbortError when the answer is stopped.
+export async function useTool({ tool, args }, key, signal) {
+  let values;
+  try {
+    values = JSON.parse(args);
+  } catch {
+    return "error: the arguments are no JSON";
+  }
+  if (!allowed.has(tool)) {
+    const turn = asking.then(() => ask(tool, values, signal));
+    asking = turn.catch(() => {});
+    if (!await turn) return REFUSED;
+  }
+  return callTool(tool, values, key, signal);
+}
+
+function ask(name, values, signal) {
+  const dialog = $("ask");
+  $("ask-name").textContent = name;
+  $("ask-arguments").textContent = JSON.stringify(values, null, 2).slice(0, MAX_SHOWN);
+  return new Promise((resolve, reject) => {
+    const listeners = new AbortController();
+    const end = (settle, value) => {
+      listeners.abort();
+      dialog.close();
+      settle(value);
+    };
+    const on = (target, event, act) => target.addEventListener(event, act, { signal: listeners.signal });
+    on(signal, "abort", () => end(reject, signal.reason));
+    on(dialog, "cancel", () => end(resolve, false));
+    on($("ask-refuse"), "click", () => end(resolve, false));
+    on($("ask-once"), "click", () => end(resolve, true));
+    on($("ask-always"), "click", () => { allowed.add(name); end(resolve, true); });
+    if (signal.aborted) return end(reject, signal.reason);
+    dialog.showModal();
+  });
+}

@@ -1,0 +1,98 @@
+"""Tools of a real MCP server over stdio: listed, asked for, called; whatever it answers is bounded text."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fledgling.config import UserError
+from fledgling.infer.mcp_tools import MAX_RESULT_CHARACTERS, REFUSED, McpTools, clean_text
+from fledgling.infer.tools import CALCULATOR
+
+pytest.importorskip("mcp", reason="the extra `mcp` is not installed")
+SERVER = f"{sys.executable} {Path(__file__).parent / 'mcp_server.py'}"
+
+
+@pytest.fixture(scope="module")
+def tools():
+    questions, notices = [], []
+
+    def ask(name, arguments):
+        questions.append((name, arguments))
+        return arguments.get("a") != 13
+
+    tools = McpTools([SERVER], ["echo"], ask, notices.append)
+    tools.questions, tools.notices = questions, notices
+    yield tools
+    tools.close()
+
+
+def call(name, **arguments):
+    return json.dumps({"name": name, "arguments": arguments})
+
+
+def test_tools_are_listed_and_a_name_that_is_none_is_left_out(tools):
+    described = {tool["function"]["name"]: tool["function"] for tool in tools.describe()}
+    assert set(described) == {"add", "echo", "fail", "long", "leave", "flood"}
+    assert described["add"]["description"] == "Adds two numbers."
+    assert set(described["add"]["parameters"]["properties"]) == {"a", "b"}
+    assert len(tools.notices) == 1 and "is no identifier" in tools.notices[0]
+    system = tools.add_to_system("Be brief.")
+    assert system.startswith("Be brief.") and '"name": "add"' in system
+    assert '"name": "add"' in tools.add_to_system("")
+
+
+def test_every_call_is_asked_for_unless_its_tool_is_allowed(tools):
+    tools.questions.clear()
+    assert tools.run(call("echo", text="hi")) == "hi" and tools.questions == []
+    assert tools.run(call("add", a=2, b=3)) == "5"
+    assert tools.run(call("add", a=13, b=3)) == REFUSED
+    assert tools.questions == [("add", {"a": 2, "b": 3}), ("add", {"a": 13, "b": 3})]
+
+
+def test_what_goes_wrong_is_a_text_for_the_model(tools):
+    assert tools.run(call("fail")).startswith("error: ")
+    assert tools.run(call("nope")).startswith("error: no tool nope; there are add")
+    assert tools.run(call("add", a="x", b=1)).startswith("error:")
+    for text in ("{", "{}", '{"name": 3}', '{"name": "add", "arguments": [1]}', "[" * 100_000, '{"name": ["a"]}'):
+        assert tools.run(text).startswith("error: expected {")
+
+
+def test_a_long_result_is_cut_and_has_no_control_characters(tools):
+    result = tools.run(call("long"))
+    assert len(result) < MAX_RESULT_CHARACTERS + 100 and result.endswith("more characters left out)")
+    assert "\x1b" not in result and "\u202e" not in result
+    assert clean_text("a\x00b\nc", 10) == "ab\nc"
+
+
+def test_the_calls_of_other_tools_go_to_them(tools):
+    tool = tools.extend(CALCULATOR)
+    assert tool.run("2+3") == "5" and tool.run(call("echo", text="x")) == "x"
+
+
+@pytest.mark.parametrize("name", ["leave", "flood"])
+def test_a_server_that_ends_or_floods_is_an_error_of_the_call(name):
+    tools = McpTools([SERVER], [name, "echo"])
+    try:
+        assert tools.run(call(name)).startswith("error:")
+        assert tools.run(call("echo", text="x")).startswith("error:")
+    finally:
+        tools.close()
+
+
+@pytest.mark.parametrize(
+    ("commands", "allowed", "message"),
+    [
+        (["'"], [], "No closing quotation"),
+        ([""], [], "is empty"),
+        ([f"{sys.executable} -c 'print(1)'"], [], "did not start or list its tools"),
+        (["/nowhere/server"], [], "did not start or list its tools"),
+        ([SERVER], ["nope"], "no tool nope to allow"),
+        ([SERVER, SERVER], [], "as another server does"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_one_line(commands, allowed, message):
+    with pytest.raises(UserError, match=message) as error:
+        McpTools(commands, allowed)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,122 @@
+"""The tools of MCP servers over HTTP, and on the page: offered, asked for, called, and answered from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.serve.conftest import serving
+from tests.serve.faulty_server import make_stream
+from tests.serve.test_app import call
+
+JSON = {"content_type": "application/json"}
+
+
+class MadeUpTools:
+    """Two tools; no process."""
+
+    allowed = frozenset({"echo"})
+
+    def __init__(self):
+        self.calls = []
+
+    def describe(self):
+        return [
+            {"type": "function", "function": {"name": name, "description": "", "parameters": {"type": "object"}}}
+            for name in ("add", "echo")
+        ]
+
+    def call(self, name, arguments):
+        self.calls.append((name, arguments))
+        return f"<img src=x onerror='window.hit = 1'>{name} {sorted(arguments)}"
+
+
+@pytest.fixture
+def tools():
+    return MadeUpTools()
+
+
+@pytest.fixture
+def address(random_engine, tools):
+    with serving(random_engine, mcp=tools) as (address, _):
+        yield address
+
+
+def test_tools_are_listed_with_whether_they_are_asked_for_and_called(address, tools):
+    listed = call(address, "/mcp/tools")[1]["tools"]
+    assert [(tool["function"]["name"], tool["allowed"]) for tool in listed] == [("add", False), ("echo", True)]
+    status, reply, _ = call(address, "/mcp/call", b'{"name": "add", "arguments": {"b": 1, "a": 2}}', **JSON)
+    assert status == 200 and reply["result"].endswith("add ['a', 'b']") and tools.calls == [("add", {"b": 1, "a": 2})]
+
+
+def test_a_body_that_is_no_call_and_a_form_of_another_site_are_refused(address, tools):
+    for body in (b"{}", b'{"name": 1, "arguments": {}}', b'{"name": "add"}', b'{"name": "add", "arguments": []}', b"["):
+        assert call(address, "/mcp/call", body, **JSON)[0] == 400, body
+    assert call(address, "/mcp/call", b'{"name": "add", "arguments": {}}', content_type="text/plain")[0] == 415
+    assert tools.calls == []
+
+
+def test_without_servers_there_is_no_tool(server):
+    assert call(server[0], "/mcp/tools")[1] == {"tools": []}
+    reply = call(server[0], "/mcp/call", b'{"name": "add", "arguments": {}}', **JSON)[1]
+    assert "without --mcp" in reply["result"]
+
+
+def make_call_stream(name: str, arguments: str) -> bytes:
+    """An answer that ends with a call, whose arguments arrive in two pieces."""
+    middle = len(arguments) // 2
+    deltas = [
+        {"tool_calls": [{"index": 0, "id": "c", "function": {"name": name, "arguments": arguments[:middle]}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": arguments[middle:]}}]},
+    ]
+    choices = [{"index": 0, "delta": delta, "finish_reason": None, "logprobs": None} for delta in deltas]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls", "logprobs": None})
+    lines = [f"data: {json.dumps({'id': 'x', 'choices': [choice]})}\n\n" for choice in choices]
+    return "".join([*lines, "data: [DONE]\n\n"]).encode()
+
+
+def test_the_page_asks_before_a_call_and_goes_on_with_its_result(browser, address, tools):
+    answers = [
+        make_call_stream("add", '{"a": 2}'), make_stream("done"),
+        make_call_stream("add", '{"a": 3}'), make_stream("refused"),
+        make_call_stream("echo", "{}"), make_stream("unasked"),
+    ]  # fmt: skip
+    bodies = []
+
+    def answer(route):
+        bodies.append(json.loads(route.request.post_data))
+        route.fulfill(body=answers[len(bodies) - 1], content_type="text/event-stream")
+
+    page = browser.new_page()
+    page.set_default_timeout(15_000)
+    page.route("**/v1/chat/completions", answer)
+    page.goto(address)
+    page.locator("#status", has_text="Connected").wait_for()
+
+    def ask(button=None):
+        page.fill("#message", "question")
+        page.press("#message", "Enter")
+        if button:
+            page.locator("#ask").wait_for()
+            assert page.locator("#ask-name").inner_text() == "add" and tools.calls == calls
+            page.click(button)
+        page.locator("#status", has_text="Answer complete.").wait_for()
+        page.locator("#send").wait_for()
+
+    calls = []
+    ask("#ask-once")
+    assert tools.calls == [("add", {"a": 2})]
+    assert [tool["function"]["name"] for tool in bodies[0]["tools"]] == ["add", "echo"]
+    parts = bodies[1]["messages"][-1]["parts"]
+    assert [part["type"] for part in parts] == ["python", "output"]
+    assert json.loads(parts[0]["text"]) == {"name": "add", "arguments": {"a": 2}} and "add ['a']" in parts[1]["text"]
+    assert page.locator(".message summary").last.inner_text() == "Called add"
+    assert "done" in page.locator(".message .body").last.inner_text()
+    calls = list(tools.calls)
+    ask("#ask-refuse")
+    assert tools.calls == calls and "refused" in bodies[3]["messages"][-1]["parts"][1]["text"]
+    ask()
+    assert tools.calls[-1] == ("echo", {})
+    assert page.evaluate("window.hit") is None and page.locator(".message img").count() == 0
+    page.close()
