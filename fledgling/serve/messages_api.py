@@ -22,8 +22,6 @@ from fledgling.serve.responses import FAILURES, GeneratedChoice, join_text, make
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
     MAX_PARTS,
-    MAX_STOP_STRINGS,
-    MAX_TOOLS,
     BadRequest,
     ChatRequest,
     ContextText,
@@ -31,8 +29,9 @@ from fledgling.serve.schemas import (
     JsonObject,
     Name,
     Number,
-    StopString,
+    StopStrings,
     TokenCount,
+    Tools,
     parse_body,
     validate_body,
 )
@@ -64,8 +63,8 @@ class MessagesRequest(IgnoringBody):
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=0, le=1_000_000)] | None = None
-    stop_sequences: Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)] | None = None
-    tools: Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    stop_sequences: StopStrings | None = None
+    tools: Tools | None = None
     tool_choice: JsonObject | None = None
 
 

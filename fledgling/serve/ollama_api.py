@@ -18,9 +18,7 @@ from fledgling.serve import chat
 from fledgling.serve.responses import FAILURES, GeneratedChoice, join_text
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
-    MAX_STOP_STRINGS,
     MAX_TOOL_CALLS,
-    MAX_TOOLS,
     BadRequest,
     ChatRequest,
     ContextText,
@@ -30,6 +28,8 @@ from fledgling.serve.schemas import (
     Number,
     SchemaText,
     StopString,
+    StopStrings,
+    Tools,
     validate_body,
 )
 from fledgling.serve.service import LINE_STREAM, Endpoint, ParsedRequest, Service
@@ -58,7 +58,7 @@ class Options(IgnoringBody):
     top_p: Number | None = None
     min_p: Number | None = None
     seed: StrictInt | None = None
-    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)] | None = None
+    stop: StopString | StopStrings | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
 
@@ -83,7 +83,7 @@ class OllamaChatRequest(_OllamaRequest):
     """Body of POST /api/chat."""
 
     messages: Annotated[list[OllamaMessage], Field(fail_fast=True, max_length=MAX_MESSAGES)]
-    tools: Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tools: Tools | None = None
 
 
 class GenerateRequest(_OllamaRequest):

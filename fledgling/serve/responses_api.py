@@ -16,7 +16,6 @@ from fledgling.serve.json_body import shorten_text
 from fledgling.serve.responses import FAILURES, GeneratedChoice, build_chat_logprobs, join_text, make_id
 from fledgling.serve.schemas import (
     MAX_MESSAGES,
-    MAX_TOOLS,
     BadRequest,
     ChatRequest,
     CommonRequest,
@@ -25,6 +24,7 @@ from fledgling.serve.schemas import (
     Name,
     StreamOptions,
     TokenCount,
+    Tools,
     validate_body,
 )
 from fledgling.serve.service import EVENT_STREAM, Endpoint, ParsedRequest, Service
@@ -42,7 +42,7 @@ class ResponsesRequest(CommonRequest):
     instructions: ContextText | None = None
     max_output_tokens: TokenCount | None = None
     text: JsonObject | None = None
-    tools: Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tools: Tools | None = None
     tool_choice: Name | JsonObject | None = None
     parallel_tool_calls: StrictBool | None = None
     truncation: Literal["auto", "disabled"] | None = None

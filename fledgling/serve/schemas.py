@@ -68,6 +68,8 @@ TokenCount = Annotated[StrictInt, Field(ge=1, le=MAX_INTEGER)]
 PromptIds = Annotated[list[StrictInt], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPT_IDS)]
 SchemaText = Annotated[StrictStr, Field(max_length=MAX_GRAMMAR_CHARS)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_check_schema_size)]
+StopStrings = Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)]
+Tools = Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)]
 
 
 class BadRequest(Exception):
@@ -189,7 +191,7 @@ class CommonRequest(IgnoringBody):
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=MAX_STOP_STRINGS)] | None = None
+    stop: StopString | StopStrings | None = None
     seed: Annotated[StrictInt, Field(ge=-MAX_INTEGER - 1, le=MAX_INTEGER)] | None = None
     logit_bias: (
         Annotated[
@@ -236,7 +238,7 @@ class ChatRequest(CommonRequest):
     truncation: Literal["auto", "disabled"] | None = None
     response_format: JsonObject | None = None
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True, max_length=4)] | None = None
-    tools: Annotated[list[JsonObject], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tools: Tools | None = None
     tool_choice: Name | JsonObject | None = None
     parallel_tool_calls: StrictBool | None = None
 
