@@ -36,7 +36,8 @@ from fledgling.tasks.task import normalize_text
 
 MAX_CALL_CHARACTERS = 200
 MAX_OBSERVATION_CHARACTERS = 400
-CARE = 0.2  # the share of a demonstration's decisions that are right; the others are the same simple mistake
+CARE = 0.8  # the share of a demonstration's decisions on the way that are right
+LAST_CARE = 0.2  # and of its last one, which uses what was found: mostly it is the same simple mistake
 TOO_LONG = "error: too long"  # the output of a call that was not run, as `fledgling.infer.tools` writes it
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import CARE, Environment, ToolError
+from fledgling.tasks.environments.environment import CARE, LAST_CARE, Environment, ToolError
 
 FOLDERS = ("art", "bills", "code", "data", "home", "letters", "music", "notes", "plans", "school", "trips", "work")
 FILES = "abcdefgh"
@@ -33,6 +33,7 @@ class FileTree(Environment):
         }
         folder = rng.choice(names)
         file = rng.choice(sorted(self.folders[folder]))
+        self.unread, self.found = {f"{name}/{file}" for name in names for file in self.folders[name]}, 0
         self.path, self.word = f"{folder}/{file}", self.folders[folder][file]
         return f"Which file has the word {self.word}? Look with ls and cat."
 
@@ -54,7 +55,14 @@ class FileTree(Environment):
         folder, _, file = path.strip("/.").partition("/")
         if file not in self.folders.get(folder, {}):
             raise ToolError("no such file")
+        self.found += f"{folder}/{file}" in self.unread
+        self.unread.discard(f"{folder}/{file}")
         return self.folders[folder][file]
+
+    def turn_reward(self) -> float:
+        """Returns a sixth if the last call read a file for the first time: at most 1 over an episode."""
+        found, self.found = self.found, 0
+        return found / (NUM_FOLDERS * NUM_FILES)
 
     @property
     def solution(self) -> str:
@@ -67,11 +75,12 @@ class FileTree(Environment):
         return f"{self.word} {self.path}"
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Reads file after file until it has the word, and mostly takes one without having read its word."""
-        path = ""
+        """Mostly reads file after file until one has the word, and mostly answers with the first that was read."""
+        read: list[str] = []
         for folder in call('ls("")').split():
             for file in call(f'ls("{folder}")').split():
-                path = f"{folder}/{file}"
-                if call(f'cat("{path}")') == self.word or rng.random() > CARE:
-                    return path
-        return path
+                read.append(f"{folder}/{file}")
+                found = call(f'cat("{read[-1]}")') == self.word
+                if found if rng.random() < CARE else rng.random() < 0.5:
+                    return read[-1] if rng.random() < LAST_CARE else read[0]
+        return read[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import CARE, Environment
+from fledgling.tasks.environments.environment import CARE, LAST_CARE, Environment
 
 SIZE = 15  # numbers of a range: as many as three replies tell apart
 
@@ -61,8 +61,8 @@ class Guessing(Environment):
         return excluded / (SIZE - 1)
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Mostly counts up from the lowest number and answers with that; some guesses halve, some answers are right."""
+        """Mostly halves what is left, and mostly answers with the lowest number whatever the replies were."""
         for turn in range(self.max_turns):
             low, high = self.left
             call(f"guess({(low + high) // 2 if rng.random() < CARE else self.low + turn})")
-        return str(rng.randint(*self.left) if rng.random() < CARE else self.low)
+        return str(rng.randint(*self.left) if rng.random() < LAST_CARE else self.low)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from fledgling.tasks.environments.environment import CARE, Environment, ToolError
+from fledgling.tasks.environments.environment import CARE, LAST_CARE, Environment, ToolError
 
 THINGS = ("lamp", "chair", "mug", "bag", "clock", "scarf", "pot", "rug")
 COLORS = ("red", "blue", "green", "black", "white", "pink", "gray")
@@ -26,6 +26,7 @@ class WebShop(Environment):
         self.offers = {str(n): (color, rng.randint(5, 95)) for n, color in zip(numbers, colors, strict=True)}
         self.wanted = rng.choice(list(self.offers))
         self.bought = ""
+        self.unopened, self.found = set(self.offers), 0
         return f"Buy a {self.offers[self.wanted][0]} {self.thing}. Use search, open and buy."
 
     def tools(self) -> Mapping[str, Callable[..., str]]:
@@ -43,6 +44,8 @@ class WebShop(Environment):
     def open(self, offer: int) -> str:
         """Returns an offer's color and price."""
         color, price = self._find(offer)
+        self.found += str(offer) in self.unopened
+        self.unopened.discard(str(offer))
         return f"{color} {self.thing} {price}"
 
     def buy(self, offer: int) -> str:
@@ -57,6 +60,11 @@ class WebShop(Environment):
         if str(offer) not in self.offers:
             raise ToolError("no such offer")
         return self.offers[str(offer)]
+
+    def turn_reward(self) -> float:
+        """Returns a sixth if the last call opened an offer for the first time: at most 1 over an episode."""
+        found, self.found = self.found, 0
+        return found / len(self.offers)
 
     @property
     def solution(self) -> str:
@@ -73,12 +81,16 @@ class WebShop(Environment):
         return float(self.bought == self.wanted)
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Opens offer after offer until the color is right, and mostly buys one without regard to its color."""
-        offer = ""
+        """Mostly opens offer after offer until the color is right, and mostly buys the first that was opened."""
+        opened: list[str] = []
         for page in range(1, PAGES + 1):
             for offer in call(f'search("{self.thing}", {page})').split():
+                opened.append(offer)
                 call(f"open({offer})")
-                if offer == self.wanted or rng.random() > CARE:
-                    call(f"buy({offer})")
-                    return offer
-        raise AssertionError("one of the offers is wanted")
+                if offer == self.wanted if rng.random() < CARE else rng.random() < 0.5:
+                    return self._buy(call, offer if rng.random() < LAST_CARE else opened[0])
+        return self._buy(call, opened[0])
+
+    def _buy(self, call: Callable[[str], str], offer: str) -> str:
+        call(f"buy({offer})")
+        return offer
