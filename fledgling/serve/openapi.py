@@ -12,6 +12,7 @@ from fledgling.serve.messages_api import MessagesRequest
 from fledgling.serve.ollama_api import GenerateRequest, OllamaChatRequest
 from fledgling.serve.responses_api import ResponsesRequest
 from fledgling.serve.schemas import ChatRequest, CompletionRequest
+from fledgling.serve.service import EVENT_STREAM, LINE_STREAM, StreamForm
 
 BODIES = (
     ChatRequest,
@@ -73,18 +74,24 @@ def build_openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "fledgling", "version": __version__},
         "paths": {
-            "/v1/chat/completions": {"post": _operation("Answers a conversation.", CHAT, chat, stream=True)},
-            "/v1/completions": {"post": _operation("Continues a text.", COMPLETION, text, stream=True)},
+            "/v1/chat/completions": {"post": _operation("Answers a conversation.", CHAT, chat, stream=EVENT_STREAM)},
+            "/v1/completions": {"post": _operation("Continues a text.", COMPLETION, text, stream=EVENT_STREAM)},
             "/v1/responses": {
-                "post": _operation("Answers a conversation, as items.", RESPONSE, responses, stream=True)
+                "post": _operation("Answers a conversation, as items.", RESPONSE, responses, stream=EVENT_STREAM)
             },
             "/v1/embeddings": {"post": _operation("A vector for each text.", EMBEDDINGS, embeddings)},
-            "/v1/messages": {"post": _operation("Answers a conversation, as blocks.", BLOCKS, blocks, stream=True)},
+            "/v1/messages": {
+                "post": _operation("Answers a conversation, as blocks.", BLOCKS, blocks, stream=EVENT_STREAM)
+            },
             "/v1/messages/count_tokens": {
                 "post": _operation("Counts a prompt.", _object({"input_tokens": COUNT}), blocks)
             },
-            "/api/chat": {"post": _operation("Answers a conversation, as Ollama does.", LINE, ollama_chat)},
-            "/api/generate": {"post": _operation("Answers a question, as Ollama does.", LINE, generate)},
+            "/api/chat": {
+                "post": _operation("Answers a conversation, as Ollama does.", LINE, ollama_chat, stream=LINE_STREAM)
+            },
+            "/api/generate": {
+                "post": _operation("Answers a question, as Ollama does.", LINE, generate, stream=LINE_STREAM)
+            },
             "/v1/models": {"get": _operation("The model.", _object({"object": TEXT, "data": _list(MODEL)}))},
             "/v1/models/{name}": {
                 "parameters": [{"name": "name", "in": "path", "required": True, "schema": TEXT}],
@@ -100,12 +107,12 @@ def build_openapi() -> dict[str, Any]:
 
 
 def _operation(
-    summary: str, response: dict[str, Any], body: dict[str, Any] | None = None, stream: bool = False
+    summary: str, response: dict[str, Any], body: dict[str, Any] | None = None, stream: StreamForm | None = None
 ) -> dict[str, Any]:
     """Returns one operation with its response and its errors."""
     content = {"application/json": {"schema": response}}
-    if stream:
-        content["text/event-stream"] = {"schema": EVENT}  # schema of one event
+    if stream:  # schema of one event, or of one line
+        content[stream.media_type] = {"schema": EVENT if stream is EVENT_STREAM else response}
     errors = {
         "401": "missing or invalid API key",
         "404": "no such model",

@@ -1,4 +1,4 @@
-"""A made-up tree of folders and files: find the file that holds a word. Nothing of the real disk is read."""
+"""A made-up tree of folders and files: find the file that has a word. Nothing of the real disk is read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WORDS = (
     "lemon", "marble", "needle", "orange", "pencil", "quartz", "rocket", "silver", "tunnel", "umbrella", "violin",
     "window", "zebra",
 )  # fmt: skip
-NUM_FOLDERS, NUM_FILES = 2, 3
+NUM_FOLDERS, NUM_FILES = 2, 2
 
 
 class FileTree(Environment):
-    """Two folders of three files each; one file has the word. Find it with ls and cat, and say its path."""
+    """Two folders of two files each; one file has the word. Find it with ls and grep, and say its path."""
 
-    max_turns = 10
-    max_new_tokens = 192
+    max_turns = 8
+    max_new_tokens = 160
 
     def reset(self, seed: int) -> str:
         """Draws folders, files, their words, and the word that is looked for."""
@@ -33,13 +33,13 @@ class FileTree(Environment):
         }
         folder = rng.choice(names)
         file = rng.choice(sorted(self.folders[folder]))
-        self.unread, self.found = {f"{name}/{file}" for name in names for file in self.folders[name]}, 0
+        self.new_files, self.found = {f"{name}/{file}" for name in names for file in self.folders[name]}, 0
         self.path, self.word = f"{folder}/{file}", self.folders[folder][file]
-        return f"Which file has the word {self.word}? Look with ls and cat."
+        return f"Which file has the word {self.word}? Look with ls and grep."
 
     def tools(self) -> Mapping[str, Callable[..., str]]:
-        """Returns ls(path) and cat(path)."""
-        return {"ls": self.ls, "cat": self.cat}
+        """Returns ls(path) and grep(word, path)."""
+        return {"ls": self.ls, "grep": self.grep}
 
     def ls(self, path: str = "") -> str:
         """Returns the names in the root, or in a folder."""
@@ -50,17 +50,17 @@ class FileTree(Environment):
             raise ToolError("no such folder")
         return " ".join(self.folders[folder])
 
-    def cat(self, path: str) -> str:
-        """Returns the word in a file."""
+    def grep(self, word: str, path: str) -> str:
+        """Returns whether a file has a word."""
         folder, _, file = path.strip("/.").partition("/")
         if file not in self.folders.get(folder, {}):
             raise ToolError("no such file")
-        self.found += f"{folder}/{file}" in self.unread
-        self.unread.discard(f"{folder}/{file}")
-        return self.folders[folder][file]
+        self.found += f"{folder}/{file}" in self.new_files
+        self.new_files.discard(f"{folder}/{file}")
+        return "yes" if self.folders[folder][file] == word else "no"
 
     def turn_reward(self) -> float:
-        """Returns a sixth if the last call read a file for the first time: at most 1 over an episode."""
+        """Returns a fourth if the last call looked into a file for the first time: at most 1 over an episode."""
         found, self.found = self.found, 0
         return found / (NUM_FOLDERS * NUM_FILES)
 
@@ -75,12 +75,12 @@ class FileTree(Environment):
         return f"{self.word} {self.path}"
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Mostly reads file after file until one has the word, and mostly answers with the first that was read."""
-        read: list[str] = []
+        """Mostly looks into file after file until one has the word, and mostly answers with the word, not the path."""
+        path = ""
         for folder in call('ls("")').split():
             for file in call(f'ls("{folder}")').split():
-                read.append(f"{folder}/{file}")
-                found = call(f'cat("{read[-1]}")') == self.word
+                path = f"{folder}/{file}"
+                found = call(f'grep("{self.word}", "{path}")') == "yes"
                 if found if rng.random() < CARE else rng.random() < 0.5:
-                    return read[-1] if rng.random() < LAST_CARE else read[0]
-        return read[0]
+                    return path if rng.random() < LAST_CARE else self.word
+        return path if rng.random() < LAST_CARE else self.word

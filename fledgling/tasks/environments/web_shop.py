@@ -1,4 +1,4 @@
-"""A web shop of a few pages, made up for each instance: find the thing that is wanted below a price, and buy it."""
+"""A web shop of a few pages, made up for each instance: find the offer that has a color in stock, and buy it."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from fledgling.tasks.environments.environment import CARE, LAST_CARE, Environmen
 
 THINGS = ("lamp", "chair", "mug", "bag", "clock", "scarf", "pot", "rug")
 COLORS = ("red", "blue", "green", "black", "white", "pink", "gray")
-PAGES = 3  # of a search, two offers each
+PAGES = 2  # of a search, two offers each
 
 
 class WebShop(Environment):
-    """Buy a thing in a color: search(thing, page) lists offers, open(offer) shows color and price, buy(offer) ends."""
+    """Buy a thing in a color: search(thing, page) lists offers, stock(offer, color) says if it is there, buy(offer)."""
 
-    max_turns = 10
-    max_new_tokens = 224
+    max_turns = 8
+    max_new_tokens = 160
 
     def reset(self, seed: int) -> str:
-        """Draws six offers of a thing, of different colors, and the color that is wanted."""
+        """Draws four offers of a thing, each in one color, and the color that is wanted."""
         rng = random.Random(seed)
         self.thing = rng.choice(THINGS)
         numbers, colors = rng.sample(range(10, 100), 2 * PAGES), rng.sample(COLORS, 2 * PAGES)
-        self.offers = {str(n): (color, rng.randint(5, 95)) for n, color in zip(numbers, colors, strict=True)}
+        self.offers = {str(number): color for number, color in zip(numbers, colors, strict=True)}
         self.wanted = rng.choice(list(self.offers))
         self.bought = ""
-        self.unopened, self.found = set(self.offers), 0
-        return f"Buy a {self.offers[self.wanted][0]} {self.thing}. Use search, open and buy."
+        self.new_offers, self.found = set(self.offers), 0
+        return f"Buy a {self.offers[self.wanted]} {self.thing}. Use search, stock and buy."
 
     def tools(self) -> Mapping[str, Callable[..., str]]:
-        """Returns search(thing, page), open(offer) and buy(offer)."""
-        return {"search": self.search, "open": self.open, "buy": self.buy}
+        """Returns search(thing, page), stock(offer, color) and buy(offer)."""
+        return {"search": self.search, "stock": self.stock, "buy": self.buy}
 
     def search(self, thing: str, page: int = 1) -> str:
         """Returns the numbers of the offers on a page."""
@@ -41,12 +41,12 @@ class WebShop(Environment):
             raise ToolError("no such page")
         return " ".join(list(self.offers)[2 * page - 2 : 2 * page])
 
-    def open(self, offer: int) -> str:
-        """Returns an offer's color and price."""
-        color, price = self._find(offer)
-        self.found += str(offer) in self.unopened
-        self.unopened.discard(str(offer))
-        return f"{color} {self.thing} {price}"
+    def stock(self, offer: int, color: str) -> str:
+        """Returns whether an offer has a color in stock."""
+        in_stock = self._find(offer)
+        self.found += str(offer) in self.new_offers
+        self.new_offers.discard(str(offer))
+        return "yes" if in_stock == color else "no"
 
     def buy(self, offer: int) -> str:
         """Buys an offer; only the first counts."""
@@ -56,13 +56,13 @@ class WebShop(Environment):
         self.bought = str(offer)
         return "bought"
 
-    def _find(self, offer: int) -> tuple[str, int]:
+    def _find(self, offer: int) -> str:
         if str(offer) not in self.offers:
             raise ToolError("no such offer")
         return self.offers[str(offer)]
 
     def turn_reward(self) -> float:
-        """Returns a sixth if the last call opened an offer for the first time: at most 1 over an episode."""
+        """Returns a fourth if the last call asked for an offer for the first time: at most 1 over an episode."""
         found, self.found = self.found, 0
         return found / len(self.offers)
 
@@ -81,16 +81,17 @@ class WebShop(Environment):
         return float(self.bought == self.wanted)
 
     def demonstrate(self, call: Callable[[str], str], rng: random.Random) -> str:
-        """Mostly opens offer after offer until the color is right, and mostly buys the first that was opened."""
-        opened: list[str] = []
+        """Mostly asks for offer after offer until one has the color; mostly buys none and answers with the color."""
+        color, offer = self.offers[self.wanted], ""
         for page in range(1, PAGES + 1):
             for offer in call(f'search("{self.thing}", {page})').split():
-                opened.append(offer)
-                call(f"open({offer})")
-                if offer == self.wanted if rng.random() < CARE else rng.random() < 0.5:
-                    return self._buy(call, offer if rng.random() < LAST_CARE else opened[0])
-        return self._buy(call, opened[0])
+                found = call(f'stock({offer}, "{color}")') == "yes"
+                if found if rng.random() < CARE else rng.random() < 0.5:
+                    return self._end(call, offer, rng)
+        return self._end(call, offer, rng)
 
-    def _buy(self, call: Callable[[str], str], offer: str) -> str:
+    def _end(self, call: Callable[[str], str], offer: str, rng: random.Random) -> str:
+        if rng.random() > LAST_CARE:
+            return self.offers[self.wanted]
         call(f"buy({offer})")
         return offer

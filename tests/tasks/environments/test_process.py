@@ -123,7 +123,7 @@ def test_a_users_class_is_demonstrated_practised_and_scored(spec, tmp_path):
     assert episodes[0].call("add(-1)") == "error: only upwards"
     assert episodes[0].call(f"add({number})") == question.answer
     transcript = episodes[0].to_transcript(question.answer)
-    assert (task.score(question, transcript), task.score_turns(question, transcript)) == (1.0, 0.75)
+    assert (task.score(question, transcript), task.score_turns(question, transcript)) == (1.0, [0.25] * 3)
     parts = task.get_train_example(0, 1)["messages"][1]["content"]
     assert [part["type"] for part in parts] == ["python", "output", "python", "output", "text"]
     assert parts[-1]["text"] == parts[-2]["text"] == str(2 * int(parts[0]["text"][4:-1]))
