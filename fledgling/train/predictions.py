@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from fledgling.config import STAGES, Recipe, dump_toml
+from fledgling.config import STAGES, Recipe, UserError, dump_toml
+from fledgling.config.load import parse_recipe
 from fledgling.plan.plan import make_plan
 from fledgling.record import write_json
 from fledgling.train.source_sizes import count_source_sizes
@@ -44,9 +44,10 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
         write_json(stage_dir / (f"plan-{len(written) + 1}.json" if is_later else "plan.json"), plan)
 
 
-def _read_settings(path: Path) -> Any:
+def _read_settings(path: Path) -> str | None:
+    """Returns the settings of a written plan, with the defaults of fields that did not exist when it was written."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dump_toml(parse_recipe(value["settings"]))
+    except (OSError, ValueError, LookupError, TypeError, UserError):
         return None
-    return value.get("settings") if isinstance(value, dict) else None

@@ -73,6 +73,20 @@ def test_changed_settings_have_a_prediction_next_to_the_old_one(recipe, tmp_path
     assert json.loads((run_dir / "pretrain" / "plan-3.json").read_text())["before_step"] == 4
 
 
+def test_fields_that_an_older_version_did_not_have_are_no_changed_settings(recipe, tmp_path, speed):
+    run_dir = tmp_path / "run"
+    write_predictions(recipe, "pretrain", run_dir, 0)
+    take_step(run_dir, "pretrain")
+    path = run_dir / "pretrain" / "plan.json"
+    plan = json.loads(path.read_text())
+    assert "recompute = " in plan["settings"]
+    lines = [line for line in plan["settings"].splitlines() if not line.startswith("recompute = ")]
+    path.write_text(json.dumps({**plan, "settings": "\n".join(lines)}))
+    speed(2.0)
+    write_predictions(recipe, "pretrain", run_dir, 1)
+    assert read_plans(run_dir) == {"plan.json": 1.0, "pretrain/plan.json": 1.0}
+
+
 def test_a_start_that_took_no_step_predicted_nothing(recipe, tmp_path, speed):
     run_dir = tmp_path / "run"
     write_predictions(recipe, "pretrain", run_dir, 0)  # and then its data were missing
