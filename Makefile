@@ -5,7 +5,7 @@ RECIPE ?= quickstart
 BIN    := .venv/bin
 STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: quickstart test test-all lint types structure mutants format clean
+.PHONY: quickstart test test-all lint types structure mutants wasm format clean
 
 quickstart: $(STAMP)  ## a chat model of your own, from raw text to conversation
 	$(BIN)/fledgling speedrun $(RECIPE)
@@ -28,6 +28,10 @@ structure: $(STAMP)  ## packages, layers, lines, upward imports, cycles
 mutants: $(STAMP)  ## make mutants PACKAGE=optim COUNT=50: changes of the code that no test of the package detects
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
 	$(BIN)/python -m tests.mutants $(PACKAGE) --count $(or $(COUNT),50)
+
+wasm: $(STAMP)  ## the engine of the page in one file, compiled from engine.cpp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[wasm]'
+	$(BIN)/python -m fledgling.export.wasm
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

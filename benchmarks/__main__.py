@@ -200,6 +200,22 @@ def doors(*, connections: int = 1000, answers: int = 20, rounds: int = 3, thread
     return measure_doors(connections, answers, rounds, threads)
 
 
+@experiment(table_of("benchmarks.page", "format_page"))
+def page(page: Path, /, *, answers: int = 8) -> dict:
+    """Time a page of `fledgling export html` in headless Chromium, offline.
+
+    Parameters
+    ----------
+    page
+        The file.
+    answers
+        Answers of at most 200 tokens, each in a conversation of its own.
+    """
+    from benchmarks.page import measure_page
+
+    return measure_page(page, answers)
+
+
 @experiment(table_of("benchmarks.verify", "format_verify"))
 def verify(*, copies: int = 100, honest: int = 50, draws: int = 60, seed: int = 1) -> dict:
     """Tamper with copies of a small run and verify each, and verify honest runs.

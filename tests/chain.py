@@ -17,7 +17,7 @@ def make_chain(tokenizer: Tokenizer, successors: dict[int, int], context: int) -
 
     The blocks of a freshly initialized model add nothing, so one-hot embeddings and the head make it a lookup table.
     """
-    width = -(-tokenizer.vocab_size // 8) * 8
+    width = -(-tokenizer.vocab_size // 64) * 64  # whole groups, so that it can be quantized
     model = Transformer(ModelConfig(tokenizer.vocab_size, 1, width, 4, 4, context))
     model.initialize(0)
     table = torch.full((tokenizer.vocab_size,), tokenizer.assistant_end)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Fold = Annotated[bool, Parameter(negative=())]
 
-app = App(name="export", help="A checkpoint in the formats of other programs: hf, gguf, adapter.")
+app = App(
+    name="export", help="A checkpoint in the formats of other programs: hf, gguf, adapter; html, a page that chats."
+)
 
 
 @app.command
@@ -104,6 +106,50 @@ def gguf(
     if supports_chat(tokenizer):
         print(write_modelfile(out.with_suffix(".Modelfile"), out, model.config, tokenizer), file=sys.stderr)
     return _print_parity(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
+
+
+@app.command
+def html(
+    checkpoint: Checkpoint,
+    out: Path,
+    /,
+    *,
+    bits: int | None = None,
+    group_size: int | None = None,
+    embedding: Fold = False,
+    as_json: Json = False,
+) -> int:
+    """Write a chat model as one HTML page that runs in a browser, from a disk and without a network; compare the two.
+
+    The page has the weights, the tokenizer, the calculator and an engine in WebAssembly.
+
+    Parameters
+    ----------
+    out
+        The file to write, usually NAME.html.
+    bits
+        8 or 4, of the matrices; default 4, or those of a checkpoint that is quantized already.
+    group_size
+        Adjacent values of a row that share a scale; default 64 for 8 bits, 32 for 4.
+    embedding
+        Quantize the embedding too, which makes the page of a large vocabulary smaller.
+    """
+    from fledgling.cli.serve import run_name
+    from fledgling.export.html import write_html
+    from fledgling.export.page_parity import compare_html
+    from fledgling.export.page_weights import quantize_for_page
+    from fledgling.infer.runner import load_model
+    from fledgling.serve.examples import list_examples
+    from fledgling.serve.page_files import PAGE
+
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.html'}")
+    model, tokenizer, state = load_model(checkpoint)
+    weights = quantize_for_page(model, state, bits, group_size, embedding)
+    name, examples = run_name(checkpoint, state), list_examples(str(state.get("recipe", "")))
+    write_html(out, PAGE, model.config, weights.tensors, tokenizer, name, weights.bits, examples)
+    print(f"{out.stat().st_size:,} bytes", file=sys.stderr)
+    return _print_parity(out, compare_html(model, weights, out, tokenizer.bos_or_none), as_json)
 
 
 @app.command

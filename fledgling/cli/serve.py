@@ -113,7 +113,7 @@ def serve(
         return Service(
             worker=Worker(engine, max_batch_size, max_queue_size, chunk, prefix_cache_tokens, lookahead_tokens),
             tokenizer=engine.tokenizer,
-            model_name=name or _free_name(_run_name(path, state), str(state.get("stage", "")), taken),
+            model_name=name or _free_name(run_name(path, state), str(state.get("stage", "")), taken),
             created=int(time.time()),
             api_key=api_key,
             hosts=(*LOOPBACK, *(name.lower() for name in allow_host)) if is_loopback(host) else None,
@@ -141,7 +141,7 @@ def serve(
     return 0
 
 
-def _run_name(checkpoint: Path, state: dict[str, Any]) -> str:
+def run_name(checkpoint: Path, state: dict[str, Any]) -> str:
     """Returns the run's name in the recipe of the checkpoint, otherwise the directory's name."""
     match = re.search(r'^name = "([^"]+)"', str(state.get("recipe", "")), re.MULTILINE)
     return match[1] if match else Path(checkpoint).resolve().name

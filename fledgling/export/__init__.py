@@ -1,7 +1,7 @@
-"""Exports to and imports from other formats: Hugging Face directories and GGUF files, for all families.
+"""Exports to and imports from other formats: Hugging Face directories, GGUF files, and a page that holds the model.
 
 Start with `hf_mapping.py`, the one table of names and shapes that export and import both read; then `write_hf.py`
 (writes a directory), `read_hf.py` (reads one from any source), `import_hf.py` (makes a checkpoint of it), `gguf.py`,
-`chat_template.py` (the conversation format in Jinja), `model_card.py`, and `parity.py`, the comparison that ends every
-export. Nothing here trains, and no pickle is ever read.
+`chat_template.py` (the conversation format in Jinja), `model_card.py`, `html.py` (a page, whose parts are in page/),
+and `parity.py`, the comparison that ends every export. Nothing here trains, and no pickle is ever read.
 """

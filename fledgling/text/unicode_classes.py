@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+LAST_CODE = 0x3FFFF  # of planes that have letters, numbers or white space; no version of Unicode has any above
 UNKNOWN, EQUAL, DIFFERENT = 0, 1, 2  # how two libraries split a character
 
 
@@ -58,6 +59,15 @@ def make_splitter(pattern: str) -> Callable[[str], list[str]]:
     """Returns a function that splits a text by a regex, as `tokenizers` does."""
     splitter = _make_split(pattern, "isolated")
     return lambda text: [piece for piece, _ in splitter.pre_tokenize_str(text)]
+
+
+@cache
+def list_ranges(pattern: str) -> list[tuple[int, int]]:
+    """Returns the code points of a class, such as \\p{L}, as ranges (first, last) in order; without surrogates."""
+    codes = "".join(chr(code) for code in range(LAST_CODE + 1) if not 0xD800 <= code < 0xE000)
+    belongs = _make_split(pattern, "removed")
+    pieces = make_splitter(f"{pattern}+")(codes)
+    return [(ord(piece[0]), ord(piece[-1])) for piece in pieces if belongs.pre_tokenize_str(piece[0]) == []]
 
 
 @cache

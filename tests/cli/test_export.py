@@ -18,7 +18,8 @@ def run(tmp_path):
     """A run directory whose sft stage has a checkpoint of a small llama and one evaluation."""
     tokenizer = Tokenizer.train(["the quick brown fox " * 30], vocab_size=330)
     file = tokenizer.save(tmp_path / "tokenizer.json")
-    model = Transformer(ModelConfig(family="llama", vocab_size=330, depth=2, width=64, heads=4, kv_heads=2, context=64))
+    sizes = {"depth": 2, "width": 64, "heads": 4, "kv_heads": 2, "intermediate_size": 192, "context": 64}
+    model = Transformer(ModelConfig(family="llama", vocab_size=330, **sizes))
     model.initialize(0)
     recipe = 'name = "sparrow"\nseed = 5\n'
     state = {"stage": "sft", "step": 7, "model": model.config.to_dict(), "recipe": recipe}
@@ -57,6 +58,16 @@ def test_export_gguf_prints_its_comparison(run, tmp_path, capsys):
     assert output["parity"][0]["greedy_tokens"] == 56 and 0 < output["parity"][0]["max_difference"] < 0.1
 
 
+def test_export_html_prints_what_quantization_changes(run, tmp_path, capsys):
+    out = tmp_path / "sparrow.html"
+    assert main(["export", "html", str(run), str(out), "--bits", "8", "--group-size", "32", "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["path"] == str(out) and out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert 0 < output["parity"][0]["max_difference"] < 0.1 and output["parity"][0]["reference"].startswith("in 8 bits")
+    for other in output["parity"][1:]:
+        assert "the page's engine in node" in other["reference"] and other["greedy_matches"] == 56
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -65,6 +76,8 @@ def test_export_gguf_prints_its_comparison(run, tmp_path, capsys):
         (["export", "hf", "OUT/none", "OUT"], "does not exist"),
         (["export", "gguf", "RUN", "OUT", "--type", "q3_k"], "q3_k"),
         (["export", "gguf", "RUN", "RUN"], "is a directory"),
+        (["export", "html", "RUN", "RUN"], "is a directory"),
+        (["export", "html", "RUN", "OUT", "--bits", "3"], "expected 8 or 4"),
         (["import", "RUN", "OUT"], "no config.json"),
     ],
 )

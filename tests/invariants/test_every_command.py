@@ -128,6 +128,9 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling export adapter runs/quickstart adapter": AS_SHOWN,
         "export adapter": "fledgling export adapter runs/quickstart named --base somewhere/model --json",
         "fledgling export hf runs/quickstart merged": AS_SHOWN,
+        "fledgling export html runs/quickstart page.html": (
+            "fledgling export html runs/quickstart page.html --bits 8 --group-size 32 --embedding --json"
+        ),
         "fledgling export gguf runs/quickstart-gguf quickstart.gguf --type q8_0": (
             "fledgling export gguf runs/llama again.gguf --type q8_0 --fold-norms --json"
         ),

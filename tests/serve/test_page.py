@@ -104,6 +104,35 @@ PAYLOADS = [
 
 
 ELEMENTS = "script, img, svg, iframe, object, embed, style, link, meta, base, form, input, video, audio"
+STORE_PAYLOADS = """([payloads, store]) => {  // as text of user, model, tool, title and error
+    const nodes = {}, chosen = {};
+    let parent = "root";
+    const add = (role, text, parts, failed) => {
+        const id = `${Object.keys(nodes).length}`;
+        nodes[id] = { id, parent, role, text, parts, tokens: [], reason: null, failed };
+        chosen[parent] = parent = id;
+    };
+    for (const text of payloads) {
+        add("user", text, []);
+        const parts = [{ type: "text", text }, { type: "python", text }, { type: "output", text }];
+        add("assistant", text, parts, text);
+    }
+    const titles = payloads.map((title, number) => ({ id: `title ${number}`, title, nodes: {}, chosen: {} }));
+    const all = [{ id: "all", title: payloads[0], nodes, chosen }, ...titles];
+    localStorage.setItem(`${store}.conversations`, JSON.stringify(all));
+}"""
+FIND_MARKUP = f"""() => {{
+    const bad = (node) => [...node.querySelectorAll(":is({ELEMENTS})")].map((one) => one.outerHTML)
+        .concat([...node.querySelectorAll("*")].filter((one) => [...one.attributes].some(({{name}}) =>
+            name.startsWith("on") || ["style", "src", "srcset", "srcdoc", "id", "name"].includes(name) ||
+            (name === "href" && one.localName !== "a")))
+            .map((one) => one.outerHTML))
+        .concat([...node.querySelectorAll("a")].filter((one) =>
+            !["http:", "https:", "mailto:"].includes(one.protocol) || !one.rel.includes("noopener"))
+            .map((one) => one.outerHTML));
+    return [...document.querySelectorAll(".message, #conversations")].flatMap((node) =>
+        bad(node).map((html) => [node.textContent.slice(0, 80), html.slice(0, 200)]));
+}}"""
 
 
 @pytest.fixture
@@ -206,45 +235,16 @@ def test_an_error_of_the_server_is_shown_as_text(page):
 def test_no_text_runs_as_script_or_loads_anything(browser, server):
     """Every payload as text of user, model, tool, title and error: none runs, none creates an element or a handler, and
     none makes the browser ask for anything but the page's own files."""
-    stored = """(payloads) => {
-        const nodes = {}, chosen = {};
-        let parent = "root";
-        const add = (role, text, parts, failed) => {
-            const id = `${Object.keys(nodes).length}`;
-            nodes[id] = { id, parent, role, text, parts, tokens: [], reason: null, failed };
-            chosen[parent] = parent = id;
-        };
-        for (const text of payloads) {
-            add("user", text, []);
-            const parts = [{ type: "text", text }, { type: "python", text }, { type: "output", text }];
-            add("assistant", text, parts, text);
-        }
-        const titles = payloads.map((title, number) => ({ id: `title ${number}`, title, nodes: {}, chosen: {} }));
-        const all = [{ id: "all", title: payloads[0], nodes, chosen }, ...titles];
-        localStorage.setItem("fledgling.conversations", JSON.stringify(all));
-    }"""
-    found = f"""() => {{
-        const bad = (node) => [...node.querySelectorAll(":is({ELEMENTS})")].map((one) => one.outerHTML)
-            .concat([...node.querySelectorAll("*")].filter((one) => [...one.attributes].some(({{name}}) =>
-                name.startsWith("on") || ["style", "src", "srcset", "srcdoc", "id", "name"].includes(name) ||
-                (name === "href" && one.localName !== "a")))
-                .map((one) => one.outerHTML))
-            .concat([...node.querySelectorAll("a")].filter((one) =>
-                !["http:", "https:", "mailto:"].includes(one.protocol) || !one.rel.includes("noopener"))
-                .map((one) => one.outerHTML));
-        return [...document.querySelectorAll(".message, #conversations")].flatMap((node) =>
-            bad(node).map((html) => [node.textContent.slice(0, 80), html.slice(0, 200)]));
-    }}"""
     page = browser.new_page()
     page.goto(server[0])
-    page.evaluate(stored, PAYLOADS)
+    page.evaluate(STORE_PAYLOADS, [PAYLOADS, "fledgling"])
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     page.reload()
     page.locator(".message").nth(2 * len(PAYLOADS) - 1).wait_for()
     page.locator("#conversations .open").nth(len(PAYLOADS)).wait_for()
     assert len(PAYLOADS) >= 80 and page.locator("#messages code").count() > 20
-    assert page.evaluate(found) == []
+    assert page.evaluate(FIND_MARKUP) == []
     page.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     assert page.evaluate("window.hit") is None
     assert [url for url in requests if not url.startswith((f"{server[0]}/", "data:image/svg+xml"))] == []

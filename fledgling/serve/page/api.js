@@ -37,6 +37,8 @@ export async function callTool(name, values, key, signal) {
   }
 }
 
+export const describeConnection = async (models) => `Connected to ${models.map(({ id }) => id).join(", ")}.`;
+
 function requestHeaders(key) {
   return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 }

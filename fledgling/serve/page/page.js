@@ -1,7 +1,7 @@
 // The page: the shown conversation, its branches, and answers in progress. Everything on the screen is rendered from
 // the conversation (conversation.js), the settings (settings.js) and the list (sidebar.js).
 
-import { listModels } from "./api.js";
+import { describeConnection, listModels } from "./api.js";
 import { generateAnswer } from "./answer.js";
 import { addMessage, hasAnswer, listSiblings, makeId, newConversation, removeMessage, shownPath } from "./conversation.js";
 import { addCopyButtons, makeButton, makeElement, renderParts, renderTokens } from "./message.js";
@@ -252,7 +252,7 @@ async function readModels() {
 async function connect() {
   try {
     await Promise.all([readModels(), readTools(settings.key)]);
-    showStatus(`Connected to ${models.map(({ id }) => id).join(", ")}.`);
+    showStatus(await describeConnection(models));
     if (!current.nodes.size) render();
   } catch (error) {
     showStatus(`${error.message}${error.code === "invalid_api_key" ? " (Settings, API key)" : ""}`);

@@ -1,6 +1,6 @@
 // The settings: read from the browser's storage, each checked and kept within its field's range, and bound to the fields.
 
-const STORAGE_KEY = "fledgling.settings";
+const STORAGE_KEY = `fledgling${document.documentElement.dataset.store ?? ""}.settings`;
 export const DEFAULTS = {
   temperature: 0.8, top_p: 1, top_k: 50, min_p: 0, repetition_penalty: 1, max_tokens: 256, seed: "", system: "", key: "",
   calculator: true, tools: true, theme: "auto", model: "", compare: false,

@@ -3,9 +3,9 @@
 
 import { fromRecord } from "./conversation.js";
 
-const NAME = "fledgling";
-const OLD_KEY = "fledgling.conversations"; // where an earlier version of the page kept everything
-const JOURNAL = "fledgling.unsaved."; // followed by a message's id: what a reload would take before it is committed
+const NAME = `fledgling${document.documentElement.dataset.store ?? ""}`; // pages in files share one origin
+const OLD_KEY = `${NAME}.conversations`; // where an earlier version of the page kept everything
+const JOURNAL = `${NAME}.unsaved.`; // followed by a message's id: what a reload would take before it is committed
 const STORES = ["conversations", "messages"];
 
 let database = null;
