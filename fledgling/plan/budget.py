@@ -312,7 +312,7 @@ def _with_steps(
         table, before = recipe.stage_config(name), plan["stages"][name]["steps"]
         made, batches = scale_batch(table, count, count / before)
         ratio = made / before
-        every = {
+        every: dict[str, Any] = {
             key: max(1, round(getattr(table, key) * ratio)) if getattr(table, key) else 0
             for key in ("eval_every", "sample_every", "save_every", "core_every")
             if hasattr(table, key)
@@ -333,7 +333,7 @@ def _with_steps(
     return replace(recipe, **tables)
 
 
-def scale_batch(table: Any, steps: float, growth: float) -> tuple[int, dict[str, int]]:
+def scale_batch(table: Any, steps: float, growth: float) -> tuple[int, dict[str, Any]]:
     """Returns the steps of a stage and its batch, where it has a pinned one and reads `growth` times the tokens.
 
     The batch grows with the tokens to the power .383 (arXiv 2505.13738), by powers of two, and never falls below the

@@ -160,10 +160,10 @@ def forecast_bits(planned: Planned, runs: Sequence[PastRun], quantity: str) -> F
     own = runs_of(runs, planned.data, quantity)
     tokens = effective_tokens(planned.tokens, planned.passes)
     if len(own) < MIN_LAW_RUNS:
-        law = find_law("nanochat")
-        value = float(law.predict(6 * planned.parameters * planned.tokens)["bits_per_byte"])
+        published = find_law("nanochat")
+        value = float(published.predict(6 * planned.parameters * planned.tokens)["bits_per_byte"])
         outside = doublings_outside(6.0 * planned.parameters * planned.tokens, (1e18, 1e19)) / 2
-        note = f"law {law.name}: {len(own)} past runs of this text, of at least {MIN_LAW_RUNS}; of web text"
+        note = f"law {published.name}: {len(own)} past runs of this text, of at least {MIN_LAW_RUNS}; of web text"
         return _widen(quantity, math.log(value), UNKNOWN_SPREAD, outside, len(own), note)
     full = math.log(fit_loss(own, quantity).loss(planned.parameters, tokens))
     lows, highs, errors = [], [], []

@@ -17,17 +17,18 @@ from fledgling.config import LoopConfig, Recipe, StageConfig
 from fledgling.plan.flops import training_flops_per_token
 
 # Measured in a quickstart on two cores of a Xeon at 5,050 tokens a second (pretraining 900, midtraining 350 steps):
-# 550 questions, 64 rows and samples in 3.2 s; 2,344 questions and 512 rows in 15.1 s; the compressors in 91 s.
-QUESTION_TOKENS = 14.0  # of training, that take as long as the answer to a question
+# 550 questions, 64 rows and samples in 3.2 s; 2,344 questions and 512 rows in 15.1 s; the compressors in 91 s. The
+# seconds of starts are from a run of 4 minutes on one of these cores, which took twice as long for them.
+QUESTION_TOKENS = 20.0  # of training, that take as long as the answer to a question
 FIRST_ROWS, LAST_ROWS = 64, 512  # of held-out text, between and at the end (`fledgling.train.evals`)
 SERIES = 2.3  # exams of a skill: training wordings, practised ones, and development or test wordings
 FIRST_SHARE = 0.25  # of an exam's questions, which are asked between
 CORE_ITEM_TOKENS = 174.0  # of training, for an item of CORE: 521 tokens of a forward pass (docs/benchmarks.md)
 CORE_TASKS = 22
 REFERENCE_FLOPS = 1.2e11  # FLOP/s of training on those two cores
-START_SECONDS = 4.0  # of a stage: loading, compiling again, opening its data
-RUN_SECONDS = 8.0  # of a run: checking all stages
-TOKENIZER_SECONDS = 10.0  # a tokenizer of 1,024 entries, and the embedded corpus tokenized
+START_SECONDS = 1.5  # of a stage: loading, compiling again, opening its data
+RUN_SECONDS = 2.0  # of a run: checking all stages
+TOKENIZER_SECONDS = 6.0  # a tokenizer of 1,024 entries, and the embedded corpus tokenized
 DATA_TOKENS = 4e6  # a second, of other text that is tokenized: 20 MB
 COMPRESSION_SECONDS = 91.0  # xz, zstd and PPMd over the embedded corpus, at the end of pretraining
 FINISH_SECONDS = 2.0  # the report
@@ -35,7 +36,7 @@ SLOWEST, FASTEST = 8.0, 0.25  # a processor's time for such work, as a share of 
 ACCELERATOR_SHARE = 2.0  # the same on a GPU: most of it is compiling
 EMBEDDED = "embedded"
 # Seconds of a step as a share of the plan's: answers of reinforcement learning are shorter than the planned rows.
-STEP_RATIO = {"rl": 1.0}
+STEP_RATIO = {"rl": 0.56}  # answers of 15 tokens on average
 
 
 @dataclass(frozen=True)

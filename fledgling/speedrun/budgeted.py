@@ -20,7 +20,6 @@ from fledgling.config import STAGES, Recipe, UserError
 from fledgling.config.load import parse_recipe
 from fledgling.plan.budget import Budget
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
-from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
 from fledgling.plan.past_runs import PastRun, append_past_run, describe_data
 from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
@@ -38,9 +37,9 @@ from fledgling.train.pace import RunClock, StagePace, share_that_fits
 from fledgling.train.peak import name_device
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval
-from fledgling.train.training_speed import measure_training_speed
+from fledgling.train.training_speed import SECONDS, measure_training_speed
 
-SECOND_MEASUREMENT = 0.05  # of the budget: another depth is measured too where that takes no more
+MEASURED_SHARE = 0.01  # of the budget, for the timed steps of a measurement; compiling is needed anyhow
 MAX_GROWTH = 1.5  # of a later stage's steps, where time is left over
 MIN_CHANGE = 0.02  # of a stage's steps: smaller changes are not made before it
 
@@ -75,9 +74,8 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
     dtypes = {setup.dtype_name: setup.peak_flops}
     device = replace(device, peaks=dict(device.peaks) | dtypes)
     real = replace(recipe, run=replace(recipe.run, compile="on" if setup.compiled else "off", ranks=world.size))
-    began = clock.spent
-    speeds = [measure_training_speed(recipe, world, setup)]
-    took = clock.spent - began
+    seconds = min(SECONDS, MEASURED_SHARE * budget.seconds)
+    speeds = [measure_training_speed(recipe, world, setup, seconds)]
 
     def choose() -> BudgetedRun:
         found: list[BudgetedRun | UserError] = []
@@ -92,11 +90,9 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
         return chosen
 
     run = choose()
-    if run.recipe.model.depth != recipe.model.depth and took <= SECOND_MEASUREMENT * budget.seconds:
-        other = replace(recipe, model=run.recipe.model)
-        if training_flops_per_token(other.resolve_model()) != speeds[0].flops_per_token:
-            speeds.append(measure_training_speed(other, world, setup))
-            run = choose()
+    if run.recipe.model.depth != recipe.model.depth:
+        speeds.append(measure_training_speed(replace(recipe, model=run.recipe.model), world, setup, seconds))
+        run = choose()
     place = {key: getattr(recipe.run, key) for key in ("compile", "ranks", "out")}
     return replace(
         run, given=dump_without_place(recipe), recipe=replace(run.recipe, run=replace(run.recipe.run, **place))

@@ -23,8 +23,8 @@ from fledgling.train.horizon import Horizon
 MIN_WINDOW = 8  # steps over which the speed is measured at least
 MAX_WINDOW = 1 << 12
 LOOKAHEAD = 4  # the window is this part of the steps that are left
-TOLERANCE = 0.02  # of the steps that are left: smaller changes are not made
-CHECK_SECONDS = 2.0  # between two decisions
+TOLERANCE = 0.03  # of the steps that are left: smaller changes are not made
+CHECK_SECONDS = 3.0  # between two decisions
 
 
 @dataclass

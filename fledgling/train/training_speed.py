@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from statistics import median
+
+import torch
 
 from fledgling.config import Recipe, UserError
 from fledgling.model.build import build_model
@@ -55,6 +58,9 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
         raise UserError(
             f"the speed of this machine cannot be measured: a step at depth {config.depth} fails: {reason}; {advice}"
         ) from None
+    del model, optimizer, stage
+    torch.compiler.reset()  # which keeps what it has compiled on the disk, and lets go of the model
+    gc.collect()
     one = world.all_gather_object(median(times[WARMUP:]))[0]
     tokens = split.rows * split.micro_batches * config.context * world.size
     if not one > 0:

@@ -25,6 +25,7 @@ from tests.ranks import one_thread
 from tests.smallest import write_recipe
 from tests.stop_request import StopRequest
 
+OPTIONS = ['stages=["pretrain", "sft"]', "pretrain.steps=20", "sft.steps=20"]
 BUDGET = Budget(60.0, "--minutes 1")
 
 
@@ -57,7 +58,7 @@ def recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e15)
 
-    def measure(recipe, world, setup):
+    def measure(recipe, world, setup, seconds):
         per_token = training_flops_per_token(recipe.resolve_model())
         return TrainingSpeed(per_token * 128 / 1.0, per_token, "measured here")
 
@@ -65,9 +66,7 @@ def recipe(tmp_path, monkeypatch):
     for name, value in (("FASTEST", 0.0), ("SLOWEST", 0.0), ("LAST_ROWS", 2), ("FIRST_ROWS", 2)):
         monkeypatch.setattr(f"fledgling.plan.stage_seconds.{name}", value)  # a test starts in no time
     with one_thread():
-        yield load_recipe(
-            write_recipe(tmp_path), ['stages=["pretrain", "sft"]', "pretrain.eval_questions=1", "sft.eval_questions=1"]
-        )
+        yield load_recipe(write_recipe(tmp_path), OPTIONS)
 
 
 def go(recipe, clock, budget=BUDGET, **options):
@@ -101,7 +100,7 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert "Expected before it began" in build_report(run_dir).read_text()
     assert go(recipe, clock) == [] and load_past_runs((user_file(),)) == [past], "a finished run is not counted again"
     with pytest.raises(UserError, match=r"has begun within --minutes 1 with other settings: .* --set run.out=DIR"):
-        go(load_recipe(tmp_path / "smallest.toml", ["seed=2"]), clock)
+        go(load_recipe(tmp_path / "smallest.toml", [*OPTIONS, "seed=2"]), clock)
     (run_dir / "forecast.json").write_text('{"recipe": 1}')
     with pytest.raises(UserError, match=r"forecast.json is damaged"):
         go(recipe, clock)
