@@ -17,11 +17,12 @@ from typing import Any
 from fledgling.config import Recipe, StageConfig, UserError
 from fledgling.plan import cost, stage_seconds
 from fledgling.plan.flops import training_flops_per_token
-from fledgling.plan.forecast import Planned, choose_loss, effective_tokens
+from fledgling.plan.forecast import FIRST_BITS, Planned, choose_laws, effective_tokens, runs_of
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.parameters import count_parameters
 from fledgling.plan.past_runs import PastRun, describe_data
 from fledgling.plan.plan import make_plan
+from fledgling.plan.scaling_laws import ChinchillaLoss
 from fledgling.plan.stage_length import SourceSize
 from fledgling.plan.stage_seconds import EVALUATIONS, EvaluationPlan, StageSeconds, total_seconds
 
@@ -30,6 +31,7 @@ MAX_EVALUATION = 0.2  # of the budget, for evaluations and samples
 MIN_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "dpo": 5, "rl": 5}  # a stage of fewer is left out
 MAX_DEPTH = 64
 DEPTH_STEP = 2
+NEAR = 2.0  # between a run and a past one: the ratio of their sizes, and of their tokens
 MIN_DEPTH_GAIN = 0.005  # of the loss: a depth other than the recipe's has to be better by that
 
 
@@ -161,10 +163,11 @@ def choose_run(
     """
     if recipe.stages[0] != "pretrain":
         raise UserError(f"{budget.text}: expected a recipe that begins with pretrain, got {', '.join(recipe.stages)}")
-    law, law_name = choose_loss(runs, describe_data(recipe))
-    best: tuple[float, RunChoice] | None = None
+    parameters = count_parameters(recipe.resolve_model())["total"]
+    laws, law_name = choose_laws(runs, describe_data(recipe), parameters)
+    found: dict[int, RunChoice] = {}
     reason: UserError | None = None
-    for depth in list_depths(recipe, is_pinned):
+    for depth in list_depths(recipe, is_pinned or not laws):
         sized = with_depth(recipe, depth)
         try:
             choice = fit_run(sized, budget, speeds, device, ranks, spent, sizes or {}, exams or {}, unique_tokens)
@@ -173,16 +176,51 @@ def choose_run(
             if depth > recipe.model.depth:
                 break  # deeper ones need more time and memory still
             continue
-        tokens = effective_tokens(choice.planned.tokens, choice.planned.passes)
-        loss = law.loss(choice.planned.parameters, tokens) * (1 if depth != recipe.model.depth else 1 - MIN_DEPTH_GAIN)
-        if best is None or loss < best[0]:
-            best = (loss, replace(choice, law=law_name))
-        elif depth > recipe.model.depth and loss > 1.05 * best[0]:
-            break
-    if best is None:
+        found[depth] = replace(choice, law=law_name)
+    if not found:
         assert reason is not None
         raise reason
-    return best[1]
+    own = runs_of(runs, describe_data(recipe), FIRST_BITS)
+    known = [depth for depth, choice in found.items() if not own or is_near(choice.planned, own)]
+    return choose_depth(found, laws, recipe.model.depth, known)
+
+
+def is_near(planned: Planned, runs: Sequence[PastRun]) -> bool:
+    """Returns whether a past run had about the size, and half of the tokens at least: a law says little far from it."""
+    tokens = effective_tokens(planned.tokens, planned.passes)
+    return any(
+        max(run.parameters / planned.parameters, planned.parameters / run.parameters) <= NEAR
+        and tokens <= NEAR * effective_tokens(run.tokens, run.passes)
+        for run in runs
+    )
+
+
+def choose_depth(
+    found: Mapping[int, RunChoice], laws: Sequence[ChinchillaLoss], own: int, known: Sequence[int]
+) -> RunChoice:
+    """Returns the run of least loss by the first law, of those that all laws find better than the recipe's depth.
+
+    A law that was fitted to few runs, or is asked far beyond them, changes with every run that it is fitted to: where
+    its forms without one of them disagree, the recipe's depth stays.
+
+    Args:
+        found: runs by depth.
+        own: the recipe's depth; where it is not among the runs, the first law decides.
+        known: the depths whose runs are not far from those that the laws were fitted to.
+    """
+
+    def losses(depth: int) -> list[float]:
+        planned = found[depth].planned
+        tokens = effective_tokens(planned.tokens, planned.passes)
+        return [law.loss(planned.parameters, tokens) for law in laws]
+
+    if not laws:
+        return next(iter(found.values()))
+    allowed = list(found)
+    if own in found:
+        limits = [loss * (1 - MIN_DEPTH_GAIN) for loss in losses(own)]
+        allowed = [own, *(d for d in known if all(a < b for a, b in zip(losses(d), limits, strict=True)))]
+    return found[min(allowed, key=lambda depth: losses(depth)[0])]
 
 
 def fit_run(

@@ -27,6 +27,7 @@ REPEAT_DECAY = 15.39  # R* of arXiv 2305.16264: passes after which a further one
 WIDENING = 0.5  # of an interval, for each doubling outside the past runs
 MIN_LAW_RUNS = 4  # for three coefficients
 MIN_EXAM_RUNS = 4
+PUBLISHED_PARAMETERS = 20_000_000  # of the smallest models that a published law says something about
 UNKNOWN_SPREAD = 0.15  # of the logarithm of a value of which no past run says anything
 STUDENT_95 = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)  # 95 % quantiles for 1, 2, ... degrees of freedom
 BITS, FIRST_BITS, SECONDS, MEMORY = "bits_per_byte", "pretrain bits_per_byte", "seconds", "memory"
@@ -147,12 +148,22 @@ def runs_of(runs: Sequence[PastRun], data: str, quantity: str) -> list[PastRun]:
     return [run for run in runs if run.data == data and run.measured.get(quantity, 0) > 0]
 
 
-def choose_loss(runs: Sequence[PastRun], data: str) -> tuple[ChinchillaLoss, str]:
-    """Returns the law by which sizes are compared, and its name: of the past runs of the text, else a published."""
+def choose_laws(runs: Sequence[PastRun], data: str, parameters: int) -> tuple[tuple[ChinchillaLoss, ...], str]:
+    """Returns the laws by which sizes are compared, and what they are.
+
+    The first is fitted to all past runs of the text, the others to all but one of them. With too few runs it is a
+    published law, and none for models smaller than those that it was fitted to.
+
+    parameters: of the recipe's model.
+    """
     own = runs_of(runs, data, FIRST_BITS)
     if len(own) >= MIN_LAW_RUNS:
-        return fit_loss(own), f"fitted to {len(own)} past runs"
-    return REFIT, "refit-2024 (arXiv 2404.10102): too few past runs of this text"
+        laws = [fit_loss(own), *(fit_loss([*own[:i], *own[i + 1 :]]) for i in range(len(own)))]
+        return tuple(laws), f"fitted to {len(own)} past runs"
+    few = f"{len(own)} past runs of this text, of at least {MIN_LAW_RUNS}"
+    if parameters >= PUBLISHED_PARAMETERS:
+        return (REFIT,), f"refit-2024 (arXiv 2404.10102): {few}"
+    return (), f"none: {few}, so the depth is the recipe's"
 
 
 def forecast_bits(planned: Planned, runs: Sequence[PastRun], quantity: str) -> Forecast:

@@ -41,7 +41,7 @@ def test_a_series_goes_on_where_it_was_and_counts_what_held(tmp_path, monkeypatc
         write_run(run_dir, lengths[run_dir.name])
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(budgets.subprocess, "run", run)
+    monkeypatch.setattr(budgets, "subprocess", SimpleNamespace(run=run))
     command = ["budgets", str(out), "--minutes", "1", "2", "--seeds", "2", "--results", str(tmp_path / "results")]
     assert main(command) == 1 and "run this again to go on" in capsys.readouterr().err
     assert main(command) == 0

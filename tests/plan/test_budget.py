@@ -112,3 +112,14 @@ def test_a_pinned_batch_grows_with_the_tokens_and_keeps_their_number():
     steps, batch = scale_batch(table, 90_000, 100)
     assert steps * batch["batch_tokens"] == 90_000 * 4096 and batch["batch_tokens"] in (4 * 4096, 8 * 4096)
     assert scale_batch(replace(table, batch_tokens=None), 90_000, 100) == (90_000, {})
+
+
+def test_a_depth_far_from_the_past_runs_or_found_by_some_fits_alone_is_not_taken():
+    """Otherwise four runs of small models would choose a large one by a law that nobody has tested there."""
+    draw = random.Random(0)
+    small = [make_run(draw, 0.003, parameters, tokens) for parameters in (655_360, 3_670_016) for tokens in (3e5, 6e5)]
+    assert choose(1200, runs=small).recipe.model.depth == 4, "no past run of that size"
+    found = choose(3, 10_000.0, runs=small)
+    near = choose(3, 10_000.0, runs=[*small, make_run(draw, 0.003, 655_360, 3e6)])
+    assert (found.recipe.model.depth, near.recipe.model.depth) == (4, 2), "a past run with half of the tokens"
+    assert choose(60, runs=[]).recipe.model.depth == 4 and "none: 0 past runs" in choose(60).law

@@ -94,7 +94,7 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert [line["step"] for line in read_steps(recipe, "pretrain")][:8] == list(range(1, 9))
     (past,) = load_past_runs((user_file(),))
     assert past.measured["seconds"] == spent["seconds"] and past.budget == BUDGET.seconds
-    assert past.measured["pretrain bits_per_byte"] > 0 and "identity" in past.measured
+    assert past.measured["pretrain bits_per_byte"] > 0 and "identity_test" in past.measured
     rows = forecast_rows(load_run_data(run_dir))
     assert rows[0][0] == "time in all" and all(row[3] != "-" for row in rows[:3])
     assert "Expected before it began" in build_report(run_dir).read_text()
