@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from fledgling.config import Recipe, StageConfig, UserError
+from fledgling.config import Recipe, StageConfig, UserError, scaling_rules
 from fledgling.plan import cost, stage_seconds
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast import FIRST_BITS, Planned, choose_laws, effective_tokens, runs_of
@@ -363,7 +363,7 @@ def _with_steps(
             table,
             steps=made,
             passes=None,
-            warmup_steps=min(table.warmup_steps, made // 10),
+            warmup_steps=None if table.warmup_steps is None else min(table.warmup_steps, made // 10),
             eval_questions=max(1, round(table.eval_questions * evaluations.questions)),
             **batches,
             **every,
@@ -379,5 +379,5 @@ def scale_batch(table: Any, steps: float, growth: float) -> tuple[int, dict[str,
     """
     if not isinstance(table, StageConfig) or table.batch_tokens is None or growth <= 1:
         return max(1, int(steps)), {}
-    factor = 2 ** max(0, math.floor(BATCH_EXPONENT * math.log2(growth) + 0.25))
+    factor = 2 ** max(0, math.floor(scaling_rules.BATCH_EXPONENT * math.log2(growth) + 0.25))
     return max(1, int(steps / factor)), {"batch_tokens": table.batch_tokens * factor} if factor > 1 else {}

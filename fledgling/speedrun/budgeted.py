@@ -223,7 +223,7 @@ class _Timekeeper:
         steps = max(1, int(ahead[0].steps * share))
         if table.steps is None or abs(share - 1) <= MIN_CHANGE or steps == table.steps:
             return self.recipe
-        warmup = min(table.warmup_steps, steps // 10)
+        warmup = None if table.warmup_steps is None else min(table.warmup_steps, steps // 10)
         changed: dict[str, Any] = {name: replace(table, steps=steps, warmup_steps=warmup)}
         return replace(self.recipe, **changed)
 
