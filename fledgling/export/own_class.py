@@ -98,8 +98,8 @@ def read_own_config(config_json: Mapping[str, Any], largest: Mapping[str, int]) 
             raise UserError(f"config.json: {key} is {values[name]}; expected at most {largest.get(name, 1 << 20)}")
     defaults = {"qk_norm": True, "embedding_norm": True}
     for name, kind in PARTS.items():
-        value: Any = config_json.get(name, defaults.get(name, kind()))
-        if type(value) is not kind or (kind is str and len(value) > values["depth"]):
+        value = config_json.get(name, defaults.get(name, kind()))
+        if type(value) is not kind or (isinstance(value, str) and len(value) > values["depth"]):
             raise UserError(f"config.json: {name} is {str(value)[:60]!r}; expected a value like {kind()!r}")
         values[name] = value
     activations = {key: name for name, key in ACTIVATIONS.items()}

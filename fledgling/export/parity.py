@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,9 +84,12 @@ def compare_hf(model: Transformer, directory: Path, start: int | None) -> Iterat
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        other = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, trust_remote_code=needs_own_class(model.config)
-        ).eval()
+        loader: Any = transformers.AutoModelForCausalLM
+        if needs_own_class(model.config):  # the code that the directory carries, from where it was copied
+            from fledgling.export import modeling_fledgling
+
+            loader = modeling_fledgling.FledglingForCausalLM
+        other = loader.from_pretrained(directory, dtype=torch.float32).eval()
         name = f"transformers {transformers.__version__}, {type(other).__name__}"
         yield compare_logits(model, lambda tokens: other(torch.tensor([tokens])).logits[0].float(), name, start)
 

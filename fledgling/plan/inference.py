@@ -51,8 +51,9 @@ def weight_bytes(
 
 
 def kv_cache_bytes(config: ModelConfig, rows: int, length: int, weight_format: str = "bfloat16") -> int:
-    """Returns the bytes of a key/value cache for `rows` sequences of `length` tokens."""
-    return 2 * rows * length * config.depth * config.kv_heads * config.head_width * CACHE_VALUE_BYTES[weight_format]
+    """Returns the bytes of a key/value cache for `rows` sequences of `length` tokens, and of their ids with smear."""
+    values = 2 * config.depth * config.kv_heads * config.head_width
+    return rows * length * (values * CACHE_VALUE_BYTES[weight_format] + 8 * config.smear)
 
 
 def decode_cost(config: ModelConfig, length: int, weight_format: str = "bfloat16", rows: int = 1) -> dict[str, float]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ from fledgling.config import Recipe, UserError, load_recipe
 from fledgling.data.batch import Batch
 from fledgling.evals.bpb import make_text_batches, measure_bpb
 from fledgling.model.transformer import Transformer
+from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.record.jsonl import JsonlWriter, read_jsonl, write_json
 from fledgling.runtime.exit_codes import STOPPED
 from fledgling.scaling.sweep import link_shared_data
-from fledgling.train.context import make_schedule
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.run import run_stage
@@ -82,6 +83,7 @@ class StepClock:
     compiled_steps: int = 0
     compiled_seconds: float = 0.0
     tokens: int = 0
+    flops: float = 0.0
     _start: float = 0.0
     _graphs: int = 0
 
@@ -100,6 +102,7 @@ class StepClock:
             "race_seconds": self.now() - self._start,
             "race_compiled": count_compiled_graphs() > self._graphs,
             "race_tokens": self.tokens,
+            "race_flops": self.flops,
         }
         self.restore_step(record)
         return record
@@ -107,6 +110,7 @@ class StepClock:
     def restore_step(self, record: dict[str, Any]) -> None:
         """Counts a step from what `end_step` has returned."""
         self.steps, self.tokens = self.steps + 1, record["race_tokens"]
+        self.flops = record["race_flops"]
         if record["race_compiled"]:
             self.compiled_steps += 1
             self.compiled_seconds += record["race_seconds"]
@@ -182,6 +186,7 @@ class RacedStage:
         def loss(model: Transformer, batch: Batch) -> torch.Tensor:
             self.model = model
             self.clock.tokens += batch.tokens.numel()
+            self.clock.flops += batch.tokens.numel() * training_flops_per_token(model.config, batch.tokens.shape[1])
             return stage.loss(model, batch)
 
         return replace(
@@ -196,7 +201,10 @@ class RacedStage:
         """Returns the recipe's multiplier of the learning rates at the share of the time that is used."""
         share, steps = min(self.clock.elapsed / self.job.seconds, 1.0), self.clock.steps
         whole = round(steps / share) if share and steps else MAX_STEPS  # steps of the run at the speed so far
-        return make_schedule(self.recipe.pretrain, max(1, whole))(share)
+        table = self.recipe.pretrain
+        return trapezoidal_schedule(
+            share, max(1, whole), table.warmup_steps or 0, table.decay_fraction, table.final_lr_fraction
+        )
 
     def start_step(self) -> None:
         """A step begins; before a process's first, restores the clock: the record is cut to the checkpoint by now."""
@@ -217,10 +225,9 @@ class RacedStage:
         if missing > 0:
             assert self.model is not None, "a step has run"
             bits = measure_bpb(self.model, self.held_out, self.byte_lengths)
-            flops = training_flops_per_token(self.model.config) * clock.tokens
             values = {"steps": step, "seconds": clock.elapsed, "bits": bits.value, "low": bits.low, "high": bits.high}
             for _ in range(missing):  # a step may be longer than the distance of two points
-                self.points.append(values | {"tokens": clock.tokens, "flops": flops, "seed": job.seed})
+                self.points.append(values | {"tokens": clock.tokens, "flops": clock.flops, "seed": job.seed})
             time_used = f"{clock.elapsed:.0f} of {job.seconds:.0f} s"
             self.log(f"{job.run}: {time_used}, {step:,} steps, {bits.value:.4f} bits per byte")
         return []
@@ -272,7 +279,11 @@ def run_contestant(job: Job, log: Callable[[str], None]) -> None:
 
 
 def race_recipe(recipe: Recipe, job: Job) -> Recipe:
-    """Returns a recipe that pretrains on the race's text alone, until the time ends it."""
+    """Returns a recipe that pretrains on the race's text alone, until the time ends it.
+
+    What rules fill in follows from the recipe's own horizon.
+    """
+    recipe = fill_open_fields(replace(recipe, stages=("pretrain",)))
     text = str(Path(job.out) / "text" / TRAIN_TEXT)
     pretrain = replace(
         recipe.pretrain,
@@ -288,12 +299,20 @@ def race_recipe(recipe: Recipe, job: Job) -> Recipe:
         recipe,
         name=job.run,
         seed=recipe.seed + job.seed,
-        stages=("pretrain",),
         tokenizer=replace(recipe.tokenizer, sources=(text,)),
         sft=replace(recipe.sft, mixture={}),  # whose skills would be part of the tokenizer's text
         pretrain=pretrain,
         run=replace(recipe.run, out=str(job.run_dir)),
     )
+
+
+def fill_open_fields(recipe: Recipe) -> Recipe:
+    """Returns a recipe whose rates and warm-up are given. A checkout from before the rules has none that are open."""
+    if find_spec("fledgling.plan.derive") is None:
+        return recipe
+    from fledgling.plan.derive import derive_recipe
+
+    return derive_recipe(recipe)
 
 
 def main() -> int:

@@ -1,10 +1,13 @@
 """Gates and learned scalars begin as the model without them; what they mix is what their page says."""
 
+import pytest
 import torch
 
 from fledgling.config import ModelConfig
 from fledgling.model.attention import TreeMask, exclude_own_value
+from fledgling.model.cache import KVCache
 from fledgling.model.transformer import Transformer
+from fledgling.plan.inference import kv_cache_bytes
 
 SIZES = {"vocab_size": 60, "depth": 6, "width": 64, "heads": 4, "kv_heads": 2, "context": 48}
 TOKENS = torch.arange(40)[None]
@@ -57,6 +60,14 @@ def test_smear_mixes_in_the_token_before_within_a_document_and_along_a_tree():
     along = x[:, :7].clone()
     along[:, [1, 2, 3, 4, 5, 6]] += x[:, [0, 1, 2, 3, 2, 5]]
     torch.testing.assert_close(seen[1], along)
+
+
+@pytest.mark.parametrize("smear", [False, True])
+def test_a_cache_with_smear_also_keeps_ids_and_the_planner_counts_them(smear):
+    config = ModelConfig(family="llama", **SIZES, smear=smear)
+    cache = KVCache(config, torch.float32)
+    assert cache.block_bytes == kv_cache_bytes(config, 1, cache.block_size, "float32")
+    assert len(cache.tokens) == smear
 
 
 def test_exclusive_attention_is_orthogonal_to_the_token_s_own_value():

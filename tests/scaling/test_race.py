@@ -57,7 +57,7 @@ def test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_oth
     for name in ("base", "tied", "old"):
         (points,) = (run["points"] for run in by_name[name]["runs"])
         assert len(points) == 3 and 0.6 <= points[-1]["seconds"] < 1.2, name
-        assert points[-1]["tokens"] == 128 * points[-1]["steps"] and points[-1]["flops"] > 0
+        assert points[-1]["tokens"] == 128 * points[-1]["steps"] and points[-1]["flops"] > 128 * 330 * 16
     assert by_name["theirs"]["bits_per_byte"] == 7.25 and by_name["theirs"]["seconds"] == 0.2
     assert by_name["tied"]["runs"][0]["parameters"] == by_name["base"]["runs"][0]["parameters"] - 330 * 16
     results = [json.loads((tmp_path / "out" / f"{name}-s0" / "race.json").read_text()) for name in ("base", "old")]
@@ -105,7 +105,7 @@ def test_processor_time_is_the_time_of_an_idle_machine(monkeypatch):
 def test_a_step_that_compiles_counts_as_the_median_of_the_others():
     clock = race_run.StepClock()
     for seconds, compiled in ((9.0, True), (1.0, False), (2.0, False), (3.0, False), (50.0, True)):
-        clock.restore_step({"race_seconds": seconds, "race_compiled": compiled, "race_tokens": 7})
+        clock.restore_step({"race_seconds": seconds, "race_compiled": compiled, "race_tokens": 7, "race_flops": 9.0})
     assert clock.elapsed == 6.0 + 2 * 2.0 and clock.compiled_seconds == 59.0 and (clock.steps, clock.tokens) == (5, 7)
 
 
