@@ -143,15 +143,24 @@ def read_table(handle: BinaryIO, is_tabbed: bool) -> Iterator[dict[str, str] | U
     """Yields the rows of a .csv or .tsv file, whose first line names its columns; of a damaged one, the reason last.
 
     A cell is "" where a row is too short. Bytes that are not UTF-8 become lone surrogates. What follows a cell or a
-    line of more than `MAX_ROW_BYTES` is not read.
+    line of more than `MAX_ROW_BYTES` is not read. A last row that ends inside quotes is no row: the file was cut off.
     """
     csv.field_size_limit(MAX_ROW_BYTES)
-    table = csv.reader(_read_text_lines(handle), delimiter="\t" if is_tabbed else ",")
+    lines = _TextLines(handle)
+    table = csv.reader(lines, delimiter="\t" if is_tabbed else ",")
+    names: list[str] | None = None
+    first = 1
     try:
-        names = next(table, None)
-        for cells in table if names else ():
-            if cells:
-                yield dict(zip(names or (), [*cells, *[""] * (len(names or ()) - len(cells))], strict=False))
+        for cells in table:
+            if lines.at_end:  # the reader asked for more text before it gave this row
+                yield Unreadable(f"line {first} is not CSV (a quoted cell has no end, so the file was cut off)")
+            elif names is None:
+                names = cells
+                if not names:
+                    return
+            elif cells:
+                yield dict(zip(names, [*cells, *[""] * (len(names) - len(cells))], strict=False))
+            first = table.line_num + 1
     except (csv.Error, _TooLongError) as error:
         yield Unreadable(f"line {table.line_num + 1} is not CSV ({error})")
 
@@ -160,10 +169,19 @@ class _TooLongError(Exception):
     """A line is longer than `MAX_ROW_BYTES`."""
 
 
-def _read_text_lines(handle: BinaryIO) -> Iterator[str]:
-    start = BYTE_ORDER_MARK
-    for _, line in read_lines(handle):
-        if line is None:
+class _TextLines(Iterator[str]):
+    """The lines of a file as text; at_end: whether a line was asked for after the last."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.lines, self.start, self.at_end = read_lines(handle), BYTE_ORDER_MARK, False
+
+    def __next__(self) -> str:
+        entry = next(self.lines, None)
+        if entry is None:
+            self.at_end = True
+            raise StopIteration
+        if entry[1] is None:
             raise _TooLongError(f"longer than {MAX_ROW_BYTES:,} bytes")
-        yield line.removeprefix(start).decode(errors="surrogateescape")
-        start = b""
+        text = entry[1].removeprefix(self.start).decode(errors="surrogateescape")
+        self.start = b""
+        return text

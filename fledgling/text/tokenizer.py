@@ -34,6 +34,7 @@ from fledgling.text.template_layout import find_end_of_turn
 from fledgling.text.tokenizer_json import LAYOUT, SPECIAL_TOKENS, build_tokenizer_json, without_special_tokens
 
 # of this project, Llama 3, Llama 2 and Mistral, Gemma, GPT-2 and Qwen
+MAX_TOKENIZER_BYTES = 1 << 28  # of a tokenizer.json
 BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "<|endoftext|>")
 
 
@@ -140,10 +141,12 @@ class Tokenizer:
         file = Path(path)
         file = file / "tokenizer.json" if file.is_dir() else file
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
+            if file.stat().st_size > MAX_TOKENIZER_BYTES:
+                raise ValueError(f"larger than {MAX_TOKENIZER_BYTES:,} bytes")
+            document = json.loads(file.read_bytes())
         except FileNotFoundError:
             raise UserError(f"no tokenizer at {file}; expected a tokenizer.json or a directory with one") from None
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise UserError(f"{file} is not a readable tokenizer.json: {error}") from None
         if not isinstance(document, dict):
             raise UserError(f"{file} is not a tokenizer.json: expected a JSON object")

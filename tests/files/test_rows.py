@@ -91,6 +91,10 @@ def test_a_row_that_cannot_be_read_is_one_line_and_the_next_is_read(tmp_path):
         ("rows.jsonl.zst", b"no zstd", "damaged or cut off"),
         ("rows.parquet", b"PAR1", "damaged or not a parquet file"),
         ("rows.parquet.gz", b"PAR1", "damaged or not a parquet file"),
+        ("rows.csv", b'a,b\n1,2\n3,"the fox\n', "line 3 is not CSV (a quoted cell has no end"),
+        ("rows.csv", b'a,"b', "line 1 is not CSV (a quoted cell has no end"),
+        ("rows.tsv", b'a\tb\n1\t"2\n\n3\t4\n', "line 2 is not CSV (a quoted cell has no end"),
+        ("rows.csv.gz", gzip.compress(b'a,b\n1,"2'), "a quoted cell has no end"),
         ("rows.txt", b"", "cannot read rows from this kind of file"),
     ],
 )
@@ -98,6 +102,11 @@ def test_a_damaged_file_is_one_line(tmp_path, name, content, problem):
     with pytest.raises(UserError) as error:
         list(read_rows(write(tmp_path, name, content)))
     assert problem in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b'a,b\n1,"2"', b'a,b\n1,"2\n\n3"\n', b'a,b\n1,2""x"', b'a,b\r\n1,"2"\r\n\r\n'])
+def test_a_table_that_is_whole_has_its_last_row(tmp_path, content):
+    assert len(list(read_rows(write(tmp_path, "rows.csv", content)))) == 1
 
 
 def test_blocks_of_lines_are_read_alone(tmp_path):

@@ -154,3 +154,20 @@ def test_merges_of_unknown_tokens_are_one_line(tokenizer):
         with pytest.raises(UserError, match="cannot be used") as error:
             use()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"model": ' * 100_000, b"\xff\xfe\x00", b"[]", b'{"model": 5}'])
+def test_a_file_that_is_no_tokenizer_is_one_line(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json") as error:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_byte_order_mark_is_passed_over_and_a_huge_file_is_not_read(tokenizer, tmp_path, monkeypatch):
+    file = tokenizer.save(tmp_path / "tokenizer.json")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert Tokenizer.load(file).fingerprint() == tokenizer.fingerprint()
+    monkeypatch.setattr("fledgling.text.tokenizer.MAX_TOKENIZER_BYTES", 100)
+    with pytest.raises(UserError, match="larger than 100 bytes"):
+        Tokenizer.load(file)
