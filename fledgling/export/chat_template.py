@@ -1,49 +1,22 @@
 """The conversation format for other programs: a chat template in Jinja, and the tokenizer's settings.
 
-The same format as `fledgling.text.conversation`, in the language of transformers, vLLM and llama.cpp; a test compares
-the two token by token. One limitation: these programs render the text first and tokenize it as a whole, so the name of
-a control token in a user's message becomes that token.
+chat_template.jinja has the layout of `fledgling.text.conversation` and the rule of `fledgling.text.turns`, with tools,
+in the language of transformers, vLLM and llama.cpp; a test compares the two on random histories. Limitations: these
+programs render the text first and tokenize it as a whole, so the name of a control token in a user's message becomes
+that token; and arguments of a call that are a text are not checked to be JSON.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fledgling.text.tokenizer import Tokenizer
 
-CHAT_TEMPLATE = """\
-{{- '<|bos|>' -}}
-{%- set ns = namespace(system='') -%}
-{%- for message in messages -%}
-{%- set plain = message.content is string -%}
-{%- if message.role == 'assistant' -%}
-{{- '<|assistant_start|>' -}}
-{%- if plain -%}
-{{- message.content -}}
-{%- else -%}
-{%- for part in message.content -%}
-{%- if part.type == 'text' -%}
-{{- part.text -}}
-{%- else -%}
-{{- '<|' + part.type + '_start|>' + part.text + '<|' + part.type + '_end|>' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|assistant_end|>' -}}
-{%- else -%}
-{%- set text = message.content if plain else message.content | map(attribute='text') | join('') -%}
-{%- if message.role == 'system' -%}
-{%- set ns.system = text + '\\n\\n' -%}
-{%- else -%}
-{{- '<|user_start|>' + ns.system + text + '<|user_end|>' -}}
-{%- set ns.system = '' -%}
-{%- endif -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|assistant_start|>' -}}
-{%- endif -%}
-"""
+
+def read_chat_template() -> str:
+    """Returns the text of chat_template.jinja."""
+    return Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8").rstrip("\n")
 
 
 def supports_chat(tokenizer: Tokenizer) -> bool:
@@ -86,5 +59,5 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
     if layout := tokenizer.chat_layout:
         values |= {key: layout[key] for key in ("bos_token", "eos_token", "chat_template") if layout[key]}
     elif supports_chat(tokenizer):
-        values["chat_template"] = CHAT_TEMPLATE
+        values["chat_template"] = read_chat_template()
     return values

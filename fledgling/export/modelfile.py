@@ -13,18 +13,34 @@ from pathlib import Path
 from fledgling.config import ModelConfig, UserError
 from fledgling.record import write_text
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.text.turns import TOOLS_INTRODUCTION
 
 INSTRUCTIONS = ("FROM", "PARAMETER", "TEMPLATE", "SYSTEM", "ADAPTER", "LICENSE", "MESSAGE")
 PARAMETERS = ("num_ctx", "num_predict", "stop", "temperature", "top_k", "top_p", "min_p", "seed", "repeat_penalty")
-# A system message comes before the first question. Ollama adds no token: the file says add_bos_token = false.
-TEMPLATE = """\
-<|bos|>{{- $system := .System }}
+# System message and tools come before the first question. Ollama adds no token: the file says add_bos_token = false. It
+# joins messages of one role in a row, and gives all system messages as .System. An answer stays open while tools answer
+# it, and where the history ends with it. A call in JSON has Go's spaces, which are none.
+_WITH_NAMES = """\
+<|bos|>{{- $first := true }}{{ $open := false }}
 {{- range .Messages }}
-{{- if eq .Role "user" }}<|user_start|>
-{{- if $system }}{{ $system }}{{ "\\n\\n" }}{{ $system = "" }}{{ end }}{{ .Content }}<|user_end|>
-{{- else if eq .Role "assistant" }}<|assistant_start|>{{ .Content }}<|assistant_end|>
+{{- if eq .Role "user" }}
+{{- if $open }}<|assistant_end|>{{ $open = false }}{{ end }}<|user_start|>
+{{- if $first }}{{ $first = false }}
+{{- if $.System }}{{ $.System }}{{ "\\n\\n" }}{{ end }}
+{{- if $.Tools }}{{ `TOOLS` }}{{ range $.Tools }}{{ "\\n" }}{{ .Function }}{{ end }}{{ "\\n\\n" }}{{ end }}
+{{- end }}{{ .Content }}<|user_end|>
+{{- else if $first }}
+{{- else if eq .Role "assistant" }}
+{{- if not $open }}<|assistant_start|>{{ $open = true }}{{ end }}{{ .Content }}
+{{- range .ToolCalls }}<|python_start|>CALL<|python_end|>
 {{- end }}
-{{- end }}<|assistant_start|>"""
+{{- else if eq .Role "tool" }}
+{{- if $open }}<|output_start|>{{ .Content }}<|output_end|>{{ end }}
+{{- end }}
+{{- end }}
+{{- if not $open }}<|assistant_start|>{{ end }}"""
+CALL = '{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}'
+TEMPLATE = _WITH_NAMES.replace("TOOLS", TOOLS_INTRODUCTION).replace("CALL", CALL)
 
 
 def write_modelfile(path: Path, gguf_path: Path, config: ModelConfig, tokenizer: Tokenizer) -> Path:

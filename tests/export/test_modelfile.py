@@ -1,5 +1,8 @@
 """The Modelfile next to a GGUF file: its grammar, its template in the layout of conversations, its stops."""
 
+import json
+import re
+
 import pytest
 
 from fledgling.config import ModelConfig, UserError
@@ -17,28 +20,135 @@ def test_the_file_names_the_model_its_context_and_where_answers_end(tokenizer, t
     assert ("PARAMETER", 'stop "<|assistant_end|>"') in instructions
 
 
-def render(system, messages):
-    """What TEMPLATE gives by the rules of Go's text/template: {{- trims white space; range, if, assignment."""
-    text = "<|bos|>"
-    for role, content in messages:
-        if role == "user":
-            text += "<|user_start|>" + (f"{system}\n\n" if system else "") + content + "<|user_end|>"
-            system = ""
-        elif role == "assistant":
-            text += f"<|assistant_start|>{content}<|assistant_end|>"
-    return text + "<|assistant_start|>"
+LITERAL = r"""`[^`]*`|"(?:[^"\\]|\\.)*\""""  # of Go
 
 
+def split_actions(text):
+    """Text and actions of a template of Go's text/template, with the white space that {{- and -}} remove."""
+    pieces, at = [], 0
+    for match in re.finditer(rf"\{{\{{(-? ?)((?:{LITERAL}|[^`\"])*?)( -|)\}}\}}", text):
+        before = text[at : match.start()]
+        trims = bool(pieces) and pieces[-1][2]
+        before = before.lstrip() if trims else before
+        pieces.append((False, before.rstrip() if match[1].startswith("-") else before, False))
+        pieces.append((True, match[2].strip(), bool(match[3])))
+        at = match.end()
+    return [*pieces, (False, text[at:], False)]
+
+
+class GoTemplate:
+    """As much of Go's text/template as a Modelfile uses: range, if, else if, variables, eq, not, fields, literals."""
+
+    def __init__(self, text, data):
+        self.pieces, self.root, self.names, self.out = split_actions(text), data, {}, ""
+
+    def value(self, word, dot):
+        if word.startswith("`"):
+            return word[1:-1]
+        if word.startswith('"'):
+            return json.loads(word)
+        if word in ("true", "false"):
+            return word == "true"
+        first, *fields = word.split(".")
+        found = dot if first == "" else self.root if first == "$" else self.names[first]
+        for name in filter(None, fields):
+            found = found[name]
+        return found
+
+    def evaluate(self, text, dot):
+        words = re.findall(rf"{LITERAL}|\S+", text)
+        if words[0] == "eq":
+            return self.value(words[1], dot) == self.value(words[2], dot)
+        return not self.value(words[1], dot) if words[0] == "not" else self.value(words[0], dot)
+
+    def run(self, at, dot, shows):
+        """Runs from a piece to the `end` or `else` of this level; returns its index."""
+        while at < len(self.pieces):
+            is_action, text, _ = self.pieces[at]
+            word = text.split(" ")[0]
+            if not is_action:
+                self.out += text if shows else ""
+            elif word in ("end", "else"):
+                return at
+            elif word == "range":
+                items = self.evaluate(text[6:], dot) or [] if shows else []
+                end = self.run(at + 1, None, False)
+                for item in items:
+                    self.run(at + 1, item, True)
+                at = end
+            elif word == "if":
+                at = self.choose(at, text[3:], dot, shows)
+            elif match := re.fullmatch(r"(\$\w+) :?= (.*)", text):
+                if shows:
+                    self.names[match[1]] = self.evaluate(match[2], dot)
+            else:
+                self.out += str(self.evaluate(text, dot)) if shows else ""
+            at += 1
+        return at
+
+    def choose(self, at, condition, dot, shows):
+        taken = False
+        while True:
+            holds = shows and not taken and (condition is None or bool(self.evaluate(condition, dot)))
+            taken = taken or holds
+            at = self.run(at + 1, dot, holds)
+            text = self.pieces[at][1]
+            if text == "end":
+                return at
+            condition = text[8:] if text.startswith("else if ") else None
+
+
+def render(messages, tools=()):
+    """What Ollama makes of a history: messages of a role joined, calls and tools as Go prints them."""
+    system = "\n\n".join(each["content"] for each in messages if each["role"] == "system")
+    given = []
+    for each in messages:
+        calls = [{"Function": {"Name": c["name"], "Arguments": compact(c["arguments"])}} for c in each.get("calls", ())]
+        given.append({"Role": each["role"], "Content": each["content"], "ToolCalls": calls})
+    go = GoTemplate(TEMPLATE, {"System": system, "Messages": given, "Tools": [{"Function": compact(t)} for t in tools]})
+    assert go.run(0, go.root, True) == len(go.pieces)
+    return go.out
+
+
+def compact(value):
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+TALK = [("user", "the fox"), ("assistant", "jumps"), ("user", "again"), ("assistant", "over")]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
 @pytest.mark.parametrize("system", ["", "Be kind."])
-def test_the_template_is_the_layout_that_the_model_was_trained_in(tokenizer, system):
-    turns = [("user", "the fox"), ("assistant", "jumps"), ("user", "again")]
+def test_the_template_is_the_layout_that_the_model_was_trained_in(tokenizer, system, length):
     messages = [{"role": "system", "content": system}] * bool(system)
-    messages += [{"role": role, "content": content} for role, content in turns]
-    ids = render_prompt(tokenizer, {"messages": messages})
-    assert tokenizer.decode(ids) == render(system, turns)
-    literal = [piece.partition("}}")[2].rstrip("\n") for piece in ("}}" + TEMPLATE).split("{{")]
-    names = ["bos", "user_start", "user_end", "assistant_start", "assistant_end", "assistant_start"]
-    assert [piece for piece in literal if piece] == [f"<|{name}|>" for name in names], "what is written besides values"
+    messages += [{"role": role, "content": content} for role, content in TALK[:length]]
+    assert render(messages) == tokenizer.decode(render_prompt(tokenizer, {"messages": messages}))
+
+
+def test_calls_of_tools_and_their_results_are_in_the_layout(tokenizer):
+    tool = {"name": "add", "description": "adds", "parameters": {"type": "object"}}
+    call = {"name": "add", "arguments": {"a": 2}}
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "2+3?"},
+        {"role": "assistant", "content": "", "calls": [call]},
+        {"role": "tool", "content": "5"},
+    ]
+    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+    plain[2]["tool_calls"] = [{"function": {"name": "add", "arguments": compact(call["arguments"])}}]
+    expected = tokenizer.decode(render_prompt(tokenizer, {"messages": plain, "tools": [tool]}))
+    described = json.dumps(tool)
+    assert described in expected and render(messages, [tool]) == expected.replace(described, compact(tool))
+
+
+def test_the_interpreter_of_templates_trims_and_chooses_as_go_does():
+    data = {"A": True, "B": ["x", "y"], "C": ""}
+    text = (
+        'a \n{{- if .C }}1{{ else if .A }}2 {{- else }}3{{ end }} \n {{- range .B }}{{ . }};{{ end -}} \n z{{ "\\n" }}'
+    )
+    go = GoTemplate(text, data)
+    go.run(0, data, True)
+    assert go.out == "a2x;y;z\n"
 
 
 @pytest.mark.parametrize(
