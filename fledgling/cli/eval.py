@@ -8,6 +8,7 @@ from cyclopts import App
 
 from fledgling.cli.eval_chat import chat, passk, print_measurements
 from fledgling.cli.eval_core import compare, core, lm_eval
+from fledgling.cli.eval_needle import needle
 from fledgling.cli.options import Device, Gpus, Json, run_on_ranks
 
 app = App(name="eval", help="Measure a checkpoint, each value with its 95 % interval.")
@@ -56,3 +57,4 @@ def bpb(checkpoint: str, text: str, /, *, gpus: Gpus = None, device: Device = "a
 
 app.command(chat)
 app.command(passk)
+app.command(needle)

@@ -1,0 +1,67 @@
+"""`fledgling eval needle`: whether a model finds a number that was said far before."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from fledgling.cli.eval_chat import print_measurements
+from fledgling.cli.options import Device, Json
+from fledgling.config import UserError
+
+Lengths = Annotated[tuple[int, ...], Parameter(negative=(), show_default=False)]
+
+
+def needle(
+    checkpoint: str,
+    /,
+    *,
+    lengths: Lengths = (),
+    questions: int = 20,
+    text: str | None = None,
+    context: int | None = None,
+    rope: str = "default",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """A needle in a haystack: a number that was said once, asked for at the end of a text of so many tokens.
+
+    Parameters
+    ----------
+    checkpoint
+        A checkpoint, a stage or a run directory, or a Hugging Face directory.
+    lengths
+        Tokens of the texts; repeat the option. Default: a quarter, a half and all of the context.
+    questions
+        Texts of each length and of each of five depths.
+    text
+        A file or folder that the texts are cut from; default the held-out part of the embedded corpus.
+    context
+        Lengthen the model to so many tokens first, without training.
+    rope
+        How its RoPE reaches there: default, linear, ntk or yarn.
+    """
+    from fledgling.config.model import ROPE_TYPES
+    from fledgling.corpora.document import split_held_out
+    from fledgling.corpora.embedded import harvest_embedded
+    from fledgling.corpora.readers import read_documents
+    from fledgling.evals.needle import DEPTHS, lengthen, make_needles, measure_needles
+    from fledgling.evals.session import load_any_model
+    from fledgling.runtime.world import World
+
+    if questions < 1:
+        raise UserError(f"--questions is {questions}; expected at least 1")
+    if rope not in ROPE_TYPES[:-1]:
+        raise UserError(f"--rope {rope}: expected one of {', '.join(ROPE_TYPES[:-1])}")
+    world = World.start(device)
+    _, model, tokenizer, _ = load_any_model(checkpoint, world.device)
+    model = lengthen(model, context, rope)
+    longest = model.config.context
+    chosen = list(lengths) or sorted({max(1, longest // 4), max(1, longest // 2), longest})
+    if too_long := [length for length in chosen if length > longest]:
+        raise UserError(f"--lengths {too_long[0]}: the model reads at most {longest} tokens; lengthen it by --context")
+    documents = read_documents(text) if text else split_held_out(harvest_embedded())[1]
+    exam = make_needles(tokenizer, (document.text for document in documents), chosen, DEPTHS, questions)
+    print_measurements(measure_needles(model, tokenizer, exam), as_json)
+    world.close()
