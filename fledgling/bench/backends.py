@@ -135,7 +135,7 @@ class LlamaCppBackend:
         path = gguf.write_gguf(folder / f"{file_type}.gguf", model.config, model.state_dict(), None, file_type, "bench")
         tensors = gguf.import_gguf().GGUFReader(path).tensors
         tied = model.config.tie_embeddings
-        self.weight_bytes_read = sum(int(t.n_bytes) for t in tensors if tied or t.name != gguf.OUTER_NAMES[0])
+        self.weight_bytes_read = sum(int(t.n_bytes) for t in tensors if tied or t.name != "token_embd.weight")
         self.api, self.vocab_size = llama_cpp, model.config.vocab_size
         self.no_log = llama_cpp.llama_log_callback(lambda *_: None)  # referenced: C code calls it
         llama_cpp.llama_log_set(self.no_log, None)

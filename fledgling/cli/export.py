@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 
     from fledgling.export.parity import Parity
     from fledgling.model.transformer import Transformer
+    from fledgling.text.tokenizer import Tokenizer
 
+IMPORTANCE_ROWS = 128  # documents that the importance is measured on
 Fold = Annotated[bool, Parameter(negative=())]
 
 app = App(
-    name="export", help="A checkpoint in the formats of other programs: hf, gguf, adapter; html, a page that chats."
+    name="export",
+    help="A checkpoint in the formats of other programs: hf, gguf, mlx, onnx, adapter; html, a page that chats; push.",
 )
 
 
@@ -34,6 +38,7 @@ def hf(
     *,
     dtype: str = "float32",
     shard_gb: float = 4.0,
+    quantize: str | None = None,
     fold_norms: Fold = False,
     as_json: Json = False,
 ) -> int:
@@ -47,6 +52,8 @@ def hf(
         Storage type of the weights: float32 (lossless), bfloat16 or float16.
     shard_gb
         Largest file of weights, in GB.
+    quantize
+        int8 or int4: the matrices in the form of compressed-tensors, which transformers and vLLM read.
     fold_norms
         Multiply the norms' weights into the following matrices, which leaves ones (llama, untied).
     """
@@ -64,8 +71,8 @@ def hf(
     require_unquantized(state, path, "exported")
     run = find_run_dir(path)
     text = render_model_card(model.config, model.count_parameters(), tokenizer, state, run, dtype)
-    write_hf(out, model.config, _weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9))
-    return _print_parity(out, compare_hf(model, out, tokenizer.bos_or_none), as_json)
+    write_hf(out, model.config, _weights(model, fold_norms), tokenizer, text, dtype, int(shard_gb * 1e9), quantize)
+    return _print_parity(out, compare_hf(model, out, tokenizer.bos_or_none, bool(quantize)), as_json)
 
 
 @app.command
@@ -75,24 +82,28 @@ def gguf(
     /,
     *,
     type: Annotated[str, Parameter(name="--type")] = "f16",
+    importance: str | None = None,
     fold_norms: Fold = False,
     as_json: Json = False,
 ) -> int:
     """Write a model as one GGUF file with its tokenizer, and a Modelfile for Ollama; compare the two.
 
-    llama.cpp runs it as llama, qwen3, arcee or gpt2, by its parts; the recipe quickstart-gguf trains such a model.
+    llama.cpp runs it as one of ten architectures, by its parts (docs/exports.md); quickstart-gguf trains such a model.
 
     Parameters
     ----------
     out
         The file to write, usually NAME.gguf.
     type
-        f32, f16, q8_0 or q4_0.
+        f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0, iq4_xs, q3_k_m or q2_k.
+    importance
+        A file or folder, or "embedded": inputs that are large on this text are quantized more exactly (an imatrix).
     fold_norms
         Multiply the norms' weights into the following matrices, which leaves ones (untied heads).
     """
     from fledgling.export.chat_template import supports_chat
     from fledgling.export.gguf import write_gguf
+    from fledgling.export.importance import measure_importance
     from fledgling.export.modelfile import write_modelfile
     from fledgling.export.parity import compare_gguf
     from fledgling.infer.runner import load_model
@@ -102,7 +113,8 @@ def gguf(
     require_unquantized(state, checkpoint, "exported")
     if out.is_dir():
         raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.gguf'}")
-    write_gguf(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem)
+    weights = measure_importance(model, _read_rows(importance, tokenizer, model.config.context)) if importance else None
+    write_gguf(out, model.config, _weights(model, fold_norms), tokenizer, type, out.stem, weights)
     if supports_chat(tokenizer):
         print(write_modelfile(out.with_suffix(".Modelfile"), out, model.config, tokenizer), file=sys.stderr)
     return _print_parity(out, compare_gguf(model, out, tokenizer.bos_or_none), as_json)
@@ -153,6 +165,71 @@ def html(
 
 
 @app.command
+def mlx(checkpoint: Checkpoint, out: Path, /, *, as_json: Json = False) -> int:
+    """Write a directory that mlx-lm loads, for Apple's processors, and compare the two where it is installed.
+
+    Parameters
+    ----------
+    out
+        The directory to write.
+    """
+    from fledgling.export.mlx import write_mlx
+    from fledgling.export.parity import compare_mlx
+    from fledgling.infer.runner import load_model
+    from fledgling.kernels.quantized_model import require_unquantized
+
+    model, tokenizer, state = load_model(checkpoint)
+    require_unquantized(state, checkpoint, "exported")
+    write_mlx(out, model.config, model.state_dict(), tokenizer)
+    return _print_parity(out, compare_mlx(model, out, tokenizer.bos_or_none), as_json)
+
+
+@app.command
+def onnx(checkpoint: Checkpoint, out: Path, /, *, as_json: Json = False) -> int:
+    """Write an ONNX graph from token ids to logits, of any batch and length, and compare the two in onnxruntime.
+
+    Parameters
+    ----------
+    out
+        The file to write, usually NAME.onnx.
+    """
+    from fledgling.export.onnx import write_onnx
+    from fledgling.export.parity import compare_onnx
+    from fledgling.infer.runner import load_model
+    from fledgling.kernels.quantized_model import require_unquantized
+
+    model, tokenizer, state = load_model(checkpoint)
+    require_unquantized(state, checkpoint, "exported")
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; expected the name of a file, such as {out / 'model.onnx'}")
+    write_onnx(out, model)
+    return _print_parity(out, compare_onnx(model, out, tokenizer.bos_or_none), as_json)
+
+
+@app.command
+def push(
+    directory: Path, repository: str, /, *, private: Fold = False, endpoint: str | None = None, as_json: Json = False
+) -> None:
+    """Upload an exported directory to a hub, in one commit; the token is HF_TOKEN or a login, and never printed.
+
+    Parameters
+    ----------
+    directory
+        What export hf, gguf, mlx or onnx wrote.
+    repository
+        OWNER/NAME, made if it does not exist.
+    private
+        Make it so that only its owner sees it.
+    endpoint
+        Address of the hub; default HF_ENDPOINT, else the public one.
+    """
+    from fledgling.export.push import push_directory
+
+    url = push_directory(directory, repository, private, endpoint)
+    print(json.dumps({"url": url}) if as_json else url)
+
+
+@app.command
 def adapter(checkpoint: Checkpoint, out: Path, /, *, base: str | None = None, as_json: Json = False) -> None:
     """Write the adapter of a checkpoint in peft's format.
 
@@ -177,6 +254,23 @@ def _weights(model: Transformer, folded: bool) -> dict[str, Tensor]:
     return fold_norm_weights(model.config, model.state_dict()) if folded else model.state_dict()
 
 
+def _read_rows(text: str, tokenizer: Tokenizer, context: int) -> list[list[int]]:
+    """Returns the first rows of token ids of a text, each document cut to the context."""
+    from fledgling.corpora.document import Document, split_held_out
+    from fledgling.corpora.embedded import harvest_embedded
+    from fledgling.corpora.readers import read_documents
+    from fledgling.text.tokenizer import bos_prefix
+
+    documents: Iterable[Document] = read_documents(text) if text != "embedded" else ()
+    if text == "embedded":
+        documents = sorted(split_held_out(harvest_embedded())[0], key=Document.hash_fraction)
+    encoded = (tokenizer.encode(document.text) for document in islice(documents, IMPORTANCE_ROWS))
+    rows = [(bos_prefix(tokenizer) + ids)[:context] for ids in encoded if ids]
+    if not rows:
+        raise UserError(f"--importance {text}: there is no text to read")
+    return rows
+
+
 def _print_parity(out: Path, comparisons: Iterable[Parity], as_json: bool) -> int:
     """Prints the path of the export and the differences that each reader has."""
     rows = []
@@ -187,8 +281,13 @@ def _print_parity(out: Path, comparisons: Iterable[Parity], as_json: bool) -> in
         print(json.dumps({"path": str(out), "parity": [vars(row) for row in rows]}, indent=2))
         return 0
     print(out)
+    if not rows:
+        print("not compared: the program that reads it is not installed here", file=sys.stderr)
+        return 0
     width = max(len(row.reference) for row in rows)
     print(f"{'':<{width}}  largest logit difference  greedy agreement (one random row and one greedy text)")
     for row in rows:
-        print(f"{row.reference:<{width}}  {row.max_difference:>24.2e}  {row.greedy_matches:>9} of {row.greedy_tokens}")
+        ties = f" ({row.greedy_ties} ties)" if row.greedy_ties else ""
+        agreement = f"{row.greedy_matches:>9} of {row.greedy_tokens}{ties}"
+        print(f"{row.reference:<{width}}  {row.max_difference:>24.2e}  {agreement}")
     return 0

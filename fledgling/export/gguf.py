@@ -1,9 +1,9 @@
 """Writes a model as one GGUF file, with its tokenizer, for llama.cpp and programs based on it.
 
-The file is the same model under other names (gguf_mapping.py). The pre-tokenizer is chosen by name, so only tokenizers
-whose pre-tokenizer has a name in llama.cpp can be included.
+The file is the same model under other names (gguf_mapping.py). Types of matrices (gguf_types.py):
 
-    f32  exact    f16  half precision    q8_0  blocks of 32 in 8 bits    q4_0  in 4 bits, embedding and head in q8_0
+    f32  exact    f16, bf16  half precision    q8_0  blocks of 32 in 8 bits    q4_0  in 4 bits
+    q6_k  q5_k_m  q4_k_m  q3_k_m  q2_k  iq4_xs    by ggml itself, also with the importance of inputs
 
 `gguf` is the format's own package (an extra: pip install "fledgling[gguf]").
 """
@@ -21,17 +21,16 @@ import torch
 from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
-from fledgling.export.chat_template import CHAT_TEMPLATE, supports_chat
-from fledgling.export.gguf_mapping import choose_architecture, from_gguf_tensor, list_tensors, to_gguf_tensor
+from fledgling.export.ggml_quantize import load_ggml
+from fledgling.export.gguf_architectures import choose_architecture
+from fledgling.export.gguf_mapping import from_gguf_tensor, list_divisors, list_tensors, to_gguf_tensor
+from fledgling.export.gguf_types import FILE_TYPES, choose_type, needs_ggml, store
+from fledgling.export.gguf_values import write_values
+from fledgling.export.gguf_vocabulary import check_tokenizer, write_vocabulary
 from fledgling.model.transformer import Transformer
 from fledgling.record import make_write_error
 from fledgling.record.durable import make_directory, replace_file
-from fledgling.text.bpe import split_pattern
 from fledgling.text.tokenizer import Tokenizer
-
-TYPES = ("f32", "f16", "q8_0", "q4_0")
-ALWAYS_F32 = ("position_embd.weight",)  # as llama.cpp's own converter keeps it
-OUTER_NAMES = ("token_embd.weight", "output.weight")
 
 
 def import_gguf() -> Any:
@@ -43,29 +42,14 @@ def import_gguf() -> Any:
     return gguf
 
 
-def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
-    """Returns llama.cpp's name of the tokenizer's pre-tokenizer; raises UserError if it has none.
-
-    `dbrx` and not `llama-bpe` for groups of three digits: the same expression, but merges are never skipped.
-    """
-    if not tokenizer.is_byte_level:
-        raise UserError("a tokenizer of SentencePiece is not written to GGUF here: use export hf")
-    pre_tokenizer = tokenizer.tokenizer_json["pre_tokenizer"]
-    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
-    if not patterns and steps[0].get("use_regex", True):
-        return "gpt-2"
-    names = {split_pattern(1): "qwen2", split_pattern(3): "dbrx"}
-    if len(patterns) != 1 or patterns[0] not in names:
-        raise UserError(
-            "llama.cpp has no name for this tokenizer's pre-tokenizer (digits in groups of 1 or 3 have one, "
-            "groups of 2 have none): use export hf"
-        )
-    return names[patterns[0]]
-
-
 def write_gguf(
-    path: Path, config: ModelConfig, state: Mapping[str, Tensor], tokenizer: Tokenizer | None, kind: str, name: str
+    path: Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    tokenizer: Tokenizer | None,
+    kind: str,
+    name: str,
+    importance: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes the file in one rename and returns its path.
 
@@ -74,30 +58,42 @@ def write_gguf(
         config: the model's configuration.
         state: our state dictionary.
         tokenizer: None for a model of token ids.
-        kind: one of TYPES.
+        kind: one of FILE_TYPES.
         name: the model's name in the file.
+        importance: `measure_importance`; None weighs all inputs alike.
 
-    Raises UserError for an unsupported model, an unknown type and a write error.
+    Raises UserError for an unsupported model, an unknown type, a package that is missing and a write error.
     """
     architecture = choose_architecture(config)
-    if kind not in TYPES:
-        raise UserError(f"type {kind!r} is unknown; expected one of {', '.join(TYPES)}")
-    pre_tokenizer = pre_tokenizer_name(tokenizer) if tokenizer else ""
+    if kind not in FILE_TYPES:
+        raise UserError(f"type {kind!r} is unknown; expected one of {', '.join(FILE_TYPES)}")
+    if needs_ggml(kind, importance is not None):
+        load_ggml()
+    if tokenizer:
+        check_tokenizer(tokenizer)
     gguf = import_gguf()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         make_directory(path.parent)
         writer = gguf.GGUFWriter(temporary, architecture.name)
-        _describe(writer, config, kind, name, gguf)
+        writer.add_name(name)
+        writer.add_file_type(FILE_TYPES[kind].number)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        write_values(writer, config, architecture, gguf)
+        if importance is not None:
+            writer.add_uint32("quantize.imatrix.entries_count", len(importance))
         if tokenizer:
-            _vocabulary(writer, config, tokenizer, pre_tokenizer, gguf)
+            write_vocabulary(writer, config, tokenizer, gguf)
         else:
             writer.add_tokenizer_model("no_vocab")
         for entry in list_tensors(config, architecture):
             tensor = to_gguf_tensor(entry, state, config, architecture)
-            storage_type = _type(kind, entry.name, tensor, gguf)
-            stored = gguf.quantize(tensor.contiguous().numpy(), storage_type)
-            writer.add_tensor(entry.name, stored, raw_dtype=storage_type)
+            storage = choose_type(kind, entry.name, tensor.shape, config.depth)
+            weights = (importance or {}).get(entry.sources[0]) if entry.sources else None
+            stored = store(tensor.contiguous().numpy(), storage, weights, gguf)
+            writer.add_tensor(entry.name, stored, raw_dtype=gguf.GGMLQuantizationType[storage])
+        if (divisors := list_divisors(config)) is not None:
+            writer.add_tensor("rope_freqs.weight", divisors.numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -108,67 +104,6 @@ def write_gguf(
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def _type(kind: str, name: str, tensor: Tensor, gguf: Any) -> Any:
-    """Returns a tensor's storage type: vectors in f32; matrices as requested if rows are whole blocks, else f16."""
-    types = gguf.GGMLQuantizationType
-    if tensor.ndim == 1 or kind == "f32" or name in ALWAYS_F32:
-        return types.F32
-    if kind == "f16" or tensor.shape[1] % 32:
-        return types.F16
-    return types.Q8_0 if kind == "q8_0" or name in OUTER_NAMES else types.Q4_0
-
-
-def _describe(writer: Any, config: ModelConfig, kind: str, name: str, gguf: Any) -> None:
-    """Writes the model's hyperparameters."""
-    files = gguf.LlamaFileType
-    file_types = {"f32": files.ALL_F32, "f16": files.MOSTLY_F16, "q8_0": files.MOSTLY_Q8_0, "q4_0": files.MOSTLY_Q4_0}
-    writer.add_name(name)
-    writer.add_file_type(file_types[kind])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.width)
-    writer.add_block_count(config.depth)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    if config.norm == "layer":
-        writer.add_layer_norm_eps(config.norm_eps)
-    else:
-        writer.add_layer_norm_rms_eps(config.norm_eps)
-    if config.positions == "rope":
-        writer.add_rope_freq_base(config.rope_base)
-        writer.add_rope_dimension_count(config.head_width)
-        writer.add_key_length(config.head_width)
-        writer.add_value_length(config.head_width)
-
-
-def _vocabulary(writer: Any, config: ModelConfig, tokenizer: Tokenizer, pre_tokenizer: str, gguf: Any) -> None:
-    """Writes the tokenizer: tokens, their types, merges, special tokens and chat template."""
-    model = tokenizer.tokenizer_json["model"]
-    names = {index: text for text, index in model["vocab"].items()} | {
-        i: t for t, i in tokenizer.special_tokens.items()
-    }
-    control_ids = set(tokenizer.special_tokens.values())
-    token_types = gguf.TokenType
-    types = [
-        token_types.CONTROL if index in control_ids else token_types.NORMAL if index in names else token_types.UNUSED
-        for index in range(config.vocab_size)
-    ]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer)
-    writer.add_token_list([names.get(index, f"[unused {index}]") for index in range(config.vocab_size)])
-    writer.add_token_types(types)
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    if tokenizer.bos_or_none is not None:
-        writer.add_bos_token_id(tokenizer.bos_or_none)
-        writer.add_eos_token_id(tokenizer.special_tokens.get("<|assistant_end|>", tokenizer.bos_or_none))
-    writer.add_add_bos_token(False)  # the chat template renders it, so the tokenizer must not add it again
-    writer.add_add_space_prefix(False)
-    if supports_chat(tokenizer):
-        writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def read_gguf_state(path: Path, config: ModelConfig) -> dict[str, Tensor]:

@@ -1,13 +1,8 @@
-"""Which architecture of llama.cpp a model is, and each of its tensors as ours, reordered.
-
-    llama   RMS norm, RoPE in neighbouring pairs, SwiGLU; biases if the model has them
-    qwen3   the same with queries and keys normalized, RoPE in halves, no biases
-    arcee   as llama, with ReLU^2 instead of SwiGLU, no biases
-    gpt2    LayerNorm, learned positions, GELU, biases
+"""Each tensor of a GGUF file as ours, reordered.
 
 What our parts do and an architecture does not is folded into the weights where that is exact: a norm without weights
 has ones, a rotation in the other direction is one of exchanged halves, a normalized embedding is stored normalized. The
-rest (a soft cap on the logits, windows, ...) no architecture here has, and `choose_architecture` names the setting.
+rest no architecture has, and `choose_architecture` (gguf_architectures.py) names the setting.
 """
 
 from __future__ import annotations
@@ -19,25 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fledgling.config import ModelConfig, UserError
+from fledgling.config import ModelConfig
+from fledgling.export.gguf_architectures import Architecture
+from fledgling.model.rope import make_frequencies, plain_frequencies
 
-PROJECTIONS = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
-FEED_FORWARD = {
-    "gate_proj": "ffn_gate",
-    "up_proj": "ffn_up",
-    "down_proj": "ffn_down",
-    "fc1": "ffn_up",
-    "fc2": "ffn_down",
+ATTENTION = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v"}
+FEED_FORWARD = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+FEED_FORWARD |= {"fc1": "ffn_up", "fc2": "ffn_down"}
+NORMS = {  # by norm_placement: our norm of a block: its name
+    "pre": {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"},
+    "post": {"attention_output_norm": "post_attention_norm", "mlp_output_norm": "post_ffw_norm"},
+    "both": {
+        "attention_norm": "attn_norm",
+        "attention_output_norm": "post_attention_norm",
+        "mlp_norm": "ffn_norm",
+        "mlp_output_norm": "post_ffw_norm",
+    },
 }
-NORMS = {"attention_norm": "attn_norm", "mlp_norm": "ffn_norm"}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """An architecture of llama.cpp, and how it rotates queries and keys: neighbouring pairs, or halves."""
-
-    name: str
-    rotates_pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,68 +49,55 @@ class GGUFTensor:
     is_normalized: bool = False
 
 
-def choose_architecture(config: ModelConfig) -> Architecture:
-    """Returns the architecture that computes the same function. Raises UserError, naming what none of them has."""
-    unsupported = [name for name in config.enabled_features if name != "flash_norm"]  # computes the same function
-    unsupported += ["logit_softcap"] if config.logit_softcap else []
-    unsupported += config.list_open_parts()
-    if config.tie_embeddings and config.embedding_norm:
-        unsupported.append("embedding_norm")  # head and embedding are one matrix in the file too
-    if unsupported:
-        values = ", ".join(f"model.{name} = {getattr(config, name)!r}" for name in unsupported)
-        raise UserError(
-            f"this model has {values}, which no architecture of llama.cpp has: use export hf, or train one without, "
-            "such as the recipe quickstart-gguf"
-        )
-    parts = (config.norm, config.positions, config.activation, config.qk_norm, config.bias)
-    if parts == ("layer", "learned", "gelu", False, True) and not config.embedding_norm:
-        if config.kv_heads == config.heads:
-            return Architecture("gpt2")
-    elif config.norm != "layer" and config.positions == "rope":
-        if config.activation == "swiglu" and not config.qk_norm:
-            return Architecture("llama", rotates_pairs=True)
-        if config.activation == "swiglu" and not config.bias:
-            return Architecture("qwen3")
-        if config.activation == "relu2" and not config.qk_norm and not config.bias:
-            return Architecture("arcee", rotates_pairs=True)
-    names = ("norm", "positions", "activation", "qk_norm", "bias", "kv_heads")
-    values = ", ".join(f"{name} {getattr(config, name)!r}" for name in names)
-    raise UserError(
-        f"no architecture of llama.cpp has these parts together: {values}; use export hf, or train a model like the "
-        "recipe quickstart-gguf"
-    )
-
-
 def list_tensors(config: ModelConfig, architecture: Architecture) -> Iterator[GGUFTensor]:
-    """Yields every tensor of the file."""
+    """Yields every tensor of the file that holds weights."""
     yield GGUFTensor("token_embd.weight", ("embedding.weight",), is_normalized=config.embedding_norm)
-    if architecture.name == "gpt2":
+    if config.positions == "learned":
         yield GGUFTensor("position_embd.weight", ("positions.weight",))
     yield from _norm("output_norm", "norm", config)
     if not config.tie_embeddings:
         yield GGUFTensor("output.weight", ("head.weight",))
-    rotated = {"q_proj": config.heads, "k_proj": config.kv_heads} if config.positions == "rope" else {}
-    kinds = ("weight", "bias") if config.bias else ("weight",)
-    feed_forward = ("gate_proj", "up_proj", "down_proj") if config.is_gated else ("fc1", "fc2")
     for layer in range(config.depth):
-        block, stored = f"blocks.{layer}", f"blk.{layer}"
-        for name, gguf_name in NORMS.items():
-            yield from _norm(f"{stored}.{gguf_name}", f"{block}.{name}", config)
-        if architecture.name == "qwen3":
-            for name in ("attn_q_norm", "attn_k_norm"):
-                yield GGUFTensor(f"{stored}.{name}.weight", width=config.head_width)
-        for kind in kinds:
-            projections = [f"{block}.attention.{name}.{kind}" for name in ("q_proj", "k_proj", "v_proj")]
-            if architecture.name == "gpt2":
-                yield GGUFTensor(f"{stored}.attn_qkv.{kind}", tuple(projections), (0, 0, 0))
-                names = {"o_proj": PROJECTIONS["o_proj"]}
+        yield from _list_layer(config, architecture, f"blocks.{layer}", f"blk.{layer}")
+
+
+def _list_layer(config: ModelConfig, architecture: Architecture, block: str, stored: str) -> Iterator[GGUFTensor]:
+    rotated = {"q": config.heads, "k": config.kv_heads, "v": 0} if config.positions == "rope" else {}
+    for name, gguf_name in NORMS[config.norm_placement].items():
+        yield from _norm(f"{stored}.{gguf_name}", f"{block}.{name}", config)
+    for part, heads in (("q", config.heads), ("k", config.kv_heads)) if config.qk_norm else ():
+        source = f"{block}.attention.query_key.{part}_norm.weight"
+        all_heads = config.qk_norm_weights == "layer"
+        if config.qk_norm_weights == "none":
+            yield GGUFTensor(f"{stored}.attn_{part}_norm.weight", width=config.head_width)
+        else:
+            yield GGUFTensor(f"{stored}.attn_{part}_norm.weight", (source,), (heads if all_heads else 1,))
+    for kind in ("weight", "bias"):
+        if kind == "weight" or config.qkv_bias:
+            sources = tuple(f"{block}.attention.{name}.{kind}" for name in ATTENTION)
+            heads_of = tuple(rotated.get(part, 0) for part in "qkv")
+            if architecture.joint_qkv:
+                yield GGUFTensor(f"{stored}.attn_qkv.{kind}", sources, heads_of)
             else:
-                names = PROJECTIONS
-            for name, gguf_name in names.items():
-                source = f"{block}.attention.{name}.{kind}"
-                yield GGUFTensor(f"{stored}.{gguf_name}.{kind}", (source,), (rotated.get(name, 0),))
-            for name in feed_forward:
-                yield GGUFTensor(f"{stored}.{FEED_FORWARD[name]}.{kind}", (f"{block}.mlp.{name}.{kind}",))
+                for source, name, heads in zip(sources, ATTENTION.values(), heads_of, strict=True):
+                    yield GGUFTensor(f"{stored}.{name}.{kind}", (source,), (heads,))
+        if kind == "bias" and not config.bias:
+            continue
+        yield GGUFTensor(f"{stored}.attn_output.{kind}", (f"{block}.attention.o_proj.{kind}",))
+        names = ["gate_proj", "up_proj", "down_proj"] if config.is_gated else ["fc1", "fc2"]
+        if architecture.joint_gate:
+            joined = tuple(f"{block}.mlp.{name}.{kind}" for name in names[:2])
+            yield GGUFTensor(f"{stored}.ffn_up.{kind}", joined, (0, 0))
+            names = names[2:]
+        for name in names:
+            yield GGUFTensor(f"{stored}.{FEED_FORWARD[name]}.{kind}", (f"{block}.mlp.{name}.{kind}",))
+
+
+def list_divisors(config: ModelConfig) -> Tensor | None:
+    """Returns what each frequency of RoPE is divided by (d / 2,), where a file holds that: Llama 3's scaling."""
+    if config.rope_type != "llama3":
+        return None
+    return plain_frequencies(config.rope_base, config.rotary_width) / make_frequencies(config)[0]
 
 
 def _norm(gguf_name: str, name: str, config: ModelConfig) -> Iterator[GGUFTensor]:

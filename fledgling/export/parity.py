@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fledgling.config import ModelConfig
 from fledgling.export import gguf
+from fledgling.export.llama_cpp import LlamaCpp, load_library
 from fledgling.export.own_class import needs_own_class
 from fledgling.export.read_hf import read_hf
 from fledgling.model.cache import CacheRow, KVCache
@@ -31,12 +34,17 @@ LogitsFunction = Callable[[list[int]], Tensor]  # (T,) ids -> (T, V) float32
 
 @dataclass(frozen=True)
 class Parity:
-    """One comparison: the reader, the largest difference of a logit, and how many greedy tokens agree."""
+    """One comparison: the reader, the largest difference of a logit, and how many greedy tokens agree.
+
+    greedy_ties: of those that disagree, the ones whose logits are closer here than the readers differ, so that rounding
+    decides. Others are a fault.
+    """
 
     reference: str
     max_difference: float
     greedy_matches: int
     greedy_tokens: int
+    greedy_ties: int = 0
 
 
 @torch.inference_mode()
@@ -71,16 +79,25 @@ def compare_logits(
         our_logits = model.compute_logits(model(torch.tensor([tokens])))[0]
         differences.append((our_logits - other_logits).abs().max())
     max_difference = float(torch.stack(differences).max())  # NaN stays NaN, as Python's max would not have it
-    other_choices = other_logits[len(prompt) - 1 : -1].argmax(-1).tolist()
-    matches = sum(a == b for a, b in zip(other_choices, continuation[len(prompt) :], strict=True))
-    return Parity(name, max_difference, matches, steps)
+    other_choices = other_logits[len(prompt) - 1 : -1].argmax(-1)
+    choices = torch.tensor(continuation[len(prompt) :])
+    agrees = other_choices == choices
+    logits = our_logits[len(prompt) - 1 : -1]
+    margins = (logits.gather(1, choices[:, None]) - logits.gather(1, other_choices[:, None]))[:, 0]
+    ties = int((~agrees & (margins.abs() <= 2 * max_difference)).sum())
+    return Parity(name, max_difference, int(agrees.sum()), steps, ties)
 
 
-def compare_hf(model: Transformer, directory: Path, start: int | None) -> Iterator[Parity]:
-    """Yields comparisons of a Hugging Face directory with its original model (float32, on the CPU)."""
-    imported = read_hf(directory)
-    yield compare_logits(model, make_logits_function(imported.config, imported.state), "read back by fledgling", start)
-    if find_spec("transformers"):
+def compare_hf(model: Transformer, directory: Path, start: int | None, quantized: bool = False) -> Iterator[Parity]:
+    """Yields comparisons of a Hugging Face directory with its original model (float32, on the CPU).
+
+    quantized: its matrices are those of compressed_tensors.py, which are read by transformers only.
+    """
+    if not quantized:
+        imported = read_hf(directory)
+        logits = make_logits_function(imported.config, imported.state)
+        yield compare_logits(model, logits, "read back by fledgling", start)
+    if find_spec("transformers") and (not quantized or find_spec("compressed_tensors")):
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
@@ -100,21 +117,40 @@ def compare_gguf(model: Transformer, path: Path, start: int | None) -> Iterator[
     yield compare_logits(
         model, make_logits_function(model.config, state), "dequantized by gguf, run by fledgling", start
     )
-    if find_spec("llama_cpp"):
-        import llama_cpp
+    if load_library() is not None:
+        with LlamaCpp(path) as other:
+            size = model.config.vocab_size
+            name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
+            yield compare_logits(model, lambda tokens: other.compute_logits(tokens, size), name, start)
 
-        size = min(model.config.context, PROMPT_TOKENS + GREEDY_TOKENS)
-        cache_type = llama_cpp.GGML_TYPE_F32  # keys and values in f32, so that only the file is tested
-        other = llama_cpp.Llama(
-            str(path), n_ctx=size, n_batch=size, logits_all=True, type_k=cache_type, type_v=cache_type, verbose=False
-        )
+
+def compare_mlx(model: Transformer, directory: Path, start: int | None) -> Iterator[Parity]:
+    """Yields a comparison of a directory for mlx-lm with its original model, where mlx-lm is installed."""
+    if find_spec("mlx_lm") and find_spec("mlx"):
+        import mlx.core
+        import mlx_lm.utils
+
+        mlx.core.set_default_device(mlx.core.cpu)
+        other, _ = mlx_lm.utils.load_model(directory)
 
         def logits(tokens: list[int]) -> Tensor:
-            other.reset()
-            other.eval(tokens)
-            return torch.tensor(other.scores[: len(tokens)])
+            values = other(mlx.core.array([tokens]))[0].astype(mlx.core.float32)
+            return torch.tensor(values.tolist())
 
-        yield compare_logits(model, logits, f"llama.cpp (llama-cpp-python {llama_cpp.__version__})", start)
+        yield compare_logits(model, logits, f"mlx-lm {mlx_lm.__version__}", start)
+
+
+def compare_onnx(model: Transformer, path: Path, start: int | None) -> Iterator[Parity]:
+    """Yields a comparison of an ONNX graph with its original model, where onnxruntime is installed."""
+    if find_spec("onnxruntime"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+        def logits(tokens: list[int]) -> Tensor:
+            return torch.from_numpy(session.run(None, {"tokens": np.array([tokens], dtype=np.int64)})[0][0])
+
+        yield compare_logits(model, logits, f"onnxruntime {onnxruntime.__version__}", start)
 
 
 def make_logits_function(config: ModelConfig, state: dict[str, Tensor]) -> LogitsFunction:

@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from fledgling.config import ModelConfig, UserError
 from fledgling.export.chat_template import special_token_ids, supports_tools, tokenizer_config
+from fledgling.export.compressed_tensors import check_compression, compress_tensors, quantization_config
 from fledgling.export.hf_mapping import check_family, tensor_mappings, to_hf_config
 from fledgling.export.hf_tensor import to_hf_tensor
 from fledgling.export.own_class import MODELING_FILE, needs_own_class
@@ -41,6 +43,8 @@ def write_hf(
     card: str,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
+    quantize: str | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the directory `out`, which must not exist yet or be empty, and returns it.
 
@@ -52,24 +56,27 @@ def write_hf(
         card: text of README.md.
         dtype: storage type of the weights; float32 is lossless.
         shard_bytes: largest file of weights, in bytes.
+        quantize: int8 or int4, in the form of compressed-tensors; None: not quantized.
+        more: further keys of config.json, which other programs read.
 
     Raises UserError if no class of transformers represents this model, or the directory cannot be written.
     """
     check_family(config)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; expected one of {', '.join(DTYPES)}")
+    if quantize:
+        check_compression(config, quantize)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty directory; choose another directory for the export")
     try:
         with atomic_directory(out) as temporary:
-            _weights(temporary, _tensors(config, state, DTYPES[dtype]), shard_bytes)
+            tensors = _tensors(config, state, DTYPES[dtype])
+            _weights(temporary, compress_tensors(tensors, quantize) if quantize else tensors, shard_bytes)
             token_ids = special_token_ids(tokenizer)
-            config_json = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **token_ids}
-            _json(temporary / "config.json", config_json)
-            sampling = tokenizer.sampling_defaults or {"temperature": 0.8, "top_k": 50}
-            _json(temporary / "generation_config.json", {**token_ids, "do_sample": True, **sampling})
-            _json(temporary / "tokenizer_config.json", tokenizer_config(tokenizer, config.context))
-            tokenizer.without_layout().save(temporary / "tokenizer.json")
+            config_json = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **token_ids, **(more or {})}
+            config_json |= {"quantization_config": quantization_config(quantize)} if quantize else {}
+            write_json(temporary / "config.json", config_json)
+            write_tokenizer(temporary, tokenizer, config.context)
             (temporary / "README.md").write_text(card, encoding="utf-8")
             if needs_own_class(config):
                 shutil.copyfile(MODELING_FILE, temporary / MODELING_FILE.name)
@@ -78,6 +85,15 @@ def write_hf(
     except OSError as problem:
         raise make_write_error(out, problem) from None
     return out
+
+
+def write_tokenizer(directory: Path, tokenizer: Tokenizer, context: int) -> None:
+    """Writes tokenizer.json, tokenizer_config.json with the chat template, and generation_config.json."""
+    sampling = tokenizer.sampling_defaults or {"temperature": 0.8, "top_k": 50}
+    generation = {**special_token_ids(tokenizer), "do_sample": True, **sampling}
+    write_json(directory / "generation_config.json", generation)
+    write_json(directory / "tokenizer_config.json", tokenizer_config(tokenizer, context))
+    tokenizer.without_layout().save(directory / "tokenizer.json")
 
 
 def _tensors(config: ModelConfig, state: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -112,8 +128,11 @@ def _weights(directory: Path, tensors: Iterator[tuple[str, Tensor]], shard_bytes
         file = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / f"{index:05d}.partial").rename(directory / file)
         weight_map |= dict.fromkeys(names, file)
-    _json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(
+        directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+    )
 
 
-def _json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: dict) -> None:
+    """Writes a JSON file as transformers does."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -132,13 +132,13 @@ def uses_blockwise_attention(x: Tensor) -> bool:
 
 
 def make_attention_mask(x: Tensor, document_ids: Tensor | None, tree: TreeMask | None) -> Tensor:
-    """Returns the mask of rows x (B, T, ...) for `sdpa`, in x's dtype: (B, 1, T, T), 0 where seen, -inf elsewhere.
+    """Returns the mask of rows x (B, T, ...) for `sdpa`, in x's dtype: (B or 1, 1, T, T), 0 where seen, -inf elsewhere.
 
     It is made once for all layers. From a boolean mask each layer would make and keep such a tensor of its own, T^2
     values for each row.
     """
     time = x.shape[1]
-    visible = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()
+    visible = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()[None]  # (1, T, T)
     if document_ids is not None:
         visible = visible & (document_ids[:, :, None] == document_ids[:, None, :])
     if tree is not None:
@@ -317,7 +317,7 @@ class Attention(nn.Module):
             y = paged_attention(q, cache_batch, self.layer, bounded, self.window_size)
         elif isinstance(mask, BlockMask):
             y = flex_sdpa(q, k, v, mask)
-        elif uses_blockwise_attention(x):
+        elif mask is None and uses_blockwise_attention(x):
             repeats = self.heads // self.kv_heads
             if repeats > 1:
                 k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)

@@ -88,6 +88,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(config, layer) for layer in range(config.depth))
         self.shortcuts = make_shortcuts(config)
         self.norm = make_norm(config)
+        self.use_dense_masks = False  # a (T, T) mask for rows of any length: a graph without loops, for export
         self.recompute = False  # keep only the inputs of blocks for backward, and compute the rest again
         self.use_block_masks = False  # for blocks compiled for CUDA: documents and windows without a (T, T) mask
         if not config.tie_embeddings:
@@ -184,7 +185,9 @@ class Transformer(nn.Module):
         if self.use_block_masks and training and tree is None:
             masks = make_block_masks(document_ids, tokens.shape[1], tokens.device, window_sizes)
             document_ids = None
-        elif cache_batch is None and not uses_blockwise_attention(x) and (document_ids is not None or tree is not None):
+        elif cache_batch is None and (
+            self.use_dense_masks or (not uses_blockwise_attention(x) and (document_ids is not None or tree is not None))
+        ):
             masks = dict.fromkeys(window_sizes, make_attention_mask(x, document_ids, tree))
         embeddings, streams = x if self.config.residual_scalars else None, list[Tensor | None]()
         for block, window_size in zip(self.blocks, window_sizes, strict=True):

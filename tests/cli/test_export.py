@@ -69,15 +69,38 @@ def test_export_html_prints_what_quantization_changes(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "package", "error"),
+    [
+        (["hf", "RUN", "out", "--quantize", "int8"], "compressed_tensors", 0.1),
+        (["gguf", "RUN", "m.gguf", "--type", "q4_k_m", "--importance", "TEXT"], "xllamacpp", 1.0),
+        (["mlx", "RUN", "out"], "mlx_lm", 1e-4),
+        (["onnx", "RUN", "m.onnx"], "onnxruntime", 1e-4),
+    ],
+)
+def test_other_formats_print_their_comparison(words, package, error, run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the quick brown fox " * 40)
+    given = [word.replace("RUN", str(run)).replace("TEXT", "text.txt") for word in words]
+    assert main(["export", *given, "--json"]) == 0
+    (row, *_) = json.loads(capsys.readouterr().out)["parity"]
+    assert 0 <= row["max_difference"] < error and row["greedy_tokens"] == 56
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["export", "hf", "RUN", "OUT", "--dtype", "int3"], "int3"),
         (["export", "hf", "RUN", "RUN"], "not an empty directory"),
         (["export", "hf", "OUT/none", "OUT"], "does not exist"),
-        (["export", "gguf", "RUN", "OUT", "--type", "q3_k"], "q3_k"),
+        (["export", "gguf", "RUN", "OUT", "--type", "q3"], "q3"),
         (["export", "gguf", "RUN", "RUN"], "is a directory"),
         (["export", "html", "RUN", "RUN"], "is a directory"),
         (["export", "html", "RUN", "OUT", "--bits", "3"], "expected 8 or 4"),
+        (["export", "onnx", "RUN", "RUN"], "is a directory"),
+        (["export", "hf", "RUN", "OUT", "--quantize", "int3"], "int8 or int4"),
+        (["export", "gguf", "RUN", "OUT", "--importance", "OUT"], "out"),
+        (["export", "push", "RUN", "me/bird"], "no directory that"),
         (["import", "RUN", "OUT"], "no config.json"),
     ],
 )

@@ -6,7 +6,9 @@ import torch
 
 from fledgling.config import ModelConfig, UserError, load_recipe
 from fledgling.export import gguf
-from fledgling.export.gguf_mapping import choose_architecture, list_tensors, order_rows, restore_rows, to_gguf_tensor
+from fledgling.export.gguf_architectures import choose_architecture
+from fledgling.export.gguf_mapping import list_tensors, order_rows, restore_rows, to_gguf_tensor
+from fledgling.export.gguf_vocabulary import pre_tokenizer_name
 from fledgling.text.tokenizer import Tokenizer
 from tests.export.conftest import TEXT, random_model
 
@@ -141,13 +143,17 @@ def test_reordering_rows_is_inverted():
     ("family", "fields", "word"),
     [
         ("fledgling", {}, "model.logit_softcap = 15.0"),
-        ("fledgling", {"logit_softcap": 0.0}, "activation 'relu2', qk_norm True"),
+        ("fledgling", {"logit_softcap": 0.0}, "model.activation = 'relu2'"),
         ("fledgling", {**PLAIN, "tie_embeddings": True}, "embedding_norm"),
         ("llama", {"window_pattern": "S"}, "window_pattern"),
         ("llama", {"residual_scalars": True}, "residual_scalars"),
-        ("llama", {"qk_norm": True, "bias": True}, "bias True"),
-        ("gpt2", {"kv_heads": 2}, "kv_heads 2"),
-        ("gpt2", {"activation": "relu2"}, "activation 'relu2'"),
+        ("llama", {"qk_norm": True, "bias": True}, "model.qk_norm = True"),
+        ("gpt2", {"kv_heads": 2}, "kv_heads = 2"),
+        ("gpt2", {"activation": "relu2"}, "activation = 'relu2'"),
+        ("gemma3", {"embedding_multiplier": 3.0}, "embedding_multiplier = 3.0"),
+        ("olmo3", {"window_pattern": "SL"}, "window_pattern = 'SL'"),
+        ("olmo3", {"window_pattern": "S", "rope_type": "yarn", "rope_factor": 2.0}, "rope_local_base"),
+        ("phi3", {"partial_rotary_factor": 0.5, "rope_direction": -1}, "rope_direction = -1"),
     ],
 )
 def test_what_no_architecture_has_is_named(family, fields, word, tokenizer, tmp_path):
@@ -160,7 +166,7 @@ def test_what_no_architecture_has_is_named(family, fields, word, tokenizer, tmp_
 def test_the_recipe_for_gguf_trains_a_model_and_a_tokenizer_that_llama_cpp_has():
     recipe = load_recipe("quickstart-gguf")
     assert choose_architecture(recipe.resolve_model()).name == "qwen3"
-    assert gguf.pre_tokenizer_name(Tokenizer.train(TEXT, 330, max_digits=recipe.tokenizer.max_digits)) == "qwen2"
+    assert pre_tokenizer_name(Tokenizer.train(TEXT, 330, max_digits=recipe.tokenizer.max_digits)) == "qwen2"
     plain = load_recipe("quickstart")
     assert {name for name in vars(plain) if getattr(plain, name) != getattr(recipe, name)} == {
         "name",

@@ -1,7 +1,7 @@
 """Every open class computes here what it computes in transformers, and leaves again as the same class.
 
-Random models of two or three layers, made with transformers' own classes: logits, greedy tokens through the cache, a
-left-padded batch, a text longer than the window or than the context that RoPE was trained for.
+Random models of two or three layers, made with transformers' own classes: logits, 200 greedy tokens through the cache,
+a left-padded batch, a text longer than the window or than the context that RoPE was trained for (32 tokens of 256).
 """
 
 from dataclasses import replace
@@ -24,13 +24,13 @@ SIZES = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 96,
+    "max_position_embeddings": 256,
     "bos_token_id": 1,
     "eos_token_id": None,
     "pad_token_id": None,
 }
 NO_GROUPS = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 24}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32}
 LLAMA3 = {
     **YARN,
     **{"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0},
@@ -94,8 +94,11 @@ def test_a_class_computes_what_transformers_computes_and_leaves_again(name, toke
     with torch.inference_mode():
         expected = other(row).logits
         torch.testing.assert_close(model.compute_logits(model(row)), expected, rtol=1e-4, atol=1e-4)
-        generated = other.generate(row[:, :9], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
-        assert parity.generate_greedy(model, row[0, :9].tolist(), 20) == generated[0, 9:].tolist()
+        generated = other.generate(row[:, :9], max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert parity.generate_greedy(model, row[0, :9].tolist(), 9) == generated[0, 9:].tolist()
+        found = parity.compare_logits(model, lambda tokens: other(torch.tensor([tokens])).logits[0], name)
+        assert found.max_difference < 1e-4 and found.greedy_tokens == 200
+        assert found.greedy_matches + found.greedy_ties == 200 and found.greedy_ties < 3
         padded = torch.cat((torch.zeros(1, 11, dtype=torch.long), row[:, :30]), dim=1)
         mask = (torch.arange(41) >= 11).long()[None]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -164,3 +167,25 @@ def test_ntk_is_the_dynamic_type_of_transformers_at_one_length(tokenizer, tmp_pa
     other.config.rope_parameters = rope
     with torch.inference_mode():
         torch.testing.assert_close(model.compute_logits(model(row)), other(row).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_neox", "olmo3"])
+def test_a_directory_in_shards_tied_in_bfloat16_with_byte_order_marks_is_the_same_model(name, tokenizer, tmp_path):
+    kind, keys = CASES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**{**keys, "tie_word_embeddings": name != "olmo3"})
+    other = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().bfloat16()
+    other.save_pretrained(tmp_path, max_shard_size="40KB")
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager", dtype="float32")
+    for file in tmp_path.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    imported = read_hf(tmp_path)
+    model = Transformer(imported.config).eval()
+    model.load_state_dict(imported.state)
+    assert imported.config.tie_embeddings == (name != "olmo3")
+    row = torch.randint(1, 330, (1, 40), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        expected = whole(row).logits
+        torch.testing.assert_close(model.compute_logits(model(row)), expected, rtol=1e-4, atol=1e-4)

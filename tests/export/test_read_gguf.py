@@ -1,13 +1,16 @@
 """GGUF files come in: the function of the model that was written, its tokenizer, and one line for what is damaged."""
 
+import struct
+import tracemalloc
+
 import gguf
-import numpy as np
 import pytest
 import torch
 
 from fledgling.config import UserError
+from fledgling.export.gguf_architectures import BY_NAME
+from fledgling.export.gguf_mapping import list_tensors, to_gguf_tensor
 from fledgling.export.import_hf import read_model
-from fledgling.export.read_gguf import LAYER, OUTER
 from fledgling.model.transformer import Transformer
 from tests.export.test_open_classes import random_class
 
@@ -49,19 +52,11 @@ def write(path, arch, config, tensors, tokenizer, kind=TYPES.F32, **changes):
     return path
 
 
-def tensors_of(model, pairs):
-    config, tensors = model.config, {}
-    for name, value in model.state_dict().items():
-        if name in OUTER:
-            if not (config.tie_embeddings and name == "head.weight"):
-                tensors[OUTER[name]] = value
-            continue
-        _, layer, inner = name.split(".", 2)
-        heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2]) if pairs else None
-        if heads:
-            value = value.reshape(heads, 2, -1, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
-        tensors[f"blk.{layer}.{LAYER[inner]}"] = value
-    return tensors
+def tensors_of(model, arch):
+    """The tensors of a file of that architecture."""
+    architecture = BY_NAME[arch]
+    entries = list_tensors(model.config, architecture)
+    return {entry.name: to_gguf_tensor(entry, model.state_dict(), model.config, architecture) for entry in entries}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +65,7 @@ def tensors_of(model, pairs):
 )
 def test_a_file_computes_what_its_model_computes(make, tokenizer, tmp_path, arch, kind, error):
     model = make(arch, depth=2, kv_heads=2, tie_embeddings=arch == "qwen2")
-    path = write(tmp_path / "m.gguf", arch, model.config, tensors_of(model, arch == "llama"), tokenizer, kind)
+    path = write(tmp_path / "m.gguf", arch, model.config, tensors_of(model, arch), tokenizer, kind)
     found = read_model(path)
     again = Transformer(found.config)
     again.load_state_dict(found.state)
@@ -89,15 +84,9 @@ def test_qwen3_and_its_norms_come_in(tokenizer, tmp_path):
     source = read_hf(tmp_path / "hf")
     model = Transformer(source.config)
     model.load_state_dict(source.state)
-    found = read_model(write(tmp_path / "m.gguf", "qwen3", source.config, tensors_of(model, False), tokenizer))
+    found = read_model(write(tmp_path / "m.gguf", "qwen3", source.config, tensors_of(model, "qwen3"), tokenizer))
     assert all(torch.allclose(found.state[name], value) for name, value in source.state.items())
     assert found.config.head_dim == 16 and found.config.qk_norm_weights == "head"
-
-
-def test_kinds_of_quantization_that_the_package_dequantizes():
-    for kind in (TYPES.Q4_K, TYPES.Q6_K, TYPES.Q5_0):  # it writes no K-quants, so blocks of zeros
-        size = gguf.GGML_QUANT_SIZES[kind][1]
-        assert not gguf.dequantize(np.zeros((2, size), np.uint8), kind).any()
 
 
 HOSTILE = [
@@ -114,7 +103,7 @@ HOSTILE = [
 @pytest.mark.parametrize(("changes", "word"), HOSTILE)
 def test_a_header_that_lies_is_one_line(make, tokenizer, tmp_path, changes, word):
     model = make("llama", depth=1)
-    path = write(tmp_path / "m.gguf", "llama", model.config, tensors_of(model, True), tokenizer, **changes)
+    path = write(tmp_path / "m.gguf", "llama", model.config, tensors_of(model, "llama"), tokenizer, **changes)
     with pytest.raises(UserError, match=word) as error:
         read_model(path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
@@ -122,7 +111,7 @@ def test_a_header_that_lies_is_one_line(make, tokenizer, tmp_path, changes, word
 
 def test_a_torn_file_and_another_architecture_are_one_line(make, tokenizer, tmp_path):
     model = make("llama", depth=1)
-    path = write(tmp_path / "m.gguf", "llama", model.config, tensors_of(model, True), tokenizer)
+    path = write(tmp_path / "m.gguf", "llama", model.config, tensors_of(model, "llama"), tokenizer)
     whole = path.read_bytes()
     for damaged in (
         whole[: len(whole) // 2],
@@ -138,3 +127,46 @@ def test_a_torn_file_and_another_architecture_are_one_line(make, tokenizer, tmp_
     other = write(tmp_path / "o.gguf", "mamba", model.config, {}, tokenizer)
     with pytest.raises(UserError, match="architecture is 'mamba'"):
         read_model(other)
+
+
+def field(kind, body, name=b"a"):
+    return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + body
+
+
+def header(fields=b"", count=1, tensors=0):
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, count) + fields
+
+
+def array(kind, count):
+    return struct.pack("<IQ", kind, count)
+
+
+ABSURD = {
+    "bytes": header(field(9, array(0, 1 << 40))),
+    "numbers": header(field(9, array(10, (1 << 61) + 1))),
+    "texts": header(field(9, array(8, 1 << 22))),
+    "empty texts": header(field(9, array(8, 1 << 30) + bytes(8 << 10))),
+    "a long text": header(field(8, struct.pack("<Q", 1 << 62))),
+    "a long name": header(struct.pack("<Q", 1 << 63)),
+    "nested": header(field(9, array(9, 1) * 5000)),
+    "empty arrays": header(field(9, array(9, 1 << 22) + array(9, 0) * 900)),
+    "values": header(count=1 << 62),
+    "tensors": header(count=0, tensors=1 << 62),
+    "dimensions": header(struct.pack("<Q", 1) + b"a" + struct.pack("<I", 1 << 31), count=0, tensors=1),
+    "an unknown type": header(field(99, b"")),
+    "another file": b"PK" + bytes(99),
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_counts_end_in_one_line_and_bounded_memory(name, tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(ABSURD[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="not a readable GGUF file") as error:
+            read_model(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(error.value) and peak < 4 << 20

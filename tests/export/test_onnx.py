@@ -1,0 +1,31 @@
+"""An ONNX graph computes the model's logits in onnxruntime, for any batch and length."""
+
+import numpy as np
+import pytest
+import torch
+
+from fledgling.config import UserError
+from fledgling.export.onnx import write_onnx
+from fledgling.export.parity import compare_onnx
+
+pytest.importorskip("onnxscript", reason='onnxscript is not installed: pip install "fledgling[onnx]"')
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("family", ["fledgling", "gpt2"])
+def test_onnxruntime_writes_the_same_tokens(family, make, tmp_path):
+    model = make(family, depth=1, **({"kv_heads": 2} if family == "fledgling" else {}))
+    path = write_onnx(tmp_path / "m.onnx", model)
+    (found,) = compare_onnx(model, path, 1)
+    assert found.max_difference < 1e-4 and found.greedy_matches + found.greedy_ties == found.greedy_tokens == 120
+    session = onnxruntime.InferenceSession(str(path))
+    rows = torch.randint(330, (3, 17), generator=torch.Generator().manual_seed(0))
+    logits = session.run(None, {"tokens": rows.numpy()})[0]
+    with torch.inference_mode():
+        np.testing.assert_allclose(logits, model.compute_logits(model(rows)).numpy(), atol=1e-4)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_windows_are_refused(make, tmp_path):
+    with pytest.raises(UserError, match="windows"):
+        write_onnx(tmp_path / "m.onnx", make("fledgling", window_pattern="SL"))
