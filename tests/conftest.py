@@ -58,6 +58,16 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_families_train.py::test_a_tied_model_resumes_as_if_it_had_not_stopped",
     "test_memory_of_ranks.py::test_measured_memory_is_the_layouts",
     "test_page_faults.py::test_random_faults_never_stop_the_page_and_lose_no_finished_turn[200]",
+    *(
+        f"test_page_faults.py::test_a_question_after_a_failed_answer_is_answered[{fault}]"
+        for fault in (503, 500, "html")
+    ),
+    "test_page_faults.py::test_a_question_after_a_failed_answer_is_answered[fault5]",
+    "test_page_faults.py::test_a_server_that_comes_back_with_other_models_is_found[names1]",
+    "::test_the_page_works_without_a_database_or_a_channel_between_tabs[delete window.BroadcastChannel]",
+    "test_page.py::test_the_page_fits_phone_and_desktop_and_passes_axe[390-light]",
+    "test_page.py::test_the_page_fits_phone_and_desktop_and_passes_axe[1200-dark]",
+    "test_page.py::test_two_checkpoints_are_compared_on_the_page",
 )
 
 

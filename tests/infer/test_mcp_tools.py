@@ -71,6 +71,11 @@ def test_the_calls_of_other_tools_go_to_them(tools):
     assert tool.run("2+3") == "5" and tool.run(call("echo", text="x")) == "x"
 
 
+def test_two_servers_with_a_tool_of_one_name_are_refused(tools):
+    with pytest.raises(UserError, match="has a tool add, as another server does"):
+        tools._add_tool("add", "", {}, 0)
+
+
 @pytest.mark.parametrize("name", ["leave", "flood"])
 def test_a_server_that_ends_or_floods_is_an_error_of_the_call(name):
     tools = McpTools([SERVER], [name, "echo"])
@@ -89,7 +94,6 @@ def test_a_server_that_ends_or_floods_is_an_error_of_the_call(name):
         ([f"{sys.executable} -c 'print(1)'"], [], "did not start or list its tools"),
         (["/nowhere/server"], [], "did not start or list its tools"),
         ([SERVER], ["nope"], "no tool nope to allow"),
-        ([SERVER, SERVER], [], "as another server does"),
     ],
 )
 def test_a_server_that_cannot_be_used_is_one_line(commands, allowed, message):
