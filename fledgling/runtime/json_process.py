@@ -7,6 +7,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,21 +16,23 @@ from fledgling.runtime.user_code import describe_error
 
 
 class JsonProcess:
-    """Starts `command`; each `ask` writes one line to its stdin and reads one from its stdout."""
+    """Starts `command`; each `ask` writes one line to its stdin and reads one from its stdout, a thread at a time."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.buffer = b""
+        self.lock = threading.Lock()
 
     def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Returns the reply to `request`; {"error": why} if there is none within `timeout` seconds."""
-        try:
-            assert self.process.stdin is not None
-            self.process.stdin.write((json.dumps(request, default=str) + "\n").encode())
-            self.process.stdin.flush()
-            reply = self.read_reply(timeout)
-        except BrokenPipeError:
-            reply = None
+        with self.lock:
+            try:
+                assert self.process.stdin is not None
+                self.process.stdin.write((json.dumps(request, default=str) + "\n").encode())
+                self.process.stdin.flush()
+                reply = self.read_reply(timeout)
+            except BrokenPipeError:
+                reply = None
         if reply is None:
             code = self.process.poll()
             late = f"took more than {timeout:g} s" if code is None else f"ended its process (exit code {code})"
