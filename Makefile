@@ -2,13 +2,14 @@
 # carries what pyproject.toml and constraints.txt say, so that a second run installs nothing.
 PYTHON ?= python3
 RECIPE ?= quickstart
+MINUTES ?= 12
 BIN    := .venv/bin
 STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
 .PHONY: quickstart test test-all lint types structure mutants wasm format clean
 
 quickstart: $(STAMP)  ## a chat model of your own, from raw text to conversation
-	$(BIN)/fledgling speedrun $(RECIPE)
+	$(BIN)/fledgling speedrun $(RECIPE) --minutes $(MINUTES)
 
 test: $(STAMP)  ## every test that this machine can run
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)

@@ -101,6 +101,32 @@ def rates(
     return measure_rates(out, runs, overrides, width_per_layer, seconds, plot)
 
 
+@experiment(table_of("benchmarks.budgets", "format_budgets"))
+def budgets(
+    out: Path = Path("runs/budgets"),
+    *,
+    minutes: Annotated[tuple[float, ...], Parameter(consume_multiple=True)] = (3, 6, 12, 30),
+    seeds: int = 5,
+    overrides: Overrides = (),
+) -> dict:
+    """Run the quickstart within several budgets, and count how often the 90 % intervals of its forecasts held.
+
+    Finished runs are skipped and an interrupted one goes on: the same command continues.
+
+    Parameters
+    ----------
+    out
+        Directory of the runs.
+    minutes
+        The budgets.
+    seeds
+        Runs of each.
+    """
+    from benchmarks.budgets import run_budgets
+
+    return run_budgets(out, minutes, seeds, overrides)
+
+
 @experiment(table_of("benchmarks.clients", "format_clients"))
 def clients(*, python: str = sys.executable, node_modules: Path | None = None) -> dict:
     """Try real clients of OpenAI's, Anthropic's and Ollama's API against a server whose model is random.

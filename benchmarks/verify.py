@@ -26,7 +26,7 @@ from fledgling.data.batch import Batch
 from fledgling.record.atomic_directory import MANIFEST, describe_files
 from fledgling.record.seal import seal_run, seal_stage
 from fledgling.report import build_report
-from fledgling.speedrun import run_stages
+from fledgling.speedrun.stages import run_stages
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Stage, Stream
 from fledgling.verify import verify_run

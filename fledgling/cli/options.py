@@ -53,6 +53,15 @@ Rendezvous = Annotated[
         help="With --nodes: HOST:PORT of one of the machines, to which all of them connect.",
     ),
 ]
+Minutes = Annotated[
+    float | None,
+    Parameter(name="--minutes", negative=(), show_default=False, help="Time for all that is waited for, in minutes."),
+]
+Hours = Annotated[float | None, Parameter(name="--hours", negative=(), show_default=False, help="The same in hours.")]
+Usd = Annotated[
+    float | None,
+    Parameter(name="--usd", negative=(), show_default=False, help="The same in US dollars: needs --gpu, and --price."),
+]
 Json = Annotated[
     bool, Parameter(name="--json", negative=(), show_default=False, help="Print JSON for programs instead.")
 ]

@@ -7,8 +7,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from fledgling.cli.options import Json, Overrides, VocabSize
-from fledgling.config import UserError
+from fledgling.cli.options import Hours, Json, Minutes, Overrides, Usd, VocabSize
+from fledgling.config import Recipe, UserError
+from fledgling.plan.budget import Budget, TrainingSpeed, read_budget
+from fledgling.plan.budgeted_run import BudgetedRun
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.forecast_text import format_budgeted_run
 from fledgling.plan.hardware import OWN, DeviceSpec, find_device, make_own_device
 from fledgling.plan.inference import plan_recipe_inference
 from fledgling.plan.plan import load_planned_recipe, make_plan
@@ -35,6 +39,9 @@ def plan(
     depth: int | None = None,
     vocab_size: int | None = None,
     context: int | None = None,
+    minutes: Minutes = None,
+    hours: Hours = None,
+    usd: Usd = None,
     gpus: int | None = None,
     gpu: str | None = None,
     peak: Peak = None,
@@ -89,6 +96,7 @@ def plan(
     pinned = {"model.depth": depth, "tokenizer.vocab_size": vocab_size, "model.context": context}
     chosen = load_planned_recipe(recipe, depth, [f"{k}={v}" for k, v in pinned.items() if v is not None], overrides)
     training_options = {"gpus": gpus, "mfu": mfu, "price": price, "link": link}
+    training_options |= {"minutes": minutes, "hours": hours, "usd": usd}
     inference_options = {"length": length, "conversations": conversations}
     for name, value in (training_options if inference else inference_options).items():
         if value is not None:
@@ -100,9 +108,32 @@ def plan(
     from fledgling.train.source_sizes import count_source_sizes
 
     device = choose_device(chosen.run.hardware if peak is None or gpu else None, gpu, peak, bandwidth, memory)
+    ranks = chosen.run.ranks if gpus is None else gpus
+    if budget := read_budget(minutes, hours, usd, device, ranks, price):
+        run = plan_budget(chosen, budget, device, ranks, mfu, is_pinned=depth is not None)
+        print(json.dumps(run.to_json(), indent=2) if as_json else format_budgeted_run(run))
+        return
     sizes = count_source_sizes(chosen)
     result = make_plan(chosen, None, gpus, mfu, price, link, layout, sizes=sizes, device=device)
     print(json.dumps(result, indent=2) if as_json else format_plan(result))
+
+
+def plan_budget(
+    recipe: Recipe, budget: Budget, device: DeviceSpec, ranks: int, mfu: float | None, is_pinned: bool
+) -> BudgetedRun:
+    """Returns the run that a budget becomes on a card, at the speed that is measured of it, given or assumed."""
+    from fledgling.plan.plan import choose_utilization
+    from fledgling.speedrun.choose import choose_budgeted_run
+
+    if ranks < 1:
+        raise UserError(f"--gpus {ranks}: expected at least 1")
+    per_token = training_flops_per_token(recipe.resolve_model())
+    rows = recipe.pretrain.micro_batch_size or 1
+    utilization, device = choose_utilization(device, mfu, None, per_token, rows * recipe.resolve_model().context)
+    flops = device.peak_flops * utilization["mfu"] * ranks
+    sources = {"table": "assumed", "given": "--mfu", "measured": "of `fledgling bench train`"}
+    speed = TrainingSpeed(flops, per_token, sources[utilization["mfu_source"]])
+    return choose_budgeted_run(recipe, budget, device, ranks, [speed], is_pinned=is_pinned)
 
 
 def choose_device(

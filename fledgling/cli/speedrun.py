@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from fledgling.cli.options import (
     DEFAULT_RENDEZVOUS,
     Gpus,
+    Hours,
+    Minutes,
     Nodes,
     Overrides,
     Rendezvous,
     Restarts,
+    Usd,
     require_gpus,
     set_arguments,
 )
 from fledgling.cli.training_exit import training_exit_code
 from fledgling.cli.watch import WATCH_PORT, watching
-from fledgling.config import Recipe, load_recipe
+from fledgling.config import Recipe, UserError, load_recipe
+from fledgling.plan.budget import Budget, read_budget
+from fledgling.plan.hardware import find_device
+from fledgling.record.seal import FORECAST
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks
 from fledgling.runtime.world import is_launched_rank, is_main_process
+
+if TYPE_CHECKING:
+    from fledgling.speedrun.budgeted import BudgetedRun
 
 
 def speedrun(
     recipe: str = "quickstart",
     /,
     *,
+    minutes: Minutes = None,
+    hours: Hours = None,
+    usd: Usd = None,
+    gpu: Annotated[str | None, Parameter(negative=(), show_default=False)] = None,
+    price: Annotated[float | None, Parameter(negative=(), show_default=False)] = None,
     gpus: Gpus = None,
     restarts: Restarts = DEFAULT_RESTARTS,
     nodes: Nodes = 1,
@@ -40,12 +56,17 @@ def speedrun(
     """Run every stage of a recipe that is not done yet, evaluate after each, and write the report.
 
     All stages are checked before the first step. Run it again after an interruption: it resumes from the last
-    checkpoint.
+    checkpoint. With --minutes, --hours or --usd it measures the speed of this machine and chooses depth, stages, steps
+    and batch, so that all that is waited for ends in time. What it expects is printed before, and compared afterwards.
 
     Parameters
     ----------
     recipe
         A recipe's name, a TOML file or a run directory.
+    gpu
+        With --usd: the card that is paid for, by its name in `fledgling plan devices`.
+    price
+        With --usd: US dollars per hour for one device; default: that of the table.
     dry_run
         Only check all stages: data, steps, batch, memory, shapes; on a GPU also make a step and a checkpoint of each.
     watch
@@ -53,23 +74,39 @@ def speedrun(
     watch_port
         The port of that page.
     """
+    started = time.monotonic()
     chosen = load_recipe(recipe, overrides)
+    device = find_device(gpu) if gpu else None
+    for name, value in (("gpu", gpu), ("price", price)):
+        if value is not None and usd is None:
+            raise UserError(f"--{name} {value} has no effect without --usd")
+    budget = read_budget(minutes, hours, usd, device, gpus or 1, price)
     if gpus is not None and not is_launched_rank():
         dry = ["--dry-run"] if dry_run else []
-        command = ["-m", "fledgling", "speedrun", recipe, *dry, *set_arguments(overrides)]
+        given = {"minutes": minutes, "hours": hours, "usd": usd, "gpu": gpu, "price": price}
+        amount = [text for name, value in given.items() if value is not None for text in (f"--{name}", str(value))]
+        command = ["-m", "fledgling", "speedrun", recipe, *amount, *dry, *set_arguments(overrides)]
         with watching(chosen.run.out, watch_port, watch and not dry_run):
             return launch_ranks(gpus, chosen.run.device, command, restarts, nodes, rendezvous)
     require_gpus(restarts, nodes, rendezvous)
     from rich.console import Console
 
-    from fledgling.report import build_report, make_evals_table
-    from fledgling.speedrun import run_stages
+    from fledgling.report import build_report, make_evals_table, make_forecasts_table
+    from fledgling.speedrun.budgeted import require_card, run_budgeted
+    from fledgling.speedrun.stages import run_stages
 
+    if budget and usd is not None and device is not None and not dry_run:
+        require_card(chosen, device)
+    is_pinned = any(override.startswith(("model.depth", "model.width")) for override in overrides)
     if dry_run:
-        return print_dry_run(chosen)
+        return print_dry_run(chosen, budget, is_pinned, started)
     out = chosen.run.out
+    has_budget = budget is not None or (Path(out) / FORECAST).is_file()
     with watching(out, watch_port, watch and not is_launched_rank()), training_exit_code() as status:
-        stages_run = run_stages(chosen)
+        if has_budget:
+            stages_run = run_budgeted(chosen, budget, is_pinned, started, show=print_forecast)
+        else:
+            stages_run = run_stages(chosen)
     if status.code or not is_main_process():
         return status.code
     if not stages_run:
@@ -79,15 +116,34 @@ def speedrun(
         )
     page = build_report(out)
     Console().print(make_evals_table(out))
+    if (forecasts := make_forecasts_table(out)).row_count:
+        Console().print(forecasts)
     print(f"report: {page}\ntalk to it: fledgling chat {out}")
     return 0
 
 
-def print_dry_run(recipe: Recipe) -> int:
-    """Prints the dry run of a recipe; returns 1 if something is wrong with a stage."""
-    from fledgling.speedrun import dry_run, format_dry_run
+def print_forecast(run: BudgetedRun, goes_on: bool) -> None:
+    """Prints what a run with a budget expects, before its first step."""
+    if goes_on:
+        print(f"goes on within {run.budget.text}", file=sys.stderr)
+        return
+    from fledgling.plan.forecast_text import format_budgeted_run
+
+    print(format_budgeted_run(run), flush=True)
+
+
+def print_dry_run(recipe: Recipe, budget: Budget | None, is_pinned: bool, started: float) -> int:
+    """Prints the dry run of a recipe, and what its budget makes of it; returns 1 if something is wrong with a stage."""
+    from fledgling.speedrun.budgeted import measure_and_choose
+    from fledgling.speedrun.dry_run import dry_run, format_dry_run
+    from fledgling.train.pace import RunClock
 
     with training_exit_code() as status:
+        if budget is not None:
+            chosen = measure_and_choose(recipe, budget, RunClock(budget.seconds, started=started), is_pinned)
+            recipe = chosen.recipe
+            if is_main_process():
+                print_forecast(chosen, False)
         outcome = dry_run(recipe)
     if status.code:
         return status.code

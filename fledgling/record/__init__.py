@@ -1,6 +1,7 @@
 """The run directory: the files that a run writes, and the progress line that it shows.
 
     RUN/recipe.toml  RUN/environment.json  RUN/plan.json  RUN/seal.json  RUN/lock (while a process writes)
+    RUN/forecast.json  RUN/spent.json (of a run with a budget)
     RUN/<stage>/metrics.jsonl   {"step", "time", "elapsed", "loss", "tokens", "tokens_per_second", "mfu", ...}
     RUN/<stage>/evals.jsonl     {"stage", "step", "name", "value", "low", "high", "n", "baseline"}
     RUN/<stage>/samples.jsonl   {"stage", "step", "prompt", "text"}

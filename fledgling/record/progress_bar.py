@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fledgling.record.jsonl import to_json_value
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PLAIN_LINE_INTERVAL = 10.0  # seconds
+RECENT_STEPS = 50  # whose median is the time of a step
 
 
 def format_duration(seconds: float) -> str:
@@ -45,7 +48,11 @@ def format_metric(name: str, value: Any) -> str:
 
 
 class ProgressBar:
-    """Shows the step of a stage. The time left is estimated from the steps of this session alone."""
+    """Shows the step of a stage, and the time left: of as many steps as are left, each as long as the median of late.
+
+    The first step of a session, which compiles, is left out, and so is what was before it: a resumed stage shows the
+    time of this machine as it is now. Evaluations and pauses are longer than the median, and change it little.
+    """
 
     def __init__(self, stage: str):
         from rich.console import Console
@@ -54,15 +61,18 @@ class ProgressBar:
         self.console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._first: tuple[int, float] | None = None  # (step, time) of the first call, which excludes compiling
+        self._last: tuple[int, float] | None = None  # (step, time) of the last call
+        self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)  # of a step, between two calls
         self._printed = -math.inf
 
     def update(self, step: int, total: int, metrics: dict, elapsed: float) -> None:
         """Shows `step` of `total` with the metrics and the `elapsed` seconds."""
         now = time.monotonic()
-        self._first = self._first or (step, now)
-        steps, seconds = step - self._first[0], now - self._first[1]
-        left = f", {format_duration(seconds / steps * (total - step))} left" if steps > 0 and step < total else ""
+        if self._last is not None and step > self._last[0]:
+            self._seconds.append((now - self._last[1]) / (step - self._last[0]))
+        self._last = (step, now)
+        is_known = len(self._seconds) > 0 and step < total
+        left = f", {format_duration(median(self._seconds) * (total - step))} left" if is_known else ""
         values = "  ".join(format_metric(name, value) for name, value in to_json_value(metrics).items())
         text = f"{values}  {format_duration(elapsed)}{left}"
         if self.console.is_terminal:

@@ -22,7 +22,8 @@ from fledgling.record.recorder import JSONL_NAMES
 
 SEAL = "seal.json"
 DONE = "done.json"
-RUN_FILES = ("recipe.toml", "environment.json", "plan.json")
+FORECAST, SPENT = "forecast.json", "spent.json"  # of a run with a budget (`fledgling.speedrun.budgeted`)
+RUN_FILES = ("recipe.toml", "environment.json", "plan.json", FORECAST)
 
 
 def seal_stage(stage_dir: Path) -> None:

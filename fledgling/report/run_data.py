@@ -17,6 +17,7 @@ from typing import Any
 
 from fledgling.config import STAGES, UserError
 from fledgling.record import read_jsonl
+from fledgling.record.seal import FORECAST, SPENT
 from fledgling.report.unreadable import find_unreadable
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -103,6 +104,8 @@ class RunData:
     tokenizer: dict[str, Any]
     data: dict[str, dict[str, Any]]
     plan: dict[str, Any]
+    forecast: dict[str, Any] = field(default_factory=dict)  # of a run with a budget
+    spent: dict[str, Any] = field(default_factory=dict)  # seconds of it
     stages: list[StageData] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # damaged files, one line each
 
@@ -136,6 +139,8 @@ def load_run_data(run_dir: Path | str, max_lines: Mapping[str, int] | None = Non
         tokenizer=read_object(path / "tokenizer" / "training.json"),
         data={manifest.parent.name: read_object(manifest) for manifest in manifests},
         plan=read_object(path / "plan.json"),
+        forecast=read_object(path / FORECAST),
+        spent=read_object(path / SPENT),
         stages=stages,
         unreadable=find_unreadable(path, [stage.name for stage in stages], MAX_FILE_BYTES),
     )

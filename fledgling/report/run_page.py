@@ -17,6 +17,7 @@ from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.report import summary as numbers
 from fledgling.report.chart import Chart, Line, render_bar, render_chart, running_mean
+from fledgling.report.forecasts import forecast_rows
 from fledgling.report.predictions import hourly_price, pair_predictions
 from fledgling.report.provenance import data_rows, environment_rows, reading_rows
 from fledgling.report.run_data import (
@@ -67,6 +68,7 @@ def run_page_contents(run: RunData) -> dict[str, Any]:
         "stages": stage_rows(run),
         "reading": reading_rows(run),
         "predictions": prediction_rows(run),
+        "forecasts": forecast_rows(run),
         "samples": sample_groups(run),
         "left_out": {"evals": describe_left_out_evals(run), "samples": describe_left_out_samples(run)},
         "notices": [(stage.name, text) for stage in run.stages for text in stage.notices],

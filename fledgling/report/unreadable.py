@@ -7,7 +7,15 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-RUN_FILES = ("recipe.toml", "environment.json", "plan.json", "tokenizer/training.json", "data/*/manifest.json")
+RUN_FILES = (
+    "recipe.toml",
+    "environment.json",
+    "plan.json",
+    "forecast.json",
+    "spent.json",
+    "tokenizer/training.json",
+    "data/*/manifest.json",
+)
 STAGE_FILES = ("plan.json", "done.json", "metrics.jsonl", "evals.jsonl", "samples.jsonl", "notices.jsonl")
 ERRORS = (
     OSError,

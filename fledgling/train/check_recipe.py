@@ -37,6 +37,7 @@ from fledgling.runtime.world import World
 from fledgling.sandbox.process import get_layers
 from fledgling.tasks import load_task
 from fledgling.tasks.core import find_core_bundle
+from fledgling.tasks.exam_names import exam_names
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.going_on import read_prepared_data
@@ -45,7 +46,7 @@ from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.rl.build import require_valid_rl_config
 from fledgling.train.rl.reward import require_rewards
 from fledgling.train.source_sizes import count_source_sizes
-from fledgling.train.stage_rows import exam_names, require_data
+from fledgling.train.stage_rows import require_data
 from fledgling.train.trial_step import trace_step
 
 SAMPLED_PROMPTS = 64

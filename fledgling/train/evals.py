@@ -18,11 +18,11 @@ from fledgling.evals.sparsity import measure_activation_sparsity
 from fledgling.files import resolve_data_root
 from fledgling.tasks import SKILLS, load_task
 from fledgling.tasks.core import find_core_bundle, read_core_tasks
+from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
 from fledgling.text.compression import measure_compressed_bpb
 from fledgling.train.context import StageContext
 from fledgling.train.stage import Eval
-from fledgling.train.stage_rows import exam_names
 
 VALIDATION_ROWS = 512  # of held-out text at the end of a stage
 FIRST_ROWS = 64  # of these, measured in between and, as a series of their own, at the end too

@@ -30,6 +30,7 @@ from fledgling.record.run_requests import ACTIONS, BATCH, EVALUATE, SAMPLE, STOP
 from fledgling.runtime.memory import measure_peak_memory
 from fledgling.runtime.world import World
 from fledgling.train.health import Health, Rollback
+from fledgling.train.horizon import Horizon
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.totals import Totals
 
@@ -49,6 +50,8 @@ class TrainingStopped(Exception):
 
 # (measured peak, what a step reached), FLOP/s of a rank -> (peak measured again, or 0.0 if that fails; what to tell)
 MeasurePeak = Callable[[float, float], tuple[float, str]]
+# (horizon, finished steps, seconds of the last step) -> steps of the stage from now on
+ChooseSteps = Callable[[Horizon, int, float], int]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class LoopContext:
     health: Health = field(default_factory=Health)
     rollback: Rollback = field(default_factory=Rollback)
     totals: Totals = field(default_factory=Totals)
+    horizon: Horizon | None = None  # None: the stage's steps, unchanged
+    choose_steps: ChooseSteps | None = None  # called after every step, on the main rank; None: nothing is changed
 
 
 def train_step(
@@ -129,13 +134,14 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
     """Runs a stage from `start_step` to its end. Raises TrainingStopped after saving, if a stop is requested."""
     recorder, world, health, rollback = context.recorder, context.world, context.health, context.rollback
     shown_loss, step, peak_flops = math.nan, start_step, context.peak_flops
+    horizon = context.horizon or Horizon(stage.steps)
     if start_step == 0:
         run_evals(stage.evals, model, context, 0, last=False)
     if start_step == 0 and rollback.max_rollbacks:
         context.save(0)
-    while step < stage.steps:
+    while step < horizon.steps:
         step_start = time.perf_counter()
-        multiplier = stage.schedule(step / stage.steps)
+        multiplier = stage.schedule(horizon.progress(step))
         optimizer.set_schedule_multiplier(multiplier)
         with world.progress.track_step():
             try:
@@ -194,7 +200,8 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
         )
         progress = {name: extra[name] for name in PROGRESS_METRICS if name in extra}
         recorder.show_progress(step, loss=shown_loss, **speed, **progress)
-        last = step == stage.steps
+        change_horizon(context, horizon, step, seconds)
+        last = step == horizon.steps
         run_evals(stage.evals, model, context, step, last)
         actions = agree_on_actions(context)
         stopping = STOP in actions
@@ -209,7 +216,7 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
         if stopping and not last:
             raise TrainingStopped(step)
     if health.empty:
-        recorder.log_notice(f"{stage.name}: {health.empty} of {stage.steps} steps had no targets and changed nothing")
+        recorder.log_notice(f"{stage.name}: {health.empty} of {horizon.steps} steps had no targets and changed nothing")
 
 
 def agree_on_actions(context: LoopContext) -> frozenset[str]:
@@ -226,6 +233,22 @@ def agree_on_actions(context: LoopContext) -> frozenset[str]:
     if agreed - {STOP, BATCH} and world.is_main:
         context.recorder.log_notice(f"a watcher asked to {' and '.join(sorted(agreed - {STOP, BATCH}))}")
     return agreed
+
+
+def change_horizon(context: LoopContext, horizon: Horizon, step: int, seconds: float) -> None:
+    """Changes the steps of the stage as the main rank chooses, on every rank. One collective, where there is a choice.
+
+    seconds: of the last step.
+    """
+    if context.choose_steps is None or step >= horizon.steps:
+        return
+    world, recorder = context.world, context.recorder
+    chosen = context.choose_steps(horizon, step, seconds) if world.is_main else 0
+    steps = min(max(int(world.all_gather_object(chosen)[0]), step + 1), horizon.planned)
+    if steps != horizon.steps:
+        recorder.log_notice(f"step {step}: {steps:,} steps instead of {horizon.steps:,}, to end in time")
+        horizon.change(step, steps)
+        recorder.total_steps = steps
 
 
 def write_rows(batch: Batch, step: int, path: Path) -> None:

@@ -36,8 +36,9 @@ from fledgling.train.dpo import build_dpo_stage
 from fledgling.train.going_on import read_prepared_data, reconcile
 from fledgling.train.health import Health, Rollback
 from fledgling.train.history import extend_history
+from fledgling.train.horizon import Horizon
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
-from fledgling.train.loop import LoopContext, TrainingStopped, run_loop
+from fledgling.train.loop import ChooseSteps, LoopContext, TrainingStopped, run_loop
 from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, replace_exceeded_peak
 from fledgling.train.positions import carry_positions, describe_reading
 from fledgling.train.prepare import DataPreparer
@@ -88,6 +89,7 @@ def run_stage(
     adapt_stage: AdaptStage = lambda stage: stage,
     should_stop: Callable[[], bool] = lambda: False,
     prepared: dict[str, Any] | None = None,
+    choose_steps: ChooseSteps | None = None,
 ) -> bool:
     """Runs stage `name`; returns False if it was already done.
 
@@ -100,6 +102,7 @@ def run_stage(
         should_stop: is asked after every step, as a signal is.
         prepared: the prepared data that the stage starts with, as a checkpoint's state records it in "data"; None: as
             its texts are now. A stage that resumes has that of its checkpoint.
+        choose_steps: may change the number of steps while the stage runs (`fledgling.train.horizon`).
 
     Raises:
         TrainingStopped: after a signal, once everything is saved.
@@ -138,7 +141,7 @@ def run_stage(
             preparer = DataPreparer(recipe, run_dir, recorder.log_notice, show_progress=world.is_main and not quiet)
             preparer.documents.prepared.pinned = prepared or {}
             context, loaded = build_context(recipe, name, world, setup, recorder, preparer, saved, parent, lock)
-            train_stage(name, context, loaded, select_evals, adapt_stage, should_stop, begun.set)
+            train_stage(name, context, loaded, select_evals, adapt_stage, should_stop, begun.set, choose_steps)
     return True
 
 
@@ -175,6 +178,7 @@ def train_stage(
     adapt_stage: AdaptStage = lambda stage: stage,
     should_stop: Callable[[], bool] = lambda: False,
     on_begin: Callable[[], None] = lambda: None,
+    choose_steps: ChooseSteps | None = None,
 ) -> None:
     """Builds the stage's data and optimizer, restores the checkpoint `saved`, and runs the loop to the stage's end.
 
@@ -190,20 +194,22 @@ def train_stage(
     learning_rate = recipe.stage_config(name).learning_rate or 1.0  # derived, if it was open
     optimizer = Optimizer(context.model, recipe.optimizer, world, learning_rate, setup.compiled, setup.dtype)
     start_step, health, totals = 0, Health(), Totals()
+    horizon = Horizon(stage.steps, stage.recorded_changes, is_recorded=bool(stage.recorded_changes))
     torch.manual_seed(recipe.seed)
     if saved:
+        horizon.load_state_dict(saved.state.get("horizon", {}))
         start_step = restore_state(saved, stage, optimizer, health, totals)
-        recorder.log_notice(f"{name}: resuming after step {start_step} of {stage.steps}")
+        recorder.log_notice(f"{name}: resuming after step {start_step} of {horizon.steps}")
     recorder.rewind(start_step or -1)
     if world.is_main:
         seal_stage(context.run_dir / name)
-    if start_step > stage.steps:
+    if start_step > horizon.steps:
         raise UserError(
-            f"{name}.steps: the checkpoint has {start_step} steps, more than the {stage.steps} of the stage"
+            f"{name}.steps: the checkpoint has {start_step} steps, more than the {horizon.steps} of the stage"
         )
-    recorder.total_steps = stage.steps
+    recorder.total_steps = horizon.steps
     on_begin()
-    saver = make_saver(stage, optimizer, context, health, totals)
+    saver = make_saver(stage, optimizer, context, health, totals, horizon)
     rollback = Rollback(recipe.run.max_rollbacks, make_rollback(stage, optimizer, context, health, totals, saver))
     with catch_stop_signals() as stop_requested, saver:
         loop_context = LoopContext(
@@ -218,6 +224,8 @@ def train_stage(
             health,
             rollback,
             totals,
+            horizon,
+            choose_steps,
         )
         reporting = replace(stage, extra_metrics=lambda: stage.extra_metrics() | saver.metrics())
         try:
@@ -226,12 +234,13 @@ def train_stage(
             stage.batches.close()
     counted = not saved or "targets" in saved.state.get("totals", {})  # an older checkpoint has not
     if name != "rl" and counted and not totals.targets:
-        nothing = f"{name}: none of {stage.steps:,} steps had a token to learn from, so the weights are as they were"
+        nothing = f"{name}: none of {horizon.steps:,} steps had a token to learn from, so the weights are as they were"
         raise UserError(f"{nothing}; see the stage's notices for what was cut or left out")
     reading = stage.count_reading()
     if line := describe_reading(name, reading):
         recorder.log_notice(line)
-    recorder.mark_done(**totals.state_dict(), **saver.metrics(), **({"sources": reading} if reading else {}))
+    facts = ({"sources": reading} if reading else {}) | ({"planned_steps": horizon.planned} if horizon.changes else {})
+    recorder.mark_done(**totals.state_dict(), **saver.metrics(), **facts)
     if world.is_main:
         seal_stage(context.run_dir / name)
 
@@ -304,7 +313,7 @@ def latest_healthy_checkpoint(directory: Path, warn: Callable[[str], None]) -> C
 
 
 def make_saver(
-    stage: Stage, optimizer: Optimizer, context: StageContext, health: Health, totals: Totals
+    stage: Stage, optimizer: Optimizer, context: StageContext, health: Health, totals: Totals, horizon: Horizon
 ) -> CheckpointSaver:
     """Returns the saver of a stage, with what goes into state.json; the tensors are the saver's."""
 
@@ -325,6 +334,7 @@ def make_saver(
             "row_weights": stage.row_weights,
             "health": health.state_dict(),
             "totals": totals.state_dict(),
+            "horizon": horizon.state_dict(),
             "parent": context.parent,
             "ranks": context.world.size,
             "positions": (stage.positions or carry_positions(context.positions))(),

@@ -55,7 +55,7 @@ class Stage:
     """One stage of training."""
 
     name: str
-    steps: int  # known before the stage starts
+    steps: int  # known before the stage starts; a run with a deadline may make fewer (`fledgling.train.horizon`)
     batches: Stream
     loss: Callable[[Transformer, Batch], Tensor]  # the SUM over the batch's targets
     schedule: Callable[[float], float]  # progress in [0, 1) -> multiplier of every learning rate
@@ -66,4 +66,5 @@ class Stage:
     row_weights: dict[str, float] = field(default_factory=dict)  # of the sources of its mixture, kept on resume
     positions: Callable[[], dict[str, Any]] | None = None  # of its sources, for the checkpoint; None: it reads none
     count_reading: Callable[[], list[dict[str, Any]]] = list  # what its sources have given, for done.json
+    recorded_changes: list[tuple[int, int]] = field(default_factory=list)  # of its steps, where it is made again
     extra_metrics: Callable[[], dict[str, Any]] = field(default=dict)  # recorded with the loss, such as RL's reward

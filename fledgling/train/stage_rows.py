@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import LoopConfig, Recipe, RLConfig, StageConfig
+from fledgling.config import Recipe, RLConfig, StageConfig
 from fledgling.corpora.prepared_data import Log
 from fledgling.data.shards import TokenShard
 from fledgling.data.stream import RowSource
 from fledgling.plan.stage_length import SourceSize, count_steps, derive_rows, require_end, row_weights
-from fledgling.tasks import ENVIRONMENT_PREFIX, PUBLIC_TASKS, SKILLS, load_task
+from fledgling.tasks import load_task
+from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.task import TEST
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.positions import Positions, SetPart, SourcePositions
@@ -139,17 +140,6 @@ def merge_equal_sources(
         if index in names:
             kept_names[first] = names[index]
     return kept, kept_names
-
-
-def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[str]:
-    """Returns the tasks that a stage is evaluated on: those of its mixture, and those that RL practices.
-
-    default_mixture: replaces an empty one; RL and DPO are evaluated on the tasks of SFT too.
-    """
-    practiced = config.tasks if isinstance(config, RLConfig) else {}
-    learned = {**(config.mixture or default_mixture), **practiced}
-    environments = [name for name in learned if name.startswith(ENVIRONMENT_PREFIX)]
-    return [name for name in (*SKILLS, *PUBLIC_TASKS, *environments) if learned.get(name, 0) > 0]
 
 
 def require_data(recipe: Recipe, stages: Iterable[str], kept: Mapping[str, Any] | None = None) -> None:

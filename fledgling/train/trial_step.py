@@ -89,7 +89,8 @@ def _attach(model: Transformer, recipe: Recipe, name: str) -> None:
         attach_critic(model)
 
 
-def _random_stage(recipe: Recipe, name: str, config: ModelConfig, rows: int, passes: int) -> Stage:
+def make_random_stage(recipe: Recipe, name: str, config: ModelConfig, rows: int, passes: int) -> Stage:
+    """Returns a stage of one step: `passes` micro-batches of `rows` random rows, with its own loss."""
     stream = RandomBatches(config.vocab_size, rows, config.context, recipe.seed, passes)
     stream.batch = add_stage_fields(stream.batch, recipe.stage_config(name))
     return Stage(name, 1, stream, stage_loss(recipe, name), lambda progress: 1.0)
@@ -99,7 +100,7 @@ def trace_step(recipe: Recipe, name: str, config: ModelConfig, dtype: torch.dtyp
     """Runs forward, backward and update of a stage on one row, with meta tensors. Raises what a real step would."""
     device = torch.device("meta")
     world = World(0, 1, 0, device)
-    stage = _random_stage(recipe, name, config, 1, 1)
+    stage = make_random_stage(recipe, name, config, 1, 1)
     batches = [batch.to(device) for batch in stage.batches.next()]
     with _AnswerHostReads():
         with device:
@@ -133,7 +134,7 @@ def make_trial_step(
     if recipe.adapter.trains_in(name):
         initialize_adapter(model, recipe.seed)
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
-    stage = _random_stage(recipe, name, config, split.rows, split.micro_batches)
+    stage = make_random_stage(recipe, name, config, split.rows, split.micro_batches)
     reference = None
     if split.has_reference_model:
         reference = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)  # only its memory counts

@@ -18,6 +18,7 @@ from fledgling.record.seal import (
     DONE,
     RUN_FILES,
     SEAL,
+    SPENT,
     find_changed_lines,
     hash_lines,
     hash_run_files,
@@ -54,7 +55,7 @@ def check_stages(run_dir: Path) -> Check:
         for path in list_stage_checkpoints(run_dir, stage)
         if path.is_symlink()
     ]
-    known = {*STAGES, *RUN_DIRECTORIES, "lock", "lock.json", "report.html", SEAL, *RUN_FILES}
+    known = {*STAGES, *RUN_DIRECTORIES, "lock", "lock.json", "report.html", SEAL, SPENT, *RUN_FILES}
     check.notes += [
         f"{path.name} is not a file of a run" for path in sorted(run_dir.iterdir()) if path.name not in known
     ]

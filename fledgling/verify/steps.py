@@ -27,6 +27,7 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.report.run_data import finite_number
 from fledgling.runtime.world import World
 from fledgling.train.going_on import read_prepared_data
+from fledgling.train.horizon import Horizon, read_changes
 from fledgling.train.init_from import INIT_DIR
 from fledgling.train.loop import TrainingStopped, digest_step
 from fledgling.train.run import run_stage
@@ -156,6 +157,14 @@ def read_stage_recipe(run_dir: Path, stage: str, step: int = 0) -> Recipe:
     return recipe
 
 
+def read_horizon_changes(run_dir: Path, stage: str, planned: int) -> list[tuple[int, int]]:
+    """Returns how a stage changed its steps while it ran, when `planned` were planned: from its newest checkpoint."""
+    for path in list_stage_checkpoints(run_dir, stage)[::-1]:
+        if checkpoint.inspect_checkpoint(path)["valid"]:
+            return read_changes(checkpoint.read_checkpoint_state(path).get("horizon", {}).get(str(planned), []))
+    return []
+
+
 def find_obstacle(run_dir: Path, start: Start) -> str:
     """Returns why `start` cannot be gone on from, "" if it can: a stage needs the weights that it was started with."""
     before = [stage for stage in list_stages(run_dir) if STAGES.index(stage) < STAGES.index(start.stage)]
@@ -222,13 +231,16 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
         return made >= distance
 
     def adapt(stage: Stage) -> Stage:
+        changes = read_horizon_changes(run_dir, start.stage, stage.steps)
         if reads_data:
-            before = stage.batches.state_dict()
-            for step in range(stage.steps):
+            before, horizon = stage.batches.state_dict(), Horizon(stage.steps, changes)
+            for step in range(horizon.steps):
                 result.data.append(digest_step(stage.batches.next(), World.start(recipe.run.device)))
-                result.multipliers.append(stage.schedule(step / stage.steps))
+                result.multipliers.append(stage.schedule(horizon.progress(step)))
             stage.batches.load_state_dict(before)
-        return replace(stage, save_every=0) if distance else replace(stage, steps=start.step)
+        if not distance:
+            return replace(stage, steps=start.step)
+        return replace(stage, save_every=0, recorded_changes=changes)
 
     def measure(evals: tuple[Eval, ...]) -> tuple[Eval, ...]:
         for entry in evals:

@@ -24,6 +24,7 @@ from tests.smallest import write_recipe
 AS_SHOWN = None
 VERIFY = "tests/cli/test_verify.py::test_what_holds_is_a_table_with_its_notes"
 RANKS = "tests/cli/test_ranks.py::test_ranks_are_started_and_their_exit_code_is_ours"
+BUDGET = "tests/speedrun/test_budgeted.py::test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares"
 ELSEWHERE = {  # shown command: the test that runs it
     "fledgling verify runs/quickstart": VERIFY,
     "fledgling verify runs/quickstart --root 3f2a...": VERIFY,
@@ -32,6 +33,8 @@ ELSEWHERE = {  # shown command: the test that runs it
         "tests/cli/test_watch.py::test_the_page_is_served_until_a_signal_and_no_torch_is_imported"
     ),
     "fledgling serve runs/quickstart": "tests/cli/test_runs.py::test_the_cell_of_the_table_is_what_happens",
+    "fledgling speedrun --minutes 15": BUDGET,
+    "fledgling speedrun --hours 8 --set model.depth=6": BUDGET,
     "fledgling speedrun quickstart --gpus 2": RANKS,
     "fledgling speedrun quickstart --gpus 2 --set sft.micro_batch_size=8": (RANKS),
     "fledgling speedrun quickstart --gpus 2 --restarts 3": (RANKS),
@@ -110,6 +113,9 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling plan --depth 20 --gpus 8 --gpu h100 --link ethernet-100g": AS_SHOWN,
         "plan": "fledgling plan smallest.toml --layout whole-logits --mfu 0.3 --price 2.5 --context 32 "
         "--vocab-size 300",
+        "fledgling plan --minutes 15": AS_SHOWN,
+        "plan hours": "fledgling plan smallest.toml --hours 0.1 --json",
+        "fledgling plan d20-8xh100 --usd 50 --gpu h100 --gpus 8": AS_SHOWN,
         "plan inference": "fledgling plan smallest.toml --inference --length 16 --conversations 2 --json",
         "fledgling plan compare --depth 12": AS_SHOWN,
         "fledgling plan --depth 12 --peak 165 --bandwidth 1008 --memory 24 --price 0.40": AS_SHOWN,
@@ -253,6 +259,9 @@ REFUSED = {  # options that need what a test does not have: refused in one line
     "fledgling bench infer --peers --batch 0": "batch",
     "fledgling bench learn base= tied --minutes 0 --recipe smallest.toml --points 2 --held-out-kb 9 --clock cpu "
     "--json": "minutes 0",
+    "fledgling speedrun quickstart --usd 5 --gpu h100 --price 3": "`fledgling plan --usd` plans for a card that",
+    "fledgling speedrun quickstart --minutes 5 --hours 2": "give one of them",
+    "fledgling plan --usd 5": "--price",
     "fledgling bench gpu --no-tiny --out gpu --minutes 0": "minutes",
     "fledgling data fetch nowhere --shards 2": "nowhere",
     "fledgling scaling run --depths 1 --budgets 1e3 --recipe smallest.toml": "budget",

@@ -23,6 +23,28 @@ def test_plain_progress_prints_one_line_every_ten_seconds(tmp_path, capsys, monk
     ]
 
 
+def test_the_time_left_after_a_resume_is_of_this_session_and_pauses_change_it_little(tmp_path, capsys, monkeypatch):
+    """Steps 1 to 400 took ten seconds each; those of this session take two, but for a minute of evaluation."""
+    now = [0.0]
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now[0])
+    with Recorder(tmp_path, "pretrain", 1000) as recorder:
+        for step in range(1, 401):
+            now[0] = 10.0 * step
+            recorder.log_metrics(step, loss=1.0)
+    capsys.readouterr()
+    now[0] = 1e6
+    with Recorder(tmp_path, "pretrain", 1000) as recorder:
+        recorder.rewind(400)
+        now[0] += 50.0  # the first step compiles
+        for step in range(401, 461):
+            now[0] += 2.0 + 60.0 * (step == 430)
+            recorder.show_progress(step, loss=1.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert "401/1000  loss 1  1:07:32" in lines[0] and "left" not in lines[0], "the work before counts, the pause not"
+    left = {int(line.split("/")[0].split()[1]): line.split(", ")[1] for line in lines[1:]}
+    assert all(text == f"{progress_bar.format_duration(2 * (1000 - step))} left" for step, text in left.items()), left
+
+
 def test_a_terminal_shows_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")

@@ -6,7 +6,7 @@ import pytest
 
 from fledgling.config import UserError, load_recipe
 from fledgling.record.run_lock import hold_lock
-from fledgling.speedrun import run_stages
+from fledgling.speedrun.stages import run_stages
 from fledgling.train.run_directory import lock_stage, remove_dead_links, remove_stage
 from tests.ranks import on_ranks
 from tests.smallest import write_recipe

@@ -14,12 +14,13 @@ from fledgling.plan.stage_length import fixed_rows
 from fledgling.record import read_jsonl
 from fledgling.record.checkpoint import find_latest_checkpoint, read_checkpoint_state
 from fledgling.runtime import device
-from fledgling.speedrun import run_stages
+from fledgling.speedrun.stages import run_stages
+from fledgling.tasks.exam_names import exam_names
 from fledgling.train import run
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.prepare import DataPreparer, split_mixture
 from fledgling.train.run import run_stage
-from fledgling.train.stage_rows import exam_names, prepare_stage_rows, require_data
+from fledgling.train.stage_rows import prepare_stage_rows, require_data
 from tests.made_up_sets import REAL, needs_real_data, write_public_sets, write_rows
 from tests.tiny import tiny
 

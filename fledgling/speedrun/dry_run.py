@@ -1,13 +1,8 @@
-"""All stages of a recipe in order: a finished stage is skipped, an interrupted one resumes where it was saved.
-
-Before the first step of any, all stages that are left are checked (`fledgling.train.check_recipe`). `dry_run` does
-only that, and on an accelerator also makes a step and a checkpoint of each at full size.
-"""
+"""The check of a run before it starts: of every stage, and on an accelerator a step and a checkpoint at full size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,13 +13,10 @@ from fledgling.plan.hardware import find_device
 from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import DTYPES, DeviceSetup, choose_setup
 from fledgling.runtime.world import World, choose_device
+from fledgling.speedrun.stages import list_stages_left
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.check_recipe import StageCheck, check_recipe, find_model_config, require_sound
-from fledgling.train.going_on import read_prepared_data
-from fledgling.train.run import run_stage
-from fledgling.train.run_directory import lock_stage
+from fledgling.train.check_recipe import StageCheck, check_recipe, find_model_config
 from fledgling.train.same_ranks import require_same_device
-from fledgling.train.stage_rows import require_data
 from fledgling.train.trial_step import TrialStep, make_trial_step
 
 
@@ -40,33 +32,6 @@ class DryRun:
     def is_sound(self) -> bool:
         """Whether no stage has a problem."""
         return not any(check.problems for check in self.checks)
-
-
-def run_stages(recipe: Recipe, quiet: bool = False) -> list[str]:
-    """Runs the stages of a recipe that are not done; returns the names of those that were run.
-
-    Raises UserError before the first of them for whatever `check_recipe` finds wrong with any.
-    """
-    run_dir = Path(recipe.run.out)
-    left = list_stages_left(recipe)
-    for stage in left:
-        require_data(recipe, [stage], read_prepared_data(Path(recipe.run.out), stage))
-    with ExitStack() as locks:
-        lock = None
-        if left:
-            world = World.start(recipe.run.device)
-            setup = choose_setup(recipe.run, world)
-            require_same_device(setup, world)
-            with world.main_process_first():  # for all stages: no other start comes between two of them
-                if world.is_main:
-                    require_sound(check_recipe(recipe, left, setup, world))
-                lock = locks.enter_context(lock_stage(run_dir, left[0])) if world.is_main else None
-        return [name for name in recipe.stages if run_stage(recipe, name, quiet=quiet, lock=lock)]
-
-
-def list_stages_left(recipe: Recipe) -> list[str]:
-    """Returns the stages of a recipe that are not done."""
-    return [name for name in recipe.stages if not (Path(recipe.run.out) / name / "done.json").exists()]
 
 
 def dry_run(recipe: Recipe) -> DryRun:

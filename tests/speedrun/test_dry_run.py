@@ -14,7 +14,8 @@ from fledgling.config import UserError, load_recipe
 from fledgling.plan.memory import TrainingStep
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
-from fledgling.speedrun import dry_run, format_dry_run, run_stages, try_stages
+from fledgling.speedrun.dry_run import dry_run, format_dry_run, try_stages
+from fledgling.speedrun.stages import run_stages
 from fledgling.train import check_recipe as check_recipe_module
 from fledgling.train.check_recipe import check_recipe
 from fledgling.train.trial_step import make_trial_step, trace_step
@@ -185,7 +186,7 @@ def test_a_step_that_fails_at_full_size_is_a_problem_of_its_stage(tmp_path, monk
     def run_out_of_memory(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("fledgling.speedrun.make_trial_step", run_out_of_memory)
+    monkeypatch.setattr("fledgling.speedrun.dry_run.make_trial_step", run_out_of_memory)
     outcome = try_stages(recipe, checks, setup, world)
     assert not outcome.is_sound and "out of memory" in outcome.checks[0].problems[0]
 

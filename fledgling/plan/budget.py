@@ -1,0 +1,383 @@
+"""A whole run from an amount of time or money: which depth, stages, steps and batch fit, and which learn most.
+
+For every depth that fits the device, the stages keep the proportions of their steps in the recipe, and are made as long
+as the time allows; of these runs the one with the least loss by the fitted law is taken. Time is all that a user waits
+for: `fledgling.plan.stage_seconds`. Where evaluations would take more than `MAX_EVALUATION` of it, the cheaper of
+`EVALUATIONS` is taken. Start with `choose_run`; `fledgling speedrun --minutes` and `fledgling plan --minutes` call it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from fledgling.config import Recipe, StageConfig, UserError, scaling_rules
+from fledgling.plan import cost, stage_seconds
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.forecast import FIRST_BITS, Planned, choose_laws, effective_tokens, runs_of
+from fledgling.plan.hardware import DeviceSpec
+from fledgling.plan.parameters import count_parameters
+from fledgling.plan.past_runs import PastRun, describe_data
+from fledgling.plan.plan import make_plan
+from fledgling.plan.scaling_laws import ChinchillaLoss
+from fledgling.plan.stage_length import SourceSize
+from fledgling.plan.stage_seconds import EVALUATIONS, EvaluationPlan, StageSeconds, total_seconds
+
+TARGET = 0.97  # of the budget, that is planned: the rest is for what a run does not foresee
+MAX_EVALUATION = 0.2  # of the budget, for evaluations and samples
+MIN_STEPS = {"pretrain": 20, "midtrain": 10, "sft": 20, "dpo": 5, "rl": 5}  # a stage of fewer is left out
+MAX_DEPTH = 64
+DEPTH_STEP = 2
+NEAR = 2.0  # between a run and a past one: the ratio of their sizes, and of their tokens
+MIN_DEPTH_GAIN = 0.005  # of the loss: a depth other than the recipe's has to be better by that
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An amount of time. text: as the user gave it."""
+
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """FLOP/s of all ranks together, in training a model of `flops_per_token`. source: where the figure is from."""
+
+    flops: float
+    flops_per_token: float
+    source: str
+
+
+@dataclass(frozen=True)
+class RunChoice:
+    """The run that a budget becomes.
+
+    Attributes:
+        recipe: with depth, stages, steps, batches and evaluations.
+        stages: their time, and that of what is before and after them.
+        planned: the sizes that the forecast depends on.
+        evaluations: which of them are made.
+        law: by which sizes were compared.
+        speed: FLOP/s that the time was counted with.
+    """
+
+    recipe: Recipe
+    stages: tuple[StageSeconds, ...]
+    planned: Planned
+    evaluations: EvaluationPlan
+    law: str
+    speed: TrainingSpeed
+
+
+def read_budget(
+    minutes: float | None,
+    hours: float | None,
+    usd: float | None,
+    device: DeviceSpec | None = None,
+    ranks: int = 1,
+    price: float | None = None,
+) -> Budget | None:
+    """Returns the budget that the options give; None without one.
+
+    Raises UserError, in one line, for several at once, for what is no amount, and for money without a price.
+    """
+    given = {
+        f"--{name}": value
+        for name, value in (("minutes", minutes), ("hours", hours), ("usd", usd))
+        if value is not None
+    }
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(f'{name} {value:g}' for name, value in given.items())}: give one of them")
+    ((option, value),) = given.items()
+    if not (0 < value < 1e7):
+        raise UserError(f"{option} {value:g}: expected a number above 0")
+    if option != "--usd":
+        return Budget(value * (60 if option == "--minutes" else 3600), f"{option} {value:g}")
+    if device is None:
+        raise UserError(f"--usd {value:g} buys time on a card: name it with --gpu, or give --minutes or --hours")
+    hourly = cost.estimate_usd(1.0, device, ranks, price)
+    if not hourly:
+        raise UserError(
+            f"--usd {value:g}: the price of {device.name} is not known; give it with --price, in USD an hour"
+        )
+    return Budget(value / hourly * 3600, f"--usd {value:g} at ${hourly:g} an hour")
+
+
+def speed_at(speeds: Sequence[TrainingSpeed], flops_per_token: float) -> TrainingSpeed:
+    """Returns the speed of a model of that size: on a line between the two measured around it, else the nearest."""
+    known = sorted(speeds, key=lambda speed: speed.flops_per_token)
+    for low, high in pairwise(known):
+        if low.flops_per_token < flops_per_token < high.flops_per_token:
+            part = math.log(flops_per_token / low.flops_per_token) / math.log(
+                high.flops_per_token / low.flops_per_token
+            )
+            return TrainingSpeed(low.flops ** (1 - part) * high.flops**part, flops_per_token, low.source)
+    return min(known, key=lambda speed: abs(math.log(speed.flops_per_token / flops_per_token)))
+
+
+def with_depth(recipe: Recipe, depth: int) -> Recipe:
+    """Returns the recipe with another depth, from which width and heads follow."""
+    if depth == recipe.model.depth:
+        return recipe
+    return replace(recipe, model=replace(recipe.model.unpin("width", "heads", "kv_heads"), depth=depth))
+
+
+def list_depths(recipe: Recipe, is_pinned: bool) -> list[int]:
+    """Returns the depths to compare: the recipe's, and where that is not pinned every second one."""
+    if is_pinned:
+        return [recipe.model.depth]
+    return sorted({recipe.model.depth, *range(DEPTH_STEP, MAX_DEPTH + 1, DEPTH_STEP)})
+
+
+def choose_run(
+    recipe: Recipe,
+    budget: Budget,
+    speeds: Sequence[TrainingSpeed],
+    device: DeviceSpec,
+    ranks: int,
+    runs: Sequence[PastRun],
+    *,
+    spent: float = 0.0,
+    is_pinned: bool = False,
+    sizes: Mapping[str, SourceSize] | None = None,
+    exams: Mapping[str, int] | None = None,
+    unique_tokens: float = math.inf,
+) -> RunChoice:
+    """Returns the run that learns most in a budget.
+
+    Args:
+        speeds: measured or assumed, of one or more sizes of the model.
+        spent: seconds of the budget that are spent already.
+        is_pinned: whether the recipe's depth is the user's.
+        sizes: of the sources that open steps follow from.
+        exams: how many skills each stage is examined on.
+        unique_tokens: of the largest source of pretraining, in one pass.
+
+    Raises UserError, in one line, where nothing can be learned in the time.
+    """
+    if recipe.stages[0] != "pretrain":
+        raise UserError(f"{budget.text}: expected a recipe that begins with pretrain, got {', '.join(recipe.stages)}")
+    parameters = count_parameters(recipe.resolve_model())["total"]
+    laws, law_name = choose_laws(runs, describe_data(recipe), parameters)
+    found: dict[int, RunChoice] = {}
+    reason: UserError | None = None
+    for depth in list_depths(recipe, is_pinned or not laws):
+        sized = with_depth(recipe, depth)
+        try:
+            choice = fit_run(sized, budget, speeds, device, ranks, spent, sizes or {}, exams or {}, unique_tokens)
+        except UserError as error:
+            reason = reason or error
+            if depth > recipe.model.depth:
+                break  # deeper ones need more time and memory still
+            continue
+        found[depth] = replace(choice, law=law_name)
+    if not found:
+        assert reason is not None
+        raise reason
+    own = runs_of(runs, describe_data(recipe), FIRST_BITS)
+    known = [depth for depth, choice in found.items() if not own or is_near(choice.planned, own)]
+    return choose_depth(found, laws, recipe.model.depth, known)
+
+
+def is_near(planned: Planned, runs: Sequence[PastRun]) -> bool:
+    """Returns whether a past run had about the size, and half of the tokens at least: a law says little far from it."""
+    tokens = effective_tokens(planned.tokens, planned.passes)
+    return any(
+        max(run.parameters / planned.parameters, planned.parameters / run.parameters) <= NEAR
+        and tokens <= NEAR * effective_tokens(run.tokens, run.passes)
+        for run in runs
+    )
+
+
+def choose_depth(
+    found: Mapping[int, RunChoice], laws: Sequence[ChinchillaLoss], own: int, known: Sequence[int]
+) -> RunChoice:
+    """Returns the run of least loss by the first law, of those that all laws find better than the recipe's depth.
+
+    A law that was fitted to few runs, or is asked far beyond them, changes with every run that it is fitted to: where
+    its forms without one of them disagree, the recipe's depth stays.
+
+    Args:
+        found: runs by depth.
+        own: the recipe's depth; where it is not among the runs, the first law decides.
+        known: the depths whose runs are not far from those that the laws were fitted to.
+    """
+
+    def losses(depth: int) -> list[float]:
+        planned = found[depth].planned
+        tokens = effective_tokens(planned.tokens, planned.passes)
+        return [law.loss(planned.parameters, tokens) for law in laws]
+
+    if not laws:
+        return next(iter(found.values()))
+    allowed = list(found)
+    if own in found:
+        limits = [loss * (1 - MIN_DEPTH_GAIN) for loss in losses(own)]
+        allowed = [own, *(d for d in known if all(a < b for a, b in zip(losses(d), limits, strict=True)))]
+    return found[min(allowed, key=lambda depth: losses(depth)[0])]
+
+
+def fit_run(
+    recipe: Recipe,
+    budget: Budget,
+    speeds: Sequence[TrainingSpeed],
+    device: DeviceSpec,
+    ranks: int,
+    spent: float,
+    sizes: Mapping[str, SourceSize],
+    exams: Mapping[str, int],
+    unique_tokens: float,
+) -> RunChoice:
+    """Returns the recipe with as many steps as its budget allows; the arguments are those of `choose_run`."""
+    config = recipe.resolve_model()
+    speed = speed_at(speeds, training_flops_per_token(config))
+    seconds = TARGET * budget.seconds - spent
+    here = replace(device, peak_flops=speed.flops / ranks, peaks=dict.fromkeys(device.peaks, speed.flops / ranks))
+    for attempt in (
+        recipe,
+        *(_without(recipe, names) for names in (("rl",), ("rl", "midtrain"), ("midtrain", "sft", "dpo", "rl"))),
+    ):
+        plan = make_plan(attempt, gpus=ranks, mfu=1.0, device=here, sizes=sizes)
+        found = _fit_steps(attempt, plan, speed, seconds, exams, budget, device.kind)
+        if found is None:
+            continue
+        steps, stages, evaluations = found
+        sized = _with_steps(attempt, plan, steps, evaluations)
+        stages = tuple(_with_made_steps(stage, sized) for stage in stages)
+        tokens = int(steps["pretrain"] * plan["horizon"]["batch_tokens"])
+        share = max(recipe.pretrain.mixture.values(), default=1.0) / (sum(recipe.pretrain.mixture.values()) or 1.0)
+        per_token = plan["flops"]["per_token"]
+        later = sum(
+            plan["stages"][name]["tokens"] / plan["stages"][name]["steps"] * count * per_token
+            for name, count in steps.items()
+            if name != "pretrain"
+        )
+        memory = max(stage["memory"] for stage in plan["stages"].values())
+        planned = Planned(
+            describe_data(recipe),
+            count_parameters(config)["total"],
+            tokens,
+            tokens * share / unique_tokens,
+            later,
+            spent + total_seconds(stages),
+            memory,
+        )
+        return RunChoice(sized, stages, planned, evaluations, "", speed)
+    first = make_plan(_without(recipe, ("midtrain", "sft", "dpo", "rl")), gpus=ranks, mfu=1.0, device=here, sizes=sizes)
+    one = first["stages"]["pretrain"]["hours"] * 3600 / first["stages"]["pretrain"]["steps"]
+    fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, device.kind) + spent
+    need = (fixed + MIN_STEPS["pretrain"] * one) / TARGET
+    raise UserError(
+        f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: start, tokenizer and one evaluation take "
+        f"{fixed:,.0f} s here, and {MIN_STEPS['pretrain']} steps at depth {config.depth} "
+        f"{MIN_STEPS['pretrain'] * one:,.0f} s; expected at least --minutes {math.ceil(need / 6) / 10:g}"
+    )
+
+
+def _without(recipe: Recipe, names: Sequence[str]) -> Recipe:
+    return replace(
+        recipe, stages=tuple(name for name in recipe.stages if name not in names or name == recipe.stages[0])
+    )
+
+
+def _fit_steps(
+    recipe: Recipe,
+    plan: Mapping[str, Any],
+    speed: TrainingSpeed,
+    seconds: float,
+    exams: Mapping[str, int],
+    budget: Budget,
+    kind: str,
+) -> tuple[dict[str, float], tuple[StageSeconds, ...], EvaluationPlan] | None:
+    """Returns steps by stage, the time of all that is made, and the evaluations; None if a stage would have too few."""
+    if any(name not in plan["stages"] for name in recipe.stages):
+        missing = next(name for name in recipe.stages if name not in plan["stages"])
+        raise UserError(
+            f"{budget.text}: the steps of {missing} are not known before its data are read; set {missing}.steps"
+        )
+    base = {name: plan["stages"][name] for name in recipe.stages}
+    for evaluations in EVALUATIONS:
+        share, capped = 1.0, set[str]()
+        for _ in range(3):  # stages of open length are not longer than their data
+            steps = {name: (1.0 if name in capped else share) * stage["steps"] for name, stage in base.items()}
+            stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, kind, exams, evaluations)
+            fixed = sum(stage.fixed_seconds for stage in stages)
+            free = sum(s.steps * s.step_seconds for s in stages if s.name in base and s.name not in capped) / share
+            bound = sum(s.steps * s.step_seconds for s in stages if s.name in capped)
+            share = (seconds - fixed - bound) / free if free else 0.0
+            if share <= 0:
+                break
+            too_long = {n for n in base if share > 1 and n not in capped and _has_end(recipe, n)}
+            if not too_long:
+                break
+            capped |= too_long
+        if share <= 0:
+            continue
+        steps = {name: float(int((1.0 if name in capped else share) * stage["steps"])) for name, stage in base.items()}
+        stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, kind, exams, evaluations)
+        spent_on_evals = sum(s.between + s.end for s in stages)
+        if any(steps[name] < MIN_STEPS[name] for name in steps):
+            continue
+        if spent_on_evals > MAX_EVALUATION * budget.seconds and evaluations is not EVALUATIONS[-1]:
+            continue
+        return steps, stages, evaluations
+    return None
+
+
+def _with_made_steps(stage: StageSeconds, recipe: Recipe) -> StageSeconds:
+    """Returns the time of a stage in the steps that the recipe makes, which are fewer where its batch has grown."""
+    made = recipe.stage_config(stage.name).steps if stage.steps else None
+    return replace(stage, steps=made, step_seconds=stage.step_seconds * stage.steps / made) if made else stage
+
+
+def _has_end(recipe: Recipe, name: str) -> bool:
+    """Returns whether the steps of a later stage follow from its data, which are read once."""
+    return name != "pretrain" and recipe.stage_config(name).steps is None
+
+
+def _with_steps(
+    recipe: Recipe, plan: Mapping[str, Any], steps: Mapping[str, float], evaluations: EvaluationPlan
+) -> Recipe:
+    """Returns the recipe with its steps, and what is counted in steps in proportion to them."""
+    tables: dict[str, Any] = {}
+    for name, count in steps.items():
+        table, before = recipe.stage_config(name), plan["stages"][name]["steps"]
+        made, batches = scale_batch(table, count, count / before)
+        ratio = made / before
+        every: dict[str, Any] = {
+            key: max(1, round(getattr(table, key) * ratio)) if getattr(table, key) else 0
+            for key in ("eval_every", "sample_every", "save_every", "core_every")
+            if hasattr(table, key)
+        }
+        every["save_every"] = every["save_every"] or max(1, made // 3)
+        if not evaluations.between:
+            every |= {"eval_every": 0, "sample_every": 0}
+            every |= {"core_every": made} if every.get("core_every") else {}
+        tables[name] = replace(
+            table,
+            steps=made,
+            passes=None,
+            warmup_steps=None if table.warmup_steps is None else min(table.warmup_steps, made // 10),
+            eval_questions=max(1, round(table.eval_questions * evaluations.questions)),
+            **batches,
+            **every,
+        )
+    return replace(recipe, **tables)
+
+
+def scale_batch(table: Any, steps: float, growth: float) -> tuple[int, dict[str, Any]]:
+    """Returns the steps of a stage and its batch, where it has a pinned one and reads `growth` times the tokens.
+
+    The batch grows with the tokens to the power .383 (arXiv 2505.13738), by powers of two, and never falls below the
+    recipe's; the tokens stay the same.
+    """
+    if not isinstance(table, StageConfig) or table.batch_tokens is None or growth <= 1:
+        return max(1, int(steps)), {}
+    factor = 2 ** max(0, math.floor(scaling_rules.BATCH_EXPONENT * math.log2(growth) + 0.25))
+    return max(1, int(steps / factor)), {"batch_tokens": table.batch_tokens * factor} if factor > 1 else {}

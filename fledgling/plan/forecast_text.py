@@ -1,0 +1,54 @@
+"""A run with a budget as text: what it is made of, and what it expects, before its first step."""
+
+from __future__ import annotations
+
+from fledgling.config.load import parse_recipe
+from fledgling.plan.budgeted_run import BudgetedRun
+from fledgling.plan.forecast import MEMORY, SECONDS, Forecast
+from fledgling.plan.stage_seconds import EVALUATIONS
+from fledgling.record.evaluation_names import evaluation_label
+from fledgling.record.jsonl import format_bytes
+from fledgling.record.progress_bar import format_count, format_duration
+
+
+def format_budgeted_run(run: BudgetedRun) -> str:
+    """Returns the choice and its forecast in lines."""
+    config = run.recipe.resolve_model()
+    made, speed = [stage for stage in run.stages if stage.steps], run.speed.flops / run.speed.flops_per_token
+    size = f"depth {config.depth} x {config.width}, {format_count(run.planned['parameters'])} parameters"
+    times = [f"{stage.name} {stage.steps:,.0f} steps, {format_duration(stage.seconds)}" for stage in made]
+    rest = sum(stage.seconds for stage in run.stages if not stage.steps)
+    lines = [
+        f"{run.budget.text}: {size}, on {run.ranks} x {run.device} at {format_count(speed)} tokens/s "
+        f"({run.speed.source}); law: {run.law}",
+        "; ".join([*times, f"the rest {format_duration(rest)}"]),
+    ]
+    wanted = parse_recipe(run.given).stages
+    if left_out := [name for name in wanted if name not in run.recipe.stages]:
+        lines.append(f"no time for {', '.join(left_out)}")
+    if text := EVALUATIONS[run.evaluations].text:
+        lines.append(f"to save time: {text}")
+    rows = [("expected", "", "90 % interval", "past runs"), *(forecast_row(forecast) for forecast in run.forecasts)]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for index, row in enumerate(rows):
+        note = run.forecasts[index - 1].note if index else ""
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([*cells, note]).rstrip())
+    return "\n".join(lines)
+
+
+def forecast_row(forecast: Forecast) -> tuple[str, str, str, str]:
+    """Returns a forecast's label, value, interval, and the number of past runs that it is from."""
+    stage, _, quantity = forecast.name.rpartition(" ")
+    label = {SECONDS: "time in all", MEMORY: "peak memory", "bits_per_byte": "bits per byte"}.get(quantity)
+    label = f"{label or evaluation_label(quantity)}{f', after {stage}' if stage else ''}"
+    value, low, high = (_format(forecast.name, each) for each in (forecast.value, forecast.low, forecast.high))
+    return label, value, f"{low} to {high}", str(forecast.runs)
+
+
+def _format(name: str, value: float) -> str:
+    if name == SECONDS:
+        return format_duration(value)
+    if name == MEMORY:
+        return format_bytes(round(value))
+    return f"{value:.3f}" if name.endswith("bits_per_byte") else f"{100 * value:.0f} %"

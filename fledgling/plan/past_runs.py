@@ -1,0 +1,100 @@
+"""Finished runs that had a budget: what was forecast of them, and what was measured.
+
+The package ships a file of its own runs, `past_runs.jsonl`. The user's are appended to FLEDGLING_CACHE/past_runs.jsonl,
+or ~/.cache/fledgling/past_runs.jsonl. `fledgling.plan.forecast` takes its laws and intervals from both.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fledgling.config import Recipe
+from fledgling.plan.measured_speed import speed_file
+
+SHIPPED = Path(__file__).parent / "past_runs.jsonl"
+MAX_BYTES = 4 * 2**20  # of a file; the newest lines are read
+MAX_RUNS = 2_000
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """One finished run.
+
+    Attributes:
+        data: what its text was (`describe_data`); losses are compared within one.
+        machine: processor or card, and how many.
+        budget: seconds.
+        parameters: all of them.
+        tokens: of pretraining; passes: over the text of its largest source.
+        later_flops: of the stages after pretraining.
+        predicted, measured: quantity -> value: seconds, memory (bytes), bits per byte, shares of exams.
+    """
+
+    date: str
+    recipe: str
+    data: str
+    machine: str
+    budget: float
+    parameters: int
+    tokens: int
+    passes: float
+    later_flops: float
+    predicted: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+def describe_data(recipe: Recipe) -> str:
+    """Returns what bits per byte and exams of a recipe's runs are comparable within: its text, tokens and rows."""
+    sources = ", ".join(sorted(name for name, weight in recipe.pretrain.mixture.items() if weight > 0))
+    config = recipe.resolve_model()
+    return f"{sources}; {config.vocab_size} entries, rows of {config.context}"
+
+
+def user_file() -> Path:
+    """Returns the file that the user's runs are appended to."""
+    return speed_file().with_name("past_runs.jsonl")
+
+
+def load_past_runs(paths: tuple[Path, ...] | None = None) -> list[PastRun]:
+    """Returns the shipped runs and the user's; damaged lines are left out."""
+    runs = [run for path in paths or (SHIPPED, user_file()) for run in _read(path)]
+    return list({json.dumps(asdict(run), sort_keys=True): run for run in runs}.values())[-MAX_RUNS:]
+
+
+def append_past_run(run: PastRun, path: Path | None = None) -> None:
+    """Appends a run to the user's file, or to `path`."""
+    path = path or user_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(run)) + "\n")
+
+
+def _read(path: Path) -> list[PastRun]:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - MAX_BYTES))
+            lines = file.read(MAX_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [run for line in lines if (run := _parse(line)) is not None]
+
+
+def _parse(line: str) -> PastRun | None:
+    try:
+        values = json.loads(line)
+        run = PastRun(**{entry.name: values[entry.name] for entry in fields(PastRun)})
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    sizes = (run.budget, run.parameters, run.tokens)
+    texts = (run.date, run.recipe, run.data, run.machine)
+    tables = (run.predicted, run.measured)
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(table, dict) for table in tables):
+        return None
+    figures: list[Any] = [*sizes, run.passes, run.later_flops, *run.predicted.values(), *run.measured.values()]
+    if not all(isinstance(value, int | float) and abs(value) < 1e100 for value in figures):
+        return None
+    return run if min(sizes) > 0 and min(run.passes, run.later_flops) >= 0 else None

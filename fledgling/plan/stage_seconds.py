@@ -1,0 +1,189 @@
+"""The seconds of a run by stage: steps, evaluations, and what happens once, in the time that a user waits.
+
+Steps are FLOPs at a speed. An evaluation is counted in tokens of training that take as long: a row of held-out text a
+third of its tokens (a forward pass), a question `QUESTION_TOKENS`. What neither scales with the model nor with the
+steps (starting, the tokenizer, compressors that read the same text) is counted in seconds of a core, and takes longer
+on a slower processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from fledgling.config import LoopConfig, Recipe, StageConfig
+from fledgling.plan.flops import training_flops_per_token
+
+# Measured in a quickstart on two cores of a Xeon at 5,050 tokens a second (pretraining 900, midtraining 350 steps):
+# 550 questions, 64 rows and samples in 3.2 s; 2,344 questions and 512 rows in 15.1 s; the compressors in 91 s. The
+# seconds of starts are from a run of 4 minutes on one of these cores, which took twice as long for them.
+QUESTION_TOKENS = 20.0  # of training, that take as long as the answer to a question
+FIRST_ROWS, LAST_ROWS = 64, 512  # of held-out text, between and at the end (`fledgling.train.evals`)
+SERIES = 2.3  # exams of a skill: training wordings, practised ones, and development or test wordings
+FIRST_SHARE = 0.25  # of an exam's questions, which are asked between
+CORE_ITEM_TOKENS = 174.0  # of training, for an item of CORE: 521 tokens of a forward pass (docs/benchmarks.md)
+CORE_TASKS = 22
+REFERENCE_FLOPS = 1.2e11  # FLOP/s of training on those two cores
+START_SECONDS = 1.5  # of a stage: loading, compiling again, opening its data
+RUN_SECONDS = 2.0  # of a run: checking all stages
+TOKENIZER_SECONDS = 6.0  # a tokenizer of 1,024 entries, and the embedded corpus tokenized
+DATA_TOKENS = 4e6  # a second, of other text that is tokenized: 20 MB
+COMPRESSION_SECONDS = 91.0  # xz, zstd and PPMd over the embedded corpus, at the end of pretraining
+FINISH_SECONDS = 2.0  # the report
+SLOWEST, FASTEST = 8.0, 0.25  # a processor's time for such work, as a share of that machine's
+ACCELERATOR_SHARE = 2.0  # the same on a GPU: most of it is compiling
+EMBEDDED = "embedded"
+# Seconds of a step as a share of the plan's: answers of reinforcement learning are shorter than the planned rows.
+STEP_RATIO = {"rl": 0.56}  # answers of 15 tokens on average
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Which evaluations a run with a budget makes.
+
+    Attributes:
+        text: what is left out, for the user; "" where nothing is.
+        compressors: the comparison with xz, zstd and PPMd.
+        between: evaluations and samples at the beginning of a stage and in between, besides those at its end.
+        questions: the share of the recipe's questions.
+        every_stage: exams and samples at the end of each stage, not of the last one alone.
+    """
+
+    text: str = ""
+    compressors: bool = True
+    between: bool = True
+    questions: float = 1.0
+    every_stage: bool = True
+
+    def keeps(self, stage: str, name: str, is_last: bool) -> bool:
+        """Returns whether an evaluation of a stage is made: `name` as in `fledgling.train.stage.Eval`."""
+        if name == "compression":
+            return self.compressors
+        return self.every_stage or is_last or (stage == "pretrain" and name == "bits_per_byte")
+
+
+EVALUATIONS = (
+    EvaluationPlan(),
+    EvaluationPlan("no comparison with compressors", compressors=False),
+    EvaluationPlan("no comparison with compressors, evaluations at the end of a stage only", False, False),
+    EvaluationPlan(
+        "no comparison with compressors, evaluations at the end of the run, bits per byte after pretraining too",
+        *(False, False, 1.0, False),
+    ),
+    EvaluationPlan(
+        "no comparison with compressors, half of the questions, at the end of the run, bits per byte after pretraining",
+        *(False, False, 0.5, False),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """The time of a stage.
+
+    Attributes:
+        name: of the stage.
+        steps: optimizer steps; a share of one where a part of the stage is meant.
+        step_seconds: of one step.
+        start: seconds before its first step, `end`: after its last, `between`: of evaluations in between.
+    """
+
+    name: str
+    steps: float
+    step_seconds: float
+    start: float = 0.0
+    end: float = 0.0
+    between: float = 0.0
+
+    @property
+    def fixed_seconds(self) -> float:
+        """Seconds that are not of steps."""
+        return self.start + self.between + self.end
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole stage."""
+        return self.steps * self.step_seconds + self.fixed_seconds
+
+    def ahead(self, steps: float, rest: float) -> StageSeconds:
+        """Returns what is ahead of a stage that has begun: `steps`, and the share `rest` of what is between them."""
+        return replace(self, steps=steps, start=0.0, between=rest * self.between)
+
+
+def total_seconds(stages: Iterable[StageSeconds]) -> float:
+    """Returns the seconds of stages in order."""
+    return sum(stage.seconds for stage in stages)
+
+
+def core_share(flops: float, kind: str) -> float:
+    """Returns the time of a processor's work as a share of the measured machine's.
+
+    kind: the torch device type, whose training makes `flops` FLOP/s.
+    """
+    return min(SLOWEST, max(FASTEST, REFERENCE_FLOPS / flops)) if kind == "cpu" else ACCELERATOR_SHARE
+
+
+def estimate_run(
+    recipe: Recipe,
+    planned: Mapping[str, Mapping[str, Any]],
+    steps: Mapping[str, float],
+    flops: float,
+    kind: str,
+    exams: Mapping[str, int],
+    evaluations: EvaluationPlan,
+) -> tuple[StageSeconds, ...]:
+    """Returns the time of what is before the stages, of each of them, and of what follows.
+
+    Args:
+        planned: the stages of a plan whose speed is `flops` FLOP/s, with the steps of the recipe.
+        steps: by stage, that are made instead.
+        kind: the torch device type.
+        exams: how many skills each stage is examined on.
+    """
+    share, first, config = core_share(flops, kind), next(iter(steps)), recipe.resolve_model()
+    per_token = training_flops_per_token(config)
+    text = sum(planned[name]["tokens"] / planned[name]["steps"] * count for name, count in steps.items())
+    is_embedded = all(name == EMBEDDED for name in recipe.tokenizer.sources)
+    data = TOKENIZER_SECONDS * share if is_embedded else text / DATA_TOKENS
+    entries = [StageSeconds("start", 0, 0.0, start=RUN_SECONDS * share)]
+    for name, count in steps.items():
+        table, stage = recipe.stage_config(name), planned[name]
+        step = stage["hours"] * 3600 / stage["steps"] * STEP_RATIO.get(name, 1.0)
+        is_last = name == list(steps)[-1]
+        measure = partial(evaluation_seconds, table, flops / per_token, config.context)
+        one = measure(exams.get(name, 0), evaluations, first=True)
+        whole = measure(exams.get(name, 0), evaluations, first=False)
+        if not (evaluations.every_stage or is_last):
+            whole = measure(0, evaluations, first=False) if name == "pretrain" else 0.0
+        if name == "pretrain" and is_embedded and evaluations.compressors:
+            whole += COMPRESSION_SECONDS * share
+        count_between = stage["steps"] // table.eval_every if table.eval_every else 0
+        between = one * max(0, count_between - 1)
+        if isinstance(table, StageConfig) and table.core_every:
+            core = CORE_TASKS * table.core_max_per_task * CORE_ITEM_TOKENS * per_token / flops
+            whole += core if evaluations.every_stage or is_last else 0.0
+            between += core * max(0, stage["steps"] // table.core_every - 1)
+        between *= evaluations.between
+        start = START_SECONDS * share + (data if name == first else 0.0) + (one if evaluations.between else 0.0)
+        entries.append(StageSeconds(name, count, step, start, whole, between))
+    return (*entries, StageSeconds("report", 0, 0.0, end=FINISH_SECONDS * share))
+
+
+def evaluation_seconds(
+    table: LoopConfig, per_second: float, context: int, skills: int, evaluations: EvaluationPlan, first: bool
+) -> float:
+    """Returns the seconds of one evaluation of a stage.
+
+    per_second: tokens of training; skills: how many the stage is examined on; first: the part that is made in between.
+    """
+    questions = skills * SERIES * table.eval_questions * evaluations.questions * (FIRST_SHARE if first else 1.0)
+    rows = FIRST_ROWS if first else LAST_ROWS
+    return (rows * context / 3 + questions * QUESTION_TOKENS) / per_second
+
+
+def least_seconds(recipe: Recipe, planned: Mapping[str, Mapping[str, Any]], flops: float, kind: str) -> float:
+    """Returns the seconds of a run of no step: pretraining alone, with the fewest evaluations."""
+    steps = dict.fromkeys(["pretrain"], 0.0)
+    return total_seconds(estimate_run(recipe, planned, steps, flops, kind, {}, EVALUATIONS[-1]))

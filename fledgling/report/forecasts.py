@@ -1,0 +1,112 @@
+"""What a run with a budget expected of itself (RUN/forecast.json), next to what its files measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fledgling.record.evaluation_names import evaluation_label, split_evaluation_name
+from fledgling.record.jsonl import format_bytes
+from fledgling.record.progress_bar import format_duration
+from fledgling.report.run_data import RunData, finite_number, load_run_data, printable_text
+from fledgling.report.summary import final_evaluations
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SECONDS, MEMORY, BITS = "seconds", "memory", "bits_per_byte"
+NO_EXAMS = ("bits_per_byte", "zeros", "core", "share_")
+MAX_FORECASTS = 100
+
+
+@dataclass(frozen=True)
+class ForecastPair:
+    """One quantity: its forecast with the 90 % interval, and its measurement (None: not measured, or not yet)."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    measured: float | None
+    note: str = ""
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the measurement lies in the interval; None without one."""
+        return None if self.measured is None else self.low <= self.measured <= self.high
+
+    @property
+    def label(self) -> str:
+        """What the numbers are of."""
+        stage, _, quantity = self.name.rpartition(" ")
+        names = {SECONDS: "time in all", MEMORY: "peak memory", BITS: "bits per byte"}
+        label = names.get(quantity) or evaluation_label(quantity)
+        return f"{label}, after {stage}" if stage else label
+
+    def format(self, value: float | None) -> str:
+        """Returns a value as text."""
+        if value is None:
+            return "-"
+        if self.name == SECONDS:
+            return format_duration(value)
+        if self.name == MEMORY:
+            return format_bytes(round(value))
+        return f"{value:.3f}" if self.name.endswith(BITS) else f"{100 * value:.0f} %"
+
+
+def is_exam(name: str) -> bool:
+    """Returns whether an evaluation is an exam that a forecast is made of: in training or in test wordings."""
+    return not name.startswith(NO_EXAMS) and split_evaluation_name(name)[1] in ("", "_test")
+
+
+def measure_run(run: RunData) -> dict[str, float]:
+    """Returns what a finished run measured of the quantities that are forecast, by their names."""
+    last = {(evaluation.stage, evaluation.name): evaluation.value for evaluation in final_evaluations(run)}
+    values: dict[str, float | None] = {
+        SECONDS: finite_number(run.spent.get("seconds")) if run.spent.get("finished") is True else None,
+        MEMORY: max((value for stage in run.stages for value in stage.metric_series("memory")[1]), default=None),
+    }
+    done = [stage.name for stage in run.stages if stage.done]
+    if done:
+        values[f"{done[0]} {BITS}"] = last.get((done[0], BITS))
+        values[BITS] = last.get((done[-1], BITS))
+        values |= {name: value for (stage, name), value in last.items() if stage == done[-1] and is_exam(name)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def pair_forecasts(run: RunData) -> list[ForecastPair]:
+    """Returns the forecasts of a run with their measurements; [] for a run without a budget."""
+    measured, pairs = measure_run(run), []
+    listed = run.forecast.get("forecasts")
+    for entry in listed[:MAX_FORECASTS] if isinstance(listed, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        name, note = printable_text(entry.get("name")), printable_text(entry.get("note")) or ""
+        value, low, high = (finite_number(entry.get(key)) for key in ("value", "low", "high"))
+        if name and value is not None and low is not None and high is not None:
+            pairs.append(ForecastPair(name, value, low, high, measured.get(name), note))
+    return pairs
+
+
+def forecast_rows(run: RunData) -> list[tuple[str, str, str, str, str]]:
+    """Returns (quantity, forecast, 90 % interval, measured, whether it lies in the interval)."""
+    rows = []
+    for pair in pair_forecasts(run):
+        interval = f"{pair.format(pair.low)} to {pair.format(pair.high)}"
+        outcome = {True: "inside", False: "OUTSIDE", None: "-"}[pair.holds]
+        rows.append((pair.label, pair.format(pair.value), interval, pair.format(pair.measured), outcome))
+    return rows
+
+
+def make_forecasts_table(run_dir: Path | str) -> Table:
+    """Returns forecast and measurement as a table for the terminal; no rows without a forecast."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, title="expected and measured", title_justify="left")
+    for name in ("", "expected", "90 % interval", "measured", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for row in forecast_rows(load_run_data(run_dir)):
+        table.add_row(*row)
+    return table

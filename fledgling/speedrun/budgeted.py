@@ -1,0 +1,273 @@
+"""A run within an amount of time or money: it measures this machine, chooses its size, and keeps to its time.
+
+    measure the speed of training -> choose depth, stages, steps, batch -> RUN/forecast.json -> stages -> compare
+
+RUN/forecast.json has the budget, the recipe, the time of every stage and the forecast; it is written once and sealed.
+RUN/spent.json has the seconds spent up to the stage that runs. An interrupted run goes on with both: the seconds of
+work count, a pause between two sessions does not. Before a stage its steps follow from the time that is left;
+`fledgling.train.pace` shortens it while it runs. Start with `run_budgeted`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fledgling.config import STAGES, Recipe, UserError
+from fledgling.config.load import parse_recipe
+from fledgling.plan.budget import Budget
+from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
+from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
+from fledgling.plan.past_runs import PastRun, append_past_run, describe_data
+from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
+from fledgling.record import checkpoint, read_jsonl, write_json
+from fledgling.record.run_lock import RunLock
+from fledgling.record.seal import FORECAST, SPENT
+from fledgling.report.forecasts import measure_run
+from fledgling.report.run_data import RunData, finite_number, load_run_data, read_object
+from fledgling.runtime.device import DeviceSetup, choose_setup, set_up_device
+from fledgling.runtime.environment import collect_environment
+from fledgling.runtime.world import World
+from fledgling.speedrun.choose import choose_budgeted_run
+from fledgling.speedrun.stages import run_stages
+from fledgling.train.pace import RunClock, StagePace, share_that_fits
+from fledgling.train.peak import name_device
+from fledgling.train.run import run_stage
+from fledgling.train.stage import Eval
+from fledgling.train.training_speed import SECONDS, measure_training_speed
+
+MEASURED_SHARE = 0.01  # of the budget, for the timed steps of a measurement; compiling is needed anyhow
+MAX_GROWTH = 1.5  # of a later stage's steps, where time is left over
+MIN_CHANGE = 0.02  # of a stage's steps: smaller changes are not made before it
+
+
+# ---- choosing -------------------------------------------------------------------------------------
+
+
+def find_run_device(recipe: Recipe, setup: DeviceSetup, world: World) -> DeviceSpec:
+    """Returns the device that a run computes on, with the memory that it has here."""
+    name = name_device(setup, world.device)
+    base = DEVICES[name] if name in DEVICES else find_device(recipe.run.hardware)
+    return make_own_device(base, memory_gib=setup.memory_limit / 2**30)
+
+
+def require_card(recipe: Recipe, device: DeviceSpec) -> None:
+    """Raises UserError unless this machine has the card that is paid for."""
+    world = World.start(recipe.run.device)
+    here = name_device(choose_setup(recipe.run, world), world.device)
+    if here != device.name:
+        raise UserError(
+            f"--gpu {device.name}: this machine has {here or world.device.type}; `fledgling plan --usd` plans for "
+            "a card that is not here, and --minutes trains on this machine"
+        )
+
+
+def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinned: bool) -> BudgetedRun:
+    """Measures this machine and returns the run that the budget becomes on it. Every rank calls it."""
+    world = World.start(recipe.run.device)
+    setup = set_up_device(recipe.run, world)
+    setup = replace(setup, memory_limit=min(world.all_gather_object(setup.memory_limit)))
+    device = find_run_device(recipe, setup, world)
+    dtypes = {setup.dtype_name: setup.peak_flops}
+    device = replace(device, peaks=dict(device.peaks) | dtypes)
+    real = replace(recipe, run=replace(recipe.run, compile="on" if setup.compiled else "off", ranks=world.size))
+    seconds = min(SECONDS, MEASURED_SHARE * budget.seconds)
+    speeds = [measure_training_speed(recipe, world, setup, seconds)]
+
+    def choose() -> BudgetedRun:
+        found: list[BudgetedRun | UserError] = []
+        if world.is_main:
+            try:
+                found = [choose_budgeted_run(real, budget, device, world.size, speeds, clock.spent, is_pinned)]
+            except UserError as error:
+                found = [error]
+        chosen = world.all_gather_object(found)[0][0]
+        if isinstance(chosen, UserError):
+            raise chosen
+        return chosen
+
+    run = choose()
+    if run.recipe.model.depth != recipe.model.depth:
+        speeds.append(measure_training_speed(replace(recipe, model=run.recipe.model), world, setup, seconds))
+        run = choose()
+    place = {key: getattr(recipe.run, key) for key in ("compile", "ranks", "out")}
+    return replace(
+        run, given=dump_without_place(recipe), recipe=replace(run.recipe, run=replace(run.recipe.run, **place))
+    )
+
+
+# ---- running --------------------------------------------------------------------------------------
+
+
+def run_budgeted(
+    recipe: Recipe,
+    budget: Budget | None,
+    is_pinned: bool = False,
+    started: float | None = None,
+    show: Callable[[BudgetedRun, bool], None] = lambda run, goes_on: None,
+    quiet: bool = False,
+    now: Callable[[], float] = time.monotonic,
+) -> list[str]:
+    """Runs a recipe within a budget, or goes on with such a run; returns the stages that were run. Every rank calls it.
+
+    Args:
+        recipe: as the user gave it, or of the run directory.
+        budget: None: that of the run.
+        is_pinned: whether the depth is the user's.
+        started: when the command was started, by `now`.
+        show: receives the run before its first step, and whether it goes on.
+
+    Raises UserError for a run that began with other settings, or without a budget.
+    """
+    run_dir = Path(recipe.run.out)
+    known = read_budgeted_run(run_dir)
+    require_same_run(known, recipe, budget, run_dir)
+    seconds = budget.seconds if budget else known.budget.seconds if known else 0.0
+    clock = RunClock(seconds, read_spent(run_dir), now, started)
+    run = known or measure_and_choose(recipe, budget or Budget(seconds, ""), clock, is_pinned)
+    world = World.start(run.recipe.run.device)
+    if world.is_main:
+        if not known:
+            write_json(run_dir / FORECAST, run.to_json())
+        show(run, known is not None)
+    keeper = _Timekeeper(run, clock, world, quiet)
+    current = keeper.recipe_of_run()
+    made = run_stages(current, quiet=quiet, run=keeper.run)
+    if world.is_main and made:
+        finish(run, clock, run_dir)
+    return made
+
+
+def require_same_run(known: BudgetedRun | None, recipe: Recipe, budget: Budget | None, run_dir: Path) -> None:
+    """Raises UserError where a directory's run is not the one that is asked for."""
+    elsewhere = "choose another directory with --set run.out=DIR"
+    if known is None:
+        if any((run_dir / stage / "metrics.jsonl").exists() for stage in STAGES):
+            text = budget.text if budget else "a budget"
+            raise UserError(f"{run_dir} has begun without a budget: leave {text} out to go on with it, or {elsewhere}")
+        return
+    names = (known.given, dump_without_place(known.recipe), dump_without_place(_adjusted(known, run_dir)))
+    if dump_without_place(recipe) not in names:
+        raise UserError(
+            f"{run_dir} has begun within {known.budget.text} with other settings: give those, or {elsewhere}"
+        )
+
+
+def _adjusted(run: BudgetedRun, run_dir: Path) -> Recipe:
+    """Returns the recipe of a run with the steps that its stages have been given since."""
+    path = run_dir / "recipe.toml"
+    return parse_recipe(path.read_text(encoding="utf-8")) if path.is_file() else run.recipe
+
+
+def read_spent(run_dir: Path) -> float:
+    """Returns the seconds of work of earlier sessions: before the stage that was running, and those it recorded."""
+    spent = read_object(run_dir / SPENT)
+    seconds, stage = finite_number(spent.get("seconds")) or 0.0, spent.get("stage")
+    if stage not in STAGES or spent.get("finished") is True:
+        return seconds
+    newest = checkpoint.find_latest_checkpoint(
+        run_dir / stage / "checkpoints", check_hashes=False, warn=lambda text: None
+    )
+    last = int(checkpoint.read_checkpoint_state(newest)["step"]) if newest else 0
+    lines = [line for line in read_jsonl(run_dir / stage / "metrics.jsonl") if line.get("step") == last]
+    return seconds + (finite_number(lines[-1].get("elapsed")) or 0.0 if lines else 0.0)
+
+
+class _Timekeeper:
+    """Runs the stages of a run with a budget: the steps of each follow from the time that is left for it."""
+
+    def __init__(self, run: BudgetedRun, clock: RunClock, world: World, quiet: bool) -> None:
+        self.planned, self.clock, self.world, self.quiet = run, clock, world, quiet
+        self.run_dir = Path(run.recipe.run.out)
+        self.recipe, self.slowdown = run.recipe, 1.0
+
+    def recipe_of_run(self) -> Recipe:
+        """Returns the recipe of the run, with the steps that stages which have begun were given."""
+        adjusted = replace(_adjusted(self.planned, self.run_dir), run=self.planned.recipe.run)
+        self.recipe = adjusted
+        return adjusted
+
+    def run(self, name: str, lock: RunLock | None) -> bool:
+        """Runs a stage; returns False if it was done."""
+        ahead = self.planned.stages_from(name)
+        stage, later = ahead[0], ahead[1:]
+        is_done = (self.run_dir / name / "done.json").exists()
+        has_begun = (self.run_dir / name / "metrics.jsonl").exists()
+        if not is_done and not has_begun:
+            self.recipe = self.set_steps(name, ahead)
+            if self.world.is_main:
+                write_json(self.run_dir / SPENT, {"seconds": round(self.clock.spent, 3), "stage": name})
+        steps = self.recipe.stage_config(name).steps or stage.steps
+        pace = StagePace(self.clock, replace(stage, steps=float(steps)), later, self.slowdown)
+        is_last = name == self.recipe.stages[-1]
+        made = run_stage(
+            self.recipe,
+            name,
+            quiet=self.quiet,
+            lock=lock,
+            select_evals=lambda evals: self.select_evals(evals, name, is_last),
+            choose_steps=pace,
+        )
+        if made and pace.seconds:
+            self.slowdown = pace.slowdown
+        return made
+
+    def set_steps(self, name: str, ahead: tuple[StageSeconds, ...]) -> Recipe:
+        """Returns the recipe with the steps of stage `name` that fit into the time left; the same on all ranks."""
+        table = self.recipe.stage_config(name)
+        share = share_that_fits(self.clock.left, ahead, self.slowdown) if self.world.is_main else 0.0
+        share = min(MAX_GROWTH, float(self.world.all_gather_object(share)[0]))
+        steps = max(1, int(ahead[0].steps * share))
+        if table.steps is None or abs(share - 1) <= MIN_CHANGE or steps == table.steps:
+            return self.recipe
+        warmup = None if table.warmup_steps is None else min(table.warmup_steps, steps // 10)
+        changed: dict[str, Any] = {name: replace(table, steps=steps, warmup_steps=warmup)}
+        return replace(self.recipe, **changed)
+
+    def select_evals(self, evals: tuple[Eval, ...], name: str, is_last: bool) -> tuple[Eval, ...]:
+        """Returns the evaluations that the budget has time for."""
+        plan = EVALUATIONS[self.planned.evaluations]
+        kept = tuple(entry for entry in evals if plan.keeps(name, entry.name, is_last))
+        if plan.between:
+            return kept
+        return tuple(replace(entry, measure=only_at_the_end(entry)) for entry in kept)
+
+
+def only_at_the_end(entry: Eval) -> Callable[[int, bool], list]:
+    """Returns the measurement of an evaluation that is made at the end of its stage, and not before its first step."""
+    return lambda step, last: entry.measure(step, last) if last or step else []
+
+
+def finish(run: BudgetedRun, clock: RunClock, run_dir: Path) -> PastRun:
+    """Records the time of a finished run, and appends it to the user's past runs; returns it."""
+    write_json(run_dir / SPENT, {"seconds": round(clock.spent, 3), "finished": True})
+    record = load_run_data(run_dir)
+    planned, environment = run.planned, collect_environment()
+    machine = ", ".join(environment["gpus"]) or f"{environment['cpu']}, {environment['cores']} cores"
+    past = PastRun(
+        time.strftime("%Y-%m-%d"),
+        run.recipe.name,
+        describe_data(run.recipe),
+        machine,
+        run.budget.seconds,
+        int(planned["parameters"]),
+        int(record.stages[0].last_metric("tokens") or planned["tokens"]),
+        float(planned["passes"]),
+        measure_later_flops(run, record),
+        {"seconds": float(planned["seconds"]), "memory": float(planned["memory"])}
+        | {forecast.name: forecast.value for forecast in run.forecasts if forecast.name not in ("seconds", "memory")},
+        measure_run(record),
+    )
+    append_past_run(past)
+    return past
+
+
+def measure_later_flops(run: BudgetedRun, record: RunData) -> float:
+    """Returns the FLOPs after pretraining, of the steps that were made and the tokens that were planned of each."""
+    planned = {stage.name: stage for stage in run.stages}
+    total = sum(planned[stage.name].steps for stage in record.stages[1:] if stage.name in planned)
+    made = sum(stage.last_step for stage in record.stages[1:] if stage.name in planned)
+    return float(run.planned["later_flops"]) * (made / total if total else 0.0)

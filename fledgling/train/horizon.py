@@ -1,0 +1,72 @@
+"""The number of steps of a stage, which a run may change while it trains, and the progress of its schedule then.
+
+A run with a deadline (`fledgling.train.pace`) makes fewer steps where its machine slows down. Its schedule is then run
+through faster instead of being cut off: after a change at step s from S to S' steps, the progress rises linearly from
+what it was at s to 1 at S'. So the learning rate has no jump, and decays to its end whatever the schedule's form.
+
+Every change is in the checkpoints and is a function of the step alone, so that a resumed run goes on with it and
+`fledgling verify` makes the same steps again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Horizon:
+    """The steps of a stage.
+
+    Attributes:
+        planned: steps that the stage was built for.
+        changes: (finished steps when it was made, steps from then on) in order.
+        is_recorded: the changes are those of a finished record, which no checkpoint replaces.
+        earlier: the changes of other plans, by the steps that were planned: a user has set another number since.
+    """
+
+    planned: int
+    changes: list[tuple[int, int]] = field(default_factory=list)
+    is_recorded: bool = False
+    earlier: dict[str, list[list[int]]] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """The steps that the stage makes, as far as is known now."""
+        return self.changes[-1][1] if self.changes else self.planned
+
+    def change(self, step: int, steps: int) -> None:
+        """Sets the steps of the stage, after `step` of them; at least one follows, and none beyond the planned."""
+        assert step < steps <= self.planned, f"{steps} steps after {step} of {self.planned}"
+        self.changes = [change for change in self.changes if change[0] < step] + [(step, steps)]
+
+    def progress(self, step: int) -> float:
+        """Returns the share of the schedule, in [0, 1], that is run through after `step` steps."""
+        start, reached, steps = 0, 0.0, self.planned
+        for after, changed in self.changes:
+            if after > step:
+                break
+            if after > start:
+                reached += (1 - reached) * (after - start) / (steps - start)
+            start, steps = after, changed
+        if not start and not reached:
+            return step / steps
+        return min(1.0, reached + (1 - reached) * (step - start) / (steps - start))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the changes as JSON values, by the planned steps that they are changes of."""
+        return self.earlier | ({str(self.planned): [list(change) for change in self.changes]} if self.changes else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where `state_dict` was taken; changes of another plan are only kept."""
+        known = {planned: [list(change) for change in changes] for planned, changes in state.items()}
+        own = known.pop(str(self.planned), [])
+        self.earlier = known
+        if not self.is_recorded:
+            self.changes = read_changes(own)
+
+
+def read_changes(values: Iterable[Iterable[int]]) -> list[tuple[int, int]]:
+    """Returns the changes that a checkpoint's state records."""
+    return [(int(after), int(steps)) for after, steps in values]

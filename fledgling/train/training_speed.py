@@ -1,0 +1,68 @@
+"""Measures how fast this machine trains a recipe's model: a few seconds of pretraining's own steps on random rows."""
+
+from __future__ import annotations
+
+import gc
+import time
+from statistics import median
+
+import torch
+
+from fledgling.config import Recipe, UserError
+from fledgling.model.build import build_model
+from fledgling.optim.optimizer import Optimizer
+from fledgling.plan.budget import TrainingSpeed
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.horizon import recipe_horizon
+from fledgling.plan.plan import one_row_step
+from fledgling.plan.recompute import resolve_recompute
+from fledgling.plan.split import choose_split
+from fledgling.runtime.device import DeviceSetup
+from fledgling.runtime.world import World
+from fledgling.train.loop import train_step
+from fledgling.train.trial_step import make_random_stage
+
+SECONDS = 3.0  # of steps that are timed
+MIN_TIMED = 5  # steps
+WARMUP = 2  # steps before them: the first compiles
+
+
+def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, seconds: float = SECONDS) -> TrainingSpeed:
+    """Returns the FLOP/s of all ranks in steps of pretraining. Every rank calls it.
+
+    setup: of `runtime.device.set_up_device`. Raises UserError, in one line, where a step fails or takes no time.
+    """
+    config = recipe.resolve_model()
+    device, per_token = world.device, training_flops_per_token(config)
+    advice = "choose another size with --set model.depth=N, or plan for a card with `fledgling plan --gpu NAME`"
+    try:
+        rows = recipe_horizon(recipe).batch_tokens // config.context
+        step = one_row_step(recipe, config, world.size, device.type, setup.dtype_name, setup.compiled)
+        step = resolve_recompute(recipe.run.recompute, config, step, setup.memory_limit)
+        split = choose_split(config, rows, setup.memory_limit, step, recipe.pretrain.micro_batch_size)
+        model = build_model(config, setup, device)
+        model.initialize(recipe.seed)
+        optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
+        stage = make_random_stage(recipe, "pretrain", config, split.rows, split.micro_batches)
+        times: list[float] = []
+        while True:
+            start = time.perf_counter()
+            train_step(stage, model, optimizer, stage.batches.next(), world)
+            times.append(time.perf_counter() - start)
+            timed = times[WARMUP:]
+            is_enough = len(timed) >= MIN_TIMED and sum(timed) >= seconds
+            if world.all_gather_object(is_enough)[0]:
+                break
+    except (RuntimeError, UserError) as error:  # torch.OutOfMemoryError is one
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the speed of this machine cannot be measured: a step at depth {config.depth} fails: {reason}; {advice}"
+        ) from None
+    del model, optimizer, stage
+    torch.compiler.reset()  # which keeps what it has compiled on the disk, and lets go of the model
+    gc.collect()
+    one = world.all_gather_object(median(times[WARMUP:]))[0]
+    tokens = split.rows * split.micro_batches * config.context * world.size
+    if not one > 0:
+        raise UserError(f"the speed of this machine cannot be measured: a step takes {one} s by its clock; {advice}")
+    return TrainingSpeed(per_token * tokens / one, per_token, "measured here")

@@ -1,0 +1,108 @@
+"""Forecasts from past runs: intervals that hold as often as they say, and that widen where nothing is known."""
+
+import math
+import random
+
+import pytest
+
+from fledgling.config import load_recipe
+from fledgling.plan.forecast import (
+    BITS,
+    FIRST_BITS,
+    MEMORY,
+    SECONDS,
+    Planned,
+    effective_tokens,
+    fit_loss,
+    forecast_bits,
+    forecast_exam,
+    forecast_ratio,
+    forecast_run,
+    quantile_radius,
+)
+from fledgling.plan.past_runs import PastRun, describe_data
+from fledgling.plan.scaling_laws import REFIT
+
+DATA = describe_data(load_recipe("quickstart"))
+
+
+def true_loss(parameters, tokens):
+    return 0.6 + 60 / parameters**REFIT.alpha + 100 / tokens**REFIT.beta
+
+
+def make_run(draw, noise=0.01, parameters=None, tokens=None):
+    parameters = parameters or draw.choice([655_000, 1_900_000, 3_700_000, 11_000_000])
+    tokens = tokens or round(10 ** draw.uniform(5.3, 6.7))
+    later = 6.0 * parameters * tokens
+    loss = true_loss(parameters, tokens) * math.exp(draw.gauss(0, noise))
+    share = 1 / (1 + math.exp(-(math.log(later) - 30 + draw.gauss(0, 0.3))))
+    seconds, memory = 60 * tokens / 1e5, 1e8 + 30 * parameters
+    return PastRun(
+        *("2026-11-27", "quickstart", DATA, "cpu", seconds, parameters, tokens, 1.0, later),
+        predicted={SECONDS: seconds, MEMORY: memory},
+        measured={
+            SECONDS: 1.05 * seconds * math.exp(draw.gauss(0, 0.03)),
+            MEMORY: memory * math.exp(draw.gauss(0, 0.02)),
+            FIRST_BITS: loss,
+            BITS: 1.01 * loss,
+            "counting": share,
+        },
+    )
+
+
+def plan_of(run):
+    return Planned(
+        *(run.data, run.parameters, run.tokens, run.passes, run.later_flops),
+        *(run.predicted[SECONDS], run.predicted[MEMORY]),
+    )
+
+
+def test_intervals_of_further_runs_hold_about_nine_times_in_ten():
+    draw, held = random.Random(1), dict.fromkeys([SECONDS, MEMORY, FIRST_BITS, BITS, "counting"], 0)
+    for _ in range(100):
+        past, further = [make_run(draw) for _ in range(14)], make_run(draw)
+        for forecast in forecast_run(plan_of(further), past, ["counting"]):
+            held[forecast.name] += forecast.holds(further.measured[forecast.name])
+    assert all(84 <= count <= 100 for count in held.values()), held
+
+
+def test_the_law_of_the_past_runs_is_found():
+    draw = random.Random(2)
+    law = fit_loss([make_run(draw, noise=0.0) for _ in range(8)])
+    assert pytest.approx((0.6, 60, 100), rel=1e-6) == (law.E, law.A, law.B)
+
+
+def test_a_law_asked_beyond_its_runs_says_so_and_its_interval_is_wider():
+    draw = random.Random(3)
+    past = [make_run(draw) for _ in range(12)]
+    inside = plan_of(make_run(draw, parameters=3_700_000, tokens=1_000_000))
+    widths = []
+    for factor in (1, 10, 100, 1000):
+        far = Planned(DATA, inside.parameters, inside.tokens * factor, 1.0, inside.later_flops, 60.0, 1e9)
+        forecast = forecast_bits(far, past, FIRST_BITS)
+        widths.append(math.log(forecast.high / forecast.low))
+        assert ("beyond the past runs" in forecast.note) is (factor > 1)
+    assert widths == sorted(widths) and widths[-1] > 3 * widths[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_with_few_past_runs_the_forecast_names_what_it_is_from(count):
+    draw = random.Random(4)
+    past, plan = [make_run(draw) for _ in range(count)], plan_of(make_run(draw))
+    bits = forecast_bits(plan, past, FIRST_BITS)
+    assert "law nanochat" in bits.note and f"{count} past runs" in bits.note and bits.high > 1.3 * bits.value
+    time = forecast_ratio(SECONDS, 60.0, past)
+    assert time.runs == count and time.high > 1.1 * 60 and (time.note == "no past run") is (count == 0)
+    assert forecast_exam(plan, past, "counting") is None, "no figure without past runs"
+    assert {forecast.name for forecast in forecast_run(plan, past)} == {SECONDS, MEMORY, FIRST_BITS}
+
+
+def test_the_quantile_is_that_of_conformal_prediction():
+    errors = [0.01 * n for n in range(1, 20)]
+    assert quantile_radius(errors) == pytest.approx(0.18)  # the 18th of 19: (19 + 1) x .9
+    assert quantile_radius(errors[:4]) > 0.04, "four runs cannot give a 90 % quantile: the largest error is not enough"
+
+
+def test_repeated_text_counts_less_and_never_nothing():
+    values = [effective_tokens(passes * 1e6, passes) for passes in (0.5, 1, 2, 8, 64, 1000)]
+    assert values[:2] == [0.5e6, 1e6] and values == sorted(values) and values[2] > 1.9e6 and values[-1] < 17e6

@@ -1,0 +1,57 @@
+"""The file of past runs: shipped ones can be read, the user's are added, damaged lines are left out."""
+
+import json
+
+import pytest
+
+from fledgling.config import load_recipe
+from fledgling.plan.past_runs import SHIPPED, PastRun, append_past_run, describe_data, load_past_runs, user_file
+
+RUN = PastRun(
+    "2026-11-27", "quickstart", "embedded", "cpu", 60.0, 10, 20, 0.5, 1e9, {"seconds": 50.0}, {"seconds": 55.0}
+)
+
+
+def test_the_shipped_runs_are_of_the_quickstart():
+    runs = load_past_runs((SHIPPED,))
+    assert len(runs) == len(SHIPPED.read_text(encoding="utf-8").splitlines()), "none is damaged"
+    assert {run.data for run in runs} <= {describe_data(load_recipe("quickstart"))}
+
+
+def test_a_users_run_is_added_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path / "deep" / "cache"))
+    before = load_past_runs()
+    append_past_run(RUN)
+    append_past_run(RUN)
+    assert user_file().parent == tmp_path / "deep" / "cache"
+    assert load_past_runs() == [*before, RUN]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[1]",
+        '{"date": 1}',
+        json.dumps({**vars(RUN), "budget": -1.0}),
+        json.dumps({**vars(RUN), "measured": {"seconds": "long"}}),
+        json.dumps({**vars(RUN), "measured": {"seconds": float("nan")}}),
+        json.dumps({**vars(RUN), "predicted": [1]}),
+        json.dumps({**vars(RUN), "tokens": 10**400}),
+    ],
+    ids=lambda line: line[:20],
+)
+def test_a_damaged_line_is_left_out(line, tmp_path):
+    file = tmp_path / "past_runs.jsonl"
+    file.write_text(line + "\n" + json.dumps(vars(RUN)) + "\n", encoding="utf-8")
+    assert load_past_runs((file,)) == [RUN]
+
+
+def test_of_a_huge_file_the_newest_runs_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("fledgling.plan.past_runs.MAX_BYTES", 1000)
+    file = tmp_path / "past_runs.jsonl"
+    for budget in range(1, 100):
+        append_past_run(PastRun(**{**vars(RUN), "budget": float(budget)}), file)
+    assert [run.budget for run in load_past_runs((file,))][-1] == 99.0 and len(load_past_runs((file,))) < 10

@@ -1,0 +1,127 @@
+"""A run with a budget, by a clock that steps move: it forecasts, keeps its time, goes on, and compares."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fledgling.config import UserError, load_recipe
+from fledgling.plan.budget import Budget, TrainingSpeed
+from fledgling.plan.budgeted_run import read_budgeted_run
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.forecast_text import format_budgeted_run
+from fledgling.plan.past_runs import load_past_runs, user_file
+from fledgling.record import read_jsonl
+from fledgling.report import build_report
+from fledgling.report.forecasts import forecast_rows
+from fledgling.report.run_data import load_run_data
+from fledgling.runtime import device
+from fledgling.speedrun import budgeted
+from fledgling.train import loop
+from fledgling.train import run as train_run
+from fledgling.train.loop import TrainingStopped
+from tests.ranks import one_thread
+from tests.smallest import write_recipe
+from tests.stop_request import StopRequest
+
+OPTIONS = ['stages=["pretrain", "sft"]', "pretrain.steps=20", "sft.steps=20"]
+BUDGET = Budget(60.0, "--minutes 1")
+
+
+class StepClock:
+    """A clock that a training step moves by `step` seconds, and nothing else."""
+
+    def __init__(self):
+        self.time, self.step = 0.0, 1.0
+
+    def __call__(self):
+        return self.time
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock, train_step = StepClock(), loop.train_step
+
+    def make_step(*arguments):
+        clock.time += clock.step
+        return train_step(*arguments)
+
+    monkeypatch.setattr(loop, "train_step", make_step)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=clock))
+    return clock
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """The smallest recipe, on a machine that is measured at one second a step."""
+    monkeypatch.setenv("FLEDGLING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e15)
+
+    def measure(recipe, world, setup, seconds):
+        per_token = training_flops_per_token(recipe.resolve_model())
+        return TrainingSpeed(per_token * 128 / 1.0, per_token, "measured here")
+
+    monkeypatch.setattr(budgeted, "measure_training_speed", measure)
+    for name, value in (("FASTEST", 0.0), ("SLOWEST", 0.0), ("LAST_ROWS", 2), ("FIRST_ROWS", 2)):
+        monkeypatch.setattr(f"fledgling.plan.stage_seconds.{name}", value)  # a test starts in no time
+    with one_thread():
+        yield load_recipe(write_recipe(tmp_path), OPTIONS)
+
+
+def go(recipe, clock, budget=BUDGET, **options):
+    return budgeted.run_budgeted(recipe, budget, True, quiet=True, now=clock, **options)
+
+
+def read_steps(recipe, stage):
+    return read_jsonl(Path(recipe.run.out) / stage / "metrics.jsonl")
+
+
+def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clock, tmp_path, monkeypatch):
+    """It is interrupted too: it goes on within what is left, and the pause does not count."""
+    run_dir, shown = Path(recipe.run.out), []
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped):
+        patch.setattr(train_run, "catch_stop_signals", StopRequest(6))
+        go(recipe, clock, show=lambda run, goes_on: shown.append((run, goes_on)))
+    assert 0 < budgeted.read_spent(run_dir) < BUDGET.seconds / 2
+    clock.time = 1e6  # a long pause
+    assert go(recipe, clock, None, show=lambda run, goes_on: shown.append((run, goes_on))) == ["pretrain", "sft"]
+    assert shown[0] == (read_budgeted_run(run_dir), False) and shown[1] == (shown[0][0], True)
+    text = format_budgeted_run(shown[0][0])
+    assert "--minutes 1: depth 1 x 64" in text and "90 % interval" in text and "time in all" in text
+    spent = json.loads((run_dir / "spent.json").read_text())
+    assert spent["finished"] and 0.9 * BUDGET.seconds <= spent["seconds"] <= 1.02 * BUDGET.seconds
+    assert [line["step"] for line in read_steps(recipe, "pretrain")][:8] == list(range(1, 9))
+    (past,) = load_past_runs((user_file(),))
+    assert past.measured["seconds"] == spent["seconds"] and past.budget == BUDGET.seconds
+    assert past.measured["pretrain bits_per_byte"] > 0 and "identity_test" in past.measured
+    rows = forecast_rows(load_run_data(run_dir))
+    assert rows[0][0] == "time in all" and all(row[3] != "-" for row in rows[:3])
+    assert "Expected before it began" in build_report(run_dir).read_text()
+    assert go(recipe, clock) == [] and load_past_runs((user_file(),)) == [past], "a finished run is not counted again"
+    with pytest.raises(UserError, match=r"has begun within --minutes 1 with other settings: .* --set run.out=DIR"):
+        go(load_recipe(tmp_path / "smallest.toml", [*OPTIONS, "seed=2"]), clock)
+    (run_dir / "forecast.json").write_text('{"recipe": 1}')
+    with pytest.raises(UserError, match=r"forecast.json is damaged"):
+        go(recipe, clock)
+
+
+def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, clock):
+    planned = []
+    go(recipe, clock, show=lambda run, goes_on: (planned.append(run), setattr(clock, "step", 2.0)))
+    made = {name: len(read_steps(recipe, name)) for name in ("pretrain", "sft")}
+    wanted = {stage.name: stage.steps for stage in planned[0].stages}
+    assert all(made[name] < 0.7 * wanted[name] for name in made), (made, wanted)
+    assert json.loads((Path(recipe.run.out) / "spent.json").read_text())["seconds"] <= 1.04 * BUDGET.seconds
+    assert all(read_steps(recipe, name)[-1]["lr_multiplier"] < 0.5 for name in made), "the schedule's end is made"
+
+
+def test_a_run_that_began_without_a_budget_gets_none(recipe, clock):
+    with pytest.raises(UserError, match=r"nothing can be learned in 5 s"):
+        go(recipe, clock, Budget(5.0, "--minutes 0.08"))
+    assert not (Path(recipe.run.out) / "forecast.json").exists()
+    metrics = Path(recipe.run.out) / "pretrain" / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    metrics.write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match=r"has begun without a budget: leave --minutes 1 out"):
+        go(recipe, clock)

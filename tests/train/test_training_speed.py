@@ -1,0 +1,54 @@
+"""The speed of this machine in a recipe's own steps, or one line that says why it cannot be measured."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fledgling.config import UserError, load_recipe
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.runtime.device import choose_setup
+from fledgling.runtime.world import World
+from fledgling.train import training_speed
+from tests.ranks import one_thread
+from tests.smallest import write_recipe
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path))
+    world = World.start("cpu")
+    with one_thread():
+        yield recipe, world, choose_setup(recipe.run, world)
+
+
+def test_the_speed_is_that_of_the_median_step_without_the_first(arguments, monkeypatch):
+    clock, lengths = [0.0], iter([50.0, 9.0, 2.0, 2.0, 2.0, 7.0, 2.0, 2.0])
+
+    def make_step(stage, model, optimizer, batches, world):
+        assert sum(batch.tokens.numel() for batch in batches) == 128, "the recipe's batch"
+        clock[0] += next(lengths)
+
+    monkeypatch.setattr(training_speed, "train_step", make_step)
+    monkeypatch.setattr(training_speed, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    speed = training_speed.measure_training_speed(*arguments)
+    assert speed.flops_per_token == training_flops_per_token(arguments[0].resolve_model())
+    assert speed.flops == 64.0 * speed.flops_per_token
+
+
+def test_a_real_step_is_measured(arguments):
+    assert training_speed.measure_training_speed(*arguments, seconds=0.0).flops > 1e6
+
+
+def test_a_machine_whose_speed_cannot_be_measured_says_why_in_one_line(arguments, monkeypatch):
+    def run_out(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr(training_speed, "train_step", run_out)
+    with pytest.raises(UserError, match=r"cannot be measured: a step at depth 1 fails: CUDA out of memory") as error:
+        training_speed.measure_training_speed(*arguments)
+    assert "\n" not in str(error.value) and "--set model.depth=N" in str(error.value)
+    monkeypatch.setattr(training_speed, "train_step", lambda *arguments: None)
+    monkeypatch.setattr(training_speed, "time", SimpleNamespace(perf_counter=lambda: 1.0))
+    with pytest.raises(UserError, match=r"cannot be measured: a step takes 0.0 s by its clock"):
+        training_speed.measure_training_speed(*arguments, seconds=0.0)
