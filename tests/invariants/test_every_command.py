@@ -113,6 +113,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling plan --depth 20 --gpus 8 --gpu h100 --link ethernet-100g": AS_SHOWN,
         "plan": "fledgling plan smallest.toml --layout whole-logits --mfu 0.3 --price 2.5 --context 32 "
         "--vocab-size 300",
+        "fledgling plan d12-1gpu": AS_SHOWN,
         "fledgling plan --minutes 15": AS_SHOWN,
         "plan hours": "fledgling plan smallest.toml --hours 0.1 --json",
         "fledgling plan d20-8xh100 --usd 50 --gpu h100 --gpus 8": AS_SHOWN,
@@ -129,6 +130,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         "fledgling config show quickstart --set model.family=llama --set model.kv_heads=1": AS_SHOWN,
         "fledgling config show quickstart --set model.activation=gelu --set model.tie_embeddings=true "
         "--set model.logit_softcap=0": AS_SHOWN,
+        "fledgling config show d20-8xh100": AS_SHOWN,
         "config show": "fledgling config show d20-8xh100 --json",
         "config list": "fledgling config list",
         "fledgling scaling predict 5.76e23": AS_SHOWN,

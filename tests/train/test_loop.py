@@ -47,7 +47,7 @@ def test_without_a_peak_above_the_steps_no_mfu_is_recorded(tmp_path, monkeypatch
     for name in ("cpu", "cpu-bf16"):
         save_speed(MeasuredSpeed(name, 0.5, 0.5, 9_000.0, "a model", "2026-01-02", 1e9, 4096))
     lines, notices = run_with_peaks(tmp_path, monkeypatch, 1.0, 2.0)
-    assert "it is deleted" in notices[0], "the peak measured at the start is twice the stored one"
+    assert any("it is deleted" in text for text in notices), "the peak measured at the start is twice the stored one"
     assert len(lines) == 3 and not any("mfu" in line or "peak_flops" in line for line in lines)
     assert sum("MFU is not recorded" in text for text in notices) == 1
 
