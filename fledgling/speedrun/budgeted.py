@@ -32,7 +32,7 @@ from fledgling.runtime.device import DeviceSetup, choose_setup, set_up_device
 from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.world import World
 from fledgling.speedrun.choose import choose_budgeted_run
-from fledgling.speedrun.stages import run_stages
+from fledgling.speedrun.stages import list_stages_left, run_stages
 from fledgling.train.pace import RunClock, StagePace, share_that_fits
 from fledgling.train.peak import name_device
 from fledgling.train.run import run_stage
@@ -124,6 +124,8 @@ def run_budgeted(
     """
     run_dir = Path(recipe.run.out)
     known = read_budgeted_run(run_dir)
+    if known is None and not list_stages_left(recipe):
+        return []
     require_same_run(known, recipe, budget, run_dir)
     seconds = budget.seconds if budget else known.budget.seconds if known else 0.0
     clock = RunClock(seconds, read_spent(run_dir), now, started)

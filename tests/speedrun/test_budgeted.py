@@ -125,3 +125,7 @@ def test_a_run_that_began_without_a_budget_gets_none(recipe, clock):
     metrics.write_text('{"step": 1}\n')
     with pytest.raises(UserError, match=r"has begun without a budget: leave --minutes 1 out"):
         go(recipe, clock)
+    for stage in recipe.stages:
+        (Path(recipe.run.out) / stage).mkdir(exist_ok=True)
+        (Path(recipe.run.out) / stage / "done.json").write_text("{}")
+    assert go(recipe, clock) == [], "all is done, as without a budget"
