@@ -571,5 +571,67 @@ def rollouts(run: Path, /, *, rounds: int = 10, overrides: Overrides = ()) -> An
     return measure_rollouts(load_recipe(str(run), overrides), run / "sft", rounds)
 
 
+@experiment(table_of("benchmarks.distill", "format_distillation"))
+def distill(
+    teacher: Path,
+    /,
+    *,
+    out: Path = Path("runs/distilled"),
+    steps: int = 900,
+    seeds: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 2, 3),
+    top_k: int | None = None,
+    overrides: Overrides = (),
+) -> dict:
+    """Pretrain a student of half a run's width with the run as its teacher, and alone for the same time.
+
+    Parameters
+    ----------
+    teacher
+        A run directory, such as runs/quickstart.
+    out
+        The folder of the students' runs, in which an interrupted measurement goes on.
+    steps
+        Of the student that has a teacher.
+    seeds
+        Of the students.
+    top_k
+        Tokens of a position that are stored before the first step, whose time counts; default: a live teacher.
+    """
+    from benchmarks.distill import measure_distillation
+
+    return measure_distillation(teacher, out, steps, seeds, top_k, overrides)
+
+
+@experiment(table_of("benchmarks.adapter_skill", "format_adapter_skill"), name="adapter_skill")
+def adapter_skill(
+    run: Path,
+    /,
+    *,
+    out: Path = Path("runs/adapter_skill"),
+    steps: int = 600,
+    share: float = 0.5,
+    questions: int = 200,
+    overrides: Overrides = (),
+) -> dict:
+    """Teach a run a made-up language with LoRA and by full fine-tuning: exams, memory and time beside the plan.
+
+    Parameters
+    ----------
+    run
+        A run directory with a finished or half-finished sft stage, such as runs/quickstart; it is not changed.
+    out
+        The folder of both runs, in which an interrupted measurement goes on.
+    steps
+        Of fine-tuning.
+    share
+        Of the tokens that are the new language; the rest is the run's own sft mixture.
+    questions
+        Of each exam.
+    """
+    from benchmarks.adapter_skill import measure_adapter_skill
+
+    return measure_adapter_skill(run, out, steps, share, questions, overrides)
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,28 +14,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fledgling.config import AdapterConfig, ModelConfig, OptimizerConfig, UserError
+from fledgling.config import AdapterConfig, DistillConfig, ModelConfig, OptimizerConfig, UserError
 from fledgling.kernels.frozen_weights import quantize_blocks
+from fledgling.kernels.rounded_training import round_in_training
 from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import TrainingStep, memory_by_phase
+from fledgling.plan.teacher import LIVE, STORED, PlannedTeacher
 from fledgling.runtime.device import DTYPES, DeviceSetup
 from fledgling.runtime.memory import count_live_tensor_bytes, measure_peak_memory
 from fledgling.runtime.world import PendingCollective, World, leave_process_group
 from fledgling.train import loop
+from fledgling.train.distill.loss import distillation_loss
+from fledgling.train.distill.teacher import hold_matrices
 from fledgling.train.loss import next_token_loss
-from fledgling.train.random_batches import RandomBatches
+from fledgling.train.random_batches import RandomBatches, add_predictions
 from fledgling.train.saver import copy_tensors
 from fledgling.train.stage import Stage
 
+TOP_K = 16  # stored tokens of a teacher
 STEPS = 2  # in the second step the state of the first exists
 
 
@@ -62,6 +68,16 @@ class Case:
     adapter: str = "none"  # a method, with rank 8 on all matrices
     recompute: bool = False
     quantization: str = "none"
+    teacher: str = "none"  # its role: live or stored; it has twice the width
+    rounded: bool = False  # weights in training, to 8 bits
+
+    @property
+    def planned_teacher(self) -> PlannedTeacher | None:
+        """Returns the teacher."""
+        if self.teacher == "none":
+            return None
+        config = replace(self.config, width=2 * self.width, intermediate_size=2 * self.config.intermediate_size)
+        return PlannedTeacher(config, self.teacher, TOP_K if self.teacher == STORED else 0)
 
     @property
     def config(self) -> ModelConfig:
@@ -95,6 +111,8 @@ class Case:
             if self.adapter == "none"
             else AdapterConfig(self.adapter, rank=8, quantization=self.quantization),
             recompute=self.recompute,
+            teacher=self.planned_teacher,
+            rounds_weights=self.rounded,
         )
 
     @property
@@ -110,6 +128,7 @@ class Case:
         tree = "" if self.deterministic == "auto" else f", deterministic {self.deterministic}"
         how = (", compiled" if self.compiled else "") + (", saving" if self.saving else "")
         how += "" if self.adapter == "none" else f", {self.adapter} on {self.quantization}"
+        how += ("" if self.teacher == "none" else f", {self.teacher} teacher") + (", rounded" if self.rounded else "")
         grouped = "" if self.kv_heads == self.heads else f"/{self.kv_heads}"
         return (
             f"{self.family} {self.depth} x {self.width}, {self.heads}{grouped} heads, V {self.vocab_size:,}, "
@@ -155,6 +174,14 @@ EAGER = (
     Case(4, 256, 4, 256, 1024, family="llama", adapter="lora", quantization="nf4"),
     Case(4, 512, 1, 128, 512, family="llama", adapter="lora", quantization="int4"),
     Case(4, 512, 1, 128, 512, family="llama", dtype="bfloat16", adapter="lora", quantization="int8"),
+    Case(2, 128, 4, 256, 4096, teacher="live"),
+    Case(2, 128, 4, 256, 4096, dtype="bfloat16", teacher="live"),
+    Case(4, 128, 8, 256, 512, teacher="live"),
+    Case(1, 64, 2, 128, 32768, teacher="live"),
+    Case(2, 128, 4, 256, 4096, teacher="stored"),
+    Case(2, 128, 2, 256, 8192, dtype="bfloat16", micro_batches=2, teacher="stored"),
+    Case(4, 128, 8, 256, 512, rounded=True),
+    Case(2, 256, 2, 128, 4096, dtype="bfloat16", rounded=True),
 )
 RANKS = (
     *(
@@ -230,14 +257,28 @@ def measure_case_peak(case: Case) -> int:
             if case.saving
             else []
         )
+        if case.rounded:
+            round_in_training(model, "int8")
+        distill = DistillConfig(teacher="", top_k=TOP_K if case.teacher == STORED else None)
         batch = RandomBatches(case.vocab_size, case.rows * case.micro_batches, case.context, world.rank).batch
+        loss: Any = next_token_loss
+        if case.planned_teacher:
+            teacher = build_teacher(case.planned_teacher, DTYPES[case.dtype]) if case.teacher == LIVE else None
+            batch, loss = add_predictions(batch, distill), partial(distillation_loss, config=distill, teacher=teacher)
         if not case.documents:
             batch.document_ids = None
-        stage = Stage("bench", STEPS, None, next_token_loss, lambda progress: 1.0)  # type: ignore[arg-type]
+        stage = Stage("bench", STEPS, None, loss, lambda progress: 1.0)  # type: ignore[arg-type]
         for _ in range(STEPS):
             loop.train_step(stage, model, optimizer, batch.split(case.rows), world)
         phases.clear()
     return peak.bytes - bytes_before
+
+
+def build_teacher(planned: PlannedTeacher, dtype: torch.dtype) -> Transformer:
+    """Returns a frozen teacher as `train` holds it."""
+    teacher = Transformer(planned.config)
+    teacher.initialize(0)
+    return hold_matrices(teacher, dtype)
 
 
 def build_quantized(case: Case) -> Transformer:

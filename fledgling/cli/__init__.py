@@ -37,6 +37,7 @@ COMMANDS = {
     "serve": ("serve", "Serve a checkpoint through an OpenAI-compatible API, and a chat page."),
     "export": ("app", "A checkpoint as files that other programs load: hf, gguf."),
     "quantize": ("quantize", "A checkpoint in 8 or 4 bits, which every verb but train and export accepts."),
+    "distill": ("distill", "A teacher's answers to the prompts of a source, as conversations that sft learns from."),
     "import": ("import_:import_", "A Hugging Face directory as a checkpoint that every verb accepts."),
     "scaling": ("app", "How the loss scales with size, data, compute: run, fit, predict, check, recover, inference."),
     "watch": ("watch", "A live page of runs: charts, samples, evaluations, and buttons that stop and sample."),

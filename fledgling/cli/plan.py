@@ -114,7 +114,12 @@ def plan(
         print(json.dumps(run.to_json(), indent=2) if as_json else format_budgeted_run(run))
         return
     sizes = count_source_sizes(chosen)
-    result = make_plan(chosen, None, gpus, mfu, price, link, layout, sizes=sizes, device=device)
+    teacher = None
+    if chosen.distill.teacher is not None:  # imports torch, which other plans do without
+        from fledgling.train.distill.teacher import read_teacher_config
+
+        teacher = read_teacher_config(chosen)
+    result = make_plan(chosen, None, gpus, mfu, price, link, layout, sizes=sizes, device=device, teacher=teacher)
     print(json.dumps(result, indent=2) if as_json else format_plan(result))
 
 

@@ -9,6 +9,7 @@ No module here imports torch or derives a value from the data or the machine.
 """
 
 from fledgling.config.adapter import AdapterConfig
+from fledgling.config.distill import DistillConfig
 from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.load import load_recipe, recipe_names
 from fledgling.config.model import ModelConfig
@@ -31,6 +32,7 @@ __all__ = [
     "STAGES",
     "AdapterConfig",
     "DPOConfig",
+    "DistillConfig",
     "LoopConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -135,6 +135,14 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "stages": ADAPTER,
         "init_from": Rule("ignored", "the adapter is trained already", "takes effect"),
     },
+    "distill": {
+        "teacher": Rule("takes effect", "a teacher whose predictions differ is refused"),
+        "stages": EFFECT,
+        "match": EFFECT,
+        "weight": EFFECT,
+        "temperature": EFFECT,
+        "top_k": EFFECT,
+    },
     "run": {
         "out": Rule("takes effect", "a run is where its directory is"),
         **dict.fromkeys(("init_from", "init_context", "init_rope"), INIT),
@@ -174,6 +182,7 @@ SUPERVISED_RULES = {
     "context_warmup_steps": ORDER,
     "mixture_unit": ORDER,
     "train_on": EFFECT,
+    "quantization_aware": EFFECT,
     "core_every": EVALS,
     "core_max_per_task": EVALS,
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fledgling.config.adapter import AdapterConfig
+from fledgling.config.distill import DistillConfig
 from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.fields import WEIGHTS, choice, count, number, optional_choice
 from fledgling.config.model import ROPE_TYPES, ModelConfig
@@ -84,6 +85,7 @@ class StageConfig(LoopConfig):
     context_warmup_steps: int = count(0, 0)  # steps whose rows are cut into four, then two, pieces of their own
     mixture_unit: str = choice("tokens", "examples")  # what the weights of the mixture are shares of
     train_on: Literal["all", "assistant"] = choice("all", "assistant")  # the tokens that are targets
+    quantization_aware: str = choice("none", "int8", "int4")  # in training, so that the quantized model is better
     core_every: int = count(0, 0)  # steps between evaluations of CORE, and one at the end; 0: none
     core_max_per_task: int = count(500)  # items of each of its tasks
 
@@ -112,7 +114,7 @@ class DPOConfig(LoopConfig):
 class RLConfig(LoopConfig):
     """[rl]: rollouts of the current weights, scored by tasks and rewards."""
 
-    algorithm: str = choice("grpo", "dr_grpo", "cispo", "gspo", "ppo")
+    algorithm: str = choice("grpo", "dr_grpo", "cispo", "gspo", "ppo", "distill")
     warmup_steps: int | None = count(0, 0)
     decay_fraction: float = number(1.0, 0.0, 1.0)
     tasks: dict[str, float] = field(default_factory=dict, metadata=WEIGHTS)  # task -> weight among the prompts
@@ -180,6 +182,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     pretrain: StageConfig = field(default_factory=StageConfig)
     midtrain: StageConfig = field(default_factory=StageConfig)
     sft: StageConfig = field(default_factory=lambda: StageConfig(train_on="assistant"))
@@ -193,6 +196,12 @@ class Recipe:
             known = ", ".join(STAGES)
             raise UserError(f'unknown stage "{name}": expected one of {known}{did_you_mean(name, STAGES)}')
         return getattr(self, name)
+
+    def has_teacher(self, stage: str) -> bool:
+        """Returns whether a stage learns from `distill.teacher`."""
+        if stage == "rl":
+            return self.rl.algorithm == "distill"
+        return self.distill.teacher is not None and stage in self.distill.stages
 
     def resolve_model(self) -> ModelConfig:
         """Returns the complete model configuration: [model] with the tokenizer's vocabulary, every field filled in."""

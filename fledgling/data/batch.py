@@ -20,7 +20,7 @@ IGNORE_INDEX = -1  # a target that adds nothing to the loss and nothing to the c
 
 @dataclass
 class Batch:
-    """One micro-batch; every field that is present has the shape (B, T).
+    """One micro-batch; every field that is present has the shape (B, T), or (B, T, K) with K values a position.
 
     `document_ids` numbers the documents of a row: attention does not cross from one number to another.
     The fields after it belong to the target of their position, and are not read where that is IGNORE_INDEX.
@@ -36,12 +36,16 @@ class Batch:
     reference_logprobs: Tensor | None = None  #   (B, T) float, nats, of the frozen reference (KL)
     returns: Tensor | None = None  #              (B, T) float (PPO)
     old_values: Tensor | None = None  #           (B, T) float (PPO)
+    teacher_ids: Tensor | None = None  #          (B, T, K) int64, the K most probable tokens (distillation)
+    teacher_logprobs: Tensor | None = None  #     (B, T, K + 1) float, nats, of these and of all others together;
+    #                                             of spans of text (B, T, 1), at a span's last target
+    span_ids: Tensor | None = None  #             (B, T) int64, the span of a target, from 1; 0: of none
 
     def __post_init__(self) -> None:
         shape = self.tokens.shape
         assert len(shape) == 2, f"tokens are (B, T), not {tuple(shape)}"
         for name, value in self._present():
-            assert value.shape == shape, f"{name} is {tuple(value.shape)}, tokens are {tuple(shape)}"
+            assert value.shape[:2] == shape, f"{name} is {tuple(value.shape)}, tokens are {tuple(shape)}"
 
     def _present(self) -> list[tuple[str, Tensor]]:
         """Returns the fields that are not None, by name."""

@@ -24,7 +24,7 @@ from fledgling.model.cuda_attention import BlockMask, make_block_masks
 from fledgling.model.decode_attention import DecodeLayer
 from fledgling.model.feed_forward import make_feed_forward
 from fledgling.model.flash_norm import apply_norm, apply_norm_deferred
-from fledgling.model.linear import apply_linear
+from fledgling.model.linear import Linear, apply_linear
 from fledgling.model.norm import make_embedding_norm, make_norm
 from fledgling.model.positions import LearnedPositions, Rotary, make_positions
 from fledgling.model.residual import make_residual, make_shortcuts, mix_embeddings
@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         self.config, self.compute_dtype = config, compute_dtype
         embedding = nn.Embedding(config.vocab_size, config.width)
         if config.tie_embeddings:  # the head comes first, so that the one matrix has its name and its learning rate
-            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+            self.head = Linear(config.width, config.vocab_size, bias=False)
             embedding.weight = self.head.weight
         self.embedding = embedding
         self.embedding_norm = make_embedding_norm(config)
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
         self.recompute = False  # keep only the inputs of blocks for backward, and compute the rest again
         self.use_block_masks = False  # for blocks compiled for CUDA: documents and windows without a (T, T) mask
         if not config.tie_embeddings:
-            self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+            self.head = Linear(config.width, config.vocab_size, bias=False)
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:

@@ -30,6 +30,7 @@ from fledgling.optim.partition import (
 )
 from fledgling.plan import activations, adapter, zero3
 from fledgling.plan.parameters import count_matrix_parameters, count_parameters
+from fledgling.plan.teacher import SCORER, STORED, PlannedTeacher
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # "fledgling" is this package; "whole-logits" another system: the logits of all rows in one compiled graph.
@@ -61,6 +62,8 @@ class TrainingStep:
         matrix_optimizer: the update rule of the matrices.
         adapter: what is trained while the weights are frozen; None: the weights are trained.
         recompute: a block keeps only its input for backward, and its activations are computed again.
+        teacher: from whose predictions the model learns; None: there is none.
+        rounds_weights: the matrices and the head are multiplied as they will be quantized.
     """
 
     rows: int
@@ -80,6 +83,8 @@ class TrainingStep:
     matrix_optimizer: str = "muon"
     adapter: AdapterConfig | None = None
     recompute: bool = False
+    teacher: PlannedTeacher | None = None
+    rounds_weights: bool = False
 
     @property
     def tokens(self) -> int:
@@ -133,6 +138,7 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
         "snapshot": _snapshot(config, step),
         **adapter.dequantized_bytes(config, step.adapter, step.value_bytes),
         **({"reference": full_gradients} if step.has_reference_model else {}),  # of an adapter: another adapter
+        **_taught(config, step),
     }
     two_gradients = _accumulates(step) or config.tie_embeddings  # the gradients of both uses at once
     last = max((arrival.peak for arrival in arrivals if step.adapter or "blocks" not in arrival.name), key=sum)
@@ -159,7 +165,23 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
     if sharded_parameters:
         phases["head"]["communication"] = 4 * zero3.gather_groups(partition)[""].padded_values
         phases["gather"] = {"gradients": earlier_gradients, "communication": 4 * zero3.gather_peak(partition)}
-    return {name: _summed(base | components) for name, components in phases.items()}
+    summed = {name: _summed(base | components) for name, components in phases.items()}
+    if step.teacher is not None and step.teacher.role == STORED:  # before there is a gradient or a moment
+        reading = {"teacher": step.teacher.weight_bytes(step.value_bytes), "logits": _logits(config, step)}
+        summed["teacher"] = _summed({"parameters": base["parameters"], **reading})
+    return summed
+
+
+def _taught(config: ModelConfig, step: TrainingStep) -> dict[str, int]:
+    """Returns the bytes of a teacher that the step holds, and of the rounded copy of the weights, if there are any."""
+    held = {}
+    if step.teacher is not None and step.teacher.role == STORED:
+        held["predictions"] = step.teacher.predictions_bytes(step.tokens * step.micro_batches)
+    elif step.teacher is not None:
+        held["teacher"] = step.teacher.weight_bytes(step.value_bytes)
+    if step.rounds_weights:
+        held["rounded"] = 4 * (sum(map(prod, config.block_matrices().values())) + config.vocab_size * config.width)
+    return held
 
 
 def _travelling(values: tuple[int, int]) -> dict[str, int]:
@@ -302,6 +324,8 @@ def _gradients_before(partition: Partition, step: TrainingStep, full_gradients: 
 def _logits(config: ModelConfig, step: TrainingStep) -> int:
     """Returns the bytes of the head's pass over a chunk: logits, their exponentials, gradients of the hidden states."""
     A, E, V, w = step.tokens, config.width, config.vocab_size, step.value_bytes
+    if step.teacher is not None and step.teacher.role != SCORER:
+        return step.teacher.divergence_bytes(config, A, w, step.device)
     n = min(A, head_chunk_tokens(V, step.device))  # tokens per chunk
     # compiled: logits in, gradients out; else in fp32 z, t, e (without a cap z, e), in bf16 as many bytes
     loss_bytes = n * V * (2 * w if step.compiled else 12 if config.logit_softcap else 8)

@@ -11,17 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fledgling.config import (
-    AdapterConfig,
-    DPOConfig,
-    LoopConfig,
-    ModelConfig,
-    Recipe,
-    RLConfig,
-    StageConfig,
-    UserError,
-    load_recipe,
-)
+from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig, UserError, load_recipe
 from fledgling.plan import communication, cost, flops, hardware, measured_speed, memory
 from fledgling.plan.derive import derive_known, list_derived
 from fledgling.plan.horizon import recipe_horizon
@@ -42,6 +32,8 @@ from fledgling.plan.split import (
     require_row_each,
 )
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
+from fledgling.plan.stage_step import one_row_step, stage_step
+from fledgling.plan.teacher import plan_teacher
 
 CHARACTERS_PER_TOKEN = 4.8  # English web text with 65,536 entries; lower for a small vocabulary
 CHARACTERS_PER_SHARD = 250_000_000  # of the files of the public data sets
@@ -63,6 +55,7 @@ class _StageContext:
     step: memory.TrainingStep
     strict: bool
     sizes: Mapping[str, SourceSize]
+    teacher: ModelConfig | None
 
 
 def make_plan(
@@ -77,6 +70,7 @@ def make_plan(
     peak_flops: float | None = None,
     sizes: Mapping[str, SourceSize] | None = None,
     device: hardware.DeviceSpec | None = None,
+    teacher: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """Returns the plan of a recipe on `gpus` devices called `gpu` (default: run.ranks of run.hardware).
 
@@ -93,6 +87,7 @@ def make_plan(
         sizes: of the sources that open steps and batches follow from (`fledgling.train.source_sizes`); None: those that
             the public sets are known for.
         device: replaces `gpu`: a card given by its figures.
+        teacher: the configuration of `distill.teacher` (`fledgling.train.distill.teacher`); None: it is not counted.
 
     Raises UserError for an unknown device or link, for invalid values and, if strict, as described.
     """
@@ -113,7 +108,7 @@ def make_plan(
         device = device.with_dtype(dtype)
     step = replace(one_row_step(recipe, config, ranks, device.kind, dtype, recipe.run.compile != "off"), layout=layout)
     known_sizes = published_sizes(config.context) | dict(sizes or {})
-    context = _StageContext(recipe, config, device, 0.0, price, step, strict, known_sizes)
+    context = _StageContext(recipe, config, device, 0.0, price, step, strict, known_sizes, teacher)
     rows = horizon.batch_tokens // config.context
     micro_batch_tokens = _split("pretrain", recipe.pretrain.micro_batch_size, rows, context).tokens
     flops_per_token = flops.training_flops_per_token(config)
@@ -189,41 +184,6 @@ def load_planned_recipe(
     if name is None and depth is not None:
         return load_recipe("quickstart", [*DEPTH_ONLY, f"name=d{depth}", *PUBLISHED, *pinned, *overrides])
     return load_recipe(name or "quickstart", [*pinned, *overrides])
-
-
-def one_row_step(
-    recipe: Recipe, config: ModelConfig, ranks: int, device_kind: str, dtype: str, compiled: bool
-) -> memory.TrainingStep:
-    """Returns one row of a training step of the recipe, from which `plan` and `train` derive micro-batch sizes.
-
-    device_kind: the torch device type; every accelerator is counted as a GPU.
-    """
-    optimizer = recipe.optimizer
-    return memory.TrainingStep(
-        rows=1,
-        context=config.context,
-        dtype=dtype,
-        ranks=ranks,
-        zero_stage=1 if optimizer.zero_stage is None else optimizer.zero_stage,
-        device="cpu" if device_kind == "cpu" else "cuda",
-        compiled=compiled,
-        deterministic=None if optimizer.deterministic == "auto" else optimizer.deterministic == "on",
-        copies_weights_for_eval=True,
-        matrix_optimizer=optimizer.matrix_optimizer,
-    )
-
-
-def stage_step(
-    step: memory.TrainingStep, table: LoopConfig, adapter: AdapterConfig | None = None
-) -> memory.TrainingStep:
-    """Returns a step with what the stage of a table holds besides: a copy for checkpoints, a reference model.
-
-    adapter: that it trains instead of the weights.
-    """
-    has_reference = (isinstance(table, DPOConfig) and table.uses_reference) or (
-        isinstance(table, RLConfig) and table.kl_weight > 0
-    )
-    return replace(step, saves_checkpoints=table.save_every > 0, has_reference_model=has_reference, adapter=adapter)
 
 
 def choose_utilization(
@@ -315,6 +275,7 @@ def _stage(name: str, context: _StageContext) -> tuple[dict[str, Any], memory.Tr
         if context.strict:
             require_row_each(name, stage, rows, ranks)
     step = _split(name, stage.micro_batch_size, rows, context)
+    per_token += step.teacher.added_flops(config) if step.teacher else 0
     empty = 0.0 if isinstance(stage, RLConfig | DPOConfig) else empty_share(rows, step)
     hours = cost.estimate_hours(per_token * tokens, device, ranks, context.mfu) / (1 - empty)
     values = {
@@ -360,7 +321,7 @@ def _split(name: str, pinned: int | None, rows: int, context: _StageContext) -> 
     config, device, ranks = context.config, context.device, context.step.ranks
     stage = context.recipe.stage_config(name)
     adapter = context.recipe.adapter if context.recipe.adapter.trains_in(name) else None
-    step = stage_step(context.step, stage, adapter)
+    step = stage_step(context.step, stage, adapter, plan_teacher(context.recipe, name, context.teacher))
     step = resolve_recompute(context.recipe.run.recompute, config, step, device.memory)
     if (
         context.strict

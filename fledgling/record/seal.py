@@ -71,7 +71,9 @@ def hash_sealed_files(stage_dir: Path) -> dict[str, str]:
 def hash_run_files(run_dir: Path) -> dict[str, str]:
     """Returns the SHA-256 of the files that say what the run is, by path in the run."""
     paths = [run_dir / name for name in RUN_FILES]
-    return _hash_files(run_dir, [*paths, *_tokenizer_files(run_dir), *run_dir.glob("init*/*.json")])
+    given = (f"init/step-*/{MANIFEST}", "init*/*.json", "init_adapter/*.safetensors")  # an adapter has no manifest
+    paths += [path for pattern in given for path in run_dir.glob(pattern)]
+    return _hash_files(run_dir, [*paths, *_tokenizer_files(run_dir)])
 
 
 def _tokenizer_files(run_dir: Path) -> list[Path]:

@@ -38,7 +38,8 @@ from fledgling.scaling.sweep import link_shared_data
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.run import run_stage
-from fledgling.train.stage import Eval, Stage, Stream
+from fledgling.train.stage import Eval, Stage
+from fledgling.train.wrapped_stream import WrappedStream
 
 RESULT = "race.json"  # of a finished run
 POINTS = "points.jsonl"  # of a run: what it reached by when
@@ -133,34 +134,6 @@ def count_compiled_graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-class TimedStream:
-    """A stage's stream that calls `on_step` before each of its steps."""
-
-    def __init__(self, stream: Stream, on_step: Callable[[], None]) -> None:
-        self.stream, self.on_step = stream, on_step
-
-    def next(self) -> list:
-        """Returns the batches of the next step."""
-        self.on_step()
-        return self.stream.next()
-
-    def state_dict(self) -> dict:
-        """Returns the stream's state."""
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        """Continues where `state_dict` was taken."""
-        self.stream.load_state_dict(state)
-
-    def skip(self, steps: int) -> None:
-        """Skips the stream's next steps."""
-        self.stream.skip(steps)
-
-    def close(self) -> None:
-        """Closes the stream."""
-        self.stream.close()
-
-
 class RacedStage:
     """The stage of one run: its steps are timed, and what it has learned is measured on the held-out documents.
 
@@ -191,7 +164,7 @@ class RacedStage:
 
         return replace(
             stage,
-            batches=TimedStream(stage.batches, self.start_step),
+            batches=WrappedStream(stage.batches, on_step=self.start_step),
             loss=loss,
             schedule=self.schedule,
             extra_metrics=lambda: stage.extra_metrics() | self.clock.end_step(),

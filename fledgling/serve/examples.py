@@ -6,7 +6,7 @@ import tomllib
 from typing import Any
 
 from fledgling.config import UserError
-from fledgling.tasks import SKILLS, load_task
+from fledgling.tasks import GENERATED_TASKS, load_task
 
 MAX_EXAMPLES = 6
 MAX_CHARS = 90
@@ -24,7 +24,7 @@ def list_examples(recipe_toml: str) -> tuple[str, ...]:
     except tomllib.TOMLDecodeError:
         return ()
     weights: dict[str, Any] = {**recipe.get("sft", {}).get("mixture", {}), **recipe.get("rl", {}).get("tasks", {})}
-    names = [name for name in weights if name in SKILLS]
+    names = [name for name in weights if name in GENERATED_TASKS]
     questions = (_find_short_question(name) for name in names)
     return tuple(question for question in questions if question)[:MAX_EXAMPLES]
 

@@ -35,6 +35,7 @@ from fledgling.tasks.task import (
 __all__ = [
     "CONVERSATION_SETS",
     "ENVIRONMENT_PREFIX",
+    "GENERATED_TASKS",
     "PUBLIC_TASKS",
     "SKILLS",
     "ConversationSource",
@@ -49,7 +50,8 @@ __all__ = [
     "score_answers",
 ]
 
-SKILLS = ("arithmetic", "spelling", "counting", "identity", "stdlib")  # the generated tasks
+SKILLS = ("arithmetic", "spelling", "counting", "identity", "stdlib")  # the generated tasks of the quickstart
+GENERATED_TASKS = (*SKILLS, "language")  # and one that no exam has unless it is named
 PUBLIC_TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval")  # whose mean is ChatCORE
 CONVERSATION_SETS = ("smoltalk", "smol-smoltalk")  # for training only
 CHAT_PREFIX, QUESTIONS_PREFIX = "chat:", "questions:"  # followed by the path of a user's file
@@ -71,7 +73,7 @@ def load_task(name: str, data_dir: str | Path | None = None) -> Task:
     data_dir is the data root, as `fledgling.files.resolve_data_root` takes it. The files of a public set are read when
     they are first needed. Raises UserError for an unknown name.
     """
-    if name in SKILLS:
+    if name in GENERATED_TASKS:
         return _load_skill(name)
     root = resolve_data_root(data_dir)
     if name in PUBLIC_TASKS:
@@ -80,7 +82,7 @@ def load_task(name: str, data_dir: str | Path | None = None) -> Task:
         return questions.load_questions(_resolve_path(name.removeprefix(QUESTIONS_PREFIX), root), name)
     if name.startswith(ENVIRONMENT_PREFIX) and name != ENVIRONMENT_PREFIX:
         return environments.load_environment_task(name, name.removeprefix(ENVIRONMENT_PREFIX))
-    names = (*SKILLS, *PUBLIC_TASKS, *(f"{ENVIRONMENT_PREFIX}{each}" for each in environments.ENVIRONMENTS))
+    names = (*GENERATED_TASKS, *PUBLIC_TASKS, *(f"{ENVIRONMENT_PREFIX}{each}" for each in environments.ENVIRONMENTS))
     raise UserError(f'no task "{name}"{did_you_mean(name, names)}; known: {", ".join(names)}, {QUESTIONS_PREFIX}PATH')
 
 
@@ -109,7 +111,7 @@ def is_file_source(name: str) -> bool:
 
 def is_generated_source(name: str) -> bool:
     """Returns whether a mixture's name means conversations that are generated without end: a skill, an environment."""
-    return name in SKILLS or name.startswith(ENVIRONMENT_PREFIX)
+    return name in GENERATED_TASKS or name.startswith(ENVIRONMENT_PREFIX)
 
 
 @lru_cache(maxsize=32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fledgling.config import LoopConfig, RLConfig
-from fledgling.tasks import ENVIRONMENT_PREFIX, PUBLIC_TASKS, SKILLS
+from fledgling.tasks import ENVIRONMENT_PREFIX, GENERATED_TASKS, PUBLIC_TASKS
 
 
 def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[str]:
@@ -14,4 +14,4 @@ def exam_names(config: LoopConfig, default_mixture: dict[str, float]) -> list[st
     practiced = config.tasks if isinstance(config, RLConfig) else {}
     learned = {**(config.mixture or default_mixture), **practiced}
     environments = [name for name in learned if name.startswith(ENVIRONMENT_PREFIX)]
-    return [name for name in (*SKILLS, *PUBLIC_TASKS, *environments) if learned.get(name, 0) > 0]
+    return [name for name in (*GENERATED_TASKS, *PUBLIC_TASKS, *environments) if learned.get(name, 0) > 0]

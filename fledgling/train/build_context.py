@@ -10,6 +10,7 @@ from fledgling.files import resolve_data_root
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
 from fledgling.optim.sharded import load_parameters
+from fledgling.plan.teacher import plan_teacher
 from fledgling.record import Recorder, checkpoint
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.record.run_lock import RunLock
@@ -18,6 +19,7 @@ from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.context import StageContext
 from fledgling.train.critic import attach_critic
+from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.going_on import describe_parent, read_rows_per_step
 from fledgling.train.history import extend_history
 from fledgling.train.positions import read_positions
@@ -89,6 +91,7 @@ def build_context(
         parent=describe_parent(parent),
         lock=lock,
         history=tuple(extend_history(loaded.state if loaded else None, recipe)),
+        teacher=plan_teacher(recipe, name, read_teacher_config(recipe, name)),
     )
     return context, loaded
 

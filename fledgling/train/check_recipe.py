@@ -19,7 +19,7 @@ from fledgling.evals.chat import encode_question
 from fledgling.files import resolve_data_root, split_columns
 from fledgling.plan import memory
 from fledgling.plan.horizon import recipe_horizon
-from fledgling.plan.plan import CHARACTERS_PER_TOKEN, one_row_step, stage_step
+from fledgling.plan.plan import CHARACTERS_PER_TOKEN
 from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.source_sizes import published_sizes
 from fledgling.plan.split import (
@@ -30,6 +30,8 @@ from fledgling.plan.split import (
     require_row_each,
 )
 from fledgling.plan.stage_length import SourceSize, derive_dpo_steps, derive_length, derive_rl_steps
+from fledgling.plan.stage_step import one_row_step, stage_step
+from fledgling.plan.teacher import plan_teacher
 from fledgling.record import checkpoint
 from fledgling.record.jsonl import format_bytes
 from fledgling.runtime.device import DeviceSetup
@@ -40,6 +42,8 @@ from fledgling.tasks.core import find_core_bundle
 from fledgling.tasks.exam_names import exam_names
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.distill.build import require_valid_teaching
+from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.going_on import read_prepared_data
 from fledgling.train.preference_data import load_preferences
 from fledgling.train.prepare import DataPreparer, split_mixture
@@ -47,6 +51,7 @@ from fledgling.train.rl.build import require_valid_rl_config
 from fledgling.train.rl.reward import require_rewards
 from fledgling.train.source_sizes import count_source_sizes
 from fledgling.train.stage_rows import require_data
+from fledgling.train.stage_weights import require_weights_to_round
 from fledgling.train.trial_step import trace_step
 
 SAMPLED_PROMPTS = 64
@@ -183,7 +188,12 @@ def _check_stage(
             found.attempt(lambda: require_row_each(name, table, fixed, world.size))
     step_rows = MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
     step = one_row_step(recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
-    step = stage_step(step, table, recipe.adapter if recipe.adapter.trains_in(name) else None)
+    teacher = None
+    found.attempt(lambda: require_weights_to_round(recipe, name))
+    with found.collecting():
+        require_valid_teaching(recipe, name, config)
+        teacher = plan_teacher(recipe, name, read_teacher_config(recipe, name))
+    step = stage_step(step, table, recipe.adapter if recipe.adapter.trains_in(name) else None, teacher)
     step = resolve_recompute(recipe.run.recompute, config, step, setup.memory_limit)
     split, peak = None, None
     if not isinstance(table, StageConfig) or rows is not None:
@@ -199,18 +209,21 @@ def _check_stage(
     if split is not None and rows is not None and (empty := empty_share(rows, split)) > 0:
         found.notices.append(f"{world.size} ranks do not divide {rows} rows: {empty:.0%} of the work is on no row")
     if not found.problems:
-        key = (type(table), getattr(table, "algorithm", ""), step.has_reference_model, step.adapter)
+        rounding = getattr(table, "quantization_aware", "")
+        key = (type(table), getattr(table, "algorithm", ""), step.has_reference_model, step.adapter, teacher, rounding)
         if key not in traced:
-            traced[key] = _trace(recipe, name, config, setup)
+            traced[key] = _trace(recipe, name, config, setup, teacher.config if teacher else None)
         found.problems += [traced[key]] if traced[key] else []
     size = memory.checkpoint_bytes(config, step)
     return StageCheck(name, steps, rows, split, peak, size, tuple(found.problems), tuple(found.notices))
 
 
-def _trace(recipe: Recipe, name: str, config: ModelConfig, setup: DeviceSetup) -> str:
+def _trace(recipe: Recipe, name: str, config: ModelConfig, setup: DeviceSetup, teacher: ModelConfig | None) -> str:
     """Returns the first line of the error of a step on meta tensors, or ""."""
     try:
-        trace_step(recipe, name, config, setup.dtype)
+        trace_step(recipe, name, config, setup.dtype, teacher)
+    except UserError as error:
+        return str(error)
     except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
         return f"its step cannot be computed: {' '.join(str(error).split())[:200] or type(error).__name__}"
     return ""

@@ -15,9 +15,10 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.schedule import trapezoidal_schedule
 from fledgling.plan import memory
 from fledgling.plan.derive import derive_warmup
-from fledgling.plan.plan import one_row_step, stage_step
 from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import MAX_MICRO_BATCH_ROWS, choose_micro_batch_size, choose_split
+from fledgling.plan.stage_step import one_row_step, stage_step
+from fledgling.plan.teacher import PlannedTeacher
 from fledgling.record import Recorder
 from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import DeviceSetup
@@ -50,6 +51,7 @@ class StageContext:
     parent: dict[str, Any] | None = None  # `going_on.describe_parent` of the checkpoint that the stage starts from
     lock: RunLock | None = None  # of the run; None on all ranks but the main one
     history: tuple[dict[str, Any], ...] = ()  # what the stage ran with (history.py)
+    teacher: PlannedTeacher | None = None  # that the stage learns from, before it is loaded
 
     @property
     def adapter(self) -> AdapterConfig | None:
@@ -99,7 +101,7 @@ def planned_step(context: StageContext, table: LoopConfig) -> memory.TrainingSte
     """Returns one row of a step of this process, as the planner counts its memory."""
     setup, config, world = context.setup, context.model.config, context.world
     step = one_row_step(context.recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
-    step = stage_step(step, table, context.adapter)
+    step = stage_step(step, table, context.adapter, context.teacher)
     return resolve_recompute(context.recipe.run.recompute, config, step, setup.memory_limit)
 
 

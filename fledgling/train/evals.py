@@ -16,7 +16,7 @@ from fledgling.evals.likelihood import Scorer
 from fledgling.evals.measurement import Measurement
 from fledgling.evals.sparsity import measure_activation_sparsity
 from fledgling.files import resolve_data_root
-from fledgling.tasks import SKILLS, load_task
+from fledgling.tasks import GENERATED_TASKS, load_task
 from fledgling.tasks.core import find_core_bundle, read_core_tasks
 from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.task import DEVELOPMENT, PRACTICE, TEST, TRAIN
@@ -52,7 +52,7 @@ def build_evals(
 
 def _report_missing_exams(config: RLConfig, context: StageContext) -> None:
     """Logs which practised skills have no exam in practised wordings, because RL practises every such prompt."""
-    skills = [name for name, weight in config.tasks.items() if weight > 0 and name in SKILLS]
+    skills = [name for name, weight in config.tasks.items() if weight > 0 and name in GENERATED_TASKS]
     missing = [name for name in skills if not load_task(name).list_exams({PRACTICE: 1})]
     if missing:
         context.recorder.log_notice(

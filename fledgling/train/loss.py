@@ -150,7 +150,7 @@ CLIPPED_WEIGHTS = Surrogate(cispo_loss)
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     """Returns the sum of -log p(target), in nats: the loss of pretraining, midtraining and supervised fine-tuning."""
     hidden = model(batch.tokens, batch.document_ids)  # (B, T, C)
-    return cross_entropy_sum(hidden, model.head.weight, batch.targets, model.config.logit_softcap)
+    return cross_entropy_sum(hidden, model.head.trained_weight(), batch.targets, model.config.logit_softcap)
 
 
 def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -159,7 +159,23 @@ def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, te
     hidden: (B, T, C). logits / t = (cap / t) tanh((hidden / t) W / (cap / t)): hidden and cap are divided instead.
     """
     cap = model.config.logit_softcap / temperature
-    return target_logprobs(hidden / temperature, model.head.weight, targets, cap)
+    return target_logprobs(hidden / temperature, model.head.trained_weight(), targets, cap)
+
+
+def sum_by_chunk(chunk_sum: Callable[..., Tensor], chunk_rows: int, mask: Tensor, *values: Tensor) -> Tensor:
+    """Returns the sum of chunk_sum(rows of each of `values`) over the masked positions, `chunk_rows` at a time.
+
+    What a chunk computes is not kept for backward, but computed again. Where to select rows would wait for the device,
+    which alone knows how many there are, all positions are given: weights among the values must be 0 outside the mask.
+
+    Args:
+        mask: (B, T) bool.
+        values: (B, T) or (B, T, N) each.
+    """
+    on_host = mask.device.type == "cpu"
+    rows = [value[mask] if on_host else value.flatten(0, 1) for value in values]
+    chunks = zip(*(each.split(chunk_rows) for each in rows), strict=True)
+    return torch.stack([checkpoint(chunk_sum, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
@@ -168,17 +184,12 @@ def entropy_sum(model: Transformer, hidden: Tensor, mask: Tensor, weights: Tenso
     The entropy is that of softmax(logits / temperature), from which tokens are sampled. hidden: (B, T, C); mask:
     (B, T) bool; weights: (B, T). Logits exist for one chunk at a time, in backward too.
     """
-    chunk_rows = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
-    if hidden.device.type == "cpu":
-        rows, row_weights = hidden[mask], weights[mask]
-    else:  # to select would wait for the device, which alone knows how many there are
-        rows, row_weights = hidden.flatten(0, 1), (weights * mask).flatten()
-    chunks = zip(rows.split(chunk_rows), row_weights.split(chunk_rows), strict=True)
 
     def chunk_sum(rows: Tensor, weight: Tensor) -> Tensor:
         return (token_entropy(model.compute_logits(rows) / temperature) * weight).sum()
 
-    return torch.stack([checkpoint(chunk_sum, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    chunk_rows = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
+    return sum_by_chunk(chunk_sum, chunk_rows, mask, hidden, weights * mask)
 
 
 def policy_gradient_loss(

@@ -18,6 +18,7 @@ from fledgling.config import STAGES, Recipe, UserError, dump_toml
 from fledgling.config.load import parse_recipe
 from fledgling.plan.plan import make_plan
 from fledgling.record import write_json
+from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.source_sizes import count_source_sizes
 
 
@@ -35,7 +36,8 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     is_due = not of_run.exists() or (is_new and not any(has_begun.values()))
     if not (is_new or is_due):
         return
-    planned = make_plan(recipe, strict=False, peak_flops=peak_flops, sizes=count_source_sizes(recipe))
+    sizes, teacher = count_source_sizes(recipe), read_teacher_config(recipe)
+    planned = make_plan(recipe, strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher)
     plan = {**planned, "before_step": step + 1, "settings": settings}
     if is_due:
         write_json(of_run, plan)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fledgling.config import DPOConfig, LoopConfig, RLConfig
+from fledgling.config import DistillConfig, DPOConfig, LoopConfig, RLConfig
 from fledgling.data.batch import Batch
 from fledgling.train.rl.algorithm import ALGORITHMS
 
@@ -58,3 +58,15 @@ def add_stage_fields(batch: Batch, table: LoopConfig) -> Batch:
     if ALGORITHMS[table.algorithm].uses_critic:
         fields |= {"returns": zeros, "old_values": zeros}
     return replace(batch, document_ids=numbered, **fields)
+
+
+def add_predictions(batch: Batch, config: DistillConfig) -> Batch:
+    """Returns a batch with what a teacher predicts, as the loss of distillation reads it; a live one adds nothing."""
+    shape = batch.tokens.shape
+    if config.match == "text":
+        spans = torch.arange(1, shape[1] + 1).expand(shape).contiguous()  # of one token each
+        return replace(batch, span_ids=spans, teacher_logprobs=torch.full((*shape, 1), -1.0))
+    if config.top_k is None:
+        return batch
+    ids = torch.arange(config.top_k).expand(*shape, -1).contiguous()
+    return replace(batch, teacher_ids=ids, teacher_logprobs=torch.zeros(*shape, config.top_k + 1).log_softmax(-1))

@@ -8,15 +8,18 @@ from functools import partial
 
 from fledgling.config import StageConfig, UserError
 from fledgling.data.stream import MixtureStream
+from fledgling.kernels.rounded_training import round_in_training
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.split import empty_share, require_row_each
 from fledgling.plan.stage_length import fixed_rows
 from fledgling.train.context import StageContext, make_schedule, resolve_split
+from fledgling.train.distill.build import distill_stage
 from fledgling.train.evals import build_compression_eval, build_core_evals, build_evals
 from fledgling.train.loss import next_token_loss
 from fledgling.train.prepare import split_mixture
 from fledgling.train.stage import Stage
 from fledgling.train.stage_rows import StageRows, prepare_stage_rows
+from fledgling.train.stage_weights import require_weights_to_round
 
 
 def build_supervised_stage(name: str, context: StageContext) -> Stage:
@@ -32,6 +35,10 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         before=context.positions,
         saved_weights=context.saved_row_weights,
     )
+    if config.quantization_aware != "none":
+        require_weights_to_round(context.recipe, name)
+        round_in_training(context.model, config.quantization_aware)
+        log(f"{name}: matrices and head are rounded to {config.quantization_aware} in every step, not in evaluations")
     rows = stage_rows.rows_per_step
     require_row_each(name, config, rows, world.size)
     split = resolve_split(config, context, rows)
@@ -65,7 +72,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
     if name == "pretrain" and documents:
         evals += (build_compression_eval(next(iter(documents)), context),)
     evals += build_core_evals(config, context)
-    return Stage(
+    stage = Stage(
         name=name,
         steps=stage_rows.steps,
         batches=stream,
@@ -80,6 +87,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         count_reading=partial(positions.count_reading, name, stream),
         extra_metrics=partial(measure_passes, stream),
     )
+    return distill_stage(stage, context) if context.recipe.has_teacher(name) else stage
 
 
 def measure_passes(stream: MixtureStream) -> dict[str, float]:

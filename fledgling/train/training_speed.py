@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import replace
 from statistics import median
 
 import torch
 
-from fledgling.config import Recipe, UserError
+from fledgling.config import DistillConfig, Recipe, UserError
 from fledgling.model.build import build_model
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.horizon import recipe_horizon
-from fledgling.plan.plan import one_row_step
 from fledgling.plan.recompute import resolve_recompute
 from fledgling.plan.split import choose_split
+from fledgling.plan.stage_step import one_row_step
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.train.loop import train_step
@@ -43,7 +44,8 @@ def measure_training_speed(recipe: Recipe, world: World, setup: DeviceSetup, sec
         model = build_model(config, setup, device)
         model.initialize(recipe.seed)
         optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
-        stage = make_random_stage(recipe, "pretrain", config, split.rows, split.micro_batches)
+        alone = replace(recipe, distill=DistillConfig())  # the FLOPs of a teacher are the plan's
+        stage = make_random_stage(alone, "pretrain", config, split.rows, split.micro_batches)
         times: list[float] = []
         while True:
             start = time.perf_counter()

@@ -20,24 +20,28 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig
+from fledgling.config import DPOConfig, ModelConfig, Recipe, RLConfig, StageConfig
 from fledgling.data.batch import Batch
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
+from fledgling.kernels.rounded_training import round_in_training
 from fledgling.model.adapter import attach_adapter, initialize_adapter
 from fledgling.model.build import build_model
 from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.plan.memory import TrainingStep
+from fledgling.plan.teacher import STORED
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.memory import measure_peak_memory
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.critic import attach_critic
+from fledgling.train.distill.loss import distillation_loss
+from fledgling.train.distill.teacher import hold_matrices
 from fledgling.train.loop import train_step
 from fledgling.train.loss import StepMetrics, next_token_loss
 from fledgling.train.preference_loss import preference_batch_loss
-from fledgling.train.random_batches import RandomBatches, add_stage_fields
+from fledgling.train.random_batches import RandomBatches, add_predictions, add_stage_fields
 from fledgling.train.rl.algorithm import make_algorithm
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Stage
@@ -71,41 +75,57 @@ class _AnswerHostReads(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
-def stage_loss(recipe: Recipe, name: str) -> Callable[[Transformer, Batch], Tensor]:
+def stage_loss(recipe: Recipe, name: str, teacher: Transformer | None = None) -> Callable[[Transformer, Batch], Tensor]:
     """Returns the loss of a stage, which its builder gives to the loop too."""
     table = recipe.stage_config(name)
     if isinstance(table, DPOConfig):
         return partial(preference_batch_loss, config=table, metrics=StepMetrics())
     if isinstance(table, RLConfig):
         return partial(make_algorithm(table).loss, kl_weight=table.kl_weight, metrics=StepMetrics())
+    if recipe.has_teacher(name):
+        return partial(distillation_loss, config=recipe.distill, teacher=teacher, metrics=StepMetrics())
     return next_token_loss
 
 
-def _attach(model: Transformer, recipe: Recipe, name: str) -> None:
-    """Adds the adapter and the critic that the stage trains."""
+def make_random_stage(
+    recipe: Recipe, name: str, config: ModelConfig, rows: int, passes: int, teacher: Transformer | None = None
+) -> Stage:
+    """Returns a stage of one step: `passes` micro-batches of `rows` random rows, with its own loss.
+
+    teacher: that the stage learns from, if it is live.
+    """
+    stream = RandomBatches(config.vocab_size, rows, config.context, recipe.seed, passes)
+    stream.batch = add_stage_fields(stream.batch, recipe.stage_config(name))
+    if recipe.has_teacher(name) and name != "rl":
+        stream.batch = add_predictions(stream.batch, recipe.distill)
+    return Stage(name, 1, stream, stage_loss(recipe, name, teacher), lambda progress: 1.0)
+
+
+def _prepare_training(model: Transformer, recipe: Recipe, name: str) -> None:
+    """Adds the adapter and the critic that the stage trains, and rounds the weights that it rounds."""
     if recipe.adapter.trains_in(name):
         attach_adapter(model, recipe.adapter, model.config)
     if trains_value_head(recipe, name):
         attach_critic(model)
+    table = recipe.stage_config(name)
+    if isinstance(table, StageConfig) and table.quantization_aware != "none":
+        round_in_training(model, table.quantization_aware)
 
 
-def make_random_stage(recipe: Recipe, name: str, config: ModelConfig, rows: int, passes: int) -> Stage:
-    """Returns a stage of one step: `passes` micro-batches of `rows` random rows, with its own loss."""
-    stream = RandomBatches(config.vocab_size, rows, config.context, recipe.seed, passes)
-    stream.batch = add_stage_fields(stream.batch, recipe.stage_config(name))
-    return Stage(name, 1, stream, stage_loss(recipe, name), lambda progress: 1.0)
-
-
-def trace_step(recipe: Recipe, name: str, config: ModelConfig, dtype: torch.dtype) -> None:
+def trace_step(
+    recipe: Recipe, name: str, config: ModelConfig, dtype: torch.dtype, teacher: ModelConfig | None = None
+) -> None:
     """Runs forward, backward and update of a stage on one row, with meta tensors. Raises what a real step would."""
     device = torch.device("meta")
     world = World(0, 1, 0, device)
-    stage = make_random_stage(recipe, name, config, 1, 1)
+    with device:
+        teaching = Transformer(teacher, dtype).requires_grad_(False) if teacher else None
+    stage = make_random_stage(recipe, name, config, 1, 1, teaching)
     batches = [batch.to(device) for batch in stage.batches.next()]
     with _AnswerHostReads():
         with device:
             model = Transformer(config, dtype)
-            _attach(model, recipe, name)
+            _prepare_training(model, recipe, name)
             optimizer = Optimizer(model, recipe.optimizer, world, 1.0, False, dtype)
         train_step(stage, model, optimizer, batches, world)
 
@@ -130,11 +150,14 @@ def make_trial_step(
     sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # as in a run: built in host memory
     model = build_model(config, setup, torch.device("cpu") if sharded else world.device)
     model.initialize(recipe.seed)
-    _attach(model, recipe, name)
+    _prepare_training(model, recipe, name)
     if recipe.adapter.trains_in(name):
         initialize_adapter(model, recipe.seed)
     optimizer = Optimizer(model, recipe.optimizer, world, 1.0, setup.compiled, setup.dtype)
-    stage = make_random_stage(recipe, name, config, split.rows, split.micro_batches)
+    teacher = None
+    if split.teacher is not None and split.teacher.role != STORED:
+        teacher = hold_matrices(Transformer(split.teacher.config), setup.dtype).to(world.device)
+    stage = make_random_stage(recipe, name, config, split.rows, split.micro_batches, teacher)
     reference = None
     if split.has_reference_model:
         reference = Transformer(config, setup.dtype).to(world.device).requires_grad_(False)  # only its memory counts

@@ -72,9 +72,9 @@ def read_recipe_table(run_dir: Path) -> dict[str, Any]:
 
 
 def list_stage_checkpoints(run_dir: Path, stage: str) -> list[Path]:
-    """Returns the checkpoints of a stage, damaged ones too, oldest first."""
+    """Returns the checkpoints of a stage, damaged ones too, oldest first; of "init" those that the run was given."""
     try:
-        return checkpoint.list_checkpoints(run_dir / stage / "checkpoints")
+        return checkpoint.list_checkpoints(run_dir / stage / ("" if stage == "init" else "checkpoints"))
     except UserError:
         return []
 
@@ -82,7 +82,7 @@ def list_stage_checkpoints(run_dir: Path, stage: str) -> list[Path]:
 def check_checkpoints(run_dir: Path, show: Step) -> Check:
     """Compares every file of every checkpoint with the size and SHA-256 of its manifest."""
     check = Check("checkpoints", "files")
-    for stage in list_stages(run_dir):
+    for stage in (*list_stages(run_dir), "init"):  # the given weights are a checkpoint too
         for path in list_stage_checkpoints(run_dir, stage):
             show(f"{stage}/{path.name}")
             report = inspect_checkpoint(path)

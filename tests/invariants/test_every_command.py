@@ -243,6 +243,22 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
             "fledgling train rl smallest.toml --set 'rl.rewards={task = 1.0, \"rewards.py:vowels\" = 0.2}' "
             "--resume never"
         ),
+        "fledgling distill runs/quickstart arithmetic answers.jsonl --count 2000": (
+            "fledgling distill runs/quickstart arithmetic answers.jsonl --count 3 --temperature 0 --max-new-tokens 4 "
+            "--seed 2 --data-dir data --device cpu --dtype float32 --json"
+        ),
+        "fledgling train sft quickstart --set distill.teacher=runs/teacher --set distill.top_k=32": (
+            "fledgling train sft smallest.toml --set distill.teacher=runs/quickstart/pretrain --set distill.top_k=32 "
+            "--resume never"
+        ),
+        "fledgling train rl quickstart --set rl.algorithm=distill --set distill.teacher=runs/teacher "
+        "--set rl.kl_weight=0 --set rl.advantage_normalization=none": (
+            "fledgling train rl smallest.toml --set rl.algorithm=distill "
+            '--set distill.teacher=runs/quickstart/pretrain --set \'stages=["pretrain", "sft", "rl"]\''
+        ),
+        "fledgling train sft quickstart --set sft.quantization_aware=int4": (
+            "fledgling train sft smallest.toml --set sft.quantization_aware=int4 --resume never"
+        ),
         "fledgling speedrun quickstart --watch": (
             "fledgling speedrun smallest.toml --set run.out=runs/watched --watch --watch-port 0"
         ),

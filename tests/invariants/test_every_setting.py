@@ -209,6 +209,9 @@ def test_a_setting_of_the_adapter_changes_what_is_trained(key):
     assert differ(plain, other)
 
 
+DISTILL = "teacher stages match weight temperature top_k".split()  # noqa: SIM905 - tests/train/distill
+
+
 # ---- [tokenizer] ---------------------------------------------------------------------------------------
 
 TOKENIZER: dict[str, Any] = {
@@ -337,6 +340,7 @@ PASSES = ("passes",)  # test_passes_multiply_the_steps_that_a_table_leaves_open
 OPEN_BATCH = ("examples_per_step", "mixture_unit")  # test_what_an_open_batch_and_a_mixture_are_measured_in
 GROWTH = ("batch_warmup_steps", "context_warmup_steps")  # tests/data/test_growth.py
 STAGE = {"batch_tokens": 256, "train_on": "assistant", "core_every": 3, "core_max_per_task": 1}
+STAGE["quantization_aware"] = "int8"
 DPO = {"pairs": "{folder}/others.jsonl", "beta": 0.5, "batch_size": 2, "objective": "simpo", "target_margin": 0.5}
 DPO_ELSEWHERE = ("desirable_weight", "undesirable_weight")  # tests/train/test_objectives.py
 
@@ -392,6 +396,7 @@ def test_every_setting_that_stages_share_has_its_effect(stage, folder, tmp_path,
     assert checkpoint.load_checkpoint(out / stage / "checkpoints" / kept[-1]).state["micro_batch"] == 2
     if stage in ("pretrain", "midtrain", "sft"):
         assert {line["tokens"] - 256 * line["step"] for line in metrics} == {0}
+        assert any("rounded to int8" in line["text"] for line in read_jsonl(out / stage / "notices.jsonl"))
         core = [line for line in evals if line["name"].startswith("core")]
         assert {line["step"] for line in core} == {3}
         items = [line["n"] for line in evals if line["name"] == "core_choice"]
@@ -541,6 +546,7 @@ def test_every_key_has_a_value_here():
     assert keys_of(tables["model"]) == set(MODEL)
     assert keys_of(tables["optimizer"]) == set(OPTIMIZER)
     assert keys_of(tables["adapter"]) == {*ADAPTER, *ADAPTER_ELSEWHERE}
+    assert keys_of(tables["distill"]) == set(DISTILL)
     assert keys_of(tables["tokenizer"]) == set(TOKENIZER)
     assert keys_of(tables["run"]) == set(RUN)
     assert keys_of(LoopConfig) == {*LOOP, *PASSES}
@@ -548,7 +554,7 @@ def test_every_key_has_a_value_here():
     assert keys_of(DPOConfig, LoopConfig) == {*DPO, *DPO_ELSEWHERE}
     assert keys_of(RLConfig, LoopConfig) == {*RL, *RL_ELSEWHERE}
     stages = {"pretrain", "midtrain", "sft", "dpo", "rl"}
-    assert tables.keys() == {"model", "optimizer", "adapter", "tokenizer", "run", *stages}, (
+    assert tables.keys() == {"model", "optimizer", "adapter", "distill", "tokenizer", "run", *stages}, (
         "a new table needs tests here"
     )
 

@@ -1,6 +1,8 @@
 """The seal: a hash of each complete line, and of the files that say what a stage is made of."""
 
-from fledgling.record.seal import find_changed_lines, hash_lines, read_seal, seal_stage
+import pytest
+
+from fledgling.record.seal import find_changed_lines, hash_lines, hash_run_files, read_seal, seal_run, seal_stage
 
 
 def test_a_line_that_is_being_written_is_not_sealed(tmp_path):
@@ -29,3 +31,25 @@ def test_a_seal_has_the_record_the_manifests_and_the_tokenizer(tmp_path):
     assert len(seal["files"]) == 3
     (tmp_path / "a/seal.json").write_text('{"lines": 3}')
     assert read_seal(tmp_path / "a") is None
+
+
+GIVEN = (
+    "init/source.json",
+    "init/step-00000000/manifest.json",
+    "init_adapter/adapter_config.json",
+    "init_adapter/adapter_model.safetensors",
+    "recipe.toml",
+)
+
+
+@pytest.mark.parametrize("changed", GIVEN)
+def test_given_weights_and_a_given_adapter_are_in_the_seal_of_the_run(changed, tmp_path):
+    for name in GIVEN:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    seal_run(tmp_path)
+    sealed = read_seal(tmp_path)
+    assert sealed is not None and set(sealed["files"]) == set(GIVEN)
+    (tmp_path / changed).write_text("[]")
+    now = hash_run_files(tmp_path)
+    assert [name for name, digest in sealed["files"].items() if now[name] != digest] == [changed]

@@ -70,6 +70,17 @@ def test_a_file_that_was_changed_is_named(copy, path, expected):
     assert any(expected in problem for problem in find_problems(copy)), find_problems(copy)
 
 
+def test_given_weights_that_were_changed_are_named(copy):
+    given = shutil.copytree(next((copy / "sft" / "checkpoints").glob("step-*")), copy / "init" / "step-00000000")
+    assert find_problems(copy) == []
+    with open(given / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    assert find_problems(copy) == ["init/step-00000000/model.safetensors does not match its SHA-256 in manifest.json"]
+
+
 def test_a_seal_that_was_deleted_is_a_problem_and_an_older_run_has_none(copy):
     (copy / "sft" / SEAL).unlink()
     assert find_problems(copy) == [f"sft/{SEAL} is missing"]

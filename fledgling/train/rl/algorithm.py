@@ -1,4 +1,4 @@
-"""GRPO, its variants, and PPO: how rewards become advantages, and the loss that is minimized.
+"""GRPO, its variants, PPO and on-policy distillation: how advantages come about, and the loss that is minimized.
 
 They differ in the baseline of an answer's reward. GRPO compares an answer with the others of its group; PPO estimates
 the value of every token's state with a critic. The variants of GRPO differ in the surrogate and in two defaults:
@@ -7,6 +7,8 @@ the value of every token's state with a critic. The variants of GRPO differ in t
     dr_grpo   the same (arXiv 2503.20783)                         centered, constant
     cispo     the clipped weight of a token (arXiv 2506.13585)    zscore, token
     gspo      the clipped ratio of an answer (arXiv 2507.18071)   zscore, sequence
+
+On-policy distillation needs no reward: the model writes, and a teacher scores every token.
 
 `make_algorithm` returns the one that `rl.algorithm` names.
 
@@ -169,6 +171,51 @@ class PPO:
 
 
 @dataclass(frozen=True)
+class OnPolicyDistillation:
+    """The reverse KL divergence KL(model | teacher) of every token that the model wrote (arXiv 2306.13649).
+
+    The advantage of a token is log p of the teacher less log p of the policy that wrote it. Its policy gradient is the
+    gradient of the divergence at the states that the model visits, without a bias; what a token does to the divergence
+    of later ones is left out. The teacher is the stream's reference.
+    """
+
+    config: RLConfig
+
+    def __post_init__(self) -> None:
+        """Raises UserError for settings that have no meaning where a teacher scores every token."""
+        for name in ("advantage_normalization", "kl_weight", "kl_target"):
+            if value := getattr(self.config, name):
+                raise UserError(
+                    f"rl.{name} is {value}: with rl.algorithm=\"distill\" a token's advantage is the teacher's log p "
+                    f"less the model's, and the teacher is the only reference; leave rl.{name} out"
+                )
+
+    @property
+    def loss_normalization(self) -> str:
+        """What has equal weight in the loss."""
+        return self.config.loss_normalization or "token"
+
+    def keep_groups(self, rewards: np.ndarray) -> np.ndarray:
+        """Keeps all: no reward is compared."""
+        return np.ones(len(rewards), dtype=bool)
+
+    def advantages(self, rewards: np.ndarray) -> np.ndarray:
+        """Returns zeros: `add_token_advantages` compares with the teacher."""
+        return np.zeros_like(rewards)
+
+    def add_token_advantages(self, batches: Sequence[Batch], model: Transformer, world: World) -> None:
+        """Writes `advantages` into the batches, whose `reference_logprobs` are the teacher's."""
+        for batch in batches:
+            assert batch.reference_logprobs is not None and batch.old_logprobs is not None
+            difference = batch.reference_logprobs - batch.old_logprobs
+            batch.advantages = torch.where(batch.targets != IGNORE_INDEX, difference, 0.0)
+
+    def loss(self, model: Transformer, batch: Batch, kl_weight: float, metrics: StepMetrics) -> Tensor:
+        """Returns the clipped surrogate, summed over the batch's targets."""
+        return policy_gradient_loss(model, batch, self.config, 0.0, metrics)
+
+
+@dataclass(frozen=True)
 class AlgorithmKind:
     """How an algorithm is made, and whether its stage trains a critic."""
 
@@ -184,6 +231,7 @@ ALGORITHMS = {
         partial(GRPO, surrogate=CLIPPED_ANSWERS, default_advantages="zscore", default_weights="sequence")
     ),
     "ppo": AlgorithmKind(PPO, uses_critic=True),
+    "distill": AlgorithmKind(OnPolicyDistillation),
 }
 
 

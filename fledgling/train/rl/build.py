@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 
 from fledgling.config import RLConfig, UserError
+from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import is_deterministic
 from fledgling.plan.stage_length import derive_rl_steps
 from fledgling.tasks import load_task
 from fledgling.train.context import StageContext, held_out_shards, make_schedule, resolve_micro_batch_size
+from fledgling.train.distill.build import load_fitting_teacher
 from fledgling.train.evals import build_evals
 from fledgling.train.rl.algorithm import make_algorithm
 from fledgling.train.rl.rollout_stream import RolloutStream
@@ -41,7 +43,7 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         micro_batch_size,
         context.world,
         is_deterministic(recipe.optimizer, context.world),
-        context.load_initial_model() if config.kl_weight > 0 else None,
+        load_reference(context),
         context.recorder.log_notice,
         math.ceil(steps / (config.epochs * config.minibatches)),
     )
@@ -57,6 +59,16 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         micro_batch_size=micro_batch_size,
         extra_metrics=stream.metrics,
     )
+
+
+def load_reference(context: StageContext) -> Transformer | None:
+    """Returns the model whose log p the stage needs: its own initial weights, or a teacher; None where it needs none.
+
+    Raises UserError for a teacher that is missing or does not fit.
+    """
+    if not context.recipe.has_teacher("rl"):
+        return context.load_initial_model() if context.recipe.rl.kl_weight > 0 else None
+    return load_fitting_teacher(context, "rl").model
 
 
 def report_cropped_prompts(stream: RolloutStream, steps: int, log: Callable[[str], None]) -> None:

@@ -1,0 +1,21 @@
+"""The [distill] table: a teacher, from whose predictions some stages learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fledgling.config.fields import choice, count, number
+
+TEXT_STAGES = ("pretrain", "midtrain", "sft")  # those that learn from text and conversations
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """[distill]: a table of the run and not of a stage, because one teacher serves all stages that learn from it."""
+
+    teacher: str | None = None  # a checkpoint, a stage, a run or a Hugging Face directory; None: no teacher
+    stages: tuple[str, ...] = field(default=TEXT_STAGES, metadata={"choices": TEXT_STAGES})  # that learn from it
+    match: str = choice("tokens", "text")  # what is compared: tokens of one vocabulary, or spans of text of two
+    weight: float = number(1.0, 0.0, 1.0)  # of the teacher's predictions; the rest is the weight of the text
+    temperature: float = number(1.0, above=True)  # at which both are compared
+    top_k: int | None = count(None)  # tokens of a position that are stored before the first step; None: a live teacher

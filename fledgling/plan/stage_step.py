@@ -1,0 +1,56 @@
+"""A training step as the planner counts it, made of a recipe: `plan` and `train` derive micro-batches from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fledgling.config import AdapterConfig, DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, StageConfig
+from fledgling.plan import memory
+from fledgling.plan.teacher import PlannedTeacher
+
+
+def one_row_step(
+    recipe: Recipe, config: ModelConfig, ranks: int, device_kind: str, dtype: str, compiled: bool
+) -> memory.TrainingStep:
+    """Returns one row of a training step of the recipe, from which `plan` and `train` derive micro-batch sizes.
+
+    device_kind: the torch device type; every accelerator is counted as a GPU.
+    """
+    optimizer = recipe.optimizer
+    return memory.TrainingStep(
+        rows=1,
+        context=config.context,
+        dtype=dtype,
+        ranks=ranks,
+        zero_stage=1 if optimizer.zero_stage is None else optimizer.zero_stage,
+        device="cpu" if device_kind == "cpu" else "cuda",
+        compiled=compiled,
+        deterministic=None if optimizer.deterministic == "auto" else optimizer.deterministic == "on",
+        copies_weights_for_eval=True,
+        matrix_optimizer=optimizer.matrix_optimizer,
+    )
+
+
+def stage_step(
+    step: memory.TrainingStep,
+    table: LoopConfig,
+    adapter: AdapterConfig | None = None,
+    teacher: PlannedTeacher | None = None,
+) -> memory.TrainingStep:
+    """Returns a step with what a stage holds besides: a copy for checkpoints, a reference model, a teacher.
+
+    Args:
+        adapter: that it trains instead of the weights.
+        teacher: that it learns from.
+    """
+    has_reference = (isinstance(table, DPOConfig) and table.uses_reference) or (
+        isinstance(table, RLConfig) and table.kl_weight > 0
+    )
+    return replace(
+        step,
+        saves_checkpoints=table.save_every > 0,
+        has_reference_model=has_reference,
+        adapter=adapter,
+        teacher=teacher,
+        rounds_weights=isinstance(table, StageConfig) and table.quantization_aware != "none",
+    )

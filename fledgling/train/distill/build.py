@@ -1,0 +1,104 @@
+"""Makes a text stage learn from a teacher: its batches get the teacher's predictions, its loss compares with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.data.stream import MixtureStream
+from fledgling.train.context import StageContext
+from fledgling.train.distill.loss import distillation_loss
+from fledgling.train.distill.spans import SpanAligner
+from fledgling.train.distill.stored import PredictionStore
+from fledgling.train.distill.teacher import Teacher, load_teacher, require_context, require_same_vocabulary
+from fledgling.train.loss import StepMetrics
+from fledgling.train.stage import Stage, Stream
+from fledgling.train.wrapped_stream import WrappedStream
+
+SOURCE = "distill.teacher"  # among what a stage's checkpoints record of its data
+
+
+def require_valid_teaching(recipe: Recipe, stage: str, model: ModelConfig) -> None:
+    """Raises UserError for settings of [distill] that do not go together in a stage. model: the one that learns."""
+    config = recipe.distill
+    if not recipe.has_teacher(stage):
+        return
+    if config.teacher is None:
+        raise UserError('rl.algorithm="distill" needs a teacher: set distill.teacher to a run or a checkpoint')
+    if stage == "rl":
+        return
+    if config.top_k is not None and config.match == "text":
+        raise UserError(
+            f'distill.top_k is {config.top_k}: with distill.match="text" likelihoods are compared and no tokens; '
+            "leave distill.top_k out"
+        )
+    if config.top_k is not None and config.top_k >= model.vocab_size:
+        raise UserError(
+            f"distill.top_k is {config.top_k:,}: expected less than the vocabulary's {model.vocab_size:,} entries, "
+            "such as 32; none for a live teacher with all of them"
+        )
+
+
+def load_fitting_teacher(context: StageContext, stage: str) -> Teacher:
+    """Returns the teacher of a stage, which reads its rows and, unless text is matched, predicts its tokens.
+
+    Raises UserError for a teacher that is missing, that does not fit, or that is another than the stage began with.
+    """
+    recipe, student = context.recipe, context.model.config
+    require_valid_teaching(recipe, stage, student)
+    spec = str(recipe.distill.teacher)
+    teacher = load_teacher(spec, context.world.device, context.setup.dtype)
+    require_context(teacher.model.config, student.context, spec)
+    if stage == "rl" or recipe.distill.match == "tokens":
+        require_same_vocabulary(teacher, context.tokenizer, student, spec)
+    require_same_teacher(teacher, spec, context)
+    context.recorder.log_notice(f"{stage}: learns from {spec}, {teacher.model.count_parameters():,} parameters")
+    return teacher
+
+
+def distill_stage(stage: Stage, context: StageContext) -> Stage:
+    """Returns the stage with loss and batches of [distill]. Raises UserError for a teacher that does not fit."""
+    config, metrics = context.recipe.distill, StepMetrics()
+    teacher = load_fitting_teacher(context, stage.name)
+    loss = partial(distillation_loss, config=config, metrics=metrics)
+    batches: Stream = stage.batches
+    if config.match == "text":
+        batches = WrappedStream(batches, SpanAligner(teacher, context.tokenizer).add_predictions)
+    elif config.top_k is not None:
+        batches = WrappedStream(batches, store_predictions(stage, context, teacher).add_predictions)
+    else:
+        loss = partial(loss, teacher=teacher.model)
+
+    def extra_metrics() -> dict[str, Any]:
+        sums = metrics.pop_sums(context.world)
+        targets = max(1.0, sums.pop("targets", 0.0))
+        names = {"divergence": "kl", "aligned": "aligned_fraction"}
+        return stage.extra_metrics() | {names[name]: value / targets for name, value in sums.items()}
+
+    return replace(stage, batches=batches, loss=loss, extra_metrics=extra_metrics)
+
+
+def store_predictions(stage: Stage, context: StageContext, teacher: Teacher) -> PredictionStore:
+    """Returns the stored predictions of all rows of a stage, made first where they are not there."""
+    top_k, temperature = context.recipe.distill.top_k, context.recipe.distill.temperature
+    assert top_k is not None and isinstance(stage.batches, MixtureStream)
+    prepared = context.preparer.documents.prepared
+    vocab_size = context.model.config.vocab_size
+    store = PredictionStore(prepared.directory, teacher.identity, top_k, temperature, vocab_size)
+    store.store_steps(stage.batches.builder, stage.steps, teacher.model, context.recorder.log_notice)
+    prepared.used_inputs[SOURCE]["directories"] = [store.directory.name]
+    return store
+
+
+def require_same_teacher(teacher: Teacher, spec: str, context: StageContext) -> None:
+    """Records the teacher for the stage's checkpoints. Raises UserError unless a resumed stage began with it."""
+    prepared = context.preparer.documents.prepared
+    began = prepared.pinned.get(SOURCE, {}).get("digest")
+    if began not in (None, teacher.identity):
+        raise UserError(
+            f"distill.teacher: {spec} has other weights than the teacher with which this stage began: put that one "
+            "back, or train the stage anew with --resume never"
+        )
+    prepared.used_inputs[SOURCE] = {"digest": teacher.identity, "directories": []}

@@ -1,0 +1,144 @@
+"""The losses of distillation, summed over a batch's targets: the divergence of the model from its teacher.
+
+    tokens   T^2 KL(teacher || model), both softmax(logits / T)         Hinton et al. 2015, arXiv 1503.02531
+    top k    the same of k tokens and of all others as one class, a lower bound of it that is exact where k = V - 1
+    spans    T (p log(p / q) + (1 - p) log((1 - p) / (1 - q))) of a span of text whose likelihood is p^T for the teacher
+             and q^T for the model                                      Minixhofer et al. 2025, arXiv 2503.20083
+
+T is `distill.temperature`; the factors keep the size of the gradient. With `distill.weight` w below 1 the loss is
+w times that plus (1 - w) times the cross-entropy of the targets.
+
+B rows, T positions, C width, V vocabulary, n targets of a chunk, K stored tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fledgling.config import DistillConfig
+from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.model.head_chunk import head_chunk_tokens
+from fledgling.model.logprob import cross_entropy_sum
+from fledgling.model.transformer import Transformer
+from fledgling.train.loss import StepMetrics, logprobs_from_hidden, sum_by_chunk
+
+MAX_LOGPROB = -1e-6  # of a span, so that log(1 - p) stays finite
+
+
+# ---- formulas --------------------------------------------------------------------------------------
+
+
+def token_divergence(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Returns KL(teacher || model) in nats, of logits (n, V) each: (n,)."""
+    teacher, model = teacher_logits.log_softmax(-1), logits.log_softmax(-1)
+    return (teacher.exp() * (teacher - model)).sum(-1)
+
+
+def top_k_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Returns log p of each of `ids` (n, K), and of all other tokens together: (n, K + 1), from logits (n, V).
+
+    That of the others is a sum over them, not 1 less the rest, so that it is exact where it is small.
+    """
+    total = logits.logsumexp(-1, keepdim=True)
+    others = logits.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.cat([logits.gather(-1, ids), others], -1) - total
+
+
+def top_k_divergence(logits: Tensor, ids: Tensor, teacher_logprobs: Tensor) -> Tensor:
+    """Returns KL(teacher || model) of the classes of `top_k_logprobs`: (n,)."""
+    return (teacher_logprobs.exp() * (teacher_logprobs - top_k_logprobs(logits, ids))).sum(-1)
+
+
+def span_divergence(logprobs: Tensor, teacher_logprobs: Tensor, temperature: float) -> Tensor:
+    """Returns the divergence of two Bernoulli distributions with p = exp(log-likelihood / temperature).
+
+    Both arguments are log-likelihoods of the same spans, in nats, of one shape.
+    """
+    q, p = ((value / temperature).clamp(max=MAX_LOGPROB) for value in (logprobs, teacher_logprobs))
+    not_q, not_p = (torch.log(-torch.expm1(value)) for value in (q, p))
+    return p.exp() * (p - q) + not_p.exp() * (not_p - not_q)
+
+
+# ---- losses of a batch -----------------------------------------------------------------------------
+
+
+def distillation_loss(
+    model: Transformer,
+    batch: Batch,
+    config: DistillConfig,
+    teacher: Transformer | None = None,
+    metrics: StepMetrics | None = None,
+) -> Tensor:
+    """Returns the loss, summed over the batch's targets.
+
+    Args:
+        batch: with what the teacher predicts: span_ids and teacher_logprobs, or teacher_ids and teacher_logprobs; or
+            with neither, where the teacher reads it now.
+        teacher: a live teacher of the same vocabulary.
+        metrics: receives the number of targets and the summed divergence, without the factors.
+    """
+    mask, weight, temperature = batch.targets != IGNORE_INDEX, config.weight, config.temperature
+    is_live = batch.teacher_logprobs is None
+    read = read_teacher(teacher, batch) if is_live else None  # before the model's activations exist
+    hidden = model(batch.tokens, batch.document_ids)
+    if batch.span_ids is not None:
+        divergence = _span_sum(model, hidden, batch, mask, temperature)
+        factor = temperature
+    else:
+        divergence = _token_sum(model, hidden, batch, mask, temperature, teacher, read)
+        factor = temperature**2
+    if metrics is not None:
+        aligned = {} if batch.span_ids is None else {"aligned": (batch.span_ids > 0).sum()}
+        metrics.add(targets=mask.sum(), divergence=divergence, **aligned)
+    if weight == 1:
+        return factor * divergence
+    head = model.head.trained_weight()
+    return weight * factor * divergence + (1 - weight) * cross_entropy_sum(
+        hidden, head, batch.targets, model.config.logit_softcap
+    )
+
+
+@torch.no_grad()
+def read_teacher(teacher: Transformer | None, batch: Batch) -> Tensor:
+    """Returns the teacher's hidden states (B, T, C) of a batch."""
+    assert teacher is not None, "the batch has no predictions, and there is no teacher to ask for them"
+    return teacher(batch.tokens, batch.document_ids)
+
+
+def _token_sum(
+    model: Transformer,
+    hidden: Tensor,
+    batch: Batch,
+    mask: Tensor,
+    temperature: float,
+    teacher: Transformer | None,
+    read: Tensor | None,
+) -> Tensor:
+    """Returns the summed divergence of tokens; logits exist for one chunk at a time, in backward too."""
+
+    def live_sum(rows: Tensor, weights: Tensor, read_rows: Tensor) -> Tensor:
+        assert teacher is not None
+        logits, teacher_logits = model.compute_logits(rows), teacher.compute_logits(read_rows)
+        return (token_divergence(logits / temperature, teacher_logits / temperature) * weights).sum()
+
+    def stored_sum(rows: Tensor, weights: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
+        return (top_k_divergence(model.compute_logits(rows) / temperature, ids, logprobs) * weights).sum()
+
+    chunk_rows = head_chunk_tokens(model.config.vocab_size, hidden.device.type)
+    if read is not None:
+        return sum_by_chunk(live_sum, chunk_rows, mask, hidden, mask.to(torch.float32), read)
+    assert batch.teacher_ids is not None and batch.teacher_logprobs is not None
+    fields = batch.teacher_ids, batch.teacher_logprobs
+    return sum_by_chunk(stored_sum, chunk_rows, mask, hidden, mask.to(torch.float32), *fields)
+
+
+def _span_sum(model: Transformer, hidden: Tensor, batch: Batch, mask: Tensor, temperature: float) -> Tensor:
+    """Returns the summed divergence of spans; a span's likelihood is the product of its tokens'."""
+    assert batch.span_ids is not None and batch.teacher_logprobs is not None
+    logprobs = torch.where(mask, logprobs_from_hidden(model, hidden, batch.targets), 0.0)
+    sums = logprobs.new_zeros(mask.shape[0], mask.shape[1] + 1).scatter_add(1, batch.span_ids, logprobs)
+    teacher_logprobs = batch.teacher_logprobs[..., 0]
+    ends = mask & (teacher_logprobs < 0)
+    divergence = span_divergence(sums.gather(1, batch.span_ids), teacher_logprobs, temperature)
+    return torch.where(ends, divergence, 0.0).sum()

@@ -1,0 +1,153 @@
+"""A teacher's answers to the prompts of a source, as conversations that a stage learns from (`chat:FILE`).
+
+Answer i is a function of the teacher, the source and (seed, i), so a file that was interrupted is gone on with, and is
+the same file. Next to ANSWERS.jsonl, ANSWERS.json says what it was made from; another teacher or setting is refused.
+Answers that did not end are left out and counted.
+
+Source: sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fledgling.config import UserError
+from fledgling.infer.detokenizer import decode_parts
+from fledgling.infer.engine import Engine
+from fledgling.infer.request import Completion
+from fledgling.infer.sampling import SamplingParams
+from fledgling.record.jsonl import JsonlWriter, read_jsonl, write_json, write_text
+from fledgling.tasks.task import ConversationSource
+from fledgling.text.conversation import render_prompt
+
+GROUP_SIZE = {"cpu": 64, "cuda": 512}  # prompts that are answered together, and written at once
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """What the answers are a function of, besides teacher and source.
+
+    count: prompts; the rows of the source in its order, again and again.
+    """
+
+    count: int
+    seed: int = 0
+    temperature: float = 0.7
+    max_new_tokens: int = 256
+
+
+@dataclass
+class AnswerCounts:
+    """The prompts that were read, and what became of them."""
+
+    read: int = 0
+    written: int = 0
+    unfinished: int = 0  # answers longer than max_new_tokens, or than the context has place for
+    too_long: int = 0  # prompts that leave no place for an answer
+
+    def describe(self) -> str:
+        """Returns the counts as one line."""
+        left_out = f"{self.unfinished:,} answers did not end, {self.too_long:,} prompts were too long"
+        return f"{self.written:,} conversations of {self.read:,} prompts; left out: {left_out}"
+
+
+def write_answers(
+    engine: Engine,
+    identity: str,
+    source: ConversationSource,
+    settings: AnswerSettings,
+    out: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> AnswerCounts:
+    """Writes the answers of a teacher to `out`, one conversation a line; goes on where an earlier call was interrupted.
+
+    Args:
+        engine: of the teacher.
+        identity: of the teacher, as `hash_model` gives it.
+        progress: called with (prompts read, settings.count).
+
+    Raises:
+        UserError: the file was made from something else, or cannot be written.
+    """
+    facts = {"teacher": identity, "source": source.name, **asdict(settings)}
+    facts_file = out.with_suffix(".json")
+    counts = _read_counts(out, facts_file, facts)
+    group_size = GROUP_SIZE.get(engine.device.type, GROUP_SIZE["cuda"])
+    writer = JsonlWriter(out)
+    try:
+        while counts.read < settings.count:
+            progress(counts.read, settings.count)
+            indices = range(counts.read, min(counts.read + group_size, settings.count))
+            for row in _answer_prompts(engine, source, settings, indices, counts):
+                writer.append(row)
+            writer.flush()
+            counts.read = indices.stop
+            write_json(facts_file, {**facts, "counts": asdict(counts)})
+    finally:
+        writer.close()
+    progress(counts.read, settings.count)
+    return counts
+
+
+def _read_counts(out: Path, facts_file: Path, facts: dict[str, Any]) -> AnswerCounts:
+    """Returns how far an earlier call came, and removes the rows that it wrote after its last count."""
+    if not facts_file.exists():
+        if out.exists():
+            raise UserError(f"{out} exists, and no {facts_file.name} next to it says from what; choose another file")
+        return AnswerCounts()
+    try:
+        saved = json.loads(facts_file.read_text(encoding="utf-8"))
+        counts = AnswerCounts(**saved.pop("counts"))
+        different = [name for name in facts if saved[name] != facts[name]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{facts_file} does not say from what {out} was made; choose another file") from None
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{out} was made with {name} {str(saved[name])[:60]}, now it is {str(facts[name])[:60]}: choose another "
+            "file"
+        )
+    rows = read_jsonl(out)
+    if len(rows) > counts.written:
+        write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[: counts.written]))
+    return counts
+
+
+def _answer_prompts(
+    engine: Engine, source: ConversationSource, settings: AnswerSettings, indices: Sequence[int], counts: AnswerCounts
+) -> list[dict[str, Any]]:
+    """Returns the conversations of some prompts, and adds to the counts."""
+    prompts, limit = [], engine.context - min(settings.max_new_tokens, engine.context // 2)
+    for index in indices:
+        messages = source.get_train_example(index, settings.seed)["messages"]
+        last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
+        prompt = render_prompt(engine.tokenizer, {"messages": messages[:last]})
+        if len(prompt) > limit:
+            counts.too_long += 1
+        else:
+            prompts.append((index, messages[:last], prompt))
+    sampling = SamplingParams(
+        temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed
+    )
+    answers = engine.generate(
+        [prompt for *_, prompt in prompts], sampling, request_indices=[index for index, *_ in prompts]
+    )
+    rows = []
+    for (_, messages, _), answer in zip(prompts, answers, strict=True):
+        content = _read_content(engine, answer)
+        if answer.finish_reason != "stop" or not content:
+            counts.unfinished += 1
+            continue
+        rows.append({"messages": [*messages, {"role": "assistant", "content": content}]})
+    counts.written += len(rows)
+    return rows
+
+
+def _read_content(engine: Engine, answer: Completion) -> str | list[dict[str, str]]:
+    """Returns an answer as the content of a message: its text, or its parts where it called a tool."""
+    parts = decode_parts(engine.tokenizer, answer.tokens)
+    return "".join(part["text"] for part in parts) if all(part["type"] == "text" for part in parts) else parts

@@ -1,0 +1,42 @@
+"""The bench of distillation: both students take the same time, and an interrupted measurement goes on."""
+
+import json
+
+import pytest
+
+from benchmarks import distill
+from benchmarks.__main__ import main
+from benchmarks.distill import format_distillation, measure_distillation
+from fledgling.config import load_recipe
+from fledgling.runtime import device
+from fledgling.train import run
+from tests.ranks import one_thread
+from tests.smallest import write_recipe
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        patch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
+        recipe = load_recipe(write_recipe(folder), ['stages=["pretrain"]', f"run.out={folder / 'run'}"])
+        run.run_stage(recipe, "pretrain", quiet=True, select_evals=lambda evals: ())
+    return folder / "run"
+
+
+def test_both_students_take_the_same_time_and_a_second_call_trains_nothing(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
+    monkeypatch.setattr(distill, "measure_speed", lambda teacher, recipe: 0.02)
+    found = measure_distillation(teacher, tmp_path / "out", 2, (1,), 8)
+    (row,) = found["rows"]
+    assert row["distilled"]["steps"] == 2 and row["distilled"]["seconds"] > row["distilled"]["seconds_of_storing"] > 0
+    assert row["alone"]["steps"] == max(1, round(row["distilled"]["seconds"] / 0.02))
+    assert row["distilled"]["evals"].keys() == row["alone"]["evals"].keys() >= {"bits_per_byte"}
+    table = format_distillation(found)
+    assert "| steps | 2 |" in table and "bits_per_byte" in table and json.loads(json.dumps(found)) == found
+    assert measure_distillation(teacher, tmp_path / "out", 2, (1,), 8) == found
+
+
+def test_a_teacher_that_is_no_run_is_one_line(tmp_path, capsys):
+    assert main(["distill", str(tmp_path)]) == 1
+    assert "is no run directory" in capsys.readouterr().err

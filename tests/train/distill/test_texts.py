@@ -1,0 +1,71 @@
+"""A teacher's answers are a file of conversations that is the same however often it was interrupted."""
+
+import json
+
+import pytest
+import torch
+
+from fledgling.config import ModelConfig, UserError
+from fledgling.infer.engine import Engine
+from fledgling.model.transformer import Transformer
+from fledgling.tasks import load_source, load_task
+from fledgling.train.distill import texts
+from fledgling.train.distill.texts import AnswerSettings, write_answers
+from tests.train.rl.small_problems import tokenizer
+
+SETTINGS = AnswerSettings(count=32, seed=1, temperature=1.0, max_new_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """A model that ends an answer now and then."""
+    model = Transformer(ModelConfig(tokenizer().vocab_size, 1, 32, 2, 2, 160))
+    model.initialize(0)
+    torch.nn.init.normal_(model.head.weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    return Engine(model, tokenizer())
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    monkeypatch.setattr(texts, "GROUP_SIZE", {"cpu": 8, "cuda": 8})
+
+
+def test_answers_are_conversations_and_an_interrupted_file_is_gone_on_with(engine, tmp_path, monkeypatch):
+    whole, stopped, source = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl", load_task("language")
+    counts = write_answers(engine, "id", source, SETTINGS, whole)
+    assert counts.read == 32 and counts.written == len(whole.read_text().splitlines()) > 3
+    assert counts.written + counts.unfinished + counts.too_long == 32
+
+    def stop(done: int, total: int) -> None:
+        if done >= 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_answers(engine, "id", source, SETTINGS, stopped, stop)
+    with open(stopped, "a") as file:  # rows of a group whose count was not written any more, the last one torn
+        file.write('{"messages": [{"role": "user", "content": "x"}]}\n{"messages": [')
+    assert write_answers(engine, "id", source, SETTINGS, stopped) == counts
+    assert stopped.read_bytes() == whole.read_bytes()
+    prompts = {source.get_train_example(n, 1)["messages"][0]["content"] for n in range(32)}
+    learned = load_source(f"chat:{whole}")
+    assert len(learned) == counts.written
+    for index in range(len(learned)):
+        user, assistant = learned.get_train_example(index, 0)["messages"]
+        assert user["content"] in prompts and assistant["role"] == "assistant" and assistant["content"]
+
+
+def test_a_file_of_something_else_is_not_gone_on_with(engine, tmp_path):
+    out, source = tmp_path / "answers.jsonl", load_task("language")
+    small = AnswerSettings(count=8, max_new_tokens=8)
+    write_answers(engine, "id", source, small, out)
+    with pytest.raises(UserError, match="was made with teacher id, now it is other: choose another file"):
+        write_answers(engine, "other", source, small, out)
+    with pytest.raises(UserError, match=r"was made with temperature 0.7, now it is 0.1"):
+        write_answers(engine, "id", source, AnswerSettings(count=8, max_new_tokens=8, temperature=0.1), out)
+    out.with_suffix(".json").write_text(json.dumps({"counts": 3}))
+    with pytest.raises(UserError, match="does not say from what"):
+        write_answers(engine, "id", source, small, out)
+    out.with_suffix(".json").unlink()
+    out.touch()
+    with pytest.raises(UserError, match=r"exists, and no answers.json next to it"):
+        write_answers(engine, "id", source, small, out)
