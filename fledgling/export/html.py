@@ -36,7 +36,10 @@ MODEL_ID, ENGINE_ID = "model-file", "engine"  # of the elements that hold them
 MODULE = '<script type="module" src="page.js"></script>'
 STYLESHEET = '<link rel="stylesheet" href="page.css">'
 API_KEY = '<label class="wide">API key'  # which no server requires here
-FEATURES = {"flash_norm", "value_embeddings", "window_pattern", "residual_scalars"}  # that network.js computes
+FEATURES = {  # optional ones that network.js computes
+    *("flash_norm", "value_embeddings", "window_pattern", "residual_scalars", "skip_scalars", "back_out", "smear"),
+    *("head_gates", "exclusive_attention"),
+}
 MERGES = "tokenizer.merges"  # tensor of the page's file
 
 
@@ -97,7 +100,7 @@ def make_model_file(
         "name": name,
         "size": f"{count:,} parameters in {bits} bits",
         "examples": list(examples),
-        "config": {**config.to_dict(), "head_width": config.head_width},
+        "config": {**config.to_dict(), "head_width": config.head_width, "num_skips": config.num_skips},
         "layers": [_describe_layer(config, layer) for layer in range(config.depth)],
         "rotary": _describe_rotary(config),
         "tokenizer": describe_tokenizer(tokenizer),

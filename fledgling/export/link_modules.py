@@ -29,26 +29,36 @@ def link_modules(entry: str, sources: Mapping[str, str]) -> str:
         ValueError: a module has another form of import or export, is not among the sources, or imports itself.
     """
     linked: dict[str, str] = {}
-    _link(entry, sources, linked, ())
+    _link(entry, sources, linked, {}, ())
     return "\n".join(['"use strict";', *linked.values()]) + "\n"
 
 
-def _link(name: str, sources: Mapping[str, str], linked: dict[str, str], importers: tuple[str, ...]) -> None:
+def _link(
+    name: str,
+    sources: Mapping[str, str],
+    linked: dict[str, str],
+    exports: dict[str, list[str]],
+    importers: tuple[str, ...],
+) -> None:
+    """Adds a module, after those that it imports, to `linked` and the names that it exports to `exports`."""
     if name in linked:
         return
     if name not in sources or name in importers:
         raise ValueError(f"{' -> '.join((*importers, name))}: {'in a circle' if name in importers else 'not found'}")
     text = sources[name]
-    for _, imported in _IMPORT.findall(text):
-        _link(imported, sources, linked, (*importers, name))
+    for listed, imported in _IMPORT.findall(text):
+        _link(imported, sources, linked, exports, (*importers, name))
+        if missing := [wanted for wanted, _ in _names(listed) if wanted not in exports[imported]]:
+            raise ValueError(f"{name}: {imported} does not export {missing[0]}")
     exported = [(local, local) for match in _DECLARATION.findall(text) for local in filter(None, match)]
-    if listed := _LIST.search(text):
-        exported += _names(listed[1])
+    if listed_last := _LIST.search(text):
+        exported += _names(listed_last[1])
     body = _IMPORT.sub(lambda m: f"const {_destructure(_names(m[1]))} = {_variable(m[2])};", text)
     body = _MARKUP.sub(r"\\x3c", _LIST.sub("", _DECLARATION.sub("", body)))
     if left := _LEFT.search(body):
         line = body[left.start() :].strip().split("\n")[0]
         raise ValueError(f"{name}: {line[:80]!r} is no import or export of a form that is linked")
+    exports[name] = [outer for _, outer in exported]
     returned = ", ".join(f"{outer}: {local}" for local, outer in exported)
     linked[name] = f"const {_variable(name)} = (() => {{\n{body}\nreturn {{ {returned} }};\n}})();"
 

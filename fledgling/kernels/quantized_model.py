@@ -23,8 +23,11 @@ from fledgling.model.transformer import Transformer
 
 
 def should_quantize(config: ModelConfig, name: str, shape: tuple[int, ...], head: bool, embedding: bool) -> bool:
-    """Whether a parameter is quantized; head and embedding say whether these are. A tied matrix counts as the head."""
-    if len(shape) != 2 or name.startswith("positions."):
+    """Whether a parameter is quantized; head and embedding say whether these are. A tied matrix counts as the head.
+
+    Gates of heads are not: their rows are shorter than a group.
+    """
+    if len(shape) != 2 or name.startswith("positions.") or name.endswith(".gate.weight"):
         return False
     if name.startswith("embedding."):
         return head if config.tie_embeddings else embedding

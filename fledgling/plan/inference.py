@@ -37,7 +37,7 @@ def weight_bytes(
     total = 0
     for name, shape in parameter_shapes(config).items():
         values = shape[0] * (shape[1] if len(shape) == 2 else 1)
-        unquantized = len(shape) == 1 or name.startswith("positions.")
+        unquantized = len(shape) == 1 or name.startswith("positions.") or name.endswith(".gate.weight")
         unquantized |= (name.startswith("embedding.") and not embedding) or (name.startswith("head.") and not head)
         if weight_format == "float32":
             total += 4 * values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import unicodedata
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from fledgling.config import ModelConfig, UserError
-from fledgling.export.html import make_model_file, render_page, write_html
+from fledgling.export import html
+from fledgling.export.html import make_model_file, render_page, require_supported, write_html
 from fledgling.export.node_calls import call_in_node, find_node, read_logits
 from fledgling.export.page_weights import quantize_for_page
 from fledgling.infer.engine import Engine
@@ -83,6 +85,12 @@ VARIANTS = [  # of the default family, as recipes can switch on, and of the othe
     (
         "fledgling",
         {"parallel_residual": True, "partial_rotary_factor": 0.5, "activation": "gelu_exact", "qk_norm": False},
+    ),
+    ("fledgling", {"preset": "nanochat-2026", "depth": 4}),
+    (
+        "fledgling",
+        {"head_gates": True, "exclusive_attention": True, "skip_scalars": True, "back_out": True, "smear": True}
+        | {"depth": 5, "kv_heads": 2},
     ),
     ("gpt2", {}),
     ("llama", {"kv_heads": 2, "intermediate_size": 192}),
@@ -223,6 +231,8 @@ def test_an_answer_calls_the_calculator_as_the_engine_does(tokenizer, tmp_path):
     greedy = SamplingParams(temperature=0)
     completion = Engine(reference, tokenizer).generate([render_prompt(tokenizer, {"messages": messages})], greedy)[0]
     chunks = call_in_node(page, [["answer", {"messages": messages, "temperature": 0, "top_logprobs": 2}]])[0]
+    fields = re.search(r"// Yields \{(.*)\} for every chunk", (PAGE / "api.js").read_text(encoding="utf-8"))
+    assert fields and set(chunks[-1]) == set(fields[1].split(", ")), "a chunk has what the server's API gives the page"
     assert chunks[-1]["reason"] == completion.finish_reason == "stop"
     assert chunks[-1]["usage"]["completion_tokens"] == len(completion.tokens)
     shown = [(part["type"], part["text"]) for chunk in chunks for part in chunk["parts"]]
@@ -247,8 +257,15 @@ def test_what_the_page_cannot_run_is_one_line_at_export(make, tokenizer, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_feature_that_the_page_does_not_know_is_refused_by_name(make, monkeypatch):
+    require_supported(make("fledgling", smear=True).config)
+    monkeypatch.setattr(html, "FEATURES", html.FEATURES - {"smear"})
+    with pytest.raises(UserError, match=r"model\.smear"):
+        require_supported(make("fledgling", smear=True).config)
+
+
 def test_data_in_the_page_cannot_end_its_element(make, tokenizer):
     weights = quantize_for_page(make("fledgling", depth=1), {}, 4, None, False)
     name = "</script><script>alert(1)</script>"
-    html = render_page(PAGE, make_model_file(weights.config, weights.tensors, tokenizer, name, 4, [name]), name)
-    assert name not in html and html.count("<script") == html.count("</script") == 3
+    text = render_page(PAGE, make_model_file(weights.config, weights.tensors, tokenizer, name, 4, [name]), name)
+    assert name not in text and text.count("<script") == text.count("</script") == 3

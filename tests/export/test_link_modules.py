@@ -33,6 +33,7 @@ def test_the_pages_modules_are_joined_once_each_without_a_tag_or_an_import_left(
         ('const x = await import("./b.js");', "no import or export of a form"),
         ("export default 1;", "no import or export of a form"),
         ("export let x = 1;", "no import or export of a form"),
+        ('import { x } from "./b.js";', "b.js does not export x"),
         ('import { x } from "./c.js";', "not found"),
         ('import { x } from "./a.js";', "in a circle"),
     ],

@@ -134,3 +134,13 @@ def test_tensors_that_do_not_fit_are_rejected(make_checkpoint, tmp_path):
         path = checkpoint.save_checkpoint(tmp_path / "broken", 1, {"model": broken}, saved.state, file)
         with pytest.raises(UserError, match=r"do not fit: .*weight"):
             load_model(path)
+
+
+def test_gates_are_shorter_than_a_group_and_stay_as_they_are(make_checkpoint, tmp_path, capsys):
+    source = make_checkpoint(head_gates=True, smear=True, value_embeddings=1, value_gates=True)
+    assert main(["quantize", str(source), str(tmp_path / "out"), "--bits", "4", "--no-measure", "--json"]) == 0
+    sizes = json.loads(capsys.readouterr().out)["bytes"]
+    quantized, *_ = load_model(tmp_path / "out")
+    gates = [value.data for name, value in quantized.named_parameters() if name.endswith(".gate.weight")]
+    assert len(gates) == 5 and not any(isinstance(gate, QuantizedTensor) for gate in gates)
+    assert sizes["packed"] == sizes["predicted"]

@@ -46,7 +46,7 @@ export class Model {
     this.cached.push(...tokens);
   }
 
-  // Yields {text, parts, tokens, reason, usage, dropped} for every slice of time, as the server's API does.
+  // Yields {text, parts, calls, tokens, reason, usage, dropped} for every slice of time, as the server's API does.
   async *answer(body, signal) {
     const before = this.busy;
     let release;
@@ -110,7 +110,7 @@ export class Model {
   }
 }
 
-const emptyChunk = (dropped) => ({ parts: [], tokens: [], dropped });
+const emptyChunk = (dropped) => ({ parts: [], calls: [], tokens: [], dropped }); // calls: of a server's tools
 
 function finishChunk(chunk, reason, usage) {
   const text = chunk.parts.filter(({ type }) => type === "text").map((part) => part.text).join("");

@@ -19,6 +19,7 @@ export class Network {
   constructor(functions, { config, layers, rotary, tensors, data }) {
     Object.assign(this, { functions, config, layers, tensors });
     this.length = 0; // tokens in the cache
+    this.tokens = []; // their ids
     this.memory = functions.memory;
     this.end = align(functions.__heap_base.value);
     this.data = this.reserve(data.length);
@@ -30,11 +31,12 @@ export class Network {
     this.at = Object.fromEntries(Object.entries({
       x: width, start: width, normed: width, read: width, query: heads * D, key: groups * D, value: groups * D, attended: heads * D,
       output: width, up: F, gate: F, row: Math.max(width, groups * D),
+      ...Object.fromEntries(this.listKeptStreams().map((layer) => [`stream${layer}`, width])),
     }).map(([name, size]) => [name, floats(MAX_TOKENS * size)]));
     this.scores = floats(context + 4);
     this.logits = floats(config.vocab_size);
     this.vectors = new Map(); // name -> address of its values in fp32
-    for (const [name, { shape }] of Object.entries(tensors)) if (shape.length === 1) this.vectors.set(name, this.widenVector(name));
+    for (const [name, { shape }] of Object.entries(tensors)) if (shape.length === 1 || name.endsWith(".gate.weight")) this.vectors.set(name, this.widenVector(name));
   }
 
   reserve(bytes) {
@@ -50,7 +52,8 @@ export class Network {
   }
 
   widenVector(name) {
-    const { shape: [count], begin } = this.tensors[name];
+    const { shape, begin } = this.tensors[name];
+    const count = shape.reduce((a, b) => a * b, 1);
     const address = this.reserve(4 * count); // before the view: memory that grows detaches all of them
     const raw = new Uint16Array(this.memory.buffer, this.data + begin, count);
     new Uint32Array(this.memory.buffer, address, count).set(Uint32Array.from(raw, (value) => value << 16));
@@ -101,29 +104,82 @@ export class Network {
     this.functions.mix(x, 1, y, 1, count, x);
   }
 
+  scalars(name, count) {
+    return this.floats(this.vectors.get(name), count);
+  }
+
   // Computes at most MAX_TOKENS tokens that follow those of the cache.
   extend(tokens) {
     const { at, config } = this;
     const { width } = config;
-    this.embed(tokens);
-    if (config.residual_scalars) this.functions.mix(at.x, 1, at.x, 0, tokens.length * width, at.start);
-    this.layers.forEach((layer, number) => this.runBlock(layer, number, tokens));
+    const count = tokens.length * width;
+    this.tokens = [...this.tokens.slice(0, this.length), ...tokens];
+    tokens.forEach((token, t) => this.embed(token, at.x + 4 * t * width));
+    if (config.smear) this.smear(tokens.length);
+    if (config.positions === "learned") tokens.forEach((_, t) => {
+      this.readRow("positions.weight", this.length + t, at.row);
+      this.add(at.x + 4 * t * width, at.row, width);
+    });
+    if (config.residual_scalars) this.functions.mix(at.x, 1, at.x, 0, count, at.start);
+    this.layers.forEach((layer, number) => {
+      this.takeShortcuts(number, count);
+      this.runBlock(layer, number, tokens);
+    });
+    this.takeShortcuts(config.depth, count);
     this.length += tokens.length;
     this.normalize("norm", at.x + 4 * (tokens.length - 1) * width, 1, width, at.normed);
   }
 
-  embed(tokens) {
-    const { at, config, functions } = this;
+  embed(token, x) {
+    const { config, functions } = this;
     const { width } = config;
-    tokens.forEach((token, t) => {
+    this.readRow(config.tie_embeddings ? "head.weight" : "embedding.weight", token, x);
+    if (config.embedding_norm) functions.normalize(x, 1, width, config.norm_eps, 0, 0, 0, x);
+    else if (config.embedding_multiplier !== 1) functions.mix(x, config.embedding_multiplier, x, 0, width, x);
+  }
+
+  // model/smear.py: every embedded token takes a gated share of the one before; from the last to the first, in place.
+  smear(T) {
+    const { at, config: { width }, functions } = this;
+    const [scale] = this.scalars("smear.scale.weight", 1);
+    const gate = this.computeGates("smear.gate.weight", at.x, T, 1);
+    for (let t = T - 1; t >= 0; t--) {
       const x = at.x + 4 * t * width;
-      this.readRow(config.tie_embeddings ? "head.weight" : "embedding.weight", token, x);
-      if (config.embedding_norm) functions.normalize(x, 1, width, config.norm_eps, 0, 0, 0, x);
-      else if (config.embedding_multiplier !== 1) functions.mix(x, config.embedding_multiplier, x, 0, width, x);
-      if (config.positions !== "learned") return;
-      this.readRow("positions.weight", this.length + t, at.row);
-      this.add(x, at.row, width);
+      if (t) functions.mix(x, 1, x - 4 * width, scale * gate[t], width, x);
+      else if (this.length) {
+        this.embed(this.tokens[this.length - 1], at.row);
+        functions.mix(x, 1, at.row, scale * gate[0], width, x);
+      }
+    }
+  }
+
+  // model/scalars.py: sigmoid(W x) of the first values of x (T, C), for each token and head.
+  computeGates(name, x, T, heads) {
+    const { width } = this.config;
+    const size = this.tensors[name].shape[1];
+    const weight = this.scalars(name, heads * size);
+    const values = this.floats(x, T * width);
+    return Float32Array.from({ length: T * heads }, (_, at) => {
+      const [t, h] = [Math.floor(at / heads), at % heads];
+      let z = 0;
+      for (let i = 0; i < size; i++) z += weight[h * size + i] * values[t * width + i];
+      return 1 / (1 + Math.exp(-z));
     });
+  }
+
+  // The layers before which the stream is kept for a later one (model/residual.py).
+  listKeptStreams() {
+    const { depth, num_skips: skips, back_out: backOut } = this.config;
+    return Array.from({ length: depth + 1 }, (_, layer) => layer)
+      .filter((layer) => (1 <= layer && layer <= skips) || (backOut && layer === Math.floor(depth / 2)));
+  }
+
+  takeShortcuts(layer, count) {
+    const { at, config: { depth, num_skips: skips, back_out: backOut }, functions } = this;
+    if (at[`stream${layer}`]) functions.mix(at.x, 1, at.x, 0, count, at[`stream${layer}`]);
+    const skip = depth - 2 - layer;
+    if (0 <= skip && skip < skips) functions.mix(at.x, 1, at[`stream${skip + 1}`], this.scalars("shortcuts.skips.weight", skips)[skip], count, at.x);
+    if (backOut && layer === depth) functions.mix(at.x, 1, at[`stream${Math.floor(depth / 2)}`], -this.scalars("shortcuts.back_out.weight", 1)[0], count, at.x);
   }
 
   runBlock(layer, number, tokens) {
@@ -133,7 +189,7 @@ export class Network {
     const T = tokens.length;
     const count = T * width;
     if (config.residual_scalars) {
-      const [a, b] = this.floats(this.vectors.get(`${name}.residual.weight`), 2);
+      const [a, b] = this.scalars(`${name}.residual.weight`, 2);
       this.functions.mix(at.x, a, at.start, b, count, at.x);
     }
     const normalized = (part) => {
@@ -161,10 +217,7 @@ export class Network {
     this.multiply(`${name}.q_proj`, x, T, at.query);
     this.multiply(`${name}.k_proj`, x, T, at.key);
     this.multiply(`${name}.v_proj`, x, T, at.value);
-    if (hasValueEmbedding) tokens.forEach((token, t) => {
-      this.readRow(`${name}.value_embedding.weight`, token, at.row);
-      this.add(at.value + 4 * t * groups * D, at.row, groups * D);
-    });
+    if (hasValueEmbedding) this.addValueEmbeddings(`${name}.value_embedding`, x, tokens);
     for (const [part, vector, count] of [["q", at.query, heads], ["k", at.key, groups]]) {
       const norm = `${name}.query_key.${part}_norm`;
       if (config.qk_norm && config.qk_norm_weights === "layer") this.normalize(norm, vector, T, count * D, vector, false);
@@ -184,7 +237,38 @@ export class Network {
       const by = 4 * t * heads * D;
       functions.attend(at.query + by, keys, values, heads, groups, D, context, first, last, this.scores, at.attended + by);
     }
+    if (config.exclusive_attention) this.excludeOwnValues(T);
+    if (config.head_gates) {
+      const gates = this.computeGates(`${name}.gate.weight`, x, T, heads);
+      const attended = this.floats(at.attended, T * heads * D);
+      for (let i = 0; i < attended.length; i++) attended[i] *= 2 * gates[Math.floor(i / D)];
+    }
     this.multiply(`${name}.o_proj`, at.attended, T, at.output);
+  }
+
+  // model/value_embedding.py: an embedding of the token, gated for each head or not, is added to its values.
+  addValueEmbeddings(name, x, tokens) {
+    const { at, config: { kv_heads: groups, head_width: D, value_gates: isGated } } = this;
+    const gates = isGated ? this.computeGates(`${name}.gate.weight`, x, tokens.length, groups) : null;
+    tokens.forEach((token, t) => {
+      this.readRow(`${name}.weight`, token, at.row);
+      for (let g = 0; g < groups; g++)
+        this.functions.mix(at.value + 4 * (t * groups + g) * D, 1, at.row + 4 * g * D, gates ? 2 * gates[t * groups + g] : 1, D, at.value + 4 * (t * groups + g) * D);
+    });
+  }
+
+  // `exclude_own_value` of model/attention.py: each head's result without its part along the token's own value.
+  excludeOwnValues(T) {
+    const { at, config: { heads, kv_heads: groups, head_width: D } } = this;
+    const attended = this.floats(at.attended, T * heads * D);
+    const values = this.floats(at.value, T * groups * D);
+    for (let job = 0; job < T * heads; job++) {
+      const own = values.subarray(Math.floor(job * groups / heads) * D).subarray(0, D);
+      const y = attended.subarray(job * D, (job + 1) * D);
+      const squares = own.reduce((sum, value) => sum + value * value, 0);
+      const share = y.reduce((sum, value, i) => sum + value * own[i], 0) / Math.max(squares, 1e-12);
+      for (let i = 0; i < D; i++) y[i] -= share * own[i];
+    }
   }
 
   feedForward(name, x, T) {
