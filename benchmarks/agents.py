@@ -78,9 +78,13 @@ def draw_agents(runs: Sequence[dict[str, Any]]) -> str:
     """Returns the curves as one SVG file: of each environment a color, of each seed a line."""
     order = list(ENVIRONMENTS)
     lines = [
-        Line(run["environment"], *zip(*run["curve"], strict=True), color=order.index(run["environment"]))
+        Line(
+            run["environment"],
+            [step for step, _ in run["curve"]],
+            [value for _, value in run["curve"]],
+            color=order.index(run["environment"]),
+        )
         for run in runs
-        if run["curve"]
     ]
     chart = Chart("held-out instances that are won", lines, "steps of rl", floor=0.0, ceiling=1.0)
     style = (files("fledgling.report") / "style.css").read_text(encoding="utf-8")
