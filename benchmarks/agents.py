@@ -19,6 +19,7 @@ from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.tasks.environments import ENVIRONMENTS, load_environment_task
 
 LAST_ROUNDS = 5  # whose mean number of calls is told
+STEPS = {"file_tree": 40, "database": 40, "web_shop": 40}  # of rl; the recipe's own are for the guessing game
 
 
 def run_agents(folder: Path, environments: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]) -> None:
@@ -32,6 +33,7 @@ def run_agents(folder: Path, environments: Sequence[str], seeds: Sequence[int], 
                 f'sft.mixture={{"{source}" = 1.0}}',
                 f'rl.tasks={{"{source}" = 1.0}}',
                 f"rl.max_new_tokens={limit}",
+                *([f"rl.steps={STEPS[name]}"] if name in STEPS else []),
                 *overrides,
             ]
             options = [word for setting in settings for word in ("--set", setting)]

@@ -113,8 +113,9 @@ class RoundSampler:
         """Continues with the rounds of `state_dict`."""
         self.forget()
         for number, values in state.items():
-            self.pending[int(number)] = future = Future()
+            future: Future[SampledRound] = Future()
             future.set_result(_round_from_json(values))
+            self.pending[int(number)] = future
 
     def forget(self) -> None:
         """Drops the rounds that were begun; one that is running is ended by its last token and not read."""
