@@ -14,16 +14,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from fledgling.config import UserError
 from fledgling.record import read_jsonl
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.tasks.environments import ENVIRONMENTS, load_environment_task
 
 LAST_ROUNDS = 5  # whose mean number of calls is told
-STEPS = {"file_tree": 40, "database": 40, "web_shop": 40}  # of rl; the recipe's own are for the guessing game
+STEPS = {"file_tree": 80, "database": 40, "web_shop": 40}  # of rl; the recipe's own are for the guessing game
 
 
 def run_agents(folder: Path, environments: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]) -> None:
-    """Trains each environment with each seed, unless it is done. Raises CalledProcessError if one fails."""
+    """Trains each environment with each seed, unless it is done. Raises UserError if one does not finish."""
     for seed in seeds:
         for name in environments:
             source, limit = f"env:{name}", load_environment_task(name, name).max_new_tokens
@@ -37,7 +38,9 @@ def run_agents(folder: Path, environments: Sequence[str], seeds: Sequence[int], 
                 *overrides,
             ]
             options = [word for setting in settings for word in ("--set", setting)]
-            subprocess.run([sys.executable, "-m", "fledgling", "speedrun", "guessing", *options], check=True)
+            command = [sys.executable, "-m", "fledgling", "speedrun", "guessing", *options]
+            if code := subprocess.run(command).returncode:
+                raise UserError(f"{name}, seed {seed}: exit code {code}; the same command goes on with this run")
 
 
 def collect_agents(folder: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,11 @@ import json
 import subprocess
 import xml.etree.ElementTree
 
+import pytest
+
 from benchmarks.__main__ import main
 from benchmarks.agents import collect_agents, draw_agents, format_agents, run_agents
+from fledgling.config import UserError
 
 
 def write_lines(path, lines):
@@ -46,10 +49,18 @@ def test_a_finished_and_an_interrupted_run_are_rows_and_lines(tmp_path, capsys):
 
 
 def test_each_run_is_a_speedrun_of_its_environment_in_a_folder_of_its_own(tmp_path, monkeypatch):
-    commands = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    commands, codes = [], iter([0, 0, 0, 0, 130])
+
+    def run(command):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, next(codes))
+
+    monkeypatch.setattr(subprocess, "run", run)
     run_agents(tmp_path, ["guessing", "database"], [1, 2], ["rl.steps=3"])
     places = [tmp_path / f"{name}-{seed}" for seed in (1, 2) for name in ("guessing", "database")]
     assert [f"run.out={place}" in command for place, command in zip(places, commands, strict=True)] == [True] * 4
     assert 'rl.tasks={"env:database" = 1.0}' in commands[1] and "rl.max_new_tokens=224" in commands[1]
+    assert "rl.steps=40" in commands[1] and "rl.steps=40" not in commands[0]
     assert all(command[3:5] == ["speedrun", "guessing"] and command[-1] == "rl.steps=3" for command in commands)
+    with pytest.raises(UserError, match="guessing, seed 3: exit code 130; the same command goes on"):
+        run_agents(tmp_path, ["guessing"], [3], [])
