@@ -6,7 +6,7 @@ MINUTES ?= 12
 BIN    := .venv/bin
 STAMP  := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: quickstart test test-all lint types structure mutants wasm format clean
+.PHONY: quickstart test test-all lint types structure wheel mutants wasm format clean
 
 quickstart: $(STAMP)  ## a chat model of your own, from raw text to conversation
 	$(BIN)/fledgling speedrun $(RECIPE) --minutes $(MINUTES)
@@ -25,6 +25,9 @@ types: $(STAMP)  ## the type checker over the whole package and its benchmarks
 
 structure: $(STAMP)  ## packages, layers, lines, upward imports, cycles
 	$(BIN)/python -m tests.invariants.structure
+
+wheel: $(STAMP)  ## a wheel whose native kernels are compiled, for machines of this kind without a compiler
+	FLEDGLING_PREBUILT=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 mutants: $(STAMP)  ## make mutants PACKAGE=optim COUNT=50: changes of the code that no test of the package detects
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'

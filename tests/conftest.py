@@ -60,6 +60,7 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_watchdog.py::test_a_stopped_main_rank_is_named_and_the_run_ends_with_the_same_bits",
     "test_families_train.py::test_a_tied_model_resumes_as_if_it_had_not_stopped",
     "test_memory_of_ranks.py::test_measured_memory_is_the_layouts",
+    "test_native.py::test_neon_computes_what_avx2_computes",
     "test_page_faults.py::test_random_faults_never_stop_the_page_and_lose_no_finished_turn[200]",
     *(
         f"test_page_faults.py::test_a_question_after_a_failed_answer_is_answered[{fault}]"

@@ -1,7 +1,7 @@
 """How an engine's model multiplies its weights, chosen once by `select_backend`.
 
     live          the model itself: its weights have the device and dtype of the products
-    native step   few new tokens run through all blocks in one call of native.cpp (bf16 or quantized weights on a CPU)
+    native step   few new tokens run through all blocks in one call of native code (bf16 or quantized weights on a CPU)
     packed        weights in oneDNN's layout (bf16 on a CPU, without a native step)
     skipping      ReLU^2's second matrices skip zeros (on request, or where that is measured to be faster)
     plain         a copy of the model, cast to the dtype and moved to the device

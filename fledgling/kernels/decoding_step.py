@@ -1,4 +1,4 @@
-"""A decoding step as one call of native.cpp: a few new tokens, one or more for each row, through all blocks.
+"""A decoding step as one call of cpp/step.cpp: a few new tokens, one or more for each row, through all blocks.
 
 At batch 1 a product of a block takes a tenth of a millisecond, and the forty small operations between products take as
 long again. Here the blocks are described once, by addresses, and run in one call on the weights in place; the embedding
@@ -30,19 +30,19 @@ from fledgling.model.feed_forward import GatedFeedForward
 from fledgling.model.norm import LayerNorm, WeightedRMSNorm
 from fledgling.model.transformer import Transformer, TransformerBlock
 
-ACTIVATIONS = ("relu2", "gelu", "swiglu")  # the index is the number in native.cpp
+ACTIVATIONS = ("relu2", "gelu", "swiglu")  # the index is the number in cpp/block.h
 MAX_HEAD_WIDTH = 512
 MAX_STEP_TOKENS = 256  # with more new tokens the model is about as fast
 
 
 class NativeNorm(ctypes.Structure):
-    """`Norm` of native.cpp."""
+    """`Norm` of block.h."""
 
     _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("centered", c_int64), ("eps", c_double))
 
 
 class NativeLayer(ctypes.Structure):
-    """`Layer` of native.cpp."""
+    """`Layer` of block.h."""
 
     _fields_ = (
         *((name, NativeNorm) for name in ("attention_norm", "feed_forward_norm")),
@@ -51,7 +51,7 @@ class NativeLayer(ctypes.Structure):
 
 
 class NativeShape(ctypes.Structure):
-    """`Shape` of native.cpp."""
+    """`Shape` of block.h."""
 
     _fields_ = (
         *((name, c_int64) for name in ("layers", "width", "heads", "kv_heads", "head_width", "intermediate_size")),
@@ -61,7 +61,7 @@ class NativeShape(ctypes.Structure):
 
 
 def supports_decoding_step(model: Transformer) -> bool:
-    """Whether native.cpp can run this model's blocks on their weights in place."""
+    """Whether native code can run this model's blocks on their weights in place."""
     config = model.config
     widths = (config.width, config.head_width, config.intermediate_size)
     if set(config.enabled_features) - {"flash_norm"}:  # which computes the same function
@@ -71,6 +71,8 @@ def supports_decoding_step(model: Transformer) -> bool:
     if has_adapter(model) or not config.has_plain_blocks:
         return False
     weights = [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+    if any(isinstance(weight, QuantizedTensor) and weight.matrix is None for weight in weights):
+        return False
     return all(weight.device.type == "cpu" and weight.dtype == torch.bfloat16 for weight in weights)
 
 
@@ -92,7 +94,7 @@ class DecodingStep:
             int(config.qk_norm),
             config.norm_eps,
         )
-        self.layers = (NativeLayer * config.depth)(*map(self._layer, model.blocks))
+        self.layers = (NativeLayer * config.depth)(*map(self._layer, model.blocks))  # of addresses in the weights
         self.head = self._matrix(model.head)
 
     def refresh(self) -> None:
@@ -199,7 +201,8 @@ class DecodingStep:
     def _matrix(self, linear: nn.Linear) -> NativeMatrix:
         weight, bias = linear.weight, None if linear.bias is None else self._vector(linear.bias)
         if isinstance(weight, QuantizedTensor):
-            return native.describe_matrix(weight.values, weight.scales, weight.bits, bias)
+            assert weight.matrix is not None
+            return native.add_bias(weight.matrix, bias)
         return native.describe_matrix(weight.detach(), None, 16, bias)
 
     def _vector(self, parameter: nn.Parameter) -> Tensor:

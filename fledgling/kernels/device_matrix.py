@@ -10,7 +10,7 @@ and both products together read 8 bits a value instead of 16. Levels are kept ex
 bf16, as a dequantized matrix is rounded. The unevenly spaced levels of the 4-bit format are no numbers of 4 bits, so on
 CUDA they take 8 as well.
 
-On a CPU the same operation has another name and layout; it is used for tests alone (native.cpp is faster).
+On a CPU the same operation has another name and layout; it is used for tests alone (native.py is faster).
 
 N rows, K columns, M rows of x.
 """

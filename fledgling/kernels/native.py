@@ -1,18 +1,16 @@
-"""`native.cpp`, compiled on this machine when it is first needed, and called through ctypes.
+"""The native kernels (`cpp/`), loaded in the best variant that this processor runs, and called through ctypes.
 
-The compiler that training uses (torch.compile needs one) also makes decoding fast. The library is stored in a cache
-folder of the user under the hash of its source, its flags and the processor. Where there is no compiler or no AVX-512
-with bf16, `load_library` returns None and PyTorch computes everything, more slowly and with equal results up to
-rounding.
+A wheel may hold compiled variants. Otherwise the compiler that training uses (torch.compile needs one) compiles one
+when it is first needed, into a cache folder of the user, under a hash of sources and flags. Where there is neither, or
+another processor, `load_library` returns None and PyTorch computes everything, more slowly and with equal results up
+to rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,86 +19,128 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fledgling.config import UserError
+from fledgling.kernels.native_build import PREBUILT_FOLDER, Variant, compile_variant, list_variants
 from fledgling.record.durable import make_directory, replace_file
 from fledgling.runtime.compiler import find_cxx_compiler
 
-SOURCE = Path(__file__).with_name("native.cpp")
-COMPILER_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 MAX_ROWS = 64  # with more rows the product is bound by arithmetic, and PyTorch's is as fast
-ENV_SWITCH = "FLEDGLING_NATIVE"  # "0": PyTorch computes everything
+MAX_GROUPS, WIDE_BITS = 1024, 5  # as in product.h
+ENV_SWITCH = "FLEDGLING_NATIVE"  # "0": PyTorch computes everything; or the name of a variant
 
 
 class NativeMatrix(ctypes.Structure):
-    """`Matrix` of native.cpp. It holds addresses: the caller must keep the tensors."""
+    """`Matrix` of product.h. It holds addresses: the caller must keep the tensors that it gave."""
+
+    derived: tuple[Tensor, Tensor] | None = None  # fractions and row_scales
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("values", "scales", "bias", "levels")),
+        *((name, ctypes.c_void_p) for name in ("values", "scales", "bias", "levels", "fractions", "row_scales")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "bits", "group")),
     )
 
 
-def is_supported() -> bool:
-    """Whether this processor has the instructions that native.cpp needs."""
-    features = torch.cpu.get_capabilities()
-    return all(features.get(name, False) for name in ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16"))
+def list_usable_variants() -> list[Variant]:
+    """Returns the variants that this processor runs, the best first."""
+    features = {name for name, value in torch.cpu.get_capabilities().items() if value is True}
+    return [variant for variant in list_variants() if variant.features <= features]
 
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
-    """Returns the compiled library, or None where it is not possible; a failing compiler is reported once on stderr."""
+    """Returns the library of the best variant, or of the one that ENV_SWITCH names.
+
+    Returns None where that is not possible; a failing compiler is reported once on stderr.
+
+    Raises:
+        UserError: ENV_SWITCH names no variant that this processor runs.
+    """
+    requested, variants = os.environ.get(ENV_SWITCH), list_usable_variants()
+    if requested == "0":
+        return None
+    if requested:
+        chosen = [variant for variant in variants if variant.name == requested]
+        if not chosen:
+            names = ", ".join(["0", *(variant.name for variant in variants)])
+            raise UserError(f"{ENV_SWITCH}={requested}: expected one of {names} on this processor, or no such variable")
+        variants = chosen
+    return load_variant(variants[0]) if variants else None
+
+
+def load_variant(variant: Variant) -> ctypes.CDLL | None:
+    """Returns the library of one variant: a prebuilt one, one that was compiled before, or one compiled now."""
+    prebuilt = PREBUILT_FOLDER / variant.file_name
+    if prebuilt.is_file():
+        return ctypes.CDLL(str(prebuilt))
     compiler = find_cxx_compiler()
-    if (
-        os.environ.get(ENV_SWITCH) == "0"
-        or compiler is None
-        or not sys.platform.startswith("linux")
-        or not is_supported()
-    ):
+    if compiler is None:
         return None
     try:
-        return ctypes.CDLL(str(_compile_library(compiler)))
+        return ctypes.CDLL(str(_compile_library(compiler, variant)))
     except (OSError, subprocess.SubprocessError) as problem:
         print(f"decoding without native kernels: {compiler} or its library failed ({problem})", file=sys.stderr)
         return None
 
 
-def _compile_library(compiler: str) -> Path:
-    """Returns the library's file; compiles it if it does not exist."""
-    inputs = (SOURCE.read_bytes(), *map(str.encode, (*COMPILER_FLAGS, compiler, platform.machine(), _cpu_features())))
-    name = hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
+def _compile_library(compiler: str, variant: Variant) -> Path:
+    """Returns the library's file in the user's cache; compiles it if it does not exist."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fledgling"
-    path = folder / f"native-{name}.so"
+    path = folder / variant.file_name
     if not path.is_file():
         make_directory(folder, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             built = Path(temporary) / path.name
-            subprocess.run(
-                [compiler, *COMPILER_FLAGS, "-o", built, SOURCE], check=True, capture_output=True, timeout=300
-            )
+            compile_variant(compiler, variant, built)
             replace_file(built, path)  # flushed: an empty library under this name would never be built again
     return path
 
 
-def _cpu_features() -> str:
-    """Returns the processor's features by name, as a part of the hash."""
-    return ",".join(sorted(name for name, value in torch.cpu.get_capabilities().items() if value is True))
-
-
 @functools.cache
 def _make_levels() -> Tensor:
-    """Returns the 16 levels of 4 bits, twice, bf16 (32,); native.cpp holds their address."""
+    """Returns the 16 levels of 4 bits, int8 (16,); the library holds their address."""
     from fledgling.kernels.format import LEVELS_4BIT
 
-    return torch.tensor(LEVELS_4BIT * 2, dtype=torch.bfloat16)
+    return torch.tensor(LEVELS_4BIT, dtype=torch.int8)
+
+
+def can_multiply(columns: int, groups: int) -> bool:
+    """Whether the products take rows of so many columns in so many groups."""
+    return columns % 32 == 0 and groups <= MAX_GROUPS
 
 
 def describe_matrix(values: Tensor, scales: Tensor | None, bits: int, bias: Tensor | None = None) -> NativeMatrix:
-    """Describes a matrix to native.cpp: values of `format.quantize_matrix`, or bf16 (N, K); bias fp32 (N,)."""
+    """Describes a matrix to the library: values of `format.quantize_matrix`, or bf16 (N, K); bias fp32 (N,)."""
     for tensor in (values, scales, bias):
         assert tensor is None or (tensor.is_contiguous() and tensor.device.type == "cpu")
     rows, columns = values.shape[0], values.shape[1] * (2 if bits == 4 else 1)
     group = columns // scales.shape[1] if scales is not None else columns
-    addresses = [None if tensor is None else tensor.data_ptr() for tensor in (values, scales, bias)]
-    return NativeMatrix(*addresses, _make_levels().data_ptr(), rows, columns, bits, group)
+    derived = None if scales is None else derive_fractions(scales)
+    addresses = [None if part is None else part.data_ptr() for part in (values, scales, bias, _make_levels())]
+    matrix = NativeMatrix(*addresses, *(part.data_ptr() for part in derived or ()))
+    matrix.rows, matrix.columns, matrix.bits, matrix.group, matrix.derived = rows, columns, bits, group, derived
+    return matrix
+
+
+def derive_fractions(scales: Tensor) -> tuple[Tensor, Tensor]:
+    """scales (N, groups) -> fractions int16 (N, groups) of each row's largest, and the rows' scales fp32 (N,)."""
+    exact = scales.float()
+    largest = exact.abs().amax(1, keepdim=True)
+    fractions = (exact / largest * 32767).nan_to_num(0.0).round().to(torch.int16)
+    return fractions, largest[:, 0] * (32768 / 32767 / 2**WIDE_BITS)
+
+
+def refresh_matrix(matrix: NativeMatrix, scales: Tensor) -> None:
+    """Takes over scales that were changed in place."""
+    assert matrix.derived is not None
+    for kept, changed in zip(matrix.derived, derive_fractions(scales), strict=True):
+        kept.copy_(changed)
+
+
+def add_bias(matrix: NativeMatrix, bias: Tensor | None) -> NativeMatrix:
+    """Returns the description of the same matrix with a bias fp32 (N,), which the caller keeps."""
+    biased = NativeMatrix.from_buffer_copy(matrix)
+    biased.bias, biased.derived = None if bias is None else bias.data_ptr(), matrix.derived
+    return biased
 
 
 def multiply_matrix(x: Tensor, matrix: NativeMatrix) -> Tensor:
@@ -118,6 +158,16 @@ def multiply_matrix(x: Tensor, matrix: NativeMatrix) -> Tensor:
         ctypes.c_int64(torch.get_num_threads()),
     )
     return out
+
+
+def read_memory(vector: Tensor) -> bool:
+    """Reads a vector int64 once, as a product of one row reads its weights; returns False without native kernels."""
+    library = load_library()
+    if library is None:
+        return False
+    count, threads = ctypes.c_int64(vector.numel()), ctypes.c_int64(torch.get_num_threads())
+    library.fledgling_read(ctypes.c_void_p(vector.data_ptr()), count, threads)
+    return True
 
 
 def widen_matrix(matrix: NativeMatrix) -> Tensor:

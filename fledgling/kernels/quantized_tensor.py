@@ -1,7 +1,7 @@
 """A quantized matrix that takes the place of a model's weight: packed in memory, a tensor to all other code.
 
 It is a tensor by its shape and dtype; its content is values and scales (`format.py`). A linear layer of few rows reads
-them directly (native.cpp). One of many rows, and every other operation, dequantizes the matrix for the moment; an
+them directly (native.py). One of many rows, and every other operation, dequantizes the matrix for the moment; an
 embedding dequantizes only the rows that are looked up. So the model's code has no branch for it.
 
 N rows, K columns.
@@ -51,7 +51,8 @@ class QuantizedTensor(torch.Tensor):
         self, values: Tensor, scales: Tensor, bits: int, dtype: torch.dtype, levels: Levels = LEVELS_4BIT
     ) -> None:
         self.values, self.scales, self.bits, self.levels = values, scales, bits, levels
-        usable = values.device.type == "cpu" and levels is LEVELS_4BIT and native.load_library() is not None
+        is_known = values.device.type == "cpu" and levels is LEVELS_4BIT and self.ndim == 2
+        usable = is_known and native.can_multiply(self.shape[1], scales.shape[1]) and native.load_library() is not None
         self.matrix = native.describe_matrix(values, scales, bits) if usable else None
         self._device_matrix: DeviceMatrix | None = None
 
@@ -113,6 +114,8 @@ class QuantizedTensor(torch.Tensor):
             target, source = args[:2]
             target.values.copy_(source.values)
             target.scales.copy_(source.scales)
+            if target.matrix is not None:
+                native.refresh_matrix(target.matrix, target.scales)
             if target._device_matrix is not None:
                 target._device_matrix.copy_(pack_device_matrix(target.values, target.scales, target.bits))
             return target

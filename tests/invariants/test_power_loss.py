@@ -22,6 +22,7 @@ from fledgling.export.gguf import read_gguf_state, write_gguf
 from fledgling.export.read_hf import read_hf
 from fledgling.export.write_hf import write_hf
 from fledgling.kernels import native
+from fledgling.kernels.native_build import VARIANTS
 from fledgling.model.transformer import Transformer
 from fledgling.record import write_json, write_text
 from fledgling.record.checkpoint import save_checkpoint
@@ -95,7 +96,7 @@ def write_library(path: Path, version: int) -> None:
     compiler.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(path.parent))
-        native._compile_library(str(compiler))
+        native._compile_library(str(compiler), VARIANTS[0])
 
 
 def read_library(path: Path) -> int:

@@ -12,7 +12,9 @@ from fledgling.kernels.decoding_step import MAX_STEP_TOKENS, supports_decoding_s
 from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
 from fledgling.model.cache import CacheRow, KVCache
 
-pytestmark = pytest.mark.skipif(native.load_library() is None, reason="no compiler, or no AVX-512 with bf16")
+pytestmark = pytest.mark.skipif(
+    native.load_library() is None, reason="no native kernels: no compiler, or another processor"
+)
 FAMILIES = [
     ("fledgling", {}),
     ("fledgling", {"kv_heads": 1}),

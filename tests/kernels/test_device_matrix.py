@@ -32,4 +32,4 @@ def test_sizes_that_the_kernel_does_not_take_are_not_packed():
     for rows, columns, group_size in ((12, 256, 64), (16, 256, 512), (16, 1024, 512)):
         values = torch.zeros(rows, columns, dtype=torch.int8)
         assert not can_pack(values, torch.ones(rows, max(1, columns // group_size)), 8)
-    assert not can_pack(torch.zeros(16, 256, dtype=torch.int8), torch.ones(16, 4), 8)  # on a CPU native.cpp is faster
+    assert not can_pack(torch.zeros(16, 256, dtype=torch.int8), torch.ones(16, 4), 8)  # on a CPU native.py is faster

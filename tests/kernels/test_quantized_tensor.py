@@ -32,16 +32,6 @@ def test_a_product_is_that_of_the_dequantized_matrix(bits, rows, bias):
 
 
 @BITS
-def test_native_sums_are_fp32(bits):
-    if native.load_library() is None:
-        pytest.skip("no compiler, or no AVX-512 with bf16")
-    packed = QuantizedTensor.from_weight(make_matrix(9, 3072), bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
-    x = make_matrix(3, 3072, 1).bfloat16()
-    exact = x.double() @ dequantize_matrix(packed.values, packed.scales, bits, torch.float64).T
-    assert (native.multiply_matrix(x, packed.matrix).double() - exact).abs().max() < 1e-5 * exact.abs().max()
-
-
-@BITS
 def test_without_a_compiler_the_result_is_the_same(bits, monkeypatch):
     compiled = QuantizedTensor.from_weight(make_matrix(40, 192), bits, DEFAULT_GROUP_SIZES[bits], torch.bfloat16)
     whole, x = compiled.dequantize(), make_matrix(2, 192, 1).bfloat16()

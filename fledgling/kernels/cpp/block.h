@@ -1,0 +1,141 @@
+// What a block computes between its products: norms, rotation, attention, activations. All in fp32; results are bf16.
+//
+// C width, H heads, G key/value heads, D head width.
+
+#pragma once
+
+#include "product.h"
+
+extern "C" {
+
+struct Norm {
+    const float* weight;  // (C) or null
+    const float* bias;    // (C) or null
+    int64_t centered;     // 1: the mean is subtracted first
+    double eps;
+};
+
+struct Layer {
+    Norm attention_norm, feed_forward_norm;
+    Matrix query, key, value, output, up, gate, down;  // gate.values is null where the feed-forward part has no gate
+};
+
+struct Shape {
+    int64_t layers, width, heads, kv_heads, head_width, intermediate_size;
+    int64_t activation;  // 0 ReLU^2, 1 GELU by tanh, 2 SwiGLU
+    int64_t normalize;   // 1: queries and keys are divided by their root mean square
+    double eps;          // of that normalization
+};
+
+}  // extern "C"
+
+inline void normalize(const Norm& norm, const float* x, int64_t C, bf16* out) {
+    Floats sum = zero(), squares = zero();
+    if (norm.centered)
+        for (int64_t c = 0; c < C; c += LANES) sum = add(sum, load(x + c));
+    const Floats mean = set1(sum_of(sum) / C);
+    for (int64_t c = 0; c < C; c += LANES) {
+        const Floats v = sub(load(x + c), mean);
+        squares = fma(v, v, squares);
+    }
+    const Floats factor = set1(1.0f / std::sqrt(sum_of(squares) / C + float(norm.eps)));
+    for (int64_t c = 0; c < C; c += LANES) {
+        Floats v = mul(sub(load(x + c), mean), factor);
+        if (norm.weight) v = mul(v, load(norm.weight + c));
+        if (norm.bias) v = add(v, load(norm.bias + c));
+        narrow(out + c, v);
+    }
+}
+
+// Rotates a head's two halves by its position, then divides by its root mean square; to bf16.
+inline void rotate(const Shape& s, const float* x, const float* cosine, const float* sine, bf16* out) {
+    const int64_t D = s.head_width, half = D / 2;
+    float rotated[512];
+    for (int64_t d = 0; d < half; d++) {
+        const float c = cosine ? cosine[d] : 1.0f, n = sine ? sine[d] : 0.0f;
+        rotated[d] = x[d] * c + x[d + half] * n;
+        rotated[d + half] = x[d + half] * c - x[d] * n;
+    }
+    if (s.normalize) return normalize(Norm{nullptr, nullptr, 0, s.eps}, rotated, D, out);
+    for (int64_t d = 0; d < D; d += LANES) narrow(out + d, load(rotated + d));
+}
+
+inline Floats products(const bf16* a, const bf16* b, int64_t D) {  // partial sums of the inner product
+    Floats sum = zero();
+    for (int64_t d = 0; d < D; d += 32) sum = dot_bf16(sum, load_words(a + d), load_words(b + d));
+    return sum;
+}
+
+struct Cached {  // keys or values of one row and head: token t in block table[t / block], at t % block
+    const bf16* base;       // of the head in block 0
+    const int64_t* table;   // the row's blocks
+    int64_t block, stride;  // tokens of a block; values from one block to the next
+    const bf16* from(int64_t token, int64_t D) const {
+        return base + table[token / block] * stride + token % block * D;
+    }
+};
+
+// out[d .. d + LANES N] = factor * sum over tokens of weights[token] * value[d ...]
+template <int N>
+inline void mix(const Cached& values, const float* weights, int64_t length, int64_t D, int64_t d, Floats factor, bf16* out) {
+    Floats sum[N];
+    for (int n = 0; n < N; n++) sum[n] = zero();
+    for (int64_t start = 0; start < length; start += values.block) {
+        const bf16* v = values.from(start, D) + d;
+        for (int64_t s = start; s < std::min(length, start + values.block); s++, v += D) {
+            const Floats w = set1(weights[s]);
+            for (int n = 0; n < N; n++) sum[n] = fma(w, widen(v + LANES * n), sum[n]);
+        }
+    }
+    for (int n = 0; n < N; n++) narrow(out + d + LANES * n, mul(sum[n], factor));
+}
+
+// Attention of one query over keys and values of `length` tokens; weights: scratch of length + 16. Keys are read four at
+// a time, also after the last one: the size of a block is a multiple of four.
+inline void attend(const bf16* q, const Cached& keys, const Cached& values, int64_t length, int64_t D, float* weights,
+                   bf16* out) {
+    for (int64_t start = 0; start < length; start += keys.block) {
+        const bf16* k = keys.from(start, D);
+        for (int64_t s = start; s < std::min(length, start + keys.block); s += 4, k += 4 * D)
+            store_sums(weights + s, products(q, k, D), products(q, k + D, D), products(q, k + 2 * D, D),
+                       products(q, k + 3 * D, D));
+    }
+    for (int64_t s = length; s < (length + 15) / 16 * 16; s++) weights[s] = -INFINITY;
+    Floats most = set1(-INFINITY), total = zero();
+    for (int64_t s = 0; s < length; s += LANES) most = max(most, load(weights + s));
+    most = set1(largest_of(most));
+    const Floats scale = set1(1.0f / std::sqrt(float(D)));
+    for (int64_t s = 0; s < length; s += LANES) {
+        const Floats w = exponential(mul(scale, sub(load(weights + s), most)));
+        total = add(total, w);
+        store(weights + s, w);
+    }
+    const Floats factor = set1(1.0f / sum_of(total));
+    int64_t d = 0;
+    for (; d + 8 * LANES <= D; d += 8 * LANES) mix<8>(values, weights, length, D, d, factor, out);
+    for (; d + 2 * LANES <= D; d += 2 * LANES) mix<2>(values, weights, length, D, d, factor, out);
+}
+
+inline Floats activate(int64_t kind, Floats x, Floats up) {
+    if (kind == 0) {
+        const Floats kept = max(x, zero());
+        return mul(kept, kept);
+    }
+    Floats t = x;  // GELU and SiLU are x times a logistic function: tanh(z) = 2 / (1 + exp(-2 z)) - 1
+    if (kind == 1) {
+        t = fma(mul(mul(x, x), x), set1(0.044715f), x);
+        t = mul(t, set1(2 * 0.7978845608f));
+    }
+    const Floats bounded = min(sub(zero(), t), set1(88.0f));
+    const Floats y = div(x, add(set1(1.0f), exponential(bounded)));
+    return kind == 2 ? mul(y, up) : y;
+}
+
+// out (F) bf16 = the activation of one row of `up` (F), followed by its gate (F) where there is one.
+inline void activate_row(const Shape& s, const float* up, bool gated, bf16* out) {
+    const int64_t F = s.intermediate_size;
+    for (int64_t c = 0; c < F; c += LANES) {
+        const Floats u = load(up + c), g = gated ? load(up + F + c) : u;
+        narrow(out + c, activate(s.activation, g, u));
+    }
+}

@@ -1,0 +1,366 @@
+// Products of a few rows with packed weights.
+//
+// bf16 weights are multiplied by bf16 activations into fp32. Weights of 8 and 4 bits have whole levels, so they are
+// multiplied as integers: a row of activations becomes whole numbers and one scale, with an error of at most 2^-15 of its
+// largest value (bf16 itself has 2^-9 of each value). In one or two rows with weights of 8 bits the sum of each group
+// becomes fp32 and is scaled. Otherwise the weights of a row become integers with one scale too, with an error of at most
+// 2^-12 of the row's largest weight, so that sums become fp32 once in CHUNK columns.
+//
+// B rows of x, K columns. Widths are multiples of 32.
+
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "vector.h"
+
+extern "C" {
+
+struct Matrix {  // (rows, columns), row-major
+    const void* values;    // bf16; int8; or 4-bit indices: 32 bytes hold 64 columns, the first 32 in the low halves
+    const bf16* scales;    // (rows, columns / group); null for bf16
+    const float* bias;     // (rows) or null
+    const int8_t* levels;  // the values of the 16 indices of 4 bits
+    const int16_t* fractions;  // (rows, columns / group): each scale as a part of the row's largest, times 32767
+    const float* row_scales;   // (rows): of a level times 2^WIDE_BITS times a fraction of 2^15
+    int64_t rows, columns, bits, group;
+};
+
+}  // extern "C"
+
+constexpr int64_t MAX_GROUPS = 1024;         // of a row
+constexpr int64_t MAX_FEW_ROWS = 2;          // of x, with which no integers of the matrix are kept
+constexpr int64_t READ_AHEAD = 3072;         // bytes, at least, of one row of x: 2048 is 13 % slower from memory
+constexpr int64_t CHUNK = 32 * LANES;        // columns: 32 products a lane
+constexpr int WIDE_BITS = 5;                 // a level times 2^5 is at most 4064
+constexpr float LARGEST_INTEGER = 16383.0f;  // of x: 32 x 4064 x 16383 < 2^31
+
+struct Rows {  // rows of x, and for weights of few bits the same as integers
+    const bf16* values;       // (B, K)
+    const int16_t* integers;  // (B, K)
+    const float* scales;      // (B)
+};
+
+struct Share {  // the part of one thread of the team
+    int64_t thread, threads;
+    int64_t low(int64_t count, int64_t unit = 1) const { return std::min(count, (count / unit) * thread / threads * unit); }
+    int64_t high(int64_t count, int64_t unit = 1) const {
+        return thread + 1 == threads ? count : (count / unit) * (thread + 1) / threads * unit;
+    }
+};
+
+// Makes integers of a row of x; returns their scale.
+inline float encode(const bf16* x, int64_t K, int16_t* to) {
+    Floats most = zero();
+    for (int64_t k = 0; k < K; k += LANES) most = max(most, absolute(widen(x + k)));
+    const float largest = largest_of(most);
+    const Floats factor = set1(largest > 0 ? LARGEST_INTEGER / largest : 0.0f);
+    for (int64_t k = 0; k < K; k += LANES) to_int16(to + k, mul(widen(x + k), factor));
+    return largest / LARGEST_INTEGER;
+}
+
+// Calls next(m, M) for tiles of M rows, at most MOST, that cover B rows.
+template <int MOST, class Next>
+inline void for_tiles(int64_t B, const Next& next) {
+    int64_t m = 0;
+    const auto take = [&](auto count) {
+        next(m, count);
+        m += count;
+    };
+    if constexpr (MOST >= 6)
+        while (B - m >= 6 && B - m != 8) take(std::integral_constant<int, 6>());
+    if constexpr (MOST >= 4)
+        while (B - m >= 4) take(std::integral_constant<int, 4>());
+    while (B - m >= 2) take(std::integral_constant<int, 2>());
+    if (m < B) take(std::integral_constant<int, 1>());
+}
+
+// Writes the sums of R rows of the matrix with one row of x.
+template <int R, class Sum>
+inline void finish(const Sum& sum, float scale, const float* bias, float* out) {
+    if constexpr (R == 4)
+        store_sums(out, sum(0), sum(1), sum(2), sum(3));
+    else
+        for (int r = 0; r < R; r++) out[r] = sum_of(sum(r));
+    for (int r = 0; r < R; r++) out[r] = out[r] * scale + (bias ? bias[r] : 0.0f);
+}
+
+// ---- bf16 --------------------------------------------------------------------------------------------------------
+
+struct Prefetch {  // what a tile prefetches: for which of its rows (bits), the data so many bytes after it
+    int rows;
+    int64_t bytes;
+};
+
+// out[m][r] = sum over k of w[row + r][k] x[m][k], for R rows of the matrix and M rows of x
+template <int R, int M>
+inline void tile_bf16(const Matrix& w, int64_t row, const bf16* x, float* out, int64_t stride, Prefetch ahead) {
+    const int64_t K = w.columns;
+    const bf16* base = static_cast<const bf16*>(w.values) + row * K;
+    Floats sum[R][M];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sum[r][m] = zero();
+    for (int64_t k = 0; k < K; k += 32) {
+        Words part[R];
+        for (int r = 0; r < R; r++) {
+            const bf16* from = base + r * K + k;
+            if (ahead.rows >> r & 1) prefetch(reinterpret_cast<const char*>(from) + ahead.bytes);
+            part[r] = load_words(from);
+        }
+        for (int m = 0; m < M; m++) {
+            const Words v = load_words(x + m * K + k);
+            for (int r = 0; r < R; r++) sum[r][m] = dot_bf16(sum[r][m], part[r], v);
+        }
+    }
+    for (int m = 0; m < M; m++)
+        finish<R>([&](int r) { return sum[r][m]; }, 1.0f, w.bias ? w.bias + row : nullptr, out + m * stride + row);
+}
+
+template <int R>
+inline void rows_bf16(const Matrix& w, int64_t row, const bf16* x, int64_t B, float* out, int64_t stride) {
+    int64_t tiles = 0;
+    for_tiles<TILE_ROWS>(B, [&](int64_t m, auto count) {
+        // The next rows are prefetched while these are multiplied: all with the first tile, but one with each tile where x
+        // alone fills the L1 cache. With one row of x the speed is that of memory, and only the distance matters.
+        Prefetch ahead{tiles == 0 ? ~0 : 0, R * w.columns * 2};
+        if (B == 1) ahead.bytes = 2048;
+        if (B > 16) ahead.rows = tiles < R ? 1 << tiles : 0;
+        tile_bf16<R, decltype(count)::value>(w, row, x + m * w.columns, out + m * stride, stride, ahead);
+        tiles++;
+    });
+}
+
+// ---- 8 and 4 bits ------------------------------------------------------------------------------------------------
+
+template <int BITS>
+struct Reader;  // COLUMNS columns of one row at a time, as levels times 2^shift
+
+template <>
+struct Reader<8> {
+    static constexpr int COLUMNS = 32;
+    Reader(const Matrix&, int shift) : shift(shift) {}
+    inline void read(const uint8_t* x, Words* out) const {
+        const Words whole = read_8_bits(x);
+        out[0] = shift ? shift_left(whole, shift) : whole;
+    }
+    const int shift;
+};
+
+template <>
+struct Reader<4> {
+    static constexpr int COLUMNS = 64;
+    Reader(const Matrix& w, int shift) : levels(load_levels(w.levels, shift)) {}
+    inline void read(const uint8_t* x, Words* out) const { read_4_bits(x, levels, out); }
+    const Levels levels;
+};
+
+// Few rows, 8 bits: the sum of each SPAN columns (32 or 64) becomes fp32 and is scaled. scales: of R rows, fp32.
+template <int SPAN, int R, int M>
+inline void tile_scaled(const Matrix& w, int64_t row, const float* scales, const Rows& x, int64_t first, float* out,
+                        int64_t stride, int64_t ahead) {
+    constexpr int PARTS = SPAN / 32;
+    const int64_t K = w.columns, groups = K / w.group;
+    const int shift = __builtin_ctzll(w.group);
+    const uint8_t* base = static_cast<const uint8_t*>(w.values) + row * K;
+    const int16_t* from_x = x.integers + first * K;
+    Floats sum[R][M];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sum[r][m] = zero();
+    for (int64_t k = 0; k < K; k += SPAN) {
+        Words v[M][PARTS];
+        for (int m = 0; m < M; m++)
+            for (int p = 0; p < PARTS; p++) v[m][p] = load_words(from_x + m * K + k + 32 * p);
+        for (int r = 0; r < R; r++) {
+            const uint8_t* from = base + r * K + k;
+            prefetch(from + ahead);
+            Words part[PARTS];
+            for (int p = 0; p < PARTS; p++) part[p] = read_8_bits(from + 32 * p);
+            const Floats scale = set1(scales[r * groups + (k >> shift)]);
+            for (int m = 0; m < M; m++) {
+                Ints whole = product_int16(part[0], v[m][0]);
+                for (int p = 1; p < PARTS; p++) whole = dot_int16(whole, part[p], v[m][p]);
+                sum[r][m] = fma(to_floats(whole), scale, sum[r][m]);
+            }
+        }
+    }
+    for (int m = 0; m < M; m++)
+        finish<R>([&](int r) { return sum[r][m]; }, x.scales[first + m], w.bias ? w.bias + row : nullptr,
+                  out + m * stride + row);
+}
+
+// The fractions of some rows, each twice in 32 bits: one load fills a vector with it.
+struct Pairs {
+    uint32_t values[4 * MAX_GROUPS];
+
+    Pairs(const Matrix& w, int64_t row, int64_t count) {
+        const int64_t groups = w.columns / w.group;
+        const int16_t* from = w.fractions + row * groups;
+        for (int64_t g = 0; g < count * groups; g++) values[g] = uint16_t(from[g]) * 0x10001u;
+    }
+};
+
+// Few rows, 4 bits: levels become integers with one scale for the row, and sums become fp32 once in CHUNK columns.
+template <int R, int M>
+inline void tile_fractions(const Matrix& w, int64_t row, const Pairs& pairs, const Rows& x, int64_t first,
+                           float* out, int64_t stride, int64_t ahead) {
+    const int64_t K = w.columns, groups = K / w.group, bytes = K / 2;
+    const int shift = __builtin_ctzll(w.group);
+    const uint8_t* base = static_cast<const uint8_t*>(w.values) + row * bytes;
+    const int16_t* from_x = x.integers + first * K;
+    const Reader<4> reader(w, WIDE_BITS);
+    Floats sum[R][M];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sum[r][m] = zero();
+    for (int64_t start = 0; start < K; start += CHUNK) {
+        Ints whole[R][M];
+        for (int r = 0; r < R; r++)
+            for (int m = 0; m < M; m++) whole[r][m] = zero_ints();
+        for (int64_t k = start; k < std::min(K, start + CHUNK); k += 64) {
+            for (int r = 0; r < R; r++) {
+                const uint8_t* from = base + r * bytes + k / 2;
+                prefetch(from + ahead);
+                Words part[2];
+                reader.read(from, part);
+                for (int p = 0; p < 2; p++) {
+                    part[p] = multiply_fraction(part[p], pairs.values + r * groups + ((k + 32 * p) >> shift));
+                    for (int m = 0; m < M; m++)
+                        whole[r][m] = dot_int16(whole[r][m], part[p], load_words(from_x + m * K + k + 32 * p));
+                }
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int m = 0; m < M; m++) sum[r][m] = add(sum[r][m], to_floats(whole[r][m]));
+    }
+    for (int m = 0; m < M; m++) {
+        const float scale = x.scales[first + m];
+        finish<R>([&](int r) { return mul(sum[r][m], set1(w.row_scales[row + r])); }, scale,
+                  w.bias ? w.bias + row : nullptr, out + m * stride + row);
+    }
+}
+
+template <int BITS, int R>
+inline void rows_few(const Matrix& w, int64_t row, const Rows& x, int64_t B, float* out, int64_t stride) {
+    const int64_t tile = R * w.columns * BITS / 8;
+    const int64_t ahead = B == 1 ? (READ_AHEAD + tile - 1) / tile * tile : tile;  // the same place of a later tile
+    if constexpr (BITS == 4) {
+        const Pairs pairs(w, row, R);
+        for_tiles<2>(B, [&](int64_t m, auto count) {
+            tile_fractions<R, decltype(count)::value>(w, row, pairs, x, m, out + m * stride, stride, ahead);
+        });
+    } else {
+        const int64_t groups = w.columns / w.group, total = R * groups;
+        const bf16* raw = w.scales + row * groups;
+        float scales[R * MAX_GROUPS];
+        int64_t g = 0;
+        for (; g + LANES <= total; g += LANES) store(scales + g, widen(raw + g));
+        for (; g < total; g++) scales[g] = widen_one(raw[g]);
+        for_tiles<2>(B, [&](int64_t m, auto count) {
+            constexpr int M = decltype(count)::value;
+            if (w.group == 32)
+                tile_scaled<32, R, M>(w, row, scales, x, m, out + m * stride, stride, ahead);
+            else
+                tile_scaled<64, R, M>(w, row, scales, x, m, out + m * stride, stride, ahead);
+        });
+    }
+}
+
+// Many rows: R rows of the matrix are made integers once, 32 columns of each in turn, and stay in the L1 cache for all of x.
+template <int R, int M>
+inline void tile_wide(const int16_t* wide, const float* scales, int64_t K, const Rows& x, int64_t first,
+                      const float* bias, float* out, int64_t stride) {
+    const int16_t* from_x = x.integers + first * K;
+    alignas(64) float memory[R * M * LANES] = {};
+    float* sums = memory;
+    asm volatile("" : "+r"(sums) : : "memory");  // the registers are for the sums of integers
+    for (int64_t start = 0; start < K; start += CHUNK) {
+        Ints whole[R][M];
+        for (int r = 0; r < R; r++)
+            for (int m = 0; m < M; m++) whole[r][m] = zero_ints();
+        const int64_t stop = std::min(K, start + CHUNK);
+        for (int64_t k = start; k < stop; k += 32) {
+            Words part[R];
+            for (int r = 0; r < R; r++) part[r] = load_words(wide + k * R + 32 * r);
+            for (int m = 0; m < M; m++) {
+                const Words v = load_words(from_x + m * K + k);
+                for (int r = 0; r < R; r++) whole[r][m] = dot_int16(whole[r][m], part[r], v);
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int m = 0; m < M; m++) {
+                float* sum = sums + (r * M + m) * LANES;
+                store(sum, add(load(sum), to_floats(whole[r][m])));
+            }
+    }
+    for (int m = 0; m < M; m++)
+        finish<R>([&](int r) { return mul(load(sums + (r * M + m) * LANES), set1(scales[r])); }, x.scales[first + m], bias,
+                  out + m * stride);
+}
+
+template <int BITS, int R>
+inline void rows_wide(const Matrix& w, int64_t row, const Rows& x, int64_t B, float* out, int64_t stride, int16_t* wide) {
+    const int64_t K = w.columns, groups = K / w.group, bytes = K * BITS / 8;
+    const int shift = __builtin_ctzll(w.group);
+    const Pairs pairs(w, row, R);
+    const Reader<BITS> reader(w, WIDE_BITS);
+    for (int64_t r = 0; r < R; r++) {
+        const uint8_t* from = static_cast<const uint8_t*>(w.values) + (row + r) * bytes;
+        for (int64_t k = 0; k < K; k += reader.COLUMNS) {
+            prefetch(from + R * bytes + k * BITS / 8);
+            Words part[reader.COLUMNS / 32];
+            reader.read(from + k * BITS / 8, part);
+            for (int p = 0; p < reader.COLUMNS / 32; p++) {
+                const int64_t here = k + 32 * p;
+                store_words(wide + here * R + 32 * r,
+                            multiply_fraction(part[p], pairs.values + r * groups + (here >> shift)));
+            }
+        }
+    }
+    for_tiles<std::min(4, TILE_ROWS)>(B, [&](int64_t m, auto count) {  // six would leave no registers in AVX-512
+        tile_wide<R, decltype(count)::value>(wide, w.row_scales + row, K, x, m, w.bias ? w.bias + row : nullptr,
+                                             out + m * stride + row, stride);
+    });
+}
+
+template <int BITS>
+void multiply_integers(const Matrix& w, const Rows& x, int64_t B, float* out, int64_t stride, int64_t low, int64_t high) {
+    int64_t row = low;
+    if (B <= MAX_FEW_ROWS) {
+        for (; row + 4 <= high; row += 4) rows_few<BITS, 4>(w, row, x, B, out, stride);
+        for (; row < high; row++) rows_few<BITS, 1>(w, row, x, B, out, stride);
+        return;
+    }
+    std::vector<int16_t> wide(4 * w.columns);
+    for (; row + 4 <= high; row += 4) rows_wide<BITS, 4>(w, row, x, B, out, stride, wide.data());
+    for (; row < high; row++) rows_wide<BITS, 1>(w, row, x, B, out, stride, wide.data());
+}
+
+// Computes this thread's rows of the matrix: out (B, rows) fp32 = x (B, columns) times w^T, plus the bias.
+inline void multiply(const Matrix& w, const Rows& x, int64_t B, float* out, int64_t stride, Share share) {
+    const int64_t high = share.high(w.rows, 4);
+    int64_t row = share.low(w.rows, 4);
+    if (w.bits == 8) return multiply_integers<8>(w, x, B, out, stride, row, high);
+    if (w.bits == 4) return multiply_integers<4>(w, x, B, out, stride, row, high);
+    for (; row + 4 <= high; row += 4) rows_bf16<4>(w, row, x.values, B, out, stride);
+    for (; row < high; row++) rows_bf16<1>(w, row, x.values, B, out, stride);
+}
+
+// Dequantizes rows to bf16, rounded once.
+template <int BITS>
+inline void dequantize(const Matrix& w, int64_t row, int64_t count, bf16* out) {
+    const int64_t K = w.columns, groups = K / w.group;
+    const Reader<BITS> reader(w, 0);
+    for (int64_t r = row; r < row + count; r++)
+        for (int64_t k = 0; k < K; k += reader.COLUMNS) {
+            Words part[reader.COLUMNS / 32];
+            reader.read(static_cast<const uint8_t*>(w.values) + (r * K + k) * BITS / 8, part);
+            for (int p = 0; p < reader.COLUMNS / 32; p++) {
+                int16_t whole[32];
+                store_words(whole, part[p]);
+                const Floats scale = set1(widen_one(w.scales[r * groups + (k + 32 * p) / w.group]));
+                for (int c = 0; c < 32; c += LANES)
+                    narrow(out + (r - row) * K + k + 32 * p + c, mul(from_int16(whole + c), scale));
+            }
+        }
+}
