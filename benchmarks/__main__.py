@@ -40,6 +40,33 @@ def tokenizer(*, data_dir: str | None = None, vocab_size: int = 32768) -> dict:
     return measure_tokenizers(data_dir=data_dir, vocab_size=vocab_size)
 
 
+@experiment(table_of("benchmarks.busy", "format_busy"))
+def busy(
+    *,
+    kind: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("training", "decoding"),
+    mode: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("fixed", "adapting"),
+    repeats: int = 5,
+    seconds: float = 4.0,
+) -> dict:
+    """Time training and decoding while another process takes one core, as a share of their idle speed.
+
+    Parameters
+    ----------
+    kind
+        Some of training, decoding.
+    mode
+        fixed: as many threads as cores; passive: the same, asleep while they wait; adapting: as many as other
+        processes leave, as runs and servers do.
+    repeats
+        Rounds of an idle and a busy turn; the result is the median.
+    seconds
+        Of a turn.
+    """
+    from benchmarks.busy import measure_busy
+
+    return measure_busy(kind, mode, repeats, seconds)
+
+
 @experiment(table_of("benchmarks.seeds", "format_seeds"))
 def seeds(*runs: Path) -> dict:
     """Show the middle and the range of every final evaluation over finished runs with different seeds.

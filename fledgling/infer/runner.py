@@ -27,6 +27,7 @@ from fledgling.model.decode_attention import VARLEN_BLOCK_SIZE, choose_decode_ke
 from fledgling.model.flash_norm import drop_norm_weights, fold_norm_weights
 from fledgling.model.transformer import Transformer
 from fledgling.record.checkpoint import resolve_checkpoint
+from fledgling.runtime.core_monitor import CoreMonitor
 from fledgling.runtime.device import should_compile
 from fledgling.text.tokenizer import Tokenizer
 
@@ -118,6 +119,7 @@ class ModelRunner:
         is_quantized = any(isinstance(weight.data, QuantizedTensor) for weight in self.model.parameters())
         compiles = is_cuda and device_decode != "graphs" and not is_quantized and should_compile("auto", self.device)
         self.run_block: RunBlock = compile_or_fall_back(run_block) if compiles and self.decodes_on_device else run_block
+        self.core_monitor: CoreMonitor | None = None  # of what runs for long beside other programs
         self._has_reported = False
 
     @property
@@ -171,6 +173,8 @@ class ModelRunner:
         Returns:
             (B, T, C); positions behind a row's last token are undefined.
         """
+        if self.core_monitor is not None:
+            self.core_monitor.adapt()
         counts = [len(row_tokens) for row_tokens in tokens]
         longest = max(counts)
         padded = [[*row_tokens, *[0] * (longest - len(row_tokens))] for row_tokens in tokens]

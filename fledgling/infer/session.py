@@ -19,8 +19,10 @@ from fledgling.infer.detokenizer import AnswerDetokenizer, ContentPart, decode_p
 from fledgling.infer.engine import Engine, FinishEvent
 from fledgling.infer.runner import load_model
 from fledgling.infer.sampling import SamplingParams
+from fledgling.infer.step_graphs import print_notice
 from fledgling.infer.tools import CALCULATOR, Tool
 from fledgling.kernels.backend import MIN_SPEEDUP
+from fledgling.runtime.core_monitor import CoreMonitor
 from fledgling.runtime.device import choose_dtype
 from fledgling.runtime.world import choose_device
 from fledgling.text.conversation import render_prompt
@@ -52,7 +54,8 @@ def load_chat_engine(
 ) -> tuple[Engine, dict[str, Any]]:
     """Loads a checkpoint for conversations, in the dtype that is fastest on the device.
 
-    Zeros after ReLU^2 are skipped where that is measured to be faster; `notify` is then called with the result.
+    Zeros after ReLU^2 are skipped where that is measured to be faster; `notify` is then called with the result. On a
+    CPU the number of threads follows the cores that other processes leave (core_monitor.py).
 
     Returns:
         The engine and the checkpoint's state.
@@ -68,6 +71,8 @@ def load_chat_engine(
             "it was not made for conversation"
         )
     engine = Engine(model, tokenizer, dtype=choose_dtype(torch_device), tool=tool, skip_zeros="auto")
+    if torch_device.type == "cpu":
+        engine.runner.core_monitor = CoreMonitor(torch.get_num_threads(), torch.set_num_threads, notify or print_notice)
     if notify and (speedup := engine.runner.backend.skipping_speedup) is not None:
         decision = "skipped" if speedup >= MIN_SPEEDUP else "not skipped"
         notify(f"zeros after ReLU^2 are {decision}: skipping is {speedup:.2f} times as fast for one request")

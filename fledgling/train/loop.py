@@ -71,6 +71,7 @@ class LoopContext:
     totals: Totals = field(default_factory=Totals)
     horizon: Horizon | None = None  # None: the stage's steps, unchanged
     choose_steps: ChooseSteps | None = None  # called after every step, on the main rank; None: nothing is changed
+    adapt_threads: Callable[[], dict[str, int]] = dict  # called after every step; returns what to record
 
 
 def train_step(
@@ -187,7 +188,7 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
                 recorder.log_notice(problem)
             if peak_flops:
                 speed |= {"mfu": flops / peak_flops, "peak_flops": peak_flops}
-        extra = stage.extra_metrics() | ({"memory": peak.bytes} if peak.bytes else {})
+        extra = stage.extra_metrics() | ({"memory": peak.bytes} if peak.bytes else {}) | context.adapt_threads()
         recorder.log_metrics(
             step,
             loss=loss,

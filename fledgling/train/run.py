@@ -33,6 +33,7 @@ from fledgling.runtime.world import World, get_restart_count, is_main_process
 from fledgling.train.build_context import build_context, require_same_data
 from fledgling.train.context import StageContext
 from fledgling.train.dpo import build_dpo_stage
+from fledgling.train.free_cores import follow_free_cores
 from fledgling.train.going_on import read_prepared_data, reconcile
 from fledgling.train.health import Health, Rollback
 from fledgling.train.history import extend_history
@@ -226,6 +227,7 @@ def train_stage(
             totals,
             horizon,
             choose_steps,
+            follow_free_cores(recipe.run, world, recorder.log_notice),
         )
         reporting = replace(stage, extra_metrics=lambda: stage.extra_metrics() | saver.metrics())
         try:

@@ -36,7 +36,7 @@ from fledgling.train.stage_weights import INIT_ADAPTER_DIR
 from fledgling.verify.files import list_stage_checkpoints, list_stages
 
 CLOCK_KEYS = {"time", "elapsed", "seconds", "training_seconds", "tokens_per_second", "mfu", "peak_flops", "memory"}
-CLOCK_KEYS |= {"save_stall", "save_seconds", "rollout_tokens_per_second", "mfu_datasheet"}
+CLOCK_KEYS |= {"save_stall", "save_seconds", "rollout_tokens_per_second", "mfu_datasheet", "threads"}
 CLOCK_KEYS |= {"share_rollouts", "share_scoring", "share_update"}
 SCRATCH_PREFIX = "fledgling-verify-"
 MIN_DISTANCE = 2  # a changed moment shows in the second step
