@@ -19,6 +19,7 @@ import torch
 
 from fledgling.export import gguf, hf_mapping
 from fledgling.export.hf_tensor import to_hf_tensor
+from fledgling.export.llama_cpp import Batch, load_library
 from fledgling.infer.device_decoder import run_block
 from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams
@@ -129,40 +130,43 @@ class LlamaCppBackend:
     max_batch_size = 1
 
     def __init__(self, model: Transformer, bits: int, folder: Path, context: int) -> None:
-        import llama_cpp
-
         file_type = LLAMA_CPP_FORMATS[bits]
         path = gguf.write_gguf(folder / f"{file_type}.gguf", model.config, model.state_dict(), None, file_type, "bench")
         tensors = gguf.import_gguf().GGUFReader(path).tensors
         tied = model.config.tie_embeddings
         self.weight_bytes_read = sum(int(t.n_bytes) for t in tensors if tied or t.name != "token_embd.weight")
-        self.api, self.vocab_size = llama_cpp, model.config.vocab_size
-        self.no_log = llama_cpp.llama_log_callback(lambda *_: None)  # referenced: C code calls it
-        llama_cpp.llama_log_set(self.no_log, None)
-        params = llama_cpp.llama_context_default_params()
+        self.library, self.vocab_size = load_library(), model.config.vocab_size
+        for name, result, arguments in (
+            ("llama_get_memory", ctypes.c_void_p, (ctypes.c_void_p,)),
+            ("llama_memory_clear", None, (ctypes.c_void_p, ctypes.c_bool)),
+        ):
+            function = getattr(self.library, name)
+            function.restype, function.argtypes = result, arguments
+        params = self.library.llama_context_default_params()
         params.n_ctx = params.n_batch = context
         params.n_threads = params.n_threads_batch = torch.get_num_threads()
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
-        self.context = llama_cpp.llama_init_from_model(self.model, params)
+        self.model = self.library.llama_model_load_from_file(
+            str(path).encode(), self.library.llama_model_default_params()
+        )
+        self.context = self.library.llama_init_from_model(self.model, params)
         path.unlink()  # the file is memory-mapped
 
     def generate(self, prompts: list[list[int]], tokens: int) -> list[float]:
         """Generates tokens; see `GenerationBackend`."""
         (next_ids,) = prompts
-        api, times = self.api, []
-        api.llama_memory_clear(api.llama_get_memory(self.context), True)
+        library, times = self.library, []
+        library.llama_memory_clear(library.llama_get_memory(self.context), True)
         for _ in range(tokens):
             start = time.perf_counter()
-            ids = (api.llama_token * len(next_ids))(*next_ids)
-            assert api.llama_decode(self.context, api.llama_batch_get_one(ids, len(next_ids))) == 0
+            ids = (ctypes.c_int32 * len(next_ids))(*next_ids)
+            assert library.llama_decode(self.context, Batch(len(next_ids), ids)) == 0  # logits of the last token
             next_ids = [int(self.logits().argmax())]
             times.append(time.perf_counter() - start)
         return times
 
     def logits(self) -> np.ndarray:
         """Returns the logits (V,) after the last token."""
-        values = ctypes.cast(self.api.llama_get_logits(self.context), ctypes.POINTER(ctypes.c_float))
-        return np.ctypeslib.as_array(values, (self.vocab_size,))
+        return np.ctypeslib.as_array(self.library.llama_get_logits(self.context), (self.vocab_size,))
 
 
 def count_lookup_values(model: Transformer) -> int:

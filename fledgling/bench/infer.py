@@ -1,9 +1,10 @@
 """`bench infer`: time to the first token and tokens per second, with the machine's limits.
 
 Prefill is limited by arithmetic. Each further token is limited by memory bandwidth: it reads every weight and every
-cached key and value once. Both limits are measured in the same run, with a matrix product and a streaming read, and
-each result is also given as a share of them. The engine runs the model in the run's dtype and quantized; in turn, and
-with the same weights, run `transformers.generate`, and llama.cpp for models of the llama family (backends.py).
+cached key and value once. Both limits are measured in the same run, with a matrix product and a read of as many bytes
+as the backend's weights have (a cache holds a part of few bytes), and each result is also given as a share of them. The
+engine runs the model in the run's dtype and quantized; in turn, and with the same weights, run
+`transformers.generate`, and llama.cpp for models of the llama family (backends.py).
 
 Weights are random, so the answers mean nothing; tokens are sampled greedily.
 
@@ -32,18 +33,20 @@ from fledgling.bench.backends import (
     TransformersBackend,
 )
 from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.export import llama_cpp
 from fledgling.infer.engine import Engine
+from fledgling.kernels import native
 from fledgling.kernels.format import DEFAULT_GROUP_SIZES
 from fledgling.kernels.quantized_model import load_quantized_model, quantize_state_dict
 from fledgling.model.cache import CacheRow
 from fledgling.model.transformer import Transformer
 from fledgling.plan import inference
-from fledgling.plan.flops import forward_flops_per_token
+from fledgling.plan.flops import forward_flops
 from fledgling.runtime.device import PEAK_TRIES, measure_peak_flops, set_up_device
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 
-STREAM_BYTES = 1 << 28  # bytes of the streaming read on a CPU: far more than any cache
+STREAM_BYTES = 1 << 28  # bytes of the streaming read on a CPU
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def measure_inference(
     with TemporaryDirectory() as folder:
         backends = _make_backends(model, setup.dtype, device, bits, peers, Path(folder), max_context)
     prompts = _random_prompts(config, max(case.batch for case in cases), max(case.context for case in cases))
-    bandwidth = measure_stream_bandwidth(device)
+    sizes = {name: backend.weight_bytes_read for name, backend in backends.items()}
+    bandwidths = {name: measure_stream_bandwidth(device, size) for name, size in sizes.items()}
     pairs = [(case, name) for case in cases for name in backends if case.batch <= backends[name].max_batch_size]
     times: dict[tuple[InferenceCase, str], list[list[float]]] = {pair: [] for pair in pairs}
     for repeat in range(repeats):
@@ -110,7 +114,8 @@ def measure_inference(
             print(f"\r{repeat + 1}/{repeats} {status:<50}", end="", file=sys.stderr, flush=True)
             case_prompts = [prompt[: case.context] for prompt in prompts[: case.batch]]
             times[case, name].append(backends[name].generate(case_prompts, tokens))
-        bandwidth = max(bandwidth, measure_stream_bandwidth(device))
+        for name, size in sizes.items():
+            bandwidths[name] = max(bandwidths[name], measure_stream_bandwidth(device, size))
     print(file=sys.stderr)
     peak = max(setup.peak_flops, measure_peak_flops(device, setup.dtype))
 
@@ -119,14 +124,16 @@ def measure_inference(
             {
                 "engine": name,
                 **asdict(case),
-                **_result_row(config, case, setup.dtype_name, backends[name], runs, bandwidth, peak),
+                **_result_row(config, case, setup.dtype_name, backends[name], runs, bandwidths[name], peak),
             }
             for (case, name), runs in times.items()
         ]
 
     rows = make_rows()
     if find_exceeded_limits(rows):  # on a machine that was busy while a limit was measured it is too low
-        bandwidth = max(bandwidth, *(measure_stream_bandwidth(device) for _ in range(PEAK_TRIES)))
+        for name, size in sizes.items():
+            tries = (measure_stream_bandwidth(device, size) for _ in range(PEAK_TRIES))
+            bandwidths[name] = max(bandwidths[name], *tries)
         peak = max(peak, *(measure_peak_flops(device, setup.dtype) for _ in range(PEAK_TRIES)))
         rows = make_rows()
     return {
@@ -134,7 +141,7 @@ def measure_inference(
         "dtype": setup.dtype_name,
         "device": device.type,
         "threads": torch.get_num_threads(),
-        "limits": {"bytes_per_second": bandwidth, "flops": peak},
+        "limits": {"bytes_per_second": bandwidths, "flops": peak},
         "rows": rows,
         "notes": find_exceeded_limits(rows),
         "logits_differ": _logits_difference(backends, prompts[0][: contexts[0]]),
@@ -145,8 +152,8 @@ def find_exceeded_limits(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Returns a line for each kind of share that is above 1 in some row: the measured limit is not the row's limit."""
     notes = []
     for share, why in (
-        ("share_of_bandwidth", "weights that fit in a cache are read faster than memory"),
-        ("share_of_bandwidth_best", "weights that fit in a cache are read faster than memory"),
+        ("share_of_bandwidth", "the read was measured on a busy machine"),
+        ("share_of_bandwidth_best", "the read was measured on a busy machine"),
         ("share_of_flops", "the peak was measured on a busy machine"),
         ("prefill_share_of_flops", "the peak was measured on a busy machine"),
     ):
@@ -177,7 +184,8 @@ def _make_backends(
         backends[f"fledgling int{width}"] = EngineBackend(Engine(quantized, tokenizer))
     if peers and find_spec("transformers"):
         backends["transformers"] = TransformersBackend(model, dtype, device)
-    if peers and find_spec("llama_cpp") and find_spec("gguf") and device.type == "cpu" and config.family == "llama":
+    is_llama = device.type == "cpu" and config.family == "llama"
+    if peers and is_llama and find_spec("gguf") and llama_cpp.load_library() is not None:
         for width in bits:
             backends[f"llama.cpp {LLAMA_CPP_FORMATS[width]}"] = LlamaCppBackend(model, width, folder, max_context)
     return backends
@@ -213,7 +221,7 @@ def _result_row(
 
     Args:
         runs: of each repeat, the seconds of each token.
-        bandwidth: bytes per second.
+        bandwidth: bytes per second of a read of as many bytes as the weights.
         peak: FLOP/s.
     """
     first = statistics.median(times[0] for times in runs)
@@ -221,7 +229,8 @@ def _result_row(
     step, length = statistics.median(steps), case.context + len(runs[0]) / 2  # mean number of cached tokens
     costs = inference.decode_cost(config, round(length), dtype, case.batch)
     bytes_read = backend.weight_bytes_read + inference.kv_cache_bytes(config, case.batch, round(length), dtype)
-    prompt_flops = case.batch * case.context * forward_flops_per_token(config, case.context)
+    prompt = forward_flops(config, case.context, "causal")  # of a token; the head multiplies the last one alone
+    prompt_flops = case.batch * (case.context * (prompt["total"] - prompt["head"]) + prompt["head"])
     return {
         "time_to_first_token": first,
         "prefill_tokens_per_second": case.batch * case.context / first,
@@ -252,7 +261,8 @@ def format_inference_table(result: dict[str, Any]) -> str:
     limits = result["limits"]
     lines = [
         f"{result['parameters']:,} parameters, {result['dtype']}, {result['device']}, {result['threads']} threads; "
-        f"reads {limits['bytes_per_second'] / 1e9:.1f} GB/s, multiplies {limits['flops'] / 1e9:,.0f} GFLOP/s",
+        f"multiplies {limits['flops'] / 1e9:,.0f} GFLOP/s; reads, of as many bytes as the weights have, in GB/s: "
+        + ", ".join(f"{name} {speed / 1e9:.1f}" for name, speed in limits["bytes_per_second"].items()),
         f"{'':<29}{'first token':^26}{'each further token':^44}",
         f"{'':<16}{'batch':>5}{'context':>8}{'ms':>9}{'tok/s':>8}{'FLOP/s':>8}"
         f"{'tok/s':>8}{'(best)':>9}{'bandwidth':>11}{'(best)':>8}{'FLOP/s':>8}",
@@ -264,9 +274,26 @@ def format_inference_table(result: dict[str, Any]) -> str:
             f"{row['tokens_per_second']:>8,.1f}{row['tokens_per_second_best']:>9,.1f}"
             f"{row['share_of_bandwidth']:>11.1%}{row['share_of_bandwidth_best']:>8.1%}{row['share_of_flops']:>8.1%}"
         )
+    lines += format_comparison(result["rows"])
     if result["logits_differ"] is not None:
         lines.append(f"logits after a prompt differ by at most {result['logits_differ']:.2g} standard deviations")
     return "\n".join([*lines, *result["notes"]])
+
+
+def format_comparison(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a line for each case that llama.cpp has run too: our tokens per second as a multiple of its own."""
+    speeds = {(row["engine"], row["batch"], row["context"]): row["tokens_per_second"] for row in rows}
+    lines = []
+    for batch, context in dict.fromkeys((row["batch"], row["context"]) for row in rows):
+        ratios = []
+        for bits, file_type in LLAMA_CPP_FORMATS.items():
+            ours = speeds.get(("fledgling" if bits == 16 else f"fledgling int{bits}", batch, context))
+            theirs = speeds.get((f"llama.cpp {file_type}", batch, context))
+            if ours and theirs:
+                ratios.append(f"{ours / theirs:.2f} x {file_type}")
+        if ratios:
+            lines.append(f"{batch} x {context}, each further token, fledgling against llama.cpp: {', '.join(ratios)}")
+    return lines
 
 
 def make_random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
@@ -287,13 +314,17 @@ def _random_prompts(config: ModelConfig, count: int, length: int) -> list[list[i
     return torch.randint(config.vocab_size, (count, length), generator=generator).tolist()
 
 
-def measure_stream_bandwidth(device: torch.device, seconds: float = 0.3) -> float:
-    """Returns bytes per second: the best of several sums over a vector that is larger than any cache."""
-    size = STREAM_BYTES if device.type == "cpu" else 1 << 32
-    vector = torch.ones(size // 4, device=device)
+def measure_stream_bandwidth(device: torch.device, size: int | None = None, seconds: float = 0.3) -> float:
+    """Returns bytes per second: the best of several reads of `size` bytes, for about `seconds`.
+
+    size: None is far more than any cache holds.
+    """
+    size = size or (STREAM_BYTES if device.type == "cpu" else 1 << 32)
+    vector = torch.ones(max(1, size // 8), dtype=torch.int64, device=device)
     best, begin = float("inf"), time.perf_counter()
     while best == float("inf") or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
-        vector.sum().item()
+        if device.type != "cpu" or not native.read_memory(vector):
+            vector.sum().item()
         best = min(best, time.perf_counter() - start)
-    return size / best
+    return vector.nbytes / best

@@ -24,7 +24,9 @@ def test_results_and_their_shares():
     assert row_cases == [(engine, *case) for case in cases for engine in names]
     for row in rows:
         seconds = row["batch"] / row["tokens_per_second"]
-        assert row["share_of_bandwidth"] == pytest.approx(row["bytes_per_step"] / seconds / limits["bytes_per_second"])
+        assert row["share_of_bandwidth"] == pytest.approx(
+            row["bytes_per_step"] / seconds / limits["bytes_per_second"][row["engine"]]
+        )
         assert 0 < row["share_of_flops"] < 1 and 0 < row["prefill_share_of_flops"] < 1
         assert row["tokens_per_second_best"] >= row["tokens_per_second"] > 0
         assert row["prefill_tokens_per_second"] == pytest.approx(
@@ -49,14 +51,27 @@ def test_a_share_above_one_is_told():
 
 def test_a_limit_that_is_exceeded_is_measured_again(monkeypatch):
     measured = iter([1.0, *[1e15] * 10])
-    monkeypatch.setattr(infer, "measure_stream_bandwidth", lambda device: next(measured))
+    monkeypatch.setattr(infer, "measure_stream_bandwidth", lambda device, size: next(measured))
     monkeypatch.setattr(infer, "measure_peak_flops", lambda device, dtype: 1e15)
     recipe = with_model_size(load_recipe("quickstart", RUN), depth=1, vocab_size=64, context=16)
     result = measure_inference(recipe, batches=(1,), contexts=(4,), tokens=2, repeats=1, peers=False, bits=(16,))
-    assert result["limits"]["bytes_per_second"] == 1e15 and result["notes"] == []
-    monkeypatch.setattr(infer, "measure_stream_bandwidth", lambda device: 1.0)
+    assert result["limits"]["bytes_per_second"] == {"fledgling": 1e15} and result["notes"] == []
+    monkeypatch.setattr(infer, "measure_stream_bandwidth", lambda device, size: 1.0)
     result = measure_inference(recipe, batches=(1,), contexts=(4,), tokens=2, repeats=1, peers=False, bits=(16,))
     assert "share of bandwidth above 100 %" in format_inference_table(result)
+
+
+def test_llama_cpp_is_compared_case_by_case():
+    speeds = {
+        "fledgling": 30.0,
+        "fledgling int8": 40.0,
+        "llama.cpp f16": 20.0,
+        "llama.cpp q8_0": 50.0,
+        "transformers": 9.0,
+    }
+    rows = [{"engine": name, "batch": 1, "context": 8, "tokens_per_second": speed} for name, speed in speeds.items()]
+    (line,) = infer.format_comparison([*rows, {**rows[0], "batch": 4}])
+    assert line == "1 x 8, each further token, fledgling against llama.cpp: 1.50 x f16, 0.80 x q8_0"
 
 
 def test_json_without_peers(capsys):
