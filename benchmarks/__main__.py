@@ -67,6 +67,29 @@ def busy(
     return measure_busy(kind, mode, repeats, seconds)
 
 
+@experiment(table_of("benchmarks.products", "format_products"))
+def products(
+    *,
+    megabytes: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (24, 256),
+    rows: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (8, 32, 64),
+    repeats: int = 7,
+) -> dict:
+    """Time the native products alone: one row against a read of memory, several against a matrix product.
+
+    Parameters
+    ----------
+    megabytes
+        Of the matrices that one row multiplies in turn: few come from a cache.
+    rows
+        Rows of the products that are compared with a matrix product.
+    repeats
+        Of each product; the best counts.
+    """
+    from benchmarks.products import measure_products
+
+    return measure_products(megabytes, rows, repeats)
+
+
 @experiment(table_of("benchmarks.seeds", "format_seeds"))
 def seeds(*runs: Path) -> dict:
     """Show the middle and the range of every final evaluation over finished runs with different seeds.

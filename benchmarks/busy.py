@@ -1,6 +1,6 @@
 """Measures what another busy process costs: training and decoding with one core taken, as a share of their idle speed.
 
-A worker process trains, or decodes one row, for so many seconds as it is asked, and tells its speed. Idle and busy
+A worker process trains, or decodes one row, for so many seconds as it is asked, and reports its speed. Idle and busy
 turns alternate; in a busy turn a process that only counts is pinned to the last core. Speeds are compared within a
 round. With "fixed" threads the worker keeps as many as there are cores; "passive" ones sleep while they wait for each
 other (OMP_WAIT_POLICY); "adapting" is what runs and servers do (`runtime/core_monitor.py`).
@@ -65,7 +65,7 @@ def measure_busy(kinds: Sequence[str], modes: Sequence[str], repeats: int, secon
 
 
 def summarize(kind: str, mode: str, rounds: Sequence[tuple[dict, dict]]) -> dict[str, Any]:
-    """Returns the row of one kind and mode. rounds: what the worker told, idle and busy."""
+    """Returns the row of one kind and mode. rounds: what the worker reported, idle and busy."""
     ratios = [busy["tokens_per_second"] / idle["tokens_per_second"] for idle, busy in rounds]
     return {
         "kind": kind,
@@ -75,7 +75,7 @@ def summarize(kind: str, mode: str, rounds: Sequence[tuple[dict, dict]]) -> dict
         "ratio": statistics.median(ratios),
         "low": min(ratios),
         "high": max(ratios),
-        "threads": [sorted({told["threads"] for told in turn}) for turn in zip(*rounds, strict=True)],
+        "threads": [sorted({report["threads"] for report in turn}) for turn in zip(*rounds, strict=True)],
     }
 
 
@@ -92,7 +92,7 @@ def take_core(core: int) -> Iterator[None]:
 
 @contextmanager
 def start_worker(kind: str, mode: str) -> Iterator[Callable[[float], dict]]:
-    """Starts a worker; yields what asks it to work for so many seconds and returns what it tells."""
+    """Starts a worker; yields what asks it to work for so many seconds and returns what it reports."""
     code = f"from benchmarks.busy import serve; serve({kind!r}, {mode!r})"
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     if mode == "passive":

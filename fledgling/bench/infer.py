@@ -281,16 +281,16 @@ def format_inference_table(result: dict[str, Any]) -> str:
 
 
 def format_comparison(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns a line for each case that llama.cpp has run too: our tokens per second as a multiple of its own."""
+    """Returns a line for each case that llama.cpp has run too: tokens per second as a multiple of its."""
     speeds = {(row["engine"], row["batch"], row["context"]): row["tokens_per_second"] for row in rows}
     lines = []
     for batch, context in dict.fromkeys((row["batch"], row["context"]) for row in rows):
         ratios = []
         for bits, file_type in LLAMA_CPP_FORMATS.items():
-            ours = speeds.get(("fledgling" if bits == 16 else f"fledgling int{bits}", batch, context))
-            theirs = speeds.get((f"llama.cpp {file_type}", batch, context))
-            if ours and theirs:
-                ratios.append(f"{ours / theirs:.2f} x {file_type}")
+            own_speed = speeds.get(("fledgling" if bits == 16 else f"fledgling int{bits}", batch, context))
+            other_speed = speeds.get((f"llama.cpp {file_type}", batch, context))
+            if own_speed and other_speed:
+                ratios.append(f"{own_speed / other_speed:.2f} x {file_type}")
         if ratios:
             lines.append(f"{batch} x {context}, each further token, fledgling against llama.cpp: {', '.join(ratios)}")
     return lines
@@ -314,7 +314,7 @@ def _random_prompts(config: ModelConfig, count: int, length: int) -> list[list[i
     return torch.randint(config.vocab_size, (count, length), generator=generator).tolist()
 
 
-def measure_stream_bandwidth(device: torch.device, size: int | None = None, seconds: float = 0.3) -> float:
+def measure_stream_bandwidth(device: torch.device, size: int | None = None, seconds: float = 0.15) -> float:
     """Returns bytes per second: the best of several reads of `size` bytes, for about `seconds`.
 
     size: None is far more than any cache holds.

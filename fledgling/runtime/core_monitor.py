@@ -102,7 +102,7 @@ class CoreMonitor:
     Args:
         threads: at most, and as long as the machine is not shared.
         set_threads: sets the number of threads.
-        notify: is told once, in one line, that the machine is shared.
+        notify: is called once, with one line, that the machine is shared.
         interval: seconds between measurements.
         cores: that this process may use; 0: those of its affinity mask.
     """
@@ -119,7 +119,7 @@ class CoreMonitor:
     def __post_init__(self) -> None:
         self.current = self.threads
         self.cores = self.cores or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else self.threads
-        self._agreed, self._told = 0, False
+        self._agreed, self._has_notified = 0, False
         self._last, self._last_time = self.read(), self.clock()
 
     def adapt(self) -> None:
@@ -137,8 +137,8 @@ class CoreMonitor:
         if self._agreed >= AGREEING_CHECKS:
             self._agreed, self.current = 0, fitting
             self.set_threads(fitting)
-            if not self._told and fitting < self.threads:
-                self._told = True
+            if not self._has_notified and fitting < self.threads:
+                self._has_notified = True
                 self.notify(
                     f"other processes use some of the {self.cores} cores: {fitting} of {self.threads} threads are used "
                     "while they do"

@@ -8,13 +8,15 @@ from benchmarks import busy
 from fledgling.config import UserError
 
 
-def told(speed, threads):
+def report(speed, threads):
     return {"tokens_per_second": speed, "threads": threads}
 
 
 def test_ratios_are_of_the_same_round_and_the_median_counts():
     row = busy.summarize(
-        "training", "adapting", [(told(10, 2), told(5, 1)), (told(20, 2), told(12, 1)), (told(4, 2), told(1, 1))]
+        "training",
+        "adapting",
+        [(report(10, 2), report(5, 1)), (report(20, 2), report(12, 1)), (report(4, 2), report(1, 1))],
     )
     assert row["ratio"] == 0.5 and (row["low"], row["high"]) == (0.25, 0.6)
     assert row["idle"] == 10 and row["busy"] == 5 and row["threads"] == [[2], [1]]

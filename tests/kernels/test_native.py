@@ -1,5 +1,6 @@
 """Every variant of the native kernels computes the same products and steps, up to the rounding it documents."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.kernels.test_decoding_step import compute_logits, make_model
 
 COUNTS = (1, 2, 3, 7, 8, 9, 13, 64)  # rows of x: alone, and in every mixture of tiles
 NAMES = [variant.name for variant in list_variants()]
+FULL_SIZE = ("avx512-vnni", "avx512")  # compiled for `make test-all` alone: parts of avx512-bf16
 
 
 @pytest.fixture(params=NAMES)
@@ -27,6 +29,8 @@ def variant(request, monkeypatch):
     """Makes a variant the one that is used."""
     if request.param not in [usable.name for usable in native.list_usable_variants()]:
         pytest.skip(f"this processor does not run {request.param}")
+    if request.param in FULL_SIZE and not os.environ.get("FLEDGLING_FULL"):
+        pytest.skip("at full size: make test-all")
     monkeypatch.setenv(native.ENV_SWITCH, request.param)
     native.load_library.cache_clear()
     if native.load_library() is None:
