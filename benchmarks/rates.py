@@ -33,6 +33,7 @@ from fledgling.scaling.sweep import check_settings, prepare_sweep_data, train_ru
 ALL = "all"
 ROLES = ("matrix", "embedding", "head", "scalar")
 HEAD_WIDTH = 64
+COLORS = (0, 1, 2, 3, 6)  # of the report's style, those that differ
 # Compiled fp32 on one thread: the runs are too small for more.
 SMALL = ("tokenizer.vocab_size=1024", "model.context=128", "run.dtype=float32", "run.threads=1")
 EXAMPLES = {"depths": "2 4 6", "batch-tokens": "1024", "multiples": "0.25 0.5 1 2 4"}
@@ -109,7 +110,8 @@ def make_run_recipe(recipe: Recipe, run: RateRun, width_per_layer: int, out: Pat
     reference = width_rates(size.width, recipe.optimizer.matrix_optimizer)
     rule = find_rule(run.batch_tokens, run.tokens)
     rates = {role: reference[role] * (run.multiple if run.role in (ALL, role) else rule) for role in ROLES}
-    decay = run.decay * weight_decay(size, rates["matrix"])
+    optimizer: dict[str, Any] = {f"{role}_lr": rate for role, rate in rates.items()}
+    optimizer["weight_decay"] = run.decay * weight_decay(size, rates["matrix"])
     steps = size.tokens // size.batch_tokens
     pretrain = replace(
         recipe.pretrain,
@@ -125,7 +127,7 @@ def make_run_recipe(recipe: Recipe, run: RateRun, width_per_layer: int, out: Pat
         recipe,
         name=run.name,
         model=replace(recipe.model.unpin("kv_heads"), depth=run.depth, width=config.width, heads=config.heads),
-        optimizer=replace(recipe.optimizer, **{f"{role}_lr": rates[role] for role in ROLES}, weight_decay=decay),
+        optimizer=replace(recipe.optimizer, **optimizer),
         pretrain=pretrain,
         run=replace(recipe.run, out=str(out / run.name)),
     )
@@ -249,7 +251,7 @@ def draw_rates(rows: Sequence[dict[str, Any]]) -> str:
         xs = [math.log2(multiple / sweep["rule"]) for multiple in sweep["losses"]]
         ys = [100 * (loss / best - 1) for loss in sweep["losses"].values()]
         label = f"depth {sweep['depth']}, {sweep['batch_tokens']:,} tokens a step"
-        lines.append(Line(label, xs, ys, color=index % 6, dots=True))
+        lines.append(Line(label, xs, ys, color=COLORS[index % len(COLORS)], dots=True))
     ticks = sorted({round(x) for line in lines for x in line.xs})
     chart = Chart(
         "loss above the sweep's best, %",
@@ -261,7 +263,7 @@ def draw_rates(rows: Sequence[dict[str, Any]]) -> str:
     )
     style = (Path(fledgling.__file__).parent / "report" / "style.css").read_text(encoding="utf-8")
     names = [
-        f'<text x="330" y="{30 + 14 * index}" style="fill: var(--c{line.color})">{line.label}</text>'
+        f'<text x="110" y="{30 + 14 * index}" style="fill: var(--c{line.color})">{line.label}</text>'
         for index, line in enumerate(lines)
     ]
     opening, _, drawing = str(render_chart(chart)).partition(">")

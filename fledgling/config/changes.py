@@ -227,7 +227,7 @@ RL_RULES = {
     "value_clip": EFFECT,
 }
 # Fields that rules fill where a recipe leaves them open: a run that goes on keeps the values that it ran with.
-DERIVED_FIELDS = {
+DERIVED_FIELDS: dict[str, tuple[str, ...]] = {
     "optimizer": ("matrix_lr", "embedding_lr", "head_lr", "scalar_lr", "weight_decay"),
     **dict.fromkeys(STAGES, ("learning_rate", "warmup_steps")),
     "pretrain": ("learning_rate", "warmup_steps", "batch_tokens", "steps"),

@@ -46,7 +46,8 @@ def derive_recipe(recipe: Recipe, config: ModelConfig | None = None) -> Recipe:
     config = config or recipe.resolve_model()
     size, optimizer, pretrain = find_run_size(recipe, config), recipe.optimizer, recipe.pretrain
     rates = rules.role_rates(size, optimizer.matrix_optimizer)
-    filled = {f"{role}_lr": round_rate(rates[role]) for role in RATES if getattr(optimizer, f"{role}_lr") is None}
+    is_open = [role for role in RATES if getattr(optimizer, f"{role}_lr") is None]
+    filled: dict[str, Any] = {f"{role}_lr": round_rate(rates[role]) for role in is_open}
     optimizer = replace(optimizer, **filled)
     if optimizer.weight_decay is None:
         assert optimizer.matrix_lr is not None
@@ -106,10 +107,11 @@ def derive_known(recipe: Recipe, lengths: Mapping[str, tuple[int, int]] | None =
     derived = derive_recipe(recipe, config)
     for name in recipe.stages:
         table = derived.stage_config(name)
-        batch = table.batch_tokens if isinstance(table, StageConfig) else 0
-        length = (table.steps, batch) if lengths is None else lengths.get(name, (None, None))
-        if length[0] is not None and length[1] is not None:
-            derived = derive_stage(derived, name, length[0], length[1], config)
+        steps, batch = table.steps, table.batch_tokens if isinstance(table, StageConfig) else 0
+        if lengths is not None:
+            steps, batch = lengths.get(name, (None, None))
+        if steps is not None and batch is not None:
+            derived = derive_stage(derived, name, steps, batch, config)
     return derived
 
 

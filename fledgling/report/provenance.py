@@ -46,6 +46,8 @@ def reading_rows(run: RunData) -> list[tuple[str, str, str, str, str, str]]:
     for stage in run.stages:
         found = stage.done.get("sources")
         for each in found if isinstance(found, list) else ():
+            if not isinstance(each, dict):
+                continue
             keys = ("read", "rows", "passes", "remaining")
             read, size, passes, remaining = (finite_number(each.get(key)) for key in keys)
             if None in (read, size, passes, remaining):

@@ -201,7 +201,7 @@ def test_planned_parameters_are_not_shown_as_counted(tmp_path):
 def test_what_each_stage_read_of_its_sources_is_a_table(tmp_path):
     run = make_run(tmp_path)
     done = run / "pretrain" / "done.json"
-    sources = [{"source": "notes", "rows": 1200, "read": 900, "passes": 0.75, "remaining": 300}, {"source": "torn"}]
+    sources = [{"source": "notes", "rows": 1200, "read": 900, "passes": 0.75, "remaining": 300}, {"source": "torn"}, 7]
     done.write_text(json.dumps({**json.loads(done.read_text()), "sources": sources}))
     assert reading_rows(load_run_data(run)) == [("pretrain", "notes", "900", "1,200", "0.75", "300")]
     page = build_report(run).read_text()
