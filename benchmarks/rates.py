@@ -195,10 +195,10 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         key = (row["depth"], row["batch_tokens"], row["tokens"], row["decay"])
         sweeps.setdefault((*key, row["role"]), {})[row["multiple"]] = row["bits_per_byte"]
     found = []
-    for (*key, role), losses in sweeps.items():
-        values = dict(zip(("depth", "batch_tokens", "tokens", "decay"), key, strict=True))
+    for (*shared, role), losses in sweeps.items():
+        values = dict(zip(("depth", "batch_tokens", "tokens", "decay"), shared, strict=True))
         rule = find_rule(values["batch_tokens"], values["tokens"])
-        if (at_rule := sweeps.get((*key, ALL), {}).get(rule)) is None:  # the run of all roles is each role's too
+        if (at_rule := sweeps.get((*shared, ALL), {}).get(rule)) is None:  # the run of all roles is each role's too
             continue
         losses = dict(sorted({**losses, rule: at_rule}.items()))
         if len(losses) < 3:
@@ -235,9 +235,9 @@ def format_rates(result: dict[str, Any]) -> str:
         cells += [f"x {sweep['rule']:g}", f"x {sweep['best']:g}", f"{sweep['excess']:.2%}"]
         lines.append("| " + " | ".join(cells) + " |")
     for each in result["decays"]:
-        losses = ", ".join(f"x {float(decay):g} {loss:.4f}" for decay, loss in each["losses"].items())
+        shown = ", ".join(f"x {float(decay):g} {loss:.4f}" for decay, loss in each["losses"].items())
         of = f"depth {each['depth']}, {each['batch_tokens']:,} tokens a step, {each['tokens']:,} tokens"
-        lines.append(f"weight decay as multiples of the rule's, {of}: {losses}")
+        lines.append(f"weight decay as multiples of the rule's, {of}: {shown}")
     if result["missing"]:
         lines.append(f"{len(result['missing'])} runs are open; the same command goes on with {result['missing'][0]}")
     return "\n".join(lines)

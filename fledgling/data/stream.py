@@ -126,7 +126,7 @@ class RowSource:
             (shard.manifest["files"]["tokens.bin"]["sha256"], int(shard.offsets[0]), int(shard.offsets[-1]), len(shard))
             for shard in self.shards
         ]
-        packing = [self.kind, self.context, self.seed, self.bos, self.turn_end, self._num_sections]
+        packing: list[object] = [self.kind, self.context, self.seed, self.bos, self.turn_end, self._num_sections]
         packing += [] if self._permute is permutation else ["in order"]
         return hashlib.sha256(json.dumps([held, packing]).encode()).hexdigest()[:16]
 
