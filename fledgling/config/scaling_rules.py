@@ -15,7 +15,7 @@ B the tokens of a step, S the steps of a stage; an index s is a later stage's, p
      8  g = (B / 524,288)^1/2 (D / 11.2e9)^-0.285   batch: the square root rule of 2205.10287; horizon: the power law of
                                                     2409.19913, whose exponent is 0.32; ours is fitted, see below
      9  weight_decay = B / (matrix_lr D tau)        the time scale of the weights' moving average, 2405.13698
-        tau = 1.084 (D / N)^-0.527                  2505.13738, figure 1
+        tau = 1.084 (D / N)^-0.527                  2505.13738, figure 1; matrix_lr at least that of rule 4
     10  warmup_steps = 2 / (1 - beta2), at most S / 10    1910.04209, section 5
     11  pretrain.learning_rate = 1
         midtrain.learning_rate = (B_s / B_p)^1/2, at most 1

@@ -50,8 +50,9 @@ def derive_recipe(recipe: Recipe, config: ModelConfig | None = None) -> Recipe:
     filled: dict[str, Any] = {f"{role}_lr": round_rate(rates[role]) for role in is_open}
     optimizer = replace(optimizer, **filled)
     if optimizer.weight_decay is None:
-        assert optimizer.matrix_lr is not None
-        decay = round_rate(rules.weight_decay(size, optimizer.matrix_lr))
+        # A given rate below the rule's does not raise the decay: at a rate near 0, weights have to stay as they are.
+        rate = max(round_rate(rates["matrix"]), optimizer.matrix_lr or 0.0)
+        decay = round_rate(rules.weight_decay(size, rate))
         optimizer = replace(optimizer, weight_decay=decay)
     recipe = replace(recipe, optimizer=optimizer)
     if "pretrain" in recipe.stages and pretrain.examples_per_step is None:

@@ -76,6 +76,15 @@ def test_a_first_stage_from_random_weights_learns_at_the_full_rates():
     assert derive_stage(adapter, "sft", 400, 4096, config).sft.learning_rate == 1.0, "adapter_lr is its rate"
 
 
+def test_a_given_rate_near_0_moves_no_weight_by_its_decay():
+    usual, higher, still = (
+        derive_recipe(load_recipe("d4-cpu", overrides)).optimizer
+        for overrides in ([], ["optimizer.matrix_lr=0.1"], ["optimizer.matrix_lr=1e-9"])
+    )
+    assert still.weight_decay == usual.weight_decay > higher.weight_decay > 0
+    assert higher.weight_decay * 0.1 == pytest.approx(usual.weight_decay * usual.matrix_lr, rel=0.02)
+
+
 def test_a_run_that_goes_on_keeps_its_derived_values_and_takes_given_ones():
     saved = derive_recipe(load_recipe("d4-cpu"))
     wanted = load_recipe("d4-cpu", ["model.depth=4", "optimizer.head_lr=0.5"])
