@@ -253,7 +253,7 @@ WALKS: list[dict[str, str | None]] = [  # shown command (or a name): what runs h
         ),
         "fledgling train rl quickstart --set rl.algorithm=distill --set distill.teacher=runs/teacher "
         "--set rl.kl_weight=0 --set rl.advantage_normalization=none": (
-            "fledgling train rl smallest.toml --set rl.algorithm=distill "
+            "fledgling train rl smallest.toml --set rl.algorithm=distill --resume never "
             '--set distill.teacher=runs/quickstart/pretrain --set \'stages=["pretrain", "sft", "rl"]\''
         ),
         "fledgling train sft quickstart --set sft.quantization_aware=int4": (
