@@ -59,6 +59,15 @@ FULL_SIZE = (  # each has a smaller member that always runs
     ),
     "test_watchdog.py::test_a_stopped_main_rank_is_named_and_the_run_ends_with_the_same_bits",
     "test_families_train.py::test_a_tied_model_resumes_as_if_it_had_not_stopped",
+    "test_onnx.py::test_onnxruntime_writes_the_same_tokens[gpt2]",
+    *(
+        f"test_mlx.py::test_mlx_lm_reads_an_open_class[{name}]"
+        for name in ("llama", "llama, yarn", "smollm3", "olmo2", "phi3", "gpt_neox")
+    ),
+    *(
+        f"test_llama_cpp.py::test_an_open_class_runs_in_llama_cpp_and_comes_back[{name}]"
+        for name in ("llama with wide heads", "llama, linear", "llama, yarn", "mistral", "olmo3", "gpt_neox")
+    ),
     "test_memory_of_ranks.py::test_measured_memory_is_the_layouts",
     "test_native.py::test_neon_computes_what_avx2_computes",
     "test_page_faults.py::test_random_faults_never_stop_the_page_and_lose_no_finished_turn[200]",

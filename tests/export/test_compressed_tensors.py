@@ -28,7 +28,7 @@ def test_even_levels_are_the_nearest_of_the_best_scale():
     assert 0.05 < error < 0.12 and values.min() >= -8 and values.max() <= 7
 
 
-@pytest.mark.parametrize(("kind", "family"), [("int8", "llama"), ("int4", "llama"), ("int8", "qwen3")])
+@pytest.mark.parametrize(("kind", "family"), [("int8", "llama"), ("int4", "qwen3"), ("int8", "fledgling")])
 def test_transformers_computes_what_the_stored_values_are(kind, family, make, tokenizer, tmp_path):
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
     model = make(family, kv_heads=2, depth=2, intermediate_size=128, heads=2)
