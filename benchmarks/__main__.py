@@ -292,6 +292,22 @@ def page(page: Path, /, *, answers: int = 8) -> dict:
     return measure_page(page, answers)
 
 
+@experiment(table_of("benchmarks.gguf", "format_gguf"))
+def gguf(run: Path, /, *, rows: int = 32) -> dict:
+    """Compare GGUF files of a run in llama.cpp with the run: perplexity by type, with importance, and greedy tokens.
+
+    Parameters
+    ----------
+    run
+        A run whose model llama.cpp has, such as one of quickstart-gguf.
+    rows
+        Rows of held-out text.
+    """
+    from benchmarks.gguf import measure_gguf
+
+    return measure_gguf(run, rows)
+
+
 @experiment(table_of("benchmarks.verify", "format_verify"))
 def verify(*, copies: int = 100, honest: int = 50, draws: int = 60, seed: int = 1) -> dict:
     """Tamper with copies of a small run and verify each, and verify honest runs.

@@ -46,7 +46,12 @@ def check_compression(config: ModelConfig, kind: str) -> None:
             raise UserError(f"the model's {name} is {columns}; expected a multiple of {group} for {kind}")
 
 
-def quantization_config(kind: str) -> dict[str, Any]:
+def list_skipped(config: ModelConfig) -> tuple[str, ...]:
+    """Returns the layers of blocks that stay as they are: NanoChat's class initializes `o_proj.weight` when it loads."""
+    return ("o_proj",) if config.family == "fledgling" else ()
+
+
+def quantization_config(config: ModelConfig, kind: str) -> dict[str, Any]:
     """Returns the entry `quantization_config` of config.json."""
     bits = BITS[kind]
     weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group"}
@@ -62,16 +67,19 @@ def quantization_config(kind: str) -> dict[str, Any]:
                 "output_activations": None,
             }
         },
-        "ignore": ["lm_head", "embed_out"],
+        "ignore": ["lm_head", "embed_out", *(f"re:.*{name}" for name in list_skipped(config))],
     }
 
 
-def compress_tensors(tensors: Iterator[tuple[str, Tensor]], kind: str) -> Iterator[tuple[str, Tensor]]:
+def compress_tensors(
+    config: ModelConfig, tensors: Iterator[tuple[str, Tensor]], kind: str
+) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of the directory, with the matrices of linear layers quantized."""
     bits = BITS[kind]
     for name, tensor in tensors:
         parts = name.split(".")
-        if tensor.ndim != 2 or parts[-1] != "weight" or not set(parts) & set(MODULES):
+        is_skipped = not set(parts) & set(MODULES) or set(parts) & set(list_skipped(config))
+        if tensor.ndim != 2 or parts[-1] != "weight" or is_skipped:
             yield name, tensor
             continue
         group = DEFAULT_GROUP_SIZES[bits]

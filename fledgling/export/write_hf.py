@@ -71,10 +71,10 @@ def write_hf(
     try:
         with atomic_directory(out) as temporary:
             tensors = _tensors(config, state, DTYPES[dtype])
-            _weights(temporary, compress_tensors(tensors, quantize) if quantize else tensors, shard_bytes)
+            _weights(temporary, compress_tensors(config, tensors, quantize) if quantize else tensors, shard_bytes)
             token_ids = special_token_ids(tokenizer)
             config_json = {**to_hf_config(config), "dtype": dtype, "use_cache": True, **token_ids, **(more or {})}
-            config_json |= {"quantization_config": quantization_config(quantize)} if quantize else {}
+            config_json |= {"quantization_config": quantization_config(config, quantize)} if quantize else {}
             write_json(temporary / "config.json", config_json)
             write_tokenizer(temporary, tokenizer, config.context)
             (temporary / "README.md").write_text(card, encoding="utf-8")

@@ -36,7 +36,7 @@ def test_transformers_computes_what_the_stored_values_are(kind, family, make, to
     write_hf(tmp_path / "out", model.config, state, tokenizer, "card", quantize=kind)
     stored = {}
     for name, value in state.items():
-        if value.ndim == 2 and name.startswith("blocks"):
+        if value.ndim == 2 and name.startswith("blocks") and not (family == "fledgling" and "o_proj" in name):
             if kind == "int8":
                 stored[name] = dequantize_matrix(*quantize_matrix(value, 8, 64), 8, torch.float32)
             else:
