@@ -47,7 +47,7 @@ def check_compression(config: ModelConfig, kind: str) -> None:
 
 
 def list_skipped(config: ModelConfig) -> tuple[str, ...]:
-    """Returns the layers of blocks that stay as they are: NanoChat's class initializes `o_proj.weight` when it loads."""
+    """Returns the layers of blocks that stay as they are: NanoChat's class initializes `o_proj.weight` as it loads."""
     return ("o_proj",) if config.family == "fledgling" else ()
 
 
