@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fledgling.config import UserError
 from fledgling.corpora.document import Document, split_held_out
 from fledgling.corpora.embedded import harvest_embedded
 from fledgling.export.gguf import write_gguf
@@ -62,6 +63,8 @@ def _encode(
         rows += [row] if not whole or len(row) == context else []
         if len(rows) == count:
             break
+    if not rows:
+        raise UserError("no document is long enough to be read")
     return rows
 
 

@@ -21,7 +21,8 @@ def test_every_type_has_a_row_and_exact_types_have_the_same_perplexity(tmp_path,
     file = tokenizer.save(tmp_path / "tokenizer.json")
     state = {"stage": "sft", "step": 7, "model": model.config.to_dict(), "recipe": ""}
     save_checkpoint(tmp_path / "run", 7, {"model": model.state_dict()}, state, {"tokenizer.json": file})
-    documents = [Document(f"{number} {text * 3}", "file", "here") for number in range(40)]
+    texts = (" ".join(f"fox {number * 50 + word}" for word in range(50)) for number in range(60))
+    documents = [Document(each, "file", "here") for each in texts]
     monkeypatch.setattr(gguf, "harvest_embedded", lambda: documents)
     found = gguf.measure_gguf(tmp_path / "run", rows=2)
     rows = {(row["type"], row["importance"]): row for row in found["types"]}
