@@ -1,5 +1,7 @@
 """Every type of GGUF is measured in llama.cpp, with importance where it counts."""
 
+import random
+
 import pytest
 import torch
 
@@ -21,7 +23,8 @@ def test_every_type_has_a_row_and_exact_types_have_the_same_perplexity(tmp_path,
     file = tokenizer.save(tmp_path / "tokenizer.json")
     state = {"stage": "sft", "step": 7, "model": model.config.to_dict(), "recipe": ""}
     save_checkpoint(tmp_path / "run", 7, {"model": model.state_dict()}, state, {"tokenizer.json": file})
-    texts = (" ".join(f"fox {number * 50 + word}" for word in range(50)) for number in range(60))
+    draw = random.Random(0)  # letters, since documents that share lines are not split
+    texts = [" ".join("".join(draw.choices("abcdefgh", k=5)) for _ in range(60)) for _ in range(60)]
     documents = [Document(each, "file", "here") for each in texts]
     monkeypatch.setattr(gguf, "harvest_embedded", lambda: documents)
     found = gguf.measure_gguf(tmp_path / "run", rows=2)
