@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
-from itertools import chain
+from itertools import chain, islice, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fledgling.config import ModelConfig, UserError
+from fledgling.config import ModelConfig, UserError, load_recipe
 from fledgling.export import html
 from fledgling.export.html import make_model_file, render_page, require_supported, write_html
 from fledgling.export.node_calls import call_in_node, find_node, read_logits
@@ -21,9 +21,11 @@ from fledgling.infer.engine import Engine
 from fledgling.infer.sampling import SamplingParams, hash_to_uniform, sample_tokens
 from fledgling.model.transformer import Transformer
 from fledgling.serve.page_files import PAGE
+from fledgling.text.bpe import byte_alphabet, split_pattern
 from fledgling.text.calculator import calculate
 from fledgling.text.conversation import render_prompt
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.text.tokenizer_json import SPECIAL_TOKENS, build_tokenizer_json
 from fledgling.text.truncation import drop_oldest_turns
 from fledgling.text.unicode_classes import make_probe
 from tests.chain import list_adding_successors, make_chain
@@ -108,21 +110,30 @@ def test_every_part_that_a_recipe_can_switch_on_gives_the_logits_of_the_model(
     tokens = torch.randint(330, (1, 70), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = reference.compute_logits(reference(tokens))[0]
-    logits = read_logits(call_in_node(page, [["logits", tokens[0].tolist()]])[0], 330)
-    assert (logits - expected).abs().max() < 2e-4 * max(1.0, float(expected.abs().max()))
+    one_by_one, in_pieces = call_in_node(page, [[name, tokens[0].tolist()] for name in ("logits", "lastLogits")])
+    most = 2e-4 * max(1.0, float(expected.abs().max()))
+    assert (read_logits(one_by_one, 330) - expected).abs().max() < most
+    assert (read_logits(in_pieces, 330) - expected[-1:]).abs().max() < most
 
 
 @needs_node
-def test_a_prompt_read_in_pieces_gives_what_it_gives_token_by_token(make, tokenizer, tmp_path):
-    page, _ = write_page(tmp_path, make("fledgling"), tokenizer)
-    tokens = list(range(300, 260, -1))
-    whole, one_by_one, again = call_in_node(page, [["greedy", tokens, 1], ["logits", tokens], ["greedy", tokens, 1]])
-    assert whole == again == [int(read_logits(one_by_one, 330)[-1].argmax())]
+def test_a_prompt_that_begins_like_the_one_before_gives_what_it_gives_alone(make, tokenizer, tmp_path):
+    page, reference = write_page(tmp_path, make("fledgling"), tokenizer)
+    tokens = list(range(300, 240, -1))
+    with torch.inference_mode():
+        expected = reference.compute_logits(reference(torch.tensor([tokens])))[0]
+    before = [*tokens[:30], *range(40)]
+    _, one_by_one, _, last = call_in_node(
+        page, [["greedy", before, 1], ["logits", tokens], ["greedy", before, 1], ["lastLogits", tokens]]
+    )
+    assert (read_logits(one_by_one, 330) - expected).abs().max() < 1e-3
+    assert (read_logits(last, 330) - expected[-1:]).abs().max() < 1e-3
 
 
 HARD_TEXTS = [
     "", " ", "\n", "\r\n\r\n", "   \n  x", "a  b   c", "\ttabs\t\n", "trailing   ",
-    "don't DON'T we'LL 'twas it'ſ 'RE 'x", "1234567890", "3.14159", "１２３４", "x1y22z333", "½ ² Ⅷ ٣٤٥", "naïve café",
+    "don't DON'T we'LL 'twas it'ſ 'RE 'x it'ſxy 'ſxy", "1234567890",
+    "3.14159", "１２３４", "x1y22z333", "½ ² Ⅷ ٣٤٥", "naïve café",
     "e\u0301 combining", "中文字符 日本語 한국어", "🦊🦊 👩‍👩‍👧", "مرحبا بالعالم", "\u200bzero\u200bwidth", "\ufeffBOM",
     "\x85next\x85line", "\xa0nbsp\u3000wide", "\x00\x01\x1c\x1f", "\ud800 lone \udfff",
     "<|bos|><|user_start|>hi<|assistant_end|>", "<script>alert(1)</script>", "==== ---- !!!\n\n???",
@@ -145,7 +156,7 @@ def list_texts() -> list[str]:
 @needs_node
 @pytest.mark.parametrize("max_digits", [1, 2, 3])
 def test_text_has_the_ids_that_the_tokenizer_gives_it(max_digits, tmp_path):
-    corpus = [*HARD_TEXTS[6:], "the quick brown fox isn't 12 345 times as quick, é 中文 " * 20]
+    corpus = [*HARD_TEXTS[6:], "aſxy ſxy bſxy " * 40, "the quick brown fox isn't 12 345 times as quick, é 中文 " * 20]
     tokenizer = Tokenizer.train(
         [text.encode("utf-8", "replace").decode() for text in corpus], 400, max_digits=max_digits
     )
@@ -207,7 +218,11 @@ def test_prompts_and_dropped_turns_are_those_of_the_server(make, tokenizer, tmp_
     last, system = [{"role": "user", "content": "again?"}], [{"role": "system", "content": "be quick"}]
     cases = [[*head, *chain.from_iterable(turns[first:]), *last] for head in ([], system) for first in (0, 3, 7, 9)]
     cases += [[{"role": "user", "content": "the fox " * 60}], turns[3], [*turns[0], *turns[1]]]
-    most = [None, 8, 1000]
+    cases += [
+        [*system, *chain.from_iterable(turns[5:]), {"role": "user", "content": "dog " * count}]
+        for count in range(1, 25)
+    ]
+    most = [None, *range(1, 41, 3), 1000]
     sent = [
         [{**m, "content": None, "parts": m["content"]} if isinstance(m["content"], list) else m for m in case]
         for case in cases
@@ -241,6 +256,24 @@ def test_an_answer_calls_the_calculator_as_the_engine_does(tokenizer, tmp_path):
     assert "".join(text for kind, text in shown if kind == "text") == "=!"
     tokens = [token for chunk in chunks for token in chunk["tokens"]]
     assert [bool(token["top_logprobs"]) for token in tokens] == [not forced for forced in completion.forced]
+
+
+def make_tokenizer(vocab_size: int) -> Tokenizer:
+    """Returns a tokenizer of any size whose merges are pairs of bytes."""
+    pairs = islice(product(byte_alphabet(), repeat=2), vocab_size - 256 - len(SPECIAL_TOKENS))
+    return Tokenizer(build_tokenizer_json(list(pairs), split_pattern(2)))
+
+
+@pytest.mark.parametrize(("size", "most"), [("quickstart", 4_000_000), ("60 million", 45_000_000)])
+def test_the_page_is_as_small_as_promised(size, most, tmp_path):
+    recipe = load_recipe("quickstart")
+    config = recipe.model.resolve(recipe.tokenizer.vocab_size)
+    if size != "quickstart":
+        config = ModelConfig(16384, 8, 640, 5, 5, 1024)
+    model = random_model(config, scale=0.05)
+    page, _ = write_page(tmp_path, model, make_tokenizer(config.vocab_size), 4, embedding=size != "quickstart")
+    assert page.stat().st_size <= most, f"{page.stat().st_size:,} bytes, {model.count_parameters():,} parameters"
+    assert size == "quickstart" or model.count_parameters() > 60_000_000
 
 
 def test_what_the_page_cannot_run_is_one_line_at_export(make, tokenizer, tmp_path):

@@ -30,6 +30,10 @@ async function callAll({ page, calls }) {
       for (let count = 1; count <= ids.length; count++) rows.push(Buffer.from((await read(ids.slice(0, count))).buffer));
       return Buffer.concat(rows).toString("base64");
     },
+    lastLogits: async (ids) => { // after the last token, with nothing in the cache before
+      model.cached = [];
+      return Buffer.from((await read(ids)).buffer).toString("base64");
+    },
     greedy: async (prompt, count) => {
       const ids = [...prompt];
       while (ids.length < prompt.length + count) ids.push(argmax(await read(ids)));
