@@ -105,3 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def table_of(module: str, name: str) -> Any:
+    """Returns the function `name` of benchmarks.`module`, imported when it is called."""
+
+    def format_result(values: Any) -> str:
+        from importlib import import_module
+
+        return getattr(import_module(module), name)(values)
+
+    return format_result
