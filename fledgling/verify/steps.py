@@ -23,6 +23,7 @@ import torch
 
 from fledgling.config import STAGES, Recipe, load_recipe
 from fledgling.config.load import parse_recipe
+from fledgling.files.columns import split_columns
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.report.run_data import finite_number
 from fledgling.runtime.world import World
@@ -170,7 +171,24 @@ def find_obstacle(run_dir: Path, start: Start) -> str:
     before = [stage for stage in list_stages(run_dir) if STAGES.index(stage) < STAGES.index(start.stage)]
     if before and checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints", check_hashes=False) is None:
         return f"the checkpoints of {before[-1]} were deleted"
-    return ""
+    return "; ".join(find_missing_inputs(read_stage_recipe(run_dir, start.stage, start.step), start.stage))
+
+
+def find_missing_inputs(recipe: Recipe, stage: str) -> list[str]:
+    """Returns one line for each file outside the run, other than text, that a stage reads in its steps and is not here.
+
+    Texts are not among them: a run keeps their tokens.
+    """
+    named: list[tuple[str, str]] = []
+    if recipe.has_teacher(stage):
+        named.append(("distill.teacher", str(recipe.distill.teacher)))
+    if stage == "dpo" and recipe.dpo.pairs:
+        named.append(("dpo.pairs", split_columns(recipe.dpo.pairs)[0]))
+    if stage == "rl":
+        rewards = [name for name in recipe.rl.rewards if ".py:" in name or name.startswith("model:")]
+        paths = [name.removeprefix("model:") if ".py:" not in name else name.rpartition(":")[0] for name in rewards]
+        named += [("rl.rewards", path) for path in paths]
+    return [f"{key}: {path} is not here" for key, path in named if not Path(path).exists()]
 
 
 def name_run(message: str, run_dir: Path) -> str:

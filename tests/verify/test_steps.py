@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.verify import STEPS
+from fledgling.config import load_recipe
 from fledgling.record.checkpoint import Checkpoint
 from fledgling.verify import steps
+from tests.smallest import write_recipe
 
 
 def test_starts_are_the_beginnings_and_the_checkpoints(run):
@@ -29,6 +31,20 @@ def test_every_start_gets_one_of_its_first_steps_and_no_draw_leaves_its_reach():
     assert min(distances) == 1 and 35 < max(distances) <= 40
     assert all(min(every) <= steps.MIN_DISTANCE for every in drawn.values())
     assert steps.draw_distances([starts[2]], 5, lambda start: 40, random.Random(1)) == {}
+
+
+def test_files_outside_a_run_that_a_stage_reads_are_named_where_they_are_missing(tmp_path):
+    path = write_recipe(tmp_path)
+    here, gone = tmp_path / "here.py", tmp_path / "gone"
+    here.touch()
+    settings = [f'distill.teacher="{gone}"', f'dpo.pairs="{gone}.jsonl"', 'rl.algorithm="distill"']
+    recipe = load_recipe(path, settings)
+    assert steps.find_missing_inputs(recipe, "sft") == [f"distill.teacher: {gone} is not here"]
+    assert f"dpo.pairs: {gone}.jsonl is not here" in steps.find_missing_inputs(recipe, "dpo")
+    rewards = f'rl.rewards={{task=1.0, "{here}:f"=1.0, "{gone}.py:f"=1.0, "model:{gone}"=1.0}}'
+    missing = steps.find_missing_inputs(load_recipe(path, [rewards]), "rl")
+    assert missing == [f"rl.rewards: {gone}.py is not here", f"rl.rewards: {gone} is not here"]
+    assert steps.find_missing_inputs(load_recipe(path, ['rl.rewards={task=1.0, "len:f"=1.0}']), "rl") == []
 
 
 def test_lines_are_compared_in_every_value_but_the_clocks():

@@ -1,14 +1,15 @@
 """A teacher's answers to the prompts of a source, as conversations that a stage learns from (`chat:FILE`).
 
 Answer i is a function of the teacher, the source and (seed, i), so a file that was interrupted is gone on with, and is
-the same file. Next to ANSWERS.jsonl, ANSWERS.json says what it was made from; another teacher or setting is refused.
-Answers that did not end are left out and counted.
+the same file. Next to ANSWERS.jsonl, ANSWERS.json says what it was made from; another teacher, source or setting is
+refused. Answers that did not end are left out and counted.
 
 Source: sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -73,7 +74,7 @@ def write_answers(
     Raises:
         UserError: the file was made from something else, or cannot be written.
     """
-    facts = {"teacher": identity, "source": source.name, **asdict(settings)}
+    facts = {"teacher": identity, "source": source.name, **asdict(settings), "prompts": _hash_prompts(source, settings)}
     facts_file = out.with_suffix(".json")
     counts = _read_counts(out, facts_file, facts)
     group_size = GROUP_SIZE.get(engine.device.type, GROUP_SIZE["cuda"])
@@ -91,6 +92,15 @@ def write_answers(
         writer.close()
     progress(counts.read, settings.count)
     return counts
+
+
+def _hash_prompts(source: ConversationSource, settings: AnswerSettings) -> str:
+    """Returns a digest of the conversations that are answered: a source that was edited is another one."""
+    digest = hashlib.sha256()
+    for index in range(settings.count):
+        messages = source.get_train_example(index, settings.seed)["messages"]
+        digest.update(json.dumps(messages, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    return digest.hexdigest()[:32]
 
 
 def _read_counts(out: Path, facts_file: Path, facts: dict[str, Any]) -> AnswerCounts:
@@ -112,6 +122,11 @@ def _read_counts(out: Path, facts_file: Path, facts: dict[str, Any]) -> AnswerCo
             "file"
         )
     rows = read_jsonl(out)
+    if len(rows) < counts.written:
+        raise UserError(
+            f"{out} has {len(rows):,} conversations, and {facts_file.name} counts {counts.written:,}: put the file "
+            f"back, or delete {facts_file.name} and what is left of it, and all are made anew"
+        )
     if len(rows) > counts.written:
         write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[: counts.written]))
     return counts

@@ -62,6 +62,15 @@ def test_a_file_of_something_else_is_not_gone_on_with(engine, tmp_path):
         write_answers(engine, "other", source, small, out)
     with pytest.raises(UserError, match=r"was made with temperature 0.7, now it is 0.1"):
         write_answers(engine, "id", source, AnswerSettings(count=8, max_new_tokens=8, temperature=0.1), out)
+    facts = out.with_suffix(".json").read_text()
+    out.with_suffix(".json").write_text(json.dumps({**json.loads(facts), "prompts": "of another text"}))
+    with pytest.raises(UserError, match="was made with prompts of another text, now it is"):  # the source was edited
+        write_answers(engine, "id", source, small, out)
+    counted = json.loads(facts)
+    counted["counts"]["written"] += 3
+    out.with_suffix(".json").write_text(json.dumps(counted))
+    with pytest.raises(UserError, match=r"conversations, and answers.json counts \d+: put the file back"):  # it was cut
+        write_answers(engine, "id", source, small, out)
     out.with_suffix(".json").write_text(json.dumps({"counts": 3}))
     with pytest.raises(UserError, match="does not say from what"):
         write_answers(engine, "id", source, small, out)
