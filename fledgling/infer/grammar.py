@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
@@ -39,6 +40,7 @@ LIMITS = {  # of one answer; a lexer state takes 1 to 2 kB, 14 thousand units of
     "step_max_items": 20_000,
     "verbose_errors": False,
 }
+ALLOWED_SECONDS, SECONDS_PER_MASK = 0.2, 0.001  # processor time of a grammar: at once, and for each mask
 MAX_SCHEMA_NUMBER = 2**53  # the library computes bounds of numbers in 64 bits
 MAX_SHOWN_CHARS = 200
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
@@ -48,15 +50,45 @@ class GrammarError(UserError):
     """A constraint that cannot be compiled, that no text satisfies, or that exceeds the limits of a step."""
 
 
+class WorkMeter:
+    """The processor time that a grammar has taken in all answers that follow it, with a limit on its mean.
+
+    The library's limits are of one step of one answer. An ambiguous grammar of a few characters stays below them and
+    still takes many milliseconds for each token, of each of a request's answers, during which no other answer
+    advances. JSON schemas take less than .1 ms.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.masks = 0.0, 0
+
+    def add(self, seconds: float, masks: int) -> None:
+        """Counts what was done. Raises GrammarError above ALLOWED_SECONDS and SECONDS_PER_MASK for each mask."""
+        self.seconds, self.masks = self.seconds + seconds, self.masks + masks
+        if self.seconds > ALLOWED_SECONDS + SECONDS_PER_MASK * self.masks:
+            taken, limit = (f"{1e3 * seconds:.2g} ms" for seconds in (self.seconds / self.masks, SECONDS_PER_MASK))
+            raise GrammarError(
+                f"the constraint of the answer takes {taken} a token, expected at most {limit}: make it simpler, "
+                "without rules that match one text in several ways"
+            )
+
+
 class GrammarState:
     """The state of one answer under a grammar."""
 
-    def __init__(self, matcher: Any, eos_token: int) -> None:
+    def __init__(self, matcher: Any, eos_token: int, meter: WorkMeter) -> None:
         self.matcher = matcher
         self.eos_token = eos_token
+        self.meter = meter
 
     def mask(self, vocab_size: int) -> np.ndarray:
-        """Returns which tokens may come next, (V,) bool; at least one. Raises GrammarError beyond a step's limits."""
+        """Returns which tokens may come next, (V,) bool; at least one. Raises GrammarError beyond a limit of work."""
+        start = time.thread_time()
+        try:
+            return self._compute_mask(vocab_size)
+        finally:
+            self.meter.add(time.thread_time() - start, 1)
+
+    def _compute_mask(self, vocab_size: int) -> np.ndarray:
         allowed = np.zeros(vocab_size, dtype=bool)
         if self.matcher.is_stopped() and not self.matcher.is_error():
             allowed[self.eos_token] = True
@@ -77,8 +109,10 @@ class GrammarState:
 
     def accept(self, token: int) -> None:
         """Advances by the token that came; it is one that `mask` allowed."""
+        start = time.thread_time()
         if not self.matcher.is_stopped():
             self.matcher.consume_token(token)
+        self.meter.seconds += time.thread_time() - start
 
     def describe_error(self) -> str:
         """Returns the library's reason in one line."""
@@ -91,10 +125,11 @@ class Grammar:
     def __init__(self, matcher: Any, eos_token: int) -> None:
         self._matcher = matcher
         self._eos_token = eos_token
+        self._meter = WorkMeter()
 
     def start(self) -> GrammarState:
         """Returns the state before the first token."""
-        return GrammarState(self._matcher.deep_copy(), self._eos_token)
+        return GrammarState(self._matcher.deep_copy(), self._eos_token, self._meter)
 
 
 class GrammarCompiler:
@@ -138,7 +173,7 @@ class GrammarCompiler:
         matcher = self._library.LLMatcher(
             self._vocabulary, text, log_level=0, limits=self._library.LLParserLimits(**LIMITS)
         )
-        state = GrammarState(matcher, self.eos_token)
+        state = GrammarState(matcher, self.eos_token, WorkMeter())
         if matcher.is_error():
             raise GrammarError(f"the constraint of the answer: {state.describe_error()}")
         grammar = Grammar(matcher, self.eos_token)

@@ -201,13 +201,17 @@ def _choose_tools(tools: list[Tool], choice: str | Mapping[str, Any]) -> tuple[l
         if choice == "required" and not tools:
             raise BadRequest("tool_choice: required, and there are no tools", "tool_choice")
         return tools, choice
-    if choice.get("type") == "allowed_tools":
-        allowed = choice.get("allowed_tools", choice)
-        names = [entry.get("function", entry).get("name") for entry in allowed.get("tools") or ()]
-        mode = str(allowed.get("mode", "auto"))
-    else:
-        names = [(choice.get("function") or choice).get("name")]
-        mode = "required"
+    try:
+        if choice.get("type") == "allowed_tools":
+            allowed = choice.get("allowed_tools", choice)
+            names = [entry.get("function", entry).get("name") for entry in allowed.get("tools") or ()]
+            mode = str(allowed.get("mode", "auto"))
+        else:
+            names = [(choice.get("function") or choice).get("name")]
+            mode = "required"
+    except (AttributeError, TypeError):
+        form = '{"type": "function", "function": {"name": "NAME"}} or {"type": "allowed_tools", "tools": [...]}'
+        raise BadRequest(f"tool_choice: expected none, auto, required or {form}", "tool_choice") from None
     chosen = [tool for tool in tools if tool.name in names]
     if not chosen:
         shown = shorten_text(", ".join(map(str, names)))

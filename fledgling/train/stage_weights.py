@@ -9,6 +9,7 @@ the shape.
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ from fledgling.record.checkpoint import Checkpoint
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.train.critic import CRITIC, split_critic
+from fledgling.train.init_from import SOURCE_FILE
 from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.rl.algorithm import ALGORITHMS
 
@@ -73,15 +75,31 @@ def recipe_with_adapter(recipe: Recipe, run_dir: Path, source: Path | None) -> R
         return recipe
     if source is None:
         raise UserError("adapter.init_from: an adapter needs the weights that it belongs to: set run.init_from")
-    copied = run_dir / INIT_ADAPTER_DIR
+    copied, given_name = run_dir / INIT_ADAPTER_DIR, str(recipe.adapter.init_from)
+    copied_name = read_source_name(copied)
+    if copied_name not in (None, given_name):
+        raise UserError(
+            f"adapter.init_from is {given_name}, and {copied} is a copy of {copied_name}, with which this run began: "
+            "name that one, delete the copy if no stage has begun with it, or start another run with --set run.out=DIR"
+        )
     config = ModelConfig.from_dict(checkpoint.read_checkpoint_state(source)["model"])
     given, _ = read_peft(copied if copied.is_dir() else Path(recipe.adapter.init_from), config)
     if not copied.is_dir():
         with atomic_directory(copied) as temporary:
             for name in (CONFIG_FILE, TENSORS_FILE):
-                shutil.copyfile(Path(recipe.adapter.init_from) / name, temporary / name)
+                shutil.copyfile(Path(given_name) / name, temporary / name)
+            write_json(temporary / SOURCE_FILE, {"source": given_name})
     kept: dict[str, Any] = {name: getattr(recipe.adapter, name) for name in ("stages", "init_from")}
     return replace(recipe, adapter=replace(given, **kept))
+
+
+def read_source_name(copied: Path) -> str | None:
+    """Returns what a copied adapter was copied from; None where there is none, or nothing says it."""
+    try:
+        name = json.loads((copied / SOURCE_FILE).read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def find_stage_weights(
@@ -128,13 +146,15 @@ def build_stage_model(
     """Returns the model of a stage on its device, with its weights and the adapter that the stage trains.
 
     Weights that are sharded or quantized are loaded into the host's memory first; quantized ones run without a
-    compiler.
+    compiler. So does an adapter on a CPU in less than fp32: of PyTorch 2.13's vectorized bfloat16 code some gradients
+    of adapters in a compiled block are not finite, or wrong by a tenth, where eager ones are right.
     """
     adapter = start.adapter if start else None
     quantized = adapter is not None and adapter.quantization != "none"
+    is_miscompiled = adapter is not None and world.device.type == "cpu" and setup.dtype != torch.float32
     sharded = recipe.optimizer.zero_stage == 3 and world.size > 1  # moved block by block when they are sharded
     device = torch.device("cpu") if sharded or quantized else world.device
-    model = build_model(config, replace(setup, compiled=False) if quantized else setup, device)
+    model = build_model(config, replace(setup, compiled=setup.compiled and not (quantized or is_miscompiled)), device)
     load_or_init(model, start, recipe.seed)
     if adapter and quantized:
         model.requires_grad_(False)

@@ -10,7 +10,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import UserError
+from fledgling.config import UserError, dump_toml
+from fledgling.config.load import parse_recipe
 from fledgling.record.checkpoint import read_checkpoint_state
 from fledgling.record.jsonl import read_jsonl
 from fledgling.report.run_data import finite_number, load_run_data, read_object
@@ -22,7 +23,8 @@ _MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
 _WHEN_MADE = re.compile(r"\bMade \d{4}-\d\d-\d\d \d\d:\d\d UTC\b")
 _LINES_READ = re.compile(r'<footer data-lines="([^"]*)">')
 _FIGURE = re.compile(r"\d[\d,.]*")
-RUN_SETTINGS = ("init_from", "dtype", "max_rollbacks")  # that change what is learned
+RUN_SETTINGS = ("init_from", "dtype", "fp8", "max_rollbacks")  # that change what is learned
+LAST_TABLES = ("optimizer", "adapter", "distill")  # may change from stage to stage
 MAX_NAMED = 5  # differences of the report that are named
 
 
@@ -124,17 +126,20 @@ def check_sums(run_dir: Path) -> Check:
 def check_settings(run_dir: Path) -> Check:
     """Compares recipe.toml with the recipe that the newest checkpoint of each stage was saved with.
 
-    The optimizer and [run] may change from stage to stage: of these the newest stage's settings are compared.
+    The optimizer, adapter, teacher and [run] may change from stage to stage: of these the newest stage's settings are
+    compared.
     """
-    check, recipe, stages = Check("settings", "settings"), read_recipe_table(run_dir), list_stages(run_dir)
+    check, stages = Check("settings", "settings"), list_stages(run_dir)
+    recipe = read_recipe_table(run_dir)
+    recipe = fill_defaults((run_dir / "recipe.toml").read_text("utf-8")) if recipe else {}
     for stage in stages:
         for path in list_stage_checkpoints(run_dir, stage)[-1:]:
             try:
-                saved = tomllib.loads(read_checkpoint_state(path)["recipe"])
+                saved = fill_defaults(read_checkpoint_state(path)["recipe"])
             except (UserError, KeyError, TypeError, tomllib.TOMLDecodeError):
                 check.notes.append(f"{path.relative_to(run_dir)} has no recipe")
                 continue
-            names = ["model", "tokenizer", stage, *(["optimizer"] if stage == stages[-1] else [])]
+            names = ["model", "tokenizer", stage, *(LAST_TABLES if stage == stages[-1] else ())]
             tables = [(name, _table(saved, name), _table(recipe, name)) for name in names]
             pairs = [("seed", saved.get("seed"), recipe.get("seed"))]
             pairs += [(f"{t}.{key}", a.get(key), b.get(key)) for t, a, b in tables for key in sorted({*a, *b})]
@@ -149,6 +154,17 @@ def check_settings(run_dir: Path) -> Check:
             ]
     check.total = check.checked
     return check
+
+
+def fill_defaults(text: str) -> dict[str, Any]:
+    """Returns the tables of a recipe's text with today's defaults of keys that it lacks, as they are in a damaged one.
+
+    So a key that came with a later version is no difference between a checkpoint and recipe.toml.
+    """
+    try:
+        return tomllib.loads(dump_toml(parse_recipe(text)))
+    except UserError:
+        return tomllib.loads(text)
 
 
 def _table(recipe: dict[str, Any], name: str) -> dict[str, Any]:

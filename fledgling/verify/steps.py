@@ -42,6 +42,7 @@ CLOCK_KEYS |= {"share_rollouts", "share_scoring", "share_update"}
 SCRATCH_PREFIX = "fledgling-verify-"
 MIN_DISTANCE = 2  # a changed moment shows in the second step
 GROUPS = ("model", "adapter_model", "critic", "optimizer", "random")
+WEIGHT_GROUPS = ("model", "adapter_model", "critic")  # which a tolerance allows to differ a little
 DATA_STAGES = ("pretrain", "midtrain", "sft")  # what their steps read is known without a model
 
 
@@ -319,7 +320,7 @@ def compare_checkpoints(recorded: checkpoint.Checkpoint, again: checkpoint.Check
             elif not tolerance and not torch.equal(one, other):
                 count = int((one != other).sum())
                 problems.append(f"{group} {name}: {count:,} of {one.numel():,} values differ")
-            elif tolerance and group == "model":
+            elif tolerance and group in WEIGHT_GROUPS:
                 scale = one.double().abs().max().clamp_min(1e-30)
                 if float((one.double() - other.double()).abs().max() / scale) > tolerance:
                     problems.append(f"{group} {name} differs by more than {tolerance:g} of its largest value")

@@ -12,7 +12,7 @@ import torch
 
 from fledgling.config.model import ModelConfig
 from fledgling.infer.engine import Engine
-from fledgling.infer.grammar import LIMITS, GrammarError
+from fledgling.infer.grammar import ALLOWED_SECONDS, LIMITS, SECONDS_PER_MASK, GrammarError, WorkMeter
 from fledgling.infer.sampling import SamplingParams
 from fledgling.model.transformer import Transformer
 
@@ -150,6 +150,28 @@ def test_a_hostile_schema_is_refused_or_bounded(engine, tokenizer, name):
     except GrammarError:
         pass
     assert time.process_time() - start < 5  # a bound, not a measurement: unbounded ones take minutes
+
+
+def test_an_ambiguous_grammar_ends_before_it_takes_much_time(engine, tokenizer):
+    grammar = engine.grammars.compile_lark("start: s\ns: s s s | s s | /[a-z ]/ | \n")
+    letters = [tokenizer.encode(letter)[0] for letter in "abc"]
+    start = time.thread_time()
+    with pytest.raises(GrammarError, match=r"takes .* ms a token, expected at most 1 ms: make it simpler"):
+        for n in range(16):  # the answers of one request share its limit
+            state = grammar.start()
+            for step in range(100):
+                assert state.mask(tokenizer.vocab_size).any()
+                state.accept(letters[(n + step) % 3])
+    assert time.thread_time() - start < 3  # a bound, not a measurement: unlimited it takes half a minute
+
+
+def test_a_grammar_may_take_its_time_at_once_and_a_little_for_each_token():
+    meter = WorkMeter()
+    meter.add(ALLOWED_SECONDS, 1)
+    for _ in range(1000):
+        meter.add(0.9 * SECONDS_PER_MASK, 1)
+    with pytest.raises(GrammarError, match="ms a token"):
+        meter.add(ALLOWED_SECONDS + 1, 1)
 
 
 def test_a_step_beyond_its_limits_ends_that_answer_alone(engine, monkeypatch):

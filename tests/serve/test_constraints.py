@@ -89,6 +89,13 @@ def test_an_answer_that_is_cut_is_said_to_be(address):
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name: expected 1 to 64"),
         ({"tools": [ADD], "tool_choice": "maybe"}, "got 'maybe'"),
         ({"tool_choice": "required"}, "there are no tools"),
+        ({"tools": [ADD], "tool_choice": {"type": "function", "function": "add"}}, "tool_choice: expected none, auto"),
+        (
+            {"tools": [ADD], "tool_choice": {"type": "allowed_tools", "allowed_tools": [1]}},
+            "tool_choice: expected none",
+        ),
+        ({"tools": [ADD], "tool_choice": {"type": "allowed_tools", "tools": ["add"]}}, "tool_choice: expected none"),
+        ({"tools": [ADD], "tool_choice": {"type": "allowed_tools", "tools": 5}}, "tool_choice: expected none, auto"),
         ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "'sub' is none of the"),
     ],
 )

@@ -13,8 +13,9 @@ from fledgling.model.transformer import Transformer
 from fledgling.optim.optimizer import Optimizer
 from fledgling.optim.sharded import shard_parameters
 from fledgling.record import checkpoint, read_jsonl
+from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
-from fledgling.train import loop, run
+from fledgling.train import loop, run, stage_weights
 from fledgling.train.stage import Stage
 from tests.invariants.losses import batch_of, loss_of
 from tests.ranks import on_ranks, one_thread
@@ -124,6 +125,21 @@ def test_an_adapter_from_elsewhere_decides_the_shape_and_goes_on(copied):
     same = [name for name in before if name.startswith("adapter_model.")]
     assert same and all(torch.allclose(before[name], after[name], atol=1e-6) for name in same)
     assert run.run_stage(other, "sft", quiet=True) is False
+    another = recipe_of(copied, "pretrain", "sft", **{**options, "adapter.init_from": '"elsewhere"'})
+    with pytest.raises(UserError, match=r"adapter.init_from is elsewhere, and .*init_adapter is a copy of .*given"):
+        stage_weights.recipe_with_adapter(another, copied / "run", given)
+
+
+@pytest.mark.parametrize(("dtype", "compiled"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_an_adapter_in_bfloat16_is_not_compiled_on_a_cpu(copied, dtype, compiled):
+    recipe = recipe_of(copied, "pretrain", "sft", **LORA)
+    start = stage_weights.find_stage_weights(recipe, "sft", copied / "run", None, latest(copied / "run", "pretrain"))
+    setup, world = DeviceSetup(dtype, True, 0.0), World.start("cpu")
+    config = ModelConfig.from_dict(start.state["model"])
+    adapted = stage_weights.build_stage_model(recipe, config, start, setup, world)
+    whole = stage_weights.build_stage_model(recipe, config, None, setup, world)
+    is_compiled = [model.blocks[0]._compiled_call_impl is not None for model in (adapted, whole)]
+    assert is_compiled == [compiled, True]
 
 
 def test_what_cannot_be_adapted_is_refused_in_one_line(copied, tmp_path):

@@ -113,6 +113,7 @@ class PredictionStore:
                 raise ValueError("it is of another teacher")
             if damage := next((f"{name} {text}" for name, text in damages.items() if text), None):
                 raise ValueError(damage)
+            steps = {str(stream): int(count) for stream, count in manifest["steps"].items()}
             rows, offsets = (np.load(path / f"{name}.npy", allow_pickle=False) for name in ("rows", "offsets"))
             shapes = ("ids", self.dtype, self.top_k), ("logprobs", np.dtype("<f2"), self.top_k + 1)
             ids, logprobs = (
@@ -125,8 +126,8 @@ class PredictionStore:
             reason = " ".join(str(error).split())[:150]
             raise UserError(f"{path} is damaged: {reason}; delete it, and its predictions are made anew") from None
         self.shards.append(Shard(rows, offsets, ids, logprobs))
-        for stream, steps in manifest["steps"].items():
-            self.finished_steps[stream] = max(steps, self.finished_steps.get(stream, 0))
+        for stream, count in steps.items():
+            self.finished_steps[stream] = max(count, self.finished_steps.get(stream, 0))
 
     def _index(self) -> None:
         keys = np.concatenate([np.empty(0, "<u8"), *(shard.rows for shard in self.shards)])

@@ -22,6 +22,7 @@ from fledgling.infer.engine import Engine
 from fledgling.infer.request import Completion
 from fledgling.infer.sampling import SamplingParams
 from fledgling.record.jsonl import JsonlWriter, read_jsonl, write_json, write_text
+from fledgling.record.run_lock import hold_lock
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_prompt
 
@@ -75,6 +76,19 @@ def write_answers(
         UserError: the file was made from something else, or cannot be written.
     """
     facts = {"teacher": identity, "source": source.name, **asdict(settings), "prompts": _hash_prompts(source, settings)}
+    with hold_lock(out.parent, f"{out.name}", remedy="choose a file in another directory"):
+        return _write_answers(engine, source, settings, out, facts, progress)
+
+
+def _write_answers(
+    engine: Engine,
+    source: ConversationSource,
+    settings: AnswerSettings,
+    out: Path,
+    facts: dict[str, Any],
+    progress: Callable[[int, int], None],
+) -> AnswerCounts:
+    """Does what `write_answers` says, while no other process writes in the directory. facts: what the file is of."""
     facts_file = out.with_suffix(".json")
     counts = _read_counts(out, facts_file, facts)
     group_size = GROUP_SIZE.get(engine.device.type, GROUP_SIZE["cuda"])
