@@ -99,7 +99,7 @@ def test_a_kl_weight_that_has_adapted_to_its_target_is_kept():
     for target, weight in ((None, 0.7), (0.1, 0.3)):
         stream = object.__new__(RolloutStream)
         stream.config, stream.kl_weight = RLConfig(kl_weight=0.7, kl_target=target), 0.7
-        stream.collapse_monitor = Mock()
+        stream.collapse_monitor = stream.sampler = Mock()
         stream.load_state_dict(state)
         assert stream.kl_weight == weight
 
