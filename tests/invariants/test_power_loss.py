@@ -196,6 +196,7 @@ def test_only_the_modules_made_for_it_rename_and_overwrite_files():
         "export.write_hf": {"rename", "write_text", "copyfile"},
         "export.checkpoint_weights": {"write_text", "copyfile"},  # into a directory that appears when it is complete
         "train.stage_weights": {"copyfile"},  # the same
+        "train.distill.stored": {"write_bytes"},  # the same
         "verify.steps": {"copyfile"},  # into a scratch directory
         "corpora.public_sets": {"replace"},  # a file that is checked again
         "cli.eval_chat": {"write_text"},  # reports that a user asks for, and that nothing reads
