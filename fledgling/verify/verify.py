@@ -131,6 +131,11 @@ def check_steps(
         return int(budget * REPLAY_SHARE / max(1, len(starts)) / max(1e-9, seconds[start.stage]))
 
     drawn = steps.draw_distances(starts, count, reach, chance)
+    last_steps = {start.stage: start.last for start in starts}  # the checkpoint of each that is taken further
+    for start in starts:
+        if start.last == last_steps[start.stage] and 0 < start.last - start.step <= reach(start):
+            drawn.setdefault(start, []).append(start.last - start.step)
+    compared: set[tuple[str, int]] = set()
     data.total = made.total = sum(len(steps.read_lines(run_dir, stage)) for stage in seconds)
     beginnings = [start for start in starts if start.step == 0 and start.stage in steps.DATA_STAGES]
     ends = [start for start in starts if start.path and start.step == start.last]
@@ -157,6 +162,15 @@ def check_steps(
         machine = steps.find_segment(run_dir, start.stage, start.step).machine
         elsewhere = machine and any(machine.get(key) != here[key] for key in MACHINE_KEYS)
         _compare(run_dir, start, result, max(TOLERANCES.values()) if elsewhere else tolerance, checks)
+        if result.saved is not None:
+            compared.add((start.stage, int(result.saved.path.name.removeprefix("step-"))))
+        if result.evals:
+            compared.add((start.stage, start.step))
+    unseen = [f"{stage} step {last}" for stage, last in last_steps.items() if (stage, last) not in compared]
+    if unseen:
+        weights.notes.append(
+            f"not compared: {', '.join(unseen)}: no start reaches them in the time, and no bits per byte were recorded"
+        )
     for start, distances in drawn.items():
         if str(start) not in left_out:
             made.notes.append(f"drawn after {start}: {', '.join(str(start.step + d) for d in sorted(distances))}")

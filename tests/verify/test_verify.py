@@ -14,6 +14,7 @@ from fledgling.record.seal import seal_run
 from fledgling.report import build_report
 from fledgling.train.run import run_stage
 from fledgling.verify import verify_run
+from fledgling.verify.files import list_stage_checkpoints
 
 
 def list_problems(result):
@@ -142,3 +143,17 @@ def test_a_report_that_was_made_before_the_run_went_on_raises_no_alarm(copy):
     go_on_with(copy, "pretrain", ["pretrain.steps=8"], late_report=False)
     result = verify_run(copy, count=2, seconds=600, seed=1)
     assert list_problems(result) == []
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "rl"])
+def test_the_last_checkpoint_of_a_stage_is_made_again_without_a_draw(copy, stage):
+    path = list_stage_checkpoints(copy, stage)[-1]
+    tampering.change_tensor(path / "model.safetensors", random.Random(3))
+    tampering.cover(copy, [path], "forged")
+    problems = list_problems(verify_run(copy, count=0, seconds=600, seed=1))
+    assert any(text.startswith(f"weights after them: {stage}/{path.name}") for text in problems), problems
+
+
+def test_a_last_checkpoint_that_nothing_compared_is_named(run):
+    notes = [note for check in verify_run(run, count=0, seconds=5e-3, seed=1)["checks"] for note in check["notes"]]
+    assert any(note.startswith("not compared: ") and f"rl step {tampering.STEPS}" in note for note in notes), notes
