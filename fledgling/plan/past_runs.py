@@ -59,9 +59,16 @@ def user_file() -> Path:
 
 
 def load_past_runs(paths: tuple[Path, ...] | None = None) -> list[PastRun]:
-    """Returns the shipped runs and the user's; damaged lines are left out."""
+    """Returns the shipped runs and the user's; damaged lines are left out, and copies of a run count once."""
     runs = [run for path in paths or (SHIPPED, user_file()) for run in _read(path)]
-    return list({json.dumps(asdict(run), sort_keys=True): run for run in runs}.values())[-MAX_RUNS:]
+    return list({_identify(run): run for run in runs}.values())[-MAX_RUNS:]
+
+
+def _identify(run: PastRun) -> str:
+    """Returns what two copies of one run have in common: the same losses to the last digit after the same tokens."""
+    scores = {name: value for name, value in run.measured.items() if name not in ("seconds", "memory")}
+    what = [run.recipe, run.data, run.parameters, run.tokens, scores or asdict(run)]
+    return json.dumps(what, sort_keys=True)
 
 
 def append_past_run(run: PastRun, path: Path | None = None) -> None:
@@ -97,4 +104,5 @@ def _parse(line: str) -> PastRun | None:
     figures: list[Any] = [*sizes, run.passes, run.later_flops, *run.predicted.values(), *run.measured.values()]
     if not all(isinstance(value, int | float) and abs(value) < 1e100 for value in figures):
         return None
-    return run if min(sizes) > 0 and min(run.passes, run.later_flops) >= 0 else None
+    is_possible = min(*sizes, run.measured.get("seconds", 1.0)) > 0 and min(run.passes, run.later_flops) >= 0
+    return run if is_possible else None

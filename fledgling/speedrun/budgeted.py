@@ -165,9 +165,14 @@ def _adjusted(run: BudgetedRun, run_dir: Path) -> Recipe:
 
 
 def read_spent(run_dir: Path) -> float:
-    """Returns the seconds of work of earlier sessions: before the stage that was running, and those it recorded."""
+    """Returns the seconds of work of earlier sessions: before the stage that was running, and those it recorded.
+
+    At least those that the finished stages recorded of their steps: spent.json may be damaged.
+    """
     spent = read_object(run_dir / SPENT)
-    seconds, stage = finite_number(spent.get("seconds")) or 0.0, spent.get("stage")
+    done = [read_object(run_dir / stage / "done.json") for stage in STAGES]
+    recorded = sum(max(0.0, finite_number(values.get("training_seconds")) or 0.0) for values in done)
+    seconds, stage = max(recorded, finite_number(spent.get("seconds")) or 0.0), spent.get("stage")
     if stage not in STAGES or spent.get("finished") is True:
         return seconds
     newest = checkpoint.find_latest_checkpoint(
@@ -249,6 +254,7 @@ def finish(run: BudgetedRun, clock: RunClock, run_dir: Path) -> PastRun:
     record = load_run_data(run_dir)
     planned, environment = run.planned, collect_environment()
     machine = ", ".join(environment["gpus"]) or f"{environment['cpu']}, {environment['cores']} cores"
+    tokens = int(record.stages[0].last_metric("tokens") or planned["tokens"])
     past = PastRun(
         time.strftime("%Y-%m-%d"),
         run.recipe.name,
@@ -256,8 +262,8 @@ def finish(run: BudgetedRun, clock: RunClock, run_dir: Path) -> PastRun:
         machine,
         run.budget.seconds,
         int(planned["parameters"]),
-        int(record.stages[0].last_metric("tokens") or planned["tokens"]),
-        float(planned["passes"]),
+        tokens,
+        float(planned["passes"]) * tokens / float(planned["tokens"]),  # the horizon may have changed on the way
         measure_later_flops(run, record),
         {"seconds": float(planned["seconds"]), "memory": float(planned["memory"])}
         | {forecast.name: forecast.value for forecast in run.forecasts if forecast.name not in ("seconds", "memory")},

@@ -40,6 +40,7 @@ def test_a_users_run_is_added_once(tmp_path, monkeypatch):
         json.dumps({**vars(RUN), "measured": {"seconds": float("nan")}}),
         json.dumps({**vars(RUN), "predicted": [1]}),
         json.dumps({**vars(RUN), "tokens": 10**400}),
+        json.dumps({**vars(RUN), "measured": {"seconds": -0.3}}),
     ],
     ids=lambda line: line[:20],
 )
@@ -47,6 +48,13 @@ def test_a_damaged_line_is_left_out(line, tmp_path):
     file = tmp_path / "past_runs.jsonl"
     file.write_text(line + "\n" + json.dumps(vars(RUN)) + "\n", encoding="utf-8")
     assert load_past_runs((file,)) == [RUN]
+
+
+def test_copies_of_a_run_that_were_finished_apart_count_once(tmp_path):
+    file = tmp_path / "past_runs.jsonl"
+    for seconds, bits in ((24.9, 2.125), (5.75, 2.125), (6.2, 2.5)):
+        append_past_run(PastRun(**{**vars(RUN), "measured": {"seconds": seconds, "bits_per_byte": bits}}), file)
+    assert [run.measured["seconds"] for run in load_past_runs((file,))] == [5.75, 6.2]
 
 
 def test_of_a_huge_file_the_newest_runs_are_read(tmp_path, monkeypatch):

@@ -129,3 +129,16 @@ def test_a_run_that_began_without_a_budget_gets_none(recipe, clock):
         (Path(recipe.run.out) / stage).mkdir(exist_ok=True)
         (Path(recipe.run.out) / stage / "done.json").write_text("{}")
     assert go(recipe, clock) == [], "all is done, as without a budget"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"seconds": "x"}', '{"seconds": -5.0}', '{"seconds": 3.0, "finished": true}']
+)
+def test_the_time_spent_is_at_least_what_finished_stages_recorded(text, tmp_path):
+    for stage, seconds in (("pretrain", 40.0), ("sft", 2.5)):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "done.json").write_text(json.dumps({"training_seconds": seconds}))
+    (tmp_path / "spent.json").write_text(text)
+    assert budgeted.read_spent(tmp_path) == 42.5
+    (tmp_path / "spent.json").write_text('{"seconds": 50.0, "finished": true}')
+    assert budgeted.read_spent(tmp_path) == 50.0
