@@ -10,6 +10,7 @@ work count, a pause between two sessions does not. Before a stage its steps foll
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -155,6 +156,11 @@ def require_same_run(known: BudgetedRun | None, recipe: Recipe, budget: Budget |
     if dump_without_place(recipe) not in names:
         raise UserError(
             f"{run_dir} has begun within {known.budget.text} with other settings: give those, or {elsewhere}"
+        )
+    if budget and not math.isclose(budget.seconds, known.budget.seconds, rel_tol=1e-6):
+        raise UserError(
+            f"{run_dir} has begun within {known.budget.text}, and {budget.text} is given: leave it out to go on, or "
+            f"{elsewhere}"
         )
 
 

@@ -101,6 +101,8 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert go(recipe, clock) == [] and load_past_runs((user_file(),)) == [past], "a finished run is not counted again"
     with pytest.raises(UserError, match=r"has begun within --minutes 1 with other settings: .* --set run.out=DIR"):
         go(load_recipe(tmp_path / "smallest.toml", [*OPTIONS, "seed=2"]), clock)
+    with pytest.raises(UserError, match=r"has begun within --minutes 1, and --minutes 5 is given: leave it out"):
+        go(recipe, clock, Budget(300.0, "--minutes 5"))
     (run_dir / "forecast.json").write_text('{"recipe": 1}')
     with pytest.raises(UserError, match=r"forecast.json is damaged"):
         go(recipe, clock)
