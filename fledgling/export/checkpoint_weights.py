@@ -21,7 +21,7 @@ from fledgling.export.untrusted import read_json
 from fledgling.kernels.frozen_weights import round_to_quantized
 from fledgling.model.adapter import merge_adapter
 from fledgling.record import checkpoint, make_write_error
-from fledgling.record.atomic_directory import atomic_directory
+from fledgling.record.atomic_directory import MANIFEST, atomic_directory
 
 ADAPTER_GROUP = TENSORS_FILE.removesuffix(".safetensors")  # of a checkpoint
 MAX_BASES = 8  # checkpoints that name one another
@@ -49,8 +49,18 @@ class CheckpointWeights:
 
 
 def describe_adapter(adapter: AdapterConfig, checkpoint_dir: Path, base: Path) -> dict[str, Any]:
-    """Returns what the state of a checkpoint says of its adapter: the configuration, and where its base is from it."""
-    return {"config": asdict(adapter), "base": os.path.relpath(base, checkpoint_dir)}
+    """Returns what the state of a checkpoint says of its adapter: the configuration, where its base is, and which."""
+    described = {"config": asdict(adapter), "base": os.path.relpath(base, checkpoint_dir)}
+    return described | {"base_digests": read_weight_digests(base)}
+
+
+def read_weight_digests(path: Path) -> dict[str, str]:
+    """Returns the digests of a checkpoint's weights by file, as its manifest has them; none of one without them."""
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {name: files[name]["sha256"] for name in ("model.safetensors", TENSORS_FILE) if name in files}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def read_adapter_state(state: dict[str, Any], path: Path) -> tuple[AdapterConfig, Path] | None:
@@ -94,6 +104,11 @@ def read_weights(path: Path, check_hashes: bool = True, depth: int = 0) -> Check
         raise UserError(
             f"checkpoint {path} is an adapter, and the weights that it belongs to are not at {base}: move or copy the "
             "run as a whole"
+        )
+    if state["adapter"].get("base_digests") not in (None, read_weight_digests(base)):
+        raise UserError(
+            f"checkpoint {path} is an adapter of other weights than those at {base}, which were trained again since: "
+            "train its stage again too"
         )
     checkpoint.verify_checkpoint(path, check_hashes)
     below = read_weights(base, check_hashes, depth + 1)

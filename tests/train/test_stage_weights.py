@@ -130,6 +130,15 @@ def test_an_adapter_from_elsewhere_decides_the_shape_and_goes_on(copied):
         stage_weights.recipe_with_adapter(another, copied / "run", given)
 
 
+def test_an_adapter_is_not_used_on_weights_that_were_trained_again_since(copied):
+    run.run_stage(recipe_of(copied, "pretrain", "midtrain", **LORA), "midtrain", quiet=True)
+    load_model(copied / "run/midtrain")
+    shutil.rmtree(copied / "run" / "pretrain")
+    run.run_stage(recipe_of(copied, "pretrain", "midtrain", **{"optimizer.matrix_lr": 0.03}), "pretrain", quiet=True)
+    with pytest.raises(UserError, match=r"is an adapter of other weights than those at .*, which were trained again"):
+        load_model(copied / "run/midtrain")
+
+
 @pytest.mark.parametrize(("dtype", "compiled"), [(torch.float32, True), (torch.bfloat16, False)])
 def test_an_adapter_in_bfloat16_is_not_compiled_on_a_cpu(copied, dtype, compiled):
     recipe = recipe_of(copied, "pretrain", "sft", **LORA)
