@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 MAX_OBJECT_KEYS = 1024  # of one JSON object; logit_bias is the largest
+MAX_OBJECTS = 8192  # of one body: each costs some microseconds of validation, in which no answer advances
 ITEMS_AT_ONCE = 32  # of a list, encoded without a break
 MAX_SHOWN_CHARS = 80  # of a client's text in an error
 
@@ -21,8 +22,17 @@ class InvalidJSON(ValueError):
 
 def parse_json(body: bytes) -> Any:
     """Returns the value of a body in UTF-8. Raises InvalidJSON."""
+    count = 0
+
+    def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        if count > MAX_OBJECTS:
+            raise InvalidJSON(f"more than {MAX_OBJECTS:,} objects in all messages, parts, calls and tools together")
+        return _build_object(pairs)
+
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_build_object, parse_constant=_reject_constant)
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=build_object, parse_constant=_reject_constant)
         if b"\\ud" in body or b"\\uD" in body:  # a pair of surrogates is one character, half of one is none
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value

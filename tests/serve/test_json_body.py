@@ -56,6 +56,7 @@ def test_no_part_is_longer_than_its_share(monkeypatch):
         (b'"\\uDC00"', "half of a surrogate pair"),
         (b"{'a': 1}", "not JSON"),
         (json.dumps({str(number): 0 for number in range(1025)}).encode(), "1,025 keys"),
+        (b"[" + b"{}," * 8192 + b"{}]", "more than 8,192 objects"),
     ],
 )
 def test_what_two_readers_may_understand_differently_is_refused(body, reason):
