@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from fledgling.config import RLConfig, UserError
 from fledgling.model.transformer import Transformer
@@ -32,6 +33,9 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
     for task_name, task in tasks.items():
         if files := task.files():
             context.preparer.documents.prepared.record_files(f"rl.tasks {task_name}", files)
+    rewards = [Path(name.rpartition(":")[0]) for name in config.rewards if ".py:" in name]
+    if files := [path for path in rewards if path.is_file()]:
+        context.preparer.documents.prepared.record_files("rl.rewards", files)
     steps = derive_rl_steps(config, {task_name: len(task) or math.inf for task_name, task in tasks.items()})
     if config.steps is None:
         context.recorder.log_notice(f"rl: {steps:,} steps, {config.passes or 1:g} passes over the prompts of its tasks")

@@ -142,3 +142,6 @@ def test_a_run_resumes_once_its_reward_is_repaired(tmp_path):
         assert all(math.isfinite(line["reward"]) and line["gradient_norm"] > 0 for line in lines)
     for name, value in outcomes[0].items():
         assert outcomes[1][name].equal(value), name
+    notices = {n: str(read_jsonl(tmp_path / n / "rl" / "notices.jsonl")) for n in ("reference", "repaired")}
+    assert "rl.rewards: its files changed since this stage began" in notices["repaired"]
+    assert "files changed" not in notices["reference"]
