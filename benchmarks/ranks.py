@@ -13,10 +13,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
@@ -77,14 +78,15 @@ def run_ranks(job: Job) -> list[dict[str, Any]]:
                         print(f"\r{phase:<40}", end="", file=sys.stderr, flush=True)
                     elif kind == "done":
                         reported[rank] = what
-                    elif kind == "died":
-                        processes[rank].join(5)
-                        how = _describe_exit(processes[rank].exitcode)
+                    elif kind in ("died", "failed"):
+                        dead = rank if kind == "died" else _find_killed(processes)
+                        if dead is None:
+                            raise UserError(f"rank {rank} of {job.ranks} failed at: {phase}: {what}")
+                        processes[dead].join(5)
+                        how = _describe_exit(processes[dead].exitcode)
                         raise UserError(
-                            f"rank {rank} of {job.ranks} died ({how}) at: {phase}; try again, or fewer ranks"
+                            f"rank {dead} of {job.ranks} died ({how}) at: {phase}; try again, or fewer ranks"
                         )
-                    elif kind == "failed":
-                        raise UserError(f"rank {rank} of {job.ranks} failed at: {phase}: {what}")
         finally:
             print(file=sys.stderr)
             for process in processes:
@@ -99,6 +101,17 @@ def _receive(receiver: Connection) -> tuple[str, Any]:
         return receiver.recv()
     except (EOFError, OSError):
         return "died", None
+
+
+def _find_killed(processes: Sequence[BaseProcess]) -> int | None:
+    """Returns a rank that a signal has ended: the cause of another's error, which may be reported before its death."""
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        for rank, process in enumerate(processes):
+            if process.exitcode is not None and process.exitcode < 0:
+                return rank
+        time.sleep(0.05)
+    return None
 
 
 def _describe_exit(code: int | None) -> str:
