@@ -19,7 +19,7 @@ from fledgling.record import read_jsonl
 from fledgling.report.chart import Chart, Line, render_chart
 from fledgling.tasks.environments import ENVIRONMENTS, load_environment_task
 
-LAST_ROUNDS = 5  # whose mean number of calls is told
+LAST_ROUNDS = 5  # whose mean number of calls is shown
 STEPS = {"file_tree": 80, "database": 40, "web_shop": 40}  # of rl; the recipe's own are for the guessing game
 
 

@@ -184,7 +184,7 @@ def adapter_skill(
     questions: int = 200,
     overrides: Overrides = (),
 ) -> dict:
-    """Teach a run a made-up language with LoRA and by full fine-tuning: exams, memory and time beside the plan.
+    """Teach a run a made-up language with LoRA and by full fine-tuning: exams, memory and time next to the plan.
 
     Parameters
     ----------

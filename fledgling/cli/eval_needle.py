@@ -1,4 +1,4 @@
-"""`fledgling eval needle`: whether a model finds a number that was said far before."""
+"""`fledgling eval needle`: whether a model finds a number that was stated far before."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def needle(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """A needle in a haystack: a number that was said once, asked for at the end of a text of so many tokens.
+    """A needle in a haystack: a number that was stated once, asked for at the end of a text of so many tokens.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A needle in a haystack: whether a model finds a number that was said far before, at several lengths and depths.
+"""A needle in a haystack: whether a model finds a number that was stated far before, at several lengths and depths.
 
 A text of the wanted length has the sentence "The secret number is 7." at a depth (0 is its beginning, 1 its end), and
 ends with "The secret number is". The answer is the likeliest of the ten digits, so chance is .1, and a model that only
@@ -30,7 +30,7 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Needle:
-    """One text: a row for each digit, and which digit was said."""
+    """One text: a row for each digit, and which digit was given."""
 
     length: int
     depth: float

@@ -87,7 +87,7 @@ def write_own_config(config: ModelConfig) -> dict[str, Any]:
 def read_own_config(config_json: Mapping[str, Any], largest: Mapping[str, int]) -> ModelConfig:
     """Returns the model of a config.json. Raises UserError that names the key; largest: bounds of sizes, by our names.
 
-    The modelling file beside it is never read: our own model is the reference.
+    The modelling file next to it is never read: our own model is the reference.
     """
     values: dict[str, Any] = {}
     for name, key in SIZES.items():

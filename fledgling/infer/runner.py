@@ -119,7 +119,7 @@ class ModelRunner:
         is_quantized = any(isinstance(weight.data, QuantizedTensor) for weight in self.model.parameters())
         compiles = is_cuda and device_decode != "graphs" and not is_quantized and should_compile("auto", self.device)
         self.run_block: RunBlock = compile_or_fall_back(run_block) if compiles and self.decodes_on_device else run_block
-        self.core_monitor: CoreMonitor | None = None  # of what runs for long beside other programs
+        self.core_monitor: CoreMonitor | None = None  # of what runs for long next to other programs
         self._has_reported = False
 
     @property

@@ -58,6 +58,8 @@ def build_context(
     start = find_stage_weights(recipe, name, Path(recipe.run.out), saved, parent)
     config = ModelConfig.from_dict(start.state["model"]) if start else recipe.model.resolve(tokenizer.vocab_size)
     model = build_stage_model(recipe, config, start, setup, world)
+    if setup.compiled and model.blocks[0]._compiled_call_impl is None:
+        recorder.log_notice(f"{name}: blocks with this adapter are not compiled here (docs/adapters.md)")
     if trains_value_head(recipe, name):
         attach_critic(model)
     adapter = start.adapter if start else None

@@ -1,4 +1,4 @@
-"""Training beside other programs: threads follow the cores that they leave (`runtime/core_monitor.py`)."""
+"""Training next to other programs: threads follow the cores that they leave (`runtime/core_monitor.py`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def follow_free_cores(
     (run.threads, OMP_NUM_THREADS), or ranks share the cores, nothing is adapted.
 
     Args:
-        notify: is told once that the machine is shared.
+        notify: receives one line once, that the machine is shared.
         seconds: between measurements.
     """
     is_chosen = bool(config.threads) or "OMP_NUM_THREADS" in os.environ

@@ -26,7 +26,7 @@ def test_texts_have_the_length_and_the_needle_at_its_depth(tokenizer):
         assert len(each.rows) == 10 and all(len(row.tokens) == each.length for row in each.rows)
         right = each.rows[each.answer]
         text = tokenizer.decode(right.tokens.tolist())
-        assert text.count(f"The secret number is {each.answer}") == 2, "told once and asked once"
+        assert text.count(f"The secret number is {each.answer}") == 2, "stated once and asked once"
         at = text.index("The secret") / (len(text) - 2 * len(needle.NEEDLE))
         assert abs(at - each.depth) < 0.25
     again = make_needles(tokenizer, TEXTS, [100], DEPTHS, 3)

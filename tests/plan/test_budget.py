@@ -115,7 +115,7 @@ def test_a_pinned_batch_grows_with_the_tokens_and_keeps_their_number():
 
 
 def test_a_depth_far_from_the_past_runs_or_found_by_some_fits_alone_is_not_taken():
-    """Otherwise four runs of small models would choose a large one by a law that nobody has tested there."""
+    """Otherwise four runs of small models would choose a large one by a law that is untested there."""
     draw = random.Random(0)
     small = [make_run(draw, 0.003, parameters, tokens) for parameters in (655_360, 3_670_016) for tokens in (3e5, 6e5)]
     assert choose(1200, runs=small).recipe.model.depth == 4, "no past run of that size"

@@ -1,4 +1,4 @@
-"""Races: equal time of steps, one text, interleaved seeds, resumable, other programs' results beside."""
+"""Races: equal time of steps, one text, interleaved seeds, resumable, other programs' results next to them."""
 
 import json
 from pathlib import Path

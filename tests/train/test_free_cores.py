@@ -1,4 +1,4 @@
-"""A run's threads follow the free cores only where nobody chose their number, and its metrics say so."""
+"""A run's threads follow the free cores only where no one chose their number, and its metrics say so."""
 
 from types import SimpleNamespace
 
