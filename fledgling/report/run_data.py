@@ -110,6 +110,12 @@ class RunData:
     unreadable: list[str] = field(default_factory=list)  # damaged files, one line each
 
     @property
+    def last_time(self) -> float:
+        """Unix time of the newest metrics line or end of a stage; 0 where none is recorded."""
+        lines = [line for stage in self.stages for line in (*stage.metrics[-1:], stage.done)]
+        return max([0.0, *(finite_number(line.get("time")) or 0.0 for line in lines)])
+
+    @property
     def lines_read(self) -> dict[str, int]:
         """Lines of each file that may grow after the run's end, by its path in the run without `.jsonl`."""
         return {f"{stage.name}/{name}": count for stage in self.stages for name, count in stage.lines_read.items()}

@@ -21,5 +21,6 @@ def render_page(package: str, template: str, **contents: Any) -> str:
         lstrip_blocks=True,
     )
     style = Markup((Path(__file__).parent / "style.css").read_text("utf-8"))
-    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return environment.get_template(template).render(style=style, created=created, **contents)
+    now = datetime.now(UTC)
+    times = {"created": now.strftime("%Y-%m-%d %H:%M UTC"), "unix_time": f"{now.timestamp():.3f}"}
+    return environment.get_template(template).render(style=style, **times, **contents)

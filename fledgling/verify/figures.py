@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import tomllib
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import UserError, dump_toml
+from fledgling.config import STAGES, UserError, dump_toml
 from fledgling.config.load import parse_recipe
 from fledgling.record.checkpoint import read_checkpoint_state
 from fledgling.record.jsonl import read_jsonl
@@ -21,7 +22,8 @@ from fledgling.verify.files import list_deleted, list_stage_checkpoints, list_st
 
 _MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
 _WHEN_MADE = re.compile(r"\bMade \d{4}-\d\d-\d\d \d\d:\d\d UTC\b")
-_LINES_READ = re.compile(r'<footer data-lines="([^"]*)">')
+_LINES_READ = re.compile(r'<footer data-lines="([^"]*)"')
+_UNIX_TIME = re.compile(r'(<footer data-lines="[^"]*") data-made="([\d.]*)"')
 _FIGURE = re.compile(r"\d[\d,.]*")
 RUN_SETTINGS = ("init_from", "dtype", "fp8", "max_rollbacks")  # that change what is learned
 LAST_TABLES = ("optimizer", "adapter", "distill")  # may change from stage to stage
@@ -30,6 +32,10 @@ MAX_NAMED = 5  # differences of the report that are named
 
 def check_report(run_dir: Path, same_version: bool) -> Check:
     """Compares RUN/report.html with the page that its record gives now, without the lines that were added since.
+
+    A page that was made before the newest step, or the newest end of a stage, is not compared: the run has gone on, or
+    a stage was trained anew, with as many steps or fewer. Nor is one with steps of a stage that has been deleted, or
+    that was stopped and has lost the steps after its last checkpoint.
 
     same_version: whether this version of the package wrote it; another one may lay it out differently.
     """
@@ -46,22 +52,25 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
         )
         return check
     page = path.read_text("utf-8", "replace")
-    lines_read = read_lines_read(page)
+    lines_read, present = read_lines_read(page), load_run_data(run_dir)
     run = load_run_data(run_dir, lines_read)
     if lines_read is not None:
-        here = load_run_data(run_dir).lines_read
+        here, done = present.lines_read, {stage.name for stage in present.stages if stage.done}
+        steps = {name: here.get(f"{name}/metrics", 0) - lines_read.get(f"{name}/metrics", 0) for name in STAGES}
+        undone = [name for name, count in steps.items() if count < 0 and name not in done]
+        if undone or max(steps.values()) > 0 or read_unix_time(page) < present.last_time:
+            why = f"it has steps of {', '.join(undone)} that are not here" if undone else "it has gone on since"
+            check.notes.append(f"report.html is older than the run: {why}; `fledgling report` makes it anew")
+            return check
         added = {name: count - lines_read.get(name, 0) for name, count in here.items()}
         check.problems += [
             f"report.html was made from {lines_read[name]} lines of {name}.jsonl, which has {here.get(name, 0)}"
             for name in sorted(lines_read)
             if lines_read[name] > here.get(name, 0)
         ]
-        if any(count > 0 for name, count in added.items() if name.endswith("/metrics")):
-            check.notes.append("report.html is older than the run, which has gone on: `fledgling report` makes it anew")
-            return check
         if new := sum(count for count in added.values() if count > 0):
             check.notes.append(f"report.html is older than {new} lines of the record: `fledgling report` adds them")
-    stored, expected = (_WHEN_MADE.sub("Made", text) for text in (page, render_report(run)))
+    stored, expected = (_UNIX_TIME.sub(r"\1", _WHEN_MADE.sub("Made", text)) for text in (page, render_report(run)))
     texts = [_MARKUP.sub(" ", page).split() for page in (stored, expected)]
     check.total = check.checked = sum(bool(_FIGURE.search(word)) for word in texts[1])
     differences = [
@@ -76,6 +85,14 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
     if stored != expected and not differences:
         check.problems.append("a chart of report.html is not that of the record")
     return check
+
+
+def read_unix_time(page: str) -> float:
+    """Returns when a page was made in seconds; infinity where it does not say it, so that it is compared."""
+    try:
+        return float(_UNIX_TIME.search(page)[2])  # type: ignore[index]
+    except (TypeError, ValueError):
+        return math.inf
 
 
 def read_lines_read(page: str) -> dict[str, int] | None:

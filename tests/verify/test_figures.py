@@ -47,6 +47,45 @@ def test_lines_that_were_added_after_the_report_are_a_note_and_removed_ones_a_pr
     assert any("lines of sft/evals.jsonl, which has" in problem for problem in check_report(copy, True).problems)
 
 
+def rewrite_stage(run, stage, steps, seconds_later, done=True):
+    """Makes the record that a stage has after it was trained anew with so many steps, or stopped after them."""
+    path = run / stage / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [line | {"time": line["time"] + seconds_later, "loss": 0.5, "reward": 0.5} for line in lines]
+    changed += [changed[-1] | {"step": step} for step in range(len(lines) + 1, steps + 1)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in changed[:steps]))
+    if not done:
+        (run / stage / "done.json").unlink()
+
+
+@pytest.mark.parametrize("steps", [3, 6, 9])
+def test_a_report_made_before_a_stage_was_trained_anew_is_noted_as_older(copy, steps):
+    rewrite_stage(copy, "rl", steps, seconds_later=1000)
+    check = check_report(copy, True)
+    assert check.verdict == "not checked" and "older than the run: it has gone on since" in check.notes[0]
+
+
+@pytest.mark.parametrize("steps", [3, 6])
+def test_a_record_that_was_changed_without_newer_steps_is_no_older_report(copy, steps):
+    rewrite_stage(copy, "rl", steps, seconds_later=0)
+    assert check_report(copy, True).verdict == "FAILS"
+
+
+def test_a_report_with_steps_that_a_stopped_or_deleted_stage_has_lost_is_noted_as_older(copy):
+    rewrite_stage(copy, "rl", 4, seconds_later=0, done=False)
+    assert "steps of rl that are not here" in check_report(copy, True).notes[0]
+    shutil.rmtree(copy / "rl")
+    check = check_report(copy, True)
+    assert check.verdict == "not checked" and "steps of rl that are not here" in check.notes[0]
+
+
+def test_a_report_made_before_a_stage_has_ended_is_noted_as_older(copy):
+    path = copy / "rl/done.json"
+    done = json.loads(path.read_text())
+    path.write_text(json.dumps(done | {"time": done["time"] + 1000}))
+    assert "older than the run" in check_report(copy, True).notes[0]
+
+
 def test_the_footer_of_the_report_is_compared_but_for_the_time(copy):
     page = copy / "report.html"
     page.write_text(page.read_text().replace("from the files of the run alone", "99.9 % on every exam"))
