@@ -37,7 +37,7 @@ from fledgling.record.checkpoint import resolve_checkpoint
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
 from fledgling.record.progress_bar import ProgressBar
 from fledgling.record.run_lock import hold_lock
-from fledgling.runtime.device import DTYPES, choose_dtype
+from fledgling.runtime.device import DTYPES, choose_dtype, name_dtype
 from fledgling.runtime.memory import keep_freed_memory
 from fledgling.runtime.world import World
 from fledgling.tasks.core import CoreTask
@@ -101,10 +101,11 @@ class EvalSession:
     # ---- exams -----------------------------------------------------------------------------------
 
     def exam_key(self, exam: Exam) -> dict[str, Any]:
-        """Returns what an exam's answers are a function of: the checkpoint's files and the questions."""
+        """Returns what an exam's answers are a function of: the checkpoint's files, the dtype and the questions."""
         questions = json.dumps([(q.prompt, q.answer, q.choices) for q in exam.questions])
         return {
             "checkpoint": hashlib.sha256((self.checkpoint / "manifest.json").read_bytes()).hexdigest()[:16],
+            "dtype": name_dtype(self.engine.dtype),
             "questions": len(exam.questions),
             "asked": hashlib.sha256(questions.encode()).hexdigest()[:16],
         }

@@ -27,6 +27,11 @@ FP8_CAPABILITY = (8, 9)  # of CUDA devices that multiply fp8: Ada and Hopper
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def name_dtype(dtype: torch.dtype) -> str:
+    """Returns a dtype as recipes name it: float32, bfloat16 or float16."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class DeviceSetup:
     """How this process computes.
@@ -44,7 +49,7 @@ class DeviceSetup:
     @property
     def dtype_name(self) -> str:
         """The dtype as recipes name it: float32, bfloat16 or float16."""
-        return str(self.dtype).removeprefix("torch.")
+        return name_dtype(self.dtype)
 
     @property
     def summary(self) -> str:

@@ -1,8 +1,13 @@
 """Evaluation sessions: the rule for recording measurements, the stage of a checkpoint, and saved answers."""
 
+from types import SimpleNamespace
+
+import pytest
+import torch
+
 from fledgling.evals.chat import ExamAnswer, build_exams
 from fledgling.evals.measurement import Measurement
-from fledgling.evals.session import answer_to_json, find_stage_dir, read_saved_answers, record_measurements
+from fledgling.evals.session import EvalSession, answer_to_json, find_stage_dir, read_saved_answers, record_measurements
 from fledgling.record.jsonl import JsonlWriter, read_jsonl
 
 
@@ -46,3 +51,15 @@ def test_saved_answers_are_read_under_their_key_only(tmp_path):
     assert read_saved_answers(writer.path, key, exam) == answers
     assert read_saved_answers(writer.path, {**key, "checkpoint": "y"}, exam) == {}
     assert read_saved_answers(tmp_path / "none.jsonl", key, exam) == {}
+
+
+@pytest.mark.parametrize("changed", ["dtype", "weights", "questions"])
+def test_the_key_of_saved_answers_has_all_that_they_are_a_function_of(changed, tmp_path):
+    def key_of(dtype, manifest, count):
+        (tmp_path / "manifest.json").write_text(manifest)
+        [exam] = build_exams(["identity"], count)
+        return EvalSession(tmp_path, {}, SimpleNamespace(dtype=dtype), None, None).exam_key(exam)
+
+    facts = {"dtype": torch.float32, "weights": "a", "questions": 3}
+    others = {"dtype": torch.bfloat16, "weights": "b", "questions": 4}
+    assert key_of(*facts.values()) != key_of(*(facts | {changed: others[changed]}).values())

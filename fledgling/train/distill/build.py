@@ -86,7 +86,8 @@ def store_predictions(stage: Stage, context: StageContext, teacher: Teacher) -> 
     assert top_k is not None and isinstance(stage.batches, MixtureStream)
     prepared = context.preparer.documents.prepared
     vocab_size = context.model.config.vocab_size
-    store = PredictionStore(prepared.directory, teacher.identity, top_k, temperature, vocab_size)
+    dtype = teacher.model.compute_dtype
+    store = PredictionStore(prepared.directory, teacher.identity, dtype, top_k, temperature, vocab_size)
     store.store_steps(stage.batches.builder, stage.steps, teacher.model, context.recorder.log_notice)
     prepared.used_inputs[SOURCE]["directories"] = [store.directory.name]
     return store

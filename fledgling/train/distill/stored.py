@@ -2,14 +2,14 @@
 
 A row is found by a hash of its tokens and targets, so its predictions serve whatever step, rank or micro-batch reads
 it, and a text that has changed finds none. Shards are written as whole directories, each as soon as it is full: storing
-that is interrupted goes on after the last one. The directory's name is a digest of the teacher, of K and of the
-temperature.
+that is interrupted goes on after the last one. The directory's name is a digest of the teacher, of the dtype of its
+products, of K and of the temperature.
 
     rows.npy       (N,) uint64: hashes of the rows
     offsets.npy    (N + 1,) int64: the targets of row i are offsets[i] to offsets[i + 1] - 1
     ids.bin        (targets, K) uint16 or uint32: the most probable tokens
     logprobs.bin   (targets, K + 1) float16, nats: of these, and of all other tokens together
-    manifest.json  teacher, K, temperature, sizes and hashes, seconds; the first steps of a stream that are all stored
+    manifest.json  what the name is of, sizes and hashes, seconds; the first steps of a stream that are all stored
 
 N rows, K tokens.
 """
@@ -36,6 +36,7 @@ from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.model.transformer import Transformer
 from fledgling.record.atomic_directory import MANIFEST, atomic_directory, describe_files, find_damage, write_manifest
 from fledgling.record.jsonl import format_bytes
+from fledgling.runtime.device import name_dtype
 from fledgling.train.distill.loss import top_k_logprobs
 
 FORMAT = "fledgling-predictions-1"
@@ -85,18 +86,22 @@ class Shard:
 class PredictionStore:
     """The shards of one teacher under one directory."""
 
-    def __init__(self, data_dir: Path, identity: str, top_k: int, temperature: float, vocab_size: int) -> None:
+    def __init__(
+        self, data_dir: Path, identity: str, dtype: torch.dtype, top_k: int, temperature: float, vocab_size: int
+    ) -> None:
         """Opens the shards that are there.
 
         Args:
             data_dir: RUN/data.
             identity: of the teacher.
+            dtype: of its products: another one rounds its predictions otherwise.
             vocab_size: of the teacher and the model.
 
         Raises:
             UserError: a shard is damaged.
         """
-        self.facts = {"format": FORMAT, "teacher": identity, "top_k": top_k, "temperature": temperature}
+        made_by = {"teacher": identity, "dtype": name_dtype(dtype)}
+        self.facts = {"format": FORMAT, **made_by, "top_k": top_k, "temperature": temperature}
         self.directory = data_dir / f"teacher-{short_digest(*self.facts.values())}"
         self.top_k, self.temperature, self.dtype = top_k, temperature, token_dtype(vocab_size)
         self.shards: list[Shard] = []

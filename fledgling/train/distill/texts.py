@@ -1,8 +1,8 @@
 """A teacher's answers to the prompts of a source, as conversations that a stage learns from (`chat:FILE`).
 
 Answer i is a function of the teacher, the source and (seed, i), so a file that was interrupted is gone on with, and is
-the same file. Next to ANSWERS.jsonl, ANSWERS.json says what it was made from; another teacher, source or setting is
-refused. Answers that did not end are left out and counted.
+the same file. Next to ANSWERS.jsonl, ANSWERS.json says what it was made from; another teacher, dtype, source or setting
+is refused. Answers that did not end are left out and counted.
 
 Source: sequence-level distillation, Kim and Rush 2016, arXiv 1606.07947.
 """
@@ -23,6 +23,7 @@ from fledgling.infer.request import Completion
 from fledgling.infer.sampling import SamplingParams
 from fledgling.record.jsonl import JsonlWriter, read_jsonl, write_json, write_text
 from fledgling.record.run_lock import hold_lock
+from fledgling.runtime.device import name_dtype
 from fledgling.tasks.task import ConversationSource
 from fledgling.text.conversation import render_prompt
 
@@ -75,7 +76,8 @@ def write_answers(
     Raises:
         UserError: the file was made from something else, or cannot be written.
     """
-    facts = {"teacher": identity, "source": source.name, **asdict(settings), "prompts": _hash_prompts(source, settings)}
+    made_by = {"teacher": identity, "dtype": name_dtype(engine.dtype)}
+    facts = {**made_by, "source": source.name, **asdict(settings), "prompts": _hash_prompts(source, settings)}
     with hold_lock(out.parent, f"{out.name}", remedy="choose a file in another directory"):
         return _write_answers(engine, source, settings, out, facts, progress)
 

@@ -31,8 +31,10 @@ def make_builder(folder: Path, seed: int = 0, rank: int = 0, ranks: int = 1) -> 
     return BatchBuilder((source,), SourceOrder.from_weights([1.0]), 2, "all", rank, ranks, (0,), Growth(4))
 
 
-def store(folder: Path, builder: BatchBuilder, steps: int = STEPS, identity: str = "id") -> PredictionStore:
-    opened = PredictionStore(folder, identity, 5, 1.0, 60)
+def store(
+    folder: Path, builder: BatchBuilder, steps: int = STEPS, identity: str = "id", dtype=torch.float32
+) -> PredictionStore:
+    opened = PredictionStore(folder, identity, dtype, 5, 1.0, 60)
     opened.store_steps(builder, steps, make_teacher(60, 24), lambda text: None)
     return opened
 
@@ -42,7 +44,7 @@ def test_every_target_has_the_teacher_s_most_probable_tokens_on_any_rank(tmp_pat
     opened = store(tmp_path / "data", make_builder(tmp_path / "tokens"))
     assert len(opened.shards) > 2
     second_rank = make_builder(tmp_path / "tokens", rank=1, ranks=2)
-    again = PredictionStore(tmp_path / "data", "id", 5, 1.0, 60)
+    again = PredictionStore(tmp_path / "data", "id", torch.float32, 5, 1.0, 60)
     teacher = make_teacher(60, 24)
     for step in range(STEPS):
         for batch in second_rank.build_batches(step):
@@ -71,7 +73,7 @@ def test_interrupted_storing_goes_on_and_a_longer_stage_adds_only_its_own_rows(t
     monkeypatch.setattr(stored, "predict_rows", count_rows)
     with pytest.raises(KeyboardInterrupt):
         store(tmp_path / "data", builder)
-    finished = max(PredictionStore(tmp_path / "data", "id", 5, 1.0, 60).finished_steps.values())
+    finished = max(PredictionStore(tmp_path / "data", "id", torch.float32, 5, 1.0, 60).finished_steps.values())
     assert 0 < finished < STEPS
     monkeypatch.setattr(stored, "predict_rows", predict)
     opened = store(tmp_path / "data", builder)
@@ -81,15 +83,16 @@ def test_interrupted_storing_goes_on_and_a_longer_stage_adds_only_its_own_rows(t
     assert len(store(tmp_path / "data", builder, STEPS + 4)._keys) <= len(opened._keys) + 16
 
 
-def test_another_text_another_teacher_and_a_damaged_shard_are_refused(tmp_path):
+def test_another_text_teacher_or_dtype_and_a_damaged_shard_are_refused(tmp_path):
     opened = store(tmp_path / "data", make_builder(tmp_path / "tokens"))
     other = make_builder(tmp_path / "others", seed=1).build_batches(0)[0]
     with pytest.raises(UserError, match="has no predictions of a row that is read now"):
         opened.add_predictions(other)
-    assert not PredictionStore(tmp_path / "data", "another", 5, 1.0, 60).shards
+    assert not PredictionStore(tmp_path / "data", "another", torch.float32, 5, 1.0, 60).shards
+    assert not PredictionStore(tmp_path / "data", "id", torch.bfloat16, 5, 1.0, 60).shards
     file = next((tmp_path / "data").rglob("logprobs.bin"))
     content = bytearray(file.read_bytes())
     content[7] ^= 1
     file.write_bytes(bytes(content))
     with pytest.raises(UserError, match=r"shard-00000 is damaged: logprobs.bin does not match its SHA-256"):
-        PredictionStore(tmp_path / "data", "id", 5, 1.0, 60)
+        PredictionStore(tmp_path / "data", "id", torch.float32, 5, 1.0, 60)

@@ -62,6 +62,9 @@ def test_a_file_of_something_else_is_not_gone_on_with(engine, tmp_path):
         write_answers(engine, "other", source, small, out)
     with pytest.raises(UserError, match=r"was made with temperature 0.7, now it is 0.1"):
         write_answers(engine, "id", source, AnswerSettings(count=8, max_new_tokens=8, temperature=0.1), out)
+    rounded = Engine(engine.source, engine.tokenizer, dtype=torch.bfloat16)
+    with pytest.raises(UserError, match="was made with dtype float32, now it is bfloat16"):
+        write_answers(rounded, "id", source, small, out)
     facts = out.with_suffix(".json").read_text()
     out.with_suffix(".json").write_text(json.dumps({**json.loads(facts), "prompts": "of another text"}))
     with pytest.raises(UserError, match="was made with prompts of another text, now it is"):  # the source was edited
