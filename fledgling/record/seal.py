@@ -23,7 +23,8 @@ from fledgling.record.recorder import JSONL_NAMES
 SEAL = "seal.json"
 DONE = "done.json"
 FORECAST, SPENT = "forecast.json", "spent.json"  # of a run with a budget (`fledgling.speedrun.budgeted`)
-RUN_FILES = ("recipe.toml", "environment.json", "plan.json", FORECAST)
+DERIVED = "derived.json"  # the values of recipe.toml that rules have filled (`fledgling.train.derived_values`)
+RUN_FILES = ("recipe.toml", DERIVED, "environment.json", "plan.json", FORECAST)
 
 
 def seal_stage(stage_dir: Path) -> None:

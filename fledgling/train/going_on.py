@@ -22,6 +22,7 @@ from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST
 from fledgling.record.durable import write_file
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.derived_values import add_derived_values, open_derived_values, read_derived_values
 
 Log = Callable[[str], None]
 
@@ -54,17 +55,21 @@ def list_done_stages(run_dir: Path) -> list[str]:
 def reconcile_settings(recipe: Recipe, stage: str, run_dir: Path, source: Path | None, log: Log) -> Recipe:
     """Returns the recipe that `stage` runs with when it starts from the checkpoint `source`.
 
-    Fields that are ignored, and open ones that a rule had filled, keep the checkpoint's values; what takes effect or is
-    ignored is logged as a table. Raises UserError, with the table, if a field is refused.
+    Fields that are ignored, and open ones that a rule had filled, keep the checkpoint's values; those that a rule has
+    filled for a stage that begins only now are open again. What takes effect or is ignored is logged as a table. Raises
+    UserError, with the table, if a field is refused.
     """
-    saved = _read_saved_recipe(source, log)
+    saved, values = _read_saved_recipe(source, log), read_derived_values(run_dir)
+    state = checkpoint.read_checkpoint_state(source) if source else {}
+    goes_on = state.get("stage") == stage
+    unbegun = [name for name in STAGES if not (run_dir / name / "checkpoints").is_dir() and name != stage]
+    begins = ([] if goes_on else [stage]) + (["optimizer"] if source is None else [])
+    recipe = open_derived_values(recipe, values, [*unbegun, *begins])
     if source is None or saved is None:
         return recipe
     recipe = keep_derived(saved, recipe)
-    state = checkpoint.read_checkpoint_state(source)
-    goes_on = state.get("stage") == stage
     done = [name for name in list_done_stages(run_dir) if name != stage]  # one that starts anew is done no more
-    changed = _compare(saved, recipe, stage, done, goes_on, state)
+    changed = _compare(add_derived_values(saved, recipe, values), recipe, stage, done, goes_on, state)
     _require_allowed(changed, stage, source, run_dir)
     if changed:
         log(f"{stage}: settings differ from those of {source}\n" + "\n".join(format_changes(changed)))
@@ -78,7 +83,8 @@ def require_unchanged(recipe: Recipe, stage: str, run_dir: Path, log: Log) -> No
     if newest is None or saved is None:
         return
     recipe = keep_derived(saved, recipe)
-    changed = _compare(saved, recipe, stage, list_done_stages(run_dir), True, checkpoint.read_checkpoint_state(newest))
+    since = add_derived_values(saved, recipe, read_derived_values(run_dir))
+    changed = _compare(since, recipe, stage, list_done_stages(run_dir), True, checkpoint.read_checkpoint_state(newest))
     if saved.run.init_from is not None:  # the weights replaced [model] and the vocabulary, and still do
         changed = [c for c in changed if not c.name.startswith("model.") and c.name != "tokenizer.vocab_size"]
     if saved.adapter.init_from is not None:  # so did the given adapter its shape

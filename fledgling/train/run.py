@@ -32,6 +32,7 @@ from fledgling.runtime.watchdog import run_watchdog
 from fledgling.runtime.world import World, get_restart_count, is_main_process
 from fledgling.train.build_context import build_context, require_same_data
 from fledgling.train.context import StageContext
+from fledgling.train.derived_values import write_derived_values
 from fledgling.train.dpo import build_dpo_stage
 from fledgling.train.free_cores import follow_free_cores
 from fledgling.train.going_on import read_prepared_data, reconcile
@@ -132,7 +133,7 @@ def run_stage(
             recipe = derive_recipe(given)
             notices += describe_derived(name, given, recipe)
         begun = locks.enter_context(restore_unless_begun(run_dir, name, world.is_main))
-        setup = start_run(recipe, name, resume, world, saved)
+        setup = start_run(given, recipe, name, resume, world, saved)
         loggers = recipe.run.loggers
         with Recorder(run_dir / name, name, 0, quiet=quiet, loggers=loggers, enabled=world.is_main) as recorder:
             if world.is_main and (discarded := discard_outdated_peak(setup, world.device)):
@@ -146,8 +147,11 @@ def run_stage(
     return True
 
 
-def start_run(recipe: Recipe, name: str, resume: str, world: World, saved: Path | None) -> DeviceSetup:
-    """Sets up the device and writes the run's files; deletes the stage if it starts anew. Every rank calls it."""
+def start_run(given: Recipe, recipe: Recipe, name: str, resume: str, world: World, saved: Path | None) -> DeviceSetup:
+    """Sets up the device and writes the run's files; deletes the stage if it starts anew. Every rank calls it.
+
+    given: the recipe before rules filled its open fields.
+    """
     setup = set_up_device(recipe.run, world)
     require_same_device(setup, world)
     memory_limit = min(world.all_gather_object(setup.memory_limit))  # the same micro-batch on every rank
@@ -158,7 +162,7 @@ def start_run(recipe: Recipe, name: str, resume: str, world: World, saved: Path 
         if world.is_main:
             if resume == "never":
                 remove_stage(run_dir / name)
-            write_run_files(recipe, name, run_dir, setup, world, step)
+            write_run_files(given, recipe, name, run_dir, setup, world, step)
     return setup
 
 
@@ -263,6 +267,7 @@ def derive_context(context: StageContext, stage: Stage, saved: Checkpoint | None
         context.recorder.log_notice(line)
     if context.world.is_main:
         write_text(context.run_dir / RECIPE_FILE, dump_toml(recipe))
+        write_derived_values(context.run_dir, given, recipe)
         seal_run(context.run_dir)
     history = tuple(extend_history(saved.state if saved else None, recipe))
     return replace(context, recipe=recipe, history=history)

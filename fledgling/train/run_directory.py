@@ -21,6 +21,7 @@ from fledgling.record.seal import RUN_FILES, SEAL, seal_run
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.world import World
+from fledgling.train.derived_values import write_derived_values
 from fledgling.train.going_on import require_same_parent, require_unchanged
 from fledgling.train.peak import name_device
 from fledgling.train.predictions import write_predictions
@@ -62,12 +63,17 @@ def require_lock(lock: RunLock | None) -> bool:
     return False
 
 
-def write_run_files(recipe: Recipe, name: str, run_dir: Path, setup: DeviceSetup, world: World, step: int) -> None:
+def write_run_files(
+    given: Recipe, recipe: Recipe, name: str, run_dir: Path, setup: DeviceSetup, world: World, step: int
+) -> None:
     """Writes the recipe, the environment, predictions for the hardware that the run really has, and the seal of these.
 
-    step: the finished steps of the stage `name`.
+    Args:
+        given: the recipe before rules filled its open fields.
+        step: the finished steps of the stage `name`.
     """
     write_text(run_dir / RECIPE_FILE, dump_toml(recipe))
+    write_derived_values(run_dir, given, recipe)
     write_json(run_dir / "environment.json", collect_environment())
     real = replace(
         recipe.run,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fledgling.cli import main
-from fledgling.config import UserError, load_recipe, scaling_rules
-from fledgling.record import checkpoint, read_jsonl
+from fledgling.config import UserError, dump_toml, load_recipe, scaling_rules
+from fledgling.record import checkpoint, read_jsonl, write_text
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import going_on
 from fledgling.train.run import run_stage
@@ -108,6 +108,9 @@ def test_a_run_records_the_rates_that_rules_gave_it_and_goes_on_with_them(stoppe
     after = tomllib.loads((stopped / "recipe.toml").read_text())
     assert after["optimizer"] == before["optimizer"] and after["pretrain"] == before["pretrain"]
     assert "learning_rate" not in before["sft"] and 0 < after["sft"]["learning_rate"] <= 0.25
+    derived = json.loads((stopped / "derived.json").read_text())
+    assert derived["sft.learning_rate"] == after["sft"]["learning_rate"] and "sft.warmup_steps" not in derived
+    assert derived["optimizer.matrix_lr"] == before["optimizer"]["matrix_lr"]
     newest = checkpoint.find_latest_checkpoint(stopped / "sft" / "checkpoints")
     state = checkpoint.read_checkpoint_state(newest)
     for text in (state["recipe"], state["history"][-1]["recipe"]):
@@ -116,6 +119,47 @@ def test_a_run_records_the_rates_that_rules_gave_it_and_goes_on_with_them(stoppe
     assert "sft: by the rules of fledgling/config/scaling_rules.py: sft.learning_rate = " in notices
     reading = json.loads((stopped / "sft" / "done.json").read_text())["sources"]
     assert reading and all(each["read"] > 0 for each in reading) and "sft: has read " in notices
+
+
+def fill_by_rule(run: Path, *names: str) -> None:
+    """Writes 0.24 into recipe.toml, and these names into derived.json, as a start of a later stage does."""
+    recipe = load_recipe(run, [f"{name}=0.24" for name in names])
+    write_text(run / "recipe.toml", dump_toml(recipe))
+    values = json.loads((run / "derived.json").read_text())
+    (run / "derived.json").write_text(json.dumps(values | dict.fromkeys(names, 0.24)))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_a_value_that_a_rule_has_filled_is_no_changed_setting_and_open_where_its_stage_begins(stage, stopped):
+    lines: list[str] = []
+    fill_by_rule(stopped, "sft.learning_rate", "rl.learning_rate")
+    source = checkpoint.find_latest_checkpoint(stopped / "pretrain" / "checkpoints")
+    recipe = load_recipe(stopped, ["sft.train_on=all"])
+    kept = going_on.reconcile_settings(recipe, stage, stopped, source, lines.append)
+    assert "learning_rate" not in lines[0] and "sft.train_on" in lines[0]
+    assert kept.sft.learning_rate is None and kept.rl.learning_rate is None
+    kept = going_on.reconcile_settings(load_recipe(stopped, ["sft.learning_rate=0.3"]), stage, stopped, source, print)
+    assert kept.sft.learning_rate == 0.3, "a user's value is kept"
+
+
+def test_a_stage_that_is_done_keeps_the_values_of_its_rules_without_a_word(done):
+    lines: list[str] = []
+    fill_by_rule(done, "sft.learning_rate")
+    (done / "sft/checkpoints").mkdir(parents=True)
+    (done / "sft/done.json").write_text("{}")
+    source = checkpoint.find_latest_checkpoint(done / "pretrain" / "checkpoints")
+    kept = going_on.reconcile_settings(load_recipe(done), "midtrain", done, source, lines.append)
+    assert kept.sft.learning_rate == 0.24 and not lines
+    going_on.require_unchanged(load_recipe(done), "pretrain", done, lines.append)
+    assert not lines
+
+
+def test_a_first_stage_that_begins_anew_follows_the_rules_anew(done):
+    recorded, deeper = load_recipe(done), load_recipe(done, ["pretrain.steps=40"])
+    assert recorded.pretrain.warmup_steps == 0 and recorded.optimizer.matrix_lr
+    opened = going_on.reconcile_settings(deeper, "pretrain", done, None, print)
+    assert opened.optimizer.matrix_lr is None and opened.pretrain.steps == 40
+    assert opened.pretrain.warmup_steps == 0, "which the recipe gives"
 
 
 def test_weights_with_another_model_start_no_stage(done):
