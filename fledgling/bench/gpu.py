@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fledgling.config import UserError
+from fledgling.config import UserError, require_number
 from fledgling.record import write_json
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def run_check(
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise UserError(f"--parts {','.join(unknown) or 'nothing'}: expected some of {', '.join(PARTS)}")
-    if minutes <= 0:
-        raise UserError(f"--minutes {minutes}: expected more than 0")
+    require_number("--minutes", minutes, 1e7)
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     end = time.monotonic() + 60 * minutes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,9 +50,9 @@ def distill(
     from fledgling.tasks import load_source
     from fledgling.train.distill.texts import AnswerSettings, write_answers
 
-    if count < 1 or max_new_tokens < 1 or temperature < 0:
+    if count < 1 or max_new_tokens < 1 or not 0 <= temperature < math.inf:
         given = f"--count {count}, --max-new-tokens {max_new_tokens}, --temperature {temperature}"
-        raise UserError(f"{given}: expected at least 1, 1 and 0")
+        raise UserError(f"{given}: expected at least 1, 1 and 0, and finite")
     if out.suffix != ".jsonl":
         raise UserError(f"{out}: expected a file that ends in .jsonl")
     require_outside_run(out.parent)

@@ -8,6 +8,7 @@ reads them. With --out nothing is written into the run.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -152,8 +153,10 @@ def passk(
     ks = _parse_ks(_split_names(k))
     if questions < 1 or samples < max(ks):
         raise UserError(f"--samples {samples}, --k {max(ks)}, --questions {questions}; expected samples >= k >= 1")
-    if temperature <= 0:
-        raise UserError(f"--temperature is {temperature}; expected above 0, or all samples are the same")
+    if not 0 < temperature < math.inf:
+        raise UserError(
+            f"--temperature is {temperature}; expected a finite number above 0, or all samples are the same"
+        )
     options = {"task": task, "samples": samples, "k": k, "questions": questions, "temperature": temperature}
     options |= {"seed": seed, "data_dir": data_dir, "out": out}
     code = run_on_ranks(gpus, device, "eval", "passk", checkpoint, **options, as_json=as_json)

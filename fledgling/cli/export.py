@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from fledgling.cli.options import Checkpoint, Json
-from fledgling.config import UserError
+from fledgling.config import UserError, require_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,8 +64,7 @@ def hf(
     from fledgling.kernels.quantized_model import require_unquantized
     from fledgling.record.checkpoint import resolve_checkpoint
 
-    if not shard_gb > 0:
-        raise UserError(f"--shard-gb is {shard_gb}; expected a number above 0")
+    require_number("--shard-gb", shard_gb, 1e6)
     path = resolve_checkpoint(checkpoint)
     model, tokenizer, state = load_model(path)
     require_unquantized(state, path, "exported")

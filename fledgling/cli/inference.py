@@ -6,6 +6,7 @@ Samples are stored in OUT, one file a checkpoint, question by question; the same
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from fledgling.cli.eval_chat import DataDir
@@ -56,7 +57,7 @@ def inference(
 
     if not checkpoints:
         raise UserError("no checkpoint is named: expected one or several, such as runs/quickstart/sft")
-    if samples < 2 or questions < 2 or temperature <= 0 or hold_out < 1:
+    if samples < 2 or questions < 2 or not 0 < temperature < math.inf or hold_out < 1:
         options = f"--samples {samples} --questions {questions} --temperature {temperature} --hold-out {hold_out}"
         raise UserError(f"{options}: expected at least 2, 2, above 0 and 1")
     ks = [1 << i for i in range(samples.bit_length())]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from fledgling.cli.options import Hours, Json, Minutes, Overrides, Usd, VocabSize
 from fledgling.config import Recipe, UserError
-from fledgling.plan.budget import Budget, TrainingSpeed, read_budget
+from fledgling.plan.amount import Budget, read_budget
+from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import BudgetedRun
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast_text import format_budgeted_run
@@ -127,17 +129,23 @@ def plan_budget(
     recipe: Recipe, budget: Budget, device: DeviceSpec, ranks: int, mfu: float | None, is_pinned: bool
 ) -> BudgetedRun:
     """Returns the run that a budget becomes on a card, at the speed that is measured of it, given or assumed."""
+    from fledgling.plan.core_speed import measure_core_share
+    from fledgling.plan.cost import require_utilization
     from fledgling.plan.plan import choose_utilization
+    from fledgling.runtime.cores import count_cores
     from fledgling.speedrun.choose import choose_budgeted_run
 
     if ranks < 1:
         raise UserError(f"--gpus {ranks}: expected at least 1")
+    require_utilization(mfu)
     per_token = training_flops_per_token(recipe.resolve_model())
     rows = recipe.pretrain.micro_batch_size or 1
     utilization, device = choose_utilization(device, mfu, None, per_token, rows * recipe.resolve_model().context)
     flops = device.peak_flops * utilization["mfu"] * ranks
     sources = {"table": "assumed", "given": "--mfu", "measured": "of `fledgling bench train`"}
     speed = TrainingSpeed(flops, per_token, sources[utilization["mfu_source"]])
+    if utilization["mfu_source"] == "measured" and device.kind == "cpu":  # of this machine, so its cores are measured
+        speed = replace(speed, core_share=measure_core_share(), cores=count_cores())
     return choose_budgeted_run(recipe, budget, device, ranks, [speed], is_pinned=is_pinned)
 
 
@@ -180,6 +188,7 @@ def devices(
     """
     from dataclasses import asdict
 
+    from fledgling.plan.cost import require_price
     from fledgling.plan.hardware import DEVICES
     from fledgling.plan.largest import describe_devices
     from fledgling.plan.text import format_devices
@@ -191,7 +200,7 @@ def devices(
     for entry in price:
         name, _, usd = entry.partition("=")
         try:
-            prices[find_device(name).name if name != OWN else OWN] = float(usd)
+            prices[find_device(name).name if name != OWN else OWN] = require_price(float(usd))
         except ValueError:
             raise UserError(f"--price {entry}: expected NAME=USD an hour, such as h100=3") from None
     entries = describe_devices(chosen, vocab_size, context, hours, prices, mfu)

@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from fledgling.cli.inference import inference
 from fledgling.cli.options import Json, Overrides
-from fledgling.config import UserError, load_recipe
+from fledgling.config import UserError, load_recipe, require_number
 from fledgling.runtime.exit_codes import STOPPED
 
 if TYPE_CHECKING:
@@ -265,8 +265,9 @@ def recover(*, seeds: int = 100, noise: float = 0.003, as_json: Json = False) ->
     noise
         Standard deviation of log loss.
     """
-    if seeds < 1 or not noise > 0:
-        raise UserError(f"seeds {seeds}, noise {noise:g}: expected at least 1, and noise above 0")
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: expected at least 1")
+    require_number("--noise", noise, 1.0)
     from fledgling.scaling.recovery import run_recovery
 
     def log_seed(done: int, inside: int) -> None:

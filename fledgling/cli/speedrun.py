@@ -25,7 +25,7 @@ from fledgling.cli.options import (
 from fledgling.cli.training_exit import training_exit_code
 from fledgling.cli.watch import WATCH_PORT, watching
 from fledgling.config import Recipe, UserError, load_recipe
-from fledgling.plan.budget import Budget, read_budget
+from fledgling.plan.amount import Budget, read_budget
 from fledgling.plan.hardware import find_device
 from fledgling.record.seal import FORECAST
 from fledgling.runtime.launch import DEFAULT_RESTARTS, launch_ranks

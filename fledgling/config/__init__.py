@@ -10,7 +10,7 @@ No module here imports torch or derives a value from the data or the machine.
 
 from fledgling.config.adapter import AdapterConfig
 from fledgling.config.distill import DistillConfig
-from fledgling.config.errors import UserError, did_you_mean
+from fledgling.config.errors import UserError, did_you_mean, require_number
 from fledgling.config.load import load_recipe, recipe_names
 from fledgling.config.model import ModelConfig
 from fledgling.config.recipe import (
@@ -46,4 +46,5 @@ __all__ = [
     "dump_toml",
     "load_recipe",
     "recipe_names",
+    "require_number",
 ]

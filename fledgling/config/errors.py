@@ -10,6 +10,17 @@ class UserError(Exception):
     """A user's mistake, in one line: what was given, what was expected, what to do. Any other exception is a bug."""
 
 
+def require_number(name: str, value: float, most: float, example: str = "") -> float:
+    """Returns `value`; raises UserError, with the whole range, unless it is above 0 and at most `most`.
+
+    name: how the user gives it, e.g. "--minutes".
+    """
+    if not 0 < value <= most:
+        such_as = f", such as {example}" if example else ""
+        raise UserError(f"{name} {value:g}: expected a number above 0 and at most {most:,.10g}{such_as}")
+    return value
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns ` - did you mean "x"?` for the closest of `known`, or the empty string when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

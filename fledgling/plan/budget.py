@@ -15,7 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 from fledgling.config import Recipe, StageConfig, UserError, scaling_rules
-from fledgling.plan import cost, stage_seconds
+from fledgling.plan import stage_seconds
+from fledgling.plan.amount import Budget
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast import FIRST_BITS, Planned, choose_laws, effective_tokens, runs_of
 from fledgling.plan.hardware import DeviceSpec
@@ -24,7 +25,14 @@ from fledgling.plan.past_runs import PastRun, describe_data
 from fledgling.plan.plan import make_plan
 from fledgling.plan.scaling_laws import ChinchillaLoss
 from fledgling.plan.stage_length import SourceSize
-from fledgling.plan.stage_seconds import EVALUATIONS, EvaluationPlan, StageSeconds, total_seconds
+from fledgling.plan.stage_seconds import (
+    EVALUATIONS,
+    CoreTime,
+    EvaluationPlan,
+    StageSeconds,
+    estimate_core_time,
+    total_seconds,
+)
 
 TARGET = 0.97  # of the budget, that is planned: the rest is for what a run does not foresee
 MAX_EVALUATION = 0.2  # of the budget, for evaluations and samples
@@ -36,20 +44,17 @@ MIN_DEPTH_GAIN = 0.005  # of the loss: a depth other than the recipe's has to be
 
 
 @dataclass(frozen=True)
-class Budget:
-    """An amount of time. text: as the user gave it."""
-
-    seconds: float
-    text: str
-
-
-@dataclass(frozen=True)
 class TrainingSpeed:
-    """FLOP/s of all ranks together, in training a model of `flops_per_token`. source: where the figure is from."""
+    """FLOP/s of all ranks together, in training a model of `flops_per_token`. source: where the figure is from.
+
+    core_share: the time of a core's other work (`fledgling.plan.core_speed`); None: not measured. cores: of all.
+    """
 
     flops: float
     flops_per_token: float
     source: str
+    core_share: float | None = None
+    cores: int = stage_seconds.PARALLEL_CORES
 
 
 @dataclass(frozen=True)
@@ -73,42 +78,6 @@ class RunChoice:
     speed: TrainingSpeed
 
 
-def read_budget(
-    minutes: float | None,
-    hours: float | None,
-    usd: float | None,
-    device: DeviceSpec | None = None,
-    ranks: int = 1,
-    price: float | None = None,
-) -> Budget | None:
-    """Returns the budget that the options give; None without one.
-
-    Raises UserError, in one line, for several at once, for what is no amount, and for money without a price.
-    """
-    given = {
-        f"--{name}": value
-        for name, value in (("minutes", minutes), ("hours", hours), ("usd", usd))
-        if value is not None
-    }
-    if not given:
-        return None
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(f'{name} {value:g}' for name, value in given.items())}: give one of them")
-    ((option, value),) = given.items()
-    if not (0 < value < 1e7):
-        raise UserError(f"{option} {value:g}: expected a number above 0")
-    if option != "--usd":
-        return Budget(value * (60 if option == "--minutes" else 3600), f"{option} {value:g}")
-    if device is None:
-        raise UserError(f"--usd {value:g} buys time on a card: name it with --gpu, or give --minutes or --hours")
-    hourly = cost.estimate_usd(1.0, device, ranks, price)
-    if not hourly:
-        raise UserError(
-            f"--usd {value:g}: the price of {device.name} is not known; give it with --price, in USD an hour"
-        )
-    return Budget(value / hourly * 3600, f"--usd {value:g} at ${hourly:g} an hour")
-
-
 def speed_at(speeds: Sequence[TrainingSpeed], flops_per_token: float) -> TrainingSpeed:
     """Returns the speed of a model of that size: on a line between the two measured around it, else the nearest."""
     known = sorted(speeds, key=lambda speed: speed.flops_per_token)
@@ -117,7 +86,7 @@ def speed_at(speeds: Sequence[TrainingSpeed], flops_per_token: float) -> Trainin
             part = math.log(flops_per_token / low.flops_per_token) / math.log(
                 high.flops_per_token / low.flops_per_token
             )
-            return TrainingSpeed(low.flops ** (1 - part) * high.flops**part, flops_per_token, low.source)
+            return replace(low, flops=low.flops ** (1 - part) * high.flops**part, flops_per_token=flops_per_token)
     return min(known, key=lambda speed: abs(math.log(speed.flops_per_token / flops_per_token)))
 
 
@@ -238,13 +207,14 @@ def fit_run(
     config = recipe.resolve_model()
     speed = speed_at(speeds, training_flops_per_token(config))
     seconds = TARGET * budget.seconds - spent
+    core = estimate_core_time(device.kind, speed.flops, speed.flops_per_token, speed.core_share, speed.cores)
     here = replace(device, peak_flops=speed.flops / ranks, peaks=dict.fromkeys(device.peaks, speed.flops / ranks))
     for attempt in (
         recipe,
         *(_without(recipe, names) for names in (("rl",), ("rl", "midtrain"), ("midtrain", "sft", "dpo", "rl"))),
     ):
         plan = make_plan(attempt, gpus=ranks, mfu=1.0, device=here, sizes=sizes)
-        found = _fit_steps(attempt, plan, speed, seconds, exams, budget, device.kind)
+        found = _fit_steps(attempt, plan, speed, seconds, exams, budget, core)
         if found is None:
             continue
         steps, stages, evaluations = found
@@ -271,12 +241,12 @@ def fit_run(
         return RunChoice(sized, stages, planned, evaluations, "", speed)
     first = make_plan(_without(recipe, ("midtrain", "sft", "dpo", "rl")), gpus=ranks, mfu=1.0, device=here, sizes=sizes)
     one = first["stages"]["pretrain"]["hours"] * 3600 / first["stages"]["pretrain"]["steps"]
-    fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, device.kind) + spent
+    fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core) + spent
     need = (fixed + MIN_STEPS["pretrain"] * one) / TARGET
     raise UserError(
         f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: start, tokenizer and one evaluation take "
         f"{fixed:,.0f} s here, and {MIN_STEPS['pretrain']} steps at depth {config.depth} "
-        f"{MIN_STEPS['pretrain'] * one:,.0f} s; expected at least --minutes {math.ceil(need / 6) / 10:g}"
+        f"{MIN_STEPS['pretrain'] * one:,.0f} s; expected at least {budget.describe(need)}"
     )
 
 
@@ -293,7 +263,7 @@ def _fit_steps(
     seconds: float,
     exams: Mapping[str, int],
     budget: Budget,
-    kind: str,
+    core: CoreTime,
 ) -> tuple[dict[str, float], tuple[StageSeconds, ...], EvaluationPlan] | None:
     """Returns steps by stage, the time of all that is made, and the evaluations; None if a stage would have too few."""
     if any(name not in plan["stages"] for name in recipe.stages):
@@ -306,7 +276,7 @@ def _fit_steps(
         share, capped = 1.0, set[str]()
         for _ in range(3):  # stages of open length are not longer than their data
             steps = {name: (1.0 if name in capped else share) * stage["steps"] for name, stage in base.items()}
-            stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, kind, exams, evaluations)
+            stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, core, exams, evaluations)
             fixed = sum(stage.fixed_seconds for stage in stages)
             free = sum(s.steps * s.step_seconds for s in stages if s.name in base and s.name not in capped) / share
             bound = sum(s.steps * s.step_seconds for s in stages if s.name in capped)
@@ -320,7 +290,7 @@ def _fit_steps(
         if share <= 0:
             continue
         steps = {name: float(int((1.0 if name in capped else share) * stage["steps"])) for name, stage in base.items()}
-        stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, kind, exams, evaluations)
+        stages = stage_seconds.estimate_run(recipe, base, steps, speed.flops, core, exams, evaluations)
         spent_on_evals = sum(s.between + s.end for s in stages)
         if any(steps[name] < MIN_STEPS[name] for name in steps):
             continue

@@ -9,7 +9,8 @@ from typing import Any
 
 from fledgling.config import Recipe, UserError, dump_toml
 from fledgling.config.load import parse_recipe
-from fledgling.plan.budget import Budget, TrainingSpeed
+from fledgling.plan.amount import Budget
+from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.forecast import Forecast
 from fledgling.plan.stage_seconds import StageSeconds
 from fledgling.record.seal import FORECAST

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
+from fledgling.config import UserError
 from fledgling.plan.hardware import DeviceSpec
 
 # Model FLOPs utilization assumed by default, of a GPU's datasheet: the published depth-20 run reached 47 to 49 % on
 # eight H100, this package 50.9 % at depth 20 and 42.8 % at depth 12 on one (docs/gpu.md); two CPU cores reached 29 to
 # 45 % of their measured matrix-product throughput.
 ASSUMED_MFU = {"gpu": 0.45, "cpu": 0.35}
+
+
+def require_utilization(mfu: float | None) -> None:
+    """Raises UserError for a given utilization that is no share."""
+    if mfu is not None and not 0 < mfu <= 1:
+        raise UserError(f"mfu: got {mfu:g}, expected a share above 0 and at most 1, for example 0.45")
+
+
+def require_price(price: float) -> float:
+    """Returns a price; raises UserError unless it is an amount of dollars an hour."""
+    if not 0 <= price < math.inf:
+        raise UserError(f"price: got {price:g}, expected dollars an hour, at least 0 and finite")
+    return price
 
 
 def assumed_mfu(device: DeviceSpec) -> float:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from fledgling.config import UserError, did_you_mean
+from fledgling.config import UserError, did_you_mean, require_number
 
 _GIB, _TERA, _GIGA = 2**30, 1e12, 1e9
 DTYPE_ORDER = ("bfloat16", "float16", "float32")  # of training's choice, among those that a device multiplies
@@ -166,8 +166,8 @@ def make_own_device(
     """
     figures = {"peak": peak_tera, "bandwidth": bandwidth_giga, "memory": memory_gib, "watts": watts}
     for option, value in figures.items():
-        if value is not None and not 0 < value < 1e7:
-            raise UserError(f"--{option} {value:g}: expected a number above 0")
+        if value is not None:
+            require_number(f"--{option}", value, 1e7)
     if base is None:
         if peak_tera is None or memory_gib is None:
             raise UserError("a card of your own needs --peak (TFLOP/s) and --memory (GiB); or name one with --gpu")

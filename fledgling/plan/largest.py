@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from fledgling.config import ModelConfig, Recipe, UserError
+from fledgling.config import ModelConfig, Recipe, UserError, require_number
 from fledgling.plan import cost, flops, memory
+from fledgling.plan.amount import MOST
+from fledgling.plan.cost import require_utilization
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.parameters import count_parameters
@@ -54,8 +56,8 @@ def describe_devices(
 
     prices: US dollars per hour by device name, instead of the table's. Either model is None if no depth does.
     """
-    if not hours > 0:
-        raise UserError(f"--hours {hours:g}: expected a number above 0")
+    require_number("--hours", hours, MOST)
+    require_utilization(mfu)
     entries = []
     for device in devices:
 

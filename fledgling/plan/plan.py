@@ -95,10 +95,9 @@ def make_plan(
     ranks = recipe.run.ranks if gpus is None else gpus
     if ranks < 1:
         raise UserError(f"gpus: got {ranks}, expected at least 1")
-    if mfu is not None and not 0 < mfu <= 1:
-        raise UserError(f"mfu: got {mfu}, expected a share above 0 and at most 1, for example 0.45")
-    if price is not None and price < 0:
-        raise UserError(f"price: got {price}, expected dollars an hour, at least 0")
+    cost.require_utilization(mfu)
+    if price is not None:
+        cost.require_price(price)
     if layout not in memory.LAYOUTS:
         raise UserError(f"layout: got {layout!r}, expected one of {', '.join(memory.LAYOUTS)}")
     config = recipe.resolve_model()

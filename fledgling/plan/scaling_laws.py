@@ -17,9 +17,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fledgling.config import UserError, did_you_mean
+from fledgling.config import UserError, did_you_mean, require_number
 
 PF_DAY = 1e15 * 86_400  # FLOPs; the unit of compute in Kaplan et al.
+MOST_FLOPS = 1e40  # of a budget: more is a slip of the hand
 BYTES_PER_TOKEN = 4.8  # English web text with 65,536 entries, the default
 
 # The usual ways of counting N. Kaplan's 12 L C^2 are the matrices; with an untied head and neither positions nor norm
@@ -154,10 +155,8 @@ class ScalingLaw:
 
 
 def check_budget(C: float) -> float:
-    """Returns C; raises UserError if it is not a finite number above zero."""
-    if not (0 < C < math.inf):
-        raise UserError(f"budget: got {C:g} FLOPs, expected a number above 0, such as 1e18")
-    return C
+    """Returns C; raises UserError if it is no number of FLOPs."""
+    return require_number("budget", C, MOST_FLOPS, "1e18")
 
 
 def power_law_through(first: tuple[float, float], last: tuple[float, float]) -> PowerLaw:

@@ -3,7 +3,7 @@
 Steps are FLOPs at a speed. An evaluation is counted in tokens of training that take as long: a row of held-out text a
 third of its tokens (a forward pass), a question `QUESTION_TOKENS`. What neither scales with the model nor with the
 steps (starting, the tokenizer, compressors that read the same text) is counted in seconds of a core, and takes longer
-on a slower processor.
+on a slower processor: `fledgling.plan.core_speed` measures it, since the FLOP/s of a small model do not say it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fledgling.plan.flops import training_flops_per_token
 
 # Measured in a quickstart on two cores of a Xeon at 5,050 tokens a second (pretraining 900, midtraining 350 steps):
 # 550 questions, 64 rows and samples in 3.2 s; 2,344 questions and 512 rows in 15.1 s; the compressors in 91 s. The
-# seconds of starts are from a run of 4 minutes on one of these cores, which took twice as long for them.
+# seconds of starts, checks and the report are of one of these cores: docs/budgets.md.
 QUESTION_TOKENS = 20.0  # of training, that take as long as the answer to a question
 FIRST_ROWS, LAST_ROWS = 64, 512  # of held-out text, between and at the end (`fledgling.train.evals`)
 SERIES = 2.3  # exams of a skill: training wordings, practised ones, and development or test wordings
@@ -26,13 +26,16 @@ FIRST_SHARE = 0.25  # of an exam's questions, which are asked between
 CORE_ITEM_TOKENS = 174.0  # of training, for an item of CORE: 521 tokens of a forward pass (docs/benchmarks.md)
 CORE_TASKS = 22
 REFERENCE_FLOPS = 1.2e11  # FLOP/s of training on those two cores
-START_SECONDS = 1.5  # of a stage: loading, compiling again, opening its data
-RUN_SECONDS = 2.0  # of a run: checking all stages
-TOKENIZER_SECONDS = 6.0  # a tokenizer of 1,024 entries, and the embedded corpus tokenized
+REFERENCE_FLOPS_PER_TOKEN = 23_592_960  # of the model that reached them; smaller ones reach less
+START_SECONDS = 1.1  # of a stage: loading, opening its data, the first save
+COMPILE_SECONDS = 1.4  # of a stage whose compiled code is on the disk
+CHECK_SECONDS = 1.0  # of a stage: its check before the first one
+TOKENIZER_SECONDS = 6.0  # on two cores: a tokenizer of 1,024 entries, and the embedded corpus tokenized
 DATA_TOKENS = 4e6  # a second, of other text that is tokenized: 20 MB
-COMPRESSION_SECONDS = 91.0  # xz, zstd and PPMd over the embedded corpus, at the end of pretraining
-FINISH_SECONDS = 2.0  # the report
+COMPRESSION_SECONDS = 91.0  # on two cores: xz, zstd and PPMd over the embedded corpus, at the end of pretraining
+FINISH_SECONDS = 1.0  # the report
 SLOWEST, FASTEST = 8.0, 0.25  # a processor's time for such work, as a share of that machine's
+PARALLEL_CORES = 2  # that the tokenizer's and the compressors' seconds are of
 ACCELERATOR_SHARE = 2.0  # the same on a GPU: most of it is compiling
 EMBEDDED = "embedded"
 # Seconds of a step as a share of the plan's: answers of reinforcement learning are shorter than the planned rows.
@@ -117,12 +120,35 @@ def total_seconds(stages: Iterable[StageSeconds]) -> float:
     return sum(stage.seconds for stage in stages)
 
 
-def core_share(flops: float, kind: str) -> float:
-    """Returns the time of a processor's work as a share of the measured machine's.
+@dataclass(frozen=True)
+class CoreTime:
+    """The time of work that is not training, as a share of the measured machine's.
 
-    kind: the torch device type, whose training makes `flops` FLOP/s.
+    Attributes:
+        share: of what one core does.
+        parallel: of what is spread over `PARALLEL_CORES`.
     """
-    return min(SLOWEST, max(FASTEST, REFERENCE_FLOPS / flops)) if kind == "cpu" else ACCELERATOR_SHARE
+
+    share: float
+    parallel: float
+
+
+def estimate_core_time(
+    kind: str, flops: float, flops_per_token: float, share: float | None = None, cores: int = PARALLEL_CORES
+) -> CoreTime:
+    """Returns the time of a processor's work.
+
+    Args:
+        kind: the torch device type.
+        flops: FLOP/s of training a model of `flops_per_token`, which are taken where nothing was measured. A smaller
+            model than the reference's is expected to make as many tokens, not as many FLOPs.
+        share: measured (`fledgling.plan.core_speed`); None: it was not.
+        cores: of the processor.
+    """
+    if share is None:
+        share = REFERENCE_FLOPS * min(1.0, flops_per_token / REFERENCE_FLOPS_PER_TOKEN) / flops
+    share = min(SLOWEST, max(FASTEST, share)) if kind == "cpu" else ACCELERATOR_SHARE
+    return CoreTime(share, share * PARALLEL_CORES / min(PARALLEL_CORES, cores))
 
 
 def estimate_run(
@@ -130,7 +156,7 @@ def estimate_run(
     planned: Mapping[str, Mapping[str, Any]],
     steps: Mapping[str, float],
     flops: float,
-    kind: str,
+    core: CoreTime,
     exams: Mapping[str, int],
     evaluations: EvaluationPlan,
 ) -> tuple[StageSeconds, ...]:
@@ -139,15 +165,16 @@ def estimate_run(
     Args:
         planned: the stages of a plan whose speed is `flops` FLOP/s, with the steps of the recipe.
         steps: by stage, that are made instead.
-        kind: the torch device type.
+        core: the time of what is not training.
         exams: how many skills each stage is examined on.
     """
-    share, first, config = core_share(flops, kind), next(iter(steps)), recipe.resolve_model()
+    first, config = next(iter(steps)), recipe.resolve_model()
     per_token = training_flops_per_token(config)
     text = sum(planned[name]["tokens"] / planned[name]["steps"] * count for name, count in steps.items())
     is_embedded = all(name == EMBEDDED for name in recipe.tokenizer.sources)
-    data = TOKENIZER_SECONDS * share if is_embedded else text / DATA_TOKENS
-    entries = [StageSeconds("start", 0, 0.0, start=RUN_SECONDS * share)]
+    data = TOKENIZER_SECONDS * core.parallel if is_embedded else text / DATA_TOKENS
+    opening = (START_SECONDS + (COMPILE_SECONDS if recipe.run.compile != "off" else 0.0)) * core.share
+    entries = [StageSeconds("start", 0, 0.0, start=CHECK_SECONDS * len(steps) * core.share)]
     for name, count in steps.items():
         table, stage = recipe.stage_config(name), planned[name]
         step = stage["hours"] * 3600 / stage["steps"] * STEP_RATIO.get(name, 1.0)
@@ -158,17 +185,17 @@ def estimate_run(
         if not (evaluations.every_stage or is_last):
             whole = measure(0, evaluations, first=False) if name == "pretrain" else 0.0
         if name == "pretrain" and is_embedded and evaluations.compressors:
-            whole += COMPRESSION_SECONDS * share
+            whole += COMPRESSION_SECONDS * core.parallel
         count_between = stage["steps"] // table.eval_every if table.eval_every else 0
         between = one * max(0, count_between - 1)
         if isinstance(table, StageConfig) and table.core_every:
-            core = CORE_TASKS * table.core_max_per_task * CORE_ITEM_TOKENS * per_token / flops
-            whole += core if evaluations.every_stage or is_last else 0.0
-            between += core * max(0, stage["steps"] // table.core_every - 1)
+            items = CORE_TASKS * table.core_max_per_task * CORE_ITEM_TOKENS * per_token / flops
+            whole += items if evaluations.every_stage or is_last else 0.0
+            between += items * max(0, stage["steps"] // table.core_every - 1)
         between *= evaluations.between
-        start = START_SECONDS * share + (data if name == first else 0.0) + (one if evaluations.between else 0.0)
+        start = opening + (data if name == first else 0.0) + (one if evaluations.between else 0.0)
         entries.append(StageSeconds(name, count, step, start, whole, between))
-    return (*entries, StageSeconds("report", 0, 0.0, end=FINISH_SECONDS * share))
+    return (*entries, StageSeconds("report", 0, 0.0, end=FINISH_SECONDS * core.share))
 
 
 def evaluation_seconds(
@@ -183,7 +210,7 @@ def evaluation_seconds(
     return (rows * context / 3 + questions * QUESTION_TOKENS) / per_second
 
 
-def least_seconds(recipe: Recipe, planned: Mapping[str, Mapping[str, Any]], flops: float, kind: str) -> float:
+def least_seconds(recipe: Recipe, planned: Mapping[str, Mapping[str, Any]], flops: float, core: CoreTime) -> float:
     """Returns the seconds of a run of no step: pretraining alone, with the fewest evaluations."""
     steps = dict.fromkeys(["pretrain"], 0.0)
-    return total_seconds(estimate_run(recipe, planned, steps, flops, kind, {}, EVALUATIONS[-1]))
+    return total_seconds(estimate_run(recipe, planned, steps, flops, core, {}, EVALUATIONS[-1]))

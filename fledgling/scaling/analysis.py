@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fledgling.config import UserError
+from fledgling.config import UserError, require_number
 from fledgling.plan.critical_batch import optimal_run
 from fledgling.plan.scaling_laws import BYTES_PER_TOKEN, LAWS, WITH_HEAD, ChinchillaLoss, ScalingLaw, check_budget
 from fledgling.record.progress_bar import format_count
@@ -256,12 +256,12 @@ def predict_budget(budget: float, bytes_per_token: float | None = None, runs: Pa
     bytes_per_token: converts nats per token to bits per byte; default: what the sweep measured, else 4.8. Raises
     UserError for an invalid budget or number of bytes.
     """
-    C, laws, size = check_budget(budget), list(LAWS.values()), bytes_per_token or BYTES_PER_TOKEN
-    if not size > 0:
-        raise UserError(f"bytes-per-token: got {size:g}, expected a number above 0, such as 4.8")
+    C, laws, size = check_budget(budget), list(LAWS.values()), BYTES_PER_TOKEN
+    if bytes_per_token is not None:
+        size = require_number("--bytes-per-token", bytes_per_token, 1_000, "4.8")
     if runs:
         sweep = load_sweep(runs)
-        size = bytes_per_token or sweep.bytes_per_token
+        size = sweep.bytes_per_token if bytes_per_token is None else bytes_per_token
         laws.append(analyze_sweep(sweep).fit_for(PRIMARY_COUNT).law(runs.name))
     run = optimal_run(C)
     kaplan = {"parameters": run.N, "batch_tokens": run.B, "steps": run.S, "nats_per_token": run.loss}

@@ -19,8 +19,10 @@ from typing import Any
 
 from fledgling.config import STAGES, Recipe, UserError
 from fledgling.config.load import parse_recipe
-from fledgling.plan.budget import Budget
+from fledgling.plan.amount import Budget
+from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
+from fledgling.plan.core_speed import measure_core_share
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
 from fledgling.plan.past_runs import PastRun, append_past_run, describe_data
 from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
@@ -29,6 +31,7 @@ from fledgling.record.run_lock import RunLock
 from fledgling.record.seal import FORECAST, SPENT
 from fledgling.report.forecasts import measure_run
 from fledgling.report.run_data import RunData, finite_number, load_run_data, read_object
+from fledgling.runtime.cores import count_cores
 from fledgling.runtime.device import DeviceSetup, choose_setup, set_up_device
 from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.world import World
@@ -76,7 +79,13 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
     device = replace(device, peaks=dict(device.peaks) | dtypes)
     real = replace(recipe, run=replace(recipe.run, compile="on" if setup.compiled else "off", ranks=world.size))
     seconds = min(SECONDS, MEASURED_SHARE * budget.seconds)
-    speeds = [measure_training_speed(recipe, world, setup, seconds)]
+    core_share, cores = measure_core_share(), count_cores()
+
+    def measure(sized: Recipe) -> TrainingSpeed:
+        speed = measure_training_speed(sized, world, setup, seconds)
+        return replace(speed, core_share=core_share, cores=cores)
+
+    speeds = [measure(recipe)]
 
     def choose() -> BudgetedRun:
         found: list[BudgetedRun | UserError] = []
@@ -92,7 +101,7 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
 
     run = choose()
     if run.recipe.model.depth != recipe.model.depth:
-        speeds.append(measure_training_speed(replace(recipe, model=run.recipe.model), world, setup, seconds))
+        speeds.append(measure(replace(recipe, model=run.recipe.model)))
         run = choose()
     place = {key: getattr(recipe.run, key) for key in ("compile", "ranks", "out")}
     return replace(

@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict
 
 from fledgling.config import Recipe
-from fledgling.plan.budget import Budget, RunChoice, TrainingSpeed, choose_run
+from fledgling.plan.amount import Budget
+from fledgling.plan.budget import RunChoice, TrainingSpeed, choose_run
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place
 from fledgling.plan.forecast import forecast_run
 from fledgling.plan.hardware import DeviceSpec

@@ -1,13 +1,13 @@
 """A budget becomes a run: the time that it takes is the budget, and what cannot be is refused in one line."""
 
-import math
 import random
 from dataclasses import replace
 
 import pytest
 
 from fledgling.config import UserError, load_recipe
-from fledgling.plan.budget import TARGET, Budget, TrainingSpeed, choose_run, read_budget, scale_batch, speed_at
+from fledgling.plan.amount import Budget
+from fledgling.plan.budget import TARGET, TrainingSpeed, choose_run, scale_batch, speed_at
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.hardware import find_device
 from fledgling.plan.stage_seconds import EVALUATIONS, total_seconds
@@ -74,30 +74,6 @@ def test_a_budget_in_which_nothing_can_be_learned_is_refused_in_one_line(minutes
     assert "\n" not in str(error.value)
     least = float(str(error.value).rpartition(" ")[2])
     assert choose(1.1 * least, 2500.0).recipe.pretrain.steps >= 20, "what it asks for is enough"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"minutes": 3.0, "hours": 1.0}, "--minutes 3 and --hours 1: give one of them"),
-        ({"minutes": 0.0}, "--minutes 0: expected a number above 0"),
-        ({"hours": math.nan}, "--hours nan: expected a number above 0"),
-        ({"usd": -5.0}, "--usd -5: expected a number above 0"),
-        ({"usd": 5.0}, "name it with --gpu"),
-        ({"usd": 5.0, "device": find_device("a100")}, "the price of a100-80 is not known; give it with --price"),
-    ],
-    ids=str,
-)
-def test_what_is_no_budget_is_refused(options, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        read_budget(**{"minutes": None, "hours": None, "usd": None} | options)
-
-
-def test_money_buys_time_at_the_price_of_all_cards():
-    budget = read_budget(None, None, 50.0, find_device("h100"), 8)
-    assert budget.seconds == pytest.approx(50 / 24 * 3600) and budget.text == "--usd 50 at $24 an hour"
-    assert read_budget(None, None, 8.0, find_device("l4"), 1, 0.5).seconds == 16 * 3600
-    assert read_budget(None, None, None) is None
 
 
 def test_a_speed_between_two_measured_sizes_lies_between_theirs():

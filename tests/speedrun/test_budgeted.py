@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from fledgling.config import UserError, load_recipe
-from fledgling.plan.budget import Budget, TrainingSpeed
+from fledgling.plan.amount import Budget
+from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import read_budgeted_run
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast_text import format_budgeted_run

@@ -1,0 +1,83 @@
+"""Every option that takes a number with a fraction refuses what is none, in one line that names it and the range."""
+
+import typing
+
+import pytest
+
+from fledgling.cli import COMMANDS, build_app, main
+
+# Command and what it needs, before the option and its value. Each refuses nan, -1 and what is too large.
+CASES = {
+    "plan --minutes": "",
+    "plan --hours": "",
+    "plan --usd": "--gpu h100",
+    "plan --price": "--gpu h100 --usd 50",
+    "plan --mfu": "",
+    "plan --peak": "--gpu h100",
+    "plan --bandwidth": "--gpu h100",
+    "plan --memory": "--gpu h100",
+    "plan devices --hours": "--gpu h100",
+    "plan devices --mfu": "--gpu h100",
+    "plan devices --peak": "--memory 1",
+    "plan devices --bandwidth": "--gpu h100",
+    "plan devices --memory": "--peak 1",
+    "speedrun --minutes": "",
+    "speedrun --hours": "",
+    "speedrun --usd": "--gpu h100",
+    "speedrun --price": "--gpu h100 --usd 5",
+    "bench gpu --minutes": "--out {folder}/out --tiny",
+    "bench learn --minutes": "quickstart d12-1gpu --out {folder}/race",
+    "verify --seconds": "{folder}",
+    "scaling predict --budget": "",
+    "scaling predict --bytes-per-token": "1e20",
+    "scaling recover --noise": "",
+    "distill --temperature": "no-run identity {folder}/answers.jsonl",
+    "eval passk --temperature": "no-run",
+    "scaling inference --temperature": "no-run",
+    "export hf --shard-gb": "no-run {folder}/out",
+}
+AFTER_LOADING = {  # refused as fields of a request or of a sweep's check, once a checkpoint or a sweep is loaded
+    "chat --temperature",
+    "chat --top-p",
+    "chat --min-p",
+    "scaling check --times",
+}
+TOO_LARGE = {
+    "verify --seconds": "inf",
+    "bench learn --minutes": "inf",
+    **dict.fromkeys(["distill --temperature", "eval passk --temperature", "scaling inference --temperature"], "inf"),
+}
+
+
+def number_options() -> set[str]:
+    """The options of all commands whose value is a float, each after its command."""
+    found = set()
+
+    def collect(app, words):
+        if app.default_command is not None:
+            for argument in app.assemble_argument_collection(parse_docstring=False):
+                if float in (argument.hint, *typing.get_args(argument.hint)):
+                    found.add(" ".join((*words, f"--{argument.names[0].lower().lstrip('-')}")))
+        for name in app:
+            if not name.startswith("-"):
+                collect(app[name], (*words, name))
+
+    for verb in COMMANDS:
+        collect(build_app(verb)[verb], (verb,))
+    return found
+
+
+def test_every_number_of_every_command_is_listed_here():
+    assert number_options() == {*CASES, *AFTER_LOADING}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_no_amount_is_refused_in_one_line(case, tmp_path, capfd):
+    command, option = case.rsplit(" ", 1)
+    for value in ("nan", "-1", TOO_LARGE.get(case, "1e300")):
+        words = [*command.split(), *CASES[case].format(folder=tmp_path).split()]
+        words += [value] if option == "--budget" else [option, value]
+        assert main(words) == 1, words
+        error = capfd.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and "expected" in error, error
+        assert option[2:] in error and (value in error or f"{float(value):g}" in error), error

@@ -1,0 +1,60 @@
+"""The seconds of a run that are not of its steps: they follow the processor, not the FLOP/s of a small model."""
+
+import pytest
+
+from fledgling.config import load_recipe
+from fledgling.plan import core_speed
+from fledgling.plan.amount import Budget
+from fledgling.plan.budget import TrainingSpeed, choose_run
+from fledgling.plan.flops import training_flops_per_token
+from fledgling.plan.hardware import find_device
+from fledgling.plan.stage_seconds import ACCELERATOR_SHARE, REFERENCE_FLOPS, SLOWEST, estimate_core_time, total_seconds
+from tests.smallest import write_recipe
+
+SMALL = 470_784  # FLOPs of a token of the smallest recipe's model
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    stages = ['stages=["pretrain", "sft"]', "pretrain.steps=60", "sft.steps=60"]
+    return load_recipe(write_recipe(tmp_path), stages)
+
+
+def choose(recipe, seconds, share, cores=2):
+    per_token = training_flops_per_token(recipe.resolve_model())
+    speed = TrainingSpeed(20_000.0 * per_token, per_token, "measured here", share, cores)  # as on one core of a Xeon
+    return choose_run(recipe, Budget(seconds, f"--minutes {seconds / 60:g}"), [speed], find_device("cpu"), 1, [])
+
+
+def test_a_small_run_keeps_its_stages_in_a_budget_of_half_a_minute(recipe):
+    """By its FLOP/s, a fiftieth of a large model's, starts and report would take 48 s and a stage would be dropped."""
+    choice = choose(recipe, 30.0, 1.0)
+    assert choice.recipe.stages == ("pretrain", "sft") and choice.recipe.sft.steps > 60
+    assert sum(stage.fixed_seconds for stage in choice.stages) < 10
+    assert 25 <= total_seconds(choice.stages) <= 30
+
+
+def test_the_fixed_part_follows_the_measured_core_and_not_the_speed_of_training(recipe):
+    def fixed(share):
+        return sum(stage.start for stage in choose(recipe, 120.0, share).stages if stage.name == "start")
+
+    assert fixed(2.0) == pytest.approx(2 * fixed(1.0)) and fixed(100.0) == SLOWEST * fixed(1.0)
+    one, two = (estimate_core_time("cpu", 1e9, SMALL, 1.0, cores) for cores in (1, 2))
+    assert one.share == two.share and one.parallel == 2 * two.parallel
+
+
+def test_without_a_measured_core_a_small_model_is_not_taken_for_a_slow_processor():
+    assert estimate_core_time("cpu", REFERENCE_FLOPS, 23_592_960).share == 1
+    assert estimate_core_time("cpu", REFERENCE_FLOPS / 2, 1e9).share == 2
+    assert estimate_core_time("cpu", 20_000.0 * SMALL, SMALL).share < 0.3, "as many tokens a second as the reference"
+    assert estimate_core_time("cuda", 1e14, 1e9).share == ACCELERATOR_SHARE
+
+
+def test_a_core_that_needs_three_times_the_reference_has_a_share_of_three(monkeypatch):
+    monkeypatch.setattr(core_speed, "time_work", lambda text: 3 * core_speed.REFERENCE_SECONDS / core_speed.REPEATS)
+    assert core_speed.measure_core_share() == pytest.approx(3)
+
+
+def test_the_work_of_a_core_is_the_same_text_every_time_and_takes_time():
+    assert core_speed.make_text() == core_speed.make_text() and len(core_speed.make_text()) > 100_000
+    assert core_speed.measure_core_share(1) > 0
