@@ -25,7 +25,7 @@ from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.positions import Positions
-from fledgling.train.prepare import DataPreparer, split_mixture
+from fledgling.train.prepare import DataPreparer, find_held_out_source
 from fledgling.train.stage_weights import StageWeights
 
 
@@ -119,8 +119,5 @@ def make_schedule(recipe: Recipe, name: str, steps: int) -> Callable[[float], fl
 
 def held_out_shards(context: StageContext) -> tuple[TokenShard, ...]:
     """Returns the held-out documents of pretraining, on which later stages measure bits per byte too."""
-    mixture = context.recipe.pretrain.mixture
-    sources = split_mixture(mixture).documents if mixture else {}
-    if not sources:
-        return ()
-    return context.preparer.documents.prepare_shards(next(iter(sources)), context.tokenizer).held_out
+    source = find_held_out_source(context.recipe)
+    return () if source is None else context.preparer.documents.prepare_shards(source, context.tokenizer).held_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -41,13 +42,25 @@ def build_evals(
         if context.model.config.activation == "relu2":
             measure = partial(_measure_sparsity, context, rows, micro_batch_size)
             evals.append(Eval("zeros", config.eval_every, measure))
-    names = exam_names(config, context.recipe.sft.mixture)
+    names = list_available_exams(exam_names(config, context.recipe.sft.mixture), context)
     if names:
         if isinstance(config, RLConfig):
             _report_missing_exams(config, context)
         evals.append(Eval("chat", config.eval_every, partial(_run_exams, context, names, config.eval_questions)))
     evals.append(Eval("samples", config.sample_every, partial(_log_samples, context, bool(names))))
     return tuple(evals)
+
+
+def list_available_exams(names: Sequence[str], context: StageContext) -> list[str]:
+    """Returns the tasks whose questions can be read; logs the others, which only a stage that goes on may lack."""
+    found = []
+    for name in names:
+        try:
+            load_task(name, context.recipe.run.data_dir).list_exams({TEST: 1})
+            found.append(name)
+        except UserError as error:
+            context.recorder.log_notice(f"no exam in {name}: {error}")
+    return found
 
 
 def _report_missing_exams(config: RLConfig, context: StageContext) -> None:

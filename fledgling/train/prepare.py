@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -53,6 +53,12 @@ def split_mixture(mixture: dict[str, float]) -> MixtureParts:
     conversations = {name: weight for name, weight in used.items() if is_file_source(name)}
     documents = {name: weight for name, weight in used.items() if name not in tasks and name not in conversations}
     return MixtureParts(documents, tasks, conversations)
+
+
+def find_held_out_source(recipe: Recipe) -> str | None:
+    """Returns the source on whose held-out documents later stages measure bits per byte too; None if there is none."""
+    documents = split_mixture(recipe.pretrain.mixture).documents if recipe.pretrain.mixture else {}
+    return next(iter(documents), None)
 
 
 def list_document_sources(recipe: Recipe) -> list[str]:
@@ -122,26 +128,42 @@ class DataPreparer:
         return self.documents.shard_digests
 
     def require_sources(self, documents: Iterable[str], conversations: Iterable[str]) -> None:
-        """Raises UserError, saying how to get it, for a source that does not exist."""
+        """Raises UserError, saying how to get it, for a source that does not exist and whose tokens are not kept."""
         self.documents.require_sources(documents)
         for name in conversations:
-            self.conversation_source(name).files()
+            if not self.documents.prepared.has_kept(name):
+                self.conversation_source(name).files()
 
     def conversation_source(self, name: str) -> ConversationSource:
         """Returns the conversations of that name, read from files under the recipe's data root."""
         return load_source(name, self.data_dir)
 
     def count_source_bytes(self, name: str) -> int:
-        """Returns the size of the files of a source of conversations."""
-        return sum(file.stat().st_size for file in self.conversation_source(name).files())
+        """Returns the size of the files of a source of conversations; without them, that of its kept tokens."""
+        try:
+            files = self.conversation_source(name).files()
+        except UserError:
+            prepared = self.documents.prepared
+            if not prepared.has_kept(name):
+                raise
+            kept = prepared.pinned[name]["directories"]
+            files = [file for folder in kept for file in (prepared.directory / folder).iterdir()]
+        return sum(file.stat().st_size for file in files)
 
     def measure_source(self, name: str, tokenizer: Tokenizer, context: int) -> SourceSize:
-        """Returns the size of a source of conversations; the rows of an example are the mean of its first ones."""
-        source = load_source(name, self.data_dir)
-        reader = islice(EpochReader(source, self.seed, limit=SAMPLED_CONVERSATIONS), SAMPLED_CONVERSATIONS)
-        lengths = [len(rendered.tokens) for rendered in render_conversations(tokenizer, list(reader))]
+        """Returns the size of a source of conversations; the rows of an example are the mean of its first ones.
+
+        What a stage began with is measured on its tokens, which have the same conversations in the same order.
+        """
+        if shard := self._find_kept_conversations(name, tokenizer):
+            lengths, count = shard.lengths[:SAMPLED_CONVERSATIONS].tolist(), float(shard.metadata["read"])
+        else:
+            source = load_source(name, self.data_dir)
+            reader = islice(EpochReader(source, self.seed, limit=SAMPLED_CONVERSATIONS), SAMPLED_CONVERSATIONS)
+            lengths = [len(rendered.tokens) for rendered in render_conversations(tokenizer, list(reader))]
+            count = len(source) or math.inf
         rows = sum(min(length, context + 1) for length in lengths) / (context + 1) / max(1, len(lengths))
-        return SourceSize(len(source) or math.inf, rows)
+        return SourceSize(count, rows)
 
     def load_or_train_tokenizer(self, may_replace: bool = False) -> Tokenizer:
         """Returns the run's tokenizer, trained first if RUN/tokenizer does not exist.
@@ -164,7 +186,12 @@ class DataPreparer:
         """Returns a shard of at least `tokens` tokens of generated conversations."""
         seed = self.seed * len(DEFAULT_STAGES) + DEFAULT_STAGES.index(stage)  # no two stages see the same examples
         examples = _generate_examples(tasks, seed)
-        first = [make_mixture_example(tasks, index, seed) for index in range(64)]  # also of what the code reads
+        try:
+            first = [make_mixture_example(tasks, index, seed) for index in range(64)]  # also of what the code reads
+        except UserError as error:  # an environment's file is gone
+            if shard := self._open_kept(f"{stage} tasks", tokenizer, error):
+                return shard
+            raise
         content = short_digest(_digest_tasks(), tasks, seed, first)
         inputs = PreparationInputs(content, tokenizer.fingerprint(), short_digest(tokens))
         return self._open_or_write_shard(f"{stage} tasks", f"{stage}-tasks", inputs, examples, tokens, tokenizer)
@@ -178,7 +205,13 @@ class DataPreparer:
         conversations as have `tokens` tokens, to the next whole batch (None: one epoch). A smaller set is always
         written completely, and its position is one of rows.
         """
-        source = self.conversation_source(name)
+        try:
+            source = self.conversation_source(name)
+            source.files()
+        except UserError as error:
+            if self._find_kept_conversations(name, tokenizer) and (shard := self._open_kept(name, tokenizer, error)):
+                return shard, None
+            raise
         is_large = self.count_source_bytes(name) > prepare.MAX_IN_MEMORY_BYTES
         cap = tokens if is_large else None
         files = source.files()
@@ -189,12 +222,10 @@ class DataPreparer:
         ahead = [sorted(skipped)] if skipped else []
         settings = short_digest(source.name, cap, self.seed, _digest_tasks(), first, *ahead)
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
-        inputs, contents = (
-            PreparationInputs(content, tokenizer.fingerprint(), settings),
-            getattr(source, "contents", ""),
-        )
+        inputs = PreparationInputs(content, tokenizer.fingerprint(), settings)
         reader = EpochReader(source, self.seed, first, skipped=skipped)
-        shard = self._open_or_write_shard(name, f"{stem}-rows", inputs, reader, cap, tokenizer, contents)
+        facts = {"contents": getattr(source, "contents", ""), "in_parts": is_large}
+        shard = self._open_or_write_shard(name, f"{stem}-rows", inputs, reader, cap, tokenizer, facts)
         if not is_large:
             return shard, None
         span = int(shard.metadata.get("read", len(source)))
@@ -209,14 +240,14 @@ class DataPreparer:
         examples: Iterable[dict],
         tokens: int | None,
         tokenizer: Tokenizer,
-        contents: str = "",
+        described: Mapping[str, object] | None = None,
     ) -> TokenShard:
         """Returns the shard RUN/data/STEM-DIGEST, written first if it does not exist; logs which, and why.
 
         The conversations are rendered in batches until the shard has `tokens` tokens (None: until they end).
 
         Args:
-            contents: the files of a folder that are read and passed over.
+            described: more metadata, such as the files of a folder that are read and passed over ("contents").
         """
         prepared = self.documents.prepared
         directory = prepared.directory / f"{stem}-{inputs.digest}"
@@ -244,12 +275,37 @@ class DataPreparer:
                     for rendered in render_conversations(tokenizer, group):
                         writer.add_document(rendered.tokens, rendered.mask)
                 if isinstance(examples, EpochReader):
-                    writer.metadata |= {"contents": contents, "left_out": examples.describe(), "read": examples.read}
+                    writer.metadata |= {"left_out": examples.describe(), "read": examples.read, **(described or {})}
                     writer.metadata |= {"left_out_rows": examples.left_out} if examples.left_out else {}
         shard = TokenShard.open(directory, tokenizer.fingerprint())
         if report := "; ".join(filter(None, (shard.metadata.get("contents"), shard.metadata.get("left_out")))):
             self.log(f"{source}: {report}")
         prepared.record_used(source, facts, [directory])
+        self.documents.record_digest((shard,))
+        return shard
+
+    def _find_kept_conversations(self, name: str, tokenizer: Tokenizer) -> TokenShard | None:
+        """Returns the tokens that the resumed stage began with, if they are here and are all of a set's conversations.
+
+        Of a set that is prepared in parts they say too little. A shard of an earlier version does not say which it is.
+        """
+        kept = self.documents.prepared.get_kept(name, tokenizer.fingerprint())
+        if kept is None:
+            return None
+        shard = TokenShard.open(self.documents.prepared.directory / kept["directories"][0], tokenizer.fingerprint())
+        return shard if shard.metadata.get("in_parts") is False else None
+
+    def _open_kept(self, source: str, tokenizer: Tokenizer, error: UserError) -> TokenShard | None:
+        """Returns the tokens that the resumed stage began with, for a source that cannot be read; logs its error."""
+        prepared = self.documents.prepared
+        kept = prepared.get_kept(source, tokenizer.fingerprint())
+        if kept is None:
+            return None
+        directories = [prepared.directory / name for name in kept["directories"]]
+        prepared.require_whole(source, directories)
+        shard = TokenShard.open(directories[0], tokenizer.fingerprint())
+        self.log(f"{error}; the stage goes on with the tokens that it began with, {directories[0]}")
+        prepared.record_used(source, kept, directories)
         self.documents.record_digest((shard,))
         return shard
 

@@ -23,8 +23,9 @@ from fledgling.tasks import load_task
 from fledgling.tasks.exam_names import exam_names
 from fledgling.tasks.task import TEST
 from fledgling.text.tokenizer import Tokenizer
+from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.positions import Positions, SetPart, SourcePositions
-from fledgling.train.prepare import DataPreparer, MixtureParts, split_mixture
+from fledgling.train.prepare import DataPreparer, MixtureParts, find_held_out_source, split_mixture
 
 SPARE_FACTOR = 1.1  # conversations prepared beyond what the steps read, so that packing never wraps around
 
@@ -145,15 +146,19 @@ def merge_equal_sources(
 def require_data(recipe: Recipe, stages: Iterable[str], kept: Mapping[str, Any] | None = None) -> None:
     """Raises UserError, before any work, if a source or an exam of the stages is missing; says how to get it.
 
-    kept: the prepared data that a stage goes on with (`going_on.read_prepared_data`), whose texts need not be here.
+    kept: the prepared data that a stage goes on with (`going_on.read_prepared_data`), whose texts and exams need not be
+        here.
     """
     preparer = DataPreparer(recipe, Path(recipe.run.out))
     preparer.documents.prepared.pinned = dict(kept or {})
+    held_out = find_held_out_source(recipe)
     for stage in stages:
         config = recipe.stage_config(stage)
         parts = split_mixture(config.mixture) if config.mixture else MixtureParts({}, {}, {})
         tasks = config.tasks if isinstance(config, RLConfig) else {}
         practiced = [name for name, weight in tasks.items() if weight > 0]
-        preparer.require_sources(parts.documents, [*parts.conversations, *practiced])
-        for name in exam_names(config, recipe.sft.mixture):
+        reads_held_out = stage == "rl" or (stage == "dpo" and not OBJECTIVES[recipe.dpo.objective].trains_head)
+        documents = [*parts.documents, *([held_out] if held_out and reads_held_out else [])]
+        preparer.require_sources(documents, [*parts.conversations, *practiced])
+        for name in exam_names(config, recipe.sft.mixture) if not kept else ():
             load_task(name, recipe.run.data_dir).list_exams({TEST: 1})

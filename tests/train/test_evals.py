@@ -75,3 +75,11 @@ def test_questions_that_lose_their_beginning_are_counted(monkeypatch):
     assert notices == [
         "exam own: 2 of 8 questions are longer than model.context has room for, and lose their beginning"
     ]
+
+
+def test_an_exam_whose_files_are_gone_is_left_out_with_a_notice(tmp_path):
+    lines: list[str] = []
+    recipe = load_recipe("quickstart", [f"run.data_dir={tmp_path}"])
+    context = SimpleNamespace(recipe=recipe, recorder=SimpleNamespace(log_notice=lines.append))
+    assert evals.list_available_exams(["identity", "gsm8k"], context) == ["identity"]
+    assert len(lines) == 1 and lines[0].startswith("no exam in gsm8k: gsm8k: no test split under")

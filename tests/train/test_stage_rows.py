@@ -5,6 +5,7 @@ import math
 import os
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,39 @@ def test_one_pass_ends_when_the_first_set_is_read_once(prepared):
     assert alone.steps == len(alone.sources[0][0])
     pinned = prepare_stage_rows("sft", StageConfig(mixture=SETS, steps=9), 4, CONTEXT, preparer, tokenizer)
     assert pinned.steps == 9
+
+
+def test_conversations_that_are_gone_have_the_rows_and_the_size_of_their_tokens(prepared):
+    first, tokenizer = prepared
+    file = Path(first.data_dir) / "evals/gsm8k/train.jsonl"
+    (shard, _), size = first.conversation_shard("gsm8k", None, tokenizer), first.measure_source("gsm8k", tokenizer, 32)
+    pinned = {"gsm8k": first.documents.prepared.used_inputs["gsm8k"]}
+    messages: list[str] = []
+    later = DataPreparer(tiny(first.run_dir.parent, **{"run.data_dir": first.data_dir}), first.run_dir, messages.append)
+    file.rename(file.with_suffix(".away"))
+    try:
+        for ask in (lambda: later.require_sources([], ["gsm8k"]), lambda: later.count_source_bytes("gsm8k")):
+            with pytest.raises(UserError, match="fledgling data fetch gsm8k"):
+                ask()
+        later.documents.prepared.pinned = pinned
+        later.require_sources([], ["gsm8k"])
+        assert later.count_source_bytes("gsm8k") > 0 and later.measure_source("gsm8k", tokenizer, 32) == size
+        kept, part = later.conversation_shard("gsm8k", None, tokenizer)
+        assert (kept.directory, part) == (shard.directory, None) and later.documents.prepared.used_inputs == pinned
+    finally:
+        file.with_suffix(".away").rename(file)
+    assert "the stage goes on with the tokens that it began with" in messages[-1]
+
+
+def test_the_tokens_of_an_environment_that_is_gone_are_found_again(prepared, tmp_path):
+    first, tokenizer = prepared
+    tasks = {"env:guessing": 1.0}
+    shard = first.task_shard("sft", tasks, 200, tokenizer)
+    later = DataPreparer(tiny(tmp_path), first.run_dir)
+    later.documents.prepared.pinned = {"sft tasks": first.documents.prepared.used_inputs["sft tasks"]}
+    assert later.task_shard("sft", {"env:gone.py:Guess": 1.0}, 200, tokenizer).directory == shard.directory
+    with pytest.raises(UserError, match=r"gone\.py"):
+        DataPreparer(tiny(tmp_path), first.run_dir).task_shard("sft", {"env:gone.py:Guess": 1.0}, 200, tokenizer)
 
 
 def test_generated_tasks_last_as_long_as_the_others(prepared):
