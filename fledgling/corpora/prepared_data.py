@@ -59,6 +59,12 @@ def digest_files(root: Path, files: Iterable[Path], whole: bool) -> str:
     return short_digest(facts)
 
 
+def digest_read_files(files: Sequence[Path]) -> str:
+    """Returns a digest of files that are read as they are; up to MAX_HASHED_BYTES of all their bytes."""
+    whole = sum(file.stat().st_size for file in files) <= MAX_HASHED_BYTES
+    return digest_files(Path(os.path.commonpath([file.parent for file in files])), files, whole) if files else ""
+
+
 def digest_file(file: Path) -> str:
     """Returns the SHA-256 of a file's bytes."""
     with file.open("rb") as handle:
@@ -129,6 +135,7 @@ class PreparedData:
     log: Log
     pinned: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source, from a checkpoint of the stage
     used_inputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by source, saved in the next checkpoint
+    read_files: dict[str, str] = field(default_factory=dict)  # digests of those that are read as they are, by source
 
     def get_kept(self, source: str, tokenizer: str) -> dict[str, Any] | None:
         """Returns the facts of what the resumed stage began with if all of it is here, whatever became of its text."""
@@ -182,11 +189,11 @@ class PreparedData:
 
     def record_files(self, source: str, files: Sequence[Path]) -> None:
         """Records files that a stage reads as they are; logs when they changed since the resumed stage began."""
-        whole = sum(file.stat().st_size for file in files) <= MAX_HASHED_BYTES
-        digest = digest_files(Path(os.path.commonpath([file.parent for file in files])), files, whole) if files else ""
+        digest = digest_read_files(files)
         if (older := self.pinned.get(source)) and older["digest"] != digest:
             self.log(f"{source}: its files changed since this stage began; it goes on with the present ones")
         self.used_inputs[source] = {"digest": digest, "directories": []}
+        self.read_files[source] = digest
 
     def explain(self, source: str, stem: str, inputs: PreparationInputs) -> None:
         """Logs why a source is prepared, and where earlier preparations are."""

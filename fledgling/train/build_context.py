@@ -21,7 +21,6 @@ from fledgling.train.context import StageContext
 from fledgling.train.critic import attach_critic
 from fledgling.train.distill.teacher import read_teacher_config
 from fledgling.train.going_on import describe_parent, read_rows_per_step
-from fledgling.train.history import extend_history
 from fledgling.train.positions import read_positions
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.stage_weights import (
@@ -92,7 +91,6 @@ def build_context(
         saved_row_weights=loaded.state.get("row_weights") if loaded else None,
         parent=describe_parent(parent),
         lock=lock,
-        history=tuple(extend_history(loaded.state if loaded else None, recipe)),
         teacher=plan_teacher(recipe, name, read_teacher_config(recipe, name)),
     )
     return context, loaded

@@ -11,14 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fledgling.config import DPOConfig, UserError
 from fledgling.data.batch import Batch
-from fledgling.files import split_columns
 from fledgling.model.transformer import Transformer
 from fledgling.optim.sharded import unsharded
 from fledgling.plan.stage_length import derive_dpo_steps
@@ -31,6 +29,7 @@ from fledgling.train.loss import StepMetrics
 from fledgling.train.objectives import OBJECTIVES
 from fledgling.train.preference_data import exchange_answers, load_preferences
 from fledgling.train.preference_loss import collect_answers, preference_batch_loss
+from fledgling.train.read_files import list_read_files
 from fledgling.train.rollout import Rollout, add_reference_logprobs, pack_rollouts
 from fledgling.train.stage import Stage
 
@@ -133,7 +132,8 @@ def build_dpo_stage(name: str, context: StageContext) -> Stage:
     micro_batch_size, bos = resolve_micro_batch_size(config, context), context.tokenizer.bos
     row_tokens, log = context.model.config.context + 1, context.recorder.log_notice
     rollouts = load_preferences(config.pairs, judged, context.tokenizer, row_tokens, log)
-    context.preparer.documents.prepared.record_files("dpo.pairs", [Path(split_columns(config.pairs)[0])])
+    for source, files in list_read_files(recipe, name).items():
+        context.preparer.documents.prepared.record_files(source, files)
     reference = context.load_initial_model() if config.uses_reference else None
     stream = PreferenceStream(
         rollouts, config, recipe.seed, micro_batch_size, bos, context.world, context.model, reference

@@ -16,10 +16,14 @@ from fledgling.runtime.environment import collect_environment
 MACHINE_KEYS = ("fledgling", "python", "torch", "cpu", "cores", "gpus")  # of the environment, that decide the bits
 
 
-def extend_history(state: Mapping[str, Any] | None, recipe: Recipe) -> list[dict[str, Any]]:
-    """Returns the entries {"after_step", "recipe", "machine"} of a stage that starts, or goes on from `state`.
+def extend_history(
+    state: Mapping[str, Any] | None, recipe: Recipe, files: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Returns the entries {"after_step", "recipe", "machine", "files"} of a stage that starts, or goes on from `state`.
 
     An entry holds for the steps after `after_step`, up to the next one's. One is added where something differs.
+
+    files: digests of what the stage reads as it is (`read_files.py`). An earlier version's entry says nothing of them.
     """
     step = int(state["step"]) if state else 0
     known = state.get("history") if state else []
@@ -30,8 +34,9 @@ def extend_history(state: Mapping[str, Any] | None, recipe: Recipe) -> list[dict
         "after_step": step,
         "recipe": dump_toml(replace(recipe, run=replace(recipe.run, out=""))),
         "machine": {key: environment.get(key) for key in MACHINE_KEYS},
+        "files": dict(files or {}),
     }
     earlier = [each for each in known if each["after_step"] < step or step == 0]
-    if earlier and all(earlier[-1][key] == entry[key] for key in ("recipe", "machine")):
+    if earlier and all(earlier[-1].get(key, entry[key]) == entry[key] for key in ("recipe", "machine", "files")):
         return list(earlier)
     return [*(each for each in earlier if each["after_step"] < step), entry]

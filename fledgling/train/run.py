@@ -194,8 +194,10 @@ def train_stage(
         stage = STAGE_BUILDERS[name](name, context)
     require_same_data(world, context.preparer, context.tokenizer)
     stage = adapt_stage(replace(stage, evals=select_evals(stage.evals)))
-    context = derive_context(context, stage, saved)
-    recipe = context.recipe
+    context = derive_context(context, stage)
+    recipe, read_files = context.recipe, context.preparer.documents.prepared.read_files
+    history = extend_history(saved.state if saved else None, recipe, read_files)
+    context = replace(context, history=tuple(history))
     learning_rate = recipe.stage_config(name).learning_rate or 1.0  # derived, if it was open
     optimizer = Optimizer(context.model, recipe.optimizer, world, learning_rate, setup.compiled, setup.dtype)
     start_step, health, totals = 0, Health(), Totals()
@@ -257,7 +259,7 @@ def describe_derived(name: str, given: Recipe, derived: Recipe) -> list[str]:
     return [f"{name}: by the rules of fledgling/config/scaling_rules.py: {values}"] if values else []
 
 
-def derive_context(context: StageContext, stage: Stage, saved: Checkpoint | None) -> StageContext:
+def derive_context(context: StageContext, stage: Stage) -> StageContext:
     """Returns the context with what follows from the stage's length; writes that into the run's recipe.toml."""
     config, given = context.model.config, context.recipe
     recipe = derive_stage(given, stage.name, stage.steps, stage.rows_per_step * config.context, config)
@@ -269,8 +271,7 @@ def derive_context(context: StageContext, stage: Stage, saved: Checkpoint | None
         write_text(context.run_dir / RECIPE_FILE, dump_toml(recipe))
         write_derived_values(context.run_dir, given, recipe)
         seal_run(context.run_dir)
-    history = tuple(extend_history(saved.state if saved else None, recipe))
-    return replace(context, recipe=recipe, history=history)
+    return replace(context, recipe=recipe)
 
 
 def restore_state(loaded: Checkpoint, stage: Stage, optimizer: Optimizer, health: Health, totals: Totals) -> int:

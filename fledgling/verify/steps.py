@@ -23,14 +23,18 @@ import torch
 
 from fledgling.config import STAGES, Recipe, load_recipe
 from fledgling.config.load import parse_recipe
+from fledgling.corpora.prepared_data import digest_read_files
 from fledgling.files.columns import split_columns
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.report.run_data import finite_number
 from fledgling.runtime.world import World
+from fledgling.tasks import ENVIRONMENT_PREFIX
 from fledgling.train.going_on import read_prepared_data
 from fledgling.train.horizon import Horizon, read_changes
 from fledgling.train.init_from import INIT_DIR
 from fledgling.train.loop import TrainingStopped, digest_step
+from fledgling.train.read_files import list_read_files
+from fledgling.train.rl.model_reward import MODEL_PREFIX
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_weights import INIT_ADAPTER_DIR
@@ -127,21 +131,25 @@ class Segment:
     recipe: str | None  # as TOML; None: recipe.toml
     machine: dict[str, Any]
     last: int | None
+    files: dict[str, str] = field(default_factory=dict)  # digests of those that were read as they are
 
 
 def find_segment(run_dir: Path, stage: str, step: int) -> Segment:
     """Returns what the step after `step` ran with, and up to which one that holds."""
     history: list[dict[str, Any]] = []
+    data: dict[str, Any] = {}  # an earlier version's history has no files: the newest checkpoint has those of the end
     for path in list_stage_checkpoints(run_dir, stage)[::-1]:
         if checkpoint.inspect_checkpoint(path)["valid"]:
             state = checkpoint.read_checkpoint_state(path)
             history = state.get("history") or [{"after_step": 0, "recipe": state["recipe"], "machine": {}}]
+            data = state.get("data") or {}
             break
     if not history:
         return Segment(None, {}, None)
     number = max((i for i, entry in enumerate(history) if entry["after_step"] <= step), default=0)
     last = history[number + 1]["after_step"] if number + 1 < len(history) else None
-    return Segment(history[number]["recipe"], history[number]["machine"], last)
+    files = history[number].get("files", {name: facts.get("digest", "") for name, facts in data.items()})
+    return Segment(history[number]["recipe"], history[number]["machine"], last, files)
 
 
 def read_stage_recipe(run_dir: Path, stage: str, step: int = 0) -> Recipe:
@@ -168,11 +176,16 @@ def read_horizon_changes(run_dir: Path, stage: str, planned: int) -> list[tuple[
 
 
 def find_obstacle(run_dir: Path, start: Start) -> str:
-    """Returns why `start` cannot be gone on from, "" if it can: a stage needs the weights that it was started with."""
+    """Returns why `start` cannot be gone on from, "" if it can.
+
+    A stage needs the weights that it was started with, and steps need the files that they have read.
+    """
     before = [stage for stage in list_stages(run_dir) if STAGES.index(stage) < STAGES.index(start.stage)]
     if before and checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints", check_hashes=False) is None:
         return f"the checkpoints of {before[-1]} were deleted"
-    return "; ".join(find_missing_inputs(read_stage_recipe(run_dir, start.stage, start.step), start.stage))
+    if missing := find_missing_inputs(read_stage_recipe(run_dir, start.stage, start.step), start.stage):
+        return "; ".join(missing)
+    return "; ".join(find_changed_inputs(run_dir, start) if start.last > start.step else ())
 
 
 def find_missing_inputs(recipe: Recipe, stage: str) -> list[str]:
@@ -186,10 +199,26 @@ def find_missing_inputs(recipe: Recipe, stage: str) -> list[str]:
     if stage == "dpo" and recipe.dpo.pairs:
         named.append(("dpo.pairs", split_columns(recipe.dpo.pairs)[0]))
     if stage == "rl":
-        rewards = [name for name in recipe.rl.rewards if ".py:" in name or name.startswith("model:")]
-        paths = [name.removeprefix("model:") if ".py:" not in name else name.rpartition(":")[0] for name in rewards]
+        rewards = [name for name in recipe.rl.rewards if ".py:" in name or name.startswith(MODEL_PREFIX)]
+        paths = [name.removeprefix(MODEL_PREFIX) if ".py:" not in name else name.rpartition(":")[0] for name in rewards]
         named += [("rl.rewards", path) for path in paths]
+        classes = [name.removeprefix(ENVIRONMENT_PREFIX) for name in recipe.rl.tasks if ".py:" in name]
+        named += [("rl.tasks", name.rpartition(":")[0]) for name in classes]
     return [f"{key}: {path} is not here" for key, path in named if not Path(path).exists()]
+
+
+def find_changed_inputs(run_dir: Path, start: Start) -> list[str]:
+    """Returns one line for each file that a stage reads as it is, and that is not the one of the steps after `start`.
+
+    Raises UserError for a task or a reward model that is not here.
+    """
+    recorded = find_segment(run_dir, start.stage, start.step).files
+    read = list_read_files(read_stage_recipe(run_dir, start.stage, start.step), start.stage)
+    return [
+        f"{source}: {', '.join(map(str, paths))} is not what was trained on, but another file or edited since"
+        for source, paths in read.items()
+        if source in recorded and digest_read_files(paths) != recorded[source]
+    ]
 
 
 def name_run(message: str, run_dir: Path) -> str:

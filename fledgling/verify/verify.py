@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,23 +115,17 @@ def check_steps(
     weights, scores = Check("weights after them", "tensors"), Check("bits per byte made again", "values")
     checks = [data, made, weights, scores]
     starts, budget = steps.list_starts(run_dir), max(0.0, deadline - time.monotonic())
-    here = collect_environment()
-    try:
-        for stage in files.list_stages(run_dir):
-            recipe, kept = steps.read_stage_recipe(run_dir, stage), read_prepared_data(run_dir, stage)
-            require_data(replace(recipe, run=replace(recipe.run, out=str(run_dir))), [stage], kept)
-    except UserError as error:
-        for check in checks:
-            check.notes.append(f"not made again: {error}")
-        return checks
+    here, obstacles = collect_environment(), find_obstacles(run_dir, starts)
     seconds = {stage: steps.measure_step_seconds(run_dir, stage) for stage in files.list_stages(run_dir)}
 
     def reach(start: steps.Start) -> int:
         """Returns how many steps after a start can be made in its part of the time."""
         return int(budget * REPLAY_SHARE / max(1, len(starts)) / max(1e-9, seconds[start.stage]))
 
-    drawn = steps.draw_distances(starts, count, reach, chance)
+    made.notes += [f"not made again: {place}: {reason}" for place, reason in obstacles.items()]
     last_steps = {start.stage: start.last for start in starts}  # the checkpoint of each that is taken further
+    starts = [start for start in starts if start.stage not in obstacles and str(start) not in obstacles]
+    drawn = steps.draw_distances(starts, count, reach, chance)
     for start in starts:
         if start.last == last_steps[start.stage] and 0 < start.last - start.step <= reach(start):
             drawn.setdefault(start, []).append(start.last - start.step)
@@ -151,13 +145,12 @@ def check_steps(
         is_beginning, is_end = start in beginnings, start in ends
         if is_beginning:
             distance = max(1, distance)
-        if reason := steps.find_obstacle(run_dir, start):
-            made.notes.append(f"not made again: {start}: {reason}")
-            continue
         try:
             result = steps.replay(run_dir, start, distance, is_beginning, is_end)
         except UserError as error:
-            made.problems.append(f"{start} cannot be made again: {steps.name_run(str(error), run_dir)}")
+            is_known = steps.find_changed_inputs(run_dir, start)  # of an end, which needs no step that reads them
+            reason = f"{start} cannot be made again: {steps.name_run(str(error), run_dir)}"
+            (made.notes if is_known else made.problems).append(reason)
             continue
         machine = steps.find_segment(run_dir, start.stage, start.step).machine
         elsewhere = machine and any(machine.get(key) != here[key] for key in MACHINE_KEYS)
@@ -169,15 +162,36 @@ def check_steps(
     unseen = [f"{stage} step {last}" for stage, last in last_steps.items() if (stage, last) not in compared]
     if unseen:
         weights.notes.append(
-            f"not compared: {', '.join(unseen)}: no start reaches them in the time, and no bits per byte were recorded"
+            f"not compared: {', '.join(unseen)}: no start was taken so far, and no bits per byte were recorded"
         )
     for start, distances in drawn.items():
         if str(start) not in left_out:
-            made.notes.append(f"drawn after {start}: {', '.join(str(start.step + d) for d in sorted(distances))}")
+            made.notes.append(f"drawn after {start}: {', '.join(str(start.step + d) for d in sorted({*distances}))}")
     if left_out:
         made.notes.append(f"no time left for {', '.join(left_out)}: give --seconds more")
     weights.total, scores.total = weights.checked, scores.checked
     return checks
+
+
+def find_obstacles(run_dir: Path, starts: Sequence[steps.Start]) -> dict[str, str]:
+    """Returns why stages or starts cannot be gone on from, by what they are called.
+
+    A source is gone, and its tokens with it, or a file that is read in the steps is gone or was edited.
+    """
+    found = {}
+    for stage in files.list_stages(run_dir):
+        try:
+            recipe, kept = steps.read_stage_recipe(run_dir, stage), read_prepared_data(run_dir, stage)
+            require_data(replace(recipe, run=replace(recipe.run, out=str(run_dir))), [stage], kept)
+        except UserError as error:
+            found[stage] = str(error)
+    for start in (start for start in starts if start.stage not in found):
+        try:
+            reason = steps.find_obstacle(run_dir, start)
+        except UserError as error:
+            reason = str(error)
+        found |= {str(start): reason} if reason else {}
+    return found
 
 
 def _compare(run_dir: Path, start: steps.Start, result: steps.Replay, tolerance: float, checks: list[Check]) -> None:

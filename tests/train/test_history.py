@@ -32,3 +32,15 @@ def test_a_start_from_an_earlier_step_replaces_what_came_after_it():
 def test_a_checkpoint_without_a_history_has_its_own_recipe():
     entries = history.extend_history({"step": 3, "recipe": "name = 'old'"}, RECIPE)
     assert [(entry["after_step"], entry["recipe"] == "name = 'old'") for entry in entries] == [(0, True), (3, False)]
+
+
+def test_an_entry_is_added_where_a_file_that_is_read_as_it_is_was_edited():
+    first = history.extend_history(None, RECIPE, {"dpo.pairs": "a"})
+    assert history.extend_history({"step": 2, "history": first}, RECIPE, {"dpo.pairs": "a"}) == first
+    edited = history.extend_history({"step": 2, "history": first}, RECIPE, {"dpo.pairs": "b"})
+    assert [(entry["after_step"], entry["files"]) for entry in edited] == [
+        (0, {"dpo.pairs": "a"}),
+        (2, {"dpo.pairs": "b"}),
+    ]
+    older = [{name: value for name, value in first[0].items() if name != "files"}]
+    assert history.extend_history({"step": 2, "history": older}, RECIPE, {"dpo.pairs": "b"}) == older

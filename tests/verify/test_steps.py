@@ -45,6 +45,8 @@ def test_files_outside_a_run_that_a_stage_reads_are_named_where_they_are_missing
     missing = steps.find_missing_inputs(load_recipe(path, [rewards]), "rl")
     assert missing == [f"rl.rewards: {gone}.py is not here", f"rl.rewards: {gone} is not here"]
     assert steps.find_missing_inputs(load_recipe(path, ['rl.rewards={task=1.0, "len:f"=1.0}']), "rl") == []
+    environment = load_recipe(path, [f'rl.tasks={{"env:{gone}.py:Game"=1.0, "env:guessing"=1.0}}'])
+    assert steps.find_missing_inputs(environment, "rl") == [f"rl.tasks: {gone}.py is not here"]
 
 
 def test_lines_are_compared_in_every_value_but_the_clocks():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 from fledgling.config import RLConfig, UserError
 from fledgling.model.transformer import Transformer
@@ -14,6 +13,7 @@ from fledgling.tasks import load_task
 from fledgling.train.context import StageContext, held_out_shards, make_schedule, resolve_micro_batch_size
 from fledgling.train.distill.build import load_fitting_teacher
 from fledgling.train.evals import build_evals
+from fledgling.train.read_files import list_read_files
 from fledgling.train.rl.algorithm import make_algorithm
 from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.stage import Stage
@@ -30,12 +30,8 @@ def build_rl_stage(name: str, context: StageContext) -> Stage:
         raise UserError(f"rl.stale_rounds is {config.stale_rounds} on {where}: expected one process on a CPU, or 0")
     micro_batch_size = resolve_micro_batch_size(config, context)
     tasks = {task: load_task(task, recipe.run.data_dir) for task, weight in config.tasks.items() if weight > 0}
-    for task_name, task in tasks.items():
-        if files := task.files():
-            context.preparer.documents.prepared.record_files(f"rl.tasks {task_name}", files)
-    rewards = [Path(name.rpartition(":")[0]) for name in config.rewards if ".py:" in name]
-    if files := [path for path in rewards if path.is_file()]:
-        context.preparer.documents.prepared.record_files("rl.rewards", files)
+    for source, files in list_read_files(recipe, name).items():
+        context.preparer.documents.prepared.record_files(source, files)
     steps = derive_rl_steps(config, {task_name: len(task) or math.inf for task_name, task in tasks.items()})
     if config.steps is None:
         context.recorder.log_notice(f"rl: {steps:,} steps, {config.passes or 1:g} passes over the prompts of its tasks")

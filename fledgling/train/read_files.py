@@ -1,0 +1,35 @@
+"""The files that DPO and RL read as they are in every start: pairs, questions, reward functions and reward models.
+
+No tokens of them are kept in the run, so a checkpoint records a digest of each (`PreparedData.record_files`), by which
+going on says that they were edited, and `fledgling verify` that they are not those of the steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fledgling.config import Recipe
+from fledgling.files import split_columns
+from fledgling.record.atomic_directory import MANIFEST
+from fledgling.record.checkpoint import resolve_checkpoint
+from fledgling.tasks import load_task
+from fledgling.train.rl.model_reward import MODEL_PREFIX
+
+
+def list_read_files(recipe: Recipe, stage: str) -> dict[str, list[Path]]:
+    """Returns the files of a stage that are here, by what a checkpoint calls them; {} where it reads tokens alone.
+
+    Raises UserError for a task or a reward model that is not there.
+    """
+    found: dict[str, list[Path]] = {}
+    if stage == "dpo" and recipe.dpo.pairs:
+        found["dpo.pairs"] = [Path(split_columns(recipe.dpo.pairs)[0])]
+    if stage == "rl":
+        for name in (name for name, weight in recipe.rl.tasks.items() if weight > 0):
+            found[f"rl.tasks {name}"] = load_task(name, recipe.run.data_dir).files()
+        rewards = [name for name, weight in recipe.rl.rewards.items() if weight > 0]
+        found["rl.rewards"] = [Path(name.rpartition(":")[0]) for name in rewards if ".py:" in name]
+        for name in (name for name in rewards if name.startswith(MODEL_PREFIX)):
+            found[f"rl.rewards {name}"] = [resolve_checkpoint(name.removeprefix(MODEL_PREFIX)) / MANIFEST]
+    present = {name: [file for file in files if file.is_file()] for name, files in found.items()}
+    return {name: files for name, files in present.items() if files}
