@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fledgling.config.errors import UserError, did_you_mean
 from fledgling.config.fields import choice, count, number
 from fledgling.config.model import ModelConfig
+
+LATER_STAGES = ("midtrain", "sft", "dpo", "rl")  # pretraining has weights to adapt with run.init_from alone
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,9 @@ class AdapterConfig:
     rank: int = count(16)  # r, columns of B and rows of A
     alpha: float = number(32.0, above=True)  # the update is multiplied by alpha / rank, in rslora by alpha / sqrt(rank)
     targets: tuple[str, ...] = ()  # matrices, as q_proj or blocks.3.mlp.fc1; (): all matrices of the blocks
-    stages: tuple[str, ...] = ("midtrain", "sft", "dpo", "rl")  # that train the adapter
+    stages: tuple[str, ...] = field(
+        default=LATER_STAGES, metadata={"choices": ("pretrain", *LATER_STAGES)}
+    )  # that train the adapter
     init_from: str | None = None  # a directory in peft's format that the first of them starts from
     quantization: str = choice("none", "int8", "int4", "nf4")  # of the blocks' frozen matrices (QLoRA)
 

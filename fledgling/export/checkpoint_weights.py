@@ -6,6 +6,7 @@ names; `merged` has what the model computes with in any case.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from fledgling.kernels.frozen_weights import round_to_quantized
 from fledgling.model.adapter import merge_adapter
 from fledgling.record import checkpoint, make_write_error
 from fledgling.record.atomic_directory import MANIFEST, atomic_directory
+from fledgling.record.checkpoint import BASES_DIR
 
 ADAPTER_GROUP = TENSORS_FILE.removesuffix(".safetensors")  # of a checkpoint
 MAX_BASES = 8  # checkpoints that name one another
@@ -87,6 +89,27 @@ def read_adapter_state(state: dict[str, Any], path: Path) -> tuple[AdapterConfig
     return adapter, Path(os.path.normpath(base))
 
 
+def kept_base(base: Path) -> Path:
+    """Returns where the base RUN/STAGE/checkpoints/step-N is kept: RUN/bases/STAGE, as deep, so that its names hold."""
+    digest = next(iter(read_weight_digests(base).values()), "")
+    return base.parents[2] / BASES_DIR / base.parents[1].name / f"{base.name}-{digest[:12]}"
+
+
+def find_base(state: dict[str, Any], base: Path) -> Path | None:
+    """Returns the checkpoint with the weights that an adapter was trained on; None if it is gone.
+
+    Args:
+        state: of the adapter's checkpoint; older ones do not say which weights they were.
+        base: where these were then.
+    """
+    digests = state["adapter"].get("base_digests")
+    if base.is_dir() and digests in (None, read_weight_digests(base)):
+        return base
+    kept = (base.parents[2] / BASES_DIR / base.parents[1].name).glob(f"{glob.escape(base.name)}-*")
+    found = [path for path in kept if path.is_dir() and digests in (None, read_weight_digests(path))]
+    return found[0] if len(found) == 1 else None
+
+
 def read_weights(path: Path, check_hashes: bool = True, depth: int = 0) -> CheckpointWeights:
     """Reads the weights of a checkpoint.
 
@@ -100,16 +123,20 @@ def read_weights(path: Path, check_hashes: bool = True, depth: int = 0) -> Check
     adapter, base = described
     if depth == MAX_BASES:
         raise UserError(f"checkpoint {path}: more than {MAX_BASES} checkpoints name one another as their base")
-    if not base.is_dir():
-        raise UserError(
-            f"checkpoint {path} is an adapter, and the weights that it belongs to are not at {base}: move or copy the "
-            "run as a whole"
-        )
-    if state["adapter"].get("base_digests") not in (None, read_weight_digests(base)):
+    found = find_base(state, base)
+    if found is None and base.is_dir():
         raise UserError(
             f"checkpoint {path} is an adapter of other weights than those at {base}, which were trained again since: "
             "train its stage again too"
         )
+    if found is None:
+        remedy = "move or copy the run as a whole"
+        if base.parents[1].is_dir():
+            remedy = f"put that checkpoint back, or train {base.parents[1].name} and its stage again"
+        raise UserError(
+            f"checkpoint {path} is an adapter, and the weights that it belongs to are not at {base}: {remedy}"
+        )
+    base = found
     checkpoint.verify_checkpoint(path, check_hashes)
     below = read_weights(base, check_hashes, depth + 1)
     config = ModelConfig.from_dict(state["model"])

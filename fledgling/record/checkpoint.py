@@ -41,6 +41,7 @@ from fledgling.record.jsonl import make_write_error
 
 CHECKPOINT_FORMAT = "fledgling checkpoint 1"
 MAX_STATE_BYTES = 256 * 2**20  # a longer JSON file is not from this program
+BASES_DIR = "bases"  # in the run directory: checkpoints of stages trained anew since, which adapters belong to
 _STEP = re.compile(r"step-(\d{8,})(\.old)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -162,6 +163,7 @@ def list_checkpoints(path: Path | str) -> list[Path]:
         return [resolve_checkpoint(path)]
     directories = [path, path / "checkpoints", *(path / stage / "checkpoints" for stage in STAGES)]
     checkpoints = [step for directory in directories for step in reversed(list(_step_directories(directory)))]
+    checkpoints += sorted((path / BASES_DIR).glob("*/step-*"))
     return checkpoints or [resolve_checkpoint(path)]
 
 
@@ -271,8 +273,10 @@ def find_latest_checkpoint(
     return None
 
 
-def discard_checkpoints_after(directory: Path | str, step: int) -> None:
-    """Deletes every checkpoint of a later step, for a run that goes on from `step` on another course.
+def discard_checkpoints_after(
+    directory: Path | str, step: int, remove: Callable[[Path], None] = remove_directory
+) -> None:
+    """Deletes by `remove` every checkpoint of a later step, for a run that goes on from `step` on another course.
 
     When it returns, not even a power cut brings one back. It deletes the newest first: until the last is gone, the
     newest left is one of the old course.
@@ -280,14 +284,16 @@ def discard_checkpoints_after(directory: Path | str, step: int) -> None:
     for path in _step_directories(Path(directory)):
         match = _STEP.fullmatch(path.name)
         if match and int(match[1]) > step:
-            remove_directory(path)
+            remove(path)
 
 
-def prune_checkpoints(directory: Path | str, keep: int) -> list[Path]:
+def prune_checkpoints(
+    directory: Path | str, keep: int, remove: Callable[[Path], None] = remove_directory
+) -> list[Path]:
     """Keeps the newest `keep` valid checkpoints (at least one) and returns them, newest first.
 
-    Deletes everything older, and what killed saves left. The newest is verified by its hashes, so that a damaged one
-    never costs the last valid one. When none is valid, nothing is deleted.
+    Deletes by `remove` everything older, and what killed saves left. The newest is verified by its hashes, so that a
+    damaged one never costs the last valid one. When none is valid, nothing is deleted.
     """
     directory = Path(directory)
     kept: list[Path] = []
@@ -300,7 +306,7 @@ def prune_checkpoints(directory: Path | str, keep: int) -> list[Path]:
             verify_checkpoint(path, check_hashes=not kept)
             kept.append(path)
     for path in older:
-        remove_directory(path)
+        remove(path)
     if directory.is_dir():
         for path in directory.glob(".tmp-*"):
             shutil.rmtree(path, ignore_errors=True)

@@ -51,7 +51,7 @@ from fledgling.train.rl.build import require_valid_rl_config
 from fledgling.train.rl.reward import require_rewards
 from fledgling.train.source_sizes import count_source_sizes
 from fledgling.train.stage_rows import require_data
-from fledgling.train.stage_weights import require_weights_to_round
+from fledgling.train.stage_settings import require_valid_settings
 from fledgling.train.trial_step import trace_step
 
 SAMPLED_PROMPTS = 64
@@ -189,7 +189,7 @@ def _check_stage(
     step_rows = MAX_MICRO_BATCH_ROWS * world.size if rows is None else rows
     step = one_row_step(recipe, config, world.size, world.device.type, setup.dtype_name, setup.compiled)
     teacher = None
-    found.attempt(lambda: require_weights_to_round(recipe, name))
+    found.attempt(lambda: require_valid_settings(recipe, name))
     with found.collecting():
         require_valid_teaching(recipe, name, config)
         teacher = plan_teacher(recipe, name, read_teacher_config(recipe, name))

@@ -40,6 +40,7 @@ from fledgling.train.health import Health, Rollback
 from fledgling.train.history import extend_history
 from fledgling.train.horizon import Horizon
 from fledgling.train.init_from import find_init_checkpoint, recipe_from_checkpoint
+from fledgling.train.kept_bases import describe_dependents, remove_checkpoint
 from fledgling.train.loop import ChooseSteps, LoopContext, TrainingStopped, run_loop
 from fledgling.train.peak import discard_outdated_peak, find_datasheet_peak, replace_exceeded_peak
 from fledgling.train.positions import carry_positions, describe_reading
@@ -60,6 +61,7 @@ from fledgling.train.same_ranks import require_same_device
 from fledgling.train.saver import CheckpointSaver
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_rows import require_data
+from fledgling.train.stage_settings import require_valid_settings
 from fledgling.train.stage_weights import (
     describe_start,
     read_trained,
@@ -116,6 +118,7 @@ def run_stage(
     if resume == "auto" and (run_dir / name / "done.json").exists():
         require_done(recipe, name, run_dir, print_nothing if quiet or not is_main_process() else print_line)
         return False
+    require_valid_settings(recipe, name)
     parent = parent_checkpoint(recipe.stages, name, run_dir)
     kept = read_prepared_data(run_dir, name) if resume == "auto" else None
     require_data(recipe, [name], prepared or kept)
@@ -131,7 +134,7 @@ def run_stage(
             recipe = recipe_with_adapter(recipe, run_dir, parent)
             given = reconcile(recipe, name, run_dir, saved, parent, notices.append)
             recipe = derive_recipe(given)
-            notices += describe_derived(name, given, recipe)
+            notices += describe_dependents(run_dir, name) + describe_derived(name, given, recipe)
         begun = locks.enter_context(restore_unless_begun(run_dir, name, world.is_main))
         setup = start_run(given, recipe, name, resume, world, saved)
         loggers = recipe.run.loggers
@@ -298,7 +301,7 @@ def make_rollback(
         stage.batches.skip(finished - step)
         with context.world.main_process_first():
             if context.world.is_main:  # saved when the run was stopped between bad steps: they are of the course left
-                checkpoint.discard_checkpoints_after(directory, step)
+                checkpoint.discard_checkpoints_after(directory, step, remove_checkpoint)
         health.load_state_dict({**before.state_dict(), "bad": 0, "rollbacks": before.rollbacks + 1})
         context.recorder.rewind(step)
         if context.world.is_main:

@@ -23,6 +23,7 @@ from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.world import World
 from fledgling.train.derived_values import write_derived_values
 from fledgling.train.going_on import require_same_parent, require_unchanged
+from fledgling.train.kept_bases import drop_unneeded_bases, keep_bases_of
 from fledgling.train.peak import name_device
 from fledgling.train.predictions import write_predictions
 
@@ -122,13 +123,18 @@ def restore_run_files(run_dir: Path, name: str, before: dict[Path, bytes]) -> No
 
 
 def remove_stage(stage_dir: Path) -> None:
-    """Deletes what a stage has written; of a link only the link, since what it points to is another run's."""
+    """Deletes what a stage has written; of a link only the link, since what it points to is another run's.
+
+    Checkpoints that adapters of other stages belong to are kept in RUN/bases.
+    """
     try:
+        keep_bases_of(stage_dir)
         if stage_dir.is_symlink():
             print_line(f"{stage_dir} is a link to {stage_dir.resolve()}: the link is removed, the directory is kept")
             stage_dir.unlink()
         elif stage_dir.exists():
             remove_directory(stage_dir)
+        drop_unneeded_bases(stage_dir.parent)
     except OSError as error:
         raise make_write_error(stage_dir, error) from None
 

@@ -26,6 +26,7 @@ from fledgling.record import checkpoint
 from fledgling.record.writer import BackgroundWriter
 from fledgling.runtime.world import World
 from fledgling.train.critic import CRITIC, split_critic
+from fledgling.train.kept_bases import remove_checkpoint
 from fledgling.train.loop import TrainingStopped
 
 
@@ -125,7 +126,7 @@ class CheckpointSaver:
     def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
         self.flush_record()
         checkpoint.save_checkpoint(self.directory, step, tensors, state, self.files)
-        checkpoint.prune_checkpoints(self.directory, self.keep_checkpoints)
+        checkpoint.prune_checkpoints(self.directory, self.keep_checkpoints, remove_checkpoint)
         self.seal_record()
 
     def __enter__(self) -> CheckpointSaver:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fledgling.config import AdapterConfig, ModelConfig, Recipe, StageConfig, UserError
+from fledgling.config import AdapterConfig, ModelConfig, Recipe, UserError
 from fledgling.export.checkpoint_weights import ADAPTER_GROUP, describe_adapter, read_weights
 from fledgling.export.peft_format import CONFIG_FILE, TENSORS_FILE, from_peft, read_peft, to_peft
 from fledgling.export.untrusted import read_json
@@ -251,16 +251,6 @@ def write_adapter_config(
     if write:
         write_json(path, contents)
     return {CONFIG_FILE: path}
-
-
-def require_weights_to_round(recipe: Recipe, name: str) -> None:
-    """Raises UserError for a stage that rounds the weights in training and does not train them."""
-    table = recipe.stage_config(name)
-    if isinstance(table, StageConfig) and table.quantization_aware != "none" and recipe.adapter.trains_in(name):
-        raise UserError(
-            f'{name}.quantization_aware="{table.quantization_aware}" trains the weights, which [adapter] freezes: '
-            f'leave one out, or set adapter.quantization="{table.quantization_aware}"'
-        )
 
 
 def trains_value_head(recipe: Recipe, name: str) -> bool:

@@ -19,7 +19,7 @@ from fledgling.train.loss import next_token_loss
 from fledgling.train.prepare import split_mixture
 from fledgling.train.stage import Stage
 from fledgling.train.stage_rows import StageRows, prepare_stage_rows
-from fledgling.train.stage_weights import require_weights_to_round
+from fledgling.train.stage_settings import require_weights_to_round
 
 
 def build_supervised_stage(name: str, context: StageContext) -> Stage:

@@ -12,7 +12,7 @@ from typing import Any
 from fledgling.config import STAGES, UserError
 from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST, find_damage
-from fledgling.record.checkpoint import inspect_checkpoint
+from fledgling.record.checkpoint import BASES_DIR, inspect_checkpoint
 from fledgling.record.recorder import JSONL_NAMES
 from fledgling.record.seal import (
     DONE,
@@ -27,7 +27,7 @@ from fledgling.record.seal import (
 )
 from fledgling.verify.check import Check
 
-RUN_DIRECTORIES = ("data", "tokenizer", "init", "init_adapter", "requests")  # those of no stage
+RUN_DIRECTORIES = ("data", "tokenizer", "init", "init_adapter", BASES_DIR, "requests")  # those of no stage
 Step = Callable[[str], None]  # is called with what is checked next
 
 
@@ -72,7 +72,12 @@ def read_recipe_table(run_dir: Path) -> dict[str, Any]:
 
 
 def list_stage_checkpoints(run_dir: Path, stage: str) -> list[Path]:
-    """Returns the checkpoints of a stage, damaged ones too, oldest first; of "init" those that the run was given."""
+    """Returns the checkpoints of a stage, damaged ones too, oldest first.
+
+    Of "init" those that the run was given, of "bases" those that adapters belong to.
+    """
+    if stage == BASES_DIR:
+        return sorted((run_dir / stage).glob("*/step-*"))
     try:
         return checkpoint.list_checkpoints(run_dir / stage / ("" if stage == "init" else "checkpoints"))
     except UserError:
@@ -82,7 +87,7 @@ def list_stage_checkpoints(run_dir: Path, stage: str) -> list[Path]:
 def check_checkpoints(run_dir: Path, show: Step) -> Check:
     """Compares every file of every checkpoint with the size and SHA-256 of its manifest."""
     check = Check("checkpoints", "files")
-    for stage in (*list_stages(run_dir), "init"):  # the given weights are a checkpoint too
+    for stage in (*list_stages(run_dir), "init", BASES_DIR):
         for path in list_stage_checkpoints(run_dir, stage):
             show(f"{stage}/{path.name}")
             report = inspect_checkpoint(path)

@@ -130,13 +130,21 @@ def test_an_adapter_from_elsewhere_decides_the_shape_and_goes_on(copied):
         stage_weights.recipe_with_adapter(another, copied / "run", given)
 
 
-def test_an_adapter_is_not_used_on_weights_that_were_trained_again_since(copied):
+def test_an_adapter_keeps_its_base_when_that_is_trained_again_and_is_not_used_on_another(copied):
+    out = copied / "run"
     run.run_stage(recipe_of(copied, "pretrain", "midtrain", **LORA), "midtrain", quiet=True)
-    load_model(copied / "run/midtrain")
-    shutil.rmtree(copied / "run" / "pretrain")
-    run.run_stage(recipe_of(copied, "pretrain", "midtrain", **{"optimizer.matrix_lr": 0.03}), "pretrain", quiet=True)
+    before = {name: value.clone() for name, value in load_model(out / "midtrain")[0].state_dict().items()}
+    anew = {"optimizer.matrix_lr": 0.03, "pretrain.steps": 4, "pretrain.save_every": 2}
+    run.run_stage(recipe_of(copied, "pretrain", "midtrain", **anew), "pretrain", resume="never", quiet=True)
+    assert all(value.equal(before[name]) for name, value in load_model(out / "midtrain")[0].state_dict().items())
+    notices = (out / "pretrain" / "notices.jsonl").read_text()
+    assert "the adapters of midtrain belong to step-00000003 of pretrain" in notices
+    shutil.rmtree(out / "bases")
+    with pytest.raises(UserError, match=r"not at .*step-00000003: put that checkpoint back, or train pretrain and its"):
+        load_model(out / "midtrain")
+    shutil.copytree(latest(out, "pretrain"), out / "pretrain/checkpoints/step-00000003")
     with pytest.raises(UserError, match=r"is an adapter of other weights than those at .*, which were trained again"):
-        load_model(copied / "run/midtrain")
+        load_model(out / "midtrain")
 
 
 @pytest.mark.parametrize(("dtype", "compiled"), [(torch.float32, True), (torch.bfloat16, False)])

@@ -1,0 +1,57 @@
+"""Settings of a stage that exclude one another, or that no stage would follow, are refused in one line."""
+
+import pytest
+
+from fledgling.config import UserError, load_recipe
+from fledgling.train import run
+from fledgling.train.stage_settings import require_valid_settings
+from tests.smallest import write_recipe
+
+LORA = "adapter.method=lora"
+
+
+def require(tmp_path, name, *overrides):
+    require_valid_settings(load_recipe("quickstart", [f"run.out={tmp_path}", *overrides]), name)
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "message"),
+    [
+        ("sft", [LORA, "optimizer.zero_stage=3"], r"optimizer.zero_stage=3 shards what is trained, and sft trains an"),
+        ("sft", [LORA, "sft.quantization_aware=int8"], r'sft.quantization_aware="int8" trains the weights, which'),
+        ("sft", ["distill.teacher=runs/t", "distill.stages=[]"], r"distill.stages=\[\]: no stage of this recipe"),
+        (
+            "pretrain",
+            ["distill.teacher=runs/t", 'distill.stages=["sft"]', 'stages=["pretrain"]'],
+            r"distill.stages=\['sft'\]: no stage of this recipe \(pretrain\) would learn from distill.teacher",
+        ),
+        ("sft", [LORA, "adapter.stages=[]"], r"adapter.stages=\[\]: no stage of this recipe"),
+        ("pretrain", [LORA, 'stages=["pretrain"]'], r"no stage of this recipe \(pretrain\) would train the adapter"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(stage, overrides, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        require(tmp_path, stage, *overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_what_goes_together_is_not(tmp_path):
+    require(tmp_path, "pretrain", LORA, "optimizer.zero_stage=3")
+    require(tmp_path, "sft", LORA, "optimizer.zero_stage=2")
+    require(tmp_path, "pretrain", "distill.teacher=runs/t", 'distill.stages=["sft"]')
+    require(tmp_path, "rl", "distill.teacher=runs/t", "distill.stages=[]", "rl.algorithm=distill")
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "metrics.jsonl").write_text('{"step": 1}\n')
+    require(tmp_path, "sft", "distill.teacher=runs/t", "distill.stages=[]")  # an older run goes on with it
+
+
+def test_a_stage_of_an_adapter_that_is_unknown_is_refused():
+    with pytest.raises(UserError, match=r'adapter.stages\[0\]: got "sfft", expected one of pretrain, midtrain, sft'):
+        load_recipe("quickstart", [LORA, 'adapter.stages=["sfft"]'])
+
+
+def test_sharded_weights_with_an_adapter_are_refused_on_one_rank_before_anything_is_written(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path), [LORA, "optimizer.zero_stage=3", 'stages=["sft"]'])
+    with pytest.raises(UserError, match=r"set optimizer.zero_stage to 2"):
+        run.run_stage(recipe, "sft", quiet=True)
+    assert not (tmp_path / "run").exists()
