@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fledgling.config import ModelConfig
+from fledgling.export.card_origin import describe_origin
 from fledgling.export.chat_template import supports_chat, supports_tools
 from fledgling.export.hf_mapping import class_name, to_hf_config
 from fledgling.export.own_class import needs_own_class
@@ -122,6 +123,7 @@ def render_model_card(
         table.append(("trained until", f"step {state.get('step', 0):,} of {state['stage']}"))
     if "seed" in recipe:
         table.append(("seed", str(recipe["seed"])))
+    table += describe_origin(state, run)
     parts = [
         FRONT_MATTER.format(kind=to_hf_config(config)["model_type"], name=name, sentence=sentence),
         _table(("", ""), table),

@@ -52,6 +52,8 @@ def read_budgeted_run(run_dir: Path) -> BudgetedRun | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
         recipe = parse_recipe(values.pop("recipe"))
         return BudgetedRun(
             budget=Budget(**values.pop("budget")),
@@ -61,9 +63,10 @@ def read_budgeted_run(run_dir: Path) -> BudgetedRun | None:
             forecasts=tuple(Forecast(**forecast) for forecast in values.pop("forecasts")),
             **values,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is damaged ({error}): delete the run, or choose another directory with --set run.out=DIR"
+            f"{path} is damaged ({reason}): delete the run, or choose another directory with --set run.out=DIR"
         ) from None
 
 

@@ -2,12 +2,13 @@
 
 from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import format_count
-from fledgling.report.run_data import RunData, finite_number, nested_table
+from fledgling.report.run_data import RunData, finite_number, nested_table, printable_text
 
 
 def environment_rows(run: RunData) -> list[tuple[str, str]]:
-    """Returns the environment as flat pairs of text."""
-    rows = []
+    """Returns the environment as flat pairs of text, and the budget of a run that has one."""
+    budget = printable_text(nested_table(run.forecast, "budget").get("text"))
+    rows = [("budget", budget[:300])] if budget else []
     for key, value in run.environment.items():
         if key == "memory" and finite_number(value):
             value = format_bytes(value)

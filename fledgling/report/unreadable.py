@@ -16,6 +16,11 @@ RUN_FILES = (
     "tokenizer/training.json",
     "data/*/manifest.json",
 )
+KINDS: dict[tuple[type, ...], str] = {(dict,): "a table", (list,): "a list", (int, float): "a number"}
+REQUIRED: dict[str, dict[str, tuple[type, ...]]] = {  # of a run with a budget: nothing else says what is lacking
+    "forecast.json": {"budget": (dict,), "forecasts": (list,)},
+    "spent.json": {"seconds": (int, float)},
+}
 STAGE_FILES = ("plan.json", "done.json", "metrics.jsonl", "evals.jsonl", "samples.jsonl", "notices.jsonl")
 ERRORS = (
     OSError,
@@ -50,11 +55,20 @@ def _find_problem(path: Path, max_bytes: int) -> str:
             return f"{bad:,} of {len(lines):,} lines are no JSON objects" if bad else ""
         if path.stat().st_size > max_bytes:
             return f"{path.stat().st_size:,} bytes, expected at most {max_bytes:,}"
-        is_toml = path.suffix == ".toml"
-        is_good = _is_table(path.read_bytes(), tomllib.loads if is_toml else json.loads)
-        return "" if is_good else f"not a {'TOML document' if is_toml else 'JSON object'}"
+        content, is_toml = path.read_bytes(), path.suffix == ".toml"
+        if not _is_table(content, tomllib.loads if is_toml else json.loads):
+            return f"not a {'TOML document' if is_toml else 'JSON object'}"
+        return _find_missing(path.name, json.loads(content)) if path.name in REQUIRED else ""
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _find_missing(name: str, values: dict[str, object]) -> str:
+    """Returns what a JSON object lacks of `REQUIRED`, or ""."""
+    for key, kinds in REQUIRED[name].items():
+        if not isinstance(values.get(key), kinds) or isinstance(values.get(key), bool):
+            return f'"{key}" is {json.dumps(values.get(key))[:40]}, expected {KINDS[kinds]}'
+    return ""
 
 
 def _is_table(content: bytes, parse: Callable[[str], object]) -> bool:

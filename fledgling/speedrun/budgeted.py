@@ -19,7 +19,7 @@ from typing import Any
 
 from fledgling.config import STAGES, Recipe, UserError
 from fledgling.config.load import parse_recipe
-from fledgling.plan.amount import Budget
+from fledgling.plan.amount import MOST, UNITS, Budget
 from fledgling.plan.budget import TrainingSpeed
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place, read_budgeted_run
 from fledgling.plan.core_speed import measure_core_share
@@ -34,17 +34,19 @@ from fledgling.report.run_data import RunData, finite_number, load_run_data, rea
 from fledgling.runtime.cores import count_cores
 from fledgling.runtime.device import DeviceSetup, choose_setup, set_up_device
 from fledgling.runtime.environment import collect_environment
-from fledgling.runtime.world import World
+from fledgling.runtime.world import World, is_main_process
 from fledgling.speedrun.choose import choose_budgeted_run
 from fledgling.speedrun.stages import list_stages_left, run_stages
 from fledgling.train.pace import RunClock, StagePace, share_that_fits
 from fledgling.train.peak import name_device
 from fledgling.train.run import run_stage
+from fledgling.train.run_directory import print_line, print_nothing
 from fledgling.train.stage import Eval
 from fledgling.train.training_speed import SECONDS, measure_training_speed
 
 MEASURED_SHARE = 0.01  # of the budget, for the timed steps of a measurement; compiling is needed anyhow
 MAX_GROWTH = 1.5  # of a later stage's steps, where time is left over
+MOST_SECONDS = MOST * UNITS["--hours"]  # that a run can have spent
 MIN_CHANGE = 0.02  # of a stage's steps: smaller changes are not made before it
 
 
@@ -138,7 +140,8 @@ def run_budgeted(
         return []
     require_same_run(known, recipe, budget, run_dir)
     seconds = budget.seconds if budget else known.budget.seconds if known else 0.0
-    clock = RunClock(seconds, read_spent(run_dir), now, started)
+    log = print_line if is_main_process() else print_nothing
+    clock = RunClock(seconds, read_spent(run_dir, log), now, started)
     run = known or measure_and_choose(recipe, budget or Budget(seconds, ""), clock, is_pinned)
     world = World.start(run.recipe.run.device)
     if world.is_main:
@@ -179,17 +182,26 @@ def _adjusted(run: BudgetedRun, run_dir: Path) -> Recipe:
     return parse_recipe(path.read_text(encoding="utf-8")) if path.is_file() else run.recipe
 
 
-def read_spent(run_dir: Path) -> float:
+def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) -> float:
     """Returns the seconds of work of earlier sessions: before the stage that was running, and those it recorded.
 
-    At least those that the finished stages recorded of their steps: spent.json may be damaged.
+    They are what the finished stages recorded of their steps where spent.json is damaged, which is logged.
     """
-    spent = read_object(run_dir / SPENT)
-    done = [read_object(run_dir / stage / "done.json") for stage in STAGES]
-    recorded = sum(max(0.0, finite_number(values.get("training_seconds")) or 0.0) for values in done)
-    seconds, stage = max(recorded, finite_number(spent.get("seconds")) or 0.0), spent.get("stage")
+    spent, path = read_object(run_dir / SPENT), run_dir / SPENT
+    done = {stage: read_object(run_dir / stage / "done.json") for stage in STAGES}
+    times = {stage: max(0.0, finite_number(values.get("training_seconds")) or 0.0) for stage, values in done.items()}
+    recorded, stage = sum(times.values()), spent.get("stage")
+    given = finite_number(spent.get("seconds"))
+    least = recorded - (times.get(stage, 0.0) if isinstance(stage, str) else 0.0)  # it is written before that stage
+    if (recorded or path.exists()) and not (given is not None and least <= given <= MOST_SECONDS):
+        found = f"has {given:g}" if given is not None else "does not say them" if path.exists() else "is gone"
+        log(f"seconds spent: {path} {found}; counted as {recorded:,.1f}, which the finished stages recorded")
+        given = None
+    seconds = recorded if given is None else max(recorded, given)
     if stage not in STAGES or spent.get("finished") is True:
         return seconds
+    if done[stage]:  # the run was killed before the next one began
+        return seconds if given is None else max(recorded, given + times[stage])
     newest = checkpoint.find_latest_checkpoint(
         run_dir / stage / "checkpoints", check_hashes=False, warn=lambda text: None
     )

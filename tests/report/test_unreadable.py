@@ -48,3 +48,18 @@ def test_the_command_and_the_page_show_it(run, capsys):
     assert "<li>plan.json: not a JSON object</li>" in (run / "report.html").read_text(encoding="utf-8")
     assert main(["report", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["unreadable"] == ["plan.json: not a JSON object"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("forecast.json", "{}", '"budget" is null, expected a table'),
+        ("forecast.json", '{"budget": 3}', '"budget" is 3, expected a table'),
+        ("forecast.json", '{"budget": {}, "forecasts": "x"}', '"forecasts" is "x", expected a list'),
+        ("spent.json", '{"seconds": "x"}', '"seconds" is "x", expected a number'),
+        ("spent.json", '{"seconds": true}', '"seconds" is true, expected a number'),
+    ],
+)
+def test_what_a_file_of_a_budget_lacks_is_named(run, name, text, line):
+    (run / name).write_text(text)
+    assert summarize_run(run)["unreadable"] == [f"{name}: {line}"]

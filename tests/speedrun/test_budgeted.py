@@ -104,9 +104,10 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
         go(load_recipe(tmp_path / "smallest.toml", [*OPTIONS, "seed=2"]), clock)
     with pytest.raises(UserError, match=r"has begun within --minutes 1, and --minutes 5 is given: leave it out"):
         go(recipe, clock, Budget(300.0, "--minutes 5"))
-    (run_dir / "forecast.json").write_text('{"recipe": 1}')
-    with pytest.raises(UserError, match=r"forecast.json is damaged"):
-        go(recipe, clock)
+    for text, reason in (("[]", "not a JSON object"), ("{}", "it has no 'recipe'"), ('{"recipe": 1}', "")):
+        (run_dir / "forecast.json").write_text(text)
+        with pytest.raises(UserError, match=rf"forecast.json is damaged \({reason}.*\): delete the run, or choose"):
+            go(recipe, clock)
 
 
 def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, clock):
@@ -135,13 +136,19 @@ def test_a_run_that_began_without_a_budget_gets_none(recipe, clock):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1]", '{"seconds": "x"}', '{"seconds": -5.0}', '{"seconds": 3.0, "finished": true}']
+    "text",
+    ["", "[1]", '{"seconds": 1e300}', '{"seconds": "x"}', '{"seconds": -5.0}', '{"seconds": 3.0, "finished": true}'],
 )
 def test_the_time_spent_is_at_least_what_finished_stages_recorded(text, tmp_path):
     for stage, seconds in (("pretrain", 40.0), ("sft", 2.5)):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "done.json").write_text(json.dumps({"training_seconds": seconds}))
     (tmp_path / "spent.json").write_text(text)
-    assert budgeted.read_spent(tmp_path) == 42.5
+    notices: list[str] = []
+    assert budgeted.read_spent(tmp_path, notices.append) == 42.5
+    assert len(notices) == 1 and "counted as 42.5, which the finished stages recorded" in notices[0]
     (tmp_path / "spent.json").write_text('{"seconds": 50.0, "finished": true}')
-    assert budgeted.read_spent(tmp_path) == 50.0
+    assert budgeted.read_spent(tmp_path, notices.append) == 50.0
+    (tmp_path / "spent.json").write_text('{"seconds": 45.0, "stage": "sft"}')
+    assert budgeted.read_spent(tmp_path, notices.append) == 47.5, "sft has ended since it was written"
+    assert len(notices) == 1, "nothing is wrong with either"

@@ -1,0 +1,55 @@
+"""A model card says which teacher, adapter, given weights and budget its weights came from."""
+
+import json
+
+import torch
+
+from fledgling.config import ModelConfig, dump_toml, load_recipe
+from fledgling.export.card_origin import describe_origin
+from fledgling.export.model_card import render_model_card
+from fledgling.record import checkpoint
+from fledgling.text.tokenizer import Tokenizer
+
+DISTILLED = ["distill.teacher=/home/me/runs/teacher", 'distill.stages=["pretrain", "sft"]']
+LORA = ["adapter.method=lora", "adapter.rank=4", 'adapter.stages=["rl"]']
+STAGES = 'stages=["pretrain", "sft", "rl"]'
+
+
+def state_of(stage, *overrides, digest=None):
+    data = {"distill.teacher": {"digest": digest}} if digest else {}
+    return {"stage": stage, "step": 3, "recipe": dump_toml(load_recipe("quickstart", overrides)), "data": data}
+
+
+def test_each_stage_is_described_by_its_own_checkpoint(tmp_path):
+    for stage, options in (("pretrain", DISTILLED), ("midtrain", DISTILLED), ("sft", [])):
+        state = state_of(stage, STAGES, *options, digest="0123456789abcdef" if options else None)
+        checkpoint.save_checkpoint(tmp_path / stage / "checkpoints", 3, {"model": {"w": torch.zeros(1)}}, state)
+    (tmp_path / "forecast.json").write_text(json.dumps({"budget": {"seconds": 720.0, "text": "--minutes 12"}}))
+    rows = dict(describe_origin(state_of("rl", STAGES, *DISTILLED, *LORA), tmp_path))
+    assert rows == {
+        "pretrain": "learned from the teacher `runs/teacher` (weights 0123456789ab)",
+        "rl": "trained an adapter, merged here: lora of rank 4",
+        "budget of the run": "`--minutes 12`",
+    }, "sft was trained without a teacher, midtrain is no stage of this run, and no home directory is published"
+
+
+def test_without_a_run_the_state_alone_says_it_and_a_plain_run_says_nothing():
+    rows = dict(describe_origin(state_of("sft", *DISTILLED, "run.init_from=./gpt2"), None))
+    assert rows == {"began from": "`./gpt2`", "sft": "learned from the teacher `runs/teacher`"}
+    assert describe_origin(state_of("sft"), None) == [] == describe_origin({"name": "imported"}, None)
+
+
+def test_what_a_damaged_run_says_stays_in_its_cell(tmp_path):
+    for text in ("[1]", '{"budget": 3}', '{"budget": {"text": 3}}', "[" * 3000):
+        (tmp_path / "forecast.json").write_text(text)
+        assert describe_origin(state_of("sft"), tmp_path) == []
+    (tmp_path / "forecast.json").write_text(json.dumps({"budget": {"text": "a|b`\n" * 99}}))
+    ((_, budget),) = describe_origin(state_of("sft"), tmp_path)
+    assert len(budget) < 90 and not {"|", "\n"} & set(budget)
+
+
+def test_the_card_has_the_rows():
+    config = ModelConfig(vocab_size=330, depth=1, width=32, heads=2, kv_heads=2, context=64, intermediate_size=96)
+    tokenizer = Tokenizer.train(["the quick brown fox jumps over the lazy dog again and again " * 9], vocab_size=330)
+    card = render_model_card(config, 1, tokenizer, state_of("sft", *DISTILLED), None)
+    assert "| sft | learned from the teacher `runs/teacher` |" in card
