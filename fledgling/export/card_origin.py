@@ -47,7 +47,7 @@ def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[st
 
 def _read_states(run: Path, last: str) -> dict[str, Mapping[str, Any]]:
     """Returns the states of the newest checkpoints of the stages before `last`, where they are left."""
-    states = {}
+    states: dict[str, Mapping[str, Any]] = {}
     for name in STAGES[: STAGES.index(last)] if last in STAGES else ():
         newest = checkpoint.find_latest_checkpoint(
             run / name / "checkpoints", check_hashes=False, warn=lambda text: None
