@@ -1,0 +1,26 @@
+"""One thread, no measured peak, and a folder with the smallest recipe, pretrained."""
+
+from pathlib import Path
+
+import pytest
+
+from fledgling.cli import main
+from fledgling.runtime import device
+from tests.ranks import one_thread
+from tests.smallest import write_recipe
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.setattr(device, "measure_peak_flops", lambda device, dtype: 1e9)
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A folder with the smallest recipe, pretrained, without the text of exams."""
+    folder = tmp_path_factory.mktemp("settings")
+    (folder / "other.txt").write_text("".join(f"{n} other words than those, as {n * n} shows. " for n in range(900)))
+    assert main(["train", "pretrain", str(write_recipe(folder)), "--set=sft.mixture={}"]) == 0
+    return folder
