@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -19,6 +20,7 @@ from fledgling.plan.hardware import OWN, DeviceSpec, find_device, make_own_devic
 from fledgling.plan.inference import plan_recipe_inference
 from fledgling.plan.plan import load_planned_recipe, make_plan
 from fledgling.plan.text import format_inference, format_plan
+from fledgling.train.derived_values import open_unbegun
 
 _FIGURE = {"negative": (), "show_default": False}
 Peak = Annotated[
@@ -97,6 +99,8 @@ def plan(
     """
     pinned = {"model.depth": depth, "tokenizer.vocab_size": vocab_size, "model.context": context}
     chosen = load_planned_recipe(recipe, depth, [f"{k}={v}" for k, v in pinned.items() if v is not None], overrides)
+    if recipe and not inference:
+        chosen = open_unbegun(chosen, Path(recipe).parent if Path(recipe).is_file() else Path(recipe))
     training_options = {"gpus": gpus, "mfu": mfu, "price": price, "link": link}
     training_options |= {"minutes": minutes, "hours": hours, "usd": usd}
     inference_options = {"length": length, "conversations": conversations}

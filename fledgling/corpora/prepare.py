@@ -143,8 +143,12 @@ class DocumentPreparer:
     def require_sources(self, sources: Iterable[str]) -> None:
         """Raises UserError, saying how to get it, for a source that does not exist."""
         for source in sources:
-            if source != EMBEDDED and not self.prepared.has_kept(source):
-                find_source(source, self.data_dir)
+            try:
+                if source != EMBEDDED:
+                    find_source(source, self.data_dir)
+            except UserError:
+                if self.prepared.find_tokens(source) is None:
+                    raise
 
     def is_large(self, source: str) -> bool:
         """Whether a source is tokenized file by file instead of being held in memory."""
@@ -303,18 +307,20 @@ class DocumentPreparer:
         return corpus
 
     def _open_kept(self, source: str, tokenizer: Tokenizer) -> TokenizedCorpus | None:
-        """Returns the tokens that the resumed stage began with, if its text is gone and they are here; else None."""
-        kept = self.prepared.get_kept(source, tokenizer.fingerprint())
-        if kept is None or source == EMBEDDED:
+        """Returns the tokens that the run has of a text that is gone; None for one that is here, or without tokens."""
+        if source == EMBEDDED:
             return None
         try:
             find_source(source, self.data_dir)
         except UserError as error:
+            kept = self.prepared.find_tokens(source)
+            if kept is None or kept.get("tokenizer") != tokenizer.fingerprint():
+                return None
             directories = [self.prepared.directory / name for name in kept["directories"]]
             corpus = self._open_corpus(directories, kept["tokenizer"], kept["digest"])
             if corpus is None:
                 return None
-            self.log(f"{error}; the stage goes on with the tokens that it began with, {directories[0]}")
+            self.log(f"{error}; the tokens that the run has of it are read, {directories[0]}")
             self.prepared.record_used(source, kept, directories)
             self.record_digest((*corpus.train, *corpus.held_out))
             return corpus

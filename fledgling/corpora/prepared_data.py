@@ -149,6 +149,28 @@ class PreparedData:
         names = self.pinned.get(source, {}).get("directories", [])
         return bool(names) and all((self.directory / name).is_dir() for name in names)
 
+    def find_only(self, source: str) -> dict[str, Any] | None:
+        """Returns the facts of what was prepared of a source, as a checkpoint has them; None unless it is of one text.
+
+        A stage that starts may use it where the text is gone. Of a corpus of many shards nothing is found.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for path in sorted(self.directory.iterdir()) if self.directory.is_dir() else ():
+            facts = read_facts(path)
+            inputs = facts.get("inputs")
+            if facts.get("source") == source and isinstance(inputs, dict) and "digest" in inputs:
+                found.setdefault(inputs["digest"], {**inputs, "directories": []})["directories"].append(path.name)
+        return next(iter(found.values())) if len(found) == 1 else None
+
+    def find_tokens(self, source: str) -> dict[str, Any] | None:
+        """Returns the facts of the tokens to read where a source is gone.
+
+        They are what a resumed stage began with, and what `find_only` returns for one that starts.
+        """
+        if source in self.pinned:
+            return self.pinned[source] if self.has_kept(source) else None
+        return self.find_only(source)
+
     def get_pinned(self, source: str, inputs: PreparationInputs) -> dict[str, Any] | None:
         """Returns the facts of what the resumed stage began with, or None: a stage reads one text to its end."""
         pinned = self.pinned.get(source)

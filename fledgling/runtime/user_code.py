@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -25,6 +26,16 @@ def load_object(spec: str) -> Any:
         sys.path.insert(0, os.getcwd())
         module = importlib.import_module(location)
     return getattr(module, name)
+
+
+def find_module_file(name: str) -> Path | None:
+    """Returns the source file of a module without importing anything; None for one that is not found or has none."""
+    path: list[str] | None = [os.getcwd(), *sys.path]
+    found = None
+    for part in name.split("."):
+        found = importlib.machinery.PathFinder.find_spec(part, path) if path else None
+        path = list(found.submodule_search_locations or ()) if found else None
+    return Path(found.origin) if found and found.has_location and found.origin else None
 
 
 def describe_error(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fledgling.config import Recipe
+from fledgling.config import STAGES, Recipe
 from fledgling.config.changes import list_fields
 from fledgling.plan.derive import list_derived
 from fledgling.record import write_json
@@ -46,6 +46,16 @@ def open_derived_values(recipe: Recipe, values: Mapping[str, Any], tables: Itera
         changed: dict[str, Any] = {table: replace(getattr(recipe, table), **dict.fromkeys(filled))}
         recipe = replace(recipe, **changed)
     return recipe
+
+
+def open_unbegun(recipe: Recipe, run_dir: Path, begins: Iterable[str] = ()) -> Recipe:
+    """Returns the recipe with what rules have filled open again in stages that have no checkpoints, and in `begins`.
+
+    begins: tables; the optimizer's too where no stage has begun.
+    """
+    unbegun = [name for name in STAGES if not (run_dir / name / "checkpoints").is_dir()]
+    tables = dict.fromkeys([*unbegun, *begins, *(["optimizer"] if len(unbegun) == len(STAGES) else [])])
+    return open_derived_values(recipe, read_derived_values(run_dir), tables)
 
 
 def add_derived_values(saved: Recipe, wanted: Recipe, values: Mapping[str, Any]) -> Recipe:

@@ -22,7 +22,7 @@ from fledgling.record import checkpoint
 from fledgling.record.atomic_directory import MANIFEST
 from fledgling.record.durable import write_file
 from fledgling.text.tokenizer import Tokenizer
-from fledgling.train.derived_values import add_derived_values, open_derived_values, read_derived_values
+from fledgling.train.derived_values import add_derived_values, open_unbegun, read_derived_values
 
 Log = Callable[[str], None]
 
@@ -62,9 +62,8 @@ def reconcile_settings(recipe: Recipe, stage: str, run_dir: Path, source: Path |
     saved, values = _read_saved_recipe(source, log), read_derived_values(run_dir)
     state = checkpoint.read_checkpoint_state(source) if source else {}
     goes_on = state.get("stage") == stage
-    unbegun = [name for name in STAGES if not (run_dir / name / "checkpoints").is_dir() and name != stage]
     begins = ([] if goes_on else [stage]) + (["optimizer"] if source is None else [])
-    recipe = open_derived_values(recipe, values, [*unbegun, *begins])
+    recipe = open_unbegun(recipe, run_dir, begins)
     if source is None or saved is None:
         return recipe
     recipe = keep_derived(saved, recipe)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import fledgling
 from fledgling.config import DEFAULT_STAGES, Recipe, UserError
@@ -131,8 +132,11 @@ class DataPreparer:
         """Raises UserError, saying how to get it, for a source that does not exist and whose tokens are not kept."""
         self.documents.require_sources(documents)
         for name in conversations:
-            if not self.documents.prepared.has_kept(name):
+            try:
                 self.conversation_source(name).files()
+            except UserError:
+                if self.documents.prepared.find_tokens(name) is None:
+                    raise
 
     def conversation_source(self, name: str) -> ConversationSource:
         """Returns the conversations of that name, read from files under the recipe's data root."""
@@ -144,10 +148,10 @@ class DataPreparer:
             files = self.conversation_source(name).files()
         except UserError:
             prepared = self.documents.prepared
-            if not prepared.has_kept(name):
+            facts = prepared.find_tokens(name)
+            if facts is None:
                 raise
-            kept = prepared.pinned[name]["directories"]
-            files = [file for folder in kept for file in (prepared.directory / folder).iterdir()]
+            files = [file for folder in facts["directories"] for file in (prepared.directory / folder).iterdir()]
         return sum(file.stat().st_size for file in files)
 
     def measure_source(self, name: str, tokenizer: Tokenizer, context: int) -> SourceSize:
@@ -155,10 +159,20 @@ class DataPreparer:
 
         What a stage began with is measured on its tokens, which have the same conversations in the same order.
         """
-        if shard := self._find_kept_conversations(name, tokenizer):
+        kept = self.documents.prepared.get_kept(name, tokenizer.fingerprint())
+        shard, source = self._open_whole_set(kept, tokenizer), None
+        if shard is None:
+            try:
+                source = load_source(name, self.data_dir)
+                source.files()
+            except UserError:
+                shard = self._open_whole_set(self.documents.prepared.find_tokens(name), tokenizer)
+                if shard is None:
+                    raise
+        if shard:
             lengths, count = shard.lengths[:SAMPLED_CONVERSATIONS].tolist(), float(shard.metadata["read"])
         else:
-            source = load_source(name, self.data_dir)
+            assert source is not None
             reader = islice(EpochReader(source, self.seed, limit=SAMPLED_CONVERSATIONS), SAMPLED_CONVERSATIONS)
             lengths = [len(rendered.tokens) for rendered in render_conversations(tokenizer, list(reader))]
             count = len(source) or math.inf
@@ -189,8 +203,8 @@ class DataPreparer:
         try:
             first = [make_mixture_example(tasks, index, seed) for index in range(64)]  # also of what the code reads
         except UserError as error:  # an environment's file is gone
-            if shard := self._open_kept(f"{stage} tasks", tokenizer, error):
-                return shard
+            if facts := self.documents.prepared.get_kept(f"{stage} tasks", tokenizer.fingerprint()):
+                return self._open_kept(f"{stage} tasks", facts, error)
             raise
         content = short_digest(_digest_tasks(), tasks, seed, first)
         inputs = PreparationInputs(content, tokenizer.fingerprint(), short_digest(tokens))
@@ -209,8 +223,9 @@ class DataPreparer:
             source = self.conversation_source(name)
             source.files()
         except UserError as error:
-            if self._find_kept_conversations(name, tokenizer) and (shard := self._open_kept(name, tokenizer, error)):
-                return shard, None
+            facts = self.documents.prepared.find_tokens(name)
+            if facts and self._open_whole_set(facts, tokenizer):
+                return self._open_kept(name, facts, error), None
             raise
         is_large = self.count_source_bytes(name) > prepare.MAX_IN_MEMORY_BYTES
         cap = tokens if is_large else None
@@ -284,28 +299,24 @@ class DataPreparer:
         self.documents.record_digest((shard,))
         return shard
 
-    def _find_kept_conversations(self, name: str, tokenizer: Tokenizer) -> TokenShard | None:
-        """Returns the tokens that the resumed stage began with, if they are here and are all of a set's conversations.
+    def _open_whole_set(self, facts: Mapping[str, Any] | None, tokenizer: Tokenizer) -> TokenShard | None:
+        """Returns the tokens that facts are of, if they are of this tokenizer and all of a set's conversations.
 
         Of a set that is prepared in parts they say too little. A shard of an earlier version does not say which it is.
         """
-        kept = self.documents.prepared.get_kept(name, tokenizer.fingerprint())
-        if kept is None:
+        if facts is None or facts.get("tokenizer") != tokenizer.fingerprint():
             return None
-        shard = TokenShard.open(self.documents.prepared.directory / kept["directories"][0], tokenizer.fingerprint())
+        shard = TokenShard.open(self.documents.prepared.directory / facts["directories"][0], tokenizer.fingerprint())
         return shard if shard.metadata.get("in_parts") is False else None
 
-    def _open_kept(self, source: str, tokenizer: Tokenizer, error: UserError) -> TokenShard | None:
-        """Returns the tokens that the resumed stage began with, for a source that cannot be read; logs its error."""
+    def _open_kept(self, source: str, facts: Mapping[str, Any], error: UserError) -> TokenShard:
+        """Returns the tokens that the run has of a source that cannot be read; logs its error."""
         prepared = self.documents.prepared
-        kept = prepared.get_kept(source, tokenizer.fingerprint())
-        if kept is None:
-            return None
-        directories = [prepared.directory / name for name in kept["directories"]]
+        directories = [prepared.directory / name for name in facts["directories"]]
         prepared.require_whole(source, directories)
-        shard = TokenShard.open(directories[0], tokenizer.fingerprint())
-        self.log(f"{error}; the stage goes on with the tokens that it began with, {directories[0]}")
-        prepared.record_used(source, kept, directories)
+        shard = TokenShard.open(directories[0], facts["tokenizer"])
+        self.log(f"{error}; the tokens that the run has of it are read, {directories[0]}")
+        prepared.record_used(source, facts, directories)
         self.documents.record_digest((shard,))
         return shard
 

@@ -47,6 +47,7 @@ SCRATCH_PREFIX = "fledgling-verify-"
 MIN_DISTANCE = 2  # a changed moment shows in the second step
 GROUPS = ("model", "adapter_model", "critic", "optimizer", "random")
 WEIGHT_GROUPS = ("model", "adapter_model", "critic")  # which a tolerance allows to differ a little
+READ_AS_THEY_ARE = ("dpo.pairs", "rl.tasks", "rl.rewards")  # `fledgling.train.read_files`
 DATA_STAGES = ("pretrain", "midtrain", "sft")  # what their steps read is known without a model
 
 
@@ -208,13 +209,14 @@ def find_missing_inputs(recipe: Recipe, stage: str) -> list[str]:
 
 
 def find_changed_inputs(run_dir: Path, start: Start) -> list[str]:
-    """Returns one line for each file that a stage reads as it is, and that is not the one of the steps after `start`.
+    """Returns one line for each file that a stage reads as it is, and that the steps after `start` had otherwise.
 
     Raises UserError for a task or a reward model that is not here.
     """
     recorded = find_segment(run_dir, start.stage, start.step).files
     read = list_read_files(read_stage_recipe(run_dir, start.stage, start.step), start.stage)
-    return [
+    gone = [source for source in recorded if source not in read and source.partition(" ")[0] in READ_AS_THEY_ARE]
+    return [f"{source}: its file is not here" for source in gone] + [
         f"{source}: {', '.join(map(str, paths))} is not what was trained on, but another file or edited since"
         for source, paths in read.items()
         if source in recorded and digest_read_files(paths) != recorded[source]

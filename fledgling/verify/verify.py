@@ -16,6 +16,7 @@ from fledgling.report.run_data import read_object
 from fledgling.runtime.environment import collect_environment
 from fledgling.train.going_on import read_prepared_data
 from fledgling.train.history import MACHINE_KEYS
+from fledgling.train.read_files import OtherFileError
 from fledgling.train.stage_rows import require_data
 from fledgling.verify import figures, files, steps
 from fledgling.verify.check import Check
@@ -147,6 +148,9 @@ def check_steps(
             distance = max(1, distance)
         try:
             result = steps.replay(run_dir, start, distance, is_beginning, is_end)
+        except OtherFileError as error:
+            made.notes.append(f"not made again: {start}: {error}")
+            continue
         except UserError as error:
             is_known = steps.find_changed_inputs(run_dir, start)  # of an end, which needs no step that reads them
             reason = f"{start} cannot be made again: {steps.name_run(str(error), run_dir)}"

@@ -194,6 +194,25 @@ def test_a_resumed_stage_goes_on_with_the_text_it_began_with(run, tmp_path, toke
     assert "is DOCUMENT 7." in text and "is gone: it goes on with the present text" in messages
 
 
+def test_a_stage_that_starts_reads_the_only_tokens_of_a_text_that_is_gone(run, tmp_path, tokenizer):
+    source = tmp_path / "rows.jsonl"
+    WRITERS["rows.jsonl"](source, TEXTS)
+    prepare_once(run, source, tokenizer)
+    first = next((run / "data").glob("*-train-*"))
+    source.unlink()
+    text, messages, _ = prepare_once(run, source, tokenizer)
+    assert "is document 7." in text and "the tokens that the run has of it are read" in messages
+    WRITERS["rows.jsonl"](source, EDITED)
+    prepare_once(run, source, tokenizer)
+    source.unlink()
+    with pytest.raises(UserError, match=r"rows\.jsonl: no such file"):  # of which text is not known
+        prepare_once(run, source, tokenizer)
+    lost = {str(source): {"tokenizer": tokenizer.fingerprint(), "digest": "x", "directories": ["lost"]}}
+    shutil.rmtree(first)
+    with pytest.raises(UserError, match=r"rows\.jsonl: no such file"):  # never another text in a stage that goes on
+        prepare_once(run, source, tokenizer, lost)
+
+
 def test_a_text_that_changes_while_it_is_read_is_an_error(run, tmp_path, tokenizer, monkeypatch):
     source = tmp_path / "rows.jsonl"
     WRITERS["rows.jsonl"](source, TEXTS)

@@ -154,6 +154,13 @@ def test_a_stage_that_is_done_keeps_the_values_of_its_rules_without_a_word(done)
     assert not lines
 
 
+def test_a_plan_of_a_run_derives_what_a_stage_that_has_not_begun_will(done, capsys):
+    fill_by_rule(done, "sft.learning_rate")
+    assert main(["plan", str(done), "--set", "sft.steps=40", "--json"]) == 0
+    derived = {entry["name"]: entry["value"] for entry in json.loads(capsys.readouterr().out)["derived"]}
+    assert derived["sft.learning_rate"] != 0.24 and "optimizer.matrix_lr" not in derived
+
+
 def test_a_first_stage_that_begins_anew_follows_the_rules_anew(done):
     recorded, deeper = load_recipe(done), load_recipe(done, ["pretrain.steps=40"])
     assert recorded.pretrain.warmup_steps == 0 and recorded.optimizer.matrix_lr

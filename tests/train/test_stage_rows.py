@@ -69,22 +69,26 @@ def test_conversations_that_are_gone_have_the_rows_and_the_size_of_their_tokens(
     first, tokenizer = prepared
     file = Path(first.data_dir) / "evals/gsm8k/train.jsonl"
     (shard, _), size = first.conversation_shard("gsm8k", None, tokenizer), first.measure_source("gsm8k", tokenizer, 32)
-    pinned = {"gsm8k": first.documents.prepared.used_inputs["gsm8k"]}
-    messages: list[str] = []
-    later = DataPreparer(tiny(first.run_dir.parent, **{"run.data_dir": first.data_dir}), first.run_dir, messages.append)
+    began_with = {"gsm8k": first.documents.prepared.used_inputs["gsm8k"]}
+    recipe, messages = tiny(first.run_dir.parent, **{"run.data_dir": first.data_dir}), []
     file.rename(file.with_suffix(".away"))
     try:
-        for ask in (lambda: later.require_sources([], ["gsm8k"]), lambda: later.count_source_bytes("gsm8k")):
+        without = DataPreparer(recipe, first.run_dir / "none")
+        asks = (without.count_source_bytes, lambda name: without.measure_source(name, tokenizer, 32))
+        for ask in (*asks, lambda name: without.require_sources([], [name])):
             with pytest.raises(UserError, match="fledgling data fetch gsm8k"):
-                ask()
-        later.documents.prepared.pinned = pinned
-        later.require_sources([], ["gsm8k"])
-        assert later.count_source_bytes("gsm8k") > 0 and later.measure_source("gsm8k", tokenizer, 32) == size
-        kept, part = later.conversation_shard("gsm8k", None, tokenizer)
-        assert (kept.directory, part) == (shard.directory, None) and later.documents.prepared.used_inputs == pinned
+                ask("gsm8k")
+        for pinned in (began_with, {}):  # a stage that is resumed, and one that starts
+            later = DataPreparer(recipe, first.run_dir, messages.append)
+            later.documents.prepared.pinned = pinned
+            later.require_sources([], ["gsm8k"])
+            assert later.count_source_bytes("gsm8k") > 0 and later.measure_source("gsm8k", tokenizer, 32) == size
+            kept, part = later.conversation_shard("gsm8k", None, tokenizer)
+            assert (kept.directory, part) == (shard.directory, None)
+            assert later.documents.prepared.used_inputs == began_with
+            assert "the tokens that the run has of it are read" in messages[-1]
     finally:
         file.with_suffix(".away").rename(file)
-    assert "the stage goes on with the tokens that it began with" in messages[-1]
 
 
 def test_the_tokens_of_an_environment_that_is_gone_are_found_again(prepared, tmp_path):

@@ -12,8 +12,9 @@ from fledgling.config import UserError, load_recipe
 from fledgling.record.atomic_directory import hash_file
 from fledgling.record.seal import seal_run
 from fledgling.report import build_report
+from fledgling.train.read_files import OtherFileError
 from fledgling.train.run import run_stage
-from fledgling.verify import verify_run
+from fledgling.verify import steps, verify_run
 from fledgling.verify.files import list_stage_checkpoints
 
 
@@ -157,3 +158,16 @@ def test_the_last_checkpoint_of_a_stage_is_made_again_without_a_draw(copy, stage
 def test_a_last_checkpoint_that_nothing_compared_is_named(run):
     notes = [note for check in verify_run(run, count=0, seconds=5e-3, seed=1)["checks"] for note in check["notes"]]
     assert any(note.startswith("not compared: ") and f"rl step {tampering.STEPS}" in note for note in notes), notes
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(OtherFileError, "holds"), (UserError, "FAILS")])
+def test_a_teacher_that_is_another_by_now_is_a_note_and_an_error_of_the_run_a_problem(run, error, verdict, monkeypatch):
+    replay = steps.replay
+
+    def replay_all_but_sft(run_dir, start, *others):
+        if start.stage == "sft":
+            raise error("distill.teacher: it has other weights")
+        return replay(run_dir, start, *others)
+
+    monkeypatch.setattr(steps, "replay", replay_all_but_sft)
+    assert verify_run(run, count=2, seconds=600, seed=1)["verdict"] == verdict

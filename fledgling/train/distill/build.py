@@ -14,6 +14,7 @@ from fledgling.train.distill.spans import SpanAligner
 from fledgling.train.distill.stored import PredictionStore
 from fledgling.train.distill.teacher import Teacher, load_teacher, require_context, require_same_vocabulary
 from fledgling.train.loss import StepMetrics
+from fledgling.train.read_files import OtherFileError
 from fledgling.train.stage import Stage, Stream
 from fledgling.train.wrapped_stream import WrappedStream
 
@@ -94,11 +95,11 @@ def store_predictions(stage: Stage, context: StageContext, teacher: Teacher) -> 
 
 
 def require_same_teacher(teacher: Teacher, spec: str, context: StageContext) -> None:
-    """Records the teacher for the stage's checkpoints. Raises UserError unless a resumed stage began with it."""
+    """Records the teacher for the stage's checkpoints. Raises OtherFileError unless a resumed stage began with it."""
     prepared = context.preparer.documents.prepared
     began = prepared.pinned.get(SOURCE, {}).get("digest")
     if began not in (None, teacher.identity):
-        raise UserError(
+        raise OtherFileError(
             f"distill.teacher: {spec} has other weights than the teacher with which this stage began: put that one "
             "back, or train the stage anew with --resume never"
         )

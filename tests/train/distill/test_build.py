@@ -15,6 +15,7 @@ from fledgling.runtime.world import World
 from fledgling.train import loop, run
 from fledgling.train.check_recipe import check_recipe
 from fledgling.train.distill.teacher import read_teacher_config
+from fledgling.train.read_files import OtherFileError
 from fledgling.train.source_sizes import count_source_sizes
 from tests.ranks import on_ranks, one_thread
 from tests.smallest import write_recipe
@@ -146,7 +147,7 @@ def test_a_stage_of_another_teacher_is_not_gone_on_with(folder, monkeypatch):
         with pytest.raises(loop.TrainingStopped):
             learn(folder, "stopped", "sft")
     other = f"distill.teacher={folder / 'student'}"
-    with pytest.raises(UserError, match="has other weights than the teacher with which this stage began"):
+    with pytest.raises(OtherFileError, match="has other weights than the teacher with which this stage began"):
         learn(folder, "stopped", "sft", other)
 
 
