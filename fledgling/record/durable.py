@@ -60,6 +60,14 @@ def replace_file(temporary: Path, path: Path) -> None:
     fsync_path(path.parent)
 
 
+def move_directory(source: Path, target: Path) -> None:
+    """Renames a directory, into another one of the same file system too, and flushes the rename on both sides."""
+    make_directory(target.parent)
+    os.replace(source, target)
+    fsync_path(target.parent)
+    fsync_path(source.parent)
+
+
 def remove_directory(directory: Path) -> None:
     """Deletes a directory; renames it first, so that no kill and no power cut leaves half of it under its name."""
     if directory.exists():

@@ -6,7 +6,6 @@ adapter that needs it is. Start with `remove_checkpoint` and `describe_dependent
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from fledgling.config import STAGES, UserError
 from fledgling.export.checkpoint_weights import find_base, kept_base, read_adapter_state
 from fledgling.record import checkpoint
 from fledgling.record.checkpoint import BASES_DIR
-from fledgling.record.durable import fsync_path, make_directory, remove_directory
+from fledgling.record.durable import fsync_path, make_directory, move_directory, remove_directory
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -23,14 +22,10 @@ def remove_checkpoint(path: Path) -> None:
     if path.resolve() not in list_needed_bases(run_dir, without=path.parents[1]):
         remove_directory(path)
         return
-    place = kept_base(path)
-    make_directory(place.parent)
-    if place.exists():  # a copy of the same weights
+    if kept_base(path).exists():  # the same weights
         remove_directory(path)
-        return
-    os.replace(path, place)
-    fsync_path(place.parent)
-    fsync_path(path.parent)
+    else:
+        move_directory(path, kept_base(path))
 
 
 def keep_bases_of(stage_dir: Path) -> None:

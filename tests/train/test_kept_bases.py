@@ -8,6 +8,9 @@ from fledgling.export.checkpoint_weights import describe_adapter, find_base, rea
 from fledgling.record import checkpoint
 from fledgling.train import kept_bases
 from fledgling.train.run_directory import remove_stage
+from fledgling.verify.files import check_checkpoints
+from tests.record.power_loss import Recording
+from tests.record.test_power_loss import folder  # noqa: F401 - a fixture
 
 
 def save(run_dir, stage, step, value, base=None, digests=True):
@@ -22,10 +25,17 @@ def save(run_dir, stage, step, value, base=None, digests=True):
     return checkpoint.save_checkpoint(directory, step, {group: {"w": torch.tensor([float(value)])}}, state)
 
 
-def base_of(path):
+def find_place(path):
     state = checkpoint.read_checkpoint_state(path)
     found = find_base(state, read_adapter_state(state, path)[1])
-    return found and next(iter(checkpoint.load_checkpoint(found).tensors.values()))["w"].item()
+    assert found is not None
+    checkpoint.verify_checkpoint(found)
+    return found
+
+
+def base_of(path):
+    found = find_place(path)
+    return next(iter(checkpoint.load_checkpoint(found).tensors.values()))["w"].item()
 
 
 def kept(run_dir):
@@ -73,6 +83,33 @@ def test_a_base_that_is_an_adapter_itself_still_finds_its_own(tmp_path):
     remove_stage(tmp_path / "sft")
     kept_bases.drop_unneeded_bases(tmp_path)
     assert kept(tmp_path) == [], "what only a kept one needed goes with it"
+
+
+def test_after_a_power_cut_at_any_moment_the_base_is_in_one_of_its_two_places(folder):  # noqa: F811
+    base = save(folder / "root/run", "pretrain", 4, 1.0)
+    adapter = save(folder / "root/run", "sft", 3, 3.0, base)
+    recording = Recording(folder / "root")
+    with recording.watch():
+        remove_stage(folder / "root/run/pretrain")
+    states = list(recording.states())
+    places = {
+        found.parent.name
+        for state in states
+        if (found := find_place(state.build(folder / "cut") / adapter.relative_to(folder / "root"))).is_dir()
+    }
+    assert len(states) > 5 and places == {"checkpoints", "pretrain"}
+
+
+def test_kept_bases_are_checked_with_the_checkpoints_of_a_run(tmp_path):
+    base = save(tmp_path, "pretrain", 4, 1.0)
+    save(tmp_path, "sft", 3, 3.0, base)
+    remove_stage(tmp_path / "pretrain")
+    (place,) = (tmp_path / "bases/pretrain").iterdir()
+    assert place in checkpoint.list_checkpoints(tmp_path)
+    assert check_checkpoints(tmp_path, lambda name: None).problems == []
+    (place / "model.safetensors").write_bytes(b"")
+    (problem,) = check_checkpoints(tmp_path, lambda name: None).problems
+    assert problem.startswith(f"{place.relative_to(tmp_path)}/model.safetensors")
 
 
 def test_of_a_linked_stage_the_base_is_kept_as_a_link(tmp_path):
