@@ -219,33 +219,51 @@ class DataPreparer:
         conversations as have `tokens` tokens, to the next whole batch (None: one epoch). A smaller set is always
         written completely, and its position is one of rows.
         """
+        prepared = self.documents.prepared
         try:
             source = self.conversation_source(name)
             source.files()
         except UserError as error:
-            facts = self.documents.prepared.find_tokens(name)
-            if facts and self._open_whole_set(facts, tokenizer):
-                return self._open_kept(name, facts, error), None
-            raise
+            facts = prepared.find_tokens(name)
+            if facts is None or facts.get("tokenizer") != tokenizer.fingerprint():
+                raise
+            shard = self._open_kept(name, facts, error)
+            described = shard.metadata
+            if "in_parts" not in described or (described["in_parts"] and name not in prepared.pinned):
+                raise  # of an earlier version, or a part of which is not known where it begins
+        else:
+            shard, is_large = self._prepare_conversations(name, source, tokens, tokenizer, positions or {})
+            described = {"in_parts": is_large, "read": len(source), "of": f" of {len(source):,}", **shard.metadata}
+        if not described["in_parts"]:
+            return shard, None
+        key, first, skipped = self._find_position(name, prepared.used_inputs[name]["content"], positions or {})
+        self.log(
+            f"{name}: conversations {first:,} to {first + described['read'] - 1:,}{described.get('of', '')} a pass"
+        )
+        left_out = frozenset(described.get("left_out_rows", ()))
+        return shard, SetPart(name, key, first, int(described["read"]), skipped, left_out)
+
+    def _find_position(self, name: str, content: str, positions: Positions) -> tuple[str, int, frozenset[int]]:
+        """Returns the key of a set's position, its first conversation that no stage has read, and those read ahead."""
+        key = short_digest(content, name, self.seed, "conversations")
+        position = positions.get(key, {})
+        return key, int(position.get("row", 0)), frozenset(map(int, position.get("ahead", ())))
+
+    def _prepare_conversations(
+        self, name: str, source: ConversationSource, tokens: int | None, tokenizer: Tokenizer, positions: Positions
+    ) -> tuple[TokenShard, bool]:
+        """Returns the shard of `conversation_shard`, for a set whose files are here, and whether they are large."""
         is_large = self.count_source_bytes(name) > prepare.MAX_IN_MEMORY_BYTES
-        cap = tokens if is_large else None
-        files = source.files()
+        files, cap = source.files(), tokens if is_large else None
         content = digest_files(common_folder(files), files, whole=not is_large)
-        key = short_digest(content, source.name, self.seed, "conversations")
-        position = (positions or {}).get(key, {}) if is_large else {}
-        first, skipped = int(position.get("row", 0)), frozenset(map(int, position.get("ahead", ())))
+        _, first, skipped = self._find_position(name, content, positions if is_large else {})
         ahead = [sorted(skipped)] if skipped else []
         settings = short_digest(source.name, cap, self.seed, _digest_tasks(), first, *ahead)
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
         inputs = PreparationInputs(content, tokenizer.fingerprint(), settings)
         reader = EpochReader(source, self.seed, first, skipped=skipped)
         facts = {"contents": getattr(source, "contents", ""), "in_parts": is_large}
-        shard = self._open_or_write_shard(name, f"{stem}-rows", inputs, reader, cap, tokenizer, facts)
-        if not is_large:
-            return shard, None
-        span = int(shard.metadata.get("read", len(source)))
-        self.log(f"{name}: conversations {first:,} to {first + span - 1:,} of {len(source):,} a pass")
-        return shard, SetPart(name, key, first, span, skipped, frozenset(shard.metadata.get("left_out_rows", ())))
+        return self._open_or_write_shard(name, f"{stem}-rows", inputs, reader, cap, tokenizer, facts), is_large
 
     def _open_or_write_shard(
         self,

@@ -146,6 +146,34 @@ def test_a_set_that_is_prepared_in_parts_goes_on_with_the_next_conversations(tmp
     assert len(reads) == 50 and max(reads) == 2 and ahead, "rows take shorter conversations ahead of longer ones"
 
 
+@pytest.mark.parametrize("change", ["edited", "gone", "small"])
+def test_a_stage_goes_on_with_its_part_of_a_set_that_is_another_by_now(change, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("fledgling.train.prepare.CONVERSATIONS_PER_BATCH", 10)
+    pairs = [(f"Item {n}?", "Y" * (1 + n)) for n in range(30)]
+    rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in pairs]
+    write_rows(tmp_path / "smoltalk.jsonl", rows)
+    recipe, messages = tiny(tmp_path, **{"run.data_dir": tmp_path, "sft.mixture": "{smoltalk = 1.0}"}), []
+    first = DataPreparer(recipe, tmp_path / "run")
+    tokenizer = first.load_or_train_tokenizer()
+    _, part = first.conversation_shard("smoltalk", 100, tokenizer)
+    positions = {part.key: {"source": "smoltalk", "row": 7, "ahead": [9]}}
+    shard, part = first.conversation_shard("smoltalk", 100, tokenizer, positions)
+    assert (part.first, part.skipped) == (7, {9})
+    if change == "gone":
+        (tmp_path / "smoltalk.jsonl").unlink()
+    else:
+        write_rows(tmp_path / "smoltalk.jsonl", rows[: 3 if change == "small" else 29])
+        monkeypatch.setattr(prepare, "MAX_IN_MEMORY_BYTES", 1000 if change == "small" else 100)
+    later = DataPreparer(recipe, tmp_path / "run", messages.append)
+    later.documents.prepared.pinned = first.documents.prepared.used_inputs
+    again, same = later.conversation_shard("smoltalk", 100, tokenizer, positions)
+    assert (again.directory, same) == (shard.directory, part), messages
+    if change == "gone":
+        with pytest.raises(UserError, match="fledgling data fetch smoltalk"):  # which part it is, it does not know
+            DataPreparer(recipe, tmp_path / "run").conversation_shard("smoltalk", 100, tokenizer, positions)
+
+
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """A recipe whose pretraining is done."""
