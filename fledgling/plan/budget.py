@@ -241,7 +241,7 @@ def fit_run(
         return RunChoice(sized, stages, planned, evaluations, "", speed)
     first = make_plan(_without(recipe, ("midtrain", "sft", "dpo", "rl")), gpus=ranks, mfu=1.0, device=here, sizes=sizes)
     one = first["stages"]["pretrain"]["hours"] * 3600 / first["stages"]["pretrain"]["steps"]
-    fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core) + spent
+    fixed = stage_seconds.least_seconds(recipe, first["stages"], speed.flops, core, exams) + spent
     need = (fixed + MIN_STEPS["pretrain"] * one) / TARGET
     raise UserError(
         f"{budget.text}: nothing can be learned in {budget.seconds:,.0f} s: start, tokenizer and one evaluation take "

@@ -29,7 +29,8 @@ REFERENCE_FLOPS = 1.2e11  # FLOP/s of training on those two cores
 REFERENCE_FLOPS_PER_TOKEN = 23_592_960  # of the model that reached them; smaller ones reach less
 START_SECONDS = 1.1  # of a stage: loading, opening its data, the first save
 COMPILE_SECONDS = 1.4  # of a stage whose compiled code is on the disk
-CHECK_SECONDS = 1.0  # of a stage: its check before the first one
+RUN_SECONDS = 2.3  # of a run: importing what checks its stages
+CHECK_SECONDS = 0.1  # of a stage: its check before the first one
 TOKENIZER_SECONDS = 6.0  # on two cores: a tokenizer of 1,024 entries, and the embedded corpus tokenized
 DATA_TOKENS = 4e6  # a second, of other text that is tokenized: 20 MB
 COMPRESSION_SECONDS = 91.0  # on two cores: xz, zstd and PPMd over the embedded corpus, at the end of pretraining
@@ -174,7 +175,7 @@ def estimate_run(
     is_embedded = all(name == EMBEDDED for name in recipe.tokenizer.sources)
     data = TOKENIZER_SECONDS * core.parallel if is_embedded else text / DATA_TOKENS
     opening = (START_SECONDS + (COMPILE_SECONDS if recipe.run.compile != "off" else 0.0)) * core.share
-    entries = [StageSeconds("start", 0, 0.0, start=CHECK_SECONDS * len(steps) * core.share)]
+    entries = [StageSeconds("start", 0, 0.0, start=(RUN_SECONDS + CHECK_SECONDS * len(steps)) * core.share)]
     for name, count in steps.items():
         table, stage = recipe.stage_config(name), planned[name]
         step = stage["hours"] * 3600 / stage["steps"] * STEP_RATIO.get(name, 1.0)
@@ -210,7 +211,16 @@ def evaluation_seconds(
     return (rows * context / 3 + questions * QUESTION_TOKENS) / per_second
 
 
-def least_seconds(recipe: Recipe, planned: Mapping[str, Mapping[str, Any]], flops: float, core: CoreTime) -> float:
-    """Returns the seconds of a run of no step: pretraining alone, with the fewest evaluations."""
+def least_seconds(
+    recipe: Recipe,
+    planned: Mapping[str, Mapping[str, Any]],
+    flops: float,
+    core: CoreTime,
+    exams: Mapping[str, int],
+) -> float:
+    """Returns the seconds of a run of no step, with the arguments of `estimate_run`.
+
+    It is pretraining alone, with the fewest evaluations.
+    """
     steps = dict.fromkeys(["pretrain"], 0.0)
-    return total_seconds(estimate_run(recipe, planned, steps, flops, core, {}, EVALUATIONS[-1]))
+    return total_seconds(estimate_run(recipe, planned, steps, flops, core, exams, EVALUATIONS[-1]))

@@ -81,11 +81,12 @@ def measure_and_choose(recipe: Recipe, budget: Budget, clock: RunClock, is_pinne
     device = replace(device, peaks=dict(device.peaks) | dtypes)
     real = replace(recipe, run=replace(recipe.run, compile="on" if setup.compiled else "off", ranks=world.size))
     seconds = min(SECONDS, MEASURED_SHARE * budget.seconds)
-    core_share, cores = measure_core_share(), count_cores()
 
     def measure(sized: Recipe) -> TrainingSpeed:
+        before = measure_core_share()
         speed = measure_training_speed(sized, world, setup, seconds)
-        return replace(speed, core_share=core_share, cores=cores)
+        share = min(before, measure_core_share())  # another process that ran for a moment does not count
+        return replace(speed, core_share=share, cores=count_cores())
 
     speeds = [measure(recipe)]
 

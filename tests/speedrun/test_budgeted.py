@@ -64,6 +64,8 @@ def recipe(tmp_path, monkeypatch):
         return TrainingSpeed(per_token * 128 / 1.0, per_token, "measured here")
 
     monkeypatch.setattr(budgeted, "measure_training_speed", measure)
+    shares = iter([2.0, 1.5, 3.0, 3.0])
+    monkeypatch.setattr(budgeted, "measure_core_share", lambda: next(shares))
     for name, value in (("FASTEST", 0.0), ("SLOWEST", 0.0), ("LAST_ROWS", 2), ("FIRST_ROWS", 2)):
         monkeypatch.setattr(f"fledgling.plan.stage_seconds.{name}", value)  # a test starts in no time
     with one_thread():
@@ -87,6 +89,7 @@ def test_a_run_within_a_budget_forecasts_keeps_its_time_and_compares(recipe, clo
     assert 0 < budgeted.read_spent(run_dir) < BUDGET.seconds / 2
     clock.time = 1e6  # a long pause
     assert go(recipe, clock, None, show=lambda run, goes_on: shown.append((run, goes_on))) == ["pretrain", "sft"]
+    assert shown[0][0].speed.core_share == 1.5, "the less of before and after the steps"
     assert shown[0] == (read_budgeted_run(run_dir), False) and shown[1] == (shown[0][0], True)
     text = format_budgeted_run(shown[0][0])
     assert "--minutes 1: depth 1 x 64" in text and "90 % interval" in text and "time in all" in text
