@@ -293,18 +293,22 @@ def build_quantized(case: Case) -> Transformer:
 def _on_ranks(size: int, cases: list[Case]) -> list[int]:
     """Returns the peak of each case on `size` processes, that of the rank with the most."""
     with tempfile.TemporaryDirectory() as folder:
-        job = json.dumps([asdict(case) for case in cases])
-        command = (
-            "import sys; from fledgling.runtime.launch import launch_ranks; "
-            f"sys.exit(launch_ranks({size}, 'cpu', sys.argv[1:]))"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", command, "-m", "benchmarks.memory", folder, job], capture_output=True, text=True
-        )
-        if done.returncode:
-            raise UserError(f"{size} ranks on this machine failed: {done.stderr.strip()[-300:]}")
+        _run_ranks(size, folder, json.dumps([asdict(case) for case in cases]))
         peaks = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
     return [max(ranks) for ranks in zip(*peaks, strict=True)]
+
+
+def _run_ranks(size: int, folder: str, job: str) -> None:
+    """Runs `main` in `size` processes of this machine."""
+    command = (
+        "import sys; from fledgling.runtime.launch import launch_ranks; "
+        f"sys.exit(launch_ranks({size}, 'cpu', sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command, "-m", "benchmarks.memory", folder, job], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise UserError(f"{size} ranks on this machine failed: {done.stderr.strip()[-300:]}")
 
 
 def format_memory(rows: list[dict[str, Any]]) -> str:

@@ -13,7 +13,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several workers: one thread each, and
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-settings.register_profile("fledgling", deadline=None)
+# The same examples in every run: a commit is not refused for what another one did. `make test-all` draws new ones.
+settings.register_profile("fledgling", deadline=None, derandomize=not os.environ.get("FLEDGLING_FULL"))
 settings.load_profile("fledgling")
 
 FULL_SIZE = (  # each has a smaller member that always runs
@@ -88,6 +89,43 @@ FULL_SIZE = (  # each has a smaller member that always runs
     "test_page.py::test_the_page_fits_phone_and_desktop_and_passes_axe[390-light]",
     "test_page.py::test_the_page_fits_phone_and_desktop_and_passes_axe[1200-dark]",
     "test_page.py::test_two_checkpoints_are_compared_on_the_page",
+    *(  # each kind of model decodes at each temperature and in each number of rows; all pairs of them are at full size
+        f"test_decode.py::test_decoding_equals_the_full_forward[{kind}-{temperature}-{rows}]"
+        for kind in ("fledgling", "llama", "gpt2", "flash_norm", "windows", "tables", "stream", "gates")
+        for temperature, rows in ((0.0, 5), (0.0, 64), (0.7, 1), (0.7, 64), (1.0, 1), (1.0, 5))
+    ),
+    *(
+        f"test_decode.py::test_an_answer_does_not_depend_on_the_batch[{kind}-{rows}]"
+        for kind in ("flash_norm", "tables", "stream", "gates")
+        for rows in (1, 3)
+    ),
+    "test_two_hundred_requests.py::test_every_answer_is_that_of_the_full_forward[fledgling-all]",
+    "test_two_hundred_requests.py::test_every_answer_is_that_of_the_full_forward[gpt2-all]",
+    "test_algorithm.py::test_the_optimum_is_not_reached_with_the_sign_flipped[grpo]",
+    "test_algorithm.py::test_a_variant_reaches_the_optimum_of_the_bandit[dr_grpo]",
+    "test_planner.py::test_memory_of_blocks_that_recompute_too[0]",
+    *(f"test_planner.py::test_memory_of_later_ideas_too[{name}]" for name in ("20-ideas1", "20-ideas6", "0-ideas4")),
+    *(
+        f"test_planner.py::test_memory_is_within_three_percent_of_the_allocator_s[{case}]"
+        for case in (
+            "llama 4 x 512, 2 heads, V 512, 1 x 1 x 128, float32, whole, lora on int4",
+            "llama 4 x 256, 2 heads, V 1,024, 1 x 4 x 256, float32, whole, lora on nf4",
+            "fledgling 4 x 128, 2 heads, V 512, 1 x 8 x 256, float32, whole, live teacher",
+            "fledgling 1 x 64, 2 heads, V 32,768, 1 x 2 x 128, float32, chunked, live teacher",
+            "fledgling 4 x 128, 2 heads, V 512, 1 x 8 x 256, float32, whole, rounded",
+        )
+    ),
+    *(
+        f"test_verify.py::test_a_copy_whose_hashes_were_all_forged_is_caught_by_steps_made_again[tamper_{name}]"
+        for name in ("moment", "token", "checkpoint")
+    ),
+    "test_resume.py::test_stop_and_go_on_equals_not_stopping[ppo in passes]",
+    "test_resume.py::test_stop_and_go_on_equals_not_stopping[stale answers]",
+    *(
+        f"test_two_hundred_requests.py::test_every_answer_is_that_of_the_full_forward[gpt2-{mode}]"
+        for mode in ("shared", "hardly cached", "drafts")
+    ),
+    "test_health.py::test_a_checkpoint_saved_between_bad_steps_is_gone_after_the_rollback[1]",
 )
 
 
@@ -107,3 +145,11 @@ def own_cache(tmp_path_factory):
         patch.setenv("FLEDGLING_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_runs():
+    """Runs prepare less than a user's (tests/small.py)."""
+    from tests.small import make_small  # imports torch, which `pytest --version` does not need
+
+    make_small()

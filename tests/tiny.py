@@ -1,22 +1,46 @@
-"""The smallest run that has everything: real text (from this package's source), real tasks, every stage."""
+"""The smallest run that has everything: text made up here, real tasks, every stage."""
 
+import functools
 import json
+import random
 from pathlib import Path
 
-import fledgling
 from fledgling.config import Recipe, load_recipe
 
 TASKS = "arithmetic = 0.2, counting = 0.1, spelling = 0.1, identity = 0.1"
+CONSONANTS, VOWELS = (*"bcdfglmnprstv", "st", "tr"), (*"aeiou", "ea", "ou", "é")
+
+
+@functools.cache
+def made_up_documents(count: int = 120, characters: int = 1500) -> tuple[str, ...]:
+    """Documents of sentences and small functions over 400 made-up words, some frequent, most rare (Zipf's law).
+
+    They do not depend on any file that changes, so that the losses and held-out documents of a test do not either.
+    """
+    draw = random.Random(7)
+    words = ["".join(draw.choice(part) for part in (CONSONANTS, VOWELS) * draw.randint(1, 3)) for _ in range(400)]
+    weights = [1 / rank for rank in range(1, len(words) + 1)]
+    documents = []
+    for _ in range(count):
+        paragraphs: list[str] = []
+        while sum(map(len, paragraphs)) < characters:
+            chosen = draw.choices(words, weights, k=draw.randint(4, 14))
+            if draw.random() < 0.2:
+                name, first, second, *_ = chosen
+                sign, number = draw.choice("+-*"), draw.randint(0, 99)
+                paragraphs.append(f"def {name}({first}, {second}):\n    return {first} {sign} {second} * {number}\n")
+            else:
+                paragraphs.append(" ".join(chosen).capitalize() + draw.choice([".\n", "?\n", ". "]))
+        documents.append("".join(paragraphs)[:characters])
+    return tuple(documents)
 
 
 def text_file(folder: Path) -> Path:
-    """Every eighth part of the package's source, as small documents: enough for every stage, and quick to prepare."""
+    """Writes the made-up documents, one file each; returns their folder."""
     target = folder / "text"
     target.mkdir(parents=True, exist_ok=True)
-    sources = [path.read_text(encoding="utf-8") for path in sorted(Path(fledgling.__file__).parent.rglob("*.py"))]
-    parts = [source[start : start + 1500] for source in sources for start in range(0, len(source), 1500)]
-    for index, part in enumerate(parts[::8]):
-        (target / f"{index:04}.txt").write_text(part, encoding="utf-8")
+    for index, document in enumerate(made_up_documents()):
+        (target / f"{index:04}.txt").write_text(document, encoding="utf-8")
     return target
 
 

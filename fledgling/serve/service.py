@@ -19,6 +19,11 @@ from fledgling.text.tokenizer import Tokenizer
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
+def draw_seed() -> int:
+    """Returns the seed of a request that gives none."""
+    return secrets.randbits(63)
+
+
 @dataclass(frozen=True)
 class Service:
     """A worker, its tokenizer, the model's name, and the server's limits."""
@@ -120,7 +125,7 @@ class Service:
             top_p=float(defaults.get("top_p", 1.0) if body.top_p is None else body.top_p),
             min_p=float(body.min_p or 0.0),
             max_new_tokens=min(max_new_tokens or free_tokens, free_tokens),
-            seed=secrets.randbits(63) if body.seed is None else body.seed,
+            seed=draw_seed() if body.seed is None else body.seed,
             repetition_penalty=float(body.repetition_penalty or defaults.get("repetition_penalty", 1.0)),
             logit_bias=body.parse_logit_bias(vocab_size),
             presence_penalty=float(body.presence_penalty or 0.0),

@@ -23,7 +23,8 @@ from fledgling.text.tokenizer import Tokenizer
 from tests.invariants.test_decode import TOLERANCE, random_model
 
 CONTEXT = 320  # five blocks
-ALL, EACH = 200, int(os.environ.get("FLEDGLING_REQUESTS", "40"))
+EACH = int(os.environ.get("FLEDGLING_REQUESTS", "25"))
+ALL = max(EACH, 80)
 MODES = {
     "plain": {"prefix_cache_tokens": None},
     "shared": {"prefix_cache_tokens": 0},

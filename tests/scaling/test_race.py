@@ -88,8 +88,6 @@ def test_a_run_that_was_stopped_goes_on_with_the_time_that_was_left(command, tmp
     assert lines[:4] == first[:4], "the steps up to the last checkpoint are kept"
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     assert sum(line["race_seconds"] for line in lines[:-1]) < 0.6 <= sum(line["race_seconds"] for line in lines)
-    multipliers = [line["lr_multiplier"] for line in lines]
-    assert multipliers[-1] < max(multipliers), "the rate has not decayed"  # how far depends on how even the steps are
     points = read_jsonl(tmp_path / "out" / "base-s0" / "points.jsonl")
     assert len(points) == 3 and points[-1]["steps"] == len(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import socket
 import threading
@@ -15,6 +16,7 @@ import torch
 from fledgling.config.model import ModelConfig
 from fledgling.infer.engine import Engine
 from fledgling.model.transformer import Transformer
+from fledgling.serve import service
 from fledgling.serve.app import make_app
 from fledgling.serve.connections import ConnectionLimits
 from fledgling.serve.server import Server
@@ -25,6 +27,13 @@ from tests.infer.conftest import adder, chain  # noqa: F401 - fixtures
 
 CONTEXT = 96
 ROOMY_CONTEXT = 800
+
+
+@pytest.fixture(autouse=True)
+def seeds_in_turn(monkeypatch):
+    """Requests without a seed have 1, 2, ...: what a random model answers is the same in every run of a test."""
+    numbers = itertools.count(1)
+    monkeypatch.setattr(service, "draw_seed", lambda: next(numbers))
 
 
 @pytest.fixture(scope="session")

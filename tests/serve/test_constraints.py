@@ -107,7 +107,7 @@ def test_what_cannot_be_demanded_is_named(address, fields, message):
 def test_required_tools_are_called_with_valid_arguments(address):
     names = set()
     for letter in "as":
-        settings = {"logit_bias": {str(ord(letter)): 20}, "max_tokens": 200}
+        settings = {"logit_bias": {str(ord(letter)): 20}, "max_tokens": 200, "seed": 1}
         choice = post(address, tools=[ADD, STOP], tool_choice="required", **settings)[1]["choices"][0]
         assert choice["finish_reason"] in ("tool_calls", "length")
         calls = choice["message"]["tool_calls"]

@@ -25,7 +25,7 @@ def test_an_adapted_class_is_the_same_here_in_transformers_and_in_peft(name, tmp
     settings = {
         **{"stages": '["sft"]', "run.init_from": tmp_path / "source", "sft.steps": 2, "sft.eval_questions": 1},
         **{"adapter.method": "dora" if name in ("gemma3", "gpt_neox", "phi3") else "lora", "adapter.rank": 3},
-        **{"optimizer.adapter_lr": 0.05, "pretrain.batch_tokens": 512, "sft.batch_tokens": 512},
+        **{"optimizer.adapter_lr": 0.02, "pretrain.batch_tokens": 512, "sft.batch_tokens": 512},
     }
     recipe = load_recipe(write_recipe(tmp_path / "work"), [f"{key}={value}" for key, value in settings.items()])
     with one_thread():

@@ -134,7 +134,9 @@ def test_a_set_that_is_prepared_in_parts_goes_on_with_the_next_conversations(tmp
             counts.update(tokenizer.decode(source.read_row(row)[0].tolist()).split("<|bos|>"))
         counts[""] = 0  # padding
         reads = [count for text, count in counts.items() if text]
-        assert max(reads) - (min(reads) if len(reads) == 50 else 0) <= 1, "no conversation twice before all are read"
+        two_passes = part.first % 50 + part.span > 50  # rows of such a part take shorter ones of the next pass ahead
+        fewest = min(reads) if len(reads) == 50 else 0
+        assert max(reads) - fewest <= 1 + two_passes, "no conversation twice before all are read"
         stage = SourcePositions(positions, {}, {0: part})
         stream = MixtureStream([(source, 1.0)], 1, 1, rows, 7, prefetch=False)
         for _ in range(rows):

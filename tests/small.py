@@ -1,0 +1,19 @@
+"""What every run of the tests does less of, in each of its processes: see `make_small`."""
+
+import functools
+
+from fledgling.runtime import device
+from fledgling.text import compression
+from fledgling.train import prepare
+
+
+@functools.cache
+def make_small() -> None:
+    """Makes the preparation of a run as small as its text, once in a process.
+
+    A run's tokenizer is trained on a tenth of the conversations and its conversations are written in smaller batches.
+    The product that the machine's peak is measured with is timed once in a process, not in each stage.
+    """
+    prepare.TOKENIZER_CONVERSATIONS, prepare.CONVERSATIONS_PER_BATCH = 400, 200
+    compression.PPMD_MEMORY = 1 << 24
+    device.measure_peak_flops = functools.cache(device.measure_peak_flops)  # type: ignore[assignment]
