@@ -6,11 +6,13 @@ One run's interval is of its questions alone; another seed moves the weights too
 from __future__ import annotations
 
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from fledgling.config import UserError
+from fledgling.plan.budgeted_run import read_budgeted_run
 from fledgling.record.evaluation_names import format_cases
 from fledgling.report.run_data import load_run_data
 from fledgling.report.summary import final_evaluations, format_value, is_share
@@ -19,9 +21,11 @@ from fledgling.report.summary import final_evaluations, format_value, is_share
 def collect_seeds(runs: list[Path]) -> dict[str, Any]:
     """Returns {"seeds", "stages", "rows"}; a row is an evaluation, with its values by stage, one for each run.
 
+    Runs with a budget are of one recipe where they were given the same, even if they made different numbers of steps.
+
     Raises UserError where the runs are not of one recipe, share a seed, or lack an evaluation that another has.
     """
-    recipes = [tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8")) for run in runs]
+    recipes = [_read_given_recipe(run) for run in runs]
     seeds = [recipe.pop("seed", None) for recipe in recipes]
     settings = [{**recipe, "run": None} for recipe in recipes]
     if len(set(seeds)) < len(seeds) or any(setting != settings[0] for setting in settings):
@@ -40,6 +44,14 @@ def collect_seeds(runs: list[Path]) -> dict[str, Any]:
             raise UserError(f"{name} is measured {sorted(counts)} times in {len(runs)} runs; expected finished runs")
     stages = list(dict.fromkeys(stage for row in rows.values() for stage in row["values"]))
     return {"seeds": seeds, "stages": stages, "rows": rows}
+
+
+def _read_given_recipe(run: Path) -> dict[str, Any]:
+    """Returns the recipe of a run as it was given, and its budget if it has one."""
+    budgeted = read_budgeted_run(run)
+    if budgeted is None:
+        return tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
+    return {**tomllib.loads(budgeted.given), "budget": asdict(budgeted.budget)}
 
 
 def format_seeds(values: dict[str, Any]) -> str:

@@ -1,10 +1,13 @@
 """Runs of several seeds become one table of middles and ranges; runs that cannot be compared are refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import seeds
 from benchmarks.__main__ import main
+from fledgling.plan.amount import Budget
 
 SCORES = {1: 0.5, 2: 0.9, 3: 0.7}
 
@@ -48,3 +51,14 @@ def test_a_run_that_has_not_finished_is_refused(tmp_path, capsys):
     (runs[2] / "sft" / "evals.jsonl").write_text((runs[2] / "sft" / "evals.jsonl").read_text().split("\n")[0] + "\n")
     assert main(["seeds", *map(str, runs), "--results", str(tmp_path)]) == 1
     assert "expected finished runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("minutes", "status"), [(12, 0), (30, 1)])
+def test_runs_with_the_same_budget_may_have_made_different_numbers_of_steps(minutes, status, tmp_path, monkeypatch):
+    runs = [write_run(tmp_path / f"{seed}", seed, score, steps=100 + seed) for seed, score in SCORES.items()]
+    given = {
+        run: SimpleNamespace(given=f"seed = {seed}", budget=Budget(60.0 * amount, f"--minutes {amount}"))
+        for run, seed, amount in zip(runs, SCORES, (12, 12, minutes), strict=True)
+    }
+    monkeypatch.setattr(seeds, "read_budgeted_run", given.get)
+    assert main(["seeds", *map(str, runs), "--results", str(tmp_path / "results")]) == status
