@@ -29,6 +29,12 @@ def test_a_start_from_an_earlier_step_replaces_what_came_after_it():
     assert [entry["after_step"] for entry in back] == [0, 4]
 
 
+def test_a_setting_that_was_changed_back_before_any_step_leaves_no_entry():
+    first = history.extend_history(None, RECIPE)
+    changed = history.extend_history({"step": 5, "history": first}, replace(RECIPE, name="other"))
+    assert history.extend_history({"step": 5, "history": changed}, RECIPE) == first
+
+
 def test_a_checkpoint_without_a_history_has_its_own_recipe():
     entries = history.extend_history({"step": 3, "recipe": "name = 'old'"}, RECIPE)
     assert [(entry["after_step"], entry["recipe"] == "name = 'old'") for entry in entries] == [(0, True), (3, False)]

@@ -4,16 +4,23 @@ import numpy as np
 import pytest
 import torch
 
+from fledgling.config import RLConfig
+from fledgling.data.batch import IGNORE_INDEX
 from fledgling.train.loss import (
     CLIPPED_ANSWERS,
     cispo_loss,
     estimate_kl,
     is_clipped,
+    logprobs_from_hidden,
     mean_log_ratio,
+    policy_gradient_loss,
     ppo_clip_loss,
     token_entropy,
     value_clip_loss,
 )
+from fledgling.train.rl.algorithm import make_algorithm
+from tests.invariants.losses import batch_of
+from tests.invariants.many_ranks import fresh
 
 RNG = np.random.default_rng(0)
 
@@ -84,6 +91,21 @@ def test_gspos_gradient_is_that_of_equation_10():
     first = -np.exp(-0.1) * 1.5 / 2
     np.testing.assert_allclose(gradient.numpy(), [[first, first, 0, 0, 0]], atol=1e-12)
     assert CLIPPED_ANSWERS.per_answer and np.exp(0.5) > 1.2
+
+
+@pytest.mark.parametrize(("stage", "per_answer"), [("rl", False), ("cispo", False), ("gspo", True)])
+def test_the_ratio_is_that_of_a_token_or_of_its_answer(stage, per_answer):
+    model, batch = fresh(stage), batch_of(stage, 2, 24, 61, seed=4)
+    batch.reference_logprobs = None
+    logprobs = logprobs_from_hidden(model, model(batch.tokens, batch.document_ids), batch.targets)
+    mask = batch.targets != IGNORE_INDEX
+    log_ratio = torch.where(mask, logprobs - batch.old_logprobs, 0.0)
+    config, surrogate = RLConfig(), make_algorithm(RLConfig(algorithm="grpo" if stage == "rl" else stage)).surrogate
+    ratio = (mean_log_ratio(log_ratio, mask, batch.document_ids) if per_answer else log_ratio).exp()
+    terms = surrogate.loss(ratio, logprobs, batch.advantages, config.clip_ratio, config.clip_ratio)
+    expected = torch.where(mask, terms * batch.loss_weights, 0.0).sum()
+    found = policy_gradient_loss(model, batch, config, surrogate=surrogate)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

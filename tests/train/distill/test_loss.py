@@ -86,3 +86,13 @@ def test_a_span_s_likelihood_is_the_product_of_its_tokens_and_only_its_end_count
     )
     found = distillation_loss(model, taught, DistillConfig(match="text"))
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_every_token_of_a_row_can_be_a_span_of_its_own():
+    model, batch = student(), batch_of("pretrain", 1, 24, 60, 0)
+    logprobs = model.compute_logits(model(batch.tokens, batch.document_ids)).log_softmax(-1)
+    logprobs = logprobs.gather(-1, batch.targets[..., None])[0, :, 0].double()
+    taught = replace(batch, span_ids=torch.arange(1, 25)[None], teacher_logprobs=torch.full((1, 24, 1), -0.7))
+    expected = span_divergence(logprobs, torch.full((24,), -0.7).double(), 1.0).sum()
+    found = distillation_loss(model, taught, DistillConfig(match="text"))
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
