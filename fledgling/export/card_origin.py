@@ -10,6 +10,7 @@ from typing import Any
 from fledgling.config import STAGES, Recipe, UserError
 from fledgling.config.load import parse_recipe
 from fledgling.record import checkpoint
+from fledgling.record.parent import find_parent, read_newest_state
 from fledgling.record.seal import FORECAST
 
 MAX_FORECAST_BYTES = 2**20
@@ -19,13 +20,9 @@ DIGEST_LENGTH = 12
 
 
 def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[str, str]]:
-    """Returns rows of a card on the stages up to the one of `state`, each by the recipe of its own checkpoint."""
-    stages = {str(state.get("stage")): state}
-    if run is not None:
-        stages = {**_read_states(run, str(state.get("stage"))), **stages}
+    """Returns rows of a card on the stages that led to `state`, each by the recipe of its own checkpoint."""
+    stages, unknown = ({str(state.get("stage")): state}, []) if run is None else trace_stages(state, run)
     recipes = {name: recipe for name, values in stages.items() if (recipe := _parse(values)) is not None}
-    if (last := recipes.get(str(state.get("stage")))) is not None:
-        recipes = {name: recipe for name, recipe in recipes.items() if name in last.stages}
     rows: dict[str, list[str]] = {}
     for name in (stage for stage in STAGES if stage in recipes):
         recipe = recipes[name]
@@ -37,6 +34,8 @@ def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[st
             on = "" if recipe.adapter.quantization == "none" else f" on {recipe.adapter.quantization} weights"
             rows.setdefault(f"trained an adapter, merged here: {adapter}{on}", []).append(name)
     described = [(", ".join(names), what) for what, names in rows.items()]
+    if unknown:
+        described.insert(0, (", ".join(unknown), "not known: the run no longer has the weights that came of it"))
     given = next((recipe.run.init_from for recipe in recipes.values() if recipe.run.init_from), None)
     if given:
         described.insert(0, ("began from", _shorten(given)))
@@ -45,16 +44,42 @@ def describe_origin(state: Mapping[str, Any], run: Path | None) -> list[tuple[st
     return described
 
 
-def _read_states(run: Path, last: str) -> dict[str, Mapping[str, Any]]:
-    """Returns the states of the newest checkpoints of the stages before `last`, where they are left."""
-    states: dict[str, Mapping[str, Any]] = {}
-    for name in STAGES[: STAGES.index(last)] if last in STAGES else ():
-        newest = checkpoint.find_latest_checkpoint(
-            run / name / "checkpoints", check_hashes=False, warn=lambda text: None
-        )
-        if newest is not None:
-            states[name] = checkpoint.read_checkpoint_state(newest)
-    return states
+def trace_stages(state: Mapping[str, Any], run: Path) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """Returns the states of the checkpoints that led to `state` by stage, its own too, and the stages that are unknown.
+
+    Each checkpoint names the weights that its stage began from. Where the run no longer has them, since that stage was
+    trained again or they were deleted, it and the stages before it are unknown: what is there now led to other weights.
+    """
+    stage = str(state.get("stage"))
+    states = {stage: state}
+    while stage in STAGES:
+        parent = find_parent(run, state)
+        if parent is None and "parent" not in state:  # of an earlier version
+            return {**_read_states(run, state), **states}, []
+        if parent is None or parent.stage not in STAGES[: STAGES.index(stage)]:
+            break
+        found = _read(parent.path)
+        if found is None:
+            recipe, known = _parse(state), STAGES[: STAGES.index(parent.stage) + 1]
+            return states, [name for name in known if name == parent.stage or (recipe and name in recipe.stages)]
+        stage, state = parent.stage, found
+        states[stage] = state
+    return states, []
+
+
+def _read(path: Path | None) -> dict[str, Any] | None:
+    """Returns the state of a checkpoint; None where it is gone or damaged."""
+    try:
+        return checkpoint.read_checkpoint_state(path) if path else None
+    except UserError:
+        return None
+
+
+def _read_states(run: Path, state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the states of the newest checkpoints of the stages before that of `state` in its recipe."""
+    last, recipe = str(state.get("stage")), _parse(state)
+    names = [name for name in STAGES[: STAGES.index(last)] if recipe is None or name in recipe.stages]
+    return {name: found for name in names if (found := read_newest_state(run, name))}
 
 
 def _parse(state: Mapping[str, Any]) -> Recipe | None:

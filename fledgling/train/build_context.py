@@ -13,6 +13,7 @@ from fledgling.optim.sharded import load_parameters
 from fledgling.plan.teacher import plan_teacher
 from fledgling.record import Recorder, checkpoint
 from fledgling.record.checkpoint import Checkpoint
+from fledgling.record.parent import describe_parent
 from fledgling.record.run_lock import RunLock
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.world import World
@@ -20,7 +21,7 @@ from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.context import StageContext
 from fledgling.train.critic import attach_critic
 from fledgling.train.distill.teacher import read_teacher_config
-from fledgling.train.going_on import describe_parent, read_rows_per_step
+from fledgling.train.going_on import read_rows_per_step
 from fledgling.train.positions import read_positions
 from fledgling.train.prepare import DataPreparer
 from fledgling.train.stage_weights import (

@@ -48,7 +48,7 @@ class StageContext:
     saved_rows_per_step: int | None = None  # the same
     saved_row_weights: dict[str, float] | None = None  # the same
     start: StageWeights | None = None  # what the weights were loaded from; None: from the seed
-    parent: dict[str, Any] | None = None  # `going_on.describe_parent` of the checkpoint that the stage starts from
+    parent: dict[str, Any] | None = None  # `record.parent.describe_parent` of the checkpoint that the stage starts from
     lock: RunLock | None = None  # of the run; None on all ranks but the main one
     history: tuple[dict[str, Any], ...] = ()  # what the stage ran with (history.py)
     teacher: PlannedTeacher | None = None  # that the stage learns from, before it is loaded

@@ -19,8 +19,8 @@ from fledgling.config.load import parse_recipe
 from fledgling.plan.horizon import compute_horizon
 from fledgling.plan.stage_length import fixed_rows
 from fledgling.record import checkpoint
-from fledgling.record.atomic_directory import MANIFEST
 from fledgling.record.durable import write_file
+from fledgling.record.parent import describe_parent
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.derived_values import add_derived_values, open_unbegun, read_derived_values
 
@@ -169,16 +169,6 @@ def read_prepared_data(run_dir: Path, stage: str) -> dict[str, Any] | None:
 
 
 # ---- parent and tokenizer ------------------------------------------------------------------------
-
-
-def describe_parent(path: Path | None) -> dict[str, Any] | None:
-    """Returns what identifies the checkpoint that a stage starts from: its stage, step, and its weights' SHA-256."""
-    if path is None:
-        return None
-    state, manifest = checkpoint.read_checkpoint_state(path), json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    files = manifest["files"]
-    weights = files.get("model.safetensors", files.get("adapter_model.safetensors", {})).get("sha256")
-    return {"stage": state.get("stage"), "step": state.get("step"), "weights": weights}
 
 
 def require_same_parent(stage: str, stage_dir: Path, saved: Path | None, parent: Path | None) -> None:

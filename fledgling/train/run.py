@@ -146,7 +146,13 @@ def run_stage(
             preparer = DataPreparer(recipe, run_dir, recorder.log_notice, show_progress=world.is_main and not quiet)
             preparer.documents.prepared.pinned = prepared or {}
             context, loaded = build_context(recipe, name, world, setup, recorder, preparer, saved, parent, lock)
-            train_stage(name, context, loaded, select_evals, adapt_stage, should_stop, begun.set, choose_steps)
+
+            def begin() -> None:
+                begun.set()
+                if world.is_main:
+                    seal_run(run_dir)  # again: the tokenizer may have been trained since
+
+            train_stage(name, context, loaded, select_evals, adapt_stage, should_stop, begin, choose_steps)
     return True
 
 

@@ -19,6 +19,7 @@ from fledgling.report.run_data import finite_number, load_run_data, read_object
 from fledgling.report.run_page import render_report
 from fledgling.verify.check import Check
 from fledgling.verify.files import list_deleted, list_stage_checkpoints, list_stages, read_recipe_table
+from fledgling.verify.stage_order import find_last_trained, list_outdated
 
 _MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
 _WHEN_MADE = re.compile(r"\bMade \d{4}-\d\d-\d\d \d\d:\d\d UTC\b")
@@ -143,10 +144,12 @@ def check_sums(run_dir: Path) -> Check:
 def check_settings(run_dir: Path) -> Check:
     """Compares recipe.toml with the recipe that the newest checkpoint of each stage was saved with.
 
-    The optimizer, adapter, teacher and [run] may change from stage to stage: of these the newest stage's settings are
-    compared.
+    The optimizer, adapter, teacher and [run] may change from stage to stage: of these the settings of the stage that
+    was trained last are compared. Of a stage that an earlier one was trained after, differences are noted: recipe.toml
+    is that of the earlier one.
     """
     check, stages = Check("settings", "settings"), list_stages(run_dir)
+    outdated, newest = list_outdated(run_dir), find_last_trained(run_dir, stages)
     recipe = read_recipe_table(run_dir)
     recipe = fill_defaults((run_dir / "recipe.toml").read_text("utf-8")) if recipe else {}
     for stage in stages:
@@ -156,18 +159,24 @@ def check_settings(run_dir: Path) -> Check:
             except (UserError, KeyError, TypeError, tomllib.TOMLDecodeError):
                 check.notes.append(f"{path.relative_to(run_dir)} has no recipe")
                 continue
-            names = ["model", "tokenizer", stage, *(LAST_TABLES if stage == stages[-1] else ())]
+            names = ["model", "tokenizer", stage, *(LAST_TABLES if stage == newest else ())]
             tables = [(name, _table(saved, name), _table(recipe, name)) for name in names]
             pairs = [("seed", saved.get("seed"), recipe.get("seed"))]
             pairs += [(f"{t}.{key}", a.get(key), b.get(key)) for t, a, b in tables for key in sorted({*a, *b})]
-            if stage == stages[-1]:
+            if stage == newest:
                 before, now = _table(saved, "run"), _table(recipe, "run")
                 pairs += [(f"run.{key}", before.get(key), now.get(key)) for key in RUN_SETTINGS]
+            different = [pair for pair in pairs if pair[1] != pair[2]]
+            if stage in outdated and different:
+                changed = ", ".join(name for name, *_ in different[:MAX_NAMED])
+                more = f" and {len(different) - MAX_NAMED} more" if len(different) > MAX_NAMED else ""
+                why = f"{outdated[stage]} was trained after it"
+                check.notes.append(f"{stage} had other settings than recipe.toml, since {why}: {changed}{more}")
+                continue
             check.checked += len(pairs)
             check.problems += [
                 f"recipe.toml: {name} is {now}, {path.relative_to(run_dir)} was trained with {then}"
-                for name, then, now in pairs
-                if then != now
+                for name, then, now in different
             ]
     check.total = check.checked
     return check

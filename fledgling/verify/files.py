@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fledgling.config import STAGES, UserError
@@ -120,8 +121,11 @@ def check_prepared_data(run_dir: Path, show: Step) -> Check:
     return check
 
 
-def check_seals(run_dir: Path, show: Step) -> Check:
-    """Compares the record's lines, the manifests, the tokenizer and done.json with the seal of each stage."""
+def check_seals(run_dir: Path, show: Step, outdated: Mapping[str, str] = MappingProxyType({})) -> Check:
+    """Compares the record's lines, the manifests, the tokenizer and done.json with the seal of each stage.
+
+    outdated: stages that an earlier one was trained after, with that one, whose tokenizer the run may have.
+    """
     check = Check("record and manifests", "lines and files")
     for stage in list_stages(run_dir):
         show(f"{stage}/{SEAL}")
@@ -149,6 +153,9 @@ def check_seals(run_dir: Path, show: Step) -> Check:
                 check.notes.append(f"{Path(path).parent} was deleted after the seal")
             elif path not in now:
                 (check.notes if path.startswith("data/") else check.problems).append(f"{path} is gone")
+            elif now[path] != digest and path.startswith("tokenizer/") and stage in outdated:
+                note = f"the tokenizer was replaced after {stage}, when {outdated[stage]} was trained again"
+                check.notes += [note] if note not in check.notes else []
             elif now[path] != digest:
                 what = "was replaced: " if path.endswith(MANIFEST) else "was changed: "
                 check.problems.append(f"{path.removesuffix(f'/{MANIFEST}')} {what}not what the seal of {stage} says")

@@ -26,6 +26,8 @@ from fledgling.config.load import parse_recipe
 from fledgling.corpora.prepared_data import digest_read_files
 from fledgling.files.columns import split_columns
 from fledgling.record import checkpoint, read_jsonl
+from fledgling.record.checkpoint import BASES_DIR
+from fledgling.record.parent import read_newest_state
 from fledgling.report.run_data import finite_number
 from fledgling.runtime.world import World
 from fledgling.tasks import ENVIRONMENT_PREFIX
@@ -39,6 +41,13 @@ from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_weights import INIT_ADAPTER_DIR
 from fledgling.verify.files import list_stage_checkpoints, list_stages
+from fledgling.verify.stage_order import (
+    explain_lost_parent,
+    find_stage_parent,
+    leave_out_parents,
+    list_outdated,
+    needs_parent,
+)
 
 CLOCK_KEYS = {"time", "elapsed", "seconds", "training_seconds", "tokens_per_second", "mfu", "peak_flops", "memory"}
 CLOCK_KEYS |= {"save_stall", "save_seconds", "rollout_tokens_per_second", "mfu_datasheet", "threads"}
@@ -181,12 +190,25 @@ def find_obstacle(run_dir: Path, start: Start) -> str:
 
     A stage needs the weights that it was started with, and steps need the files that they have read.
     """
-    before = [stage for stage in list_stages(run_dir) if STAGES.index(stage) < STAGES.index(start.stage)]
-    if before and checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints", check_hashes=False) is None:
-        return f"the checkpoints of {before[-1]} were deleted"
-    if missing := find_missing_inputs(read_stage_recipe(run_dir, start.stage, start.step), start.stage):
+    recipe = read_stage_recipe(run_dir, start.stage, start.step)
+    lost = explain_missing_parent(run_dir, start.stage)
+    if lost and (start.path is None or needs_parent(recipe, start.stage)):
+        return lost
+    if missing := find_missing_inputs(recipe, start.stage):
         return "; ".join(missing)
     return "; ".join(find_changed_inputs(run_dir, start) if start.last > start.step else ())
+
+
+def explain_missing_parent(run_dir: Path, stage: str) -> str:
+    """Returns why an honest run does not have what a stage began from; "" where it has it, or nothing explains it."""
+    parent = find_stage_parent(run_dir, stage)
+    if parent is not None:
+        return explain_lost_parent(run_dir, stage, parent) if parent.path is None else ""
+    before = [name for name in list_stages(run_dir) if STAGES.index(name) < STAGES.index(stage)]
+    if not before or "parent" in read_newest_state(run_dir, stage):
+        return ""
+    is_there = checkpoint.find_latest_checkpoint(run_dir / before[-1] / "checkpoints", check_hashes=False)
+    return "" if is_there else f"the checkpoints of {before[-1]} were deleted"
 
 
 def find_missing_inputs(recipe: Recipe, stage: str) -> list[str]:
@@ -234,21 +256,26 @@ def scratch_run(run_dir: Path, start: Start) -> Iterator[Path]:
     with TemporaryDirectory(prefix=SCRATCH_PREFIX) as folder:
         scratch = Path(folder) / "run"
         (scratch / "data").mkdir(parents=True)
-        if (run_dir / "tokenizer").is_dir():
+        # An outdated stage takes the tokenizer of the checkpoint that it goes on from: the run's may be another by now.
+        if (run_dir / "tokenizer").is_dir() and start.stage not in list_outdated(run_dir):
             shutil.copytree(run_dir / "tokenizer", scratch / "tokenizer")
         for path in (run_dir / "data").iterdir() if (run_dir / "data").is_dir() else ():
             _link(path, scratch / "data" / path.name)
-        for folder in (INIT_DIR, INIT_ADAPTER_DIR):
+        kept = [f"{BASES_DIR}/{stage}" for stage in STAGES]
+        for folder in (INIT_DIR, INIT_ADAPTER_DIR, *kept):
             for path in (run_dir / folder).iterdir() if (run_dir / folder).is_dir() else ():
-                (scratch / folder).mkdir(exist_ok=True)
+                (scratch / folder).mkdir(exist_ok=True, parents=True)
                 _link(path, scratch / folder / path.name)
+        parent = find_stage_parent(run_dir, start.stage)
         for stage in list_stages(run_dir):
-            paths = list_stage_checkpoints(run_dir, stage)[-1:]
+            named = {path.name: path for path in list_stage_checkpoints(run_dir, stage)}
             if stage == start.stage:
-                paths = [start.path] if start.path else []
+                named = {start.path.name: start.path} if start.path else {}
+            elif parent is not None and parent.path is not None and stage == parent.stage:
+                named = {f"step-{parent.step:08d}": parent.path}  # the stage starts from the newest that is there
             (scratch / stage / "checkpoints").mkdir(parents=True)
-            for path in paths:
-                _link(path, scratch / stage / "checkpoints" / path.name)
+            for name, path in named.items():
+                _link(path, scratch / stage / "checkpoints" / name)
             if stage == start.stage:
                 break
             if (run_dir / stage / "done.json").is_file():
@@ -302,6 +329,8 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
     with scratch_run(run_dir, start) as scratch:
         recipe = read_stage_recipe(run_dir, start.stage, start.step)
         recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=()))
+        if start.path is not None and explain_missing_parent(run_dir, start.stage):  # it goes on without its parent
+            recipe = leave_out_parents(recipe, start.stage)
         stopped = False
         options: dict[str, Any] = {"select_evals": measure, "adapt_stage": adapt, "should_stop": should_stop}
         options["prepared"] = read_prepared_data(run_dir, start.stage)

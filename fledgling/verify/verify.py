@@ -20,6 +20,7 @@ from fledgling.train.read_files import OtherFileError
 from fledgling.train.stage_rows import require_data
 from fledgling.verify import figures, files, steps
 from fledgling.verify.check import Check
+from fledgling.verify.stage_order import list_outdated
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 2e-2}  # of another machine, relative, for the few steps after a checkpoint
 MADE_AGAIN = "steps made again"
@@ -66,7 +67,7 @@ def verify_run(
             files.check_stages(run_dir),
             files.check_checkpoints(run_dir, show),
             files.check_prepared_data(run_dir, show),
-            files.check_seals(run_dir, show),
+            files.check_seals(run_dir, show, list_outdated(run_dir)),
             figures.check_settings(run_dir),
             figures.check_sums(run_dir),
             figures.check_report(run_dir, "fledgling" not in other),

@@ -1,13 +1,16 @@
 """A model card says which teacher, adapter, given weights and budget its weights came from."""
 
 import json
+import shutil
 
+import pytest
 import torch
 
 from fledgling.config import ModelConfig, dump_toml, load_recipe
 from fledgling.export.card_origin import describe_origin
 from fledgling.export.model_card import render_model_card
 from fledgling.record import checkpoint
+from fledgling.record.parent import describe_parent
 from fledgling.text.tokenizer import Tokenizer
 
 DISTILLED = ["distill.teacher=/home/me/runs/teacher", 'distill.stages=["pretrain", "sft"]']
@@ -31,6 +34,47 @@ def test_each_stage_is_described_by_its_own_checkpoint(tmp_path):
         "rl": "trained an adapter, merged here: lora of rank 4",
         "budget of the run": "`--minutes 12`",
     }, "sft was trained without a teacher, midtrain is no stage of this run, and no home directory is published"
+
+
+def save_stage(run, stage, value, parent=None, *overrides, digest=None):
+    """Saves a checkpoint whose weights are `value`, which began from the checkpoint `parent`; returns its state too."""
+    state = state_of(stage, STAGES, *overrides, digest=digest) | {"parent": describe_parent(parent)}
+    tensors = {"model": {"w": torch.full((1,), float(value))}}
+    return checkpoint.save_checkpoint(run / stage / "checkpoints", 3, tensors, state), state
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("first", [True, False], ids=["with a teacher at first", "with a teacher later"])
+def test_a_stage_that_was_trained_anew_says_nothing_of_weights_that_came_before(tmp_path, stage, first):
+    teacher = lambda name, now: DISTILLED if name == stage and now else []  # noqa: E731
+    pretrained, _ = save_stage(tmp_path, "pretrain", 1, None, *teacher("pretrain", first))
+    tuned, _ = save_stage(tmp_path, "sft", 2, pretrained, *teacher("sft", first))
+    _, state = save_stage(tmp_path, "rl", 3, tuned)
+    was_there = dict(describe_origin(state, tmp_path))
+    assert was_there == ({stage: "learned from the teacher `runs/teacher`"} if first else {})
+    shutil.rmtree(tmp_path / stage)
+    save_stage(tmp_path, stage, 4, pretrained if stage == "sft" else None, *teacher(stage, not first))
+    unknown = "pretrain, sft" if stage == "sft" else "pretrain"
+    assert describe_origin(state, tmp_path) == [
+        (unknown, "not known: the run no longer has the weights that came of it")
+    ]
+
+
+def test_weights_of_an_earlier_checkpoint_or_kept_for_an_adapter_are_found_by_their_digest(tmp_path):
+    pretrained, _ = save_stage(tmp_path, "pretrain", 1, None, *DISTILLED)
+    _, state = save_stage(tmp_path, "sft", 2, pretrained)
+    moved = tmp_path / "bases/pretrain/step-00000003-0123456789ab"
+    moved.parent.mkdir(parents=True)
+    pretrained.rename(moved)
+    save_stage(tmp_path, "pretrain", 4)
+    assert describe_origin(state, tmp_path) == [("pretrain", "learned from the teacher `runs/teacher`")]
+
+
+def test_a_state_that_names_nonsense_as_its_parent_ends(tmp_path):
+    saved, _ = save_stage(tmp_path, "sft", 2)
+    later = describe_parent(saved)
+    for parent in (3, [], {}, {"weights": 3}, {"stage": [], "weights": "a"}, {"stage": "sft", "weights": "a"}, later):
+        assert describe_origin(state_of("sft") | {"parent": parent}, tmp_path) == []
 
 
 def test_without_a_run_the_state_alone_says_it_and_a_plain_run_says_nothing():

@@ -12,6 +12,7 @@ import torch
 from fledgling.cli import main
 from fledgling.config import UserError, dump_toml, load_recipe, scaling_rules
 from fledgling.record import checkpoint, read_jsonl, write_text
+from fledgling.record.parent import describe_parent
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import going_on
 from fledgling.train.run import run_stage
@@ -274,7 +275,7 @@ def save(directory: Path, value: float, state: dict) -> Path:
 
 def test_a_stage_that_was_made_from_other_weights_says_so(tmp_path):
     first, second = (save(tmp_path / name, value, {"step": 1}) for name, value in (("a", 1.0), ("b", 2.0)))
-    saved = save(tmp_path / "sft", 3.0, {"stage": "sft", "step": 1, "parent": going_on.describe_parent(first)})
+    saved = save(tmp_path / "sft", 3.0, {"stage": "sft", "step": 1, "parent": describe_parent(first)})
     going_on.require_same_parent("sft", tmp_path / "sft", saved, first)
     going_on.require_same_parent("sft", tmp_path / "sft", saved, None)  # its checkpoints were deleted to make room
     with pytest.raises(UserError, match=r"other weights than .*train sft anew with `fledgling train sft"):

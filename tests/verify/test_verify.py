@@ -171,3 +171,23 @@ def test_a_teacher_that_is_another_by_now_is_a_note_and_an_error_of_the_run_a_pr
 
     monkeypatch.setattr(steps, "replay", replay_all_but_sft)
     assert verify_run(run, count=2, seconds=600, seed=1)["verdict"] == verdict
+
+
+def train_again(run, stage, overrides):
+    """Trains a stage of a finished run anew, and leaves the later stages as they are."""
+    with redirect_stderr(StringIO()):
+        run_stage(load_recipe(str(run), overrides), stage, resume="never", quiet=True)
+    build_report(run)
+
+
+def test_a_stage_that_was_trained_anew_raises_no_alarm_of_those_made_before(copy):
+    """With another rate, seed, tokenizer and model: nothing of what is in the run now is what the later stages had."""
+    settings = ["optimizer.matrix_lr=0.05", "seed=5", "tokenizer.vocab_size=400", "model.width=48", "sft.steps=9"]
+    train_again(copy, "pretrain", settings)
+    result = verify_run(copy, count=1, seconds=600, seed=1)
+    assert list_problems(result) == [] and result["holds"]
+    notes = {check["name"]: check["notes"] for check in result["checks"]}
+    lost = "not made again: sft step 0: sft began from weights that pretrain had before it was trained again"
+    assert lost in notes["steps made again"] and not any("again: rl" in note for note in notes["steps made again"])
+    assert any(note.startswith("sft had other settings than recipe.toml") for note in notes["settings"])
+    assert "the tokenizer was replaced after sft, when pretrain was trained again" in notes["record and manifests"]
