@@ -14,7 +14,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from fledgling.config import STAGES, Recipe, UserError, dump_toml
+from fledgling.config import STAGES, ModelConfig, Recipe, UserError, dump_toml
 from fledgling.config.load import parse_recipe
 from fledgling.plan.plan import make_plan
 from fledgling.record import write_json
@@ -36,14 +36,28 @@ def write_predictions(recipe: Recipe, stage: str, run_dir: Path, step: int, peak
     is_due = not of_run.exists() or (is_new and not any(has_begun.values()))
     if not (is_new or is_due):
         return
-    sizes, teacher = count_source_sizes(recipe), read_teacher_config(recipe)
-    planned = make_plan(recipe, strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher)
+    predicted, teacher = _choose_predicted(recipe, stage)
+    sizes = count_source_sizes(recipe)
+    planned = make_plan(predicted, strict=False, peak_flops=peak_flops, sizes=sizes, teacher=teacher)
     plan = {**planned, "before_step": step + 1, "settings": settings}
     if is_due:
         write_json(of_run, plan)
     if is_new:
         is_later = written and has_begun[stage]
         write_json(stage_dir / (f"plan-{len(written) + 1}.json" if is_later else "plan.json"), plan)
+
+
+def _choose_predicted(recipe: Recipe, stage: str) -> tuple[Recipe, ModelConfig | None]:
+    """Returns the recipe of the stages that can be predicted, and the configuration of its teacher, if there is one.
+
+    A teacher that is gone is missed only in the stages that learn from it. Raises UserError where `stage` is one.
+    """
+    try:
+        return recipe, read_teacher_config(recipe)
+    except UserError:
+        if recipe.has_teacher(stage):
+            raise
+    return replace(recipe, stages=tuple(name for name in recipe.stages if not recipe.has_teacher(name))), None
 
 
 def _read_settings(path: Path) -> str | None:

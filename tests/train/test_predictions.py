@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fledgling.config import load_recipe
+from fledgling.config import UserError, load_recipe
 from fledgling.record.jsonl import JsonlWriter
 from fledgling.report.predictions import pair_predictions
 from fledgling.report.run_data import load_run_data
@@ -105,3 +105,14 @@ def test_a_report_compares_a_stage_with_its_own_prediction(recipe, tmp_path, spe
     assert pairs["pretrain.tokens_per_second"].predicted == 10.0
     plans = {stage.name: stage.plan["time"]["tokens_per_second"] for stage in load_run_data(run_dir).stages}
     assert plans == {"pretrain": 10.0, "sft": 20.0}
+
+
+def test_a_teacher_that_is_gone_is_missed_by_the_stages_that_learn_from_it_alone(recipe, tmp_path, speed):
+    gone = load_recipe(str(tmp_path / "smallest.toml"), [f"distill.teacher={tmp_path}/gone", 'distill.stages=["sft"]'])
+    run = Path(recipe.run.out)
+    for stage in ("pretrain", "rl"):
+        (run / stage).mkdir(parents=True, exist_ok=True)
+        write_predictions(gone, stage, run, 0)
+        assert "sft" not in json.loads((run / stage / "plan.json").read_text())["stages"]
+    with pytest.raises(UserError, match="gone does not exist"):
+        write_predictions(gone, "sft", run, 0)
