@@ -53,6 +53,14 @@ def test_the_same_weights_have_one_value_at_the_end_of_a_stage_and_at_the_start_
     assert {n for name, n in end if name == "spelling"} == {2, 8} and len({n for n_, n in end if "bits" in n_}) >= 2
 
 
+def test_compressors_are_compared_with_after_pretraining_alone(tmp_path):
+    recipe = tiny(tmp_path)
+    for stage, expected in (("pretrain", True), ("midtrain", False)):
+        found = []
+        run_stage(recipe, stage, quiet=True, select_evals=lambda evals, found=found: found.extend(evals) or ())
+        assert ("compression" in [entry.name for entry in found]) == expected, stage
+
+
 def test_questions_that_lose_their_beginning_are_counted(monkeypatch):
     question = Question("own", "What is it?", "This.")
     exam = chat.Exam("own", None, (question,) * 8)

@@ -13,7 +13,7 @@ from fledgling.config import UserError
 from fledgling.record import checkpoint, read_jsonl
 from fledgling.runtime import device
 from fledgling.train import loop, run
-from fledgling.train.saver import copy_tensors
+from fledgling.train.saver import CheckpointSaver, copy_tensors
 from tests.ranks import on_ranks
 from tests.tiny import tiny
 
@@ -78,6 +78,23 @@ def test_a_delayed_write_has_the_values_of_its_step(tmp_path, monkeypatch):
     assert delayed.state == expected.state
     for group, tensors in expected.tensors.items():
         assert all(torch.equal(tensor, delayed.tensors[group][name]) for name, tensor in tensors.items()), group
+
+
+@pytest.mark.parametrize(("save_every", "allocated"), [(2, True), (0, False)])
+def test_the_copy_is_allocated_before_the_first_step_where_a_stage_saves_in_between(
+    tmp_path, monkeypatch, save_every, allocated
+):
+    found = []
+
+    class Watched(CheckpointSaver):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            found.append(bool(self.host_copies))
+
+    monkeypatch.setattr(run, "CheckpointSaver", Watched)
+    recipe = tiny(tmp_path, **{"pretrain.save_every": save_every})
+    assert run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
+    assert found == [allocated]
 
 
 def test_copies_are_overwritten_and_never_shared():

@@ -12,7 +12,7 @@ from fledgling.record import checkpoint, read_jsonl
 from fledgling.tasks import load_task
 from fledgling.tasks.task import Question
 from fledgling.train import run
-from fledgling.train.rl.reward import CustomReward, RewardScorer, is_well_formed
+from fledgling.train.rl.reward import MAX_QUOTE_LENGTH, Candidate, CustomReward, RewardScorer, is_well_formed
 from tests.tiny import tiny
 from tests.train.rl.small_problems import tokenizer
 
@@ -47,6 +47,12 @@ def test_the_parts_add_up(tmp_path):
     cost = [-max(0, n - 2) / 6 for n in lengths]
     np.testing.assert_allclose(parts["length_cost"], cost)
     np.testing.assert_allclose(total, [1 + 0.5 - 0.4 + cost[0], 1 - 0.4 + cost[1], 0.5 - 0.4 + cost[2]])
+
+
+def test_a_long_answer_is_quoted_by_its_beginning():
+    text = "x" * 500
+    candidate = Candidate(load_task("arithmetic"), Question("arithmetic", "What?", "1"), answer_of("1"), text)
+    assert str(candidate) == f'question "What?", answer "{text[: MAX_QUOTE_LENGTH - 3]}..."'
 
 
 def test_an_open_call_of_a_tool_is_not_well_formed():
