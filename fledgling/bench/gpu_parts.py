@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -41,6 +42,7 @@ from fledgling.runtime.world import World
 from fledgling.train import loop
 from fledgling.train.loss import next_token_loss
 from fledgling.train.peak import find_datasheet_peak
+from fledgling.train.queued_step import StepResult
 from fledgling.train.random_batches import RandomBatches
 from fledgling.train.stage import Stage
 
@@ -142,16 +144,20 @@ def measure_steps(
         stream.batch.document_ids = None
     stage = Stage("bench", steps, stream, next_token_loss, partial(trapezoidal_schedule, total_steps=steps))  # type: ignore[arg-type]
     first, start_time = 0.0, time.perf_counter()
+    reads: deque[Callable[[], StepResult]] = deque()
     for number in range(warmup + steps):
         if number == warmup:
             synchronize_device()
             start_time = time.perf_counter()
-        loss, norm = loop.train_step(stage, model, optimizer, stream.next(), world)
+        reads.append(loop.queue_step(stage, model, optimizer, stream.next(), world))
+        if len(reads) > 1:
+            reads.popleft()()  # one step late, as in training
         if number == 0:
             synchronize_device()
             first = time.perf_counter() - start_time
     synchronize_device()  # once at the end: in training nothing waits between steps either
     step = (time.perf_counter() - start_time) / steps
+    last = reads.popleft()()
     dtype = setup.dtype_name
     result: dict[str, Any] = {
         "shape": "/".join(map(str, shape)),
@@ -159,8 +165,8 @@ def measure_steps(
         "tokens_per_second": rows * context / step,
         "step_ms": 1e3 * step,
         "first_step_seconds": first,
-        "loss": loss,
-        "norm": norm,
+        "loss": last.loss,
+        "norm": last.norm,
     }
     achieved = training_flops_per_token(model.config) * rows * context / step
     if world.device.type == "cuda":

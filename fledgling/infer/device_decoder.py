@@ -24,6 +24,7 @@ from fledgling.model.cache import KVCache
 from fledgling.model.decode_attention import DecodeKernel, DecodeLayer, make_decode_mask
 from fledgling.model.positions import Rotary, widen_rotary
 from fledgling.model.transformer import Transformer, TransformerBlock
+from fledgling.runtime.accelerator import PendingRead
 
 MAX_STATIC_BUCKET = 256  # buckets are powers of two up to here, then multiples of it
 # columns of the state of the rows, int64; fractions are the bits of their fp32
@@ -58,20 +59,11 @@ class PendingTokens:
     """Tokens of a step that the device may still compute; `read` waits for them."""
 
     def __init__(self, outputs: Tensor) -> None:
-        self.event: torch.cuda.Event | None = None
-        if outputs.device.type == "cuda":
-            self.host = torch.empty(outputs.shape, dtype=outputs.dtype, pin_memory=True)
-            self.host.copy_(outputs, non_blocking=True)
-            self.event = torch.cuda.Event()
-            self.event.record()
-        else:
-            self.host = outputs.to("cpu", copy=True)
+        self.pending = PendingRead(outputs)
 
     def read(self) -> tuple[list[int], list[float]]:
         """Returns token ids and log-probabilities of the bucket's rows."""
-        if self.event is not None:
-            self.event.synchronize()
-        ids, bits = self.host
+        ids, bits = self.pending.read()
         return ids.tolist(), bits.view(torch.float32).tolist()
 
 

@@ -183,8 +183,8 @@ class GradientReducer:
 
 def compute_gradient_norm(
     gradients: Mapping[str, Tensor], partition: Partition, world: World, deterministic: bool
-) -> float:
-    """Returns the norm of the whole gradient, added up in the same order on any number of ranks.
+) -> Tensor:
+    """Returns the norm of the whole gradient (0-d), added up in the same order on any number of ranks.
 
     Its terms are the norms of rows (embedding, head) and of whole tensors; every rank gets all of them.
 
@@ -193,7 +193,7 @@ def compute_gradient_norm(
     """
     if world.size == 1 and world.device.type != "cpu" and not deterministic:
         norms = torch._foreach_norm(list(gradients.values()))  # a few launches instead of several for each parameter
-        return float(torch.stack(norms).square().sum().sqrt())
+        return torch.stack(norms).square().sum().sqrt()
     buckets = sorted(partition.buckets, key=lambda bucket: bucket.names)
     terms = []
     for bucket in buckets:
@@ -215,7 +215,7 @@ def compute_gradient_norm(
     sorted_terms = torch.cat([named[name] for name in sorted(named)])
     if sorted_terms.device.type == "cpu":  # some devices have no float64, and so few terms do not need it there
         sorted_terms = sorted_terms.double()
-    return float(sorted_terms.square().sum().sqrt())
+    return sorted_terms.square().sum().sqrt()
 
 
 def _tensor_norms(gradient: Tensor, by_row: bool) -> Tensor:

@@ -17,8 +17,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +25,13 @@ from fledgling.config import OptimizerConfig
 from fledgling.optim.gradients import GradientReducer, compute_gradient_norm, is_deterministic
 from fledgling.optim.loss_scale import make_loss_scale
 from fledgling.optim.owned import (
+    UpdateGroup,
     is_gathered_in_half,
-    require_shape,
+    owned_shape,
+    pack_chunk,
+    require_state,
     select_rows,
+    split_bucket,
     state_shape,
     trainable_parameters,
     write_other_rows,
@@ -52,15 +54,6 @@ STATE_NAMES = {  # by rule
     "adamw": ("exp_avg", "exp_avg_sq"),
 }
 STACKED_RULES = ("muon", "normuon")  # rules that update matrices of one shape together
-
-
-@dataclass(frozen=True)
-class UpdateGroup:
-    """What is updated together: matrices of one shape as one stack, or the tensors of one bucket one by one."""
-
-    role: str
-    buckets: tuple[Bucket, ...]
-    owned_names: tuple[str, ...]  # the parameters of which this rank owns a part
 
 
 class Optimizer:
@@ -88,8 +81,10 @@ class Optimizer:
         self.config, self.world, self.lr_multiplier, self.dtype = config, world, lr_multiplier, dtype
         self.parameters = trainable_parameters(model)
         self.rules = assign_rules(config)
-        self.schedule_multiplier, self.update_count = 1.0, 0
+        self.schedule_multiplier = 1.0
+        self.updates = torch.zeros((), device=world.device)  # the number of updates, exact up to 2^24
         self.compiled, self.loss_scale = compiled, make_loss_scale(dtype)
+        self.decides_on_device = world.device.type == "cuda" and not self.loss_scale.enabled
         self._adamw: Callable = torch.compile(adamw_, dynamic=False) if compiled else adamw_
         fused = compiled and world.device.type == "cuda"  # on a CPU the time is all in the products
         self._muon_direction: Callable = torch.compile(muon_direction_, dynamic=False) if fused else muon_direction_
@@ -134,13 +129,9 @@ class Optimizer:
                     self.state |= {f"{name}.{state_name}": stack[i] for i, name in enumerate(group.owned_names)}
             else:
                 for name in group.owned_names:
-                    self.state |= {f"{name}.{state_name}": self._zero_state(name) for state_name in state_names}
-
-    def _zero_state(self, name: str) -> Tensor:
-        """Returns zeros in the shape of what this rank owns of a parameter."""
-        shape = self.partition.parameters[name]
-        rows = (len(self.owned_rows[name]),) if shape else ()
-        return torch.zeros((*rows, *shape[1:]), device=self.world.device)
+                    shape = owned_shape(self.partition.parameters[name], self.owned_rows[name])
+                    zeros = {f"{name}.{each}": torch.zeros(shape, device=world.device) for each in state_names}
+                    self.state |= zeros
 
     @property
     def needs_equal_passes(self) -> bool:
@@ -178,6 +169,11 @@ class Optimizer:
         """Takes the gradient of the micro-batch whose backward pass has just ended."""
         self.gradients.accumulate()
 
+    @property
+    def update_count(self) -> int:
+        """The number of updates so far; waits for the device."""
+        return int(self.updates)
+
     @torch.no_grad()
     def step(self, confirm_update: Callable[[], bool] = lambda: True) -> float:
         """Updates every parameter once with the sum of the gradients, and frees them.
@@ -193,28 +189,54 @@ class Optimizer:
         """
         gradients = self.gradients.finish()
         self.loss_scale.unscale_(gradients)
-        norm = compute_gradient_norm(gradients, self.partition, self.world, self.deterministic)
+        norm = float(compute_gradient_norm(gradients, self.partition, self.world, self.deterministic))
         self.loss_scale.lowered = False
         if confirm_update():
             self.loss_scale.record_step(math.isfinite(norm))
             if math.isfinite(norm):
-                self.update_count += 1
-                self._update_parameters(gradients)
+                self.updates += 1
+                self._update_parameters(gradients, self.updates)
         return norm
 
-    def _update_parameters(self, gradients: dict[str, Tensor]) -> None:
-        """Updates what is owned, group by group, while what was updated before is sent to the other ranks."""
-        step = torch.tensor(float(self.update_count))
+    @torch.no_grad()
+    def queue_step(self, gather_losses: Callable[[], Tensor], has_targets: bool) -> Tensor:
+        """Makes the same step without waiting for the device, which decides whether it updates a parameter.
+
+        Args:
+            gather_losses: called as `confirm_update` is; returns the losses (n,) of all ranks, the same on each. The
+                step updates nothing if one of them is not finite.
+            has_targets: whether the step has any target on any rank; without one it updates nothing.
+
+        Returns:
+            (1 + n,): the norm of the whole gradient, and the losses.
+        """
+        assert not self.loss_scale.enabled, "the next step's scale depends on this one's gradient"
+        gradients = self.gradients.finish()
+        norm = compute_gradient_norm(gradients, self.partition, self.world, self.deterministic)
+        values = torch.cat([norm[None], gather_losses().to(norm.dtype)])
+        if has_targets:
+            applies = values.isfinite().all()
+            self._update_parameters(gradients, self.updates + 1, applies)
+            self.updates += applies
+        return values
+
+    def _update_parameters(self, gradients: dict[str, Tensor], step: Tensor, applies: Tensor | None = None) -> None:
+        """Updates what is owned, group by group, while what was updated before is sent to the other ranks.
+
+        Args:
+            step: 0-d, the number of this update, from 1.
+            applies: 0-d bool; where it is False nothing changes (`rules.py`).
+        """
         in_flight: deque[tuple[Bucket, PendingCollective]] = deque()
         for group in self.groups:
             if self.rules[group.role].name in STACKED_RULES:
-                self._update_muon(group, gradients)
+                self._update_muon(group, gradients, applies)
             else:
                 sharded_matrices = self.shards and group.role == "matrix"
                 if sharded_matrices:
                     self._gather_matrices(group.buckets, list(group.owned_names))
                 for name in group.owned_names:
-                    self._update_adamw(name, group.role, gradients.pop(name), step)
+                    self._update_adamw(name, group.role, gradients.pop(name), step, applies)
                 if sharded_matrices:
                     self._scatter_matrices(group.buckets)
             for bucket in group.buckets:
@@ -226,16 +248,16 @@ class Optimizer:
         for bucket, pending in in_flight:
             self._receive_bucket(bucket, pending)
 
-    def _update_adamw(self, name: str, role: str, gradient: Tensor, step: Tensor) -> None:
+    def _update_adamw(self, name: str, role: str, gradient: Tensor, step: Tensor, applies: Tensor | None) -> None:
         config = self.config
         exp_avg, exp_avg_sq = (self.state[f"{name}.{state_name}"] for state_name in STATE_NAMES["adamw"])
         decay = (config.weight_decay or 0.0, config.cautious_weight_decay) if role == "matrix" else (0.0, False)
         whole = (self.owned_parameters[name], gradient, exp_avg, exp_avg_sq)
         blocks = zip(*(tensor.view(-1).split(ADAMW_BLOCK_VALUES) for tensor in whole), strict=True)
         for tensors in [whole] if self.compiled else blocks:
-            self._adamw(*tensors, step, self._lr(role), config.adam_betas, config.adam_eps, *decay)
+            self._adamw(*tensors, step, self._lr(role), config.adam_betas, config.adam_eps, *decay, applies=applies)
 
-    def _update_muon(self, group: UpdateGroup, gradients: dict[str, Tensor]) -> None:
+    def _update_muon(self, group: UpdateGroup, gradients: dict[str, Tensor], applies: Tensor | None) -> None:
         """Applies Muon to the group's matrices, as many at once as keep its temporaries small."""
         device = "cpu" if self.shards else self.world.device.type  # sharded matrices are gathered, few at once
         count = muon_stack_size(self.partition.parameters[group.buckets[0].names[0]], device)
@@ -246,11 +268,13 @@ class Optimizer:
                 self._gather_matrices(buckets, names)
             if names:
                 state = {name: stack[start : start + count] for name, stack in self.stacks[group].items()}
-                self._apply_muon(names, gradients, state)
+                self._apply_muon(names, gradients, state, applies)
             if self.shards:
                 self._scatter_matrices(buckets)
 
-    def _apply_muon(self, names: list[str], gradients: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    def _apply_muon(
+        self, names: list[str], gradients: dict[str, Tensor], state: dict[str, Tensor], applies: Tensor | None
+    ) -> None:
         config = self.config
         muon_(
             [self.owned_parameters[name] for name in names],
@@ -268,6 +292,7 @@ class Optimizer:
             equilibrate=config.equilibrate,
             normalize=config.normalize_update,
             make_direction=self._muon_direction,
+            applies=applies,
         )
 
     def _gather_matrices(self, buckets: tuple[Bucket, ...], names: list[str]) -> None:
@@ -293,25 +318,12 @@ class Optimizer:
     def _send_bucket(self, bucket: Bucket) -> PendingCollective:
         """Gathers a bucket's updated parameters: in place where its rows divide, else through a padded buffer."""
         parameter = self.parameters[bucket.names[0]].detach()
-        chunk = self._pack_chunk(bucket, self.owned_parameters)
+        chunk = pack_chunk(bucket, self.owned_parameters, self.world.device)
         if is_gathered_in_half(bucket, self.partition, self.dtype):
             return self.world.all_gather(chunk.to(self.dtype))
         if bucket.chunk_values * self.world.size == parameter.numel():
             return self.world.all_gather(chunk, parameter.view(-1))
         return self.world.all_gather(chunk)
-
-    def _pack_chunk(self, bucket: Bucket, tensors: dict[str, Tensor], suffix: str = "") -> Tensor:
-        """Returns this rank's chunk of a bucket (unit x units_per_rank,), zero-padded.
-
-        tensors: by parameter name and suffix.
-        """
-        own = [tensors[f"{name}{suffix}"].reshape(-1) for name in bucket.names if f"{name}{suffix}" in tensors]
-        if len(own) == 1 and len(own[0]) == bucket.chunk_values:
-            return own[0]
-        chunk = torch.zeros(bucket.chunk_values, device=self.world.device)
-        if own:
-            chunk[: len(own[0])] = own[0]
-        return chunk
 
     def _receive_bucket(self, bucket: Bucket, pending: PendingCollective) -> None:
         """Writes what the other ranks sent into the parameters."""
@@ -319,15 +331,8 @@ class Optimizer:
         if flat.data_ptr() == self.parameters[bucket.names[0]].data_ptr():
             return
         in_half = is_gathered_in_half(bucket, self.partition, self.dtype)
-        for name, value in self._split_bucket(bucket, flat):
+        for name, value in split_bucket(bucket, self.partition, flat):
             write_other_rows(self.parameters[name], value, self.owned_rows.get(name, range(0)) if in_half else range(0))
-
-    def _split_bucket(self, bucket: Bucket, flat: Tensor, state_name: str = "") -> list[tuple[str, Tensor]]:
-        """Splits a bucket's values, padded at the end, into its parameters, or into their state of one name."""
-        shapes = [self.partition.parameters[name] for name in bucket.names]
-        values = flat[: bucket.num_values].split([prod(shape) for shape in shapes])
-        state_shapes = [state_shape(state_name, shape) for shape in shapes]
-        return [(name, v[: prod(s)].view(s)) for name, v, s in zip(bucket.names, values, state_shapes, strict=True)]
 
     @torch.no_grad()
     def gather_exact_parameters(self) -> dict[str, Tensor]:
@@ -338,8 +343,8 @@ class Optimizer:
         exact: dict[str, Tensor] = {}
         for bucket in self.partition.buckets:
             if is_gathered_in_half(bucket, self.partition, self.dtype):
-                flat = self.world.gather_to_main(self._pack_chunk(bucket, self.owned_parameters))
-                tensors = [] if flat is None else self._split_bucket(bucket, flat.flatten())
+                flat = self.world.gather_to_main(pack_chunk(bucket, self.owned_parameters, self.world.device))
+                tensors = [] if flat is None else split_bucket(bucket, self.partition, flat.flatten())
                 exact |= {name: value.to("cpu", copy=True) for name, value in tensors}
         return exact
 
@@ -360,13 +365,16 @@ class Optimizer:
                     if bucket.replicated:
                         tensors = [(name, self.state[f"{name}.{state_name}"]) for name in bucket.names]
                     else:
-                        flat = self.world.gather_to_main(self._pack_chunk(bucket, self.state, f".{state_name}"))
-                        tensors = [] if flat is None else self._split_bucket(bucket, flat.flatten(), state_name)
+                        chunk = pack_chunk(bucket, self.state, self.world.device, f".{state_name}")
+                        whole = self.world.gather_to_main(chunk)
+                        tensors = []
+                        if whole is not None:
+                            tensors = split_bucket(bucket, self.partition, whole.flatten(), state_name)
                     if self.world.is_main:
                         for name, value in tensors:
                             key = f"{name}.{state_name}"
                             saved[key] = out[key].copy_(value) if key in out else value.to("cpu", copy=True)
-        saved |= {"count": torch.tensor(self.update_count), **self.loss_scale.state_dict()}
+        saved |= {"count": self.updates.to("cpu", torch.int64), **self.loss_scale.state_dict()}
         return saved if self.world.is_main else {}
 
     @torch.no_grad()
@@ -376,12 +384,8 @@ class Optimizer:
         Raises:
             UserError: a tensor is missing or has another shape; the first one is named.
         """
-        for group in self.groups:
-            for name in (name for bucket in group.buckets for name in bucket.names):
-                for state_name in STATE_NAMES[self.rules[group.role].name]:
-                    shape = state_shape(state_name, self.partition.parameters[name])
-                    require_shape(saved, f"{name}.{state_name}", shape)
-        require_shape(saved, "count", ())
+        in_order = [(name, group.role) for group in self.groups for bucket in group.buckets for name in bucket.names]
+        require_state(saved, self.partition, [(name, STATE_NAMES[self.rules[role].name]) for name, role in in_order])
         for bucket in self.partition.buckets:
             for name in bucket.names:
                 rows = self.partition.owned_rows(bucket, name, self.world.rank)
@@ -389,5 +393,5 @@ class Optimizer:
                     key = f"{name}.{state_name}"
                     if rows:
                         self.state[key].copy_(select_rows(saved[key], rows))
-        self.update_count = int(saved["count"])
+        self.updates.copy_(saved["count"])
         self.loss_scale.load_state_dict(saved)

@@ -69,11 +69,21 @@ def adamw(
     return parameter * (1 - decay) - lr * update, exp_avg, exp_avg_sq
 
 
-def adamw_(parameter: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *settings) -> None:
-    """`adamw` in place; compiled, it is one pass over the four tensors without a temporary."""
+def adamw_(
+    parameter: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    *settings,
+    applies: Tensor | None = None,
+) -> None:
+    """`adamw` in place; compiled, it is one pass over the four tensors without a temporary.
+
+    applies: 0-d bool on the parameters' device; where it is False nothing changes. None: it is known to be True.
+    """
     tensors = (parameter, exp_avg, exp_avg_sq)
     for old, new in zip(tensors, adamw(parameter, gradient, exp_avg, exp_avg_sq, *settings), strict=True):
-        old.copy_(new)
+        old.copy_(new if applies is None else torch.where(applies, new, old))
 
 
 def orthogonalize(
@@ -160,6 +170,7 @@ def muon_(
     equilibrate: bool = False,
     normalize: bool = False,
     make_direction: Callable[..., Tensor] = muon_direction_,
+    applies: Tensor | None = None,
 ) -> None:
     """Makes one step of Muon with Nesterov momentum, in place, on n matrices of one shape.
 
@@ -177,28 +188,37 @@ def muon_(
         cautious: decay only the values that the update moves nearer to 0 (arXiv 2510.12402).
         equilibrate, normalize: of `muon_direction_`.
         make_direction: `muon_direction_`, or its compiled form.
+        applies: 0-d bool on the parameters' device; where it is False nothing changes. None: it is known to be True.
     """
     has_gradient = gradient.flatten(1).any(1)[:, None, None]  # (n, 1, 1)
+    decay: Tensor | float = lr * weight_decay
+    if applies is not None:  # momentum that moves toward itself stays; nan times 0 would not be 0
+        torch.where(applies, gradient, momentum_buffer, out=gradient)
+        has_gradient, decay = has_gradient & applies, decay * applies
     update = make_direction(
         gradient, momentum_buffer, momentum, steps, dtype, pad_to_pair, variant, equilibrate, normalize
     )
     if exp_avg_sq_row is not None:
-        normalize_rows_(update, exp_avg_sq_row)
+        normalize_rows_(update, exp_avg_sq_row, applies=applies)
     rows, columns = gradient.shape[-2:]
     update *= lr * max(1.0, rows / columns) ** 0.5 * has_gradient
     if gradient.device.type != "cpu" and not cautious:  # two launches instead of two for each matrix
         if weight_decay:
-            torch._foreach_mul_(list(parameters), float(1 - lr * weight_decay))
+            torch._foreach_mul_(list(parameters), float(1 - decay) if applies is None else 1 - decay)
         torch._foreach_sub_(list(parameters), update.unbind())
         return
     for parameter, step in zip(parameters, update.unbind(), strict=True):
         if cautious and weight_decay:
-            parameter.sub_(parameter * (step * parameter >= 0), alpha=float(lr * weight_decay)).sub_(step)
+            nearer = parameter * (step * parameter >= 0)
+            parameter.sub_(nearer, alpha=float(decay)) if applies is None else parameter.sub_(nearer * decay)
+            parameter.sub_(step)
         else:
-            parameter.mul_(1 - lr * weight_decay).sub_(step)
+            parameter.mul_(1 - decay).sub_(step)
 
 
-def normalize_rows_(updates: Tensor, exp_avg_sq_row: Tensor, beta: float = 0.95, eps: float = 1e-8) -> None:
+def normalize_rows_(
+    updates: Tensor, exp_avg_sq_row: Tensor, beta: float = 0.95, eps: float = 1e-8, applies: Tensor | None = None
+) -> None:
     """Divides each row of the updates by the root of its running mean square, in place.
 
     The norm of each matrix is restored afterwards, so that the learning rate keeps its meaning.
@@ -206,11 +226,13 @@ def normalize_rows_(updates: Tensor, exp_avg_sq_row: Tensor, beta: float = 0.95,
     Args:
         updates: (n, rows, columns).
         exp_avg_sq_row: (n, rows), the running mean square of each row; updated here.
+        applies: as in `muon_`.
 
     Source: NorMuon, arXiv 2510.05491, algorithm 1 (which has its own learning rate instead of restoring the norm).
     """
     squares = torch.linalg.vector_norm(updates, dim=-1).square()  # (n, rows)
-    exp_avg_sq_row.lerp_(squares / updates.shape[-1], 1 - beta)
+    means = squares / updates.shape[-1]
+    exp_avg_sq_row.lerp_(means if applies is None else torch.where(applies, means, exp_avg_sq_row), 1 - beta)
     factors = 1 / (exp_avg_sq_row.sqrt() + eps)
     before, after = squares.sum(-1), (squares * factors.square()).sum(-1)  # (n,)
     updates *= (factors * (before / after.clamp(min=1e-30)).sqrt()[:, None])[..., None]

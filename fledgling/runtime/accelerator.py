@@ -49,6 +49,32 @@ def synchronize(device: torch.device) -> None:
         torch.get_device_module(device.type).synchronize()
 
 
+class PendingRead:
+    """The values of a tensor, which the device may still compute; `read` waits for them, and for nothing queued later.
+
+    Made right after the operation that computes the tensor. CUDA copies to pinned memory in the meantime; other devices
+    have no copy that goes on beside them, and wait here.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        import torch
+
+        self.event: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self.host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self.host.copy_(values, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+        else:
+            self.host = values.to("cpu", copy=True)
+
+    def read(self) -> torch.Tensor:
+        """Returns the values in host memory."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.host
+
+
 def total_memory(device: torch.device) -> int:
     """Returns the bytes of an accelerator; of an Apple GPU what the system recommends to fill at most."""
     import torch

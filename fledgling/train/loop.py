@@ -2,21 +2,23 @@
 
 A stage is batches, a summed loss, a schedule and evals. The loop divides by the number of targets over all ranks and
 micro-batches, so the update does not depend on how the batch is split. No other place in this package calls backward; a
-test says so. Start with `run_loop`.
+test says so. Start with `run_loop`; `queued_step.py` says when
+the host reads what a step has done.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
@@ -27,17 +29,17 @@ from fledgling.optim.sharded import unsharded
 from fledgling.record import Recorder
 from fledgling.record.jsonl import write_json
 from fledgling.record.run_requests import ACTIONS, BATCH, EVALUATE, SAMPLE, STOP, take_actions
+from fledgling.runtime.accelerator import PendingRead
 from fledgling.runtime.memory import measure_peak_memory
 from fledgling.runtime.world import World
 from fledgling.train.health import Health, Rollback
 from fledgling.train.horizon import Horizon
+from fledgling.train.queued_step import FinishedStep, MeasurePeak, QueuedStep, StepRecord, StepResult
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.totals import Totals
 
-LOSS_SMOOTHING = 0.9  # of the loss on the progress line; metrics.jsonl has the raw one
 MEMORY_STEP = 2  # the step of a session, from 0, whose memory is measured: the first two compile
 SHOWN_ROWS = 4  # of a batch that a watcher asks for
-PROGRESS_METRICS = ("reward", "length", "kl", "accuracy")  # shown on the progress line; metrics.jsonl has all
 
 
 class TrainingStopped(Exception):
@@ -48,8 +50,6 @@ class TrainingStopped(Exception):
         self.step = step
 
 
-# (measured peak, what a step reached), FLOP/s of a rank -> (peak measured again, or 0.0 if that fails; what to tell)
-MeasurePeak = Callable[[float, float], tuple[float, str]]
 # (horizon, finished steps, seconds of the last step) -> steps of the stage from now on
 ChooseSteps = Callable[[Horizon, int, float], int]
 
@@ -73,15 +73,32 @@ class LoopContext:
     choose_steps: ChooseSteps | None = None  # called after every step, on the main rank; None: nothing is changed
     adapt_threads: Callable[[], dict[str, int]] = dict  # called after every step; returns what to record
 
+    def make_record(self) -> StepRecord:
+        """Returns what records the steps of the stage."""
+        return StepRecord(
+            *(self.world, self.recorder, self.health, self.totals),
+            *(self.flops_per_token, self.peak_flops, self.datasheet_flops, self.measure_peak),
+        )
+
 
 def train_step(
     stage: Stage, model: Transformer, optimizer: Optimizer, batches: list[Batch], world: World
 ) -> tuple[float, float]:
-    """Runs one optimizer step over micro-batches; returns the mean loss (nats per target) and the gradient norm.
+    """Runs one optimizer step over micro-batches; returns the mean loss (nats per target) and the gradient norm."""
+    result = queue_step(stage, model, optimizer, batches, world)()
+    return result.loss, result.norm
+
+
+def queue_step(
+    stage: Stage, model: Transformer, optimizer: Optimizer, batches: list[Batch], world: World
+) -> Callable[[], StepResult]:
+    """Gives the device one optimizer step over micro-batches; returns a function that waits for the step's result.
 
     A step without targets, over all ranks and micro-batches, divides by one and changes nothing: no weight, no moment,
     no count of updates, and no weight decays. The same holds if the loss or a gradient is not finite. The loss is
     summed without intermediate rounding, so it does not depend on the order.
+
+    Where the optimizer does not decide on the device, the step is finished when this returns.
     """
     targets = world.all_gather_object([batch.target_count for batch in batches])  # per rank and micro-batch
     target_count, passes = sum(map(sum, targets)), max(map(len, targets))
@@ -99,6 +116,8 @@ def train_step(
             (loss * optimizer.loss_scale.value if optimizer.loss_scale.enabled else loss).backward()
             optimizer.accumulate()
             losses.append(loss.detach())  # read once per step: a read on a GPU waits for all that is queued
+    if optimizer.decides_on_device:
+        return _queue_update(optimizer, losses, passes, target_count, world)
     all_losses: list[float] = []
 
     def may_update() -> bool:
@@ -107,17 +126,37 @@ def train_step(
         return target_count > 0 and all(map(math.isfinite, all_losses))
 
     norm = optimizer.step(may_update)
-    return math.fsum(all_losses) if all(map(math.isfinite, all_losses)) else math.nan, norm
+    result = summarize_step(norm, all_losses, target_count, optimizer.loss_scale.lowered)
+    return lambda: result
 
 
-def digest_step(batches: list[Batch], world: World) -> str:
-    """Returns 16 hexadecimal digits that identify the tokens and targets of a step, in the order of its rows.
+def _queue_update(
+    optimizer: Optimizer, losses: list[Tensor], passes: int, target_count: int, world: World
+) -> Callable[[], StepResult]:
+    """Queues the update that follows the micro-batches, and the copy of its result; returns as `queue_step` does.
 
-    They depend neither on the number of ranks nor on how rows are split into micro-batches.
+    losses: 0-d, of this rank's micro-batches; passes: the most that a rank has.
     """
-    by_rank = world.all_gather_object([batch.hash_rows() for batch in batches])
-    micro_batches = [rows for group in zip_longest(*by_rank, fillvalue=[]) for rows in group]
-    return hashlib.sha256(b"".join(chain(*micro_batches))).hexdigest()[:16]
+
+    def gather_losses() -> Tensor:
+        own = torch.zeros(passes, device=world.device)
+        if losses:
+            own[: len(losses)] = torch.stack(losses)
+        return world.all_gather(own).wait()
+
+    pending = PendingRead(optimizer.queue_step(gather_losses, target_count > 0))
+
+    def read() -> StepResult:
+        norm, *all_losses = pending.read().tolist()
+        return summarize_step(norm, all_losses, target_count)
+
+    return read
+
+
+def summarize_step(norm: float, losses: list[float], target_count: int, rescaled: bool = False) -> StepResult:
+    """Returns the result of a step from the losses of all ranks and micro-batches, summed without rounding between."""
+    loss = math.fsum(losses) if all(map(math.isfinite, losses)) else math.nan
+    return StepResult(loss, norm, target_count > 0 and math.isfinite(loss) and math.isfinite(norm), rescaled)
 
 
 def padding_batches(batches: list[Batch], targets: list[list[int]], world: World) -> list[Batch]:
@@ -136,82 +175,52 @@ def padding_batches(batches: list[Batch], targets: list[list[int]], world: World
 def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: LoopContext, start_step: int = 0) -> None:
     """Runs a stage from `start_step` to its end. Raises TrainingStopped after saving, if a stop is requested."""
     recorder, world, health, rollback = context.recorder, context.world, context.health, context.rollback
-    shown_loss, step, peak_flops = math.nan, start_step, context.peak_flops
-    horizon = context.horizon or Horizon(stage.steps)
+    step, horizon, held_actions = start_step, context.horizon or Horizon(stage.steps), frozenset[str]()
+    record = context.make_record()
+    queued: deque[QueuedStep] = deque()  # in their order; empty between steps where results are read at once
     if start_step == 0:
         run_evals(stage.evals, model, context, 0, last=False)
     if start_step == 0 and rollback.max_rollbacks:
         context.save(0)
     while step < horizon.steps:
-        step_start = time.perf_counter()
+        started = time.perf_counter()
         multiplier = stage.schedule(horizon.progress(step))
         optimizer.set_schedule_multiplier(multiplier)
         with world.progress.track_step():
             try:
                 batches = stage.batches.next()
             except UserError:  # such as a custom reward that fails: what is learned so far is saved
+                if (restored := record_steps(stage, context, record, record.wait(queued))) is not None:
+                    step = restored
+                    continue
                 if step > start_step:
                     context.save(step)
                 raise
             measures_memory = step - start_step == MEMORY_STEP and world.is_main
-            updates = optimizer.update_count
             with measure_peak_memory(world.device, enabled=measures_memory) as peak:
-                loss, norm = train_step(stage, model, optimizer, batches, world)
-        rescaled = optimizer.loss_scale.lowered
-        if health.record_step(loss, norm, optimizer.update_count > updates, rescaled):
-            if health.rollbacks >= rollback.max_rollbacks:
-                raise UserError(
-                    f"{stage.name}: loss or gradient was not finite for {health.bad} steps up to {step + 1}; "
-                    "lower the learning rates, or set run.max_rollbacks=3 to leave such batches out"
-                )
-            step, shown_loss = rollback.restore(step + 1), math.nan
+                read = queue_step(stage, model, optimizer, batches, world)
+            step += 1
+            extra = stage.extra_metrics() | ({"memory": peak.bytes} if peak.bytes else {}) | context.adapt_threads()
+            queued.append(QueuedStep(step, started, read, batches, multiplier, extra))
+            last = step == horizon.steps
+            due = bool(stage.save_every) and step % stage.save_every == 0
+            needs_weights = last or due or any(is_due(entry, step, last) for entry in stage.evals)
+            finished = record.wait(queued, keep=int(optimizer.decides_on_device and not needs_weights))
+        if (restored := record_steps(stage, context, record, finished)) is not None:
+            queued.clear()  # what follows the bad step: its batches are read again
+            step = restored
             continue
-        seconds = time.perf_counter() - step_start
-        tokens = int(world.all_reduce(float(sum(batch.tokens.numel() for batch in batches))))
-        targets = int(world.all_reduce(float(sum(batch.target_count for batch in batches))))
-        step += 1
-        if (
-            optimizer.update_count == updates and math.isfinite(loss) and not rescaled
-        ):  # without targets there is no loss
-            loss = math.nan
-        elif math.isnan(shown_loss) or not math.isfinite(loss):
-            shown_loss = loss
-        else:
-            shown_loss = LOSS_SMOOTHING * shown_loss + (1 - LOSS_SMOOTHING) * loss
-        speed = {"tokens_per_second": tokens / seconds}
-        flops = context.flops_per_token * tokens / seconds / world.size
-        if context.datasheet_flops:
-            speed["mfu_datasheet"] = flops / context.datasheet_flops
-        if peak_flops:
-            if flops > peak_flops and world.is_main:  # whose values are recorded
-                peak_flops, problem = context.measure_peak(peak_flops, flops)
-                recorder.log_notice(problem)
-            if peak_flops:
-                speed |= {"mfu": flops / peak_flops, "peak_flops": peak_flops}
-        extra = stage.extra_metrics() | ({"memory": peak.bytes} if peak.bytes else {}) | context.adapt_threads()
-        recorder.log_metrics(
-            step,
-            loss=loss,
-            gradient_norm=norm,
-            data=digest_step(batches, world),
-            lr_multiplier=multiplier,
-            seconds=seconds,
-            **speed,
-            **extra,
-            **health.metrics(),
-            **context.totals.add_step(tokens, targets, seconds),
-        )
-        progress = {name: extra[name] for name in PROGRESS_METRICS if name in extra}
-        recorder.show_progress(step, loss=shown_loss, **speed, **progress)
-        change_horizon(context, horizon, step, seconds)
-        last = step == horizon.steps
+        change_horizon(context, horizon, step, record.seconds)
         run_evals(stage.evals, model, context, step, last)
-        actions = agree_on_actions(context)
-        stopping = STOP in actions
+        actions = agree_on_actions(context) | held_actions
+        finished = record.wait(queued) if actions - {BATCH} else []
+        if (restored := record_steps(stage, context, record, finished)) is not None:
+            step, held_actions = restored, actions  # they are for the next step that stays
+            continue
+        stopping, held_actions = STOP in actions, frozenset()
         if BATCH in actions and batches and world.is_main:
             write_rows(batches[0], step, recorder.stage_dir / "batch.json")
         run_evals(stage.evals, model, context, step, last, actions)
-        due = bool(stage.save_every) and step % stage.save_every == 0
         if due and health.bad and rollback.max_rollbacks:
             due = False  # a rollback must find the weights from before the bad steps
         if last or stopping or due:
@@ -220,6 +229,26 @@ def run_loop(stage: Stage, model: Transformer, optimizer: Optimizer, context: Lo
             raise TrainingStopped(step)
     if health.empty:
         recorder.log_notice(f"{stage.name}: {health.empty} of {horizon.steps} steps had no targets and changed nothing")
+
+
+def record_steps(stage: Stage, context: LoopContext, record: StepRecord, finished: list[FinishedStep]) -> int | None:
+    """Records finished steps; returns the step that a rollback restored, or None.
+
+    Raises:
+        UserError: too many steps in a row were not finite.
+    """
+    health, rollback = context.health, context.rollback
+    for step, result, seconds in finished:
+        if health.record_step(result.loss, result.norm, result.updated, result.rescaled):
+            if health.rollbacks >= rollback.max_rollbacks:
+                raise UserError(
+                    f"{stage.name}: loss or gradient was not finite for {health.bad} steps up to {step.number}; "
+                    "lower the learning rates, or set run.max_rollbacks=3 to leave such batches out"
+                )
+            record.shown_loss = math.nan
+            return rollback.restore(step.number)
+        record.add(step, result, seconds)
+    return None
 
 
 def agree_on_actions(context: LoopContext) -> frozenset[str]:
@@ -238,12 +267,12 @@ def agree_on_actions(context: LoopContext) -> frozenset[str]:
     return agreed
 
 
-def change_horizon(context: LoopContext, horizon: Horizon, step: int, seconds: float) -> None:
+def change_horizon(context: LoopContext, horizon: Horizon, step: int, seconds: float | None) -> None:
     """Changes the steps of the stage as the main rank chooses, on every rank. One collective, where there is a choice.
 
-    seconds: of the last step.
+    seconds: of the last step whose result was read; None: of none yet.
     """
-    if context.choose_steps is None or step >= horizon.steps:
+    if context.choose_steps is None or step >= horizon.steps or seconds is None:
         return
     world, recorder = context.world, context.recorder
     chosen = context.choose_steps(horizon, step, seconds) if world.is_main else 0
@@ -264,6 +293,11 @@ def write_rows(batch: Batch, step: int, path: Path) -> None:
     write_json(path, {"step": step, "rows": rows})
 
 
+def is_due(entry: Eval, step: int, last: bool) -> bool:
+    """Returns whether an evaluation is made after `step` steps, asked for or not."""
+    return step == 0 or last or (bool(entry.every) and step % entry.every == 0)
+
+
 def run_evals(
     evals: tuple[Eval, ...],
     model: Transformer,
@@ -276,7 +310,7 @@ def run_evals(
 
     actions: what a watcher asks for; then only what they need and what was not due anyhow is run.
     """
-    due = [entry for entry in evals if step == 0 or last or (entry.every and step % entry.every == 0)]
+    due = [entry for entry in evals if is_due(entry, step, last)]
     if actions is not None:
         wanted = [entry for entry in evals if (SAMPLE if entry.name == "samples" else EVALUATE) in actions]
         due = [entry for entry in wanted if entry not in due]

@@ -34,7 +34,8 @@ from fledgling.tasks import ENVIRONMENT_PREFIX
 from fledgling.train.going_on import read_prepared_data
 from fledgling.train.horizon import Horizon, read_changes
 from fledgling.train.init_from import INIT_DIR
-from fledgling.train.loop import TrainingStopped, digest_step
+from fledgling.train.loop import TrainingStopped
+from fledgling.train.queued_step import digest_step
 from fledgling.train.read_files import list_read_files
 from fledgling.train.rl.model_reward import MODEL_PREFIX
 from fledgling.train.run import run_stage

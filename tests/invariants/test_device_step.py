@@ -1,7 +1,9 @@
 """A training step on an accelerator that is not there: fake tensors on "cuda" and "mps" run it from beginning to end.
 
-Inside a step the host reads loss and norm once, one after another; no float64 and no (T, T) mask is made on the device;
-no tensor is on the CPU; few operations and few bytes are launched. Attention itself is replaced by one operation.
+On CUDA the host reads nothing inside a step, and loss and norm in one read after it, which the loop makes one step late
+(`train/test_queued_step.py`); on an Apple GPU, and in float16, it reads them one after another. No float64 and no
+(T, T) mask is made on the device; no tensor is on the CPU; few operations and few bytes are launched. Attention itself
+is replaced by one operation.
 """
 
 import json
@@ -32,12 +34,16 @@ def steps(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", [*CASES, "d20"])
-def test_a_step_on_cuda_reads_loss_and_norm_once_and_makes_no_mask(steps, case):
+def test_a_step_on_cuda_is_queued_without_a_read_and_makes_no_mask(steps, case):
     step = steps["cuda", case]
     assert "error" not in step, step["error"]
     assert not step["faults"]
-    assert step["reads"] <= 3  # the norm, and the loss of each of two micro-batches
-    assert step["operations_between_reads"] <= 2, "one after another: after backward, before the update"
+    if case == "float16":  # the scale of the next loss depends on this gradient
+        assert 0 < step["reads_in_step"] <= 3 and step["operations_between_reads"] <= 2, (
+            "after backward, before the update"
+        )
+    else:
+        assert step["reads_in_step"] == 0 and step["reads"] == 1, "norm and losses together, when the loop asks"
 
 
 @pytest.mark.parametrize("case", ON_MPS)

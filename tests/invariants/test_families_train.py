@@ -44,9 +44,9 @@ def test_a_tied_model_resumes_as_if_it_had_not_stopped(tmp_path, monkeypatch):
         done.append(True)
         return update(*arguments)
 
-    update = loop.train_step
+    update = loop.queue_step
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_step", stopping)
+        patch.setattr(loop, "queue_step", stopping)
         run.run_stage(recipes[1], "pretrain", quiet=True)
     run.run_stage(recipes[1], "pretrain", quiet=True)
     one, two = (

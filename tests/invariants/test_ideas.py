@@ -54,7 +54,7 @@ def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch):
     run.run_stage(recipes[0], "pretrain", quiet=True)
     for prepared in ("tokenizer", "data"):
         shutil.copytree(tmp_path / "whole" / prepared, tmp_path / "halves" / prepared)
-    done, update = [], loop.train_step
+    done, update = [], loop.queue_step
 
     def stopping(*arguments):
         if len(done) == 3:
@@ -63,7 +63,7 @@ def test_a_run_resumes_as_if_it_had_not_stopped(options, tmp_path, monkeypatch):
         return update(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_step", stopping)
+        patch.setattr(loop, "queue_step", stopping)
         run.run_stage(recipes[1], "pretrain", quiet=True)
     run.run_stage(recipes[1], "pretrain", quiet=True)
     one, two = (

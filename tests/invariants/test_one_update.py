@@ -1,5 +1,8 @@
 """The update does not depend on how a batch is split into micro-batches, in any stage."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -131,12 +134,19 @@ def test_a_micro_batch_without_targets_changes_no_bit_of_a_step(stage):
     assert [name for name, value in alone.items() if not value.equal(padded[name])] == []
 
 
-def shares_of_nothing() -> dict[int, list[str]]:
-    """On each ZeRO stage: two steps in which rank 1 alone has targets, then one without any; what the last changed."""
+def shares_of_nothing(late: bool) -> dict[int, list[str]]:
+    """On each ZeRO stage: two steps in which rank 1 alone has targets, one without any, one that is not finite there.
+
+    late: whether to update is decided where the weights are, as on CUDA.
+
+    Returns:
+        What the last two steps changed, by stage.
+    """
     changed = {}
     for zero_stage in range(4):
         model, world = fresh("sft"), World.start("cpu")
         optimizer = Optimizer(model, OptimizerConfig(weight_decay=0.1, zero_stage=zero_stage), world)
+        optimizer.decides_on_device = late
         one = Stage("sft", 3, None, loss_of("sft"), lambda progress: 1.0)
         for _ in range(2):
             batches = eight("sft").split(4) if world.rank else [without_targets("sft")]
@@ -149,13 +159,17 @@ def shares_of_nothing() -> dict[int, list[str]]:
 
         before = now()
         loop.train_step(one, model, optimizer, [without_targets("sft")] * (1 + world.rank), world)
+        bad = replace(one, loss=lambda *step, one=one, world=world: one.loss(*step) * (math.nan if world.rank else 1))
+        loss, _ = loop.train_step(bad, model, optimizer, eight("sft").split(4)[: 1 + world.rank], world)
+        assert math.isnan(loss)
         changed[zero_stage] = [name for name, value in now().items() if not value.equal(before[name])]
     return changed
 
 
-def test_a_step_without_targets_changes_nothing_on_several_ranks():
+@pytest.mark.parametrize("late", [False, True])
+def test_a_step_without_targets_or_not_finite_on_one_rank_changes_nothing_on_several_ranks(late):
     nothing: dict[int, list[str]] = {stage: [] for stage in range(4)}
-    assert on_ranks(2, shares_of_nothing) == [nothing, nothing]
+    assert on_ranks(2, shares_of_nothing, late) == [nothing, nothing]
 
 
 def test_a_batch_without_targets_moves_nothing_and_divides_by_nothing():

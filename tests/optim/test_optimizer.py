@@ -57,15 +57,18 @@ def backward(model, gradients):
     sum((p * gradients[name]).sum() for name, p in model.named_parameters()).backward()
 
 
-def run_steps(model, optimizer, world, steps, micro_batches=5):
-    """Makes steps of `micro_batches` micro-batches, assigned to ranks in turn; returns the norms."""
+def run_steps(model, optimizer, world, steps, micro_batches=5, late=False):
+    """Makes steps of `micro_batches` micro-batches, assigned to ranks in turn; returns the norms.
+
+    late: whether to update is decided where the parameters are, as on CUDA.
+    """
     norms = []
     for step in steps:
         optimizer.begin_step(-(-micro_batches // world.size))
         for micro_batch in range(world.rank, micro_batches, world.size):
             backward(model, make_gradients(step, micro_batch))
             optimizer.accumulate()
-        norms.append(optimizer.step())
+        norms.append(float(optimizer.queue_step(lambda: torch.ones(1), True)[0]) if late else optimizer.step())
     return norms
 
 
@@ -143,6 +146,37 @@ def test_weight_decay_shrinks_a_matrix_by_learning_rate_times_decay():
         torch.testing.assert_close(decayed[name], start[name] * (1 - 0.02 * 0.5))
     for name in ("embedding.weight", "head.weight", "a.scale", "temperature"):
         assert torch.equal(decayed[name], start[name])
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("rule", ["muon", "normuon", "adamw"])
+def test_a_step_decided_on_the_device_has_the_same_bits_and_changes_nothing_where_it_is_not_finite(rule, cautious):
+    fields = {"matrix_optimizer": rule, "weight_decay": 0.1, "cautious_weight_decay": cautious}
+    outcomes = []
+    for late in (False, True):
+        world, model, optimizer = make_optimizer(**fields)
+        norms = run_steps(model, optimizer, world, range(2), late=late)
+        if late:
+            for broken in ("gradient", "loss", "targets"):
+                before = {**model.state_dict(), **optimizer.full_state_dict()}
+                before = {name: value.clone() for name, value in before.items()}
+                optimizer.begin_step(1)
+                gradients = make_gradients(9, 0)
+                if broken == "gradient":
+                    gradients["c.weight"][2, 1] = float("nan")
+                backward(model, gradients)
+                optimizer.accumulate()
+                loss = torch.tensor([math.inf if broken == "loss" else 1.0])
+                optimizer.queue_step(lambda loss=loss: loss, broken != "targets")
+                assert are_equal(before, {**model.state_dict(), **optimizer.full_state_dict()}), broken
+        norms += run_steps(model, optimizer, world, range(2, 4), late=late)
+        outcomes.append((norms, model.state_dict(), optimizer.full_state_dict()))
+    (norms, weights, state), (late_norms, late_weights, late_state) = outcomes
+    assert norms == late_norms and are_equal(state, late_state) and state["count"] == 4
+    if cautious:  # whose decay is another product
+        torch.testing.assert_close(dict(weights), dict(late_weights))
+    else:
+        assert are_equal(weights, late_weights)
 
 
 def test_learning_rates_are_multiplied_by_stage_and_schedule():

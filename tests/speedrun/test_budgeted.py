@@ -19,7 +19,7 @@ from fledgling.report.forecasts import forecast_rows
 from fledgling.report.run_data import load_run_data
 from fledgling.runtime import device
 from fledgling.speedrun import budgeted
-from fledgling.train import loop
+from fledgling.train import loop, queued_step
 from fledgling.train import run as train_run
 from fledgling.train.loop import TrainingStopped
 from tests.ranks import one_thread
@@ -42,14 +42,15 @@ class StepClock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    clock, train_step = StepClock(), loop.train_step
+    clock, queue_step = StepClock(), loop.queue_step
 
     def make_step(*arguments):
         clock.time += clock.step
-        return train_step(*arguments)
+        return queue_step(*arguments)
 
-    monkeypatch.setattr(loop, "train_step", make_step)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(loop, "queue_step", make_step)
+    for module in (loop, queued_step):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
     return clock
 
 

@@ -64,12 +64,12 @@ def test_what_a_watcher_asks_for_is_done_after_the_step_and_changes_no_weight(tm
         step[0] += 1
         for action in wanted.get(step[0], ()):
             request_action(Path(recipe.run.out), action)
-        return train_step(*arguments, **options)
+        return queue_step(*arguments, **options)
 
-    train_step = loop.train_step
+    queue_step = loop.queue_step
     Path(recipe.run.out).mkdir()
     request_action(Path(recipe.run.out), "stop")  # of an earlier start: it is removed
-    monkeypatch.setattr(loop, "train_step", ask)
+    monkeypatch.setattr(loop, "queue_step", ask)
     with pytest.raises(TrainingStopped, match="after step 3"):
         run.run_stage(recipe, "pretrain", quiet=True)
     assert {line["step"] for line in read_jsonl(stage / "samples.jsonl")} == {0, 1}
@@ -78,7 +78,7 @@ def test_what_a_watcher_asks_for_is_done_after_the_step_and_changes_no_weight(tm
     assert run.run_stage(recipe, "pretrain", quiet=True)  # goes on from step 3
     options["run.out"] = f'"{tmp_path / "other"}"'
     other = load_recipe(file, [f"{key}={value}" for key, value in options.items()])
-    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(loop, "queue_step", queue_step)
     assert run.run_stage(other, "pretrain", quiet=True)
     values = [
         [(line["step"], line["loss"], line["data"]) for line in read_jsonl(Path(out) / "pretrain" / "metrics.jsonl")]

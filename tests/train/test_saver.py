@@ -158,14 +158,14 @@ def test_a_full_disk_at_the_last_save_is_raised_before_the_stage_is_done(tmp_pat
 
 def test_another_error_waits_for_the_write_and_is_raised(tmp_path, monkeypatch):
     recipe = tiny(tmp_path, **SETTINGS)
-    real = loop.train_step
+    real = loop.queue_step
 
     def failing_step(stage, *rest):
         if stage.batches.step == 3:
             raise UserError("broken at the third step")
         return real(stage, *rest)
 
-    monkeypatch.setattr(loop, "train_step", failing_step)
+    monkeypatch.setattr(loop, "queue_step", failing_step)
     with pytest.raises(UserError, match="broken at the third step"):
         run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
     latest = checkpoint.find_latest_checkpoint(Path(recipe.run.out) / "pretrain" / "checkpoints")
@@ -181,7 +181,7 @@ def run_with_delayed_write(recipe, steps_before_the_write: int):
     count_file, real_save, real_step = (
         Path(recipe.run.out).parent / "steps",
         checkpoint.save_checkpoint,
-        loop.train_step,
+        loop.queue_step,
     )
     steps = []
 
@@ -197,7 +197,7 @@ def run_with_delayed_write(recipe, steps_before_the_write: int):
             threading.Event().wait(0.01)
         return real_save(directory, at, *rest)
 
-    loop.train_step, checkpoint.save_checkpoint = counted_step, save
+    loop.queue_step, checkpoint.save_checkpoint = counted_step, save
     return run.run_stage(recipe, "pretrain", quiet=True, select_evals=no_evals)
 
 

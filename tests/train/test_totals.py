@@ -14,7 +14,7 @@ from fledgling.data.batch import IGNORE_INDEX
 from fledgling.data.stream import MixtureStream
 from fledgling.record import read_jsonl
 from fledgling.runtime import device
-from fledgling.train import loop, run
+from fledgling.train import loop, queued_step, run
 from fledgling.train.loop import TrainingStopped
 from fledgling.train.rl.rollout_stream import RolloutStream
 from fledgling.train.stage import Eval
@@ -95,7 +95,8 @@ def test_evaluations_are_no_seconds_of_training(tmp_path, monkeypatch):
         tick(1000.0)
         return []
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=tick))
+    for module in (loop, queued_step):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=tick))
 
     recipe = tiny(tmp_path, **{"pretrain.steps": 2, "pretrain.eval_every": 1})
     original = run.build_supervised_stage
