@@ -18,6 +18,7 @@ from fledgling.record.progress_bar import format_count, format_duration
 from fledgling.report import summary as numbers
 from fledgling.report.chart import Chart, Line, render_bar, render_chart, running_mean
 from fledgling.report.forecasts import forecast_rows
+from fledgling.report.page_digest import add_digest
 from fledgling.report.predictions import hourly_price, pair_predictions
 from fledgling.report.provenance import data_rows, environment_rows, reading_rows
 from fledgling.report.run_data import (
@@ -48,8 +49,11 @@ def build_report(run_dir: Path | str, path: Path | None = None) -> Path:
 
 
 def render_report(run: RunData) -> str:
-    """Returns the page of a run as HTML: a function of the run's files, but for the footer, which has the time."""
-    return render_page("report", "run.html", **run_page_contents(run))
+    """Returns the page of a run as HTML: a function of the run's files, but for the footer.
+
+    That has the time, and a digest of the page, by which an edit is found where the run has gone on since.
+    """
+    return add_digest(render_page("report", "run.html", **run_page_contents(run)))
 
 
 def run_page_contents(run: RunData) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from fledgling.config import STAGES, UserError, dump_toml
 from fledgling.config.load import parse_recipe
 from fledgling.record.checkpoint import read_checkpoint_state
 from fledgling.record.jsonl import read_jsonl
+from fledgling.report.page_digest import is_as_written
 from fledgling.report.run_data import finite_number, load_run_data, read_object
 from fledgling.report.run_page import render_report
 from fledgling.verify.check import Check
@@ -24,7 +25,7 @@ from fledgling.verify.stage_order import find_last_trained, list_outdated
 _MARKUP = re.compile(r"<(style|script)\b.*?</\1>|<[^>]*>", re.DOTALL)
 _WHEN_MADE = re.compile(r"\bMade \d{4}-\d\d-\d\d \d\d:\d\d UTC\b")
 _LINES_READ = re.compile(r'<footer data-lines="([^"]*)"')
-_UNIX_TIME = re.compile(r'(<footer data-lines="[^"]*") data-made="([\d.]*)"')
+_UNIX_TIME = re.compile(r'(<footer data-lines="[^"]*") data-made="([\d.]*)" data-digest="[0-9a-f]*"')
 _FIGURE = re.compile(r"\d[\d,.]*")
 RUN_SETTINGS = ("init_from", "dtype", "fp8", "max_rollbacks")  # that change what is learned
 LAST_TABLES = ("optimizer", "adapter", "distill")  # may change from stage to stage
@@ -47,12 +48,20 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
     if not same_version:
         check.notes.append("report.html was written by another version, which may lay it out differently")
         return check
+    page = path.read_bytes().decode("utf-8", "replace")  # as it is: a carriage return of a text is one
+    _compare_page(run_dir, page, check)
+    if not check.problems and not is_as_written(page):
+        check.problems.append("report.html was edited since it was written: it is not what its own digest says")
+    return check
+
+
+def _compare_page(run_dir: Path, page: str, check: Check) -> None:
+    """Adds what differs between a page and the record, or why they are not compared."""
     if deleted := list_deleted(run_dir):
         check.notes.append(
             f"report.html is not compared: {', '.join(deleted)} were deleted, and it has figures of them"
         )
-        return check
-    page = path.read_text("utf-8", "replace")
+        return
     lines_read, present = read_lines_read(page), load_run_data(run_dir)
     run = load_run_data(run_dir, lines_read)
     if lines_read is not None:
@@ -62,7 +71,7 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
         if undone or max(steps.values()) > 0 or read_unix_time(page) < present.last_time:
             why = f"it has steps of {', '.join(undone)} that are not here" if undone else "it has gone on since"
             check.notes.append(f"report.html is older than the run: {why}; `fledgling report` makes it anew")
-            return check
+            return
         added = {name: count - lines_read.get(name, 0) for name, count in here.items()}
         check.problems += [
             f"report.html was made from {lines_read[name]} lines of {name}.jsonl, which has {here.get(name, 0)}"
@@ -85,7 +94,6 @@ def check_report(run_dir: Path, same_version: bool) -> Check:
         check.problems.append(f"and {len(differences) - MAX_NAMED} more differences of report.html")
     if stored != expected and not differences:
         check.problems.append("a chart of report.html is not that of the record")
-    return check
 
 
 def read_unix_time(page: str) -> float:

@@ -98,6 +98,13 @@ def test_a_report_with_figures_of_deleted_files_is_not_compared(copy):
     assert check.verdict == "not checked" and "the checkpoints of pretrain were deleted" in check.notes[0]
 
 
+def test_an_edited_page_that_says_that_it_is_older_is_named(copy):
+    page = copy / "report.html"
+    text = re.sub(r'data-made="[^"]*"', 'data-made="1000.0"', page.read_text())
+    page.write_text(text.replace(re.search(r">\s*(\d\.\d{3})\b", text)[1], "0.123", 1))
+    assert "report.html was edited since it was written" in check_report(copy, True).problems[0]
+
+
 @pytest.mark.parametrize("key", ["seconds", "training_seconds"])
 def test_seconds_that_are_no_number_are_named(copy, key):
     path = copy / "sft/metrics.jsonl"
