@@ -10,6 +10,7 @@ from typing import Any
 from fledgling.config import STAGES, Recipe, UserError
 from fledgling.config.load import parse_recipe
 from fledgling.record import checkpoint
+from fledgling.record.budget_end import OUTSIDE, has_steps_after_end
 from fledgling.record.parent import find_parent, read_newest_state
 from fledgling.record.seal import FORECAST
 
@@ -113,4 +114,5 @@ def _read_budget(run: Path) -> str | None:
         text = json.loads(path.read_text(encoding="utf-8"))["budget"]["text"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-    return _shorten(text) if isinstance(text, str) else None
+    since = f"; {OUTSIDE}" if has_steps_after_end(run) else ""
+    return _shorten(text) + since if isinstance(text, str) else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fledgling.record.budget_end import OUTSIDE, has_steps_after_end
 from fledgling.record.evaluation_names import evaluation_label, split_evaluation_name
 from fledgling.record.jsonl import format_bytes
 from fledgling.record.progress_bar import format_duration
@@ -76,8 +77,11 @@ def measure_run(run: RunData) -> dict[str, float]:
 
 
 def pair_forecasts(run: RunData) -> list[ForecastPair]:
-    """Returns the forecasts of a run with their measurements; [] for a run without a budget."""
-    measured, pairs = measure_run(run), []
+    """Returns the forecasts of a run with their measurements; [] for a run without a budget.
+
+    What was trained outside of the budget since is no measurement of the run that was forecast.
+    """
+    measured, pairs = {} if has_steps_after_end(run.path) else measure_run(run), []
     listed = run.forecast.get("forecasts")
     for entry in listed[:MAX_FORECASTS] if isinstance(listed, list) else []:
         if not isinstance(entry, dict):
@@ -104,9 +108,11 @@ def make_forecasts_table(run_dir: Path | str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title="expected and measured", title_justify="left")
+    run = load_run_data(run_dir)
+    since = f" ({OUTSIDE})" if has_steps_after_end(run.path) else ""
+    table = Table(box=SIMPLE_HEAD, title=f"expected and measured{since}", title_justify="left")
     for name in ("", "expected", "90 % interval", "measured", ""):
         table.add_column(name, justify="right" if name else "left")
-    for row in forecast_rows(load_run_data(run_dir)):
+    for row in forecast_rows(run):
         table.add_row(*row)
     return table

@@ -26,7 +26,8 @@ from fledgling.plan.core_speed import measure_core_share
 from fledgling.plan.hardware import DEVICES, DeviceSpec, find_device, make_own_device
 from fledgling.plan.past_runs import PastRun, append_past_run, describe_data
 from fledgling.plan.stage_seconds import EVALUATIONS, StageSeconds
-from fledgling.record import checkpoint, read_jsonl, write_json
+from fledgling.record import read_jsonl, write_json
+from fledgling.record.parent import read_newest_state
 from fledgling.record.run_lock import RunLock
 from fledgling.record.seal import FORECAST, SPENT
 from fledgling.report.forecasts import measure_run
@@ -186,7 +187,7 @@ def _adjusted(run: BudgetedRun, run_dir: Path) -> Recipe:
 def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) -> float:
     """Returns the seconds of work of earlier sessions: before the stage that was running, and those it recorded.
 
-    They are what the finished stages recorded of their steps where spent.json is damaged, which is logged.
+    They are what the stages recorded of their steps where spent.json is damaged or gone, which is logged.
     """
     spent, path = read_object(run_dir / SPENT), run_dir / SPENT
     done = {stage: read_object(run_dir / stage / "done.json") for stage in STAGES}
@@ -194,21 +195,26 @@ def read_spent(run_dir: Path, log: Callable[[str], None] = lambda text: None) ->
     recorded, stage = sum(times.values()), spent.get("stage")
     given = finite_number(spent.get("seconds"))
     least = recorded - (times.get(stage, 0.0) if isinstance(stage, str) else 0.0)  # it is written before that stage
-    if (recorded or path.exists()) and not (given is not None and least <= given <= MOST_SECONDS):
+    begun = [name for name in STAGES if not done[name] and (run_dir / name / "metrics.jsonl").exists()]
+    if given is None or not least <= given <= MOST_SECONDS:
+        if not (recorded or begun or path.exists()):
+            return 0.0
+        seconds = recorded + sum(_read_elapsed(run_dir, name) for name in begun)
         found = f"has {given:g}" if given is not None else "does not say them" if path.exists() else "is gone"
-        log(f"seconds spent: {path} {found}; counted as {recorded:,.1f}, which the finished stages recorded")
-        given = None
-    seconds = recorded if given is None else max(recorded, given)
-    if stage not in STAGES or spent.get("finished") is True:
+        log(f"seconds spent: {path} {found}; counted as {seconds:,.1f}, which its stages recorded")
         return seconds
+    if stage not in STAGES or spent.get("finished") is True:
+        return max(recorded, given)
     if done[stage]:  # the run was killed before the next one began
-        return seconds if given is None else max(recorded, given + times[stage])
-    newest = checkpoint.find_latest_checkpoint(
-        run_dir / stage / "checkpoints", check_hashes=False, warn=lambda text: None
-    )
-    last = int(checkpoint.read_checkpoint_state(newest)["step"]) if newest else 0
-    lines = [line for line in read_jsonl(run_dir / stage / "metrics.jsonl") if line.get("step") == last]
-    return seconds + (finite_number(lines[-1].get("elapsed")) or 0.0 if lines else 0.0)
+        return max(recorded, given + times[stage])
+    return max(recorded, given) + _read_elapsed(run_dir, stage)
+
+
+def _read_elapsed(run_dir: Path, stage: str) -> float:
+    """Returns the seconds of a stage up to its newest checkpoint, from which it goes on."""
+    step = read_newest_state(run_dir, stage).get("step", 0)
+    lines = [line for line in read_jsonl(run_dir / stage / "metrics.jsonl") if line.get("step") == step]
+    return max(0.0, finite_number(lines[-1].get("elapsed")) or 0.0) if lines else 0.0
 
 
 class _Timekeeper:
@@ -278,7 +284,7 @@ def only_at_the_end(entry: Eval) -> Callable[[int, bool], list]:
 
 def finish(run: BudgetedRun, clock: RunClock, run_dir: Path) -> PastRun:
     """Records the time of a finished run, and appends it to the user's past runs; returns it."""
-    write_json(run_dir / SPENT, {"seconds": round(clock.spent, 3), "finished": True})
+    write_json(run_dir / SPENT, {"seconds": round(clock.spent, 3), "finished": True, "time": time.time()})
     record = load_run_data(run_dir)
     planned, environment = run.planned, collect_environment()
     machine = ", ".join(environment["gpus"]) or f"{environment['cpu']}, {environment['cores']} cores"

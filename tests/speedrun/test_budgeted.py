@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fledgling.config import UserError, load_recipe
 from fledgling.plan.amount import Budget
@@ -13,7 +14,7 @@ from fledgling.plan.budgeted_run import read_budgeted_run
 from fledgling.plan.flops import training_flops_per_token
 from fledgling.plan.forecast_text import format_budgeted_run
 from fledgling.plan.past_runs import load_past_runs, user_file
-from fledgling.record import read_jsonl
+from fledgling.record import checkpoint, read_jsonl
 from fledgling.report import build_report
 from fledgling.report.forecasts import forecast_rows
 from fledgling.report.run_data import load_run_data
@@ -150,9 +151,21 @@ def test_the_time_spent_is_at_least_what_finished_stages_recorded(text, tmp_path
     (tmp_path / "spent.json").write_text(text)
     notices: list[str] = []
     assert budgeted.read_spent(tmp_path, notices.append) == 42.5
-    assert len(notices) == 1 and "counted as 42.5, which the finished stages recorded" in notices[0]
+    assert len(notices) == 1 and "counted as 42.5, which its stages recorded" in notices[0]
     (tmp_path / "spent.json").write_text('{"seconds": 50.0, "finished": true}')
     assert budgeted.read_spent(tmp_path, notices.append) == 50.0
     (tmp_path / "spent.json").write_text('{"seconds": 45.0, "stage": "sft"}')
     assert budgeted.read_spent(tmp_path, notices.append) == 47.5, "sft has ended since it was written"
     assert len(notices) == 1, "nothing is wrong with either"
+
+
+def test_the_time_spent_of_a_stage_that_is_half_done_is_counted_without_spent_json(tmp_path):
+    assert budgeted.read_spent(tmp_path) == 0.0
+    stage_dir = tmp_path / "pretrain"
+    stage_dir.mkdir()
+    lines = [{"step": step, "elapsed": 10.0 * step} for step in (1, 2, 3)]
+    (stage_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    checkpoint.save_checkpoint(stage_dir / "checkpoints", 2, {"model": {"w": torch.zeros(1)}}, {"step": 2})
+    notices: list[str] = []
+    assert budgeted.read_spent(tmp_path, notices.append) == 20.0
+    assert len(notices) == 1 and "spent.json is gone; counted as 20.0, which its stages recorded" in notices[0]

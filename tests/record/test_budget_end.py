@@ -1,0 +1,37 @@
+"""Steps that are newer than the end of a run with a budget: the report and the card tell them, and compare nothing."""
+
+import json
+
+import pytest
+
+from fledgling.export.card_origin import describe_origin
+from fledgling.record.budget_end import has_steps_after_end
+from fledgling.report.forecasts import forecast_rows
+from fledgling.report.provenance import environment_rows
+from fledgling.report.run_data import load_run_data
+
+
+def write_run(run, last_time, spent):
+    forecast = {"name": "memory", "value": 4.0, "low": 1.0, "high": 9.0}
+    (run / "pretrain").mkdir(parents=True)
+    lines = [{"step": step, "time": time, "memory": 5.0} for step, time in ((1, 50.0), (2, last_time))]
+    (run / "pretrain/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "forecast.json").write_text(json.dumps({"budget": {"text": "--minutes 1"}, "forecasts": [forecast]}))
+    (run / "spent.json").write_text(json.dumps(spent))
+
+
+@pytest.mark.parametrize(("last_time", "outside"), [(100.5, False), (200.0, True)])
+def test_steps_after_the_end_are_outside_of_the_budget(tmp_path, last_time, outside):
+    write_run(tmp_path, last_time, {"seconds": 9.0, "finished": True, "time": 100.0})
+    run = load_run_data(tmp_path)
+    assert has_steps_after_end(tmp_path) == outside
+    since = "; steps were trained outside of it since" if outside else ""
+    assert environment_rows(run)[0] == ("budget", "--minutes 1" + since)
+    assert describe_origin({"stage": "pretrain"}, tmp_path) == [("budget of the run", "`--minutes 1`" + since)]
+    assert [row[3] for row in forecast_rows(run)] == ["-" if outside else "5 bytes"]
+
+
+@pytest.mark.parametrize("spent", [{}, [], {"time": "x"}, {"time": True}, {"seconds": 3.0, "finished": True}])
+def test_a_run_that_does_not_say_when_it_ended_says_nothing(tmp_path, spent):
+    write_run(tmp_path, 200.0, spent)
+    assert not has_steps_after_end(tmp_path)
