@@ -246,6 +246,8 @@ def list_fields(recipe: Recipe) -> list[tuple[str, str, Any]]:
     """Returns (table, field, value) of every field of a recipe; the table is empty for those outside of tables."""
     listed: list[tuple[str, str, Any]] = []
     for entry in fields(recipe):
+        if entry.metadata.get("internal"):
+            continue
         value = getattr(recipe, entry.name)
         if hasattr(value, "__dataclass_fields__"):
             listed += [(entry.name, inner.name, getattr(value, inner.name)) for inner in fields(value)]

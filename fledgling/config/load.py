@@ -8,7 +8,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -88,11 +88,21 @@ def load_recipe(name_or_path: str | Path = "quickstart", overrides: Iterable[str
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read as a recipe: {error}") from error
     table.setdefault("name", path.stem)
+    overrides, stated = list(overrides), table
     if Path(name_or_path).is_dir() or _is_recorded(path):
+        stated = {}  # what a run has recorded may come of a rule
         run_dir = path.parent if path.parent.name else path.parent.resolve()
         if isinstance(table.setdefault("run", {}), dict):
             table["run"]["out"] = str(run_dir)
-    return _build_recipe(table, overrides)
+    recipe = _build_recipe(table, overrides)
+    for override in overrides if stated is not table else ():
+        _apply_override(stated, override)
+    return replace(recipe, stated=_list_stated(stated))
+
+
+def _list_stated(table: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the keys of a recipe's tables as "table.key"."""
+    return frozenset(f"{name}.{key}" for name, inner in table.items() if isinstance(inner, dict) for key in inner)
 
 
 def parse_recipe(text: str) -> Recipe:

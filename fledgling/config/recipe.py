@@ -189,6 +189,8 @@ class Recipe:
     dpo: DPOConfig = field(default_factory=DPOConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    # "table.key" of what a user's file or an override gives: a rule does not fill it again. No key of a file.
+    stated: frozenset[str] = field(default=frozenset(), repr=False, compare=False, metadata={"internal": True})
 
     def stage_config(self, name: str) -> StageConfig | DPOConfig | RLConfig:
         """Returns the table of stage `name`. Raises UserError for an unknown one."""

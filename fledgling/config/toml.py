@@ -16,6 +16,8 @@ def dump_toml(recipe: Any, comments: Mapping[str, Sequence[str]] | None = None) 
     """
     top, tables = [], []
     for entry in fields(recipe):
+        if entry.metadata.get("internal"):
+            continue
         value = getattr(recipe, entry.name)
         if hasattr(value, "__dataclass_fields__"):
             pairs = ((inner.name, getattr(value, inner.name)) for inner in fields(value))

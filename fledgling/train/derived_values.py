@@ -31,17 +31,18 @@ def read_derived_values(run_dir: Path) -> dict[str, Any]:
 def write_derived_values(run_dir: Path, given: Recipe, derived: Recipe) -> None:
     """Adds the fields that are open in `given` and filled in `derived`, the recipe that the run has now.
 
-    A field that has another value by now was stated by a user, and is left out.
+    A field that has another value by now, or that this start was given, was stated by a user, and is left out.
     """
     now, before = _name_fields(derived), read_derived_values(run_dir)
     kept = {name: value for name, value in before.items() if name in now and now[name] == value}
+    kept = {name: value for name, value in kept.items() if name not in derived.stated}
     write_json(run_dir / DERIVED, kept | {entry.name: entry.value for entry in list_derived(given, derived)})
 
 
 def open_derived_values(recipe: Recipe, values: Mapping[str, Any], tables: Iterable[str]) -> Recipe:
-    """Returns the recipe with the values of these tables that rules have filled open again."""
+    """Returns the recipe with the values of these tables that rules have filled, and no user stated, open again."""
     for table in tables:
-        names = [name for name in vars(getattr(recipe, table)) if f"{table}.{name}" in values]
+        names = [name for name in vars(getattr(recipe, table)) if f"{table}.{name}" in values.keys() - recipe.stated]
         filled = [name for name in names if getattr(getattr(recipe, table), name) == values[f"{table}.{name}"]]
         changed: dict[str, Any] = {table: replace(getattr(recipe, table), **dict.fromkeys(filled))}
         recipe = replace(recipe, **changed)

@@ -15,6 +15,7 @@ from fledgling.record import checkpoint, read_jsonl, write_text
 from fledgling.record.parent import describe_parent
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train import going_on
+from fledgling.train.derived_values import write_derived_values
 from fledgling.train.run import run_stage
 from tests.smallest import write_recipe
 
@@ -160,6 +161,23 @@ def test_a_plan_of_a_run_derives_what_a_stage_that_has_not_begun_will(done, caps
     assert main(["plan", str(done), "--set", "sft.steps=40", "--json"]) == 0
     derived = {entry["name"]: entry["value"] for entry in json.loads(capsys.readouterr().out)["derived"]}
     assert derived["sft.learning_rate"] != 0.24 and "optimizer.matrix_lr" not in derived
+
+
+@pytest.mark.parametrize("way", ["override", "table", "file"])
+def test_a_value_that_is_stated_is_kept_where_a_rule_had_given_the_same(way, done, tmp_path):
+    rate = load_recipe(done).optimizer.matrix_lr
+    source, given = done, [f"optimizer.matrix_lr={rate}" if way != "table" else f"optimizer={{matrix_lr={rate}}}"]
+    if way == "file":
+        own = tmp_path / "own.toml"
+        own.write_text((done / "recipe.toml").read_text())
+        source, given = own, ["optimizer.head_lr=none", f"run.out={done}"]
+    recipe = load_recipe(source, [*given, "pretrain.steps=40"])
+    opened = going_on.reconcile_settings(recipe, "pretrain", done, None, print)
+    assert opened.optimizer.matrix_lr == rate and opened.optimizer.head_lr is None
+    write_derived_values(done, opened, opened)
+    assert "optimizer.matrix_lr" not in json.loads((done / "derived.json").read_text())
+    later = going_on.reconcile_settings(load_recipe(done), "pretrain", done, None, print)
+    assert later.optimizer.matrix_lr == rate, "so it is in a later start"
 
 
 def test_a_first_stage_that_begins_anew_follows_the_rules_anew(done):
