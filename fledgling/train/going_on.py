@@ -21,6 +21,7 @@ from fledgling.plan.stage_length import fixed_rows
 from fledgling.record import checkpoint
 from fledgling.record.durable import write_file
 from fledgling.record.parent import describe_parent
+from fledgling.record.state_shape import require_sound_state
 from fledgling.text.tokenizer import Tokenizer
 from fledgling.train.derived_values import add_derived_values, open_unbegun, read_derived_values
 
@@ -160,12 +161,14 @@ def _read_saved_recipe(source: Path | None, log: Log) -> Recipe | None:
 
 
 def read_prepared_data(run_dir: Path, stage: str) -> dict[str, Any] | None:
-    """Returns which prepared data a stage reads, from its newest valid checkpoint: its texts may have changed since."""
+    """Returns which prepared data a stage reads, from its newest valid checkpoint: its texts may have changed since.
+
+    Raises UserError for a checkpoint whose state is of another shape than this program writes.
+    """
     newest = checkpoint.find_latest_checkpoint(
         run_dir / stage / "checkpoints", check_hashes=False, warn=lambda text: None
     )
-    data = checkpoint.read_checkpoint_state(newest).get("data") if newest else None
-    return data if isinstance(data, dict) else None
+    return require_sound_state(newest).get("data") if newest else None
 
 
 # ---- parent and tokenizer ------------------------------------------------------------------------

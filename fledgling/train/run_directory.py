@@ -18,6 +18,7 @@ from fledgling.record.durable import remove_directory, write_file
 from fledgling.record.run_lock import RunLock, hold_lock
 from fledgling.record.run_requests import take_actions
 from fledgling.record.seal import RUN_FILES, SEAL, seal_run
+from fledgling.record.state_shape import require_sound_state
 from fledgling.runtime.device import DeviceSetup
 from fledgling.runtime.environment import collect_environment
 from fledgling.runtime.world import World
@@ -149,7 +150,7 @@ def parent_checkpoint(stages: Sequence[str], name: str, run_dir: Path, check_has
         raise UserError(
             f"{name} starts from {before[-1]}, and {run_dir / before[-1]} has no checkpoint: train it first"
         )
-    require_unquantized(checkpoint.read_checkpoint_state(path), path, "trained on")
+    require_unquantized(require_sound_state(path), path, "trained on")
     return path
 
 

@@ -26,6 +26,7 @@ from fledgling.record.seal import (
     hash_sealed_files,
     read_seal,
 )
+from fledgling.record.state_shape import find_state_damage
 from fledgling.verify.check import Check
 
 RUN_DIRECTORIES = ("data", "tokenizer", "init", "init_adapter", BASES_DIR, "requests")  # those of no stage
@@ -85,6 +86,14 @@ def list_stage_checkpoints(run_dir: Path, stage: str) -> list[Path]:
         return []
 
 
+def is_usable(path: Path) -> bool:
+    """Returns whether a stage's checkpoint has the files of its manifest, and a state that can be relied on."""
+    report = inspect_checkpoint(path)
+    if not report["valid"] or _list_state_damage(path, report):
+        return False
+    return {"step", "recipe"} <= checkpoint.read_checkpoint_state(path).keys()
+
+
 def check_checkpoints(run_dir: Path, show: Step) -> Check:
     """Compares every file of every checkpoint with the size and SHA-256 of its manifest."""
     check = Check("checkpoints", "files")
@@ -97,8 +106,20 @@ def check_checkpoints(run_dir: Path, show: Step) -> Check:
             check.problems += [f"{place}/{name} {damage}" for name, damage in report["files"].items() if damage]
             unknown = {file.name for file in path.iterdir()} - {*report["files"], MANIFEST}
             check.problems += [f"{place}/{name} is not in {MANIFEST}" for name in sorted(unknown)]
+            check.problems += [f"{place}/state.json: {damage}" for damage in _list_state_damage(path, report)]
     check.total = check.checked
     return check
+
+
+def _list_state_damage(path: Path, report: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with the state of a checkpoint whose files are those of its manifest."""
+    if not report["valid"]:
+        return []
+    try:
+        damage = find_state_damage(checkpoint.read_checkpoint_state(path))
+    except UserError as error:  # no JSON
+        damage = str(error)
+    return [damage] if damage else []
 
 
 def check_prepared_data(run_dir: Path, show: Step) -> Check:

@@ -41,7 +41,7 @@ from fledgling.train.rl.model_reward import MODEL_PREFIX
 from fledgling.train.run import run_stage
 from fledgling.train.stage import Eval, Stage
 from fledgling.train.stage_weights import INIT_ADAPTER_DIR
-from fledgling.verify.files import list_stage_checkpoints, list_stages
+from fledgling.verify.files import is_usable, list_stage_checkpoints, list_stages
 from fledgling.verify.stage_order import (
     explain_lost_parent,
     find_stage_parent,
@@ -97,9 +97,7 @@ def list_starts(run_dir: Path) -> list[Start]:
     starts = []
     for stage in list_stages(run_dir):
         lines = read_lines(run_dir, stage)
-        paths = [
-            path for path in list_stage_checkpoints(run_dir, stage) if checkpoint.inspect_checkpoint(path)["valid"]
-        ]
+        paths = [path for path in list_stage_checkpoints(run_dir, stage) if is_usable(path)]
         by_step = {int(checkpoint.read_checkpoint_state(path)["step"]): path for path in paths}
         steps = sorted({0, *by_step})
         for step, following in zip(steps, [*steps[1:], max([0, *lines])], strict=True):
@@ -150,7 +148,7 @@ def find_segment(run_dir: Path, stage: str, step: int) -> Segment:
     history: list[dict[str, Any]] = []
     data: dict[str, Any] = {}  # an earlier version's history has no files: the newest checkpoint has those of the end
     for path in list_stage_checkpoints(run_dir, stage)[::-1]:
-        if checkpoint.inspect_checkpoint(path)["valid"]:
+        if is_usable(path):
             state = checkpoint.read_checkpoint_state(path)
             history = state.get("history") or [{"after_step": 0, "recipe": state["recipe"], "machine": {}}]
             data = state.get("data") or {}
@@ -167,7 +165,7 @@ def read_stage_recipe(run_dir: Path, stage: str, step: int = 0) -> Recipe:
     """Returns the recipe that the step of a stage after `step` ran with."""
     recipe = load_recipe(str(run_dir))
     for path in list_stage_checkpoints(run_dir, stage)[::-1]:
-        if checkpoint.inspect_checkpoint(path)["valid"]:
+        if is_usable(path):
             state = checkpoint.read_checkpoint_state(path)
             recipe = parse_recipe(find_segment(run_dir, stage, step).recipe or state["recipe"])
             table = recipe.stage_config(stage)
@@ -181,7 +179,7 @@ def read_stage_recipe(run_dir: Path, stage: str, step: int = 0) -> Recipe:
 def read_horizon_changes(run_dir: Path, stage: str, planned: int) -> list[tuple[int, int]]:
     """Returns how a stage changed its steps while it ran, when `planned` were planned: from its newest checkpoint."""
     for path in list_stage_checkpoints(run_dir, stage)[::-1]:
-        if checkpoint.inspect_checkpoint(path)["valid"]:
+        if is_usable(path):
             return read_changes(checkpoint.read_checkpoint_state(path).get("horizon", {}).get(str(planned), []))
     return []
 

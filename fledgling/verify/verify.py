@@ -101,7 +101,7 @@ def find_tolerance(run_dir: Path, other: list[str]) -> float:
         checkpoint.read_checkpoint_state(path).get("ranks", 1)
         for stage in files.list_stages(run_dir)
         for path in files.list_stage_checkpoints(run_dir, stage)
-        if checkpoint.inspect_checkpoint(path)["valid"]
+        if files.is_usable(path)
     }
     lines = (line for stage in files.list_stages(run_dir) for line in read_jsonl(run_dir / stage / "metrics.jsonl"))
     if not other and ranks <= {1} and not any("threads" in line for line in lines):

@@ -1,5 +1,6 @@
 """An honest run holds in every bit; a tampered copy of each kind is caught, and the problem names the place."""
 
+import json
 import random
 import shutil
 from contextlib import redirect_stderr
@@ -191,3 +192,16 @@ def test_a_stage_that_was_trained_anew_raises_no_alarm_of_those_made_before(copy
     assert lost in notes["steps made again"] and not any("again: rl" in note for note in notes["steps made again"])
     assert any(note.startswith("sft had other settings than recipe.toml") for note in notes["settings"])
     assert "the tokenizer was replaced after sft, when pretrain was trained again" in notes["record and manifests"]
+
+
+def test_a_state_of_another_shape_is_named_with_the_files_that_were_changed(copy):
+    path = list_stage_checkpoints(copy, "rl")[-1]
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"history": "x", "data": {"rl.rewards": 3}}))
+    tampering.rewrite_manifest(path)
+    problems = list_problems(verify_run(copy, count=0, seconds=0, seed=1))
+    assert f"checkpoints: rl/checkpoints/{path.name}/state.json: history is 'x', expected a list" in problems
+    assert any("was replaced: not what the seal of rl says" in problem for problem in problems)
+    (copy / "rl/done.json").unlink()
+    with pytest.raises(UserError, match="history is 'x', expected a list"):
+        run_stage(load_recipe(str(copy), ["rl.steps=9"]), "rl", quiet=True)
