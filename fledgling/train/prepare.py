@@ -233,13 +233,12 @@ class DataPreparer:
                 raise  # of an earlier version, or a part of which is not known where it begins
         else:
             shard, is_large = self._prepare_conversations(name, source, tokens, tokenizer, positions or {})
-            described = {"in_parts": is_large, "read": len(source), "of": f" of {len(source):,}", **shard.metadata}
+            described = {"in_parts": is_large, "read": len(source), **shard.metadata}
         if not described["in_parts"]:
             return shard, None
         key, first, skipped = self._find_position(name, prepared.used_inputs[name]["content"], positions or {})
-        self.log(
-            f"{name}: conversations {first:,} to {first + described['read'] - 1:,}{described.get('of', '')} a pass"
-        )
+        of = f" of {described['conversations']:,} a pass" if "conversations" in described else ""
+        self.log(f"{name}: conversations {first:,} to {first + described['read'] - 1:,}{of}")
         left_out = frozenset(described.get("left_out_rows", ()))
         return shard, SetPart(name, key, first, int(described["read"]), skipped, left_out)
 
@@ -262,7 +261,8 @@ class DataPreparer:
         stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(name).stem)
         inputs = PreparationInputs(content, tokenizer.fingerprint(), settings)
         reader = EpochReader(source, self.seed, first, skipped=skipped)
-        facts = {"contents": getattr(source, "contents", ""), "in_parts": is_large}
+        contents = getattr(source, "contents", "")
+        facts = {"contents": contents, "in_parts": is_large, "conversations": len(source)}
         return self._open_or_write_shard(name, f"{stem}-rows", inputs, reader, cap, tokenizer, facts), is_large
 
     def _open_or_write_shard(

@@ -171,6 +171,7 @@ def test_a_stage_goes_on_with_its_part_of_a_set_that_is_another_by_now(change, t
     later.documents.prepared.pinned = first.documents.prepared.used_inputs
     again, same = later.conversation_shard("smoltalk", 100, tokenizer, positions)
     assert (again.directory, same) == (shard.directory, part), messages
+    assert any(" of 30 a pass" in line for line in messages), "of the file that the part was made of"
     if change == "gone":
         with pytest.raises(UserError, match="fledgling data fetch smoltalk"):  # which part it is, it does not know
             DataPreparer(recipe, tmp_path / "run").conversation_shard("smoltalk", 100, tokenizer, positions)
