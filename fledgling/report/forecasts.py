@@ -93,13 +93,27 @@ def pair_forecasts(run: RunData) -> list[ForecastPair]:
     return pairs
 
 
+def describe_other_steps(run: RunData) -> str:
+    """Returns " (pretrain: 146 steps, 112 expected)" for the finished stages with another number than was forecast."""
+    listed = run.forecast.get("stages")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    expected = {str(entry.get("name")): finite_number(entry.get("steps")) for entry in entries}
+    changed = [
+        f"{stage.name}: {stage.last_step:,} steps, {planned:,.0f} expected"
+        for stage in run.stages
+        if stage.done and (planned := expected.get(stage.name)) and round(planned) != stage.last_step
+    ]
+    return f" ({'; '.join(changed)})" if changed else ""
+
+
 def forecast_rows(run: RunData) -> list[tuple[str, str, str, str, str]]:
     """Returns (quantity, forecast, 90 % interval, measured, whether it lies in the interval)."""
-    rows = []
+    rows, other = [], describe_other_steps(run)
     for pair in pair_forecasts(run):
         interval = f"{pair.format(pair.low)} to {pair.format(pair.high)}"
         outcome = {True: "inside", False: "OUTSIDE", None: "-"}[pair.holds]
-        rows.append((pair.label, pair.format(pair.value), interval, pair.format(pair.measured), outcome))
+        of_weights = other if pair.name not in (SECONDS, MEMORY) and pair.measured is not None else ""
+        rows.append((pair.label + of_weights, pair.format(pair.value), interval, pair.format(pair.measured), outcome))
     return rows
 
 

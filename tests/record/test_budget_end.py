@@ -35,3 +35,16 @@ def test_steps_after_the_end_are_outside_of_the_budget(tmp_path, last_time, outs
 def test_a_run_that_does_not_say_when_it_ended_says_nothing(tmp_path, spent):
     write_run(tmp_path, 200.0, spent)
     assert not has_steps_after_end(tmp_path)
+
+
+@pytest.mark.parametrize(("steps", "label"), [(2, ""), (2.4, ""), (3, " (pretrain: 2 steps, 3 expected)")])
+def test_a_score_after_another_number_of_steps_than_expected_says_so(tmp_path, steps, label):
+    write_run(tmp_path, 100.0, {"seconds": 9.0, "finished": True, "time": 100.0})
+    forecasts = [{"name": name, "value": 2.0, "low": 1.0, "high": 9.0} for name in ("memory", "pretrain bits_per_byte")]
+    stages = [{"name": "start", "steps": 0}, {"name": "pretrain", "steps": steps}, 3]
+    (tmp_path / "forecast.json").write_text(json.dumps({"forecasts": forecasts, "stages": stages}))
+    (tmp_path / "pretrain/done.json").write_text('{"stage": "pretrain", "step": 2}')
+    line = {"step": 2, "time": 90.0, "name": "bits_per_byte", "value": 1.5, "n": 4}
+    (tmp_path / "pretrain/evals.jsonl").write_text(json.dumps(line) + "\n")
+    labels = [row[0] for row in forecast_rows(load_run_data(tmp_path))]
+    assert labels == ["peak memory", "bits per byte, after pretrain" + label]
