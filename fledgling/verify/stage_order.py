@@ -71,4 +71,5 @@ def leave_out_parents(recipe: Recipe, stage: str) -> Recipe:
     """Returns the recipe of a stage alone, which goes on from its own checkpoint without the stages before it."""
     distill = recipe.distill if recipe.has_teacher(stage) else replace(recipe.distill, teacher=None)
     adapter = recipe.adapter if recipe.adapter.trains_in(stage) else AdapterConfig()
-    return replace(recipe, stages=(stage,), distill=distill, adapter=adapter)
+    run = replace(recipe.run, init_from=None)  # it would count as what the stage began from
+    return replace(recipe, stages=(stage,), distill=distill, adapter=adapter, run=run)

@@ -198,6 +198,11 @@ def find_obstacle(run_dir: Path, start: Start) -> str:
     return "; ".join(find_changed_inputs(run_dir, start) if start.last > start.step else ())
 
 
+def goes_on_alone(run_dir: Path, start: Start) -> bool:
+    """Returns whether a start is a checkpoint whose stage began from weights that the run no longer has."""
+    return start.path is not None and bool(explain_missing_parent(run_dir, start.stage))
+
+
 def explain_missing_parent(run_dir: Path, stage: str) -> str:
     """Returns why an honest run does not have what a stage began from; "" where it has it, or nothing explains it."""
     parent = find_stage_parent(run_dir, stage)
@@ -261,7 +266,8 @@ def scratch_run(run_dir: Path, start: Start) -> Iterator[Path]:
         for path in (run_dir / "data").iterdir() if (run_dir / "data").is_dir() else ():
             _link(path, scratch / "data" / path.name)
         kept = [f"{BASES_DIR}/{stage}" for stage in STAGES]
-        for folder in (INIT_DIR, INIT_ADAPTER_DIR, *kept):
+        given = [] if goes_on_alone(run_dir, start) else [INIT_DIR]
+        for folder in (*given, INIT_ADAPTER_DIR, *kept):
             for path in (run_dir / folder).iterdir() if (run_dir / folder).is_dir() else ():
                 (scratch / folder).mkdir(exist_ok=True, parents=True)
                 _link(path, scratch / folder / path.name)
@@ -328,7 +334,7 @@ def replay(run_dir: Path, start: Start, distance: int, reads_data: bool, measure
     with scratch_run(run_dir, start) as scratch:
         recipe = read_stage_recipe(run_dir, start.stage, start.step)
         recipe = replace(recipe, run=replace(recipe.run, out=str(scratch), loggers=()))
-        if start.path is not None and explain_missing_parent(run_dir, start.stage):  # it goes on without its parent
+        if goes_on_alone(run_dir, start):
             recipe = leave_out_parents(recipe, start.stage)
         stopped = False
         options: dict[str, Any] = {"select_evals": measure, "adapt_stage": adapt, "should_stop": should_stop}
