@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fledgling.config import STAGES
 from fledgling.record.jsonl import read_jsonl
@@ -27,5 +27,5 @@ def has_steps_after_end(run_dir: Path) -> bool:
     return _is_time(end) and any(_is_time(time) and time > end + MARGIN for time in last)
 
 
-def _is_time(value: Any) -> bool:
+def _is_time(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
