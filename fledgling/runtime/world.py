@@ -101,8 +101,7 @@ class World:
     def start(cls, device: str = "auto") -> World:
         """Reads torchrun's variables, chooses the device and joins the process group when there are several ranks.
 
-        device: "auto" (cuda, then xpu, then mps, then cpu), "cpu", "cuda", "xpu" or "mps". The backend is nccl on cuda,
-        xccl on xpu, gloo on the CPU.
+        device: "auto" (cuda, then xpu, then mps, then cpu), "cpu", "cuda", "xpu" or "mps".
         Raises UserError for a device that this machine lacks and for inconsistent variables.
         """
         import torch
@@ -125,14 +124,13 @@ class World:
             torch.get_device_module(kind).set_device(local_rank)
         own_device = torch.device(kind, local_rank) if has_index else torch.device(kind)
         if size > 1 and not dist.is_initialized():
-            backend, device_id = (BACKENDS[kind], own_device) if has_index else ("gloo", None)
             dist.init_process_group(
-                backend,
+                choose_backend(kind, size, local_size),
                 store=rendezvous(rank, size),
                 rank=rank,
                 world_size=size,
                 timeout=COLLECTIVE_TIMEOUT,
-                device_id=device_id,
+                device_id=own_device if has_index else None,
             )
         return cls(rank, size, local_rank, own_device, local_size)
 
@@ -145,7 +143,8 @@ class World:
         """Returns the sum of `value` over all ranks: a new tensor for a tensor, a float for a number. Collective.
 
         Numbers are summed as float64, which is exact for integers below 2^53 (token counts). They travel as the 64-bit
-        integers of the same bits, because no accelerator is given a float64.
+        integers of the same bits, because no accelerator is given a float64. On one machine they stay in host memory,
+        so that the host does not wait for what its device has queued; so do the objects of `all_gather_object`.
         """
         import torch
 
@@ -158,7 +157,8 @@ class World:
             total = value.clone()
             dist.all_reduce(total)
             return total
-        own = torch.tensor([float(value)], dtype=torch.float64).view(torch.int64).to(self.device)
+        own = torch.tensor([float(value)], dtype=torch.float64).view(torch.int64)
+        own = own if has_host_backend(self.size, self.local_size) else own.to(self.device)
         values = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(values, own)
         return math.fsum(torch.cat(values).cpu().view(torch.float64).tolist())
@@ -303,6 +303,24 @@ class World:
         """Leaves the process group, so that the process ends without a warning. No collective works afterwards."""
         if self.size > 1:
             leave_process_group()
+
+
+def has_host_backend(size: int, local_size: int) -> bool:
+    """Returns whether ranks exchange numbers and objects through host memory: where all are on one machine.
+
+    Between machines only the GPUs' own network is known to be there.
+    """
+    return local_size >= size
+
+
+def choose_backend(kind: str, size: int, local_size: int) -> str:
+    """Returns the backends of the process group: gloo for tensors on the CPU, nccl (cuda) or xccl (xpu) for others.
+
+    kind: the torch device type.
+    """
+    if kind not in BACKENDS:
+        return "gloo"
+    return f"cpu:gloo,{kind}:{BACKENDS[kind]}" if has_host_backend(size, local_size) else BACKENDS[kind]
 
 
 def is_launched_rank() -> bool:

@@ -19,7 +19,7 @@ from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.window import windowed_sdpa
 from fledgling.optim.optimizer import Optimizer
 from fledgling.runtime.device import FP8_CAPABILITY, DeviceSetup, should_compile
-from fledgling.runtime.world import World
+from fledgling.runtime.world import World, choose_backend
 from fledgling.train import run
 from fledgling.train.loss import logprobs_from_hidden
 
@@ -294,7 +294,7 @@ def test_every_verb_of_a_group_of_one_rank(device, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(name, value)
     bound = device if device.type == "cuda" else None
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = choose_backend(device.type, 1, 1)
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
     try:
         world = Grouped(0, 1, 0, device)

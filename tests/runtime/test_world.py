@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 
 from fledgling.config import UserError
-from fledgling.runtime.world import World, choose_device
+from fledgling.runtime.world import World, choose_backend, choose_device
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,30 @@ def _run_rank(rank, size, port, results):
     )
     world.barrier()
     world.close()
+
+
+def test_on_one_machine_numbers_stay_in_host_memory(monkeypatch):
+    """A number that goes by way of a GPU is read once all is done that the GPU has queued."""
+    devices = []
+
+    def all_gather(values, own):
+        devices.append(own.device.type)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+    for local_size in (2, 1):
+        with pytest.raises(InterruptedError):
+            World(0, 2, 0, torch.device("meta"), local_size).all_reduce(3.0)
+    assert devices == ["cpu", "meta"]
+    assert [choose_backend(*ranks) for ranks in (("cuda", 8, 8), ("xpu", 2, 2))] == [
+        "cpu:gloo,cuda:nccl",
+        "cpu:gloo,xpu:xccl",
+    ]
+    assert [choose_backend(*ranks) for ranks in (("cuda", 16, 8), ("cpu", 2, 2), ("cpu", 16, 8))] == [
+        "nccl",
+        "gloo",
+        "gloo",
+    ]
 
 
 def test_two_ranks_agree():
