@@ -70,6 +70,7 @@ class Case:
     quantization: str = "none"
     teacher: str = "none"  # its role: live or stored; it has twice the width
     rounded: bool = False  # weights in training, to 8 bits
+    state: str = "float32"  # of the optimizer
 
     @property
     def planned_teacher(self) -> PlannedTeacher | None:
@@ -111,6 +112,7 @@ class Case:
             if self.adapter == "none"
             else AdapterConfig(self.adapter, rank=8, quantization=self.quantization),
             recompute=self.recompute,
+            optimizer_state=self.state,
             teacher=self.planned_teacher,
             rounds_weights=self.rounded,
         )
@@ -250,7 +252,7 @@ def measure_case_peak(case: Case) -> int:
         if case.step.adapter:
             attach_adapter(model, case.step.adapter, case.config)
             initialize_adapter(model, 0)
-        table = OptimizerConfig(zero_stage=case.zero, deterministic=case.deterministic)
+        table = OptimizerConfig(zero_stage=case.zero, deterministic=case.deterministic, state=case.state)
         optimizer = Optimizer(model, table, world, compiled=case.compiled, dtype=DTYPES[case.dtype])
         phases = (
             [optimizer.full_state_dict(), copy_tensors(model.state_dict(), {}) if world.is_main else {}]

@@ -117,6 +117,7 @@ def build_case(kind, device, **options):
 
     stage_name, dtype = options.pop("stage", "pretrain"), options.pop("dtype", "bfloat16")
     ranks, zero, rule = options.pop("ranks", 1), options.pop("zero_stage", 1), options.pop("rule", "muon")
+    state = options.pop("state", "float32")
     rows, micro_batches = options.pop("rows", ROWS), options.pop("micro_batches", 2)
     recompute = options.pop("recompute", False)
     sizes = {"vocab_size": ENTRIES, "depth": 2, "width": 64, "heads": 2, "kv_heads": 2, "context": TIME}
@@ -129,7 +130,7 @@ def build_case(kind, device, **options):
             attach_critic(model)
         optimizer = Optimizer(
             model,
-            OptimizerConfig(zero_stage=zero, matrix_optimizer=rule, deterministic="off"),
+            OptimizerConfig(zero_stage=zero, matrix_optimizer=rule, deterministic="off", state=state),
             world,
             dtype=getattr(torch, dtype),
         )
@@ -291,6 +292,7 @@ CASES = {
     "adamw": {"rule": "adamw"},
     "normuon": {"rule": "normuon"},
     "recompute": {"recompute": True},
+    "state in 8 bits": {"state": "8bit"},
     "zero 1": {"ranks": 2},
     "zero 2": {"ranks": 2, "zero_stage": 2},
 }

@@ -124,6 +124,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "equilibrate": EFFECT,
         "normalize_update": EFFECT,
         "zero_stage": PLACE,
+        "state": EFFECT,
         "deterministic": PLACE,
     },
     "adapter": {

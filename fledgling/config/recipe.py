@@ -50,6 +50,7 @@ class OptimizerConfig:
     equilibrate: bool = False  # MuonEq: rows of a matrix's momentum are equally long before the iteration
     normalize_update: bool = False  # Muon+: columns, then rows, of a matrix's update are equally long
     zero_stage: int | None = field(default=None, metadata={"low": 0, "high": 3})  # ZeRO; None: 1 with several ranks
+    state: str = choice("float32", "8bit", "host")  # of moments between steps; host: in its memory, next to a GPU
     deterministic: str = choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
 
 

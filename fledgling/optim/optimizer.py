@@ -27,12 +27,10 @@ from fledgling.optim.loss_scale import make_loss_scale
 from fledgling.optim.owned import (
     UpdateGroup,
     is_gathered_in_half,
-    owned_shape,
     pack_chunk,
     require_state,
     select_rows,
     split_bucket,
-    state_shape,
     trainable_parameters,
     write_other_rows,
 )
@@ -46,6 +44,7 @@ from fledgling.optim.partition import (
 from fledgling.optim.roles import assign_rules
 from fledgling.optim.rules import adamw_, muon_, muon_direction_
 from fledgling.optim.sharded import ParameterShards, ShardedGradientReducer, shard_parameters
+from fledgling.optim.state import State, make_group_state
 from fledgling.runtime.world import PendingCollective, World
 
 STATE_NAMES = {  # by rule
@@ -116,22 +115,13 @@ class Optimizer:
             if not (self.shards and self.partition.roles[name] == "matrix")
         }  # as views; a sharded matrix is gathered when it is updated
         self.groups = self._make_groups()
-        self.state: dict[str, Tensor] = {}  # "<name>.<state name>", of the owned part
-        self.stacks: dict[UpdateGroup, dict[str, Tensor]] = {}  # of a group's matrices; `state` has views of them
+        self.state: dict[str, State] = {}  # "<name>.<state name>", of the owned part
+        self.stacks: dict[UpdateGroup, dict[str, State]] = {}  # of a group's matrices; `state` has views of them
         for group in self.groups:
             rule = self.rules[group.role].name
-            state_names = STATE_NAMES[rule]
-            if rule in STACKED_RULES and group.owned_names:
-                shape = self.partition.parameters[group.owned_names[0]]
-                for state_name in state_names:
-                    stack = torch.zeros(len(group.owned_names), *state_shape(state_name, shape), device=world.device)
-                    self.stacks.setdefault(group, {})[state_name] = stack
-                    self.state |= {f"{name}.{state_name}": stack[i] for i, name in enumerate(group.owned_names)}
-            else:
-                for name in group.owned_names:
-                    shape = owned_shape(self.partition.parameters[name], self.owned_rows[name])
-                    zeros = {f"{name}.{each}": torch.zeros(shape, device=world.device) for each in state_names}
-                    self.state |= zeros
+            settings = (STATE_NAMES[rule], rule in STACKED_RULES, self.partition, self.owned_rows, config.state)
+            state, self.stacks[group] = make_group_state(group, *settings, world.device)
+            self.state |= state
 
     @property
     def needs_equal_passes(self) -> bool:
@@ -152,10 +142,10 @@ class Optimizer:
         ]
 
     def persistent_bytes(self) -> int:
-        """Returns the bytes of parameters and state that this rank holds between steps."""
+        """Returns the bytes of parameters and state that this rank's device holds between steps."""
         shards = self.shards.local if self.shards else {}
-        parameters = (shards.get(name, parameter) for name, parameter in self.parameters.items())
-        return sum(tensor.nbytes for tensor in (*parameters, *self.state.values()))
+        parameters = sum(shards.get(name, parameter).nbytes for name, parameter in self.parameters.items())
+        return parameters + sum(state.nbytes for state in self.state.values())
 
     def set_schedule_multiplier(self, multiplier: float) -> None:
         """Sets the multiplier of all learning rates for the next step."""
@@ -250,12 +240,17 @@ class Optimizer:
 
     def _update_adamw(self, name: str, role: str, gradient: Tensor, step: Tensor, applies: Tensor | None) -> None:
         config = self.config
-        exp_avg, exp_avg_sq = (self.state[f"{name}.{state_name}"] for state_name in STATE_NAMES["adamw"])
+        states = [self.state[f"{name}.{state_name}"] for state_name in STATE_NAMES["adamw"]]
         decay = (config.weight_decay or 0.0, config.cautious_weight_decay) if role == "matrix" else (0.0, False)
-        whole = (self.owned_parameters[name], gradient, exp_avg, exp_avg_sq)
-        blocks = zip(*(tensor.view(-1).split(ADAMW_BLOCK_VALUES) for tensor in whole), strict=True)
-        for tensors in [whole] if self.compiled else blocks:
-            self._adamw(*tensors, step, self._lr(role), config.adam_betas, config.adam_eps, *decay, applies=applies)
+        for rows in states[0].pieces():
+            stored = [state[rows] for state in states]
+            moments = [state.read() for state in stored]
+            piece = (self.owned_parameters[name][rows], gradient[rows], *moments)
+            blocks = zip(*(tensor.view(-1).split(ADAMW_BLOCK_VALUES) for tensor in piece), strict=True)
+            for tensors in [piece] if self.compiled else blocks:
+                self._adamw(*tensors, step, self._lr(role), config.adam_betas, config.adam_eps, *decay, applies=applies)
+            for state, moment in zip(stored, moments, strict=True):
+                state.write(moment)
 
     def _update_muon(self, group: UpdateGroup, gradients: dict[str, Tensor], applies: Tensor | None) -> None:
         """Applies Muon to the group's matrices, as many at once as keep its temporaries small."""
@@ -267,8 +262,11 @@ class Optimizer:
             if self.shards:
                 self._gather_matrices(buckets, names)
             if names:
-                state = {name: stack[start : start + count] for name, stack in self.stacks[group].items()}
+                stored = {name: stack[start : start + count] for name, stack in self.stacks[group].items()}
+                state = {name: stack.read() for name, stack in stored.items()}
                 self._apply_muon(names, gradients, state, applies)
+                for name, values in state.items():
+                    stored[name].write(values)
             if self.shards:
                 self._scatter_matrices(buckets)
 
@@ -363,10 +361,11 @@ class Optimizer:
             for bucket in group.buckets:
                 for state_name in STATE_NAMES[self.rules[group.role].name]:
                     if bucket.replicated:
-                        tensors = [(name, self.state[f"{name}.{state_name}"]) for name in bucket.names]
+                        tensors = [(name, self.state[f"{name}.{state_name}"].read()) for name in bucket.names]
                     else:
-                        chunk = pack_chunk(bucket, self.state, self.world.device, f".{state_name}")
-                        whole = self.world.gather_to_main(chunk)
+                        keys = {name: f"{name}.{state_name}" for name in bucket.names}
+                        own = {name: self.state[key].read() for name, key in keys.items() if key in self.state}
+                        whole = self.world.gather_to_main(pack_chunk(bucket, own, self.world.device))
                         tensors = []
                         if whole is not None:
                             tensors = split_bucket(bucket, self.partition, whole.flatten(), state_name)
@@ -392,6 +391,6 @@ class Optimizer:
                 for state_name in STATE_NAMES[self.rules[self.partition.roles[name]].name]:
                     key = f"{name}.{state_name}"
                     if rows:
-                        self.state[key].copy_(select_rows(saved[key], rows))
+                        self.state[key].write(select_rows(saved[key], rows))
         self.updates.copy_(saved["count"])
         self.loss_scale.load_state_dict(saved)

@@ -78,12 +78,12 @@ def write_other_rows(parameter: Tensor, values: Tensor, own: range) -> None:
         parameter[rows.start : rows.stop].copy_(values[rows.start : rows.stop])
 
 
-def pack_chunk(bucket: Bucket, tensors: Mapping[str, Tensor], device: torch.device, suffix: str = "") -> Tensor:
+def pack_chunk(bucket: Bucket, tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
     """Returns this rank's chunk of a bucket (unit x units_per_rank,), zero-padded.
 
-    tensors: what this rank owns, by parameter name and suffix.
+    tensors: what this rank owns, by parameter name.
     """
-    own = [tensors[f"{name}{suffix}"].reshape(-1) for name in bucket.names if f"{name}{suffix}" in tensors]
+    own = [tensors[name].reshape(-1) for name in bucket.names if name in tensors]
     if len(own) == 1 and len(own[0]) == bucket.chunk_values:
         return own[0]
     chunk = torch.zeros(bucket.chunk_values, device=device)

@@ -28,6 +28,14 @@ MAX_IN_FLIGHT = 2  # buckets: bounds what overlaps, and with it the memory of th
 # 80 of 1,280 x 1,280 of depth 20; on an H100 that model's iterations take 84 ms one by one and 29 ms stacked.
 MUON_STACK_VALUES = {"cpu": 1 << 20, "cuda": 1 << 27, "xpu": 1 << 27, "mps": 1 << 24}  # the last two not measured
 ADAMW_BLOCK_VALUES = 1 << 18  # updated at once where the rule is not fused: temporaries stay in the processor's cache
+# Optimizer state that is not fp32 on the device (`optimizer.state`): tensors of fewer values keep fp32, as in the paper
+# that `state.py` names; others have a scale for each block of a row, and are updated in pieces.
+SMALL_STATE_VALUES, STATE_BLOCK = 4096, 256
+STATE_PIECE_VALUES = {
+    "cpu": ADAMW_BLOCK_VALUES,
+    "cuda": 1 << 22,
+}  # few temporaries; on a GPU few launches (not measured)
+ROUNDING_VALUES = 4  # fp32 values that rounding holds for each value of a piece: fractions, and codes as int32
 
 Shape = tuple[int, ...]
 
@@ -103,6 +111,42 @@ def fsdp_module_of(name: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "blocks" else "embedding" if parts[0] == "embedding" else ""
 
 
+def is_small_state(state_name: str, shape: Shape) -> bool:
+    """Returns whether a parameter's state of that name is fp32 on the device whatever `optimizer.state` says."""
+    return state_name == "exp_avg_sq_row" or len(shape) < 2 or prod(shape) < SMALL_STATE_VALUES
+
+
+def state_value_bytes(state_name: str, shape: Shape, form: str) -> float:
+    """Returns the bytes on the device of one value of a parameter's state, its share of the scales included.
+
+    form: of `optimizer.state`; on a CPU "host" is "float32".
+    """
+    if form == "float32" or is_small_state(state_name, shape):
+        return 4
+    return 0 if form == "host" else 1 + 4 * -(-shape[-1] // STATE_BLOCK) / shape[-1]
+
+
+def state_piece_values(device: str) -> int:
+    """Returns how many values of state are read, or rounded, at once on a device of that type."""
+    return STATE_PIECE_VALUES.get(device, STATE_PIECE_VALUES["cuda"])
+
+
+def update_temporaries(form: str, of_rule: int, values: int, device: str, moments: int = 1) -> int:
+    """Returns the bytes that an update holds for a while, its state in fp32 included.
+
+    Args:
+        form: of `optimizer.state`.
+        of_rule: bytes that the rule itself takes.
+        values: of one moment that are updated at once.
+        device: its type.
+        moments: the moments of each value.
+    """
+    if form == "float32":
+        return of_rule
+    rounding = 4 * ROUNDING_VALUES * min(values, state_piece_values(device)) * (form == "8bit")
+    return 4 * moments * values + max(of_rule, rounding)
+
+
 def muon_stack_size(shape: Shape, device: str = "cpu") -> int:
     """Returns how many matrices of a shape are orthogonalized at once on a device of that type."""
     return max(1, MUON_STACK_VALUES.get(device, MUON_STACK_VALUES["cpu"]) // prod(shape))
@@ -161,6 +205,21 @@ class Partition:
             return 2 * owned
         columns = self.parameters[bucket.names[0]][1]
         return owned + (owned // columns if self.matrix_optimizer == "normuon" else 0)
+
+    def count_state_bytes(self, form: str, rank: int = 0) -> int:
+        """Returns the bytes of optimizer state that `rank` holds on its device. form: of `optimizer.state`."""
+        total = 0.0
+        for bucket in self.buckets:
+            is_several = bucket.replicated and len(bucket.names) > 1  # the small ones
+            for name in bucket.names if is_several else bucket.names[:1]:
+                shape = self.parameters[name]
+                owned = prod(shape) if is_several else bucket.count_owned_values(rank)
+                if self.is_stacked(bucket):
+                    total += owned * state_value_bytes("momentum_buffer", shape, form)
+                    total += 4 * (owned // shape[1]) * (self.matrix_optimizer == "normuon")
+                else:
+                    total += 2 * owned * state_value_bytes("exp_avg", shape, form)
+        return round(total)
 
     def _peak_of_update(self, rank: int) -> tuple[int, int]:
         """Returns (all, of it workspace) at the update's peak: gradients not yet used, temporaries, one all_gather.

@@ -27,6 +27,8 @@ from fledgling.optim.partition import (
     Partition,
     muon_stack_size,
     partition_parameters,
+    state_piece_values,
+    update_temporaries,
 )
 from fledgling.plan import activations, adapter, zero3
 from fledgling.plan.parameters import count_matrix_parameters, count_parameters
@@ -64,6 +66,7 @@ class TrainingStep:
         recompute: a block keeps only its input for backward, and its activations are computed again.
         teacher: from whose predictions the model learns; None: there is none.
         rounds_weights: the matrices and the head are multiplied as they will be quantized.
+        optimizer_state: its format, of those of `optimizer.state` (`optimizer_state.py`).
     """
 
     rows: int
@@ -85,6 +88,7 @@ class TrainingStep:
     recompute: bool = False
     teacher: PlannedTeacher | None = None
     rounds_weights: bool = False
+    optimizer_state: str = "float32"
 
     @property
     def tokens(self) -> int:
@@ -133,7 +137,7 @@ def memory_by_phase(config: ModelConfig, step: TrainingStep) -> dict[str, dict[s
     )
     base = {
         "parameters": 4 * zero3.resident_values(partition) if sharded_parameters else all_parameters,
-        "optimizer": 4 * partition.estimate_memory(0).optimizer_state,
+        "optimizer": partition.count_state_bytes(step.optimizer_state),
         "buffers": _buffers(config, step),
         "snapshot": _snapshot(config, step),
         **adapter.dequantized_bytes(config, step.adapter, step.value_bytes),
@@ -339,7 +343,9 @@ def _update(partition: Partition, step: TrainingStep) -> dict[str, int]:
     """Returns gradients and temporaries at the optimizer's peak: group by group, in the optimizer's own order."""
     if step.shards_parameters:
         gradients, temporaries, in_transit = zero3.update_peak(partition, step.value_bytes / 4, step.compiled)
-        return {"gradients": 4 * gradients, "temporaries": 4 * temporaries, "communication": 4 * in_transit}
+        piece = state_piece_values(step.device)
+        temporaries = update_temporaries(step.optimizer_state, 4 * temporaries, piece, step.device, moments=2)
+        return {"gradients": 4 * gradients, "temporaries": temporaries, "communication": 4 * in_transit}
     groups: dict[tuple, list] = {}
     for index, bucket in enumerate(partition.buckets):
         stacked = partition.is_stacked(bucket)
@@ -355,9 +361,12 @@ def _update(partition: Partition, step: TrainingStep) -> dict[str, int]:
             stack = min(own, 4 * prod(shape) * muon_stack_size(shape, step.device))
             gram = 2 * w * min(shape) / max(shape)
             temporaries = round(stack * (2 + gram if w == 1 else 2.5))
+            temporaries = update_temporaries(step.optimizer_state, temporaries, stack // 4, step.device)
         else:  # AdamW: temporaries of one block of values of one parameter; none when compiled
             largest = max(prod(partition.parameters[name]) for bucket in buckets for name in bucket.names)
             temporaries = 0 if step.compiled else 4 * ADAMW_TEMPORARIES * min(own // 4, largest, ADAMW_BLOCK_VALUES)
+            piece = min(own // 4, largest, state_piece_values(step.device))
+            temporaries = update_temporaries(step.optimizer_state, temporaries, piece, step.device, moments=2)
         candidates.append((gradients, temporaries, in_transit))
         gradients -= own
         for bucket in buckets:

@@ -16,6 +16,7 @@ from fledgling.plan import communication, cost, flops, hardware, measured_speed,
 from fledgling.plan.derive import derive_known, list_derived
 from fledgling.plan.horizon import recipe_horizon
 from fledgling.plan.inference import plan_inference
+from fledgling.plan.optimizer_state import find_fitting_state
 from fledgling.plan.parameters import (
     count_matrix_parameters,
     count_parameters,
@@ -231,6 +232,7 @@ def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.Dev
     phases = memory.memory_by_phase(config, step)
     peak_phase = max(phases, key=lambda name: phases[name]["total"])
     slack = memory.memory_slack(phases[peak_phase]["total"], step.device)
+    fits = phases[peak_phase]["total"] + slack <= device.memory
     return {
         "estimate": step.compiled or step.device != "cpu",
         "per_rank": phases[peak_phase],
@@ -241,7 +243,9 @@ def _memory(config: ModelConfig, step: memory.TrainingStep, device: hardware.Dev
         "zero_stage": step.zero_stage,
         "slack": slack,
         "device": device.memory,
-        "fits": phases[peak_phase]["total"] + slack <= device.memory,
+        "fits": fits,
+        "optimizer_state": step.optimizer_state,
+        "fits_with_state": None if fits else find_fitting_state(config, step, device.memory),
         "rule_of_thumb": rule_of_thumb_bytes(count_parameters(config)["total"]),
     }
 

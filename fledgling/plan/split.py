@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from fledgling.config import ModelConfig, StageConfig, UserError
 from fledgling.plan.memory import TrainingStep, estimate_peak_memory, fits_memory, memory_slack
+from fledgling.plan.optimizer_state import find_fitting_state
 from fledgling.plan.stage_length import open_batch
 
 MAX_MICRO_BATCH_ROWS = 64  # of an automatically chosen forward/backward
@@ -101,6 +102,8 @@ def explain_memory_shortage(config: ModelConfig, step: TrainingStep, memory: int
     depth = next((L for L in depths if fits_memory(replace(config, depth=L), one_row, memory)), 0)
     advice = [f"a micro-batch of {fitting_rows}"] if fitting_rows else [f"model.context={context}"] if context else []
     advice += [f"model.depth={depth} at this width"] if depth and not fitting_rows else []
+    if form := find_fitting_state(config, step, memory):
+        advice = [f'optimizer.state="{form}"', *advice]
     advice = advice or ["a smaller model.depth and width"]
     zero3_hint = "" if step.shards_parameters else ", more ranks with optimizer.zero_stage=3"
     return (

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from fledgling.config import AdapterConfig, DPOConfig, LoopConfig, ModelConfig, Recipe, RLConfig, StageConfig
 from fledgling.plan import memory
+from fledgling.plan.optimizer_state import resolve_state
 from fledgling.plan.teacher import PlannedTeacher
 
 
@@ -28,6 +29,7 @@ def one_row_step(
         deterministic=None if optimizer.deterministic == "auto" else optimizer.deterministic == "on",
         copies_weights_for_eval=True,
         matrix_optimizer=optimizer.matrix_optimizer,
+        optimizer_state=resolve_state(optimizer.state, device_kind),
     )
 
 

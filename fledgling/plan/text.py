@@ -91,7 +91,8 @@ def _memory_rows(section: dict[str, Any]) -> Rows:
         ),
     ]
     if not section["fits"]:
-        rows.append(("warning", "does not fit: use a smaller depth, context or micro-batch, or more ranks"))
+        form = f'optimizer.state="{section["fits_with_state"]}", ' if section["fits_with_state"] else ""
+        rows.append(("warning", f"does not fit: use {form}a smaller depth, context or micro-batch, or more ranks"))
     return rows
 
 

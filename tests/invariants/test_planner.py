@@ -171,6 +171,13 @@ def test_memory_of_blocks_that_recompute_too(place):
     assert abs(again["error"]) <= MOST, f"{again['predicted']:,} predicted, {again['measured']:,} measured"
 
 
+@pytest.mark.parametrize("place", [0, 15])
+def test_memory_of_state_in_eight_bits_too(place):
+    plain, small = bench.measure_memory((bench.EAGER[place], replace(bench.EAGER[place], state="8bit")))
+    assert small["measured"] < plain["measured"]
+    assert abs(small["error"]) <= MOST, f"{small['predicted']:,} predicted, {small['measured']:,} measured"
+
+
 def test_memory_of_two_ranks_is_within_three_percent(monkeypatch):
     monkeypatch.setattr(bench, "_run_ranks", lambda size, *job: on_ranks(size, bench.main, *job))  # without imports
     shapes = ((256, 512, 2), *((32, 8_192, zero) for zero in (0, 1, 2, 3)))  # each of three moments decides in one

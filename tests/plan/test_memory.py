@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 
 from fledgling.config import UserError
 from fledgling.model.attention import MAX_BLOCKWISE_TRAINING, QUERY_BLOCK
+from fledgling.optim.partition import partition_parameters
 from fledgling.plan import activations, memory, split
 from fledgling.plan.memory import TrainingStep, estimate_peak_memory, memory_by_phase
+from fledgling.plan.optimizer_state import resolve_state
+from fledgling.plan.parameters import parameter_shapes
 
 from .models import config
 
@@ -118,6 +121,24 @@ def test_a_cpu_gets_no_larger_micro_batch_than_makes_it_faster():
     d4 = config(4, 1_024, 256)
     assert split.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cpu")) == 8_192 // 256
     assert split.choose_micro_batch_size(d4, 64, 1 << 40, TrainingStep(1, 256, device="cuda")) == 64
+
+
+def test_state_in_eight_bits_or_in_host_memory_is_counted_and_offered_where_a_row_does_not_fit():
+    step = TrainingStep(1, 2_048, micro_batches=8)
+    small, host = (replace(step, optimizer_state=form) for form in ("8bit", "host"))
+    plain, eight, none = (estimate_peak_memory(config(20), each) for each in (step, small, host))
+    partition = partition_parameters(parameter_shapes(config(20)))
+    values = partition.estimate_memory(0).optimizer_state
+    assert plain["optimizer"] == 4 * values and eight["optimizer"] == pytest.approx(values * (1 + 4 / 256), rel=0.01)
+    assert none["optimizer"] < 0.001 * plain["optimizer"]
+    between = (plain["total"] + eight["total"]) // 2
+    between += memory.memory_slack(between, "cuda")
+    with pytest.raises(UserError, match=r'use optimizer\.state="8bit"'):
+        split.choose_micro_batch_size(config(20), 8, between, step)
+    assert split.choose_micro_batch_size(config(20), 8, between, small) == 1
+    with pytest.raises(UserError, match=r"use (?!optimizer.state)"):
+        split.choose_micro_batch_size(config(20), 8, 2**30, replace(step, device="cpu"))
+    assert resolve_state("host", "cpu") == resolve_state("host", "mps") == "float32"
 
 
 def test_a_step_that_does_not_fit_is_one_line():

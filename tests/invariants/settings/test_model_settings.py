@@ -108,6 +108,7 @@ OPTIMIZER: dict[str, Case] = {
     "equilibrate": (True, {}),
     "normalize_update": (True, {}),
     "zero_stage": (2, {}),
+    "state": ("8bit", {}),
     "deterministic": ("off", {}),
 }
 
