@@ -28,20 +28,29 @@ from fledgling.train.derived_values import add_derived_values, open_unbegun, rea
 Log = Callable[[str], None]
 
 
-def reconcile(recipe: Recipe, stage: str, run_dir: Path, saved: Path | None, parent: Path | None, log: Log) -> Recipe:
+def reconcile(
+    recipe: Recipe,
+    stage: str,
+    run_dir: Path,
+    saved: Path | None,
+    parent: Path | None,
+    log: Log,
+    steps_are_chosen: bool = False,
+) -> Recipe:
     """Returns the recipe that a stage runs with, once it is certain that it may.
 
     Args:
         saved: the checkpoint of this stage that it resumes from; None: it starts.
         parent: the checkpoint that the stage starts, or once started, from; None: from the seed.
         log: receives what changed and what was repaired.
+        steps_are_chosen: whether the run, and no user, has set the stage's steps: no changed setting.
 
     Raises:
         UserError: a refused setting, another parent or another tokenizer.
     """
     source = saved or parent
     require_same_parent(stage, run_dir / stage, saved, parent)
-    recipe = reconcile_settings(recipe, stage, run_dir, source, log)
+    recipe = reconcile_settings(recipe, stage, run_dir, source, log, steps_are_chosen)
     require_tokenizer(run_dir, source, log)
     if source is None:
         require_tokenizer_settings(recipe, run_dir)
@@ -53,7 +62,9 @@ def list_done_stages(run_dir: Path) -> list[str]:
     return [stage for stage in STAGES if (run_dir / stage / "done.json").is_file()]
 
 
-def reconcile_settings(recipe: Recipe, stage: str, run_dir: Path, source: Path | None, log: Log) -> Recipe:
+def reconcile_settings(
+    recipe: Recipe, stage: str, run_dir: Path, source: Path | None, log: Log, steps_are_chosen: bool = False
+) -> Recipe:
     """Returns the recipe that `stage` runs with when it starts from the checkpoint `source`.
 
     Fields that are ignored, and open ones that a rule had filled, keep the checkpoint's values; those that a rule has
@@ -71,8 +82,11 @@ def reconcile_settings(recipe: Recipe, stage: str, run_dir: Path, source: Path |
     done = [name for name in list_done_stages(run_dir) if name != stage]  # one that starts anew is done no more
     changed = _compare(add_derived_values(saved, recipe, values), recipe, stage, done, goes_on, state)
     _require_allowed(changed, stage, source, run_dir)
-    if changed:
-        log(f"{stage}: settings differ from those of {source}\n" + "\n".join(format_changes(changed)))
+    chosen = {f"{stage}.steps", f"{stage}.warmup_steps"} if steps_are_chosen else set()
+    if shown := [change for change in changed if change.name not in chosen]:
+        log(f"{stage}: settings differ from those of {source}\n" + "\n".join(format_changes(shown)))
+    for change in (change for change in changed if change not in shown and change.name.endswith(".steps")):
+        log(f"{stage}: {change.wanted} steps instead of the planned {change.saved}, for the time that is left")
     return keep_ignored(saved, recipe, changed)
 
 

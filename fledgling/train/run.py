@@ -132,7 +132,7 @@ def run_stage(
         recipe, parent = recipe_from_checkpoint(recipe, init, notices.append), parent or init
         with world.main_process_first():
             recipe = recipe_with_adapter(recipe, run_dir, parent)
-            given = reconcile(recipe, name, run_dir, saved, parent, notices.append)
+            given = reconcile(recipe, name, run_dir, saved, parent, notices.append, choose_steps is not None)
             recipe = derive_recipe(given)
             notices += describe_dependents(run_dir, name) + describe_derived(name, given, recipe)
         begun = locks.enter_context(restore_unless_begun(run_dir, name, world.is_main))

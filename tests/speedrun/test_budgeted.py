@@ -123,6 +123,9 @@ def test_a_machine_that_slows_down_makes_fewer_steps_and_ends_in_time(recipe, cl
     assert all(made[name] < 0.7 * wanted[name] for name in made), (made, wanted)
     assert json.loads((Path(recipe.run.out) / "spent.json").read_text())["seconds"] <= 1.04 * BUDGET.seconds
     assert all(read_steps(recipe, name)[-1]["lr_multiplier"] < 0.5 for name in made), "the schedule's end is made"
+    notices = [line["text"] for line in read_jsonl(Path(recipe.run.out) / "sft" / "notices.jsonl")]
+    assert any("steps instead of the planned" in text and text.startswith("sft: ") for text in notices)
+    assert not any("settings differ" in text for text in notices), "no user has changed them"
 
 
 def test_a_run_that_began_without_a_budget_gets_none(recipe, clock):
