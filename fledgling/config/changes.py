@@ -63,6 +63,7 @@ OPEN_MODEL_FIELDS = (
 )
 OPTIONAL_MODEL_FIELDS = (
     *("residual_scalars", "value_gates", "head_gates", "exclusive_attention", "skip_scalars", "back_out", "smear"),
+    "logit_shift",
 )
 INIT = Rule("ignored", "the run has begun from its initial weights")
 TOP_RULES = {
@@ -123,6 +124,7 @@ TABLE_RULES: dict[str, dict[str, Rule]] = {
         "newton_schulz_steps": EFFECT,
         "equilibrate": EFFECT,
         "normalize_update": EFFECT,
+        "tied_updates": Rule("refused", "embedding and head were one matrix for so many updates", "takes effect"),
         "zero_stage": PLACE,
         "state": EFFECT,
         "deterministic": PLACE,
@@ -181,6 +183,8 @@ SUPERVISED_RULES = {
     "examples_per_step": ORDER,
     "batch_warmup_steps": ORDER,
     "context_warmup_steps": ORDER,
+    "further_targets": EFFECT,
+    "further_target_steps": EFFECT,
     "mixture_unit": ORDER,
     "train_on": EFFECT,
     "quantization_aware": EFFECT,

@@ -33,7 +33,7 @@ ROPE_TYPES = ("default", "linear", "ntk", "yarn", "llama3")
 GATE_WIDTH = 32  # values of the normalized input that a gate reads
 OPTIONAL_FEATURES = (
     *("flash_norm", "value_embeddings", "window_pattern", "residual_scalars", "skip_scalars", "back_out", "smear"),
-    *("head_gates", "exclusive_attention"),
+    *("head_gates", "exclusive_attention", "logit_shift"),
 )
 LEGACY_FIELDS = {
     "hidden": "intermediate_size",
@@ -154,6 +154,7 @@ class ModelConfig:
     skip_scalars: bool = optional()  # blocks of the second half also read outputs of the first, times learned scalars
     back_out: bool = optional()  # the last norm reads the stream less a learned share of its state in the middle
     smear: bool = optional()  # the first block reads the embedded token and a gated share of the one before
+    logit_shift: float = number(0.0, -1000.0, 1000.0)  # softcap * tanh((logits + logit_shift) / softcap)
 
     def __post_init__(self) -> None:
         if self.vocab_size is not None:
@@ -220,6 +221,12 @@ class ModelConfig:
             raise UserError(f"model.rope_direction is {self.rope_direction}; expected 1 or -1")
         if not self.logit_softcap >= 0:
             raise UserError(f"model.logit_softcap is {self.logit_softcap}; expected a positive number, or 0 for none")
+        if not abs(self.logit_shift) <= 1000:
+            raise UserError(f"model.logit_shift is {self.logit_shift}; expected a number from -1000 to 1000")
+        if self.logit_shift and not self.logit_softcap:
+            raise UserError(
+                "model.logit_shift needs model.logit_softcap, such as 11.5: without a cap it changes nothing"
+            )
         if set(self.rope_pattern) - set("RN"):
             raise UserError(f'model.rope_pattern is "{self.rope_pattern}"; expected letters R and N, such as RRRN')
         if self.flash_norm and self.norm_placement == "post":

@@ -49,6 +49,7 @@ class OptimizerConfig:
     newton_schulz_steps: int = count(5)
     equilibrate: bool = False  # MuonEq: rows of a matrix's momentum are equally long before the iteration
     normalize_update: bool = False  # Muon+: columns, then rows, of a matrix's update are equally long
+    tied_updates: int = count(0, 0)  # first updates of pretraining in which embedding and head are one matrix
     zero_stage: int | None = field(default=None, metadata={"low": 0, "high": 3})  # ZeRO; None: 1 with several ranks
     state: str = choice("float32", "8bit", "host")  # of moments between steps; host: in its memory, next to a GPU
     deterministic: str = choice("auto", "on", "off")  # the same bits on 1, 2, 4, 8 ranks; auto: on a CPU
@@ -84,6 +85,8 @@ class StageConfig(LoopConfig):
     examples_per_step: int | None = count(None)  # where batch_tokens is open; None: sft 32, others by the depth
     batch_warmup_steps: int = count(0, 0)  # steps that read a quarter, then half, of the rows
     context_warmup_steps: int = count(0, 0)  # steps whose rows are cut into four, then two, pieces of their own
+    further_targets: int = count(0, 0, 8)  # tokens behind the next one that a position predicts too
+    further_target_steps: int = count(0, 0)  # steps over which their weights fall to 0; 0: they stay
     mixture_unit: str = choice("tokens", "examples")  # what the weights of the mixture are shares of
     train_on: Literal["all", "assistant"] = choice("all", "assistant")  # the tokens that are targets
     quantization_aware: str = choice("none", "int8", "int4")  # in training, so that the quantized model is better

@@ -24,6 +24,7 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.data.further_targets import NO_FURTHER_TARGETS, FurtherTargets
 from fledgling.data.growth import Growth
 from fledgling.data.mixture import SourceOrder
 from fledgling.data.packing import (
@@ -235,6 +236,7 @@ class BatchBuilder:
     world_size: int
     starts: tuple[int, ...]  # the first row of each source
     growth: Growth
+    further: FurtherTargets
 
     def build_batches(self, step: int) -> list[Batch]:
         """Returns micro-batches rank, rank + world_size, ... of the step's ceil(R / micro_batch_size)."""
@@ -243,7 +245,9 @@ class BatchBuilder:
         rows = [(source, self.starts[source] + index) for source, index in located]
         starts = range(0, count, self.micro_batch_size)
         return [
-            self.growth.cut(self._build_batch(rows[start : start + self.micro_batch_size]), step)
+            self.further.add(
+                self.growth.cut(self._build_batch(rows[start : start + self.micro_batch_size]), step), step
+            )
             for start in starts[self.rank :: self.world_size]
         ]
 
@@ -274,6 +278,7 @@ class MixtureStream:
         prefetch: whether a thread builds the next steps during this one.
         starts: the first row of each source; None for 0.
         batch_warmup_steps, context_warmup_steps: of `Growth`.
+        further: the tokens behind the next one that positions predict too.
     """
 
     def __init__(
@@ -290,6 +295,7 @@ class MixtureStream:
         starts: Sequence[int] | None = None,
         batch_warmup_steps: int = 0,
         context_warmup_steps: int = 0,
+        further: FurtherTargets = NO_FURTHER_TARGETS,
     ) -> None:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         assert micro_batch_size >= 1, f"micro-batches of {micro_batch_size} rows"
@@ -309,6 +315,7 @@ class MixtureStream:
             world_size,
             starts=tuple(first for *_, first in used),
             growth=Growth(rows_per_step, batch_warmup_steps, context_warmup_steps),
+            further=further,
         )
         self._prefetch = prefetch
         self._prefetcher: Prefetcher | None = None

@@ -38,7 +38,7 @@ STYLESHEET = '<link rel="stylesheet" href="page.css">'
 API_KEY = '<label class="wide">API key'  # which no server requires here
 FEATURES = {  # optional ones that network.js computes
     *("flash_norm", "value_embeddings", "window_pattern", "residual_scalars", "skip_scalars", "back_out", "smear"),
-    *("head_gates", "exclusive_attention"),
+    *("head_gates", "exclusive_attention", "logit_shift"),
 }
 MERGES = "tokenizer.merges"  # tensor of the page's file
 

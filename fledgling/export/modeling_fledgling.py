@@ -23,7 +23,7 @@ GATE_WIDTH = 32
 PARTS = {
     **dict.fromkeys(("value_gates", "residual_scalars", "skip_scalars", "back_out", "smear", "head_gates"), False),
     **{"exclusive_attention": False, "window_last_layer": False, "qk_norm": True, "embedding_norm": True},
-    **{"value_embeddings": 0, "window_pattern": "", "window_size": 0},
+    **{"value_embeddings": 0, "window_pattern": "", "window_size": 0, "logit_shift": 0.0},
 }
 
 
@@ -324,8 +324,8 @@ class FledglingForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values = DynamicCache()
         hidden = self.model(input_ids, attention_mask, past_key_values)
         logits = self.lm_head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden).float()
-        cap = self.config.final_logit_softcapping
-        logits = cap * torch.tanh(logits / cap) if cap else logits
+        cap, shift = self.config.final_logit_softcapping, self.config.logit_shift
+        logits = cap * torch.tanh((logits + shift) / cap) if cap else logits
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)

@@ -35,7 +35,7 @@ SIZES = {  # our name: key of config.json
 PARTS: dict[str, type] = {  # under our names
     **dict.fromkeys(("value_gates", "residual_scalars", "skip_scalars", "back_out", "smear", "head_gates"), bool),
     **dict.fromkeys(("exclusive_attention", "window_last_layer", "qk_norm", "embedding_norm"), bool),
-    **{"value_embeddings": int, "window_pattern": str, "window_size": int},
+    **{"value_embeddings": int, "window_pattern": str, "window_size": int, "logit_shift": float},
 }
 ACTIVATIONS = {"relu2": "relu2", "gelu": "gelu_new", "swiglu": "silu"}
 FREE = {*PARTS, "activation", "tie_embeddings", "logit_softcap", "norm_eps"}  # the others must be the family's

@@ -64,7 +64,7 @@ def supports_decoding_step(model: Transformer) -> bool:
     """Whether native code can run this model's blocks on their weights in place."""
     config = model.config
     widths = (config.width, config.head_width, config.intermediate_size)
-    if set(config.enabled_features) - {"flash_norm"}:  # which computes the same function
+    if set(config.enabled_features) - {"flash_norm", "logit_shift"}:  # outside the blocks, or the same function
         return False
     if any(width % 32 for width in widths) or config.head_width > MAX_HEAD_WIDTH or native.load_library() is None:
         return False

@@ -9,10 +9,16 @@ gradient of log S with respect to z. S divides whole rows, so it is applied to t
 rescaled. This takes three matrix products a chunk and no recomputation (6 V C FLOPs a token) where the weight of every
 token is known beforehand (`cross_entropy_sum`); a fourth product where it is not (`target_logprobs`).
 
+A token may have K targets with a weight each (`further_targets.py`). Their gradients add up to the same G times the sum
+of the weights, less a term for each target, so that they share the three products.
+
+With a shift s the cap is cap tanh((z + s) / cap): s is added to z, and nothing else changes.
+
 Without a cap (logit_softcap 0) a chunk still holds whole rows of logits, so each row's maximum is known:
 e = exp(z - max), G = e, and everything else is the same, as exact and with no more memory.
 
-N tokens, n tokens of a chunk, C width, V vocabulary. Sums are fp32; products run in the dtype of hidden_states.
+N tokens, n tokens of a chunk, K targets of a token, C width, V vocabulary. Sums are fp32; products run in the dtype of
+hidden_states.
 """
 
 from __future__ import annotations
@@ -111,34 +117,46 @@ def compile_logprob_kernels() -> None:
 
 
 def _chunk_logprobs(
-    hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float
+    hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float, shift: float, shares: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes one chunk: log-probabilities (n,), sums S (n,), and G (n, V) less the target's term.
+    """Computes one chunk: log-probabilities (n, K), sums S (n, 1), and G (n, V) less the targets' terms.
 
-    d log p(target) / dz = (1 - t_y^2) [v = y] - G / S, so G - S (1 - t_y^2) [v = y] is -S times that derivative (t_y is
-    0 without a cap).
+    d log p(y) / dz = (1 - t_y^2) [v = y] - G / S, so G - S (1 - t_y^2) [v = y] is -S times that derivative (t_y is 0
+    without a cap). Of K targets whose shares add up to 1 it is the mean: each term is multiplied by its share.
+
+    Args:
+        targets: (n, K).
+        shares: (n, K); None: of a single target, 1.
     """
-    z = hidden_states @ weight.T  # (n, V)
-    y = targets.clamp(min=0)[:, None]
+    z = hidden_states @ weight.T if shift == 0 else torch.addmm(z_shift(hidden_states, shift), hidden_states, weight.T)
+    y = targets.clamp(min=0)
     rows = torch.arange(len(y), device=y.device)  # index_put, because scatter_ on CPU makes an fp32 copy of all of g
-    if cap == 0 and z.dtype != torch.float16:
-        maxima, sums, g = _kernels["shifted_exp"](z)
-        shifted = z.gather(1, y).float() - maxima  # (n, 1)
-        g[rows, y[:, 0]] = (torch.exp(shifted[:, 0]) - sums).to(g.dtype)
-        return shifted[:, 0] - sums.log(), sums, g
+    logits = z.gather(1, y).float()  # (n, K)
+    slopes = None
+    if cap:
+        t = torch.tanh(logits / cap)
+        logits, slopes = cap * t, 1 - t * t
     if z.dtype == torch.float16:
-        shifts, sums, g = _kernels["scaled_softmax"](z, cap)
-        target = z.gather(1, y).float()  # (n, 1)
-        slope = 1 - torch.tanh(target / cap).square() if cap else torch.ones_like(target)
-        shifted = (cap * torch.tanh(target / cap) if cap else target) - shifts
-        g[rows, y[:, 0]] = ((torch.exp(shifted[:, 0]) - sums) * slope[:, 0]).to(g.dtype)
-        return shifted[:, 0] - sums.log(), sums, g
-    t = torch.tanh(z.gather(1, y).float() / cap)  # (n, 1)
-    sums, g = _kernels["softcap_exp"](z, cap)
-    logprobs = cap * t[:, 0] - sums.log()
-    slope = 1 - t * t
-    g[rows, y[:, 0]] = ((torch.exp(cap * t[:, 0]) - sums) * slope[:, 0]).to(g.dtype)
-    return logprobs, sums, g
+        maxima, sums, g = _kernels["scaled_softmax"](z, cap)
+        logits = logits - maxima
+    elif cap == 0:
+        maxima, sums, g = _kernels["shifted_exp"](z)
+        logits = logits - maxima
+    else:
+        sums, g = _kernels["softcap_exp"](z, cap)
+    sums = sums[:, None]
+    terms = sums if shares is None else sums * shares  # (n, 1), (n, K)
+    first = torch.exp(logits[:, :1]) - terms[:, :1]
+    g[rows, y[:, 0]] = (first if slopes is None else first * slopes[:, :1])[:, 0].to(g.dtype)
+    for k in range(1, y.shape[1]):  # one after the other, because they may be the same token
+        term = terms[:, k] if slopes is None else terms[:, k] * slopes[:, k]
+        g[rows, y[:, k]] -= term.to(g.dtype)
+    return logits - sums.log(), sums, g
+
+
+def z_shift(hidden_states: Tensor, shift: float) -> Tensor:
+    """Returns the shift of all logits as a bias (1,), which a matrix product adds without another pass."""
+    return torch.full((1,), shift, dtype=hidden_states.dtype, device=hidden_states.device)
 
 
 def _chunk_slices(hidden_states: Tensor, vocab_size: int) -> Iterator[slice]:
@@ -166,7 +184,9 @@ def _backward_chunk(
 
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+    def forward(
+        ctx, hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float, shift: float, weights: Tensor | None
+    ) -> Tensor:
         cast = weight.to(hidden_states.dtype)
         needs_grad = hidden_states.requires_grad or weight.requires_grad
         device = hidden_states.device
@@ -175,12 +195,16 @@ class _CrossEntropySum(torch.autograd.Function):
         weight_grad = torch.zeros(shape, dtype=torch.float32, device=weight.device)
         total = torch.zeros((), dtype=torch.float32, device=device)
         for part in _chunk_slices(hidden_states, len(weight)):
-            mask = (targets[part] != IGNORE_INDEX).float()
-            logprobs, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], cap)
+            mask = (targets[part] != IGNORE_INDEX).float()  # (n, K)
+            shares, coefficients = None, mask
+            if weights is not None:
+                mask = mask * weights[part]
+                coefficients = mask.sum(-1, keepdim=True)
+                shares = mask / coefficients.clamp(min=torch.finfo(torch.float32).tiny)
+            logprobs, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], cap, shift, shares)
             total -= (logprobs * mask).sum()
             if needs_grad:
-                scale = (mask / sums)[:, None]
-                _backward_chunk(hidden_states[part], cast, g, scale, hidden_grad[part], weight_grad)
+                _backward_chunk(hidden_states[part], cast, g, coefficients / sums, hidden_grad[part], weight_grad)
             del g  # before the next chunk's logits are made
         if needs_grad:
             ctx.save_for_backward(hidden_grad.to(hidden_states.dtype), weight_grad)
@@ -190,18 +214,18 @@ class _CrossEntropySum(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         hidden_grad, weight_grad = ctx.saved_tensors
         head_grad = weight_grad.mul_(grad) if ctx.needs_input_grad[1] else None
-        return hidden_grad * grad.to(hidden_grad.dtype), head_grad, None, None
+        return hidden_grad * grad.to(hidden_grad.dtype), head_grad, None, None, None, None
 
 
 class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Tensor:
+    def forward(ctx, hidden_states: Tensor, weight: Tensor, targets: Tensor, cap: float, shift: float) -> Tensor:
         cast = weight.to(hidden_states.dtype)
         parts = []
         for part in _chunk_slices(hidden_states, len(weight)):
-            logprobs = _chunk_logprobs(hidden_states[part], cast, targets[part], cap)[0]
+            logprobs = _chunk_logprobs(hidden_states[part], cast, targets[part, None], cap, shift)[0][:, 0]
             parts.append(torch.where(targets[part] != IGNORE_INDEX, logprobs, 0.0))
-        ctx.cap = cap
+        ctx.cap, ctx.shift = cap, shift
         ctx.save_for_backward(hidden_states, weight, targets)
         return torch.cat(parts)
 
@@ -213,16 +237,23 @@ class _TargetLogprobs(torch.autograd.Function):
         shape = weight.shape if ctx.needs_input_grad[1] else 0
         weight_grad = torch.zeros(shape, dtype=torch.float32, device=weight.device)
         for part in _chunk_slices(hidden_states, len(weight)):
-            _, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part], ctx.cap)
+            _, sums, g = _chunk_logprobs(hidden_states[part], cast, targets[part, None], ctx.cap, ctx.shift)
             coefficients = torch.where(targets[part] != IGNORE_INDEX, grad[part], 0.0)
-            scale = (-coefficients / sums)[:, None]
+            scale = -coefficients[:, None] / sums
             _backward_chunk(hidden_states[part], cast, g, scale, hidden_grad[part], weight_grad)
             del g
         head_grad = weight_grad if ctx.needs_input_grad[1] else None
-        return hidden_grad.to(hidden_states.dtype), head_grad, None, None
+        return hidden_grad.to(hidden_states.dtype), head_grad, None, None, None
 
 
-def cross_entropy_sum(hidden_states: Tensor, head_weight: Tensor, targets: Tensor, logit_softcap: float) -> Tensor:
+def cross_entropy_sum(
+    hidden_states: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    logit_softcap: float,
+    logit_shift: float,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Returns the sum over targets of -log p(target) in nats; targets equal to IGNORE_INDEX count as 0.
 
     Gradients are computed in the forward pass.
@@ -230,22 +261,29 @@ def cross_entropy_sum(hidden_states: Tensor, head_weight: Tensor, targets: Tenso
     Args:
         hidden_states: (..., C), in the dtype of the products.
         head_weight: (V, C), fp32.
-        targets: (...), int64.
+        targets: (...), or with weights (..., K), int64.
         logit_softcap: the cap of the logits, above 0; or 0 for none.
+        logit_shift: added to the logits before the cap, 0 for none.
+        weights: (..., K), at least 0, of each target; None: a target for each hidden state, of weight 1.
 
     Returns:
         A scalar, fp32.
     """
-    return _CrossEntropySum.apply(hidden_states.flatten(0, -2), head_weight, targets.flatten(), logit_softcap)
+    K = 1 if weights is None else weights.shape[-1]
+    flat_weights = None if weights is None else weights.reshape(-1, K)
+    flat = hidden_states.flatten(0, -2), head_weight, targets.reshape(-1, K)
+    return _CrossEntropySum.apply(*flat, logit_softcap, logit_shift, flat_weights)
 
 
-def target_logprobs(hidden_states: Tensor, head_weight: Tensor, targets: Tensor, logit_softcap: float) -> Tensor:
+def target_logprobs(
+    hidden_states: Tensor, head_weight: Tensor, targets: Tensor, logit_softcap: float, logit_shift: float
+) -> Tensor:
     """Returns log p(target) in nats, shaped like targets (...), 0 at IGNORE_INDEX.
 
     The arguments are those of `cross_entropy_sum`. Differentiable with any weight for each token.
     """
-    flat = _TargetLogprobs.apply(hidden_states.flatten(0, -2), head_weight, targets.flatten(), logit_softcap)
-    return flat.view(targets.shape)
+    flat = hidden_states.flatten(0, -2), head_weight, targets.flatten()
+    return _TargetLogprobs.apply(*flat, logit_softcap, logit_shift).view(targets.shape)
 
 
 def iterate_logits(

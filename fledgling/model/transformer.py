@@ -205,9 +205,9 @@ class Transformer(nn.Module):
         return self.apply_softcap(apply_linear(hidden_states, self.head).float())
 
     def apply_softcap(self, logits: Tensor) -> Tensor:
-        """Returns cap * tanh(logits / cap), or logits where the model has no cap."""
-        cap = self.config.logit_softcap
-        return cap * torch.tanh(logits / cap) if cap else logits
+        """Returns cap * tanh((logits + shift) / cap), or logits where the model has no cap."""
+        cap, shift = self.config.logit_softcap, self.config.logit_shift
+        return cap * torch.tanh((logits + shift if shift else logits) / cap) if cap else logits
 
     def count_parameters(self) -> int:
         """Returns the number of trained values; d20 with 65,536 entries has 560,988,160."""

@@ -45,6 +45,7 @@ from fledgling.optim.roles import assign_rules
 from fledgling.optim.rules import adamw_, muon_, muon_direction_
 from fledgling.optim.sharded import ParameterShards, ShardedGradientReducer, shard_parameters
 from fledgling.optim.state import State, make_group_state
+from fledgling.optim.tied import choose_lr, tie_gradients
 from fledgling.runtime.world import PendingCollective, World
 
 STATE_NAMES = {  # by rule
@@ -217,6 +218,7 @@ class Optimizer:
             step: 0-d, the number of this update, from 1.
             applies: 0-d bool; where it is False nothing changes (`rules.py`).
         """
+        tie_gradients(gradients, step, self.config.tied_updates)
         in_flight: deque[tuple[Bucket, PendingCollective]] = deque()
         for group in self.groups:
             if self.rules[group.role].name in STACKED_RULES:
@@ -242,13 +244,14 @@ class Optimizer:
         config = self.config
         states = [self.state[f"{name}.{state_name}"] for state_name in STATE_NAMES["adamw"]]
         decay = (config.weight_decay or 0.0, config.cautious_weight_decay) if role == "matrix" else (0.0, False)
+        lr = choose_lr(name, role, self._lr, step, config.tied_updates)
         for rows in states[0].pieces():
             stored = [state[rows] for state in states]
             moments = [state.read() for state in stored]
             piece = (self.owned_parameters[name][rows], gradient[rows], *moments)
             blocks = zip(*(tensor.view(-1).split(ADAMW_BLOCK_VALUES) for tensor in piece), strict=True)
             for tensors in [piece] if self.compiled else blocks:
-                self._adamw(*tensors, step, self._lr(role), config.adam_betas, config.adam_eps, *decay, applies=applies)
+                self._adamw(*tensors, step, lr, config.adam_betas, config.adam_eps, *decay, applies=applies)
             for state, moment in zip(stored, moments, strict=True):
                 state.write(moment)
 

@@ -49,6 +49,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "exclusive-attention": ("model.exclusive_attention=true",),
     "no-softcap": ("model.logit_softcap=0",),
     "softcap-30": ("model.logit_softcap=30",),
+    "shifted-softcap": ("model.logit_softcap=11.5", "model.logit_shift=3.83"),
     "grouped": ("model.kv_heads=1",),
     "polar-express": ("optimizer.newton_schulz=polar_express",),
     "normuon": ("optimizer.matrix_optimizer=normuon",),
@@ -56,6 +57,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "muon-plus": ("optimizer.normalize_update=true",),
     "batch-growth": ("pretrain.batch_warmup_steps=200",),
     "context-growth": ("pretrain.context_warmup_steps=200",),
+    "further-targets": ("pretrain.further_targets=2", "pretrain.further_target_steps=200"),
+    "tied-then-untied": ("optimizer.tied_updates=200",),
     "decay": ("optimizer.weight_decay=0.1",),
     "cautious-decay": ("optimizer.weight_decay=0.1", "optimizer.cautious_weight_decay=true"),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from fledgling.config import ModelConfig, Recipe, UserError
 from fledgling.files import resolve_data_root
 from fledgling.infer.engine import Engine
+from fledgling.model.tied_start import tie_initial_weights
 from fledgling.model.transformer import Transformer
 from fledgling.optim.sharded import load_parameters
 from fledgling.plan.teacher import plan_teacher
@@ -58,6 +59,8 @@ def build_context(
     start = find_stage_weights(recipe, name, Path(recipe.run.out), saved, parent)
     config = ModelConfig.from_dict(start.state["model"]) if start else recipe.model.resolve(tokenizer.vocab_size)
     model = build_stage_model(recipe, config, start, setup, world)
+    if start is None and name == "pretrain" and recipe.optimizer.tied_updates:
+        tie_initial_weights(model)
     if setup.compiled and model.blocks[0]._compiled_call_impl is None:
         recorder.log_notice(f"{name}: blocks with this adapter are not compiled here (docs/adapters.md)")
     if trains_value_head(recipe, name):

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fledgling.config import RLConfig
 from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.data.further_targets import stack_targets
 from fledgling.model.head_chunk import head_chunk_tokens
 from fledgling.model.logprob import cross_entropy_sum, target_logprobs
 from fledgling.model.transformer import Transformer
@@ -148,18 +149,25 @@ CLIPPED_WEIGHTS = Surrogate(cispo_loss)
 
 
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
-    """Returns the sum of -log p(target), in nats: the loss of pretraining, midtraining and supervised fine-tuning."""
+    """Returns the sum of -log p(target), in nats: the loss of pretraining, midtraining and supervised fine-tuning.
+
+    Where the batch has target weights, it is the weighted sum over the targets that a position has then.
+    """
     hidden = model(batch.tokens, batch.document_ids)  # (B, T, C)
-    return cross_entropy_sum(hidden, model.head.trained_weight(), batch.targets, model.config.logit_softcap)
+    weights = batch.target_weights
+    targets = batch.targets if weights is None else stack_targets(batch.targets, weights)
+    cap = model.config.logit_softcap, model.config.logit_shift
+    return cross_entropy_sum(hidden, model.head.trained_weight(), targets, *cap, weights)
 
 
 def logprobs_from_hidden(model: Transformer, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Returns log p(target) (B, T) under softmax(logits / temperature), 0 at IGNORE_INDEX.
 
-    hidden: (B, T, C). logits / t = (cap / t) tanh((hidden / t) W / (cap / t)): hidden and cap are divided instead.
+    hidden: (B, T, C). logits / t = (cap / t) tanh(((hidden / t) W + shift / t) / (cap / t)): hidden, cap and shift are
+    divided instead.
     """
-    cap = model.config.logit_softcap / temperature
-    return target_logprobs(hidden / temperature, model.head.trained_weight(), targets, cap)
+    cap, shift = model.config.logit_softcap / temperature, model.config.logit_shift / temperature
+    return target_logprobs(hidden / temperature, model.head.trained_weight(), targets, cap, shift)
 
 
 def sum_by_chunk(chunk_sum: Callable[..., Tensor], chunk_rows: int, mask: Tensor, *values: Tensor) -> Tensor:

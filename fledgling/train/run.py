@@ -208,7 +208,8 @@ def train_stage(
     history = extend_history(saved.state if saved else None, recipe, read_files)
     context = replace(context, history=tuple(history))
     learning_rate = recipe.stage_config(name).learning_rate or 1.0  # derived, if it was open
-    optimizer = Optimizer(context.model, recipe.optimizer, world, learning_rate, setup.compiled, setup.dtype)
+    table = recipe.optimizer if name == "pretrain" else replace(recipe.optimizer, tied_updates=0)
+    optimizer = Optimizer(context.model, table, world, learning_rate, setup.compiled, setup.dtype)
     start_step, health, totals = 0, Health(), Totals()
     horizon = Horizon(stage.steps, stage.recorded_changes, is_recorded=bool(stage.recorded_changes))
     torch.manual_seed(recipe.seed)

@@ -14,6 +14,8 @@ def require_valid_settings(recipe: Recipe, name: str) -> None:
     """
     require_weights_to_round(recipe, name)
     require_whole_weights(recipe, name)
+    require_two_matrices(recipe, name)
+    require_further_targets(recipe, name)
     if not (Path(recipe.run.out) / name / "metrics.jsonl").is_file():
         require_effect(recipe)
 
@@ -35,6 +37,37 @@ def require_whole_weights(recipe: Recipe, name: str) -> None:
             f"optimizer.zero_stage=3 shards what is trained, and {name} trains an adapter of whole, frozen weights: "
             "set optimizer.zero_stage to 2"
         )
+
+
+def require_two_matrices(recipe: Recipe, name: str) -> None:
+    """Raises UserError for a pretraining that unties embedding and head, and has not the two from the seed."""
+    updates = recipe.optimizer.tied_updates
+    if not updates or name != "pretrain":
+        return
+    if recipe.resolve_model().tie_embeddings:
+        raise UserError(
+            f"optimizer.tied_updates={updates} unties embedding and head, and model.tie_embeddings keeps them one "
+            "matrix: leave one out"
+        )
+    if recipe.run.init_from is not None:
+        raise UserError(
+            f"optimizer.tied_updates={updates} begins with one matrix, and run.init_from gives the weights of both: "
+            "leave one out"
+        )
+
+
+def require_further_targets(recipe: Recipe, name: str) -> None:
+    """Raises UserError for settings of further targets that have no effect in a stage."""
+    table = recipe.stage_config(name)
+    if not isinstance(table, StageConfig):
+        return
+    if table.further_targets and recipe.has_teacher(name):
+        raise UserError(
+            f"{name}.further_targets={table.further_targets}: a stage with a teacher predicts the next token alone; "
+            "leave further_targets out, or the stage out of distill.stages"
+        )
+    if table.further_target_steps and not table.further_targets:
+        raise UserError(f"{name}.further_target_steps={table.further_target_steps} needs further_targets, such as 2")
 
 
 def require_effect(recipe: Recipe) -> None:

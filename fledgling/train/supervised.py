@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from fledgling.config import StageConfig, UserError
+from fledgling.data.further_targets import FurtherTargets
 from fledgling.data.stream import MixtureStream
 from fledgling.kernels.rounded_training import round_in_training
 from fledgling.plan.horizon import compute_horizon
@@ -64,6 +65,7 @@ def build_supervised_stage(name: str, context: StageContext) -> Stage:
         starts=positions.find_starts([source for source, _ in stage_rows.sources]),
         batch_warmup_steps=config.batch_warmup_steps,
         context_warmup_steps=config.context_warmup_steps,
+        further=FurtherTargets(config.further_targets, config.further_target_steps),
     )
     for line in positions.describe(name, stream, stage_rows.steps):
         log(line)

@@ -44,7 +44,13 @@ def test_optional_features_are_off_by_default():
 
 
 @pytest.mark.parametrize(
-    ("fields", "word"), [({"window_pattern": "SXL"}, "SXL"), ({"value_embeddings": -1}, "value_embeddings")]
+    ("fields", "word"),
+    [
+        ({"window_pattern": "SXL"}, "SXL"),
+        ({"value_embeddings": -1}, "value_embeddings"),
+        ({"logit_shift": 2.0, "logit_softcap": 0.0}, "model.logit_shift needs model.logit_softcap"),
+        ({"logit_shift": float("inf")}, "logit_shift is inf"),
+    ],
 )
 def test_features_with_impossible_values_are_rejected(fields, word):
     with pytest.raises(UserError, match=word):

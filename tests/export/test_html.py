@@ -92,7 +92,7 @@ VARIANTS = [  # of the default family, as recipes can switch on, and of the othe
     (
         "fledgling",
         {"head_gates": True, "exclusive_attention": True, "skip_scalars": True, "back_out": True, "smear": True}
-        | {"depth": 5, "kv_heads": 2},
+        | {"depth": 5, "kv_heads": 2, "logit_shift": 4.0},
     ),
     ("gpt2", {}),
     ("llama", {"kv_heads": 2, "intermediate_size": 192}),

@@ -14,7 +14,15 @@ from fledgling.model.transformer import Transformer
 
 STREAM = {"depth": 6, "residual_scalars": True, "skip_scalars": True, "back_out": True, "smear": True}
 HEADS = {"value_embeddings": 2, "value_gates": True, "head_gates": True, "exclusive_attention": True}
-EVERYTHING = {**STREAM, **HEADS, "window_pattern": "SL", "window_size": 7, "flash_norm": True, "kv_heads": 2}
+EVERYTHING = {
+    **STREAM,
+    **HEADS,
+    "logit_shift": 4.0,
+    "window_pattern": "SL",
+    "window_size": 7,
+    "flash_norm": True,
+    "kv_heads": 2,
+}
 
 
 def export(model: Transformer, tokenizer, folder):
@@ -78,6 +86,8 @@ def test_a_plain_model_keeps_the_class_of_transformers(make, tokenizer, tmp_path
         ("window_pattern", "SLSLSLSLS", "window_pattern"),
         ("window_pattern", "SX", "SX"),
         ("value_embeddings", True, "value_embeddings"),
+        ("logit_shift", 2, "logit_shift"),
+        ("logit_shift", float("nan"), "logit_shift"),
         ("hidden_size", 1 << 30, "hidden_size"),
         ("hidden_act", "tanh", "hidden_act"),
         ("num_hidden_layers", None, "num_hidden_layers"),

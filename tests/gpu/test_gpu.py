@@ -60,7 +60,7 @@ def test_chunked_loss_and_gradients_are_those_of_cross_entropy(device, dtype, bo
     weight = torch.randn(V, C, device=device).mul_(0.2).requires_grad_()
     targets = torch.randint(V, (300,), device=device)
     targets[::7] = -1
-    loss = cross_entropy_sum(hidden, weight, targets, cap)
+    loss = cross_entropy_sum(hidden, weight, targets, cap, 0.0)
     found = torch.autograd.grad(loss, (hidden, weight))
     logits = hidden.float() @ weight.to(dtype).float().T
     logits = cap * torch.tanh(logits / cap) if cap else logits
@@ -120,7 +120,7 @@ def test_blocks_that_recompute_have_the_gradients_of_blocks_that_keep(device):
     for recompute in (False, True):
         model = model_on(device, torch.bfloat16)
         model.recompute = recompute
-        cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), 15.0).backward()
+        cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), 15.0, 0.0).backward()
         found.append([p.grad for p in model.parameters()])
     assert all(distance(one, other) <= 1e-3 for one, other in zip(*found, strict=True))
 
@@ -134,7 +134,7 @@ def test_fp8_products_learn_about_what_bf16_does(device):
         model = model_on(device, torch.bfloat16)
         if rounded:
             fp8.use_fp8(model.blocks, emulate=not real)
-        losses.append(cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), 15.0))
+        losses.append(cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), 15.0, 0.0))
         losses[-1].backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert float(losses[1]) == pytest.approx(float(losses[0]), rel=2e-2)
@@ -169,7 +169,7 @@ def test_a_compiled_model_is_the_eager_model(device, documents, windows):
     found = []
     for compiled in (False, True):
         model = model_on(device, torch.bfloat16, compiled, windows)
-        loss = cross_entropy_sum(model(tokens, numbers), model.head.weight, tokens.roll(-1, 1), 15.0)
+        loss = cross_entropy_sum(model(tokens, numbers), model.head.weight, tokens.roll(-1, 1), 15.0, 0.0)
         loss.backward()
         found.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
     (loss, grads), (other, others) = found
@@ -272,7 +272,7 @@ def test_target_logprobs_learn_as_log_softmax_does(device):
     weight = torch.randn(V, C, device=device).mul_(0.2).requires_grad_()
     targets = torch.randint(V, (2, 30), device=device)
     grad = torch.randn(2, 30, device=device)
-    found = target_logprobs(hidden, weight, targets, 15.0)
+    found = target_logprobs(hidden, weight, targets, 15.0, 0.0)
     logits = 15 * torch.tanh(hidden @ weight.T / 15)
     expected = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     assert distance(found, expected) < 1e-4

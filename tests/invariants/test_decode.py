@@ -41,6 +41,7 @@ KINDS = {  # a family, and the optional features that are on
             "head_gates": True,
             "flash_norm": True,
             "exclusive_attention": True,
+            "logit_shift": 3.0,
         },
     ),
 }
@@ -162,7 +163,9 @@ def test_sampled_log_probabilities_are_the_trainers(engine, prompts) -> None:
         row = torch.tensor([prompt + completion.tokens])
         with torch.no_grad():
             hidden = model(row[:, :-1])
-            trained = target_logprobs(hidden, model.head.weight, row[:, 1:], model.config.logit_softcap)[0]
+            trained = target_logprobs(
+                hidden, model.head.weight, row[:, 1:], model.config.logit_softcap, model.config.logit_shift
+            )[0]
         recorded = torch.tensor(completion.logprobs)
         assert (trained[len(prompt) - 1 :] - recorded).abs().max() < TOLERANCE
 

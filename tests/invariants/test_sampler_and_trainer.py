@@ -30,7 +30,7 @@ def test_log_probabilities_agree_over_packed_rollouts(seed):
     compared = 0
     for batch in pack_rollouts(rollouts, 95, 2, tokenizer.bos):
         hidden = model(batch.tokens, batch.document_ids)
-        trained = target_logprobs(hidden, model.head.weight, batch.targets, 15.0)
+        trained = target_logprobs(hidden, model.head.weight, batch.targets, 15.0, 0.0)
         kept = batch.targets != IGNORE_INDEX
         compared += int(kept.sum())
         torch.testing.assert_close(trained[kept], batch.old_logprobs[kept], rtol=0, atol=1e-4)

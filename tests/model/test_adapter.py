@@ -58,8 +58,8 @@ def test_only_the_adapter_has_gradients_and_they_are_those_of_the_merged_weights
     model = adapted(method)
     own = fill(model)
     hidden = model(TOKENS)
-    loss = cross_entropy_sum(hidden, model.head.weight, TOKENS, 15.0)
-    loss = loss - target_logprobs(hidden, model.head.weight, TOKENS, 15.0).sum()
+    loss = cross_entropy_sum(hidden, model.head.weight, TOKENS, 15.0, 0.0)
+    loss = loss - target_logprobs(hidden, model.head.weight, TOKENS, 15.0, 0.0).sum()
     loss.backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == own.keys()
     if method == "dora":
@@ -67,8 +67,8 @@ def test_only_the_adapter_has_gradients_and_they_are_those_of_the_merged_weights
     merged = merge_adapter(model.state_dict(), AdapterConfig(method, rank=3, alpha=6.0), own)
     other = plain(model, merged)
     hidden = other(TOKENS)
-    total = cross_entropy_sum(hidden, other.head.weight, TOKENS, 15.0)
-    (total - target_logprobs(hidden, other.head.weight, TOKENS, 15.0).sum()).backward()
+    total = cross_entropy_sum(hidden, other.head.weight, TOKENS, 15.0, 0.0)
+    (total - target_logprobs(hidden, other.head.weight, TOKENS, 15.0, 0.0).sum()).backward()
     layer = model.blocks[0].attention.q_proj
     expected = layer.adapter.scale * other.blocks[0].attention.q_proj.weight.grad @ layer.adapter.lora_A.T
     torch.testing.assert_close(layer.adapter.lora_B.grad, expected, rtol=1e-3, atol=1e-4)

@@ -49,7 +49,9 @@ def test_deferring_the_division_changes_nothing(family, fields):
     with torch.no_grad():
         assert relative_error(deferred(TOKENS), plain(TOKENS)) < 1e-5
     for model in (plain, deferred):
-        cross_entropy_sum(model(TOKENS), model.head.weight, TOKENS.roll(-1, 1), model.config.logit_softcap).backward()
+        cross_entropy_sum(
+            model(TOKENS), model.head.weight, TOKENS.roll(-1, 1), model.config.logit_softcap, model.config.logit_shift
+        ).backward()
     for (name, parameter), other in zip(plain.named_parameters(), deferred.parameters(), strict=True):
         assert relative_error(other.grad, parameter.grad) < 1e-4, name
     assert not torch.equal(plain(TOKENS), deferred(TOKENS)), "the division was not deferred"

@@ -18,21 +18,24 @@ def case():
     return hidden, weight, targets
 
 
-def compute_nll(hidden, weight, targets, cap=15.0):
+def compute_nll(hidden, weight, targets, cap=15.0, shift=0.0):
     logits = hidden @ weight.T
-    logits = cap * torch.tanh(logits / cap) if cap else logits
+    logits = cap * torch.tanh((logits + shift) / cap) if cap else logits
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none").view(
         targets.shape
     )
 
 
-@pytest.mark.parametrize("cap", [15.0, 0.0])
+CAPS = [(15.0, 0.0), (0.0, 0.0), (4.0, 3.0)]  # and shifts
+
+
+@pytest.mark.parametrize(("cap", "shift"), CAPS)
 @pytest.mark.parametrize("values", [1 << 24, 350])  # one chunk, and chunks of seven tokens
-def test_the_sum_and_its_gradients_are_those_of_whole_logits(case, values, cap, monkeypatch):
+def test_the_sum_and_its_gradients_are_those_of_whole_logits(case, values, cap, shift, monkeypatch):
     monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", values)
     hidden, weight, targets = case
-    expected = compute_nll(*case, cap).sum()
-    result = cross_entropy_sum(hidden, weight, targets, cap)
+    expected = compute_nll(*case, cap, shift).sum()
+    result = cross_entropy_sum(hidden, weight, targets, cap, shift)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-4)
     for gradient, expected_gradient in zip(
         torch.autograd.grad(result * 0.37, [hidden, weight]),
@@ -42,12 +45,34 @@ def test_the_sum_and_its_gradients_are_those_of_whole_logits(case, values, cap, 
         torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cap", [15.0, 0.0])
-def test_logprobs_can_be_weighted_token_by_token(case, cap, monkeypatch):
+@pytest.mark.parametrize(("cap", "shift"), CAPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_several_targets_of_a_token_are_the_weighted_sum_of_single_ones(case, cap, shift, dtype, monkeypatch):
+    """Some are ignored, some have weight 0, some tokens have none, and one token may be a target twice."""
+    monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", 350)
+    hidden, weight, first = case
+    targets = torch.stack([first, first.roll(1, 1), torch.full_like(first, 7)], -1)
+    targets[2, :9] = targets[2, :9, :1]
+    weights = torch.tensor([1.0, 0.5, 0.25]).repeat(3, 20, 1)
+    weights[1, :4, 1:], weights[1, 5], weights[2, 12:, 0] = 0.0, 0.0, 0.0
+    expected = sum((compute_nll(hidden, weight, targets[..., k], cap, shift) * weights[..., k]).sum() for k in range(3))
+    result = cross_entropy_sum(hidden.to(dtype), weight, targets, cap, shift, weights)
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.03}
+    torch.testing.assert_close(result, expected, **tolerance)
+    for gradient, expected_gradient in zip(
+        torch.autograd.grad(result * 0.37, [hidden, weight]),
+        torch.autograd.grad(expected * 0.37, [hidden, weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, expected_gradient, **tolerance)
+
+
+@pytest.mark.parametrize(("cap", "shift"), CAPS)
+def test_logprobs_can_be_weighted_token_by_token(case, cap, shift, monkeypatch):
     monkeypatch.setitem(head_chunk.CHUNK_LOGITS, "cpu", 350)
     hidden, weight, targets = case
     coefficients = torch.randn(3, 20)
-    expected, result = -compute_nll(*case, cap), target_logprobs(hidden, weight, targets, cap)
+    expected, result = -compute_nll(*case, cap, shift), target_logprobs(hidden, weight, targets, cap, shift)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
     assert (result[targets == IGNORE_INDEX] == 0).all()
     for gradient, expected_gradient in zip(
@@ -61,7 +86,7 @@ def test_logprobs_can_be_weighted_token_by_token(case, cap, monkeypatch):
 def test_logits_beyond_the_range_of_exp_are_computed_without_a_cap(case):
     hidden, weight, targets = case
     large = (hidden * 40).detach().requires_grad_()  # logits up to several hundred
-    result = cross_entropy_sum(large, weight, targets, 0.0)
+    result = cross_entropy_sum(large, weight, targets, 0.0, 0.0)
     expected = compute_nll(large, weight, targets, 0.0).sum()
     assert (large @ weight.T).max() > 200
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-3)
@@ -73,7 +98,7 @@ def test_logits_beyond_the_range_of_exp_are_computed_without_a_cap(case):
 
 def test_ignored_targets_give_zero_loss_and_zero_gradient(case):
     hidden, weight, targets = case
-    loss = cross_entropy_sum(hidden, weight, torch.full_like(targets, IGNORE_INDEX), 15.0)
+    loss = cross_entropy_sum(hidden, weight, torch.full_like(targets, IGNORE_INDEX), 15.0, 0.0)
     assert loss == 0
     assert not torch.autograd.grad(loss, [weight])[0].any()
 

@@ -101,7 +101,7 @@ def test_every_parameter_has_one_role_and_is_updated(family):
     for _ in range(3):  # a head and output projections of zeros let no gradient through in the first steps
         optimizer.begin_step(1)
         cap = model.config.logit_softcap
-        cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), cap).backward()
+        cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), cap, 0.0).backward()
         optimizer.accumulate()
         assert optimizer.step() > 0
     assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
@@ -117,7 +117,7 @@ def test_a_tied_matrix_receives_the_gradients_of_both_uses(cap):
     assert tied.embedding.weight is tied.head.weight
     tokens = torch.randint(60, (2, 24), generator=torch.Generator().manual_seed(2))
     for model in (tied, untied):
-        cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), cap).backward()
+        cross_entropy_sum(model(tokens), model.head.weight, tokens.roll(-1, 1), cap, 0.0).backward()
     both = untied.embedding.weight.grad + untied.head.weight.grad
     torch.testing.assert_close(tied.head.weight.grad, both)
     assert untied.embedding.weight.grad.abs().max() > 0 and untied.head.weight.grad.abs().max() > 0

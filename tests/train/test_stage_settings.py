@@ -7,7 +7,7 @@ from fledgling.train import run
 from fledgling.train.stage_settings import require_valid_settings
 from tests.smallest import write_recipe
 
-LORA = "adapter.method=lora"
+LORA, TIED = "adapter.method=lora", "optimizer.tied_updates=9"
 
 
 def require(tmp_path, name, *overrides):
@@ -27,6 +27,11 @@ def require(tmp_path, name, *overrides):
         ),
         ("sft", [LORA, "adapter.stages=[]"], r"adapter.stages=\[\]: no stage of this recipe"),
         ("pretrain", [LORA, 'stages=["pretrain"]'], r"no stage of this recipe \(pretrain\) would train the adapter"),
+        ("pretrain", [TIED, "model.tie_embeddings=true"], r"model.tie_embeddings keeps them one matrix: leave one out"),
+        ("pretrain", [TIED, "model.family=gpt2"], r"model.tie_embeddings keeps them one matrix: leave one out"),
+        ("pretrain", [TIED, "run.init_from=x"], r"run.init_from gives the weights of both: leave one out"),
+        ("sft", ["distill.teacher=runs/t", "sft.further_targets=1"], r"sft.further_targets=1: a stage with a teacher"),
+        ("sft", ["sft.further_target_steps=9"], r"sft.further_target_steps=9 needs further_targets, such as 2"),
     ],
 )
 def test_what_does_not_go_together_is_refused(stage, overrides, message, tmp_path):

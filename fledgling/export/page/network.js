@@ -283,9 +283,9 @@ export class Network {
 
   // The logits (V) after the last token, soft-capped where the model has a cap; a copy.
   computeLogits() {
-    const { logit_softcap: cap, vocab_size: size } = this.config;
+    const { logit_softcap: cap, logit_shift: shift, vocab_size: size } = this.config;
     this.multiply("head", this.at.normed, 1, this.logits);
     const logits = this.floats(this.logits, size).slice();
-    return cap ? logits.map((value) => cap * Math.tanh(value / cap)) : logits;
+    return cap ? logits.map((value) => cap * Math.tanh((value + shift) / cap)) : logits;
   }
 }

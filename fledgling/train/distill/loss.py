@@ -95,7 +95,7 @@ def distillation_loss(
         return factor * divergence
     head = model.head.trained_weight()
     return weight * factor * divergence + (1 - weight) * cross_entropy_sum(
-        hidden, head, batch.targets, model.config.logit_softcap
+        hidden, head, batch.targets, model.config.logit_softcap, model.config.logit_shift
     )
 
 

@@ -35,6 +35,7 @@ LOOP = {
 PASSES = ("passes",)  # test_passes_multiply_the_steps_that_a_table_leaves_open
 OPEN_BATCH = ("examples_per_step", "mixture_unit")  # test_what_an_open_batch_and_a_mixture_are_measured_in
 GROWTH = ("batch_warmup_steps", "context_warmup_steps")  # tests/data/test_growth.py
+FURTHER = ("further_targets", "further_target_steps")  # tests/data/test_further_targets.py
 STAGE = {"batch_tokens": 256, "train_on": "assistant", "core_every": 3, "core_max_per_task": 1}
 STAGE["quantization_aware"] = "int8"
 DPO = {"pairs": "{folder}/others.jsonl", "beta": 0.5, "batch_size": 2, "objective": "simpo", "target_margin": 0.5}
