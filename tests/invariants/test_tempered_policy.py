@@ -31,7 +31,7 @@ def thread():
 
 
 def policy(seed: int) -> Transformer:
-    model = Transformer(ModelConfig(tokenizer().vocab_size, 1, 32, 2, 2, 32))
+    model = Transformer(ModelConfig(tokenizer().vocab_size, 1, 32, 2, 2, 32, logit_softcap=5.0, logit_shift=2.0))
     model.initialize(seed)
     torch.nn.init.normal_(model.head.weight, std=0.3, generator=torch.Generator().manual_seed(seed))
     return model
