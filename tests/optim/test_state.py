@@ -46,6 +46,14 @@ def test_codes_are_ascending_fractions_with_one_and_zero(is_root):
     assert codebook[-1] == 1 and codebook[0] == (0 if is_root else -1) and (codebook == 0).sum() == 1
 
 
+def test_a_second_moment_above_zero_is_never_stored_as_zero():
+    values = torch.ones(1, 256)
+    values[0, 0] = 1e-22  # a step is divided by its root
+    made = make_state((1, 256), "exp_avg_sq", (1, 256), "8bit", CPU)
+    made.write(values)
+    assert made.read()[0, 0] > 0
+
+
 @pytest.mark.parametrize("columns", [64, 256, 300])
 @pytest.mark.parametrize("name", ROWS)
 def test_eight_bits_keep_values_within_a_small_part_of_the_largest_of_a_block(name, columns):
