@@ -157,3 +157,13 @@ def small_runs():
     from tests.small import make_small  # imports torch, which `pytest --version` does not need
 
     make_small()
+
+
+@pytest.fixture(autouse=True)
+def kernels_as_before():
+    """The head's kernels, which a compiled run replaces for its whole process, are put back after each test."""
+    from fledgling.model import logprob
+
+    before = dict(logprob._kernels)
+    yield
+    logprob._kernels.update(before)
