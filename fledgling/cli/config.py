@@ -43,6 +43,7 @@ def show(
     derived = list_derived(loaded, derive_known(loaded))
     if as_json:
         values = dataclasses.asdict(loaded) | {"derived": [dataclasses.asdict(each) for each in derived]}
+        del values["stated"]  # no key of a recipe
         print(json.dumps(values, indent=2))
         return
     comments: dict[str, list[str]] = {}

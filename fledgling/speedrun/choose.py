@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from fledgling.config import Recipe
 from fledgling.plan.amount import Budget
 from fledgling.plan.budget import RunChoice, TrainingSpeed, choose_run
 from fledgling.plan.budgeted_run import BudgetedRun, dump_without_place
-from fledgling.plan.forecast import forecast_run
+from fledgling.plan.forecast import BITS, FIRST_BITS, MEMORY, SECONDS, forecast_run
 from fledgling.plan.hardware import DeviceSpec
 from fledgling.plan.past_runs import PastRun, load_past_runs
 from fledgling.plan.stage_seconds import EVALUATIONS
@@ -46,12 +47,18 @@ def choose_budgeted_run(
     return make_budgeted_run(recipe, budget, choice, runs, device.name, ranks)
 
 
+def list_measured_exams(runs: Sequence[PastRun], data: str) -> list[str]:
+    """Returns the exams that past runs of this data measured; what else they measured has forecasts of its own."""
+    others = (SECONDS, MEMORY, FIRST_BITS, BITS)
+    known = [name for run in runs if run.data == data for name in run.measured if is_exam(name) and name not in others]
+    return list(dict.fromkeys(known))
+
+
 def make_budgeted_run(
     recipe: Recipe, budget: Budget, choice: RunChoice, runs: list[PastRun], device: str, ranks: int
 ) -> BudgetedRun:
     """Returns a choice with its forecast."""
-    known = [name for run in runs if run.data == choice.planned.data for name in run.measured if is_exam(name)]
-    exams = [name for name in dict.fromkeys(known) if name not in ("seconds", "memory")]
+    exams = list_measured_exams(runs, choice.planned.data)
     return BudgetedRun(
         budget,
         dump_without_place(recipe),

@@ -70,6 +70,9 @@ ELSEWHERE = {  # shown command: the test that runs it
     "fledgling eval lm-eval runs/quickstart --tasks arc_easy --limit 100": (
         "tests/evals/test_harness.py::test_the_harness_runs_a_local_task"
     ),
+    "fledgling bench learn base= small=+optimizer.state=8bit": (
+        "tests/scaling/test_race.py::test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_other_programs"
+    ),
     "fledgling bench learn base= value-embeddings smear --minutes 5 --seeds 3 --out runs/race": (
         "tests/scaling/test_race.py::test_recipes_and_checkouts_learn_for_the_same_time_and_are_compared_with_other_programs"
     ),

@@ -13,7 +13,7 @@ from fledgling.record import read_jsonl
 from fledgling.report.summary import summarize_run
 from fledgling.serve import metrics
 from fledgling.tasks import PUBLIC_TASKS, SKILLS
-from fledgling.train import loop
+from fledgling.train import queued_step
 from fledgling.train.health import Health
 from fledgling.train.rl.collapse import measure_round
 from fledgling.train.totals import Totals
@@ -71,7 +71,7 @@ def test_a_run_of_every_stage_has_no_figure_that_the_table_lacks(tmp_path):
 
 def test_what_the_loop_records_of_a_step_is_described():
     """Read from the source of the loop, so that a new keyword is noticed without a run."""
-    tree = ast.parse(Path(loop.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(queued_step.__file__).read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and "log_metrics" in ast.unparse(node.func)]
     names = [keyword.arg for call in calls for keyword in call.keywords if keyword.arg]
     assert {"loss", "seconds"} <= set(names) and not [name for name in names if not is_described(name)]
@@ -104,7 +104,8 @@ def test_every_figure_of_the_server_is_described():
 
 def read_final_scores(text: str) -> dict[str, float]:
     """Returns the final score of each exam in the quickstart's table of docs/benchmarks.md, in percent, by its row."""
-    lines = [line for line in text.split("## Quickstart")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
+    table = re.search(r"(?:^\|.*\n)+", text.split("## Quickstart")[1], re.MULTILINE)
+    lines = table[0].splitlines()
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     final = header.index("rl")
     return {row[0]: float(row[final].split()[0]) for row in rows if not row[0].startswith("bits per byte")}

@@ -8,6 +8,7 @@ import torch
 
 from fledgling.config import UserError
 from fledgling.data.batch import IGNORE_INDEX, Batch
+from fledgling.data.further_targets import NO_FURTHER_TARGETS
 from fledgling.data.growth import Growth
 from fledgling.data.mixture import SourceOrder
 from fledgling.data.shards import ShardWriter, TokenShard
@@ -28,7 +29,9 @@ def make_builder(folder: Path, seed: int = 0, rank: int = 0, ranks: int = 1) -> 
             for length in (40, 300, 7, 200):
                 writer.add_document(draw.integers(0, 59, length))
     source = RowSource(TokenShard.open(folder), "crop", 24, 0, BOS)
-    return BatchBuilder((source,), SourceOrder.from_weights([1.0]), 2, "all", rank, ranks, (0,), Growth(4))
+    return BatchBuilder(
+        (source,), SourceOrder.from_weights([1.0]), 2, "all", rank, ranks, (0,), Growth(4), NO_FURTHER_TARGETS
+    )
 
 
 def store(
